@@ -1,0 +1,193 @@
+"""What the engine takes and gives, and how the rest of the service talks to it. Free of torch.
+
+Two seams. `Engine` is the device side: synchronous, single-threaded, advanced by `step`, so that sequences join and
+leave between steps. `EngineHandle` is the service side: asynchronous, safe to use from the event loop, backed by
+the process (or, in tests, the thread) that owns an `Engine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    REPETITION = "repetition"
+
+
+class EngineState(StrEnum):
+    """Life of the engine as readiness and metrics report it."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPage:
+    """One page as the encoder takes it.
+
+    Shapes:
+        global_view_HWC: uint8, RGB, `[plan.global_px, plan.global_px, 3]`
+        tiles_THWC: uint8, RGB, `[plan.num_tiles, plan.tile_px, plan.tile_px, 3]`
+    """
+
+    plan: ViewPlan
+    global_view_HWC: NDArray[np.uint8]
+    tiles_THWC: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRequest:
+    """One page to read."""
+
+    sequence_id: str
+    page: PreparedPage
+    prompt: str
+    max_new_tokens: int
+    model_id: str
+    """Base model, or an adapter as `name@version`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceTimings:
+    """Seconds a sequence spent in each stage of the engine."""
+
+    queue_s: float
+    encode_s: float
+    prefill_s: float
+    generate_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceDelta:
+    """Text that a step added to a sequence; deltas joined are the result's text."""
+
+    sequence_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceResult:
+    """A finished sequence; exactly one per accepted request that was not cancelled."""
+
+    sequence_id: str
+    text: str
+    """Decoded answer with its special tokens (`<|ref|>` and kin) kept and the end token left out."""
+    finish_reason: FinishReason
+    confidence: float
+    """Geometric mean of the chosen tokens' probabilities, 0 to 1."""
+    vision_tokens: int
+    prompt_tokens: int
+    completion_tokens: int
+    timings: SequenceTimings
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceFailure:
+    """A sequence that the engine could not finish; `code` is stable, `detail` is for the log alone."""
+
+    sequence_id: str
+    code: str
+    detail: str
+
+
+SequenceEvent = SequenceDelta | SequenceResult | SequenceFailure
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What the engine loaded; fixed once it is ready."""
+
+    model_id: str
+    device: str
+    dtype: str
+    geometry: GeometryConfig
+    max_new_tokens: int
+    max_sequence_tokens: int
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A reading of the engine's state, cheap enough for each scrape."""
+
+    state: EngineState
+    waiting: int = 0
+    running: int = 0
+    steps: int = 0
+    batch_sizes: Sequence[int] = field(default_factory=tuple)
+    """Sizes of the decode batches since the last reading, newest last, bounded."""
+    device_memory_bytes: int = 0
+    seconds_since_progress: float = 0.0
+
+
+class Engine(Protocol):
+    """The device side; one thread calls all of it."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What is loaded."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence waits or runs."""
+
+    def warm_up(self) -> None:
+        """Read one synthetic page, so that the first request pays for nothing."""
+
+    def submit(self, request: SequenceRequest) -> None:
+        """Queue a sequence; it joins at a coming step."""
+
+    def cancel(self, sequence_id: str) -> None:
+        """Forget a sequence before the next step; unknown ones are ignored."""
+
+    def step(self) -> list[SequenceEvent]:
+        """Admit what fits, advance every running sequence by one token, and report what changed."""
+
+    def stats(self) -> EngineStats:
+        """Current counts."""
+
+
+class EngineHandle(Protocol):
+    """The service side; every method is called from the event loop and never blocks it."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What is loaded; only once `state` is ready."""
+
+    @property
+    def state(self) -> EngineState:
+        """Life of the engine."""
+
+    async def start(self) -> None:
+        """Load, warm up and return when ready.
+
+        Raises:
+            EngineError: The engine could not start.
+        """
+
+    def submit(self, request: SequenceRequest) -> AsyncIterator[SequenceEvent]:
+        """Read one page; closing the iterator cancels the sequence.
+
+        The last event is a `SequenceResult` or a `SequenceFailure`; a lost engine yields a failure with the
+        code `engine_lost`, never silence.
+        """
+
+    async def stats(self) -> EngineStats:
+        """Current counts, at most a few seconds old."""
+
+    async def stop(self) -> None:
+        """End the engine and free the device."""
