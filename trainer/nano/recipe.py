@@ -26,6 +26,7 @@ class Recipe:
     views_per_batch: int = 96
     """Views (640 px squares) that each step encodes; pages of several tiles fill it with fewer pages."""
     gradient_clip: float = 1.0
+    router_loss_weight: float = 0.01
     max_reuse: int = 6
     """Uses of a rendered page, each with fresh degradation, before it leaves the pool."""
     start: float = 0.0
