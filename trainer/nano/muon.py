@@ -21,10 +21,10 @@ def orthogonalise(update_NAB: Tensor, steps: int = 5) -> Tensor:
     """Replace each matrix's singular values by about one.
 
     Shapes:
-        update_NAB: any float, a batch of matrices of one shape; returned as bfloat16.
+        update_NAB: any float, a batch of matrices of one shape; returned as bfloat16 on a GPU, else as it came.
     """
     a, b, c = _NEWTON_SCHULZ
-    x = update_NAB.bfloat16()
+    x = update_NAB.bfloat16() if update_NAB.is_cuda else update_NAB
     transposed = x.size(-2) > x.size(-1)
     if transposed:
         x = x.mT

@@ -88,11 +88,19 @@ def _draw_forever(make_draw: Callable[[int], DrawFunction], seed: int, out: obje
 class RenderPool:
     """Workers that draw and the pages they drew; `close` ends the workers."""
 
-    def __init__(self, make_draw: Callable[[int], DrawFunction], num_workers: int, max_reuse: int, seed: int) -> None:
+    def __init__(
+        self,
+        make_draw: Callable[[int], DrawFunction],
+        num_workers: int,
+        max_reuse: int,
+        seed: int,
+        max_held: int = 400_000,
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self._weights = context.Array("d", [1.0] + [0.0] * (len(TIERS) - 1) + [24.0], lock=False)
         self._parcels = context.Queue(maxsize=256)
         self._max_reuse = max_reuse
+        self._max_held = max_held
         self._pages: dict[tuple[int, tuple[int, int, int]], list[list[object]]] = defaultdict(list)
         self._lock = threading.Lock()
         self._rng = random.Random(seed)
@@ -156,6 +164,9 @@ class RenderPool:
 
     def _collect(self) -> None:
         while not self._closing.is_set():
+            if sum(self.counts().values()) >= self._max_held:  # the workers wait behind a full queue
+                self._closing.wait(0.05)
+                continue
             try:
                 parcel = self._parcels.get(timeout=1)
             except queue.Empty:

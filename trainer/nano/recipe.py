@@ -17,6 +17,8 @@ class Recipe:
     """
 
     budget_s: float = 1500.0
+    max_steps: int = 1_000_000
+    """Ends a run, and its schedule, earlier than the budget."""
     learning_rate: float = 1.5e-3
     matrix_learning_rate: float = 3e-3
     weight_decay: float = 0.05

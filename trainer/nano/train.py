@@ -69,7 +69,6 @@ class NanoTrainer:
         ]
         self._generator = torch.Generator(device=device).manual_seed(recipe.seed + 1)
         paths.out.mkdir(parents=True, exist_ok=True)
-        self._log = (paths.out / "log.jsonl").open("a", buffering=1)
 
     def compile(self) -> None:
         """Compile blocks one by one: each kind once, instead of the whole network for every grid."""
@@ -167,7 +166,7 @@ class NanoTrainer:
         pages, recent = 0, []
         self.model.train()
         for batch in stream:
-            share = (time.monotonic() - began) / recipe.budget_s
+            share = max((time.monotonic() - began) / recipe.budget_s, self.step / recipe.max_steps)
             stopping = share >= 1 or (self.paths.out / "stop").exists()
             stage = stage_at(recipe.start + (1 - recipe.start) * share)
             if self.step % 20 == 0:
@@ -212,7 +211,8 @@ class NanoTrainer:
 
     def _write(self, record: dict[str, Any]) -> None:
         line = json.dumps(record)
-        self._log.write(line + "\n")
+        with (self.paths.out / "log.jsonl").open("a") as log:
+            log.write(line + "\n")
         print(line, flush=True)
 
 
