@@ -173,10 +173,14 @@ class Degradation:
         return (colour_BCHW * 255).round().to(torch.uint8)
 
 
-def cut_views(colour_BCHW: Tensor, paper_B4: Tensor, columns: int, rows: int, side_px: int) -> tuple[Tensor, Tensor]:
+def cut_views(
+    colour_BCHW: Tensor, paper_B4: Tensor, columns: int, rows: int, side_px: int, shrink: int
+) -> tuple[Tensor, Tensor]:
     """Global views and tiles of a batch of canvases of one grid.
 
     The global view shrinks the paper to fit, centred on grey, as `shared.deepseek_ocr.images` does with Pillow.
+    `shrink` is a whole factor by which every paper of the batch shrinks at least; averaging by it first keeps small
+    print from aliasing.
 
     Shapes:
         colour_BCHW: uint8 `[B, 3, rows * side_px, columns * side_px]`; `[B, 3, side_px, side_px]` when columns is 0
@@ -190,9 +194,7 @@ def cut_views(colour_BCHW: Tensor, paper_B4: Tensor, columns: int, rows: int, si
     x0, y0, x1, y1 = paper_B4.unbind(1)
     extent = torch.maximum(x1 - x0, y1 - y0)
     W, H = columns * side_px, rows * side_px
-    # Averaging first keeps small print from aliasing; the sampling that follows moves by less than a pixel of it.
-    factor = max(1, int(extent.max().item() // side_px))
-    averaged = F.avg_pool2d(colour_BCHW.float(), factor, ceil_mode=True)
+    averaged = F.avg_pool2d(colour_BCHW.float(), shrink)
     zero = torch.zeros_like(extent)
     matrix = torch.stack(
         [

@@ -208,9 +208,10 @@ def build_batch(samples: list[Sample], side_px: int) -> Batch:
         paper[i] = (x0, y0, x0 + sample.width_px, y0 + sample.height_px)
         tokens = np.frombuffer(sample.tokens, np.uint16)
         answer[i, : len(tokens)] = tokens
-    return Batch(
-        columns, rows, TIERS[first.tier], torch.from_numpy(ink), torch.from_numpy(paper), torch.from_numpy(answer)
-    )
+    tensors = [torch.from_numpy(array) for array in (ink, paper, answer)]
+    if torch.cuda.is_available():  # from pageable memory each copy would wait for the device's previous step
+        tensors = [tensor.pin_memory() for tensor in tensors]
+    return Batch(columns, rows, TIERS[first.tier], *tensors)
 
 
 class BatchStream:

@@ -86,7 +86,9 @@ class NanoTrainer:
         )
         with torch.no_grad():
             colour = Degradation(severity, generator)(ink, paper)
-            globals_BHWC, tiles_BTHWC = cut_views(colour, paper, batch.columns, batch.rows, self.side_px)
+            # 640 is divisible by 1 and 2, the largest grid shrinks 9 times: pairs of pixels are enough to average.
+            shrink = 2 if batch.columns else 1
+            globals_BHWC, tiles_BTHWC = cut_views(colour, paper, batch.columns, batch.rows, self.side_px, shrink)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             page_BPD = self._page_embeddings(globals_BHWC, tiles_BTHWC, batch.columns, batch.rows)
             logits_BTV, router_loss = self._answer_logits(page_BPD, prompt, answer_BT)
