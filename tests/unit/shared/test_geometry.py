@@ -1,3 +1,4 @@
+import pickle
 from fractions import Fraction
 
 import pytest
@@ -78,6 +79,12 @@ def test_public_grids(size: tuple[int, int], grid: tuple[int, int]):
 def test_unsupported_mode_names_the_supported_ones():
     with pytest.raises(UnsupportedModeError, match=r"mode large .* supported: small, gundam"):
         plan_views(10, 10, Mode.LARGE, NANO)
+
+
+def test_unsupported_mode_survives_a_process_boundary():
+    error = pickle.loads(pickle.dumps(UnsupportedModeError(Mode.TINY, NANO.modes)))
+    assert (error.mode, error.supported) == (Mode.TINY, (Mode.SMALL, Mode.GUNDAM))
+    assert "tiny" in str(error)
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (-1, 5)])
