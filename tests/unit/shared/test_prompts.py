@@ -4,7 +4,6 @@ from hypothesis import strategies as st
 
 from shared.contract.prompts import Task, prompt_for, split_prompt
 
-
 PUBLIC = {prompt_for(task) for task in Task if task is not Task.LOCATE}
 
 
