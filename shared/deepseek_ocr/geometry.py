@@ -1,12 +1,21 @@
-"""From an image's size to the views that the encoder sees: integer arithmetic alone.
+"""From an image's size to the views that the encoder sees: arithmetic on sizes alone.
 
-Knows nothing of pixels, torch or Pillow, so that admission can price a page before anybody decodes it.
+Knows nothing of pixel values, torch or Pillow, so that admission can price a page before anybody decodes it.
+The rules for the published checkpoints are those of the public repository deepseek-ai/DeepSeek-OCR
+(`process/image_process.py`); `Tiling.NATIVE` is our own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from fractions import Fraction
+from math import ceil, inf
+
+SLACK = Fraction(9, 10)
+"""NATIVE takes a view or a grid on which the image keeps at least this share of its size."""
+NEAR_BEST = Fraction(95, 100)
+"""Where no grid gives that much, NATIVE saves tiles down to this share of the best scale."""
 
 
 class Mode(StrEnum):
@@ -64,3 +73,212 @@ class ViewPlan:
     def num_tiles(self) -> int:
         """Tiles beside the global view."""
         return self.tile_columns * self.tile_rows
+
+
+class UnsupportedModeError(ValueError):
+    """The checkpoint does not know the mode; the message names those it knows."""
+
+    def __init__(self, mode: Mode, supported: tuple[Mode, ...]) -> None:
+        names = ", ".join(supported)
+        super().__init__(f"mode {mode!s} is not supported by this checkpoint; supported: {names}")
+        self.mode = mode
+        self.supported = supported
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a page lies on a canvas: resized to `content_*`, its corner at `offset_*`; the rest is padding.
+
+    All sizes are pixels. The canvas is a global view, or the whole grid of tiles before it is cut.
+    """
+
+    page_width_px: int
+    page_height_px: int
+    canvas_width_px: int
+    canvas_height_px: int
+    content_width_px: int
+    content_height_px: int
+    offset_x_px: int
+    offset_y_px: int
+
+    def to_canvas_px(self, x: float, y: float) -> tuple[float, float]:
+        """Canvas point of a page point."""
+        return (
+            self.offset_x_px + x * self.content_width_px / self.page_width_px,
+            self.offset_y_px + y * self.content_height_px / self.page_height_px,
+        )
+
+    def to_page_px(self, x: float, y: float) -> tuple[float, float]:
+        """Page point of a canvas point; points on the padding come to the nearest edge of the page."""
+        page_x = (x - self.offset_x_px) * self.page_width_px / self.content_width_px
+        page_y = (y - self.offset_y_px) * self.page_height_px / self.content_height_px
+        return (min(max(page_x, 0.0), float(self.page_width_px)), min(max(page_y, 0.0), float(self.page_height_px)))
+
+
+def plan_views(width_px: int, height_px: int, mode: Mode, config: GeometryConfig) -> ViewPlan:
+    """Decide the views of a page from its size.
+
+    Args:
+        width_px: Width of the upright page.
+        height_px: Height of the upright page.
+        mode: Resolution mode.
+        config: Sizes and rules of the checkpoint.
+
+    Returns:
+        The plan; the same input always gives the same plan.
+
+    Raises:
+        UnsupportedModeError: The checkpoint does not know `mode`.
+        ValueError: A side is below one pixel.
+    """
+    if width_px < 1 or height_px < 1:
+        raise ValueError(f"a page needs at least one pixel a side, not {width_px}x{height_px}")
+    if mode not in config.modes:
+        raise UnsupportedModeError(mode, config.modes)
+    global_px = global_view_px(mode, config)
+    columns, rows = choose_grid(width_px, height_px, config) if mode is Mode.GUNDAM else (0, 0)
+    return ViewPlan(
+        mode=mode,
+        global_px=global_px,
+        tile_px=config.tile_px,
+        tile_columns=columns,
+        tile_rows=rows,
+        num_vision_tokens=count_vision_tokens(global_px, columns, rows, config),
+    )
+
+
+def global_view_px(mode: Mode, config: GeometryConfig) -> int:
+    """Side of the global view in a mode."""
+    sides = {
+        Mode.TINY: config.tiny_px,
+        Mode.SMALL: config.small_px,
+        Mode.BASE: config.base_px,
+        Mode.LARGE: config.large_px,
+        Mode.GUNDAM: config.global_px,
+    }
+    return sides[mode]
+
+
+def tokens_a_side(view_px: int, config: GeometryConfig) -> int:
+    """Vision tokens along one side of a square view."""
+    return ceil(view_px // config.patch_px / config.downsample)
+
+
+def count_vision_tokens(global_px: int, columns: int, rows: int, config: GeometryConfig) -> int:
+    """Length of a page's image part: a line break after every token row, and one separator at the end.
+
+    Tile rows span the whole grid, so a grid has one line break per token row, not one per tile.
+    """
+    side = tokens_a_side(global_px, config)
+    tile_side = tokens_a_side(config.tile_px, config)
+    return (side + 1) * side + 1 + (tile_side * columns + 1) * (tile_side * rows)
+
+
+def choose_grid(width_px: int, height_px: int, config: GeometryConfig) -> tuple[int, int]:
+    """Columns and rows of tiles for a page in gundam mode; (0, 0) where the global view is enough."""
+    native = config.tiling is Tiling.NATIVE
+    enough = Fraction(config.global_px) / SLACK if native else config.tile_px
+    if max(width_px, height_px) <= enough:
+        return (0, 0)
+    grid = _native_grid(width_px, height_px, config) if native else _stretch_grid(width_px, height_px, config)
+    return (0, 0) if grid == (1, 1) else grid
+
+
+def _grids(config: GeometryConfig) -> list[tuple[int, int]]:
+    """All grids of allowed size, fewest tiles first, then fewest columns."""
+    most = config.max_tiles
+    grids = [(columns, rows) for columns in range(1, most + 1) for rows in range(1, most // columns + 1)]
+    return sorted((grid for grid in grids if grid[0] * grid[1] >= config.min_tiles), key=lambda grid: grid[0] * grid[1])
+
+
+def _stretch_grid(width_px: int, height_px: int, config: GeometryConfig) -> tuple[int, int]:
+    """Grid of the closest aspect ratio, as published.
+
+    Among equally close ones a larger grid wins while the page covers more than half of it. The comparison is of
+    floats, as in the public code, so that ties fall where they fell when the checkpoints were trained.
+    """
+    aspect = width_px / height_px
+    best, best_difference = (1, 1), inf
+    for columns, rows in _grids(config):
+        difference = abs(aspect - columns / rows)
+        covers_half = 2 * width_px * height_px > config.tile_px**2 * columns * rows
+        if difference < best_difference or (difference == best_difference and covers_half):
+            best, best_difference = (columns, rows), difference
+    return best
+
+
+def _native_grid(width_px: int, height_px: int, config: GeometryConfig) -> tuple[int, int]:
+    """Fewest tiles on which the page keeps its size but for `SLACK`; failing that, nearly the largest scale."""
+    grids = _grids(config)
+    scales = {grid: _grid_scale(width_px, height_px, grid, config) for grid in grids}
+    best = max(scales.values())
+    wanted = SLACK if best >= SLACK else best * NEAR_BEST
+    return min(
+        (grid for grid in grids if scales[grid] >= wanted),
+        key=lambda grid: (grid[0] * grid[1], -scales[grid]),
+    )
+
+
+def _grid_scale(width_px: int, height_px: int, grid: tuple[int, int], config: GeometryConfig) -> Fraction:
+    """Scale at which a page fits a grid without being enlarged."""
+    columns, rows = grid
+    return min(Fraction(1), Fraction(columns * config.tile_px, width_px), Fraction(rows * config.tile_px, height_px))
+
+
+def place_global(width_px: int, height_px: int, plan: ViewPlan, config: GeometryConfig) -> Placement:
+    """Where the page lies on the global view."""
+    if plan.mode in config.squash:
+        return fill(width_px, height_px, plan.global_px, plan.global_px)
+    return fit(width_px, height_px, plan.global_px, plan.global_px, upscale=config.upscale)
+
+
+def place_tiles(width_px: int, height_px: int, plan: ViewPlan, config: GeometryConfig) -> Placement:
+    """Where the page lies on the grid of tiles.
+
+    Raises:
+        ValueError: The plan has no tiles.
+    """
+    if not plan.num_tiles:
+        raise ValueError("the plan has no tiles")
+    canvas = (plan.tile_columns * plan.tile_px, plan.tile_rows * plan.tile_px)
+    if config.tiling is Tiling.STRETCH:
+        return fill(width_px, height_px, *canvas)
+    return fit(width_px, height_px, *canvas, upscale=config.upscale)
+
+
+def fill(width_px: int, height_px: int, canvas_width_px: int, canvas_height_px: int) -> Placement:
+    """The page resized onto the whole canvas, whatever its aspect ratio."""
+    return Placement(
+        page_width_px=width_px,
+        page_height_px=height_px,
+        canvas_width_px=canvas_width_px,
+        canvas_height_px=canvas_height_px,
+        content_width_px=canvas_width_px,
+        content_height_px=canvas_height_px,
+        offset_x_px=0,
+        offset_y_px=0,
+    )
+
+
+def fit(width_px: int, height_px: int, canvas_width_px: int, canvas_height_px: int, *, upscale: bool) -> Placement:
+    """The page centred on the canvas with its aspect ratio kept; sides and offsets round as Pillow's `ImageOps.pad`.
+
+    Unlike Pillow, a side never rounds to nothing, so a hairline of a page still has a place.
+    """
+    content_width, content_height = width_px, height_px
+    if upscale or width_px > canvas_width_px or height_px > canvas_height_px:
+        content_width, content_height = canvas_width_px, canvas_height_px
+        if width_px / height_px > canvas_width_px / canvas_height_px:
+            content_height = max(1, round(height_px / width_px * canvas_width_px))
+        else:
+            content_width = max(1, round(width_px / height_px * canvas_height_px))
+    return Placement(
+        page_width_px=width_px,
+        page_height_px=height_px,
+        canvas_width_px=canvas_width_px,
+        canvas_height_px=canvas_height_px,
+        content_width_px=content_width,
+        content_height_px=content_height,
+        offset_x_px=round((canvas_width_px - content_width) / 2),
+        offset_y_px=round((canvas_height_px - content_height) / 2),
+    )

@@ -1,0 +1,59 @@
+"""From an upright RGB image and its plan to the pixels that the encoder takes.
+
+Knows Pillow and numpy. Decoding, orientation and colour spaces belong to whoever opened the image; normalisation to
+[-1, 1] happens on the device, in the model.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from shared.deepseek_ocr.geometry import GeometryConfig, Placement, ViewPlan, place_global, place_tiles
+
+PADDING_GREY = 127
+"""The published mean 0.5 of each channel, cut to an integer as the public code does."""
+
+
+def prepare_views(
+    image: Image.Image, plan: ViewPlan, config: GeometryConfig
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Render the views of a page.
+
+    Args:
+        image: The upright page, mode RGB, of the size that was planned.
+        plan: What `plan_views` said for that size.
+        config: The geometry it was planned with.
+
+    Returns:
+        The global view, `[global_px, global_px, 3]`, and the tiles in reading order,
+        `[num_tiles, tile_px, tile_px, 3]`; both uint8 RGB, contiguous and writable.
+
+    Raises:
+        ValueError: The image is not RGB.
+    """
+    if image.mode != "RGB":
+        raise ValueError(f"views are made from RGB images, not {image.mode}")
+    global_view_HWC = render(image, place_global(image.width, image.height, plan, config))
+    if not plan.num_tiles:
+        return global_view_HWC, np.empty((0, plan.tile_px, plan.tile_px, 3), np.uint8)
+    grid_HWC = render(image, place_tiles(image.width, image.height, plan, config))
+    return global_view_HWC, cut_tiles(grid_HWC, plan.tile_px)
+
+
+def render(image: Image.Image, placement: Placement) -> NDArray[np.uint8]:
+    """The padded canvas with the page on it, uint8 `[canvas_height_px, canvas_width_px, 3]`."""
+    size = (placement.content_width_px, placement.content_height_px)
+    content = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+    canvas_HWC = np.full((placement.canvas_height_px, placement.canvas_width_px, 3), PADDING_GREY, np.uint8)
+    top, left = placement.offset_y_px, placement.offset_x_px
+    canvas_HWC[top : top + size[1], left : left + size[0]] = np.asarray(content)
+    return canvas_HWC
+
+
+def cut_tiles(grid_HWC: NDArray[np.uint8], tile_px: int) -> NDArray[np.uint8]:
+    """Square tiles of a grid, row by row, uint8 `[num_tiles, tile_px, tile_px, 3]`."""
+    rows, columns = grid_HWC.shape[0] // tile_px, grid_HWC.shape[1] // tile_px
+    split = grid_HWC.reshape(rows, tile_px, columns, tile_px, 3).swapaxes(1, 2)
+    return np.ascontiguousarray(split).reshape(rows * columns, tile_px, tile_px, 3)
