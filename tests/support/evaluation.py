@@ -68,7 +68,9 @@ def small_result() -> EvaluationResult:
         versions={"python": "3.11.2"},
         sets=(SetRecord("held-out", 80, "ab" * 32),),
         readers=(
-            ReaderResult("nano", {"weights": "cd" * 32, "dtype": "float32"}, {"line": tier_score(), "page": tier_score(0.5)}),
+            ReaderResult(
+                "nano", {"weights": "cd" * 32, "dtype": "float32"}, {"line": tier_score(), "page": tier_score(0.5)}
+            ),
             ReaderResult("Tesseract 5.3.0", {"version": "5.3.0"}, {"line": tier_score(0.25)}),
         ),
     )
