@@ -23,7 +23,7 @@ from trainer.evaluation.scores import Reading
 from trainer.generation import PreparedViews, batches_of_equal_plan, generate_texts
 
 if TYPE_CHECKING:
-    from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+    from shared.deepseek_ocr.protocol import OcrModel
     from shared.deepseek_ocr.tokenizer import OcrTokenizer
 
 MAX_NEW_TOKENS = {Layout.LINE: 256, Layout.BLOCK: 2048, Layout.PAGE: 4096}
@@ -47,7 +47,7 @@ class ModelReader:
 
     def __init__(
         self,
-        model: DeepseekOcrForConditionalGeneration,
+        model: OcrModel,
         tokenizer: OcrTokenizer,
         geometry: GeometryConfig,
         name: str,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,6 @@ from tests.support.tiny_model import SIDE_PX, TINY_GEOMETRY, tiny_model, tiny_to
 from trainer.generation import (
     LOOP_TOKENS,
     Generated,
-    PrefixCache,
     PreparedViews,
     batches_of_equal_plan,
     generate_texts,
@@ -79,18 +76,28 @@ class ScriptedModel(torch.nn.Module):
         self.batches: list[int] = []
         self.prompt_len = 0
 
-    def forward(self, input_ids, past_key_values, global_views_BHWC=None, **_):
-        self.batches.append(len(input_ids))
-        keys = torch.zeros(len(input_ids), 1, input_ids.shape[1], 1)
-        if global_views_BHWC is not None:
+    def image_features(self, global_views_BHWC, tiles_THWC, tile_grids_B2):
+        return [view[0, 0, :1].float() for view in global_views_BHWC]
+
+    def embed_inputs(self, input_ids, features):
+        embeds = torch.zeros(*input_ids.shape, 1)
+        if features:
             self.prompt_len = input_ids.shape[1]
-            keys[:, 0, 0, 0] = global_views_BHWC[:, 0, 0, 0].float()
-        seen, _ = past_key_values.update(keys, keys, 0)
-        logits = torch.zeros(len(input_ids), 1, self.vocab_size)
+            embeds[:, 0, 0] = torch.cat(features)
+        return embeds
+
+    def decode(self, embeds_BLD, position_ids_BL, mask, cache):
+        self.batches.append(len(embeds_BLD))
+        seen, _ = cache.update(embeds_BLD[:, None], embeds_BLD[:, None], 0)
+        assert position_ids_BL[0, -1] == seen.shape[2] - 1
+        logits = torch.zeros(len(embeds_BLD), 1, self.vocab_size)
         for row, number in enumerate(seen[:, 0, 0, 0].int().tolist()):
             script = [*self.scripts[number], END]
             logits[row, 0, script[min(seen.shape[2] - self.prompt_len, len(script) - 1)]] = 1.0
-        return SimpleNamespace(logits=logits)
+        return logits, None
+
+    def lm_head(self, hidden):
+        return hidden
 
 
 def scripted(*lengths: int, max_new_tokens: int = 400, batch_size: int = 8):
@@ -158,19 +165,17 @@ def test_batches_hold_one_plan_each_shortest_first_and_every_page_once():
     assert batches == [[1, 3], [4], [0, 2], [5]]
 
 
-def test_the_cache_holds_what_came_in_beyond_its_blocks_and_after_rows_left():
-    cache = PrefixCache()
-    whole = torch.randn(3, 2, 700, 4)
-    for start, stop in ((0, 300), (300, 301), (301, 700)):
-        for layer in (0, 1):
-            keys, values = cache.update(whole[:, :, start:stop] + layer, whole[:, :, start:stop] - layer, layer)
-            assert torch.equal(keys, whole[:, :, :stop] + layer)
-            assert torch.equal(values, whole[:, :, :stop] - layer)
-    cache.keep_rows(torch.tensor([2, 0]))
-    keys, _ = cache.update(torch.zeros(2, 2, 1, 4), torch.zeros(2, 2, 1, 4), 1)
-    assert torch.equal(keys[:, :, :700], whole[[2, 0]] + 1)
-    assert cache.get_seq_length(0) == 700
-    assert cache.get_seq_length(1) == 701
+def test_compiled_blocks_are_left_aside():
+    model = tiny_model()
+    page = noise_page(60, 30, 0)
+    expected = generate_texts(model, tiny_tokenizer(), [page], PROMPT, 6, "cpu")
+
+    def fail(*_, **__):
+        raise AssertionError("the compiled block was called")
+
+    for layer in model.model.layers:
+        layer.compile(backend=fail)
+    assert generate_texts(model, tiny_tokenizer(), [page], PROMPT, 6, "cpu") == expected
 
 
 @pytest.mark.parametrize("training", [True, False])
