@@ -33,7 +33,8 @@ def add_nano(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _add_evalset(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     step = steps.add_parser("evalset", help="draw the evaluation set from held-out fonts and texts")
     step.add_argument("--data", type=Path, required=True, metavar="DIR", help="what `fonts` and `corpus` wrote")
-    step.add_argument("--out", type=Path, required=True, metavar="DIR")
+    step.add_argument("--out", type=Path, required=True, metavar="DIR", help="replaced as a whole")
+    step.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="of another set than the published one")
     step.set_defaults(run=_run_evalset)
 
 
@@ -109,6 +110,14 @@ def _run_train(options: argparse.Namespace, settings: TrainerSettings) -> str:
         compiled=not options.no_compile,
     )
     return ""
+
+
+def _run_evalset(options: argparse.Namespace, _: TrainerSettings) -> str:
+    from trainer.data.pages import build_evaluation_set
+
+    seed = {"seed": options.seed} if hasattr(options, "seed") else {}
+    folders = (options.data / "fonts-heldout", options.data / "corpus-heldout")
+    return _counts(build_evaluation_set(*folders, options.out, **seed))
 
 
 def _run_tokenizer(options: argparse.Namespace, _: TrainerSettings) -> str:
