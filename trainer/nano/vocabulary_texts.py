@@ -18,16 +18,7 @@ NUM_PAGES = 6000
 
 
 def sample_texts(corpus_folder: Path, num_pages: int = NUM_PAGES, seed: int = 0) -> Iterator[str]:
-    """Draw the texts of pages, small images and lines in turn.
-
-    Args:
-        corpus_folder: a packed corpus.
-        num_pages: how many of each kind.
-        seed: where chance starts.
-
-    Yields:
-        Texts of blocks, as they would be printed.
-    """
+    """Draw the texts of `num_pages` pages, small images and lines from a packed corpus, block by block."""
     corpus, rng = Corpus(corpus_folder), Random(seed)
     for _ in range(num_pages):
         yield from map(block_text, islice(page_content(rng, corpus), BLOCKS_A_PAGE))

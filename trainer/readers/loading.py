@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+
 from shared.deepseek_ocr.checkpoint import CheckpointError
 from shared.deepseek_ocr.loading import load_checkpoint
-
 from trainer.readers.model import ModelReader, ReadingOptions, weights_checksum
 from trainer.readers.protocol import ReaderError
 

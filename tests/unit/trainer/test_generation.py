@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,9 @@ from trainer.generation import (
 
 PROMPT = "\nFree OCR."
 END = 1
+
+if TYPE_CHECKING:
+    from shared.deepseek_ocr.protocol import OcrModel
 
 
 def noise_page(width: int, height: int, seed: int) -> PreparedViews:
@@ -109,7 +114,9 @@ def scripted(*lengths: int, max_new_tokens: int = 400, batch_size: int = 8):
         page.global_view_HWC[:] = number
         pages.append(page)
     model = ScriptedModel(scripts, 300)
-    readings = generate_texts(model, tiny_tokenizer(), pages, PROMPT, max_new_tokens, "cpu", batch_size)
+    readings = generate_texts(
+        cast("OcrModel", model), tiny_tokenizer(), pages, PROMPT, max_new_tokens, "cpu", batch_size
+    )
     expected = [tiny_tokenizer().decode(script) for script in scripts.values()]
     return model, readings, expected
 
@@ -139,7 +146,7 @@ def test_a_loop_is_left_early_and_not_ended():
     looping = ScriptedModel({0: [50, 51, 52] * 500}, 300)
     page = noise_page(60, 30, 0)
     page.global_view_HWC[:] = 0
-    (reading,) = generate_texts(looping, tiny_tokenizer(), [page], PROMPT, 1000, "cpu")
+    (reading,) = generate_texts(cast("OcrModel", looping), tiny_tokenizer(), [page], PROMPT, 1000, "cpu")
     assert reading == Generated(tiny_tokenizer().decode([50, 51, 52] * 40), LOOP_TOKENS, ended=False)
 
 
