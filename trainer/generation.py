@@ -35,8 +35,10 @@ LOOP_TOKENS = 120
 """A tail this long that only repeats is a loop; rules and leaders on real pages stay far below it."""
 LOOP_MAX_PERIOD = 24
 """Longest repeated unit looked for, in tokens; `LOOP_TOKENS` holds at least five of them."""
-DEVICE_STEPS_PER_CHECK = 16
-"""On a GPU the host looks at the answers this often; looking sooner would make every step wait for it."""
+STEPS_PER_CHECK = {"cpu": 1}
+"""How often the host looks at the answers, by type of device."""
+STEPS_PER_CHECK_ELSEWHERE = 16
+"""On a GPU looking makes the step wait for the host; what is decoded past an answer's end costs less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,7 @@ def _decode(
     running = list(answers)
     cache = growing_cache()
     logits_BV = _prefill(model, pages, prompt_ids, cache, device)
-    steps_per_check = 1 if device.type == "cpu" else DEVICE_STEPS_PER_CHECK
+    steps_per_check = STEPS_PER_CHECK.get(device.type, STEPS_PER_CHECK_ELSEWHERE)
     unseen: list[Tensor] = []
     for step in range(1, max_new_tokens + 1):
         token_B = logits_BV.argmax(dim=-1)

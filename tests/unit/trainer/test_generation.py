@@ -85,7 +85,7 @@ class ScriptedModel(torch.nn.Module):
         return [view[0, 0, :1].float() for view in global_views_BHWC]
 
     def embed_inputs(self, input_ids, features):
-        embeds = torch.zeros(*input_ids.shape, 1)
+        embeds = torch.zeros(*input_ids.shape, 1, device=input_ids.device)
         if features:
             self.prompt_len = input_ids.shape[1]
             embeds[:, 0, 0] = torch.cat(features)
@@ -95,7 +95,7 @@ class ScriptedModel(torch.nn.Module):
         self.batches.append(len(embeds_BLD))
         seen, _ = cache.update(embeds_BLD[:, None], embeds_BLD[:, None], 0)
         assert position_ids_BL[0, -1] == seen.shape[2] - 1
-        logits = torch.zeros(len(embeds_BLD), 1, self.vocab_size)
+        logits = torch.zeros(len(embeds_BLD), 1, self.vocab_size, device=embeds_BLD.device)
         for row, number in enumerate(seen[:, 0, 0, 0].int().tolist()):
             script = [*self.scripts[number], END]
             logits[row, 0, script[min(seen.shape[2] - self.prompt_len, len(script) - 1)]] = 1.0
@@ -105,7 +105,7 @@ class ScriptedModel(torch.nn.Module):
         return hidden
 
 
-def scripted(*lengths: int, max_new_tokens: int = 400, batch_size: int = 8):
+def scripted(*lengths: int, max_new_tokens: int = 400, batch_size: int = 8, device: str = "cpu"):
     """Answers of unlike tokens, of given lengths, through a scripted model."""
     scripts = {number: [20 + (index * 7 + number) % 200 for index in range(n)] for number, n in enumerate(lengths)}
     pages = []
@@ -115,7 +115,7 @@ def scripted(*lengths: int, max_new_tokens: int = 400, batch_size: int = 8):
         pages.append(page)
     model = ScriptedModel(scripts, 300)
     readings = generate_texts(
-        cast("OcrModel", model), tiny_tokenizer(), pages, PROMPT, max_new_tokens, "cpu", batch_size
+        cast("OcrModel", model), tiny_tokenizer(), pages, PROMPT, max_new_tokens, device, batch_size
     )
     expected = [tiny_tokenizer().decode(script) for script in scripts.values()]
     return model, readings, expected
@@ -129,6 +129,16 @@ def test_every_page_gets_its_own_answer_however_the_batch_shrinks():
     assert model.batches[0] == 8
     assert model.batches[-1] == 1
     assert len(model.batches) == 301
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_looking_seldom_changes_no_answer(device, monkeypatch):
+    monkeypatch.setattr("trainer.generation.STEPS_PER_CHECK", {})
+    model, readings, expected = scripted(3, 90, 0, 41, 16, 17, 250, 15, max_new_tokens=200, device=device)
+    expected[6] = tiny_tokenizer().decode([20 + (index * 7 + 6) % 200 for index in range(200)])
+    assert [reading.text for reading in readings] == expected
+    assert [reading.ended for reading in readings] == [True] * 6 + [False, True]
+    assert len(model.batches) == 200
 
 
 def test_pages_beyond_a_batch_are_read_in_another_one():
