@@ -1,19 +1,14 @@
-"""Nano's last step and the texts of its vocabulary."""
+"""Nano's last step: from a run's shards to the checkpoint that ships."""
 
 from __future__ import annotations
-
-import lzma
-from collections import Counter
 
 import pytest
 import torch
 
 from shared.deepseek_ocr.loading import load_checkpoint
 from tests.support.tiny_model import tiny_config, tiny_model, tiny_tokenizer
-from trainer.data.blocks import Block, FixedLines, Heading, Items, Paragraph, Table
 from trainer.nano import export
 from trainer.nano.shards import save_shards
-from trainer.nano.vocabulary_texts import block_text, sample_texts
 
 
 @pytest.fixture
@@ -45,25 +40,3 @@ def test_a_tokenizer_of_another_size_is_refused(tmp_path, tokenizer_file):
     with pytest.raises(ValueError, match="has 278 ids"):
         export.export_checkpoint(tmp_path, tokenizer_file, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_blocks_become_the_text_that_is_printed():
-    blocks: list[Block] = [
-        Paragraph("a b"),
-        Heading("c"),
-        FixedLines(("d", "e")),
-        Items(("- f", "- g")),
-        Table((("h", "1"), ("i", "2"))),
-    ]
-    assert [block_text(block) for block in blocks] == ["a b", "c", "d\ne", "- f\n- g", "h 1\ni 2"]
-
-
-def test_the_vocabularys_texts_are_the_corpus_and_what_pages_add_to_it(tmp_path):
-    (tmp_path / "en.txt.xz").write_bytes(lzma.compress(b"A sentence about xylophones.\n" * 40))
-    (tmp_path / "words-en.txt.xz").write_bytes(lzma.compress(b"xylophone\nquartz\n" * 20))
-    texts = list(sample_texts(tmp_path, num_pages=30))
-    assert texts == list(sample_texts(tmp_path, num_pages=30))
-    letters = Counter("".join(texts))
-    assert letters["x"] > 100
-    assert sum(letters[digit] for digit in "0123456789") > 100
-    assert all(text.strip() for text in texts)
