@@ -115,6 +115,8 @@ class DeepseekOcrForConditionalGeneration(PageReading, PreTrainedModel, Generati
     def __init__(self, config: DeepseekOcrConfig) -> None:
         super().__init__(config)
         text = config.text_config
+        # Left unset, transformers makes no masks at all and says nothing.
+        text._attn_implementation = "sdpa"
         self.model = DeepseekOcrModel(config)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
