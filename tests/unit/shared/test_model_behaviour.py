@@ -3,7 +3,9 @@ import torch
 from torch.nn import functional as F
 from transformers import DynamicCache, StaticCache
 
+from shared.deepseek_ocr.configuration import TextConfig
 from shared.deepseek_ocr.geometry import Mode, plan_views
+from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.moe import load_balance_loss
 from shared.deepseek_ocr.nano_config import NANO_GEOMETRY
 from shared.deepseek_ocr.relative_attention import relative_attention, relative_table
@@ -35,7 +37,7 @@ def test_relative_attention_is_attention_with_the_bias_written_out():
 
 
 @torch.inference_mode()
-def test_views_do_not_see_each_other(model):
+def test_views_do_not_see_each_other(model: DeepseekOcrForConditionalGeneration):
     many = views(5)
     together = model.encode_views(many)
     alone = torch.cat([model.encode_views(view[None]) for view in many])
@@ -44,7 +46,7 @@ def test_views_do_not_see_each_other(model):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("experts", ["grouped", "dense"])
-def test_a_page_does_not_depend_on_its_neighbours(model, experts):
+def test_a_page_does_not_depend_on_its_neighbours(model: DeepseekOcrForConditionalGeneration, experts: str):
     model.set_moe_implementation(experts)
     ids = torch.cat([prompt_ids(PAGE_TOKENS, 5, 6, 7), prompt_ids(PAGE_TOKENS, 50, 9, 11)])
     pages = views(2, seed=4)
@@ -55,7 +57,7 @@ def test_a_page_does_not_depend_on_its_neighbours(model, experts):
 
 
 @torch.inference_mode()
-def test_tiles_of_the_batch_go_to_their_pages(model):
+def test_tiles_of_the_batch_go_to_their_pages(model: DeepseekOcrForConditionalGeneration):
     pages, tiles = views(3, seed=1), views(6, seed=2)
     grids = torch.tensor([[2, 1], [0, 0], [1, 4]])
     features = model.image_features(pages, tiles, grids)
@@ -81,7 +83,7 @@ def test_pages_are_laid_out_as_published():
 
 
 @torch.inference_mode()
-def test_number_of_vision_tokens_is_what_the_plan_says(model):
+def test_number_of_vision_tokens_is_what_the_plan_says(model: DeepseekOcrForConditionalGeneration):
     config = model.config.geometry_config()
     plan = plan_views(400, 150, Mode.GUNDAM, config)
     assert plan.num_tiles > 1
@@ -95,7 +97,7 @@ def test_nano_reads_400_tokens_a_view():
     assert plan_views(100, 100, Mode.SMALL, NANO_GEOMETRY).num_vision_tokens == 20 * 21 + 1
 
 
-def test_wrong_numbers_of_image_tokens_or_tiles_are_errors(model):
+def test_wrong_numbers_of_image_tokens_or_tiles_are_errors(model: DeepseekOcrForConditionalGeneration):
     with pytest.raises(ValueError, match=r"\[12\] image tokens, their images give \[13\]"):
         model(prompt_ids(12, 5), global_views_BHWC=views(1))
     with pytest.raises(ValueError, match="tile grids"):
@@ -107,7 +109,7 @@ def test_wrong_numbers_of_image_tokens_or_tiles_are_errors(model):
 
 
 @torch.inference_mode()
-def test_grouped_and_dense_experts_agree(model):
+def test_grouped_and_dense_experts_agree(model: DeepseekOcrForConditionalGeneration):
     ids = torch.arange(64).view(2, 32)
     logits = []
     for experts in ("grouped", "dense"):
@@ -118,7 +120,9 @@ def test_grouped_and_dense_experts_agree(model):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("make_cache", ["dynamic", "static"])
-def test_decoding_with_a_cache_gives_the_logits_of_the_whole_sequence(model, make_cache):
+def test_decoding_with_a_cache_gives_the_logits_of_the_whole_sequence(
+    model: DeepseekOcrForConditionalGeneration, make_cache: str
+):
     ids = prompt_ids(PAGE_TOKENS, 5, 6, 7, 8, 9, 10)
     whole = model(ids, global_views_BHWC=views(1)).logits
     cache = DynamicCache() if make_cache == "dynamic" else StaticCache(model.config, max_cache_len=32)
@@ -130,13 +134,13 @@ def test_decoding_with_a_cache_gives_the_logits_of_the_whole_sequence(model, mak
 class SlotCache:
     """Rows of fixed length that sequences of different length share, as a service engine keeps them."""
 
-    def __init__(self, rows, length, config):
+    def __init__(self, rows: int, length: int, config: TextConfig) -> None:
         shape = (rows, config.num_attention_heads, length, config.head_dim)
         self.store = [(torch.zeros(shape), torch.zeros(shape)) for _ in range(config.num_hidden_layers)]
         self.row_index = torch.arange(rows)
-        self.positions = None
+        self.positions = torch.empty(0)
 
-    def update(self, keys, values, layer):
+    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int):
         stored = self.store[layer]
         for store, new in zip(stored, (keys, values), strict=True):
             for row in self.row_index.tolist():
@@ -146,7 +150,7 @@ class SlotCache:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("as_bool", [True, False])
-def test_own_cache_with_explicit_mask_and_positions_by_row(model, as_bool):
+def test_own_cache_with_explicit_mask_and_positions_by_row(model: DeepseekOcrForConditionalGeneration, as_bool: bool):
     prompts = [prompt_ids(PAGE_TOKENS, 5, 6, 7), prompt_ids(PAGE_TOKENS, 9, 10, 11, 12, 13)]
     expected = [model(ids, global_views_BHWC=views(1)).logits[0, -1] for ids in prompts]
     features = model.image_features(views(1))
@@ -172,12 +176,12 @@ def test_own_cache_with_explicit_mask_and_positions_by_row(model, as_bool):
         torch.testing.assert_close(logits[row], whole, rtol=1e-4, atol=1e-4)
 
 
-def additive(mask):
+def additive(mask: torch.Tensor):
     return torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
 
 
 @torch.inference_mode()
-def test_left_padding_with_a_2d_mask_changes_nothing(model):
+def test_left_padding_with_a_2d_mask_changes_nothing(model: DeepseekOcrForConditionalGeneration):
     ids = torch.tensor([[0, 5, 6, 7, 8]])
     padded = torch.tensor([[2, 2, 0, 5, 6, 7, 8]])
     mask = (padded != 2).long()
@@ -186,7 +190,9 @@ def test_left_padding_with_a_2d_mask_changes_nothing(model):
     torch.testing.assert_close(ours, model(ids).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_generate_encodes_images_once_and_reads_batches(model, monkeypatch):
+def test_generate_encodes_images_once_and_reads_batches(
+    model: DeepseekOcrForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+):
     calls = []
     encode = type(model).encode_views
     monkeypatch.setattr(
@@ -203,7 +209,7 @@ def test_generate_encodes_images_once_and_reads_batches(model, monkeypatch):
 
 
 @pytest.mark.parametrize("experts", ["grouped", "dense"])
-def test_gradients_reach_every_parameter(experts):
+def test_gradients_reach_every_parameter(experts: str):
     model = tiny_model(router_aux_loss_coef=0.01).train()
     model.set_moe_implementation(experts)
     ids = prompt_ids(3 * 7 + PAGE_TOKENS, *range(4, 60))
@@ -239,7 +245,7 @@ def test_balance_penalty_is_one_for_equal_shares_and_grows():
 
 
 @torch.inference_mode()
-def test_logits_to_keep(model):
+def test_logits_to_keep(model: DeepseekOcrForConditionalGeneration):
     ids = torch.tensor([[0, 5, 6, 7, 8]])
     whole = model(ids).logits
     torch.testing.assert_close(model(ids, logits_to_keep=1).logits, whole[:, -1:])

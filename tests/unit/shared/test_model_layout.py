@@ -8,15 +8,15 @@ from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.nano_config import nano_config
 
 
-def linear(name, out, into, bias=True):
+def linear(name: str, out: int, into: int, *, bias: bool = True):
     return {f"{name}.weight": (out, into)} | ({f"{name}.bias": (out,)} if bias else {})
 
 
-def norm(name, width):
+def norm(name: str, width: int):
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
-def gated_mlp(name, hidden, width):
+def gated_mlp(name: str, hidden: int, width: int):
     up = {f"{name}.{part}_proj.weight": (width, hidden) for part in ("gate", "up")}
     return up | {f"{name}.down_proj.weight": (hidden, width)}
 

@@ -1,5 +1,7 @@
 """Small models of the real classes, with weights large enough that every part matters."""
 
+from typing import Any
+
 import torch
 
 from shared.deepseek_ocr.configuration import ClipConfig, DeepseekOcrConfig, SamConfig, TextConfig, geometry_to_json
@@ -9,7 +11,7 @@ from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 IMAGE = 3
 
 
-def tiny_config(**text) -> DeepseekOcrConfig:
+def tiny_config(**text: Any) -> DeepseekOcrConfig:
     """Two global and one windowed layer (5 patches in windows of 3), a convolutional stem, 4 experts."""
     return DeepseekOcrConfig(
         sam_config=SamConfig(
@@ -47,7 +49,7 @@ def tiny_config(**text) -> DeepseekOcrConfig:
     )
 
 
-def tiny_model(**text) -> DeepseekOcrForConditionalGeneration:
+def tiny_model(**text: Any) -> DeepseekOcrForConditionalGeneration:
     """A model whose activations are of order one everywhere."""
     torch.manual_seed(5)
     model = DeepseekOcrForConditionalGeneration(tiny_config(**text)).eval()
