@@ -48,7 +48,9 @@ class LineInk:
 class GlyphSet:
     """One face at one size."""
 
-    def __init__(self, font: ImageFont.FreeTypeFont, size_px: int, shaped_font: ImageFont.FreeTypeFont | None = None) -> None:
+    def __init__(
+        self, font: ImageFont.FreeTypeFont, size_px: int, shaped_font: ImageFont.FreeTypeFont | None = None
+    ) -> None:
         """Measure the face.
 
         Args:
@@ -212,9 +214,9 @@ class GlyphSet:
 
     def _cut_cell(self, strip: Ink, character: str, x: int, advance: int, around: int) -> None:
         before, after = strip[:, x - around : x], strip[:, x + advance : x + advance + around]
-        used_before, used_after = before.any(axis=0), after.any(axis=0)
-        first = around - int(used_before.argmax()) if used_before.any() else 0
-        last = around - int(used_after[::-1].argmax()) if used_after.any() else 0
+        used_before, used_after = before.max(axis=0, initial=0), after.max(axis=0, initial=0)
+        first = around - int((used_before > 0).argmax()) if used_before.any() else 0
+        last = around - int((used_after[::-1] > 0).argmax()) if used_after.any() else 0
         self._margin = max(self._margin, first + 2, last + 2)
         self._cells[character] = _Cell(
             core=strip[:, x : x + advance],

@@ -250,7 +250,16 @@ def _fits(column: Column, glyphs: Glyphs) -> bool:
 
 
 def _place_line(
-    column: Column, text: str, glyphs: Glyphs, style: TextStyle, rng: Random, x: int, room: int, align: str, *, last: bool = True
+    column: Column,
+    text: str,
+    glyphs: Glyphs,
+    style: TextStyle,
+    rng: Random,
+    x: int,
+    room: int,
+    align: str,
+    *,
+    last: bool = True,
 ) -> None:
     """Draw a line at the column's height and move on; the caller has checked that it fits."""
     stretch = room if align == "justify" and not last else None
@@ -277,7 +286,15 @@ def _record(column: Column, text: str) -> None:
 
 
 def _set_words(
-    column: Column, words: list[str], glyphs: Glyphs, style: TextStyle, rng: Random, x: int, room: int, align: str, indent: int = 0
+    column: Column,
+    words: list[str],
+    glyphs: Glyphs,
+    style: TextStyle,
+    rng: Random,
+    x: int,
+    room: int,
+    align: str,
+    indent: int = 0,
 ) -> None:
     glyphs.ensure(" ".join(words))
     while words and _fits(column, glyphs):
@@ -361,7 +378,9 @@ def _set_table(column: Column, table: Table, style: TextStyle, rng: Random) -> N
             column.y = start + pad // 4 + 2
         for cell, width, align in zip(cells, widths, aligns, strict=True):
             line_y = column.y
-            _place_line(column, cell, glyphs, replace(style, spacing=0, strokes=0), rng, x + pad, width - 2 * pad, align)
+            _place_line(
+                column, cell, glyphs, replace(style, spacing=0, strokes=0), rng, x + pad, width - 2 * pad, align
+            )
             column.y = line_y
             x += width
         _record(column, text)

@@ -128,7 +128,13 @@ class PageRenderer:
         raise RuntimeError(f"no {tier} could be set in {MAX_TRIES} tries: check the fonts and the corpus")
 
     def render_blocks(
-        self, blocks: list[Block], width_px: int, height_px: int, size_px: int, margin_px: int, face: FontFace | None = None
+        self,
+        blocks: list[Block],
+        width_px: int,
+        height_px: int,
+        size_px: int,
+        margin_px: int,
+        face: FontFace | None = None,
     ) -> RenderedPage:
         """Render given content on an image of a given size.
 
@@ -162,7 +168,9 @@ class PageRenderer:
         drawable = frozenset.intersection(*(frozenset(each.characters) | {" "} for each in faces))
         width, height, margin = self._frame(tier, limits, size)
         sheet = Sheet.blank(width, height)
-        column = Column(sheet, margin, width - 2 * margin, margin, height - margin, characters, rng.randint(*limits.lines))
+        column = Column(
+            sheet, margin, width - 2 * margin, margin, height - margin, characters, rng.randint(*limits.lines)
+        )
         adapted = (adapt_block(block, drawable) for block in self._content(tier))
         blocks = (block for block in adapted if block is not None)
         if tier is Tier.PAGE:
@@ -197,7 +205,9 @@ class PageRenderer:
             set_block(column, title, style, rng)
             column.y += style.glyphs.size_px
         parts = [column]
-        if column.width > 46 * style.glyphs.size_px or (column.width > 34 * style.glyphs.size_px and rng.random() < 0.4):
+        if column.width > 46 * style.glyphs.size_px or (
+            column.width > 34 * style.glyphs.size_px and rng.random() < 0.4
+        ):
             parts += self._two_columns(column, style)
         for part in parts if len(parts) == 1 else parts[1:]:
             fill(part, blocks, style, rng, limit=60)
@@ -205,7 +215,9 @@ class PageRenderer:
         column.y = max(part.y for part in parts)
         if rng.random() < 0.5:
             number = str(rng.randint(1, 999))
-            label = FixedLines((rng.choice((number, f"- {number} -", f"Page {number}", f"{number} / {rng.randint(1, 999)}")),))
+            label = FixedLines(
+                (rng.choice((number, f"- {number} -", f"Page {number}", f"{number} / {rng.randint(1, 999)}")),)
+            )
             end = max(part.y for part in parts) + style.glyphs.size_px
             foot = Column(sheet, column.x, column.width, end, end + footer_room + column.x)
             if set_block(foot, label, style, rng):
@@ -220,7 +232,8 @@ class PageRenderer:
         share = max((column.characters - used) // 2, 200)
         top = column.y
         columns = [
-            Column(column.sheet, column.x + index * (width + gutter), width, top, column.bottom, share) for index in range(2)
+            Column(column.sheet, column.x + index * (width + gutter), width, top, column.bottom, share)
+            for index in range(2)
         ]
         if self._rng.random() < 0.2:
             middle = column.x + width + gutter // 2
@@ -325,9 +338,7 @@ class PageRenderer:
             if sides in {"frame", side} and not page[max(y0, 0) : y1, max(x0, 0) : x1].any():
                 sheet.rule(x0, y0, x1, y1)
 
-    def _cropped(
-        self, page: Ink, tier: Tier, limits: TierLimits, margin: int, column: Column, style: TextStyle
-    ) -> Ink:
+    def _cropped(self, page: Ink, tier: Tier, limits: TierLimits, margin: int, column: Column, style: TextStyle) -> Ink:
         """Cut away what is blank: close around a few lines, below the last line of larger images."""
         rng = self._rng
         rows, columns = np.flatnonzero(page.any(axis=1)), np.flatnonzero(page.any(axis=0))
