@@ -263,7 +263,7 @@ def degrade(
         The spoilt page, somewhat larger where it was turned, and the names of the effects.
 
     Raises:
-        KeyError: an effect's name is unknown.
+        ValueError: an effect's name is unknown.
     """
     chosen = draw_effects(rng) if names is None else names
     for name in sorted(chosen, key=list(EFFECTS).index):
