@@ -54,7 +54,7 @@ def train_tokenizer(
         show_progress=False,
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
         initial_alphabet=sorted(alphabet),
-        max_token_length=max_token_chars,
+        max_token_length=max_token_chars + 1,  # the library takes it as the first length too long
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer

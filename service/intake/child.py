@@ -1,0 +1,95 @@
+"""A decoding process: reads orders from its standard input, answers on the same socket, ends when it closes.
+
+It holds no secret and no other request's file, writes no file, and is bounded in memory and CPU time by the kernel.
+Started by `service.intake.pool` as `python -m service.intake.child`; never imported by the service itself.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import sys
+import warnings
+
+from PIL import Image
+
+from service.errors import DecodeMemoryError, DeepSynthError, InternalError
+from service.intake import wire
+from service.intake.decoding import decode
+from service.intake.limits import DecodeOrder
+
+OPEN_FILES = 64
+
+
+def confine(memory_bytes: int) -> None:
+    """Give up memory, files and core dumps for good.
+
+    Args:
+        memory_bytes: Address space this process may have.
+    """
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
+
+
+def allow_cpu(seconds: float) -> None:
+    """Let this process use so much more CPU time; the kernel ends it with SIGXCPU after that.
+
+    Args:
+        seconds: CPU time from now on.
+    """
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    soft = int(usage.ru_utime + usage.ru_stime + seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
+
+
+def take_pipe() -> socket.socket:
+    """The socket that came as standard input; input and output then lead nowhere, so that no library writes to it."""
+    pipe = socket.socket(fileno=os.dup(0))
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 0)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    return pipe
+
+
+def answer(pipe: socket.socket, data: bytes, order: DecodeOrder) -> None:
+    """Carry out one order and send the page or the refusal."""
+    try:
+        header, payloads = wire.page_to_wire(decode(data, order))
+    except DeepSynthError as error:
+        wire.send_frame(pipe, wire.error_to_wire(error))
+    except MemoryError:
+        wire.send_frame(pipe, wire.error_to_wire(DecodeMemoryError()))
+    except Exception:  # noqa: BLE001 -- boundary of this process: one bad file costs one answer, not a restart
+        wire.send_frame(pipe, wire.error_to_wire(InternalError()))
+    else:
+        wire.send_frame(pipe, header, *payloads)
+
+
+def main() -> int:
+    """Serve orders until the pipe closes.
+
+    Returns:
+        Exit status.
+    """
+    memory_bytes, cpu_s, max_file_bytes = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    # One page of several near the pixel limit is a warning to Pillow and a refusal to us.
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    pipe = take_pipe()
+    confine(memory_bytes)
+    wire.send_frame(pipe, {"ready": True})
+    while True:
+        try:
+            header, payload = wire.receive_frame(pipe, max_file_bytes)
+        except (wire.BrokenFrameError, OSError):
+            return 0
+        allow_cpu(cpu_s)
+        answer(pipe, bytes(payload), DecodeOrder.from_wire(header))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""One decode order from bytes to views: the work of a decoding process, free of processes and pipes."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.errors import DeepSynthError, EmptyFileError, UndecodableError, UnsupportedFormatError
+from service.intake.formats import FileFormat, detect_format
+from service.intake.limits import DecodeOrder
+from service.intake.pdf import read_pdf
+from service.intake.raster import read_raster
+from shared.deepseek_ocr.geometry import ViewPlan, plan_views
+from shared.deepseek_ocr.images import prepare_views
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedPage:
+    """A page ready for the engine.
+
+    Shapes:
+        global_view_HWC: uint8 RGB, `[plan.global_px, plan.global_px, 3]`
+        tiles_THWC: uint8 RGB, `[plan.num_tiles, plan.tile_px, plan.tile_px, 3]`
+    """
+
+    file_format: FileFormat
+    pages: tuple[int, ...]
+    """Numbers of all pages to read of this document, from 1."""
+    page: int
+    """Number of this one."""
+    width_px: int
+    height_px: int
+    is_blank: bool
+    plan: ViewPlan
+    global_view_HWC: NDArray[np.uint8]
+    tiles_THWC: NDArray[np.uint8]
+
+
+def open_page(data: bytes, order: DecodeOrder) -> tuple[FileFormat, tuple[int, ...], Image.Image]:
+    """Decode one page of a document.
+
+    Args:
+        data: The file.
+        order: Which page, and the bounds.
+
+    Returns:
+        The file's format, the numbers of all its pages to read, and the page, upright and RGB.
+
+    Raises:
+        DeepSynthError: Why it cannot be read; any way a codec may fail on damaged bytes is among them.
+    """
+    if not data:
+        raise EmptyFileError
+    file_format = detect_format(data)
+    if file_format is None:
+        raise UnsupportedFormatError
+    try:
+        if file_format is FileFormat.PDF:
+            return (file_format, *read_pdf(data, order.selection, order.position, order.limits))
+        return (file_format, *read_raster(data, file_format, order.selection, order.position, order.limits))
+    except DeepSynthError:
+        raise
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        LookupError,
+        EOFError,
+        ArithmeticError,
+        struct.error,
+        AttributeError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
+        # What Pillow's codecs raise on damaged files; running out of memory is told apart by the caller.
+        raise UndecodableError(type(error).__name__) from error
+
+
+def decode(data: bytes, order: DecodeOrder) -> DecodedPage:
+    """Carry out an order.
+
+    Args:
+        data: The file.
+        order: Which page, how, and the bounds.
+
+    Returns:
+        The page's views.
+    """
+    file_format, pages, image = open_page(data, order)
+    plan = plan_views(image.width, image.height, order.mode, order.geometry)
+    global_view_HWC, tiles_THWC = prepare_views(image, plan, order.geometry)
+    return DecodedPage(
+        file_format=file_format,
+        pages=pages,
+        page=pages[order.position],
+        width_px=image.width,
+        height_px=image.height,
+        is_blank=all(low == high for low, high in image.getextrema()),
+        plan=plan,
+        global_view_HWC=global_view_HWC,
+        tiles_THWC=tiles_THWC,
+    )

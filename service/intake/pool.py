@@ -1,0 +1,210 @@
+"""The decoding processes: a fixed number, each with one thread of the service that talks to it.
+
+A process that crashes, hangs or overruns its memory costs exactly the order it worked on; a fresh one takes its
+place. The threads only move bytes, so the event loop and the interpreter lock stay free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from service.errors import DecodeCrashError, DecodeMemoryError, DecodeTimeoutError, DeepSynthError, EngineError
+from service.intake import wire
+from service.intake.decoding import DecodedPage
+from service.intake.limits import DecodeOrder
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 60.0
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+class DecoderProcess:
+    """One child and the socket to it; used by one thread at a time."""
+
+    def __init__(self, *, memory_bytes: int, timeout_s: float, max_file_bytes: int) -> None:
+        self._timeout_s = timeout_s
+        self._is_ready = False
+        self._pipe, theirs = socket.socketpair()
+        arguments = [str(memory_bytes), str(timeout_s), str(max_file_bytes)]
+        # Nothing of our environment is inherited: it may hold secrets, and the child needs none of it.
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 -- our own interpreter and module, no shell
+                [sys.executable, "-m", "service.intake.child", *arguments],
+                stdin=theirs,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env={"PYTHONPATH": str(_ROOT), "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def wait_ready(self) -> None:
+        """Wait until it has imported everything.
+
+        Raises:
+            EngineError: It did not come up.
+        """
+        if self._is_ready:
+            return
+        try:
+            wire.receive_frame(self._pipe, 0, time.monotonic() + START_TIMEOUT_S)
+            self._is_ready = True
+        except (wire.BrokenFrameError, OSError) as error:
+            self.close()
+            raise EngineError(f"a decoding process did not start (exit {self._process.returncode})") from error
+
+    def decode(self, data: bytes, order: DecodeOrder) -> DecodedPage:
+        """Carry out an order; blocks.
+
+        Args:
+            data: The file.
+            order: Which page, how, and the bounds.
+
+        Returns:
+            The page.
+
+        Raises:
+            DeepSynthError: Why there is none; after a crash, a hang or a lie this process must not be used again.
+        """
+        self.wait_ready()
+        deadline_s = time.monotonic() + self._timeout_s
+        try:
+            self._pipe.settimeout(self._timeout_s)
+            wire.send_frame(self._pipe, order.to_wire(), data)
+            header, payload = wire.receive_frame(self._pipe, wire.max_reply_bytes(order), deadline_s)
+            if "error" not in header:
+                return wire.page_from_wire(header, payload)
+        except TimeoutError as error:
+            self.close()
+            raise DecodeTimeoutError from error
+        except (wire.BrokenFrameError, OSError) as error:
+            self.close()
+            raise self._cause_of_death() from error
+        raise wire.error_from_wire(header)
+
+    def _cause_of_death(self) -> DeepSynthError:
+        status = self._process.returncode
+        if status == -signal.SIGXCPU:
+            return DecodeTimeoutError("out of CPU time")
+        if status == -signal.SIGKILL:
+            return DecodeMemoryError("killed")
+        return DecodeCrashError(f"exit {status}")
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can take another order."""
+        return self._process.poll() is None and self._pipe.fileno() >= 0
+
+    def kill(self) -> None:
+        """End it now; whoever waits for its answer learns that from the closed socket."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """End it; leaves its exit status behind."""
+        self._pipe.close()
+        # A child that died by itself keeps the status that tells why.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=0.2)
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
+class DecoderPool:
+    """Decoders behind an asynchronous front; the number of orders at work is the number of processes."""
+
+    def __init__(
+        self,
+        *,
+        workers: int,
+        memory_bytes: int,
+        timeout_s: float,
+        max_file_bytes: int,
+        on_restart: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._workers = workers
+        self._make = lambda: DecoderProcess(
+            memory_bytes=memory_bytes, timeout_s=timeout_s, max_file_bytes=max_file_bytes
+        )
+        self._idle: queue.SimpleQueue[DecoderProcess] = queue.SimpleQueue()
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decoder")
+        self._on_restart = on_restart
+        self._all: set[DecoderProcess] = set()
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Start every process and wait for it."""
+        loop = asyncio.get_running_loop()
+        started = [loop.run_in_executor(self._threads, self._start_one) for _ in range(self._workers)]
+        await asyncio.gather(*started)
+
+    def _start_one(self) -> None:
+        decoder = self._make()
+        self._all.add(decoder)
+        decoder.wait_ready()
+        self._idle.put(decoder)
+
+    async def decode(self, data: bytes, order: DecodeOrder) -> DecodedPage:
+        """Carry out an order in the next free process.
+
+        Cancelling gives up waiting; an order that a process already works on runs to its own limits.
+
+        Args:
+            data: The file.
+            order: Which page, how, and the bounds.
+
+        Returns:
+            The page.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, data, order)
+
+    def _decode(self, data: bytes, order: DecodeOrder) -> DecodedPage:
+        decoder = self._idle.get()
+        try:
+            if not decoder.is_alive:
+                decoder = self._replace(decoder, "died_idle")
+            return decoder.decode(data, order)
+        except DeepSynthError as error:
+            if not decoder.is_alive and not self._stopping:
+                decoder = self._replace(decoder, error.code)
+            raise
+        finally:
+            self._idle.put(decoder)
+
+    def _replace(self, dead: DecoderProcess, reason: str) -> DecoderProcess:
+        dead.close()
+        self._on_restart(reason)
+        logger.warning("decoding process replaced", extra={"fields": {"reason": reason}})
+        fresh = self._make()
+        self._all.discard(dead)
+        self._all.add(fresh)
+        return fresh
+
+    async def stop(self) -> None:
+        """End every process; orders at work are lost."""
+        await asyncio.to_thread(self._stop)
+
+    def _stop(self) -> None:
+        self._stopping = True
+        for decoder in list(self._all):
+            decoder.kill()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for decoder in self._all:
+            decoder.close()

@@ -1,0 +1,156 @@
+"""Frames between the service and a decoding process: a JSON header, then raw bytes.
+
+Nothing that crosses can run code on the other side, so a decoder taken over by a hostile file gains nothing here; the
+service trusts no number of a reply before it has checked it.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import time
+from typing import Any
+
+import numpy as np
+
+from service.errors import DeepSynthError, InternalError, error_classes
+from service.intake.decoding import DecodedPage
+from service.intake.formats import FileFormat
+from service.intake.limits import DecodeOrder
+from shared.deepseek_ocr.geometry import Mode, ViewPlan
+
+_PREFIX = struct.Struct("!II")
+MAX_HEADER_BYTES = 64 * 1024
+CHANNELS = 3
+
+
+class BrokenFrameError(Exception):
+    """The other side closed the pipe, was late, or does not keep to the format."""
+
+
+def send_frame(pipe: socket.socket, header: dict[str, Any], *payloads: bytes | memoryview) -> None:
+    """Write one frame; blocks while the other side does not read."""
+    text = json.dumps(header).encode()
+    pipe.sendall(_PREFIX.pack(len(text), sum(len(payload) for payload in payloads)) + text)
+    for payload in payloads:
+        pipe.sendall(payload)
+
+
+def receive_frame(
+    pipe: socket.socket, max_payload_bytes: int, deadline_s: float | None = None
+) -> tuple[dict[str, Any], bytearray]:
+    """Read one frame.
+
+    Args:
+        pipe: Where from.
+        max_payload_bytes: Refuse more.
+        deadline_s: Monotonic time after which to give up; None waits for ever.
+
+    Returns:
+        The header and the payload.
+
+    Raises:
+        BrokenFrameError: The pipe is closed, or the frame is too large or no JSON object.
+    """
+    header_bytes, payload_bytes = _PREFIX.unpack(_receive_exactly(pipe, _PREFIX.size, deadline_s))
+    if header_bytes > MAX_HEADER_BYTES or payload_bytes > max_payload_bytes:
+        raise BrokenFrameError("too large")
+    try:
+        header = json.loads(_receive_exactly(pipe, header_bytes, deadline_s))
+    except ValueError as error:
+        raise BrokenFrameError("no JSON") from error
+    if not isinstance(header, dict):
+        raise BrokenFrameError("no JSON object")
+    return header, _receive_exactly(pipe, payload_bytes, deadline_s)
+
+
+def _receive_exactly(pipe: socket.socket, num_bytes: int, deadline_s: float | None) -> bytearray:
+    buffer = bytearray(num_bytes)
+    view = memoryview(buffer)
+    while view:
+        if deadline_s is not None:
+            pipe.settimeout(max(deadline_s - time.monotonic(), 0.001))
+        count = pipe.recv_into(view)
+        if not count:
+            raise BrokenFrameError("closed")
+        view = view[count:]
+    return buffer
+
+
+def max_reply_bytes(order: DecodeOrder) -> int:
+    """Most bytes the views of an order's page can have."""
+    geometry = order.geometry
+    global_px = max(geometry.global_px, geometry.tiny_px, geometry.small_px, geometry.base_px, geometry.large_px)
+    return CHANNELS * (global_px**2 + geometry.max_tiles * geometry.tile_px**2)
+
+
+def page_to_wire(page: DecodedPage) -> tuple[dict[str, Any], list[memoryview]]:
+    """Header and payloads of a decoded page."""
+    plan = page.plan
+    header = {
+        "format": page.file_format,
+        "pages": page.pages,
+        "page": page.page,
+        "width_px": page.width_px,
+        "height_px": page.height_px,
+        "is_blank": page.is_blank,
+        "mode": plan.mode,
+        "global_px": plan.global_px,
+        "tile_px": plan.tile_px,
+        "tile_columns": plan.tile_columns,
+        "tile_rows": plan.tile_rows,
+        "num_vision_tokens": plan.num_vision_tokens,
+    }
+    views = [page.global_view_HWC, page.tiles_THWC]
+    return header, [memoryview(np.ascontiguousarray(view).reshape(-1)) for view in views]
+
+
+def page_from_wire(header: dict[str, Any], payload: bytearray) -> DecodedPage:
+    """The page that `page_to_wire` wrote.
+
+    Args:
+        header: The frame's header.
+        payload: The frame's bytes; the page's arrays share them.
+
+    Returns:
+        The page.
+
+    Raises:
+        BrokenFrameError: The numbers do not belong together.
+    """
+    try:
+        plan = ViewPlan(
+            mode=Mode(header["mode"]),
+            **{
+                name: int(header[name])
+                for name in ("global_px", "tile_px", "tile_columns", "tile_rows", "num_vision_tokens")
+            },
+        )
+        pixels = np.frombuffer(payload, np.uint8)
+        split = plan.global_px**2 * CHANNELS
+        return DecodedPage(
+            file_format=FileFormat(header["format"]),
+            pages=tuple(int(page) for page in header["pages"]),
+            page=int(header["page"]),
+            width_px=int(header["width_px"]),
+            height_px=int(header["height_px"]),
+            is_blank=bool(header["is_blank"]),
+            plan=plan,
+            global_view_HWC=pixels[:split].reshape(plan.global_px, plan.global_px, CHANNELS),
+            tiles_THWC=pixels[split:].reshape(plan.num_tiles, plan.tile_px, plan.tile_px, CHANNELS),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BrokenFrameError("no page") from error
+
+
+def error_to_wire(error: DeepSynthError) -> dict[str, Any]:
+    """Header of a refusal; the detail stays behind, it may quote the file."""
+    return {"error": error.code, "public": error.public}
+
+
+def error_from_wire(header: dict[str, Any]) -> DeepSynthError:
+    """The refusal that `error_to_wire` wrote; anything unheard of becomes an internal error."""
+    cls = error_classes().get(str(header["error"]), InternalError)
+    public = header.get("public")
+    return cls(public=public if isinstance(public, dict) else None)

@@ -1,0 +1,127 @@
+"""From a grounded answer to clean text and boxes on the page.
+
+The model writes `<|ref|>label<|/ref|><|det|>[[x1, y1, x2, y2], ...]<|/det|>` and then the text it read there, with
+coordinates from 0 to 999 along each side of the uploaded page, whatever views were made of it (the public code
+scales by the page's own width and height). Asked to "OCR this image" it writes the text itself as the label.
+
+An answer is data of unknown origin: nothing here evaluates it, raises on it, or takes more than linear time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+GRID = 999
+"""The largest coordinate; it lies on the page's far edge."""
+
+_MARKER = re.compile(r"<\|(/?)(ref|det|grounding)\|>")
+_NUMBER = r"\s{0,8}([+-]?[0-9]{1,12}(?:\.[0-9]{0,12})?)\s{0,8}"
+_BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
+_CUT_BOXES = re.compile(r"[\[\]0-9,.\s]*")
+_BLANK_LINES = re.compile(r"\n(?:[ \t]*\n){2,}")
+_OPEN_REF, _CLOSE_REF, _OPEN_DET, _CLOSE_DET = "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>"
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A labelled box; `box_px` is x1, y1, x2, y2 on the uploaded page, ordered and within it."""
+
+    label: str
+    box_px: tuple[int, int, int, int]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class GroundedText:
+    """An answer without its markers, and where its parts stand."""
+
+    text: str
+    regions: tuple[Region, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Passage:
+    """Text between two tags, with the tag before it; text before any tag has no label."""
+
+    label: str | None
+    payload: str
+    text: str
+
+
+def parse_grounded(answer: str, width_px: int, height_px: int, *, labels_are_text: bool = False) -> GroundedText:
+    """Separate what was read from where it stands.
+
+    Args:
+        answer: The model's answer, complete or cut short.
+        width_px: Width of the uploaded page, upright.
+        height_px: Its height.
+        labels_are_text: For tasks whose labels are the text read (`ocr`, `locate`): a label that no text follows
+            then becomes its region's text, and part of the answer's.
+
+    Returns:
+        The text, untouched where the answer has no markers, and one region for each readable box. A tag with several
+        boxes gives several regions with the same label and text. Markers that make no tag are left out of the text.
+    """
+    pieces = _pieces(answer)
+    if len(pieces) == 1:
+        return GroundedText(answer, ())
+    texts: list[str] = []
+    regions: list[Region] = []
+    for passage in _passages(pieces):
+        text = passage.text.strip()
+        if labels_are_text and not text and passage.label:
+            text = passage.label
+            texts.append(f"{text}\n")
+        else:
+            texts.append(passage.text)
+        if passage.label is not None:
+            boxes = _boxes(passage.payload, width_px, height_px)
+            regions += [Region(passage.label, box_px, text) for box_px in boxes]
+    return GroundedText(_BLANK_LINES.sub("\n\n", "".join(texts)).strip(), tuple(regions))
+
+
+def _pieces(answer: str) -> list[str]:
+    """The answer split at its markers: text and markers in turn, text first and last."""
+    pieces: list[str] = []
+    start = 0
+    for found in _MARKER.finditer(answer):
+        pieces += [answer[start : found.start()], found.group()]
+        start = found.end()
+    return [*pieces, answer[start:]]
+
+
+def _passages(pieces: list[str]) -> Iterator[_Passage]:
+    """Passages in order; markers in the right sequence make a tag, any other marker is dropped."""
+    label: str | None = None
+    payload = ""
+    text = [pieces[0]]
+    index = 1
+    while index < len(pieces):
+        if _is_tag(pieces, index):
+            yield _Passage(label, payload, "".join(text))
+            label, payload = pieces[index + 1].strip(), pieces[index + 5]
+            text = pieces[index + 7 : index + 8]
+            index += 8
+        else:
+            text.append(pieces[index + 1])
+            index += 2
+    yield _Passage(label, payload, "".join(text))
+
+
+def _is_tag(pieces: list[str], index: int) -> bool:
+    """Whether a tag starts at a marker; the last one of an answer may be cut short within its boxes."""
+    markers = pieces[index : index + 7 : 2]
+    if markers[:3] != [_OPEN_REF, _CLOSE_REF, _OPEN_DET] or pieces[index + 3].strip():
+        return False
+    return markers[3] == _CLOSE_DET if len(markers) > 3 else _CUT_BOXES.fullmatch(pieces[index + 5]) is not None
+
+
+def _boxes(payload: str, width_px: int, height_px: int) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of a `<|det|>`; whatever is not four numbers in brackets is skipped."""
+    for found in _BOX.finditer(payload):
+        x1, y1, x2, y2 = (min(max(float(number), 0.0), float(GRID)) / GRID for number in found.groups())
+        left, right = sorted((round(x1 * width_px), round(x2 * width_px)))
+        top, bottom = sorted((round(y1 * height_px), round(y2 * height_px)))
+        yield (left, top, right, bottom)
