@@ -104,3 +104,11 @@ def test_the_dashboard_uses_the_provisioned_data_source() -> None:
     (source,) = yaml_file("deploy/grafana/provisioning/datasources/prometheus.yml")["datasources"]
     panels = [panel for panel in json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"] if panel["type"] != "row"]
     assert {panel["datasource"]["uid"] for panel in panels} == {source["uid"]}
+
+
+def test_every_alert_is_tried_both_ways() -> None:
+    quiet, loud = yaml_file("tests/e2e/alerts_test.yml")["tests"]
+    names = {rule["alert"] for rule in rules() if "alert" in rule}
+    fired = {re.findall(r'"(\w+)"', sample["labels"])[0] for sample in loud["promql_expr_test"][0]["exp_samples"]}
+    assert {case["alertname"] for case in quiet["alert_rule_test"]} == names
+    assert fired == names
