@@ -1,0 +1,179 @@
+"""Keys and values of the running sequences: one row each, without holes, in two tensors that grow in steps.
+
+Owns which row is whose length. Knows nothing of models beyond the shape of their keys, nor of why a sequence joins or
+leaves. Used by the engine's single thread.
+
+Rows in use are always 0 to `num_rows - 1`, so that a decode step reads one strided view and gathers nothing: when a
+row leaves, the last one moves into its place.
+
+Shape letters: B rows, N heads, L new tokens, S tokens attended to, D head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class SlotCache:
+    """Storage and lengths of all rows.
+
+    Invariant: beyond its length a row in use holds finite numbers, so that masked positions add exactly nothing.
+
+    Args:
+        num_layers: Decoder layers.
+        num_heads: Key and value heads of a layer.
+        head_dim: Width of one head.
+        max_rows: Rows at most.
+        max_tokens: Tokens of one row at most.
+        growth_tokens: Capacity is a multiple of this; small steps waste little, large ones copy seldom.
+        device: Where the tensors live.
+        dtype: Their type.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_heads: int,
+        head_dim: int,
+        max_rows: int,
+        max_tokens: int,
+        growth_tokens: int = 256,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.max_rows = max_rows
+        self.max_tokens = max_tokens
+        self._growth_tokens = growth_tokens
+        self._lengths: list[int] = []
+        shape = (2, num_layers, max_rows, 0, num_heads, head_dim)
+        self._storage = torch.empty(shape, device=device, dtype=dtype)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in use."""
+        return len(self._lengths)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that each row holds before the storage must grow."""
+        return self._storage.shape[3]
+
+    def length(self, row: int) -> int:
+        """Tokens that a row holds."""
+        return self._lengths[row]
+
+    def open_rows(self, count: int, length: int) -> PrefillWindow:
+        """Add rows of equal length at the end, to be filled through the window.
+
+        Args:
+            count: Number of rows.
+            length: Tokens of each.
+
+        Returns:
+            The model's cache for the pass that fills them.
+
+        Raises:
+            ValueError: More rows or tokens than the cache was made for; scheduling should have known.
+        """
+        first = self.num_rows
+        if first + count > self.max_rows:
+            raise ValueError(f"{first + count} rows do not fit into {self.max_rows}")
+        self._reserve(length + 1)
+        self._storage[:, :, first : first + count, length:] = 0
+        self._lengths += [length] * count
+        return PrefillWindow(self._storage[:, :, first : first + count, :length])
+
+    def close_row(self, row: int) -> int:
+        """Drop a row.
+
+        Args:
+            row: Which.
+
+        Returns:
+            The row whose sequence now lies at `row`; `row` itself when it was the last.
+        """
+        last = self.num_rows - 1
+        if row != last:
+            self._storage[:, :, row] = self._storage[:, :, last]
+            self._lengths[row] = self._lengths[last]
+        self._lengths.pop()
+        return last
+
+    def truncate(self, row: int, length: int) -> None:
+        """Forget a row's newest tokens."""
+        assert 0 < length <= self._lengths[row]
+        self._lengths[row] = length
+
+    def open_step(self) -> DecodeWindow:
+        """Make room for one token in every row.
+
+        Returns:
+            The model's cache for the pass that computes it; lengths already count the token.
+
+        Raises:
+            ValueError: A row is full.
+        """
+        positions = list(self._lengths)
+        used = max(positions) + 1
+        self._reserve(used)
+        self._lengths = [length + 1 for length in positions]
+        return DecodeWindow(self._storage, positions, used)
+
+    def _reserve(self, tokens: int) -> None:
+        if tokens > self.max_tokens:
+            raise ValueError(f"{tokens} tokens do not fit into rows of {self.max_tokens}")
+        if tokens <= self.capacity:
+            return
+        capacity = min(self.max_tokens, -(-tokens // self._growth_tokens) * self._growth_tokens)
+        old = self._storage
+        kinds, layers, rows, _, heads, width = old.shape
+        # Rows not in use are never written, and untouched pages of a large block cost no memory on a CPU.
+        self._storage = old.new_empty((kinds, layers, rows, capacity, heads, width))
+        self._storage[:, :, : self.num_rows, : old.shape[3]] = old[:, :, : self.num_rows]
+        self._storage[:, :, : self.num_rows, old.shape[3] :] = 0
+
+
+class PrefillWindow:
+    """Takes the keys and values of whole prompts; the new tokens see one another alone."""
+
+    def __init__(self, storage: Tensor) -> None:
+        self._keys, self._values = storage.transpose(3, 4)
+
+    def update(self, keys_BNLD: Tensor, values_BNLD: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Store a layer's tensors and return them."""
+        self._keys[layer].copy_(keys_BNLD)
+        self._values[layer].copy_(values_BNLD)
+        return keys_BNLD, values_BNLD
+
+
+class DecodeWindow:
+    """Takes one token's keys and values for every row, and shows the model each row's own past.
+
+    Attributes:
+        position_ids_B1: Where each row's token stands, int64.
+        mask_B11S: 0 where a row may look and minus infinity beyond its length; None when all lengths are equal.
+    """
+
+    def __init__(self, storage: Tensor, positions: list[int], used: int) -> None:
+        rows, capacity = len(positions), storage.shape[3]
+        self._used = used
+        self._rows = rows
+        self._flat = storage.flatten(2, 3).flatten(-2)
+        self._read = storage[:, :, :rows, :used].transpose(3, 4)
+        self._index = torch.tensor(
+            [row * capacity + position for row, position in enumerate(positions)], device=storage.device
+        )
+        self.position_ids_B1 = torch.tensor(positions, device=storage.device).unsqueeze(1)
+        self.mask_B11S: Tensor | None = None
+        if min(positions) + 1 < used:
+            ahead = torch.arange(used, device=storage.device) > self.position_ids_B1
+            mask = torch.zeros((rows, used), device=storage.device, dtype=storage.dtype)
+            self.mask_B11S = mask.masked_fill_(ahead, float("-inf"))[:, None, None]
+
+    def update(self, keys_BN1D: Tensor, values_BN1D: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Store a layer's token and return all that its rows may hold, `[B, N, S, D]`."""
+        self._flat[0, layer].index_copy_(0, self._index, keys_BN1D.flatten(1))
+        self._flat[1, layer].index_copy_(0, self._index, values_BN1D.flatten(1))
+        return self._read[0, layer], self._read[1, layer]

@@ -1,0 +1,132 @@
+"""Degenerate output: noticing that a page's answer runs in a circle, and the second attempt.
+
+Owns the loop rule, its incremental detector and the guard of the second attempt. Knows token ids alone: no torch, no
+text. Called by the engine's single thread, once per new token of each page.
+
+The rule: the last tokens repeat with a period of at most `max_period` tokens, at least `min_repeats` times, over at
+least `min_tokens` tokens. Real pages repeat as well (rules, dotted leaders, empty table cells, forms), so both bounds
+lie above what one line or one table row of a dense page holds; a numbered list is never periodic, since its numbers
+change.
+
+The ladder: (1) greedy; (2) once a loop is certain, back to the end of its first period and on from there, greedy, with
+the loop's next token forbidden and no n-gram repeated within a window; (3) the text up to the end of the first
+period. The engine picks between (2) and (3) with `is_better`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class LoopRule:
+    """When a periodic tail counts as a loop."""
+
+    max_period: int = 64
+    min_tokens: int = 256
+    min_repeats: int = 6
+    suspicion: int = 4
+    """Repeated tokens after which a tail is held back from the stream until it ends or is certain."""
+
+
+class LoopDetector:
+    """The periods of a growing token sequence; O(max_period) integers of state and work for each token.
+
+    Invariant: `_runs[p - 1]` is the number of tokens at the end that equal the token `p` before them.
+    """
+
+    def __init__(self, rule: LoopRule) -> None:
+        periods = np.arange(1, rule.max_period + 1)
+        self._needed = np.maximum(rule.min_tokens, rule.min_repeats * periods) - periods
+        self._suspicion = rule.suspicion
+        self._runs = np.zeros(rule.max_period, dtype=np.int64)
+        # Newest token first, so that index p - 1 holds the token p before the coming one; -1 equals no token.
+        self._tail = np.full(rule.max_period, -1, dtype=np.int64)
+        self._num_tokens = 0
+
+    def push(self, token: int) -> int | None:
+        """Take the next token.
+
+        Args:
+            token: Its id, 0 or more.
+
+        Returns:
+            Once a loop is certain, the number of tokens up to the end of its first period; else None.
+        """
+        self._runs += 1
+        self._runs *= self._tail == token
+        self._tail[1:] = self._tail[:-1]
+        self._tail[0] = token
+        self._num_tokens += 1
+        certain = np.flatnonzero(self._runs >= self._needed)
+        return self._num_tokens - int(self._runs[certain].max()) if certain.size else None
+
+    @property
+    def num_settled(self) -> int:
+        """Tokens that no loop seen so far could take back."""
+        longest = int(self._runs.max())
+        return self._num_tokens - longest if longest >= self._suspicion else self._num_tokens
+
+
+class RepetitionGuard:
+    """Tokens that the second attempt may not choose next.
+
+    Invariant: of the n-grams within the last `window` tokens none is completed a second time, and the first token
+    after the rollback is not the one that led into the loop.
+    """
+
+    def __init__(self, tokens: list[int], forbidden_first: int, ngram: int = 12, window: int = 256) -> None:
+        self._ngram = ngram
+        self._window = window
+        self._forbidden_first: int | None = forbidden_first
+        self._recent: deque[int] = deque(maxlen=ngram - 1)
+        self._seen: deque[tuple[tuple[int, ...], int]] = deque()
+        self._followers: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for token in tokens[-window:]:
+            self._remember(token)
+
+    def push(self, token: int) -> None:
+        """Take the token that was chosen."""
+        self._forbidden_first = None
+        self._remember(token)
+
+    def banned(self) -> list[int]:
+        """Ids that may not come next."""
+        banned = list(self._followers.get(tuple(self._recent), ()))
+        if self._forbidden_first is not None:
+            banned.append(self._forbidden_first)
+        return banned
+
+    def _remember(self, token: int) -> None:
+        if len(self._recent) == self._ngram - 1:
+            context = tuple(self._recent)
+            self._followers[context].append(token)
+            self._seen.append((context, token))
+            if len(self._seen) > self._window:
+                self._forget_oldest()
+        self._recent.append(token)
+
+    def _forget_oldest(self) -> None:
+        context, _ = self._seen.popleft()
+        followers = self._followers[context]
+        # Entries leave in the order in which they came, so the oldest of a context stands first.
+        followers.pop(0)
+        if not followers:
+            del self._followers[context]
+
+
+def is_better(ended_by_itself: bool, confidence: float, min_confidence: float = 0.6) -> bool:
+    """Whether the second attempt's continuation is reported rather than dropped.
+
+    Args:
+        ended_by_itself: Whether it came to the end token.
+        confidence: Geometric mean of its tokens' probabilities.
+        min_confidence: What a continuation that looped again or ran out of tokens needs to be believed.
+
+    Returns:
+        True if the continuation belongs into the answer.
+    """
+    return ended_by_itself or confidence >= min_confidence

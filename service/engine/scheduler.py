@@ -1,0 +1,164 @@
+"""Which pages the engine takes on and what its next step does: pure decisions over counts.
+
+Owns the rules (arrival order, all or nothing, bounded work beside running pages). Knows no torch, no clock and no
+page, only what a page costs. Called by the engine's single thread; executing a decision is the engine's work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PageCost:
+    """What one page takes; known before it runs."""
+
+    sequence_id: str
+    num_views: int
+    prompt_tokens: int
+    """Vision and text tokens that the decoder reads before its first answer."""
+    max_new_tokens: int
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens of key and value cache that the page may fill; reserved as a whole."""
+        return self.prompt_tokens + self.max_new_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ActivePage:
+    """An admitted page and how far it is."""
+
+    cost: PageCost
+    views_encoded: int = 0
+    is_decoding: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the engine holds at once and does in one step.
+
+    The two bounds on a step keep pages that already decode from stalling behind new ones; a single page above a
+    bound still gets its turn alone.
+    """
+
+    slots: int
+    kv_tokens: int
+    views_per_step: int = 4
+    prefill_tokens_per_step: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One step's work, in the order in which the engine does it; ids in arrival order."""
+
+    refuse: tuple[str, ...] = ()
+    """Waiting pages that no empty engine could hold."""
+    admit: tuple[str, ...] = ()
+    encode: tuple[tuple[str, int], ...] = ()
+    """Sequence and how many of its next views to encode."""
+    prefill: tuple[str, ...] = ()
+    decode: tuple[str, ...] = ()
+    """Pages that gain a token, those prefilled in this step among them."""
+
+
+class Budget:
+    """What is left to admit pages with; each page is taken wholly or not at all."""
+
+    def __init__(self, limits: Limits, active: Iterable[PageCost]) -> None:
+        self._slots = limits.slots
+        self._kv_tokens = limits.kv_tokens
+        for cost in active:
+            self._slots -= 1
+            self._kv_tokens -= cost.kv_tokens
+
+    def take(self, cost: PageCost) -> bool:
+        """Reserve room for a page, if there is room for all of it."""
+        if self._slots < 1 or cost.kv_tokens > self._kv_tokens:
+            return False
+        self._slots -= 1
+        self._kv_tokens -= cost.kv_tokens
+        return True
+
+
+def decide(waiting: Sequence[PageCost], active: Sequence[ActivePage], limits: Limits) -> Decision:
+    """Plan the next step.
+
+    A page that does not fit yet holds back all behind it, so that none starves; a page that can never fit is
+    refused at once instead of waiting for ever.
+
+    Args:
+        waiting: Pages not yet admitted, oldest first.
+        active: Admitted pages, oldest first.
+        limits: Room of the engine and bounds of a step.
+
+    Returns:
+        The step; equal arguments give an equal step.
+    """
+    refuse = tuple(cost.sequence_id for cost in waiting if cost.kv_tokens > limits.kv_tokens)
+    admitted = _admit([cost for cost in waiting if cost.kv_tokens <= limits.kv_tokens], active, limits)
+    pages = [*active, *(ActivePage(cost) for cost in admitted)]
+    encode, encoded = _plan_encoding(pages, limits.views_per_step)
+    prefill = _plan_prefill(encoded, limits.prefill_tokens_per_step)
+    return Decision(
+        refuse=refuse,
+        admit=tuple(cost.sequence_id for cost in admitted),
+        encode=encode,
+        prefill=prefill,
+        decode=(*(page.cost.sequence_id for page in active if page.is_decoding), *prefill),
+    )
+
+
+def company_wait_s(num_waiting: int, num_active: int, waited_s: float, slots: int, max_wait_s: float) -> float:
+    """How much longer an idle engine waits for company before its first step.
+
+    Args:
+        num_waiting: Pages that wait.
+        num_active: Admitted pages; with any, nothing waits.
+        waited_s: How long the oldest waiting page has waited, in seconds.
+        slots: Pages that fit at once; a full set starts at once.
+        max_wait_s: Bound on the wait, in seconds.
+
+    Returns:
+        Seconds, 0 when the engine should step.
+    """
+    if num_active or not num_waiting or num_waiting >= slots:
+        return 0.0
+    return max(0.0, max_wait_s - waited_s)
+
+
+def _admit(waiting: Iterable[PageCost], active: Iterable[ActivePage], limits: Limits) -> list[PageCost]:
+    budget = Budget(limits, (page.cost for page in active))
+    admitted = []
+    for cost in waiting:
+        if not budget.take(cost):
+            break
+        admitted.append(cost)
+    return admitted
+
+
+def _plan_encoding(pages: Iterable[ActivePage], views: int) -> tuple[tuple[tuple[str, int], ...], list[PageCost]]:
+    """Share out the step's views; also the pages whose views are all encoded after it."""
+    encode, encoded = [], []
+    for page in pages:
+        if page.is_decoding:
+            continue
+        missing = page.cost.num_views - page.views_encoded
+        granted = min(missing, views)
+        views -= granted
+        if granted:
+            encode.append((page.cost.sequence_id, granted))
+        if granted == missing:
+            encoded.append(page.cost)
+    return tuple(encode), encoded
+
+
+def _plan_prefill(encoded: Iterable[PageCost], tokens: int) -> tuple[str, ...]:
+    prefill: list[str] = []
+    for cost in encoded:
+        if prefill and cost.prompt_tokens > tokens:
+            break
+        tokens -= cost.prompt_tokens
+        prefill.append(cost.sequence_id)
+    return tuple(prefill)

@@ -1,0 +1,122 @@
+"""The language decoder: attention with rotary positions, dense and mixture-of-experts layers.
+
+Owns the modules behind the public keys `layers.*` and `norm`, and takes keys and values through whatever
+cache object it is given. Knows nothing of images, of masks' making or of sampling.
+
+Shape letters: B sequences, L new tokens, S tokens attended to, H hidden width, N heads, D head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shared.deepseek_ocr.configuration import TextConfig
+from shared.deepseek_ocr.moe import MixtureOfExperts, Mlp
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation, computed in float32."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(x.dtype)
+
+
+def rotary_tables(position_ids_BL: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Compute cosines and sines for tokens' positions.
+
+    The frequencies are made anew, never stored: a stored buffer would lose its precision with the model's dtype.
+
+    Returns:
+        Two tensors `[B, 1, L, D]` in `dtype`, computed in float32.
+
+    Source:
+        Llama's rotary embedding, which the public model uses: halves rotated, not pairs.
+    """
+    even = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids_BL.device)
+    angles = position_ids_BL.float().unsqueeze(-1) * theta ** -(even / head_dim)
+    angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x_BNLD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate queries or keys to their positions."""
+    first, second = x_BNLD.chunk(2, dim=-1)
+    return x_BNLD * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention over the new tokens and the cache."""
+
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x_BLH: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any | None) -> Tensor:
+        """Attend.
+
+        Args:
+            x_BLH: normalised new tokens.
+            rotary: their `rotary_tables`.
+            mask: `[B or 1, 1, L, S]`, True or 0 where allowed; None: causal when L > 1, everything when L is 1.
+            cache: has `update(keys, values, layer)`, which returns what to attend to; None: the new tokens.
+
+        Returns:
+            `[B, L, H]`.
+        """
+        q, k, v = (
+            projection(x_BLH).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer)
+        is_causal = mask is None and x_BLH.shape[1] > 1
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+class DecoderLayer(nn.Module):
+    """Attention, then a dense MLP in the first layers and a mixture of experts in the others."""
+
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp: Mlp | MixtureOfExperts
+        if layer < config.first_k_dense_replace:
+            self.mlp = Mlp(config.hidden_size, config.intermediate_size)
+        else:
+            self.mlp = MixtureOfExperts(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, x_BLH: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None = None, cache: Any | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """One layer; arguments as of `Attention`.
+
+        Returns:
+            The tokens, and the load-balance penalty of a training mixture layer (None otherwise).
+        """
+        x_BLH = x_BLH + self.self_attn(self.input_layernorm(x_BLH), rotary, mask, cache)
+        normed = self.post_attention_layernorm(x_BLH)
+        if isinstance(self.mlp, MixtureOfExperts):
+            out, penalty = self.mlp(normed)
+            return x_BLH + out, penalty
+        return x_BLH + self.mlp(normed), None

@@ -1,0 +1,388 @@
+"""DeepSeek-OCR (v1): vision encoders, projector and decoder as one trainable, generating model.
+
+Owns how the parts meet. Module names are the public checkpoint's key names, so that adapters fit other engines too;
+only the routed experts are stored differently (see `checkpoint.py`). Nothing here waits for the device.
+
+Shape letters: B sequences, L tokens, V views, T tiles, H and W pixels, C colours, N tokens of a view, D decoder width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_causal_mask
+from transformers.utils import ModelOutput
+
+from shared.deepseek_ocr.clip import ClipEmbeddings, ClipEncoder
+from shared.deepseek_ocr.configuration import DeepseekOcrConfig
+from shared.deepseek_ocr.decoder import DecoderLayer, RMSNorm, rotary_tables
+from shared.deepseek_ocr.moe import Experts, Gate
+from shared.deepseek_ocr.sam import ChannelNorm, SamAttention, SamEncoder
+from shared.deepseek_ocr.vision import assemble_page, normalise_views
+
+IGNORED_LABEL = -100
+"""Label of tokens that the loss leaves out."""
+
+
+@dataclass
+class DeepseekOcrOutput(ModelOutput):
+    """What a forward pass gives; `loss` contains the weighted `aux_loss` where that is trained."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    aux_loss: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+
+
+class Projector(nn.Module):
+    """Vision width to decoder width."""
+
+    def __init__(self, vision_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.layers = nn.Linear(vision_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project each token."""
+        return self.layers(x)
+
+
+class DeepseekOcrModel(nn.Module):
+    """Everything but the language head: the modules behind the public keys `model.*`."""
+
+    def __init__(self, config: DeepseekOcrConfig) -> None:
+        super().__init__()
+        text = config.text_config
+        self.config = config
+        self.sam_model = SamEncoder(config.sam_config)
+        self.vision_model = ClipEncoder(config.clip_config)
+        self.projector = Projector(2 * config.clip_config.hidden_size, text.hidden_size)
+        self.image_newline = nn.Parameter(torch.zeros(text.hidden_size))
+        # Spelt as in the public checkpoint.
+        self.view_seperator = nn.Parameter(torch.zeros(text.hidden_size))
+        self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(text, layer) for layer in range(text.num_hidden_layers))
+        self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
+
+    def encode_views(self, views_VHWC: Tensor) -> Tensor:
+        """Encode views of one size, however many pages they come from."""
+        dtype = self.image_newline.dtype
+        sam_VCHW = self.sam_model(normalise_views(views_VHWC, dtype))
+        clip_VNC = self.vision_model(sam_VCHW)
+        return self.projector(torch.cat((clip_VNC, sam_VCHW.flatten(2).transpose(1, 2)), dim=-1))
+
+    def decode(
+        self, embeds_BLD: Tensor, position_ids_BL: Tensor, mask: Tensor | None = None, cache: Any | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the decoder's layers; arguments as of `decoder.Attention`.
+
+        Returns:
+            Normalised hidden states `[B, L, D]`, and the mean load-balance penalty while training.
+        """
+        text = self.config.text_config
+        rotary = rotary_tables(position_ids_BL, text.head_dim, text.rope_theta, embeds_BLD.dtype)
+        penalties = []
+        x_BLD = embeds_BLD
+        for layer in self.layers:
+            x_BLD, penalty = layer(x_BLD, rotary, mask, cache)
+            if penalty is not None:
+                penalties.append(penalty)
+        return self.norm(x_BLD), torch.stack(penalties).mean() if penalties else None
+
+
+class DeepseekOcrForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Reads pages: images and a prompt in, text tokens out.
+
+    Sequences are laid out as: bos, one image token per vision token, the prompt's text tokens, the answer.
+    """
+
+    config_class = DeepseekOcrConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    _supports_sdpa = True
+    _supports_attention_backend = False
+    _no_split_modules = ("SamBlock", "ClipLayer", "DecoderLayer")
+    _skip_keys_device_placement = ("past_key_values",)
+
+    def __init__(self, config: DeepseekOcrConfig) -> None:
+        super().__init__(config)
+        text = config.text_config
+        self.model = DeepseekOcrModel(config)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.post_init()
+
+    def encode_views(self, views_VHWC: Tensor) -> Tensor:
+        """Encode views of one size, however many pages they come from.
+
+        Args:
+            views_VHWC: uint8, RGB; sides multiples of the patch.
+
+        Returns:
+            `[V, N, D]`, ready for `assemble_page`.
+        """
+        return self.model.encode_views(views_VHWC)
+
+    def assemble_page(
+        self, global_tokens_ND: Tensor, tile_tokens_TND: Tensor | None, columns: int, rows: int
+    ) -> Tensor:
+        """Join the tokens of a page's views: tiles, global view, separator, a line break after each row.
+
+        Args:
+            global_tokens_ND: tokens of the global view.
+            tile_tokens_TND: tokens of the tiles in reading order, None without tiles.
+            columns: tiles across, 0 without tiles.
+            rows: tiles down, 0 without tiles.
+
+        Returns:
+            `[L, D]`; L is the plan's `num_vision_tokens`.
+        """
+        return assemble_page(
+            global_tokens_ND,
+            tile_tokens_TND,
+            columns,
+            rows,
+            line_break_D=self.model.image_newline,
+            separator_D=self.model.view_seperator,
+        )
+
+    def image_features(
+        self,
+        global_views_BHWC: Tensor,
+        tiles_THWC: Tensor | None = None,
+        tile_grids_B2: Tensor | Sequence[Sequence[int]] | None = None,
+    ) -> list[Tensor]:
+        """Encode the pages of a batch, all views of one size together.
+
+        Args:
+            global_views_BHWC: uint8, one view a page.
+            tiles_THWC: uint8, the tiles of all pages one after another; None without any.
+            tile_grids_B2: columns and rows of each page's tiles, 0 and 0 without; on the CPU, as the host reads it.
+
+        Returns:
+            `[L, D]` for each page.
+
+        Raises:
+            ValueError: The grids do not count as many pages or tiles as there are.
+        """
+        pages = global_views_BHWC.shape[0]
+        grids = _as_grids(tile_grids_B2, pages)
+        counts = [columns * rows for columns, rows in grids]
+        num_tiles = 0 if tiles_THWC is None else tiles_THWC.shape[0]
+        if len(grids) != pages or sum(counts) != num_tiles:
+            raise ValueError(f"tile grids {grids} do not describe {pages} pages with {num_tiles} tiles in all")
+        tile_tokens: Sequence[Tensor | None] = [None] * pages
+        if tiles_THWC is None or not num_tiles:
+            global_tokens = self.encode_views(global_views_BHWC)
+        elif tiles_THWC.shape[1:] == global_views_BHWC.shape[1:]:
+            tokens = self.encode_views(torch.cat((global_views_BHWC, tiles_THWC)))
+            global_tokens, tile_tokens = tokens[:pages], tokens[pages:].split(counts)
+        else:
+            global_tokens = self.encode_views(global_views_BHWC)
+            tile_tokens = self.encode_views(tiles_THWC).split(counts)
+        return [
+            self.assemble_page(tokens, tiles, columns, rows)
+            for tokens, tiles, (columns, rows) in zip(global_tokens, tile_tokens, grids, strict=True)
+        ]
+
+    def embed_inputs(self, input_ids: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """Look tokens up and put vision tokens in the place of image tokens.
+
+        Args:
+            input_ids: `[B, L]`.
+            features: `[L, D]` for each sequence, as `image_features` gives them; empty without images.
+
+        Returns:
+            `[B, L, D]`.
+
+        Raises:
+            ValueError: Image tokens and features differ in number (checked where that costs no wait: on the CPU).
+        """
+        embeds = self.model.embed_tokens(input_ids)
+        if not features:
+            return embeds
+        flat = torch.cat(list(features))
+        is_image = input_ids == self.config.image_token_id
+        if input_ids.device.type == "cpu" and int(is_image.sum()) != flat.shape[0]:
+            raise ValueError(f"the input has {int(is_image.sum())} image tokens, the images give {flat.shape[0]}")
+        # A gather, not masked_scatter: its backward pass has static shapes and never waits for the device.
+        index = (is_image.flatten().cumsum(0) - 1).clamp(min=0, max=flat.shape[0] - 1).view_as(input_ids)
+        return torch.where(is_image.unsqueeze(-1), flat[index].to(embeds.dtype), embeds)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        global_views_BHWC: Tensor | None = None,
+        tiles_THWC: Tensor | None = None,
+        tile_grids_B2: Tensor | Sequence[Sequence[int]] | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        cache_position: Tensor | None = None,  # noqa: ARG002 - transformers passes it, positions say it already
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        **_: Any,
+    ) -> DeepseekOcrOutput:
+        """Predict the next token at each position.
+
+        Args:
+            input_ids: `[B, L]`.
+            attention_mask: None: causal, which right-padded batches without a cache need no mask for.
+                `[B, S]`: 1 for tokens, 0 for padding. `[B, 1, L, S]`: taken as it is, bool or additive.
+            position_ids: `[B, L]`; None: counted from the cache's length.
+            past_key_values: a transformers cache, or anything with its `update(keys, values, layer)`.
+            inputs_embeds: `[B, L, D]` in the place of `input_ids`.
+            global_views_BHWC: see `image_features`; only with the tokens that hold the image tokens.
+            tiles_THWC: see `image_features`.
+            tile_grids_B2: see `image_features`.
+            labels: `[B, L]`, -100 where the loss looks away; shifted here.
+            use_cache: make and return a cache where none is given.
+            cache_position: ignored.
+            logits_to_keep: last positions to compute logits for, or their indices; 0: all.
+            num_items_in_batch: divide the loss by this instead of the labels' number.
+
+        Returns:
+            Logits `[B, kept, vocabulary]`, the loss where labels are given, and the cache.
+
+        Raises:
+            ValueError: Both or neither of `input_ids` and `inputs_embeds`, or images without `input_ids`.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            assert input_ids is not None
+            features = []
+            if global_views_BHWC is not None:
+                features = self.image_features(global_views_BHWC, tiles_THWC, tile_grids_B2)
+            inputs_embeds = self.embed_inputs(input_ids, features)
+        elif global_views_BHWC is not None:
+            raise ValueError("images need input_ids, whose image tokens say where they belong")
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        position_ids, mask = self._positions_and_mask(inputs_embeds, attention_mask, position_ids, past_key_values)
+        hidden, aux_loss = self.model.decode(inputs_embeds, position_ids, mask, past_key_values)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden[:, kept])
+        loss = None
+        if labels is not None:
+            loss = next_token_loss(logits, labels, num_items_in_batch)
+            coefficient = self.config.text_config.router_aux_loss_coef
+            if aux_loss is not None and coefficient:
+                loss = loss + coefficient * aux_loss
+        return DeepseekOcrOutput(
+            loss=loss, logits=logits, past_key_values=past_key_values, aux_loss=aux_loss, last_hidden_state=hidden
+        )
+
+    def _positions_and_mask(
+        self, embeds: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if position_ids is None:
+            seen = 0 if cache is None else cache.get_seq_length()
+            position_ids = (torch.arange(embeds.shape[1], device=embeds.device) + seen).unsqueeze(0)
+        if attention_mask is not None and attention_mask.ndim == 4:
+            if attention_mask.dtype != torch.bool:
+                attention_mask = attention_mask.to(embeds.dtype)
+            return position_ids, attention_mask
+        if attention_mask is None and cache is None:
+            return position_ids, None
+        mask = create_causal_mask(
+            config=self.config.text_config,
+            inputs_embeds=embeds,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            position_ids=None,
+        )
+        return position_ids, mask
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, is_first_iteration: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Give the images to the first step alone; the cache holds them afterwards."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            for name in ("global_views_BHWC", "tiles_THWC", "tile_grids_B2"):
+                inputs[name] = None
+        return inputs
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Token embeddings, as transformers asks for them."""
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings."""
+        assert isinstance(value, nn.Embedding)
+        self.model.embed_tokens = value
+
+    def set_moe_implementation(self, name: str) -> None:
+        """Choose how routed experts are computed, in all layers: `grouped` or `dense`."""
+        self.config.text_config.moe_implementation = name
+        for module in self.modules():
+            if isinstance(module, Experts):
+                module.implementation = name
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.text_config.initializer_range
+        if isinstance(module, nn.Conv2d):
+            fan_in = module.weight[0].numel()
+            init.normal_(module.weight, std=fan_in**-0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, ChannelNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, SamEncoder):
+            init.normal_(module.pos_embed, std=std)
+        elif isinstance(module, SamAttention):
+            init.normal_(module.rel_pos_h, std=std)
+            init.normal_(module.rel_pos_w, std=std)
+        elif isinstance(module, ClipEmbeddings):
+            init.normal_(module.class_embedding, std=std)
+        elif isinstance(module, Gate):
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, Experts):
+            init.normal_(module.gate_up_proj, std=std)
+            init.normal_(module.down_proj, std=std)
+        elif isinstance(module, DeepseekOcrModel):
+            init.normal_(module.image_newline, std=std)
+            init.normal_(module.view_seperator, std=std)
+        else:
+            super()._init_weights(module)
+
+
+def next_token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Cross entropy of each position's successor, in float32.
+
+    Args:
+        logits: `[B, L, vocabulary]`.
+        labels: `[B, L]`, not shifted, -100 where the loss looks away.
+        num_items_in_batch: divisor; None: the number of labels that count.
+
+    Returns:
+        A scalar.
+    """
+    reduction = "mean" if num_items_in_batch is None else "sum"
+    targets = labels[:, 1:].flatten().to(logits.device)
+    loss = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=IGNORED_LABEL, reduction=reduction
+    )
+    return loss if num_items_in_batch is None else loss / num_items_in_batch
+
+
+def _as_grids(tile_grids_B2: Tensor | Sequence[Sequence[int]] | None, pages: int) -> list[tuple[int, int]]:
+    if tile_grids_B2 is None:
+        return [(0, 0)] * pages
+    values = tile_grids_B2.tolist() if isinstance(tile_grids_B2, Tensor) else tile_grids_B2
+    return [(int(columns), int(rows)) for columns, rows in values]
