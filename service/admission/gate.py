@@ -63,7 +63,7 @@ class Gate:
         clock: Callable[[], float],
         jitter: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        self.capacity = capacity
+        self._capacity = capacity
         self.page_slots = asyncio.Semaphore(page_slots)
         self._clock = clock
         self._jitter = jitter
@@ -73,6 +73,11 @@ class Gate:
         self._is_draining = False
         self._empty = asyncio.Event()
         self._empty.set()
+
+    @property
+    def capacity(self) -> int:
+        """Most requests inside at once."""
+        return self._capacity
 
     @property
     def num_waiting(self) -> int:
@@ -101,7 +106,7 @@ class Gate:
         """
         if self._is_draining:
             raise DrainingError
-        if self._num_waiting + self._num_running >= self.capacity:
+        if self._num_waiting + self._num_running >= self._capacity:
             raise QueueFullError(retry_after_s=self._retry_after_s())
         self._num_waiting += 1
         self._empty.clear()

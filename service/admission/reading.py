@@ -145,7 +145,7 @@ class DocumentReader:
         self._source = source
         self._engine = engine
         self._gate = gate
-        self._limits = limits
+        self.limits = limits
         self._observer = observer
         self._clock = clock
 
@@ -200,7 +200,7 @@ class DocumentReader:
     async def _decode(self, data: bytes, order: ReadOrder, position: int) -> tuple[DecodedPage, float]:
         start_s = self._clock()
         info = self._engine.info
-        decode_order = DecodeOrder(order.selection, position, order.mode, info.geometry, self._limits)
+        decode_order = DecodeOrder(order.selection, position, order.mode, info.geometry, self.limits)
         with self._observer.decoding() as decoded:
             page = await self._source.decode(data, decode_order)
             decoded(page)

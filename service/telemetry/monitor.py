@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from typing import Protocol
 
-from service.admission.gate import Gate
 from service.engine.protocol import EngineHandle, EngineState
 from service.telemetry.metrics import Metrics
 
@@ -15,11 +15,27 @@ PERIOD_S = 0.5
 STATS_TIMEOUT_S = 1.0
 
 
+class Counts(Protocol):
+    """What the gate tells of itself."""
+
+    @property
+    def capacity(self) -> int:
+        """Most requests inside."""
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests of which no page is in work."""
+
+    @property
+    def num_running(self) -> int:
+        """Requests with pages in work."""
+
+
 class Monitor:
     """Started and stopped with the app; `refresh` may also be called by a scrape, for the newest values."""
 
     def __init__(
-        self, *, engine: EngineHandle, gate: Gate, metrics: Metrics, on_engine_failed: Callable[[], None]
+        self, *, engine: EngineHandle, gate: Counts, metrics: Metrics, on_engine_failed: Callable[[], None]
     ) -> None:
         self._engine = engine
         self._gate = gate

@@ -57,8 +57,8 @@ def parse_grounded(answer: str, width_px: int, height_px: int, *, labels_are_tex
         answer: The model's answer, complete or cut short.
         width_px: Width of the uploaded page, upright.
         height_px: Its height.
-        labels_are_text: For tasks whose labels are the text read (`ocr`, `locate`): a label that no text follows
-            then becomes its region's text, and part of the answer's.
+        labels_are_text: For the task whose labels are the text read (`ocr`): a label that no text follows then
+            becomes its region's text, and part of the answer's.
 
     Returns:
         The text, untouched where the answer has no markers, and one region for each readable box. A tag with several

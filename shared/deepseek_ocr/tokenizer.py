@@ -127,11 +127,11 @@ class OcrTokenizer:
 
     def encode_trusted(self, text: str) -> list[int]:
         """Ids of text in which special strings are special tokens: templates and training targets."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        return _encode(self._backend, text)
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of anybody's text; never a special token, whatever the text says."""
-        return self._plain_backend.encode(text, add_special_tokens=False).ids
+        return _encode(self._plain_backend, text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of an answer: `<|ref|>` and kin stay, bos, eos, pad and image placeholders go.
@@ -186,6 +186,11 @@ def _role_id(backend: Tokenizer, role: str, overrides: Mapping[str, int | None])
     if found is None:
         raise TokenizerError(f"the vocabulary lacks {_ROLES[role]!r} and the configuration names no {role}")
     return found
+
+
+def _encode(backend: Tokenizer, text: str) -> list[int]:
+    """Ids of a text; halves of surrogate pairs, which JSON can smuggle in and UTF-8 cannot hold, become `?`."""
+    return backend.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids
 
 
 @lru_cache(maxsize=1)

@@ -2,7 +2,7 @@
 
 Executes, without copying it, `process/image_process.py` of deepseek-ai/DeepSeek-OCR (pixels, grids, token counts),
 and the grid and token rules of transformers' `unlimited_ocr` (>= 5.23; grids and token counts only: it resizes with
-torchvision, whose bicubic filter differs from Pillow's, and the public code's Pillow is what the checkpoint saw).
+torchvision, whose bicubic filter differs from Pillow's, and the public code's Pillow is what the checkpoints saw).
 
     python tests/unit/shared/reference/geometry_reference.py PATH/TO/image_process.py > .../geometry.json
 
@@ -31,6 +31,7 @@ MODES = {
     "gundam": (1024, 640, True),
 }
 MIN_TILES, MAX_TILES = 2, 9
+PADDING_GREY = 127
 IMAGE_ID = 7
 
 SIZES = [
@@ -112,18 +113,15 @@ def load_public_processor(path: Path, base_px: int, tile_px: int) -> Any:
 
 
 def run_public(processor: Any, image: Image.Image, crop: bool) -> dict[str, Any]:
-    """Pixels, grid and tokens of one image; the error's type where the public code fails on it."""
-    try:
-        [[ids, views, tiles, _, grids, counts, _]] = processor.tokenize_with_images([image], cropping=crop)
-    except ValueError as error:
-        return {"error": type(error).__name__}
+    """Pixels, grid and tokens of one image; no checksum where a hairline rounds away and only padding is left."""
+    [[ids, views, tiles, _, grids, counts, _]] = processor.tokenize_with_images([image], cropping=crop)
     columns, rows = (int(number) for number in grids[0])
     tiled = columns * rows > 1
     assert counts[0] == int((ids == IMAGE_ID).sum())
     return {
         "tokens": counts[0],
         "grid": [columns, rows] if tiled else [0, 0],
-        "global": digest(views[0].numpy()),
+        "global": digest(views[0].numpy()) if (views[0] != PADDING_GREY).any() else "",
         **({"tiles": digest(tiles[0].numpy())} if tiled else {}),
     }
 
@@ -166,8 +164,6 @@ def main() -> None:
             tiled = crop and max(width_px, height_px) > tile_px
             grid = choose_grid((height_px, width_px), (640, 640), MIN_TILES, MAX_TILES) if tiled else (0, 0)
             second = {"grid": list(grid), "tokens": count_transformers_tokens(base_px, grid)}
-            if "error" in found:
-                found.update(second)
             assert {name: found[name] for name in second} == second, (mode, width_px, height_px, found, second)
             cases.append({"mode": mode, "size": [width_px, height_px], **found})
     print("[\n" + ",\n".join(json.dumps(case) for case in cases) + "\n]")

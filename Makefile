@@ -1,0 +1,84 @@
+# One door for people, hooks and CI. `make` alone lists the targets.
+#
+#   PYTHON     the interpreter that makes .venv (3.11 or newer)
+#   VENV       the folder of the virtual environment
+#   PIP_ARGS   more arguments for pip, e.g. another package index for another build of torch
+#   ARGS       more arguments for the command a target runs
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PACKAGES := service trainer shared
+SOURCES := $(wildcard service trainer shared tests benchmarks)
+YAML := docker-compose.yml deploy
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup serve test check format lock test-gpu e2e bench clean \
+	deepseek-ocr-smoke deepseek-ocr-train deepseek-ocr-eval
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv and install the pinned packages and this project
+
+# The lock file names torch, so no other package can bring in a torch of its own choice.
+$(STAMP): pyproject.toml deploy/env/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "python3 -m venv failed; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r deploy/env/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+serve: setup ## Start the API on DEEPSYNTH_HOST:DEEPSYNTH_PORT (127.0.0.1:8000)
+	@echo "Try it from another terminal:"
+	@echo "  curl -F file=@docs/samples/sample-block.png http://$${DEEPSYNTH_HOST:-127.0.0.1}:$${DEEPSYNTH_PORT:-8000}/ocr"
+	@exec $(BIN)/python -m service serve $(ARGS)
+
+test: setup ## Run every test that needs neither a GPU nor anything outside Python
+	$(BIN)/python -m pytest $(ARGS)
+
+e2e: setup ## Run the tests that start servers, build images and need Debian packages
+	$(BIN)/python -m pytest -m e2e --timeout=900 $(ARGS)
+
+test-gpu: setup ## Run the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu --timeout=600 $(ARGS)
+
+bench: setup ## Run the benchmark programs that need no GPU
+	$(BIN)/python -m pytest -m bench --timeout=600 $(ARGS)
+
+check: setup ## Formatting, lint, types, import rules, docstrings, deployment files
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pydoclint --quiet $(PACKAGES)
+	$(BIN)/yamllint --strict $(YAML)
+	@if [ -x $(BIN)/hadolint ]; then echo "hadolint Dockerfile.api Dockerfile.train"; \
+		$(BIN)/hadolint Dockerfile.api Dockerfile.train; else echo "hadolint is not built for this platform: skipped"; fi
+
+format: setup ## Format the code and mend what the linter can mend
+	$(BIN)/ruff check --fix-only $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+lock: ## Write deploy/env/*.txt from pyproject.toml
+	PYTHON=$(PYTHON) PIP_ARGS="$(PIP_ARGS)" deploy/env/lock.sh
+
+deepseek-ocr-smoke: setup ## Read the sample page with the configured model, without a server
+	$(BIN)/python -m service ocr $(ARGS) docs/samples/sample-block.png
+
+deepseek-ocr-train: setup ## Train nano, the small model that ships
+	$(BIN)/python -m trainer nano $(ARGS)
+
+deepseek-ocr-eval: setup ## Measure character error rates on the held-out set
+	$(BIN)/python -m trainer evaluate $(ARGS)
+
+clean: ## Remove the virtual environment and every cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

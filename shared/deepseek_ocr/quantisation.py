@@ -1,0 +1,59 @@
+"""Tensors as int8 rows with float16 scales, for a checkpoint that ships inside a repository.
+
+Owns the arithmetic and the rule for what is a row. Storage only: loading turns rows back into floats.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LEVELS = 127
+SCALE_SUFFIX = "_scale"
+
+
+def is_quantisable(key: str, tensor: Tensor) -> bool:
+    """Whether a tensor is stored as int8: matrices are, but for the gates, whose small errors change the routing."""
+    return tensor.ndim >= 2 and not key.endswith("mlp.gate.weight")
+
+
+def quantise_rows(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Round each row to 255 levels.
+
+    Args:
+        tensor: two or more dimensions.
+
+    Returns:
+        int8 values of the same shape, and a float16 scale per row. No value is off by more than half its row's scale.
+    """
+    rows = as_rows(tensor.float())
+    steps = rows.abs().amax(dim=1) / LEVELS
+    # Rounded up: by half a unit in the last place where float16 is normal, by half its smallest step below that,
+    # so that the largest value of a row still fits into 127 levels.
+    scale = (steps * (1 + 2**-11) + 2**-25).half()
+    values = (rows / scale.float().unsqueeze(1)).round().clamp(-LEVELS, LEVELS)
+    return values.to(torch.int8).view(tensor.shape), scale
+
+
+def dequantise_rows(values: Tensor, scale: Tensor) -> Tensor:
+    """Undo `quantise_rows`, in float32.
+
+    Args:
+        values: int8.
+        scale: float16, one for each row.
+
+    Returns:
+        Floats of the shape of `values`.
+
+    Raises:
+        ValueError: Values and scales do not belong together.
+    """
+    rows = as_rows(values)
+    if values.dtype != torch.int8 or scale.shape != (rows.shape[0],):
+        raise ValueError(f"{values.dtype} rows {list(rows.shape)} do not go with scales {list(scale.shape)}")
+    return (rows.float() * scale.float().unsqueeze(1)).view(values.shape)
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """View a tensor as rows: what its first dimension counts, or its last but one where the first is 1."""
+    return tensor.flatten(0, -2) if tensor.shape[0] == 1 else tensor.flatten(1)

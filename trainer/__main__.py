@@ -1,0 +1,54 @@
+"""`python -m trainer`: parses the command line, runs one command, prints what it returns.
+
+Users' mistakes end in one line on stderr and status 2; anything else is a fault of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from trainer.commands.evaluate import UsageError, add_evaluate
+from trainer.commands.nano import add_nano
+from trainer.config import SettingsError, load_settings
+from trainer.evaluation.card import CardError
+from trainer.evaluation.results import ResultError
+from trainer.evaluation.samples import SampleError
+from trainer.readers.protocol import ReaderError
+
+USERS_ERRORS = (UsageError, SettingsError, SampleError, ReaderError, CardError, ResultError, FileNotFoundError)
+STATUS_OF_USERS_ERRORS = 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m trainer", description="Train and measure DeepSeek-OCR models.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    add_evaluate(commands)
+    add_nano(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: Words of the command line; None for those of this process.
+
+    Returns:
+        Exit status.
+    """
+    options = build_parser().parse_args(arguments)
+    try:
+        output = options.run(options, load_settings())
+    except USERS_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return STATUS_OF_USERS_ERRORS
+    if output:
+        print(output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

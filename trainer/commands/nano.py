@@ -1,0 +1,115 @@
+"""`python -m trainer nano`: the steps from Debian packages to the checkpoint in `shared/nano`, one subcommand each.
+
+Owns flags alone; every step's module is imported when it runs, since each needs other packages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from trainer.config import TrainerSettings
+
+VOCAB_SIZE = 2048
+
+
+def add_nano(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand and its steps."""
+    parser = commands.add_parser("nano", help="make the small model that ships", description=__doc__)
+    steps = parser.add_subparsers(title="steps, in order", metavar="STEP", required=True)
+    for name, text in (("fonts", "pack fonts of Debian packages"), ("corpus", "pack texts of Debian packages")):
+        step = steps.add_parser(name, help=text)
+        step.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder that gets both halves")
+        step.add_argument("--cache", type=Path, required=True, metavar="DIR", help="where packages are unpacked")
+        step.set_defaults(run=_run_fonts if name == "fonts" else _run_corpus)
+    _add_evalset(steps)
+    _add_tokenizer(steps)
+    _add_train(steps)
+    _add_export(steps)
+
+
+def _add_evalset(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    step = steps.add_parser("evalset", help="draw the evaluation set from held-out fonts and texts")
+    step.add_argument("--data", type=Path, required=True, metavar="DIR", help="what `fonts` and `corpus` wrote")
+    step.add_argument("--out", type=Path, required=True, metavar="DIR")
+    step.set_defaults(run=_run_evalset)
+
+
+def _add_tokenizer(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    step = steps.add_parser("tokenizer", help="learn nano's vocabulary")
+    step.add_argument("--data", type=Path, required=True, metavar="DIR", help="what `fonts` and `corpus` wrote")
+    step.add_argument("--out", type=Path, required=True, metavar="FILE", help="tokenizer.json")
+    step.add_argument("--vocab-size", type=int, default=VOCAB_SIZE, metavar="N", help="(%(default)s)")
+    step.set_defaults(run=_run_tokenizer)
+
+
+def _add_train(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    step = steps.add_parser("train", help="train nano within a budget of time")
+    step.add_argument("--data", type=Path, required=True, metavar="DIR", help="what `fonts` and `corpus` wrote")
+    step.add_argument("--tokenizer", type=Path, required=True, metavar="FILE")
+    step.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run: log and shards")
+    step.add_argument("--resume", type=Path, metavar="DIR", help="shards of an earlier run to carry on from")
+    step.add_argument("--device", help="auto, cpu or cuda; DEEPSYNTH_TRAINER_DEVICE")
+    step.add_argument("--workers", type=int, default=0, help="drawing processes; 0: one less than there are cores")
+    step.add_argument("--no-compile", action="store_true", help="start at once, and run slower")
+    # Absent flags leave the recipe's own numbers, so that they stand in one place.
+    for name, kind, text in (
+        ("--budget-s", float, "seconds"),
+        ("--max-steps", int, "end after so many steps"),
+        ("--views-per-batch", int, "640 px views of each step"),
+        ("--start", float, "share of the curriculum that earlier runs covered; 1 to carry on"),
+        ("--seed", int, "of everything random"),
+    ):
+        step.add_argument(name, type=kind, default=argparse.SUPPRESS, help=text)
+    step.set_defaults(run=_run_train)
+
+
+def _add_export(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    step = steps.add_parser("export", help="write the checkpoint that ships from a run's shards")
+    step.add_argument("--shards", type=Path, required=True, metavar="DIR")
+    step.add_argument("--tokenizer", type=Path, required=True, metavar="FILE")
+    step.add_argument("--out", type=Path, default=Path("shared/nano"), metavar="DIR", help="(%(default)s)")
+    step.set_defaults(run=_run_export)
+
+
+def _run_fonts(options: argparse.Namespace, _: TrainerSettings) -> str:
+    from trainer.nano.font_pack import build_fonts
+
+    return _counts(build_fonts(options.out, options.cache))
+
+
+def _run_corpus(options: argparse.Namespace, _: TrainerSettings) -> str:
+    from trainer.nano.corpus_pack import build_corpus
+
+    return _counts(build_corpus(options.out, options.cache))
+
+
+def _run_train(options: argparse.Namespace, settings: TrainerSettings) -> str:
+    from trainer.nano.recipe import Recipe
+    from trainer.nano.run import DataPaths, train_nano
+    from trainer.nano.train import RunPaths
+    from trainer.readers.loading import choose_device
+
+    names = ("budget_s", "max_steps", "views_per_batch", "start", "seed")
+    data = DataPaths(
+        fonts=options.data / "fonts",
+        corpus=options.data / "corpus",
+        heldout_fonts=options.data / "fonts-heldout",
+        heldout_corpus=options.data / "corpus-heldout",
+        tokenizer=options.tokenizer,
+    )
+    train_nano(
+        data,
+        RunPaths(options.out, options.resume),
+        Recipe(**{name: getattr(options, name) for name in names if hasattr(options, name)}),
+        device=str(choose_device(options.device or settings.device)),
+        workers=options.workers,
+        compiled=not options.no_compile,
+    )
+    return ""
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return json.dumps(dict(counts), indent=1)

@@ -1,0 +1,73 @@
+"""The trainer's settings: the only place in `trainer` that reads the environment.
+
+What differs from run to run is a flag of its command; what belongs to a machine is a `DEEPSYNTH_TRAINER_*` variable.
+Standard library alone, so that a training machine needs nothing but torch and transformers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+PREFIX = "DEEPSYNTH_TRAINER_"
+
+
+class SettingsError(ValueError):
+    """A variable that means nothing or has a value that it cannot have."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerSettings:
+    """Settings of a machine; each field is a variable, `threads` is `DEEPSYNTH_TRAINER_THREADS`."""
+
+    device: str = "auto"
+    """`auto` (CUDA where there is a device), `cpu`, `cuda` or `cuda:N`."""
+    threads: int = 0
+    """Threads of torch on the CPU and processes of Tesseract; 0: as many as there are cores."""
+    tesseract: str = "tesseract"
+    """Name or path of the Tesseract program."""
+
+    def __post_init__(self) -> None:
+        if self.device not in {"auto", "cpu", "cuda"} and not self.device.removeprefix("cuda:").isdigit():
+            raise SettingsError(f"{PREFIX}DEVICE is {self.device!r}; it is auto, cpu, cuda or cuda:N")
+        if self.threads < 0:
+            raise SettingsError(f"{PREFIX}THREADS is {self.threads}; it is 0 or more")
+
+    @property
+    def num_threads(self) -> int:
+        """Threads to use."""
+        return self.threads or os.cpu_count() or 1
+
+
+def load_settings(environment: Mapping[str, str] | None = None) -> TrainerSettings:
+    """Read the settings.
+
+    Args:
+        environment: Variables; None for those of this process.
+
+    Returns:
+        The settings, checked.
+
+    Raises:
+        SettingsError: A variable is misspelt or has an impossible value.
+    """
+    variables = os.environ if environment is None else environment  # noqa: TID251 - this is the trainer's config
+    known = {f"{PREFIX}{field.name.upper()}": field.name for field in fields(TrainerSettings)}
+    given = {name: value for name, value in variables.items() if name.startswith(PREFIX)}
+    for name in given.keys() - known.keys():
+        near = difflib.get_close_matches(name, known, n=1)
+        raise SettingsError(f"unknown variable {name}" + (f"; did you mean {near[0]}?" if near else ""))
+    values: dict[str, str | int] = {known[name]: value for name, value in given.items()}
+    if "threads" in values:
+        try:
+            values["threads"] = int(values["threads"])
+        except ValueError as error:
+            raise SettingsError(f"{PREFIX}THREADS is {values['threads']!r}, not a whole number") from error
+    return TrainerSettings(**values)  # type: ignore[arg-type] - the names and types above
+
+
+def child_environment() -> dict[str, str]:
+    """The environment for programs that the trainer starts."""
+    return dict(os.environ)  # noqa: TID251 - this is the trainer's config

@@ -1,0 +1,193 @@
+"""Draws lines of text fast: glyphs of one face and size are drawn once, lines are put together from them.
+
+Drawing a line of 75 characters through Pillow takes about a millisecond; joining ready cells takes a tenth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+Ink = npt.NDArray[np.uint8]
+
+_TALL: Final = "ÅÉŠfdlgjpqyÇ(|@{Qß$"
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """A glyph cut at its advance: `core` [rows, advance]; the ink that sticks out left and right, if any."""
+
+    core: Ink
+    advance: int
+    left: Ink | None
+    right: Ink | None
+
+
+@dataclass(frozen=True, slots=True)
+class LineInk:
+    """A drawn line.
+
+    Attributes:
+        ink: [rows, columns], 255 where there is full ink.
+        origin: column of the line's left edge inside `ink`; ink may stick out to its left.
+        baseline: row of the baseline inside `ink`.
+        width: advance width in pixels, without what sticks out.
+    """
+
+    ink: Ink
+    origin: int
+    baseline: int
+    width: int
+
+
+class GlyphSet:
+    """One face at one size."""
+
+    def __init__(self, font: ImageFont.FreeTypeFont, size_px: int, shaped_font: ImageFont.FreeTypeFont | None = None) -> None:
+        """Measure the face.
+
+        Args:
+            font: the face at its size, with basic layout.
+            size_px: em size.
+            shaped_font: the same face with the full shaper; lines are then drawn whole, with kerning and ligatures.
+        """
+        self.size_px = size_px
+        self._font = font
+        self._shaped = shaped_font
+        box = font.getbbox(_TALL, anchor="ls")
+        self._above = max(-int(box[1]), size_px) + 2
+        self._below = max(int(box[3]), size_px // 3) + 2
+        self._margin = size_px
+        self._cells: dict[str, _Cell] = {}
+        self._widths: dict[str, int] = {}
+
+    @property
+    def ascent(self) -> int:
+        """Rows above the baseline that tall letters take."""
+        return self._above - 2
+
+    @property
+    def descent(self) -> int:
+        """Rows below the baseline that deep letters take."""
+        return self._below - 2
+
+    def width(self, text: str, spacing: int = 0) -> int:
+        """Measure a text.
+
+        Args:
+            text: one line.
+            spacing: extra pixels after each character.
+
+        Returns:
+            Its advance width in pixels.
+        """
+        widths = self._widths
+        total = 0
+        for character in text:
+            width = widths.get(character)
+            if width is None:
+                width = self._cell(character).advance
+            total += width
+        return total + spacing * len(text)
+
+    def draw(self, text: str, spacing: int = 0, stretch_to: int | None = None) -> LineInk:
+        """Draw a line.
+
+        Args:
+            text: one line.
+            spacing: extra pixels after each character.
+            stretch_to: width to which the line's spaces are widened.
+
+        Returns:
+            The line's ink.
+        """
+        natural = self.width(text, spacing)
+        gaps = text.count(" ")
+        extra = max(stretch_to - natural, 0) if stretch_to is not None and gaps else 0
+        if self._shaped is not None and not spacing and not extra:
+            return self._draw_shaped(text)
+        return self.draw_cells(text, spacing, extra)
+
+    def draw_cells(self, text: str, spacing: int = 0, extra: int = 0) -> LineInk:
+        """Draw a line from cells, without kerning: as wide as `width` says.
+
+        Args:
+            text: one line.
+            spacing: extra pixels after each character.
+            extra: pixels spread over its spaces.
+
+        Returns:
+            The ink.
+        """
+        gaps = text.count(" ")
+        margin = self._margin
+        for character in text:
+            self._cell(character)  # drawn first: a very tall glyph changes the height of all cells
+        rows = self._above + self._below
+        parts: list[Ink] = [np.zeros((rows, margin), dtype=np.uint8)]
+        overhangs: list[tuple[int, Ink]] = []
+        gap = np.zeros((rows, spacing), dtype=np.uint8) if spacing else None
+        x, seen_gaps = margin, 0
+        for character in text:
+            cell = self._cells[character]
+            parts.append(cell.core)
+            if cell.left is not None:
+                overhangs.append((x - cell.left.shape[1], cell.left))
+            x += cell.advance
+            if cell.right is not None:
+                overhangs.append((x, cell.right))
+            if gap is not None:
+                parts.append(gap)
+                x += spacing
+            if extra and character == " ":
+                more = extra * (seen_gaps + 1) // gaps - extra * seen_gaps // gaps
+                seen_gaps += 1
+                parts.append(np.zeros((rows, more), dtype=np.uint8))
+                x += more
+        parts.append(np.zeros((rows, margin), dtype=np.uint8))
+        ink = np.concatenate(parts, axis=1)
+        for column, piece in overhangs:
+            region = ink[:, column : column + piece.shape[1]]
+            np.maximum(region, piece, out=region)
+        return LineInk(ink, margin, self._above, x - margin)
+
+    def _draw_shaped(self, text: str) -> LineInk:
+        if self._shaped is None:
+            raise ValueError("this glyph set has no shaped font")
+        width = round(self._shaped.getlength(text))
+        margin = self._margin
+        canvas = Image.new("L", (width + 2 * margin, self._above + self._below), 0)
+        ImageDraw.Draw(canvas).text((margin, self._above), text, font=self._shaped, fill=255, anchor="ls")
+        return LineInk(np.asarray(canvas), margin, self._above, width)
+
+    def _cell(self, character: str) -> _Cell:
+        cell = self._cells.get(character)
+        if cell is None:
+            cell = self._make_cell(character)
+            self._cells[character] = cell
+            self._widths[character] = cell.advance
+        return cell
+
+    def _make_cell(self, character: str) -> _Cell:
+        advance = max(round(self._font.getlength(character)), 1)
+        left, top, right, bottom = (int(edge) for edge in self._font.getbbox(character, anchor="ls"))
+        if -top > self._above or bottom > self._below:
+            self._above, self._below = max(self._above, 2 - top), max(self._below, bottom + 2)
+            known, self._cells = list(self._cells), {}
+            for other in known:
+                self._cells[other] = self._make_cell(other)
+        before, after = max(-left, 0), max(right - advance, 0)
+        self._margin = max(self._margin, before + 2, after + 2)
+        canvas = Image.new("L", (before + advance + after, self._above + self._below), 0)
+        ImageDraw.Draw(canvas).text((before, self._above), character, font=self._font, fill=255, anchor="ls")
+        ink = np.asarray(canvas)
+        return _Cell(
+            core=np.ascontiguousarray(ink[:, before : before + advance]),
+            advance=advance,
+            left=np.ascontiguousarray(ink[:, :before]) if before and ink[:, :before].any() else None,
+            right=np.ascontiguousarray(ink[:, before + advance :]) if after and ink[:, before + advance :].any() else None,
+        )

@@ -1,0 +1,109 @@
+"""The outcome of an evaluation as a record: what was read by whom, on what, and how well. To JSON and back.
+
+Knows nothing of how it came about or how it is shown. Holds no folder of any machine, so that it can be committed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from trainer.evaluation.scores import TierScore
+
+FORMAT = 1
+NORMALISATION = "NFC, runs of white space as one space, none at the ends; case and punctuation count"
+
+
+class ResultError(ValueError):
+    """A file that is no result of this format."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetRecord:
+    """Which pages."""
+
+    name: str
+    pages: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderResult:
+    """Figures of one reader."""
+
+    name: str
+    details: Mapping[str, str]
+    """What makes the reader: version, checksum of weights, device, options."""
+    tiers: Mapping[str, TierScore]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """A whole evaluation; the first reader is the one it is about."""
+
+    date: str
+    """UTC, ISO 8601."""
+    commit: str
+    machine: Mapping[str, str]
+    versions: Mapping[str, str]
+    sets: tuple[SetRecord, ...]
+    readers: tuple[ReaderResult, ...]
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """Tiers in the order in which they were read."""
+        return tuple(dict.fromkeys(tier for reader in self.readers for tier in reader.tiers))
+
+
+def to_json(result: EvaluationResult) -> str:
+    """The record as text, keys in a fixed order, ending in a line break."""
+    record = {"format": FORMAT, "normalisation": NORMALISATION, **asdict(result)}
+    for reader in record["readers"]:
+        reader["tiers"] = {tier: _rounded(score) for tier, score in reader["tiers"].items()}
+    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+
+
+def from_json(text: str) -> EvaluationResult:
+    """The record of a text.
+
+    Raises:
+        ResultError: The text is not a record of this format.
+    """
+    try:
+        record = json.loads(text)
+        if record["format"] != FORMAT:
+            raise ResultError(f"the result has format {record['format']}, not {FORMAT}")
+        return EvaluationResult(
+            date=record["date"],
+            commit=record["commit"],
+            machine=record["machine"],
+            versions=record["versions"],
+            sets=tuple(SetRecord(**entry) for entry in record["sets"]),
+            readers=tuple(
+                ReaderResult(
+                    entry["name"],
+                    entry["details"],
+                    {tier: TierScore(**score) for tier, score in entry["tiers"].items()},
+                )
+                for entry in record["readers"]
+            ),
+        )
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ResultError(f"not a result of an evaluation: {error!r}") from error
+
+
+def load_result(path: Path) -> EvaluationResult:
+    """Read a record from a file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ResultError: It is not a record of this format.
+    """
+    return from_json(path.read_text(encoding="utf-8"))
+
+
+def _rounded(score: Mapping[str, float]) -> dict[str, float]:
+    """Figures without digits that mean nothing."""
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in score.items()}

@@ -1,0 +1,83 @@
+"""An evaluation, top to bottom: every reader reads every page, every reading is scored, tiers are summed up.
+
+Knows neither the command line nor how results are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+from trainer.evaluation.progress import Progress
+from trainer.evaluation.provenance import current_date, machine, package_versions, source_commit
+from trainer.evaluation.results import EvaluationResult, ReaderResult, SetRecord
+from trainer.evaluation.samples import Sample, SampleSet
+from trainer.evaluation.scores import PageScore, Reading, score_page, score_tier
+from trainer.readers.protocol import Reader
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPage:
+    """A page with what each reader made of it, in the readers' order."""
+
+    sample: Sample
+    readings: tuple[Reading, ...]
+    scores: tuple[PageScore, ...]
+
+
+def evaluate(
+    sets: Sequence[SampleSet], readers: Sequence[Reader], progress_stream: TextIO
+) -> tuple[EvaluationResult, list[ScoredPage]]:
+    """Run an evaluation.
+
+    Args:
+        sets: Pages.
+        readers: Who reads them, one after another; the first is the one the evaluation is about.
+        progress_stream: Where progress is shown.
+
+    Returns:
+        The record, and every page with its readings.
+
+    Raises:
+        ReaderError: A reader cannot work.
+    """
+    samples = [sample for pages in sets for sample in pages.samples]
+    readings = [read_all(reader, samples, progress_stream) for reader in readers]
+    pages = [
+        ScoredPage(sample, texts, tuple(score_page(sample.truth, text) for text in texts))
+        for sample, texts in zip(samples, zip(*readings, strict=True), strict=True)
+    ]
+    result = EvaluationResult(
+        date=current_date(),
+        commit=source_commit(),
+        machine=machine(),
+        versions=package_versions(),
+        sets=tuple(SetRecord(pages.name, len(pages.samples), pages.sha256) for pages in sets),
+        readers=tuple(summarise(reader, place, pages) for place, reader in enumerate(readers)),
+    )
+    return result, pages
+
+
+def read_all(reader: Reader, samples: Sequence[Sample], progress_stream: TextIO) -> list[Reading]:
+    """Readings of all samples, in their order.
+
+    Raises:
+        RuntimeError: The reader left a page out.
+    """
+    progress = Progress(reader.name, len(samples), progress_stream)
+    readings: dict[int, Reading] = {}
+    for index, reading in reader.read(samples):
+        readings[index] = reading
+        progress.advance()
+    if len(readings) != len(samples):
+        raise RuntimeError(f"{reader.name} read {len(readings)} of {len(samples)} pages")
+    return [readings[index] for index in range(len(samples))]
+
+
+def summarise(reader: Reader, place: int, pages: Sequence[ScoredPage]) -> ReaderResult:
+    """Sum up one reader by tier, tiers in the order in which they first come."""
+    tiers: dict[str, list[PageScore]] = {}
+    for page in pages:
+        tiers.setdefault(page.sample.tier, []).append(page.scores[place])
+    return ReaderResult(reader.name, reader.details, {tier: score_tier(scores) for tier, scores in tiers.items()})

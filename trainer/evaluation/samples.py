@@ -1,0 +1,171 @@
+"""Pages with known texts: where they lie on disk and how they are opened.
+
+Two layouts. A *set* is a folder with `index.jsonl`, one object a line: `file` (image, relative to the folder), `tier`,
+and the truth as `text`, as `truth` (a file), or in a text file beside the image; optionally `layout`. A folder of
+*scans* has `images/NAME.*` and `truth/NAME.txt`. Knows nothing of readers and scores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from PIL import ExifTags, Image, ImageOps
+
+REAL_TIER = "real"
+"""Tier of scans that come without one."""
+INDEX_NAME = "index.jsonl"
+
+_SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
+
+
+class SampleError(ValueError):
+    """A set that cannot be read; the message says where and why."""
+
+
+class Layout(StrEnum):
+    """What a page looks like at large: what a reader may be told beforehand."""
+
+    LINE = "line"
+    BLOCK = "block"
+    PAGE = "page"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One page and the text that stands on it."""
+
+    name: str
+    """Unique within a run, without any folder outside the set."""
+    tier: str
+    layout: Layout
+    image_path: Path
+    truth: str
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSet:
+    """Pages of one folder, in the order of its index."""
+
+    name: str
+    samples: tuple[Sample, ...]
+    sha256: str
+    """Over every image's bytes and truth, in order; says which pages the figures are about."""
+
+
+def load_set(folder: Path, tiers: Sequence[str] = (), limit: int | None = None) -> SampleSet:
+    """Read a set's index.
+
+    Args:
+        folder: Holds `index.jsonl` and what it names.
+        tiers: Tiers to take; empty for all.
+        limit: Most samples of each tier, the first ones.
+
+    Returns:
+        The samples that were asked for.
+
+    Raises:
+        SampleError: No index, a broken line, a missing file, a tier that the set lacks, or no samples.
+    """
+    index = folder / INDEX_NAME
+    if not index.is_file():
+        raise SampleError(f"{folder} is not an evaluation set: it has no {INDEX_NAME}")
+    lines = index.read_text(encoding="utf-8").splitlines()
+    samples = [_parse(folder, line, number) for number, line in enumerate(lines, 1) if line.strip()]
+    missing = sorted(set(tiers) - {sample.tier for sample in samples})
+    if missing:
+        raise SampleError(f"{folder} has no tier {', '.join(missing)}")
+    return _made_set(folder, (sample for sample in samples if not tiers or sample.tier in tiers), limit)
+
+
+def load_scans(folder: Path, limit: int | None = None) -> SampleSet:
+    """Read a folder of scans; all of them are of the tier `real` and of the layout `block`.
+
+    Args:
+        folder: Holds `images/` and `truth/`.
+        limit: Most samples, the first by name.
+
+    Returns:
+        The samples.
+
+    Raises:
+        SampleError: A folder or a truth is missing, or there are no images.
+    """
+    if not (folder / "images").is_dir():
+        raise SampleError(f"{folder} is not a folder of scans: it has no images/")
+    images = sorted(path for path in (folder / "images").iterdir() if path.is_file())
+    return _made_set(
+        folder,
+        (
+            Sample(path.name, REAL_TIER, Layout.BLOCK, path, _read_truth(folder / "truth" / f"{path.stem}.txt"))
+            for path in images
+        ),
+        limit,
+    )
+
+
+def open_page(path: Path) -> Image.Image:
+    """Open an image as a person sees it: upright, RGB, what is transparent on white."""
+    with Image.open(path) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I;16"):
+            image = image.point(lambda value: value / 256).convert("L")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return image.convert("RGB")
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels that `open_page` will give, from the file's header alone."""
+    with Image.open(path) as opened:
+        sideways = opened.getexif().get(ExifTags.Base.Orientation, 1) in _SIDEWAYS
+        return (opened.height, opened.width) if sideways else opened.size
+
+
+def layout_of_tier(tier: str) -> Layout:
+    """Layout that a tier's name promises; blocks where it promises nothing."""
+    return next((layout for layout in Layout if layout.value in tier), Layout.BLOCK)
+
+
+def _parse(folder: Path, line: str, number: int) -> Sample:
+    try:
+        entry = json.loads(line)
+        name, tier = str(entry["file"]), str(entry["tier"])
+        layout = Layout(entry["layout"]) if "layout" in entry else layout_of_tier(tier)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SampleError(f"{folder / INDEX_NAME}, line {number}: {error!r}") from error
+    image_path = folder / name
+    if not image_path.is_file():
+        raise SampleError(f"{folder / INDEX_NAME}, line {number}: there is no {name}")
+    truth = entry.get("text")
+    if truth is None:
+        truth = _read_truth(folder / entry["truth"] if "truth" in entry else image_path.with_suffix(".txt"))
+    return Sample(name, tier, layout, image_path, truth)
+
+
+def _read_truth(path: Path) -> str:
+    if not path.is_file():
+        raise SampleError(f"the truth {path} is missing")
+    return path.read_text(encoding="utf-8")
+
+
+def _made_set(folder: Path, samples: Iterable[Sample], limit: int | None) -> SampleSet:
+    taken: list[Sample] = []
+    counts: dict[str, int] = {}
+    for sample in samples:
+        counts[sample.tier] = counts.get(sample.tier, 0) + 1
+        if limit is None or counts[sample.tier] <= limit:
+            taken.append(sample)
+    if not taken:
+        raise SampleError(f"{folder} has no samples")
+    digest = hashlib.sha256()
+    for sample in taken:
+        digest.update(hashlib.sha256(sample.image_path.read_bytes()).digest())
+        digest.update(hashlib.sha256(sample.truth.encode()).digest())
+    return SampleSet(folder.resolve().name, tuple(taken), digest.hexdigest())

@@ -1,0 +1,291 @@
+"""Reading pages with the model, greedily and in batches: what evaluation and in-training checks share.
+
+Owns the decode loop and its cache. Needs torch and numpy alone, so that it runs wherever the model does. Knows nothing
+of files, scores or training. One thread runs it; it never leaves the model in another mode than it found it in.
+
+Pages of one batch have prompts of equal length (one plan gives one length), so nothing is padded and nothing but
+causality is masked: a page's text does not depend on its neighbours beyond rounding.
+
+Shape letters: B pages, L prompt tokens, N heads, D head width, H and W pixels, C colours, T tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.deepseek_ocr.geometry import ViewPlan
+
+if TYPE_CHECKING:
+    from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+    from shared.deepseek_ocr.tokenizer import OcrTokenizer
+
+LOOP_TOKENS = 120
+"""A tail this long that only repeats is a loop; rules and leaders on real pages stay far below it."""
+LOOP_MAX_PERIOD = 24
+"""Longest repeated unit looked for, in tokens; `LOOP_TOKENS` holds at least five of them."""
+CACHE_BLOCK_TOKENS = 256
+"""The cache grows in steps of this size, so that a short answer never pays for the longest allowed one."""
+DEVICE_STEPS_PER_CHECK = 16
+"""On a GPU the host looks at the answers this often; looking sooner would make every step wait for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedViews:
+    """One page as the encoder takes it.
+
+    Shapes:
+        global_view_HWC: uint8 RGB, `[plan.global_px, plan.global_px, 3]`
+        tiles_THWC: uint8 RGB, `[plan.num_tiles, plan.tile_px, plan.tile_px, 3]`
+    """
+
+    plan: ViewPlan
+    global_view_HWC: NDArray[np.uint8]
+    tiles_THWC: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What the model read."""
+
+    text: str
+    num_tokens: int
+    """Tokens of the answer, the end token not among them."""
+    ended: bool
+    """Whether the model ended its answer itself; False after a loop or at the limit."""
+
+
+@dataclass(slots=True)
+class _Answer:
+    """A growing answer."""
+
+    token_ids: list[int] = field(default_factory=list)
+    ended: bool = False
+    looped: bool = False
+
+    @property
+    def is_done(self) -> bool:
+        return self.ended or self.looped
+
+    def push(self, token_id: int, eos_id: int) -> None:
+        """Take one more token, unless the answer is done already."""
+        if self.is_done:
+            return
+        if token_id == eos_id:
+            self.ended = True
+            return
+        self.token_ids.append(token_id)
+        self.looped = repeats_itself(self.token_ids)
+
+
+class PrefixCache:
+    """Keys and values of a batch of equally long sequences; the rows of finished pages can be dropped.
+
+    Has the `update` that the decoder's attention asks of a cache, and returns views, never copies.
+    """
+
+    def __init__(self) -> None:
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._lengths: list[int] = []
+
+    def update(self, keys_BNLD: Tensor, values_BNLD: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Append new tokens of a layer and return all of its keys and values so far."""
+        if layer == len(self._keys):
+            self._keys.append(_room_like(keys_BNLD, 0))
+            self._values.append(_room_like(values_BNLD, 0))
+            self._lengths.append(0)
+        start = self._lengths[layer]
+        stop = start + keys_BNLD.shape[2]
+        if stop > self._keys[layer].shape[2]:
+            self._keys[layer] = _grown(self._keys[layer], start, stop)
+            self._values[layer] = _grown(self._values[layer], start, stop)
+        self._keys[layer][:, :, start:stop] = keys_BNLD
+        self._values[layer][:, :, start:stop] = values_BNLD
+        self._lengths[layer] = stop
+        return self._keys[layer][:, :, :stop], self._values[layer][:, :, :stop]
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """Tokens held."""
+        return self._lengths[layer] if self._lengths else 0
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Drop every sequence but these, in this order."""
+        self._keys = [keys[rows] for keys in self._keys]
+        self._values = [values[rows] for values in self._values]
+
+
+def generate_texts(
+    model: DeepseekOcrForConditionalGeneration,
+    tokenizer: OcrTokenizer,
+    batch: Sequence[PreparedViews],
+    prompt: str,
+    max_new_tokens: int,
+    device: torch.device | str,
+    batch_size: int = 8,
+) -> list[Generated]:
+    """Read pages greedily.
+
+    On a CUDA device matrix products run in bfloat16, whatever the weights' type. The model is put into evaluation mode
+    and back.
+
+    Args:
+        model: The model, on `device` already.
+        tokenizer: Its tokenizer.
+        batch: Pages, any number, of any plans.
+        prompt: Text after the image, the same for all.
+        max_new_tokens: Longest answer, the end token included.
+        device: Where the model is.
+        batch_size: Most pages decoded together.
+
+    Returns:
+        One reading for each page, in the order of `batch`.
+
+    Raises:
+        ValueError: `max_new_tokens` or `batch_size` is below 1.
+    """
+    if max_new_tokens < 1 or batch_size < 1:
+        raise ValueError("max_new_tokens and batch_size must be at least 1")
+    device = torch.device(device)
+    readings: dict[int, Generated] = {}
+    with _inference(model, device):
+        for indices in batches_of_equal_plan([page.plan for page in batch], batch_size):
+            pages = [batch[index] for index in indices]
+            prompt_ids = tokenizer.encode_prompt(pages[0].plan, prompt)
+            answers = _decode(model, pages, prompt_ids, max_new_tokens, tokenizer.eos_id, device)
+            for index, answer in zip(indices, answers, strict=True):
+                text = tokenizer.decode(answer.token_ids)
+                readings[index] = Generated(text, len(answer.token_ids), answer.ended)
+    return [readings[index] for index in range(len(batch))]
+
+
+def batches_of_equal_plan(plans: Sequence[ViewPlan], batch_size: int) -> Iterator[list[int]]:
+    """Indices of pages that can be decoded together, shortest prompts first; every index comes once."""
+
+    def order(index: int) -> tuple[int, int, int, int]:
+        plan = plans[index]
+        return (plan.num_vision_tokens, plan.tile_columns, plan.tile_rows, plan.global_px)
+
+    for _, group in groupby(sorted(range(len(plans)), key=order), key=order):
+        while chunk := list(islice(group, batch_size)):
+            yield chunk
+
+
+def repeats_itself(token_ids: Sequence[int]) -> bool:
+    """Whether the last `LOOP_TOKENS` tokens are one short unit over and over."""
+    if len(token_ids) < LOOP_TOKENS:
+        return False
+    tail = token_ids[-LOOP_TOKENS:]
+    # The last token must stand one period earlier as well: a cheap test that spares nearly all comparisons.
+    return any(
+        tail[-1] == tail[-1 - period] and tail[period:] == tail[:-period] for period in range(1, LOOP_MAX_PERIOD + 1)
+    )
+
+
+@contextmanager
+def _inference(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _decode(
+    model: DeepseekOcrForConditionalGeneration,
+    pages: Sequence[PreparedViews],
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    eos_id: int,
+    device: torch.device,
+) -> list[_Answer]:
+    """Answers of pages with one plan."""
+    answers = [_Answer() for _ in pages]
+    running = list(answers)
+    cache = PrefixCache()
+    logits_BV = _prefill(model, pages, prompt_ids, cache, device)
+    steps_per_check = 1 if device.type == "cpu" else DEVICE_STEPS_PER_CHECK
+    unseen: list[Tensor] = []
+    for step in range(1, max_new_tokens + 1):
+        token_B = logits_BV.argmax(dim=-1)
+        unseen.append(token_B)
+        if step % steps_per_check == 0 or step == max_new_tokens:
+            kept = _take(running, unseen, eos_id)
+            unseen = []
+            if not kept or step == max_new_tokens:
+                break
+            # Each move copies the cache, so rows go in bunches.
+            if 4 * len(kept) <= 3 * len(running):
+                rows = torch.tensor(kept, device=device)
+                cache.keep_rows(rows)
+                token_B = token_B[rows]
+                running = [running[row] for row in kept]
+        logits_BV = _step(model, token_B, cache)
+    return answers
+
+
+def _take(running: Sequence[_Answer], unseen: Sequence[Tensor], eos_id: int) -> list[int]:
+    """Hand new tokens to their answers; rows whose answers go on."""
+    for row, token_ids in enumerate(torch.stack(list(unseen), dim=1).tolist()):
+        for token_id in token_ids:
+            running[row].push(token_id, eos_id)
+    return [row for row, answer in enumerate(running) if not answer.is_done]
+
+
+def _prefill(
+    model: DeepseekOcrForConditionalGeneration,
+    pages: Sequence[PreparedViews],
+    prompt_ids: Sequence[int],
+    cache: PrefixCache,
+    device: torch.device,
+) -> Tensor:
+    """Read images and prompt; logits `[B, V]` of the first token."""
+    plan = pages[0].plan
+    length = len(prompt_ids)
+    tiles = [torch.as_tensor(page.tiles_THWC) for page in pages] if plan.num_tiles else []
+    output = model(
+        input_ids=torch.tensor([list(prompt_ids)] * len(pages), device=device),
+        attention_mask=torch.ones(1, 1, length, length, dtype=torch.bool, device=device).tril(),
+        position_ids=torch.arange(length, device=device)[None],
+        past_key_values=cache,
+        global_views_BHWC=torch.stack([torch.as_tensor(page.global_view_HWC) for page in pages]).to(device),
+        tiles_THWC=torch.cat(tiles).to(device) if tiles else None,
+        tile_grids_B2=torch.tensor([[plan.tile_columns, plan.tile_rows]] * len(pages)),
+        logits_to_keep=1,
+    )
+    return output.logits[:, -1]
+
+
+def _step(model: DeepseekOcrForConditionalGeneration, token_B: Tensor, cache: PrefixCache) -> Tensor:
+    """Logits `[B, V]` after one more token."""
+    seen = cache.get_seq_length()
+    output = model(
+        input_ids=token_B[:, None],
+        attention_mask=torch.ones(1, 1, 1, seen + 1, dtype=torch.bool, device=token_B.device),
+        position_ids=torch.full((1, 1), seen, device=token_B.device),
+        past_key_values=cache,
+        logits_to_keep=1,
+    )
+    return output.logits[:, -1]
+
+
+def _room_like(tensor_BNLD: Tensor, tokens: int) -> Tensor:
+    batch, heads, _, width = tensor_BNLD.shape
+    return tensor_BNLD.new_empty(batch, heads, tokens, width)
+
+
+def _grown(held_BNLD: Tensor, length: int, needed: int) -> Tensor:
+    """The same tensor with room for `needed` tokens and a block more."""
+    room = _room_like(held_BNLD, needed + CACHE_BLOCK_TOKENS)
+    room[:, :, :length] = held_BNLD[:, :, :length]
+    return room

@@ -1,0 +1,47 @@
+"""From a tier's name to ink and tokens: what each drawing process of the pool runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from shared.deepseek_ocr.geometry import GeometryConfig, Mode, plan_views
+from shared.deepseek_ocr.tokenizer import OcrTokenizer
+from trainer.data.render import PageRenderer, Tier
+
+
+class Draw:
+    """Draws pages of one source of fonts and texts; the same seed draws the same pages."""
+
+    def __init__(self, fonts: Path, corpus: Path, tokenizer: Path, geometry: GeometryConfig, seed: int) -> None:
+        self._renderer = PageRenderer(fonts, corpus, seed)
+        self._tokenizer = OcrTokenizer.from_file(tokenizer)
+        self._geometry = geometry
+
+    def __call__(self, tier: str, longest: int) -> tuple[NDArray[np.uint8], list[int], int, int]:
+        """Draw one page; see `pool.DrawFunction`."""
+        page = self._renderer.render(Tier(tier), max_line_chars=longest)
+        ink = page.ink
+        height, width = ink.shape
+        plan = plan_views(width, height, Mode.GUNDAM, self._geometry)
+        room = max(plan.tile_columns, 1) * plan.tile_px, max(plan.tile_rows, 1) * plan.tile_px
+        scale = min(1.0, room[0] / width, room[1] / height)
+        if scale < 1:
+            size = max(1, round(width * scale)), max(1, round(height * scale))
+            ink = np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BICUBIC))
+        tokens = [*self._tokenizer.encode_plain(page.text), self._tokenizer.eos_id]
+        return ink, tokens, plan.tile_columns, plan.tile_rows
+
+
+class MakeDraw:
+    """Builds a `Draw` inside the process that will use it."""
+
+    def __init__(self, fonts: Path, corpus: Path, tokenizer: Path, geometry: GeometryConfig) -> None:
+        self._arguments = (fonts, corpus, tokenizer, geometry)
+
+    def __call__(self, seed: int) -> Draw:
+        """Build one with its own seed."""
+        return Draw(*self._arguments, seed)

@@ -1,0 +1,83 @@
+"""The numbers of nano's training: budget, optimiser, curriculum. Pure; owns no data and no device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+TIERS = ("line", "few", "block", "half", "page")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One run of nano's training.
+
+    A run is bounded by time, because the device is: the schedule and the curriculum follow the share of
+    `budget_s` that has passed, so a slower machine sees fewer samples but the same shape of run.
+    """
+
+    budget_s: float = 1500.0
+    max_steps: int = 1_000_000
+    """Ends a run, and its schedule, earlier than the budget."""
+    learning_rate: float = 1.5e-3
+    matrix_learning_rate: float = 3e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 150
+    decay_share: float = 0.3
+    """Last share of the run over which the learning rate falls linearly to zero."""
+    views_per_batch: int = 96
+    """Views (640 px squares) that each step encodes; pages of several tiles fill it with fewer pages."""
+    gradient_clip: float = 1.0
+    router_loss_weight: float = 0.01
+    max_reuse: int = 6
+    """Uses of a rendered page, each with fresh degradation, before it leaves the pool."""
+    start: float = 0.0
+    """Share of the curriculum that earlier runs have covered; a run that carries on starts at 1."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A knot of the curriculum; values between knots are interpolated."""
+
+    at: float
+    tiers: Mapping[str, float]
+    """Share of batches by tier."""
+    severity: float
+    """Strength of the degradation, 0 (clean) to 1."""
+    max_characters: int
+    """Longest line that the `line` tier renders."""
+
+
+CURRICULUM = (
+    Stage(0.00, {"line": 1.0}, 0.0, 24),
+    Stage(0.04, {"line": 0.7, "few": 0.3}, 0.1, 60),
+    Stage(0.12, {"line": 0.2, "few": 0.5, "block": 0.3}, 0.3, 90),
+    Stage(0.25, {"line": 0.1, "few": 0.25, "block": 0.6, "half": 0.05}, 0.6, 90),
+    Stage(0.40, {"line": 0.1, "few": 0.2, "block": 0.45, "half": 0.13, "page": 0.12}, 1.0, 90),
+    Stage(1.00, {"line": 0.1, "few": 0.15, "block": 0.35, "half": 0.15, "page": 0.25}, 1.0, 90),
+)
+
+
+def stage_at(progress: float) -> Stage:
+    """The curriculum at `progress` (0 to 1), interpolated between its knots."""
+    progress = min(max(progress, 0.0), 1.0)
+    after = next((i for i, stage in enumerate(CURRICULUM) if stage.at >= progress), len(CURRICULUM) - 1)
+    right = CURRICULUM[after]
+    left = CURRICULUM[max(after - 1, 0)]
+    span = right.at - left.at
+    share = 1.0 if span == 0 else (progress - left.at) / span
+    tiers = {t: (1 - share) * left.tiers.get(t, 0.0) + share * right.tiers.get(t, 0.0) for t in TIERS}
+    return Stage(
+        at=progress,
+        tiers={t: weight for t, weight in tiers.items() if weight > 0},
+        severity=(1 - share) * left.severity + share * right.severity,
+        max_characters=round((1 - share) * left.max_characters + share * right.max_characters),
+    )
+
+
+def learning_rate_factor(step: int, progress: float, recipe: Recipe) -> float:
+    """Warm-up by steps, then constant, then linear to zero over the last `decay_share` of the budget."""
+    warm = min(1.0, (step + 1) / recipe.warmup_steps)
+    cool = min(1.0, max(0.0, (1.0 - progress) / recipe.decay_share))
+    return warm * cool

@@ -1,0 +1,63 @@
+"""Intermediate checkpoints of nano: bfloat16 shards small enough to carry anywhere, and the state of the run.
+
+The shipped checkpoint is written by `shared.deepseek_ocr.checkpoint`; this format only carries a run on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+SHARD_BYTES = 14 * 2**20
+
+
+def save_shards(model: nn.Module, folder: Path, run: dict[str, Any]) -> None:
+    """Write the parameters as bfloat16 shards and `run.json`, replacing what stands there file by file.
+
+    `run.json` comes last and names the shards with their sizes, so that a torn write is noticed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for name, value in model.state_dict().items():
+        tensor = value.detach().to("cpu", torch.bfloat16).contiguous()
+        size = tensor.numel() * 2
+        if filled + size > SHARD_BYTES and shards[-1]:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = tensor
+        filled += size
+    files = {}
+    for i, shard in enumerate(shards):
+        path = folder / f"shard-{i}.safetensors"
+        save_file(shard, str(path) + ".part")
+        os.replace(str(path) + ".part", path)
+        files[path.name] = path.stat().st_size
+    part = folder / "run.json.part"
+    part.write_text(json.dumps({**run, "files": files}, indent=1))
+    os.replace(part, folder / "run.json")
+
+
+def load_shards(model: nn.Module, folder: Path) -> dict[str, Any]:
+    """Load what `save_shards` wrote; returns the run's state.
+
+    Raises:
+        ValueError: A shard is missing or torn, or the keys are not the model's.
+    """
+    run: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    state: dict[str, Tensor] = {}
+    for name, size in run["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise ValueError(f"{path} is missing or not {size} bytes long: the checkpoint is torn, take an older one")
+        state.update(load_file(path))
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if missing or unexpected:
+        raise ValueError(f"the checkpoint in {folder} is another model's: missing {missing}, unexpected {unexpected}")
+    return run
