@@ -169,13 +169,17 @@ class _Composition:
         )
         self._on_ready()
 
+    def _loading_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("the engine's start broke off", exc_info=task.exception())
+            self._on_failed()
+
     @contextlib.asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[LifespanState]:
         """The app's lifespan."""
         services, pool = self.build()
         app.state.gate = services.gate
         async with contextlib.AsyncExitStack() as stack:
-            stack.callback(lambda: None)
             stack.push_async_callback(asyncio.to_thread, self._tracing.shutdown)
             stack.push_async_callback(pool.stop)
             await pool.start()
@@ -183,6 +187,7 @@ class _Composition:
             services.monitor.start()
             stack.push_async_callback(services.monitor.stop)
             loading = asyncio.create_task(self.start_engine(services), name="engine-start")
+            loading.add_done_callback(self._loading_ended)
             stack.push_async_callback(_end, loading)
             yield {"services": services}
             services.gate.drain()
@@ -191,8 +196,7 @@ class _Composition:
 async def _end(task: asyncio.Task[None]) -> None:
     if not task.done():
         task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+        await asyncio.wait({task})
 
 
 def create_app(

@@ -177,7 +177,9 @@ def variable_names() -> dict[str, str]:
     return {f"{PREFIX}{name.upper()}": name for name in ServiceSettings.model_fields}
 
 
-def load_settings(environment: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")) -> ServiceSettings:
+def load_settings(
+    environment: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")
+) -> ServiceSettings:
     """Read the settings from `.env` and the environment, which wins.
 
     Args:

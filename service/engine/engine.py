@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 import numpy as np
 
+from service.engine.loader import EngineLimits
 from service.engine.protocol import (
     EngineInfo,
     EngineState,
@@ -24,30 +24,17 @@ from service.engine.protocol import (
     SequenceFailure,
     SequenceRequest,
 )
-from service.engine.repetition import LoopRule
 from service.engine.runner import Choice, ModelRunner, Prompt
 from service.engine.scheduler import ActivePage, Decision, Limits, PageCost, decide
 from service.engine.sequence import Answer, PageSequence, Stages
+from service.errors import EngineError
+from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import plan_views
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
 
 WARM_UP_TOKENS = 8
 MAX_BATCH_SIZES = 1024
 """Batch sizes kept between two readings of the statistics."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLimits:
-    """What the engine may hold and do; checked against the model when the engine is made."""
-
-    batch_size: int = 8
-    max_new_tokens: int = 4096
-    max_sequence_tokens: int = 8192
-    kv_tokens: int | None = None
-    """Key and value tokens of all sequences together; None: as many as full rows hold."""
-    views_per_step: int = 4
-    prefill_tokens_per_step: int = 4096
-    loop_rule: LoopRule = field(default_factory=LoopRule)
 
 
 class TorchEngine:
@@ -102,7 +89,11 @@ class TorchEngine:
         return bool(self._waiting or self._active or self._events)
 
     def warm_up(self) -> None:
-        """Read one synthetic page of the default mode, so that the first request pays for nothing."""
+        """Read one synthetic page of the default mode, so that the first request pays for nothing.
+
+        Raises:
+            EngineError: The model cannot read it.
+        """
         geometry = self._info.geometry
         plan = plan_views(geometry.global_px, geometry.global_px, geometry.default_mode, geometry)
         ink = np.random.default_rng(0)
@@ -111,9 +102,11 @@ class TorchEngine:
             global_view_HWC=ink.integers(0, 256, (plan.global_px, plan.global_px, 3), np.uint8),
             tiles_THWC=ink.integers(0, 256, (plan.num_tiles, plan.tile_px, plan.tile_px, 3), np.uint8),
         )
-        self.submit(SequenceRequest("warm-up", page, "\nFree OCR. ", WARM_UP_TOKENS, self._info.model_id))
+        self.submit(SequenceRequest("warm-up", page, prompt_for(Task.FREE), WARM_UP_TOKENS, self._info.model_id))
         while self.has_work:
-            self.step()
+            for event in self.step():
+                if isinstance(event, SequenceFailure):
+                    raise EngineError(f"the warm-up page failed: {event.detail}")
         self._steps = 0
         self._batch_sizes.clear()
 
@@ -184,7 +177,7 @@ class TorchEngine:
 
     def check_integrity(self) -> None:
         """Assert the invariants; for tests and for idle moments."""
-        assert len(self._rows) == self._runner.cache.num_rows
+        assert len(self._rows) == self._runner.num_rows
         assert [sequence.row for sequence in self._rows] == list(range(len(self._rows)))
         assert {id(sequence) for sequence in self._rows} <= {id(sequence) for sequence in self._active.values()}
         assert not self._waiting.keys() & self._active.keys()
@@ -223,9 +216,7 @@ class TorchEngine:
         if not sequences:
             return
         prompts = [
-            Prompt(
-                sequence.prompt_ids, self._runner.assemble(sequence.request.page.plan, sequence.encoded_views)
-            )
+            Prompt(sequence.prompt_ids, self._runner.assemble(sequence.request.page.plan, sequence.encoded_views))
             for sequence in sequences
         ]
         choices = self._runner.prefill(prompts)
@@ -261,7 +252,7 @@ class TorchEngine:
                 # A second attempt: the newest token kept is fed again, so its keys go as well.
                 assert sequence.row is not None
                 kept = sequence.num_prompt_tokens + sequence.answer.num_tokens - 1
-                self._runner.cache.truncate(sequence.row, kept)
+                self._runner.truncate(sequence.row, kept)
             self._report(sequence.sequence_id, sequence.answer.settled_text())
 
     def _finish(self, sequence: PageSequence, reason: FinishReason) -> None:
@@ -275,7 +266,7 @@ class TorchEngine:
         if sequence.row is None:
             return
         row, sequence.row = sequence.row, None
-        self._runner.cache.close_row(row)
+        self._runner.close_row(row)
         last = self._rows.pop()
         if last is not sequence:
             self._rows[row] = last

@@ -64,7 +64,5 @@ def _page(page: PageReading) -> PageAnswer:
         height_px=page.height_px,
         finish_reason=page.result.finish_reason.value,
         confidence=round(page.result.confidence, _CONFIDENCE_DIGITS),
-        regions=[
-            RegionAnswer(label=region.label, box_px=region.box_px, text=region.text) for region in page.regions
-        ],
+        regions=[RegionAnswer(label=region.label, box_px=region.box_px, text=region.text) for region in page.regions],
     )

@@ -132,9 +132,7 @@ async def receive_form(request: Request, bounds: RequestBounds) -> OcrForm:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         raise NotMultipartError
     body = BoundedBody(request, bounds).stream()
-    parser = _InMemoryParser(
-        request.headers, body, max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
-    )
+    parser = _InMemoryParser(request.headers, body, max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
     try:
         form = await parser.parse()
     except (MultiPartException, UnicodeError, ValueError) as error:

@@ -54,7 +54,9 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("/api/ocr/run", response_model=OcrAnswer, responses=_RESPONSES, openapi_extra={"requestBody": _request_body()})
+@router.post(
+    "/api/ocr/run", response_model=OcrAnswer, responses=_RESPONSES, openapi_extra={"requestBody": _request_body()}
+)
 @router.post("/ocr", response_model=OcrAnswer, responses=_RESPONSES, openapi_extra={"requestBody": _request_body()})
 async def read_document(request: Request, services: ServicesDep, record: RecordDep) -> Response | OcrAnswer:
     """Read the text of a document."""

@@ -84,9 +84,7 @@ def _histogram(name: str, text: str, buckets: Sequence[float], **labels: Sequenc
 
 
 TABLE: tuple[MetricSpec, ...] = (
-    _histogram(
-        "inference_latency_seconds", "From handing a page to the engine to its last token.", DURATION_BUCKETS
-    ),
+    _histogram("inference_latency_seconds", "From handing a page to the engine to its last token.", DURATION_BUCKETS),
     _counter("inference_total", "Pages that reached the engine.", model_id=(), status=INFERENCE_STATUSES),
     _gauge("gpu_memory_bytes", "Device memory in use by the engine; 0 on a CPU.", device=()),
     _counter("requests_total", "OCR requests by how they ended; code is ok or an error's code.", outcome=(), code=()),
@@ -118,9 +116,7 @@ TABLE: tuple[MetricSpec, ...] = (
     _gauge("worker_state", "1 for the state the engine is in.", state=tuple(EngineState)),
     _gauge("worker_seconds_since_progress", "Time since the engine's last step while it has work."),
     _histogram("event_loop_lag_seconds", "How late the event loop wakes a sleeper.", LAG_BUCKETS),
-    _gauge(
-        "build_info", "1, with what is running as labels.", version=(), model_id=(), device=(), dtype=()
-    ),
+    _gauge("build_info", "1, with what is running as labels.", version=(), model_id=(), device=(), dtype=()),
 )
 
 

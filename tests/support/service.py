@@ -64,7 +64,11 @@ async def eventually(condition: Any, seconds: float = 10.0) -> None:
 
 @contextlib.asynccontextmanager
 async def running_service(
-    engine: FakeEngineHandle | None = None, *, wait_ready: bool = True, app_options: dict[str, Any] | None = None, **changes: Any
+    engine: FakeEngineHandle | None = None,
+    *,
+    wait_ready: bool = True,
+    app_options: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> AsyncIterator[RunningService]:
     """The app with its lifespan, behind httpx's ASGI transport."""
     handle = engine or FakeEngineHandle()
