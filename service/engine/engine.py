@@ -28,6 +28,8 @@ from service.engine.repetition import LoopRule
 from service.engine.runner import Choice, ModelRunner, Prompt
 from service.engine.scheduler import ActivePage, Decision, Limits, PageCost, decide
 from service.engine.sequence import Answer, PageSequence, Stages
+from service.errors import EngineError
+from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import plan_views
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
 
@@ -102,7 +104,11 @@ class TorchEngine:
         return bool(self._waiting or self._active or self._events)
 
     def warm_up(self) -> None:
-        """Read one synthetic page of the default mode, so that the first request pays for nothing."""
+        """Read one synthetic page of the default mode, so that the first request pays for nothing.
+
+        Raises:
+            EngineError: The model cannot read it.
+        """
         geometry = self._info.geometry
         plan = plan_views(geometry.global_px, geometry.global_px, geometry.default_mode, geometry)
         ink = np.random.default_rng(0)
@@ -111,9 +117,11 @@ class TorchEngine:
             global_view_HWC=ink.integers(0, 256, (plan.global_px, plan.global_px, 3), np.uint8),
             tiles_THWC=ink.integers(0, 256, (plan.num_tiles, plan.tile_px, plan.tile_px, 3), np.uint8),
         )
-        self.submit(SequenceRequest("warm-up", page, "\nFree OCR. ", WARM_UP_TOKENS, self._info.model_id))
+        self.submit(SequenceRequest("warm-up", page, prompt_for(Task.FREE), WARM_UP_TOKENS, self._info.model_id))
         while self.has_work:
-            self.step()
+            for event in self.step():
+                if isinstance(event, SequenceFailure):
+                    raise EngineError(f"the warm-up page failed: {event.detail}")
         self._steps = 0
         self._batch_sizes.clear()
 
@@ -184,7 +192,7 @@ class TorchEngine:
 
     def check_integrity(self) -> None:
         """Assert the invariants; for tests and for idle moments."""
-        assert len(self._rows) == self._runner.cache.num_rows
+        assert len(self._rows) == self._runner.num_rows
         assert [sequence.row for sequence in self._rows] == list(range(len(self._rows)))
         assert {id(sequence) for sequence in self._rows} <= {id(sequence) for sequence in self._active.values()}
         assert not self._waiting.keys() & self._active.keys()
@@ -261,7 +269,7 @@ class TorchEngine:
                 # A second attempt: the newest token kept is fed again, so its keys go as well.
                 assert sequence.row is not None
                 kept = sequence.num_prompt_tokens + sequence.answer.num_tokens - 1
-                self._runner.cache.truncate(sequence.row, kept)
+                self._runner.truncate(sequence.row, kept)
             self._report(sequence.sequence_id, sequence.answer.settled_text())
 
     def _finish(self, sequence: PageSequence, reason: FinishReason) -> None:
@@ -275,7 +283,7 @@ class TorchEngine:
         if sequence.row is None:
             return
         row, sequence.row = sequence.row, None
-        self._runner.cache.close_row(row)
+        self._runner.close_row(row)
         last = self._rows.pop()
         if last is not sequence:
             self._rows[row] = last

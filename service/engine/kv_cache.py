@@ -85,21 +85,13 @@ class SlotCache:
         self._lengths += [length] * count
         return PrefillWindow(self._storage[:, :, first : first + count, :length])
 
-    def close_row(self, row: int) -> int:
-        """Drop a row.
-
-        Args:
-            row: Which.
-
-        Returns:
-            The row whose sequence now lies at `row`; `row` itself when it was the last.
-        """
+    def close_row(self, row: int) -> None:
+        """Drop a row; the last one moves into its place."""
         last = self.num_rows - 1
         if row != last:
             self._storage[:, :, row] = self._storage[:, :, last]
             self._lengths[row] = self._lengths[last]
         self._lengths.pop()
-        return last
 
     def truncate(self, row: int, length: int) -> None:
         """Forget a row's newest tokens."""

@@ -58,7 +58,7 @@ class ModelRunner:
         text = model.config.text_config
         self._model = model.eval()
         self._device = model.device
-        self.cache = SlotCache(
+        self._cache = SlotCache(
             num_layers=text.num_hidden_layers,
             num_heads=text.num_attention_heads,
             head_dim=text.head_dim,
@@ -104,7 +104,7 @@ class ModelRunner:
             ids_BL = torch.tensor([list(prompt.ids) for prompt in batch], device=self._device)
             embeds_BLD = self._model.embed_inputs(ids_BL, [prompt.features_LD for prompt in batch])
             positions_1L = torch.arange(ids_BL.shape[1], device=self._device).unsqueeze(0)
-            window = self.cache.open_rows(len(batch), ids_BL.shape[1])
+            window = self._cache.open_rows(len(batch), ids_BL.shape[1])
             choices += self._choose(self._logits(embeds_BLD, positions_1L, None, window), {})
         return choices
 
@@ -119,10 +119,24 @@ class ModelRunner:
         Returns:
             One choice for each row.
         """
-        window = self.cache.open_step()
+        window = self._cache.open_step()
         ids_B1 = torch.tensor(tokens, device=self._device).unsqueeze(1)
         embeds_B1D = self._model.model.embed_tokens(ids_B1)
         return self._choose(self._logits(embeds_B1D, window.position_ids_B1, window.mask_B11S, window), banned)
+
+    @torch.inference_mode()
+    def close_row(self, row: int) -> None:
+        """Drop a row; the last one moves into its place."""
+        self._cache.close_row(row)
+
+    def truncate(self, row: int, length: int) -> None:
+        """Forget a row's newest tokens beyond `length`."""
+        self._cache.truncate(row, length)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in use."""
+        return self._cache.num_rows
 
     def device_memory_bytes(self) -> int:
         """Memory that tensors hold on the device; 0 on a CPU, whose memory the process shares with all else."""
