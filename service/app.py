@@ -13,25 +13,26 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI
+from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.sdk.trace.export import SpanExporter
 from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.exceptions import HTTPException
 
 from service.admission.gate import Gate
-from service.admission.reading import DocumentReader
+from service.admission.monitor import Monitor
 from service.config import EngineKind, ServiceSettings
 from service.deps import LifespanState, RequestBounds, Services
 from service.engine.protocol import EngineHandle
 from service.errors import ConfigurationError, DeepSynthError
 from service.intake.limits import IntakeLimits
 from service.intake.pool import DecoderPool
+from service.reading.observer import TelemetryObserver
+from service.reading.reader import DocumentReader
 from service.routes import health, models, ocr, playground
 from service.routes.context import RequestContextMiddleware
 from service.routes.problems import on_http_exception, on_known_error, problem_response
 from service.telemetry.metrics import Metrics
-from service.telemetry.monitor import Monitor
-from service.telemetry.observer import TelemetryObserver
-from service.telemetry.tracing import Tracing
+from service.telemetry.tracing import UNTRACED, Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -241,6 +242,9 @@ def create_app(
         Instrumentator(
             registry=metrics.registry, should_group_status_codes=False, should_group_untemplated=True
         ).instrument(app)
-    tracing.instrument(app)
+    if tracing.provider is not None:
+        FastAPIInstrumentor.instrument_app(
+            app, tracer_provider=tracing.provider, excluded_urls=UNTRACED, exclude_spans=["receive", "send"]
+        )
     app.add_middleware(RequestContextMiddleware, metrics=metrics, respond=problem_response)
     return app

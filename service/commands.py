@@ -14,22 +14,22 @@ from pathlib import Path
 from opentelemetry.trace import NoOpTracer
 
 from service.admission.gate import Gate
-from service.admission.ordering import make_order
-from service.admission.reading import DocumentReader
 from service.app import PAGES_AHEAD, build_engine, build_limits, build_pool, create_app
 from service.config import ServiceSettings
 from service.engine.protocol import EngineHandle
 from service.errors import DeepSynthError, EngineError, UploadTooLargeError
-from service.routes.answers import to_answer
+from service.reading.answers import to_answer
+from service.reading.observer import TelemetryObserver
+from service.reading.orders import make_order
+from service.reading.reader import DocumentReader
 from service.schemas import OcrAnswer
 from service.server import EXIT_ENGINE_FAILED, Server, make_server, run_server
 from service.telemetry.metrics import Metrics
-from service.telemetry.observer import TelemetryObserver
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import Mode
 
 EXIT_UNREADABLE = 1
-SAMPLE = "docs/samples/letter.png"
+SAMPLE = "docs/samples/sample-block.png"
 
 
 def serve(settings: ServiceSettings) -> int:
@@ -44,8 +44,8 @@ def serve(settings: ServiceSettings) -> int:
     servers: list[Server] = []
     app = create_app(
         settings,
-        on_ready=lambda: servers[0].ready(),
-        on_failed=lambda: servers[0].fail(),
+        on_ready=lambda: servers[0].ready(),  # noqa: PLW0108 -- made after the app
+        on_failed=lambda: servers[0].fail(),  # noqa: PLW0108 -- made after the app
     )
     servers.append(
         make_server(
@@ -54,6 +54,7 @@ def serve(settings: ServiceSettings) -> int:
             port=settings.port,
             deadline_s=settings.deadline_s,
             drain_grace_s=settings.drain_grace_s,
+            on_drain=lambda: app.state.gate.drain(),  # noqa: PLW0108 -- made with the lifespan
             on_open=_greet,
         )
     )

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from dotenv import dotenv_values
 from pydantic import Field, ValidationError, model_validator
@@ -78,7 +78,7 @@ class ServiceSettings(BaseSettings):
     """Port to listen on; 0 takes a free one."""
 
     model: Annotated[str, Field(min_length=1)] = SHIPPED_MODEL
-    """Base model: a folder, a Hugging Face id such as `deepseek-ai/DeepSeek-OCR`, or `nano`, which ships with the code."""
+    """Base model: a folder, a Hugging Face id such as `deepseek-ai/DeepSeek-OCR`, or `nano`, which ships with it."""
     default_model: str | None = None
     """Model that answers when a request names none; the base model when unset."""
     engine: EngineKind = EngineKind.NATIVE
@@ -158,13 +158,21 @@ class ServiceSettings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take values from the constructor alone; `load_settings` reads the environment once.
 
         Args:
             settings_cls: This class.
             init_settings: Values of the constructor.
+            env_settings: Not used.
+            dotenv_settings: Not used.
+            file_secret_settings: Not used.
 
         Returns:
             The one source.
@@ -202,7 +210,7 @@ def load_settings(
     _refuse_unknown(given, known)
     try:
         # An empty value means unset: compose files pass `DEEPSYNTH_X=${DEEPSYNTH_X:-}`.
-        return ServiceSettings(**{known[name]: value for name, value in given.items() if value != ""})
+        return ServiceSettings.model_validate({known[name]: value for name, value in given.items() if value})
     except ValidationError as error:
         raise ConfigurationError(_explain(error)) from None
 

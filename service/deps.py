@@ -9,13 +9,13 @@ from typing import Annotated, TypedDict
 from fastapi import Depends, Request
 
 from service.admission.gate import Gate
-from service.admission.reading import DocumentReader
+from service.admission.monitor import Monitor
+from service.admission.record import RequestRecord, record_of
 from service.engine.protocol import EngineHandle, EngineState
 from service.errors import DrainingError, NotReadyError
-from service.routes.context import RequestRecord, record_of
+from service.reading.observer import TelemetryObserver
+from service.reading.reader import DocumentReader
 from service.telemetry.metrics import Metrics
-from service.telemetry.monitor import Monitor
-from service.telemetry.observer import TelemetryObserver
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,7 @@ class LifespanState(TypedDict):
 
 
 def _services(request: Request) -> Services:
-    services = request.state.services
-    assert isinstance(services, Services)
+    services: Services = request.state.services
     return services
 
 

@@ -36,8 +36,7 @@ def _shown(value: Any) -> str:
 
 def _bounds(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     names = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {schema[name]:g}" if schema[name] < 1e6 else f"{sign} {schema[name]}"
-              for name, sign in names.items() if name in schema]  # fmt: skip
+    bounds = [f"{sign} {schema[name]}" for name, sign in names.items() if name in schema]
     choices = definitions.get(schema.get("$ref", "").rpartition("/")[2], {}).get("enum", [])
     return ", ".join(bounds) or " / ".join(f"`{choice}`" for choice in choices) or _kind(schema)
 
@@ -56,9 +55,9 @@ def configuration_page() -> str:
         "",
         f"<!-- {_GENERATED} -->",
         "",
-        "The service reads environment variables and, beneath them, a file `.env` in its working folder. An empty value",
-        "counts as unset. A name that starts with `DEEPSYNTH_` and is none of these stops the start with the nearest",
-        f"known name; names that start with `{TRAINER_PREFIX}` belong to the trainer and are passed over.",
+        "The service reads environment variables and, beneath them, a file `.env` in its working folder. An empty",
+        "value counts as unset. A name that starts with `DEEPSYNTH_` and is none of these stops the start with the",
+        f"nearest known name; names that start with `{TRAINER_PREFIX}` belong to the trainer and are passed over.",
         "",
         "| Variable | Default | Values | Meaning |",
         "|---|---|---|---|",
@@ -88,8 +87,8 @@ def errors_page() -> str:
         f"<!-- {_GENERATED} -->",
         "",
         "Every error is `application/problem+json` (RFC 9457) with `type`, `title`, `status`, `code`, `retryable` and",
-        "`request_id`; some add facts such as `field`, `expected` or a limit. Decide on `code`: it is stable. 429 and 503",
-        "carry `Retry-After`. `code` and outcome are also the labels of `deepsynth_requests_total`.",
+        "`request_id`; some add facts such as `field`, `expected` or a limit. Decide on `code`: it is stable. 429 and",
+        "503 carry `Retry-After`. `code` and outcome are also the labels of `deepsynth_requests_total`.",
         "",
         "| Code | Status | Retry | Outcome | Title |",
         "|---|---|---|---|---|",
@@ -115,9 +114,8 @@ def metrics_page() -> str:
         "|---|---|---|---|",
     ]
     for spec in TABLE:
-        labels = ", ".join(
-            f"`{name}`" + (f" ({', '.join(values)})" if values else "") for name, values in spec.labels.items()
-        )
+        shown = [f"`{name}`" + (f" ({', '.join(values)})" if values else "") for name, values in spec.labels.items()]
+        labels = ", ".join(shown)
         lines.append(f"| `{spec.name}` | {spec.kind} | {labels} | {spec.help} |")
     return "\n".join(lines) + "\n"
 

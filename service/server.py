@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 EXIT_ENGINE_FAILED = 70
 """EX_SOFTWARE: a supervisor that restarts on failure must see one."""
@@ -66,8 +66,7 @@ class Server(uvicorn.Server):
 
     def _drain(self) -> None:
         self._on_drain()
-        assert self._loop is not None
-        self._loop.call_later(self._drain_grace_s, self._stop_listening)
+        asyncio.get_running_loop().call_later(self._drain_grace_s, self._stop_listening)
 
     def _stop_listening(self) -> None:
         self.should_exit = True
@@ -79,22 +78,24 @@ class Server(uvicorn.Server):
 
 
 def make_server(
-    app: FastAPI,
+    app: ASGIApp,
     *,
     host: str,
     port: int,
     deadline_s: float,
     drain_grace_s: float,
+    on_drain: Callable[[], None],
     on_open: Callable[[str, int], None],
 ) -> Server:
     """Make a server; it does not listen yet.
 
     Args:
-        app: The app, whose state holds the gate once its lifespan began.
+        app: The app.
         host: Address to listen on.
         port: Port to listen on.
         deadline_s: Longest a request may take; a stop waits a little longer.
         drain_grace_s: How long it still listens after the signal.
+        on_drain: Called when the first signal to stop arrives.
         on_open: Called with address and port once it listens and the engine is ready.
 
     Returns:
@@ -112,7 +113,7 @@ def make_server(
         lifespan="on",
         timeout_graceful_shutdown=int(deadline_s + STOP_MARGIN_S),
     )
-    return Server(config, drain_grace_s=drain_grace_s, on_drain=lambda: app.state.gate.drain(), on_open=on_open)
+    return Server(config, drain_grace_s=drain_grace_s, on_drain=on_drain, on_open=on_open)
 
 
 def run_server(server: Server) -> int:

@@ -32,11 +32,11 @@ async def run_to_outcome(
         DeadlineError: The time ran out first.
     """
     task = asyncio.create_task(work, name="request-work")
-    watchers = {task}
+    watchers: set[asyncio.Future[Any]] = {task}
     watch: asyncio.Future[Any] | None = None
     if disconnected is not None:
         watch = asyncio.ensure_future(disconnected())
-        watchers.add(watch)  # type: ignore[arg-type] # asyncio.wait takes any future
+        watchers.add(watch)
     try:
         await asyncio.wait(watchers, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
         if task.done():

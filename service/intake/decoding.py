@@ -100,7 +100,7 @@ def decode(data: bytes, order: DecodeOrder) -> DecodedPage:
         page=pages[order.position],
         width_px=image.width,
         height_px=image.height,
-        is_blank=all(low == high for low, high in image.getextrema()),
+        is_blank=len(image.getcolors(1) or ()) == 1,
         plan=plan,
         global_view_HWC=global_view_HWC,
         tiles_THWC=tiles_THWC,

@@ -42,7 +42,7 @@ class DecoderProcess:
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 -- our own interpreter and module, no shell
                 [sys.executable, "-m", "service.intake.child", *arguments],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd="/",

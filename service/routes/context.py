@@ -10,13 +10,12 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.admission.record import SCOPE_KEY, RequestRecord
 from service.errors import DeepSynthError, InternalError, MalformedBodyError, MethodNotAllowedError
 from service.telemetry import logs
 from service.telemetry.metrics import Metrics
@@ -27,32 +26,6 @@ OCR_PATHS = frozenset({"/ocr", "/api/ocr/run"})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
-_SCOPE_KEY = "deepsynth"
-
-
-@dataclass(slots=True)
-class RequestRecord:
-    """What is known of one request while it lasts."""
-
-    request_id: str
-    started_s: float
-    resources: ExitStack = field(default_factory=ExitStack)
-    """Closed when the response has gone out, or nobody waits for it any more."""
-    error: DeepSynthError | None = None
-    status: int | None = None
-    is_body_complete: bool = False
-
-    def fail(self, error: DeepSynthError) -> None:
-        """Take an error as the outcome; the first one stays."""
-        if self.error is None:
-            self.error = error
-
-
-def record_of(scope: Scope) -> RequestRecord:
-    """The record that the wrapper made for a request."""
-    record = scope[_SCOPE_KEY]
-    assert isinstance(record, RequestRecord)
-    return record
 
 
 class RequestContextMiddleware:
@@ -74,7 +47,7 @@ class RequestContextMiddleware:
         given_id = headers.get("x-request-id", "")
         request_id = given_id if _REQUEST_ID.fullmatch(given_id) else uuid.uuid4().hex
         record = RequestRecord(request_id, time.monotonic())
-        scope[_SCOPE_KEY] = record
+        scope[SCOPE_KEY] = record
         token = logs.request_id.set(request_id)
         exchange = _Exchange(scope, headers, receive, send, record)
         try:

@@ -80,10 +80,10 @@ class BoundedBody:
         return UploadTooLargeError(public={"limit_bytes": self._bounds.max_upload_bytes})
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """The body's pieces.
+        """The body's pieces, as they come.
 
         Yields:
-            Bytes, as they come.
+            bytes: One piece.
 
         Raises:
             UploadTooLargeError: There are more than allowed; at most one piece beyond the limit was taken.

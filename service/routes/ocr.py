@@ -10,12 +10,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.admission.gate import Permit
-from service.admission.ordering import make_order
 from service.admission.outcome import run_to_outcome
-from service.admission.reading import DeltaSink, ReadOrder
+from service.admission.record import RequestRecord
 from service.deps import RecordDep, Services, ServicesDep
-from service.routes.answers import to_answer
-from service.routes.context import RequestRecord
+from service.reading.answers import to_answer
+from service.reading.orders import make_order
+from service.reading.reader import DeltaSink, ReadOrder
 from service.routes.form import FILE_FIELD, OcrFields, receive_form
 from service.routes.stream import ReadingStream, until_disconnect
 from service.schemas import OcrAnswer, Problem
@@ -50,7 +50,7 @@ def _request_body() -> dict[str, Any]:
 _PROBLEM = {"model": Problem, "content": {"application/problem+json": {}}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {}}},
-    **{status: _PROBLEM for status in (400, 404, 408, 413, 415, 422, 429, 500, 503, 504)},
+    **dict.fromkeys((400, 404, 408, 413, 415, 422, 429, 500, 503, 504), _PROBLEM),
 }
 
 

@@ -9,6 +9,7 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from service.admission.record import RequestRecord, record_of
 from service.errors import (
     CapacityError,
     DeepSynthError,
@@ -17,7 +18,6 @@ from service.errors import (
     MethodNotAllowedError,
     NotFoundError,
 )
-from service.routes.context import RequestRecord, record_of
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -55,13 +55,15 @@ def problem_response(error: DeepSynthError, record: RequestRecord) -> Response:
 
 async def on_known_error(request: Request, error: Exception) -> Response:
     """Handler for everything in the error tree."""
-    assert isinstance(error, DeepSynthError)
+    if not isinstance(error, DeepSynthError):
+        error = InternalError()
     return problem_response(error, record_of(request.scope))
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Handler for what the framework itself refuses: unknown paths and methods."""
-    assert isinstance(error, HTTPException)
+    if not isinstance(error, HTTPException):
+        return problem_response(InternalError(), record_of(request.scope))
     known: dict[int, type[DeepSynthError]] = {404: NotFoundError, 405: MethodNotAllowedError, 400: MalformedBodyError}
     response = problem_response(known.get(error.status_code, InternalError)(), record_of(request.scope))
     if error.headers and "Allow" in error.headers:

@@ -16,9 +16,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.admission.outcome import run_to_outcome
-from service.admission.reading import DeltaSink
+from service.admission.record import RequestRecord
 from service.errors import DeepSynthError
-from service.routes.context import RequestRecord
+from service.reading.reader import DeltaSink
 from service.routes.problems import problem
 from service.schemas import OcrAnswer
 

@@ -15,19 +15,16 @@ from enum import StrEnum
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    GCCollector,
     Gauge,
+    GCCollector,
     Histogram,
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.registry import Collector
 
-from service.engine.protocol import EngineState, FinishReason
 from service.errors import error_classes
-from service.intake.formats import FileFormat
 
 PREFIX = "deepsynth_"
 OTHER_MODEL = "_other"
@@ -40,6 +37,10 @@ BYTES_BUCKETS = tuple(1024.0 * 4**power for power in range(9))
 PIXEL_BUCKETS = tuple(10_000.0 * 4**power for power in range(8))
 
 STAGES = ("receive", "decode", "queue", "encode", "prefill", "generate")
+# Spelt out, because telemetry stands below the parts that define them; a test compares.
+FINISH_REASONS = ("stop", "length", "repetition")
+ENGINE_STATES = ("loading", "ready", "draining", "failed")
+FORMATS = ("png", "jpeg", "webp", "tiff", "pdf")
 INFERENCE_STATUSES = ("ok", "failed", "cancelled")
 OUTCOMES = ("ok", "client_error", "rejected", "timeout", "server_error", "unavailable", "client_disconnect")
 REJECTIONS = tuple(dict.fromkeys(cls.rejection for cls in error_classes().values() if cls.rejection))
@@ -106,14 +107,14 @@ TABLE: tuple[MetricSpec, ...] = (
     _counter("input_tokens_total", "Vision and prompt tokens of finished pages."),
     _counter("output_tokens_total", "Tokens generated for finished pages."),
     _counter("output_characters_total", "Characters of finished pages."),
-    _counter("finished_total", "Finished pages by reason.", finish_reason=tuple(FinishReason)),
+    _counter("finished_total", "Finished pages by reason.", finish_reason=FINISH_REASONS),
     _counter("blank_input_total", "Pages of one single colour."),
-    _histogram("image_pixels", "Pixels of decoded pages.", PIXEL_BUCKETS, format=tuple(FileFormat)),
+    _histogram("image_pixels", "Pixels of decoded pages.", PIXEL_BUCKETS, format=FORMATS),
     _histogram("upload_bytes", "Bytes of uploaded files.", BYTES_BUCKETS),
     _counter("image_rejected_total", "Files refused, by reason.", reason=REJECTIONS),
     _counter("decode_children_restarts_total", "Decoding processes replaced, by reason.", reason=RESTART_REASONS),
     _gauge("worker_up", "1 while the engine is ready."),
-    _gauge("worker_state", "1 for the state the engine is in.", state=tuple(EngineState)),
+    _gauge("worker_state", "1 for the state the engine is in.", state=ENGINE_STATES),
     _gauge("worker_seconds_since_progress", "Time since the engine's last step while it has work."),
     _histogram("event_loop_lag_seconds", "How late the event loop wakes a sleeper.", LAG_BUCKETS),
     _gauge("build_info", "1, with what is running as labels.", version=(), model_id=(), device=(), dtype=()),
@@ -128,45 +129,44 @@ class Metrics:
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
-        self._by_name: dict[str, Collector] = {spec.name: self._make(spec) for spec in TABLE}
+        self._counters: dict[str, Counter] = {}
+        self._gauges: dict[str, Gauge] = {}
+        self._histograms: dict[str, Histogram] = {}
+        for spec in TABLE:
+            self._make(spec)
         requests = self.counter("requests_total")
         requests.labels("ok", "ok")
         for cls in error_classes().values():
             requests.labels(cls.outcome, cls.code)
 
-    def _make(self, spec: MetricSpec) -> Collector:
+    def _make(self, spec: MetricSpec) -> None:
         labels = tuple(spec.labels)
         metric: Counter | Gauge | Histogram
         match spec.kind:
             case Kind.COUNTER:
-                metric = Counter(spec.name, spec.help, labels, registry=self.registry)
+                metric = self._counters[spec.name] = Counter(spec.name, spec.help, labels, registry=self.registry)
             case Kind.GAUGE:
-                metric = Gauge(spec.name, spec.help, labels, registry=self.registry)
+                metric = self._gauges[spec.name] = Gauge(spec.name, spec.help, labels, registry=self.registry)
             case Kind.HISTOGRAM:
-                metric = Histogram(spec.name, spec.help, labels, registry=self.registry, buckets=spec.buckets)
+                metric = self._histograms[spec.name] = Histogram(
+                    spec.name, spec.help, labels, registry=self.registry, buckets=spec.buckets
+                )
         if labels:
             # With an open set among them the product is empty, and nothing is made yet.
             for values in itertools.product(*spec.labels.values()):
                 metric.labels(*values)
-        return metric
 
     def counter(self, name: str) -> Counter:
         """A counter by its name without the prefix."""
-        metric = self._by_name[PREFIX + name]
-        assert isinstance(metric, Counter)
-        return metric
+        return self._counters[PREFIX + name]
 
     def gauge(self, name: str) -> Gauge:
         """A gauge by its name without the prefix."""
-        metric = self._by_name[PREFIX + name]
-        assert isinstance(metric, Gauge)
-        return metric
+        return self._gauges[PREFIX + name]
 
     def histogram(self, name: str) -> Histogram:
         """A histogram by its name without the prefix."""
-        metric = self._by_name[PREFIX + name]
-        assert isinstance(metric, Histogram)
-        return metric
+        return self._histograms[PREFIX + name]
 
     def render(self) -> bytes:
         """The exposition in Prometheus's text format."""

@@ -1,6 +1,6 @@
 """OpenTelemetry spans: off by default, and with nothing in them that is not on a list.
 
-HTTP spans come from opentelemetry-instrumentation-fastapi, those of reading from `service.telemetry.observer`. Both
+HTTP spans come from opentelemetry-instrumentation-fastapi, those of reading from `service.reading.observer`. Both
 pass through `AllowListExporter`, so that no file name, query, header or exception text can leave by this way.
 """
 
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fastapi import FastAPI
-from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
@@ -119,12 +117,10 @@ class Tracing:
         """Makes our own spans; does nothing when tracing is off."""
         return NoOpTracer() if self._provider is None else self._provider.get_tracer("deepsynth")
 
-    def instrument(self, app: FastAPI) -> None:
-        """Trace an app's HTTP requests."""
-        if self._provider is not None:
-            FastAPIInstrumentor.instrument_app(
-                app, tracer_provider=self._provider, excluded_urls=UNTRACED, exclude_spans=["receive", "send"]
-            )
+    @property
+    def provider(self) -> TracerProvider | None:
+        """For the instrumentation of HTTP; None when tracing is off."""
+        return self._provider
 
     def shutdown(self) -> None:
         """Send what is left; may block for some seconds."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from service.admission.reading import ReadOrder
 from service.engine.protocol import EngineInfo
 from service.errors import InvalidFieldError, ModelNotFoundError
 from service.intake.formats import FileFormat, detect_format
 from service.intake.limits import IntakeLimits
 from service.intake.selection import parse_pages
+from service.reading.reader import ReadOrder
 from shared.contract.prompts import Task
 from shared.deepseek_ocr.geometry import Mode
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 
-from service.admission.reading import DocumentReading, PageReading
+from service.reading.reader import DocumentReading, PageReading
 from service.schemas import OcrAnswer, PageAnswer, RegionAnswer, TimingsAnswer, UsageAnswer
 
 _CONFIDENCE_DIGITS = 4
