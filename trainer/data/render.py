@@ -21,8 +21,8 @@ from trainer.data.glyphs import GlyphSet, Ink
 from trainer.data.layout import Column, Sheet, TextStyle, set_block
 
 CACHED_GLYPH_SETS: Final = 160
-RECENT_FACES: Final = 10
-REUSE: Final = 0.6
+RECENT_FACES: Final = 12
+REUSE: Final = 0.7
 SHAPED_SHARE: Final = 0.15
 MAX_TRIES: Final = 12
 
@@ -275,7 +275,7 @@ class PageRenderer:
         rng = self._rng
         least, most = limits.width_px
         text_width = rng.randint(min(max(least, 4 * size), most), most)
-        if tier is Tier.BLOCK and rng.random() < 0.5:
+        if tier in {Tier.LINE, Tier.BLOCK} and rng.random() < 0.5:
             text_width = most
         height = limits.height_px
         if tier is Tier.HALF:
