@@ -231,9 +231,7 @@ class TorchEngine:
         if not sequences:
             return
         prompts = [
-            Prompt(
-                sequence.prompt_ids, self._runner.assemble(sequence.request.page.plan, sequence.encoded_views)
-            )
+            Prompt(sequence.prompt_ids, self._runner.assemble(sequence.request.page.plan, sequence.encoded_views))
             for sequence in sequences
         ]
         choices = self._runner.prefill(prompts)

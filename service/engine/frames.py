@@ -180,6 +180,4 @@ def _info(header: dict[str, Any]) -> EngineInfo:
 
 
 def _stats(header: dict[str, Any]) -> EngineStats:
-    return EngineStats(
-        **{**header, "state": EngineState(header["state"]), "batch_sizes": tuple(header["batch_sizes"])}
-    )
+    return EngineStats(**{**header, "state": EngineState(header["state"]), "batch_sizes": tuple(header["batch_sizes"])})
