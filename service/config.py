@@ -217,9 +217,11 @@ def load_settings(
 
 def _refuse_unknown(given: Mapping[str, str], known: Mapping[str, str]) -> None:
     complaints = []
+    # Without the prefix, which would make everything look alike.
+    endings = [name.removeprefix(PREFIX) for name in known]
     for name in sorted(set(given) - set(known)):
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-        hint = f"; did you mean {nearest[0]}?" if nearest else f"; trainer settings start with {TRAINER_PREFIX}"
+        nearest = difflib.get_close_matches(name.removeprefix(PREFIX), endings, n=1, cutoff=0.6)
+        hint = f"; did you mean {PREFIX}{nearest[0]}?" if nearest else f"; trainer settings start with {TRAINER_PREFIX}"
         complaints.append(f"{name} is not a setting{hint}")
     if complaints:
         raise ConfigurationError("\n".join(complaints))
