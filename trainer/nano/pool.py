@@ -22,7 +22,7 @@ from torch import Tensor
 
 from trainer.nano.recipe import TIERS
 
-TEXT_BUCKETS = (48, 128, 256, 448, 704, 1024, 1536)
+TEXT_BUCKETS = (48, 128, 256, 448, 704, 1024, 1536, 2048)
 """Answer lengths in tokens that batches are padded to."""
 
 
