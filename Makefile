@@ -80,5 +80,5 @@ deepseek-ocr-eval: setup ## Measure character error rates on the held-out set
 	$(BIN)/python -m trainer evaluate $(ARGS)
 
 clean: ## Remove the virtual environment and every cache
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis .coverage
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""The README's commands, typed as a newcomer would: the server starts, the curl line and the command line read the sample."""
+"""The README's commands, typed as a newcomer would: the server starts, and the sample is read with and without it."""
 
 from __future__ import annotations
 
