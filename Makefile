@@ -36,9 +36,7 @@ $(STAMP): pyproject.toml deploy/env/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-serve: setup ## Start the API on DEEPSYNTH_HOST:DEEPSYNTH_PORT (127.0.0.1:8000)
-	@echo "Try it from another terminal:"
-	@echo "  curl -F file=@docs/samples/sample-block.png http://$${DEEPSYNTH_HOST:-127.0.0.1}:$${DEEPSYNTH_PORT:-8000}/ocr"
+serve: setup ## Start the API on DEEPSYNTH_HOST:DEEPSYNTH_PORT (127.0.0.1:8000); it prints how to try it
 	@exec $(BIN)/python -m service serve $(ARGS)
 
 test: setup ## Run every test that needs neither a GPU nor anything outside Python

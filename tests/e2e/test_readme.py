@@ -45,8 +45,8 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """Address of what `make serve` started, and what it printed."""
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Address of what `make serve` started, and the file with what it prints."""
     port = free_port()
     log: Path = tmp_path_factory.mktemp("readme") / "log"
     with log.open("wb") as output:
@@ -60,7 +60,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
         )
     try:
         wait_until_ready(port, process, log)
-        yield f"127.0.0.1:{port}", log.read_text(encoding="utf-8")
+        yield f"127.0.0.1:{port}", log
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:
@@ -94,7 +94,7 @@ def read_with(line: str) -> str:
     return done.stdout
 
 
-def test_the_curl_line_reads_the_sample(served: tuple[str, str]) -> None:
+def test_the_curl_line_reads_the_sample(served: tuple[str, Path]) -> None:
     line = command("curl ")
     assert ADDRESS in line
     answer = json.loads(read_with(line.replace(ADDRESS, served[0])))
@@ -102,7 +102,7 @@ def test_the_curl_line_reads_the_sample(served: tuple[str, str]) -> None:
     assert cer(TRUTH.read_text(encoding="utf-8"), answer["text"]) <= LARGEST_CER
 
 
-def test_the_answer_has_the_fields_that_the_readme_shows(served: tuple[str, str]) -> None:
+def test_the_answer_has_the_fields_that_the_readme_shows(served: tuple[str, Path]) -> None:
     (shown,) = re.findall(r"```json\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     wanted = json.loads(shown)
     answer = json.loads(read_with(command("curl ").replace(ADDRESS, served[0])))
@@ -112,9 +112,20 @@ def test_the_answer_has_the_fields_that_the_readme_shows(served: tuple[str, str]
     assert answer["usage"].keys() == wanted["usage"].keys()
 
 
-def test_make_serve_prints_a_line_to_try_that_works(served: tuple[str, str]) -> None:
-    address, printed = served
-    (line,) = re.findall(r"^\s*(curl .*)$", printed, re.MULTILINE)
+def printed_line(log: Path, start: str, limit_s: float = 10) -> str:
+    """From `start` to the line's end, as soon as it is printed."""
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        found = re.findall(f"{start}.*", log.read_text(encoding="utf-8"))
+        if found:
+            return str(found[0])
+        time.sleep(0.1)
+    raise AssertionError(f"nothing printed starts with {start!r}")
+
+
+def test_make_serve_prints_a_line_to_try_that_works(served: tuple[str, Path]) -> None:
+    address, log = served
+    line = printed_line(log, "curl ")
     assert address in line
     assert json.loads(read_with(line))["text"]
 
