@@ -26,7 +26,8 @@ def source_commit(folder: Path | None = None) -> str:
         folder: Any folder of the clone; None for that of this package.
 
     Returns:
-        The hash, with `-dirty` where Python files differ from it (weights have a checksum of their own); `unknown` outside a clone.
+        The hash, with `-dirty` where Python files differ from it (weights have a checksum of their own); `unknown`
+        outside a clone.
     """
     folder = folder or Path(__file__).parent
     commit = _git(folder, "rev-parse", "HEAD")
