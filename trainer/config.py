@@ -59,13 +59,12 @@ def load_settings(environment: Mapping[str, str] | None = None) -> TrainerSettin
     for name in given.keys() - known.keys():
         near = difflib.get_close_matches(name, known, n=1)
         raise SettingsError(f"unknown variable {name}" + (f"; did you mean {near[0]}?" if near else ""))
-    values: dict[str, str | int] = {known[name]: value for name, value in given.items()}
-    if "threads" in values:
-        try:
-            values["threads"] = int(values["threads"])
-        except ValueError as error:
-            raise SettingsError(f"{PREFIX}THREADS is {values['threads']!r}, not a whole number") from error
-    return TrainerSettings(**values)  # type: ignore[arg-type] - the names and types above
+    texts = {known[name]: value for name, value in given.items()}
+    try:
+        threads = int(texts.pop("threads", "0"))
+    except ValueError as error:
+        raise SettingsError(f"{PREFIX}THREADS is not a whole number") from error
+    return TrainerSettings(threads=threads, **texts)
 
 
 def child_environment() -> dict[str, str]:

@@ -225,11 +225,13 @@ class SupervisedEngine:
                 link.send(Ping())
 
     def _on_message(self, link: Link, message: Message) -> None:
+        if link is not self._link:
+            return
         if self._greeting and not self._greeting.done():
             self._greeting.set_result(message)
         elif isinstance(message, Broken):
             _log.error("engine broke: %s", message.detail)
-        elif isinstance(message, Report) and link is self._link:
+        elif isinstance(message, Report):
             self._stats = message.stats
             self._batch_sizes.extend(message.stats.batch_sizes)
             for event in message.events:
@@ -244,10 +246,11 @@ class SupervisedEngine:
             inbox.put_nowait(event)
 
     def _on_lost(self, link: Link) -> None:
+        if link is not self._link:
+            return
         if self._greeting and not self._greeting.done():
             self._greeting.set_result(None)
-        if link is self._link:
-            self._lost.set()
+        self._lost.set()
 
     def _fail_open(self, reason: str) -> None:
         for name, inbox in self._open.items():

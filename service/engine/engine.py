@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 import numpy as np
 
+from service.engine.loader import EngineLimits
 from service.engine.protocol import (
     EngineInfo,
     EngineState,
@@ -24,7 +24,6 @@ from service.engine.protocol import (
     SequenceFailure,
     SequenceRequest,
 )
-from service.engine.repetition import LoopRule
 from service.engine.runner import Choice, ModelRunner, Prompt
 from service.engine.scheduler import ActivePage, Decision, Limits, PageCost, decide
 from service.engine.sequence import Answer, PageSequence, Stages
@@ -36,20 +35,6 @@ from shared.deepseek_ocr.tokenizer import OcrTokenizer
 WARM_UP_TOKENS = 8
 MAX_BATCH_SIZES = 1024
 """Batch sizes kept between two readings of the statistics."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLimits:
-    """What the engine may hold and do; checked against the model when the engine is made."""
-
-    batch_size: int = 8
-    max_new_tokens: int = 4096
-    max_sequence_tokens: int = 8192
-    kv_tokens: int | None = None
-    """Key and value tokens of all sequences together; None: as many as full rows hold."""
-    views_per_step: int = 4
-    prefill_tokens_per_step: int = 4096
-    loop_rule: LoopRule = field(default_factory=LoopRule)
 
 
 class TorchEngine:

@@ -38,6 +38,7 @@ EngineFactory = Callable[[], Engine]
 
 REPORT_INTERVAL_S = 0.02
 """Deltas of neighbouring steps travel together for this long; results never wait."""
+ORPHAN_CHECK_S = 1.0
 LOST_PARENT_EXIT = 17
 """Exit status of a process whose parent has gone."""
 
@@ -56,6 +57,7 @@ def run_process(connection: Connection, factory: EngineFactory, max_wait_s: floa
     # The parent decides when this process ends; Ctrl-C reaches the whole group.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_leave_with, args=(os.getppid(),), name="engine-orphan-watch", daemon=True).start()
     if num_threads:
         import torch
 
@@ -172,6 +174,13 @@ def _read(connection: Connection, inbox: queue.SimpleQueue[Command], on_lost_pee
             on_lost_peer()
             return
         inbox.put(decode_command(frame))
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when its parent has gone, even where another process still holds the parent's pipe."""
+    while os.getppid() == parent:
+        time.sleep(ORPHAN_CHECK_S)
+    os._exit(LOST_PARENT_EXIT)
 
 
 def _send(connection: Connection, message: Message) -> None:

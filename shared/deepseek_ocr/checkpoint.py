@@ -28,7 +28,7 @@ MAX_NAMED_KEYS = 8
 Storage = Literal["int8", "bfloat16", "float32"]
 
 
-class CheckpointError(ValueError):
+class CheckpointError(OSError):
     """A folder that does not hold the checkpoint it should; the message names file, key or value."""
 
 
@@ -87,9 +87,7 @@ def load_model(
     return model.eval()
 
 
-def save_checkpoint(
-    model: DeepseekOcrForConditionalGeneration, folder: Path, storage: Storage = "bfloat16"
-) -> None:
+def save_checkpoint(model: DeepseekOcrForConditionalGeneration, folder: Path, storage: Storage = "bfloat16") -> None:
     """Write a model in the public layout.
 
     Args:
@@ -137,7 +135,9 @@ def _fill(state: dict[str, Tensor], folder: Path) -> None:
         target.copy_(tensor)
         missing.discard(key)
     if missing or unknown:
-        lines = [f"{word} tensors: {_name(keys)}" for word, keys in (("missing", missing), ("unknown", unknown)) if keys]
+        lines = [
+            f"{word} tensors: {_name(keys)}" for word, keys in (("missing", missing), ("unknown", unknown)) if keys
+        ]
         raise CheckpointError(f"{folder}: {'; '.join(lines)}")
 
 

@@ -87,7 +87,8 @@ class Attention(nn.Module):
         q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
-        is_causal = mask is None and x_BLH.shape[1] > 1
+        # Without a cache a single token may attend causally too, and the answer needs no look at a dynamic shape.
+        is_causal = mask is None and (cache is None or x_BLH.shape[1] > 1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 

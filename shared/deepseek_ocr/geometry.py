@@ -79,10 +79,12 @@ class UnsupportedModeError(ValueError):
     """The checkpoint does not know the mode; the message names those it knows."""
 
     def __init__(self, mode: Mode, supported: tuple[Mode, ...]) -> None:
-        names = ", ".join(supported)
-        super().__init__(f"mode {mode!s} is not supported by this checkpoint; supported: {names}")
+        super().__init__(mode, supported)  # both, so that it survives the way out of a worker process
         self.mode = mode
         self.supported = supported
+
+    def __str__(self) -> str:
+        return f"mode {self.mode!s} is not supported by this checkpoint; supported: {', '.join(self.supported)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +236,15 @@ def place_global(width_px: int, height_px: int, plan: ViewPlan, config: Geometry
 
 def place_tiles(width_px: int, height_px: int, plan: ViewPlan, config: GeometryConfig) -> Placement:
     """Where the page lies on the grid of tiles.
+
+    Args:
+        width_px: Width of the upright page.
+        height_px: Its height.
+        plan: Its views.
+        config: The geometry it was planned with.
+
+    Returns:
+        The placement on a canvas of `tile_columns` by `tile_rows` tiles.
 
     Raises:
         ValueError: The plan has no tiles.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,13 @@ from torch.nn import functional as F
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from shared.deepseek_ocr.clip import ClipEmbeddings, ClipEncoder
 from shared.deepseek_ocr.configuration import DeepseekOcrConfig
 from shared.deepseek_ocr.decoder import DecoderLayer, RMSNorm, rotary_tables
 from shared.deepseek_ocr.moe import Experts, Gate
+from shared.deepseek_ocr.pages import PageReading
 from shared.deepseek_ocr.sam import ChannelNorm, SamAttention, SamEncoder
 from shared.deepseek_ocr.vision import assemble_page, normalise_views
 
@@ -97,7 +98,7 @@ class DeepseekOcrModel(nn.Module):
         return self.norm(x_BLD), torch.stack(penalties).mean() if penalties else None
 
 
-class DeepseekOcrForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class DeepseekOcrForConditionalGeneration(PageReading, PreTrainedModel, GenerationMixin):  # type: ignore[misc] # looser signature
     """Reads pages: images and a prompt in, text tokens out.
 
     Sequences are laid out as: bos, one image token per vision token, the prompt's text tokens, the answer.
@@ -106,11 +107,10 @@ class DeepseekOcrForConditionalGeneration(PreTrainedModel, GenerationMixin):
     config_class = DeepseekOcrConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012 - declared as an instance variable by the base class
     _supports_sdpa = True
     _supports_attention_backend = False
-    _no_split_modules = ("SamBlock", "ClipLayer", "DecoderLayer")
-    _skip_keys_device_placement = ("past_key_values",)
+    _no_split_modules = {"SamBlock", "ClipLayer", "DecoderLayer"}  # noqa: RUF012 - as above
 
     def __init__(self, config: DeepseekOcrConfig) -> None:
         super().__init__(config)
@@ -153,68 +153,15 @@ class DeepseekOcrForConditionalGeneration(PreTrainedModel, GenerationMixin):
             separator_D=self.model.view_seperator,
         )
 
-    def image_features(
-        self,
-        global_views_BHWC: Tensor,
-        tiles_THWC: Tensor | None = None,
-        tile_grids_B2: Tensor | Sequence[Sequence[int]] | None = None,
-    ) -> list[Tensor]:
-        """Encode the pages of a batch, all views of one size together.
-
-        Args:
-            global_views_BHWC: uint8, one view a page.
-            tiles_THWC: uint8, the tiles of all pages one after another; None without any.
-            tile_grids_B2: columns and rows of each page's tiles, 0 and 0 without; on the CPU, as the host reads it.
+    def decode(
+        self, embeds_BLD: Tensor, position_ids_BL: Tensor, mask: Tensor | None = None, cache: Any | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the decoder over embedded tokens; arguments as of `decoder.Attention`.
 
         Returns:
-            `[L, D]` for each page.
-
-        Raises:
-            ValueError: The grids do not count as many pages or tiles as there are.
+            Hidden states `[B, L, D]` ready for `lm_head`, and the mean load-balance penalty while training.
         """
-        pages = global_views_BHWC.shape[0]
-        grids = _as_grids(tile_grids_B2, pages)
-        counts = [columns * rows for columns, rows in grids]
-        num_tiles = 0 if tiles_THWC is None else tiles_THWC.shape[0]
-        if len(grids) != pages or sum(counts) != num_tiles:
-            raise ValueError(f"tile grids {grids} do not describe {pages} pages with {num_tiles} tiles in all")
-        tile_tokens: Sequence[Tensor | None] = [None] * pages
-        if tiles_THWC is None or not num_tiles:
-            global_tokens = self.encode_views(global_views_BHWC)
-        elif tiles_THWC.shape[1:] == global_views_BHWC.shape[1:]:
-            tokens = self.encode_views(torch.cat((global_views_BHWC, tiles_THWC)))
-            global_tokens, tile_tokens = tokens[:pages], tokens[pages:].split(counts)
-        else:
-            global_tokens = self.encode_views(global_views_BHWC)
-            tile_tokens = self.encode_views(tiles_THWC).split(counts)
-        return [
-            self.assemble_page(tokens, tiles, columns, rows)
-            for tokens, tiles, (columns, rows) in zip(global_tokens, tile_tokens, grids, strict=True)
-        ]
-
-    def embed_inputs(self, input_ids: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """Look tokens up and put vision tokens in the place of image tokens.
-
-        Args:
-            input_ids: `[B, L]`.
-            features: `[L, D]` for each sequence, as `image_features` gives them; empty without images.
-
-        Returns:
-            `[B, L, D]`.
-
-        Raises:
-            ValueError: Image tokens and features differ in number (checked where that costs no wait: on the CPU).
-        """
-        embeds = self.model.embed_tokens(input_ids)
-        if not features:
-            return embeds
-        flat = torch.cat(list(features))
-        is_image = input_ids == self.config.image_token_id
-        if input_ids.device.type == "cpu" and int(is_image.sum()) != flat.shape[0]:
-            raise ValueError(f"the input has {int(is_image.sum())} image tokens, the images give {flat.shape[0]}")
-        # A gather, not masked_scatter: its backward pass has static shapes and never waits for the device.
-        index = (is_image.flatten().cumsum(0) - 1).clamp(min=0, max=flat.shape[0] - 1).view_as(input_ids)
-        return torch.where(is_image.unsqueeze(-1), flat[index].to(embeds.dtype), embeds)
+        return self.model.decode(embeds_BLD, position_ids_BL, mask, cache)
 
     def forward(
         self,
@@ -228,7 +175,7 @@ class DeepseekOcrForConditionalGeneration(PreTrainedModel, GenerationMixin):
         tile_grids_B2: Tensor | Sequence[Sequence[int]] | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        cache_position: Tensor | None = None,  # noqa: ARG002 - transformers passes it, positions say it already
+        cache_position: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         **_: Any,
@@ -260,11 +207,8 @@ class DeepseekOcrForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
-            assert input_ids is not None
-            features = []
-            if global_views_BHWC is not None:
-                features = self.image_features(global_views_BHWC, tiles_THWC, tile_grids_B2)
-            inputs_embeds = self.embed_inputs(input_ids, features)
+            ids = cast("Tensor", input_ids)
+            inputs_embeds = self.embed_page_inputs(ids, global_views_BHWC, tiles_THWC, tile_grids_B2)
         elif global_views_BHWC is not None:
             raise ValueError("images need input_ids, whose image tokens say where they belong")
         if use_cache and past_key_values is None:
@@ -302,19 +246,7 @@ class DeepseekOcrForConditionalGeneration(PreTrainedModel, GenerationMixin):
             past_key_values=cache,
             position_ids=None,
         )
-        return position_ids, mask
-
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, *args: Any, is_first_iteration: bool = False, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Give the images to the first step alone; the cache holds them afterwards."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
-        )
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in ("global_views_BHWC", "tiles_THWC", "tile_grids_B2"):
-                inputs[name] = None
-        return inputs
+        return position_ids, cast("Tensor | None", mask)  # a BlockMask is for flex attention alone
 
     def get_input_embeddings(self) -> nn.Module:
         """Token embeddings, as transformers asks for them."""
@@ -322,8 +254,7 @@ class DeepseekOcrForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embeddings."""
-        assert isinstance(value, nn.Embedding)
-        self.model.embed_tokens = value
+        self.model.set_submodule("embed_tokens", value)
 
     def set_moe_implementation(self, name: str) -> None:
         """Choose how routed experts are computed, in all layers: `grouped` or `dense`."""
@@ -379,10 +310,3 @@ def next_token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor |
         logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=IGNORED_LABEL, reduction=reduction
     )
     return loss if num_items_in_batch is None else loss / num_items_in_batch
-
-
-def _as_grids(tile_grids_B2: Tensor | Sequence[Sequence[int]] | None, pages: int) -> list[tuple[int, int]]:
-    if tile_grids_B2 is None:
-        return [(0, 0)] * pages
-    values = tile_grids_B2.tolist() if isinstance(tile_grids_B2, Tensor) else tile_grids_B2
-    return [(int(columns), int(rows)) for columns, rows in values]

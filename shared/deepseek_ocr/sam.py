@@ -128,9 +128,9 @@ class SamAttention(nn.Module):
         """Attend among all positions of each grid."""
         views, height, width, channels = x_VHWC.shape
         qkv = self.qkv(x_VHWC).view(views, height * width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        out_VNLD = relative_attention(
-            *qkv.unbind(0), relative_table(self.rel_pos_h, height), relative_table(self.rel_pos_w, width)
-        )
+        q_VNLD, k_VNLD, v_VNLD = qkv.unbind(0)
+        rows_HKD, columns_WKD = relative_table(self.rel_pos_h, height), relative_table(self.rel_pos_w, width)
+        out_VNLD = relative_attention(q_VNLD, k_VNLD, v_VNLD, rows_HKD, columns_WKD)
         return self.proj(out_VNLD.transpose(1, 2).reshape(views, height, width, channels))
 
 

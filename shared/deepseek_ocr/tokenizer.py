@@ -99,6 +99,12 @@ class OcrTokenizer:
     def token_id(self, token: str) -> int:
         """Id of a token by its string.
 
+        Args:
+            token: As the vocabulary writes it, such as `<|ref|>`.
+
+        Returns:
+            The id.
+
         Raises:
             TokenizerError: The vocabulary lacks it.
         """

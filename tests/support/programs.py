@@ -7,6 +7,7 @@ import shutil
 import socket
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -22,7 +23,7 @@ def require(program: str) -> str:
     return found
 
 
-def absent(reason: str) -> None:
+def absent(reason: str) -> NoReturn:
     """Skip the test for want of something; fail it under CI."""
     if os.environ.get("CI"):
         pytest.fail(reason)

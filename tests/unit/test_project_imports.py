@@ -49,7 +49,9 @@ def test_light_modules_load_no_torch() -> None:
 
 
 def test_package_files_are_empty() -> None:
-    filled = [str(file.relative_to(ROOT)) for own in OWN for file in (ROOT / own).rglob("__init__.py") if file.stat().st_size]
+    filled = [
+        str(file.relative_to(ROOT)) for own in OWN for file in (ROOT / own).rglob("__init__.py") if file.stat().st_size
+    ]
     assert filled == []
 
 

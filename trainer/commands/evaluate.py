@@ -1,6 +1,7 @@
 """`python -m trainer evaluate`: flags in, table, record, card and report out.
 
-Owns the flags and which readers they make. What is read, how it is scored and how it is shown is `trainer.evaluation`'s.
+Owns the flags and which readers they make. What is read, how it is scored and how it is shown belongs to
+`trainer.evaluation`.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     readers.add_argument("--device", help="auto, cpu or cuda; DEEPSYNTH_TRAINER_DEVICE")
     output = parser.add_argument_group("output")
     output.add_argument("--json", type=Path, metavar="FILE", help="write the record")
-    output.add_argument("--pages", type=Path, metavar="FILE", help="write every page's readings, one JSON object a line")
+    output.add_argument(
+        "--pages", type=Path, metavar="FILE", help="write every page's readings, one JSON object a line"
+    )
     output.add_argument("--worst", type=_positive, metavar="N", help="write an HTML report of the N worst pages")
     output.add_argument("--worst-file", type=Path, metavar="FILE", default=Path("worst.html"), help="(%(default)s)")
     output.add_argument(

@@ -111,5 +111,21 @@ def _run_train(options: argparse.Namespace, settings: TrainerSettings) -> str:
     return ""
 
 
+def _run_tokenizer(options: argparse.Namespace, _: TrainerSettings) -> str:
+    from trainer.nano.vocabulary import train_tokenizer
+    from trainer.nano.vocabulary_texts import sample_texts
+
+    tokenizer = train_tokenizer(sample_texts(options.data / "corpus"), options.vocab_size)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(options.out))
+    return f"{options.out}: {tokenizer.get_vocab_size()} ids"
+
+
+def _run_export(options: argparse.Namespace, _: TrainerSettings) -> str:
+    from trainer.nano.export import export_checkpoint
+
+    return _counts(export_checkpoint(options.shards, options.tokenizer, options.out))
+
+
 def _counts(counts: Mapping[str, int]) -> str:
     return json.dumps(dict(counts), indent=1)

@@ -6,6 +6,7 @@ What is placed and what is told as the truth are the same strings; a line that d
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from random import Random
 from typing import Final
 
@@ -15,6 +16,8 @@ from trainer.data.blocks import Block, FixedLines, Heading, Items, Paragraph, Ta
 from trainer.data.glyphs import GlyphSet, Ink
 
 HYPHENATED_MIN: Final = 7
+# Room for fewer characters than this is not worth a further line.
+SHORTEST: Final = 8
 _VOWELS: Final = frozenset("aeiouyáéíóúàèäöüâêîôûåæøąęěů")
 
 
@@ -159,7 +162,7 @@ class Column:
     @property
     def is_full(self) -> bool:
         """No further line may be set."""
-        return self.lines <= 0 or self.characters <= 0
+        return self.lines <= 0 or self.characters <= (SHORTEST if any(self.blocks) else 0)
 
 
 def set_block(column: Column, block: Block, style: TextStyle, rng: Random) -> bool:
@@ -251,6 +254,8 @@ def _place_line(
 ) -> None:
     """Draw a line at the column's height and move on; the caller has checked that it fits."""
     stretch = room if align == "justify" and not last else None
+    if stretch is not None and room - glyphs.width(text, style.spacing) > glyphs.size_px * (text.count(" ") + 1):
+        stretch = None  # rivers of white: such a line stays ragged
     line = glyphs.draw(text, style.spacing, stretch)
     if line.width > room:
         line = glyphs.draw_cells(text, style.spacing)
@@ -274,6 +279,7 @@ def _record(column: Column, text: str) -> None:
 def _set_words(
     column: Column, words: list[str], glyphs: GlyphSet, style: TextStyle, rng: Random, x: int, room: int, align: str, indent: int = 0
 ) -> None:
+    glyphs.ensure(" ".join(words))
     while words and _fits(column, glyphs):
         line, words = break_line(words, glyphs, room - indent, style, rng)
         if not line:
@@ -332,6 +338,7 @@ def _set_items(column: Column, block: Items, style: TextStyle, rng: Random) -> N
 
 def _set_table(column: Column, table: Table, style: TextStyle, rng: Random) -> None:
     glyphs = style.glyphs
+    glyphs.ensure("".join(chain.from_iterable(table.rows)))
     pad = max(glyphs.size_px // rng.choice((1, 2)), 7)
     widths = [max(glyphs.width(cell) for cell in cells) + 2 * pad for cells in zip(*table.rows, strict=True)]
     while len(widths) > 1 and sum(widths) > column.width:

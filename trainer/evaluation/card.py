@@ -43,6 +43,12 @@ def update_card(card: Path, result: EvaluationResult) -> None:
 def table_of(text: str) -> str:
     """What stands between the markers.
 
+    Args:
+        text: The card.
+
+    Returns:
+        The table without the space around it.
+
     Raises:
         CardError: They are missing.
     """
@@ -51,6 +57,13 @@ def table_of(text: str) -> str:
 
 def with_table(text: str, table: str) -> str:
     """The card with another table.
+
+    Args:
+        text: The card.
+        table: What goes between its markers.
+
+    Returns:
+        The new card.
 
     Raises:
         CardError: The markers are missing.

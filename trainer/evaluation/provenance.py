@@ -20,10 +20,13 @@ def current_date() -> str:
 
 
 def source_commit(folder: Path | None = None) -> str:
-    """Commit of the code, with `-dirty` where tracked files differ from it; `unknown` outside a clone.
+    """Commit of the code.
 
     Args:
         folder: Any folder of the clone; None for that of this package.
+
+    Returns:
+        The hash, with `-dirty` where tracked files differ from it; `unknown` outside a clone.
     """
     folder = folder or Path(__file__).parent
     commit = _git(folder, "rev-parse", "HEAD")

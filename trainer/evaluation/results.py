@@ -66,7 +66,13 @@ def to_json(result: EvaluationResult) -> str:
 
 
 def from_json(text: str) -> EvaluationResult:
-    """The record of a text.
+    """Read a record.
+
+    Args:
+        text: What `to_json` wrote.
+
+    Returns:
+        The record.
 
     Raises:
         ResultError: The text is not a record of this format.
@@ -96,6 +102,12 @@ def from_json(text: str) -> EvaluationResult:
 
 def load_result(path: Path) -> EvaluationResult:
     """Read a record from a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The record.
 
     Raises:
         FileNotFoundError: There is no such file.

@@ -60,7 +60,15 @@ def evaluate(
 
 
 def read_all(reader: Reader, samples: Sequence[Sample], progress_stream: TextIO) -> list[Reading]:
-    """Readings of all samples, in their order.
+    """Let one reader read everything.
+
+    Args:
+        reader: Who reads.
+        samples: Pages.
+        progress_stream: Where progress is shown.
+
+    Returns:
+        Readings in the order of the samples.
 
     Raises:
         RuntimeError: The reader left a page out.

@@ -78,6 +78,12 @@ def score_page(truth: str, reading: Reading) -> PageScore:
 def score_tier(pages: Sequence[PageScore]) -> TierScore:
     """Aggregate a tier's pages.
 
+    Args:
+        pages: Scores of at least one page.
+
+    Returns:
+        The tier's figures.
+
     Raises:
         ValueError: There are none.
     """

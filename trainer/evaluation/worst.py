@@ -29,7 +29,8 @@ section { border-top: 1px solid var(--line); padding: 1.25rem 0; }
 img { max-width: 100%; border: 1px solid var(--line); }
 h3 { font-size: .85rem; margin: 0 0 .25rem; color: var(--quiet); }
 pre { font: 13px/1.45 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 1rem; }
-del { background: var(--missing); text-decoration: line-through; } ins { background: var(--extra); text-decoration: none; }
+del { background: var(--missing); text-decoration: line-through; }
+ins { background: var(--extra); text-decoration: none; }
 .quiet { color: var(--quiet); font-weight: normal; }
 """
 
@@ -82,8 +83,8 @@ def _section(place: int, page: ScoredPage, reader_names: Sequence[str]) -> str:
     sample = page.sample
     heading = f'{place}. {escape(sample.name)} <span class="quiet">{escape(sample.tier)}</span>'
     return (
-        f'<section><h2>{heading}</h2><div class="columns"><div><img alt="" src="{_image_url(page)}"></div>'
-        f"<div><h3>Truth</h3><pre>{escape(sample.truth)}</pre>{''.join(_readings(page, reader_names))}</div></div></section>"
+        f'<section><h2>{heading}</h2><div class="columns"><div><img alt="" src="{_image_url(page)}"></div><div>'
+        f"<h3>Truth</h3><pre>{escape(sample.truth)}</pre>{''.join(_readings(page, reader_names))}</div></div></section>"
     )
 
 

@@ -31,7 +31,7 @@ BUDGETS: Final = {
 }  # fmt: skip
 HELD_OUT_BUDGETS: Final = {"en": 900_000}
 HELD_OUT_BUDGET_OTHERS: Final = 60_000
-PACKAGE_CAP: Final = {"anarchism": 5_000_000, "dict-gcide": 3_500_000, "wesnoth-1.16-data": 4_000_000}
+PACKAGE_CAP: Final = {"anarchism": 5_000_000, "dict-gcide": 1_500_000, "wesnoth-1.16-data": 4_000_000}
 PACKAGE_CAP_OTHERS: Final = 2_300_000
 WORDS_PER_LANGUAGE: Final = 12_000
 HELD_OUT_SHARE: Final = 0.02
@@ -40,7 +40,8 @@ MIN_CHARACTERS: Final = 16
 
 _LANGUAGE_IN_PATH: Final = re.compile(r"/(?:locale|help|html|man|doc/[^/]+|en|)/([a-z]{2})(?:[-_][A-Za-z]+)?(?:\.UTF-8)?/")
 _LANGUAGE_IN_NAME: Final = re.compile(r"[._]([a-z]{2})(?:[-_][a-zA-Z]{2})?\.(?:html|txt|gz|docbook)")
-_PLACEHOLDER: Final = re.compile(r"%\d*\$?[a-z]|\{[^}]*\}|\$\w+|<[^>]*>|\\[a-z(\[*]|&\w+;|\|\|")
+_PLACEHOLDER: Final = re.compile(r"%\d*\$?[a-z]|\{[^}]*\}|\$\w+|<[^>]*>|\\|&\w+;|\|\|")
+_EDITION_MARK: Final = re.compile(r"\[(?:1913 Webster|PJC|Webster 1913 Suppl\.)\]")
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?…:;])\s+")
 
 
@@ -156,7 +157,7 @@ def usable_parts(raw: str) -> Iterator[str]:
     """
     if len(raw) < MIN_CHARACTERS or _PLACEHOLDER.search(raw):
         return
-    text = clean_text(raw)
+    text = clean_text(_EDITION_MARK.sub("", raw))
     if text is None:
         return
     piece = ""

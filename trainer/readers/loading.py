@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-
 from shared.deepseek_ocr.loading import load_checkpoint
+
 from trainer.readers.model import ModelReader, ReadingOptions, weights_checksum
 from trainer.readers.protocol import ReaderError
 
@@ -45,7 +45,13 @@ def load_model_reader(checkpoint: str, device: str, threads: int, options: Readi
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; `auto` is CUDA where there is a device.
+    """Choose a device.
+
+    Args:
+        name: `auto` (CUDA where there is a device), `cpu`, `cuda` or `cuda:N`.
+
+    Returns:
+        The device.
 
     Raises:
         ReaderError: CUDA was asked for and is not there.

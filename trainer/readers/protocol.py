@@ -30,7 +30,7 @@ class Reader(Protocol):
         Args:
             samples: Pages to read; a reader looks at image and layout, never at the truth.
 
-        Yields:
+        Returns:
             Each index into `samples` once, with its reading, as soon as it is there.
 
         Raises:

@@ -83,7 +83,8 @@ class ServiceReader:
             status, retry_after, answer = self._post(body, content_type)
             if status not in BUSY_STATUSES:
                 break
-            time.sleep(min(retry_after or 0.25 * 2**attempt, LONGEST_PAUSE_S))
+            pause_s = 0.25 * 2**attempt if retry_after is None else retry_after
+            time.sleep(min(pause_s, LONGEST_PAUSE_S))
         if status != http.client.OK:
             raise ReaderError(f"the service answered {status} to {sample.name}: {answer[:200]!r}")
         reading = json.loads(answer)

@@ -1,3 +1,4 @@
+import pickle
 from fractions import Fraction
 
 import pytest
@@ -80,6 +81,12 @@ def test_unsupported_mode_names_the_supported_ones():
         plan_views(10, 10, Mode.LARGE, NANO)
 
 
+def test_unsupported_mode_survives_a_process_boundary():
+    error = pickle.loads(pickle.dumps(UnsupportedModeError(Mode.TINY, NANO.modes)))
+    assert (error.mode, error.supported) == (Mode.TINY, (Mode.SMALL, Mode.GUNDAM))
+    assert "tiny" in str(error)
+
+
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (-1, 5)])
 def test_empty_pages_are_refused(size: tuple[int, int]):
     with pytest.raises(ValueError, match="at least one pixel"):
@@ -96,12 +103,20 @@ def test_empty_pages_are_refused(size: tuple[int, int]):
         ((1423, 600), (3, 1)),
         ((1654, 2339), (3, 3)),  # nine tiles give 82 %, nothing smaller comes near
         ((3000, 5000), (2, 4)),  # eight tiles give as much as nine could
+        ((2240, 3330), (2, 3)),  # nine tiles would give less than 5 % more than these six
+        ((4990, 800), (6, 1)),
         ((1, 20000), (1, 9)),
     ],
 )
 def test_native_grids(size: tuple[int, int], grid: tuple[int, int]):
     plan = plan_views(*size, Mode.GUNDAM, NANO)
     assert (plan.tile_columns, plan.tile_rows) == grid
+
+
+def test_native_takes_the_larger_scale_among_grids_of_as_many_tiles():
+    config = GeometryConfig(global_px=640, tiling=Tiling.NATIVE, max_tiles=2)
+    plans = [plan_views(*size, Mode.GUNDAM, config) for size in ((1000, 980), (980, 1000))]
+    assert [(plan.tile_columns, plan.tile_rows) for plan in plans] == [(2, 1), (1, 2)]
 
 
 def test_nano_spends_four_hundred_tokens_on_a_view():

@@ -1,8 +1,10 @@
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from shared.contract.prompts import Task, prompt_for, split_prompt
+
+PUBLIC = {prompt_for(task) for task in Task if task is not Task.LOCATE}
 
 
 @pytest.mark.parametrize(
@@ -48,4 +50,5 @@ def test_a_query_is_never_trusted(query: str):
 
 @given(st.text() | st.sampled_from(["\nLocate <|ref|>", "\nFree OCR. <|det|>", "\nLocate <|ref|><|/ref|>"]))
 def test_a_prompt_of_ones_own_is_plain(prompt: str):
+    assume(prompt not in PUBLIC)
     assert [(part.text, part.trusted) for part in split_prompt(prompt)] == [(prompt, False)]

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from service.engine.engine import EngineLimits, TorchEngine
+from service.engine.engine import TorchEngine
+from service.engine.loader import EngineLimits
 from service.engine.protocol import EngineInfo, PreparedPage, SequenceEvent, SequenceRequest
 from service.engine.runner import ModelRunner
 from shared.deepseek_ocr.configuration import ClipConfig, DeepseekOcrConfig, SamConfig, TextConfig, geometry_to_json
@@ -96,9 +97,7 @@ def tiny_engine(model: DeepseekOcrForConditionalGeneration | None = None, **limi
         max_sequence_tokens=values.max_sequence_tokens,
         batch_size=values.batch_size,
     )
-    runner = ModelRunner(
-        model, max_rows=values.batch_size, max_tokens=values.max_sequence_tokens + 1, growth_tokens=16
-    )
+    runner = ModelRunner(model, max_rows=values.batch_size, max_tokens=values.max_sequence_tokens + 1, growth_tokens=16)
     return TorchEngine(runner, tiny_tokenizer(), info, values)
 
 

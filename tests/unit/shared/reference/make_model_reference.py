@@ -28,28 +28,98 @@ NUM_GREEDY = 200
 MIN_MARGIN = 1e-3
 """Greedy tokens prove something only where no tie hides between first and second choice."""
 
-SAM = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=2, image_size=128, patch_size=16, window_size=5,
-           global_attn_indexes=[1, 3], mlp_dim=128, output_channels=24, downsample_channels=[32, 48])
-CLIP = dict(hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=3, image_size=42,
-            patch_size=14)
-TEXT = dict(vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-            num_key_value_heads=4, moe_intermediate_size=24, n_routed_experts=8, num_experts_per_tok=3,
-            n_shared_experts=2, mlp_layer_types=["dense", "sparse", "sparse"], bos_token_id=0, eos_token_id=None,
-            pad_token_id=None, max_position_embeddings=1024, sliding_window=4096,
-            layer_types=["full_attention"] * 3)
+SAM = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "image_size": 128,
+    "patch_size": 16,
+    "window_size": 5,
+    "global_attn_indexes": [1, 3],
+    "mlp_dim": 128,
+    "output_channels": 24,
+    "downsample_channels": [32, 48],
+}
+CLIP = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": 42,
+    "patch_size": 14,
+}
+TEXT = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 24,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 2,
+    "mlp_layer_types": ["dense", "sparse", "sparse"],
+    "bos_token_id": 0,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "max_position_embeddings": 1024,
+    "sliding_window": 4096,
+    "layer_types": ["full_attention"] * 3,
+}
 
-PUBLIC_CONFIG = dict(
-    architectures=["DeepseekOCRForCausalLM"], model_type="deepseek_vl_v2", image_token_id=IMAGE_TOKEN,
-    language_config=dict(
-        bos_token_id=0, eos_token_id=None, pad_token_id=None, first_k_dense_replace=1, hidden_size=64,
-        intermediate_size=96, kv_lora_rank=None, max_position_embeddings=1024, moe_intermediate_size=24, n_group=1,
-        n_routed_experts=8, n_shared_experts=2, num_attention_heads=4, num_experts_per_tok=3, num_hidden_layers=3,
-        num_key_value_heads=4, topk_group=1, topk_method="greedy", use_mla=False, vocab_size=256),
-    projector_config=dict(input_dim=96, model_type="mlp_projector", n_embed=64, projector_type="linear"),
-    vision_config=dict(model_name="deeplip_b_l", model_type="vision", width={
-        "clip-l-14-224": dict(heads=3, image_size=42, layers=2, patch_size=14, width=48, intermediate_size=96),
-        "sam_vit_b": dict(downsample_channels=[32, 48], global_attn_indexes=[1, 3], heads=2, layers=4, width=32,
-                          image_size=128, window_size=5, neck_channels=24)}))
+PUBLIC_CONFIG = {
+    "architectures": ["DeepseekOCRForCausalLM"],
+    "model_type": "deepseek_vl_v2",
+    "image_token_id": IMAGE_TOKEN,
+    "language_config": {
+        "bos_token_id": 0,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        "first_k_dense_replace": 1,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "kv_lora_rank": None,
+        "max_position_embeddings": 1024,
+        "moe_intermediate_size": 24,
+        "n_group": 1,
+        "n_routed_experts": 8,
+        "n_shared_experts": 2,
+        "num_attention_heads": 4,
+        "num_experts_per_tok": 3,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 4,
+        "topk_group": 1,
+        "topk_method": "greedy",
+        "use_mla": False,
+        "vocab_size": 256,
+    },
+    "projector_config": {"input_dim": 96, "model_type": "mlp_projector", "n_embed": 64, "projector_type": "linear"},
+    "vision_config": {
+        "model_name": "deeplip_b_l",
+        "model_type": "vision",
+        "width": {
+            "clip-l-14-224": {
+                "heads": 3,
+                "image_size": 42,
+                "layers": 2,
+                "patch_size": 14,
+                "width": 48,
+                "intermediate_size": 96,
+            },
+            "sam_vit_b": {
+                "downsample_channels": [32, 48],
+                "global_attn_indexes": [1, 3],
+                "heads": 2,
+                "layers": 4,
+                "width": 32,
+                "image_size": 128,
+                "window_size": 5,
+                "neck_channels": 24,
+            },
+        },
+    },
+}
 
 TO_PUBLIC = [
     (r"^model\.vision_tower\.sam_encoder\.layers\.(\d+)\.layer_norm(\d)", r"model.sam_model.blocks.\1.norm\2"),
@@ -72,8 +142,9 @@ TO_PUBLIC = [
 
 def build_model() -> UnlimitedOcrForConditionalGeneration:
     """A small model with weights large enough that attention, routing and positions all matter."""
-    config = UnlimitedOcrConfig(vision_config=dict(sam_config=SAM, encoder_config=CLIP), text_config=TEXT,
-                                image_token_id=IMAGE_TOKEN)
+    config = UnlimitedOcrConfig(
+        vision_config={"sam_config": SAM, "encoder_config": CLIP}, text_config=TEXT, image_token_id=IMAGE_TOKEN
+    )
     # Plain matrix products everywhere: the most literal form that transformers has.
     config._attn_implementation = "eager"
     model = UnlimitedOcrForConditionalGeneration(config).eval()
@@ -150,23 +221,36 @@ def greedy(model: UnlimitedOcrForConditionalGeneration, ids: Tensor, images: dic
 
 
 @torch.no_grad()
-def page(model: UnlimitedOcrForConditionalGeneration, global_view: Tensor, tiles: Tensor | None, grid: tuple[int, int],
-         prompt: list[int], num_greedy: int) -> dict[str, Tensor]:
+def page(
+    model: UnlimitedOcrForConditionalGeneration,
+    global_view: Tensor,
+    tiles: Tensor | None,
+    grid: tuple[int, int],
+    prompt: list[int],
+    num_greedy: int,
+) -> dict[str, Tensor]:
     """Features, logits and greedy tokens of one page."""
-    images: dict = dict(pixel_values=pixels(global_view))
+    images: dict = {"pixel_values": pixels(global_view)}
     if tiles is not None:
-        images |= dict(pixel_values_local=pixels(tiles), num_local_patches=[len(tiles)], patches_grid=[list(grid)])
+        images |= {"pixel_values_local": pixels(tiles), "num_local_patches": [len(tiles)], "patches_grid": [list(grid)]}
     features = model.get_image_features(**images).pooler_output[0]
     ids = torch.tensor([[0] + [IMAGE_TOKEN] * len(features) + prompt])
-    result = dict(global_view=global_view, features=features, input_ids=ids,
-                  logits=model(input_ids=ids, **images).logits[0])
+    result = {
+        "global_view": global_view,
+        "features": features,
+        "input_ids": ids,
+        "logits": model(input_ids=ids, **images).logits[0],
+    }
     if tiles is not None:
-        result |= dict(tiles=tiles, grid=torch.tensor([grid]))
+        result |= {"tiles": tiles, "grid": torch.tensor([grid])}
     if num_greedy:
         result["greedy"], margin = greedy(model, ids, images, num_greedy)
-        print(f"{len(features)} vision tokens, {len(result['greedy'].unique())} distinct greedy tokens, "
-              f"smallest margin {margin:.5f}")
-        assert margin > MIN_MARGIN and len(result["greedy"].unique()) > 50
+        print(
+            f"{len(features)} vision tokens, {len(result['greedy'].unique())} distinct greedy tokens, "
+            f"smallest margin {margin:.5f}"
+        )
+        assert margin > MIN_MARGIN
+        assert len(result["greedy"].unique()) > 50
     return result
 
 
@@ -175,7 +259,9 @@ def check_public_layout(model: UnlimitedOcrForConditionalGeneration, public: dic
     with tempfile.TemporaryDirectory() as folder:
         save_file(public, Path(folder) / "model.safetensors", metadata={"format": "pt"})
         model.config.save_pretrained(folder)
-        again = UnlimitedOcrForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        again = UnlimitedOcrForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
     for (name, ours), theirs in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), name
     with torch.no_grad():
@@ -195,7 +281,7 @@ def main() -> None:
         "gundam": page(model, views(192, 1, generator), views(128, 6, generator), (3, 2), prompt, NUM_GREEDY),
     }
     public = to_public(model.state_dict())
-    probe = dict(input_ids=pages["small"]["input_ids"], pixel_values=pixels(pages["small"]["global_view"]))
+    probe = {"input_ids": pages["small"]["input_ids"], "pixel_values": pixels(pages["small"]["global_view"])}
     check_public_layout(model, public, probe)
     (HERE / "model").mkdir(exist_ok=True)
     (HERE / "model" / "config.json").write_text(json.dumps(PUBLIC_CONFIG, indent=2) + "\n")

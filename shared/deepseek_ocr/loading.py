@@ -1,0 +1,97 @@
+"""From the name of a checkpoint to a model, its tokenizer and its geometry.
+
+Owns where checkpoints are looked for (a folder, else the Hugging Face Hub) and which class reads which. No code of
+a checkpoint's is ever run.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from shared.deepseek_ocr.checkpoint import CheckpointError, load_model, read_config
+from shared.deepseek_ocr.geometry import GeometryConfig
+from shared.deepseek_ocr.public_config import MODEL_TYPE as OCR1_MODEL_TYPE
+
+if TYPE_CHECKING:
+    from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+    from shared.deepseek_ocr.ocr2 import DeepseekOcr2Reader
+    from shared.deepseek_ocr.tokenizer import OcrTokenizer
+
+TOKENIZER_FILE = "tokenizer.json"
+HUB_FILES = ["config.json", TOKENIZER_FILE, "*.safetensors", "*.safetensors.index.json"]
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedCheckpoint:
+    """A model ready to read, with what it takes to talk to it."""
+
+    model: DeepseekOcrForConditionalGeneration | DeepseekOcr2Reader
+    tokenizer: OcrTokenizer
+    geometry: GeometryConfig
+    model_id: str
+    """The repository, or the folder's name."""
+
+
+def load_checkpoint(
+    folder_or_repo: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> LoadedCheckpoint:
+    """Load DeepSeek-OCR, DeepSeek-OCR-2 or nano.
+
+    Args:
+        folder_or_repo: a folder, or a repository `owner/name` of the Hub, which is downloaded once and kept.
+        device: where the weights go.
+        dtype: what they become.
+
+    Returns:
+        The checkpoint, its model in evaluation mode.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it is broken; the message says which file, key or value.
+    """
+    folder, model_id = _find(folder_or_repo)
+    model_type = read_config(folder).get("model_type")
+    if not (folder / TOKENIZER_FILE).is_file():
+        raise CheckpointError(f"{folder / TOKENIZER_FILE} does not exist")
+    model: Any
+    if model_type == OCR1_MODEL_TYPE:
+        model = load_model(folder, device, dtype)
+        geometry = model.config.geometry_config()
+    else:
+        from shared.deepseek_ocr import ocr2
+
+        if model_type != ocr2.MODEL_TYPE:
+            known = f"{OCR1_MODEL_TYPE!r} and {ocr2.MODEL_TYPE!r}"
+            raise CheckpointError(f"{folder}: config.json has model_type {model_type!r}; known: {known}")
+        model, geometry = ocr2.load_ocr2(folder, device, dtype), ocr2.OCR2_GEOMETRY
+    return LoadedCheckpoint(model, _tokenizer(folder, model), geometry, model_id)
+
+
+def _find(folder_or_repo: str | Path) -> tuple[Path, str]:
+    folder = Path(folder_or_repo)
+    if folder.is_dir():
+        return folder, folder.resolve().name
+    if isinstance(folder_or_repo, Path) or not _REPOSITORY.fullmatch(folder_or_repo):
+        raise CheckpointError(f"{folder_or_repo} is neither a folder nor a repository named owner/name")
+    try:
+        return Path(snapshot_download(folder_or_repo, allow_patterns=HUB_FILES)), folder_or_repo
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise CheckpointError(f"{folder_or_repo} is no folder and cannot be had from the Hub: {error}") from error
+
+
+def _tokenizer(folder: Path, model: Any) -> OcrTokenizer:
+    from shared.deepseek_ocr.tokenizer import OcrTokenizer, TokenizerError
+
+    ids = {name: getattr(model.config.text_config, name) for name in _TOKEN_IDS}
+    try:
+        return OcrTokenizer.from_file(folder / TOKENIZER_FILE, ids | {"image_token_id": model.config.image_token_id})
+    except TokenizerError as error:
+        raise CheckpointError(f"{folder}: {error}") from error

@@ -1,0 +1,148 @@
+"""DeepSeek-OCR-2 behind the same interface: transformers' own model, asked the way v1 is.
+
+Owns the adaptation alone: views as uint8, pages assembled without line breaks, and the first encoder's attention
+computed without writing its relative-position bias, which takes transformers' version 48 GiB at 8 views of 1024 px.
+
+Shape letters: B sequences, L tokens, V views, T tiles, H and W pixels, C colours, N tokens of a view, D decoder width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import DeepseekOcr2Config, DeepseekOcr2ForConditionalGeneration
+
+from shared.deepseek_ocr.geometry import GeometryConfig, Mode
+from shared.deepseek_ocr.pages import PageReading
+from shared.deepseek_ocr.relative_attention import relative_attention, relative_table
+from shared.deepseek_ocr.vision import normalise_views
+
+MODEL_TYPE = "deepseek_ocr2"
+
+OCR2_GEOMETRY = GeometryConfig(
+    tile_px=768, max_tiles=6, squash=(), modes=(Mode.BASE, Mode.GUNDAM), default_mode=Mode.GUNDAM
+)
+"""Sizes of transformers' image processor. Its pages have no line breaks, which `GeometryConfig` cannot say yet."""
+
+
+class FusedSamAttention(nn.Module):
+    """Takes over the parameters of transformers' SAM attention under their names."""
+
+    def __init__(self, original: Any) -> None:
+        super().__init__()
+        self.heads = original.num_attention_heads
+        self.qkv, self.proj = original.qkv, original.proj
+        self.rel_pos_h, self.rel_pos_w = original.rel_pos_h, original.rel_pos_w
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
+        """Attend within each grid; the second value stands for weights that are never written."""
+        views, height, width, channels = hidden_states.shape
+        qkv = self.qkv(hidden_states).view(views, height * width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unbind(0)
+        rows, columns = relative_table(self.rel_pos_h, height), relative_table(self.rel_pos_w, width)
+        out = relative_attention(query, key, value, rows, columns)
+        return self.proj(out.transpose(1, 2).reshape(views, height, width, channels)), None
+
+
+class DeepseekOcr2Reader(PageReading, DeepseekOcr2ForConditionalGeneration):  # type: ignore[misc] # looser signature
+    """DeepSeek-OCR-2 with v1's interface; the state dictionary stays transformers' own."""
+
+    def __init__(self, config: DeepseekOcr2Config) -> None:
+        super().__init__(config)
+        for layer in self.model.vision_tower.sam_encoder.layers:
+            layer.attn = FusedSamAttention(layer.attn)
+
+    def encode_views(self, views_VHWC: Tensor) -> Tensor:
+        """Encode views of 768 or 1024 px, all of one size.
+
+        Args:
+            views_VHWC: uint8, RGB.
+
+        Returns:
+            `[V, N, D]`, ready for `assemble_page`.
+        """
+        pixels = normalise_views(views_VHWC, self.model.view_separator.dtype)
+        return self.model.multi_modal_projector(self.model.vision_tower(pixels).last_hidden_state)
+
+    def assemble_page(
+        self, global_tokens_ND: Tensor, tile_tokens_TND: Tensor | None, columns: int, rows: int
+    ) -> Tensor:
+        """Join a page's tokens: tiles one after another, global view, separator; no line breaks.
+
+        Args:
+            global_tokens_ND: tokens of the global view.
+            tile_tokens_TND: tokens of the tiles in reading order, None without tiles.
+            columns: tiles across, 0 without tiles.
+            rows: tiles down, 0 without tiles.
+
+        Returns:
+            `[L, D]`.
+        """
+        separator = self.model.view_separator.to(global_tokens_ND.dtype).unsqueeze(0)
+        tiles = [tile_tokens_TND.flatten(0, 1)] if tile_tokens_TND is not None and columns * rows else []
+        return torch.cat((*tiles, global_tokens_ND, separator))
+
+    def decode(
+        self, embeds_BLD: Tensor, position_ids_BL: Tensor, mask: Tensor | None = None, cache: Any | None = None
+    ) -> tuple[Tensor, None]:
+        """Run the decoder over embedded tokens.
+
+        Args:
+            embeds_BLD: tokens.
+            position_ids_BL: their positions.
+            mask: `[B, 1, L, S]`, True or 0 where allowed; None: causal.
+            cache: a transformers cache.
+
+        Returns:
+            Hidden states `[B, L, D]` ready for `lm_head`, and None for v1's training penalty.
+        """
+        outputs = self.model.language_model(
+            inputs_embeds=embeds_BLD, position_ids=position_ids_BL, attention_mask=mask, past_key_values=cache
+        )
+        return outputs.last_hidden_state, None
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        global_views_BHWC: Tensor | None = None,
+        tiles_THWC: Tensor | None = None,
+        tile_grids_B2: Tensor | Sequence[Sequence[int]] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Predict the next token at each position, as transformers does, with v1's image arguments.
+
+        Args:
+            input_ids: `[B, L]`.
+            inputs_embeds: `[B, L, D]` in the place of `input_ids`.
+            global_views_BHWC: see `PageReading.image_features`.
+            tiles_THWC: see `PageReading.image_features`.
+            tile_grids_B2: see `PageReading.image_features`.
+            **kwargs: everything else that transformers' forward takes.
+
+        Returns:
+            transformers' output.
+        """
+        if input_ids is not None and global_views_BHWC is not None:
+            inputs_embeds = self.embed_page_inputs(input_ids, global_views_BHWC, tiles_THWC, tile_grids_B2)
+            input_ids = None
+        return super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
+
+
+def load_ocr2(folder: Path, device: torch.device | str, dtype: torch.dtype) -> DeepseekOcr2Reader:
+    """Load a checkpoint as transformers does, from local files alone.
+
+    Args:
+        folder: config.json and safetensors of DeepSeek-OCR-2.
+        device: where the weights go.
+        dtype: what they become.
+
+    Returns:
+        The model in evaluation mode.
+    """
+    model: nn.Module = DeepseekOcr2Reader.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    return cast("DeepseekOcr2Reader", model.to(device).eval())

@@ -1,0 +1,28 @@
+"""The model card tells what was measured, on the weights that ship."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainer.evaluation.card import record_path, table_of
+from trainer.evaluation.results import load_result
+from trainer.evaluation.table import markdown_table
+from trainer.readers.model import weights_checksum
+
+CARD = Path(__file__).parents[3] / "shared" / "nano" / "README.md"
+
+
+def test_the_cards_table_is_that_of_the_committed_record():
+    record = record_path(CARD)
+    result = load_result(record) if record.is_file() else None
+    assert table_of(CARD.read_text(encoding="utf-8")) == markdown_table(result)
+
+
+def test_the_record_is_of_the_weights_that_ship_and_of_committed_code():
+    record = record_path(CARD)
+    if not record.is_file():
+        # Nothing measured, nothing claimed: the other test holds the card to that.
+        return
+    result = load_result(record)
+    assert result.readers[0].details["weights"] == weights_checksum(CARD.parent)
+    assert not result.commit.endswith("-dirty")
