@@ -54,7 +54,7 @@ def build_engine(settings: ServiceSettings) -> EngineHandle:
     if settings.engine is EngineKind.FAKE:
         from service.engine.fake import FakeEngine, FakeEngineHandle
 
-        return FakeEngineHandle(FakeEngine(batch_size=settings.ocr_batch_size), step_s=0.01)
+        return FakeEngineHandle(FakeEngine(batch_size=settings.ocr_batch_size), step_s=settings.fake_step_ms / 1000)
     raise ConfigurationError("the native engine is not built in yet; set DEEPSYNTH_ENGINE=fake")
 
 

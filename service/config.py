@@ -83,6 +83,8 @@ class ServiceSettings(BaseSettings):
     """Model that answers when a request names none; the base model when unset."""
     engine: EngineKind = EngineKind.NATIVE
     """`native` reads pages; `fake` answers from the bytes of the image without a model, for trying clients."""
+    fake_step_ms: Annotated[float, Field(ge=0, le=600_000)] = 10.0
+    """Time the fake engine takes for a word, in milliseconds."""
     device: Device = Device.AUTO
     """Where the engine runs: `auto` takes CUDA when there is one."""
     dtype: DType = DType.AUTO
