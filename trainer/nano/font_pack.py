@@ -38,7 +38,7 @@ _EXCLUDED_FAMILY: Final = re.compile(
     r"|Uralic|IndUni|^Arimo|^Tinos|^Cousine|^Aerial|^Tymes|^Verand?a|^Nimbus|^C059|^P052|^URW|^Z003|^FreeS"
     r"|^sans$|unifur|^CMU (Serif|Sans|Typewriter Text$|Classical)|Triod|Infofont Z|PCfont Z|Signfont Z|STIXGeneral"
     r"|Half Italic|Upright|Dyslexic(Alta|Mono)|Display O$|Style Std|No3|Semi-Condensed|Andika New|Irianis ADF Style"
-    r"|Fantasma|Kristi|Klaudia|Berenika|Museum|Penguin|Delphine|DkgHand|StayPuft|Solothurn|Isabella|Cupola"
+    r"|Fantasma|Kristi|Klaudia|Berenika|Museum|Penguin|Delphine|DkgHand|StayPuft|Solothurn|Isabella|Cupola|^Steve|okolaks"
     r"|Mono Prop Light|Mono Light Cond|Galatia|Romande ADF Script"
 )
 _EXCLUDED_STYLE: Final = re.compile(
