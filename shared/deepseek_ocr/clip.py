@@ -27,6 +27,9 @@ class ClipEncoder(nn.Module):
     def forward(self, features_VCHW: Tensor) -> Tensor:
         """Encode the tokens of views of one size.
 
+        Args:
+            features_VCHW: the first encoder's tokens.
+
         Returns:
             `[V, H * W, C]`, the class token left out.
         """

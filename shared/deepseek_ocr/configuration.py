@@ -178,6 +178,9 @@ class DeepseekOcrConfig(PreTrainedConfig):
     def geometry_config(self) -> GeometryConfig:
         """Sizes and rules of this checkpoint's views.
 
+        Returns:
+            `geometry`, typed.
+
         Raises:
             ValueError: A name or value that `GeometryConfig` does not have.
         """
@@ -189,6 +192,9 @@ def geometry_from_json(values: dict[str, Any]) -> GeometryConfig:
 
     Args:
         values: any subset of its fields; the others keep DeepSeek-OCR's values.
+
+    Returns:
+        The typed values.
 
     Raises:
         ValueError: A name or value that `GeometryConfig` does not have.

@@ -38,6 +38,12 @@ def rotary_tables(position_ids_BL: Tensor, head_dim: int, theta: float, dtype: t
 
     The frequencies are made anew, never stored: a stored buffer would lose its precision with the model's dtype.
 
+    Args:
+        position_ids_BL: positions.
+        head_dim: D.
+        theta: base of the wavelengths.
+        dtype: of the result.
+
     Returns:
         Two tensors `[B, 1, L, D]` in `dtype`, computed in float32.
 
@@ -110,7 +116,13 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x_BLH: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None = None, cache: Any | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """One layer; arguments as of `Attention`.
+        """One layer.
+
+        Args:
+            x_BLH: new tokens.
+            rotary: see `Attention`.
+            mask: see `Attention`.
+            cache: see `Attention`.
 
         Returns:
             The tokens, and the load-balance penalty of a training mixture layer (None otherwise).

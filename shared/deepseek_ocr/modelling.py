@@ -82,7 +82,13 @@ class DeepseekOcrModel(nn.Module):
     def decode(
         self, embeds_BLD: Tensor, position_ids_BL: Tensor, mask: Tensor | None = None, cache: Any | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Run the decoder's layers; arguments as of `decoder.Attention`.
+        """Run the decoder's layers.
+
+        Args:
+            embeds_BLD: embedded tokens.
+            position_ids_BL: their positions, `[1, L]` where all rows share them.
+            mask: see `decoder.Attention`.
+            cache: see `decoder.Attention`.
 
         Returns:
             Normalised hidden states `[B, L, D]`, and the mean load-balance penalty while training.
@@ -115,6 +121,8 @@ class DeepseekOcrForConditionalGeneration(PageReading, PreTrainedModel, Generati
     def __init__(self, config: DeepseekOcrConfig) -> None:
         super().__init__(config)
         text = config.text_config
+        # Left unset, transformers makes no masks at all and says nothing.
+        text._attn_implementation = "sdpa"
         self.model = DeepseekOcrModel(config)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
@@ -156,7 +164,13 @@ class DeepseekOcrForConditionalGeneration(PageReading, PreTrainedModel, Generati
     def decode(
         self, embeds_BLD: Tensor, position_ids_BL: Tensor, mask: Tensor | None = None, cache: Any | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Run the decoder over embedded tokens; arguments as of `decoder.Attention`.
+        """Run the decoder over embedded tokens.
+
+        Args:
+            embeds_BLD: embedded tokens.
+            position_ids_BL: their positions, `[1, L]` where all rows share them.
+            mask: see `decoder.Attention`.
+            cache: see `decoder.Attention`.
 
         Returns:
             Hidden states `[B, L, D]` ready for `lm_head`, and the mean load-balance penalty while training.

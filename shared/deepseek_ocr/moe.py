@@ -45,6 +45,9 @@ class Gate(nn.Module):
     def forward(self, x_TH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Route tokens.
 
+        Args:
+            x_TH: tokens.
+
         Returns:
             Weights `[T, K]` (float32), experts `[T, K]` (int64), all probabilities `[T, E]` (float32).
         """
@@ -70,6 +73,11 @@ class Experts(nn.Module):
 
     def forward(self, x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
         """Sum each token's chosen experts, weighted.
+
+        Args:
+            x_TH: tokens.
+            weights_TK: weights of the chosen experts.
+            experts_TK: chosen experts.
 
         Returns:
             `[T, H]` in the tokens' dtype.
@@ -169,6 +177,9 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Transform tokens of any leading shape.
+
+        Args:
+            x: `[..., H]`.
 
         Returns:
             The tokens, and the load-balance penalty while training (None otherwise).

@@ -106,7 +106,13 @@ class PageReading:
         tiles_THWC: Tensor | None,
         tile_grids_B2: Tensor | Sequence[Sequence[int]] | None,
     ) -> Tensor:
-        """Encode the pages where there are any, and embed the tokens; arguments as above.
+        """Encode the pages where there are any, and embed the tokens.
+
+        Args:
+            input_ids: see `embed_inputs`.
+            global_views_BHWC: see `image_features`; None without pages.
+            tiles_THWC: see `image_features`.
+            tile_grids_B2: see `image_features`.
 
         Returns:
             `[B, L, D]`.

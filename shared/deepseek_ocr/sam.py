@@ -150,6 +150,10 @@ class SamMlp(nn.Module):
 def split_windows(x_VHWC: Tensor, size: int) -> Tensor:
     """Cut views into square windows, padded with zeros at the right and bottom.
 
+    Args:
+        x_VHWC: views.
+        size: side of a window, in patches.
+
     Returns:
         `[V * windows, size, size, C]`, windows in reading order.
     """
@@ -161,7 +165,13 @@ def split_windows(x_VHWC: Tensor, size: int) -> Tensor:
 
 
 def join_windows(windows: Tensor, size: int, height: int, width: int) -> Tensor:
-    """Undo `split_windows` for views of `height` by `width` patches.
+    """Undo `split_windows`.
+
+    Args:
+        windows: its result.
+        size: side of a window, in patches.
+        height: patches down a view.
+        width: patches across a view.
 
     Returns:
         `[V, height, width, C]`.
@@ -173,6 +183,11 @@ def join_windows(windows: Tensor, size: int, height: int, width: int) -> Tensor:
 
 def resize_positions(positions_1HWC: Tensor, height: int, width: int) -> Tensor:
     """Interpolate stored position embeddings to another grid.
+
+    Args:
+        positions_1HWC: as stored.
+        height: wanted rows.
+        width: wanted columns.
 
     Returns:
         `[1, height, width, C]`, the stored tensor itself where the sizes agree.
