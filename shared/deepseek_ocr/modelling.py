@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
-from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.utils.generic import ModelOutput
 
-from shared.deepseek_ocr.clip import ClipEmbeddings, ClipEncoder
+from shared.deepseek_ocr.clip import ClipEncoder
 from shared.deepseek_ocr.configuration import DeepseekOcrConfig
 from shared.deepseek_ocr.decoder import DecoderLayer, RMSNorm, rotary_tables
-from shared.deepseek_ocr.moe import Experts, Gate
+from shared.deepseek_ocr.initialisation import initialise
+from shared.deepseek_ocr.moe import Experts
 from shared.deepseek_ocr.pages import PageReading
-from shared.deepseek_ocr.sam import ChannelNorm, SamAttention, SamEncoder
+from shared.deepseek_ocr.sam import SamEncoder
 from shared.deepseek_ocr.vision import assemble_page, normalise_views
 
 IGNORED_LABEL = -100
@@ -279,31 +279,7 @@ class DeepseekOcrForConditionalGeneration(PageReading, PreTrainedModel, Generati
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.text_config.initializer_range
-        if isinstance(module, nn.Conv2d):
-            fan_in = module.weight[0].numel()
-            init.normal_(module.weight, std=fan_in**-0.5)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, ChannelNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, SamEncoder):
-            init.normal_(module.pos_embed, std=std)
-        elif isinstance(module, SamAttention):
-            init.normal_(module.rel_pos_h, std=std)
-            init.normal_(module.rel_pos_w, std=std)
-        elif isinstance(module, ClipEmbeddings):
-            init.normal_(module.class_embedding, std=std)
-        elif isinstance(module, Gate):
-            init.normal_(module.weight, std=std)
-        elif isinstance(module, Experts):
-            init.normal_(module.gate_up_proj, std=std)
-            init.normal_(module.down_proj, std=std)
-        elif isinstance(module, DeepseekOcrModel):
-            init.normal_(module.image_newline, std=std)
-            init.normal_(module.view_seperator, std=std)
-        else:
+        if not initialise(module, self.config.text_config.initializer_range):
             super()._init_weights(module)
 
 

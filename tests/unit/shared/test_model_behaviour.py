@@ -4,6 +4,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache, StaticCache
 
 from shared.deepseek_ocr.configuration import TextConfig
+from shared.deepseek_ocr.decoder import rotary_tables
 from shared.deepseek_ocr.geometry import Mode, plan_views
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.moe import load_balance_loss
@@ -257,3 +258,29 @@ def test_unknown_moe_implementation_is_an_error():
     model.set_moe_implementation("sparse")
     with pytest.raises(ValueError, match="grouped, dense"):
         model(torch.tensor([[0, 5]]))
+
+
+def test_blocks_compile_without_graph_breaks():
+    """What nano's training compiles: encoder blocks and decoder layers, forward and backward."""
+    model = tiny_model(moe_implementation="dense").train()
+    grid = torch.randn(1, 5, 5, 16, requires_grad=True)
+    tokens = torch.randn(2, 7, 24, requires_grad=True)
+    rotary = rotary_tables(torch.arange(7)[None], 12, 1e4, torch.float32)
+    for block in model.model.sam_model.blocks[:2]:
+        compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(grid), block(grid))
+        compiled(grid).sum().backward()
+    layer = model.model.layers[1]
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(tokens, rotary)[0], layer(tokens, rotary)[0])
+    compiled(tokens, rotary)[0].sum().backward()
+
+
+def test_generate_stops_at_the_end_token():
+    model = tiny_model(eos_token_id=1)
+    assert (model.generation_config.eos_token_id, model.generation_config.pad_token_id) == (1, 2)
+    ids = torch.tensor([[0, 5, 6]])
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[1] = model(ids).last_hidden_state[0, -1]
+    assert model.generate(ids, max_new_tokens=5, do_sample=False).tolist() == [[0, 5, 6, 1]]
