@@ -20,9 +20,10 @@ from starlette.exceptions import HTTPException
 
 from service.admission.gate import Gate
 from service.admission.monitor import Monitor
-from service.config import EngineKind, ServiceSettings
+from service.config import ServiceSettings
 from service.deps import LifespanState, RequestBounds, Services
 from service.engine.protocol import EngineHandle
+from service.engine_choice import build_engine
 from service.errors import ConfigurationError, DeepSynthError
 from service.intake.limits import IntakeLimits
 from service.intake.pool import DecoderPool
@@ -47,15 +48,6 @@ def version() -> str:
         return importlib.metadata.version("deepsynth-ocr")
     except importlib.metadata.PackageNotFoundError:
         return "0"
-
-
-def build_engine(settings: ServiceSettings) -> EngineHandle:
-    """The engine that the settings ask for; it is not started yet."""
-    if settings.engine is EngineKind.FAKE:
-        from service.engine.fake import FakeEngine, FakeEngineHandle
-
-        return FakeEngineHandle(FakeEngine(batch_size=settings.ocr_batch_size), step_s=settings.fake_step_ms / 1000)
-    raise ConfigurationError("the native engine is not built in yet; set DEEPSYNTH_ENGINE=fake")
 
 
 def build_limits(settings: ServiceSettings) -> IntakeLimits:

@@ -20,7 +20,6 @@ from service.errors import (
     PdfEncryptedError,
     TooManyPagesError,
     TooManyPixelsError,
-    UndecodableError,
     UnsupportedFormatError,
 )
 from service.intake.decoding import decode, open_page
@@ -44,7 +43,9 @@ def png_header(width: int, height: int, depth: int = 8, colour: int = 2) -> byte
         return struct.pack("!I", len(data)) + kind + data + struct.pack("!I", zlib.crc32(kind + data))
 
     header = struct.pack("!IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    )
 
 
 def frames(file_format: str, count: int) -> bytes:
