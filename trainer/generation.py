@@ -1,21 +1,21 @@
 """Reading pages with the model, greedily and in batches: what evaluation and in-training checks share.
 
-Owns the decode loop and its cache. Needs torch and numpy alone, so that it runs wherever the model does. Knows nothing
+Owns the decode loop. Needs torch, transformers and numpy alone, so that it runs wherever the model does. Knows nothing
 of files, scores or training. One thread runs it; it never leaves the model in another mode than it found it in.
 
 Pages of one batch have prompts of equal length (one plan gives one length), so nothing is padded and nothing but
 causality is masked: a page's text does not depend on its neighbours beyond rounding.
 
-Shape letters: B pages, L prompt tokens, N heads, D head width, H and W pixels, C colours, T tiles.
+Shape letters: B pages, L tokens, D decoder width, V vocabulary, H and W pixels, C colours, T tiles.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -23,19 +23,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.deepseek_ocr.geometry import ViewPlan
+from trainer.kv_cache import growing_cache
 
 if TYPE_CHECKING:
-    from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+    from transformers import Cache
+
+    from shared.deepseek_ocr.protocol import OcrModel
     from shared.deepseek_ocr.tokenizer import OcrTokenizer
 
 LOOP_TOKENS = 120
 """A tail this long that only repeats is a loop; rules and leaders on real pages stay far below it."""
 LOOP_MAX_PERIOD = 24
 """Longest repeated unit looked for, in tokens; `LOOP_TOKENS` holds at least five of them."""
-CACHE_BLOCK_TOKENS = 256
-"""The cache grows in steps of this size, so that a short answer never pays for the longest allowed one."""
-DEVICE_STEPS_PER_CHECK = 16
-"""On a GPU the host looks at the answers this often; looking sooner would make every step wait for it."""
+STEPS_PER_CHECK = {"cpu": 1}
+"""How often the host looks at the answers, by type of device."""
+STEPS_PER_CHECK_ELSEWHERE = 16
+"""On a GPU looking makes the step wait for the host; what is decoded past an answer's end costs less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,45 +89,8 @@ class _Answer:
         self.looped = repeats_itself(self.token_ids)
 
 
-class PrefixCache:
-    """Keys and values of a batch of equally long sequences; the rows of finished pages can be dropped.
-
-    Has the `update` that the decoder's attention asks of a cache, and returns views, never copies.
-    """
-
-    def __init__(self) -> None:
-        self._keys: list[Tensor] = []
-        self._values: list[Tensor] = []
-        self._lengths: list[int] = []
-
-    def update(self, keys_BNLD: Tensor, values_BNLD: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Append new tokens of a layer and return all of its keys and values so far."""
-        if layer == len(self._keys):
-            self._keys.append(_room_like(keys_BNLD, 0))
-            self._values.append(_room_like(values_BNLD, 0))
-            self._lengths.append(0)
-        start = self._lengths[layer]
-        stop = start + keys_BNLD.shape[2]
-        if stop > self._keys[layer].shape[2]:
-            self._keys[layer] = _grown(self._keys[layer], start, stop)
-            self._values[layer] = _grown(self._values[layer], start, stop)
-        self._keys[layer][:, :, start:stop] = keys_BNLD
-        self._values[layer][:, :, start:stop] = values_BNLD
-        self._lengths[layer] = stop
-        return self._keys[layer][:, :, :stop], self._values[layer][:, :, :stop]
-
-    def get_seq_length(self, layer: int = 0) -> int:
-        """Tokens held."""
-        return self._lengths[layer] if self._lengths else 0
-
-    def keep_rows(self, rows: Tensor) -> None:
-        """Drop every sequence but these, in this order."""
-        self._keys = [keys[rows] for keys in self._keys]
-        self._values = [values[rows] for values in self._values]
-
-
 def generate_texts(
-    model: DeepseekOcrForConditionalGeneration,
+    model: OcrModel,
     tokenizer: OcrTokenizer,
     batch: Sequence[PreparedViews],
     prompt: str,
@@ -191,18 +157,30 @@ def repeats_itself(token_ids: Sequence[int]) -> bool:
 
 
 @contextmanager
-def _inference(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
+def _inference(model: OcrModel, device: torch.device) -> Iterator[None]:
+    module = cast("torch.nn.Module", model)
+    was_training = module.training
+    module.eval()
     try:
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"),
+            _uncompiled(module),
+        ):
             yield
     finally:
-        model.train(was_training)
+        module.train(was_training)
+
+
+def _uncompiled(module: torch.nn.Module) -> AbstractContextManager[object]:
+    """Leaves compiled blocks aside: a cache that grows by a token a step would compile them again and again."""
+    if all(part._compiled_call_impl is None for part in module.modules()):
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def _decode(
-    model: DeepseekOcrForConditionalGeneration,
+    model: OcrModel,
     pages: Sequence[PreparedViews],
     prompt_ids: Sequence[int],
     max_new_tokens: int,
@@ -212,9 +190,9 @@ def _decode(
     """Answers of pages with one plan."""
     answers = [_Answer() for _ in pages]
     running = list(answers)
-    cache = PrefixCache()
+    cache = growing_cache()
     logits_BV = _prefill(model, pages, prompt_ids, cache, device)
-    steps_per_check = 1 if device.type == "cpu" else DEVICE_STEPS_PER_CHECK
+    steps_per_check = STEPS_PER_CHECK.get(device.type, STEPS_PER_CHECK_ELSEWHERE)
     unseen: list[Tensor] = []
     for step in range(1, max_new_tokens + 1):
         token_B = logits_BV.argmax(dim=-1)
@@ -227,7 +205,7 @@ def _decode(
             # Each move copies the cache, so rows go in bunches.
             if 4 * len(kept) <= 3 * len(running):
                 rows = torch.tensor(kept, device=device)
-                cache.keep_rows(rows)
+                cache.batch_select_indices(rows)
                 token_B = token_B[rows]
                 running = [running[row] for row in kept]
         logits_BV = _step(model, token_B, cache)
@@ -243,49 +221,32 @@ def _take(running: Sequence[_Answer], unseen: Sequence[Tensor], eos_id: int) -> 
 
 
 def _prefill(
-    model: DeepseekOcrForConditionalGeneration,
+    model: OcrModel,
     pages: Sequence[PreparedViews],
     prompt_ids: Sequence[int],
-    cache: PrefixCache,
+    cache: Cache,
     device: torch.device,
 ) -> Tensor:
     """Read images and prompt; logits `[B, V]` of the first token."""
     plan = pages[0].plan
-    length = len(prompt_ids)
     tiles = [torch.as_tensor(page.tiles_THWC) for page in pages] if plan.num_tiles else []
-    output = model(
-        input_ids=torch.tensor([list(prompt_ids)] * len(pages), device=device),
-        attention_mask=torch.ones(1, 1, length, length, dtype=torch.bool, device=device).tril(),
-        position_ids=torch.arange(length, device=device)[None],
-        past_key_values=cache,
-        global_views_BHWC=torch.stack([torch.as_tensor(page.global_view_HWC) for page in pages]).to(device),
-        tiles_THWC=torch.cat(tiles).to(device) if tiles else None,
-        tile_grids_B2=torch.tensor([[plan.tile_columns, plan.tile_rows]] * len(pages)),
-        logits_to_keep=1,
+    features = model.image_features(
+        torch.stack([torch.as_tensor(page.global_view_HWC) for page in pages]).to(device),
+        torch.cat(tiles).to(device) if tiles else None,
+        [(plan.tile_columns, plan.tile_rows)] * len(pages),
     )
-    return output.logits[:, -1]
+    ids_BL = torch.tensor([list(prompt_ids)] * len(pages), device=device)
+    return _next_logits(model, model.embed_inputs(ids_BL, features), cache)
 
 
-def _step(model: DeepseekOcrForConditionalGeneration, token_B: Tensor, cache: PrefixCache) -> Tensor:
+def _step(model: OcrModel, token_B: Tensor, cache: Cache) -> Tensor:
     """Logits `[B, V]` after one more token."""
+    return _next_logits(model, model.embed_inputs(token_B[:, None], []), cache)
+
+
+def _next_logits(model: OcrModel, embeds_BLD: Tensor, cache: Cache) -> Tensor:
     seen = cache.get_seq_length()
-    output = model(
-        input_ids=token_B[:, None],
-        attention_mask=torch.ones(1, 1, 1, seen + 1, dtype=torch.bool, device=token_B.device),
-        position_ids=torch.full((1, 1), seen, device=token_B.device),
-        past_key_values=cache,
-        logits_to_keep=1,
-    )
-    return output.logits[:, -1]
-
-
-def _room_like(tensor_BNLD: Tensor, tokens: int) -> Tensor:
-    batch, heads, _, width = tensor_BNLD.shape
-    return tensor_BNLD.new_empty(batch, heads, tokens, width)
-
-
-def _grown(held_BNLD: Tensor, length: int, needed: int) -> Tensor:
-    """The same tensor with room for `needed` tokens and a block more."""
-    room = _room_like(held_BNLD, needed + CACHE_BLOCK_TOKENS)
-    room[:, :, :length] = held_BNLD[:, :, :length]
-    return room
+    position_ids = torch.arange(seen, seen + embeds_BLD.shape[1], device=embeds_BLD.device)[None]
+    hidden_BLD, _ = model.decode(embeds_BLD, position_ids, None, cache)
+    logits_BV: Tensor = model.lm_head(hidden_BLD[:, -1])
+    return logits_BV

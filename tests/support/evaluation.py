@@ -37,7 +37,11 @@ def write_set(folder: Path, pages: Sequence[tuple[str, str, str]], *, height_px:
         ImageDraw.Draw(image).multiline_text((20, 4), text, font=ImageFont.load_default(28), fill=0)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         image.save(folder / name)
-    lines = [json.dumps({"file": name, "tier": tier, "text": text}) for name, tier, text in pages]
+        (folder / name).with_suffix(".txt").write_text(text, encoding="utf-8")
+    lines = [
+        json.dumps({"image": name, "tier": tier, "text": str(Path(name).with_suffix(".txt"))})
+        for name, tier, _ in pages
+    ]
     (folder / "index.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return folder
 

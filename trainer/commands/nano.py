@@ -12,8 +12,6 @@ from pathlib import Path
 
 from trainer.config import TrainerSettings
 
-VOCAB_SIZE = 2048
-
 
 def add_nano(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand and its steps."""
@@ -33,7 +31,8 @@ def add_nano(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _add_evalset(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     step = steps.add_parser("evalset", help="draw the evaluation set from held-out fonts and texts")
     step.add_argument("--data", type=Path, required=True, metavar="DIR", help="what `fonts` and `corpus` wrote")
-    step.add_argument("--out", type=Path, required=True, metavar="DIR")
+    step.add_argument("--out", type=Path, required=True, metavar="DIR", help="replaced as a whole")
+    step.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="of another set than the published one")
     step.set_defaults(run=_run_evalset)
 
 
@@ -41,7 +40,6 @@ def _add_tokenizer(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -
     step = steps.add_parser("tokenizer", help="learn nano's vocabulary")
     step.add_argument("--data", type=Path, required=True, metavar="DIR", help="what `fonts` and `corpus` wrote")
     step.add_argument("--out", type=Path, required=True, metavar="FILE", help="tokenizer.json")
-    step.add_argument("--vocab-size", type=int, default=VOCAB_SIZE, metavar="N", help="(%(default)s)")
     step.set_defaults(run=_run_tokenizer)
 
 
@@ -111,14 +109,20 @@ def _run_train(options: argparse.Namespace, settings: TrainerSettings) -> str:
     return ""
 
 
-def _run_tokenizer(options: argparse.Namespace, _: TrainerSettings) -> str:
-    from trainer.nano.vocabulary import train_tokenizer
-    from trainer.nano.vocabulary_texts import sample_texts
+def _run_evalset(options: argparse.Namespace, _: TrainerSettings) -> str:
+    from trainer.data.pages import build_evaluation_set
 
-    tokenizer = train_tokenizer(sample_texts(options.data / "corpus"), options.vocab_size)
+    seed = {"seed": options.seed} if hasattr(options, "seed") else {}
+    folders = (options.data / "fonts-heldout", options.data / "corpus-heldout")
+    return _counts(build_evaluation_set(*folders, options.out, **seed))
+
+
+def _run_tokenizer(options: argparse.Namespace, _: TrainerSettings) -> str:
+    from trainer.nano.run import learn_vocabulary
+
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(options.out))
-    return f"{options.out}: {tokenizer.get_vocab_size()} ids"
+    learn_vocabulary(options.data / "fonts", options.data / "corpus", options.out)
+    return str(options.out)
 
 
 def _run_export(options: argparse.Namespace, _: TrainerSettings) -> str:

@@ -26,13 +26,18 @@ def source_commit(folder: Path | None = None) -> str:
         folder: Any folder of the clone; None for that of this package.
 
     Returns:
-        The hash, with `-dirty` where tracked files differ from it; `unknown` outside a clone.
+        The hash, with `-dirty` where Python files differ from it (weights have a checksum of their own); `unknown`
+        outside a clone.
     """
     folder = folder or Path(__file__).parent
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
         return UNKNOWN
-    return f"{commit}-dirty" if _git(folder, "status", "--porcelain", "--untracked-files=no") else commit
+    return (
+        f"{commit}-dirty"
+        if _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":(top)*.py")
+        else commit
+    )
 
 
 def machine() -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Pages with known texts: where they lie on disk and how they are opened.
 
-Two layouts. A *set* is a folder with `index.jsonl`, one object a line: `file` (image, relative to the folder), `tier`,
-and the truth as `text`, as `truth` (a file), or in a text file beside the image; optionally `layout`. A folder of
-*scans* has `images/NAME.*` and `truth/NAME.txt`. Knows nothing of readers and scores.
+Two layouts. A *set* is a folder with `index.jsonl`, one object a line: `image` and `text` (files, relative to the
+folder) and `tier`; optionally `layout`, and anything else that its maker wants to keep. `trainer.data.pages` makes such
+sets. A folder of *scans* has `images/NAME.*` and `truth/NAME.txt`. Knows nothing of readers and scores.
 """
 
 from __future__ import annotations
@@ -136,17 +136,13 @@ def layout_of_tier(tier: str) -> Layout:
 def _parse(folder: Path, line: str, number: int) -> Sample:
     try:
         entry = json.loads(line)
-        name, tier = str(entry["file"]), str(entry["tier"])
+        name, text_name, tier = str(entry["image"]), str(entry["text"]), str(entry["tier"])
         layout = Layout(entry["layout"]) if "layout" in entry else layout_of_tier(tier)
     except (KeyError, TypeError, ValueError) as error:
         raise SampleError(f"{folder / INDEX_NAME}, line {number}: {error!r}") from error
-    image_path = folder / name
-    if not image_path.is_file():
+    if not (folder / name).is_file():
         raise SampleError(f"{folder / INDEX_NAME}, line {number}: there is no {name}")
-    truth = entry.get("text")
-    if truth is None:
-        truth = _read_truth(folder / entry["truth"] if "truth" in entry else image_path.with_suffix(".txt"))
-    return Sample(name, tier, layout, image_path, truth)
+    return Sample(name, tier, layout, folder / name, _read_truth(folder / text_name))
 
 
 def _read_truth(path: Path) -> str:

@@ -10,6 +10,8 @@ from PIL import Image
 
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, plan_views
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
+from trainer.data.corpus import Corpus
+from trainer.data.fonts import FontLibrary
 from trainer.data.render import PageRenderer, Tier
 
 
@@ -17,13 +19,13 @@ class Draw:
     """Draws pages of one source of fonts and texts; the same seed draws the same pages."""
 
     def __init__(self, fonts: Path, corpus: Path, tokenizer: Path, geometry: GeometryConfig, seed: int) -> None:
-        self._renderer = PageRenderer(fonts, corpus, seed)
+        self._renderer = PageRenderer(FontLibrary(fonts), Corpus(corpus), seed)
         self._tokenizer = OcrTokenizer.from_file(tokenizer)
         self._geometry = geometry
 
     def __call__(self, tier: str, longest: int) -> tuple[NDArray[np.uint8], list[int], int, int]:
         """Draw one page; see `pool.DrawFunction`."""
-        page = self._renderer.render(Tier(tier), max_line_chars=longest)
+        page = self._renderer.render(Tier(tier), max_characters=longest if tier == Tier.LINE else None)
         ink = page.ink
         height, width = ink.shape
         plan = plan_views(width, height, Mode.GUNDAM, self._geometry)

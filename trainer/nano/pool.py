@@ -22,7 +22,7 @@ from torch import Tensor
 
 from trainer.nano.recipe import TIERS
 
-TEXT_BUCKETS = (48, 128, 256, 448, 704, 1024, 1536)
+TEXT_BUCKETS = (48, 128, 256, 448, 704, 1024, 1536, 2048)
 """Answer lengths in tokens that batches are padded to."""
 
 
@@ -94,13 +94,14 @@ class RenderPool:
         num_workers: int,
         max_reuse: int,
         seed: int,
-        max_held: int = 400_000,
+        max_held: int = 8_000,
     ) -> None:
         context = multiprocessing.get_context("spawn")
         self._weights = context.Array("d", [1.0] + [0.0] * (len(TIERS) - 1) + [24.0], lock=False)
         self._parcels = context.Queue(maxsize=256)
         self._max_reuse = max_reuse
         self._max_held = max_held
+        self._renewing = threading.Event()
         self._pages: dict[tuple[int, tuple[int, int, int]], list[list[object]]] = defaultdict(list)
         self._lock = threading.Lock()
         self._rng = random.Random(seed)
@@ -121,6 +122,13 @@ class RenderPool:
     def want(self, tier_weights: Mapping[str, float], longest: int) -> None:
         """What to draw from now on: shares of pages by tier, and the longest line in characters."""
         self._weights[:] = [tier_weights.get(t, 0.0) for t in TIERS] + [float(longest)]
+
+    def renew(self) -> None:
+        """From now on draw without end: a new page takes an old one's place in a full bucket.
+
+        Before that, drawing pauses once `max_held` pages wait, and leaves the processor to the compiler.
+        """
+        self._renewing.set()
 
     def close(self) -> None:
         """End the workers and the collector."""
@@ -164,8 +172,8 @@ class RenderPool:
 
     def _collect(self) -> None:
         while not self._closing.is_set():
-            if sum(self.counts().values()) >= self._max_held:  # the workers wait behind a full queue
-                self._closing.wait(0.05)
+            if not self._renewing.is_set() and sum(self.counts().values()) >= self._max_held:
+                self._closing.wait(0.05)  # the workers wait behind a full queue
                 continue
             try:
                 parcel = self._parcels.get(timeout=1)
@@ -177,8 +185,12 @@ class RenderPool:
                     self.drawn += 1
                     if sample.bucket is None:
                         self.dropped += 1
+                        continue
+                    pages = self._pages[sample.tier, sample.bucket]
+                    if len(pages) < self._max_held:
+                        pages.append([sample, 0])
                     else:
-                        self._pages[sample.tier, sample.bucket].append([sample, 0])
+                        pages[self._rng.randrange(len(pages))] = [sample, 0]
 
     def _check_workers(self) -> None:
         dead = [w for w in self._workers if w.exitcode is not None]

@@ -11,10 +11,14 @@ import torch
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.nano_config import nano_config
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
+from trainer.data.corpus import Corpus
+from trainer.data.fonts import FontLibrary
+from trainer.data.render import PageRenderer, Tier
 from trainer.nano.draw import MakeDraw
 from trainer.nano.pool import BatchStream, RenderPool
 from trainer.nano.recipe import TIERS, Recipe
 from trainer.nano.train import NanoTrainer, RunPaths, draw_validation
+from trainer.nano.vocabulary import train_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +67,10 @@ def train_nano(data: DataPaths, paths: RunPaths, recipe: Recipe, *, device: str,
     finally:
         stream.close()
         pool.close()
+
+
+def learn_vocabulary(fonts: Path, corpus: Path, out: Path, *, pages: int = 4000, seed: int = 0) -> None:
+    """Learn nano's tokenizer from texts as pages show them (line breaks, tables and all), and write tokenizer.json."""
+    renderer = PageRenderer(FontLibrary(fonts), Corpus(corpus), seed)
+    texts = (renderer.render(Tier.BLOCK).text for _ in range(pages))
+    train_tokenizer(texts, nano_config().text_config.vocab_size).save(str(out))

@@ -163,12 +163,12 @@ class NanoTrainer:
     def run(self, pool: RenderPool, stream: BatchStream, validation: Sequence[Batch]) -> None:
         """Train until the budget is spent, or the file `stop` appears in the run's folder."""
         recipe = self.recipe
-        began = time.monotonic()
+        began, budget_s = time.monotonic(), recipe.budget_s
         last_log = last_save = began
         pages, recent = 0, []
         self.model.train()
         for batch in stream:
-            share = max((time.monotonic() - began) / recipe.budget_s, self.step / recipe.max_steps)
+            share = max((time.monotonic() - began) / budget_s, self.step / recipe.max_steps)
             stopping = share >= 1 or (self.paths.out / "stop").exists()
             stage = stage_at(recipe.start + (1 - recipe.start) * share)
             if self.step % 20 == 0:
@@ -178,6 +178,12 @@ class NanoTrainer:
                 break
             recent.append(self.train_step(batch, stage.severity, learning_rate_factor(self.step, share, recipe)))
             pages += len(batch.ink_BHW)
+            if self.step == 1:  # compilation lies behind: the schedule starts here and shares what time is left
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize()
+                budget_s, began = budget_s - (time.monotonic() - began), time.monotonic()
+                last_log = last_save = began
+                pool.renew()
             now = time.monotonic()
             if now - last_log > 10:
                 self._report(recent, pool, pages, now - began, now - last_log, share)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from shared.deepseek_ocr.loading import load_checkpoint
 
+from shared.deepseek_ocr.checkpoint import CheckpointError
+from shared.deepseek_ocr.loading import load_checkpoint
 from trainer.readers.model import ModelReader, ReadingOptions, weights_checksum
 from trainer.readers.protocol import ReaderError
 
@@ -32,8 +33,8 @@ def load_model_reader(checkpoint: str, device: str, threads: int, options: Readi
     dtype = torch.bfloat16 if chosen.type == "cuda" else torch.float32
     try:
         loaded = load_checkpoint(checkpoint, chosen, dtype)
-    except OSError as error:
-        raise ReaderError(f"the checkpoint {checkpoint} cannot be loaded: {error}") from error
+    except CheckpointError as error:
+        raise ReaderError(str(error)) from error
     return ModelReader(
         loaded.model,
         loaded.tokenizer,

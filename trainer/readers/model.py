@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -23,7 +23,7 @@ from trainer.evaluation.scores import Reading
 from trainer.generation import PreparedViews, batches_of_equal_plan, generate_texts
 
 if TYPE_CHECKING:
-    from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+    from shared.deepseek_ocr.protocol import OcrModel
     from shared.deepseek_ocr.tokenizer import OcrTokenizer
 
 MAX_NEW_TOKENS = {Layout.LINE: 256, Layout.BLOCK: 2048, Layout.PAGE: 4096}
@@ -47,7 +47,7 @@ class ModelReader:
 
     def __init__(
         self,
-        model: DeepseekOcrForConditionalGeneration,
+        model: OcrModel,
         tokenizer: OcrTokenizer,
         geometry: GeometryConfig,
         name: str,
@@ -55,6 +55,8 @@ class ModelReader:
         weights_sha256: str | None = None,
     ) -> None:
         self._model = model
+        weights = next(cast("torch.nn.Module", model).parameters())
+        self._device, self._dtype = weights.device, weights.dtype
         self._tokenizer = tokenizer
         self._geometry = geometry
         self._name = name
@@ -69,12 +71,12 @@ class ModelReader:
     @property
     def details(self) -> Mapping[str, str]:
         """Weights, device, type, threads, batch and prompt."""
-        device = self._model.device
+        device = self._device
         details = {"weights": self._weights_sha256} if self._weights_sha256 else {}
         return {
             **details,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}",
-            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "dtype": str(self._dtype).removeprefix("torch."),
             **({"threads": str(torch.get_num_threads())} if device.type == "cpu" else {}),
             "batch": str(self._options.batch_size),
             "task": self._options.task.value,
@@ -109,7 +111,7 @@ class ModelReader:
             pages,
             prompt_for(self._options.task),
             self._options.max_new_tokens or MAX_NEW_TOKENS[samples[0].layout],
-            self._model.device,
+            self._device,
             self._options.batch_size,
         )
         seconds = (time.perf_counter() - start) / len(samples)

@@ -57,16 +57,9 @@ class ServiceReader:
         return {**self._fields, "concurrency": str(self._concurrency)}
 
     def read(self, samples: Sequence[Sample]) -> Iterator[tuple[int, Reading]]:
-        """Read pages.
+        """Read pages; seconds are those of the request, so they contain waiting for the others.
 
-        Args:
-            samples: Pages to read.
-
-        Yields:
-            Index and reading. Seconds are those of the request, so they contain waiting for the others.
-
-        Raises:
-            ReaderError: The service is not there, refuses a page, or stays too busy.
+        A service that is not there, refuses a page or stays too busy ends it with a `ReaderError`.
         """
         with ThreadPoolExecutor(self._concurrency) as pool:
             tasks = {pool.submit(self._read_one, sample): index for index, sample in enumerate(samples)}

@@ -77,11 +77,7 @@ class TesseractReader:
     def read(self, samples: Sequence[Sample]) -> Iterator[tuple[int, Reading]]:
         """Read pages, as many at once as there are processes.
 
-        Args:
-            samples: Pages to read.
-
-        Yields:
-            Index and reading; a page on which the program fails or hangs counts as read empty and unfinished.
+        A page on which the program fails or hangs counts as read empty and unfinished.
         """
         with ThreadPoolExecutor(self._processes) as pool:
             tasks = {pool.submit(self._read_one, sample): index for index, sample in enumerate(samples)}

@@ -19,35 +19,34 @@ from trainer.evaluation.samples import (
 
 
 def write_set(folder, entries):
+    """Entries as of an index, but with the truth itself as `text`."""
+    lines = []
     for entry in entries:
-        path = folder / entry["file"]
+        path = folder / entry["image"]
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 4), 255).save(path)
-    (folder / "index.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+        path.with_suffix(".txt").write_text(entry["text"], encoding="utf-8")
+        lines.append(json.dumps({**entry, "text": str(path.with_suffix(".txt").relative_to(folder))}))
+    (folder / "index.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
 
-def test_truths_come_from_the_index_a_named_file_or_the_file_beside_the_image(tmp_path):
+def test_pages_and_truths_come_in_the_order_of_the_index(tmp_path):
     write_set(
         tmp_path,
         [
-            {"file": "a.png", "tier": "line", "text": "inline"},
-            {"file": "b.png", "tier": "line", "truth": "other.txt"},
-            {"file": "sub/c.png", "tier": "page"},
+            {"image": "sub/b.png", "tier": "page", "text": "zwei\nZeilen"},
+            {"image": "a.png", "tier": "line", "text": "\u00e9in"},
         ],
     )
-    (tmp_path / "other.txt").write_text("named")
-    (tmp_path / "sub" / "c.txt").write_text("beside")
-    samples = load_set(tmp_path).samples
-    assert [(sample.name, sample.truth) for sample in samples] == [
-        ("a.png", "inline"),
-        ("b.png", "named"),
-        ("sub/c.png", "beside"),
+    assert [(sample.name, sample.tier, sample.truth) for sample in load_set(tmp_path).samples] == [
+        ("sub/b.png", "page", "zwei\nZeilen"),
+        ("a.png", "line", "\u00e9in"),
     ]
 
 
 def test_tiers_and_limit_choose_the_first_samples_of_each_tier(tmp_path):
     entries = [
-        {"file": f"{tier}{number}.png", "tier": tier, "text": "x"} for number in range(3) for tier in ("line", "page")
+        {"image": f"{tier}{number}.png", "tier": tier, "text": "x"} for number in range(3) for tier in ("line", "page")
     ]
     write_set(tmp_path, entries)
     assert [sample.name for sample in load_set(tmp_path, limit=1).samples] == ["line0.png", "page0.png"]
@@ -58,8 +57,8 @@ def test_layouts_follow_the_index_before_the_tiers_name(tmp_path):
     write_set(
         tmp_path,
         [
-            {"file": "a.png", "tier": "degraded", "text": "x", "layout": "page"},
-            {"file": "b.png", "tier": "degraded", "text": "x"},
+            {"image": "a.png", "tier": "degraded", "text": "x", "layout": "page"},
+            {"image": "b.png", "tier": "degraded", "text": "x"},
         ],
     )
     assert [sample.layout for sample in load_set(tmp_path).samples] == [Layout.PAGE, Layout.BLOCK]
@@ -69,10 +68,10 @@ def test_layouts_follow_the_index_before_the_tiers_name(tmp_path):
 def test_the_checksum_changes_with_a_pixel_with_a_letter_and_with_nothing_else(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     for folder in (first, second):
-        write_set(folder, [{"file": "a.png", "tier": "line", "text": "abc"}])
+        write_set(folder, [{"image": "a.png", "tier": "line", "text": "abc"}])
     original = load_set(first).sha256
     assert load_set(second).sha256 == original
-    write_set(second, [{"file": "a.png", "tier": "line", "text": "abd"}])
+    (second / "a.txt").write_text("abd")
     assert load_set(second).sha256 != original
     image = Image.new("L", (8, 4), 255)
     image.putpixel((0, 0), 254)
@@ -83,16 +82,17 @@ def test_the_checksum_changes_with_a_pixel_with_a_letter_and_with_nothing_else(t
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ('{"file": "a.png"}\n', "line 1.*tier"),
+        ('{"image": "a.png", "text": "a.txt"}\n', "line 1.*tier"),
         ("\n{broken\n", "line 2"),
-        ('{"file": "none.png", "tier": "line"}\n', "no none.png"),
-        ('{"file": "a.png", "tier": "line"}\n', "a.txt is missing"),
-        ('{"file": "a.png", "tier": "line", "text": "x", "layout": "spiral"}\n', "spiral"),
+        ('{"image": "none.png", "text": "a.txt", "tier": "line"}\n', "no none.png"),
+        ('{"image": "a.png", "text": "none.txt", "tier": "line"}\n', "none.txt is missing"),
+        ('{"image": "a.png", "text": "a.txt", "tier": "line", "layout": "spiral"}\n', "spiral"),
         ("", "no samples"),
     ],
 )
 def test_broken_sets_say_what_is_wrong(tmp_path, index, message):
     Image.new("L", (8, 4)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("x")
     (tmp_path / "index.jsonl").write_text(index)
     with pytest.raises(SampleError, match=message):
         load_set(tmp_path)
@@ -103,7 +103,7 @@ def test_missing_folders_and_tiers_are_named(tmp_path):
         load_set(tmp_path)
     with pytest.raises(SampleError, match="images/"):
         load_scans(tmp_path)
-    write_set(tmp_path, [{"file": "a.png", "tier": "line", "text": "x"}])
+    write_set(tmp_path, [{"image": "a.png", "tier": "line", "text": "x"}])
     with pytest.raises(SampleError, match="no tier page"):
         load_set(tmp_path, ["line", "page"])
 

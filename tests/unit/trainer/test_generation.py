@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
@@ -13,7 +13,6 @@ from tests.support.tiny_model import SIDE_PX, TINY_GEOMETRY, tiny_model, tiny_to
 from trainer.generation import (
     LOOP_TOKENS,
     Generated,
-    PrefixCache,
     PreparedViews,
     batches_of_equal_plan,
     generate_texts,
@@ -22,6 +21,9 @@ from trainer.generation import (
 
 PROMPT = "\nFree OCR."
 END = 1
+
+if TYPE_CHECKING:
+    from shared.deepseek_ocr.protocol import OcrModel
 
 
 def noise_page(width: int, height: int, seed: int) -> PreparedViews:
@@ -79,21 +81,31 @@ class ScriptedModel(torch.nn.Module):
         self.batches: list[int] = []
         self.prompt_len = 0
 
-    def forward(self, input_ids, past_key_values, global_views_BHWC=None, **_):
-        self.batches.append(len(input_ids))
-        keys = torch.zeros(len(input_ids), 1, input_ids.shape[1], 1)
-        if global_views_BHWC is not None:
+    def image_features(self, global_views_BHWC, tiles_THWC, tile_grids_B2):
+        return [view[0, 0, :1].float() for view in global_views_BHWC]
+
+    def embed_inputs(self, input_ids, features):
+        embeds = torch.zeros(*input_ids.shape, 1, device=input_ids.device)
+        if features:
             self.prompt_len = input_ids.shape[1]
-            keys[:, 0, 0, 0] = global_views_BHWC[:, 0, 0, 0].float()
-        seen, _ = past_key_values.update(keys, keys, 0)
-        logits = torch.zeros(len(input_ids), 1, self.vocab_size)
+            embeds[:, 0, 0] = torch.cat(features)
+        return embeds
+
+    def decode(self, embeds_BLD, position_ids_BL, mask, cache):
+        self.batches.append(len(embeds_BLD))
+        seen, _ = cache.update(embeds_BLD[:, None], embeds_BLD[:, None], 0)
+        assert position_ids_BL[0, -1] == seen.shape[2] - 1
+        logits = torch.zeros(len(embeds_BLD), 1, self.vocab_size, device=embeds_BLD.device)
         for row, number in enumerate(seen[:, 0, 0, 0].int().tolist()):
             script = [*self.scripts[number], END]
             logits[row, 0, script[min(seen.shape[2] - self.prompt_len, len(script) - 1)]] = 1.0
-        return SimpleNamespace(logits=logits)
+        return logits, None
+
+    def lm_head(self, hidden):
+        return hidden
 
 
-def scripted(*lengths: int, max_new_tokens: int = 400, batch_size: int = 8):
+def scripted(*lengths: int, max_new_tokens: int = 400, batch_size: int = 8, device: str = "cpu"):
     """Answers of unlike tokens, of given lengths, through a scripted model."""
     scripts = {number: [20 + (index * 7 + number) % 200 for index in range(n)] for number, n in enumerate(lengths)}
     pages = []
@@ -102,7 +114,9 @@ def scripted(*lengths: int, max_new_tokens: int = 400, batch_size: int = 8):
         page.global_view_HWC[:] = number
         pages.append(page)
     model = ScriptedModel(scripts, 300)
-    readings = generate_texts(model, tiny_tokenizer(), pages, PROMPT, max_new_tokens, "cpu", batch_size)
+    readings = generate_texts(
+        cast("OcrModel", model), tiny_tokenizer(), pages, PROMPT, max_new_tokens, device, batch_size
+    )
     expected = [tiny_tokenizer().decode(script) for script in scripts.values()]
     return model, readings, expected
 
@@ -115,6 +129,16 @@ def test_every_page_gets_its_own_answer_however_the_batch_shrinks():
     assert model.batches[0] == 8
     assert model.batches[-1] == 1
     assert len(model.batches) == 301
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_looking_seldom_changes_no_answer(device, monkeypatch):
+    monkeypatch.setattr("trainer.generation.STEPS_PER_CHECK", {})
+    model, readings, expected = scripted(3, 90, 0, 41, 16, 17, 250, 15, max_new_tokens=200, device=device)
+    expected[6] = tiny_tokenizer().decode([20 + (index * 7 + 6) % 200 for index in range(200)])
+    assert [reading.text for reading in readings] == expected
+    assert [reading.ended for reading in readings] == [True] * 6 + [False, True]
+    assert len(model.batches) == 200
 
 
 def test_pages_beyond_a_batch_are_read_in_another_one():
@@ -132,7 +156,7 @@ def test_a_loop_is_left_early_and_not_ended():
     looping = ScriptedModel({0: [50, 51, 52] * 500}, 300)
     page = noise_page(60, 30, 0)
     page.global_view_HWC[:] = 0
-    (reading,) = generate_texts(looping, tiny_tokenizer(), [page], PROMPT, 1000, "cpu")
+    (reading,) = generate_texts(cast("OcrModel", looping), tiny_tokenizer(), [page], PROMPT, 1000, "cpu")
     assert reading == Generated(tiny_tokenizer().decode([50, 51, 52] * 40), LOOP_TOKENS, ended=False)
 
 
@@ -158,19 +182,17 @@ def test_batches_hold_one_plan_each_shortest_first_and_every_page_once():
     assert batches == [[1, 3], [4], [0, 2], [5]]
 
 
-def test_the_cache_holds_what_came_in_beyond_its_blocks_and_after_rows_left():
-    cache = PrefixCache()
-    whole = torch.randn(3, 2, 700, 4)
-    for start, stop in ((0, 300), (300, 301), (301, 700)):
-        for layer in (0, 1):
-            keys, values = cache.update(whole[:, :, start:stop] + layer, whole[:, :, start:stop] - layer, layer)
-            assert torch.equal(keys, whole[:, :, :stop] + layer)
-            assert torch.equal(values, whole[:, :, :stop] - layer)
-    cache.keep_rows(torch.tensor([2, 0]))
-    keys, _ = cache.update(torch.zeros(2, 2, 1, 4), torch.zeros(2, 2, 1, 4), 1)
-    assert torch.equal(keys[:, :, :700], whole[[2, 0]] + 1)
-    assert cache.get_seq_length(0) == 700
-    assert cache.get_seq_length(1) == 701
+def test_compiled_blocks_are_left_aside():
+    model = tiny_model()
+    page = noise_page(60, 30, 0)
+    expected = generate_texts(model, tiny_tokenizer(), [page], PROMPT, 6, "cpu")
+
+    def fail(*_, **__):
+        raise AssertionError("the compiled block was called")
+
+    for layer in model.model.layers:
+        layer.compile(backend=fail)
+    assert generate_texts(model, tiny_tokenizer(), [page], PROMPT, 6, "cpu") == expected
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -166,7 +166,8 @@ def test_layouts_have_a_limit_and_a_segmentation_each():
 
 def test_images_may_be_wider_than_any_view(tmp_path):
     Image.new("L", (2000, 30), 255).save(tmp_path / "wide.png")
-    (tmp_path / "index.jsonl").write_text(json.dumps({"file": "wide.png", "tier": "line", "text": ""}))
+    (tmp_path / "wide.txt").touch()
+    (tmp_path / "index.jsonl").write_text(json.dumps({"image": "wide.png", "tier": "line", "text": "wide.txt"}))
     samples = load_set(tmp_path).samples
     reader = ModelReader(
         tiny_model(), tiny_tokenizer(), TINY_GEOMETRY, "tiny", ReadingOptions(max_new_tokens=2, mode=Mode.SMALL)

@@ -1,0 +1,109 @@
+"""The command line from flags to files, on a checkpoint in miniature."""
+
+from __future__ import annotations
+
+import json
+import stat
+
+import pytest
+
+from shared.deepseek_ocr.checkpoint import save_checkpoint
+from tests.support.evaluation import write_set
+from tests.support.tiny_model import tiny_model, tiny_tokenizer
+from trainer.__main__ import main
+from trainer.evaluation.card import BEGIN, END, table_of
+from trainer.evaluation.results import load_result
+from trainer.evaluation.table import markdown_table
+from trainer.readers.model import weights_checksum
+
+PAGES = [("a.png", "line", "ab"), ("b.png", "line", "cd"), ("c.png", "page", "two\nlines")]
+
+
+@pytest.fixture
+def evaluation_set(tmp_path):
+    return write_set(tmp_path / "held-out", PAGES)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "tiny"
+    save_checkpoint(tiny_model(), folder, "int8")
+    (folder / "tokenizer.json").write_text(json.dumps(tiny_tokenizer()._definition), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def tesseract(tmp_path, monkeypatch):
+    """A program that reads every page as "ab"."""
+    program = tmp_path / "stub-tesseract"
+    program.write_text('#!/bin/sh\ncase "$1" in --version) echo "tesseract 5.9.1";; *) echo ab;; esac\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("DEEPSYNTH_TRAINER_TESSERACT", str(program))
+
+
+@pytest.mark.usefixtures("tesseract")
+def test_an_evaluation_leaves_table_record_card_pages_and_report(tmp_path, evaluation_set, checkpoint, capsys):
+    card = tmp_path / "card" / "README.md"
+    card.parent.mkdir()
+    card.write_text(f"# Card\n{BEGIN}\n{END}\n")
+    words = f"evaluate --model {checkpoint} --data {evaluation_set} --tesseract --max-new-tokens 8 --device cpu"
+    files = (
+        f"--json {tmp_path}/r.json --pages {tmp_path}/p.jsonl --worst 2 --worst-file {tmp_path}/w.html"
+        f" --update-card {card}"
+    )
+    assert main([*words.split(), *files.split()]) == 0
+    table = capsys.readouterr().out
+    result = load_result(tmp_path / "r.json")
+    assert [reader.name for reader in result.readers] == ["tiny", "Tesseract 5.9.1"]
+    assert result.readers[0].details["weights"] == weights_checksum(checkpoint)
+    # "ab" is right, against "cd" two edits; nine characters of the page hold neither letter.
+    assert result.readers[1].tiers["line"].cer == 0.5
+    assert result.readers[1].tiers["page"].cer == 1.0
+    assert [line.split()[0] for line in table.splitlines()] == ["tier", "line", "line", "page", "page"]
+    assert table_of(card.read_text()) == markdown_table(load_result(card.with_name("evaluation.json")))
+    assert len((tmp_path / "p.jsonl").read_text().splitlines()) == 3
+    assert (tmp_path / "w.html").read_text().count("<section>") == 2
+    assert str(tmp_path) not in (tmp_path / "r.json").read_text()
+
+    assert main(["evaluate", "--from-json", str(tmp_path / "r.json")]) == 0
+    assert capsys.readouterr().out == table
+
+
+def test_tiers_and_limit_choose_pages(tmp_path, evaluation_set, checkpoint):
+    words = f"evaluate --model {checkpoint} --data {evaluation_set} --tiers line --limit 1 --max-new-tokens 2"
+    assert main([*words.split(), "--json", str(tmp_path / "r.json")]) == 0
+    (reader,) = load_result(tmp_path / "r.json").readers
+    assert {tier: score.pages for tier, score in reader.tiers.items()} == {"line": 1}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("evaluate", "nothing to read"),
+        ("evaluate --data {tmp}/none", "not an evaluation set"),
+        ("evaluate --data {set} --model {tmp}/none/at/all", "neither a folder nor a repository"),
+        ("evaluate --data {set} --url ftp://x", "not an HTTP URL"),
+        ("evaluate --from-json {tmp}/none.json", "none.json"),
+        ("evaluate --data {set} --tiers spiral", "no tier spiral"),
+    ],
+)
+def test_users_mistakes_are_one_line_and_status_2(tmp_path, evaluation_set, capsys, words, message):
+    assert main(words.format(tmp=tmp_path, set=evaluation_set).split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_missing_tesseract_is_known_before_anything_is_read(tmp_path, evaluation_set, capsys, monkeypatch):
+    monkeypatch.setenv("DEEPSYNTH_TRAINER_TESSERACT", "no-such-program")
+    assert main(["evaluate", "--data", str(evaluation_set), "--model", str(tmp_path), "--tesseract"]) == 2
+    assert "no-such-program" in capsys.readouterr().err
+
+
+def test_every_step_of_nano_explains_itself(capsys):
+    for step in ("fonts", "corpus", "evalset", "tokenizer", "train", "export"):
+        with pytest.raises(SystemExit) as left:
+            main(["nano", step, "--help"])
+        assert left.value.code == 0
+        assert "--out" in capsys.readouterr().out
