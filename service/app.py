@@ -11,6 +11,7 @@ import importlib.metadata
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 from fastapi import FastAPI
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
@@ -20,10 +21,13 @@ from starlette.exceptions import HTTPException
 
 from service.admission.gate import Gate
 from service.admission.monitor import Monitor
-from service.config import ServiceSettings
+from service.config import EngineKind, ServiceSettings
 from service.deps import LifespanState, RequestBounds, Services
+from service.engine.choice import choose_source, has_cuda
+from service.engine.client import ProcessEngine
+from service.engine.fake import FakeEngine, FakeEngineHandle
+from service.engine.loader import EngineLimits, load_engine
 from service.engine.protocol import EngineHandle
-from service.engine_choice import build_engine
 from service.errors import ConfigurationError, DeepSynthError
 from service.intake.limits import IntakeLimits
 from service.intake.pool import DecoderPool
@@ -48,6 +52,29 @@ def version() -> str:
         return importlib.metadata.version("deepsynth-ocr")
     except importlib.metadata.PackageNotFoundError:
         return "0"
+
+
+def build_engine(settings: ServiceSettings) -> EngineHandle:
+    """The engine that the settings ask for.
+
+    Args:
+        settings: The settings.
+
+    Returns:
+        The engine, not started yet.
+    """
+    if settings.engine is EngineKind.FAKE:
+        return FakeEngineHandle(FakeEngine(batch_size=settings.ocr_batch_size), step_s=settings.fake_step_ms / 1000)
+    source = choose_source(
+        model=settings.model,
+        device=settings.device.value,
+        dtype=settings.dtype.value,
+        limits=EngineLimits(batch_size=settings.ocr_batch_size, max_new_tokens=settings.max_new_tokens),
+        cuda=has_cuda(),
+    )
+    return ProcessEngine(
+        partial(load_engine, source), max_wait_s=settings.ocr_max_wait_ms / 1000, num_threads=settings.cpu_threads
+    )
 
 
 def build_limits(settings: ServiceSettings) -> IntakeLimits:

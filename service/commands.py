@@ -14,10 +14,9 @@ from pathlib import Path
 from opentelemetry.trace import NoOpTracer
 
 from service.admission.gate import Gate
-from service.app import PAGES_AHEAD, build_limits, build_pool, create_app
+from service.app import PAGES_AHEAD, build_engine, build_limits, build_pool, create_app
 from service.config import ServiceSettings
 from service.engine.protocol import EngineHandle
-from service.engine_choice import build_engine
 from service.errors import DeepSynthError, EngineError, UploadTooLargeError
 from service.reading.answers import to_answer
 from service.reading.observer import TelemetryObserver

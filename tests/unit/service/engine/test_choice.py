@@ -4,19 +4,25 @@ from pathlib import Path
 
 import pytest
 
-from service import engine_choice
+from service.app import build_engine
 from service.config import ServiceSettings
+from service.engine import choice
+from service.engine.choice import choose_source
 from service.engine.client import ProcessEngine
 from service.engine.fake import FakeEngineHandle
-from service.engine_choice import build_engine, choose_source
+from service.engine.loader import EngineLimits, EngineSource
 from service.errors import ConfigurationError
 
 
 @pytest.fixture
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(engine_choice, "SHIPPED_FOLDER", tmp_path)
+    monkeypatch.setattr(choice, "SHIPPED_FOLDER", tmp_path)
     (tmp_path / "config.json").write_text("{}")
     return tmp_path
+
+
+def choose(model: str = "some/where", device: str = "auto", dtype: str = "auto", *, cuda: bool = False) -> EngineSource:
+    return choose_source(model=model, device=device, dtype=dtype, limits=EngineLimits(batch_size=3), cuda=cuda)
 
 
 @pytest.mark.parametrize(
@@ -32,24 +38,23 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_device_and_type_follow_the_machine_unless_set(
     given: dict[str, str], cuda: bool, expected: tuple[str, str]
 ) -> None:
-    source = choose_source(ServiceSettings.model_validate({"model": "some/where", **given}), cuda=cuda)
+    source = choose(**given, cuda=cuda)
     assert (source.device, source.dtype) == expected
 
 
 def test_shipped_model_is_a_folder_with_a_name_of_its_own(shipped: Path) -> None:
-    source = choose_source(ServiceSettings(ocr_batch_size=3, max_new_tokens=99), cuda=False)
-    assert (source.checkpoint, source.model_id) == (str(shipped), "nano")
-    assert (source.limits.batch_size, source.limits.max_new_tokens) == (3, 99)
+    source = choose("nano")
+    assert (source.checkpoint, source.model_id, source.limits.batch_size) == (str(shipped), "nano", 3)
 
 
 def test_other_model_keeps_its_name() -> None:
-    source = choose_source(ServiceSettings(model="deepseek-ai/DeepSeek-OCR"), cuda=False)
+    source = choose("deepseek-ai/DeepSeek-OCR")
     assert (source.checkpoint, source.model_id) == ("deepseek-ai/DeepSeek-OCR", None)
 
 
 def test_missing_shipped_model_says_what_to_do(shipped: Path) -> None:
     (shipped / "config.json").unlink()
-    with pytest.raises(ConfigurationError, match="shared/nano/ holds no config.json; set DEEPSYNTH_MODEL"):
+    with pytest.raises(ConfigurationError, match="holds no config"):
         build_engine(ServiceSettings())
 
 

@@ -48,6 +48,15 @@ def png_header(width: int, height: int, depth: int = 8, colour: int = 2) -> byte
     )
 
 
+def outcome(data: bytes) -> int:
+    """Status a client would see; anything but a known error fails the test."""
+    try:
+        open_page(data, order())
+    except DeepSynthError as error:
+        return error.status
+    return 200
+
+
 def frames(file_format: str, count: int) -> bytes:
     images = [page_image(str(number), (40 + number, 30)) for number in range(1, count + 1)]
     if file_format != "TIFF":
@@ -118,11 +127,7 @@ def test_every_truncation_is_refused(file_format: str) -> None:
     cuts = sorted({*range(1, 64), *range(64, len(data) - 16, max(len(data) // 60, 1))})
     survivors = []
     for cut in cuts:
-        try:
-            open_page(data[:cut], order())
-        except DeepSynthError as error:
-            assert error.status in (415, 422)
-        else:
+        if outcome(data[:cut]) not in (415, 422):
             survivors.append(cut)
     assert survivors == []
 
@@ -130,20 +135,14 @@ def test_every_truncation_is_refused(file_format: str) -> None:
 def test_truncated_pdf_is_refused_or_read_but_never_a_crash() -> None:
     data = make_pdf(["one"])
     for cut in range(1, len(data), 7):
-        try:
-            open_page(data[:cut], order())
-        except DeepSynthError as error:
-            assert error.status in (415, 422)
+        assert outcome(data[:cut]) in (200, 415, 422)
 
 
 @pytest.mark.parametrize("flip", range(0, 400, 3))
 def test_damaged_bytes_never_escape_as_an_unknown_error(flip: int) -> None:
     data = bytearray(encode(page_image(), "TIFF" if flip % 2 else "PNG"))
     data[flip % len(data)] ^= 0xA5
-    try:
-        open_page(bytes(data), order())
-    except DeepSynthError as error:
-        assert error.status in (413, 415, 422)
+    assert outcome(bytes(data)) in (200, 413, 415, 422)
 
 
 def writable_formats() -> list[str]:
