@@ -83,10 +83,15 @@ class ServiceSettings(BaseSettings):
     """Model that answers when a request names none; the base model when unset."""
     engine: EngineKind = EngineKind.NATIVE
     """`native` reads pages; `fake` answers from the bytes of the image without a model, for trying clients."""
+    fake_step_ms: Annotated[float, Field(ge=0, le=600_000)] = 10.0
+    """Time the fake engine takes for a word, in milliseconds."""
     device: Device = Device.AUTO
     """Where the engine runs: `auto` takes CUDA when there is one."""
     dtype: DType = DType.AUTO
     """Arithmetic: `auto` is bfloat16 on CUDA and float32 on a CPU."""
+
+    cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Threads of the engine on a CPU; as many as there are cores when unset."""
 
     ocr_batch_size: Annotated[int, Field(ge=1, le=256)] = 8
     """Most pages that are decoded together."""
@@ -217,9 +222,11 @@ def load_settings(
 
 def _refuse_unknown(given: Mapping[str, str], known: Mapping[str, str]) -> None:
     complaints = []
+    # Without the prefix, which would make everything look alike.
+    endings = [name.removeprefix(PREFIX) for name in known]
     for name in sorted(set(given) - set(known)):
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-        hint = f"; did you mean {nearest[0]}?" if nearest else f"; trainer settings start with {TRAINER_PREFIX}"
+        nearest = difflib.get_close_matches(name.removeprefix(PREFIX), endings, n=1, cutoff=0.6)
+        hint = f"; did you mean {PREFIX}{nearest[0]}?" if nearest else f"; trainer settings start with {TRAINER_PREFIX}"
         complaints.append(f"{name} is not a setting{hint}")
     if complaints:
         raise ConfigurationError("\n".join(complaints))

@@ -13,6 +13,8 @@ from service.telemetry.metrics import Metrics
 
 PERIOD_S = 0.5
 STATS_TIMEOUT_S = 1.0
+FAILED_FOR_GOOD_S = 330.0
+"""An engine that restarts itself reports failed until it is back; its slowest start may take 300 s."""
 
 
 class Counts(Protocol):
@@ -35,13 +37,21 @@ class Monitor:
     """Started and stopped with the app; `refresh` may also be called by a scrape, for the newest values."""
 
     def __init__(
-        self, *, engine: EngineHandle, gate: Counts, metrics: Metrics, on_engine_failed: Callable[[], None]
+        self,
+        *,
+        engine: EngineHandle,
+        gate: Counts,
+        metrics: Metrics,
+        on_engine_failed: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._gate = gate
         self._metrics = metrics
         self._on_engine_failed = on_engine_failed
         self._has_reported_failure = False
+        self._failed_since_s: float | None = None
+        self._clock = clock
         self._steps = 0
         self._device = "cpu"
         self._task: asyncio.Task[None] | None = None
@@ -88,7 +98,14 @@ class Monitor:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STATS_TIMEOUT_S):
                     await self._read_engine()
-        elif state is EngineState.FAILED and not self._has_reported_failure:
+        self._watch_failure(is_failed=state is EngineState.FAILED)
+
+    def _watch_failure(self, *, is_failed: bool) -> None:
+        if not is_failed:
+            self._failed_since_s = None
+        elif self._failed_since_s is None:
+            self._failed_since_s = self._clock()
+        elif self._clock() - self._failed_since_s > FAILED_FOR_GOOD_S and not self._has_reported_failure:
             self._has_reported_failure = True
             self._on_engine_failed()
 

@@ -149,6 +149,16 @@ class DecoderPool:
         self._all: set[DecoderProcess] = set()
         self._stopping = False
 
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the decoders."""
+        return sorted(decoder.pid for decoder in self._all)
+
+    @property
+    def num_busy(self) -> int:
+        """Decoders at work."""
+        return self._workers - self._idle.qsize()
+
     async def start(self) -> None:
         """Start every process and wait for it."""
         loop = asyncio.get_running_loop()

@@ -25,7 +25,14 @@ from service.engine.protocol import (
     SequenceRequest,
     SequenceResult,
 )
-from service.errors import DeepSynthError, EngineError, EngineLostError, InternalError, TooManyVisionTokensError
+from service.errors import (
+    DeepSynthError,
+    EngineError,
+    EngineLostError,
+    InternalError,
+    TooManyVisionTokensError,
+    error_classes,
+)
 from service.intake.decoding import DecodedPage
 from service.intake.limits import DecodeOrder, IntakeLimits
 from shared.contract.prompts import Task, prompt_for
@@ -33,7 +40,6 @@ from shared.deepseek_ocr.geometry import Mode
 from shared.deepseek_ocr.grounding import Region, parse_grounded
 
 PAGE_BREAK = "\n\n"
-ENGINE_LOST = "engine_lost"
 _LABELS_ARE_TEXT = {Task.OCR, Task.LOCATE}
 _WORST_FIRST = (FinishReason.REPETITION, FinishReason.LENGTH, FinishReason.STOP)
 
@@ -258,7 +264,8 @@ class DocumentReader:
 
 
 def _failure(code: str, detail: str) -> DeepSynthError:
-    return EngineLostError(detail) if code == ENGINE_LOST else EngineError(f"{code}: {detail}")
+    """The engine speaks in the codes of our own tree; one it invents is a fault of its own."""
+    return error_classes().get(code, EngineError)(f"{code}: {detail}")
 
 
 def _first_reason(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -24,9 +24,7 @@ def compose(*arguments: str) -> subprocess.CompletedProcess[str]:
     # Settings of the developer's own shell or .env would stand in for the defaults.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DEEPSYNTH_")}
     command = [require("docker-compose"), "--env-file", os.devnull, *arguments]
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 def services(*profiles: str) -> dict[str, Any]:

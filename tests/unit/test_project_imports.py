@@ -24,6 +24,7 @@ LIGHT = (
     "service.engine.scheduler",
     "service.engine.fake",
     "service.intake",
+    "service.reading",
     "service.routes",
     "service.telemetry",
 )

@@ -70,7 +70,9 @@ def test_an_expression_reads_only_exported_series(name: str) -> None:
 def test_an_expression_selects_only_on_labels_that_exist(name: str) -> None:
     labels = {metric.name: set(metric.labels) for metric in TABLE}
     everywhere = {"job", "instance"}
-    assert [(m, label) for m, label in labels_in(expressions()[name]) if label not in labels.get(m, set()) | everywhere] == []
+    assert [
+        (m, label) for m, label in labels_in(expressions()[name]) if label not in labels.get(m, set()) | everywhere
+    ] == []
 
 
 def test_alerts_select_on_values_that_exist() -> None:

@@ -12,9 +12,7 @@ from typing import Final
 
 ASCII: Final = "".join(chr(code) for code in range(0x20, 0x7F))
 LATIN_1: Final = "¡¢£¥§©ª«®°±²³µ¶·¹º»¼½¾¿" + "".join(chr(code) for code in range(0xC0, 0x100))
-LATIN_EXTENDED: Final = (
-    "ĀāĂăĄąĆćČčĎďĐđĒēĖėĘęĚěĞğĢģĪīĮįİıĶķĹĺĽľŁłŃńŅņŇňŌōŐőŒœŔŕŘřŚśŞşŠšŢţŤťŪūŮůŰűŲųŸŹźŻżŽžȘșȚț"
-)
+LATIN_EXTENDED: Final = "ĀāĂăĄąĆćČčĎďĐđĒēĖėĘęĚěĞğĢģĪīĮįİıĶķĹĺĽľŁłŃńŅņŇňŌōŐőŒœŔŕŘřŚśŞşŠšŢţŤťŪūŮůŰűŲųŸŹźŻżŽžȘșȚț"
 TYPOGRAPHIC: Final = "–—‘’‚“”„†‡•…‰‹›€™−≤≥"
 SUPPORTED: Final = frozenset(ASCII + LATIN_1 + LATIN_EXTENDED + TYPOGRAPHIC)
 

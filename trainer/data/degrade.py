@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ Grey = npt.NDArray[np.uint8]
 Effect = Callable[[Grey, np.random.Generator], Grey]
 
 
-def _clipped(values: npt.NDArray[np.float32]) -> Grey:
+def _clipped(values: npt.NDArray[Any]) -> Grey:
     return np.clip(values, 0, 255).astype(np.uint8)
 
 
@@ -52,7 +52,8 @@ def rescale(image: Grey, rng: np.random.Generator) -> Grey:
     """
     height, width = image.shape
     share = float(rng.uniform(0.6, 0.85))
-    small = Image.fromarray(image).resize((max(int(width * share), 8), max(int(height * share), 8)), Image.Resampling.BILINEAR)
+    size = (max(int(width * share), 8), max(int(height * share), 8))
+    small = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
     return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
 
 
@@ -86,9 +87,10 @@ def perspective(image: Grey, rng: np.random.Generator) -> Grey:
     height, width = padded.shape
     # The source quadrilateral reaches outwards, so the content only shrinks.
     reach = rng.uniform(0, pad, size=8)
-    quad = (
-        -reach[0], -reach[1], -reach[2], height + reach[3], width + reach[4], height + reach[5], width + reach[6], -reach[7],
-    )  # fmt: skip
+    far = (width, height)
+    left_side = (-reach[0], -reach[1], -reach[2], far[1] + reach[3])
+    right_side = (far[0] + reach[4], far[1] + reach[5], far[0] + reach[6], -reach[7])
+    quad = (*left_side, *right_side)
     bent = Image.fromarray(padded).transform(
         (width, height), Image.Transform.QUAD, [float(value) for value in quad], Image.Resampling.BICUBIC, fillcolor=255
     )
@@ -150,7 +152,8 @@ def bleed(image: Grey, rng: np.random.Generator) -> Grey:
     Returns:
         A new page.
     """
-    back = Image.fromarray(np.roll(image[:, ::-1], int(rng.integers(5, 40)), axis=0)).filter(ImageFilter.GaussianBlur(1.5))
+    mirrored = np.roll(image[:, ::-1], int(rng.integers(5, 40)), axis=0)
+    back = Image.fromarray(mirrored).filter(ImageFilter.GaussianBlur(1.5))
     through = (255 - np.asarray(back, dtype=np.float32)) * float(rng.uniform(0.06, 0.2))
     return _clipped(image - through)
 
@@ -205,6 +208,7 @@ def inverted(image: Grey, _rng: np.random.Generator) -> Grey:
 
     Args:
         image: the page.
+        _rng: not used; every effect takes one.
 
     Returns:
         A new page.
@@ -245,7 +249,9 @@ EFFECTS: Final[dict[str, tuple[Effect, float]]] = {
 }
 
 
-def degrade(image: Grey, rng: np.random.Generator, names: tuple[str, ...] | None = None) -> tuple[Grey, tuple[str, ...]]:
+def degrade(
+    image: Grey, rng: np.random.Generator, names: tuple[str, ...] | None = None
+) -> tuple[Grey, tuple[str, ...]]:
     """Apply effects in their natural order.
 
     Args:
@@ -257,7 +263,7 @@ def degrade(image: Grey, rng: np.random.Generator, names: tuple[str, ...] | None
         The spoilt page, somewhat larger where it was turned, and the names of the effects.
 
     Raises:
-        KeyError: an effect's name is unknown.
+        ValueError: an effect's name is unknown.
     """
     chosen = draw_effects(rng) if names is None else names
     for name in sorted(chosen, key=list(EFFECTS).index):

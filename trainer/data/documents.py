@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from random import Random
 from typing import Final
 
-from trainer.data import synthetic_text
+from trainer.data import synthetic_blocks, synthetic_text
 from trainer.data.blocks import Block, FixedLines, Heading, Items, Paragraph, Table
 from trainer.data.corpus import Corpus
 
@@ -39,7 +39,7 @@ def block_content(rng: Random, corpus: Corpus) -> Iterator[Block]:
         corpus: where texts come from.
 
     Yields:
-        Blocks; the caller stops when the image is full.
+        Block: the next block; the caller stops when the image is full.
     """
     kind = rng.random()
     if rng.random() < 0.2:
@@ -50,7 +50,7 @@ def block_content(rng: Random, corpus: Corpus) -> Iterator[Block]:
             if rng.random() < 0.12:
                 yield small_block(rng, corpus)
     if kind < 0.63:
-        yield from synthetic_text.invoice(rng, corpus, rng.randint(2, 6))
+        yield from synthetic_blocks.invoice(rng, corpus, rng.randint(2, 6))
     while True:
         yield small_block(rng, corpus)
 
@@ -63,12 +63,12 @@ def page_content(rng: Random, corpus: Corpus) -> Iterator[Block]:
         corpus: where texts come from.
 
     Yields:
-        Blocks; the caller stops when the page is full.
+        Block: the next block; the caller stops when the page is full.
     """
     if rng.random() < 0.15:
         yield FixedLines(tuple(synthetic_text.address(rng, corpus)))
     if rng.random() < 0.12:
-        yield from synthetic_text.invoice(rng, corpus, rng.randint(3, 9))
+        yield from synthetic_blocks.invoice(rng, corpus, rng.randint(3, 9))
     language = corpus.passage(rng).language
     while True:
         if rng.random() < 0.25:
@@ -91,15 +91,15 @@ def small_block(rng: Random, corpus: Corpus) -> Block:
     """
     kind = rng.random()
     if kind < 0.2:
-        return synthetic_text.listing(rng, corpus, rng.randint(2, 6))
+        return synthetic_blocks.listing(rng, corpus, rng.randint(2, 6))
     if kind < 0.36:
-        return synthetic_text.number_table(rng, corpus, rng.randint(2, 5), rng.randint(2, 8))
+        return synthetic_blocks.number_table(rng, corpus, rng.randint(2, 5), rng.randint(2, 8))
     if kind < 0.46:
-        return synthetic_text.pairs_table(rng, corpus, rng.randint(2, 6))
+        return synthetic_blocks.pairs_table(rng, corpus, rng.randint(2, 6))
     if kind < 0.56:
         return FixedLines(tuple(synthetic_text.address(rng, corpus)))
     if kind < 0.68:
-        return synthetic_text.code_block(rng, corpus, rng.randint(2, 7))
+        return synthetic_blocks.code_block(rng, corpus, rng.randint(2, 7))
     return FixedLines(tuple(synthetic_text.any_line(rng, corpus) for _ in range(rng.randint(1, 5))))
 
 

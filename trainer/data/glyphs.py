@@ -48,7 +48,9 @@ class LineInk:
 class GlyphSet:
     """One face at one size."""
 
-    def __init__(self, font: ImageFont.FreeTypeFont, size_px: int, shaped_font: ImageFont.FreeTypeFont | None = None) -> None:
+    def __init__(
+        self, font: ImageFont.FreeTypeFont, size_px: int, shaped_font: ImageFont.FreeTypeFont | None = None
+    ) -> None:
         """Measure the face.
 
         Args:
@@ -212,9 +214,9 @@ class GlyphSet:
 
     def _cut_cell(self, strip: Ink, character: str, x: int, advance: int, around: int) -> None:
         before, after = strip[:, x - around : x], strip[:, x + advance : x + advance + around]
-        used_before, used_after = before.any(axis=0), after.any(axis=0)
-        first = around - int(used_before.argmax()) if used_before.any() else 0
-        last = around - int(used_after[::-1].argmax()) if used_after.any() else 0
+        used_before, used_after = before.max(axis=0, initial=0), after.max(axis=0, initial=0)
+        first = around - int((used_before > 0).argmax()) if used_before.any() else 0
+        last = around - int((used_after[::-1] > 0).argmax()) if used_after.any() else 0
         self._margin = max(self._margin, first + 2, last + 2)
         self._cells[character] = _Cell(
             core=strip[:, x : x + advance],
@@ -223,3 +225,87 @@ class GlyphSet:
             right=after[:, :last] if last else None,
         )
         self._widths[character] = advance
+
+
+class FineGlyphSet:
+    """One face at one size, drawn at twice the size and halved: letters fall between pixels, as in rastered PDFs.
+
+    Stands in wherever a `GlyphSet` does.
+    """
+
+    def __init__(self, double: GlyphSet) -> None:
+        """Take the face at twice its size.
+
+        Args:
+            double: the glyph set to be halved.
+        """
+        self._double = double
+        self.size_px = double.size_px // 2
+
+    @property
+    def ascent(self) -> int:
+        """Rows above the baseline that tall letters take."""
+        return -(-self._double.ascent // 2)
+
+    @property
+    def descent(self) -> int:
+        """Rows below the baseline that deep letters take."""
+        return -(-self._double.descent // 2)
+
+    def ensure(self, text: str) -> None:
+        """Draw the glyphs a text needs, many at once.
+
+        Args:
+            text: any text without line breaks.
+        """
+        self._double.ensure(text)
+
+    def width(self, text: str, spacing: int = 0) -> int:
+        """Measure a text.
+
+        Args:
+            text: one line.
+            spacing: extra pixels after each character.
+
+        Returns:
+            Its advance width in pixels, rounded up.
+        """
+        return -(-self._double.width(text, 2 * spacing) // 2)
+
+    def draw(self, text: str, spacing: int = 0, stretch_to: int | None = None) -> LineInk:
+        """Draw a line.
+
+        Args:
+            text: one line.
+            spacing: extra pixels after each character.
+            stretch_to: width to which the line's spaces are widened.
+
+        Returns:
+            The line's ink.
+        """
+        return _halved(self._double.draw(text, 2 * spacing, None if stretch_to is None else 2 * stretch_to))
+
+    def draw_cells(self, text: str, spacing: int = 0) -> LineInk:
+        """Draw a line from cells, without kerning: as wide as `width` says.
+
+        Args:
+            text: one line.
+            spacing: extra pixels after each character.
+
+        Returns:
+            The ink.
+        """
+        return _halved(self._double.draw_cells(text, 2 * spacing))
+
+
+Glyphs = GlyphSet | FineGlyphSet
+
+
+def _halved(line: LineInk) -> LineInk:
+    """Halve a drawn line, its baseline and left edge falling on whole pixels."""
+    top, left = line.baseline % 2, line.origin % 2
+    bottom, right = (line.ink.shape[0] + top) % 2, (line.ink.shape[1] + left) % 2
+    ink = np.pad(line.ink, ((top, bottom), (left, right))).astype(np.uint16)
+    rows = ink[0::2] + ink[1::2]
+    small = ((rows[:, 0::2] + rows[:, 1::2] + 2) // 4).astype(np.uint8)
+    return LineInk(small, (line.origin + left) // 2, (line.baseline + top) // 2, -(-line.width // 2))

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from trainer.data.blocks import Block, FixedLines, Heading, Items, Paragraph, Table
-from trainer.data.glyphs import GlyphSet, Ink
+from trainer.data.glyphs import Glyphs, Ink
 
 HYPHENATED_MIN: Final = 7
 # Room for fewer characters than this is not worth a further line.
@@ -39,9 +39,9 @@ class TextStyle:
         strokes: chance that a line is underlined or struck through.
     """
 
-    glyphs: GlyphSet
-    heading: GlyphSet
-    fixed: GlyphSet
+    glyphs: Glyphs
+    heading: Glyphs
+    fixed: Glyphs
     leading: float = 1.3
     spacing: int = 0
     align: str = "left"
@@ -199,7 +199,7 @@ def set_block(column: Column, block: Block, style: TextStyle, rng: Random) -> bo
     return placed
 
 
-def break_line(words: list[str], glyphs: GlyphSet, room: int, style: TextStyle, rng: Random) -> tuple[str, list[str]]:
+def break_line(words: list[str], glyphs: Glyphs, room: int, style: TextStyle, rng: Random) -> tuple[str, list[str]]:
     """Take from a list of words what fits on a line.
 
     Args:
@@ -230,7 +230,7 @@ def break_line(words: list[str], glyphs: GlyphSet, room: int, style: TextStyle, 
     return " ".join(words[:count]), words[count:]
 
 
-def _split_word(word: str, glyphs: GlyphSet, room: int, style: TextStyle, *, force: bool) -> tuple[str, str]:
+def _split_word(word: str, glyphs: Glyphs, room: int, style: TextStyle, *, force: bool) -> tuple[str, str]:
     if force:
         cut = len(word)
         while cut > 0 and glyphs.width(word[:cut], style.spacing) > room:
@@ -245,12 +245,21 @@ def _split_word(word: str, glyphs: GlyphSet, room: int, style: TextStyle, *, for
     return "", word
 
 
-def _fits(column: Column, glyphs: GlyphSet) -> bool:
+def _fits(column: Column, glyphs: Glyphs) -> bool:
     return not column.is_full and column.y + glyphs.ascent + glyphs.descent <= column.bottom
 
 
 def _place_line(
-    column: Column, text: str, glyphs: GlyphSet, style: TextStyle, rng: Random, x: int, room: int, align: str, *, last: bool = True
+    column: Column,
+    text: str,
+    glyphs: Glyphs,
+    style: TextStyle,
+    rng: Random,
+    x: int,
+    room: int,
+    align: str,
+    *,
+    last: bool = True,
 ) -> None:
     """Draw a line at the column's height and move on; the caller has checked that it fits."""
     stretch = room if align == "justify" and not last else None
@@ -277,7 +286,15 @@ def _record(column: Column, text: str) -> None:
 
 
 def _set_words(
-    column: Column, words: list[str], glyphs: GlyphSet, style: TextStyle, rng: Random, x: int, room: int, align: str, indent: int = 0
+    column: Column,
+    words: list[str],
+    glyphs: Glyphs,
+    style: TextStyle,
+    rng: Random,
+    x: int,
+    room: int,
+    align: str,
+    indent: int = 0,
 ) -> None:
     glyphs.ensure(" ".join(words))
     while words and _fits(column, glyphs):
@@ -361,7 +378,9 @@ def _set_table(column: Column, table: Table, style: TextStyle, rng: Random) -> N
             column.y = start + pad // 4 + 2
         for cell, width, align in zip(cells, widths, aligns, strict=True):
             line_y = column.y
-            _place_line(column, cell, glyphs, replace(style, spacing=0, strokes=0), rng, x + pad, width - 2 * pad, align)
+            _place_line(
+                column, cell, glyphs, replace(style, spacing=0, strokes=0), rng, x + pad, width - 2 * pad, align
+            )
             column.y = line_y
             x += width
         _record(column, text)

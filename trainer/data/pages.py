@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Final
 
 import numpy as np
@@ -100,7 +99,8 @@ def make_page(renderer: PageRenderer, tier: str, rng: np.random.Generator) -> Ev
     page = renderer.render(Tier(clean_tier), size_px=_SIZES[clean_tier])
     while clean_tier == "page" and not 1000 <= page.ink.shape[1] <= 1300:
         page = renderer.render(Tier(clean_tier), size_px=_SIZES[clean_tier])
-    image, effects = page.ink, ()
+    image = page.ink
+    effects: tuple[str, ...] = ()
     if clean_tier != tier:
         image, effects = degrade(image, rng)
         image = _within(image, MAX_SIDE_PX)
@@ -131,26 +131,15 @@ def contact_sheet(pages: Sequence[RenderedPage | EvaluationPage], columns: int, 
     return sheet.resize((max(int(sheet.width * scale), 1), max(int(sheet.height * scale), 1)), Image.Resampling.BOX)
 
 
-def shuffled_seed(seed: int, worker: int) -> int:
-    """Derive a worker's seed from the run's.
-
-    Args:
-        seed: the run's seed.
-        worker: the worker's number.
-
-    Returns:
-        A seed that differs between workers.
-    """
-    return Random(f"{seed}/{worker}").getrandbits(48)
-
-
 def _within(image: Grey, side_px: int) -> Grey:
     height, width = image.shape
     share = side_px / max(height, width)
     if share >= 1:
         return image
     return np.asarray(
-        Image.fromarray(image).resize((max(int(width * share), 1), max(int(height * share), 1)), Image.Resampling.BICUBIC)
+        Image.fromarray(image).resize(
+            (max(int(width * share), 1), max(int(height * share), 1)), Image.Resampling.BICUBIC
+        )
     )
 
 

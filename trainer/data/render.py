@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from trainer.data.blocks import Block, FixedLines, Paragraph
 from trainer.data.corpus import Corpus
 from trainer.data.documents import adapt_block, block_content, heading, line_content, page_content
 from trainer.data.fonts import FontFace, FontLibrary
-from trainer.data.glyphs import GlyphSet, Ink
+from trainer.data.glyphs import FineGlyphSet, Glyphs, GlyphSet, Ink
 from trainer.data.layout import Column, Sheet, TextStyle, set_block
 
 CACHED_GLYPH_SETS: Final = 160
 RECENT_FACES: Final = 12
 REUSE: Final = 0.7
 SHAPED_SHARE: Final = 0.15
+FINE_SHARE: Final = 0.4
 MAX_TRIES: Final = 12
 
 
@@ -100,7 +102,7 @@ class PageRenderer:
         self._fonts = fonts
         self._corpus = corpus
         self._rng = Random(seed)
-        self._glyph_sets: OrderedDict[tuple[str, int, bool], GlyphSet] = OrderedDict()
+        self._glyph_sets: OrderedDict[tuple[str, int, bool, bool], Glyphs] = OrderedDict()
         self._recent: dict[Tier, list[tuple[FontFace, int]]] = {tier: [] for tier in Tier}
 
     def render(
@@ -125,7 +127,15 @@ class PageRenderer:
                 return page
         raise RuntimeError(f"no {tier} could be set in {MAX_TRIES} tries: check the fonts and the corpus")
 
-    def render_blocks(self, blocks: list[Block], width_px: int, height_px: int, size_px: int, margin_px: int) -> RenderedPage:
+    def render_blocks(
+        self,
+        blocks: list[Block],
+        width_px: int,
+        height_px: int,
+        size_px: int,
+        margin_px: int,
+        face: FontFace | None = None,
+    ) -> RenderedPage:
         """Render given content on an image of a given size.
 
         Args:
@@ -134,6 +144,7 @@ class PageRenderer:
             height_px: the image's height.
             size_px: em size of running text.
             margin_px: blank space at each side.
+            face: a face of the library; picked by chance among those that can draw the text where None.
 
         Returns:
             The image; content that does not fit is left out of image and truth alike.
@@ -141,7 +152,7 @@ class PageRenderer:
         Raises:
             RuntimeError: ink would be cut off.
         """
-        style, faces = self._style(self._fonts.pick(self._rng, _text_of(blocks)), size_px, plain=True)
+        style, faces = self._style(face or self._fonts.pick(self._rng, _text_of(blocks)), size_px, plain=True)
         sheet = Sheet.blank(width_px, height_px)
         column = Column(sheet, margin_px, width_px - 2 * margin_px, margin_px, height_px - margin_px)
         for block in blocks:
@@ -157,7 +168,9 @@ class PageRenderer:
         drawable = frozenset.intersection(*(frozenset(each.characters) | {" "} for each in faces))
         width, height, margin = self._frame(tier, limits, size)
         sheet = Sheet.blank(width, height)
-        column = Column(sheet, margin, width - 2 * margin, margin, height - margin, characters, rng.randint(*limits.lines))
+        column = Column(
+            sheet, margin, width - 2 * margin, margin, height - margin, characters, rng.randint(*limits.lines)
+        )
         adapted = (adapt_block(block, drawable) for block in self._content(tier))
         blocks = (block for block in adapted if block is not None)
         if tier is Tier.PAGE:
@@ -192,7 +205,9 @@ class PageRenderer:
             set_block(column, title, style, rng)
             column.y += style.glyphs.size_px
         parts = [column]
-        if column.width > 46 * style.glyphs.size_px or (column.width > 34 * style.glyphs.size_px and rng.random() < 0.4):
+        if column.width > 46 * style.glyphs.size_px or (
+            column.width > 34 * style.glyphs.size_px and rng.random() < 0.4
+        ):
             parts += self._two_columns(column, style)
         for part in parts if len(parts) == 1 else parts[1:]:
             fill(part, blocks, style, rng, limit=60)
@@ -200,7 +215,9 @@ class PageRenderer:
         column.y = max(part.y for part in parts)
         if rng.random() < 0.5:
             number = str(rng.randint(1, 999))
-            label = FixedLines((rng.choice((number, f"- {number} -", f"Page {number}", f"{number} / {rng.randint(1, 999)}")),))
+            label = FixedLines(
+                (rng.choice((number, f"- {number} -", f"Page {number}", f"{number} / {rng.randint(1, 999)}")),)
+            )
             end = max(part.y for part in parts) + style.glyphs.size_px
             foot = Column(sheet, column.x, column.width, end, end + footer_room + column.x)
             if set_block(foot, label, style, rng):
@@ -215,7 +232,8 @@ class PageRenderer:
         share = max((column.characters - used) // 2, 200)
         top = column.y
         columns = [
-            Column(column.sheet, column.x + index * (width + gutter), width, top, column.bottom, share) for index in range(2)
+            Column(column.sheet, column.x + index * (width + gutter), width, top, column.bottom, share)
+            for index in range(2)
         ]
         if self._rng.random() < 0.2:
             middle = column.x + width + gutter // 2
@@ -237,32 +255,39 @@ class PageRenderer:
 
     def _style(self, face: FontFace, size: int, *, plain: bool = False) -> tuple[TextStyle, list[FontFace]]:
         rng = self._rng
-        shaped = rng.random() < SHAPED_SHARE
+        # Bound to face and size, so that glyphs drawn once are met again.
+        luck = zlib.crc32(f"{face.file}/{size}".encode()) % 100
+        fine = plain or luck < 100 * FINE_SHARE
+        shaped = plain or luck % 20 < 20 * SHAPED_SHARE
         companions = self._fonts.companions(face) or [face]
         head_face = rng.choice(companions) if rng.random() < 0.7 else face
         code_face = self._fonts.pick(rng, kind="mono") if rng.random() < 0.25 else face
+        if plain:
+            head_face = next((other for other in companions if other.style == "bold"), face)
         head_size = min(round(size * rng.choice((1.0, 1.15, 1.4, 1.7))), 60)
         style = TextStyle(
-            glyphs=self._glyphs(face, size, shaped=shaped),
-            heading=self._glyphs(head_face, head_size, shaped=False),
-            fixed=self._glyphs(code_face, size, shaped=False),
+            glyphs=self._glyphs(face, size, shaped=shaped, fine=fine),
+            heading=self._glyphs(head_face, head_size, shaped=False, fine=fine),
+            fixed=self._glyphs(code_face, size, shaped=False, fine=fine),
             leading=1.35 if plain else rng.uniform(1.05, 1.75),
             spacing=rng.randint(1, max(size // 9, 1)) if not plain and rng.random() < 0.06 else 0,
             align="left" if plain else rng.choices(("left", "justify", "center", "right"), (0.55, 0.3, 0.1, 0.05))[0],
             indent=round(size * rng.uniform(1, 3)) if not plain and rng.random() < 0.2 else 0,
             hyphenate=not plain and rng.random() < 0.25,
             gap=0.8 if plain else rng.choice((0.35, 0.6, 1.0)),
-            ruled=rng.choices((0, 1, 2), (0.5, 0.25, 0.25))[0],
+            ruled=1 if plain else rng.choices((0, 1, 2), (0.5, 0.25, 0.25))[0],
             strokes=rng.choice((0.1, 0.3)) if not plain and rng.random() < 0.06 else 0.0,
         )
         return style, [face, head_face, code_face]
 
-    def _glyphs(self, face: FontFace, size: int, *, shaped: bool) -> GlyphSet:
-        key = (face.file, size, shaped)
+    def _glyphs(self, face: FontFace, size: int, *, shaped: bool, fine: bool) -> Glyphs:
+        key = (face.file, size, shaped, fine)
         glyphs = self._glyph_sets.get(key)
         if glyphs is None:
-            whole = self._fonts.load(face, size, shaped=True) if shaped else None
-            glyphs = GlyphSet(self._fonts.load(face, size), size, whole)
+            em = 2 * size if fine else size
+            whole = self._fonts.load(face, em, shaped=True) if shaped else None
+            plain = GlyphSet(self._fonts.load(face, em), em, whole)
+            glyphs = FineGlyphSet(plain) if fine else plain
             self._glyph_sets[key] = glyphs
             if len(self._glyph_sets) > CACHED_GLYPH_SETS:
                 self._glyph_sets.popitem(last=False)
@@ -313,9 +338,7 @@ class PageRenderer:
             if sides in {"frame", side} and not page[max(y0, 0) : y1, max(x0, 0) : x1].any():
                 sheet.rule(x0, y0, x1, y1)
 
-    def _cropped(
-        self, page: Ink, tier: Tier, limits: TierLimits, margin: int, column: Column, style: TextStyle
-    ) -> Ink:
+    def _cropped(self, page: Ink, tier: Tier, limits: TierLimits, margin: int, column: Column, style: TextStyle) -> Ink:
         """Cut away what is blank: close around a few lines, below the last line of larger images."""
         rng = self._rng
         rows, columns = np.flatnonzero(page.any(axis=1)), np.flatnonzero(page.any(axis=0))

@@ -11,47 +11,12 @@ from collections.abc import Callable
 from random import Random
 from typing import Final
 
-from trainer.data.blocks import Block, FixedLines, Items, Table
 from trainer.data.charset import LATIN_1, LATIN_EXTENDED
 from trainer.data.corpus import Corpus
+from trainer.data.vocabulary import CODE_SHAPES, CURRENCIES, DOMAINS, FIRST_NAMES, LABELS, LAST_NAMES, MONTHS, STREETS
 
 LineMaker = Callable[[Random, Corpus], str]
 
-_CURRENCIES: Final = ("€", "$", "£", "EUR", "USD", "GBP", "CHF", "zł", "Kč", "kr", "¥")
-_DOMAINS: Final = ("com", "org", "net", "de", "fr", "es", "it", "co.uk", "pl", "cz", "nl", "se", "io", "eu", "info")
-_MONTHS: Final = (
-    "January February March April May June July August September October November December",
-    "Januar Februar März April Mai Juni Juli August September Oktober November Dezember",
-    "janvier février mars avril mai juin juillet août septembre octobre novembre décembre",
-    "enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre diciembre",
-    "gennaio febbraio marzo aprile maggio giugno luglio agosto settembre ottobre novembre dicembre",
-)
-_LABELS: Final = (
-    "Invoice No.", "Date", "Due date", "Customer", "Order", "Reference", "Total", "Subtotal", "VAT 20 %", "Amount due",
-    "Paid", "Balance", "Account", "IBAN", "BIC", "Phone", "Fax", "E-mail", "Web", "Page", "Quantity", "Unit price",
-    "Rechnung Nr.", "Datum", "Kunde", "Summe", "MwSt. 19 %", "Betrag", "Lieferung", "Facture n°", "Échéance", "Montant",
-    "TVA", "Référence", "Factura", "Fecha", "Importe", "Fattura", "Totale", "Weight", "Size", "Temperature", "Status",
-    "Name", "Birth date", "Passport No.", "Signature", "Department", "Room", "Delivery", "Tax ID", "Discount", "Version",
-)  # fmt: skip
-_STREETS: Final = (
-    "Street", "Road", "Avenue", "Lane", "Square", "Drive", "straße", "weg", "platz", "gasse", "Rue", "Via", "Calle",
-    "ulica", "gata", "Boulevard",
-)  # fmt: skip
-_FIRST: Final = (
-    "Anna", "Maria", "John", "Peter", "Élodie", "José", "Jürgen", "Søren", "Łukasz", "Zoë", "Noah", "Mia", "Paweł",
-    "Giulia", "Lars", "Inês", "Tomáš", "Håkon", "Emily", "Omar", "Chloé", "Björn", "Ágnes", "William", "Sofía", "Ivana",
-)  # fmt: skip
-_LAST: Final = (
-    "Smith", "Müller", "García", "Rossi", "Novák", "Kowalski", "Jensen", "Dubois", "Silva", "van Dijk", "O'Brien",
-    "Johansson", "Fernández", "Weiß", "Horváth", "Popescu", "MacDonald", "Lefèvre", "Çelik", "Brown", "Nielsen", "Žižek",
-)  # fmt: skip
-_CODE: Final = (
-    "{a} = {b}({n}, {c}[{m}])", "if ({a} != {n}) {{ return {b}; }}", "for {a} in range({n}):", "def {a}({b}, {c}={n}):",
-    "$ {a} --{b}={n} -{x} {c}.txt", "#include <{a}.h>", "SELECT {a}, {b} FROM {c} WHERE id = {n};", "{a}->{b} += 0x{h};",
-    "// {a} {b} {c}", '"{a}": "{b}",', "<{a} class=\"{b}\">{c}</{a}>", "{a}.{b}({c}) || {m} % {n}", "export {A}={b}:/{c}",
-    "return [{a} * {n} for {b} in {c}]", "/usr/{a}/{b}-{n}.{m}/{c}", "var {a} = {{ {b}: {n}, {c}: '{h}' }};",
-    "{A}_{B} = ~({n} << {m}) & 0x{h}", "git {a} -m \"{b} {c}\" #{n}", "\\{a}{{{b}}} ^{m} _{{{c}}} @{A}", "int *{a}[{n}]; // `{b}`",
-)  # fmt: skip
 _PUNCTUATION: Final = string.punctuation + "–—‘’“”„…•«»§°€£±·"
 
 
@@ -60,6 +25,7 @@ def amount(rng: Random, _corpus: Corpus | None = None) -> str:
 
     Args:
         rng: where chance comes from.
+        _corpus: not used; every maker of lines takes one.
 
     Returns:
         Such as `1.234,50 €` or `-$12.00`.
@@ -74,7 +40,7 @@ def amount(rng: Random, _corpus: Corpus | None = None) -> str:
     elif style == 3:
         text = text.replace(",", rng.choice(("'", "", "’")))
     sign = rng.choice(("", "", "", "", "-", "+", "−", "~", "±"))
-    unit = rng.choice(_CURRENCIES)
+    unit = rng.choice(CURRENCIES)
     shape = rng.randrange(6)
     if shape == 0:
         return f"{sign}{unit if len(unit) == 1 else unit + ' '}{text}"
@@ -92,21 +58,29 @@ def date(rng: Random, _corpus: Corpus | None = None) -> str:
 
     Args:
         rng: where chance comes from.
+        _corpus: not used; every maker of lines takes one.
 
     Returns:
         In one of about ten formats.
     """
     day = datetime.date(1900, 1, 1) + datetime.timedelta(days=rng.randrange(55_000))
-    month = rng.choice(_MONTHS).split()[day.month - 1]
+    month = rng.choice(MONTHS).split()[day.month - 1]
     clock = f"{rng.randrange(24):02d}:{rng.randrange(60):02d}"
     return rng.choice(
         (
-            day.isoformat(), f"{day:%d.%m.%Y}", f"{day:%d/%m/%Y}", f"{day:%m/%d/%y}", f"{day.day}. {month} {day.year}",
-            f"{month} {day.day}, {day.year}", f"{day.day} {month[:3]} {day.year}", f"{day:%d-%m-%Y} {clock}",
-            f"{day.isoformat()}T{clock}:{rng.randrange(60):02d}Z", f"{clock} – {rng.randrange(24):02d}:{rng.randrange(60):02d}",
+            day.isoformat(),
+            f"{day:%d.%m.%Y}",
+            f"{day:%d/%m/%Y}",
+            f"{day:%m/%d/%y}",
+            f"{day.day}. {month} {day.year}",
+            f"{month} {day.day}, {day.year}",
+            f"{day.day} {month[:3]} {day.year}",
+            f"{day:%d-%m-%Y} {clock}",
+            f"{day.isoformat()}T{clock}:{rng.randrange(60):02d}Z",
+            f"{clock} – {rng.randrange(24):02d}:00",
             f"{day.day}.{day.month}.{day.year % 100:02d}",
         )
-    )  # fmt: skip
+    )
 
 
 def person(rng: Random, _corpus: Corpus | None = None) -> str:
@@ -114,13 +88,14 @@ def person(rng: Random, _corpus: Corpus | None = None) -> str:
 
     Args:
         rng: where chance comes from.
+        _corpus: not used; every maker of lines takes one.
 
     Returns:
         With a title or an initial at times.
     """
     title = rng.choice(("", "", "", "Dr. ", "Mr ", "Ms ", "Prof. ", "Frau ", "M. "))
     middle = rng.choice(("", "", "", f"{rng.choice(string.ascii_uppercase)}. "))
-    return f"{title}{rng.choice(_FIRST)} {middle}{rng.choice(_LAST)}"
+    return f"{title}{rng.choice(FIRST_NAMES)} {middle}{rng.choice(LAST_NAMES)}"
 
 
 def email(rng: Random, corpus: Corpus) -> str:
@@ -136,7 +111,7 @@ def email(rng: Random, corpus: Corpus) -> str:
     name = rng.choice(("{a}.{b}", "{a}_{b}", "{a}{n}", "{a}", "{x}.{b}", "{a}-{b}+{n}")).format(
         a=_slug(rng, corpus), b=_slug(rng, corpus), n=rng.randrange(2000), x=rng.choice(string.ascii_lowercase)
     )
-    return f"{name}@{_slug(rng, corpus)}.{rng.choice(_DOMAINS)}"
+    return f"{name}@{_slug(rng, corpus)}.{rng.choice(DOMAINS)}"
 
 
 def url(rng: Random, corpus: Corpus) -> str:
@@ -152,7 +127,7 @@ def url(rng: Random, corpus: Corpus) -> str:
     head = rng.choice(("https://", "http://", "www.", "https://www.", "ftp://"))
     tail = rng.choice(("", "/", "/{a}", "/{a}/{b}.html", "/{a}?id={n}", "/{a}/{n}#{b}", "/{a}?q={b}&p={n}", "/~{a}/"))
     path = tail.format(a=_slug(rng, corpus), b=_slug(rng, corpus), n=rng.randrange(99_999))
-    return f"{head}{_slug(rng, corpus)}.{rng.choice(_DOMAINS)}{path}"
+    return f"{head}{_slug(rng, corpus)}.{rng.choice(DOMAINS)}{path}"
 
 
 def phone(rng: Random, _corpus: Corpus | None = None) -> str:
@@ -160,11 +135,14 @@ def phone(rng: Random, _corpus: Corpus | None = None) -> str:
 
     Args:
         rng: where chance comes from.
+        _corpus: not used; every maker of lines takes one.
 
     Returns:
         In one of several national formats.
     """
-    shape = rng.choice(("+## ### #######", "(###) ###-####", "0## / ### ## ##", "+1-###-###-####", "0#### ######", "## ## ## ## ##"))
+    shape = rng.choice(
+        ("+## ### #######", "(###) ###-####", "0## / ### ## ##", "+1-###-###-####", "0#### ######", "## ## ## ## ##")
+    )
     return _filled(rng, shape)
 
 
@@ -173,14 +151,28 @@ def iban(rng: Random, _corpus: Corpus | None = None) -> str:
 
     Args:
         rng: where chance comes from.
+        _corpus: not used; every maker of lines takes one.
 
     Returns:
         Its check digits mean nothing.
     """
     shape = rng.choice(
-        ("@@## #### #### #### #### ##", "@@####################", "@@ ### ### ###", "@@@-####-##", "#### #### #### ####", "No. ######/##",
-         "###-##-####", "@#@ #@#", "ISBN 978-#-##-######-#", "@@@@@@##@@@", "v#.##.#-rc#", "##:##:##:##:##:##", "#.###.###/####-##")
-    )  # fmt: skip
+        (
+            "@@## #### #### #### #### ##",
+            "@@####################",
+            "@@ ### ### ###",
+            "@@@-####-##",
+            "#### #### #### ####",
+            "No. ######/##",
+            "###-##-####",
+            "@#@ #@#",
+            "ISBN 978-#-##-######-#",
+            "@@@@@@##@@@",
+            "v#.##.#-rc#",
+            "##:##:##:##:##:##",
+            "#.###.###/####-##",
+        )
+    )
     return _filled(rng, shape)
 
 
@@ -195,10 +187,17 @@ def code_line(rng: Random, corpus: Corpus) -> str:
         In no language in particular.
     """
     words = [_slug(rng, corpus) for _ in range(3)]
-    return rng.choice(_CODE).format(
-        a=words[0], b=words[1], c=words[2], A=words[0].upper(), B=words[1].upper(), n=rng.randrange(1000),
-        m=rng.randrange(16), h=f"{rng.randrange(65536):x}", x=rng.choice(string.ascii_letters),
-    )  # fmt: skip
+    return rng.choice(CODE_SHAPES).format(
+        a=words[0],
+        b=words[1],
+        c=words[2],
+        A=words[0].upper(),
+        B=words[1].upper(),
+        n=rng.randrange(1000),
+        m=rng.randrange(16),
+        h=f"{rng.randrange(65536):x}",
+        x=rng.choice(string.ascii_letters),
+    )
 
 
 def random_string(rng: Random, _corpus: Corpus | None = None) -> str:
@@ -206,15 +205,21 @@ def random_string(rng: Random, _corpus: Corpus | None = None) -> str:
 
     Args:
         rng: where chance comes from.
+        _corpus: not used; every maker of lines takes one.
 
     Returns:
         One to six strings with spaces between.
     """
     alphabets = (
-        string.ascii_letters + string.digits, string.ascii_uppercase + string.digits, string.digits,
-        string.ascii_letters + string.digits + _PUNCTUATION, LATIN_1 + string.ascii_letters,
-        LATIN_EXTENDED + string.ascii_lowercase, _PUNCTUATION + string.digits, "Il1|O0o5S8B2Z6G9gqrnmcldvvw.,:;'`\"",
-    )  # fmt: skip
+        string.ascii_letters + string.digits,
+        string.ascii_uppercase + string.digits,
+        string.digits,
+        string.ascii_letters + string.digits + _PUNCTUATION,
+        LATIN_1 + string.ascii_letters,
+        LATIN_EXTENDED + string.ascii_lowercase,
+        _PUNCTUATION + string.digits,
+        "Il1|O0o5S8B2Z6G9gqrnmcldvvw.,:;'`\"",
+    )
     parts = []
     for _ in range(rng.randint(1, 6)):
         alphabet = rng.choice(alphabets)
@@ -255,7 +260,7 @@ def labelled(rng: Random, corpus: Corpus) -> str:
         Such as `Due date: 12.03.2021`.
     """
     maker: LineMaker = rng.choice((amount, date, phone, iban, email, person))
-    return f"{rng.choice(_LABELS)}{rng.choice((':', ':', '', ' –', ' ='))} {maker(rng, corpus)}"
+    return f"{rng.choice(LABELS)}{rng.choice((':', ':', '', ' –', ' ='))} {maker(rng, corpus)}"
 
 
 def address(rng: Random, corpus: Corpus) -> list[str]:
@@ -269,119 +274,34 @@ def address(rng: Random, corpus: Corpus) -> list[str]:
         Three to six lines.
     """
     street, town, firm = (word.capitalize() for word in corpus.words(rng, 3))
-    kind = rng.choice(_STREETS)
+    kind = rng.choice(STREETS)
     number = f"{rng.randrange(1, 300)}{rng.choice(('', '', 'a', 'b', '/2'))}"
     front = rng.choice((f"{number} {street} {kind}", f"{street}{kind if kind.islower() else ' ' + kind} {number}"))
-    place = rng.choice((f"{_filled(rng, '#####')} {town}", f"{town}, {_filled(rng, '@@ #####')}", f"{_filled(rng, '@@# #@@')} {town}"))
+    place = rng.choice(
+        (f"{_filled(rng, '#####')} {town}", f"{town}, {_filled(rng, '@@ #####')}", f"{_filled(rng, '@@# #@@')} {town}")
+    )
     lines = [person(rng), front, place]
     if rng.random() < 0.5:
-        lines.insert(0, f"{firm} {rng.choice(('GmbH', 'Ltd.', 'Inc.', '& Co. KG', 'S.A.', 's.r.o.', 'AG', 'S.r.l.', 'B.V.'))}")
-    for maker in (phone, email, url):
-        if rng.random() < 0.25:
-            lines.append(maker(rng, corpus))
-    return lines
-
-
-def number_table(rng: Random, corpus: Corpus, columns: int, rows: int) -> Table:
-    """Make a table of labels and numbers.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where words come from.
-        columns: two or more.
-        rows: without the header.
-
-    Returns:
-        The table.
-    """
-    header = rng.random() < 0.7
-    plain = rng.random() < 0.5
-    places = rng.choice((0, 1, 2))
-
-    def cell(column: int) -> str:
-        if column == 0:
-            return " ".join(corpus.words(rng, rng.randint(1, 2)))[:22].strip()
-        if plain:
-            return f"{rng.random() * 10 ** rng.randint(1, 4):.{places}f}"
-        return rng.choice((amount, amount, date, iban))(rng)[:14].strip()
-
-    body = [tuple(cell(column) for column in range(columns)) for _ in range(rows)]
-    if header:
-        body.insert(0, tuple(rng.choice(_LABELS)[:14].strip() for _ in range(columns)))
-    return Table(tuple(body), header)
-
-
-def pairs_table(rng: Random, corpus: Corpus, rows: int) -> Table:
-    """Make a column of labels with values at their right.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where words come from.
-        rows: how many.
-
-    Returns:
-        A table of two columns.
-    """
-    mark = rng.choice((":", ":", "", "."))
-    makers: tuple[LineMaker, ...] = (amount, amount, date, phone, iban, person)
-    return Table(tuple((rng.choice(_LABELS) + mark, rng.choice(makers)(rng, corpus)) for _ in range(rows)))
-
-
-def listing(rng: Random, corpus: Corpus, count: int) -> Items:
-    """Make a list with marks.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where words come from.
-        count: how many items.
-
-    Returns:
-        The list.
-    """
-    mark = rng.choice(("•", "-", "–", "*", "1.", "1)", "(1)", "a)", "I.", "[ ]", "»"))
-    items = []
-    for index in range(count):
-        shown = mark.replace("1", str(index + 1)).replace("a", chr(ord("a") + index % 26)).replace("I", _roman(index + 1))
-        body = any_line(rng, corpus) if rng.random() < 0.4 else corpus.passage(rng).text[:70].rpartition(" ")[0]
-        items.append(f"{shown} {body or person(rng)}")
-    return Items(tuple(items))
-
-
-def code_block(rng: Random, corpus: Corpus, count: int) -> FixedLines:
-    """Make lines of program text.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where words come from.
-        count: how many lines.
-
-    Returns:
-        The lines, to be set in a fixed-pitch face.
-    """
-    return FixedLines(tuple(code_line(rng, corpus) for _ in range(count)), monospaced=rng.random() < 0.8)
-
-
-def invoice(rng: Random, corpus: Corpus, rows: int) -> list[Block]:
-    """Make the parts of an invoice.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where words come from.
-        rows: how many positions.
-
-    Returns:
-        Address, labels, positions and sums.
-    """
-    positions = number_table(rng, corpus, rng.randint(3, 4), rows)
-    parts: list[Block] = [FixedLines(tuple(address(rng, corpus))), pairs_table(rng, corpus, rng.randint(2, 4)), positions]
-    parts.append(pairs_table(rng, corpus, rng.randint(2, 3)))
-    return parts
+        lines.insert(
+            0, f"{firm} {rng.choice(('GmbH', 'Ltd.', 'Inc.', '& Co. KG', 'S.A.', 's.r.o.', 'AG', 'S.r.l.', 'B.V.'))}"
+        )
+    contacts: tuple[LineMaker, ...] = (phone, email, url)
+    return lines + [maker(rng, corpus) for maker in contacts if rng.random() < 0.25]
 
 
 _LINE_MAKERS: Final[tuple[tuple[LineMaker, float], ...]] = (
-    (random_words, 0.3), (random_string, 0.2), (labelled, 0.12), (amount, 0.06), (date, 0.06), (person, 0.04),
-    (email, 0.05), (url, 0.06), (phone, 0.03), (iban, 0.04), (code_line, 0.06),
-)  # fmt: skip
+    (random_words, 0.3),
+    (random_string, 0.2),
+    (labelled, 0.12),
+    (amount, 0.06),
+    (date, 0.06),
+    (person, 0.04),
+    (email, 0.05),
+    (url, 0.06),
+    (phone, 0.03),
+    (iban, 0.04),
+    (code_line, 0.06),
+)
 
 
 def any_line(rng: Random, corpus: Corpus) -> str:
@@ -409,11 +329,3 @@ def _filled(rng: Random, shape: str) -> str:
         rng.choice(string.digits) if mark == "#" else rng.choice(string.ascii_uppercase) if mark == "@" else mark
         for mark in shape
     )
-
-
-def _roman(number: int) -> str:
-    text = ""
-    for value, sign in ((10, "X"), (9, "IX"), (5, "V"), (4, "IV"), (1, "I")):
-        text += sign * (number // value)
-        number %= value
-    return text

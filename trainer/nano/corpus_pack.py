@@ -11,7 +11,7 @@ import lzma
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -38,7 +38,9 @@ HELD_OUT_SHARE: Final = 0.02
 MAX_CHARACTERS: Final = 700
 MIN_CHARACTERS: Final = 16
 
-_LANGUAGE_IN_PATH: Final = re.compile(r"/(?:locale|help|html|man|doc/[^/]+|en|)/([a-z]{2})(?:[-_][A-Za-z]+)?(?:\.UTF-8)?/")
+_LANGUAGE_IN_PATH: Final = re.compile(
+    r"/(?:locale|help|html|man|doc/[^/]+|en|)/([a-z]{2})(?:[-_][A-Za-z]+)?(?:\.UTF-8)?/"
+)
 _LANGUAGE_IN_NAME: Final = re.compile(r"[._]([a-z]{2})(?:[-_][a-zA-Z]{2})?\.(?:html|txt|gz|docbook)")
 _PLACEHOLDER: Final = re.compile(r"%\d*\$?[a-z]|\{[^}]*\}|\$\w+|<[^>]*>|\\|&\w+;|\|\|")
 _EDITION_MARK: Final = re.compile(r"\[(?:1913 Webster|PJC|Webster 1913 Suppl\.)\]")
@@ -117,7 +119,7 @@ def package_paragraphs(package: SourcePackage, folder: Path) -> Iterator[tuple[s
         folder: where it is unpacked.
 
     Yields:
-        Language and cleaned paragraph.
+        tuple[str, str]: language and cleaned paragraph.
     """
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or path.is_symlink():
@@ -153,7 +155,7 @@ def usable_parts(raw: str) -> Iterator[str]:
         raw: as a reader gave it.
 
     Yields:
-        Pieces of running text; nothing where it is code, a placeholder or of another script.
+        str: pieces of running text; nothing where it is code, a placeholder or of another script.
     """
     if len(raw) < MIN_CHARACTERS or _PLACEHOLDER.search(raw):
         return
@@ -263,9 +265,9 @@ def write_packed(folder: Path, paragraphs: dict[str, list[str]], words: dict[str
     partial.rename(folder)
 
 
-def _clean_words(candidates: Iterator[str] | list[str] | object) -> Iterator[str]:
-    for candidate in candidates:  # type: ignore[attr-defined]
-        word = clean_text(str(candidate))
+def _clean_words(candidates: Iterable[str]) -> Iterator[str]:
+    for candidate in candidates:
+        word = clean_text(candidate)
         if word and 2 <= len(word) <= 28 and not _PLACEHOLDER.search(word):
             yield word
 

@@ -38,9 +38,12 @@ _EXCLUDED_FAMILY: Final = re.compile(
     r"|Uralic|IndUni|^Arimo|^Tinos|^Cousine|^Aerial|^Tymes|^Verand?a|^Nimbus|^C059|^P052|^URW|^Z003|^FreeS"
     r"|^sans$|unifur|^CMU (Serif|Sans|Typewriter Text$|Classical)|Triod|Infofont Z|PCfont Z|Signfont Z|STIXGeneral"
     r"|Half Italic|Upright|Dyslexic(Alta|Mono)|Display O$|Style Std|No3|Semi-Condensed|Andika New|Irianis ADF Style"
-    r"|Fantasma|Kristi|Klaudia|Berenika|Museum|Penguin|Delphine|DkgHand|StayPuft|Solothurn|Isabella|Cupola|Mono Prop Light|Mono Light Cond|Galatia|Romande ADF Script"
+    r"|Fantasma|Kristi|Klaudia|Berenika|Museum|Penguin|Delphine|DkgHand|StayPuft|Solothurn|Isabella|Cupola|^Steve|okolaks"
+    r"|Mono Prop Light|Mono Light Cond|Galatia|Romande ADF Script"
 )
-_EXCLUDED_STYLE: Final = re.compile(r"thin|hairline|extra-? ?light|ultra-? ?light|outline|shadow|display|deck|poster", re.I)
+_EXCLUDED_STYLE: Final = re.compile(
+    r"thin|hairline|extra-? ?light|ultra-? ?light|outline|shadow|display|deck|poster", re.I
+)
 _EXCLUDED_FILE: Final = re.compile(r"noto(?!sans-|serif-|sansmono-|mono-)|-?(sc|swash|initials?)\.", re.I)
 _TYPEWRITER: Final = re.compile(r"typewriter|courier|cursor|typist|typo$|prestige|compagnon|mono slanted|3270", re.I)
 _HAND: Final = re.compile(
@@ -128,7 +131,7 @@ def describe_file(path: Path) -> Candidate | None:
     Returns:
         What it is, or None where it cannot be used.
     """
-    from fontTools.ttLib import TTFont, TTLibError
+    from fontTools.ttLib import TTFont, TTLibError  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     try:
         font = TTFont(path, lazy=True)
@@ -204,13 +207,26 @@ def subset_face(source: Path, target: Path) -> None:
         source: the whole face.
         target: where the small one goes.
     """
-    from fontTools import subset
+    from fontTools import subset  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     options = subset.Options()
     options.layout_features = ["kern", "liga", "ccmp", "locl", "mark"]
     options.hinting = False
     options.notdef_outline = True
-    options.drop_tables += ["DSIG", "FFTM", "Silf", "Glat", "Gloc", "Sill", "Feat", "PfEd", "TeX ", "BASE", "JSTF", "MATH"]
+    options.drop_tables += [
+        "DSIG",
+        "FFTM",
+        "Silf",
+        "Glat",
+        "Gloc",
+        "Sill",
+        "Feat",
+        "PfEd",
+        "TeX ",
+        "BASE",
+        "JSTF",
+        "MATH",
+    ]
     options.ignore_missing_unicodes = True
     font = subset.load_font(str(source), options, dontLoadGlyphNames=True)
     subsetter = subset.Subsetter(options)
@@ -238,17 +254,23 @@ def check_glyphs(path: Path, characters: str) -> tuple[str, str]:
     drawn = "".join(character for character, ink in inks.items() if ink.size and not _same(ink, box))
     if not REQUIRED.issubset(drawn):
         return drawn, f"draws nothing for {''.join(sorted(REQUIRED - set(drawn)))[:20]!r}"
-    alike = sum(_alike(inks[letter], inks[letter.upper()]) > 0.93 for letter in "abdeghnqrt")
-    if alike >= 4:
-        return drawn, "its lower case is its upper case"
-    if not 0.3 < inks["x"].shape[0] / inks["X"].shape[0] < 0.93:
-        return drawn, "its lower case is as high as its upper case"
+    return drawn, _oddity(inks)
+
+
+def _oddity(inks: dict[str, npt.NDArray[np.float32]]) -> str:
+    """Say what makes a face unfit to learn from; "" where nothing does."""
     stem = inks["l"].sum() / 255 / inks["l"].shape[0] / PROBE_PX
-    if stem < 0.028:
-        return drawn, f"its stems are {stem:.3f} em wide"
-    if min(inks["e"].shape) < PROBE_PX * 0.2 or inks["H"].shape[0] > PROBE_PX * 1.1:
-        return drawn, "its letters are far too small or too large for its size"
-    return drawn, ""
+    checks = {
+        "its lower case is its upper case": sum(
+            _alike(inks[letter], inks[letter.upper()]) > 0.93 for letter in "abdeghnqrt"
+        )
+        >= 4,
+        "its lower case is as high as its upper case": not 0.3 < inks["x"].shape[0] / inks["X"].shape[0] < 0.93,
+        f"its stems are {stem:.3f} em wide": stem < 0.028,
+        "its letters are far too small or too large": min(inks["e"].shape) < PROBE_PX * 0.2
+        or inks["H"].shape[0] > PROBE_PX * 1.1,
+    }
+    return next((problem for problem, is_so in checks.items() if is_so), "")
 
 
 def glyph_ink(font: ImageFont.FreeTypeFont, character: str) -> npt.NDArray[np.float32]:

@@ -18,7 +18,8 @@ _DROPPED_ELEMENTS: Final = re.compile(
     r"<(script|style|pre|code-block|programlisting|screen|head|nav|info|svg|table)\b.*?</\1\s*>", re.S | re.I
 )
 _BLOCK_TAG: Final = re.compile(
-    r"</?(?:p|para|simpara|li|item|dd|dt|div|h[1-6]|title|td|th|tr|br|ul|ol|dl|section|listitem|entry|note|term)\b[^>]*>", re.I
+    r"</?(?:p|para|simpara|li|item|dd|dt|div|h[1-6]|title|td|th|tr|br|ul|ol|dl|section|listitem|entry|note|term)\b[^>]*>",
+    re.I,
 )
 _TAG: Final = re.compile(r"<[^<>]{0,400}>", re.S)
 _COMMENT: Final = re.compile(r"<!--.*?-->", re.S)
@@ -29,8 +30,13 @@ _ROFF_CHARACTERS: Final = {
     "\\(bu": "•", "\\(co": "©", "\\(+-": "±", "\\(Fo": "«", "\\(Fc": "»", "\\(bq": "„", "\\(ha": "^", "\\(ti": "~",
     "\\-": "-", "\\ ": " ", "\\~": " ", "\\0": " ", "\\e": "\\", "\\'": "´", "\\`": "`", "\\.": ".",
 }  # fmt: skip
-_ROFF_BREAKS: Final = frozenset("PP P LP TP IP SH SS HP br sp Pp Bl El It Sh Ss RS RE nf fi TQ EX EE".split())
-_ROFF_TEXT: Final = frozenset("B I BR BI IB IR RB RI SM SB".split())
+_ROFF_BREAKS: Final = frozenset(
+    {
+        "PP", "P", "LP", "TP", "IP", "SH", "SS", "HP", "br", "sp", "Pp", "Bl", "El", "It", "Sh", "Ss", "RS", "RE", "nf",
+        "fi", "TQ", "EX", "EE",
+    }
+)  # fmt: skip
+_ROFF_TEXT: Final = frozenset({"B", "I", "BR", "BI", "IB", "IR", "RB", "RI", "SM", "SB"})
 
 
 def read_paragraphs(path: Path) -> Iterator[str]:
@@ -40,7 +46,7 @@ def read_paragraphs(path: Path) -> Iterator[str]:
         path: any file.
 
     Yields:
-        Raw paragraphs; nothing for a file that holds no text.
+        str: raw paragraphs; nothing for a file that holds no text.
     """
     reader = _reader_for(path)
     if reader is None:
@@ -83,7 +89,7 @@ def markup_paragraphs(text: str) -> Iterator[str]:
         text: the file.
 
     Yields:
-        The text between block tags, without inline tags.
+        str: the text between block tags, without inline tags.
     """
     text = _DROPPED_ELEMENTS.sub("\n", _COMMENT.sub("", text))
     for block in _BLOCK_TAG.split(text):
@@ -97,7 +103,7 @@ def plain_paragraphs(text: str) -> Iterator[str]:
         text: the file.
 
     Yields:
-        The paragraphs, their lines joined, hyphens at line ends resolved.
+        str: the paragraphs, their lines joined, hyphens at line ends resolved.
     """
     for block in re.split(r"\n\s*\n", text):
         yield re.sub(r"(\w)-\n\s*([a-z])", r"\1\2", block)
@@ -110,7 +116,7 @@ def fortune_paragraphs(text: str) -> Iterator[str]:
         text: the file.
 
     Yields:
-        The entries.
+        str: the entries.
     """
     for entry in re.split(r"\n%+\n", text):
         yield from re.split(r"\n\s*--+\s*", entry)
@@ -123,7 +129,7 @@ def pod_paragraphs(text: str) -> Iterator[str]:
         text: the file.
 
     Yields:
-        Headings and running paragraphs without their markup.
+        str: headings and running paragraphs without their markup.
     """
     for block in text.split("\n\n"):
         if block.startswith((" ", "\t", "=for", "=begin", "=end", "=over", "=back", "=cut", "=encoding")):
@@ -141,7 +147,7 @@ def manual_paragraphs(text: str) -> Iterator[str]:
         text: the file.
 
     Yields:
-        Running paragraphs; those with macros that are not understood are left out.
+        str: running paragraphs; those with macros that are not understood are left out.
     """
     words: list[str] = []
     for line in text.splitlines():
@@ -172,14 +178,25 @@ def _reader_for(path: Path) -> Callable[[str], Iterator[str]] | None:
         return manual_paragraphs
     if "changelog" in name.lower() or "copyright" in name.lower():
         return None
-    if name.endswith((".html", ".htm", ".page", ".docbook")):
-        return markup_paragraphs
+    if "/fortunes/" in str(path) and (name.endswith((".fortunes", ".u8")) or "." not in name):
+        return fortune_paragraphs
     if name.endswith(".xml") and "/help/" in str(path):
         return markup_paragraphs
-    if name.endswith(".pod"):
-        return pod_paragraphs
-    if "/fortunes/" in str(path) and "." not in name.removesuffix(".fortunes"):
-        return fortune_paragraphs
-    if name.endswith((".dict.dz", ".dict", ".txt", ".u8", ".adoc", ".md")) or ("/doc/" in str(path) and "." not in name):
-        return fortune_paragraphs if name.endswith(".u8") else plain_paragraphs
-    return None
+    if "/doc/" in str(path) and "." not in name:
+        return plain_paragraphs
+    return next((reader for suffix, reader in _READERS.items() if name.endswith(suffix)), None)
+
+
+_READERS: Final[dict[str, Callable[[str], Iterator[str]]]] = {
+    ".html": markup_paragraphs,
+    ".htm": markup_paragraphs,
+    ".page": markup_paragraphs,
+    ".docbook": markup_paragraphs,
+    ".pod": pod_paragraphs,
+    ".u8": fortune_paragraphs,
+    ".dict.dz": plain_paragraphs,
+    ".dict": plain_paragraphs,
+    ".txt": plain_paragraphs,
+    ".adoc": plain_paragraphs,
+    ".md": plain_paragraphs,
+}
