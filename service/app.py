@@ -11,6 +11,7 @@ import importlib.metadata
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 from fastapi import FastAPI
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
@@ -22,6 +23,10 @@ from service.admission.gate import Gate
 from service.admission.monitor import Monitor
 from service.config import EngineKind, ServiceSettings
 from service.deps import LifespanState, RequestBounds, Services
+from service.engine.choice import choose_source, has_cuda
+from service.engine.client import ProcessEngine
+from service.engine.fake import FakeEngine, FakeEngineHandle
+from service.engine.loader import EngineLimits, load_engine
 from service.engine.protocol import EngineHandle
 from service.errors import ConfigurationError, DeepSynthError
 from service.intake.limits import IntakeLimits
@@ -50,12 +55,26 @@ def version() -> str:
 
 
 def build_engine(settings: ServiceSettings) -> EngineHandle:
-    """The engine that the settings ask for; it is not started yet."""
-    if settings.engine is EngineKind.FAKE:
-        from service.engine.fake import FakeEngine, FakeEngineHandle
+    """The engine that the settings ask for.
 
+    Args:
+        settings: The settings.
+
+    Returns:
+        The engine, not started yet.
+    """
+    if settings.engine is EngineKind.FAKE:
         return FakeEngineHandle(FakeEngine(batch_size=settings.ocr_batch_size), step_s=settings.fake_step_ms / 1000)
-    raise ConfigurationError("the native engine is not built in yet; set DEEPSYNTH_ENGINE=fake")
+    source = choose_source(
+        model=settings.model,
+        device=settings.device.value,
+        dtype=settings.dtype.value,
+        limits=EngineLimits(batch_size=settings.ocr_batch_size, max_new_tokens=settings.max_new_tokens),
+        cuda=has_cuda(),
+    )
+    return ProcessEngine(
+        partial(load_engine, source), max_wait_s=settings.ocr_max_wait_ms / 1000, num_threads=settings.cpu_threads
+    )
 
 
 def build_limits(settings: ServiceSettings) -> IntakeLimits:

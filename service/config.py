@@ -90,6 +90,9 @@ class ServiceSettings(BaseSettings):
     dtype: DType = DType.AUTO
     """Arithmetic: `auto` is bfloat16 on CUDA and float32 on a CPU."""
 
+    cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Threads of the engine on a CPU; as many as there are cores when unset."""
+
     ocr_batch_size: Annotated[int, Field(ge=1, le=256)] = 8
     """Most pages that are decoded together."""
     ocr_max_wait_ms: Annotated[float, Field(ge=0, le=1000)] = 5.0

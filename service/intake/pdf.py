@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-import pypdfium2  # type: ignore[import-untyped] # ships no types
+import pypdfium2
 from PIL import Image
 from pypdfium2 import raw
 

@@ -136,7 +136,10 @@ def test_client_that_leaves_in_mid_upload_frees_its_place(server: ServerProcess)
 
 
 def test_sigterm_finishes_what_is_inside_and_turns_the_rest_away() -> None:
-    with running_server(DRAIN_GRACE_S="1.5", FAKE_STEP_MS="100") as server, concurrent.futures.ThreadPoolExecutor() as threads:
+    with (
+        running_server(DRAIN_GRACE_S="1.5", FAKE_STEP_MS="100") as server,
+        concurrent.futures.ThreadPoolExecutor() as threads,
+    ):
         inside = threads.submit(httpx.post, f"{server.url}/ocr", files={"file": png()}, timeout=20)
         server.wait_metric("deepsynth_requests_running", 1)
         server.process.send_signal(signal.SIGTERM)

@@ -85,7 +85,9 @@ async def test_spans_of_a_request_form_one_tree() -> None:
     async with running_service(app_options={"span_exporter": exporter}) as service:
         parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         files = {"file": (f"{CANARY}.png", png(CANARY))}
-        await service.client.post(f"/ocr?{CANARY}=1", files=files, headers={"traceparent": parent, "user-agent": CANARY})
+        await service.client.post(
+            f"/ocr?{CANARY}=1", files=files, headers={"traceparent": parent, "user-agent": CANARY}
+        )
         await service.client.get("/livez")
         await service.client.get("/metrics")
     spans = exporter.get_finished_spans()

@@ -43,7 +43,12 @@ def test_names_of_the_specification_are_read() -> None:
 
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("PROT", "PORT"), ("MAX_PIXEL", "MAX_PIXELS"), ("OCR_BATCHSIZE", "OCR_BATCH_SIZE"), ("ENABLE_METRIC", "ENABLE_METRICS")],
+    [
+        ("PROT", "PORT"),
+        ("MAX_PIXEL", "MAX_PIXELS"),
+        ("OCR_BATCHSIZE", "OCR_BATCH_SIZE"),
+        ("ENABLE_METRIC", "ENABLE_METRICS"),
+    ],
 )
 def test_misspelt_name_stops_the_start_with_the_nearest_one(name: str, nearest: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{PREFIX}{name} is not a setting; did you mean {PREFIX}{nearest}"):

@@ -22,9 +22,8 @@ def make_gate(capacity: int = 2, clock: Clock | None = None) -> Gate:
 
 def test_full_house_turns_the_next_one_away() -> None:
     gate = make_gate(2)
-    with gate.admit(), gate.admit():
-        with pytest.raises(QueueFullError):
-            gate.admit()
+    with gate.admit(), gate.admit(), pytest.raises(QueueFullError):
+        gate.admit()
     with gate.admit():
         assert gate.num_waiting == 1
 

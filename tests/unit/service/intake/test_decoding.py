@@ -20,7 +20,6 @@ from service.errors import (
     PdfEncryptedError,
     TooManyPagesError,
     TooManyPixelsError,
-    UndecodableError,
     UnsupportedFormatError,
 )
 from service.intake.decoding import decode, open_page
@@ -44,7 +43,18 @@ def png_header(width: int, height: int, depth: int = 8, colour: int = 2) -> byte
         return struct.pack("!I", len(data)) + kind + data + struct.pack("!I", zlib.crc32(kind + data))
 
     header = struct.pack("!IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    )
+
+
+def outcome(data: bytes) -> int:
+    """Status a client would see; anything but a known error fails the test."""
+    try:
+        open_page(data, order())
+    except DeepSynthError as error:
+        return error.status
+    return 200
 
 
 def frames(file_format: str, count: int) -> bytes:
@@ -117,11 +127,7 @@ def test_every_truncation_is_refused(file_format: str) -> None:
     cuts = sorted({*range(1, 64), *range(64, len(data) - 16, max(len(data) // 60, 1))})
     survivors = []
     for cut in cuts:
-        try:
-            open_page(data[:cut], order())
-        except DeepSynthError as error:
-            assert error.status in (415, 422)
-        else:
+        if outcome(data[:cut]) not in (415, 422):
             survivors.append(cut)
     assert survivors == []
 
@@ -129,20 +135,14 @@ def test_every_truncation_is_refused(file_format: str) -> None:
 def test_truncated_pdf_is_refused_or_read_but_never_a_crash() -> None:
     data = make_pdf(["one"])
     for cut in range(1, len(data), 7):
-        try:
-            open_page(data[:cut], order())
-        except DeepSynthError as error:
-            assert error.status in (415, 422)
+        assert outcome(data[:cut]) in (200, 415, 422)
 
 
 @pytest.mark.parametrize("flip", range(0, 400, 3))
 def test_damaged_bytes_never_escape_as_an_unknown_error(flip: int) -> None:
     data = bytearray(encode(page_image(), "TIFF" if flip % 2 else "PNG"))
     data[flip % len(data)] ^= 0xA5
-    try:
-        open_page(bytes(data), order())
-    except DeepSynthError as error:
-        assert error.status in (413, 415, 422)
+    assert outcome(bytes(data)) in (200, 413, 415, 422)
 
 
 def writable_formats() -> list[str]:

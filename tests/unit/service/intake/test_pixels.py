@@ -173,7 +173,9 @@ def test_page_stands_upright(file_format: str, orientation: int) -> None:
     assert_looks_like(data, scene(), tolerance=40 if file_format == "JPEG" else 0)
 
 
-@pytest.mark.parametrize("junk", [b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 40])
+@pytest.mark.parametrize(
+    "junk", [b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 40]
+)
 def test_damaged_exif_does_not_refuse_a_good_picture(junk: bytes) -> None:
     assert_looks_like(encode(scene(), "PNG", exif=junk), scene())
 

@@ -46,8 +46,19 @@ async def running_pool(workers: int = 1, timeout_s: float = 10.0) -> AsyncIterat
         await pool.stop()
 
 
+def state_of(pid: int) -> str:
+    """The kernel's letter for a process's state; empty when it is gone."""
+    path = Path(f"/proc/{pid}/stat")
+    return path.read_text().rpartition(")")[2].split()[0] if path.exists() else ""
+
+
 def is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "tT"
+    return state_of(pid) in ("t", "T")
+
+
+def environment_names(pid: int) -> set[bytes]:
+    entries = Path(f"/proc/{pid}/environ").read_bytes().rstrip(b"\0").split(b"\0")
+    return {entry.partition(b"=")[0] for entry in entries}
 
 
 async def test_page_comes_out_of_a_process() -> None:
@@ -101,14 +112,14 @@ async def test_hung_process_is_killed_when_its_time_is_up() -> None:
         with pytest.raises(DecodeTimeoutError):
             await pool.decode(png(), ORDER)
         assert restarts == ["decode_timeout"]
-        assert not Path(f"/proc/{pid}").exists()
+        assert state_of(pid) == ""
 
 
 async def test_process_that_died_idle_is_replaced_before_the_next_order() -> None:
     async with running_pool() as (pool, restarts):
         (pid,) = pool.pids
         os.kill(pid, signal.SIGKILL)
-        await eventually(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+        await eventually(lambda: state_of(pid) == "Z")
         assert (await pool.decode(png(), ORDER)).width_px == 320
         assert restarts == ["died_idle"]
 
@@ -126,15 +137,13 @@ async def test_process_is_confined() -> None:
         assert resource.prlimit(pid, resource.RLIMIT_AS) == (1024 * MIB, 1024 * MIB)
         assert resource.prlimit(pid, resource.RLIMIT_FSIZE) == (0, 0)
         assert resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0)
-        environment = Path(f"/proc/{pid}/environ").read_bytes().rstrip(b"\0").split(b"\0")
-        names = {entry.partition(b"=")[0] for entry in environment}
-        assert names <= {b"PYTHONPATH", b"PYTHONDONTWRITEBYTECODE", b"OPENBLAS_NUM_THREADS", b"LC_CTYPE"}
+        assert environment_names(pid) <= {b"PYTHONPATH", b"PYTHONDONTWRITEBYTECODE", b"OPENBLAS_NUM_THREADS", b"LC_CTYPE"}
 
 
 async def test_no_process_is_left_after_the_end() -> None:
     async with running_pool(workers=2) as (pool, _):
         pids = pool.pids
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert [state_of(pid) for pid in pids] == ["", ""]
 
 
 async def test_stop_does_not_wait_for_a_process_that_hangs() -> None:

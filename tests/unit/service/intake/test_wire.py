@@ -66,7 +66,9 @@ def test_page_survives_the_wire(pipe: tuple[socket.socket, socket.socket]) -> No
     np.testing.assert_array_equal(received.tiles_THWC, page.tiles_THWC)
 
 
-@pytest.mark.parametrize("lie", [{"global_px": 10_000}, {"tile_rows": 2, "tile_columns": 2}, {"mode": "?"}, {"page": None}])
+@pytest.mark.parametrize(
+    "lie", [{"global_px": 10_000}, {"tile_rows": 2, "tile_columns": 2}, {"mode": "?"}, {"page": None}]
+)
 def test_page_with_numbers_that_do_not_fit_its_bytes_is_refused(lie: dict[str, object]) -> None:
     header, payloads = wire.page_to_wire(decode(png(), ORDER))
     data = bytearray(b"".join(bytes(payload) for payload in payloads))

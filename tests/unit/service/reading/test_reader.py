@@ -127,9 +127,13 @@ async def test_no_more_pages_are_decoded_ahead_than_there_are_slots() -> None:
 
 async def test_short_document_takes_its_turn_before_a_long_one_ends() -> None:
     async with bench(page_slots=1) as it:
+        it.engine.hold()
         long = asyncio.create_task(it.read(7))
         await eventually(lambda: it.source.num_decoded == 1)
-        await it.read(1)
+        short = asyncio.create_task(it.read(1))
+        await eventually(lambda: it.gate.num_waiting == 1)
+        it.engine.release()
+        await short
         assert not long.done()
         await long
 

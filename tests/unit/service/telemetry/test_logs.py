@@ -16,7 +16,7 @@ def record(message: str = "request", **fields: object) -> logging.LogRecord:
 def failed_record() -> logging.LogRecord:
     made = record("failed")
     try:
-        raise ValueError("the text of a page")
+        int("the text of a page")
     except ValueError:
         made.exc_info = sys.exc_info()
     return made

@@ -32,9 +32,9 @@ def test_names_follow_the_rules(spec: metrics.MetricSpec) -> None:
 
 
 def test_label_values_are_those_of_the_parts_that_set_them() -> None:
-    assert metrics.FINISH_REASONS == tuple(FinishReason)
-    assert metrics.ENGINE_STATES == tuple(EngineState)
-    assert metrics.FORMATS == tuple(FileFormat)
+    assert tuple(FinishReason) == metrics.FINISH_REASONS
+    assert tuple(EngineState) == metrics.ENGINE_STATES
+    assert tuple(FileFormat) == metrics.FORMATS
     assert {cls.outcome for cls in error_classes().values()} | {"ok"} == set(metrics.OUTCOMES)
 
 
