@@ -36,9 +36,7 @@ $(STAMP): pyproject.toml deploy/env/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-serve: setup ## Start the API on DEEPSYNTH_HOST:DEEPSYNTH_PORT (127.0.0.1:8000)
-	@echo "Try it from another terminal:"
-	@echo "  curl -F file=@docs/samples/sample-block.png http://$${DEEPSYNTH_HOST:-127.0.0.1}:$${DEEPSYNTH_PORT:-8000}/ocr"
+serve: setup ## Start the API on DEEPSYNTH_HOST:DEEPSYNTH_PORT (127.0.0.1:8000); it prints how to try it
 	@exec $(BIN)/python -m service serve $(ARGS)
 
 test: setup ## Run every test that needs neither a GPU nor anything outside Python
@@ -80,5 +78,5 @@ deepseek-ocr-eval: setup ## Measure character error rates on the held-out set
 	$(BIN)/python -m trainer evaluate $(ARGS)
 
 clean: ## Remove the virtual environment and every cache
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis .coverage
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

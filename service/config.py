@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from dotenv import dotenv_values
 from pydantic import Field, ValidationError, model_validator
@@ -78,15 +78,20 @@ class ServiceSettings(BaseSettings):
     """Port to listen on; 0 takes a free one."""
 
     model: Annotated[str, Field(min_length=1)] = SHIPPED_MODEL
-    """Base model: a folder, a Hugging Face id such as `deepseek-ai/DeepSeek-OCR`, or `nano`, which ships with the code."""
+    """Base model: a folder, a Hugging Face id such as `deepseek-ai/DeepSeek-OCR`, or `nano`, which ships with it."""
     default_model: str | None = None
     """Model that answers when a request names none; the base model when unset."""
     engine: EngineKind = EngineKind.NATIVE
     """`native` reads pages; `fake` answers from the bytes of the image without a model, for trying clients."""
+    fake_step_ms: Annotated[float, Field(ge=0, le=600_000)] = 10.0
+    """Time the fake engine takes for a word, in milliseconds."""
     device: Device = Device.AUTO
     """Where the engine runs: `auto` takes CUDA when there is one."""
     dtype: DType = DType.AUTO
     """Arithmetic: `auto` is bfloat16 on CUDA and float32 on a CPU."""
+
+    cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Threads of the engine on a CPU; as many as there are cores when unset."""
 
     ocr_batch_size: Annotated[int, Field(ge=1, le=256)] = 8
     """Most pages that are decoded together."""
@@ -158,13 +163,21 @@ class ServiceSettings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take values from the constructor alone; `load_settings` reads the environment once.
 
         Args:
             settings_cls: This class.
             init_settings: Values of the constructor.
+            env_settings: Not used.
+            dotenv_settings: Not used.
+            file_secret_settings: Not used.
 
         Returns:
             The one source.
@@ -177,7 +190,9 @@ def variable_names() -> dict[str, str]:
     return {f"{PREFIX}{name.upper()}": name for name in ServiceSettings.model_fields}
 
 
-def load_settings(environment: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")) -> ServiceSettings:
+def load_settings(
+    environment: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")
+) -> ServiceSettings:
     """Read the settings from `.env` and the environment, which wins.
 
     Args:
@@ -200,16 +215,18 @@ def load_settings(environment: Mapping[str, str] | None = None, env_file: Path |
     _refuse_unknown(given, known)
     try:
         # An empty value means unset: compose files pass `DEEPSYNTH_X=${DEEPSYNTH_X:-}`.
-        return ServiceSettings(**{known[name]: value for name, value in given.items() if value != ""})
+        return ServiceSettings.model_validate({known[name]: value for name, value in given.items() if value})
     except ValidationError as error:
         raise ConfigurationError(_explain(error)) from None
 
 
 def _refuse_unknown(given: Mapping[str, str], known: Mapping[str, str]) -> None:
     complaints = []
+    # Without the prefix, which would make everything look alike.
+    endings = [name.removeprefix(PREFIX) for name in known]
     for name in sorted(set(given) - set(known)):
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-        hint = f"; did you mean {nearest[0]}?" if nearest else f"; trainer settings start with {TRAINER_PREFIX}"
+        nearest = difflib.get_close_matches(name.removeprefix(PREFIX), endings, n=1, cutoff=0.6)
+        hint = f"; did you mean {PREFIX}{nearest[0]}?" if nearest else f"; trainer settings start with {TRAINER_PREFIX}"
         complaints.append(f"{name} is not a setting{hint}")
     if complaints:
         raise ConfigurationError("\n".join(complaints))

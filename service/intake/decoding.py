@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,9 +60,13 @@ def open_page(data: bytes, order: DecodeOrder) -> tuple[FileFormat, tuple[int, .
     if file_format is None:
         raise UnsupportedFormatError
     try:
-        if file_format is FileFormat.PDF:
-            return (file_format, *read_pdf(data, order.selection, order.position, order.limits))
-        return (file_format, *read_raster(data, file_format, order.selection, order.position, order.limits))
+        with warnings.catch_warnings():
+            # Pillow grumbles about damage that it can pass over; nobody is there to hear it.
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if file_format is FileFormat.PDF:
+                return (file_format, *read_pdf(data, order.selection, order.position, order.limits))
+            return (file_format, *read_raster(data, file_format, order.selection, order.position, order.limits))
     except DeepSynthError:
         raise
     except (
@@ -74,8 +79,6 @@ def open_page(data: bytes, order: DecodeOrder) -> tuple[FileFormat, tuple[int, .
         ArithmeticError,
         struct.error,
         AttributeError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
     ) as error:
         # What Pillow's codecs raise on damaged files; running out of memory is told apart by the caller.
         raise UndecodableError(type(error).__name__) from error
@@ -100,7 +103,7 @@ def decode(data: bytes, order: DecodeOrder) -> DecodedPage:
         page=pages[order.position],
         width_px=image.width,
         height_px=image.height,
-        is_blank=all(low == high for low, high in image.getextrema()),
+        is_blank=len(image.getcolors(1) or ()) == 1,
         plan=plan,
         global_view_HWC=global_view_HWC,
         tiles_THWC=tiles_THWC,

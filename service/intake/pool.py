@@ -42,7 +42,7 @@ class DecoderProcess:
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 -- our own interpreter and module, no shell
                 [sys.executable, "-m", "service.intake.child", *arguments],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd="/",
@@ -148,6 +148,16 @@ class DecoderPool:
         self._on_restart = on_restart
         self._all: set[DecoderProcess] = set()
         self._stopping = False
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the decoders."""
+        return sorted(decoder.pid for decoder in self._all)
+
+    @property
+    def num_busy(self) -> int:
+        """Decoders at work."""
+        return self._workers - self._idle.qsize()
 
     async def start(self) -> None:
         """Start every process and wait for it."""

@@ -40,9 +40,13 @@ def check_size(width_px: int, height_px: int, limits: IntakeLimits) -> None:
     if width_px < 1 or height_px < 1:
         raise UndecodableError("a side is zero")
     if max(width_px, height_px) > limits.max_side_px or width_px * height_px > limits.max_pixels:
-        raise TooManyPixelsError(public={"max_pixels": limits.max_pixels, "max_side_px": limits.max_side_px})
+        raise _too_many_pixels(limits)
     if max(width_px, height_px) > limits.max_aspect_ratio * min(width_px, height_px):
         raise AspectRatioError(public={"max_aspect_ratio": limits.max_aspect_ratio})
+
+
+def _too_many_pixels(limits: IntakeLimits) -> TooManyPixelsError:
+    return TooManyPixelsError(public={"max_pixels": limits.max_pixels, "max_side_px": limits.max_side_px})
 
 
 def read_raster(
@@ -72,6 +76,8 @@ def read_raster(
                 image.seek(pages[position] - 1)
                 check_size(*image.size, limits)
             return pages, as_seen(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_many_pixels(limits) from error
     except UnidentifiedImageError as error:
         raise UndecodableError("the header says one of our formats, the rest does not") from error
 

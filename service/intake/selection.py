@@ -32,7 +32,9 @@ def parse_pages(text: str, limit: int) -> tuple[int, ...]:
         first = int(match[1])
         last = int(match[2] or match[1])
         if not 1 <= first <= last <= MAX_PAGE_NUMBER:
-            raise InvalidFieldError(public={"field": "pages", "expected": f"rising numbers from 1 to {MAX_PAGE_NUMBER}"})
+            raise InvalidFieldError(
+                public={"field": "pages", "expected": f"rising numbers from 1 to {MAX_PAGE_NUMBER}"}
+            )
         if last - first >= limit:
             raise TooManyPagesError(public={"limit": limit})
         chosen.update(range(first, last + 1))

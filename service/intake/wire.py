@@ -85,7 +85,7 @@ def max_reply_bytes(order: DecodeOrder) -> int:
     return CHANNELS * (global_px**2 + geometry.max_tiles * geometry.tile_px**2)
 
 
-def page_to_wire(page: DecodedPage) -> tuple[dict[str, Any], list[memoryview]]:
+def page_to_wire(page: DecodedPage) -> tuple[dict[str, Any], list[bytes | memoryview]]:
     """Header and payloads of a decoded page."""
     plan = page.plan
     header = {
@@ -103,7 +103,7 @@ def page_to_wire(page: DecodedPage) -> tuple[dict[str, Any], list[memoryview]]:
         "num_vision_tokens": plan.num_vision_tokens,
     }
     views = [page.global_view_HWC, page.tiles_THWC]
-    return header, [memoryview(np.ascontiguousarray(view).reshape(-1)) for view in views]
+    return header, [np.ascontiguousarray(view).reshape(-1).data for view in views]
 
 
 def page_from_wire(header: dict[str, Any], payload: bytearray) -> DecodedPage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -19,8 +20,10 @@ ENGINE_IMAGE_FORMAT = "docker"  # the OCI format has no place for HEALTHCHECK
 class Buildah:
     """One private image store; everything lies under `folder`, so removing the folder removes it all."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cache: Path) -> None:
+        """Take `folder` for images and containers, and `cache` for what RUN --mount=type=cache keeps between builds."""
         self.folder = folder
+        self._environment = {**os.environ, "TMPDIR": str(cache)}
         self._command = [
             require("buildah"), "--storage-driver=vfs", f"--root={folder / 'root'}", f"--runroot={folder / 'run'}",
         ]  # fmt: skip
@@ -29,7 +32,14 @@ class Buildah:
         return [*self._command, *arguments]
 
     def __call__(self, *arguments: str, timeout_s: float = 600) -> str:
-        done = subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(
+            self.command(*arguments),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            env=self._environment,
+        )
         assert done.returncode == 0, f"buildah {arguments[0]} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
         return done.stdout.strip()
 

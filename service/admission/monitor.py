@@ -1,0 +1,123 @@
+"""A task beside the requests: measures the event loop's lag and keeps the gauges of engine and gate current."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from service.engine.protocol import EngineHandle, EngineState
+from service.telemetry.metrics import Metrics
+
+PERIOD_S = 0.5
+STATS_TIMEOUT_S = 1.0
+FAILED_FOR_GOOD_S = 330.0
+"""An engine that restarts itself reports failed until it is back; its slowest start may take 300 s."""
+
+
+class Counts(Protocol):
+    """What the gate tells of itself."""
+
+    @property
+    def capacity(self) -> int:
+        """Most requests inside."""
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests of which no page is in work."""
+
+    @property
+    def num_running(self) -> int:
+        """Requests with pages in work."""
+
+
+class Monitor:
+    """Started and stopped with the app; `refresh` may also be called by a scrape, for the newest values."""
+
+    def __init__(
+        self,
+        *,
+        engine: EngineHandle,
+        gate: Counts,
+        metrics: Metrics,
+        on_engine_failed: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._gate = gate
+        self._metrics = metrics
+        self._on_engine_failed = on_engine_failed
+        self._has_reported_failure = False
+        self._failed_since_s: float | None = None
+        self._clock = clock
+        self._steps = 0
+        self._device = "cpu"
+        self._task: asyncio.Task[None] | None = None
+        metrics.gauge("queue_capacity").set(gate.capacity)
+
+    def engine_ready(self, version: str) -> None:
+        """Note what was loaded; labels that depend on the model exist from here on."""
+        info = self._engine.info
+        self._device = info.device
+        for status in ("ok", "failed", "cancelled"):
+            self._metrics.counter("inference_total").labels(info.model_id, status)
+        self._metrics.gauge("build_info").labels(version, info.model_id, info.device, info.dtype).set(1)
+        self._metrics.gauge("gpu_memory_bytes").labels(info.device).set(0)
+
+    def start(self) -> None:
+        """Begin."""
+        self._task = asyncio.create_task(self._run(), name="monitor")
+
+    async def stop(self) -> None:
+        """End."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        lag = self._metrics.histogram("event_loop_lag_seconds")
+        while True:
+            start_s = time.monotonic()
+            await asyncio.sleep(PERIOD_S)
+            lag.observe(max(time.monotonic() - start_s - PERIOD_S, 0.0))
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Bring every gauge up to date."""
+        state = self._engine.state
+        self._metrics.gauge("worker_up").set(state is EngineState.READY)
+        for each in EngineState:
+            self._metrics.gauge("worker_state").labels(each).set(each is state)
+        self._metrics.gauge("queue_depth").set(self._gate.num_waiting)
+        self._metrics.gauge("requests_running").set(self._gate.num_running)
+        if state is EngineState.READY:
+            # A stuck engine must not take the metrics down with it.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STATS_TIMEOUT_S):
+                    await self._read_engine()
+        self._watch_failure(is_failed=state is EngineState.FAILED)
+
+    def _watch_failure(self, *, is_failed: bool) -> None:
+        if not is_failed:
+            self._failed_since_s = None
+        elif self._failed_since_s is None:
+            self._failed_since_s = self._clock()
+        elif self._clock() - self._failed_since_s > FAILED_FOR_GOOD_S and not self._has_reported_failure:
+            self._has_reported_failure = True
+            self._on_engine_failed()
+
+    async def _read_engine(self) -> None:
+        stats = await self._engine.stats()
+        self._metrics.gauge("sequences_waiting").set(stats.waiting)
+        self._metrics.gauge("sequences_running").set(stats.running)
+        self._metrics.gauge("worker_seconds_since_progress").set(stats.seconds_since_progress)
+        self._metrics.gauge("gpu_memory_bytes").labels(self._device).set(stats.device_memory_bytes)
+        for size in stats.batch_sizes:
+            self._metrics.histogram("batch_size").observe(size)
+        # The engine counts from its own start; after a restart it begins anew.
+        steps = stats.steps - self._steps if stats.steps >= self._steps else stats.steps
+        self._metrics.counter("engine_steps_total").inc(steps)
+        self._steps = stats.steps

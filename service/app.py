@@ -1,0 +1,269 @@
+"""The composition root: builds every part from the settings, in order, and takes them down in reverse.
+
+The engine loads beside the running app, so `/livez` answers at once and `/readyz` only when a page can be read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+
+from fastapi import FastAPI
+from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+from opentelemetry.sdk.trace.export import SpanExporter
+from prometheus_fastapi_instrumentator import Instrumentator
+from starlette.exceptions import HTTPException
+
+from service.admission.gate import Gate
+from service.admission.monitor import Monitor
+from service.config import EngineKind, ServiceSettings
+from service.deps import LifespanState, RequestBounds, Services
+from service.engine.choice import choose_source, has_cuda
+from service.engine.client import ProcessEngine
+from service.engine.fake import FakeEngine, FakeEngineHandle
+from service.engine.loader import EngineLimits, load_engine
+from service.engine.protocol import EngineHandle
+from service.errors import ConfigurationError, DeepSynthError
+from service.intake.limits import IntakeLimits
+from service.intake.pool import DecoderPool
+from service.reading.observer import TelemetryObserver
+from service.reading.reader import DocumentReader
+from service.routes import health, models, ocr, playground
+from service.routes.context import RequestContextMiddleware
+from service.routes.problems import on_http_exception, on_known_error, problem_response
+from service.telemetry.metrics import Metrics
+from service.telemetry.tracing import UNTRACED, Tracing
+
+logger = logging.getLogger(__name__)
+
+PAGES_AHEAD = 2
+"""Page slots per place in a batch: one batch in work and one prepared behind it."""
+Notice = Callable[[], None]
+
+
+def version() -> str:
+    """Version of the installed project; `0` from a bare checkout."""
+    try:
+        return importlib.metadata.version("deepsynth-ocr")
+    except importlib.metadata.PackageNotFoundError:
+        return "0"
+
+
+def build_engine(settings: ServiceSettings) -> EngineHandle:
+    """The engine that the settings ask for.
+
+    Args:
+        settings: The settings.
+
+    Returns:
+        The engine, not started yet.
+    """
+    if settings.engine is EngineKind.FAKE:
+        return FakeEngineHandle(FakeEngine(batch_size=settings.ocr_batch_size), step_s=settings.fake_step_ms / 1000)
+    source = choose_source(
+        model=settings.model,
+        device=settings.device.value,
+        dtype=settings.dtype.value,
+        limits=EngineLimits(batch_size=settings.ocr_batch_size, max_new_tokens=settings.max_new_tokens),
+        cuda=has_cuda(),
+    )
+    return ProcessEngine(
+        partial(load_engine, source), max_wait_s=settings.ocr_max_wait_ms / 1000, num_threads=settings.cpu_threads
+    )
+
+
+def build_limits(settings: ServiceSettings) -> IntakeLimits:
+    """Bounds on documents."""
+    return IntakeLimits(
+        max_pixels=settings.max_pixels,
+        max_side_px=settings.max_side_px,
+        max_frames=settings.max_frames,
+        max_pdf_pages=settings.max_pdf_pages,
+        pdf_dpi=settings.pdf_dpi,
+    )
+
+
+def build_pool(settings: ServiceSettings, on_restart: Callable[[str], None] = lambda _: None) -> DecoderPool:
+    """The decoding processes; not started yet."""
+    return DecoderPool(
+        workers=settings.decode_workers,
+        memory_bytes=settings.decode_memory_bytes,
+        timeout_s=settings.decode_timeout_s,
+        max_file_bytes=settings.max_upload_bytes,
+        on_restart=on_restart,
+    )
+
+
+def check_default_model(settings: ServiceSettings, engine: EngineHandle) -> None:
+    """Refuse a default model that nothing serves.
+
+    Args:
+        settings: The settings.
+        engine: The engine, ready.
+
+    Raises:
+        ConfigurationError: The name is not the loaded model's.
+    """
+    if settings.default_model not in (None, engine.info.model_id):
+        raise ConfigurationError(
+            f"DEEPSYNTH_DEFAULT_MODEL names {settings.default_model!r}, but {engine.info.model_id!r} is loaded "
+            "and adapters are not served yet; unset it or name the loaded model"
+        )
+
+
+class _Composition:
+    """All parts of one app; `running` is its life."""
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        engine: EngineHandle,
+        tracing: Tracing,
+        metrics: Metrics,
+        on_ready: Notice,
+        on_failed: Notice,
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._tracing = tracing
+        self._metrics = metrics
+        self._on_ready = on_ready
+        self._on_failed = on_failed
+        self._has_started = False
+
+    def build(self) -> tuple[Services, DecoderPool]:
+        """Make everything that needs a running loop."""
+        settings, metrics = self._settings, self._metrics
+        gate = Gate(
+            capacity=settings.queue_size, page_slots=PAGES_AHEAD * settings.ocr_batch_size, clock=time.monotonic
+        )
+        restarts = metrics.counter("decode_children_restarts_total")
+        pool = build_pool(settings, lambda reason: restarts.labels(reason).inc())
+        observer = TelemetryObserver(metrics, self._tracing.tracer)
+        services = Services(
+            engine=self._engine,
+            gate=gate,
+            reader=DocumentReader(
+                source=pool, engine=self._engine, gate=gate, limits=build_limits(settings), observer=observer
+            ),
+            metrics=metrics,
+            monitor=Monitor(engine=self._engine, gate=gate, metrics=metrics, on_engine_failed=self._on_failed),
+            observer=observer,
+            bounds=RequestBounds(
+                max_upload_bytes=settings.max_upload_bytes,
+                body_idle_s=settings.body_idle_s,
+                body_total_s=settings.body_total_s,
+                deadline_s=settings.deadline_s,
+                max_new_tokens=settings.max_new_tokens,
+                max_frames=settings.max_frames,
+                max_pdf_pages=settings.max_pdf_pages,
+            ),
+            has_started=lambda: self._has_started,
+        )
+        return services, pool
+
+    async def start_engine(self, services: Services) -> None:
+        """Load the model; a failure is logged and announced, for nobody awaits this."""
+        try:
+            await self._engine.start()
+            check_default_model(self._settings, self._engine)
+        except ConfigurationError as error:
+            # Written by us, so its text is safe to show.
+            logger.error("%s", error)  # noqa: TRY400 -- the place is of no interest, the text is
+            self._on_failed()
+            return
+        except DeepSynthError as error:
+            logger.error("the engine did not start: %s", error)  # noqa: TRY400 -- no request's content exists yet
+            self._on_failed()
+            return
+        services.monitor.engine_ready(version())
+        await services.monitor.refresh()
+        self._has_started = True
+        logger.info(
+            "ready", extra={"fields": {"model": self._engine.info.model_id, "device": self._engine.info.device}}
+        )
+        self._on_ready()
+
+    def _loading_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("the engine's start broke off", exc_info=task.exception())
+            self._on_failed()
+
+    @contextlib.asynccontextmanager
+    async def running(self, app: FastAPI) -> AsyncIterator[LifespanState]:
+        """The app's lifespan."""
+        services, pool = self.build()
+        app.state.gate = services.gate
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(asyncio.to_thread, self._tracing.shutdown)
+            stack.push_async_callback(pool.stop)
+            await pool.start()
+            stack.push_async_callback(self._engine.stop)
+            services.monitor.start()
+            stack.push_async_callback(services.monitor.stop)
+            loading = asyncio.create_task(self.start_engine(services), name="engine-start")
+            loading.add_done_callback(self._loading_ended)
+            stack.push_async_callback(_end, loading)
+            yield {"services": services}
+            services.gate.drain()
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+
+
+def create_app(
+    settings: ServiceSettings,
+    engine: EngineHandle | None = None,
+    *,
+    span_exporter: SpanExporter | None = None,
+    on_ready: Notice = lambda: None,
+    on_failed: Notice = lambda: None,
+) -> FastAPI:
+    """Build the app.
+
+    Args:
+        settings: Everything that can be set.
+        engine: Reads the pages; None for the one that the settings ask for.
+        span_exporter: Takes the spans instead of the collector; for tests.
+        on_ready: Called once when pages can be read.
+        on_failed: Called once when the engine did not start, or is lost for good.
+
+    Returns:
+        The app, with nothing started before its lifespan begins.
+    """
+    metrics = Metrics()
+    endpoint = settings.otlp_endpoint if settings.enable_tracing else None
+    tracing = Tracing(endpoint=endpoint, version=version(), exporter=span_exporter)
+    composition = _Composition(settings, engine or build_engine(settings), tracing, metrics, on_ready, on_failed)
+    app = FastAPI(
+        title="DeepSynth OCR",
+        version=version(),
+        lifespan=composition.running,
+        # Both pages load scripts from elsewhere; docs/api.md and /openapi.json serve instead.
+        docs_url=None,
+        redoc_url=None,
+    )
+    for router in (ocr.router, health.router, models.router, playground.router):
+        app.include_router(router)
+    app.add_exception_handler(DeepSynthError, on_known_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    if settings.enable_metrics:
+        app.include_router(health.metrics_router)
+        # Unknown paths fold into one series; the context wrapper outside has refused unknown methods by then.
+        Instrumentator(
+            registry=metrics.registry, should_group_status_codes=False, should_group_untemplated=True
+        ).instrument(app)
+    if tracing.provider is not None:
+        FastAPIInstrumentor.instrument_app(
+            app, tracer_provider=tracing.provider, excluded_urls=UNTRACED, exclude_spans=["receive", "send"]
+        )
+    app.add_middleware(RequestContextMiddleware, metrics=metrics, respond=problem_response)
+    return app

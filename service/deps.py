@@ -1,0 +1,77 @@
+"""What routes are given: the collaborators that the app's lifespan built, under one typed name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, TypedDict
+
+from fastapi import Depends, Request
+
+from service.admission.gate import Gate
+from service.admission.monitor import Monitor
+from service.admission.record import RequestRecord, record_of
+from service.engine.protocol import EngineHandle, EngineState
+from service.errors import DrainingError, NotReadyError
+from service.reading.observer import TelemetryObserver
+from service.reading.reader import DocumentReader
+from service.telemetry.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class RequestBounds:
+    """Plain limits of one request, from the settings."""
+
+    max_upload_bytes: int
+    body_idle_s: float
+    body_total_s: float
+    deadline_s: float
+    max_new_tokens: int
+    max_frames: int
+    max_pdf_pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything a route may use; built once, before the first request."""
+
+    engine: EngineHandle
+    gate: Gate
+    reader: DocumentReader
+    metrics: Metrics
+    monitor: Monitor
+    observer: TelemetryObserver
+    bounds: RequestBounds
+    has_started: Callable[[], bool]
+    """Whether the start has gone through all its checks."""
+
+    def require_ready(self) -> None:
+        """Refuse work that nobody could do.
+
+        Raises:
+            DrainingError: The process is about to stop.
+            NotReadyError: The engine is loading, restarting or lost.
+        """
+        if self.gate.is_draining:
+            raise DrainingError
+        if not self.has_started() or self.engine.state is not EngineState.READY:
+            raise NotReadyError
+
+
+class LifespanState(TypedDict):
+    """The lifespan's state, as Starlette hands it to every request."""
+
+    services: Services
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.state.services
+    return services
+
+
+def _record(request: Request) -> RequestRecord:
+    return record_of(request.scope)
+
+
+ServicesDep = Annotated[Services, Depends(_services)]
+RecordDep = Annotated[RequestRecord, Depends(_record)]

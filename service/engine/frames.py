@@ -1,0 +1,183 @@
+"""Messages between the service and the process that owns the engine, as bytes.
+
+A frame is a big-endian length, a JSON header of that many bytes, and raw pixels. Nothing is ever unpickled. Owns the
+encoding of both directions; knows neither processes nor queues. Free of torch.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.protocol import (
+    EngineInfo,
+    EngineState,
+    EngineStats,
+    FinishReason,
+    PreparedPage,
+    SequenceDelta,
+    SequenceEvent,
+    SequenceFailure,
+    SequenceRequest,
+    SequenceResult,
+    SequenceTimings,
+)
+from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling, ViewPlan
+
+_LENGTH = struct.Struct(">I")
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Queue a sequence."""
+
+    request: SequenceRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Forget a sequence."""
+
+    sequence_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Ask for a `Report`, to see that the engine's loop turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The engine is loaded and warm."""
+
+    info: EngineInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The engine could not be made, or its loop ended with an exception; the last frame of its process."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What steps brought, and where the engine stands."""
+
+    events: tuple[SequenceEvent, ...]
+    stats: EngineStats
+
+
+Command = Submit | Cancel | Ping | Stop
+Message = Ready | Broken | Report
+
+_EVENTS: dict[str, type[SequenceDelta | SequenceResult | SequenceFailure]] = {
+    kind.__name__: kind for kind in (SequenceDelta, SequenceResult, SequenceFailure)
+}
+
+
+def encode_command(command: Command) -> bytes:
+    """Frame a command."""
+    kind = type(command).__name__
+    if isinstance(command, Submit):
+        request = command.request
+        header = {
+            "kind": kind,
+            "sequence_id": request.sequence_id,
+            "plan": asdict(request.page.plan),
+            "prompt": request.prompt,
+            "max_new_tokens": request.max_new_tokens,
+            "model_id": request.model_id,
+            "global_shape": request.page.global_view_HWC.shape,
+            "tiles_shape": request.page.tiles_THWC.shape,
+        }
+        return _frame(header, request.page.global_view_HWC, request.page.tiles_THWC)
+    return _frame({"kind": kind, **asdict(command)})
+
+
+def decode_command(frame: bytes) -> Command:
+    """Read a command; its pixels are read-only views of the frame."""
+    header, pixels = _split(frame)
+    kind = header.pop("kind")
+    if kind == "Submit":
+        return Submit(_request(header, pixels))
+    if kind == "Cancel":
+        return Cancel(header["sequence_id"])
+    return Ping() if kind == "Ping" else Stop()
+
+
+def encode_message(message: Message) -> bytes:
+    """Frame a message."""
+    header = {"kind": type(message).__name__, **asdict(message)}
+    if isinstance(message, Report):
+        header["events"] = [{"kind": type(event).__name__, **asdict(event)} for event in message.events]
+    return _frame(header)
+
+
+def decode_message(frame: bytes) -> Message:
+    """Read a message."""
+    header, _ = _split(frame)
+    kind = header.pop("kind")
+    if kind == "Ready":
+        return Ready(_info(header["info"]))
+    if kind == "Broken":
+        return Broken(header["detail"])
+    return Report(tuple(map(_event, header["events"])), _stats(header["stats"]))
+
+
+def _frame(header: dict[str, Any], *arrays: NDArray[np.uint8]) -> bytes:
+    text = json.dumps(header).encode()
+    return b"".join((_LENGTH.pack(len(text)), text, *(array.tobytes() for array in arrays)))
+
+
+def _split(frame: bytes) -> tuple[dict[str, Any], memoryview]:
+    body = memoryview(frame)
+    (length,) = _LENGTH.unpack_from(body)
+    start = _LENGTH.size
+    return json.loads(bytes(body[start : start + length])), body[start + length :]
+
+
+def _request(header: dict[str, Any], pixels: memoryview) -> SequenceRequest:
+    global_shape, tiles_shape = tuple(header.pop("global_shape")), tuple(header.pop("tiles_shape"))
+    all_pixels = np.frombuffer(pixels, np.uint8)
+    split = int(np.prod(global_shape))
+    plan = header.pop("plan")
+    page = PreparedPage(
+        plan=ViewPlan(**{**plan, "mode": Mode(plan["mode"])}),
+        global_view_HWC=all_pixels[:split].reshape(global_shape),
+        tiles_THWC=all_pixels[split:].reshape(tiles_shape),
+    )
+    return SequenceRequest(page=page, **header)
+
+
+def _event(header: dict[str, Any]) -> SequenceEvent:
+    kind = _EVENTS[header.pop("kind")]
+    if kind is SequenceResult:
+        header["finish_reason"] = FinishReason(header["finish_reason"])
+        header["timings"] = SequenceTimings(**header["timings"])
+    return kind(**header)
+
+
+def _info(header: dict[str, Any]) -> EngineInfo:
+    geometry = header["geometry"]
+    typed = {
+        "squash": tuple(map(Mode, geometry["squash"])),
+        "modes": tuple(map(Mode, geometry["modes"])),
+        "default_mode": Mode(geometry["default_mode"]),
+        "tiling": Tiling(geometry["tiling"]),
+    }
+    return EngineInfo(**{**header, "geometry": GeometryConfig(**{**geometry, **typed})})
+
+
+def _stats(header: dict[str, Any]) -> EngineStats:
+    return EngineStats(**{**header, "state": EngineState(header["state"]), "batch_sizes": tuple(header["batch_sizes"])})

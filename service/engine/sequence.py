@@ -1,0 +1,204 @@
+"""One page's way through the engine: its answer so far, what of it may be shown, and when it ends.
+
+Owns the bookkeeping between a chosen token and the text that leaves: held-back loops, the second attempt, confidence,
+timings. Knows the tokenizer, no torch and no other sequence. Used by the engine's single thread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.protocol import FinishReason, SequenceRequest, SequenceResult, SequenceTimings
+from service.engine.repetition import LoopDetector, LoopRule, RepetitionGuard, is_better
+from service.engine.scheduler import PageCost
+from shared.deepseek_ocr.tokenizer import OcrTokenizer, StreamDecoder
+
+
+class Answer:
+    """The tokens chosen for a page, and the text of those that nothing can take back.
+
+    Invariant: text that was returned once is a prefix of the final text.
+    """
+
+    def __init__(self, tokenizer: OcrTokenizer, max_new_tokens: int, rule: LoopRule) -> None:
+        self._eos_id = tokenizer.eos_id
+        self._decoder = StreamDecoder(tokenizer)
+        self._max_new_tokens = max_new_tokens
+        self._detector = LoopDetector(rule)
+        self._rule = rule
+        self._tokens: list[int] = []
+        self._log_probabilities: list[float] = []
+        self._num_shown = 0
+        self._text: list[str] = []
+        self._restart: int | None = None
+        """Tokens before the second attempt."""
+        self._guard: RepetitionGuard | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the answer; the end token is none of them."""
+        return len(self._tokens)
+
+    @property
+    def newest_token(self) -> int:
+        """The token to feed next."""
+        return self._tokens[-1]
+
+    @property
+    def text(self) -> str:
+        """Text shown so far; the whole answer once it has finished."""
+        return "".join(self._text)
+
+    @property
+    def confidence(self) -> float:
+        """Geometric mean of the chosen tokens' probabilities."""
+        return _geometric_mean(self._log_probabilities)
+
+    def banned(self) -> list[int]:
+        """Ids that may not be chosen next."""
+        return self._guard.banned() if self._guard else []
+
+    def push(self, token: int, log_probability: float) -> FinishReason | None:
+        """Take the next token.
+
+        Args:
+            token: Its id.
+            log_probability: Natural logarithm of its probability.
+
+        Returns:
+            Why the answer is complete, or None. `num_tokens` may have shrunk: a second attempt has begun.
+        """
+        self._log_probabilities.append(log_probability)
+        if token == self._eos_id:
+            return FinishReason.STOP
+        self._tokens.append(token)
+        if self._guard:
+            self._guard.push(token)
+        keep = self._detector.push(token)
+        if keep is not None:
+            return self._leave_loop(keep)
+        if len(self._tokens) >= self._max_new_tokens:
+            return self._judge_continuation(FinishReason.LENGTH)
+        return None
+
+    def settled_text(self) -> str:
+        """Text that has become certain since the last call."""
+        # A second attempt is shown as a whole or not at all.
+        settled = self._detector.num_settled if self._restart is None else self._restart
+        return self._show(settled)
+
+    def finish(self) -> str:
+        """The rest of the text; no more tokens may follow."""
+        rest = self._show(len(self._tokens))
+        unfinished_character = self._decoder.finish()
+        self._text.append(unfinished_character)
+        return rest + unfinished_character
+
+    def _leave_loop(self, keep: int) -> FinishReason | None:
+        if self._restart is not None:
+            self._cut(self._restart + keep)
+            return self._judge_continuation(FinishReason.REPETITION)
+        # What the stream has shown cannot be taken back; that is less than the rule's suspicion.
+        keep = max(keep, self._num_shown)
+        forbidden = self._tokens[keep]
+        self._cut(keep)
+        self._restart = keep
+        self._detector = LoopDetector(self._rule)
+        self._guard = RepetitionGuard(self._tokens, forbidden)
+        return None
+
+    def _judge_continuation(self, reason: FinishReason) -> FinishReason:
+        """End an answer that did not end by itself; a second attempt that is no better is dropped."""
+        if self._restart is None:
+            return reason
+        if not is_better(False, _geometric_mean(self._log_probabilities[self._restart :])):
+            self._cut(self._restart)
+        return FinishReason.REPETITION
+
+    def _cut(self, keep: int) -> None:
+        del self._tokens[keep:]
+        del self._log_probabilities[keep:]
+
+    def _show(self, count: int) -> str:
+        new = "".join(map(self._decoder.push, self._tokens[self._num_shown : count]))
+        self._num_shown = max(self._num_shown, count)
+        self._text.append(new)
+        return new
+
+
+def _geometric_mean(log_probabilities: Sequence[float]) -> float:
+    return math.exp(sum(log_probabilities) / len(log_probabilities)) if log_probabilities else 0.0
+
+
+@dataclass(slots=True)
+class Stages:
+    """When a sequence passed each stage, on the engine's clock, in seconds."""
+
+    submitted_s: float
+    admitted_s: float = 0.0
+    encoded_s: float = 0.0
+    prefilled_s: float = 0.0
+
+    def timings(self, now_s: float) -> SequenceTimings:
+        """Durations of a sequence that ends now."""
+        return SequenceTimings(
+            queue_s=self.admitted_s - self.submitted_s,
+            encode_s=self.encoded_s - self.admitted_s,
+            prefill_s=self.prefilled_s - self.encoded_s,
+            generate_s=now_s - self.prefilled_s,
+        )
+
+
+@dataclass(slots=True)
+class PageSequence:
+    """A page that waits or runs.
+
+    Invariant: `row` is None until the prompt is in the cache; the encoded views are dropped then.
+    """
+
+    request: SequenceRequest
+    prompt_ids: list[int]
+    answer: Answer
+    stages: Stages
+    cost: PageCost
+    encoded_views: list[Any] = field(default_factory=list)
+    """Tensors, the global view's first."""
+    row: int | None = None
+
+    @property
+    def sequence_id(self) -> str:
+        """The request's."""
+        return self.request.sequence_id
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Vision and text tokens before the answer."""
+        return len(self.prompt_ids)
+
+    def next_views(self, count: int) -> list[NDArray[np.uint8]]:
+        """The next views to encode, `[px, px, 3]` each, the global view first."""
+        page = self.request.page
+        first = len(self.encoded_views)
+        return [
+            page.global_view_HWC if index == 0 else page.tiles_THWC[index - 1] for index in range(first, first + count)
+        ]
+
+    def result(self, reason: FinishReason, now_s: float) -> SequenceResult:
+        """What is reported once the answer has finished."""
+        vision_tokens = self.request.page.plan.num_vision_tokens
+        return SequenceResult(
+            sequence_id=self.sequence_id,
+            text=self.answer.text,
+            finish_reason=reason,
+            confidence=self.answer.confidence,
+            vision_tokens=vision_tokens,
+            prompt_tokens=self.num_prompt_tokens - vision_tokens,
+            completion_tokens=self.answer.num_tokens,
+            timings=self.stages.timings(now_s),
+        )

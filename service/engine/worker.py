@@ -1,0 +1,194 @@
+"""The loop that owns an engine: commands in, steps, events out. The failure boundary around the device.
+
+Runs as the main thread of a child process, or in a thread of a test; a second thread reads commands, so that a
+submitter never waits for a step. Knows frames and the `Engine` protocol, nothing of asyncio and nothing of restarts.
+Free of torch until the factory makes the engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+
+from service.engine.frames import (
+    Broken,
+    Cancel,
+    Command,
+    Message,
+    Ping,
+    Ready,
+    Report,
+    Stop,
+    Submit,
+    decode_command,
+    encode_message,
+)
+from service.engine.protocol import Engine, SequenceDelta, SequenceEvent
+from service.engine.scheduler import company_wait_s
+
+EngineFactory = Callable[[], Engine]
+
+REPORT_INTERVAL_S = 0.02
+"""Deltas of neighbouring steps travel together for this long; results never wait."""
+ORPHAN_CHECK_S = 1.0
+LOST_PARENT_EXIT = 17
+"""Exit status of a process whose parent has gone."""
+
+_log = logging.getLogger(__name__)
+
+
+def run_process(connection: Connection, factory: EngineFactory, max_wait_s: float, num_threads: int | None) -> None:
+    """Body of the child process.
+
+    Args:
+        connection: The child's end of the pipe.
+        factory: Makes the engine; top-level, as it travels by name.
+        max_wait_s: Longest an idle engine waits for company, in seconds.
+        num_threads: Threads of a tensor operation; None: torch's own choice.
+    """
+    # The parent decides when this process ends; Ctrl-C reaches the whole group.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_leave_with, args=(os.getppid(),), name="engine-orphan-watch", daemon=True).start()
+    if num_threads:
+        import torch
+
+        torch.set_num_threads(num_threads)
+    run(connection, factory, max_wait_s, on_lost_peer=lambda: os._exit(LOST_PARENT_EXIT))
+
+
+def run(
+    connection: Connection,
+    factory: EngineFactory,
+    max_wait_s: float,
+    on_lost_peer: Callable[[], None] = lambda: None,
+) -> None:
+    """Make the engine and serve it until told to stop or until the other end has gone.
+
+    Args:
+        connection: One end of a pipe.
+        factory: Makes the engine.
+        max_wait_s: Longest an idle engine waits for company, in seconds.
+        on_lost_peer: Called by the reading thread when the other end has gone, whatever the loop is doing.
+    """
+    inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+    reader = threading.Thread(target=_read, args=(connection, inbox, on_lost_peer), name="engine-inbox", daemon=True)
+    reader.start()
+    try:
+        engine = factory()
+        engine.warm_up()
+        _send(connection, Ready(engine.info))
+        _Loop(engine, connection, inbox, max_wait_s).run()
+    except (BrokenPipeError, ConnectionResetError):
+        _log.info("the other end of the engine's pipe has gone")
+    except Exception as error:  # noqa: BLE001 - the boundary: whatever it was, the parent must hear of it
+        _log.exception("the engine's loop ended")
+        detail = "".join(traceback.format_exception_only(error)).strip()
+        _try_send(connection, Broken(detail))
+
+
+@dataclass(slots=True)
+class _Loop:
+    """Steps the engine while it has work and sleeps on the inbox while it has none."""
+
+    engine: Engine
+    connection: Connection
+    inbox: queue.SimpleQueue[Command]
+    max_wait_s: float
+    _pending: list[SequenceEvent] = field(default_factory=list)
+    _reported_s: float = 0.0
+    _stopping: bool = False
+
+    def run(self) -> None:
+        while not self._stopping:
+            if self.engine.has_work:
+                self._take_all()
+                self._step()
+            else:
+                self._report()
+                self._take(self.inbox.get())
+                self._wait_for_company()
+
+    def _step(self) -> None:
+        if self._stopping:
+            return
+        self._pending += self.engine.step()
+        has_final = any(not isinstance(event, SequenceDelta) for event in self._pending)
+        if has_final or time.monotonic() - self._reported_s >= REPORT_INTERVAL_S:
+            self._report()
+
+    def _wait_for_company(self) -> None:
+        """Right after an idle engine got its first page: collect what arrives within the bound."""
+        began_s = time.monotonic()
+        while not self._stopping:
+            stats = self.engine.stats()
+            waited_s = time.monotonic() - began_s
+            wait_s = company_wait_s(
+                stats.waiting, stats.running, waited_s, self.engine.info.batch_size, self.max_wait_s
+            )
+            if wait_s <= 0:
+                return
+            try:
+                self._take(self.inbox.get(timeout=wait_s))
+            except queue.Empty:
+                return
+
+    def _take_all(self) -> None:
+        while True:
+            try:
+                self._take(self.inbox.get_nowait())
+            except queue.Empty:
+                return
+
+    def _take(self, command: Command) -> None:
+        if isinstance(command, Submit):
+            self.engine.submit(command.request)
+        elif isinstance(command, Cancel):
+            self.engine.cancel(command.sequence_id)
+            self._pending = [event for event in self._pending if event.sequence_id != command.sequence_id]
+        elif isinstance(command, Ping):
+            self._report()
+        else:
+            self._stopping = True
+
+    def _report(self) -> None:
+        events, self._pending = tuple(self._pending), []
+        self._reported_s = time.monotonic()
+        _send(self.connection, Report(events, self.engine.stats()))
+
+
+def _read(connection: Connection, inbox: queue.SimpleQueue[Command], on_lost_peer: Callable[[], None]) -> None:
+    while True:
+        try:
+            frame = connection.recv_bytes()
+        except (EOFError, OSError):
+            inbox.put(Stop())
+            on_lost_peer()
+            return
+        inbox.put(decode_command(frame))
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when its parent has gone, even where another process still holds the parent's pipe."""
+    while os.getppid() == parent:
+        time.sleep(ORPHAN_CHECK_S)
+    os._exit(LOST_PARENT_EXIT)
+
+
+def _send(connection: Connection, message: Message) -> None:
+    connection.send_bytes(encode_message(message))
+
+
+def _try_send(connection: Connection, message: Message) -> None:
+    try:
+        _send(connection, message)
+    except OSError:
+        _log.info("nobody listens to the engine any more")

@@ -1,0 +1,139 @@
+"""Counts and traces the reading of documents; the only writer of the page and sequence metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from opentelemetry.trace import Span, Status, StatusCode, Tracer
+
+from service.engine.protocol import SequenceResult
+from service.errors import DeepSynthError
+from service.intake.decoding import DecodedPage
+from service.telemetry.metrics import Metrics
+
+
+class SequenceObserver:
+    """Watches one sequence from hand-over to its last token."""
+
+    def __init__(self, metrics: Metrics, span: Span) -> None:
+        self._metrics = metrics
+        self._span = span
+        self._start_s = time.monotonic()
+        self.is_finished = False
+
+    def first_text(self) -> None:
+        """Note the time to the first text."""
+        self._metrics.histogram("time_to_first_token_seconds").observe(time.monotonic() - self._start_s)
+        self._span.add_event("first_token")
+
+    def finished(self, result: SequenceResult) -> None:
+        """Note tokens, stages and the reason of the end."""
+        self.is_finished = True
+        metrics, timings = self._metrics, result.timings
+        metrics.histogram("inference_latency_seconds").observe(time.monotonic() - self._start_s)
+        metrics.counter("pages_total").inc()
+        metrics.counter("input_tokens_total").inc(result.vision_tokens + result.prompt_tokens)
+        metrics.counter("output_tokens_total").inc(result.completion_tokens)
+        metrics.counter("output_characters_total").inc(len(result.text))
+        metrics.counter("finished_total").labels(result.finish_reason).inc()
+        metrics.histogram("queue_wait_seconds").observe(timings.queue_s)
+        stages = metrics.histogram("stage_duration_seconds")
+        stages.labels("encode").observe(timings.encode_s)
+        stages.labels("prefill").observe(timings.prefill_s)
+        stages.labels("generate").observe(timings.generate_s)
+        if result.completion_tokens:
+            per_token_s = timings.generate_s / result.completion_tokens
+            metrics.histogram("time_per_output_token_seconds").observe(per_token_s)
+        self._span.set_attributes(
+            {
+                "gen_ai.usage.input_tokens": result.vision_tokens + result.prompt_tokens,
+                "gen_ai.usage.output_tokens": result.completion_tokens,
+                "gen_ai.response.finish_reasons": [str(result.finish_reason)],
+            }
+        )
+
+
+class TelemetryObserver:
+    """The observer that a `DocumentReader` is given."""
+
+    def __init__(self, metrics: Metrics, tracer: Tracer) -> None:
+        self._metrics = metrics
+        self._tracer = tracer
+
+    @contextlib.contextmanager
+    def _span(self, name: str) -> Iterator[Span]:
+        # Exceptions are not recorded: their text may quote a page.
+        with self._tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False) as span:
+            try:
+                yield span
+            except DeepSynthError as error:
+                span.set_attribute("error.type", error.code)
+                if error.status >= 500:
+                    span.set_status(Status(StatusCode.ERROR))
+                raise
+
+    @contextlib.contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        start_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self._metrics.histogram("stage_duration_seconds").labels(name).observe(time.monotonic() - start_s)
+
+    @contextlib.contextmanager
+    def receiving(self) -> Iterator[Callable[[int], None]]:
+        """Around the arrival of an upload; the value is called with the file's size in bytes."""
+        with self._span("deepsynth.receive") as span, self._stage("receive"):
+
+            def note(num_bytes: int) -> None:
+                self._metrics.histogram("upload_bytes").observe(num_bytes)
+                span.set_attribute("deepsynth.upload.bytes", num_bytes)
+
+            yield note
+
+    @contextlib.contextmanager
+    def decoding(self) -> Iterator[Callable[[DecodedPage], None]]:
+        """Around one decode."""
+        with self._span("deepsynth.decode") as span, self._stage("decode"):
+
+            def note(page: DecodedPage) -> None:
+                pixels = page.width_px * page.height_px
+                self._metrics.histogram("image_pixels").labels(page.file_format).observe(pixels)
+                if page.is_blank:
+                    self._metrics.counter("blank_input_total").inc()
+                span.set_attributes(
+                    {
+                        "deepsynth.image.format": page.file_format,
+                        "deepsynth.image.width_px": page.width_px,
+                        "deepsynth.image.height_px": page.height_px,
+                        "deepsynth.page.number": page.page,
+                        "deepsynth.page.count": len(page.pages),
+                    }
+                )
+
+            yield note
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the wait for a page slot."""
+        with self._span("deepsynth.queue"), self._stage("queue"):
+            yield
+
+    @contextlib.contextmanager
+    def inference(self, model_id: str) -> Iterator[SequenceObserver]:
+        """Around one sequence."""
+        with self._span("deepsynth.inference") as span:
+            span.set_attribute("gen_ai.request.model", model_id)
+            sequence = SequenceObserver(self._metrics, span)
+            status = "cancelled"
+            try:
+                yield sequence
+                status = "ok"
+            except DeepSynthError:
+                status = "failed"
+                raise
+            finally:
+                status = "ok" if sequence.is_finished else status
+                self._metrics.counter("inference_total").labels(model_id, status).inc()

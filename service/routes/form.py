@@ -1,0 +1,201 @@
+"""The multipart form of an OCR request: received within its limits, then checked field by field."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from service.deps import RequestBounds
+from service.errors import (
+    BodyTimeoutError,
+    ClientGoneError,
+    InvalidFieldError,
+    MalformedBodyError,
+    NotMultipartError,
+    UploadTooLargeError,
+)
+from shared.contract.prompts import Task, prompt_for
+from shared.deepseek_ocr.geometry import Mode
+
+FORM_OVERHEAD_BYTES = 64 * 1024
+MAX_FIELDS = 8
+MAX_FIELD_BYTES = 16 * 1024
+FILE_FIELD = "file"
+
+
+class OcrFields(BaseModel):
+    """The form's text fields; an empty one counts as not given."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    model_id: str | None = Field(default=None, max_length=200)
+    """Model to answer with; see /v1/models."""
+    task: Task = Task.FREE
+    """What to do with the page."""
+    mode: Mode | None = None
+    """Resolution mode; the model's own when not given."""
+    query: str | None = Field(default=None, max_length=1000)
+    """What to look for; only with, and needed by, the task `locate`."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens a page may take; longer answers end with `length`."""
+    pages: str | None = Field(default=None, max_length=200)
+    """Pages of a PDF or TIFF, such as `1-3,7`; all when not given."""
+    stream: bool = False
+    """Answer as server-sent events while the text is being read."""
+
+    @model_validator(mode="after")
+    def _query_fits_task(self) -> OcrFields:
+        prompt_for(self.task, self.query)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class OcrForm:
+    """A received form."""
+
+    data: bytes
+    fields: OcrFields
+
+
+class BoundedBody:
+    """A request's body as it arrives, with limits on bytes, pauses and time."""
+
+    def __init__(self, request: Request, bounds: RequestBounds) -> None:
+        self._receive = request.receive
+        self._limit_bytes = bounds.max_upload_bytes + FORM_OVERHEAD_BYTES
+        self._bounds = bounds
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._limit_bytes:
+            raise self._too_large()
+
+    def _too_large(self) -> UploadTooLargeError:
+        return UploadTooLargeError(public={"limit_bytes": self._bounds.max_upload_bytes})
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """The body's pieces, as they come.
+
+        Yields:
+            bytes: One piece.
+
+        Raises:
+            UploadTooLargeError: There are more than allowed; at most one piece beyond the limit was taken.
+            BodyTimeoutError: It stalled.
+            ClientGoneError: The client left.
+        """
+        end_s = time.monotonic() + self._bounds.body_total_s
+        received_bytes = 0
+        while True:
+            try:
+                async with asyncio.timeout(min(self._bounds.body_idle_s, end_s - time.monotonic())):
+                    message = await self._receive()
+            except TimeoutError as error:
+                raise BodyTimeoutError from error
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            piece = message.get("body", b"")
+            received_bytes += len(piece)
+            if received_bytes > self._limit_bytes:
+                raise self._too_large()
+            yield piece
+            if not message.get("more_body", False):
+                return
+
+
+class _InMemoryParser(MultiPartParser):
+    """Keeps the file in memory: it is bounded, and a document has no business on a disk."""
+
+    spool_max_size = 0  # SpooledTemporaryFile: 0 never rolls over
+
+
+async def receive_form(request: Request, bounds: RequestBounds) -> OcrForm:
+    """Receive and check a form.
+
+    Args:
+        request: The request, its body not read yet.
+        bounds: Limits.
+
+    Returns:
+        The file's bytes and the fields.
+
+    Raises:
+        NotMultipartError: The body is something else.
+        MalformedBodyError: It breaks multipart's rules or holds too much.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
+        raise NotMultipartError
+    body = BoundedBody(request, bounds).stream()
+    parser = _InMemoryParser(request.headers, body, max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
+    try:
+        form = await parser.parse()
+    except (MultiPartException, UnicodeError, ValueError) as error:
+        raise MalformedBodyError from error
+    finally:
+        await body.aclose()
+    try:
+        items = form.multi_items()
+        return OcrForm(await _file(items, bounds), parse_fields(items))
+    finally:
+        await form.close()
+
+
+async def _file(items: list[tuple[str, Any]], bounds: RequestBounds) -> bytes:
+    files = [value for name, value in items if isinstance(value, UploadFile) and name == FILE_FIELD]
+    if len(files) != 1:
+        raise InvalidFieldError(public={"field": FILE_FIELD, "expected": "one file, sent with a file name"})
+    if (files[0].size or 0) > bounds.max_upload_bytes:
+        raise UploadTooLargeError(public={"limit_bytes": bounds.max_upload_bytes})
+    data: bytes = await files[0].read()
+    return data
+
+
+def parse_fields(items: list[tuple[str, Any]]) -> OcrFields:
+    """Check the text fields.
+
+    Args:
+        items: Names and values in the order sent; files are passed over.
+
+    Returns:
+        The fields.
+
+    Raises:
+        InvalidFieldError: One is unknown, repeated or not valid; says which, quoting nothing that was sent.
+    """
+    given: dict[str, str] = {}
+    for name, value in items:
+        if name == FILE_FIELD and isinstance(value, UploadFile):
+            continue
+        if not isinstance(value, str) or name not in OcrFields.model_fields:
+            raise InvalidFieldError(public={"field": "", "expected": [FILE_FIELD, *OcrFields.model_fields]})
+        if name in given:
+            raise InvalidFieldError(public={"field": name, "expected": "to be sent once"})
+        if value.strip():
+            given[name] = value.strip()
+    try:
+        return OcrFields.model_validate(given)
+    except ValidationError as error:
+        problem = error.errors(include_input=False, include_url=False)[0]
+        field = str(problem["loc"][0]) if problem["loc"] else "query"
+        raise InvalidFieldError(public={"field": field, "expected": _expected(problem["type"], field)}) from error
+
+
+def _expected(kind: str, field: str) -> str | list[str]:
+    """What would have been right, in words of our own."""
+    choices: dict[str, type[Task | Mode]] = {"task": Task, "mode": Mode}
+    if field in choices:
+        return [str(choice) for choice in choices[field]]
+    if field == "query":
+        return "text to look for with the task locate, and only with it"
+    return {
+        "int_parsing": "a whole number",
+        "greater_than_equal": "a number from 1",
+        "bool_parsing": "true or false",
+        "string_too_long": "a shorter text",
+    }.get(kind, "a valid value")

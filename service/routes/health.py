@@ -1,0 +1,34 @@
+"""`/livez`: the event loop turns. `/readyz`: a request sent now would be served. `/metrics`: for Prometheus."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from service.deps import ServicesDep
+from service.schemas import Problem, StatusAnswer
+
+EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
+
+router = APIRouter(tags=["health"])
+metrics_router = APIRouter(tags=["health"])
+
+
+@router.get("/livez")
+async def livez() -> StatusAnswer:
+    """Say that the process is alive."""
+    return StatusAnswer(status="alive")
+
+
+@router.get("/readyz", responses={503: {"model": Problem}})
+async def readyz(services: ServicesDep) -> StatusAnswer:
+    """Say whether requests are served; a full queue does not count against it."""
+    services.require_ready()
+    return StatusAnswer(status="ready")
+
+
+@metrics_router.get("/metrics", include_in_schema=False)
+async def metrics(services: ServicesDep) -> Response:
+    """Every metric, gauges read this moment."""
+    await services.monitor.refresh()
+    return Response(services.metrics.render(), headers={"content-type": EXPOSITION, "cache-control": "no-store"})

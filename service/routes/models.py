@@ -1,0 +1,27 @@
+"""`GET /v1/models`: what is served."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from service.deps import ServicesDep
+from service.schemas import ModelAnswer, ModelsAnswer, Problem
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/v1/models", responses={503: {"model": Problem}})
+async def list_models(services: ServicesDep) -> ModelsAnswer:
+    """List the models that requests may name."""
+    services.require_ready()
+    info = services.engine.info
+    return ModelsAnswer(
+        data=[
+            ModelAnswer(
+                id=info.model_id,
+                modes=[str(mode) for mode in info.geometry.modes],
+                default_mode=str(info.geometry.default_mode),
+                max_new_tokens=min(services.bounds.max_new_tokens, info.max_new_tokens),
+            )
+        ]
+    )

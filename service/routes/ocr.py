@@ -1,0 +1,103 @@
+"""`POST /ocr` and, under the specification's name, `POST /api/ocr/run`: parse, submit, serialise."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service.admission.gate import Permit
+from service.admission.outcome import run_to_outcome
+from service.admission.record import RequestRecord
+from service.deps import RecordDep, Services, ServicesDep
+from service.reading.answers import to_answer
+from service.reading.orders import make_order
+from service.reading.reader import DeltaSink, ReadOrder
+from service.routes.form import FILE_FIELD, OcrFields, receive_form
+from service.routes.stream import ReadingStream, until_disconnect
+from service.schemas import OcrAnswer, Problem
+
+router = APIRouter(tags=["ocr"])
+
+
+def _request_body() -> dict[str, Any]:
+    """OpenAPI's description of the form; the handler parses it itself, after it has taken a place."""
+    schema = OcrFields.model_json_schema()
+    definitions = schema.pop("$defs", {})
+    for field in schema["properties"].values():
+        reference = field.pop("$ref", "").rpartition("/")[2]
+        field.update(definitions.get(reference, {}))
+        field["anyOf"] = [
+            definitions.get(each.get("$ref", "").rpartition("/")[2], each)
+            for each in field.pop("anyOf", [])
+            if each.get("type") != "null"
+        ]
+        if not field["anyOf"]:
+            del field["anyOf"]
+        elif len(field["anyOf"]) == 1:
+            field.update(field.pop("anyOf")[0])
+        if field.get("default", "") is None:
+            del field["default"]
+    file = {"type": "string", "format": "binary", "description": "PNG, JPEG, WebP, TIFF or PDF."}
+    schema["properties"] = {FILE_FIELD: file, **schema["properties"]}
+    schema["required"] = [FILE_FIELD]
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+_PROBLEM = {"model": Problem, "content": {"application/problem+json": {}}}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {}}},
+    **dict.fromkeys((400, 404, 408, 413, 415, 422, 429, 500, 503, 504), _PROBLEM),
+}
+
+
+@router.post(
+    "/api/ocr/run", response_model=OcrAnswer, responses=_RESPONSES, openapi_extra={"requestBody": _request_body()}
+)
+@router.post("/ocr", response_model=OcrAnswer, responses=_RESPONSES, openapi_extra={"requestBody": _request_body()})
+async def read_document(request: Request, services: ServicesDep, record: RecordDep) -> Response | OcrAnswer:
+    """Read the text of a document."""
+    services.require_ready()
+    # A place before the body: whoever is turned away has not uploaded for nothing.
+    permit = record.resources.enter_context(services.gate.admit())
+    with services.observer.receiving() as received:
+        start_s = time.monotonic()
+        form = await receive_form(request, services.bounds)
+        received(len(form.data))
+        receive_s = time.monotonic() - start_s
+    fields = form.fields
+    order = make_order(
+        data=form.data,
+        info=services.engine.info,
+        limits=services.reader.limits,
+        max_new_tokens_cap=services.bounds.max_new_tokens,
+        task=fields.task,
+        query=fields.query,
+        mode=fields.mode,
+        model_id=fields.model_id,
+        max_new_tokens=fields.max_new_tokens,
+        pages=fields.pages,
+    )
+    work = partial(_answer, services, record, permit, form.data, order, receive_s)
+    if fields.stream:
+        return ReadingStream(work, deadline_s=services.bounds.deadline_s, record=record)
+    return await run_to_outcome(
+        work(), deadline_s=services.bounds.deadline_s, disconnected=partial(until_disconnect, request.receive)
+    )
+
+
+async def _answer(
+    services: Services,
+    record: RequestRecord,
+    permit: Permit,
+    data: bytes,
+    order: ReadOrder,
+    receive_s: float,
+    on_delta: DeltaSink | None = None,
+) -> OcrAnswer:
+    reading = await services.reader.read(data, order, permit, on_delta)
+    permit.mark_finished()
+    return to_answer(reading, receive_s=receive_s, latency_s=time.monotonic() - record.started_s)

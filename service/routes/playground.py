@@ -1,0 +1,45 @@
+"""`GET /`: a page to try the service by hand; three static files, nothing from elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from service.errors import NotFoundError
+
+WEB = Path(__file__).resolve().parents[1] / "web"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_FILES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
+
+router = APIRouter(include_in_schema=False)
+# Read once: what is served never depends on a path that a client wrote.
+_CONTENT = {name: (WEB / name).read_bytes() for name in _FILES}
+
+
+def _serve(name: str) -> Response:
+    headers = {
+        "content-security-policy": POLICY,
+        "referrer-policy": "no-referrer",
+        "cache-control": "no-cache",
+        "cross-origin-opener-policy": "same-origin",
+    }
+    return Response(_CONTENT[name], media_type=_FILES[name], headers=headers)
+
+
+@router.get("/")
+async def index() -> Response:
+    """The page."""
+    return _serve("index.html")
+
+
+@router.get("/web/{name}")
+async def asset(name: str) -> Response:
+    """One of its files."""
+    if name not in _CONTENT:
+        raise NotFoundError
+    return _serve(name)

@@ -1,0 +1,71 @@
+"""Errors as clients see them: RFC 9457 problem+json, and nothing of an exception."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from service.admission.record import RequestRecord, record_of
+from service.errors import (
+    CapacityError,
+    DeepSynthError,
+    InternalError,
+    MalformedBodyError,
+    MethodNotAllowedError,
+    NotFoundError,
+)
+
+MEDIA_TYPE = "application/problem+json"
+
+
+def problem(error: DeepSynthError, request_id: str) -> dict[str, Any]:
+    """The body of an error.
+
+    Args:
+        error: What happened.
+        request_id: The request it happened to.
+
+    Returns:
+        Members of the JSON object; public facts never hide a standard member.
+    """
+    return {
+        **error.public,
+        "type": f"urn:deepsynth:error:{error.code}",
+        "title": error.title,
+        "status": error.status,
+        "code": error.code,
+        "retryable": error.retryable,
+        "request_id": request_id,
+    }
+
+
+def problem_response(error: DeepSynthError, record: RequestRecord) -> Response:
+    """The response of an error; the request's record takes it as its outcome."""
+    record.fail(error)
+    headers = {"cache-control": "no-store"}
+    if isinstance(error, CapacityError):
+        headers["retry-after"] = str(error.retry_after_s)
+    body = json.dumps(problem(error, record.request_id))
+    return Response(body, status_code=error.status, media_type=MEDIA_TYPE, headers=headers)
+
+
+async def on_known_error(request: Request, error: Exception) -> Response:
+    """Handler for everything in the error tree."""
+    if not isinstance(error, DeepSynthError):
+        error = InternalError()
+    return problem_response(error, record_of(request.scope))
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Handler for what the framework itself refuses: unknown paths and methods."""
+    if not isinstance(error, HTTPException):
+        return problem_response(InternalError(), record_of(request.scope))
+    known: dict[int, type[DeepSynthError]] = {404: NotFoundError, 405: MethodNotAllowedError, 400: MalformedBodyError}
+    response = problem_response(known.get(error.status_code, InternalError)(), record_of(request.scope))
+    if error.headers and "Allow" in error.headers:
+        response.headers["allow"] = error.headers["Allow"]
+    return response

@@ -1,0 +1,85 @@
+"""An answer as server-sent events: `delta` while a page is read, then `answer`, or `error` in its place.
+
+What goes wrong before the first text still gets its proper status; after it, the stream ends with an `error` event
+that holds the same problem.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service.admission.outcome import run_to_outcome
+from service.admission.record import RequestRecord
+from service.errors import DeepSynthError
+from service.reading.reader import DeltaSink
+from service.routes.problems import problem
+from service.schemas import OcrAnswer
+
+MEDIA_TYPE = "text/event-stream"
+
+Work = Callable[[DeltaSink], Coroutine[Any, Any, OcrAnswer]]
+
+
+async def until_disconnect(receive: Receive) -> None:
+    """Return when the client is gone; the body must have been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def format_event(name: str, data: str) -> bytes:
+    """One server-sent event; `data` is JSON and so has no line break."""
+    return f"event: {name}\ndata: {data}\n\n".encode()
+
+
+class ReadingStream(Response):
+    """Runs the reading while it is being sent."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(self, work: Work, *, deadline_s: float, record: RequestRecord) -> None:
+        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        # The length is not known, whatever the base class thinks of an empty body.
+        del self.headers["content-length"]
+        self._work = work
+        self._deadline_s = deadline_s
+        self._record = record
+        self._has_begun = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream to its end."""
+        try:
+            await run_to_outcome(
+                self._run(send), deadline_s=self._deadline_s, disconnected=partial(until_disconnect, receive)
+            )
+        except DeepSynthError as error:
+            if not self._has_begun:
+                raise
+            self._record.fail(error)
+            await self._send_event(send, "error", json.dumps(problem(error, self._record.request_id)))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _run(self, send: Send) -> None:
+        pieces: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
+        reading = asyncio.create_task(self._work(lambda page, text: pieces.put_nowait((page, text))))
+        reading.add_done_callback(lambda _: pieces.put_nowait(None))
+        try:
+            while (piece := await pieces.get()) is not None:
+                await self._send_event(send, "delta", json.dumps({"page": piece[0], "text": piece[1]}))
+            await self._send_event(send, "answer", reading.result().model_dump_json())
+        finally:
+            if not reading.done():
+                reading.cancel()
+                await asyncio.wait({reading})
+
+    async def _send_event(self, send: Send, name: str, data: str) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": format_event(name, data), "more_body": True})

@@ -1,0 +1,116 @@
+"""What goes over the wire; only routes and the command line see these."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Wire(BaseModel):
+    """Base of every answer: frozen, its attribute docstrings in the OpenAPI document."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class RegionAnswer(Wire):
+    """A labelled box on a page."""
+
+    label: str
+    """What the model calls it."""
+    box_px: tuple[int, int, int, int]
+    """x1, y1, x2, y2 in the uploaded page's upright pixels."""
+    text: str
+    """Text read there; may be empty."""
+
+
+class PageAnswer(Wire):
+    """One page."""
+
+    page: int
+    """Number in the document, from 1."""
+    text: str
+    width_px: int
+    """Width of the upright page; of a PDF page as rendered."""
+    height_px: int
+    finish_reason: Literal["stop", "length", "repetition"]
+    """`stop`: read to the end. `length`: cut at max_new_tokens. `repetition`: ended because it repeated itself."""
+    confidence: float
+    """Geometric mean of the chosen tokens' probabilities, 0 to 1."""
+    regions: list[RegionAnswer]
+
+
+class TimingsAnswer(Wire):
+    """Milliseconds spent per stage; summed over pages, which overlap."""
+
+    receive: float
+    decode: float
+    queue: float
+    encode: float
+    prefill: float
+    generate: float
+
+
+class UsageAnswer(Wire):
+    """Tokens, summed over pages."""
+
+    vision_tokens: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class OcrAnswer(Wire):
+    """What was read."""
+
+    id: str
+    text: str
+    """All pages, joined by a blank line."""
+    model_id: str
+    """What answered; an adapter as `name@version`."""
+    finish_reason: Literal["stop", "length", "repetition"]
+    """The worst of the pages'."""
+    confidence: float
+    """Geometric mean over all tokens, 0 to 1."""
+    latency_ms: float
+    """From the request's arrival to this answer."""
+    timings_ms: TimingsAnswer
+    usage: UsageAnswer
+    pages: list[PageAnswer]
+
+
+class Problem(BaseModel):
+    """An error as RFC 9457 has it; members beyond these depend on the code."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: str
+    title: str
+    status: int
+    code: str
+    retryable: bool
+    request_id: str
+
+
+class ModelAnswer(Wire):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    owned_by: str = "deepsynth"
+    modes: list[str]
+    """Values that the field `mode` may take."""
+    default_mode: str
+    max_new_tokens: int
+
+
+class ModelsAnswer(Wire):
+    """All models that are served, as OpenAI's clients expect the list."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelAnswer]
+
+
+class StatusAnswer(Wire):
+    """Life or readiness."""
+
+    status: str

@@ -1,0 +1,173 @@
+"""Every metric of the service, declared once: name, kind, meaning, labels, buckets.
+
+Labels are closed sets and their children exist from the start at 0, so a rate never misses the first event and no
+client can grow the number of series. `docs/metrics.md` is written from this table. Metrics of HTTP itself come from
+prometheus-fastapi-instrumentator on the same registry.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from service.errors import error_classes
+
+PREFIX = "deepsynth_"
+OTHER_MODEL = "_other"
+DURATION_BUCKETS = tuple(0.01 * 2**power for power in range(14))
+TTFT_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+TPOT_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+LAG_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+BYTES_BUCKETS = tuple(1024.0 * 4**power for power in range(9))
+PIXEL_BUCKETS = tuple(10_000.0 * 4**power for power in range(8))
+
+STAGES = ("receive", "decode", "queue", "encode", "prefill", "generate")
+# Spelt out, because telemetry stands below the parts that define them; a test compares.
+FINISH_REASONS = ("stop", "length", "repetition")
+ENGINE_STATES = ("loading", "ready", "draining", "failed")
+FORMATS = ("png", "jpeg", "webp", "tiff", "pdf")
+INFERENCE_STATUSES = ("ok", "failed", "cancelled")
+OUTCOMES = ("ok", "client_error", "rejected", "timeout", "server_error", "unavailable", "client_disconnect")
+REJECTIONS = tuple(dict.fromkeys(cls.rejection for cls in error_classes().values() if cls.rejection))
+RESTART_REASONS = (
+    "died_idle",
+    "decode_timeout",
+    "decode_out_of_memory",
+    "decode_crash",
+    "engine_failed",
+)
+
+
+class Kind(StrEnum):
+    """Prometheus's types."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """One metric; `labels` maps a label to its closed set, empty where the set is known only once the model is."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    buckets: Sequence[float] = ()
+
+
+def _counter(name: str, text: str, **labels: Sequence[str]) -> MetricSpec:
+    return MetricSpec(PREFIX + name, Kind.COUNTER, text, labels)
+
+
+def _gauge(name: str, text: str, **labels: Sequence[str]) -> MetricSpec:
+    return MetricSpec(PREFIX + name, Kind.GAUGE, text, labels)
+
+
+def _histogram(name: str, text: str, buckets: Sequence[float], **labels: Sequence[str]) -> MetricSpec:
+    return MetricSpec(PREFIX + name, Kind.HISTOGRAM, text, labels, buckets)
+
+
+TABLE: tuple[MetricSpec, ...] = (
+    _histogram("inference_latency_seconds", "From handing a page to the engine to its last token.", DURATION_BUCKETS),
+    _counter("inference_total", "Pages that reached the engine.", model_id=(), status=INFERENCE_STATUSES),
+    _gauge("gpu_memory_bytes", "Device memory in use by the engine; 0 on a CPU.", device=()),
+    _counter("requests_total", "OCR requests by how they ended; code is ok or an error's code.", outcome=(), code=()),
+    _histogram(
+        "request_duration_seconds", "From the request's first byte to its end.", DURATION_BUCKETS, outcome=OUTCOMES
+    ),
+    _histogram("stage_duration_seconds", "Time per stage, of requests and pages.", DURATION_BUCKETS, stage=STAGES),
+    _histogram("queue_wait_seconds", "Time a page waited for a slot and in the engine's queue.", TTFT_BUCKETS),
+    _histogram("time_to_first_token_seconds", "From handing a page to the engine to its first text.", TTFT_BUCKETS),
+    _histogram("time_per_output_token_seconds", "Decode time of a page divided by its tokens.", TPOT_BUCKETS),
+    _gauge("queue_depth", "Requests admitted of which no page is in work yet."),
+    _gauge("queue_capacity", "Most requests admitted at once, waiting and running."),
+    _gauge("requests_running", "Requests with a page in work."),
+    _gauge("sequences_waiting", "Pages in the engine's own queue."),
+    _gauge("sequences_running", "Pages being decoded by the engine."),
+    _histogram("batch_size", "Pages decoded together in a step.", BATCH_BUCKETS),
+    _counter("engine_steps_total", "Steps of the engine."),
+    _counter("pages_total", "Pages read to their end."),
+    _counter("input_tokens_total", "Vision and prompt tokens of finished pages."),
+    _counter("output_tokens_total", "Tokens generated for finished pages."),
+    _counter("output_characters_total", "Characters of finished pages."),
+    _counter("finished_total", "Finished pages by reason.", finish_reason=FINISH_REASONS),
+    _counter("blank_input_total", "Pages of one single colour."),
+    _histogram("image_pixels", "Pixels of decoded pages.", PIXEL_BUCKETS, format=FORMATS),
+    _histogram("upload_bytes", "Bytes of uploaded files.", BYTES_BUCKETS),
+    _counter("image_rejected_total", "Files refused, by reason.", reason=REJECTIONS),
+    _counter("decode_children_restarts_total", "Decoding processes replaced, by reason.", reason=RESTART_REASONS),
+    _gauge("worker_up", "1 while the engine is ready."),
+    _gauge("worker_state", "1 for the state the engine is in.", state=ENGINE_STATES),
+    _gauge("worker_seconds_since_progress", "Time since the engine's last step while it has work."),
+    _histogram("event_loop_lag_seconds", "How late the event loop wakes a sleeper.", LAG_BUCKETS),
+    _gauge("build_info", "1, with what is running as labels.", version=(), model_id=(), device=(), dtype=()),
+)
+
+
+class Metrics:
+    """The table made real, on a registry of its own, so that two services in one process do not meet."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()
+        self.registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+        self._counters: dict[str, Counter] = {}
+        self._gauges: dict[str, Gauge] = {}
+        self._histograms: dict[str, Histogram] = {}
+        for spec in TABLE:
+            self._make(spec)
+        requests = self.counter("requests_total")
+        requests.labels("ok", "ok")
+        for cls in error_classes().values():
+            requests.labels(cls.outcome, cls.code)
+
+    def _make(self, spec: MetricSpec) -> None:
+        labels = tuple(spec.labels)
+        metric: Counter | Gauge | Histogram
+        match spec.kind:
+            case Kind.COUNTER:
+                metric = self._counters[spec.name] = Counter(spec.name, spec.help, labels, registry=self.registry)
+            case Kind.GAUGE:
+                metric = self._gauges[spec.name] = Gauge(spec.name, spec.help, labels, registry=self.registry)
+            case Kind.HISTOGRAM:
+                metric = self._histograms[spec.name] = Histogram(
+                    spec.name, spec.help, labels, registry=self.registry, buckets=spec.buckets
+                )
+        if labels:
+            # With an open set among them the product is empty, and nothing is made yet.
+            for values in itertools.product(*spec.labels.values()):
+                metric.labels(*values)
+
+    def counter(self, name: str) -> Counter:
+        """A counter by its name without the prefix."""
+        return self._counters[PREFIX + name]
+
+    def gauge(self, name: str) -> Gauge:
+        """A gauge by its name without the prefix."""
+        return self._gauges[PREFIX + name]
+
+    def histogram(self, name: str) -> Histogram:
+        """A histogram by its name without the prefix."""
+        return self._histograms[PREFIX + name]
+
+    def render(self) -> bytes:
+        """The exposition in Prometheus's text format."""
+        return generate_latest(self.registry)

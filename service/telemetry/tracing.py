@@ -1,0 +1,128 @@
+"""OpenTelemetry spans: off by default, and with nothing in them that is not on a list.
+
+HTTP spans come from opentelemetry-instrumentation-fastapi, those of reading from `service.reading.observer`. Both
+pass through `AllowListExporter`, so that no file name, query, header or exception text can leave by this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.trace import NoOpTracer, Tracer
+from opentelemetry.util.types import AttributeValue
+
+SERVICE_NAME = "deepsynth-ocr"
+_RENAMED = {
+    "http.method": "http.request.method",
+    "http.status_code": "http.response.status_code",
+    "http.scheme": "url.scheme",
+    "http.flavor": "network.protocol.version",
+}
+"""Old names that the instrumentation still writes, to those of the stable conventions."""
+ALLOWED = frozenset(
+    {
+        *_RENAMED.values(),
+        "http.route",
+        "error.type",
+        "exception.type",
+        "deepsynth.upload.bytes",
+        "deepsynth.image.format",
+        "deepsynth.image.width_px",
+        "deepsynth.image.height_px",
+        "deepsynth.page.number",
+        "deepsynth.page.count",
+        "gen_ai.request.model",
+        "gen_ai.usage.input_tokens",
+        "gen_ai.usage.output_tokens",
+        "gen_ai.response.finish_reasons",
+    }
+)
+UNTRACED = "livez,readyz,metrics"
+
+
+def _filtered(attributes: Mapping[str, AttributeValue] | None) -> dict[str, AttributeValue]:
+    renamed = {_RENAMED.get(name, name): value for name, value in (attributes or {}).items()}
+    return {name: value for name, value in renamed.items() if name in ALLOWED}
+
+
+class AllowListExporter(SpanExporter):
+    """Passes spans on with the attributes that are on the list, and no others."""
+
+    def __init__(self, inner: SpanExporter) -> None:
+        self._inner = inner
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Filter and pass on."""
+        return self._inner.export([_stripped(span) for span in spans])
+
+    def shutdown(self) -> None:
+        """End the inner exporter."""
+        self._inner.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """Flush the inner exporter."""
+        return self._inner.force_flush(timeout_millis)
+
+
+def _stripped(span: ReadableSpan) -> ReadableSpan:
+    route = (span.attributes or {}).get("http.route")
+    is_server = span.kind.name == "SERVER"
+    # An unmatched path would otherwise stand in the name, as the client wrote it.
+    name = span.name if not is_server or route else str((span.attributes or {}).get("http.method", "HTTP"))
+    return ReadableSpan(
+        name=name,
+        context=span.context,
+        parent=span.parent,
+        resource=span.resource,
+        attributes=_filtered(span.attributes),
+        events=[Event(event.name, _filtered(event.attributes), event.timestamp) for event in span.events],
+        kind=span.kind,
+        instrumentation_scope=span.instrumentation_scope,
+        status=span.status,
+        start_time=span.start_time,
+        end_time=span.end_time,
+    )
+
+
+class Tracing:
+    """The process's spans, or nothing at all; made once per app and closed with it."""
+
+    def __init__(self, *, endpoint: str | None, version: str, exporter: SpanExporter | None = None) -> None:
+        """Set up tracing.
+
+        Args:
+            endpoint: Where spans go over OTLP; None for no tracing, unless there is an exporter.
+            version: Version of the service.
+            exporter: Takes the spans at once instead; for tests.
+        """
+        self._provider: TracerProvider | None = None
+        if endpoint is None and exporter is None:
+            return
+        resource = Resource({"service.name": SERVICE_NAME, "service.version": version})
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        if exporter is not None:
+            self._provider.add_span_processor(SimpleSpanProcessor(AllowListExporter(exporter)))
+        elif endpoint is not None:
+            # Imported where it is needed: it is slow to import and tracing is off by default.
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+            otlp = AllowListExporter(OTLPSpanExporter(endpoint=endpoint, timeout=5))
+            self._provider.add_span_processor(BatchSpanProcessor(otlp))
+
+    @property
+    def tracer(self) -> Tracer:
+        """Makes our own spans; does nothing when tracing is off."""
+        return NoOpTracer() if self._provider is None else self._provider.get_tracer("deepsynth")
+
+    @property
+    def provider(self) -> TracerProvider | None:
+        """For the instrumentation of HTTP; None when tracing is off."""
+        return self._provider
+
+    def shutdown(self) -> None:
+        """Send what is left; may block for some seconds."""
+        if self._provider is not None:
+            self._provider.shutdown()

@@ -1,0 +1,118 @@
+"""The README's commands, typed as a newcomer would: the server starts, and the sample is read with and without it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shared.contract.text import cer
+from tests.support.nano import needs_nano
+from tests.support.programs import ROOT, free_port, require, stop_session, wait_until_ready
+
+pytestmark = [pytest.mark.e2e, needs_nano]
+
+ADDRESS = "127.0.0.1:8000"
+TRUTH = ROOT / "docs" / "samples" / "sample-block.txt"
+START_LIMIT_S = 600  # the first start installs everything
+LARGEST_CER = 0.05
+
+
+def commands() -> list[str]:
+    """Every line of the README's console blocks."""
+    blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def command(start: str) -> str:
+    found = [line for line in commands() if line.startswith(start)]
+    assert found, f"the README has no command {start}"
+    return found[0]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("DEEPSYNTH_")}
+    return {**kept, "OMP_NUM_THREADS": "2", **changes}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Address of what `make serve` started, and the file with what it prints."""
+    port = free_port()
+    log: Path = tmp_path_factory.mktemp("readme") / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            shlex.split(command("make serve")),
+            cwd=ROOT,
+            env=environment(DEEPSYNTH_PORT=str(port)),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        wait_until_ready(port, process, log, START_LIMIT_S)
+        yield f"127.0.0.1:{port}", log
+    finally:
+        stop_session(process)
+
+
+def read_with(line: str) -> str:
+    words = shlex.split(line)
+    done = subprocess.run(
+        [require(words[0]), "--silent", "--fail-with-body", *words[1:]],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_curl_line_reads_the_sample(served: tuple[str, Path]) -> None:
+    line = command("curl ")
+    assert ADDRESS in line
+    answer = json.loads(read_with(line.replace(ADDRESS, served[0])))
+    assert answer["model_id"] == "nano"
+    assert cer(TRUTH.read_text(encoding="utf-8"), answer["text"]) <= LARGEST_CER
+
+
+def test_the_answer_has_the_fields_that_the_readme_shows(served: tuple[str, Path]) -> None:
+    (shown,) = re.findall(r"```json\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    wanted = json.loads(shown)
+    answer = json.loads(read_with(command("curl ").replace(ADDRESS, served[0])))
+    assert answer.keys() == wanted.keys()
+    assert answer["pages"][0].keys() == wanted["pages"][0].keys()
+    assert answer["timings_ms"].keys() == wanted["timings_ms"].keys()
+    assert answer["usage"].keys() == wanted["usage"].keys()
+
+
+def printed_line(log: Path, start: str, limit_s: float = 10) -> str:
+    """From `start` to the line's end, as soon as it is printed."""
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        found = re.findall(f"{start}.*", log.read_text(encoding="utf-8"))
+        if found:
+            return str(found[0])
+        time.sleep(0.1)
+    raise AssertionError(f"nothing printed starts with {start!r}")
+
+
+def test_make_serve_prints_a_line_to_try_that_works(served: tuple[str, Path]) -> None:
+    address, log = served
+    line = printed_line(log, "curl ")
+    assert address in line
+    assert json.loads(read_with(line))["text"]
+
+
+def test_the_command_line_reads_the_sample_without_a_server() -> None:
+    line = command(".venv/bin/python -m service ocr")
+    done = subprocess.run(
+        shlex.split(line), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert cer(TRUTH.read_text(encoding="utf-8"), done.stdout) <= LARGEST_CER

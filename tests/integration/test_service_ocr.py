@@ -1,0 +1,254 @@
+"""POST /ocr through the whole app: real decoding processes, the fake engine, httpx's ASGI transport."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from service.engine.fake import FakeEngine, FakeEngineHandle
+from shared.contract.prompts import Task, prompt_for
+from tests.support.pdf import make_pdf
+from tests.support.service import RunningService, encode, page_image, png, running_service
+
+pytestmark = pytest.mark.integration
+
+LEAKS = ("Traceback", "Error(", "/service/", "0x", "PIL", "pydantic", "starlette", "secret")
+
+
+async def test_page_is_read() -> None:
+    async with running_service() as service:
+        response = await service.ocr(png())
+        again = await service.ocr(png())
+        other = await service.ocr(png("Another page"))
+    answer = response.json()
+    assert response.status_code == 200
+    assert list(answer) == [
+        "id",
+        "text",
+        "model_id",
+        "finish_reason",
+        "confidence",
+        "latency_ms",
+        "timings_ms",
+        "usage",
+        "pages",
+    ]
+    assert list(answer["timings_ms"]) == ["receive", "decode", "queue", "encode", "prefill", "generate"]
+    assert answer["text"] == again.json()["text"] != other.json()["text"]
+    assert answer["id"] != again.json()["id"]
+    assert (answer["model_id"], answer["finish_reason"], answer["confidence"]) == ("fake", "stop", 0.875)
+    assert answer["pages"] == [
+        {
+            "page": 1,
+            "text": answer["text"],
+            "width_px": 320,
+            "height_px": 200,
+            "finish_reason": "stop",
+            "confidence": 0.875,
+            "regions": [],
+        }
+    ]
+    assert answer["usage"]["vision_tokens"] > 0
+    assert answer["latency_ms"] >= answer["timings_ms"]["decode"] > 0
+
+
+async def test_specifications_route_is_the_same() -> None:
+    async with running_service() as service:
+        ours = await service.ocr(png())
+        theirs = await service.client.post("/api/ocr/run", files={"file": ("x", png())})
+    assert theirs.status_code == 200
+    assert theirs.json()["text"] == ours.json()["text"]
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "TIFF"])
+async def test_formats_are_told_by_content_whatever_the_name(file_format: str) -> None:
+    async with running_service() as service:
+        response = await service.ocr(encode(page_image(), file_format), name="page.exe")
+    assert response.status_code == 200
+
+
+async def test_pdf_pages_are_read_in_order() -> None:
+    async with running_service() as service:
+        every = (await service.ocr(make_pdf(["one", "two", "three"]))).json()
+        some = (await service.ocr(make_pdf(["one", "two", "three"]), pages="3,1")).json()
+    assert [page["page"] for page in every["pages"]] == [1, 2, 3]
+    assert every["text"] == "\n\n".join(page["text"] for page in every["pages"])
+    assert [page["page"] for page in some["pages"]] == [1, 3]
+    assert [page["text"] for page in some["pages"]] == [every["pages"][0]["text"], every["pages"][2]["text"]]
+
+
+async def test_boxes_are_in_the_upright_images_pixels() -> None:
+    stored = page_image(size=(400, 200)).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    async with running_service() as service:
+        page = (await service.ocr(encode(stored, exif=exif.tobytes()), task="ocr")).json()["pages"][0]
+    assert (page["width_px"], page["height_px"]) == (400, 200)
+    (region,) = page["regions"]
+    left, top, right, bottom = region["box_px"]
+    assert 0 <= left < right <= 400
+    assert 0 <= top < bottom <= 200
+    assert region["text"] == page["text"]
+
+
+async def test_fields_reach_the_engine() -> None:
+    async with running_service() as service:
+        await service.ocr(png(), task="locate", query="the total", mode="small", max_new_tokens="3", model_id="fake")
+        answer = (await service.ocr(png(), max_new_tokens="3")).json()
+        located, free = service.engine.submitted
+    assert located.prompt == prompt_for(Task.LOCATE, "the total")
+    assert (str(located.page.plan.mode), located.max_new_tokens, located.model_id) == ("small", 3, "fake")
+    assert free.prompt == prompt_for(Task.FREE)
+    assert (answer["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 3)
+
+
+async def test_empty_fields_count_as_not_given() -> None:
+    async with running_service() as service:
+        response = await service.ocr(png(), mode="", pages=" ", query="", task="")
+    assert response.status_code == 200
+
+
+def broken_images() -> dict[str, tuple[bytes, int, str]]:
+    big = io.BytesIO()
+    Image.new("1", (12_001, 16)).save(big, "PNG")
+    return {
+        "empty": (b"", 422, "empty_file"),
+        "text": (b"hello", 415, "unsupported_format"),
+        "gif": (encode(page_image(), "GIF"), 415, "unsupported_format"),
+        "truncated": (png()[:300], 422, "undecodable_file"),
+        "wide": (big.getvalue(), 413, "too_many_pixels"),
+        "animated": (
+            encode(page_image(), save_all=True, append_images=[page_image("2")]),
+            422,
+            "multi_frame_unsupported",
+        ),
+        "protected": (make_pdf(["x"], encrypted=True), 422, "pdf_encrypted"),
+        "float": (encode(Image.new("F", (32, 32)), "TIFF"), 415, "unsupported_pixel_type"),
+        "pdf bomb": (make_pdf(["x"], size_pt=(14_400, 14_400)), 413, "too_many_pixels"),
+    }
+
+
+async def test_bad_files_get_their_code_and_leak_nothing() -> None:
+    async with running_service() as service:
+        for name, (data, status, code) in broken_images().items():
+            response = await service.ocr(data, name="secret.png")
+            problem = response.json()
+            assert (response.status_code, problem["code"]) == (status, code), name
+            assert response.headers["content-type"] == "application/problem+json"
+            assert problem["type"] == f"urn:deepsynth:error:{code}"
+            assert problem["request_id"] == response.headers["x-request-id"]
+            assert not [leak for leak in LEAKS if leak in response.text]
+        assert (await service.ocr(png())).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code", "field"),
+    [
+        ({"task": "secret"}, 422, "invalid_field", "task"),
+        ({"mode": "secret"}, 422, "invalid_field", "mode"),
+        ({"mode": "base", "task": "locate"}, 422, "invalid_field", "query"),
+        ({"query": "secret"}, 422, "invalid_field", "query"),
+        ({"max_new_tokens": "0"}, 422, "invalid_field", "max_new_tokens"),
+        ({"max_new_tokens": "5000"}, 422, "invalid_field", "max_new_tokens"),
+        ({"max_new_tokens": "secret"}, 422, "invalid_field", "max_new_tokens"),
+        ({"pages": "secret"}, 422, "invalid_field", "pages"),
+        ({"pages": "2"}, 422, "page_out_of_range", None),
+        ({"pages": "1-17"}, 422, "too_many_pages", None),
+        ({"stream": "secret"}, 422, "invalid_field", "stream"),
+        ({"temperature": "1"}, 422, "invalid_field", ""),
+        ({"model_id": "secret"}, 404, "model_not_found", None),
+        ({"model_id": "../../etc/secret"}, 404, "model_not_found", None),
+        ({"query": "x" * 1001, "task": "locate"}, 422, "invalid_field", "query"),
+    ],
+)
+async def test_bad_fields_are_named_and_not_quoted(
+    fields: dict[str, str], status: int, code: str, field: str | None
+) -> None:
+    async with running_service() as service:
+        response = await service.ocr(png(), **fields)
+    problem = response.json()
+    assert (response.status_code, problem["code"], problem.get("field")) == (status, code, field)
+    assert not [leak for leak in LEAKS if leak in response.text]
+
+
+async def post_raw(service: RunningService, body: bytes, content_type: str) -> tuple[int, str]:
+    response = await service.client.post("/ocr", content=body, headers={"content-type": content_type})
+    return response.status_code, response.json()["code"]
+
+
+async def test_bodies_that_are_no_form() -> None:
+    form = "multipart/form-data; boundary=b"
+    part = b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
+    field = b'--b\r\nContent-Disposition: form-data; name="task"\r\n\r\nfree\r\n'
+    async with running_service() as service:
+        assert await post_raw(service, b"x", "image/png") == (415, "not_multipart")
+        assert await post_raw(service, b"{}", "application/json") == (415, "not_multipart")
+        assert await post_raw(service, b"x", "multipart/form-data") == (400, "malformed_body")
+        assert await post_raw(service, b"nonsense", form) == (400, "malformed_body")
+        assert await post_raw(service, b"", form) == (422, "invalid_field")
+        assert await post_raw(service, field + b"--b--\r\n", form) == (422, "invalid_field")
+        assert await post_raw(service, (part + b"1\r\n") * 2 + b"--b--\r\n", form) == (400, "malformed_body")
+        assert await post_raw(service, field * 9 + part + b"--b--\r\n", form) == (400, "malformed_body")
+        assert await post_raw(service, field * 2 + part + b"\r\n--b--\r\n", form) == (422, "invalid_field")
+        long = field.replace(b"free", b"x" * 17_000)
+        assert await post_raw(service, long + b"--b--\r\n", form) == (400, "malformed_body")
+        assert service.services.gate.num_waiting + service.services.gate.num_running == 0
+
+
+async def test_text_under_the_files_name_is_no_file() -> None:
+    async with running_service() as service:
+        response = await service.client.post("/ocr", data={"file": "http://127.0.0.1/x.png"}, files={"other": b"x"})
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_field")
+
+
+async def test_file_larger_than_the_limit_is_refused_and_the_limit_itself_is_not() -> None:
+    data = png()
+    async with running_service(max_upload_bytes=len(data) + 1024) as service:
+        assert (await service.ocr(data + b"\0" * 1024)).status_code == 200
+        response = await service.ocr(data + b"\0" * 1025)
+    assert (response.status_code, response.json()["code"]) == (413, "upload_too_large")
+    assert response.json()["limit_bytes"] == len(data) + 1024
+
+
+@pytest.mark.parametrize(("code", "status"), [("engine_failed", 500), ("engine_lost", 503), ("odd", 500)])
+async def test_engines_failures_have_their_status(code: str, status: int) -> None:
+    engine = FakeEngineHandle(FakeEngine(fail_with={prompt_for(Task.FREE): code}))
+    async with running_service(engine) as service:
+        response = await service.ocr(png())
+        assert response.status_code == status
+        assert "told to fail" not in response.text
+        assert ("retry-after" in response.headers) is (status == 503)
+        assert (await service.ocr(png(), task="describe")).status_code == 200
+
+
+async def test_fault_of_our_own_is_a_500_without_a_word_about_it(caplog: pytest.LogCaptureFixture) -> None:
+    async with running_service() as service:
+        service.engine.submit = None  # type: ignore[assignment]
+        response = await service.ocr(png())
+        assert await service.metric('deepsynth_requests_total{code="internal_error",outcome="server_error"}') == 1
+    assert (response.status_code, response.json()["code"]) == (500, "internal_error")
+    assert "NoneType" not in response.text
+    assert any(record.exc_info for record in caplog.records)
+
+
+async def test_request_id_is_kept_when_it_is_harmless() -> None:
+    async with running_service() as service:
+        given = await service.client.get("/livez", headers={"x-request-id": "abc-1.2_Z"})
+        odd = await service.client.get("/livez", headers={"x-request-id": "a b\tc"})
+        none = await service.client.get("/livez")
+    assert given.headers["x-request-id"] == "abc-1.2_Z"
+    assert len(odd.headers["x-request-id"]) == len(none.headers["x-request-id"]) == 32
+
+
+async def test_openapi_describes_the_form() -> None:
+    async with running_service() as service:
+        schema = (await service.client.get("/openapi.json")).json()
+    form = schema["paths"]["/ocr"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert form["required"] == ["file"]
+    assert form["properties"]["file"]["format"] == "binary"
+    assert form["properties"]["task"]["enum"] == [str(task) for task in Task]
+    assert "$ref" not in json.dumps(form)
+    assert "429" in schema["paths"]["/ocr"]["post"]["responses"]

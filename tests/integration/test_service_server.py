@@ -1,0 +1,184 @@
+"""What only a real server and real sockets can show: slow, oversized and vanishing clients, signals, exit codes."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.server import ServerProcess, form_body, read_response, running_server
+from tests.support.service import png
+
+pytestmark = pytest.mark.integration
+
+LIMIT = 300_000
+KIB = 1024
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    with running_server(
+        MAX_UPLOAD_BYTES=str(LIMIT), BODY_IDLE_S="0.6", BODY_TOTAL_S="2", OCR_BATCH_SIZE="1", QUEUE_SIZE="4"
+    ) as running:
+        yield running
+
+
+def head(length: int | None, content_type: str) -> bytes:
+    framing = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
+    return f"POST /ocr HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n{framing}\r\n\r\n".encode()
+
+
+def chunked(data: bytes) -> bytes:
+    return f"{len(data):x}\r\n".encode() + data + b"\r\n"
+
+
+def send_until_refused(connection: socket.socket, pieces: int, piece: bytes) -> int:
+    """Bytes the other side took before it hung up."""
+    sent = 0
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * KIB)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        for _ in range(pieces):
+            connection.sendall(piece)
+            sent += len(piece)
+    return sent
+
+
+def test_page_is_read(server: ServerProcess) -> None:
+    response = httpx.post(f"{server.url}/ocr", files={"file": png()})
+    assert response.status_code == 200
+    assert "server" not in response.headers
+
+
+def test_chunked_upload_is_read(server: ServerProcess) -> None:
+    body, content_type = form_body(png())
+    with server.connect() as connection:
+        connection.sendall(head(None, content_type))
+        for start in range(0, len(body), 100):
+            connection.sendall(chunked(body[start : start + 100]))
+        connection.sendall(b"0\r\n\r\n")
+        assert connection.recv(12) == b"HTTP/1.1 200"
+
+
+def test_declared_size_beyond_the_limit_is_refused_unread(server: ServerProcess) -> None:
+    with server.connect() as connection:
+        connection.sendall(head(10 * LIMIT, "multipart/form-data; boundary=b"))
+        answer = read_response(connection)
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"upload_too_large" in answer
+    assert b"connection: close" in answer.lower()
+
+
+def test_endless_chunked_upload_is_cut_off_near_the_limit(server: ServerProcess) -> None:
+    start = b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
+    with server.connect() as connection:
+        connection.sendall(head(None, "multipart/form-data; boundary=b") + chunked(start))
+        sent = send_until_refused(connection, 2000, chunked(b"x" * 16 * KIB))
+        read_response(connection)
+    # What is taken beyond the limit is buffers on the way, less than a megabyte.
+    assert sent < LIMIT + 1024 * KIB
+    assert httpx.get(f"{server.url}/livez").status_code == 200
+
+
+def test_stalled_upload_is_ended_with_408(server: ServerProcess) -> None:
+    with server.connect() as connection:
+        connection.sendall(head(5000, "multipart/form-data; boundary=b") + b"--b\r\n")
+        start_s = time.monotonic()
+        answer = read_response(connection)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"body_timeout" in answer
+    assert time.monotonic() - start_s < 5
+
+
+def test_trickling_upload_is_ended_with_408(server: ServerProcess) -> None:
+    with server.connect() as connection:
+        connection.sendall(head(5000, "multipart/form-data; boundary=b") + b"--b\r\n")
+        connection.settimeout(0.2)
+        start_s = time.monotonic()
+        answer = b""
+        while not answer and time.monotonic() - start_s < 10:
+            with contextlib.suppress(TimeoutError):
+                answer = connection.recv(65536)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(b"x")
+    assert answer.startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize("way", ["close", "reset", "half-close"])
+def test_client_that_leaves_frees_its_place(way: str) -> None:
+    with running_server(OCR_BATCH_SIZE="1", FAKE_STEP_MS="60000") as server:
+        body, content_type = form_body(png())
+        with server.connect() as connection:
+            connection.sendall(head(len(body), content_type) + body)
+            server.wait_metric("deepsynth_sequences_running", 1)
+            if way == "reset":
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            if way == "half-close":
+                connection.shutdown(socket.SHUT_WR)
+                server.wait_metric("deepsynth_requests_running", 0)
+        server.wait_metric("deepsynth_requests_running", 0)
+        server.wait_metric("deepsynth_sequences_running", 0)
+        gone = 'deepsynth_requests_total{code="client_disconnect",outcome="client_disconnect"}'
+        assert server.metric(gone) == 1
+
+
+def test_client_that_leaves_in_mid_upload_frees_its_place(server: ServerProcess) -> None:
+    gone = 'deepsynth_requests_total{code="client_disconnect",outcome="client_disconnect"}'
+    before = server.metric(gone)
+    with server.connect() as connection:
+        connection.sendall(head(5000, "multipart/form-data; boundary=b") + b"--b\r\n")
+        server.wait_metric("deepsynth_queue_depth", 1)
+    server.wait_metric("deepsynth_queue_depth", 0)
+    assert server.metric(gone) == before + 1
+
+
+def test_sigterm_finishes_what_is_inside_and_turns_the_rest_away() -> None:
+    with (
+        running_server(DRAIN_GRACE_S="1.5", FAKE_STEP_MS="100") as server,
+        concurrent.futures.ThreadPoolExecutor() as threads,
+    ):
+        inside = threads.submit(httpx.post, f"{server.url}/ocr", files={"file": png()}, timeout=20)
+        server.wait_metric("deepsynth_requests_running", 1)
+        server.process.send_signal(signal.SIGTERM)
+        deadline_s = time.monotonic() + 5
+        while httpx.get(f"{server.url}/readyz").status_code != 503:
+            assert time.monotonic() < deadline_s
+        late = httpx.post(f"{server.url}/ocr", files={"file": png()})
+        assert (late.status_code, late.json()["code"]) == (503, "draining")
+        assert inside.result().status_code == 200
+        assert server.process.wait(timeout=20) in (0, -signal.SIGTERM)
+
+
+def test_second_signal_does_not_wait() -> None:
+    with running_server(FAKE_STEP_MS="60000") as server:
+        body, content_type = form_body(png())
+        with server.connect() as connection:
+            connection.sendall(head(len(body), content_type) + body)
+            server.wait_metric("deepsynth_sequences_running", 1)
+            server.process.send_signal(signal.SIGTERM)
+            server.process.send_signal(signal.SIGINT)
+            server.process.wait(timeout=10)
+
+
+def test_no_process_is_left_when_the_service_is_killed() -> None:
+    with running_server() as server:
+        tasks = Path(f"/proc/{server.process.pid}/task").glob("*/children")
+        children = [child for task in tasks for child in task.read_text().split()]
+        assert children
+        server.stop(signal.SIGKILL)
+        deadline_s = time.monotonic() + 5
+        while any(Path(f"/proc/{child}/exe").exists() for child in children):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.02)
+
+
+def test_start_says_how_to_try_it() -> None:
+    with running_server() as server:
+        assert f"curl -F file=@docs/samples/sample-block.png {server.url}/ocr" in server.log.read_text()
+        assert f"{server.url}/\n" in server.log.read_text()

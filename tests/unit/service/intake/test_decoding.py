@@ -1,0 +1,253 @@
+"""Limits, damage and disguise, without processes around them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import warnings
+import zlib
+
+import pytest
+from PIL import Image
+
+from service.errors import (
+    AspectRatioError,
+    DeepSynthError,
+    EmptyFileError,
+    MultiFrameError,
+    PageOutOfRangeError,
+    PdfEncryptedError,
+    TooManyPagesError,
+    TooManyPixelsError,
+    UnsupportedFormatError,
+)
+from service.intake.decoding import decode, open_page
+from service.intake.formats import detect_format
+from service.intake.limits import DecodeOrder, IntakeLimits
+from shared.deepseek_ocr.geometry import GeometryConfig, Mode
+from tests.support.pdf import make_pdf
+from tests.support.service import encode, page_image
+
+LIMITS = IntakeLimits(max_pixels=200_000, max_side_px=1000, max_frames=4, max_pdf_pages=3)
+
+
+def order(selection: tuple[int, ...] | None = None, position: int = 0) -> DecodeOrder:
+    return DecodeOrder(selection, position, Mode.SMALL, GeometryConfig(), LIMITS)
+
+
+def png_header(width: int, height: int, depth: int = 8, colour: int = 2) -> bytes:
+    """A PNG that declares a size and holds next to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack("!I", len(data)) + kind + data + struct.pack("!I", zlib.crc32(kind + data))
+
+    header = struct.pack("!IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    )
+
+
+def outcome(data: bytes) -> int:
+    """Status a client would see; anything but a known error fails the test."""
+    try:
+        open_page(data, order())
+    except DeepSynthError as error:
+        return error.status
+    return 200
+
+
+def frames(file_format: str, count: int) -> bytes:
+    images = [page_image(str(number), (40 + number, 30)) for number in range(1, count + 1)]
+    if file_format != "TIFF":
+        images = [page_image(str(number), (40, 30)) for number in range(1, count + 1)]
+    return encode(images[0], file_format, save_all=True, append_images=images[1:])
+
+
+def test_order_survives_the_wire() -> None:
+    wanted = order((1, 3), 1)
+    assert DecodeOrder.from_wire(wanted.to_wire()) == wanted
+
+
+def test_page_becomes_its_views() -> None:
+    page = decode(encode(page_image()), order())
+    assert (page.width_px, page.height_px, page.pages, page.page) == (320, 200, (1,), 1)
+    assert page.global_view_HWC.shape == (640, 640, 3)
+    assert page.tiles_THWC.shape[0] == 0
+    assert not page.is_blank
+
+
+def test_blank_page_is_noticed() -> None:
+    assert decode(encode(Image.new("RGB", (50, 50), "white")), order()).is_blank
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(1001, 10), (10, 1001), (500, 401), (65_500, 65_500), (2_000_000_000, 2_000_000_000)]
+)
+def test_too_many_pixels_are_refused_by_the_header(width: int, height: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with pytest.raises(TooManyPixelsError):
+            open_page(png_header(width, height), order())
+
+
+def test_limit_itself_is_allowed() -> None:
+    assert open_page(encode(Image.new("1", (500, 400))), order())[2].size == (500, 400)
+
+
+def test_bomb_in_a_later_frame_is_refused() -> None:
+    images = [Image.new("1", (10, 10)), Image.new("1", (999, 999))]
+    data = encode(images[0], "TIFF", save_all=True, append_images=images[1:], compression="group4")
+    with pytest.raises(TooManyPixelsError):
+        open_page(data, order())
+    with pytest.raises(TooManyPixelsError):
+        open_page(data, order((2,)))
+
+
+def test_sliver_is_refused() -> None:
+    with pytest.raises(AspectRatioError):
+        open_page(encode(Image.new("L", (402, 2))), order())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (200, 1), (7, 3), (3, 500)])
+def test_tiny_page_is_read(size: tuple[int, int]) -> None:
+    assert decode(encode(Image.new("RGB", size, "white")), order()).width_px == size[0]
+
+
+def test_empty_file_is_said_to_be_empty() -> None:
+    with pytest.raises(EmptyFileError):
+        open_page(b"", order())
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_every_truncation_is_refused(file_format: str) -> None:
+    options = {"compression": "tiff_deflate"} if file_format == "TIFF" else {}
+    data = encode(page_image(), file_format, **options)
+    # The last 16 bytes of a PNG are a checksum and the end mark: without them every pixel is still there.
+    cuts = sorted({*range(1, 64), *range(64, len(data) - 16, max(len(data) // 60, 1))})
+    survivors = [cut for cut in cuts if outcome(data[:cut]) not in (415, 422)]
+    assert survivors == []
+
+
+def test_truncated_pdf_is_refused_or_read_but_never_a_crash() -> None:
+    data = make_pdf(["one"])
+    for cut in range(1, len(data), 7):
+        assert outcome(data[:cut]) in (200, 415, 422)
+
+
+@pytest.mark.parametrize("flip", range(0, 400, 3))
+def test_damaged_bytes_never_escape_as_an_unknown_error(flip: int) -> None:
+    data = bytearray(encode(page_image(), "TIFF" if flip % 2 else "PNG"))
+    data[flip % len(data)] ^= 0xA5
+    assert outcome(bytes(data)) in (200, 413, 415, 422)
+
+
+def writable_formats() -> list[str]:
+    Image.init()
+    return sorted(set(Image.SAVE) - {"PNG", "JPEG", "WEBP", "TIFF", "PDF", "MPO"})
+
+
+def write_somehow(file_format: str) -> bytes:
+    for mode in ("RGB", "L", "1", "P"):
+        buffer = io.BytesIO()
+        with warnings.catch_warnings(), contextlib.suppress(OSError, ValueError, KeyError, RuntimeError):
+            warnings.simplefilter("ignore", DeprecationWarning)
+            Image.new(mode, (32, 32)).save(buffer, file_format)
+            return buffer.getvalue()
+    return b"no writer here, but a name all the same: " + file_format.encode()
+
+
+@pytest.mark.parametrize("file_format", writable_formats())
+def test_other_format_under_a_served_name_is_refused(file_format: str) -> None:
+    with pytest.raises(UnsupportedFormatError):
+        open_page(write_somehow(file_format), order())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GIF89a" + b"\0" * 40,
+        b"%!PS-Adobe-3.0 EPSF-3.0\n",
+        b"PK\x03\x04" + b"\0" * 60,
+        b"<!doctype html><script>1</script>",
+        b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+        b"\x7fELF" + b"\0" * 60,
+        b"SIMPLE  =                    T",
+        b"8BPS\0\1" + b"\0" * 60,
+        b"\x89HDF\r\n\x1a\n",
+        b"RIFF\x24\0\0\0WAVEfmt ",
+        b"http://127.0.0.1/page.png",
+        b"\0" * 4096,
+    ],
+)
+def test_other_content_is_refused(data: bytes) -> None:
+    with pytest.raises(UnsupportedFormatError):
+        open_page(data, order())
+
+
+def test_pillow_alone_would_take_more_formats_than_we_do() -> None:
+    # Holds the reason for the explicit list: should Pillow shrink to ours, this test says so.
+    Image.init()
+    assert len(set(Image.OPEN) - {"PNG", "JPEG", "WEBP", "TIFF"}) >= 35
+
+
+def test_all_pages_of_a_tiff_come_in_order() -> None:
+    data = frames("TIFF", 3)
+    widths = [open_page(data, order(position=position))[2].width for position in range(3)]
+    assert widths == [41, 42, 43]
+    assert open_page(data, order())[1] == (1, 2, 3)
+
+
+def test_selected_pages_of_a_tiff() -> None:
+    file_format, pages, page = open_page(frames("TIFF", 4), order((2, 4), 1))
+    assert (file_format, pages, page.width) == ("tiff", (2, 4), 44)
+
+
+def test_too_many_frames_are_refused_without_counting_them_all() -> None:
+    with pytest.raises(TooManyPagesError):
+        open_page(frames("TIFF", 5), order())
+
+
+@pytest.mark.parametrize("file_format", ["TIFF", "PNG", "WEBP"])
+def test_frame_that_is_not_there(file_format: str) -> None:
+    with pytest.raises(PageOutOfRangeError):
+        open_page(frames(file_format, 2), order((3,)))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
+def test_animation_is_never_silently_its_first_frame(file_format: str) -> None:
+    data = frames(file_format, 2)
+    with pytest.raises(MultiFrameError):
+        open_page(data, order())
+    assert open_page(data, order((2,)))[1] == (2,)
+
+
+def test_pdf_page_is_rendered_at_the_set_resolution() -> None:
+    _, pages, page = open_page(make_pdf(["one", "two"], size_pt=(144, 72)), order((2,)))
+    assert (pages, page.size, page.mode) == ((2,), (300, 150), "RGB")
+    assert page.getextrema()[0][0] < 64
+
+
+def test_pdf_with_too_many_pages_is_refused() -> None:
+    with pytest.raises(TooManyPagesError):
+        open_page(make_pdf(["page"] * 4, size_pt=(72, 72)), order())
+
+
+def test_pdf_page_that_is_not_there() -> None:
+    with pytest.raises(PageOutOfRangeError):
+        open_page(make_pdf(["one"], size_pt=(72, 72)), order((2,)))
+
+
+def test_pdf_bomb_is_refused_before_it_is_rendered() -> None:
+    with pytest.raises(TooManyPixelsError):
+        open_page(make_pdf(["one"], size_pt=(14_400, 14_400)), order())
+
+
+def test_protected_pdf_says_so() -> None:
+    with pytest.raises(PdfEncryptedError):
+        open_page(make_pdf(["secret"], encrypted=True), order())
+
+
+def test_content_decides_not_the_first_letters_of_a_pdf() -> None:
+    assert detect_format(b"\n\n  junk %PDF-1.4") == "pdf"
+    assert detect_format(b" " * 2000 + b"%PDF-1.4") is None

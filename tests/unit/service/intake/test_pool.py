@@ -1,0 +1,162 @@
+"""The decoding processes, really started: what a file can do to one of them, and what it cannot do to the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from service.errors import (
+    DecodeCrashError,
+    DecodeMemoryError,
+    DecodeTimeoutError,
+    DeepSynthError,
+    TooManyPixelsError,
+    UndecodableError,
+)
+from service.intake.limits import DecodeOrder, IntakeLimits
+from service.intake.pool import DecoderPool
+from shared.deepseek_ocr.geometry import GeometryConfig, Mode
+from tests.support.service import eventually, png
+
+MIB = 1024 * 1024
+ORDER = DecodeOrder(None, 0, Mode.GUNDAM, GeometryConfig(), IntakeLimits())
+
+
+@contextlib.asynccontextmanager
+async def running_pool(workers: int = 1, timeout_s: float = 10.0) -> AsyncIterator[tuple[DecoderPool, list[str]]]:
+    restarts: list[str] = []
+    pool = DecoderPool(
+        workers=workers,
+        memory_bytes=1024 * MIB,
+        timeout_s=timeout_s,
+        max_file_bytes=20 * MIB,
+        on_restart=restarts.append,
+    )
+    await pool.start()
+    try:
+        yield pool, restarts
+    finally:
+        await pool.stop()
+
+
+def state_of(pid: int) -> str:
+    """The kernel's letter for a process's state; empty when it is gone."""
+    path = Path(f"/proc/{pid}/stat")
+    return path.read_text().rpartition(")")[2].split()[0] if path.exists() else ""
+
+
+def is_stopped(pid: int) -> bool:
+    return state_of(pid) in ("t", "T")
+
+
+def environment_names(pid: int) -> set[bytes]:
+    entries = Path(f"/proc/{pid}/environ").read_bytes().rstrip(b"\0").split(b"\0")
+    return {entry.partition(b"=")[0] for entry in entries}
+
+
+async def test_page_comes_out_of_a_process() -> None:
+    async with running_pool() as (pool, restarts):
+        page = await pool.decode(png(), ORDER)
+    assert (page.width_px, page.height_px, restarts) == (320, 200, [])
+
+
+async def test_refusal_comes_out_with_its_public_facts_and_costs_no_process() -> None:
+    async with running_pool() as (pool, restarts):
+        (pid,) = pool.pids
+        with pytest.raises(UndecodableError):
+            await pool.decode(png()[:200], ORDER)
+        strict = DecodeOrder(None, 0, Mode.GUNDAM, GeometryConfig(), IntakeLimits(max_pixels=1000))
+        with pytest.raises(TooManyPixelsError) as refusal:
+            await pool.decode(png(), strict)
+        assert refusal.value.public["max_pixels"] == 1000
+        assert (pool.pids, restarts) == ([pid], [])
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "reason"),
+    [
+        (signal.SIGSEGV, DecodeCrashError, "decode_crash"),
+        (signal.SIGXCPU, DecodeTimeoutError, "decode_timeout"),
+        (signal.SIGKILL, DecodeMemoryError, "decode_out_of_memory"),
+    ],
+)
+async def test_death_at_work_costs_one_order_and_is_told_apart(
+    number: signal.Signals, error: type[DeepSynthError], reason: str
+) -> None:
+    async with running_pool() as (pool, restarts):
+        (pid,) = pool.pids
+        os.kill(pid, signal.SIGSTOP)
+        await eventually(lambda: is_stopped(pid))
+        victim = asyncio.create_task(pool.decode(png(), ORDER))
+        await eventually(lambda: pool.num_busy == 1)
+        os.kill(pid, number)
+        os.kill(pid, signal.SIGCONT)
+        with pytest.raises(error):
+            await victim
+        assert (await pool.decode(png(), ORDER)).width_px == 320
+        assert restarts == [reason]
+        assert pool.pids != [pid]
+
+
+async def test_hung_process_is_killed_when_its_time_is_up() -> None:
+    async with running_pool(timeout_s=0.5) as (pool, restarts):
+        (pid,) = pool.pids
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(DecodeTimeoutError):
+            await pool.decode(png(), ORDER)
+        assert restarts == ["decode_timeout"]
+        assert state_of(pid) == ""
+
+
+async def test_process_that_died_idle_is_replaced_before_the_next_order() -> None:
+    async with running_pool() as (pool, restarts):
+        (pid,) = pool.pids
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: state_of(pid) == "Z")
+        assert (await pool.decode(png(), ORDER)).width_px == 320
+        assert restarts == ["died_idle"]
+
+
+async def test_orders_run_side_by_side_and_each_gets_its_own_page() -> None:
+    sizes = [(100 + number, 50) for number in range(12)]
+    async with running_pool(workers=2) as (pool, _):
+        pages = await asyncio.gather(*(pool.decode(png(size=size), ORDER) for size in sizes))
+    assert [page.width_px for page in pages] == [size[0] for size in sizes]
+
+
+async def test_process_is_confined() -> None:
+    async with running_pool() as (pool, _):
+        (pid,) = pool.pids
+        assert resource.prlimit(pid, resource.RLIMIT_AS) == (1024 * MIB, 1024 * MIB)
+        assert resource.prlimit(pid, resource.RLIMIT_FSIZE) == (0, 0)
+        assert resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0)
+        assert environment_names(pid) <= {
+            b"PYTHONPATH",
+            b"PYTHONDONTWRITEBYTECODE",
+            b"OPENBLAS_NUM_THREADS",
+            b"LC_CTYPE",
+        }
+
+
+async def test_no_process_is_left_after_the_end() -> None:
+    async with running_pool(workers=2) as (pool, _):
+        pids = pool.pids
+    assert [state_of(pid) for pid in pids] == ["", ""]
+
+
+async def test_stop_does_not_wait_for_a_process_that_hangs() -> None:
+    async with asyncio.timeout(5):
+        async with running_pool(timeout_s=60.0) as (pool, _):
+            (pid,) = pool.pids
+            os.kill(pid, signal.SIGSTOP)
+            victim = asyncio.create_task(pool.decode(png(), ORDER))
+            await eventually(lambda: pool.num_busy == 1)
+    with pytest.raises(DeepSynthError):
+        await victim

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.config import PREFIX, ServiceSettings, load_settings, variable_names
+from service.errors import ConfigurationError
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def load(**variables: str) -> ServiceSettings:
+    return load_settings({f"{PREFIX}{name}": value for name, value in variables.items()}, env_file=None)
+
+
+def test_defaults_are_those_of_the_specification() -> None:
+    settings = load()
+    assert (settings.host, settings.port, settings.model) == ("127.0.0.1", 8000, "nano")
+    assert (settings.enable_metrics, settings.enable_tracing) == (True, False)
+    assert (settings.ocr_save_samples, settings.ocr_privacy_allowed) == (False, False)
+    assert settings.max_upload_bytes == 20 * 1024 * 1024
+    assert (settings.max_pixels, settings.max_side_px) == (40_000_000, 12_000)
+    assert (settings.max_frames, settings.max_pdf_pages, settings.max_new_tokens) == (16, 50, 4096)
+
+
+def test_names_of_the_specification_are_read() -> None:
+    settings = load(
+        ENABLE_METRICS="false",
+        ENABLE_TRACING="true",
+        OCR_BATCH_SIZE="3",
+        OCR_MAX_WAIT_MS="7",
+        DEFAULT_MODEL="m",
+        SAMPLE_DIR="./kept",
+        OCR_PRIVACY_ALLOWED="true",
+    )
+    assert (settings.enable_metrics, settings.enable_tracing) == (False, True)
+    assert (settings.ocr_batch_size, settings.ocr_max_wait_ms) == (3, 7.0)
+    assert (settings.default_model, str(settings.sample_dir)) == ("m", "kept")
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("PROT", "PORT"),
+        ("MAX_PIXEL", "MAX_PIXELS"),
+        ("OCR_BATCHSIZE", "OCR_BATCH_SIZE"),
+        ("ENABLE_METRIC", "ENABLE_METRICS"),
+    ],
+)
+def test_misspelt_name_stops_the_start_with_the_nearest_one(name: str, nearest: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{PREFIX}{name} is not a setting; did you mean {PREFIX}{nearest}"):
+        load(**{name: "1"})
+
+
+def test_unlike_name_is_refused_without_a_guess() -> None:
+    with pytest.raises(ConfigurationError, match="DEEPSYNTH_QQQQQQ is not a setting; trainer settings"):
+        load_settings({"DEEPSYNTH_QQQQQQ": "1"}, env_file=None)
+
+
+def test_trainers_names_are_passed_over() -> None:
+    assert load(TRAINER_ANYTHING="x") == load()
+
+
+def test_other_programs_names_are_passed_over() -> None:
+    assert load_settings({"PORT": "1", "HOME": "/"}, env_file=None) == load()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "65536"),
+        ("PORT", "http"),
+        ("ENABLE_METRICS", "perhaps"),
+        ("DEVICE", "tpu"),
+        ("QUEUE_SIZE", "0"),
+        ("OTLP_ENDPOINT", "collector:4317"),
+        ("MAX_NEW_TOKENS", "4097"),
+        ("DEADLINE_S", "-1"),
+    ],
+)
+def test_value_out_of_bounds_is_refused_by_its_full_name(name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{PREFIX}{name}: "):
+        load(**{name: value})
+
+
+def test_empty_value_counts_as_unset() -> None:
+    assert load(PORT="", MODEL="") == load()
+
+
+def test_saving_samples_is_refused_while_it_is_not_built() -> None:
+    with pytest.raises(ConfigurationError, match="cannot keep samples yet"):
+        load(OCR_SAVE_SAMPLES="true", OCR_PRIVACY_ALLOWED="true")
+
+
+def test_queue_smaller_than_a_batch_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="DEEPSYNTH_QUEUE_SIZE is smaller"):
+        load(QUEUE_SIZE="2", OCR_BATCH_SIZE="3")
+
+
+def test_environment_wins_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("DEEPSYNTH_PORT=1111\nDEEPSYNTH_HOST=0.0.0.0\nOTHER=x\n")
+    settings = load_settings({"DEEPSYNTH_PORT": "2222"}, env_file=file)
+    assert (settings.port, settings.host) == (2222, "0.0.0.0")
+
+
+def test_misspelt_name_in_the_file_is_found_too(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("DEEPSYNTH_PROT=1111\n")
+    with pytest.raises(ConfigurationError, match="DEEPSYNTH_PORT"):
+        load_settings({}, env_file=file)
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        load().port = 1  # type: ignore[misc]
+
+
+def test_constructor_refuses_unknown_names() -> None:
+    with pytest.raises(ValidationError):
+        ServiceSettings(prot=1)  # type: ignore[call-arg]
+
+
+def test_every_setting_says_what_it_means() -> None:
+    assert [name for name, field in ServiceSettings.model_fields.items() if not field.description] == []
+    assert len(variable_names()) == len(ServiceSettings.model_fields)
+
+
+def test_nothing_else_in_the_service_reads_the_environment() -> None:
+    readers = []
+    for path in sorted((ROOT / "service").rglob("*.py")):
+        names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+        if names & {"environ", "getenv", "environb"}:
+            readers.append(path.name)
+    assert readers == ["config.py"]

@@ -1,0 +1,41 @@
+"""What the parts of the service may pull in, and how middleware must be written."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+SOURCES = sorted((ROOT / "service").rglob("*.py"))
+
+
+@pytest.mark.parametrize("heavy", ["torch", "transformers"])
+def test_http_side_never_loads_the_device_side(heavy: str) -> None:
+    program = (
+        "import sys, service.admission.gate, service.admission.monitor, service.intake.pool, service.intake.child, "
+        "service.reading.reader, service.routes.ocr, service.routes.stream, service.app, shared.contract.prompts, "
+        f"shared.contract.text; sys.exit({heavy!r} in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_middleware_is_pure_asgi(path: Path) -> None:
+    # BaseHTTPMiddleware hides the client's disconnect from the handlers beneath it.
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Name | ast.Attribute):
+            name = node.id if isinstance(node, ast.Name) else node.attr
+            assert name != "BaseHTTPMiddleware"
+            assert name != "middleware" or not isinstance(node, ast.Attribute)
+        if isinstance(node, ast.ImportFrom):
+            assert "BaseHTTPMiddleware" not in {alias.name for alias in node.names}
+
+
+@pytest.mark.parametrize("package", ["", "admission", "intake", "reading", "routes", "telemetry", "engine"])
+def test_package_files_are_empty(package: str) -> None:
+    assert (ROOT / "service" / package / "__init__.py").read_text() == ""

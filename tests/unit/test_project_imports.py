@@ -1,0 +1,93 @@
+"""Who may import whom, as far as a linter of static imports cannot see it, and that every import is declared."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+OWN = ("service", "trainer", "shared")
+HEAVY = ("torch", "transformers")
+LIGHT = (
+    "shared.contract",
+    "shared.deepseek_ocr.geometry",
+    "service.admission",
+    "service.engine.protocol",
+    "service.engine.scheduler",
+    "service.engine.fake",
+    "service.intake",
+    "service.reading",
+    "service.routes",
+    "service.telemetry",
+)
+
+
+def light_modules() -> list[str]:
+    """Every module of the packages and modules in LIGHT that exists."""
+    names = []
+    for name in LIGHT:
+        place = ROOT / name.replace(".", "/")
+        files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+        assert all(file.is_file() for file in files), f"{name} is named here and gone"
+        names += [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
+    return names
+
+
+def test_light_modules_load_no_torch() -> None:
+    imports = "\n".join(f"import {name}" for name in light_modules())
+    code = f"import sys\n{imports}\nprint(*[name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+def test_package_files_are_empty() -> None:
+    filled = [
+        str(file.relative_to(ROOT)) for own in OWN for file in (ROOT / own).rglob("__init__.py") if file.stat().st_size
+    ]
+    assert filled == []
+
+
+def imported_packages(package: str) -> dict[str, str]:
+    """Top-level names that a package's files import, with a file that does."""
+    found: dict[str, str] = {}
+    for file in sorted((ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            else:
+                continue
+            found.update({name.partition(".")[0]: str(file.relative_to(ROOT)) for name in names})
+    return {name: file for name, file in found.items() if name not in sys.stdlib_module_names and name not in OWN}
+
+
+def declared(*extras: str) -> set[str]:
+    """Distributions that pyproject.toml names, for everybody and for the extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lists = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)]
+    return {canonicalize_name(Requirement(line).name) for lines in lists for line in lines}
+
+
+@pytest.mark.parametrize(
+    ("package", "extras"),
+    [("shared", ()), ("service", ("service",)), ("trainer", ("trainer", "trainer-cuda"))],
+)
+def test_every_import_is_a_declared_dependency(package: str, extras: tuple[str, ...]) -> None:
+    owners = packages_distributions()
+    allowed = declared(*extras)
+    strays = {}
+    for name, file in imported_packages(package).items():
+        distributions = {canonicalize_name(owner) for owner in owners.get(name, [name])}
+        if not distributions & allowed:
+            strays[name] = file
+    assert strays == {}
