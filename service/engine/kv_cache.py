@@ -128,10 +128,33 @@ class SlotCache:
         used[..., old_capacity:, :] = 0
 
 
-class PrefillWindow:
+class _Window:
+    """What transformers' decoders ask of a cache beside `update`; ours ask nothing else."""
+
+    is_compileable = False
+
+    def __init__(self, num_seen: int, num_visible: int) -> None:
+        self._num_seen = num_seen
+        self._num_visible = num_visible
+
+    def get_seq_length(self, _layer: int = 0) -> int:
+        """Tokens before this pass."""
+        return self._num_seen
+
+    def get_query_offset(self, _layer: int = 0) -> int:
+        """Position of this pass's first token."""
+        return self._num_seen
+
+    def get_mask_sizes(self, _num_new: int, _layer: int) -> tuple[int, int]:
+        """Tokens that a query may see, and the first one's position."""
+        return self._num_visible, 0
+
+
+class PrefillWindow(_Window):
     """Takes the keys and values of whole prompts; the new tokens see one another alone."""
 
     def __init__(self, storage: Tensor) -> None:
+        super().__init__(0, storage.shape[4])
         self._keys, self._values = storage
 
     def update(self, keys_BNLD: Tensor, values_BNLD: Tensor, layer: int) -> tuple[Tensor, Tensor]:
@@ -141,7 +164,7 @@ class PrefillWindow:
         return keys_BNLD, values_BNLD
 
 
-class DecodeWindow:
+class DecodeWindow(_Window):
     """Takes one token's keys and values for every row, and shows the model each row's own past.
 
     Attributes:
@@ -150,6 +173,7 @@ class DecodeWindow:
     """
 
     def __init__(self, storage: Tensor, positions: list[int], used: int) -> None:
+        super().__init__(used - 1, used)
         rows, (heads, capacity) = len(positions), storage.shape[3:5]
         device = storage.device
         self._flat = storage.flatten(2, 4)

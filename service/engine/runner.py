@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.engine.kv_cache import DecodeWindow, PrefillWindow, SlotCache
-from service.engine.packed_decoder import PackedDecoder
+from service.engine.packed_decoder import PackedDecoder, can_pack
 from shared.deepseek_ocr.geometry import ViewPlan
 from shared.deepseek_ocr.protocol import OcrModel
 
@@ -51,25 +51,31 @@ class ModelRunner:
     """A model and the rows it works on.
 
     Rows are numbered as in `SlotCache`: without holes, the last one moving into the place of one that leaves.
+
+    Args:
+        model: In evaluation mode, on its device.
+        max_rows: Rows at most.
+        max_tokens: Tokens of one row at most.
+        growth_tokens: Steps in which the cache grows.
     """
 
     def __init__(
         self, model: OcrModel, *, max_rows: int, max_tokens: int, growth_tokens: int = 256
     ) -> None:
         text = model.config.text_config
-        self._model = model.eval()
-        self._device = model.device
+        self._model = model
+        self._device = model.lm_head.weight.device
         self._cache = SlotCache(
             num_layers=text.num_hidden_layers,
-            num_heads=text.num_attention_heads,
+            num_heads=text.num_key_value_heads,
             head_dim=text.head_dim,
             max_rows=max_rows,
             max_tokens=max_tokens,
             growth_tokens=growth_tokens,
-            device=model.device,
-            dtype=model.dtype,
+            device=self._device,
+            dtype=model.lm_head.weight.dtype,
         )
-        self._packed = PackedDecoder(model, max_tokens) if PackedDecoder.suits(model) else None
+        self._packed = PackedDecoder(model, max_tokens) if can_pack(model) else None
 
     @torch.inference_mode()
     def encode(self, views: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
@@ -104,7 +110,8 @@ class ModelRunner:
         for indices in _runs_of_equal([len(prompt.ids) for prompt in prompts]):
             batch = [prompts[index] for index in indices]
             ids_BL = torch.tensor([list(prompt.ids) for prompt in batch], device=self._device)
-            embeds_BLD = self._model.embed_inputs(ids_BL, [prompt.features_LD for prompt in batch])
+            features = [prompt.features_LD for prompt in batch if len(prompt.features_LD)]
+            embeds_BLD = self._model.embed_inputs(ids_BL, features)
             positions_1L = torch.arange(ids_BL.shape[1], device=self._device).unsqueeze(0)
             window = self._cache.open_rows(len(batch), ids_BL.shape[1])
             choices += self._choose(self._logits(embeds_BLD, positions_1L, None, window), {})
