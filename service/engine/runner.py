@@ -161,12 +161,13 @@ class ModelRunner:
         return self._model.lm_head(hidden_BLD[:, -1]).float()
 
     def _choose(self, logits_BK: Tensor, banned: Mapping[int, Sequence[int]]) -> list[Choice]:
+        # Before the ban, so that a token chosen for want of a better one is seen to be improbable.
+        normaliser_B = logits_BK.logsumexp(dim=-1)
         for row, ids in banned.items():
             logits_BK[row, torch.tensor(ids, device=self._device)] = float("-inf")
         best_B, token_B = logits_BK.max(dim=-1)
-        log_probability_B = best_B - logits_BK.logsumexp(dim=-1)
         # Token ids are exact in float64, so that both come in one copy.
-        pairs = torch.stack((token_B.double(), log_probability_B.double()), dim=1).tolist()
+        pairs = torch.stack((token_B.double(), (best_B - normaliser_B).double()), dim=1).tolist()
         return [Choice(int(token), log_probability) for token, log_probability in pairs]
 
 
