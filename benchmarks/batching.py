@@ -152,7 +152,8 @@ def main() -> None:
         for name, case in cases.items()
     }
     print(f"{engine.info.model_id}, {arguments.threads} threads, best of {arguments.repeats}")
-    print(f"{'case':<9} {'pages':>5} {'tokens':>6} {'s':>7} {'pages/s':>8} {'encode s':>9} {'prefill s':>9} {'decode s':>9}")
+    headings = ("pages", 5), ("tokens", 6), ("s", 7), ("pages/s", 8), ("encode s", 9), ("prefill s", 9), ("decode s", 9)
+    print(f"{'case':<9}", *(f"{name:>{width}}" for name, width in headings))
     for name, case in best.items():
         print(
             f"{name:<9} {case.pages:>5} {case.tokens:>6} {case.seconds:>7.2f} {case.pages / case.seconds:>8.2f}"

@@ -18,6 +18,7 @@ E experts, I intermediate width, K experts per token, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -100,7 +101,7 @@ class PackedDecoder:
         # Rotating is x * cos + (-second half, first half) * sin; the sign goes into the table.
         self._sin[:, : text.head_dim // 2].neg_()
 
-    def logits(self, tokens: list[int], window: DecodeWindow) -> Tensor:
+    def logits(self, tokens: Sequence[int], window: DecodeWindow) -> Tensor:
         """Feed one token a row.
 
         Args:
@@ -111,7 +112,7 @@ class PackedDecoder:
             `[B, V]`.
         """
         rows = len(tokens)
-        padded = tokens if rows > 1 else tokens * 2
+        padded = list(tokens) if rows > 1 else [*tokens, *tokens]
         x_HP = self._embeddings[torch.tensor(padded)].t().contiguous()
         positions_B = window.position_ids_B1[:, 0]
         cos_B11D, sin_B11D = (table[positions_B][:, None, None] for table in (self._cos, self._sin))

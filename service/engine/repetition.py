@@ -127,7 +127,7 @@ def is_better(ended_by_itself: bool, confidence: float) -> bool:
     """Whether the second attempt's continuation is reported rather than dropped.
 
     Args:
-        ended_by_itself: Whether it came to the end token; one that looped again or ran out of tokens must be believable.
+        ended_by_itself: Whether it came to the end token; one that looped again or ran out must be believable.
         confidence: Geometric mean of its tokens' probabilities.
 
     Returns:

@@ -59,9 +59,7 @@ class ModelRunner:
         growth_tokens: Steps in which the cache grows.
     """
 
-    def __init__(
-        self, model: OcrModel, *, max_rows: int, max_tokens: int, growth_tokens: int = 256
-    ) -> None:
+    def __init__(self, model: OcrModel, *, max_rows: int, max_tokens: int, growth_tokens: int = 256) -> None:
         text = model.config.text_config
         self._model = model
         self._device = model.lm_head.weight.device

@@ -59,9 +59,9 @@ def test_rows_of_different_length_choose_what_each_chooses_alone():
     model = tiny_reader()
     prompts = [[0, 10, 11, 12, 13], [0, 20, 21], [0, 30, 31, 32, 33]]
     alone = [
-        model.generate(
-            torch.tensor([ids]), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False
-        )[0, len(ids) :].tolist()
+        model.generate(torch.tensor([ids]), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False)[
+            0, len(ids) :
+        ].tolist()
         for ids in prompts
     ]
     runner = ModelRunner(model, max_rows=3, max_tokens=64)
