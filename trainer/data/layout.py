@@ -59,10 +59,12 @@ class Sheet:
     Attributes:
         ink: [height + 2 border, width + 2 border].
         border: rows and columns around the page proper; ink there would be cut off.
+        marks: where each character of the truth stands: x and y of about its middle on the page, and itself.
     """
 
     ink: Ink
     border: int
+    marks: list[tuple[int, int, str]] = field(default_factory=list)
 
     @classmethod
     def blank(cls, width_px: int, height_px: int, border: int = 72) -> Sheet:
@@ -272,11 +274,25 @@ def _place_line(
     x += slack if align == "right" else slack // 2 if align == "center" else 0
     baseline = column.y + glyphs.ascent
     column.sheet.place(line.ink, x - line.origin, baseline - line.baseline)
+    _mark(column.sheet, text, glyphs, x, baseline - round(0.3 * glyphs.size_px), line.width)
     if style.strokes and rng.random() < style.strokes:
         thickness = max(glyphs.size_px // 16, 1)
         y = baseline + max(glyphs.size_px // 9, 2) if rng.random() < 0.8 else baseline - glyphs.size_px // 4
         column.sheet.rule(x, y, x + line.width, y + thickness)
     column.y += max(round(glyphs.size_px * style.leading), 1)
+
+
+def _mark(sheet: Sheet, text: str, glyphs: Glyphs, x: int, y: int, width: int) -> None:
+    """Note where a line's characters stand: what it is wider than its glyphs went into its spaces, if it has any."""
+    advances = [float(glyphs.width(character)) for character in text]
+    natural, gaps = max(sum(advances), 1.0), text.count(" ")
+    stretch = (width - natural) / gaps if gaps and width > natural else 0.0
+    scale = 1.0 if stretch else width / natural
+    passed = 0.0
+    for character, advance in zip(text, advances, strict=True):
+        if character != " ":
+            sheet.marks.append((x + round((passed + advance / 2) * scale), y, character))
+        passed += advance + (stretch if character == " " else 0.0)
 
 
 def _record(column: Column, text: str) -> None:

@@ -79,6 +79,7 @@ class RenderedPage:
         tier: which tier was asked for.
         fonts: file names of the faces used: running text, headings, code.
         sizes_px: their em sizes.
+        marks: where each character of the truth stands: x and y of about its middle on the image, and itself.
     """
 
     ink: Ink
@@ -86,6 +87,7 @@ class RenderedPage:
     tier: Tier
     fonts: tuple[str, ...]
     sizes_px: tuple[int, ...]
+    marks: tuple[tuple[int, int, str], ...]
 
 
 class PageRenderer:
@@ -159,7 +161,7 @@ class PageRenderer:
             set_block(column, block, style, self._rng)
         if not sheet.is_border_blank():
             raise RuntimeError("the given blocks do not fit into the image")
-        return _finished(sheet.page(), column.text(), Tier.PAGE, style, faces)
+        return _finished(sheet.page(), column.text(), Tier.PAGE, style, faces, sheet.marks)
 
     def _attempt(self, tier: Tier, characters: int, size_range: tuple[int, int]) -> RenderedPage | None:
         rng, limits = self._rng, LIMITS[tier]
@@ -181,8 +183,9 @@ class PageRenderer:
         if not text or not sheet.is_border_blank():
             return None
         self._decorate(sheet, column, tier, margin)
-        ink = self._cropped(sheet.page(), tier, limits, margin, column, style)
-        return _finished(ink, text, tier, style, faces)
+        ink, left, top = self._cropped(sheet.page(), tier, limits, margin, column, style)
+        marks = [(x - left, y - top, character) for x, y, character in sheet.marks]
+        return _finished(ink, text, tier, style, faces, marks)
 
     def _content(self, tier: Tier) -> Iterator[Block]:
         if tier is Tier.LINE:
@@ -338,9 +341,16 @@ class PageRenderer:
             if sides in {"frame", side} and not page[max(y0, 0) : y1, max(x0, 0) : x1].any():
                 sheet.rule(x0, y0, x1, y1)
 
-    def _cropped(self, page: Ink, tier: Tier, limits: TierLimits, margin: int, column: Column, style: TextStyle) -> Ink:
-        """Cut away what is blank: close around a few lines, below the last line of larger images."""
+    def _cropped(
+        self, page: Ink, tier: Tier, limits: TierLimits, margin: int, column: Column, style: TextStyle
+    ) -> tuple[Ink, int, int]:
+        """Cut away what is blank: close around a few lines, below the last line of larger images.
+
+        Returns:
+            The image, and the page's column and row that became its first.
+        """
         rng = self._rng
+        first_column = first_row = 0
         rows, columns = np.flatnonzero(page.any(axis=1)), np.flatnonzero(page.any(axis=0))
         if tier in {Tier.LINE, Tier.FEW}:
             spare = limits.image_width_px - int(columns[-1] - columns[0]) - 1
@@ -349,13 +359,14 @@ class PageRenderer:
             upper, lower = rng.randint(2, 20), rng.randint(2, 20)
             ink = page[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
             ink = np.pad(ink, ((upper, lower), (left, right)))
+            first_column, first_row = int(columns[0]) - left, int(rows[0]) - upper
         else:
             keeps_blank = rng.random() < (0.35 if tier is Tier.BLOCK else 0.2)
             end = page.shape[0] if keeps_blank else min(int(rows[-1]) + 1 + margin, page.shape[0])
             ink = page[:end]
         if tier is not Tier.PAGE and rng.random() < 0.04:
             ink = self._with_neighbour(ink, column, style)
-        return ink
+        return ink, first_column, first_row
 
     def _with_neighbour(self, ink: Ink, column: Column, style: TextStyle) -> Ink:
         """Let the tops of another line show at the lower edge: too little to be read, so not in the truth."""
@@ -392,9 +403,11 @@ def fill(column: Column, blocks: Iterator[Block], style: TextStyle, rng: Random,
         misses += not set_block(column, block, style, rng)
 
 
-def _finished(page: Ink, text: str, tier: Tier, style: TextStyle, faces: list[FontFace]) -> RenderedPage:
+def _finished(
+    page: Ink, text: str, tier: Tier, style: TextStyle, faces: list[FontFace], marks: list[tuple[int, int, str]]
+) -> RenderedPage:
     sizes = (style.glyphs.size_px, style.heading.size_px, style.fixed.size_px)
-    return RenderedPage(255 - page, text, tier, tuple(face.file for face in faces), sizes)
+    return RenderedPage(255 - page, text, tier, tuple(face.file for face in faces), sizes, tuple(marks))
 
 
 def _text_of(blocks: list[Block]) -> str:

@@ -26,23 +26,24 @@ class Degradation:
     severity: float
     generator: torch.Generator
 
-    def __call__(self, ink_BHW: Tensor, paper_B4: Tensor) -> Tensor:
+    def __call__(self, ink_BHW: Tensor, paper_B4: Tensor) -> tuple[Tensor, Tensor]:
         """Degrade a batch.
 
         Shapes:
             ink_BHW: uint8, 255 where nothing is printed
             paper_B4: float, x0, y0, x1, y1 of each image's paper on its canvas, in pixels
-            returns: uint8 `[B, 3, H, W]`, grey outside the paper
+            returns: uint8 `[B, 3, H, W]`, grey outside the paper; `[B, 2, 3]`, the map from a point of the result
+                to where its ink came from, both in `[-1, 1]` as `affine_grid` has them
         """
         coverage = 1 - ink_BHW.float() / 255
         coverage = self._stroke(coverage)
-        coverage = self._place(coverage, paper_B4)
+        coverage, placement_B23 = self._place(coverage, paper_B4)
         coverage = self._resample(coverage)
         coverage = self._bleed_through(coverage)
         grey = self._print(self._blur(coverage))
         grey = self._binarise(self._noise(grey))
         grey = self._compress(grey)
-        return self._colour(grey, paper_B4)
+        return self._colour(grey, paper_B4), placement_B23
 
     def _uniform(self, size: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         sample = torch.rand(size, device=self.generator.device, generator=self.generator)
@@ -67,7 +68,7 @@ class Degradation:
                 coverage_BHW = coverage_BHW.index_copy(0, rows, torch.lerp(x[:, 0], grown[:, 0], share))
         return coverage_BHW
 
-    def _place(self, coverage_BHW: Tensor, paper_B4: Tensor) -> Tensor:
+    def _place(self, coverage_BHW: Tensor, paper_B4: Tensor) -> tuple[Tensor, Tensor]:
         """Rotate up to 3 degrees, shear, scale and stretch about the paper's middle."""
         B, H, W = coverage_BHW.shape
         x0, y0, x1, y1 = paper_B4.unbind(1)
@@ -86,7 +87,8 @@ class Degradation:
         shift_y = middle_y - c * middle_x - d * middle_y
         matrix = torch.stack([torch.stack([a, b, shift_x], 1), torch.stack([c, d, shift_y], 1)], 1)
         grid = F.affine_grid(matrix, [B, 1, H, W], align_corners=False)
-        return F.grid_sample(coverage_BHW[:, None], grid, align_corners=False, padding_mode="zeros")[:, 0]
+        placed = F.grid_sample(coverage_BHW[:, None], grid, align_corners=False, padding_mode="zeros")[:, 0]
+        return placed, matrix
 
     def _resample(self, coverage_BHW: Tensor) -> Tensor:
         """Scan at a lower resolution and enlarge again."""

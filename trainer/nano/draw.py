@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, plan_views
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
+from trainer.data.charset import SUPPORTED
 from trainer.data.corpus import Corpus
 from trainer.data.fonts import FontLibrary
 from trainer.data.render import PageRenderer, Tier
+from trainer.nano.pool import Drawing
+
+CHARSET = {character: index for index, character in enumerate(sorted(SUPPORTED))}
+"""Index of each character in marks."""
 
 
 class Draw:
@@ -23,7 +27,7 @@ class Draw:
         self._tokenizer = OcrTokenizer.from_file(tokenizer)
         self._geometry = geometry
 
-    def __call__(self, tier: str, longest: int) -> tuple[NDArray[np.uint8], list[int], int, int]:
+    def __call__(self, tier: str, longest: int) -> Drawing:
         """Draw one page; see `pool.DrawFunction`."""
         page = self._renderer.render(Tier(tier), max_characters=longest if tier == Tier.LINE else None)
         ink = page.ink
@@ -35,7 +39,8 @@ class Draw:
             size = max(1, round(width * scale)), max(1, round(height * scale))
             ink = np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BICUBIC))
         tokens = [*self._tokenizer.encode_plain(page.text), self._tokenizer.eos_id]
-        return ink, tokens, plan.tile_columns, plan.tile_rows
+        marks = [(max(x * scale, 0), max(y * scale, 0), CHARSET[c]) for x, y, c in page.marks if c in CHARSET]
+        return Drawing(ink, np.array(marks).reshape(-1, 3), tokens, plan.tile_columns, plan.tile_rows)
 
 
 class MakeDraw:

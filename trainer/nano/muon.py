@@ -38,7 +38,9 @@ def orthogonalise(update_NAB: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised; scaled so that an update has the size AdamW's would have (Moonlight, 2025).
 
-    Takes matrices and stacks of matrices (experts) alone.
+    Takes matrices, stacks of matrices (experts, 3-D), and convolutions (4-D, as matrices over their inputs): what
+    AdamW does to those is to move all weights together along one direction, which nothing behind a normalisation
+    resists; the first run's features grew a thousandfold that way and no image showed in them any more.
     """
 
     def __init__(
@@ -51,14 +53,14 @@ class Muon(torch.optim.Optimizer):
         """Update all matrices once; `closure` is not supported."""
         assert closure is None
         for group in self.param_groups:
-            by_shape: dict[tuple[int, ...], list[Tensor]] = {}
+            by_shape: dict[tuple[int, int], list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    by_shape.setdefault(tuple(parameter.shape[-2:]), []).append(parameter)
+                    by_shape.setdefault(_matrix_shape(parameter), []).append(parameter)
             for shape, parameters in by_shape.items():
                 self._step_shape(shape, parameters, group)
 
-    def _step_shape(self, shape: tuple[int, ...], parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def _step_shape(self, shape: tuple[int, int], parameters: list[Tensor], group: dict[str, Any]) -> None:
         momentum = group["momentum"]
         grads = [p.grad for p in parameters]
         buffers = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
@@ -73,16 +75,24 @@ class Muon(torch.optim.Optimizer):
             parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
 
 
+def _matrix_shape(parameter: Tensor) -> tuple[int, int]:
+    if parameter.dim() == 4:
+        return parameter.shape[0], parameter[0].numel()
+    return parameter.shape[-2], parameter.shape[-1]
+
+
 def build_optimizers(
     model: nn.Module, learning_rate: float, matrix_learning_rate: float, weight_decay: float
 ) -> list[torch.optim.Optimizer]:
-    """Muon for hidden matrices; AdamW for embeddings, output head, convolutions, positions, norms and biases."""
+    """Muon for hidden matrices and convolutions; AdamW for embeddings, heads, positions, norms and biases."""
     matrices, decayed, plain = [], [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        table = any(word in name for word in ("embed", "lm_head", "rel_pos", "pos_embed", "position", "gate.weight"))
-        if parameter.dim() in (2, 3) and min(parameter.shape[-2:]) >= 16 and not table:
+        table = any(
+            word in name for word in ("embed", "lm_head", "rel_pos", "pos_embed", "position", "gate.weight", "head")
+        )
+        if parameter.dim() >= 2 and min(_matrix_shape(parameter)) >= 16 and not table:
             matrices.append(parameter)
         elif parameter.dim() >= 2 and not table:
             decayed.append(parameter)

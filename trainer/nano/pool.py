@@ -28,7 +28,7 @@ TEXT_BUCKETS = (48, 128, 256, 448, 704, 1024, 1536, 2048)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One drawn page: compressed ink on its paper, and its answer's tokens."""
+    """One drawn page: compressed ink on its paper, its answer's tokens (uint16), and its marks (uint16 triples)."""
 
     tier: int
     columns: int
@@ -37,6 +37,7 @@ class Sample:
     height_px: int
     ink: bytes
     tokens: bytes
+    marks: bytes
 
     @property
     def bucket(self) -> tuple[int, int, int] | None:
@@ -54,6 +55,7 @@ class Batch:
         ink_BHW: uint8, 255 where nothing is printed, canvas of the whole grid
         paper_B4: float32, each paper's x0, y0, x1, y1 on the canvas
         answer_BT: int64, tokens with the end token, -100 where padded
+        marks_M4: int64, every character of the batch: page, x and y on the canvas in pixels, index in the charset
     """
 
     columns: int
@@ -62,10 +64,36 @@ class Batch:
     ink_BHW: Tensor
     paper_B4: Tensor
     answer_BT: Tensor
+    marks_M4: Tensor
 
 
-DrawFunction = Callable[[str, int], tuple[np.ndarray, list[int], int, int]]
-"""Tier and longest line to (ink uint8 HW, answer tokens with the end token, tile columns, tile rows)."""
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What a draw function gives.
+
+    Shapes:
+        ink_HW: uint8, 255 where nothing is printed
+        marks_N3: uint16, x and y in pixels and index in the charset of each character
+    """
+
+    ink_HW: np.ndarray
+    marks_N3: np.ndarray
+    tokens: list[int]
+    columns: int
+    rows: int
+
+    def packed(self, tier: str) -> Sample:
+        """Compress into a sample of the pool."""
+        packer = zlib.compressobj(1, zlib.DEFLATED, -15, 9, zlib.Z_RLE)
+        ink = packer.compress(self.ink_HW.tobytes()) + packer.flush()
+        height, width = self.ink_HW.shape
+        answer = np.asarray(self.tokens, np.uint16).tobytes()
+        marks = self.marks_N3.astype(np.uint16).tobytes()
+        return Sample(TIERS.index(tier), self.columns, self.rows, width, height, ink, answer, marks)
+
+
+DrawFunction = Callable[[str, int], Drawing]
+"""Tier and longest line to a drawing; its tokens include the end token."""
 
 
 def _draw_forever(make_draw: Callable[[int], DrawFunction], seed: int, out: object, weights: object) -> None:
@@ -77,11 +105,7 @@ def _draw_forever(make_draw: Callable[[int], DrawFunction], seed: int, out: obje
         for _ in range(16):
             *tier_weights, longest = list(weights)  # type: ignore[call-overload]
             tier = rng.choices(range(len(TIERS)), tier_weights)[0]
-            ink, tokens, columns, rows = draw(TIERS[tier], int(longest))
-            packer = zlib.compressobj(1, zlib.DEFLATED, -15, 9, zlib.Z_RLE)
-            packed = packer.compress(ink.tobytes()) + packer.flush()
-            answer = np.asarray(tokens, np.uint16).tobytes()
-            parcel.append(Sample(tier, columns, rows, ink.shape[1], ink.shape[0], packed, answer))
+            parcel.append(draw(TIERS[tier], int(longest)).packed(TIERS[tier]))
         out.put(parcel)  # type: ignore[attr-defined]
 
 
@@ -158,9 +182,7 @@ class RenderPool:
             ]
             if not buckets:
                 return None
-            bucket, pages = self._rng.choices(
-                buckets, [len(p) / count_for(b[0] * b[1]) for b, p in buckets]
-            )[0]
+            bucket, pages = self._rng.choices(buckets, [len(p) / count_for(b[0] * b[1]) for b, p in buckets])[0]
             chosen = self._rng.sample(range(len(pages)), count_for(bucket[0] * bucket[1]))
             samples = [pages[i][0] for i in chosen]
             for i in sorted(chosen, reverse=True):
@@ -213,6 +235,7 @@ def build_batch(samples: list[Sample], side_px: int) -> Batch:
     ink = np.full((len(samples), H, W), 255, np.uint8)
     paper = np.zeros((len(samples), 4), np.float32)
     answer = np.full((len(samples), length), -100, np.int64)
+    marks = []
     for i, sample in enumerate(samples):
         page = np.frombuffer(zlib.decompress(sample.ink, -15), np.uint8).reshape(sample.height_px, sample.width_px)
         x0, y0 = (W - sample.width_px) // 2, (H - sample.height_px) // 2
@@ -220,7 +243,9 @@ def build_batch(samples: list[Sample], side_px: int) -> Batch:
         paper[i] = (x0, y0, x0 + sample.width_px, y0 + sample.height_px)
         tokens = np.frombuffer(sample.tokens, np.uint16)
         answer[i, : len(tokens)] = tokens
-    tensors = [torch.from_numpy(array) for array in (ink, paper, answer)]
+        x_y_c = np.frombuffer(sample.marks, np.uint16).reshape(-1, 3).astype(np.int64)
+        marks.append(np.concatenate([np.full((len(x_y_c), 1), i), x_y_c + (x0, y0, 0)], 1))
+    tensors = [torch.from_numpy(array) for array in (ink, paper, answer, np.concatenate(marks))]
     if torch.cuda.is_available():  # from pageable memory each copy would wait for the device's previous step
         tensors = [tensor.pin_memory() for tensor in tensors]
     return Batch(columns, rows, TIERS[first.tier], *tensors)

@@ -19,8 +19,8 @@ class Recipe:
     budget_s: float = 1500.0
     max_steps: int = 1_000_000
     """Ends a run, and its schedule, earlier than the budget."""
-    learning_rate: float = 1.5e-3
-    matrix_learning_rate: float = 3e-3
+    learning_rate: float = 5e-4
+    matrix_learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
     warmup_steps: int = 150
     decay_share: float = 0.3
@@ -29,6 +29,7 @@ class Recipe:
     """Views (640 px squares) that each step encodes; pages of several tiles fill it with fewer pages."""
     gradient_clip: float = 1.0
     router_loss_weight: float = 0.01
+    spotting_loss_weight: float = 0.2
     max_reuse: int = 6
     """Uses of a rendered page, each with fresh degradation, before it leaves the pool."""
     start: float = 0.0
@@ -50,11 +51,10 @@ class Stage:
 
 
 CURRICULUM = (
-    Stage(0.00, {"line": 1.0}, 0.0, 24),
-    Stage(0.04, {"line": 0.7, "few": 0.3}, 0.1, 60),
-    Stage(0.12, {"line": 0.2, "few": 0.5, "block": 0.3}, 0.3, 90),
-    Stage(0.25, {"line": 0.1, "few": 0.25, "block": 0.6, "half": 0.05}, 0.6, 90),
-    Stage(0.40, {"line": 0.1, "few": 0.2, "block": 0.45, "half": 0.13, "page": 0.12}, 1.0, 90),
+    Stage(0.00, {"line": 0.4, "few": 0.3, "block": 0.3}, 0.0, 40),
+    Stage(0.10, {"line": 0.25, "few": 0.35, "block": 0.4}, 0.2, 90),
+    Stage(0.30, {"line": 0.1, "few": 0.25, "block": 0.6, "half": 0.05}, 0.6, 90),
+    Stage(0.60, {"line": 0.1, "few": 0.2, "block": 0.45, "half": 0.13, "page": 0.12}, 1.0, 90),
     Stage(1.00, {"line": 0.1, "few": 0.15, "block": 0.35, "half": 0.15, "page": 0.25}, 1.0, 90),
 )
 

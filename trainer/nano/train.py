@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
@@ -27,6 +27,11 @@ from trainer.nano.muon import build_optimizers
 from trainer.nano.pool import Batch, BatchStream, DrawFunction, RenderPool, Sample, build_batch
 from trainer.nano.recipe import Recipe, learning_rate_factor, stage_at
 from trainer.nano.shards import load_shards, save_shards
+from trainer.nano.spotting import Spotter, label_squares
+
+
+NUM_CHARACTERS = 512
+"""Logits of the spotting head; `draw.CHARSET` holds fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +64,10 @@ class NanoTrainer:
         if paths.resume is not None:
             history = load_shards(self.model, paths.resume)
             self.history = {"steps": history["steps"], "seconds": history["seconds"], "pages": history["pages"]}
+        self.spotter = Spotter(model.config.text_config.hidden_size, NUM_CHARACTERS).to(device)
+        self.square_px = self.side_px // math.isqrt(tokens_in_view(model))
         self.optimizers = build_optimizers(
-            model, recipe.learning_rate, recipe.matrix_learning_rate, recipe.weight_decay
+            nn.ModuleList([model, self.spotter]), recipe.learning_rate, recipe.matrix_learning_rate, recipe.weight_decay
         )
         self._base_rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
         self._prompts = [
@@ -85,20 +92,36 @@ class NanoTrainer:
             t.to(self.device, non_blocking=True) for t in (batch.ink_BHW, batch.paper_B4, batch.answer_BT)
         )
         with torch.no_grad():
-            colour = Degradation(severity, generator)(ink, paper)
+            colour, placement = Degradation(severity, generator)(ink, paper)
+            labels = label_squares(
+                batch.marks_M4.to(self.device, non_blocking=True),
+                placement, tuple(ink.shape[1:]), self.square_px, NUM_CHARACTERS,
+            )  # fmt: skip
             # 640 is divisible by 1 and 2, the largest grid shrinks 9 times: pairs of pixels are enough to average.
             shrink = 2 if batch.columns else 1
             globals_BHWC, tiles_BTHWC = cut_views(colour, paper, batch.columns, batch.rows, self.side_px, shrink)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            page_BPD = self._page_embeddings(globals_BHWC, tiles_BTHWC, batch.columns, batch.rows)
+            page_BPD, squares_BHWD = self._page_embeddings(globals_BHWC, tiles_BTHWC, batch.columns, batch.rows)
+            spotting = self.spotter.loss(squares_BHWD.flatten(1, 2), labels.flatten(1, 2))
             logits_BTV, router_loss = self._answer_logits(page_BPD, prompt, answer_BT)
             cross_entropy = F.cross_entropy(logits_BTV.flatten(0, 1).float(), answer_BT.flatten(), ignore_index=-100)
         known = answer_BT >= 0
         right = ((logits_BTV.argmax(-1) == answer_BT) & known).sum() / known.sum()
-        return {"loss": cross_entropy, "router": router_loss, "right": right.detach()}
+        return {
+            "loss": cross_entropy,
+            "router": router_loss,
+            "spotting": spotting,
+            "right": right.detach(),
+            "feature_size": squares_BHWD.detach().float().square().mean().sqrt(),
+        }
 
-    def _page_embeddings(self, globals_BHWC: Tensor, tiles_BTHWC: Tensor, columns: int, rows: int) -> Tensor:
-        """Vision tokens of pages of one grid, as `assemble_page` orders them, for the whole batch at once."""
+    def _page_embeddings(
+        self, globals_BHWC: Tensor, tiles_BTHWC: Tensor, columns: int, rows: int
+    ) -> tuple[Tensor, Tensor]:
+        """Vision tokens of pages of one grid for the whole batch at once.
+
+        Returns them as `assemble_page` orders them, `[B, P, D]`, and as the finest grid over the canvas, `[B, H, W, D]`.
+        """
         model = self.model
         views = torch.cat([globals_BHWC, tiles_BTHWC.flatten(0, 1)])
         spare = self.recipe.views_per_batch - len(views)
@@ -113,12 +136,13 @@ class NanoTrainer:
             breaks = newline.to(grid_BHWD.dtype).expand(B, grid_BHWD.shape[1], 1, -1)
             return torch.cat([grid_BHWD, breaks], 2).flatten(1, 2)
 
-        parts = [with_line_breaks(tokens_VND[:B].unflatten(1, (n, n)))]
-        parts.append(separator.to(tokens_VND.dtype).expand(B, 1, -1))
+        squares = tokens_VND[:B].unflatten(1, (n, n))
+        parts = [with_line_breaks(squares), separator.to(tokens_VND.dtype).expand(B, 1, -1)]
         if columns:
             tiles = tokens_VND[B : B + B * rows * columns].view(B, rows, columns, n, n, -1)
-            parts.insert(0, with_line_breaks(tiles.transpose(2, 3).reshape(B, rows * n, columns * n, -1)))
-        return torch.cat(parts, 1)
+            squares = tiles.transpose(2, 3).reshape(B, rows * n, columns * n, -1)
+            parts.insert(0, with_line_breaks(squares))
+        return torch.cat(parts, 1), squares
 
     def _answer_logits(self, page_BPD: Tensor, prompt_K: Tensor, answer_BT: Tensor) -> tuple[Tensor, Tensor]:
         B, P, _ = page_BPD.shape
@@ -138,7 +162,8 @@ class NanoTrainer:
                 group["lr"] = rate * factor
         prompt = self._prompts[self.step % len(self._prompts)]
         result = self.loss(batch, severity, prompt, self._generator)
-        (result["loss"] + self.recipe.router_loss_weight * result["router"]).backward()
+        weights = {"loss": 1.0, "router": self.recipe.router_loss_weight, "spotting": self.recipe.spotting_loss_weight}
+        torch.stack([weight * result[name] for name, weight in weights.items()]).sum().backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_clip)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -158,6 +183,7 @@ class NanoTrainer:
                 result = self.loss(batch, severity, self._prompts[0], generator)
                 sums[f"{batch.tier}_{kind}_right"].append(result["right"])
                 sums[f"{batch.tier}_{kind}_loss"].append(result["loss"].detach())
+                sums[f"{batch.tier}_{kind}_spotting"].append(result["spotting"].detach())
         return {name: round(torch.stack(values).mean().item(), 4) for name, values in sums.items()}
 
     def run(self, pool: RenderPool, stream: BatchStream, validation: Sequence[Batch]) -> None:
@@ -211,11 +237,20 @@ class NanoTrainer:
     ) -> None:
         means = {name: round(torch.stack([r[name] for r in recent]).float().mean().item(), 4) for name in recent[0]}
         memory = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
-        self._write({
-            "step": self.step, "share": round(share, 4), "seconds": round(seconds), **means, "pages": pages,
-            "steps_per_s": round(len(recent) / span, 2), "drawn": pool.drawn, "dropped": pool.dropped,
-            "held": pool.counts(), "memory_gib": round(memory / 2**30, 1),
-        })
+        self._write(
+            {
+                "step": self.step,
+                "share": round(share, 4),
+                "seconds": round(seconds),
+                **means,
+                "pages": pages,
+                "steps_per_s": round(len(recent) / span, 2),
+                "drawn": pool.drawn,
+                "dropped": pool.dropped,
+                "held": pool.counts(),
+                "memory_gib": round(memory / 2**30, 1),
+            }
+        )
 
     def _write(self, record: dict[str, Any]) -> None:
         line = json.dumps(record)
@@ -234,26 +269,26 @@ def _pages_drawn(tier_weights: dict[str, float] | Any) -> dict[str, float]:
 
 def draw_validation(draw: DrawFunction, side_px: int, views_per_batch: int, tiers: Sequence[str]) -> list[Batch]:
     """One batch per tier from held-out fonts and texts; short tiers of one grid, pages as they come."""
-    import zlib
-
     batches = []
     for tier in tiers:
         buckets: dict[tuple[int, int, int], list[Sample]] = defaultdict(list)
         while True:
-            ink, tokens, columns, rows = draw(tier, 90)
-            answer = torch.tensor(tokens, dtype=torch.int32).numpy().astype("uint16").tobytes()
-            packer = zlib.compressobj(1, zlib.DEFLATED, -15)
-            packed = packer.compress(ink.tobytes()) + packer.flush()
-            sample = Sample(0, columns, rows, ink.shape[1], ink.shape[0], packed, answer)
+            drawing = draw(tier, 90)
+            sample = drawing.packed(tier)
             if sample.bucket is None:
                 continue
             samples = buckets[sample.bucket]
             samples.append(sample)
-            if len(samples) >= max(1, views_per_batch // (columns * rows + 1) // 2):
-                batch = build_batch(samples, side_px)
-                batches.append(Batch(batch.columns, batch.rows, tier, batch.ink_BHW, batch.paper_B4, batch.answer_BT))
+            if len(samples) >= max(1, views_per_batch // (drawing.columns * drawing.rows + 1) // 2):
+                batches.append(build_batch(samples, side_px))
                 break
     return batches
+
+
+def tokens_in_view(model: DeepseekOcrForConditionalGeneration) -> int:
+    """Vision tokens of one tile."""
+    geometry = model.config.geometry_config()
+    return (geometry.tile_px // geometry.patch_px // geometry.downsample) ** 2
 
 
 MakeDraw = Callable[[int], DrawFunction]

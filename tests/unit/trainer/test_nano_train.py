@@ -15,7 +15,7 @@ from shared.deepseek_ocr.configuration import ClipConfig, DeepseekOcrConfig, Sam
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
-from trainer.nano.pool import BatchStream, RenderPool
+from trainer.nano.pool import BatchStream, Drawing, RenderPool
 from trainer.nano.recipe import Recipe
 from trainer.nano.train import NanoTrainer, RunPaths, draw_validation
 from trainer.nano.vocabulary import train_tokenizer
@@ -52,7 +52,8 @@ def draw_digits(tokens_of: dict[str, int], rng: np.random.Generator, tier: str, 
     width = SIDE if tier == "line" else 2 * SIDE
     image = Image.new("L", (width, 40), 255)
     ImageDraw.Draw(image).text((10, 2), digit, font=ImageFont.load_default(30), fill=0)
-    return np.asarray(image), [tokens_of[digit], 1], 2 if width > SIDE else 0, 1 if width > SIDE else 0
+    marks = np.array([[18, 18, int(digit)]])
+    return Drawing(np.asarray(image), marks, [tokens_of[digit], 1], 2 * (width > SIDE), int(width > SIDE))
 
 
 def make_draw(tokens_of: dict[str, int], seed: int):
