@@ -47,7 +47,7 @@ class SlotCache:
         self.max_tokens = max_tokens
         self._growth_tokens = growth_tokens
         self._lengths: list[int] = []
-        shape = (2, num_layers, max_rows, 0, num_heads, head_dim)
+        shape = (2, num_layers, max_rows, num_heads, 0, head_dim)
         self._storage = torch.empty(shape, device=device, dtype=dtype)
 
     @property
@@ -58,7 +58,7 @@ class SlotCache:
     @property
     def capacity(self) -> int:
         """Tokens that each row holds before the storage must grow."""
-        return self._storage.shape[3]
+        return self._storage.shape[4]
 
     def length(self, row: int) -> int:
         """Tokens that a row holds."""
@@ -81,9 +81,9 @@ class SlotCache:
         if first + count > self.max_rows:
             raise ValueError(f"{first + count} rows do not fit into {self.max_rows}")
         self._reserve(length + 1)
-        self._storage[:, :, first : first + count, length:] = 0
+        self._storage[:, :, first : first + count, :, length:] = 0
         self._lengths += [length] * count
-        return PrefillWindow(self._storage[:, :, first : first + count, :length])
+        return PrefillWindow(self._storage[:, :, first : first + count, :, :length])
 
     def close_row(self, row: int) -> None:
         """Drop a row; the last one moves into its place."""
@@ -120,18 +120,19 @@ class SlotCache:
             return
         capacity = min(self.max_tokens, -(-tokens // self._growth_tokens) * self._growth_tokens)
         old = self._storage
-        kinds, layers, rows, _, heads, width = old.shape
+        kinds, layers, rows, heads, old_capacity, width = old.shape
         # Rows not in use are never written, and untouched pages of a large block cost no memory on a CPU.
-        self._storage = old.new_empty((kinds, layers, rows, capacity, heads, width))
-        self._storage[:, :, : self.num_rows, : old.shape[3]] = old[:, :, : self.num_rows]
-        self._storage[:, :, : self.num_rows, old.shape[3] :] = 0
+        self._storage = old.new_empty((kinds, layers, rows, heads, capacity, width))
+        used = self._storage[:, :, : self.num_rows]
+        used[..., :old_capacity, :] = old[:, :, : self.num_rows]
+        used[..., old_capacity:, :] = 0
 
 
 class PrefillWindow:
     """Takes the keys and values of whole prompts; the new tokens see one another alone."""
 
     def __init__(self, storage: Tensor) -> None:
-        self._keys, self._values = storage.transpose(3, 4)
+        self._keys, self._values = storage
 
     def update(self, keys_BNLD: Tensor, values_BNLD: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Store a layer's tensors and return them."""
@@ -149,23 +150,21 @@ class DecodeWindow:
     """
 
     def __init__(self, storage: Tensor, positions: list[int], used: int) -> None:
-        rows, capacity = len(positions), storage.shape[3]
-        self._used = used
-        self._rows = rows
-        self._flat = storage.flatten(2, 3).flatten(-2)
-        self._read = storage[:, :, :rows, :used].transpose(3, 4)
-        self._index = torch.tensor(
-            [row * capacity + position for row, position in enumerate(positions)], device=storage.device
-        )
-        self.position_ids_B1 = torch.tensor(positions, device=storage.device).unsqueeze(1)
+        rows, (heads, capacity) = len(positions), storage.shape[3:5]
+        device = storage.device
+        self._flat = storage.flatten(2, 4)
+        self._read = storage[:, :, :rows, :, :used]
+        self.position_ids_B1 = torch.tensor(positions, device=device).unsqueeze(1)
+        heads_BN = torch.arange(rows * heads, device=device).view(rows, heads)
+        self._index = (heads_BN * capacity + self.position_ids_B1).flatten()
         self.mask_B11S: Tensor | None = None
         if min(positions) + 1 < used:
-            ahead = torch.arange(used, device=storage.device) > self.position_ids_B1
-            mask = torch.zeros((rows, used), device=storage.device, dtype=storage.dtype)
+            ahead = torch.arange(used, device=device) > self.position_ids_B1
+            mask = torch.zeros((rows, used), device=device, dtype=storage.dtype)
             self.mask_B11S = mask.masked_fill_(ahead, float("-inf"))[:, None, None]
 
     def update(self, keys_BN1D: Tensor, values_BN1D: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Store a layer's token and return all that its rows may hold, `[B, N, S, D]`."""
-        self._flat[0, layer].index_copy_(0, self._index, keys_BN1D.flatten(1))
-        self._flat[1, layer].index_copy_(0, self._index, values_BN1D.flatten(1))
+        self._flat[0, layer].index_copy_(0, self._index, keys_BN1D.flatten(0, 2))
+        self._flat[1, layer].index_copy_(0, self._index, values_BN1D.flatten(0, 2))
         return self._read[0, layer], self._read[1, layer]

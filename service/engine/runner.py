@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.engine.kv_cache import DecodeWindow, PrefillWindow, SlotCache
+from service.engine.packed_decoder import PackedDecoder
 from shared.deepseek_ocr.geometry import ViewPlan
-from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+from shared.deepseek_ocr.protocol import OcrModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class ModelRunner:
     """
 
     def __init__(
-        self, model: DeepseekOcrForConditionalGeneration, *, max_rows: int, max_tokens: int, growth_tokens: int = 256
+        self, model: OcrModel, *, max_rows: int, max_tokens: int, growth_tokens: int = 256
     ) -> None:
         text = model.config.text_config
         self._model = model.eval()
@@ -68,6 +69,7 @@ class ModelRunner:
             device=model.device,
             dtype=model.dtype,
         )
+        self._packed = PackedDecoder(model, max_tokens) if PackedDecoder.suits(model) else None
 
     @torch.inference_mode()
     def encode(self, views: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
@@ -120,8 +122,9 @@ class ModelRunner:
             One choice for each row.
         """
         window = self._cache.open_step()
-        ids_B1 = torch.tensor(tokens, device=self._device).unsqueeze(1)
-        embeds_B1D = self._model.model.embed_tokens(ids_B1)
+        if self._packed:
+            return self._choose(self._packed.logits(tokens, window), banned)
+        embeds_B1D = self._model.embed_inputs(torch.tensor(tokens, device=self._device).unsqueeze(1), [])
         return self._choose(self._logits(embeds_B1D, window.position_ids_B1, window.mask_B11S, window), banned)
 
     @torch.inference_mode()
@@ -147,7 +150,7 @@ class ModelRunner:
     ) -> Tensor:
         """Logits `[B, vocabulary]` of the last token, float32."""
         # Past the model's `forward`: its masks would be made anew in each step.
-        hidden_BLD, _ = self._model.model.decode(embeds_BLD, positions_BL, mask, cache)
+        hidden_BLD, _ = self._model.decode(embeds_BLD, positions_BL, mask, cache)
         return self._model.lm_head(hidden_BLD[:, -1]).float()
 
     def _choose(self, logits_BK: Tensor, banned: Mapping[int, Sequence[int]]) -> list[Choice]:

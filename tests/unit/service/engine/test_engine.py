@@ -8,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from service.engine.packed_decoder import PackedDecoder
 from service.engine.protocol import FinishReason, SequenceDelta, SequenceFailure, SequenceResult
 from service.engine.repetition import LoopRule
 from service.errors import EngineError
@@ -156,15 +157,15 @@ def test_not_a_number_fails_that_page_alone(monkeypatch):
     engine = engine_of()
     for seed in range(3):
         engine.submit(request_of(seed))
-    decode, poison = MODEL.model.decode, itertools.count()
+    decode, poison = PackedDecoder.logits, itertools.count()
 
-    def poisoned(*arguments):
-        hidden, penalty = decode(*arguments)
-        if next(poison) == 4 and hidden.shape[0] == 3:
-            hidden[1] = float("nan")
-        return hidden, penalty
+    def poisoned(self, tokens, window):
+        logits = decode(self, tokens, window)
+        if next(poison) == 2:
+            logits[1] = float("nan")
+        return logits
 
-    monkeypatch.setattr(MODEL.model, "decode", poisoned)
+    monkeypatch.setattr(PackedDecoder, "logits", poisoned)
     events = drain(engine)
     found = outcomes(events)
     failures = [e for e in events if isinstance(e, SequenceFailure)]
