@@ -53,9 +53,7 @@ class ModelRunner:
     Rows are numbered as in `SlotCache`: without holes, the last one moving into the place of one that leaves.
     """
 
-    def __init__(
-        self, model: OcrModel, *, max_rows: int, max_tokens: int, growth_tokens: int = 256
-    ) -> None:
+    def __init__(self, model: OcrModel, *, max_rows: int, max_tokens: int, growth_tokens: int = 256) -> None:
         text = model.config.text_config
         self._model = model.eval()
         self._device = model.device
