@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-import pypdfium2
+import pypdfium2  # type: ignore[import-untyped] # ships no types
 from PIL import Image
 from pypdfium2 import raw
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +18,7 @@ import pytest
 from shared.contract.text import cer
 from tests.support.buildah import Buildah, host_pip_mounts
 from tests.support.nano import needs_nano
-from tests.support.programs import ROOT, absent, free_port, require
+from tests.support.programs import ROOT, absent, free_port, require, stop_session, wait_until_ready
 
 pytestmark = pytest.mark.e2e
 
@@ -53,8 +50,6 @@ class Running:
     """The image's own command, running."""
 
     port: int
-    process: subprocess.Popen[bytes]
-    log: Path
 
     def get(self, path: str) -> tuple[int, bytes]:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
@@ -86,34 +81,10 @@ def running(image: Image) -> Iterator[Running]:
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
     try:
-        service = Running(image.port, process, log)
-        wait_until_ready(service, limit_s=120)
-        yield service
+        wait_until_ready(image.port, process, log, limit_s=120)
+        yield Running(image.port)
     finally:
-        stop(process)
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(60)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
-        raise
-
-
-def wait_until_ready(service: Running, limit_s: float) -> None:
-    end = time.monotonic() + limit_s
-    while time.monotonic() < end:
-        assert service.process.poll() is None, service.log.read_text(encoding="utf-8")[-4000:]
-        try:
-            if service.get("/readyz")[0] == 200:
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            pass
-        time.sleep(0.2)
-    pytest.fail("not ready in time:\n" + service.log.read_text(encoding="utf-8")[-4000:])
+        stop_session(process)
 
 
 def read_sample(service: Running) -> dict[str, Any]:
@@ -144,6 +115,7 @@ def test_the_image_holds_neither_the_trainer_nor_build_files(image: Image) -> No
     assert done.stdout.split() == ["None", "None", "False"], done.stderr
 
 
+@needs_nano
 def test_the_running_image_is_alive_and_ready(running: Running) -> None:
     assert running.get("/livez")[0] == 200
     assert running.get("/readyz")[0] == 200
@@ -157,6 +129,7 @@ def test_the_image_reads_the_sample_page(running: Running) -> None:
     assert cer(truth, answer["text"]) <= 0.05
 
 
+@needs_nano
 def test_the_health_check_succeeds_in_the_running_container_and_fails_elsewhere(image: Image, running: Running) -> None:
     check = image.config["Healthcheck"]["Test"]
     assert check[0] == "CMD"

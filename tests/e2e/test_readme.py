@@ -6,10 +6,8 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import pytest
 
 from shared.contract.text import cer
 from tests.support.nano import needs_nano
-from tests.support.programs import ROOT, free_port, require
+from tests.support.programs import ROOT, free_port, require, stop_session, wait_until_ready
 
 pytestmark = [pytest.mark.e2e, needs_nano]
 
@@ -59,29 +57,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
             start_new_session=True,
         )
     try:
-        wait_until_ready(port, process, log)
+        wait_until_ready(port, process, log, START_LIMIT_S)
         yield f"127.0.0.1:{port}", log
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
-            raise
-
-
-def wait_until_ready(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < end:
-        assert process.poll() is None, log.read_text(encoding="utf-8")[-4000:]
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5).close()
-        except OSError:
-            time.sleep(0.2)
-        else:
-            return
-    pytest.fail(f"not ready in {START_LIMIT_S} s:\n" + log.read_text(encoding="utf-8")[-4000:])
+        stop_session(process)
 
 
 def read_with(line: str) -> str:

@@ -110,15 +110,18 @@ def test_trickling_upload_is_ended_with_408(server: ServerProcess) -> None:
     assert answer.startswith(b"HTTP/1.1 408")
 
 
-@pytest.mark.parametrize("hard", [False, True], ids=["FIN", "RST"])
-def test_client_that_leaves_frees_its_place(hard: bool) -> None:
+@pytest.mark.parametrize("way", ["close", "reset", "half-close"])
+def test_client_that_leaves_frees_its_place(way: str) -> None:
     with running_server(OCR_BATCH_SIZE="1", FAKE_STEP_MS="60000") as server:
         body, content_type = form_body(png())
         with server.connect() as connection:
             connection.sendall(head(len(body), content_type) + body)
             server.wait_metric("deepsynth_sequences_running", 1)
-            if hard:
+            if way == "reset":
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            if way == "half-close":
+                connection.shutdown(socket.SHUT_WR)
+                server.wait_metric("deepsynth_requests_running", 0)
         server.wait_metric("deepsynth_requests_running", 0)
         server.wait_metric("deepsynth_sequences_running", 0)
         gone = 'deepsynth_requests_total{code="client_disconnect",outcome="client_disconnect"}'

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
+import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,3 +39,30 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def wait_until_ready(port: int, process: subprocess.Popen[bytes], log: Path, limit_s: float) -> None:
+    """Return once the server answers that it is ready; fail with its log when it ends or takes too long."""
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        assert process.poll() is None, log.read_text(encoding="utf-8")[-4000:]
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    pytest.fail(f"not ready in {limit_s} s:\n" + log.read_text(encoding="utf-8")[-4000:])
+
+
+def stop_session(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process that leads its own session, and its children, to end; insist after a minute, and fail."""
+    if process.poll() is not None:
+        return
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+        raise

@@ -137,7 +137,12 @@ async def test_process_is_confined() -> None:
         assert resource.prlimit(pid, resource.RLIMIT_AS) == (1024 * MIB, 1024 * MIB)
         assert resource.prlimit(pid, resource.RLIMIT_FSIZE) == (0, 0)
         assert resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0)
-        assert environment_names(pid) <= {b"PYTHONPATH", b"PYTHONDONTWRITEBYTECODE", b"OPENBLAS_NUM_THREADS", b"LC_CTYPE"}
+        assert environment_names(pid) <= {
+            b"PYTHONPATH",
+            b"PYTHONDONTWRITEBYTECODE",
+            b"OPENBLAS_NUM_THREADS",
+            b"LC_CTYPE",
+        }
 
 
 async def test_no_process_is_left_after_the_end() -> None:

@@ -1,0 +1,67 @@
+"""The assembled service over the real engine in its own process, with a tiny model of random weights."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from service.app import build_engine
+from service.engine.client import ProcessEngine
+from service.engine.fake import FakeEngineHandle
+from service.engine.protocol import EngineState
+from shared.deepseek_ocr.checkpoint import save_checkpoint
+from tests.support.service import eventually, make_settings, png, running_service
+from tests.support.tiny_model import tiny_model
+from trainer.nano.vocabulary import train_tokenizer
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    save_checkpoint(tiny_model(), folder, storage="float32")
+    train_tokenizer(["the page, the text; 12 of 34\n"] * 4, vocab_size=280).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def native_engine(checkpoint: Path) -> FakeEngineHandle:
+    settings = make_settings(engine="native", model=str(checkpoint), device="cpu", cpu_threads=1)
+    return cast("FakeEngineHandle", build_engine(settings))
+
+
+async def test_page_goes_through_every_process_and_comes_back(checkpoint: Path) -> None:
+    async with running_service(native_engine(checkpoint)) as service:
+        responses = await asyncio.gather(
+            *(service.ocr(png(str(number % 2)), max_new_tokens="12") for number in range(6))
+        )
+        models = (await service.client.get("/v1/models")).json()
+        assert await service.metric("deepsynth_pages_total") == 6
+    answers = [response.json() for response in responses]
+    assert [response.status_code for response in responses] == [200] * 6
+    assert models["data"][0]["id"] == answers[0]["model_id"] == checkpoint.name
+    assert all(1 <= answer["usage"]["completion_tokens"] <= 12 for answer in answers)
+    assert len({answer["text"] for answer in answers[::2]}) == 1
+    assert 0 < answers[0]["confidence"] <= 1
+    assert answers[0]["timings_ms"]["generate"] > 0
+
+
+async def test_killed_engine_costs_503_and_comes_back(checkpoint: Path) -> None:
+    async with running_service(native_engine(checkpoint)) as service:
+        running = asyncio.create_task(service.ocr(png()))
+        gate = service.services.gate
+        supervised = cast("ProcessEngine", service.engine)
+        await eventually(lambda: gate.num_running == 1 and supervised._open)
+        os.kill(supervised._link._peer.pid, signal.SIGKILL)
+        response = await running
+        assert (response.status_code, response.json()["code"]) == (503, "engine_lost")
+        await eventually(lambda: service.engine.state is not EngineState.READY)
+        assert (await service.client.get("/readyz")).status_code == 503
+        assert (await service.client.get("/livez")).status_code == 200
+        await eventually(lambda: service.engine.state is EngineState.READY, seconds=60)
+        assert (await service.ocr(png(), max_new_tokens="3")).status_code == 200
