@@ -31,6 +31,7 @@ from service.engine.loader import EngineLimits, make_engine
 from service.engine.protocol import PreparedPage, SequenceFailure, SequenceRequest, SequenceResult
 from service.engine.repetition import LoopRule
 from shared.contract.prompts import Task, prompt_for
+from shared.deepseek_ocr.checkpoint import CheckpointError
 from shared.deepseek_ocr.geometry import plan_views
 from shared.deepseek_ocr.loading import LoadedCheckpoint, load_checkpoint
 
@@ -137,7 +138,10 @@ def main() -> None:
     """Measure the three cases and print them."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    checkpoint = random_checkpoint() if arguments.random else load_checkpoint(arguments.checkpoint)
+    try:
+        checkpoint = random_checkpoint() if arguments.random else load_checkpoint(arguments.checkpoint)
+    except CheckpointError as error:
+        raise SystemExit(f"{error}; --random needs no checkpoint") from error
     limits = EngineLimits(batch_size=arguments.pages, max_new_tokens=arguments.tokens, loop_rule=NO_LOOPS)
     engine = make_engine(checkpoint, limits)
     engine.warm_up()
