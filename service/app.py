@@ -64,7 +64,8 @@ def build_engine(settings: ServiceSettings) -> EngineHandle:
         The engine, not started yet.
     """
     if settings.engine is EngineKind.FAKE:
-        return FakeEngineHandle(FakeEngine(batch_size=settings.ocr_batch_size), step_s=settings.fake_step_ms / 1000)
+        fake = FakeEngine(batch_size=settings.ocr_batch_size)
+        return FakeEngineHandle(fake, step_s=settings.fake_step_ms / 1000, remembers=False)
     source = choose_source(
         model=settings.model,
         device=settings.device.value,

@@ -108,13 +108,9 @@ class SupervisedEngine:
         self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
 
     async def submit(self, request: SequenceRequest) -> AsyncIterator[SequenceEvent]:
-        """Read one page; closing the iterator cancels the sequence.
+        """Read one page, its id unlike any before: deltas, then one result or failure; closing the iterator cancels.
 
-        Args:
-            request: The page; its id is unlike that of any request before.
-
-        Yields:
-            Deltas, then one result or failure; `engine_lost` if the engine is away or goes away.
+        The failure is `engine_lost` if the engine is away, or goes away meanwhile.
         """
         link, name = self._link, request.sequence_id
         if link is None or self._state is not EngineState.READY:

@@ -152,12 +152,14 @@ def _result(entry: _Sequence, reason: FinishReason) -> SequenceResult:
 class FakeEngineHandle:
     """Drives a `FakeEngine` on the event loop.
 
-    Tests steer it: while `hold` is set it takes sequences but does not step; `lose` plays the engine's death.
+    Tests steer it: while `hold` is set it takes sequences but does not step; `lose` plays the engine's death,
+    and `submitted` and `cancelled` are what it was asked to do, pages and all, unless it is told to remember nothing.
     """
 
-    def __init__(self, engine: FakeEngine | None = None, *, step_s: float = 0.0) -> None:
+    def __init__(self, engine: FakeEngine | None = None, *, step_s: float = 0.0, remembers: bool = True) -> None:
         self._engine = engine or FakeEngine()
         self._step_s = step_s
+        self._remembers = remembers
         self._state = EngineState.LOADING
         self._inboxes: dict[str, asyncio.Queue[SequenceEvent]] = {}
         self._go = asyncio.Event()
@@ -204,7 +206,8 @@ class FakeEngineHandle:
             return
         inbox: asyncio.Queue[SequenceEvent] = asyncio.Queue()
         self._inboxes[request.sequence_id] = inbox
-        self.submitted.append(request)
+        if self._remembers:
+            self.submitted.append(request)
         self._engine.submit(request)
         self._work.set()
         finished = False
@@ -216,7 +219,8 @@ class FakeEngineHandle:
         finally:
             del self._inboxes[request.sequence_id]
             if not finished:
-                self.cancelled.append(request.sequence_id)
+                if self._remembers:
+                    self.cancelled.append(request.sequence_id)
                 self._engine.cancel(request.sequence_id)
 
     async def _drive(self) -> None:

@@ -14,11 +14,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+CLEARED_AHEAD = 32
+
 
 class SlotCache:
     """Storage and lengths of all rows.
 
-    Invariant: beyond its length a row in use holds finite numbers, so that masked positions add exactly nothing.
+    Invariant: what a step reads of a row is finite, beyond its length as well, so that masked positions add exactly
+    nothing; a row that held numbers gone wrong leaves nothing behind.
 
     Args:
         num_layers: Decoder layers.
@@ -47,6 +50,8 @@ class SlotCache:
         self.max_tokens = max_tokens
         self._growth_tokens = growth_tokens
         self._lengths: list[int] = []
+        self._finite: list[int] = []
+        """For each row in use, how many of its positions have been written since it was opened."""
         shape = (2, num_layers, max_rows, num_heads, 0, head_dim)
         self._storage = torch.empty(shape, device=device, dtype=dtype)
 
@@ -81,17 +86,19 @@ class SlotCache:
         if first + count > self.max_rows:
             raise ValueError(f"{first + count} rows do not fit into {self.max_rows}")
         self._reserve(length + 1)
-        self._storage[:, :, first : first + count, :, length:] = 0
         self._lengths += [length] * count
+        self._finite += [length] * count
         return PrefillWindow(self._storage[:, :, first : first + count, :, :length])
 
     def close_row(self, row: int) -> None:
         """Drop a row; the last one moves into its place."""
         last = self.num_rows - 1
         if row != last:
-            self._storage[:, :, row] = self._storage[:, :, last]
-            self._lengths[row] = self._lengths[last]
+            written = self._finite[last]
+            self._storage[:, :, row, :, :written] = self._storage[:, :, last, :, :written]
+            self._lengths[row], self._finite[row] = self._lengths[last], written
         self._lengths.pop()
+        self._finite.pop()
 
     def truncate(self, row: int, length: int) -> None:
         """Forget a row's newest tokens."""
@@ -110,8 +117,17 @@ class SlotCache:
         positions = list(self._lengths)
         used = max(positions) + 1
         self._reserve(used)
+        self._clear_ahead(used)
         self._lengths = [length + 1 for length in positions]
         return DecodeWindow(self._storage, positions, used)
+
+    def _clear_ahead(self, used: int) -> None:
+        for row, written in enumerate(self._finite):
+            if written < used:
+                # Some positions more, so that most steps clear nothing.
+                end = min(used + CLEARED_AHEAD, self.capacity)
+                self._storage[:, :, row, :, written:end] = 0
+                self._finite[row] = end
 
     def _reserve(self, tokens: int) -> None:
         if tokens > self.max_tokens:
@@ -123,15 +139,36 @@ class SlotCache:
         kinds, layers, rows, heads, old_capacity, width = old.shape
         # Rows not in use are never written, and untouched pages of a large block cost no memory on a CPU.
         self._storage = old.new_empty((kinds, layers, rows, heads, capacity, width))
-        used = self._storage[:, :, : self.num_rows]
-        used[..., :old_capacity, :] = old[:, :, : self.num_rows]
-        used[..., old_capacity:, :] = 0
+        self._storage[:, :, : self.num_rows, :, :old_capacity] = old[:, :, : self.num_rows]
 
 
-class PrefillWindow:
+class _Window:
+    """What transformers' decoders ask of a cache beside `update`; ours ask nothing else."""
+
+    is_compileable = False
+
+    def __init__(self, num_seen: int, num_visible: int) -> None:
+        self._num_seen = num_seen
+        self._num_visible = num_visible
+
+    def get_seq_length(self, _layer: int = 0) -> int:
+        """Tokens before this pass."""
+        return self._num_seen
+
+    def get_query_offset(self, _layer: int = 0) -> int:
+        """Position of this pass's first token."""
+        return self._num_seen
+
+    def get_mask_sizes(self, _num_new: int, _layer: int) -> tuple[int, int]:
+        """Tokens that a query may see, and the first one's position."""
+        return self._num_visible, 0
+
+
+class PrefillWindow(_Window):
     """Takes the keys and values of whole prompts; the new tokens see one another alone."""
 
     def __init__(self, storage: Tensor) -> None:
+        super().__init__(0, storage.shape[4])
         self._keys, self._values = storage
 
     def update(self, keys_BNLD: Tensor, values_BNLD: Tensor, layer: int) -> tuple[Tensor, Tensor]:
@@ -141,8 +178,13 @@ class PrefillWindow:
         return keys_BNLD, values_BNLD
 
 
-class DecodeWindow:
+class DecodeWindow(_Window):
     """Takes one token's keys and values for every row, and shows the model each row's own past.
+
+    Args:
+        storage: The cache's tensor, `[2, layers, rows, N, capacity, D]`.
+        positions: Tokens of each row before this one.
+        used: Tokens of the longest row, this one included.
 
     Attributes:
         position_ids_B1: Where each row's token stands, int64.
@@ -150,6 +192,7 @@ class DecodeWindow:
     """
 
     def __init__(self, storage: Tensor, positions: list[int], used: int) -> None:
+        super().__init__(used - 1, used)
         rows, (heads, capacity) = len(positions), storage.shape[3:5]
         device = storage.device
         self._flat = storage.flatten(2, 4)

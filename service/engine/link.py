@@ -25,6 +25,11 @@ class Link:
 
     Invariant: `on_message` and `on_lost` run on the event loop, in the order of the pipe, `on_lost` once and last.
 
+    Args:
+        peer: What the pipe leads to.
+        on_message: Called with each message.
+        on_lost: Called when the peer has hung up.
+
     Attributes:
         heard_s: When the last message came, on the event loop's clock.
     """

@@ -81,8 +81,8 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
     max_sequence_tokens = min(limits.max_sequence_tokens, model.config.text_config.max_position_embeddings)
     info = EngineInfo(
         model_id=model_id or checkpoint.model_id,
-        device=str(model.device),
-        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.lm_head.weight.device),
+        dtype=str(model.lm_head.weight.dtype).removeprefix("torch."),
         geometry=checkpoint.geometry,
         max_new_tokens=min(limits.max_new_tokens, max_sequence_tokens),
         max_sequence_tokens=max_sequence_tokens,

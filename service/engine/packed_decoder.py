@@ -18,7 +18,9 @@ E experts, I intermediate width, K experts per token, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ from service.engine.kv_cache import DecodeWindow
 from shared.deepseek_ocr.decoder import DecoderLayer, rotary_tables
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.moe import Gate, MixtureOfExperts, Mlp
+from shared.deepseek_ocr.protocol import OcrModel
 
 MAX_EXPERTS = 16
 """Above this, computing every expert costs more than choosing."""
@@ -67,11 +70,20 @@ class _Layer:
     routing: _Routing | None
 
 
+def can_pack(model: OcrModel) -> TypeGuard[DeepseekOcrForConditionalGeneration]:
+    """Whether a packed copy is possible and worth its memory."""
+    if not isinstance(model, DeepseekOcrForConditionalGeneration):
+        return False
+    weights = sum(parameter.numel() for parameter in model.model.layers.parameters())
+    is_small = model.config.text_config.n_routed_experts <= MAX_EXPERTS and weights <= MAX_WEIGHTS
+    return model.device.type == "cpu" and model.dtype == torch.float32 and is_small
+
+
 class PackedDecoder:
     """A copy of a model's decoder, laid out for steps of one token a row.
 
     Args:
-        model: A model for which `suits` is true; later changes of its weights do not reach the copy.
+        model: A model for which `can_pack` is true; later changes of its weights do not reach the copy.
         max_tokens: Positions that may occur.
     """
 
@@ -89,15 +101,7 @@ class PackedDecoder:
         # Rotating is x * cos + (-second half, first half) * sin; the sign goes into the table.
         self._sin[:, : text.head_dim // 2].neg_()
 
-    @staticmethod
-    def suits(model: DeepseekOcrForConditionalGeneration) -> bool:
-        """Whether a packed copy is possible and worth its memory."""
-        text = model.config.text_config
-        weights = sum(parameter.numel() for parameter in model.model.layers.parameters())
-        is_small = text.n_routed_experts <= MAX_EXPERTS and weights <= MAX_WEIGHTS
-        return model.device.type == "cpu" and model.dtype == torch.float32 and is_small
-
-    def logits(self, tokens: list[int], window: DecodeWindow) -> Tensor:
+    def logits(self, tokens: Sequence[int], window: DecodeWindow) -> Tensor:
         """Feed one token a row.
 
         Args:
@@ -108,7 +112,7 @@ class PackedDecoder:
             `[B, V]`.
         """
         rows = len(tokens)
-        padded = tokens if rows > 1 else tokens * 2
+        padded = list(tokens) if rows > 1 else [*tokens, *tokens]
         x_HP = self._embeddings[torch.tensor(padded)].t().contiguous()
         positions_B = window.position_ids_B1[:, 0]
         cos_B11D, sin_B11D = (table[positions_B][:, None, None] for table in (self._cos, self._sin))

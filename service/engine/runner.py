@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.engine.kv_cache import DecodeWindow, PrefillWindow, SlotCache
-from service.engine.packed_decoder import PackedDecoder
+from service.engine.packed_decoder import PackedDecoder, can_pack
 from shared.deepseek_ocr.geometry import ViewPlan
 from shared.deepseek_ocr.protocol import OcrModel
 
@@ -51,25 +51,29 @@ class ModelRunner:
     """A model and the rows it works on.
 
     Rows are numbered as in `SlotCache`: without holes, the last one moving into the place of one that leaves.
+
+    Args:
+        model: In evaluation mode, on its device.
+        max_rows: Rows at most.
+        max_tokens: Tokens of one row at most.
+        growth_tokens: Steps in which the cache grows.
     """
 
-    def __init__(
-        self, model: OcrModel, *, max_rows: int, max_tokens: int, growth_tokens: int = 256
-    ) -> None:
+    def __init__(self, model: OcrModel, *, max_rows: int, max_tokens: int, growth_tokens: int = 256) -> None:
         text = model.config.text_config
-        self._model = model.eval()
-        self._device = model.device
+        self._model = model
+        self._device = model.lm_head.weight.device
         self._cache = SlotCache(
             num_layers=text.num_hidden_layers,
-            num_heads=text.num_attention_heads,
+            num_heads=text.num_key_value_heads,
             head_dim=text.head_dim,
             max_rows=max_rows,
             max_tokens=max_tokens,
             growth_tokens=growth_tokens,
-            device=model.device,
-            dtype=model.dtype,
+            device=self._device,
+            dtype=model.lm_head.weight.dtype,
         )
-        self._packed = PackedDecoder(model, max_tokens) if PackedDecoder.suits(model) else None
+        self._packed = PackedDecoder(model, max_tokens) if can_pack(model) else None
 
     @torch.inference_mode()
     def encode(self, views: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
@@ -104,7 +108,8 @@ class ModelRunner:
         for indices in _runs_of_equal([len(prompt.ids) for prompt in prompts]):
             batch = [prompts[index] for index in indices]
             ids_BL = torch.tensor([list(prompt.ids) for prompt in batch], device=self._device)
-            embeds_BLD = self._model.embed_inputs(ids_BL, [prompt.features_LD for prompt in batch])
+            features = [prompt.features_LD for prompt in batch if len(prompt.features_LD)]
+            embeds_BLD = self._model.embed_inputs(ids_BL, features)
             positions_1L = torch.arange(ids_BL.shape[1], device=self._device).unsqueeze(0)
             window = self._cache.open_rows(len(batch), ids_BL.shape[1])
             choices += self._choose(self._logits(embeds_BLD, positions_1L, None, window), {})
@@ -154,12 +159,13 @@ class ModelRunner:
         return self._model.lm_head(hidden_BLD[:, -1]).float()
 
     def _choose(self, logits_BK: Tensor, banned: Mapping[int, Sequence[int]]) -> list[Choice]:
+        # Before the ban, so that a token chosen for want of a better one is seen to be improbable.
+        normaliser_B = logits_BK.logsumexp(dim=-1)
         for row, ids in banned.items():
             logits_BK[row, torch.tensor(ids, device=self._device)] = float("-inf")
         best_B, token_B = logits_BK.max(dim=-1)
-        log_probability_B = best_B - logits_BK.logsumexp(dim=-1)
         # Token ids are exact in float64, so that both come in one copy.
-        pairs = torch.stack((token_B.double(), log_probability_B.double()), dim=1).tolist()
+        pairs = torch.stack((token_B.double(), (best_B - normaliser_B).double()), dim=1).tolist()
         return [Choice(int(token), log_probability) for token, log_probability in pairs]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.protocol import FinishReason, SequenceRequest, SequenceResult, SequenceTimings
-from service.engine.repetition import LoopDetector, LoopRule, RepetitionGuard, is_better
+from service.engine.repetition import LoopDetector, LoopRule, RepetitionGuard, is_better, is_hopeless
 from service.engine.scheduler import PageCost
 from shared.deepseek_ocr.tokenizer import OcrTokenizer, StreamDecoder
 
@@ -83,7 +83,7 @@ class Answer:
         keep = self._detector.push(token)
         if keep is not None:
             return self._leave_loop(keep)
-        if len(self._tokens) >= self._max_new_tokens:
+        if len(self._tokens) >= self._max_new_tokens or self._is_hopeless():
             return self._judge_continuation(FinishReason.LENGTH)
         return None
 
@@ -113,11 +113,17 @@ class Answer:
         self._guard = RepetitionGuard(self._tokens, forbidden)
         return None
 
+    def _is_hopeless(self) -> bool:
+        if self._restart is None:
+            return False
+        attempt = self._log_probabilities[self._restart :]
+        return is_hopeless(len(attempt), _geometric_mean(attempt))
+
     def _judge_continuation(self, reason: FinishReason) -> FinishReason:
         """End an answer that did not end by itself; a second attempt that is no better is dropped."""
         if self._restart is None:
             return reason
-        if not is_better(False, _geometric_mean(self._log_probabilities[self._restart :])):
+        if not is_better(ended_by_itself=False, confidence=_geometric_mean(self._log_probabilities[self._restart :])):
             self._cut(self._restart)
         return FinishReason.REPETITION
 

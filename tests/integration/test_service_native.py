@@ -11,6 +11,7 @@ from typing import cast
 import pytest
 
 from service.app import build_engine
+from service.engine.client import ProcessEngine
 from service.engine.fake import FakeEngineHandle
 from service.engine.protocol import EngineState
 from shared.deepseek_ocr.checkpoint import save_checkpoint
@@ -54,8 +55,9 @@ async def test_killed_engine_costs_503_and_comes_back(checkpoint: Path) -> None:
     async with running_service(native_engine(checkpoint)) as service:
         running = asyncio.create_task(service.ocr(png()))
         gate = service.services.gate
-        await eventually(lambda: gate.num_running == 1 and service.engine._open)
-        os.kill(service.engine._link._peer.pid, signal.SIGKILL)
+        supervised = cast("ProcessEngine", service.engine)
+        await eventually(lambda: gate.num_running == 1 and supervised._open)
+        os.kill(supervised._link._peer.pid, signal.SIGKILL)
         response = await running
         assert (response.status_code, response.json()["code"]) == (503, "engine_lost")
         await eventually(lambda: service.engine.state is not EngineState.READY)

@@ -58,7 +58,7 @@ class RunningService:
 
 async def eventually(condition: Any, seconds: float = 10.0) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 -- what is waited for lies in the code under test, without an event
+        while not condition():
             await asyncio.sleep(0.005)
 
 

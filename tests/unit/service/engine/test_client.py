@@ -2,9 +2,9 @@ import asyncio
 import os
 import random
 import signal
-import subprocess
 import sys
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +23,7 @@ from tests.unit.service.engine.standin import (
     standin_result,
 )
 
+ROOT = Path(__file__).resolve().parents[4]
 QUICK = Supervision(start_timeout_s=60.0, stall_s=0.5, check_s=0.02, backoff_s=0.01, stop_grace_s=10.0)
 
 
@@ -41,7 +42,7 @@ async def read(engine, request):
 
 async def until(condition, patience_s: float = 30.0):
     async with asyncio.timeout(patience_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what it waits for is another thread's or process's doing
             await asyncio.sleep(0.005)
 
 
@@ -101,10 +102,12 @@ async def test_the_process_ends_with_its_parent():
         "if __name__ == '__main__':\n"
         "    asyncio.run(main())\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    child = int(await asyncio.to_thread(parent.stdout.readline))
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
+    child = int(await parent.stdout.readline())
     parent.kill()
-    parent.communicate()
+    await parent.wait()
 
     def is_gone() -> bool:
         try:
@@ -124,7 +127,7 @@ async def test_a_parent_that_forgets_to_stop_still_ends():
         "if __name__ == '__main__':\n"
         "    asyncio.run(ProcessEngine(make_standin).start())\n"
     )
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, cwd=ROOT)
     async with asyncio.timeout(60):
         assert await process.wait() == 0
 
@@ -144,7 +147,7 @@ async def test_an_engine_that_cannot_start_says_why(factory, timeout_s, message)
     assert engine.state is EngineState.FAILED
     assert [e.code for e in await read(engine, standin_request("a"))] == ["engine_lost"]
     with pytest.raises(EngineError):
-        engine.info
+        _ = engine.info
     await engine.stop()
 
 
@@ -177,7 +180,7 @@ async def test_restarts_are_bounded():
     supervision = Supervision(check_s=0.02, backoff_s=0.001, max_restarts=3)
     async with started(ThreadEngine(once, supervision=supervision)) as engine:
         await read(engine, standin_request("a", prompt="raise"))
-        await until(lambda: engine._supervisor.done())
+        await until(engine._supervisor.done)
         assert len(made) == 1 + 3
         assert engine.state is EngineState.FAILED
         assert [e.code for e in await read(engine, standin_request("b"))] == ["engine_lost"]

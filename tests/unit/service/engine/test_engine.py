@@ -268,3 +268,36 @@ def test_rows_are_not_leaked_under_random_traffic():
     assert len(final) == len(set(final))
     assert set(final) == {str(n) for n in range(submitted)} - cancelled
     assert engine._runner.num_rows == 0
+
+
+def looping_model():
+    """A model that chooses the token it was given, whatever the page: the purest loop."""
+    model = tiny_model()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_() if hasattr(layer.mlp, "down_proj") else None
+            if hasattr(layer.mlp, "experts"):
+                layer.mlp.experts.down_proj.zero_()
+                layer.mlp.shared_experts.down_proj.weight.zero_()
+        model.lm_head.weight.copy_(model.model.embed_tokens.weight)
+    return model
+
+
+def test_a_looping_page_ends_early_and_does_not_disturb_its_neighbours():
+    model = looping_model()
+    rule = LoopRule(min_tokens=12, min_repeats=3)
+    engine = tiny_engine(model, loop_rule=rule, max_new_tokens=200)
+    engine.submit(tiny_request("a", seed=1, max_new_tokens=200))
+    engine.submit(tiny_request("b", seed=2, max_new_tokens=200, prompt="\nother"))
+    events = drain(engine)
+    found = outcomes(events)
+    assert [found[name].finish_reason for name in "ab"] == [FinishReason.REPETITION] * 2
+    assert engine.stats().steps < 60
+    # The last character of each prompt, for ever.
+    assert found["a"].text[0] == "."
+    assert found["b"].text[0] == "r"
+    for name in "ab":
+        deltas = [e.text for e in events if isinstance(e, SequenceDelta) and e.sequence_id == name]
+        assert "".join(deltas) == found[name].text
+        assert found[name].completion_tokens < 20

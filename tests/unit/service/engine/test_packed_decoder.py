@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from service.engine.kv_cache import SlotCache
-from service.engine.packed_decoder import PackedDecoder
+from service.engine.packed_decoder import PackedDecoder, can_pack
 from service.engine.runner import ModelRunner, Prompt
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from tests.unit.service.engine.tiny import tiny_config, tiny_model
@@ -67,9 +67,9 @@ def test_logits_equal_the_models(lengths, changes):
 def test_a_model_of_another_type_or_many_experts_is_left_to_itself():
     config = tiny_config()
     config.text_config.n_routed_experts = 64
-    assert not PackedDecoder.suits(DeepseekOcrForConditionalGeneration(config))
-    assert not PackedDecoder.suits(tiny_model().bfloat16())
-    assert PackedDecoder.suits(tiny_model())
+    assert not can_pack(DeepseekOcrForConditionalGeneration(config))
+    assert not can_pack(tiny_model().bfloat16())
+    assert can_pack(tiny_model())
 
 
 def test_a_model_that_does_not_suit_chooses_the_same_tokens(monkeypatch):
@@ -78,7 +78,7 @@ def test_a_model_that_does_not_suit_chooses_the_same_tokens(monkeypatch):
     prompt, other = Prompt([0, 3, 21, 22], torch.ones(1, 32)), Prompt([0, 3], torch.ones(1, 32))
     texts = []
     for suits in (True, False):
-        monkeypatch.setattr(PackedDecoder, "suits", staticmethod(lambda _, suits=suits: suits))
+        monkeypatch.setattr("service.engine.runner.can_pack", lambda _, suits=suits: suits)
         runner = ModelRunner(model, max_rows=3, max_tokens=64)
         tokens = [[choice.token] for choice in runner.prefill([prompt, other, prompt])]
         for _ in range(20):

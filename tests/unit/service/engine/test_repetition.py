@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.repetition import LoopDetector, LoopRule, RepetitionGuard, is_better
+from service.engine.repetition import LoopDetector, LoopRule, RepetitionGuard, is_better, is_hopeless
 
 RULE = LoopRule()
 SMALL = LoopRule(max_period=8, min_tokens=12, min_repeats=3, suspicion=2)
@@ -126,3 +126,9 @@ def test_a_second_attempt_counts_if_it_ends_or_is_believable():
     assert is_better(ended_by_itself=True, confidence=0.1)
     assert is_better(ended_by_itself=False, confidence=0.9)
     assert not is_better(ended_by_itself=False, confidence=0.3)
+
+
+def test_a_second_attempt_gets_a_fair_trial():
+    assert not is_hopeless(63, confidence=0.1)
+    assert is_hopeless(64, confidence=0.1)
+    assert not is_hopeless(1000, confidence=0.7)
