@@ -344,10 +344,9 @@ class PageRenderer:
     def _cropped(
         self, page: Ink, tier: Tier, limits: TierLimits, margin: int, column: Column, style: TextStyle
     ) -> tuple[Ink, int, int]:
-        """Cut away what is blank: close around a few lines, below the last line of larger images.
+        """Cut away what is blank; give the image, and the page's column and row that became its first.
 
-        Returns:
-            The image, and the page's column and row that became its first.
+        A few lines are cut close around, larger images below the last line.
         """
         rng = self._rng
         first_column = first_row = 0

@@ -111,7 +111,7 @@ class Degradation:
 
     def _blur(self, coverage_BHW: Tensor) -> Tensor:
         """Gaussian blur of up to 1.3 px, another one for each image."""
-        B, H, W = coverage_BHW.shape
+        B, _, _ = coverage_BHW.shape
         sigma = 0.05 + self._chosen(B, 0.55) * self._uniform(B, 0.2, 0.4 + 0.9 * self.severity)
         offsets = torch.arange(-3, 4, device=coverage_BHW.device)
         kernel = torch.exp(-(offsets[None] ** 2) / (2 * sigma[:, None] ** 2))

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+LEVEL_SHIFT = 128 / 255
+
 # Luminance table of ITU-T T.81 (JPEG), annex K.1.
 _LUMINANCE = (
     (16, 11, 10, 16, 24, 40, 51, 61),
@@ -41,8 +43,8 @@ def jpeg_loss(images_BHW: Tensor, quality_B: Tensor) -> Tensor:
     dct = dct_matrix(images_BHW.device).to(images_BHW.dtype)
     scale_B = torch.where(quality_B < 50, 50 / quality_B, 2 - quality_B / 50)
     table = torch.tensor(_LUMINANCE, device=images_BHW.device, dtype=images_BHW.dtype)
-    step_B88 = (table * scale_B[:, None, None]).clamp(1, 255) / 255
-    blocks = (images_BHW - 0.5).reshape(B, H // 8, 8, W // 8, 8).transpose(2, 3)
+    step_B88 = (table * scale_B[:, None, None]).round().clamp(1, 255) / 255
+    blocks = (images_BHW - LEVEL_SHIFT).reshape(B, H // 8, 8, W // 8, 8).transpose(2, 3)
     step = step_B88[:, None, None]
     blocks = dct.T @ (torch.round(dct @ blocks @ dct.T / step) * step) @ dct
-    return (blocks.transpose(2, 3).reshape(B, H, W) + 0.5).clamp(0, 1)
+    return (blocks.transpose(2, 3).reshape(B, H, W) + LEVEL_SHIFT).clamp(0, 1)

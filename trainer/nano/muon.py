@@ -62,7 +62,7 @@ class Muon(torch.optim.Optimizer):
 
     def _step_shape(self, shape: tuple[int, int], parameters: list[Tensor], group: dict[str, Any]) -> None:
         momentum = group["momentum"]
-        grads = [p.grad for p in parameters]
+        grads = [p.grad for p in parameters if p.grad is not None]
         buffers = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         nesterov = torch._foreach_lerp(grads, buffers, momentum)

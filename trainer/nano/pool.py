@@ -244,7 +244,7 @@ def build_batch(samples: list[Sample], side_px: int) -> Batch:
         tokens = np.frombuffer(sample.tokens, np.uint16)
         answer[i, : len(tokens)] = tokens
         x_y_c = np.frombuffer(sample.marks, np.uint16).reshape(-1, 3).astype(np.int64)
-        marks.append(np.concatenate([np.full((len(x_y_c), 1), i), x_y_c + (x0, y0, 0)], 1))
+        marks.append(np.concatenate([np.full((len(x_y_c), 1), i), x_y_c + np.array((x0, y0, 0))], 1))
     tensors = [torch.from_numpy(array) for array in (ink, paper, answer, np.concatenate(marks))]
     if torch.cuda.is_available():  # from pageable memory each copy would wait for the device's previous step
         tensors = [tensor.pin_memory() for tensor in tensors]
@@ -272,7 +272,10 @@ class BatchStream:
         self._weights = dict(tier_weights)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches until the pool fails.
+        """Give batches until the pool fails.
+
+        Yields:
+            Batches as they get ready.
 
         Raises:
             RuntimeError: Drawing has stopped.

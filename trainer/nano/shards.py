@@ -45,7 +45,14 @@ def save_shards(model: nn.Module, folder: Path, run: dict[str, Any]) -> None:
 
 
 def load_shards(model: nn.Module, folder: Path) -> dict[str, Any]:
-    """Load what `save_shards` wrote; returns the run's state.
+    """Load what `save_shards` wrote.
+
+    Args:
+        model: takes the parameters.
+        folder: where the shards lie.
+
+    Returns:
+        The run's state.
 
     Raises:
         ValueError: A shard is missing or torn, or the keys are not the model's.

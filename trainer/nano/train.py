@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -28,7 +29,6 @@ from trainer.nano.pool import Batch, BatchStream, DrawFunction, RenderPool, Samp
 from trainer.nano.recipe import Recipe, learning_rate_factor, stage_at
 from trainer.nano.shards import load_shards, save_shards
 from trainer.nano.spotting import Spotter, label_squares
-
 
 NUM_CHARACTERS = 512
 """Logits of the spotting head; `draw.CHARSET` holds fewer."""
@@ -53,7 +53,8 @@ class NanoTrainer:
         paths: RunPaths,
         device: torch.device,
     ) -> None:
-        self.model = model.to(device)
+        model.to(device)  # type: ignore[arg-type]  # wrapped by transformers, which loses its signature
+        self.model = model
         self.tokenizer = tokenizer
         self.recipe = recipe
         self.paths = paths
@@ -95,7 +96,7 @@ class NanoTrainer:
             colour, placement = Degradation(severity, generator)(ink, paper)
             labels = label_squares(
                 batch.marks_M4.to(self.device, non_blocking=True),
-                placement, tuple(ink.shape[1:]), self.square_px, NUM_CHARACTERS,
+                placement, (ink.shape[1], ink.shape[2]), self.square_px, NUM_CHARACTERS,
             )  # fmt: skip
             # 640 is divisible by 1 and 2, the largest grid shrinks 9 times: pairs of pixels are enough to average.
             shrink = 2 if batch.columns else 1
@@ -118,10 +119,7 @@ class NanoTrainer:
     def _page_embeddings(
         self, globals_BHWC: Tensor, tiles_BTHWC: Tensor, columns: int, rows: int
     ) -> tuple[Tensor, Tensor]:
-        """Vision tokens of pages of one grid for the whole batch at once.
-
-        Returns them as `assemble_page` orders them, `[B, P, D]`, and as the finest grid over the canvas, `[B, H, W, D]`.
-        """
+        """Vision tokens of a batch: as `assemble_page` orders them `[B, P, D]`, and as a grid `[B, H, W, D]`."""
         model = self.model
         views = torch.cat([globals_BHWC, tiles_BTHWC.flatten(0, 1)])
         spare = self.recipe.views_per_batch - len(views)
@@ -146,7 +144,7 @@ class NanoTrainer:
 
     def _answer_logits(self, page_BPD: Tensor, prompt_K: Tensor, answer_BT: Tensor) -> tuple[Tensor, Tensor]:
         B, P, _ = page_BPD.shape
-        embed = self.model.get_input_embeddings()
+        embed = self.model.model.embed_tokens
         start = torch.full((B, 1), self.tokenizer.bos_id, device=self.device)
         text = torch.cat([prompt_K.expand(B, -1), answer_BT.clamp(min=0)], 1)
         embeds = torch.cat([embed(start), page_BPD.to(embed.weight.dtype), embed(text)], 1)
@@ -256,7 +254,8 @@ class NanoTrainer:
         line = json.dumps(record)
         with (self.paths.out / "log.jsonl").open("a") as log:
             log.write(line + "\n")
-        print(line, flush=True)
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
 
 
 _PAGES_PER_BATCH = {"line": 1.0, "few": 1.0, "block": 1.0, "half": 1 / 3, "page": 1 / 6}

@@ -5,7 +5,8 @@ from PIL import Image, ImageDraw
 from trainer.data.glyphs import FineGlyphSet, GlyphSet
 
 
-def drawn_whole(font, text, rows, columns, x, baseline):
+def drawn_whole(font, text, shape, x, baseline):
+    rows, columns = shape
     canvas = Image.new("L", (columns, rows), 0)
     ImageDraw.Draw(canvas).text((x, baseline), text, font=font, fill=255, anchor="ls")
     return np.asarray(canvas)
@@ -19,7 +20,7 @@ def test_a_line_from_cells_equals_single_glyphs_side_by_side(library, text, size
     expected = np.zeros_like(line.ink)
     x = line.origin
     for character in text:
-        glyph = drawn_whole(font, character, *line.ink.shape, x, line.baseline)
+        glyph = drawn_whole(font, character, line.ink.shape, x, line.baseline)
         expected = np.maximum(expected, glyph)
         x += round(font.getlength(character))
     np.testing.assert_array_equal(line.ink, expected)

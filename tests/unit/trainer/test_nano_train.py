@@ -21,6 +21,7 @@ from trainer.nano.train import NanoTrainer, RunPaths, draw_validation
 from trainer.nano.vocabulary import train_tokenizer
 
 SIDE = 64
+RATES = {"budget_s": 100.0, "learning_rate": 1.5e-3, "matrix_learning_rate": 3e-3}
 GEOMETRY = GeometryConfig(
     downsample=2, small_px=SIDE, tile_px=SIDE, global_px=SIDE, squash=(), upscale=False, tiling=Tiling.NATIVE,
     modes=(Mode.SMALL, Mode.GUNDAM),
@@ -68,7 +69,7 @@ def tokenizer() -> OcrTokenizer:
 def run(tokenizer: OcrTokenizer, out: Path, resume: Path | None = None, **values: float) -> NanoTrainer:
     tokens_of = {d: tokenizer.encode_plain(d)[0] for d in "0123456789"}
     torch.manual_seed(0)
-    recipe = Recipe(budget_s=100.0, views_per_batch=16, warmup_steps=5, **values)  # type: ignore[arg-type]
+    recipe = Recipe(**RATES, views_per_batch=16, warmup_steps=5, **values)  # type: ignore[arg-type]
     model = DeepseekOcrForConditionalGeneration(tiny_config(320))
     trainer = NanoTrainer(model, tokenizer, recipe, RunPaths(out, resume), torch.device("cpu"))
     pool = RenderPool(partial(make_draw, tokens_of), num_workers=1, max_reuse=20, seed=1, max_held=400)

@@ -42,7 +42,7 @@ async def read(engine, request):
 
 async def until(condition, patience_s: float = 30.0):
     async with asyncio.timeout(patience_s):
-        while not condition():  # noqa: ASYNC110 - what it waits for is another thread's or process's doing
+        while not condition():
             await asyncio.sleep(0.005)
 
 
