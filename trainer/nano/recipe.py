@@ -23,7 +23,7 @@ class Recipe:
     matrix_learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
     warmup_steps: int = 150
-    decay_share: float = 0.3
+    decay_share: float = 0.35
     """Last share of the run over which the learning rate falls linearly to zero."""
     views_per_batch: int = 96
     """Views (640 px squares) that each step encodes; pages of several tiles fill it with fewer pages."""
