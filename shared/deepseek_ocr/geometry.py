@@ -54,6 +54,8 @@ class GeometryConfig:
     squash: tuple[Mode, ...] = (Mode.TINY, Mode.SMALL)
     upscale: bool = True
     tiling: Tiling = Tiling.STRETCH
+    line_breaks: bool = True
+    """Whether a token ends each row of vision tokens; DeepSeek-OCR-2 has none."""
     modes: tuple[Mode, ...] = tuple(Mode)
     default_mode: Mode = Mode.GUNDAM
 
@@ -173,7 +175,8 @@ def count_vision_tokens(global_px: int, columns: int, rows: int, config: Geometr
     """
     side = tokens_a_side(global_px, config)
     tile_side = tokens_a_side(config.tile_px, config)
-    return (side + 1) * side + 1 + (tile_side * columns + 1) * (tile_side * rows)
+    row_end = int(config.line_breaks)
+    return (side + row_end) * side + 1 + (tile_side * columns + row_end) * (tile_side * rows)
 
 
 def choose_grid(width_px: int, height_px: int, config: GeometryConfig) -> tuple[int, int]:

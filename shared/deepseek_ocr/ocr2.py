@@ -24,9 +24,14 @@ from shared.deepseek_ocr.vision import normalise_views
 MODEL_TYPE = "deepseek_ocr2"
 
 OCR2_GEOMETRY = GeometryConfig(
-    tile_px=768, max_tiles=6, squash=(), modes=(Mode.BASE, Mode.GUNDAM), default_mode=Mode.GUNDAM
+    tile_px=768,
+    max_tiles=6,
+    squash=(),
+    modes=(Mode.BASE, Mode.GUNDAM),
+    default_mode=Mode.GUNDAM,
+    line_breaks=False,
 )
-"""Sizes of transformers' image processor. Its pages have no line breaks, which `GeometryConfig` cannot say yet."""
+"""Sizes of transformers' image processor; its pages have no line breaks."""
 
 
 class FusedSamAttention(nn.Module):

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import DeepseekOcr2Config, DeepseekOcr2ForConditionalGeneration
 
 from shared.deepseek_ocr.checkpoint import CheckpointError, save_checkpoint
+from shared.deepseek_ocr.geometry import Mode, plan_views
 from shared.deepseek_ocr.loading import load_checkpoint
 from shared.deepseek_ocr.ocr2 import OCR2_GEOMETRY, DeepseekOcr2Reader
 from shared.deepseek_ocr.tokenizer import BOS, EOS, GROUNDING_TOKENS, IMAGE, PAD
@@ -103,6 +104,18 @@ def test_answers_are_those_of_transformers(theirs: DeepseekOcr2ForConditionalGen
     torch.testing.assert_close(loaded.model.lm_head(hidden), expected, rtol=1e-4, atol=1e-4)
     tokens = loaded.model.generate(ids, **images, max_new_tokens=4, do_sample=False, suppress_tokens=[3])
     assert int(tokens[0, ids.shape[1]]) == int(expected[0, -1].index_fill(0, torch.tensor([3]), -torch.inf).argmax())
+
+
+@torch.inference_mode()
+def test_plans_count_the_tokens_that_pages_become(folder: Path):
+    loaded = load_checkpoint(folder)
+    plan = plan_views(1600, 700, Mode.GUNDAM, loaded.geometry)
+    base_tokens = (plan.global_px // 64) ** 2
+    page = loaded.model.assemble_page(
+        torch.zeros(base_tokens, 24), torch.zeros(plan.num_tiles, VIEW_TOKENS, 24), plan.tile_columns, plan.tile_rows
+    )
+    assert plan.num_tiles == 2
+    assert plan.num_vision_tokens == len(page)
 
 
 def test_loading_v1_gives_tokenizer_and_geometry(tmp_path: Path):
