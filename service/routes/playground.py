@@ -1,4 +1,4 @@
-"""`GET /`: a page to try the service by hand; three static files, nothing from elsewhere."""
+"""`GET /`: a page to try the service by hand; four static files, nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_FILES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
+_FILES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css", "icon.svg": "image/svg+xml"}
 
 router = APIRouter(include_in_schema=False)
 # Read once: what is served never depends on a path that a client wrote.
