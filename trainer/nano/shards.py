@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from shared.deepseek_ocr.loading import load_checkpoint
+
 SHARD_BYTES = 14 * 2**20
 
 
@@ -42,6 +44,33 @@ def save_shards(model: nn.Module, folder: Path, run: dict[str, Any]) -> None:
     part = folder / "run.json.part"
     part.write_text(json.dumps({**run, "files": files}, indent=1))
     os.replace(part, folder / "run.json")
+
+
+def carry_on(model: nn.Module, folder: Path) -> dict[str, float]:
+    """Load where an earlier run stopped: its shards, or a shipped checkpoint, whose 8-bit rows lose little.
+
+    Args:
+        model: takes the parameters.
+        folder: a run's `shards`, or a checkpoint such as `shared/nano`.
+
+    Returns:
+        Steps, seconds and pages of the runs so far, as far as they are known.
+
+    Raises:
+        ValueError: The folder holds neither, or what it holds is torn or another model's.
+    """
+    if (folder / "run.json").is_file():
+        run = load_shards(model, folder)
+        return {name: run[name] for name in ("steps", "seconds", "pages")}
+    if not (folder / "model.safetensors").is_file():
+        raise ValueError(f"{folder} holds neither a run's shards (run.json) nor a checkpoint (model.safetensors)")
+    shipped = load_checkpoint(folder, device="cpu", dtype=torch.float32).model
+    assert isinstance(shipped, nn.Module)
+    try:
+        model.load_state_dict(shipped.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint in {folder} is another model's") from error
+    return {}
 
 
 def load_shards(model: nn.Module, folder: Path) -> dict[str, Any]:

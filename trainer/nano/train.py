@@ -27,7 +27,7 @@ from trainer.nano.augment import Degradation, cut_views
 from trainer.nano.muon import build_optimizers
 from trainer.nano.pool import Batch, BatchStream, DrawFunction, RenderPool, Sample, build_batch
 from trainer.nano.recipe import Recipe, learning_rate_factor, stage_at
-from trainer.nano.shards import load_shards, save_shards
+from trainer.nano.shards import carry_on, save_shards
 from trainer.nano.spotting import Spotter, label_squares
 
 NUM_CHARACTERS = 512
@@ -63,8 +63,7 @@ class NanoTrainer:
         self.step = 0
         self.history: dict[str, float] = {}
         if paths.resume is not None:
-            history = load_shards(self.model, paths.resume)
-            self.history = {"steps": history["steps"], "seconds": history["seconds"], "pages": history["pages"]}
+            self.history = carry_on(self.model, paths.resume)
         self.spotter = Spotter(model.config.text_config.hidden_size, NUM_CHARACTERS).to(device)
         self.square_px = self.side_px // math.isqrt(tokens_in_view(model))
         self.optimizers = build_optimizers(

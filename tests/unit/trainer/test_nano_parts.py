@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import io
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from shared.deepseek_ocr.checkpoint import save_checkpoint
+from tests.unit.shared.test_model_ocr2 import write_tokenizer
+from tests.unit.shared.tiny_models import tiny_model
 from trainer.nano.augment import Degradation, cut_views
 from trainer.nano.jpeg import jpeg_loss
 from trainer.nano.muon import Muon, build_optimizers, orthogonalise
 from trainer.nano.pool import Drawing, RenderPool, Sample, build_batch
 from trainer.nano.recipe import CURRICULUM, TIERS, Recipe, learning_rate_factor, stage_at
+from trainer.nano.shards import carry_on
 from trainer.nano.spotting import Spotter, label_squares
 
 
@@ -146,6 +151,24 @@ def test_spotting_learns_which_character_a_token_shows() -> None:
         spotter.loss(tokens, labels).backward()
         optimizer.step()
     assert spotter.loss(tokens, labels).item() < 0.05 < first
+
+
+def test_a_run_carries_on_from_a_shipped_checkpoint(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shipped, fresh = tiny_model(), tiny_model()
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.add_(1.0)
+    save_checkpoint(shipped, tmp_path, storage="int8")
+    write_tokenizer(tmp_path)
+    assert carry_on(fresh, tmp_path) == {}
+    for name, value in shipped.state_dict().items():
+        torch.testing.assert_close(fresh.state_dict()[name], value, atol=0.02, rtol=0.01)
+
+
+def test_carrying_on_from_an_empty_folder_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"run\.json"):
+        carry_on(torch.nn.Linear(1, 1), tmp_path)
 
 
 def test_batch_centres_pages_and_pads_answers() -> None:
