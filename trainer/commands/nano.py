@@ -48,7 +48,12 @@ def _add_train(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     step.add_argument("--data", type=Path, required=True, metavar="DIR", help="what `fonts` and `corpus` wrote")
     step.add_argument("--tokenizer", type=Path, required=True, metavar="FILE")
     step.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run: log and shards")
-    step.add_argument("--resume", type=Path, metavar="DIR", help="an earlier run's shards, or a checkpoint (shared/nano), to carry on from")
+    step.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="an earlier run's shards, or a checkpoint (shared/nano), to carry on from",
+    )
     step.add_argument("--device", help="auto, cpu or cuda; DEEPSYNTH_TRAINER_DEVICE")
     step.add_argument("--workers", type=int, default=0, help="drawing processes; 0: one less than there are cores")
     step.add_argument("--no-compile", action="store_true", help="start at once, and run slower")
