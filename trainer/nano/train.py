@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -287,6 +287,3 @@ def tokens_in_view(model: DeepseekOcrForConditionalGeneration) -> int:
     """Vision tokens of one tile."""
     geometry = model.config.geometry_config()
     return (geometry.tile_px // geometry.patch_px // geometry.downsample) ** 2
-
-
-MakeDraw = Callable[[int], DrawFunction]
