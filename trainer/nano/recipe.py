@@ -30,6 +30,10 @@ class Recipe:
     gradient_clip: float = 1.0
     router_loss_weight: float = 0.01
     spotting_loss_weight: float = 0.2
+    mild_share: float = 0.5
+    """Share of batches that are degraded less than the curriculum says, down to not at all."""
+    token_noise: float = 0.03
+    """Share of the answer's tokens that the decoder is fed wrongly, so that it finds its place by looking."""
     max_reuse: int = 6
     """Uses of a rendered page, each with fresh degradation, before it leaves the pool."""
     start: float = 0.0
@@ -55,7 +59,7 @@ CURRICULUM = (
     Stage(0.10, {"line": 0.25, "few": 0.35, "block": 0.4}, 0.2, 90),
     Stage(0.30, {"line": 0.1, "few": 0.25, "block": 0.6, "half": 0.05}, 0.6, 90),
     Stage(0.60, {"line": 0.1, "few": 0.2, "block": 0.45, "half": 0.13, "page": 0.12}, 1.0, 90),
-    Stage(1.00, {"line": 0.1, "few": 0.15, "block": 0.35, "half": 0.15, "page": 0.25}, 1.0, 90),
+    Stage(1.00, {"line": 0.07, "few": 0.1, "block": 0.38, "half": 0.13, "page": 0.32}, 1.0, 90),
 )
 
 

@@ -17,17 +17,28 @@ from torch import Tensor, nn
 from shared.deepseek_ocr.loading import load_checkpoint
 
 SHARD_BYTES = 14 * 2**20
+HEAD_PREFIX = "spotter."
+"""Before the keys of the second task's head, which stands beside the model in a run's shards."""
 
 
-def save_shards(model: nn.Module, folder: Path, run: dict[str, Any]) -> None:
+def save_shards(model: nn.Module, folder: Path, run: dict[str, Any], head: nn.Module | None = None) -> None:
     """Write the parameters as bfloat16 shards and `run.json`, replacing what stands there file by file.
 
     `run.json` comes last and names the shards with their sizes, so that a torn write is noticed.
+
+    Args:
+        model: the model.
+        folder: where to write.
+        run: what else to remember.
+        head: the second task's, to go on with it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
-    for name, value in model.state_dict().items():
+    state = dict(model.state_dict())
+    if head is not None:
+        state.update({HEAD_PREFIX + name: value for name, value in head.state_dict().items()})
+    for name, value in state.items():
         tensor = value.detach().to("cpu", torch.bfloat16).contiguous()
         size = tensor.numel() * 2
         if filled + size > SHARD_BYTES and shards[-1]:
@@ -46,12 +57,13 @@ def save_shards(model: nn.Module, folder: Path, run: dict[str, Any]) -> None:
     os.replace(part, folder / "run.json")
 
 
-def carry_on(model: nn.Module, folder: Path) -> dict[str, float]:
+def carry_on(model: nn.Module, folder: Path, head: nn.Module | None = None) -> dict[str, float]:
     """Load where an earlier run stopped: its shards, or a shipped checkpoint, whose 8-bit rows lose little.
 
     Args:
         model: takes the parameters.
         folder: a run's `shards`, or a checkpoint such as `shared/nano`.
+        head: takes the second task's head, where the folder holds it.
 
     Returns:
         Steps, seconds and pages of the runs so far, as far as they are known.
@@ -60,7 +72,7 @@ def carry_on(model: nn.Module, folder: Path) -> dict[str, float]:
         ValueError: The folder holds neither, or what it holds is torn or another model's.
     """
     if (folder / "run.json").is_file():
-        run = load_shards(model, folder)
+        run = load_shards(model, folder, head)
         return {name: run[name] for name in ("steps", "seconds", "pages")}
     if not (folder / "model.safetensors").is_file():
         raise ValueError(f"{folder} holds neither a run's shards (run.json) nor a checkpoint (model.safetensors)")
@@ -73,12 +85,13 @@ def carry_on(model: nn.Module, folder: Path) -> dict[str, float]:
     return {}
 
 
-def load_shards(model: nn.Module, folder: Path) -> dict[str, Any]:
+def load_shards(model: nn.Module, folder: Path, head: nn.Module | None = None) -> dict[str, Any]:
     """Load what `save_shards` wrote.
 
     Args:
         model: takes the parameters.
         folder: where the shards lie.
+        head: takes the second task's head, where it was saved.
 
     Returns:
         The run's state.
@@ -93,6 +106,9 @@ def load_shards(model: nn.Module, folder: Path) -> dict[str, Any]:
         if not path.is_file() or path.stat().st_size != size:
             raise ValueError(f"{path} is missing or not {size} bytes long: the checkpoint is torn, take an older one")
         state.update(load_file(path))
+    head_state = {name: state.pop(name) for name in list(state) if name.startswith(HEAD_PREFIX)}
+    if head is not None and head_state:
+        head.load_state_dict({name.removeprefix(HEAD_PREFIX): value for name, value in head_state.items()})
     missing, unexpected = model.load_state_dict(state, strict=False)
     if missing or unexpected:
         raise ValueError(f"the checkpoint in {folder} is another model's: missing {missing}, unexpected {unexpected}")

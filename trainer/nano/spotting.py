@@ -2,7 +2,7 @@
 
 The decoder can learn its language without looking, and an encoder that nobody looks at learns nothing: its features
 can drift until no image shows in them. Naming characters where they stand teaches the encoder directly; the decoder
-then finds features worth looking at. The head is thrown away after training.
+then finds features worth looking at. The head travels with a run's shards, and is no part of a checkpoint.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ class Spotter(nn.Module):
     def __init__(self, hidden_size: int, num_characters: int) -> None:
         super().__init__()
         self.head = nn.Linear(hidden_size, num_characters)
-        # Most characters are in no square: start where the loss knows that.
+        # Most characters are in no square: start where the loss knows that. Weights of zero let an encoder that has
+        # learnt already feel nothing of a head that has not.
         nn.init.constant_(self.head.bias, -6.0)
-        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.weight)
 
     def loss(self, tokens_BGD: Tensor, labels_BGC: Tensor) -> Tensor:
         """Binary cross-entropy, summed over characters, per square that holds any.

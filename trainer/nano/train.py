@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import sys
 import time
 from collections import defaultdict
@@ -62,9 +63,9 @@ class NanoTrainer:
         self.side_px = model.config.geometry_config().tile_px
         self.step = 0
         self.history: dict[str, float] = {}
-        if paths.resume is not None:
-            self.history = carry_on(self.model, paths.resume)
         self.spotter = Spotter(model.config.text_config.hidden_size, NUM_CHARACTERS).to(device)
+        if paths.resume is not None:
+            self.history = carry_on(self.model, paths.resume, self.spotter)
         self.square_px = self.side_px // math.isqrt(tokens_in_view(model))
         self.optimizers = build_optimizers(
             nn.ModuleList([model, self.spotter]), recipe.learning_rate, recipe.matrix_learning_rate, recipe.weight_decay
@@ -75,6 +76,7 @@ class NanoTrainer:
             for task in (Task.FREE, Task.FREE, Task.FREE, Task.MARKDOWN)
         ]
         self._generator = torch.Generator(device=device).manual_seed(recipe.seed + 1)
+        self._random = random.Random(recipe.seed)
         paths.out.mkdir(parents=True, exist_ok=True)
 
     def compile(self) -> None:
@@ -86,8 +88,21 @@ class NanoTrainer:
         for layer in model.layers:
             layer.compile(dynamic=True)
 
-    def loss(self, batch: Batch, severity: float, prompt: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Mean cross-entropy over a batch's answers, and the share of answer tokens guessed right."""
+    def loss(
+        self, batch: Batch, severity: float, prompt: Tensor, generator: torch.Generator, token_noise: float = 0.0
+    ) -> dict[str, Tensor]:
+        """Mean cross-entropy over a batch's answers, and the share of answer tokens guessed right.
+
+        Args:
+            batch: pages of one grid.
+            severity: strength of their degradation.
+            prompt: tokens between page and answer.
+            generator: where chance comes from.
+            token_noise: share of the answer's tokens that the decoder is fed wrongly.
+
+        Returns:
+            Scalars: `loss`, `router`, `spotting`, `right`, `feature_size`.
+        """
         ink, paper, answer_BT = (
             t.to(self.device, non_blocking=True) for t in (batch.ink_BHW, batch.paper_B4, batch.answer_BT)
         )
@@ -103,7 +118,8 @@ class NanoTrainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             page_BPD, squares_BHWD = self._page_embeddings(globals_BHWC, tiles_BTHWC, batch.columns, batch.rows)
             spotting = self.spotter.loss(squares_BHWD.flatten(1, 2), labels.flatten(1, 2))
-            logits_BTV, router_loss = self._answer_logits(page_BPD, prompt, answer_BT)
+            fed_BT = spoil_tokens(answer_BT.clamp(min=0), token_noise, generator)
+            logits_BTV, router_loss = self._answer_logits(page_BPD, prompt, fed_BT)
             cross_entropy = F.cross_entropy(logits_BTV.flatten(0, 1).float(), answer_BT.flatten(), ignore_index=-100)
         known = answer_BT >= 0
         right = ((logits_BTV.argmax(-1) == answer_BT) & known).sum() / known.sum()
@@ -145,7 +161,7 @@ class NanoTrainer:
         B, P, _ = page_BPD.shape
         embed = self.model.model.embed_tokens
         start = torch.full((B, 1), self.tokenizer.bos_id, device=self.device)
-        text = torch.cat([prompt_K.expand(B, -1), answer_BT.clamp(min=0)], 1)
+        text = torch.cat([prompt_K.expand(B, -1), answer_BT], 1)
         embeds = torch.cat([embed(start), page_BPD.to(embed.weight.dtype), embed(text)], 1)
         outputs = self.model(inputs_embeds=embeds, use_cache=False, output_hidden_states=False)
         first = P + len(prompt_K)
@@ -158,7 +174,7 @@ class NanoTrainer:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
         prompt = self._prompts[self.step % len(self._prompts)]
-        result = self.loss(batch, severity, prompt, self._generator)
+        result = self.loss(batch, severity, prompt, self._generator, self.recipe.token_noise)
         weights = {"loss": 1.0, "router": self.recipe.router_loss_weight, "spotting": self.recipe.spotting_loss_weight}
         torch.stack([weight * result[name] for name, weight in weights.items()]).sum().backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_clip)
@@ -199,7 +215,8 @@ class NanoTrainer:
                 pool.want(_pages_drawn(stage.tiers), stage.max_characters)
             if stopping:
                 break
-            recent.append(self.train_step(batch, stage.severity, learning_rate_factor(self.step, share, recipe)))
+            severity = stage.severity * (self._random.random() if self._random.random() < recipe.mild_share else 1.0)
+            recent.append(self.train_step(batch, severity, learning_rate_factor(self.step, share, recipe)))
             pages += len(batch.ink_BHW)
             if self.step == 1:  # compilation lies behind: the schedule starts here and shares what time is left
                 if self.device.type == "cuda":
@@ -227,7 +244,7 @@ class NanoTrainer:
             "recipe": asdict(self.recipe),
             "config": self.model.config.to_dict(),
         }
-        save_shards(self.model, self.paths.out / "shards", json.loads(json.dumps(run, default=str)))
+        save_shards(self.model, self.paths.out / "shards", json.loads(json.dumps(run, default=str)), self.spotter)
 
     def _report(
         self, recent: list[dict[str, Tensor]], pool: RenderPool, pages: int, seconds: float, span: float, share: float
@@ -255,6 +272,23 @@ class NanoTrainer:
             log.write(line + "\n")
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
+
+
+def spoil_tokens(answer_BT: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Put tokens from elsewhere in the batch into a share of the places.
+
+    A decoder that is fed nothing but the truth learns to trust it, and after its own first mistake has lost its place.
+
+    Shapes:
+        answer_BT: int64, 0 where padded
+        returns: the same, changed in at most `share` of the places
+    """
+    if not share:
+        return answer_BT
+    chosen = torch.rand(answer_BT.shape, device=answer_BT.device, generator=generator) < share
+    source = torch.randint(answer_BT.numel(), answer_BT.shape, device=answer_BT.device, generator=generator)
+    other_BT = answer_BT.flatten()[source]
+    return torch.where(chosen & (other_BT > 0), other_BT, answer_BT)
 
 
 _PAGES_PER_BATCH = {"line": 1.0, "few": 1.0, "block": 1.0, "half": 1 / 3, "page": 1 / 6}

@@ -19,8 +19,9 @@ from trainer.nano.jpeg import jpeg_loss
 from trainer.nano.muon import Muon, build_optimizers, orthogonalise
 from trainer.nano.pool import Drawing, RenderPool, Sample, build_batch
 from trainer.nano.recipe import CURRICULUM, TIERS, Recipe, learning_rate_factor, stage_at
-from trainer.nano.shards import carry_on
+from trainer.nano.shards import carry_on, save_shards
 from trainer.nano.spotting import Spotter, label_squares
+from trainer.nano.train import spoil_tokens
 
 
 def draw_blank(seed: int):
@@ -164,6 +165,26 @@ def test_a_run_carries_on_from_a_shipped_checkpoint(tmp_path: Path) -> None:
     assert carry_on(fresh, tmp_path) == {}
     for name, value in shipped.state_dict().items():
         torch.testing.assert_close(fresh.state_dict()[name], value, atol=0.02, rtol=0.01)
+
+
+def test_a_run_carries_on_with_the_second_tasks_head(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    saved, fresh = Spotter(16, 8), Spotter(16, 8)
+    torch.nn.init.normal_(saved.head.weight)
+    save_shards(tiny_model(), tmp_path, {"steps": 3, "seconds": 2, "pages": 1}, saved)
+    assert carry_on(tiny_model(), tmp_path, fresh)["steps"] == 3
+    torch.testing.assert_close(fresh.head.weight, saved.head.weight, atol=0.02, rtol=0.01)
+    assert carry_on(tiny_model(), tmp_path)["steps"] == 3  # the model alone, as an export takes it
+
+
+def test_spoiling_changes_a_share_of_the_tokens_and_brings_in_no_padding() -> None:
+    answer = torch.arange(1, 4097).view(8, 512)
+    answer[:, 400:] = 0
+    spoilt = spoil_tokens(answer, 0.1, torch.Generator().manual_seed(0))
+    changed = spoilt != answer
+    assert 0.05 < changed.float().mean() < 0.11
+    assert (spoilt[changed] > 0).all()
+    assert torch.equal(spoil_tokens(answer, 0.0, torch.Generator()), answer)
 
 
 def test_carrying_on_from_an_empty_folder_says_what_is_missing(tmp_path: Path) -> None:
