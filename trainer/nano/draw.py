@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,16 @@ from shared.deepseek_ocr.tokenizer import OcrTokenizer
 from trainer.data.charset import SUPPORTED
 from trainer.data.corpus import Corpus
 from trainer.data.fonts import FontLibrary
-from trainer.data.render import PageRenderer, Tier
+from trainer.data.render import PageRenderer, RenderedPage, Tier
 from trainer.nano.pool import Drawing
 
 CHARSET = {character: index for index, character in enumerate(sorted(SUPPORTED))}
 """Index of each character in marks."""
+
+
+SMALL_SHARE = 0.4
+"""Share of images of several lines that are set in small print, which is learnt last and misread most."""
+SMALL_PX = (10, 18)
 
 
 class Draw:
@@ -26,10 +32,11 @@ class Draw:
         self._renderer = PageRenderer(FontLibrary(fonts), Corpus(corpus), seed)
         self._tokenizer = OcrTokenizer.from_file(tokenizer)
         self._geometry = geometry
+        self._rng = random.Random(seed)
 
     def __call__(self, tier: str, longest: int) -> Drawing:
         """Draw one page; see `pool.DrawFunction`."""
-        page = self._renderer.render(Tier(tier), max_characters=longest if tier == Tier.LINE else None)
+        page = self._render(Tier(tier), longest)
         ink = page.ink
         height, width = ink.shape
         plan = plan_views(width, height, Mode.GUNDAM, self._geometry)
@@ -41,6 +48,12 @@ class Draw:
         tokens = [*self._tokenizer.encode_plain(page.text), self._tokenizer.eos_id]
         marks = [(max(x * scale, 0), max(y * scale, 0), CHARSET[c]) for x, y, c in page.marks if c in CHARSET]
         return Drawing(ink, np.array(marks).reshape(-1, 3), tokens, plan.tile_columns, plan.tile_rows)
+
+    def _render(self, tier: Tier, longest: int) -> RenderedPage:
+        if tier == Tier.LINE:
+            return self._renderer.render(tier, max_characters=longest)
+        is_small = self._rng.random() < SMALL_SHARE
+        return self._renderer.render(tier, size_px=SMALL_PX if is_small else None)
 
 
 class MakeDraw:
