@@ -188,9 +188,9 @@ def _grid_kernel(
             p = tl.exp2(scores - (higher - down)[:, None])
         else:
             for r in tl.static_range(ROWS):
-                down = tl.load(
-                    scratch_rows + (first_row + r) * LENGTH + m, mask=wanted & (first_row + r < HEIGHT), other=-1.0e30
-                ).to(tl.float32) * LOG2_E
+                exists = first_row + r < HEIGHT
+                down = tl.load(scratch_rows + (first_row + r) * LENGTH + m, mask=wanted & exists, other=0.0)
+                down = tl.where(exists, down.to(tl.float32) * LOG2_E, -1.0e30)
                 scores += tl.where((n // WIDTH == r)[None, :], down[:, None], 0.0)
             higher = tl.maximum(highest, tl.max(scores, axis=1))
             p = tl.exp2(scores - higher[:, None])
