@@ -1,4 +1,4 @@
-"""Kernels are interpreted where there is no GPU. Triton reads this when it is imported, so it is said before any test is."""
+"""Kernels are interpreted where there is no GPU; Triton reads that when it is imported, so before any test is."""
 
 import os
 

@@ -37,8 +37,9 @@ def test_window_attention(shape: tuple[int, ...], dtype: torch.dtype):
     rows, columns = (noise(2 * side - 1, head, dtype=dtype, scale=0.3, seed=seed) for seed in (2, 3))
     poison(views, height, width, heads * head, dtype=dtype)
     out = vision_attention.window_attention(qkv, bias, rows, columns, heads, side)
-    exact = (tensor.float() for tensor in (qkv, bias, rows, columns))
-    assert relative_error(out, vision_reference.window_attention(*exact, heads, side)) < TOLERANCES[dtype]
+    exact = [tensor.float() for tensor in (qkv, bias, rows, columns)]
+    expected = vision_reference.window_attention(exact[0], exact[1], exact[2], exact[3], heads, side)
+    assert relative_error(out, expected) < TOLERANCES[dtype]
 
 
 GRIDS = [(2, 9, 9, 2, 16), (1, 40, 40, 1, 16), (1, 5, 7, 1, 64), (1, 12, 64, 1, 16)]
@@ -55,8 +56,9 @@ def test_grid_attention(shape: tuple[int, ...], dtype: torch.dtype):
     columns = noise(2 * width - 1, head, dtype=dtype, scale=0.3, seed=3)
     poison(views, height, width, heads * head, dtype=dtype)
     out = vision_attention.grid_attention(qkv, rows, columns, heads)
-    exact = (tensor.float() for tensor in (qkv, rows, columns))
-    assert relative_error(out, vision_reference.grid_attention(*exact, heads)) < TOLERANCES[dtype]
+    exact = [tensor.float() for tensor in (qkv, rows, columns)]
+    expected = vision_reference.grid_attention(exact[0], exact[1], exact[2], heads)
+    assert relative_error(out, expected) < TOLERANCES[dtype]
 
 
 @BY_TYPE

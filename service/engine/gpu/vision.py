@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ class GpuVision:
         else:
             self._graph_patches = 0
         self._captured: dict[int, _Captured] = {}
-        self._pool: object | None = None
+        self._pool: Any = None
 
     @torch.inference_mode()
     def encode(self, views: Sequence[View]) -> list[Tensor]:

@@ -6,7 +6,8 @@ The same function as `model.encode_views`, arranged so that each activation move
   enter where the stream is read, in the norms;
 - windows are addressed, not cut out, and the tokens that fill up windows at the edge are never computed: their queries,
   keys and values are the bias of the layer;
-- pixels are normalised while they are cut into patches; both halves of the projector's input are multiplied where they lie.
+- pixels are normalised while they are cut into patches;
+- both halves of the projector's input are multiplied where they lie.
 
 Copies no weight but the patch embedding and the convolutions, whose layouts differ. Holds for DeepSeek-OCR (v1) and
 nano. Calls nothing that waits for the device, so that a run can be captured.
@@ -204,9 +205,7 @@ class VisionEncoder:
             q, k, v = qkv_TE.view(views, tokens + 1, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
             out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x_TC.shape)
             x_TC.addmm_(out, layer.out_weight_CC.t())
-            hidden = self._kernels.linear_quick_gelu(
-                self._norm(x_TC, layer.before_mlp), layer.up_weight, layer.up_bias
-            )
+            hidden = self._kernels.linear_quick_gelu(self._norm(x_TC, layer.before_mlp), layer.up_weight, layer.up_bias)
             x_TC.addmm_(hidden, layer.down_weight.t())
         return x_TC.view(x_VLC.shape)[:, 1:].reshape(views * tokens, channels)
 

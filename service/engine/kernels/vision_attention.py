@@ -16,11 +16,13 @@ Shape letters: V views, H and W patches down and across, C channels, E = 3 * C, 
 K distances, M queries of a block.
 """
 
+# ruff: noqa: ANN001, ANN202 - arguments of kernels are pointers and numbers of the language's own
+# mypy: disable-error-code="no-untyped-def, import-not-found"
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -102,9 +104,7 @@ def _window_kernel(
         row, column = m // SLOTS, m % SLOTS
         wanted = (row < SIDE) & (column < SIDE) & (top + row < height) & (left + column < width)
         token = (view * height + top + row).to(tl.int64) * width + left + column
-        q = tl.load(
-            qkv + token[:, None] * (3 * CHANNELS) + head * HEAD + d[None, :], mask=wanted[:, None], other=0.0
-        )
+        q = tl.load(qkv + token[:, None] * (3 * CHANNELS) + head * HEAD + d[None, :], mask=wanted[:, None], other=0.0)
         # The bias is divided by the scale, because it joins the scores before they are scaled.
         key = row[:, None] + (SIDE - 1) - j[None, :]
         found = tl.dot(q, tl.trans(rows_KD), input_precision=PRECISION) / scale
@@ -123,13 +123,11 @@ def _window_kernel(
         p = tl.exp2(scores * factor - highest[:, None])
         total = tl.sum(p, axis=1)
         attended = tl.dot(p.to(dtype), v, input_precision=PRECISION) / total[:, None]
-        tl.store(
-            out + token[:, None] * CHANNELS + head * HEAD + d[None, :], attended.to(dtype), mask=wanted[:, None]
-        )
+        tl.store(out + token[:, None] * CHANNELS + head * HEAD + d[None, :], attended.to(dtype), mask=wanted[:, None])
 
 
 @triton.jit
-def _grid_kernel(
+def _grid_kernel(  # noqa: PLR0915 - a function call would hide what stays in registers
     qkv, rows, columns, scratch_rows, scratch_columns, out, scale,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr,
     DISTANCES_H: tl.constexpr, DISTANCES_W: tl.constexpr,

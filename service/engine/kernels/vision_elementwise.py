@@ -6,6 +6,9 @@ those of `vision_reference.py`.
 Shape letters: T tokens, C channels, V views, P pixels.
 """
 
+# ruff: noqa: ANN001, ANN201, ANN202 - arguments of kernels are pointers and numbers of the language's own
+# mypy: disable-error-code="no-untyped-def, import-not-found"
+
 from __future__ import annotations
 
 import torch

@@ -1,4 +1,4 @@
-"""The vision encoder's kernels in plain torch: the truth that the fused ones are tested against, and their stand-in on a CPU.
+"""The vision encoder's kernels in plain torch: the truth for the fused ones' tests, and their stand-in on a CPU.
 
 Every function has a twin of the same name and signature in `vision_fused.py`.
 
