@@ -32,7 +32,7 @@ def import_kernels(name: str) -> ModuleType:
 
 def _mend_bounds() -> None:
     """Let kernels use arguments as loop bounds: numpy 2.4 no longer makes an integer of an array of one."""
-    interpreter = importlib.import_module("triton.runtime.interpreter")  # no stubs where triton is missing
+    interpreter: Any = importlib.import_module("triton.runtime.interpreter")  # no stubs where triton is missing
 
     original = interpreter._patch_lang_tensor
     if getattr(original, "mended", False):
