@@ -16,7 +16,9 @@ RULE = LoopRule(min_tokens=12, min_repeats=3)
 def requests():
     """Pages of three sizes; some answers loop, so that second attempts are part of it."""
     return [
-        tiny_request(f"page-{seed}", seed=seed, width_px=(64, 128, 192)[seed % 3], max_new_tokens=12 + 9 * (seed % 3) * HAS_GPU)
+        tiny_request(
+            f"page-{seed}", seed=seed, width_px=(64, 128, 192)[seed % 3], max_new_tokens=12 + 9 * (seed % 3) * HAS_GPU
+        )
         for seed in range(8 if HAS_GPU else 1)
     ]
 
