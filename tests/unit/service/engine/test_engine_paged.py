@@ -155,13 +155,17 @@ def test_without_memory_views_are_encoded_in_smaller_batches(monkeypatch):
     assert {name: r.text for name, r in read(engine).items()} == {name: r.text for name, r in ALONE.items()}
 
 
-def test_a_view_for_which_there_is_no_memory_at_all_fails_its_pages_alone(monkeypatch):
-    engine = engine_of()
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_view_for_which_there_is_no_memory_at_all_fails_its_pages_alone(monkeypatch, batch_size):
+    engine = engine_of(batch_size=batch_size)
     sick = tiny_page(0).global_view_HWC
     limit_encoding(monkeypatch, engine, lambda views: not any(np.array_equal(view, sick) for view in views))
     engine.submit(request_of(0))
-    engine.step()
-    found = read(engine, range(1, 8))
+    events = engine.step() if batch_size > 1 else []
+    for seed in range(1, 8):
+        engine.submit(request_of(seed))
+    found = outcomes(events + drain(engine))
+    assert isinstance(found.pop("page-0"), SequenceFailure)
     assert {name: r.text for name, r in found.items()} == {
         name: r.text for name, r in ALONE.items() if name != "page-0"
     }
