@@ -1,0 +1,129 @@
+"""DeepSeek-OCR with its public dimensions and random weights, built on the device it runs on.
+
+For measuring speed where no checkpoint is at hand: no file is read. Answers mean nothing, never end by themselves
+(no token is the end token), and loop, so that the loop rule is best switched off with `NO_LOOPS`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from service.engine.protocol import PreparedPage
+from service.engine.repetition import LoopRule
+from shared.deepseek_ocr.configuration import DeepseekOcrConfig
+from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan, plan_views
+from shared.deepseek_ocr.loading import LoadedCheckpoint
+from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+from shared.deepseek_ocr.tokenizer import OcrTokenizer
+
+NO_LOOPS = LoopRule(min_tokens=1_000_000)
+SMALL, PAGE = (640, 640), (1240, 1754)
+"""Width and height in pixels of the two pages that are measured: 276 and 906 prompt tokens."""
+PROMPT_TEXT_IDS = (201, 2)
+"""As many as the public tokenizer makes of the public prompts' line break and text in the measured peers."""
+WEIGHT_STD = 0.02
+
+
+class StubTokenizer(OcrTokenizer):
+    """Says nothing that can be read: `<17>` for token 17, and no token ends an answer.
+
+    Args:
+        image_id: The id that the model replaces by vision tokens.
+    """
+
+    def __init__(self, image_id: int) -> None:  # no backend: there is no vocabulary
+        self.bos_id, self.eos_id, self.pad_id, self.image_id = 0, -1, 2, image_id
+
+    def encode_prompt(self, plan: ViewPlan, prompt: str) -> list[int]:
+        """The public model's number of ids, whatever the prompt says."""
+        del prompt
+        return [self.bos_id, *[self.image_id] * plan.num_vision_tokens, *PROMPT_TEXT_IDS]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The id in angle brackets."""
+        return f"<{token_id}>".encode()
+
+
+def random_model(
+    device: torch.device | str, dtype: torch.dtype, config: DeepseekOcrConfig | None = None, seed: int = 0
+) -> DeepseekOcrForConditionalGeneration:
+    """Build a model with random weights in its final place; needs no memory but the weights' own.
+
+    Args:
+        device: Where it runs.
+        dtype: Its type.
+        config: Its dimensions; None: DeepSeek-OCR's.
+        seed: Of the weights.
+
+    Returns:
+        The model in evaluation mode.
+    """
+    with torch.device("meta"):
+        model = DeepseekOcrForConditionalGeneration(config or DeepseekOcrConfig())
+    generator = torch.Generator(device).manual_seed(seed)
+    state: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        tensor = torch.empty(parameter.shape, device=device, dtype=dtype)
+        # One-dimensional weights are those of norms, but for the embeddings that stand for a place.
+        is_norm = parameter.ndim == 1 and name.endswith("weight")
+        state[name] = tensor.fill_(1.0) if is_norm else tensor.normal_(0.0, WEIGHT_STD, generator=generator)
+        if name.endswith("bias"):
+            tensor.zero_()
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def random_checkpoint(
+    device: torch.device | str = "cuda",
+    dtype: torch.dtype = torch.bfloat16,
+    config: DeepseekOcrConfig | None = None,
+    seed: int = 0,
+) -> LoadedCheckpoint:
+    """What `load_checkpoint` would give for the public checkpoint, its weights and tokenizer aside.
+
+    Args:
+        device: Where it runs.
+        dtype: Its type.
+        config: Its dimensions; None: DeepSeek-OCR's.
+        seed: Of the weights.
+
+    Returns:
+        For `service.engine.loader.make_engine`.
+    """
+    model = random_model(device, dtype, config, seed)
+    tokenizer = StubTokenizer(model.config.image_token_id)
+    return LoadedCheckpoint(model, tokenizer, model.config.geometry_config(), "deepseek-ocr-random")
+
+
+def noise_page(size: tuple[int, int], geometry: GeometryConfig, seed: int = 0) -> PreparedPage:
+    """A page of noise as the engine takes it.
+
+    Args:
+        size: Width and height of the page in pixels.
+        geometry: The checkpoint's.
+        seed: Of the noise.
+
+    Returns:
+        Views of the default mode.
+    """
+    plan = plan_views(*size, geometry.default_mode, geometry)
+    noise = np.random.default_rng(seed)
+
+    def views(*shape: int) -> Any:
+        return noise.integers(0, 256, (*shape, 3), np.uint8)
+
+    return PreparedPage(plan, views(plan.global_px, plan.global_px), views(plan.num_tiles, plan.tile_px, plan.tile_px))
+
+
+def noise_pages(size: tuple[int, int], geometry: GeometryConfig, count: int) -> Sequence[PreparedPage]:
+    """Pages of one size, at most 16 of them different, as the peers were measured."""
+    different = [noise_page(size, geometry, seed) for seed in range(min(count, 16))]
+    return [different[index % len(different)] for index in range(count)]
