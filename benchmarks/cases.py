@@ -1,7 +1,7 @@
 """The cases that engines are compared on, and the images that they read.
 
-Owns names, sizes and lengths, so that a row of one engine can stand beside a row of another. Knows no engine. Images are
-noise: speed depends on their size alone, and a row says how many tokens were written whatever they mean.
+Owns names, sizes and lengths, so that a row of one engine can stand beside a row of another. Knows no engine. Images
+are noise: speed depends on their size alone, and a row says how many tokens were written whatever they mean.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ CASES = (
     Case("throughput-page", 128, PAGE_PX, 512),
     Case("prefill-page", 128, PAGE_PX, 1),
 )
-"""In the order in which they run. What runs twice is short enough for the first run's costs to show: the better counts."""
+"""In the order in which they run. Of a case that runs twice, to see the first run's costs, the better one counts."""
 
 
 def choose_cases(names: Iterable[str], max_requests: int | None, max_tokens: int | None) -> list[Case]:

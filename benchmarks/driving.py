@@ -29,6 +29,10 @@ ANSWER_TIMEOUT_S = 600.0
 """Longest that a case may go without an answer."""
 
 
+class EngineThreadError(RuntimeError):
+    """A page or the engine failed: there is nothing to measure."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A finished request."""
@@ -64,8 +68,8 @@ class EngineThread:
         factory: Makes it, on the thread.
 
     Attributes:
-        start_s: From nothing to warmed up.
-        steps: Decode batches of the last case: their sizes.
+        info: What the engine loaded.
+        start_s: From nothing to warmed up, in seconds.
     """
 
     def __init__(self, factory: Callable[[], TorchEngine]) -> None:
@@ -85,9 +89,7 @@ class EngineThread:
 
     def submit(self, sequence_id: str, page: PreparedPage, max_new_tokens: int) -> None:
         """Hand over a page."""
-        self._inbox.put(
-            SequenceRequest(sequence_id, page, prompt_for(Task.FREE), max_new_tokens, self.info.model_id)
-        )
+        self._inbox.put(SequenceRequest(sequence_id, page, prompt_for(Task.FREE), max_new_tokens, self.info.model_id))
 
     def next_answer(self) -> tuple[SequenceResult, float]:
         """Wait for the next finished page.
@@ -96,13 +98,13 @@ class EngineThread:
             It, and when it ended.
 
         Raises:
-            RuntimeError: A page or the engine failed.
+            EngineThreadError: A page or the engine failed.
         """
         event, ended_s = self._outbox.get(timeout=ANSWER_TIMEOUT_S)
         if isinstance(event, BaseException):
-            raise RuntimeError("the engine's thread ended") from event
+            raise EngineThreadError("the engine's thread ended") from event
         if isinstance(event, SequenceFailure):
-            raise RuntimeError(f"a page failed: {event.code}: {event.detail}")
+            raise EngineThreadError(f"a page failed: {event.code}: {event.detail}")
         return event, ended_s
 
     def close(self) -> None:
@@ -152,7 +154,7 @@ def read_case(engine: EngineThread, preparation: Preparation, case: Case) -> Spa
         The span from the first image to the last answer.
 
     Raises:
-        RuntimeError: A page failed.
+        EngineThreadError: A page failed.
     """
     began_s = time.perf_counter()
     for index, page in enumerate(preparation.pages(case.size_px, case.requests)):
@@ -177,7 +179,7 @@ def read_closed_loop(engine: EngineThread, preparation: Preparation, case: Case,
         The span from the first submission to the last answer.
 
     Raises:
-        RuntimeError: A page failed.
+        EngineThreadError: A page failed.
     """
     pages = list(preparation.pages(case.size_px, case.requests))
     total = rounds * case.requests

@@ -4,8 +4,6 @@ A floor counts what no implementation of these weights can leave out: matrix pro
 prefill at the device's rate of matrix products, and for a decode step the bytes that must be read at least once. What
 is left out: image preparation, norms, routing, the attention's relative positions, padding, launches. A prompt's head
 is counted for its last token alone.
-
-Shape letters: none; counts are of one view, token or step.
 """
 
 from __future__ import annotations
@@ -36,6 +34,8 @@ class Ceilings:
     """Bytes read plus bytes written by a copy within the device's memory."""
     matmul_flops_per_s: float
     """Of a large square product in the model's type; a multiply-add counts two."""
+    bytes_per_weight: int = 2
+    """Of the model's type."""
 
     def as_row(self) -> dict[str, float]:
         """Rounded, by name."""
@@ -44,10 +44,10 @@ class Ceilings:
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """What decoding takes, by the decoder's dimensions; weights in two bytes."""
+    """What decoding takes, by the decoder's dimensions."""
 
     text: TextConfig
-    bytes_per_weight: int = 2
+    bytes_per_weight: int
 
     @property
     def attention_weights(self) -> int:
@@ -131,7 +131,7 @@ def floor_s(config: DeepseekOcrConfig, case: Case, batch_size: int, ceilings: Ce
         Seconds.
     """
     plan = plan_of(case.size_px, config.geometry_config())
-    decoding = Decoding(config.text_config)
+    decoding = Decoding(config.text_config, ceilings.bytes_per_weight)
     vision = view_flops(config, plan.global_px) + plan.num_tiles * view_flops(config, plan.tile_px)
     seconds = case.requests * vision / ceilings.matmul_flops_per_s
     prompt = plan.num_vision_tokens + 3
@@ -163,6 +163,7 @@ def measure_ceilings(device: str, dtype: torch.dtype) -> Ceilings:
     return Ceilings(
         copy_bytes_per_s=2 * size / _best_s(lambda: target.copy_(source), device),
         matmul_flops_per_s=2 * side**3 / _best_s(lambda: torch.mm(left, right, out=product), device),
+        bytes_per_weight=dtype.itemsize,
     )
 
 

@@ -51,7 +51,9 @@ def slug(name: str) -> str:
 
 def commit() -> str:
     """Commit of the code, of the clone or as the copy says."""
-    return COMMIT_FILE.read_text(encoding="utf-8").strip() if COMMIT_FILE.is_file() else source_commit(COMMIT_FILE.parent)
+    return (
+        COMMIT_FILE.read_text(encoding="utf-8").strip() if COMMIT_FILE.is_file() else source_commit(COMMIT_FILE.parent)
+    )
 
 
 def command() -> str:

@@ -108,7 +108,12 @@ def times_faster(name: str, ours: float, theirs: float) -> float:
 
 
 def summary(
-    rows: Sequence[Row], recorded: Sequence[Row], config: DeepseekOcrConfig, batch_size: int, ceilings: Ceilings
+    rows: Sequence[Row],
+    recorded: Sequence[Row],
+    config: DeepseekOcrConfig,
+    batch_size: int,
+    ceilings: Ceilings,
+    targets: Mapping[str, float],
 ) -> dict[str, Any]:
     """The last line of a run.
 
@@ -118,24 +123,25 @@ def summary(
         config: The model's dimensions.
         batch_size: Rows that the engine may decode together.
         ceilings: Of the device, in this run.
+        targets: Figures to reach, by case.
 
     Returns:
         For each case the engine's figure and its ratios; a ratio above 1 is faster than the peer, and a share of the
-        floor is at most 1. Peers that were not measured on the same dimensions are left out by the caller.
+        floor is at most 1.
     """
     ours = best_rows(rows, OURS)
     cases: dict[str, Any] = {}
-    for name in MEASURES:
+    for name, unit in MEASURES.items():
         value = measure(ours, name)
         if value is None:
             continue
         floor = floor_of(name, config, batch_size, ceilings)
-        entry = {"unit": MEASURES[name], "value": _rounded(value), "floor": _rounded(floor)}
+        entry = {"unit": unit, "value": _rounded(value), "floor": _rounded(floor)}
         entry["floor_share_ratio"] = _rounded(times_faster(name, value, floor))
         for engine in ("vllm", "transformers"):
             entry |= _beside(name, value, engine, rows, recorded)
-        if name in TARGETS:
-            entry |= {"target": TARGETS[name], "target_met": times_faster(name, value, TARGETS[name]) >= 1}
+        if name in targets:
+            entry |= {"target": targets[name], "target_met": times_faster(name, value, targets[name]) >= 1}
         cases[name] = entry
     return {"benchmark": "engine", "summary": cases, "ceilings": ceilings.as_row()}
 
