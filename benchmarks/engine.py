@@ -223,12 +223,13 @@ def main() -> None:
     preparations: dict[str, Preparation] = {"inline": InlinePreparation(images, geometry)}
     preparations["processes"] = ProcessPreparation(images, geometry, arguments.workers, most)
     try:
+        dtype = torch.float32 if arguments.device == "cpu" else torch.bfloat16
+        run.ceilings = measure_ceilings(arguments.device, dtype)
+        # After the ceilings: an idle card shows a low clock.
         run.origin = origin(arguments.device) | {"command": command()}
         for peer in arguments.peers:
             for row in run_peer(peer, run.cases):
                 run.add(row)
-        dtype = torch.float32 if arguments.device == "cpu" else torch.bfloat16
-        run.ceilings = measure_ceilings(arguments.device, dtype)
         run.measure(None, preparations, sweep=True)
         for name in arguments.ablate:
             try:

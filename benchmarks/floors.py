@@ -160,11 +160,15 @@ def measure_ceilings(device: str, dtype: torch.dtype) -> Ceilings:
     target = torch.empty_like(source)
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     product = torch.empty_like(left)
-    return Ceilings(
+    ceilings = Ceilings(
         copy_bytes_per_s=2 * size / _best_s(lambda: target.copy_(source), device),
         matmul_flops_per_s=2 * side**3 / _best_s(lambda: torch.mm(left, right, out=product), device),
         bytes_per_weight=dtype.itemsize,
     )
+    if not on_cpu:
+        del source, target, left, right, product
+        torch.cuda.empty_cache()
+    return ceilings
 
 
 def _best_s(work: Callable[[], Any], device: str) -> float:

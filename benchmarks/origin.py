@@ -72,10 +72,15 @@ def _version_of(module: str) -> str:
 
 
 def _clocks(device: str) -> dict[str, Any]:
+    """Clock and driver of a GPU as they are now: call it right after a load."""
+    import torch
+
     program = shutil.which("nvidia-smi")
     if program is None or not device.startswith("cuda"):
         return {"clock_mhz": None}
-    query = ["--query-gpu=clocks.sm,clocks.max.sm,driver_version", "--format=csv,noheader,nounits", "--id=0"]
+    # By its name, since the first device that a process sees need not be the machine's first.
+    identity = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"
+    query = ["--query-gpu=clocks.sm,clocks.max.sm,driver_version", "--format=csv,noheader,nounits", identity]
     done = subprocess.run([program, *query], capture_output=True, text=True, check=False, timeout=20)
     values = [value.strip() for value in done.stdout.strip().split(",")]
     if len(values) != 3:
