@@ -186,6 +186,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sweep-tokens", type=int, default=256, help="new tokens of a request of the sweep")
     parser.add_argument("--rounds", type=int, default=2, help="requests of each client of the sweep")
     parser.add_argument("--peers", type=words, default=[], help=f"of {', '.join(PEERS)}")
+    parser.add_argument("--skip-whole", action="store_true", help="only peers and ablations")
     parser.add_argument("--preparation", choices=("processes", "inline"), default="processes")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="preparing processes")
     parser.add_argument("--batch-size", type=int, default=256)
@@ -230,7 +231,8 @@ def main() -> None:
         for peer in arguments.peers:
             for row in run_peer(peer, run.cases):
                 run.add(row)
-        run.measure(None, preparations, sweep=True)
+        if not arguments.skip_whole:
+            run.measure(None, preparations, sweep=True)
         for name in arguments.ablate:
             try:
                 run.measure(Idea(name), preparations, sweep=False)
