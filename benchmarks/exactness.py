@@ -77,14 +77,35 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of order and times of arrival")
     parser.add_argument("--alone", action="store_true", help="read each page alone as well")
     parser.add_argument("--reference", type=Path, help="the reference's texts, as --write-reference left them")
-    parser.add_argument("--write-reference", type=Path, help="write the reference's texts and stop")
+    parser.add_argument("--write-reference", type=Path, help="write the reference's texts page by page, and stop")
     parser.add_argument("--out", type=Path, help="file that the figures are appended to")
     parser.add_argument("--threads", type=int, help="threads of a tensor operation on a CPU")
     return parser.parse_args()
 
 
+def kept_texts(path: Path | None, max_new_tokens: int) -> dict[str, str]:
+    """The reference's texts by page from a file; none where there is no file yet.
+
+    Args:
+        path: As `--write-reference` leaves it.
+        max_new_tokens: Longest answer.
+
+    Returns:
+        Texts by name of the page.
+
+    Raises:
+        SystemExit: The file's answers have another bound.
+    """
+    if path is None or not path.is_file():
+        return {}
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if kept["max_new_tokens"] != max_new_tokens:
+        raise SystemExit(f"{path} was made with --max-new-tokens {kept['max_new_tokens']}")
+    return kept["texts"]
+
+
 def reference_texts(arguments: argparse.Namespace, pages: Sequence[TruePage]) -> list[str]:
-    """The reference's texts, from a file or from the model.
+    """The reference's texts, from a file as far as it has them, else from the model.
 
     Args:
         arguments: The command line.
@@ -92,23 +113,18 @@ def reference_texts(arguments: argparse.Namespace, pages: Sequence[TruePage]) ->
 
     Returns:
         A text for each page.
-
-    Raises:
-        SystemExit: The file is about other pages or another bound.
     """
-    if arguments.reference:
-        kept = json.loads(arguments.reference.read_text(encoding="utf-8"))
-        missing = [page.name for page in pages if page.name not in kept["texts"]]
-        if missing or kept["max_new_tokens"] != arguments.max_new_tokens:
-            raise SystemExit(f"{arguments.reference} was made with other options; it lacks {len(missing)} pages")
-        return [kept["texts"][page.name] for page in pages]
-    checkpoint = load_checkpoint(arguments.checkpoint)
-    texts = []
-    for number, page in enumerate(pages, 1):
-        texts.append(reference_text(checkpoint, page.page, arguments.max_new_tokens))
-        print(f"\rreference {number}/{len(pages)}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    return texts
+    texts = kept_texts(arguments.write_reference or arguments.reference, arguments.max_new_tokens)
+    missing = [page for page in pages if page.name not in texts]
+    checkpoint = load_checkpoint(arguments.checkpoint) if missing else None
+    for number, page in enumerate(missing, 1):
+        assert checkpoint
+        texts[page.name] = reference_text(checkpoint, page.page, arguments.max_new_tokens)
+        print(f"reference {number}/{len(missing)}", file=sys.stderr, flush=True)
+        if arguments.write_reference:
+            options = {"max_new_tokens": arguments.max_new_tokens, "texts": texts}
+            arguments.write_reference.write_text(json.dumps(options, indent=1), encoding="utf-8")
+    return [texts[page.name] for page in pages]
 
 
 def show(pages: Sequence[TruePage], expected: Sequence[str], texts: Sequence[str]) -> None:
@@ -134,9 +150,6 @@ def main() -> None:
     pages = true_pages(arguments.data, checkpoint.geometry, arguments.limit)
     expected = reference_texts(arguments, pages)
     if arguments.write_reference:
-        kept = {page.name: text for page, text in zip(pages, expected, strict=True)}
-        options = {"max_new_tokens": arguments.max_new_tokens, "texts": kept}
-        arguments.write_reference.write_text(json.dumps(options, indent=1), encoding="utf-8")
         return
     engine = exact_engine(checkpoint, arguments.batch_size, arguments.max_new_tokens)
     engine.warm_up()
