@@ -27,6 +27,22 @@ QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL"
 IMAGE = "<image>"
 PROMPT = f"{IMAGE}\nFree OCR."
 UNKNOWN = "t5"
+UNSAID = (
+    "attention_bias",
+    "ep_size",
+    "hidden_act",
+    "moe_layer_freq",
+    "norm_topk_prob",
+    "pad_token_id",
+    "rms_norm_eps",
+    "rope_scaling",
+    "rope_theta",
+    "routed_scaling_factor",
+    "router_aux_loss_coef",
+    "scoring_func",
+    "tie_word_embeddings",
+)
+"""Values of the decoder that the public file leaves to whoever reads it."""
 
 
 def write_checkpoint(folder: Path) -> None:
@@ -41,6 +57,8 @@ def write_checkpoint(folder: Path) -> None:
     config = DeepseekOcrConfig()
     public: dict[str, Any] = config_to_public(config)
     public |= {"candidate_resolutions": [[1024, 1024]], "torch_dtype": "bfloat16"}
+    language = public["language_config"] | {"torch_dtype": "bfloat16"}
+    public["language_config"] = {name: value for name, value in language.items() if name not in UNSAID}
     public["vision_config"]["mlp_ratio"] = 3.7362
     # As the public file has them: the encoders' sizes that it does not say are fixed in whoever reads it.
     widths = public["vision_config"]["width"]
