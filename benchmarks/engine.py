@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.ablation import REDUCED_REQUESTS, AblationError, Idea, limits_without, make_without
+from benchmarks.ablation import REDUCED_REQUESTS, AblationError, Idea, leave_out, limits_without, without
 from benchmarks.cases import PAGE_PX, SMALL_PX, Case, choose_cases, noise_images, row_of
 from benchmarks.driving import EngineThread, Span, read_case, read_closed_loop
 from benchmarks.floors import Ceilings, measure_ceilings
@@ -40,6 +40,7 @@ from benchmarks.origin import card, command, origin, slug
 from benchmarks.peers import PEERS, run_peer
 from benchmarks.preparation import InlinePreparation, Preparation, ProcessPreparation
 from benchmarks.ratios import OURS, RESULTS, TARGETS, recorded_peers, summary
+from service.engine.engine import TorchEngine
 from service.engine.loader import EngineLimits, make_engine
 from service.engine.repetition import LoopRule
 from shared.deepseek_ocr.configuration import DeepseekOcrConfig
@@ -99,32 +100,48 @@ class Run:
         )
         self.rows.append(row | {"model": self.arguments.model} | self.origin)
 
-    def measure(self, idea: Idea | None, preparations: dict[str, Preparation], sweep: bool) -> None:
-        """Make an engine, run the cases on it, and the sweep if it is the whole engine."""
+    def measure(self, idea: Idea | None, preparation: Preparation, sweep: bool) -> None:
+        """Make an engine, run the cases on it, and the sweep if it is the whole engine.
+
+        Args:
+            idea: What the engine lacks; None: nothing.
+            preparation: Who makes its pages.
+            sweep: Whether to run the sweep as well.
+
+        Raises:
+            AblationError: The engine does not have the idea.
+        """
         arguments = self.arguments
-        preparation = preparations["inline" if idea is Idea.PREPARATION else arguments.preparation]
         limits = limits_without(idea, self._limits())
-        # The thread makes the engine and drops it: memory of one engine is free before the next one's is sized.
-        engine = EngineThread(
-            lambda: make_without(idea, lambda: make_engine(load(arguments.model, arguments.device), limits))
-        )
-        try:
-            more = {"start_s": round(engine.start_s, 2), "preparation": preparation.name}
-            if idea:
-                more["ablation"] = idea.value
-            for asked in self.cases:
-                most = REDUCED_REQUESTS.get(idea, asked.requests) if idea else asked.requests
-                case = replace(asked, requests=min(asked.requests, most))
-                self.add(_row(case, read_case(engine, preparation, case)) | more)
-            for clients in arguments.concurrency if sweep else ():
-                case = Case("sweep", clients, SMALL_PX, arguments.sweep_tokens)
-                span = read_closed_loop(engine, preparation, case, arguments.rounds)
-                self.add(_sweep_row(case, span) | more)
-        finally:
-            engine.close()
-            gc.collect()
-            if arguments.device != "cpu":
-                torch.cuda.empty_cache()
+
+        def make() -> TorchEngine:
+            return leave_out(idea, make_engine(load(arguments.model, arguments.device), limits))
+
+        with without(idea, arguments.device):
+            # The thread makes the engine and drops it, so its memory is free before the next one's is sized.
+            engine = EngineThread(make)
+            try:
+                more = {"start_s": round(engine.start_s, 2), "preparation": preparation.name}
+                more |= {"ablation": idea.value} if idea else {}
+                self._read(engine, preparation, REDUCED_REQUESTS.get(idea) if idea else None, more)
+                if sweep:
+                    self._sweep(engine, preparation, more)
+            finally:
+                engine.close()
+                gc.collect()
+                if arguments.device != "cpu":
+                    torch.cuda.empty_cache()
+
+    def _read(self, engine: EngineThread, preparation: Preparation, most: int | None, more: dict[str, Any]) -> None:
+        for asked in self.cases:
+            case = replace(asked, requests=min(asked.requests, most or asked.requests))
+            self.add(_row(case, read_case(engine, preparation, case)) | more)
+
+    def _sweep(self, engine: EngineThread, preparation: Preparation, more: dict[str, Any]) -> None:
+        for clients in self.arguments.concurrency:
+            case = Case("sweep", clients, SMALL_PX, self.arguments.sweep_tokens)
+            span = read_closed_loop(engine, preparation, case, self.arguments.rounds)
+            self.add(_sweep_row(case, span) | more)
 
     def _limits(self) -> EngineLimits:
         arguments = self.arguments
@@ -232,10 +249,11 @@ def main() -> None:
             for row in run_peer(peer, run.cases):
                 run.add(row)
         if not arguments.skip_whole:
-            run.measure(None, preparations, sweep=True)
+            run.measure(None, preparations[arguments.preparation], sweep=True)
         for name in arguments.ablate:
             try:
-                run.measure(Idea(name), preparations, sweep=False)
+                chosen = "inline" if name == Idea.PREPARATION else arguments.preparation
+                run.measure(Idea(name), preparations[chosen], sweep=False)
             except AblationError as error:
                 print(f"without {name}: {error}", file=sys.stderr)
     finally:

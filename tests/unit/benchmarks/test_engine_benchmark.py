@@ -5,10 +5,12 @@ import sys
 import pytest
 import torch
 
+from benchmarks.ablation import AblationError, Idea, plain_mixture, without
 from benchmarks.cases import CASES, choose_cases, row_of
 from benchmarks.floors import Ceilings, Decoding, floor_s, view_flops
 from benchmarks.ratios import TARGETS, best_rows, measure, recorded_peers, summary
 from shared.deepseek_ocr.configuration import DeepseekOcrConfig
+from shared.deepseek_ocr.moe import grouped_experts
 from tests.support.nano import needs_nano
 from tests.support.programs import ROOT
 
@@ -99,3 +101,16 @@ def test_program_reads_the_smallest_case_and_ends_with_its_ratios(tmp_path):
     assert {"requests", "prompt_tokens", "new_tokens", "wall_s", "pages_per_s", "tokens_per_s"} <= rows[0].keys()
     assert {"card", "clock_mhz", "versions", "commit"} <= rows[0].keys()
     assert last["summary"]["ttft"]["floor_share_ratio"] > 0
+
+
+def test_plain_mixture_is_the_reference():
+    torch.manual_seed(0)
+    x, gate_up, down = torch.randn(7, 32), torch.randn(5, 48, 32), torch.randn(5, 32, 24)
+    weights, experts = torch.rand(7, 5).topk(3)
+    expected = grouped_experts(x, weights, experts, gate_up, down)
+    assert torch.allclose(plain_mixture(x, weights, experts, gate_up, down), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_idea_that_a_cpu_does_not_have_cannot_be_left_out():
+    with pytest.raises(AblationError, match="graphs"), without(Idea.GRAPHS, "cpu"):
+        pass
