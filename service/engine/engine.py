@@ -1,17 +1,23 @@
-"""The engine of plain torch: continuous batching of pages on one device, greedy decoding.
+"""The engine: continuous batching of pages on one device, whichever runner stands behind it.
 
 Owns the life of sequences between `submit` and their last event. Decisions are the scheduler's, tensors the runner's,
-text the sequence's. One thread calls all of it; nothing here waits or reads a clock but to stamp stages.
+text the sequence's. One thread calls all of it; nothing here reads a clock but to stamp stages, and the only wait is
+for the oldest report that the runner owes.
+
+The engine is pipelined: with a runner of depth 1 the tokens of step t are read while the device computes step t + 1. So
+an answer may have a token more on its way when it ends or takes another turn; the sequence's epoch tells them apart.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from service.engine.gpu.state import Code
 from service.engine.loader import EngineLimits
 from service.engine.protocol import (
     EngineInfo,
@@ -24,9 +30,9 @@ from service.engine.protocol import (
     SequenceFailure,
     SequenceRequest,
 )
-from service.engine.runner import Choice, ModelRunner, Prompt
+from service.engine.runner import DeviceFullError, NewRow, Report, Runner
 from service.engine.scheduler import ActivePage, Decision, Limits, PageCost, decide
-from service.engine.sequence import Answer, PageSequence, Stages
+from service.engine.sequence import Answer, PageSequence, Rewind, Stages
 from service.errors import EngineError
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import plan_views
@@ -35,16 +41,26 @@ from shared.deepseek_ocr.tokenizer import OcrTokenizer
 WARM_UP_TOKENS = 8
 MAX_BATCH_SIZES = 1024
 """Batch sizes kept between two readings of the statistics."""
+TEXT_INTERVAL_S = 0.02
+"""Texts are brought up to date this often, an answer's first at once: making them costs more than a token does."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """Whom each row of an owed report speaks of, and the sequence's epoch when it was ordered."""
+
+    rows: Sequence[tuple[PageSequence, int]]
+    is_opening: bool = False
 
 
 class TorchEngine:
     """Implements `protocol.Engine`.
 
-    Invariant: `_rows[i]` is the sequence whose keys lie in row i of the cache, and every sequence is in exactly one of
-    `_waiting` and `_active`.
+    Invariant: every sequence is in exactly one of `_waiting` and `_active`; each slot is free or an active sequence's;
+    `_flights` has an entry for each report that the runner owes, oldest first.
 
     Args:
-        runner: The model on its device, with at least `limits.batch_size` rows.
+        runner: The model on its device, with at least `limits.batch_size` slots.
         tokenizer: The checkpoint's.
         info: What is loaded, as reported.
         limits: What the engine may hold and do.
@@ -53,7 +69,7 @@ class TorchEngine:
 
     def __init__(
         self,
-        runner: ModelRunner,
+        runner: Runner,
         tokenizer: OcrTokenizer,
         info: EngineInfo,
         limits: EngineLimits,
@@ -66,17 +82,21 @@ class TorchEngine:
         self._clock = clock
         self._schedule = Limits(
             slots=limits.batch_size,
-            kv_tokens=limits.kv_tokens or limits.batch_size * info.max_sequence_tokens,
+            kv_tokens=runner.kv_tokens,
             views_per_step=limits.views_per_step,
             prefill_tokens_per_step=limits.prefill_tokens_per_step,
+            idle_factor=limits.idle_factor,
         )
         self._waiting: dict[str, PageSequence] = {}
         self._active: dict[str, PageSequence] = {}
-        self._rows: list[PageSequence] = []
+        self._free_slots = list(reversed(range(limits.batch_size)))
+        self._flights: deque[_Flight] = deque()
         self._events: list[SequenceEvent] = []
+        self._may_start = False
+        """Whether a page could be admitted, encoded or prefilled that could not before the last step."""
         self._steps = 0
         self._batch_sizes: deque[int] = deque(maxlen=MAX_BATCH_SIZES)
-        self._progress_s = clock()
+        self._progress_s = self._texts_s = clock()
 
     @property
     def info(self) -> EngineInfo:
@@ -94,6 +114,7 @@ class TorchEngine:
         Raises:
             EngineError: The model cannot read it.
         """
+        self._runner.warm_up()
         geometry = self._info.geometry
         plan = plan_views(geometry.global_px, geometry.global_px, geometry.default_mode, geometry)
         ink = np.random.default_rng(0)
@@ -126,37 +147,41 @@ class TorchEngine:
         if max_new_tokens < 1:
             self._fail(request.sequence_id, "too_many_vision_tokens", f"a prompt of {len(prompt_ids)} tokens")
             return
+        num_views = 1 + request.page.plan.num_tiles
+        cost = PageCost(request.sequence_id, num_views, len(prompt_ids), max_new_tokens, self._runner.block_tokens)
+        if cost.kv_tokens > self._schedule.kv_tokens:
+            self._refuse(cost)
+            return
+        self._may_start = True
         self._waiting[request.sequence_id] = PageSequence(
             request=request,
             prompt_ids=prompt_ids,
-            answer=Answer(self._tokenizer, max_new_tokens, self._limits.loop_rule),
+            answer=Answer(self._tokenizer, self._limits.loop_rule.suspicion),
             stages=Stages(submitted_s=self._clock()),
-            cost=PageCost(request.sequence_id, 1 + request.page.plan.num_tiles, len(prompt_ids), max_new_tokens),
+            cost=cost,
         )
 
     def cancel(self, sequence_id: str) -> None:
         """Forget a sequence and what it had to say; unknown ones are ignored."""
-        self._waiting.pop(sequence_id, None)
+        self._may_start |= self._waiting.pop(sequence_id, None) is not None
         sequence = self._active.get(sequence_id)
         if sequence:
             self._leave(sequence)
         self._events = [event for event in self._events if event.sequence_id != sequence_id]
 
     def step(self) -> list[SequenceEvent]:
-        """Admit what fits, encode and prefill a bounded share of it, add one token to every running sequence."""
+        """Admit what fits, encode and prefill a bounded share of it, order a token more for every running sequence."""
         self._progress_s = self._clock()
-        decision = decide(
-            [sequence.cost for sequence in self._waiting.values()],
-            [
-                ActivePage(sequence.cost, len(sequence.encoded_views), sequence.row is not None)
-                for sequence in self._active.values()
-            ],
-            self._schedule,
-        )
-        self._admit(decision)
-        self._encode(decision)
-        self._prefill([self._active[name] for name in decision.prefill])
-        self._decode()
+        if self._may_start:
+            self._start_pages()
+        if not self._runner.depth:
+            self._land(0)
+        has_ordered = self._order_tokens()
+        # Without new work behind them, reports are all there is to wait for.
+        self._land(self._runner.depth if has_ordered else 0)
+        if self._progress_s - self._texts_s >= TEXT_INTERVAL_S:
+            self._texts_s = self._progress_s
+            self._show_texts(self._active.values())
         self._steps += 1
         events, self._events = self._events, []
         return events
@@ -177,10 +202,11 @@ class TorchEngine:
 
     def check_integrity(self) -> None:
         """Assert the invariants; for tests and for idle moments."""
-        assert len(self._rows) == self._runner.num_rows
-        assert [sequence.row for sequence in self._rows] == list(range(len(self._rows)))
-        assert {id(sequence) for sequence in self._rows} <= {id(sequence) for sequence in self._active.values()}
+        taken = [sequence.slot for sequence in self._active.values() if sequence.slot is not None]
+        assert sorted([*taken, *self._free_slots]) == list(range(self._limits.batch_size))
         assert not self._waiting.keys() & self._active.keys()
+        assert sum(sequence.cost.kv_tokens for sequence in self._active.values()) <= self._schedule.kv_tokens
+        self._runner.check_integrity()
 
     def _find_fault(self, request: SequenceRequest) -> SequenceFailure | None:
         name, page, plan = request.sequence_id, request.page, request.page.plan
@@ -194,10 +220,21 @@ class TorchEngine:
             return SequenceFailure(name, "engine_failed", "the views do not have the sizes of their plan")
         return None
 
+    def _start_pages(self) -> None:
+        active = [
+            ActivePage(sequence.cost, len(sequence.encoded_views), sequence.slot is not None)
+            for sequence in self._active.values()
+        ]
+        decision = decide((sequence.cost for sequence in self._waiting.values()), active, self._schedule)
+        self._admit(decision)
+        self._encode(decision)
+        self._prefill([self._active[name] for name in decision.prefill if name in self._active])
+        # Pages that only wait will wait until one leaves.
+        self._may_start = any(sequence.slot is None for sequence in self._active.values())
+
     def _admit(self, decision: Decision) -> None:
         for name in decision.refuse:
-            cost = self._waiting.pop(name).cost
-            self._fail(name, "too_many_vision_tokens", f"{cost.kv_tokens} tokens never fit into the cache")
+            self._refuse(self._waiting.pop(name).cost)
         for name in decision.admit:
             sequence = self._waiting.pop(name)
             sequence.stages.admitted_s = self._clock()
@@ -207,53 +244,79 @@ class TorchEngine:
         if not decision.encode:
             return
         grants = [(self._active[name], count) for name, count in decision.encode]
-        encoded = iter(self._runner.encode([view for sequence, count in grants for view in sequence.next_views(count)]))
+        try:
+            encoded = self._runner.encode([view for sequence, count in grants for view in sequence.next_views(count)])
+        except DeviceFullError as error:
+            for sequence, _ in grants:
+                self._leave(sequence)
+                self._fail(sequence.sequence_id, "engine_failed", str(error))
+            return
+        now_s, tokens = self._clock(), iter(encoded)
         for sequence, count in grants:
-            sequence.encoded_views += [next(encoded) for _ in range(count)]
-            sequence.stages.encoded_s = self._clock()
+            sequence.encoded_views += [next(tokens) for _ in range(count)]
+            sequence.stages.encoded_s = now_s
 
     def _prefill(self, sequences: list[PageSequence]) -> None:
         if not sequences:
             return
-        prompts = [
-            Prompt(sequence.prompt_ids, self._runner.assemble(sequence.request.page.plan, sequence.encoded_views))
-            for sequence in sequences
-        ]
-        choices = self._runner.prefill(prompts)
+        rows = []
         for sequence in sequences:
-            sequence.row = len(self._rows)
-            self._rows.append(sequence)
+            features = self._runner.assemble(sequence.request.page.plan, sequence.encoded_views)
             sequence.encoded_views = []
-            sequence.stages.prefilled_s = self._clock()
-        self._take(zip(sequences, choices, strict=True))
+            sequence.slot = self._free_slots.pop()
+            sequence.num_ordered = 1
+            rows.append(NewRow(sequence.slot, sequence.prompt_ids, features, sequence.cost.max_new_tokens))
+        self._runner.open(rows)
+        self._flights.append(_Flight([(sequence, sequence.epoch) for sequence in sequences], is_opening=True))
 
-    def _decode(self) -> None:
-        if not self._rows:
-            return
-        rows = list(self._rows)
-        banned = {index: ids for index, sequence in enumerate(rows) if (ids := sequence.answer.banned())}
-        choices = self._runner.decode([sequence.answer.newest_token for sequence in rows], banned)
-        self._batch_sizes.append(len(rows))
-        self._take(zip(rows, choices, strict=True))
+    def _order_tokens(self) -> bool:
+        sequences = [sequence for sequence in self._active.values() if sequence.wants_tokens]
+        if not sequences:
+            return False
+        for sequence in sequences:
+            sequence.num_ordered += 1
+        self._runner.launch([sequence.slot for sequence in sequences if sequence.slot is not None])
+        self._flights.append(_Flight([(sequence, sequence.epoch) for sequence in sequences]))
+        self._batch_sizes.append(len(sequences))
+        return True
 
-    def _take(self, chosen: Iterable[tuple[PageSequence, Choice]]) -> None:
-        """Give each sequence its token and report what changed."""
-        for sequence, choice in chosen:
-            if not choice.is_valid:
+    def _land(self, num_owed: int) -> None:
+        """Read reports, oldest first, until no more than `num_owed` are owed."""
+        while len(self._flights) > num_owed:
+            report = self._runner.collect()
+            assert report is not None
+            flight = self._flights.popleft()
+            if flight.is_opening:
+                now_s = self._clock()
+                for sequence, _ in flight.rows:
+                    sequence.stages.prefilled_s = now_s
+            self._take(flight, report)
+            if flight.is_opening:
+                self._show_texts([sequence for sequence, epoch in flight.rows if sequence.epoch == epoch])
+
+    def _take(self, flight: _Flight, report: Report) -> None:
+        """Give each sequence its token and act on what that changes."""
+        columns = zip(report.tokens, report.log_probabilities, report.codes, report.aux, strict=True)
+        for (sequence, epoch), (token, log_probability, code, aux) in zip(flight.rows, columns, strict=True):
+            if sequence.epoch != epoch:
+                continue
+            if code >= Code.FAULT:
                 self._leave(sequence)
                 self._fail(sequence.sequence_id, "engine_failed", "the model's logits are not numbers")
                 continue
-            before = sequence.answer.num_tokens
-            reason = sequence.answer.push(choice.token, choice.log_probability)
-            if reason:
-                self._finish(sequence, reason)
+            turn = sequence.answer.push(token, log_probability, code, aux)
+            if turn is None:
                 continue
-            if sequence.answer.num_tokens <= before:
-                # A second attempt: the newest token kept is fed again, so its keys go as well.
-                assert sequence.row is not None
-                kept = sequence.num_prompt_tokens + sequence.answer.num_tokens - 1
-                self._runner.truncate(sequence.row, kept)
-            self._report(sequence.sequence_id, sequence.answer.settled_text())
+            if isinstance(turn, Rewind):
+                self._rewind(sequence, turn)
+            else:
+                self._finish(sequence, turn)
+
+    def _rewind(self, sequence: PageSequence, turn: Rewind) -> None:
+        assert sequence.slot is not None
+        sequence.epoch += 1
+        sequence.num_ordered = turn.kept
+        self._runner.rewind(sequence.slot, kept=turn.kept, newest_token=turn.newest_token, forbidden=turn.forbidden)
 
     def _finish(self, sequence: PageSequence, reason: FinishReason) -> None:
         self._leave(sequence)
@@ -261,20 +324,25 @@ class TorchEngine:
         self._events.append(sequence.result(reason, self._clock()))
 
     def _leave(self, sequence: PageSequence) -> None:
-        """Take a sequence out; the last row moves into the place of its row."""
+        """Take a sequence out; what the device still says of its slot is void."""
         del self._active[sequence.sequence_id]
-        if sequence.row is None:
-            return
-        row, sequence.row = sequence.row, None
-        self._runner.close_row(row)
-        last = self._rows.pop()
-        if last is not sequence:
-            self._rows[row] = last
-            last.row = row
+        self._may_start = True
+        sequence.epoch += 1
+        if sequence.slot is not None:
+            self._runner.close(sequence.slot)
+            self._free_slots.append(sequence.slot)
+            sequence.slot = None
+
+    def _show_texts(self, sequences: Iterable[PageSequence]) -> None:
+        for sequence in sequences:
+            self._report(sequence.sequence_id, sequence.answer.settled_text())
 
     def _report(self, sequence_id: str, text: str) -> None:
         if text:
             self._events.append(SequenceDelta(sequence_id, text))
+
+    def _refuse(self, cost: PageCost) -> None:
+        self._fail(cost.sequence_id, "too_many_vision_tokens", f"{cost.kv_tokens} tokens never fit into the cache")
 
     def _fail(self, sequence_id: str, code: str, detail: str) -> None:
         self._events.append(SequenceFailure(sequence_id, code, detail))

@@ -13,6 +13,7 @@ from service.engine.repetition import LoopRule
 
 if TYPE_CHECKING:
     from service.engine.engine import TorchEngine
+    from service.engine.runner import Runner
     from shared.deepseek_ocr.loading import LoadedCheckpoint
 
 
@@ -29,6 +30,9 @@ class EngineLimits:
     views_per_step: int = 4
     """Views encoded between two tokens of the pages that already run."""
     prefill_tokens_per_step: int = 4096
+    """Prompt tokens read between two tokens of the pages that already run; one prompt always may."""
+    idle_factor: int = 1
+    """How many times these bounds a step does while no page runs."""
     loop_rule: LoopRule = field(default_factory=LoopRule)
 
 
@@ -75,7 +79,6 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         An engine that has not been warmed up.
     """
     from service.engine.engine import TorchEngine
-    from service.engine.runner import ModelRunner
 
     model = checkpoint.model
     max_sequence_tokens = min(limits.max_sequence_tokens, model.config.text_config.max_position_embeddings)
@@ -88,6 +91,18 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         max_sequence_tokens=max_sequence_tokens,
         batch_size=limits.batch_size,
     )
+    return TorchEngine(_plain_runner(checkpoint, limits, max_sequence_tokens), checkpoint.tokenizer, info, limits)
+
+
+def _plain_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits, max_sequence_tokens: int) -> Runner:
+    from service.engine.model_runner import ModelRunner
+    from service.engine.plain_runner import PlainRunner
+
     # One token more than a sequence holds: a step makes room before it knows that the page has ended.
-    runner = ModelRunner(model, max_rows=limits.batch_size, max_tokens=max_sequence_tokens + 1)
-    return TorchEngine(runner, checkpoint.tokenizer, info, limits)
+    rows = ModelRunner(checkpoint.model, max_rows=limits.batch_size, max_tokens=max_sequence_tokens + 1)
+    return PlainRunner(
+        rows,
+        eos_id=checkpoint.tokenizer.eos_id,
+        rule=limits.loop_rule,
+        kv_tokens=limits.kv_tokens or limits.batch_size * max_sequence_tokens,
+    )

@@ -1,188 +1,129 @@
-"""The device's work of one step: encode views, prefill prompts, decode one token for every row.
+"""What the engine asks of a device, and what it is told: the seam between sequences and tensors.
 
-Owns the model and the cache's tensors. Knows rows, not sequences: who sits in a row, and what its tokens mean, is the
-engine's affair. Every call returns plain Python numbers, in one copy from the device. Used by the engine's single
-thread.
+Owns the protocol and its messages. Knows slots, not sequences. Implemented by `plain_runner.PlainRunner` (plain torch,
+any device) and `gpu.runner.GpuRunner` (CUDA); one thread calls all of it.
 
-Shape letters: B rows, L tokens, V views, N tokens of a view, D decoder width, H and W pixels, C colours.
+Work is enqueued in the order of the calls and read back in that order: `open` and `launch` each owe one report, and
+only `collect` waits. So a caller may hand over step t + 1 before it has read step t.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from service.engine.kv_cache import DecodeWindow, PrefillWindow, SlotCache
-from service.engine.packed_decoder import PackedDecoder, can_pack
+from service.errors import EngineError
 from shared.deepseek_ocr.geometry import ViewPlan
-from shared.deepseek_ocr.protocol import OcrModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class DeviceFullError(EngineError):
+    """The device has no memory for one piece of work, however small it was cut; what runs is not touched."""
+
+
+class DeviceStuckError(EngineError):
+    """A step did not end in time; the process that owns the device has to be replaced."""
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """A greedily chosen token."""
+class NewRow:
+    """A prompt to read, and where its answer goes."""
 
-    token: int
-    log_probability: float
-    """Natural logarithm; not finite when the logits were not numbers."""
-
-    @property
-    def is_valid(self) -> bool:
-        """Whether the model gave numbers to choose by."""
-        return math.isfinite(self.log_probability)
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What one row reads before its first token."""
-
-    ids: Sequence[int]
+    slot: int
+    prompt_ids: Sequence[int]
     features_LD: Tensor
     """One vector for each image token among the ids."""
+    max_new_tokens: int
 
 
-class ModelRunner:
-    """A model and the rows it works on.
+@dataclass(slots=True)
+class Report:
+    """What one `open` or `launch` chose: a column per fact, a row per slot, in the order in which they were named."""
 
-    Rows are numbered as in `SlotCache`: without holes, the last one moving into the place of one that leaves.
+    tokens: list[int] = field(default_factory=list)
+    log_probabilities: list[float] = field(default_factory=list)
+    """Natural logarithms; not finite where the code is FAULT."""
+    codes: list[int] = field(default_factory=list)
+    """Values of `gpu.state.Code`."""
+    aux: list[int] = field(default_factory=list)
+    """LOOP: answer tokens up to the end of the loop's first period; else the longest run of repeated tokens."""
 
-    Args:
-        model: In evaluation mode, on its device.
-        max_rows: Rows at most.
-        max_tokens: Tokens of one row at most.
-        growth_tokens: Steps in which the cache grows.
-    """
+    def extend(self, other: Report) -> None:
+        """Add another report's rows after these."""
+        self.tokens += other.tokens
+        self.log_probabilities += other.log_probabilities
+        self.codes += other.codes
+        self.aux += other.aux
 
-    def __init__(self, model: OcrModel, *, max_rows: int, max_tokens: int, growth_tokens: int = 256) -> None:
-        text = model.config.text_config
-        self._model = model
-        self._device = model.lm_head.weight.device
-        self._cache = SlotCache(
-            num_layers=text.num_hidden_layers,
-            num_heads=text.num_key_value_heads,
-            head_dim=text.head_dim,
-            max_rows=max_rows,
-            max_tokens=max_tokens,
-            growth_tokens=growth_tokens,
-            device=self._device,
-            dtype=model.lm_head.weight.dtype,
-        )
-        self._packed = PackedDecoder(model, max_tokens) if can_pack(model) else None
 
-    @torch.inference_mode()
-    def encode(self, views: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
-        """Encode views, those of one size together.
-
-        Args:
-            views: `[px, px, 3]` each.
-
-        Returns:
-            `[N, D]` for each view, in their order.
-        """
-        tokens: dict[int, Tensor] = {}
-        for indices in _group_equal([view.shape[0] for view in views]):
-            stacked_VHWC = torch.from_numpy(np.stack([views[index] for index in indices]))
-            encoded_VND = self._model.encode_views(stacked_VHWC.to(self._device))
-            tokens.update(zip(indices, encoded_VND, strict=True))
-        return [tokens[index] for index in range(len(views))]
-
-    @torch.inference_mode()
-    def assemble(self, plan: ViewPlan, tokens: Sequence[Tensor]) -> Tensor:
-        """Join a page's encoded views, the global one first among them, to `[num_vision_tokens, D]`."""
-        tiles = torch.stack(list(tokens[1:])) if len(tokens) > 1 else None
-        return self._model.assemble_page(tokens[0], tiles, plan.tile_columns, plan.tile_rows)
-
-    @torch.inference_mode()
-    def prefill(self, prompts: Sequence[Prompt]) -> list[Choice]:
-        """Open a row for each prompt, in order, and choose its first token.
-
-        Prompts that are equally long run as one batch if they follow one another, so nothing is ever padded.
-        """
-        choices: list[Choice] = []
-        for indices in _runs_of_equal([len(prompt.ids) for prompt in prompts]):
-            batch = [prompts[index] for index in indices]
-            ids_BL = torch.tensor([list(prompt.ids) for prompt in batch], device=self._device)
-            features = [prompt.features_LD for prompt in batch if len(prompt.features_LD)]
-            embeds_BLD = self._model.embed_inputs(ids_BL, features)
-            positions_1L = torch.arange(ids_BL.shape[1], device=self._device).unsqueeze(0)
-            window = self._cache.open_rows(len(batch), ids_BL.shape[1])
-            choices += self._choose(self._logits(embeds_BLD, positions_1L, None, window), {})
-        return choices
-
-    @torch.inference_mode()
-    def decode(self, tokens: Sequence[int], banned: Mapping[int, Sequence[int]]) -> list[Choice]:
-        """Feed each row its newest token and choose the next.
-
-        Args:
-            tokens: One for each row.
-            banned: Ids that a row may not choose; rows without any are left out.
-
-        Returns:
-            One choice for each row.
-        """
-        window = self._cache.open_step()
-        if self._packed:
-            return self._choose(self._packed.logits(tokens, window), banned)
-        embeds_B1D = self._model.embed_inputs(torch.tensor(tokens, device=self._device).unsqueeze(1), [])
-        return self._choose(self._logits(embeds_B1D, window.position_ids_B1, window.mask_B11S, window), banned)
-
-    @torch.inference_mode()
-    def close_row(self, row: int) -> None:
-        """Drop a row; the last one moves into its place."""
-        self._cache.close_row(row)
-
-    def truncate(self, row: int, length: int) -> None:
-        """Forget a row's newest tokens beyond `length`."""
-        self._cache.truncate(row, length)
+class Runner(Protocol):
+    """A model on its device, with slots for the answers it is working on."""
 
     @property
-    def num_rows(self) -> int:
-        """Rows in use."""
-        return self._cache.num_rows
+    def depth(self) -> int:
+        """Reports that may be owed while the next step is handed over: 0 where waiting costs nothing."""
+
+    @property
+    def kv_tokens(self) -> int:
+        """Key and value tokens that all slots hold together."""
+
+    @property
+    def block_tokens(self) -> int:
+        """Unit in which a slot's share of them is counted; a slot takes whole blocks."""
+
+    def warm_up(self) -> None:
+        """Do once what the first steps would otherwise pay for."""
+
+    def encode(self, views: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
+        """Encode views `[px, px, 3]`, those of one size together.
+
+        Args:
+            views: Of any pages.
+
+        Returns:
+            `[N, D]` for each, in their order.
+
+        Raises:
+            DeviceFullError: Not even one view at a time fits.
+        """
+
+    def assemble(self, plan: ViewPlan, tokens: Sequence[Tensor]) -> Tensor:
+        """Join a page's encoded views, the global one first among them, to `[num_vision_tokens, D]`."""
+
+    def open(self, rows: Sequence[NewRow]) -> None:
+        """Read prompts into free slots and choose their first tokens."""
+
+    def launch(self, slots: Sequence[int]) -> None:
+        """Choose one more token for these slots; a slot whose answer has ended stays as it is."""
+
+    def collect(self) -> Report | None:
+        """Wait for the oldest report that is owed and take it; None where none is.
+
+        Raises:
+            DeviceStuckError: It did not come.
+        """
+
+    def rewind(self, slot: int, *, kept: int, newest_token: int, forbidden: int) -> None:
+        """Begin the second attempt of an answer whose report said LOOP.
+
+        Args:
+            slot: Its slot.
+            kept: Answer tokens kept, at least 1.
+            newest_token: The last of them.
+            forbidden: The token that led into the loop.
+        """
+
+    def close(self, slot: int) -> None:
+        """Free a slot; reports still owed may speak of it."""
 
     def device_memory_bytes(self) -> int:
         """Memory that tensors hold on the device; 0 on a CPU, whose memory the process shares with all else."""
-        return torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else 0
 
-    def _logits(
-        self, embeds_BLD: Tensor, positions_BL: Tensor, mask: Tensor | None, cache: PrefillWindow | DecodeWindow
-    ) -> Tensor:
-        """Logits `[B, vocabulary]` of the last token, float32."""
-        # Past the model's `forward`: its masks would be made anew in each step.
-        hidden_BLD, _ = self._model.decode(embeds_BLD, positions_BL, mask, cache)
-        return self._model.lm_head(hidden_BLD[:, -1]).float()
-
-    def _choose(self, logits_BK: Tensor, banned: Mapping[int, Sequence[int]]) -> list[Choice]:
-        # Before the ban, so that a token chosen for want of a better one is seen to be improbable.
-        normaliser_B = logits_BK.logsumexp(dim=-1)
-        for row, ids in banned.items():
-            logits_BK[row, torch.tensor(ids, device=self._device)] = float("-inf")
-        best_B, token_B = logits_BK.max(dim=-1)
-        # Token ids are exact in float64, so that both come in one copy.
-        pairs = torch.stack((token_B.double(), (best_B - normaliser_B).double()), dim=1).tolist()
-        return [Choice(int(token), log_probability) for token, log_probability in pairs]
-
-
-def _group_equal(sizes: Sequence[int]) -> Iterable[list[int]]:
-    """Indices of equal sizes, groups in the order of their first member."""
-    groups: dict[int, list[int]] = {}
-    for index, size in enumerate(sizes):
-        groups.setdefault(size, []).append(index)
-    return groups.values()
-
-
-def _runs_of_equal(sizes: Sequence[int]) -> list[list[int]]:
-    """Indices of neighbours of equal size."""
-    runs: list[list[int]] = []
-    for index, size in enumerate(sizes):
-        if runs and sizes[runs[-1][-1]] == size:
-            runs[-1].append(index)
-        else:
-            runs.append([index])
-    return runs
+    def check_integrity(self) -> None:
+        """Assert the invariants; for tests and for idle moments."""

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+ENCODED_AHEAD = 2
+"""Pages are encoded ahead of their prefill up to so many steps' worth of prompt tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class PageCost:
@@ -19,11 +22,13 @@ class PageCost:
     prompt_tokens: int
     """Vision and text tokens that the decoder reads before its first answer."""
     max_new_tokens: int
+    block_tokens: int = 1
+    """Tokens of key and value cache that are had together."""
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens of key and value cache that the page may fill; reserved as a whole."""
-        return self.prompt_tokens + self.max_new_tokens
+        """Tokens of key and value cache that the page may fill, in whole blocks; reserved as a whole."""
+        return -(-(self.prompt_tokens + self.max_new_tokens) // self.block_tokens) * self.block_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +44,21 @@ class ActivePage:
 class Limits:
     """What the engine holds at once and does in one step.
 
-    The two bounds on a step keep pages that already decode from stalling behind new ones; a single page above a
-    bound still gets its turn alone.
+    The two bounds on a step keep pages that already decode from stalling behind new ones: between two of their tokens
+    lie at most so many views and prompt tokens. A single page above a bound still gets its turn alone.
     """
 
     slots: int
     kv_tokens: int
     views_per_step: int = 4
     prefill_tokens_per_step: int = 4096
+    idle_factor: int = 1
+    """How many times the bounds a step does while no page decodes: nobody waits, and larger batches are cheaper."""
+
+    def beside(self, *, decoding: bool) -> tuple[int, int]:
+        """Views and prompt tokens of a step, beside pages that decode or without any."""
+        factor = 1 if decoding else self.idle_factor
+        return self.views_per_step * factor, self.prefill_tokens_per_step * factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +66,7 @@ class Decision:
     """One step's work, in the order in which the engine does it; ids in arrival order."""
 
     refuse: tuple[str, ...] = ()
-    """Waiting pages that no empty engine could hold."""
+    """Waiting pages that no empty engine could hold, as far as waiting pages were looked at."""
     admit: tuple[str, ...] = ()
     encode: tuple[tuple[str, int], ...] = ()
     """Sequence and how many of its next views to encode."""
@@ -82,27 +94,27 @@ class Budget:
         return True
 
 
-def decide(waiting: Sequence[PageCost], active: Sequence[ActivePage], limits: Limits) -> Decision:
+def decide(waiting: Iterable[PageCost], active: Sequence[ActivePage], limits: Limits) -> Decision:
     """Plan the next step.
 
     A page that does not fit yet holds back all behind it, so that none starves; a page that can never fit is
-    refused at once instead of waiting for ever.
+    refused in its turn instead of waiting for ever.
 
     Args:
-        waiting: Pages not yet admitted, oldest first.
+        waiting: Pages not yet admitted, oldest first; looked at up to the first that has to wait.
         active: Admitted pages, oldest first.
         limits: Room of the engine and bounds of a step.
 
     Returns:
         The step; equal arguments give an equal step.
     """
-    refuse = tuple(cost.sequence_id for cost in waiting if cost.kv_tokens > limits.kv_tokens)
-    admitted = _admit([cost for cost in waiting if cost.kv_tokens <= limits.kv_tokens], active, limits)
+    admitted, refused = _admit(waiting, active, limits)
     pages = [*active, *(ActivePage(cost) for cost in admitted)]
-    encode, encoded = _plan_encoding(pages, limits.views_per_step)
-    prefill = _plan_prefill(encoded, limits.prefill_tokens_per_step)
+    views, prefill_tokens = limits.beside(decoding=any(page.is_decoding for page in active))
+    encode, encoded = _plan_encoding(pages, views, ENCODED_AHEAD * prefill_tokens)
+    prefill = _plan_prefill(encoded, prefill_tokens)
     return Decision(
-        refuse=refuse,
+        refuse=tuple(cost.sequence_id for cost in refused),
         admit=tuple(cost.sequence_id for cost in admitted),
         encode=encode,
         prefill=prefill,
@@ -128,24 +140,36 @@ def company_wait_s(num_waiting: int, num_active: int, waited_s: float, slots: in
     return max(0.0, max_wait_s - waited_s)
 
 
-def _admit(waiting: Iterable[PageCost], active: Iterable[ActivePage], limits: Limits) -> list[PageCost]:
+def _admit(
+    waiting: Iterable[PageCost], active: Iterable[ActivePage], limits: Limits
+) -> tuple[list[PageCost], list[PageCost]]:
     budget = Budget(limits, (page.cost for page in active))
-    admitted = []
+    admitted: list[PageCost] = []
+    refused: list[PageCost] = []
     for cost in waiting:
-        if not budget.take(cost):
+        if cost.kv_tokens > limits.kv_tokens:
+            refused.append(cost)
+        elif budget.take(cost):
+            admitted.append(cost)
+        else:
             break
-        admitted.append(cost)
-    return admitted
+    return admitted, refused
 
 
-def _plan_encoding(pages: Iterable[ActivePage], views: int) -> tuple[tuple[tuple[str, int], ...], list[PageCost]]:
-    """Share out the step's views; also the pages whose views are all encoded after it."""
+def _plan_encoding(
+    pages: Iterable[ActivePage], views: int, ahead_tokens: int
+) -> tuple[tuple[tuple[str, int], ...], list[PageCost]]:
+    """Share out the step's views; also the pages whose views are all encoded after it.
+
+    No page is begun once those before it will keep the decoder busy: its encoded views would only take memory.
+    """
     encode, encoded = [], []
     for page in pages:
         if page.is_decoding:
             continue
         missing = page.cost.num_views - page.views_encoded
-        granted = min(missing, views)
+        granted = min(missing, views) if ahead_tokens > 0 else 0
+        ahead_tokens -= page.cost.prompt_tokens
         views -= granted
         if granted:
             encode.append((page.cost.sequence_id, granted))

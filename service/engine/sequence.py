@@ -1,7 +1,8 @@
 """One page's way through the engine: its answer so far, what of it may be shown, and when it ends.
 
 Owns the bookkeeping between a chosen token and the text that leaves: held-back loops, the second attempt, confidence,
-timings. Knows the tokenizer, no torch and no other sequence. Used by the engine's single thread.
+timings. That a loop has begun is the runner's finding; what follows from it is decided here. Knows the tokenizer, no
+tensor and no other sequence. Used by the engine's single thread.
 """
 
 from __future__ import annotations
@@ -14,10 +15,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.engine.gpu.state import Code
 from service.engine.protocol import FinishReason, SequenceRequest, SequenceResult, SequenceTimings
-from service.engine.repetition import LoopDetector, LoopRule, RepetitionGuard, is_better, is_hopeless
+from service.engine.repetition import is_better, is_hopeless
 from service.engine.scheduler import PageCost
 from shared.deepseek_ocr.tokenizer import OcrTokenizer, StreamDecoder
+
+
+@dataclass(frozen=True, slots=True)
+class Rewind:
+    """A second attempt: where it begins, and what it may not begin with."""
+
+    kept: int
+    newest_token: int
+    forbidden: int
 
 
 class Answer:
@@ -26,29 +37,28 @@ class Answer:
     Invariant: text that was returned once is a prefix of the final text.
     """
 
-    def __init__(self, tokenizer: OcrTokenizer, max_new_tokens: int, rule: LoopRule) -> None:
-        self._eos_id = tokenizer.eos_id
+    def __init__(self, tokenizer: OcrTokenizer, suspicion: int) -> None:
+        """Begin an answer.
+
+        Args:
+            tokenizer: The checkpoint's.
+            suspicion: See `LoopRule`.
+        """
         self._decoder = StreamDecoder(tokenizer)
-        self._max_new_tokens = max_new_tokens
-        self._detector = LoopDetector(rule)
-        self._rule = rule
+        self._suspicion = suspicion
         self._tokens: list[int] = []
         self._log_probabilities: list[float] = []
+        self._run = 0
+        """Tokens at the end that repeat what stands before them, as last reported."""
         self._num_shown = 0
         self._text: list[str] = []
         self._restart: int | None = None
         """Tokens before the second attempt."""
-        self._guard: RepetitionGuard | None = None
 
     @property
     def num_tokens(self) -> int:
         """Tokens of the answer; the end token is none of them."""
         return len(self._tokens)
-
-    @property
-    def newest_token(self) -> int:
-        """The token to feed next."""
-        return self._tokens[-1]
 
     @property
     def text(self) -> str:
@@ -60,38 +70,39 @@ class Answer:
         """Geometric mean of the chosen tokens' probabilities."""
         return _geometric_mean(self._log_probabilities)
 
-    def banned(self) -> list[int]:
-        """Ids that may not be chosen next."""
-        return self._guard.banned() if self._guard else []
-
-    def push(self, token: int, log_probability: float) -> FinishReason | None:
-        """Take the next token.
+    def push(self, token: int, log_probability: float, code: int, aux: int) -> FinishReason | Rewind | None:
+        """Take the next token, as a runner reports it.
 
         Args:
             token: Its id.
             log_probability: Natural logarithm of its probability.
+            code: What it means for the answer, no fault.
+            aux: LOOP: tokens up to the end of the loop's first period; else the longest run of repeated tokens.
 
         Returns:
-            Why the answer is complete, or None. `num_tokens` may have shrunk: a second attempt has begun.
+            Why the answer is complete, or how it goes on otherwise than by its next token, or None.
         """
         self._log_probabilities.append(log_probability)
-        if token == self._eos_id:
+        if code == Code.STOP:
             return FinishReason.STOP
         self._tokens.append(token)
-        if self._guard:
-            self._guard.push(token)
-        keep = self._detector.push(token)
-        if keep is not None:
-            return self._leave_loop(keep)
-        if len(self._tokens) >= self._max_new_tokens or self._is_hopeless():
-            return self._judge_continuation(FinishReason.LENGTH)
-        return None
+        if code == Code.RUN:
+            self._run = aux
+            if self._restart is None or not self._is_hopeless(self._restart):
+                return None
+        elif code == Code.LOOP:
+            return self._leave_loop(aux)
+        return self._judge_continuation(FinishReason.LENGTH)
 
     def settled_text(self) -> str:
         """Text that has become certain since the last call."""
-        # A second attempt is shown as a whole or not at all.
-        settled = self._detector.num_settled if self._restart is None else self._restart
-        return self._show(settled)
+        settled = len(self._tokens)
+        if self._restart is not None:
+            # A second attempt is shown as a whole or not at all.
+            settled = self._restart
+        elif self._run >= self._suspicion:
+            settled -= self._run
+        return self._show(settled) if settled > self._num_shown else ""
 
     def finish(self) -> str:
         """The rest of the text; no more tokens may follow."""
@@ -100,23 +111,19 @@ class Answer:
         self._text.append(unfinished_character)
         return rest + unfinished_character
 
-    def _leave_loop(self, keep: int) -> FinishReason | None:
+    def _leave_loop(self, keep: int) -> FinishReason | Rewind:
         if self._restart is not None:
-            self._cut(self._restart + keep)
+            self._cut(keep)
             return self._judge_continuation(FinishReason.REPETITION)
         # What the stream has shown cannot be taken back; that is less than the rule's suspicion.
         keep = max(keep, self._num_shown)
         forbidden = self._tokens[keep]
         self._cut(keep)
         self._restart = keep
-        self._detector = LoopDetector(self._rule)
-        self._guard = RepetitionGuard(self._tokens, forbidden)
-        return None
+        return Rewind(keep, self._tokens[-1], forbidden)
 
-    def _is_hopeless(self) -> bool:
-        if self._restart is None:
-            return False
-        attempt = self._log_probabilities[self._restart :]
+    def _is_hopeless(self, restart: int) -> bool:
+        attempt = self._log_probabilities[restart:]
         return is_hopeless(len(attempt), _geometric_mean(attempt))
 
     def _judge_continuation(self, reason: FinishReason) -> FinishReason:
@@ -165,7 +172,7 @@ class Stages:
 class PageSequence:
     """A page that waits or runs.
 
-    Invariant: `row` is None until the prompt is in the cache; the encoded views are dropped then.
+    Invariant: `slot` is None until the prompt was handed to the device; the encoded views are dropped then.
     """
 
     request: SequenceRequest
@@ -175,7 +182,11 @@ class PageSequence:
     cost: PageCost
     encoded_views: list[Any] = field(default_factory=list)
     """Tensors, the global view's first."""
-    row: int | None = None
+    slot: int | None = None
+    epoch: int = 0
+    """Grows when the answer takes another way than its next token; what the device chose for an older one is void."""
+    num_ordered: int = 0
+    """Answer tokens asked of the device, those it has reported included."""
 
     @property
     def sequence_id(self) -> str:
@@ -186,6 +197,11 @@ class PageSequence:
     def num_prompt_tokens(self) -> int:
         """Vision and text tokens before the answer."""
         return len(self.prompt_ids)
+
+    @property
+    def wants_tokens(self) -> bool:
+        """Whether its prompt is read and the longest answer not yet ordered."""
+        return self.slot is not None and self.num_ordered < self.cost.max_new_tokens
 
     def next_views(self, count: int) -> list[NDArray[np.uint8]]:
         """The next views to encode, `[px, px, 3]` each, the global view first."""

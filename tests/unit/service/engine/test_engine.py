@@ -114,7 +114,7 @@ def test_end_token_ends_the_page_and_stays_out_of_the_text(monkeypatch):
     text = ALONE["page-3"].text
     engine = engine_of()
     stop = TOKENIZER.encode_plain(text[0])[0]
-    monkeypatch.setattr(engine._tokenizer, "eos_id", stop)
+    monkeypatch.setattr(engine._runner, "_eos_id", stop)
     engine.submit(request_of(3))
     result = outcomes(drain(engine))["page-3"]
     assert result.finish_reason is FinishReason.STOP
@@ -267,7 +267,8 @@ def test_rows_are_not_leaked_under_random_traffic():
     final = [e.sequence_id for e in events if not isinstance(e, SequenceDelta)]
     assert len(final) == len(set(final))
     assert set(final) == {str(n) for n in range(submitted)} - cancelled
-    assert engine._runner.num_rows == 0
+    engine.check_integrity()
+    assert len(engine._free_slots) == 3
 
 
 def looping_model():

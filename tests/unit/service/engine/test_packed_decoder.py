@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from service.engine.kv_cache import SlotCache
+from service.engine.model_runner import ModelRunner, Prompt
 from service.engine.packed_decoder import PackedDecoder, can_pack
-from service.engine.runner import ModelRunner, Prompt
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from tests.unit.service.engine.tiny import tiny_config, tiny_model
 
@@ -78,7 +78,7 @@ def test_a_model_that_does_not_suit_chooses_the_same_tokens(monkeypatch):
     prompt, other = Prompt([0, 3, 21, 22], torch.ones(1, 32)), Prompt([0, 3], torch.ones(1, 32))
     texts = []
     for suits in (True, False):
-        monkeypatch.setattr("service.engine.runner.can_pack", lambda _, suits=suits: suits)
+        monkeypatch.setattr("service.engine.model_runner.can_pack", lambda _, suits=suits: suits)
         runner = ModelRunner(model, max_rows=3, max_tokens=64)
         tokens = [[choice.token] for choice in runner.prefill([prompt, other, prompt])]
         for _ in range(20):

@@ -3,7 +3,7 @@
 import torch
 from transformers import DeepseekOcr2Config
 
-from service.engine.runner import ModelRunner, Prompt
+from service.engine.model_runner import ModelRunner, Prompt
 from shared.deepseek_ocr.ocr2 import DeepseekOcr2Reader
 
 NEW_TOKENS = 12

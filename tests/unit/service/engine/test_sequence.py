@@ -2,9 +2,10 @@ import math
 
 import pytest
 
+from service.engine.gpu.state import Code
 from service.engine.protocol import FinishReason
-from service.engine.repetition import LoopRule
-from service.engine.sequence import Answer
+from service.engine.repetition import LoopDetector, LoopRule, RepetitionGuard
+from service.engine.sequence import Answer, Rewind
 from tests.unit.service.engine.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -12,28 +13,57 @@ RULE = LoopRule(max_period=8, min_tokens=12, min_repeats=3, suspicion=2)
 SURE, UNSURE = math.log(0.9), math.log(0.1)
 
 
-def answer_of(max_new_tokens: int = 200) -> Answer:
-    return Answer(TOKENIZER, max_new_tokens, RULE)
+class Page:
+    """An answer and a runner's part in it: ends, loops and the guard, for tokens that the test chooses."""
 
+    def __init__(self, max_new_tokens: int = 200) -> None:
+        self.answer = Answer(TOKENIZER, RULE.suspicion)
+        self.max_new_tokens = max_new_tokens
+        self.tokens: list[int] = []
+        self.restart = 0
+        self.detector = LoopDetector(RULE)
+        self.guard: RepetitionGuard | None = None
+        self.rewind: Rewind | None = None
 
-def say(answer: Answer, text: str, log_probability: float = SURE):
-    """Push a text byte by byte until something happens; the reason and what was streamed."""
-    streamed = ""
-    for token in TOKENIZER.encode_plain(text):
-        before = answer.num_tokens
-        reason = answer.push(token, log_probability)
-        if reason or answer.num_tokens <= before:
-            return reason, streamed
-        streamed += answer.settled_text()
-    return None, streamed
+    def push(self, token: int, log_probability: float = SURE) -> FinishReason | None:
+        turn = self.answer.push(token, log_probability, *self.judge(token))
+        if not isinstance(turn, Rewind):
+            return turn
+        self.rewind = turn
+        del self.tokens[turn.kept :]
+        self.restart, self.detector = turn.kept, LoopDetector(RULE)
+        return None
+
+    def judge(self, token: int) -> tuple[Code, int]:
+        if token == TOKENIZER.eos_id:
+            return Code.STOP, 0
+        self.tokens.append(token)
+        keep = self.detector.push(token)
+        if keep is not None:
+            return Code.LOOP, self.restart + keep
+        count = len(self.tokens)
+        code = Code.LENGTH if count >= self.max_new_tokens else Code.RUN
+        return code, count - self.restart - self.detector.num_settled
+
+    def say(self, text: str, log_probability: float = SURE):
+        """Push a text byte by byte until something happens; the reason and what was streamed."""
+        streamed = ""
+        for token in TOKENIZER.encode_plain(text):
+            before = self.answer.num_tokens
+            reason = self.push(token, log_probability)
+            if reason or self.answer.num_tokens <= before:
+                return reason, streamed
+            streamed += self.answer.settled_text()
+        return None, streamed
 
 
 def test_text_streams_as_it_comes_and_whole_characters_only():
-    answer = answer_of()
+    page = Page()
+    answer = page.answer
     tokens = TOKENIZER.encode_plain("aß")
     shown = []
     for token in tokens:
-        answer.push(token, SURE)
+        page.push(token)
         shown.append(answer.settled_text())
     assert shown == ["a", "", "ß"]
     assert answer.finish() == ""
@@ -41,42 +71,47 @@ def test_text_streams_as_it_comes_and_whole_characters_only():
 
 
 def test_a_character_cut_off_by_the_end_becomes_a_replacement():
-    answer = answer_of()
-    answer.push(TOKENIZER.encode_plain("ß")[0], SURE)
+    page = Page()
+    answer = page.answer
+    page.push(TOKENIZER.encode_plain("ß")[0])
     assert answer.settled_text() == ""
     assert answer.finish() == answer.text == "�"
 
 
 def test_a_repeat_is_held_back_and_released_when_it_breaks():
-    answer = answer_of()
-    _, streamed = say(answer, "x=====")
+    page = Page()
+    _, streamed = page.say("x=====")
     assert streamed == "x=="
-    assert say(answer, "y")[1] == "===y"
+    assert page.say("y")[1] == "===y"
 
 
 def test_a_loop_goes_back_to_its_first_period_and_forbids_the_way_in():
-    answer = answer_of()
-    reason, streamed = say(answer, "start " + "abcd" * 9)
+    page = Page()
+    answer = page.answer
+    reason, streamed = page.say("start " + "abcd" * 9)
     assert reason is None
     assert answer.num_tokens == len("start abcd") + 1
     assert streamed == "start abcda"
-    assert answer.banned() == TOKENIZER.encode_plain("b")
+    newest, forbidden = TOKENIZER.encode_plain("ab")
+    assert page.rewind == Rewind(len("start abcda"), newest, forbidden)
 
 
 def test_a_second_attempt_that_ends_by_itself_is_the_answer():
-    answer = answer_of()
-    _, streamed = say(answer, "start " + "abcd" * 9)
-    assert say(answer, " and on", UNSURE) == (None, "")
-    assert answer.push(TOKENIZER.eos_id, UNSURE) is FinishReason.STOP
+    page = Page()
+    answer = page.answer
+    _, streamed = page.say("start " + "abcd" * 9)
+    assert page.say(" and on", UNSURE) == (None, "")
+    assert page.push(TOKENIZER.eos_id, UNSURE) is FinishReason.STOP
     assert streamed + answer.finish() == answer.text == "start abcda and on"
     assert answer.num_tokens == len("start abcda and on")
 
 
 @pytest.mark.parametrize(("log_probability", "text"), [(SURE, "start abcda nowxyz"), (UNSURE, "start abcda")])
 def test_a_second_loop_ends_the_page_and_the_better_text_stays(log_probability, text):
-    answer = answer_of()
-    say(answer, "start " + "abcd" * 9)
-    reason, _ = say(answer, " now" + "xyz" * 9, log_probability)
+    page = Page()
+    answer = page.answer
+    page.say("start " + "abcd" * 9)
+    reason, _ = page.say(" now" + "xyz" * 9, log_probability)
     assert reason is FinishReason.REPETITION
     answer.finish()
     assert answer.text == text
@@ -85,24 +120,27 @@ def test_a_second_loop_ends_the_page_and_the_better_text_stays(log_probability, 
 
 @pytest.mark.parametrize(("max_new_tokens", "tokens"), [(50, 50), (200, 11 + 64)])
 def test_a_second_attempt_without_end_is_repetition_and_ends_early_if_hopeless(max_new_tokens, tokens):
-    answer = answer_of(max_new_tokens)
-    say(answer, "start " + "abcd" * 9)
+    page = Page(max_new_tokens)
+    answer = page.answer
+    page.say("start " + "abcd" * 9)
     text = "".join(chr(ord("0") + n % 70) for n in range(189))
-    reasons = [answer.push(token, UNSURE) for token in TOKENIZER.encode_plain(text)[: tokens - 11]]
+    reasons = [page.push(token, UNSURE) for token in TOKENIZER.encode_plain(text)[: tokens - 11]]
     assert reasons == [None] * (tokens - 12) + [FinishReason.REPETITION]
     answer.finish()
     assert answer.text == "start abcda"
 
 
 def test_the_longest_answer_ends_with_length():
-    answer = answer_of(max_new_tokens=4)
-    assert say(answer, "abcdef")[0] is FinishReason.LENGTH
+    page = Page(max_new_tokens=4)
+    answer = page.answer
+    assert page.say("abcdef")[0] is FinishReason.LENGTH
     answer.finish()
     assert answer.text == "abcd"
 
 
 def test_confidence_is_that_of_the_tokens_kept():
-    answer = answer_of()
-    say(answer, "ab", math.log(0.5))
-    answer.push(TOKENIZER.eos_id, math.log(0.125))
+    page = Page()
+    answer = page.answer
+    page.say("ab", math.log(0.5))
+    page.push(TOKENIZER.eos_id, math.log(0.125))
     assert answer.confidence == pytest.approx(0.5 ** (5 / 3))

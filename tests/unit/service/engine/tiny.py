@@ -6,8 +6,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from service.engine.engine import TorchEngine
 from service.engine.loader import EngineLimits
+from service.engine.model_runner import ModelRunner
+from service.engine.plain_runner import PlainRunner
 from service.engine.protocol import EngineInfo, PreparedPage, SequenceEvent, SequenceRequest
-from service.engine.runner import ModelRunner
 from shared.deepseek_ocr.configuration import ClipConfig, DeepseekOcrConfig, SamConfig, TextConfig, geometry_to_json
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling, plan_views
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
@@ -97,8 +98,11 @@ def tiny_engine(model: DeepseekOcrForConditionalGeneration | None = None, **limi
         max_sequence_tokens=values.max_sequence_tokens,
         batch_size=values.batch_size,
     )
-    runner = ModelRunner(model, max_rows=values.batch_size, max_tokens=values.max_sequence_tokens + 1, growth_tokens=16)
-    return TorchEngine(runner, tiny_tokenizer(), info, values)
+    rows = ModelRunner(model, max_rows=values.batch_size, max_tokens=values.max_sequence_tokens + 1, growth_tokens=16)
+    tokenizer = tiny_tokenizer()
+    kv_tokens = values.kv_tokens or values.batch_size * values.max_sequence_tokens
+    runner = PlainRunner(rows, eos_id=tokenizer.eos_id, rule=values.loop_rule, kv_tokens=kv_tokens)
+    return TorchEngine(runner, tokenizer, info, values)
 
 
 def tiny_page(seed: int, width_px: int = 64, height_px: int = 64) -> PreparedPage:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.engine.runner import ModelRunner, Prompt
+from service.engine.model_runner import ModelRunner, Prompt
 from tests.unit.service.engine.tiny import tiny_model
 
 MODEL = tiny_model()

@@ -1,0 +1,148 @@
+"""Triton kernels of the vision encoder that only move memory: layer norm, activations in place, patches of pixels.
+
+Each reads its input once and writes its output once; nothing here is bound by arithmetic. Signatures and meaning are
+those of `vision_reference.py`.
+
+Shape letters: T tokens, C channels, V views, P pixels.
+"""
+
+# ruff: noqa: ANN001, ANN201, ANN202 - arguments of kernels are pointers and numbers of the language's own
+# mypy: disable-error-code="no-untyped-def, import-not-found"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+NORM_ROWS = 4
+"""Tokens of one program of the norm. Not measured yet."""
+FLAT_BLOCK = 4096
+"""Elements of one program of an activation. Not measured yet."""
+PATCH_ROWS = 8
+"""Patches of one program. Not measured yet."""
+
+
+@triton.jit
+def _layer_norm_kernel(
+    x_TC, shift_C, weight_C, bias_C, y_TC, tokens, eps,
+    CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr, SHIFTED: tl.constexpr,
+):  # fmt: skip
+    t = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.arange(0, BLOCK_C)
+    real = c < CHANNELS
+    mask = (t < tokens)[:, None] & real[None, :]
+    offsets = t.to(tl.int64)[:, None] * CHANNELS + c[None, :]
+    x = tl.load(x_TC + offsets, mask=mask, other=0.0).to(tl.float32)
+    if SHIFTED:
+        x += tl.load(shift_C + c, mask=real, other=0.0)[None, :]
+    mean = tl.sum(x, axis=1) / CHANNELS
+    centred = tl.where(real[None, :], x - mean[:, None], 0.0)
+    variance = tl.sum(centred * centred, axis=1) / CHANNELS
+    weight = tl.load(weight_C + c, mask=real, other=0.0).to(tl.float32)
+    bias = tl.load(bias_C + c, mask=real, other=0.0).to(tl.float32)
+    y = centred * tl.rsqrt(variance + eps)[:, None] * weight[None, :] + bias[None, :]
+    tl.store(y_TC + offsets, y.to(y_TC.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def gelu(x):
+    """GELU by the error function, of a float32 tile."""
+    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def quick_gelu(x):
+    """Return x * sigmoid(1.702 x), of a float32 tile."""
+    return x / (1.0 + tl.exp2(x * -2.455466749571777))  # -1.702 / ln 2
+
+
+@triton.jit
+def _activation_kernel(x, size, QUICK: tl.constexpr, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < size
+    value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
+    value = quick_gelu(value) if QUICK else gelu(value)
+    tl.store(x + offsets, value.to(x.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _patches_kernel(
+    views, out, patches,
+    SIDE: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    # A row of a patch is SIZE * 3 neighbouring bytes; rows of a patch lie SIDE * 3 bytes apart.
+    across: tl.constexpr = SIDE // SIZE
+    width: tl.constexpr = SIZE * 3
+    patch = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    view, cell = patch // (across * across), patch % (across * across)
+    first_row = (cell // across) * SIZE
+    corner = (view.to(tl.int64) * SIDE + first_row) * (SIDE * 3) + (cell % across) * width
+    e = tl.arange(0, BLOCK)
+    mask = (patch < patches)[:, None] & (e < SIZE * width)[None, :]
+    inside = (e // width) * (SIDE * 3) + e % width
+    pixels = tl.load(views + corner[:, None] + inside[None, :], mask=mask, other=0).to(tl.float32)
+    normalised = tl.div_rn(pixels, 127.5) - 1.0
+    offsets = patch.to(tl.int64)[:, None] * (SIZE * width) + e[None, :]
+    tl.store(out + offsets, normalised.to(out.dtype.element_ty), mask=mask)
+
+
+def layer_norm(x_TC: Tensor, shift_C: Tensor | None, weight_C: Tensor, bias_C: Tensor, eps: float) -> Tensor:
+    """See `vision_reference.layer_norm`; `x_TC` contiguous."""
+    tokens, channels = x_TC.shape
+    assert x_TC.is_contiguous()
+    y_TC = torch.empty_like(x_TC)
+    _layer_norm_kernel[(triton.cdiv(tokens, NORM_ROWS),)](
+        x_TC,
+        weight_C if shift_C is None else shift_C,
+        weight_C,
+        bias_C,
+        y_TC,
+        tokens,
+        eps,
+        CHANNELS=channels,
+        BLOCK_C=triton.next_power_of_2(channels),
+        ROWS=NORM_ROWS,
+        SHIFTED=shift_C is not None,
+    )
+    return y_TC
+
+
+def activate(x: Tensor, *, quick: bool) -> Tensor:
+    """Apply GELU, or its sigmoid approximation, in place.
+
+    Args:
+        x: contiguous, any shape.
+        quick: the approximation.
+
+    Returns:
+        `x` itself.
+    """
+    assert x.is_contiguous()
+    size = x.numel()
+    _activation_kernel[(triton.cdiv(size, FLAT_BLOCK),)](x, size, QUICK=quick, BLOCK=FLAT_BLOCK, num_warps=8)
+    return x
+
+
+def patches(views_VPPC: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """See `vision_reference.patches`; `views_VPPC` contiguous and square."""
+    views, side, _, colours = views_VPPC.shape
+    assert views_VPPC.is_contiguous()
+    assert views_VPPC.dtype == torch.uint8
+    assert views_VPPC.shape[2] == side
+    assert colours == 3
+    assert side % size == 0
+    count, width = views * (side // size) ** 2, size * size * 3
+    out = torch.empty(count, width, dtype=dtype, device=views_VPPC.device)
+    _patches_kernel[(triton.cdiv(count, PATCH_ROWS),)](
+        views_VPPC,
+        out,
+        count,
+        SIDE=side,
+        SIZE=size,
+        ROWS=PATCH_ROWS,
+        BLOCK=triton.next_power_of_2(width),
+        num_warps=8,
+    )
+    return out

@@ -1,0 +1,103 @@
+"""Fused kernels of the vision encoder against plain torch in float32; on the GPU, or interpreted at small sizes."""
+
+import pytest
+import torch
+
+from tests.support.interpreter import DEVICE, HALF, HAS_GPU, import_kernels, relative_error
+
+import_kernels("service.engine.kernels.vision_fused")
+from service.engine.kernels import vision_attention, vision_elementwise, vision_linear, vision_reference  # noqa: E402
+
+pytestmark = [pytest.mark.gpu] if HAS_GPU else []
+TOLERANCES = {torch.float32: 1e-5, HALF: 1e-2}
+BY_TYPE = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+
+
+def noise(*shape: int, dtype: torch.dtype, scale: float = 1.0, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(*shape, generator=generator) * scale).to(DEVICE, dtype)
+
+
+def poison(*shape: int, dtype: torch.dtype) -> None:
+    """Leave NaN in the memory that the next allocation of this size is likely to get."""
+    torch.full(shape, float("nan"), dtype=dtype, device=DEVICE)
+
+
+WINDOWS = [(2, 9, 9, 2, 16, 5), (1, 20, 20, 2, 32, 14), (1, 14, 14, 1, 64, 14), (1, 7, 11, 1, 16, 16)]
+if HAS_GPU:
+    WINDOWS += [(2, 64, 64, 12, 64, 14), (3, 40, 40, 12, 64, 14), (2, 40, 40, 4, 64, 10)]
+
+
+@BY_TYPE
+@pytest.mark.parametrize("shape", WINDOWS, ids=str)
+def test_window_attention(shape: tuple[int, ...], dtype: torch.dtype):
+    views, height, width, heads, head, side = shape
+    qkv = noise(views, height, width, 3 * heads * head, dtype=dtype)
+    bias = noise(3 * heads * head, dtype=dtype, seed=1)
+    rows, columns = (noise(2 * side - 1, head, dtype=dtype, scale=0.3, seed=seed) for seed in (2, 3))
+    poison(views, height, width, heads * head, dtype=dtype)
+    out = vision_attention.window_attention(qkv, bias, rows, columns, heads, side)
+    exact = [tensor.float() for tensor in (qkv, bias, rows, columns)]
+    expected = vision_reference.window_attention(exact[0], exact[1], exact[2], exact[3], heads, side)
+    assert relative_error(out, expected) < TOLERANCES[dtype]
+
+
+GRIDS = [(2, 9, 9, 2, 16), (1, 40, 40, 1, 16), (1, 5, 7, 1, 64), (1, 12, 64, 1, 16)]
+if HAS_GPU:
+    GRIDS += [(1, 64, 64, 12, 64), (2, 40, 40, 12, 64), (1, 80, 80, 12, 64), (1, 32, 32, 12, 64)]
+
+
+@BY_TYPE
+@pytest.mark.parametrize("shape", GRIDS, ids=str)
+def test_grid_attention(shape: tuple[int, ...], dtype: torch.dtype):
+    views, height, width, heads, head = shape
+    qkv = noise(views, height, width, 3 * heads * head, dtype=dtype)
+    rows = noise(2 * height - 1, head, dtype=dtype, scale=0.3, seed=2)
+    columns = noise(2 * width - 1, head, dtype=dtype, scale=0.3, seed=3)
+    poison(views, height, width, heads * head, dtype=dtype)
+    out = vision_attention.grid_attention(qkv, rows, columns, heads)
+    exact = [tensor.float() for tensor in (qkv, rows, columns)]
+    expected = vision_reference.grid_attention(exact[0], exact[1], exact[2], heads)
+    assert relative_error(out, expected) < TOLERANCES[dtype]
+
+
+@BY_TYPE
+@pytest.mark.parametrize("channels", [48, 256, 768])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_layer_norm(channels: int, shifted: bool, dtype: torch.dtype):
+    x, weight, bias = (noise(*shape, channels, dtype=dtype, seed=seed) for seed, shape in enumerate(((37,), (), ())))
+    shift = noise(channels, dtype=torch.float32, seed=4) if shifted else None
+    poison(37, channels, dtype=dtype)
+    out = vision_elementwise.layer_norm(x, shift, weight, bias, 1e-6)
+    exact = vision_reference.layer_norm(x.float(), shift, weight.float(), bias.float(), 1e-6)
+    assert relative_error(out, exact) < TOLERANCES[dtype]
+
+
+SMALL_TILING = vision_linear.LinearTiling(tokens=64, outputs=64, channels=32, warps=4)
+
+
+@BY_TYPE
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+def test_linear_with_activation(quick: bool, fused: bool, dtype: torch.dtype):
+    x = noise(150, 96, dtype=dtype)
+    weight, bias = noise(200, 96, dtype=dtype, scale=0.1, seed=1), noise(200, dtype=dtype, seed=2)
+    poison(150, 200, dtype=dtype)
+    if fused:
+        out = vision_linear.fused_linear(x, weight, bias, quick=quick, tiling=SMALL_TILING)
+    else:
+        out = vision_linear.separate_linear(x, weight, bias, quick=quick)
+    exact = vision_reference.linear_quick_gelu if quick else vision_reference.linear_gelu
+    assert relative_error(out, exact(x.float(), weight.float(), bias.float())) < TOLERANCES[dtype]
+
+
+@BY_TYPE
+@pytest.mark.parametrize("size", [8, 16])
+def test_patches(size: int, dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(0)
+    views = torch.randint(0, 256, (3, 64, 64, 3), generator=generator, dtype=torch.uint8).to(DEVICE)
+    out = vision_elementwise.patches(views, size, dtype)
+    # The interpreter cuts floats where the device rounds them.
+    assert relative_error(out, vision_reference.patches(views, size, torch.float32)) < (
+        1e-7 if dtype == torch.float32 else 2e-3
+    )
