@@ -38,7 +38,7 @@ from benchmarks.driving import EngineThread, Span, read_case, read_closed_loop
 from benchmarks.floors import Ceilings, measure_ceilings
 from benchmarks.origin import card, command, origin, slug
 from benchmarks.peers import PEERS, run_peer
-from benchmarks.preparation import InlinePreparation, Preparation, ProcessPreparation
+from benchmarks.preparation import DevicePreparation, InlinePreparation, Preparation, ProcessPreparation
 from benchmarks.ratios import OURS, RESULTS, TARGETS, recorded_peers, summary
 from service.engine.engine import TorchEngine
 from service.engine.loader import EngineLimits, make_engine
@@ -204,7 +204,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2, help="requests of each client of the sweep")
     parser.add_argument("--peers", type=words, default=[], help=f"of {', '.join(PEERS)}")
     parser.add_argument("--skip-whole", action="store_true", help="only peers and ablations")
-    parser.add_argument("--preparation", choices=("processes", "inline"), default="processes")
+    parser.add_argument("--preparation", choices=("processes", "device", "inline"), default="processes")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="preparing processes")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--sequence-tokens", type=int, default=4096, help="longest prompt and answer together")
@@ -248,6 +248,7 @@ def main() -> None:
         for peer in arguments.peers:
             for row in run_peer(peer, run.cases):
                 run.add(row)
+        preparations["device"] = DevicePreparation(images, geometry, arguments.device)
         if not arguments.skip_whole:
             run.measure(None, preparations[arguments.preparation], sweep=True)
         for name in arguments.ablate:
