@@ -31,7 +31,15 @@ from service.engine.protocol import (
     SequenceRequest,
 )
 from service.engine.runner import DeviceFullError, NewRow, Report, Runner
-from service.engine.scheduler import ActivePage, Decision, Limits, PageCost, decide
+from service.engine.scheduler import (
+    PREFILL_TOKENS_PER_STEP,
+    VIEWS_PER_STEP,
+    ActivePage,
+    Decision,
+    Limits,
+    PageCost,
+    decide,
+)
 from service.engine.sequence import Answer, PageSequence, Rewind, Stages
 from service.errors import EngineError
 from shared.contract.prompts import Task, prompt_for
@@ -83,9 +91,9 @@ class TorchEngine:
         self._schedule = Limits(
             slots=limits.batch_size,
             kv_tokens=runner.kv_tokens,
-            views_per_step=limits.views_per_step,
-            prefill_tokens_per_step=limits.prefill_tokens_per_step,
-            idle_factor=limits.idle_factor,
+            views_per_step=limits.views_per_step or VIEWS_PER_STEP,
+            prefill_tokens_per_step=limits.prefill_tokens_per_step or PREFILL_TOKENS_PER_STEP,
+            idle_factor=limits.idle_factor or 1,
         )
         self._waiting: dict[str, PageSequence] = {}
         self._active: dict[str, PageSequence] = {}

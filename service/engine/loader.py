@@ -5,8 +5,8 @@ Free of torch until `load_engine` runs, so that the service can describe the eng
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeGuard
 
 from service.engine.protocol import EngineInfo
 from service.engine.repetition import LoopRule
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from service.engine.engine import TorchEngine
     from service.engine.runner import Runner
     from shared.deepseek_ocr.loading import LoadedCheckpoint
+    from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +27,17 @@ class EngineLimits:
     max_sequence_tokens: int = 8192
     """Vision, prompt and answer of one page together; never more than the checkpoint's positions."""
     kv_tokens: int | None = None
-    """Key and value tokens of all sequences together; None: as many as full rows hold."""
-    views_per_step: int = 4
-    """Views encoded between two tokens of the pages that already run."""
-    prefill_tokens_per_step: int = 4096
-    """Prompt tokens read between two tokens of the pages that already run; one prompt always may."""
-    idle_factor: int = 1
-    """How many times these bounds a step does while no page runs."""
+    """Key and value tokens of all sequences together; None: as many as full rows hold, or as fit onto the GPU."""
+    views_per_step: int | None = None
+    """Views encoded between two tokens of the pages that already run; None: what suits the device."""
+    prefill_tokens_per_step: int | None = None
+    """Prompt tokens read between two tokens of the pages that already run, but one prompt always may; None as above."""
+    idle_factor: int | None = None
+    """How many times these bounds a step does while no page runs; None as above."""
+    gpu_memory_fraction: float = 0.9
+    """Share of the device's memory that may be used, by us and whatever else runs on it; CUDA only."""
+    cuda_graphs: bool = True
+    """Whether decode steps are captured; off, to measure what that gives."""
     loop_rule: LoopRule = field(default_factory=LoopRule)
 
 
@@ -70,6 +75,8 @@ def load_engine(source: EngineSource) -> TorchEngine:
 def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: str | None = None) -> TorchEngine:
     """Make the engine over a checkpoint that is already loaded.
 
+    On CUDA the engine takes the model's decoder over: the model itself cannot decode afterwards.
+
     Args:
         checkpoint: The model on its device, its tokenizer and geometry.
         limits: What the engine may hold and do.
@@ -77,32 +84,57 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
 
     Returns:
         An engine that has not been warmed up.
+
+    Raises:
+        EngineError: The GPU has no room for a single page beside the model.
     """
     from service.engine.engine import TorchEngine
 
     model = checkpoint.model
+    device = model.lm_head.weight.device
     max_sequence_tokens = min(limits.max_sequence_tokens, model.config.text_config.max_position_embeddings)
+    limits = replace(
+        limits,
+        max_sequence_tokens=max_sequence_tokens,
+        max_new_tokens=min(limits.max_new_tokens, max_sequence_tokens),
+    )
     info = EngineInfo(
         model_id=model_id or checkpoint.model_id,
-        device=str(model.lm_head.weight.device),
+        device=str(device),
         dtype=str(model.lm_head.weight.dtype).removeprefix("torch."),
         geometry=checkpoint.geometry,
-        max_new_tokens=min(limits.max_new_tokens, max_sequence_tokens),
+        max_new_tokens=limits.max_new_tokens,
         max_sequence_tokens=max_sequence_tokens,
         batch_size=limits.batch_size,
     )
-    return TorchEngine(_plain_runner(checkpoint, limits, max_sequence_tokens), checkpoint.tokenizer, info, limits)
+    make_runner = _make_gpu_runner if device.type == "cuda" and _has_gpu_path(model) else _make_plain_runner
+    runner, limits = make_runner(checkpoint, limits)
+    return TorchEngine(runner, checkpoint.tokenizer, info, limits)
 
 
-def _plain_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits, max_sequence_tokens: int) -> Runner:
+def _has_gpu_path(model: object) -> TypeGuard[DeepseekOcrForConditionalGeneration]:
+    from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+
+    return isinstance(model, DeepseekOcrForConditionalGeneration)
+
+
+def _make_plain_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tuple[Runner, EngineLimits]:
     from service.engine.model_runner import ModelRunner
     from service.engine.plain_runner import PlainRunner
 
     # One token more than a sequence holds: a step makes room before it knows that the page has ended.
-    rows = ModelRunner(checkpoint.model, max_rows=limits.batch_size, max_tokens=max_sequence_tokens + 1)
-    return PlainRunner(
+    rows = ModelRunner(checkpoint.model, max_rows=limits.batch_size, max_tokens=limits.max_sequence_tokens + 1)
+    runner = PlainRunner(
         rows,
         eos_id=checkpoint.tokenizer.eos_id,
         rule=limits.loop_rule,
-        kv_tokens=limits.kv_tokens or limits.batch_size * max_sequence_tokens,
+        kv_tokens=limits.kv_tokens or limits.batch_size * limits.max_sequence_tokens,
     )
+    return runner, limits
+
+
+def _make_gpu_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tuple[Runner, EngineLimits]:
+    from service.engine.gpu.making import make_gpu_runner
+
+    assert _has_gpu_path(checkpoint.model)
+    return make_gpu_runner(checkpoint.model, checkpoint.geometry, checkpoint.tokenizer.eos_id, limits)

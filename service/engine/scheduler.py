@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+VIEWS_PER_STEP = 4
+PREFILL_TOKENS_PER_STEP = 4096
+"""Bounds of a step on a CPU; `gpu.memory` has those of a GPU."""
 ENCODED_AHEAD = 2
 """Pages are encoded ahead of their prefill up to so many steps' worth of prompt tokens."""
 
@@ -50,8 +53,8 @@ class Limits:
 
     slots: int
     kv_tokens: int
-    views_per_step: int = 4
-    prefill_tokens_per_step: int = 4096
+    views_per_step: int = VIEWS_PER_STEP
+    prefill_tokens_per_step: int = PREFILL_TOKENS_PER_STEP
     idle_factor: int = 1
     """How many times the bounds a step does while no page decodes: nobody waits, and larger batches are cheaper."""
 

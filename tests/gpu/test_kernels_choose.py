@@ -130,6 +130,7 @@ def test_second_attempt_counts_its_own_loops(choose):
     assert (code, aux) == (Code.LOOP, 3 + keep)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter says what NumPy thinks of infinities
 def test_ends_of_an_answer_and_scratch_rows(choose):
     generator = torch.Generator().manual_seed(0)
     state = make_state()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from service.engine.gpu.vision import GpuVision
+from service.engine.kernels import vision_reference
 from shared.deepseek_ocr.configuration import ClipConfig, DeepseekOcrConfig, SamConfig, TextConfig
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from tests.support.interpreter import DEVICE, HAS_GPU, import_kernels, relative_error
@@ -65,7 +66,7 @@ def expected(model: DeepseekOcrForConditionalGeneration, view: np.ndarray) -> to
 
 
 def kernel_set(name: str) -> ModuleType:
-    return import_kernels(f"service.engine.kernels.vision_{name}")
+    return vision_reference if name == "reference" else import_kernels("service.engine.kernels.vision_fused")
 
 
 @torch.inference_mode()

@@ -21,10 +21,10 @@ HALF = torch.bfloat16 if HAS_GPU else torch.float16
 def import_kernels(name: str) -> ModuleType:
     """Import a module of kernels, or skip the test where Triton is missing."""
     if importlib.util.find_spec("triton") is None:
-        pytest.skip("no triton")
+        pytest.skip("no triton", allow_module_level=True)
     if not HAS_GPU:
         if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
-            pytest.skip("something imported triton before it was told to interpret")
+            pytest.skip("something imported triton before it was told to interpret", allow_module_level=True)
         os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported and when a kernel is declared
         _mend_bounds()
     return importlib.import_module(name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 import PIL
@@ -160,7 +160,7 @@ def _operation_for(device: torch.device) -> Resample:
     if device.type == "cuda":
         from service.engine.kernels import vision_resize
 
-        return cast("Resample", vision_resize.resample)
+        return vision_resize.resample
     return resample
 
 

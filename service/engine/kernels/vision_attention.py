@@ -63,7 +63,7 @@ def grid_tiling(width: int) -> GridTiling:
     return GridTiling(queries=128 if keys == 64 else 64, keys=keys, rows=keys // width, warps=4, stages=3)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width", "windows_down", "windows_across"])
 def _window_kernel(
     qkv, bias, rows, columns, scratch, out, height, width, windows_down, windows_across, scale,
     SIDE: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, SLOTS: tl.constexpr, DISTANCES: tl.constexpr,

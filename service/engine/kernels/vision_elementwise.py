@@ -24,7 +24,7 @@ PATCH_ROWS = 8
 """Patches of one program. Not measured yet."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _layer_norm_kernel(
     x_TC, shift_C, weight_C, bias_C, y_TC, tokens, eps,
     CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr, SHIFTED: tl.constexpr,
@@ -67,7 +67,7 @@ def _activation_kernel(x, size, QUICK: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(x + offsets, value.to(x.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["patches"])
 def _patches_kernel(
     views, out, patches,
     SIDE: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,

@@ -1,0 +1,257 @@
+"""The language decoder over slots: prompts of any lengths end to end, then one token for every row.
+
+Owns the decoder's weights in the layout that the kernels take, and the order in which those are called. Knows the
+kernels by their names alone (`kernels.reference` says what they mean), sequences not at all. Nothing here waits for the
+device, so a step can be captured. Used by the engine's single thread.
+
+Query, key and value are one matrix; so are gate and up. The shared experts stand behind the routed ones as further
+experts that every token passes, and a dense MLP is a mixture of one expert.
+
+Shape letters: T tokens of all prompts, R prompts, I image tokens, B rows, H hidden width, N heads, D head width,
+E experts, J twice the expert width, W expert width, K experts per token, V vocabulary, P positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from service.engine.gpu.paged_cache import PagedCache
+from service.engine.gpu.state import AnswerState
+from shared.deepseek_ocr.decoder import DecoderLayer, rotary_tables
+from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+from shared.deepseek_ocr.moe import Gate, MixtureOfExperts, Mlp
+
+
+@dataclass(frozen=True, slots=True)
+class _Routing:
+    """How a mixture layer chooses."""
+
+    gate_EH: Tensor
+    """float32."""
+    num_chosen: int
+    normalise: bool
+    scale: float
+    num_shared: int
+
+    @property
+    def arguments(self) -> tuple[Tensor, int, bool, float, int]:
+        """As `route` takes them."""
+        return self.gate_EH, self.num_chosen, self.normalise, self.scale, self.num_shared
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """Weights of one layer."""
+
+    attention_norm_H: Tensor
+    qkv_OH: Tensor
+    out_HH: Tensor
+    mlp_norm_H: Tensor
+    gate_up_EJH: Tensor
+    down_EHW: Tensor
+    routing: _Routing | None
+    """None: a dense MLP."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBatch:
+    """Prompts end to end, on the device.
+
+    Attributes:
+        ids_T: int64.
+        positions_T: int32.
+        cells_T: int64, where each token's keys go.
+        image_I: int64, which tokens the features replace.
+        features_IH: Vision tokens of all prompts.
+        last_R: int64, each prompt's last token.
+        starts_R1: int32, where each prompt begins, and the end of the last.
+        max_length: Tokens of the longest.
+    """
+
+    ids_T: Tensor
+    positions_T: Tensor
+    cells_T: Tensor
+    image_I: Tensor
+    features_IH: Tensor
+    last_R: Tensor
+    starts_R1: Tensor
+    max_length: int
+
+
+class GpuDecoder:
+    """A model's decoder as the kernels take it.
+
+    Args:
+        model: Its weights must stay as they are.
+        kernels: `kernels.fused`, or `kernels.reference` where there is no GPU.
+        max_positions: Tokens of a sequence at most.
+        takes_over: Whether the model's layers are given up, one by one, so that weights are held twice for one layer
+            at most; the model cannot decode afterwards.
+    """
+
+    def __init__(
+        self,
+        model: DeepseekOcrForConditionalGeneration,
+        kernels: Any,
+        *,
+        max_positions: int,
+        takes_over: bool = False,
+    ) -> None:
+        text = model.config.text_config
+        self._kernels = kernels
+        self._embeddings_VH = model.model.embed_tokens.weight.detach()
+        self._norm_H = model.model.norm.weight.detach()
+        self._head_VH = model.lm_head.weight.detach()
+        self._eps: float = text.rms_norm_eps
+        self._heads, self._head_dim = text.num_attention_heads, text.head_dim
+        self._scale: float = text.head_dim**-0.5
+        device = self._head_VH.device
+        positions = torch.arange(max_positions, device=device).unsqueeze(0)
+        cos, sin = rotary_tables(positions, text.head_dim, text.rope_theta, torch.float32)
+        self._cos_PD, self._sin_PD = cos[0, 0].contiguous(), sin[0, 0].contiguous()
+        self._layers: list[_Layer] = []
+        for index, layer in enumerate(model.model.layers):
+            assert isinstance(layer, DecoderLayer)
+            self._layers.append(_pack_layer(layer))
+            if takes_over:
+                model.model.layers[index] = nn.Identity()
+
+    def prefill(self, batch: PromptBatch, cache: PagedCache) -> Tensor:
+        """Read prompts into the cache.
+
+        Args:
+            batch: The prompts.
+            cache: With room for them at their cells.
+
+        Returns:
+            Logits of each prompt's next token, `[R, V]`.
+        """
+        kernels, eps = self._kernels, self._eps
+        x_TH = F.embedding(batch.ids_T, self._embeddings_VH)
+        x_TH.index_copy_(0, batch.image_I, batch.features_IH.to(x_TH.dtype))
+        y_TH = kernels.rms_norm(x_TH, self._layers[0].attention_norm_H, eps)
+        for index, (layer, (keys, values)) in enumerate(zip(self._layers, cache.layers, strict=True)):
+            qkv_T3ND = kernels.linear(y_TH, layer.qkv_OH).view(-1, 3, self._heads, self._head_dim)
+            kernels.rotate_and_store(
+                qkv_T3ND, self._cos_PD, self._sin_PD, batch.positions_T, batch.cells_T, keys, values
+            )
+            seen_TND = kernels.prefill_attention(*qkv_T3ND.unbind(1), batch.starts_R1, batch.max_length, self._scale)
+            if index == len(self._layers) - 1:
+                # What follows the last attention matters for the last tokens alone.
+                seen_TND, x_TH = seen_TND[batch.last_R], x_TH[batch.last_R]
+            out_TH = kernels.linear(seen_TND.flatten(1), layer.out_HH)
+            y_TH = kernels.add_rms_norm(out_TH, x_TH, layer.mlp_norm_H, eps)
+            out_TH = self._mix(layer, y_TH)
+            next_norm_H = self._norm_H if index == len(self._layers) - 1 else self._layers[index + 1].attention_norm_H
+            y_TH = kernels.add_rms_norm(out_TH, x_TH, next_norm_H, eps)
+        logits_RV: Tensor = kernels.linear(y_TH, self._head_VH)
+        return logits_RV
+
+    def decode(self, slots_B: Tensor, state: AnswerState, cache: PagedCache) -> Tensor:
+        """Feed the newest token of each slot.
+
+        Args:
+            slots_B: int64; a slot that is done changes nothing.
+            state: Of the slots.
+            cache: Takes the token's keys and values.
+
+        Returns:
+            Logits of the tokens after them, `[B, V]`.
+        """
+        kernels, eps = self._kernels, self._eps
+        x_BH, positions_B, lengths_B, cells_B, tables_BX = kernels.begin_step(
+            slots_B, state, self._embeddings_VH, cache.tables_SX, cache.block_tokens
+        )
+        # A dense MLP is the one expert of everybody.
+        one_B1 = torch.ones((len(slots_B), 1), dtype=torch.float32, device=slots_B.device)
+        first_B1 = torch.zeros((len(slots_B), 1), dtype=torch.int32, device=slots_B.device)
+        for layer, (keys, values) in zip(self._layers, cache.layers, strict=True):
+            qkv_BO = kernels.norm_linear(x_BH, layer.attention_norm_H, eps, layer.qkv_OH)
+            seen_BND = kernels.decode_attention(
+                qkv_BO.view(-1, 3, self._heads, self._head_dim),
+                self._cos_PD,
+                self._sin_PD,
+                positions_B,
+                cells_B,
+                keys,
+                values,
+                tables_BX,
+                lengths_B,
+                self._scale,
+            )
+            kernels.linear_add(seen_BND.flatten(1), layer.out_HH, x_BH)
+            if layer.routing:
+                y_BH, weights_BK, experts_BK = kernels.norm_route(x_BH, layer.mlp_norm_H, eps, *layer.routing.arguments)
+            else:
+                y_BH, weights_BK, experts_BK = kernels.rms_norm(x_BH, layer.mlp_norm_H, eps), one_B1, first_B1
+            kernels.mixture_add(y_BH, weights_BK, experts_BK, layer.gate_up_EJH, layer.down_EHW, x_BH)
+        logits_BV: Tensor = kernels.norm_linear(x_BH, self._norm_H, eps, self._head_VH)
+        return logits_BV
+
+    def _mix(self, layer: _Layer, y_TH: Tensor) -> Tensor:
+        kernels = self._kernels
+        if layer.routing:
+            weights_TK, experts_TK = kernels.route(y_TH, *layer.routing.arguments)
+            mixed_TH: Tensor = kernels.mixture(y_TH, weights_TK, experts_TK, layer.gate_up_EJH, layer.down_EHW)
+            return mixed_TH
+        # Many tokens through one expert are two plain products.
+        gate_TW, up_TW = kernels.linear(y_TH, layer.gate_up_EJH[0]).chunk(2, dim=1)
+        out_TH: Tensor = kernels.linear(F.silu(gate_TW).mul_(up_TW), layer.down_EHW[0])
+        return out_TH
+
+
+def _pack_layer(layer: DecoderLayer) -> _Layer:
+    attention = layer.self_attn
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    gate_up_EJH, down_EHW = (
+        _pack_mixture(layer.mlp) if isinstance(layer.mlp, MixtureOfExperts) else _pack_mlp(layer.mlp)
+    )
+    return _Layer(
+        attention_norm_H=layer.input_layernorm.weight.detach(),
+        qkv_OH=torch.cat([projection.weight.detach() for projection in projections]),
+        out_HH=attention.o_proj.weight.detach(),
+        mlp_norm_H=layer.post_attention_layernorm.weight.detach(),
+        gate_up_EJH=gate_up_EJH,
+        down_EHW=down_EHW,
+        routing=_routing(mlp) if isinstance(mlp, MixtureOfExperts) else None,
+    )
+
+
+def _routing(mixture: MixtureOfExperts) -> _Routing:
+    gate: Gate = mixture.gate
+    return _Routing(
+        gate_EH=gate.weight.detach().float(),
+        num_chosen=gate.top_k,
+        normalise=gate.norm_topk_prob,
+        scale=gate.routed_scaling_factor,
+        num_shared=_num_shared(mixture),
+    )
+
+
+def _num_shared(mixture: MixtureOfExperts) -> int:
+    """How many experts of the routed ones' width the shared ones are."""
+    if mixture.shared_experts is None:
+        return 0
+    return mixture.shared_experts.down_proj.weight.shape[1] // mixture.experts.down_proj.shape[2]
+
+
+def _pack_mlp(mlp: Mlp) -> tuple[Tensor, Tensor]:
+    gate_up_JH = torch.cat([mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()])
+    return gate_up_JH.unsqueeze(0), mlp.down_proj.weight.detach().unsqueeze(0)
+
+
+def _pack_mixture(mixture: MixtureOfExperts) -> tuple[Tensor, Tensor]:
+    gate_up_EJH, down_EHW = mixture.experts.gate_up_proj.detach(), mixture.experts.down_proj.detach()
+    shared, num_shared = mixture.shared_experts, _num_shared(mixture)
+    if shared is None:
+        return gate_up_EJH, down_EHW
+    halves = [
+        projection.weight.detach().unflatten(0, (num_shared, -1)) for projection in (shared.gate_proj, shared.up_proj)
+    ]
+    shared_down_EHW = shared.down_proj.weight.detach().unflatten(1, (num_shared, -1)).transpose(0, 1)
+    return torch.cat([gate_up_EJH, torch.cat(halves, dim=1)]), torch.cat([down_EHW, shared_down_EHW])

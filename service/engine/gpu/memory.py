@@ -1,0 +1,153 @@
+"""What fits on a card: how large the cache may be beside weights and scratch memory, and how much a step may do.
+
+Owns the arithmetic alone: pure functions over bytes and tokens, tried for cards that are not here. Free of torch.
+
+Everything is reserved at the start and checked at admission, so that a loaded engine never asks for more: the cache
+takes what weights, the scratch of the largest step, captured graphs and a reserve leave of the share that was granted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.errors import EngineError
+
+GIB = 1 << 30
+RESERVE_BYTES = GIB // 2
+"""Compiled kernels, workspaces of matrix products, pieces too small to use. Not measured yet."""
+PATCH_BYTES = 13_000
+"""Scratch of one patch in the encoder at public dimensions, see `gpu.vision`."""
+GRAPH_PATCHES = 16_384
+"""Patches of the largest encoder batch whose graph, and so its scratch, is kept; see `gpu.vision`."""
+LEAST_SEQUENCE_TOKENS = 2_048
+"""A cache that cannot hold a full page of gundam mode and a thousand tokens about it is not worth starting."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderShape:
+    """The decoder's dimensions, as far as they cost memory."""
+
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    expert_width: int
+    """Of the widest layer's experts."""
+    num_chosen: int
+    """Experts that a token passes, shared ones included."""
+    value_bytes: int
+    """Of one weight, key or activation."""
+
+    @property
+    def kv_token_bytes(self) -> int:
+        """Keys and values of one token in all layers."""
+        return 2 * self.num_layers * self.hidden_size * self.value_bytes
+
+    @property
+    def scratch_token_bytes(self) -> int:
+        """Activations of one token in a layer: stream, norm, query, key, value, result, and what its experts hold."""
+        experts = self.num_chosen * (3 * self.expert_width * self.value_bytes + 4 * self.hidden_size)
+        return 8 * self.hidden_size * self.value_bytes + experts
+
+    @property
+    def row_bytes(self) -> int:
+        """A row of a decode step: its logits, twice as float32 at most, and its activations."""
+        return self.vocab_size * (self.value_bytes + 8) + self.scratch_token_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StepBounds:
+    """How much one step may do; what `scheduler.Limits` takes."""
+
+    views: int
+    prefill_tokens: int
+    idle_factor: int
+    chunk_patches: int
+    """Patches that the encoder takes at once."""
+
+
+BOUNDS = (
+    StepBounds(views=32, prefill_tokens=4096, idle_factor=4, chunk_patches=65_536),
+    StepBounds(views=32, prefill_tokens=4096, idle_factor=2, chunk_patches=32_768),
+    StepBounds(views=16, prefill_tokens=4096, idle_factor=1, chunk_patches=16_384),
+    StepBounds(views=8, prefill_tokens=2048, idle_factor=1, chunk_patches=16_384),
+)
+"""Generous ones first. A step beside running pages reads 4096 prompt tokens (4.7 TFLOP) and 32 views (35 TFLOP at
+1024 px), so that by arithmetic at 500 TFLOP/s no page waits longer than 80 ms for its next token. Not measured yet."""
+SCRATCH_SHARE = 0.25
+"""Bounds are taken if their scratch leaves at least the rest of the room to the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What the card holds beside the weights."""
+
+    num_blocks: int
+    bounds: StepBounds
+    cache_bytes: int
+    scratch_bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_blocks} cache blocks ({self.cache_bytes / GIB:.2f} GiB), "
+            f"{self.scratch_bytes / GIB:.2f} GiB for a step of {self.bounds}"
+        )
+
+
+def plan_memory(
+    *,
+    total_bytes: int,
+    used_bytes: int,
+    fraction: float,
+    shape: DecoderShape,
+    slots: int,
+    max_sequence_tokens: int,
+    block_tokens: int,
+) -> MemoryPlan:
+    """Share out a card.
+
+    Args:
+        total_bytes: What the card has.
+        used_bytes: What is taken already: the weights, and whatever else runs on the card.
+        fraction: Share of the card that may be used, by us and all others.
+        shape: Of the decoder.
+        slots: Sequences at once.
+        max_sequence_tokens: Tokens of one at most.
+        block_tokens: Tokens of a block of the cache.
+
+    Returns:
+        The plan; never more blocks than all slots can fill.
+
+    Raises:
+        EngineError: Not even one page fits; says what is missing.
+    """
+    graphs = slots * shape.row_bytes + GRAPH_PATCHES * PATCH_BYTES
+    room = int(total_bytes * fraction) - used_bytes - graphs - RESERVE_BYTES
+    scratch, bounds = next(
+        (scratch, bounds)
+        for bounds in BOUNDS
+        if (scratch := scratch_bytes(bounds, shape, max_sequence_tokens)) <= SCRATCH_SHARE * room
+        or bounds is BOUNDS[-1]
+    )
+    block_bytes = block_tokens * shape.kv_token_bytes
+    most = slots * _blocks(max_sequence_tokens, block_tokens)
+    num_blocks = min(most, (room - scratch) // block_bytes)
+    least = _blocks(min(max_sequence_tokens, LEAST_SEQUENCE_TOKENS), block_tokens)
+    if num_blocks < least:
+        missing = least * block_bytes + scratch - room
+        raise EngineError(
+            f"the device is too small: {total_bytes / GIB:.1f} GiB, of which {used_bytes / GIB:.1f} GiB are used and "
+            f"{fraction:.0%} may be; {missing / GIB:.2f} GiB are missing for one page"
+        )
+    return MemoryPlan(num_blocks, bounds, num_blocks * block_bytes, scratch + graphs)
+
+
+def scratch_bytes(bounds: StepBounds, shape: DecoderShape, max_sequence_tokens: int) -> int:
+    """Memory that a step needs for a while: its larger part, and the encoded views that wait for their prefill."""
+    # One prompt always may, however long it is.
+    prefill_tokens = max(bounds.prefill_tokens * bounds.idle_factor, max_sequence_tokens)
+    waiting = 3 * prefill_tokens * shape.hidden_size * shape.value_bytes
+    return waiting + max(prefill_tokens * shape.scratch_token_bytes, bounds.chunk_patches * PATCH_BYTES)
+
+
+def _blocks(tokens: int, block_tokens: int) -> int:
+    return -(-tokens // block_tokens)

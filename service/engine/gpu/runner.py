@@ -1,0 +1,304 @@
+"""The runner of CUDA devices: everything is enqueued, one small copy a step comes back.
+
+Owns the device's side of all slots: encoder, decoder, cache, answers' state, captured steps, reports on their way.
+Implements `runner.Runner`; knows no sequences. Runs on a CPU too, where tests use it with plain kernels. Used by the
+engine's single thread, on one stream.
+
+Shape letters: B rows, T tokens of all prompts, R prompts.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from service.engine.gpu.decoder import GpuDecoder, PromptBatch
+from service.engine.gpu.graphs import StepGraphs
+from service.engine.gpu.paged_cache import PagedCache, to_device
+from service.engine.gpu.state import REPORT_COLUMNS, AnswerState, Code
+from service.engine.gpu.vision import GpuVision
+from service.engine.repetition import LoopRule
+from service.engine.runner import DeviceFullError, DeviceStuckError, NewRow, Report
+from shared.deepseek_ocr.geometry import ViewPlan
+from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+
+STUCK_S = 30.0
+"""The longest step there is, a full prefill on a small card, takes a few seconds."""
+POLL_S = 20e-6
+"""Between two looks at whether a report has come. Sleeping lets the thread that reads commands run."""
+WARM_UP_LENGTHS = ((276,), (906,), (64,) * 64, (4096,))
+"""Prompts whose shapes choose all of the kernels' variants: short, a full page, many, long."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Owed:
+    """A report on its way to the host, in parts; complete once the event has come."""
+
+    parts: Sequence[Tensor]
+    event: torch.cuda.Event | None
+
+
+class GpuRunner:
+    """Implements `runner.Runner`.
+
+    Invariant: a slot that is not open is done in the state, so that no step touches the cache for it.
+
+    Args:
+        model: Encodes and assembles; its decoder is not used.
+        decoder: The model's, packed.
+        vision: Encodes views.
+        cache: With as many slots as can be open.
+        state: Of as many slots.
+        kernels: `kernels.fused`, or `kernels.reference` where there is no GPU.
+        rule: What counts as a loop.
+        view_sizes_px: Views that will come, for `warm_up`.
+        uses_graphs: Whether steps are captured.
+    """
+
+    depth = 1
+
+    def __init__(
+        self,
+        model: DeepseekOcrForConditionalGeneration,
+        *,
+        decoder: GpuDecoder,
+        vision: GpuVision,
+        cache: PagedCache,
+        state: AnswerState,
+        kernels: Any,
+        rule: LoopRule,
+        view_sizes_px: Sequence[int] = (),
+        uses_graphs: bool = True,
+    ) -> None:
+        self._model = model
+        self._decoder = decoder
+        self._vision = vision
+        self._cache = cache
+        self._state = state
+        self._kernels = kernels
+        self._rule = rule
+        self._view_sizes_px = view_sizes_px
+        self._device = cache.tables_SX.device
+        self._prompt_tokens: dict[int, int] = {}
+        """Of the slots that are open."""
+        self._owed: deque[_Owed] = deque()
+        self._steps = StepGraphs(
+            self._step,
+            max_rows=state.scratch_slot,
+            scratch_slot=state.scratch_slot,
+            device=self._device,
+            is_captured=uses_graphs,
+        )
+
+    @property
+    def kv_tokens(self) -> int:
+        """Key and value tokens that all slots hold together."""
+        return self._cache.num_tokens
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a block of the cache."""
+        return self._cache.block_tokens
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Compile kernels and capture graphs; on a CPU there is nothing to do."""
+        if self._device.type != "cuda":
+            return
+        began_s = time.monotonic()
+        self._vision.warm_up(self._view_sizes_px)
+        vision_s = time.monotonic()
+        scratch = self._state.scratch_slot
+        for lengths in WARM_UP_LENGTHS:
+            batch = self._batch([[0] * length for length in lengths], None, [])
+            logits_RV = self._decoder.prefill(batch, self._cache)
+            slots_R = torch.full((len(lengths),), scratch, dtype=torch.int64, device=self._device)
+            self._kernels.choose(logits_RV, slots_R, self._state, self._rule)
+        torch.cuda.synchronize(self._device)
+        prefill_s = time.monotonic()
+        self._steps.warm_up()
+        # What compiling and trying took is given back, what graphs hold is not.
+        torch.cuda.empty_cache()
+        _log.info(
+            "warmed up: encoder %.1f s, prefill %.1f s, decode steps %.1f s",
+            vision_s - began_s,
+            prefill_s - vision_s,
+            time.monotonic() - prefill_s,
+        )
+
+    @torch.inference_mode()
+    def encode(self, views: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
+        """Encode views; where memory runs out, in halves.
+
+        Args:
+            views: `[px, px, 3]` each.
+
+        Returns:
+            `[N, D]` for each, in their order.
+
+        Raises:
+            DeviceFullError: Not even one view fits.
+        """
+        try:
+            return self._vision.encode(views)
+        except torch.cuda.OutOfMemoryError as error:
+            self._make_room("encoding %d views", len(views))
+            if len(views) == 1:
+                raise DeviceFullError("no memory to encode a view") from error
+        half = len(views) // 2
+        return self.encode(views[:half]) + self.encode(views[half:])
+
+    @torch.inference_mode()
+    def assemble(self, plan: ViewPlan, tokens: Sequence[Tensor]) -> Tensor:
+        """Join a page's encoded views, the global one first among them, to `[num_vision_tokens, D]`."""
+        tiles = torch.stack(list(tokens[1:])) if len(tokens) > 1 else None
+        return self._model.assemble_page(tokens[0], tiles, plan.tile_columns, plan.tile_rows)
+
+    @torch.inference_mode()
+    def open(self, rows: Sequence[NewRow]) -> None:
+        """Read prompts into free slots and choose their first tokens.
+
+        A prompt for which there is no memory, even alone, is reported as a fault.
+        """
+        slots = [row.slot for row in rows]
+        self._cache.open(slots, [len(row.prompt_ids) + row.max_new_tokens for row in rows])
+        self._prompt_tokens |= {row.slot: len(row.prompt_ids) for row in rows}
+        self._owe(self._read(rows))
+
+    @torch.inference_mode()
+    def launch(self, slots: Sequence[int]) -> None:
+        """Choose one more token for these slots."""
+        self._owe([self._to_host(self._steps.run(slots))])
+
+    def collect(self) -> Report | None:
+        """Wait for the oldest report that is owed and take it; None where none is.
+
+        Raises:
+            DeviceStuckError: It did not come.
+        """
+        if not self._owed:
+            return None
+        owed = self._owed.popleft()
+        if owed.event:
+            _wait(owed.event)
+        rows = np.concatenate([part.numpy() for part in owed.parts])
+        tokens, bits, codes, aux = np.ascontiguousarray(rows.T)
+        return Report(tokens.tolist(), bits.view(np.float32).tolist(), codes.tolist(), aux.tolist())
+
+    @torch.inference_mode()
+    def rewind(self, slot: int, *, kept: int, newest_token: int, forbidden: int) -> None:
+        """Begin the second attempt of an answer whose report said LOOP."""
+        position = self._prompt_tokens[slot] + kept - 1
+        self._state.rewind(slot, position=position, kept_tokens=kept, newest_token=newest_token, forbidden=forbidden)
+
+    @torch.inference_mode()
+    def close(self, slot: int) -> None:
+        """Free a slot; its blocks may be taken at once, as work of their next holder is enqueued after this."""
+        self._state.close(slot)
+        self._cache.close(slot)
+        del self._prompt_tokens[slot]
+
+    def device_memory_bytes(self) -> int:
+        """Memory that tensors hold on the device; 0 on a CPU."""
+        return torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else 0
+
+    def check_integrity(self) -> None:
+        """Assert the invariants; waits for the device, so for tests and for idle moments."""
+        self._cache.allocator.check_integrity()
+        holders = {slot for slot in range(self._state.scratch_slot) if self._cache.allocator.held(slot)}
+        assert holders == self._prompt_tokens.keys()
+        assert set((~self._state.done_S).nonzero().flatten().tolist()) <= holders
+
+    def _step(self, slots_B: Tensor) -> Tensor:
+        logits_BV = self._decoder.decode(slots_B, self._state, self._cache)
+        report_BC: Tensor = self._kernels.choose(logits_BV, slots_B, self._state, self._rule)
+        return report_BC
+
+    def _read(self, rows: Sequence[NewRow]) -> list[Tensor]:
+        try:
+            return [self._prefill(rows)]
+        except torch.cuda.OutOfMemoryError:
+            self._make_room("reading %d prompts", len(rows))
+        if len(rows) == 1:
+            self._state.close(rows[0].slot)
+            return [torch.tensor([[0, 0, int(Code.FAULT), 0]], dtype=torch.int32)]
+        half = len(rows) // 2
+        return self._read(rows[:half]) + self._read(rows[half:])
+
+    def _prefill(self, rows: Sequence[NewRow]) -> Tensor:
+        """One pass over prompts; the report's rows on their way to the host."""
+        slots = [row.slot for row in rows]
+        lengths = [len(row.prompt_ids) for row in rows]
+        features = [row.features_LD for row in rows if len(row.features_LD)]
+        batch = self._batch([row.prompt_ids for row in rows], slots, features)
+        logits_RV = self._decoder.prefill(batch, self._cache)
+        self._state.open(slots, lengths, [row.max_new_tokens for row in rows])
+        slots_R = to_device(np.array(slots), self._device)
+        return self._to_host(self._kernels.choose(logits_RV, slots_R, self._state, self._rule))
+
+    def _batch(
+        self, prompts: Sequence[Sequence[int]], slots: Sequence[int] | None, features: Sequence[Tensor]
+    ) -> PromptBatch:
+        """Lay prompts end to end, in one copy to the device; without slots their keys go nowhere."""
+        lengths = np.array([len(ids) for ids in prompts])
+        ids = np.concatenate([np.asarray(ids, np.int64) for ids in prompts])
+        starts = np.concatenate(([0], lengths.cumsum()))
+        image = np.flatnonzero(ids == self._model.config.image_token_id) if features else np.zeros(0, np.int64)
+        assert len(image) == sum(map(len, features)), "image tokens and features differ in number"
+        if slots is None:
+            cells = np.full(len(ids), -1)
+        else:
+            cells = np.concatenate([self._cache.cells(slot, len(p)) for slot, p in zip(slots, prompts, strict=True)])
+        positions = np.concatenate([np.arange(length) for length in lengths])
+        parts = [ids, cells, image, starts[1:] - 1, positions, starts]
+        uploaded = to_device(np.concatenate(parts), self._device).split([len(part) for part in parts])
+        width = self._model.config.text_config.hidden_size
+        empty_IH = torch.zeros(0, width, dtype=self._model.lm_head.weight.dtype, device=self._device)
+        return PromptBatch(
+            ids_T=uploaded[0],
+            cells_T=uploaded[1],
+            image_I=uploaded[2],
+            last_R=uploaded[3],
+            positions_T=uploaded[4].int(),
+            starts_R1=uploaded[5].int(),
+            features_IH=torch.cat(list(features)) if features else empty_IH,
+            max_length=int(lengths.max()),
+        )
+
+    def _to_host(self, report_BC: Tensor) -> Tensor:
+        if self._device.type != "cuda":
+            return report_BC.clone()
+        host_BC = torch.empty((len(report_BC), REPORT_COLUMNS), dtype=torch.int32, pin_memory=True)
+        return host_BC.copy_(report_BC, non_blocking=True)
+
+    def _owe(self, parts: Sequence[Tensor]) -> None:
+        event = None
+        if self._device.type == "cuda":
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(self._device))
+        self._owed.append(_Owed(parts, event))
+
+    def _make_room(self, doing: str, count: int) -> None:
+        _log.warning("out of device memory while " + doing + "; trying with half as many", count)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _wait(event: torch.cuda.Event) -> None:
+    """Wait with an eye on the clock: the driver's own wait would never come back from a step that hangs."""
+    deadline_s = time.monotonic() + STUCK_S
+    while not event.query():
+        if time.monotonic() > deadline_s:
+            raise DeviceStuckError(f"a step has not ended after {STUCK_S:.0f} s")
+        time.sleep(POLL_S)

@@ -1,0 +1,34 @@
+"""The Triton kernels under the names of `reference`; needs CUDA, or Triton's interpreter.
+
+Owns the list alone. What a function means stands in `reference`.
+"""
+
+from __future__ import annotations
+
+from service.engine.kernels.attention import decode_attention, paged_attention
+from service.engine.kernels.choose import choose
+from service.engine.kernels.experts import mixture, mixture_add
+from service.engine.kernels.linear import linear, linear_add, norm_linear
+from service.engine.kernels.norm import add_rms_norm, rms_norm
+from service.engine.kernels.prefill import prefill_attention
+from service.engine.kernels.rotary import rotate_and_store
+from service.engine.kernels.routing import norm_route, route
+from service.engine.kernels.step import begin_step
+
+__all__ = [
+    "add_rms_norm",
+    "begin_step",
+    "choose",
+    "decode_attention",
+    "linear",
+    "linear_add",
+    "mixture",
+    "mixture_add",
+    "norm_linear",
+    "norm_route",
+    "paged_attention",
+    "prefill_attention",
+    "rms_norm",
+    "rotate_and_store",
+    "route",
+]

@@ -1,0 +1,100 @@
+"""What all Triton kernels share: how they start, how programs agree on who is last, how widths are cut.
+
+Knows no kernel. Kernels of one device run on one stream at a time: they share its tickets. Used by the engine's single
+thread.
+
+Programmatic dependent launch (`early`): a kernel may start while the one before it still runs. Each kernel then waits
+(`wait_for_inputs`) before it reads what the one before wrote or writes anything, and lets its successor start only
+after its own wait (`let_next_start`); so what is read before the wait may stem from the kernel before the last, or be
+a weight. On Hopper and later; elsewhere, and in the interpreter, nothing of it is compiled.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+NUM_TICKETS = 1 << 16
+_tickets: dict[torch.device, Tensor] = {}
+_early = {"wanted": False}
+
+
+def tickets(device: torch.device) -> Tensor:
+    """Counters that are zero between kernels, for `is_last`.
+
+    Args:
+        device: Of the kernel.
+
+    Returns:
+        `[NUM_TICKETS]` int32.
+
+    Raises:
+        RuntimeError: First call for the device while a graph is being captured: the zeros would belong to the graph.
+    """
+    if device not in _tickets:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("run a kernel once before capturing a graph with it")
+        _tickets[device] = torch.zeros(NUM_TICKETS, dtype=torch.int32, device=device)
+    return _tickets[device]
+
+
+def start_early(wanted: bool) -> None:
+    """Choose whether kernels start before their predecessor has ended; for graphs captured from now on."""
+    _early["wanted"] = wanted
+
+
+def early(device: torch.device) -> bool:
+    """Whether kernels are to start early."""
+    return _early["wanted"] and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+
+
+def launch_options(num_warps: int, num_stages: int, is_early: bool) -> dict[str, Any]:
+    """Triton's options of a launch."""
+    options: dict[str, Any] = {"num_warps": num_warps, "num_stages": num_stages}
+    # Passed only where it holds: it is part of the key under which Triton keeps a compiled kernel.
+    return options | {"launch_pdl": True} if is_early else options
+
+
+def split_width(width: int) -> tuple[int, int]:
+    """Cut a row into two powers of two, so that one program holds it whole with few lanes idle.
+
+    Args:
+        width: Numbers of a row.
+
+    Returns:
+        Widths of the parts, the second 0 if it is not worth it; their sum is at least `width`.
+    """
+    whole = triton.next_power_of_2(width)
+    if whole * 0.85 <= width:
+        return whole, 0
+    return whole // 2, triton.next_power_of_2(width - whole // 2)
+
+
+@triton.jit
+def wait_for_inputs(EARLY: tl.constexpr) -> None:
+    """Wait until the kernel before has ended and its results can be read."""
+    if EARLY:
+        gdc_wait()
+
+
+@triton.jit
+def let_next_start(EARLY: tl.constexpr) -> None:
+    """Allow the next kernel's programs to take the room that this kernel's leave."""
+    if EARLY:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def is_last(ticket: tl.tensor, count: tl.tensor) -> tl.tensor:
+    """Whether this program is the last of `count` to arrive; what the others stored before can then be read."""
+    tl.debug_barrier()
+    arrived = tl.atomic_add(ticket, 1, sem="acq_rel")
+    last = arrived == count - 1
+    if last:
+        tl.store(ticket, 0)
+    return last

@@ -1,0 +1,60 @@
+"""The GPU's runner on a CPU, with plain kernels: everything but the kernels is what runs on a card."""
+
+from service.engine.engine import TorchEngine
+from service.engine.gpu.decoder import GpuDecoder
+from service.engine.gpu.paged_cache import PagedCache
+from service.engine.gpu.runner import GpuRunner
+from service.engine.gpu.state import AnswerState
+from service.engine.gpu.vision import GpuVision
+from service.engine.kernels import reference
+from service.engine.loader import EngineLimits
+from service.engine.protocol import EngineInfo
+from tests.unit.service.engine.tiny import GEOMETRY, tiny_model, tiny_tokenizer
+
+
+def paged_runner(model, limits: EngineLimits, eos_id: int, *, block_tokens: int = 16, kernels=reference) -> GpuRunner:
+    text = model.config.text_config
+    device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
+    kv_tokens = limits.kv_tokens or limits.batch_size * limits.max_sequence_tokens
+    cache = PagedCache(
+        num_layers=text.num_hidden_layers,
+        num_heads=text.num_attention_heads,
+        head_dim=text.head_dim,
+        num_slots=limits.batch_size,
+        num_blocks=-(-kv_tokens // block_tokens),
+        max_tokens=limits.max_sequence_tokens,
+        block_tokens=block_tokens,
+        device=device,
+        dtype=dtype,
+    )
+    # What a kernel reads beyond its row's length shows.
+    for keys, values in cache.layers:
+        keys.fill_(float("nan"))
+        values.fill_(float("nan"))
+    return GpuRunner(
+        model,
+        decoder=GpuDecoder(model, kernels, max_positions=limits.max_sequence_tokens),
+        vision=GpuVision(model),
+        cache=cache,
+        state=AnswerState.create(limits.batch_size, limits.max_new_tokens, limits.loop_rule, eos_id, device),
+        kernels=kernels,
+        rule=limits.loop_rule,
+        view_sizes_px=(GEOMETRY.global_px,),
+    )
+
+
+def paged_engine(model=None, **limits) -> TorchEngine:
+    """Like `tiny.tiny_engine`, with the other runner behind it."""
+    model = model or tiny_model()
+    values = EngineLimits(**{"batch_size": 4, "max_new_tokens": 64, "max_sequence_tokens": 256, **limits})
+    tokenizer = tiny_tokenizer()
+    info = EngineInfo(
+        model_id="tiny",
+        device=str(model.lm_head.weight.device),
+        dtype=str(model.lm_head.weight.dtype),
+        geometry=GEOMETRY,
+        max_new_tokens=values.max_new_tokens,
+        max_sequence_tokens=values.max_sequence_tokens,
+        batch_size=values.batch_size,
+    )
+    return TorchEngine(paged_runner(model, values, tokenizer.eos_id), tokenizer, info, values)
