@@ -45,8 +45,10 @@ class AblationError(ValueError):
 
 
 def limits_without(idea: Idea | None, limits: EngineLimits) -> EngineLimits:
-    """Limits of an engine that lacks an idea; those of the whole engine for all but batching."""
-    return replace(limits, batch_size=1) if idea is Idea.BATCHING else limits
+    """Limits of an engine that lacks an idea; those of the whole engine where limits do not say it."""
+    if idea is Idea.BATCHING:
+        return replace(limits, batch_size=1)
+    return replace(limits, cuda_graphs=False) if idea is Idea.GRAPHS else limits
 
 
 @contextmanager
@@ -67,10 +69,8 @@ def without(idea: Idea | None, device: str) -> Iterator[None]:
         raise AblationError(f"on {device} the engine has no {idea} to leave out")
     with ExitStack() as stack:
         if idea is Idea.GRAPHS:
-            from service.engine.gpu.graphs import StepGraphs
             from service.engine.gpu.vision import GpuVision
 
-            stack.enter_context(_with_argument(StepGraphs, is_captured=False))
             stack.enter_context(_with_argument(GpuVision, graph_patches=0))
         if idea is Idea.EXPERTS:
             from service.engine.kernels import fused
