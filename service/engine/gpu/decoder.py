@@ -208,9 +208,8 @@ class GpuDecoder:
 def _pack_layer(layer: DecoderLayer) -> _Layer:
     attention = layer.self_attn
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    gate_up_EJH, down_EHW = (
-        _pack_mixture(layer.mlp) if isinstance(layer.mlp, MixtureOfExperts) else _pack_mlp(layer.mlp)
-    )
+    mlp = layer.mlp
+    gate_up_EJH, down_EHW = _pack_mixture(mlp) if isinstance(mlp, MixtureOfExperts) else _pack_mlp(mlp)
     return _Layer(
         attention_norm_H=layer.input_layernorm.weight.detach(),
         qkv_OH=torch.cat([projection.weight.detach() for projection in projections]),

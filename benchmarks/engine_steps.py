@@ -1,0 +1,370 @@
+"""The GPU's runner by itself: are its numbers right, what does a step cost, where does a step's time go.
+
+    python benchmarks/engine_steps.py check      logits in bf16 through the kernels against float32 in plain torch
+    python benchmarks/engine_steps.py start      from weights to ready, stage by stage
+    python benchmarks/engine_steps.py decode     a step by number of rows
+    python benchmarks/engine_steps.py prefill    a prefill by its prompts
+    python benchmarks/engine_steps.py profile    kernels of a decode step (--rows, --tokens) and of a prefill
+    python benchmarks/engine_steps.py pages      whole pages through the engine: first token, ms a token, pages a second
+
+Weights are random, of the public dimensions (`--nano`: of nano's, which also runs on a CPU with `check`). Each part
+prints a table and, last, a JSON object; none takes longer than about a minute on an H100 once kernels are compiled.
+`benchmarks/engine.py` has the cases that are compared with other engines; this program is for looking inside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.random_model import NO_LOOPS, PAGE, SMALL, noise_pages, random_checkpoint
+from service.engine.engine import TorchEngine
+from service.engine.gpu.decoder import GpuDecoder
+from service.engine.gpu.paged_cache import PagedCache
+from service.engine.gpu.runner import GpuRunner
+from service.engine.gpu.state import AnswerState
+from service.engine.loader import EngineLimits, make_engine
+from service.engine.protocol import SequenceFailure, SequenceRequest, SequenceResult
+from service.engine.runner import NewRow
+from shared.deepseek_ocr.loading import LoadedCheckpoint
+from shared.deepseek_ocr.nano_config import nano_config
+
+PROMPT_TOKENS, ANSWER_TOKENS = 276, 512
+
+
+def checkpoint_of(arguments: argparse.Namespace) -> LoadedCheckpoint:
+    """Random weights, on the GPU in bf16 where there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    return random_checkpoint(device, dtype, nano_config() if arguments.nano else None)
+
+
+def engine_of(arguments: argparse.Namespace, checkpoint: LoadedCheckpoint | None = None) -> TorchEngine:
+    """An engine that has not been warmed up."""
+    limits = EngineLimits(batch_size=arguments.slots, max_new_tokens=1024, max_sequence_tokens=2048, loop_rule=NO_LOOPS)
+    return make_engine(checkpoint or checkpoint_of(arguments), limits)
+
+
+def runner_of(arguments: argparse.Namespace) -> GpuRunner:
+    """A warm runner, without an engine about it."""
+    runner: Any = engine_of(arguments)._runner  # the engine has no use for it here
+    runner.warm_up()
+    return runner
+
+
+def sync() -> None:
+    """Wait for the device."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def open_rows(runner: GpuRunner, count: int, prompt_tokens: int, max_new_tokens: int = 1024) -> None:
+    """Fill slots with prompts of text, at most 32 at once."""
+    noise = np.random.default_rng(0)
+    for first in range(0, count, 32):
+        slots = range(first, min(first + 32, count))
+        ids = noise.integers(10, 2000, (len(slots), prompt_tokens)).tolist()
+        rows = [NewRow(s, ids[i], torch.zeros(0, 1), max_new_tokens) for i, s in enumerate(slots)]
+        runner.open(rows)
+        runner.collect()
+
+
+def close_rows(runner: GpuRunner, count: int) -> None:
+    """Empty them."""
+    for slot in range(count):
+        runner.close(slot)
+
+
+def check(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Compare logits with those of float32 in plain torch, for prompts together and for rows that follow them."""
+    from service.engine.kernels import reference
+
+    checkpoint = checkpoint_of(arguments)
+    model = checkpoint.model
+    on_gpu = torch.cuda.is_available()
+    kernels: Any = reference
+    if on_gpu:
+        from service.engine.kernels import fused
+
+        kernels = fused
+    sets = {"kernels": (kernels, model)}
+    if on_gpu:
+        # What bf16 costs by itself, whatever the kernels.
+        sets["plain torch, same type"] = (reference, model)
+    wide = random_checkpoint(model.lm_head.weight.device, torch.float32, model.config)
+    wide.model.load_state_dict({name: value.float() for name, value in model.state_dict().items()}, assign=True)
+    truth = trace(wide.model, reference)
+    table = {}
+    for name, (kernel_set, of) in sets.items():
+        found = trace(of, kernel_set)
+        table[name] = {step: compare(found[step], truth[step]) for step in truth}
+        for step, (error, worst, equal) in table[name].items():
+            print(f"{name:<24} {step:<26} error {error:.4f}, worst row {worst:.4f}, same choice {equal:.1%}")
+    return {"check": table}
+
+
+def compare(found: Tensor, truth: Tensor) -> tuple[float, float, float]:
+    """Relative error of all logits, of the worst row, and the share of rows with the same best token."""
+    found, truth = found.float(), truth.float()
+    rows = (found - truth).norm(dim=1) / truth.norm(dim=1)
+    equal = (found.argmax(1) == truth.argmax(1)).float().mean()
+    return round(((found - truth).norm() / truth.norm()).item(), 5), round(rows.max().item(), 5), round(equal.item(), 4)
+
+
+@torch.inference_mode()
+def trace(model: Any, kernels: Any) -> dict[str, Tensor]:
+    """Logits of prompts read together, then of decode steps with forced tokens, so that paths never part."""
+    text, device, dtype = model.config.text_config, model.lm_head.weight.device, model.lm_head.weight.dtype
+    lengths, slots = [276, 17, 906, 64, 130, 1, 65, 512], list(range(8))
+    decoder = GpuDecoder(model, kernels, max_positions=2048)
+    cache = PagedCache(
+        num_layers=text.num_hidden_layers,
+        num_heads=text.num_attention_heads,
+        head_dim=text.head_dim,
+        num_slots=8,
+        num_blocks=8 * 20,
+        max_tokens=1280,
+        device=device,
+        dtype=dtype,
+    )
+    for keys, values in cache.layers:
+        keys.fill_(float("nan"))
+        values.fill_(float("nan"))
+    state = AnswerState.create(8, 64, NO_LOOPS, -1, device)
+    runner: Any = GpuRunner(
+        model, decoder=decoder, vision=None, cache=cache, state=state, kernels=kernels, rule=NO_LOOPS
+    )  # type: ignore[arg-type] # no view is encoded
+    noise = np.random.default_rng(1)
+    prompts = [noise.integers(10, 2000, length).tolist() for length in lengths]
+    cache.open(slots, [length + 40 for length in lengths])
+    features = [torch.zeros(0, text.hidden_size, device=device, dtype=dtype)]
+    found = {"prefill, 8 prompts": decoder.prefill(runner._batch(prompts, slots, []), cache)}
+    del features
+    state.open(slots, [length + 1 for length in lengths], [64] * 8)
+    forced = torch.from_numpy(noise.integers(10, 2000, (12, 8))).to(device)
+    for step in range(12):
+        state.token_S[:8] = forced[step]
+        rows = slots if step % 3 == 0 else slots[:1] if step % 3 == 1 else slots[2:5]
+        # Rows that sit a step out do not move on.
+        logits = decoder.decode(torch.tensor(rows, device=device), state, cache)
+        state.position_S[rows] += 1
+        found[f"step {step}, {len(rows)} rows"] = logits
+    return {name: logits.clone() for name, logits in found.items()}
+
+
+def start(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time the way to a ready engine; the weights are made, not read."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    began_s = time.perf_counter()
+    checkpoint = checkpoint_of(arguments)
+    sync()
+    weights_s = time.perf_counter()
+    engine = engine_of(arguments, checkpoint)
+    sync()
+    made_s = time.perf_counter()
+    engine.warm_up()
+    ready_s = time.perf_counter()
+    seconds = {"weights": weights_s - began_s, "engine": made_s - weights_s, "warm_up": ready_s - made_s}
+    for name, value in seconds.items():
+        print(f"{name:<10} {value:6.2f} s")
+    return {"start_s": {name: round(value, 2) for name, value in seconds.items()}}
+
+
+def decode(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time steps back to back, enqueued ahead, by number of rows; and what the host pays for enqueuing one."""
+    runner = runner_of(arguments)
+    table = {}
+    print(f"{'rows':>5} {'ms/step':>9} {'host ms':>8} {'tokens/s':>9}   at {arguments.tokens} tokens a row")
+    for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        if rows > arguments.slots:
+            continue
+        open_rows(runner, rows, arguments.tokens)
+        step_ms, host_ms = _time_steps(runner, list(range(rows)), arguments.steps)
+        close_rows(runner, rows)
+        table[rows] = round(step_ms, 4)
+        print(f"{rows:>5} {step_ms:>9.3f} {host_ms:>8.3f} {rows / step_ms * 1000:>9.0f}", flush=True)
+    return {"decode_step_ms": table, "row_tokens": arguments.tokens}
+
+
+def _time_steps(runner: GpuRunner, slots: Sequence[int], steps: int) -> tuple[float, float]:
+    host_s = 0.0
+
+    def step() -> None:
+        nonlocal host_s
+        began_s = time.perf_counter()
+        runner.launch(slots)
+        host_s += time.perf_counter() - began_s
+
+    for _ in range(3):
+        step()
+    for _ in range(3):
+        runner.collect()
+    sync()
+    host_s = 0.0
+    began_s = time.perf_counter()
+    step()
+    for _ in range(steps - 1):
+        step()
+        runner.collect()
+    runner.collect()
+    sync()
+    return (time.perf_counter() - began_s) / steps * 1000, host_s / steps * 1000
+
+
+def prefill(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time whole prefills, from the prompts' ids to their first tokens."""
+    runner = runner_of(arguments)
+    table = {}
+    print(f"{'prompts':>8} {'tokens':>7} {'ms':>8} {'host ms':>8} {'TFLOP/s':>8}")
+    for count, tokens in ((1, 276), (1, 906), (4, 906), (14, 276), (16, 906), (59, 276)):
+        if count > arguments.slots:
+            continue
+        ids = np.random.default_rng(0).integers(10, 2000, (count, tokens)).tolist()
+        rows = [NewRow(slot, ids[slot], torch.zeros(0, 1), 64) for slot in range(count)]
+        seconds = []
+        for _ in range(5):
+            sync()
+            began_s = time.perf_counter()
+            runner.open(rows)
+            enqueued_s = time.perf_counter()
+            runner.collect()
+            seconds.append((time.perf_counter() - began_s, enqueued_s - began_s))
+            close_rows(runner, count)
+        whole_s, host_s = min(seconds)
+        table[f"{count}x{tokens}"] = round(whole_s * 1000, 3)
+        flops = 1.14e9 * count * tokens
+        print(f"{count:>8} {tokens:>7} {whole_s * 1000:>8.2f} {host_s * 1000:>8.2f} {flops / whole_s / 1e12:>8.0f}")
+    return {"prefill_ms": table}
+
+
+def profile(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Print which kernels a decode step and a prefill spend their time in."""
+    runner = runner_of(arguments)
+    open_rows(runner, arguments.rows, arguments.tokens)
+    slots = list(range(arguments.rows))
+
+    def steps() -> None:
+        for _ in range(10):
+            runner.launch(slots)
+            runner.collect()
+
+    def prompts() -> None:
+        for _ in range(3):
+            open_rows(runner, 14, PROMPT_TOKENS)
+            close_rows(runner, 14)
+
+    steps()
+    print(f"decode, {arguments.rows} rows, 10 steps")
+    print(_profiled(steps))
+    close_rows(runner, arguments.rows)
+    prompts()
+    print("prefill, 14 prompts of 276 tokens, 3 times")
+    print(_profiled(prompts))
+    return {}
+
+
+def _profiled(work: Callable[[], None]) -> str:
+    from torch.profiler import ProfilerActivity
+
+    sync()
+    with torch.profiler.profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
+        work()
+        sync()
+    averages = profiler.key_averages()
+    table: str = averages.table(
+        sort_by="self_cuda_time_total", row_limit=28, max_name_column_width=60, top_level_events_only=False
+    )
+    # The columns of the host are of no interest here.
+    keep = [event for event in averages if event.self_device_time_total > 0 and not event.cpu_time_total]
+    keep.sort(key=lambda event: -event.self_device_time_total)
+    total = sum(event.self_device_time_total for event in keep) or 1
+    lines = [
+        f"{event.self_device_time_total / 1000:>9.3f} ms {event.self_device_time_total / total:>6.1%} "
+        f"{event.count:>6} x {event.self_device_time_total / event.count:>8.2f} us  {event.key[:90]}"
+        for event in keep[:28]
+    ]
+    return "\n".join([*lines, f"{total / 1000:>9.3f} ms in all"]) if keep else table
+
+
+def pages(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Read pages whose views are ready, as the cases of `benchmarks/engine.py` without preparing images."""
+    engine = engine_of(arguments)
+    engine.warm_up()
+    geometry, table = engine.info.geometry, {}
+    cases = [
+        ("warm", 8, SMALL, 16), ("warm-page", 8, PAGE, 16),
+        ("ttft", 1, SMALL, 1), ("ttft", 1, SMALL, 1), ("latency", 1, SMALL, 257), ("ttft-page", 1, PAGE, 1),
+        ("latency-page", 1, PAGE, 257), ("prefill", 256, SMALL, 1), ("prefill-page", 128, PAGE, 1),
+        ("throughput", 256, SMALL, 512), ("throughput-page", 128, PAGE, 512),
+    ]  # fmt: skip
+    print(
+        f"{'case':<16} {'pages':>5} {'tokens':>6} {'s':>8} {'pages/s':>8} {'ms/token':>9} {'tokens/s':>9} {'steps':>6}"
+    )
+    for name, count, size, tokens in cases:
+        count = min(count, arguments.slots)
+        views = noise_pages(size, geometry, count)
+        steps = engine.stats().steps
+        began_s = time.perf_counter()
+        for index, page in enumerate(views):
+            engine.submit(SequenceRequest(f"{name}-{index}", page, "", tokens, engine.info.model_id))
+        results = []
+        while engine.has_work:
+            for event in engine.step():
+                if isinstance(event, SequenceFailure):
+                    raise SystemExit(f"{event.sequence_id}: {event.detail}")
+                if isinstance(event, SequenceResult):
+                    results.append(event)
+        wall_s = time.perf_counter() - began_s
+        assert [result.completion_tokens for result in results] == [tokens] * count
+        steps = engine.stats().steps - steps
+        token_ms = max(r.timings.generate_s for r in results) / max(tokens - 1, 1) * 1000
+        table[name] = {
+            "wall_s": round(wall_s, 4),
+            "pages_per_s": round(count / wall_s, 2),
+            "token_ms": round(token_ms, 3),
+        }
+        print(
+            f"{name:<16} {count:>5} {tokens:>6} {wall_s:>8.4f} {count / wall_s:>8.2f} {token_ms:>9.3f} "
+            f"{count * tokens / wall_s:>9.0f} {steps:>6}",
+            flush=True,
+        )
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        print(f"peak memory of tensors {peak:.2f} GiB, reserved {torch.cuda.max_memory_reserved() / 2**30:.2f} GiB")
+    return {"pages": table}
+
+
+PARTS = {"check": check, "start": start, "decode": decode, "prefill": prefill, "profile": profile, "pages": pages}
+
+
+def main() -> None:
+    """Run one part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--nano", action="store_true", help="nano's dimensions")
+    parser.add_argument("--slots", type=int, default=256, help="pages at once")
+    parser.add_argument("--rows", type=int, default=256, help="rows of the step that is profiled")
+    parser.add_argument("--tokens", type=int, default=530, help="tokens of a row before the step")
+    parser.add_argument("--steps", type=int, default=50, help="steps that are timed")
+    arguments = parser.parse_args()
+    result = PARTS[arguments.part](arguments)
+    result |= {"benchmark": f"engine_steps {arguments.part}", "torch": torch.__version__}
+    if torch.cuda.is_available():
+        result["card"] = torch.cuda.get_device_name()
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
