@@ -59,7 +59,7 @@ def _rotated(x: tl.tensor, cos: tl.tensor, sin: tl.tensor, WIDTH: tl.constexpr) 
 
 
 @triton.jit
-def _attend(
+def _attend(  # noqa: PLR0915 -- what a helper would take and return is most of it
     qkv: tl.tensor,
     cos: tl.tensor,
     sin: tl.tensor,

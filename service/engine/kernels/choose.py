@@ -91,7 +91,8 @@ def _advance(
     period = tl.arange(0, PERIODS_POWER) + 1
     inside = period <= MAX_PERIOD
     run = tl.load(runs + slot * MAX_PERIOD + period - 1, inside, other=0)
-    fault = (log_probability != log_probability) | (tl.abs(log_probability) == float("inf"))
+    # Neither infinite nor no number, which is less than nothing.
+    fault = ~(tl.abs(log_probability) < float("inf"))
     stop = (token == eos) & (fault == 0)
     grows = (fault == 0) & (stop == 0)
     code = tl.where(fault, _FAULT, tl.where(stop, _STOP, _RUN))
@@ -121,8 +122,8 @@ def _advance(
     tl.store(report + 3, aux)
 
 
-@triton.jit
-def _choose(
+@triton.jit(do_not_specialize=["eos"])
+def _choose(  # noqa: PLR0915 -- what a helper would take and return is most of it
     logits: tl.tensor,
     slots: tl.tensor,
     report: tl.tensor,

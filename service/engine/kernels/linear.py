@@ -130,7 +130,7 @@ def _one_token(
     tl.store(out + target, sums.to(out.dtype.element_ty), row < num_outputs)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _few_tokens(
     x: tl.tensor,
     norm: tl.tensor,

@@ -144,7 +144,7 @@ def _route_one(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _route_many(
     x: tl.tensor,
     gate: tl.tensor,

@@ -36,7 +36,7 @@ class SortedPairs:
         return len(self.tile_experts)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs", "num_tiles"])
 def _sort(
     experts: tl.tensor,
     pairs: tl.tensor,
