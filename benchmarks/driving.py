@@ -48,6 +48,8 @@ class Span:
 
     wall_s: float
     answers: tuple[Answer, ...]
+    prepared_s: float = 0.0
+    """From the first image to the last page's handing over."""
 
     @property
     def generated_tokens(self) -> int:
@@ -159,10 +161,12 @@ def read_case(engine: EngineThread, preparation: Preparation, case: Case) -> Spa
     began_s = time.perf_counter()
     for index, page in enumerate(preparation.pages(case.size_px, case.requests)):
         engine.submit(str(index), page, case.new_tokens)
+    prepared_s = time.perf_counter() - began_s
     answers = [engine.next_answer() for _ in range(case.requests)]
     return Span(
         max(ended_s for _, ended_s in answers) - began_s,
         tuple(Answer(result, ended_s - began_s) for result, ended_s in answers),
+        prepared_s,
     )
 
 

@@ -159,14 +159,18 @@ def _row(case: Case, span: Span) -> dict[str, Any]:
         name: round(statistics.fmean(getattr(timing, name) for timing in timings), 5)
         for name in ("queue_s", "encode_s", "prefill_s", "generate_s")
     }
-    return row_of(
+    row = row_of(
         OURS,
         case,
         prompt_tokens=span.prompt_tokens,
         generated_tokens=span.generated_tokens,
         wall_s=span.wall_s,
+        prepared_s=round(span.prepared_s, 5),
         mean_stages=stages,
     )
+    if case.requests == 1 and case.new_tokens > 1:
+        row["ms_per_token"] = round(1000 * timings[0].generate_s / (case.new_tokens - 1), 4)
+    return row
 
 
 def _sweep_row(case: Case, span: Span) -> dict[str, Any]:

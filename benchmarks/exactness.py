@@ -74,6 +74,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", help="the engine's; none: float32 on a CPU, bfloat16 elsewhere")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--max-new-tokens", type=int, default=2048)
+    parser.add_argument("--plain", action="store_true", help="plain torch on a GPU, to see what the type alone does")
     parser.add_argument("--seed", type=int, default=0, help="of order and times of arrival")
     parser.add_argument("--alone", action="store_true", help="read each page alone as well")
     parser.add_argument("--reference", type=Path, help="the reference's texts, as --write-reference left them")
@@ -151,7 +152,7 @@ def main() -> None:
     expected = reference_texts(arguments, pages)
     if arguments.write_reference:
         return
-    engine = exact_engine(checkpoint, arguments.batch_size, arguments.max_new_tokens)
+    engine = exact_engine(checkpoint, arguments.batch_size, arguments.max_new_tokens, plain=arguments.plain)
     engine.warm_up()
     views = [page.page for page in pages]
     began_s = time.perf_counter()
@@ -166,6 +167,7 @@ def main() -> None:
         alone = list(texts_alone(engine, views, arguments.max_new_tokens))
         last["alone"] = figures(pages, expected, alone)
         last["alone_equals_company_page_ratio"] = sum(map(str.__eq__, alone, together)) / len(pages)
+    last |= {"runner": "plain"} if arguments.plain else {}
     last |= {"model": engine.info.model_id, "device": engine.info.device, "dtype": engine.info.dtype}
     line = json.dumps(last | origin(arguments.device) | {"command": command()})
     print(line)

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from PIL import Image
 
+from service.engine import loader
 from service.engine.engine import TorchEngine
-from service.engine.loader import EngineLimits, make_engine
+from service.engine.loader import EngineLimits
 from service.engine.protocol import PreparedPage, SequenceDelta, SequenceFailure, SequenceRequest
 from service.engine.repetition import LoopRule
 from shared.contract.prompts import Task, prompt_for
@@ -104,10 +107,23 @@ def reference_text(checkpoint: LoadedCheckpoint, page: PreparedPage, max_new_tok
     return tokenizer.decode(token for token in answer if token != tokenizer.eos_id)
 
 
-def exact_engine(checkpoint: LoadedCheckpoint, batch_size: int, max_new_tokens: int) -> TorchEngine:
-    """The engine as it is served, its loop rule out of reach."""
+def exact_engine(
+    checkpoint: LoadedCheckpoint, batch_size: int, max_new_tokens: int, *, plain: bool = False
+) -> TorchEngine:
+    """The engine as it is served, its loop rule out of reach.
+
+    Args:
+        checkpoint: What it reads with.
+        batch_size: Pages that it reads together.
+        max_new_tokens: Longest answer.
+        plain: Whether a GPU's engine does without its kernels, to tell their rounding from the type's.
+
+    Returns:
+        An engine that has not been warmed up.
+    """
     limits = EngineLimits(batch_size=batch_size, max_new_tokens=max_new_tokens, loop_rule=NO_LOOPS)
-    return make_engine(checkpoint, limits)
+    with patch.object(loader, "_has_gpu_path", lambda _: False) if plain else nullcontext():
+        return loader.make_engine(checkpoint, limits)
 
 
 def texts_alone(engine: TorchEngine, pages: Sequence[PreparedPage], max_new_tokens: int) -> Iterator[str]:
