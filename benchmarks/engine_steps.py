@@ -143,15 +143,14 @@ def trace(model: Any, kernels: Any) -> dict[str, Tensor]:
         keys.fill_(float("nan"))
         values.fill_(float("nan"))
     state = AnswerState.create(8, 64, NO_LOOPS, -1, device)
-    runner: Any = GpuRunner(
-        model, decoder=decoder, vision=None, cache=cache, state=state, kernels=kernels, rule=NO_LOOPS
-    )  # type: ignore[arg-type] # no view is encoded
+    no_vision: Any = None
+    runner = GpuRunner(
+        model, decoder=decoder, vision=no_vision, cache=cache, state=state, kernels=kernels, rule=NO_LOOPS
+    )
     noise = np.random.default_rng(1)
     prompts = [noise.integers(10, 2000, length).tolist() for length in lengths]
     cache.open(slots, [length + 40 for length in lengths])
-    features = [torch.zeros(0, text.hidden_size, device=device, dtype=dtype)]
     found = {"prefill, 8 prompts": decoder.prefill(runner._batch(prompts, slots, []), cache)}
-    del features
     state.open(slots, [length + 1 for length in lengths], [64] * 8)
     forced = torch.from_numpy(noise.integers(10, 2000, (12, 8))).to(device)
     for step in range(12):
@@ -312,8 +311,8 @@ def pages(arguments: argparse.Namespace) -> dict[str, Any]:
     print(
         f"{'case':<16} {'pages':>5} {'tokens':>6} {'s':>8} {'pages/s':>8} {'ms/token':>9} {'tokens/s':>9} {'steps':>6}"
     )
-    for name, count, size, tokens in cases:
-        count = min(count, arguments.slots)
+    for name, asked, size, tokens in cases:
+        count = min(asked, arguments.slots)
         views = noise_pages(size, geometry, count)
         steps = engine.stats().steps
         began_s = time.perf_counter()

@@ -48,8 +48,8 @@ class Answer:
         self._suspicion = suspicion
         self._tokens: list[int] = []
         self._log_probabilities: list[float] = []
-        self._run = 0
-        """Tokens at the end that repeat what stands before them, as last reported."""
+        self._num_settled = 0
+        """Tokens that may be shown: all that no loop seen so far could take back."""
         self._num_shown = 0
         self._text: list[str] = []
         self._restart: int | None = None
@@ -87,8 +87,12 @@ class Answer:
             return FinishReason.STOP
         self._tokens.append(token)
         if code == Code.RUN:
-            self._run = aux
-            if self._restart is None or not self._is_hopeless(self._restart):
+            if self._restart is None:
+                num_settled = len(self._tokens) - (aux if aux >= self._suspicion else 0)
+                self._num_settled = max(self._num_settled, num_settled)
+                return None
+            # A second attempt is shown as a whole or not at all.
+            if not self._is_hopeless(self._restart):
                 return None
         elif code == Code.LOOP:
             return self._leave_loop(aux)
@@ -96,13 +100,7 @@ class Answer:
 
     def settled_text(self) -> str:
         """Text that has become certain since the last call."""
-        settled = len(self._tokens)
-        if self._restart is not None:
-            # A second attempt is shown as a whole or not at all.
-            settled = self._restart
-        elif self._run >= self._suspicion:
-            settled -= self._run
-        return self._show(settled) if settled > self._num_shown else ""
+        return self._show(self._num_settled) if self._num_settled > self._num_shown else ""
 
     def finish(self) -> str:
         """The rest of the text; no more tokens may follow."""
@@ -115,11 +113,11 @@ class Answer:
         if self._restart is not None:
             self._cut(keep)
             return self._judge_continuation(FinishReason.REPETITION)
-        # What the stream has shown cannot be taken back; that is less than the rule's suspicion.
-        keep = max(keep, self._num_shown)
+        # What the stream may have shown cannot be taken back, whether or not it was; that is less than the suspicion.
+        keep = max(keep, self._num_settled)
         forbidden = self._tokens[keep]
         self._cut(keep)
-        self._restart = keep
+        self._restart = self._num_settled = keep
         return Rewind(keep, self._tokens[-1], forbidden)
 
     def _is_hopeless(self, restart: int) -> bool:

@@ -43,7 +43,7 @@ def paged_runner(model, limits: EngineLimits, eos_id: int, *, block_tokens: int 
     )
 
 
-def paged_engine(model=None, **limits) -> TorchEngine:
+def paged_engine(model=None, *, kernels=reference, **limits) -> TorchEngine:
     """Like `tiny.tiny_engine`, with the other runner behind it."""
     model = model or tiny_model()
     values = EngineLimits(**{"batch_size": 4, "max_new_tokens": 64, "max_sequence_tokens": 256, **limits})
@@ -57,4 +57,4 @@ def paged_engine(model=None, **limits) -> TorchEngine:
         max_sequence_tokens=values.max_sequence_tokens,
         batch_size=values.batch_size,
     )
-    return TorchEngine(paged_runner(model, values, tokenizer.eos_id), tokenizer, info, values)
+    return TorchEngine(paged_runner(model, values, tokenizer.eos_id, kernels=kernels), tokenizer, info, values)

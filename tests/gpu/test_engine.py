@@ -1,0 +1,47 @@
+"""The engine over Triton kernels: on a GPU in both types, elsewhere in Triton's interpreter in float32."""
+
+import pytest
+import torch
+
+from service.engine.protocol import SequenceResult
+from service.engine.repetition import LoopRule
+from tests.support.kernels import DEVICE, GPU_MARK, HAS_GPU, kernel_set
+from tests.unit.service.engine.gpu_tiny import paged_engine
+from tests.unit.service.engine.tiny import drain, tiny_engine, tiny_model, tiny_request
+
+pytestmark = GPU_MARK
+RULE = LoopRule(min_tokens=12, min_repeats=3)
+
+
+def requests():
+    """Pages of three sizes; some answers loop, so that second attempts are part of it."""
+    return [
+        tiny_request(
+            f"page-{seed}", seed=seed, width_px=(64, 128, 192)[seed % 3], max_new_tokens=12 + 9 * (seed % 3) * HAS_GPU
+        )
+        for seed in range(8 if HAS_GPU else 1)
+    ]
+
+
+def read(engine) -> dict[str, SequenceResult]:
+    found = {}
+    for request in requests():
+        engine.submit(request)
+        engine.step()
+    for event in drain(engine):
+        if isinstance(event, SequenceResult):
+            found[event.sequence_id] = event
+    return found
+
+
+@pytest.mark.parametrize("kernels", ["reference", "fused"])
+def test_texts_are_those_of_plain_torch(kernels):
+    expected = read(tiny_engine(tiny_model(), loop_rule=RULE))
+    engine = paged_engine(tiny_model().to(DEVICE), kernels=kernel_set(kernels), loop_rule=RULE)
+    engine.warm_up()
+    found = read(engine)
+    assert {name: result.text for name, result in found.items()} == {n: r.text for n, r in expected.items()}
+    for name, result in found.items():
+        assert result.finish_reason is expected[name].finish_reason
+        assert result.confidence == pytest.approx(expected[name].confidence, rel=1e-3)
+    assert torch.isfinite(torch.tensor([result.confidence for result in found.values()])).all()
