@@ -89,7 +89,7 @@ def _mixture_sweep(tokens: int, configs: list[Any], layers: list[Any]) -> Sweep:
 def mixture_sweeps() -> list[Sweep]:
     """Experts of one to 16 tokens."""
     layers = _layers(4)
-    ups = [experts.PairConfig(*values, 4, 4) for values in product((2, 4, 8, 16), (2, 4, 8))]
+    ups = [experts.PairConfig(*values, 2, 4) for values in product((2, 4, 8, 16), (2, 4, 8))]
     downs = [experts.PairConfig(8, 4, *values) for values in product((1, 2, 4, 8), (2, 4, 8))]
     tiles = [
         experts.TileConfig(16, up, down, depth, warps, stages)

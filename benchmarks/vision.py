@@ -151,10 +151,14 @@ def print_profile(encode: Encode, page: str, count: int) -> None:
 @torch.inference_mode()
 def check() -> None:
     """Compare bf16 with float32 modules of the same weights, and graphs with single launches."""
+    started = time.perf_counter()
     exact, near = public_model(torch.float32), public_model()
     exact.load_state_dict(near.state_dict())
     plain, captured = GpuVision(near, graph_patches=0), GpuVision(near)
+    torch.cuda.synchronize()
+    print(f"models after {time.perf_counter() - started:.1f} s", flush=True)
     captured.warm_up([640, 1024])
+    print(f"warm after {time.perf_counter() - started:.1f} s", flush=True)
     for side_px, count in ((640, 1), (640, 7), (1024, 2), (512, 1), (1280, 1)):
         random = np.random.default_rng(side_px)
         views = [random.integers(0, 256, (side_px, side_px, 3), np.uint8) for _ in range(count)]
@@ -164,10 +168,13 @@ def check() -> None:
             "modules": near.encode_views(stacked),
             "engine": torch.stack(plain.encode(views)),
             "graphs": torch.stack(captured.encode(views)),
-            "engine float32": torch.stack(GpuVision(exact).encode(views)),
         }
         errors = {name: float((out.float() - truth).norm() / truth.norm()) for name, out in found.items()}
-        print(f"{count} x {side_px} px, relative error:", {name: f"{error:.2e}" for name, error in errors.items()})
+        print(
+            f"{count} x {side_px} px, relative error:",
+            {name: f"{error:.2e}" for name, error in errors.items()},
+            flush=True,
+        )
 
 
 def main() -> None:

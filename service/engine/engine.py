@@ -40,7 +40,7 @@ from service.engine.scheduler import (
     PageCost,
     decide,
 )
-from service.engine.sequence import Answer, PageSequence, Rewind, Stages
+from service.engine.sequence import Answer, PageSequence, Rewind, Stages, TokenBytes
 from service.errors import EngineError
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import plan_views
@@ -50,7 +50,7 @@ WARM_UP_TOKENS = 8
 MAX_BATCH_SIZES = 1024
 """Batch sizes kept between two readings of the statistics."""
 TEXT_INTERVAL_S = 0.02
-"""Texts are brought up to date this often, an answer's first at once: making them costs more than a token does."""
+"""Each text is brought up to date this often, an answer's first at once: making it costs more than a token does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,7 @@ class TorchEngine:
     ) -> None:
         self._runner = runner
         self._tokenizer = tokenizer
+        self._token_bytes = TokenBytes(tokenizer)
         self._info = info
         self._limits = limits
         self._clock = clock
@@ -104,7 +105,9 @@ class TorchEngine:
         """Whether a page could be admitted, encoded or prefilled that could not before the last step."""
         self._steps = 0
         self._batch_sizes: deque[int] = deque(maxlen=MAX_BATCH_SIZES)
-        self._progress_s = self._texts_s = clock()
+        self._progress_s = clock()
+        self._texts_due = 0.0
+        self._texts_shown = 0
 
     @property
     def info(self) -> EngineInfo:
@@ -164,7 +167,7 @@ class TorchEngine:
         self._waiting[request.sequence_id] = PageSequence(
             request=request,
             prompt_ids=prompt_ids,
-            answer=Answer(self._tokenizer, self._limits.loop_rule.suspicion),
+            answer=Answer(self._token_bytes, self._limits.loop_rule.suspicion),
             stages=Stages(submitted_s=self._clock()),
             cost=cost,
         )
@@ -179,7 +182,8 @@ class TorchEngine:
 
     def step(self) -> list[SequenceEvent]:
         """Admit what fits, encode and prefill a bounded share of it, order a token more for every running sequence."""
-        self._progress_s = self._clock()
+        now_s = self._clock()
+        elapsed_s, self._progress_s = now_s - self._progress_s, now_s
         if self._may_start:
             self._start_pages()
         if not self._runner.depth:
@@ -187,9 +191,7 @@ class TorchEngine:
         has_ordered = self._order_tokens()
         # Without new work behind them, reports are all there is to wait for.
         self._land(self._runner.depth if has_ordered else 0)
-        if self._progress_s - self._texts_s >= TEXT_INTERVAL_S:
-            self._texts_s = self._progress_s
-            self._show_texts(self._active.values())
+        self._show_some_texts(elapsed_s)
         self._steps += 1
         events, self._events = self._events, []
         return events
@@ -340,6 +342,19 @@ class TorchEngine:
             self._runner.close(sequence.slot)
             self._free_slots.append(sequence.slot)
             sequence.slot = None
+
+    def _show_some_texts(self, elapsed_s: float) -> None:
+        """Bring some texts up to date, so many that all have their turn in the interval and no step makes all."""
+        num_texts = len(self._active)
+        self._texts_due = min(self._texts_due + num_texts * elapsed_s / TEXT_INTERVAL_S, num_texts)
+        count = int(self._texts_due)
+        if not count:
+            return
+        self._texts_due -= count
+        sequences = list(self._active.values())
+        first = self._texts_shown % num_texts
+        self._texts_shown = first + count
+        self._show_texts((sequences + sequences)[first : first + count])
 
     def _show_texts(self, sequences: Iterable[PageSequence]) -> None:
         for sequence in sequences:

@@ -7,6 +7,7 @@ tensor and no other sequence. Used by the engine's single thread.
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from service.engine.gpu.state import Code
 from service.engine.protocol import FinishReason, SequenceRequest, SequenceResult, SequenceTimings
 from service.engine.repetition import is_better, is_hopeless
 from service.engine.scheduler import PageCost
-from shared.deepseek_ocr.tokenizer import OcrTokenizer, StreamDecoder
+from shared.deepseek_ocr.tokenizer import OcrTokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +32,34 @@ class Rewind:
     forbidden: int
 
 
+class TokenBytes(dict[int, bytes]):
+    """UTF-8 of each token that has occurred; looking one up in the tokenizer takes ten times as long."""
+
+    def __init__(self, tokenizer: OcrTokenizer) -> None:
+        super().__init__()
+        self._tokenizer = tokenizer
+
+    def __missing__(self, token_id: int) -> bytes:
+        found = self[token_id] = self._tokenizer.token_bytes(token_id)
+        return found
+
+
 class Answer:
     """The tokens chosen for a page, and the text of those that nothing can take back.
 
     Invariant: text that was returned once is a prefix of the final text.
     """
 
-    def __init__(self, tokenizer: OcrTokenizer, suspicion: int) -> None:
+    def __init__(self, token_bytes: TokenBytes, suspicion: int) -> None:
         """Begin an answer.
 
         Args:
-            tokenizer: The checkpoint's.
+            token_bytes: Of the checkpoint's tokenizer, shared by all answers.
             suspicion: See `LoopRule`.
         """
-        self._decoder = StreamDecoder(tokenizer)
+        self._token_bytes = token_bytes
+        # As `tokenizer.StreamDecoder`: characters that are not complete are held back.
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._suspicion = suspicion
         self._tokens: list[int] = []
         self._log_probabilities: list[float] = []
@@ -105,7 +120,7 @@ class Answer:
     def finish(self) -> str:
         """The rest of the text; no more tokens may follow."""
         rest = self._show(len(self._tokens))
-        unfinished_character = self._decoder.finish()
+        unfinished_character = self._decoder.decode(b"", final=True)
         self._text.append(unfinished_character)
         return rest + unfinished_character
 
@@ -137,7 +152,7 @@ class Answer:
         del self._log_probabilities[keep:]
 
     def _show(self, count: int) -> str:
-        new = "".join(map(self._decoder.push, self._tokens[self._num_shown : count]))
+        new = self._decoder.decode(b"".join(map(self._token_bytes.__getitem__, self._tokens[self._num_shown : count])))
         self._num_shown = max(self._num_shown, count)
         self._text.append(new)
         return new

@@ -13,6 +13,7 @@ from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from tests.support.interpreter import DEVICE, HAS_GPU, import_kernels, relative_error
 
 pytestmark = [pytest.mark.gpu] if HAS_GPU else []
+DTYPE = torch.bfloat16 if HAS_GPU else torch.float32
 STEMS = {"patchify": (), "stem": (4, 8, 8, 16)}
 
 
@@ -38,7 +39,7 @@ def small_model(stem: tuple[int, ...] = ()) -> DeepseekOcrForConditionalGenerati
             vocab_size=64, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
         ),
     )
-    return spread(DeepseekOcrForConditionalGeneration(config).eval()).to(DEVICE)
+    return spread(DeepseekOcrForConditionalGeneration(config).eval()).to(DEVICE, DTYPE)
 
 
 def spread(model: DeepseekOcrForConditionalGeneration) -> DeepseekOcrForConditionalGeneration:
@@ -76,8 +77,11 @@ def test_views_of_mixed_sizes_come_back_in_order(kernels: str, stem: str):
     model = small_model(STEMS[stem])
     vision = GpuVision(model, chunk_patches=2 * 64, kernels=kernel_set(kernels))
     views = page_views(64, 128, 64, 64, 192, 128)
-    for view, tokens in zip(views, vision.encode(views), strict=True):
-        assert relative_error(tokens, expected(model, view)) < 1e-5
+    found = vision.encode(views)
+    exact = model.float()
+    torch.backends.cudnn.allow_tf32 = False
+    for view, tokens in zip(views, found, strict=True):
+        assert relative_error(tokens, expected(exact, view)) < (3e-2 if HAS_GPU else 1e-5)
 
 
 @torch.inference_mode()

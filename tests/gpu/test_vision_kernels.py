@@ -9,7 +9,8 @@ import_kernels("service.engine.kernels.vision_fused")
 from service.engine.kernels import vision_attention, vision_elementwise, vision_linear, vision_reference  # noqa: E402
 
 pytestmark = [pytest.mark.gpu] if HAS_GPU else []
-TOLERANCES = {torch.float32: 1e-5, HALF: 1e-2}
+TOLERANCES = {HALF: 1e-2} if HAS_GPU else {HALF: 1e-2, torch.float32: 1e-5}
+"""On the device products of float32 take minutes to compile, and nothing asks for them."""
 BY_TYPE = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 
 

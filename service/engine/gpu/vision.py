@@ -52,7 +52,7 @@ class GpuVision:
         model: In evaluation mode, on its device; its vision weights must stay as they are.
         chunk_patches: Patches encoded at once, at most; at least those of one view.
         graph_patches: Patches up to which `warm_up` captures graphs; 0: none.
-        kernels: Set of kernels; None: the fused ones on CUDA, plain torch elsewhere.
+        kernels: Set of kernels; None: the fused ones on CUDA in 16 bits, plain torch elsewhere.
     """
 
     def __init__(
@@ -70,7 +70,9 @@ class GpuVision:
         self._patch_px: int = getattr(getattr(model.config, "sam_config", None), "patch_size", 16)
         self._encode_batch: Callable[[Tensor], Tensor] = model.encode_views
         if can_pack_vision(model):
-            self._encode_batch = VisionEncoder(model, kernels or _kernels_for(self._device)).encode
+            self._encode_batch = VisionEncoder(
+                model, kernels or _kernels_for(self._device, model.lm_head.weight.dtype)
+            ).encode
         else:
             self._graph_patches = 0
         self._captured: dict[int, _Captured] = {}
@@ -163,8 +165,9 @@ def _by_size(views: Sequence[View]) -> dict[int, list[int]]:
     return dict(sorted(groups.items(), reverse=True))
 
 
-def _kernels_for(device: torch.device) -> ModuleType:
-    if device.type == "cuda":
+def _kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType:
+    """The fused kernels need tensor cores of 16 bits: in float32 they take minutes to compile."""
+    if device.type == "cuda" and dtype.itemsize == 2:
         from service.engine.kernels import vision_fused
 
         return vision_fused

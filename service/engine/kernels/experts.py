@@ -38,7 +38,7 @@ class PairConfig:
 
     up_rows: int = 8
     up_warps: int = 4
-    down_rows: int = 4
+    down_rows: int = 2
     down_warps: int = 4
 
 
@@ -119,18 +119,19 @@ def _pair_up(
 
 
 @triton.jit
-def _pair_down_part(
-    activated: tl.tensor,
-    downs: tl.tensor,
-    row_inside: tl.tensor,
-    INNER: tl.constexpr,
-    START: tl.constexpr,
-    PART: tl.constexpr,
+def _down_weights(
+    downs: tl.tensor, row_inside: tl.tensor, INNER: tl.constexpr, START: tl.constexpr, PART: tl.constexpr
+) -> tl.tensor:
+    column = START + tl.arange(0, PART)[None]
+    return tl.load(downs + column, row_inside & (column < INNER), other=0.0)
+
+
+@triton.jit
+def _times_vector(
+    weights: tl.tensor, vector: tl.tensor, INNER: tl.constexpr, START: tl.constexpr, PART: tl.constexpr
 ) -> tl.tensor:
     column = START + tl.arange(0, PART)
-    inside = column < INNER
-    value = tl.load(activated + column, inside, other=0.0)[None].to(tl.float32)
-    weights = tl.load(downs + column[None], row_inside & inside[None], other=0.0)
+    value = tl.load(vector + column, column < INNER, other=0.0)[None].to(tl.float32)
     return tl.sum(weights.to(tl.float32) * value, 1)
 
 
@@ -155,16 +156,23 @@ def _pair_down(
     token = tl.program_id(1)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_inside = row[:, None] < HIDDEN
+    # The choice of experts stems from before the kernel before, so all weights can be under way before the wait.
+    firsts: tl.tuple = ()
+    seconds: tl.tuple = ()
+    for choice in tl.static_range(NUM_CHOSEN):
+        expert = tl.load(experts + token * NUM_CHOSEN + choice).to(tl.int64)
+        downs = down + (expert * HIDDEN + row[:, None]) * INNER
+        firsts = firsts + (_down_weights(downs, row_inside, INNER, 0, FIRST),)  # noqa: RUF005 -- Triton adds tuples alone
+        if SECOND > 0:
+            seconds = seconds + (_down_weights(downs, row_inside, INNER, FIRST, SECOND),)  # noqa: RUF005 -- as above
     wait_for_inputs(EARLY)
     let_next_start(EARLY)
     sums = tl.zeros([ROWS], tl.float32)
     for choice in tl.static_range(NUM_CHOSEN):
         pair = token * NUM_CHOSEN + choice
-        expert = tl.load(experts + pair).to(tl.int64)
-        downs = down + (expert * HIDDEN + row[:, None]) * INNER
-        result = _pair_down_part(activated + pair * INNER, downs, row_inside, INNER, 0, FIRST)
+        result = _times_vector(firsts[choice], activated + pair * INNER, INNER, 0, FIRST)
         if SECOND > 0:
-            result += _pair_down_part(activated + pair * INNER, downs, row_inside, INNER, FIRST, SECOND)
+            result += _times_vector(seconds[choice], activated + pair * INNER, INNER, FIRST, SECOND)
         sums += tl.load(weights + pair) * result
     target = token * HIDDEN + row
     if ADD:

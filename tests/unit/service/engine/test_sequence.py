@@ -5,7 +5,7 @@ import pytest
 from service.engine.gpu.state import Code
 from service.engine.protocol import FinishReason
 from service.engine.repetition import LoopDetector, LoopRule, RepetitionGuard
-from service.engine.sequence import Answer, Rewind
+from service.engine.sequence import Answer, Rewind, TokenBytes
 from tests.unit.service.engine.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -17,7 +17,7 @@ class Page:
     """An answer and a runner's part in it: ends, loops and the guard, for tokens that the test chooses."""
 
     def __init__(self, max_new_tokens: int = 200) -> None:
-        self.answer = Answer(TOKENIZER, RULE.suspicion)
+        self.answer = Answer(TokenBytes(TOKENIZER), RULE.suspicion)
         self.max_new_tokens = max_new_tokens
         self.tokens: list[int] = []
         self.restart = 0
