@@ -6,7 +6,7 @@
     python benchmarks/engine.py --model nano --device cpu --cases ttft,latency --tokens 32      a quick look
 
 Cases are those of `benchmarks/cases.py`. A case's time runs from the first decoded image to the last answer: images
-are prepared within it, by worker processes unless `--preparation` says otherwise, while the engine's thread reads.
+are prepared within it while the engine's thread reads, on the device or by worker processes (`--preparation`).
 Every answer has exactly the asked number of tokens: no token ends it, and the loop rule is out of reach.
 
 `--model random` has the public dimensions of DeepSeek-OCR and random weights. Peers run in processes of their own
@@ -208,7 +208,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2, help="requests of each client of the sweep")
     parser.add_argument("--peers", type=words, default=[], help=f"of {', '.join(PEERS)}")
     parser.add_argument("--skip-whole", action="store_true", help="only peers and ablations")
-    parser.add_argument("--preparation", choices=("processes", "device", "inline"), default="processes")
+    parser.add_argument(
+        "--preparation", choices=("device", "processes", "inline"), help="none given: the device on a GPU"
+    )
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="preparing processes")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--sequence-tokens", type=int, default=4096, help="longest prompt and answer together")
@@ -217,6 +219,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="threads of a tensor operation on a CPU")
     parser.add_argument("--out", help="file that the lines are appended to, or `auto`")
     arguments = parser.parse_args()
+    if not arguments.preparation:
+        arguments.preparation = "processes" if arguments.device == "cpu" else "device"
     if arguments.ablate == ["all"]:
         arguments.ablate = list(Idea)
     return arguments
