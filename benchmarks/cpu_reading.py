@@ -1,0 +1,244 @@
+"""nano against Tesseract 5 on a CPU: the same images, the same cores, pages per second and seconds per page.
+
+    python benchmarks/cpu_reading.py                                the samples that ship
+    python benchmarks/cpu_reading.py --data data/nano-eval --limit 10 --out auto
+
+Each reader is measured in the ways its users run it. Tesseract: one process after another on one thread, and as many
+processes at once as there are cores (one thread each, which is its fastest: its own threads fight over the cores).
+nano: one page after another on one thread, one after another on all, and pages together through the engine on all. A
+reader starts from image files. A Tesseract page includes its process's start, since it has no other way to be called
+from outside; nano's start, once for all pages, is left out and stated. A page's seconds are what one page takes when it
+is read alone, or its share of the wall time where pages are read together.
+
+The accuracy stands beside the speed: character error rate against the truth, all pages together. Prints a table, and
+one JSON object last; `--out FILE` appends a JSON line for each row to a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from benchmarks.origin import card, command, origin, slug
+from benchmarks.ratios import RESULTS
+from benchmarks.reading import prepared, shipped_samples
+from service.engine.engine import TorchEngine
+from service.engine.loader import EngineLimits, make_engine
+from service.engine.protocol import SequenceDelta, SequenceFailure, SequenceRequest
+from shared.contract.prompts import Task, prompt_for
+from shared.contract.text import char_errors, total
+from shared.deepseek_ocr.loading import load_checkpoint
+from trainer.config import child_environment
+from trainer.evaluation.samples import Sample, load_set, open_page
+from trainer.readers.protocol import ReaderError
+from trainer.readers.tesseract import TesseractReader
+
+NANO = Path(__file__).resolve().parents[1] / "shared" / "nano"
+Read = Callable[[Sequence[Sample]], list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A reader, and how it is run."""
+
+    reader: str
+    how: str
+    read: Read
+    at_once: bool
+    """Whether pages are read together, so that a page has no time of its own."""
+
+
+def tesseract_ways(cores: int, program: str) -> list[Way]:
+    """Tesseract on one core and on all.
+
+    Args:
+        cores: Cores to use.
+        program: Name or path.
+
+    Returns:
+        None without the program.
+    """
+    ways = []
+    for processes in dict.fromkeys((1, cores)):
+        try:
+            reader = TesseractReader(child_environment(), processes, program=program)
+        except ReaderError as error:
+            print(error, file=sys.stderr)
+            return []
+
+        def read(samples: Sequence[Sample], reader: TesseractReader = reader) -> list[str]:
+            texts = {place: reading.text for place, reading in reader.read(samples)}
+            return [texts[place] for place in range(len(samples))]
+
+        plural = "process" if processes == 1 else "processes"
+        ways.append(Way(reader.name, f"{processes} {plural}", read, at_once=processes > 1))
+    return ways
+
+
+def nano_ways(cores: int, batch_size: int, max_new_tokens: int) -> tuple[list[Way], float]:
+    """The shipped model alone on one core, alone on all, and together.
+
+    Args:
+        cores: Cores to use.
+        batch_size: Pages read together.
+        max_new_tokens: Longest answer.
+
+    Returns:
+        The ways, and the seconds from nothing to ready.
+    """
+    began_s = time.perf_counter()
+    checkpoint = load_checkpoint(NANO)
+    engine = make_engine(checkpoint, EngineLimits(batch_size=batch_size, max_new_tokens=max_new_tokens), "nano")
+    engine.warm_up()
+    start_s = time.perf_counter() - began_s
+
+    def reading(threads: int, together: int) -> Read:
+        def read(samples: Sequence[Sample]) -> list[str]:
+            torch.set_num_threads(threads)
+            texts: list[str] = []
+            for first in range(0, len(samples), together):
+                texts += read_together(engine, samples[first : first + together], max_new_tokens)
+            return texts
+
+        return read
+
+    threads = "1 thread" if cores == 1 else f"{cores} threads"
+    ways = [Way("nano", "one page at a time, 1 thread", reading(1, 1), at_once=False)]
+    if cores > 1:
+        ways.append(Way("nano", f"one page at a time, {threads}", reading(cores, 1), at_once=False))
+    ways.append(Way("nano", f"{batch_size} slots, {threads}", reading(cores, sys.maxsize), at_once=True))
+    return ways, start_s
+
+
+def read_together(engine: TorchEngine, samples: Sequence[Sample], max_new_tokens: int) -> list[str]:
+    """Open, prepare and read images; all ask at once, the engine takes as many as it has slots.
+
+    Args:
+        engine: Without work.
+        samples: The images.
+        max_new_tokens: Longest answer.
+
+    Returns:
+        Texts, in order.
+
+    Raises:
+        SystemExit: A page failed.
+    """
+    for index, sample in enumerate(samples):
+        page = prepared(open_page(sample.image_path), engine.info.geometry)
+        engine.submit(SequenceRequest(str(index), page, prompt_for(Task.FREE), max_new_tokens, engine.info.model_id))
+    texts: dict[str, str] = {}
+    while engine.has_work:
+        for event in engine.step():
+            if isinstance(event, SequenceFailure):
+                raise SystemExit(f"a page failed: {event.detail}")
+            if not isinstance(event, SequenceDelta):
+                texts[event.sequence_id] = event.text
+    return [texts[str(index)] for index in range(len(samples))]
+
+
+def measure(way: Way, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Read all pages once.
+
+    Args:
+        way: Reader and how.
+        samples: The pages.
+
+    Returns:
+        A row.
+    """
+    began_s = time.perf_counter()
+    texts = way.read(samples)
+    wall_s = time.perf_counter() - began_s
+    errors = total(char_errors(sample.truth, text) for sample, text in zip(samples, texts, strict=True))
+    return {
+        "reader": way.reader,
+        "how": way.how,
+        "at_once": way.at_once,
+        "pages": len(samples),
+        "wall_s": round(wall_s, 3),
+        "seconds_per_page": round(wall_s / len(samples), 4),
+        "pages_per_s": round(len(samples) / wall_s, 4),
+        "cer": round(errors.rate, 5),
+    }
+
+
+def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The best of nano beside the best of Tesseract: pages per second on all cores, seconds of a page read alone.
+
+    Args:
+        rows: As `measure` makes them.
+
+    Returns:
+        Ratios above 1 where nano is faster; empty where a reader is missing.
+    """
+
+    def best(reader: str, *, alone: bool) -> float:
+        rates = [
+            row["pages_per_s"] for row in rows if row["reader"].startswith(reader) and not (alone and row["at_once"])
+        ]
+        return max(rates, default=0.0)
+
+    found: dict[str, float] = {}
+    for name, alone in (("pages_per_s_ratio", False), ("page_alone_ratio", True)):
+        ours, theirs = best("nano", alone=alone), best("Tesseract", alone=alone)
+        if ours and theirs:
+            found[name] = round(ours / theirs, 3)
+    return found
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="evaluation set; none: the samples that ship")
+    parser.add_argument("--tiers", type=lambda text: text.split(","), default=[])
+    parser.add_argument("--limit", type=int, help="pages of a tier at most")
+    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--batch-size", type=int, default=8, help="the engine's slots")
+    parser.add_argument("--max-new-tokens", type=int, default=2048)
+    parser.add_argument("--tesseract", default="tesseract", help="name or path of the program")
+    parser.add_argument("--out", help="file that the rows are appended to, or `auto`")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = parse_arguments()
+    samples: Sequence[Sample] = shipped_samples()
+    if arguments.data:
+        samples = load_set(arguments.data, arguments.tiers, arguments.limit).samples
+    # Forking many processes is cheapest before torch has started its threads.
+    ways = tesseract_ways(arguments.cores, arguments.tesseract)
+    nano, start_s = nano_ways(arguments.cores, arguments.batch_size, arguments.max_new_tokens)
+    tiers = ",".join(dict.fromkeys(sample.tier for sample in samples))
+    source = {"set": arguments.data.name if arguments.data else "docs/samples", "tiers": tiers}
+    about = {"benchmark": "cpu_reading", **source, **origin("cpu"), "command": command()}
+    rows = []
+    print(f"{'reader':<18} {'how':<30} {'pages':>5} {'s/page':>8} {'pages/s':>8} {'CER':>7}")
+    for way in [*nano, *ways]:
+        row = measure(way, samples)
+        shown = f"{row['pages']:>5} {row['seconds_per_page']:>8.3f} {row['pages_per_s']:>8.3f} {row['cer']:>7.2%}"
+        print(f"{way.reader:<18} {way.how:<30} {shown}", flush=True)
+        rows.append(row)
+    last = about | {"cores": arguments.cores, "nano_start_s": round(start_s, 2), "summary": ratios(rows)}
+    last |= {"rows": rows}
+    print(json.dumps(last))
+    if arguments.out:
+        path = RESULTS / f"cpu-reading-{slug(card('cpu'))}.jsonl" if arguments.out == "auto" else Path(arguments.out)
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row | about) + "\n" for row in rows)
+
+
+if __name__ == "__main__":
+    main()

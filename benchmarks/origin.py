@@ -1,0 +1,93 @@
+"""Where a figure comes from: card, clock, versions, commit, command. Tells nothing of folders, hosts or users."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from trainer.evaluation.provenance import current_date, machine, package_versions, source_commit
+
+COMMIT_FILE = Path(__file__).with_name("COMMIT")
+"""Written where a copy of the sources runs without its clone; holds the commit."""
+
+
+def origin(device: str) -> dict[str, Any]:
+    """Keys that every row carries.
+
+    Args:
+        device: `cpu` or a CUDA device, as torch names it.
+
+    Returns:
+        Card (or processor), clock, driver, versions, commit and date.
+    """
+    import torch
+
+    versions = package_versions() | {"cuda": torch.version.cuda or "", "triton": _version_of("triton")}
+    return {
+        "card": card(device),
+        **_clocks(device),
+        "versions": {name: value for name, value in versions.items() if value},
+        "commit": commit(),
+        "date": current_date(),
+    }
+
+
+def card(device: str) -> str:
+    """Name of the GPU, or of the processor and its cores."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return ", ".join(machine().values())
+
+
+def slug(name: str) -> str:
+    """A card's name as part of a file's: `NVIDIA H100 80GB HBM3` becomes `nvidia-h100-80gb-hbm3`."""
+    return "-".join("".join(letter if letter.isalnum() else " " for letter in name.lower()).split())
+
+
+def commit() -> str:
+    """Commit of the code, of the clone or as the copy says."""
+    return (
+        COMMIT_FILE.read_text(encoding="utf-8").strip() if COMMIT_FILE.is_file() else source_commit(COMMIT_FILE.parent)
+    )
+
+
+def command() -> str:
+    """How this program was called, without folders outside the repository."""
+    arguments = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
+
+
+def _version_of(module: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(module)
+    except PackageNotFoundError:
+        return ""
+
+
+def _clocks(device: str) -> dict[str, Any]:
+    """Clock and driver of a GPU as they are now: call it right after a load."""
+    import torch
+
+    program = shutil.which("nvidia-smi")
+    if program is None or not device.startswith("cuda"):
+        return {"clock_mhz": None}
+    # By its name, since the first device that a process sees need not be the machine's first.
+    identity = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"
+    query = ["--query-gpu=clocks.sm,clocks.max.sm,driver_version", "--format=csv,noheader,nounits", identity]
+    done = subprocess.run([program, *query], capture_output=True, text=True, check=False, timeout=20)
+    values = [value.strip() for value in done.stdout.strip().split(",")]
+    if len(values) != 3:
+        return {"clock_mhz": None}
+    now, most, driver = values
+    return {"clock_mhz": _number(now), "max_clock_mhz": _number(most), "driver": driver}
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,60 @@
+"""Runs the other engines, each in a process of its own, and reads their rows.
+
+A peer is a program beside this one that takes cases as JSON and prints a JSON line for each run: it owns the device
+while it runs and gives all of it back.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import Case
+
+FOLDER = Path(__file__).parent
+PEERS = {"transformers": "peer_transformers.py", "vllm": "peer_vllm.py"}
+"""Package that must be there, and the program that measures it."""
+TIMEOUT_S = 1200.0
+
+
+def run_peer(name: str, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
+    """Measure a peer.
+
+    Args:
+        name: One of `PEERS`.
+        cases: What it is to read.
+
+    Yields:
+        Its rows; none where it is not installed or fails, which is said on the error stream.
+    """
+    if importlib.util.find_spec(name) is None:
+        print(f"{name} is not installed here: left out", file=sys.stderr)
+        return
+    order = json.dumps([asdict(case) for case in cases])
+    try:
+        done = subprocess.run(
+            [sys.executable, FOLDER / PEERS[name], order],
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        print(f"{name} did not end within {TIMEOUT_S:.0f} s: left out", file=sys.stderr)
+        return
+    if done.returncode:
+        print(f"{name} failed with exit status {done.returncode}", file=sys.stderr)
+    for line in done.stdout.splitlines():
+        if line.startswith("{"):
+            yield json.loads(line)
+
+
+def cases_from(order: str) -> list[Case]:
+    """Cases as `run_peer` sends them."""
+    return [Case(**values | {"size_px": tuple(values["size_px"])}) for values in json.loads(order)]

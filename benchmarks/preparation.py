@@ -1,0 +1,186 @@
+"""From images to prepared pages: in worker processes, on the device, or one after another in the caller.
+
+A worker holds the decoded images, as the service's decoding processes hold what they have decoded, and writes views
+into memory that it shares with the caller: nothing but numbers travels through a pipe. Knows no engine.
+"""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from multiprocessing.pool import Pool
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.engine.protocol import PreparedPage
+from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan, plan_views
+from shared.deepseek_ocr.images import prepare_views
+
+
+class Preparation(Protocol):
+    """Makes pages of images it knows."""
+
+    name: str
+
+    def pages(self, size_px: tuple[int, int], count: int) -> Iterator[PreparedPage]:
+        """So many pages of the images of a size, in order, each as soon as it is ready."""
+
+    def close(self) -> None:
+        """End what it started."""
+
+
+class InlinePreparation:
+    """One page after another, on the caller's thread.
+
+    Args:
+        images: Images by their size.
+        geometry: The checkpoint's.
+    """
+
+    name = "inline"
+
+    def __init__(self, images: dict[tuple[int, int], list[Image.Image]], geometry: GeometryConfig) -> None:
+        self._images = images
+        self._geometry = geometry
+
+    def pages(self, size_px: tuple[int, int], count: int) -> Iterator[PreparedPage]:
+        """See `Preparation`."""
+        images = self._images[size_px]
+        plan = plan_of(size_px, self._geometry)
+        for index in range(count):
+            yield PreparedPage(plan, *prepare_views(images[index % len(images)], plan, self._geometry))
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class DevicePreparation:
+    """Uploads one image after another and resizes it on the device, on a stream beside the engine's.
+
+    Args:
+        images: Images by their size.
+        geometry: The checkpoint's.
+        device: Where the engine runs.
+    """
+
+    name = "device"
+
+    def __init__(
+        self, images: dict[tuple[int, int], list[Image.Image]], geometry: GeometryConfig, device: torch.device | str
+    ) -> None:
+        self._images = images
+        self._geometry = geometry
+        self._device = torch.device(device)
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+
+    def pages(self, size_px: tuple[int, int], count: int) -> Iterator[PreparedPage]:
+        """See `Preparation`."""
+        images = self._images[size_px]
+        plan = plan_of(size_px, self._geometry)
+        for index in range(count):
+            yield self._page(images[index % len(images)], plan)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+    @torch.inference_mode()
+    def _page(self, image: Image.Image, plan: ViewPlan) -> PreparedPage:
+        from service.engine.gpu.resize import prepare_views_on_device
+
+        pixels_HWC = torch.from_numpy(np.array(image))
+        with torch.cuda.stream(self._stream):
+            views: Any = prepare_views_on_device(pixels_HWC.to(self._device), plan, self._geometry)
+        if self._stream:
+            # The engine reads on a stream of its own, which knows nothing of this one.
+            self._stream.synchronize()
+        return PreparedPage(plan, *views)
+
+
+class ProcessPreparation:
+    """Pages from worker processes, which are forked at once: make it before anything touches a GPU.
+
+    Invariant: a page's pixels lie in a slot of their own until `pages` is called again.
+
+    Args:
+        images: Images by their size; the workers inherit them.
+        geometry: The checkpoint's.
+        workers: Processes.
+        most_pages: Pages of one call at most, by size.
+    """
+
+    name = "processes"
+
+    def __init__(
+        self,
+        images: dict[tuple[int, int], list[Image.Image]],
+        geometry: GeometryConfig,
+        workers: int,
+        most_pages: dict[tuple[int, int], int],
+    ) -> None:
+        self._geometry = geometry
+        room = max((plan_bytes(plan_of(size, geometry)) * count for size, count in most_pages.items()), default=1)
+        # Anonymous memory shared by inheritance: its size is not bounded by the mount that named segments live on.
+        self._arena = mmap.mmap(-1, room)
+        self._pool: Pool = multiprocessing.get_context("fork").Pool(
+            workers, initializer=_become_worker, initargs=(images, geometry, self._arena)
+        )
+
+    def pages(self, size_px: tuple[int, int], count: int) -> Iterator[PreparedPage]:
+        """See `Preparation`."""
+        plan = plan_of(size_px, self._geometry)
+        for slot in self._pool.imap(_prepare_slot, [(size_px, index) for index in range(count)]):
+            yield PreparedPage(plan, *views_in(self._arena, plan, slot))
+
+    def close(self) -> None:
+        """End the workers."""
+        self._pool.terminate()
+        self._pool.join()
+
+
+def plan_of(size_px: tuple[int, int], geometry: GeometryConfig) -> ViewPlan:
+    """Views of an image in the checkpoint's default mode."""
+    return plan_views(*size_px, geometry.default_mode, geometry)
+
+
+def plan_bytes(plan: ViewPlan) -> int:
+    """Memory that a page's views take."""
+    return 3 * (plan.global_px**2 + plan.num_tiles * plan.tile_px**2)
+
+
+def views_in(arena: mmap.mmap, plan: ViewPlan, slot: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A slot's global view and tiles, as arrays over the arena."""
+    size = plan_bytes(plan)
+    flat = np.frombuffer(arena, np.uint8, size, slot * size)
+    cut = 3 * plan.global_px**2
+    return (
+        flat[:cut].reshape(plan.global_px, plan.global_px, 3),
+        flat[cut:].reshape(plan.num_tiles, plan.tile_px, plan.tile_px, 3),
+    )
+
+
+_worker: tuple[dict[tuple[int, int], list[Image.Image]], GeometryConfig, mmap.mmap] | None = None
+
+
+def _become_worker(
+    images: dict[tuple[int, int], list[Image.Image]], geometry: GeometryConfig, arena: mmap.mmap
+) -> None:
+    global _worker  # noqa: PLW0603 - a pool's workers have no other place for what they keep
+    _worker = images, geometry, arena
+
+
+def _prepare_slot(order: tuple[tuple[int, int], int]) -> int:
+    assert _worker
+    images, geometry, arena = _worker
+    size_px, slot = order
+    plan = plan_of(size_px, geometry)
+    of_size: Sequence[Image.Image] = images[size_px]
+    global_HWC, tiles_THWC = prepare_views(of_size[slot % len(of_size)], plan, geometry)
+    to_global, to_tiles = views_in(arena, plan, slot)
+    to_global[:] = global_HWC
+    to_tiles[:] = tiles_THWC
+    return slot

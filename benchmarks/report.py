@@ -1,0 +1,284 @@
+"""The tables and the picture of docs/performance.md, from the results that are committed.
+
+    python benchmarks/report.py --write      rewrites what stands between the page's markers, and the picture
+
+Of rows that say the same thing those of the newest run count. A table without results is not there: the page then says
+how to get them. A test fails when the page is not what this writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.floors import Ceilings
+from benchmarks.ratios import MEASURES, OURS, RESULTS, TARGETS, best_rows, measure, read_rows, summary, times_faster
+from benchmarks.svg import Line, Panel, draw
+from shared.deepseek_ocr.configuration import DeepseekOcrConfig
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+PICTURE = PAGE.with_name("performance-concurrency.svg")
+MARKED = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+NOTHING = "No results are committed yet.\n"
+UNITS = {"wall_s": "s", "ms_per_token": "ms a token", "pages_per_s": "pages/s"}
+LABELS = {
+    "latency": "decode, 1 request",
+    "latency-page": "decode, 1 request, PAGE",
+    "ttft": "time to first token, SMALL",
+    "ttft-page": "time to first token, PAGE",
+    "throughput": "SMALL, 256 requests, 512 new tokens",
+    "prefill": "SMALL, 256 requests, 1 new token",
+    "throughput-page": "PAGE, 128 requests, 512 new tokens",
+    "prefill-page": "PAGE, 128 requests, 1 new token",
+}
+BATCH_SIZE = 256
+
+Row = Mapping[str, Any]
+
+
+def newest(rows: Iterable[Row]) -> list[Row]:
+    """Rows of the newest run of each card, engine, case, ablation and number of clients."""
+    dates: dict[tuple[Any, ...], str] = {}
+    kept = list(rows)
+
+    def key(row: Row) -> tuple[Any, ...]:
+        names = ("card", "benchmark", "engine", "case", "ablation", "clients", "model", "dtype")
+        return tuple(row.get(name) for name in names)
+
+    for row in kept:
+        dates[key(row)] = max(dates.get(key(row), ""), row["date"])
+    return [row for row in kept if row["date"] == dates[key(row)]]
+
+
+def engine_table(rows: Sequence[Row], recorded: Sequence[Row]) -> str:
+    """Each card's cases beside peers and floors."""
+    parts = []
+    for card in _cards(row for row in rows if row.get("model") == "random"):
+        own = [row for row in rows if row["card"] == card and row.get("model") == "random"]
+        last = [row for row in own if row.get("benchmark") == "engine"]
+        measured = [row for row in own if "case" in row]
+        if not last or not best_rows(measured, OURS):
+            continue
+        peers = [row for row in recorded if row["card"] == card]
+        ceilings = Ceilings(**max(last, key=lambda row: row["date"])["ceilings"])
+        cases = summary(measured, peers, DeepseekOcrConfig(), BATCH_SIZE, ceilings, TARGETS)["summary"]
+        parts += [_engine_rows(cases), _origin_line(measured, ceilings)]
+    return "\n".join(parts) or NOTHING
+
+
+def ablation_table(rows: Sequence[Row]) -> str:
+    """What the absence of each idea costs."""
+    parts = []
+    for card in _cards(row for row in rows if row.get("ablation")):
+        own = [row for row in rows if row["card"] == card and row.get("model") == "random" and "case" in row]
+        whole = best_rows(own, OURS)
+        ideas = dict.fromkeys(row["ablation"] for row in own if row.get("ablation"))
+        names = [
+            name for name in MEASURES if name in whole and any(r.get("ablation") and r["case"] == name for r in own)
+        ]
+        lines = [_line(["without", *(LABELS[name] for name in names)]), _line(["---"] * (1 + len(names)))]
+        lines.append(_line(["nothing", *(_figure(name, measure(whole, name)) for name in names)]))
+        for idea in ideas:
+            without = _best_ablated(own, idea)
+            cells = [_cost(name, measure(whole, name), measure(without, name)) for name in names]
+            lines.append(_line([idea, *cells]))
+        parts += ["\n".join(lines) + "\n", _origin_line([row for row in own if row.get("ablation")], None)]
+    return "\n".join(parts) or NOTHING
+
+
+def cpu_table(rows: Sequence[Row]) -> str:
+    """The shipped model and Tesseract on the same images and cores."""
+    parts = []
+    for card in _cards(rows):
+        own = [row for row in rows if row["card"] == card and "reader" in row]
+        lines = [_line(["reader", "how", "pages", "s a page", "pages/s", "CER"]), _line(["---"] * 6)]
+        for row in own:
+            cells = [f"{row['seconds_per_page']:.2f}", f"{row['pages_per_s']:.2f}", f"{row['cer']:.1%}"]
+            lines.append(_line([row["reader"], row["how"], str(row["pages"]), *cells]))
+        parts += ["\n".join(lines) + "\n", _origin_line(own, None)]
+    return "\n".join(parts) or NOTHING
+
+
+def exactness_table(rows: Sequence[Row]) -> str:
+    """Identical characters and error rates by device."""
+    if not rows:
+        return NOTHING
+    lines = [
+        _line(
+            ["engine", "pages", "identical characters", "identical pages", "CER of the reference", "CER of the engine"]
+        ),
+        _line(["---"] * 6),
+    ]
+    for row in rows:
+        part = row["company"]
+        where = f"{row['card']}, {row['dtype']}"
+        shares = [f"{part[name]:.3%}" for name in ("identical_character_ratio", "identical_page_ratio")]
+        rates = [f"{part[name]:.2%}" for name in ("reference_cer", "engine_cer")]
+        lines.append(_line([where, str(part["pages"]), *shares, *rates]))
+    return "\n".join(lines) + "\n"
+
+
+def picture(rows: Sequence[Row]) -> str | None:
+    """Throughput and latency against requests at once; None without a sweep."""
+    sweep = [row for row in rows if row.get("clients") and row.get("model") == "random"]
+    if not sweep:
+        return None
+    cards = _cards(sweep)
+
+    def line(name: str, card: str, key: str) -> Line:
+        return Line(name, [(row["clients"], row[key]) for row in sweep if row["card"] == card])
+
+    tokens = sweep[0]["new_tokens"]
+    return draw(
+        [
+            Panel(
+                f"Throughput, SMALL with {tokens} new tokens",
+                "requests at once",
+                "pages/s",
+                [line(card, card, "pages_per_s") for card in cards],
+            ),
+            Panel(
+                "Latency of a request, and to its first token",
+                "requests at once",
+                "s",
+                [
+                    line(f"{card}: {label}", card, key)
+                    for card in cards
+                    for label, key in (
+                        ("whole, median", "latency_p50_s"),
+                        ("whole, 99 %", "latency_p99_s"),
+                        ("first token, median", "first_token_p50_s"),
+                    )
+                ],
+            ),
+        ]
+    )
+
+
+def render(page: str, results: Path = RESULTS) -> tuple[str, str | None]:
+    """The page with its tables, and the picture.
+
+    Args:
+        page: The page as it is.
+        results: Folder of the results.
+
+    Returns:
+        Both texts; no picture without a sweep.
+    """
+    engine = newest(read_rows(sorted(results.glob("engine-*.jsonl"))))
+    recorded = read_rows(sorted(results.glob("peers-*.jsonl")))
+    drawn = picture(engine)
+    tables: dict[str, Callable[[], str]] = {
+        "engine": lambda: engine_table(engine, recorded),
+        "ablation": lambda: ablation_table(engine),
+        "concurrency": lambda: (
+            f"![Throughput and latency against requests at once]({PICTURE.name})\n" if drawn else NOTHING
+        ),
+        "cpu": lambda: cpu_table(_last_run(read_rows(sorted(results.glob("cpu-reading-*.jsonl"))))),
+        "exactness": lambda: exactness_table(newest(read_rows(sorted(results.glob("exactness*.jsonl"))))),
+    }
+    return MARKED.sub(lambda found: f"{found[1]}\n{tables[found[2]]()}\n{found[3]}", page), drawn
+
+
+def main() -> None:
+    """Show or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="rewrite the page and the picture")
+    arguments = parser.parse_args()
+    page, drawn = render(PAGE.read_text(encoding="utf-8"))
+    if not arguments.write:
+        print(page)
+        return
+    PAGE.write_text(page, encoding="utf-8")
+    if drawn:
+        PICTURE.write_text(drawn, encoding="utf-8")
+
+
+def _engine_rows(cases: Mapping[str, Any]) -> str:
+    lines = [
+        _line(
+            ["case", "unit", "this engine", "vLLM", "times vLLM", "transformers", "floor", "share of floor", "target"]
+        ),
+        _line(["---"] * 9),
+    ]
+    for name, entry in cases.items():
+        source = "" if entry.get("vllm_source") == "measured in this run" else " (recorded)"
+        lines.append(
+            _line(
+                [
+                    LABELS[name],
+                    UNITS[entry["unit"]],
+                    f"**{entry['value']:g}**",
+                    f"{entry['vllm']:g}{source}" if "vllm" in entry else "-",
+                    f"{entry['vllm_ratio']:.1f}" if "vllm_ratio" in entry else "-",
+                    f"{entry['transformers']:g}" if "transformers" in entry else "-",
+                    f"{entry['floor']:g}",
+                    f"{entry['floor_share_ratio']:.0%}",
+                    f"{entry['target']:g}, {'met' if entry['target_met'] else 'missed'}" if "target" in entry else "-",
+                ]
+            )
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _best_ablated(rows: Sequence[Row], idea: str) -> dict[str, Row]:
+    """Best row of each case without an idea, whatever its number of requests."""
+    best: dict[str, Row] = {}
+    for row in rows:
+        if row.get("ablation") == idea:
+            known = best.get(row["case"])
+            if known is None or row["pages_per_s"] > known["pages_per_s"]:
+                best[row["case"]] = row
+    return best
+
+
+def _cost(name: str, whole: float | None, without: float | None) -> str:
+    if whole is None or without is None:
+        return "-"
+    return f"{_figure(name, without)}, {times_faster(name, whole, without):.2f}x slower"
+
+
+def _figure(name: str, value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g} {UNITS[MEASURES[name]]}"
+
+
+def _origin_line(rows: Sequence[Row], ceilings: Ceilings | None) -> str:
+    row = max(rows, key=lambda each: each["date"])
+    versions = ", ".join(
+        f"{name} {row['versions'][name]}" for name in ("torch", "triton", "transformers") if name in row["versions"]
+    )
+    clock = f" at {row['clock_mhz']} MHz" if row.get("clock_mhz") else ""
+    reached = ""
+    if ceilings:
+        copied, multiplied = ceilings.copy_bytes_per_s / 1e12, ceilings.matmul_flops_per_s / 1e12
+        reached = f" Ceilings in the same run: copy {copied:.2f} TB/s, matrix product {multiplied:.0f} TFLOP/s."
+    return (
+        f"{row['card']}{clock}, {versions}, commit {row['commit'][:10]}, {row['date'][:10]};"
+        f" `{row['command']}`.{reached}\n"
+    )
+
+
+def _last_run(rows: Sequence[Row]) -> list[Row]:
+    """Rows of the newest run of each card."""
+    dates: dict[str, str] = {}
+    for row in rows:
+        dates[row["card"]] = max(dates.get(row["card"], ""), row["date"])
+    return [row for row in rows if row["date"] == dates[row["card"]]]
+
+
+def _cards(rows: Iterable[Row]) -> list[str]:
+    return list(dict.fromkeys(row["card"] for row in rows))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+import json
+from xml.etree import ElementTree
+
+import pytest
+
+from benchmarks.report import MARKED, PAGE, PICTURE, newest, render
+from benchmarks.svg import Line, Panel, draw
+
+ORIGIN = {
+    "card": "Card X",
+    "clock_mhz": 1980,
+    "versions": {"torch": "2.11.0"},
+    "commit": "c" * 40,
+    "date": "2026-11-22T12:00:00+00:00",
+    "command": "python benchmarks/engine.py",
+    "model": "random",
+}
+EMPTY = "".join(
+    f"<!-- results: {name} -->\n<!-- end -->\n" for name in ("engine", "ablation", "concurrency", "cpu", "exactness")
+)
+
+
+def row(case, requests, new_tokens, wall_s, **changes):
+    rates = {"pages_per_s": requests / wall_s, "tokens_per_s": requests * new_tokens / wall_s}
+    values = {"engine": "deepsynth", "case": case, "requests": requests, "new_tokens": new_tokens, "wall_s": wall_s}
+    return {**values, **rates, **ORIGIN, **changes}
+
+
+def write(folder, name, rows):
+    (folder / name).write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def results(tmp_path):
+    ceilings = {"copy_bytes_per_s": 3e12, "matmul_flops_per_s": 5e14, "bytes_per_weight": 2}
+    sweep = [
+        row(
+            "sweep", 2 * clients, 256, 2.0, clients=clients, latency_p50_s=1.0, latency_p99_s=1.5, first_token_p50_s=0.1
+        )
+        for clients in (1, 4, 16)
+    ]
+    engine = [
+        row("prefill", 256, 1, 2.0),
+        row("prefill", 256, 1, 1.0, date="2026-11-21T12:00:00+00:00"),
+        row("prefill", 256, 1, 6.0, ablation="vision-batching"),
+        {"benchmark": "engine", "ceilings": ceilings, **ORIGIN},
+        *sweep,
+    ]
+    write(tmp_path, "engine-card-x.jsonl", engine)
+    write(tmp_path, "peers-card-x.jsonl", [row("prefill", 256, 1, 8.0, engine="vllm")])
+    way = {"reader": "nano", "how": "1 thread", "pages": 4, "seconds_per_page": 2.0, "pages_per_s": 0.5, "cer": 0.125}
+    write(tmp_path, "cpu-reading-card-x.jsonl", [{**way, **ORIGIN}])
+    company = {"pages": 9, "identical_character_ratio": 0.9991, "identical_page_ratio": 0.8}
+    company |= {"reference_cer": 0.05, "engine_cer": 0.051}
+    write(tmp_path, "exactness.jsonl", [{"benchmark": "exactness", "company": company, "dtype": "bfloat16", **ORIGIN}])
+    return tmp_path
+
+
+def test_tables_say_what_the_rows_say(results):
+    page, drawn = render(EMPTY, results)
+    assert "| SMALL, 256 requests, 1 new token | pages/s | **128** | 32 (recorded) | 4.0 |" in page
+    assert "| vision-batching | 42.67 pages/s, 3.00x slower |" in page
+    assert "| nano | 1 thread | 4 | 2.00 | 0.50 | 12.5% |" in page
+    assert "| Card X, bfloat16 | 9 | 99.910% | 80.000% | 5.00% | 5.10% |" in page
+    assert "Card X at 1980 MHz, torch 2.11.0, commit cccccccccc, 2026-11-22" in page
+    assert PICTURE.name in page
+    assert ElementTree.fromstring(drawn).tag.endswith("svg")
+    assert drawn.count("<polyline") == 4
+
+
+def test_rendering_twice_changes_nothing(results):
+    page, _ = render(EMPTY, results)
+    assert render(page, results)[0] == page
+
+
+def test_without_results_the_page_says_so(tmp_path):
+    page, drawn = render(EMPTY, tmp_path)
+    assert page.count("No results are committed yet.") == len(MARKED.findall(EMPTY))
+    assert drawn is None
+
+
+def test_the_newest_run_counts():
+    old = row("ttft", 1, 1, 0.01, date="2026-11-20T12:00:00+00:00")
+    both = [row("ttft", 1, 1, 0.03), row("ttft", 1, 1, 0.02)]
+    assert newest([old, *both]) == both
+
+
+def test_the_committed_page_is_what_the_committed_results_give():
+    text = PAGE.read_text(encoding="utf-8")
+    page, drawn = render(text)
+    assert page == text, "run `python benchmarks/report.py --write`"
+    assert drawn is None or PICTURE.read_text(encoding="utf-8") == drawn
+
+
+def test_a_panel_of_one_point_has_a_place_for_it():
+    text = draw([Panel("t", "x", "y", [Line("a < b", [(1, 0.5)])])])
+    assert "a &lt; b" in text
+    ElementTree.fromstring(text)
