@@ -7,7 +7,7 @@ CUDA graph that goes round several copies of weights and caches, more than the c
 
     python benchmarks/kernels.py                      every kernel
     python benchmarks/kernels.py step linear          only these
-    python benchmarks/kernels.py --early step         kernels start before their predecessor ends
+    python benchmarks/kernels.py --early 0 step       no kernel starts before its predecessor ends
     python benchmarks/kernels.py --sizes 1,16 mixture
 
 Prints a table, and one JSON object as the last line of its output.
@@ -217,7 +217,7 @@ class AttentionInputs:
 def attention_inputs(rows: int, context: int) -> AttentionInputs:
     """Random ones."""
     blocks = -(-context // BLOCK)
-    copies = max(2, min(12, int(20e9 / (rows * context * 4 * HIDDEN))))
+    copies = copies_for(rows * context * 4 * HIDDEN)
     tables = torch.randperm(rows * blocks, device="cuda").int().view(rows, blocks)
     lengths = torch.full((rows,), context, dtype=torch.int32, device="cuda")
     cells = tables[:, -1].long() * BLOCK + (context - 1) % BLOCK
@@ -349,10 +349,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="*", default=["step", *GROUPS], help=f"of step, {', '.join(GROUPS)}")
     parser.add_argument("--sizes", help="tokens, separated by commas")
-    parser.add_argument("--early", action="store_true", help="programmatic dependent launch")
+    parser.add_argument("--early", type=int, help="tokens up to which kernels start before their predecessor ends")
     arguments = parser.parse_args()
     sizes = [int(size) for size in arguments.sizes.split(",")] if arguments.sizes else None
-    launch.start_early(arguments.early)
+    if arguments.early is not None:
+        launch.start_early(arguments.early)
     torch.manual_seed(0)
     lines = []
     print(f"{'kernel':18s} {'tokens':>6s} {'us':>9s} {'floor':>8s} {'ratio':>6s} {'torch us':>9s}")

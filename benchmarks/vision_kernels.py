@@ -5,7 +5,6 @@ python benchmarks/vision_kernels.py [grid64] [grid40] [window64] [window40] [lin
 
 from __future__ import annotations
 
-import itertools
 import sys
 import time
 import traceback
@@ -61,13 +60,21 @@ def grid(side: int, views: int) -> None:
     flat = qkv.view(views, side * side, 3, HEADS, HEAD).permute(2, 0, 3, 1, 4)
     report(f"grid {side}: plain flash attention without bias", lambda: F.scaled_dot_product_attention(*flat), flops)
     default = vision_attention.grid_tiling(side)
-    keys = [64, 128] if side <= 64 else [128]
-    for queries, size, warps, stages in itertools.product((64, 128), keys, (4, 8), (2, 3)):
-        if queries == 64 and warps == 8:
-            continue
-        tiling = replace(default, queries=queries, keys=size, rows=size // side, warps=warps, stages=stages)
+    for queries, keys, warps, described, registers in (
+        (64, 64, 4, False, None),
+        (64, 64, 4, True, None),
+        (64, 64, 4, True, 128),
+        (128, 64, 4, True, None),
+        (128, 64, 8, True, None),
+        (128, 64, 8, True, 128),
+        (64, 128, 4, False, None),
+        (64, 128, 4, True, None),
+        (64, 128, 4, True, 168),
+        (128, 128, 8, True, None),
+    ):
+        shape = replace(default, queries=queries, keys=keys, rows=keys // side, warps=warps)
+        tiling = replace(shape, described=described, registers=registers)
         name = f"grid {side} x {views}: {tiling}".replace("GridTiling", "")
-
         report(name, partial(vision_attention.grid_attention, qkv, rows, columns, HEADS, tiling), flops)
     error = (vision_attention.grid_attention(qkv, rows, columns, HEADS)[:1].float() - truth).norm() / truth.norm()
     print(f"grid {side}: relative error {float(error):.2e}")
@@ -78,10 +85,11 @@ def window(side: int, views: int) -> None:
     qkv, bias = noise(views, side, side, 3 * CHANNELS), noise(3 * CHANNELS)
     rows, columns = noise(27, HEAD, scale=0.2), noise(27, HEAD, scale=0.2)
     flops = 4 * views * side**2 * 14**2 * CHANNELS
-    for queries, warps in ((64, 4), (128, 8), (128, 4), (64, 8)):
+    for queries, warps, stages in ((64, 4, 1), (64, 4, 2), (64, 4, 3), (128, 8, 1)):
         vision_attention.WINDOW_QUERIES, vision_attention.WINDOW_WARPS = queries, warps
+        vision_attention.WINDOW_STAGES = stages
         run = partial(vision_attention.window_attention, qkv, bias, rows, columns, HEADS, 14)
-        report(f"window, view {side} x {views}: {queries} queries, {warps} warps", run, flops)
+        report(f"window, view {side} x {views}: {queries} queries, {warps} warps, {stages} stages", run, flops)
 
 
 def linear() -> None:
@@ -92,31 +100,12 @@ def linear() -> None:
 
 
 def activated_product(tokens: int, inner: int, outer: int, *, quick: bool) -> None:
-    """One product with its activation, in every way there is."""
+    """One product with its activation."""
     x, weight, bias = noise(tokens, inner), noise(outer, inner, scale=0.03), noise(outer)
     name, flops = f"{tokens} x {inner} -> {outer}", 2 * tokens * inner * outer
     report(f"{name}: addmm alone", lambda: torch.addmm(bias, x, weight.t()), flops)
-    report(f"{name}: addmm, activation", lambda: vision_linear.separate_linear(x, weight, bias, quick=quick), flops)
-    if not quick:
-        report(
-            f"{name}: cuBLASLt's epilogue (tanh)",
-            lambda: torch._addmm_activation(bias, x, weight.t(), use_gelu=True),
-            flops,
-        )
-        exact = F.gelu(F.linear(x[:4096].float(), weight.float(), bias.float()))
-        near = torch._addmm_activation(bias, x[:4096], weight.t(), use_gelu=True).float()
-        print(f"  its relative error {float((near - exact).norm() / exact.norm()):.2e}")
-    tilings = [
-        vision_linear.LinearTiling(),
-        vision_linear.LinearTiling(flatten=True),
-        vision_linear.LinearTiling(stages=4),
-        vision_linear.LinearTiling(outputs=128),
-        vision_linear.LinearTiling(outputs=128, stages=4, flatten=True),
-        vision_linear.LinearTiling(outputs=128, stages=4, warps=4),
-    ]
-    for tiling in tilings:
-        run = partial(vision_linear.fused_linear, x, weight, bias, quick=quick, tiling=tiling)
-        report(f"{name}: {tiling}".replace("LinearTiling", ""), run, flops)
+    function = vision_linear.linear_quick_gelu if quick else vision_linear.linear_gelu
+    report(f"{name}: with its activation", partial(function, x, weight, bias), flops)
 
 
 def products() -> None:
@@ -141,8 +130,8 @@ def norm() -> None:
     hidden = noise(TOKENS, 4 * CHANNELS)
     for block in (1024, 4096, 8192):
         vision_elementwise.FLAT_BLOCK = block
-        run = partial(vision_elementwise.activate, hidden, quick=False)
-        report(f"gelu in place, {block} elements a program", run, moved=2 * hidden.numel() * 2)
+        run = partial(vision_elementwise.activate, hidden)
+        report(f"quick gelu in place, {block} elements a program", run, moved=2 * hidden.numel() * 2)
     views = torch.randint(0, 256, (16, 1024, 1024, 3), device="cuda", dtype=torch.uint8)
     for rows in (1, 4, 8, 16):
         vision_elementwise.PATCH_ROWS = rows

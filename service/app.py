@@ -70,7 +70,11 @@ def build_engine(settings: ServiceSettings) -> EngineHandle:
         model=settings.model,
         device=settings.device.value,
         dtype=settings.dtype.value,
-        limits=EngineLimits(batch_size=settings.ocr_batch_size, max_new_tokens=settings.max_new_tokens),
+        limits=EngineLimits(
+            batch_size=settings.ocr_batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            gpu_memory_fraction=settings.gpu_memory_fraction,
+        ),
         cuda=has_cuda(),
     )
     return ProcessEngine(

@@ -90,6 +90,8 @@ class ServiceSettings(BaseSettings):
     dtype: DType = DType.AUTO
     """Arithmetic: `auto` is bfloat16 on CUDA and float32 on a CPU."""
 
+    gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of the GPU's memory that may be used, by this service and whatever else runs on the card."""
     cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads of the engine on a CPU; as many as there are cores when unset."""
 

@@ -41,6 +41,7 @@ from service.engine.scheduler import (
     decide,
 )
 from service.engine.sequence import Answer, PageSequence, Rewind, Stages, TokenBytes
+from service.engine.turns import TextTurns
 from service.errors import EngineError
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import plan_views
@@ -49,8 +50,6 @@ from shared.deepseek_ocr.tokenizer import OcrTokenizer
 WARM_UP_TOKENS = 8
 MAX_BATCH_SIZES = 1024
 """Batch sizes kept between two readings of the statistics."""
-TEXT_INTERVAL_S = 0.02
-"""Each text is brought up to date this often, an answer's first at once: making it costs more than a token does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +105,7 @@ class TorchEngine:
         self._steps = 0
         self._batch_sizes: deque[int] = deque(maxlen=MAX_BATCH_SIZES)
         self._progress_s = clock()
-        self._texts_due = 0.0
-        self._texts_shown = 0
+        self._turns = TextTurns()
 
     @property
     def info(self) -> EngineInfo:
@@ -191,7 +189,7 @@ class TorchEngine:
         has_ordered = self._order_tokens()
         # Without new work behind them, reports are all there is to wait for.
         self._land(self._runner.depth if has_ordered else 0)
-        self._show_some_texts(elapsed_s)
+        self._show_texts(self._turns.take(list(self._active.values()), elapsed_s))
         self._steps += 1
         events, self._events = self._events, []
         return events
@@ -231,6 +229,7 @@ class TorchEngine:
         return None
 
     def _start_pages(self) -> None:
+        self._may_start = False
         active = [
             ActivePage(sequence.cost, len(sequence.encoded_views), sequence.slot is not None)
             for sequence in self._active.values()
@@ -240,7 +239,7 @@ class TorchEngine:
         self._encode(decision)
         self._prefill([self._active[name] for name in decision.prefill if name in self._active])
         # Pages that only wait will wait until one leaves.
-        self._may_start = any(sequence.slot is None for sequence in self._active.values())
+        self._may_start |= any(sequence.slot is None for sequence in self._active.values())
 
     def _admit(self, decision: Decision) -> None:
         for name in decision.refuse:
@@ -342,19 +341,6 @@ class TorchEngine:
             self._runner.close(sequence.slot)
             self._free_slots.append(sequence.slot)
             sequence.slot = None
-
-    def _show_some_texts(self, elapsed_s: float) -> None:
-        """Bring some texts up to date, so many that all have their turn in the interval and no step makes all."""
-        num_texts = len(self._active)
-        self._texts_due = min(self._texts_due + num_texts * elapsed_s / TEXT_INTERVAL_S, num_texts)
-        count = int(self._texts_due)
-        if not count:
-            return
-        self._texts_due -= count
-        sequences = list(self._active.values())
-        first = self._texts_shown % num_texts
-        self._texts_shown = first + count
-        self._show_texts((sequences + sequences)[first : first + count])
 
     def _show_texts(self, sequences: Iterable[PageSequence]) -> None:
         for sequence in sequences:

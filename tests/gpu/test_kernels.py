@@ -62,6 +62,16 @@ def test_norms(fused, tokens, dtype):
     assert torch.equal(residual, other)
 
 
+def test_a_kernel_is_started_again_for_what_it_was_compiled_for_alone(fused):
+    """Wherever a tensor lies and whatever its type, also the second time, when nothing is compiled."""
+    for dtype in (F32, BF16, F32, BF16):
+        whole, weight = noise(4 * HIDDEN + 1, dtype=dtype), noise(HIDDEN, dtype=dtype)
+        for first in (0, 1, 0, 1):
+            x = whole[first : first + 4 * HIDDEN].view(4, HIDDEN)
+            assert_near(fused.rms_norm(x, weight, EPS), reference.rms_norm(x, weight, EPS))
+            assert_near(fused.linear(x, weight.expand(3, -1).contiguous()), (x @ weight)[:, None].expand(-1, 3))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [HIDDEN, 3 * HIDDEN + 8])
 @pytest.mark.parametrize("tokens", TOKENS[:5])

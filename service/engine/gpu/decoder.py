@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from service.engine.gpu.paged_cache import PagedCache
+from service.engine.gpu.prompts import PromptBatch
 from service.engine.gpu.state import AnswerState
 from shared.deepseek_ocr.decoder import DecoderLayer, rotary_tables
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
@@ -56,31 +57,6 @@ class _Layer:
     down_EHW: Tensor
     routing: _Routing | None
     """None: a dense MLP."""
-
-
-@dataclass(frozen=True, slots=True)
-class PromptBatch:
-    """Prompts end to end, on the device.
-
-    Attributes:
-        ids_T: int64.
-        positions_T: int32.
-        cells_T: int64, where each token's keys go.
-        image_I: int64, which tokens the features replace.
-        features_IH: Vision tokens of all prompts.
-        last_R: int64, each prompt's last token.
-        starts_R1: int32, where each prompt begins, and the end of the last.
-        max_length: Tokens of the longest.
-    """
-
-    ids_T: Tensor
-    positions_T: Tensor
-    cells_T: Tensor
-    image_I: Tensor
-    features_IH: Tensor
-    last_R: Tensor
-    starts_R1: Tensor
-    max_length: int
 
 
 class GpuDecoder:
@@ -132,15 +108,16 @@ class GpuDecoder:
             Logits of each prompt's next token, `[R, V]`.
         """
         kernels, eps = self._kernels, self._eps
-        x_TH = F.embedding(batch.ids_T, self._embeddings_VH)
-        x_TH.index_copy_(0, batch.image_I, batch.features_IH.to(x_TH.dtype))
+        features_TH = batch.features_IH[batch.sources_T.clamp(min=0)]
+        is_image_T1 = (batch.sources_T >= 0).unsqueeze(1)
+        x_TH = torch.where(is_image_T1, features_TH, F.embedding(batch.ids_T, self._embeddings_VH))
         y_TH = kernels.rms_norm(x_TH, self._layers[0].attention_norm_H, eps)
         for index, (layer, (keys, values)) in enumerate(zip(self._layers, cache.layers, strict=True)):
             qkv_T3ND = kernels.linear(y_TH, layer.qkv_OH).view(-1, 3, self._heads, self._head_dim)
             kernels.rotate_and_store(
                 qkv_T3ND, self._cos_PD, self._sin_PD, batch.positions_T, batch.cells_T, keys, values
             )
-            seen_TND = kernels.prefill_attention(*qkv_T3ND.unbind(1), batch.starts_R1, batch.max_length, self._scale)
+            seen_TND = kernels.prefill_attention(*qkv_T3ND.unbind(1), batch.starts, batch.max_length, self._scale)
             if index == len(self._layers) - 1:
                 # What follows the last attention matters for the last tokens alone.
                 seen_TND, x_TH = seen_TND[batch.last_R], x_TH[batch.last_R]

@@ -1,23 +1,33 @@
-"""One decode step for any number of rows: a captured graph for each of some batch sizes, padded up to the next.
+"""Captured graphs: decode steps for any number of rows, and prefills of few short prompts, padded to the next size.
 
-Owns the buckets, the graphs and the tensor that names the rows. Knows nothing of what a step does. On a device without
-graphs the step is called as it is, padded all the same. Used by the engine's single thread.
+Owns the sizes, the graphs and the tensors that they read. Knows nothing of what a step does. On a device without graphs
+the work is called as it is, padded all the same. Used by the engine's single thread.
+
+Launching a prefill's kernels one by one takes the host 9 ms, whatever the prompts: more than an H100 takes for less
+than some 3000 tokens (`benchmarks/engine_steps.py prefill`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from service.engine.gpu.paged_cache import to_device
+from service.engine.gpu.prompts import PromptBatch, lay_out
 
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
 """Rows of a captured step. A row of padding costs what its part of the experts and of the logits costs, and no
 attention; the sizes were not tuned."""
+PROMPT_BUCKETS = (*range(64, 1024, 64), *range(1024, 2049, 128))
+"""Tokens of a captured prefill. Padding tokens cost what tokens cost; the sizes were not tuned."""
+MAX_PROMPTS = 4
+"""Prompts of a captured prefill."""
 
 
 def buckets_for(max_rows: int) -> tuple[int, ...]:
@@ -54,11 +64,14 @@ class StepGraphs:
         self._slots_B = torch.full((max_rows,), scratch_slot, dtype=torch.int64, device=device)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
-    def warm_up(self) -> None:
-        """Compile what a step needs, capture the graphs, and wait for all that."""
+    def warm_up(self, pool: Any) -> None:
+        """Compile what a step needs, capture the graphs, and wait for all that.
+
+        Args:
+            pool: Memory that no two graphs use at once.
+        """
         if self._device.type != "cuda":
             return
-        pool: Any = torch.cuda.graph_pool_handle()
         # The largest first, so that the others fit into its memory.
         for bucket in reversed(self._buckets):
             slots_B = self._slots_B[:bucket]
@@ -66,10 +79,7 @@ class StepGraphs:
             torch.cuda.synchronize(self._device)
             if not self._is_captured:
                 continue
-            graph = torch.cuda.CUDAGraph()
-            # Other threads may not use CUDA here, but those of libraries may ask it things.
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                report_BC = self._step(slots_B)
+            graph, report_BC = capture(partial(self._step, slots_B), pool)
             self._graphs[bucket] = graph, report_BC
         torch.cuda.synchronize(self._device)
 
@@ -94,3 +104,119 @@ class StepGraphs:
         graph, report_BC = captured
         graph.replay()
         return report_BC[:count]
+
+
+class PromptGraphs:
+    """Calls a prefill with as many tokens as one of the buckets has, for few short prompts.
+
+    Args:
+        prefill: Gives `[R, V]`; must not wait for the device.
+        image_id: Of image tokens.
+        hidden_size: Width of vision tokens.
+        device: Where it runs.
+        dtype: Type of vision tokens.
+        is_captured: Whether graphs are to be used; CUDA only.
+    """
+
+    def __init__(
+        self,
+        prefill: Callable[[PromptBatch], Tensor],
+        *,
+        image_id: int,
+        hidden_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        is_captured: bool,
+    ) -> None:
+        self._prefill = prefill
+        self._image_id = image_id
+        self._device = device
+        self._is_captured = is_captured and device.type == "cuda"
+        most = PROMPT_BUCKETS[-1]
+        self._numbers = torch.zeros(4 * most + 2 * MAX_PROMPTS + 2, dtype=torch.int64, device=device)
+        self._features_IH = torch.zeros((most, hidden_size), dtype=dtype, device=device)
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+
+    def takes(self, prompts: Sequence[Sequence[int]]) -> bool:
+        """Whether prompts are few and short enough."""
+        return len(prompts) <= MAX_PROMPTS and sum(map(len, prompts)) <= PROMPT_BUCKETS[-1]
+
+    def warm_up(self, pool: Any) -> None:
+        """Compile what a prefill needs, capture the graphs, and wait for all that.
+
+        Args:
+            pool: Memory that no two graphs use at once.
+        """
+        if not self._is_captured:
+            return
+        for bucket in reversed(PROMPT_BUCKETS):
+            self._fill([[0] * bucket], [np.full(bucket, -1)], [], bucket)
+            self._read(bucket)
+            torch.cuda.synchronize(self._device)
+            self._graphs[bucket] = capture(partial(self._read, bucket), pool)
+        torch.cuda.synchronize(self._device)
+
+    def run(
+        self, prompts: Sequence[Sequence[int]], cells: Sequence[NDArray[np.int64]], features: Sequence[Tensor]
+    ) -> Tensor:
+        """Enqueue a prefill.
+
+        Args:
+            prompts: Ids of each; `takes` is true of them.
+            cells: Where each prompt's keys go.
+            features: Vision tokens, in the order of the image tokens.
+
+        Returns:
+            Logits `[len(prompts), V]`; valid until the next call.
+        """
+        total = sum(map(len, prompts))
+        bucket = next(bucket for bucket in PROMPT_BUCKETS if bucket >= total)
+        self._fill(prompts, cells, features, bucket)
+        captured = self._graphs.get(bucket)
+        if captured is None:
+            return self._read(bucket)[: len(prompts)]
+        graph, logits_RV = captured
+        graph.replay()
+        return logits_RV[: len(prompts)]
+
+    def _fill(
+        self,
+        prompts: Sequence[Sequence[int]],
+        cells: Sequence[NDArray[np.int64]],
+        features: Sequence[Tensor],
+        bucket: int,
+    ) -> None:
+        numbers = lay_out(prompts, cells, self._image_id, num_tokens=bucket, num_prompts=MAX_PROMPTS)
+        # The stream keeps the order: what an earlier replay reads is read before it is overwritten here.
+        self._numbers[: len(numbers)] = to_device(numbers, self._device)
+        first = 0
+        for part in features:
+            self._features_IH[first : first + len(part)] = part
+            first += len(part)
+
+    def _read(self, bucket: int) -> Tensor:
+        numbers = self._numbers[: 4 * bucket + 2 * MAX_PROMPTS + 2]
+        return self._prefill(PromptBatch.unpack(numbers, bucket, MAX_PROMPTS, self._features_IH, bucket))
+
+
+def capture(work: Callable[[], Tensor], pool: Any) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """Capture work that has run before; the device must be idle.
+
+    Unlike `torch.cuda.graph` this neither collects garbage nor empties the allocator's cache, 40 times at a start.
+
+    Args:
+        work: Enqueues, never waits.
+        pool: Memory of the graph.
+
+    Returns:
+        The graph, and the tensor that it writes.
+    """
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        # Other threads may not use CUDA here, but those of libraries may ask it things.
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            result = work()
+        finally:
+            graph.capture_end()
+    return graph, result

@@ -90,6 +90,7 @@ def _plan(text: TextConfig, device: torch.device, dtype: torch.dtype, limits: En
         num_layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
         vocab_size=text.vocab_size,
+        dense_width=text.intermediate_size,
         expert_width=text.moe_intermediate_size,
         num_chosen=text.num_experts_per_tok + text.n_shared_experts,
         value_bytes=dtype.itemsize,

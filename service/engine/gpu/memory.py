@@ -19,6 +19,8 @@ PATCH_BYTES = 13_000
 """Scratch of one patch in the encoder at public dimensions, see `gpu.vision`."""
 GRAPH_PATCHES = 16_384
 """Patches of the largest encoder batch whose graph, and so its scratch, is kept; see `gpu.vision`."""
+GRAPH_TOKENS = 2_048
+"""Tokens of the largest captured prefill; see `gpu.graphs`."""
 LEAST_SEQUENCE_TOKENS = 2_048
 """A cache that cannot hold a full page of gundam mode and a thousand tokens about it is not worth starting."""
 
@@ -30,8 +32,9 @@ class DecoderShape:
     num_layers: int
     hidden_size: int
     vocab_size: int
+    dense_width: int
+    """Of the first layers' MLPs."""
     expert_width: int
-    """Of the widest layer's experts."""
     num_chosen: int
     """Experts that a token passes, shared ones included."""
     value_bytes: int
@@ -45,8 +48,8 @@ class DecoderShape:
     @property
     def scratch_token_bytes(self) -> int:
         """Activations of one token in a layer: stream, norm, query, key, value, result, and what its experts hold."""
-        experts = self.num_chosen * (3 * self.expert_width * self.value_bytes + 4 * self.hidden_size)
-        return 8 * self.hidden_size * self.value_bytes + experts
+        mlp = max(3 * self.dense_width, self.num_chosen * (self.expert_width + self.hidden_size))
+        return (8 * self.hidden_size + mlp) * self.value_bytes
 
     @property
     def row_bytes(self) -> int:
@@ -66,13 +69,14 @@ class StepBounds:
 
 
 BOUNDS = (
-    StepBounds(views=32, prefill_tokens=4096, idle_factor=4, chunk_patches=65_536),
-    StepBounds(views=32, prefill_tokens=4096, idle_factor=2, chunk_patches=32_768),
+    StepBounds(views=16, prefill_tokens=4096, idle_factor=4, chunk_patches=65_536),
+    StepBounds(views=16, prefill_tokens=4096, idle_factor=2, chunk_patches=32_768),
     StepBounds(views=16, prefill_tokens=4096, idle_factor=1, chunk_patches=16_384),
     StepBounds(views=8, prefill_tokens=2048, idle_factor=1, chunk_patches=16_384),
 )
-"""Generous ones first. A step beside running pages reads 4096 prompt tokens (4.7 TFLOP) and 32 views (35 TFLOP at
-1024 px), so that by arithmetic at 500 TFLOP/s no page waits longer than 80 ms for its next token. Not measured yet."""
+"""Generous ones first. On an H100 16 views of 1024 px take 67 ms (4.2 ms each among 256, prefill included) and 3864
+prompt tokens 11 ms, so that no running page waits longer than some 80 ms for its next token; smaller views take a
+third of that. 64 views of 1024 px have 17 700 prompt tokens, so that an idle engine's two bounds agree."""
 SCRATCH_SHARE = 0.25
 """Bounds are taken if their scratch leaves at least the rest of the room to the cache."""
 
@@ -120,7 +124,8 @@ def plan_memory(
     Raises:
         EngineError: Not even one page fits; says what is missing.
     """
-    graphs = slots * shape.row_bytes + GRAPH_PATCHES * PATCH_BYTES
+    # Steps and prefills share their graphs' memory; the encoder has its own.
+    graphs = max(slots * shape.row_bytes, GRAPH_TOKENS * shape.scratch_token_bytes) + GRAPH_PATCHES * PATCH_BYTES
     room = int(total_bytes * fraction) - used_bytes - graphs - RESERVE_BYTES
     scratch, bounds = next(
         (scratch, bounds)

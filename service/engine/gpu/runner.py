@@ -21,9 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.engine.gpu.decoder import GpuDecoder, PromptBatch
-from service.engine.gpu.graphs import StepGraphs
+from service.engine.gpu.decoder import GpuDecoder
+from service.engine.gpu.graphs import PromptGraphs, StepGraphs
 from service.engine.gpu.paged_cache import PagedCache, to_device
+from service.engine.gpu.prompts import PromptBatch, lay_out
 from service.engine.gpu.state import REPORT_COLUMNS, AnswerState, Code
 from service.engine.gpu.vision import GpuVision
 from service.engine.repetition import LoopRule
@@ -35,8 +36,8 @@ STUCK_S = 30.0
 """The longest step there is, a full prefill on a small card, takes a few seconds."""
 POLL_S = 20e-6
 """Between two looks at whether a report has come. Sleeping lets the thread that reads commands run."""
-WARM_UP_LENGTHS = ((276,), (906,), (64,) * 64, (4096,))
-"""Prompts whose shapes choose all of the kernels' variants: short, a full page, many, long."""
+WARM_UP_LENGTHS = ((16,), (276,), (906,), (64,) * 64, (4096,))
+"""Prompts whose shapes choose all of the kernels' variants: tiny, short, a full page, many, long."""
 
 _log = logging.getLogger(__name__)
 
@@ -100,6 +101,14 @@ class GpuRunner:
             device=self._device,
             is_captured=uses_graphs,
         )
+        self._prompts = PromptGraphs(
+            lambda batch: decoder.prefill(batch, cache),
+            image_id=model.config.image_token_id,
+            hidden_size=model.config.text_config.hidden_size,
+            device=self._device,
+            dtype=model.lm_head.weight.dtype,
+            is_captured=uses_graphs,
+        )
 
     @property
     def kv_tokens(self) -> int:
@@ -121,20 +130,24 @@ class GpuRunner:
         vision_s = time.monotonic()
         scratch = self._state.scratch_slot
         for lengths in WARM_UP_LENGTHS:
-            batch = self._batch([[0] * length for length in lengths], None, [])
-            logits_RV = self._decoder.prefill(batch, self._cache)
+            nowhere = [np.full(length, -1) for length in lengths]
+            logits_RV = self._logits([[0] * length for length in lengths], nowhere, [])
             slots_R = torch.full((len(lengths),), scratch, dtype=torch.int64, device=self._device)
             self._kernels.choose(logits_RV, slots_R, self._state, self._rule)
         torch.cuda.synchronize(self._device)
         prefill_s = time.monotonic()
-        self._steps.warm_up()
+        pool = torch.cuda.graph_pool_handle()
+        self._steps.warm_up(pool)
+        steps_s = time.monotonic()
+        self._prompts.warm_up(pool)
         # What compiling and trying took is given back, what graphs hold is not.
         torch.cuda.empty_cache()
         _log.info(
-            "warmed up: encoder %.1f s, prefill %.1f s, decode steps %.1f s",
+            "warmed up: encoder %.1f s, prefill %.1f s, captured steps %.1f s, captured prefills %.1f s",
             vision_s - began_s,
             prefill_s - vision_s,
-            time.monotonic() - prefill_s,
+            steps_s - prefill_s,
+            time.monotonic() - steps_s,
         )
 
     @torch.inference_mode()
@@ -241,40 +254,26 @@ class GpuRunner:
         slots = [row.slot for row in rows]
         lengths = [len(row.prompt_ids) for row in rows]
         features = [row.features_LD for row in rows if len(row.features_LD)]
-        batch = self._batch([row.prompt_ids for row in rows], slots, features)
-        logits_RV = self._decoder.prefill(batch, self._cache)
+        prompts = [row.prompt_ids for row in rows]
+        for row in rows:
+            assert row.prompt_ids.count(self._model.config.image_token_id) == len(row.features_LD)
+        cells = [self._cache.cells(slot, length) for slot, length in zip(slots, lengths, strict=True)]
+        logits_RV = (self._prompts.run if self._prompts.takes(prompts) else self._logits)(prompts, cells, features)
         self._state.open(slots, lengths, [row.max_new_tokens for row in rows])
         slots_R = to_device(np.array(slots), self._device)
         return self._to_host(self._kernels.choose(logits_RV, slots_R, self._state, self._rule))
 
-    def _batch(
-        self, prompts: Sequence[Sequence[int]], slots: Sequence[int] | None, features: Sequence[Tensor]
-    ) -> PromptBatch:
-        """Lay prompts end to end, in one copy to the device; without slots their keys go nowhere."""
-        lengths = np.array([len(ids) for ids in prompts])
-        ids = np.concatenate([np.asarray(ids, np.int64) for ids in prompts])
-        starts = np.concatenate(([0], lengths.cumsum()))
-        image = np.flatnonzero(ids == self._model.config.image_token_id) if features else np.zeros(0, np.int64)
-        assert len(image) == sum(map(len, features)), "image tokens and features differ in number"
-        if slots is None:
-            cells = np.full(len(ids), -1)
-        else:
-            cells = np.concatenate([self._cache.cells(slot, len(p)) for slot, p in zip(slots, prompts, strict=True)])
-        positions = np.concatenate([np.arange(length) for length in lengths])
-        parts = [ids, cells, image, starts[1:] - 1, positions, starts]
-        uploaded = to_device(np.concatenate(parts), self._device).split([len(part) for part in parts])
-        width = self._model.config.text_config.hidden_size
-        empty_IH = torch.zeros(0, width, dtype=self._model.lm_head.weight.dtype, device=self._device)
-        return PromptBatch(
-            ids_T=uploaded[0],
-            cells_T=uploaded[1],
-            image_I=uploaded[2],
-            last_R=uploaded[3],
-            positions_T=uploaded[4].int(),
-            starts_R1=uploaded[5].int(),
-            features_IH=torch.cat(list(features)) if features else empty_IH,
-            max_length=int(lengths.max()),
-        )
+    def _logits(
+        self, prompts: Sequence[Sequence[int]], cells: Sequence[NDArray[np.int64]], features: Sequence[Tensor]
+    ) -> Tensor:
+        """Read prompts of any number and length, launching kernel by kernel: `[R, V]`."""
+        config = self._model.config
+        numbers = to_device(lay_out(prompts, cells, config.image_token_id), self._device)
+        none_IH = torch.zeros(1, config.text_config.hidden_size, dtype=self._model.lm_head.weight.dtype)
+        features_IH = torch.cat(list(features)) if features else none_IH.to(self._device)
+        lengths = [len(ids) for ids in prompts]
+        batch = PromptBatch.unpack(numbers, sum(lengths), len(prompts), features_IH, max(lengths))
+        return self._decoder.prefill(batch, self._cache)
 
     def _to_host(self, report_BC: Tensor) -> Tensor:
         if self._device.type != "cuda":

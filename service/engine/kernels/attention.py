@@ -22,6 +22,7 @@ from service.engine.kernels.launch import (
     NUM_TICKETS,
     early,
     is_last,
+    launch,
     launch_options,
     let_next_start,
     tickets,
@@ -217,8 +218,9 @@ def attend(
     shares = shares or _shares(rows * heads)
     assert shares == 1 or rows * heads <= NUM_TICKETS
     partial = torch.empty(rows * heads * shares * (width + 2), dtype=torch.float32, device=device)
-    is_early = early(device)
-    _attend[heads, rows, shares](
+    is_early = early(device, rows)
+    launch(
+        _attend, (heads, rows, shares),
         qkv, cos_PD, sin_PD, positions_B, cells_B, keys, values, tables_BX, lengths_B, partial, tickets(device),
         out_BND, scale, qkv.stride(0), tables_BX.stride(0),
         HEADS=heads, WIDTH=width, BLOCK=block, TOKENS=config.tokens, SHARES=shares,

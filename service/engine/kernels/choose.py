@@ -18,6 +18,7 @@ from service.engine.kernels.launch import (
     NUM_TICKETS,
     early,
     is_last,
+    launch,
     launch_options,
     let_next_start,
     tickets,
@@ -253,8 +254,9 @@ def choose(logits_BV: Tensor, slots_B: Tensor, state: AnswerState, rule: LoopRul
     shares = triton.next_power_of_2(wanted + 1) // 2
     part_numbers = torch.empty(rows * shares * 4, dtype=torch.float32, device=device)
     part_tokens = torch.empty(rows * shares, dtype=torch.int32, device=device)
-    is_early = early(device)
-    _choose[shares, rows](
+    is_early = early(device, rows)
+    launch(
+        _choose, (shares, rows),
         logits_BV, slots_B, report_B4, part_numbers, part_tokens, tickets(device),
         state.token_S, state.position_S, state.count_S, state.limit_S, state.history_SL, state.done_S, state.runs_SP,
         state.guard_S, state.restart_S, state.forbidden_S, state.temperature_S, state.seed_S,

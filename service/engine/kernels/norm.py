@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from service.engine.kernels.launch import early, launch_options, let_next_start, wait_for_inputs
+from service.engine.kernels.launch import early, launch, launch_options, let_next_start, wait_for_inputs
 
 _NUM_WARPS = 4
 """Not measured yet."""
@@ -62,9 +62,10 @@ def _launch(x_TH: Tensor, residual_TH: Tensor | None, weight_H: Tensor, eps: flo
     assert x_TH.is_contiguous()
     assert residual_TH is None or residual_TH.is_contiguous()
     out_TH = torch.empty_like(x_TH)
-    is_early = early(x_TH.device)
+    is_early = early(x_TH.device, tokens)
     if tokens:
-        _norm[(tokens,)](
+        launch(
+            _norm, (tokens,),
             x_TH, residual_TH, weight_H, out_TH, eps,
             WIDTH=width, BLOCK=triton.next_power_of_2(width), ADD=residual_TH is not None, EARLY=is_early,
             **launch_options(_NUM_WARPS, 1, is_early),

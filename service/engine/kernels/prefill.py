@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from service.engine.kernels.launch import launch_options
+from service.engine.kernels.launch import launch, launch_options
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
@@ -149,7 +149,8 @@ def attend_prompts(
     out_TND = torch.empty(q_TND.shape, dtype=q_TND.dtype, device=q_TND.device)
     if max_length == 0:
         return out_TND
-    _attend_prompt[triton.cdiv(max_length, config.queries), heads, len(starts_R1) - 1](
+    launch(
+        _attend_prompt, (triton.cdiv(max_length, config.queries), heads, len(starts_R1) - 1),
         q_TND, k_TND, v_TND, starts_R1, out_TND, scale, q_TND.stride(0), k_TND.stride(0), v_TND.stride(0),
         HEADS=heads, WIDTH=width, QUERIES=config.queries, KEYS=config.keys,
         **launch_options(config.num_warps, config.num_stages, is_early=False),

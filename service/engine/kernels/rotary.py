@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from service.engine.kernels.launch import early, launch_options, let_next_start, wait_for_inputs
+from service.engine.kernels.launch import early, launch, launch_options, let_next_start, wait_for_inputs
 
 
 @triton.jit
@@ -74,8 +74,9 @@ def rotate_and_store(
         assert tensor.is_contiguous(), "rotate_and_store needs contiguous tensors"
     if tokens == 0:
         return
-    is_early = early(qkv_T3ND.device)
-    _rotate_and_store[(tokens,)](
+    is_early = early(qkv_T3ND.device, tokens)
+    launch(
+        _rotate_and_store, (tokens,),
         qkv_T3ND, cos_PD, sin_PD, positions_T, cells_T, keys, values,
         HEADS=heads, HEADS_POWER=triton.next_power_of_2(heads), HALF=width // 2, BLOCK=keys.shape[2], EARLY=is_early,
         **launch_options(4, 1, is_early),

@@ -17,6 +17,7 @@ from torch import Tensor
 from service.engine.kernels.launch import (
     early,
     is_last,
+    launch,
     launch_options,
     let_next_start,
     split_width,
@@ -229,7 +230,7 @@ def _route(
     columns = num_chosen + num_shared
     weights_TK = torch.empty(tokens, columns, dtype=torch.float32, device=device)
     experts_TK = torch.empty(tokens, columns, dtype=torch.int32, device=device)
-    is_early = early(device)
+    is_early = early(device, tokens)
     meta = {
         "WIDTH": x_TH.shape[1],
         "NUM_EXPERTS": num_experts,
@@ -243,13 +244,15 @@ def _route(
     if is_few and tokens:
         first, second = split_width(x_TH.shape[1])
         logits_TE = torch.empty(tokens, num_experts, dtype=torch.float32, device=device)
-        _route_one[triton.cdiv(num_experts, _EXPERTS_OF_PROGRAM), tokens](
+        launch(
+            _route_one, (triton.cdiv(num_experts, _EXPERTS_OF_PROGRAM), tokens),
             x_TH, norm_H, gate_EH, normed_TH, logits_TE, weights_TK, experts_TK, tickets(device), eps, scale,
             FIRST=first, SECOND=second, GROUP=_EXPERTS_OF_PROGRAM, NORM=norm_H is not None,
             **meta, **launch_options(_NUM_WARPS, 1, is_early),
         )  # fmt: skip
     elif tokens:
-        _route_many[(triton.cdiv(tokens, _TOKENS_OF_PROGRAM),)](
+        launch(
+            _route_many, (triton.cdiv(tokens, _TOKENS_OF_PROGRAM),),
             normed_TH, gate_EH, weights_TK, experts_TK, scale, tokens,
             DEPTH=_DEPTH, TOKENS=_TOKENS_OF_PROGRAM, **meta, **launch_options(_NUM_WARPS, 3, is_early),
         )  # fmt: skip

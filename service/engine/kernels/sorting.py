@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from service.engine.kernels.launch import early, launch_options, let_next_start, wait_for_inputs
+from service.engine.kernels.launch import early, launch, launch_options, let_next_start, wait_for_inputs
 
 _BLOCK = 1024
 _NUM_WARPS = 4
@@ -99,8 +99,9 @@ def sort_pairs(experts_TK: Tensor, num_experts: int, tile: int) -> SortedPairs:
     device = experts_TK.device
     pairs = torch.empty(num_tiles * tile, dtype=torch.int32, device=device)
     tile_experts = torch.empty(num_tiles, dtype=torch.int32, device=device)
-    is_early = early(device)
-    _sort[(num_experts,)](
+    is_early = early(device, len(experts_TK))
+    launch(
+        _sort, (num_experts,),
         experts_TK, pairs, tile_experts, num_pairs, num_tiles,
         NUM_EXPERTS=num_experts, BINS=triton.next_power_of_2(num_experts + 1), TILE=tile,
         BLOCK=min(_BLOCK, triton.next_power_of_2(num_pairs)), EARLY=is_early,

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from service.engine.gpu.state import AnswerState
-from service.engine.kernels.launch import early, launch_options, let_next_start, wait_for_inputs
+from service.engine.kernels.launch import early, launch, launch_options, let_next_start, wait_for_inputs
 
 
 @triton.jit
@@ -69,9 +69,10 @@ def begin_step(
     positions_B, lengths_B = (torch.empty(rows, dtype=torch.int32, device=device) for _ in range(2))
     cells_B = torch.empty(rows, dtype=torch.int64, device=device)
     tables_BX = torch.empty(rows, tables_SX.shape[1], dtype=torch.int32, device=device)
-    is_early = early(device)
+    is_early = early(device, rows)
     if rows:
-        _begin[(rows,)](
+        launch(
+            _begin, (rows,),
             slots_B, state.token_S, state.position_S, state.done_S, embeddings_VH, tables_SX, x_BH, positions_B,
             lengths_B, cells_B, tables_BX, tables_SX.shape[1],
             WIDTH=width, WIDTH_POWER=triton.next_power_of_2(width), BLOCK=block_tokens, CHUNK=128, EARLY=is_early,

@@ -1,4 +1,4 @@
-"""Triton kernels of the vision encoder that only move memory: layer norm, activations in place, patches of pixels.
+"""Triton kernels of the vision encoder that only move memory: layer norm, an activation in place, patches of pixels.
 
 Each reads its input once and writes its output once; nothing here is bound by arithmetic. Signatures and meaning are
 those of `vision_reference.py`.
@@ -6,7 +6,7 @@ those of `vision_reference.py`.
 Shape letters: T tokens, C channels, V views, P pixels.
 """
 
-# ruff: noqa: ANN001, ANN201, ANN202 - arguments of kernels are pointers and numbers of the language's own
+# ruff: noqa: ANN001, ANN202 - arguments of kernels are pointers and numbers of the language's own
 # mypy: disable-error-code="no-untyped-def, import-not-found"
 
 from __future__ import annotations
@@ -47,23 +47,11 @@ def _layer_norm_kernel(
 
 
 @triton.jit
-def gelu(x):
-    """GELU by the error function, of a float32 tile."""
-    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-
-
-@triton.jit
-def quick_gelu(x):
-    """Return x * sigmoid(1.702 x), of a float32 tile."""
-    return x / (1.0 + tl.exp2(x * -2.455466749571777))  # -1.702 / ln 2
-
-
-@triton.jit
-def _activation_kernel(x, size, QUICK: tl.constexpr, BLOCK: tl.constexpr):
+def _quick_gelu_kernel(x, size, BLOCK: tl.constexpr):
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < size
     value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
-    value = quick_gelu(value) if QUICK else gelu(value)
+    value /= 1.0 + tl.exp2(value * -2.455466749571777)  # -1.702 / ln 2
     tl.store(x + offsets, value.to(x.dtype.element_ty), mask=mask)
 
 
@@ -109,19 +97,18 @@ def layer_norm(x_TC: Tensor, shift_C: Tensor | None, weight_C: Tensor, bias_C: T
     return y_TC
 
 
-def activate(x: Tensor, *, quick: bool) -> Tensor:
-    """Apply GELU, or its sigmoid approximation, in place.
+def activate(x: Tensor) -> Tensor:
+    """Put x * sigmoid(1.702 x) in the place of x.
 
     Args:
         x: contiguous, any shape.
-        quick: the approximation.
 
     Returns:
         `x` itself.
     """
     assert x.is_contiguous()
     size = x.numel()
-    _activation_kernel[(triton.cdiv(size, FLAT_BLOCK),)](x, size, QUICK=quick, BLOCK=FLAT_BLOCK, num_warps=8)
+    _quick_gelu_kernel[(triton.cdiv(size, FLAT_BLOCK),)](x, size, BLOCK=FLAT_BLOCK, num_warps=8)
     return x
 
 

@@ -124,11 +124,12 @@ def test_not_a_number_fails_that_page_alone_and_leaves_nothing_behind(monkeypatc
 
 
 def limit_prefill(monkeypatch, fits):
-    """Prefill finds no memory for batches that do not fit."""
+    """Prefill finds no memory for batches that do not fit: called with the number of prompts and the longest."""
     real = GpuDecoder.prefill
 
     def limited(self, batch, cache):
-        if not fits(batch):
+        positions = batch.positions_T[batch.cells_T >= 0]
+        if not fits(int((positions == 0).sum()), int(positions.max()) + 1):
             raise torch.cuda.OutOfMemoryError("injected")
         return real(self, batch, cache)
 
@@ -154,26 +155,30 @@ def test_without_memory_views_are_encoded_in_smaller_batches(monkeypatch):
     assert {name: r.text for name, r in read(engine).items()} == {name: r.text for name, r in ALONE.items()}
 
 
-def test_a_view_for_which_there_is_no_memory_at_all_fails_its_pages_alone(monkeypatch):
-    engine = engine_of()
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_view_for_which_there_is_no_memory_at_all_fails_its_pages_alone(monkeypatch, batch_size):
+    engine = engine_of(batch_size=batch_size)
     sick = tiny_page(0).global_view_HWC
     limit_encoding(monkeypatch, engine, lambda views: not any(np.array_equal(view, sick) for view in views))
     engine.submit(request_of(0))
-    engine.step()
-    found = read(engine, range(1, 8))
+    events = engine.step() if batch_size > 1 else []
+    for seed in range(1, 8):
+        engine.submit(request_of(seed))
+    found = outcomes(events + drain(engine))
+    assert isinstance(found.pop("page-0"), SequenceFailure)
     assert {name: r.text for name, r in found.items()} == {
         name: r.text for name, r in ALONE.items() if name != "page-0"
     }
 
 
 def test_without_memory_prompts_are_read_in_smaller_batches(monkeypatch):
-    limit_prefill(monkeypatch, lambda batch: len(batch.last_R) <= 1)
+    limit_prefill(monkeypatch, lambda count, _: count <= 1)
     assert {name: r.text for name, r in read(engine_of()).items()} == {name: r.text for name, r in ALONE.items()}
 
 
 def test_a_prompt_for_which_there_is_no_memory_at_all_fails_alone(monkeypatch):
     longest = 7 + 11 + 24
-    limit_prefill(monkeypatch, lambda batch: batch.max_length < longest)
+    limit_prefill(monkeypatch, lambda _, length: length < longest)
     engine = engine_of()
     engine.submit(tiny_request("long", prompt="\n" + "x" * 40))
     found = read(engine)

@@ -3,7 +3,16 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.scheduler import ActivePage, Budget, Decision, Limits, PageCost, company_wait_s, decide
+from service.engine.scheduler import (
+    ENCODED_AHEAD,
+    ActivePage,
+    Budget,
+    Decision,
+    Limits,
+    PageCost,
+    company_wait_s,
+    decide,
+)
 
 limits_st = st.builds(
     Limits,
@@ -11,11 +20,16 @@ limits_st = st.builds(
     kv_tokens=st.integers(50, 400),
     views_per_step=st.integers(1, 5),
     prefill_tokens_per_step=st.integers(1, 300),
+    idle_factor=st.integers(1, 4),
 )
-shapes_st = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 120), st.integers(1, 120)), min_size=1, max_size=20)
+shapes_st = st.lists(
+    st.tuples(st.integers(1, 7), st.integers(1, 120), st.integers(1, 120), st.sampled_from([1, 16])),
+    min_size=1,
+    max_size=20,
+)
 
 
-def pages(shapes: list[tuple[int, int, int]]) -> list[PageCost]:
+def pages(shapes: list[tuple[int, int, int, int]]) -> list[PageCost]:
     return [PageCost(f"s{i}", *shape) for i, shape in enumerate(shapes)]
 
 
@@ -65,14 +79,37 @@ class World:
 @given(shapes_st, limits_st)
 def test_never_over_budget(shapes, limits):
     world = World(pages(shapes), limits)
-    prompts = {c.sequence_id: c.prompt_tokens for c in pages(shapes)}
     for _ in range(60):
-        decision = world.step()
+        world.step()
         assert len(world.active) <= limits.slots
         assert sum(p.cost.kv_tokens for p in world.active) <= limits.kv_tokens
-        assert sum(count for _, count in decision.encode) <= limits.views_per_step
+
+
+@given(shapes_st, limits_st)
+def test_work_between_two_tokens_of_a_running_page_is_bounded(shapes, limits):
+    world = World(pages(shapes), limits)
+    prompts = {c.sequence_id: c.prompt_tokens for c in pages(shapes)}
+    while world.waiting or world.active:
+        is_decoding = any(p.is_decoding for p in world.active)
+        running = {p.cost.sequence_id for p in world.active if p.is_decoding}
+        decision = world.step()
+        factor = 1 if is_decoding else limits.idle_factor
+        assert sum(count for _, count in decision.encode) <= limits.views_per_step * factor
         if len(decision.prefill) > 1:
-            assert sum(prompts[name] for name in decision.prefill) <= limits.prefill_tokens_per_step
+            assert sum(prompts[name] for name in decision.prefill) <= limits.prefill_tokens_per_step * factor
+        # No running page is ever left out.
+        assert running <= set(decision.decode)
+
+
+@given(shapes_st, limits_st)
+def test_encoded_pages_that_wait_for_their_prefill_are_bounded(shapes, limits):
+    world = World(pages(shapes), limits)
+    longest = max(shape[1] for shape in shapes)
+    bound = ENCODED_AHEAD * limits.prefill_tokens_per_step * limits.idle_factor + longest
+    while world.waiting or world.active:
+        world.step()
+        ahead = [p.cost.prompt_tokens for p in world.active if p.views_encoded and not p.is_decoding]
+        assert sum(ahead) < bound
 
 
 @given(shapes_st, limits_st)
@@ -80,6 +117,7 @@ def test_every_page_is_finished_or_refused_in_bounded_steps(shapes, limits):
     costs = pages(shapes)
     world = World(costs, limits)
     bound = sum(c.num_views + c.max_new_tokens + 2 for c in costs)
+    # The first that is not done makes progress in every step, so no page waits longer than all before it need.
     steps = 0
     while world.waiting or world.active:
         world.step()
@@ -144,6 +182,28 @@ def test_prefill_beyond_the_bound_waits_but_one_page_always_goes():
     limits = Limits(slots=4, kv_tokens=1000, prefill_tokens_per_step=5)
     active = [ActivePage(page("a"), views_encoded=1), ActivePage(page("b"), views_encoded=1)]
     assert decide([], active, limits).prefill == ("a",)
+
+
+def test_an_idle_engine_does_more_in_a_step():
+    limits = Limits(slots=9, kv_tokens=1000, views_per_step=2, prefill_tokens_per_step=20, idle_factor=3)
+    waiting = [page(name) for name in "abcdefgh"]
+    assert len(decide(waiting, [], limits).prefill) == 6
+    running = [ActivePage(page("r"), views_encoded=1, is_decoding=True)]
+    assert len(decide(waiting, running, limits).prefill) == 2
+
+
+def test_waiting_pages_behind_the_first_that_must_wait_are_not_looked_at():
+    def endless():
+        yield page("a", new=90)
+        yield page("b")
+        raise AssertionError
+
+    assert decide(endless(), [], Limits(slots=9, kv_tokens=100)).admit == ("a",)
+
+
+def test_a_page_costs_whole_blocks():
+    assert PageCost("a", 1, 60, 5, block_tokens=64).kv_tokens == 128
+    assert PageCost("a", 1, 60, 4, block_tokens=64).kv_tokens == 64
 
 
 def test_an_idle_engine_waits_for_company_only_up_to_the_bound():

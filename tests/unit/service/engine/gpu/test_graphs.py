@@ -17,7 +17,7 @@ def test_rows_are_padded_with_the_scratch_slot_and_cut_off_again():
         return slots_B.unsqueeze(1) * 10
 
     steps = StepGraphs(step, max_rows=12, scratch_slot=12, device=torch.device("cpu"), is_captured=True)
-    steps.warm_up()
+    steps.warm_up(None)
     for slots in ([3], [5, 1, 0], [5, 1, 0], list(range(9)), [5, 1, 0]):
         assert steps.run(slots).flatten().tolist() == [10 * slot for slot in slots]
     padded = [5, 1, 0, 12]

@@ -8,7 +8,7 @@ from service.engine.gpu.memory import BOUNDS, GIB, DecoderShape, MemoryPlan, pla
 from service.errors import EngineError
 
 PUBLIC = DecoderShape(
-    num_layers=12, hidden_size=1280, vocab_size=129_280, expert_width=896, num_chosen=8, value_bytes=2
+    num_layers=12, hidden_size=1280, vocab_size=129_280, dense_width=6848, expert_width=896, num_chosen=8, value_bytes=2
 )
 WEIGHTS = int(6.7e9)
 CONTEXT = GIB // 2
@@ -43,8 +43,9 @@ def test_cards_from_12_to_80_gb_hold_a_useful_cache(card_gib, slots, least_token
 
 
 def test_larger_cards_do_larger_steps():
-    assert plan_of(11.6, slots=16).bounds is BOUNDS[-1]
-    assert plan_of(79.2).bounds is BOUNDS[0]
+    found = [BOUNDS.index(plan_of(card_gib, slots=8).bounds) for card_gib in (9.2, 11.6, 23.5, 79.2)]
+    assert found == sorted(found, reverse=True)
+    assert (found[0], found[-1]) == (len(BOUNDS) - 1, 0)
 
 
 def test_no_more_blocks_than_slots_can_fill():
