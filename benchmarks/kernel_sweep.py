@@ -1,4 +1,4 @@
-"""Which tiles suit each kernel on this card: candidates timed as `kernels.py` times, the best printed; needs CUDA.
+"""Which tiles suit each kernel on this card: candidates timed as `kernel_speed.py` times, the best printed; needs CUDA.
 
 Background: the kernels choose nothing at run time. Their constants are set by hand from what this prints, so that a
 service starts fast and always runs what was measured. Candidates are compiled by several processes first, into
@@ -27,7 +27,7 @@ import torch.multiprocessing as processes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import kernels as bench
+from benchmarks import kernel_speed as bench
 from service.engine.kernels import attention, experts, linear, prefill, sorting
 
 NUM_PROCESSES = 12

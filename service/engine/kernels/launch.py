@@ -51,7 +51,7 @@ def start_early(most_tokens: int) -> None:
 
     Holds for graphs captured from now on. The default was measured: a decode step of 1, 16 and 64 rows took 726, 2152
     and 3183 us without and 690, 2125 and 3126 us with it; 128 and 256 rows 4017 and 5784 us without, 4046 and 5913 us
-    with it (H100 80GB, PyTorch 2.11, Triton 3.6, `benchmarks/kernels.py step`).
+    with it (H100 80GB, PyTorch 2.11, Triton 3.6, `benchmarks/kernel_speed.py step`).
     """
     _early["most_tokens"] = most_tokens
 

@@ -5,10 +5,10 @@ that must be read at 3.0 TB/s, or to its arithmetic at 500 TFLOP/s, whichever ta
 CUDA graph that goes round several copies of weights and caches, more than the card's L2 holds, as a model's layers do.
 `step` is a whole decode step of 12 layers with their own weights.
 
-    python benchmarks/kernels.py                      every kernel
-    python benchmarks/kernels.py step linear          only these
-    python benchmarks/kernels.py --early 0 step       no kernel starts before its predecessor ends
-    python benchmarks/kernels.py --sizes 1,16 mixture
+    python benchmarks/kernel_speed.py                      every kernel
+    python benchmarks/kernel_speed.py step linear          only these
+    python benchmarks/kernel_speed.py --early 0 step       no kernel starts before its predecessor ends
+    python benchmarks/kernel_speed.py --sizes 1,16 mixture
 
 Prints a table, and one JSON object as the last line of its output.
 """
