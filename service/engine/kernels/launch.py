@@ -82,8 +82,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: Any) ->
     Args:
         kernel: Whose constants follow its other arguments.
         grid: Programs.
-        arguments: Tensors of one device, the first no None; numbers; None.
-        named: All constants, and `launch_options`.
+        *arguments: Tensors of one device, the first no None; numbers; None.
+        **named: All constants, and `launch_options`.
     """
     device = arguments[0].device
     if device.type != "cuda":
