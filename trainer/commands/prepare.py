@@ -9,8 +9,9 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -43,6 +44,19 @@ def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     columns.add_argument("--read-column", metavar="NAME", help="the text to draw, if it is another")
     columns.add_argument("--split-column", metavar="NAME", help="names each row's split")
     columns.add_argument("--text-is-file", action="store_true", help="the text's column names a file")
+    drawing = parser.add_argument_group("drawing text on pages")
+    drawing.add_argument("--convert-to-images", action="store_true", help="draw the text; the source needs no images")
+    drawing.add_argument(
+        "--fonts", type=Path, nargs="+", default=[], metavar="DIR", help="folders with fonts; Latin only without"
+    )
+    drawing.add_argument("--font-size", type=_size_range, default=(20, 28), metavar="A-B", help="pixels (20-28)")
+    drawing.add_argument("--page-size", type=_page_size, default=(1024, 1448), metavar="WxH", help="pixels (1024x1448)")
+    drawing.add_argument("--margin", type=_positive, default=64, metavar="N", help="pixels (%(default)s)")
+    drawing.add_argument("--max-pages", type=_positive, default=16, metavar="N", help="of one text (%(default)s)")
+    drawing.add_argument(
+        "--degraded-share", type=float, default=0.0, metavar="P", help="pages spoilt like scans (%(default)s)"
+    )
+    drawing.add_argument("--seed", type=int, default=0, metavar="N", help="of faces, sizes and spoiling (%(default)s)")
     splits = parser.add_argument_group("splits, where the source names none")
     splits.add_argument("--validation-share", type=float, default=0.1, metavar="P", help="(%(default)s)")
     splits.add_argument("--test-share", type=float, default=0.0, metavar="P", help="(%(default)s)")
@@ -83,7 +97,7 @@ def run_prepare(options: argparse.Namespace, _: TrainerSettings) -> str:
     )
     columns = _columns(options, source)
     converter = _converter(options, columns, source)
-    request = _request(options, columns)
+    request = _request(options, columns, converter)
     with _progress() as progress:
         summary = prepare(
             source,
@@ -103,18 +117,39 @@ def _columns(options: argparse.Namespace, source: PageSource) -> Columns:
     wanted = Columns(
         options.image_column, options.text_column, options.read_column, options.split_column, options.text_is_file
     )
-    return wanted.resolved(source.columns)
+    return wanted.resolved(source.columns, needs_image=not options.convert_to_images)
 
 
 def _converter(options: argparse.Namespace, columns: Columns, source: PageSource) -> Converter:
     from trainer.data.preparation.conversion import ReadConverter
 
-    return ReadConverter(columns, source.image_root)
+    if not options.convert_to_images:
+        return ReadConverter(columns, source.image_root)
+    from trainer.data.preparation.drawing import DrawConverter
+    from trainer.data.typesetting.pages import PageStyle
+
+    width, height = options.page_size
+    converter = DrawConverter(
+        columns,
+        tuple(options.fonts),
+        source.image_root,
+        PageStyle(width, height, options.margin, options.font_size),
+        options.degraded_share,
+        options.max_pages,
+        options.seed,
+    )
+    if min(width, height) - 2 * options.margin < 4 * options.font_size[1]:
+        raise DataError(
+            DataCode.OPTIONS_CONFLICT,
+            "the margins leave no room for text",
+            "give a larger --page-size or less --margin",
+        )
+    _ = converter.faces  # missing fonts are known before the first row
+    return converter
 
 
-def _request(options: argparse.Namespace, columns: Columns) -> PrepareRequest:
-    from dataclasses import asdict
-
+def _request(options: argparse.Namespace, columns: Columns, converter: Converter) -> PrepareRequest:
+    from trainer.data.preparation.drawing import DrawConverter
     from trainer.data.preparation.run import PrepareRequest
     from trainer.data.preparation.shards import SetFormat
     from trainer.data.sources.protocol import IMAGES_COLUMN
@@ -131,9 +166,20 @@ def _request(options: argparse.Namespace, columns: Columns) -> PrepareRequest:
         max_broken_share=options.max_broken_share,
         limit=options.limit,
         step_rows=options.rows_per_file,
-        several_images=columns.image == IMAGES_COLUMN,
-        settings={"columns": asdict(columns)},
+        several_images=(
+            converter.several_images if isinstance(converter, DrawConverter) else columns.image == IMAGES_COLUMN
+        ),
+        settings={"columns": asdict(columns), **_drawing_settings(options)},
     )
+
+
+def _drawing_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What stands in the manifest of how pages were drawn; fonts by name, without this machine's folders."""
+    if not options.convert_to_images:
+        return {}
+    names = ("font_size", "page_size", "margin", "max_pages", "degraded_share", "seed")
+    fonts = sorted(path.name for folder in options.fonts for path in folder.rglob("*") if path.is_file())
+    return {"drawing": {**{name: getattr(options, name) for name in names}, "fonts": fonts}}
 
 
 @contextmanager
@@ -147,6 +193,19 @@ def _progress() -> Iterator[Progress]:
             bar.update(done - bar.n)
 
         yield report
+
+
+def _size_range(text: str) -> tuple[int, int]:
+    low, _, high = text.partition("-")
+    sizes = int(low), int(high or low)
+    if not 6 <= sizes[0] <= sizes[1]:
+        raise argparse.ArgumentTypeError(f"{text} is not a range of sizes such as 20-28")
+    return sizes
+
+
+def _page_size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    return _positive(width), _positive(height)
 
 
 def _positive(text: str) -> int:

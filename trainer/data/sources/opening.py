@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,10 @@ from trainer.data.sources.parquet import ParquetSource
 from trainer.data.sources.protocol import PageSource
 from trainer.data.sources.webdataset import WebDatasetSource, is_url
 
+HUB_PREFIX: Final = "hf:"
+_HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+SAVED_NAMES: Final = ("dataset_dict.json", "state.json")
+"""Files that Hugging Face's `save_to_disk` leaves in a folder."""
 _REMEDY: Final = (
     "give a folder, a .csv, .tsv, .jsonl or .parquet file, .tar shards (a path or an http URL), "
     "or a data set of the Hugging Face Hub as OWNER/NAME"
@@ -56,6 +61,12 @@ def open_source(spec: str, options: SourceOptions | None = None) -> PageSource:
         return IndexSource(path, chosen.image_root)
     if path.is_file() and path.suffix == ".parquet":
         return ParquetSource(path, chosen.image_root)
+    if spec.startswith(HUB_PREFIX) or (_HUB_NAME.fullmatch(spec) and not path.exists() and not path.suffix):
+        # Imported where it is needed: it takes a second.
+        from trainer.data.sources.huggingface import open_hub
+
+        name = spec.removeprefix(HUB_PREFIX)
+        return open_hub(name, chosen.config, chosen.revision, streaming=chosen.streaming)
     # Shards may be a pattern of names, so the file itself need not be there.
     if spec.endswith(".tar") and (path.is_file() or "{" in spec or is_url(spec)):
         return WebDatasetSource(spec)
@@ -63,6 +74,10 @@ def open_source(spec: str, options: SourceOptions | None = None) -> PageSource:
 
 
 def _open_folder(folder: Path, options: SourceOptions) -> PageSource:
+    if any((folder / name).is_file() for name in SAVED_NAMES):
+        from trainer.data.sources.huggingface import open_saved
+
+        return open_saved(folder)
     index = find_index(folder)
     if index is not None:
         return IndexSource(index, options.image_root)

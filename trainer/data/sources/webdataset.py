@@ -8,6 +8,7 @@ front to back without a seek, so an HTTP response is read as it arrives. Written
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import re
 import tarfile
@@ -139,7 +140,7 @@ def _members(shard: str) -> Iterator[tuple[str, bytes] | RowError]:
                     yield info.name, _read(archive, info)
                 # The list of past members would grow for as long as the shard is read.
                 archive.members = []  # type: ignore[attr-defined] # documented nowhere, kept since Python 2
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, http.client.HTTPException) as error:
         yield RowError(RowCode.ROW_UNREADABLE, f"the shard breaks off here: {_reason(error)}")
 
 
