@@ -20,7 +20,6 @@ class DataCode(StrEnum):
     COLUMN_MISSING = "column_missing"
     OPTIONS_CONFLICT = "options_conflict"
     TOO_MANY_BROKEN_ROWS = "too_many_broken_rows"
-    SPLIT_MISSING = "split_missing"
     SPLIT_EMPTY = "split_empty"
     FONTS_MISSING = "fonts_missing"
     SHAPING_MISSING = "shaping_missing"

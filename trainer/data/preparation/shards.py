@@ -140,17 +140,17 @@ class ParquetShard:
 
 
 class TarShard:
-    """Members `KEY.png` (or `KEY.0.png`, `KEY.1.png`), `KEY.txt` and `KEY.json`, one sample after another."""
+    """Members `KEY.png` (`KEY.0.png` and on in sets of several images), `KEY.txt` and `KEY.json`, sample by sample."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, *, several_images: bool) -> None:
+        self._several = several_images
         self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by close
 
     def add(self, sample: Sample) -> None:
         """See `Shard`."""
         key = _key(sample)
-        several = len(sample.images) > 1
         for index, image in enumerate(sample.images):
-            self._member(f"{key}.{index}.{image.suffix}" if several else f"{key}.{image.suffix}", image.data)
+            self._member(f"{key}.{index}.{image.suffix}" if self._several else f"{key}.{image.suffix}", image.data)
         self._member(f"{key}.txt", sample.text.encode())
         facts = {
             "name": sample.name,
@@ -185,7 +185,7 @@ class ShardFile:
         self._shard: Shard = (
             ParquetShard(self._file, several_images=several_images)
             if form is SetFormat.PARQUET
-            else TarShard(self._file)
+            else TarShard(self._file, several_images=several_images)
         )
 
     def add(self, sample: Sample) -> None:

@@ -191,10 +191,10 @@ def _fields(members: dict[str, bytes]) -> dict[str, Any]:
     for name in TEXT_MEMBERS:
         if name in members:
             fields[TEXT_COLUMN] = _decoded(members[name])
-    if len(images) > 1:
+    if len(images) > 1 or (images and images[0][0].isdigit()):
         fields[IMAGES_COLUMN] = [members[suffix] for suffix in images]
     elif images:
-        fields[IMAGES_COLUMN if images[0][0].isdigit() else IMAGE_COLUMN] = members[images[0]]
+        fields[IMAGE_COLUMN] = members[images[0]]
     return fields
 
 

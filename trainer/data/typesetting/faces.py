@@ -73,7 +73,7 @@ class FaceSet:
         Raises:
             RowError: no face has one of the characters.
         """
-        wanted = {ord(character) for character in text if not is_invisible(character)}
+        wanted = {ord(character) for character in text if not is_invisible(character)} | {ord(" ")}
         covered = [len(wanted & face.characters) for face in self.faces]
         best = max(covered)
         first = rng.choice([face for face, count in zip(self.faces, covered, strict=True) if count == best])
@@ -175,11 +175,10 @@ def _find_faces(folders: Sequence[Path]) -> list[Face]:
 def _faces_of(file: Path) -> list[Face]:
     """Faces of a file; none of a broken one, and none of one without a table of characters."""
     try:
-        if file.suffix.lower() in {".ttc", ".otc"}:
-            with TTCollection(file, lazy=True) as collection:
-                return [_face(file, index, font) for index, font in enumerate(collection.fonts)]
-        with TTFont(file, lazy=True) as font:
-            return [_face(file, 0, font)]
+        with file.open("rb") as stream:
+            if file.suffix.lower() in {".ttc", ".otc"}:
+                return [_face(file, index, font) for index, font in enumerate(TTCollection(stream, lazy=True).fonts)]
+            return [_face(file, 0, TTFont(stream, lazy=True))]
     except (TTLibError, OSError, KeyError, ValueError, AssertionError):
         return []
 

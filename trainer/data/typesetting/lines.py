@@ -136,17 +136,13 @@ class LineSetter:
         return best if best or line.strip() else low
 
     def _face_numbers(self, text: str) -> list[int]:
-        """Which face draws each character; marks, joiners and spaces stay with what stands before them."""
+        """Which face draws each character; what is no letter stays with what stands before it where it can."""
         numbers: list[int] = []
         for character in text:
             before = numbers[-1] if numbers else 0
-            follows = is_invisible(character) or unicodedata.category(character) in {"Mn", "Me", "Mc"}
-            if follows and (is_invisible(character) or ord(character) in self._faces[before][0].characters):
-                numbers.append(before)
-                continue
-            numbers.append(
-                next((n for n, (face, _) in enumerate(self._faces) if ord(character) in face.characters), before)
-            )
+            able = [number for number, (face, _) in enumerate(self._faces) if ord(character) in face.characters]
+            is_letter = unicodedata.category(character).startswith("L")
+            numbers.append(before if not able or (not is_letter and before in able) else able[0])
         return numbers
 
     def _segment_width(self, segment: Segment) -> float:
