@@ -86,7 +86,7 @@ class FolderSource(UnitSource):
             if suffix in files:
                 fields[TEXT_COLUMN] = _read(files[suffix])
         if IMAGE_COLUMN in files:
-            fields[IMAGE_COLUMN] = str(files[IMAGE_COLUMN])
+            fields[IMAGE_COLUMN] = str(files[IMAGE_COLUMN].relative_to(self._folder))
         split = split_named(name.partition("/")[0]) if "/" in name else None
         return {**({SPLIT_COLUMN: split} if split else {}), **fields}
 

@@ -45,6 +45,7 @@ class LineSetter:
         """
         self._faces = [(face, faces.load(face, size_px)) for face in chosen]
         self._has_shaper = faces.has_shaper
+        self._plain: dict[str, bool] = {}
         metrics = [font.getmetrics() for _, font in self._faces]
         self.ascent = max(above for above, _ in metrics)
         self.descent = max(below for _, below in metrics)
@@ -71,6 +72,9 @@ class LineSetter:
 
     def segments(self, text: str, base: int) -> list[Segment]:
         """Cut a line where face or direction changes, in the order of the paper."""
+        # Most lines need no cut, and every line is measured many times while it is broken.
+        if not base and all(map(self._is_plain, text)):
+            return [Segment(text, self._faces[0][1], is_rtl=False)]
         keys = list(zip(levels(text, base), self._face_numbers(text), strict=True))
         pieces: list[tuple[int, Segment]] = []
         start = 0
@@ -134,6 +138,15 @@ class LineSetter:
         while best > 0 and (pieces[best][0] in _NO_START or pieces[best - 1][0] in _NO_END):
             best -= 1
         return best if best or line.strip() else low
+
+    def _is_plain(self, character: str) -> bool:
+        """Whether the first face draws it and it runs left to right wherever it stands."""
+        known = self._plain.get(character)
+        if known is None:
+            is_drawn = ord(character) in self._faces[0][0].characters
+            known = is_drawn and unicodedata.bidirectional(character) not in {"R", "AL", "AN"}
+            self._plain[character] = known
+        return known
 
     def _face_numbers(self, text: str) -> list[int]:
         """Which face draws each character; what is no letter stays with what stands before it where it can."""
