@@ -186,6 +186,11 @@ def test_parquet_rows_have_the_split_of_their_file(parquet):
     assert [sample.number for sample in samples] == list(range(1, 13))
     chosen = list(read_samples(open_source(str(parquet)), Columns(), Ledger(), split="test"))
     assert [sample.text for sample in chosen] == ["text 9", "text 10", "text 11"]
+    test = open_source(str(parquet), SourceOptions(split="test"))
+    assert test.num_rows == 3
+    assert [row.fields["text"] for row in test.rows()] == ["text 9", "text 10", "text 11"]
+    with pytest.raises(DataError, match="holds no rows"):
+        open_source(str(parquet), SourceOptions(split="validation"))
 
 
 def test_plain_bytes_and_lists_of_images_are_read(tmp_path):

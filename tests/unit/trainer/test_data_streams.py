@@ -59,6 +59,10 @@ def test_members_of_one_key_are_a_row(shards):
     assert ledger.num_broken == 0
     named, _ = samples_of(f"{shards}/pages-{{000..001}}.tar")
     assert len(named) == 8
+    (shards / "pages-000.tar").rename(shards / "test-000.tar")
+    (shards / "pages-001.tar").rename(shards / "train-001.tar")
+    names = names_of(open_source(str(shards), SourceOptions(split="test")))
+    assert {name.split(":")[0] for name in names} == {"pages-002.tar", "test-000.tar"}
 
 
 def test_several_images_and_json_texts_are_read(tmp_path):
@@ -211,6 +215,7 @@ def test_a_saved_data_set_keeps_bytes_and_splits(saved):
     assert [(row.number, row.code) for row in ledger.broken] == [(3, RowCode.IMAGE_MISSING)]
     assert source.fingerprint() == open_source(str(folder)).fingerprint()
     assert [row.number for row in source.rows(start=2)] == [3, 4]
+    assert open_source(str(folder), SourceOptions(split="test")).num_rows == 1
 
 
 def test_a_damaged_saved_data_set_is_refused(saved):

@@ -16,7 +16,7 @@ from datasets.utils.file_utils import xopen
 
 from trainer.data.errors import DataCode, DataError, RowCode
 from trainer.data.sources.protocol import SPLIT_COLUMN, BrokenRow, Row
-from trainer.data.sources.splits import split_named
+from trainer.data.sources.splits import of_split, split_named
 from trainer.data.sources.units import Unit, UnitSource
 
 UNIT_ROWS: Final = 64
@@ -94,11 +94,12 @@ class HuggingFaceSource(UnitSource):
         self._units.append(unit)
 
 
-def open_saved(folder: Path) -> HuggingFaceSource:
+def open_saved(folder: Path, split: str | None = None) -> HuggingFaceSource:
     """Open what `save_to_disk` has written.
 
     Args:
         folder: the folder.
+        split: leave other splits unread.
 
     Returns:
         The source.
@@ -112,16 +113,19 @@ def open_saved(folder: Path) -> HuggingFaceSource:
         raise DataError(
             DataCode.SOURCE_UNREADABLE, f"{folder} cannot be read: {_first_line(error)}", "save it again"
         ) from error
-    return HuggingFaceSource(folder.resolve().name, _by_split(opened))
+    return HuggingFaceSource(folder.resolve().name, _by_split(opened, split))
 
 
-def open_hub(name: str, config: str | None, revision: str | None, *, streaming: bool) -> HuggingFaceSource:
+def open_hub(
+    name: str, config: str | None, revision: str | None, split: str | None = None, *, streaming: bool
+) -> HuggingFaceSource:
     """Open a data set of the Hub, or of any place that `datasets.load_dataset` takes.
 
     Args:
         name: OWNER/NAME, or a folder.
         config: its configuration.
         revision: branch, tag or commit.
+        split: leave other splits unread.
         streaming: read it as it arrives.
 
     Returns:
@@ -138,12 +142,12 @@ def open_hub(name: str, config: str | None, revision: str | None, *, streaming: 
             f"the data set {name} cannot be opened: {_first_line(error)}",
             "check its name, --dataset-config and the connection; for a private one set HF_TOKEN",
         ) from error
-    return HuggingFaceSource(Path(name).name if Path(name).exists() else name, _by_split(opened))
+    return HuggingFaceSource(Path(name).name if Path(name).exists() else name, _by_split(opened, split))
 
 
-def _by_split(opened: Any) -> dict[str, Any]:
+def _by_split(opened: Any, split: str | None) -> dict[str, Any]:
     if isinstance(opened, dict):
-        return dict(opened)
+        return {name: opened[name] for name in of_split(list(opened), split)}
     return {str(opened.split or "all"): opened}
 
 

@@ -32,12 +32,15 @@ class SourceOptions:
         config: configuration of a Hub data set.
         revision: branch, tag or commit of a Hub data set.
         streaming: read a Hub data set as it arrives, without a copy on disk.
+        split: leave files of other splits unread, where files are of one split each; `read_samples` with the same split
+            then sees to sources whose rows say it.
     """
 
     image_root: Path | None = None
     config: str | None = None
     revision: str | None = None
     streaming: bool = False
+    split: str | None = None
 
 
 def open_source(spec: str, options: SourceOptions | None = None) -> PageSource:
@@ -60,16 +63,16 @@ def open_source(spec: str, options: SourceOptions | None = None) -> PageSource:
     if path.is_file() and path.suffix in INDEX_SUFFIXES:
         return IndexSource(path, chosen.image_root)
     if path.is_file() and path.suffix == ".parquet":
-        return ParquetSource(path, chosen.image_root)
+        return ParquetSource(path, chosen.image_root, chosen.split)
     if spec.startswith(HUB_PREFIX) or (_HUB_NAME.fullmatch(spec) and not path.exists() and not path.suffix):
         # Imported where it is needed: it takes a second.
         from trainer.data.sources.huggingface import open_hub
 
         name = spec.removeprefix(HUB_PREFIX)
-        return open_hub(name, chosen.config, chosen.revision, streaming=chosen.streaming)
+        return open_hub(name, chosen.config, chosen.revision, chosen.split, streaming=chosen.streaming)
     # Shards may be a pattern of names, so the file itself need not be there.
     if spec.endswith(".tar") and (path.is_file() or "{" in spec or is_url(spec)):
-        return WebDatasetSource(spec)
+        return WebDatasetSource(spec, chosen.split)
     raise DataError(DataCode.SOURCE_MISSING, f"there is no source {spec!r}", _REMEDY)
 
 
@@ -77,12 +80,12 @@ def _open_folder(folder: Path, options: SourceOptions) -> PageSource:
     if any((folder / name).is_file() for name in SAVED_NAMES):
         from trainer.data.sources.huggingface import open_saved
 
-        return open_saved(folder)
+        return open_saved(folder, options.split)
     index = find_index(folder)
     if index is not None:
         return IndexSource(index, options.image_root)
     if next(folder.rglob("*.parquet"), None) is not None:
-        return ParquetSource(folder, options.image_root)
+        return ParquetSource(folder, options.image_root, options.split)
     if next(folder.rglob("*.tar"), None) is not None:
-        return WebDatasetSource(str(folder))
+        return WebDatasetSource(str(folder), options.split)
     return FolderSource(folder)

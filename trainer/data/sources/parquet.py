@@ -25,12 +25,13 @@ _SPLIT_FILE: Final = re.compile(r"([a-z]+)(?:[-_.]\d.*)?\.parquet", re.IGNORECAS
 class ParquetSource(UnitSource):
     """Row groups of Parquet files in the order of their names."""
 
-    def __init__(self, path: Path, image_root: Path | None = None) -> None:
+    def __init__(self, path: Path, image_root: Path | None = None, split: str | None = None) -> None:
         """Read the files' footers.
 
         Args:
             path: a file, or a folder that is searched for them.
             image_root: folder that paths of images are relative to; that of the files where None.
+            split: pass over files that are named for another one.
 
         Raises:
             DataError: a footer cannot be read, the files' columns differ, or there are no rows.
@@ -38,7 +39,8 @@ class ParquetSource(UnitSource):
         self._root = path if path.is_dir() else path.parent
         self._images = image_root or self._root
         self.name = path.resolve().name
-        self._files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+        files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+        self._files = [file for file in files if split is None or split_of_file(file) in {None, split}]
         self._places: list[tuple[Path, int]] = []
         self._units: list[Unit] = []
         names: list[str] | None = None
@@ -58,7 +60,9 @@ class ParquetSource(UnitSource):
                 self._places.append((file, group))
                 number += count
         if number == 1:
-            raise DataError(DataCode.SOURCE_EMPTY, f"{path} holds no rows", "give a folder with *.parquet files")
+            raise DataError(
+                DataCode.SOURCE_EMPTY, f"{path} holds no rows", "give a folder with *.parquet files, or another split"
+            )
         has_split = any(split_of_file(file) for file in self._files) and SPLIT_COLUMN not in (names or [])
         self.columns = (*(names or []), *([SPLIT_COLUMN] if has_split else []))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -89,6 +90,19 @@ def text_key(text: str) -> bytes | None:
 def image_key(pixels_sha256: str) -> bytes:
     """Key of an image's pixels."""
     return hashlib.sha256(f"image\0{pixels_sha256}".encode()).digest()
+
+
+def of_split(names: Sequence[str], split: str | None) -> list[str]:
+    """Leave out what is named for other splits.
+
+    Args:
+        names: of files or parts.
+        split: the split wanted; None for all.
+
+    Returns:
+        The names of that split and those that name none.
+    """
+    return [name for name in names if split is None or split_named(name) in {None, split}]
 
 
 def split_named(name: str) -> str | None:

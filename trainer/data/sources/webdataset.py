@@ -24,7 +24,7 @@ from typing import IO, Any, Final
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
 from trainer.data.sources.folder import IMAGE_SUFFIXES, parse_object
 from trainer.data.sources.protocol import IMAGE_COLUMN, IMAGES_COLUMN, SPLIT_COLUMN, TEXT_COLUMN, BrokenRow, Row
-from trainer.data.sources.splits import split_named
+from trainer.data.sources.splits import of_split, split_named
 from trainer.data.sources.units import Unit, UnitSource, files_fingerprint
 
 TEXT_MEMBERS: Final = ("txt", "text", "gt.txt")
@@ -41,11 +41,12 @@ class WebDatasetSource(UnitSource):
 
     image_root = None
 
-    def __init__(self, spec: str) -> None:
+    def __init__(self, spec: str, split: str | None = None) -> None:
         """Find the shards.
 
         Args:
             spec: a shard's path or http URL, with `{000..127}` for several; or a folder that holds shards.
+            split: pass over shards that are named for another one.
 
         Raises:
             DataError: there are none.
@@ -57,7 +58,9 @@ class WebDatasetSource(UnitSource):
             raise DataError(
                 DataCode.SOURCE_MISSING, f"there is no shard {missing[0] if missing else spec}", "check the name"
             )
-        self._shards = names
+        self._shards = [name for name in names if of_split([_short(name)], split)]
+        if not self._shards:
+            raise DataError(DataCode.SOURCE_EMPTY, f"{spec} has no shard of {split}", "choose another split")
         self.name = folder.resolve().name if not is_url(spec) else spec.rpartition("/")[2]
 
     @property
@@ -82,7 +85,7 @@ class WebDatasetSource(UnitSource):
     def read_unit(self, unit: Unit) -> Iterator[Row | BrokenRow]:
         """See `UnitSource`; rows are numbered within their shard."""
         shard = self._shards[unit.place]
-        short = shard.rpartition("/")[2]
+        short = _short(shard)
         split = split_named(short.removesuffix(".tar"))
         number = 0
         for key, members in _grouped(_members(shard)):
@@ -106,6 +109,10 @@ class WebDatasetSource(UnitSource):
             if is_url(shard):
                 digest.update(f"{shard}\0{_version(shard)}\n".encode())
         return digest.hexdigest()
+
+
+def _short(shard: str) -> str:
+    return shard.rpartition("/")[2]
 
 
 def is_url(name: str) -> bool:
