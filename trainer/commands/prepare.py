@@ -20,7 +20,8 @@ from trainer.data.errors import DataCode, DataError
 
 if TYPE_CHECKING:
     from trainer.data.preparation.conversion import Converter
-    from trainer.data.preparation.run import PrepareRequest, Progress
+    from trainer.data.preparation.request import PrepareRequest
+    from trainer.data.preparation.run import Progress
     from trainer.data.sources.columns import Columns
     from trainer.data.sources.protocol import PageSource
 
@@ -150,7 +151,7 @@ def _converter(options: argparse.Namespace, columns: Columns, source: PageSource
 
 def _request(options: argparse.Namespace, columns: Columns, converter: Converter) -> PrepareRequest:
     from trainer.data.preparation.drawing import DrawConverter
-    from trainer.data.preparation.run import PrepareRequest
+    from trainer.data.preparation.request import PrepareRequest
     from trainer.data.preparation.shards import SetFormat
     from trainer.data.sources.protocol import IMAGES_COLUMN
     from trainer.data.sources.splits import SplitShares

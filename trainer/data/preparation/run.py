@@ -12,7 +12,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -22,73 +21,16 @@ from trainer.data.preparation.card import write_card
 from trainer.data.preparation.conversion import Converter, Outcome, Sample, convert_rows
 from trainer.data.preparation.manifest import FORMAT_VERSION, MANIFEST_NAME, load_manifest
 from trainer.data.preparation.output import OutputFolder, write_file, writing_to
-from trainer.data.preparation.shards import SetFormat, ShardFile, ShardRecord
+from trainer.data.preparation.request import PrepareRequest, Summary
+from trainer.data.preparation.shards import ShardFile, ShardRecord
 from trainer.data.preparation.tally import Tally
 from trainer.data.sources.ledger import NAMED_ROWS, Ledger
 from trainer.data.sources.protocol import BrokenRow, PageSource
-from trainer.data.sources.splits import VALIDATION, SplitRegister, SplitShares
+from trainer.data.sources.splits import VALIDATION, SplitRegister
 
 BROKEN_NAME: Final = "broken-rows.jsonl"
-STEP_ROWS: Final = 1000
-"""Rows of a step, and so of a file: about 100 MB of scans, and what a kill loses at most."""
 
 Progress = Callable[[int, int | None], None]
-
-
-@dataclass(frozen=True, slots=True)
-class PrepareRequest:
-    """Everything that decides what a set will hold.
-
-    Attributes:
-        out: where the set is to stand.
-        form: how it is stored.
-        shares: what is held out where the source names no splits.
-        max_broken_share: rows that may be left out.
-        limit: most rows that are read.
-        step_rows: rows of a step.
-        several_images: samples may have several images.
-        settings: further settings, as they are to stand in the manifest.
-    """
-
-    out: Path
-    form: SetFormat = SetFormat.PARQUET
-    shares: SplitShares = field(default_factory=SplitShares)
-    max_broken_share: float = 0.01
-    limit: int | None = None
-    step_rows: int = STEP_ROWS
-    several_images: bool = False
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """What stands in the manifest: without the share of broken rows, which may be raised for unfinished work."""
-        return {
-            "format": self.form.value,
-            "shares": asdict(self.shares),
-            "limit": self.limit,
-            "step_rows": self.step_rows,
-            **self.settings,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What a run has left.
-
-    Attributes:
-        out: the set.
-        manifest: its `dataset.json`.
-    """
-
-    out: Path
-    manifest: dict[str, Any]
-
-    def __str__(self) -> str:
-        splits = ", ".join(f"{record['num_samples']} {name}" for name, record in self.manifest["splits"].items())
-        left_out = sum(self.manifest["broken_rows"].values())
-        return (
-            f"{self.out}: {splits}; {left_out} of {self.manifest['num_rows']} rows left out"
-            f", {self.manifest['num_duplicates']} duplicates refused; see {self.out / 'README.md'}"
-        )
 
 
 def prepare(
