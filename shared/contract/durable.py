@@ -36,11 +36,12 @@ def folder_descriptor(path: Path | str, inside: int | None = None) -> int:
 
 @contextmanager
 def closing_descriptor(descriptor: int) -> Iterator[int]:
-    """Close a descriptor at the end of a block."""
+    """Close what was opened for reading at the end of a block; nothing can get lost by that, so it cannot fail."""
     try:
         yield descriptor
     finally:
-        os.close(descriptor)
+        with suppress(OSError):
+            os.close(descriptor)
 
 
 @contextmanager
@@ -55,10 +56,8 @@ def open_file(name: str, inside: int) -> Iterator[tuple[int, os.stat_result]]:
         Its descriptor and what it is; the caller judges whether that is a regular file.
     """
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=inside)
-    try:
+    with closing_descriptor(descriptor):
         yield descriptor, os.fstat(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def chunks_of(descriptor: int, limit_bytes: int) -> Iterator[bytes]:

@@ -141,7 +141,7 @@ def bring_forward(volume: AdapterVolume, reference: AdapterRef) -> int | None:
     for _ in range(MAX_ATTEMPTS):
         listing = volume.listing(reference.name)
         later = (number for number in reversed(listing.versions) if number >= reference.version)
-        newest = next((number for number in later if _is_meant_for_use(volume, reference.name, number)), 0)
+        newest = next((number for number in later if _may_go_ahead(volume, reference, number)), 0)
         if newest <= pointed or listing.current == newest:
             return listing.current
         volume.point(listing, newest)
@@ -271,21 +271,28 @@ def _take_number(
 
 
 def _publication_id(folder: int, version: int) -> str | None:
-    manifest = _manifest_of(folder, version)
+    """Whose version this is; None where that cannot be told."""
+    try:
+        manifest = _manifest_of(folder, version)
+    except OSError:
+        return None
     return manifest.publication_id if manifest else None
 
 
-def _is_meant_for_use(volume: AdapterVolume, name: str, version: int) -> bool:
-    with volume.folder(name) as folder:
+def _may_go_ahead(volume: AdapterVolume, reference: AdapterRef, version: int) -> bool:
+    """Whether a version is the one just published, or its publisher meant it for use as well."""
+    if version == reference.version:
+        return True
+    with volume.folder(reference.name) as folder, reporting(f"looking at {reference.name}@{version}"):
         manifest = _manifest_of(folder, version)
     return manifest is not None and manifest.activate
 
 
 def _manifest_of(folder: int, version: int) -> AdapterManifest | None:
-    """A version's manifest, None where there is none that can be read."""
+    """A version's manifest, None where it is none."""
+    with closing_descriptor(folder_descriptor(str(version), folder)) as inside:
+        data = read_small(MANIFEST_FILE, inside, MAX_MANIFEST_BYTES)
     try:
-        with closing_descriptor(folder_descriptor(str(version), folder)) as inside:
-            data = read_small(MANIFEST_FILE, inside, MAX_MANIFEST_BYTES)
         return parse_manifest(data) if data is not None else None
-    except (OSError, AdapterRefusedError):
+    except AdapterRefusedError:
         return None

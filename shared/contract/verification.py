@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from shared.contract.durable import chunks_of, folder_descriptor, open_file, read_small, write_new
+from shared.contract.durable import chunks_of, closing_descriptor, folder_descriptor, open_file, read_small, write_new
 from shared.contract.identity import AdapterRef
 from shared.contract.lora_content import ContentLimits, LoraContent, check_modules, read_content
 from shared.contract.manifest import MAX_MANIFEST_BYTES, AdapterManifest, FileRecord, parse_manifest
@@ -212,14 +212,11 @@ def _copy(volume: AdapterVolume, reference: AdapterRef, private: Path, policy: S
                 Reason.IDENTITY_MISMATCH, f"the manifest is about {manifest.reference}, the folder is {reference}"
             )
         check_manifest(manifest, policy)
-        target = folder_descriptor(private)
-        try:
+        with closing_descriptor(folder_descriptor(private)) as target:
             for name in CONTENT_FILES:
                 limit = policy.limits.max_weights_bytes if name == WEIGHTS_FILE else MAX_CONFIG_BYTES
                 _copy_file(name, manifest.files[name], source, target, limit)
             write_new(MANIFEST_FILE, iter([data]), target)
-        finally:
-            os.close(target)
     return manifest
 
 
