@@ -96,13 +96,14 @@ def read_small(name: str, inside: int, limit_bytes: int) -> bytes | None:
         return b"".join(chunks_of(descriptor, limit_bytes))
 
 
-def write_new(name: str, chunks: Iterator[bytes], inside: int) -> None:
-    """Write a file that must not exist, down to the disk.
+def write_new(name: str, chunks: Iterator[bytes], inside: int, *, sync: bool = True) -> None:
+    """Write a file that must not exist.
 
     Args:
         name: The entry's plain name.
         chunks: Its bytes.
         inside: Descriptor of its folder.
+        sync: Whether it is on the disk, not just on its way, when this returns.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(name, flags, 0o644, dir_fd=inside)
@@ -111,7 +112,8 @@ def write_new(name: str, chunks: Iterator[bytes], inside: int) -> None:
             view = memoryview(chunk)
             while view:
                 view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
+        if sync:
+            os.fsync(descriptor)
     finally:
         # A network file system may report a full disk no sooner than here, so this error is not swallowed either.
         os.close(descriptor)

@@ -65,8 +65,8 @@ def discard(entry: str, folder: int) -> bool:
 
 
 def _volume_clock_s(folder: int) -> float:
-    name = f"{TRASH_PREFIX}{uuid.uuid4().hex}"
-    write_new(name, iter([b"now"]), folder)
+    name = f".clock-{uuid.uuid4().hex}"
+    write_new(name, iter([b"now"]), folder, sync=False)
     try:
         return os.stat(name, dir_fd=folder).st_mtime
     finally:

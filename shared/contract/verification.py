@@ -216,7 +216,7 @@ def _copy(volume: AdapterVolume, reference: AdapterRef, private: Path, policy: S
             for name in CONTENT_FILES:
                 limit = policy.limits.max_weights_bytes if name == WEIGHTS_FILE else MAX_CONFIG_BYTES
                 _copy_file(name, manifest.files[name], source, target, limit)
-            write_new(MANIFEST_FILE, iter([data]), target)
+            write_new(MANIFEST_FILE, iter([data]), target, sync=False)
     return manifest
 
 
@@ -243,7 +243,8 @@ def _copy_file(name: str, record: FileRecord, source: int, target: int, limit_by
 
     try:
         with open_file(name, source) as (descriptor, status):
-            write_new(name, hashed(checked_chunks(descriptor, status, name, limit_bytes)), target)
+            # Nobody counts on the copy after a crash, so it need not wait for a disk.
+            write_new(name, hashed(checked_chunks(descriptor, status, name, limit_bytes)), target, sync=False)
     except FileNotFoundError as error:
         raise AdapterRefusedError(Reason.FILE_MISSING, name) from error
     except OSError as error:

@@ -110,12 +110,13 @@ class AdapterVolume:
             VolumeError: There is no such adapter, or no volume.
         """
         with self.folder(name) as folder, reporting(f"looking at {name}"):
+            # The pointer first: what it names was there before it, so the list that follows has it.
+            pointer, fault = _read_pointer(folder)
             entries = os.listdir(folder)
             numbers = sorted(filter(None, map(parse_version, entries)))
             withdrawn = _withdrawn(entries)
             left = [number for number in numbers if number not in withdrawn][-MAX_LISTED_VERSIONS:]
             complete = {number for number in left if _is_there(f"{number}/{MANIFEST_FILE}", folder)}
-            pointer, fault = _read_pointer(folder)
         current, former = (pointer.current, pointer.former) if pointer else (None, ())
         return AdapterListing(
             name,
