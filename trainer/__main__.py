@@ -9,15 +9,28 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from shared.contract.refusals import ContractError
 from trainer.commands.evaluate import UsageError, add_evaluate
 from trainer.commands.nano import add_nano
+from trainer.commands.publish import add_publish
 from trainer.config import SettingsError, load_settings
 from trainer.evaluation.card import CardError
 from trainer.evaluation.results import ResultError
 from trainer.evaluation.samples import SampleError
+from trainer.publication import PublicationError
 from trainer.readers.protocol import ReaderError
 
-USERS_ERRORS = (UsageError, SettingsError, SampleError, ReaderError, CardError, ResultError, FileNotFoundError)
+USERS_ERRORS = (
+    UsageError,
+    SettingsError,
+    SampleError,
+    ReaderError,
+    CardError,
+    ResultError,
+    ContractError,
+    PublicationError,
+    FileNotFoundError,
+)
 STATUS_OF_USERS_ERRORS = 2
 
 
@@ -26,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m trainer", description="Train and measure DeepSeek-OCR models.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_evaluate(commands)
+    add_publish(commands)
     add_nano(commands)
     return parser
 

@@ -123,9 +123,19 @@ class Evaluation(_Record):
     adapter: Metrics
 
     @property
-    def is_better(self) -> bool:
-        """Whether the adapter makes fewer errors than the base, by the margin that its publisher stated."""
-        return self.adapter.cer < self.base.cer and self.adapter.cer <= self.base.cer * (1 - self.min_improvement_ratio)
+    def objections(self) -> tuple[str, ...]:
+        """Why the adapter is not better than the base by the margins that its publisher stated; empty where it is."""
+        found = []
+        wanted = self.base.cer * (1 - self.min_improvement_ratio)
+        if self.adapter.cer >= self.base.cer or self.adapter.cer > wanted:
+            found.append(
+                f"CER {self.adapter.cer:.2%} against {self.base.cer:.2%} of the base, wanted is at most {wanted:.2%}"
+            )
+        for tier, before in self.base.tiers.items():
+            loss = self.adapter.tiers[tier].cer - before.cer
+            if loss > self.max_tier_loss:
+                found.append(f"tier {tier!a} loses {100 * loss:.2f} points, allowed are {100 * self.max_tier_loss:.2f}")
+        return tuple(found)
 
     @model_validator(mode="after")
     def _check_tiers(self) -> Self:

@@ -27,7 +27,7 @@ from shared.contract.durable import (
     write_new,
 )
 from shared.contract.identity import MAX_VERSION, AdapterRef, check_name
-from shared.contract.lora_content import ContentLimits, LoraContent, read_content
+from shared.contract.lora_content import ContentLimits, LoraContent, check_modules, read_content
 from shared.contract.manifest import (
     MAX_MANIFEST_BYTES,
     AdapterManifest,
@@ -82,7 +82,7 @@ def publish(
     announcement: Announcement,
     *,
     activate: bool = True,
-    limits: ContentLimits | None = None,
+    policy: ServingPolicy | None = None,
 ) -> Published:
     """Publish a PEFT folder as the next version of an adapter.
 
@@ -91,7 +91,7 @@ def publish(
         source: Holds adapter_config.json and adapter_model.safetensors; what else it holds stays there.
         announcement: What the manifest says beyond the files.
         activate: Whether the version goes into use at once.
-        limits: What is accepted.
+        policy: What the version must pass, best that of the service that will read it.
 
     Returns:
         The version.
@@ -102,16 +102,19 @@ def publish(
             be made again.
     """
     check_name(announcement.name)
-    limits = limits or ContentLimits()
+    policy = policy or ServingPolicy()
     identifier = uuid.uuid4().hex
     partial = PARTIAL_PREFIX + identifier
     with _made_folder(volume, announcement.name) as folder, reporting(f"publishing {announcement.name}"):
         try:
             os.mkdir(partial, dir_fd=folder)
             with closing_descriptor(folder_descriptor(partial, folder)) as inside:
-                content, files = _fill(inside, volume.root / announcement.name / partial, source, announcement, limits)
+                place = volume.root / announcement.name / partial
+                content, files = _fill(inside, place, source, announcement, policy.limits)
                 draft = _draft(announcement, identifier, content, files, activate)
-                check_manifest(draft, ServingPolicy(limits=limits))
+                check_manifest(draft, policy)
+                if policy.module_shapes is not None:
+                    check_modules(content, policy.module_shapes)
                 manifest = _take_number(volume, folder, inside, partial, draft)
         finally:
             # After the rename there is nothing of that name. A killed process leaves it to `sweep`.

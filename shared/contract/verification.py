@@ -106,8 +106,8 @@ def check_manifest(manifest: AdapterManifest, policy: ServingPolicy) -> None:
     if manifest.forced is None:
         if manifest.evaluation is None:
             raise AdapterRefusedError(Reason.NOT_EVALUATED, "the manifest has neither evaluation nor forced")
-        if not manifest.evaluation.is_better:
-            raise AdapterRefusedError(Reason.NOT_BETTER, "the manifest's own figures say so")
+        if manifest.evaluation.objections:
+            raise AdapterRefusedError(Reason.NOT_BETTER, "; ".join(manifest.evaluation.objections[:3]))
     if policy.base_model is not None and manifest.base.model_id != policy.base_model:
         raise AdapterRefusedError(
             Reason.WRONG_BASE_MODEL, f"trained on {manifest.base.model_id!a}, served is {policy.base_model}"

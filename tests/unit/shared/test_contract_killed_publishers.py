@@ -11,7 +11,6 @@ from pathlib import Path
 
 from shared.contract.identity import AdapterRef
 from shared.contract.publication import publish
-from shared.contract.refusals import VolumeError
 from shared.contract.sweeping import sweep
 from shared.contract.verification import ServingPolicy, verify
 from shared.contract.volume import AdapterVolume
@@ -58,12 +57,3 @@ def test_five_hundred_killed_publishers_leave_nothing_half(tmp_path):
         sweep(volume, name, older_than_s=-1.0)
         assert [entry for entry in os.listdir(volume.root / name) if entry.startswith(".")] == []
         assert publish(volume, source, announcement(name)).in_use == len(listing.versions) + 1
-
-
-def test_a_volume_that_goes_away_is_not_an_empty_one(tmp_path):
-    try:
-        AdapterVolume(tmp_path / "gone").discover()
-    except VolumeError as error:
-        assert error.code == "volume_unavailable"
-    else:
-        raise AssertionError("an empty volume was seen")

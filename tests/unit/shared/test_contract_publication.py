@@ -205,9 +205,9 @@ def test_folders_that_are_no_peft_folders_are_refused(volume, source, prepare, r
 
 
 def test_weights_over_the_limit_are_refused_while_they_are_copied(volume, source):
-    limits = ContentLimits(max_weights_bytes=100)
+    policy = ServingPolicy(limits=ContentLimits(max_weights_bytes=100))
     with pytest.raises(AdapterRefusedError) as caught:
-        publish(volume, source, announcement(), limits=limits)
+        publish(volume, source, announcement(), policy=policy)
     assert caught.value.reason is Reason.FILE_TOO_LARGE
 
 
