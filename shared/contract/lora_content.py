@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shared.contract.manifest import LoraRecord
-from shared.contract.peft_config import MAX_CONFIG_BYTES, PeftConfig, matches_target, parse_config
+from shared.contract.peft_config import PeftConfig, matches_target, parse_config
 from shared.contract.refusals import AdapterRefusedError, Reason
 from shared.contract.tensor_file import TensorEntry, is_all_zero, read_header
 
@@ -72,7 +72,7 @@ def read_content(config_path: Path, weights_path: Path, limits: ContentLimits) -
 
     Args:
         config_path: adapter_config.json.
-        weights_path: adapter_model.safetensors. Both are private to this process: nobody else writes them now.
+        weights_path: adapter_model.safetensors. Both are this process's own copies, their sizes already limited.
         limits: What is accepted.
 
     Returns:
@@ -81,11 +81,7 @@ def read_content(config_path: Path, weights_path: Path, limits: ContentLimits) -
     Raises:
         AdapterRefusedError: With the reason; see `peft_config` and `tensor_file` for theirs.
     """
-    with config_path.open("rb") as file:
-        data = file.read(MAX_CONFIG_BYTES + 1)
-    if len(data) > MAX_CONFIG_BYTES:
-        raise AdapterRefusedError(Reason.FILE_TOO_LARGE, f"{config_path.name} has more than {MAX_CONFIG_BYTES} bytes")
-    config = parse_config(data)
+    config = parse_config(config_path.read_bytes())
     if config.rank > limits.max_rank:
         raise AdapterRefusedError(Reason.RANK_TOO_LARGE, f"rank {config.rank}, the limit is {limits.max_rank}")
     with weights_path.open("rb") as weights:

@@ -23,6 +23,7 @@ from shared.contract.manifest import MAX_MANIFEST_BYTES, AdapterManifest, FileRe
 from shared.contract.peft_config import MAX_CONFIG_BYTES
 from shared.contract.refusals import AdapterRefusedError, Reason, reporting
 from shared.contract.volume import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, AdapterVolume
+from shared.contract.withdrawal import withdrawal_reason
 
 CONTENT_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 MAX_ENTRIES = 64
@@ -201,8 +202,9 @@ def checked_chunks(descriptor: int, status: os.stat_result, name: str, limit_byt
 
 
 def _copy(volume: AdapterVolume, reference: AdapterRef, private: Path, policy: ServingPolicy) -> AdapterManifest:
-    if volume.is_withdrawn(reference):
-        raise AdapterRefusedError(Reason.WITHDRAWN, f"{reference} was withdrawn")
+    withdrawn = withdrawal_reason(volume, reference)
+    if withdrawn is not None:
+        raise AdapterRefusedError(Reason.WITHDRAWN, f"{reference} was withdrawn: {withdrawn!a}")
     with volume.version_folder(reference) as source, reporting(f"copying {reference}"):
         check_entries(source, frozenset({MANIFEST_FILE, *CONTENT_FILES}))
         data = _read_manifest(source)

@@ -32,10 +32,10 @@ WITHDRAWN_SUFFIX = ".withdrawn"
 POINTER_PREFIX = ".current-"
 MARK_PREFIX = ".mark-"
 
+MAX_LISTED_VERSIONS = 256
+"""Versions of an adapter that are looked at, beside those that the pointer names: the newest. Bounds a poll's cost."""
 MAX_NAMES = 4096
 """Adapters that a volume is searched for; the first by name."""
-MAX_LISTED_VERSIONS = 256
-"""Complete versions of an adapter that are looked at; the newest. Bounds what a poll costs on a network."""
 
 _NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
@@ -97,11 +97,12 @@ class AdapterVolume:
                     raise
         return listings
 
-    def listing(self, name: str) -> AdapterListing:
+    def listing(self, name: str, besides: int = 0) -> AdapterListing:
         """What lies under one name.
 
         Args:
             name: The adapter.
+            besides: A version to look at in any case, like those that the pointer names, however old it is.
 
         Returns:
             Its versions and its pointer.
@@ -113,20 +114,21 @@ class AdapterVolume:
             # The pointer first: what it names was there before it, so the list that follows has it.
             pointer, fault = _read_pointer(folder)
             entries = os.listdir(folder)
-            numbers = sorted(filter(None, map(parse_version, entries)))
+            named = {pointer.current, *pointer.former} if pointer else set()
+            numbers = {number for number in map(parse_version, entries) if number is not None}
             withdrawn = _withdrawn(entries)
-            left = [number for number in numbers if number not in withdrawn][-MAX_LISTED_VERSIONS:]
-            complete = {number for number in left if _is_there(f"{number}/{MANIFEST_FILE}", folder)}
-        current, former = (pointer.current, pointer.former) if pointer else (None, ())
+            left = sorted(numbers - withdrawn)
+            looked_at = sorted({*left[-MAX_LISTED_VERSIONS:], *(named | {besides}).intersection(left)})
+            complete = {number for number in looked_at if _is_there(f"{number}/{MANIFEST_FILE}", folder)}
         return AdapterListing(
             name,
-            versions=tuple(number for number in left if number in complete),
+            versions=tuple(number for number in looked_at if number in complete),
             withdrawn=tuple(sorted(withdrawn)),
-            incomplete=tuple(number for number in left if number not in complete),
-            current=current,
-            former=former,
+            incomplete=tuple(number for number in looked_at if number not in complete),
+            current=pointer.current if pointer else None,
+            former=pointer.former if pointer else (),
             fault=fault,
-            newest=max([0, *numbers, *withdrawn, *([current] if current else []), *former]),
+            newest=max(numbers | withdrawn | named, default=0),
         )
 
     def resolve(self, reference: str) -> AdapterRef:
@@ -142,7 +144,7 @@ class AdapterVolume:
             VolumeError: No such name or version, nothing in use, a broken pointer, or no volume.
         """
         name, version = parse_reference(reference)
-        listing = self.listing(name)
+        listing = self.listing(name, version or 0)
         if version is not None:
             if version not in listing.versions:
                 raise VolumeError(Fault.UNKNOWN_VERSION, f"{name} has no version {version} that may be served")
@@ -163,7 +165,7 @@ class AdapterVolume:
         Raises:
             VolumeError: There is no such version, or the volume cannot be written.
         """
-        listing = self.listing(reference.name)
+        listing = self.listing(reference.name, reference.version)
         if reference.version not in listing.versions:
             raise VolumeError(Fault.UNKNOWN_VERSION, f"{reference} is not there to be activated")
         self.point(listing, reference.version)
@@ -223,11 +225,6 @@ class AdapterVolume:
             descriptor = _open_child(entry, parent, Fault.UNKNOWN_VERSION)
         with closing_descriptor(descriptor):
             yield descriptor
-
-    def is_withdrawn(self, reference: AdapterRef) -> bool:
-        """Whether a version carries the mark."""
-        with self.folder(reference.name) as folder, reporting(f"looking at {reference}"):
-            return entry_exists(f"{reference.version}{WITHDRAWN_SUFFIX}", folder)
 
     @contextmanager
     def _root(self) -> Iterator[int]:

@@ -6,6 +6,7 @@ nothing of publishing.
 
 from __future__ import annotations
 
+import errno
 import json
 from datetime import UTC, datetime
 
@@ -35,7 +36,7 @@ def withdraw(volume: AdapterVolume, reference: AdapterRef, reason: str) -> int |
     Raises:
         VolumeError: There is no such version, or the volume cannot be written.
     """
-    listing = volume.listing(reference.name)
+    listing = volume.listing(reference.name, reference.version)
     if reference.version not in {*listing.versions, *listing.incomplete, *listing.withdrawn}:
         raise VolumeError(Fault.UNKNOWN_VERSION, f"{reference} is not there to be withdrawn")
     mark = {"format": 1, "created": utc(datetime.now(UTC)).isoformat(), "reason": reason[:MAX_REASON_CHARS]}
@@ -91,6 +92,10 @@ def withdrawal_reason(volume: AdapterVolume, reference: AdapterRef) -> str | Non
             data = read_small(f"{reference.version}{WITHDRAWN_SUFFIX}", folder, MAX_MARK_BYTES)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            data = None  # a link marks as well, and is not followed
     try:
         reason = parse_object(data or b"", Reason.MANIFEST_NOT_JSON).get("reason")
     except AdapterRefusedError:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shared.contract import verification
 from shared.contract.identity import AdapterRef
 from shared.contract.lora_content import ContentLimits
 from shared.contract.publication import publish
@@ -284,6 +285,69 @@ HOSTILE = {
         ),
         Reason.WRONG_SHAPE,
     ),
+    "types are mixed": (
+        lambda folder: put_header(
+            folder,
+            lambda header: (
+                header[f"{Q}.lora_A.weight"].update(dtype="BF16", shape=[8, 8])
+                or header[f"{Q}.lora_B.weight"].update(dtype="F32")
+            ),
+        ),
+        Reason.WRONG_DTYPE,
+    ),
+    "a tensor with a further field": (
+        lambda folder: put_header(folder, lambda header: header[f"{Q}.lora_A.weight"].update(code="x")),
+        Reason.HEADER_INVALID,
+    ),
+    "a tensor without an end": (
+        lambda folder: put_header(folder, lambda header: header[f"{Q}.lora_A.weight"].update(data_offsets=[0])),
+        Reason.OFFSETS_INVALID,
+    ),
+    "a tensor of more bytes than its shape": (
+        lambda folder: put_header(folder, lambda header: header[f"{Q}.lora_A.weight"].update(shape=[4, 4])),
+        Reason.OFFSETS_INVALID,
+    ),
+    "a tensor of truths": (
+        lambda folder: put_header(folder, lambda header: header[f"{Q}.lora_A.weight"].update(shape=[True, 32])),
+        Reason.WRONG_SHAPE,
+    ),
+    "a tensor for a module that is no target": (
+        lambda folder: put_config(folder, target_modules=["v_proj"]),
+        Reason.CONFIG_CONFLICT,
+    ),
+    "alpha of zero": (lambda folder: put_config(folder, lora_alpha=0), Reason.CONFIG_INVALID),
+    "a base that is a number": (
+        lambda folder: put_config(folder, base_model_name_or_path=7),
+        Reason.CONFIG_INVALID,
+    ),
+    "a config of a megabyte": (
+        lambda folder: put(folder, CONFIG_FILE, b" " * 1024 * 1024),
+        Reason.FILE_TOO_LARGE,
+    ),
+    "longer than the manifest says": (
+        lambda folder: (folder / CONFIG_FILE).write_bytes((folder / CONFIG_FILE).read_bytes() + b" "),
+        Reason.SIZE_MISMATCH,
+    ),
+    "the manifest is a folder": (
+        lambda folder: (folder / MANIFEST_FILE).unlink() or (folder / MANIFEST_FILE).mkdir(),
+        Reason.NOT_A_REGULAR_FILE,
+    ),
+    "the manifest names a pickle": (
+        lambda folder: edit_manifest(folder, **{"files__x.pt": {"sha256": "0" * 64, "size_bytes": 1}}),
+        Reason.PICKLE,
+    ),
+    "the manifest names a further file": (
+        lambda folder: edit_manifest(folder, **{"files__x.txt": {"sha256": "0" * 64, "size_bytes": 1}}),
+        Reason.UNEXPECTED_FILE,
+    ),
+    "the manifest leaves the weights out": (
+        lambda folder: edit_manifest(folder, files={CONFIG_FILE: {"sha256": "0" * 64, "size_bytes": 1}}),
+        Reason.FILE_MISSING,
+    ),
+    "weights with too many bytes that the manifest plays down": (
+        lambda folder: (folder / WEIGHTS_FILE).write_bytes(bytes(30_000)),
+        Reason.FILE_TOO_LARGE,
+    ),
     "NaN": (lambda folder: put_tensors(folder, set_value(f"{Q}.lora_B.weight", np.nan)), Reason.NOT_FINITE),
     "infinity": (lambda folder: put_tensors(folder, set_value(f"{Q}.lora_A.weight", -np.inf)), Reason.NOT_FINITE),
     "zeroed before it was hashed": (
@@ -345,6 +409,27 @@ def test_every_float_type_is_searched_for_values_that_are_none(volume, tmp_path,
     verify(volume, REFERENCE, tmp_path / "good", POLICY)
     put_tensors(folder, set_value(f"{Q}.lora_A.weight", value), dtype)
     assert refusal(volume, tmp_path).reason is Reason.NOT_FINITE
+
+
+@pytest.mark.parametrize(
+    ("name", "swap", "reason"),
+    [
+        (WEIGHTS_FILE, "link", Reason.SYMLINK),
+        (WEIGHTS_FILE, "pipe", Reason.NOT_A_REGULAR_FILE),
+        (MANIFEST_FILE, "pipe", Reason.NOT_A_REGULAR_FILE),
+    ],
+)
+def test_an_entry_that_is_swapped_after_it_was_looked_at_is_refused(volume, tmp_path, monkeypatch, name, swap, reason):
+    place = volume.root / "invoices" / "1" / name
+    look = verification.check_entries
+
+    def look_and_swap(*arguments):
+        look(*arguments)
+        place.unlink()
+        place.symlink_to("/etc/hostname") if swap == "link" else os.mkfifo(place)
+
+    monkeypatch.setattr(verification, "check_entries", look_and_swap)
+    assert refusal(volume, tmp_path).reason is reason
 
 
 def test_a_withdrawn_version_is_refused(volume, tmp_path):

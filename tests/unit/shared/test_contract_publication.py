@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -216,6 +217,57 @@ def test_a_missing_volume_is_not_made(tmp_path, source):
         publish(AdapterVolume(tmp_path / "not-mounted"), source, announcement())
     assert caught.value.fault is Fault.VOLUME_UNAVAILABLE
     assert not (tmp_path / "not-mounted").exists()
+
+
+def test_a_trainer_that_knows_only_the_document_can_publish(volume, source, tmp_path):
+    folder = volume.root / "invoices" / ".partial-by-hand"
+    folder.mkdir(parents=True)
+    config = json.loads((source / "adapter_config.json").read_text()) | {"base_model_name_or_path": "nano"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    shutil.copy(source / "adapter_model.safetensors", folder)
+    files = {
+        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size_bytes": path.stat().st_size}
+        for path in folder.iterdir()
+    }
+    manifest = {
+        "format": "1.0",
+        "name": "invoices",
+        "version": 1,
+        "publication_id": "0123456789abcdef" * 2,
+        "created": "2026-11-22T12:00:00+01:00",
+        "activate": True,
+        "base": {"model_id": "nano", "revision": "ab" * 32},
+        "lora": {"rank": 4, "alpha": 8, "dtype": "F32", "targets": ["q_proj", "v_proj"], "num_tensors": 4},
+        "files": files,
+        "code": {"program": "another trainer", "version": "0", "commit": "unknown"},
+        "forced": "it has no evaluation",
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    folder.rename(folder.with_name("1"))
+    (volume.root / "invoices" / "current").write_text("1")
+    reference = volume.resolve("invoices")
+    assert verify(volume, reference, tmp_path / "private", ServingPolicy()).manifest.lora.rank == 4
+    assert publish(volume, source, announcement()).in_use == 2
+    assert (volume.root / "invoices" / "current").read_text() == "2\n1\n"
+
+
+def test_numbers_that_ran_out_are_said(volume, source):
+    (volume.root / "invoices" / "999999999").mkdir(parents=True)
+    with pytest.raises(VolumeError) as caught:
+        publish(volume, source, announcement())
+    assert caught.value.fault is Fault.CONTENDED
+
+
+def test_a_publisher_that_never_gets_a_number_gives_up(volume, source, monkeypatch):
+    def taken(*_, **__):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(publication, "MAX_ATTEMPTS", 3)
+    monkeypatch.setattr(os, "rename", taken)
+    with pytest.raises(VolumeError) as caught:
+        publish(volume, source, announcement())
+    assert caught.value.fault is Fault.CONTENDED
+    assert volume.listing("invoices").versions == ()
 
 
 class Death(BaseException):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.contract.durable import sync_folder
@@ -99,8 +102,14 @@ def test_a_flood_of_versions_costs_a_bounded_look(volume):
         (volume.root / "invoices" / str(version)).mkdir()
         (volume.root / "invoices" / str(version) / "manifest.json").touch()
     listing = volume.listing("invoices")
-    assert len(listing.versions) == 256
+    assert len(listing.versions) == 256 + 2
     assert listing.versions[-1] == listing.newest == 299
+    # What is in use, was in use or is asked for is found, however old.
+    assert volume.resolve("invoices") == AdapterRef("invoices", 2)
+    assert volume.resolve("invoices@3") == AdapterRef("invoices", 3)
+    assert withdraw(volume, AdapterRef("invoices", 2), "old") == 1
+    volume.activate(AdapterRef("invoices", 7))
+    assert volume.resolve("invoices") == AdapterRef("invoices", 7)
 
 
 def test_a_missing_volume_is_not_an_empty_one(tmp_path):
@@ -202,7 +211,11 @@ def test_withdrawing_everything_leaves_nothing_in_use(volume):
 
 
 def test_a_withdrawal_cut_short_after_its_mark_is_whole_all_the_same(volume):
-    (volume.root / "invoices" / "2.withdrawn").write_text("not even JSON")
+    mark = volume.root / "invoices" / "2.withdrawn"
+    mark.symlink_to("/etc/hostname")
+    assert withdrawal_reason(volume, AdapterRef("invoices", 2)) == ""
+    mark.unlink()
+    mark.write_text("not even JSON")
     assert volume.resolve("invoices") == AdapterRef("invoices", 1)
     assert withdrawal_reason(volume, AdapterRef("invoices", 2)) == ""
 
@@ -220,6 +233,47 @@ def test_a_version_that_was_never_in_use_is_not_fallen_back_to(volume):
     assert fault_of(roll_back, volume, "invoices", "worse") is Fault.NO_CURRENT
     withdraw(volume, AdapterRef("invoices", 3), "worse")
     assert served_version(volume.listing("invoices")) is None
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["publish", "activate", "withdraw", "roll back", "tear"]), st.integers(1, 6)), max_size=14
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(STEPS)
+def test_whatever_is_done_only_whole_versions_that_stand_are_served(steps):
+    with tempfile.TemporaryDirectory() as root:
+        volume = AdapterVolume(Path(root))
+        place = Path(root) / "a"
+        place.mkdir()
+        was_in_use = set()
+        taken = 0
+        for step, version in steps:
+            before = volume.listing("a")
+            reference = AdapterRef("a", version)
+            with suppress(VolumeError):
+                if step == "publish":
+                    assert before.newest + 1 > taken
+                    taken = before.newest + 1
+                    (place / str(taken)).mkdir()
+                    (place / str(taken) / "manifest.json").touch()
+                elif step == "activate":
+                    volume.activate(reference)
+                elif step == "withdraw":
+                    withdraw(volume, reference, "x")
+                elif step == "roll back":
+                    roll_back(volume, "a", "x")
+                else:
+                    (place / str(version) / "manifest.json").unlink(missing_ok=True)
+            listing = volume.listing("a")
+            served = served_version(listing)
+            if step == "activate" and version in before.versions:
+                was_in_use.add(version)
+                assert served == version
+            assert served is None or (served in listing.versions and served in was_in_use)
+            assert not set(listing.withdrawn) & set(listing.versions)
+            assert listing.newest >= before.newest
 
 
 def test_reading_writes_nothing(volume, monkeypatch):

@@ -6,13 +6,16 @@ import dataclasses
 import hashlib
 import json
 
+import numpy as np
 import pytest
 
 from shared.contract.identity import weights_revision
 from shared.contract.manifest import parse_manifest
 from shared.contract.volume import AdapterVolume
+from shared.deepseek_ocr.checkpoint import save_checkpoint
 from tests.support.adapters import lora_tensors, safetensors_bytes, write_peft
 from tests.support.evaluation import tier_score
+from tests.support.tiny_model import tiny_model
 from trainer.__main__ import main
 from trainer.evaluation.results import EvaluationResult, ReaderResult, SetRecord, to_json
 
@@ -34,8 +37,6 @@ def record(cer=0.5, tiers=None, sha256="ab" * 32, **details) -> EvaluationResult
 @pytest.fixture
 def base(tmp_path):
     """A checkpoint as far as publishing looks at one."""
-    import numpy as np
-
     folder = tmp_path / "tiny"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "deepseek_vl_v2"}))
@@ -216,6 +217,13 @@ def test_mistakes_are_one_line_that_says_what_to_do(publish, capsys, words, opti
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("words", [["--min-improvement", "5"], ["--max-rank", "0"], ["--from", "x"]])
+def test_flags_out_of_their_range_are_usage(publish, words):
+    with pytest.raises(SystemExit) as left:
+        publish(*words)
+    assert left.value.code == 2
+
+
 def test_an_import_needs_its_base_model(tmp_path, capsys):
     assert main(["publish", "--from", "x", "--volume", str(tmp_path), "--name", "a"]) == 2
     assert "--base" in capsys.readouterr().err
@@ -256,9 +264,17 @@ def test_what_killed_publishers_left_is_swept(tmp_path, publish):
     assert not (tmp_path / "volume" / "invoices" / ".trash-left").exists()
 
 
-def test_what_is_published_loads_in_peft(tmp_path, publish):
-    from peft import PeftConfig
+def test_what_peft_saved_is_published_and_loads_in_peft(tmp_path, publish):
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
 
-    publish()
-    config = PeftConfig.from_pretrained(str(tmp_path / "volume" / "invoices" / "1"))
-    assert (config.r, config.lora_alpha, set(config.target_modules)) == (4, 8, {"q_proj", "v_proj"})
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=["q_proj", "o_proj"], init_lora_weights=False)
+    trained = get_peft_model(tiny_model(), config)
+    trained.save_pretrained(str(tmp_path / "saved"))
+    save_checkpoint(tiny_model(), tmp_path / "base")
+    assert publish("--base", str(tmp_path / "base"), adapter=tmp_path / "saved") == 0
+    loaded = PeftModel.from_pretrained(tiny_model(), str(tmp_path / "volume" / "invoices" / "1"))
+    weights = {name: tensor for name, tensor in trained.state_dict().items() if "lora_" in name}
+    assert len(weights) == manifest(tmp_path).lora.num_tensors
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in weights.items())
