@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -20,7 +19,7 @@ from shared.contract.identity import weights_revision
 from shared.contract.manifest import BaseIdentity, CodeVersion, EvaluatedSet, Evaluation, Metrics, TierMetrics
 from shared.contract.refusals import AdapterRefusedError, Reason
 from shared.contract.volume import WEIGHTS_FILE
-from trainer.evaluation.provenance import UNKNOWN, source_commit
+from trainer.evaluation.provenance import package_version, source_commit
 from trainer.evaluation.results import NORMALISATION, EvaluationResult, ReaderResult
 
 DISTRIBUTION = "deepsynth-ocr"
@@ -192,11 +191,7 @@ def code_version(program: str) -> CodeVersion:
     Returns:
         With version and commit.
     """
-    try:
-        number = version(DISTRIBUTION)
-    except PackageNotFoundError:
-        number = UNKNOWN
-    return CodeVersion(program=program, version=number, commit=source_commit())
+    return CodeVersion(program=program, version=package_version(DISTRIBUTION), commit=source_commit())
 
 
 def _identity(name: str, revision: str | None) -> BaseIdentity:

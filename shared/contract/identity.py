@@ -76,7 +76,7 @@ def weights_revision(folder: Path) -> str | None:
     """Fingerprint of a checkpoint's weights: the revision that manifests name for a base model kept in a folder.
 
     Args:
-        folder: Holds one or more files `*.safetensors`.
+        folder: Holds one or more files `*.safetensors`; need not be there.
 
     Returns:
         SHA-256 over the bytes of these files in the order of their names; None where there are none.

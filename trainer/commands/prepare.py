@@ -123,9 +123,10 @@ def _columns(options: argparse.Namespace, source: PageSource) -> Columns:
 
 def _converter(options: argparse.Namespace, columns: Columns, source: PageSource) -> Converter:
     from trainer.data.preparation.conversion import ReadConverter
+    from trainer.data.sources.columns import holds_lists
 
     if not options.convert_to_images:
-        return ReadConverter(columns, source.image_root)
+        return ReadConverter(columns, source.image_root, holds_lists(source, columns))
     from trainer.data.preparation.drawing import DrawConverter
     from trainer.data.typesetting.pages import PageStyle
 
@@ -150,10 +151,8 @@ def _converter(options: argparse.Namespace, columns: Columns, source: PageSource
 
 
 def _request(options: argparse.Namespace, columns: Columns, converter: Converter) -> PrepareRequest:
-    from trainer.data.preparation.drawing import DrawConverter
     from trainer.data.preparation.request import PrepareRequest
     from trainer.data.preparation.shards import SetFormat
-    from trainer.data.sources.protocol import IMAGES_COLUMN
     from trainer.data.sources.splits import SplitShares
 
     try:
@@ -167,9 +166,7 @@ def _request(options: argparse.Namespace, columns: Columns, converter: Converter
         max_broken_share=options.max_broken_share,
         limit=options.limit,
         step_rows=options.rows_per_file,
-        several_images=(
-            converter.several_images if isinstance(converter, DrawConverter) else columns.image == IMAGES_COLUMN
-        ),
+        several_images=converter.several_images,
         settings={"columns": asdict(columns), **_drawing_settings(options)},
     )
 
@@ -178,8 +175,11 @@ def _drawing_settings(options: argparse.Namespace) -> dict[str, Any]:
     """What stands in the manifest of how pages were drawn; fonts by name, without this machine's folders."""
     if not options.convert_to_images:
         return {}
+    from trainer.data.typesetting.faces import SUFFIXES
+
     names = ("font_size", "page_size", "margin", "max_pages", "degraded_share", "seed")
-    fonts = sorted(path.name for folder in options.fonts for path in folder.rglob("*") if path.is_file())
+    files = (path for folder in options.fonts for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    fonts = sorted(path.name for path in files)
     return {"drawing": {**{name: getattr(options, name) for name in names}, "fonts": fonts}}
 
 

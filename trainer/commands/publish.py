@@ -19,6 +19,7 @@ from shared.contract.verification import ServingPolicy
 from shared.contract.volume import AdapterVolume
 from trainer.commands.evaluate import DEFAULT_MODEL, UsageError
 from trainer.config import TrainerSettings
+from trainer.data.preparation.manifest import training_part
 from trainer.evaluation.results import load_result
 from trainer.publication import (
     MAX_TIER_LOSS,
@@ -42,7 +43,8 @@ def add_publish(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     source.add_argument("--from", dest="imported", type=Path, metavar="DIR", help="PEFT folder made elsewhere")
     what.add_argument("--base", metavar="MODEL", help=f"base model: folder or repository ({DEFAULT_MODEL})")
     what.add_argument("--base-revision", metavar="HEX", help="commit of the repository; else the weights' SHA-256")
-    what.add_argument("--data-sha256", metavar="HEX", help="fingerprint of the training data")
+    what.add_argument("--data", type=Path, metavar="DIR", help="the prepared set that it was trained on")
+    what.add_argument("--data-sha256", metavar="HEX", help="fingerprint of other training data")
     what.add_argument("--data-samples", type=_count, metavar="N", help="how many samples it had")
     what.add_argument("--max-rank", type=_count, default=ContentLimits().max_rank, metavar="N", help="(%(default)s)")
     proof = parser.add_argument_group("proof")
@@ -81,6 +83,7 @@ def run_publish(options: argparse.Namespace, _: TrainerSettings) -> str:
 
     Raises:
         UsageError: Flags that make no sense together.
+        DataError: What `--data` names is no prepared set.
         PublicationError: Records that do not belong together.
         AdapterRefusedError: The adapter may not be published.
         VolumeError: The volume failed.
@@ -122,6 +125,8 @@ def _check_flags(options: argparse.Namespace) -> None:
         raise UsageError("give --evaluation and --base-evaluation together")
     if (options.data_sha256 is None) != (options.data_samples is None):
         raise UsageError("give --data-sha256 and --data-samples together")
+    if options.data is not None and options.data_sha256 is not None:
+        raise UsageError("give --data, or --data-sha256 and --data-samples")
     if options.imported is not None and options.base is None:
         raise UsageError("an adapter made elsewhere needs --base: the model that it was trained on")
     if options.force is not None and not options.force.strip():
@@ -129,6 +134,9 @@ def _check_flags(options: argparse.Namespace) -> None:
 
 
 def _training_data(options: argparse.Namespace) -> TrainingData | None:
+    if options.data is not None:
+        part = training_part(options.data)
+        return TrainingData(sha256=part.fingerprint, samples=part.num_samples)
     if options.data_sha256 is None:
         return None
     try:

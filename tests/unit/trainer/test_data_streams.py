@@ -164,7 +164,7 @@ def served(shards, monkeypatch):
     monkeypatch.setattr(webdataset, "HTTP_PAUSE_S", 0.01)
     handler = functools.partial(Handler, directory=str(shards))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()

@@ -20,7 +20,7 @@ from PIL import Image
 from tests.support.page_sources import LONG, drawn, encoded, write_pages
 from trainer.__main__ import main
 from trainer.data.errors import DataCode, DataError
-from trainer.data.preparation.manifest import load_manifest, verify_set
+from trainer.data.preparation.manifest import TrainingPart, load_manifest, training_part, verify_set
 from trainer.data.preparation.output import OutputFolder
 from trainer.data.sources.columns import Columns
 from trainer.data.sources.ledger import Ledger
@@ -109,6 +109,36 @@ def test_broken_rows_end_a_run_only_past_the_stated_share_and_nothing_is_lost(tm
     (row,) = map(json.loads, (out / "broken-rows.jsonl").read_text().splitlines())
     assert (row["number"], row["name"], row["code"]) == (4, "p03.png", "image_format")
     assert "| image_format | 1 |" in (out / "README.md").read_text()
+
+
+def test_rows_of_many_shards_are_numbered_through_so_that_none_hides_another(tmp_path, capsys):
+    for number in range(3):
+        prepared = write_pages(tmp_path / f"pages-{number}", 1, f"{LONG} {number}")
+        words = (prepared, "--format", "webdataset", "--validation-share", 0, "--out", tmp_path / f"set-{number}")
+        assert prepare(capsys, *words)[0] == 0
+        (tmp_path / "shards").mkdir(exist_ok=True)
+        shutil.copy(tmp_path / f"set-{number}" / "data" / "train-00000.tar", tmp_path / "shards" / f"{number}.tar")
+    words = (tmp_path / "shards", "--format", "webdataset", "--rows-per-file", 2, "--validation-share", 0)
+    assert prepare(capsys, *words, "--out", tmp_path / "set")[0] == 0
+    assert [sample.text for sample in samples_of(tmp_path / "set")] == [f"{LONG} {number} 0" for number in range(3)]
+    (tmp_path / "shards" / "1.tar").write_bytes(b"no tar at all")
+    status, _, errors = prepare(capsys, *words, "--out", tmp_path / "other")
+    assert (status, "row 2 (1.tar:start)" in errors) == (2, True)
+
+
+@pytest.mark.parametrize("form", ["parquet", "webdataset"])
+def test_lists_of_images_are_kept_whole_whatever_their_column_is_called(tmp_path, pages, capsys, form):
+    rows = [{"scans": [f"p{first:02d}.png", f"p{first + 1:02d}.png"], "text": f"{LONG} {first}"} for first in (0, 2)]
+    (pages / "index.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ("--image-column", "scans", "--format", form, "--validation-share", 0)
+    assert prepare(capsys, pages, *words, "--out", tmp_path / "set")[0] == 0
+    found = [[image.data for image in sample.images] for sample in samples_of(tmp_path / "set")]
+    assert found == [[(pages / name).read_bytes() for name in row["scans"]] for row in rows]
+
+    rows[0]["scans"] = "p00.png"
+    (pages / "index.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    status, _, errors = prepare(capsys, pages, *words, "--out", tmp_path / "mixed")
+    assert (status, "row 2" in errors, "[image_several]" in errors) == (2, True, True)
 
 
 def test_mended_rows_begin_anew_unasked(tmp_path, pages, capsys):
@@ -351,6 +381,17 @@ def test_a_changed_file_of_a_set_is_found(tmp_path, pages, capsys):
         verify_set(out)
     with pytest.raises(DataError, match=r"dataset\.json"):
         load_manifest(tmp_path)
+
+
+def test_a_set_says_what_there_was_to_train_on(tmp_path, pages, capsys):
+    out = tmp_path / "set"
+    assert prepare(capsys, pages, "--out", out)[0] == 0
+    manifest = load_manifest(out)
+    assert training_part(out) == TrainingPart(manifest["fingerprint"], manifest["splits"]["train"]["num_samples"])
+    del manifest["splits"]["train"]
+    (out / "dataset.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="no split train"):
+        training_part(out)
 
 
 def test_parquet_files_say_to_hugging_face_what_an_image_is(tmp_path, pages, capsys):

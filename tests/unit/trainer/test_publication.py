@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from shared.contract.identity import weights_revision
-from shared.contract.manifest import parse_manifest
+from shared.contract.manifest import TrainingData, parse_manifest
 from shared.contract.volume import AdapterVolume
 from shared.deepseek_ocr.checkpoint import save_checkpoint
 from tests.support.adapters import lora_tensors, safetensors_bytes, write_peft
 from tests.support.evaluation import tier_score
+from tests.support.page_sources import write_pages
 from tests.support.tiny_model import tiny_model
 from trainer.__main__ import main
+from trainer.data.preparation.manifest import training_part
 from trainer.evaluation.results import EvaluationResult, ReaderResult, SetRecord, to_json
 
 MODULES = {"model.layers.0.self_attn.q_proj": (12, 8), "model.layers.0.self_attn.v_proj": (6, 8)}
@@ -86,6 +88,18 @@ def test_a_better_adapter_is_published_and_in_use(tmp_path, base, publish, capsy
     assert published.forced is None
     for file in (tmp_path / "volume" / "invoices" / "1").iterdir():
         assert str(tmp_path).encode() not in file.read_bytes()
+
+
+def test_the_set_that_it_was_trained_on_is_named_by_its_folder(tmp_path, publish, capsys):
+    prepared = tmp_path / "sets" / "mine"
+    words = ["--validation-share", "0.3", "--out", str(prepared)]
+    assert main(["prepare", str(write_pages(tmp_path / "pages", 12)), *words]) == 0
+    assert publish("--data", str(prepared)) == 0
+    part = training_part(prepared)
+    assert manifest(tmp_path).training_data == TrainingData(sha256=part.fingerprint, samples=part.num_samples)
+    capsys.readouterr()
+    assert publish("--data", str(tmp_path / "none")) == 2
+    assert "[set_corrupt]" in capsys.readouterr().err
 
 
 def test_no_activate_leaves_the_version_in_use(tmp_path, publish, capsys):
@@ -201,6 +215,7 @@ def test_records_of_different_readings_cannot_be_compared(publish, capsys, befor
         (["--name", "In voices"], {}, "invalid_name"),
         (["--force", " "], {}, "needs a reason"),
         (["--data-sha256", "ab" * 32], {}, "--data-samples"),
+        (["--data", "set", "--data-sha256", "ab" * 32, "--data-samples", "3"], {}, "--data, or"),
         (["--data-sha256", "xy", "--data-samples", "3"], {}, "64 hex digits"),
         (["--evaluation", "after.json"], {"records": False}, "together"),
         ([], {"records": False}, "not_evaluated"),

@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Final, Protocol
 
-from trainer.data.errors import RowError
+from trainer.data.errors import RowCode, RowError
 from trainer.data.sources.columns import Columns, images_of, split_of, text_of
 from trainer.data.sources.images import PageImage
 from trainer.data.sources.protocol import BrokenRow, Row
@@ -58,6 +58,10 @@ class Sample:
 class Converter(Protocol):
     """Makes samples of rows."""
 
+    @property
+    def several_images(self) -> bool:
+        """Whether a sample may have several images."""
+
     def convert(self, row: Row) -> list[Sample]:
         """Make the samples of a row.
 
@@ -79,16 +83,21 @@ class ReadConverter:
     Attributes:
         columns: settled names.
         image_root: folder that paths may not leave.
+        several_images: rows may hold lists of images.
     """
 
     columns: Columns
     image_root: Path | None
+    several_images: bool = False
 
     def convert(self, row: Row) -> list[Sample]:
         """See `Converter`."""
         text = text_of(row, str(self.columns.text), self.image_root, is_file=self.columns.text_is_file)
         split = split_of(row, self.columns.split) if self.columns.split is not None else None
         images = images_of(row, self.columns, self.image_root)
+        if len(images) > 1 and not self.several_images:
+            reason = f"it has {len(images)} images where the first row has one: prepare such rows as a set of their own"
+            raise RowError(RowCode.IMAGE_SEVERAL, reason)
         group = text_key(text) or hashlib.sha256(b"".join(image_key(each.pixels_sha256) for each in images)).digest()
         return [Sample(row.number, 1, row.name, images, text, split, group)]
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from trainer.data.errors import DataCode, DataError
+from trainer.data.sources.splits import TRAIN
 
 MANIFEST_NAME: Final = "dataset.json"
 FORMAT_VERSION: Final = 1
@@ -41,6 +43,40 @@ def load_manifest(folder: Path) -> dict[str, Any]:
             "prepare it again",
         )
     return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPart:
+    """What an adapter's manifest says of the set that it was trained on.
+
+    Attributes:
+        fingerprint: of the whole set, splits included.
+        num_samples: of the split for training.
+    """
+
+    fingerprint: str
+    num_samples: int
+
+
+def training_part(folder: Path) -> TrainingPart:
+    """Name what a prepared set gives to train on; its files are not looked at.
+
+    Args:
+        folder: the set.
+
+    Returns:
+        Fingerprint and count.
+
+    Raises:
+        DataError: the folder is no prepared set, or has nothing to train on.
+    """
+    manifest = load_manifest(folder)
+    try:
+        return TrainingPart(str(manifest["fingerprint"]), int(manifest["splits"][TRAIN]["num_samples"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            DataCode.SET_CORRUPT, f"{folder / MANIFEST_NAME} names no split {TRAIN}", "name the set that was trained on"
+        ) from error
 
 
 def verify_set(folder: Path) -> dict[str, Any]:

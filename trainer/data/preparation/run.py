@@ -10,8 +10,9 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +26,7 @@ from trainer.data.preparation.request import PrepareRequest, Summary
 from trainer.data.preparation.shards import ShardFile, ShardRecord
 from trainer.data.preparation.tally import Tally
 from trainer.data.sources.ledger import NAMED_ROWS, Ledger
-from trainer.data.sources.protocol import BrokenRow, PageSource
+from trainer.data.sources.protocol import BrokenRow, PageSource, Row
 from trainer.data.sources.splits import VALIDATION, SplitRegister
 
 BROKEN_NAME: Final = "broken-rows.jsonl"
@@ -64,11 +65,12 @@ def prepare(
             output.discard()
             return Summary(request.out, load_manifest(request.out))
         run = _Run(request, output)
-        rows = islice(source.rows(start=run.num_rows_done), _rest(request.limit, run.num_rows_done))
+        done = run.num_rows_done
+        rows = _numbered(islice(source.rows(start=done), _rest(request.limit, done)), done + 1)
         outcomes = convert_rows(rows, converter, workers)
         total = _total(source.num_rows, request.limit)
         report = progress or (lambda done, total: None)
-        report(run.num_rows_done, total)
+        report(done, total)
         with closing(outcomes):
             while run.step(outcomes, lambda done: report(done, total)):
                 pass
@@ -230,6 +232,11 @@ class _Run:
             "num_rows": self.ledger.num_rows,
             "codes": dict(self.ledger.codes),
         }
+
+
+def _numbered(rows: Iterable[Row | BrokenRow], first: int) -> Iterator[Row | BrokenRow]:
+    """Rows with their place in the whole source: shards and streams number within themselves, keys must be unique."""
+    return (replace(row, number=number) for number, row in enumerate(rows, first))
 
 
 def _noted(row: BrokenRow) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
 from trainer.data.sources.images import PageImage, check_image
-from trainer.data.sources.protocol import IMAGES_COLUMN, SPLIT_COLUMN, Row
+from trainer.data.sources.protocol import IMAGES_COLUMN, SPLIT_COLUMN, PageSource, Row
 from trainer.data.sources.splits import SPLITS, split_named
 
 IMAGE_NAMES: Final = ("image", IMAGES_COLUMN, "file_name", "image_path", "path")
@@ -95,6 +95,22 @@ def images_of(row: Row, columns: Columns, root: Path | None) -> tuple[PageImage,
     if not values:
         raise RowError(RowCode.IMAGE_MISSING, f"column {columns.image!r} is an empty list")
     return tuple(check_image(image_bytes(each, str(columns.image), root)) for each in values)
+
+
+def holds_lists(source: PageSource, columns: Columns) -> bool:
+    """Whether a source's samples have several images: by its column's name or, where that says nothing, its first row.
+
+    Args:
+        source: where rows come from.
+        columns: settled names.
+
+    Returns:
+        True where lists of images are to be expected.
+    """
+    if columns.image == IMAGES_COLUMN:
+        return True
+    first = next((row for row in source.rows() if isinstance(row, Row)), None)
+    return first is not None and isinstance(first.fields.get(columns.image or ""), list | tuple)
 
 
 def image_bytes(value: Any, column: str, root: Path | None) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -144,7 +144,7 @@ class IndexSource(UnitSource):
         """See `PageSource`; of the index alone."""
         return files_fingerprint([self._index], self._root)
 
-    def _json_rows(self, file: Any) -> Iterator[Row | BrokenRow]:
+    def _json_rows(self, file: Iterable[str]) -> Iterator[Row | BrokenRow]:
         number = 0
         for line_number, line in enumerate(file, 1):
             if not line.strip():
@@ -156,7 +156,7 @@ class IndexSource(UnitSource):
             except RowError as error:
                 yield BrokenRow(number, name, error.code, error.reason)
 
-    def _csv_rows(self, file: Any) -> Iterator[Row | BrokenRow]:
+    def _csv_rows(self, file: Iterable[str]) -> Iterator[Row | BrokenRow]:
         csv.field_size_limit(LONGEST_FIELD)
         reader = csv.reader(file, delimiter="\t" if self._index.suffix == ".tsv" else ",", strict=True)
         header: list[str] | None = None
