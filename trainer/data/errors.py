@@ -26,6 +26,7 @@ class DataCode(StrEnum):
     OUTPUT_EXISTS = "output_exists"
     OUTPUT_BUSY = "output_busy"
     OUTPUT_UNWRITABLE = "output_unwritable"
+    WORKER_LOST = "worker_lost"
     RESUME_MISMATCH = "resume_mismatch"
     DISK_FULL = "disk_full"
     SET_CORRUPT = "set_corrupt"

@@ -17,14 +17,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.support.page_sources import LONG, drawn, encoded, write_pages
+from tests.support.page_sources import LONG, KilledConverter, drawn, encoded, write_pages
 from trainer.__main__ import main
 from trainer.data.errors import DataCode, DataError
+from trainer.data.preparation.conversion import convert_rows
 from trainer.data.preparation.manifest import TrainingPart, load_manifest, training_part, verify_set
 from trainer.data.preparation.output import OutputFolder
 from trainer.data.sources.columns import Columns
 from trainer.data.sources.ledger import Ledger
 from trainer.data.sources.opening import open_source
+from trainer.data.sources.protocol import Row
 from trainer.data.sources.samples import read_samples
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -82,6 +84,13 @@ def test_workers_change_nothing(tmp_path, pages, capsys):
     for name, workers in (("one", 1), ("two", 2)):
         assert prepare(capsys, pages, "--out", tmp_path / name, "--workers", workers)[0] == 0
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+
+
+def test_a_killed_worker_is_said_with_what_to_do():
+    rows = [Row(number, "page", {}) for number in range(9)]
+    with pytest.raises(DataError, match="fewer --workers") as lost:
+        list(convert_rows(rows, KilledConverter(), 2))
+    assert lost.value.code is DataCode.WORKER_LOST
 
 
 def test_a_set_can_be_prepared_from_a_set_and_keeps_its_splits(tmp_path, pages, capsys):

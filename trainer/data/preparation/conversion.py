@@ -9,13 +9,13 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Final, Protocol
 
-from trainer.data.errors import RowCode, RowError
+from trainer.data.errors import DataCode, DataError, RowCode, RowError
 from trainer.data.sources.columns import Columns, images_of, split_of, text_of
 from trainer.data.sources.images import PageImage
 from trainer.data.sources.protocol import BrokenRow, Row
@@ -115,6 +115,9 @@ def convert_rows(rows: Iterable[Row | BrokenRow], converter: Converter, workers:
 
     Yields:
         For each row, in order, its samples or why it is left out.
+
+    Raises:
+        DataError: a worker was killed.
     """
     workers = workers or os.cpu_count() or 1
     if workers == 1:
@@ -131,6 +134,12 @@ def convert_rows(rows: Iterable[Row | BrokenRow], converter: Converter, workers:
                     yield _settled(pending.popleft())
             while pending:
                 yield _settled(pending.popleft())
+        except BrokenExecutor as error:
+            raise DataError(
+                DataCode.WORKER_LOST,
+                "a process that converts rows was killed, most likely because memory ran out",
+                "give fewer --workers and otherwise the same command: it goes on where it stopped",
+            ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
