@@ -247,6 +247,17 @@ def test_parts_of_ranks_and_workers_are_numbered_through():
         Part(2, 2)
 
 
+def test_a_name_of_a_text_file_is_not_taken_for_the_text(tmp_path):
+    write_pages(tmp_path, 1)
+    texts = ["p00.txt", "p99.txt", f"{'x' * 300}.txt", "\0.txt"]
+    rows = [json.dumps({"image": "p00.png", "text": text}) for text in texts]
+    (tmp_path / "index.jsonl").write_text("\n".join(rows))
+    samples, ledger = samples_of(tmp_path)
+    assert [sample.text for sample in samples] == texts[1:3]
+    assert [row.number for row in ledger.broken] == [1, 4]
+    assert "--text-is-file" in ledger.broken[0].reason
+
+
 def test_missing_columns_are_named_with_what_there_is(parquet):
     columns = open_source(str(parquet)).columns
     with pytest.raises(DataError, match=r"no column 'txt'.*image, text.*--text-column.*did you mean text"):

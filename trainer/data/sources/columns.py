@@ -15,6 +15,8 @@ from trainer.data.sources.protocol import IMAGES_COLUMN, SPLIT_COLUMN, PageSourc
 from trainer.data.sources.splits import SPLITS, split_named
 
 IMAGE_NAMES: Final = ("image", IMAGES_COLUMN, "file_name", "image_path", "path")
+LONGEST_NAME: Final = 255
+"""Characters that a file's name may have; longer texts are texts."""
 TEXT_NAMES: Final = ("text", "transcription", "ground_truth", "answer", "markdown")
 
 
@@ -164,6 +166,8 @@ def text_of(row: Row, column: str, root: Path | None = None, *, is_file: bool = 
         raise RowError(RowCode.TEXT_NOT_TEXT, f"column {column!r} holds a {type(value).__name__}")
     if is_file:
         value = _read_text(value, root)
+    elif root is not None and _is_text_file(value, root):
+        raise RowError(RowCode.TEXT_NOT_TEXT, f"{value} is the name of a text file: give --text-is-file to prepare")
     text = unicodedata.normalize("NFC", value.replace("\r\n", "\n").replace("\r", "\n")).strip()
     if not text:
         raise RowError(RowCode.TEXT_EMPTY, f"the text in column {column!r} is empty")
@@ -196,6 +200,11 @@ def split_of(row: Row, column: str) -> str:
 def _is_unusable(character: str) -> bool:
     """Control characters, halves of surrogate pairs and what stands for an undecodable byte."""
     return unicodedata.category(character) in {"Cc", "Cs"} and character not in "\n\t\f"
+
+
+def _is_text_file(value: str, root: Path) -> bool:
+    """Whether a text is but the name of the file that holds it: a model would learn names, and nobody would see."""
+    return len(value) <= LONGEST_NAME and value.endswith(".txt") and (root / value).is_file()
 
 
 def _read_text(value: str, root: Path | None) -> str:
