@@ -10,14 +10,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from shared.contract.prompts import Task
 from shared.deepseek_ocr.geometry import Mode
 from trainer.config import TrainerSettings, child_environment
+from trainer.data.sources.splits import SPLITS
 from trainer.evaluation.card import update_card
 from trainer.evaluation.results import EvaluationResult, load_result, to_json
 from trainer.evaluation.run import ScoredPage, evaluate
-from trainer.evaluation.samples import SampleSet, load_scans, load_set
+from trainer.evaluation.samples import Layout, SampleSet, is_set, load_scans, load_set
 from trainer.evaluation.table import text_table
 from trainer.evaluation.transcript import write_transcript
 from trainer.evaluation.worst import worst_report
@@ -38,10 +40,12 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the subcommand."""
     parser = commands.add_parser("evaluate", help="measure error rates on pages with known texts", description=__doc__)
     pages = parser.add_argument_group("pages")
-    pages.add_argument("--data", type=Path, metavar="DIR", help="an evaluation set: a folder with index.jsonl")
+    pages.add_argument("--data", metavar="SOURCE", help="an evaluation set (DIR/index.jsonl with tiers), or any source")
     pages.add_argument("--tiers", nargs="+", default=[], metavar="TIER", help="tiers of the set to read; all")
+    pages.add_argument("--split", choices=SPLITS, help="split of the source to read; all, each a tier")
+    pages.add_argument("--layout", type=Layout, choices=list(Layout), help="of the source's pages (block)")
     pages.add_argument("--real", type=Path, metavar="DIR", help="scans: a folder with images/ and truth/")
-    pages.add_argument("--limit", type=_positive, metavar="N", help="at most N pages of each tier")
+    pages.add_argument("--limit", type=_positive, metavar="N", help="at most N pages of each tier, or of the source")
     readers = parser.add_argument_group("readers")
     readers.add_argument("--model", default=DEFAULT_MODEL, help="checkpoint: folder or repository (%(default)s)")
     readers.add_argument("--url", help="a running service to measure in the place of a checkpoint")
@@ -81,14 +85,17 @@ def run_evaluate(options: argparse.Namespace, settings: TrainerSettings) -> str:
     Raises:
         UsageError: There is nothing to read.
         SampleError: A set cannot be read.
+        DataError: There is no such source.
         ReaderError: A reader cannot work.
     """
     if options.from_json is not None:
         return _show(load_result(options.from_json), [], options)
-    sets = _sets(options)
-    readers = _readers(options, settings)
-    result, pages = evaluate(sets, readers, sys.stderr)
-    return _show(result, pages, options)
+    # Readers take files, and so does the report of the worst pages; sources may have none.
+    with TemporaryDirectory(prefix="deepsynth-evaluate-") as scratch:
+        sets = _sets(options, Path(scratch))
+        readers = _readers(options, settings)
+        result, pages = evaluate(sets, readers, sys.stderr)
+        return _show(result, pages, options)
 
 
 def _positive(text: str) -> int:
@@ -98,15 +105,28 @@ def _positive(text: str) -> int:
     return number
 
 
-def _sets(options: argparse.Namespace) -> list[SampleSet]:
+def _sets(options: argparse.Namespace, scratch: Path) -> list[SampleSet]:
     sets = []
     if options.data is not None:
-        sets.append(load_set(options.data, options.tiers, options.limit))
+        sets.append(_data_set(options, scratch))
     if options.real is not None:
         sets.append(load_scans(options.real, options.limit))
     if not sets:
-        raise UsageError("nothing to read: give --data DIR, --real DIR or both")
+        raise UsageError("nothing to read: give --data SOURCE, --real DIR or both")
     return sets
+
+
+def _data_set(options: argparse.Namespace, scratch: Path) -> SampleSet:
+    if is_set(Path(options.data)):
+        if options.split or options.layout:
+            raise UsageError("an evaluation set has tiers: choose with --tiers, not with --split or --layout")
+        return load_set(Path(options.data), options.tiers, options.limit)
+    if options.tiers:
+        raise UsageError(f"{options.data} is no evaluation set and has no tiers: choose with --split")
+    # pyarrow takes a moment to import, which --help need not pay for.
+    from trainer.evaluation.sources import load_source
+
+    return load_source(options.data, scratch, options.split, options.layout or Layout.BLOCK, options.limit)
 
 
 def _readers(options: argparse.Namespace, settings: TrainerSettings) -> list[Reader]:

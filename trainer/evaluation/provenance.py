@@ -47,7 +47,15 @@ def machine() -> dict[str, str]:
 
 def package_versions() -> dict[str, str]:
     """Python and the packages that a figure may hang on."""
-    return {"python": platform.python_version(), **{name: _package_version(name) for name in PACKAGES}}
+    return {"python": platform.python_version(), **{name: package_version(name) for name in PACKAGES}}
+
+
+def package_version(name: str) -> str:
+    """Version of an installed package, `unknown` of one that is not."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return UNKNOWN
 
 
 def _git(folder: Path, *arguments: str) -> str:
@@ -67,10 +75,3 @@ def _processor(table: Path = Path("/proc/cpuinfo")) -> str:
             if name.strip() == "model name":
                 return value.strip()
     return platform.processor() or platform.machine() or UNKNOWN
-
-
-def _package_version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return UNKNOWN

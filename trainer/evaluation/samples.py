@@ -2,7 +2,8 @@
 
 Two layouts. A *set* is a folder with `index.jsonl`, one object a line: `image` and `text` (files, relative to the
 folder) and `tier`; optionally `layout`, and anything else that its maker wants to keep. `trainer.data.pages` makes such
-sets. A folder of *scans* has `images/NAME.*` and `truth/NAME.txt`. Knows nothing of readers and scores.
+sets. A folder of *scans* has `images/NAME.*` and `truth/NAME.txt`. Other layouts are `trainer.evaluation.sources`'.
+Knows nothing of readers and scores.
 """
 
 from __future__ import annotations
@@ -58,6 +59,16 @@ class SampleSet:
     """Over every image's bytes and truth, in order; says which pages the figures are about."""
 
 
+def is_set(folder: Path) -> bool:
+    """Whether a folder's index has tiers, which tells a set from any other index of pages."""
+    try:
+        with (folder / INDEX_NAME).open(encoding="utf-8") as index:
+            first = json.loads(next((line for line in index if line.strip()), "null"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(first, dict) and "tier" in first
+
+
 def load_set(folder: Path, tiers: Sequence[str] = (), limit: int | None = None) -> SampleSet:
     """Read a set's index.
 
@@ -80,7 +91,7 @@ def load_set(folder: Path, tiers: Sequence[str] = (), limit: int | None = None) 
     missing = sorted(set(tiers) - {sample.tier for sample in samples})
     if missing:
         raise SampleError(f"{folder} has no tier {', '.join(missing)}")
-    return _made_set(folder, (sample for sample in samples if not tiers or sample.tier in tiers), limit)
+    return make_set(folder.resolve().name, (sample for sample in samples if not tiers or sample.tier in tiers), limit)
 
 
 def load_scans(folder: Path, limit: int | None = None) -> SampleSet:
@@ -99,14 +110,43 @@ def load_scans(folder: Path, limit: int | None = None) -> SampleSet:
     if not (folder / "images").is_dir():
         raise SampleError(f"{folder} is not a folder of scans: it has no images/")
     images = sorted(path for path in (folder / "images").iterdir() if path.is_file())
-    return _made_set(
-        folder,
+    return make_set(
+        folder.resolve().name,
         (
             Sample(path.name, REAL_TIER, Layout.BLOCK, path, _read_truth(folder / "truth" / f"{path.stem}.txt"))
             for path in images
         ),
         limit,
     )
+
+
+def make_set(name: str, samples: Iterable[Sample], limit: int | None) -> SampleSet:
+    """Gather samples and take their fingerprint.
+
+    Args:
+        name: Of the set, without folders.
+        samples: All there are.
+        limit: Most samples of each tier, the first ones.
+
+    Returns:
+        The set.
+
+    Raises:
+        SampleError: There are none.
+    """
+    taken: list[Sample] = []
+    counts: dict[str, int] = {}
+    for sample in samples:
+        counts[sample.tier] = counts.get(sample.tier, 0) + 1
+        if limit is None or counts[sample.tier] <= limit:
+            taken.append(sample)
+    if not taken:
+        raise SampleError(f"{name} has no samples")
+    digest = hashlib.sha256()
+    for sample in taken:
+        digest.update(hashlib.sha256(sample.image_path.read_bytes()).digest())
+        digest.update(hashlib.sha256(sample.truth.encode()).digest())
+    return SampleSet(name, tuple(taken), digest.hexdigest())
 
 
 def open_page(path: Path) -> Image.Image:
@@ -149,19 +189,3 @@ def _read_truth(path: Path) -> str:
     if not path.is_file():
         raise SampleError(f"the truth {path} is missing")
     return path.read_text(encoding="utf-8")
-
-
-def _made_set(folder: Path, samples: Iterable[Sample], limit: int | None) -> SampleSet:
-    taken: list[Sample] = []
-    counts: dict[str, int] = {}
-    for sample in samples:
-        counts[sample.tier] = counts.get(sample.tier, 0) + 1
-        if limit is None or counts[sample.tier] <= limit:
-            taken.append(sample)
-    if not taken:
-        raise SampleError(f"{folder} has no samples")
-    digest = hashlib.sha256()
-    for sample in taken:
-        digest.update(hashlib.sha256(sample.image_path.read_bytes()).digest())
-        digest.update(hashlib.sha256(sample.truth.encode()).digest())
-    return SampleSet(folder.resolve().name, tuple(taken), digest.hexdigest())

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
+from shared.contract.identity import weights_revision
 from shared.deepseek_ocr.checkpoint import CheckpointError
 from shared.deepseek_ocr.loading import load_checkpoint
-from trainer.readers.model import ModelReader, ReadingOptions, weights_checksum
+from trainer.readers.model import ModelReader, ReadingOptions
 from trainer.readers.protocol import ReaderError
 
 
@@ -41,7 +42,7 @@ def load_model_reader(checkpoint: str, device: str, threads: int, options: Readi
         loaded.geometry,
         Path(loaded.model_id).name,
         options,
-        weights_checksum(Path(checkpoint)),
+        weights_revision(Path(checkpoint)),
     )
 
 

@@ -6,11 +6,9 @@ Owns the order in which pages are batched and the length that an answer may have
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -116,16 +114,3 @@ class ModelReader:
         )
         seconds = (time.perf_counter() - start) / len(samples)
         return [Reading(answer.text, seconds, answer.ended) for answer in generated]
-
-
-def weights_checksum(folder: Path) -> str | None:
-    """SHA-256 over a local checkpoint's safetensors files in order of name; None for anything else."""
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    if not files:
-        return None
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shared.contract.identity import weights_revision
 from trainer.evaluation.card import record_path, table_of
 from trainer.evaluation.results import load_result
 from trainer.evaluation.table import markdown_table
-from trainer.readers.model import weights_checksum
 
 CARD = Path(__file__).parents[3] / "shared" / "nano" / "README.md"
 
@@ -24,5 +24,5 @@ def test_the_record_is_of_the_weights_that_ship_and_of_committed_code():
         # Nothing measured, nothing claimed: the other test holds the card to that.
         return
     result = load_result(record)
-    assert result.readers[0].details["weights"] == weights_checksum(CARD.parent)
+    assert result.readers[0].details["weights"] == weights_revision(CARD.parent)
     assert not result.commit.endswith("-dirty")

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
+from shared.contract.identity import weights_revision
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import Mode, plan_views
 from shared.deepseek_ocr.images import prepare_views
@@ -20,7 +21,7 @@ from tests.support.tiny_model import TINY_GEOMETRY, tiny_model, tiny_tokenizer
 from trainer.config import child_environment
 from trainer.evaluation.samples import Layout, load_set, open_page
 from trainer.generation import PreparedViews, generate_texts
-from trainer.readers.model import ModelReader, ReadingOptions, weights_checksum
+from trainer.readers.model import ModelReader, ReadingOptions
 from trainer.readers.protocol import ReaderError
 from trainer.readers.service import ServiceReader, multipart
 from trainer.readers.tesseract import TesseractReader
@@ -45,8 +46,8 @@ def test_the_model_reads_each_page_through_its_own_views(tmp_path):
 def test_the_checksum_is_of_all_weights_and_absent_without_any(tmp_path):
     (tmp_path / "b.safetensors").write_bytes(b"second")
     (tmp_path / "a.safetensors").write_bytes(b"first")
-    assert weights_checksum(tmp_path) == hashlib.sha256(b"firstsecond").hexdigest()
-    assert weights_checksum(tmp_path / "none") is None
+    assert weights_revision(tmp_path) == hashlib.sha256(b"firstsecond").hexdigest()
+    assert weights_revision(tmp_path / "none") is None
 
 
 @pytest.fixture

@@ -7,14 +7,16 @@ import stat
 
 import pytest
 
+from shared.contract.identity import weights_revision
 from shared.deepseek_ocr.checkpoint import save_checkpoint
 from tests.support.evaluation import write_set
+from tests.support.page_sources import write_pages
 from tests.support.tiny_model import tiny_model, tiny_tokenizer
 from trainer.__main__ import main
+from trainer.data.preparation.manifest import load_manifest
 from trainer.evaluation.card import BEGIN, END, table_of
 from trainer.evaluation.results import load_result
 from trainer.evaluation.table import markdown_table
-from trainer.readers.model import weights_checksum
 
 PAGES = [("a.png", "line", "ab"), ("b.png", "line", "cd"), ("c.png", "page", "two\nlines")]
 
@@ -55,7 +57,7 @@ def test_an_evaluation_leaves_table_record_card_pages_and_report(tmp_path, evalu
     table = capsys.readouterr().out
     result = load_result(tmp_path / "r.json")
     assert [reader.name for reader in result.readers] == ["tiny", "Tesseract 5.9.1"]
-    assert result.readers[0].details["weights"] == weights_checksum(checkpoint)
+    assert result.readers[0].details["weights"] == weights_revision(checkpoint)
     # "ab" is right, against "cd" two edits; nine characters of the page hold neither letter.
     assert result.readers[1].tiers["line"].cer == 0.5
     assert result.readers[1].tiers["page"].cer == 1.0
@@ -80,7 +82,9 @@ def test_tiers_and_limit_choose_pages(tmp_path, evaluation_set, checkpoint):
     ("words", "message"),
     [
         ("evaluate", "nothing to read"),
-        ("evaluate --data {tmp}/none", "not an evaluation set"),
+        ("evaluate --data {tmp}/none", "source_missing"),
+        ("evaluate --data {tmp}/none --tiers line", "no evaluation set"),
+        ("evaluate --data {set} --split test", "--tiers"),
         ("evaluate --data {set} --model {tmp}/none/at/all", "neither a folder nor a repository"),
         ("evaluate --data {set} --url ftp://x", "not an HTTP URL"),
         ("evaluate --from-json {tmp}/none.json", "none.json"),
@@ -107,3 +111,20 @@ def test_every_step_of_nano_explains_itself(capsys):
             main(["nano", step, "--help"])
         assert left.value.code == 0
         assert "--out" in capsys.readouterr().out
+
+
+def test_a_prepared_set_is_measured_by_split(tmp_path, checkpoint):
+    pages = write_pages(tmp_path / "pages", 12)
+    assert main(["prepare", str(pages), "--validation-share", "0.3", "--out", str(tmp_path / "set")]) == 0
+    words = f"evaluate --model {checkpoint} --data {tmp_path}/set --max-new-tokens 2 --device cpu --json {tmp_path}/r"
+    splits = load_manifest(tmp_path / "set")["splits"]
+    assert main([*words.split(), "--worst", "1", "--worst-file", str(tmp_path / "w.html")]) == 0
+    result = load_result(tmp_path / "r")
+    assert {tier: score.pages for tier, score in result.readers[0].tiers.items()} == {
+        name: split["num_samples"] for name, split in splits.items()
+    }
+    assert result.sets[0].name == "set"
+    assert "data:image/png" in (tmp_path / "w.html").read_text()
+    assert main([*words.split(), "--split", "validation", "--layout", "line", "--limit", "1"]) == 0
+    (score,) = load_result(tmp_path / "r").readers[0].tiers.values()
+    assert score.pages == 1

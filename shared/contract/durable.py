@@ -1,0 +1,174 @@
+"""File operations that survive a crash and a hostile folder: durable writes, reads that follow no link.
+
+Knows no adapters. Works by folder descriptors, so that nobody can swap a folder for a link between two steps; never
+maps a file into memory, since a file that shrinks under a map kills the process. POSIX alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+COPY_BYTES = 1024 * 1024
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+"""What file systems answer that have no way to sync a folder; they write its entries at once."""
+
+
+def folder_descriptor(path: Path | str, inside: int | None = None) -> int:
+    """Open a folder.
+
+    Args:
+        path: The folder; an entry's plain name where `inside` is given, and then never a link.
+        inside: Descriptor of the folder that holds it.
+
+    Returns:
+        Its descriptor, which the caller closes.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if inside is None else os.O_NOFOLLOW)
+    return os.open(path, flags, dir_fd=inside)
+
+
+@contextmanager
+def closing_descriptor(descriptor: int) -> Iterator[int]:
+    """Close what was opened for reading at the end of a block; nothing can get lost by that, so it cannot fail."""
+    try:
+        yield descriptor
+    finally:
+        with suppress(OSError):
+            os.close(descriptor)
+
+
+@contextmanager
+def open_file(name: str, inside: int) -> Iterator[tuple[int, os.stat_result]]:
+    """Open a file for reading without following a link and without waiting on a pipe.
+
+    Args:
+        name: The entry's plain name.
+        inside: Descriptor of its folder.
+
+    Yields:
+        Its descriptor and what it is; the caller judges whether that is a regular file.
+    """
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=inside)
+    with closing_descriptor(descriptor):
+        yield descriptor, os.fstat(descriptor)
+
+
+def chunks_of(descriptor: int, limit_bytes: int) -> Iterator[bytes]:
+    """Read a file to its end or a little past a limit, so that the caller can tell that it is too long.
+
+    Args:
+        descriptor: An open file.
+        limit_bytes: Bytes after which one more is read, and no further.
+
+    Yields:
+        Pieces in order.
+    """
+    left = limit_bytes + 1
+    while left > 0:
+        chunk = os.read(descriptor, min(left, COPY_BYTES))
+        if not chunk:
+            return
+        left -= len(chunk)
+        yield chunk
+
+
+def read_small(name: str, inside: int, limit_bytes: int) -> bytes | None:
+    """Read a small regular file.
+
+    Args:
+        name: The entry's plain name.
+        inside: Descriptor of its folder.
+        limit_bytes: What it may hold.
+
+    Returns:
+        Its bytes, one more than the limit where it is longer; None where it is no regular file.
+    """
+    with open_file(name, inside) as (descriptor, status):
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        return b"".join(chunks_of(descriptor, limit_bytes))
+
+
+def write_new(name: str, chunks: Iterator[bytes], inside: int, *, sync: bool = True) -> None:
+    """Write a file that must not exist.
+
+    Args:
+        name: The entry's plain name.
+        chunks: Its bytes.
+        inside: Descriptor of its folder.
+        sync: Whether it is on the disk, not just on its way, when this returns.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(name, flags, 0o644, dir_fd=inside)
+    try:
+        for chunk in chunks:
+            view = memoryview(chunk)
+            while view:
+                view = view[os.write(descriptor, view) :]
+        if sync:
+            os.fsync(descriptor)
+    finally:
+        # A network file system may report a full disk no sooner than here, so this error is not swallowed either.
+        os.close(descriptor)
+
+
+def replace_file(name: str, data: bytes, inside: int, temporary_prefix: str) -> None:
+    """Put a small file in the place of another, or of none, in one step that a reader sees whole.
+
+    Args:
+        name: The entry's plain name.
+        data: Its new bytes.
+        inside: Descriptor of its folder.
+        temporary_prefix: How the file beside it is called until then.
+    """
+    temporary = f"{temporary_prefix}{uuid.uuid4().hex}"
+    try:
+        write_new(temporary, iter([data]), inside)
+        os.replace(temporary, name, src_dir_fd=inside, dst_dir_fd=inside)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=inside)
+        raise
+    sync_folder(inside)
+
+
+def sync_folder(descriptor: int) -> None:
+    """Make a folder's entries durable."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+
+
+def remove_entry(name: str, inside: int) -> bool:
+    """Remove a file or a whole folder, following no link.
+
+    Args:
+        name: The entry's plain name.
+        inside: Descriptor of its folder.
+
+    Returns:
+        Whether nothing of that name is left.
+    """
+    with suppress(OSError):
+        os.unlink(name, dir_fd=inside)
+    # rmtree refuses links and works by descriptors, so it cannot be led out of the folder.
+    shutil.rmtree(name, ignore_errors=True, dir_fd=inside)
+    return not entry_exists(name, inside)
+
+
+def entry_exists(name: str, inside: int) -> bool:
+    """Whether a folder has an entry of any kind under this name."""
+    try:
+        os.stat(name, dir_fd=inside, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True

@@ -1,0 +1,92 @@
+"""How an adapter and a base model are called: `name`, `name@version`, and a base with its revision.
+
+Pure; knows no file but the weights it is asked to fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.contract.refusals import Fault, VolumeError
+
+NAME_PATTERN = r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$"
+MAX_VERSION = 999_999_999
+REVISION_PATTERN = r"^(?:[0-9a-f]{40}|[0-9a-f]{64})$"
+_NAME = re.compile(NAME_PATTERN)
+_VERSION = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
+_READ_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class AdapterRef:
+    """One version of an adapter."""
+
+    name: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+def check_name(name: str) -> str:
+    """Accept an adapter's name.
+
+    Args:
+        name: What somebody wrote.
+
+    Returns:
+        The same name.
+
+    Raises:
+        VolumeError: It is none (`invalid_name`). The message does not repeat it, as it may be anything.
+    """
+    if not _NAME.fullmatch(name):
+        raise VolumeError(Fault.INVALID_NAME, "this is not the name of an adapter")
+    return name
+
+
+def parse_version(text: str) -> int | None:
+    """The version that a text states in the one form it may have (no sign, no leading zero), else None."""
+    return int(text) if _VERSION.fullmatch(text) else None
+
+
+def parse_reference(text: str) -> tuple[str, int | None]:
+    """Split `name` or `name@version`.
+
+    Args:
+        text: What a request or a person wrote.
+
+    Returns:
+        The name, and the version where one is pinned.
+
+    Raises:
+        VolumeError: It is neither (`invalid_name`).
+    """
+    name, at, version_text = text.partition("@")
+    version = parse_version(version_text)
+    if at and version is None:
+        raise VolumeError(Fault.INVALID_NAME, "this is not name@version")
+    return check_name(name), version
+
+
+def weights_revision(folder: Path) -> str | None:
+    """Fingerprint of a checkpoint's weights: the revision that manifests name for a base model kept in a folder.
+
+    Args:
+        folder: Holds one or more files `*.safetensors`; need not be there.
+
+    Returns:
+        SHA-256 over the bytes of these files in the order of their names; None where there are none.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(_READ_BYTES):
+                digest.update(chunk)
+    return digest.hexdigest()

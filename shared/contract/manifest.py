@@ -1,0 +1,274 @@
+"""`manifest.json`: what one version of an adapter is, where it comes from and how well it reads.
+
+Owns the format, its limits and its rule of versions; knows no folder and no weights. `format` is `MAJOR.MINOR`. A minor
+step only adds fields that a reader may ignore, so a newer minor is read with its unknown fields left out; within the
+minors known here an unknown field is an error, as it can only be a misspelling. Another major is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from shared.contract.identity import MAX_VERSION, NAME_PATTERN, REVISION_PATTERN, AdapterRef
+from shared.contract.refusals import AdapterRefusedError, Reason
+
+FORMAT_MAJOR, FORMAT_MINOR = 1, 0
+FORMAT = f"{FORMAT_MAJOR}.{FORMAT_MINOR}"
+MAX_MANIFEST_BYTES = 256 * 1024
+MAX_NAMED_PROBLEMS = 5
+"""Faulty fields that a message names before it only counts."""
+
+_FORMAT = re.compile(r"(\d{1,4})\.(\d{1,4})", re.ASCII)
+_JSON_DEPTH_ERRORS = (ValueError, RecursionError)
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, Field(min_length=1, max_length=200)]
+Count = Annotated[int, Field(ge=0, le=10**15)]
+Ratio = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0, le=10**6)]
+Dtype = Literal["F32", "F16", "BF16"]
+
+
+class _Record(BaseModel):
+    """Frozen and strict: a number is not a text, a text is not a number, NaN is neither."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class BaseIdentity(_Record):
+    """The model that the adapter was trained on."""
+
+    model_id: Text
+    """Repository such as `deepseek-ai/DeepSeek-OCR-2`, or the name of a checkpoint such as `nano`."""
+    revision: Annotated[str, Field(pattern=REVISION_PATTERN)]
+    """Commit of the repository (40 hex digits), or SHA-256 of the weights (64; see `identity.weights_revision`)."""
+
+
+class LoraRecord(_Record):
+    """The adapter's form; it must agree with `adapter_config.json` and with the tensors."""
+
+    rank: Annotated[int, Field(ge=1, le=65536)]
+    alpha: Annotated[float, Field(gt=0, le=10**6)]
+    use_rslora: bool = False
+    dtype: Dtype
+    targets: Annotated[tuple[Text, ...], Field(min_length=1, max_length=256)]
+    """Last parts of the adapted modules' names, sorted, such as `q_proj`."""
+    num_tensors: Annotated[int, Field(ge=2, le=10**6)]
+
+    @property
+    def scaling(self) -> float:
+        """Factor of B times A."""
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+
+class FileRecord(_Record):
+    """One file of the folder."""
+
+    sha256: Sha256
+    size_bytes: Count
+
+
+class EvaluatedSet(_Record):
+    """Pages that base and adapter both read."""
+
+    name: Text
+    pages: Count
+    sha256: Sha256
+    """Fingerprint over every image and truth, in order."""
+
+
+class TierMetrics(_Record):
+    """Figures of one reader on the pages of a tier; rates are shares, not percent."""
+
+    pages: Count
+    characters: Count
+    cer: Rate
+    """Character error rate: all edits over all characters."""
+    cer_capped: Rate
+    """The same with at most one edit per character of a page."""
+    wer: Rate
+    exact_ratio: Ratio
+    unfinished_ratio: Ratio
+    """Pages whose reading looped or met the limit."""
+
+
+class Metrics(_Record):
+    """Figures of one reader."""
+
+    cer: Rate
+    """Over the pages of all tiers."""
+    tiers: Annotated[dict[Text, TierMetrics], Field(min_length=1, max_length=64)]
+
+
+class Evaluation(_Record):
+    """Base and adapter on the same pages."""
+
+    sets: Annotated[tuple[EvaluatedSet, ...], Field(min_length=1, max_length=16)]
+    normalisation: Annotated[str, Field(min_length=1, max_length=500)]
+    """How texts were made comparable before edits were counted."""
+    min_improvement_ratio: Ratio
+    """Share of the base's error rate that had to go."""
+    max_tier_loss: Ratio
+    """Error rate that any one tier was allowed to gain."""
+    base: Metrics
+    adapter: Metrics
+
+    @property
+    def objections(self) -> tuple[str, ...]:
+        """Why the adapter is not better than the base by the margins that its publisher stated; empty where it is."""
+        found = []
+        wanted = self.base.cer * (1 - self.min_improvement_ratio)
+        if self.adapter.cer >= self.base.cer or self.adapter.cer > wanted:
+            found.append(
+                f"CER {self.adapter.cer:.2%} against {self.base.cer:.2%} of the base, wanted is at most {wanted:.2%}"
+            )
+        for tier, before in self.base.tiers.items():
+            loss = self.adapter.tiers[tier].cer - before.cer
+            if loss > self.max_tier_loss:
+                found.append(f"tier {tier!a} loses {100 * loss:.2f} points, allowed are {100 * self.max_tier_loss:.2f}")
+        return tuple(found)
+
+    @model_validator(mode="after")
+    def _check_tiers(self) -> Self:
+        if self.base.tiers.keys() != self.adapter.tiers.keys():
+            raise ValueError("base and adapter were read on other tiers")
+        return self
+
+
+class TrainingData(_Record):
+    """What the adapter was trained on, without saying where it lies."""
+
+    sha256: Sha256
+    """Fingerprint; the trainer's own for its prepared data."""
+    samples: Count
+
+
+class CodeVersion(_Record):
+    """What made the adapter or, for one made elsewhere, what published it."""
+
+    program: Text
+    version: Text
+    commit: Text
+
+
+class AdapterManifest(_Record):
+    """One version of an adapter."""
+
+    format: Annotated[str, Field(pattern=r"^\d{1,4}\.\d{1,4}$")] = FORMAT
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    version: Annotated[int, Field(ge=1, le=MAX_VERSION)]
+    publication_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    """Random; tells a publisher whether a version is its own."""
+    created: AwareDatetime
+    """When, by the publisher's clock: for people. Order is the version's alone, so no clock can upset it."""
+    activate: bool
+    """Whether its publisher meant it to go live at once."""
+    base: BaseIdentity
+    lora: LoraRecord
+    files: Annotated[dict[Text, FileRecord], Field(min_length=1, max_length=16)]
+    """Every file of the folder but the manifest, by name."""
+    evaluation: Evaluation | None = None
+    training_data: TrainingData | None = None
+    code: CodeVersion
+    forced: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+    """Why it was published without being proven better; None where it was."""
+
+    @property
+    def reference(self) -> AdapterRef:
+        """`name@version`."""
+        return AdapterRef(self.name, self.version)
+
+
+def to_json(manifest: AdapterManifest) -> bytes:
+    """The manifest as the file's bytes, keys in a fixed order, ending in a line break."""
+    return manifest.model_dump_json(indent=1).encode() + b"\n"
+
+
+def parse_manifest(data: bytes) -> AdapterManifest:
+    """Read a manifest from bytes that anybody may have written.
+
+    Args:
+        data: The file's bytes.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        AdapterRefusedError: `manifest_too_large`, `manifest_not_json`, `manifest_format` or `manifest_invalid`.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise AdapterRefusedError(
+            Reason.MANIFEST_TOO_LARGE, f"{len(data)} bytes, the limit is {MAX_MANIFEST_BYTES} bytes"
+        )
+    values = parse_object(data, Reason.MANIFEST_NOT_JSON)
+    minor = _known_minor(values.get("format"))
+    try:
+        return AdapterManifest.model_validate_json(data, extra="ignore" if minor > FORMAT_MINOR else "forbid")
+    except ValidationError as error:
+        raise AdapterRefusedError(Reason.MANIFEST_INVALID, _problems(error)) from error
+
+
+def parse_object(data: bytes, reason: Reason) -> dict[str, Any]:
+    """Parse a JSON object strictly: UTF-8, no key twice, no NaN.
+
+    Args:
+        data: The text; its size is the caller's to bound.
+        reason: What to refuse with.
+
+    Returns:
+        The object.
+
+    Raises:
+        AdapterRefusedError: With that reason.
+    """
+    try:
+        values = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except _JSON_DEPTH_ERRORS as error:
+        raise AdapterRefusedError(reason, f"not readable ({type(error).__name__})") from error
+    if not isinstance(values, dict):
+        raise AdapterRefusedError(reason, "not an object")
+    return values
+
+
+def utc(moment: datetime) -> datetime:
+    """Whole seconds, as manifests have them."""
+    return moment.replace(microsecond=0)
+
+
+def _known_minor(stated: object) -> int:
+    match = _FORMAT.fullmatch(stated) if isinstance(stated, str) else None
+    if match is None:
+        raise AdapterRefusedError(Reason.MANIFEST_FORMAT, "no format of the form MAJOR.MINOR")
+    if int(match[1]) != FORMAT_MAJOR:
+        raise AdapterRefusedError(Reason.MANIFEST_FORMAT, f"format {match[0]}, known is {FORMAT_MAJOR}")
+    return int(match[2])
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a key stands twice")
+    return values
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
+
+
+def _problems(error: ValidationError) -> str:
+    """Fields at fault, without their values."""
+    found = [
+        f"{'.'.join(map(str, problem['loc'])) or 'manifest'}: {problem['msg']}"
+        for problem in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+    more = len(found) - MAX_NAMED_PROBLEMS
+    return "; ".join(found[:MAX_NAMED_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")

@@ -1,0 +1,216 @@
+"""`python -m trainer prepare`: any source of pages in, a prepared set out.
+
+Owns the flags. What is read belongs to `trainer.data.sources`, what is written to `trainer.data.preparation`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from trainer.config import TrainerSettings
+from trainer.data.errors import DataCode, DataError
+
+if TYPE_CHECKING:
+    from trainer.data.preparation.conversion import Converter
+    from trainer.data.preparation.request import PrepareRequest
+    from trainer.data.preparation.run import Progress
+    from trainer.data.sources.columns import Columns
+    from trainer.data.sources.protocol import PageSource
+
+LOG_EVERY_S = 30.0
+
+
+def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser("prepare", help="turn any source of pages into a set to train on", description=__doc__)
+    source = parser.add_argument_group("source")
+    source.add_argument("source", nargs="?", metavar="SOURCE", help="folder, index, Parquet, shards or OWNER/NAME")
+    source.add_argument("--dataset-name", metavar="SOURCE", help="another way to name the source")
+    source.add_argument("--dataset-config", metavar="NAME", help="configuration of a Hub data set")
+    source.add_argument("--dataset-revision", metavar="REV", help="branch, tag or commit of a Hub data set")
+    source.add_argument("--streaming", action="store_true", help="read a Hub data set without a copy on disk")
+    source.add_argument("--image-root", type=Path, metavar="DIR", help="folder that image paths are relative to")
+    source.add_argument("--limit", type=_positive, metavar="N", help="the first N rows alone")
+    columns = parser.add_argument_group("columns")
+    columns.add_argument("--image-column", metavar="NAME", help="the image, or a list of images")
+    columns.add_argument("--text-column", metavar="NAME", help="the text to produce")
+    columns.add_argument("--read-column", metavar="NAME", help="the text to draw, if it is another")
+    columns.add_argument("--split-column", metavar="NAME", help="names each row's split")
+    columns.add_argument("--text-is-file", action="store_true", help="the text's column names a file")
+    drawing = parser.add_argument_group("drawing text on pages")
+    drawing.add_argument("--convert-to-images", action="store_true", help="draw the text; the source needs no images")
+    drawing.add_argument(
+        "--fonts", type=Path, nargs="+", default=[], metavar="DIR", help="folders with fonts; Latin only without"
+    )
+    drawing.add_argument("--font-size", type=_size_range, default=(20, 28), metavar="A-B", help="pixels (20-28)")
+    drawing.add_argument("--page-size", type=_page_size, default=(1024, 1448), metavar="WxH", help="pixels (1024x1448)")
+    drawing.add_argument("--margin", type=_positive, default=64, metavar="N", help="pixels (%(default)s)")
+    drawing.add_argument("--max-pages", type=_positive, default=16, metavar="N", help="of one text (%(default)s)")
+    drawing.add_argument(
+        "--degraded-share", type=float, default=0.0, metavar="P", help="pages spoilt like scans (%(default)s)"
+    )
+    drawing.add_argument("--seed", type=int, default=0, metavar="N", help="of faces, sizes and spoiling (%(default)s)")
+    splits = parser.add_argument_group("splits, where the source names none")
+    splits.add_argument("--validation-share", type=float, default=0.1, metavar="P", help="(%(default)s)")
+    splits.add_argument("--test-share", type=float, default=0.0, metavar="P", help="(%(default)s)")
+    splits.add_argument("--split-salt", default="", metavar="WORD", help="another word, another partition")
+    rows = parser.add_argument_group("broken rows")
+    rows.add_argument(
+        "--max-broken-share", type=float, default=0.01, metavar="P", help="left out at most (%(default)s)"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", type=Path, required=True, metavar="DIR", help="the set; written beside and renamed")
+    output.add_argument("--format", choices=("parquet", "webdataset"), default="parquet", help="(%(default)s)")
+    output.add_argument("--rows-per-file", type=_positive, default=1000, metavar="N", help="(%(default)s)")
+    output.add_argument("--overwrite", action="store_true", help="replace the prepared set that stands there")
+    output.add_argument("--restart", action="store_true", help="throw away what an unfinished run has left")
+    output.add_argument("--workers", type=int, default=1, metavar="N", help="processes; 0 for every core (%(default)s)")
+    parser.set_defaults(run=run_prepare)
+
+
+def run_prepare(options: argparse.Namespace, _: TrainerSettings) -> str:
+    """Carry the command out.
+
+    Args:
+        options: Its flags.
+
+    Returns:
+        What was prepared.
+    """
+    # pyarrow takes a moment to import, which --help need not pay for.
+    from trainer.data.preparation.run import prepare
+    from trainer.data.sources.opening import SourceOptions, open_source
+
+    spec = options.source or options.dataset_name
+    if not spec or (options.source and options.dataset_name):
+        raise DataError(DataCode.OPTIONS_CONFLICT, "there has to be one source", "give SOURCE or --dataset-name")
+    source = open_source(
+        spec,
+        SourceOptions(options.image_root, options.dataset_config, options.dataset_revision, options.streaming),
+    )
+    columns = _columns(options, source)
+    converter = _converter(options, columns, source)
+    request = _request(options, columns, converter)
+    with _progress() as progress:
+        summary = prepare(
+            source,
+            converter,
+            request,
+            workers=options.workers,
+            overwrite=options.overwrite,
+            restart=options.restart,
+            progress=progress,
+        )
+    return str(summary)
+
+
+def _columns(options: argparse.Namespace, source: PageSource) -> Columns:
+    from trainer.data.sources.columns import Columns
+
+    wanted = Columns(
+        options.image_column, options.text_column, options.read_column, options.split_column, options.text_is_file
+    )
+    return wanted.resolved(source.columns, needs_image=not options.convert_to_images)
+
+
+def _converter(options: argparse.Namespace, columns: Columns, source: PageSource) -> Converter:
+    from trainer.data.preparation.conversion import ReadConverter
+    from trainer.data.sources.columns import holds_lists
+
+    if not options.convert_to_images:
+        return ReadConverter(columns, source.image_root, holds_lists(source, columns))
+    from trainer.data.preparation.drawing import DrawConverter
+    from trainer.data.typesetting.pages import PageStyle
+
+    width, height = options.page_size
+    converter = DrawConverter(
+        columns,
+        tuple(options.fonts),
+        source.image_root,
+        PageStyle(width, height, options.margin, options.font_size),
+        options.degraded_share,
+        options.max_pages,
+        options.seed,
+    )
+    if min(width, height) - 2 * options.margin < 4 * options.font_size[1]:
+        raise DataError(
+            DataCode.OPTIONS_CONFLICT,
+            "the margins leave no room for text",
+            "give a larger --page-size or less --margin",
+        )
+    _ = converter.faces  # missing fonts are known before the first row
+    return converter
+
+
+def _request(options: argparse.Namespace, columns: Columns, converter: Converter) -> PrepareRequest:
+    from trainer.data.preparation.request import PrepareRequest
+    from trainer.data.preparation.shards import SetFormat
+    from trainer.data.sources.splits import SplitShares
+
+    try:
+        shares = SplitShares(options.validation_share, options.test_share, options.split_salt)
+    except ValueError as error:
+        raise DataError(DataCode.OPTIONS_CONFLICT, str(error), "lower --validation-share and --test-share") from error
+    return PrepareRequest(
+        out=options.out,
+        form=SetFormat(options.format),
+        shares=shares,
+        max_broken_share=options.max_broken_share,
+        limit=options.limit,
+        step_rows=options.rows_per_file,
+        several_images=converter.several_images,
+        settings={"columns": asdict(columns), **_drawing_settings(options)},
+    )
+
+
+def _drawing_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What stands in the manifest of how pages were drawn; fonts by name, without this machine's folders."""
+    if not options.convert_to_images:
+        return {}
+    from trainer.data.typesetting.faces import SUFFIXES
+
+    names = ("font_size", "page_size", "margin", "max_pages", "degraded_share", "seed")
+    files = (path for folder in options.fonts for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    fonts = sorted(path.name for path in files)
+    return {"drawing": {**{name: getattr(options, name) for name in names}, "fonts": fonts}}
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on a terminal, a line now and then in a log."""
+    is_terminal = sys.stderr.isatty()
+    with tqdm(unit=" rows", desc="prepare", file=sys.stderr, mininterval=0.2 if is_terminal else LOG_EVERY_S) as bar:
+
+        def report(done: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield report
+
+
+def _size_range(text: str) -> tuple[int, int]:
+    low, _, high = text.partition("-")
+    sizes = int(low), int(high or low)
+    if not 6 <= sizes[0] <= sizes[1]:
+        raise argparse.ArgumentTypeError(f"{text} is not a range of sizes such as 20-28")
+    return sizes
+
+
+def _page_size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    return _positive(width), _positive(height)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number

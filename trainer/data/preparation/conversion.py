@@ -1,0 +1,168 @@
+"""From one row of a source to the samples that a prepared set holds of it; the part of the work that workers share.
+
+Pure in the row: whichever process converts it, and whatever came before, the same row gives the same samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Final, Protocol
+
+from trainer.data.errors import DataCode, DataError, RowCode, RowError
+from trainer.data.sources.columns import Columns, images_of, split_of, text_of
+from trainer.data.sources.images import PageImage
+from trainer.data.sources.protocol import BrokenRow, Row
+from trainer.data.sources.splits import image_key, text_key
+
+AHEAD: Final = 4
+"""Rows handed out to each worker beforehand: enough to keep it busy, few enough to hold in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a prepared set holds of a row.
+
+    Attributes:
+        row: the row's number in the source.
+        page: which page of the row's text, from 1, where it was drawn on several; else 1.
+        name: where the row stands.
+        images: one, or all pages that the text is to be produced from.
+        text: the text to produce.
+        split: the split that the source names, if it does.
+        group: key of the content that decides the split; the same for all samples of a row.
+        fonts: faces that the text was drawn with.
+    """
+
+    row: int
+    page: int
+    name: str
+    images: tuple[PageImage, ...]
+    text: str
+    split: str | None
+    group: bytes
+    fonts: tuple[str, ...] = ()
+
+    def content_keys(self) -> tuple[bytes, ...]:
+        """Contents that may not stand in two splits."""
+        own_text = text_key(self.text)
+        return (*(image_key(image.pixels_sha256) for image in self.images), *((own_text,) if own_text else ()))
+
+
+class Converter(Protocol):
+    """Makes samples of rows."""
+
+    @property
+    def several_images(self) -> bool:
+        """Whether a sample may have several images."""
+
+    def convert(self, row: Row) -> list[Sample]:
+        """Make the samples of a row.
+
+        Args:
+            row: the row.
+
+        Returns:
+            At least one.
+
+        Raises:
+            RowError: the row cannot be used.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class ReadConverter:
+    """Takes a row's own images.
+
+    Attributes:
+        columns: settled names.
+        image_root: folder that paths may not leave.
+        several_images: rows may hold lists of images.
+    """
+
+    columns: Columns
+    image_root: Path | None
+    several_images: bool = False
+
+    def convert(self, row: Row) -> list[Sample]:
+        """See `Converter`."""
+        text = text_of(row, str(self.columns.text), self.image_root, is_file=self.columns.text_is_file)
+        split = split_of(row, self.columns.split) if self.columns.split is not None else None
+        images = images_of(row, self.columns, self.image_root)
+        if len(images) > 1 and not self.several_images:
+            reason = f"it has {len(images)} images where the first row has one: prepare such rows as a set of their own"
+            raise RowError(RowCode.IMAGE_SEVERAL, reason)
+        group = text_key(text) or hashlib.sha256(b"".join(image_key(each.pixels_sha256) for each in images)).digest()
+        return [Sample(row.number, 1, row.name, images, text, split, group)]
+
+
+Outcome = list[Sample] | BrokenRow
+
+
+def convert_rows(rows: Iterable[Row | BrokenRow], converter: Converter, workers: int) -> Generator[Outcome, None, None]:
+    """Convert rows, in processes of their own where several are asked for.
+
+    Args:
+        rows: the rows.
+        converter: what makes samples of them.
+        workers: processes; 0 for as many as there are cores, 1 for none but this one.
+
+    Yields:
+        For each row, in order, its samples or why it is left out.
+
+    Raises:
+        DataError: a worker was killed.
+    """
+    workers = workers or os.cpu_count() or 1
+    if workers == 1:
+        yield from (_convert(converter, row) for row in rows)
+        return
+    # A fresh interpreter: a fork would copy the threads' locks of the libraries that read the source.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(converter,))
+    with pool:
+        pending: deque[Future[Outcome] | BrokenRow] = deque()
+        try:
+            for row in rows:
+                pending.append(row if isinstance(row, BrokenRow) else pool.submit(_convert_here, row))
+                while len(pending) >= AHEAD * workers:
+                    yield _settled(pending.popleft())
+            while pending:
+                yield _settled(pending.popleft())
+        except BrokenExecutor as error:
+            raise DataError(
+                DataCode.WORKER_LOST,
+                "a process that converts rows was killed, most likely because memory ran out",
+                "give fewer --workers and otherwise the same command: it goes on where it stopped",
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _settled(pending: Future[Outcome] | BrokenRow) -> Outcome:
+    return pending if isinstance(pending, BrokenRow) else pending.result()
+
+
+def _convert(converter: Converter, row: Row | BrokenRow) -> Outcome:
+    if isinstance(row, BrokenRow):
+        return row
+    try:
+        return converter.convert(row)
+    except RowError as error:
+        return BrokenRow(row.number, row.name, error.code, error.reason)
+
+
+_of_this_worker: list[Converter] = []
+
+
+def _start_worker(converter: Converter) -> None:
+    _of_this_worker[:] = [converter]
+
+
+def _convert_here(row: Row) -> Outcome:
+    return _convert(_of_this_worker[0], row)

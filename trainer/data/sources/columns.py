@@ -1,0 +1,232 @@
+"""Which columns of a source are image, text to produce and text to read, and whether a row's values will do."""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from trainer.data.errors import DataCode, DataError, RowCode, RowError
+from trainer.data.sources.images import PageImage, check_image
+from trainer.data.sources.protocol import IMAGES_COLUMN, SPLIT_COLUMN, PageSource, Row
+from trainer.data.sources.splits import SPLITS, split_named
+
+IMAGE_NAMES: Final = ("image", IMAGES_COLUMN, "file_name", "image_path", "path")
+LONGEST_NAME: Final = 255
+"""Characters that a file's name may have; longer texts are texts."""
+TEXT_NAMES: Final = ("text", "transcription", "ground_truth", "answer", "markdown")
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Names of columns; None where a usual name is to be found.
+
+    Attributes:
+        image: the image, or a list of images of one sample.
+        text: the text to produce.
+        read: the text to read, which `--convert-to-images` draws; the text to produce where None.
+        split: names each row's split.
+        text_is_file: the text's column holds the name of a text file.
+    """
+
+    image: str | None = None
+    text: str | None = None
+    read: str | None = None
+    split: str | None = None
+    text_is_file: bool = False
+
+    def resolved(self, available: Sequence[str], *, needs_image: bool = True) -> Columns:
+        """Settle every name.
+
+        Args:
+            available: columns that the source has.
+            needs_image: images are read, not drawn.
+
+        Returns:
+            The same with names in the place of None.
+
+        Raises:
+            DataError: the source lacks a column.
+        """
+        image = self._found("image", self.image, IMAGE_NAMES, available) if needs_image else None
+        text = self._found("text", self.text, TEXT_NAMES, available)
+        read = self._found("read", self.read or text, (), available)
+        split = self.split
+        if split is not None:
+            self._found("split", split, (), available)
+        elif SPLIT_COLUMN in available:
+            split = SPLIT_COLUMN
+        return Columns(image, text, read, split, self.text_is_file)
+
+    @staticmethod
+    def _found(role: str, wanted: str | None, usual: Sequence[str], available: Sequence[str]) -> str:
+        if wanted in available:
+            return str(wanted)
+        if wanted is None:
+            found = next((name for name in usual if name in available), None)
+            if found is not None:
+                return found
+        near = difflib.get_close_matches(wanted or role, available, n=1)
+        what = f"there is no column {wanted!r}" if wanted else f"no column is named {' or '.join(usual[:2])}"
+        raise DataError(
+            DataCode.COLUMN_MISSING,
+            f"{what}; the source has {', '.join(available) or 'none'}",
+            f"choose with --{role}-column NAME" + (f" (did you mean {near[0]}?)" if near else ""),
+        )
+
+
+def images_of(row: Row, columns: Columns, root: Path | None) -> tuple[PageImage, ...]:
+    """The images of a row, decoded.
+
+    Args:
+        row: the row.
+        columns: settled names.
+        root: folder that paths may not leave; None where paths are refused.
+
+    Returns:
+        One image or more.
+
+    Raises:
+        RowError: one is missing or cannot be used.
+    """
+    value = row.fields.get(columns.image or "")
+    values = value if isinstance(value, list | tuple) else [value]
+    if not values:
+        raise RowError(RowCode.IMAGE_MISSING, f"column {columns.image!r} is an empty list")
+    return tuple(check_image(image_bytes(each, str(columns.image), root)) for each in values)
+
+
+def holds_lists(source: PageSource, columns: Columns) -> bool:
+    """Whether a source's samples have several images: by its column's name or, where that says nothing, its first row.
+
+    Args:
+        source: where rows come from.
+        columns: settled names.
+
+    Returns:
+        True where lists of images are to be expected.
+    """
+    if columns.image == IMAGES_COLUMN:
+        return True
+    first = next((row for row in source.rows() if isinstance(row, Row)), None)
+    return first is not None and isinstance(first.fields.get(columns.image or ""), list | tuple)
+
+
+def image_bytes(value: Any, column: str, root: Path | None) -> bytes:
+    """Bytes of one image, whichever way the source holds it.
+
+    Args:
+        value: bytes, a mapping with `bytes` or `path`, or a path.
+        column: its column, for the message.
+        root: folder that paths may not leave.
+
+    Returns:
+        The file's bytes.
+
+    Raises:
+        RowError: there is nothing, or a path leads nowhere or outside.
+    """
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    if value is None or value == "":
+        raise RowError(RowCode.IMAGE_MISSING, f"there is no image in column {column!r}")
+    if not isinstance(value, str | Path):
+        raise RowError(RowCode.IMAGE_MISSING, f"column {column!r} holds a {type(value).__name__}, no image and no path")
+    if root is None:
+        raise RowError(
+            RowCode.IMAGE_OUTSIDE, f"{value} is a path, and this source has no folder: give --image-root DIR"
+        )
+    return _read_inside(root, Path(value))
+
+
+def text_of(row: Row, column: str, root: Path | None = None, *, is_file: bool = False) -> str:
+    """A text of a row, in Unicode NFC with plain line ends.
+
+    Args:
+        row: the row.
+        column: which.
+        root: folder that text files may not leave.
+        is_file: the column holds a file's name.
+
+    Returns:
+        The text, with white space at its ends cut off.
+
+    Raises:
+        RowError: there is none, it is empty or cannot be written as UTF-8.
+    """
+    value = row.fields.get(column)
+    if value is None:
+        raise RowError(RowCode.TEXT_MISSING, f"there is no text in column {column!r}")
+    if not isinstance(value, str):
+        raise RowError(RowCode.TEXT_NOT_TEXT, f"column {column!r} holds a {type(value).__name__}")
+    if is_file:
+        value = _read_text(value, root)
+    elif root is not None and _is_text_file(value, root):
+        raise RowError(RowCode.TEXT_NOT_TEXT, f"{value} is the name of a text file: give --text-is-file to prepare")
+    text = unicodedata.normalize("NFC", value.replace("\r\n", "\n").replace("\r", "\n")).strip()
+    if not text:
+        raise RowError(RowCode.TEXT_EMPTY, f"the text in column {column!r} is empty")
+    odd = next((character for character in text if _is_unusable(character)), None)
+    if odd is not None:
+        raise RowError(RowCode.TEXT_NOT_TEXT, f"the text holds U+{ord(odd):04X}: is the file UTF-8?")
+    return text
+
+
+def split_of(row: Row, column: str) -> str:
+    """The split that a row names.
+
+    Args:
+        row: the row.
+        column: which column names it.
+
+    Returns:
+        One of `SPLITS`.
+
+    Raises:
+        RowError: it names none.
+    """
+    value = row.fields.get(column)
+    split = split_named(value) if isinstance(value, str) else None
+    if split is None:
+        raise RowError(RowCode.SPLIT_UNKNOWN, f"column {column!r} says {value!r}, not {', '.join(SPLITS)}")
+    return split
+
+
+def _is_unusable(character: str) -> bool:
+    """Control characters, halves of surrogate pairs and what stands for an undecodable byte."""
+    return unicodedata.category(character) in {"Cc", "Cs"} and character not in "\n\t\f"
+
+
+def _is_text_file(value: str, root: Path) -> bool:
+    """Whether a text is but the name of the file that holds it: a model would learn names, and nobody would see."""
+    return len(value) <= LONGEST_NAME and value.endswith(".txt") and (root / value).is_file()
+
+
+def _read_text(value: str, root: Path | None) -> str:
+    if root is None:
+        raise RowError(RowCode.TEXT_MISSING, f"{value} is a path, and this source has no folder: give --image-root DIR")
+    try:
+        return _read_inside(root, Path(value)).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RowError(RowCode.TEXT_NOT_TEXT, f"{value} is not UTF-8") from error
+    except RowError as error:
+        raise RowError(RowCode.TEXT_MISSING, error.reason) from error
+
+
+def _read_inside(root: Path, path: Path) -> bytes:
+    """Bytes of a file below a folder; a data set from elsewhere must not reach what else lies on this machine."""
+    try:
+        full = (root / path).resolve()
+        if not full.is_relative_to(root.resolve()):
+            raise RowError(RowCode.IMAGE_OUTSIDE, f"{path} lies outside the source's folder: give --image-root DIR")
+        return full.read_bytes()
+    except (OSError, ValueError) as error:
+        if isinstance(error, RowError):
+            raise
+        reason = (error.strerror if isinstance(error, OSError) else None) or "not a path"
+        raise RowError(RowCode.IMAGE_MISSING, f"{path}: {reason}") from error

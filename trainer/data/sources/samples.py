@@ -1,0 +1,89 @@
+"""From a source's rows to samples that can be trained on: images decoded once, text checked, broken rows left out.
+
+What a trainer, an evaluation and `prepare` read alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from trainer.data.errors import RowError
+from trainer.data.sources.columns import Columns, images_of, split_of, text_of
+from trainer.data.sources.images import PageImage
+from trainer.data.sources.ledger import Ledger
+from trainer.data.sources.protocol import WHOLE, BrokenRow, PageSource, Part, Row
+
+
+@dataclass(frozen=True, slots=True)
+class PageSample:
+    """Images and the text to produce from them.
+
+    Attributes:
+        number: the row it came from.
+        name: where that row stands.
+        images: one, or all pages of a longer document.
+        text: the text to produce: NFC, line feeds alone, never empty.
+        split: the split that the source names, if it names one.
+    """
+
+    number: int
+    name: str
+    images: tuple[PageImage, ...]
+    text: str
+    split: str | None = None
+
+
+def read_samples(
+    source: PageSource,
+    columns: Columns,
+    ledger: Ledger,
+    part: Part = WHOLE,
+    start: int = 0,
+    seed: int | None = None,
+    split: str | None = None,
+) -> Iterator[PageSample]:
+    """Read a source.
+
+    Args:
+        source: where rows come from.
+        columns: wanted columns; settled here.
+        ledger: gets every row that is left out.
+        part: which rows.
+        start: rows to pass over first.
+        seed: shuffles.
+        split: rows of this split alone; of all where None.
+
+    Yields:
+        Samples.
+    """
+    settled = columns.resolved(source.columns)
+    for row in source.rows(part, start, seed):
+        if isinstance(row, BrokenRow):
+            ledger.skip(row)
+            continue
+        try:
+            if split is not None and settled.split is not None and split_of(row, settled.split) != split:
+                continue
+            sample = sample_of(row, settled, source)
+        except RowError as error:
+            ledger.skip(BrokenRow(row.number, row.name, error.code, error.reason))
+            continue
+        ledger.take()
+        yield sample
+
+
+def sample_of(row: Row, columns: Columns, source: PageSource) -> PageSample:
+    """Check one row.
+
+    Args:
+        row: the row.
+        columns: settled names.
+        source: where it came from.
+
+    Returns:
+        The sample.
+    """
+    text = text_of(row, str(columns.text), source.image_root, is_file=columns.text_is_file)
+    split = split_of(row, columns.split) if columns.split is not None else None
+    return PageSample(row.number, row.name, images_of(row, columns, source.image_root), text, split)

@@ -1,0 +1,56 @@
+"""Any source of pages as a set to be measured on: what `trainer.data.sources` reads, laid out as files for readers.
+
+An evaluation judges a model, not its data: a source with broken rows is refused rather than measured in part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from trainer.data.sources.columns import Columns
+from trainer.data.sources.ledger import Ledger
+from trainer.data.sources.opening import SourceOptions, open_source
+from trainer.data.sources.samples import PageSample, read_samples
+from trainer.evaluation.samples import Layout, Sample, SampleError, SampleSet, make_set
+
+TIER_WITHOUT_SPLIT = "all"
+
+
+def load_source(spec: str, folder: Path, split: str | None, layout: Layout, limit: int | None = None) -> SampleSet:
+    """Read a source to its end.
+
+    Args:
+        spec: Whatever `prepare` takes, with columns that need no naming.
+        folder: Receives the images; it has to last as long as the set.
+        split: The split to read; None for all, each a tier.
+        layout: Of all pages.
+        limit: Most samples, the first ones.
+
+    Returns:
+        The samples.
+
+    Raises:
+        SampleError: A row cannot be used, a sample has several images, or there are no samples.
+    """
+    source = open_source(spec, SourceOptions(split=split))
+    ledger = Ledger(max_share=1.0)
+    samples = islice(read_samples(source, Columns(), ledger, split=split), limit)
+    pages = list(_written(samples, folder, layout))
+    if ledger.num_broken:
+        raise SampleError(
+            f"{ledger.num_broken} of {ledger.num_rows} rows cannot be used, first {ledger.broken[0]}; mend them, or "
+            "leave them out with `python -m trainer prepare` and measure on the set"
+        )
+    return make_set(source.name, pages, None)
+
+
+def _written(samples: Iterator[PageSample], folder: Path, layout: Layout) -> Iterator[Sample]:
+    for place, sample in enumerate(samples):
+        if len(sample.images) > 1:
+            raise SampleError(f"{sample.name} has {len(sample.images)} images; readers take one page at a time")
+        (image,) = sample.images
+        path = folder / f"{place:06d}.{image.suffix}"
+        path.write_bytes(image.data)
+        yield Sample(sample.name, sample.split or TIER_WITHOUT_SPLIT, layout, path, sample.text)

@@ -1,0 +1,232 @@
+"""From a trained adapter and two evaluations to a published version, or to the reasons why not.
+
+Owns what the trainer demands of an adapter before it goes out: that base and adapter read the same pages in the same
+way, on the weights in question, and that the adapter is better by the stated margins. How a version gets onto the
+volume is `shared.contract.publication`'s. Knows no flags and no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from shared.contract.identity import weights_revision
+from shared.contract.manifest import BaseIdentity, CodeVersion, EvaluatedSet, Evaluation, Metrics, TierMetrics
+from shared.contract.refusals import AdapterRefusedError, Reason
+from shared.contract.volume import WEIGHTS_FILE
+from trainer.evaluation.provenance import package_version, source_commit
+from trainer.evaluation.results import NORMALISATION, EvaluationResult, ReaderResult
+
+DISTRIBUTION = "deepsynth-ocr"
+MIN_IMPROVEMENT_RATIO = 0.05
+"""Share of the base's character errors that must go: less than that is within what other pages would give."""
+MAX_TIER_LOSS = 0.01
+"""What any kind of page may lose: one point of CER."""
+WEIGHTS_KEY, ADAPTER_KEY = "weights", "adapter"
+"""A reader's details: SHA-256 of the base model's weights, and of the adapter's."""
+_ASKED_KEYS = ("task", "mode", "max_new_tokens")
+_WEIGHT_SUFFIX = ".weight"
+_LINEAR_DIMENSIONS = 2
+_SAME_NAMES_MODEL_TYPE = "deepseek_vl_v2"
+"""DeepSeek-OCR and nano: `shared.deepseek_ocr` calls their dense modules as the checkpoint calls their tensors."""
+
+
+class PublicationError(ValueError):
+    """Records or flags that do not belong together; the message says which and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Margins:
+    """How much better is better."""
+
+    min_improvement_ratio: float = MIN_IMPROVEMENT_RATIO
+    max_tier_loss: float = MAX_TIER_LOSS
+
+
+def compare(base: EvaluationResult, adapter: EvaluationResult, margins: Margins) -> Evaluation:
+    """Put two records beside each other; the first reader of each is the one in question.
+
+    Args:
+        base: Of the base model.
+        adapter: Of the base model with the adapter.
+        margins: What the manifest says was asked for.
+
+    Returns:
+        What the manifest says of both.
+
+    Raises:
+        PublicationError: They are of other pages, or the readers were asked differently.
+    """
+    if [pages.sha256 for pages in base.sets] != [pages.sha256 for pages in adapter.sets]:
+        raise PublicationError("base and adapter read different pages; evaluate both on the same set")
+    first, second = base.readers[0], adapter.readers[0]
+    for key in (*_ASKED_KEYS, WEIGHTS_KEY):
+        ours, theirs = first.details.get(key), second.details.get(key)
+        if ours != theirs and (key in _ASKED_KEYS or (ours and theirs)):
+            raise PublicationError(f"base and adapter were read with different {key}: {ours} and {theirs}")
+    if _sizes(first) != _sizes(second):
+        raise PublicationError("base and adapter read different tiers or numbers of pages; give both the same flags")
+    return Evaluation(
+        sets=tuple(EvaluatedSet(name=pages.name, pages=pages.pages, sha256=pages.sha256) for pages in base.sets),
+        normalisation=NORMALISATION,
+        min_improvement_ratio=margins.min_improvement_ratio,
+        max_tier_loss=margins.max_tier_loss,
+        base=_metrics(first),
+        adapter=_metrics(second),
+    )
+
+
+def check_records(
+    adapter_folder: Path, base: BaseIdentity, base_record: EvaluationResult, adapter_record: EvaluationResult
+) -> None:
+    """See to it that the records are about this adapter and this base model, as far as they say.
+
+    Args:
+        adapter_folder: What is to be published.
+        base: What it was trained on.
+        base_record: Evaluation of the base model.
+        adapter_record: Evaluation of the adapter.
+
+    Raises:
+        PublicationError: One is about something else.
+    """
+    measured = adapter_record.readers[0].details.get(ADAPTER_KEY)
+    weights = adapter_folder / WEIGHTS_FILE
+    if measured is not None and weights.is_file() and measured != _sha256(weights):
+        raise PublicationError(f"the record is about another adapter than {adapter_folder}; evaluate this one")
+    if ADAPTER_KEY in base_record.readers[0].details:
+        raise PublicationError("the base's record is about an adapter; evaluate the base model alone")
+    for record in (base_record, adapter_record):
+        stated = record.readers[0].details.get(WEIGHTS_KEY)
+        if stated is not None and len(base.revision) == len(stated) and stated != base.revision:
+            raise PublicationError("a record is about other weights of the base model; evaluate on those given")
+
+
+def require_better(evaluation: Evaluation | None, forced: str | None) -> str | None:
+    """Let nothing out that is not better, unless somebody says why.
+
+    Args:
+        evaluation: Base and adapter on the same pages; None where nobody measured.
+        forced: Why it goes out all the same.
+
+    Returns:
+        The reason for the manifest, None where none is needed.
+
+    Raises:
+        AdapterRefusedError: Not measured, or not better, and no reason (`not_evaluated`, `not_better`).
+    """
+    if evaluation is not None and not evaluation.objections:
+        return None
+    if forced is not None:
+        return forced
+    if evaluation is None:
+        raise AdapterRefusedError(Reason.NOT_EVALUATED, "no records of base and adapter")
+    raise AdapterRefusedError(Reason.NOT_BETTER, "; ".join(evaluation.objections))
+
+
+def base_identity(model: str, revision: str | None, base_record: EvaluationResult | None) -> BaseIdentity:
+    """Name the base model.
+
+    Args:
+        model: A checkpoint's folder, or the name of a repository.
+        revision: Of the repository; None to take the weights' fingerprint.
+        base_record: Evaluation of the base model, which knows the fingerprint too.
+
+    Returns:
+        Name and revision; never a folder of this machine.
+
+    Raises:
+        PublicationError: There is no way to tell the revision.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        return _identity(folder.resolve().name, revision or weights_revision(folder))
+    known = base_record.readers[0].details.get(WEIGHTS_KEY) if base_record else None
+    return _identity(model, revision or known)
+
+
+def module_shapes(folder: Path) -> Mapping[str, tuple[int, int]] | None:
+    """The linear modules of a base model that lies in a folder.
+
+    Args:
+        folder: Holds config.json and safetensors files.
+
+    Returns:
+        Outputs and inputs by the module's whole name; None for a model whose modules are called otherwise than its
+        tensors, as those of DeepSeek-OCR-2 are.
+
+    Raises:
+        PublicationError: A file cannot be read.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PublicationError(f"{folder} is no checkpoint: its config.json cannot be read") from error
+    if config.get("model_type") != _SAME_NAMES_MODEL_TYPE:
+        return None
+    shapes: dict[str, tuple[int, int]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                for name in sorted(file.keys()):
+                    shape = file.get_slice(name).get_shape() if name.endswith(_WEIGHT_SUFFIX) else []
+                    if len(shape) == _LINEAR_DIMENSIONS:
+                        shapes[name.removesuffix(_WEIGHT_SUFFIX)] = (shape[0], shape[1])
+        except SafetensorError as error:
+            raise PublicationError(f"{path} cannot be read: {error}") from error
+    return shapes
+
+
+def code_version(program: str) -> CodeVersion:
+    """This code.
+
+    Args:
+        program: What it did.
+
+    Returns:
+        With version and commit.
+    """
+    return CodeVersion(program=program, version=package_version(DISTRIBUTION), commit=source_commit())
+
+
+def _identity(name: str, revision: str | None) -> BaseIdentity:
+    if revision is None:
+        raise PublicationError(f"no revision of {name} is known; give its commit with --base-revision")
+    try:
+        return BaseIdentity(model_id=name, revision=revision)
+    except ValueError as error:
+        raise PublicationError(
+            f"{revision!r} is no revision: give a commit (40 hex digits) or a SHA-256 of weights (64)"
+        ) from error
+
+
+def _sizes(reader: ReaderResult) -> dict[str, tuple[int, int]]:
+    return {tier: (score.pages, score.characters) for tier, score in reader.tiers.items()}
+
+
+def _metrics(reader: ReaderResult) -> Metrics:
+    tiers = {
+        tier: TierMetrics(
+            pages=score.pages,
+            characters=score.characters,
+            cer=float(score.cer),
+            cer_capped=float(score.cer_capped),
+            wer=float(score.wer),
+            exact_ratio=float(score.exact_ratio),
+            unfinished_ratio=float(score.unfinished_ratio),
+        )
+        for tier, score in reader.tiers.items()
+    }
+    characters = sum(tier.characters for tier in tiers.values())
+    errors = sum(tier.cer * tier.characters for tier in tiers.values())
+    return Metrics(cer=errors / max(characters, 1), tiers=tiers)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
