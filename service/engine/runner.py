@@ -103,7 +103,10 @@ class Runner(Protocol):
         """Choose one more token for these slots; a slot whose answer has ended stays as it is."""
 
     def collect(self) -> Report | None:
-        """Wait for the oldest report that is owed and take it; None where none is.
+        """Wait for the oldest report that is owed and take it.
+
+        Returns:
+            The report; None where none is owed.
 
         Raises:
             DeviceStuckError: It did not come.

@@ -195,7 +195,10 @@ class GpuRunner:
         self._owe([self._to_host(self._steps.run(slots))])
 
     def collect(self) -> Report | None:
-        """Wait for the oldest report that is owed and take it; None where none is.
+        """Wait for the oldest report that is owed and take it.
+
+        Returns:
+            The report; None where none is owed.
 
         Raises:
             DeviceStuckError: It did not come.
