@@ -17,7 +17,10 @@ def requests():
     """Pages of three sizes; some answers loop, so that second attempts are part of it."""
     return [
         tiny_request(
-            f"page-{seed}", seed=seed, width_px=(64, 128, 192)[seed % 3], max_new_tokens=12 + 9 * (seed % 3) * HAS_GPU
+            f"page-{seed}",
+            seed=seed,
+            width_px=(64, 128, 192)[seed % 3],
+            max_new_tokens=4 + (8 + 9 * (seed % 3)) * HAS_GPU,
         )
         for seed in range(8 if HAS_GPU else 1)
     ]

@@ -3,8 +3,9 @@
 Owns the sizes, the graphs and the tensors that they read. Knows nothing of what a step does. On a device without graphs
 the work is called as it is, padded all the same. Used by the engine's single thread.
 
-Launching a prefill's kernels one by one takes the host 9 ms, whatever the prompts: more than an H100 takes for less
-than some 3000 tokens (`benchmarks/engine_steps.py prefill`).
+Launching a prefill's kernels one by one took the host 9 ms, whatever the prompts: more than an H100 takes for less than
+some 3000 tokens (`benchmarks/engine_steps.py prefill`, before kernels were started past Triton's own launcher). What
+capturing prefills gives was not measured yet.
 """
 
 from __future__ import annotations
@@ -202,8 +203,6 @@ class PromptGraphs:
 def capture(work: Callable[[], Tensor], pool: Any) -> tuple[torch.cuda.CUDAGraph, Tensor]:
     """Capture work that has run before; the device must be idle.
 
-    Unlike `torch.cuda.graph` this neither collects garbage nor empties the allocator's cache, 40 times at a start.
-
     Args:
         work: Enqueues, never waits.
         pool: Memory of the graph.
@@ -211,12 +210,8 @@ def capture(work: Callable[[], Tensor], pool: Any) -> tuple[torch.cuda.CUDAGraph
     Returns:
         The graph, and the tensor that it writes.
     """
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        # Other threads may not use CUDA here, but those of libraries may ask it things.
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        try:
-            result = work()
-        finally:
-            graph.capture_end()
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may not use CUDA here, but those of libraries may ask it things.
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        result = work()
     return graph, result

@@ -76,7 +76,8 @@ BOUNDS = (
 )
 """Generous ones first. On an H100 16 views of 1024 px take 67 ms (4.2 ms each among 256, prefill included) and 3864
 prompt tokens 11 ms, so that no running page waits longer than some 80 ms for its next token; smaller views take a
-third of that. 64 views of 1024 px have 17 700 prompt tokens, so that an idle engine's two bounds agree."""
+third of that. 64 views of 1024 px have 17 700 prompt tokens, so that an idle engine's two bounds agree. Other bounds
+were not compared yet."""
 SCRATCH_SHARE = 0.25
 """Bounds are taken if their scratch leaves at least the rest of the room to the cache."""
 
