@@ -69,7 +69,8 @@ TILE_CONFIGS: tuple[tuple[int, TileConfig], ...] = (
     (1024, TileConfig(64, 64, 128, 64, 4, 4)),
     (1 << 62, TileConfig(128, 64, 128, 64, 8, 4)),
 )
-"""By tokens at most. Not measured yet."""
+"""By tokens at most. The first was measured as `PAIR_CONFIG`: 4 tokens 63.1 us, 16 tokens 128 us; the others were not
+measured against alternatives yet."""
 _SUM_COLUMNS = 256
 
 

@@ -74,10 +74,11 @@ def launch_options(num_warps: int, num_stages: int, is_early: bool) -> dict[str,
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: Any) -> None:
-    """Start a kernel, as `kernel[grid](*arguments, **named)` does, at a fraction of the host's time.
+    """Start a kernel, as `kernel[grid](*arguments, **named)` does, with less work for the host.
 
-    Triton looks a compiled kernel up by text that it makes of all arguments, and asks the driver about every pointer.
-    Here the key is what compiling depends on and no more, and pointers go as numbers.
+    Triton looks a compiled kernel up by all that it could be compiled for, and asks the driver about every pointer.
+    Here the key is what compiling depends on and no more, and pointers go as numbers. What that saves was not measured
+    on a GPU yet; finding the kernel alone took 7 to 12 us instead of 10 to 18 us on a CPU that others used too.
 
     Args:
         kernel: Whose constants follow its other arguments.
