@@ -98,7 +98,7 @@ def make_variant(name: str) -> tuple[Encode, float]:
         vision.warm_up([1024, 640])
         encode = vision.encode
     elif name == "nographs":
-        encode = GpuVision(model, graph_patches=0).encode
+        encode = GpuVision(model, graphs=False).encode
     else:
         encode = compiled_encode(model) if name == "compiled" else modules_encode(model)
     encode(views_of("PAGE", 1))
@@ -154,7 +154,7 @@ def check() -> None:
     started = time.perf_counter()
     exact, near = public_model(torch.float32), public_model()
     exact.load_state_dict(near.state_dict())
-    plain, captured = GpuVision(near, graph_patches=0), GpuVision(near)
+    plain, captured = GpuVision(near, graphs=False), GpuVision(near)
     torch.cuda.synchronize()
     print(f"models after {time.perf_counter() - started:.1f} s", flush=True)
     captured.warm_up([640, 1024])

@@ -60,20 +60,15 @@ def grid(side: int, views: int) -> None:
     flat = qkv.view(views, side * side, 3, HEADS, HEAD).permute(2, 0, 3, 1, 4)
     report(f"grid {side}: plain flash attention without bias", lambda: F.scaled_dot_product_attention(*flat), flops)
     default = vision_attention.grid_tiling(side)
-    for queries, keys, warps, described, registers in (
-        (64, 64, 4, False, None),
-        (64, 64, 4, True, None),
-        (64, 64, 4, True, 128),
-        (128, 64, 4, True, None),
-        (128, 64, 8, True, None),
-        (128, 64, 8, True, 128),
-        (64, 128, 4, False, None),
-        (64, 128, 4, True, None),
-        (64, 128, 4, True, 168),
-        (128, 128, 8, True, None),
+    for queries, keys, warps, stages in (
+        (64, 64, 4, 3),
+        (64, 64, 4, 4),
+        (128, 64, 4, 3),
+        (128, 64, 8, 3),
+        (64, 128, 4, 3),
+        (128, 128, 8, 3),
     ):
-        shape = replace(default, queries=queries, keys=keys, rows=keys // side, warps=warps)
-        tiling = replace(shape, described=described, registers=registers)
+        tiling = replace(default, queries=queries, keys=keys, rows=keys // side, warps=warps, stages=stages)
         name = f"grid {side} x {views}: {tiling}".replace("GridTiling", "")
         report(name, partial(vision_attention.grid_attention, qkv, rows, columns, HEADS, tiling), flops)
     error = (vision_attention.grid_attention(qkv, rows, columns, HEADS)[:1].float() - truth).norm() / truth.norm()
@@ -85,11 +80,10 @@ def window(side: int, views: int) -> None:
     qkv, bias = noise(views, side, side, 3 * CHANNELS), noise(3 * CHANNELS)
     rows, columns = noise(27, HEAD, scale=0.2), noise(27, HEAD, scale=0.2)
     flops = 4 * views * side**2 * 14**2 * CHANNELS
-    for queries, warps, stages in ((64, 4, 1), (64, 4, 2), (64, 4, 3), (128, 8, 1)):
+    for queries, warps in ((64, 4), (128, 8), (128, 4), (64, 8)):
         vision_attention.WINDOW_QUERIES, vision_attention.WINDOW_WARPS = queries, warps
-        vision_attention.WINDOW_STAGES = stages
         run = partial(vision_attention.window_attention, qkv, bias, rows, columns, HEADS, 14)
-        report(f"window, view {side} x {views}: {queries} queries, {warps} warps, {stages} stages", run, flops)
+        report(f"window, view {side} x {views}: {queries} queries, {warps} warps", run, flops)
 
 
 def linear() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.engine.gpu.vision import GpuVision
+from service.engine.gpu.vision import GpuVision, captured_counts, split_batch
 from service.engine.kernels import vision_reference
 from shared.deepseek_ocr.configuration import ClipConfig, DeepseekOcrConfig, SamConfig, TextConfig
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
@@ -92,6 +92,22 @@ def test_views_already_on_the_device_give_the_same():
     assert all(torch.equal(a, b) for a, b in zip(vision.encode(views), vision.encode(on_device), strict=True))
 
 
+@pytest.mark.parametrize("patches", [16, 1600, 4096, 6400])
+def test_every_number_of_views_is_made_of_captured_batches(patches: int):
+    chunk = 65_536 // patches
+    counts = captured_counts(patches, chunk)
+    assert counts[0] == 1
+    assert counts[-1] == chunk
+    for views in (*range(1, min(chunk, 50)), chunk, 2 * chunk + 3):
+        batches = split_batch(views, counts, chunk)
+        assert sum(batches) == views
+        assert set(batches) <= set(counts)
+
+
+def test_without_graphs_views_are_cut_into_chunks():
+    assert split_batch(23, [], 10) == [10, 10, 3]
+
+
 def test_no_views_give_no_tokens():
     assert GpuVision(small_model(), kernels=kernel_set("reference")).encode([]) == []
 
@@ -123,9 +139,9 @@ class TestPublicDimensions:
     @torch.inference_mode()
     def test_graphs_give_what_single_launches_give(self, models):
         _, near = models
-        plain, captured = GpuVision(near), GpuVision(near)
+        plain, captured = GpuVision(near, graphs=False), GpuVision(near)
         captured.warm_up([640, 1024])
-        for count in (1, 3, 10, 11):
+        for count in (1, 3, 10, 11, 27):
             views = page_views(*[640] * count, 1024)
             for a, b in zip(plain.encode(views), captured.encode(views), strict=True):
                 assert relative_error(b, a) < 1e-2

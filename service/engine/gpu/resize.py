@@ -29,8 +29,9 @@ BICUBIC_REACH = 2.0
 TABLES = 256
 """Pairs of sizes whose weights stay on a device; each takes 20 to 200 KB."""
 ORDER_VARIES = int(PIL.__version__.split(".")[0]) >= 13
-"""Whether the installed Pillow resamples a page that loses mostly height from top to bottom first. (12.2 and 12.3 did
-so in another way, for pages a hundred times as high as wide; those come out a bit apart from them.)"""
+"""Whether the installed Pillow resamples a page that loses mostly height from top to bottom first.
+
+Some releases of Pillow 12 do so in their own way for pages over a hundred times as high as wide; those differ a bit."""
 
 
 @dataclass(frozen=True, slots=True)

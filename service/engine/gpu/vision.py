@@ -3,7 +3,8 @@
 Owns the way of the pixels to the device, the cut into batches, and the captured graphs for small ones. What a batch
 costs: at most `CHUNK_PATCHES` patches are encoded at once, and a patch takes about 13 KB of scratch in bf16 at public
 dimensions (per channel of 768 its stream, its norm, query, key, value and the attention's result; per head and row and
-column of the grid its bias), so encoding takes at most 0.85 GiB beside weights (computed, not measured yet).
+column of the grid its bias): 0.8 GiB beside weights for a full chunk (0.70 GiB seen for 16 PAGE on an H100). Captured
+graphs share scratch of the same size, which they keep.
 
 Shape letters: V views, P pixels, N tokens of a view, D decoder width.
 """
@@ -24,10 +25,13 @@ from service.engine.gpu.vision_encoder import VisionEncoder, can_pack_vision
 from shared.deepseek_ocr.protocol import OcrModel
 
 CHUNK_PATCHES = 65_536
-"""Patches encoded at once: 16 views of 1024 px, or 40 of 640 px. Not measured yet."""
-GRAPH_PATCHES = 16_384
-"""Batches up to this size are captured, one graph for each number of views: up to 10 of 640 px, 4 of 1024 px. Larger
-ones take longer on the device than their launches take on the host. Not measured yet."""
+"""Patches encoded at once: 16 views of 1024 px, or 40 of 640 px. H100: 299 TFLOP/s with 8 of 640 px, 326 with 32."""
+EVERY_COUNT_PATCHES, STEP_PATCHES = 16_384, 6_400
+"""Batches are captured for each number of views up to the first (10 of 640 px, 4 of 1024 px), then in steps of about the
+second (4 of 640 px, 1 of 1024 px) up to a chunk.
+
+32 views of 640 px without a graph keep an H100's host busy for 24 ms, the copy of their pixels included; one view with
+a graph does for 0.4 ms. The steps are not measured yet."""
 
 View = NDArray[np.uint8] | Tensor
 """`[px, px, 3]`, uint8, RGB; on the host, or already on the device."""
@@ -37,7 +41,7 @@ View = NDArray[np.uint8] | Tensor
 class _Captured:
     """Graphs for views of one size, by number of views, and the memory they read and write."""
 
-    graphs: list[torch.cuda.CUDAGraph]
+    graphs: dict[int, torch.cuda.CUDAGraph]
     views_VPPC: Tensor
     tokens_VND: Tensor
 
@@ -51,7 +55,7 @@ class GpuVision:
     Args:
         model: In evaluation mode, on its device; its vision weights must stay as they are.
         chunk_patches: Patches encoded at once, at most; at least those of one view.
-        graph_patches: Patches up to which `warm_up` captures graphs; 0: none.
+        graphs: Whether `warm_up` captures graphs, where that is possible.
         kernels: Set of kernels; None: the fused ones on CUDA in 16 bits, plain torch elsewhere.
     """
 
@@ -60,21 +64,19 @@ class GpuVision:
         model: OcrModel,
         *,
         chunk_patches: int = CHUNK_PATCHES,
-        graph_patches: int = GRAPH_PATCHES,
+        graphs: bool = True,
         kernels: ModuleType | None = None,
     ) -> None:
         self._device: torch.device = model.lm_head.weight.device
         self._on_cuda = self._device.type == "cuda"
         self._chunk_patches = chunk_patches
-        self._graph_patches = graph_patches if self._on_cuda else 0
         self._patch_px: int = getattr(getattr(model.config, "sam_config", None), "patch_size", 16)
         self._encode_batch: Callable[[Tensor], Tensor] = model.encode_views
+        self._capturable = graphs and self._on_cuda and can_pack_vision(model)
         if can_pack_vision(model):
             self._encode_batch = VisionEncoder(
                 model, kernels or _kernels_for(self._device, model.lm_head.weight.dtype)
             ).encode
-        else:
-            self._graph_patches = 0
         self._captured: dict[int, _Captured] = {}
         self._pool: Any = None
 
@@ -90,9 +92,12 @@ class GpuVision:
         """
         tokens: list[Tensor | None] = [None] * len(views)
         for side_px, indices in _by_size(views).items():
-            chunk = max(1, self._chunk_patches // self._patches(side_px))
-            for first in range(0, len(indices), chunk):
-                part = indices[first : first + chunk]
+            captured = self._captured.get(side_px)
+            counts = list(captured.graphs) if captured else []
+            first = 0
+            for count in split_batch(len(indices), counts, self._chunk(side_px)):
+                part = indices[first : first + count]
+                first += count
                 encoded_VND = self._encode_part([views[index] for index in part], side_px)
                 for index, tokens_ND in zip(part, encoded_VND.unbind(0), strict=True):
                     tokens[index] = tokens_ND
@@ -107,11 +112,14 @@ class GpuVision:
         """
         for side_px in sides_px:
             self._encode_part([np.zeros((side_px, side_px, 3), np.uint8)], side_px)
-            most = self._graph_patches // self._patches(side_px)
-            if most and side_px not in self._captured:
-                self._captured[side_px] = self._capture(side_px, most)
+            if self._capturable and side_px not in self._captured:
+                self._captured[side_px] = self._capture(side_px)
         if self._on_cuda:
             torch.cuda.synchronize(self._device)
+
+    def _chunk(self, side_px: int) -> int:
+        """Views of a size that are encoded at once, at most."""
+        return max(1, self._chunk_patches // self._patches(side_px))
 
     def _patches(self, side_px: int) -> int:
         return int((side_px // self._patch_px) ** 2)
@@ -119,13 +127,13 @@ class GpuVision:
     def _encode_part(self, views: Sequence[View], side_px: int) -> Tensor:
         """Views of one size, as many as a chunk holds: `[V, N, D]`."""
         captured = self._captured.get(side_px)
-        if captured is None or len(views) > len(captured.graphs):
+        if captured is None or len(views) not in captured.graphs:
             batch_VPPC = torch.empty((len(views), side_px, side_px, 3), dtype=torch.uint8, device=self._device)
             self._fill(batch_VPPC, views)
             return self._encode_batch(batch_VPPC)
         # The stream keeps the order: what an earlier replay reads is read before it is overwritten here.
         self._fill(captured.views_VPPC[: len(views)], views)
-        captured.graphs[len(views) - 1].replay()
+        captured.graphs[len(views)].replay()
         return captured.tokens_VND[: len(views)].clone()
 
     def _fill(self, batch_VPPC: Tensor, views: Sequence[View]) -> None:
@@ -140,21 +148,55 @@ class GpuVision:
             staged[index] = view
         batch_VPPC.copy_(staged_VPPC, non_blocking=True)
 
-    def _capture(self, side_px: int, most: int) -> _Captured:
-        """Capture graphs for 1 to `most` views; their scratch memory is shared, for they never run at once."""
-        views_VPPC = torch.zeros((most, side_px, side_px, 3), dtype=torch.uint8, device=self._device)
-        tokens_VND = torch.empty_like(self._encode_batch(views_VPPC))  # compiles what depends on the batch, too
+    def _capture(self, side_px: int) -> _Captured:
+        """Capture graphs for views of a size; their scratch memory is shared, for they never run at once."""
+        counts = captured_counts(self._patches(side_px), self._chunk(side_px))
+        views_VPPC = torch.zeros((counts[-1], side_px, side_px, 3), dtype=torch.uint8, device=self._device)
+        tokens_VND = torch.empty_like(self._encode_batch(views_VPPC))
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        graphs: list[torch.cuda.CUDAGraph] = []
-        for count in range(most, 0, -1):  # the largest first, so that the others fit into its memory
-            self._encode_batch(views_VPPC[:count])  # convolutions choose their algorithm outside of the capture
+        graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        for count in reversed(counts):  # the largest first, so that the others fit into its memory
+            # Once outside of the capture, because kernels compile and convolutions choose their algorithm.
+            self._encode_batch(views_VPPC[:count])
             torch.cuda.synchronize(self._device)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            graphs[count] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graphs[count], pool=self._pool, capture_error_mode="thread_local"):
                 tokens_VND[:count].copy_(self._encode_batch(views_VPPC[:count]))
-            graphs.append(graph)
-        return _Captured(graphs=graphs[::-1], views_VPPC=views_VPPC, tokens_VND=tokens_VND)
+        return _Captured(graphs=graphs, views_VPPC=views_VPPC, tokens_VND=tokens_VND)
+
+
+def captured_counts(patches: int, chunk: int) -> list[int]:
+    """Numbers of views to capture.
+
+    Args:
+        patches: patches of a view.
+        chunk: views that are encoded at once, at most.
+
+    Returns:
+        Ascending, from 1 to `chunk`.
+    """
+    every = min(chunk, max(1, EVERY_COUNT_PATCHES // patches))
+    stepped = range(every, chunk, max(1, STEP_PATCHES // patches))
+    return sorted({*range(1, every + 1), *stepped, chunk})
+
+
+def split_batch(views: int, captured: Sequence[int], chunk: int) -> list[int]:
+    """Cut a number of views into batches: as captured, the largest first, or else into chunks.
+
+    Args:
+        views: views of one size.
+        captured: numbers of views that graphs exist for, 1 among them; may be empty.
+        chunk: views that are encoded at once, at most.
+
+    Returns:
+        Sizes of the batches; their sum is `views`.
+    """
+    batches = []
+    while views:
+        batches.append(max((count for count in captured if count <= views), default=min(chunk, views)))
+        views -= batches[-1]
+    return batches
 
 
 def _by_size(views: Sequence[View]) -> dict[int, list[int]]:
