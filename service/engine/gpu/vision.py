@@ -27,7 +27,7 @@ from shared.deepseek_ocr.protocol import OcrModel
 CHUNK_PATCHES = 65_536
 """Patches encoded at once: 16 views of 1024 px, or 40 of 640 px. H100: 299 TFLOP/s with 8 of 640 px, 326 with 32."""
 EVERY_COUNT_PATCHES, STEP_PATCHES = 16_384, 6_400
-"""Batches are captured for each number of views up to the first (10 of 640 px, 4 of 1024 px), then in steps of about the
+"""Batches are captured for each number of views up to the first (10 of 640 px, 4 of 1024 px), then in steps of the
 second (4 of 640 px, 1 of 1024 px) up to a chunk.
 
 32 views of 640 px without a graph keep an H100's host busy for 24 ms, the copy of their pixels included; one view with
