@@ -23,8 +23,6 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 NUM_TICKETS = 1 << 16
 _tickets: dict[torch.device, Tensor] = {}
 _early = {"most_tokens": 64}
-_handles: dict[tuple[Any, ...], Any] = {}
-"""Compiled kernels by what they were compiled for. Kernels live as long as their modules, so do their ids."""
 
 
 def tickets(device: torch.device) -> Tensor:
@@ -74,11 +72,7 @@ def launch_options(num_warps: int, num_stages: int, is_early: bool) -> dict[str,
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: Any) -> None:
-    """Start a kernel, as `kernel[grid](*arguments, **named)` does, with less work for the host.
-
-    Triton looks a compiled kernel up by all that it could be compiled for, and asks the driver about every pointer.
-    Here the key is what compiling depends on and no more, and pointers go as numbers. What that saves was not measured
-    on a GPU yet; finding the kernel alone took 7 to 12 us instead of 10 to 18 us on a CPU that others used too.
+    """Start a kernel; the one place to change how that is done.
 
     Args:
         kernel: Whose constants follow its other arguments.
@@ -86,33 +80,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: Any) ->
         *arguments: Tensors of one device, the first no None; numbers; None.
         **named: All constants, and `launch_options`.
     """
-    device = arguments[0].device
-    if device.type != "cuda":
-        kernel[grid](*arguments, **named)
-        return
-    values: list[Any] = []
-    key: list[Any] = [id(kernel), device.index, *named.values()]
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            pointer = argument.data_ptr()
-            values.append(pointer)
-            key.append(argument.dtype)
-            key.append(pointer % 16)
-            continue
-        values.append(argument)
-        if isinstance(argument, int):
-            # Triton compiles anew for numbers that are 1, divisible by 16 or beyond 32 bits.
-            key.append((argument == 1, argument % 16 == 0, abs(argument) >> 31))
-        else:
-            key.append(type(argument))
-    handle = _handles.get(tuple(key))
-    if handle is None:
-        compiled = kernel[grid](*arguments, **named)
-        # Constants are part of what was compiled; their places in the list of arguments are not looked at.
-        _handles[tuple(key)] = compiled, (None,) * (len(kernel.arg_names) - len(arguments))
-        return
-    compiled, constants = handle
-    compiled[(*grid, 1, 1)[:3]](*values, *constants)
+    kernel[grid](*arguments, **named)
 
 
 def split_width(width: int) -> tuple[int, int]:
