@@ -9,6 +9,7 @@ from service.engine.kernels.attention import decode_attention, paged_attention
 from service.engine.kernels.choose import choose
 from service.engine.kernels.experts import mixture, mixture_add
 from service.engine.kernels.linear import linear, linear_add, norm_linear
+from service.engine.kernels.lora import gated, lora_add
 from service.engine.kernels.norm import add_rms_norm, rms_norm
 from service.engine.kernels.prefill import prefill_attention
 from service.engine.kernels.rotary import rotate_and_store
@@ -20,8 +21,10 @@ __all__ = [
     "begin_step",
     "choose",
     "decode_attention",
+    "gated",
     "linear",
     "linear_add",
+    "lora_add",
     "mixture",
     "mixture_add",
     "norm_linear",
