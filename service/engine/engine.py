@@ -14,11 +14,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
 
 import numpy as np
 
+from service.engine.adapters import NO_ADAPTER, AdapterError, AdapterRegistry
 from service.engine.gpu.state import Code
 from service.engine.loader import EngineLimits
+from service.engine.lora import AdapterFiles, read_adapter
 from service.engine.protocol import (
     EngineInfo,
     EngineState,
@@ -106,6 +110,7 @@ class TorchEngine:
         self._batch_sizes: deque[int] = deque(maxlen=MAX_BATCH_SIZES)
         self._progress_s = clock()
         self._turns = TextTurns()
+        self._adapters = AdapterRegistry(limits.adapter_slots)
 
     @property
     def info(self) -> EngineInfo:
@@ -146,8 +151,10 @@ class TorchEngine:
         Args:
             request: The page, its id unlike that of any sequence still here.
         """
-        fault = self._find_fault(request)
-        if fault:
+        adapter = NO_ADAPTER if request.model_id == self._info.model_id else self._adapters.find(request.model_id)
+        fault = self._find_fault(request, is_known=adapter is not None)
+        if fault or adapter is None:
+            assert fault
             self._events.append(fault)
             return
         prompt_ids = self._tokenizer.encode_prompt(request.page.plan, request.prompt)
@@ -168,6 +175,7 @@ class TorchEngine:
             answer=Answer(self._token_bytes, self._limits.loop_rule.suspicion),
             stages=Stages(submitted_s=self._clock()),
             cost=cost,
+            adapter=adapter,
         )
 
     def cancel(self, sequence_id: str) -> None:
@@ -177,6 +185,44 @@ class TorchEngine:
         if sequence:
             self._leave(sequence)
         self._events = [event for event in self._events if event.sequence_id != sequence_id]
+
+    def load_adapter(self, model_id: str, source: AdapterFiles | Path) -> None:
+        """Make an adapter resident and serve it under its name; what runs goes on.
+
+        Args:
+            model_id: `name@version`; never used for anything else before.
+            source: What PEFT writes, or the folder that it lies in.
+
+        Raises:
+            AdapterError: It cannot be, and nothing has changed.
+        """
+        if model_id == self._info.model_id:
+            raise AdapterError("name_in_use", f"{model_id} is the base model")
+        self._adapters.sweep(self._adapters_in_use())
+        slot = self._adapters.offer_slot(model_id)
+        self._runner.load_adapter(slot, read_adapter(source) if isinstance(source, Path) else source)
+        self._adapters.add(model_id, slot)
+
+    def unload_adapter(self, model_id: str) -> bool:
+        """Take an adapter out of service: at once for new sequences, and for good when its last one has ended.
+
+        Args:
+            model_id: Its name.
+
+        Returns:
+            Whether its slot is free; else it drains.
+
+        Raises:
+            AdapterError: `unknown_adapter`.
+        """
+        self._adapters.drain(model_id)
+        self._adapters.sweep(self._adapters_in_use())
+        return model_id not in self._adapters.draining
+
+    @property
+    def adapters(self) -> AdapterRegistry:
+        """Which adapters are resident; for reading."""
+        return self._adapters
 
     def step(self) -> list[SequenceEvent]:
         """Admit what fits, encode and prefill a bounded share of it, order a token more for every running sequence."""
@@ -191,6 +237,8 @@ class TorchEngine:
         self._land(self._runner.depth if has_ordered else 0)
         self._show_texts(self._turns.take(list(self._active.values()), elapsed_s))
         self._steps += 1
+        if self._adapters.draining:
+            self._adapters.sweep(self._adapters_in_use())
         events, self._events = self._events, []
         return events
 
@@ -214,16 +262,21 @@ class TorchEngine:
         assert sorted([*taken, *self._free_slots]) == list(range(self._limits.batch_size))
         assert not self._waiting.keys() & self._active.keys()
         assert sum(sequence.cost.kv_tokens for sequence in self._active.values()) <= self._schedule.kv_tokens
+        self._adapters.check_integrity()
         self._runner.check_integrity()
 
-    def _find_fault(self, request: SequenceRequest) -> SequenceFailure | None:
+    def _adapters_in_use(self) -> set[int]:
+        return {sequence.adapter for sequence in (*self._waiting.values(), *self._active.values())}
+
+    def _find_fault(self, request: SequenceRequest, *, is_known: bool) -> SequenceFailure | None:
         name, page, plan = request.sequence_id, request.page, request.page.plan
         global_shape = (plan.global_px, plan.global_px, 3)
         tiles_shape = (plan.num_tiles, plan.tile_px, plan.tile_px, 3)
         if name in self._waiting or name in self._active:
             return SequenceFailure(name, "engine_failed", "the id is in use")
-        if request.model_id != self._info.model_id:
-            return SequenceFailure(name, "model_not_found", f"{request.model_id} is not {self._info.model_id}")
+        if not is_known:
+            known = ", ".join((self._info.model_id, *self._adapters.names))
+            return SequenceFailure(name, "model_not_found", f"{request.model_id} is none of {known}")
         if page.global_view_HWC.shape != global_shape or page.tiles_THWC.shape != tiles_shape:
             return SequenceFailure(name, "engine_failed", "the views do not have the sizes of their plan")
         return None
@@ -274,7 +327,8 @@ class TorchEngine:
             sequence.encoded_views = []
             sequence.slot = self._free_slots.pop()
             sequence.num_ordered = 1
-            rows.append(NewRow(sequence.slot, sequence.prompt_ids, features, sequence.cost.max_new_tokens))
+            limit = sequence.cost.max_new_tokens
+            rows.append(NewRow(sequence.slot, sequence.prompt_ids, features, limit, sequence.adapter))
         self._runner.open(rows)
         self._flights.append(_Flight([(sequence, sequence.epoch) for sequence in sequences], is_opening=True))
 
@@ -282,6 +336,9 @@ class TorchEngine:
         sequences = [sequence for sequence in self._active.values() if sequence.wants_tokens]
         if not sequences:
             return False
+        if self._adapters.names or self._adapters.draining:
+            # Kernels are fast where rows of one adapter are neighbours.
+            sequences.sort(key=attrgetter("adapter"))
         for sequence in sequences:
             sequence.num_ordered += 1
         self._runner.launch([sequence.slot for sequence in sequences if sequence.slot is not None])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeGuard
 
 from service.engine.protocol import EngineInfo
 from service.engine.repetition import LoopRule
+from service.errors import EngineError
 
 if TYPE_CHECKING:
     from service.engine.engine import TorchEngine
@@ -39,6 +40,10 @@ class EngineLimits:
     cuda_graphs: bool = True
     """Whether decode steps are captured; off, to measure what that gives."""
     loop_rule: LoopRule = field(default_factory=LoopRule)
+    adapter_slots: int = 0
+    """Adapters that can be resident at once; 0: none, and nothing is prepared for them."""
+    adapter_max_rank: int = 64
+    """Largest rank of one; each slot takes the memory and the time of that rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,8 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         An engine that has not been warmed up.
 
     Raises:
-        EngineError: The GPU has no room for a single page beside the model.
+        EngineError: The GPU has no room for a single page beside the model, or adapters were asked for and the model
+            is of a kind that takes none.
     """
     from service.engine.engine import TorchEngine
 
@@ -107,6 +113,8 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         max_sequence_tokens=max_sequence_tokens,
         batch_size=limits.batch_size,
     )
+    if limits.adapter_slots and not _has_gpu_path(model):
+        raise EngineError("adapters are not served for this kind of model; set adapter_slots to 0")
     make_runner = _make_gpu_runner if device.type == "cuda" and _has_gpu_path(model) else _make_plain_runner
     runner, limits = make_runner(checkpoint, limits)
     return TorchEngine(runner, checkpoint.tokenizer, info, limits)
@@ -119,11 +127,15 @@ def _has_gpu_path(model: object) -> TypeGuard[DeepseekOcrForConditionalGeneratio
 
 
 def _make_plain_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tuple[Runner, EngineLimits]:
+    from service.engine.lora import make_bank
     from service.engine.model_runner import ModelRunner
     from service.engine.plain_runner import PlainRunner
 
+    bank = make_bank(checkpoint.model, limits) if _has_gpu_path(checkpoint.model) else None
     # One token more than a sequence holds: a step makes room before it knows that the page has ended.
-    rows = ModelRunner(checkpoint.model, max_rows=limits.batch_size, max_tokens=limits.max_sequence_tokens + 1)
+    rows = ModelRunner(
+        checkpoint.model, max_rows=limits.batch_size, max_tokens=limits.max_sequence_tokens + 1, bank=bank
+    )
     runner = PlainRunner(
         rows,
         eos_id=checkpoint.tokenizer.eos_id,

@@ -1,8 +1,9 @@
 """Adapters that are resident: LoRA matrices of all slots, stacked, one pair of tensors for each group of projections.
 
-Owns those tensors, their layout, and the way there from what PEFT writes. A group is projections that share an input and
-are computed as one product: query, key and value; out; gate and up; down. Gate, up and down are those of the dense MLP or
-of the shared experts; routed experts are refused for now (they would be further groups, `A [S, E, R, H]`, added by pair).
+Owns those tensors, their layout, and the way there from what PEFT writes. A group is projections that share an input
+and are computed as one product: query, key and value; out; gate and up; down. Gate, up and down are those of the dense
+MLP or of the shared experts; routed experts are refused for now (they would be further groups, `A [S, E, R, H]`, added
+by pair of token and expert).
 Knows no sequences. Used by the engine's single thread.
 
 Shape letters: S slots, R largest rank, P parts of a group, Q = P * R, H inputs, G blocks, W outputs of a part in a
@@ -17,13 +18,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from service.engine.adapters import AdapterError
 from shared.deepseek_ocr.configuration import TextConfig
+
+if TYPE_CHECKING:
+    from service.engine.loader import EngineLimits
+    from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 _MODULE = re.compile(r"model\.layers\.(\d+)\.(.+)")
@@ -65,6 +70,12 @@ class LowRank:
     B_SOR: Tensor
     """Multiplied by the adapters' scaling."""
     part_width: int
+
+    def part(self, index: int) -> LowRank:
+        """One projection of a group of one block; views."""
+        rank, width = self.B_SOR.shape[2], self.part_width
+        rows = slice(index * rank, (index + 1) * rank)
+        return LowRank(self.A_SQH[:, rows], self.B_SOR[:, index * width : (index + 1) * width], width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +254,7 @@ class AdapterBank:
         """Layer, group and part of a module."""
         match = _MODULE.fullmatch(module)
         if match is None:
-            raise AdapterError("target_not_allowed", f"{ascii(module[:120])} is no projection of a decoder layer")
+            raise AdapterError("target_not_allowed", f"{module[:120]!a} is no projection of a decoder layer")
         layer, rest = int(match[1]), match[2]
         if rest == "mlp.experts" or rest.startswith("mlp.experts."):
             raise AdapterError("target_not_allowed", f"{module}: adapters of routed experts are not served")
@@ -253,6 +264,22 @@ class AdapterBank:
         if layer >= len(self._shapes) or place is None or place[0] not in self._shapes[layer]:
             raise AdapterError("unknown_module", ascii(module[:120]))
         return layer, *place
+
+
+def make_bank(
+    model: DeepseekOcrForConditionalGeneration, limits: EngineLimits, *, splits_shared: bool = False
+) -> AdapterBank | None:
+    """The bank that an engine's limits ask for, where the model is; None: none."""
+    if not limits.adapter_slots:
+        return None
+    return AdapterBank(
+        model.config.text_config,
+        num_slots=limits.adapter_slots,
+        max_rank=limits.adapter_max_rank,
+        device=model.lm_head.weight.device,
+        dtype=model.lm_head.weight.dtype,
+        splits_shared=splits_shared,
+    )
 
 
 def _zeros(

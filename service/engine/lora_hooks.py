@@ -3,7 +3,7 @@
 Owns the hooks, which are there only while a batch with adapters runs, so the base alone pays nothing. Used by the
 engine's single thread.
 
-Shape letters: T tokens, S slots, R largest rank, P parts, W outputs of a part; see `lora`.
+Shape letters: T tokens, H inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -38,20 +38,10 @@ def adapted(model: Any, bank: AdapterBank, slots_T: Tensor) -> Iterator[None]:
             if mlp is not None:
                 projections += [(mlp.gate_proj, "gate_up", 0), (mlp.up_proj, "gate_up", 1), (mlp.down_proj, "down", 0)]
             for module, name, part in projections:
-                hook = partial(_add, group=_part(groups[name], part, bank.max_rank), slots_T=slots_T)
+                hook = partial(_add, group=groups[name].part(part), slots_T=slots_T)
                 handle = module.register_forward_hook(hook)
                 stack.callback(handle.remove)
         yield
-
-
-def _part(group: LowRank, part: int, max_rank: int) -> LowRank:
-    """One projection of a group; views."""
-    width = group.part_width
-    return LowRank(
-        group.A_SQH[:, part * max_rank : (part + 1) * max_rank],
-        group.B_SOR[:, part * width : (part + 1) * width],
-        width,
-    )
 
 
 def _add(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor, group: LowRank, slots_T: Tensor) -> None:

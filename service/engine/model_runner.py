@@ -9,6 +9,7 @@ Shape letters: B rows, L tokens, V views, N tokens of a view, D decoder width, H
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from service.engine.adapters import NO_ADAPTER
 from service.engine.kv_cache import DecodeWindow, PrefillWindow, SlotCache
+from service.engine.lora import AdapterBank, AdapterFiles
+from service.engine.lora_hooks import adapted
 from service.engine.packed_decoder import PackedDecoder, can_pack
 from shared.deepseek_ocr.geometry import ViewPlan
 from shared.deepseek_ocr.protocol import OcrModel
@@ -45,6 +49,7 @@ class Prompt:
     ids: Sequence[int]
     features_LD: Tensor
     """One vector for each image token among the ids."""
+    adapter: int = NO_ADAPTER
 
 
 class ModelRunner:
@@ -57,11 +62,21 @@ class ModelRunner:
         max_rows: Rows at most.
         max_tokens: Tokens of one row at most.
         growth_tokens: Steps in which the cache grows.
+        bank: Adapters, made without `splits_shared`; None: there are none.
     """
 
-    def __init__(self, model: OcrModel, *, max_rows: int, max_tokens: int, growth_tokens: int = 256) -> None:
+    def __init__(
+        self,
+        model: OcrModel,
+        *,
+        max_rows: int,
+        max_tokens: int,
+        growth_tokens: int = 256,
+        bank: AdapterBank | None = None,
+    ) -> None:
         text = model.config.text_config
         self._model = model
+        self._bank = bank
         self._device = model.lm_head.weight.device
         self._cache = SlotCache(
             num_layers=text.num_hidden_layers,
@@ -112,25 +127,41 @@ class ModelRunner:
             embeds_BLD = self._model.embed_inputs(ids_BL, features)
             positions_1L = torch.arange(ids_BL.shape[1], device=self._device).unsqueeze(0)
             window = self._cache.open_rows(len(batch), ids_BL.shape[1])
-            choices += self._choose(self._logits(embeds_BLD, positions_1L, None, window), {})
+            with self._adapted([prompt.adapter for prompt in batch], ids_BL.shape[1]):
+                logits_BK = self._logits(embeds_BLD, positions_1L, None, window)
+            choices += self._choose(logits_BK, {})
         return choices
 
     @torch.inference_mode()
-    def decode(self, tokens: Sequence[int], banned: Mapping[int, Sequence[int]]) -> list[Choice]:
+    def decode(
+        self, tokens: Sequence[int], banned: Mapping[int, Sequence[int]], adapters: Sequence[int] = ()
+    ) -> list[Choice]:
         """Feed each row its newest token and choose the next.
 
         Args:
             tokens: One for each row.
             banned: Ids that a row may not choose; rows without any are left out.
+            adapters: One for each row, -1 the base alone; empty: all the base alone.
 
         Returns:
             One choice for each row.
         """
         window = self._cache.open_step()
         if self._packed:
-            return self._choose(self._packed.logits(tokens, window), banned)
+            return self._choose(self._packed.logits(tokens, window, self._bank, adapters), banned)
         embeds_B1D = self._model.embed_inputs(torch.tensor(tokens, device=self._device).unsqueeze(1), [])
-        return self._choose(self._logits(embeds_B1D, window.position_ids_B1, window.mask_B11S, window), banned)
+        with self._adapted(adapters, 1):
+            logits_BK = self._logits(embeds_B1D, window.position_ids_B1, window.mask_B11S, window)
+        return self._choose(logits_BK, banned)
+
+    def load_adapter(self, adapter: int, files: AdapterFiles) -> None:
+        """Put an adapter into a slot that no row uses.
+
+        Raises:
+            AdapterError: It does not fit the model or the slots.
+        """
+        assert self._bank is not None
+        self._bank.load(adapter, files)
 
     @torch.inference_mode()
     def close_row(self, row: int) -> None:
@@ -149,6 +180,14 @@ class ModelRunner:
     def device_memory_bytes(self) -> int:
         """Memory that tensors hold on the device; 0 on a CPU, whose memory the process shares with all else."""
         return torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else 0
+
+    def _adapted(self, adapters: Sequence[int], tokens: int) -> contextlib.AbstractContextManager[None]:
+        """The model with its rows' adapters, or just as it is."""
+        if max(adapters, default=NO_ADAPTER) < 0:
+            return contextlib.nullcontext()
+        assert self._bank is not None
+        slots_T = torch.tensor(adapters, dtype=torch.int32, device=self._device).repeat_interleave(tokens)
+        return adapted(self._model, self._bank, slots_T)
 
     def _logits(
         self, embeds_BLD: Tensor, positions_BL: Tensor, mask: Tensor | None, cache: PrefillWindow | DecodeWindow

@@ -12,6 +12,9 @@ so MKL reads weights at full bandwidth from two columns on, and at half of it fo
 twice. (2048 x 320 on two cores of an EPYC without AVX-512: 112 us for two columns, 193 us for eight; one column takes
 215 us, eight with contiguous rows 400 us or more, and `activations @ weights.T` with eight rows 480 us.)
 
+Rows with adapters get their low-rank sums added to what the base's products gave, column by column; the other rows'
+numbers are, bit for bit, what they would be without.
+
 Shape letters: B rows, P columns (B, at least two), H hidden width, N heads, D head width, S tokens attended to,
 E experts, I intermediate width, K experts per token, V vocabulary.
 """
@@ -26,7 +29,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from service.engine.kernels.reference import lora_add
 from service.engine.kv_cache import DecodeWindow
+from service.engine.lora import AdapterBank, LowRank
 from shared.deepseek_ocr.decoder import DecoderLayer, rotary_tables
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.moe import Gate, MixtureOfExperts, Mlp
@@ -68,6 +73,11 @@ class _Layer:
     out_mlp: Tensor
     """Downs, `[H, width]`."""
     routing: _Routing | None
+    attention_norm_H: Tensor
+    """What adapters take has the norm alone."""
+    mlp_norm_H: Tensor
+    own_width: int
+    """Of the dense MLP or the shared expert, which stands last among gates, ups and downs."""
 
 
 def can_pack(model: OcrModel) -> TypeGuard[DeepseekOcrForConditionalGeneration]:
@@ -101,23 +111,35 @@ class PackedDecoder:
         # Rotating is x * cos + (-second half, first half) * sin; the sign goes into the table.
         self._sin[:, : text.head_dim // 2].neg_()
 
-    def logits(self, tokens: Sequence[int], window: DecodeWindow) -> Tensor:
+    def logits(
+        self,
+        tokens: Sequence[int],
+        window: DecodeWindow,
+        bank: AdapterBank | None = None,
+        adapters: Sequence[int] = (),
+    ) -> Tensor:
         """Feed one token a row.
 
         Args:
             tokens: Ids, one for each row.
             window: The cache's window for this step.
+            bank: Made without `splits_shared`; None: there are no adapters.
+            adapters: One for each row, -1 the base alone; empty: all the base alone.
 
         Returns:
             `[B, V]`.
         """
+        adapted = _Adapted(bank, torch.tensor(adapters)) if bank and max(adapters, default=-1) >= 0 else None
         rows = len(tokens)
         padded = list(tokens) if rows > 1 else [*tokens, *tokens]
         x_HP = self._embeddings[torch.tensor(padded)].t().contiguous()
         positions_B = window.position_ids_B1[:, 0]
         cos_B11D, sin_B11D = (table[positions_B][:, None, None] for table in (self._cos, self._sin))
         for index, layer in enumerate(self._layers):
-            joined_3HP = _product(layer.in_attention, self._normalise(x_HP))
+            normed_HP = self._normalise(x_HP)
+            joined_3HP = _product(layer.in_attention, normed_HP)
+            if adapted:
+                adapted.add(index, "qkv", normed_HP * layer.attention_norm_H[:, None], joined_3HP)
             joined_B3ND = joined_3HP[:, :rows].t().contiguous().view(rows, 3, self._heads, self._head_dim)
             turned_B2ND = _rotate(joined_B3ND[:, :2], cos_B11D, sin_B11D)
             keys_BNSD, values_BNSD = window.update(
@@ -128,12 +150,42 @@ class PackedDecoder:
             )
             seen_PH = seen_BN1D.reshape(rows, -1).expand(x_HP.shape[1], -1)
             x_HP = x_HP + _product(layer.out_attention, seen_PH.t())
-            activated = _activate(layer, _product(layer.in_mlp, self._normalise(x_HP)))
+            if adapted:
+                adapted.add(index, "out", seen_PH.t(), x_HP)
+            normed_HP = self._normalise(x_HP)
+            joined = _product(layer.in_mlp, normed_HP)
+            if adapted and layer.own_width:
+                adapted.add_gate_up(index, normed_HP * layer.mlp_norm_H[:, None], joined, layer)
+            activated = _activate(layer, joined)
             x_HP = x_HP + _product(layer.out_mlp, activated)
+            if adapted and layer.own_width:
+                adapted.add(index, "down", activated[-layer.own_width :], x_HP)
         return _product(self._head, self._normalise(x_HP))[:, :rows].t()
 
     def _normalise(self, x_HP: Tensor) -> Tensor:
         return x_HP * (x_HP * x_HP).mean(dim=0).add_(self._eps).rsqrt_()
+
+
+@dataclass(frozen=True, slots=True)
+class _Adapted:
+    """Whose adapters the columns of a step use."""
+
+    bank: AdapterBank
+    slots_B: Tensor
+
+    def add(self, layer: int, group: str, x_HP: Tensor, out_OP: Tensor) -> None:
+        """Add a group's low-rank sums, in place."""
+        self._add(self.bank.layers[layer][group], x_HP, out_OP)
+
+    def add_gate_up(self, index: int, x_HP: Tensor, joined: Tensor, layer: _Layer) -> None:
+        """The same for the last gates and the last ups."""
+        group, width = self.bank.layers[index]["gate_up"], layer.out_mlp.shape[1]
+        for part, end in enumerate((width, 2 * width)):
+            self._add(group.part(part), x_HP, joined[end - layer.own_width : end])
+
+    def _add(self, low: LowRank, x_HP: Tensor, out_OP: Tensor) -> None:
+        rows = len(self.slots_B)
+        lora_add(x_HP[:, :rows].t(), out_OP[:, :rows].t(), low.A_SQH, low.B_SOR, self.slots_B, low.part_width)
 
 
 def _product(weights: Tensor, x: Tensor) -> Tensor:
@@ -168,7 +220,15 @@ def _pack_layer(layer: DecoderLayer) -> _Layer:
         in_mlp=(in_mlp * layer.post_attention_layernorm.weight).detach(),
         out_mlp=out_mlp.detach().contiguous(),
         routing=routing,
+        attention_norm_H=layer.input_layernorm.weight.detach(),
+        mlp_norm_H=layer.post_attention_layernorm.weight.detach(),
+        own_width=_own_width(layer.mlp),
     )
+
+
+def _own_width(mlp: Mlp | MixtureOfExperts) -> int:
+    own = mlp.shared_experts if isinstance(mlp, MixtureOfExperts) else mlp
+    return 0 if own is None else own.down_proj.weight.shape[1]
 
 
 def _routing(mixture: MixtureOfExperts) -> _Routing:

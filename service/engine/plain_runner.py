@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from service.engine.adapters import NO_ADAPTER
 from service.engine.gpu.state import Code
+from service.engine.lora import AdapterFiles
 from service.engine.model_runner import Choice, ModelRunner, Prompt
 from service.engine.repetition import LoopDetector, LoopRule, RepetitionGuard
 from service.engine.runner import NewRow, Report
@@ -32,6 +34,7 @@ class _Tenant:
     tokens: list[int] = field(default_factory=list)
     restart: int = 0
     guard: RepetitionGuard | None = None
+    adapter: int = NO_ADAPTER
 
     def push(self, token: int, eos_id: int) -> tuple[Code, int]:
         """Take a token; what it means for the answer, and the report's last column."""
@@ -90,11 +93,12 @@ class PlainRunner:
 
     def open(self, rows: Sequence[NewRow]) -> None:
         """Read prompts into free slots and choose their first tokens."""
-        choices = self._model_runner.prefill([Prompt(row.prompt_ids, row.features_LD) for row in rows])
+        choices = self._model_runner.prefill([Prompt(row.prompt_ids, row.features_LD, row.adapter) for row in rows])
         for row in rows:
             assert row.slot not in self._tenants
             self._slots.append(row.slot)
-            self._tenants[row.slot] = _Tenant(len(row.prompt_ids), row.max_new_tokens, LoopDetector(self._rule))
+            tenant = _Tenant(len(row.prompt_ids), row.max_new_tokens, LoopDetector(self._rule), adapter=row.adapter)
+            self._tenants[row.slot] = tenant
         self._report([row.slot for row in rows], choices)
 
     def launch(self, slots: Sequence[int]) -> None:
@@ -102,7 +106,7 @@ class PlainRunner:
         assert len(slots) == len(self._slots)
         rows = [self._tenants[slot] for slot in self._slots]
         banned = {index: ids for index, row in enumerate(rows) if row.guard and (ids := row.guard.banned())}
-        choices = self._model_runner.decode([row.tokens[-1] for row in rows], banned)
+        choices = self._model_runner.decode([row.tokens[-1] for row in rows], banned, [row.adapter for row in rows])
         choice_of = dict(zip(self._slots, choices, strict=True))
         self._report(slots, [choice_of[slot] for slot in slots])
 
@@ -128,6 +132,11 @@ class PlainRunner:
         self._slots[row] = self._slots[-1]
         self._slots.pop()
         del self._tenants[slot]
+
+    def load_adapter(self, adapter: int, files: AdapterFiles) -> None:
+        """See `runner.Runner`."""
+        assert all(tenant.adapter != adapter for tenant in self._tenants.values())
+        self._model_runner.load_adapter(adapter, files)
 
     def device_memory_bytes(self) -> int:
         """Memory that tensors hold on the device; 0 on a CPU."""

@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from service.engine.adapters import NO_ADAPTER
 from service.errors import EngineError
 from shared.deepseek_ocr.geometry import ViewPlan
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from service.engine.lora import AdapterFiles
 
 
 class DeviceFullError(EngineError):
@@ -40,6 +43,8 @@ class NewRow:
     features_LD: Tensor
     """One vector for each image token among the ids."""
     max_new_tokens: int
+    adapter: int = NO_ADAPTER
+    """Slot of the adapter that answers."""
 
 
 @dataclass(slots=True)
@@ -124,6 +129,13 @@ class Runner(Protocol):
 
     def close(self, slot: int) -> None:
         """Free a slot; reports still owed may speak of it."""
+
+    def load_adapter(self, adapter: int, files: AdapterFiles) -> None:
+        """Put an adapter into an adapters' slot that no open row uses; rows opened afterwards may name it.
+
+        Raises:
+            AdapterError: It does not fit the model or the slots; what was there is as it was.
+        """
 
     def device_memory_bytes(self) -> int:
         """Memory that tensors hold on the device; 0 on a CPU, whose memory the process shares with all else."""

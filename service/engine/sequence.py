@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.engine.adapters import NO_ADAPTER
 from service.engine.gpu.state import Code
 from service.engine.protocol import FinishReason, SequenceRequest, SequenceResult, SequenceTimings
 from service.engine.repetition import is_better, is_hopeless
@@ -200,6 +201,8 @@ class PageSequence:
     """Grows when the answer takes another way than its next token; what the device chose for an older one is void."""
     num_ordered: int = 0
     """Answer tokens asked of the device, those it has reported included."""
+    adapter: int = NO_ADAPTER
+    """Slot of the adapter that its request names."""
 
     @property
     def sequence_id(self) -> str:

@@ -6,6 +6,7 @@ import torch
 from service.engine.protocol import SequenceResult
 from service.engine.repetition import LoopRule
 from tests.support.kernels import DEVICE, GPU_MARK, HAS_GPU, kernel_set
+from tests.support.lora import merged, random_adapter
 from tests.unit.service.engine.gpu_tiny import paged_engine
 from tests.unit.service.engine.tiny import drain, tiny_engine, tiny_model, tiny_request
 
@@ -35,6 +36,27 @@ def read(engine) -> dict[str, SequenceResult]:
         if isinstance(event, SequenceResult):
             found[event.sequence_id] = event
     return found
+
+
+@pytest.mark.parametrize("kernels", ["reference", "fused"])
+def test_a_batch_of_adapters_and_base_reads_as_merged_models_do(kernels):
+    files = {f"a{index}@1": random_adapter(tiny_model(), index, rank=3 + index) for index in range(3 if HAS_GPU else 1)}
+    tokens = 24 if HAS_GPU else 3
+    expected = {}
+    for seed, name in enumerate(["tiny", *files]):
+        engine = tiny_engine(merged(tiny_model(), files[name]) if name in files else tiny_model(), loop_rule=RULE)
+        engine.submit(tiny_request(name, seed=seed, max_new_tokens=tokens))
+        expected |= {event.sequence_id: event.text for event in drain(engine) if isinstance(event, SequenceResult)}
+    limits = {"loop_rule": RULE, "adapter_slots": 3, "adapter_max_rank": 8}
+    engine = paged_engine(tiny_model().to(DEVICE), kernels=kernel_set(kernels), **limits)
+    engine.warm_up()
+    for name, file in files.items():
+        engine.load_adapter(name, file)
+    for _ in range(2 if HAS_GPU else 1):
+        for seed, name in enumerate(expected):
+            engine.submit(tiny_request(name, seed=seed, max_new_tokens=tokens, model_id=name))
+        found = {event.sequence_id: event.text for event in drain(engine) if isinstance(event, SequenceResult)}
+        assert found == expected
 
 
 @pytest.mark.parametrize("kernels", ["reference", "fused"])

@@ -1,4 +1,4 @@
-"""Low-rank kernels against plain torch: mixed adapters, odd shapes, rows without an adapter bit for bit as they were."""
+"""Low-rank kernels against plain torch: mixed adapters, odd shapes, rows without one bit for bit as before."""
 
 import pytest
 import torch

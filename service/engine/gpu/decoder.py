@@ -5,7 +5,8 @@ kernels by their names alone (`kernels.reference` says what they mean), sequence
 device, so a step can be captured. Used by the engine's single thread.
 
 Query, key and value are one matrix; so are gate and up. The shared experts stand behind the routed ones as further
-experts that every token passes, and a dense MLP is a mixture of one expert.
+experts that every token passes, and a dense MLP is a mixture of one expert. A pass in which a row has an adapter goes
+another way (`adapted`); one without calls what it would call if there were no adapters.
 
 Shape letters: T tokens of all prompts, R prompts, I image tokens, B rows, H hidden width, N heads, D head width,
 E experts, J twice the expert width, W expert width, K experts per token, V vocabulary, P positions.
@@ -20,9 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from service.engine.gpu.adapted import AdaptedRows, OwnMlp
 from service.engine.gpu.paged_cache import PagedCache
 from service.engine.gpu.prompts import PromptBatch
 from service.engine.gpu.state import AnswerState
+from service.engine.lora import AdapterBank
 from shared.deepseek_ocr.decoder import DecoderLayer, rotary_tables
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.moe import Gate, MixtureOfExperts, Mlp
@@ -42,7 +45,12 @@ class _Routing:
     @property
     def arguments(self) -> tuple[Tensor, int, bool, float, int]:
         """As `route` takes them."""
-        return self.gate_EH, self.num_chosen, self.normalise, self.scale, self.num_shared
+        return *self.routed_arguments, self.num_shared
+
+    @property
+    def routed_arguments(self) -> tuple[Tensor, int, bool, float]:
+        """The same for routed experts alone."""
+        return self.gate_EH, self.num_chosen, self.normalise, self.scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +65,8 @@ class _Layer:
     down_EHW: Tensor
     routing: _Routing | None
     """None: a dense MLP."""
+    own_mlp: OwnMlp | None
+    """For rows with adapters; None where there are none, or no shared experts."""
 
 
 class GpuDecoder:
@@ -68,6 +78,7 @@ class GpuDecoder:
         max_positions: Tokens of a sequence at most.
         takes_over: Whether the model's layers are given up, one by one, so that weights are held twice for one layer
             at most; the model cannot decode afterwards.
+        takes_adapters: Whether passes may have adapters; the shared experts' downs are then held twice.
     """
 
     def __init__(
@@ -77,6 +88,7 @@ class GpuDecoder:
         *,
         max_positions: int,
         takes_over: bool = False,
+        takes_adapters: bool = False,
     ) -> None:
         text = model.config.text_config
         self._kernels = kernels
@@ -93,16 +105,17 @@ class GpuDecoder:
         self._layers: list[_Layer] = []
         for index, layer in enumerate(model.model.layers):
             assert isinstance(layer, DecoderLayer)
-            self._layers.append(_pack_layer(layer))
+            self._layers.append(_pack_layer(layer, takes_adapters=takes_adapters))
             if takes_over:
                 model.model.layers[index] = nn.Identity()
 
-    def prefill(self, batch: PromptBatch, cache: PagedCache) -> Tensor:
+    def prefill(self, batch: PromptBatch, cache: PagedCache, bank: AdapterBank | None = None) -> Tensor:
         """Read prompts into the cache.
 
         Args:
             batch: The prompts.
             cache: With room for them at their cells.
+            bank: Whose adapters the batch names, made with `splits_shared`.
 
         Returns:
             Logits of each prompt's next token, `[R, V]`.
@@ -110,10 +123,12 @@ class GpuDecoder:
         kernels, eps = self._kernels, self._eps
         features_TH = batch.features_IH[batch.sources_T.clamp(min=0)]
         is_image_T1 = (batch.sources_T >= 0).unsqueeze(1)
+        adapted = AdaptedRows(kernels, bank, batch.adapters_T) if bank and batch.adapters_T is not None else None
         x_TH = torch.where(is_image_T1, features_TH, F.embedding(batch.ids_T, self._embeddings_VH))
         y_TH = kernels.rms_norm(x_TH, self._layers[0].attention_norm_H, eps)
         for index, (layer, (keys, values)) in enumerate(zip(self._layers, cache.layers, strict=True)):
-            qkv_T3ND = kernels.linear(y_TH, layer.qkv_OH).view(-1, 3, self._heads, self._head_dim)
+            qkv_TO = adapted.linear(index, "qkv", y_TH, layer.qkv_OH) if adapted else kernels.linear(y_TH, layer.qkv_OH)
+            qkv_T3ND = qkv_TO.view(-1, 3, self._heads, self._head_dim)
             kernels.rotate_and_store(
                 qkv_T3ND, self._cos_PD, self._sin_PD, batch.positions_T, batch.cells_T, keys, values
             )
@@ -121,21 +136,28 @@ class GpuDecoder:
             if index == len(self._layers) - 1:
                 # What follows the last attention matters for the last tokens alone.
                 seen_TND, x_TH = seen_TND[batch.last_R], x_TH[batch.last_R]
-            out_TH = kernels.linear(seen_TND.flatten(1), layer.out_HH)
+                adapted = adapted and adapted.of(batch.last_R)
+            seen_TH = seen_TND.flatten(1)
+            out_TH = (
+                adapted.linear(index, "out", seen_TH, layer.out_HH)
+                if adapted
+                else kernels.linear(seen_TH, layer.out_HH)
+            )
             y_TH = kernels.add_rms_norm(out_TH, x_TH, layer.mlp_norm_H, eps)
-            out_TH = self._mix(layer, y_TH)
+            out_TH = self._mix_adapted(adapted, index, y_TH) if adapted else self._mix(layer, y_TH)
             next_norm_H = self._norm_H if index == len(self._layers) - 1 else self._layers[index + 1].attention_norm_H
             y_TH = kernels.add_rms_norm(out_TH, x_TH, next_norm_H, eps)
         logits_RV: Tensor = kernels.linear(y_TH, self._head_VH)
         return logits_RV
 
-    def decode(self, slots_B: Tensor, state: AnswerState, cache: PagedCache) -> Tensor:
+    def decode(self, slots_B: Tensor, state: AnswerState, cache: PagedCache, bank: AdapterBank | None = None) -> Tensor:
         """Feed the newest token of each slot.
 
         Args:
             slots_B: int64; a slot that is done changes nothing.
             state: Of the slots.
             cache: Takes the token's keys and values.
+            bank: Whose adapters the state names; None: no slot has one.
 
         Returns:
             Logits of the tokens after them, `[B, V]`.
@@ -144,11 +166,16 @@ class GpuDecoder:
         x_BH, positions_B, lengths_B, cells_B, tables_BX = kernels.begin_step(
             slots_B, state, self._embeddings_VH, cache.tables_SX, cache.block_tokens
         )
+        adapted = AdaptedRows(kernels, bank, state.adapter_S[slots_B]) if bank else None
         # A dense MLP is the one expert of everybody.
         one_B1 = torch.ones((len(slots_B), 1), dtype=torch.float32, device=slots_B.device)
         first_B1 = torch.zeros((len(slots_B), 1), dtype=torch.int32, device=slots_B.device)
-        for layer, (keys, values) in zip(self._layers, cache.layers, strict=True):
-            qkv_BO = kernels.norm_linear(x_BH, layer.attention_norm_H, eps, layer.qkv_OH)
+        for index, (layer, (keys, values)) in enumerate(zip(self._layers, cache.layers, strict=True)):
+            if adapted:
+                y_BH = kernels.rms_norm(x_BH, layer.attention_norm_H, eps)
+                qkv_BO = adapted.linear(index, "qkv", y_BH, layer.qkv_OH)
+            else:
+                qkv_BO = kernels.norm_linear(x_BH, layer.attention_norm_H, eps, layer.qkv_OH)
             seen_BND = kernels.decode_attention(
                 qkv_BO.view(-1, 3, self._heads, self._head_dim),
                 self._cos_PD,
@@ -161,6 +188,10 @@ class GpuDecoder:
                 lengths_B,
                 self._scale,
             )
+            if adapted:
+                adapted.linear_add(index, "out", seen_BND.flatten(1), layer.out_HH, x_BH)
+                self._mix_adapted_into(adapted, index, x_BH)
+                continue
             kernels.linear_add(seen_BND.flatten(1), layer.out_HH, x_BH)
             if layer.routing:
                 y_BH, weights_BK, experts_BK = kernels.norm_route(x_BH, layer.mlp_norm_H, eps, *layer.routing.arguments)
@@ -169,6 +200,30 @@ class GpuDecoder:
             kernels.mixture_add(y_BH, weights_BK, experts_BK, layer.gate_up_EJH, layer.down_EHW, x_BH)
         logits_BV: Tensor = kernels.norm_linear(x_BH, self._norm_H, eps, self._head_VH)
         return logits_BV
+
+    def _mix_adapted_into(self, adapted: AdaptedRows, index: int, x_BH: Tensor) -> None:
+        """A decode step's MLP, routed experts and what every token passes each for itself."""
+        kernels, layer = self._kernels, self._layers[index]
+        if layer.routing:
+            y_BH, weights_BK, experts_BK = kernels.norm_route(
+                x_BH, layer.mlp_norm_H, self._eps, *layer.routing.routed_arguments
+            )
+            kernels.mixture_add(y_BH, weights_BK, experts_BK, layer.gate_up_EJH, layer.down_EHW, x_BH)
+        else:
+            y_BH = kernels.rms_norm(x_BH, layer.mlp_norm_H, self._eps)
+        if layer.own_mlp:
+            adapted.mlp_add(index, layer.own_mlp, y_BH, x_BH)
+
+    def _mix_adapted(self, adapted: AdaptedRows, index: int, y_TH: Tensor) -> Tensor:
+        kernels, layer = self._kernels, self._layers[index]
+        if layer.routing:
+            weights_TK, experts_TK = kernels.route(y_TH, *layer.routing.routed_arguments)
+            out_TH: Tensor = kernels.mixture(y_TH, weights_TK, experts_TK, layer.gate_up_EJH, layer.down_EHW)
+        else:
+            out_TH = torch.zeros_like(y_TH)
+        if layer.own_mlp:
+            adapted.mlp_add(index, layer.own_mlp, y_TH, out_TH)
+        return out_TH
 
     def _mix(self, layer: _Layer, y_TH: Tensor) -> Tensor:
         kernels = self._kernels
@@ -182,11 +237,12 @@ class GpuDecoder:
         return out_TH
 
 
-def _pack_layer(layer: DecoderLayer) -> _Layer:
+def _pack_layer(layer: DecoderLayer, *, takes_adapters: bool) -> _Layer:
     attention = layer.self_attn
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     mlp = layer.mlp
     gate_up_EJH, down_EHW = _pack_mixture(mlp) if isinstance(mlp, MixtureOfExperts) else _pack_mlp(mlp)
+    num_own = _num_shared(mlp) if isinstance(mlp, MixtureOfExperts) else 1
     return _Layer(
         attention_norm_H=layer.input_layernorm.weight.detach(),
         qkv_OH=torch.cat([projection.weight.detach() for projection in projections]),
@@ -195,7 +251,14 @@ def _pack_layer(layer: DecoderLayer) -> _Layer:
         gate_up_EJH=gate_up_EJH,
         down_EHW=down_EHW,
         routing=_routing(mlp) if isinstance(mlp, MixtureOfExperts) else None,
+        own_mlp=_own_mlp(gate_up_EJH, down_EHW, num_own) if takes_adapters and num_own else None,
     )
+
+
+def _own_mlp(gate_up_EJH: Tensor, down_EHW: Tensor, num_own: int) -> OwnMlp:
+    """The last experts as one MLP: gates and ups as they lie, downs side by side (a copy, if there are several)."""
+    down_HW = torch.cat(down_EHW[-num_own:].unbind(0), dim=1) if num_own > 1 else down_EHW[-1]
+    return OwnMlp(gate_up_EJH[-num_own:].flatten(0, 1), down_HW, num_own)
 
 
 def _routing(mixture: MixtureOfExperts) -> _Routing:

@@ -117,6 +117,7 @@ class PromptGraphs:
         device: Where it runs.
         dtype: Type of vision tokens.
         is_captured: Whether graphs are to be used; CUDA only.
+        has_adapters: Whether prompts may have adapters.
     """
 
     def __init__(
@@ -128,13 +129,15 @@ class PromptGraphs:
         device: torch.device,
         dtype: torch.dtype,
         is_captured: bool,
+        has_adapters: bool = False,
     ) -> None:
         self._prefill = prefill
+        self._has_adapters = has_adapters
         self._image_id = image_id
         self._device = device
         self._is_captured = is_captured and device.type == "cuda"
         most = PROMPT_BUCKETS[-1]
-        self._numbers = torch.zeros(4 * most + 2 * MAX_PROMPTS + 2, dtype=torch.int64, device=device)
+        self._numbers = torch.zeros(self._num_numbers(most), dtype=torch.int64, device=device)
         self._features_IH = torch.zeros((most, hidden_size), dtype=dtype, device=device)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
@@ -151,14 +154,18 @@ class PromptGraphs:
         if not self._is_captured:
             return
         for bucket in reversed(PROMPT_BUCKETS):
-            self._fill([[0] * bucket], [np.full(bucket, -1)], [], bucket)
+            self._fill([[0] * bucket], [np.full(bucket, -1)], [], [-1], bucket)
             self._read(bucket)
             torch.cuda.synchronize(self._device)
             self._graphs[bucket] = capture(partial(self._read, bucket), pool)
         torch.cuda.synchronize(self._device)
 
     def run(
-        self, prompts: Sequence[Sequence[int]], cells: Sequence[NDArray[np.int64]], features: Sequence[Tensor]
+        self,
+        prompts: Sequence[Sequence[int]],
+        cells: Sequence[NDArray[np.int64]],
+        features: Sequence[Tensor],
+        adapters: Sequence[int] = (),
     ) -> Tensor:
         """Enqueue a prefill.
 
@@ -166,13 +173,14 @@ class PromptGraphs:
             prompts: Ids of each; `takes` is true of them.
             cells: Where each prompt's keys go.
             features: Vision tokens, in the order of the image tokens.
+            adapters: Of each prompt, where prompts may have them.
 
         Returns:
             Logits `[len(prompts), V]`; valid until the next call.
         """
         total = sum(map(len, prompts))
         bucket = next(bucket for bucket in PROMPT_BUCKETS if bucket >= total)
-        self._fill(prompts, cells, features, bucket)
+        self._fill(prompts, cells, features, adapters, bucket)
         captured = self._graphs.get(bucket)
         if captured is None:
             return self._read(bucket)[: len(prompts)]
@@ -185,9 +193,17 @@ class PromptGraphs:
         prompts: Sequence[Sequence[int]],
         cells: Sequence[NDArray[np.int64]],
         features: Sequence[Tensor],
+        adapters: Sequence[int],
         bucket: int,
     ) -> None:
-        numbers = lay_out(prompts, cells, self._image_id, num_tokens=bucket, num_prompts=MAX_PROMPTS)
+        numbers = lay_out(
+            prompts,
+            cells,
+            self._image_id,
+            num_tokens=bucket,
+            num_prompts=MAX_PROMPTS,
+            adapters=adapters if self._has_adapters else None,
+        )
         # The stream keeps the order: what an earlier replay reads is read before it is overwritten here.
         self._numbers[: len(numbers)] = to_device(numbers, self._device)
         first = 0
@@ -196,8 +212,14 @@ class PromptGraphs:
             first += len(part)
 
     def _read(self, bucket: int) -> Tensor:
-        numbers = self._numbers[: 4 * bucket + 2 * MAX_PROMPTS + 2]
-        return self._prefill(PromptBatch.unpack(numbers, bucket, MAX_PROMPTS, self._features_IH, bucket))
+        numbers = self._numbers[: self._num_numbers(bucket)]
+        batch = PromptBatch.unpack(
+            numbers, bucket, MAX_PROMPTS, self._features_IH, bucket, has_adapters=self._has_adapters
+        )
+        return self._prefill(batch)
+
+    def _num_numbers(self, bucket: int) -> int:
+        return (5 if self._has_adapters else 4) * bucket + 2 * MAX_PROMPTS + 2
 
 
 def capture(work: Callable[[], Tensor], pool: Any) -> tuple[torch.cuda.CUDAGraph, Tensor]:

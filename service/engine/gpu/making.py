@@ -17,6 +17,7 @@ from service.engine.gpu.paged_cache import BLOCK_TOKENS, PagedCache
 from service.engine.gpu.runner import GpuRunner
 from service.engine.gpu.state import AnswerState
 from service.engine.gpu.vision import GpuVision
+from service.engine.lora import bank_bytes, make_bank
 from shared.deepseek_ocr.configuration import TextConfig
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, global_view_px
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
@@ -49,7 +50,13 @@ def make_gpu_runner(
 
     text: TextConfig = model.config.text_config
     device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
-    decoder = GpuDecoder(model, fused, max_positions=limits.max_sequence_tokens, takes_over=True)
+    decoder = GpuDecoder(
+        model,
+        fused,
+        max_positions=limits.max_sequence_tokens,
+        takes_over=True,
+        takes_adapters=limits.adapter_slots > 0,
+    )
     # Beside the weights, the largest of what was packed last is still cached.
     torch.cuda.empty_cache()
     plan = _plan(text, device, dtype, limits)
@@ -74,6 +81,7 @@ def make_gpu_runner(
         rule=limits.loop_rule,
         view_sizes_px=_usual_views(geometry),
         uses_graphs=limits.cuda_graphs,
+        bank=make_bank(model, limits, splits_shared=True),
     )
     filled = replace(
         limits,
@@ -103,6 +111,9 @@ def _plan(text: TextConfig, device: torch.device, dtype: torch.dtype, limits: En
         slots=limits.batch_size,
         max_sequence_tokens=limits.max_sequence_tokens,
         block_tokens=BLOCK_TOKENS,
+        adapter_bytes=bank_bytes(
+            text, num_slots=limits.adapter_slots, max_rank=limits.adapter_max_rank, value_bytes=dtype.itemsize
+        ),
     )
     if limits.kv_tokens:
         plan = replace(plan, num_blocks=min(plan.num_blocks, -(-limits.kv_tokens // BLOCK_TOKENS)))

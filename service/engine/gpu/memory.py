@@ -3,7 +3,8 @@
 Owns the arithmetic alone: pure functions over bytes and tokens, tried for cards that are not here. Free of torch.
 
 Everything is reserved at the start and checked at admission, so that a loaded engine never asks for more: the cache
-takes what weights, the scratch of the largest step, captured graphs and a reserve leave of the share that was granted.
+takes what weights, adapters' slots, the scratch of the largest step, captured graphs and a reserve leave of the share
+that was granted.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ def plan_memory(
     slots: int,
     max_sequence_tokens: int,
     block_tokens: int,
+    adapter_bytes: int = 0,
 ) -> MemoryPlan:
     """Share out a card.
 
@@ -118,6 +120,7 @@ def plan_memory(
         slots: Sequences at once.
         max_sequence_tokens: Tokens of one at most.
         block_tokens: Tokens of a block of the cache.
+        adapter_bytes: Of all adapters' slots, which are still to be reserved.
 
     Returns:
         The plan; never more blocks than all slots can fill.
@@ -125,9 +128,9 @@ def plan_memory(
     Raises:
         EngineError: Not even one page fits; says what is missing.
     """
-    # Steps and prefills share their graphs' memory; the encoder has its own.
+    # Steps and prefills share their graphs' memory, with adapters or without; the encoder has its own.
     graphs = max(slots * shape.row_bytes, GRAPH_TOKENS * shape.scratch_token_bytes) + GRAPH_PATCHES * PATCH_BYTES
-    room = int(total_bytes * fraction) - used_bytes - graphs - RESERVE_BYTES
+    room = int(total_bytes * fraction) - used_bytes - adapter_bytes - graphs - RESERVE_BYTES
     scratch, bounds = next(
         (scratch, bounds)
         for bounds in BOUNDS

@@ -29,6 +29,7 @@ class PromptBatch:
         last_R: int64, each prompt's last token.
         starts: int32, where each prompt begins, and the end of the last; then the padding's end, where there is any.
         max_length: Tokens of the longest, or more.
+        adapters_T: int32, each token's adapter, -1: none; None: no prompt has one.
     """
 
     ids_T: Tensor
@@ -39,13 +40,22 @@ class PromptBatch:
     last_R: Tensor
     starts: Tensor
     max_length: int
+    adapters_T: Tensor | None = None
 
     @classmethod
     def unpack(
-        cls, numbers: Tensor, num_tokens: int, num_prompts: int, features_IH: Tensor, max_length: int
+        cls,
+        numbers: Tensor,
+        num_tokens: int,
+        num_prompts: int,
+        features_IH: Tensor,
+        max_length: int,
+        *,
+        has_adapters: bool = False,
     ) -> PromptBatch:
         """Name the parts of a vector that `lay_out` made and somebody copied to the device."""
-        four_T = 4 * num_tokens
+        four_T, starts = 4 * num_tokens, 4 * num_tokens + num_prompts
+        end = len(numbers) - num_tokens if has_adapters else len(numbers)
         ids_T, cells_T, sources_T, positions_T = numbers[:four_T].split(num_tokens)
         return cls(
             ids_T=ids_T,
@@ -53,9 +63,10 @@ class PromptBatch:
             cells_T=cells_T,
             sources_T=sources_T,
             features_IH=features_IH,
-            last_R=numbers[four_T : four_T + num_prompts],
-            starts=numbers[four_T + num_prompts :].int(),
+            last_R=numbers[four_T:starts],
+            starts=numbers[starts:end].int(),
             max_length=max_length,
+            adapters_T=numbers[end:].int() if has_adapters else None,
         )
 
 
@@ -66,6 +77,7 @@ def lay_out(
     *,
     num_tokens: int | None = None,
     num_prompts: int | None = None,
+    adapters: Sequence[int] | None = None,
 ) -> NDArray[np.int64]:
     """Make the numbers of a batch.
 
@@ -78,6 +90,7 @@ def lay_out(
         image_id: Of image tokens.
         num_tokens: T; None: as many as there are, and no padding.
         num_prompts: R; None: as many as there are.
+        adapters: Of each prompt; None: they are left out.
 
     Returns:
         For `PromptBatch.unpack`.
@@ -102,5 +115,6 @@ def lay_out(
             ends,
             np.full(missing, total),
             [] if num_tokens is None else [num_tokens],
+            [] if adapters is None else np.repeat([*adapters, -1], [*lengths, padding]),
         ]
     ).astype(np.int64)

@@ -9,11 +9,13 @@ Shape letters: B rows, T tokens of all prompts, R prompts.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from service.engine.gpu.paged_cache import PagedCache, to_device
 from service.engine.gpu.prompts import PromptBatch, lay_out
 from service.engine.gpu.state import REPORT_COLUMNS, AnswerState, Code
 from service.engine.gpu.vision import GpuVision
+from service.engine.lora import AdapterBank, AdapterFiles
 from service.engine.repetition import LoopRule
 from service.engine.runner import DeviceFullError, DeviceStuckError, NewRow, Report
 from shared.deepseek_ocr.geometry import ViewPlan
@@ -65,6 +68,8 @@ class GpuRunner:
         rule: What counts as a loop.
         view_sizes_px: Views that will come, for `warm_up`.
         uses_graphs: Whether steps are captured.
+        bank: Adapters, made with `splits_shared`; None: there are none. With one, all graphs are captured twice:
+            steps in which no row has an adapter are what they would be without a bank.
     """
 
     depth = 1
@@ -81,6 +86,7 @@ class GpuRunner:
         rule: LoopRule,
         view_sizes_px: Sequence[int] = (),
         uses_graphs: bool = True,
+        bank: AdapterBank | None = None,
     ) -> None:
         self._model = model
         self._decoder = decoder
@@ -93,22 +99,13 @@ class GpuRunner:
         self._device = cache.tables_SX.device
         self._prompt_tokens: dict[int, int] = {}
         """Of the slots that are open."""
+        self._bank = bank
+        self._adapters: dict[int, int] = {}
+        """Of the slots that are open and have one."""
         self._owed: deque[_Owed] = deque()
-        self._steps = StepGraphs(
-            self._step,
-            max_rows=state.scratch_slot,
-            scratch_slot=state.scratch_slot,
-            device=self._device,
-            is_captured=uses_graphs,
-        )
-        self._prompts = PromptGraphs(
-            lambda batch: decoder.prefill(batch, cache),
-            image_id=model.config.image_token_id,
-            hidden_size=model.config.text_config.hidden_size,
-            device=self._device,
-            dtype=model.lm_head.weight.dtype,
-            is_captured=uses_graphs,
-        )
+        ways = (False, True) if bank else (False,)
+        self._steps = [self._step_graphs(has_adapters, uses_graphs) for has_adapters in ways]
+        self._prompts = [self._prompt_graphs(has_adapters, uses_graphs) for has_adapters in ways]
 
     @property
     def kv_tokens(self) -> int:
@@ -129,17 +126,20 @@ class GpuRunner:
         self._vision.warm_up(self._view_sizes_px)
         vision_s = time.monotonic()
         scratch = self._state.scratch_slot
-        for lengths in WARM_UP_LENGTHS:
+        for lengths, graphs in itertools.product(WARM_UP_LENGTHS, self._steps):
             nowhere = [np.full(length, -1) for length in lengths]
-            logits_RV = self._logits([[0] * length for length in lengths], nowhere, [])
+            adapters = [-1] * len(lengths) if graphs is not self._steps[0] else None
+            logits_RV = self._logits([[0] * length for length in lengths], nowhere, [], adapters)
             slots_R = torch.full((len(lengths),), scratch, dtype=torch.int64, device=self._device)
             self._kernels.choose(logits_RV, slots_R, self._state, self._rule)
         torch.cuda.synchronize(self._device)
         prefill_s = time.monotonic()
         pool = torch.cuda.graph_pool_handle()
-        self._steps.warm_up(pool)
+        for steps in self._steps:
+            steps.warm_up(pool)
         steps_s = time.monotonic()
-        self._prompts.warm_up(pool)
+        for prompts in self._prompts:
+            prompts.warm_up(pool)
         # What compiling and trying took is given back, what graphs hold is not.
         torch.cuda.empty_cache()
         _log.info(
@@ -187,12 +187,14 @@ class GpuRunner:
         slots = [row.slot for row in rows]
         self._cache.open(slots, [len(row.prompt_ids) + row.max_new_tokens for row in rows])
         self._prompt_tokens |= {row.slot: len(row.prompt_ids) for row in rows}
+        self._adapters |= {row.slot: row.adapter for row in rows if row.adapter >= 0}
         self._owe(self._read(rows))
 
     @torch.inference_mode()
     def launch(self, slots: Sequence[int]) -> None:
         """Choose one more token for these slots."""
-        self._owe([self._to_host(self._steps.run(slots))])
+        has_adapters = bool(self._adapters) and not self._adapters.keys().isdisjoint(slots)
+        self._owe([self._to_host(self._steps[has_adapters].run(slots))])
 
     def collect(self) -> Report | None:
         """Wait for the oldest report that is owed and take it.
@@ -224,6 +226,17 @@ class GpuRunner:
         self._state.close(slot)
         self._cache.close(slot)
         del self._prompt_tokens[slot]
+        self._adapters.pop(slot, None)
+
+    def load_adapter(self, adapter: int, files: AdapterFiles) -> None:
+        """Put an adapter where no open slot's is; work enqueued before it does not see it.
+
+        Raises:
+            AdapterError: It does not fit the model or the slots.
+        """
+        assert self._bank is not None
+        assert adapter not in self._adapters.values()
+        self._bank.load(adapter, files)
 
     def device_memory_bytes(self) -> int:
         """Memory that tensors hold on the device; 0 on a CPU."""
@@ -234,10 +247,31 @@ class GpuRunner:
         self._cache.allocator.check_integrity()
         holders = {slot for slot in range(self._state.scratch_slot) if self._cache.allocator.held(slot)}
         assert holders == self._prompt_tokens.keys()
+        assert self._adapters.keys() <= holders
         assert set((~self._state.done_S).nonzero().flatten().tolist()) <= holders
 
-    def _step(self, slots_B: Tensor) -> Tensor:
-        logits_BV = self._decoder.decode(slots_B, self._state, self._cache)
+    def _step_graphs(self, has_adapters: bool, is_captured: bool) -> StepGraphs:
+        return StepGraphs(
+            partial(self._step, has_adapters),
+            max_rows=self._state.scratch_slot,
+            scratch_slot=self._state.scratch_slot,
+            device=self._device,
+            is_captured=is_captured,
+        )
+
+    def _prompt_graphs(self, has_adapters: bool, is_captured: bool) -> PromptGraphs:
+        return PromptGraphs(
+            lambda batch: self._decoder.prefill(batch, self._cache, self._bank),
+            image_id=self._model.config.image_token_id,
+            hidden_size=self._model.config.text_config.hidden_size,
+            device=self._device,
+            dtype=self._model.lm_head.weight.dtype,
+            is_captured=is_captured,
+            has_adapters=has_adapters,
+        )
+
+    def _step(self, has_adapters: bool, slots_B: Tensor) -> Tensor:
+        logits_BV = self._decoder.decode(slots_B, self._state, self._cache, self._bank if has_adapters else None)
         report_BC: Tensor = self._kernels.choose(logits_BV, slots_B, self._state, self._rule)
         return report_BC
 
@@ -261,22 +295,34 @@ class GpuRunner:
         for row in rows:
             assert row.prompt_ids.count(self._model.config.image_token_id) == len(row.features_LD)
         cells = [self._cache.cells(slot, length) for slot, length in zip(slots, lengths, strict=True)]
-        logits_RV = (self._prompts.run if self._prompts.takes(prompts) else self._logits)(prompts, cells, features)
-        self._state.open(slots, lengths, [row.max_new_tokens for row in rows])
+        adapters = [row.adapter for row in rows]
+        has_adapters = max(adapters) >= 0
+        graphs = self._prompts[has_adapters]
+        if graphs.takes(prompts):
+            logits_RV = graphs.run(prompts, cells, features, adapters)
+        else:
+            logits_RV = self._logits(prompts, cells, features, adapters if has_adapters else None)
+        self._state.open(slots, lengths, [row.max_new_tokens for row in rows], adapters=adapters)
         slots_R = to_device(np.array(slots), self._device)
         return self._to_host(self._kernels.choose(logits_RV, slots_R, self._state, self._rule))
 
     def _logits(
-        self, prompts: Sequence[Sequence[int]], cells: Sequence[NDArray[np.int64]], features: Sequence[Tensor]
+        self,
+        prompts: Sequence[Sequence[int]],
+        cells: Sequence[NDArray[np.int64]],
+        features: Sequence[Tensor],
+        adapters: Sequence[int] | None,
     ) -> Tensor:
         """Read prompts of any number and length, launching kernel by kernel: `[R, V]`."""
         config = self._model.config
-        numbers = to_device(lay_out(prompts, cells, config.image_token_id), self._device)
+        numbers = to_device(lay_out(prompts, cells, config.image_token_id, adapters=adapters), self._device)
         none_IH = torch.zeros(1, config.text_config.hidden_size, dtype=self._model.lm_head.weight.dtype)
         features_IH = torch.cat(list(features)) if features else none_IH.to(self._device)
         lengths = [len(ids) for ids in prompts]
-        batch = PromptBatch.unpack(numbers, sum(lengths), len(prompts), features_IH, max(lengths))
-        return self._decoder.prefill(batch, self._cache)
+        batch = PromptBatch.unpack(
+            numbers, sum(lengths), len(prompts), features_IH, max(lengths), has_adapters=adapters is not None
+        )
+        return self._decoder.prefill(batch, self._cache, self._bank)
 
     def _to_host(self, report_BC: Tensor) -> Tensor:
         if self._device.type != "cuda":

@@ -71,6 +71,8 @@ class AnswerState:
     """float32: 0 chooses the most probable token."""
     seed_S: Tensor
     """int64: of the slot's random numbers."""
+    adapter_S: Tensor
+    """int32: the adapter that answers; -1 the base alone."""
 
     @classmethod
     def create(
@@ -107,6 +109,7 @@ class AnswerState:
             forbidden_S=zeros(slots) - 1,
             temperature_S=zeros(slots, dtype=torch.float32),
             seed_S=zeros(slots, dtype=torch.int64),
+            adapter_S=zeros(slots) - 1,
         )
 
     @property
@@ -121,6 +124,7 @@ class AnswerState:
         limits: Sequence[int],
         temperatures: Sequence[float] | None = None,
         seeds: Sequence[int] | None = None,
+        adapters: Sequence[int] | None = None,
     ) -> None:
         """Begin answers; each one's first `choose` takes the logits of its prompt's last token.
 
@@ -130,6 +134,7 @@ class AnswerState:
             limits: Answer tokens at most, for each.
             temperatures: 0 where left out.
             seeds: Of the random numbers, 0 where left out.
+            adapters: -1 where left out.
 
         Raises:
             ValueError: A limit exceeds what the state holds.
@@ -137,12 +142,14 @@ class AnswerState:
         if max(limits) > self.history_SL.shape[1]:
             raise ValueError(f"{max(limits)} answer tokens wanted, the state holds {self.history_SL.shape[1]}")
         seeds = seeds or [0] * len(slots)
-        numbers_4R = self._upload(torch.tensor([slots, [n - 1 for n in prompt_tokens], limits, seeds]))
-        slots_R = numbers_4R[0]
+        adapters = adapters or [-1] * len(slots)
+        numbers_5R = self._upload(torch.tensor([slots, [n - 1 for n in prompt_tokens], limits, seeds, adapters]))
+        slots_R = numbers_5R[0]
         # The first choice moves on to the position after the prompt's last.
-        self.position_S[slots_R] = numbers_4R[1].int()
-        self.limit_S[slots_R] = numbers_4R[2].int()
-        self.seed_S[slots_R] = numbers_4R[3]
+        self.position_S[slots_R] = numbers_5R[1].int()
+        self.limit_S[slots_R] = numbers_5R[2].int()
+        self.seed_S[slots_R] = numbers_5R[3]
+        self.adapter_S[slots_R] = numbers_5R[4].int()
         temperatures_R = torch.tensor(temperatures or [0.0] * len(slots), dtype=torch.float32)
         self.temperature_S[slots_R] = self._upload(temperatures_R)
         for zeroed in (self.token_S, self.count_S, self.runs_SP, self.guard_S, self.restart_S, self.done_S):

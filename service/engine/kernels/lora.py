@@ -1,10 +1,10 @@
 """Adapters' low-rank products, Triton: each program goes round the adapters among its tokens.
 
-Owns `lora_add` and `gated`. Two kernels: down to the rank, then up and into place. A program takes a tile of tokens and,
-one after another, the adapters that occur among them, the tokens of others read as zeros; so any order is right, and
-one in which equal adapters are neighbours is fast, as in a prefill and in the engine's decode steps. Tiles without an
-adapter leave at once. A token's result does not depend on its company. No host synchronisation. Stateless; used by the
-engine's single thread.
+Owns `lora_add` and `gated`. Two kernels: down to the rank, then up and into place. A program takes a tile of tokens
+and, one after another, the adapters that occur among them, the tokens of others read as zeros; so any order is right,
+and one in which equal adapters are neighbours is fast, as in a prefill and in the engine's decode steps. Tiles without
+an adapter leave at once. A token's result does not depend on its company. Nothing waits for the host. Stateless; used
+by the engine's single thread.
 
 Shape letters: T tokens, H inputs, O outputs, S slots, R rank, P parts, Q = P * R; see `reference.lora_add`.
 """
@@ -136,9 +136,7 @@ def _gate(
     tl.store(out + token * WIDTH + column, value.to(out.dtype.element_ty), inside)
 
 
-def lora_add(
-    x_TH: Tensor, out_TO: Tensor, A_SQH: Tensor, B_SOR: Tensor, slots_T: Tensor, part_width: int
-) -> None:
+def lora_add(x_TH: Tensor, out_TO: Tensor, A_SQH: Tensor, B_SOR: Tensor, slots_T: Tensor, part_width: int) -> None:
     """See `reference.lora_add`."""
     (tokens, width), (_, outputs, rank), num_rows = x_TH.shape, B_SOR.shape, A_SQH.shape[1]
     for tensor in (x_TH, out_TO, A_SQH, B_SOR, slots_T):

@@ -92,9 +92,7 @@ def linear_add(x_TH: Tensor, weight_OH: Tensor, residual_TO: Tensor) -> None:
     residual_TO += linear(x_TH, weight_OH)
 
 
-def lora_add(
-    x_TH: Tensor, out_TO: Tensor, A_SQH: Tensor, B_SOR: Tensor, slots_T: Tensor, part_width: int
-) -> None:
+def lora_add(x_TH: Tensor, out_TO: Tensor, A_SQH: Tensor, B_SOR: Tensor, slots_T: Tensor, part_width: int) -> None:
     """Add `B (A x)` of each token's adapter to what the base gave, in place.
 
     Args:

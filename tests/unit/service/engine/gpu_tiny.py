@@ -8,6 +8,7 @@ from service.engine.gpu.state import AnswerState
 from service.engine.gpu.vision import GpuVision
 from service.engine.kernels import reference
 from service.engine.loader import EngineLimits
+from service.engine.lora import make_bank
 from service.engine.protocol import EngineInfo
 from tests.unit.service.engine.tiny import GEOMETRY, tiny_model, tiny_tokenizer
 
@@ -33,13 +34,16 @@ def paged_runner(model, limits: EngineLimits, eos_id: int, *, block_tokens: int 
         values.fill_(float("nan"))
     return GpuRunner(
         model,
-        decoder=GpuDecoder(model, kernels, max_positions=limits.max_sequence_tokens),
+        decoder=GpuDecoder(
+            model, kernels, max_positions=limits.max_sequence_tokens, takes_adapters=bool(limits.adapter_slots)
+        ),
         vision=GpuVision(model),
         cache=cache,
         state=AnswerState.create(limits.batch_size, limits.max_new_tokens, limits.loop_rule, eos_id, device),
         kernels=kernels,
         rule=limits.loop_rule,
         view_sizes_px=(GEOMETRY.global_px,),
+        bank=make_bank(model, limits, splits_shared=True),
     )
 
 

@@ -159,7 +159,7 @@ def test_not_a_number_fails_that_page_alone(monkeypatch):
         engine.submit(request_of(seed))
     decode, poison = PackedDecoder.logits, itertools.count()
 
-    def poisoned(self, tokens, window):
+    def poisoned(self, tokens, window, *rest):
         logits = decode(self, tokens, window)
         if next(poison) == 2:
             logits[1] = float("nan")

@@ -6,6 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from service.engine.engine import TorchEngine
 from service.engine.loader import EngineLimits
+from service.engine.lora import make_bank
 from service.engine.model_runner import ModelRunner
 from service.engine.plain_runner import PlainRunner
 from service.engine.protocol import EngineInfo, PreparedPage, SequenceEvent, SequenceRequest
@@ -98,7 +99,13 @@ def tiny_engine(model: DeepseekOcrForConditionalGeneration | None = None, **limi
         max_sequence_tokens=values.max_sequence_tokens,
         batch_size=values.batch_size,
     )
-    rows = ModelRunner(model, max_rows=values.batch_size, max_tokens=values.max_sequence_tokens + 1, growth_tokens=16)
+    rows = ModelRunner(
+        model,
+        max_rows=values.batch_size,
+        max_tokens=values.max_sequence_tokens + 1,
+        growth_tokens=16,
+        bank=make_bank(model, values),
+    )
     tokenizer = tiny_tokenizer()
     kv_tokens = values.kv_tokens or values.batch_size * values.max_sequence_tokens
     runner = PlainRunner(rows, eos_id=tokenizer.eos_id, rule=values.loop_rule, kv_tokens=kv_tokens)

@@ -85,6 +85,14 @@ def test_a_plan_stays_within_its_share(card_gib, used_gib, fraction, slots, max_
     assert plan.num_blocks * block_tokens >= min(max_sequence_tokens, 2048)
 
 
+def test_adapters_take_from_the_cache():
+    plain, adapted = plan_of(15.7), plan_of(15.7, adapter_bytes=GIB)
+    assert adapted.bounds == plain.bounds
+    assert (plain.cache_bytes - adapted.cache_bytes) / GIB == pytest.approx(1, rel=0.01)
+    with pytest.raises(EngineError, match="too small"):
+        plan_of(15.7, adapter_bytes=8 * GIB)
+
+
 def test_a_wider_type_leaves_less_room():
     wide = replace(PUBLIC, value_bytes=4)
     assert plan_of(39.4, shape=wide, used_bytes=2 * WEIGHTS).num_blocks < plan_of(39.4).num_blocks // 2

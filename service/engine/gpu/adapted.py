@@ -1,0 +1,60 @@
+"""Adapters beside the base in one forward pass: the products that a decoder's layers call where rows have adapters.
+
+Owns the order base product, then low-rank sum. The shared experts' projections, which the base computes among the
+routed experts, stand for themselves here, as an adapter changes what lies before their activation. Used by `decoder`.
+
+Shape letters: T tokens, H inputs, O outputs, J gates and ups, W what they make.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from service.engine.lora import AdapterBank
+
+
+@dataclass(frozen=True, slots=True)
+class OwnMlp:
+    """What every token passes: the dense MLP, or the shared experts as one."""
+
+    gate_up_JH: Tensor
+    """Gates and ups, block by block."""
+    down_HW: Tensor
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedRows:
+    """Whose adapters the tokens of a pass use."""
+
+    kernels: Any
+    bank: AdapterBank
+    slots_T: Tensor
+    """int32; -1: none."""
+
+    def of(self, rows: Tensor) -> AdaptedRows:
+        """The same for some of the tokens."""
+        return AdaptedRows(self.kernels, self.bank, self.slots_T[rows])
+
+    def linear(self, layer: int, group: str, x_TH: Tensor, weight_OH: Tensor) -> Tensor:
+        """The base's product and the adapters' sum."""
+        out_TO: Tensor = self.kernels.linear(x_TH, weight_OH)
+        self._add(layer, group, x_TH, out_TO)
+        return out_TO
+
+    def linear_add(self, layer: int, group: str, x_TH: Tensor, weight_OH: Tensor, residual_TO: Tensor) -> None:
+        """Both, added to the residual in place."""
+        self.kernels.linear_add(x_TH, weight_OH, residual_TO)
+        self._add(layer, group, x_TH, residual_TO)
+
+    def mlp_add(self, layer: int, mlp: OwnMlp, x_TH: Tensor, residual_TH: Tensor) -> None:
+        """An MLP with its adapters, added to the residual in place."""
+        joined_TJ = self.linear(layer, "gate_up", x_TH, mlp.gate_up_JH)
+        self.linear_add(layer, "down", self.kernels.gated(joined_TJ, mlp.num_blocks), mlp.down_HW, residual_TH)
+
+    def _add(self, layer: int, group: str, x_TH: Tensor, out_TO: Tensor) -> None:
+        low = self.bank.layers[layer][group]
+        self.kernels.lora_add(x_TH, out_TO, low.A_SQH, low.B_SOR, self.slots_T, low.part_width)

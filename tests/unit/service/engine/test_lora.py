@@ -1,0 +1,262 @@
+"""What is taken from PEFT, what is refused, and logits of each way through the decoder against the merged model."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from service.engine.adapters import AdapterError, AdapterRegistry
+from service.engine.gpu.decoder import GpuDecoder
+from service.engine.gpu.paged_cache import PagedCache
+from service.engine.gpu.prompts import PromptBatch, lay_out
+from service.engine.gpu.state import AnswerState
+from service.engine.kernels import reference
+from service.engine.lora import AdapterBank, AdapterFiles, bank_bytes, read_adapter
+from service.engine.model_runner import ModelRunner, Prompt
+from service.engine.repetition import LoopRule
+from shared.deepseek_ocr.configuration import TextConfig
+from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+from tests.support.lora import ATTENTION, merged, random_adapter
+from tests.unit.service.engine.tiny import tiny_config, tiny_model
+
+MODEL = tiny_model()
+RULE = LoopRule()
+Q = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+def two_shared_model():
+    """Shared experts as wide as two routed ones, as the public model has."""
+    config = tiny_config()
+    config.text_config.n_shared_experts = 2
+    torch.manual_seed(3)
+    model = DeepseekOcrForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4 if parameter.ndim > 1 else 1)
+    return model
+
+
+MODELS = {"tiny": MODEL, "two shared": two_shared_model()}
+
+
+def bank_of(model=MODEL, **changes):
+    values = {"num_slots": 3, "max_rank": 8, "device": "cpu", "dtype": torch.float32, **changes}
+    return AdapterBank(model.config.text_config, **values)
+
+
+def prompts_of(count, length=9):
+    torch.manual_seed(1)
+    return [torch.randint(20, 200, (length,)).tolist() for _ in range(count)]
+
+
+def plain_logits(model, prompts, tokens, bank=None, adapters=()):
+    """Logits of prompts' ends and of one more token, through `ModelRunner`."""
+    found = []
+    runner = ModelRunner(model, max_rows=len(prompts), max_tokens=64, bank=bank)
+    choose = runner._choose
+    runner._choose = lambda logits, banned: (found.append(logits.clone()), choose(logits, banned))[1]
+    none = torch.zeros(0, model.config.text_config.hidden_size)
+    adapters = adapters or [-1] * len(prompts)
+    runner.prefill([Prompt(ids, none, adapter) for ids, adapter in zip(prompts, adapters, strict=True)])
+    runner.decode(tokens, {}, adapters)
+    return found
+
+
+def paged_logits(model, prompts, tokens, bank=None, adapters=()):
+    """The same through `GpuDecoder`."""
+    text = model.config.text_config
+    decoder = GpuDecoder(model, reference, max_positions=64, takes_adapters=bank is not None)
+    count = len(prompts)
+    cache = PagedCache(
+        num_layers=text.num_hidden_layers,
+        num_heads=text.num_attention_heads,
+        head_dim=text.head_dim,
+        num_slots=count,
+        num_blocks=count * 4,
+        max_tokens=64,
+        block_tokens=16,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    state = AnswerState.create(count, 32, RULE, 1, "cpu")
+    slots = list(range(count))
+    lengths = [len(ids) for ids in prompts]
+    cache.open(slots, [64] * count)
+    cells = [cache.cells(slot, length) for slot, length in zip(slots, lengths, strict=True)]
+    numbers = torch.from_numpy(lay_out(prompts, cells, 3, adapters=adapters or None))
+    none = torch.zeros(1, text.hidden_size)
+    batch = PromptBatch.unpack(numbers, sum(lengths), count, none, max(lengths), has_adapters=bool(adapters))
+    with torch.inference_mode():
+        first = decoder.prefill(batch, cache, bank)
+        state.open(slots, [length + 1 for length in lengths], [32] * count, adapters=adapters or None)
+        state.token_S[:count] = torch.tensor(tokens)
+        return [first, decoder.decode(torch.arange(count), state, cache, bank)]
+
+
+@pytest.mark.parametrize("targets", [None, ATTENTION, ("down_proj",), ("gate_proj",), ("v_proj", "up_proj")])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("way", [plain_logits, paged_logits])
+def test_logits_are_those_of_the_merged_model(way, name, targets):
+    model = MODELS[name]
+    bank = bank_of(model, splits_shared=way is paged_logits)
+    adapters = [0, -1, 2, 1]
+    chosen = {"targets": targets} if targets else {}
+    files = [random_adapter(model, 5 + slot, rank=(8, 3, 5)[slot], use_rslora=slot == 1, **chosen) for slot in range(3)]
+    for slot, file in enumerate(files):
+        bank.load(slot, random_adapter(model, 50 + slot, rank=8))  # what was there before must leave nothing behind
+        bank.load(slot, file)
+    prompts, tokens = prompts_of(4), [30, 40, 50, 60]
+    found = way(model, prompts, tokens, bank, adapters)
+    for row, adapter in enumerate(adapters):
+        alone = model if adapter < 0 else merged(model, files[adapter])
+        expected = plain_logits(alone, [prompts[row]], [tokens[row]])
+        for mixed, single in zip(found, expected, strict=True):
+            scale = float(single.abs().max())
+            assert float((mixed[row] - single[0]).abs().max()) < 1e-4 * max(scale, 1)
+            if adapter >= 0:
+                base = plain_logits(model, [prompts[row]], [tokens[row]])
+                assert not torch.allclose(base[0], expected[0], atol=1e-2)
+
+
+def test_base_rows_are_bit_for_bit_what_they_are_without_adapters():
+    bank = bank_of()
+    for slot in range(3):
+        bank.load(slot, random_adapter(MODEL, slot))
+    # Of different lengths, so that each is read alone; the step after it is one for all.
+    prompts, tokens = [ids[:length] for ids, length in zip(prompts_of(4), (9, 7, 8, 5), strict=True)], [30, 40, 50, 60]
+    adapted = plain_logits(MODEL, prompts, tokens, bank, [0, -1, 1, -1])[-1]
+    base = plain_logits(MODEL, prompts, tokens)[-1]
+    assert torch.equal(adapted[[1, 3]], base[[1, 3]])
+    assert not torch.equal(adapted[[0, 2]], base[[0, 2]])
+
+
+def test_base_rows_are_bit_for_bit_the_same_beside_any_adapters():
+    """Dense layers alone: routed experts multiply as many tokens at once as chose them, whatever the reason."""
+    config = tiny_config()
+    config.text_config.first_k_dense_replace = config.text_config.num_hidden_layers
+    torch.manual_seed(0)
+    model = DeepseekOcrForConditionalGeneration(config).eval()
+    bank = bank_of(model, splits_shared=True)
+    for slot in range(3):
+        bank.load(slot, random_adapter(model, slot))
+    prompts, tokens = prompts_of(4), [30, 40, 50, 60]
+    one, other = (paged_logits(model, prompts, tokens, bank, [a, -1, b, -1]) for a, b in ((0, 1), (2, 0)))
+    for mixed, again in zip(one, other, strict=True):
+        assert torch.equal(mixed[[1, 3]], again[[1, 3]])
+        assert not torch.equal(mixed[[0, 2]], again[[0, 2]])
+
+
+def test_no_hook_stays_on_the_model():
+    bank = bank_of()
+    bank.load(0, random_adapter(MODEL, 0))
+    plain_logits(MODEL, prompts_of(1), [30], bank, [0])
+    assert not any(module._forward_hooks for module in MODEL.modules())
+
+
+def test_a_bank_takes_the_memory_that_was_planned():
+    for name, model in MODELS.items():
+        for splits_shared in (False, True):
+            bank = bank_of(model, splits_shared=splits_shared)
+            held = sum(
+                tensor.numel() * 4
+                for groups in bank.layers
+                for group in groups.values()
+                for tensor in (group.A_SQH, group.B_SOR)
+            )
+            text = model.config.text_config
+            assert held == bank_bytes(text, num_slots=3, max_rank=8, value_bytes=4), name
+    assert bank_bytes(TextConfig(), num_slots=0, max_rank=64, value_bytes=2) == 0
+
+
+def changed(files, tensors=None, without=(), **config):
+    kept = {name: tensor for name, tensor in files.tensors.items() if name not in without}
+    return AdapterFiles(kept | (tensors or {}), {**files.config, **config})
+
+
+GOOD = random_adapter(MODEL, 0)
+ROUTED = "base_model.model.model.layers.1.mlp.experts"
+REFUSED = {
+    "not_lora": changed(GOOD, peft_type="LOHA"),
+    "unsupported_option": changed(GOOD, use_dora=True),
+    "config_invalid": changed(GOOD, r="4"),
+    "rank_too_large": random_adapter(MODEL, 0, rank=9),
+    "unexpected_tensor": changed(GOOD, {"base_model.model.lm_head.weight": torch.zeros(2, 2)}),
+    "tensor_missing": changed(GOOD, without=(f"{Q}.lora_B.weight",)),
+    "wrong_shape": changed(GOOD, {f"{Q}.lora_A.weight": torch.zeros(4, 31)}),
+    "wrong_dtype": changed(GOOD, {f"{Q}.lora_A.weight": torch.zeros(4, 32, dtype=torch.int64)}),
+    "not_finite": changed(GOOD, {f"{Q}.lora_B.weight": torch.full((32, 4), float("inf"))}),
+    "target_not_allowed": changed(GOOD, {f"{ROUTED}.lora_A.weight": torch.zeros(4, 32)}),
+    "unknown_module": changed(GOOD, {f"{Q.replace('layers.0', 'layers.9')}.lora_A.weight": torch.zeros(4, 32)}),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_cannot_be_served_is_refused_and_changes_nothing(reason):
+    bank = bank_of()
+    bank.load(0, GOOD)
+    before = [group.B_SOR.clone() for groups in bank.layers for group in groups.values()]
+    with pytest.raises(AdapterError) as caught:
+        bank.load(0, REFUSED[reason])
+    assert caught.value.reason == reason
+    after = [group.B_SOR for groups in bank.layers for group in groups.values()]
+    assert all(map(torch.equal, before, after))
+    assert all(bool(tensor.isfinite().all()) for tensor in after)
+    bank.load(1, GOOD)  # nothing of the refused one is left over either
+    assert all(torch.equal(group.B_SOR[0], group.B_SOR[1]) for groups in bank.layers for group in groups.values())
+
+
+@pytest.mark.parametrize("module", ["layers.1.mlp.experts.0.gate_proj", "layers.1.mlp.experts.base_layer"])
+def test_routed_experts_are_refused_by_name(module):
+    bank = bank_of()
+    with pytest.raises(AdapterError, match="routed experts"):
+        bank.load(0, changed(GOOD, {f"base_model.model.model.{module}.lora_A.weight": torch.zeros(4, 32)}))
+
+
+def test_too_large_for_the_type_of_the_model():
+    bank = bank_of(dtype=torch.float16)
+    with pytest.raises(AdapterError, match="not_finite"):
+        bank.load(0, changed(GOOD, {f"{Q}.lora_B.weight": torch.full((32, 4), 1e30)}))
+
+
+def test_a_folder_of_peft_is_read(tmp_path):
+    save_file(dict(GOOD.tensors), tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(GOOD.config))
+    files = read_adapter(tmp_path)
+    assert files.config == GOOD.config
+    assert files.tensors.keys() == GOOD.tensors.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("adapter_config.json", None, "file_missing"),
+        ("adapter_config.json", b"{", "config_not_json"),
+        ("adapter_config.json", b"[]", "config_not_json"),
+        ("adapter_model.safetensors", b"torn", "header_invalid"),
+    ],
+)
+def test_a_broken_folder_is_refused(tmp_path, name, content, reason):
+    save_file(dict(GOOD.tensors), tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(GOOD.config))
+    (tmp_path / name).unlink() if content is None else (tmp_path / name).write_bytes(content)
+    with pytest.raises(AdapterError) as caught:
+        read_adapter(tmp_path)
+    assert caught.value.reason == reason
+
+
+def test_a_slot_is_free_again_when_nobody_uses_it():
+    registry = AdapterRegistry(1)
+    registry.add("a@1", registry.offer_slot("a@1"))
+    with pytest.raises(AdapterError, match="no_slot"):
+        registry.offer_slot("a@2")
+    with pytest.raises(AdapterError, match="name_in_use"):
+        registry.offer_slot("a@1")
+    registry.drain("a@1")
+    assert registry.find("a@1") is None
+    assert registry.sweep({0}) == []
+    assert registry.draining == {"a@1"}
+    assert registry.sweep({-1}) == ["a@1"]
+    registry.check_integrity()
+    registry.add("a@2", registry.offer_slot("a@2"))
+    assert registry.names == ("a@2",)
