@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.cases import Case
@@ -89,9 +89,10 @@ class EngineThread:
         self.info = made
         self.start_s = time.perf_counter() - began_s
 
-    def submit(self, sequence_id: str, page: PreparedPage, max_new_tokens: int) -> None:
-        """Hand over a page."""
-        self._inbox.put(SequenceRequest(sequence_id, page, prompt_for(Task.FREE), max_new_tokens, self.info.model_id))
+    def submit(self, sequence_id: str, page: PreparedPage, max_new_tokens: int, model_id: str | None = None) -> None:
+        """Hand over a page, to the base where no adapter is named."""
+        model_id = model_id or self.info.model_id
+        self._inbox.put(SequenceRequest(sequence_id, page, prompt_for(Task.FREE), max_new_tokens, model_id))
 
     def next_answer(self) -> tuple[SequenceResult, float]:
         """Wait for the next finished page.
@@ -144,13 +145,16 @@ class EngineThread:
                     self._outbox.put((event, time.perf_counter()))
 
 
-def read_case(engine: EngineThread, preparation: Preparation, case: Case) -> Span:
+def read_case(
+    engine: EngineThread, preparation: Preparation, case: Case, model_ids: Sequence[str | None] = (None,)
+) -> Span:
     """Read all pages of a case, all asked for at once.
 
     Args:
         engine: Who reads.
         preparation: Who prepares.
         case: What.
+        model_ids: Who answers, in turn; None: the base.
 
     Returns:
         The span from the first image to the last answer.
@@ -160,7 +164,7 @@ def read_case(engine: EngineThread, preparation: Preparation, case: Case) -> Spa
     """
     began_s = time.perf_counter()
     for index, page in enumerate(preparation.pages(case.size_px, case.requests)):
-        engine.submit(str(index), page, case.new_tokens)
+        engine.submit(str(index), page, case.new_tokens, model_ids[index % len(model_ids)])
     prepared_s = time.perf_counter() - began_s
     answers = [engine.next_answer() for _ in range(case.requests)]
     return Span(

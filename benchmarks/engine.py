@@ -3,11 +3,17 @@
     python benchmarks/engine.py --model random --peers transformers,vllm --out auto             all cases
     python benchmarks/engine.py --model random --cases latency,throughput,prefill-page --ablate all
     python benchmarks/engine.py --model random --cases none --concurrency 1,2,4,8,16,32,64,128,256
+    python benchmarks/engine.py --model random --cases throughput --adapters 8                  adapters beside base
     python benchmarks/engine.py --model nano --device cpu --cases ttft,latency --tokens 32      a quick look
 
 Cases are those of `benchmarks/cases.py`. A case's time runs from the first decoded image to the last answer: images
 are prepared within it while the engine's thread reads, on the device or by worker processes (`--preparation`).
 Every answer has exactly the asked number of tokens: no token ends it, and the loop rule is out of reach.
+
+`--adapters N` reads the requests of `throughput` again, as the case `adapters`: in one batch, answered by N adapters in
+turn, of `--adapter-rank` and in every projection that the engine takes. They are resident from the start, so the case
+`throughput` of the same run says what base alone takes beside them; a run without the flag says what it takes without
+any. The row of `adapters` has `base_ratio`, its pages a second over those of `throughput`.
 
 `--model random` has the public dimensions of DeepSeek-OCR and random weights. Peers run in processes of their own
 before the engine takes the device; one that is not installed is left out. Prints a table and, last, one JSON object
@@ -39,6 +45,7 @@ from benchmarks.floors import Ceilings, measure_ceilings
 from benchmarks.origin import card, command, origin, slug
 from benchmarks.peers import PEERS, run_peer
 from benchmarks.preparation import DevicePreparation, InlinePreparation, Preparation, ProcessPreparation
+from benchmarks.random_adapters import adapter_names, load_random_adapters
 from benchmarks.ratios import OURS, RESULTS, TARGETS, recorded_peers, summary
 from service.engine.engine import TorchEngine
 from service.engine.loader import EngineLimits, make_engine
@@ -115,7 +122,12 @@ class Run:
         limits = limits_without(idea, self._limits())
 
         def make() -> TorchEngine:
-            return leave_out(idea, make_engine(load(arguments.model, arguments.device), limits))
+            checkpoint = load(arguments.model, arguments.device)
+            engine = leave_out(idea, make_engine(checkpoint, limits))
+            load_random_adapters(
+                engine, checkpoint.model.config.text_config, arguments.adapters, arguments.adapter_rank
+            )
+            return engine
 
         with without(idea, arguments.device):
             # The thread makes the engine and drops it, so its memory is free before the next one's is sized.
@@ -124,6 +136,8 @@ class Run:
                 more = {"start_s": round(engine.start_s, 2), "preparation": preparation.name}
                 more |= {"ablation": idea.value} if idea else {}
                 self._read(engine, preparation, REDUCED_REQUESTS.get(idea) if idea else None, more)
+                if arguments.adapters and not idea:
+                    self._adapters(engine, preparation, more)
                 if sweep:
                     self._sweep(engine, preparation, more)
             finally:
@@ -136,6 +150,19 @@ class Run:
         for asked in self.cases:
             case = replace(asked, requests=min(asked.requests, most or asked.requests))
             self.add(_row(case, read_case(engine, preparation, case)) | more)
+
+    def _adapters(self, engine: EngineThread, preparation: Preparation, more: dict[str, Any]) -> None:
+        """Base and adapters in turn, the better of two each: a first batch of its kind may cost more."""
+        arguments = self.arguments
+        (case,) = choose_cases(["throughput"], arguments.requests, arguments.tokens)
+        names = adapter_names(arguments.adapters)
+        best_s: dict[str, float] = {}
+        for asked, who in 2 * ((case, [None]), (replace(case, name="adapters"), names)):
+            span = read_case(engine, preparation, asked, who)
+            best_s[asked.name] = min(best_s.get(asked.name, span.wall_s), span.wall_s)
+            ratio = {"base_ratio": round(best_s[case.name] / span.wall_s, 4)} if asked is not case else {}
+            counts = {"adapters": arguments.adapters, "adapter_rank": arguments.adapter_rank}
+            self.add(_row(asked, span) | more | counts | ratio)
 
     def _sweep(self, engine: EngineThread, preparation: Preparation, more: dict[str, Any]) -> None:
         for clients in self.arguments.concurrency:
@@ -150,6 +177,8 @@ class Run:
             max_new_tokens=arguments.tokens or 512,
             max_sequence_tokens=arguments.sequence_tokens,
             loop_rule=LoopRule(min_tokens=NEVER),
+            adapter_slots=arguments.adapters,
+            adapter_max_rank=arguments.adapter_rank,
         )
 
 
@@ -207,6 +236,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sweep-tokens", type=int, default=256, help="new tokens of a request of the sweep")
     parser.add_argument("--rounds", type=int, default=2, help="requests of each client of the sweep")
     parser.add_argument("--peers", type=words, default=[], help=f"of {', '.join(PEERS)}")
+    parser.add_argument("--adapters", type=int, default=0, help="resident adapters that answer in turn")
+    parser.add_argument("--adapter-rank", type=int, default=16)
     parser.add_argument("--skip-whole", action="store_true", help="only peers and ablations")
     parser.add_argument(
         "--preparation", choices=("device", "processes", "inline"), help="none given: the device on a GPU"
@@ -231,6 +262,9 @@ def _sizes(run: Run) -> Iterator[tuple[tuple[int, int], int]]:
         counts = [case.requests for case in run.cases if case.size_px == size_px]
         if size_px == SMALL_PX:
             counts += run.arguments.concurrency
+            if run.arguments.adapters:
+                (case,) = choose_cases(["throughput"], run.arguments.requests, run.arguments.tokens)
+                counts.append(case.requests)
         if counts:
             yield size_px, max(counts)
 

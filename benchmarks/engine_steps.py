@@ -8,7 +8,7 @@
     python benchmarks/engine_steps.py pages      whole pages through the engine: first token, ms a token, pages a second
 
 Weights are random, of the public dimensions (`--nano`: of nano's, which also runs on a CPU with `check`). Each part
-prints a table and, last, a JSON object; none takes longer than about a minute on an H100 once kernels are compiled.
+prints a table and, last, a JSON object; `--adapters N` gives every row one of N random adapters; none takes longer than about a minute on an H100 once kernels are compiled.
 `benchmarks/engine.py` has the cases that are compared with other engines; this program is for looking inside.
 """
 
@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.random_adapters import load_random_adapters, random_adapter
 from benchmarks.random_model import NO_LOOPS, PAGE, SMALL, noise_pages, random_checkpoint
 from service.engine.engine import TorchEngine
 from service.engine.gpu.decoder import GpuDecoder
@@ -36,6 +37,7 @@ from service.engine.gpu.paged_cache import PagedCache
 from service.engine.gpu.runner import GpuRunner
 from service.engine.gpu.state import AnswerState
 from service.engine.loader import EngineLimits, make_engine
+from service.engine.lora import AdapterBank
 from service.engine.protocol import SequenceFailure, SequenceRequest, SequenceResult
 from service.engine.runner import NewRow
 from shared.deepseek_ocr.loading import LoadedCheckpoint
@@ -53,8 +55,19 @@ def checkpoint_of(arguments: argparse.Namespace) -> LoadedCheckpoint:
 
 def engine_of(arguments: argparse.Namespace, checkpoint: LoadedCheckpoint | None = None) -> TorchEngine:
     """An engine that has not been warmed up."""
-    limits = EngineLimits(batch_size=arguments.slots, max_new_tokens=1024, max_sequence_tokens=2048, loop_rule=NO_LOOPS)
-    return make_engine(checkpoint or checkpoint_of(arguments), limits)
+    limits = EngineLimits(
+        batch_size=arguments.slots,
+        max_new_tokens=1024,
+        max_sequence_tokens=2048,
+        loop_rule=NO_LOOPS,
+        adapter_slots=arguments.adapters,
+        adapter_max_rank=arguments.adapter_rank,
+    )
+    checkpoint = checkpoint or checkpoint_of(arguments)
+    engine = make_engine(checkpoint, limits)
+    text = checkpoint.model.config.text_config
+    load_random_adapters(engine, text, arguments.adapters, arguments.adapter_rank)
+    return engine
 
 
 def runner_of(arguments: argparse.Namespace) -> GpuRunner:
@@ -70,13 +83,23 @@ def sync() -> None:
         torch.cuda.synchronize()
 
 
-def open_rows(runner: GpuRunner, count: int, prompt_tokens: int, max_new_tokens: int = 1024) -> None:
+def adapter_of(index: int, count: int, adapters: int) -> int:
+    """Whose adapter a row uses; neighbours have the same, as in the engine's steps."""
+    return index * adapters // count if adapters else -1
+
+
+def open_rows(
+    runner: GpuRunner, count: int, prompt_tokens: int, max_new_tokens: int = 1024, *, adapters: int = 0
+) -> None:
     """Fill slots with prompts of text, at most 32 at once."""
     noise = np.random.default_rng(0)
     for first in range(0, count, 32):
         slots = range(first, min(first + 32, count))
         ids = noise.integers(10, 2000, (len(slots), prompt_tokens)).tolist()
-        rows = [NewRow(s, ids[i], torch.zeros(0, 1), max_new_tokens) for i, s in enumerate(slots)]
+        rows = [
+            NewRow(s, ids[i], torch.zeros(0, 1), max_new_tokens, adapter_of(s, count, adapters))
+            for i, s in enumerate(slots)
+        ]
         runner.open(rows)
         runner.collect()
 
@@ -105,10 +128,10 @@ def check(arguments: argparse.Namespace) -> dict[str, Any]:
         sets["plain torch, same type"] = (reference, model)
     wide = random_checkpoint(model.lm_head.weight.device, torch.float32, model.config)
     wide.model.load_state_dict({name: value.float() for name, value in model.state_dict().items()}, assign=True)
-    truth = trace(wide.model, reference)
+    truth = trace(wide.model, reference, arguments.adapters, arguments.adapter_rank)
     table = {}
     for name, (kernel_set, of) in sets.items():
-        found = trace(of, kernel_set)
+        found = trace(of, kernel_set, arguments.adapters, arguments.adapter_rank)
         table[name] = {step: compare(found[step], truth[step]) for step in truth}
         for step, (error, worst, equal) in table[name].items():
             print(f"{name:<24} {step:<26} error {error:.4f}, worst row {worst:.4f}, same choice {equal:.1%}")
@@ -124,11 +147,17 @@ def compare(found: Tensor, truth: Tensor) -> tuple[float, float, float]:
 
 
 @torch.inference_mode()
-def trace(model: Any, kernels: Any) -> dict[str, Tensor]:
+def trace(model: Any, kernels: Any, adapters: int, rank: int) -> dict[str, Tensor]:
     """Logits of prompts read together, then of decode steps with forced tokens, so that paths never part."""
     text, device, dtype = model.config.text_config, model.lm_head.weight.device, model.lm_head.weight.dtype
     lengths, slots = [276, 17, 906, 64, 130, 1, 65, 512], list(range(8))
-    decoder = GpuDecoder(model, kernels, max_positions=2048)
+    decoder = GpuDecoder(model, kernels, max_positions=2048, takes_adapters=adapters > 0)
+    bank = None
+    if adapters:
+        bank = AdapterBank(text, num_slots=adapters, max_rank=rank, device=device, dtype=dtype, splits_shared=True)
+        for slot in range(adapters):
+            bank.load(slot, random_adapter(text, rank, slot, strength=0.02))
+    chosen = [slot % (adapters + 1) - 1 for slot in slots] if adapters else None
     cache = PagedCache(
         num_layers=text.num_hidden_layers,
         num_heads=text.num_attention_heads,
@@ -145,22 +174,22 @@ def trace(model: Any, kernels: Any) -> dict[str, Tensor]:
     state = AnswerState.create(8, 64, NO_LOOPS, -1, device)
     no_vision: Any = None
     runner = GpuRunner(
-        model, decoder=decoder, vision=no_vision, cache=cache, state=state, kernels=kernels, rule=NO_LOOPS
+        model, decoder=decoder, vision=no_vision, cache=cache, state=state, kernels=kernels, rule=NO_LOOPS, bank=bank
     )
     noise = np.random.default_rng(1)
     prompts = [noise.integers(10, 2000, length).tolist() for length in lengths]
     cache.open(slots, [length + 40 for length in lengths])
     cells = [cache.cells(slot, length) for slot, length in enumerate(lengths)]
-    found = {"prefill, 8 prompts": runner._logits(prompts, cells, [])}
+    found = {"prefill, 8 prompts": runner._logits(prompts, cells, [], chosen)}
     # Padded, as captured prefills are; writes the same keys again.
-    found["prefill, 3 prompts, padded"] = runner._prompts.run(prompts[:3], cells[:3], [])
-    state.open(slots, [length + 1 for length in lengths], [64] * 8)
+    found["prefill, 3 prompts, padded"] = runner._prompts[-1].run(prompts[:3], cells[:3], [], (chosen or [])[:3])
+    state.open(slots, [length + 1 for length in lengths], [64] * 8, adapters=chosen)
     forced = torch.from_numpy(noise.integers(10, 2000, (12, 8))).to(device)
     for step in range(12):
         state.token_S[:8] = forced[step]
         rows = slots if step % 3 == 0 else slots[:1] if step % 3 == 1 else slots[2:5]
         # Rows that sit a step out do not move on.
-        logits = decoder.decode(torch.tensor(rows, device=device), state, cache)
+        logits = decoder.decode(torch.tensor(rows, device=device), state, cache, bank)
         state.position_S[rows] += 1
         found[f"step {step}, {len(rows)} rows"] = logits
     return {name: logits.clone() for name, logits in found.items()}
@@ -192,7 +221,7 @@ def decode(arguments: argparse.Namespace) -> dict[str, Any]:
     for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256):
         if rows > arguments.slots:
             continue
-        open_rows(runner, rows, arguments.tokens)
+        open_rows(runner, rows, arguments.tokens, adapters=arguments.adapters)
         step_ms, host_ms = _time_steps(runner, list(range(rows)), arguments.steps)
         close_rows(runner, rows)
         table[rows] = round(step_ms, 4)
@@ -234,7 +263,10 @@ def prefill(arguments: argparse.Namespace) -> dict[str, Any]:
         if count > arguments.slots:
             continue
         ids = np.random.default_rng(0).integers(10, 2000, (count, tokens)).tolist()
-        rows = [NewRow(slot, ids[slot], torch.zeros(0, 1), 64) for slot in range(count)]
+        rows = [
+            NewRow(slot, ids[slot], torch.zeros(0, 1), 64, adapter_of(slot, count, arguments.adapters))
+            for slot in range(count)
+        ]
         seconds = []
         for _ in range(5):
             sync()
@@ -254,7 +286,7 @@ def prefill(arguments: argparse.Namespace) -> dict[str, Any]:
 def profile(arguments: argparse.Namespace) -> dict[str, Any]:
     """Print which kernels a decode step and a prefill spend their time in."""
     runner = runner_of(arguments)
-    open_rows(runner, arguments.rows, arguments.tokens)
+    open_rows(runner, arguments.rows, arguments.tokens, adapters=arguments.adapters)
     slots = list(range(arguments.rows))
 
     def steps() -> None:
@@ -359,6 +391,8 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=256, help="pages at once")
     parser.add_argument("--rows", type=int, default=256, help="rows of the step that is profiled")
     parser.add_argument("--tokens", type=int, default=530, help="tokens of a row before the step")
+    parser.add_argument("--adapters", type=int, default=0, help="resident adapters, of which every row has one")
+    parser.add_argument("--adapter-rank", type=int, default=16)
     parser.add_argument("--steps", type=int, default=50, help="steps that are timed")
     arguments = parser.parse_args()
     result = PARTS[arguments.part](arguments)

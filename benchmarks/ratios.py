@@ -60,7 +60,7 @@ def best_rows(rows: Iterable[Row], engine: str) -> dict[str, Row]:
     for row in rows:
         if row.get("engine") != engine or (row.get("case"), row.get("requests"), row.get("new_tokens")) not in full:
             continue
-        if row.get("ablation") or row.get("clients"):
+        if row.get("ablation") or row.get("clients") or row.get("adapters"):
             continue
         known = best.get(row["case"])
         if known is None or row.get("wall_s", 0) < known.get("wall_s", 0):

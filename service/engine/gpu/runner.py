@@ -311,7 +311,7 @@ class GpuRunner:
         prompts: Sequence[Sequence[int]],
         cells: Sequence[NDArray[np.int64]],
         features: Sequence[Tensor],
-        adapters: Sequence[int] | None,
+        adapters: Sequence[int] | None = None,
     ) -> Tensor:
         """Read prompts of any number and length, launching kernel by kernel: `[R, V]`."""
         config = self._model.config
