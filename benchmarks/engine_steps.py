@@ -7,8 +7,9 @@
     python benchmarks/engine_steps.py profile    kernels of a decode step (--rows, --tokens) and of a prefill
     python benchmarks/engine_steps.py pages      whole pages through the engine: first token, ms a token, pages a second
 
-Weights are random, of the public dimensions (`--nano`: of nano's, which also runs on a CPU with `check`). Each part
-prints a table and, last, a JSON object; `--adapters N` gives every row one of N random adapters; none takes longer than about a minute on an H100 once kernels are compiled.
+Weights are random, of the public dimensions (`--nano`: of nano's, which also runs on a CPU with `check`);
+`--adapters N` gives every row one of N random adapters. Each part prints a table and, last, a JSON object; none takes
+longer than about a minute on an H100 once kernels are compiled.
 `benchmarks/engine.py` has the cases that are compared with other engines; this program is for looking inside.
 """
 

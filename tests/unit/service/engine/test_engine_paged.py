@@ -127,11 +127,11 @@ def limit_prefill(monkeypatch, fits):
     """Prefill finds no memory for batches that do not fit: called with the number of prompts and the longest."""
     real = GpuDecoder.prefill
 
-    def limited(self, batch, cache):
+    def limited(self, batch, cache, bank=None):
         positions = batch.positions_T[batch.cells_T >= 0]
         if not fits(int((positions == 0).sum()), int(positions.max()) + 1):
             raise torch.cuda.OutOfMemoryError("injected")
-        return real(self, batch, cache)
+        return real(self, batch, cache, bank)
 
     monkeypatch.setattr(GpuDecoder, "prefill", limited)
 
