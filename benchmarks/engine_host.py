@@ -27,6 +27,7 @@ from service.engine.engine import TorchEngine
 from service.engine.frames import Report as ReportMessage
 from service.engine.frames import encode_message
 from service.engine.loader import EngineLimits
+from service.engine.lora import AdapterFiles
 from service.engine.protocol import EngineInfo, PreparedPage, SequenceRequest, SequenceResult
 from service.engine.runner import NewRow, Report
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan
@@ -90,6 +91,9 @@ class ReadyRunner:
 
     def close(self, slot: int) -> None:
         """Nothing to free."""
+
+    def load_adapter(self, adapter: int, files: AdapterFiles) -> None:
+        """Nothing to do."""
 
     def device_memory_bytes(self) -> int:
         """None."""

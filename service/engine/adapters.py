@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from service.errors import EngineError
-
 NO_ADAPTER = -1
 """The slot of rows that the base model answers alone."""
 
 
-class AdapterError(EngineError):
+class AdapterError(RuntimeError):
     """An adapter that cannot be loaded or unloaded; what is served is not touched.
 
     Attributes:

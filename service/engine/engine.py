@@ -152,9 +152,12 @@ class TorchEngine:
             request: The page, its id unlike that of any sequence still here.
         """
         adapter = NO_ADAPTER if request.model_id == self._info.model_id else self._adapters.find(request.model_id)
-        fault = self._find_fault(request, is_known=adapter is not None)
-        if fault or adapter is None:
-            assert fault
+        if adapter is None:
+            known = ", ".join((self._info.model_id, *self._adapters.names))
+            self._fail(request.sequence_id, "model_not_found", f"{request.model_id} is none of {known}")
+            return
+        fault = self._find_fault(request)
+        if fault:
             self._events.append(fault)
             return
         prompt_ids = self._tokenizer.encode_prompt(request.page.plan, request.prompt)
@@ -268,15 +271,12 @@ class TorchEngine:
     def _adapters_in_use(self) -> set[int]:
         return {sequence.adapter for sequence in (*self._waiting.values(), *self._active.values())}
 
-    def _find_fault(self, request: SequenceRequest, *, is_known: bool) -> SequenceFailure | None:
+    def _find_fault(self, request: SequenceRequest) -> SequenceFailure | None:
         name, page, plan = request.sequence_id, request.page, request.page.plan
         global_shape = (plan.global_px, plan.global_px, 3)
         tiles_shape = (plan.num_tiles, plan.tile_px, plan.tile_px, 3)
         if name in self._waiting or name in self._active:
             return SequenceFailure(name, "engine_failed", "the id is in use")
-        if not is_known:
-            known = ", ".join((self._info.model_id, *self._adapters.names))
-            return SequenceFailure(name, "model_not_found", f"{request.model_id} is none of {known}")
         if page.global_view_HWC.shape != global_shape or page.tiles_THWC.shape != tiles_shape:
             return SequenceFailure(name, "engine_failed", "the views do not have the sizes of their plan")
         return None
