@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.adapters import NO_ADAPTER
-from service.errors import EngineError
 from shared.deepseek_ocr.geometry import ViewPlan
 
 if TYPE_CHECKING:
@@ -26,11 +25,11 @@ if TYPE_CHECKING:
     from service.engine.lora import AdapterFiles
 
 
-class DeviceFullError(EngineError):
+class DeviceFullError(RuntimeError):
     """The device has no memory for one piece of work, however small it was cut; what runs is not touched."""
 
 
-class DeviceStuckError(EngineError):
+class DeviceStuckError(RuntimeError):
     """A step did not end in time; the process that owns the device has to be replaced."""
 
 

@@ -260,3 +260,24 @@ def test_a_slot_is_free_again_when_nobody_uses_it():
     registry.check_integrity()
     registry.add("a@2", registry.offer_slot("a@2"))
     assert registry.names == ("a@2",)
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_what_peft_saves_reads_as_with_peft(tmp_path, use_rslora):
+    peft = pytest.importorskip("peft")
+    model = tiny_model()
+    pattern = r"model\.layers\.\d+\..*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    config = peft.LoraConfig(
+        r=5, lora_alpha=7, target_modules=pattern, use_rslora=use_rslora, init_lora_weights=False, lora_dropout=0.1
+    )
+    wrapped = peft.get_peft_model(model, config).eval()
+    wrapped.save_pretrained(tmp_path)
+    bank = bank_of(splits_shared=True)
+    bank.load(2, read_adapter(tmp_path))
+    ids = prompts_of(1)
+    with torch.inference_mode():
+        embeds = model.embed_inputs(torch.tensor(ids), [])
+        hidden, _ = model.decode(embeds, torch.arange(len(ids[0]))[None])
+        expected = model.lm_head(hidden[:, -1])
+    found = paged_logits(MODEL, ids, [30], bank, [2])[0]
+    assert float((found - expected).abs().max()) < 1e-4 * max(1, float(expected.abs().max()))
