@@ -7,6 +7,7 @@ encoding of both directions; knows neither processes nor queues. Free of torch.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,7 +20,6 @@ from service.engine.protocol import (
     EngineState,
     EngineStats,
     FinishReason,
-    PreparedPage,
     SequenceDelta,
     SequenceEvent,
     SequenceFailure,
@@ -27,6 +27,7 @@ from service.engine.protocol import (
     SequenceResult,
     SequenceTimings,
 )
+from shared.deepseek_ocr.forms import PageImage, PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling, ViewPlan
 
 _LENGTH = struct.Struct(">I")
@@ -98,10 +99,9 @@ def encode_command(command: Command) -> bytes:
             "prompt": request.prompt,
             "max_new_tokens": request.max_new_tokens,
             "model_id": request.model_id,
-            "global_shape": request.page.global_view_HWC.shape,
-            "tiles_shape": request.page.tiles_THWC.shape,
+            "shapes": [array.shape for array in request.page.arrays],
         }
-        return _frame(header, request.page.global_view_HWC, request.page.tiles_THWC)
+        return _frame(header, *request.page.arrays)
     return _frame({"kind": kind, **asdict(command)})
 
 
@@ -156,15 +156,16 @@ def _split(frame: bytes) -> tuple[dict[str, Any], memoryview]:
 
 
 def _request(header: dict[str, Any], pixels: memoryview) -> SequenceRequest:
-    global_shape, tiles_shape = tuple(header.pop("global_shape")), tuple(header.pop("tiles_shape"))
-    all_pixels = np.frombuffer(pixels, np.uint8)
-    split = int(np.prod(global_shape))
-    plan = header.pop("plan")
-    page = PreparedPage(
-        plan=ViewPlan(**{**plan, "mode": Mode(plan["mode"])}),
-        global_view_HWC=all_pixels[:split].reshape(global_shape),
-        tiles_THWC=all_pixels[split:].reshape(tiles_shape),
-    )
+    left = np.frombuffer(pixels, np.uint8)
+    arrays = []
+    for shape in header.pop("shapes"):
+        size = math.prod(shape)
+        arrays.append(left[:size].reshape(shape))
+        left = left[size:]
+    numbers = header.pop("plan")
+    plan = ViewPlan(**{**numbers, "mode": Mode(numbers["mode"])})
+    # An image is one array, views are two.
+    page = PageImage(plan, *arrays) if len(arrays) == 1 else PageViews(plan, *arrays)
     return SequenceRequest(page=page, **header)
 
 

@@ -18,11 +18,11 @@ from service.errors import DeepSynthError, InternalError, error_classes
 from service.intake.decoding import DecodedPage
 from service.intake.formats import FileFormat
 from service.intake.limits import DecodeOrder
+from shared.deepseek_ocr.forms import CHANNELS, MAX_IMAGE_PIXELS, PageImage, PageViews, PreparedPage
 from shared.deepseek_ocr.geometry import Mode, ViewPlan
 
 _PREFIX = struct.Struct("!II")
 MAX_HEADER_BYTES = 64 * 1024
-CHANNELS = 3
 
 
 class BrokenFrameError(Exception):
@@ -79,15 +79,16 @@ def _receive_exactly(pipe: socket.socket, num_bytes: int, deadline_s: float | No
 
 
 def max_reply_bytes(order: DecodeOrder) -> int:
-    """Most bytes the views of an order's page can have."""
+    """Most bytes the pixels of an order's page can have, in either form."""
     geometry = order.geometry
     global_px = max(geometry.global_px, geometry.tiny_px, geometry.small_px, geometry.base_px, geometry.large_px)
-    return CHANNELS * (global_px**2 + geometry.max_tiles * geometry.tile_px**2)
+    views = global_px**2 + geometry.max_tiles * geometry.tile_px**2
+    return CHANNELS * (max(views, MAX_IMAGE_PIXELS) if order.wants_image else views)
 
 
 def page_to_wire(page: DecodedPage) -> tuple[dict[str, Any], list[bytes | memoryview]]:
     """Header and payloads of a decoded page."""
-    plan = page.plan
+    plan = page.prepared.plan
     header = {
         "format": page.file_format,
         "pages": page.pages,
@@ -101,9 +102,9 @@ def page_to_wire(page: DecodedPage) -> tuple[dict[str, Any], list[bytes | memory
         "tile_columns": plan.tile_columns,
         "tile_rows": plan.tile_rows,
         "num_vision_tokens": plan.num_vision_tokens,
+        "is_image": isinstance(page.prepared, PageImage),
     }
-    views = [page.global_view_HWC, page.tiles_THWC]
-    return header, [np.ascontiguousarray(view).reshape(-1).data for view in views]
+    return header, [np.ascontiguousarray(pixels).reshape(-1).data for pixels in page.prepared.arrays]
 
 
 def page_from_wire(header: dict[str, Any], payload: bytearray) -> DecodedPage:
@@ -127,18 +128,26 @@ def page_from_wire(header: dict[str, Any], payload: bytearray) -> DecodedPage:
                 for name in ("global_px", "tile_px", "tile_columns", "tile_rows", "num_vision_tokens")
             },
         )
+        width_px, height_px = int(header["width_px"]), int(header["height_px"])
         pixels = np.frombuffer(payload, np.uint8)
-        split = plan.global_px**2 * CHANNELS
+        prepared: PreparedPage
+        if header["is_image"]:
+            prepared = PageImage(plan, pixels.reshape(height_px, width_px, CHANNELS))
+        else:
+            split = plan.global_px**2 * CHANNELS
+            prepared = PageViews(
+                plan,
+                pixels[:split].reshape(plan.global_px, plan.global_px, CHANNELS),
+                pixels[split:].reshape(plan.num_tiles, plan.tile_px, plan.tile_px, CHANNELS),
+            )
         return DecodedPage(
             file_format=FileFormat(header["format"]),
             pages=tuple(int(page) for page in header["pages"]),
             page=int(header["page"]),
-            width_px=int(header["width_px"]),
-            height_px=int(header["height_px"]),
+            width_px=width_px,
+            height_px=height_px,
             is_blank=bool(header["is_blank"]),
-            plan=plan,
-            global_view_HWC=pixels[:split].reshape(plan.global_px, plan.global_px, CHANNELS),
-            tiles_THWC=pixels[split:].reshape(plan.num_tiles, plan.tile_px, plan.tile_px, CHANNELS),
+            prepared=prepared,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BrokenFrameError("no page") from error

@@ -72,8 +72,8 @@ def test_order_survives_the_wire() -> None:
 def test_page_becomes_its_views() -> None:
     page = decode(encode(page_image()), order())
     assert (page.width_px, page.height_px, page.pages, page.page) == (320, 200, (1,), 1)
-    assert page.global_view_HWC.shape == (640, 640, 3)
-    assert page.tiles_THWC.shape[0] == 0
+    assert page.prepared.global_view_HWC.shape == (640, 640, 3)
+    assert page.prepared.tiles_THWC.shape[0] == 0
     assert not page.is_blank
 
 

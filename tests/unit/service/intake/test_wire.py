@@ -60,10 +60,10 @@ def test_page_survives_the_wire(pipe: tuple[socket.socket, socket.socket]) -> No
     data = bytearray(b"".join(bytes(payload) for payload in payloads))
     assert len(data) <= wire.max_reply_bytes(ORDER)
     received = wire.page_from_wire({**header, "pages": list(page.pages)}, data)
-    assert received.plan == page.plan
+    assert received.prepared.plan == page.prepared.plan
     assert (received.file_format, received.pages, received.width_px) == ("png", (1,), 700)
-    np.testing.assert_array_equal(received.global_view_HWC, page.global_view_HWC)
-    np.testing.assert_array_equal(received.tiles_THWC, page.tiles_THWC)
+    np.testing.assert_array_equal(received.prepared.global_view_HWC, page.prepared.global_view_HWC)
+    np.testing.assert_array_equal(received.prepared.tiles_THWC, page.prepared.tiles_THWC)
 
 
 @pytest.mark.parametrize(
