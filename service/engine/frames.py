@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.engine.protocol import (
     EngineInfo,
@@ -87,8 +86,8 @@ _EVENTS: dict[str, type[SequenceDelta | SequenceResult | SequenceFailure]] = {
 }
 
 
-def encode_command(command: Command) -> bytes:
-    """Frame a command."""
+def encode_command(command: Command) -> list[bytes | memoryview]:
+    """Frame a command, in parts that are to lie end to end; its pixels stay where they are."""
     kind = type(command).__name__
     if isinstance(command, Submit):
         request = command.request
@@ -101,12 +100,13 @@ def encode_command(command: Command) -> bytes:
             "model_id": request.model_id,
             "shapes": [array.shape for array in request.page.arrays],
         }
-        return _frame(header, *request.page.arrays)
-    return _frame({"kind": kind, **asdict(command)})
+        pixels = [np.ascontiguousarray(array).reshape(-1).data for array in request.page.arrays]
+        return [_frame(header), *pixels]
+    return [_frame({"kind": kind, **asdict(command)})]
 
 
-def decode_command(frame: bytes) -> Command:
-    """Read a command; its pixels are read-only views of the frame."""
+def decode_command(frame: bytes | memoryview) -> Command:
+    """Read a command; its pixels are views of the frame."""
     header, pixels = _split(frame)
     kind = header.pop("kind")
     if kind == "Submit":
@@ -143,12 +143,12 @@ def decode_message(frame: bytes) -> Message:
     return Report(tuple(map(_event, header["events"])), _stats(header["stats"]))
 
 
-def _frame(header: dict[str, Any], *arrays: NDArray[np.uint8]) -> bytes:
+def _frame(header: dict[str, Any]) -> bytes:
     text = json.dumps(header).encode()
-    return b"".join((_LENGTH.pack(len(text)), text, *(array.tobytes() for array in arrays)))
+    return _LENGTH.pack(len(text)) + text
 
 
-def _split(frame: bytes) -> tuple[dict[str, Any], memoryview]:
+def _split(frame: bytes | memoryview) -> tuple[dict[str, Any], memoryview]:
     body = memoryview(frame)
     (length,) = _LENGTH.unpack_from(body)
     start = _LENGTH.size

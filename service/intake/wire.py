@@ -39,7 +39,7 @@ def send_frame(pipe: socket.socket, header: dict[str, Any], *payloads: bytes | m
 
 def receive_frame(
     pipe: socket.socket, max_payload_bytes: int, deadline_s: float | None = None
-) -> tuple[dict[str, Any], bytearray]:
+) -> tuple[dict[str, Any], memoryview]:
     """Read one frame.
 
     Args:
@@ -57,7 +57,7 @@ def receive_frame(
     if header_bytes > MAX_HEADER_BYTES or payload_bytes > max_payload_bytes:
         raise BrokenFrameError("too large")
     try:
-        header = json.loads(_receive_exactly(pipe, header_bytes, deadline_s))
+        header = json.loads(bytes(_receive_exactly(pipe, header_bytes, deadline_s)))
     except ValueError as error:
         raise BrokenFrameError("no JSON") from error
     if not isinstance(header, dict):
@@ -65,9 +65,10 @@ def receive_frame(
     return header, _receive_exactly(pipe, payload_bytes, deadline_s)
 
 
-def _receive_exactly(pipe: socket.socket, num_bytes: int, deadline_s: float | None) -> bytearray:
-    buffer = bytearray(num_bytes)
-    view = memoryview(buffer)
+def _receive_exactly(pipe: socket.socket, num_bytes: int, deadline_s: float | None) -> memoryview:
+    # Not a bytearray: that would be filled with zeros first.
+    buffer = np.empty(num_bytes, np.uint8).data
+    view = buffer
     while view:
         if deadline_s is not None:
             pipe.settimeout(max(deadline_s - time.monotonic(), 0.001))
@@ -107,7 +108,7 @@ def page_to_wire(page: DecodedPage) -> tuple[dict[str, Any], list[bytes | memory
     return header, [np.ascontiguousarray(pixels).reshape(-1).data for pixels in page.prepared.arrays]
 
 
-def page_from_wire(header: dict[str, Any], payload: bytearray) -> DecodedPage:
+def page_from_wire(header: dict[str, Any], payload: bytearray | memoryview) -> DecodedPage:
     """The page that `page_to_wire` wrote.
 
     Args:
@@ -128,7 +129,7 @@ def page_from_wire(header: dict[str, Any], payload: bytearray) -> DecodedPage:
                 for name in ("global_px", "tile_px", "tile_columns", "tile_rows", "num_vision_tokens")
             },
         )
-        width_px, height_px = int(header["width_px"]), int(header["height_px"])
+        width_px, height_px = _side(header["width_px"]), _side(header["height_px"])
         pixels = np.frombuffer(payload, np.uint8)
         prepared: PreparedPage
         if header["is_image"]:
@@ -151,6 +152,12 @@ def page_from_wire(header: dict[str, Any], payload: bytearray) -> DecodedPage:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BrokenFrameError("no page") from error
+
+
+def _side(value: object) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError("no side of a page")
+    return value
 
 
 def error_to_wire(error: DeepSynthError) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def test_both_forms_give_the_same_views(seed):
     "page", [image_page(3), views_of(image_page(3)), views_of(image_page(0))], ids=["image", "tiles", "view"]
 )
 def test_both_forms_arrive_in_a_frame(page):
-    arrived = decode_command(encode_command(Submit(request_of(page, "a")))).request.page
+    arrived = decode_command(b"".join(encode_command(Submit(request_of(page, "a"))))).request.page
     assert type(arrived) is type(page)
     assert arrived.plan == page.plan
     for received, sent in zip(arrived.arrays, page.arrays, strict=True):
@@ -101,7 +101,7 @@ def test_pixels_that_do_not_fit_their_plan_are_refused(make, why, page):
 
 
 def test_a_page_keeps_no_pixels_once_its_views_are_encoded():
-    engine = paged_engine(MODEL, max_sequence_tokens=512)
+    engine = paged_engine(MODEL, max_sequence_tokens=512, views_per_step=5)
     engine.submit(request_of(image_page(1), "a"))
     engine.step()
     assert [(s.page, s.views) for s in engine._active.values()] == [(None, None)]

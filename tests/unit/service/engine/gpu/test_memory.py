@@ -43,7 +43,7 @@ def test_cards_from_12_to_80_gb_hold_a_useful_cache(card_gib, slots, least_token
 
 
 def test_larger_cards_do_larger_steps():
-    found = [BOUNDS.index(plan_of(card_gib, slots=8).bounds) for card_gib in (9.2, 11.6, 23.5, 79.2)]
+    found = [BOUNDS.index(plan_of(card_gib, slots=8).bounds) for card_gib in (9.4, 11.6, 23.5, 79.2)]
     assert found == sorted(found, reverse=True)
     assert (found[0], found[-1]) == (len(BOUNDS) - 1, 0)
 
