@@ -1,8 +1,7 @@
 """Large frames through the engine's pipe: written from where they lie, read to where they stay.
 
-`Connection.send_bytes` wants a frame in one piece and `recv_bytes` puts one together from many: 6.5 MB, a
-sheet of A4 at 150 dots an inch, take 6 to 15 ms that way, encoding included, and 1.5 to 3 ms this way (two EPYC cores).
-Free of torch.
+`Connection.send_bytes` wants a frame in one piece and `recv_bytes` puts one together from many: 6.5 MB, a page of A4 at
+150 dots an inch, take 6 to 15 ms that way, encoding included, and 1.5 to 3 ms this way (two EPYC cores). Free of torch.
 """
 
 from __future__ import annotations
