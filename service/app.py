@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import importlib.metadata
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -23,7 +24,7 @@ from service.admission.gate import Gate
 from service.admission.monitor import Monitor
 from service.config import EngineKind, ServiceSettings
 from service.deps import LifespanState, RequestBounds, Services
-from service.engine.choice import choose_source, has_cuda
+from service.engine.choice import CPU_BATCH_SIZE, GPU_BATCH_SIZE, choose_source, has_cuda, runs_on_cuda
 from service.engine.client import ProcessEngine
 from service.engine.fake import FakeEngine, FakeEngineHandle
 from service.engine.loader import EngineLimits, load_engine
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 PAGES_AHEAD = 2
 """Page slots per place in a batch: one batch in work and one prepared behind it."""
+MAX_DECODE_WORKERS = 16
 Notice = Callable[[], None]
 
 
@@ -52,6 +54,24 @@ def version() -> str:
         return importlib.metadata.version("deepsynth-ocr")
     except importlib.metadata.PackageNotFoundError:
         return "0"
+
+
+def batch_size(settings: ServiceSettings) -> int:
+    """Pages read together: as set, or what suits the device."""
+    if settings.ocr_batch_size is not None:
+        return settings.ocr_batch_size
+    return min(GPU_BATCH_SIZE if _has_gpu(settings) else CPU_BATCH_SIZE, settings.queue_size)
+
+
+def decode_workers(settings: ServiceSettings) -> int:
+    """Decoding processes: as set; else few beside an engine that needs the cores itself."""
+    if settings.decode_workers is not None:
+        return settings.decode_workers
+    return min(MAX_DECODE_WORKERS, max(2, (os.cpu_count() or 2) // 2)) if _has_gpu(settings) else 2
+
+
+def _has_gpu(settings: ServiceSettings) -> bool:
+    return settings.engine is EngineKind.NATIVE and runs_on_cuda(settings.device.value, cuda=has_cuda())
 
 
 def build_engine(settings: ServiceSettings) -> EngineHandle:
@@ -64,14 +84,14 @@ def build_engine(settings: ServiceSettings) -> EngineHandle:
         The engine, not started yet.
     """
     if settings.engine is EngineKind.FAKE:
-        fake = FakeEngine(batch_size=settings.ocr_batch_size)
+        fake = FakeEngine(batch_size=batch_size(settings))
         return FakeEngineHandle(fake, step_s=settings.fake_step_ms / 1000, remembers=False)
     source = choose_source(
         model=settings.model,
         device=settings.device.value,
         dtype=settings.dtype.value,
         limits=EngineLimits(
-            batch_size=settings.ocr_batch_size,
+            batch_size=batch_size(settings),
             max_new_tokens=settings.max_new_tokens,
             gpu_memory_fraction=settings.gpu_memory_fraction,
         ),
@@ -93,10 +113,16 @@ def build_limits(settings: ServiceSettings) -> IntakeLimits:
     )
 
 
+def build_gate(settings: ServiceSettings) -> Gate:
+    """Who may be in the house."""
+    page_slots = PAGES_AHEAD * batch_size(settings)
+    return Gate(capacity=settings.queue_size, page_slots=page_slots, clock=time.monotonic)
+
+
 def build_pool(settings: ServiceSettings, on_restart: Callable[[str], None] = lambda _: None) -> DecoderPool:
     """The decoding processes; not started yet."""
     return DecoderPool(
-        workers=settings.decode_workers,
+        workers=decode_workers(settings),
         memory_bytes=settings.decode_memory_bytes,
         timeout_s=settings.decode_timeout_s,
         max_file_bytes=settings.max_upload_bytes,
@@ -144,9 +170,7 @@ class _Composition:
     def build(self) -> tuple[Services, DecoderPool]:
         """Make everything that needs a running loop."""
         settings, metrics = self._settings, self._metrics
-        gate = Gate(
-            capacity=settings.queue_size, page_slots=PAGES_AHEAD * settings.ocr_batch_size, clock=time.monotonic
-        )
+        gate = build_gate(settings)
         restarts = metrics.counter("decode_children_restarts_total")
         pool = build_pool(settings, lambda reason: restarts.labels(reason).inc())
         observer = TelemetryObserver(metrics, self._tracing.tracer)

@@ -14,7 +14,7 @@ from pathlib import Path
 from opentelemetry.trace import NoOpTracer
 
 from service.admission.gate import Gate
-from service.app import PAGES_AHEAD, build_engine, build_limits, build_pool, create_app
+from service.app import PAGES_AHEAD, batch_size, build_engine, build_gate, build_limits, build_pool, create_app
 from service.config import ServiceSettings
 from service.engine.protocol import EngineHandle
 from service.errors import DeepSynthError, EngineError, UploadTooLargeError
@@ -100,7 +100,7 @@ class _Bench:
 async def _reading(settings: ServiceSettings) -> AsyncIterator[_Bench]:
     engine = build_engine(settings)
     pool = build_pool(settings)
-    gate = Gate(capacity=settings.queue_size, page_slots=PAGES_AHEAD * settings.ocr_batch_size, clock=time.monotonic)
+    gate = build_gate(settings)
     observer = TelemetryObserver(Metrics(), NoOpTracer())
     reader = DocumentReader(source=pool, engine=engine, gate=gate, limits=build_limits(settings), observer=observer)
     try:
@@ -136,7 +136,7 @@ def ocr(settings: ServiceSettings, options: ReadOptions) -> int:
 async def _ocr(settings: ServiceSettings, options: ReadOptions) -> int:
     async with _reading(settings) as bench:
         # As many files at once as there are page slots; printed in the order given.
-        room = asyncio.Semaphore(PAGES_AHEAD * settings.ocr_batch_size)
+        room = asyncio.Semaphore(PAGES_AHEAD * batch_size(settings))
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(_read_file(bench, room, path, options)) for path in options.files]
             status = 0

@@ -95,8 +95,8 @@ class ServiceSettings(BaseSettings):
     cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads of the engine on a CPU; as many as there are cores when unset."""
 
-    ocr_batch_size: Annotated[int, Field(ge=1, le=256)] = 8
-    """Most pages that are decoded together."""
+    ocr_batch_size: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Most pages that are read together; 8 on a CPU and 64 on a GPU when unset."""
     ocr_max_wait_ms: Annotated[float, Field(ge=0, le=1000)] = 5.0
     """Longest an idle engine waits for company before its first step, in milliseconds."""
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 4096
@@ -123,8 +123,8 @@ class ServiceSettings(BaseSettings):
     body_total_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
     """Longest an upload may take, in seconds; then 408."""
 
-    decode_workers: Annotated[int, Field(ge=1, le=64)] = 2
-    """Processes that decode files."""
+    decode_workers: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Processes that decode files; 2 beside an engine on a CPU, half of the cores beside a GPU when unset."""
     decode_timeout_s: Annotated[float, Field(gt=0, le=600)] = 10.0
     """Longest one page may take to decode, in seconds of CPU and of the clock; then its process is killed."""
     decode_memory_bytes: Annotated[int, Field(ge=256 * MIB, le=64 * 1024 * MIB)] = 1536 * MIB
@@ -157,7 +157,7 @@ class ServiceSettings(BaseSettings):
                 "DEEPSYNTH_OCR_SAVE_SAMPLES=true, but this version cannot keep samples yet; "
                 "unset it, so that nobody believes pages are being collected"
             )
-        if self.queue_size < self.ocr_batch_size:
+        if self.ocr_batch_size is not None and self.queue_size < self.ocr_batch_size:
             raise ValueError("DEEPSYNTH_QUEUE_SIZE is smaller than DEEPSYNTH_OCR_BATCH_SIZE, so no batch could fill")
         if self.max_side_px**2 < self.max_pixels:
             raise ValueError("DEEPSYNTH_MAX_PIXELS is more than a square of DEEPSYNTH_MAX_SIDE_PX holds")

@@ -18,6 +18,24 @@ SHIPPED_FOLDER = Path(shared.nano.__path__[0])
 _CUDA_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 """The driver's control device on Linux, and its counterpart under WSL."""
 
+CPU_BATCH_SIZE, GPU_BATCH_SIZE = 8, 64
+"""On two cores 8 pages of nano together take 3.7 times as long as one (`benchmarks/batching.py`); on an H100 a step of
+64 rows takes four times as long as one of a single row (`benchmarks/engine_steps.py decode`), so each page still
+comes fast."""
+
+
+def runs_on_cuda(device: str, *, cuda: bool) -> bool:
+    """Whether the engine will run on a GPU.
+
+    Args:
+        device: `cpu`, `cuda` or `auto`.
+        cuda: Whether a GPU can be used.
+
+    Returns:
+        What `device` comes to.
+    """
+    return device == CUDA or (device == AUTO and cuda)
+
 
 def has_cuda() -> bool:
     """Whether there is a GPU and a torch that can use it, found out without loading torch."""
@@ -50,8 +68,7 @@ def choose_source(*, model: str, device: str, dtype: str, limits: EngineLimits, 
             "the shipped model is missing: shared/nano/ holds no config.json; set DEEPSYNTH_MODEL to a checkpoint's "
             "folder or Hugging Face id, or DEEPSYNTH_ENGINE=fake to try the service without a model"
         )
-    if device == AUTO:
-        device = CUDA if cuda else CPU
+    device = CUDA if runs_on_cuda(device, cuda=cuda) else CPU
     if dtype == AUTO:
         dtype = "bfloat16" if device == CUDA else "float32"
     return EngineSource(

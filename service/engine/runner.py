@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Protocol, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import EngineError
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
 
@@ -28,11 +27,11 @@ View = Union[NDArray[np.uint8], "Tensor"]
 """`[px, px, 3]`, uint8, RGB; on the host, or already on the device."""
 
 
-class DeviceFullError(EngineError):
+class DeviceFullError(RuntimeError):
     """The device has no memory for one piece of work, however small it was cut; what runs is not touched."""
 
 
-class DeviceStuckError(EngineError):
+class DeviceStuckError(RuntimeError):
     """A step did not end in time; the process that owns the device has to be replaced."""
 
 
