@@ -20,7 +20,7 @@ def send(connection: Connection, *parts: bytes | memoryview) -> None:
 
     Args:
         connection: One end of a pipe that carries only such frames this way.
-        parts: The frame's bytes, one after another; views of one dimension, contiguous.
+        *parts: The frame's bytes, one after another; views of one dimension, contiguous.
 
     Raises:
         OSError: The other end has gone.

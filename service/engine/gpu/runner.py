@@ -156,7 +156,14 @@ class GpuRunner:
         )
 
     def prepare(self, page: PreparedPage, geometry: GeometryConfig) -> Sequence[View]:
-        """See `Preparation.prepare`; where memory runs out, once again.
+        """Make a page's views on the device; where memory runs out, once again.
+
+        Args:
+            page: In either form.
+            geometry: The checkpoint's.
+
+        Returns:
+            See `Preparation.prepare`.
 
         Raises:
             DeviceFullError: There is no memory for the page's views.

@@ -1,6 +1,7 @@
 """Pages that come as images: the same views, the same texts, and what is refused."""
 
 import dataclasses
+from typing import cast
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from service.engine.frames import Submit, decode_command, encode_command
 from service.engine.gpu.preparation import Preparation, Staging
+from service.engine.gpu.runner import GpuRunner
 from service.engine.protocol import SequenceFailure, SequenceRequest, SequenceResult
 from shared.deepseek_ocr.forms import MAX_IMAGE_PIXELS, PageImage, PageViews, may_be_image
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, plan_views
@@ -110,14 +112,15 @@ def test_a_page_keeps_no_pixels_once_its_views_are_encoded():
 
 def test_a_page_for_which_there_is_no_memory_fails_alone(monkeypatch):
     engine = paged_engine(MODEL, max_sequence_tokens=512)
-    real = engine._runner._preparation.prepare
+    preparation = cast("GpuRunner", engine._runner)._preparation
+    real = preparation.prepare
 
     def limited(page, geometry):
         if page.image_HWC.shape == (200, 200, 3):
             raise torch.cuda.OutOfMemoryError("injected")
         return real(page, geometry)
 
-    monkeypatch.setattr(engine._runner._preparation, "prepare", limited)
+    monkeypatch.setattr(preparation, "prepare", limited)
     for seed in range(5):
         engine.submit(request_of(image_page(seed), f"page-{seed}"))
     found = {
