@@ -28,10 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from service.engine.engine import TorchEngine
 from service.engine.loader import EngineLimits, make_engine
-from service.engine.protocol import PreparedPage, SequenceFailure, SequenceRequest, SequenceResult
+from service.engine.protocol import SequenceFailure, SequenceRequest, SequenceResult
 from service.engine.repetition import LoopRule
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.checkpoint import CheckpointError
+from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import plan_views
 from shared.deepseek_ocr.loading import LoadedCheckpoint, load_checkpoint
 
@@ -70,7 +71,7 @@ def random_checkpoint() -> LoadedCheckpoint:
     return LoadedCheckpoint(model, OcrTokenizer(backend), NANO_GEOMETRY, "nano-random")
 
 
-def page_of(engine: TorchEngine, seed: int, size_px: int) -> PreparedPage:
+def page_of(engine: TorchEngine, seed: int, size_px: int) -> PageViews:
     """A page of the default mode: paper noise and dark strokes in lines."""
     geometry = engine.info.geometry
     plan = plan_views(size_px, size_px, geometry.default_mode, geometry)
@@ -83,10 +84,10 @@ def page_of(engine: TorchEngine, seed: int, size_px: int) -> PreparedPage:
         paper[np.repeat(np.repeat(ink, 4, axis=1), 2, axis=2)[:, :px, :px]] = 20
         return paper
 
-    return PreparedPage(plan, views(1, plan.global_px)[0], views(plan.num_tiles, plan.tile_px))
+    return PageViews(plan, views(1, plan.global_px)[0], views(plan.num_tiles, plan.tile_px))
 
 
-def read(engine: TorchEngine, pages: list[PreparedPage], tokens: int) -> Measured:
+def read(engine: TorchEngine, pages: list[PageViews], tokens: int) -> Measured:
     """Read pages that arrive together."""
     began_s = time.perf_counter()
     for index, page in enumerate(pages):
@@ -108,7 +109,7 @@ def read(engine: TorchEngine, pages: list[PreparedPage], tokens: int) -> Measure
     )
 
 
-def read_in_turn(engine: TorchEngine, pages: list[PreparedPage], tokens: int) -> Measured:
+def read_in_turn(engine: TorchEngine, pages: list[PageViews], tokens: int) -> Measured:
     """Read pages of which each arrives when the one before is done."""
     turns = [read(engine, [page], tokens) for page in pages]
     return Measured(

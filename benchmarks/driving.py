@@ -17,13 +17,13 @@ from benchmarks.preparation import Preparation
 from service.engine.engine import TorchEngine
 from service.engine.protocol import (
     EngineInfo,
-    PreparedPage,
     SequenceDelta,
     SequenceFailure,
     SequenceRequest,
     SequenceResult,
 )
 from shared.contract.prompts import Task, prompt_for
+from shared.deepseek_ocr.forms import PreparedPage
 
 ANSWER_TIMEOUT_S = 600.0
 """Longest that a case may go without an answer."""

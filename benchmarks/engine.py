@@ -290,7 +290,7 @@ def main() -> None:
         for peer in arguments.peers:
             for row in run_peer(peer, run.cases):
                 run.add(row)
-        preparations["device"] = DevicePreparation(images, geometry, arguments.device)
+        preparations["device"] = DevicePreparation(images, geometry)
         if not arguments.skip_whole:
             run.measure(None, preparations[arguments.preparation], sweep=True)
         for name in arguments.ablate:

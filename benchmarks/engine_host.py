@@ -28,8 +28,9 @@ from service.engine.frames import Report as ReportMessage
 from service.engine.frames import encode_message
 from service.engine.loader import EngineLimits
 from service.engine.lora import AdapterFiles
-from service.engine.protocol import EngineInfo, PreparedPage, SequenceRequest, SequenceResult
+from service.engine.protocol import EngineInfo, SequenceRequest, SequenceResult
 from service.engine.runner import NewRow, Report
+from shared.deepseek_ocr.forms import PageViews, PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
 
@@ -41,6 +42,7 @@ class ReadyRunner:
     """Implements `runner.Runner`; tokens are any but the special ones, and no step ends before its time."""
 
     depth = 1
+    prepares_views = False
     kv_tokens = 1 << 30
     block_tokens = 64
 
@@ -57,6 +59,11 @@ class ReadyRunner:
 
     def warm_up(self) -> None:
         """Nothing to do."""
+
+    def prepare(self, page: PreparedPage, geometry: GeometryConfig) -> Sequence[Any]:
+        """One view is enough."""
+        del geometry
+        return page.arrays[:1]
 
     def encode(self, views: Sequence[Any]) -> list[Any]:
         """Anything will do."""
@@ -124,7 +131,7 @@ def main() -> None:
     plan = ViewPlan(Mode.BASE, 1, 1, 0, 0, PROMPT_TOKENS - 11)
     # Twice as many pages as there are slots, so that some wait all the time.
     for index in range(2 * arguments.rows):
-        page = PreparedPage(plan, view, np.zeros((0, 1, 1, 3), np.uint8))
+        page = PageViews(plan, view, np.zeros((0, 1, 1, 3), np.uint8))
         engine.submit(SequenceRequest(f"page-{index:08d}", page, "\nFree OCR.", 4000, "host"))
     for _ in range(20):
         engine.step()

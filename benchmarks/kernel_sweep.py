@@ -103,11 +103,11 @@ def wide_sweeps() -> list[Sweep]:
     """Experts of many tokens, and the sorting before them."""
     layers = _layers(2)
     decode = [
-        experts.TileConfig(pairs, up, down, depth, warps, stages, swap)
-        for pairs, (up, down), depth, (warps, stages), swap in product(
-            (16, 32, 64), ((32, 64), (64, 64), (64, 128)), (64, 128), ((4, 3), (4, 4)), (False, True)
+        experts.TileConfig(pairs, up, down, depth, warps, stages)
+        for pairs, (up, down), depth, (warps, stages) in product(
+            (16, 32, 64), ((32, 64), (64, 64), (64, 128)), (64, 128), ((4, 3), (4, 4))
         )
-        if not (swap and up < 64) and (2 * up + pairs) * depth * stages * 2 <= 230_000
+        if (2 * up + pairs) * depth * stages * 2 <= 230_000
     ]
     prompts = [
         experts.TileConfig(pairs, up, down, 64, warps, stages)

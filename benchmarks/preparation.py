@@ -1,4 +1,4 @@
-"""From images to prepared pages: in worker processes, on the device, or one after another in the caller.
+"""From images to prepared pages: in worker processes, by the engine's device, or one after another in the caller.
 
 A worker holds the decoded images, as the service's decoding processes hold what they have decoded, and writes views
 into memory that it shares with the caller: nothing but numbers travels through a pipe. Knows no engine.
@@ -10,14 +10,13 @@ import mmap
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from multiprocessing.pool import Pool
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.engine.protocol import PreparedPage
+from shared.deepseek_ocr.forms import PageImage, PageViews, PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan, plan_views
 from shared.deepseek_ocr.images import prepare_views
 
@@ -48,57 +47,41 @@ class InlinePreparation:
         self._images = images
         self._geometry = geometry
 
-    def pages(self, size_px: tuple[int, int], count: int) -> Iterator[PreparedPage]:
+    def pages(self, size_px: tuple[int, int], count: int) -> Iterator[PageViews]:
         """See `Preparation`."""
         images = self._images[size_px]
         plan = plan_of(size_px, self._geometry)
         for index in range(count):
-            yield PreparedPage(plan, *prepare_views(images[index % len(images)], plan, self._geometry))
+            yield PageViews(plan, *prepare_views(images[index % len(images)], plan, self._geometry))
 
     def close(self) -> None:
         """Nothing to end."""
 
 
 class DevicePreparation:
-    """Uploads one image after another and resizes it on the device, on a stream beside the engine's.
+    """Hands the images themselves to the engine, which makes their views on its device, as it does for the service.
 
     Args:
         images: Images by their size.
         geometry: The checkpoint's.
-        device: Where the engine runs.
     """
 
     name = "device"
 
-    def __init__(
-        self, images: dict[tuple[int, int], list[Image.Image]], geometry: GeometryConfig, device: torch.device | str
-    ) -> None:
+    def __init__(self, images: dict[tuple[int, int], list[Image.Image]], geometry: GeometryConfig) -> None:
         self._images = images
         self._geometry = geometry
-        self._device = torch.device(device)
-        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
 
     def pages(self, size_px: tuple[int, int], count: int) -> Iterator[PreparedPage]:
         """See `Preparation`."""
         images = self._images[size_px]
         plan = plan_of(size_px, self._geometry)
         for index in range(count):
-            yield self._page(images[index % len(images)], plan)
+            # Out of Pillow's memory within the measured time, as a decoding process does it.
+            yield PageImage(plan, np.asarray(images[index % len(images)]))
 
     def close(self) -> None:
         """Nothing to end."""
-
-    @torch.inference_mode()
-    def _page(self, image: Image.Image, plan: ViewPlan) -> PreparedPage:
-        from service.engine.gpu.resize import prepare_views_on_device
-
-        pixels_HWC = torch.from_numpy(np.array(image))
-        with torch.cuda.stream(self._stream):
-            views: Any = prepare_views_on_device(pixels_HWC.to(self._device), plan, self._geometry)
-        if self._stream:
-            # The engine reads on a stream of its own, which knows nothing of this one.
-            self._stream.synchronize()
-        return PreparedPage(plan, *views)
 
 
 class ProcessPreparation:
@@ -134,7 +117,7 @@ class ProcessPreparation:
         """See `Preparation`."""
         plan = plan_of(size_px, self._geometry)
         for slot in self._pool.imap(_prepare_slot, [(size_px, index) for index in range(count)]):
-            yield PreparedPage(plan, *views_in(self._arena, plan, slot))
+            yield PageViews(plan, *views_in(self._arena, plan, slot))
 
     def close(self) -> None:
         """End the workers."""

@@ -16,9 +16,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from service.engine.protocol import PreparedPage
 from service.engine.repetition import LoopRule
 from shared.deepseek_ocr.configuration import DeepseekOcrConfig
+from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan, plan_views
 from shared.deepseek_ocr.loading import LoadedCheckpoint
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
@@ -103,7 +103,7 @@ def random_checkpoint(
     return LoadedCheckpoint(model, tokenizer, model.config.geometry_config(), "deepseek-ocr-random")
 
 
-def noise_page(size: tuple[int, int], geometry: GeometryConfig, seed: int = 0) -> PreparedPage:
+def noise_page(size: tuple[int, int], geometry: GeometryConfig, seed: int = 0) -> PageViews:
     """A page of noise as the engine takes it.
 
     Args:
@@ -120,10 +120,10 @@ def noise_page(size: tuple[int, int], geometry: GeometryConfig, seed: int = 0) -
     def views(*shape: int) -> Any:
         return noise.integers(0, 256, (*shape, 3), np.uint8)
 
-    return PreparedPage(plan, views(plan.global_px, plan.global_px), views(plan.num_tiles, plan.tile_px, plan.tile_px))
+    return PageViews(plan, views(plan.global_px, plan.global_px), views(plan.num_tiles, plan.tile_px, plan.tile_px))
 
 
-def noise_pages(size: tuple[int, int], geometry: GeometryConfig, count: int) -> Sequence[PreparedPage]:
+def noise_pages(size: tuple[int, int], geometry: GeometryConfig, count: int) -> Sequence[PageViews]:
     """Pages of one size, at most 16 of them different, as the peers were measured."""
     different = [noise_page(size, geometry, seed) for seed in range(min(count, 16))]
     return [different[index % len(different)] for index in range(count)]

@@ -20,9 +20,10 @@ from PIL import Image
 from service.engine import loader
 from service.engine.engine import TorchEngine
 from service.engine.loader import EngineLimits
-from service.engine.protocol import PreparedPage, SequenceDelta, SequenceFailure, SequenceRequest
+from service.engine.protocol import SequenceDelta, SequenceFailure, SequenceRequest
 from service.engine.repetition import LoopRule
 from shared.contract.prompts import Task, prompt_for
+from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, plan_views
 from shared.deepseek_ocr.images import prepare_views
 from shared.deepseek_ocr.loading import LoadedCheckpoint
@@ -41,7 +42,7 @@ class TruePage:
 
     name: str
     tier: str
-    page: PreparedPage
+    page: PageViews
     truth: str
 
 
@@ -71,14 +72,14 @@ def true_pages(folder: Path | None, geometry: GeometryConfig, limit: int | None 
     ]
 
 
-def prepared(image: Image.Image, geometry: GeometryConfig) -> PreparedPage:
+def prepared(image: Image.Image, geometry: GeometryConfig) -> PageViews:
     """Views of an image in the default mode."""
     plan = plan_views(image.width, image.height, geometry.default_mode, geometry)
-    return PreparedPage(plan, *prepare_views(image, plan, geometry))
+    return PageViews(plan, *prepare_views(image, plan, geometry))
 
 
 @torch.inference_mode()
-def reference_text(checkpoint: LoadedCheckpoint, page: PreparedPage, max_new_tokens: int) -> str:
+def reference_text(checkpoint: LoadedCheckpoint, page: PageViews, max_new_tokens: int) -> str:
     """Read a page alone with `generate`.
 
     Args:
@@ -126,14 +127,14 @@ def exact_engine(
         return loader.make_engine(checkpoint, limits)
 
 
-def texts_alone(engine: TorchEngine, pages: Sequence[PreparedPage], max_new_tokens: int) -> Iterator[str]:
+def texts_alone(engine: TorchEngine, pages: Sequence[PageViews], max_new_tokens: int) -> Iterator[str]:
     """Read pages each of which arrives when the one before is done."""
     for page in pages:
         yield texts_in_company(engine, [page], max_new_tokens, random.Random(0))[0]
 
 
 def texts_in_company(
-    engine: TorchEngine, pages: Sequence[PreparedPage], max_new_tokens: int, choose: random.Random
+    engine: TorchEngine, pages: Sequence[PageViews], max_new_tokens: int, choose: random.Random
 ) -> list[str]:
     """Read pages that arrive in random order, some steps after one another.
 

@@ -28,7 +28,6 @@ from service.engine.protocol import (
     EngineState,
     EngineStats,
     FinishReason,
-    PreparedPage,
     SequenceDelta,
     SequenceEvent,
     SequenceFailure,
@@ -48,6 +47,7 @@ from service.engine.sequence import Answer, PageSequence, Rewind, Stages, TokenB
 from service.engine.turns import TextTurns
 from service.errors import EngineError
 from shared.contract.prompts import Task, prompt_for
+from shared.deepseek_ocr.forms import PageImage
 from shared.deepseek_ocr.geometry import plan_views
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
 
@@ -130,13 +130,9 @@ class TorchEngine:
         """
         self._runner.warm_up()
         geometry = self._info.geometry
-        plan = plan_views(geometry.global_px, geometry.global_px, geometry.default_mode, geometry)
-        ink = np.random.default_rng(0)
-        page = PreparedPage(
-            plan=plan,
-            global_view_HWC=ink.integers(0, 256, (plan.global_px, plan.global_px, 3), np.uint8),
-            tiles_THWC=ink.integers(0, 256, (plan.num_tiles, plan.tile_px, plan.tile_px, 3), np.uint8),
-        )
+        side = geometry.global_px
+        plan = plan_views(side, side, geometry.default_mode, geometry)
+        page = PageImage(plan, np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
         self.submit(SequenceRequest("warm-up", page, prompt_for(Task.FREE), WARM_UP_TOKENS, self._info.model_id))
         while self.has_work:
             for event in self.step():
@@ -173,7 +169,9 @@ class TorchEngine:
             return
         self._may_start = True
         self._waiting[request.sequence_id] = PageSequence(
-            request=request,
+            sequence_id=request.sequence_id,
+            plan=request.page.plan,
+            page=request.page,
             prompt_ids=prompt_ids,
             answer=Answer(self._token_bytes, self._limits.loop_rule.suspicion),
             stages=Stages(submitted_s=self._clock()),
@@ -272,14 +270,11 @@ class TorchEngine:
         return {sequence.adapter for sequence in (*self._waiting.values(), *self._active.values())}
 
     def _find_fault(self, request: SequenceRequest) -> SequenceFailure | None:
-        name, page, plan = request.sequence_id, request.page, request.page.plan
-        global_shape = (plan.global_px, plan.global_px, 3)
-        tiles_shape = (plan.num_tiles, plan.tile_px, plan.tile_px, 3)
+        name = request.sequence_id
         if name in self._waiting or name in self._active:
             return SequenceFailure(name, "engine_failed", "the id is in use")
-        if page.global_view_HWC.shape != global_shape or page.tiles_THWC.shape != tiles_shape:
-            return SequenceFailure(name, "engine_failed", "the views do not have the sizes of their plan")
-        return None
+        fault = request.page.find_fault(self._info.geometry)
+        return SequenceFailure(name, "engine_failed", fault) if fault else None
 
     def _start_pages(self) -> None:
         self._may_start = False
@@ -305,7 +300,9 @@ class TorchEngine:
     def _encode(self, decision: Decision) -> None:
         if not decision.encode:
             return
-        grants = [(self._active[name], count) for name, count in decision.encode]
+        grants = [(self._active[name], count) for name, count in decision.encode if self._prepare(self._active[name])]
+        if not grants:
+            return
         try:
             encoded = self._runner.encode([view for sequence, count in grants for view in sequence.next_views(count)])
         except DeviceFullError as error:
@@ -317,13 +314,27 @@ class TorchEngine:
         for sequence, count in grants:
             sequence.encoded_views += [next(tokens) for _ in range(count)]
             sequence.stages.encoded_s = now_s
+            if len(sequence.encoded_views) == sequence.cost.num_views:
+                sequence.drop_pixels()
+
+    def _prepare(self, sequence: PageSequence) -> bool:
+        """Have a page's views at hand; False where there is no memory for them, and the page has failed."""
+        if sequence.views is None:
+            assert sequence.page is not None
+            try:
+                sequence.views = self._runner.prepare(sequence.page, self._info.geometry)
+            except DeviceFullError as error:
+                self._leave(sequence)
+                self._fail(sequence.sequence_id, "engine_failed", str(error))
+                return False
+        return True
 
     def _prefill(self, sequences: list[PageSequence]) -> None:
         if not sequences:
             return
         rows = []
         for sequence in sequences:
-            features = self._runner.assemble(sequence.request.page.plan, sequence.encoded_views)
+            features = self._runner.assemble(sequence.plan, sequence.encoded_views)
             sequence.encoded_views = []
             sequence.slot = self._free_slots.pop()
             sequence.num_ordered = 1

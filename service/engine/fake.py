@@ -40,8 +40,9 @@ def fake_tokens(request: SequenceRequest) -> list[str]:
     Returns:
         Pieces of text; with a grounding prompt or a query, the first are a labelled box.
     """
-    seed = hashlib.sha256(request.page.global_view_HWC.tobytes())
-    seed.update(request.page.tiles_THWC.tobytes())
+    seed = hashlib.sha256()
+    for array in request.page.arrays:
+        seed.update(array.tobytes())
     seed.update(request.prompt.encode())
     digest = seed.digest()
     words = [WORDS[byte % len(WORDS)] for byte in digest[: 4 + digest[-1] % 8]]

@@ -7,19 +7,18 @@ encoding of both directions; knows neither processes nor queues. Free of torch.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.engine.protocol import (
     EngineInfo,
     EngineState,
     EngineStats,
     FinishReason,
-    PreparedPage,
     SequenceDelta,
     SequenceEvent,
     SequenceFailure,
@@ -27,6 +26,7 @@ from service.engine.protocol import (
     SequenceResult,
     SequenceTimings,
 )
+from shared.deepseek_ocr.forms import PageImage, PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling, ViewPlan
 
 _LENGTH = struct.Struct(">I")
@@ -86,8 +86,8 @@ _EVENTS: dict[str, type[SequenceDelta | SequenceResult | SequenceFailure]] = {
 }
 
 
-def encode_command(command: Command) -> bytes:
-    """Frame a command."""
+def encode_command(command: Command) -> list[bytes | memoryview]:
+    """Frame a command, in parts that are to lie end to end; its pixels stay where they are."""
     kind = type(command).__name__
     if isinstance(command, Submit):
         request = command.request
@@ -98,15 +98,15 @@ def encode_command(command: Command) -> bytes:
             "prompt": request.prompt,
             "max_new_tokens": request.max_new_tokens,
             "model_id": request.model_id,
-            "global_shape": request.page.global_view_HWC.shape,
-            "tiles_shape": request.page.tiles_THWC.shape,
+            "shapes": [array.shape for array in request.page.arrays],
         }
-        return _frame(header, request.page.global_view_HWC, request.page.tiles_THWC)
-    return _frame({"kind": kind, **asdict(command)})
+        pixels = [np.ascontiguousarray(array).reshape(-1).data for array in request.page.arrays]
+        return [_frame(header), *pixels]
+    return [_frame({"kind": kind, **asdict(command)})]
 
 
-def decode_command(frame: bytes) -> Command:
-    """Read a command; its pixels are read-only views of the frame."""
+def decode_command(frame: bytes | memoryview) -> Command:
+    """Read a command; its pixels are views of the frame."""
     header, pixels = _split(frame)
     kind = header.pop("kind")
     if kind == "Submit":
@@ -143,12 +143,12 @@ def decode_message(frame: bytes) -> Message:
     return Report(tuple(map(_event, header["events"])), _stats(header["stats"]))
 
 
-def _frame(header: dict[str, Any], *arrays: NDArray[np.uint8]) -> bytes:
+def _frame(header: dict[str, Any]) -> bytes:
     text = json.dumps(header).encode()
-    return b"".join((_LENGTH.pack(len(text)), text, *(array.tobytes() for array in arrays)))
+    return _LENGTH.pack(len(text)) + text
 
 
-def _split(frame: bytes) -> tuple[dict[str, Any], memoryview]:
+def _split(frame: bytes | memoryview) -> tuple[dict[str, Any], memoryview]:
     body = memoryview(frame)
     (length,) = _LENGTH.unpack_from(body)
     start = _LENGTH.size
@@ -156,15 +156,16 @@ def _split(frame: bytes) -> tuple[dict[str, Any], memoryview]:
 
 
 def _request(header: dict[str, Any], pixels: memoryview) -> SequenceRequest:
-    global_shape, tiles_shape = tuple(header.pop("global_shape")), tuple(header.pop("tiles_shape"))
-    all_pixels = np.frombuffer(pixels, np.uint8)
-    split = int(np.prod(global_shape))
-    plan = header.pop("plan")
-    page = PreparedPage(
-        plan=ViewPlan(**{**plan, "mode": Mode(plan["mode"])}),
-        global_view_HWC=all_pixels[:split].reshape(global_shape),
-        tiles_THWC=all_pixels[split:].reshape(tiles_shape),
-    )
+    left = np.frombuffer(pixels, np.uint8)
+    arrays = []
+    for shape in header.pop("shapes"):
+        size = math.prod(shape)
+        arrays.append(left[:size].reshape(shape))
+        left = left[size:]
+    numbers = header.pop("plan")
+    plan = ViewPlan(**{**numbers, "mode": Mode(numbers["mode"])})
+    # An image is one array, views are two.
+    page = PageImage(plan, *arrays) if len(arrays) == 1 else PageViews(plan, *arrays)
     return SequenceRequest(page=page, **header)
 
 

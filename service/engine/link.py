@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from service.engine.frames import Command, Message, decode_message, encode_command
 from service.engine.peer import Peer
+from service.engine.pipe import send
 
 JOIN_S = 5.0
 """Longest wait for the two threads once the pipe is shut."""
@@ -82,7 +83,7 @@ class Link:
     def _write(self) -> None:
         while (command := self._outbox.get()) is not None:
             try:
-                # Encoded here: the pixels of a page take milliseconds that the event loop does not have.
-                self._peer.connection.send_bytes(encode_command(command))
+                # Written here: the pixels of a page take milliseconds that the event loop does not have.
+                send(self._peer.connection, *encode_command(command))
             except OSError:
                 return

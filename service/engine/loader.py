@@ -104,6 +104,10 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         max_sequence_tokens=max_sequence_tokens,
         max_new_tokens=min(limits.max_new_tokens, max_sequence_tokens),
     )
+    if limits.adapter_slots and not _has_gpu_path(model):
+        raise EngineError("adapters are not served for this kind of model; set adapter_slots to 0")
+    make_runner = _make_gpu_runner if device.type == "cuda" and _has_gpu_path(model) else _make_plain_runner
+    runner, limits = make_runner(checkpoint, limits)
     info = EngineInfo(
         model_id=model_id or checkpoint.model_id,
         device=str(device),
@@ -112,11 +116,8 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         max_new_tokens=limits.max_new_tokens,
         max_sequence_tokens=max_sequence_tokens,
         batch_size=limits.batch_size,
+        prepares_views=runner.prepares_views,
     )
-    if limits.adapter_slots and not _has_gpu_path(model):
-        raise EngineError("adapters are not served for this kind of model; set adapter_slots to 0")
-    make_runner = _make_gpu_runner if device.type == "cuda" and _has_gpu_path(model) else _make_plain_runner
-    runner, limits = make_runner(checkpoint, limits)
     return TorchEngine(runner, checkpoint.tokenizer, info, limits)
 
 

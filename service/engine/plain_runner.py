@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from service.engine.adapters import NO_ADAPTER
@@ -20,8 +21,10 @@ from service.engine.gpu.state import Code
 from service.engine.lora import AdapterFiles
 from service.engine.model_runner import Choice, ModelRunner, Prompt
 from service.engine.repetition import LoopDetector, LoopRule, RepetitionGuard
-from service.engine.runner import NewRow, Report
-from shared.deepseek_ocr.geometry import ViewPlan
+from service.engine.runner import NewRow, Report, View
+from shared.deepseek_ocr.forms import PageImage, PageViews, PreparedPage
+from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
+from shared.deepseek_ocr.images import prepare_views
 
 
 @dataclass(slots=True)
@@ -64,6 +67,7 @@ class PlainRunner:
     """
 
     depth = 0
+    prepares_views = False
     block_tokens = 1
 
     def __init__(self, model_runner: ModelRunner, *, eos_id: int, rule: LoopRule, kv_tokens: int) -> None:
@@ -83,9 +87,15 @@ class PlainRunner:
     def warm_up(self) -> None:
         """Nothing is prepared beside the first page."""
 
-    def encode(self, views: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
+    def prepare(self, page: PreparedPage, geometry: GeometryConfig) -> Sequence[NDArray[np.uint8]]:
+        """All views of a page on the host; those of an image are made by Pillow."""
+        if isinstance(page, PageImage):
+            page = PageViews(page.plan, *prepare_views(Image.fromarray(page.image_HWC), page.plan, geometry))
+        return [page.global_view_HWC, *page.tiles_THWC]
+
+    def encode(self, views: Sequence[View]) -> list[Tensor]:
         """See `ModelRunner.encode`."""
-        return self._model_runner.encode(views)
+        return self._model_runner.encode([np.asarray(view) for view in views])
 
     def assemble(self, plan: ViewPlan, tokens: Sequence[Tensor]) -> Tensor:
         """See `ModelRunner.assemble`."""

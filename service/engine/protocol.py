@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
+from shared.deepseek_ocr.forms import PreparedPage
+from shared.deepseek_ocr.geometry import GeometryConfig
 
 
 class FinishReason(StrEnum):
@@ -33,20 +31,6 @@ class EngineState(StrEnum):
     READY = "ready"
     DRAINING = "draining"
     FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedPage:
-    """One page as the encoder takes it.
-
-    Shapes:
-        global_view_HWC: uint8, RGB, `[plan.global_px, plan.global_px, 3]`
-        tiles_THWC: uint8, RGB, `[plan.num_tiles, plan.tile_px, plan.tile_px, 3]`
-    """
-
-    plan: ViewPlan
-    global_view_HWC: NDArray[np.uint8]
-    tiles_THWC: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +102,8 @@ class EngineInfo:
     max_new_tokens: int
     max_sequence_tokens: int
     batch_size: int
+    prepares_views: bool = False
+    """Whether the device makes views of images; every engine takes both forms of a page, this says which to send."""
 
 
 @dataclass(frozen=True, slots=True)

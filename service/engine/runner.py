@@ -11,18 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.adapters import NO_ADAPTER
-from shared.deepseek_ocr.geometry import ViewPlan
+from shared.deepseek_ocr.forms import PreparedPage
+from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from service.engine.lora import AdapterFiles
+
+
+View = Union[NDArray[np.uint8], "Tensor"]
+"""`[px, px, 3]`, uint8, RGB; on the host, or already on the device."""
 
 
 class DeviceFullError(RuntimeError):
@@ -74,6 +79,10 @@ class Runner(Protocol):
         """Reports that may be owed while the next step is handed over: 0 where waiting costs nothing."""
 
     @property
+    def prepares_views(self) -> bool:
+        """Whether pages had better come in the form of images."""
+
+    @property
     def kv_tokens(self) -> int:
         """Key and value tokens that all slots hold together."""
 
@@ -84,7 +93,21 @@ class Runner(Protocol):
     def warm_up(self) -> None:
         """Do once what the first steps would otherwise pay for."""
 
-    def encode(self, views: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
+    def prepare(self, page: PreparedPage, geometry: GeometryConfig) -> Sequence[View]:
+        """All views of a page, the global one first, where `encode` takes them from.
+
+        Args:
+            page: In either form.
+            geometry: The checkpoint's.
+
+        Returns:
+            `[px, px, 3]` each, uint8.
+
+        Raises:
+            DeviceFullError: There is no memory for them.
+        """
+
+    def encode(self, views: Sequence[View]) -> list[Tensor]:
         """Encode views `[px, px, 3]`, those of one size together.
 
         Args:

@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from service.engine.adapters import NO_ADAPTER
 from service.engine.gpu.state import Code
-from service.engine.protocol import FinishReason, SequenceRequest, SequenceResult, SequenceTimings
+from service.engine.protocol import FinishReason, SequenceResult, SequenceTimings
 from service.engine.repetition import is_better, is_hopeless
 from service.engine.scheduler import PageCost
+from shared.deepseek_ocr.forms import PreparedPage
+from shared.deepseek_ocr.geometry import ViewPlan
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
 
 
@@ -186,14 +185,19 @@ class Stages:
 class PageSequence:
     """A page that waits or runs.
 
-    Invariant: `slot` is None until the prompt was handed to the device; the encoded views are dropped then.
+    Invariant: `slot` is None until the prompt was handed to the device; the encoded views are dropped then, pixels as
+    soon as all of them are encoded.
     """
 
-    request: SequenceRequest
+    sequence_id: str
+    plan: ViewPlan
+    page: PreparedPage | None
     prompt_ids: list[int]
     answer: Answer
     stages: Stages
     cost: PageCost
+    views: Sequence[Any] | None = None
+    """All, `[px, px, 3]` each, the global one first, on the host or the device; None until the first is needed."""
     encoded_views: list[Any] = field(default_factory=list)
     """Tensors, the global view's first."""
     slot: int | None = None
@@ -205,11 +209,6 @@ class PageSequence:
     """Slot of the adapter that its request names."""
 
     @property
-    def sequence_id(self) -> str:
-        """The request's."""
-        return self.request.sequence_id
-
-    @property
     def num_prompt_tokens(self) -> int:
         """Vision and text tokens before the answer."""
         return len(self.prompt_ids)
@@ -219,17 +218,19 @@ class PageSequence:
         """Whether its prompt is read and the longest answer not yet ordered."""
         return self.slot is not None and self.num_ordered < self.cost.max_new_tokens
 
-    def next_views(self, count: int) -> list[NDArray[np.uint8]]:
-        """The next views to encode, `[px, px, 3]` each, the global view first."""
-        page = self.request.page
+    def next_views(self, count: int) -> Sequence[Any]:
+        """The next views to encode; `views` are there."""
+        assert self.views is not None
         first = len(self.encoded_views)
-        return [
-            page.global_view_HWC if index == 0 else page.tiles_THWC[index - 1] for index in range(first, first + count)
-        ]
+        return self.views[first : first + count]
+
+    def drop_pixels(self) -> None:
+        """Let go of what encoding needed."""
+        self.page = self.views = None
 
     def result(self, reason: FinishReason, now_s: float) -> SequenceResult:
         """What is reported once the answer has finished."""
-        vision_tokens = self.request.page.plan.num_vision_tokens
+        vision_tokens = self.plan.num_vision_tokens
         return SequenceResult(
             sequence_id=self.sequence_id,
             text=self.answer.text,

@@ -31,6 +31,7 @@ from service.engine.frames import (
     decode_command,
     encode_message,
 )
+from service.engine.pipe import receive
 from service.engine.protocol import Engine, SequenceDelta, SequenceEvent
 from service.engine.scheduler import company_wait_s
 
@@ -168,7 +169,7 @@ class _Loop:
 def _read(connection: Connection, inbox: queue.SimpleQueue[Command], on_lost_peer: Callable[[], None]) -> None:
     while True:
         try:
-            frame = connection.recv_bytes()
+            frame = receive(connection)
         except (EOFError, OSError):
             inbox.put(Stop())
             on_lost_peer()

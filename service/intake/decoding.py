@@ -1,4 +1,4 @@
-"""One decode order from bytes to views: the work of a decoding process, free of processes and pipes."""
+"""One decode order from bytes to pixels: the work of a decoding process, free of processes and pipes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from service.errors import DeepSynthError, EmptyFileError, UndecodableError, UnsupportedFormatError
@@ -15,18 +14,14 @@ from service.intake.formats import FileFormat, detect_format
 from service.intake.limits import DecodeOrder
 from service.intake.pdf import read_pdf
 from service.intake.raster import read_raster
-from shared.deepseek_ocr.geometry import ViewPlan, plan_views
+from shared.deepseek_ocr.forms import PageImage, PageViews, PreparedPage, may_be_image
+from shared.deepseek_ocr.geometry import plan_views
 from shared.deepseek_ocr.images import prepare_views
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedPage:
-    """A page ready for the engine.
-
-    Shapes:
-        global_view_HWC: uint8 RGB, `[plan.global_px, plan.global_px, 3]`
-        tiles_THWC: uint8 RGB, `[plan.num_tiles, plan.tile_px, plan.tile_px, 3]`
-    """
+    """A page ready for the engine."""
 
     file_format: FileFormat
     pages: tuple[int, ...]
@@ -36,9 +31,7 @@ class DecodedPage:
     width_px: int
     height_px: int
     is_blank: bool
-    plan: ViewPlan
-    global_view_HWC: NDArray[np.uint8]
-    tiles_THWC: NDArray[np.uint8]
+    prepared: PreparedPage
 
 
 def open_page(data: bytes, order: DecodeOrder) -> tuple[FileFormat, tuple[int, ...], Image.Image]:
@@ -92,11 +85,15 @@ def decode(data: bytes, order: DecodeOrder) -> DecodedPage:
         order: Which page, how, and the bounds.
 
     Returns:
-        The page's views.
+        The page, in the form that was asked for.
     """
     file_format, pages, image = open_page(data, order)
     plan = plan_views(image.width, image.height, order.mode, order.geometry)
-    global_view_HWC, tiles_THWC = prepare_views(image, plan, order.geometry)
+    prepared: PreparedPage
+    if order.wants_image and may_be_image(image.width, image.height):
+        prepared = PageImage(plan, np.asarray(image))
+    else:
+        prepared = PageViews(plan, *prepare_views(image, plan, order.geometry))
     return DecodedPage(
         file_format=file_format,
         pages=pages,
@@ -104,7 +101,5 @@ def decode(data: bytes, order: DecodeOrder) -> DecodedPage:
         width_px=image.width,
         height_px=image.height,
         is_blank=len(image.getcolors(1) or ()) == 1,
-        plan=plan,
-        global_view_HWC=global_view_HWC,
-        tiles_THWC=tiles_THWC,
+        prepared=prepared,
     )

@@ -23,7 +23,7 @@ class IntakeLimits:
 
 @dataclass(frozen=True, slots=True)
 class DecodeOrder:
-    """One page of one document to be turned into views.
+    """One page of one document to be made ready for the engine.
 
     `position` counts from 0 within the selected pages; the whole selection is checked with every order, so that a
     document which breaks a limit on its last page is refused at its first.
@@ -34,6 +34,8 @@ class DecodeOrder:
     mode: Mode
     geometry: GeometryConfig
     limits: IntakeLimits
+    wants_image: bool = False
+    """Whether a page is wanted as an upright image where it may come so (`forms.may_be_image`); else as views."""
 
     def to_wire(self) -> dict[str, Any]:
         """The order as JSON takes it."""
@@ -53,4 +55,5 @@ class DecodeOrder:
             mode=Mode(wire["mode"]),
             geometry=GeometryConfig(**geometry),
             limits=IntakeLimits(**wire["limits"]),
+            wants_image=bool(wire["wants_image"]),
         )

@@ -18,11 +18,11 @@ from service.errors import DeepSynthError, InternalError, error_classes
 from service.intake.decoding import DecodedPage
 from service.intake.formats import FileFormat
 from service.intake.limits import DecodeOrder
+from shared.deepseek_ocr.forms import CHANNELS, MAX_IMAGE_PIXELS, PageImage, PageViews, PreparedPage
 from shared.deepseek_ocr.geometry import Mode, ViewPlan
 
 _PREFIX = struct.Struct("!II")
 MAX_HEADER_BYTES = 64 * 1024
-CHANNELS = 3
 
 
 class BrokenFrameError(Exception):
@@ -39,7 +39,7 @@ def send_frame(pipe: socket.socket, header: dict[str, Any], *payloads: bytes | m
 
 def receive_frame(
     pipe: socket.socket, max_payload_bytes: int, deadline_s: float | None = None
-) -> tuple[dict[str, Any], bytearray]:
+) -> tuple[dict[str, Any], memoryview]:
     """Read one frame.
 
     Args:
@@ -57,7 +57,7 @@ def receive_frame(
     if header_bytes > MAX_HEADER_BYTES or payload_bytes > max_payload_bytes:
         raise BrokenFrameError("too large")
     try:
-        header = json.loads(_receive_exactly(pipe, header_bytes, deadline_s))
+        header = json.loads(bytes(_receive_exactly(pipe, header_bytes, deadline_s)))
     except ValueError as error:
         raise BrokenFrameError("no JSON") from error
     if not isinstance(header, dict):
@@ -65,9 +65,10 @@ def receive_frame(
     return header, _receive_exactly(pipe, payload_bytes, deadline_s)
 
 
-def _receive_exactly(pipe: socket.socket, num_bytes: int, deadline_s: float | None) -> bytearray:
-    buffer = bytearray(num_bytes)
-    view = memoryview(buffer)
+def _receive_exactly(pipe: socket.socket, num_bytes: int, deadline_s: float | None) -> memoryview:
+    # Not a bytearray: that would be filled with zeros first.
+    buffer = np.empty(num_bytes, np.uint8).data
+    view = buffer
     while view:
         if deadline_s is not None:
             pipe.settimeout(max(deadline_s - time.monotonic(), 0.001))
@@ -79,15 +80,16 @@ def _receive_exactly(pipe: socket.socket, num_bytes: int, deadline_s: float | No
 
 
 def max_reply_bytes(order: DecodeOrder) -> int:
-    """Most bytes the views of an order's page can have."""
+    """Most bytes the pixels of an order's page can have, in either form."""
     geometry = order.geometry
     global_px = max(geometry.global_px, geometry.tiny_px, geometry.small_px, geometry.base_px, geometry.large_px)
-    return CHANNELS * (global_px**2 + geometry.max_tiles * geometry.tile_px**2)
+    views = global_px**2 + geometry.max_tiles * geometry.tile_px**2
+    return CHANNELS * (max(views, MAX_IMAGE_PIXELS) if order.wants_image else views)
 
 
 def page_to_wire(page: DecodedPage) -> tuple[dict[str, Any], list[bytes | memoryview]]:
     """Header and payloads of a decoded page."""
-    plan = page.plan
+    plan = page.prepared.plan
     header = {
         "format": page.file_format,
         "pages": page.pages,
@@ -101,12 +103,12 @@ def page_to_wire(page: DecodedPage) -> tuple[dict[str, Any], list[bytes | memory
         "tile_columns": plan.tile_columns,
         "tile_rows": plan.tile_rows,
         "num_vision_tokens": plan.num_vision_tokens,
+        "is_image": isinstance(page.prepared, PageImage),
     }
-    views = [page.global_view_HWC, page.tiles_THWC]
-    return header, [np.ascontiguousarray(view).reshape(-1).data for view in views]
+    return header, [np.ascontiguousarray(pixels).reshape(-1).data for pixels in page.prepared.arrays]
 
 
-def page_from_wire(header: dict[str, Any], payload: bytearray) -> DecodedPage:
+def page_from_wire(header: dict[str, Any], payload: bytearray | memoryview) -> DecodedPage:
     """The page that `page_to_wire` wrote.
 
     Args:
@@ -127,21 +129,35 @@ def page_from_wire(header: dict[str, Any], payload: bytearray) -> DecodedPage:
                 for name in ("global_px", "tile_px", "tile_columns", "tile_rows", "num_vision_tokens")
             },
         )
+        width_px, height_px = _side(header["width_px"]), _side(header["height_px"])
         pixels = np.frombuffer(payload, np.uint8)
-        split = plan.global_px**2 * CHANNELS
+        prepared: PreparedPage
+        if header["is_image"]:
+            prepared = PageImage(plan, pixels.reshape(height_px, width_px, CHANNELS))
+        else:
+            split = plan.global_px**2 * CHANNELS
+            prepared = PageViews(
+                plan,
+                pixels[:split].reshape(plan.global_px, plan.global_px, CHANNELS),
+                pixels[split:].reshape(plan.num_tiles, plan.tile_px, plan.tile_px, CHANNELS),
+            )
         return DecodedPage(
             file_format=FileFormat(header["format"]),
             pages=tuple(int(page) for page in header["pages"]),
             page=int(header["page"]),
-            width_px=int(header["width_px"]),
-            height_px=int(header["height_px"]),
+            width_px=width_px,
+            height_px=height_px,
             is_blank=bool(header["is_blank"]),
-            plan=plan,
-            global_view_HWC=pixels[:split].reshape(plan.global_px, plan.global_px, CHANNELS),
-            tiles_THWC=pixels[split:].reshape(plan.num_tiles, plan.tile_px, plan.tile_px, CHANNELS),
+            prepared=prepared,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BrokenFrameError("no page") from error
+
+
+def _side(value: object) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError("no side of a page")
+    return value
 
 
 def error_to_wire(error: DeepSynthError) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from service.admission.gate import Gate, Permit
 from service.engine.protocol import (
     EngineHandle,
     FinishReason,
-    PreparedPage,
     SequenceDelta,
     SequenceEvent,
     SequenceFailure,
@@ -206,15 +205,16 @@ class DocumentReader:
     async def _decode(self, data: bytes, order: ReadOrder, position: int) -> tuple[DecodedPage, float]:
         start_s = self._clock()
         info = self._engine.info
-        decode_order = DecodeOrder(order.selection, position, order.mode, info.geometry, self.limits)
+        decode_order = DecodeOrder(
+            order.selection, position, order.mode, info.geometry, self.limits, wants_image=info.prepares_views
+        )
         with self._observer.decoding() as decoded:
             page = await self._source.decode(data, decode_order)
             decoded(page)
-        if page.plan.num_vision_tokens >= info.max_sequence_tokens:
+        vision_tokens = page.prepared.plan.num_vision_tokens
+        if vision_tokens >= info.max_sequence_tokens:
             # Such a sequence could never be admitted by the engine and would wait for ever.
-            raise TooManyVisionTokensError(
-                public={"vision_tokens": page.plan.num_vision_tokens, "limit": info.max_sequence_tokens}
-            )
+            raise TooManyVisionTokensError(public={"vision_tokens": vision_tokens, "limit": info.max_sequence_tokens})
         return page, self._clock() - start_s
 
     async def _read_page(
@@ -222,7 +222,7 @@ class DocumentReader:
     ) -> PageReading:
         request = SequenceRequest(
             sequence_id=uuid.uuid4().hex,
-            page=PreparedPage(page.plan, page.global_view_HWC, page.tiles_THWC),
+            page=page.prepared,
             prompt=prompt_for(order.task, order.query),
             max_new_tokens=order.max_new_tokens,
             model_id=order.model_id,

@@ -144,7 +144,7 @@ def test_mixture(fused, tokens, dtype):
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 40] if HAS_GPU else [1, 4])
-def test_both_ways_through_the_experts_and_swapped_tiles_agree(fused, tokens):
+def test_both_ways_through_the_experts_agree(fused, tokens):
     from service.engine.kernels import experts as kernels
 
     weights, experts = choices(tokens, 3, 2)
@@ -155,7 +155,7 @@ def test_both_ways_through_the_experts_and_swapped_tiles_agree(fused, tokens):
     expected = reference.mixture(*arguments)
     kernels.mix_pairs(*arguments, None, out, kernels.PairConfig())
     assert_near(out, expected)
-    for config in (kernels.TileConfig(16, 32, 32, 64, 4, 2), kernels.TileConfig(32, 64, 64, 64, 4, 2, swap=True)):
+    for config in (kernels.TileConfig(16, 32, 32, 64, 4, 2), kernels.TileConfig(32, 64, 64, 64, 4, 2)):
         kernels.mix_tiles(*arguments, None, out.fill_(7.0), config)
         assert_near(out, expected)
 

@@ -18,6 +18,11 @@ RESERVE_BYTES = GIB // 2
 """Compiled kernels, workspaces of matrix products, pieces too small to use. Not measured yet."""
 PATCH_BYTES = 13_000
 """Scratch of one patch in the encoder at public dimensions, see `gpu.vision`."""
+VIEW_BYTES = 3 * 1280 * 1280
+"""Of the largest view of the public checkpoints, mode large. Views made on the device wait there for the encoder."""
+PREPARATION_BYTES = 64 << 20
+"""Of the page whose views are being made: its image (27 MB at most, see `forms`), its rows or columns between the two
+passes (18 MB for the public geometries), and those of its views that wait for a later step (14 MB)."""
 GRAPH_PATCHES = 16_384
 """Patches of the largest encoder batch whose graph, and so its scratch, is kept; see `gpu.vision`."""
 GRAPH_TOKENS = 2_048
@@ -151,11 +156,12 @@ def plan_memory(
 
 
 def scratch_bytes(bounds: StepBounds, shape: DecoderShape, max_sequence_tokens: int) -> int:
-    """Memory that a step needs for a while: its larger part, and the encoded views that wait for their prefill."""
+    """Memory that a step needs for a while: its larger part, views to encode, and encoded ones before their prefill."""
     # One prompt always may, however long it is.
     prefill_tokens = max(bounds.prefill_tokens * bounds.idle_factor, max_sequence_tokens)
     waiting = 3 * prefill_tokens * shape.hidden_size * shape.value_bytes
-    return waiting + max(prefill_tokens * shape.scratch_token_bytes, bounds.chunk_patches * PATCH_BYTES)
+    views = bounds.views * bounds.idle_factor * VIEW_BYTES + PREPARATION_BYTES
+    return waiting + views + max(prefill_tokens * shape.scratch_token_bytes, bounds.chunk_patches * PATCH_BYTES)
 
 
 def _blocks(tokens: int, block_tokens: int) -> int:

@@ -26,13 +26,15 @@ from torch import Tensor
 from service.engine.gpu.decoder import GpuDecoder
 from service.engine.gpu.graphs import PromptGraphs, StepGraphs
 from service.engine.gpu.paged_cache import PagedCache, to_device
+from service.engine.gpu.preparation import Preparation
 from service.engine.gpu.prompts import PromptBatch, lay_out
 from service.engine.gpu.state import REPORT_COLUMNS, AnswerState, Code
 from service.engine.gpu.vision import GpuVision
 from service.engine.lora import AdapterBank, AdapterFiles
 from service.engine.repetition import LoopRule
-from service.engine.runner import DeviceFullError, DeviceStuckError, NewRow, Report
-from shared.deepseek_ocr.geometry import ViewPlan
+from service.engine.runner import DeviceFullError, DeviceStuckError, NewRow, Report, View
+from shared.deepseek_ocr.forms import PreparedPage
+from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 
 STUCK_S = 30.0
@@ -73,6 +75,7 @@ class GpuRunner:
     """
 
     depth = 1
+    prepares_views = True
 
     def __init__(
         self,
@@ -97,6 +100,7 @@ class GpuRunner:
         self._rule = rule
         self._view_sizes_px = view_sizes_px
         self._device = cache.tables_SX.device
+        self._preparation = Preparation(self._device)
         self._prompt_tokens: dict[int, int] = {}
         """Of the slots that are open."""
         self._bank = bank
@@ -124,6 +128,7 @@ class GpuRunner:
             return
         began_s = time.monotonic()
         self._vision.warm_up(self._view_sizes_px)
+        self._preparation.warm_up()
         vision_s = time.monotonic()
         scratch = self._state.scratch_slot
         for lengths, graphs in itertools.product(WARM_UP_LENGTHS, self._steps):
@@ -150,8 +155,30 @@ class GpuRunner:
             time.monotonic() - steps_s,
         )
 
+    def prepare(self, page: PreparedPage, geometry: GeometryConfig) -> Sequence[View]:
+        """Make a page's views on the device; where memory runs out, once again.
+
+        Args:
+            page: In either form.
+            geometry: The checkpoint's.
+
+        Returns:
+            See `Preparation.prepare`.
+
+        Raises:
+            DeviceFullError: There is no memory for the page's views.
+        """
+        try:
+            return self._preparation.prepare(page, geometry)
+        except torch.cuda.OutOfMemoryError:
+            self._make_room("preparing a page of %d views", 1 + page.plan.num_tiles)
+        try:
+            return self._preparation.prepare(page, geometry)
+        except torch.cuda.OutOfMemoryError as error:
+            raise DeviceFullError("no memory to prepare a page") from error
+
     @torch.inference_mode()
-    def encode(self, views: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
+    def encode(self, views: Sequence[View]) -> list[Tensor]:
         """Encode views; where memory runs out, in halves.
 
         Args:
@@ -338,7 +365,7 @@ class GpuRunner:
         self._owed.append(_Owed(parts, event))
 
     def _make_room(self, doing: str, count: int) -> None:
-        _log.warning("out of device memory while " + doing + "; trying with half as many", count)
+        _log.warning("out of device memory while " + doing + "; trying again with less", count)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

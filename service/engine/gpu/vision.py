@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from service.engine.gpu.vision_encoder import VisionEncoder, can_pack_vision
+from service.engine.runner import View
 from shared.deepseek_ocr.protocol import OcrModel
 
 CHUNK_PATCHES = 65_536
@@ -32,9 +32,6 @@ second (4 of 640 px, 1 of 1024 px) up to a chunk.
 
 32 views of 640 px without a graph keep an H100's host busy for 24 ms, the copy of their pixels included; one view with
 a graph does for 0.4 ms. The steps are not measured yet."""
-
-View = NDArray[np.uint8] | Tensor
-"""`[px, px, 3]`, uint8, RGB; on the host, or already on the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +82,7 @@ class GpuVision:
         """Encode views, those of one size together.
 
         Args:
-            views: in any order of sizes; all on the host, or all on the device.
+            views: in any order of sizes, on the host or on the device.
 
         Returns:
             `[N, D]` for each view, in their order; fresh memory, on the device.
@@ -137,9 +134,15 @@ class GpuVision:
         return captured.tokens_VND[: len(views)].clone()
 
     def _fill(self, batch_VPPC: Tensor, views: Sequence[View]) -> None:
-        """Put views into a batch on the device, from the host through pinned memory in one copy."""
-        if isinstance(views[0], Tensor):
-            torch.stack([view for view in views if isinstance(view, Tensor)], out=batch_VPPC)
+        """Put views into a batch on the device, those of the host through pinned memory in one copy."""
+        on_device = [view for view in views if isinstance(view, Tensor)]
+        if len(on_device) == len(views):
+            torch.stack(on_device, out=batch_VPPC)
+            return
+        if on_device:
+            # A step with pages of both forms; rare enough to copy one after another.
+            for index, view in enumerate(views):
+                self._fill(batch_VPPC[index : index + 1], [view])
             return
         # Torch's allocator of pinned memory does not give a block out again before the copy from it is over.
         staged_VPPC = torch.empty(batch_VPPC.shape, dtype=torch.uint8, pin_memory=self._on_cuda)

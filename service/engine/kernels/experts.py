@@ -56,8 +56,6 @@ class TileConfig:
     depth: int
     num_warps: int
     num_stages: int
-    swap: bool = False
-    """Whether weights stand on the left, so that tiles of few pairs use the wide tensor-core instructions."""
 
 
 PAIR_CONFIG = PairConfig()
@@ -185,15 +183,6 @@ def _pair_down(
 
 
 @triton.jit
-def _multiply_tile(x: tl.tensor, weight: tl.tensor, sums: tl.tensor, SWAP: tl.constexpr) -> tl.tensor:
-    if SWAP:
-        sums = tl.dot(weight, x.T, sums, input_precision="ieee")
-    else:
-        sums = tl.dot(x, weight.T, sums, input_precision="ieee")
-    return sums
-
-
-@triton.jit
 def _tile_up(
     x: tl.tensor,
     pairs: tl.tensor,
@@ -206,7 +195,6 @@ def _tile_up(
     PAIRS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
-    SWAP: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     """`silu(gate) * up` of some features of a tile; grid `[feature groups, tiles]`."""
@@ -224,18 +212,17 @@ def _tile_up(
     xs = x + (pair // NUM_CHOSEN)[:, None].to(tl.int64) * HIDDEN + depth
     gates = gate_up + (expert * 2 * INNER + row[:, None]) * HIDDEN + depth
     ups = gates + INNER * HIDDEN
-    gate = tl.zeros([COLUMNS, PAIRS] if SWAP else [PAIRS, COLUMNS], tl.float32)
-    up = tl.zeros([COLUMNS, PAIRS] if SWAP else [PAIRS, COLUMNS], tl.float32)
+    gate = tl.zeros([PAIRS, COLUMNS], tl.float32)
+    up = tl.zeros([PAIRS, COLUMNS], tl.float32)
     for start in range(0, HIDDEN, DEPTH):
         inside = start + depth < HIDDEN
         value = tl.load(xs + start, pair_inside & inside, other=0.0)
-        gate = _multiply_tile(value, tl.load(gates + start, row_inside & inside, other=0.0), gate, SWAP)
-        up = _multiply_tile(value, tl.load(ups + start, row_inside & inside, other=0.0), up, SWAP)
+        gates_tile = tl.load(gates + start, row_inside & inside, other=0.0)
+        gate = tl.dot(value, gates_tile.T, gate, input_precision="ieee")
+        ups_tile = tl.load(ups + start, row_inside & inside, other=0.0)
+        up = tl.dot(value, ups_tile.T, up, input_precision="ieee")
     activated = (_silu(gate) * up).to(out.dtype.element_ty)
-    if SWAP:
-        tl.store(out + pair[None].to(tl.int64) * INNER + row[:, None], activated, (pair >= 0)[None] & row_inside)
-    else:
-        tl.store(out + pair[:, None].to(tl.int64) * INNER + row[None], activated, pair_inside & (row < INNER)[None])
+    tl.store(out + pair[:, None].to(tl.int64) * INNER + row[None], activated, pair_inside & (row < INNER)[None])
 
 
 @triton.jit
@@ -250,7 +237,6 @@ def _tile_down(
     PAIRS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
-    SWAP: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     """Some features of a tile's results, pair by pair; grid `[feature groups, tiles]`."""
@@ -267,16 +253,14 @@ def _tile_down(
     depth = tl.arange(0, DEPTH)[None]
     values = activated + pair[:, None] * INNER + depth
     downs = down + (expert * HIDDEN + row[:, None]) * INNER + depth
-    sums = tl.zeros([COLUMNS, PAIRS] if SWAP else [PAIRS, COLUMNS], tl.float32)
+    sums = tl.zeros([PAIRS, COLUMNS], tl.float32)
     for start in range(0, INNER, DEPTH):
         inside = start + depth < INNER
         value = tl.load(values + start, pair_inside & inside, other=0.0)
-        sums = _multiply_tile(value, tl.load(downs + start, row_inside & inside, other=0.0), sums, SWAP)
+        downs_tile = tl.load(downs + start, row_inside & inside, other=0.0)
+        sums = tl.dot(value, downs_tile.T, sums, input_precision="ieee")
     result = sums.to(out.dtype.element_ty)
-    if SWAP:
-        tl.store(out + pair[None] * HIDDEN + row[:, None], result, (pair >= 0)[None] & row_inside)
-    else:
-        tl.store(out + pair[:, None] * HIDDEN + row[None], result, pair_inside & (row < HIDDEN)[None])
+    tl.store(out + pair[:, None] * HIDDEN + row[None], result, pair_inside & (row < HIDDEN)[None])
 
 
 @triton.jit
@@ -418,13 +402,13 @@ def multiply_tiles(
         _tile_up, (triton.cdiv(inner, config.up_columns), order.num_tiles),
         x_TH, order.pairs, order.tile_experts, gate_up_EJH, activated,
         NUM_CHOSEN=num_chosen, HIDDEN=hidden, INNER=inner, PAIRS=config.pairs, COLUMNS=config.up_columns,
-        DEPTH=config.depth, SWAP=config.swap, EARLY=is_early, **options,
+        DEPTH=config.depth, EARLY=is_early, **options,
     )  # fmt: skip
     results = torch.empty(num_pairs, hidden, dtype=x_TH.dtype, device=x_TH.device)
     launch(
         _tile_down, (triton.cdiv(hidden, config.down_columns), order.num_tiles),
         activated, order.pairs, order.tile_experts, down_EHI, results,
         HIDDEN=hidden, INNER=inner, PAIRS=config.pairs, COLUMNS=config.down_columns,
-        DEPTH=config.depth, SWAP=config.swap, EARLY=is_early, **options,
+        DEPTH=config.depth, EARLY=is_early, **options,
     )  # fmt: skip
     return results

@@ -60,5 +60,7 @@ def paged_engine(model=None, *, kernels=reference, **limits) -> TorchEngine:
         max_new_tokens=values.max_new_tokens,
         max_sequence_tokens=values.max_sequence_tokens,
         batch_size=values.batch_size,
+        prepares_views=GpuRunner.prepares_views,
     )
-    return TorchEngine(paged_runner(model, values, tokenizer.eos_id, kernels=kernels), tokenizer, info, values)
+    runner = paged_runner(model, values, tokenizer.eos_id, kernels=kernels)
+    return TorchEngine(runner, tokenizer, info, values)

@@ -13,7 +13,6 @@ from service.engine.protocol import (
     EngineState,
     EngineStats,
     FinishReason,
-    PreparedPage,
     SequenceDelta,
     SequenceEvent,
     SequenceFailure,
@@ -21,6 +20,7 @@ from service.engine.protocol import (
     SequenceResult,
     SequenceTimings,
 )
+from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan
 
 INFO = EngineInfo("stand-in", "cpu", "none", GeometryConfig(), 64, 256, 4)
@@ -88,12 +88,12 @@ class StandIn:
 def standin_result(request: SequenceRequest) -> SequenceResult:
     text = "".join(f"{request.prompt}{count} " for count in range(request.max_new_tokens))
     timings = SequenceTimings(0.25, 0.5, 0.125, 1.0)
-    pixels = int(request.page.global_view_HWC.sum()) + int(request.page.tiles_THWC.sum())
+    pixels = sum(int(array.sum()) for array in request.page.arrays)
     return SequenceResult(request.sequence_id, text, FinishReason.STOP, 0.5, pixels, 2, request.max_new_tokens, timings)
 
 
 def standin_request(name: str, prompt: str = "word", max_new_tokens: int = 3, ink: int = 1) -> SequenceRequest:
-    page = PreparedPage(PLAN, np.full((2, 2, 3), ink, np.uint8), np.full((2, 1, 1, 3), ink, np.uint8))
+    page = PageViews(PLAN, np.full((2, 2, 3), ink, np.uint8), np.full((2, 1, 1, 3), ink, np.uint8))
     return SequenceRequest(name, page, prompt, max_new_tokens, "stand-in")
 
 

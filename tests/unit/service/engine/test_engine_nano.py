@@ -8,8 +8,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from service.engine.engine import TorchEngine
 from service.engine.loader import EngineLimits, make_engine
-from service.engine.protocol import PreparedPage, SequenceRequest, SequenceResult
+from service.engine.protocol import SequenceRequest, SequenceResult
 from shared.contract.prompts import Task, prompt_for
+from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import plan_views
 from shared.deepseek_ocr.images import prepare_views
 from shared.deepseek_ocr.loading import LoadedCheckpoint, load_checkpoint
@@ -27,15 +28,15 @@ def checkpoint() -> LoadedCheckpoint:
     return load_checkpoint(NANO)
 
 
-def page_of(text: str) -> PreparedPage:
+def page_of(text: str) -> PageViews:
     image = Image.new("RGB", (480, 200), "white")
     ImageDraw.Draw(image).multiline_text((20, 20), text, font=ImageFont.load_default(32), fill="black")
     geometry = checkpoint().geometry
     plan = plan_views(*image.size, geometry.default_mode, geometry)
-    return PreparedPage(plan, *prepare_views(image, plan, geometry))
+    return PageViews(plan, *prepare_views(image, plan, geometry))
 
 
-def generated(page: PreparedPage) -> str:
+def generated(page: PageViews) -> str:
     tokenizer = checkpoint().tokenizer
     ids = tokenizer.encode_prompt(page.plan, prompt_for(Task.FREE))
     out = checkpoint().model.generate(

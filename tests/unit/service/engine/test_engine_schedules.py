@@ -17,7 +17,6 @@ from service.engine.loader import EngineLimits
 from service.engine.protocol import (
     EngineInfo,
     FinishReason,
-    PreparedPage,
     SequenceDelta,
     SequenceFailure,
     SequenceRequest,
@@ -25,6 +24,7 @@ from service.engine.protocol import (
 )
 from service.engine.repetition import LoopRule
 from service.engine.runner import Report
+from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan
 from tests.unit.service.engine.tiny import tiny_tokenizer
 
@@ -137,6 +137,9 @@ class ScriptRunner:
     def warm_up(self) -> None:
         pass
 
+    def prepare(self, page, geometry):
+        return [page.global_view_HWC, *page.tiles_THWC]
+
     def encode(self, views):
         self.most_views = max(self.most_views, len(views))
         return [int(view.flat[0]) for view in views]
@@ -183,7 +186,7 @@ class ScriptRunner:
 
 def request_of(name: str, ink: int, tiles: int, max_new_tokens: int) -> SequenceRequest:
     plan = ViewPlan(Mode.GUNDAM, 1, 1, tiles, 1 if tiles else 0, 3)
-    page = PreparedPage(plan, np.full((1, 1, 3), ink, np.uint8), np.full((tiles, 1, 1, 3), ink, np.uint8))
+    page = PageViews(plan, np.full((1, 1, 3), ink, np.uint8), np.full((tiles, 1, 1, 3), ink, np.uint8))
     return SequenceRequest(name, page, "\nq", max_new_tokens, "m")
 
 

@@ -21,7 +21,7 @@ from tests.unit.service.engine.standin import INFO, standin_request, standin_res
 def test_a_submitted_page_arrives_with_its_pixels():
     request = standin_request("a", prompt="Ünicode \x00 <|ref|>", ink=200)
     request.page.tiles_THWC[1] = 7
-    arrived = decode_command(encode_command(Submit(request)))
+    arrived = decode_command(b"".join(encode_command(Submit(request))))
     assert isinstance(arrived, Submit)
     assert arrived.request.page.plan == request.page.plan
     np.testing.assert_array_equal(arrived.request.page.global_view_HWC, request.page.global_view_HWC)
@@ -32,7 +32,7 @@ def test_a_submitted_page_arrives_with_its_pixels():
 
 @pytest.mark.parametrize("command", [Cancel("a"), Ping(), Stop()])
 def test_commands_arrive_unchanged(command):
-    assert decode_command(encode_command(command)) == command
+    assert decode_command(b"".join(encode_command(command))) == command
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What is taken from PEFT, what is refused, and logits of each way through the decoder against the merged model."""
 
 import json
+from unittest import mock
 
 import pytest
 import torch
@@ -55,11 +56,16 @@ def plain_logits(model, prompts, tokens, bank=None, adapters=()):
     found = []
     runner = ModelRunner(model, max_rows=len(prompts), max_tokens=64, bank=bank)
     choose = runner._choose
-    runner._choose = lambda logits, banned: (found.append(logits.clone()), choose(logits, banned))[1]
+
+    def note(logits, banned):
+        found.append(logits.clone())
+        return choose(logits, banned)
+
     none = torch.zeros(0, model.config.text_config.hidden_size)
     adapters = adapters or [-1] * len(prompts)
-    runner.prefill([Prompt(ids, none, adapter) for ids, adapter in zip(prompts, adapters, strict=True)])
-    runner.decode(tokens, {}, adapters)
+    with mock.patch.object(runner, "_choose", note):
+        runner.prefill([Prompt(ids, none, adapter) for ids, adapter in zip(prompts, adapters, strict=True)])
+        runner.decode(tokens, {}, adapters)
     return found
 
 

@@ -9,8 +9,9 @@ from service.engine.loader import EngineLimits
 from service.engine.lora import make_bank
 from service.engine.model_runner import ModelRunner
 from service.engine.plain_runner import PlainRunner
-from service.engine.protocol import EngineInfo, PreparedPage, SequenceEvent, SequenceRequest
+from service.engine.protocol import EngineInfo, SequenceEvent, SequenceRequest
 from shared.deepseek_ocr.configuration import ClipConfig, DeepseekOcrConfig, SamConfig, TextConfig, geometry_to_json
+from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling, plan_views
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.tokenizer import BOS, EOS, GROUNDING_TOKENS, IMAGE, PAD, OcrTokenizer
@@ -112,11 +113,11 @@ def tiny_engine(model: DeepseekOcrForConditionalGeneration | None = None, **limi
     return TorchEngine(runner, tokenizer, info, values)
 
 
-def tiny_page(seed: int, width_px: int = 64, height_px: int = 64) -> PreparedPage:
+def tiny_page(seed: int, width_px: int = 64, height_px: int = 64) -> PageViews:
     """Noise of the size's plan; 128 x 64 gives two tiles."""
     plan = plan_views(width_px, height_px, Mode.GUNDAM, GEOMETRY)
     noise = np.random.default_rng(seed)
-    return PreparedPage(
+    return PageViews(
         plan=plan,
         global_view_HWC=noise.integers(0, 256, (plan.global_px, plan.global_px, 3), np.uint8),
         tiles_THWC=noise.integers(0, 256, (plan.num_tiles, plan.tile_px, plan.tile_px, 3), np.uint8),

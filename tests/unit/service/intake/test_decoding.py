@@ -7,7 +7,9 @@ import io
 import struct
 import warnings
 import zlib
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -25,6 +27,7 @@ from service.errors import (
 from service.intake.decoding import decode, open_page
 from service.intake.formats import detect_format
 from service.intake.limits import DecodeOrder, IntakeLimits
+from shared.deepseek_ocr.forms import PageImage, PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
 from tests.support.pdf import make_pdf
 from tests.support.service import encode, page_image
@@ -72,8 +75,8 @@ def test_order_survives_the_wire() -> None:
 def test_page_becomes_its_views() -> None:
     page = decode(encode(page_image()), order())
     assert (page.width_px, page.height_px, page.pages, page.page) == (320, 200, (1,), 1)
-    assert page.global_view_HWC.shape == (640, 640, 3)
-    assert page.tiles_THWC.shape[0] == 0
+    assert page.prepared.global_view_HWC.shape == (640, 640, 3)
+    assert page.prepared.tiles_THWC.shape[0] == 0
     assert not page.is_blank
 
 
@@ -251,3 +254,22 @@ def test_protected_pdf_says_so() -> None:
 def test_content_decides_not_the_first_letters_of_a_pdf() -> None:
     assert detect_format(b"\n\n  junk %PDF-1.4") == "pdf"
     assert detect_format(b" " * 2000 + b"%PDF-1.4") is None
+
+
+@pytest.mark.parametrize(
+    ("wants_image", "size", "form"),
+    [(True, (400, 300), PageImage), (False, (400, 300), PageViews), (True, (12, 400), PageImage)],
+)
+def test_page_comes_in_the_form_that_was_asked_for(wants_image: bool, size: tuple[int, int], form: type) -> None:
+    data = encode(page_image("form", size))
+    page = decode(data, replace(order(), wants_image=wants_image))
+    assert type(page.prepared) is form
+    assert page.prepared.find_fault(GeometryConfig()) is None
+    if isinstance(page.prepared, PageImage):
+        np.testing.assert_array_equal(page.prepared.image_HWC, np.asarray(open_page(data, order())[2]))
+
+
+def test_page_too_large_for_an_image_comes_as_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.deepseek_ocr.forms.MAX_IMAGE_PIXELS", 1000)
+    page = decode(encode(page_image("form", (100, 11))), replace(order(), wants_image=True))
+    assert type(page.prepared) is PageViews

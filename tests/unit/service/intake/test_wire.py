@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from service.errors import InternalError, TooManyPixelsError, UndecodableError
 from service.intake import wire
 from service.intake.decoding import decode
 from service.intake.limits import DecodeOrder, IntakeLimits
+from shared.deepseek_ocr import forms
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
 from tests.support.service import png
 
@@ -60,10 +63,32 @@ def test_page_survives_the_wire(pipe: tuple[socket.socket, socket.socket]) -> No
     data = bytearray(b"".join(bytes(payload) for payload in payloads))
     assert len(data) <= wire.max_reply_bytes(ORDER)
     received = wire.page_from_wire({**header, "pages": list(page.pages)}, data)
-    assert received.plan == page.plan
+    assert received.prepared.plan == page.prepared.plan
     assert (received.file_format, received.pages, received.width_px) == ("png", (1,), 700)
-    np.testing.assert_array_equal(received.global_view_HWC, page.global_view_HWC)
-    np.testing.assert_array_equal(received.tiles_THWC, page.tiles_THWC)
+    np.testing.assert_array_equal(received.prepared.global_view_HWC, page.prepared.global_view_HWC)
+    np.testing.assert_array_equal(received.prepared.tiles_THWC, page.prepared.tiles_THWC)
+
+
+def test_image_survives_the_wire() -> None:
+    order = replace(ORDER, wants_image=True)
+    assert DecodeOrder.from_wire(json.loads(json.dumps(order.to_wire()))) == order
+    page = decode(png(size=(700, 900)), order)
+    header, payloads = wire.page_to_wire(page)
+    data = bytearray(b"".join(bytes(payload) for payload in payloads))
+    assert len(data) == 3 * 700 * 900 <= wire.max_reply_bytes(order)
+    received = wire.page_from_wire(header, data)
+    assert received.prepared.plan == page.prepared.plan
+    np.testing.assert_array_equal(received.prepared.arrays[0], page.prepared.arrays[0])
+    for lie in ({"is_image": False}, {"width_px": 701}, {"width_px": -1}, {"height_px": 0}):
+        with pytest.raises(wire.BrokenFrameError):
+            wire.page_from_wire({**header, **lie}, data)
+
+
+@pytest.mark.parametrize("wants_image", [False, True])
+def test_no_page_has_more_bytes_than_are_accepted(wants_image: bool) -> None:
+    order = replace(ORDER, wants_image=wants_image)
+    most = max(forms.MAX_IMAGE_PIXELS if wants_image else 0, 1024**2 + 9 * 640**2)
+    assert wire.max_reply_bytes(order) >= 3 * most
 
 
 @pytest.mark.parametrize(

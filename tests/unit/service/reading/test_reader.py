@@ -12,7 +12,7 @@ from opentelemetry.trace import NoOpTracer
 
 from service.admission.gate import Gate
 from service.engine.fake import FakeEngine, FakeEngineHandle, fake_tokens
-from service.engine.protocol import FinishReason, PreparedPage, SequenceRequest
+from service.engine.protocol import FinishReason, SequenceRequest
 from service.errors import (
     EngineError,
     EngineLostError,
@@ -28,6 +28,7 @@ from service.reading.observer import TelemetryObserver
 from service.reading.reader import DocumentReader, DocumentReading, ReadOrder
 from service.telemetry.metrics import Metrics
 from shared.contract.prompts import Task, prompt_for
+from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import Mode, ViewPlan
 from tests.support.service import eventually
 
@@ -55,9 +56,7 @@ class Source:
             width_px=1000,
             height_px=500,
             is_blank=False,
-            plan=self.plan,
-            global_view_HWC=np.full((8, 8, 3), colour, np.uint8),
-            tiles_THWC=np.zeros((0, 8, 8, 3), np.uint8),
+            prepared=PageViews(self.plan, np.full((8, 8, 3), colour, np.uint8), np.zeros((0, 8, 8, 3), np.uint8)),
         )
 
 
@@ -92,7 +91,7 @@ async def bench(page_slots: int = 4, engine: FakeEngine | None = None, plan: Vie
 
 def expected_text(num_pages: int, page: int) -> str:
     view = np.full((8, 8, 3), 16 * num_pages + page - 1, np.uint8)
-    prepared = PreparedPage(PLAN, view, np.zeros((0, 8, 8, 3), np.uint8))
+    prepared = PageViews(PLAN, view, np.zeros((0, 8, 8, 3), np.uint8))
     request = SequenceRequest("", prepared, prompt_for(Task.FREE), 100, "fake")
     return "".join(fake_tokens(request))
 

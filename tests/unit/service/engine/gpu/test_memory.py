@@ -43,7 +43,7 @@ def test_cards_from_12_to_80_gb_hold_a_useful_cache(card_gib, slots, least_token
 
 
 def test_larger_cards_do_larger_steps():
-    found = [BOUNDS.index(plan_of(card_gib, slots=8).bounds) for card_gib in (9.2, 11.6, 23.5, 79.2)]
+    found = [BOUNDS.index(plan_of(card_gib, slots=8).bounds) for card_gib in (9.4, 11.6, 23.5, 79.2)]
     assert found == sorted(found, reverse=True)
     assert (found[0], found[-1]) == (len(BOUNDS) - 1, 0)
 
@@ -86,11 +86,11 @@ def test_a_plan_stays_within_its_share(card_gib, used_gib, fraction, slots, max_
 
 
 def test_adapters_take_from_the_cache():
-    plain, adapted = plan_of(15.7), plan_of(15.7, adapter_bytes=GIB)
+    plain, adapted = plan_of(23.7), plan_of(23.7, adapter_bytes=GIB)
     assert adapted.bounds == plain.bounds
     assert (plain.cache_bytes - adapted.cache_bytes) / GIB == pytest.approx(1, rel=0.01)
     with pytest.raises(EngineError, match="too small"):
-        plan_of(15.7, adapter_bytes=8 * GIB)
+        plan_of(23.7, adapter_bytes=16 * GIB)
 
 
 def test_a_wider_type_leaves_less_room():

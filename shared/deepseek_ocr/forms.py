@@ -1,0 +1,96 @@
+"""The two forms in which a page comes to an engine: its views, or the upright image that views are made from.
+
+An image is the smaller and cheaper one to make where the device can resize it; views are what any engine takes. Both
+are plain arrays with the plan they belong to. Knows numpy and the geometry, neither Pillow nor torch.
+
+Shape letters: H and W pixels, C colours, T tiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan, plan_views
+
+CHANNELS = 3
+MAX_IMAGE_PIXELS = 9_000_000
+"""Of a page in the form of an image: A4 at 300 dots an inch has 8.7 million. In bytes that is twice the largest page in
+the form of views (nine tiles and a view of 1024 px). Larger pages are sent as views, so that what processes and devices
+hold of a page stays bounded."""
+MAX_IMAGE_SIDE_PX = 8192
+"""Between the two passes of a resize lies one long side times a wanted short one."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageViews:
+    """A page as the encoder takes it.
+
+    Shapes:
+        global_view_HWC: uint8, RGB, `[plan.global_px, plan.global_px, 3]`
+        tiles_THWC: uint8, RGB, `[plan.num_tiles, plan.tile_px, plan.tile_px, 3]`
+    """
+
+    plan: ViewPlan
+    global_view_HWC: NDArray[np.uint8]
+    tiles_THWC: NDArray[np.uint8]
+
+    @property
+    def arrays(self) -> tuple[NDArray[np.uint8], ...]:
+        """All pixels."""
+        return self.global_view_HWC, self.tiles_THWC
+
+    def find_fault(self, geometry: GeometryConfig) -> str | None:
+        """What is wrong with the arrays' sizes, if anything."""
+        del geometry  # any plan can be read, as long as it is kept to
+        side, tile = self.plan.global_px, self.plan.tile_px
+        if self.global_view_HWC.shape != (side, side, CHANNELS):
+            return "the views do not have the sizes of their plan"
+        if self.tiles_THWC.shape != (self.plan.num_tiles, tile, tile, CHANNELS):
+            return "the views do not have the sizes of their plan"
+        return _fault_of_type(*self.arrays)
+
+
+@dataclass(frozen=True, slots=True)
+class PageImage:
+    """A page whose views are still to be made.
+
+    Shapes:
+        image_HWC: uint8, RGB, upright, of the size that was planned
+    """
+
+    plan: ViewPlan
+    image_HWC: NDArray[np.uint8]
+
+    @property
+    def arrays(self) -> tuple[NDArray[np.uint8], ...]:
+        """All pixels."""
+        return (self.image_HWC,)
+
+    def find_fault(self, geometry: GeometryConfig) -> str | None:
+        """What is wrong with the image's size or its plan, if anything."""
+        shape = self.image_HWC.shape
+        if len(shape) != 3 or shape[2] != CHANNELS or not min(shape):
+            return "the image is not [H, W, 3]"
+        height_px, width_px, _ = shape
+        if not may_be_image(width_px, height_px):
+            return "the image is too large to come without its views"
+        if self.plan.mode not in geometry.modes or self.plan != plan_views(
+            width_px, height_px, self.plan.mode, geometry
+        ):
+            return "the plan is not that of the image's size"
+        return _fault_of_type(*self.arrays)
+
+
+PreparedPage = PageViews | PageImage
+
+
+def may_be_image(width_px: int, height_px: int) -> bool:
+    """Whether a page of this size may come in the form of an image."""
+    return width_px * height_px <= MAX_IMAGE_PIXELS and max(width_px, height_px) <= MAX_IMAGE_SIDE_PX
+
+
+def _fault_of_type(*arrays: NDArray[np.uint8]) -> str | None:
+    return None if all(array.dtype == np.uint8 for array in arrays) else "pixels are not uint8"
