@@ -96,7 +96,8 @@ class Run:
     def dtype(self) -> torch.dtype:
         """Of the engine's weights."""
         name = self.arguments.dtype or ("float32" if self.arguments.device == "cpu" else "bfloat16")
-        return getattr(torch, name)  # type: ignore[no-any-return]
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
 
     @property
     def cases(self) -> list[Case]:

@@ -39,7 +39,7 @@ def run_peer(name: str, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
         print(f"{name} is not installed here: left out", file=sys.stderr)
         return
     order = json.dumps([asdict(case) for case in cases])
-    arguments = [sys.executable, FOLDER / PEERS[name], order]
+    arguments = [sys.executable, str(FOLDER / PEERS[name]), order]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
         # Ends the reading below as well, which has no time limit of its own.
         watch = threading.Timer(TIMEOUT_S, process.kill)
