@@ -169,6 +169,8 @@ GROUPS: dict[str, Callable[[], list[Sweep]]] = {
 
 def compile_share(index: int, group: str, deadline_s: float) -> None:
     """Compile every `NUM_PROCESSES`-th candidate, until the deadline on the wall clock."""
+    # A compiling process needs no copies beyond the cache; those of all would not fit into the card.
+    bench.L2_BYTES = 0
     with torch.inference_mode():
         candidates = [(sweep, config) for sweep in GROUPS[group]() for config in sweep.configs]
         for sweep, config in candidates[index::NUM_PROCESSES]:
