@@ -153,6 +153,9 @@ class Run:
             try:
                 more = {"start_s": round(engine.start_s, 2), "preparation": preparation.name}
                 more |= {"ablation": idea.value} if idea else {}
+                # An engine that has adapters beside its base is not the engine without any.
+                counts = {"adapters": arguments.adapters, "adapter_rank": arguments.adapter_rank}
+                more |= counts if arguments.adapters else {}
                 self._read(engine, preparation, REDUCED_REQUESTS.get(idea) if idea else None, more)
                 if arguments.adapters and not idea:
                     self._adapters(engine, preparation, more)
@@ -179,8 +182,7 @@ class Run:
             span = read_case(engine, preparation, asked, who)
             best_s[asked.name] = min(best_s.get(asked.name, span.wall_s), span.wall_s)
             ratio = {"base_ratio": round(best_s[case.name] / span.wall_s, 4)} if asked is not case else {}
-            counts = {"adapters": arguments.adapters, "adapter_rank": arguments.adapter_rank}
-            self.add(_row(asked, span) | more | counts | ratio)
+            self.add(_row(asked, span) | more | ratio)
 
     def _sweep(self, engine: EngineThread, preparation: Preparation, more: dict[str, Any]) -> None:
         for clients in self.arguments.concurrency:
