@@ -58,16 +58,21 @@ class _Experts:
     normalise: bool
     scale: float
 
-    def choose(self, x_BH: Tensor) -> tuple[Tensor, list[int]]:
-        """Weights of all experts `[B, E]`, zero for those not chosen, as `moe.Gate` has them; the experts chosen."""
-        logits_BE = F.linear(x_BH, self.router_EH)
-        weights_BK, experts_BK = logits_BE.softmax(dim=-1).topk(self.top_k, dim=-1)
-        if self.top_k > 1 and self.normalise:
-            weights_BK = weights_BK / (weights_BK.sum(dim=-1, keepdim=True) + 1e-20)
-        if self.scale != 1:
-            weights_BK = weights_BK * self.scale
-        weights_BE = torch.zeros_like(logits_BE).scatter_(1, experts_BK, weights_BK)
-        return weights_BE, sorted(set(experts_BK.flatten().tolist()))
+    def choose(self, x_BH: Tensor) -> dict[int, float | Tensor]:
+        """The experts that any row chose, and each row's weight of them, `[B, 1]` or a number; see `moe.Gate`."""
+        chosen = F.linear(x_BH, self.router_EH).softmax(dim=-1).topk(self.top_k, dim=-1)
+        # On the host, where a few numbers cost less than the operations that would join them.
+        weights_BE = [[0.0] * len(self.experts) for _ in x_BH]
+        used = set[int]()
+        for row, weights, experts in zip(weights_BE, *(side.tolist() for side in chosen), strict=True):
+            total = sum(weights) + 1e-20 if self.top_k > 1 and self.normalise else 1.0
+            for weight, expert in zip(weights, experts, strict=True):
+                row[expert] = weight / total * self.scale
+            used.update(experts)
+        if len(weights_BE) == 1:
+            return {expert: weights_BE[0][expert] for expert in sorted(used)}
+        columns = torch.tensor(weights_BE).split(1, dim=1)
+        return {expert: columns[expert] for expert in sorted(used)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +146,10 @@ class PackedDecoder:
             self._attend(index, layer, x_BH, rotary, window, adapted)
             normed_BH = self._normalise(x_BH, layer.mlp_norm_H)
             if layer.experts:
-                weights_BE, chosen = layer.experts.choose(normed_BH)
-                for expert in chosen:
-                    joined = layer.experts.experts[expert].gate_up.product(normed_BH)
-                    active_BW = _activate(joined).mul_(weights_BE[:, expert : expert + 1])
-                    layer.experts.experts[expert].down.add_to(x_BH, active_BW)
+                for number, weight in layer.experts.choose(normed_BH).items():
+                    expert = layer.experts.experts[number]
+                    active_BW = _activate(expert.gate_up.product(normed_BH)).mul_(weight)
+                    expert.down.add_to(x_BH, active_BW)
             if layer.mlp:
                 joined = layer.mlp.gate_up.product(normed_BH)
                 if adapted:
