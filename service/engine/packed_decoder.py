@@ -71,7 +71,7 @@ class _Experts:
             used.update(experts)
         if len(weights_BE) == 1:
             return {expert: weights_BE[0][expert] for expert in sorted(used)}
-        columns = torch.tensor(weights_BE).split(1, dim=1)
+        columns = torch.tensor([weight for row in weights_BE for weight in row]).view(len(x_BH), -1).split(1, dim=1)
         return {expert: columns[expert] for expert in sorted(used)}
 
 
