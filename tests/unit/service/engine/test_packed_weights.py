@@ -4,7 +4,6 @@ import torch
 from service.engine.packed_weights import FullMatrix, HalfMatrix, find_levels, pack
 from shared.deepseek_ocr.quantisation import dequantise_rows, quantise_rows
 
-
 HAS_SHORT_PRODUCT = "fbgemm" in torch.backends.quantized.supported_engines
 LAYOUTS = [FullMatrix, *([lambda weight: HalfMatrix(*find_levels(weight))] if HAS_SHORT_PRODUCT else [])]
 
