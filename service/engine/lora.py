@@ -79,6 +79,24 @@ class LowRank:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertLowRank:
+    """Matrices of a layer's routed experts, of all slots; `kernels.mixture_lora` says what they mean.
+
+    Shape letters beside the file's: E experts, I their width, J = 2 * I gates and ups, here Q = 2 * R.
+    """
+
+    up_A_SEQH: Tensor
+    up_B_SEJR: Tensor
+    down_A_SERI: Tensor
+    down_B_SEHR: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All of them, in order."""
+        return self.up_A_SEQH, self.up_B_SEJR, self.down_A_SERI, self.down_B_SEHR
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterFiles:
     """What PEFT writes: tensors by name, and the config."""
 
