@@ -42,8 +42,9 @@ def case(tokens, shape, dtype):
     x = noise(tokens, hidden, dtype=dtype)
     scores = torch.rand(tokens, experts, device=DEVICE)
     weights, choice = scores.topk(chosen, dim=1)
-    gate_up = noise(experts, 2 * inner, hidden, dtype=dtype, scale=hidden**-0.5)
-    down = noise(experts, hidden, inner, dtype=dtype, scale=inner**-0.5)
+    # Behind the routed experts stand shared ones, as a decoder has them.
+    gate_up = noise(experts + 2, 2 * inner, hidden, dtype=dtype, scale=hidden**-0.5)
+    down = noise(experts + 2, hidden, inner, dtype=dtype, scale=inner**-0.5)
     low = ExpertLowRank(
         noise(SLOTS, experts, 2 * rank, hidden, dtype=dtype, scale=hidden**-0.5),
         noise(SLOTS, experts, 2 * inner, rank, dtype=dtype, scale=rank**-0.5),

@@ -13,8 +13,9 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from service.engine.adapters import NO_ADAPTER
 from service.engine.gpu.decoder import GpuDecoder
 from service.engine.gpu.graphs import PromptGraphs, StepGraphs
 from service.engine.gpu.paged_cache import PagedCache, to_device
@@ -30,7 +32,8 @@ from service.engine.gpu.preparation import Preparation
 from service.engine.gpu.prompts import PromptBatch, lay_out
 from service.engine.gpu.state import REPORT_COLUMNS, AnswerState, Code
 from service.engine.gpu.vision import GpuVision
-from service.engine.lora import AdapterBank, AdapterFiles
+from service.engine.lora import AdapterBank
+from service.engine.lora_files import AdapterFiles
 from service.engine.repetition import LoopRule
 from service.engine.runner import DeviceFullError, DeviceStuckError, NewRow, Report, View
 from shared.deepseek_ocr.forms import PreparedPage
@@ -45,6 +48,15 @@ WARM_UP_LENGTHS = ((16,), (276,), (906,), (64,) * 64, (4096,))
 """Prompts whose shapes choose all of the kernels' variants: tiny, short, a full page, many, long."""
 
 _log = logging.getLogger(__name__)
+
+
+class _Need(IntEnum):
+    """What the adapters of a pass's rows need, each more than the one before."""
+
+    NOTHING = 0
+    ADAPTERS = 1
+    EXPERTS = 2
+    """One of them changes routed experts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +82,9 @@ class GpuRunner:
         rule: What counts as a loop.
         view_sizes_px: Views that will come, for `warm_up`.
         uses_graphs: Whether steps are captured.
-        bank: Adapters, made with `splits_shared`; None: there are none. With one, all graphs are captured twice:
-            steps in which no row has an adapter are what they would be without a bank.
+        bank: Adapters, made with `splits_shared`; None: there are none. With one, all graphs are captured twice, and a
+            third time where adapters may change routed experts: a step does what its rows' adapters need, and steps
+            in which no row has one are what they would be without a bank.
     """
 
     depth = 1
@@ -107,9 +120,9 @@ class GpuRunner:
         self._adapters: dict[int, int] = {}
         """Of the slots that are open and have one."""
         self._owed: deque[_Owed] = deque()
-        ways = (False, True) if bank else (False,)
-        self._steps = [self._step_graphs(has_adapters, uses_graphs) for has_adapters in ways]
-        self._prompts = [self._prompt_graphs(has_adapters, uses_graphs) for has_adapters in ways]
+        needs = list(_Need)[: 1 if bank is None else 3 if bank.has_experts else 2]
+        self._steps = [self._step_graphs(need, uses_graphs) for need in needs]
+        self._prompts = [self._prompt_graphs(need, uses_graphs) for need in needs]
 
     @property
     def kv_tokens(self) -> int:
@@ -214,8 +227,8 @@ class GpuRunner:
     @torch.inference_mode()
     def launch(self, slots: Sequence[int]) -> None:
         """Choose one more token for these slots."""
-        has_adapters = bool(self._adapters) and not self._adapters.keys().isdisjoint(slots)
-        self._owe([self._to_host(self._steps[has_adapters].run(slots))])
+        need = self._need(self._adapters[slot] for slot in slots if slot in self._adapters)
+        self._owe([self._to_host(self._steps[need].run(slots))])
 
     def collect(self) -> Report | None:
         """Wait for the oldest report that is owed and take it.
@@ -275,36 +288,44 @@ class GpuRunner:
         """Prefills whose keys go nowhere, none longer than a sequence may be."""
         scratch = self._state.scratch_slot
         most = self._decoder.max_positions
-        for usual, graphs in itertools.product(WARM_UP_LENGTHS, self._steps):
+        for usual, need in itertools.product(WARM_UP_LENGTHS, list(_Need)[: len(self._steps)]):
             lengths = [min(length, most) for length in usual]
             nowhere = [np.full(length, -1) for length in lengths]
-            adapters = [-1] * len(lengths) if graphs is not self._steps[0] else None
-            logits_RV = self._logits([[0] * length for length in lengths], nowhere, [], adapters)
+            prompts = [[0] * length for length in lengths]
+            logits_RV = self._logits(prompts, nowhere, [], [NO_ADAPTER] * len(lengths), need)
             slots_R = torch.full((len(lengths),), scratch, dtype=torch.int64, device=self._device)
             self._kernels.choose(logits_RV, slots_R, self._state, self._rule)
 
-    def _step_graphs(self, has_adapters: bool, is_captured: bool) -> StepGraphs:
+    def _need(self, adapters: Iterable[int]) -> _Need:
+        """Of rows with these adapters, -1: none."""
+        used = {adapter for adapter in adapters if adapter >= 0}
+        if not used or self._bank is None:
+            return _Need.NOTHING
+        return _Need.ADAPTERS if used.isdisjoint(self._bank.expert_slots) else _Need.EXPERTS
+
+    def _step_graphs(self, need: _Need, is_captured: bool) -> StepGraphs:
         return StepGraphs(
-            partial(self._step, has_adapters),
+            partial(self._step, need),
             max_rows=self._state.scratch_slot,
             scratch_slot=self._state.scratch_slot,
             device=self._device,
             is_captured=is_captured,
         )
 
-    def _prompt_graphs(self, has_adapters: bool, is_captured: bool) -> PromptGraphs:
+    def _prompt_graphs(self, need: _Need, is_captured: bool) -> PromptGraphs:
         return PromptGraphs(
-            lambda batch: self._decoder.prefill(batch, self._cache, self._bank),
+            lambda batch: self._decoder.prefill(batch, self._cache, self._bank, has_experts=need == _Need.EXPERTS),
             image_id=self._model.config.image_token_id,
             hidden_size=self._model.config.text_config.hidden_size,
             device=self._device,
             dtype=self._model.lm_head.weight.dtype,
             is_captured=is_captured,
-            has_adapters=has_adapters,
+            has_adapters=need > _Need.NOTHING,
         )
 
-    def _step(self, has_adapters: bool, slots_B: Tensor) -> Tensor:
-        logits_BV = self._decoder.decode(slots_B, self._state, self._cache, self._bank if has_adapters else None)
+    def _step(self, need: _Need, slots_B: Tensor) -> Tensor:
+        bank = self._bank if need else None
+        logits_BV = self._decoder.decode(slots_B, self._state, self._cache, bank, has_experts=need == _Need.EXPERTS)
         report_BC: Tensor = self._kernels.choose(logits_BV, slots_B, self._state, self._rule)
         return report_BC
 
@@ -329,12 +350,12 @@ class GpuRunner:
             assert row.prompt_ids.count(self._model.config.image_token_id) == len(row.features_LD)
         cells = [self._cache.cells(slot, length) for slot, length in zip(slots, lengths, strict=True)]
         adapters = [row.adapter for row in rows]
-        has_adapters = max(adapters) >= 0
-        graphs = self._prompts[has_adapters]
+        need = self._need(adapters)
+        graphs = self._prompts[need]
         if graphs.takes(prompts):
             logits_RV = graphs.run(prompts, cells, features, adapters)
         else:
-            logits_RV = self._logits(prompts, cells, features, adapters if has_adapters else None)
+            logits_RV = self._logits(prompts, cells, features, adapters, need)
         self._state.open(slots, lengths, [row.max_new_tokens for row in rows], adapters=adapters)
         slots_R = to_device(np.array(slots), self._device)
         return self._to_host(self._kernels.choose(logits_RV, slots_R, self._state, self._rule))
@@ -344,18 +365,20 @@ class GpuRunner:
         prompts: Sequence[Sequence[int]],
         cells: Sequence[NDArray[np.int64]],
         features: Sequence[Tensor],
-        adapters: Sequence[int] | None = None,
+        adapters: Sequence[int],
+        need: _Need,
     ) -> Tensor:
         """Read prompts of any number and length, launching kernel by kernel: `[R, V]`."""
         config = self._model.config
-        numbers = to_device(lay_out(prompts, cells, config.image_token_id, adapters=adapters), self._device)
+        named = adapters if need else None
+        numbers = to_device(lay_out(prompts, cells, config.image_token_id, adapters=named), self._device)
         none_IH = torch.zeros(1, config.text_config.hidden_size, dtype=self._model.lm_head.weight.dtype)
         features_IH = torch.cat(list(features)) if features else none_IH.to(self._device)
         lengths = [len(ids) for ids in prompts]
         batch = PromptBatch.unpack(
-            numbers, sum(lengths), len(prompts), features_IH, max(lengths), has_adapters=adapters is not None
+            numbers, sum(lengths), len(prompts), features_IH, max(lengths), has_adapters=bool(need)
         )
-        return self._decoder.prefill(batch, self._cache, self._bank)
+        return self._decoder.prefill(batch, self._cache, self._bank, has_experts=need == _Need.EXPERTS)
 
     def _to_host(self, report_BC: Tensor) -> Tensor:
         if self._device.type != "cuda":

@@ -97,9 +97,8 @@ def _pair_up(
     if kind < 0:
         return
     has_adapter = kind < NUM_KINDS
-    if ADD:
-        if not has_adapter:
-            return
+    if ADD and not has_adapter:
+        return
     pair = tl.load(pairs + tile * PAIRS + tl.arange(0, PAIRS))
     pair_inside = (pair >= 0)[:, None]
     groups: tl.constexpr = (PART_WIDTH + COLUMNS - 1) // COLUMNS
@@ -160,19 +159,19 @@ def _mix(
     residual_TH: Tensor | None,
     out_TH: Tensor,
 ) -> None:
-    (tokens, chosen), (num_experts, hidden, inner) = experts_TK.shape, down_EHI.shape
+    (tokens, chosen), inner, (num_slots, num_routed) = experts_TK.shape, down_EHI.shape[2], low.up_A_SEQH.shape[:2]
     for tensor in (x_TH, weights_TK, experts_TK, gate_up_EJH, down_EHI, slots_T, out_TH, *low.tensors):
         assert tensor.is_contiguous(), "mixture_lora needs contiguous tensors"
     if not tokens:
         return
     num_pairs = tokens * chosen
-    num_kinds = len(low.up_A_SEQH) * num_experts
-    kinds_TK = torch.where(slots_T[:, None] >= 0, slots_T[:, None] * num_experts + experts_TK, num_kinds).int()
+    num_kinds = num_slots * num_routed
+    kinds_TK = torch.where(slots_T[:, None] >= 0, slots_T[:, None] * num_routed + experts_TK, num_kinds).int()
     kinds = sort_pairs(kinds_TK, num_kinds + 1, FEW_TILE if num_pairs <= FEW_PAIRS else MANY_TILE)
     extra = torch.empty(num_pairs, 2 * inner, dtype=x_TH.dtype, device=x_TH.device)
     _add_low(x_TH, kinds, low.up_A_SEQH, low.up_B_SEJR, extra, chosen, is_set=True)
     config = tile_config(tokens, x_TH.dtype)
-    order = sort_pairs(experts_TK, num_experts, config.pairs)
+    order = sort_pairs(experts_TK, len(gate_up_EJH), config.pairs)
     activated, results = multiply_tiles(x_TH, order, chosen, gate_up_EJH, down_EHI, config, extra)
     _add_low(activated, kinds, low.down_A_SERI, low.down_B_SEHR, results, 1, is_set=False)
     sum_pairs(results, weights_TK, residual_TH, out_TH)

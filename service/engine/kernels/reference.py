@@ -352,7 +352,7 @@ def mixture_lora(
         x_TH: Tokens.
         weights_TK: Of the chosen experts, float32.
         experts_TK: int32; no expert twice for one token.
-        gate_up_EJH: Gate rows over up rows.
+        gate_up_EJH: Gate rows over up rows; experts beyond those that `low` has are chosen by nobody.
         down_EHI: Down projections.
         low: Of all slots and experts.
         slots_T: int32, each token's slot; below 0: none.
@@ -360,7 +360,7 @@ def mixture_lora(
     Returns:
         `[T, H]` in the tokens' dtype.
     """
-    num_experts, _, inner = down_EHI.shape
+    inner, num_experts = down_EHI.shape[2], low.up_A_SEQH.shape[1]
     up_A, up_B, down_A, down_B = (tensor.flatten(0, 1) for tensor in low.tensors)
     out_TH = torch.zeros_like(x_TH, dtype=torch.float32)
     for expert in range(num_experts):
