@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from service.engine.adapters import AdapterError
+from service.engine.gpu.reports import wait_for
 from service.engine.lora_files import ROUTED, AdapterFiles, Pair, find_pairs, read_config
 from shared.deepseek_ocr.configuration import TextConfig
 
@@ -190,7 +191,7 @@ class AdapterBank:
         rank, scaling = read_config(files.config, self.max_rank)
         pairs = find_pairs(files.tensors, rank, self._text, takes_experts=self.has_experts)
         if self._staged:
-            self._staged.synchronize()  # the adapter before may still be on its way
+            wait_for(self._staged)  # the adapter before may still be on its way
         for group in (group for groups in self._staging for group in groups.values()):
             group.A_SQH.zero_()
             group.B_SOR.zero_()

@@ -1,6 +1,6 @@
 """The runner of CUDA devices: everything is enqueued, one small copy a step comes back.
 
-Owns the device's side of all slots: encoder, decoder, cache, answers' state, captured steps, reports on their way.
+Owns the device's side of all slots: encoder, decoder, cache, answers' state, captured steps.
 Implements `runner.Runner`; knows no sequences. Runs on a CPU too, where tests use it with plain kernels. Used by the
 engine's single thread, on one stream.
 
@@ -12,9 +12,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from typing import Any
@@ -30,20 +28,17 @@ from service.engine.gpu.graphs import PromptGraphs, StepGraphs
 from service.engine.gpu.paged_cache import PagedCache, to_device
 from service.engine.gpu.preparation import Preparation
 from service.engine.gpu.prompts import PromptBatch, lay_out
-from service.engine.gpu.state import REPORT_COLUMNS, AnswerState, Code
+from service.engine.gpu.reports import Reports
+from service.engine.gpu.state import AnswerState, Code
 from service.engine.gpu.vision import GpuVision
 from service.engine.lora import AdapterBank
 from service.engine.lora_files import AdapterFiles
 from service.engine.repetition import LoopRule
-from service.engine.runner import DeviceFullError, DeviceStuckError, NewRow, Report, View
+from service.engine.runner import DeviceFullError, NewRow, Report, View
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 
-STUCK_S = 30.0
-"""The longest step there is, a full prefill on a small card, takes a few seconds."""
-POLL_S = 20e-6
-"""Between two looks at whether a report has come. Sleeping lets the thread that reads commands run."""
 WARM_UP_LENGTHS = ((16,), (276,), (906,), (64,) * 64, (4096,))
 """Prompts whose shapes choose all of the kernels' variants: tiny, short, a full page, many, long."""
 
@@ -57,14 +52,6 @@ class _Need(IntEnum):
     ADAPTERS = 1
     EXPERTS = 2
     """One of them changes routed experts."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Owed:
-    """A report on its way to the host, in parts; complete once the event has come."""
-
-    parts: Sequence[Tensor]
-    event: torch.cuda.Event | None
 
 
 class GpuRunner:
@@ -119,7 +106,7 @@ class GpuRunner:
         self._bank = bank
         self._adapters: dict[int, int] = {}
         """Of the slots that are open and have one."""
-        self._owed: deque[_Owed] = deque()
+        self._reports = Reports(self._device)
         needs = list(_Need)[: 1 if bank is None else 3 if bank.has_experts else 2]
         self._steps = [self._step_graphs(need, uses_graphs) for need in needs]
         self._prompts = [self._prompt_graphs(need, uses_graphs) for need in needs]
@@ -222,31 +209,21 @@ class GpuRunner:
         self._cache.open(slots, [len(row.prompt_ids) + row.max_new_tokens for row in rows])
         self._prompt_tokens |= {row.slot: len(row.prompt_ids) for row in rows}
         self._adapters |= {row.slot: row.adapter for row in rows if row.adapter >= 0}
-        self._owe(self._read(rows))
+        self._reports.owe(self._read(rows))
 
     @torch.inference_mode()
     def launch(self, slots: Sequence[int]) -> None:
         """Choose one more token for these slots."""
         need = self._need(self._adapters[slot] for slot in slots if slot in self._adapters)
-        self._owe([self._to_host(self._steps[need].run(slots))])
+        self._reports.owe([self._reports.to_host(self._steps[need].run(slots))])
 
     def collect(self) -> Report | None:
         """Wait for the oldest report that is owed and take it.
 
         Returns:
-            The report; None where none is owed.
-
-        Raises:
-            DeviceStuckError: It did not come.
+            See `Reports.collect`.
         """
-        if not self._owed:
-            return None
-        owed = self._owed.popleft()
-        if owed.event:
-            _wait(owed.event)
-        rows = np.concatenate([part.numpy() for part in owed.parts])
-        tokens, bits, codes, aux = np.ascontiguousarray(rows.T)
-        return Report(tokens.tolist(), bits.view(np.float32).tolist(), codes.tolist(), aux.tolist())
+        return self._reports.collect()
 
     @torch.inference_mode()
     def rewind(self, slot: int, *, kept: int, newest_token: int, forbidden: int) -> None:
@@ -358,7 +335,7 @@ class GpuRunner:
             logits_RV = self._logits(prompts, cells, features, adapters, need)
         self._state.open(slots, lengths, [row.max_new_tokens for row in rows], adapters=adapters)
         slots_R = to_device(np.array(slots), self._device)
-        return self._to_host(self._kernels.choose(logits_RV, slots_R, self._state, self._rule))
+        return self._reports.to_host(self._kernels.choose(logits_RV, slots_R, self._state, self._rule))
 
     def _logits(
         self,
@@ -380,29 +357,7 @@ class GpuRunner:
         )
         return self._decoder.prefill(batch, self._cache, self._bank, has_experts=need == _Need.EXPERTS)
 
-    def _to_host(self, report_BC: Tensor) -> Tensor:
-        if self._device.type != "cuda":
-            return report_BC.clone()
-        host_BC = torch.empty((len(report_BC), REPORT_COLUMNS), dtype=torch.int32, pin_memory=True)
-        return host_BC.copy_(report_BC, non_blocking=True)
-
-    def _owe(self, parts: Sequence[Tensor]) -> None:
-        event = None
-        if self._device.type == "cuda":
-            event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(self._device))
-        self._owed.append(_Owed(parts, event))
-
     def _make_room(self, doing: str, count: int) -> None:
         _log.warning("out of device memory while " + doing + "; trying again with less", count)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _wait(event: torch.cuda.Event) -> None:
-    """Wait with an eye on the clock: the driver's own wait would never come back from a step that hangs."""
-    deadline_s = time.monotonic() + STUCK_S
-    while not event.query():
-        if time.monotonic() > deadline_s:
-            raise DeviceStuckError(f"a step has not ended after {STUCK_S:.0f} s")
-        time.sleep(POLL_S)
