@@ -6,10 +6,12 @@
 The engine runs in its own process, as in service, and is driven over its link. Stages: `copy`, to a folder of its own
 while it is hashed, as verification does it; `read`, the files into the engine's memory, beside its steps; `place`, into
 the slot, between two steps; `load`, both as the service sees them, messages included; `canary`, the page that every
-new version reads; `answer`, a page of 640 px up to its first text. The checks of verification (manifest, header, values)
-are not among them: they run on the CPU in the service's process, `verify` of `benchmarks/adapters.py`. Busy means that
-`--streams` pages are being decoded by the base; `gap` is the longest that one of them went without new text while
-adapters were loaded, beside the longest without loads. Prints a table and, last, a JSON line.
+new version reads; `answer`, a page of 640 px up to its first text. The checks of verification (manifest, header,
+values) are not among them: they run on the CPU in the service's process, `verify` of `benchmarks/adapters.py`.
+
+Busy means that `--streams` pages are being decoded by the base; `gap` is the longest that one of them went without new
+text while adapters were loaded, beside the longest without loads. It means something with random weights alone: nano
+says nothing more after its page's end. Prints a table and, last, a JSON line.
 """
 
 from __future__ import annotations
@@ -232,9 +234,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 result["busy"] = show("busy", await rounds("busy"))
                 result["gap_ms"] = round(streams.longest_s * 1000, 1)
                 result["gap_without_loads_ms"] = round(quiet_s * 1000, 1)
-            print(
-                f"longest stand-still of a page: {streams.longest_s * 1000:.1f} ms, {quiet_s * 1000:.1f} without loads"
-            )
+            print(f"longest gap of a page: {streams.longest_s * 1000:.1f} ms, {quiet_s * 1000:.1f} ms without loads")
         finally:
             await engine.stop()
     return result
