@@ -88,7 +88,7 @@ class ServiceSettings(BaseSettings):
     device: Device = Device.AUTO
     """Where the engine runs: `auto` takes CUDA when there is one."""
     dtype: DType = DType.AUTO
-    """Arithmetic: `auto` is bfloat16 on CUDA and float32 on a CPU."""
+    """Arithmetic: `auto` is bfloat16 on CUDA, but float32 on a CPU and for nano."""
 
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of the GPU's memory that may be used, by this service and whatever else runs on the card."""

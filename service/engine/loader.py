@@ -94,10 +94,15 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         EngineError: The GPU has no room for a single page beside the model, or adapters were asked for and the model
             is of a kind that takes none.
     """
+    import torch
+
     from service.engine.engine import TorchEngine
 
     model = checkpoint.model
     device = model.lm_head.weight.device
+    if model.lm_head.weight.dtype == torch.float32:
+        # Who asks for float32 means it: torch lets convolutions round their inputs to 10 bits unless told otherwise.
+        torch.backends.cudnn.allow_tf32 = False
     max_sequence_tokens = min(limits.max_sequence_tokens, model.config.text_config.max_position_embeddings)
     limits = replace(
         limits,

@@ -79,6 +79,9 @@ class GpuDecoder:
         takes_over: Whether the model's layers are given up, one by one, so that weights are held twice for one layer
             at most; the model cannot decode afterwards.
         takes_adapters: Whether passes may have adapters; the shared experts' downs are then held twice.
+
+    Attributes:
+        max_positions: Tokens of a sequence at most.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class GpuDecoder:
         takes_adapters: bool = False,
     ) -> None:
         text = model.config.text_config
+        self.max_positions = max_positions
         self._kernels = kernels
         self._embeddings_VH = model.model.embed_tokens.weight.detach()
         self._norm_H = model.model.norm.weight.detach()

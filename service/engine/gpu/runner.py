@@ -130,13 +130,7 @@ class GpuRunner:
         self._vision.warm_up(self._view_sizes_px)
         self._preparation.warm_up()
         vision_s = time.monotonic()
-        scratch = self._state.scratch_slot
-        for lengths, graphs in itertools.product(WARM_UP_LENGTHS, self._steps):
-            nowhere = [np.full(length, -1) for length in lengths]
-            adapters = [-1] * len(lengths) if graphs is not self._steps[0] else None
-            logits_RV = self._logits([[0] * length for length in lengths], nowhere, [], adapters)
-            slots_R = torch.full((len(lengths),), scratch, dtype=torch.int64, device=self._device)
-            self._kernels.choose(logits_RV, slots_R, self._state, self._rule)
+        self._read_usual_prompts()
         torch.cuda.synchronize(self._device)
         prefill_s = time.monotonic()
         pool = torch.cuda.graph_pool_handle()
@@ -276,6 +270,18 @@ class GpuRunner:
         assert holders == self._prompt_tokens.keys()
         assert self._adapters.keys() <= holders
         assert set((~self._state.done_S).nonzero().flatten().tolist()) <= holders
+
+    def _read_usual_prompts(self) -> None:
+        """Prefills whose keys go nowhere, none longer than a sequence may be."""
+        scratch = self._state.scratch_slot
+        most = self._decoder.max_positions
+        for usual, graphs in itertools.product(WARM_UP_LENGTHS, self._steps):
+            lengths = [min(length, most) for length in usual]
+            nowhere = [np.full(length, -1) for length in lengths]
+            adapters = [-1] * len(lengths) if graphs is not self._steps[0] else None
+            logits_RV = self._logits([[0] * length for length in lengths], nowhere, [], adapters)
+            slots_R = torch.full((len(lengths),), scratch, dtype=torch.int64, device=self._device)
+            self._kernels.choose(logits_RV, slots_R, self._state, self._rule)
 
     def _step_graphs(self, has_adapters: bool, is_captured: bool) -> StepGraphs:
         return StepGraphs(

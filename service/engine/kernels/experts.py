@@ -69,6 +69,9 @@ TILE_CONFIGS: tuple[tuple[int, TileConfig], ...] = (
 )
 """By tokens at most. The first was measured as `PAIR_CONFIG`: 4 tokens 63.1 us, 16 tokens 128 us; the others were not
 measured against alternatives yet."""
+FLOAT32_TILE_CONFIG = TileConfig(16, 32, 32, 32, 4, 2)
+"""For any number of tokens: in float32 no tensor core multiplies, and larger tiles do not fit into shared memory. Not
+measured against alternatives."""
 _SUM_COLUMNS = 256
 
 
@@ -327,7 +330,13 @@ def _mix(
     if tokens <= MAX_PAIR_TOKENS:
         mix_pairs(*arguments, PAIR_CONFIG)
     else:
-        mix_tiles(*arguments, next(config for most, config in TILE_CONFIGS if tokens <= most))
+        mix_tiles(*arguments, _tile_config(tokens, x_TH.dtype))
+
+
+def _tile_config(tokens: int, dtype: torch.dtype) -> TileConfig:
+    if dtype == torch.float32:
+        return FLOAT32_TILE_CONFIG
+    return next(config for most, config in TILE_CONFIGS if tokens <= most)
 
 
 def mix_pairs(

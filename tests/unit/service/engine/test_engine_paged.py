@@ -219,6 +219,17 @@ def test_the_decoder_can_take_the_models_layers_over():
     assert not list(model.model.layers.parameters())
 
 
+def test_warming_up_and_padding_stay_within_the_positions_that_there_are():
+    """Plain kernels refuse a position beyond the tables; compiled ones would read whatever lies there."""
+    limits = {"batch_size": 2, "max_sequence_tokens": 48, "max_new_tokens": 8}
+    runner = engine_of(**limits, adapter_slots=2, adapter_max_rank=4)._runner
+    with torch.inference_mode():
+        runner._read_usual_prompts()
+        for prompts in runner._prompts:
+            prompts._fill_for_capture(1024)
+            prompts._read(1024)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
