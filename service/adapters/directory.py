@@ -59,7 +59,6 @@ class Directory:
         decisions: Pins and refusals; changed here, kept by `storage`.
         storage: Keeps decisions, copies and the record of changes.
         residency: The engine's slots.
-        preparation: Prepares versions; set by `connect`, as each needs the other.
         rule: How many outcomes of pages a version keeps.
         observer: Told what names stand for.
         clock: Monotonic seconds.
