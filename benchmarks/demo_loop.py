@@ -1,13 +1,13 @@
-"""The whole loop in one terminal: a service that reads a domain badly, an adapter, and the same service reading it well.
+"""The whole loop in one terminal: a service that reads a domain badly, an adapter, the same service reading it well.
 
     python benchmarks/demo_loop.py                     make demo-loop
     python benchmarks/demo_loop.py --keep DIR          keep pages, run and volume there
 
 Starts the service with nano on a CPU over an empty adapter volume and reads the test pages of a small domain through
-its API; then prepares, trains, measures and publishes with the trainer's own commands, which are printed before they run;
-waits until the running service answers with the new adapter, and reads the same pages again. Nothing is restarted. The
-domain and the settings are those of `python -m trainer smoke`. Prints a summary and, last, a JSON line; the exit status is
-1 where the error rate has not fallen.
+its API; then prepares, trains, measures and publishes with the trainer's own commands, printed before they run; waits
+until the running service answers with the new adapter, and reads the same pages again. Nothing is restarted. The domain
+and the settings are those of `python -m trainer smoke`. Prints a summary and, last, a JSON line; the exit status is 1
+where the error rate has not fallen.
 """
 
 from __future__ import annotations
@@ -72,6 +72,14 @@ def smoke_loop(out: Path) -> Loop:
     return Loop("comb", out / "set", before=commands[:1], after=commands[1:])
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A service as a process."""
+
+    url: str
+    pid: int
+
+
 def say(text: str) -> None:
     """A headline."""
     sys.stderr.write(f"\n== {text}\n")
@@ -89,7 +97,7 @@ def trainer(words: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def service(volume: Path, log: Path, **settings: str) -> Iterator[str]:
+def service(volume: Path, log: Path, **settings: str) -> Iterator[Running]:
     """Run the service over a volume.
 
     Args:
@@ -98,7 +106,7 @@ def service(volume: Path, log: Path, **settings: str) -> Iterator[str]:
         **settings: More of its settings, without their prefix.
 
     Yields:
-        Its address.
+        The service, ready.
 
     Raises:
         DemoError: It did not become ready.
@@ -115,7 +123,7 @@ def service(volume: Path, log: Path, **settings: str) -> Iterator[str]:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=stream, stderr=stream)
         try:
             _wait_ready(process, f"http://127.0.0.1:{port}", log)
-            yield f"http://127.0.0.1:{port}"
+            yield Running(f"http://127.0.0.1:{port}", process.pid)
         finally:
             process.terminate()
             process.wait(timeout=60)
@@ -196,7 +204,8 @@ def run(out: Path, loop: Loop, **settings: str) -> dict[str, Any]:
     """
     began_s = time.monotonic()
     say("1/5  start the service; its adapter volume is empty")
-    with service(out / "volume", out / "service.log", **settings) as url:
+    with service(out / "volume", out / "service.log", **settings) as running:
+        url = running.url
         sys.stderr.write(f"ready at {url}\n")
         say("2/5  the domain's pages, read by the base model through the service")
         for words in loop.before:
