@@ -48,11 +48,13 @@ class Loop:
     name: str
     """The adapter's."""
     pages: Path
-    """The set whose test split is read."""
+    """The set that is read."""
     before: Sequence[Sequence[str]]
     """Makes the pages."""
     after: Sequence[Sequence[str]]
     """Trains, measures and publishes."""
+    part: Sequence[str] = ("--split", "test")
+    """Which of its pages."""
     max_new_tokens: int = 128
 
 
@@ -158,7 +160,7 @@ def served_cer(url: str, loop: Loop, model_id: str | None, record: Path) -> floa
     Returns:
         Character errors over all pages by the number of their characters.
     """
-    words = ["evaluate", "--data", str(loop.pages), "--split", "test", "--url", url, "--json", str(record)]
+    words = ["evaluate", "--data", str(loop.pages), *loop.part, "--url", url, "--json", str(record)]
     words += ["--max-new-tokens", str(loop.max_new_tokens)] + (["--model-id", model_id] if model_id else [])
     trainer(words)
     tiers = json.loads(record.read_text())["readers"][0]["tiers"].values()
