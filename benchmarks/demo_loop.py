@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import shlex
@@ -67,10 +68,10 @@ def smoke_loop(out: Path) -> Loop:
     Returns:
         The loop.
     """
-    from trainer.commands.smoke import NUM_TEXTS, TEXTS_FILE, smoke_commands, write_texts
-
-    write_texts(out / TEXTS_FILE, NUM_TEXTS, seed=0)
-    commands = smoke_commands(out, [])
+    # Here, for the rest needs nothing of the trainer's.
+    smoke = importlib.import_module("trainer.commands.smoke")
+    smoke.write_texts(out / smoke.TEXTS_FILE, smoke.NUM_TEXTS, seed=0)
+    commands = smoke.smoke_commands(out, [])
     return Loop("comb", out / "set", before=commands[:1], after=commands[1:])
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from service.adapters import preparation
 from service.engine.fake import FakeEngine
 from shared.contract.publication import publish
 from shared.contract.refusals import Fault, Reason, VolumeError
+from shared.contract.verification import verify
 from shared.contract.volume import AdapterVolume
 from tests.support.adapters import announcement, write_peft
 from tests.support.live_adapters import FAKE_BASE, live_service
@@ -104,16 +104,16 @@ async def test_private_storage_that_is_full_is_tried_again(monkeypatch: pytest.M
     async with live_service() as live:
         live.publish(seed=1)
         await live.serves("invoices", 1)
-        real, failures = preparation.verify, iter([Fault.STORAGE_FULL, Fault.IO])
+        failures = iter([Fault.STORAGE_FULL, Fault.IO])
 
         def full(*arguments):
             fault = next(failures, None)
             if fault is not None:
                 raise VolumeError(fault, "told to fail")
-            return real(*arguments)
+            return verify(*arguments)
 
-        monkeypatch.setattr(preparation, "verify", full)
-        monkeypatch.setattr(preparation, "FIRST_RETRY_S", 0.05)
+        monkeypatch.setattr("service.adapters.preparation.verify", full)
+        monkeypatch.setattr("service.adapters.preparation.FIRST_RETRY_S", 0.05)
         live.publish(seed=2)
         versions = live.service.services.adapters.directory.families["invoices"].versions
         await eventually(lambda: 2 in versions and versions[2].fault is not None)
