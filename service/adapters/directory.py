@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from service.adapters.choosing import candidates
@@ -117,30 +117,38 @@ class Directory:
         target = self.wanted(family)
         # A pointer that cannot be understood is no reason to change anything.
         if target is not None and not (family.listing.fault and family.active is not None and not self._pin(family)):
-            if target.has_passed and target.copy is not None:
-                self._switch(family, target)
-            elif self._clock() >= target.retry_at_s:
-                assert self._preparation is not None
-                self._preparation.request(target)
+            self._approach(family, target)
         self._tidy(family)
 
     def wanted(self, family: Family) -> AdapterVersion | None:
         """The version that a name should stand for."""
-        kept = {number for number, version in family.versions.items() if version.copy is not None}
-        for number in candidates(family.listing, pin=self._pin(family), former=family.former, kept=kept):
-            version = self.version(family, number)
-            if version.refusal is None:
-                return version
-        return None
+        return next(self._servable(family, self._pin(family)), None)
 
     def fallback(self, family: Family) -> AdapterVersion | None:
         """What a name would stand for if its version in use were taken out of service."""
+        others = (each for each in self._servable(family, None) if each.reference.version != family.active)
+        return next(others, None)
+
+    def _approach(self, family: Family, target: AdapterVersion) -> None:
+        """Go over to a version, or have it prepared; a name that stands for nothing takes the next best meanwhile."""
+        if target.is_ready:
+            self._switch(family, target)
+            return
+        if self._clock() >= target.retry_at_s:
+            assert self._preparation is not None
+            self._preparation.request(target)
+        if family.active is None:
+            ready = next((each for each in self._servable(family, self._pin(family)) if each.is_ready), None)
+            if ready is not None:
+                self._switch(family, ready)
+
+    def _servable(self, family: Family, pin: int | None) -> Iterator[AdapterVersion]:
+        """Versions that a name may stand for, best first."""
         kept = {number for number, version in family.versions.items() if version.copy is not None}
-        for number in candidates(family.listing, pin=None, former=family.former, kept=kept):
+        for number in candidates(family.listing, pin=pin, former=family.former, kept=kept):
             version = self.version(family, number)
-            if version.refusal is None and number != family.active:
-                return version
-        return None
+            if version.refusal is None:
+                yield version
 
     def version(self, family: Family, number: int) -> AdapterVersion:
         """The record of a version, made where there is none yet."""

@@ -285,7 +285,7 @@ class AdapterServing:
     async def _ready(self, version: AdapterVersion) -> None:
         """Have a version prepared, as far as that can be done now."""
         assert self._preparation is not None
-        if not version.has_passed or version.copy is None:
+        if not version.is_ready:
             with contextlib.suppress(AdapterNotReadyError, EngineLostError):
                 await self._preparation.wait(version, self._options.wait_s)
 

@@ -75,6 +75,11 @@ class AdapterVersion:
     num_pages: int = 0
 
     @property
+    def is_ready(self) -> bool:
+        """Whether it may be read with as soon as it sits in a slot."""
+        return self.has_passed and self.copy is not None and self.refusal is None
+
+    @property
     def model_id(self) -> str:
         """`name@version`."""
         return str(self.reference)
