@@ -259,7 +259,7 @@ async def serve_and_publish(bench: Bench, arguments: argparse.Namespace, pids: l
         "first_answer_median_s": round(statistics.median(quiet), 2),
         "stages_busy_median_s": {
             stage: round(statistics.median(row[stage] for row in stages if stage in row), 4)
-            for stage in ("verify", "load", "canary", "total")
+            for stage in ("verify", "place", "canary", "total")
         },
         "service_growth_mib": round(after_mib - before_mib, 1),
     }

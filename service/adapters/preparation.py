@@ -175,7 +175,7 @@ class Preparation:
         load.note_size(version.copy.manifest.files[version.copy.weights_path.name].size_bytes)
         was_ready = self._engine.state is EngineState.READY
         try:
-            with load.stage("load"):
+            with load.stage("place"):
                 hold = await self._residency.hold(version.model_id, version.copy.folder)
             try:
                 if not version.has_passed:
