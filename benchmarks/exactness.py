@@ -13,6 +13,7 @@ reference) and the character error rates of both against the truth. `--out FILE`
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import sys
@@ -140,6 +141,12 @@ def show(pages: Sequence[TruePage], expected: Sequence[str], texts: Sequence[str
         )
 
 
+def weights_of(checkpoint: str) -> str:
+    """SHA-256 of a folder's weights, so that a row says whose texts it counts; empty where they are no single file."""
+    file = Path(checkpoint) / "model.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+
+
 def main() -> None:
     """Compare and print."""
     arguments = parse_arguments()
@@ -168,6 +175,7 @@ def main() -> None:
         last["alone"] = figures(pages, expected, alone)
         last["alone_equals_company_page_ratio"] = sum(map(str.__eq__, alone, together)) / len(pages)
     last |= {"runner": "plain"} if arguments.plain else {}
+    last |= {"weights": weights_of(arguments.checkpoint)}
     last |= {"model": engine.info.model_id, "device": engine.info.device, "dtype": engine.info.dtype}
     line = json.dumps(last | origin(arguments.device) | {"command": command()})
     print(line)

@@ -48,7 +48,7 @@ def newest(rows: Iterable[Row]) -> list[Row]:
     kept = list(rows)
 
     def key(row: Row) -> tuple[Any, ...]:
-        names = ("card", "engine", "case", "ablation", "clients", "adapters", "model", "dtype", "runner")
+        names = ("card", "engine", "case", "ablation", "clients", "adapters", "model", "dtype", "runner", "weights")
         return (*(row.get(name) for name in names), row["date"] if "ceilings" in row else None)
 
     for row in kept:
@@ -62,7 +62,8 @@ def engine_table(rows: Sequence[Row], recorded: Sequence[Row]) -> str:
     for card in _cards(row for row in rows if row.get("model") == "random"):
         own = [row for row in rows if row["card"] == card and row.get("model") == "random"]
         measured = [row for row in own if "case" in row]
-        newest_date = max((row["date"] for row in best_rows(measured, OURS).values()), default=None)
+        best = best_rows(measured, OURS)
+        newest_date = max((row["date"] for name, row in best.items() if name in MEASURES), default=None)
         last = [row for row in own if "ceilings" in row and row["date"] == newest_date]
         if not last:
             continue
@@ -103,7 +104,8 @@ def adapters_table(rows: Sequence[Row]) -> str:
         beside = [row for row in own if row["case"] == "throughput" and row.get("adapters") == mixed["adapters"]]
         alone = best_rows(own, OURS).get("throughput")
         lines = [_line(["SMALL, 256 requests, 512 new tokens", "pages/s", "of base alone"]), _line(["---"] * 3)]
-        base = alone["pages_per_s"] if alone else None
+        # Of the same run, so that nothing but the adapters differs.
+        base = max((row["pages_per_s"] for row in beside), default=None)
         some = f"{mixed['adapters']} adapters of rank {mixed['adapter_rank']}"
         for what, row in (
             ("base alone, no adapters resident", alone),
@@ -153,18 +155,14 @@ def exactness_table(rows: Sequence[Row]) -> str:
     """Identical characters and error rates by device."""
     if not rows:
         return NOTHING
-    lines = [
-        _line(
-            ["engine", "pages", "identical characters", "identical pages", "CER of the reference", "CER of the engine"]
-        ),
-        _line(["---"] * 6),
-    ]
+    heads = ["engine", "weights", "pages", "identical characters", "identical pages", "CER of the reference"]
+    lines = [_line([*heads, "CER of the engine"]), _line(["---"] * 7)]
     for row in rows:
         part = row["company"]
         where = f"{row['card']}, {row['dtype']}" + (", plain torch" if row.get("runner") == "plain" else "")
         shares = [f"{part[name]:.3%}" for name in ("identical_character_ratio", "identical_page_ratio")]
         rates = [f"{part[name]:.2%}" for name in ("reference_cer", "engine_cer")]
-        lines.append(_line([where, str(part["pages"]), *shares, *rates]))
+        lines.append(_line([where, row.get("weights", "")[:8], str(part["pages"]), *shares, *rates]))
     return "\n".join(lines) + "\n"
 
 

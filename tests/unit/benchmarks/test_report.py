@@ -56,7 +56,8 @@ def results(tmp_path):
     write(tmp_path, "cpu-reading-card-x.jsonl", [{**way, **ORIGIN}])
     company = {"pages": 9, "identical_character_ratio": 0.9991, "identical_page_ratio": 0.8}
     company |= {"reference_cer": 0.05, "engine_cer": 0.051}
-    write(tmp_path, "exactness.jsonl", [{"benchmark": "exactness", "company": company, "dtype": "bfloat16", **ORIGIN}])
+    exactness = {"benchmark": "exactness", "company": company, "dtype": "bfloat16", "weights": "0123456789ab", **ORIGIN}
+    write(tmp_path, "exactness.jsonl", [exactness, exactness | {"runner": "plain"}])
     return tmp_path
 
 
@@ -64,11 +65,12 @@ def test_tables_say_what_the_rows_say(results):
     page, drawn = render(EMPTY, results)
     assert "| SMALL, 256 requests, 1 new token | pages/s | **128** | 32 (recorded) | 4.0 |" in page
     assert "| vision-batching | 42.67 pages/s, 3.00x slower |" in page
-    assert "| base alone, no adapters resident | 64 | 100.0% |" in page
-    assert "| 8 adapters of rank 16 in turn, in one batch | 51.2 | 80.0% |" in page
+    assert "| base alone, no adapters resident | 64 | 102.5% |" in page
+    assert "| 8 adapters of rank 16 in turn, in one batch | 51.2 | 82.0% |" in page
     assert "| 4 | 4 | 1024 | 1 s | 1.5 s | 0.1 s |" in page
     assert "| nano | 1 thread | 4 | 2.00 | 0.50 | 12.5% |" in page
-    assert "| Card X, bfloat16 | 9 | 99.910% | 80.000% | 5.00% | 5.10% |" in page
+    assert "| Card X, bfloat16 | 01234567 | 9 | 99.910% | 80.000% | 5.00% | 5.10% |" in page
+    assert "| Card X, bfloat16, plain torch | 01234567 | 9 |" in page
     assert "Card X at 1980 MHz, torch 2.11.0, commit cccccccccc, 2026-11-22" in page
     assert PICTURE.name in page
     assert ElementTree.fromstring(drawn).tag.endswith("svg")
