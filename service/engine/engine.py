@@ -22,7 +22,7 @@ import numpy as np
 from service.engine.adapters import NO_ADAPTER, AdapterError, AdapterRegistry
 from service.engine.gpu.state import Code
 from service.engine.loader import EngineLimits
-from service.engine.lora import AdapterFiles, read_adapter
+from service.engine.lora_files import AdapterFiles, read_adapter
 from service.engine.protocol import (
     EngineInfo,
     EngineState,

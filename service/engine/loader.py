@@ -44,6 +44,8 @@ class EngineLimits:
     """Adapters that can be resident at once; 0: none, and nothing is prepared for them."""
     adapter_max_rank: int = 64
     """Largest rank of one; each slot takes the memory and the time of that rank."""
+    adapter_experts: bool = False
+    """Whether adapters may change routed experts; a slot takes many times the memory then, see `lora`."""
 
 
 @dataclass(frozen=True, slots=True)

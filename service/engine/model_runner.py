@@ -21,7 +21,8 @@ from torch import Tensor
 
 from service.engine.adapters import NO_ADAPTER
 from service.engine.kv_cache import DecodeWindow, PrefillWindow, SlotCache
-from service.engine.lora import AdapterBank, AdapterFiles
+from service.engine.lora import AdapterBank
+from service.engine.lora_files import AdapterFiles
 from service.engine.lora_hooks import adapted
 from service.engine.packed_decoder import PackedDecoder, can_pack
 from shared.deepseek_ocr.geometry import ViewPlan

@@ -138,7 +138,7 @@ class PackedDecoder:
         Returns:
             `[B, V]`.
         """
-        adapted = _Adapted(bank, torch.tensor(adapters)) if bank and max(adapters, default=-1) >= 0 else None
+        adapted = _Adapted.of(bank, adapters) if bank and max(adapters, default=-1) >= 0 else None
         x_BH = self._embeddings_VH[torch.tensor(tokens)]
         positions_B = window.position_ids_B1[:, 0]
         rotary = self._cos_PD[positions_B][:, None, None], self._sin_PD[positions_B][:, None, None]
@@ -148,8 +148,13 @@ class PackedDecoder:
             if layer.experts:
                 for number, weight in layer.experts.choose(normed_BH).items():
                     expert = layer.experts.experts[number]
-                    active_BW = _activate(expert.gate_up.product(normed_BH)).mul_(weight)
+                    joined = expert.gate_up.product(normed_BH)
+                    if adapted:
+                        adapted.add(index, "routed_gate_up", normed_BH, joined, number)
+                    active_BW = _activate(joined).mul_(weight)
                     expert.down.add_to(x_BH, active_BW)
+                    if adapted:
+                        adapted.add(index, "routed_down", active_BW, x_BH, number)
             if layer.mlp:
                 joined = layer.mlp.gate_up.product(normed_BH)
                 if adapted:
@@ -197,10 +202,20 @@ class _Adapted:
 
     bank: AdapterBank
     slots_B: Tensor
+    has_experts: bool
+    """Whether any of them changes routed experts."""
 
-    def add(self, layer: int, group: str, x_BI: Tensor, out_BO: Tensor) -> None:
-        """Add a group's low-rank sums, in place."""
+    @staticmethod
+    def of(bank: AdapterBank, adapters: Sequence[int]) -> _Adapted:
+        """Rows with these adapters."""
+        return _Adapted(bank, torch.tensor(adapters), not bank.expert_slots.isdisjoint(adapters))
+
+    def add(self, layer: int, group: str, x_BI: Tensor, out_BO: Tensor, expert: int | None = None) -> None:
+        """Add a group's low-rank sums, or those of one routed expert, in place."""
+        if expert is not None and not self.has_experts:
+            return
         low = self.bank.layers[layer][group]
+        low = low if expert is None else low.expert(expert)
         lora_add(x_BI, out_BO, low.A_SQH, low.B_SOR, self.slots_B, low.part_width)
 
 
