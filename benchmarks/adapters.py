@@ -2,6 +2,7 @@
 
     python benchmarks/adapters.py                             100 publications, 500 loads; 20 minutes on 2 cores
     python benchmarks/adapters.py --publications 4 --block-publications 2 --loads 20        to see it work
+    python benchmarks/adapters.py --publications 0            loads and unloads alone
 
 Starts the service with nano on a CPU over an adapter volume and finds its capacity with as many clients as a batch has
 rows. Then requests arrive at random moments, at `--utilisation` of that on average, in blocks by turns: without
@@ -308,6 +309,8 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         (folder / "volume").mkdir()
         places = [folder / f"source-{seed}" for seed in range(CONTENTS)]
         sources = [write_adapter(place, seed, arguments.rank, arguments.strength) for seed, place in enumerate(places)]
+        if not arguments.publications:
+            return await load_and_unload(sources, arguments)
         settings = {"OCR_BATCH_SIZE": str(BATCH), "ADAPTER_SLOTS": "8", "QUEUE_SIZE": "256", "ADAPTER_MAX_RANK": "16"}
         running = stack.enter_context(service(folder / "volume", folder / "service.log", **settings))
         async with httpx.AsyncClient(base_url=running.url, timeout=300.0, trust_env=False) as client:
@@ -331,7 +334,7 @@ def main() -> None:
     parser.add_argument("--strength", type=float, default=0.02, help="of the adapters, so that their answers differ")
     parser.add_argument("--seed", type=int, default=0)
     result = asyncio.run(measure(arguments := parser.parse_args()))
-    missed = [name for name, target in TARGETS.items() if result[name] > target]
+    missed = [name for name, target in TARGETS.items() if result.get(name, target) > target]
     print(f"targets missed: {', '.join(missed) or 'none'}")
     facts = {"model": "nano", "rank": arguments.rank, "tokens": arguments.tokens, "missed": missed}
     print(json.dumps({"benchmark": "adapters", "command": command(), **origin("cpu"), **facts, **result}))

@@ -266,7 +266,10 @@ class _Composition:
         source = choose_source(
             model=self._settings.model, device="cpu", dtype="float32", limits=EngineLimits(), cuda=False
         )
-        return await asyncio.to_thread(base_revisions, source.checkpoint)
+        revisions = await asyncio.to_thread(base_revisions, source.checkpoint)
+        if not revisions:
+            logger.warning("the base model's revision cannot be told, so no adapter can be for it")
+        return revisions
 
     def _loading_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:

@@ -43,6 +43,8 @@ class Family:
     """What the name stands for."""
     former: list[int] = field(default_factory=list)
     """What it stood for here before, newest first."""
+    is_settled: bool = False
+    """Whether another look at the same listing would change nothing."""
 
     @property
     def name(self) -> str:
@@ -101,13 +103,16 @@ class Directory:
         """Take what lies on the volume now; a name that is not there any more stays as it was."""
         for name, listing in listings.items():
             family = self._families.setdefault(name, Family(listing))
+            family.is_settled &= family.listing == listing
             family.listing = listing
             for number in listing.withdrawn:
                 version = family.versions.get(number)
                 if version is not None and version.refusal is None:
                     self.refuse(family, version, Refusal(Reason.WITHDRAWN), who="volume")
         for family in self._families.values():
-            self.update(family)
+            # A volume may hold thousands of names, and the event loop has other things to do.
+            if not family.is_settled:
+                self.update(family)
 
     def update(self, family: Family) -> None:
         """Bring a name to the version that it should stand for, as far as that is prepared."""
@@ -118,7 +123,8 @@ class Directory:
         # A pointer that cannot be understood is no reason to change anything.
         if target is not None and not (family.listing.fault and family.active is not None and not self._pin(family)):
             self._approach(family, target)
-        self._tidy(family)
+        is_tidy = self._tidy(family, target)
+        family.is_settled = is_tidy and target is not None and family.active == target.reference.version
 
     def wanted(self, family: Family) -> AdapterVersion | None:
         """The version that a name should stand for."""
@@ -270,9 +276,8 @@ class Directory:
         family.former = [number, *(each for each in family.former if each != number)][:MAX_FORMER]
         self._residency.retire(version.model_id)
 
-    def _tidy(self, family: Family) -> None:
-        """Drop copies and records that nobody will ask for soon."""
-        wanted = self.wanted(family)
+    def _tidy(self, family: Family, wanted: AdapterVersion | None) -> bool:
+        """Drop copies and records that nobody will ask for soon; whether none is left that is merely in use still."""
         fallback = next((each for each in family.former if family.versions[each].refusal is None), None)
         needed = {family.active, fallback, wanted.reference.version if wanted else None}
         idle = [
@@ -286,6 +291,7 @@ class Directory:
         for number in idle[: max(len(family.versions) - MAX_KEPT_RECORDS, 0)]:
             if number not in family.former:
                 del family.versions[number]
+        return not any(version.copy for number, version in family.versions.items() if number not in needed)
 
     def _is_busy(self, family: Family, number: int) -> bool:
         version = family.versions[number]

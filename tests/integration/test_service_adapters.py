@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -165,3 +166,34 @@ async def test_without_a_volume_there_are_no_adapters() -> None:
         assert (await live.service.client.get("/adapters")).json()["enabled"] is False
         assert (await live.failure("invoices"))[1]["known"] == ["fake"]
         assert (await live.order("invoices/rollback")).json()["code"] == "adapters_off"
+
+
+async def test_publications_while_serving_cost_no_request_and_mix_no_answers() -> None:
+    """A short form of what test_service_adapters_native.py does with a real engine and a hundred of them."""
+    async with live_service(slots=2, step_s=0.001) as live:
+        texts: dict[str, str] = {}
+        for seed in range(3):
+            live.publish(f"alone-{seed}", seed=seed)
+            await live.serves(f"alone-{seed}", 1)
+            texts[str(seed)] = (await live.answer(f"alone-{seed}"))["text"]
+        live.publish("live", seed=0)
+        await live.serves("live", 1)
+        answers: list[dict[str, Any]] = []
+        is_over = asyncio.Event()
+
+        async def client() -> None:
+            while not is_over.is_set():
+                answers.append(await live.answer("live"))
+
+        clients = [asyncio.create_task(client()) for _ in range(4)]
+        for version in range(2, 16):
+            live.publish("live", seed=(version - 1) % 3)
+            if version % 3:  # some are overtaken before they were ever in use
+                await live.serves("live", version)
+        await live.serves("live", 15)
+        is_over.set()
+        await asyncio.gather(*clients)
+        for answer in answers:
+            name, _, version = answer["model_id"].partition("@")
+            assert (name, answer["text"]) == ("live", texts[str((int(version) - 1) % 3)])
+        assert len({answer["model_id"] for answer in answers}) > 5

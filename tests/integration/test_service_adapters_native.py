@@ -109,3 +109,48 @@ async def test_nano_answers_with_a_new_version_in_time(tmp_path: Path) -> None:
         assert time.monotonic() - published_s <= 10.0
     assert [first["model_id"], second["model_id"]] == ["a0@1", "a0@2"]
     assert first["text"] != second["text"]
+
+
+@pytest.mark.chaos
+async def test_publications_in_a_row_cost_no_request_and_mix_no_answers(tiny: Path, tmp_path: Path) -> None:
+    count = 100  # test_service_adapters.py has a short form
+    model = load_checkpoint(tiny).model
+    contents = [write_adapter(tmp_path / str(seed), model, seed, strength=4.0) for seed in range(4)]
+    async with native_service(tmp_path, str(tiny), adapter_poll_s=0.1, adapter_slots=3) as live:
+        # What each content says of each page when it is asked alone.
+        texts = [f"page {number}" for number in range(3)]
+        expected = {}
+        for number, folder in enumerate(contents):
+            publish(live.volume, folder, announcement(f"alone-{number}", base=base_of(tiny)))
+            await live.serves(f"alone-{number}", 1)
+            for text in texts:
+                expected[number, text] = (await read(live, f"alone-{number}", text))["text"]
+        assert all(len({expected[number, text] for number in range(4)}) == 4 for text in texts)
+        publish(live.volume, contents[0], announcement("live", base=base_of(tiny)))
+        await live.serves("live", 1)
+        answers: list[tuple[str, dict[str, Any]]] = []
+        is_over = asyncio.Event()
+
+        async def client(number: int) -> None:
+            while not is_over.is_set():
+                text = texts[(number + len(answers)) % len(texts)]
+                answers.append((text, await read(live, "live", text)))
+
+        clients = [asyncio.create_task(client(number)) for number in range(4)]
+        for version in range(2, count + 2):
+            await asyncio.to_thread(
+                publish, live.volume, contents[(version - 1) % 4], announcement("live", base=base_of(tiny))
+            )
+            if version % 3:  # some are overtaken before they were ever in use
+                await live.serves("live", version)
+        await live.serves("live", count + 1)
+        is_over.set()
+        await asyncio.gather(*clients)
+        for text, answer in answers:
+            name, _, version = answer["model_id"].partition("@")
+            assert name == "live"
+            assert answer["text"] == expected[(int(version) - 1) % 4, text]
+        assert len({answer["model_id"] for _, answer in answers}) > count / 3
+        adapters = live.service.services.adapters
+        await eventually(lambda: not adapters.residency.num_waiting)
+        assert len(live.service.engine.adapters) <= 3
