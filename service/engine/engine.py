@@ -173,6 +173,10 @@ class TorchEngine:
         self._pages.drop(sequence_id)
         self._events = [event for event in self._events if event.sequence_id != sequence_id]
 
+    def read_adapter(self, folder: Path) -> AdapterFiles:
+        """Read an adapter's files; takes nothing of the engine, so any thread may."""
+        return read_adapter(folder)
+
     def load_adapter(self, model_id: str, source: AdapterFiles | Path) -> None:
         """Make an adapter resident and serve it under its name; what runs goes on.
 

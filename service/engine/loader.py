@@ -124,6 +124,8 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         max_sequence_tokens=max_sequence_tokens,
         batch_size=limits.batch_size,
         prepares_views=runner.prepares_views,
+        adapter_slots=limits.adapter_slots,
+        adapter_max_rank=limits.adapter_max_rank if limits.adapter_slots else 0,
     )
     return TorchEngine(runner, checkpoint.tokenizer, info, limits)
 
