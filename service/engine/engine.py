@@ -1,8 +1,8 @@
 """The engine: continuous batching of pages on one device, whichever runner stands behind it.
 
-Owns the life of sequences between `submit` and their last event. Pages are started by `pages`, tensors are the runner's,
-text is the sequence's. One thread calls all of it; nothing here reads a clock but to stamp stages, and the only wait is
-for the oldest report that the runner owes.
+Owns the life of sequences between `submit` and their last event. `pages` starts them; tensors are the runner's, text is
+the sequence's. One thread calls all of it; nothing here reads a clock but to stamp stages, and the only wait is for the
+oldest report that the runner owes.
 
 The engine is pipelined: with a runner of depth 1 the tokens of step t are read while the device computes step t + 1. So
 an answer may have a token more on its way when it ends or takes another turn; the sequence's epoch tells them apart.
