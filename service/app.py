@@ -101,6 +101,7 @@ def build_engine(settings: ServiceSettings) -> EngineHandle:
             gpu_memory_fraction=settings.gpu_memory_fraction,
             adapter_slots=adapter_slots(settings),
             adapter_max_rank=settings.adapter_max_rank,
+            adapter_experts=settings.adapter_experts,
         ),
         cuda=has_cuda(),
     )

@@ -139,6 +139,8 @@ class ServiceSettings(BaseSettings):
     """Adapters that can be resident at once; each takes the memory of the largest rank, from the start."""
     adapter_max_rank: Annotated[int, Field(ge=1, le=128)] = 64
     """Largest rank of an adapter."""
+    adapter_experts: bool = False
+    """Whether adapters may change routed experts; a slot then takes some twenty times the memory (docs/engine.md)."""
     adapter_poll_s: Annotated[float, Field(ge=0.1, le=60)] = 1.0
     """Pause between two looks at the adapter volume, in seconds."""
     adapter_wait_s: Annotated[float, Field(gt=0, le=600)] = 30.0

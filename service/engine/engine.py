@@ -1,8 +1,8 @@
 """The engine: continuous batching of pages on one device, whichever runner stands behind it.
 
-Owns the life of sequences between `submit` and their last event. Decisions are the scheduler's, tensors the runner's,
-text the sequence's. One thread calls all of it; nothing here reads a clock but to stamp stages, and the only wait is
-for the oldest report that the runner owes.
+Owns the life of sequences between `submit` and their last event. `pages` starts them; tensors are the runner's, text is
+the sequence's. One thread calls all of it; nothing here reads a clock but to stamp stages, and the only wait is for the
+oldest report that the runner owes.
 
 The engine is pipelined: with a runner of depth 1 the tokens of step t are read while the device computes step t + 1. So
 an answer may have a token more on its way when it ends or takes another turn; the sequence's epoch tells them apart.
@@ -23,6 +23,7 @@ from service.engine.adapters import NO_ADAPTER, AdapterError, AdapterRegistry
 from service.engine.gpu.state import Code
 from service.engine.loader import EngineLimits
 from service.engine.lora_files import AdapterFiles, read_adapter
+from service.engine.pages import Pages
 from service.engine.protocol import (
     EngineInfo,
     EngineState,
@@ -33,16 +34,8 @@ from service.engine.protocol import (
     SequenceFailure,
     SequenceRequest,
 )
-from service.engine.runner import DeviceFullError, NewRow, Report, Runner
-from service.engine.scheduler import (
-    PREFILL_TOKENS_PER_STEP,
-    VIEWS_PER_STEP,
-    ActivePage,
-    Decision,
-    Limits,
-    PageCost,
-    decide,
-)
+from service.engine.runner import Report, Runner
+from service.engine.scheduler import PREFILL_TOKENS_PER_STEP, VIEWS_PER_STEP, Limits, PageCost
 from service.engine.sequence import Answer, PageSequence, Rewind, Stages, TokenBytes
 from service.engine.turns import TextTurns
 from service.errors import EngineError
@@ -67,8 +60,7 @@ class _Flight:
 class TorchEngine:
     """Implements `protocol.Engine`.
 
-    Invariant: every sequence is in exactly one of `_waiting` and `_active`; each slot is free or an active sequence's;
-    `_flights` has an entry for each report that the runner owes, oldest first.
+    Invariant: `_flights` has an entry for each report that the runner owes, oldest first.
 
     Args:
         runner: The model on its device, with at least `limits.batch_size` slots.
@@ -92,20 +84,16 @@ class TorchEngine:
         self._info = info
         self._limits = limits
         self._clock = clock
-        self._schedule = Limits(
+        schedule = Limits(
             slots=limits.batch_size,
             kv_tokens=runner.kv_tokens,
             views_per_step=limits.views_per_step or VIEWS_PER_STEP,
             prefill_tokens_per_step=limits.prefill_tokens_per_step or PREFILL_TOKENS_PER_STEP,
             idle_factor=limits.idle_factor or 1,
         )
-        self._waiting: dict[str, PageSequence] = {}
-        self._active: dict[str, PageSequence] = {}
-        self._free_slots = list(reversed(range(limits.batch_size)))
+        self._pages = Pages(runner, schedule, info.geometry, clock)
         self._flights: deque[_Flight] = deque()
         self._events: list[SequenceEvent] = []
-        self._may_start = False
-        """Whether a page could be admitted, encoded or prefilled that could not before the last step."""
         self._steps = 0
         self._batch_sizes: deque[int] = deque(maxlen=MAX_BATCH_SIZES)
         self._progress_s = clock()
@@ -120,7 +108,7 @@ class TorchEngine:
     @property
     def has_work(self) -> bool:
         """Whether a sequence waits or runs, or an event is to be fetched."""
-        return bool(self._waiting or self._active or self._events)
+        return bool(self._pages.waiting or self._pages.active or self._events)
 
     def warm_up(self) -> None:
         """Read one synthetic page of the default mode, so that the first request pays for nothing.
@@ -164,11 +152,11 @@ class TorchEngine:
             return
         num_views = 1 + request.page.plan.num_tiles
         cost = PageCost(request.sequence_id, num_views, len(prompt_ids), max_new_tokens, self._runner.block_tokens)
-        if cost.kv_tokens > self._schedule.kv_tokens:
-            self._refuse(cost)
+        refusal = self._pages.refusal(cost)
+        if refusal:
+            self._events.append(refusal)
             return
-        self._may_start = True
-        self._waiting[request.sequence_id] = PageSequence(
+        sequence = PageSequence(
             sequence_id=request.sequence_id,
             plan=request.page.plan,
             page=request.page,
@@ -178,13 +166,11 @@ class TorchEngine:
             cost=cost,
             adapter=adapter,
         )
+        self._pages.add(sequence)
 
     def cancel(self, sequence_id: str) -> None:
         """Forget a sequence and what it had to say; unknown ones are ignored."""
-        self._may_start |= self._waiting.pop(sequence_id, None) is not None
-        sequence = self._active.get(sequence_id)
-        if sequence:
-            self._leave(sequence)
+        self._pages.drop(sequence_id)
         self._events = [event for event in self._events if event.sequence_id != sequence_id]
 
     def read_adapter(self, folder: Path) -> AdapterFiles:
@@ -203,7 +189,7 @@ class TorchEngine:
         """
         if model_id == self._info.model_id:
             raise AdapterError("name_in_use", f"{model_id} is the base model")
-        self._adapters.sweep(self._adapters_in_use())
+        self._adapters.sweep(self._pages.adapters_in_use)
         slot = self._adapters.offer_slot(model_id)
         self._runner.load_adapter(slot, read_adapter(source) if isinstance(source, Path) else source)
         self._adapters.add(model_id, slot)
@@ -221,7 +207,7 @@ class TorchEngine:
             AdapterError: `unknown_adapter`.
         """
         self._adapters.drain(model_id)
-        self._adapters.sweep(self._adapters_in_use())
+        self._adapters.sweep(self._pages.adapters_in_use)
         return model_id not in self._adapters.draining
 
     @property
@@ -233,17 +219,20 @@ class TorchEngine:
         """Admit what fits, encode and prefill a bounded share of it, order a token more for every running sequence."""
         now_s = self._clock()
         elapsed_s, self._progress_s = now_s - self._progress_s, now_s
-        if self._may_start:
-            self._start_pages()
+        if self._pages.may_start:
+            opened, failures = self._pages.start()
+            self._events += failures
+            if opened:
+                self._flights.append(_Flight([(sequence, sequence.epoch) for sequence in opened], is_opening=True))
         if not self._runner.depth:
             self._land(0)
         has_ordered = self._order_tokens()
         # Without new work behind them, reports are all there is to wait for.
         self._land(self._runner.depth if has_ordered else 0)
-        self._show_texts(self._turns.take(list(self._active.values()), elapsed_s))
+        self._show_texts(self._turns.take(list(self._pages.active.values()), elapsed_s))
         self._steps += 1
         if self._adapters.draining:
-            self._adapters.sweep(self._adapters_in_use())
+            self._adapters.sweep(self._pages.adapters_in_use)
         events, self._events = self._events, []
         return events
 
@@ -253,8 +242,8 @@ class TorchEngine:
         self._batch_sizes.clear()
         return EngineStats(
             state=EngineState.READY,
-            waiting=len(self._waiting),
-            running=len(self._active),
+            waiting=len(self._pages.waiting),
+            running=len(self._pages.active),
             steps=self._steps,
             batch_sizes=batch_sizes,
             device_memory_bytes=self._runner.device_memory_bytes(),
@@ -263,92 +252,19 @@ class TorchEngine:
 
     def check_integrity(self) -> None:
         """Assert the invariants; for tests and for idle moments."""
-        taken = [sequence.slot for sequence in self._active.values() if sequence.slot is not None]
-        assert sorted([*taken, *self._free_slots]) == list(range(self._limits.batch_size))
-        assert not self._waiting.keys() & self._active.keys()
-        assert sum(sequence.cost.kv_tokens for sequence in self._active.values()) <= self._schedule.kv_tokens
+        self._pages.check_integrity()
         self._adapters.check_integrity()
         self._runner.check_integrity()
 
-    def _adapters_in_use(self) -> set[int]:
-        return {sequence.adapter for sequence in (*self._waiting.values(), *self._active.values())}
-
     def _find_fault(self, request: SequenceRequest) -> SequenceFailure | None:
         name = request.sequence_id
-        if name in self._waiting or name in self._active:
+        if name in self._pages:
             return SequenceFailure(name, "engine_failed", "the id is in use")
         fault = request.page.find_fault(self._info.geometry)
         return SequenceFailure(name, "engine_failed", fault) if fault else None
 
-    def _start_pages(self) -> None:
-        self._may_start = False
-        active = [
-            ActivePage(sequence.cost, len(sequence.encoded_views), sequence.slot is not None)
-            for sequence in self._active.values()
-        ]
-        decision = decide((sequence.cost for sequence in self._waiting.values()), active, self._schedule)
-        self._admit(decision)
-        self._encode(decision)
-        self._prefill([self._active[name] for name in decision.prefill if name in self._active])
-        # Pages that only wait will wait until one leaves.
-        self._may_start |= any(sequence.slot is None for sequence in self._active.values())
-
-    def _admit(self, decision: Decision) -> None:
-        for name in decision.refuse:
-            self._refuse(self._waiting.pop(name).cost)
-        for name in decision.admit:
-            sequence = self._waiting.pop(name)
-            sequence.stages.admitted_s = self._clock()
-            self._active[name] = sequence
-
-    def _encode(self, decision: Decision) -> None:
-        if not decision.encode:
-            return
-        grants = [(self._active[name], count) for name, count in decision.encode if self._prepare(self._active[name])]
-        if not grants:
-            return
-        try:
-            encoded = self._runner.encode([view for sequence, count in grants for view in sequence.next_views(count)])
-        except DeviceFullError as error:
-            for sequence, _ in grants:
-                self._leave(sequence)
-                self._fail(sequence.sequence_id, "engine_failed", str(error))
-            return
-        now_s, tokens = self._clock(), iter(encoded)
-        for sequence, count in grants:
-            sequence.encoded_views += [next(tokens) for _ in range(count)]
-            sequence.stages.encoded_s = now_s
-            if len(sequence.encoded_views) == sequence.cost.num_views:
-                sequence.drop_pixels()
-
-    def _prepare(self, sequence: PageSequence) -> bool:
-        """Have a page's views at hand; False where there is no memory for them, and the page has failed."""
-        if sequence.views is None:
-            assert sequence.page is not None
-            try:
-                sequence.views = self._runner.prepare(sequence.page, self._info.geometry)
-            except DeviceFullError as error:
-                self._leave(sequence)
-                self._fail(sequence.sequence_id, "engine_failed", str(error))
-                return False
-        return True
-
-    def _prefill(self, sequences: list[PageSequence]) -> None:
-        if not sequences:
-            return
-        rows = []
-        for sequence in sequences:
-            features = self._runner.assemble(sequence.plan, sequence.encoded_views)
-            sequence.encoded_views = []
-            sequence.slot = self._free_slots.pop()
-            sequence.num_ordered = 1
-            limit = sequence.cost.max_new_tokens
-            rows.append(NewRow(sequence.slot, sequence.prompt_ids, features, limit, sequence.adapter))
-        self._runner.open(rows)
-        self._flights.append(_Flight([(sequence, sequence.epoch) for sequence in sequences], is_opening=True))
-
     def _order_tokens(self) -> bool:
-        sequences = [sequence for sequence in self._active.values() if sequence.wants_tokens]
+        sequences = [sequence for sequence in self._pages.active.values() if sequence.wants_tokens]
         if not sequences:
             return False
         if self._adapters.names or self._adapters.draining:
@@ -382,7 +298,7 @@ class TorchEngine:
             if sequence.epoch != epoch:
                 continue
             if code >= Code.FAULT:
-                self._leave(sequence)
+                self._pages.leave(sequence)
                 self._fail(sequence.sequence_id, "engine_failed", "the model's logits are not numbers")
                 continue
             turn = sequence.answer.push(token, log_probability, code, aux)
@@ -400,19 +316,9 @@ class TorchEngine:
         self._runner.rewind(sequence.slot, kept=turn.kept, newest_token=turn.newest_token, forbidden=turn.forbidden)
 
     def _finish(self, sequence: PageSequence, reason: FinishReason) -> None:
-        self._leave(sequence)
+        self._pages.leave(sequence)
         self._report(sequence.sequence_id, sequence.answer.finish())
         self._events.append(sequence.result(reason, self._clock()))
-
-    def _leave(self, sequence: PageSequence) -> None:
-        """Take a sequence out; what the device still says of its slot is void."""
-        del self._active[sequence.sequence_id]
-        self._may_start = True
-        sequence.epoch += 1
-        if sequence.slot is not None:
-            self._runner.close(sequence.slot)
-            self._free_slots.append(sequence.slot)
-            sequence.slot = None
 
     def _show_texts(self, sequences: Iterable[PageSequence]) -> None:
         for sequence in sequences:
@@ -421,9 +327,6 @@ class TorchEngine:
     def _report(self, sequence_id: str, text: str) -> None:
         if text:
             self._events.append(SequenceDelta(sequence_id, text))
-
-    def _refuse(self, cost: PageCost) -> None:
-        self._fail(cost.sequence_id, "too_many_vision_tokens", f"{cost.kv_tokens} tokens never fit into the cache")
 
     def _fail(self, sequence_id: str, code: str, detail: str) -> None:
         self._events.append(SequenceFailure(sequence_id, code, detail))

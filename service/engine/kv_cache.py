@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 CLEARED_AHEAD = 32
+"""Positions cleared at once beyond those in use. Not compared with other numbers."""
 
 
 class SlotCache:

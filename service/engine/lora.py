@@ -3,8 +3,8 @@
 Owns those tensors and their layout. A group is projections that share an input and are computed as one product: query,
 key and value; out; gate and up; down. Gate, up and down are those of the dense MLP or of the shared experts; those of
 the routed experts are two groups more, with a dimension E, and there only where they are asked for: at public
-dimensions a slot of rank 16 takes 15 MB without them and 162 MB with them. Knows no sequences, nor what PEFT calls
-things. Used by the engine's single thread.
+dimensions a slot of rank 16 takes 8 MB without them and 155 MB with them, in bfloat16. Knows no sequences, nor what
+PEFT calls things. Used by the engine's single thread.
 
 Shape letters: S slots, R largest rank, P parts of a group, Q = P * R, H inputs, G blocks, W outputs of a part in a
 block, O = G * P * W outputs, T tokens, E experts, I their width, J = 2 * I their gates and ups.

@@ -31,6 +31,7 @@ _PROGRAMS_WANTED = 528
 _MAX_SHARES = 128
 _BLOCK = 1024
 _NUM_WARPS = 4
+"""None of these was compared with other numbers yet."""
 
 _NGRAM: tl.constexpr = tl.constexpr(GUARD_NGRAM)
 _WINDOW: tl.constexpr = tl.constexpr(GUARD_WINDOW)

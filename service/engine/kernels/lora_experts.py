@@ -27,8 +27,34 @@ FEW_PAIRS = 2048
 FEW_TILE, MANY_TILE = 16, 64
 DOWN_ROWS, DOWN_DEPTH = 16, 128
 UP_COLUMNS = 64
+KIND_PAIRS = 256
 _NUM_WARPS, _NUM_STAGES = 4, 3
-"""None of these was measured yet."""
+"""None of these was compared with others yet. As they are, adapters of rank 16 make a layer's mixture at public
+dimensions take 65 instead of 19 us for 1 row, 169 instead of 121 us for 16, 292 instead of 170 us for 256 rows of eight
+adapters and 1.0 instead of 0.5 ms for 4096 tokens: H100 80GB, PyTorch 2.11, Triton 3.6, bf16, captured, six layers in
+turn, before kinds were named by a kernel."""
+
+
+@triton.jit(do_not_specialize=["num_pairs"])
+def _name_kinds(
+    experts: tl.tensor,
+    slots: tl.tensor,
+    kinds: tl.tensor,
+    num_pairs: tl.tensor,
+    NUM_CHOSEN: tl.constexpr,
+    NUM_ROUTED: tl.constexpr,
+    NUM_KINDS: tl.constexpr,
+    PAIRS: tl.constexpr,
+    EARLY: tl.constexpr,
+) -> None:
+    """Each pair's kind; grid `[pair groups]`."""
+    wait_for_inputs(EARLY)
+    let_next_start(EARLY)
+    pair = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
+    inside = pair < num_pairs
+    slot = tl.load(slots + pair // NUM_CHOSEN, inside, other=-1)
+    expert = tl.load(experts + pair, inside, other=0)
+    tl.store(kinds + pair, tl.where(slot >= 0, slot * NUM_ROUTED + expert, NUM_KINDS), inside)
 
 
 @triton.jit
@@ -166,7 +192,14 @@ def _mix(
         return
     num_pairs = tokens * chosen
     num_kinds = num_slots * num_routed
-    kinds_TK = torch.where(slots_T[:, None] >= 0, slots_T[:, None] * num_routed + experts_TK, num_kinds).int()
+    kinds_TK = torch.empty_like(experts_TK)
+    is_early = early(x_TH.device, tokens)
+    launch(
+        _name_kinds, (triton.cdiv(num_pairs, KIND_PAIRS),),
+        experts_TK, slots_T, kinds_TK, num_pairs,
+        NUM_CHOSEN=chosen, NUM_ROUTED=num_routed, NUM_KINDS=num_kinds, PAIRS=KIND_PAIRS, EARLY=is_early,
+        **launch_options(_NUM_WARPS, 1, is_early),
+    )  # fmt: skip
     kinds = sort_pairs(kinds_TK, num_kinds + 1, FEW_TILE if num_pairs <= FEW_PAIRS else MANY_TILE)
     extra = torch.empty(num_pairs, 2 * inner, dtype=x_TH.dtype, device=x_TH.device)
     _add_low(x_TH, kinds, low.up_A_SEQH, low.up_B_SEJR, extra, chosen, is_set=True)

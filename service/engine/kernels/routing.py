@@ -34,6 +34,7 @@ _EXPERTS_OF_PROGRAM = 8
 _TOKENS_OF_PROGRAM = 16
 _DEPTH = 64
 _NUM_WARPS = 4
+"""None of these was compared with other numbers yet."""
 
 
 @triton.jit

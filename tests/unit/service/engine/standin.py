@@ -1,5 +1,6 @@
 """An engine without a model whose life tests can upset: the prompt says what happens."""
 
+import ctypes
 import os
 import threading
 import time
@@ -106,7 +107,10 @@ def make_failing() -> StandIn:
 
 
 def make_saying_how_threads_wait() -> StandIn:
-    raise RuntimeError(f"threads are {os.environ.get('OMP_WAIT_POLICY')}")
+    # As libraries see it; Python's own copy of the environment is older.
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_char_p
+    raise RuntimeError(f"threads are {getenv(b'OMP_WAIT_POLICY')!r}")
 
 
 def make_endless() -> StandIn:

@@ -268,7 +268,7 @@ def test_rows_are_not_leaked_under_random_traffic():
     assert len(final) == len(set(final))
     assert set(final) == {str(n) for n in range(submitted)} - cancelled
     engine.check_integrity()
-    assert len(engine._free_slots) == 3
+    assert len(engine._pages._free_slots) == 3
 
 
 def looping_model():

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.engine.adapters import AdapterError
+from service.engine.engine import TorchEngine
 from service.engine.gpu.decoder import GpuDecoder
 from service.engine.kernels import reference
 from service.engine.loader import EngineLimits, make_engine
@@ -220,7 +221,8 @@ def test_nano_reads_as_with_the_adapter_merged(way):
     limits = replace(limits, adapter_slots=2, adapter_max_rank=16)
     engine = make_engine(checkpoint, limits)
     if way == "paged":
-        engine._runner = paged_runner(model, limits, checkpoint.tokenizer.eos_id, block_tokens=64)
+        runner = paged_runner(model, limits, checkpoint.tokenizer.eos_id, block_tokens=64)
+        engine = TorchEngine(runner, checkpoint.tokenizer, engine.info, limits)
     for name, file in files.items():
         engine.load_adapter(name, file)
     assert read(engine, [asked(name) for name in (*files, base)]) == texts
