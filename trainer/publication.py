@@ -20,15 +20,13 @@ from shared.contract.manifest import BaseIdentity, CodeVersion, EvaluatedSet, Ev
 from shared.contract.refusals import AdapterRefusedError, Reason
 from shared.contract.volume import WEIGHTS_FILE
 from trainer.evaluation.provenance import package_version, source_commit
-from trainer.evaluation.results import NORMALISATION, EvaluationResult, ReaderResult
+from trainer.evaluation.results import ADAPTER_KEY, NORMALISATION, WEIGHTS_KEY, EvaluationResult, ReaderResult
 
 DISTRIBUTION = "deepsynth-ocr"
 MIN_IMPROVEMENT_RATIO = 0.05
 """Share of the base's character errors that must go: less than that is within what other pages would give."""
 MAX_TIER_LOSS = 0.01
 """What any kind of page may lose: one point of CER."""
-WEIGHTS_KEY, ADAPTER_KEY = "weights", "adapter"
-"""A reader's details: SHA-256 of the base model's weights, and of the adapter's."""
 _ASKED_KEYS = ("task", "mode", "max_new_tokens")
 _WEIGHT_SUFFIX = ".weight"
 _LINEAR_DIMENSIONS = 2
