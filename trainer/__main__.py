@@ -10,15 +10,18 @@ import sys
 from collections.abc import Sequence
 
 from shared.contract.refusals import ContractError
-from trainer.commands.evaluate import UsageError, add_evaluate
+from trainer.commands.evaluate import add_evaluate
+from trainer.commands.flags import UsageError
 from trainer.commands.nano import add_nano
 from trainer.commands.prepare import add_prepare
 from trainer.commands.publish import add_publish
+from trainer.commands.push import add_push
 from trainer.config import SettingsError, load_settings
 from trainer.data.errors import DataError
 from trainer.evaluation.card import CardError
 from trainer.evaluation.results import ResultError
 from trainer.evaluation.samples import SampleError
+from trainer.hub import HubError
 from trainer.publication import PublicationError
 from trainer.readers.protocol import ReaderError
 
@@ -32,6 +35,7 @@ USERS_ERRORS = (
     ResultError,
     ContractError,
     PublicationError,
+    HubError,
     FileNotFoundError,
 )
 STATUS_OF_USERS_ERRORS = 2
@@ -44,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_prepare(commands)
     add_evaluate(commands)
     add_publish(commands)
+    add_push(commands)
     add_nano(commands)
     return parser
 

@@ -192,8 +192,6 @@ def multipart(fields: Mapping[str, str], filename: str, content: bytes) -> tuple
 
 
 def _pause_s(attempt: int, asked_s: float | None) -> float:
-    """What the service asks for or, where it says nothing, twice as long each time; spread, so that not all come back at
-    once.
-    """
+    """What the service asks for, or twice as long each time; spread, so that not all come back at once."""
     pause_s = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) if asked_s is None else asked_s
     return pause_s * random.uniform(1.0, 1.25)

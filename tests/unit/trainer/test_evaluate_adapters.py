@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
-from safetensors.torch import save_file
 
 from shared.contract.identity import weights_revision
 from shared.contract.publication import publish
 from shared.contract.volume import AdapterVolume
 from shared.deepseek_ocr.checkpoint import save_checkpoint
-from tests.support.adapters import announcement, peft_config
+from tests.support.adapters import announcement
 from tests.support.evaluation import write_set
-from tests.support.lora import random_adapter
-from tests.support.tiny_model import tiny_model, tiny_tokenizer
+from tests.support.lora import random_adapter, write_files
 from tests.support.stub_service import stub_service
+from tests.support.tiny_model import tiny_model, tiny_tokenizer
 from trainer.__main__ import main
 from trainer.evaluation.results import load_result
 
@@ -38,13 +37,8 @@ def checkpoint(tmp_path):
 @pytest.fixture
 def run(tmp_path):
     """A training run's folder with the adapter in `best`."""
-    files = random_adapter(tiny_model(), seed=1)
     folder = tmp_path / "runs" / "letters" / "best"
-    folder.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in files.tensors.items()},
-              folder / "adapter_model.safetensors")  # fmt: skip
-    config = peft_config(target_modules=files.config["target_modules"]) | {"lora_alpha": files.config["lora_alpha"]}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    write_files(folder, random_adapter(tiny_model(), seed=1))
     return folder.parent
 
 

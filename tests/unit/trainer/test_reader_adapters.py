@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.support.lora import merged, random_adapter
+from tests.support.lora import merged, random_adapter, write_files
 from tests.support.tiny_model import tiny_model
 from trainer.readers.adapters import AdapterError, attach_adapter, merge_adapter, read_adapter
 
@@ -21,14 +21,7 @@ def files():
 @pytest.fixture
 def folder(tmp_path, files):
     """A PEFT folder on disk."""
-    return write(tmp_path / "trained", files.tensors, files.config)
-
-
-def write(folder, tensors, config):
-    folder.mkdir(exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps(dict(config)))
-    return folder
+    return write_files(tmp_path / "trained", files)
 
 
 @torch.no_grad()

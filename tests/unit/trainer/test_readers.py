@@ -23,9 +23,9 @@ from tests.support.tiny_model import TINY_GEOMETRY, tiny_model, tiny_tokenizer
 from trainer.config import child_environment
 from trainer.evaluation.samples import Layout, Sample, load_set, open_page
 from trainer.generation import PreparedViews, generate_texts
+from trainer.readers import service as service_module
 from trainer.readers.model import ModelReader, ReadingOptions
 from trainer.readers.protocol import ReaderError
-from trainer.readers import service as service_module
 from trainer.readers.service import ServiceReader, multipart, retry_after_s
 from trainer.readers.tesseract import TesseractReader
 
