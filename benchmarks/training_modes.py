@@ -86,7 +86,8 @@ def load(mode: str, checkpoint: str, device: torch.device, max_seq_length: int, 
     elif mode.startswith("cached"):
         from shared.deepseek_ocr.ocr2 import DeepseekOcr2Reader
 
-        model = _with_peft(DeepseekOcr2Reader.from_pretrained(checkpoint, dtype=_dtype(device)).to(device))
+        base: torch.nn.Module = DeepseekOcr2Reader.from_pretrained(checkpoint, dtype=_dtype(device))
+        model = _with_peft(base.to(device))
     else:
         from transformers import AutoModelForImageTextToText
 
