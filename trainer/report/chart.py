@@ -13,7 +13,7 @@ from html import escape
 
 WIDTH, HEIGHT = 560, 260
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 40
-ROW_PX, LABEL_PX, VALUE_PX = 30, 150, 128
+WIDE, ROW_PX, LABEL_PX, VALUE_PX = 1080, 30, 300, 90
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,12 @@ class Interval:
 
 
 def curves(
-    identity: str, title: str, lines: Sequence[Line], form: Callable[[float], str], level: Line | None = None
+    identity: str,
+    title: str,
+    lines: Sequence[Line],
+    form: Callable[[float], str],
+    axis_form: Callable[[float], str],
+    level: Line | None = None,
 ) -> str:
     """Lines over steps, from zero up.
 
@@ -47,6 +52,7 @@ def curves(
         title: What it shows.
         lines: Each with at least one point.
         form: How values are written.
+        axis_form: How round values are written at the axis.
         level: A value to compare with, drawn across; its points' steps do not count.
 
     Returns:
@@ -60,7 +66,7 @@ def curves(
     parts = []
     for value in up.ticks():
         parts.append(_rule(LEFT, up.place(value), WIDTH - RIGHT, up.place(value)))
-        parts.append(_text(LEFT - 8, up.place(value) + 4, form(value), "end"))
+        parts.append(_text(LEFT - 8, up.place(value) + 4, axis_form(value), "end"))
     parts += [_text(across.place(value), HEIGHT - BOTTOM + 18, f"{value:g}") for value in across.ticks()]
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "step"))
     if level is not None:
@@ -82,7 +88,13 @@ def curves(
     return _svg(identity, title, last, WIDTH, HEIGHT, parts)
 
 
-def intervals(identity: str, title: str, rows: Sequence[Interval], form: Callable[[float], str]) -> str:
+def intervals(
+    identity: str,
+    title: str,
+    rows: Sequence[Interval],
+    form: Callable[[float], str],
+    axis_form: Callable[[float], str],
+) -> str:
     """Values as dots with their intervals as lines, a row each.
 
     Args:
@@ -90,17 +102,18 @@ def intervals(identity: str, title: str, rows: Sequence[Interval], form: Callabl
         title: What it shows.
         rows: At least one.
         form: How values are written.
+        axis_form: How round values are written at the axis.
 
     Returns:
         An `svg` element.
     """
-    width, height = WIDTH + 160, ROW_PX * len(rows) + BOTTOM
+    width, height = WIDE, ROW_PX * len(rows) + BOTTOM
     axis = _Axis(0, max(max(row.high for row in rows) * 1.02, 1e-9), LABEL_PX, width - VALUE_PX)
     bottom = ROW_PX * len(rows)
     parts = []
     for value in axis.ticks():
         parts.append(_rule(axis.place(value), 4, axis.place(value), bottom))
-        parts.append(_text(axis.place(value), bottom + 18, form(value)))
+        parts.append(_text(axis.place(value), bottom + 18, axis_form(value)))
     for place, row in enumerate(rows):
         middle = ROW_PX * place + ROW_PX / 2
         low, high, at = axis.place(row.low), axis.place(row.high), axis.place(row.value)

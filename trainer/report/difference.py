@@ -11,15 +11,25 @@ from rapidfuzz.distance import Levenshtein
 
 from shared.contract.text import normalise
 
+SHORTEST_AGREEMENT = 3
+"""Fewer letters that agree by chance between two edits are shown as part of one edit: easier to read than confetti."""
+
 
 def marked_difference(truth: str, reading: str) -> str:
     """A reading as HTML: what it lacks as `del`, what it adds as `ins`; white space folded as for the rates."""
     expected, read = normalise(truth), normalise(reading)
+    edits = list(Levenshtein.opcodes(expected, read))
     parts = []
-    for edit in Levenshtein.opcodes(expected, read):
-        missed, added = expected[edit.src_start : edit.src_end], read[edit.dest_start : edit.dest_end]
-        parts.append(escape(missed) if edit.tag == "equal" else _marked(missed, added))
-    return "".join(parts)
+    missed = added = ""
+    for place, edit in enumerate(edits):
+        was, now = expected[edit.src_start : edit.src_end], read[edit.dest_start : edit.dest_end]
+        is_between = 0 < place < len(edits) - 1
+        if edit.tag == "equal" and not (is_between and len(was) < SHORTEST_AGREEMENT):
+            parts += [_marked(missed, added), escape(was)]
+            missed = added = ""
+        else:
+            missed, added = missed + was, added + now
+    return "".join([*parts, _marked(missed, added)])
 
 
 def _marked(missed: str, added: str) -> str:

@@ -61,9 +61,9 @@ def rates_figure(result: EvaluationResult) -> str:
         for kind, reader in zip(_KINDS, readers, strict=False)
         if (score := reader.tiers.get(tier)) is not None
     ]  # fmt: skip
-    names = [(kind, reader.name) for kind, reader in zip(_KINDS, readers, strict=False)]
-    picture = intervals("rates", "Character error rates with 95 % intervals", rows, percent)
-    return figure("Character error rate, with 95 % intervals", picture, legend(names) if len(names) > 1 else "")
+    picture = intervals("rates", "Character error rates with 95 % intervals", rows, percent, _axis_percent)
+    scrolling = f'<div class="wide" tabindex="0" role="region" aria-label="Character error rates">{picture}</div>'
+    return figure("Character error rate, with 95 % intervals", scrolling)
 
 
 def tables(result: EvaluationResult) -> str:
@@ -87,7 +87,9 @@ def training_figures(found: Curves) -> str:
     pictures = []
     if found.loss:
         lines = [Line("loss", "first", thinned(found.loss))]
-        pictures.append(figure("Loss on answers", curves("loss", "Training loss by step", lines, "{:.3g}".format)))
+        pictures.append(
+            figure("Loss on answers", curves("loss", "Training loss by step", lines, "{:.3g}".format, "{:g}".format))
+        )
     if found.cer:
         lines = [Line("held-out pages", "first", found.cer, has_dots=True)]
         entries = [("first", "held-out pages")]
@@ -98,7 +100,7 @@ def training_figures(found: Curves) -> str:
         if found.base_cer is not None:
             level = Line("base model", "level", [(0, found.base_cer)])
             entries.append(("level", f"base model on the held-out pages, {percent(found.base_cer)}"))
-        picture = curves("cer", "Character error rate by step", lines, percent, level)
+        picture = curves("cer", "Character error rate by step", lines, percent, _axis_percent, level)
         pictures.append(figure("Character error rate while training", picture, legend(entries)))
     if not pictures:
         return ""
@@ -169,4 +171,8 @@ def _tile(title: str, value: str, note: str) -> str:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 14 else f"{name[:13]}\u2026"
+    return name if len(name) <= 28 else f"{name[:27]}\u2026"
+
+
+def _axis_percent(share: float) -> str:
+    return f"{100 * share:g} %"

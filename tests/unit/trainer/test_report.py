@@ -166,6 +166,7 @@ def test_worst_pages_come_first_and_right_ones_not_at_all(tmp_path, sample_set):
 def test_differences_are_marked_letter_by_letter():
     assert marked_difference("a <b> c", "a <x> cd") == "a &lt;<del>b</del><ins>x</ins>&gt; c<ins>d</ins>"
     assert marked_difference("one\n two", "one two") == "one two"
+    assert marked_difference("kitten", "sitting") == "<del>k</del><ins>s</ins>itt<del>en</del><ins>ing</ins>"
     assert marked_difference("one two", "one") == "one<del> two</del>"
     assert marked_difference("\u65e5\u672c\u8a9e", "\u65e5\u6728\u8a9e") == "\u65e5<del>\u672c</del><ins>\u6728</ins>\u8a9e"  # fmt: skip  # noqa: E501
 
@@ -207,8 +208,8 @@ def test_long_curves_are_thinned_to_means():
 
 def test_pictures_are_drawn_for_single_and_equal_points():
     for points in ([(1.0, 0.0)], [(0.0, 2.0), (5.0, 2.0)], [(3.0, 1e-9)]):
-        ET.fromstring(curves("x", "t", [Line("a & b", "first", points)], str))
-    svg = intervals("y", "t", [Interval("<tier>", "first", 0.0, 0.0, 0.0)], str)
+        ET.fromstring(curves("x", "t", [Line("a & b", "first", points)], str, str))
+    svg = intervals("y", "t", [Interval("<tier>", "first", 0.0, 0.0, 0.0)], str, str)
     assert "NaN" not in svg
     ET.fromstring(svg)
 
