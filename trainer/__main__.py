@@ -14,6 +14,7 @@ from trainer.commands.evaluate import UsageError, add_evaluate
 from trainer.commands.nano import add_nano
 from trainer.commands.prepare import add_prepare
 from trainer.commands.publish import add_publish
+from trainer.commands.train import add_train
 from trainer.config import SettingsError, load_settings
 from trainer.data.errors import DataError
 from trainer.evaluation.card import CardError
@@ -21,6 +22,7 @@ from trainer.evaluation.results import ResultError
 from trainer.evaluation.samples import SampleError
 from trainer.publication import PublicationError
 from trainer.readers.protocol import ReaderError
+from trainer.training.errors import TrainingError, TrainingStopped
 
 USERS_ERRORS = (
     UsageError,
@@ -32,9 +34,12 @@ USERS_ERRORS = (
     ResultError,
     ContractError,
     PublicationError,
+    TrainingError,
     FileNotFoundError,
 )
 STATUS_OF_USERS_ERRORS = 2
+STATUS_OF_STOPPED_RUNS = 143
+"""What a shell shows of a process that SIGTERM has ended: whoever restarts jobs takes 0 for done."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m trainer", description="Train and measure DeepSeek-OCR models.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_prepare(commands)
+    add_train(commands)
     add_evaluate(commands)
     add_publish(commands)
     add_nano(commands)
@@ -63,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except USERS_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return STATUS_OF_USERS_ERRORS
+    except TrainingStopped as stop:
+        print(stop, file=sys.stderr)
+        return STATUS_OF_STOPPED_RUNS
     if output:
         print(output)
     return 0

@@ -67,6 +67,11 @@ def load_settings(environment: Mapping[str, str] | None = None) -> TrainerSettin
     return TrainerSettings(threads=threads, **texts)
 
 
+def process_rank() -> int:
+    """Number of this process among those that torchrun has started; 0 without it."""
+    return int(os.environ.get("RANK", "0"))  # noqa: TID251 - this is the trainer's config
+
+
 def child_environment() -> dict[str, str]:
     """The environment for programs that the trainer starts."""
     return dict(os.environ)  # noqa: TID251 - this is the trainer's config
