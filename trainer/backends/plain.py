@@ -17,9 +17,12 @@ from torch.utils.checkpoint import checkpoint
 from shared.deepseek_ocr.checkpoint import CheckpointError
 from shared.deepseek_ocr.loading import load_checkpoint
 from trainer.backends.protocol import AdaptedModel, AdapterRequest
+from trainer.training.adapter import ADAPTER
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.targets import DECODERS
 
+PREFIX = "base_model.model."
+"""PEFT's name for the base model inside."""
 _KEPT_WHOLE = ("lm_head",)
 """Never quantised: it decides every token."""
 
@@ -91,7 +94,30 @@ def add_adapter(base: Any, modules: tuple[str, ...], request: AdapterRequest) ->
     )
     with torch.random.fork_rng(devices=[request.device] if request.device.type == "cuda" else []):
         torch.manual_seed(request.seed)
-        return get_peft_model(base, config)
+        model = get_peft_model(base, config)
+    check_adapter(model, modules)
+    return model
+
+
+def check_adapter(model: nn.Module, modules: tuple[str, ...]) -> None:
+    """See to it that a library adapted what it was asked to, and nothing else.
+
+    Args:
+        model: with its adapter.
+        modules: whole names in the base model.
+
+    Raises:
+        TrainingError: it did not.
+    """
+    trained = {name for name, each in model.named_parameters() if each.requires_grad}
+    wanted = {f"{PREFIX}{name}.lora_{side}.{ADAPTER}.weight" for name in modules for side in "AB"}
+    if trained != wanted:
+        odd = sorted(trained ^ wanted)
+        raise TrainingError(
+            TrainingCode.TARGET_UNMATCHED,
+            f"{len(odd)} tensors are trained that should not be, or the other way round, first {odd[0]}",
+            "take --backend peft, and report it",
+        )
 
 
 def recompute_layers(base: nn.Module) -> None:
@@ -102,8 +128,8 @@ def recompute_layers(base: nn.Module) -> None:
     """
     for name, module in base.named_modules():
         is_layer = name.startswith(DECODERS) and name.rsplit(".", 1)[-1].isdigit() and name.count(".") <= 3
-        if is_layer and isinstance(module.forward, Callable):  # type: ignore[arg-type]
-            module.forward = partial(_recomputed, module, module.forward)
+        if is_layer:
+            module.forward = partial(_recomputed, module, module.forward)  # type: ignore[method-assign]
 
 
 def quantise(base: nn.Module, device: torch.device) -> None:

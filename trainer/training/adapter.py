@@ -9,12 +9,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shared.contract.volume import CONFIG_FILE, WEIGHTS_FILE
+from trainer.training.errors import TrainingCode, TrainingError
 
 ADAPTER = "default"
 """PEFT's name of the adapter that is trained."""
@@ -45,6 +47,32 @@ def save_adapter(model: PeftModel, folder: Path, base_model: str, modules: tuple
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     text = json.dumps(adapter_config(model, base_model, modules), indent=2, sort_keys=True, default=_plain)
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def load_adapter(model: PeftModel, folder: Path) -> None:
+    """Put the tensors of a file into a model's adapter, value by value.
+
+    PEFT's own loading renames keys by transformers' table for old checkpoints; of DeepSeek-OCR-2 (PEFT 0.21.2,
+    transformers 5.17) it then finds none of those that it has written itself, warns, and leaves the adapter as it was.
+
+    Args:
+        model: with an adapter of the same modules and rank.
+        folder: holds what `save_adapter` wrote.
+
+    Raises:
+        TrainingError: keys or shapes are not those of the model's adapter.
+    """
+    own = adapter_tensors(model)
+    given = load_file(folder / WEIGHTS_FILE)
+    if {key: tensor.shape for key, tensor in given.items()} != {key: tensor.shape for key, tensor in own.items()}:
+        raise TrainingError(
+            TrainingCode.CHECKPOINT_CORRUPT,
+            f"{folder} holds an adapter of other modules or another rank",
+            "give the options that it was trained with",
+        )
+    with torch.no_grad():
+        for key, tensor in own.items():  # views of the live parameters
+            tensor.copy_(given[key])
 
 
 def adapter_config(model: PeftModel, base_model: str, modules: tuple[str, ...]) -> dict[str, Any]:

@@ -106,8 +106,11 @@ def _read(
         ledger.check()
     data.sources[source.name] = {"sha256": source.fingerprint(), "rows": ledger.num_rows, "broken": ledger.num_broken}
     too_long = sum(each.num_too_long for each in wanted.values())
-    notes = [f"{ledger.num_broken} of {ledger.num_rows} rows left out, first {ledger.broken[0]}"] * bool(ledger.broken)
-    notes += [f"{too_long} samples are longer than {reader.max_tokens} tokens and left out"] * bool(too_long)
+    notes = []
+    if ledger.broken:
+        notes.append(f"{ledger.num_broken} of {ledger.num_rows} rows left out, first {ledger.broken[0]}")
+    if too_long:
+        notes.append(f"{too_long} samples are longer than {reader.max_tokens} tokens and left out")
     return f"{source.name}: {', '.join(notes)}" if notes else ""
 
 

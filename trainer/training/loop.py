@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer
 
-from trainer.training.adapter import adapter_shapes, save_adapter
+from trainer.training.adapter import adapter_shapes, load_adapter, save_adapter
 from trainer.training.checkpoints import PARTIAL, commit, prune, writing_to
 from trainer.training.collator import INDICES, KEPT, Collator
 from trainer.training.dataset import SampleSet, TrainingSample
@@ -242,6 +242,10 @@ class PageTrainer(Trainer):
         """Write the adapter's two files, and none of the pickles that the library adds."""
         del state_dict
         save_adapter(self.adapter_model, Path(str(output_dir)), self._parts.base_model, self._parts.modules)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        del model
+        load_adapter(self.adapter_model, Path(resume_from_checkpoint))
 
     def _get_output_dir(self, trial: Any) -> str:
         del trial
