@@ -10,16 +10,19 @@ import sys
 from collections.abc import Sequence
 
 from shared.contract.refusals import ContractError
-from trainer.commands.evaluate import UsageError, add_evaluate
+from trainer.commands.evaluate import add_evaluate
+from trainer.commands.flags import UsageError
 from trainer.commands.nano import add_nano
 from trainer.commands.prepare import add_prepare
 from trainer.commands.publish import add_publish
+from trainer.commands.push import add_push
 from trainer.commands.train import add_train
 from trainer.config import SettingsError, load_settings
 from trainer.data.errors import DataError
 from trainer.evaluation.card import CardError
 from trainer.evaluation.results import ResultError
 from trainer.evaluation.samples import SampleError
+from trainer.hub import HubError
 from trainer.publication import PublicationError
 from trainer.readers.protocol import ReaderError
 from trainer.training.errors import TrainingError, TrainingStopped
@@ -34,6 +37,7 @@ USERS_ERRORS = (
     ResultError,
     ContractError,
     PublicationError,
+    HubError,
     TrainingError,
     FileNotFoundError,
 )
@@ -50,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_train(commands)
     add_evaluate(commands)
     add_publish(commands)
+    add_push(commands)
     add_nano(commands)
     return parser
 

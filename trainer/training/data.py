@@ -33,13 +33,17 @@ class RunData:
     note: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """For `run.json`: a resumed run has to find the same."""
+        """For `run.json`: what an adapter's manifest says, and what a resumed run has to find again."""
+        named = ((TRAIN, self.train), (VALIDATION, self.validation), ("forgetting", self.forgetting))
         return {
-            name: {"samples": len(samples), "too_long": samples.num_too_long, "sha256": samples.fingerprint}
-            for name, samples in (
-                (TRAIN, self.train), (VALIDATION, self.validation), ("forgetting", self.forgetting),
-            )
-        }  # fmt: skip
+            "fingerprint": self.train.fingerprint,
+            "num_samples": len(self.train),
+            "parts": {
+                name: {"samples": len(samples), "too_long": samples.num_too_long, "sha256": samples.fingerprint}
+                for name, samples in named
+            },
+            "sources": self.sources,
+        }
 
 
 def load_data(options: TrainingOptions, reader: SampleReader) -> RunData:

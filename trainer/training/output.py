@@ -100,7 +100,6 @@ def make_record(options: TrainingOptions, adapted: AdaptedModel, pages: RunData)
         "modules": len(adapted.modules),
         "trainable_parameters": trainable,
         "data": pages.as_json(),
-        "sources": pages.sources,
         "machine": machine(),
         "versions": package_versions() | {name: package_version(name) for name in _PACKAGES},
     }
@@ -126,7 +125,8 @@ def settle_record(output: Path, record: dict[str, Any], *, resume: bool) -> None
             for name, value in now["options"].items()
             if name not in _FREE_OPTIONS and before["options"].get(name) != value
         ]
-        changed += [f"the {name} pages" for name, value in now["data"].items() if before["data"].get(name) != value]
+        parts, earlier = now["data"]["parts"], before["data"]["parts"]
+        changed += [f"set of {name} pages" for name, value in parts.items() if earlier.get(name) != value]
         if changed:
             raise TrainingError(
                 TrainingCode.RESUME_MISMATCH,
