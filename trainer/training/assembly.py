@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import Mode
 from trainer.backends.protocol import AdaptedModel, AdapterRequest
-from trainer.training.callbacks import EventLog, ProgressCallback
+from trainer.training.callbacks import EarlyStop, EventLog, ProgressCallback
 from trainer.training.collator import Collator, image_arguments
 from trainer.training.data import RunData
 from trainer.training.dataset import ImageStore, SampleReader, SampleSet
@@ -238,7 +238,7 @@ def _reporters(options: TrainingOptions) -> list[str]:
 def _callbacks(options: TrainingOptions, *, has_check: bool) -> list[TrainerCallback]:
     callbacks: list[TrainerCallback] = []
     if has_check and options.early_stopping_patience:
-        callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
+        callbacks.append(EarlyStop(options.early_stopping_patience))
     if options.use_tensorboard and rank() == 0 and importlib.util.find_spec("tensorboard") is not None:
         from torch.utils.tensorboard import SummaryWriter
         from transformers.integrations import TensorBoardCallback

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 Event = Mapping[str, Any]
 ProgressCallback = Callable[[Event], None]
@@ -66,6 +66,13 @@ class StopCallback(TrainerCallback):
         if self._request.is_set:
             control.should_save = control.should_training_stop = True
         return control
+
+
+class EarlyStop(EarlyStoppingCallback):
+    """The library's, without its advice to load the best weights at the end: `best/` holds them."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Nothing to say."""
 
 
 class EventLog(TrainerCallback):

@@ -28,6 +28,7 @@ class TrainingCode(StrEnum):
     DISK_FULL = "disk_full"
     OUT_OF_MEMORY = "out_of_memory"
     LOSS_NOT_FINITE = "loss_not_finite"
+    STEP_FAILED = "step_failed"
 
 
 class TrainingError(Exception):
