@@ -19,7 +19,13 @@ import random
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer.backends.protocol import AdaptedModel, AdapterRequest
+    from trainer.training.dataset import SampleReader
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 PAGE_PX = (640, 200)
@@ -72,8 +78,10 @@ def write_ocr2(folder: Path, *, tiny: bool) -> None:
     }  # fmt: skip
     sam = {"downsample_channels": [512, encoder["hidden_size"]]}
     if tiny:
-        sam |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 64, "output_channels": 16,
-                "downsample_channels": [32, 64], "global_attn_indexes": [1]}  # fmt: skip
+        sam |= {
+            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 64, "output_channels": 16,
+            "downsample_channels": [32, 64], "global_attn_indexes": [1],
+        }  # fmt: skip
     config = DeepseekOcr2Config(
         text_config=text, vision_config={"sam_config": sam, "encoder_config": encoder}, image_token_id=3
     )
@@ -121,7 +129,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     draw_pages(work / "train", options.samples, 1)
     draw_pages(work / "validation", 16 if options.updates > 20 else 2, 2)
 
-    def data(reader):
+    def data(reader: SampleReader) -> RunData:
         pages = RunData()
         for name, into in (("train", pages.train), ("validation", pages.validation)):
             for sample in read_samples(FolderSource(work / name), Columns(), Ledger()):
@@ -136,16 +144,16 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         "target_modules": ("q_proj", "k_proj", "v_proj", "o_proj", *(MLP if options.mlp else ())),
     })  # fmt: skip
     events: list[dict[str, float]] = []
-    kept: list[object] = []
+    kept: list[Any] = []
 
-    def watched(request):
+    def watched(request: AdapterRequest) -> AdaptedModel:
         adapted = backend(request)
         kept.extend((adapted, request))
         return adapted
 
     summary = train(wanted, watched, device, progress=lambda event: events.append(dict(event)), data=data)
     logs = [event for event in events if event["event"] == "log" and "loss" in event]
-    steps_s = sorted(b["seconds"] - a["seconds"] for a, b in zip(logs[2:], logs[3:], strict=False))
+    steps_s = sorted(b["seconds"] - a["seconds"] for a, b in pairwise(logs[2:]))
     record = {
         "backend": options.backend,
         "model": Path(options.model).name,
@@ -163,13 +171,15 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if device.type == "cuda" else None,
         "trainable": json.loads((work / "run" / "run.json").read_text())["trainable_parameters"],
     }
-    return record | compare(*kept, options, work / "run" / "best", device) | {
-        "total_s": round(time.perf_counter() - started_s, 1)
-    }
+    return (
+        record
+        | compare(*kept, options, work / "run" / "best", device)
+        | {"total_s": round(time.perf_counter() - started_s, 1)}
+    )
 
 
-def compare(adapted, request, options: argparse.Namespace, best: Path, device) -> dict[str, object]:
-    """The loss of one sequence with the adapter from its file: on the model that trained it, and on a fresh plain base."""
+def compare(adapted: Any, request: Any, options: argparse.Namespace, best: Path, device: Any) -> dict[str, object]:
+    """The loss of a sequence with the adapter from its file: on the model that trained it, and on a fresh base."""
     import torch
 
     from shared.deepseek_ocr.loading import load_checkpoint
@@ -178,7 +188,7 @@ def compare(adapted, request, options: argparse.Namespace, best: Path, device) -
 
     ids = torch.tensor([[0, *(10 + step % 200 for step in range(120))]], device=device)
 
-    def loss(model) -> float:
+    def loss(model: Any) -> float:
         model.eval()
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             return float(model(input_ids=ids, labels=ids, use_cache=False)["loss"])

@@ -129,7 +129,7 @@ def recompute_layers(base: nn.Module) -> None:
     for name, module in base.named_modules():
         is_layer = name.startswith(DECODERS) and name.rsplit(".", 1)[-1].isdigit() and name.count(".") <= 3
         if is_layer:
-            module.forward = partial(_recomputed, module, module.forward)  # type: ignore[method-assign]
+            module.forward = partial(_recomputed, module, module.forward)
 
 
 def quantise(base: nn.Module, device: torch.device) -> None:

@@ -17,8 +17,6 @@ from trainer.training.options import TrainingOptions, load_file, make_options, o
 from trainer.training.presets import PRESETS, preset_values
 
 if TYPE_CHECKING:
-    import torch
-
     from trainer.backends.protocol import Backend
 
 _GROUPS = {

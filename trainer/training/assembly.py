@@ -241,7 +241,7 @@ def _callbacks(options: TrainingOptions, *, has_check: bool) -> list[TrainerCall
         callbacks.append(EarlyStop(options.early_stopping_patience))
     if options.use_tensorboard and rank() == 0 and importlib.util.find_spec("tensorboard") is not None:
         from torch.utils.tensorboard import SummaryWriter
-        from transformers.integrations import TensorBoardCallback
+        from transformers.integrations.integration_utils import TensorBoardCallback
 
         callbacks.append(TensorBoardCallback(SummaryWriter(str(options.output_dir / "tensorboard"))))
     return callbacks

@@ -20,7 +20,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl,
 
 Event = Mapping[str, Any]
 ProgressCallback = Callable[[Event], None]
-"""Gets every event: `event` (`start`, `log`, `evaluate`, `save`, `end`), `step`, `max_steps` and the event's figures."""
+"""Gets every event: `event` (`start`, `log`, `evaluate`, `save`, `end` and others), `step`, `max_steps`, figures."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _DIGITS = 8
 
@@ -78,7 +78,9 @@ class EarlyStop(EarlyStoppingCallback):
 class EventLog(TrainerCallback):
     """Writes `log.jsonl`, moves a bar, tells the caller."""
 
-    def __init__(self, path: Path, stream: TextIO, caller: ProgressCallback | None = None, *, is_main: bool = True) -> None:
+    def __init__(
+        self, path: Path, stream: TextIO, caller: ProgressCallback | None = None, *, is_main: bool = True
+    ) -> None:
         """Start a log, or go on with one.
 
         Args:
@@ -158,7 +160,9 @@ class EventLog(TrainerCallback):
         figures = {name.removeprefix("eval_"): value for name, value in (metrics or {}).items()}
         self.write("evaluate", state, **figures)
         if self._is_main:
-            tqdm.write(f"step {state.global_step}: CER {100 * figures.get('cer', float('nan')):.2f} %", file=self._stream)
+            tqdm.write(
+                f"step {state.global_step}: CER {100 * figures.get('cer', float('nan')):.2f} %", file=self._stream
+            )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Note checkpoints."""

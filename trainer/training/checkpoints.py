@@ -94,7 +94,7 @@ def newest_sound(folder: Path) -> tuple[Path | None, list[str]]:
     Returns:
         The newest sound one, None without any; and what is wrong with newer ones.
     """
-    faults = []
+    faults: list[str] = []
     for _, path in step_folders(folder):
         fault = find_fault(path)
         if fault is None:

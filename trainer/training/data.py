@@ -1,6 +1,6 @@
 """What a run reads: samples to train on, held-out ones to check on, general ones that must not get worse.
 
-Imports the packages behind sources when it reads one, so that a machine without them can train on samples from elsewhere.
+Imports the packages behind sources when it reads one: a machine without them can train on samples from elsewhere.
 """
 
 from __future__ import annotations

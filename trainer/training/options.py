@@ -17,6 +17,7 @@ from trainer.training.errors import TrainingCode, TrainingError
 
 ATTENTION: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP: Final = ("gate_proj", "up_proj", "down_proj")
+DEFAULT_OUTPUT: Final = Path("runs/adapter")
 SCHEDULES: Final = ("cosine", "linear", "constant_with_warmup", "constant")
 BACKENDS: Final = ("auto", "peft", "unsloth")
 TASKS: Final = ("free", "markdown", "ocr")
@@ -35,7 +36,7 @@ class TrainingOptions:
     dataset_name: str = _option("", "a prepared set, or any source that `prepare` takes")
     eval_dataset_name: str | None = _option(None, "source of the pages to check on; the set's validation split")
     forgetting_dataset: str | None = _option(None, "general pages that must not get worse, any source")
-    output_dir: Path = _option(Path("runs/adapter"), "the run's folder")
+    output_dir: Path = _option(DEFAULT_OUTPUT, "the run's folder")  # noqa: RUF009 - a constant
     model: str = _option("shared/nano", "base model: folder or repository")
     backend: str = _option("auto", "what adds the adapter; auto: unsloth where it can, else peft", *BACKENDS)
     device: str = _option("auto", "auto, cpu, cuda or cuda:N")

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import torch.distributed
-
 from trainer.backends.protocol import AdaptedModel
 from trainer.evaluation.provenance import current_date, machine, package_version, package_versions, source_commit
 from trainer.training.checkpoints import restore_replaced, writing_to

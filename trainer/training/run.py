@@ -96,7 +96,8 @@ def train(
         _fit(run, checkpoint, output)
         if request.is_set:
             raise TrainingStopped(
-                f"stopped after update {run.trainer.state.global_step}; the same command with --resume goes on from there"
+                f"stopped after update {run.trainer.state.global_step}; "
+                "the same command with --resume goes on from there"
             )
         summary = _finish(run, output)
     shutil.rmtree(output / CACHE, ignore_errors=True)
@@ -106,7 +107,7 @@ def train(
 def _fit(run: Assembly, checkpoint: Path | None, output: Path) -> None:
     if run.check is not None and _logged(output, "base") is None:
         # Before the first update an adapter changes nothing: this is the base model, which it has to be better than.
-        run.log.write("base", **run.trainer.read_held_out())
+        run.log.write("base", None, **run.trainer.read_held_out())
     run.trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 

@@ -17,7 +17,8 @@ from trainer.training.errors import TrainingCode, TrainingError
 DECODERS = ("model.layers.", "model.language_model.layers.")
 """The decoder's layers in DeepSeek-OCR and nano, and in DeepSeek-OCR-2."""
 VISION = (
-    "model.sam_model.", "model.vision_model.", "model.projector.", "model.vision_tower.", "model.multi_modal_projector.",
+    "model.sam_model.", "model.vision_model.", "model.projector.",
+    "model.vision_tower.", "model.multi_modal_projector.",
 )  # fmt: skip
 EXPERTS = "experts"
 """Routed experts are stacked tensors, not linear modules."""

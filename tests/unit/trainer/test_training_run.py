@@ -10,12 +10,11 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.support.training import CPU, events, run_small, small_options, start_small, write_checkpoint, write_words
 from trainer.__main__ import main
 from trainer.backends import plain
-from trainer.training import adapter as adapter_module
 from trainer.training import checkpoints, loop
 from trainer.training.errors import TrainingCode, TrainingError, TrainingStopped
 from trainer.training.options import make_options
@@ -136,13 +135,13 @@ def test_a_corrupt_checkpoint_is_passed_over_and_none_sound_is_an_error(place):
     ]  # fmt: skip
     for path in folder.glob("step-*"):
         (path / "files.json").unlink()
-    with pytest.raises(TrainingError, match="no checkpoint .* is sound") as caught:
+    with pytest.raises(TrainingError, match=r"no checkpoint .* is sound") as caught:
         run_small(place, resume=True, save_steps=2, keep_checkpoints=3)
     assert caught.value.code is TrainingCode.CHECKPOINT_CORRUPT
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(place, monkeypatch):
-    real, calls = adapter_module.save_file, []
+    real, calls = save_file, []
 
     def full_at_the_third(*args, **kwargs):
         calls.append(args)
@@ -150,8 +149,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(place, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         real(*args, **kwargs)
 
-    monkeypatch.setattr(adapter_module, "save_file", full_at_the_third)
-    with pytest.raises(TrainingError, match="disk .* is full; .* --resume") as caught:
+    monkeypatch.setattr("trainer.training.adapter.save_file", full_at_the_third)
+    with pytest.raises(TrainingError, match=r"disk .* is full; .* --resume") as caught:
         run_small(place, save_steps=1, eval_steps=6, keep_checkpoints=5)
     assert caught.value.code is TrainingCode.DISK_FULL
     newest, faults = checkpoints.newest_sound(place / "run" / "checkpoints")
@@ -161,7 +160,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(place, monkeypatch):
 
 
 def test_an_adapter_that_is_not_finite_never_counts(place):
-    with pytest.raises(TrainingError, match="not finite|finite"):
+    with pytest.raises(TrainingError, match="not finite"):
         run_small(place, learning_rate=1e30, max_grad_norm=1e30, max_steps=8, eval_steps=2, lr_scheduler="constant")
 
 
@@ -190,7 +189,7 @@ def test_a_sample_that_never_fits_is_an_error_that_says_what_to_do(place, monkey
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(loop.PageTrainer, "compute_loss", scarce)
-    with pytest.raises(TrainingError, match="--gradient-checkpointing"):
+    with pytest.raises(TrainingError, match=r"--gradient-checkpointing"):
         run_small(place)
 
 
@@ -242,14 +241,14 @@ def test_training_ends_when_checks_get_no_better(place, monkeypatch):
 
 def test_another_run_in_the_folder_is_refused(place, tmp_path):
     run_small(place, max_steps=1)
-    with pytest.raises(TrainingError, match="--resume.*--overwrite") as caught:
+    with pytest.raises(TrainingError, match=r"--resume.*--overwrite") as caught:
         run_small(place, max_steps=1)
     assert caught.value.code is TrainingCode.OUTPUT_EXISTS
-    with pytest.raises(TrainingError, match="another max-steps") as caught:
+    with pytest.raises(TrainingError, match=r"another max-steps") as caught:
         run_small(place, max_steps=2, resume=True)
     assert caught.value.code is TrainingCode.RESUME_MISMATCH
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(TrainingError, match="something else"):
+    with pytest.raises(TrainingError, match=r"something else"):
         run_small(place, output_dir=tmp_path, overwrite=True)
     assert (tmp_path / "letter.txt").exists()
 
@@ -258,7 +257,7 @@ def test_a_resumed_run_with_other_pages_is_refused(place, tmp_path):
     run_small(place, max_steps=1)
     shutil.copytree(place / "words", tmp_path / "words")
     (tmp_path / "words" / "train" / "w010.txt").write_text("another")
-    with pytest.raises(TrainingError, match="set of train pages"):
+    with pytest.raises(TrainingError, match=r"set of train pages"):
         run_small(place, max_steps=1, resume=True, dataset_name=str(tmp_path / "words"))
 
 
