@@ -26,6 +26,7 @@ from trainer.evaluation.samples import SampleError
 from trainer.hub import HubError
 from trainer.publication import PublicationError
 from trainer.readers.protocol import ReaderError
+from trainer.tracing import span, start_tracing
 from trainer.training.errors import TrainingError, TrainingStopped
 
 USERS_ERRORS = (
@@ -50,7 +51,7 @@ STATUS_OF_STOPPED_RUNS = 143
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m trainer", description="Train and measure DeepSeek-OCR models.")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     add_prepare(commands)
     add_train(commands)
     add_evaluate(commands)
@@ -72,7 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = build_parser().parse_args(arguments)
     try:
-        output = options.run(options, load_settings())
+        settings = load_settings()
+        if settings.tracing:
+            start_tracing()
+        with span(f"trainer.{options.command}"):
+            output = options.run(options, settings)
     except USERS_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return STATUS_OF_USERS_ERRORS

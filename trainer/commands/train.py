@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.config import TrainerSettings
+from trainer.hub import HubRepository, open_repository, push_folder
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.options import TrainingOptions, load_file, make_options, option_fields
 from trainer.training.presets import PRESETS, preset_values
@@ -19,6 +20,7 @@ from trainer.training.presets import PRESETS, preset_values
 if TYPE_CHECKING:
     from trainer.backends.protocol import Backend
 
+BEST = "best"
 _GROUPS = {
     "dataset_name": "what and where",
     "image_column": "data",
@@ -81,7 +83,26 @@ def run_train(options: argparse.Namespace, settings: TrainerSettings) -> str:
         raise TrainingError(
             TrainingCode.OPTION_INVALID, "there is nothing to train on", "name a set or a source with --dataset-name"
         )
-    return str(run_options(chosen, device, settings, resume=options.resume, overwrite=options.overwrite))
+    # A token that is missing should be known before hours of training.
+    repository = open_repository(chosen.hub_model_id) if chosen.push_to_hub and chosen.hub_model_id else None
+    summary = str(run_options(chosen, device, settings, resume=options.resume, overwrite=options.overwrite))
+    if repository is None:
+        return summary
+    return f"{summary}\n{push_adapter(repository, chosen.output_dir / BEST)}"
+
+
+def push_adapter(repository: HubRepository, folder: Path) -> str:
+    """Upload a trained adapter as it is: what `publish --push-to-hub` uploads has a manifest and a card beside it.
+
+    Args:
+        repository: where to; made, private, if it is not there.
+        folder: PEFT's two files.
+
+    Returns:
+        Where it is.
+    """
+    card = f"# {repository.repo_id}\n\nA LoRA adapter for DeepSeek-OCR, trained with DeepSynth OCR. Not published yet.\n"
+    return push_folder(repository, folder, card, "Add the adapter of a training run", private=True)
 
 
 def run_options(

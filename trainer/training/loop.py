@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer
 
+from trainer.tracing import span
 from trainer.training.adapter import adapter_shapes, load_adapter, save_adapter
 from trainer.training.checkpoints import PARTIAL, commit, prune, writing_to
 from trainer.training.collator import INDICES, KEPT, Collator
@@ -220,7 +221,9 @@ class PageTrainer(Trainer):
         """Figures of the model as it is; the same on every process."""
         figures: list[dict[str, float]] = [{}]
         if self._parts.check is not None and self.args.should_save:
-            figures = [self._parts.check(base_of(self.adapter_model))]
+            with span("train.check") as checking:
+                figures = [self._parts.check(base_of(self.adapter_model))]
+                checking.set_attribute("deepsynth.cer", figures[0]["cer"])
         if self.args.world_size > 1:
             torch.distributed.broadcast_object_list(figures)
         return figures[0]

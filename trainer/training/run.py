@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from trainer.backends.protocol import Backend
+from trainer.tracing import span
 from trainer.training.adapter import adapter_shapes
 from trainer.training.assembly import Assembly, adapter_request, assemble, sample_reader
 from trainer.training.callbacks import ProgressCallback, StopCallback, StopRequest
@@ -83,17 +84,22 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(run_folder(output, resume=resume, overwrite=overwrite))
         request = stack.enter_context(StopRequest().listening())
-        adapted = backend(adapter_request(options, device))
+        with span("train.model"):
+            adapted = backend(adapter_request(options, device))
         store = stack.enter_context(ImageStore(output / CACHE / f"pages-{rank()}.bin"))
         reader = sample_reader(options, adapted, store)
-        pages = (data or (lambda into: load_data(options, into)))(reader)
+        with span("train.data") as reading:
+            pages = (data or (lambda into: load_data(options, into)))(reader)
+            reading.set_attribute("deepsynth.samples", len(pages.train))
         settle_record(output, make_record(options, adapted, pages), resume=resume)
         run = assemble(options, adapted, reader, pages, device, stack, progress)
         run.trainer.add_callback(StopCallback(request))
         if pages.note:
             run.log.write("data", note=pages.note)
         checkpoint = _checkpoint(output, run) if resume else None
-        _fit(run, checkpoint, output)
+        with span("train.fit") as fitting:
+            _fit(run, checkpoint, output)
+            fitting.set_attribute("deepsynth.updates", run.trainer.state.global_step)
         if request.is_set:
             raise TrainingStopped(
                 f"stopped after update {run.trainer.state.global_step}; "
