@@ -28,6 +28,8 @@ class TrainerSettings:
     """Threads of torch on the CPU and processes of Tesseract; 0: as many as there are cores."""
     tesseract: str = "tesseract"
     """Name or path of the Tesseract program."""
+    tracing: bool = False
+    """Send OpenTelemetry spans of every command; where to, the OTEL_* variables say."""
 
     def __post_init__(self) -> None:
         if self.device not in {"auto", "cpu", "cuda"} and not self.device.removeprefix("cuda:").isdigit():
@@ -64,7 +66,15 @@ def load_settings(environment: Mapping[str, str] | None = None) -> TrainerSettin
         threads = int(texts.pop("threads", "0"))
     except ValueError as error:
         raise SettingsError(f"{PREFIX}THREADS is not a whole number") from error
-    return TrainerSettings(threads=threads, **texts)
+    tracing = texts.pop("tracing", "false").lower()
+    if tracing not in {"true", "false"}:
+        raise SettingsError(f"{PREFIX}TRACING is {tracing!r}; it is true or false")
+    return TrainerSettings(threads=threads, tracing=tracing == "true", **texts)
+
+
+def process_rank() -> int:
+    """Number of this process among those that torchrun has started; 0 without it."""
+    return int(os.environ.get("RANK", "0"))  # noqa: TID251 - this is the trainer's config
 
 
 def child_environment() -> dict[str, str]:

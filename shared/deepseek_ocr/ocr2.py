@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,13 +53,11 @@ class FusedSamAttention(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(views, height, width, channels)), None
 
 
-class DeepseekOcr2Reader(PageReading, DeepseekOcr2ForConditionalGeneration):  # type: ignore[misc] # looser signature
-    """DeepSeek-OCR-2 with v1's interface; the state dictionary stays transformers' own."""
+class Ocr2Reading(PageReading):
+    """v1's interface over transformers' DeepSeek-OCR-2; a mixin that goes before its class."""
 
-    def __init__(self, config: DeepseekOcr2Config) -> None:
-        super().__init__(config)
-        for layer in self.model.vision_tower.sam_encoder.layers:
-            layer.attn = FusedSamAttention(layer.attn)
+    if TYPE_CHECKING:
+        model: Any
 
     def encode_views(self, views_VHWC: Tensor) -> Tensor:
         """Encode views of 768 or 1024 px, all of one size.
@@ -135,7 +133,36 @@ class DeepseekOcr2Reader(PageReading, DeepseekOcr2ForConditionalGeneration):  # 
         if input_ids is not None and global_views_BHWC is not None:
             inputs_embeds = self.embed_page_inputs(input_ids, global_views_BHWC, tiles_THWC, tile_grids_B2)
             input_ids = None
-        return super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        forward = super().forward  # type: ignore[misc] # of the transformers class behind
+        return forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
+
+
+class DeepseekOcr2Reader(Ocr2Reading, DeepseekOcr2ForConditionalGeneration):  # type: ignore[misc] # looser signature
+    """DeepSeek-OCR-2 with v1's interface; the state dictionary stays transformers' own."""
+
+    def __init__(self, config: DeepseekOcr2Config) -> None:
+        super().__init__(config)
+        _fuse_attention(self)
+
+
+def adopt(model: Any) -> Any:
+    """Give a model that somebody else has loaded v1's interface, whatever they have changed in its class.
+
+    Args:
+        model: of transformers' DeepSeek-OCR-2, or of a class made from it.
+
+    Returns:
+        The same object.
+    """
+    kind = type(model)
+    model.__class__ = type("AdoptedDeepseekOcr2", (Ocr2Reading, kind), {"__module__": __name__})
+    _fuse_attention(model)
+    return model
+
+
+def _fuse_attention(model: Any) -> None:
+    for layer in model.model.vision_tower.sam_encoder.layers:
+        layer.attn = FusedSamAttention(layer.attn)
 
 
 def load_ocr2(folder: Path, device: torch.device | str, dtype: torch.dtype) -> DeepseekOcr2Reader:
