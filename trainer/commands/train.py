@@ -101,7 +101,9 @@ def push_adapter(repository: HubRepository, folder: Path) -> str:
     Returns:
         Where it is.
     """
-    card = f"# {repository.repo_id}\n\nA LoRA adapter for DeepSeek-OCR, trained with DeepSynth OCR. Not published yet.\n"
+    card = (
+        f"# {repository.repo_id}\n\nA LoRA adapter for DeepSeek-OCR, trained with DeepSynth OCR. Not published yet.\n"
+    )
     return push_folder(repository, folder, card, "Add the adapter of a training run", private=True)
 
 

@@ -158,9 +158,7 @@ class TestBatches:
         model = tiny_model()
         whole = model(input_ids=batch["input_ids"] % 64 + 4, labels=batch["labels"]).loss
         kept = batch["logits_to_keep"]
-        part = model(
-            input_ids=batch["input_ids"] % 64 + 4, labels=batch["labels"][:, -kept:], logits_to_keep=kept
-        ).loss
+        part = model(input_ids=batch["input_ids"] % 64 + 4, labels=batch["labels"][:, -kept:], logits_to_keep=kept).loss
         torch.testing.assert_close(whole, part)
 
 
