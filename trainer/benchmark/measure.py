@@ -1,7 +1,7 @@
 """A short training run, timed: one way of training on one device.
 
-The run is `trainer.training.run`'s own, on pages drawn here or on a source, without checks. A few samples are seen again
-and again, so that cached vision features are there after the first pass, as they are for all but the first pass of a real
+The run is `trainer.training.run`'s own, on pages drawn here or on a source, without checks. A few samples are seen
+again and again, so that cached vision features are there after the first pass, as in all but the first pass of a real
 run. Call it once in a process: Unsloth changes what is imported after it.
 """
 
@@ -125,6 +125,7 @@ def measure(way: str, case: Case, scratch: Path) -> dict[str, Any]:
         "mode": way,
         **asdict(case),
         "model": Path(case.model).name,
+        "dataset_name": Path(case.dataset_name).name if case.dataset_name else None,
         "step_ms": round(1e3 * step_s, 1),
         "peak_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 2) if is_cuda else None,
         "first_loss": logs[0]["loss"],
@@ -174,8 +175,11 @@ def _text(chance: random.Random, encode: Callable[[str], list[int]], text_tokens
     """Words of random letters, as many tokens long as wanted but for the last word."""
     words: list[str] = []
     while len(encode(" ".join(words))) < text_tokens:
-        for _ in range(1 + text_tokens // 16):
-            words.append("".join(chance.choices(string.ascii_lowercase, k=chance.randint(2, 7))))
+        new = (
+            "".join(chance.choices(string.ascii_lowercase, k=chance.randint(2, 7)))
+            for _ in range(1 + text_tokens // 16)
+        )
+        words.extend(new)
     while len(words) > 1 and len(encode(" ".join(words))) > text_tokens:
         words.pop()
     return " ".join(words)
