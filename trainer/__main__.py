@@ -16,6 +16,7 @@ from trainer.commands.nano import add_nano
 from trainer.commands.prepare import add_prepare
 from trainer.commands.publish import add_publish
 from trainer.commands.push import add_push
+from trainer.commands.report import add_report
 from trainer.commands.smoke import add_smoke
 from trainer.commands.train import add_train
 from trainer.config import SettingsError, load_settings
@@ -57,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_evaluate(commands)
     add_publish(commands)
     add_push(commands)
+    add_report(commands)
     add_smoke(commands)
     add_nano(commands)
     return parser

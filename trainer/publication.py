@@ -235,7 +235,7 @@ def training_data_of_run(run: Path) -> TrainingData | None:
         run: Its folder.
 
     Returns:
-        Fingerprint and number of samples; None where the folder is no run, or its data has no fingerprint.
+        Fingerprint and number of samples; None where the folder is no run.
 
     Raises:
         PublicationError: Its record cannot be read.
@@ -244,11 +244,9 @@ def training_data_of_run(run: Path) -> TrainingData | None:
     if not path.is_file():
         return None
     try:
-        data = json.loads(path.read_text(encoding="utf-8")).get("data") or {}
-        if "fingerprint" not in data:
-            return None
-        return TrainingData(sha256=data["fingerprint"], samples=data["num_samples"])
-    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        data = json.loads(path.read_text(encoding="utf-8"))["data"]["train"]
+        return TrainingData(sha256=data["sha256"], samples=data["samples"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise PublicationError(f"{path} does not say what was trained on; name it with --trained-on") from error
 
 

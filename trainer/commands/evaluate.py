@@ -21,19 +21,22 @@ from trainer.commands.flags import (
     positive,
     reading_options,
 )
+from trainer.commands.report import REPORT_NAME, report_of
 from trainer.config import TrainerSettings, child_environment
-from trainer.evaluation.card import update_card
+from trainer.evaluation.card import RECORD_NAME, update_card
 from trainer.evaluation.places import adapter_place
 from trainer.evaluation.results import EvaluationResult, load_result, to_json
 from trainer.evaluation.run import ScoredPage, evaluate
 from trainer.evaluation.table import text_table
 from trainer.evaluation.transcript import write_transcript
-from trainer.evaluation.worst import worst_report
 from trainer.readers.protocol import Reader
 from trainer.readers.service import ServiceReader
 from trainer.readers.tesseract import TesseractReader
+from trainer.report.page import report_page
+from trainer.report.worst import WORST_NAME, WorstPage, save_worst, with_images, worst_pages
 
 CONCURRENCY = 16
+WORST_PAGES = 8
 
 
 def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -60,8 +63,12 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--pages", type=Path, metavar="FILE", help="write every page's readings, one JSON object a line"
     )
     output.add_argument("--html", type=Path, metavar="FILE", help="write a report with figures and the worst pages")
-    output.add_argument("--worst", type=positive, metavar="N", help="write an HTML report of the N worst pages")
-    output.add_argument("--worst-file", type=Path, metavar="FILE", default=Path("worst.html"), help="(%(default)s)")
+    output.add_argument(
+        "--worst", type=positive, default=WORST_PAGES, metavar="N", help="pages that a report shows (%(default)s)"
+    )
+    output.add_argument(
+        "--out", type=Path, metavar="DIR", help="write record, worst pages and report into a run's folder"
+    )
     output.add_argument(
         "--update-card", type=Path, metavar="CARD", help="write the table into a card, the record beside it"
     )
@@ -148,6 +155,16 @@ def _show(result: EvaluationResult, pages: Sequence[ScoredPage], options: argpar
     names = [reader.name for reader in result.readers]
     if pages and options.pages is not None:
         write_transcript(options.pages, pages, names)
-    if pages and options.worst is not None:
-        options.worst_file.write_text(worst_report(pages, names, options.worst), encoding="utf-8")
+    if options.html is not None or options.out is not None:
+        _report(result, with_images(worst_pages(pages, options.worst), names), options)
     return text_table(result)
+
+
+def _report(result: EvaluationResult, worst: Sequence[WorstPage], options: argparse.Namespace) -> None:
+    if options.html is not None:
+        options.html.write_text(report_page(result, worst), encoding="utf-8")
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / RECORD_NAME).write_text(to_json(result), encoding="utf-8")
+        save_worst(options.out / WORST_NAME, worst)
+        (options.out / REPORT_NAME).write_text(report_of(options.out), encoding="utf-8")

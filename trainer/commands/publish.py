@@ -32,6 +32,7 @@ from trainer.commands.flags import (
 from trainer.commands.push import add_hub_flags, hub_repository, push_version
 from trainer.config import TrainerSettings
 from trainer.data.preparation.manifest import training_part
+from trainer.evaluation.card import RECORD_NAME
 from trainer.evaluation.places import AdapterPlace, adapter_place, run_folder
 from trainer.evaluation.results import EvaluationResult, load_result, to_json
 from trainer.evaluation.run import evaluate
@@ -48,9 +49,6 @@ from trainer.publication import (
     require_better,
     training_data_of_run,
 )
-
-RECORD_NAME = "evaluation.json"
-"""Of a training run: the record that its adapter is published with unless another is given."""
 
 
 def add_publish(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
