@@ -9,6 +9,7 @@ Shape letters: B samples, L tokens, D decoder width.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -199,6 +200,24 @@ class PageTrainer(Trainer):
         if num_items_in_batch is not None and self.args.world_size > 1:
             loss = loss * self.args.world_size  # gradients are averaged over processes
         return (loss, output) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Report figures, and end a run whose loss means nothing any more.
+
+        Args:
+            logs: figures by name.
+            start_time: of the run.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        super().log(logs, start_time)
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise TrainingError(
+                TrainingCode.LOSS_NOT_FINITE,
+                f"the loss is {logs['loss']} before update {self.state.global_step}",
+                "lower --learning-rate or raise --warmup-ratio, and begin anew with --overwrite",
+            )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Read the held-out pages; keep the adapter that reads them best.
