@@ -24,6 +24,7 @@ from transformers import Trainer
 
 from trainer.tracing import span
 from trainer.training.adapter import adapter_shapes, load_adapter, save_adapter
+from trainer.training.agreement import of_first
 from trainer.training.checkpoints import PARTIAL, commit, prune, writing_to
 from trainer.training.collator import INDICES, KEPT, Collator
 from trainer.training.dataset import SampleSet, TrainingSample
@@ -238,14 +239,12 @@ class PageTrainer(Trainer):
 
     def read_held_out(self) -> dict[str, float]:
         """Figures of the model as it is; the same on every process."""
-        figures: list[dict[str, float]] = [{}]
+        figures: dict[str, float] = {}
         if self._parts.check is not None and self.args.should_save:
             with span("train.check") as checking:
-                figures = [self._parts.check(base_of(self.adapter_model))]
-                checking.set_attribute("deepsynth.cer", figures[0]["cer"])
-        if self.args.world_size > 1:
-            torch.distributed.broadcast_object_list(figures)
-        return figures[0]
+                figures = self._parts.check(base_of(self.adapter_model))
+                checking.set_attribute("deepsynth.cer", figures["cer"])
+        return of_first(figures)
 
     def save_best(self) -> None:
         """Put the adapter as it is into `best/`."""

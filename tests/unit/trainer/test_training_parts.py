@@ -37,8 +37,20 @@ class TestOptions:
         assert (options.batch_size, options.lora_rank) == (6, 8)
 
     def test_the_specifications_names_are_there(self):
-        wanted = """dataset-name batch-size num-epochs max-train-samples max-eval-samples output-dir use-qlora
-        gradient-accumulation-steps use-wandb wandb-project push-to-hub hub-model-id""".split()
+        wanted = [
+            "dataset-name",
+            "batch-size",
+            "num-epochs",
+            "max-train-samples",
+            "max-eval-samples",
+            "output-dir",
+            "use-qlora",
+            "gradient-accumulation-steps",
+            "use-wandb",
+            "wandb-project",
+            "push-to-hub",
+            "hub-model-id",
+        ]
         assert {name.replace("-", "_") for name in wanted} <= option_fields().keys()
 
     def test_a_misspelt_name_gets_its_nearest(self):
@@ -158,9 +170,7 @@ class TestBatches:
         model = tiny_model()
         whole = model(input_ids=batch["input_ids"] % 64 + 4, labels=batch["labels"]).loss
         kept = batch["logits_to_keep"]
-        part = model(
-            input_ids=batch["input_ids"] % 64 + 4, labels=batch["labels"][:, -kept:], logits_to_keep=kept
-        ).loss
+        part = model(input_ids=batch["input_ids"] % 64 + 4, labels=batch["labels"][:, -kept:], logits_to_keep=kept).loss
         torch.testing.assert_close(whole, part)
 
 
