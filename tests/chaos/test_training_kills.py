@@ -1,4 +1,4 @@
-"""A run that is killed at random moments loses nothing, publishes nothing half, and ends where an undisturbed one does."""
+"""A run killed at random moments loses nothing, publishes nothing half, and ends where an undisturbed one does."""
 
 from __future__ import annotations
 
@@ -47,8 +47,6 @@ def test_twenty_kills_at_random_moments(tmp_path):
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     run_small(tmp_path, output_dir=tmp_path / "whole", max_steps=240, save_steps=4, eval_steps=20)
-    first, second = (
-        load_file(tmp_path / name / "checkpoints" / "step-240" / "adapter_model.safetensors")
-        for name in ("run", "whole")
-    )
+    place = "checkpoints/step-240/adapter_model.safetensors"
+    first, second = (load_file(tmp_path / name / place) for name in ("run", "whole"))
     assert all(torch.equal(first[key], second[key]) for key in second)

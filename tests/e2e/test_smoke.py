@@ -1,4 +1,4 @@
-"""`make deepseek-ocr-smoke` with nano: prepared, trained, measured and published, with half of the errors gone at least."""
+"""`make deepseek-ocr-smoke` with nano: prepared, trained, measured, published, half of the errors gone at least."""
 
 from __future__ import annotations
 

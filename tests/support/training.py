@@ -71,19 +71,9 @@ def start_small(folder: Path, *words: str, processes: int = 1) -> subprocess.Pop
     options = {key: value for key, value in small_options(folder).items() if key != "use_tensorboard"}
     flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    start = [sys.executable, *(torchrun if processes > 1 else []), "-m", "trainer", "train"]
     return subprocess.Popen(
-        [
-            sys.executable,
-            *(torchrun if processes > 1 else []),
-            "-m",
-            "trainer",
-            "train",
-            *flags,
-            "--no-use-tensorboard",
-            "--device",
-            "cpu",
-            *words,
-        ],
+        [*start, *flags, "--no-use-tensorboard", "--device", "cpu", *words],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "DEEPSYNTH_TRAINER_THREADS": "1"},
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""docs/training.md and docs/troubleshooting.md: commands run as they stand there, flags exist, codes are all there are."""
+"""docs/training.md and docs/troubleshooting.md: commands run as they stand, flags exist, codes are all there are."""
 
 from __future__ import annotations
 
