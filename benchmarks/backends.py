@@ -19,6 +19,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,11 +148,17 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     kept: list[Any] = []
 
     def watched(request: AdapterRequest) -> AdaptedModel:
+        sys.stderr.write(f"imported after {time.perf_counter() - started_s:.1f} s\n")
         adapted = backend(request)
+        sys.stderr.write(f"loaded after {time.perf_counter() - started_s:.1f} s\n")
         kept.extend((adapted, request))
         return adapted
 
-    summary = train(wanted, watched, device, progress=lambda event: events.append(dict(event)), data=data)
+    def noted(event: Mapping[str, Any]) -> None:
+        events.append(dict(event))
+        sys.stderr.write(json.dumps({"s": round(time.perf_counter() - started_s, 1), **event}) + "\n")
+
+    summary = train(wanted, watched, device, progress=noted, data=data)
     logs = [event for event in events if event["event"] == "log" and "loss" in event]
     steps_s = sorted(b["seconds"] - a["seconds"] for a, b in pairwise(logs[2:]))
     record = {

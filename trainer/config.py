@@ -72,9 +72,21 @@ def load_settings(environment: Mapping[str, str] | None = None) -> TrainerSettin
     return TrainerSettings(threads=threads, tracing=tracing == "true", **texts)
 
 
-def process_rank() -> int:
-    """Number of this process among those that torchrun has started; 0 without it."""
-    return int(os.environ.get("RANK", "0"))  # noqa: TID251 - this is the trainer's config
+@dataclass(frozen=True, slots=True)
+class ProcessPlace:
+    """Where this process stands among those that torchrun has started; alone without it."""
+
+    rank: int = 0
+    local_rank: int = 0
+    """Among those of this machine: the number of its GPU."""
+    count: int = 1
+
+
+def process_place() -> ProcessPlace:
+    """What torchrun has told this process."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    rank, local_rank, count = (os.environ.get(name, "") for name in names)  # noqa: TID251 - the trainer's config
+    return ProcessPlace(int(rank or 0), int(local_rank or 0), int(count or 1))
 
 
 def child_environment() -> dict[str, str]:

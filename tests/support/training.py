@@ -66,12 +66,14 @@ def run_small(folder: Path, *, resume: bool = False, overwrite: bool = False, **
     return train(make_options(small_options(folder, **changes)), adapt, CPU, resume=resume, overwrite=overwrite)
 
 
-def start_small(folder: Path, *words: str) -> subprocess.Popen[str]:
+def start_small(folder: Path, *words: str, processes: int = 1) -> subprocess.Popen[str]:
     """The same through the command line, in a process of its own."""
     options = {key: value for key, value in small_options(folder).items() if key != "use_tensorboard"}
     flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    start = [sys.executable, *(torchrun if processes > 1 else []), "-m", "trainer", "train"]
     return subprocess.Popen(
-        [sys.executable, "-m", "trainer", "train", *flags, "--no-use-tensorboard", "--device", "cpu", *words],
+        [*start, *flags, "--no-use-tensorboard", "--device", "cpu", *words],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "DEEPSYNTH_TRAINER_THREADS": "1"},
         stdout=subprocess.PIPE,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.config import TrainerSettings
+from trainer.config import TrainerSettings, process_place
 from trainer.hub import HubRepository, open_repository, push_folder
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.options import TrainingOptions, load_file, make_options, option_fields
@@ -101,9 +101,7 @@ def push_adapter(repository: HubRepository, folder: Path) -> str:
     Returns:
         Where it is.
     """
-    card = (
-        f"# {repository.repo_id}\n\nA LoRA adapter for DeepSeek-OCR, trained with DeepSynth OCR. Not published yet.\n"
-    )
+    card = f"# {repository.repo_id}\n\nA LoRA adapter of a training run of DeepSynth OCR; not published yet.\n"
     return push_folder(repository, folder, card, "Add the adapter of a training run", private=True)
 
 
@@ -130,8 +128,22 @@ def run_options(
     from trainer.training.run import train
 
     transformers.logging.set_verbosity_error()
+    place = process_place()
     if device == "cpu":
         torch.set_num_threads(settings.num_threads)
+    elif place.count > 1:
+        device = f"cuda:{place.local_rank}"
+        torch.cuda.set_device(place.local_rank)
+    elif torch.device(device).index:
+        raise TrainingError(
+            TrainingCode.OPTION_INVALID,
+            f"device is {device!r}; training takes the first GPU that it sees",
+            f"set CUDA_VISIBLE_DEVICES={torch.device(device).index} and leave --device out",
+        )
+    if place.count > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=device == "cpu")  # connects the processes that torchrun has started
     return train(options, backend, torch.device(device), resume=resume, overwrite=overwrite)
 
 

@@ -191,7 +191,7 @@ def training_arguments(
     per_update = options.batch_size * options.gradient_accumulation_steps
     per_pass = max(-(-num_samples // per_update), 1)
     eval_steps = options.eval_steps or max(per_pass // CHECKS_PER_PASS, 1)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(options.output_dir / CHECKPOINTS),
         per_device_train_batch_size=options.batch_size,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
@@ -223,6 +223,9 @@ def training_arguments(
         dataloader_pin_memory=is_cuda,
         ddp_find_unused_parameters=False,
     )
+    # Further GPUs are for further processes (torchrun); left to itself the library splits each batch over all it sees.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _reporters(options: TrainingOptions) -> list[str]:

@@ -18,6 +18,8 @@ from typing import Any, TextIO
 from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from trainer.training.agreement import any_of
+
 Event = Mapping[str, Any]
 ProgressCallback = Callable[[Event], None]
 """Gets every event: `event` (`start`, `log`, `evaluate`, `save`, `end` and others), `step`, `max_steps`, figures."""
@@ -62,7 +64,9 @@ class StopCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Look whether to stop."""
-        del args, state
+        del state
+        # A signal reaches processes between different updates; all have to stop after the same one.
+        self._request.is_set = any_of(self._request.is_set, args.device)
         if self._request.is_set:
             control.should_save = control.should_training_stop = True
         return control

@@ -9,6 +9,7 @@ Shape letters: B samples, L tokens, D decoder width.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from transformers import Trainer
 
 from trainer.tracing import span
 from trainer.training.adapter import adapter_shapes, load_adapter, save_adapter
+from trainer.training.agreement import of_first
 from trainer.training.checkpoints import PARTIAL, commit, prune, writing_to
 from trainer.training.collator import INDICES, KEPT, Collator
 from trainer.training.dataset import SampleSet, TrainingSample
@@ -200,6 +202,24 @@ class PageTrainer(Trainer):
             loss = loss * self.args.world_size  # gradients are averaged over processes
         return (loss, output) if return_outputs else loss
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Report figures, and end a run whose loss means nothing any more.
+
+        Args:
+            logs: figures by name.
+            start_time: of the run.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        super().log(logs, start_time)
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise TrainingError(
+                TrainingCode.LOSS_NOT_FINITE,
+                f"the loss is {logs['loss']} before update {self.state.global_step}",
+                "lower --learning-rate or raise --warmup-ratio, and begin anew with --overwrite",
+            )
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Read the held-out pages; keep the adapter that reads them best.
 
@@ -219,14 +239,12 @@ class PageTrainer(Trainer):
 
     def read_held_out(self) -> dict[str, float]:
         """Figures of the model as it is; the same on every process."""
-        figures: list[dict[str, float]] = [{}]
+        figures: dict[str, float] = {}
         if self._parts.check is not None and self.args.should_save:
             with span("train.check") as checking:
-                figures = [self._parts.check(base_of(self.adapter_model))]
-                checking.set_attribute("deepsynth.cer", figures[0]["cer"])
-        if self.args.world_size > 1:
-            torch.distributed.broadcast_object_list(figures)
-        return figures[0]
+                figures = self._parts.check(base_of(self.adapter_model))
+                checking.set_attribute("deepsynth.cer", figures["cer"])
+        return of_first(figures)
 
     def save_best(self) -> None:
         """Put the adapter as it is into `best/`."""

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainer.backends.protocol import AdaptedModel
+from trainer.config import process_place
 from trainer.evaluation.provenance import current_date, machine, package_version, package_versions, source_commit
+from trainer.training.agreement import wait_for_all
 from trainer.training.checkpoints import restore_replaced, writing_to
 from trainer.training.data import RunData
 from trainer.training.errors import TrainingCode, TrainingError
@@ -35,10 +37,8 @@ _PACKAGES: Final = ("peft", "accelerate", "unsloth", "bitsandbytes")
 
 
 def rank() -> int:
-    """Number of this process among those of the run, before any of them is connected."""
-    from trainer.config import process_rank
-
-    return process_rank()
+    """Number of this process among those of the run."""
+    return process_place().rank
 
 
 @contextmanager
@@ -69,6 +69,7 @@ def run_folder(output: Path, *, resume: bool, overwrite: bool) -> Iterator[None]
         with writing_to(output):
             if rank() == 0:
                 _settle(output, resume=resume, overwrite=overwrite)
+            wait_for_all()  # or one would write into what another clears away
             (output / CHECKPOINTS).mkdir(exist_ok=True)
             (output / CACHE).mkdir(exist_ok=True)
         yield

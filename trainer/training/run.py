@@ -19,6 +19,7 @@ import torch
 from trainer.backends.protocol import Backend
 from trainer.tracing import span
 from trainer.training.adapter import adapter_shapes
+from trainer.training.agreement import of_first
 from trainer.training.assembly import Assembly, adapter_request, assemble, sample_reader
 from trainer.training.callbacks import ProgressCallback, StopCallback, StopRequest
 from trainer.training.checkpoints import find_fault, newest_sound, verify_adapter
@@ -111,7 +112,7 @@ def train(
 
 
 def _fit(run: Assembly, checkpoint: Path | None, output: Path) -> None:
-    if run.check is not None and _logged(output, "base") is None:
+    if run.check is not None and of_first(_logged(output, "base")) is None:
         # Before the first update an adapter changes nothing: this is the base model, which it has to be better than.
         run.log.write("base", None, **run.trainer.read_held_out())
     run.trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -125,7 +126,7 @@ def _finish(run: Assembly, output: Path) -> RunSummary:
         trainer.evaluate()
     trainer.accelerator.wait_for_everyone()
     verify_adapter(output / BEST, adapter_shapes(trainer.adapter_model))
-    base = _logged(output, "base")
+    base = of_first(_logged(output, "base"))
     base_cer = None if base is None else float(base["cer"])
     best_cer = None if trainer.best_cer is None else float(trainer.best_cer)
     run.log.write("finished", trainer.state, best_cer=best_cer, base_cer=base_cer)
@@ -133,7 +134,7 @@ def _finish(run: Assembly, output: Path) -> RunSummary:
 
 
 def _checkpoint(output: Path, run: Assembly) -> Path | None:
-    found, faults = newest_sound(output / CHECKPOINTS)
+    found, faults = of_first(newest_sound(output / CHECKPOINTS))
     for fault in faults:
         run.log.write("checkpoint_refused", fault=fault)
     if found is None and faults:

@@ -61,8 +61,8 @@ class TestOptions:
     @pytest.mark.parametrize(
         "values",
         [
-            {"batch_size": 2.5}, {"batch_size": True}, {"batch_size": 0}, {"batch_size": "x"}, {"learning_rate": "fast"},
-            {"use_qlora": "yes"}, {"target_modules": 3}, {"target_modules": ()}, {"backend": "other"},
+            {"batch_size": 2.5}, {"batch_size": True}, {"batch_size": 0}, {"batch_size": "x"},
+            {"learning_rate": "fast"}, {"use_qlora": "yes"}, {"target_modules": 3}, {"target_modules": ()}, {"backend": "other"},
             {"lora_dropout": 1.0}, {"push_to_hub": True}, {"model": 3}, {"batch_size": None},
         ],
     )  # fmt: skip
@@ -190,7 +190,7 @@ class TestFeatures:
         def full(*_):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(features_module.os, "pwrite", full)
+        monkeypatch.setattr("os.pwrite", full)
         with FeatureCache(tmp_path / "features.bin", 0, 1000) as cache:
             cache.put(0, torch.zeros(4, 8))
             assert cache.get(0) is None

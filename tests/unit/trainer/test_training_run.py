@@ -295,3 +295,17 @@ def test_broken_rows_are_left_out_and_named(place, tmp_path):
     (note,) = events(place / "run", "data")
     assert "1 of 24 rows left out" in note["note"]
     assert "w010" in note["note"]
+
+
+def test_two_processes_learn_what_one_learns_with_twice_the_batch(place):
+    run_small(place, batch_size=4, max_steps=4, eval_steps=4)
+    alone = weights(place / "run" / "checkpoints", "step-4")
+    process = start_small(
+        place, "--max-steps", "4", "--eval-steps", "4", "--batch-size", "2", "--overwrite", processes=2
+    )
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    together = weights(place / "run" / "checkpoints", "step-4")
+    for key, tensor in alone.items():
+        torch.testing.assert_close(together[key], tensor, atol=2e-4, rtol=1e-3)
+    assert len(events(place / "run", "evaluate")) == 1
