@@ -50,6 +50,8 @@ def test_every_command_runs(workplace, capsys):
     page = (run / "report.html").read_text()
     assert page.count("<svg") == 3, "rates, losses, error rates"
     assert (workplace / "adapters" / "scans" / "current").read_text().startswith("1\n")
+    out = capsys.readouterr().out
+    assert re.search(r"^cached +[0-9.]+ +1\.00 x$", out, re.MULTILINE)
     assert (workplace / "adapters" / "found" / "1" / "manifest.json").is_file()
 
 

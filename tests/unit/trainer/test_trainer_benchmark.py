@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 
@@ -90,16 +91,23 @@ def test_modes_run_apart_and_the_table_compares_them(place, tmp_path, monkeypatc
     assert "standard: no memory" in capsys.readouterr().err
 
 
-def test_a_mode_is_measured_in_a_process_of_its_own(place):
-    row, trouble = benchmark._measured("cached", case(place, dataset_name=str(place / "words"), steps=2), 120)
-    assert trouble == ""
-    assert row["step_ms"] > 0
-    assert row["dataset_name"] == "words"
-    assert str(place) not in json.dumps(row)
-    assert row["versions"]["peft"]
+def test_what_a_mode_cannot_do_is_told_in_its_own_words(place, monkeypatch):
+    answers = iter([
+        subprocess.CompletedProcess([], 2, "", "a warning\nerror: Unsloth works on CUDA devices alone\n"),
+        subprocess.CompletedProcess([], -9, "", ""),
+        subprocess.TimeoutExpired([], 5),
+    ])  # fmt: skip
 
+    def run(command, **_):
+        assert "--child" in command
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
-def test_what_a_mode_cannot_do_is_told_in_its_own_words(place):
-    row, trouble = benchmark._measured("unsloth", case(place), 120)
-    assert row is None
-    assert "Unsloth works on CUDA devices alone" in trouble
+    monkeypatch.setattr(benchmark.subprocess, "run", run)
+    told = [benchmark._measured("unsloth", case(place), 5) for _ in range(3)]
+    assert told == [
+        (None, "Unsloth works on CUDA devices alone"), (None, "status -9"),
+        (None, "not done after 5 s; give more with --limit-s"),
+    ]  # fmt: skip
