@@ -105,7 +105,7 @@ def test_what_a_mode_cannot_do_is_told_in_its_own_words(place, monkeypatch):
             raise answer
         return answer
 
-    monkeypatch.setattr(benchmark.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     told = [benchmark._measured("unsloth", case(place), 5) for _ in range(3)]
     assert told == [
         (None, "Unsloth works on CUDA devices alone"), (None, "status -9"),
