@@ -194,6 +194,30 @@ def test_a_sample_that_never_fits_is_an_error_that_says_what_to_do(place, monkey
         run_small(place)
 
 
+def test_checks_read_fewer_pages_together_when_memory_runs_out(place, monkeypatch):
+    from trainer.training import validation
+
+    sizes, original = [], validation.generate_from_features
+
+    def scarce(*words):
+        sizes.append(words[-1])
+        if words[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(*words)
+
+    monkeypatch.setattr(validation, "generate_from_features", scarce)
+    run_small(place, max_steps=1)
+    assert sizes[:3] == [8, 4, 2]
+
+
+def test_tensorboard_gets_losses_and_error_rates(place):
+    run_small(place, max_steps=2, eval_steps=2, use_tensorboard=True)
+    (file,) = (place / "run" / "tensorboard").iterdir()
+    data = file.read_bytes()
+    assert b"eval/cer" in data
+    assert b"train/loss" in data
+
+
 def test_features_are_computed_once_for_each_page(place, monkeypatch):
     from trainer.training import assembly
 
@@ -274,6 +298,7 @@ def test_a_resumed_run_with_other_pages_is_refused(place, tmp_path):
         (["--max-length", "10"], ["no_samples", "--max-length"]),
         (["--model", "nowhere"], ["model_unusable"]),
         (["--mode", "tiny"], ["option_invalid", "gundam"]),
+        (["--use-wandb"], ["package_missing", "pip install wandb"]),
         (["--batch-size", "none"], ["option_invalid", "whole number"]),
         (["--dataset-name", "nowhere"], ["source_missing"]),
     ],
