@@ -68,6 +68,11 @@ class Trained:
         return sum(weights.numel() for weights in self.model.parameters() if weights.requires_grad)
 
 
+def family(mode: str) -> str:
+    """Ways of one family differ in what they do with a model, not in the model."""
+    return mode if mode == "cached-kept" else mode.partition("-")[0]
+
+
 def load(mode: str, checkpoint: str, device: torch.device, max_seq_length: int, image_tokens: int) -> Trained:
     """Load a checkpoint of DeepSeek-OCR-2 and add an adapter, in one of the ways.
 
@@ -116,6 +121,9 @@ def make_step(trained: Trained, batch: int, text_tokens: int) -> Callable[[], Te
     """
     model, device = trained.model, trained.device
     weights = [each for each in model.parameters() if each.requires_grad]
+    for name, each in model.named_parameters():
+        if "lora_B" in name:
+            each.data.zero_()  # whatever was trained before, the first loss is the base model's
     optimizer = torch.optim.AdamW(weights, lr=1e-4)
     torch.manual_seed(SEED)
     size = (batch, 3, trained.image_px, trained.image_px)

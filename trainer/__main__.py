@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from shared.contract.refusals import ContractError
+from trainer.commands.benchmark import add_benchmark
 from trainer.commands.evaluate import add_evaluate
 from trainer.commands.flags import UsageError
 from trainer.commands.nano import add_nano
@@ -59,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_publish(commands)
     add_push(commands)
     add_report(commands)
+    add_benchmark(commands)
     add_smoke(commands)
     add_nano(commands)
     return parser

@@ -244,8 +244,8 @@ def training_data_of_run(run: Path) -> TrainingData | None:
     if not path.is_file():
         return None
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))["data"]["train"]
-        return TrainingData(sha256=data["sha256"], samples=data["samples"])
+        data = json.loads(path.read_text(encoding="utf-8"))["data"]
+        return TrainingData(sha256=data["fingerprint"], samples=data["num_samples"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise PublicationError(f"{path} does not say what was trained on; name it with --trained-on") from error
 

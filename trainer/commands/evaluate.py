@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -58,6 +58,7 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     readers.add_argument("--tesseract", action="store_true", help="let Tesseract read the same pages")
     add_reading_flags(parser)
     output = parser.add_argument_group("output")
+    output.add_argument("--bert-score", metavar="MODEL", help="BERTScore too, by this model: folder or repository")
     output.add_argument("--json", type=Path, metavar="FILE", help="write the record")
     output.add_argument(
         "--pages", type=Path, metavar="FILE", help="write every page's readings, one JSON object a line"
@@ -104,9 +105,11 @@ def run_evaluate(options: argparse.Namespace, settings: TrainerSettings) -> str:
         sets = page_sets(options, Path(scratch))
         if not sets:
             raise UsageError("nothing to read: give --data SOURCE, --real DIR or both")
+        # What is missing should be known before a model has read for minutes.
+        add_bert_scores = _bert_scores(options, settings)
         readers = _readers(options, settings)
         result, pages = evaluate(sets, readers, sys.stderr)
-        return _show(result, pages, options)
+        return _show(add_bert_scores(result, pages), pages, options)
 
 
 def _readers(options: argparse.Namespace, settings: TrainerSettings) -> list[Reader]:
@@ -145,6 +148,18 @@ def _model_readers(options: argparse.Namespace, settings: TrainerSettings) -> li
         return [load_model_reader(options.model, device, settings.num_threads, reading)]
     adapted, base = load_adapter_readers(options.model, place, device, settings.num_threads, reading)
     return [adapted] if options.no_base else [adapted, base]
+
+
+def _bert_scores(
+    options: argparse.Namespace, settings: TrainerSettings
+) -> Callable[[EvaluationResult, Sequence[ScoredPage]], EvaluationResult]:
+    if options.bert_score is None:
+        return lambda result, _: result
+    from trainer.evaluation.bert import BertScorer, with_bert_scores
+    from trainer.readers.loading import choose_device
+
+    scorer = BertScorer(options.bert_score, choose_device(options.device or settings.device))
+    return lambda result, pages: with_bert_scores(result, pages, scorer)
 
 
 def _show(result: EvaluationResult, pages: Sequence[ScoredPage], options: argparse.Namespace) -> str:

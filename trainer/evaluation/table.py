@@ -12,6 +12,7 @@ COLUMNS = ("tier", "reader", "pages", "CER", "95 % interval", "median", "capped"
 OVERLAP_COLUMNS = ("tier", "reader", "ROUGE-1", "ROUGE-2", "ROUGE-L", "BLEU", "BERTScore")
 CHANGE_COLUMNS = ("tier", "adapter", "CER of base", "CER", "change", "95 % interval", "errors gone")
 NOT_MEASURED = "Not measured yet."
+ABSENT = "-"
 _OVERLAP_NOTE = " ROUGE (F1, mean of the pages), BLEU (sacrebleu, all pages together) and BERTScore are out of 100."
 
 
@@ -65,7 +66,15 @@ def markdown_table(result: EvaluationResult | None) -> str:
 
 def _tables(result: EvaluationResult) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
     tables = [(COLUMNS, rows(result)), (OVERLAP_COLUMNS, overlap_rows(result)), (CHANGE_COLUMNS, change_rows(result))]
-    return [(columns, lines) for columns, lines in tables if lines]
+    return [_measured_columns(columns, lines) for columns, lines in tables if lines]
+
+
+def _measured_columns(
+    columns: tuple[str, ...], lines: list[tuple[str, ...]]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Without columns that hold nothing."""
+    kept = [place for place in range(len(columns)) if any(line[place] != ABSENT for line in lines)]
+    return tuple(columns[place] for place in kept), [tuple(line[place] for place in kept) for line in lines]
 
 
 def _aligned(lines: Sequence[tuple[str, ...]]) -> str:
@@ -81,13 +90,13 @@ def _aligned(lines: Sequence[tuple[str, ...]]) -> str:
 
 def _change_cells(base: TierScore, adapter: TierScore) -> tuple[str, ...]:
     low, high = adapter.intervals.get("cer_change", (None, None))
-    interval = "-" if low is None or high is None else f"{100 * low:+.2f} to {100 * high:+.2f}"
-    gone = f"{100 * (1 - adapter.cer / base.cer):.0f} %" if base.cer else "-"
+    interval = ABSENT if low is None or high is None else f"{100 * low:+.2f} to {100 * high:+.2f}"
+    gone = f"{100 * (1 - adapter.cer / base.cer):.0f} %" if base.cer else ABSENT
     return (_percent(base.cer), _percent(adapter.cer), f"{100 * (adapter.cer - base.cer):+.2f}", interval, gone)
 
 
 def _share(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
+    return ABSENT if share is None else f"{100 * share:.1f}"
 
 
 def _cells(score: TierScore) -> tuple[str, ...]:

@@ -215,12 +215,12 @@ def test_a_run_brings_its_record_and_its_data(tmp_path, publish):
     run = tmp_path / "run"
     adapter = write_peft(run / "best")
     (run / "evaluation.json").write_text(to_json(record_of_both(adapter=digest(adapter / "adapter_model.safetensors"))))
-    (run / "run.json").write_text(json.dumps({"data": {"train": {"sha256": "ef" * 32, "samples": 70}}}))
+    (run / "run.json").write_text(json.dumps({"data": {"fingerprint": "ef" * 32, "num_samples": 70}}))
     assert publish(adapter=run, records=False) == 0
     assert manifest(tmp_path).training_data == TrainingData(sha256="ef" * 32, samples=70)
     assert manifest(tmp_path).evaluation.adapter.cer == pytest.approx(0.1)
     assert publish(adapter=adapter, records=False) == 0
-    (run / "run.json").write_text('{"data": {"train": 3}}')
+    (run / "run.json").write_text('{"data": {"fingerprint": 3}}')
     assert publish(adapter=run, records=False) == 2
 
 

@@ -63,7 +63,7 @@ def test_an_evaluation_leaves_table_record_card_pages_and_report(tmp_path, evalu
     figures, words_found = table.split("\n\n")
     assert [line.split()[0] for line in figures.splitlines()] == ["tier", "line", "line", "page", "page"]
     # One of two lines was read right, and no word of the page.
-    assert words_found.splitlines()[2].split() == ["line", "Tesseract", "5.9.1", "50.0", "50.0", "50.0", "50.0", "-"]
+    assert words_found.splitlines()[2].split() == ["line", "Tesseract", "5.9.1", "50.0", "50.0", "50.0", "50.0"]
     assert table_of(card.read_text()) == markdown_table(load_result(card.with_name("evaluation.json")))
     assert len((tmp_path / "p.jsonl").read_text().splitlines()) == 3
     assert (tmp_path / "w.html").read_text().count('<section class="page"') == 2
