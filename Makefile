@@ -19,7 +19,7 @@ YAML := docker-compose.yml deploy
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup serve test check format lock test-gpu e2e bench clean \
-	deepseek-ocr-smoke deepseek-ocr-train deepseek-ocr-eval
+	demo-loop deepseek-ocr-smoke deepseek-ocr-train deepseek-ocr-eval
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ format: setup ## Format the code and mend what the linter can mend
 
 lock: ## Write deploy/env/*.txt from pyproject.toml
 	PYTHON=$(PYTHON) PIP_ARGS="$(PIP_ARGS)" deploy/env/lock.sh
+
+demo-loop: setup ## Serve nano, train an adapter on a small domain, publish it, and see the served error rate fall
+	@$(BIN)/python benchmarks/demo_loop.py $(ARGS)
 
 deepseek-ocr-smoke: setup ## Prepare, train, evaluate and publish an adapter for nano, on a CPU in minutes
 	$(BIN)/python -m trainer smoke $(ARGS)

@@ -71,7 +71,7 @@ def without(idea: Idea | None, device: str) -> Iterator[None]:
         if idea is Idea.GRAPHS:
             from service.engine.gpu.vision import GpuVision
 
-            stack.enter_context(_with_argument(GpuVision, graph_patches=0))
+            stack.enter_context(_with_argument(GpuVision, graphs=False))
         if idea is Idea.EXPERTS:
             from service.engine.kernels import fused
 

@@ -17,8 +17,8 @@ any. The row of `adapters` has `base_ratio`, its pages a second over those of `t
 
 `--model random` has the public dimensions of DeepSeek-OCR and random weights. Peers run in processes of their own
 before the engine takes the device; one that is not installed is left out. Prints a table and, last, one JSON object
-with the ratios to peers and floors. `--out FILE` appends that and a JSON line for each run to a file; `auto` is
-`benchmarks/results/engine-CARD.jsonl`.
+with the ratios to peers and floors. `--out FILE` appends a JSON line for each run to a file as soon as it is known, and
+that object last; `auto` is `benchmarks/results/engine-CARD.jsonl`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,17 +61,17 @@ NO_END = -1
 """No token has this id, so no answer ends by itself."""
 
 
-def load(model: str, device: str) -> LoadedCheckpoint:
+def load(model: str, device: str, dtype: torch.dtype) -> LoadedCheckpoint:
     """The checkpoint to measure, its answers without an end of their own.
 
     Args:
         model: `nano` or `random`.
         device: Where it runs.
+        dtype: Its type.
 
     Returns:
-        It, in bfloat16 on a GPU and in float32 on a CPU.
+        It.
     """
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     if model == "nano":
         checkpoint = load_checkpoint(NANO, device, dtype)
         checkpoint.tokenizer.eos_id = NO_END
@@ -89,6 +89,15 @@ class Run:
     origin: dict[str, Any]
     ceilings: Ceilings
     rows: list[dict[str, Any]]
+    path: Path | None = None
+    """None: nothing is written."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the engine's weights."""
+        name = self.arguments.dtype or ("float32" if self.arguments.device == "cpu" else "bfloat16")
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
 
     @property
     def cases(self) -> list[Case]:
@@ -105,7 +114,16 @@ class Run:
             f"{row['pages_per_s']:>9.2f} pages/s {row['tokens_per_s']:>9.0f} tokens/s",
             flush=True,
         )
-        self.rows.append(row | {"model": self.arguments.model} | self.origin)
+        # Peers measure bfloat16 alone.
+        dtype = str(self.dtype).removeprefix("torch.") if row["engine"] == OURS else "bfloat16"
+        self.rows.append(row | {"model": self.arguments.model, "dtype": dtype} | self.origin)
+        self.write(self.rows[-1])
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append to the file at once: a run that is cut short keeps what it has found out."""
+        if self.path:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
 
     def measure(self, idea: Idea | None, preparation: Preparation, sweep: bool) -> None:
         """Make an engine, run the cases on it, and the sweep if it is the whole engine.
@@ -122,7 +140,7 @@ class Run:
         limits = limits_without(idea, self._limits())
 
         def make() -> TorchEngine:
-            checkpoint = load(arguments.model, arguments.device)
+            checkpoint = load(arguments.model, arguments.device, self.dtype)
             engine = leave_out(idea, make_engine(checkpoint, limits))
             load_random_adapters(
                 engine, checkpoint.model.config.text_config, arguments.adapters, arguments.adapter_rank
@@ -135,6 +153,9 @@ class Run:
             try:
                 more = {"start_s": round(engine.start_s, 2), "preparation": preparation.name}
                 more |= {"ablation": idea.value} if idea else {}
+                # An engine that has adapters beside its base is not the engine without any.
+                counts = {"adapters": arguments.adapters, "adapter_rank": arguments.adapter_rank}
+                more |= counts if arguments.adapters else {}
                 self._read(engine, preparation, REDUCED_REQUESTS.get(idea) if idea else None, more)
                 if arguments.adapters and not idea:
                     self._adapters(engine, preparation, more)
@@ -161,8 +182,7 @@ class Run:
             span = read_case(engine, preparation, asked, who)
             best_s[asked.name] = min(best_s.get(asked.name, span.wall_s), span.wall_s)
             ratio = {"base_ratio": round(best_s[case.name] / span.wall_s, 4)} if asked is not case else {}
-            counts = {"adapters": arguments.adapters, "adapter_rank": arguments.adapter_rank}
-            self.add(_row(asked, span) | more | counts | ratio)
+            self.add(_row(asked, span) | more | ratio)
 
     def _sweep(self, engine: EngineThread, preparation: Preparation, more: dict[str, Any]) -> None:
         for clients in self.arguments.concurrency:
@@ -230,6 +250,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("nano", "random"), default="nano")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="none: float32 on a CPU, bfloat16 elsewhere")
     parser.add_argument("--cases", type=words, default=[], help="names; none given: all; `none`: none")
     parser.add_argument("--ablate", type=words, default=[], help=f"of {', '.join(Idea)}, or all: each off alone")
     parser.add_argument("--concurrency", type=lambda text: [int(word) for word in words(text)], default=[])
@@ -282,9 +303,11 @@ def main() -> None:
     images = {size_px: noise_images(size_px) for size_px in most}
     preparations: dict[str, Preparation] = {"inline": InlinePreparation(images, geometry)}
     preparations["processes"] = ProcessPreparation(images, geometry, arguments.workers, most)
+    card_slug = slug(card(arguments.device))
+    if arguments.out:
+        run.path = RESULTS / f"engine-{card_slug}.jsonl" if arguments.out == "auto" else Path(arguments.out)
     try:
-        dtype = torch.float32 if arguments.device == "cpu" else torch.bfloat16
-        run.ceilings = measure_ceilings(arguments.device, dtype)
+        run.ceilings = measure_ceilings(arguments.device, run.dtype)
         # After the ceilings: an idle card shows a low clock.
         run.origin = origin(arguments.device) | {"command": command()}
         for peer in arguments.peers:
@@ -302,16 +325,12 @@ def main() -> None:
     finally:
         for preparation in preparations.values():
             preparation.close()
-    card_slug = slug(card(arguments.device))
     # Peers and targets are of the public dimensions.
     recorded, targets = (recorded_peers(card_slug), TARGETS) if arguments.model == "random" else ([], {})
     last = summary(run.rows, recorded, config, arguments.batch_size, run.ceilings, targets)
     last |= {"model": arguments.model} | run.origin
+    run.write(last)
     print(json.dumps(last), flush=True)
-    if arguments.out:
-        path = RESULTS / f"engine-{card_slug}.jsonl" if arguments.out == "auto" else Path(arguments.out)
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in [*run.rows, last])
 
 
 if __name__ == "__main__":

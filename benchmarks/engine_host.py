@@ -27,7 +27,7 @@ from service.engine.engine import TorchEngine
 from service.engine.frames import Report as ReportMessage
 from service.engine.frames import encode_message
 from service.engine.loader import EngineLimits
-from service.engine.lora import AdapterFiles
+from service.engine.lora_files import AdapterFiles
 from service.engine.protocol import EngineInfo, SequenceRequest, SequenceResult
 from service.engine.runner import NewRow, Report
 from shared.deepseek_ocr.forms import PageViews, PreparedPage

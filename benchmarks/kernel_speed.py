@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +138,7 @@ def linear_cases(tokens: int) -> list[Case]:
         other = over(weights, lambda w: F.linear(x, w))
         cases.append(Case(f"linear {name}", tokens, traffic, flops, len(weights), call, other))
         if name == "o":
-            residual = noise(tokens, outputs)
-            call = over(weights, lambda w, residual=residual: fused.linear_add(x, w, residual))
+            call = over(weights, partial(_add_to, noise(tokens, outputs), x))
             cases.append(Case("linear_add o", tokens, traffic, flops, len(weights), call))
         else:
             call = over(weights, lambda w: fused.norm_linear(x, norm, EPS, w))
@@ -169,6 +169,10 @@ def routed(tokens: int) -> tuple[Tensor, Tensor]:
     return fused.route(x, gate, CHOSEN, False, 1.0, SHARED)
 
 
+def _add_to(residual: Tensor, x: Tensor, weight: Tensor) -> None:
+    fused.linear_add(x, weight, residual)
+
+
 def mixture_cases(tokens: int) -> list[Case]:
     """The mixture, and the first layer's dense MLP as a mixture of one."""
     cases = []
@@ -184,10 +188,13 @@ def mixture_cases(tokens: int) -> list[Case]:
         traffic = used * 3 * inner * HIDDEN * 2 + 4 * tokens * HIDDEN * 2
         flops = 2.0 * chosen.numel() * 3 * inner * HIDDEN
 
-        def call(i: int, x=x, w=weights, e=chosen, layers=layers, residual=residual) -> None:  # noqa: ANN001 -- bound now
-            fused.mixture_add(x, w, e, *layers[i], residual)
+        def call(
+            i: int, x: Any = x, w: Any = weights, e: Any = chosen, layers: Any = layers, residual: Any = residual
+        ) -> None:
+            gate_up, down = layers[i]
+            fused.mixture_add(x, w, e, gate_up, down, residual)
 
-        def other(i: int, x=x, layers=layers) -> Tensor:  # noqa: ANN001 -- bound now
+        def other(i: int, x: Any = x, layers: Any = layers) -> Tensor:
             gate, up = F.linear(x, layers[i][0][0]).chunk(2, dim=-1)
             return F.linear(F.silu(gate) * up, layers[i][1][0])
 
@@ -248,11 +255,11 @@ def prefill_cases(tokens: int) -> list[Case]:
     q, k, v = noise(tokens, 3, HEADS, WIDTH).unbind(1)
     starts = torch.arange(prompts + 1, dtype=torch.int32, device="cuda") * length
     flops = prompts * 2 * length * length * HEADS * WIDTH
-    split = [x[: prompts * length].unflatten(0, (prompts, length)).transpose(1, 2) for x in (q, k, v)]
+    query, key, value = [x[: prompts * length].unflatten(0, (prompts, length)).transpose(1, 2) for x in (q, k, v)]
     return [
         Case("prefill_attention", tokens, 4 * q.numel() * 2, flops, 2,
              lambda _: fused.prefill_attention(q, k, v, starts, length, SCALE),
-             lambda _: F.scaled_dot_product_attention(*split, is_causal=True)),
+             lambda _: F.scaled_dot_product_attention(query, key, value, is_causal=True)),
     ]  # fmt: skip
 
 
@@ -286,7 +293,7 @@ def step_cases(sizes: Sequence[int]) -> list[Case]:
     head, embeddings = noise(VOCABULARY, HIDDEN, scale=0.02), noise(VOCABULARY, HIDDEN)
     cos, sin = rotary()
     blocks_of_row = -(-(CONTEXT + 64) // BLOCK)
-    caches = [noise(2, max(sizes) * blocks_of_row, HEADS, BLOCK, WIDTH) for _ in range(LAYERS)]
+    caches: list[Any] = [noise(2, max(sizes) * blocks_of_row, HEADS, BLOCK, WIDTH) for _ in range(LAYERS)]
     rule = LoopRule(min_tokens=1 << 20)
 
     def make(rows: int) -> Case:
@@ -304,9 +311,8 @@ def step_cases(sizes: Sequence[int]) -> list[Case]:
             x, positions, lengths, cells, row_tables = fused.begin_step(slots, state, embeddings, tables, BLOCK)
             for layer in range(LAYERS):
                 qkv = fused.norm_linear(x, norm, EPS, qkvs[layer]).view(rows, 3, HEADS, WIDTH)
-                seen = fused.decode_attention(
-                    qkv, cos, sin, positions, cells, *caches[layer], row_tables, lengths, SCALE
-                )
+                keys, values = caches[layer]
+                seen = fused.decode_attention(qkv, cos, sin, positions, cells, keys, values, row_tables, lengths, SCALE)
                 fused.linear_add(seen.view(rows, HIDDEN), outs[layer], x)
                 if layer:
                     routed = fused.norm_route(x, norm, EPS, gates[layer], CHOSEN, False, 1.0, SHARED)
@@ -316,7 +322,7 @@ def step_cases(sizes: Sequence[int]) -> list[Case]:
             return fused.choose(fused.norm_linear(x, norm, EPS, head), slots, state, rule)
 
         expected_experts = EXPERTS * (1 - (1 - CHOSEN / EXPERTS) ** rows) + SHARED
-        weights = LAYERS * 4 * HIDDEN**2 + 3 * DENSE * HIDDEN + VOCABULARY * HIDDEN
+        weights: float = LAYERS * 4 * HIDDEN**2 + 3 * DENSE * HIDDEN + VOCABULARY * HIDDEN
         weights += (LAYERS - 1) * expected_experts * 3 * INNER * HIDDEN
         cached = rows * CONTEXT * LAYERS * 2 * HIDDEN
         return Case("step", rows, 2 * (weights + cached), 0, 1, step)
@@ -338,10 +344,10 @@ def cases_of(group: str, sizes: Sequence[int] | None) -> list[Callable[[], list[
     """Cases of a group, each made when its turn comes, so that memory holds one at a time."""
     if group == "step":
         return [lambda: step_cases(sizes or DECODE_SIZES)]
-    default = PREFILL_SIZES if group == "prefill" else DECODE_SIZES
+    default: tuple[int, ...] = PREFILL_SIZES if group == "prefill" else DECODE_SIZES
     if group in {"mixture", "norm"}:
         default += PREFILL_SIZES
-    return [lambda size=size: GROUPS[group](size) for size in sizes or default]
+    return [partial(GROUPS[group], size) for size in sizes or default]
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,28 +32,29 @@ def run_peer(name: str, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
         cases: What it is to read.
 
     Yields:
-        Its rows; none where it is not installed or fails, which is said on the error stream.
+        Its rows, each as soon as it is measured; none where it is not installed, and fewer where it fails, which is
+        said on the error stream.
     """
     if importlib.util.find_spec(name) is None:
         print(f"{name} is not installed here: left out", file=sys.stderr)
         return
     order = json.dumps([asdict(case) for case in cases])
-    try:
-        done = subprocess.run(
-            [sys.executable, FOLDER / PEERS[name], order],
-            stdout=subprocess.PIPE,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        print(f"{name} did not end within {TIMEOUT_S:.0f} s: left out", file=sys.stderr)
-        return
-    if done.returncode:
-        print(f"{name} failed with exit status {done.returncode}", file=sys.stderr)
-    for line in done.stdout.splitlines():
-        if line.startswith("{"):
-            yield json.loads(line)
+    arguments = [sys.executable, str(FOLDER / PEERS[name]), order]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        # Ends the reading below as well, which has no time limit of its own.
+        watch = threading.Timer(TIMEOUT_S, process.kill)
+        watch.start()
+        try:
+            assert process.stdout
+            for line in process.stdout:
+                if line.startswith("{"):
+                    yield json.loads(line)
+            status = process.wait()
+        finally:
+            watch.cancel()
+            process.kill()
+    if status:
+        print(f"{name} failed or took more than {TIMEOUT_S:.0f} s: exit status {status}", file=sys.stderr)
 
 
 def cases_from(order: str) -> list[Case]:

@@ -44,13 +44,13 @@ Row = Mapping[str, Any]
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:
-    """Rows of the newest run of each card, engine, case, ablation and number of clients."""
+    """Rows of the newest run of each card, engine, case, ablation, number of clients and adapters; summaries of all."""
     dates: dict[tuple[Any, ...], str] = {}
     kept = list(rows)
 
     def key(row: Row) -> tuple[Any, ...]:
-        names = ("card", "benchmark", "engine", "case", "ablation", "clients", "model", "dtype")
-        return tuple(row.get(name) for name in names)
+        names = ("card", "engine", "case", "ablation", "clients", "adapters", "model", "dtype", "runner")
+        return (*(row.get(name) for name in names), row["date"] if "ceilings" in row else None)
 
     for row in kept:
         dates[key(row)] = max(dates.get(key(row), ""), row["date"])
@@ -62,14 +62,16 @@ def engine_table(rows: Sequence[Row], recorded: Sequence[Row]) -> str:
     parts = []
     for card in _cards(row for row in rows if row.get("model") == "random"):
         own = [row for row in rows if row["card"] == card and row.get("model") == "random"]
-        last = [row for row in own if row.get("benchmark") == "engine"]
         measured = [row for row in own if "case" in row]
-        if not last or not best_rows(measured, OURS):
+        newest_date = max((row["date"] for row in best_rows(measured, OURS).values()), default=None)
+        last = [row for row in own if "ceilings" in row and row["date"] == newest_date]
+        if not last:
             continue
         peers = [row for row in recorded if row["card"] == card]
-        ceilings = Ceilings(**max(last, key=lambda row: row["date"])["ceilings"])
+        ceilings = Ceilings(**last[0]["ceilings"])
         cases = summary(measured, peers, DeepseekOcrConfig(), BATCH_SIZE, ceilings, TARGETS)["summary"]
-        parts += [_engine_rows(cases), _origin_line(measured, ceilings)]
+        whole = [row for row in measured if row["date"] == newest_date and row["engine"] == OURS]
+        parts += [_engine_rows(cases), _origin_line(whole, ceilings)]
     return "\n".join(parts) or NOTHING
 
 
@@ -91,6 +93,48 @@ def ablation_table(rows: Sequence[Row]) -> str:
             lines.append(_line([idea, *cells]))
         parts += ["\n".join(lines) + "\n", _origin_line([row for row in own if row.get("ablation")], None)]
     return "\n".join(parts) or NOTHING
+
+
+def adapters_table(rows: Sequence[Row]) -> str:
+    """One batch of adapters beside the base alone, with adapters resident and without."""
+    parts = []
+    for card in _cards(row for row in rows if row.get("case") == "adapters"):
+        own = [row for row in rows if row["card"] == card and row.get("model") == "random" and "case" in row]
+        mixed = max((row for row in own if row["case"] == "adapters"), key=lambda row: row["pages_per_s"])
+        beside = [row for row in own if row["case"] == "throughput" and row.get("adapters") == mixed["adapters"]]
+        alone = best_rows(own, OURS).get("throughput")
+        lines = [_line(["SMALL, 256 requests, 512 new tokens", "pages/s", "of base alone"]), _line(["---"] * 3)]
+        base = alone["pages_per_s"] if alone else None
+        some = f"{mixed['adapters']} adapters of rank {mixed['adapter_rank']}"
+        for what, row in (
+            ("base alone, no adapters resident", alone),
+            (f"base alone beside {some}", max(beside, key=lambda row: row["pages_per_s"], default=None)),
+            (f"{some} in turn, in one batch", mixed),
+        ):
+            if row:
+                share = f"{row['pages_per_s'] / base:.1%}" if base else "-"
+                lines.append(_line([what, f"{row['pages_per_s']:.4g}", share]))
+        parts += ["\n".join(lines) + "\n", _origin_line([mixed], None)]
+    return "\n".join(parts) or NOTHING
+
+
+def concurrency_table(rows: Sequence[Row]) -> str:
+    """The picture, and what it shows in figures."""
+    sweep = [row for row in rows if row.get("clients") and row.get("model") == "random"]
+    if not sweep:
+        return NOTHING
+    parts = [f"![Throughput and latency against requests at once]({PICTURE.name})\n"]
+    for card in _cards(sweep):
+        heads = ["requests at once", "pages/s", "tokens/s", "latency, median", "latency, 99 %", "first token, median"]
+        lines = [_line(heads), _line(["---"] * len(heads))]
+        own = [row for row in sweep if row["card"] == card]
+        for row in own:
+            seconds = [f"{row[f'{name}_s']:.3g} s" for name in ("latency_p50", "latency_p99", "first_token_p50")]
+            lines.append(
+                _line([str(row["clients"]), f"{row['pages_per_s']:.4g}", f"{row['tokens_per_s']:.0f}", *seconds])
+            )
+        parts += ["\n".join(lines) + "\n", _origin_line(own, None)]
+    return "\n".join(parts)
 
 
 def cpu_table(rows: Sequence[Row]) -> str:
@@ -118,7 +162,7 @@ def exactness_table(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         part = row["company"]
-        where = f"{row['card']}, {row['dtype']}"
+        where = f"{row['card']}, {row['dtype']}" + (", plain torch" if row.get("runner") == "plain" else "")
         shares = [f"{part[name]:.3%}" for name in ("identical_character_ratio", "identical_page_ratio")]
         rates = [f"{part[name]:.2%}" for name in ("reference_cer", "engine_cer")]
         lines.append(_line([where, str(part["pages"]), *shares, *rates]))
@@ -178,9 +222,8 @@ def render(page: str, results: Path = RESULTS) -> tuple[str, str | None]:
     tables: dict[str, Callable[[], str]] = {
         "engine": lambda: engine_table(engine, recorded),
         "ablation": lambda: ablation_table(engine),
-        "concurrency": lambda: (
-            f"![Throughput and latency against requests at once]({PICTURE.name})\n" if drawn else NOTHING
-        ),
+        "adapters": lambda: adapters_table(engine),
+        "concurrency": lambda: concurrency_table(engine),
         "cpu": lambda: cpu_table(_last_run(read_rows(sorted(results.glob("cpu-reading-*.jsonl"))))),
         "training": lambda: training_table(read_rows(sorted(results.glob("training-*.jsonl")))),
         "exactness": lambda: exactness_table(newest(read_rows(sorted(results.glob("exactness*.jsonl"))))),

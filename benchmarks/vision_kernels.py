@@ -17,7 +17,7 @@ import PIL
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from triton.testing import do_bench  # type: ignore[import-not-found] # comes with CUDA builds of torch
+from triton.testing import do_bench
 
 from service.engine.gpu.resize import prepare_views_on_device
 from service.engine.kernels import (

@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     ocr.add_argument("--mode", choices=[str(mode) for mode in Mode], help="resolution; default: the model's own")
     ocr.add_argument("--pages", help="pages of a PDF or TIFF, such as 1-3,7; default: all")
     ocr.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens a page may take")
+    _add_adapters(commands)
     describe = commands.add_parser(
         "describe",
         help="print or rewrite the generated reference pages",
@@ -56,6 +57,41 @@ def _parser() -> argparse.ArgumentParser:
     describe.add_argument("page", nargs="?", help="configuration, env, errors or metrics")
     describe.add_argument("--write", type=Path, metavar="ROOT", help="rewrite every page under this repository root")
     return parser
+
+
+def _add_adapters(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    adapters = commands.add_parser(
+        "adapters",
+        help="list, pin, roll back or refuse the adapters of a running service",
+        description="Give orders about adapters to a running service. DEEPSYNTH_ADMIN_KEY is the key it was started "
+        "with; its address is DEEPSYNTH_HOST and DEEPSYNTH_PORT, or --url.",
+    )
+    actions = adapters.add_subparsers(dest="action", required=True, metavar="ACTION")
+    helps = {
+        "list": "where every adapter and version stands",
+        "pin": "let a name stand for one version (NAME@VERSION), or follow the volume again (NAME)",
+        "rollback": "take the version in use out of service and return to the last good one",
+        "refuse": "take a version out of service",
+    }
+    for action, text in helps.items():
+        parser = actions.add_parser(action, help=text, description=text[0].upper() + text[1:] + ".")
+        if action != "list":
+            parser.add_argument("target", metavar="NAME[@VERSION]")
+            parser.add_argument("--why", required=True, help="the reason, for the audit log")
+        parser.add_argument("--url", help="address of the service, such as http://127.0.0.1:8000")
+        parser.add_argument("--json", action="store_true", dest="as_json", help="print the service's answer")
+
+
+def _run_adapters(parser: argparse.ArgumentParser, arguments: argparse.Namespace, settings: ServiceSettings) -> int:
+    from service.administration import AdapterOptions, UsageError, adapters, check_target
+
+    target, why = getattr(arguments, "target", None), getattr(arguments, "why", None)
+    if arguments.action != "list":
+        try:
+            check_target(arguments.action, target)
+        except UsageError as error:
+            parser.error(str(error))
+    return adapters(settings, AdapterOptions(arguments.action, target, why, arguments.url, arguments.as_json))
 
 
 def _run_ocr(parser: argparse.ArgumentParser, arguments: argparse.Namespace, settings: ServiceSettings) -> int:
@@ -108,6 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load_settings()
         from service.telemetry.logs import configure_logs
 
+        if arguments.command == "adapters":
+            return _run_adapters(parser, arguments, settings)
         if arguments.command == "ocr":
             configure_logs("warning", settings.log_format)
             return _run_ocr(parser, arguments, settings)

@@ -20,6 +20,11 @@ from opentelemetry.sdk.trace.export import SpanExporter
 from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.exceptions import HTTPException
 
+from service.adapters.base import base_revisions
+from service.adapters.guard import RollbackRule
+from service.adapters.models import ServedModels
+from service.adapters.observer import AdapterObserver
+from service.adapters.serving import AdapterOptions, AdapterServing
 from service.admission.gate import Gate
 from service.admission.monitor import Monitor
 from service.config import EngineKind, ServiceSettings
@@ -34,7 +39,7 @@ from service.intake.limits import IntakeLimits
 from service.intake.pool import DecoderPool
 from service.reading.observer import TelemetryObserver
 from service.reading.reader import DocumentReader
-from service.routes import health, models, ocr, playground
+from service.routes import adapters, health, models, ocr, playground
 from service.routes.context import RequestContextMiddleware
 from service.routes.problems import on_http_exception, on_known_error, problem_response
 from service.telemetry.metrics import Metrics
@@ -84,7 +89,7 @@ def build_engine(settings: ServiceSettings) -> EngineHandle:
         The engine, not started yet.
     """
     if settings.engine is EngineKind.FAKE:
-        fake = FakeEngine(batch_size=batch_size(settings))
+        fake = FakeEngine(batch_size=batch_size(settings), adapter_slots=adapter_slots(settings))
         return FakeEngineHandle(fake, step_s=settings.fake_step_ms / 1000, remembers=False)
     source = choose_source(
         model=settings.model,
@@ -94,12 +99,42 @@ def build_engine(settings: ServiceSettings) -> EngineHandle:
             batch_size=batch_size(settings),
             max_new_tokens=settings.max_new_tokens,
             gpu_memory_fraction=settings.gpu_memory_fraction,
+            adapter_slots=adapter_slots(settings),
+            adapter_max_rank=settings.adapter_max_rank,
         ),
         cuda=has_cuda(),
     )
     return ProcessEngine(
         partial(load_engine, source), max_wait_s=settings.ocr_max_wait_ms / 1000, num_threads=settings.cpu_threads
     )
+
+
+def adapter_slots(settings: ServiceSettings) -> int:
+    """Slots for adapters: none where there is no volume that they could come from."""
+    return settings.adapter_slots if settings.adapter_dir is not None else 0
+
+
+def build_adapters(settings: ServiceSettings, engine: EngineHandle, observer: AdapterObserver) -> AdapterServing | None:
+    """The adapters that the settings ask for.
+
+    Args:
+        settings: The settings.
+        engine: Serves them.
+        observer: Counts and traces them.
+
+    Returns:
+        Not started yet; None where none are served.
+    """
+    if settings.adapter_dir is None:
+        return None
+    options = AdapterOptions(
+        volume=settings.adapter_dir,
+        state=settings.adapter_state_dir,
+        poll_s=settings.adapter_poll_s,
+        wait_s=settings.adapter_wait_s,
+        rule=RollbackRule(settings.adapter_rollback_pages, settings.adapter_rollback_margin),
+    )
+    return AdapterServing(engine, options, observer)
 
 
 def build_limits(settings: ServiceSettings) -> IntakeLimits:
@@ -138,12 +173,12 @@ def check_default_model(settings: ServiceSettings, engine: EngineHandle) -> None
         engine: The engine, ready.
 
     Raises:
-        ConfigurationError: The name is not the loaded model's.
+        ConfigurationError: The name is not the loaded model's, and there are no adapters that may have it.
     """
-    if settings.default_model not in (None, engine.info.model_id):
+    if settings.adapter_dir is None and settings.default_model not in (None, engine.info.model_id):
         raise ConfigurationError(
-            f"DEEPSYNTH_DEFAULT_MODEL names {settings.default_model!r}, but {engine.info.model_id!r} is loaded "
-            "and adapters are not served yet; unset it or name the loaded model"
+            f"DEEPSYNTH_DEFAULT_MODEL names {settings.default_model!r}, but {engine.info.model_id!r} is loaded; "
+            "unset it, name the loaded model, or set DEEPSYNTH_ADAPTER_DIR where it is an adapter"
         )
 
 
@@ -166,6 +201,7 @@ class _Composition:
         self._on_ready = on_ready
         self._on_failed = on_failed
         self._has_started = False
+        self._adapters = build_adapters(settings, engine, AdapterObserver(metrics, tracing.tracer))
 
     def build(self) -> tuple[Services, DecoderPool]:
         """Make everything that needs a running loop."""
@@ -176,6 +212,9 @@ class _Composition:
         observer = TelemetryObserver(metrics, self._tracing.tracer)
         services = Services(
             engine=self._engine,
+            models=ServedModels(self._engine, self._adapters, settings.default_model),
+            adapters=self._adapters,
+            admin_key=settings.admin_key.get_secret_value() if settings.admin_key else None,
             gate=gate,
             reader=DocumentReader(
                 source=pool, engine=self._engine, gate=gate, limits=build_limits(settings), observer=observer
@@ -201,6 +240,8 @@ class _Composition:
         try:
             await self._engine.start()
             check_default_model(self._settings, self._engine)
+            if self._adapters is not None:
+                await self._adapters.start(await self._base_revisions())
         except ConfigurationError as error:
             # Written by us, so its text is safe to show.
             logger.error("%s", error)  # noqa: TRY400 -- the place is of no interest, the text is
@@ -217,6 +258,15 @@ class _Composition:
             "ready", extra={"fields": {"model": self._engine.info.model_id, "device": self._engine.info.device}}
         )
         self._on_ready()
+
+    async def _base_revisions(self) -> frozenset[str] | None:
+        """What adapters must have been trained on; anything will do for the fake engine."""
+        if self._settings.engine is EngineKind.FAKE:
+            return None
+        source = choose_source(
+            model=self._settings.model, device="cpu", dtype="float32", limits=EngineLimits(), cuda=False
+        )
+        return await asyncio.to_thread(base_revisions, source.checkpoint)
 
     def _loading_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
@@ -237,6 +287,8 @@ class _Composition:
             stack.push_async_callback(services.monitor.stop)
             loading = asyncio.create_task(self.start_engine(services), name="engine-start")
             loading.add_done_callback(self._loading_ended)
+            if self._adapters is not None:
+                stack.push_async_callback(self._adapters.stop)
             stack.push_async_callback(_end, loading)
             yield {"services": services}
             services.gate.drain()
@@ -280,7 +332,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    for router in (ocr.router, health.router, models.router, playground.router):
+    for router in (ocr.router, health.router, models.router, adapters.router, playground.router):
         app.include_router(router)
     app.add_exception_handler(DeepSynthError, on_known_error)
     app.add_exception_handler(HTTPException, on_http_exception)

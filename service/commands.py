@@ -13,6 +13,7 @@ from pathlib import Path
 
 from opentelemetry.trace import NoOpTracer
 
+from service.adapters.models import ServedModels
 from service.admission.gate import Gate
 from service.app import PAGES_AHEAD, batch_size, build_engine, build_gate, build_limits, build_pool, create_app
 from service.config import ServiceSettings
@@ -158,6 +159,7 @@ async def _read_file(bench: _Bench, room: asyncio.Semaphore, path: Path, options
             order = make_order(
                 data=data,
                 info=bench.engine.info,
+                models=ServedModels(bench.engine),
                 limits=bench.reader.limits,
                 max_new_tokens_cap=bench.settings.max_new_tokens,
                 task=options.task,

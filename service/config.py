@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Self
 
 from dotenv import dotenv_values
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.errors import ConfigurationError
@@ -88,7 +88,7 @@ class ServiceSettings(BaseSettings):
     device: Device = Device.AUTO
     """Where the engine runs: `auto` takes CUDA when there is one."""
     dtype: DType = DType.AUTO
-    """Arithmetic: `auto` is bfloat16 on CUDA and float32 on a CPU."""
+    """Arithmetic: `auto` is bfloat16 on CUDA, but float32 on a CPU and for nano."""
 
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of the GPU's memory that may be used, by this service and whatever else runs on the card."""
@@ -129,6 +129,26 @@ class ServiceSettings(BaseSettings):
     """Longest one page may take to decode, in seconds of CPU and of the clock; then its process is killed."""
     decode_memory_bytes: Annotated[int, Field(ge=256 * MIB, le=64 * 1024 * MIB)] = 1536 * MIB
     """Address space of a decoding process in bytes."""
+
+    adapter_dir: Path | None = None
+    """Root of the adapter volume (docs/adapters.md), may be mounted read-only; adapters are not served when unset."""
+    adapter_state_dir: Path | None = None
+    """Folder of this service alone for copies of adapters, operators' decisions and the audit log; when unset they
+    go with the process, all but what the log says."""
+    adapter_slots: Annotated[int, Field(ge=1, le=64)] = 8
+    """Adapters that can be resident at once; each takes the memory of the largest rank, from the start."""
+    adapter_max_rank: Annotated[int, Field(ge=1, le=128)] = 64
+    """Largest rank of an adapter."""
+    adapter_poll_s: Annotated[float, Field(ge=0.1, le=60)] = 1.0
+    """Pause between two looks at the adapter volume, in seconds."""
+    adapter_wait_s: Annotated[float, Field(gt=0, le=600)] = 30.0
+    """Longest a request waits for its adapter to become resident, in seconds; then 503."""
+    adapter_rollback_pages: Annotated[int, Field(ge=0, le=10_000)] = 100
+    """Newest pages of a version and of its predecessor that are compared to take a bad version back; 0 for never."""
+    adapter_rollback_margin: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of pages by which a version's loops, or failures, must exceed its predecessor's to be taken back."""
+    admin_key: Annotated[SecretStr, Field(min_length=16, max_length=200)] | None = None
+    """What operators show to pin, roll back and refuse adapters; at least 16 characters. Nobody can when unset."""
 
     drain_grace_s: Annotated[float, Field(ge=0, le=300)] = 0.0
     """How long a stopping process still listens, answering 503, so that a load balancer notices; in seconds."""

@@ -8,6 +8,8 @@ from typing import Annotated, TypedDict
 
 from fastapi import Depends, Request
 
+from service.adapters.models import ServedModels
+from service.adapters.serving import AdapterServing
 from service.admission.gate import Gate
 from service.admission.monitor import Monitor
 from service.admission.record import RequestRecord, record_of
@@ -36,6 +38,11 @@ class Services:
     """Everything a route may use; built once, before the first request."""
 
     engine: EngineHandle
+    models: ServedModels
+    adapters: AdapterServing | None
+    """None where adapters are not served."""
+    admin_key: str | None
+    """What operators show; None: nobody can give orders."""
     gate: Gate
     reader: DocumentReader
     metrics: Metrics

@@ -6,9 +6,13 @@ Knows nothing of HTTP frameworks, images or engines. What a caller may see of an
     DeepSynthError                        status  outcome
     |- ClientError                                client_error
     |  |- MalformedBodyError                 400
+    |  |- AdminKeyError                      401
+    |  |- AdminOffError                      403
     |  |- NotFoundError, ModelNotFoundError  404
     |  |- MethodNotAllowedError              405
     |  |- BodyTimeoutError                   408
+    |  |- ModelRefusedError, AdapterConflictError, AdaptersOffError
+    |  |                                     409
     |  |- TooLargeError                      413
     |  |  |- UploadTooLargeError, TooManyPixelsError, TooManyVisionTokensError
     |  |- UnsupportedTypeError               415
@@ -19,7 +23,7 @@ Knows nothing of HTTP frameworks, images or engines. What a caller may see of an
     |     `- DecodeTimeoutError, DecodeMemoryError, DecodeCrashError
     |- CapacityError
     |  |- QueueFullError                     429  rejected
-    |  `- NotReadyError, DrainingError, EngineLostError
+    |  `- NotReadyError, AdapterNotReadyError, DrainingError, EngineLostError
     |                                        503  unavailable
     |- DeadlineError                         504  timeout
     |- EngineError                           500  server_error
@@ -77,6 +81,22 @@ class MalformedBodyError(ClientError):
     title = "The request body could not be parsed as multipart/form-data."
 
 
+class AdminKeyError(ClientError):
+    """The route is an operator's, and the request has not shown the key."""
+
+    status = 401
+    code = "admin_key_required"
+    title = "This route needs the admin key: Authorization: Bearer KEY."
+
+
+class AdminOffError(ClientError):
+    """The route is an operator's, and no key was set."""
+
+    status = 403
+    code = "admin_off"
+    title = "This service was started without DEEPSYNTH_ADMIN_KEY, so nothing can be changed over HTTP."
+
+
 class NotFoundError(ClientError):
     """No such route."""
 
@@ -91,6 +111,30 @@ class ModelNotFoundError(ClientError):
     status = 404
     code = "model_not_found"
     title = "This model is not served here; GET /v1/models lists those that are."
+
+
+class ModelRefusedError(ClientError):
+    """The request names an adapter that this service knows and refuses to serve."""
+
+    status = 409
+    code = "model_refused"
+    title = "This adapter was refused; the member reason says why, docs/adapters.md what to do."
+
+
+class AdapterConflictError(ClientError):
+    """An operator's wish that cannot be carried out as things stand."""
+
+    status = 409
+    code = "adapter_conflict"
+    title = "This cannot be done as things stand; the member reason says why."
+
+
+class AdaptersOffError(ClientError):
+    """Adapters are not served here."""
+
+    status = 409
+    code = "adapters_off"
+    title = "This service was started without DEEPSYNTH_ADAPTER_DIR, so it serves no adapters."
 
 
 class MethodNotAllowedError(ClientError):
@@ -296,6 +340,13 @@ class NotReadyError(CapacityError):
 
     code = "not_ready"
     title = "The model is not ready yet."
+
+
+class AdapterNotReadyError(CapacityError):
+    """The adapter is there, but not in a slot yet."""
+
+    code = "adapter_not_ready"
+    title = "The adapter could not be made ready in time."
 
 
 class DrainingError(CapacityError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Wire(BaseModel):
@@ -97,6 +97,10 @@ class ModelAnswer(Wire):
     id: str
     object: Literal["model"] = "model"
     owned_by: str = "deepsynth"
+    root: str
+    """What the name stands for now; for an adapter `name@version`."""
+    parent: str | None
+    """The base model of an adapter."""
     modes: list[str]
     """Values that the field `mode` may take."""
     default_mode: str
@@ -108,6 +112,79 @@ class ModelsAnswer(Wire):
 
     object: Literal["list"] = "list"
     data: list[ModelAnswer]
+
+
+class AdapterVersionAnswer(Wire):
+    """One version of an adapter, as far as this service has dealt with it."""
+
+    version: int
+    state: Literal["seen", "verified", "loaded", "active", "draining", "unloaded", "refused"]
+    reason: str | None
+    """Why it was refused."""
+    detail: str | None
+    """More of it, for whoever shows the admin key."""
+    fault: str | None
+    """What kept it from being prepared the last time; it is tried again."""
+    documents_running: int
+    pages: int
+    """Read with it since it was first prepared."""
+    load_s: dict[str, float]
+    """Seconds per stage on its way into service."""
+
+
+class AdapterAnswer(Wire):
+    """All versions under one name."""
+
+    name: str
+    serving: str | None
+    """What the name stands for now, as `name@version`."""
+    pinned: int | None
+    """The version that an operator chose."""
+    on_volume: int | None
+    """What the volume's pointer names."""
+    published: list[int]
+    """Complete versions on the volume."""
+    versions: list[AdapterVersionAnswer]
+
+
+class AdaptersAnswer(Wire):
+    """Every adapter."""
+
+    enabled: bool
+    volume: str
+    """`ok`, `off`, or what was wrong with the volume at the last look."""
+    slots: int
+    slots_used: int
+    requests_waiting: int
+    adapters: list[AdapterAnswer]
+
+
+class Order(BaseModel):
+    """What an operator's order says besides what is ordered."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    why: str = Field(min_length=1, max_length=500)
+    """The reason, for the audit log."""
+    who: str | None = Field(default=None, min_length=1, max_length=100)
+    """Whose order it is, for the audit log."""
+
+
+class PinOrder(Order):
+    """Let a name stand for one version."""
+
+    version: int | None = Field(ge=1, le=999_999_999)
+    """The version; null to follow the volume again."""
+
+
+class RollbackOrder(Order):
+    """Return to the last good version."""
+
+
+class RefuseOrder(Order):
+    """Take a version out of service."""
+
+    version: int = Field(ge=1, le=999_999_999)
 
 
 class StatusAnswer(Wire):

@@ -62,7 +62,7 @@ class Monitor:
         info = self._engine.info
         self._device = info.device
         for status in ("ok", "failed", "cancelled"):
-            self._metrics.counter("inference_total").labels(info.model_id, status)
+            self._metrics.counter("inference_total").labels(self._metrics.model_label(info.model_id), status)
         self._metrics.gauge("build_info").labels(version, info.model_id, info.device, info.dtype).set(1)
         self._metrics.gauge("gpu_memory_bytes").labels(info.device).set(0)
 

@@ -52,7 +52,8 @@ def choose_source(*, model: str, device: str, dtype: str, limits: EngineLimits, 
     Args:
         model: A folder, a repository of the Hugging Face Hub, or `nano` for the one that ships.
         device: `cpu`, `cuda` or `auto`.
-        dtype: A torch type by its name, or `auto`.
+        dtype: A torch type by its name, or `auto`: bfloat16 on CUDA, but float32 on a CPU and for the shipped model,
+            which is so small that rounding changes what it reads (docs/performance.md, 'Same text').
         limits: What the engine may hold and do.
         cuda: Whether a GPU can be used.
 
@@ -70,7 +71,7 @@ def choose_source(*, model: str, device: str, dtype: str, limits: EngineLimits, 
         )
     device = CUDA if runs_on_cuda(device, cuda=cuda) else CPU
     if dtype == AUTO:
-        dtype = "bfloat16" if device == CUDA else "float32"
+        dtype = "bfloat16" if device == CUDA and not is_shipped else "float32"
     return EngineSource(
         checkpoint=str(SHIPPED_FOLDER) if is_shipped else model,
         device=device,

@@ -1,7 +1,7 @@
 """The service's side of the engine: sequences in and events out on the event loop, and a supervisor beside them.
 
-Owns the engine's life as the service sees it: start, loss, restart, stop. A lost engine fails every open sequence
-and comes back by itself. Knows links and frames, nothing of devices. Free of torch.
+Owns the engine's life as the service sees it: start, loss, restart, stop. A lost engine fails every open sequence and
+comes back by itself, with the adapters that were resident. Knows links and frames, nothing of devices. Free of torch.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import contextlib
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
+from pathlib import Path
 
-from service.engine.frames import Broken, Cancel, Message, Ping, Ready, Report, Stop, Submit
+from service.engine.frames import AdapterReply, Broken, Cancel, Message, Ping, Ready, Report, Stop, Submit
 from service.engine.link import Link
 from service.engine.peer import Launcher, ProcessPeer, ThreadPeer
 from service.engine.protocol import (
+    AdapterLoad,
     EngineInfo,
     EngineState,
     EngineStats,
@@ -26,8 +28,9 @@ from service.engine.protocol import (
     SequenceFailure,
     SequenceRequest,
 )
+from service.engine.residents import Residents
 from service.engine.worker import EngineFactory
-from service.errors import EngineError
+from service.errors import EngineError, EngineLostError
 
 ENGINE_LOST = "engine_lost"
 MAX_BATCH_SIZES = 1024
@@ -72,6 +75,7 @@ class SupervisedEngine:
         self._link: Link | None = None
         self._greeting: asyncio.Future[Message | None] | None = None
         self._open: dict[str, asyncio.Queue[SequenceEvent]] = {}
+        self._residents = Residents()
         self._stats = EngineStats(EngineState.LOADING)
         self._batch_sizes: deque[int] = deque(maxlen=MAX_BATCH_SIZES)
         self._lost = asyncio.Event()
@@ -129,6 +133,42 @@ class SupervisedEngine:
             if not is_final:
                 link.send(Cancel(name))
 
+    @property
+    def adapters(self) -> Collection[str]:
+        """Adapters that sequences may name; they come back with an engine that was lost."""
+        return self._residents.names
+
+    async def load_adapter(self, model_id: str, folder: Path) -> AdapterLoad:
+        """Make an adapter resident; sequences that run go on.
+
+        Args:
+            model_id: `name@version`; never used for another content.
+            folder: A PEFT folder that stays as it is for as long as the adapter is resident.
+
+        Returns:
+            What it cost.
+
+        Raises:
+            EngineLostError: The engine went away, or is away. An `AdapterError` says that the adapter is refused.
+        """
+        if self._link is None or self._state is not EngineState.READY:
+            raise EngineLostError(f"the engine is {self._state}")
+        return await self._residents.load(self._link, model_id, folder)
+
+    async def unload_adapter(self, model_id: str) -> None:
+        """Take an adapter out of service, and return when its slot is free.
+
+        Args:
+            model_id: Its name; one that is not resident is no error.
+
+        Raises:
+            EngineLostError: The engine went away; the adapter with it, for good.
+        """
+        if self._link is None or self._state is not EngineState.READY:
+            self._residents.forget(model_id)
+            raise EngineLostError(f"the engine is {self._state}")
+        await self._residents.unload(self._link, model_id)
+
     async def stats(self) -> EngineStats:
         """The engine's latest report, with the state and the waiting count as this side knows them."""
         now_s = asyncio.get_running_loop().time()
@@ -173,7 +213,18 @@ class SupervisedEngine:
             reason = greeting.detail if isinstance(greeting, Broken) else "its process ended while loading"
             raise EngineError(f"the engine could not start: {reason}")
         self._info = greeting.info
+        # Before it counts as ready, so that no page misses its adapter.
+        await self._reload_adapters(self._link)
         self._state = EngineState.READY
+
+    async def _reload_adapters(self, link: Link) -> None:
+        """Give a new engine what the lost one held."""
+        try:
+            async with asyncio.timeout(self._supervision.start_timeout_s):
+                await self._residents.load_again(link)
+        except (EngineLostError, TimeoutError) as error:
+            await self._disconnect(0.0)
+            raise EngineError("the engine was lost while its adapters were loaded again") from error
 
     async def _disconnect(self, grace_s: float) -> None:
         link, self._link = self._link, None
@@ -232,6 +283,8 @@ class SupervisedEngine:
             self._batch_sizes.extend(message.stats.batch_sizes)
             for event in message.events:
                 self._deliver(event)
+        elif isinstance(message, AdapterReply):
+            self._residents.take_reply(message)
 
     def _deliver(self, event: SequenceEvent) -> None:
         if not isinstance(event, SequenceDelta):
@@ -246,11 +299,13 @@ class SupervisedEngine:
             return
         if self._greeting and not self._greeting.done():
             self._greeting.set_result(None)
+        self._residents.fail_calls("the engine's process ended")
         self._lost.set()
 
     def _fail_open(self, reason: str) -> None:
         for name, inbox in self._open.items():
             inbox.put_nowait(SequenceFailure(name, ENGINE_LOST, reason))
+        self._residents.fail_calls(reason)
         self._stats = EngineStats(self._state)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from service.engine.adapters import NO_ADAPTER, AdapterError, AdapterRegistry
 from service.engine.gpu.state import Code
 from service.engine.loader import EngineLimits
-from service.engine.lora import AdapterFiles, read_adapter
+from service.engine.lora_files import AdapterFiles, read_adapter
 from service.engine.protocol import (
     EngineInfo,
     EngineState,
@@ -186,6 +186,10 @@ class TorchEngine:
         if sequence:
             self._leave(sequence)
         self._events = [event for event in self._events if event.sequence_id != sequence_id]
+
+    def read_adapter(self, folder: Path) -> AdapterFiles:
+        """Read an adapter's files; takes nothing of the engine, so any thread may."""
+        return read_adapter(folder)
 
     def load_adapter(self, model_id: str, source: AdapterFiles | Path) -> None:
         """Make an adapter resident and serve it under its name; what runs goes on.

@@ -52,6 +52,23 @@ class Ping:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadAdapter:
+    """Make an adapter resident; answered by an `AdapterReply` of the same call."""
+
+    call: int
+    model_id: str
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadAdapter:
+    """Take an adapter out of service; answered when its slot is free."""
+
+    call: int
+    model_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End the loop."""
 
@@ -78,8 +95,24 @@ class Report:
     stats: EngineStats
 
 
-Command = Submit | Cancel | Ping | Stop
-Message = Ready | Broken | Report
+@dataclass(frozen=True, slots=True)
+class AdapterReply:
+    """How a command about an adapter ended."""
+
+    call: int
+    reason: str = ""
+    """Why it could not be done, as `AdapterError` has it; empty where it was."""
+    detail: str = ""
+    read_s: float = 0.0
+    place_s: float = 0.0
+
+
+Command = Submit | Cancel | LoadAdapter | UnloadAdapter | Ping | Stop
+Message = Ready | Broken | Report | AdapterReply
+
+_SIMPLE_COMMANDS: dict[str, type[Cancel | LoadAdapter | UnloadAdapter | Ping | Stop]] = {
+    kind.__name__: kind for kind in (Cancel, LoadAdapter, UnloadAdapter, Ping, Stop)
+}
 
 _EVENTS: dict[str, type[SequenceDelta | SequenceResult | SequenceFailure]] = {
     kind.__name__: kind for kind in (SequenceDelta, SequenceResult, SequenceFailure)
@@ -111,9 +144,7 @@ def decode_command(frame: bytes | memoryview) -> Command:
     kind = header.pop("kind")
     if kind == "Submit":
         return Submit(_request(header, pixels))
-    if kind == "Cancel":
-        return Cancel(header["sequence_id"])
-    return Ping() if kind == "Ping" else Stop()
+    return _SIMPLE_COMMANDS[kind](**header)
 
 
 def encode_message(message: Message) -> bytes:
@@ -140,6 +171,8 @@ def decode_message(frame: bytes) -> Message:
         return Ready(_info(header["info"]))
     if kind == "Broken":
         return Broken(header["detail"])
+    if kind == "AdapterReply":
+        return AdapterReply(**header)
     return Report(tuple(map(_event, header["events"])), _stats(header["stats"]))
 
 

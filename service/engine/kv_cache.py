@@ -197,6 +197,7 @@ class DecodeWindow(_Window):
         device = storage.device
         self._flat = storage.flatten(2, 4)
         self._read = storage[:, :, :rows, :, :used]
+        self._keys, self._values = (kind.unbind(0) for kind in self._read.unbind(0))
         self.position_ids_B1 = torch.tensor(positions, device=device).unsqueeze(1)
         heads_BN = torch.arange(rows * heads, device=device).view(rows, heads)
         self._index = (heads_BN * capacity + self.position_ids_B1).flatten()
@@ -210,4 +211,10 @@ class DecodeWindow(_Window):
         """Store a layer's token and return all that its rows may hold, `[B, N, S, D]`."""
         self._flat[0, layer].index_copy_(0, self._index, keys_BN1D.flatten(0, 2))
         self._flat[1, layer].index_copy_(0, self._index, values_BN1D.flatten(0, 2))
-        return self._read[0, layer], self._read[1, layer]
+        return self._keys[layer], self._values[layer]
+
+    def update_joined(self, pair_B2ND: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """The same for keys and values that stand together, in one operation."""
+        pair_2RD = pair_B2ND.transpose(0, 1).flatten(1, 2)
+        self._flat[:, layer].index_copy_(1, self._index, pair_2RD)
+        return self._keys[layer], self._values[layer]

@@ -44,6 +44,8 @@ class EngineLimits:
     """Adapters that can be resident at once; 0: none, and nothing is prepared for them."""
     adapter_max_rank: int = 64
     """Largest rank of one; each slot takes the memory and the time of that rank."""
+    adapter_experts: bool = False
+    """Whether adapters may change routed experts; a slot takes many times the memory then, see `lora`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +96,15 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         EngineError: The GPU has no room for a single page beside the model, or adapters were asked for and the model
             is of a kind that takes none.
     """
+    import torch
+
     from service.engine.engine import TorchEngine
 
     model = checkpoint.model
     device = model.lm_head.weight.device
+    if model.lm_head.weight.dtype == torch.float32:
+        # Who asks for float32 means it: torch lets convolutions round their inputs to 10 bits unless told otherwise.
+        torch.backends.cudnn.allow_tf32 = False
     max_sequence_tokens = min(limits.max_sequence_tokens, model.config.text_config.max_position_embeddings)
     limits = replace(
         limits,
@@ -117,6 +124,8 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         max_sequence_tokens=max_sequence_tokens,
         batch_size=limits.batch_size,
         prepares_views=runner.prepares_views,
+        adapter_slots=limits.adapter_slots,
+        adapter_max_rank=limits.adapter_max_rank if limits.adapter_slots else 0,
     )
     return TorchEngine(runner, checkpoint.tokenizer, info, limits)
 

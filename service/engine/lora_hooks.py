@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from service.engine.kernels.reference import lora_add
-from service.engine.lora import AdapterBank, LowRank
-from shared.deepseek_ocr.moe import MixtureOfExperts
+from service.engine.kernels.reference import lora_add, mixture_lora
+from service.engine.lora import AdapterBank, ExpertLowRank, LowRank
+from shared.deepseek_ocr.moe import Experts, MixtureOfExperts
 
 
 @contextmanager
@@ -41,9 +41,25 @@ def adapted(model: Any, bank: AdapterBank, slots_T: Tensor) -> Iterator[None]:
                 hook = partial(_add, group=groups[name].part(part), slots_T=slots_T)
                 handle = module.register_forward_hook(hook)
                 stack.callback(handle.remove)
+        if not bank.expert_slots.isdisjoint(slots_T.unique().tolist()):
+            for index, layer in enumerate(model.model.layers):
+                low = bank.experts(index)
+                if low:
+                    hook = partial(_mix_anew, low=low, slots_T=slots_T)
+                    stack.callback(layer.mlp.experts.register_forward_hook(hook).remove)
         yield
 
 
 def _add(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor, group: LowRank, slots_T: Tensor) -> None:
     out_TO = out.view(-1, out.shape[-1])
     lora_add(inputs[0].reshape(len(out_TO), -1), out_TO, group.A_SQH, group.B_SOR, slots_T, group.part_width)
+
+
+def _mix_anew(
+    module: Experts, inputs: tuple[Tensor, Tensor, Tensor], out_TH: Tensor, low: ExpertLowRank, slots_T: Tensor
+) -> None:
+    """Replace what routed experts gave to tokens with adapters; the others' stays as it is."""
+    rows = (slots_T >= 0).nonzero()[:, 0]
+    x_TH, weights_TK, experts_TK = (tensor[rows] for tensor in inputs)
+    mixed_TH = mixture_lora(x_TH, weights_TK, experts_TK, module.gate_up_proj, module.down_proj, low, slots_T[rows])
+    out_TH.index_copy_(0, rows, mixed_TH)

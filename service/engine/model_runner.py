@@ -21,7 +21,8 @@ from torch import Tensor
 
 from service.engine.adapters import NO_ADAPTER
 from service.engine.kv_cache import DecodeWindow, PrefillWindow, SlotCache
-from service.engine.lora import AdapterBank, AdapterFiles
+from service.engine.lora import AdapterBank
+from service.engine.lora_files import AdapterFiles
 from service.engine.lora_hooks import adapted
 from service.engine.packed_decoder import PackedDecoder, can_pack
 from shared.deepseek_ocr.geometry import ViewPlan
@@ -199,12 +200,12 @@ class ModelRunner:
 
     def _choose(self, logits_BK: Tensor, banned: Mapping[int, Sequence[int]]) -> list[Choice]:
         # Before the ban, so that a token chosen for want of a better one is seen to be improbable.
-        normaliser_B = logits_BK.logsumexp(dim=-1)
+        logs_BK = logits_BK.log_softmax(dim=-1)
         for row, ids in banned.items():
             logits_BK[row, torch.tensor(ids, device=self._device)] = float("-inf")
-        best_B, token_B = logits_BK.max(dim=-1)
+        token_B1 = logits_BK.argmax(dim=-1, keepdim=True)
         # Token ids are exact in float64, so that both come in one copy.
-        pairs = torch.stack((token_B.double(), (best_B - normaliser_B).double()), dim=1).tolist()
+        pairs = torch.cat((token_B1.double(), logs_BK.gather(1, token_B1).double()), dim=1).tolist()
         return [Choice(int(token), log_probability) for token, log_probability in pairs]
 
 

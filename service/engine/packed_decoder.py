@@ -3,20 +3,15 @@
 Owns a copy of the decoder's weights and the arithmetic of a decode step; prefill stays the model's. Same result as
 the model up to rounding. Knows the model's modules and the cache's window. Used by the engine's single thread.
 
-A step of a small model is bound by reading weights and by the number of operations, so: query, key and value are one
-product; so are all experts' gates and ups, the shared expert's and the router's; so are all downs. Every expert is
-computed, which costs less than choosing while there are few. Norms' weights are multiplied into what follows.
+A step of a small model is bound by reading weights and by the number of operations, so query, key and value are one
+product, gates and ups another, and routed experts that no row chose are not read. One that a row chose is computed for
+all rows, with weight zero for those that did not: finding their rows costs as much as it saves while rows are few.
 
-Activations are `[features, columns]`, and products `weights @ activations` with the activations' columns contiguous:
-so MKL reads weights at full bandwidth from two columns on, and at half of it for one, hence a single row is computed
-twice. (2048 x 320 on two cores of an EPYC without AVX-512: 112 us for two columns, 193 us for eight; one column takes
-215 us, eight with contiguous rows 400 us or more, and `activations @ weights.T` with eight rows 480 us.)
+Rows with adapters get their low-rank sums added to what the base's products gave; the other rows' numbers are, bit for
+bit, what they would be without.
 
-Rows with adapters get their low-rank sums added to what the base's products gave, column by column; the other rows'
-numbers are, bit for bit, what they would be without.
-
-Shape letters: B rows, P columns (B, at least two), H hidden width, N heads, D head width, S tokens attended to,
-E experts, I intermediate width, K experts per token, V vocabulary.
+Shape letters: B rows, H hidden width, N heads, D head width, S tokens attended to, E experts, W intermediate width,
+K experts per token, V vocabulary.
 """
 
 from __future__ import annotations
@@ -31,53 +26,67 @@ from torch.nn import functional as F
 
 from service.engine.kernels.reference import lora_add
 from service.engine.kv_cache import DecodeWindow
-from service.engine.lora import AdapterBank, LowRank
+from service.engine.lora import AdapterBank
+from service.engine.packed_weights import Matrix, pack
 from shared.deepseek_ocr.decoder import DecoderLayer, rotary_tables
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
-from shared.deepseek_ocr.moe import Gate, MixtureOfExperts, Mlp
+from shared.deepseek_ocr.moe import MixtureOfExperts, Mlp
 from shared.deepseek_ocr.protocol import OcrModel
 
 MAX_EXPERTS = 16
-"""Above this, computing every expert costs more than choosing."""
+"""Above this, a pass over the experts that any row chose costs more than it saves. Not measured beyond nano's six."""
 MAX_WEIGHTS = 500_000_000
 """Above this, the copy costs more memory than the speed is worth."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Routing:
-    """How a mixture layer weighs its experts."""
+class _Mlp:
+    """The dense MLP, the shared experts as one, or a routed expert."""
 
-    num_experts: int
-    expert_width: int
+    gate_up: Matrix
+    """Gates, then ups: `[2 * W, H]`."""
+    down: Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class _Experts:
+    """Routed experts, and how they are chosen."""
+
+    experts: Sequence[_Mlp]
+    router_EH: Tensor
     top_k: int
     normalise: bool
     scale: float
 
-    def weigh(self, logits_EP: Tensor) -> Tensor:
-        """Weights of all experts, zero for those not chosen, as `moe.Gate` has them."""
-        weights_KP, experts_KP = logits_EP.softmax(dim=0).topk(self.top_k, dim=0)
-        if self.top_k > 1 and self.normalise:
-            weights_KP = weights_KP / (weights_KP.sum(dim=0) + 1e-20)
-        return torch.zeros_like(logits_EP).scatter_(0, experts_KP, weights_KP * self.scale)
+    def choose(self, x_BH: Tensor) -> dict[int, float | Tensor]:
+        """The experts that any row chose, and each row's weight of them, `[B, 1]` or a number; see `moe.Gate`."""
+        chosen = F.linear(x_BH, self.router_EH).softmax(dim=-1).topk(self.top_k, dim=-1)
+        # On the host, where a few numbers cost less than the operations that would join them.
+        weights_BE = [[0.0] * len(self.experts) for _ in x_BH]
+        used = set[int]()
+        for row, weights, experts in zip(weights_BE, *(side.tolist() for side in chosen), strict=True):
+            total = sum(weights) + 1e-20 if self.top_k > 1 and self.normalise else 1.0
+            for weight, expert in zip(weights, experts, strict=True):
+                row[expert] = weight / total * self.scale
+            used.update(experts)
+        if len(weights_BE) == 1:
+            return {expert: weights_BE[0][expert] for expert in sorted(used)}
+        columns = torch.tensor([weight for row in weights_BE for weight in row]).view(len(x_BH), -1).split(1, dim=1)
+        return {expert: columns[expert] for expert in sorted(used)}
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """Weights of one layer; `in_*` have the norm before them multiplied in."""
+    """Weights of one layer."""
 
-    in_attention: Tensor
-    """Query, key, value: `[3H, H]`."""
-    out_attention: Tensor
-    in_mlp: Tensor
-    """Gates, ups, then the router: `[2 * width + E, H]`, the width that of all experts together."""
-    out_mlp: Tensor
-    """Downs, `[H, width]`."""
-    routing: _Routing | None
     attention_norm_H: Tensor
-    """What adapters take has the norm alone."""
+    """Norms' weights, times the square root of H, as rows are divided by their length."""
+    qkv: Matrix
+    out: Matrix
     mlp_norm_H: Tensor
-    own_width: int
-    """Of the dense MLP or the shared expert, which stands last among gates, ups and downs."""
+    mlp: _Mlp | None
+    """What every row passes; None: there are no shared experts."""
+    experts: _Experts | None
 
 
 def can_pack(model: OcrModel) -> TypeGuard[DeepseekOcrForConditionalGeneration]:
@@ -99,17 +108,17 @@ class PackedDecoder:
 
     def __init__(self, model: DeepseekOcrForConditionalGeneration, max_tokens: int) -> None:
         text = model.config.text_config
-        self._embeddings = model.model.embed_tokens.weight.detach()
+        self._embeddings_VH = model.model.embed_tokens.weight.detach()
         self._layers = [_pack_layer(layer) for layer in model.model.layers]
-        self._head = (model.lm_head.weight * model.model.norm.weight).detach()
-        self._eps = text.rms_norm_eps
+        self._norm_H = _pack_norm(model.model.norm.weight)
+        self._head = pack(model.lm_head.weight)
         self._heads, self._head_dim = text.num_attention_heads, text.head_dim
-        cos, sin = rotary_tables(
-            torch.arange(max_tokens).unsqueeze(0), text.head_dim, text.rope_theta, self._embeddings.dtype
-        )
-        self._cos, self._sin = cos[0, 0], sin[0, 0]
+        self._floor_11 = torch.full((1, 1), text.rms_norm_eps * text.hidden_size)
+        positions = torch.arange(max_tokens).unsqueeze(0)
+        cos, sin = rotary_tables(positions, text.head_dim, text.rope_theta, self._embeddings_VH.dtype)
+        self._cos_PD, self._sin_PD = cos[0, 0], sin[0, 0]
         # Rotating is x * cos + (-second half, first half) * sin; the sign goes into the table.
-        self._sin[:, : text.head_dim // 2].neg_()
+        self._sin_PD[:, : text.head_dim // 2].neg_()
 
     def logits(
         self,
@@ -129,124 +138,127 @@ class PackedDecoder:
         Returns:
             `[B, V]`.
         """
-        adapted = _Adapted(bank, torch.tensor(adapters)) if bank and max(adapters, default=-1) >= 0 else None
-        rows = len(tokens)
-        padded = list(tokens) if rows > 1 else [*tokens, *tokens]
-        x_HP = self._embeddings[torch.tensor(padded)].t().contiguous()
+        adapted = _Adapted.of(bank, adapters) if bank and max(adapters, default=-1) >= 0 else None
+        x_BH = self._embeddings_VH[torch.tensor(tokens)]
         positions_B = window.position_ids_B1[:, 0]
-        cos_B11D, sin_B11D = (table[positions_B][:, None, None] for table in (self._cos, self._sin))
+        rotary = self._cos_PD[positions_B][:, None, None], self._sin_PD[positions_B][:, None, None]
         for index, layer in enumerate(self._layers):
-            normed_HP = self._normalise(x_HP)
-            joined_3HP = _product(layer.in_attention, normed_HP)
-            if adapted:
-                adapted.add(index, "qkv", normed_HP * layer.attention_norm_H[:, None], joined_3HP)
-            joined_B3ND = joined_3HP[:, :rows].t().contiguous().view(rows, 3, self._heads, self._head_dim)
-            turned_B2ND = _rotate(joined_B3ND[:, :2], cos_B11D, sin_B11D)
-            keys_BNSD, values_BNSD = window.update(
-                turned_B2ND[:, 1].unsqueeze(2), joined_B3ND[:, 2].unsqueeze(2), index
-            )
-            seen_BN1D = F.scaled_dot_product_attention(
-                turned_B2ND[:, 0].unsqueeze(2), keys_BNSD, values_BNSD, attn_mask=window.mask_B11S
-            )
-            seen_PH = seen_BN1D.reshape(rows, -1).expand(x_HP.shape[1], -1)
-            x_HP = x_HP + _product(layer.out_attention, seen_PH.t())
-            if adapted:
-                adapted.add(index, "out", seen_PH.t(), x_HP)
-            normed_HP = self._normalise(x_HP)
-            joined = _product(layer.in_mlp, normed_HP)
-            if adapted and layer.own_width:
-                adapted.add_gate_up(index, normed_HP * layer.mlp_norm_H[:, None], joined, layer)
-            activated = _activate(layer, joined)
-            x_HP = x_HP + _product(layer.out_mlp, activated)
-            if adapted and layer.own_width:
-                adapted.add(index, "down", activated[-layer.own_width :], x_HP)
-        return _product(self._head, self._normalise(x_HP))[:, :rows].t()
+            self._attend(index, layer, x_BH, rotary, window, adapted)
+            normed_BH = self._normalise(x_BH, layer.mlp_norm_H)
+            if layer.experts:
+                for number, weight in layer.experts.choose(normed_BH).items():
+                    expert = layer.experts.experts[number]
+                    joined = expert.gate_up.product(normed_BH)
+                    if adapted:
+                        adapted.add(index, "routed_gate_up", normed_BH, joined, number)
+                    active_BW = _activate(joined).mul_(weight)
+                    expert.down.add_to(x_BH, active_BW)
+                    if adapted:
+                        adapted.add(index, "routed_down", active_BW, x_BH, number)
+            if layer.mlp:
+                joined = layer.mlp.gate_up.product(normed_BH)
+                if adapted:
+                    adapted.add(index, "gate_up", normed_BH, joined)
+                active_BW = _activate(joined)
+                layer.mlp.down.add_to(x_BH, active_BW)
+                if adapted:
+                    adapted.add(index, "down", active_BW, x_BH)
+        return self._head.product(self._normalise(x_BH, self._norm_H))
 
-    def _normalise(self, x_HP: Tensor) -> Tensor:
-        return x_HP * (x_HP * x_HP).mean(dim=0).add_(self._eps).rsqrt_()
+    def _attend(
+        self,
+        index: int,
+        layer: _Layer,
+        x_BH: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        window: DecodeWindow,
+        adapted: _Adapted | None,
+    ) -> None:
+        """Add a layer's attention to the residual."""
+        rows = len(x_BH)
+        normed_BH = self._normalise(x_BH, layer.attention_norm_H)
+        joined = layer.qkv.product(normed_BH)
+        if adapted:
+            adapted.add(index, "qkv", normed_BH, joined)
+        qkv_B3ND = joined.view(rows, 3, self._heads, self._head_dim)
+        _rotate(qkv_B3ND[:, :2], *rotary)
+        keys_BNSD, values_BNSD = window.update_joined(qkv_B3ND[:, 1:], index)
+        seen_BN1D = F.scaled_dot_product_attention(
+            qkv_B3ND[:, 0].unsqueeze(2), keys_BNSD, values_BNSD, attn_mask=window.mask_B11S
+        )
+        seen_BH = seen_BN1D.reshape(rows, -1)
+        layer.out.add_to(x_BH, seen_BH)
+        if adapted:
+            adapted.add(index, "out", seen_BH, x_BH)
+
+    def _normalise(self, x_BH: Tensor, weight_H: Tensor) -> Tensor:
+        length_B1 = torch.linalg.vector_norm(x_BH, dim=1, keepdim=True)
+        return (x_BH * weight_H).mul_(torch.addcmul(self._floor_11, length_B1, length_B1).rsqrt_())
 
 
 @dataclass(frozen=True, slots=True)
 class _Adapted:
-    """Whose adapters the columns of a step use."""
+    """Whose adapters the rows of a step use."""
 
     bank: AdapterBank
     slots_B: Tensor
+    has_experts: bool
+    """Whether any of them changes routed experts."""
 
-    def add(self, layer: int, group: str, x_HP: Tensor, out_OP: Tensor) -> None:
-        """Add a group's low-rank sums, in place."""
-        self._add(self.bank.layers[layer][group], x_HP, out_OP)
+    @staticmethod
+    def of(bank: AdapterBank, adapters: Sequence[int]) -> _Adapted:
+        """Rows with these adapters."""
+        return _Adapted(bank, torch.tensor(adapters), not bank.expert_slots.isdisjoint(adapters))
 
-    def add_gate_up(self, index: int, x_HP: Tensor, joined: Tensor, layer: _Layer) -> None:
-        """The same for the last gates and the last ups."""
-        group, width = self.bank.layers[index]["gate_up"], layer.out_mlp.shape[1]
-        for part, end in enumerate((width, 2 * width)):
-            self._add(group.part(part), x_HP, joined[end - layer.own_width : end])
-
-    def _add(self, low: LowRank, x_HP: Tensor, out_OP: Tensor) -> None:
-        rows = len(self.slots_B)
-        lora_add(x_HP[:, :rows].t(), out_OP[:, :rows].t(), low.A_SQH, low.B_SOR, self.slots_B, low.part_width)
-
-
-def _product(weights: Tensor, x: Tensor) -> Tensor:
-    """`weights @ x`, the columns of `x` made contiguous first."""
-    return torch.mm(weights, x.t().contiguous().t())
+    def add(self, layer: int, group: str, x_BI: Tensor, out_BO: Tensor, expert: int | None = None) -> None:
+        """Add a group's low-rank sums, or those of one routed expert, in place."""
+        if expert is not None and not self.has_experts:
+            return
+        low = self.bank.layers[layer][group]
+        low = low if expert is None else low.expert(expert)
+        lora_add(x_BI, out_BO, low.A_SQH, low.B_SOR, self.slots_B, low.part_width)
 
 
-def _rotate(x_B2ND: Tensor, cos_B11D: Tensor, sin_B11D: Tensor) -> Tensor:
-    return torch.addcmul(x_B2ND * cos_B11D, x_B2ND.roll(x_B2ND.shape[-1] // 2, dims=-1), sin_B11D)
+def _rotate(x_B2ND: Tensor, cos_B11D: Tensor, sin_B11D: Tensor) -> None:
+    """Rotate queries and keys in place."""
+    turned_B2ND = x_B2ND.roll(x_B2ND.shape[-1] // 2, dims=-1)
+    x_B2ND.mul_(cos_B11D).addcmul_(turned_B2ND, sin_B11D)
 
 
-def _activate(layer: _Layer, joined: Tensor) -> Tensor:
-    """Gated activations `[width, P]`, those of routed experts weighted."""
-    width, routing = layer.out_mlp.shape[1], layer.routing
-    activated = F.silu(joined[:width]).mul_(joined[width : 2 * width])
-    if routing:
-        weights_EP = routing.weigh(joined[2 * width :])
-        # Routed experts stand before the shared one.
-        routed_EIP = activated[: routing.num_experts * routing.expert_width].unflatten(0, (routing.num_experts, -1))
-        routed_EIP.mul_(weights_EP.unsqueeze(1))
-    return activated
+def _activate(joined: Tensor) -> Tensor:
+    """`silu(gates) * ups`, `[B, W]`."""
+    gates_BW, ups_BW = joined.chunk(2, dim=1)
+    return F.silu(gates_BW).mul_(ups_BW)
 
 
 def _pack_layer(layer: DecoderLayer) -> _Layer:
-    attention = layer.self_attn
-    joined = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
-    routing = _routing(layer.mlp) if isinstance(layer.mlp, MixtureOfExperts) else None
-    in_mlp, out_mlp = _pack_mixture(layer.mlp) if isinstance(layer.mlp, MixtureOfExperts) else _pack_mlp(layer.mlp)
+    attention, mlp = layer.self_attn, layer.mlp
+    own = mlp.shared_experts if isinstance(mlp, MixtureOfExperts) else mlp
     return _Layer(
-        in_attention=(joined * layer.input_layernorm.weight).detach(),
-        out_attention=attention.o_proj.weight.detach(),
-        in_mlp=(in_mlp * layer.post_attention_layernorm.weight).detach(),
-        out_mlp=out_mlp.detach().contiguous(),
-        routing=routing,
-        attention_norm_H=layer.input_layernorm.weight.detach(),
-        mlp_norm_H=layer.post_attention_layernorm.weight.detach(),
-        own_width=_own_width(layer.mlp),
+        attention_norm_H=_pack_norm(layer.input_layernorm.weight),
+        qkv=pack(torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])),
+        out=pack(attention.o_proj.weight),
+        mlp_norm_H=_pack_norm(layer.post_attention_layernorm.weight),
+        mlp=_pack_mlp(own) if own else None,
+        experts=_pack_experts(mlp) if isinstance(mlp, MixtureOfExperts) else None,
     )
 
 
-def _own_width(mlp: Mlp | MixtureOfExperts) -> int:
-    own = mlp.shared_experts if isinstance(mlp, MixtureOfExperts) else mlp
-    return 0 if own is None else own.down_proj.weight.shape[1]
+def _pack_norm(weight_H: Tensor) -> Tensor:
+    return (weight_H * len(weight_H) ** 0.5).detach()
 
 
-def _routing(mixture: MixtureOfExperts) -> _Routing:
-    gate: Gate = mixture.gate
-    num_experts, _, expert_width = mixture.experts.down_proj.shape
-    return _Routing(num_experts, expert_width, gate.top_k, gate.norm_topk_prob, gate.routed_scaling_factor)
+def _pack_mlp(mlp: Mlp) -> _Mlp:
+    return _Mlp(pack(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])), pack(mlp.down_proj.weight))
 
 
-def _pack_mlp(mlp: Mlp) -> tuple[Tensor, Tensor]:
-    return torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), mlp.down_proj.weight
-
-
-def _pack_mixture(mixture: MixtureOfExperts) -> tuple[Tensor, Tensor]:
-    gates_EIH, ups_EIH = mixture.experts.gate_up_proj.chunk(2, dim=1)
-    gates, ups = [gates_EIH.flatten(0, 1)], [ups_EIH.flatten(0, 1)]
-    downs = list(mixture.experts.down_proj.unbind(0))
-    if mixture.shared_experts is not None:
-        gates.append(mixture.shared_experts.gate_proj.weight)
-        ups.append(mixture.shared_experts.up_proj.weight)
-        downs.append(mixture.shared_experts.down_proj.weight)
-    return torch.cat([*gates, *ups, mixture.gate.weight]), torch.cat(downs, dim=1)
+def _pack_experts(mixture: MixtureOfExperts) -> _Experts:
+    stacked, gate = mixture.experts, mixture.gate
+    pairs = zip(stacked.gate_up_proj.unbind(0), stacked.down_proj.unbind(0), strict=True)
+    return _Experts(
+        experts=[_Mlp(pack(gate_up), pack(down)) for gate_up, down in pairs],
+        router_EH=gate.weight.detach(),
+        top_k=gate.top_k,
+        normalise=gate.norm_topk_prob,
+        scale=gate.routed_scaling_factor,
+    )

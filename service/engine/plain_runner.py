@@ -18,7 +18,7 @@ from torch import Tensor
 
 from service.engine.adapters import NO_ADAPTER
 from service.engine.gpu.state import Code
-from service.engine.lora import AdapterFiles
+from service.engine.lora_files import AdapterFiles
 from service.engine.model_runner import Choice, ModelRunner, Prompt
 from service.engine.repetition import LoopDetector, LoopRule, RepetitionGuard
 from service.engine.runner import NewRow, Report, View

@@ -7,10 +7,11 @@ the process (or, in tests, the thread) that owns an `Engine`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig
@@ -104,6 +105,10 @@ class EngineInfo:
     batch_size: int
     prepares_views: bool = False
     """Whether the device makes views of images; every engine takes both forms of a page, this says which to send."""
+    adapter_slots: int = 0
+    """Adapters that can be resident at once."""
+    adapter_max_rank: int = 0
+    """Largest rank of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +125,30 @@ class EngineStats:
     seconds_since_progress: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterLoad:
+    """What making an adapter resident cost the engine, in seconds."""
+
+    read_s: float
+    """Reading its files, beside the steps."""
+    place_s: float
+    """Putting it into its slot, between two steps."""
+
+
+class ResidentNames(Protocol):
+    """Which adapters an engine holds."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """Those that new sequences may use."""
+
+    @property
+    def draining(self) -> Collection[str]:
+        """Those that leave with their last sequence."""
+
+
 class Engine(Protocol):
-    """The device side; one thread calls all of it."""
+    """The device side; one thread calls all of it but `read_adapter`."""
 
     @property
     def info(self) -> EngineInfo:
@@ -145,6 +172,47 @@ class Engine(Protocol):
 
     def stats(self) -> EngineStats:
         """Current counts."""
+
+    @property
+    def adapters(self) -> ResidentNames:
+        """Which adapters are resident; for reading."""
+
+    def read_adapter(self, folder: Path) -> Any:
+        """Read an adapter's files into memory, from any thread.
+
+        Args:
+            folder: A PEFT folder that nobody else changes.
+
+        Returns:
+            What `load_adapter` takes.
+
+        Raises:
+            AdapterError: They cannot be read.
+        """
+
+    def load_adapter(self, model_id: str, source: Any) -> None:
+        """Make an adapter resident between two steps.
+
+        Args:
+            model_id: `name@version`; never used for anything else before.
+            source: What `read_adapter` gave.
+
+        Raises:
+            AdapterError: It cannot be, and nothing has changed.
+        """
+
+    def unload_adapter(self, model_id: str) -> bool:
+        """Take an adapter out of service: at once for new sequences, for good with its last one.
+
+        Args:
+            model_id: Its name.
+
+        Returns:
+            Whether its slot is free; else it drains.
+
+        Raises:
+            AdapterError: It is not loaded.
+        """
 
 
 class EngineHandle(Protocol):
@@ -170,6 +238,35 @@ class EngineHandle(Protocol):
 
         The last event is a `SequenceResult` or a `SequenceFailure`; a lost engine yields a failure with the
         code `engine_lost`, never silence.
+        """
+
+    @property
+    def adapters(self) -> Collection[str]:
+        """Adapters that sequences may name; they come back with an engine that was lost."""
+
+    async def load_adapter(self, model_id: str, folder: Path) -> AdapterLoad:
+        """Make an adapter resident; sequences that run go on.
+
+        Args:
+            model_id: `name@version`; never used for another content.
+            folder: A PEFT folder that stays as it is for as long as the adapter is resident.
+
+        Returns:
+            What it cost.
+
+        Raises:
+            AdapterError: It cannot be; what is served is not touched.
+            EngineLostError: The engine went away, or is away.
+        """
+
+    async def unload_adapter(self, model_id: str) -> None:
+        """Take an adapter out of service, and return when its slot is free.
+
+        Args:
+            model_id: Its name; one that is not resident is no error.
+
+        Raises:
+            EngineLostError: The engine went away; the adapter with it, for good.
         """
 
     async def stats(self) -> EngineStats:

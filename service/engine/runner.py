@@ -23,7 +23,7 @@ from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from service.engine.lora import AdapterFiles
+    from service.engine.lora_files import AdapterFiles
 
 
 View = Union[NDArray[np.uint8], "Tensor"]

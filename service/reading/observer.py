@@ -136,4 +136,4 @@ class TelemetryObserver:
                 raise
             finally:
                 status = "ok" if sequence.is_finished else status
-                self._metrics.counter("inference_total").labels(model_id, status).inc()
+                self._metrics.counter("inference_total").labels(self._metrics.model_label(model_id), status).inc()

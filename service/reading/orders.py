@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from service.engine.protocol import EngineInfo
-from service.errors import InvalidFieldError, ModelNotFoundError
+from service.errors import InvalidFieldError
 from service.intake.formats import FileFormat, detect_format
 from service.intake.limits import IntakeLimits
 from service.intake.selection import parse_pages
@@ -12,10 +14,18 @@ from shared.contract.prompts import Task
 from shared.deepseek_ocr.geometry import Mode
 
 
+class ModelNames(Protocol):
+    """Whoever knows which models are served; `service.adapters.models.ServedModels` does."""
+
+    def check(self, model_id: str | None) -> str:
+        """The name to read with, or a `DeepSynthError` that says why there is none."""
+
+
 def make_order(
     *,
     data: bytes,
     info: EngineInfo,
+    models: ModelNames,
     limits: IntakeLimits,
     max_new_tokens_cap: int,
     task: Task = Task.FREE,
@@ -30,6 +40,7 @@ def make_order(
     Args:
         data: The file; its format decides how many pages may be chosen.
         info: The engine.
+        models: What may be named.
         limits: Bounds on documents.
         max_new_tokens_cap: Most tokens a page may take.
         task: What to do with the page.
@@ -40,14 +51,12 @@ def make_order(
         pages: Selection such as `1-3,7`; None for all.
 
     Returns:
-        The order.
+        The order. A model that is not served is `models`' to refuse.
 
     Raises:
-        ModelNotFoundError: No such model.
         InvalidFieldError: The model has no such mode, or the bound is above the cap.
     """
-    if model_id is not None and model_id != info.model_id:
-        raise ModelNotFoundError
+    model_id = models.check(model_id)
     if mode is not None and mode not in info.geometry.modes:
         raise InvalidFieldError(public={"field": "mode", "expected": [str(each) for each in info.geometry.modes]})
     cap = min(max_new_tokens_cap, info.max_new_tokens)
@@ -59,6 +68,6 @@ def make_order(
         query=query,
         mode=mode or info.geometry.default_mode,
         max_new_tokens=max_new_tokens or cap,
-        model_id=info.model_id,
+        model_id=model_id,
         selection=None if pages is None else parse_pages(pages, most_pages),
     )

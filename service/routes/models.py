@@ -18,10 +18,13 @@ async def list_models(services: ServicesDep) -> ModelsAnswer:
     return ModelsAnswer(
         data=[
             ModelAnswer(
-                id=info.model_id,
+                id=model.model_id,
+                root=model.root,
+                parent=model.parent,
                 modes=[str(mode) for mode in info.geometry.modes],
                 default_mode=str(info.geometry.default_mode),
                 max_new_tokens=min(services.bounds.max_new_tokens, info.max_new_tokens),
             )
+            for model in services.models.listed()
         ]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -50,7 +51,7 @@ def _request_body() -> dict[str, Any]:
 _PROBLEM = {"model": Problem, "content": {"application/problem+json": {}}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {}}},
-    **dict.fromkeys((400, 404, 408, 413, 415, 422, 429, 500, 503, 504), _PROBLEM),
+    **dict.fromkeys((400, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504), _PROBLEM),
 }
 
 
@@ -72,6 +73,7 @@ async def read_document(request: Request, services: ServicesDep, record: RecordD
     order = make_order(
         data=form.data,
         info=services.engine.info,
+        models=services.models,
         limits=services.reader.limits,
         max_new_tokens_cap=services.bounds.max_new_tokens,
         task=fields.task,
@@ -98,6 +100,9 @@ async def _answer(
     receive_s: float,
     on_delta: DeltaSink | None = None,
 ) -> OcrAnswer:
-    reading = await services.reader.read(data, order, permit, on_delta)
+    # The whole document is read by one version, whatever is published meanwhile.
+    async with services.models.lease(order.model_id) as lease:
+        reading = await services.reader.read(data, replace(order, model_id=lease.model_id), permit, on_delta)
+        lease.finished(page.result.finish_reason for page in reading.pages)
     permit.mark_finished()
     return to_answer(reading, receive_s=receive_s, latency_s=time.monotonic() - record.started_s)

@@ -25,6 +25,7 @@ from prometheus_client import (
 )
 
 from service.errors import error_classes
+from shared.contract.refusals import Reason
 
 PREFIX = "deepsynth_"
 OTHER_MODEL = "_other"
@@ -44,6 +45,13 @@ FORMATS = ("png", "jpeg", "webp", "tiff", "pdf")
 INFERENCE_STATUSES = ("ok", "failed", "cancelled")
 OUTCOMES = ("ok", "client_error", "rejected", "timeout", "server_error", "unavailable", "client_disconnect")
 REJECTIONS = tuple(dict.fromkeys(cls.rejection for cls in error_classes().values() if cls.rejection))
+ADAPTER_RESULTS = ("ok", "refused", "fault")
+ADAPTER_STAGES = ("verify", "place", "canary", "total")
+ADAPTER_REFUSALS = (*map(str, Reason), "canary_failed", "refused_by_operator", "rolled_back")
+ADAPTER_OUTCOMES = ("fine", "loop", "failure")
+ROLLBACK_CAUSES = ("operator", "automatic")
+MAX_MODEL_LABELS = 32
+"""Models and adapters that have series of their own; pages of further ones count as `_other`."""
 RESTART_REASONS = (
     "died_idle",
     "decode_timeout",
@@ -86,7 +94,12 @@ def _histogram(name: str, text: str, buckets: Sequence[float], **labels: Sequenc
 
 TABLE: tuple[MetricSpec, ...] = (
     _histogram("inference_latency_seconds", "From handing a page to the engine to its last token.", DURATION_BUCKETS),
-    _counter("inference_total", "Pages that reached the engine.", model_id=(), status=INFERENCE_STATUSES),
+    _counter(
+        "inference_total",
+        "Pages that reached the engine, by base model or adapter (without its version).",
+        model_id=(),
+        status=INFERENCE_STATUSES,
+    ),
     _gauge("gpu_memory_bytes", "Device memory in use by the engine; 0 on a CPU.", device=()),
     _counter("requests_total", "OCR requests by how they ended; code is ok or an error's code.", outcome=(), code=()),
     _histogram(
@@ -117,6 +130,23 @@ TABLE: tuple[MetricSpec, ...] = (
     _gauge("worker_state", "1 for the state the engine is in.", state=ENGINE_STATES),
     _gauge("worker_seconds_since_progress", "Time since the engine's last step while it has work."),
     _histogram("event_loop_lag_seconds", "How late the event loop wakes a sleeper.", LAG_BUCKETS),
+    _gauge("adapter_slots", "Adapters that can be resident at once."),
+    _gauge("adapter_slots_used", "Adapters that are resident."),
+    _gauge("adapter_requests_waiting", "Requests that wait for their adapter to become resident."),
+    _gauge("adapter_volume_up", "1 while the adapter volume can be read."),
+    _gauge("adapter_served_version", "Version that an adapter's name stands for.", adapter=()),
+    _gauge("adapter_served_age_seconds", "Time since the version in use was published.", adapter=()),
+    _counter("adapter_pages_total", "Pages read with an adapter, by how they ended.", adapter=(), outcome=()),
+    _counter("adapter_loads_total", "Versions taken from the volume, by how that ended.", result=ADAPTER_RESULTS),
+    _histogram(
+        "adapter_load_seconds",
+        "Time from the volume to service, by stage; total from first sight to the end of the canary page.",
+        DURATION_BUCKETS,
+        stage=ADAPTER_STAGES,
+    ),
+    _counter("adapter_refusals_total", "Versions refused, by reason.", reason=ADAPTER_REFUSALS),
+    _counter("adapter_evictions_total", "Adapters that left their slot for another."),
+    _counter("adapter_rollbacks_total", "Versions taken back, by whose decision.", cause=ROLLBACK_CAUSES),
     _gauge("build_info", "1, with what is running as labels.", version=(), model_id=(), device=(), dtype=()),
 )
 
@@ -132,6 +162,7 @@ class Metrics:
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
         self._histograms: dict[str, Histogram] = {}
+        self._model_labels: set[str] = set()
         for spec in TABLE:
             self._make(spec)
         requests = self.counter("requests_total")
@@ -155,6 +186,21 @@ class Metrics:
             # With an open set among them the product is empty, and nothing is made yet.
             for values in itertools.product(*spec.labels.values()):
                 metric.labels(*values)
+
+    def model_label(self, model_id: str) -> str:
+        """The label of a model that is served.
+
+        Args:
+            model_id: Base model, or an adapter as `name@version`; one that exists, never what a client wrote.
+
+        Returns:
+            The name without its version; `_other` where there are too many.
+        """
+        name = model_id.partition("@")[0]
+        if name not in self._model_labels and len(self._model_labels) >= MAX_MODEL_LABELS:
+            return OTHER_MODEL
+        self._model_labels.add(name)
+        return name
 
     def counter(self, name: str) -> Counter:
         """A counter by its name without the prefix."""

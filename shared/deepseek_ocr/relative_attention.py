@@ -5,6 +5,9 @@ a view: at 1024 px (L = 4096, 12 heads) 403 MB in bf16, 6.4 GB for 16 views. Ins
 product: each query is widened by its H + W biases, each key by a one-hot of its row and one of its column, so that
 fused kernels, which never write the scores, compute it.
 
+A CPU has no such kernel: what it runs multiplies widened queries and keys in full, so for it the scores are written
+after all, a few rows of one head at a time, which stay in its cache.
+
 Memory of 16 views of 1024 px in bf16, published size (width 768): 65,536 tokens make 0.09 GiB an activation, 0.28 for
 qkv, 0.28 each for the widened q, k, v (12 heads of 64 + 64 + 64) and for the output, 0.38 for the MLP's hidden layer;
 counting the copies alive together a layer needs about 2 GiB, and nothing is kept between layers in inference.
@@ -20,6 +23,10 @@ from torch.nn import functional as F
 
 HEAD_MULTIPLE = 8
 """Fused kernels want head widths in multiples of 8."""
+MIN_HEADWISE = 257
+"""Positions from which a CPU goes head by head: windows below are many and small."""
+HEADWISE_ROWS = 160
+"""Queries whose scores a CPU holds at once; 1 MB of them with the 1,600 positions of nano's views."""
 
 
 def relative_table(rel_pos: Tensor, size: int) -> Tensor:
@@ -58,6 +65,8 @@ def relative_attention(q_VNLD: Tensor, k_VNLD: Tensor, v_VNLD: Tensor, rows_HKD:
     """
     height, width, head_dim = rows_HKD.shape[0], columns_WKD.shape[0], q_VNLD.shape[-1]
     scale = head_dim**-0.5
+    if q_VNLD.device.type == "cpu" and q_VNLD.shape[2] >= MIN_HEADWISE and not torch.is_grad_enabled():
+        return _attend_by_heads(q_VNLD, k_VNLD, v_VNLD, rows_HKD, columns_WKD)
     q_VNHWD = q_VNLD.unflatten(2, (height, width))
     # The kernel scales every score, the bias among them, so the tables are divided by the scale beforehand.
     bias_rows = torch.einsum("vnhwd,hkd->vnhwk", q_VNHWD, rows_HKD / scale).flatten(2, 3)
@@ -70,6 +79,24 @@ def relative_attention(q_VNLD: Tensor, k_VNLD: Tensor, v_VNLD: Tensor, rows_HKD:
     # Flash kernels take one head width for all three; without them the scores would be written after all.
     v = F.pad(v_VNLD, (0, extra + padding))
     return F.scaled_dot_product_attention(q, k, v, scale=scale)[..., :head_dim]
+
+
+def _attend_by_heads(q_VNLD: Tensor, k_VNLD: Tensor, v_VNLD: Tensor, rows_HKD: Tensor, columns_WKD: Tensor) -> Tensor:
+    """See `relative_attention`; not for training."""
+    height, width, head_dim = rows_HKD.shape[0], columns_WKD.shape[0], q_VNLD.shape[-1]
+    q_VNHWD = q_VNLD.unflatten(2, (height, width))
+    bias_rows = torch.einsum("vnhwd,hkd->vnhwk", q_VNHWD, rows_HKD).flatten(0, 1).flatten(1, 2)
+    bias_columns = torch.einsum("vnhwd,wkd->vnhwk", q_VNHWD, columns_WKD).flatten(0, 1).flatten(1, 2)
+    out_VNLD = torch.empty_like(q_VNLD, memory_format=torch.contiguous_format)
+    heads = zip(*(x.flatten(0, 1) for x in (q_VNLD, k_VNLD, v_VNLD)), bias_rows, bias_columns, strict=True)
+    for out_LD, (q_LD, k_LD, v_LD, by_row_LK, by_column_LK) in zip(out_VNLD.flatten(0, 1), heads, strict=True):
+        k_DL, dense_v_LD = k_LD.contiguous().t(), v_LD.contiguous()
+        for first in range(0, height * width, HEADWISE_ROWS):
+            some = slice(first, first + HEADWISE_ROWS)
+            scores = (by_row_LK[some].unsqueeze(2) + by_column_LK[some].unsqueeze(1)).flatten(1)
+            scores.addmm_(q_LD[some], k_DL, alpha=head_dim**-0.5)
+            torch.mm(scores.softmax(dim=-1), dense_v_LD, out=out_LD[some])
+    return out_VNLD
 
 
 def _one_hot_positions(height: int, width: int, padding: int, like: Tensor) -> Tensor:

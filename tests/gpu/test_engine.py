@@ -40,14 +40,17 @@ def read(engine) -> dict[str, SequenceResult]:
 
 @pytest.mark.parametrize("kernels", ["reference", "fused"])
 def test_a_batch_of_adapters_and_base_reads_as_merged_models_do(kernels):
-    files = {f"a{index}@1": random_adapter(tiny_model(), index, rank=3 + index) for index in range(3 if HAS_GPU else 1)}
+    files = {
+        f"a{index}@1": random_adapter(tiny_model(), index, rank=3 + index, experts="" if index == 1 else "stacked")
+        for index in range(3 if HAS_GPU else 1)
+    }
     tokens = 24 if HAS_GPU else 3
     expected = {}
     for seed, name in enumerate(["tiny", *files]):
         engine = tiny_engine(merged(tiny_model(), files[name]) if name in files else tiny_model(), loop_rule=RULE)
         engine.submit(tiny_request(name, seed=seed, max_new_tokens=tokens))
         expected |= {event.sequence_id: event.text for event in drain(engine) if isinstance(event, SequenceResult)}
-    limits = {"loop_rule": RULE, "adapter_slots": 3, "adapter_max_rank": 8}
+    limits = {"loop_rule": RULE, "adapter_slots": 3, "adapter_max_rank": 8, "adapter_experts": True}
     engine = paged_engine(tiny_model().to(DEVICE), kernels=kernel_set(kernels), **limits)
     engine.warm_up()
     for name, file in files.items():

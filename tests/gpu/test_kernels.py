@@ -129,8 +129,6 @@ def choices(tokens: int, chosen: int, shared: int) -> tuple[torch.Tensor, torch.
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_mixture(fused, tokens, dtype):
-    if dtype == F32 and HAS_GPU:
-        pytest.skip("tiles of float32 do not fit into shared memory; the engine has bf16 there")
     weights, experts = choices(tokens, 6 if HAS_GPU else 3, 2)
     x, residual = noise(tokens, HIDDEN, dtype=dtype), noise(tokens, HIDDEN, dtype=dtype)
     gate_up = noise(EXPERTS, 2 * INNER, HIDDEN, dtype=dtype, scale=HIDDEN**-0.5)
@@ -258,8 +256,6 @@ def test_decode_attention(fused, lengths, shares, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("lengths", [[1], [65, 3, 130], [276, 906, 64]] if HAS_GPU else [[1], [33, 3, 70]])
 def test_prefill_attention(fused, lengths, dtype):
-    if dtype == F32 and HAS_GPU:
-        pytest.skip("tiles of float32 do not fit into shared memory; the engine has bf16 there")
     tokens = sum(lengths)
     qkv = noise(tokens, 3, HEADS, HEAD_WIDTH, dtype=dtype)
     starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32, device=DEVICE)

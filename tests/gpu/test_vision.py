@@ -138,13 +138,15 @@ class TestPublicDimensions:
 
     @torch.inference_mode()
     def test_graphs_give_what_single_launches_give(self, models):
-        _, near = models
+        """Not bit by bit: batches of other sizes are multiplied in other tiles, so both have their own rounding."""
+        exact, near = models
         plain, captured = GpuVision(near, graphs=False), GpuVision(near)
         captured.warm_up([640, 1024])
         for count in (1, 3, 10, 11, 27):
             views = page_views(*[640] * count, 1024)
-            for a, b in zip(plain.encode(views), captured.encode(views), strict=True):
-                assert relative_error(b, a) < 1e-2
+            truths = [expected(exact, view) for view in views]
+            for a, b, truth in zip(plain.encode(views), captured.encode(views), truths, strict=True):
+                assert relative_error(b, truth) < max(1e-2, 1.1 * relative_error(a, truth))
 
     @torch.inference_mode()
     def test_encoding_never_waits(self, models):

@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from service.__main__ import main
+from shared.contract.publication import publish
+from shared.contract.volume import AdapterVolume
+from tests.support.adapters import announcement, write_peft
+from tests.support.live_adapters import FAKE_BASE
 from tests.support.pdf import make_pdf
-from tests.support.server import environment
+from tests.support.server import environment, running_server
 from tests.support.service import png
 
 pytestmark = pytest.mark.integration
@@ -85,3 +90,44 @@ def test_help_shows_what_to_type(folder: Path) -> None:
 def test_describe_prints_a_page(folder: Path) -> None:
     assert call("describe", "errors", folder=folder).stdout.startswith("# Errors")
     assert call("describe", "nothing", folder=folder).returncode == 2
+
+
+def test_adapters_are_listed_pinned_and_rolled_back_from_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    volume, key = tmp_path / "volume", "correct horse battery"
+    volume.mkdir()
+    adapter = write_peft(tmp_path / "trained")
+    settings = {"ADAPTER_DIR": str(volume), "ADAPTER_STATE_DIR": str(tmp_path / "state"), "ADAPTER_POLL_S": "0.1"}
+    monkeypatch.chdir(tmp_path)
+
+    def order(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            status = main(["adapters", *words])
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return status, *capsys.readouterr()
+
+    with running_server(ADMIN_KEY=key, **settings) as server:
+        monkeypatch.setenv("DEEPSYNTH_PORT", str(server.port))
+        monkeypatch.setenv("DEEPSYNTH_ADMIN_KEY", key)
+        assert order("list") == (0, "no adapters\n", "")
+        for _ in range(2):
+            publish(AdapterVolume(volume), adapter, announcement(base=FAKE_BASE))
+        server.wait_metric('deepsynth_adapter_served_version{adapter="invoices"}', 2)
+        assert order("pin", "invoices@1", "--why", "a test")[1].startswith("invoices: serving invoices@1, pinned")
+        assert order("pin", "invoices", "--why", "a test")[1].startswith("invoices: serving invoices@2\n")
+        assert "2  refused" in order("rollback", "invoices", "--why", "a test")[1]
+        assert json.loads(order("list", "--json")[1])["adapters"][0]["serving"] == "invoices@1"
+        status, _, complaint = order("refuse", "invoices@7", "--why", "a test")
+        assert (status, "known: ['invoices@1', 'invoices@2']" in complaint) == (1, True)
+        monkeypatch.setenv("DEEPSYNTH_ADMIN_KEY", "another horse battery")
+        assert order("rollback", "invoices", "--why", "x")[0] == 1
+        for words in (["pin", "../x"], ["refuse", "invoices"], ["rollback", "invoices@1"]):
+            assert order(*words, "--why", "x")[0] == 2
+        assert order("pin", "invoices@1")[0] == 2
+    lines = [json.loads(line) for line in (tmp_path / "state" / "audit.jsonl").read_text().splitlines()]
+    assert [line["what"] for line in lines if line["who"] != "service"] == ["pinned", "unpinned", "refused"]
+    status, _, complaint = order("list", "--url", server.url)
+    assert (status, server.url in complaint) == (1, True)

@@ -97,6 +97,8 @@ async def test_models_are_listed_with_their_modes() -> None:
             "id": "fake",
             "object": "model",
             "owned_by": "deepsynth",
+            "root": "fake",
+            "parent": None,
             "modes": ["tiny", "small", "base", "large", "gundam"],
             "default_mode": "gundam",
             "max_new_tokens": 77,

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from service.engine.lora import AdapterFiles
+from service.engine.lora_files import AdapterFiles
+from shared.deepseek_ocr.moe import MixtureOfExperts
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
@@ -35,6 +36,7 @@ def random_adapter(
     rank: int = 4,
     targets: Collection[str] = ALL,
     strength: float = 0.5,
+    experts: str = "",
     **config: object,
 ) -> AdapterFiles:
     """A LoRA that changes what is read.
@@ -45,6 +47,8 @@ def random_adapter(
         rank: Of its matrices.
         targets: Ends of the modules' names.
         strength: Size of its sum beside the base's product.
+        experts: How routed experts are written, if they are changed: `stacked`, `gate_up` or `down` alone of that form,
+            or `each`.
         **config: Changes of the config.
 
     Returns:
@@ -58,8 +62,39 @@ def random_adapter(
         size = strength * float(module.weight.detach().std()) / 2 / math.sqrt(rank)
         tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator)
         tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator) * size
+    if experts:
+        for name, weight in _expert_weights(model, experts).items():
+            outputs, inputs = weight.shape[-2:]
+            many = len(weight) if weight.ndim == 3 else 1
+            size = strength * float(weight.detach().std()) / 2 / math.sqrt(rank)
+            a, b = (
+                torch.randn(many * rank, inputs, generator=generator),
+                torch.randn(outputs, many * rank, generator=generator),
+            )
+            tensors[f"base_model.model.{name}.lora_A.weight"] = a
+            tensors[f"base_model.model.{name}.lora_B.weight"] = b * size
     values = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "bias": "none", "target_modules": sorted(targets)}
     return AdapterFiles(tensors, values | config)
+
+
+def _expert_weights(model: Any, form: str) -> dict[str, Tensor]:
+    """Weights of routed experts, views, by the names that PEFT gives what it adds to them."""
+    found: dict[str, Tensor] = {}
+    for index, layer in enumerate(model.model.layers):
+        name = f"model.layers.{index}.mlp.experts"
+        if not isinstance(layer.mlp, MixtureOfExperts):
+            continue
+        gate_up, down = layer.mlp.experts.gate_up_proj, layer.mlp.experts.down_proj
+        if form == "stacked":
+            found |= {f"{name}.base_layer": gate_up, name: down}
+        elif form == "each":
+            for expert, (joined, single) in enumerate(zip(gate_up, down, strict=True)):
+                gate, up = joined.chunk(2)
+                parts = {"gate_proj": gate, "up_proj": up, "down_proj": single}
+                found |= {f"{name}.{expert}.{part}": weight for part, weight in parts.items()}
+        else:
+            found[name] = {"gate_up": gate_up, "down": down}[form]
+    return found
 
 
 def merged(model: Any, files: AdapterFiles) -> Any:
@@ -67,13 +102,23 @@ def merged(model: Any, files: AdapterFiles) -> Any:
     result = copy.deepcopy(model)
     rank = files.config["r"]
     scaling = files.config["lora_alpha"] / (math.sqrt(rank) if files.config.get("use_rslora") else rank)
-    modules = adapted_modules(result)
+    modules = {f"base_model.model.{name}": module.weight for name, module in adapted_modules(result).items()}
     with torch.no_grad():
+        for form in ("down", "gate_up", "stacked", "each"):
+            weights = {f"base_model.model.{name}": weight for name, weight in _expert_weights(result, form).items()}
+            if all(f"{name}.lora_A.weight" in files.tensors for name in weights) and _fits(files, weights):
+                modules |= weights
         for key, down in files.tensors.items():
-            if key.endswith(".lora_A.weight"):
-                name = key.removesuffix(".lora_A.weight")
-                up = files.tensors[f"{name}.lora_B.weight"]
-                modules[name.removeprefix("base_model.model.")].weight += scaling * up @ down
+            if not key.endswith(".lora_A.weight"):
+                continue
+            name = key.removesuffix(".lora_A.weight")
+            up, weight = files.tensors[f"{name}.lora_B.weight"], modules[name]
+            if weight.ndim == 3:
+                # PEFT puts the experts first among A's rows, and last among B's columns.
+                delta = torch.einsum("ore,eri->eoi", up.unflatten(1, (rank, -1)), down.unflatten(0, (-1, rank)))
+            else:
+                delta = up @ down
+            weight += scaling * delta
     return result
 
 
@@ -84,3 +129,12 @@ def write_files(folder: Path, files: AdapterFiles) -> Path:
     save_file(tensors, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps(dict(files.config)), encoding="utf-8")
     return folder
+
+
+def _fits(files: AdapterFiles, weights: dict[str, Tensor]) -> bool:
+    """Whether the form is the one that was written: names alone do not tell gates from downs."""
+    return all(
+        files.tensors[f"{name}.lora_B.weight"].shape[0] == weight.shape[-2]
+        and files.tensors[f"{name}.lora_A.weight"].shape[1] == weight.shape[-1]
+        for name, weight in weights.items()
+    )

@@ -1,7 +1,8 @@
 """Publishers that are killed: forks children that publish, and kills each at a random moment.
 
-Run as a program, so that the children come of a small process without threads: `publishers.py ROOT SOURCE COUNT SEED`.
-Prints how many children ended by themselves and how many were killed, as JSON.
+Run as a program, so that the children come of a small process without threads: `publishers.py ROOT SOURCE COUNT SEED
+[MODEL]`; MODEL is what they name as their base. Prints how many children ended by themselves and how many were killed,
+as JSON.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import sys
 import time
 from pathlib import Path
 
-from shared.contract.publication import publish
+from shared.contract.manifest import BaseIdentity
+from shared.contract.publication import Announcement, publish
 from shared.contract.sweeping import sweep
 from shared.contract.volume import AdapterVolume
-from tests.support.adapters import announcement
+from tests.support.adapters import BASE, announcement
 
 AT_ONCE = 5
 LONGEST_S = 0.05
@@ -25,7 +27,7 @@ LONGEST_S = 0.05
 NAMES = ("invoices", "receipts")
 
 
-def run(root: Path, source: Path, count: int, seed: int) -> dict[str, int]:
+def run(root: Path, source: Path, count: int, seed: int, base: BaseIdentity = BASE) -> dict[str, int]:
     """Publish `count` times, killing each publisher at a moment within the time that a whole one took.
 
     Args:
@@ -33,6 +35,7 @@ def run(root: Path, source: Path, count: int, seed: int) -> dict[str, int]:
         source: A PEFT folder.
         count: Publishers.
         seed: Of the moments.
+        base: What they name as their base model.
 
     Returns:
         How many finished and how many were killed.
@@ -40,14 +43,14 @@ def run(root: Path, source: Path, count: int, seed: int) -> dict[str, int]:
     volume = AdapterVolume(root)
     start = time.monotonic()
     for name in NAMES:
-        publish(volume, source, announcement(name))
+        publish(volume, source, announcement(name, base=base))
     whole_s = (time.monotonic() - start) / len(NAMES)
     moments = random.Random(seed)
     ends = {"finished": 0, "killed": 0, "failed": 0}
     for first in range(0, count, AT_ONCE):
         children = {}
         for number in range(first, min(first + AT_ONCE, count)):
-            child = _child(volume, source, NAMES[number % len(NAMES)])
+            child = _child(volume, source, announcement(NAMES[number % len(NAMES)], base=base))
             children[child] = moments.uniform(0, min(AT_ONCE * whole_s, LONGEST_S))
         begin = time.monotonic()
         for child, moment in sorted(children.items(), key=lambda item: item[1]):
@@ -59,18 +62,20 @@ def run(root: Path, source: Path, count: int, seed: int) -> dict[str, int]:
     return ends
 
 
-def _child(volume: AdapterVolume, source: Path, name: str) -> int:
+def _child(volume: AdapterVolume, source: Path, said: Announcement) -> int:
     child = os.fork()
     if child:
         return child
     status = 1
     try:
-        sweep(volume, name)
-        publish(volume, source, announcement(name))
+        sweep(volume, said.name)
+        publish(volume, source, said)
         status = 0
     finally:
         os._exit(status)
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))))
+    root, source, count, seed, *models = sys.argv[1:]
+    base = BASE.model_copy(update={"model_id": models[0]}) if models else BASE
+    print(json.dumps(run(Path(root), Path(source), int(count), int(seed), base)))

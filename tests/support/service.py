@@ -67,13 +67,14 @@ async def running_service(
     engine: FakeEngineHandle | None = None,
     *,
     wait_ready: bool = True,
+    kind: str = "fake",
     app_options: dict[str, Any] | None = None,
     **changes: Any,
 ) -> AsyncIterator[RunningService]:
-    """The app with its lifespan, behind httpx's ASGI transport."""
+    """The app with its lifespan, behind httpx's ASGI transport; `kind` is what the settings say of the engine."""
     handle = engine or FakeEngineHandle()
     ready = asyncio.Event()
-    app = create_app(make_settings(**changes), handle, on_ready=ready.set, **(app_options or {}))
+    app = create_app(make_settings(engine=kind, **changes), handle, on_ready=ready.set, **(app_options or {}))
     async with app.router.lifespan_context(app) as state:
         assert state is not None
 

@@ -74,7 +74,8 @@ def run_train(options: argparse.Namespace, settings: TrainerSettings) -> str:
     """
     given = {name: value for name, value in vars(options).items() if name in option_fields()}
     written = load_file(options.config) if options.config else {}
-    preset = options.preset or written.pop("preset", None)
+    written_preset = written.pop("preset", None)
+    preset = options.preset or written_preset
     wanted = make_options(written, given)
     # The preset is judged by the device, the device by the rest of the options.
     device, has_gpu = choose_device(wanted.device if wanted.device != "auto" else settings.device)

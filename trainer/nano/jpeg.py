@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -22,6 +23,13 @@ _LUMINANCE = (
 )
 
 
+@cache
+def luminance_table(device: torch.device) -> Tensor:
+    """The standard's quantisation steps, float32 `[8, 8]`; kept, because a copy to the device waits for it."""
+    return torch.tensor(_LUMINANCE, device=device, dtype=torch.float32)
+
+
+@cache
 def dct_matrix(device: torch.device) -> Tensor:
     """Orthonormal 8-point DCT-II as a float32 matrix `[8, 8]`."""
     k = torch.arange(8, device=device, dtype=torch.float32)
@@ -42,7 +50,7 @@ def jpeg_loss(images_BHW: Tensor, quality_B: Tensor) -> Tensor:
     B, H, W = images_BHW.shape
     dct = dct_matrix(images_BHW.device).to(images_BHW.dtype)
     scale_B = torch.where(quality_B < 50, 50 / quality_B, 2 - quality_B / 50)
-    table = torch.tensor(_LUMINANCE, device=images_BHW.device, dtype=images_BHW.dtype)
+    table = luminance_table(images_BHW.device).to(images_BHW.dtype)
     step_B88 = (table * scale_B[:, None, None]).round().clamp(1, 255) / 255
     blocks = (images_BHW - LEVEL_SHIFT).reshape(B, H // 8, 8, W // 8, 8).transpose(2, 3)
     step = step_B88[:, None, None]

@@ -31,7 +31,8 @@ def orthogonalise(update_NAB: Tensor, steps: int = 5) -> Tensor:
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        quadratic = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, quadratic, x, beta=a)
     return x.mT if transposed else x
 
 
@@ -71,8 +72,8 @@ class Muon(torch.optim.Optimizer):
         updates_NAB = orthogonalise(stacked_NAB).to(parameters[0].dtype)
         sizes = [p.numel() // (shape[0] * shape[1]) for p in parameters]
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        for parameter, update in zip(parameters, updates_NAB.split(sizes), strict=True):
-            parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
+        updates = [u.view_as(p) for p, u in zip(parameters, updates_NAB.split(sizes), strict=True)]
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"] * scale)
 
 
 def _matrix_shape(parameter: Tensor) -> tuple[int, int]:

@@ -8,6 +8,7 @@ built in threads (decompression releases the interpreter's lock).
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue
 import random
 import threading
@@ -98,6 +99,8 @@ DrawFunction = Callable[[str, int], Drawing]
 
 def _draw_forever(make_draw: Callable[[int], DrawFunction], seed: int, out: object, weights: object) -> None:
     """A worker's life: draw by the current tier weights, send in parcels."""
+    if hasattr(os, "nice"):
+        os.nice(10)  # the process that feeds the device goes first where cores are short
     draw = make_draw(seed)
     rng = random.Random(seed)
     while True:

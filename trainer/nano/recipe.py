@@ -59,7 +59,7 @@ CURRICULUM = (
     Stage(0.10, {"line": 0.25, "few": 0.35, "block": 0.4}, 0.2, 90),
     Stage(0.30, {"line": 0.1, "few": 0.25, "block": 0.6, "half": 0.05}, 0.6, 90),
     Stage(0.60, {"line": 0.1, "few": 0.2, "block": 0.45, "half": 0.13, "page": 0.12}, 1.0, 90),
-    Stage(1.00, {"line": 0.07, "few": 0.1, "block": 0.38, "half": 0.13, "page": 0.32}, 1.0, 90),
+    Stage(1.00, {"line": 0.07, "few": 0.08, "block": 0.36, "half": 0.11, "page": 0.38}, 1.0, 90),
 )
 
 

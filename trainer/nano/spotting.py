@@ -51,16 +51,16 @@ def label_squares(
     height, width = canvas_px
     rows, columns = height // square_px, width // square_px
     page, x, y, character = marks_M4.unbind(1)
-    size = torch.tensor([width, height], device=marks_M4.device)
-    source_M2 = (torch.stack([x, y], 1) + 0.5) / size * 2 - 1
+    # Scalars instead of a small tensor: copying one to the device would wait for all that runs there.
+    source_M2 = torch.stack([(x + 0.5) / width * 2 - 1, (y + 0.5) / height * 2 - 1], 1)
     forward = placement_B23[page]
     (a, b), (c, d) = (row.unbind(1) for row in forward[:, :, :2].unbind(1))
     u, v = (source_M2 - forward[:, :, 2]).unbind(1)
     moved_M2 = torch.stack([d * u - b * v, a * v - c * u], 1) / (a * d - b * c)[:, None]
-    place_M2 = ((moved_M2 + 1) / 2 * size / square_px).floor().long()
-    column, row = place_M2.unbind(1)
+    places = (moved_M2 + 1) / 2
+    column, row = (places[:, axis].mul(side / square_px).floor().long() for axis, side in enumerate((width, height)))
     inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
     flat = ((page * rows + row.clamp(0, rows - 1)) * columns + column.clamp(0, columns - 1)) * num_characters
     labels = torch.zeros(len(placement_B23) * rows * columns * num_characters + 1, dtype=torch.bool, device=x.device)
-    labels[torch.where(inside, flat + character, len(labels) - 1)] = True
+    labels.index_fill_(0, torch.where(inside, flat + character, len(labels) - 1), True)
     return labels[:-1].view(len(placement_B23), rows, columns, num_characters)

@@ -66,6 +66,8 @@ def load_data(options: TrainingOptions, reader: SampleReader) -> RunData:
     for name, into in ((options.eval_dataset_name, data.validation), (options.forgetting_dataset, data.forgetting)):
         if name is not None:
             notes.append(_read(name, options, reader, {VALIDATION: into}, data, whole=True))
+    if not data.validation.samples:
+        notes.append("there are no held-out pages, so the last adapter is kept, whether or not it reads best")
     data.note = "; ".join(note for note in notes if note)
     if not data.train.samples:
         reason = f" ({data.train.num_too_long} are too long)" if data.train.num_too_long else ""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.evaluation.scores import Reading, score_page, score_tier
-from trainer.generation import generate_from_features
+from trainer.generation import Generated, generate_from_features
 from trainer.training.collator import Collator
 from trainer.training.dataset import SampleSet
 from trainer.training.features import CachedEncoder
@@ -80,20 +80,30 @@ class Checker:
 
     def _read(self, model: Any, held_out: HeldOut) -> list[tuple[str, Reading]]:
         samples = held_out.samples
-        longest = max(len(sample.answer_ids) for sample in samples)
-        generated = generate_from_features(
-            model,
-            self.tokenizer,
-            [self.collator.prompt_ids(sample) for sample in samples],
-            self._features_of(held_out),
-            self.max_new_tokens or min(2 * longest + 16, MOST_NEW_TOKENS),
-            self.device,
-            self.batch_size,
-        )
+        generated = self._generate(model, held_out, self.batch_size)
         return [
             (sample.text, Reading(answer.text, 0.0, answer.ended))
             for sample, answer in zip(samples, generated, strict=True)
         ]
+
+    def _generate(self, model: Any, held_out: HeldOut, batch_size: int) -> list[Generated]:
+        longest = max(len(sample.answer_ids) for sample in held_out.samples)
+        try:
+            return generate_from_features(
+                model,
+                self.tokenizer,
+                [self.collator.prompt_ids(sample) for sample in held_out.samples],
+                self._features_of(held_out),
+                self.max_new_tokens or min(2 * longest + 16, MOST_NEW_TOKENS),
+                self.device,
+                batch_size,
+            )
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+        # Outside of the handler, which holds on to everything that the failed attempt has made.
+        torch.cuda.empty_cache()
+        return self._generate(model, held_out, batch_size // 2)
 
     def _features_of(self, held_out: HeldOut) -> Callable[[int], Tensor]:
         return lambda index: held_out.encoder.features([index], self.device)[0]

@@ -8,7 +8,7 @@ Shape letters: T tokens, H inputs, O outputs, J gates and ups, W what they make.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -34,10 +34,12 @@ class AdaptedRows:
     bank: AdapterBank
     slots_T: Tensor
     """int32; -1: none."""
+    has_experts: bool
+    """Whether any of them changes routed experts."""
 
     def of(self, rows: Tensor) -> AdaptedRows:
         """The same for some of the tokens."""
-        return AdaptedRows(self.kernels, self.bank, self.slots_T[rows])
+        return replace(self, slots_T=self.slots_T[rows])
 
     def linear(self, layer: int, group: str, x_TH: Tensor, weight_OH: Tensor) -> Tensor:
         """The base's product and the adapters' sum."""
@@ -54,6 +56,35 @@ class AdaptedRows:
         """An MLP with its adapters, added to the residual in place."""
         joined_TJ = self.linear(layer, "gate_up", x_TH, mlp.gate_up_JH)
         self.linear_add(layer, "down", self.kernels.gated(joined_TJ, mlp.num_blocks), mlp.down_HW, residual_TH)
+
+    def mixture(
+        self, layer: int, x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_EJH: Tensor, down_EHW: Tensor
+    ) -> Tensor:
+        """The routed experts with their adapters."""
+        low = self.bank.experts(layer) if self.has_experts else None
+        arguments = x_TH, weights_TK, experts_TK, gate_up_EJH, down_EHW
+        out_TH: Tensor = (
+            self.kernels.mixture_lora(*arguments, low, self.slots_T) if low else self.kernels.mixture(*arguments)
+        )
+        return out_TH
+
+    def mixture_add(
+        self,
+        layer: int,
+        x_TH: Tensor,
+        weights_TK: Tensor,
+        experts_TK: Tensor,
+        gate_up_EJH: Tensor,
+        down_EHW: Tensor,
+        residual_TH: Tensor,
+    ) -> None:
+        """The same, added to the residual in place."""
+        low = self.bank.experts(layer) if self.has_experts else None
+        arguments = x_TH, weights_TK, experts_TK, gate_up_EJH, down_EHW
+        if low:
+            self.kernels.mixture_lora_add(*arguments, low, self.slots_T, residual_TH)
+        else:
+            self.kernels.mixture_add(*arguments, residual_TH)
 
     def _add(self, layer: int, group: str, x_TH: Tensor, out_TO: Tensor) -> None:
         low = self.bank.layers[layer][group]

@@ -79,6 +79,9 @@ class GpuDecoder:
         takes_over: Whether the model's layers are given up, one by one, so that weights are held twice for one layer
             at most; the model cannot decode afterwards.
         takes_adapters: Whether passes may have adapters; the shared experts' downs are then held twice.
+
+    Attributes:
+        max_positions: Tokens of a sequence at most.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class GpuDecoder:
         takes_adapters: bool = False,
     ) -> None:
         text = model.config.text_config
+        self.max_positions = max_positions
         self._kernels = kernels
         self._embeddings_VH = model.model.embed_tokens.weight.detach()
         self._norm_H = model.model.norm.weight.detach()
@@ -109,13 +113,16 @@ class GpuDecoder:
             if takes_over:
                 model.model.layers[index] = nn.Identity()
 
-    def prefill(self, batch: PromptBatch, cache: PagedCache, bank: AdapterBank | None = None) -> Tensor:
+    def prefill(
+        self, batch: PromptBatch, cache: PagedCache, bank: AdapterBank | None = None, *, has_experts: bool = False
+    ) -> Tensor:
         """Read prompts into the cache.
 
         Args:
             batch: The prompts.
             cache: With room for them at their cells.
             bank: Whose adapters the batch names, made with `splits_shared`.
+            has_experts: Whether one of them may change routed experts.
 
         Returns:
             Logits of each prompt's next token, `[R, V]`.
@@ -123,7 +130,8 @@ class GpuDecoder:
         kernels, eps = self._kernels, self._eps
         features_TH = batch.features_IH[batch.sources_T.clamp(min=0)]
         is_image_T1 = (batch.sources_T >= 0).unsqueeze(1)
-        adapted = AdaptedRows(kernels, bank, batch.adapters_T) if bank and batch.adapters_T is not None else None
+        slots_T = batch.adapters_T
+        adapted = AdaptedRows(kernels, bank, slots_T, has_experts) if bank and slots_T is not None else None
         x_TH = torch.where(is_image_T1, features_TH, F.embedding(batch.ids_T, self._embeddings_VH))
         y_TH = kernels.rms_norm(x_TH, self._layers[0].attention_norm_H, eps)
         for index, (layer, (keys, values)) in enumerate(zip(self._layers, cache.layers, strict=True)):
@@ -150,7 +158,15 @@ class GpuDecoder:
         logits_RV: Tensor = kernels.linear(y_TH, self._head_VH)
         return logits_RV
 
-    def decode(self, slots_B: Tensor, state: AnswerState, cache: PagedCache, bank: AdapterBank | None = None) -> Tensor:
+    def decode(
+        self,
+        slots_B: Tensor,
+        state: AnswerState,
+        cache: PagedCache,
+        bank: AdapterBank | None = None,
+        *,
+        has_experts: bool = False,
+    ) -> Tensor:
         """Feed the newest token of each slot.
 
         Args:
@@ -158,6 +174,7 @@ class GpuDecoder:
             state: Of the slots.
             cache: Takes the token's keys and values.
             bank: Whose adapters the state names; None: no slot has one.
+            has_experts: Whether one of them may change routed experts.
 
         Returns:
             Logits of the tokens after them, `[B, V]`.
@@ -166,7 +183,7 @@ class GpuDecoder:
         x_BH, positions_B, lengths_B, cells_B, tables_BX = kernels.begin_step(
             slots_B, state, self._embeddings_VH, cache.tables_SX, cache.block_tokens
         )
-        adapted = AdaptedRows(kernels, bank, state.adapter_S[slots_B]) if bank else None
+        adapted = AdaptedRows(kernels, bank, state.adapter_S[slots_B], has_experts) if bank else None
         # A dense MLP is the one expert of everybody.
         one_B1 = torch.ones((len(slots_B), 1), dtype=torch.float32, device=slots_B.device)
         first_B1 = torch.zeros((len(slots_B), 1), dtype=torch.int32, device=slots_B.device)
@@ -208,7 +225,7 @@ class GpuDecoder:
             y_BH, weights_BK, experts_BK = kernels.norm_route(
                 x_BH, layer.mlp_norm_H, self._eps, *layer.routing.routed_arguments
             )
-            kernels.mixture_add(y_BH, weights_BK, experts_BK, layer.gate_up_EJH, layer.down_EHW, x_BH)
+            adapted.mixture_add(index, y_BH, weights_BK, experts_BK, layer.gate_up_EJH, layer.down_EHW, x_BH)
         else:
             y_BH = kernels.rms_norm(x_BH, layer.mlp_norm_H, self._eps)
         if layer.own_mlp:
@@ -218,7 +235,7 @@ class GpuDecoder:
         kernels, layer = self._kernels, self._layers[index]
         if layer.routing:
             weights_TK, experts_TK = kernels.route(y_TH, *layer.routing.routed_arguments)
-            out_TH: Tensor = kernels.mixture(y_TH, weights_TK, experts_TK, layer.gate_up_EJH, layer.down_EHW)
+            out_TH = adapted.mixture(index, y_TH, weights_TK, experts_TK, layer.gate_up_EJH, layer.down_EHW)
         else:
             out_TH = torch.zeros_like(y_TH)
         if layer.own_mlp:

@@ -154,7 +154,7 @@ class PromptGraphs:
         if not self._is_captured:
             return
         for bucket in reversed(PROMPT_BUCKETS):
-            self._fill([[0] * bucket], [np.full(bucket, -1)], [], [-1], bucket)
+            self._fill_for_capture(bucket)
             self._read(bucket)
             torch.cuda.synchronize(self._device)
             self._graphs[bucket] = capture(partial(self._read, bucket), pool)
@@ -187,6 +187,10 @@ class PromptGraphs:
         graph, logits_RV = captured
         graph.replay()
         return logits_RV[: len(prompts)]
+
+    def _fill_for_capture(self, bucket: int) -> None:
+        """Little but padding: one prompt as long as the bucket may have more tokens than there are positions."""
+        self._fill([[0]], [np.full(1, -1)], [], [-1], bucket)
 
     def _fill(
         self,

@@ -102,6 +102,7 @@ def _plan(text: TextConfig, device: torch.device, dtype: torch.dtype, limits: En
         expert_width=text.moe_intermediate_size,
         num_chosen=text.num_experts_per_tok + text.n_shared_experts,
         value_bytes=dtype.itemsize,
+        adapter_rank=limits.adapter_max_rank if limits.adapter_slots and limits.adapter_experts else 0,
     )
     plan = plan_memory(
         total_bytes=total_bytes,
@@ -112,7 +113,11 @@ def _plan(text: TextConfig, device: torch.device, dtype: torch.dtype, limits: En
         max_sequence_tokens=limits.max_sequence_tokens,
         block_tokens=BLOCK_TOKENS,
         adapter_bytes=bank_bytes(
-            text, num_slots=limits.adapter_slots, max_rank=limits.adapter_max_rank, value_bytes=dtype.itemsize
+            text,
+            num_slots=limits.adapter_slots,
+            max_rank=limits.adapter_max_rank,
+            value_bytes=dtype.itemsize,
+            has_experts=limits.adapter_experts,
         ),
     )
     if limits.kv_tokens:

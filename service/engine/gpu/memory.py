@@ -45,6 +45,8 @@ class DecoderShape:
     """Experts that a token passes, shared ones included."""
     value_bytes: int
     """Of one weight, key or activation."""
+    adapter_rank: int = 0
+    """Of adapters that may change routed experts; 0: none may."""
 
     @property
     def kv_token_bytes(self) -> int:
@@ -54,7 +56,11 @@ class DecoderShape:
     @property
     def scratch_token_bytes(self) -> int:
         """Activations of one token in a layer: stream, norm, query, key, value, result, and what its experts hold."""
-        mlp = max(3 * self.dense_width, self.num_chosen * (self.expert_width + self.hidden_size))
+        experts = self.expert_width + self.hidden_size
+        if self.adapter_rank:
+            # What adapters add to gates and ups, and what they multiply it from.
+            experts += 2 * self.expert_width + 3 * self.adapter_rank
+        mlp = max(3 * self.dense_width, self.num_chosen * experts)
         return (8 * self.hidden_size + mlp) * self.value_bytes
 
     @property

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from service.engine.gpu.reports import wait_for
 from service.engine.gpu.resize import prepare_views_on_device
 from service.engine.runner import View
 from shared.deepseek_ocr.forms import CHANNELS, MAX_IMAGE_PIXELS, PageImage, PageViews, PreparedPage
@@ -131,7 +132,7 @@ class Staging:
         # Copies end in their order, so the newest that is in the way ends last.
         in_the_way = [index for index, copy in enumerate(self._copies) if copy.first < self._next and first < copy.end]
         for _ in range(in_the_way[-1] + 1 if in_the_way else 0):
-            self._copies.popleft().event.synchronize()
+            wait_for(self._copies.popleft().event)
         while self._copies and self._copies[0].event.query():
             self._copies.popleft()
         return first

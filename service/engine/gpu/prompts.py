@@ -81,8 +81,8 @@ def lay_out(
 ) -> NDArray[np.int64]:
     """Make the numbers of a batch.
 
-    Padding tokens are a sequence of their own, whose keys go nowhere; prompts that are not there begin and end where
-    it begins, and their last token is any.
+    Padding tokens are a sequence of their own, whose keys go nowhere and which stand at position 0, since there may be
+    more of them than positions; prompts that are not there begin and end where it begins, and their last token is any.
 
     Args:
         prompts: Ids of each; `image_id` wherever a vision token goes.
@@ -108,7 +108,8 @@ def lay_out(
             *cells,
             np.full(padding, -1),
             np.where(is_image, is_image.cumsum() - 1, -1),
-            *(np.arange(length) for length in (*lengths, padding)),
+            *(np.arange(length) for length in lengths),
+            np.zeros(padding, np.int64),
             ends - 1,
             np.zeros(missing, np.int64),
             [0],

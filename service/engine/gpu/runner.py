@@ -1,6 +1,6 @@
 """The runner of CUDA devices: everything is enqueued, one small copy a step comes back.
 
-Owns the device's side of all slots: encoder, decoder, cache, answers' state, captured steps, reports on their way.
+Owns the device's side of all slots: encoder, decoder, cache, answers' state, captured steps.
 Implements `runner.Runner`; knows no sequences. Runs on a CPU too, where tests use it with plain kernels. Used by the
 engine's single thread, on one stream.
 
@@ -12,9 +12,8 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from functools import partial
 from typing import Any
 
@@ -23,36 +22,36 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from service.engine.adapters import NO_ADAPTER
 from service.engine.gpu.decoder import GpuDecoder
 from service.engine.gpu.graphs import PromptGraphs, StepGraphs
 from service.engine.gpu.paged_cache import PagedCache, to_device
 from service.engine.gpu.preparation import Preparation
 from service.engine.gpu.prompts import PromptBatch, lay_out
-from service.engine.gpu.state import REPORT_COLUMNS, AnswerState, Code
+from service.engine.gpu.reports import Reports
+from service.engine.gpu.state import AnswerState, Code
 from service.engine.gpu.vision import GpuVision
-from service.engine.lora import AdapterBank, AdapterFiles
+from service.engine.lora import AdapterBank
+from service.engine.lora_files import AdapterFiles
 from service.engine.repetition import LoopRule
-from service.engine.runner import DeviceFullError, DeviceStuckError, NewRow, Report, View
+from service.engine.runner import DeviceFullError, NewRow, Report, View
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 
-STUCK_S = 30.0
-"""The longest step there is, a full prefill on a small card, takes a few seconds."""
-POLL_S = 20e-6
-"""Between two looks at whether a report has come. Sleeping lets the thread that reads commands run."""
 WARM_UP_LENGTHS = ((16,), (276,), (906,), (64,) * 64, (4096,))
 """Prompts whose shapes choose all of the kernels' variants: tiny, short, a full page, many, long."""
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Owed:
-    """A report on its way to the host, in parts; complete once the event has come."""
+class _Need(IntEnum):
+    """What the adapters of a pass's rows need, each more than the one before."""
 
-    parts: Sequence[Tensor]
-    event: torch.cuda.Event | None
+    NOTHING = 0
+    ADAPTERS = 1
+    EXPERTS = 2
+    """One of them changes routed experts."""
 
 
 class GpuRunner:
@@ -70,8 +69,9 @@ class GpuRunner:
         rule: What counts as a loop.
         view_sizes_px: Views that will come, for `warm_up`.
         uses_graphs: Whether steps are captured.
-        bank: Adapters, made with `splits_shared`; None: there are none. With one, all graphs are captured twice:
-            steps in which no row has an adapter are what they would be without a bank.
+        bank: Adapters, made with `splits_shared`; None: there are none. With one, all graphs are captured twice, and a
+            third time where adapters may change routed experts: a step does what its rows' adapters need, and steps
+            in which no row has one are what they would be without a bank.
     """
 
     depth = 1
@@ -106,10 +106,10 @@ class GpuRunner:
         self._bank = bank
         self._adapters: dict[int, int] = {}
         """Of the slots that are open and have one."""
-        self._owed: deque[_Owed] = deque()
-        ways = (False, True) if bank else (False,)
-        self._steps = [self._step_graphs(has_adapters, uses_graphs) for has_adapters in ways]
-        self._prompts = [self._prompt_graphs(has_adapters, uses_graphs) for has_adapters in ways]
+        self._reports = Reports(self._device)
+        needs = list(_Need)[: 1 if bank is None else 3 if bank.has_experts else 2]
+        self._steps = [self._step_graphs(need, uses_graphs) for need in needs]
+        self._prompts = [self._prompt_graphs(need, uses_graphs) for need in needs]
 
     @property
     def kv_tokens(self) -> int:
@@ -130,13 +130,7 @@ class GpuRunner:
         self._vision.warm_up(self._view_sizes_px)
         self._preparation.warm_up()
         vision_s = time.monotonic()
-        scratch = self._state.scratch_slot
-        for lengths, graphs in itertools.product(WARM_UP_LENGTHS, self._steps):
-            nowhere = [np.full(length, -1) for length in lengths]
-            adapters = [-1] * len(lengths) if graphs is not self._steps[0] else None
-            logits_RV = self._logits([[0] * length for length in lengths], nowhere, [], adapters)
-            slots_R = torch.full((len(lengths),), scratch, dtype=torch.int64, device=self._device)
-            self._kernels.choose(logits_RV, slots_R, self._state, self._rule)
+        self._read_usual_prompts()
         torch.cuda.synchronize(self._device)
         prefill_s = time.monotonic()
         pool = torch.cuda.graph_pool_handle()
@@ -215,31 +209,21 @@ class GpuRunner:
         self._cache.open(slots, [len(row.prompt_ids) + row.max_new_tokens for row in rows])
         self._prompt_tokens |= {row.slot: len(row.prompt_ids) for row in rows}
         self._adapters |= {row.slot: row.adapter for row in rows if row.adapter >= 0}
-        self._owe(self._read(rows))
+        self._reports.owe(self._read(rows))
 
     @torch.inference_mode()
     def launch(self, slots: Sequence[int]) -> None:
         """Choose one more token for these slots."""
-        has_adapters = bool(self._adapters) and not self._adapters.keys().isdisjoint(slots)
-        self._owe([self._to_host(self._steps[has_adapters].run(slots))])
+        need = self._need(self._adapters[slot] for slot in slots if slot in self._adapters)
+        self._reports.owe([self._reports.to_host(self._steps[need].run(slots))])
 
     def collect(self) -> Report | None:
         """Wait for the oldest report that is owed and take it.
 
         Returns:
-            The report; None where none is owed.
-
-        Raises:
-            DeviceStuckError: It did not come.
+            See `Reports.collect`.
         """
-        if not self._owed:
-            return None
-        owed = self._owed.popleft()
-        if owed.event:
-            _wait(owed.event)
-        rows = np.concatenate([part.numpy() for part in owed.parts])
-        tokens, bits, codes, aux = np.ascontiguousarray(rows.T)
-        return Report(tokens.tolist(), bits.view(np.float32).tolist(), codes.tolist(), aux.tolist())
+        return self._reports.collect()
 
     @torch.inference_mode()
     def rewind(self, slot: int, *, kept: int, newest_token: int, forbidden: int) -> None:
@@ -277,28 +261,48 @@ class GpuRunner:
         assert self._adapters.keys() <= holders
         assert set((~self._state.done_S).nonzero().flatten().tolist()) <= holders
 
-    def _step_graphs(self, has_adapters: bool, is_captured: bool) -> StepGraphs:
+    def _read_usual_prompts(self) -> None:
+        """Prefills whose keys go nowhere, none longer than a sequence may be."""
+        scratch = self._state.scratch_slot
+        most = self._decoder.max_positions
+        for usual, need in itertools.product(WARM_UP_LENGTHS, list(_Need)[: len(self._steps)]):
+            lengths = [min(length, most) for length in usual]
+            nowhere = [np.full(length, -1) for length in lengths]
+            prompts = [[0] * length for length in lengths]
+            logits_RV = self._logits(prompts, nowhere, [], [NO_ADAPTER] * len(lengths), need)
+            slots_R = torch.full((len(lengths),), scratch, dtype=torch.int64, device=self._device)
+            self._kernels.choose(logits_RV, slots_R, self._state, self._rule)
+
+    def _need(self, adapters: Iterable[int]) -> _Need:
+        """Of rows with these adapters, -1: none."""
+        used = {adapter for adapter in adapters if adapter >= 0}
+        if not used or self._bank is None:
+            return _Need.NOTHING
+        return _Need.ADAPTERS if used.isdisjoint(self._bank.expert_slots) else _Need.EXPERTS
+
+    def _step_graphs(self, need: _Need, is_captured: bool) -> StepGraphs:
         return StepGraphs(
-            partial(self._step, has_adapters),
+            partial(self._step, need),
             max_rows=self._state.scratch_slot,
             scratch_slot=self._state.scratch_slot,
             device=self._device,
             is_captured=is_captured,
         )
 
-    def _prompt_graphs(self, has_adapters: bool, is_captured: bool) -> PromptGraphs:
+    def _prompt_graphs(self, need: _Need, is_captured: bool) -> PromptGraphs:
         return PromptGraphs(
-            lambda batch: self._decoder.prefill(batch, self._cache, self._bank),
+            lambda batch: self._decoder.prefill(batch, self._cache, self._bank, has_experts=need == _Need.EXPERTS),
             image_id=self._model.config.image_token_id,
             hidden_size=self._model.config.text_config.hidden_size,
             device=self._device,
             dtype=self._model.lm_head.weight.dtype,
             is_captured=is_captured,
-            has_adapters=has_adapters,
+            has_adapters=need > _Need.NOTHING,
         )
 
-    def _step(self, has_adapters: bool, slots_B: Tensor) -> Tensor:
-        logits_BV = self._decoder.decode(slots_B, self._state, self._cache, self._bank if has_adapters else None)
+    def _step(self, need: _Need, slots_B: Tensor) -> Tensor:
+        bank = self._bank if need else None
+        logits_BV = self._decoder.decode(slots_B, self._state, self._cache, bank, has_experts=need == _Need.EXPERTS)
         report_BC: Tensor = self._kernels.choose(logits_BV, slots_B, self._state, self._rule)
         return report_BC
 
@@ -323,57 +327,37 @@ class GpuRunner:
             assert row.prompt_ids.count(self._model.config.image_token_id) == len(row.features_LD)
         cells = [self._cache.cells(slot, length) for slot, length in zip(slots, lengths, strict=True)]
         adapters = [row.adapter for row in rows]
-        has_adapters = max(adapters) >= 0
-        graphs = self._prompts[has_adapters]
+        need = self._need(adapters)
+        graphs = self._prompts[need]
         if graphs.takes(prompts):
             logits_RV = graphs.run(prompts, cells, features, adapters)
         else:
-            logits_RV = self._logits(prompts, cells, features, adapters if has_adapters else None)
+            logits_RV = self._logits(prompts, cells, features, adapters, need)
         self._state.open(slots, lengths, [row.max_new_tokens for row in rows], adapters=adapters)
         slots_R = to_device(np.array(slots), self._device)
-        return self._to_host(self._kernels.choose(logits_RV, slots_R, self._state, self._rule))
+        return self._reports.to_host(self._kernels.choose(logits_RV, slots_R, self._state, self._rule))
 
     def _logits(
         self,
         prompts: Sequence[Sequence[int]],
         cells: Sequence[NDArray[np.int64]],
         features: Sequence[Tensor],
-        adapters: Sequence[int] | None = None,
+        adapters: Sequence[int],
+        need: _Need,
     ) -> Tensor:
         """Read prompts of any number and length, launching kernel by kernel: `[R, V]`."""
         config = self._model.config
-        numbers = to_device(lay_out(prompts, cells, config.image_token_id, adapters=adapters), self._device)
+        named = adapters if need else None
+        numbers = to_device(lay_out(prompts, cells, config.image_token_id, adapters=named), self._device)
         none_IH = torch.zeros(1, config.text_config.hidden_size, dtype=self._model.lm_head.weight.dtype)
         features_IH = torch.cat(list(features)) if features else none_IH.to(self._device)
         lengths = [len(ids) for ids in prompts]
         batch = PromptBatch.unpack(
-            numbers, sum(lengths), len(prompts), features_IH, max(lengths), has_adapters=adapters is not None
+            numbers, sum(lengths), len(prompts), features_IH, max(lengths), has_adapters=bool(need)
         )
-        return self._decoder.prefill(batch, self._cache, self._bank)
-
-    def _to_host(self, report_BC: Tensor) -> Tensor:
-        if self._device.type != "cuda":
-            return report_BC.clone()
-        host_BC = torch.empty((len(report_BC), REPORT_COLUMNS), dtype=torch.int32, pin_memory=True)
-        return host_BC.copy_(report_BC, non_blocking=True)
-
-    def _owe(self, parts: Sequence[Tensor]) -> None:
-        event = None
-        if self._device.type == "cuda":
-            event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(self._device))
-        self._owed.append(_Owed(parts, event))
+        return self._decoder.prefill(batch, self._cache, self._bank, has_experts=need == _Need.EXPERTS)
 
     def _make_room(self, doing: str, count: int) -> None:
         _log.warning("out of device memory while " + doing + "; trying again with less", count)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _wait(event: torch.cuda.Event) -> None:
-    """Wait with an eye on the clock: the driver's own wait would never come back from a step that hangs."""
-    deadline_s = time.monotonic() + STUCK_S
-    while not event.query():
-        if time.monotonic() > deadline_s:
-            raise DeviceStuckError(f"a step has not ended after {STUCK_S:.0f} s")
-        time.sleep(POLL_S)

@@ -69,6 +69,9 @@ TILE_CONFIGS: tuple[tuple[int, TileConfig], ...] = (
 )
 """By tokens at most. The first was measured as `PAIR_CONFIG`: 4 tokens 63.1 us, 16 tokens 128 us; the others were not
 measured against alternatives yet."""
+FLOAT32_TILE_CONFIG = TileConfig(16, 32, 32, 32, 4, 2)
+"""For any number of tokens: in float32 no tensor core multiplies, and larger tiles do not fit into shared memory. Not
+measured against alternatives."""
 _SUM_COLUMNS = 256
 
 
@@ -188,6 +191,7 @@ def _tile_up(
     pairs: tl.tensor,
     tile_experts: tl.tensor,
     gate_up: tl.tensor,
+    extra: tl.tensor,
     out: tl.tensor,
     NUM_CHOSEN: tl.constexpr,
     HIDDEN: tl.constexpr,
@@ -195,6 +199,7 @@ def _tile_up(
     PAIRS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
+    EXTRA: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     """`silu(gate) * up` of some features of a tile; grid `[feature groups, tiles]`."""
@@ -221,6 +226,11 @@ def _tile_up(
         gate = tl.dot(value, gates_tile.T, gate, input_precision="ieee")
         ups_tile = tl.load(ups + start, row_inside & inside, other=0.0)
         up = tl.dot(value, ups_tile.T, up, input_precision="ieee")
+    if EXTRA:
+        extras = extra + pair[:, None].to(tl.int64) * 2 * INNER + row[None]
+        inside = pair_inside & (row < INNER)[None]
+        gate += tl.load(extras, inside, other=0.0).to(tl.float32)
+        up += tl.load(extras + INNER, inside, other=0.0).to(tl.float32)
     activated = (_silu(gate) * up).to(out.dtype.element_ty)
     tl.store(out + pair[:, None].to(tl.int64) * INNER + row[None], activated, pair_inside & (row < INNER)[None])
 
@@ -327,7 +337,14 @@ def _mix(
     if tokens <= MAX_PAIR_TOKENS:
         mix_pairs(*arguments, PAIR_CONFIG)
     else:
-        mix_tiles(*arguments, next(config for most, config in TILE_CONFIGS if tokens <= most))
+        mix_tiles(*arguments, tile_config(tokens, x_TH.dtype))
+
+
+def tile_config(tokens: int, dtype: torch.dtype) -> TileConfig:
+    """How tiles are multiplied for so many tokens."""
+    if dtype == torch.float32:
+        return FLOAT32_TILE_CONFIG
+    return next(config for most, config in TILE_CONFIGS if tokens <= most)
 
 
 def mix_pairs(
@@ -372,12 +389,17 @@ def mix_tiles(
     config: TileConfig,
 ) -> None:
     """`out = mixture + residual`, the pairs sorted by expert."""
-    is_early = early(x_TH.device, len(x_TH))
-    chosen, hidden = experts_TK.shape[1], x_TH.shape[1]
     order = sort_pairs(experts_TK, len(gate_up_EJH), config.pairs)
-    results = multiply_tiles(x_TH, order, chosen, gate_up_EJH, down_EHI, config)
+    _, results = multiply_tiles(x_TH, order, experts_TK.shape[1], gate_up_EJH, down_EHI, config)
+    sum_pairs(results, weights_TK, residual_TH, out_TH)
+
+
+def sum_pairs(results: Tensor, weights_TK: Tensor, residual_TH: Tensor | None, out_TH: Tensor) -> None:
+    """`out = weighted sum of each token's results + residual`."""
+    (tokens, hidden), chosen = out_TH.shape, weights_TK.shape[1]
+    is_early = early(out_TH.device, tokens)
     launch(
-        _sum_pairs, (len(x_TH), triton.cdiv(hidden, _SUM_COLUMNS)),
+        _sum_pairs, (tokens, triton.cdiv(hidden, _SUM_COLUMNS)),
         results, weights_TK, residual_TH, out_TH,
         NUM_CHOSEN=chosen, HIDDEN=hidden, COLUMNS=_SUM_COLUMNS, ADD=residual_TH is not None, EARLY=is_early,
         **launch_options(1, 1, is_early),
@@ -391,8 +413,22 @@ def multiply_tiles(
     gate_up_EJH: Tensor,
     down_EHI: Tensor,
     config: TileConfig,
-) -> Tensor:
-    """Each pair's expert, unweighted, `[pairs, H]`."""
+    extra: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Each pair's expert, unweighted.
+
+    Args:
+        x_TH: Tokens.
+        order: Their pairs by expert.
+        num_chosen: K.
+        gate_up_EJH: Gate rows over up rows.
+        down_EHI: Down projections.
+        config: How tiles are multiplied.
+        extra: `[pairs, J]`, added to gates and ups before they are activated.
+
+    Returns:
+        What the downs took, `[pairs, I]`, and what they gave, `[pairs, H]`.
+    """
     _, hidden, inner = down_EHI.shape
     num_pairs = len(x_TH) * num_chosen
     is_early = early(x_TH.device, len(x_TH))
@@ -400,9 +436,9 @@ def multiply_tiles(
     activated = torch.empty(num_pairs, inner, dtype=x_TH.dtype, device=x_TH.device)
     launch(
         _tile_up, (triton.cdiv(inner, config.up_columns), order.num_tiles),
-        x_TH, order.pairs, order.tile_experts, gate_up_EJH, activated,
+        x_TH, order.pairs, order.tile_experts, gate_up_EJH, extra, activated,
         NUM_CHOSEN=num_chosen, HIDDEN=hidden, INNER=inner, PAIRS=config.pairs, COLUMNS=config.up_columns,
-        DEPTH=config.depth, EARLY=is_early, **options,
+        DEPTH=config.depth, EXTRA=extra is not None, EARLY=is_early, **options,
     )  # fmt: skip
     results = torch.empty(num_pairs, hidden, dtype=x_TH.dtype, device=x_TH.device)
     launch(
@@ -411,4 +447,4 @@ def multiply_tiles(
         HIDDEN=hidden, INNER=inner, PAIRS=config.pairs, COLUMNS=config.down_columns,
         DEPTH=config.depth, EARLY=is_early, **options,
     )  # fmt: skip
-    return results
+    return activated, results

@@ -10,6 +10,7 @@ from service.engine.kernels.choose import choose
 from service.engine.kernels.experts import mixture, mixture_add
 from service.engine.kernels.linear import linear, linear_add, norm_linear
 from service.engine.kernels.lora import gated, lora_add
+from service.engine.kernels.lora_experts import mixture_lora, mixture_lora_add
 from service.engine.kernels.norm import add_rms_norm, rms_norm
 from service.engine.kernels.prefill import prefill_attention
 from service.engine.kernels.rotary import rotate_and_store
@@ -27,6 +28,8 @@ __all__ = [
     "lora_add",
     "mixture",
     "mixture_add",
+    "mixture_lora",
+    "mixture_lora_add",
     "norm_linear",
     "norm_route",
     "paged_attention",

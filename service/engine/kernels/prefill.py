@@ -31,6 +31,9 @@ class PrefillConfig:
 
 CONFIG = PrefillConfig()
 """Not measured yet."""
+FLOAT32_CONFIG = PrefillConfig(queries=16, keys=32, num_warps=4, num_stages=2)
+"""In float32 no tensor core multiplies, and larger tiles do not fit into shared memory. Not measured against
+alternatives."""
 
 
 @triton.jit
@@ -129,7 +132,8 @@ def prefill_attention(
     q_TND: Tensor, k_TND: Tensor, v_TND: Tensor, starts_R1: Tensor, max_length: int, scale: float
 ) -> Tensor:
     """See `reference.prefill_attention`."""
-    return attend_prompts(q_TND, k_TND, v_TND, starts_R1, max_length, scale, CONFIG)
+    config = FLOAT32_CONFIG if q_TND.dtype == torch.float32 else CONFIG
+    return attend_prompts(q_TND, k_TND, v_TND, starts_R1, max_length, scale, config)
 
 
 def attend_prompts(

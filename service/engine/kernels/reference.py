@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from service.engine.gpu.state import AnswerState
 from service.engine.kernels.choice import choose
+from service.engine.lora import ExpertLowRank
 from shared.deepseek_ocr.moe import grouped_experts
 
 __all__ = [
@@ -35,6 +36,8 @@ __all__ = [
     "lora_add",
     "mixture",
     "mixture_add",
+    "mixture_lora",
+    "mixture_lora_add",
     "norm_linear",
     "norm_route",
     "paged_attention",
@@ -332,6 +335,58 @@ def mixture_add(
 ) -> None:
     """`mixture`, added to the residual in place."""
     residual_TH += mixture(x_TH, weights_TK, experts_TK, gate_up_EJH, down_EHI)
+
+
+def mixture_lora(
+    x_TH: Tensor,
+    weights_TK: Tensor,
+    experts_TK: Tensor,
+    gate_up_EJH: Tensor,
+    down_EHI: Tensor,
+    low: ExpertLowRank,
+    slots_T: Tensor,
+) -> Tensor:
+    """`mixture` of experts that carry low-rank sums: a token's experts those of its adapter.
+
+    Args:
+        x_TH: Tokens.
+        weights_TK: Of the chosen experts, float32.
+        experts_TK: int32; no expert twice for one token.
+        gate_up_EJH: Gate rows over up rows; experts beyond those that `low` has are chosen by nobody.
+        down_EHI: Down projections.
+        low: Of all slots and experts.
+        slots_T: int32, each token's slot; below 0: none.
+
+    Returns:
+        `[T, H]` in the tokens' dtype.
+    """
+    inner, num_experts = down_EHI.shape[2], low.up_A_SEQH.shape[1]
+    up_A, up_B, down_A, down_B = (tensor.flatten(0, 1) for tensor in low.tensors)
+    out_TH = torch.zeros_like(x_TH, dtype=torch.float32)
+    for expert in range(num_experts):
+        token, choice = (experts_TK == expert).nonzero(as_tuple=True)
+        kinds = torch.where(slots_T[token] >= 0, slots_T[token] * num_experts + expert, -1)
+        joined = F.linear(x_TH[token], gate_up_EJH[expert])
+        lora_add(x_TH[token], joined, up_A, up_B, kinds, inner)
+        active = gated(joined, 1)
+        result = F.linear(active, down_EHI[expert])
+        lora_add(active, result, down_A, down_B, kinds, result.shape[1])
+        out_TH.index_add_(0, token, result * weights_TK[token, choice, None])
+    return out_TH.to(x_TH.dtype)
+
+
+def mixture_lora_add(
+    x_TH: Tensor,
+    weights_TK: Tensor,
+    experts_TK: Tensor,
+    gate_up_EJH: Tensor,
+    down_EHI: Tensor,
+    low: ExpertLowRank,
+    slots_T: Tensor,
+    residual_TH: Tensor,
+) -> None:
+    """`mixture_lora`, added to the residual in place."""
+    residual_TH += mixture_lora(x_TH, weights_TK, experts_TK, gate_up_EJH, down_EHI, low, slots_T)
 
 
 def begin_step(

@@ -16,7 +16,8 @@ ORIGIN = {
     "model": "random",
 }
 EMPTY = "".join(
-    f"<!-- results: {name} -->\n<!-- end -->\n" for name in ("engine", "ablation", "concurrency", "cpu", "exactness")
+    f"<!-- results: {name} -->\n<!-- end -->\n"
+    for name in ("engine", "ablation", "adapters", "concurrency", "cpu", "exactness")
 )
 
 
@@ -44,6 +45,9 @@ def results(tmp_path):
         row("prefill", 256, 1, 1.0, date="2026-11-21T12:00:00+00:00"),
         row("prefill", 256, 1, 6.0, ablation="vision-batching"),
         {"benchmark": "engine", "ceilings": ceilings, **ORIGIN},
+        row("throughput", 256, 512, 4.0),
+        row("throughput", 256, 512, 4.1, adapters=8, adapter_rank=16, date="2026-11-23T12:00:00+00:00"),
+        row("adapters", 256, 512, 5.0, adapters=8, adapter_rank=16, date="2026-11-23T12:00:00+00:00"),
         *sweep,
     ]
     write(tmp_path, "engine-card-x.jsonl", engine)
@@ -60,6 +64,9 @@ def test_tables_say_what_the_rows_say(results):
     page, drawn = render(EMPTY, results)
     assert "| SMALL, 256 requests, 1 new token | pages/s | **128** | 32 (recorded) | 4.0 |" in page
     assert "| vision-batching | 42.67 pages/s, 3.00x slower |" in page
+    assert "| base alone, no adapters resident | 64 | 100.0% |" in page
+    assert "| 8 adapters of rank 16 in turn, in one batch | 51.2 | 80.0% |" in page
+    assert "| 4 | 4 | 1024 | 1 s | 1.5 s | 0.1 s |" in page
     assert "| nano | 1 thread | 4 | 2.00 | 0.50 | 12.5% |" in page
     assert "| Card X, bfloat16 | 9 | 99.910% | 80.000% | 5.00% | 5.10% |" in page
     assert "Card X at 1980 MHz, torch 2.11.0, commit cccccccccc, 2026-11-22" in page

@@ -21,17 +21,17 @@ def model():
     return tiny_model()
 
 
+@pytest.mark.parametrize(("height", "width"), [(5, 3), (19, 17)])
 @torch.inference_mode()
-def test_relative_attention_is_attention_with_the_bias_written_out():
+def test_relative_attention_is_attention_with_the_bias_written_out(height, width):
     torch.manual_seed(0)
-    height, width, dim = 5, 3, 10
+    dim = 10
     q, k, v = torch.randn(3, 2, 4, height * width, dim)
     rel_h, rel_w = torch.randn(2 * height - 1, dim), torch.randn(2 * width - 1, dim)
-    bias = torch.empty(2, 4, height * width, height * width)
-    for i in range(height * width):
-        for j in range(height * width):
-            row, column = i // width - j // width + height - 1, i % width - j % width + width - 1
-            bias[:, :, i, j] = q[:, :, i] @ (rel_h[row] + rel_w[column])
+    place = torch.arange(height * width)
+    row = place[:, None] // width - place // width + height - 1
+    column = place[:, None] % width - place % width + width - 1
+    bias = torch.einsum("vnid,ijd->vnij", q, rel_h[row] + rel_w[column])
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     ours = relative_attention(q, k, v, relative_table(rel_h, height), relative_table(rel_w, width))
     torch.testing.assert_close(ours, expected)

@@ -62,7 +62,8 @@ class TestOptions:
         "values",
         [
             {"batch_size": 2.5}, {"batch_size": True}, {"batch_size": 0}, {"batch_size": "x"},
-            {"learning_rate": "fast"}, {"use_qlora": "yes"}, {"target_modules": 3}, {"target_modules": ()}, {"backend": "other"},
+            {"learning_rate": "fast"}, {"use_qlora": "yes"}, {"target_modules": 3}, {"target_modules": ()},
+            {"backend": "other"},
             {"lora_dropout": 1.0}, {"push_to_hub": True}, {"model": 3}, {"batch_size": None},
         ],
     )  # fmt: skip

@@ -43,6 +43,8 @@ def paged_runner(model, limits: EngineLimits, eos_id: int, *, block_tokens: int 
         kernels=kernels,
         rule=limits.loop_rule,
         view_sizes_px=(GEOMETRY.global_px,),
+        # The plain kernels wait for the device here and there, which a capture forbids.
+        uses_graphs=kernels is not reference,
         bank=make_bank(model, limits, splits_shared=True),
     )
 

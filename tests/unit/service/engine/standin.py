@@ -105,6 +105,10 @@ def make_failing() -> StandIn:
     raise FileNotFoundError("no checkpoint at nowhere")
 
 
+def make_saying_how_threads_wait() -> StandIn:
+    raise RuntimeError(f"threads are {os.environ.get('OMP_WAIT_POLICY')}")
+
+
 def make_endless() -> StandIn:
     time.sleep(3600)
     return StandIn()

@@ -47,6 +47,11 @@ def test_shipped_model_is_a_folder_with_a_name_of_its_own(shipped: Path) -> None
     assert (source.checkpoint, source.model_id, source.limits.batch_size) == (str(shipped), "nano", 3)
 
 
+def test_the_shipped_model_is_too_small_to_be_rounded(shipped: Path) -> None:
+    assert choose("nano", cuda=True).dtype == "float32"
+    assert choose("nano", dtype="bfloat16", cuda=True).dtype == "bfloat16"
+
+
 def test_other_model_keeps_its_name() -> None:
     source = choose("deepseek-ai/DeepSeek-OCR")
     assert (source.checkpoint, source.model_id) == ("deepseek-ai/DeepSeek-OCR", None)

@@ -18,6 +18,7 @@ from tests.unit.service.engine.standin import (
     make_endless,
     make_exiting,
     make_failing,
+    make_saying_how_threads_wait,
     make_standin,
     standin_request,
     standin_result,
@@ -148,6 +149,18 @@ async def test_an_engine_that_cannot_start_says_why(factory, timeout_s, message)
     assert [e.code for e in await read(engine, standin_request("a"))] == ["engine_lost"]
     with pytest.raises(EngineError):
         _ = engine.info
+    await engine.stop()
+
+
+@pytest.mark.parametrize(("policy", "message"), [(None, "threads are passive"), ("active", "threads are active")])
+async def test_threads_of_the_process_sleep_while_they_wait_unless_told_otherwise(monkeypatch, policy, message):
+    if policy:
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    else:
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    engine = ProcessEngine(make_saying_how_threads_wait)
+    with pytest.raises(EngineError, match=message):
+        await engine.start()
     await engine.stop()
 
 

@@ -6,8 +6,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.engine.gpu import runner as gpu_runner
+from service.engine.gpu import reports
 from service.engine.gpu.decoder import GpuDecoder
+from service.engine.gpu.preparation import Staging
 from service.engine.protocol import SequenceDelta, SequenceFailure, SequenceResult
 from service.engine.repetition import LoopRule
 from service.engine.runner import DeviceStuckError
@@ -127,11 +128,11 @@ def limit_prefill(monkeypatch, fits):
     """Prefill finds no memory for batches that do not fit: called with the number of prompts and the longest."""
     real = GpuDecoder.prefill
 
-    def limited(self, batch, cache, bank=None):
+    def limited(self, batch, *rest, **options):
         positions = batch.positions_T[batch.cells_T >= 0]
         if not fits(int((positions == 0).sum()), int(positions.max()) + 1):
             raise torch.cuda.OutOfMemoryError("injected")
-        return real(self, batch, cache, bank)
+        return real(self, batch, *rest, **options)
 
     monkeypatch.setattr(GpuDecoder, "prefill", limited)
 
@@ -204,9 +205,14 @@ def test_a_step_that_hangs_is_an_error_and_no_silence(monkeypatch):
         def query(self):
             return False
 
-    monkeypatch.setattr(gpu_runner, "STUCK_S", 0.01)
+    monkeypatch.setattr(reports, "STUCK_S", 0.01)
     with pytest.raises(DeviceStuckError):
-        gpu_runner._wait(Never())
+        reports.wait_for(Never())
+    # Memory from which pages are sent waits for the device as well.
+    staging = Staging(torch.device("cpu"), num_bytes=100)
+    staging.note(staging.reserve(60), 60, Never())
+    with pytest.raises(DeviceStuckError):
+        staging.reserve(60)
 
 
 def test_the_decoder_can_take_the_models_layers_over():
@@ -217,6 +223,17 @@ def test_the_decoder_can_take_the_models_layers_over():
 
     GpuDecoder(model, reference, max_positions=16, takes_over=True)
     assert not list(model.model.layers.parameters())
+
+
+def test_warming_up_and_padding_stay_within_the_positions_that_there_are():
+    """Plain kernels refuse a position beyond the tables; compiled ones would read whatever lies there."""
+    limits = {"batch_size": 2, "max_sequence_tokens": 48, "max_new_tokens": 8}
+    runner = engine_of(**limits, adapter_slots=2, adapter_max_rank=4)._runner
+    with torch.inference_mode():
+        runner._read_usual_prompts()
+        for prompts in runner._prompts:
+            prompts._fill_for_capture(1024)
+            prompts._read(1024)
 
 
 @pytest.mark.parametrize(

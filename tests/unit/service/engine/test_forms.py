@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from service.engine.frames import Submit, decode_command, encode_command
+from service.engine.gpu import preparation
 from service.engine.gpu.preparation import Preparation, Staging
 from service.engine.gpu.runner import GpuRunner
 from service.engine.protocol import SequenceFailure, SequenceRequest, SequenceResult
@@ -151,11 +152,9 @@ class Event:
     def query(self) -> bool:
         return self.has_come
 
-    def synchronize(self) -> None:
-        self.has_come = True
 
-
-def test_memory_is_written_only_where_nothing_is_copied_from_any_more():
+def test_memory_is_written_only_where_nothing_is_copied_from_any_more(monkeypatch):
+    monkeypatch.setattr(preparation, "wait_for", lambda event: setattr(event, "has_come", True))
     staging = Staging(CPU, num_bytes=100)
     choose = np.random.default_rng(0)
     under_way: list[tuple[int, int, Event]] = []

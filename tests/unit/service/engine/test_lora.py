@@ -1,5 +1,6 @@
 """What is taken from PEFT, what is refused, and logits of each way through the decoder against the merged model."""
 
+import itertools
 import json
 from unittest import mock
 
@@ -7,13 +8,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from service.engine import lora_hooks
 from service.engine.adapters import AdapterError, AdapterRegistry
 from service.engine.gpu.decoder import GpuDecoder
 from service.engine.gpu.paged_cache import PagedCache
 from service.engine.gpu.prompts import PromptBatch, lay_out
 from service.engine.gpu.state import AnswerState
 from service.engine.kernels import reference
-from service.engine.lora import AdapterBank, AdapterFiles, bank_bytes, read_adapter
+from service.engine.lora import AdapterBank, LowRank, bank_bytes
+from service.engine.lora_files import AdapterFiles, read_adapter
 from service.engine.model_runner import ModelRunner, Prompt
 from service.engine.repetition import LoopRule
 from shared.deepseek_ocr.configuration import TextConfig
@@ -94,10 +97,11 @@ def paged_logits(model, prompts, tokens, bank=None, adapters=()):
     none = torch.zeros(1, text.hidden_size)
     batch = PromptBatch.unpack(numbers, sum(lengths), count, none, max(lengths), has_adapters=bool(adapters))
     with torch.inference_mode():
-        first = decoder.prefill(batch, cache, bank)
+        has_experts = bank is not None and not bank.expert_slots.isdisjoint(adapters)
+        first = decoder.prefill(batch, cache, bank, has_experts=has_experts)
         state.open(slots, [length + 1 for length in lengths], [32] * count, adapters=adapters or None)
         state.token_S[:count] = torch.tensor(tokens)
-        return [first, decoder.decode(torch.arange(count), state, cache, bank)]
+        return [first, decoder.decode(torch.arange(count), state, cache, bank, has_experts=has_experts)]
 
 
 @pytest.mark.parametrize("targets", [None, ATTENTION, ("down_proj",), ("gate_proj",), ("v_proj", "up_proj")])
@@ -123,6 +127,46 @@ def test_logits_are_those_of_the_merged_model(way, name, targets):
             if adapter >= 0:
                 base = plain_logits(model, [prompts[row]], [tokens[row]])
                 assert not torch.allclose(base[0], expected[0], atol=1e-2)
+
+
+@pytest.mark.parametrize("forms", [("stacked", "", "each"), ("down", "gate_up", "stacked")])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("way", [plain_logits, paged_logits])
+def test_adapters_of_routed_experts_give_what_the_merged_model_gives(way, name, forms):
+    model = MODELS[name]
+    bank = bank_of(model, splits_shared=way is paged_logits, has_experts=True)
+    adapters = [0, -1, 2, 1]
+    files = [
+        random_adapter(model, 5 + slot, rank=(8, 3, 5)[slot], use_rslora=slot == 1, experts=forms[slot])
+        for slot in range(3)
+    ]
+    for slot, file in enumerate(files):
+        bank.load(slot, random_adapter(model, 50 + slot, rank=8, experts="stacked"))
+        bank.load(slot, file)
+    assert bank.expert_slots == {slot for slot, form in enumerate(forms) if form}
+    prompts, tokens = prompts_of(4), [30, 40, 50, 60]
+    found = way(model, prompts, tokens, bank, adapters)
+    for row, adapter in enumerate(adapters):
+        alone = model if adapter < 0 else merged(model, files[adapter])
+        expected = plain_logits(alone, [prompts[row]], [tokens[row]])
+        for mixed, single in zip(found, expected, strict=True):
+            assert float((mixed[row] - single[0]).abs().max()) < 1e-4 * max(float(single.abs().max()), 1)
+        if adapter >= 0 and forms[adapter]:
+            tensors = {key: value for key, value in files[adapter].tensors.items() if ".mlp.experts." not in key}
+            without = merged(model, AdapterFiles(tensors, files[adapter].config))
+            without_logits = plain_logits(without, [prompts[row]], [tokens[row]])
+            assert not torch.allclose(without_logits[0], expected[0], atol=1e-2)
+
+
+@pytest.mark.parametrize("way", [plain_logits, paged_logits])
+def test_adapters_without_routed_experts_do_not_pay_for_them(way, monkeypatch):
+    bank = bank_of(splits_shared=way is paged_logits, has_experts=True)
+    bank.load(0, random_adapter(MODEL, 0, experts="stacked"))
+    bank.load(1, random_adapter(MODEL, 1))
+    monkeypatch.setattr(reference, "mixture_lora", None)
+    monkeypatch.setattr(lora_hooks, "mixture_lora", None)
+    monkeypatch.setattr(LowRank, "expert", None)
+    way(MODEL, prompts_of(2), [30, 40], bank, [1, -1])
 
 
 def test_base_rows_are_bit_for_bit_what_they_are_without_adapters():
@@ -162,8 +206,8 @@ def test_no_hook_stays_on_the_model():
 
 def test_a_bank_takes_the_memory_that_was_planned():
     for name, model in MODELS.items():
-        for splits_shared in (False, True):
-            bank = bank_of(model, splits_shared=splits_shared)
+        for splits_shared, has_experts in itertools.product((False, True), repeat=2):
+            bank = bank_of(model, splits_shared=splits_shared, has_experts=has_experts)
             held = sum(
                 tensor.numel() * 4
                 for groups in bank.layers
@@ -171,13 +215,18 @@ def test_a_bank_takes_the_memory_that_was_planned():
                 for tensor in (group.A_SQH, group.B_SOR)
             )
             text = model.config.text_config
-            assert held == bank_bytes(text, num_slots=3, max_rank=8, value_bytes=4), name
+            planned = bank_bytes(text, num_slots=3, max_rank=8, value_bytes=4, has_experts=has_experts)
+            assert held == planned, name
     assert bank_bytes(TextConfig(), num_slots=0, max_rank=64, value_bytes=2) == 0
 
 
 def changed(files, tensors=None, without=(), **config):
     kept = {name: tensor for name, tensor in files.tensors.items() if name not in without}
     return AdapterFiles(kept | (tensors or {}), {**files.config, **config})
+
+
+def pair_of(module, a_shape, b_shape):
+    return {f"{module}.lora_A.weight": torch.zeros(a_shape), f"{module}.lora_B.weight": torch.zeros(b_shape)}
 
 
 GOOD = random_adapter(MODEL, 0)
@@ -192,18 +241,34 @@ REFUSED = {
     "wrong_shape": changed(GOOD, {f"{Q}.lora_A.weight": torch.zeros(4, 31)}),
     "wrong_dtype": changed(GOOD, {f"{Q}.lora_A.weight": torch.zeros(4, 32, dtype=torch.int64)}),
     "not_finite": changed(GOOD, {f"{Q}.lora_B.weight": torch.full((32, 4), float("inf"))}),
-    "target_not_allowed": changed(GOOD, {f"{ROUTED}.lora_A.weight": torch.zeros(4, 32)}),
-    "unknown_module": changed(GOOD, {f"{Q.replace('layers.0', 'layers.9')}.lora_A.weight": torch.zeros(4, 32)}),
+    "target_not_allowed": changed(GOOD, pair_of(ROUTED, (4, 32), (32, 4))),
+    "unknown_module": changed(GOOD, pair_of(Q.replace("layers.0", "layers.9"), (4, 32), (32, 4))),
 }
+REFUSED_EXPERTS = {
+    "unexpected_tensor": changed(
+        random_adapter(MODEL, 0, experts="stacked"), pair_of(f"{ROUTED}.2.up_proj", (4, 32), (16, 4))
+    ),
+    "tensor_missing": changed(
+        random_adapter(MODEL, 0, experts="stacked"), without=(f"{ROUTED}.base_layer.lora_B.weight",)
+    ),
+    "wrong_shape": changed(GOOD, pair_of(ROUTED, (15, 16), (32, 15))),
+    "unknown_module": changed(GOOD, pair_of(f"{ROUTED}.4.up_proj", (4, 32), (16, 4))),
+    "not_finite": changed(GOOD, {**pair_of(f"{ROUTED}.3.up_proj", (4, 32), (16, 4)),
+                                 f"{ROUTED}.3.up_proj.lora_A.weight": torch.full((4, 32), float("nan"))}),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("reason", REFUSED)
-def test_what_cannot_be_served_is_refused_and_changes_nothing(reason):
-    bank = bank_of()
+@pytest.mark.parametrize(
+    ("reason", "refused", "has_experts"),
+    [*((reason, files, False) for reason, files in REFUSED.items()),
+     *((reason, files, True) for reason, files in REFUSED_EXPERTS.items())],
+)  # fmt: skip
+def test_what_cannot_be_served_is_refused_and_changes_nothing(reason, refused, has_experts):
+    bank = bank_of(has_experts=has_experts)
     bank.load(0, GOOD)
     before = [group.B_SOR.clone() for groups in bank.layers for group in groups.values()]
     with pytest.raises(AdapterError) as caught:
-        bank.load(0, REFUSED[reason])
+        bank.load(0, refused)
     assert caught.value.reason == reason
     after = [group.B_SOR for groups in bank.layers for group in groups.values()]
     assert all(map(torch.equal, before, after))
@@ -215,8 +280,8 @@ def test_what_cannot_be_served_is_refused_and_changes_nothing(reason):
 @pytest.mark.parametrize("module", ["layers.1.mlp.experts.0.gate_proj", "layers.1.mlp.experts.base_layer"])
 def test_routed_experts_are_refused_by_name(module):
     bank = bank_of()
-    with pytest.raises(AdapterError, match="routed experts"):
-        bank.load(0, changed(GOOD, {f"base_model.model.model.{module}.lora_A.weight": torch.zeros(4, 32)}))
+    with pytest.raises(AdapterError, match="set adapter_experts"):
+        bank.load(0, changed(GOOD, pair_of(f"base_model.model.model.{module}", (4, 32), (16, 4))))
 
 
 def test_too_large_for_the_type_of_the_model():
@@ -268,18 +333,29 @@ def test_a_slot_is_free_again_when_nobody_uses_it():
     assert registry.names == ("a@2",)
 
 
+PARAMETERS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+@pytest.mark.parametrize("parameters", [[], PARAMETERS[:1], PARAMETERS[1:], PARAMETERS])
 @pytest.mark.parametrize("use_rslora", [False, True])
-def test_what_peft_saves_reads_as_with_peft(tmp_path, use_rslora):
+def test_what_peft_saves_reads_as_with_peft(tmp_path, use_rslora, parameters):
     peft = pytest.importorskip("peft")
     model = tiny_model()
     pattern = r"model\.layers\.\d+\..*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
     config = peft.LoraConfig(
-        r=5, lora_alpha=7, target_modules=pattern, use_rslora=use_rslora, init_lora_weights=False, lora_dropout=0.1
+        r=5,
+        lora_alpha=7,
+        target_modules=pattern,
+        target_parameters=parameters or None,
+        use_rslora=use_rslora,
+        init_lora_weights=False,
+        lora_dropout=0 if parameters else 0.1,
     )
     wrapped = peft.get_peft_model(model, config).eval()
     wrapped.save_pretrained(tmp_path)
-    bank = bank_of(splits_shared=True)
+    bank = bank_of(splits_shared=True, has_experts=bool(parameters))
     bank.load(2, read_adapter(tmp_path))
+    assert bank.expert_slots == ({2} if parameters else set())
     ids = prompts_of(1)
     with torch.inference_mode():
         embeds = model.embed_inputs(torch.tensor(ids), [])

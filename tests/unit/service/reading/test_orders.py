@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from service.engine.fake import FakeEngine
+from service.adapters.models import ServedModels
+from service.engine.fake import FakeEngine, FakeEngineHandle
 from service.errors import InvalidFieldError, ModelNotFoundError, TooManyPagesError
 from service.intake.limits import IntakeLimits
 from service.reading.orders import make_order
@@ -12,11 +13,17 @@ from service.reading.reader import ReadOrder
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
 
 INFO = FakeEngine(geometry=GeometryConfig(modes=(Mode.SMALL, Mode.GUNDAM), default_mode=Mode.SMALL)).info
+MODELS = ServedModels(FakeEngineHandle())
 
 
 def make(data: bytes = b"\x89PNG\r\n\x1a\n", cap: int = 100, **wishes: Any) -> ReadOrder:
     return make_order(
-        data=data, info=INFO, limits=IntakeLimits(max_frames=2, max_pdf_pages=5), max_new_tokens_cap=cap, **wishes
+        data=data,
+        info=INFO,
+        models=MODELS,
+        limits=IntakeLimits(max_frames=2, max_pdf_pages=5),
+        max_new_tokens_cap=cap,
+        **wishes,
     )
 
 
@@ -30,8 +37,9 @@ def test_engines_bound_holds_below_the_settings() -> None:
 
 
 def test_unknown_model_is_not_found() -> None:
-    with pytest.raises(ModelNotFoundError):
+    with pytest.raises(ModelNotFoundError) as refusal:
         make(model_id="other")
+    assert refusal.value.public == {"known": ["fake"]}
     assert make(model_id="fake").model_id == "fake"
 
 

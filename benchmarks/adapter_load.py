@@ -1,0 +1,260 @@
+"""How long an adapter takes from a folder to its first answer, by stage, in an idle engine and in a busy one.
+
+    python benchmarks/adapter_load.py                                   DeepSeek-OCR's dimensions, random weights, a GPU
+    python benchmarks/adapter_load.py --model nano --device cpu --streams 4
+
+The engine runs in its own process, as in service, and is driven over its link. Stages: `copy`, to a folder of its own
+while it is hashed, as verification does it; `read`, the files into the engine's memory, beside its steps; `place`, into
+the slot, between two steps; `load`, both as the service sees them, messages included; `canary`, the page that every
+new version reads; `answer`, a page of 640 px up to its first text. The checks of verification (manifest, header,
+values) are not among them: they run on the CPU in the service's process, `verify` of `benchmarks/adapters.py`.
+
+Busy means that `--streams` pages are being decoded by the base; `gap` is the longest that one of them went without new
+text while adapters were loaded, beside the longest without loads. It means something with random weights alone: nano
+says nothing more after its page's end. Prints a table and, last, a JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.origin import command, origin
+from service.adapters.canary import read_canary
+from service.engine.client import ProcessEngine
+from service.engine.engine import TorchEngine
+from service.engine.loader import EngineLimits
+from service.engine.protocol import SequenceDelta, SequenceEvent, SequenceFailure, SequenceRequest
+from service.engine.repetition import LoopRule
+from shared.contract.prompts import Task, prompt_for
+from shared.deepseek_ocr.configuration import TextConfig
+
+NANO = Path(__file__).resolve().parents[1] / "shared" / "nano"
+STAGES = ("copy", "read", "place", "load", "canary", "answer", "total")
+CHUNK_BYTES = 1024 * 1024
+ENDLESS_TOKENS = 4000
+NEVER = 1_000_000
+
+
+def make(model: str, device: str, limits: EngineLimits) -> TorchEngine:
+    """The engine, in its process."""
+    import torch
+
+    from benchmarks.random_model import random_checkpoint
+    from service.engine.loader import make_engine
+    from shared.deepseek_ocr.loading import load_checkpoint
+
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    checkpoint = load_checkpoint(NANO, device, dtype) if model == "nano" else random_checkpoint(device, dtype)
+    checkpoint.tokenizer.eos_id = -1  # no answer ends by itself
+    return make_engine(checkpoint, limits)
+
+
+def text_config(model: str) -> TextConfig:
+    """The decoder's dimensions."""
+    from shared.deepseek_ocr.configuration import DeepseekOcrConfig
+    from shared.deepseek_ocr.nano_config import nano_config
+
+    return (nano_config() if model == "nano" else DeepseekOcrConfig()).text_config
+
+
+def write_adapter(folder: Path, text: TextConfig, rank: int, seed: int) -> int:
+    """A PEFT folder of random numbers in bfloat16; the bytes of its weights."""
+    import torch
+    from safetensors.torch import save_file
+
+    from benchmarks.random_adapters import random_adapter
+
+    files = random_adapter(text, rank, seed)
+    folder.mkdir()
+    weights = folder / "adapter_model.safetensors"
+    save_file({name: tensor.to(torch.bfloat16) for name, tensor in files.tensors.items()}, weights)
+    (folder / "adapter_config.json").write_text(json.dumps(files.config))
+    return weights.stat().st_size
+
+
+def copy_hashed(source: Path, target: Path) -> None:
+    """What verification does with each file."""
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        digest = hashlib.sha256()
+        with path.open("rb") as read, (target / path.name).open("wb") as write:
+            while chunk := read.read(CHUNK_BYTES):
+                digest.update(chunk)
+                write.write(chunk)
+
+
+def request_of(engine: ProcessEngine, model_id: str, tokens: int) -> SequenceRequest:
+    """A page of noise of 640 px."""
+    from benchmarks.random_model import noise_page
+
+    page = noise_page((640, 640), engine.info.geometry)
+    return SequenceRequest(uuid.uuid4().hex, page, prompt_for(Task.FREE), tokens, model_id)
+
+
+async def first_text_s(engine: ProcessEngine, model_id: str) -> float:
+    """From handing a page over to its first text."""
+    request = request_of(engine, model_id, 4)
+    began_s, first_s = time.perf_counter(), 0.0
+    async for event in engine.submit(request):
+        if isinstance(event, SequenceFailure):
+            raise RuntimeError(f"{event.code}: {event.detail}")  # noqa: TRY004 -- an event, not an argument
+        first_s = first_s or time.perf_counter() - began_s
+    return first_s
+
+
+async def bring_in(engine: ProcessEngine, model_id: str, source: Path, target: Path) -> dict[str, float]:
+    """One adapter from its folder to its first text; seconds by stage."""
+    began_s = time.perf_counter()
+    await asyncio.to_thread(copy_hashed, source, target)
+    copied_s = time.perf_counter()
+    cost = await engine.load_adapter(model_id, target)
+    loaded_s = time.perf_counter()
+    await read_canary(engine, model_id, timeout_s=60.0)
+    read_s = time.perf_counter()
+    answer_s = await first_text_s(engine, model_id)
+    return {
+        "copy": copied_s - began_s,
+        "read": cost.read_s,
+        "place": cost.place_s,
+        "load": loaded_s - copied_s,
+        "canary": read_s - loaded_s,
+        "answer": answer_s,
+        "total": time.perf_counter() - began_s,
+    }
+
+
+class Streams:
+    """Pages that are decoded all the while, and the longest time that one of them stood still."""
+
+    def __init__(self, engine: ProcessEngine) -> None:
+        self._engine = engine
+        self.longest_s = 0.0
+        self.num_started = 0
+        self._wanted = 0
+        self._has_started = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def running(self, count: int) -> AsyncIterator[None]:
+        """Decode this many pages with the base."""
+        tasks = [asyncio.create_task(self._read()) for _ in range(count)]
+        self._wanted = count
+        await self._has_started.wait()
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def longest_over_s(self, seconds: float) -> float:
+        """The longest stand-still within a time without loads."""
+        self.longest_s = 0.0
+        await asyncio.sleep(seconds)
+        return self.longest_s
+
+    async def _read(self) -> None:
+        is_first = True
+        while True:
+            request = request_of(self._engine, self._engine.info.model_id, ENDLESS_TOKENS)
+            events = cast("AsyncGenerator[SequenceEvent, None]", self._engine.submit(request))
+            last_s: float | None = None
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    if isinstance(event, SequenceDelta):
+                        now_s = time.perf_counter()
+                        self.num_started += is_first
+                        is_first = False
+                        if self.num_started == self._wanted:
+                            self._has_started.set()
+                        self.longest_s = max(self.longest_s, now_s - (last_s or now_s))
+                        last_s = now_s
+
+
+def show(case: str, rows: list[dict[str, float]]) -> dict[str, float]:
+    """Print medians and worst; medians in milliseconds by stage."""
+    for name, pick in (("median", statistics.median), ("worst", max)):
+        cells = "".join(f"{pick([row[stage] for row in rows]) * 1000:>10.1f}" for stage in STAGES)
+        print(f"{case:<8}{name:<8}{cells}", flush=True)
+    return {f"{stage}_ms": round(statistics.median(row[stage] for row in rows) * 1000, 2) for stage in STAGES}
+
+
+async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run both cases."""
+    text = text_config(arguments.model)
+    limits = EngineLimits(
+        batch_size=arguments.streams + 2,
+        max_sequence_tokens=8192,
+        adapter_slots=arguments.slots,
+        adapter_max_rank=arguments.max_rank,
+        loop_rule=LoopRule(min_tokens=NEVER),
+    )
+    factory = partial(make, arguments.model, arguments.device, limits)
+    engine = ProcessEngine(factory, num_threads=arguments.threads)
+    began_s = time.perf_counter()
+    await engine.start()
+    print(f"engine ready after {time.perf_counter() - began_s:.1f} s: {engine.info.device}, {engine.info.dtype}")
+    print(f"{'ms':<16}" + "".join(f"{stage:>10}" for stage in STAGES), flush=True)
+    result: dict[str, Any] = {"rank": arguments.rank, "slots": arguments.slots, "streams": arguments.streams}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        sources = [folder / f"source-{seed}" for seed in range(arguments.rounds)]
+        sizes = [write_adapter(source, text, arguments.rank, seed) for seed, source in enumerate(sources)]
+        result["weights_mb"] = round(max(sizes) / 1e6, 2)
+
+        async def rounds(case: str) -> list[dict[str, float]]:
+            rows = []
+            for number, source in enumerate(sources):
+                model_id = f"{case}@{number + 1}"
+                rows.append(await bring_in(engine, model_id, source, folder / model_id))
+                await engine.unload_adapter(model_id)
+            return rows
+
+        try:
+            await rounds("warm-up")
+            result["idle"] = show("idle", await rounds("idle"))
+            streams = Streams(engine)
+            async with streams.running(arguments.streams):
+                quiet_s = await streams.longest_over_s(3.0)
+                streams.longest_s = 0.0
+                result["busy"] = show("busy", await rounds("busy"))
+                result["gap_ms"] = round(streams.longest_s * 1000, 1)
+                result["gap_without_loads_ms"] = round(quiet_s * 1000, 1)
+            print(f"longest gap of a page: {streams.longest_s * 1000:.1f} ms, {quiet_s * 1000:.1f} ms without loads")
+        finally:
+            await engine.stop()
+    return result
+
+
+def main() -> None:
+    """Run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("random", "nano"), default="random")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--max-rank", type=int, default=64, help="what the slots are made for")
+    parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--streams", type=int, default=32, help="pages decoded in the busy case")
+    parser.add_argument("--rounds", type=int, default=5, help="adapters brought in, for each case")
+    parser.add_argument("--threads", type=int, help="of the engine's tensor operations")
+    arguments = parser.parse_args()
+    result = asyncio.run(measure(arguments))
+    print(json.dumps({"benchmark": "adapter_load", "command": command(), **origin(arguments.device), **result}))
+
+
+if __name__ == "__main__":
+    main()

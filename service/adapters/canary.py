@@ -1,0 +1,88 @@
+"""A page that every adapter reads before anybody's does: whatever it says, it must come to an end by itself.
+
+Owns the page and the verdict. What an adapter reads well is its evaluation's question; here is asked whether this
+engine, on this device, gets through a page with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import uuid
+from collections.abc import AsyncGenerator
+from typing import cast
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from service.engine.protocol import (
+    EngineHandle,
+    SequenceEvent,
+    SequenceFailure,
+    SequenceRequest,
+    SequenceResult,
+)
+from service.errors import EngineLostError
+from shared.contract.prompts import Task, prompt_for
+from shared.deepseek_ocr.forms import PageImage
+from shared.deepseek_ocr.geometry import GeometryConfig, Mode, plan_views
+
+CANARY_TOKENS = 16
+"""Enough to decode through every layer many times; a whole answer would take a busy engine's time for nothing."""
+CANARY_WIDTH_PX, CANARY_HEIGHT_PX = 320, 64
+_ENGINE_LOST = "engine_lost"
+
+
+class CanaryError(Exception):
+    """The adapter did not get through the page; the message says how."""
+
+
+def canary_page(geometry: GeometryConfig) -> PageImage:
+    """One line of print, in the model's cheapest mode.
+
+    Args:
+        geometry: The model's.
+
+    Returns:
+        The page.
+    """
+    image = Image.new("RGB", (CANARY_WIDTH_PX, CANARY_HEIGHT_PX), "white")
+    ImageDraw.Draw(image).text((16, 24), "Canary 0123456789, the page before all pages.", fill="black")
+    mode = next((mode for mode in (Mode.TINY, Mode.SMALL) if mode in geometry.modes), geometry.default_mode)
+    plan = plan_views(CANARY_WIDTH_PX, CANARY_HEIGHT_PX, mode, geometry)
+    return PageImage(plan, np.asarray(image))
+
+
+async def read_canary(engine: EngineHandle, model_id: str, *, timeout_s: float) -> None:
+    """Let a resident adapter read the page.
+
+    Args:
+        engine: Holds the adapter.
+        model_id: The adapter.
+        timeout_s: Time it has, waiting behind other pages included.
+
+    Raises:
+        CanaryError: It failed, or gave no number to be sure by.
+        EngineLostError: The engine was lost meanwhile, of this adapter or of something else.
+        TimeoutError: The engine was too busy.
+    """
+    request = SequenceRequest(
+        f"canary-{uuid.uuid4().hex}",
+        canary_page(engine.info.geometry),
+        prompt_for(Task.FREE),
+        CANARY_TOKENS,
+        model_id,
+    )
+    events = cast("AsyncGenerator[SequenceEvent, None]", engine.submit(request))
+    async with asyncio.timeout(timeout_s), contextlib.aclosing(events):
+        async for event in events:
+            if isinstance(event, SequenceFailure):
+                if event.code == _ENGINE_LOST:
+                    raise EngineLostError(event.detail)
+                raise CanaryError(f"{event.code}: {event.detail}")
+            if isinstance(event, SequenceResult):
+                if not math.isfinite(event.confidence):
+                    raise CanaryError(f"its confidence is {event.confidence}")
+                return
+    raise EngineLostError("the engine's events ended without a result")

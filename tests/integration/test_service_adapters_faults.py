@@ -1,0 +1,175 @@
+"""Adapters while engines die, publishers are killed and the volume is away; and the traces of a load."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from service.adapters import directory
+from service.engine.client import ThreadEngine
+from service.engine.fake import FakeEngine, FakeEngineHandle
+from service.engine.protocol import EngineState, SequenceEvent
+from shared.contract.volume import AdapterVolume
+from tests.support.adapters import write_peft
+from tests.support.live_adapters import ADMIN_KEY, LiveService, live_service
+from tests.support.programs import ROOT
+from tests.support.service import eventually, running_service
+from tests.unit.service.engine.test_client import QUICK
+
+pytestmark = pytest.mark.integration
+
+
+class Fragile(FakeEngine):
+    """Its loop ends where a certain adapter reads."""
+
+    def step(self) -> list[SequenceEvent]:
+        if any(entry.request.model_id == "invoices@2" for entry in (*self._waiting, *self._running)):
+            raise RuntimeError("told to break")
+        return super().step()
+
+
+@contextlib.asynccontextmanager
+async def fragile_service() -> AsyncIterator[LiveService]:
+    engine = cast("FakeEngineHandle", ThreadEngine(lambda: Fragile(adapter_slots=4), supervision=QUICK))
+    with tempfile.TemporaryDirectory() as folder:
+        volume = Path(folder) / "volume"
+        volume.mkdir()
+        async with running_service(engine, adapter_dir=volume, adapter_poll_s=0.1, admin_key=ADMIN_KEY) as service:
+            yield LiveService(service, AdapterVolume(volume), Path(folder) / "trained")
+
+
+async def test_a_version_that_engines_are_lost_with_is_refused_and_the_last_good_one_answers() -> None:
+    async with fragile_service() as live:
+        live.publish(seed=1)
+        await live.serves("invoices", 1)
+        good = await live.answer("invoices")
+        live.publish(seed=2)
+        versions = live.service.services.adapters.directory.families["invoices"].versions
+        await eventually(lambda: 2 in versions and versions[2].refusal is not None, seconds=20)
+        assert (versions[2].refusal.reason, versions[2].num_losses) == ("canary_failed", 2)
+        await eventually(lambda: live.service.engine.state is EngineState.READY)
+        assert (await live.answer("invoices"))["text"] == good["text"]
+        await eventually(lambda: list(live.service.engine.adapters) == ["invoices@1"])
+        live.publish(seed=3)
+        await live.serves("invoices", 3)
+
+
+async def test_while_the_better_one_cannot_be_had_the_next_best_answers() -> None:
+    async with live_service() as live:
+        live.publish(seed=1)
+        await live.serves("invoices", 1)
+        live.publish(seed=2, activate=False)
+        live.publish(seed=3)
+        await live.serves("invoices", 3)
+        # Elsewhere version 2 was in use between the two; here there is no copy of it.
+        (live.volume.root / "invoices" / ".c").write_text("3\n2\n1\n")
+        (live.volume.root / "invoices" / ".c").rename(live.volume.root / "invoices" / "current")
+        family = live.service.services.adapters.directory.families["invoices"]
+        await eventually(lambda: family.listing.former == (2, 1))
+        live.volume.root.rename(live.volume.root.with_name("elsewhere"))
+        await live.order("invoices/rollback")
+        assert (await live.answer("invoices"))["model_id"] == "invoices@1"
+        live.volume.root.with_name("elsewhere").rename(live.volume.root)
+        await live.serves("invoices", 2)
+
+
+async def test_a_name_with_nothing_left_waits_for_the_volume() -> None:
+    async with live_service() as live:
+        for seed in (1, 2, 3):
+            live.publish(seed=seed)
+            await live.serves("invoices", seed)
+        family = live.service.services.adapters.directory.families["invoices"]
+        assert [each for each in (1, 2, 3) if family.versions[each].copy] == [2, 3]
+        await live.order("invoices/refuse", version=2)
+        assert family.versions[2].copy is None
+        await eventually(lambda: not live.service.services.adapters.residency.is_wanted("invoices@2"))
+        live.volume.root.rename(live.volume.root.with_name("elsewhere"))
+        await eventually(lambda: live.service.services.adapters.volume_fault is not None)
+        # Nothing is left to go back to but a version whose copy is gone: it is waited for, not given up.
+        answer = await live.order("invoices/rollback")
+        assert (answer.status_code, answer.json()["serving"]) == (200, None)
+        assert (await live.failure("invoices"))[0] == 503
+        live.volume.root.with_name("elsewhere").rename(live.volume.root)
+        await live.serves("invoices", 1)
+
+
+async def test_records_and_copies_of_old_versions_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory, "MAX_KEPT_RECORDS", 4)
+    monkeypatch.setattr(directory, "MAX_FORMER", 2)
+    async with live_service() as live:
+        for seed in range(1, 13):
+            live.publish(seed=seed)
+            await live.serves("invoices", seed)
+        family = live.service.services.adapters.directory.families["invoices"]
+        await eventually(lambda: len(family.versions) <= 5)
+        assert sorted(each for each, version in family.versions.items() if version.copy) == [11, 12]
+        # What was dropped can still be asked for.
+        assert (await live.answer("invoices@3"))["model_id"] == "invoices@3"
+
+
+async def test_a_load_leaves_one_trace_with_its_stages() -> None:
+    exporter = InMemorySpanExporter()
+    async with live_service(app_options={"span_exporter": exporter}) as live:
+        live.publish(seed=1)
+        await live.serves("invoices", 1)
+    spans = {span.name: span for span in exporter.get_finished_spans() if span.name.startswith("deepsynth.adapter")}
+    load = spans["deepsynth.adapter.load"]
+    assert {name for name, span in spans.items() if span.parent and span.parent.span_id == load.context.span_id} == {
+        f"deepsynth.adapter.{stage}" for stage in ("verify", "place", "canary")
+    }
+    assert load.parent is None
+    assert dict(load.attributes) == {
+        "deepsynth.adapter.name": "invoices",
+        "deepsynth.adapter.version": 1,
+        "deepsynth.adapter.bytes": load.attributes["deepsynth.adapter.bytes"],
+        "deepsynth.adapter.result": "ok",
+    }
+    assert load.attributes["deepsynth.adapter.bytes"] > 100
+
+
+async def test_a_refusal_is_traced_with_its_reason() -> None:
+    exporter = InMemorySpanExporter()
+    engine = FakeEngine(adapter_slots=4, refuse_with={"invoices@1": "wrong_shape"})
+    async with live_service(engine=engine, app_options={"span_exporter": exporter}) as live:
+        live.publish(seed=1)
+        families = live.service.services.adapters.directory.families
+        await eventually(lambda: "invoices" in families and families["invoices"].versions[1].refusal is not None)
+    load = next(span for span in exporter.get_finished_spans() if span.name == "deepsynth.adapter.load")
+    assert (load.attributes["deepsynth.adapter.result"], load.attributes["error.type"]) == ("refused", "wrong_shape")
+
+
+@pytest.mark.chaos
+async def test_killed_publishers_never_bring_anything_half_into_service() -> None:
+    async with live_service() as live:
+        source = write_peft(live.trained / "killed")
+        command = [sys.executable, "-m", "tests.support.publishers", live.volume.root, source, "500", "7", "fake"]
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        publishers = await asyncio.create_subprocess_exec(
+            *command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+        )
+        try:
+            adapters = live.service.services.adapters
+            await eventually(lambda: len(adapters.directory.known_names) == 2, seconds=30)
+            expected = {name: (await live.answer(name))["text"] for name in adapters.directory.known_names}
+            while publishers.returncode is None:
+                for name, text in expected.items():
+                    assert (await live.answer(name))["text"] == text  # all versions have the same content
+                await asyncio.sleep(0.01)
+        finally:
+            await publishers.wait()
+        assert publishers.returncode == 0
+        for name in expected:
+            current = live.volume.listing(name).current
+            await live.serves(name, current)
+            refused = [each for each in adapters.directory.families[name].versions.values() if each.refusal]
+            assert refused == []
