@@ -143,7 +143,7 @@ class Ocr2Reading(PageReading):
             inputs_embeds = self.embed_page_inputs(input_ids, global_views_BHWC, tiles_THWC, tile_grids_B2)
             input_ids = None
         if loss_alone and labels is not None and inputs_embeds is not None and kwargs.get("attention_mask") is None:
-            return CausalLMOutput(loss=self._loss_alone(inputs_embeds, labels, **kwargs))
+            return CausalLMOutput(loss=cast("Any", self._loss_alone(inputs_embeds, labels, **kwargs)))
         forward = super().forward  # type: ignore[misc] # of the transformers class behind
         return forward(input_ids=input_ids, inputs_embeds=inputs_embeds, labels=labels, **kwargs)
 

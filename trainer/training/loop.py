@@ -183,7 +183,8 @@ class PageTrainer(Trainer):
         Returns:
             The loss, with the output where asked for.
         """
-        labels, arguments = inputs["labels"], {}
+        labels = inputs["labels"]
+        arguments: dict[str, Any] = {}
         if self._parts.keeps_logits:
             # Logits of image and prompt are most of a step's memory with a large vocabulary, and nobody reads them.
             # Those of answers need not all be there at once either.
