@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from trainer.backends.protocol import AdaptedModel, AdapterRequest
     from trainer.training.dataset import SampleReader
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 PAGE_PX = (640, 200)
 TOLERANCE = 0.05
