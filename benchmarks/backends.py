@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from trainer.backends.protocol import AdaptedModel, AdapterRequest
     from trainer.training.dataset import SampleReader
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 PAGE_PX = (640, 200)
 TOLERANCE = 0.05
@@ -77,7 +79,7 @@ def write_ocr2(folder: Path, *, tiny: bool) -> None:
         "hidden_size": 64 if tiny else 896, "intermediate_size": 128 if tiny else 4864,
         "num_hidden_layers": 2 if tiny else 24, "num_attention_heads": 2 if tiny else 14, "num_key_value_heads": 2,
     }  # fmt: skip
-    sam = {"downsample_channels": [512, encoder["hidden_size"]]}
+    sam: dict[str, Any] = {"downsample_channels": [512, encoder["hidden_size"]]}
     if tiny:
         sam |= {
             "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 64, "output_channels": 16,
@@ -144,7 +146,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         "max_new_tokens": 64 if options.updates > 20 else 8, "use_tensorboard": False,
         "target_modules": ("q_proj", "k_proj", "v_proj", "o_proj", *(MLP if options.mlp else ())),
     })  # fmt: skip
-    events: list[dict[str, float]] = []
+    events: list[dict[str, Any]] = []
     kept: list[Any] = []
 
     def watched(request: AdapterRequest) -> AdaptedModel:
@@ -180,7 +182,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     }
     return (
         record
-        | compare(*kept, options, work / "run" / "best", device)
+        | compare(kept[0], kept[1], options, work / "run" / "best", device)
         | {"total_s": round(time.perf_counter() - started_s, 1)}
     )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 from transformers import Trainer
 
 from trainer.tracing import span
@@ -27,7 +27,7 @@ from trainer.training.adapter import adapter_shapes, load_adapter, save_adapter
 from trainer.training.agreement import of_first
 from trainer.training.checkpoints import PARTIAL, commit, prune, writing_to
 from trainer.training.collator import INDICES, KEPT, Collator
-from trainer.training.dataset import SampleSet, TrainingSample
+from trainer.training.dataset import SampleSet
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.features import CachedEncoder
 from trainer.training.order import LengthGroupedOrder
@@ -37,19 +37,6 @@ CHECKPOINTS = "checkpoints"
 _VIEW_KEYS = ("global_views_BHWC", "tiles_THWC", "tile_grids_B2")
 Check = Callable[[nn.Module], dict[str, float]]
 """Reads held-out pages with the live model; figures by name, `cer` among them."""
-
-
-class NumberedSamples(Dataset[tuple[int, TrainingSample]]):
-    """Samples with their numbers, which the feature cache goes by."""
-
-    def __init__(self, samples: SampleSet) -> None:
-        self._samples = samples
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, index: int) -> tuple[int, TrainingSample]:
-        return index, self._samples[index]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +70,16 @@ class PageTrainer(Trainer):
     """The loop; one per run."""
 
     def __init__(self, model: PeftModel, parts: RunParts, **kwargs: Any) -> None:
+        self._parts = parts
         super().__init__(
             model=model,
-            train_dataset=NumberedSamples(parts.samples),
+            # Numbers of samples: the feature cache goes by them.
+            train_dataset=range(len(parts.samples)),
             # Never looked at: `evaluate` reads pages instead of computing losses. The library wants one.
-            eval_dataset=NumberedSamples(parts.samples) if parts.check else None,
-            data_collator=parts.collator,
+            eval_dataset=range(len(parts.samples)) if parts.check else None,
+            data_collator=self._collate,
             **kwargs,
         )
-        self._parts = parts
         self.last_check_step = -1
         self.best_cer: float | None = None
         self._pieces = 1
@@ -107,6 +95,9 @@ class PageTrainer(Trainer):
     def pieces(self) -> int:
         """Parts that a batch is cut into since memory ran out."""
         return self._pieces
+
+    def _collate(self, rows: Sequence[int]) -> dict[str, Any]:
+        return self._parts.collator([(row, self._parts.samples[row]) for row in rows])
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         del train_dataset
@@ -152,10 +143,7 @@ class PageTrainer(Trainer):
             batches = [inputs]
         else:
             size = -(-len(rows) // self._pieces)
-            batches = [
-                self._parts.collator([(index, self._parts.samples[index]) for index in rows[start : start + size]])
-                for start in range(0, len(rows), size)
-            ]
+            batches = [self._collate(rows[start : start + size]) for start in range(0, len(rows), size)]
         total = torch.zeros((), device=self.args.device)
         for batch in batches:
             prepared = self._prepare_inputs(batch)

@@ -195,17 +195,17 @@ def test_a_sample_that_never_fits_is_an_error_that_says_what_to_do(place, monkey
 
 
 def test_checks_read_fewer_pages_together_when_memory_runs_out(place, monkeypatch):
-    from trainer.training import validation
+    from trainer.generation import generate_from_features
 
-    sizes, original = [], validation.generate_from_features
+    sizes = []
 
     def scarce(*words):
         sizes.append(words[-1])
         if words[-1] > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(*words)
+        return generate_from_features(*words)
 
-    monkeypatch.setattr(validation, "generate_from_features", scarce)
+    monkeypatch.setattr("trainer.training.validation.generate_from_features", scarce)
     run_small(place, max_steps=1)
     assert sizes[:3] == [8, 4, 2]
 
