@@ -71,13 +71,13 @@ lock: ## Write deploy/env/*.txt from pyproject.toml
 demo-loop: setup ## Serve nano, train an adapter on a small domain, publish it, and see the served error rate fall
 	@$(BIN)/python benchmarks/demo_loop.py $(ARGS)
 
-deepseek-ocr-smoke: setup ## Read the sample page with the configured model, without a server
-	$(BIN)/python -m service ocr $(ARGS) docs/samples/sample-block.png
+deepseek-ocr-smoke: setup ## Prepare, train, evaluate and publish an adapter for nano, on a CPU in minutes
+	$(BIN)/python -m trainer smoke $(ARGS)
 
-deepseek-ocr-train: setup ## Train nano, the small model that ships
-	$(BIN)/python -m trainer nano $(ARGS)
+deepseek-ocr-train: setup ## Train an adapter: make deepseek-ocr-train ARGS="--dataset-name sets/scans ..."
+	$(BIN)/python -m trainer train $(ARGS)
 
-deepseek-ocr-eval: setup ## Measure character error rates on the held-out set
+deepseek-ocr-eval: setup ## Measure error rates: make deepseek-ocr-eval ARGS="--adapter runs/adapter --data sets/scans"
 	$(BIN)/python -m trainer evaluate $(ARGS)
 
 clean: ## Remove the virtual environment and every cache

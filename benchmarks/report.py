@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.floors import Ceilings
 from benchmarks.ratios import MEASURES, OURS, RESULTS, TARGETS, best_rows, measure, read_rows, summary, times_faster
 from benchmarks.svg import Line, Panel, draw
+from benchmarks.training_table import training_table
 from shared.deepseek_ocr.configuration import DeepseekOcrConfig
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
@@ -222,6 +223,7 @@ def render(page: str, results: Path = RESULTS) -> tuple[str, str | None]:
         "adapters": lambda: adapters_table(engine),
         "concurrency": lambda: concurrency_table(engine),
         "cpu": lambda: cpu_table(_last_run(read_rows(sorted(results.glob("cpu-reading-*.jsonl"))))),
+        "training": lambda: training_table(read_rows(sorted(results.glob("training-*.jsonl")))),
         "exactness": lambda: exactness_table(newest(read_rows(sorted(results.glob("exactness*.jsonl"))))),
     }
     return MARKED.sub(lambda found: f"{found[1]}\n{tables[found[2]]()}\n{found[3]}", page), drawn

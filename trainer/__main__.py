@@ -10,17 +10,26 @@ import sys
 from collections.abc import Sequence
 
 from shared.contract.refusals import ContractError
-from trainer.commands.evaluate import UsageError, add_evaluate
+from trainer.commands.benchmark import add_benchmark
+from trainer.commands.evaluate import add_evaluate
+from trainer.commands.flags import UsageError
 from trainer.commands.nano import add_nano
 from trainer.commands.prepare import add_prepare
 from trainer.commands.publish import add_publish
+from trainer.commands.push import add_push
+from trainer.commands.report import add_report
+from trainer.commands.smoke import add_smoke
+from trainer.commands.train import add_train
 from trainer.config import SettingsError, load_settings
 from trainer.data.errors import DataError
 from trainer.evaluation.card import CardError
 from trainer.evaluation.results import ResultError
 from trainer.evaluation.samples import SampleError
+from trainer.hub import HubError
 from trainer.publication import PublicationError
 from trainer.readers.protocol import ReaderError
+from trainer.tracing import span, start_tracing
+from trainer.training.errors import TrainingError, TrainingStopped
 
 USERS_ERRORS = (
     UsageError,
@@ -32,18 +41,27 @@ USERS_ERRORS = (
     ResultError,
     ContractError,
     PublicationError,
+    HubError,
+    TrainingError,
     FileNotFoundError,
 )
 STATUS_OF_USERS_ERRORS = 2
+STATUS_OF_STOPPED_RUNS = 143
+"""What a shell shows of a process that SIGTERM has ended: whoever restarts jobs takes 0 for done."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m trainer", description="Train and measure DeepSeek-OCR models.")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     add_prepare(commands)
+    add_train(commands)
     add_evaluate(commands)
     add_publish(commands)
+    add_push(commands)
+    add_report(commands)
+    add_benchmark(commands)
+    add_smoke(commands)
     add_nano(commands)
     return parser
 
@@ -59,10 +77,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = build_parser().parse_args(arguments)
     try:
-        output = options.run(options, load_settings())
+        settings = load_settings()
+        if settings.tracing:
+            start_tracing()
+        with span(f"trainer.{options.command}"):
+            output = options.run(options, settings)
     except USERS_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return STATUS_OF_USERS_ERRORS
+    except TrainingStopped as stop:
+        print(stop, file=sys.stderr)
+        return STATUS_OF_STOPPED_RUNS
     if output:
         print(output)
     return 0

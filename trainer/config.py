@@ -28,6 +28,8 @@ class TrainerSettings:
     """Threads of torch on the CPU and processes of Tesseract; 0: as many as there are cores."""
     tesseract: str = "tesseract"
     """Name or path of the Tesseract program."""
+    tracing: bool = False
+    """Send OpenTelemetry spans of every command; where to, the OTEL_* variables say."""
 
     def __post_init__(self) -> None:
         if self.device not in {"auto", "cpu", "cuda"} and not self.device.removeprefix("cuda:").isdigit():
@@ -64,7 +66,27 @@ def load_settings(environment: Mapping[str, str] | None = None) -> TrainerSettin
         threads = int(texts.pop("threads", "0"))
     except ValueError as error:
         raise SettingsError(f"{PREFIX}THREADS is not a whole number") from error
-    return TrainerSettings(threads=threads, **texts)
+    tracing = texts.pop("tracing", "false").lower()
+    if tracing not in {"true", "false"}:
+        raise SettingsError(f"{PREFIX}TRACING is {tracing!r}; it is true or false")
+    return TrainerSettings(threads=threads, tracing=tracing == "true", **texts)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessPlace:
+    """Where this process stands among those that torchrun has started; alone without it."""
+
+    rank: int = 0
+    local_rank: int = 0
+    """Among those of this machine: the number of its GPU."""
+    count: int = 1
+
+
+def process_place() -> ProcessPlace:
+    """What torchrun has told this process."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    rank, local_rank, count = (os.environ.get(name, "") for name in names)  # noqa: TID251 - the trainer's config
+    return ProcessPlace(int(rank or 0), int(local_rank or 0), int(count or 1))
 
 
 def child_environment() -> dict[str, str]:

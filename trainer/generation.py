@@ -11,7 +11,7 @@ Shape letters: B pages, L tokens, D decoder width, V vocabulary, H and W pixels,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -126,11 +126,46 @@ def generate_texts(
         for indices in batches_of_equal_plan([page.plan for page in batch], batch_size):
             pages = [batch[index] for index in indices]
             prompt_ids = tokenizer.encode_prompt(pages[0].plan, prompt)
-            answers = _decode(model, pages, prompt_ids, max_new_tokens, tokenizer.eos_id, device)
-            for index, answer in zip(indices, answers, strict=True):
-                text = tokenizer.decode(answer.token_ids)
-                readings[index] = Generated(text, len(answer.token_ids), answer.ended)
+            features = _encode(model, pages, device)
+            answers = _decode(model, features, [prompt_ids] * len(pages), max_new_tokens, tokenizer.eos_id, device)
+            readings.update(zip(indices, _as_texts(answers, tokenizer), strict=True))
     return [readings[index] for index in range(len(batch))]
+
+
+def generate_from_features(
+    model: OcrModel,
+    tokenizer: OcrTokenizer,
+    prompts: Sequence[Sequence[int]],
+    features_of: Callable[[int], Tensor],
+    max_new_tokens: int,
+    device: torch.device | str,
+    batch_size: int = 8,
+) -> list[Generated]:
+    """Read pages whose vision features are at hand already; otherwise as `generate_texts`.
+
+    Args:
+        model: The model, on `device` already.
+        tokenizer: Its tokenizer.
+        prompts: Whole sequences to answer, image tokens included.
+        features_of: Gives the features `[L, D]` of a prompt's images by the prompt's number.
+        max_new_tokens: Longest answer, the end token included.
+        device: Where the model is.
+        batch_size: Most pages decoded together.
+
+    Returns:
+        One reading for each prompt.
+    """
+    device = torch.device(device)
+    readings: dict[int, Generated] = {}
+    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    with _inference(model, device):
+        for _, group in groupby(by_length, key=lambda index: len(prompts[index])):
+            while indices := list(islice(group, batch_size)):
+                features = [features_of(index).to(device) for index in indices]
+                asked = [prompts[index] for index in indices]
+                answers = _decode(model, features, asked, max_new_tokens, tokenizer.eos_id, device)
+                readings.update(zip(indices, _as_texts(answers, tokenizer), strict=True))
+    return [readings[index] for index in range(len(prompts))]
 
 
 def batches_of_equal_plan(plans: Sequence[ViewPlan], batch_size: int) -> Iterator[list[int]]:
@@ -181,17 +216,18 @@ def _uncompiled(module: torch.nn.Module) -> AbstractContextManager[object]:
 
 def _decode(
     model: OcrModel,
-    pages: Sequence[PreparedViews],
-    prompt_ids: Sequence[int],
+    features: Sequence[Tensor],
+    prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     eos_id: int,
     device: torch.device,
 ) -> list[_Answer]:
-    """Answers of pages with one plan."""
-    answers = [_Answer() for _ in pages]
+    """Answers to prompts of one length."""
+    answers = [_Answer() for _ in prompts]
     running = list(answers)
     cache = growing_cache()
-    logits_BV = _prefill(model, pages, prompt_ids, cache, device)
+    ids_BL = torch.tensor([list(prompt) for prompt in prompts], device=device)
+    logits_BV = _next_logits(model, model.embed_inputs(ids_BL, features), cache)
     steps_per_check = STEPS_PER_CHECK.get(device.type, STEPS_PER_CHECK_ELSEWHERE)
     unseen: list[Tensor] = []
     for step in range(1, max_new_tokens + 1):
@@ -220,23 +256,19 @@ def _take(running: Sequence[_Answer], unseen: Sequence[Tensor], eos_id: int) -> 
     return [row for row, answer in enumerate(running) if not answer.is_done]
 
 
-def _prefill(
-    model: OcrModel,
-    pages: Sequence[PreparedViews],
-    prompt_ids: Sequence[int],
-    cache: Cache,
-    device: torch.device,
-) -> Tensor:
-    """Read images and prompt; logits `[B, V]` of the first token."""
+def _encode(model: OcrModel, pages: Sequence[PreparedViews], device: torch.device) -> list[Tensor]:
+    """Vision features `[L, D]` of pages with one plan."""
     plan = pages[0].plan
     tiles = [torch.as_tensor(page.tiles_THWC) for page in pages] if plan.num_tiles else []
-    features = model.image_features(
+    return model.image_features(
         torch.stack([torch.as_tensor(page.global_view_HWC) for page in pages]).to(device),
         torch.cat(tiles).to(device) if tiles else None,
         [(plan.tile_columns, plan.tile_rows)] * len(pages),
     )
-    ids_BL = torch.tensor([list(prompt_ids)] * len(pages), device=device)
-    return _next_logits(model, model.embed_inputs(ids_BL, features), cache)
+
+
+def _as_texts(answers: Sequence[_Answer], tokenizer: OcrTokenizer) -> list[Generated]:
+    return [Generated(tokenizer.decode(each.token_ids), len(each.token_ids), each.ended) for each in answers]
 
 
 def _step(model: OcrModel, token_B: Tensor, cache: Cache) -> Tensor:

@@ -16,19 +16,35 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from shared.contract.identity import weights_revision
-from shared.contract.manifest import BaseIdentity, CodeVersion, EvaluatedSet, Evaluation, Metrics, TierMetrics
+from shared.contract.manifest import (
+    BaseIdentity,
+    CodeVersion,
+    EvaluatedSet,
+    Evaluation,
+    Metrics,
+    TierMetrics,
+    TrainingData,
+)
 from shared.contract.refusals import AdapterRefusedError, Reason
 from shared.contract.volume import WEIGHTS_FILE
 from trainer.evaluation.provenance import package_version, source_commit
-from trainer.evaluation.results import NORMALISATION, EvaluationResult, ReaderResult
+from trainer.evaluation.results import (
+    ADAPTER_KEY,
+    NORMALISATION,
+    WEIGHTS_KEY,
+    EvaluationResult,
+    ReaderResult,
+    SetRecord,
+    is_adapter,
+)
 
 DISTRIBUTION = "deepsynth-ocr"
+RUN_FILE = "run.json"
+"""Of a training run: its options, its data and its versions."""
 MIN_IMPROVEMENT_RATIO = 0.05
 """Share of the base's character errors that must go: less than that is within what other pages would give."""
 MAX_TIER_LOSS = 0.01
 """What any kind of page may lose: one point of CER."""
-WEIGHTS_KEY, ADAPTER_KEY = "weights", "adapter"
-"""A reader's details: SHA-256 of the base model's weights, and of the adapter's."""
 _ASKED_KEYS = ("task", "mode", "max_new_tokens")
 _WEIGHT_SUFFIX = ".weight"
 _LINEAR_DIMENSIONS = 2
@@ -48,8 +64,43 @@ class Margins:
     max_tier_loss: float = MAX_TIER_LOSS
 
 
-def compare(base: EvaluationResult, adapter: EvaluationResult, margins: Margins) -> Evaluation:
-    """Put two records beside each other; the first reader of each is the one in question.
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One reader's part of a record."""
+
+    sets: tuple[SetRecord, ...]
+    reader: ReaderResult
+
+
+def measurements(record: EvaluationResult, base_record: EvaluationResult | None) -> tuple[Measurement, Measurement]:
+    """Find base and adapter in records.
+
+    Args:
+        record: Of the adapter, and of the base beside it where no other record is given.
+        base_record: Of the base model alone.
+
+    Returns:
+        The base's figures and the adapter's.
+
+    Raises:
+        PublicationError: One of them is not there, or the base's record is about an adapter.
+    """
+    if base_record is None:
+        base, adapter = record.base, record.adapter
+        if base is None or adapter is None:
+            raise PublicationError(
+                "the record does not hold base and adapter both: `evaluate --adapter` writes one that does, or give "
+                "the base's own with --base-evaluation"
+            )
+        return Measurement(record.sets, base), Measurement(record.sets, adapter)
+    first = base_record.readers[0]
+    if is_adapter(first.details):
+        raise PublicationError("the base's record is about an adapter; evaluate the base model alone")
+    return Measurement(base_record.sets, first), Measurement(record.sets, record.adapter or record.readers[0])
+
+
+def compare(base: Measurement, adapter: Measurement, margins: Margins) -> Evaluation:
+    """Put the figures of both beside each other.
 
     Args:
         base: Of the base model.
@@ -64,46 +115,41 @@ def compare(base: EvaluationResult, adapter: EvaluationResult, margins: Margins)
     """
     if [pages.sha256 for pages in base.sets] != [pages.sha256 for pages in adapter.sets]:
         raise PublicationError("base and adapter read different pages; evaluate both on the same set")
-    first, second = base.readers[0], adapter.readers[0]
     for key in (*_ASKED_KEYS, WEIGHTS_KEY):
-        ours, theirs = first.details.get(key), second.details.get(key)
+        ours, theirs = base.reader.details.get(key), adapter.reader.details.get(key)
         if ours != theirs and (key in _ASKED_KEYS or (ours and theirs)):
             raise PublicationError(f"base and adapter were read with different {key}: {ours} and {theirs}")
-    if _sizes(first) != _sizes(second):
+    if _sizes(base.reader) != _sizes(adapter.reader):
         raise PublicationError("base and adapter read different tiers or numbers of pages; give both the same flags")
     return Evaluation(
         sets=tuple(EvaluatedSet(name=pages.name, pages=pages.pages, sha256=pages.sha256) for pages in base.sets),
         normalisation=NORMALISATION,
         min_improvement_ratio=margins.min_improvement_ratio,
         max_tier_loss=margins.max_tier_loss,
-        base=_metrics(first),
-        adapter=_metrics(second),
+        base=_metrics(base.reader),
+        adapter=_metrics(adapter.reader),
     )
 
 
-def check_records(
-    adapter_folder: Path, base: BaseIdentity, base_record: EvaluationResult, adapter_record: EvaluationResult
-) -> None:
-    """See to it that the records are about this adapter and this base model, as far as they say.
+def check_records(adapter_folder: Path, identity: BaseIdentity, base: Measurement, adapter: Measurement) -> None:
+    """See to it that the figures are about this adapter and this base model, as far as the records say.
 
     Args:
         adapter_folder: What is to be published.
-        base: What it was trained on.
-        base_record: Evaluation of the base model.
-        adapter_record: Evaluation of the adapter.
+        identity: What it was trained on.
+        base: Figures of the base model.
+        adapter: Figures of the adapter.
 
     Raises:
         PublicationError: One is about something else.
     """
-    measured = adapter_record.readers[0].details.get(ADAPTER_KEY)
+    measured = adapter.reader.details.get(ADAPTER_KEY)
     weights = adapter_folder / WEIGHTS_FILE
     if measured is not None and weights.is_file() and measured != _sha256(weights):
         raise PublicationError(f"the record is about another adapter than {adapter_folder}; evaluate this one")
-    if ADAPTER_KEY in base_record.readers[0].details:
-        raise PublicationError("the base's record is about an adapter; evaluate the base model alone")
-    for record in (base_record, adapter_record):
-        stated = record.readers[0].details.get(WEIGHTS_KEY)
-        if stated is not None and len(base.revision) == len(stated) and stated != base.revision:
+    for part in (base, adapter):
+        stated = part.reader.details.get(WEIGHTS_KEY)
+        if stated is not None and len(identity.revision) == len(stated) and stated != identity.revision:
             raise PublicationError("a record is about other weights of the base model; evaluate on those given")
 
 
@@ -129,13 +175,13 @@ def require_better(evaluation: Evaluation | None, forced: str | None) -> str | N
     raise AdapterRefusedError(Reason.NOT_BETTER, "; ".join(evaluation.objections))
 
 
-def base_identity(model: str, revision: str | None, base_record: EvaluationResult | None) -> BaseIdentity:
+def base_identity(model: str, revision: str | None, measured: Measurement | None) -> BaseIdentity:
     """Name the base model.
 
     Args:
         model: A checkpoint's folder, or the name of a repository.
         revision: Of the repository; None to take the weights' fingerprint.
-        base_record: Evaluation of the base model, which knows the fingerprint too.
+        measured: Figures of the base model, whose record knows the fingerprint too.
 
     Returns:
         Name and revision; never a folder of this machine.
@@ -146,7 +192,7 @@ def base_identity(model: str, revision: str | None, base_record: EvaluationResul
     folder = Path(model)
     if folder.is_dir():
         return _identity(folder.resolve().name, revision or weights_revision(folder))
-    known = base_record.readers[0].details.get(WEIGHTS_KEY) if base_record else None
+    known = measured.reader.details.get(WEIGHTS_KEY) if measured else None
     return _identity(model, revision or known)
 
 
@@ -180,6 +226,28 @@ def module_shapes(folder: Path) -> Mapping[str, tuple[int, int]] | None:
         except SafetensorError as error:
             raise PublicationError(f"{path} cannot be read: {error}") from error
     return shapes
+
+
+def training_data_of_run(run: Path) -> TrainingData | None:
+    """What a training run says that it trained on.
+
+    Args:
+        run: Its folder.
+
+    Returns:
+        Fingerprint and number of samples; None where the folder is no run.
+
+    Raises:
+        PublicationError: Its record cannot be read.
+    """
+    path = run / RUN_FILE
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))["data"]
+        return TrainingData(sha256=data["fingerprint"], samples=data["num_samples"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise PublicationError(f"{path} does not say what was trained on; name it with --trained-on") from error
 
 
 def code_version(program: str) -> CodeVersion:

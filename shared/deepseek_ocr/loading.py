@@ -57,7 +57,7 @@ def load_checkpoint(
     Raises:
         CheckpointError: There is no such checkpoint, or it is broken; the message says which file, key or value.
     """
-    folder, model_id = _find(folder_or_repo)
+    folder, model_id = find_checkpoint(folder_or_repo)
     model_type = read_config(folder).get("model_type")
     if not (folder / TOKENIZER_FILE).is_file():
         raise CheckpointError(f"{folder / TOKENIZER_FILE} does not exist")
@@ -72,10 +72,21 @@ def load_checkpoint(
             known = f"{OCR1_MODEL_TYPE!r} and {ocr2.MODEL_TYPE!r}"
             raise CheckpointError(f"{folder}: config.json has model_type {model_type!r}; known: {known}")
         model, geometry = ocr2.load_ocr2(folder, device, dtype), ocr2.OCR2_GEOMETRY
-    return LoadedCheckpoint(model, _tokenizer(folder, model), geometry, model_id)
+    return LoadedCheckpoint(model, load_tokenizer(folder, model.config), geometry, model_id)
 
 
-def _find(folder_or_repo: str | Path) -> tuple[Path, str]:
+def find_checkpoint(folder_or_repo: str | Path) -> tuple[Path, str]:
+    """Find a checkpoint's files, downloading them where they are not there yet.
+
+    Args:
+        folder_or_repo: a folder, or a repository `owner/name` of the Hub.
+
+    Returns:
+        The folder, and the model's name: the repository, or the folder's name.
+
+    Raises:
+        CheckpointError: There is no such checkpoint.
+    """
     folder = Path(folder_or_repo)
     if folder.is_dir():
         return folder, folder.resolve().name
@@ -87,11 +98,23 @@ def _find(folder_or_repo: str | Path) -> tuple[Path, str]:
         raise CheckpointError(f"{folder_or_repo} is no folder and cannot be had from the Hub: {error}") from error
 
 
-def _tokenizer(folder: Path, model: Any) -> OcrTokenizer:
+def load_tokenizer(folder: Path, config: Any) -> OcrTokenizer:
+    """Read a checkpoint's tokenizer.
+
+    Args:
+        folder: the checkpoint.
+        config: the model's, which may name ids of special tokens.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        CheckpointError: The file is not a tokenizer of this family.
+    """
     from shared.deepseek_ocr.tokenizer import OcrTokenizer, TokenizerError
 
-    ids = {name: getattr(model.config.text_config, name) for name in _TOKEN_IDS}
+    ids = {name: getattr(config.text_config, name) for name in _TOKEN_IDS}
     try:
-        return OcrTokenizer.from_file(folder / TOKENIZER_FILE, ids | {"image_token_id": model.config.image_token_id})
+        return OcrTokenizer.from_file(folder / TOKENIZER_FILE, ids | {"image_token_id": config.image_token_id})
     except TokenizerError as error:
         raise CheckpointError(f"{folder}: {error}") from error

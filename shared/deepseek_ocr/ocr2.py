@@ -8,15 +8,18 @@ Shape letters: B sequences, L tokens, V views, T tiles, H and W pixels, C colour
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import DeepseekOcr2Config, DeepseekOcr2ForConditionalGeneration
+from transformers.modeling_outputs import CausalLMOutput
 
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
+from shared.deepseek_ocr.loss import loss_in_pieces
 from shared.deepseek_ocr.pages import PageReading
 from shared.deepseek_ocr.relative_attention import relative_attention, relative_table
 from shared.deepseek_ocr.vision import normalise_views
@@ -53,13 +56,13 @@ class FusedSamAttention(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(views, height, width, channels)), None
 
 
-class DeepseekOcr2Reader(PageReading, DeepseekOcr2ForConditionalGeneration):  # type: ignore[misc] # looser signature
-    """DeepSeek-OCR-2 with v1's interface; the state dictionary stays transformers' own."""
+class Ocr2Reading(PageReading):
+    """v1's interface over transformers' DeepSeek-OCR-2; a mixin that goes before its class."""
 
-    def __init__(self, config: DeepseekOcr2Config) -> None:
-        super().__init__(config)
-        for layer in self.model.vision_tower.sam_encoder.layers:
-            layer.attn = FusedSamAttention(layer.attn)
+    if TYPE_CHECKING:
+        model: Any
+        config: Any
+        lm_head: Any
 
     def encode_views(self, views_VHWC: Tensor) -> Tensor:
         """Encode views of 768 or 1024 px, all of one size.
@@ -117,6 +120,8 @@ class DeepseekOcr2Reader(PageReading, DeepseekOcr2ForConditionalGeneration):  # 
         global_views_BHWC: Tensor | None = None,
         tiles_THWC: Tensor | None = None,
         tile_grids_B2: Tensor | Sequence[Sequence[int]] | None = None,
+        labels: Tensor | None = None,
+        loss_alone: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Predict the next token at each position, as transformers does, with v1's image arguments.
@@ -127,6 +132,8 @@ class DeepseekOcr2Reader(PageReading, DeepseekOcr2ForConditionalGeneration):  # 
             global_views_BHWC: see `PageReading.image_features`.
             tiles_THWC: see `PageReading.image_features`.
             tile_grids_B2: see `PageReading.image_features`.
+            labels: `[B, L]`, -100 where the loss looks away; shifted here.
+            loss_alone: as v1's forward has it; it does nothing without embedded tokens, or with an attention mask.
             **kwargs: everything else that transformers' forward takes.
 
         Returns:
@@ -135,7 +142,51 @@ class DeepseekOcr2Reader(PageReading, DeepseekOcr2ForConditionalGeneration):  # 
         if input_ids is not None and global_views_BHWC is not None:
             inputs_embeds = self.embed_page_inputs(input_ids, global_views_BHWC, tiles_THWC, tile_grids_B2)
             input_ids = None
-        return super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        if loss_alone and labels is not None and inputs_embeds is not None and kwargs.get("attention_mask") is None:
+            return CausalLMOutput(loss=cast("Any", self._loss_alone(inputs_embeds, labels, **kwargs)))
+        forward = super().forward  # type: ignore[misc] # of the transformers class behind
+        return forward(input_ids=input_ids, inputs_embeds=inputs_embeds, labels=labels, **kwargs)
+
+    def _loss_alone(
+        self,
+        embeds_BLD: Tensor,
+        labels_BL: Tensor,
+        logits_to_keep: int = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        **_: Any,
+    ) -> Tensor:
+        positions_1L = torch.arange(embeds_BLD.shape[1], device=embeds_BLD.device)[None]
+        hidden_BLD, _penalty = self.decode(embeds_BLD, positions_1L)
+        vocab_size = self.config.get_text_config().vocab_size
+        return loss_in_pieces(hidden_BLD[:, -logits_to_keep:], self.lm_head, vocab_size, labels_BL, num_items_in_batch)
+
+
+class DeepseekOcr2Reader(Ocr2Reading, DeepseekOcr2ForConditionalGeneration):  # type: ignore[misc] # looser signature
+    """DeepSeek-OCR-2 with v1's interface; the state dictionary stays transformers' own."""
+
+    def __init__(self, config: DeepseekOcr2Config) -> None:
+        super().__init__(config)
+        _fuse_attention(self)
+
+
+def adopt(model: Any) -> Any:
+    """Give a model that somebody else has loaded v1's interface, whatever they have changed in its class.
+
+    Args:
+        model: of transformers' DeepSeek-OCR-2, or of a class made from it.
+
+    Returns:
+        The same object.
+    """
+    kind = type(model)
+    model.__class__ = type("AdoptedDeepseekOcr2", (Ocr2Reading, kind), {"__module__": __name__})
+    _fuse_attention(model)
+    return model
+
+
+def _fuse_attention(model: Any) -> None:
+    for layer in model.model.vision_tower.sam_encoder.layers:
+        layer.attn = FusedSamAttention(layer.attn)
 
 
 def load_ocr2(folder: Path, device: torch.device | str, dtype: torch.dtype) -> DeepseekOcr2Reader:
@@ -149,5 +200,9 @@ def load_ocr2(folder: Path, device: torch.device | str, dtype: torch.dtype) -> D
     Returns:
         The model in evaluation mode.
     """
-    model: nn.Module = DeepseekOcr2Reader.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    # Straight to the device where accelerate is there: through the host's memory 6.8 GB took a minute on a busy one.
+    straight = importlib.util.find_spec("accelerate") is not None and torch.device(device).type == "cuda"
+    model: nn.Module = DeepseekOcr2Reader.from_pretrained(
+        folder, dtype=dtype, local_files_only=True, device_map={"": device} if straight else None
+    )
     return cast("DeepseekOcr2Reader", model.to(device).eval())

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from service.engine.lora_files import AdapterFiles
@@ -117,6 +120,15 @@ def merged(model: Any, files: AdapterFiles) -> Any:
                 delta = up @ down
             weight += scaling * delta
     return result
+
+
+def write_files(folder: Path, files: AdapterFiles) -> Path:
+    """A PEFT folder with these tensors and this config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.contiguous() for name, tensor in files.tensors.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(dict(files.config)), encoding="utf-8")
+    return folder
 
 
 def _fits(files: AdapterFiles, weights: dict[str, Tensor]) -> bool:

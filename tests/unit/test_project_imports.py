@@ -80,7 +80,11 @@ def declared(*extras: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("package", "extras"),
-    [("shared", ()), ("service", ("service", "service-cuda")), ("trainer", ("trainer", "trainer-cuda"))],
+    [
+        ("shared", ()),
+        ("service", ("service", "service-cuda")),
+        ("trainer", ("trainer", "trainer-cuda", "trainer-tracing")),
+    ],
 )
 def test_every_import_is_a_declared_dependency(package: str, extras: tuple[str, ...]) -> None:
     owners = packages_distributions()

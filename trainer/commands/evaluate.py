@@ -1,68 +1,75 @@
 """`python -m trainer evaluate`: flags in, table, record, card and report out.
 
 Owns the flags and which readers they make. What is read, how it is scored and how it is shown belongs to
-`trainer.evaluation`.
+`trainer.evaluation` and `trainer.report`.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from shared.contract.prompts import Task
-from shared.deepseek_ocr.geometry import Mode
+from trainer.commands.flags import (
+    DEFAULT_MODEL,
+    UsageError,
+    add_page_flags,
+    add_reading_flags,
+    page_sets,
+    positive,
+    reading_options,
+)
+from trainer.commands.report import REPORT_NAME, report_of
 from trainer.config import TrainerSettings, child_environment
-from trainer.data.sources.splits import SPLITS
-from trainer.evaluation.card import update_card
+from trainer.evaluation.card import RECORD_NAME, update_card
+from trainer.evaluation.places import adapter_place
 from trainer.evaluation.results import EvaluationResult, load_result, to_json
 from trainer.evaluation.run import ScoredPage, evaluate
-from trainer.evaluation.samples import Layout, SampleSet, is_set, load_scans, load_set
 from trainer.evaluation.table import text_table
 from trainer.evaluation.transcript import write_transcript
-from trainer.evaluation.worst import worst_report
 from trainer.readers.protocol import Reader
 from trainer.readers.service import ServiceReader
 from trainer.readers.tesseract import TesseractReader
+from trainer.report.page import report_page
+from trainer.report.worst import WORST_NAME, WorstPage, save_worst, with_images, worst_pages
 
-DEFAULT_MODEL = "shared/nano"
-TASKS = (Task.FREE, Task.MARKDOWN, Task.OCR)
-"""Tasks whose answer is the page's text."""
-
-
-class UsageError(ValueError):
-    """Flags that make no sense together."""
+CONCURRENCY = 16
+WORST_PAGES = 8
 
 
 def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
     parser = commands.add_parser("evaluate", help="measure error rates on pages with known texts", description=__doc__)
-    pages = parser.add_argument_group("pages")
-    pages.add_argument("--data", metavar="SOURCE", help="an evaluation set (DIR/index.jsonl with tiers), or any source")
-    pages.add_argument("--tiers", nargs="+", default=[], metavar="TIER", help="tiers of the set to read; all")
-    pages.add_argument("--split", choices=SPLITS, help="split of the source to read; all, each a tier")
-    pages.add_argument("--layout", type=Layout, choices=list(Layout), help="of the source's pages (block)")
-    pages.add_argument("--real", type=Path, metavar="DIR", help="scans: a folder with images/ and truth/")
-    pages.add_argument("--limit", type=_positive, metavar="N", help="at most N pages of each tier, or of the source")
+    add_page_flags(parser)
     readers = parser.add_argument_group("readers")
     readers.add_argument("--model", default=DEFAULT_MODEL, help="checkpoint: folder or repository (%(default)s)")
+    readers.add_argument(
+        "--adapter", metavar="DIR|NAME[@VERSION]", help="PEFT folder or published adapter, read beside the base model"
+    )
+    readers.add_argument("--volume", type=Path, metavar="DIR", help="the adapter volume that a name is looked up on")
+    readers.add_argument("--no-base", action="store_true", help="read with the adapter alone")
     readers.add_argument("--url", help="a running service to measure in the place of a checkpoint")
     readers.add_argument("--model-id", help="model or adapter that the service is asked for")
+    readers.add_argument(
+        "--concurrency", type=positive, default=CONCURRENCY, metavar="N", help="requests at once (%(default)s)"
+    )
     readers.add_argument("--tesseract", action="store_true", help="let Tesseract read the same pages")
-    readers.add_argument("--task", type=Task, choices=TASKS, default=Task.FREE, help="(%(default)s)")
-    readers.add_argument("--mode", type=Mode, choices=list(Mode), help="resolution; the checkpoint's default")
-    readers.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="(%(default)s)")
-    readers.add_argument("--max-new-tokens", type=_positive, metavar="N", help="by the page's layout")
-    readers.add_argument("--device", help="auto, cpu or cuda; DEEPSYNTH_TRAINER_DEVICE")
+    add_reading_flags(parser)
     output = parser.add_argument_group("output")
+    output.add_argument("--bert-score", metavar="MODEL", help="BERTScore too, by this model: folder or repository")
     output.add_argument("--json", type=Path, metavar="FILE", help="write the record")
     output.add_argument(
         "--pages", type=Path, metavar="FILE", help="write every page's readings, one JSON object a line"
     )
-    output.add_argument("--worst", type=_positive, metavar="N", help="write an HTML report of the N worst pages")
-    output.add_argument("--worst-file", type=Path, metavar="FILE", default=Path("worst.html"), help="(%(default)s)")
+    output.add_argument("--html", type=Path, metavar="FILE", help="write a report with figures and the worst pages")
+    output.add_argument(
+        "--worst", type=positive, default=WORST_PAGES, metavar="N", help="pages that a report shows (%(default)s)"
+    )
+    output.add_argument(
+        "--out", type=Path, metavar="DIR", help="write record, worst pages and report into a run's folder"
+    )
     output.add_argument(
         "--update-card", type=Path, metavar="CARD", help="write the table into a card, the record beside it"
     )
@@ -83,50 +90,26 @@ def run_evaluate(options: argparse.Namespace, settings: TrainerSettings) -> str:
         The table.
 
     Raises:
-        UsageError: There is nothing to read.
+        UsageError: There is nothing to read, or flags make no sense together.
         SampleError: A set cannot be read.
         DataError: There is no such source.
         ReaderError: A reader cannot work.
+        VolumeError: There is no such adapter on the volume.
     """
     if options.from_json is not None:
         return _show(load_result(options.from_json), [], options)
+    if options.no_base and options.adapter is None:
+        raise UsageError("--no-base leaves nothing to read with; give --adapter")
     # Readers take files, and so does the report of the worst pages; sources may have none.
     with TemporaryDirectory(prefix="deepsynth-evaluate-") as scratch:
-        sets = _sets(options, Path(scratch))
+        sets = page_sets(options, Path(scratch))
+        if not sets:
+            raise UsageError("nothing to read: give --data SOURCE, --real DIR or both")
+        # What is missing should be known before a model has read for minutes.
+        add_bert_scores = _bert_scores(options, settings)
         readers = _readers(options, settings)
         result, pages = evaluate(sets, readers, sys.stderr)
-        return _show(result, pages, options)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
-
-
-def _sets(options: argparse.Namespace, scratch: Path) -> list[SampleSet]:
-    sets = []
-    if options.data is not None:
-        sets.append(_data_set(options, scratch))
-    if options.real is not None:
-        sets.append(load_scans(options.real, options.limit))
-    if not sets:
-        raise UsageError("nothing to read: give --data SOURCE, --real DIR or both")
-    return sets
-
-
-def _data_set(options: argparse.Namespace, scratch: Path) -> SampleSet:
-    if is_set(Path(options.data)):
-        if options.split or options.layout:
-            raise UsageError("an evaluation set has tiers: choose with --tiers, not with --split or --layout")
-        return load_set(Path(options.data), options.tiers, options.limit)
-    if options.tiers:
-        raise UsageError(f"{options.data} is no evaluation set and has no tiers: choose with --split")
-    # pyarrow takes a moment to import, which --help need not pay for.
-    from trainer.evaluation.sources import load_source
-
-    return load_source(options.data, scratch, options.split, options.layout or Layout.BLOCK, options.limit)
+        return _show(add_bert_scores(result, pages), pages, options)
 
 
 def _readers(options: argparse.Namespace, settings: TrainerSettings) -> list[Reader]:
@@ -134,28 +117,49 @@ def _readers(options: argparse.Namespace, settings: TrainerSettings) -> list[Rea
     # First, as a missing program should be known before a model has read for minutes.
     if options.tesseract:
         readers.append(TesseractReader(child_environment(), settings.num_threads, program=settings.tesseract))
-    main = _service_reader(options) if options.url else _model_reader(options, settings)
-    return [main, *readers]
+    return [*(_service_readers(options) if options.url else _model_readers(options, settings)), *readers]
 
 
-def _service_reader(options: argparse.Namespace) -> Reader:
+def _service_readers(options: argparse.Namespace) -> list[Reader]:
+    """The adapter first, then the base; or the one model that is asked for."""
+    model_ids = [options.model_id]
+    if options.adapter is not None:
+        model_ids = [options.adapter] if options.no_base else [options.adapter, options.model_id]
     fields = {
         "task": options.task.value,
         "mode": options.mode.value if options.mode else None,
-        "model_id": options.model_id,
         "max_new_tokens": str(options.max_new_tokens) if options.max_new_tokens else None,
     }
-    given = {name: value for name, value in fields.items() if value is not None}
-    return ServiceReader(options.url, given, options.batch_size)
+    readers: list[Reader] = []
+    for model_id in model_ids:
+        given = {name: value for name, value in {**fields, "model_id": model_id}.items() if value is not None}
+        is_adapter = options.adapter is not None and model_id == options.adapter
+        readers.append(ServiceReader(options.url, given, options.concurrency, is_adapter=is_adapter))
+    return readers
 
 
-def _model_reader(options: argparse.Namespace, settings: TrainerSettings) -> Reader:
+def _model_readers(options: argparse.Namespace, settings: TrainerSettings) -> list[Reader]:
     # torch and the model take seconds to import, which --help and --from-json need not pay for.
-    from trainer.readers.loading import load_model_reader
-    from trainer.readers.model import ReadingOptions
+    from trainer.readers.loading import load_adapter_readers, load_model_reader
 
-    reading = ReadingOptions(options.task, options.mode, options.batch_size, options.max_new_tokens)
-    return load_model_reader(options.model, options.device or settings.device, settings.num_threads, reading)
+    place = adapter_place(options.adapter, options.volume) if options.adapter is not None else None
+    device, reading = options.device or settings.device, reading_options(options)
+    if place is None:
+        return [load_model_reader(options.model, device, settings.num_threads, reading)]
+    adapted, base = load_adapter_readers(options.model, place, device, settings.num_threads, reading)
+    return [adapted] if options.no_base else [adapted, base]
+
+
+def _bert_scores(
+    options: argparse.Namespace, settings: TrainerSettings
+) -> Callable[[EvaluationResult, Sequence[ScoredPage]], EvaluationResult]:
+    if options.bert_score is None:
+        return lambda result, _: result
+    from trainer.evaluation.bert import BertScorer, with_bert_scores
+    from trainer.readers.loading import choose_device
+
+    scorer = BertScorer(options.bert_score, choose_device(options.device or settings.device))
+    return lambda result, pages: with_bert_scores(result, pages, scorer)
 
 
 def _show(result: EvaluationResult, pages: Sequence[ScoredPage], options: argparse.Namespace) -> str:
@@ -166,6 +170,16 @@ def _show(result: EvaluationResult, pages: Sequence[ScoredPage], options: argpar
     names = [reader.name for reader in result.readers]
     if pages and options.pages is not None:
         write_transcript(options.pages, pages, names)
-    if pages and options.worst is not None:
-        options.worst_file.write_text(worst_report(pages, names, options.worst), encoding="utf-8")
+    if options.html is not None or options.out is not None:
+        _report(result, with_images(worst_pages(pages, options.worst), names), options)
     return text_table(result)
+
+
+def _report(result: EvaluationResult, worst: Sequence[WorstPage], options: argparse.Namespace) -> None:
+    if options.html is not None:
+        options.html.write_text(report_page(result, worst), encoding="utf-8")
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / RECORD_NAME).write_text(to_json(result), encoding="utf-8")
+        save_worst(options.out / WORST_NAME, worst)
+        (options.out / REPORT_NAME).write_text(report_of(options.out), encoding="utf-8")

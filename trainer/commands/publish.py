@@ -1,4 +1,4 @@
-"""`python -m trainer publish`: a PEFT folder and two evaluations in, a version on the adapter volume out.
+"""`python -m trainer publish`: a PEFT folder and proof that it is better in, a version on the adapter volume out.
 
 Owns the flags and the order of the questions. What is demanded of an adapter is `trainer.publication`'s, what a volume
 looks like is the contract's.
@@ -7,7 +7,9 @@ looks like is the contract's.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from shared.contract.identity import check_name
 from shared.contract.lora_content import ContentLimits
@@ -17,10 +19,23 @@ from shared.contract.refusals import Fault, VolumeError
 from shared.contract.sweeping import sweep
 from shared.contract.verification import ServingPolicy
 from shared.contract.volume import AdapterVolume
-from trainer.commands.evaluate import DEFAULT_MODEL, UsageError
+from trainer.commands.flags import (
+    DEFAULT_MODEL,
+    UsageError,
+    add_page_flags,
+    add_reading_flags,
+    page_sets,
+    positive,
+    ratio,
+    reading_options,
+)
+from trainer.commands.push import add_hub_flags, hub_repository, push_version
 from trainer.config import TrainerSettings
 from trainer.data.preparation.manifest import training_part
-from trainer.evaluation.results import load_result
+from trainer.evaluation.card import RECORD_NAME
+from trainer.evaluation.places import AdapterPlace, adapter_place, run_folder
+from trainer.evaluation.results import EvaluationResult, load_result, to_json
+from trainer.evaluation.run import evaluate
 from trainer.publication import (
     MAX_TIER_LOSS,
     MIN_IMPROVEMENT_RATIO,
@@ -29,8 +44,10 @@ from trainer.publication import (
     check_records,
     code_version,
     compare,
+    measurements,
     module_shapes,
     require_better,
+    training_data_of_run,
 )
 
 
@@ -39,75 +56,85 @@ def add_publish(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = commands.add_parser("publish", help="put an adapter into service", description=__doc__)
     what = parser.add_argument_group("adapter")
     source = what.add_mutually_exclusive_group(required=True)
-    source.add_argument("--adapter", type=Path, metavar="DIR", help="PEFT folder that this trainer made")
+    source.add_argument("--adapter", type=Path, metavar="DIR", help="training run, or PEFT folder that it made")
     source.add_argument("--from", dest="imported", type=Path, metavar="DIR", help="PEFT folder made elsewhere")
     what.add_argument("--base", metavar="MODEL", help=f"base model: folder or repository ({DEFAULT_MODEL})")
     what.add_argument("--base-revision", metavar="HEX", help="commit of the repository; else the weights' SHA-256")
-    what.add_argument("--data", type=Path, metavar="DIR", help="the prepared set that it was trained on")
-    what.add_argument("--data-sha256", metavar="HEX", help="fingerprint of other training data")
-    what.add_argument("--data-samples", type=_count, metavar="N", help="how many samples it had")
-    what.add_argument("--max-rank", type=_count, default=ContentLimits().max_rank, metavar="N", help="(%(default)s)")
-    proof = parser.add_argument_group("proof")
-    proof.add_argument("--base-evaluation", type=Path, metavar="FILE", help="`evaluate --json` of the base model")
-    proof.add_argument("--evaluation", type=Path, metavar="FILE", help="`evaluate --json` of the adapter")
+    what.add_argument("--trained-on", type=Path, metavar="DIR", help="the prepared set; else what the run says")
+    what.add_argument("--trained-on-sha256", metavar="HEX", help="fingerprint of other training data")
+    what.add_argument("--trained-on-samples", type=positive, metavar="N", help="how many samples it had")
+    what.add_argument("--max-rank", type=positive, default=ContentLimits().max_rank, metavar="N", help="(%(default)s)")
+    proof = parser.add_argument_group("proof: a record, or pages to measure on (--data, --real)")
+    proof.add_argument(
+        "--evaluation", type=Path, metavar="FILE", help=f"`evaluate --adapter --json`; else the run's {RECORD_NAME}"
+    )
+    proof.add_argument("--base-evaluation", type=Path, metavar="FILE", help="of the base, where it has its own record")
+    proof.add_argument("--json", type=Path, metavar="FILE", help="write the record of what is measured here")
     proof.add_argument(
         "--min-improvement",
-        type=_ratio,
+        type=ratio,
         default=MIN_IMPROVEMENT_RATIO,
         metavar="SHARE",
         help="share of the base's errors that must be gone (%(default)s)",
     )
     proof.add_argument(
         "--max-tier-loss",
-        type=_ratio,
+        type=ratio,
         default=MAX_TIER_LOSS,
         metavar="CER",
         help="error rate that no tier may gain more than (%(default)s)",
     )
     proof.add_argument("--force", metavar="REASON", help="publish what is not proven better; the manifest says why")
+    add_page_flags(parser, "pages to measure on, where there is no record")
+    add_reading_flags(parser)
     place = parser.add_argument_group("place")
     place.add_argument("--volume", type=Path, required=True, metavar="DIR", help="the adapter volume; it exists")
     place.add_argument("--name", required=True, help="the adapter's name: a-z, 0-9 and -")
     place.add_argument("--no-activate", action="store_true", help="leave the version in use as it is")
+    place.add_argument("--push-to-hub", action="store_true", help="upload the version to the Hugging Face Hub as well")
+    add_hub_flags(place)
     parser.set_defaults(run=run_publish)
 
 
-def run_publish(options: argparse.Namespace, _: TrainerSettings) -> str:
+def run_publish(options: argparse.Namespace, settings: TrainerSettings) -> str:
     """Carry the command out.
 
     Args:
         options: Its flags.
+        settings: The machine's settings.
 
     Returns:
         What was published, for people.
 
     Raises:
         UsageError: Flags that make no sense together.
-        DataError: What `--data` names is no prepared set.
+        DataError: What `--trained-on` names is no prepared set, or there is no source of pages.
+        ReaderError: Base or adapter cannot be read with.
         PublicationError: Records that do not belong together.
         AdapterRefusedError: The adapter may not be published.
         VolumeError: The volume failed.
+        HubError: The Hub failed; the version is on the volume.
     """
     check_name(options.name)
     _check_flags(options)
-    folder = options.adapter or options.imported
-    margins = Margins(options.min_improvement, options.max_tier_loss)
-    records = None
-    if options.evaluation is not None:
-        records = load_result(options.base_evaluation), load_result(options.evaluation)
+    # A missing token should be known before pages are read for minutes.
+    repository = hub_repository(options) if options.push_to_hub else None
+    place = adapter_place(str(options.adapter or options.imported))
     base_model = options.base or DEFAULT_MODEL
-    base = base_identity(base_model, options.base_revision, records[0] if records else None)
+    records = _records(options, place, base_model, settings)
+    parts = measurements(*records) if records is not None else None
+    base = base_identity(base_model, options.base_revision, parts[0] if parts else None)
     evaluation = None
-    if records is not None:
-        check_records(folder, base, *records)
-        evaluation = compare(*records, margins)
+    if parts is not None:
+        check_records(place.folder, base, *parts)
+        evaluation = compare(*parts, Margins(options.min_improvement, options.max_tier_loss))
     forced = require_better(evaluation, options.force)
     announcement = Announcement(
         name=options.name,
         base=base,
         code=code_version("trainer publish" if options.adapter else "trainer publish --from"),
         evaluation=evaluation,
-        training_data=_training_data(options),
+        training_data=_training_data(options, place),
         forced=forced,
     )
     policy = ServingPolicy(
@@ -116,33 +143,72 @@ def run_publish(options: argparse.Namespace, _: TrainerSettings) -> str:
     )
     volume = AdapterVolume(options.volume)
     _sweep(volume, options.name)
-    published = publish(volume, folder, announcement, activate=not options.no_activate, policy=policy)
-    return _report(published, evaluation, options.force is not None and forced is None)
+    published = publish(volume, place.folder, announcement, activate=not options.no_activate, policy=policy)
+    report = _report(published, evaluation, options.force is not None and forced is None)
+    if repository is None:
+        return report
+    # What stands on the volume stands there, whatever becomes of the upload.
+    sys.stderr.write(f"{report}\n")
+    return push_version(volume, published.reference, repository, private=options.hub_private)
 
 
 def _check_flags(options: argparse.Namespace) -> None:
-    if (options.evaluation is None) != (options.base_evaluation is None):
-        raise UsageError("give --evaluation and --base-evaluation together")
-    if (options.data_sha256 is None) != (options.data_samples is None):
-        raise UsageError("give --data-sha256 and --data-samples together")
-    if options.data is not None and options.data_sha256 is not None:
-        raise UsageError("give --data, or --data-sha256 and --data-samples")
+    has_pages = options.data is not None or options.real is not None
+    if options.base_evaluation is not None and options.evaluation is None:
+        raise UsageError("--base-evaluation goes with --evaluation: the record of the adapter")
+    if has_pages and options.evaluation is not None:
+        raise UsageError("give a record with --evaluation, or pages to measure on, not both")
+    if options.json is not None and not has_pages:
+        raise UsageError("--json writes what is measured here; give --data or --real")
+    if (options.trained_on_sha256 is None) != (options.trained_on_samples is None):
+        raise UsageError("give --trained-on-sha256 and --trained-on-samples together")
+    if options.trained_on is not None and options.trained_on_sha256 is not None:
+        raise UsageError("give --trained-on, or --trained-on-sha256 and --trained-on-samples")
     if options.imported is not None and options.base is None:
         raise UsageError("an adapter made elsewhere needs --base: the model that it was trained on")
     if options.force is not None and not options.force.strip():
         raise UsageError("--force needs a reason")
 
 
-def _training_data(options: argparse.Namespace) -> TrainingData | None:
-    if options.data is not None:
-        part = training_part(options.data)
+def _records(
+    options: argparse.Namespace, place: AdapterPlace, base_model: str, settings: TrainerSettings
+) -> tuple[EvaluationResult, EvaluationResult | None] | None:
+    """The record of the adapter, and that of the base where it is another; None: nobody measured."""
+    if options.data is not None or options.real is not None:
+        return _measure(options, place, base_model, settings), None
+    if options.evaluation is not None:
+        base = load_result(options.base_evaluation) if options.base_evaluation is not None else None
+        return load_result(options.evaluation), base
+    of_run = run_folder(place.folder) / RECORD_NAME
+    return (load_result(of_run), None) if of_run.is_file() else None
+
+
+def _measure(
+    options: argparse.Namespace, place: AdapterPlace, base_model: str, settings: TrainerSettings
+) -> EvaluationResult:
+    # torch and the model take seconds to import, which --help need not pay for.
+    from trainer.readers.loading import load_adapter_readers
+
+    device = options.device or settings.device
+    with TemporaryDirectory(prefix="deepsynth-publish-") as scratch:
+        sets = page_sets(options, Path(scratch))
+        readers = load_adapter_readers(base_model, place, device, settings.num_threads, reading_options(options))
+        result, _ = evaluate(sets, readers, sys.stderr)
+    if options.json is not None:
+        options.json.write_text(to_json(result), encoding="utf-8")
+    return result
+
+
+def _training_data(options: argparse.Namespace, place: AdapterPlace) -> TrainingData | None:
+    if options.trained_on is not None:
+        part = training_part(options.trained_on)
         return TrainingData(sha256=part.fingerprint, samples=part.num_samples)
-    if options.data_sha256 is None:
-        return None
+    if options.trained_on_sha256 is None:
+        return training_data_of_run(run_folder(place.folder))
     try:
-        return TrainingData(sha256=options.data_sha256, samples=options.data_samples)
+        return TrainingData(sha256=options.trained_on_sha256, samples=options.trained_on_samples)
     except ValueError as error:
-        raise UsageError("--data-sha256 is not 64 hex digits") from error
+        raise UsageError("--trained-on-sha256 is not 64 hex digits") from error
 
 
 def _sweep(volume: AdapterVolume, name: str) -> None:
@@ -163,17 +229,3 @@ def _report(published: Published, evaluation: Evaluation | None, unneeded_force:
         lines.append("--force was not needed and is not kept")
     in_use = "none" if published.in_use is None else f"{published.reference.name}@{published.in_use}"
     return "\n".join([*lines, f"in use: {in_use}"])
-
-
-def _ratio(text: str) -> float:
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return number
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number

@@ -9,10 +9,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from trainer.evaluation.scores import TierScore
 
 FORMAT = 1
+WEIGHTS_KEY, ADAPTER_KEY, TASK_KEY = "weights", "adapter", "task"
+"""A reader's details: SHA-256 of the base model's weights; of the adapter's, or its name where a service reads; the
+task that a model is asked for."""
 NORMALISATION = "NFC, runs of white space as one space, none at the ends; case and punctuation count"
 
 
@@ -52,9 +56,29 @@ class EvaluationResult:
     readers: tuple[ReaderResult, ...]
 
     @property
+    def adapter(self) -> ReaderResult | None:
+        """The first reader that is an adapter."""
+        return next((reader for reader in self.readers if is_adapter(reader.details)), None)
+
+    @property
+    def base(self) -> ReaderResult | None:
+        """The base model beside an adapter: the first model that is none."""
+        return next((reader for reader in self.readers if self.adapter and is_base(reader.details)), None)
+
+    @property
     def tiers(self) -> tuple[str, ...]:
         """Tiers in the order in which they were read."""
         return tuple(dict.fromkeys(tier for reader in self.readers for tier in reader.tiers))
+
+
+def is_adapter(details: Mapping[str, str]) -> bool:
+    """Whether a reader's details are those of an adapter."""
+    return ADAPTER_KEY in details
+
+
+def is_base(details: Mapping[str, str]) -> bool:
+    """Whether a reader's details are those of a model without an adapter; other programs are asked for no task."""
+    return ADAPTER_KEY not in details and TASK_KEY in details
 
 
 def to_json(result: EvaluationResult) -> str:
@@ -91,12 +115,12 @@ def from_json(text: str) -> EvaluationResult:
                 ReaderResult(
                     entry["name"],
                     entry["details"],
-                    {tier: TierScore(**score) for tier, score in entry["tiers"].items()},
+                    {tier: _tier_score(score) for tier, score in entry["tiers"].items()},
                 )
                 for entry in record["readers"]
             ),
         )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ResultError(f"not a result of an evaluation: {error!r}") from error
 
 
@@ -116,6 +140,13 @@ def load_result(path: Path) -> EvaluationResult:
     return from_json(path.read_text(encoding="utf-8"))
 
 
-def _rounded(score: Mapping[str, float]) -> dict[str, float]:
-    """Figures without digits that mean nothing."""
-    return {name: round(value, 6) if isinstance(value, float) else value for name, value in score.items()}
+def _tier_score(score: Mapping[str, Any]) -> TierScore:
+    intervals = {name: (float(low), float(high)) for name, (low, high) in score.get("intervals", {}).items()}
+    return TierScore(**{**score, "intervals": intervals})
+
+
+def _rounded(score: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures without digits that mean nothing, and without those that were not measured."""
+    rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in score.items()}
+    rounded["intervals"] = {name: [round(end, 6) for end in ends] for name, ends in score["intervals"].items()}
+    return {name: value for name, value in rounded.items() if value is not None}

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from trainer.evaluation.progress import Progress
 from trainer.evaluation.provenance import current_date, machine, package_versions, source_commit
-from trainer.evaluation.results import EvaluationResult, ReaderResult, SetRecord
+from trainer.evaluation.results import EvaluationResult, ReaderResult, SetRecord, is_adapter, is_base
 from trainer.evaluation.samples import Sample, SampleSet
 from trainer.evaluation.scores import PageScore, Reading, score_page, score_tier
 from trainer.readers.protocol import Reader
@@ -54,7 +54,7 @@ def evaluate(
         machine=machine(),
         versions=package_versions(),
         sets=tuple(SetRecord(pages.name, len(pages.samples), pages.sha256) for pages in sets),
-        readers=tuple(summarise(reader, place, pages) for place, reader in enumerate(readers)),
+        readers=tuple(summarise(reader, place, pages, base_place(readers)) for place, reader in enumerate(readers)),
     )
     return result, pages
 
@@ -83,9 +83,37 @@ def read_all(reader: Reader, samples: Sequence[Sample], progress_stream: TextIO)
     return [readings[index] for index in range(len(samples))]
 
 
-def summarise(reader: Reader, place: int, pages: Sequence[ScoredPage]) -> ReaderResult:
-    """Sum up one reader by tier, tiers in the order in which they first come."""
-    tiers: dict[str, list[PageScore]] = {}
+def base_place(readers: Sequence[Reader]) -> int | None:
+    """Which reader is the base model that an adapter among them is compared with; None: there is no such pair."""
+    if not any(is_adapter(reader.details) for reader in readers):
+        return None
+    return next((place for place, reader in enumerate(readers) if is_base(reader.details)), None)
+
+
+def summarise(reader: Reader, place: int, pages: Sequence[ScoredPage], base_place: int | None = None) -> ReaderResult:
+    """Sum up one reader by tier, tiers in the order in which they first come.
+
+    Args:
+        reader: Who read.
+        place: Its place in the pages' scores.
+        pages: All pages.
+        base_place: The base model's place, which an adapter is compared with.
+
+    Returns:
+        Its figures.
+    """
+    tiers: dict[str, list[ScoredPage]] = {}
     for page in pages:
-        tiers.setdefault(page.sample.tier, []).append(page.scores[place])
-    return ReaderResult(reader.name, reader.details, {tier: score_tier(scores) for tier, scores in tiers.items()})
+        tiers.setdefault(page.sample.tier, []).append(page)
+    compared = base_place if is_adapter(reader.details) else None
+    return ReaderResult(
+        reader.name,
+        reader.details,
+        {
+            tier: score_tier(
+                [page.scores[place] for page in chosen],
+                None if compared is None else [page.scores[compared] for page in chosen],
+            )
+            for tier, chosen in tiers.items()
+        },
+    )

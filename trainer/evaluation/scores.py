@@ -1,17 +1,21 @@
 """From readings to figures: the errors of a page, and what a tier's pages give together.
 
 Arithmetic alone. Texts are compared as `shared.contract.text` says; nothing here opens a file.
+
+Shape letters: R resamples, N pages, K numbers of a page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shared.contract.text import ErrorCount, char_errors, normalise, total, word_errors
+from trainer.evaluation.overlap import Overlap, corpus_bleu, overlap
 
 BOOTSTRAP_RESAMPLES = 2000
 BOOTSTRAP_SEED = 20261122
@@ -38,6 +42,7 @@ class PageScore:
     is_exact: bool
     ended: bool
     seconds: float
+    overlap: Overlap | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,17 @@ class TierScore:
     unfinished_ratio: float
     """Pages whose reading looped or met the limit."""
     seconds_per_page: float
+    rouge_1: float | None = None
+    """Mean of the pages' F1 of words; None in records from before it was measured."""
+    rouge_2: float | None = None
+    rouge_l: float | None = None
+    bleu: float | None = None
+    """Of all pages together, 0 to 1; None where sacrebleu was not installed."""
+    bert_score: float | None = None
+    """Mean of the pages' F1; None unless it was asked for."""
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """95 % intervals of the other figures, by their names. `cer_change`: what the adapter's rate adds to the base's on
+    the same pages."""
 
 
 def score_page(truth: str, reading: Reading) -> PageScore:
@@ -72,14 +88,16 @@ def score_page(truth: str, reading: Reading) -> PageScore:
         is_exact=normalise(truth) == normalise(reading.text),
         ended=reading.ended,
         seconds=reading.seconds,
+        overlap=overlap(truth, reading.text),
     )
 
 
-def score_tier(pages: Sequence[PageScore]) -> TierScore:
+def score_tier(pages: Sequence[PageScore], base: Sequence[PageScore] | None = None) -> TierScore:
     """Aggregate a tier's pages.
 
     Args:
         pages: Scores of at least one page.
+        base: Scores of the base model on the same pages, where these are an adapter's.
 
     Returns:
         The tier's figures.
@@ -90,7 +108,23 @@ def score_tier(pages: Sequence[PageScore]) -> TierScore:
     if not pages:
         raise ValueError("a tier without pages has no score")
     chars = [page.chars for page in pages]
-    low, high = bootstrap_interval(chars)
+    draws_RN = _draws(len(pages))
+    low, high = _interval(_rates(chars, draws_RN))
+    rouge = {name: _mean(pages, name) for name in ("rouge_1", "rouge_2", "rouge_l")}
+    intervals = {
+        "cer_capped": _interval(_rates([count.capped for count in chars], draws_RN)),
+        "wer": _interval(_rates([page.words for page in pages], draws_RN)),
+        "exact_ratio": _mean_interval([page.is_exact for page in pages], draws_RN),
+        "unfinished_ratio": _mean_interval([not page.ended for page in pages], draws_RN),
+        **{name: _mean_interval([getattr(page.overlap, name) for page in pages], draws_RN)
+           for name, mean in rouge.items() if mean is not None},
+    }  # fmt: skip
+    bleu, bleu_interval = _bleu(pages, draws_RN)
+    if bleu_interval is not None:
+        intervals["bleu"] = bleu_interval
+    if base is not None:
+        change_R = _rates(chars, draws_RN) - _rates([page.chars for page in base], draws_RN)
+        intervals["cer_change"] = _interval(change_R)
     return TierScore(
         pages=len(pages),
         characters=total(chars).length,
@@ -103,6 +137,9 @@ def score_tier(pages: Sequence[PageScore]) -> TierScore:
         exact_ratio=sum(page.is_exact for page in pages) / len(pages),
         unfinished_ratio=sum(not page.ended for page in pages) / len(pages),
         seconds_per_page=sum(page.seconds for page in pages) / len(pages),
+        bleu=bleu,
+        intervals=intervals,
+        **rouge,
     )
 
 
@@ -118,10 +155,41 @@ def bootstrap_interval(counts: Sequence[ErrorCount]) -> tuple[float, float]:
     Source:
         Percentile bootstrap, Efron and Tibshirani 1993, chapter 13.
     """
-    edits = np.array([count.edits for count in counts])
-    lengths = np.array([count.length for count in counts])
+    return _interval(_rates(counts, _draws(len(counts))))
+
+
+def _draws(num_pages: int) -> NDArray[np.float64]:
+    """How often each page comes in each resample, `[R, N]`; the same for every reader, so that they can be compared."""
     random = np.random.default_rng(BOOTSTRAP_SEED)
-    chosen = random.integers(0, len(counts), (BOOTSTRAP_RESAMPLES, len(counts)))
-    rates = edits[chosen].sum(axis=1) / np.maximum(lengths[chosen].sum(axis=1), 1)
-    low, high = np.percentile(rates, INTERVAL_PERCENTILES)
+    chosen_RN = random.integers(0, num_pages, (BOOTSTRAP_RESAMPLES, num_pages))
+    return np.stack([np.bincount(chosen, minlength=num_pages) for chosen in chosen_RN]).astype(np.float64)
+
+
+def _rates(counts: Sequence[ErrorCount], draws_RN: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Micro rates of the resamples, `[R]`."""
+    edits, lengths = (np.array([getattr(count, name) for count in counts], float) for name in ("edits", "length"))
+    return (draws_RN @ edits) / np.maximum(draws_RN @ lengths, 1)
+
+
+def _mean(pages: Sequence[PageScore], name: str) -> float | None:
+    values = [getattr(page.overlap, name) for page in pages if page.overlap is not None]
+    return sum(values) / len(values) if len(values) == len(pages) else None
+
+
+def _mean_interval(values: Sequence[float], draws_RN: NDArray[np.float64]) -> tuple[float, float]:
+    return _interval(draws_RN @ np.array(values, float) / len(values))
+
+
+def _bleu(pages: Sequence[PageScore], draws_RN: NDArray[np.float64]) -> tuple[float | None, tuple[float, float] | None]:
+    """BLEU of all pages, and its interval."""
+    counts = [page.overlap.bleu for page in pages if page.overlap is not None and page.overlap.bleu is not None]
+    if len(counts) < len(pages):
+        return None, None
+    counts_NK = np.array(counts, float)
+    resampled = [corpus_bleu(counts_K) for counts_K in (draws_RN @ counts_NK).tolist()]
+    return corpus_bleu(counts_NK.sum(axis=0).tolist()), _interval(np.array(resampled, float))
+
+
+def _interval(values_R: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.percentile(values_R, INTERVAL_PERCENTILES)
     return float(low), float(high)

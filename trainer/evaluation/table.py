@@ -9,7 +9,11 @@ from trainer.evaluation.results import NORMALISATION, EvaluationResult
 from trainer.evaluation.scores import TierScore
 
 COLUMNS = ("tier", "reader", "pages", "CER", "95 % interval", "median", "capped", "WER", "exact", "loops", "s/page")
+OVERLAP_COLUMNS = ("tier", "reader", "ROUGE-1", "ROUGE-2", "ROUGE-L", "BLEU", "BERTScore")
+CHANGE_COLUMNS = ("tier", "adapter", "CER of base", "CER", "change", "95 % interval", "errors gone")
 NOT_MEASURED = "Not measured yet."
+ABSENT = "-"
+_OVERLAP_NOTE = " ROUGE (F1, mean of the pages), BLEU (sacrebleu, all pages together) and BERTScore are out of 100."
 
 
 def rows(result: EvaluationResult) -> list[tuple[str, ...]]:
@@ -22,9 +26,58 @@ def rows(result: EvaluationResult) -> list[tuple[str, ...]]:
     ]
 
 
+def overlap_rows(result: EvaluationResult) -> list[tuple[str, ...]]:
+    """The same of `OVERLAP_COLUMNS`, without readers of records from before these were measured."""
+    return [
+        (tier, reader.name, *map(_share, (score.rouge_1, score.rouge_2, score.rouge_l, score.bleu, score.bert_score)))
+        for tier in result.tiers
+        for reader in result.readers
+        if (score := reader.tiers.get(tier)) is not None and score.rouge_1 is not None
+    ]
+
+
+def change_rows(result: EvaluationResult) -> list[tuple[str, ...]]:
+    """What an adapter changes, by tier; none where the record does not hold an adapter and its base."""
+    adapter, base = result.adapter, result.base
+    if adapter is None or base is None:
+        return []
+    return [
+        (tier, adapter.name, *_change_cells(base.tiers[tier], score))
+        for tier, score in adapter.tiers.items()
+        if tier in base.tiers
+    ]
+
+
 def text_table(result: EvaluationResult) -> str:
-    """Aligned columns, the first two to the left."""
-    lines = [COLUMNS, *rows(result)]
+    """Tables with aligned columns, the first two to the left."""
+    return "\n\n".join(_aligned([columns, *lines]) for columns, lines in _tables(result))
+
+
+def markdown_table(result: EvaluationResult | None) -> str:
+    """The tables of a model card, with what they were measured on; a plain sentence where there is no result."""
+    if result is None:
+        return NOT_MEASURED
+    tables = []
+    for columns, lines in _tables(result):
+        alignments = ["---"] * 2 + ["---:"] * (len(columns) - 2)
+        tables += [*(_markdown_row(line) for line in (columns, alignments, *lines)), ""]
+    return "\n".join([*tables, *_notes(result)])
+
+
+def _tables(result: EvaluationResult) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+    tables = [(COLUMNS, rows(result)), (OVERLAP_COLUMNS, overlap_rows(result)), (CHANGE_COLUMNS, change_rows(result))]
+    return [_measured_columns(columns, lines) for columns, lines in tables if lines]
+
+
+def _measured_columns(
+    columns: tuple[str, ...], lines: list[tuple[str, ...]]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Without columns that hold nothing."""
+    kept = [place for place in range(len(columns)) if any(line[place] != ABSENT for line in lines)]
+    return tuple(columns[place] for place in kept), [tuple(line[place] for place in kept) for line in lines]
+
+
+def _aligned(lines: Sequence[tuple[str, ...]]) -> str:
     widths = [max(map(len, column)) for column in zip_longest(*lines, fillvalue="")]
     return "\n".join(
         "  ".join(
@@ -35,13 +88,15 @@ def text_table(result: EvaluationResult) -> str:
     )
 
 
-def markdown_table(result: EvaluationResult | None) -> str:
-    """The table of a model card, with what it was measured on; a plain sentence where there is no result."""
-    if result is None:
-        return NOT_MEASURED
-    alignments = ["---"] * 2 + ["---:"] * (len(COLUMNS) - 2)
-    table = [_markdown_row(line) for line in (COLUMNS, alignments, *rows(result))]
-    return "\n".join([*table, "", *_notes(result)])
+def _change_cells(base: TierScore, adapter: TierScore) -> tuple[str, ...]:
+    low, high = adapter.intervals.get("cer_change", (None, None))
+    interval = ABSENT if low is None or high is None else f"{100 * low:+.2f} to {100 * high:+.2f}"
+    gone = f"{100 * (1 - adapter.cer / base.cer):.0f} %" if base.cer else ABSENT
+    return (_percent(base.cer), _percent(adapter.cer), f"{100 * (adapter.cer - base.cer):+.2f}", interval, gone)
+
+
+def _share(share: float | None) -> str:
+    return ABSENT if share is None else f"{100 * share:.1f}"
 
 
 def _cells(score: TierScore) -> tuple[str, ...]:
@@ -81,7 +136,7 @@ def _notes(result: EvaluationResult) -> list[str]:
         f"CER and WER are micro rates (all edits over all characters or words); texts compared after: {NORMALISATION}. "
         "The interval is a percentile bootstrap over pages. Median: of the pages' own rates. Capped: at most one edit "
         "per character of a page. Exact: pages without any error. Loops: readings that repeated themselves or met the "
-        "token limit.",
+        "token limit." + (_OVERLAP_NOTE if overlap_rows(result) else ""),
     ]
 
 

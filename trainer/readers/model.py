@@ -23,6 +23,7 @@ from trainer.generation import PreparedViews, batches_of_equal_plan, generate_te
 if TYPE_CHECKING:
     from shared.deepseek_ocr.protocol import OcrModel
     from shared.deepseek_ocr.tokenizer import OcrTokenizer
+    from trainer.readers.adapters import AttachedAdapter
 
 MAX_NEW_TOKENS = {Layout.LINE: 256, Layout.BLOCK: 2048, Layout.PAGE: 4096}
 """More than any page of the kind holds, at one or two characters a token; a runaway answer costs no more than this."""
@@ -51,6 +52,7 @@ class ModelReader:
         name: str,
         options: ReadingOptions | None = None,
         weights_sha256: str | None = None,
+        adapter_sha256: str | None = None,
     ) -> None:
         self._model = model
         weights = next(cast("torch.nn.Module", model).parameters())
@@ -59,26 +61,27 @@ class ModelReader:
         self._geometry = geometry
         self._name = name
         self._options = options or ReadingOptions()
-        self._weights_sha256 = weights_sha256
+        self._checksums = {"weights": weights_sha256, "adapter": adapter_sha256}
 
     @property
     def name(self) -> str:
-        """The checkpoint's name."""
+        """The checkpoint's name, or the adapter's."""
         return self._name
 
     @property
     def details(self) -> Mapping[str, str]:
-        """Weights, device, type, threads, batch and prompt."""
+        """Weights, adapter, device, type, threads, batch, prompt and limit."""
         device = self._device
-        details = {"weights": self._weights_sha256} if self._weights_sha256 else {}
+        limit = self._options.max_new_tokens
         return {
-            **details,
+            **{name: checksum for name, checksum in self._checksums.items() if checksum},
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "dtype": str(self._dtype).removeprefix("torch."),
             **({"threads": str(torch.get_num_threads())} if device.type == "cpu" else {}),
             "batch": str(self._options.batch_size),
             "task": self._options.task.value,
             "mode": self._mode.value,
+            **({"max_new_tokens": str(limit)} if limit else {}),
         }
 
     def read(self, samples: Sequence[Sample]) -> Iterator[tuple[int, Reading]]:
@@ -114,3 +117,26 @@ class ModelReader:
         )
         seconds = (time.perf_counter() - start) / len(samples)
         return [Reading(answer.text, seconds, answer.ended) for answer in generated]
+
+
+class BaseReader:
+    """Reads with a model's base alone, while its adapter is switched off."""
+
+    def __init__(self, reader: ModelReader, attached: AttachedAdapter) -> None:
+        self._reader = reader
+        self._attached = attached
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's name."""
+        return self._reader.name
+
+    @property
+    def details(self) -> Mapping[str, str]:
+        """As the reader's; no adapter among them."""
+        return self._reader.details
+
+    def read(self, samples: Sequence[Sample]) -> Iterator[tuple[int, Reading]]:
+        """Read pages as `ModelReader` does."""
+        with self._attached.base_alone():
+            yield from self._reader.read(samples)

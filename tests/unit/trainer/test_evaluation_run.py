@@ -12,7 +12,6 @@ from trainer.evaluation.progress import Progress
 from trainer.evaluation.run import evaluate, read_all
 from trainer.evaluation.samples import load_set
 from trainer.evaluation.transcript import write_transcript
-from trainer.evaluation.worst import marked_difference, worst_pages, worst_report
 
 PAGES = [("a.png", "line", "abcd"), ("b.png", "page", "<one> two"), ("c.png", "line", "efgh ij")]
 GOOD = TableReader("good", {"a.png": "abcd", "b.png": "<one> two", "c.png": "efgh ij"})
@@ -54,29 +53,6 @@ def test_the_transcript_holds_every_reading(sample_set, tmp_path):
     assert entries[0]["readings"][0] == {
         "reader": "bad", "text": "abxd", "cer": 0.25, "edits": 1, "characters": 4, "ended": True, "seconds": 0.5,
     }  # fmt: skip
-
-
-def test_worst_pages_come_first_and_right_ones_not_at_all(sample_set):
-    _, pages = evaluate([sample_set], [BAD, GOOD], io.StringIO())
-    assert [page.sample.name for page in worst_pages(pages, 2)] == ["b.png", "c.png"]
-    _, pages = evaluate([sample_set], [GOOD], io.StringIO())
-    assert worst_pages(pages, 2) == []
-
-
-def test_the_report_is_one_escaped_file_with_its_images_inside(sample_set):
-    _, pages = evaluate([sample_set], [BAD, GOOD], io.StringIO())
-    report = worst_report(pages, ["bad", "<good>"], 3)
-    assert report.count("data:image/png;base64,") == 3
-    assert "&lt;one&gt; two" in report
-    assert "<one>" not in report
-    assert "&lt;good&gt;: CER 0.0 %" in report
-    assert "unfinished" in report
-    assert "http" not in report
-
-
-def test_differences_are_marked_letter_by_letter():
-    assert marked_difference("a <b> c", "a <x> cd") == "a &lt;<del>b</del><ins>x</ins>&gt; c<ins>d</ins>"
-    assert marked_difference("one\n two", "one two") == "one two"
 
 
 def test_progress_in_a_log_speaks_seldom_but_of_the_end():

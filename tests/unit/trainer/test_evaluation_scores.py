@@ -70,3 +70,25 @@ def test_the_interval_resamples_pages_not_characters():
     # One bad page of two: half of all resamples hold it once, a quarter twice.
     low, high = bootstrap_interval([ErrorCount(100, 100), ErrorCount(0, 100)])
     assert (low, high) == (0.0, 1.0)
+
+
+def test_every_figure_has_its_interval_and_lies_in_it():
+    truths = ["one two three", "four five six", "seven eight nine", "ten eleven twelve"]
+    readings = ["one two three", "four fine six", "seven", "ten eleven twelve"]
+    tier = score_tier(
+        [score_page(truth, Reading(text, 1.0, text != "seven")) for truth, text in zip(truths, readings, strict=True)]
+    )
+    for name in ("cer_capped", "wer", "exact_ratio", "unfinished_ratio", "rouge_1", "rouge_2", "rouge_l"):
+        low, high = tier.intervals[name]
+        assert low < getattr(tier, name) < high, name
+
+
+def test_a_change_is_judged_page_by_page():
+    # Pages differ much more from each other than the two readers do: apart their intervals overlap, together they
+    # show that one reader is better on every page.
+    base = [page(10 + number, 100) for number in range(0, 80, 4)]
+    adapter = [page(9 + number, 100) for number in range(0, 80, 4)]
+    alone, beside = score_tier(base), score_tier(adapter, base)
+    assert beside.cer_high > alone.cer_low
+    assert beside.intervals["cer_change"] == pytest.approx((-0.01, -0.01))
+    assert "cer_change" not in alone.intervals

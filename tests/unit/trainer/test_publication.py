@@ -36,6 +36,12 @@ def record(cer=0.5, tiers=None, sha256="ab" * 32, **details) -> EvaluationResult
     )
 
 
+def record_of_both(before=0.5, after=0.1, adapter="0" * 64) -> EvaluationResult:
+    """As `evaluate --adapter` writes it."""
+    both = (record(after, adapter=adapter).readers[0], record(before).readers[0])
+    return dataclasses.replace(record(), readers=both)
+
+
 @pytest.fixture
 def base(tmp_path):
     """A checkpoint as far as publishing looks at one."""
@@ -71,7 +77,7 @@ def manifest(tmp_path, version=1):
 
 
 def test_a_better_adapter_is_published_and_in_use(tmp_path, base, publish, capsys):
-    assert publish("--data-sha256", "cd" * 32, "--data-samples", "100") == 0
+    assert publish("--trained-on-sha256", "cd" * 32, "--trained-on-samples", "100") == 0
     output = capsys.readouterr().out
     assert output.splitlines() == [
         "published invoices@1",
@@ -94,11 +100,11 @@ def test_the_set_that_it_was_trained_on_is_named_by_its_folder(tmp_path, publish
     prepared = tmp_path / "sets" / "mine"
     words = ["--validation-share", "0.3", "--out", str(prepared)]
     assert main(["prepare", str(write_pages(tmp_path / "pages", 12)), *words]) == 0
-    assert publish("--data", str(prepared)) == 0
+    assert publish("--trained-on", str(prepared)) == 0
     part = training_part(prepared)
     assert manifest(tmp_path).training_data == TrainingData(sha256=part.fingerprint, samples=part.num_samples)
     capsys.readouterr()
-    assert publish("--data", str(tmp_path / "none")) == 2
+    assert publish("--trained-on", str(tmp_path / "none")) == 2
     assert "[set_corrupt]" in capsys.readouterr().err
 
 
@@ -191,6 +197,33 @@ def test_records_that_say_what_they_are_about_are_held_to_it(tmp_path, base, pub
         assert message in capsys.readouterr().err
 
 
+def test_one_record_of_both_is_enough(tmp_path, publish):
+    mine = digest(tmp_path / "trained" / "adapter_model.safetensors")
+    (tmp_path / "both.json").write_text(to_json(record_of_both(adapter=mine)))
+    assert publish("--evaluation", f"{tmp_path}/both.json", records=False) == 0
+    published = manifest(tmp_path).evaluation
+    assert (published.base.cer, published.adapter.cer) == pytest.approx((0.5, 0.1))
+
+
+def test_a_record_without_its_base_is_refused(tmp_path, publish, capsys):
+    (tmp_path / "alone.json").write_text(to_json(record(0.1, adapter="0" * 64)))
+    assert publish("--evaluation", f"{tmp_path}/alone.json", records=False) == 2
+    assert "base and adapter both" in capsys.readouterr().err
+
+
+def test_a_run_brings_its_record_and_its_data(tmp_path, publish):
+    run = tmp_path / "run"
+    adapter = write_peft(run / "best")
+    (run / "evaluation.json").write_text(to_json(record_of_both(adapter=digest(adapter / "adapter_model.safetensors"))))
+    (run / "run.json").write_text(json.dumps({"data": {"fingerprint": "ef" * 32, "num_samples": 70}}))
+    assert publish(adapter=run, records=False) == 0
+    assert manifest(tmp_path).training_data == TrainingData(sha256="ef" * 32, samples=70)
+    assert manifest(tmp_path).evaluation.adapter.cer == pytest.approx(0.1)
+    assert publish(adapter=adapter, records=False) == 0
+    (run / "run.json").write_text('{"data": {"fingerprint": 3}}')
+    assert publish(adapter=run, records=False) == 2
+
+
 @pytest.mark.parametrize(
     ("before", "message"),
     [
@@ -214,10 +247,17 @@ def test_records_of_different_readings_cannot_be_compared(publish, capsys, befor
     [
         (["--name", "In voices"], {}, "invalid_name"),
         (["--force", " "], {}, "needs a reason"),
-        (["--data-sha256", "ab" * 32], {}, "--data-samples"),
-        (["--data", "set", "--data-sha256", "ab" * 32, "--data-samples", "3"], {}, "--data, or"),
-        (["--data-sha256", "xy", "--data-samples", "3"], {}, "64 hex digits"),
-        (["--evaluation", "after.json"], {"records": False}, "together"),
+        (["--trained-on-sha256", "ab" * 32], {}, "--trained-on-samples"),
+        (
+            ["--trained-on", "set", "--trained-on-sha256", "ab" * 32, "--trained-on-samples", "3"],
+            {},
+            "--trained-on, or",
+        ),
+        (["--trained-on-sha256", "xy", "--trained-on-samples", "3"], {}, "64 hex digits"),
+        (["--base-evaluation", "before.json"], {"records": False}, "goes with --evaluation"),
+        (["--data", "x"], {}, "not both"),
+        (["--json", "x"], {}, "--data or --real"),
+        (["--push-to-hub"], {}, "--hub-model-id"),
         ([], {"records": False}, "not_evaluated"),
         (["--base", "owner/name"], {}, "--base-revision"),
         (["--base-revision", "main"], {}, "no revision"),

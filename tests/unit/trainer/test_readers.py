@@ -7,7 +7,9 @@ import json
 import shutil
 import stat
 import threading
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 from PIL import Image
@@ -19,11 +21,12 @@ from shared.deepseek_ocr.images import prepare_views
 from tests.support.evaluation import write_set
 from tests.support.tiny_model import TINY_GEOMETRY, tiny_model, tiny_tokenizer
 from trainer.config import child_environment
-from trainer.evaluation.samples import Layout, load_set, open_page
+from trainer.evaluation.samples import Layout, Sample, load_set, open_page
 from trainer.generation import PreparedViews, generate_texts
+from trainer.readers import service as service_module
 from trainer.readers.model import ModelReader, ReadingOptions
 from trainer.readers.protocol import ReaderError
-from trainer.readers.service import ServiceReader, multipart
+from trainer.readers.service import ServiceReader, multipart, retry_after_s
 from trainer.readers.tesseract import TesseractReader
 
 
@@ -143,9 +146,95 @@ def test_a_refusal_or_no_service_ends_the_evaluation(tmp_path, service_url):
     with pytest.raises(ReaderError, match=r"422 to refused\.png"):
         list(ServiceReader(service_url, {}).read(samples))
     with pytest.raises(ReaderError, match="no service at"):
-        list(ServiceReader("http://127.0.0.1:9", {}).read(samples))
+        list(ServiceReader("http://127.0.0.1:9", {}, patience_s=0.1).read(samples))
     with pytest.raises(ReaderError, match="not an HTTP URL"):
         ServiceReader("ftp://127.0.0.1", {})
+
+
+class MoodyService(BaseHTTPRequestHandler):
+    """Answers a page with its name after a few bad moods, another set of them for every page."""
+
+    moods = ("429", "503", "drop", "500", "200")
+    seen: ClassVar[dict[str, int]] = {}
+    lock = threading.Lock()
+    alive = 0
+    most_alive = 0
+
+    def do_POST(self):
+        with self.lock:
+            MoodyService.alive += 1
+            MoodyService.most_alive = max(self.most_alive, self.alive)
+        try:
+            self._answer()
+        finally:
+            with self.lock:
+                MoodyService.alive -= 1
+
+    def _answer(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        name = body.partition(b'filename="')[2].partition(b'"')[0].decode()
+        with self.lock:
+            attempt = self.seen[name] = self.seen.get(name, 0) + 1
+        mood = "200" if attempt > 3 else self.moods[(int(name[1:-4]) * 7 + attempt) % len(self.moods)]
+        if mood == "drop":
+            self.close_connection = True
+            return
+        content = json.dumps({"text": name, "finish_reason": "stop"}).encode()
+        self.send_response(int(mood))
+        self.send_header("Content-Length", str(len(content)))
+        if mood == "429":
+            self.send_header("Retry-After", "0")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def moody_url():
+    MoodyService.seen.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), MoodyService)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_no_page_is_lost_to_a_service_that_is_busy_faulty_or_drops_connections(tmp_path, moody_url, monkeypatch):
+    monkeypatch.setattr(service_module, "FIRST_PAUSE_S", 0.001)
+    samples = [Sample(f"p{number}.png", "all", Layout.LINE, tmp_path / f"p{number}.png", "") for number in range(150)]
+    for sample in samples:
+        sample.image_path.write_bytes(b"a page")
+    readings = list(ServiceReader(moody_url, {}, concurrency=12).read(samples))
+    assert sorted(index for index, _ in readings) == list(range(150))
+    assert all(reading.text == f"p{index}.png" for index, reading in readings)
+    assert sum(MoodyService.seen.values()) > 300
+    assert 2 <= MoodyService.most_alive <= 12
+
+
+def test_a_page_that_always_meets_a_fault_ends_it_and_so_does_endless_business(tmp_path, moody_url, monkeypatch):
+    monkeypatch.setattr(service_module, "FIRST_PAUSE_S", 0.001)
+    sample = Sample("p1.png", "all", Layout.LINE, tmp_path / "p1.png", "")
+    sample.image_path.write_bytes(b"a page")
+    monkeypatch.setattr(MoodyService, "moods", ("500",))
+    monkeypatch.setattr(service_module, "FAULT_ATTEMPTS", 3)
+    with pytest.raises(ReaderError, match=r"answered 500 to p1\.png"):
+        list(ServiceReader(moody_url, {}).read([sample]))
+    MoodyService.seen.clear()
+    monkeypatch.setattr(MoodyService, "moods", ("503",))
+    with pytest.raises(ReaderError, match="lower --concurrency"):
+        list(ServiceReader(moody_url, {}, patience_s=0.0).read([sample]))
+
+
+def test_what_retry_after_says_is_a_number_or_a_date():
+    now = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
+    assert retry_after_s("7") == 7.0
+    assert retry_after_s("Sun, 22 Nov 2026 12:00:30 GMT", now) == 30.0
+    assert retry_after_s("Sun, 22 Nov 2026 11:00:30 GMT", now) == 0.0
+    assert retry_after_s("soon") is retry_after_s("") is None
 
 
 def test_a_form_keeps_bytes_and_cannot_be_broken_by_a_name():

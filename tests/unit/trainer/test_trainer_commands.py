@@ -50,8 +50,7 @@ def test_an_evaluation_leaves_table_record_card_pages_and_report(tmp_path, evalu
     card.write_text(f"# Card\n{BEGIN}\n{END}\n")
     words = f"evaluate --model {checkpoint} --data {evaluation_set} --tesseract --max-new-tokens 8 --device cpu"
     files = (
-        f"--json {tmp_path}/r.json --pages {tmp_path}/p.jsonl --worst 2 --worst-file {tmp_path}/w.html"
-        f" --update-card {card}"
+        f"--json {tmp_path}/r.json --pages {tmp_path}/p.jsonl --worst 2 --html {tmp_path}/w.html --update-card {card}"
     )
     assert main([*words.split(), *files.split()]) == 0
     table = capsys.readouterr().out
@@ -61,10 +60,13 @@ def test_an_evaluation_leaves_table_record_card_pages_and_report(tmp_path, evalu
     # "ab" is right, against "cd" two edits; nine characters of the page hold neither letter.
     assert result.readers[1].tiers["line"].cer == 0.5
     assert result.readers[1].tiers["page"].cer == 1.0
-    assert [line.split()[0] for line in table.splitlines()] == ["tier", "line", "line", "page", "page"]
+    figures, words_found = table.split("\n\n")
+    assert [line.split()[0] for line in figures.splitlines()] == ["tier", "line", "line", "page", "page"]
+    # One of two lines was read right, and no word of the page.
+    assert words_found.splitlines()[2].split() == ["line", "Tesseract", "5.9.1", "50.0", "50.0", "50.0", "50.0"]
     assert table_of(card.read_text()) == markdown_table(load_result(card.with_name("evaluation.json")))
     assert len((tmp_path / "p.jsonl").read_text().splitlines()) == 3
-    assert (tmp_path / "w.html").read_text().count("<section>") == 2
+    assert (tmp_path / "w.html").read_text().count('<section class="page"') == 2
     assert str(tmp_path) not in (tmp_path / "r.json").read_text()
 
     assert main(["evaluate", "--from-json", str(tmp_path / "r.json")]) == 0
@@ -118,13 +120,13 @@ def test_a_prepared_set_is_measured_by_split(tmp_path, checkpoint):
     assert main(["prepare", str(pages), "--validation-share", "0.3", "--out", str(tmp_path / "set")]) == 0
     words = f"evaluate --model {checkpoint} --data {tmp_path}/set --max-new-tokens 2 --device cpu --json {tmp_path}/r"
     splits = load_manifest(tmp_path / "set")["splits"]
-    assert main([*words.split(), "--worst", "1", "--worst-file", str(tmp_path / "w.html")]) == 0
+    assert main([*words.split(), "--worst", "1", "--html", str(tmp_path / "w.html")]) == 0
     result = load_result(tmp_path / "r")
     assert {tier: score.pages for tier, score in result.readers[0].tiers.items()} == {
         name: split["num_samples"] for name, split in splits.items()
     }
     assert result.sets[0].name == "set"
-    assert "data:image/png" in (tmp_path / "w.html").read_text()
+    assert "data:image/webp" in (tmp_path / "w.html").read_text()
     assert main([*words.split(), "--split", "validation", "--layout", "line", "--limit", "1"]) == 0
     (score,) = load_result(tmp_path / "r").readers[0].tiers.values()
     assert score.pages == 1

@@ -1,0 +1,247 @@
+"""Do the trainer's backends work on this device: a short run with each, its adapter written, loaded again and compared.
+
+A few updates through `trainer.training.run` itself, with cached features, checks by reading and checkpoints; not a
+measure of speed (`benchmarks/training.py` is). DeepSeek-OCR-2 has its public dimensions and random weights; nano is the
+checkpoint that ships, on pages of forms with a cell for each letter, whose error rate has to fall.
+
+    python benchmarks/backends.py write-ocr2 /tmp/ocr2
+    python benchmarks/backends.py run peft|unsloth shared/nano --updates 150 --batch-size 32
+    python benchmarks/backends.py run unsloth /tmp/ocr2 --updates 6 --four-bit
+
+The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer.backends.protocol import AdaptedModel, AdapterRequest
+    from trainer.training.dataset import SampleReader
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+PAGE_PX = (640, 200)
+TOLERANCE = 0.05
+"""Of the loss: a written adapter is float32, its base bfloat16 or 4 bits."""
+
+
+def draw_pages(folder: Path, count: int, seed: int) -> None:
+    """Write pages of a form whose cells hold one letter each: `00000.png` with `00000.txt`."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    rng = random.Random(seed)
+    folder.mkdir(parents=True)
+    for number in range(count):
+        lines = ["".join(rng.choice(LETTERS) for _ in range(rng.randint(5, 12))) for _ in range(rng.randint(1, 3))]
+        image = Image.new("L", PAGE_PX, 255)
+        canvas = ImageDraw.Draw(image)
+        for row, line in enumerate(lines):
+            text = "|" + "|".join(line) + "|"
+            canvas.text((20, 20 + 50 * row), text, font=ImageFont.load_default(28), fill=0)
+        image.save(folder / f"{number:05d}.png")
+        (folder / f"{number:05d}.txt").write_text(" ".join(lines), encoding="utf-8")
+
+
+def write_ocr2(folder: Path, *, tiny: bool) -> None:
+    """Write a checkpoint of DeepSeek-OCR-2 with random weights and a byte-level tokenizer."""
+    import torch
+    from transformers import (
+        DeepseekOcr2Config,
+        DeepseekOcr2ForConditionalGeneration,
+        DeepseekOcr2Processor,
+        PreTrainedTokenizerFast,
+    )
+    from transformers.models.deepseek_ocr2.image_processing_pil_deepseek_ocr2 import DeepseekOcr2ImageProcessorPil
+
+    from trainer.nano.vocabulary import train_tokenizer
+
+    width = 64 if tiny else 1280
+    text = {
+        "vocab_size": 512 if tiny else 129280, "hidden_size": width, "intermediate_size": 128 if tiny else 6848,
+        "num_hidden_layers": 2 if tiny else 12, "num_attention_heads": 2 if tiny else 10,
+        "num_key_value_heads": 2 if tiny else 10, "moe_intermediate_size": 32 if tiny else 896,
+        "n_routed_experts": 4 if tiny else 64, "n_shared_experts": 2, "num_experts_per_tok": 2 if tiny else 6,
+        "mlp_layer_types": ["dense"] + ["sparse"] * (1 if tiny else 11), "bos_token_id": 0, "eos_token_id": 1,
+        "pad_token_id": 2, "max_position_embeddings": 8192, "n_group": 1, "topk_group": 1,
+    }  # fmt: skip
+    encoder = {
+        "hidden_size": 64 if tiny else 896, "intermediate_size": 128 if tiny else 4864,
+        "num_hidden_layers": 2 if tiny else 24, "num_attention_heads": 2 if tiny else 14, "num_key_value_heads": 2,
+    }  # fmt: skip
+    sam: dict[str, Any] = {"downsample_channels": [512, encoder["hidden_size"]]}
+    if tiny:
+        sam |= {
+            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 64, "output_channels": 16,
+            "downsample_channels": [32, 64], "global_attn_indexes": [1],
+        }  # fmt: skip
+    config = DeepseekOcr2Config(
+        text_config=text, vision_config={"sam_config": sam, "encoder_config": encoder}, image_token_id=3
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device(device):
+        model = DeepseekOcr2ForConditionalGeneration(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, 0.0, 0.02)
+    model.save_pretrained(folder)
+    core = train_tokenizer([LETTERS, "Free OCR. the page\n"] * 4, vocab_size=280)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=core.id_to_token(0), eos_token=core.id_to_token(1),
+        pad_token=core.id_to_token(2), extra_special_tokens={"image_token": core.id_to_token(3)},
+    )  # fmt: skip
+    tokenizer.save_pretrained(folder)
+    DeepseekOcr2Processor(image_processor=DeepseekOcr2ImageProcessorPil(), tokenizer=tokenizer).save_pretrained(folder)
+
+
+def run(options: argparse.Namespace) -> dict[str, object]:
+    """Train, write, load again, compare."""
+    started_s = time.perf_counter()
+    if options.backend == "unsloth":
+        from trainer.backends.choice import unsloth_backend
+
+        backend = unsloth_backend(required=True)
+    else:
+        from trainer.backends.plain import adapt as backend
+    import torch
+    import transformers
+
+    from trainer.data.sources.columns import Columns
+    from trainer.data.sources.folder import FolderSource
+    from trainer.data.sources.ledger import Ledger
+    from trainer.data.sources.samples import read_samples
+    from trainer.training.data import RunData
+    from trainer.training.options import MLP, make_options
+    from trainer.training.run import train
+
+    transformers.logging.set_verbosity_error()
+    import_s = time.perf_counter() - started_s
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    work = Path(tempfile.mkdtemp())
+    draw_pages(work / "train", options.samples, 1)
+    draw_pages(work / "validation", 16 if options.updates > 20 else 2, 2)
+
+    def data(reader: SampleReader) -> RunData:
+        pages = RunData()
+        for name, into in (("train", pages.train), ("validation", pages.validation)):
+            for sample in read_samples(FolderSource(work / name), Columns(), Ledger()):
+                reader.take(sample, into)
+        return pages
+
+    wanted = make_options({
+        "dataset_name": "drawn", "output_dir": work / "run", "model": options.model, "batch_size": options.batch_size,
+        "max_steps": options.updates, "eval_steps": max(options.updates // 2, 1), "learning_rate": options.rate,
+        "logging_steps": 1, "use_qlora": options.four_bit, "gradient_checkpointing": options.checkpointing,
+        "max_new_tokens": 64 if options.updates > 20 else 8, "use_tensorboard": False,
+        "target_modules": ("q_proj", "k_proj", "v_proj", "o_proj", *(MLP if options.mlp else ())),
+    })  # fmt: skip
+    events: list[dict[str, Any]] = []
+    kept: list[Any] = []
+
+    def watched(request: AdapterRequest) -> AdaptedModel:
+        sys.stderr.write(f"imported after {time.perf_counter() - started_s:.1f} s\n")
+        adapted = backend(request)
+        sys.stderr.write(f"loaded after {time.perf_counter() - started_s:.1f} s\n")
+        kept.extend((adapted, request))
+        return adapted
+
+    def noted(event: Mapping[str, Any]) -> None:
+        events.append(dict(event))
+        sys.stderr.write(json.dumps({"s": round(time.perf_counter() - started_s, 1), **event}) + "\n")
+
+    summary = train(wanted, watched, device, progress=noted, data=data)
+    logs = [event for event in events if event["event"] == "log" and "loss" in event]
+    steps_s = sorted(b["seconds"] - a["seconds"] for a, b in pairwise(logs[2:]))
+    record = {
+        "backend": options.backend,
+        "model": Path(options.model).name,
+        "four_bit": options.four_bit,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "updates": summary.steps,
+        "batch_size": options.batch_size,
+        "import_s": round(import_s, 1),
+        "median_step_s": round(steps_s[len(steps_s) // 2], 3) if steps_s else None,
+        "first_loss": round(logs[0]["loss"], 4),
+        "last_loss": round(logs[-1]["loss"], 4),
+        "base_cer": summary.base_cer,
+        "best_cer": summary.best_cer,
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if device.type == "cuda" else None,
+        "trainable": json.loads((work / "run" / "run.json").read_text())["trainable_parameters"],
+    }
+    return (
+        record
+        | compare(kept[0], kept[1], options, work / "run" / "best", device)
+        | {"total_s": round(time.perf_counter() - started_s, 1)}
+    )
+
+
+def compare(adapted: Any, request: Any, options: argparse.Namespace, best: Path, device: Any) -> dict[str, object]:
+    """The loss of a sequence with the adapter from its file: on the model that trained it, and on a fresh base."""
+    import torch
+
+    from shared.deepseek_ocr.loading import load_checkpoint
+    from trainer.backends.plain import add_adapter
+    from trainer.training.adapter import load_adapter
+
+    ids = torch.tensor([[0, *(10 + step % 200 for step in range(120))]], device=device)
+
+    def loss(model: Any) -> float:
+        model.eval()
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return float(model(input_ids=ids, labels=ids, use_cache=False)["loss"])
+
+    load_adapter(adapted.model, best)
+    on_trained = loss(adapted.model)
+    fresh = load_checkpoint(options.model, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    plain = loss(fresh.model)
+    again = add_adapter(fresh.model, adapted.modules, request)
+    load_adapter(again, best)
+    reloaded = loss(again)
+    return {
+        "loss_of_base": round(plain, 4),
+        "loss_on_trained_model": round(on_trained, 4),
+        "loss_on_fresh_model": round(reloaded, 4),
+        "agree": abs(on_trained - reloaded) <= TOLERANCE * max(abs(on_trained), 1.0),
+    }
+
+
+def main() -> int:
+    """Parse, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    write = commands.add_parser("write-ocr2")
+    write.add_argument("folder", type=Path)
+    write.add_argument("--tiny", action="store_true", help="to try the program out on a CPU")
+    go = commands.add_parser("run")
+    go.add_argument("backend", choices=("peft", "unsloth"))
+    go.add_argument("model")
+    go.add_argument("--updates", type=int, default=6)
+    go.add_argument("--batch-size", type=int, default=4)
+    go.add_argument("--samples", type=int, default=64)
+    go.add_argument("--rate", type=float, default=1e-3)
+    go.add_argument("--four-bit", action="store_true")
+    go.add_argument("--mlp", action="store_true", help="adapt dense layers and shared experts too")
+    go.add_argument("--checkpointing", action="store_true")
+    options = parser.parse_args()
+    if options.command == "write-ocr2":
+        write_ocr2(options.folder, tiny=options.tiny)
+        return 0
+    record = run(options)
+    sys.stdout.write(json.dumps(record) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

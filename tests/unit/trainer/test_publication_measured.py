@@ -1,0 +1,62 @@
+"""`publish --data`: base and adapter are measured on the way, and only what is better goes out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from shared.contract.manifest import parse_manifest
+from shared.deepseek_ocr.checkpoint import save_checkpoint
+from tests.support.evaluation import write_set
+from tests.support.lora import random_adapter, write_files
+from tests.support.tiny_model import tiny_model, tiny_tokenizer
+from trainer.__main__ import main
+from trainer.evaluation.results import load_result
+
+
+@pytest.fixture
+def flags(tmp_path):
+    """Flags that measure an adapter whose pages' truths are what the base model says, or the adapter."""
+    base = tmp_path / "tiny"
+    save_checkpoint(tiny_model(), base)
+    (base / "tokenizer.json").write_text(json.dumps(tiny_tokenizer()._definition), encoding="utf-8")
+    adapter = write_files(tmp_path / "elsewhere", random_adapter(tiny_model(), seed=1))
+    (tmp_path / "volume").mkdir()
+    pages = write_set(tmp_path / "held-out", [("a.png", "line", "ab"), ("b.png", "line", "cd")])
+    asked = f"--data {pages} --device cpu --max-new-tokens 8"
+
+    def make(whose: int) -> list[str]:
+        words = f"evaluate {asked} --model {base} --adapter {adapter} --pages {tmp_path}/pages.jsonl"
+        assert main(words.split()) == 0
+        for line in (tmp_path / "pages.jsonl").read_text().splitlines():
+            page = json.loads(line)
+            text = page["readings"][whose]["text"]
+            (pages / page["file"]).with_suffix(".txt").write_text(text, encoding="utf-8")
+        place = f"--volume {tmp_path}/volume --name letters --json {tmp_path}/r.json"
+        return f"publish --from {adapter} --base {base} {asked} {place}".split()
+
+    return make
+
+
+def test_an_adapter_made_elsewhere_is_measured_and_published(tmp_path, flags, capsys):
+    assert main(flags(whose=0)) == 0
+    assert "published letters@1" in capsys.readouterr().out
+    manifest = parse_manifest((tmp_path / "volume" / "letters" / "1" / "manifest.json").read_bytes())
+    result = load_result(tmp_path / "r.json")
+    assert manifest.evaluation.adapter.cer == 0.0
+    assert manifest.evaluation.base.cer == pytest.approx(result.base.tiers["line"].cer, abs=1e-5)
+    assert manifest.evaluation.base.cer > 0.3
+    assert manifest.evaluation.sets[0].sha256 == result.sets[0].sha256
+    assert result.adapter.details["adapter"] == manifest.files["adapter_model.safetensors"].sha256
+
+
+def test_one_that_reads_worse_stays_out_unless_forced(tmp_path, flags, capsys):
+    words = flags(whose=1)
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "not_better" in capsys.readouterr().err
+    assert not (tmp_path / "volume" / "letters").exists()
+    assert main([*words, "--force", "a trial"]) == 0
+    manifest = parse_manifest((tmp_path / "volume" / "letters" / "1" / "manifest.json").read_bytes())
+    assert (manifest.forced, manifest.evaluation.base.cer) == ("a trial", 0.0)

@@ -1,0 +1,174 @@
+"""PEFT by itself: any device, any of the models. In 4 bits on CUDA, through bitsandbytes.
+
+Owns how a plain checkpoint becomes one with an adapter. Knows no data and no loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from shared.deepseek_ocr.checkpoint import CheckpointError
+from shared.deepseek_ocr.loading import load_checkpoint
+from trainer.backends.protocol import AdaptedModel, AdapterRequest
+from trainer.training.adapter import ADAPTER
+from trainer.training.errors import TrainingCode, TrainingError
+from trainer.training.targets import DECODERS
+
+PREFIX = "base_model.model."
+"""PEFT's name for the base model inside."""
+_KEPT_WHOLE = ("lm_head",)
+"""Never quantised: it decides every token."""
+
+
+def adapt(request: AdapterRequest) -> AdaptedModel:
+    """Load a base model, float32 on a CPU and bfloat16 on a GPU, and add an adapter to it.
+
+    Args:
+        request: what is wanted.
+
+    Returns:
+        The model on its device.
+
+    Raises:
+        TrainingError: the checkpoint cannot be used, or 4 bits are asked for where there are none.
+    """
+    is_cuda = request.device.type == "cuda"
+    if request.in_4bit and not is_cuda:
+        raise TrainingError(
+            TrainingCode.GPU_MISSING,
+            "--use-qlora keeps weights in 4 bits, which only CUDA devices compute with",
+            "leave it out on a CPU, or run on a machine with a GPU",
+        )
+    try:
+        loaded = load_checkpoint(
+            request.checkpoint,
+            "cpu" if request.in_4bit else request.device,
+            torch.bfloat16 if is_cuda else torch.float32,
+        )
+    except CheckpointError as error:
+        raise TrainingError(
+            TrainingCode.MODEL_UNUSABLE, str(error), "name a folder or a repository with --model"
+        ) from error
+    base: Any = loaded.model
+    if request.in_4bit:
+        quantise(base, request.device)
+    modules = request.choose(base)
+    model = add_adapter(base, modules, request)
+    if request.gradient_checkpointing:
+        recompute_layers(base)
+    return AdaptedModel(
+        model=model,
+        tokenizer=loaded.tokenizer,
+        geometry=loaded.geometry,
+        base_name=loaded.model_id,
+        modules=modules,
+        details={"backend": "peft", "in_4bit": request.in_4bit},
+    )
+
+
+def add_adapter(base: Any, modules: tuple[str, ...], request: AdapterRequest) -> PeftModel:
+    """Add a fresh adapter to a model; everything else is frozen.
+
+    Args:
+        base: the base model.
+        modules: whole names.
+        request: rank and kin.
+
+    Returns:
+        PEFT's model.
+    """
+    config = LoraConfig(
+        r=request.rank,
+        lora_alpha=request.alpha,  # type: ignore[arg-type] # a float is divided all the same
+        lora_dropout=request.dropout,
+        use_rslora=request.use_rslora,
+        target_modules=list(modules),
+        bias="none",
+    )
+    with torch.random.fork_rng(devices=[request.device] if request.device.type == "cuda" else []):
+        torch.manual_seed(request.seed)
+        model = get_peft_model(base, config)
+    check_adapter(model, modules)
+    return model
+
+
+def check_adapter(model: nn.Module, modules: tuple[str, ...]) -> None:
+    """See to it that a library adapted what it was asked to, and nothing else.
+
+    Args:
+        model: with its adapter.
+        modules: whole names in the base model.
+
+    Raises:
+        TrainingError: it did not.
+    """
+    trained = {name for name, each in model.named_parameters() if each.requires_grad}
+    wanted = {f"{PREFIX}{name}.lora_{side}.{ADAPTER}.weight" for name in modules for side in "AB"}
+    if trained != wanted:
+        odd = sorted(trained ^ wanted)
+        raise TrainingError(
+            TrainingCode.TARGET_UNMATCHED,
+            f"{len(odd)} tensors are trained that should not be, or the other way round, first {odd[0]}",
+            "take --backend peft, and report it",
+        )
+
+
+def recompute_layers(base: nn.Module) -> None:
+    """Give up activations inside the decoder's layers and compute them again in the backward pass.
+
+    Args:
+        base: the model.
+    """
+    for name, module in base.named_modules():
+        is_layer = name.startswith(DECODERS) and name.rsplit(".", 1)[-1].isdigit() and name.count(".") <= 3
+        if is_layer:
+            module.forward = partial(_recomputed, module, module.forward)
+
+
+def quantise(base: nn.Module, device: torch.device) -> None:
+    """Turn frozen linear modules into 4-bit ones while they move to the device.
+
+    Routed experts stay as they are: they are stacked tensors, which bitsandbytes does not know.
+
+    Args:
+        base: the model, on the CPU.
+        device: a CUDA device.
+
+    Raises:
+        TrainingError: bitsandbytes is not installed.
+    """
+    try:
+        from bitsandbytes.nn import Linear4bit, Params4bit
+    except ImportError as error:
+        raise TrainingError(
+            TrainingCode.PACKAGE_MISSING, "4 bits need bitsandbytes", "install the extra trainer-cuda"
+        ) from error
+    linear = [(name, module) for name, module in base.named_modules() if type(module) is nn.Linear]
+    for name, module in linear:
+        if name.rsplit(".", 1)[-1] in _KEPT_WHOLE:
+            continue
+        small = Linear4bit(
+            module.in_features,
+            module.out_features,
+            bias=module.bias is not None,
+            compute_dtype=torch.bfloat16,
+            quant_type="nf4",
+            device="meta",
+        )
+        small.weight = Params4bit(module.weight.data, requires_grad=False, quant_type="nf4")
+        small.bias = module.bias
+        base.set_submodule(name, small)
+    base.to(device)
+
+
+def _recomputed(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not (module.training and torch.is_grad_enabled()):
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)

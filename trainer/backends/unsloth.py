@@ -1,0 +1,93 @@
+"""Unsloth on CUDA: the only file that imports it. Import it before anything that imports transformers.
+
+DeepSeek-OCR-2 is loaded by `FastVisionModel` and given our interface; DeepSeek-OCR and nano are our own class, whose
+loading Unsloth does not know, and get its adapter and checkpointing alone. Pages in training come as embeddings, so
+nothing of the vision part passes through it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from unsloth import FastVisionModel  # isort: skip - it changes what is imported after it
+
+import torch
+
+from shared.deepseek_ocr.checkpoint import CheckpointError, read_config
+from shared.deepseek_ocr.loading import find_checkpoint, load_checkpoint, load_tokenizer
+from shared.deepseek_ocr.ocr2 import MODEL_TYPE, OCR2_GEOMETRY, adopt
+from trainer.backends.plain import check_adapter, quantise
+from trainer.backends.protocol import AdaptedModel, AdapterRequest, as_pattern
+from trainer.training.errors import TrainingCode, TrainingError
+
+CHECKPOINTING = "unsloth"
+"""Activations between layers wait in the host's memory."""
+
+
+def adapt(request: AdapterRequest) -> AdaptedModel:
+    """Load a base model in bfloat16 or 4 bits and add an adapter to it.
+
+    Args:
+        request: what is wanted.
+
+    Returns:
+        The model on its device.
+
+    Raises:
+        TrainingError: the checkpoint cannot be used.
+    """
+    try:
+        folder, name = find_checkpoint(request.checkpoint)
+        is_ocr2 = read_config(folder).get("model_type") == MODEL_TYPE
+        base, tokenizer, geometry = _load_ocr2(folder, request) if is_ocr2 else _load_native(request)
+    except CheckpointError as error:
+        raise TrainingError(
+            TrainingCode.MODEL_UNUSABLE, str(error), "name a folder or a repository with --model"
+        ) from error
+    modules = request.choose(base)
+    model = FastVisionModel.get_peft_model(
+        base,
+        # Whole names: by their ends it would adapt the vision part too, by default even the routed experts.
+        target_modules=as_pattern(modules),
+        target_parameters=[],
+        r=request.rank,
+        lora_alpha=request.alpha,
+        lora_dropout=request.dropout,
+        use_rslora=request.use_rslora,
+        bias="none",
+        random_state=request.seed,
+        use_gradient_checkpointing=CHECKPOINTING if request.gradient_checkpointing else False,
+    )
+    FastVisionModel.for_training(model)
+    check_adapter(model, modules)
+    return AdaptedModel(
+        model=model,
+        tokenizer=tokenizer,
+        geometry=geometry,
+        base_name=name,
+        modules=modules,
+        details={"backend": "unsloth", "in_4bit": request.in_4bit},
+        # Its fused loss takes whole sequences and never writes their logits.
+        keeps_logits=not is_ocr2,
+    )
+
+
+def _load_ocr2(folder: Path, request: AdapterRequest) -> tuple[Any, Any, Any]:
+    model, _ = FastVisionModel.from_pretrained(
+        str(folder),
+        load_in_4bit=request.in_4bit,
+        max_seq_length=request.max_length,
+        use_gradient_checkpointing=CHECKPOINTING if request.gradient_checkpointing else False,
+        dtype=torch.bfloat16,
+    )
+    return adopt(model), load_tokenizer(folder, model.config), OCR2_GEOMETRY
+
+
+def _load_native(request: AdapterRequest) -> tuple[Any, Any, Any]:
+    loaded = load_checkpoint(request.checkpoint, "cpu" if request.in_4bit else request.device, torch.bfloat16)
+    base: Any = loaded.model
+    if request.in_4bit:
+        quantise(base, request.device)
+    base.max_seq_length = request.max_length  # Unsloth's own loaders note it there
+    return base, loaded.tokenizer, loaded.geometry

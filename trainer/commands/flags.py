@@ -1,0 +1,104 @@
+"""Flags that several commands share, and what they make: pages to measure on, and how a model is asked to read them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared.contract.prompts import Task
+from shared.deepseek_ocr.geometry import Mode
+from trainer.data.sources.splits import SPLITS
+from trainer.evaluation.samples import Layout, SampleSet, is_set, load_scans, load_set
+
+if TYPE_CHECKING:
+    from trainer.readers.model import ReadingOptions
+
+DEFAULT_MODEL = "shared/nano"
+TASKS = (Task.FREE, Task.MARKDOWN, Task.OCR)
+"""Tasks whose answer is the page's text."""
+
+
+class UsageError(ValueError):
+    """Flags that make no sense together."""
+
+
+def positive(text: str) -> int:
+    """A flag's whole number above 0."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+def ratio(text: str) -> float:
+    """A flag's share, 0 to 1."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return number
+
+
+def add_page_flags(parser: argparse.ArgumentParser, title: str = "pages") -> None:
+    """Add what says which pages are read."""
+    pages = parser.add_argument_group(title)
+    pages.add_argument("--data", metavar="SOURCE", help="an evaluation set (DIR/index.jsonl with tiers), or any source")
+    pages.add_argument("--tiers", nargs="+", default=[], metavar="TIER", help="tiers of the set to read; all")
+    pages.add_argument("--split", choices=SPLITS, help="split of the source to read; all, each a tier")
+    pages.add_argument("--layout", type=Layout, choices=list(Layout), help="of the source's pages (block)")
+    pages.add_argument("--real", type=Path, metavar="DIR", help="scans: a folder with images/ and truth/")
+    pages.add_argument("--limit", type=positive, metavar="N", help="at most N pages of each tier, or of the source")
+
+
+def add_reading_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what says how pages are read."""
+    reading = parser.add_argument_group("reading")
+    reading.add_argument("--task", type=Task, choices=TASKS, default=Task.FREE, help="(%(default)s)")
+    reading.add_argument("--mode", type=Mode, choices=list(Mode), help="resolution; the checkpoint's default")
+    reading.add_argument("--batch-size", type=positive, default=8, metavar="N", help="(%(default)s)")
+    reading.add_argument("--max-new-tokens", type=positive, metavar="N", help="by the page's layout")
+    reading.add_argument("--device", help="auto, cpu or cuda; DEEPSYNTH_TRAINER_DEVICE")
+
+
+def reading_options(options: argparse.Namespace) -> ReadingOptions:
+    """How a model in this process is asked."""
+    # torch takes seconds to import, which --help need not pay for.
+    from trainer.readers.model import ReadingOptions
+
+    return ReadingOptions(options.task, options.mode, options.batch_size, options.max_new_tokens)
+
+
+def page_sets(options: argparse.Namespace, scratch: Path) -> list[SampleSet]:
+    """The pages that the flags name.
+
+    Args:
+        options: With the flags of `add_page_flags`.
+        scratch: Receives images of sources that have no files; it has to last as long as the sets.
+
+    Returns:
+        Sets of pages; none where no flag names any.
+
+    Raises:
+        UsageError: Flags that make no sense together.
+        SampleError: A set cannot be read.
+        DataError: There is no such source.
+    """
+    sets = []
+    if options.data is not None:
+        sets.append(_data_set(options, scratch))
+    if options.real is not None:
+        sets.append(load_scans(options.real, options.limit))
+    return sets
+
+
+def _data_set(options: argparse.Namespace, scratch: Path) -> SampleSet:
+    if is_set(Path(options.data)):
+        if options.split or options.layout:
+            raise UsageError("an evaluation set has tiers: choose with --tiers, not with --split or --layout")
+        return load_set(Path(options.data), options.tiers, options.limit)
+    if options.tiers:
+        raise UsageError(f"{options.data} is no evaluation set and has no tiers: choose with --split")
+    # pyarrow takes a moment to import, which --help need not pay for.
+    from trainer.evaluation.sources import load_source
+
+    return load_source(options.data, scratch, options.split, options.layout or Layout.BLOCK, options.limit)

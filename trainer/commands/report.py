@@ -1,0 +1,80 @@
+"""`python -m trainer report`: a training run's folder in, one HTML file out. Owns the flags and what is looked for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from trainer.commands.flags import UsageError
+from trainer.config import TrainerSettings
+from trainer.evaluation.card import RECORD_NAME
+from trainer.evaluation.results import load_result
+from trainer.publication import RUN_FILE
+from trainer.report.curves import LOG_NAME, read_curves
+from trainer.report.page import report_page
+from trainer.report.worst import WORST_NAME, load_worst
+
+REPORT_NAME = "report.html"
+
+
+def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser("report", help="write what there is of a training run as HTML", description=__doc__)
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="a training run, or what `evaluate --out` wrote")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"(RUN/{REPORT_NAME})")
+    parser.set_defaults(run=run_report)
+
+
+def run_report(options: argparse.Namespace, _: TrainerSettings) -> str:
+    """Carry the command out.
+
+    Args:
+        options: Its flags.
+
+    Returns:
+        Where the report lies, for people.
+
+    Raises:
+        UsageError: The folder holds neither a run nor an evaluation.
+        ResultError: A record cannot be read.
+    """
+    output = options.output or options.run_folder / REPORT_NAME
+    output.write_text(report_of(options.run_folder), encoding="utf-8")
+    return f"wrote {output}"
+
+
+def report_of(folder: Path) -> str:
+    """The report of whatever a folder holds.
+
+    Args:
+        folder: A training run's, or one that an evaluation wrote into.
+
+    Returns:
+        An HTML document.
+
+    Raises:
+        UsageError: It holds nothing to report on.
+        ResultError: A record cannot be read.
+    """
+    record, log, run = (folder / name for name in (RECORD_NAME, LOG_NAME, RUN_FILE))
+    if not (record.is_file() or log.is_file()):
+        raise UsageError(f"{folder} holds neither {RECORD_NAME} nor {LOG_NAME}: give the folder of a training run")
+    return report_page(
+        load_result(record) if record.is_file() else None,
+        load_worst(folder / WORST_NAME),
+        read_curves(log) if log.is_file() else None,
+        _run_record(run),
+        name=folder.resolve().name,
+    )
+
+
+def _run_record(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON; it was cut or edited") from error
+    return record if isinstance(record, dict) else None

@@ -1,0 +1,149 @@
+"""Adapters on the Hugging Face Hub: a repository per adapter, a commit per version.
+
+Owns what is uploaded and how the Hub's failures are told. The token is the Hub client's own (`hf auth login`, or
+HF_TOKEN). Nothing is uploaded but the files named here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+from shared.contract.manifest import AdapterManifest, Metrics
+from shared.contract.volume import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
+
+CARD_FILE = "README.md"
+_UPLOADED = (WEIGHTS_FILE, CONFIG_FILE, MANIFEST_FILE)
+_REASONS = {
+    401: "the Hub does not take the token; log in again with `hf auth login`, or set HF_TOKEN",
+    403: "the token may not write there; make one with the right to write, or name a repository of your own",
+    404: "there is no such owner, or the token may not see it",
+    409: "somebody else is changing the repository; try again",
+    413: "the Hub takes no file of this size",
+    429: "the Hub asks to wait; try again in a few minutes",
+}
+
+
+class HubError(RuntimeError):
+    """The Hub was not reached or refused; the message says what to do, and what stands in spite of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubRepository:
+    """A repository of models that a token gives access to; it may be yet to be made."""
+
+    repo_id: str
+    api: Any
+    """`HfApi`, or what stands for it."""
+
+
+def open_repository(repo_id: str, api: Any | None = None) -> HubRepository:
+    """See that the Hub can be reached with a token, before anything is done.
+
+    Args:
+        repo_id: `OWNER/NAME`.
+        api: What stands for the Hub's client; None for the client.
+
+    Returns:
+        The repository; it is made when something is pushed.
+
+    Raises:
+        HubError: No token, or the Hub is not there or does not take it.
+    """
+    api = api or HfApi()
+    owner, slash, name = repo_id.partition("/")
+    if not (owner and slash and name) or "/" in name:
+        raise HubError(f"{repo_id} is no repository: give OWNER/NAME")
+    try:
+        api.whoami()
+    except LocalTokenNotFoundError as error:
+        raise HubError("there is no token for the Hub; log in with `hf auth login`, or set HF_TOKEN") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise HubError(f"the Hub cannot be used: {_reason(error)}") from error
+    return HubRepository(repo_id, api)
+
+
+def push_folder(
+    repository: HubRepository, folder: Path, card: str, title: str, *, private: bool = False, again: str = ""
+) -> str:
+    """Upload an adapter's files and its card in one commit.
+
+    Args:
+        repository: Where to; made where it is new.
+        folder: A PEFT folder, with a manifest where it was published.
+        card: Text of its README.md.
+        title: What the commit is called.
+        private: Whether a new repository is.
+        again: The command that would do the same once more, for the message.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        HubError: The Hub failed; nothing or everything was uploaded.
+    """
+    files = [folder / name for name in _UPLOADED if (folder / name).is_file()]
+    operations = [CommitOperationAdd(path.name, path) for path in files]
+    operations.append(CommitOperationAdd(CARD_FILE, card.encode()))
+    try:
+        repository.api.create_repo(repository.repo_id, private=private, exist_ok=True)
+        commit = repository.api.create_commit(repository.repo_id, operations=operations, commit_message=title)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        retry = f"; to try again: {again}" if again else ""
+        raise HubError(f"pushing {title} to {repository.repo_id} failed: {_reason(error)}{retry}") from error
+    return str(commit.commit_url)
+
+
+def adapter_card(manifest: AdapterManifest) -> str:
+    """README.md of a published version: what it is for and how well it reads, as its manifest says.
+
+    Args:
+        manifest: Of the version.
+
+    Returns:
+        Markdown with the Hub's head.
+    """
+    lora, base = manifest.lora, manifest.base
+    head = ["---", "library_name: peft", "pipeline_tag: image-to-text", "tags:", "- lora", "- ocr"]
+    if "/" in base.model_id:
+        head += [f"base_model: {base.model_id}"]
+    text = [
+        f"# {manifest.reference}",
+        f"A LoRA for `{base.model_id}` (revision `{base.revision}`): rank {lora.rank}, alpha {lora.alpha:g}, on "
+        f"{', '.join(lora.targets)}.",
+    ]
+    evaluation = manifest.evaluation
+    if evaluation is not None:
+        sets = "; ".join(f"{pages.name} ({pages.pages} pages)" for pages in evaluation.sets)
+        rows = [*_rows("base", evaluation.base), *_rows("adapter", evaluation.adapter)]
+        text += [
+            f"Measured on {sets}. Texts compared after: {evaluation.normalisation}.",
+            "\n".join(["| reader | tier | pages | CER | WER | exact |", "|---|---|---:|---:|---:|---:|", *rows]),
+        ]
+    if manifest.forced is not None:
+        text.append(f"Published although it is not proven better: {manifest.forced}")
+    if manifest.training_data is not None:
+        data = manifest.training_data
+        text.append(f"Trained on {data.samples} samples, fingerprint `{data.sha256}`.")
+    code = manifest.code
+    text.append(f"Published by {code.program} {code.version}, commit `{code.commit}`.")
+    return "\n".join([*head, "---", "", "\n\n".join(text), ""])
+
+
+def _rows(name: str, metrics: Metrics) -> list[str]:
+    return [
+        f"| {name} | {tier} | {figures.pages} | {figures.cer:.2%} | {figures.wer:.2%} | {figures.exact_ratio:.0%} |"
+        for tier, figures in metrics.tiers.items()
+    ]
+
+
+def _reason(error: Exception) -> str:
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if status is None:
+        return f"it cannot be reached ({error})" if isinstance(error, OSError) else str(error)
+    return _REASONS.get(status, f"it answered {status}; try again later")

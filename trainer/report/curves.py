@@ -1,0 +1,93 @@
+"""A training run's log as curves: losses and error rates by step. Knows the log's form, nothing of how it is drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LOG_NAME = "log.jsonl"
+Points = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """Points `(step, value)`; empty where the log has none."""
+
+    loss: Points = ()
+    learning_rate: Points = ()
+    cer: Points = ()
+    """Of held-out pages, as a share."""
+    forgetting_cer: Points = ()
+    """Of general pages that must not get worse."""
+    base_cer: float | None = None
+    """Of the held-out pages before the first step."""
+
+
+def read_curves(path: Path) -> Curves:
+    """Read a log.
+
+    Args:
+        path: One JSON object a line, each an event; it need not be there. A line that a kill has cut is left out, and a
+            run that went on from a checkpoint has the steps after it once: the later ones.
+
+    Returns:
+        Its curves.
+    """
+    series: dict[str, dict[float, float]] = {"loss": {}, "learning_rate": {}, "cer": {}, "forgetting_cer": {}}
+    base_cer = None
+    for event in _events(path):
+        step = _number(event.get("step"))
+        if event.get("event") == "base":
+            base_cer = _number(event.get("cer"))
+        if step is None:
+            continue
+        if event.get("event") == "start":
+            # Steps beyond a checkpoint are done again.
+            for points in series.values():
+                for later in [each for each in points if each > step]:
+                    del points[later]
+        for name, points in series.items():
+            value = _number(event.get(name))
+            if value is not None:
+                points[step] = value
+    found = {name: tuple(sorted(points.items())) for name, points in series.items()}
+    return Curves(**found, base_cer=base_cer)
+
+
+def thinned(points: Points, most: int = 300) -> Points:
+    """Points that a picture can show: means of neighbours where there are more.
+
+    Args:
+        points: By step.
+        most: Points to keep at most.
+
+    Returns:
+        At most that many.
+    """
+    size = -(-len(points) // most) or 1
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return tuple(
+        (sum(step for step, _ in group) / len(group), sum(value for _, value in group) / len(group)) for group in groups
+    )
+
+
+def _events(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict):
+                yield event
+
+
+def _number(value: object) -> float | None:
+    """A finite number; log files may hold NaN."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) < float("inf") else None  # type: ignore[arg-type] # a number here

@@ -1,0 +1,119 @@
+"""The pages that were read worst, with their images: chosen, kept beside a record, and found again for a report.
+
+A page is one JSON object a line in `worst.jsonl`; its image is inside, shrunk, so that the file needs no other. Knows
+nothing of HTML.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from trainer.evaluation.results import ResultError
+from trainer.evaluation.run import ScoredPage
+from trainer.evaluation.samples import open_page
+
+LONGEST_SIDE_PX = 1400
+"""Enough to read a page, small enough to send."""
+IMAGE_QUALITY = 80
+WORST_NAME = "worst.jsonl"
+_IMAGE_URL = re.compile(r"data:image/webp;base64,[A-Za-z0-9+/]*={0,2}")
+
+
+@dataclass(frozen=True, slots=True)
+class PageReading:
+    """What one reader made of a page."""
+
+    reader: str
+    text: str
+    cer: float
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorstPage:
+    """A page with its readings, in the readers' order."""
+
+    name: str
+    tier: str
+    truth: str
+    image_url: str
+    """`data:image/webp;base64,...`."""
+    readings: tuple[PageReading, ...]
+
+
+def worst_pages(pages: Sequence[ScoredPage], number: int) -> list[ScoredPage]:
+    """Pages on which the first reader makes the most errors per character; pages without errors are left out."""
+    wrong = [page for page in pages if page.scores[0].chars.edits]
+    return sorted(wrong, key=lambda page: page.scores[0].chars.rate, reverse=True)[:number]
+
+
+def with_images(pages: Sequence[ScoredPage], reader_names: Sequence[str]) -> list[WorstPage]:
+    """Pages as they are kept.
+
+    Args:
+        pages: With their images on disk.
+        reader_names: Names of the readers, in the order of the pages' readings.
+
+    Returns:
+        The same pages, their images inside.
+    """
+    return [
+        WorstPage(
+            page.sample.name,
+            page.sample.tier,
+            page.sample.truth,
+            _image_url(page.sample.image_path),
+            tuple(
+                PageReading(name, reading.text, score.chars.rate, reading.ended)
+                for name, reading, score in zip(reader_names, page.readings, page.scores, strict=True)
+            ),
+        )
+        for page in pages
+    ]
+
+
+def save_worst(path: Path, pages: Sequence[WorstPage]) -> None:
+    """Write one object a page, the worst first."""
+    lines = [json.dumps(asdict(page), ensure_ascii=False) + "\n" for page in pages]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def load_worst(path: Path) -> list[WorstPage]:
+    """Read what `save_worst` wrote.
+
+    Args:
+        path: The file; it need not be there.
+
+    Returns:
+        The pages; none where there is no file.
+
+    Raises:
+        ResultError: It is another kind of file.
+    """
+    if not path.is_file():
+        return []
+    pages = []
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            readings = tuple(PageReading(**reading) for reading in entry.pop("readings"))
+            pages.append(WorstPage(**entry, readings=readings))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ResultError(f"{path} does not hold pages of an evaluation: {error!r}") from error
+    if not all(_IMAGE_URL.fullmatch(page.image_url) for page in pages):
+        raise ResultError(f"{path} holds an image of another kind than evaluations write")
+    return pages
+
+
+def _image_url(path: Path) -> str:
+    image = open_page(path)
+    image.thumbnail((LONGEST_SIDE_PX, LONGEST_SIDE_PX))
+    stream = io.BytesIO()
+    image.save(stream, "WEBP", quality=IMAGE_QUALITY)
+    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"

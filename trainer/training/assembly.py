@@ -1,0 +1,250 @@
+"""Puts a run's parts together: options become requests, arguments, encoders and the loop.
+
+Nothing here decides anything that options do not say.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from shared.contract.prompts import Task, prompt_for
+from shared.deepseek_ocr.geometry import Mode
+from trainer.backends.protocol import AdaptedModel, AdapterRequest
+from trainer.training.callbacks import EarlyStop, EventLog, ProgressCallback
+from trainer.training.collator import Collator, image_arguments
+from trainer.training.data import RunData
+from trainer.training.dataset import ImageStore, SampleReader, SampleSet
+from trainer.training.errors import TrainingCode, TrainingError
+from trainer.training.features import GIB, CachedEncoder, FeatureCache
+from trainer.training.loop import CHECKPOINTS, PageTrainer, RunParts, base_of
+from trainer.training.options import TrainingOptions
+from trainer.training.output import CACHE, LOG_FILE, rank
+from trainer.training.targets import choose_modules, touches_vision
+from trainer.training.validation import Checker, HeldOut
+
+PAGES_AT_ONCE_ON_GPU = 8
+"""A page of seven views at a time fills a GPU; more of them only take memory."""
+CHECKS_PER_PASS = 4
+HELD_OUT_SHARE = 0.25
+"""Of the room for features: held-out pages are read at every check."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A run, ready to go."""
+
+    trainer: PageTrainer
+    log: EventLog
+    check: Checker | None
+
+
+def adapter_request(options: TrainingOptions, device: torch.device) -> AdapterRequest:
+    """What the backend is asked for."""
+    return AdapterRequest(
+        checkpoint=options.model,
+        device=device,
+        choose=lambda model: choose_modules(model, options.target_modules, with_vision=options.train_vision),
+        rank=options.lora_rank,
+        alpha=options.lora_alpha,
+        dropout=options.lora_dropout,
+        use_rslora=options.use_rslora,
+        in_4bit=options.use_qlora,
+        gradient_checkpointing=options.gradient_checkpointing,
+        max_length=options.max_length,
+        seed=options.seed,
+    )
+
+
+def sample_reader(options: TrainingOptions, adapted: AdaptedModel, store: ImageStore) -> SampleReader:
+    """How samples are brought into form."""
+    try:
+        mode = Mode(options.mode) if options.mode else adapted.geometry.default_mode
+    except ValueError as error:
+        known = ", ".join(adapted.geometry.modes)
+        raise TrainingError(
+            TrainingCode.OPTION_INVALID, f"there is no mode {options.mode!r}", f"the checkpoint knows {known}"
+        ) from error
+    if mode not in adapted.geometry.modes:
+        known = ", ".join(adapted.geometry.modes)
+        raise TrainingError(TrainingCode.OPTION_INVALID, f"the checkpoint has no mode {mode}", f"it knows {known}")
+    prompt = adapted.tokenizer.encode_trusted(prompt_for(Task(options.task)))
+    room = options.max_length - len(prompt) - 2
+    return SampleReader(store, adapted.geometry, mode, adapted.tokenizer.encode_trusted, room)
+
+
+def assemble(
+    options: TrainingOptions,
+    adapted: AdaptedModel,
+    reader: SampleReader,
+    pages: RunData,
+    device: torch.device,
+    stack: ExitStack,
+    progress: ProgressCallback | None,
+) -> Assembly:
+    """Put the parts together.
+
+    Args:
+        options: of the run.
+        adapted: its model.
+        reader: makes views.
+        pages: its samples.
+        device: where the model is.
+        stack: closes what is opened here.
+        progress: gets every event.
+
+    Returns:
+        The run.
+    """
+    tokenizer = adapted.tokenizer
+    is_vision_trained = touches_vision(adapted.modules)
+    collator = Collator(
+        before=[tokenizer.bos_id],
+        image_id=tokenizer.image_id,
+        after=tokenizer.encode_trusted(prompt_for(Task(options.task))),
+        ends=(tokenizer.eos_id, tokenizer.pad_id),
+        views=reader.views if is_vision_trained else None,
+    )
+
+    def encoder(name: str, samples: SampleSet, share: float) -> CachedEncoder:
+        kept = 0.0 if is_vision_trained else share
+        cache = stack.enter_context(
+            FeatureCache(
+                options.output_dir / CACHE / f"{name}-{rank()}.bin",
+                int(kept * options.feature_memory_gb * GIB),
+                int(kept * options.feature_disk_gb * GIB),
+            )
+        )
+        most = PAGES_AT_ONCE_ON_GPU if device.type == "cuda" else 1
+        return CachedEncoder(cache, lambda rows: encode_samples(adapted, reader, samples, rows, device), most)
+
+    held_out = [
+        HeldOut(name, samples, encoder(name or "validation", samples, HELD_OUT_SHARE / 2))
+        for name, samples in (("", pages.validation), ("forgetting", pages.forgetting))
+        if len(samples)
+    ]
+    check = None
+    if len(pages.validation):
+        check = Checker(held_out, tokenizer, collator, options.max_new_tokens, 2 * options.batch_size, device)
+    parts = RunParts(
+        output=options.output_dir,
+        base_model=adapted.base_name,
+        modules=adapted.modules,
+        samples=pages.train,
+        collator=collator,
+        encoder=None if is_vision_trained else encoder("train", pages.train, 1 - HELD_OUT_SHARE),
+        check=check,
+        keep_checkpoints=options.keep_checkpoints,
+        keeps_logits=adapted.keeps_logits,
+    )
+    log = EventLog(options.output_dir / LOG_FILE, sys.stderr, progress, is_main=rank() == 0)
+    trainer = PageTrainer(
+        adapted.model,
+        parts,
+        args=training_arguments(options, len(pages.train), device, has_check=check is not None),
+        callbacks=[log, *_callbacks(options, has_check=check is not None)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return Assembly(trainer, log, check)
+
+
+def encode_samples(
+    adapted: AdaptedModel, reader: SampleReader, samples: SampleSet, rows: list[int] | Any, device: torch.device
+) -> list[Tensor]:
+    """Vision features of several samples, those of a sample's pages joined: `[L, D]` each."""
+    base = base_of(adapted.model)
+    pages_of = [reader.views(samples[row]) for row in rows]
+    arguments = image_arguments(pages_of)
+    tiles = arguments["tiles_THWC"]
+    features = base.image_features(
+        arguments["global_views_BHWC"].to(device),
+        None if tiles is None else tiles.to(device),
+        arguments["tile_grids_B2"],
+    )
+    rest = iter(features)
+    return [torch.cat([next(rest) for _ in pages]) for pages in pages_of]
+
+
+def training_arguments(
+    options: TrainingOptions, num_samples: int, device: torch.device, *, has_check: bool
+) -> TrainingArguments:
+    """The library's arguments.
+
+    Args:
+        options: of the run.
+        num_samples: to train on.
+        device: where to.
+        has_check: whether there are held-out pages.
+
+    Returns:
+        The arguments; all reporting is added by callbacks.
+    """
+    is_cuda = device.type == "cuda"
+    per_update = options.batch_size * options.gradient_accumulation_steps
+    per_pass = max(-(-num_samples // per_update), 1)
+    eval_steps = options.eval_steps or max(per_pass // CHECKS_PER_PASS, 1)
+    arguments = TrainingArguments(
+        output_dir=str(options.output_dir / CHECKPOINTS),
+        per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        num_train_epochs=options.num_epochs,
+        max_steps=options.max_steps or -1,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type=options.lr_scheduler,
+        warmup_steps=options.warmup_ratio,
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        seed=options.seed,
+        eval_strategy="steps" if has_check else "no",
+        eval_steps=eval_steps if has_check else None,
+        save_strategy="steps",
+        save_steps=options.save_steps or eval_steps,
+        logging_steps=options.logging_steps,
+        logging_nan_inf_filter=False,
+        metric_for_best_model="cer" if has_check else None,
+        greater_is_better=False if has_check else None,
+        report_to=_reporters(options),
+        project=options.wandb_project,
+        run_name=options.output_dir.name,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        use_cpu=not is_cuda,
+        bf16=is_cuda,
+        optim="adamw_torch",
+        dataloader_pin_memory=is_cuda,
+        ddp_find_unused_parameters=False,
+    )
+    # Further GPUs are for further processes (torchrun); left to itself the library splits each batch over all it sees.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def _reporters(options: TrainingOptions) -> list[str]:
+    if not options.use_wandb:
+        return []
+    if importlib.util.find_spec("wandb") is None:
+        raise TrainingError(
+            TrainingCode.PACKAGE_MISSING, "--use-wandb needs the package wandb", "install it with pip install wandb"
+        )
+    return ["wandb"]
+
+
+def _callbacks(options: TrainingOptions, *, has_check: bool) -> list[TrainerCallback]:
+    callbacks: list[TrainerCallback] = []
+    if has_check and options.early_stopping_patience:
+        callbacks.append(EarlyStop(options.early_stopping_patience))
+    if options.use_tensorboard and rank() == 0 and importlib.util.find_spec("tensorboard") is not None:
+        from torch.utils.tensorboard import SummaryWriter
+        from transformers.integrations.integration_utils import TensorBoardCallback
+
+        callbacks.append(TensorBoardCallback(SummaryWriter(str(options.output_dir / "tensorboard"))))
+    return callbacks

@@ -1,0 +1,101 @@
+"""From samples to a batch: image tokens, prompt, answer, end; the loss looks at answer and end alone.
+
+Rows are padded on the right, which a causal decoder without a mask never sees. Images travel as sample numbers where
+their features are cached, as views where the encoder is trained.
+
+Shape letters: B samples, L tokens, H and W pixels, C colours, T tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from shared.deepseek_ocr.loss import IGNORED_LABEL
+from trainer.generation import PreparedViews
+from trainer.training.dataset import TrainingSample
+
+INDICES = "indices"
+"""Key of the samples' numbers in a batch."""
+KEPT = "logits_to_keep"
+"""Key of the number of last positions whose logits the loss needs."""
+
+
+class Collator:
+    """Makes batches; pure in its samples."""
+
+    def __init__(
+        self,
+        before: Sequence[int],
+        image_id: int,
+        after: Sequence[int],
+        ends: tuple[int, int],
+        views: Callable[[TrainingSample], list[PreparedViews]] | None = None,
+    ) -> None:
+        """Settle what stands around images and answers.
+
+        Args:
+            before: tokens before the images.
+            image_id: stands for a vision token.
+            after: the prompt's tokens after the images.
+            ends: token that ends an answer, token that fills rows.
+            views: makes a sample's views where batches are to hold them.
+        """
+        self._before, self._image_id, self._after = list(before), image_id, list(after)
+        self._eos_id, self._pad_id = ends
+        self._views = views
+
+    def prompt_ids(self, sample: TrainingSample) -> list[int]:
+        """What the model reads before it answers."""
+        return [*self._before, *[self._image_id] * sample.num_vision_tokens, *self._after]
+
+    def __call__(self, items: Sequence[tuple[int, TrainingSample]]) -> dict[str, Any]:
+        """Make a batch.
+
+        Args:
+            items: numbers and samples.
+
+        Returns:
+            `input_ids` and `labels`, both `[B, L]`, `indices` `[B]` and how many last positions have labels; with
+            `views`, the arguments of `image_features` too.
+        """
+        prompts = [self.prompt_ids(sample) for _, sample in items]
+        answers = [[*sample.answer_ids, self._eos_id] for _, sample in items]
+        length = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+        input_ids = torch.full((len(items), length), self._pad_id)
+        labels = torch.full((len(items), length), IGNORED_LABEL)
+        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            start, stop = len(prompt), len(prompt) + len(answer)
+            input_ids[row, :stop] = torch.tensor(prompt + answer)
+            labels[row, start:stop] = torch.tensor(answer)
+        # The position before the first label predicts it.
+        kept = length - min(map(len, prompts)) + 1
+        batch: dict[str, Any] = {
+            "input_ids": input_ids,
+            "labels": labels,
+            INDICES: torch.tensor([index for index, _ in items]),
+            KEPT: kept,
+        }
+        if self._views is not None:
+            batch |= image_arguments([self._views(sample) for _, sample in items])
+        return batch
+
+
+def image_arguments(pages_of_samples: Sequence[Sequence[PreparedViews]]) -> dict[str, Any]:
+    """Arguments of `image_features` for the pages of several samples, one after another.
+
+    Args:
+        pages_of_samples: views of each sample's pages; global views of one size.
+
+    Returns:
+        `global_views_BHWC`, `tiles_THWC` (None without tiles) and `tile_grids_B2`.
+    """
+    pages = [page for pages in pages_of_samples for page in pages]
+    tiles = [torch.as_tensor(page.tiles_THWC) for page in pages if page.plan.num_tiles]
+    return {
+        "global_views_BHWC": torch.stack([torch.as_tensor(page.global_view_HWC) for page in pages]),
+        "tiles_THWC": torch.cat(tiles) if tiles else None,
+        "tile_grids_B2": [[page.plan.tile_columns, page.plan.tile_rows] for page in pages],
+    }

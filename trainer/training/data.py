@@ -1,0 +1,124 @@
+"""What a run reads: samples to train on, held-out ones to check on, general ones that must not get worse.
+
+Imports the packages behind sources when it reads one: a machine without them can train on samples from elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainer.data.sources.splits import TRAIN, VALIDATION, SplitShares
+from trainer.training.dataset import SampleReader, SampleSet, split_samples
+from trainer.training.errors import TrainingCode, TrainingError
+from trainer.training.options import TrainingOptions
+
+
+@dataclass(slots=True)
+class RunData:
+    """Samples of a run.
+
+    Attributes:
+        train: to learn from.
+        validation: to check on; may be empty.
+        forgetting: general pages; may be empty.
+        sources: what was read, for the record.
+        note: what was left out, for people; empty where nothing was.
+    """
+
+    train: SampleSet = field(default_factory=SampleSet)
+    validation: SampleSet = field(default_factory=SampleSet)
+    forgetting: SampleSet = field(default_factory=SampleSet)
+    sources: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """For `run.json`: what an adapter's manifest says, and what a resumed run has to find again."""
+        named = ((TRAIN, self.train), (VALIDATION, self.validation), ("forgetting", self.forgetting))
+        return {
+            "fingerprint": self.train.fingerprint,
+            "num_samples": len(self.train),
+            "parts": {
+                name: {"samples": len(samples), "too_long": samples.num_too_long, "sha256": samples.fingerprint}
+                for name, samples in named
+            },
+            "sources": self.sources,
+        }
+
+
+def load_data(options: TrainingOptions, reader: SampleReader) -> RunData:
+    """Read the sources that options name.
+
+    Args:
+        options: of the run.
+        reader: brings samples into form.
+
+    Returns:
+        The samples.
+
+    Raises:
+        TrainingError: nothing is left to train on.
+    """
+    data = RunData()
+    own_pages = options.eval_dataset_name is None
+    wanted = {TRAIN: data.train, VALIDATION: data.validation} if own_pages else {TRAIN: data.train}
+    notes = [_read(options.dataset_name, options, reader, wanted, data)]
+    for name, into in ((options.eval_dataset_name, data.validation), (options.forgetting_dataset, data.forgetting)):
+        if name is not None:
+            notes.append(_read(name, options, reader, {VALIDATION: into}, data, whole=True))
+    if not data.validation.samples:
+        notes.append("there are no held-out pages, so the last adapter is kept, whether or not it reads best")
+    data.note = "; ".join(note for note in notes if note)
+    if not data.train.samples:
+        reason = f" ({data.train.num_too_long} are too long)" if data.train.num_too_long else ""
+        raise TrainingError(
+            TrainingCode.NO_SAMPLES,
+            f"{options.dataset_name} has no samples to train on{reason}",
+            "raise --max-length, lower --validation-share, or see the set's card",
+        )
+    return data
+
+
+def _read(
+    name: str,
+    options: TrainingOptions,
+    reader: SampleReader,
+    wanted: dict[str, SampleSet],
+    data: RunData,
+    *,
+    whole: bool = False,
+) -> str:
+    from trainer.data.sources.columns import Columns
+    from trainer.data.sources.ledger import Ledger
+    from trainer.data.sources.opening import SourceOptions, open_source
+    from trainer.data.sources.samples import read_samples
+
+    source = open_source(name, SourceOptions())
+    ledger = Ledger(max_share=options.max_broken_share)
+    columns = Columns(image=options.image_column, text=options.text_column)
+    limits = {TRAIN: options.max_train_samples, VALIDATION: options.max_eval_samples}
+    shares = SplitShares(options.validation_share if VALIDATION in wanted and not whole else 0.0)
+    samples = split_samples(read_samples(source, columns, ledger), shares)
+    if whole:  # a source that is there to be checked on alone
+        samples = ((VALIDATION, sample) for _, sample in samples)
+    for split, sample in samples:
+        into = wanted.get(split)
+        if into is None or _is_full(into, limits[split]):
+            if all(_is_full(each, limits[key]) for key, each in wanted.items()):
+                break
+            continue
+        reader.take(sample, into)
+    else:
+        ledger.check()
+    data.sources[source.name] = {"sha256": source.fingerprint(), "rows": ledger.num_rows, "broken": ledger.num_broken}
+    too_long = sum(each.num_too_long for each in wanted.values())
+    notes = []
+    if ledger.broken:
+        notes.append(f"{ledger.num_broken} of {ledger.num_rows} rows left out, first {ledger.broken[0]}")
+    if too_long:
+        notes.append(f"{too_long} samples are longer than {reader.max_tokens} tokens and left out")
+    return f"{source.name}: {', '.join(notes)}" if notes else ""
+
+
+def _is_full(samples: SampleSet, limit: int | None) -> bool:
+    return limit is not None and len(samples) >= limit

@@ -1,0 +1,180 @@
+"""The samples of a run, each reachable by its number: answers in memory, images in one file on disk.
+
+Sources are read once, front to back, whatever they are; from there on order is the sampler's alone, so a resumed run
+sees what an uninterrupted one would. Broken rows and samples that are too long are left out and counted. Needs neither
+torch nor a tokenizer's package: a function gives the tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from PIL import Image
+
+from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan, plan_views
+from shared.deepseek_ocr.images import prepare_views
+from trainer.data.sources.samples import PageSample
+from trainer.data.sources.splits import SplitShares, image_key, text_key
+from trainer.generation import PreparedViews
+
+IDS = "I"
+"""Type code of answers' tokens: 32 bits, without a sign."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSample:
+    """One sample, its images left on disk.
+
+    Attributes:
+        name: where it stands in the source.
+        plans: of its images.
+        places: offset and length of each image in the store.
+        answer_ids: tokens to produce, without the end token.
+        text: the same as text.
+    """
+
+    name: str
+    plans: tuple[ViewPlan, ...]
+    places: tuple[tuple[int, int], ...]
+    answer_ids: array[int]
+    text: str
+
+    @property
+    def num_vision_tokens(self) -> int:
+        """Tokens that stand for its images."""
+        return sum(plan.num_vision_tokens for plan in self.plans)
+
+    @property
+    def num_tokens(self) -> int:
+        """Length in tokens, but for the prompt's few."""
+        return self.num_vision_tokens + len(self.answer_ids)
+
+
+class ImageStore:
+    """Encoded images one after another in a file that lasts as long as the run."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: BinaryIO = path.open("w+b")
+        self._end = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, data: bytes) -> tuple[int, int]:
+        """Append an image; its place."""
+        self._file.write(data)
+        place = (self._end, len(data))
+        self._end += len(data)
+        return place
+
+    def open(self, place: tuple[int, int]) -> Image.Image:
+        """Decode the image at a place."""
+        self._file.flush()
+        data = os.pread(self._file.fileno(), place[1], place[0])
+        with Image.open(io.BytesIO(data)) as image:
+            return image.convert("RGB")
+
+
+@dataclass(slots=True)
+class SampleSet:
+    """Samples of one purpose.
+
+    Attributes:
+        samples: the samples.
+        num_too_long: how many were left out for their length.
+    """
+
+    samples: list[TrainingSample] = field(default_factory=list)
+    num_too_long: int = 0
+    _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+
+    def add(self, sample: TrainingSample, content: bytes) -> None:
+        """Take a sample in.
+
+        Args:
+            sample: the sample.
+            content: digest of its images' pixels.
+        """
+        self.samples.append(sample)
+        self._digest.update(content + hashlib.sha256(sample.text.encode()).digest())
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of images and texts, in order."""
+        return self._digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> TrainingSample:
+        return self.samples[index]
+
+    def __iter__(self) -> Iterator[TrainingSample]:
+        return iter(self.samples)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleReader:
+    """Brings samples of sources into the form that training takes.
+
+    Attributes:
+        store: gets the images.
+        geometry: of the model.
+        mode: resolution.
+        encode: tokens of a text.
+        max_tokens: longest sample, prompt and ends not counted.
+    """
+
+    store: ImageStore
+    geometry: GeometryConfig
+    mode: Mode
+    encode: Callable[[str], list[int]]
+    max_tokens: int
+
+    def take(self, sample: PageSample, into: SampleSet) -> None:
+        """Add a sample to a set, unless it is too long.
+
+        Args:
+            sample: as a source gives it.
+            into: the set.
+        """
+        plans = tuple(plan_views(image.width_px, image.height_px, self.mode, self.geometry) for image in sample.images)
+        ids = array(IDS, self.encode(sample.text))
+        if len(ids) + sum(plan.num_vision_tokens for plan in plans) > self.max_tokens:
+            into.num_too_long += 1
+            return
+        places = tuple(self.store.add(image.data) for image in sample.images)
+        content = b"".join(bytes.fromhex(image.pixels_sha256) for image in sample.images)
+        into.add(TrainingSample(sample.name, plans, places, ids, sample.text), content)
+
+    def views(self, sample: TrainingSample) -> list[PreparedViews]:
+        """Decode a sample's images into views."""
+        return [
+            PreparedViews(plan, *prepare_views(self.store.open(place), plan, self.geometry))
+            for plan, place in zip(sample.plans, sample.places, strict=True)
+        ]
+
+
+def split_samples(samples: Iterable[PageSample], shares: SplitShares) -> Iterator[tuple[str, PageSample]]:
+    """Say of each sample which split it is of: the source's word, else its content's digest.
+
+    Args:
+        samples: as a source gives them.
+        shares: what is held out.
+
+    Yields:
+        Split and sample.
+    """
+    for sample in samples:
+        key = text_key(sample.text) or b"".join(image_key(image.pixels_sha256) for image in sample.images)
+        yield sample.split or shares.split_of(key), sample

@@ -1,0 +1,56 @@
+"""What can go wrong in a training run, and what to do about it: every code in one place.
+
+A `TrainingError` ends a run before it starts, or after everything worth keeping has been written. Codes are stable:
+programs may rely on them.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class TrainingCode(StrEnum):
+    """Why a run cannot start or go on."""
+
+    OPTION_UNKNOWN = "option_unknown"
+    OPTION_INVALID = "option_invalid"
+    GPU_MISSING = "gpu_missing"
+    BACKEND_MISSING = "backend_missing"
+    PACKAGE_MISSING = "package_missing"
+    MODEL_UNUSABLE = "model_unusable"
+    TARGET_UNMATCHED = "target_unmatched"
+    NO_SAMPLES = "no_samples"
+    OUTPUT_EXISTS = "output_exists"
+    OUTPUT_BUSY = "output_busy"
+    OUTPUT_UNWRITABLE = "output_unwritable"
+    RESUME_MISMATCH = "resume_mismatch"
+    CHECKPOINT_CORRUPT = "checkpoint_corrupt"
+    DISK_FULL = "disk_full"
+    OUT_OF_MEMORY = "out_of_memory"
+    LOSS_NOT_FINITE = "loss_not_finite"
+    STEP_FAILED = "step_failed"
+
+
+class TrainingError(Exception):
+    """A run that cannot start or go on.
+
+    Attributes:
+        code: stable name of the reason.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, code: TrainingCode, message: str, remedy: str) -> None:
+        """Put the message together.
+
+        Args:
+            code: stable name of the reason.
+            message: what is wrong.
+            remedy: what to do about it.
+        """
+        super().__init__(f"{message}; {remedy} [{code}]")
+        self.code = code
+        self.remedy = remedy
+
+
+class TrainingStopped(Exception):  # noqa: N818 - nothing went wrong
+    """The run was asked to end and has written a checkpoint; resumed, it goes on as if nothing had happened."""

@@ -1,0 +1,300 @@
+"""transformers' Trainer on pages: features from the cache, loss on answers, checks by reading, checkpoints that count.
+
+Owns what differs from the library's loop. Gradient accumulation, schedules, several GPUs, logging and the order of
+everything stay the library's.
+
+Shape letters: B samples, L tokens, D decoder width.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import Trainer
+
+from trainer.tracing import span
+from trainer.training.adapter import adapter_shapes, load_adapter, save_adapter
+from trainer.training.agreement import of_first
+from trainer.training.checkpoints import PARTIAL, commit, prune, writing_to
+from trainer.training.collator import INDICES, KEPT, Collator
+from trainer.training.dataset import SampleSet
+from trainer.training.errors import TrainingCode, TrainingError
+from trainer.training.features import CachedEncoder
+from trainer.training.order import LengthGroupedOrder
+
+BEST = "best"
+CHECKPOINTS = "checkpoints"
+_VIEW_KEYS = ("global_views_BHWC", "tiles_THWC", "tile_grids_B2")
+Check = Callable[[nn.Module], dict[str, float]]
+"""Reads held-out pages with the live model; figures by name, `cer` among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunParts:
+    """What the loop works with.
+
+    Attributes:
+        output: the run's folder.
+        base_model: name of the base model.
+        modules: whole names of adapted modules.
+        samples: to train on.
+        collator: makes batches.
+        encoder: gives cached features; None where the encoder is trained.
+        check: reads held-out pages; None where there are none.
+        keep_checkpoints: newest ones that stay.
+        keeps_logits: whether the model's forward takes `logits_to_keep` beside labels.
+    """
+
+    output: Path
+    base_model: str
+    modules: tuple[str, ...]
+    samples: SampleSet
+    collator: Collator
+    encoder: CachedEncoder | None
+    check: Check | None
+    keep_checkpoints: int
+    keeps_logits: bool = True
+
+
+class PageTrainer(Trainer):
+    """The loop; one per run."""
+
+    def __init__(self, model: PeftModel, parts: RunParts, **kwargs: Any) -> None:
+        self._parts = parts
+        super().__init__(
+            model=model,
+            # Numbers of samples: the feature cache goes by them.
+            train_dataset=range(len(parts.samples)),
+            # Never looked at: `evaluate` reads pages instead of computing losses. The library wants one.
+            eval_dataset=range(len(parts.samples)) if parts.check else None,
+            data_collator=self._collate,
+            **kwargs,
+        )
+        self.last_check_step = -1
+        self.best_cer: float | None = None
+        self._pieces = 1
+        # The model is called with `num_items_in_batch`, which its signature hides behind PEFT's.
+        self.model_accepts_loss_kwargs = True
+
+    @property
+    def adapter_model(self) -> PeftModel:
+        """The model without what wraps it for several devices."""
+        return cast("PeftModel", self.accelerator.unwrap_model(self.model_wrapped))
+
+    @property
+    def pieces(self) -> int:
+        """Parts that a batch is cut into since memory ran out."""
+        return self._pieces
+
+    def _collate(self, rows: Sequence[int]) -> dict[str, Any]:
+        return self._parts.collator([(row, self._parts.samples[row]) for row in rows])
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        del train_dataset
+        lengths = [sample.num_tokens for sample in self._parts.samples]
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthGroupedOrder(lengths, size, self.args.seed)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """One batch forward and backward; where memory runs out, in twice as many parts from now on.
+
+        Args:
+            model: the model, wrapped for several devices or not.
+            inputs: what the collator made.
+            num_items_in_batch: labels of the whole update, which the loss is divided by.
+
+        Returns:
+            The batch's share of the update's loss.
+
+        Raises:
+            TrainingError: a single sample does not fit, or several processes would part ways.
+        """
+        model.train()
+        before = {name: each.grad.clone() for name, each in _trained(model) if each.grad is not None}
+        while True:
+            try:
+                return self._in_pieces(model, inputs, num_items_in_batch)
+            except torch.OutOfMemoryError as error:
+                if self._pieces >= len(inputs[INDICES]) or self.args.world_size > 1:
+                    raise _out_of_memory(len(inputs[INDICES]), self.args.world_size) from error
+            # What the failed attempt has added is taken back, so that the update is exactly what was asked for.
+            for name, each in _trained(model):
+                each.grad = before.get(name)
+            self._pieces *= 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.log({"batch_pieces": float(self._pieces)})
+
+    def _in_pieces(self, model: nn.Module, inputs: dict[str, Any], num_items: Tensor | int | None) -> Tensor:
+        rows = inputs[INDICES].tolist()
+        if self._pieces == 1:
+            batches = [inputs]
+        else:
+            size = -(-len(rows) // self._pieces)
+            batches = [self._collate(rows[start : start + size]) for start in range(0, len(rows), size)]
+        total = torch.zeros((), device=self.args.device)
+        for batch in batches:
+            prepared = self._prepare_inputs(batch)
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(model, prepared, num_items_in_batch=num_items)
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Cross entropy of answers.
+
+        Args:
+            model: the model.
+            inputs: a batch.
+            return_outputs: give the model's output too.
+            num_items_in_batch: labels of the whole update.
+
+        Returns:
+            The loss, with the output where asked for.
+        """
+        labels = inputs["labels"]
+        arguments: dict[str, Any] = {}
+        if self._parts.keeps_logits:
+            # Logits of image and prompt are most of a step's memory with a large vocabulary, and nobody reads them.
+            # Those of answers need not all be there at once either.
+            arguments |= {"logits_to_keep": inputs[KEPT], "loss_alone": not return_outputs}
+            labels = labels[:, -inputs[KEPT] :]
+        if self._parts.encoder is not None:
+            base = base_of(self.accelerator.unwrap_model(model))
+            rows = inputs[INDICES].tolist()
+            features = self._parts.encoder.features(rows, labels.device)
+            arguments["inputs_embeds"] = base.embed_inputs(inputs["input_ids"], features)
+        else:
+            arguments["input_ids"] = inputs["input_ids"]
+            arguments |= {key: inputs[key] for key in _VIEW_KEYS}
+        output = model(**arguments, labels=labels, use_cache=False, num_items_in_batch=num_items_in_batch)
+        loss = output["loss"]
+        if num_items_in_batch is not None and self.args.world_size > 1:
+            loss = loss * self.args.world_size  # gradients are averaged over processes
+        return (loss, output) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Report figures, and end a run whose loss means nothing any more.
+
+        Args:
+            logs: figures by name.
+            start_time: of the run.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        super().log(logs, start_time)
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise TrainingError(
+                TrainingCode.LOSS_NOT_FINITE,
+                f"the loss is {logs['loss']} before update {self.state.global_step}",
+                "lower --learning-rate or raise --warmup-ratio, and begin anew with --overwrite",
+            )
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Read the held-out pages; keep the adapter that reads them best.
+
+        Returns:
+            Figures, each name behind `eval_`.
+        """
+        metrics = {f"eval_{name}": value for name, value in self.read_held_out().items()}
+        self.last_check_step = self.state.global_step
+        if self.best_cer is None:
+            self.best_cer = self.state.best_metric  # of a run that goes on
+        if self.best_cer is None or metrics["eval_cer"] < self.best_cer:
+            self.best_cer = metrics["eval_cer"]
+            self.save_best()
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def read_held_out(self) -> dict[str, float]:
+        """Figures of the model as it is; the same on every process."""
+        figures: dict[str, float] = {}
+        if self._parts.check is not None and self.args.should_save:
+            with span("train.check") as checking:
+                figures = self._parts.check(base_of(self.adapter_model))
+                checking.set_attribute("deepsynth.cer", figures["cer"])
+        return of_first(figures)
+
+    def save_best(self) -> None:
+        """Put the adapter as it is into `best/`."""
+        if not self.args.should_save:
+            return
+        target = self._parts.output / BEST
+        partial = target.with_name(f".{BEST}{PARTIAL}")
+        model = self.adapter_model
+        with writing_to(target):
+            shutil.rmtree(partial, ignore_errors=True)
+            save_adapter(model, partial, self._parts.base_model, self._parts.modules)
+            (partial / "step.json").write_text(json.dumps({"step": self.state.global_step}), encoding="utf-8")
+            commit(partial, target, adapter_shapes(model))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write the adapter's two files, and none of the pickles that the library adds."""
+        del state_dict
+        save_adapter(self.adapter_model, Path(str(output_dir)), self._parts.base_model, self._parts.modules)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        del model
+        load_adapter(self.adapter_model, Path(resume_from_checkpoint))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        del trial
+        return str(self._parts.output / CHECKPOINTS / PARTIAL)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint beside its place; it counts once it has been verified and renamed."""
+        folder = self._parts.output / CHECKPOINTS
+        staging = folder / PARTIAL
+        with writing_to(folder):
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if not self.args.should_save:
+                return
+            (written,) = staging.iterdir()
+            commit(written, folder / f"step-{self.state.global_step}", adapter_shapes(self.adapter_model))
+            shutil.rmtree(staging, ignore_errors=True)
+            prune(folder, self._parts.keep_checkpoints)
+
+
+def base_of(model: nn.Module) -> Any:
+    """The base model inside, adapter included: what reads pages."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _out_of_memory(batch_size: int, world_size: int) -> TrainingError:
+    if world_size > 1:
+        remedy = "halve --batch-size and double --gradient-accumulation-steps: several processes cannot do so alone"
+        return TrainingError(TrainingCode.OUT_OF_MEMORY, "the device's memory does not hold a batch", remedy)
+    return TrainingError(
+        TrainingCode.OUT_OF_MEMORY,
+        f"the device's memory does not hold one sample (batch size {batch_size}, cut into single samples)",
+        "add --gradient-checkpointing, lower --max-length, or take --preset low-vram",
+    )

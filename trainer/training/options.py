@@ -1,0 +1,231 @@
+"""What a training run is asked for: one typed record, filled from a preset, a YAML file and flags, in this order.
+
+Names are the flags' names with underscores. Standard library alone at import, so that `--help` is quick and nothing of
+a GPU's stack is needed to check a file. Knows no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from trainer.training.errors import TrainingCode, TrainingError
+
+ATTENTION: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP: Final = ("gate_proj", "up_proj", "down_proj")
+DEFAULT_OUTPUT: Final = Path("runs/adapter")
+SCHEDULES: Final = ("cosine", "linear", "constant_with_warmup", "constant")
+BACKENDS: Final = ("auto", "peft", "unsloth")
+TASKS: Final = ("free", "markdown", "ocr")
+
+
+def _option(default: Any, meaning: str, *choices: str) -> Any:
+    """A field with its help; a tuple of names is a list on the command line."""
+    metadata = {"help": meaning, "choices": choices or None}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingOptions:
+    """A run. Each field's help says what it means; `None` leaves a choice to the run."""
+
+    dataset_name: str = _option("", "a prepared set, or any source that `prepare` takes")
+    eval_dataset_name: str | None = _option(None, "source of the pages to check on; the set's validation split")
+    forgetting_dataset: str | None = _option(None, "general pages that must not get worse, any source")
+    output_dir: Path = _option(DEFAULT_OUTPUT, "the run's folder")  # noqa: RUF009 - a constant
+    model: str = _option("shared/nano", "base model: folder or repository")
+    backend: str = _option("auto", "what adds the adapter; auto: unsloth where it can, else peft", *BACKENDS)
+    device: str = _option("auto", "auto, cpu, cuda or cuda:N")
+    task: str = _option("free", "the prompt that is trained", *TASKS)
+    mode: str | None = _option(None, "resolution; the checkpoint's default")
+
+    image_column: str | None = _option(None, "column of the image")
+    text_column: str | None = _option(None, "column of the text to produce")
+    validation_share: float = _option(0.1, "held out by content where the source names no splits")
+    max_broken_share: float = _option(0.01, "rows that may be left out")
+    max_train_samples: int | None = _option(None, "train on the first N samples")
+    max_eval_samples: int | None = _option(64, "check on the first N held-out samples")
+    max_length: int = _option(4096, "tokens of a sample, image included; longer ones are left out")
+
+    batch_size: int = _option(4, "samples of a step and device")
+    gradient_accumulation_steps: int = _option(1, "steps whose gradients are added up")
+    num_epochs: float = _option(3.0, "passes over the samples")
+    max_steps: int | None = _option(None, "end after N updates instead")
+    learning_rate: float = _option(2e-4, "highest rate")
+    lr_scheduler: str = _option("cosine", "shape of the rate", *SCHEDULES)
+    warmup_ratio: float = _option(0.05, "share of updates in which the rate rises")
+    weight_decay: float = _option(0.0, "of AdamW")
+    max_grad_norm: float = _option(1.0, "longest gradient")
+    seed: int = _option(0, "order of samples and first values of the adapter")
+
+    lora_rank: int = _option(16, "rank of the adapter")
+    lora_alpha: float = _option(32, "the adapter's product is multiplied by alpha / rank")
+    lora_dropout: float = _option(0.0, "share of inputs dropped while training")
+    use_rslora: bool = _option(False, "multiply by alpha / sqrt(rank) instead")
+    target_modules: tuple[str, ...] = _option(ATTENTION, "linear modules of the decoder, by the ends of their names")
+    train_vision: bool = _option(False, "let targets match vision encoders and projector too")
+    use_qlora: bool = _option(False, "keep frozen weights in 4 bits (CUDA)")
+    gradient_checkpointing: bool = _option(False, "compute activations twice to save memory")
+
+    feature_memory_gb: float = _option(2.0, "vision features of a frozen encoder kept in memory")
+    feature_disk_gb: float = _option(20.0, "further features kept on disk, in the run's folder")
+
+    eval_steps: int | None = _option(None, "check every N updates; four times a pass")
+    save_steps: int | None = _option(None, "write a checkpoint every N updates; as often as it checks")
+    logging_steps: int = _option(10, "log every N updates")
+    keep_checkpoints: int = _option(2, "newest checkpoints kept")
+    max_new_tokens: int | None = _option(None, "longest answer when checking; twice the longest known one")
+    early_stopping_patience: int | None = _option(5, "end after N checks without a better error rate")
+
+    use_tensorboard: bool = _option(True, "write TensorBoard files where it is installed")
+    use_wandb: bool = _option(False, "log to Weights & Biases; WANDB_MODE=offline works")
+    wandb_project: str = _option("deepsynth-ocr", "its project")
+    push_to_hub: bool = _option(False, "upload the best adapter at the end")
+    hub_model_id: str | None = _option(None, "repository to upload to")
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            choices = entry.metadata.get("choices")
+            value = getattr(self, entry.name)
+            if choices and value not in choices:
+                raise _invalid(entry.name, value, f"one of {', '.join(choices)}")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise _invalid(name, value, "a positive number")
+        for name in _SHARES:
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise _invalid(name, value, "at least 0 and below 1")
+        if not self.target_modules:
+            raise _invalid("target_modules", "()", "at least one name")
+        if self.push_to_hub and not self.hub_model_id:
+            raise _invalid("hub_model_id", None, "the repository's OWNER/NAME where push-to-hub is given")
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, for `run.json`."""
+        values = asdict(self)
+        return values | {"output_dir": str(self.output_dir), "target_modules": list(self.target_modules)}
+
+
+_POSITIVE: Final = (
+    "batch_size", "gradient_accumulation_steps", "num_epochs", "max_steps", "learning_rate", "max_grad_norm",
+    "lora_rank", "lora_alpha", "max_length", "max_train_samples", "max_eval_samples", "eval_steps", "save_steps",
+    "logging_steps", "keep_checkpoints", "max_new_tokens", "early_stopping_patience",
+)  # fmt: skip
+_SHARES: Final = ("validation_share", "max_broken_share", "warmup_ratio", "lora_dropout")
+
+
+def option_fields() -> dict[str, Field[Any]]:
+    """Every option by its name with underscores."""
+    return {entry.name: entry for entry in fields(TrainingOptions)}
+
+
+def make_options(*layers: Mapping[str, Any]) -> TrainingOptions:
+    """Lay values over one another.
+
+    Args:
+        *layers: values by name, dashes or underscores; later ones win.
+
+    Returns:
+        The options, checked.
+
+    Raises:
+        TrainingError: a name or a value is none that there is.
+    """
+    known = option_fields()
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for given, value in layer.items():
+            name = str(given).replace("-", "_")
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                raise TrainingError(
+                    TrainingCode.OPTION_UNKNOWN,
+                    f"there is no option {given!r}",
+                    f"did you mean {near[0]}?" if near else "see `python -m trainer train --help`",
+                )
+            values[name] = value_of(name, value)
+    return TrainingOptions(**values)
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """Read a YAML file of options.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its values by name.
+
+    Raises:
+        TrainingError: it is not a mapping in YAML.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TrainingError(TrainingCode.OPTION_INVALID, f"{path} is not YAML: {error}", "mend it") from error
+    if not isinstance(values, dict):
+        raise TrainingError(
+            TrainingCode.OPTION_INVALID, f"{path} holds no options", "write one `name: value` a line, such as rank: 16"
+        )
+    return values
+
+
+def value_of(name: str, value: Any) -> Any:
+    """Bring a value, typed or written, into the type of its option.
+
+    Args:
+        name: the option.
+        value: what a file or a flag says.
+
+    Returns:
+        The value.
+
+    Raises:
+        TrainingError: it cannot be one.
+    """
+    hint = _HINTS[name]
+    is_optional = type(None) in typing.get_args(hint)
+    if value is None and is_optional:
+        return None
+    kind = next((part for part in typing.get_args(hint) if part is not type(None)), hint) if is_optional else hint
+    if typing.get_origin(kind) is tuple:
+        parts = value.replace(",", " ").split() if isinstance(value, str) else value
+        if isinstance(parts, list | tuple) and all(isinstance(part, str) for part in parts):
+            return tuple(parts)
+        raise _invalid(name, value, "a list of names")
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        raise _invalid(name, value, "true or false")
+    return _scalar(name, value, kind)
+
+
+def _scalar(name: str, value: Any, kind: type) -> Any:
+    if isinstance(value, bool) or (kind is int and isinstance(value, float)):
+        raise _invalid(name, value, _KINDS[kind])
+    if kind in {str, Path} and not isinstance(value, str | Path):
+        raise _invalid(name, value, _KINDS[kind])
+    try:
+        return kind(value)
+    except (TypeError, ValueError) as error:
+        raise _invalid(name, value, _KINDS[kind]) from error
+
+
+_KINDS: Final[dict[type, str]] = {int: "a whole number", float: "a number", str: "a text", Path: "a folder"}
+
+
+def _invalid(name: str, value: Any, wanted: str) -> TrainingError:
+    return TrainingError(
+        TrainingCode.OPTION_INVALID, f"{name.replace('_', '-')} is {value!r}", f"it has to be {wanted}"
+    )
+
+
+_HINTS: Final[dict[str, Any]] = typing.get_type_hints(TrainingOptions)

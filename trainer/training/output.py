@@ -1,0 +1,163 @@
+"""A run's folder: who writes into it, and the record of what the run is.
+
+Owns the lock and `run.json`. Knows neither model nor loop.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from trainer.backends.protocol import AdaptedModel
+from trainer.config import process_place
+from trainer.evaluation.provenance import current_date, machine, package_version, package_versions, source_commit
+from trainer.training.agreement import wait_for_all
+from trainer.training.checkpoints import restore_replaced, writing_to
+from trainer.training.data import RunData
+from trainer.training.errors import TrainingCode, TrainingError
+from trainer.training.loop import BEST, CHECKPOINTS
+from trainer.training.options import TrainingOptions
+
+RUN_FILE: Final = "run.json"
+LOG_FILE: Final = "log.jsonl"
+CACHE: Final = "cache"
+LOCK: Final = ".lock"
+OWN_FILES: Final = (RUN_FILE, LOG_FILE)
+_FREE_OPTIONS: Final = frozenset({
+    "device", "feature_disk_gb", "feature_memory_gb", "hub_model_id", "keep_checkpoints", "logging_steps", "output_dir",
+    "push_to_hub", "use_tensorboard", "use_wandb", "wandb_project",
+})  # fmt: skip
+"""What a resumed run may change: none of it has a part in what is learnt."""
+_PACKAGES: Final = ("peft", "accelerate", "unsloth", "bitsandbytes")
+
+
+def rank() -> int:
+    """Number of this process among those of the run."""
+    return process_place().rank
+
+
+@contextmanager
+def run_folder(output: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Take a folder for a run.
+
+    Args:
+        output: the folder; made if it is not there.
+        resume: go on with the run in it.
+        overwrite: throw that run away.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        TrainingError: it holds another run, something else, or another process writes into it.
+    """
+    with writing_to(output):
+        output.mkdir(parents=True, exist_ok=True)
+        lock = (output / f"{LOCK}-{rank()}").open("ab")
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise TrainingError(
+                TrainingCode.OUTPUT_BUSY, f"another process trains in {output}", "wait for it, or end it"
+            ) from error
+        with writing_to(output):
+            if rank() == 0:
+                _settle(output, resume=resume, overwrite=overwrite)
+            wait_for_all()  # or one would write into what another clears away
+            (output / CHECKPOINTS).mkdir(exist_ok=True)
+            (output / CACHE).mkdir(exist_ok=True)
+        yield
+    finally:
+        lock.close()
+
+
+def make_record(options: TrainingOptions, adapted: AdaptedModel, pages: RunData) -> dict[str, Any]:
+    """What `run.json` says: options, data, model, versions; no folder of this machine but those that options name.
+
+    Args:
+        options: of the run.
+        adapted: its model.
+        pages: its samples.
+
+    Returns:
+        Plain values.
+    """
+    trainable = sum(each.numel() for each in adapted.model.parameters() if each.requires_grad)
+    return {
+        "format": 1,
+        "date": current_date(),
+        "commit": source_commit(),
+        "options": options.as_json(),
+        "base_model": adapted.base_name,
+        "backend": adapted.details,
+        "modules": len(adapted.modules),
+        "trainable_parameters": trainable,
+        "data": pages.as_json(),
+        "machine": machine(),
+        "versions": package_versions() | {name: package_version(name) for name in _PACKAGES},
+    }
+
+
+def settle_record(output: Path, record: dict[str, Any], *, resume: bool) -> None:
+    """Write the record, or compare it with that of the run that goes on.
+
+    Args:
+        output: the run's folder.
+        record: of this run.
+        resume: a run goes on, if there is one.
+
+    Raises:
+        TrainingError: it was started with other options or other data.
+    """
+    path = output / RUN_FILE
+    if resume and path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        now = json.loads(json.dumps(record))
+        changed = [
+            name.replace("_", "-")
+            for name, value in now["options"].items()
+            if name not in _FREE_OPTIONS and before["options"].get(name) != value
+        ]
+        parts, earlier = now["data"]["parts"], before["data"]["parts"]
+        changed += [f"set of {name} pages" for name, value in parts.items() if earlier.get(name) != value]
+        if changed:
+            raise TrainingError(
+                TrainingCode.RESUME_MISMATCH,
+                f"{output} holds a run with another {', '.join(changed)}",
+                "repeat what it was started with, or name another --output-dir",
+            )
+        return
+    if rank() == 0:
+        with writing_to(output):
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            partial.replace(path)
+
+
+def _settle(output: Path, *, resume: bool, overwrite: bool) -> None:
+    for name in (BEST,):
+        restore_replaced(output / name)
+    strange = {path.name for path in output.iterdir() if not path.name.startswith(".")}
+    if not strange or resume:
+        return
+    is_run = (output / RUN_FILE).is_file() or strange <= {CHECKPOINTS, CACHE}
+    # Only what this program made is ever thrown away: --overwrite on a home folder must not empty it.
+    if not is_run or (not overwrite and (output / RUN_FILE).is_file()):
+        raise TrainingError(
+            TrainingCode.OUTPUT_EXISTS,
+            f"{output} holds {'a run' if is_run else 'something else'} already",
+            "go on with it (--resume), replace it (--overwrite), or name another --output-dir"
+            if is_run
+            else "name another --output-dir",
+        )
+    for path in output.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif not path.name.startswith(LOCK):
+            path.unlink()

@@ -1,0 +1,162 @@
+"""A training run, top to bottom: data, model, loop, and what is left behind.
+
+`<output-dir>/` holds `run.json` (options, data, versions), `log.jsonl` (a line an event), `checkpoints/step-N/` and
+`best/`, the adapter that read the held-out pages best. Knows neither the command line nor how a model is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.backends.protocol import Backend
+from trainer.tracing import span
+from trainer.training.adapter import adapter_shapes
+from trainer.training.agreement import of_first
+from trainer.training.assembly import Assembly, adapter_request, assemble, sample_reader
+from trainer.training.callbacks import ProgressCallback, StopCallback, StopRequest
+from trainer.training.checkpoints import find_fault, newest_sound, verify_adapter
+from trainer.training.data import RunData, load_data
+from trainer.training.dataset import ImageStore, SampleReader
+from trainer.training.errors import TrainingCode, TrainingError, TrainingStopped
+from trainer.training.loop import BEST, CHECKPOINTS
+from trainer.training.options import TrainingOptions
+from trainer.training.output import CACHE, LOG_FILE, make_record, rank, run_folder, settle_record
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What a run has left.
+
+    Attributes:
+        output: its folder.
+        steps: updates made.
+        best_cer: lowest error rate of a check; None without held-out pages.
+        base_cer: error rate of the base model on the same pages.
+    """
+
+    output: Path
+    steps: int
+    best_cer: float | None
+    base_cer: float | None
+
+    def __str__(self) -> str:
+        cer = "" if self.best_cer is None else f"; held-out pages: CER {100 * self.best_cer:.2f} %"
+        was = "" if self.base_cer is None else f", base model {100 * self.base_cer:.2f} %"
+        return f"{self.output / BEST}: the best adapter of {self.steps} updates{cer}{was}"
+
+
+def train(
+    options: TrainingOptions,
+    backend: Backend,
+    device: torch.device,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: ProgressCallback | None = None,
+    data: Callable[[SampleReader], RunData] | None = None,
+) -> RunSummary:
+    """Train an adapter.
+
+    Args:
+        options: what is asked for.
+        backend: loads the base model and adds the adapter.
+        device: where to.
+        resume: go on from the newest sound checkpoint, if there is one.
+        overwrite: throw away an earlier run in the same folder.
+        progress: gets every event.
+        data: gives the samples; None to read what the options name.
+
+    Returns:
+        What the run has left.
+
+    Raises:
+        TrainingError: the run cannot start or go on.
+        TrainingStopped: it was asked to end, and can be resumed.
+    """
+    output = options.output_dir
+    with ExitStack() as stack:
+        stack.enter_context(run_folder(output, resume=resume, overwrite=overwrite))
+        request = stack.enter_context(StopRequest().listening())
+        with span("train.model"):
+            adapted = backend(adapter_request(options, device))
+        store = stack.enter_context(ImageStore(output / CACHE / f"pages-{rank()}.bin"))
+        reader = sample_reader(options, adapted, store)
+        with span("train.data") as reading:
+            pages = (data or (lambda into: load_data(options, into)))(reader)
+            reading.set_attribute("deepsynth.samples", len(pages.train))
+        settle_record(output, make_record(options, adapted, pages), resume=resume)
+        run = assemble(options, adapted, reader, pages, device, stack, progress)
+        run.trainer.add_callback(StopCallback(request))
+        if pages.note:
+            run.log.write("data", note=pages.note)
+        checkpoint = _checkpoint(output, run) if resume else None
+        with span("train.fit") as fitting:
+            _fit(run, checkpoint, output)
+            fitting.set_attribute("deepsynth.updates", run.trainer.state.global_step)
+        if request.is_set:
+            raise TrainingStopped(
+                f"stopped after update {run.trainer.state.global_step}; "
+                "the same command with --resume goes on from there"
+            )
+        summary = _finish(run, output)
+    shutil.rmtree(output / CACHE, ignore_errors=True)
+    return summary
+
+
+def _fit(run: Assembly, checkpoint: Path | None, output: Path) -> None:
+    if run.check is not None and of_first(_logged(output, "base")) is None:
+        # Before the first update an adapter changes nothing: this is the base model, which it has to be better than.
+        run.log.write("base", None, **run.trainer.read_held_out())
+    run.trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def _finish(run: Assembly, output: Path) -> RunSummary:
+    trainer = run.trainer
+    if run.check is None:
+        trainer.save_best()
+    elif trainer.last_check_step != trainer.state.global_step:
+        trainer.evaluate()
+    trainer.accelerator.wait_for_everyone()
+    verify_adapter(output / BEST, adapter_shapes(trainer.adapter_model))
+    base = of_first(_logged(output, "base"))
+    base_cer = None if base is None else float(base["cer"])
+    best_cer = None if trainer.best_cer is None else float(trainer.best_cer)
+    run.log.write("finished", trainer.state, best_cer=best_cer, base_cer=base_cer)
+    return RunSummary(output, trainer.state.global_step, best_cer, base_cer)
+
+
+def _checkpoint(output: Path, run: Assembly) -> Path | None:
+    found, faults = of_first(newest_sound(output / CHECKPOINTS))
+    for fault in faults:
+        run.log.write("checkpoint_refused", fault=fault)
+    if found is None and faults:
+        raise TrainingError(
+            TrainingCode.CHECKPOINT_CORRUPT,
+            f"no checkpoint of {output} is sound ({'; '.join(faults)})",
+            "restore one from a copy, or start anew with --overwrite"
+            + ("" if find_fault(output / BEST) else f"; {output / BEST} is whole: copy it first"),
+        )
+    return found
+
+
+def _logged(output: Path, event: str) -> dict[str, Any] | None:
+    """The last event of a name in the run's log."""
+    path = output / LOG_FILE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    found: dict[str, Any] | None = None
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # a kill may cut the last line short
+        if isinstance(record, dict) and record.get("event") == event:
+            found = record
+    return found

@@ -1,0 +1,72 @@
+"""Which modules get an adapter: names of users against the modules that a model has.
+
+A name that matches nothing is an error that says what there is: trained silently on less than was asked for, an adapter
+would be worth less and nobody would know why. Knows module names of both versions of the model, nothing of PEFT.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from shared.contract.peft_config import matches_target
+from trainer.training.errors import TrainingCode, TrainingError
+
+DECODERS = ("model.layers.", "model.language_model.layers.")
+"""The decoder's layers in DeepSeek-OCR and nano, and in DeepSeek-OCR-2."""
+VISION = (
+    "model.sam_model.", "model.vision_model.", "model.projector.",
+    "model.vision_tower.", "model.multi_modal_projector.",
+)  # fmt: skip
+EXPERTS = "experts"
+"""Routed experts are stacked tensors, not linear modules."""
+
+
+def choose_modules(model: nn.Module, targets: Sequence[str], *, with_vision: bool) -> tuple[str, ...]:
+    """Settle the modules to adapt.
+
+    Args:
+        model: the base model.
+        targets: ends of names, or whole names, by PEFT's rule for lists.
+        with_vision: let them match vision encoders and projector too.
+
+    Returns:
+        Whole names, in the model's order; routed experts are never among them.
+
+    Raises:
+        TrainingError: a target matches nothing.
+    """
+    linear = linear_modules(model)
+    scopes = (*DECODERS, *VISION) if with_vision else DECODERS
+    in_scope = [name for name in linear if name.startswith(scopes)]
+    chosen: dict[str, None] = {}
+    for target in targets:
+        # A whole name is meant, wherever it stands.
+        found = [target] if target in linear else [name for name in in_scope if matches_target(name, (target,))]
+        if not found:
+            raise _unmatched(target, in_scope, linear)
+        chosen |= dict.fromkeys(found)
+    return tuple(name for name in linear if name in chosen)
+
+
+def linear_modules(model: nn.Module) -> tuple[str, ...]:
+    """Names of all linear modules, quantised ones too."""
+    return tuple(name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+
+
+def touches_vision(modules: Iterable[str]) -> bool:
+    """Whether an adapter changes what the encoder sees, so that its features cannot be kept."""
+    return any(name.startswith(VISION) for name in modules)
+
+
+def _unmatched(target: str, in_scope: Sequence[str], linear: Sequence[str]) -> TrainingError:
+    ends = Counter(name.rsplit(".", 1)[-1] for name in in_scope)
+    known = ", ".join(f"{end} ({count})" for end, count in ends.items())
+    remedy = f"linear modules there are, by the ends of their names: {known or 'none'}"
+    if EXPERTS in target.split("."):
+        remedy += "; routed experts are stacked tensors, which no adapter of the contract can hold"
+    elif any(matches_target(name, (target,)) for name in linear):
+        remedy += "; it is in the vision part, which needs --train-vision"
+    return TrainingError(TrainingCode.TARGET_UNMATCHED, f"target {target!r} matches no module", remedy)
