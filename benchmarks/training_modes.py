@@ -9,7 +9,7 @@ Ways (`mode`):
 - `plain4bit` and `unsloth4bit` keep frozen linear weights in 4 bits.
 - `cached` is this project's own loop without Unsloth: its class of the model, cached features, logits for the answer
   alone. `cached-kept` keeps activations in the place of computing them twice. `cached-chunked` computes the loss piece
-  by piece, so that no more than a piece's logits are ever there.
+  by piece (`shared.deepseek_ocr.loss`), as the loop does since then.
 
 Unsloth has to be imported before transformers, so nothing of either is imported at the top.
 
@@ -26,8 +26,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint as recompute
 
 RANK = 16
 TARGETS = r".*language_model.*self_attn\.(q_proj|k_proj|v_proj|o_proj)"
@@ -37,8 +35,6 @@ CHUNKED = "cached-chunked"
 IMAGE_PX = 1024
 MODES = ("plain", "plain-cached", "plain4bit", "unsloth", "unsloth-cached", "unsloth4bit", "cached", "cached-kept",
          "cached-chunked")  # fmt: skip
-CHUNK_TOKENS = 1024
-"""Of `cached-chunked`: tokens of all samples whose logits are there at once; 0.5 GiB of them in float32."""
 SEED = 0
 
 
@@ -135,31 +131,13 @@ def make_step(trained: Trained, batch: int, text_tokens: int) -> Callable[[], Te
         if not trained.is_cached:
             inputs |= {"pixel_values": pixels_BCHW, "num_local_patches": [0] * batch}
         with _autocast(device):
-            loss: Tensor = _chunked_loss(model, **inputs) if trained.mode == CHUNKED else model(**inputs).loss
+            loss: Tensor = model(**inputs).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
     return step
-
-
-def _chunked_loss(model: Any, *, inputs_embeds: Tensor, labels: Tensor, logits_to_keep: int, **_: Any) -> Tensor:
-    """The same mean cross entropy, its logits computed piece by piece, and once more for the gradient."""
-    base = model.get_base_model()
-    positions_1L = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
-    hidden_BLD, _penalty = base.decode(inputs_embeds, positions_1L)
-    # The token before the answer predicts its first one.
-    hidden_ND = hidden_BLD[:, -logits_to_keep:-1].flatten(0, 1)
-    labels_N = labels[:, 1:].flatten()
-
-    def piece(hidden_ND: Tensor, labels_N: Tensor) -> Tensor:
-        logits_NV = base.lm_head(hidden_ND).float()
-        return functional.cross_entropy(logits_NV, labels_N, ignore_index=IGNORED_LABEL, reduction="sum")
-
-    pieces = zip(hidden_ND.split(CHUNK_TOKENS), labels_N.split(CHUNK_TOKENS), strict=True)
-    total = torch.stack([recompute(piece, *each, use_reentrant=False) for each in pieces]).sum()
-    return total / (labels_N != IGNORED_LABEL).sum()
 
 
 def _unsloth(mode: str, checkpoint: str, max_seq_length: int) -> Any:
@@ -219,7 +197,8 @@ def _inputs(trained: Trained, batch: int, text_tokens: int, features: list[Tenso
     if not trained.is_ours:
         return {"inputs_embeds": embeds_BLD, "attention_mask": torch.ones_like(ids_BL), "labels": labels_BL}
     kept = text_tokens + 1
-    return {"inputs_embeds": embeds_BLD, "labels": labels_BL[:, -kept:], "logits_to_keep": kept, "use_cache": False}
+    return {"inputs_embeds": embeds_BLD, "labels": labels_BL[:, -kept:], "logits_to_keep": kept, "use_cache": False,
+            "loss_alone": trained.mode == CHUNKED}  # fmt: skip
 
 
 def _autocast(device: torch.device) -> AbstractContextManager[Any]:

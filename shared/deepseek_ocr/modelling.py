@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 from transformers.utils.generic import ModelOutput
@@ -23,13 +22,11 @@ from shared.deepseek_ocr.clip import ClipEncoder
 from shared.deepseek_ocr.configuration import DeepseekOcrConfig
 from shared.deepseek_ocr.decoder import DecoderLayer, RMSNorm, rotary_tables
 from shared.deepseek_ocr.initialisation import initialise
+from shared.deepseek_ocr.loss import loss_in_pieces, next_token_loss
 from shared.deepseek_ocr.moe import Experts
 from shared.deepseek_ocr.pages import PageReading
 from shared.deepseek_ocr.sam import SamEncoder
 from shared.deepseek_ocr.vision import assemble_page, normalise_views
-
-IGNORED_LABEL = -100
-"""Label of tokens that the loss leaves out."""
 
 
 @dataclass
@@ -192,6 +189,7 @@ class DeepseekOcrForConditionalGeneration(PageReading, PreTrainedModel, Generati
         cache_position: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
+        loss_alone: bool = False,
         **_: Any,
     ) -> DeepseekOcrOutput:
         """Predict the next token at each position.
@@ -211,6 +209,7 @@ class DeepseekOcrForConditionalGeneration(PageReading, PreTrainedModel, Generati
             cache_position: ignored.
             logits_to_keep: last positions to compute logits for, or their indices; 0: all.
             num_items_in_batch: divide the loss by this instead of the labels' number.
+            loss_alone: give no logits where labels are given, so that they need not all be there at once.
 
         Returns:
             Logits `[B, kept, vocabulary]`, the loss where labels are given, and the cache.
@@ -230,10 +229,15 @@ class DeepseekOcrForConditionalGeneration(PageReading, PreTrainedModel, Generati
         position_ids, mask = self._positions_and_mask(inputs_embeds, attention_mask, position_ids, past_key_values)
         hidden, aux_loss = self.model.decode(inputs_embeds, position_ids, mask, past_key_values)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(hidden[:, kept])
+        loss_alone = loss_alone and labels is not None
+        logits = None if loss_alone else self.lm_head(hidden[:, kept])
         loss = None
         if labels is not None:
-            loss = next_token_loss(logits, labels, num_items_in_batch)
+            if logits is None:
+                vocab_size = self.config.text_config.vocab_size
+                loss = loss_in_pieces(hidden[:, kept], self.lm_head, vocab_size, labels, num_items_in_batch)
+            else:
+                loss = next_token_loss(logits, labels, num_items_in_batch)
             coefficient = self.config.text_config.router_aux_loss_coef
             if aux_loss is not None and coefficient:
                 loss = loss + coefficient * aux_loss
@@ -281,22 +285,3 @@ class DeepseekOcrForConditionalGeneration(PageReading, PreTrainedModel, Generati
     def _init_weights(self, module: nn.Module) -> None:
         if not initialise(module, self.config.text_config.initializer_range):
             super()._init_weights(module)
-
-
-def next_token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Cross entropy of each position's successor, in float32.
-
-    Args:
-        logits: `[B, L, vocabulary]`.
-        labels: `[B, L]`, not shifted, -100 where the loss looks away.
-        num_items_in_batch: divisor; None: the number of labels that count.
-
-    Returns:
-        A scalar.
-    """
-    reduction = "mean" if num_items_in_batch is None else "sum"
-    targets = labels[:, 1:].flatten().to(logits.device)
-    loss = F.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=IGNORED_LABEL, reduction=reduction
-    )
-    return loss if num_items_in_batch is None else loss / num_items_in_batch

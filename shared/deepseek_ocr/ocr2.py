@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import DeepseekOcr2Config, DeepseekOcr2ForConditionalGeneration
+from transformers.modeling_outputs import CausalLMOutput
 
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
+from shared.deepseek_ocr.loss import loss_in_pieces
 from shared.deepseek_ocr.pages import PageReading
 from shared.deepseek_ocr.relative_attention import relative_attention, relative_table
 from shared.deepseek_ocr.vision import normalise_views
@@ -59,6 +61,8 @@ class Ocr2Reading(PageReading):
 
     if TYPE_CHECKING:
         model: Any
+        config: Any
+        lm_head: Any
 
     def encode_views(self, views_VHWC: Tensor) -> Tensor:
         """Encode views of 768 or 1024 px, all of one size.
@@ -116,6 +120,8 @@ class Ocr2Reading(PageReading):
         global_views_BHWC: Tensor | None = None,
         tiles_THWC: Tensor | None = None,
         tile_grids_B2: Tensor | Sequence[Sequence[int]] | None = None,
+        labels: Tensor | None = None,
+        loss_alone: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Predict the next token at each position, as transformers does, with v1's image arguments.
@@ -126,6 +132,8 @@ class Ocr2Reading(PageReading):
             global_views_BHWC: see `PageReading.image_features`.
             tiles_THWC: see `PageReading.image_features`.
             tile_grids_B2: see `PageReading.image_features`.
+            labels: `[B, L]`, -100 where the loss looks away; shifted here.
+            loss_alone: as v1's forward has it; it does nothing without embedded tokens, or with an attention mask.
             **kwargs: everything else that transformers' forward takes.
 
         Returns:
@@ -134,8 +142,23 @@ class Ocr2Reading(PageReading):
         if input_ids is not None and global_views_BHWC is not None:
             inputs_embeds = self.embed_page_inputs(input_ids, global_views_BHWC, tiles_THWC, tile_grids_B2)
             input_ids = None
+        if loss_alone and labels is not None and inputs_embeds is not None and kwargs.get("attention_mask") is None:
+            return CausalLMOutput(loss=cast("Any", self._loss_alone(inputs_embeds, labels, **kwargs)))
         forward = super().forward  # type: ignore[misc] # of the transformers class behind
-        return forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        return forward(input_ids=input_ids, inputs_embeds=inputs_embeds, labels=labels, **kwargs)
+
+    def _loss_alone(
+        self,
+        embeds_BLD: Tensor,
+        labels_BL: Tensor,
+        logits_to_keep: int = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        **_: Any,
+    ) -> Tensor:
+        positions_1L = torch.arange(embeds_BLD.shape[1], device=embeds_BLD.device)[None]
+        hidden_BLD, _penalty = self.decode(embeds_BLD, positions_1L)
+        vocab_size = self.config.get_text_config().vocab_size
+        return loss_in_pieces(hidden_BLD[:, -logits_to_keep:], self.lm_head, vocab_size, labels_BL, num_items_in_batch)
 
 
 class DeepseekOcr2Reader(Ocr2Reading, DeepseekOcr2ForConditionalGeneration):  # type: ignore[misc] # looser signature

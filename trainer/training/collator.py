@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from shared.deepseek_ocr.modelling import IGNORED_LABEL
+from shared.deepseek_ocr.loss import IGNORED_LABEL
 from trainer.generation import PreparedViews
 from trainer.training.dataset import TrainingSample
 

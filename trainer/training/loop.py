@@ -171,10 +171,12 @@ class PageTrainer(Trainer):
         Returns:
             The loss, with the output where asked for.
         """
-        labels, arguments = inputs["labels"], {}
+        labels = inputs["labels"]
+        arguments: dict[str, Any] = {}
         if self._parts.keeps_logits:
             # Logits of image and prompt are most of a step's memory with a large vocabulary, and nobody reads them.
-            arguments["logits_to_keep"] = inputs[KEPT]
+            # Those of answers need not all be there at once either.
+            arguments |= {"logits_to_keep": inputs[KEPT], "loss_alone": not return_outputs}
             labels = labels[:, -inputs[KEPT] :]
         if self._parts.encoder is not None:
             base = base_of(self.accelerator.unwrap_model(model))
