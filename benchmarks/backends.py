@@ -182,7 +182,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     }
     return (
         record
-        | compare(kept[0], kept[1], options, work / "run" / "best", device)
+        | compare(kept[0], kept[1], options, work / "run" / "checkpoints" / f"step-{summary.steps}", device)
         | {"total_s": round(time.perf_counter() - started_s, 1)}
     )
 

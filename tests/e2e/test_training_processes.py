@@ -1,12 +1,16 @@
-"""Several processes of one run, started by torchrun."""
+"""Runs as processes: several of one run, started by torchrun; one that is told to end."""
 
 from __future__ import annotations
+
+import signal
+import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.support.training import events, run_small, start_small, write_checkpoint, write_words
+from trainer.training import checkpoints
 
 pytestmark = pytest.mark.e2e
 
@@ -28,3 +32,21 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(tmp_path):
     for key, tensor in alone.items():
         torch.testing.assert_close(together[key], tensor, atol=2e-4, rtol=1e-3)
     assert len(events(tmp_path / "run", "evaluate")) == 1
+
+
+def test_sigterm_ends_the_program_with_a_checkpoint_and_its_own_status(tmp_path):
+    write_checkpoint(tmp_path / "model")
+    write_words(tmp_path / "words", 24)
+    process = start_small(tmp_path, "--max-steps", "2000", "--eval-steps", "2000")
+    log = tmp_path / "run" / "log.jsonl"
+    end = time.monotonic() + 60
+    while not (log.exists() and '"log"' in log.read_text()):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert "--resume goes on from there" in errors
+    (newest, _) = checkpoints.newest_sound(tmp_path / "run" / "checkpoints")
+    assert newest is not None

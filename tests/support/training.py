@@ -55,7 +55,8 @@ def small_options(folder: Path, **changes: Any) -> dict[str, Any]:
         "logging_steps": 1,
         "learning_rate": 0.01,
         "lora_rank": 4,
-        "max_new_tokens": 8,
+        "max_new_tokens": 4,
+        "max_eval_samples": 3,
         "use_tensorboard": False,
         **changes,
     }

@@ -6,13 +6,12 @@ import errno
 import json
 import shutil
 import signal
-import time
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.support.training import CPU, events, run_small, small_options, start_small, write_checkpoint, write_words
+from tests.support.training import CPU, events, run_small, small_options, write_checkpoint, write_words
 from trainer.__main__ import main
 from trainer.backends import plain
 from trainer.training import checkpoints, loop
@@ -59,7 +58,7 @@ def test_a_run_leaves_an_adapter_that_changes_the_loss_and_a_record(place):
     assert summary.base_cer == pytest.approx(events(run, "base")[0]["cer"])
     record = json.loads((run / "run.json").read_text())
     assert record["data"]["num_samples"] == 18
-    assert record["data"]["parts"]["validation"]["samples"] == 6
+    assert record["data"]["parts"]["validation"]["samples"] == 3
     assert len(record["data"]["fingerprint"]) == 64
     config = json.loads((run / "best" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "model"
@@ -104,22 +103,6 @@ def test_a_stopped_run_goes_on_bit_for_bit(place, uninterrupted, stop_at, monkey
             for folder in (place / "run", uninterrupted)
         )
         assert str(first) == str(second), name
-
-
-def test_sigterm_ends_the_program_with_a_checkpoint_and_its_own_status(place):
-    process = start_small(place, "--max-steps", "2000", "--eval-steps", "2000")
-    log = place / "run" / "log.jsonl"
-    end = time.monotonic() + 60
-    while not (log.exists() and '"log"' in log.read_text()):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143, errors
-    assert "--resume goes on from there" in errors
-    (newest, _) = checkpoints.newest_sound(place / "run" / "checkpoints")
-    assert newest is not None
 
 
 def test_a_corrupt_checkpoint_is_passed_over_and_none_sound_is_an_error(place):
@@ -229,7 +212,7 @@ def test_features_are_computed_once_for_each_page(place, monkeypatch):
 
     monkeypatch.setattr(assembly, "encode_samples", counted)
     run_small(place, max_steps=12)
-    assert len(encoded) == len(set(encoded)) == 24
+    assert len(encoded) == len(set(encoded)) == 18 + 3
 
 
 def test_cached_and_fresh_features_teach_the_same(place):
