@@ -15,6 +15,10 @@ NO_ADAPTER = -1
 class AdapterError(RuntimeError):
     """An adapter that cannot be loaded or unloaded; what is served is not touched.
 
+    Args:
+        reason: See below.
+        detail: For the log.
+
     Attributes:
         reason: Stable, in the words of `shared.contract.refusals` where the adapter is to blame; beside them `no_slot`,
             `name_in_use`, `unknown_adapter` and `adapters_off`.
@@ -57,6 +61,12 @@ class AdapterRegistry:
     def offer_slot(self, name: str) -> int:
         """Find a slot for a new adapter; it stays free until `add`.
 
+        Args:
+            name: What requests will call it.
+
+        Returns:
+            The slot.
+
         Raises:
             AdapterError: `adapters_off`, `name_in_use` or `no_slot`.
         """
@@ -78,6 +88,9 @@ class AdapterRegistry:
 
     def drain(self, name: str) -> None:
         """Let nobody new use an adapter.
+
+        Args:
+            name: What requests call it.
 
         Raises:
             AdapterError: `unknown_adapter`.

@@ -158,6 +158,10 @@ class ModelRunner:
     def load_adapter(self, adapter: int, files: AdapterFiles) -> None:
         """Put an adapter into a slot that no row uses.
 
+        Args:
+            adapter: Its slot.
+            files: As PEFT has them.
+
         Raises:
             AdapterError: It does not fit the model or the slots.
         """

@@ -155,6 +155,10 @@ class Runner(Protocol):
     def load_adapter(self, adapter: int, files: AdapterFiles) -> None:
         """Put an adapter into an adapters' slot that no open row uses; rows opened afterwards may name it.
 
+        Args:
+            adapter: Its slot.
+            files: As PEFT has them.
+
         Raises:
             AdapterError: It does not fit the model or the slots; what was there is as it was.
         """

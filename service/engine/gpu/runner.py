@@ -242,6 +242,10 @@ class GpuRunner:
     def load_adapter(self, adapter: int, files: AdapterFiles) -> None:
         """Put an adapter where no open slot's is; work enqueued before it does not see it.
 
+        Args:
+            adapter: Its slot.
+            files: As PEFT has them.
+
         Raises:
             AdapterError: It does not fit the model or the slots.
         """
