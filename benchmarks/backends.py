@@ -25,8 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.backends.protocol import AdaptedModel, AdapterRequest
+    from trainer.backends.protocol import AdaptedModel, AdapterRequest, Backend
+    from trainer.training.data import RunData
     from trainer.training.dataset import SampleReader
+    from trainer.training.options import TrainingOptions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -105,24 +107,53 @@ def write_ocr2(folder: Path, *, tiny: bool) -> None:
     DeepseekOcr2Processor(image_processor=DeepseekOcr2ImageProcessorPil(), tokenizer=tokenizer).save_pretrained(folder)
 
 
-def run(options: argparse.Namespace) -> dict[str, object]:
-    """Train, write, load again, compare."""
-    started_s = time.perf_counter()
-    if options.backend == "unsloth":
+def load_backend(name: str) -> Backend:
+    """Import one of the backends."""
+    if name == "unsloth":
         from trainer.backends.choice import unsloth_backend
 
-        backend = unsloth_backend(required=True)
-    else:
-        from trainer.backends.plain import adapt as backend
-    import torch
-    import transformers
+        return unsloth_backend(required=True)
+    from trainer.backends.plain import adapt
 
+    return adapt
+
+
+def training_options(options: argparse.Namespace, output: Path) -> TrainingOptions:
+    """What the flags ask of the training loop."""
+    from trainer.training.options import MLP, make_options
+
+    return make_options({
+        "dataset_name": "drawn", "output_dir": output, "model": options.model, "batch_size": options.batch_size,
+        "max_steps": options.updates, "eval_steps": max(options.updates // 2, 1), "learning_rate": options.rate,
+        "logging_steps": 1, "use_qlora": options.four_bit, "gradient_checkpointing": options.checkpointing,
+        "max_new_tokens": 64 if options.updates > 20 else 8, "use_tensorboard": False,
+        "target_modules": ("q_proj", "k_proj", "v_proj", "o_proj", *(MLP if options.mlp else ())),
+    })  # fmt: skip
+
+
+def read_pages(work: Path, reader: SampleReader) -> RunData:
+    """The drawn pages, as the training loop takes them."""
     from trainer.data.sources.columns import Columns
     from trainer.data.sources.folder import FolderSource
     from trainer.data.sources.ledger import Ledger
     from trainer.data.sources.samples import read_samples
     from trainer.training.data import RunData
-    from trainer.training.options import MLP, make_options
+
+    pages = RunData()
+    for name, into in (("train", pages.train), ("validation", pages.validation)):
+        for sample in read_samples(FolderSource(work / name), Columns(), Ledger()):
+            reader.take(sample, into)
+    return pages
+
+
+def run(options: argparse.Namespace) -> dict[str, object]:
+    """Train, write, load again, compare."""
+    started_s = time.perf_counter()
+    # Before torch: Unsloth changes what is imported after it.
+    backend = load_backend(options.backend)
+    import torch
+    import transformers
+
     from trainer.training.run import train
 
     transformers.logging.set_verbosity_error()
@@ -132,20 +163,6 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     draw_pages(work / "train", options.samples, 1)
     draw_pages(work / "validation", 16 if options.updates > 20 else 2, 2)
 
-    def data(reader: SampleReader) -> RunData:
-        pages = RunData()
-        for name, into in (("train", pages.train), ("validation", pages.validation)):
-            for sample in read_samples(FolderSource(work / name), Columns(), Ledger()):
-                reader.take(sample, into)
-        return pages
-
-    wanted = make_options({
-        "dataset_name": "drawn", "output_dir": work / "run", "model": options.model, "batch_size": options.batch_size,
-        "max_steps": options.updates, "eval_steps": max(options.updates // 2, 1), "learning_rate": options.rate,
-        "logging_steps": 1, "use_qlora": options.four_bit, "gradient_checkpointing": options.checkpointing,
-        "max_new_tokens": 64 if options.updates > 20 else 8, "use_tensorboard": False,
-        "target_modules": ("q_proj", "k_proj", "v_proj", "o_proj", *(MLP if options.mlp else ())),
-    })  # fmt: skip
     events: list[dict[str, Any]] = []
     kept: list[Any] = []
 
@@ -160,7 +177,13 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         events.append(dict(event))
         sys.stderr.write(json.dumps({"s": round(time.perf_counter() - started_s, 1), **event}) + "\n")
 
-    summary = train(wanted, watched, device, progress=noted, data=data)
+    summary = train(
+        training_options(options, work / "run"),
+        watched,
+        device,
+        progress=noted,
+        data=lambda reader: read_pages(work, reader),
+    )
     logs = [event for event in events if event["event"] == "log" and "loss" in event]
     steps_s = sorted(b["seconds"] - a["seconds"] for a, b in pairwise(logs[2:]))
     record = {

@@ -6,49 +6,14 @@ import torch
 from service.engine.gpu.state import AnswerState
 from service.engine.kernels import reference
 from service.engine.repetition import LoopRule
-from tests.support.kernels import DEVICE, GPU_MARK, HAS_GPU, kernel_set
+from tests.support.kernels import BF16, DEVICE, F32, GPU_MARK, HAS_GPU, assert_near, noise
 
-pytestmark = GPU_MARK
-BF16, F32 = torch.bfloat16, torch.float32
-TOLERANCE = {BF16: 1e-2, F32: 1e-5}
+pytestmark = [*GPU_MARK, pytest.mark.usefixtures("poisoned")]
 DTYPES = [F32, BF16]
 # Public dimensions on a GPU; in the interpreter as odd, and smaller.
 HIDDEN, HEADS, HEAD_WIDTH, INNER, EXPERTS = (1280, 10, 128, 896, 66) if HAS_GPU else (40, 3, 16, 24, 6)
 TOKENS = [1, 2, 3, 16, 17, 70, 256, 1100, 4100] if HAS_GPU else [1, 2, 3, 5, 17]
 EPS = 1e-6
-
-
-@pytest.fixture
-def fused():
-    return kernel_set("fused")
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
-    """Memory that nobody wrote holds what is no number, or an absurd number."""
-    empty = torch.empty
-
-    def poison(tensor):
-        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.fill_(-77)
-
-    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: poison(empty(*args, **kwargs)))
-    monkeypatch.setattr(torch, "empty_like", lambda *args, **kwargs: poison(torch.zeros_like(*args, **kwargs)))
-
-
-def noise(*shape: int, dtype: torch.dtype = F32, scale: float = 1.0) -> torch.Tensor:
-    return (torch.randn(shape, device=DEVICE) * scale).to(dtype)
-
-
-def assert_near(out: torch.Tensor, ref: torch.Tensor) -> None:
-    assert out.shape == ref.shape
-    assert out.dtype == ref.dtype
-    error = (out.double() - ref.double()).norm() / ref.double().norm().clamp(min=1e-30)
-    assert float(error) < TOLERANCE[ref.dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -4,11 +4,9 @@ import pytest
 import torch
 
 from service.engine.kernels import reference
-from tests.support.kernels import DEVICE, GPU_MARK, HAS_GPU, kernel_set
+from tests.support.kernels import BF16, DEVICE, F32, GPU_MARK, HAS_GPU, assert_near, noise
 
-pytestmark = GPU_MARK
-BF16, F32 = torch.bfloat16, torch.float32
-TOLERANCE = {BF16: 1e-2, F32: 1e-5}
+pytestmark = [*GPU_MARK, pytest.mark.usefixtures("poisoned")]
 # Inputs, parts, outputs of a part, blocks, rank.
 GROUPS = (
     [(1280, 3, 1280, 1, 16), (1792, 1, 1280, 1, 64), (1280, 2, 896, 2, 16), (6848, 1, 1280, 1, 24)]
@@ -17,27 +15,6 @@ GROUPS = (
 )
 TOKENS = [1, 2, 16, 17, 256, 257, 4100] if HAS_GPU else [1, 5, 17]
 SLOTS = 8 if HAS_GPU else 3
-
-
-@pytest.fixture
-def fused():
-    return kernel_set("fused")
-
-
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
-    torch.manual_seed(0)
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: empty(*args, **kwargs).fill_(float("nan")))
-
-
-def noise(*shape, dtype=F32, scale=1.0):
-    return (torch.randn(shape, device=DEVICE) * scale).to(dtype)
-
-
-def assert_near(out, ref):
-    error = (out.double() - ref.double()).norm() / ref.double().norm().clamp(min=1e-30)
-    assert float(error) < TOLERANCE[ref.dtype]
 
 
 def case(tokens, group, dtype):

@@ -5,36 +5,13 @@ import torch
 
 from service.engine.kernels import reference
 from service.engine.lora import ExpertLowRank
-from tests.support.kernels import DEVICE, GPU_MARK, HAS_GPU, kernel_set
+from tests.support.kernels import BF16, DEVICE, F32, GPU_MARK, HAS_GPU, TOLERANCE, assert_near, noise
 
-pytestmark = GPU_MARK
-BF16, F32 = torch.bfloat16, torch.float32
-TOLERANCE = {BF16: 1e-2, F32: 1e-5}
+pytestmark = [*GPU_MARK, pytest.mark.usefixtures("poisoned")]
 # Hidden width, expert width, experts, chosen, rank.
 SHAPES = [(1280, 896, 64, 6, 16), (1280, 896, 64, 6, 40)] if HAS_GPU else [(40, 24, 5, 2, 4), (24, 70, 3, 1, 20)]
 TOKENS = [1, 2, 3, 17, 256, 1000, 4100] if HAS_GPU else [1, 5, 19]
 SLOTS = 4 if HAS_GPU else 3
-
-
-@pytest.fixture
-def fused():
-    return kernel_set("fused")
-
-
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
-    torch.manual_seed(0)
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: empty(*args, **kwargs).fill_(_poison(kwargs)))
-
-
-def _poison(kwargs):
-    # Numbers of pairs must stay numbers of pairs.
-    return -(1 << 30) if kwargs.get("dtype") is torch.int32 else float("nan")
-
-
-def noise(*shape, dtype=F32, scale=1.0):
-    return (torch.randn(shape, device=DEVICE) * scale).to(dtype)
 
 
 def case(tokens, shape, dtype):
@@ -62,22 +39,17 @@ def wide(arguments):
             arguments[6]]  # fmt: skip
 
 
-def assert_near(out, ref, dtype):
-    error = (out.double() - ref.double()).norm() / ref.double().norm().clamp(min=1e-30)
-    assert float(error) < TOLERANCE[dtype]
-
-
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_mixture_lora(fused, tokens, shape, dtype):
     arguments = case(tokens, shape, dtype)
     expected = reference.mixture_lora(*wide(arguments))
-    assert_near(fused.mixture_lora(*arguments), expected, dtype)
+    assert_near(fused.mixture_lora(*arguments).float(), expected, TOLERANCE[dtype])
     residual = noise(tokens, shape[0], dtype=dtype)
     added = residual.clone()
     fused.mixture_lora_add(*arguments, added)
-    assert_near(added, expected + residual.float(), dtype)
+    assert_near(added.float(), expected + residual.float(), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -1,4 +1,4 @@
-"""Where the kernels' tests run: on the GPU if there is one, else in Triton's interpreter, else not at all.
+"""Where the kernels' tests run (the GPU if there is one, else Triton's interpreter, else nowhere) and how they compare.
 
 The interpreter of Triton 3.6 needs help: with NumPy 2.4 it cannot read a loop's bounds, it cuts float32 to bf16 instead
 of rounding, and it multiplies matrices of bf16 by their bits.
@@ -17,6 +17,21 @@ HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 GPU_MARK = [pytest.mark.gpu] if HAS_GPU else []
 """So that the same tests belong to the default run on a CPU and to the GPU's run on a GPU."""
+
+BF16, F32 = torch.bfloat16, torch.float32
+TOLERANCE = {BF16: 1e-2, F32: 1e-5}
+"""Relative error by the type of what is compared."""
+
+
+def noise(*shape: int, dtype: torch.dtype = F32, scale: float = 1.0) -> torch.Tensor:
+    return (torch.randn(shape, device=DEVICE) * scale).to(dtype)
+
+
+def assert_near(out: torch.Tensor, ref: torch.Tensor, tolerance: float | None = None) -> None:
+    assert out.shape == ref.shape
+    assert out.dtype == ref.dtype
+    error = (out.double() - ref.double()).norm() / ref.double().norm().clamp(min=1e-30)
+    assert float(error) < (TOLERANCE[ref.dtype] if tolerance is None else tolerance)
 
 
 def kernel_set(name: str) -> ModuleType:

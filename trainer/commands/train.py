@@ -7,7 +7,6 @@ Owns the flags, which are the fields of `TrainingOptions`, and the choice of dev
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -205,15 +204,3 @@ def _shown(default: Any) -> str:
     if default is None or default == "":
         return ""
     return " ".join(default) if isinstance(default, tuple) else str(default)
-
-
-def as_flags(values: Mapping[str, Any]) -> list[str]:
-    """Words of a command line that say the same as values."""
-    words: list[str] = []
-    for name, value in values.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    return words

@@ -100,10 +100,14 @@ def score_tier(pages: Sequence[PageScore], base: Sequence[PageScore] | None = No
         base: Scores of the base model on the same pages, where these are an adapter's.
 
     Returns:
-        The tier's figures.
+        The tier's figures. Intervals hold 95 % of resamples of the pages, the same at every call: they say how a figure
+        would vary with other pages of the kind, nothing of other kinds.
 
     Raises:
         ValueError: There are none.
+
+    Source:
+        Percentile bootstrap, Efron and Tibshirani 1993, chapter 13.
     """
     if not pages:
         raise ValueError("a tier without pages has no score")
@@ -141,21 +145,6 @@ def score_tier(pages: Sequence[PageScore], base: Sequence[PageScore] | None = No
         intervals=intervals,
         **rouge,
     )
-
-
-def bootstrap_interval(counts: Sequence[ErrorCount]) -> tuple[float, float]:
-    """95 % interval of the micro rate by resampling pages, the same at every call.
-
-    Args:
-        counts: One count a page.
-
-    Returns:
-        Lower and upper end. It says how the rate would vary with other pages of the kind, nothing of other kinds.
-
-    Source:
-        Percentile bootstrap, Efron and Tibshirani 1993, chapter 13.
-    """
-    return _interval(_rates(counts, _draws(len(counts))))
 
 
 def _draws(num_pages: int) -> NDArray[np.float64]:

@@ -141,22 +141,6 @@ def attach_adapter(model: Any, adapter: AdapterFolder | Path | str) -> AttachedA
     return AttachedAdapter(wrapper.eval().get_base_model(), files.sha256, wrapper)
 
 
-def merge_adapter(model: Any, adapter: AdapterFolder | Path | str) -> Any:
-    """Add an adapter to a model's weights, in place: reads faster than one beside them, and rounds otherwise.
-
-    Args:
-        model: As for `attach_adapter`.
-        adapter: As for `attach_adapter`.
-
-    Returns:
-        The model, which knows nothing of adapters any more.
-
-    Raises:
-        AdapterError: As for `attach_adapter`.
-    """
-    return attach_adapter(model, adapter)._wrapper.merge_and_unload()
-
-
 def _check_config(folder: Path, config: object) -> None:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise AdapterError(f"{folder} is no LoRA; adapters of other kinds are neither measured nor served")

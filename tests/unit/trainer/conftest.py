@@ -1,10 +1,14 @@
 import io
+import json
 import lzma
 from pathlib import Path
 
 import pytest
 from PIL import ImageFont
 
+from shared.deepseek_ocr.checkpoint import save_checkpoint
+from tests.support.evaluation import write_set
+from tests.support.tiny_model import tiny_model, tiny_tokenizer
 from trainer.data.corpus import Corpus
 from trainer.data.fonts import FontFace, FontLibrary, write_index
 
@@ -49,3 +53,19 @@ def corpus(corpus_dir):
 
 def write_lines(folder: Path, name: str, lines: tuple[str, ...]) -> None:
     (folder / f"{name}.txt.xz").write_bytes(lzma.compress("".join(f"{line}\n" for line in lines).encode()))
+
+
+@pytest.fixture
+def evaluation_set(tmp_path):
+    """Three pages with their texts."""
+    pages = [("a.png", "line", "ab"), ("b.png", "line", "cd"), ("c.png", "page", "two\nlines")]
+    return write_set(tmp_path / "held-out", pages)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A model in miniature with its tokenizer, as a folder."""
+    folder = tmp_path / "tiny"
+    save_checkpoint(tiny_model(), folder, "int8")
+    (folder / "tokenizer.json").write_text(json.dumps(tiny_tokenizer()._definition), encoding="utf-8")
+    return folder

@@ -9,29 +9,12 @@ import pytest
 from shared.contract.identity import weights_revision
 from shared.contract.publication import publish
 from shared.contract.volume import AdapterVolume
-from shared.deepseek_ocr.checkpoint import save_checkpoint
 from tests.support.adapters import announcement
-from tests.support.evaluation import write_set
 from tests.support.lora import random_adapter, write_files
 from tests.support.stub_service import stub_service
-from tests.support.tiny_model import tiny_model, tiny_tokenizer
+from tests.support.tiny_model import tiny_model
 from trainer.__main__ import main
 from trainer.evaluation.results import load_result
-
-PAGES = [("a.png", "line", "ab"), ("b.png", "line", "cd"), ("c.png", "page", "two\nlines")]
-
-
-@pytest.fixture
-def evaluation_set(tmp_path):
-    return write_set(tmp_path / "held-out", PAGES)
-
-
-@pytest.fixture
-def checkpoint(tmp_path):
-    folder = tmp_path / "tiny"
-    save_checkpoint(tiny_model(), folder)
-    (folder / "tokenizer.json").write_text(json.dumps(tiny_tokenizer()._definition), encoding="utf-8")
-    return folder
 
 
 @pytest.fixture

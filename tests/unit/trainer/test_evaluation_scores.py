@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shared.contract.text import ErrorCount
-from trainer.evaluation.scores import PageScore, Reading, bootstrap_interval, score_page, score_tier
+from trainer.evaluation.scores import PageScore, Reading, score_page, score_tier
 
 
 def page(edits: int, length: int, *, words: tuple[int, int] = (0, 1), ended: bool = True, seconds: float = 1.0):
@@ -53,22 +53,27 @@ def test_a_tier_without_pages_is_refused():
         score_tier([])
 
 
+def interval(counts):
+    tier = score_tier([page(count.edits, count.length) for count in counts])
+    return tier.cer_low, tier.cer_high
+
+
 def test_the_interval_of_equal_pages_is_a_point():
-    assert bootstrap_interval([ErrorCount(3, 20)] * 7) == pytest.approx((0.15, 0.15))
+    assert interval([ErrorCount(3, 20)] * 7) == pytest.approx((0.15, 0.15))
 
 
 def test_the_interval_is_as_wide_as_binomial_theory_says_and_always_the_same():
     # 200 pages of one character, half of them wrong: standard error sqrt(0.25 / 200) = 0.0354.
     counts = [ErrorCount(number % 2, 1) for number in range(200)]
-    low, high = bootstrap_interval(counts)
-    assert (low, high) == bootstrap_interval(counts)
+    low, high = interval(counts)
+    assert (low, high) == interval(counts)
     assert low == pytest.approx(0.5 - 1.96 * 0.0354, abs=0.012)
     assert high == pytest.approx(0.5 + 1.96 * 0.0354, abs=0.012)
 
 
 def test_the_interval_resamples_pages_not_characters():
     # One bad page of two: half of all resamples hold it once, a quarter twice.
-    low, high = bootstrap_interval([ErrorCount(100, 100), ErrorCount(0, 100)])
+    low, high = interval([ErrorCount(100, 100), ErrorCount(0, 100)])
     assert (low, high) == (0.0, 1.0)
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.lora import merged, random_adapter, write_files
 from tests.support.tiny_model import tiny_model
-from trainer.readers.adapters import AdapterError, attach_adapter, merge_adapter, read_adapter
+from trainer.readers.adapters import AdapterError, attach_adapter, read_adapter
 
 
 @pytest.fixture
@@ -41,14 +41,6 @@ def test_an_attached_adapter_reads_as_one_in_the_weights_and_can_be_left_out(fol
     with attached.base_alone() as base:
         assert torch.equal(logits(base), before)
     assert not any(weights.requires_grad for weights in model.parameters())
-
-
-def test_a_merged_adapter_leaves_an_ordinary_model(folder, files):
-    model = merge_adapter(tiny_model(), read_adapter(folder))
-    expected = merged(tiny_model(), files)
-    assert model.state_dict().keys() == expected.state_dict().keys()
-    assert all(torch.allclose(tensor, expected.state_dict()[name], atol=1e-5) for name, tensor in
-               model.state_dict().items())  # fmt: skip
 
 
 def test_the_adapter_takes_the_models_number_type(folder):

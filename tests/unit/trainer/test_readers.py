@@ -8,7 +8,7 @@ import shutil
 import stat
 import threading
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import ClassVar
 
 import pytest
@@ -19,6 +19,7 @@ from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import Mode, plan_views
 from shared.deepseek_ocr.images import prepare_views
 from tests.support.evaluation import write_set
+from tests.support.stub_service import serving
 from tests.support.tiny_model import TINY_GEOMETRY, tiny_model, tiny_tokenizer
 from trainer.config import child_environment
 from trainer.evaluation.samples import Layout, Sample, load_set, open_page
@@ -122,13 +123,8 @@ class StubService(BaseHTTPRequestHandler):
 @pytest.fixture
 def service_url():
     StubService.requests = 0
-    server = ThreadingHTTPServer(("127.0.0.1", 0), StubService)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/base/"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(StubService) as url:
+        yield f"{url}/base/"
 
 
 def test_the_service_gets_file_and_fields_and_is_asked_again_when_busy(tmp_path, service_url):
@@ -194,13 +190,8 @@ class MoodyService(BaseHTTPRequestHandler):
 @pytest.fixture
 def moody_url():
     MoodyService.seen.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), MoodyService)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(MoodyService) as url:
+        yield url
 
 
 def test_no_page_is_lost_to_a_service_that_is_busy_faulty_or_drops_connections(tmp_path, moody_url, monkeypatch):

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import stat
 
 import pytest
 
 from shared.contract.identity import weights_revision
-from shared.deepseek_ocr.checkpoint import save_checkpoint
-from tests.support.evaluation import write_set
 from tests.support.page_sources import write_pages
-from tests.support.tiny_model import tiny_model, tiny_tokenizer
 from trainer.__main__ import main
 from trainer.data.preparation.manifest import load_manifest
 from trainer.evaluation.card import BEGIN, END, table_of
 from trainer.evaluation.results import load_result
 from trainer.evaluation.table import markdown_table
-
-PAGES = [("a.png", "line", "ab"), ("b.png", "line", "cd"), ("c.png", "page", "two\nlines")]
-
-
-@pytest.fixture
-def evaluation_set(tmp_path):
-    return write_set(tmp_path / "held-out", PAGES)
-
-
-@pytest.fixture
-def checkpoint(tmp_path):
-    folder = tmp_path / "tiny"
-    save_checkpoint(tiny_model(), folder, "int8")
-    (folder / "tokenizer.json").write_text(json.dumps(tiny_tokenizer()._definition), encoding="utf-8")
-    return folder
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from shared.deepseek_ocr.geometry import Mode, plan_views
 from tests.support.tiny_model import TINY_GEOMETRY, tiny_model, tiny_tokenizer
 from trainer.backends.protocol import as_pattern
-from trainer.commands.train import as_flags
 from trainer.generation import generate_from_features, generate_texts
 from trainer.training import features as features_module
 from trainer.training.checkpoints import commit, find_fault, newest_sound, prune, restore_replaced
@@ -90,11 +89,6 @@ class TestOptions:
     @pytest.mark.parametrize("name", PRESETS)
     def test_presets_hold_options(self, name):
         assert isinstance(make_options(preset_values(name, has_gpu=True)), TrainingOptions)
-
-    def test_values_become_flags(self):
-        assert as_flags({"batch_size": 2, "use_qlora": False, "target_modules": ("a", "b")}) == [
-            "--batch-size", "2", "--no-use-qlora", "--target-modules", "a", "b"
-        ]  # fmt: skip
 
 
 class TestTargets:
