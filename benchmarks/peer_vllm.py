@@ -57,6 +57,7 @@ def write_checkpoint(folder: Path) -> None:
     config = DeepseekOcrConfig()
     public: dict[str, Any] = config_to_public(config)
     public |= {"candidate_resolutions": [[1024, 1024]], "torch_dtype": "bfloat16"}
+    public.pop("image_token_id", None)  # the public file has none
     language = public["language_config"] | {"torch_dtype": "bfloat16"}
     public["language_config"] = {name: value for name, value in language.items() if name not in UNSAID}
     public["vision_config"]["mlp_ratio"] = 3.7362
