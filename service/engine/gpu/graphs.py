@@ -84,6 +84,11 @@ class StepGraphs:
             self._graphs[bucket] = graph, report_BC
         torch.cuda.synchronize(self._device)
 
+    def rehearse(self) -> None:
+        """Call the step with every number of rows that will be; for `launch.compiling_ahead`."""
+        for bucket in self._buckets:
+            self._step(self._slots_B[:bucket])
+
     def run(self, slots: Sequence[int]) -> Tensor:
         """Enqueue a step.
 
@@ -159,6 +164,12 @@ class PromptGraphs:
             torch.cuda.synchronize(self._device)
             self._graphs[bucket] = capture(partial(self._read, bucket), pool)
         torch.cuda.synchronize(self._device)
+
+    def rehearse(self) -> None:
+        """Read every number of tokens that will be captured; for `launch.compiling_ahead`."""
+        for bucket in PROMPT_BUCKETS if self._is_captured else ():
+            self._fill_for_capture(bucket)
+            self._read(bucket)
 
     def run(
         self,

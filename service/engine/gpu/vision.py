@@ -114,6 +114,19 @@ class GpuVision:
         if self._on_cuda:
             torch.cuda.synchronize(self._device)
 
+    @torch.inference_mode()
+    def rehearse(self, sides_px: Sequence[int]) -> None:
+        """Encode every number of views that will be captured; for `launch.compiling_ahead`.
+
+        Args:
+            sides_px: sizes of views that will come.
+        """
+        for side_px in sides_px:
+            counts = captured_counts(self._patches(side_px), self._chunk(side_px)) if self._capturable else [1]
+            for count in counts:
+                views_VPPC = torch.zeros((count, side_px, side_px, 3), dtype=torch.uint8, device=self._device)
+                self._encode_batch(views_VPPC)
+
     def _chunk(self, side_px: int) -> int:
         """Views of a size that are encoded at once, at most."""
         return max(1, self._chunk_patches // self._patches(side_px))

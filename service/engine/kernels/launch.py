@@ -1,4 +1,4 @@
-"""What all Triton kernels share: how they start, how programs agree on who is last, how widths are cut.
+"""What all Triton kernels share: how they compile and start, how programs agree on who is last, how widths are cut.
 
 Knows no kernel. Kernels of one device run on one stream at a time: they share its tickets. Used by the engine's single
 thread.
@@ -11,6 +11,9 @@ a weight. On Hopper and later; elsewhere, and in the interpreter, nothing of it 
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -23,6 +26,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 NUM_TICKETS = 1 << 16
 _tickets: dict[torch.device, Tensor] = {}
 _early = {"most_tokens": 64}
+_rehearsed: set[Hashable] | None = None
+"""Within `compiling_ahead`: what launches were asked for, each kind once."""
 
 
 def tickets(device: torch.device) -> Tensor:
@@ -71,6 +76,28 @@ def launch_options(num_warps: int, num_stages: int, is_early: bool) -> dict[str,
     return options | {"launch_pdl": True} if is_early else options
 
 
+@contextmanager
+def compiling_ahead(num_threads: int) -> Iterator[None]:
+    """Compile the kernels that are launched within, several at once, and launch none of them.
+
+    What kernels would have written is not there, so this is for work whose launches do not depend on results: all that
+    can be captured as a graph. Leaving waits for the compiler. CUDA only.
+
+    Args:
+        num_threads: Kernels compiled at once.
+
+    Yields:
+        Nothing.
+    """
+    global _rehearsed  # noqa: PLW0603 - used by the engine's single thread
+    with ThreadPoolExecutor(num_threads) as threads, triton.AsyncCompileMode(threads):
+        _rehearsed = set()
+        try:
+            yield
+        finally:
+            _rehearsed = None
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: Any) -> None:
     """Start a kernel; the one place to change how that is done.
 
@@ -80,7 +107,19 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: Any) ->
         *arguments: Tensors of one device, the first no None; numbers; None.
         **named: All constants, and `launch_options`.
     """
-    kernel[grid](*arguments, **named)
+    if _rehearsed is None:
+        kernel[grid](*arguments, **named)
+        return
+    # Layers launch the same kinds again and again, and asking the compiler costs the host a millisecond each time.
+    kind = (kernel, *map(_kind, arguments), *named.items())
+    if kind not in _rehearsed:
+        _rehearsed.add(kind)
+        kernel.run(*arguments, grid=grid, warmup=True, **named)
+
+
+def _kind(argument: Any) -> Hashable:
+    """All that a compiled kernel may depend on: of a tensor its type and whether it begins at a multiple of 16."""
+    return (argument.dtype, argument.data_ptr() % 16) if isinstance(argument, Tensor) else argument
 
 
 def split_width(width: int) -> tuple[int, int]:

@@ -27,6 +27,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from service.engine.kernels.launch import launch
+
 WINDOW_SLOTS = 16
 """A window's rows and columns, filled up to a power of two."""
 WINDOW_QUERIES, WINDOW_WARPS = 64, 4
@@ -218,7 +220,9 @@ def window_attention(
     windows = views * down * across
     scratch = qkv_VHWE.new_empty(windows * heads * WINDOW_SLOTS**2 * 2 * WINDOW_SLOTS)
     out_VHWC = qkv_VHWE.new_empty(views, height, width, heads * head)
-    _window_kernel[(heads, windows)](
+    launch(
+        _window_kernel,
+        (heads, windows),
         qkv_VHWE,
         bias_E,
         rows_KD,
@@ -255,7 +259,9 @@ def grid_attention(
     scratch_rows = qkv_VHWE.new_empty(views * heads * length * height)
     scratch_columns = qkv_VHWE.new_empty(views * heads * length * width)
     out_VHWC = qkv_VHWE.new_empty(views, height, width, heads * head)
-    _grid_kernel[(triton.cdiv(length, tiling.queries), heads, views)](
+    launch(
+        _grid_kernel,
+        (triton.cdiv(length, tiling.queries), heads, views),
         qkv_VHWE,
         rows_KD,
         columns_KD,

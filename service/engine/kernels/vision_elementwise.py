@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from service.engine.kernels.launch import launch
+
 NORM_ROWS = 4
 """Tokens of one program of the norm. H100: the norms of four PAGE take 1.7 of 34 ms; others not tried."""
 FLAT_BLOCK = 4096
@@ -81,7 +83,9 @@ def layer_norm(x_TC: Tensor, shift_C: Tensor | None, weight_C: Tensor, bias_C: T
     tokens, channels = x_TC.shape
     assert x_TC.is_contiguous()
     y_TC = torch.empty_like(x_TC)
-    _layer_norm_kernel[(triton.cdiv(tokens, NORM_ROWS),)](
+    launch(
+        _layer_norm_kernel,
+        (triton.cdiv(tokens, NORM_ROWS),),
         x_TC,
         weight_C if shift_C is None else shift_C,
         weight_C,
@@ -108,7 +112,7 @@ def activate(x: Tensor) -> Tensor:
     """
     assert x.is_contiguous()
     size = x.numel()
-    _quick_gelu_kernel[(triton.cdiv(size, FLAT_BLOCK),)](x, size, BLOCK=FLAT_BLOCK, num_warps=8)
+    launch(_quick_gelu_kernel, (triton.cdiv(size, FLAT_BLOCK),), x, size, BLOCK=FLAT_BLOCK, num_warps=8)
     return x
 
 
@@ -122,7 +126,9 @@ def patches(views_VPPC: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     assert side % size == 0
     count, width = views * (side // size) ** 2, size * size * 3
     out = torch.empty(count, width, dtype=dtype, device=views_VPPC.device)
-    _patches_kernel[(triton.cdiv(count, PATCH_ROWS),)](
+    launch(
+        _patches_kernel,
+        (triton.cdiv(count, PATCH_ROWS),),
         views_VPPC,
         out,
         count,

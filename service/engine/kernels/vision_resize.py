@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from service.engine.kernels.launch import launch
+
 if TYPE_CHECKING:
     from service.engine.gpu.resize import Canvas, Table
 
@@ -68,7 +70,9 @@ def resample(image_HWC: Tensor, table: Table, canvas: Canvas, bits: int, *, down
     assert image_HWC.is_contiguous()
     tiles = (canvas.height // canvas.tile_height) * (canvas.width // canvas.tile_width)
     out_THWC = image_HWC.new_empty(tiles, canvas.tile_height, canvas.tile_width, 3)
-    _resample_kernel[(triton.cdiv(canvas.width * 3, BLOCK), triton.cdiv(canvas.height, ROWS))](
+    launch(
+        _resample_kernel,
+        (triton.cdiv(canvas.width * 3, BLOCK), triton.cdiv(canvas.height, ROWS)),
         image_HWC,
         table.starts_X,
         table.weights_TX,
