@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from service.engine.int8_rows import Weight, levels_of
 from service.engine.kernels.launch import (
     early,
     launch,
@@ -52,6 +53,7 @@ def _pair_up(
     x: tl.tensor,
     experts: tl.tensor,
     gate_up: tl.tensor,
+    scales: tl.tensor,
     out: tl.tensor,
     NUM_CHOSEN: tl.constexpr,
     HIDDEN: tl.constexpr,
@@ -59,6 +61,7 @@ def _pair_up(
     SECOND: tl.constexpr,
     INNER: tl.constexpr,
     ROWS: tl.constexpr,
+    SCALED: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     """`silu(gate) * up` of some features of one pair; grid `[feature groups, pairs]`."""
@@ -87,6 +90,10 @@ def _pair_up(
         value = tl.load(x + column, inside, other=0.0)[None].to(tl.float32)
         gate += tl.sum(gate_weights.to(tl.float32) * value, 1)
         up += tl.sum(up_weights.to(tl.float32) * value, 1)
+    if SCALED:
+        rows = scales + expert * 2 * INNER + row
+        gate *= tl.load(rows, row < INNER, other=0.0)
+        up *= tl.load(rows + INNER, row < INNER, other=0.0)
     tl.store(out + pair * INNER + row, (silu(gate) * up).to(out.dtype.element_ty), row < INNER)
 
 
@@ -113,6 +120,7 @@ def _pair_down(
     weights: tl.tensor,
     experts: tl.tensor,
     down: tl.tensor,
+    scales: tl.tensor,
     residual: tl.tensor,
     out: tl.tensor,
     NUM_CHOSEN: tl.constexpr,
@@ -122,6 +130,7 @@ def _pair_down(
     SECOND: tl.constexpr,
     ROWS: tl.constexpr,
     ADD: tl.constexpr,
+    SCALED: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     """Some features of one token, summed over its experts; grid `[feature groups, tokens]`."""
@@ -131,12 +140,15 @@ def _pair_down(
     # The choice of experts stems from before the kernel before, so all weights can be under way before the wait.
     firsts: tl.tuple = ()
     seconds: tl.tuple = ()
+    factors: tl.tuple = ()
     for choice in tl.static_range(NUM_CHOSEN):
         expert = tl.load(experts + token * NUM_CHOSEN + choice).to(tl.int64)
         downs = down + (expert * HIDDEN + row[:, None]) * INNER
         firsts = firsts + (_down_weights(downs, row_inside, INNER, 0, FIRST),)  # noqa: RUF005 -- Triton adds tuples alone
         if SECOND > 0:
             seconds = seconds + (_down_weights(downs, row_inside, INNER, FIRST, SECOND),)  # noqa: RUF005 -- as above
+        if SCALED:
+            factors = factors + (tl.load(scales + expert * HIDDEN + row, row < HIDDEN, other=0.0),)  # noqa: RUF005 -- as above
     wait_for_inputs(EARLY)
     let_next_start(EARLY)
     sums = tl.zeros([ROWS], tl.float32)
@@ -145,6 +157,8 @@ def _pair_down(
         result = _times_vector(firsts[choice], activated + pair * INNER, INNER, 0, FIRST)
         if SECOND > 0:
             result += _times_vector(seconds[choice], activated + pair * INNER, INNER, FIRST, SECOND)
+        if SCALED:
+            result *= factors[choice]
         sums += tl.load(weights + pair) * result
     target = token * HIDDEN + row
     if ADD:
@@ -156,28 +170,30 @@ def mix_pairs(
     x_TH: Tensor,
     weights_TK: Tensor,
     experts_TK: Tensor,
-    gate_up_EJH: Tensor,
-    down_EHI: Tensor,
+    gate_up_EJH: Weight,
+    down_EHI: Weight,
     residual_TH: Tensor | None,
     out_TH: Tensor,
     config: PairConfig,
 ) -> None:
     """`out = mixture + residual`, pair by pair."""
     (tokens, chosen), (_, hidden, inner) = experts_TK.shape, down_EHI.shape
+    (gate_up, gate_up_scale), (down, down_scale) = levels_of(gate_up_EJH), levels_of(down_EHI)
     is_early = early(x_TH.device, tokens)
     activated = torch.empty(tokens * chosen, inner, dtype=x_TH.dtype, device=x_TH.device)
     first, second = split_width(hidden)
     launch(
         _pair_up, (triton.cdiv(inner, config.up_rows), tokens * chosen),
-        x_TH, experts_TK, gate_up_EJH, activated,
-        NUM_CHOSEN=chosen, HIDDEN=hidden, FIRST=first, SECOND=second, INNER=inner, ROWS=config.up_rows, EARLY=is_early,
+        x_TH, experts_TK, gate_up, gate_up_scale, activated,
+        NUM_CHOSEN=chosen, HIDDEN=hidden, FIRST=first, SECOND=second, INNER=inner, ROWS=config.up_rows,
+        SCALED=gate_up_scale is not None, EARLY=is_early,
         **launch_options(config.up_warps, 1, is_early),
     )  # fmt: skip
     first, second = split_width(inner)
     launch(
         _pair_down, (triton.cdiv(hidden, config.down_rows), tokens),
-        activated, weights_TK, experts_TK, down_EHI, residual_TH, out_TH,
+        activated, weights_TK, experts_TK, down, down_scale, residual_TH, out_TH,
         NUM_CHOSEN=chosen, HIDDEN=hidden, INNER=inner, FIRST=first, SECOND=second,
-        ROWS=config.down_rows, ADD=residual_TH is not None, EARLY=is_early,
+        ROWS=config.down_rows, ADD=residual_TH is not None, SCALED=down_scale is not None, EARLY=is_early,
         **launch_options(config.down_warps, 1, is_early),
     )  # fmt: skip

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from service.engine.int8_rows import Weight, levels_of
 from service.engine.kernels.expert_pairs import silu
 from service.engine.kernels.launch import early, launch, launch_options, let_next_start, wait_for_inputs
 from service.engine.kernels.sorting import SortedPairs, sort_pairs
@@ -58,6 +59,7 @@ def _tile_up(
     pairs: tl.tensor,
     tile_experts: tl.tensor,
     gate_up: tl.tensor,
+    scales: tl.tensor,
     extra: tl.tensor,
     out: tl.tensor,
     NUM_CHOSEN: tl.constexpr,
@@ -67,6 +69,7 @@ def _tile_up(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     EXTRA: tl.constexpr,
+    SCALED: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     """`silu(gate) * up` of some features of a tile; grid `[feature groups, tiles]`."""
@@ -90,9 +93,13 @@ def _tile_up(
         inside = start + depth < HIDDEN
         value = tl.load(xs + start, pair_inside & inside, other=0.0)
         gates_tile = tl.load(gates + start, row_inside & inside, other=0.0)
-        gate = tl.dot(value, gates_tile.T, gate, input_precision="ieee")
+        gate = tl.dot(value, gates_tile.to(value.dtype).T, gate, input_precision="ieee")
         ups_tile = tl.load(ups + start, row_inside & inside, other=0.0)
-        up = tl.dot(value, ups_tile.T, up, input_precision="ieee")
+        up = tl.dot(value, ups_tile.to(value.dtype).T, up, input_precision="ieee")
+    if SCALED:
+        rows = scales + expert * 2 * INNER + row
+        gate *= tl.load(rows, row < INNER, other=0.0)[None]
+        up *= tl.load(rows + INNER, row < INNER, other=0.0)[None]
     if EXTRA:
         extras = extra + pair[:, None].to(tl.int64) * 2 * INNER + row[None]
         inside = pair_inside & (row < INNER)[None]
@@ -108,12 +115,14 @@ def _tile_down(
     pairs: tl.tensor,
     tile_experts: tl.tensor,
     down: tl.tensor,
+    scales: tl.tensor,
     out: tl.tensor,
     HIDDEN: tl.constexpr,
     INNER: tl.constexpr,
     PAIRS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
+    SCALED: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     """Some features of a tile's results, pair by pair; grid `[feature groups, tiles]`."""
@@ -135,7 +144,9 @@ def _tile_down(
         inside = start + depth < INNER
         value = tl.load(values + start, pair_inside & inside, other=0.0)
         downs_tile = tl.load(downs + start, row_inside & inside, other=0.0)
-        sums = tl.dot(value, downs_tile.T, sums, input_precision="ieee")
+        sums = tl.dot(value, downs_tile.to(value.dtype).T, sums, input_precision="ieee")
+    if SCALED:
+        sums *= tl.load(scales + expert * HIDDEN + row, row < HIDDEN, other=0.0)[None]
     result = sums.to(out.dtype.element_ty)
     tl.store(out + pair[:, None] * HIDDEN + row[None], result, pair_inside & (row < HIDDEN)[None])
 
@@ -178,8 +189,8 @@ def mix_tiles(
     x_TH: Tensor,
     weights_TK: Tensor,
     experts_TK: Tensor,
-    gate_up_EJH: Tensor,
-    down_EHI: Tensor,
+    gate_up_EJH: Weight,
+    down_EHI: Weight,
     residual_TH: Tensor | None,
     out_TH: Tensor,
     config: TileConfig,
@@ -206,8 +217,8 @@ def multiply_tiles(
     x_TH: Tensor,
     order: SortedPairs,
     num_chosen: int,
-    gate_up_EJH: Tensor,
-    down_EHI: Tensor,
+    gate_up_EJH: Weight,
+    down_EHI: Weight,
     config: TileConfig,
     extra: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -226,21 +237,22 @@ def multiply_tiles(
         What the downs took, `[pairs, I]`, and what they gave, `[pairs, H]`.
     """
     _, hidden, inner = down_EHI.shape
+    (gate_up, gate_up_scale), (down, down_scale) = levels_of(gate_up_EJH), levels_of(down_EHI)
     num_pairs = len(x_TH) * num_chosen
     is_early = early(x_TH.device, len(x_TH))
     options = launch_options(config.num_warps, config.num_stages, is_early)
     activated = torch.empty(num_pairs, inner, dtype=x_TH.dtype, device=x_TH.device)
     launch(
         _tile_up, (triton.cdiv(inner, config.up_columns), order.num_tiles),
-        x_TH, order.pairs, order.tile_experts, gate_up_EJH, extra, activated,
+        x_TH, order.pairs, order.tile_experts, gate_up, gate_up_scale, extra, activated,
         NUM_CHOSEN=num_chosen, HIDDEN=hidden, INNER=inner, PAIRS=config.pairs, COLUMNS=config.up_columns,
-        DEPTH=config.depth, EXTRA=extra is not None, EARLY=is_early, **options,
+        DEPTH=config.depth, EXTRA=extra is not None, SCALED=gate_up_scale is not None, EARLY=is_early, **options,
     )  # fmt: skip
     results = torch.empty(num_pairs, hidden, dtype=x_TH.dtype, device=x_TH.device)
     launch(
         _tile_down, (triton.cdiv(hidden, config.down_columns), order.num_tiles),
-        activated, order.pairs, order.tile_experts, down_EHI, results,
+        activated, order.pairs, order.tile_experts, down, down_scale, results,
         HIDDEN=hidden, INNER=inner, PAIRS=config.pairs, COLUMNS=config.down_columns,
-        DEPTH=config.depth, EARLY=is_early, **options,
+        DEPTH=config.depth, SCALED=down_scale is not None, EARLY=is_early, **options,
     )  # fmt: skip
     return activated, results

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from service.engine.int8_rows import Weight, levels_of
 from service.engine.kernels.expert_tiles import multiply_tiles, sum_pairs, tile_config
 from service.engine.kernels.launch import early, launch, launch_options, let_next_start, wait_for_inputs
 from service.engine.kernels.sorting import SortedPairs, sort_pairs
@@ -149,8 +150,8 @@ def mixture_lora(
     x_TH: Tensor,
     weights_TK: Tensor,
     experts_TK: Tensor,
-    gate_up_EJH: Tensor,
-    down_EHI: Tensor,
+    gate_up_EJH: Weight,
+    down_EHI: Weight,
     low: ExpertLowRank,
     slots_T: Tensor,
 ) -> Tensor:
@@ -164,8 +165,8 @@ def mixture_lora_add(
     x_TH: Tensor,
     weights_TK: Tensor,
     experts_TK: Tensor,
-    gate_up_EJH: Tensor,
-    down_EHI: Tensor,
+    gate_up_EJH: Weight,
+    down_EHI: Weight,
     low: ExpertLowRank,
     slots_T: Tensor,
     residual_TH: Tensor,
@@ -178,16 +179,17 @@ def _mix(
     x_TH: Tensor,
     weights_TK: Tensor,
     experts_TK: Tensor,
-    gate_up_EJH: Tensor,
-    down_EHI: Tensor,
+    gate_up_EJH: Weight,
+    down_EHI: Weight,
     low: ExpertLowRank,
     slots_T: Tensor,
     residual_TH: Tensor | None,
     out_TH: Tensor,
 ) -> None:
     (tokens, chosen), inner, (num_slots, num_routed) = experts_TK.shape, down_EHI.shape[2], low.up_A_SEQH.shape[:2]
-    for tensor in (x_TH, weights_TK, experts_TK, gate_up_EJH, down_EHI, slots_T, out_TH, *low.tensors):
-        assert tensor.is_contiguous(), "mixture_lora needs contiguous tensors"
+    base = *levels_of(gate_up_EJH), *levels_of(down_EHI)
+    for tensor in (x_TH, weights_TK, experts_TK, *base, slots_T, out_TH, *low.tensors):
+        assert tensor is None or tensor.is_contiguous(), "mixture_lora needs contiguous tensors"
     if not tokens:
         return
     num_pairs = tokens * chosen

@@ -5,7 +5,8 @@ Owns the list of names, and the beginning of a step; together with the parts it 
 offer the same names and signatures. Beside the single functions stand compositions (`norm_linear`, `linear_add`,
 `norm_route`, `mixture_add`, `decode_attention`, `begin_step`) that a GPU computes in one go: where residuals are added
 by what produces them, a decode step's layer is `norm_linear`, `decode_attention`, `linear_add`, `norm_route`,
-`mixture_add`. A dense MLP is a mixture of one expert. Stateless; any thread.
+`mixture_add`. A dense MLP is a mixture of one expert. Weights of products are tensors, or 8-bit rows (`int8_rows`),
+which mean the tensors that they give in full. Stateless; any thread.
 
 Shape letters: B rows, H hidden width, V vocabulary, S slots, X blocks of a row.
 """

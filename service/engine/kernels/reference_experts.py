@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from service.engine.kernels.reference_linear import gated, lora_add, rms_norm
+from service.engine.int8_rows import Weight, in_full
+from service.engine.kernels.reference_linear import gated, linear, lora_add, rms_norm
 from service.engine.lora import ExpertLowRank
 from shared.deepseek_ocr.moe import grouped_experts
 
@@ -71,7 +72,7 @@ def norm_route(
     return y_TH, *route(y_TH, gate_EH, num_chosen, normalise, scale, num_shared)
 
 
-def mixture(x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_EJH: Tensor, down_EHI: Tensor) -> Tensor:
+def mixture(x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_EJH: Weight, down_EHI: Weight) -> Tensor:
     """Sum each token's experts `down(silu(gate(x)) * up(x))`, weighted, in float32.
 
     Args:
@@ -84,15 +85,16 @@ def mixture(x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_EJH: T
     Returns:
         `[T, H]` in the tokens' dtype.
     """
-    return grouped_experts(x_TH, weights_TK, experts_TK, gate_up_EJH, down_EHI)
+    dtype = x_TH.dtype
+    return grouped_experts(x_TH, weights_TK, experts_TK, in_full(gate_up_EJH, dtype), in_full(down_EHI, dtype))
 
 
 def mixture_add(
     x_TH: Tensor,
     weights_TK: Tensor,
     experts_TK: Tensor,
-    gate_up_EJH: Tensor,
-    down_EHI: Tensor,
+    gate_up_EJH: Weight,
+    down_EHI: Weight,
     residual_TH: Tensor,
 ) -> None:
     """`mixture`, added to the residual in place."""
@@ -103,8 +105,8 @@ def mixture_lora(
     x_TH: Tensor,
     weights_TK: Tensor,
     experts_TK: Tensor,
-    gate_up_EJH: Tensor,
-    down_EHI: Tensor,
+    gate_up_EJH: Weight,
+    down_EHI: Weight,
     low: ExpertLowRank,
     slots_T: Tensor,
 ) -> Tensor:
@@ -128,10 +130,10 @@ def mixture_lora(
     for expert in range(num_experts):
         token, choice = (experts_TK == expert).nonzero(as_tuple=True)
         kinds = torch.where(slots_T[token] >= 0, slots_T[token] * num_experts + expert, -1)
-        joined = F.linear(x_TH[token], gate_up_EJH[expert])
+        joined = linear(x_TH[token], gate_up_EJH[expert])
         lora_add(x_TH[token], joined, up_A, up_B, kinds, inner)
         active = gated(joined, 1)
-        result = F.linear(active, down_EHI[expert])
+        result = linear(active, down_EHI[expert])
         lora_add(active, result, down_A, down_B, kinds, result.shape[1])
         out_TH.index_add_(0, token, result * weights_TK[token, choice, None])
     return out_TH.to(x_TH.dtype)
@@ -141,8 +143,8 @@ def mixture_lora_add(
     x_TH: Tensor,
     weights_TK: Tensor,
     experts_TK: Tensor,
-    gate_up_EJH: Tensor,
-    down_EHI: Tensor,
+    gate_up_EJH: Weight,
+    down_EHI: Weight,
     low: ExpertLowRank,
     slots_T: Tensor,
     residual_TH: Tensor,

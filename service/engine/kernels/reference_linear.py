@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from service.engine.int8_rows import Weight, in_full
+
 
 def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
     """Normalise each token by its root mean square, in float32.
@@ -43,17 +45,17 @@ def add_rms_norm(x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float
     return rms_norm(residual_TH, weight_H, eps)
 
 
-def linear(x_TH: Tensor, weight_OH: Tensor) -> Tensor:
+def linear(x_TH: Tensor, weight_OH: Weight) -> Tensor:
     """Multiply each token by a weight matrix; `[T, O]`."""
-    return F.linear(x_TH, weight_OH)
+    return F.linear(x_TH, in_full(weight_OH, x_TH.dtype))
 
 
-def norm_linear(x_TH: Tensor, norm_H: Tensor, eps: float, weight_OH: Tensor) -> Tensor:
+def norm_linear(x_TH: Tensor, norm_H: Tensor, eps: float, weight_OH: Weight) -> Tensor:
     """Normalise, then multiply; `[T, O]`."""
     return linear(rms_norm(x_TH, norm_H, eps), weight_OH)
 
 
-def linear_add(x_TH: Tensor, weight_OH: Tensor, residual_TO: Tensor) -> None:
+def linear_add(x_TH: Tensor, weight_OH: Weight, residual_TO: Tensor) -> None:
     """Multiply, and add the result to the residual in place."""
     residual_TO += linear(x_TH, weight_OH)
 
