@@ -1,5 +1,7 @@
 """Products with 8-bit rows, against plain torch in float32 with the weights that the rows mean."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -23,7 +25,7 @@ def rows(*shape: int):
     return to_int8(weight, DEVICE)
 
 
-def case(tokens: int, dtype: torch.dtype):
+def case(tokens: int, dtype: torch.dtype) -> tuple[Any, torch.Tensor]:
     x, residual = noise(tokens, HIDDEN, dtype=dtype), noise(tokens, HIDDEN, dtype=dtype)
     weights, experts = torch.rand(tokens, EXPERTS, device=DEVICE).topk(CHOSEN, dim=1)
     arguments = [x, weights.contiguous(), experts.int().contiguous(), rows(EXPERTS, 2 * INNER, HIDDEN)]
