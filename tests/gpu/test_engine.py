@@ -63,6 +63,7 @@ def test_a_batch_of_adapters_and_base_reads_as_merged_models_do(kernels):
         assert found == expected
 
 
+@pytest.mark.skipif(not HAS_GPU, reason="takes minutes in the interpreter, which runs each of these kernels by itself")
 def test_8_bit_rows_are_read_alike_by_both_kinds_of_kernels():
     texts = []
     for kernels in ("reference", "fused"):

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.runtime.errors import OutOfResources
 
 NUM_TICKETS = 1 << 16
 _tickets: dict[torch.device, Tensor] = {}
@@ -78,9 +79,15 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: Any) ->
         kernel: Whose constants follow its other arguments.
         grid: Programs.
         *arguments: Tensors of one device, the first no None; numbers; None.
-        **named: All constants, and `launch_options`.
+        **named: All constants, and `launch_options`. Their stages are what the kernel has at most: sizes were measured
+            on a card with more shared memory than others have, and where it does not suffice, fewer are tried.
     """
-    kernel[grid](*arguments, **named)
+    try:
+        kernel[grid](*arguments, **named)
+    except OutOfResources as error:
+        if error.name != "shared memory" or named["num_stages"] == 1:
+            raise
+        launch(kernel, grid, *arguments, **named | {"num_stages": named["num_stages"] - 1})
 
 
 def split_width(width: int) -> tuple[int, int]:

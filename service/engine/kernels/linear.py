@@ -177,14 +177,12 @@ def _few_tokens(
     """Rows of weights times one tile of tokens; grid `[row groups * tiles]`."""
     wait_for_inputs(EARLY)
     let_next_start(EARLY)
-    group = tl.program_id(0)
     token = tl.arange(0, TOKENS)
     if TILES > 1:
         # Neighbours read the same weights.
-        token += group % TILES * TOKENS
-        group = group // TILES
+        token += tl.program_id(0) % TILES * TOKENS
     token_inside = (token < num_tokens)[:, None]
-    row = group * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0) // TILES * ROWS + tl.arange(0, ROWS)
     row_inside = (row < num_outputs)[:, None]
     depth = tl.arange(0, DEPTH)[None]
     xs = x + token[:, None] * WIDTH + depth
