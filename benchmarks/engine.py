@@ -15,6 +15,9 @@ turn, of `--adapter-rank` and in every projection that the engine takes. They ar
 `throughput` of the same run says what base alone takes beside them; a run without the flag says what it takes without
 any. The row of `adapters` has `base_ratio`, its pages a second over those of `throughput`.
 
+`--weights int8` lets the engine hold its matrices as 8-bit rows. Its rows and its last line say so in `weights`; floors
+stay those of weights in full.
+
 `--model random` has the public dimensions of DeepSeek-OCR and random weights. Peers run in processes of their own
 before the engine takes the device; one that is not installed is left out. Prints a table and, last, one JSON object
 with the ratios to peers and floors. `--out FILE` appends a JSON line for each run to a file as soon as it is known, and
@@ -48,7 +51,7 @@ from benchmarks.preparation import DevicePreparation, InlinePreparation, Prepara
 from benchmarks.random_adapters import adapter_names, load_random_adapters
 from benchmarks.ratios import OURS, RESULTS, TARGETS, recorded_peers, summary
 from service.engine.engine import TorchEngine
-from service.engine.loader import EngineLimits, make_engine
+from service.engine.loader import EngineLimits, WeightForm, make_engine
 from service.engine.repetition import LoopRule
 from shared.deepseek_ocr.configuration import DeepseekOcrConfig
 from shared.deepseek_ocr.geometry import GeometryConfig
@@ -105,6 +108,11 @@ class Run:
         names = self.arguments.cases
         return [] if names == ["none"] else choose_cases(names, self.arguments.requests, self.arguments.tokens)
 
+    @property
+    def weights(self) -> dict[str, str]:
+        """What rows say of an engine whose weights are not in full."""
+        return {"weights": self.arguments.weights} if self.arguments.weights != WeightForm.FULL else {}
+
     def add(self, row: dict[str, Any]) -> None:
         """Show a row and keep it."""
         who = row["engine"] + (f", no {row['ablation']}" if "ablation" in row else "")
@@ -156,6 +164,7 @@ class Run:
                 # An engine that has adapters beside its base is not the engine without any.
                 counts = {"adapters": arguments.adapters, "adapter_rank": arguments.adapter_rank}
                 more |= counts if arguments.adapters else {}
+                more |= self.weights
                 self._read(engine, preparation, REDUCED_REQUESTS.get(idea) if idea else None, more)
                 if arguments.adapters and not idea:
                     self._adapters(engine, preparation, more)
@@ -197,6 +206,7 @@ class Run:
             max_new_tokens=arguments.tokens or 512,
             max_sequence_tokens=arguments.sequence_tokens,
             loop_rule=LoopRule(min_tokens=NEVER),
+            weights=arguments.weights,
             adapter_slots=arguments.adapters,
             adapter_max_rank=arguments.adapter_rank,
         )
@@ -251,6 +261,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", choices=("nano", "random"), default="nano")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="none: float32 on a CPU, bfloat16 elsewhere")
+    parser.add_argument("--weights", type=WeightForm, choices=(WeightForm.FULL, WeightForm.INT8), default="full")
     parser.add_argument("--cases", type=words, default=[], help="names; none given: all; `none`: none")
     parser.add_argument("--ablate", type=words, default=[], help=f"of {', '.join(Idea)}, or all: each off alone")
     parser.add_argument("--concurrency", type=lambda text: [int(word) for word in words(text)], default=[])
@@ -275,6 +286,8 @@ def parse_arguments() -> argparse.Namespace:
         arguments.preparation = "processes" if arguments.device == "cpu" else "device"
     if arguments.ablate == ["all"]:
         arguments.ablate = list(Idea)
+    if arguments.ablate and arguments.weights != WeightForm.FULL:
+        parser.error("ideas are left out of an engine with weights in full")
     return arguments
 
 
@@ -328,7 +341,7 @@ def main() -> None:
     # Peers and targets are of the public dimensions.
     recorded, targets = (recorded_peers(card_slug), TARGETS) if arguments.model == "random" else ([], {})
     last = summary(run.rows, recorded, config, arguments.batch_size, run.ceilings, targets)
-    last |= {"model": arguments.model} | run.origin
+    last |= {"model": arguments.model} | run.weights | run.origin
     run.write(last)
     print(json.dumps(last), flush=True)
 

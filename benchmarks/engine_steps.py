@@ -8,7 +8,8 @@
     python benchmarks/engine_steps.py pages      whole pages through the engine: first token, ms a token, pages a second
 
 Weights are random, of the public dimensions (`--nano`: of nano's, which also runs on a CPU with `check`);
-`--adapters N` gives every row one of N random adapters. Each part prints a table and, last, a JSON object; none takes
+`--adapters N` gives every row one of N random adapters; `--weights int8` holds matrices as 8-bit rows, and `check` then
+shows them beside weights in full. Each part prints a table and, last, a JSON object; none takes
 longer than about a minute on an H100 once kernels are compiled.
 `benchmarks/engine.py` has the cases that are compared with other engines; this program is for looking inside.
 """
@@ -37,7 +38,7 @@ from service.engine.gpu.decoder import GpuDecoder
 from service.engine.gpu.paged_cache import PagedCache
 from service.engine.gpu.runner import GpuRunner
 from service.engine.gpu.state import AnswerState
-from service.engine.loader import EngineLimits, make_engine
+from service.engine.loader import EngineLimits, WeightForm, make_engine
 from service.engine.lora import AdapterBank
 from service.engine.protocol import SequenceFailure, SequenceRequest, SequenceResult
 from service.engine.runner import NewRow
@@ -61,6 +62,7 @@ def engine_of(arguments: argparse.Namespace, checkpoint: LoadedCheckpoint | None
         max_new_tokens=1024,
         max_sequence_tokens=2048,
         loop_rule=NO_LOOPS,
+        weights=arguments.weights,
         adapter_slots=arguments.adapters,
         adapter_max_rank=arguments.adapter_rank,
     )
@@ -123,16 +125,18 @@ def check(arguments: argparse.Namespace) -> dict[str, Any]:
         from service.engine.kernels import fused
 
         kernels = fused
-    sets = {"kernels": (kernels, model)}
+    sets = {"kernels": (kernels, model, False)}
+    if arguments.weights is WeightForm.INT8:
+        sets["kernels, 8-bit rows"] = (kernels, model, True)
     if on_gpu:
         # What bf16 costs by itself, whatever the kernels.
-        sets["plain torch, same type"] = (reference, model)
+        sets["plain torch, same type"] = (reference, model, False)
     wide = random_checkpoint(model.lm_head.weight.device, torch.float32, model.config)
     wide.model.load_state_dict({name: value.float() for name, value in model.state_dict().items()}, assign=True)
     truth = trace(wide.model, reference, arguments.adapters, arguments.adapter_rank)
     table = {}
-    for name, (kernel_set, of) in sets.items():
-        found = trace(of, kernel_set, arguments.adapters, arguments.adapter_rank)
+    for name, (kernel_set, of, is_int8) in sets.items():
+        found = trace(of, kernel_set, arguments.adapters, arguments.adapter_rank, is_int8=is_int8)
         table[name] = {step: compare(found[step], truth[step]) for step in truth}
         for step, (error, worst, equal) in table[name].items():
             print(f"{name:<24} {step:<26} error {error:.4f}, worst row {worst:.4f}, same choice {equal:.1%}")
@@ -148,11 +152,11 @@ def compare(found: Tensor, truth: Tensor) -> tuple[float, float, float]:
 
 
 @torch.inference_mode()
-def trace(model: Any, kernels: Any, adapters: int, rank: int) -> dict[str, Tensor]:
+def trace(model: Any, kernels: Any, adapters: int, rank: int, *, is_int8: bool = False) -> dict[str, Tensor]:
     """Logits of prompts read together, then of decode steps with forced tokens, so that paths never part."""
     text, device, dtype = model.config.text_config, model.lm_head.weight.device, model.lm_head.weight.dtype
     lengths, slots = [276, 17, 906, 64, 130, 1, 65, 512], list(range(8))
-    decoder = GpuDecoder(model, kernels, max_positions=2048, takes_adapters=adapters > 0)
+    decoder = GpuDecoder(model, kernels, max_positions=2048, takes_adapters=adapters > 0, is_int8=is_int8)
     bank = None
     if adapters:
         bank = AdapterBank(text, num_slots=adapters, max_rank=rank, device=device, dtype=dtype, splits_shared=True)
@@ -395,10 +399,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=530, help="tokens of a row before the step")
     parser.add_argument("--adapters", type=int, default=0, help="resident adapters, of which every row has one")
     parser.add_argument("--adapter-rank", type=int, default=16)
+    parser.add_argument("--weights", type=WeightForm, choices=(WeightForm.FULL, WeightForm.INT8), default="full")
     parser.add_argument("--steps", type=int, default=50, help="steps that are timed")
     arguments = parser.parse_args()
     result = PARTS[arguments.part](arguments)
     result |= {"benchmark": f"engine_steps {arguments.part}", "torch": torch.__version__}
+    result |= {"weights": arguments.weights} if arguments.weights is not WeightForm.FULL else {}
     if torch.cuda.is_available():
         result["card"] = torch.cuda.get_device_name()
     print(json.dumps(result))

@@ -32,6 +32,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from service.engine.gpu.state import AnswerState
+from service.engine.int8_rows import to_int8
 from service.engine.kernels import fused, launch
 from service.engine.repetition import LoopRule
 
@@ -176,16 +177,23 @@ def _add_to(residual: Tensor, x: Tensor, weight: Tensor) -> None:
 def mixture_cases(tokens: int) -> list[Case]:
     """The mixture, and the first layer's dense MLP as a mixture of one."""
     cases = []
-    for name, experts, inner in (("mixture", EXPERTS + SHARED, INNER), ("dense", 1, DENSE)):
+    for name, experts, inner in (
+        ("mixture", EXPERTS + SHARED, INNER),
+        ("mixture int8", EXPERTS + SHARED, INNER),
+        ("dense", 1, DENSE),
+    ):
+        is_int8 = name.endswith("int8")
         x, residual = noise(tokens, HIDDEN), noise(tokens, HIDDEN)
         ones = torch.ones(tokens, 1, device="cuda"), torch.zeros(tokens, 1, dtype=torch.int32, device="cuda")
         weights, chosen = routed(tokens) if experts > 1 else ones
-        layers = [
+        layers: list[tuple[Any, Any]] = [
             (noise(experts, 2 * inner, HIDDEN, scale=0.02), noise(experts, HIDDEN, inner, scale=0.02))
             for _ in range(8 if tokens <= 8 else 3)
         ]
+        if is_int8:
+            layers = [(to_int8(gate_up, x.device), to_int8(down, x.device)) for gate_up, down in layers]
         used = len(chosen.unique())
-        traffic = used * 3 * inner * HIDDEN * 2 + 4 * tokens * HIDDEN * 2
+        traffic = used * 3 * inner * HIDDEN * (1 if is_int8 else 2) + 4 * tokens * HIDDEN * 2
         flops = 2.0 * chosen.numel() * 3 * inner * HIDDEN
 
         def call(

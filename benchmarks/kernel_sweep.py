@@ -29,7 +29,7 @@ from torch.multiprocessing.spawn import spawn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import kernel_speed as bench
-from service.engine.kernels import attention, experts, linear, prefill, sorting
+from service.engine.kernels import attention, expert_pairs, expert_tiles, linear, prefill, sorting
 
 NUM_PROCESSES = 12
 SHOWN = 3
@@ -82,21 +82,21 @@ def _mixture_sweep(tokens: int, configs: list[Any], layers: list[Any]) -> Sweep:
     routed = bench.routed(tokens)
 
     def call(config: Any, i: int) -> None:
-        mix = experts.mix_pairs if isinstance(config, experts.PairConfig) else experts.mix_tiles
+        mix = expert_pairs.mix_pairs if isinstance(config, expert_pairs.PairConfig) else expert_tiles.mix_tiles
         gate_up, down = layers[i]
         mix(x, *routed, gate_up, down, residual, residual, config)
 
-    kind = "pairs" if isinstance(configs[0], experts.PairConfig) else "tiles"
+    kind = "pairs" if isinstance(configs[0], expert_pairs.PairConfig) else "tiles"
     return Sweep(f"mixture {kind} {tokens}", configs, len(layers), call)
 
 
 def mixture_sweeps() -> list[Sweep]:
     """Experts of one to 16 tokens."""
     layers = _layers(4)
-    ups = [experts.PairConfig(*values, 2, 4) for values in product((2, 4, 8, 16), (2, 4, 8))]
-    downs = [experts.PairConfig(8, 4, *values) for values in product((1, 2, 4, 8), (2, 4, 8))]
+    ups = [expert_pairs.PairConfig(*values, 2, 4) for values in product((2, 4, 8, 16), (2, 4, 8))]
+    downs = [expert_pairs.PairConfig(8, 4, *values) for values in product((1, 2, 4, 8), (2, 4, 8))]
     tiles = [
-        experts.TileConfig(16, up, down, depth, warps, stages)
+        expert_tiles.TileConfig(16, up, down, depth, warps, stages)
         for (up, down), depth, warps, stages in product(((16, 32), (32, 64), (64, 64)), (64, 128), (2, 4), (3, 5))
     ]
     pairs = [_mixture_sweep(tokens, ups + downs, layers) for tokens in (1, 2, 4)]
@@ -107,14 +107,14 @@ def wide_sweeps() -> list[Sweep]:
     """Experts of many tokens, and the sorting before them."""
     layers = _layers(2)
     decode = [
-        experts.TileConfig(pairs, up, down, depth, warps, stages)
+        expert_tiles.TileConfig(pairs, up, down, depth, warps, stages)
         for pairs, (up, down), depth, (warps, stages) in product(
             (16, 32, 64), ((32, 64), (64, 64), (64, 128)), (64, 128), ((4, 3), (4, 4))
         )
         if (2 * up + pairs) * depth * stages * 2 <= 230_000
     ]
     prompts = [
-        experts.TileConfig(pairs, up, down, 64, warps, stages)
+        expert_tiles.TileConfig(pairs, up, down, 64, warps, stages)
         for pairs, (up, down), warps, stages in product((64, 128), ((64, 128), (128, 128), (128, 256)), (4, 8), (3, 4))
         if (2 * up + pairs) * 64 * stages * 2 <= 230_000
     ]

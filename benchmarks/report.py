@@ -96,6 +96,25 @@ def ablation_table(rows: Sequence[Row]) -> str:
     return "\n".join(parts) or NOTHING
 
 
+def weights_table(rows: Sequence[Row], full: Sequence[Row]) -> str:
+    """The engine with 8-bit rows beside the engine with weights in full."""
+    parts = []
+    for card in _cards(row for row in rows if row.get("model") == "random" and "case" in row):
+        own, beside = (
+            best_rows((row for row in each if row["card"] == card and row.get("model") == "random"), OURS)
+            for each in (rows, full)
+        )
+        lines = [_line(["case", "unit", "8-bit rows", "weights in full", "times as fast"]), _line(["---"] * 5)]
+        for name, unit in MEASURES.items():
+            ours, theirs = measure(own, name), measure(beside, name)
+            if ours is not None:
+                faster = "-" if theirs is None else f"{times_faster(name, ours, theirs):.2f}"
+                figures = [f"**{ours:.4g}**", "-" if theirs is None else f"{theirs:.4g}", faster]
+                lines.append(_line([LABELS[name], UNITS[unit], *figures]))
+        parts += ["\n".join(lines) + "\n", _origin_line(list(own.values()), None)] if own else []
+    return "\n".join(parts) or NOTHING
+
+
 def adapters_table(rows: Sequence[Row]) -> str:
     """One batch of adapters beside the base alone, with adapters resident and without."""
     parts = []
@@ -214,12 +233,15 @@ def render(page: str, results: Path = RESULTS) -> tuple[str, str | None]:
     Returns:
         Both texts; no picture without a sweep.
     """
-    engine = newest(read_rows(sorted(results.glob("engine-*.jsonl"))))
+    measured = newest(read_rows(sorted(results.glob("engine-*.jsonl"))))
+    engine = [row for row in measured if not row.get("weights")]
+    rounded = [row for row in measured if row.get("weights")]
     recorded = read_rows(sorted(results.glob("peers-*.jsonl")))
     drawn = picture(engine)
     tables: dict[str, Callable[[], str]] = {
         "engine": lambda: engine_table(engine, recorded),
         "ablation": lambda: ablation_table(engine),
+        "weights": lambda: weights_table(rounded, engine),
         "adapters": lambda: adapters_table(engine),
         "concurrency": lambda: concurrency_table(engine),
         "cpu": lambda: cpu_table(_last_run(read_rows(sorted(results.glob("cpu-reading-*.jsonl"))))),

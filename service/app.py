@@ -32,7 +32,7 @@ from service.deps import LifespanState, RequestBounds, Services
 from service.engine.choice import CPU_BATCH_SIZE, GPU_BATCH_SIZE, choose_source, has_cuda, runs_on_cuda
 from service.engine.client import ProcessEngine
 from service.engine.fake import FakeEngine, FakeEngineHandle
-from service.engine.loader import EngineLimits, load_engine
+from service.engine.loader import EngineLimits, WeightForm, load_engine
 from service.engine.protocol import EngineHandle
 from service.errors import ConfigurationError, DeepSynthError
 from service.intake.limits import IntakeLimits
@@ -99,6 +99,7 @@ def build_engine(settings: ServiceSettings) -> EngineHandle:
             batch_size=batch_size(settings),
             max_new_tokens=settings.max_new_tokens,
             gpu_memory_fraction=settings.gpu_memory_fraction,
+            weights=WeightForm(settings.weights.value),
             adapter_slots=adapter_slots(settings),
             adapter_max_rank=settings.adapter_max_rank,
             adapter_experts=settings.adapter_experts,

@@ -42,6 +42,14 @@ class DType(StrEnum):
     FLOAT16 = "float16"
 
 
+class Weights(StrEnum):
+    """How a GPU holds the decoder's matrices."""
+
+    AUTO = "auto"
+    FULL = "full"
+    INT8 = "int8"
+
+
 class EngineKind(StrEnum):
     """Which engine reads the pages."""
 
@@ -90,6 +98,9 @@ class ServiceSettings(BaseSettings):
     dtype: DType = DType.AUTO
     """Arithmetic: `auto` is bfloat16 on CUDA, but float32 on a CPU and for nano."""
 
+    weights: Weights = Weights.AUTO
+    """How a GPU holds DeepSeek-OCR's decoder: `full`, in the type of the arithmetic; `int8`, rounded to 8 bits, in half
+    the memory; `auto` is full unless the card is too small for that. On a CPU `int8` is refused."""
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of the GPU's memory that may be used, by this service and whatever else runs on the card."""
     cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = None

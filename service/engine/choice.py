@@ -9,7 +9,7 @@ import importlib.metadata
 from pathlib import Path
 
 import shared.nano
-from service.engine.loader import EngineLimits, EngineSource
+from service.engine.loader import EngineLimits, EngineSource, WeightForm
 from service.errors import ConfigurationError
 
 AUTO, CPU, CUDA = "auto", "cpu", "cuda"
@@ -61,7 +61,7 @@ def choose_source(*, model: str, device: str, dtype: str, limits: EngineLimits, 
         Checkpoint, device, type and limits.
 
     Raises:
-        ConfigurationError: The shipped model is meant and is not there.
+        ConfigurationError: The shipped model is meant and is not there, or 8-bit weights are wanted on a CPU.
     """
     is_shipped = model == SHIPPED_MODEL
     if is_shipped and not (SHIPPED_FOLDER / "config.json").is_file():
@@ -70,6 +70,8 @@ def choose_source(*, model: str, device: str, dtype: str, limits: EngineLimits, 
             "folder or Hugging Face id, or DEEPSYNTH_ENGINE=fake to try the service without a model"
         )
     device = CUDA if runs_on_cuda(device, cuda=cuda) else CPU
+    if limits.weights is WeightForm.INT8 and device == CPU:
+        raise ConfigurationError("DEEPSYNTH_WEIGHTS=int8 needs a GPU; unset it, or set it to full")
     if dtype == AUTO:
         dtype = "bfloat16" if device == CUDA and not is_shipped else "float32"
     return EngineSource(

@@ -6,6 +6,7 @@ Free of torch until `load_engine` runs, so that the service can describe the eng
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import TYPE_CHECKING, TypeGuard
 
 from service.engine.protocol import EngineInfo
@@ -17,6 +18,16 @@ if TYPE_CHECKING:
     from service.engine.runner import Runner
     from shared.deepseek_ocr.loading import LoadedCheckpoint
     from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+
+
+class WeightForm(StrEnum):
+    """How a GPU holds the decoder's matrices."""
+
+    AUTO = "auto"
+    """In full, unless the card is too small for that."""
+    FULL = "full"
+    INT8 = "int8"
+    """As 8-bit rows, see `int8_rows`; CUDA and DeepSeek-OCR (v1) only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +48,9 @@ class EngineLimits:
     """How many times these bounds a step does while no page runs; None as above."""
     gpu_memory_fraction: float = 0.9
     """Share of the device's memory that may be used, by us and whatever else runs on it; CUDA only."""
+    weights: WeightForm = WeightForm.AUTO
+    """Of the decoder. What `auto` comes to is found out before anything is loaded, by `load_engine`; a model that is
+    loaded already stays in full."""
     cuda_graphs: bool = True
     """Whether decode steps are captured; off, to measure what that gives."""
     loop_rule: LoopRule = field(default_factory=LoopRule)
@@ -73,10 +87,18 @@ def load_engine(source: EngineSource) -> TorchEngine:
     """
     import torch
 
-    from shared.deepseek_ocr.loading import load_checkpoint
+    from shared.deepseek_ocr.loading import find_checkpoint, load_checkpoint
 
-    checkpoint = load_checkpoint(source.checkpoint, source.device, getattr(torch, source.dtype))
-    return make_engine(checkpoint, source.limits, source.model_id)
+    folder, name = find_checkpoint(source.checkpoint)
+    limits, dtype = source.limits, getattr(torch, source.dtype)
+    if torch.device(source.device).type == "cuda":
+        from service.engine.gpu.making import choose_weights
+
+        limits = replace(limits, weights=choose_weights(folder, source.device, dtype, limits))
+    # What becomes 8-bit rows waits on the host: in full it may be more than the card holds.
+    layers_device = "cpu" if limits.weights is WeightForm.INT8 else None
+    checkpoint = load_checkpoint(folder, source.device, dtype, layers_device)
+    return make_engine(checkpoint, limits, source.model_id or name)
 
 
 def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: str | None = None) -> TorchEngine:
@@ -93,8 +115,8 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         An engine that has not been warmed up.
 
     Raises:
-        EngineError: The GPU has no room for a single page beside the model, or adapters were asked for and the model
-            is of a kind that takes none.
+        EngineError: The GPU has no room for a single page beside the model, or adapters or 8-bit weights were asked
+            for and the model is of a kind, or in a place, that takes none.
     """
     import torch
 
@@ -113,7 +135,10 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
     )
     if limits.adapter_slots and not _has_gpu_path(model):
         raise EngineError("adapters are not served for this kind of model; set adapter_slots to 0")
-    make_runner = _make_gpu_runner if device.type == "cuda" and _has_gpu_path(model) else _make_plain_runner
+    runs_on_gpu = device.type == "cuda" and _has_gpu_path(model)
+    if limits.weights is WeightForm.INT8 and not runs_on_gpu:
+        raise EngineError("8-bit weights need a GPU and DeepSeek-OCR (v1); set weights to full")
+    make_runner = _make_gpu_runner if runs_on_gpu else _make_plain_runner
     runner, limits = make_runner(checkpoint, limits)
     info = EngineInfo(
         model_id=model_id or checkpoint.model_id,

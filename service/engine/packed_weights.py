@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from shared.deepseek_ocr.quantisation import LEVELS
+from service.engine.int8_rows import nearest_levels
 
 
 class Matrix(Protocol):
@@ -105,6 +105,5 @@ def find_levels(weight_OI: Tensor) -> tuple[Tensor, Tensor] | None:
         Whole numbers and a scale for each row whose products are the weights, bit for bit; None: there are none.
     """
     # A row's largest value is its last level, as `quantise_rows` chooses scales.
-    scale_O1 = weight_OI.abs().amax(dim=1, keepdim=True) / LEVELS
-    levels_OI = (weight_OI / scale_O1.clamp_min(torch.finfo(torch.float32).tiny)).round_()
-    return (levels_OI, scale_O1[:, 0]) if torch.equal(levels_OI * scale_O1, weight_OI) else None
+    levels_OI, scale_O = nearest_levels(weight_OI)
+    return (levels_OI, scale_O) if torch.equal(levels_OI * scale_O.unsqueeze(1), weight_OI) else None

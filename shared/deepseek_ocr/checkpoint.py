@@ -22,6 +22,8 @@ from shared.deepseek_ocr.public_config import ConfigError, config_from_public, c
 from shared.deepseek_ocr.quantisation import SCALE_SUFFIX, dequantise_rows, is_quantisable, quantise_rows
 
 CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
+LAYERS = "model.layers."
+"""What names of the decoder's layers begin with."""
 MAX_NAMED_KEYS = 8
 """Keys that an error names before it only counts."""
 
@@ -57,7 +59,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_model(
-    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    folder: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    layers_device: torch.device | str | None = None,
 ) -> DeepseekOcrForConditionalGeneration:
     """Build the model that a folder describes and fill in its weights.
 
@@ -67,6 +72,7 @@ def load_model(
         folder: a checkpoint in the public layout, quantised or not.
         device: where the weights go.
         dtype: what they become.
+        layers_device: where those of the decoder's layers go, for whoever moves them on one by one; None: as the rest.
 
     Returns:
         The model in evaluation mode.
@@ -81,7 +87,8 @@ def load_model(
     with torch.device("meta"):
         model = DeepseekOcrForConditionalGeneration(config)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    state = {name: torch.empty(shape, device=device, dtype=dtype) for name, shape in shapes.items()}
+    places = {name: (layers_device if name.startswith(LAYERS) else None) or device for name in shapes}
+    state = {name: torch.empty(shape, device=places[name], dtype=dtype) for name, shape in shapes.items()}
     _fill(state, folder)
     model.load_state_dict(state, assign=True)
     return model.eval()

@@ -42,7 +42,10 @@ class LoadedCheckpoint:
 
 
 def load_checkpoint(
-    folder_or_repo: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    folder_or_repo: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    layers_device: torch.device | str | None = None,
 ) -> LoadedCheckpoint:
     """Load DeepSeek-OCR, DeepSeek-OCR-2 or nano.
 
@@ -50,6 +53,8 @@ def load_checkpoint(
         folder_or_repo: a folder, or a repository `owner/name` of the Hub, which is downloaded once and kept.
         device: where the weights go.
         dtype: what they become.
+        layers_device: where those of the decoder's layers go, for whoever moves them on one by one; None: as the
+            rest. DeepSeek-OCR-2 stays in one place.
 
     Returns:
         The checkpoint, its model in evaluation mode.
@@ -63,7 +68,7 @@ def load_checkpoint(
         raise CheckpointError(f"{folder / TOKENIZER_FILE} does not exist")
     model: Any
     if model_type == OCR1_MODEL_TYPE:
-        model = load_model(folder, device, dtype)
+        model = load_model(folder, device, dtype, layers_device)
         geometry = model.config.geometry_config()
     else:
         from shared.deepseek_ocr import ocr2

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from service.engine.loader import WeightForm
 from service.engine.protocol import SequenceResult
 from service.engine.repetition import LoopRule
 from tests.support.kernels import DEVICE, GPU_MARK, HAS_GPU, kernel_set
@@ -60,6 +61,17 @@ def test_a_batch_of_adapters_and_base_reads_as_merged_models_do(kernels):
             engine.submit(tiny_request(name, seed=seed, max_new_tokens=tokens, model_id=name))
         found = {event.sequence_id: event.text for event in drain(engine) if isinstance(event, SequenceResult)}
         assert found == expected
+
+
+@pytest.mark.skipif(not HAS_GPU, reason="takes minutes in the interpreter, which runs each of these kernels by itself")
+def test_8_bit_rows_are_read_alike_by_both_kinds_of_kernels():
+    texts = []
+    for kernels in ("reference", "fused"):
+        model = tiny_model().to(DEVICE)
+        engine = paged_engine(model, kernels=kernel_set(kernels), loop_rule=RULE, weights=WeightForm.INT8)
+        engine.warm_up()
+        texts.append({name: result.text for name, result in read(engine).items()})
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("kernels", ["reference", "fused"])

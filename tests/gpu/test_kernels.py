@@ -108,7 +108,7 @@ def test_mixture(fused, tokens, dtype):
 
 @pytest.mark.parametrize("tokens", [1, 4, 40] if HAS_GPU else [1, 4])
 def test_both_ways_through_the_experts_agree(fused, tokens):
-    from service.engine.kernels import experts as kernels
+    from service.engine.kernels import expert_pairs, expert_tiles
 
     weights, experts = choices(tokens, 3, 2)
     x, out = noise(tokens, HIDDEN, dtype=BF16), noise(tokens, HIDDEN, dtype=BF16)
@@ -116,10 +116,11 @@ def test_both_ways_through_the_experts_agree(fused, tokens):
     down = noise(EXPERTS, HIDDEN, INNER, dtype=BF16, scale=INNER**-0.5)
     arguments = (x, weights, experts, gate_up, down)
     expected = reference.mixture(*arguments)
-    kernels.mix_pairs(*arguments, None, out, kernels.PairConfig())
+    expert_pairs.mix_pairs(*arguments, None, out, expert_pairs.PairConfig())
     assert_near(out, expected)
-    for config in (kernels.TileConfig(16, 32, 32, 64, 4, 2), kernels.TileConfig(32, 64, 64, 64, 4, 2)):
-        kernels.mix_tiles(*arguments, None, out.fill_(7.0), config)
+    for sizes in ((16, 32, 32, 64, 4, 2), (32, 64, 64, 64, 4, 2)):
+        config = expert_tiles.TileConfig(*sizes)
+        expert_tiles.mix_tiles(*arguments, None, out.fill_(7.0), config)
         assert_near(out, expected)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from service.engine.int8_rows import Weight
 from service.engine.lora import AdapterBank
 
 
@@ -20,9 +21,9 @@ from service.engine.lora import AdapterBank
 class OwnMlp:
     """What every token passes: the dense MLP, or the shared experts as one."""
 
-    gate_up_JH: Tensor
+    gate_up_JH: Weight
     """Gates and ups, block by block."""
-    down_HW: Tensor
+    down_HW: Weight
     num_blocks: int
 
 
@@ -41,13 +42,13 @@ class AdaptedRows:
         """The same for some of the tokens."""
         return replace(self, slots_T=self.slots_T[rows])
 
-    def linear(self, layer: int, group: str, x_TH: Tensor, weight_OH: Tensor) -> Tensor:
+    def linear(self, layer: int, group: str, x_TH: Tensor, weight_OH: Weight) -> Tensor:
         """The base's product and the adapters' sum."""
         out_TO: Tensor = self.kernels.linear(x_TH, weight_OH)
         self._add(layer, group, x_TH, out_TO)
         return out_TO
 
-    def linear_add(self, layer: int, group: str, x_TH: Tensor, weight_OH: Tensor, residual_TO: Tensor) -> None:
+    def linear_add(self, layer: int, group: str, x_TH: Tensor, weight_OH: Weight, residual_TO: Tensor) -> None:
         """Both, added to the residual in place."""
         self.kernels.linear_add(x_TH, weight_OH, residual_TO)
         self._add(layer, group, x_TH, residual_TO)
@@ -58,7 +59,7 @@ class AdaptedRows:
         self.linear_add(layer, "down", self.kernels.gated(joined_TJ, mlp.num_blocks), mlp.down_HW, residual_TH)
 
     def mixture(
-        self, layer: int, x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_EJH: Tensor, down_EHW: Tensor
+        self, layer: int, x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_EJH: Weight, down_EHW: Weight
     ) -> Tensor:
         """The routed experts with their adapters."""
         low = self.bank.experts(layer) if self.has_experts else None
@@ -74,8 +75,8 @@ class AdaptedRows:
         x_TH: Tensor,
         weights_TK: Tensor,
         experts_TK: Tensor,
-        gate_up_EJH: Tensor,
-        down_EHW: Tensor,
+        gate_up_EJH: Weight,
+        down_EHW: Weight,
         residual_TH: Tensor,
     ) -> None:
         """The same, added to the residual in place."""

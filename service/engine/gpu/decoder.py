@@ -1,11 +1,10 @@
 """The language decoder over slots: prompts of any lengths end to end, then one token for every row.
 
-Owns the decoder's weights in the layout that the kernels take, and the order in which those are called. Knows the
+Owns the order in which the kernels are called over the weights that `packing` laid out. Knows the
 kernels by their names alone (`kernels.reference` says what they mean), sequences not at all. Nothing here waits for the
 device, so a step can be captured. Used by the engine's single thread.
 
-Query, key and value are one matrix; so are gate and up. The shared experts stand behind the routed ones as further
-experts that every token passes, and a dense MLP is a mixture of one expert. A pass in which a row has an adapter goes
+A pass in which a row has an adapter goes
 another way (`adapted`); one without calls what it would call if there were no adapters.
 
 Shape letters: T tokens of all prompts, R prompts, I image tokens, B rows, H hidden width, N heads, D head width,
@@ -14,59 +13,20 @@ E experts, J twice the expert width, W expert width, K experts per token, V voca
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from service.engine.gpu.adapted import AdaptedRows, OwnMlp
+from service.engine.gpu.adapted import AdaptedRows
+from service.engine.gpu.packing import PackedLayer, Packing
 from service.engine.gpu.paged_cache import PagedCache
 from service.engine.gpu.prompts import PromptBatch
 from service.engine.gpu.state import AnswerState
 from service.engine.lora import AdapterBank
 from shared.deepseek_ocr.decoder import DecoderLayer, rotary_tables
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
-from shared.deepseek_ocr.moe import Gate, MixtureOfExperts, Mlp
-
-
-@dataclass(frozen=True, slots=True)
-class _Routing:
-    """How a mixture layer chooses."""
-
-    gate_EH: Tensor
-    """float32."""
-    num_chosen: int
-    normalise: bool
-    scale: float
-    num_shared: int
-
-    @property
-    def arguments(self) -> tuple[Tensor, int, bool, float, int]:
-        """As `route` takes them."""
-        return *self.routed_arguments, self.num_shared
-
-    @property
-    def routed_arguments(self) -> tuple[Tensor, int, bool, float]:
-        """The same for routed experts alone."""
-        return self.gate_EH, self.num_chosen, self.normalise, self.scale
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """Weights of one layer."""
-
-    attention_norm_H: Tensor
-    qkv_OH: Tensor
-    out_HH: Tensor
-    mlp_norm_H: Tensor
-    gate_up_EJH: Tensor
-    down_EHW: Tensor
-    routing: _Routing | None
-    """None: a dense MLP."""
-    own_mlp: OwnMlp | None
-    """For rows with adapters; None where there are none, or no shared experts."""
 
 
 class GpuDecoder:
@@ -79,6 +39,7 @@ class GpuDecoder:
         takes_over: Whether the model's layers are given up, one by one, so that weights are held twice for one layer
             at most; the model cannot decode afterwards.
         takes_adapters: Whether passes may have adapters; the shared experts' downs are then held twice.
+        is_int8: Whether matrices become 8-bit rows, all but the embeddings and the routers.
 
     Attributes:
         max_positions: Tokens of a sequence at most.
@@ -92,26 +53,31 @@ class GpuDecoder:
         max_positions: int,
         takes_over: bool = False,
         takes_adapters: bool = False,
+        is_int8: bool = False,
     ) -> None:
         text = model.config.text_config
         self.max_positions = max_positions
         self._kernels = kernels
         self._embeddings_VH = model.model.embed_tokens.weight.detach()
         self._norm_H = model.model.norm.weight.detach()
-        self._head_VH = model.lm_head.weight.detach()
+        device = model.lm_head.weight.device
+        packing = Packing(device, is_int8, takes_adapters)
+        self._head_VH = packing.matrix(model.lm_head.weight)
         self._eps: float = text.rms_norm_eps
         self._heads, self._head_dim = text.num_attention_heads, text.head_dim
         self._scale: float = text.head_dim**-0.5
-        device = self._head_VH.device
         positions = torch.arange(max_positions, device=device).unsqueeze(0)
         cos, sin = rotary_tables(positions, text.head_dim, text.rope_theta, torch.float32)
         self._cos_PD, self._sin_PD = cos[0, 0].contiguous(), sin[0, 0].contiguous()
-        self._layers: list[_Layer] = []
+        self._layers: list[PackedLayer] = []
         for index, layer in enumerate(model.model.layers):
             assert isinstance(layer, DecoderLayer)
-            self._layers.append(_pack_layer(layer, takes_adapters=takes_adapters))
+            self._layers.append(packing.layer(layer))
             if takes_over:
                 model.model.layers[index] = nn.Identity()
+        if takes_over and is_int8:
+            # A head of no rows: the model's device and type can still be read from it.
+            model.lm_head.weight = nn.Parameter(model.lm_head.weight.new_empty(0, text.hidden_size))
 
     def prefill(
         self, batch: PromptBatch, cache: PagedCache, bank: AdapterBank | None = None, *, has_experts: bool = False
@@ -242,7 +208,7 @@ class GpuDecoder:
             adapted.mlp_add(index, layer.own_mlp, y_TH, out_TH)
         return out_TH
 
-    def _mix(self, layer: _Layer, y_TH: Tensor) -> Tensor:
+    def _mix(self, layer: PackedLayer, y_TH: Tensor) -> Tensor:
         kernels = self._kernels
         if layer.routing:
             weights_TK, experts_TK = kernels.route(y_TH, *layer.routing.arguments)
@@ -252,62 +218,3 @@ class GpuDecoder:
         gate_TW, up_TW = kernels.linear(y_TH, layer.gate_up_EJH[0]).chunk(2, dim=1)
         out_TH: Tensor = kernels.linear(F.silu(gate_TW).mul_(up_TW), layer.down_EHW[0])
         return out_TH
-
-
-def _pack_layer(layer: DecoderLayer, *, takes_adapters: bool) -> _Layer:
-    attention = layer.self_attn
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    mlp = layer.mlp
-    gate_up_EJH, down_EHW = _pack_mixture(mlp) if isinstance(mlp, MixtureOfExperts) else _pack_mlp(mlp)
-    num_own = _num_shared(mlp) if isinstance(mlp, MixtureOfExperts) else 1
-    return _Layer(
-        attention_norm_H=layer.input_layernorm.weight.detach(),
-        qkv_OH=torch.cat([projection.weight.detach() for projection in projections]),
-        out_HH=attention.o_proj.weight.detach(),
-        mlp_norm_H=layer.post_attention_layernorm.weight.detach(),
-        gate_up_EJH=gate_up_EJH,
-        down_EHW=down_EHW,
-        routing=_routing(mlp) if isinstance(mlp, MixtureOfExperts) else None,
-        own_mlp=_own_mlp(gate_up_EJH, down_EHW, num_own) if takes_adapters and num_own else None,
-    )
-
-
-def _own_mlp(gate_up_EJH: Tensor, down_EHW: Tensor, num_own: int) -> OwnMlp:
-    """The last experts as one MLP: gates and ups as they lie, downs side by side (a copy, if there are several)."""
-    down_HW = torch.cat(down_EHW[-num_own:].unbind(0), dim=1) if num_own > 1 else down_EHW[-1]
-    return OwnMlp(gate_up_EJH[-num_own:].flatten(0, 1), down_HW, num_own)
-
-
-def _routing(mixture: MixtureOfExperts) -> _Routing:
-    gate: Gate = mixture.gate
-    return _Routing(
-        gate_EH=gate.weight.detach().float(),
-        num_chosen=gate.top_k,
-        normalise=gate.norm_topk_prob,
-        scale=gate.routed_scaling_factor,
-        num_shared=_num_shared(mixture),
-    )
-
-
-def _num_shared(mixture: MixtureOfExperts) -> int:
-    """How many experts of the routed ones' width the shared ones are."""
-    if mixture.shared_experts is None:
-        return 0
-    return mixture.shared_experts.down_proj.weight.shape[1] // mixture.experts.down_proj.shape[2]
-
-
-def _pack_mlp(mlp: Mlp) -> tuple[Tensor, Tensor]:
-    gate_up_JH = torch.cat([mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()])
-    return gate_up_JH.unsqueeze(0), mlp.down_proj.weight.detach().unsqueeze(0)
-
-
-def _pack_mixture(mixture: MixtureOfExperts) -> tuple[Tensor, Tensor]:
-    gate_up_EJH, down_EHW = mixture.experts.gate_up_proj.detach(), mixture.experts.down_proj.detach()
-    shared, num_shared = mixture.shared_experts, _num_shared(mixture)
-    if shared is None:
-        return gate_up_EJH, down_EHW
-    halves = [
-        projection.weight.detach().unflatten(0, (num_shared, -1)) for projection in (shared.gate_proj, shared.up_proj)
-    ]
-    shared_down_EHW = shared.down_proj.weight.detach().unflatten(1, (num_shared, -1)).transpose(0, 1)
-    return torch.cat([gate_up_EJH, torch.cat(halves, dim=1)]), torch.cat([down_EHW, shared_down_EHW])

@@ -1,13 +1,14 @@
 """From a loaded model to the runner of its CUDA device, sized by what the device has left.
 
-Owns the order: weights are laid out first, then the rest of the card is shared out. Called once, at the start.
+Owns the order: weights are laid out first, then the rest of the card is shared out; and, before anything is loaded, in
+which form weights fit. Called once, at the start.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 
@@ -17,15 +18,45 @@ from service.engine.gpu.paged_cache import BLOCK_TOKENS, PagedCache
 from service.engine.gpu.runner import GpuRunner
 from service.engine.gpu.state import AnswerState
 from service.engine.gpu.vision import GpuVision
+from service.engine.loader import EngineLimits, WeightForm
 from service.engine.lora import bank_bytes, make_bank
+from service.errors import EngineError
+from shared.deepseek_ocr.checkpoint import read_config
 from shared.deepseek_ocr.configuration import TextConfig
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, global_view_px
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
-
-if TYPE_CHECKING:
-    from service.engine.loader import EngineLimits
+from shared.deepseek_ocr.public_config import MODEL_TYPE, config_from_public
 
 _log = logging.getLogger(__name__)
+
+
+def choose_weights(folder: Path, device: torch.device | str, dtype: torch.dtype, limits: EngineLimits) -> WeightForm:
+    """Decide in which form a checkpoint that is not loaded yet fits on the card.
+
+    Args:
+        folder: The checkpoint.
+        device: The card.
+        dtype: Of weights in full.
+        limits: What the engine may hold and do.
+
+    Returns:
+        What the limits ask for; in the place of `auto` weights in full, where a page has room beside them.
+    """
+    values = read_config(folder)
+    if limits.weights is not WeightForm.AUTO:
+        return limits.weights
+    if values.get("model_type") != MODEL_TYPE:
+        return WeightForm.FULL
+    config = config_from_public(values)
+    with torch.device("meta"):
+        model = DeepseekOcrForConditionalGeneration(config)
+    full_bytes = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+    try:
+        _plan(config.text_config, torch.device(device), dtype, limits, coming_bytes=full_bytes)
+    except EngineError as error:
+        _log.warning("weights become 8-bit rows, as in full they do not fit: %s", error)
+        return WeightForm.INT8
+    return WeightForm.FULL
 
 
 @torch.inference_mode()
@@ -35,7 +66,7 @@ def make_gpu_runner(
     """Lay the decoder's weights out, share out the card and reserve the cache.
 
     Args:
-        model: On its device; gives its decoder up.
+        model: On its device, the decoder's layers there or on the host; gives its decoder up.
         geometry: The checkpoint's.
         eos_id: The token that ends an answer.
         limits: What the engine may hold and do.
@@ -56,6 +87,7 @@ def make_gpu_runner(
         max_positions=limits.max_sequence_tokens,
         takes_over=True,
         takes_adapters=limits.adapter_slots > 0,
+        is_int8=limits.weights is WeightForm.INT8,
     )
     # Beside the weights, the largest of what was packed last is still cached.
     torch.cuda.empty_cache()
@@ -92,7 +124,9 @@ def make_gpu_runner(
     return runner, filled
 
 
-def _plan(text: TextConfig, device: torch.device, dtype: torch.dtype, limits: EngineLimits) -> MemoryPlan:
+def _plan(
+    text: TextConfig, device: torch.device, dtype: torch.dtype, limits: EngineLimits, coming_bytes: int = 0
+) -> MemoryPlan:
     free_bytes, total_bytes = torch.cuda.mem_get_info(device)
     shape = DecoderShape(
         num_layers=text.num_hidden_layers,
@@ -106,7 +140,7 @@ def _plan(text: TextConfig, device: torch.device, dtype: torch.dtype, limits: En
     )
     plan = plan_memory(
         total_bytes=total_bytes,
-        used_bytes=total_bytes - free_bytes,
+        used_bytes=total_bytes - free_bytes + coming_bytes,
         fraction=limits.gpu_memory_fraction,
         shape=shape,
         slots=limits.batch_size,

@@ -1,307 +1,27 @@
 """Mixture of experts, Triton: each needed expert's weights are read once, whatever the number of tokens.
 
-Owns `mixture` and `mixture_add`. Very few tokens: each (token, expert) pair is a matrix times a vector, all loads under
-way at once. More: the pairs are sorted by expert and cut into tiles of one expert each (`sort_pairs`), two products run
-over the tiles on tensor cores, and each token sums its experts' results in the order of its choices. So a token's
-result does not depend on its company, but for the sizes chosen by the number of tokens. Nothing waits for the host: the
-grid has as many tiles as could be needed, and idle programs leave. Stateless; used by the engine's single thread.
+Owns `mixture` and `mixture_add`, and the choice between the two ways: pair by pair (`expert_pairs`), or sorted by
+expert (`expert_tiles`). A token's result does not depend on its company, but for the sizes chosen by the number of
+tokens. Stateless; used by the engine's single thread.
 
-Shape letters: T tokens, H hidden width, E experts, K experts per token, I expert width, J = 2 * I. A pair is
-token * K + choice.
+Shape letters: T tokens, H hidden width, E experts, K experts per token, I expert width, J = 2 * I.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from service.engine.kernels.launch import (
-    early,
-    launch,
-    launch_options,
-    let_next_start,
-    split_width,
-    wait_for_inputs,
-)
-from service.engine.kernels.sorting import SortedPairs, sort_pairs
+from service.engine.int8_rows import Weight, levels_of
+from service.engine.kernels.expert_pairs import PAIR_CONFIG, mix_pairs
+from service.engine.kernels.expert_tiles import mix_tiles, tile_config
 
 MAX_PAIR_TOKENS = 2
 """With more tokens, experts are shared often enough that sorting pays: 2 tokens 43.0 us one by one and 43.1 us sorted,
 4 tokens 73.7 and 63.1 us; measured as `PAIR_CONFIG`."""
 
 
-@dataclass(frozen=True, slots=True)
-class PairConfig:
-    """How pairs are multiplied one by one."""
-
-    up_rows: int = 4
-    up_warps: int = 4
-    down_rows: int = 2
-    down_warps: int = 4
-
-
-@dataclass(frozen=True, slots=True)
-class TileConfig:
-    """How tiles of pairs are multiplied."""
-
-    pairs: int
-    """Of a tile."""
-    up_columns: int
-    """Gates, and as many ups, of a program."""
-    down_columns: int
-    depth: int
-    num_warps: int
-    num_stages: int
-
-
-PAIR_CONFIG = PairConfig()
-"""Measured with 1 token: 25.6 us; 2 tokens: 43.9 us. H100 80GB, PyTorch 2.11, Triton 3.6,
-`benchmarks/kernel_sweep.py`."""
-TILE_CONFIGS: tuple[tuple[int, TileConfig], ...] = (
-    (32, TileConfig(16, 32, 64, 128, 4, 5)),
-    (512, TileConfig(32, 64, 64, 128, 4, 3)),
-    (1024, TileConfig(64, 64, 128, 64, 4, 4)),
-    (1 << 62, TileConfig(128, 64, 128, 64, 8, 4)),
-)
-"""By tokens at most. The first was measured as `PAIR_CONFIG`: 4 tokens 63.1 us, 16 tokens 128 us; the others were not
-measured against alternatives yet."""
-FLOAT32_TILE_CONFIG = TileConfig(16, 32, 32, 32, 4, 2)
-"""For any number of tokens: in float32 no tensor core multiplies, and larger tiles do not fit into shared memory. Not
-measured against alternatives."""
-_SUM_COLUMNS = 256
-"""Not compared with other numbers yet."""
-
-
-@triton.jit
-def _silu(x: tl.tensor) -> tl.tensor:
-    return x / (1.0 + tl.exp(-x))
-
-
-@triton.jit
-def _pair_up(
-    x: tl.tensor,
-    experts: tl.tensor,
-    gate_up: tl.tensor,
-    out: tl.tensor,
-    NUM_CHOSEN: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    FIRST: tl.constexpr,
-    SECOND: tl.constexpr,
-    INNER: tl.constexpr,
-    ROWS: tl.constexpr,
-    EARLY: tl.constexpr,
-) -> None:
-    """`silu(gate) * up` of some features of one pair; grid `[feature groups, pairs]`."""
-    pair = tl.program_id(1)
-    wait_for_inputs(EARLY)
-    let_next_start(EARLY)
-    expert = tl.load(experts + pair).to(tl.int64)
-    x += (pair // NUM_CHOSEN) * HIDDEN
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    row_inside = row[:, None] < INNER
-    gates = gate_up + (expert * 2 * INNER + row[:, None]) * HIDDEN
-    column = tl.arange(0, FIRST)
-    inside = column < HIDDEN
-    both = row_inside & inside[None]
-    gate_weights = tl.load(gates + column[None], both, other=0.0)
-    up_weights = tl.load(gates + INNER * HIDDEN + column[None], both, other=0.0)
-    value = tl.load(x + column, inside, other=0.0)[None].to(tl.float32)
-    gate = tl.sum(gate_weights.to(tl.float32) * value, 1)
-    up = tl.sum(up_weights.to(tl.float32) * value, 1)
-    if SECOND > 0:
-        column = FIRST + tl.arange(0, SECOND)
-        inside = column < HIDDEN
-        both = row_inside & inside[None]
-        gate_weights = tl.load(gates + column[None], both, other=0.0)
-        up_weights = tl.load(gates + INNER * HIDDEN + column[None], both, other=0.0)
-        value = tl.load(x + column, inside, other=0.0)[None].to(tl.float32)
-        gate += tl.sum(gate_weights.to(tl.float32) * value, 1)
-        up += tl.sum(up_weights.to(tl.float32) * value, 1)
-    tl.store(out + pair * INNER + row, (_silu(gate) * up).to(out.dtype.element_ty), row < INNER)
-
-
-@triton.jit
-def _down_weights(
-    downs: tl.tensor, row_inside: tl.tensor, INNER: tl.constexpr, START: tl.constexpr, PART: tl.constexpr
-) -> tl.tensor:
-    column = START + tl.arange(0, PART)[None]
-    return tl.load(downs + column, row_inside & (column < INNER), other=0.0)
-
-
-@triton.jit
-def _times_vector(
-    weights: tl.tensor, vector: tl.tensor, INNER: tl.constexpr, START: tl.constexpr, PART: tl.constexpr
-) -> tl.tensor:
-    column = START + tl.arange(0, PART)
-    value = tl.load(vector + column, column < INNER, other=0.0)[None].to(tl.float32)
-    return tl.sum(weights.to(tl.float32) * value, 1)
-
-
-@triton.jit
-def _pair_down(
-    activated: tl.tensor,
-    weights: tl.tensor,
-    experts: tl.tensor,
-    down: tl.tensor,
-    residual: tl.tensor,
-    out: tl.tensor,
-    NUM_CHOSEN: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    INNER: tl.constexpr,
-    FIRST: tl.constexpr,
-    SECOND: tl.constexpr,
-    ROWS: tl.constexpr,
-    ADD: tl.constexpr,
-    EARLY: tl.constexpr,
-) -> None:
-    """Some features of one token, summed over its experts; grid `[feature groups, tokens]`."""
-    token = tl.program_id(1)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    row_inside = row[:, None] < HIDDEN
-    # The choice of experts stems from before the kernel before, so all weights can be under way before the wait.
-    firsts: tl.tuple = ()
-    seconds: tl.tuple = ()
-    for choice in tl.static_range(NUM_CHOSEN):
-        expert = tl.load(experts + token * NUM_CHOSEN + choice).to(tl.int64)
-        downs = down + (expert * HIDDEN + row[:, None]) * INNER
-        firsts = firsts + (_down_weights(downs, row_inside, INNER, 0, FIRST),)  # noqa: RUF005 -- Triton adds tuples alone
-        if SECOND > 0:
-            seconds = seconds + (_down_weights(downs, row_inside, INNER, FIRST, SECOND),)  # noqa: RUF005 -- as above
-    wait_for_inputs(EARLY)
-    let_next_start(EARLY)
-    sums = tl.zeros([ROWS], tl.float32)
-    for choice in tl.static_range(NUM_CHOSEN):
-        pair = token * NUM_CHOSEN + choice
-        result = _times_vector(firsts[choice], activated + pair * INNER, INNER, 0, FIRST)
-        if SECOND > 0:
-            result += _times_vector(seconds[choice], activated + pair * INNER, INNER, FIRST, SECOND)
-        sums += tl.load(weights + pair) * result
-    target = token * HIDDEN + row
-    if ADD:
-        sums += tl.load(residual + target, row < HIDDEN, other=0.0).to(tl.float32)
-    tl.store(out + target, sums.to(out.dtype.element_ty), row < HIDDEN)
-
-
-@triton.jit
-def _tile_up(
-    x: tl.tensor,
-    pairs: tl.tensor,
-    tile_experts: tl.tensor,
-    gate_up: tl.tensor,
-    extra: tl.tensor,
-    out: tl.tensor,
-    NUM_CHOSEN: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    INNER: tl.constexpr,
-    PAIRS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    EXTRA: tl.constexpr,
-    EARLY: tl.constexpr,
-) -> None:
-    """`silu(gate) * up` of some features of a tile; grid `[feature groups, tiles]`."""
-    wait_for_inputs(EARLY)
-    let_next_start(EARLY)
-    tile = tl.program_id(1)
-    expert = tl.load(tile_experts + tile).to(tl.int64)
-    if expert < 0:
-        return
-    pair = tl.load(pairs + tile * PAIRS + tl.arange(0, PAIRS))
-    pair_inside = (pair >= 0)[:, None]
-    row = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    row_inside = (row < INNER)[:, None]
-    depth = tl.arange(0, DEPTH)[None]
-    xs = x + (pair // NUM_CHOSEN)[:, None].to(tl.int64) * HIDDEN + depth
-    gates = gate_up + (expert * 2 * INNER + row[:, None]) * HIDDEN + depth
-    ups = gates + INNER * HIDDEN
-    gate = tl.zeros([PAIRS, COLUMNS], tl.float32)
-    up = tl.zeros([PAIRS, COLUMNS], tl.float32)
-    for start in range(0, HIDDEN, DEPTH):
-        inside = start + depth < HIDDEN
-        value = tl.load(xs + start, pair_inside & inside, other=0.0)
-        gates_tile = tl.load(gates + start, row_inside & inside, other=0.0)
-        gate = tl.dot(value, gates_tile.T, gate, input_precision="ieee")
-        ups_tile = tl.load(ups + start, row_inside & inside, other=0.0)
-        up = tl.dot(value, ups_tile.T, up, input_precision="ieee")
-    if EXTRA:
-        extras = extra + pair[:, None].to(tl.int64) * 2 * INNER + row[None]
-        inside = pair_inside & (row < INNER)[None]
-        gate += tl.load(extras, inside, other=0.0).to(tl.float32)
-        up += tl.load(extras + INNER, inside, other=0.0).to(tl.float32)
-    activated = (_silu(gate) * up).to(out.dtype.element_ty)
-    tl.store(out + pair[:, None].to(tl.int64) * INNER + row[None], activated, pair_inside & (row < INNER)[None])
-
-
-@triton.jit
-def _tile_down(
-    activated: tl.tensor,
-    pairs: tl.tensor,
-    tile_experts: tl.tensor,
-    down: tl.tensor,
-    out: tl.tensor,
-    HIDDEN: tl.constexpr,
-    INNER: tl.constexpr,
-    PAIRS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    EARLY: tl.constexpr,
-) -> None:
-    """Some features of a tile's results, pair by pair; grid `[feature groups, tiles]`."""
-    wait_for_inputs(EARLY)
-    let_next_start(EARLY)
-    tile = tl.program_id(1)
-    expert = tl.load(tile_experts + tile).to(tl.int64)
-    if expert < 0:
-        return
-    pair = tl.load(pairs + tile * PAIRS + tl.arange(0, PAIRS)).to(tl.int64)
-    pair_inside = (pair >= 0)[:, None]
-    row = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    row_inside = (row < HIDDEN)[:, None]
-    depth = tl.arange(0, DEPTH)[None]
-    values = activated + pair[:, None] * INNER + depth
-    downs = down + (expert * HIDDEN + row[:, None]) * INNER + depth
-    sums = tl.zeros([PAIRS, COLUMNS], tl.float32)
-    for start in range(0, INNER, DEPTH):
-        inside = start + depth < INNER
-        value = tl.load(values + start, pair_inside & inside, other=0.0)
-        downs_tile = tl.load(downs + start, row_inside & inside, other=0.0)
-        sums = tl.dot(value, downs_tile.T, sums, input_precision="ieee")
-    result = sums.to(out.dtype.element_ty)
-    tl.store(out + pair[:, None] * HIDDEN + row[None], result, pair_inside & (row < HIDDEN)[None])
-
-
-@triton.jit
-def _sum_pairs(
-    results: tl.tensor,
-    weights: tl.tensor,
-    residual: tl.tensor,
-    out: tl.tensor,
-    NUM_CHOSEN: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ADD: tl.constexpr,
-    EARLY: tl.constexpr,
-) -> None:
-    """Each token's weighted sum over its choices; grid `[tokens, feature groups]`."""
-    wait_for_inputs(EARLY)
-    let_next_start(EARLY)
-    token = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = column < HIDDEN
-    sums = tl.zeros([COLUMNS], tl.float32)
-    for choice in tl.static_range(NUM_CHOSEN):
-        pair = token * NUM_CHOSEN + choice
-        sums += tl.load(weights + pair) * tl.load(results + pair * HIDDEN + column, inside, other=0.0).to(tl.float32)
-    if ADD:
-        sums += tl.load(residual + token * HIDDEN + column, inside, other=0.0).to(tl.float32)
-    tl.store(out + token * HIDDEN + column, sums.to(out.dtype.element_ty), inside)
-
-
-def mixture(x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_EJH: Tensor, down_EHI: Tensor) -> Tensor:
+def mixture(x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_EJH: Weight, down_EHI: Weight) -> Tensor:
     """See `reference.mixture`."""
     out_TH = torch.empty_like(x_TH)
     _mix(x_TH, weights_TK, experts_TK, gate_up_EJH, down_EHI, None, out_TH)
@@ -312,8 +32,8 @@ def mixture_add(
     x_TH: Tensor,
     weights_TK: Tensor,
     experts_TK: Tensor,
-    gate_up_EJH: Tensor,
-    down_EHI: Tensor,
+    gate_up_EJH: Weight,
+    down_EHI: Weight,
     residual_TH: Tensor,
 ) -> None:
     """See `reference.mixture_add`."""
@@ -324,128 +44,18 @@ def _mix(
     x_TH: Tensor,
     weights_TK: Tensor,
     experts_TK: Tensor,
-    gate_up_EJH: Tensor,
-    down_EHI: Tensor,
+    gate_up_EJH: Weight,
+    down_EHI: Weight,
     residual_TH: Tensor | None,
     out_TH: Tensor,
 ) -> None:
     tokens = len(x_TH)
     arguments = (x_TH, weights_TK, experts_TK, gate_up_EJH, down_EHI, residual_TH, out_TH)
-    for tensor in (x_TH, weights_TK, experts_TK, gate_up_EJH, down_EHI, out_TH):
-        assert tensor.is_contiguous(), "mixture needs contiguous tensors"
+    for tensor in (x_TH, weights_TK, experts_TK, *levels_of(gate_up_EJH), *levels_of(down_EHI), out_TH):
+        assert tensor is None or tensor.is_contiguous(), "mixture needs contiguous tensors"
     if tokens == 0:
         return
     if tokens <= MAX_PAIR_TOKENS:
         mix_pairs(*arguments, PAIR_CONFIG)
     else:
         mix_tiles(*arguments, tile_config(tokens, x_TH.dtype))
-
-
-def tile_config(tokens: int, dtype: torch.dtype) -> TileConfig:
-    """How tiles are multiplied for so many tokens."""
-    if dtype == torch.float32:
-        return FLOAT32_TILE_CONFIG
-    return next(config for most, config in TILE_CONFIGS if tokens <= most)
-
-
-def mix_pairs(
-    x_TH: Tensor,
-    weights_TK: Tensor,
-    experts_TK: Tensor,
-    gate_up_EJH: Tensor,
-    down_EHI: Tensor,
-    residual_TH: Tensor | None,
-    out_TH: Tensor,
-    config: PairConfig,
-) -> None:
-    """`out = mixture + residual`, pair by pair."""
-    (tokens, chosen), (_, hidden, inner) = experts_TK.shape, down_EHI.shape
-    is_early = early(x_TH.device, tokens)
-    activated = torch.empty(tokens * chosen, inner, dtype=x_TH.dtype, device=x_TH.device)
-    first, second = split_width(hidden)
-    launch(
-        _pair_up, (triton.cdiv(inner, config.up_rows), tokens * chosen),
-        x_TH, experts_TK, gate_up_EJH, activated,
-        NUM_CHOSEN=chosen, HIDDEN=hidden, FIRST=first, SECOND=second, INNER=inner, ROWS=config.up_rows, EARLY=is_early,
-        **launch_options(config.up_warps, 1, is_early),
-    )  # fmt: skip
-    first, second = split_width(inner)
-    launch(
-        _pair_down, (triton.cdiv(hidden, config.down_rows), tokens),
-        activated, weights_TK, experts_TK, down_EHI, residual_TH, out_TH,
-        NUM_CHOSEN=chosen, HIDDEN=hidden, INNER=inner, FIRST=first, SECOND=second,
-        ROWS=config.down_rows, ADD=residual_TH is not None, EARLY=is_early,
-        **launch_options(config.down_warps, 1, is_early),
-    )  # fmt: skip
-
-
-def mix_tiles(
-    x_TH: Tensor,
-    weights_TK: Tensor,
-    experts_TK: Tensor,
-    gate_up_EJH: Tensor,
-    down_EHI: Tensor,
-    residual_TH: Tensor | None,
-    out_TH: Tensor,
-    config: TileConfig,
-) -> None:
-    """`out = mixture + residual`, the pairs sorted by expert."""
-    order = sort_pairs(experts_TK, len(gate_up_EJH), config.pairs)
-    _, results = multiply_tiles(x_TH, order, experts_TK.shape[1], gate_up_EJH, down_EHI, config)
-    sum_pairs(results, weights_TK, residual_TH, out_TH)
-
-
-def sum_pairs(results: Tensor, weights_TK: Tensor, residual_TH: Tensor | None, out_TH: Tensor) -> None:
-    """`out = weighted sum of each token's results + residual`."""
-    (tokens, hidden), chosen = out_TH.shape, weights_TK.shape[1]
-    is_early = early(out_TH.device, tokens)
-    launch(
-        _sum_pairs, (tokens, triton.cdiv(hidden, _SUM_COLUMNS)),
-        results, weights_TK, residual_TH, out_TH,
-        NUM_CHOSEN=chosen, HIDDEN=hidden, COLUMNS=_SUM_COLUMNS, ADD=residual_TH is not None, EARLY=is_early,
-        **launch_options(1, 1, is_early),
-    )  # fmt: skip
-
-
-def multiply_tiles(
-    x_TH: Tensor,
-    order: SortedPairs,
-    num_chosen: int,
-    gate_up_EJH: Tensor,
-    down_EHI: Tensor,
-    config: TileConfig,
-    extra: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Each pair's expert, unweighted.
-
-    Args:
-        x_TH: Tokens.
-        order: Their pairs by expert.
-        num_chosen: K.
-        gate_up_EJH: Gate rows over up rows.
-        down_EHI: Down projections.
-        config: How tiles are multiplied.
-        extra: `[pairs, J]`, added to gates and ups before they are activated.
-
-    Returns:
-        What the downs took, `[pairs, I]`, and what they gave, `[pairs, H]`.
-    """
-    _, hidden, inner = down_EHI.shape
-    num_pairs = len(x_TH) * num_chosen
-    is_early = early(x_TH.device, len(x_TH))
-    options = launch_options(config.num_warps, config.num_stages, is_early)
-    activated = torch.empty(num_pairs, inner, dtype=x_TH.dtype, device=x_TH.device)
-    launch(
-        _tile_up, (triton.cdiv(inner, config.up_columns), order.num_tiles),
-        x_TH, order.pairs, order.tile_experts, gate_up_EJH, extra, activated,
-        NUM_CHOSEN=num_chosen, HIDDEN=hidden, INNER=inner, PAIRS=config.pairs, COLUMNS=config.up_columns,
-        DEPTH=config.depth, EXTRA=extra is not None, EARLY=is_early, **options,
-    )  # fmt: skip
-    results = torch.empty(num_pairs, hidden, dtype=x_TH.dtype, device=x_TH.device)
-    launch(
-        _tile_down, (triton.cdiv(hidden, config.down_columns), order.num_tiles),
-        activated, order.pairs, order.tile_experts, down_EHI, results,
-        HIDDEN=hidden, INNER=inner, PAIRS=config.pairs, COLUMNS=config.down_columns,
-        DEPTH=config.depth, EARLY=is_early, **options,
-    )  # fmt: skip
-    return activated, results

@@ -22,8 +22,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.runtime.errors import OutOfResources
 
 NUM_TICKETS = 1 << 16
+_DEFAULT_STAGES = 3
+"""Triton's, where a kernel's launch says nothing."""
 _tickets: dict[torch.device, Tensor] = {}
 _early = {"most_tokens": 64}
 _rehearsed: set[Hashable] | None = None
@@ -105,12 +108,24 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: Any) ->
         kernel: Whose constants follow its other arguments.
         grid: Programs.
         *arguments: Tensors of one device, the first no None; numbers; None.
-        **named: All constants, and `launch_options`.
+        **named: All constants, and `launch_options`. Their stages are what the kernel has at most: sizes were measured
+            on a card with more shared memory than others have, and where it does not suffice, fewer are tried.
     """
-    if _rehearsed is None:
-        kernel[grid](*arguments, **named)
+    if _rehearsed is not None:
+        _compile_once(kernel, grid, arguments, named)
         return
-    # Layers launch the same kinds again and again, and asking the compiler costs the host a millisecond each time.
+    try:
+        kernel[grid](*arguments, **named)
+    except OutOfResources as error:
+        stages = named.get("num_stages", _DEFAULT_STAGES)
+        if error.name != "shared memory" or stages == 1:
+            raise
+        launch(kernel, grid, *arguments, **named | {"num_stages": stages - 1})
+
+
+def _compile_once(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """Layers launch the same kinds again and again, and asking the compiler costs the host a millisecond each time."""
+    assert _rehearsed is not None
     kind = (kernel, *map(_kind, arguments), *named.items())
     if kind not in _rehearsed:
         _rehearsed.add(kind)

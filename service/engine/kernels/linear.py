@@ -1,7 +1,8 @@
 """Matrix products of few tokens, where streaming the weights is all that counts; Triton.
 
 Owns `linear`, `norm_linear` and `linear_add`. One token: every program holds its rows of weights whole, in registers,
-so that all its loads are under way at once. Few tokens: tensor cores, one tile of 16 tokens. More: cuBLAS.
+so that all its loads are under way at once. Few tokens: tensor cores, one tile of 16 tokens. More: cuBLAS; but 8-bit
+rows, which cuBLAS would need in full, stay with tiles of 64 tokens as long as reading weights counts most.
 Stateless; used by the engine's single thread.
 
 Shape letters: T tokens, H inputs, O outputs.
@@ -17,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from service.engine.int8_rows import Int8Rows, Weight, in_full, levels_of
 from service.engine.kernels.launch import (
     early,
     launch,
@@ -29,6 +31,10 @@ from service.engine.kernels.norm import rms_norm
 
 MAX_SMALL_TOKENS = 16
 """Not measured yet. More tokens go to cuBLAS."""
+MAX_INT8_TOKENS = 256
+"""The same for 8-bit rows: as many as a decode step has rows, so that the head, the widest of all products, is never
+there in full. Not measured yet."""
+MAX_TILE_TOKENS = 64
 MAX_HELD_WIDTH = 8192
 """Inputs of a row that a program can hold."""
 
@@ -64,6 +70,8 @@ TILE_CONFIGS: tuple[tuple[int, TileConfig], ...] = (
     (1 << 62, TileConfig(rows=64, depth=256, num_warps=4, num_stages=3)),
 )
 """By outputs at most. Measured with 16 tokens as above: 4.8, 7.9 and 121 us."""
+WIDE_TILE_CONFIG = TileConfig(rows=64, depth=64, num_warps=4, num_stages=3)
+"""For more tokens than 16. Not measured yet."""
 
 
 @triton.jit
@@ -91,6 +99,7 @@ def _one_token(
     x: tl.tensor,
     norm: tl.tensor,
     weight: tl.tensor,
+    scales: tl.tensor,
     residual: tl.tensor,
     out: tl.tensor,
     eps: tl.tensor,
@@ -101,6 +110,7 @@ def _one_token(
     ROWS: tl.constexpr,
     NORM: tl.constexpr,
     ADD: tl.constexpr,
+    SCALED: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     """Rows of weights times one token; grid `[row groups, tokens]`."""
@@ -113,6 +123,8 @@ def _one_token(
     if SECOND > 0:
         column = FIRST + tl.arange(0, SECOND)[None]
         second = tl.load(starts + column, row_inside & (column < WIDTH), other=0.0)
+    if SCALED:
+        factor = tl.load(scales + row, row < num_outputs, other=0.0)
     wait_for_inputs(EARLY)
     let_next_start(EARLY)
     x += token * WIDTH
@@ -133,6 +145,8 @@ def _one_token(
             column = FIRST + tl.arange(0, SECOND)
             part = tl.load(x + column, column < WIDTH, other=0.0)
             sums += tl.sum(second.to(tl.float32) * part[None].to(tl.float32), 1)
+    if SCALED:
+        sums *= factor
     target = token * num_outputs + row
     if ADD:
         sums += tl.load(residual + target, row < num_outputs, other=0.0).to(tl.float32)
@@ -144,6 +158,7 @@ def _few_tokens(
     x: tl.tensor,
     norm: tl.tensor,
     weight: tl.tensor,
+    scales: tl.tensor,
     residual: tl.tensor,
     out: tl.tensor,
     eps: tl.tensor,
@@ -153,16 +168,21 @@ def _few_tokens(
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     DEPTH: tl.constexpr,
+    TILES: tl.constexpr,
     NORM: tl.constexpr,
     ADD: tl.constexpr,
+    SCALED: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    """Rows of weights times one tile of tokens; grid `[row groups]`."""
+    """Rows of weights times one tile of tokens; grid `[row groups * tiles]`."""
     wait_for_inputs(EARLY)
     let_next_start(EARLY)
     token = tl.arange(0, TOKENS)
+    if TILES > 1:
+        # Neighbours read the same weights.
+        token += tl.program_id(0) % TILES * TOKENS
     token_inside = (token < num_tokens)[:, None]
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0) // TILES * ROWS + tl.arange(0, ROWS)
     row_inside = (row < num_outputs)[:, None]
     depth = tl.arange(0, DEPTH)[None]
     xs = x + token[:, None] * WIDTH + depth
@@ -181,7 +201,10 @@ def _few_tokens(
         if NORM:
             scaled = (value.to(tl.float32) * scale[:, None]).to(value.dtype).to(tl.float32)
             value = (scaled * tl.load(norm + start + depth, inside, other=0.0).to(tl.float32)).to(value.dtype)
-        sums = tl.dot(value, tl.load(weights + start, row_inside & inside, other=0.0).T, sums, input_precision="ieee")
+        rows = tl.load(weights + start, row_inside & inside, other=0.0)
+        sums = tl.dot(value, rows.to(value.dtype).T, sums, input_precision="ieee")
+    if SCALED:
+        sums *= tl.load(scales + row, row < num_outputs, other=0.0)[None]
     target = token[:, None] * num_outputs + row[None]
     inside = token_inside & (row < num_outputs)[None]
     if ADD:
@@ -189,36 +212,39 @@ def _few_tokens(
     tl.store(out + target, sums.to(out.dtype.element_ty), inside)
 
 
-def linear(x_TH: Tensor, weight_OH: Tensor) -> Tensor:
+def linear(x_TH: Tensor, weight_OH: Weight) -> Tensor:
     """See `reference.linear`."""
-    if not _is_small(x_TH):
-        return F.linear(x_TH, weight_OH)
+    if not _is_small(x_TH, weight_OH):
+        return F.linear(x_TH, in_full(weight_OH, x_TH.dtype))
     return _multiply(x_TH, None, 0.0, weight_OH, None)
 
 
-def norm_linear(x_TH: Tensor, norm_H: Tensor, eps: float, weight_OH: Tensor) -> Tensor:
+def norm_linear(x_TH: Tensor, norm_H: Tensor, eps: float, weight_OH: Weight) -> Tensor:
     """See `reference.norm_linear`."""
-    if not _is_small(x_TH):
-        return F.linear(rms_norm(x_TH, norm_H, eps), weight_OH)
+    if not _is_small(x_TH, weight_OH):
+        return F.linear(rms_norm(x_TH, norm_H, eps), in_full(weight_OH, x_TH.dtype))
     return _multiply(x_TH, norm_H, eps, weight_OH, None)
 
 
-def linear_add(x_TH: Tensor, weight_OH: Tensor, residual_TO: Tensor) -> None:
+def linear_add(x_TH: Tensor, weight_OH: Weight, residual_TO: Tensor) -> None:
     """See `reference.linear_add`."""
-    if not _is_small(x_TH):
-        residual_TO.addmm_(x_TH, weight_OH.t())
+    if not _is_small(x_TH, weight_OH):
+        residual_TO.addmm_(x_TH, in_full(weight_OH, x_TH.dtype).t())
         return
     _multiply(x_TH, None, 0.0, weight_OH, residual_TO)
 
 
-def _is_small(x_TH: Tensor) -> bool:
-    return 0 < x_TH.shape[0] <= MAX_SMALL_TOKENS and x_TH.shape[1] <= MAX_HELD_WIDTH
+def _is_small(x_TH: Tensor, weight_OH: Weight) -> bool:
+    most = MAX_INT8_TOKENS if isinstance(weight_OH, Int8Rows) else MAX_SMALL_TOKENS
+    return 0 < x_TH.shape[0] <= most and x_TH.shape[1] <= MAX_HELD_WIDTH
 
 
-def _multiply(x_TH: Tensor, norm_H: Tensor | None, eps: float, weight_OH: Tensor, residual_TO: Tensor | None) -> Tensor:
+def _multiply(x_TH: Tensor, norm_H: Tensor | None, eps: float, weight_OH: Weight, residual_TO: Tensor | None) -> Tensor:
     if x_TH.shape[0] == 1:
         row_config = next(config for most, config in ROW_CONFIGS if len(weight_OH) <= most)
         return multiply_one(x_TH, norm_H, eps, weight_OH, residual_TO, row_config)
+    if x_TH.shape[0] > MAX_SMALL_TOKENS:
+        return multiply_few(x_TH, norm_H, eps, weight_OH, residual_TO, WIDE_TILE_CONFIG)
     tile_config = next(config for most, config in TILE_CONFIGS if len(weight_OH) <= most)
     return multiply_few(x_TH, norm_H, eps, weight_OH, residual_TO, tile_config)
 
@@ -227,21 +253,22 @@ def multiply_one(
     x_TH: Tensor,
     norm_H: Tensor | None,
     eps: float,
-    weight_OH: Tensor,
+    weight_OH: Weight,
     residual_TO: Tensor | None,
     config: RowConfig,
 ) -> Tensor:
     """Each token for itself, `normed(x) @ weight.T + residual` in place of the residual, if there is one."""
     (tokens, width), outputs = x_TH.shape, len(weight_OH)
-    _require_contiguous(x_TH, weight_OH)
+    weight, scale = levels_of(weight_OH)
+    _require_contiguous(x_TH, weight, scale)
     out_TO = torch.empty(tokens, outputs, dtype=x_TH.dtype, device=x_TH.device) if residual_TO is None else residual_TO
     first, second = split_width(width)
     is_early = early(x_TH.device, tokens)
     launch(
         _one_token, (triton.cdiv(outputs, config.rows), tokens),
-        x_TH, norm_H, weight_OH, residual_TO, out_TO, eps, outputs,
+        x_TH, norm_H, weight, scale, residual_TO, out_TO, eps, outputs,
         WIDTH=width, FIRST=first, SECOND=second, ROWS=config.rows,
-        NORM=norm_H is not None, ADD=residual_TO is not None, EARLY=is_early,
+        NORM=norm_H is not None, ADD=residual_TO is not None, SCALED=scale is not None, EARLY=is_early,
         **launch_options(config.num_warps, 1, is_early),
     )  # fmt: skip
     return out_TO
@@ -251,25 +278,28 @@ def multiply_few(
     x_TH: Tensor,
     norm_H: Tensor | None,
     eps: float,
-    weight_OH: Tensor,
+    weight_OH: Weight,
     residual_TO: Tensor | None,
     config: TileConfig,
 ) -> Tensor:
-    """All tokens, at most 16 or as many as make a tile, in one pass over the weights."""
+    """All tokens, 64 of them in one pass over the weights."""
     (tokens, width), outputs = x_TH.shape, len(weight_OH)
-    _require_contiguous(x_TH, weight_OH)
+    weight, scale = levels_of(weight_OH)
+    _require_contiguous(x_TH, weight, scale)
     out_TO = torch.empty(tokens, outputs, dtype=x_TH.dtype, device=x_TH.device) if residual_TO is None else residual_TO
+    tile_tokens = min(MAX_TILE_TOKENS, max(16, triton.next_power_of_2(tokens)))
+    tiles = triton.cdiv(tokens, tile_tokens)
     is_early = early(x_TH.device, tokens)
     launch(
-        _few_tokens, (triton.cdiv(outputs, config.rows),),
-        x_TH, norm_H, weight_OH, residual_TO, out_TO, eps, tokens, outputs,
-        WIDTH=width, TOKENS=max(16, triton.next_power_of_2(tokens)), ROWS=config.rows, DEPTH=config.depth,
-        NORM=norm_H is not None, ADD=residual_TO is not None, EARLY=is_early,
+        _few_tokens, (triton.cdiv(outputs, config.rows) * tiles,),
+        x_TH, norm_H, weight, scale, residual_TO, out_TO, eps, tokens, outputs,
+        WIDTH=width, TOKENS=tile_tokens, ROWS=config.rows, DEPTH=config.depth, TILES=tiles,
+        NORM=norm_H is not None, ADD=residual_TO is not None, SCALED=scale is not None, EARLY=is_early,
         **launch_options(config.num_warps, config.num_stages, is_early),
     )  # fmt: skip
     return out_TO
 
 
-def _require_contiguous(*tensors: Tensor) -> None:
+def _require_contiguous(*tensors: Tensor | None) -> None:
     for tensor in tensors:
-        assert tensor.is_contiguous(), "kernels of linear need contiguous tensors"
+        assert tensor is None or tensor.is_contiguous(), "kernels of linear need contiguous tensors"

@@ -2,9 +2,9 @@
 
 Owns `mixture_lora` and `mixture_lora_add`. Pairs of token and choice are sorted a second time, by adapter and expert
 together, so a tile has one low-rank pair of matrices; two kernels, down to the rank and up again, run over those tiles
-before the activation and after it. The base's products are `experts`', which take what is to be added to gates and ups.
-A token's result does not depend on its company. Nothing waits for the host. Stateless; used by the engine's single
-thread.
+before the activation and after it. The base's products are `expert_tiles`', which take what is to be added to gates
+and ups. A token's result does not depend on its company. Nothing waits for the host. Stateless; used by the engine's
+single thread.
 
 Shape letters: T tokens, H hidden width, E experts, K experts per token, I expert width, J = 2 * I, S slots, R rank,
 Q = parts * R, P pairs; a kind is slot * E + expert, and one more for the pairs of tokens without an adapter.
@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from service.engine.kernels.experts import multiply_tiles, sum_pairs, tile_config
+from service.engine.int8_rows import Weight, levels_of
+from service.engine.kernels.expert_tiles import multiply_tiles, sum_pairs, tile_config
 from service.engine.kernels.launch import early, launch, launch_options, let_next_start, wait_for_inputs
 from service.engine.kernels.sorting import SortedPairs, sort_pairs
 from service.engine.lora import ExpertLowRank
@@ -149,8 +150,8 @@ def mixture_lora(
     x_TH: Tensor,
     weights_TK: Tensor,
     experts_TK: Tensor,
-    gate_up_EJH: Tensor,
-    down_EHI: Tensor,
+    gate_up_EJH: Weight,
+    down_EHI: Weight,
     low: ExpertLowRank,
     slots_T: Tensor,
 ) -> Tensor:
@@ -164,8 +165,8 @@ def mixture_lora_add(
     x_TH: Tensor,
     weights_TK: Tensor,
     experts_TK: Tensor,
-    gate_up_EJH: Tensor,
-    down_EHI: Tensor,
+    gate_up_EJH: Weight,
+    down_EHI: Weight,
     low: ExpertLowRank,
     slots_T: Tensor,
     residual_TH: Tensor,
@@ -178,16 +179,17 @@ def _mix(
     x_TH: Tensor,
     weights_TK: Tensor,
     experts_TK: Tensor,
-    gate_up_EJH: Tensor,
-    down_EHI: Tensor,
+    gate_up_EJH: Weight,
+    down_EHI: Weight,
     low: ExpertLowRank,
     slots_T: Tensor,
     residual_TH: Tensor | None,
     out_TH: Tensor,
 ) -> None:
     (tokens, chosen), inner, (num_slots, num_routed) = experts_TK.shape, down_EHI.shape[2], low.up_A_SEQH.shape[:2]
-    for tensor in (x_TH, weights_TK, experts_TK, gate_up_EJH, down_EHI, slots_T, out_TH, *low.tensors):
-        assert tensor.is_contiguous(), "mixture_lora needs contiguous tensors"
+    base = *levels_of(gate_up_EJH), *levels_of(down_EHI)
+    for tensor in (x_TH, weights_TK, experts_TK, *base, slots_T, out_TH, *low.tensors):
+        assert tensor is None or tensor.is_contiguous(), "mixture_lora needs contiguous tensors"
     if not tokens:
         return
     num_pairs = tokens * chosen

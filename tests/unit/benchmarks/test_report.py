@@ -17,7 +17,7 @@ ORIGIN = {
 }
 EMPTY = "".join(
     f"<!-- results: {name} -->\n<!-- end -->\n"
-    for name in ("engine", "ablation", "adapters", "concurrency", "cpu", "exactness")
+    for name in ("engine", "ablation", "weights", "adapters", "concurrency", "cpu", "exactness")
 )
 
 
@@ -49,6 +49,9 @@ def results(tmp_path):
         row("throughput", 256, 512, 4.1, adapters=8, adapter_rank=16, date="2026-11-23T12:00:00+00:00"),
         row("adapters", 256, 512, 5.0, adapters=8, adapter_rank=16, date="2026-11-23T12:00:00+00:00"),
         *sweep,
+        row("prefill", 256, 1, 0.5, weights="int8"),
+        row("sweep", 8, 256, 9.0, weights="int8", clients=4),
+        {"benchmark": "engine", "ceilings": ceilings | {"copy_bytes_per_s": 9e12}, "weights": "int8", **ORIGIN},
     ]
     write(tmp_path, "engine-card-x.jsonl", engine)
     write(tmp_path, "peers-card-x.jsonl", [row("prefill", 256, 1, 8.0, engine="vllm")])
@@ -65,6 +68,9 @@ def test_tables_say_what_the_rows_say(results):
     page, drawn = render(EMPTY, results)
     assert "| SMALL, 256 requests, 1 new token | pages/s | **128** | 32 (recorded) | 4.0 |" in page
     assert "| vision-batching | 42.67 pages/s, 3.00x slower |" in page
+    assert "| SMALL, 256 requests, 1 new token | pages/s | **512** | 128 | 4.00 |" in page
+    assert page.count("**512**") == 1, "8-bit rows stand in no other table"
+    assert "copy 3.00 TB/s" in page
     assert "| base alone, no adapters resident | 64 | 102.5% |" in page
     assert "| 8 adapters of rank 16 in turn, in one batch | 51.2 | 82.0% |" in page
     assert "| 4 | 4 | 1024 | 1 s | 1.5 s | 0.1 s |" in page

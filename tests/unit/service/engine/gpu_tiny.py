@@ -7,7 +7,7 @@ from service.engine.gpu.runner import GpuRunner
 from service.engine.gpu.state import AnswerState
 from service.engine.gpu.vision import GpuVision
 from service.engine.kernels import reference
-from service.engine.loader import EngineLimits
+from service.engine.loader import EngineLimits, WeightForm
 from service.engine.lora import make_bank
 from service.engine.protocol import EngineInfo
 from tests.unit.service.engine.tiny import GEOMETRY, tiny_model, tiny_tokenizer
@@ -35,7 +35,11 @@ def paged_runner(model, limits: EngineLimits, eos_id: int, *, block_tokens: int 
     return GpuRunner(
         model,
         decoder=GpuDecoder(
-            model, kernels, max_positions=limits.max_sequence_tokens, takes_adapters=bool(limits.adapter_slots)
+            model,
+            kernels,
+            max_positions=limits.max_sequence_tokens,
+            takes_adapters=bool(limits.adapter_slots),
+            is_int8=limits.weights is WeightForm.INT8,
         ),
         vision=GpuVision(model),
         cache=cache,

@@ -10,7 +10,7 @@ from service.engine import choice
 from service.engine.choice import choose_source
 from service.engine.client import ProcessEngine
 from service.engine.fake import FakeEngineHandle
-from service.engine.loader import EngineLimits, EngineSource
+from service.engine.loader import EngineLimits, EngineSource, WeightForm
 from service.errors import ConfigurationError
 
 
@@ -50,6 +50,14 @@ def test_shipped_model_is_a_folder_with_a_name_of_its_own(shipped: Path) -> None
 def test_the_shipped_model_is_too_small_to_be_rounded(shipped: Path) -> None:
     assert choose("nano", cuda=True).dtype == "float32"
     assert choose("nano", dtype="bfloat16", cuda=True).dtype == "bfloat16"
+
+
+def test_8_bit_weights_are_for_a_gpu_alone() -> None:
+    values = {"model": "some/where", "dtype": "auto", "limits": EngineLimits(weights=WeightForm.INT8)}
+    assert choose_source(**values, device="auto", cuda=True).limits.weights is WeightForm.INT8
+    for device, cuda in (("auto", False), ("cpu", True)):
+        with pytest.raises(ConfigurationError, match="DEEPSYNTH_WEIGHTS"):
+            choose_source(**values, device=device, cuda=cuda)
 
 
 def test_other_model_keeps_its_name() -> None:

@@ -1,5 +1,6 @@
 """The shipped model through both runners: token for token what transformers' generation reads."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from service.engine.engine import TorchEngine
-from service.engine.loader import EngineLimits, make_engine
+from service.engine.loader import EngineLimits, WeightForm, make_engine
 from service.engine.protocol import SequenceRequest, SequenceResult
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews
@@ -54,13 +55,19 @@ def plain() -> TorchEngine:
     return make_engine(checkpoint(), LIMITS)
 
 
-def paged() -> TorchEngine:
-    runner = paged_runner(checkpoint().model, LIMITS, checkpoint().tokenizer.eos_id, block_tokens=64)
-    return TorchEngine(runner, checkpoint().tokenizer, plain().info, LIMITS)
+def paged(weights: WeightForm = WeightForm.FULL) -> TorchEngine:
+    limits = replace(LIMITS, weights=weights)
+    runner = paged_runner(checkpoint().model, limits, checkpoint().tokenizer.eos_id, block_tokens=64)
+    return TorchEngine(runner, checkpoint().tokenizer, plain().info, limits)
+
+
+def paged_int8() -> TorchEngine:
+    """nano ships as 8-bit rows, so nothing is lost by making such rows of it."""
+    return paged(WeightForm.INT8)
 
 
 @needs_nano
-@pytest.mark.parametrize("make", [plain, paged])
+@pytest.mark.parametrize("make", [plain, paged, paged_int8])
 def test_pages_together_are_read_as_by_generation(make):
     engine, found = make(), {}
     pages = {text: page_of(text) for text in TEXTS}

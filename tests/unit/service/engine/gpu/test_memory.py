@@ -11,6 +11,8 @@ PUBLIC = DecoderShape(
     num_layers=12, hidden_size=1280, vocab_size=129_280, dense_width=6848, expert_width=896, num_chosen=8, value_bytes=2
 )
 WEIGHTS = int(6.7e9)
+INT8_WEIGHTS = int(3.92e9)
+"""See `test_packing.py`."""
 CONTEXT = GIB // 2
 
 
@@ -57,6 +59,17 @@ def test_no_more_blocks_than_slots_can_fill():
 def test_a_card_that_is_too_small_is_told_so_at_the_start(card_gib):
     with pytest.raises(EngineError, match="too small"):
         plan_of(card_gib, slots=8)
+
+
+@pytest.mark.parametrize(("card_gib", "least_tokens"), [(7.6, 10_000), (9.6, 30_000)])
+def test_8_bit_rows_leave_smaller_cards_a_useful_cache(card_gib, least_tokens):
+    plan = plan_of(card_gib, used_bytes=INT8_WEIGHTS + CONTEXT, slots=16)
+    assert plan.num_blocks * 64 >= least_tokens
+
+
+def test_6_gb_are_too_few_for_8_bit_rows_as_well():
+    with pytest.raises(EngineError, match="too small"):
+        plan_of(5.8, used_bytes=INT8_WEIGHTS + CONTEXT, slots=8)
 
 
 @given(
