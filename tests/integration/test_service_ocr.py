@@ -105,6 +105,20 @@ async def test_fields_reach_the_engine() -> None:
     assert (answer["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 3)
 
 
+async def test_a_seed_draws_the_same_text_again() -> None:
+    async with running_service() as service:
+        greedy = [(await service.ocr(png(), **fields)).json() for fields in ({}, {"temperature": "0", "seed": "5"})]
+        drawn = (await service.ocr(png(), temperature="1")).json()
+        again = (await service.ocr(png(), temperature="1", seed=str(drawn["seed"]))).json()
+        other = (await service.ocr(png(), temperature="1", seed="-1")).json()
+    assert [answer["seed"] for answer in greedy] == [None, None]
+    assert greedy[0]["text"] == greedy[1]["text"]
+    assert (again["text"], again["seed"]) == (drawn["text"], drawn["seed"])
+    assert other["seed"] == -1
+    assert len({greedy[0]["text"], drawn["text"], other["text"]}) == 3
+    assert {request.temperature for request in service.engine.submitted} == {0.0, 1.0}
+
+
 async def test_empty_fields_count_as_not_given() -> None:
     async with running_service() as service:
         response = await service.ocr(png(), mode="", pages=" ", query="", task="")
@@ -158,7 +172,15 @@ async def test_bad_files_get_their_code_and_leak_nothing() -> None:
         ({"pages": "2"}, 422, "page_out_of_range", None),
         ({"pages": "1-17"}, 422, "too_many_pages", None),
         ({"stream": "secret"}, 422, "invalid_field", "stream"),
-        ({"temperature": "1"}, 422, "invalid_field", ""),
+        ({"top_p": "1"}, 422, "invalid_field", ""),
+        ({"temperature": "2.1"}, 422, "invalid_field", "temperature"),
+        ({"temperature": "-0.1"}, 422, "invalid_field", "temperature"),
+        ({"temperature": "nan"}, 422, "invalid_field", "temperature"),
+        ({"temperature": "inf"}, 422, "invalid_field", "temperature"),
+        ({"temperature": "secret"}, 422, "invalid_field", "temperature"),
+        ({"seed": "1.5"}, 422, "invalid_field", "seed"),
+        ({"seed": str(2**63)}, 422, "invalid_field", "seed"),
+        ({"seed": "secret", "temperature": "0"}, 422, "invalid_field", "seed"),
         ({"model_id": "secret"}, 404, "model_not_found", None),
         ({"model_id": "../../etc/secret"}, 404, "model_not_found", None),
         ({"query": "x" * 1001, "task": "locate"}, 422, "invalid_field", "query"),

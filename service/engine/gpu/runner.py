@@ -337,7 +337,14 @@ class GpuRunner:
             logits_RV = graphs.run(prompts, cells, features, adapters)
         else:
             logits_RV = self._logits(prompts, cells, features, adapters, need)
-        self._state.open(slots, lengths, [row.max_new_tokens for row in rows], adapters=adapters)
+        self._state.open(
+            slots,
+            lengths,
+            [row.max_new_tokens for row in rows],
+            temperatures=[row.temperature for row in rows],
+            seeds=[row.seed for row in rows],
+            adapters=adapters,
+        )
         slots_R = to_device(np.array(slots), self._device)
         return self._reports.to_host(self._kernels.choose(logits_RV, slots_R, self._state, self._rule))
 
