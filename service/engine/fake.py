@@ -37,8 +37,7 @@ MAX_REMEMBERED_BATCHES = 256
 
 
 def fake_tokens(request: SequenceRequest, adapter: bytes = b"") -> list[str]:
-    """What the fake reads on a page: words chosen by a hash of pixels, prompt, adapter and, unless it is greedy, the way
-    of choosing.
+    """What the fake reads on a page: words chosen by a hash of pixels, prompt, adapter and, where it draws, its seed.
 
     Args:
         request: The page and what is asked of it.

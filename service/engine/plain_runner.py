@@ -1,8 +1,8 @@
 """The runner of plain torch: slots over `ModelRunner`'s rows, answers' ends and loops decided on the host.
 
 Owns which slot sits in which row, and for each slot what `kernels.choose` keeps on a GPU: newest token, loop detector,
-guard of the second attempt, way of choosing. For CPUs, and for decoders that the GPU path does not know. Every call waits for its work,
-so a report is never owed for long. Used by the engine's single thread.
+guard of the second attempt, way of choosing. For CPUs, and for decoders that the GPU path does not know. Every call
+waits for its work, so a report is never owed for long. Used by the engine's single thread.
 """
 
 from __future__ import annotations

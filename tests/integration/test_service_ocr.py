@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from service.engine.fake import FakeEngine, FakeEngineHandle
+from service.routes.form import MAX_FIELDS
 from shared.contract.prompts import Task, prompt_for
 from tests.support.pdf import make_pdf
 from tests.support.service import RunningService, encode, page_image, png, running_service
@@ -29,6 +30,7 @@ async def test_page_is_read() -> None:
         "id",
         "text",
         "model_id",
+        "seed",
         "finish_reason",
         "confidence",
         "latency_ms",
@@ -213,7 +215,7 @@ async def test_bodies_that_are_no_form() -> None:
         assert await post_raw(service, b"", form) == (422, "invalid_field")
         assert await post_raw(service, field + b"--b--\r\n", form) == (422, "invalid_field")
         assert await post_raw(service, (part + b"1\r\n") * 2 + b"--b--\r\n", form) == (400, "malformed_body")
-        assert await post_raw(service, field * 9 + part + b"--b--\r\n", form) == (400, "malformed_body")
+        assert await post_raw(service, field * (MAX_FIELDS + 1) + part + b"--b--\r\n", form) == (400, "malformed_body")
         assert await post_raw(service, field * 2 + part + b"\r\n--b--\r\n", form) == (422, "invalid_field")
         long = field.replace(b"free", b"x" * 17_000)
         assert await post_raw(service, long + b"--b--\r\n", form) == (400, "malformed_body")

@@ -1,7 +1,8 @@
 """Choosing the next token of every row, in plain torch: bans, sampling, the end of an answer, the loop detector.
 
 Owns what `choose` means, on the device's state alone; the Triton kernel in `choose.py` computes the same. The loop
-detector and the guard are those of `repetition.py`, batched; the noise is that of `sampling.py`. Used by the engine's single thread.
+detector and the guard are those of `repetition.py`, batched; draws are those of `sampling.py`. Used by the engine's
+single thread.
 
 Shape letters: B rows, V vocabulary, L answer tokens at most, P periods, W positions of the guard's window,
 S slots.

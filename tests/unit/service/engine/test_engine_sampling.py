@@ -1,6 +1,7 @@
 """Sampling, from the rule to the text: both runners draw the same, whatever runs beside."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,11 +22,13 @@ SHORT = LoopRule(min_tokens=12, min_repeats=3)
 ENGINES = pytest.mark.parametrize("make", [tiny_engine, paged_engine])
 
 
-def sampled(seed: int, temperature: float = 1.0, **changes):
-    """The page of `request_of(seed)`, drawn with a seed of its own, far beyond 32 bits."""
-    values = {"temperature": temperature, "seed": 2**40 + seed, **changes}
-    request = request_of(seed, **values)
-    return request
+def drawn(request, seed: int, temperature: float = 1.0):
+    return replace(request, temperature=temperature, seed=seed)
+
+
+def sampled(number: int, temperature: float = 1.0):
+    """The page of `request_of(number)`, drawn with a seed of its own, far beyond 32 bits."""
+    return drawn(request_of(number), 2**40 + number, temperature)
 
 
 def read(make, requests, **limits):
@@ -105,7 +108,9 @@ def test_confidence_is_the_models_own_at_temperature_1():
     greedy, hot = runner.prefill(
         [Prompt(prompt, torch.zeros(0, 32)), Prompt(prompt, torch.zeros(0, 32), draw=Draw(2.0, 11, 0))]
     )
-    logits = MODEL.lm_head(MODEL.model.decode(MODEL.embed_inputs(torch.tensor([prompt]), []), torch.arange(4)[None])[0])
+    with torch.inference_mode():
+        embeds = MODEL.embed_inputs(torch.tensor([prompt]), [])
+        logits = MODEL.lm_head(MODEL.model.decode(embeds, torch.arange(4)[None])[0])
     logs = logits[0, -1].log_softmax(dim=-1)
     assert greedy.token != hot.token
     for found in (greedy, hot):
@@ -116,20 +121,20 @@ def test_confidence_is_the_models_own_at_temperature_1():
 @given(
     make=st.sampled_from([tiny_engine, paged_engine]),
     order=st.permutations(range(8)),
-    drawn=st.sets(st.integers(0, 7)),
+    sampling=st.sets(st.integers(0, 7)),
     pauses=st.lists(st.integers(0, 6), min_size=8, max_size=8),
     batch_size=st.integers(1, 5),
     views_per_step=st.integers(1, 6),
 )
-def test_text_depends_on_page_and_seed_and_not_on_company_or_slot(make, order, drawn, pauses, **limits):
+def test_text_depends_on_page_and_seed_and_not_on_company_or_slot(make, order, sampling, pauses, **limits):
     engine = make(MODEL, loop_rule=NEVER, **limits)
     events = []
     for number, pause in zip(order, pauses, strict=True):
-        engine.submit(sampled(number) if number in drawn else request_of(number))
+        engine.submit(sampled(number) if number in sampling else request_of(number))
         for _ in range(pause):
             events += engine.step()
             engine.check_integrity()
-    expected = {f"page-{number}": (DRAWN if number in drawn else ALONE)[f"page-{number}"] for number in range(8)}
+    expected = {f"page-{number}": (DRAWN if number in sampling else ALONE)[f"page-{number}"] for number in range(8)}
     found = outcomes(events + drain(engine))
     assert texts(found) == texts(expected)
     for name, result in found.items():
@@ -138,7 +143,7 @@ def test_text_depends_on_page_and_seed_and_not_on_company_or_slot(make, order, d
 
 @ENGINES
 def test_another_seed_draws_another_text(make):
-    found = [read(make, [sampled(0, seed=seed)])["page-0"].text for seed in (1, 2, 2**32 + 1, 1)]
+    found = [read(make, [drawn(request_of(0), seed)])["page-0"].text for seed in (1, 2, 2**32 + 1, 1)]
     assert found[0] == found[3]
     assert len(set(found)) == 3
 
@@ -152,7 +157,7 @@ def test_nearly_no_temperature_is_greedy(make):
 @pytest.mark.parametrize("changes", [{"temperature": -1.0}, {"temperature": float("nan")}, {"temperature": 2.5},
                                      {"seed": -1}, {"seed": MAX_SEED + 1}])  # fmt: skip
 def test_what_cannot_be_drawn_fails_alone(make, changes):
-    found = read(make, [request_of(1, **changes), request_of(2)])
+    found = read(make, [replace(request_of(1), **changes), request_of(2)])
     assert isinstance(found["page-1"], SequenceFailure)
     assert found["page-2"].text == ALONE["page-2"].text
 
@@ -171,7 +176,7 @@ def test_a_second_attempt_goes_on_drawing(monkeypatch):
     for make in (tiny_engine, paged_engine):
         engine = make(looping_model(), loop_rule=SHORT, max_new_tokens=200)
         for seed in range(6):
-            engine.submit(tiny_request(f"s{seed}", seed=1, max_new_tokens=200, temperature=0.2, seed_of_draw=seed))
+            engine.submit(drawn(tiny_request(f"s{seed}", seed=1, max_new_tokens=200), seed, 0.2))
         found[make] = {name: (r.text, r.finish_reason) for name, r in outcomes(drain(engine)).items()}
     assert rewinds
     assert found[tiny_engine] == found[paged_engine]
