@@ -188,7 +188,7 @@ def trace(model: Any, kernels: Any, adapters: int, rank: int, *, is_int8: bool =
     named = chosen or [-1] * len(slots)
     found = {"prefill, 8 prompts": runner._logits(prompts, cells, [], named, runner._need(named))}
     # Padded, as captured prefills are; writes the same keys again.
-    found["prefill, 3 prompts, padded"] = runner._prompts[-1].run(prompts[:3], cells[:3], [], named[:3])
+    found["prefill, 3 prompts, padded"] = runner._prompts.graphs[-1].run(prompts[:3], cells[:3], [], named[:3])
     state.open(slots, [length + 1 for length in lengths], [64] * 8, adapters=chosen)
     forced = torch.from_numpy(noise.integers(10, 2000, (12, 8))).to(device)
     for step in range(12):

@@ -48,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     ocr.add_argument("--mode", choices=[str(mode) for mode in Mode], help="resolution; default: the model's own")
     ocr.add_argument("--pages", help="pages of a PDF or TIFF, such as 1-3,7; default: all")
     ocr.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens a page may take")
+    ocr.add_argument("--temperature", type=float, metavar="T", help="draw tokens, 0 to 2; default: 0, the likeliest")
+    ocr.add_argument("--seed", type=int, metavar="N", help="draw the same again; with --temperature")
     _add_adapters(commands)
     describe = commands.add_parser(
         "describe",
@@ -110,6 +112,8 @@ def _run_ocr(parser: argparse.ArgumentParser, arguments: argparse.Namespace, set
         mode=None if arguments.mode is None else Mode(arguments.mode),
         pages=arguments.pages,
         max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
     )
     return ocr(settings, options)
 

@@ -85,6 +85,8 @@ class ReadOptions:
     mode: Mode | None
     pages: str | None
     max_new_tokens: int | None
+    temperature: float | None
+    seed: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,8 @@ async def _read_file(bench: _Bench, room: asyncio.Semaphore, path: Path, options
                 mode=options.mode,
                 max_new_tokens=options.max_new_tokens,
                 pages=options.pages,
+                temperature=options.temperature,
+                seed=options.seed,
             )
             with bench.gate.admit() as permit:
                 reading = await bench.reader.read(data, order, permit)

@@ -67,6 +67,8 @@ class OcrAnswer(Wire):
     """All pages, joined by a blank line."""
     model_id: str
     """What answered; an adapter as `name@version`."""
+    seed: int | None
+    """What the text was drawn with, given or chosen; null at temperature 0."""
     finish_reason: Literal["stop", "length", "repetition"]
     """The worst of the pages'."""
     confidence: float

@@ -165,6 +165,8 @@ class TorchEngine:
             stages=Stages(submitted_s=self._clock()),
             cost=cost,
             adapter=adapter,
+            temperature=request.temperature,
+            seed=request.seed,
         )
         self._pages.add(sequence)
 
@@ -260,7 +262,7 @@ class TorchEngine:
         name = request.sequence_id
         if name in self._pages:
             return SequenceFailure(name, "engine_failed", "the id is in use")
-        fault = request.page.find_fault(self._info.geometry)
+        fault = request.find_fault() or request.page.find_fault(self._info.geometry)
         return SequenceFailure(name, "engine_failed", fault) if fault else None
 
     def _order_tokens(self) -> bool:

@@ -37,7 +37,7 @@ MAX_REMEMBERED_BATCHES = 256
 
 
 def fake_tokens(request: SequenceRequest, adapter: bytes = b"") -> list[str]:
-    """What the fake reads on a page: words chosen by a hash of pixels, prompt and adapter.
+    """What the fake reads on a page: words chosen by a hash of pixels, prompt, adapter and, where it draws, its seed.
 
     Args:
         request: The page and what is asked of it.
@@ -51,6 +51,8 @@ def fake_tokens(request: SequenceRequest, adapter: bytes = b"") -> list[str]:
         seed.update(array.tobytes())
     seed.update(request.prompt.encode())
     seed.update(adapter)
+    if request.temperature > 0:
+        seed.update(f"{request.temperature} {request.seed}".encode())
     digest = seed.digest()
     words = [WORDS[byte % len(WORDS)] for byte in digest[: 4 + digest[-1] % 8]]
     tokens = [words[0], *(f" {word}" for word in words[1:])]

@@ -13,6 +13,7 @@ import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -25,17 +26,18 @@ from service.engine.lora import AdapterBank
 from service.engine.lora_files import AdapterFiles
 from service.engine.lora_hooks import adapted
 from service.engine.packed_decoder import PackedDecoder, can_pack
+from service.engine.sampling import Draw, draw_scores
 from shared.deepseek_ocr.geometry import ViewPlan
 from shared.deepseek_ocr.protocol import OcrModel
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A greedily chosen token."""
+    """A chosen token."""
 
     token: int
     log_probability: float
-    """Natural logarithm; not finite when the logits were not numbers."""
+    """Natural logarithm, before bans and at temperature 1; not finite when the logits were not numbers."""
 
     @property
     def is_valid(self) -> bool:
@@ -51,6 +53,8 @@ class Prompt:
     features_LD: Tensor
     """One vector for each image token among the ids."""
     adapter: int = NO_ADAPTER
+    draw: Draw | None = None
+    """How the first token is chosen; None: greedily."""
 
 
 class ModelRunner:
@@ -130,12 +134,16 @@ class ModelRunner:
             window = self._cache.open_rows(len(batch), ids_BL.shape[1])
             with self._adapted([prompt.adapter for prompt in batch], ids_BL.shape[1]):
                 logits_BK = self._logits(embeds_BLD, positions_1L, None, window)
-            choices += self._choose(logits_BK, {})
+            choices += self._choose(logits_BK, {}, {row: each.draw for row, each in enumerate(batch) if each.draw})
         return choices
 
     @torch.inference_mode()
     def decode(
-        self, tokens: Sequence[int], banned: Mapping[int, Sequence[int]], adapters: Sequence[int] = ()
+        self,
+        tokens: Sequence[int],
+        banned: Mapping[int, Sequence[int]],
+        adapters: Sequence[int] = (),
+        draws: Mapping[int, Draw] = MappingProxyType({}),
     ) -> list[Choice]:
         """Feed each row its newest token and choose the next.
 
@@ -143,17 +151,18 @@ class ModelRunner:
             tokens: One for each row.
             banned: Ids that a row may not choose; rows without any are left out.
             adapters: One for each row, -1 the base alone; empty: all the base alone.
+            draws: How rows choose that are not greedy.
 
         Returns:
             One choice for each row.
         """
         window = self._cache.open_step()
         if self._packed:
-            return self._choose(self._packed.logits(tokens, window, self._bank, adapters), banned)
+            return self._choose(self._packed.logits(tokens, window, self._bank, adapters), banned, draws)
         embeds_B1D = self._model.embed_inputs(torch.tensor(tokens, device=self._device).unsqueeze(1), [])
         with self._adapted(adapters, 1):
             logits_BK = self._logits(embeds_B1D, window.position_ids_B1, window.mask_B11S, window)
-        return self._choose(logits_BK, banned)
+        return self._choose(logits_BK, banned, draws)
 
     def load_adapter(self, adapter: int, files: AdapterFiles) -> None:
         """Put an adapter into a slot that no row uses.
@@ -202,15 +211,26 @@ class ModelRunner:
         hidden_BLD, _ = self._model.decode(embeds_BLD, positions_BL, mask, cache)
         return self._model.lm_head(hidden_BLD[:, -1]).float()
 
-    def _choose(self, logits_BK: Tensor, banned: Mapping[int, Sequence[int]]) -> list[Choice]:
+    def _choose(
+        self, logits_BK: Tensor, banned: Mapping[int, Sequence[int]], draws: Mapping[int, Draw]
+    ) -> list[Choice]:
         # Before the ban, so that a token chosen for want of a better one is seen to be improbable.
         logs_BK = logits_BK.log_softmax(dim=-1)
         for row, ids in banned.items():
             logits_BK[row, torch.tensor(ids, device=self._device)] = float("-inf")
+        if draws:
+            rows = torch.tensor(list(draws), device=self._device)
+            logits_BK[rows] = self._drawn(logits_BK[rows], list(draws.values()))
         token_B1 = logits_BK.argmax(dim=-1, keepdim=True)
         # Token ids are exact in float64, so that both come in one copy.
         pairs = torch.cat((token_B1.double(), logs_BK.gather(1, token_B1).double()), dim=1).tolist()
         return [Choice(int(token), log_probability) for token, log_probability in pairs]
+
+    def _drawn(self, logits_BK: Tensor, draws: Sequence[Draw]) -> Tensor:
+        """Scores of rows that draw."""
+        temperature_B1 = torch.tensor([[draw.temperature] for draw in draws], device=self._device)
+        numbers_B2 = torch.tensor([[draw.seed, draw.count] for draw in draws], device=self._device)
+        return draw_scores(logits_BK, temperature_B1, numbers_B2[:, :1], numbers_B2[:, 1:])
 
 
 def _group_equal(sizes: Sequence[int]) -> Iterable[list[int]]:

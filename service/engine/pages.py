@@ -157,8 +157,17 @@ class Pages:
             sequence.encoded_views = []
             sequence.slot = self._free_slots.pop()
             sequence.num_ordered = 1
-            limit = sequence.cost.max_new_tokens
-            rows.append(NewRow(sequence.slot, sequence.prompt_ids, features, limit, sequence.adapter))
+            rows.append(
+                NewRow(
+                    sequence.slot,
+                    sequence.prompt_ids,
+                    features,
+                    sequence.cost.max_new_tokens,
+                    sequence.adapter,
+                    sequence.temperature,
+                    sequence.seed,
+                )
+            )
         self._runner.open(rows)
 
     def _fail(self, sequence: PageSequence, error: DeviceFullError) -> None:

@@ -1,8 +1,8 @@
 """The runner of plain torch: slots over `ModelRunner`'s rows, answers' ends and loops decided on the host.
 
 Owns which slot sits in which row, and for each slot what `kernels.choose` keeps on a GPU: newest token, loop detector,
-guard of the second attempt. For CPUs, and for decoders that the GPU path does not know. Every call waits for its work,
-so a report is never owed for long. Used by the engine's single thread.
+guard of the second attempt, way of choosing. For CPUs, and for decoders that the GPU path does not know. Every call
+waits for its work, so a report is never owed for long. Used by the engine's single thread.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from service.engine.lora_files import AdapterFiles
 from service.engine.model_runner import Choice, ModelRunner, Prompt
 from service.engine.repetition import LoopDetector, LoopRule, RepetitionGuard
 from service.engine.runner import NewRow, Report, View
+from service.engine.sampling import Draw
 from shared.deepseek_ocr.forms import PageImage, PageViews, PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
 from shared.deepseek_ocr.images import prepare_views
@@ -38,6 +39,12 @@ class _Tenant:
     restart: int = 0
     guard: RepetitionGuard | None = None
     adapter: int = NO_ADAPTER
+    temperature: float = 0.0
+    seed: int = 0
+
+    def draw(self) -> Draw | None:
+        """How the next token is chosen; None: greedily."""
+        return Draw(self.temperature, self.seed, len(self.tokens)) if self.temperature > 0 else None
 
     def push(self, token: int, eos_id: int) -> tuple[Code, int]:
         """Take a token; what it means for the answer, and the report's last column."""
@@ -103,12 +110,21 @@ class PlainRunner:
 
     def open(self, rows: Sequence[NewRow]) -> None:
         """Read prompts into free slots and choose their first tokens."""
-        choices = self._model_runner.prefill([Prompt(row.prompt_ids, row.features_LD, row.adapter) for row in rows])
+        prompts = []
         for row in rows:
             assert row.slot not in self._tenants
+            tenant = _Tenant(
+                len(row.prompt_ids),
+                row.max_new_tokens,
+                LoopDetector(self._rule),
+                adapter=row.adapter,
+                temperature=row.temperature,
+                seed=row.seed,
+            )
             self._slots.append(row.slot)
-            tenant = _Tenant(len(row.prompt_ids), row.max_new_tokens, LoopDetector(self._rule), adapter=row.adapter)
             self._tenants[row.slot] = tenant
+            prompts.append(Prompt(row.prompt_ids, row.features_LD, row.adapter, tenant.draw()))
+        choices = self._model_runner.prefill(prompts)
         self._report([row.slot for row in rows], choices)
 
     def launch(self, slots: Sequence[int]) -> None:
@@ -116,7 +132,9 @@ class PlainRunner:
         assert len(slots) == len(self._slots)
         rows = [self._tenants[slot] for slot in self._slots]
         banned = {index: ids for index, row in enumerate(rows) if row.guard and (ids := row.guard.banned())}
-        choices = self._model_runner.decode([row.tokens[-1] for row in rows], banned, [row.adapter for row in rows])
+        draws = {index: draw for index, row in enumerate(rows) if (draw := row.draw())}
+        newest, adapters = [row.tokens[-1] for row in rows], [row.adapter for row in rows]
+        choices = self._model_runner.decode(newest, banned, adapters, draws)
         choice_of = dict(zip(self._slots, choices, strict=True))
         self._report(slots, [choice_of[slot] for slot in slots])
 

@@ -16,6 +16,9 @@ from typing import Any, Protocol
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig
 
+MAX_TEMPERATURE = 2.0
+MAX_SEED = 2**63 - 1
+
 
 class FinishReason(StrEnum):
     """Why a sequence ended."""
@@ -44,6 +47,16 @@ class SequenceRequest:
     max_new_tokens: int
     model_id: str
     """Base model, or an adapter as `name@version`."""
+    temperature: float = 0.0
+    """0 chooses the most probable token; above it, tokens are drawn."""
+    seed: int = 0
+    """Of what is drawn, 0 to `MAX_SEED`: the same seed on the same page draws the same text."""
+
+    def find_fault(self) -> str | None:
+        """Why nothing can be drawn as this wants it; None: it can."""
+        if not 0 <= self.temperature <= MAX_TEMPERATURE:
+            return f"a temperature of {self.temperature}"
+        return None if 0 <= self.seed <= MAX_SEED else f"a seed of {self.seed}"
 
 
 @dataclass(frozen=True, slots=True)

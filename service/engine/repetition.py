@@ -8,9 +8,10 @@ least `min_tokens` tokens. Real pages repeat as well (rules, dotted leaders, emp
 lie above what one line or one table row of a dense page holds; a numbered list is never periodic, since its numbers
 change.
 
-The ladder: (1) greedy; (2) once a loop is certain, back to the end of its first period and on from there, greedy, with
-the loop's next token forbidden and no n-gram repeated within a window; (3) the text up to the end of the first
-period. The engine picks between (2) and (3) with `is_better`, and gives (2) up early with `is_hopeless`.
+The ladder: (1) as requested, greedy or drawn; (2) once a loop is certain, back to the end of its first period and on
+from there, chosen as before, with the loop's next token forbidden and no n-gram repeated within a window; (3) the text
+up to the end of the first period. The engine picks between (2) and (3) with `is_better`, and gives (2) up early with
+`is_hopeless`.
 """
 
 from __future__ import annotations

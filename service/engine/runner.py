@@ -49,6 +49,10 @@ class NewRow:
     max_new_tokens: int
     adapter: int = NO_ADAPTER
     """Slot of the adapter that answers."""
+    temperature: float = 0.0
+    """0 chooses the most probable token."""
+    seed: int = 0
+    """Of what is drawn, and of nothing else."""
 
 
 @dataclass(slots=True)

@@ -207,6 +207,8 @@ class PageSequence:
     """Answer tokens asked of the device, those it has reported included."""
     adapter: int = NO_ADAPTER
     """Slot of the adapter that its request names."""
+    temperature: float = 0.0
+    seed: int = 0
 
     @property
     def num_prompt_tokens(self) -> int:

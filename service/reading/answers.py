@@ -36,6 +36,7 @@ def to_answer(reading: DocumentReading, *, receive_s: float, latency_s: float) -
         id=f"ocr-{uuid.uuid4().hex}",
         text=reading.text,
         model_id=reading.model_id,
+        seed=reading.seed,
         finish_reason=reading.finish_reason.value,
         confidence=round(reading.confidence, _CONFIDENCE_DIGITS),
         latency_ms=_ms(latency_s),

@@ -10,6 +10,7 @@ from service.intake.formats import FileFormat, detect_format
 from service.intake.limits import IntakeLimits
 from service.intake.selection import parse_pages
 from service.reading.reader import ReadOrder
+from service.reading.sampling import choose_sampling
 from shared.contract.prompts import Task
 from shared.deepseek_ocr.geometry import Mode
 
@@ -34,6 +35,8 @@ def make_order(
     model_id: str | None = None,
     max_new_tokens: int | None = None,
     pages: str | None = None,
+    temperature: float | None = None,
+    seed: int | None = None,
 ) -> ReadOrder:
     """Check a wish against what is loaded.
 
@@ -49,12 +52,14 @@ def make_order(
         model_id: Model to answer; None for the default.
         max_new_tokens: Wanted bound; None for the most.
         pages: Selection such as `1-3,7`; None for all.
+        temperature: None for greedy.
+        seed: None for one that is drawn.
 
     Returns:
         The order. A model that is not served is `models`' to refuse.
 
     Raises:
-        InvalidFieldError: The model has no such mode, or the bound is above the cap.
+        InvalidFieldError: The model has no such mode, or a number is out of its range.
     """
     model_id = models.check(model_id)
     if mode is not None and mode not in info.geometry.modes:
@@ -70,4 +75,5 @@ def make_order(
         max_new_tokens=max_new_tokens or cap,
         model_id=model_id,
         selection=None if pages is None else parse_pages(pages, most_pages),
+        sampling=choose_sampling(temperature, seed),
     )

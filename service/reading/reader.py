@@ -34,6 +34,7 @@ from service.errors import (
 )
 from service.intake.decoding import DecodedPage
 from service.intake.limits import DecodeOrder, IntakeLimits
+from service.reading.sampling import GREEDY, Sampling
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import Mode
 from shared.deepseek_ocr.grounding import Region, parse_grounded
@@ -86,6 +87,7 @@ class ReadOrder:
     max_new_tokens: int
     model_id: str
     selection: tuple[int, ...] | None
+    sampling: Sampling = GREEDY
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,8 @@ class DocumentReading:
 
     model_id: str
     pages: Sequence[PageReading]
+    seed: int | None = None
+    """Of what was drawn; None: nothing was."""
 
     @property
     def text(self) -> str:
@@ -177,7 +181,7 @@ class DocumentReader:
         except BaseExceptionGroup as failures:
             # Siblings are cancelled by then, so one reason is left; it keeps its own traceback.
             raise _first_reason(failures) from failures
-        return DocumentReading(order.model_id, [task.result() for task in tasks])
+        return DocumentReading(order.model_id, [task.result() for task in tasks], order.sampling.seed)
 
     async def _start_pages(
         self, group: asyncio.TaskGroup, data: bytes, order: ReadOrder, permit: Permit, on_delta: DeltaSink | None
@@ -226,6 +230,8 @@ class DocumentReader:
             prompt=prompt_for(order.task, order.query),
             max_new_tokens=order.max_new_tokens,
             model_id=order.model_id,
+            temperature=order.sampling.temperature,
+            seed=order.sampling.page_seed(page.page),
         )
         result = await self._infer(request, page.page, on_delta)
         grounded = parse_grounded(

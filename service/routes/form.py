@@ -14,6 +14,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.deps import RequestBounds
+from service.engine.protocol import MAX_TEMPERATURE
 from service.errors import (
     BodyTimeoutError,
     ClientGoneError,
@@ -22,11 +23,12 @@ from service.errors import (
     NotMultipartError,
     UploadTooLargeError,
 )
+from service.reading.sampling import MAX_GIVEN_SEED, MIN_GIVEN_SEED, SEED_EXPECTED, TEMPERATURE_EXPECTED
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import Mode
 
 FORM_OVERHEAD_BYTES = 64 * 1024
-MAX_FIELDS = 8
+MAX_FIELDS = 10
 MAX_FIELD_BYTES = 16 * 1024
 FILE_FIELD = "file"
 
@@ -48,6 +50,10 @@ class OcrFields(BaseModel):
     """Most tokens a page may take; longer answers end with `length`."""
     pages: str | None = Field(default=None, max_length=200)
     """Pages of a PDF or TIFF, such as `1-3,7`; all when not given."""
+    temperature: float | None = Field(default=None, ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)
+    """0, the default, chooses the most probable token each time; above it, tokens are drawn."""
+    seed: int | None = Field(default=None, ge=MIN_GIVEN_SEED, le=MAX_GIVEN_SEED)
+    """Of what is drawn: the same seed draws the same text. One is chosen when not given; the answer names it."""
     stream: bool = False
     """Answer as server-sent events while the text is being read."""
 
@@ -193,6 +199,10 @@ def _expected(kind: str, field: str) -> str | list[str]:
         return [str(choice) for choice in choices[field]]
     if field == "query":
         return "text to look for with the task locate, and only with it"
+    if field == "temperature":
+        return TEMPERATURE_EXPECTED
+    if field == "seed":
+        return SEED_EXPECTED
     return {
         "int_parsing": "a whole number",
         "greater_than_equal": "a number from 1",

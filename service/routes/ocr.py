@@ -82,6 +82,8 @@ async def read_document(request: Request, services: ServicesDep, record: RecordD
         model_id=fields.model_id,
         max_new_tokens=fields.max_new_tokens,
         pages=fields.pages,
+        temperature=fields.temperature,
+        seed=fields.seed,
     )
     work = partial(_answer, services, record, permit, form.data, order, receive_s)
     if fields.stream:

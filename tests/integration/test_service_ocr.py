@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from service.engine.fake import FakeEngine, FakeEngineHandle
+from service.routes.form import MAX_FIELDS
 from shared.contract.prompts import Task, prompt_for
 from tests.support.pdf import make_pdf
 from tests.support.service import RunningService, encode, page_image, png, running_service
@@ -29,6 +30,7 @@ async def test_page_is_read() -> None:
         "id",
         "text",
         "model_id",
+        "seed",
         "finish_reason",
         "confidence",
         "latency_ms",
@@ -105,6 +107,20 @@ async def test_fields_reach_the_engine() -> None:
     assert (answer["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 3)
 
 
+async def test_a_seed_draws_the_same_text_again() -> None:
+    async with running_service() as service:
+        greedy = [(await service.ocr(png(), **fields)).json() for fields in ({}, {"temperature": "0", "seed": "5"})]
+        drawn = (await service.ocr(png(), temperature="1")).json()
+        again = (await service.ocr(png(), temperature="1", seed=str(drawn["seed"]))).json()
+        other = (await service.ocr(png(), temperature="1", seed="-1")).json()
+    assert [answer["seed"] for answer in greedy] == [None, None]
+    assert greedy[0]["text"] == greedy[1]["text"]
+    assert (again["text"], again["seed"]) == (drawn["text"], drawn["seed"])
+    assert other["seed"] == -1
+    assert len({greedy[0]["text"], drawn["text"], other["text"]}) == 3
+    assert {request.temperature for request in service.engine.submitted} == {0.0, 1.0}
+
+
 async def test_empty_fields_count_as_not_given() -> None:
     async with running_service() as service:
         response = await service.ocr(png(), mode="", pages=" ", query="", task="")
@@ -158,7 +174,15 @@ async def test_bad_files_get_their_code_and_leak_nothing() -> None:
         ({"pages": "2"}, 422, "page_out_of_range", None),
         ({"pages": "1-17"}, 422, "too_many_pages", None),
         ({"stream": "secret"}, 422, "invalid_field", "stream"),
-        ({"temperature": "1"}, 422, "invalid_field", ""),
+        ({"top_p": "1"}, 422, "invalid_field", ""),
+        ({"temperature": "2.1"}, 422, "invalid_field", "temperature"),
+        ({"temperature": "-0.1"}, 422, "invalid_field", "temperature"),
+        ({"temperature": "nan"}, 422, "invalid_field", "temperature"),
+        ({"temperature": "inf"}, 422, "invalid_field", "temperature"),
+        ({"temperature": "secret"}, 422, "invalid_field", "temperature"),
+        ({"seed": "1.5"}, 422, "invalid_field", "seed"),
+        ({"seed": str(2**63)}, 422, "invalid_field", "seed"),
+        ({"seed": "secret", "temperature": "0"}, 422, "invalid_field", "seed"),
         ({"model_id": "secret"}, 404, "model_not_found", None),
         ({"model_id": "../../etc/secret"}, 404, "model_not_found", None),
         ({"query": "x" * 1001, "task": "locate"}, 422, "invalid_field", "query"),
@@ -191,7 +215,7 @@ async def test_bodies_that_are_no_form() -> None:
         assert await post_raw(service, b"", form) == (422, "invalid_field")
         assert await post_raw(service, field + b"--b--\r\n", form) == (422, "invalid_field")
         assert await post_raw(service, (part + b"1\r\n") * 2 + b"--b--\r\n", form) == (400, "malformed_body")
-        assert await post_raw(service, field * 9 + part + b"--b--\r\n", form) == (400, "malformed_body")
+        assert await post_raw(service, field * (MAX_FIELDS + 1) + part + b"--b--\r\n", form) == (400, "malformed_body")
         assert await post_raw(service, field * 2 + part + b"\r\n--b--\r\n", form) == (422, "invalid_field")
         long = field.replace(b"free", b"x" * 17_000)
         assert await post_raw(service, long + b"--b--\r\n", form) == (400, "malformed_body")

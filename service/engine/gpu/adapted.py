@@ -1,20 +1,45 @@
 """Adapters beside the base in one forward pass: the products that a decoder's layers call where rows have adapters.
 
-Owns the order base product, then low-rank sum. The shared experts' projections, which the base computes among the
-routed experts, stand for themselves here, as an adapter changes what lies before their activation. Used by `decoder`.
+Owns the order base product, then low-rank sum, and what a pass needs of it. The shared experts' projections, which the
+base computes among the routed experts, stand for themselves here, as an adapter changes what lies before their
+activation. Used by `decoder`, `prefill` and `runner`.
 
 Shape letters: T tokens, H inputs, O outputs, J gates and ups, W what they make.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Any
 
 from torch import Tensor
 
 from service.engine.int8_rows import Weight
 from service.engine.lora import AdapterBank
+
+
+class Need(IntEnum):
+    """What the adapters of a pass's rows need, each more than the one before."""
+
+    NOTHING = 0
+    ADAPTERS = 1
+    EXPERTS = 2
+    """One of them changes routed experts."""
+
+    @classmethod
+    def levels(cls, bank: AdapterBank | None) -> list[Need]:
+        """All that may be needed with these adapters."""
+        return list(cls)[: 1 if bank is None else 3 if bank.has_experts else 2]
+
+    @classmethod
+    def of(cls, bank: AdapterBank | None, adapters: Iterable[int]) -> Need:
+        """What a pass needs whose rows have these adapters, -1: none."""
+        used = {adapter for adapter in adapters if adapter >= 0}
+        if not used or bank is None:
+            return cls.NOTHING
+        return cls.ADAPTERS if used.isdisjoint(bank.expert_slots) else cls.EXPERTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The runner of CUDA devices: everything is enqueued, one small copy a step comes back.
 
-Owns the device's side of all slots: encoder, decoder, cache, answers' state, captured steps.
+Owns the device's side of all slots: encoder, decoder, cache, answers' state, captured steps; `prefill` reads prompts.
 Implements `runner.Runner`; knows no sequences. Runs on a CPU too, where tests use it with plain kernels. Used by the
 engine's single thread, on one stream.
 
@@ -9,25 +9,22 @@ Shape letters: B rows, T tokens of all prompts, R prompts.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
-from collections.abc import Iterable, Sequence
-from enum import IntEnum
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from service.engine.adapters import NO_ADAPTER
+from service.engine.gpu.adapted import Need
 from service.engine.gpu.decoder import GpuDecoder
-from service.engine.gpu.graphs import PromptGraphs, StepGraphs
+from service.engine.gpu.graphs import StepGraphs
 from service.engine.gpu.paged_cache import PagedCache, to_device
+from service.engine.gpu.prefill import PromptReader
 from service.engine.gpu.preparation import Preparation
-from service.engine.gpu.prompts import PromptBatch, lay_out
 from service.engine.gpu.reports import Reports
 from service.engine.gpu.state import AnswerState, Code
 from service.engine.gpu.vision import GpuVision
@@ -39,19 +36,7 @@ from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 
-WARM_UP_LENGTHS = ((16,), (276,), (906,), (64,) * 64, (4096,))
-"""Prompts whose shapes choose all of the kernels' variants: tiny, short, a full page, many, long."""
-
 _log = logging.getLogger(__name__)
-
-
-class _Need(IntEnum):
-    """What the adapters of a pass's rows need, each more than the one before."""
-
-    NOTHING = 0
-    ADAPTERS = 1
-    EXPERTS = 2
-    """One of them changes routed experts."""
 
 
 class GpuRunner:
@@ -107,9 +92,8 @@ class GpuRunner:
         self._adapters: dict[int, int] = {}
         """Of the slots that are open and have one."""
         self._reports = Reports(self._device)
-        needs = list(_Need)[: 1 if bank is None else 3 if bank.has_experts else 2]
-        self._steps = [self._step_graphs(need, uses_graphs) for need in needs]
-        self._prompts = [self._prompt_graphs(need, uses_graphs) for need in needs]
+        self._prompts = PromptReader(model, decoder, cache, bank=bank, uses_graphs=uses_graphs)
+        self._steps = [self._step_graphs(need, uses_graphs) for need in Need.levels(bank)]
 
     @property
     def kv_tokens(self) -> int:
@@ -130,15 +114,14 @@ class GpuRunner:
         self._vision.warm_up(self._view_sizes_px)
         self._preparation.warm_up()
         vision_s = time.monotonic()
-        self._read_usual_prompts()
+        self._prompts.read_usual(self._choose_nowhere)
         torch.cuda.synchronize(self._device)
         prefill_s = time.monotonic()
         pool = torch.cuda.graph_pool_handle()
         for steps in self._steps:
             steps.warm_up(pool)
         steps_s = time.monotonic()
-        for prompts in self._prompts:
-            prompts.warm_up(pool)
+        self._prompts.warm_up(pool)
         # What compiling and trying took is given back, what graphs hold is not.
         torch.cuda.empty_cache()
         _log.info(
@@ -214,7 +197,7 @@ class GpuRunner:
     @torch.inference_mode()
     def launch(self, slots: Sequence[int]) -> None:
         """Choose one more token for these slots."""
-        need = self._need(self._adapters[slot] for slot in slots if slot in self._adapters)
+        need = Need.of(self._bank, (self._adapters[slot] for slot in slots if slot in self._adapters))
         self._reports.owe([self._reports.to_host(self._steps[need].run(slots))])
 
     def collect(self) -> Report | None:
@@ -265,26 +248,12 @@ class GpuRunner:
         assert self._adapters.keys() <= holders
         assert set((~self._state.done_S).nonzero().flatten().tolist()) <= holders
 
-    def _read_usual_prompts(self) -> None:
-        """Prefills whose keys go nowhere, none longer than a sequence may be."""
-        scratch = self._state.scratch_slot
-        most = self._decoder.max_positions
-        for usual, need in itertools.product(WARM_UP_LENGTHS, list(_Need)[: len(self._steps)]):
-            lengths = [min(length, most) for length in usual]
-            nowhere = [np.full(length, -1) for length in lengths]
-            prompts = [[0] * length for length in lengths]
-            logits_RV = self._logits(prompts, nowhere, [], [NO_ADAPTER] * len(lengths), need)
-            slots_R = torch.full((len(lengths),), scratch, dtype=torch.int64, device=self._device)
-            self._kernels.choose(logits_RV, slots_R, self._state, self._rule)
+    def _choose_nowhere(self, logits_RV: Tensor) -> None:
+        """Choose for prompts that no slot reads."""
+        slots_R = torch.full((len(logits_RV),), self._state.scratch_slot, dtype=torch.int64, device=self._device)
+        self._kernels.choose(logits_RV, slots_R, self._state, self._rule)
 
-    def _need(self, adapters: Iterable[int]) -> _Need:
-        """Of rows with these adapters, -1: none."""
-        used = {adapter for adapter in adapters if adapter >= 0}
-        if not used or self._bank is None:
-            return _Need.NOTHING
-        return _Need.ADAPTERS if used.isdisjoint(self._bank.expert_slots) else _Need.EXPERTS
-
-    def _step_graphs(self, need: _Need, is_captured: bool) -> StepGraphs:
+    def _step_graphs(self, need: Need, is_captured: bool) -> StepGraphs:
         return StepGraphs(
             partial(self._step, need),
             max_rows=self._state.scratch_slot,
@@ -293,20 +262,9 @@ class GpuRunner:
             is_captured=is_captured,
         )
 
-    def _prompt_graphs(self, need: _Need, is_captured: bool) -> PromptGraphs:
-        return PromptGraphs(
-            lambda batch: self._decoder.prefill(batch, self._cache, self._bank, has_experts=need == _Need.EXPERTS),
-            image_id=self._model.config.image_token_id,
-            hidden_size=self._model.config.text_config.hidden_size,
-            device=self._device,
-            dtype=self._model.lm_head.weight.dtype,
-            is_captured=is_captured,
-            has_adapters=need > _Need.NOTHING,
-        )
-
-    def _step(self, need: _Need, slots_B: Tensor) -> Tensor:
+    def _step(self, need: Need, slots_B: Tensor) -> Tensor:
         bank = self._bank if need else None
-        logits_BV = self._decoder.decode(slots_B, self._state, self._cache, bank, has_experts=need == _Need.EXPERTS)
+        logits_BV = self._decoder.decode(slots_B, self._state, self._cache, bank, has_experts=need is Need.EXPERTS)
         report_BC: Tensor = self._kernels.choose(logits_BV, slots_B, self._state, self._rule)
         return report_BC
 
@@ -325,41 +283,18 @@ class GpuRunner:
         """One pass over prompts; the report's rows on their way to the host."""
         slots = [row.slot for row in rows]
         lengths = [len(row.prompt_ids) for row in rows]
-        features = [row.features_LD for row in rows if len(row.features_LD)]
-        prompts = [row.prompt_ids for row in rows]
-        for row in rows:
-            assert row.prompt_ids.count(self._model.config.image_token_id) == len(row.features_LD)
         cells = [self._cache.cells(slot, length) for slot, length in zip(slots, lengths, strict=True)]
-        adapters = [row.adapter for row in rows]
-        need = self._need(adapters)
-        graphs = self._prompts[need]
-        if graphs.takes(prompts):
-            logits_RV = graphs.run(prompts, cells, features, adapters)
-        else:
-            logits_RV = self._logits(prompts, cells, features, adapters, need)
-        self._state.open(slots, lengths, [row.max_new_tokens for row in rows], adapters=adapters)
+        logits_RV = self._prompts.read(rows, cells)
+        self._state.open(
+            slots,
+            lengths,
+            [row.max_new_tokens for row in rows],
+            temperatures=[row.temperature for row in rows],
+            seeds=[row.seed for row in rows],
+            adapters=[row.adapter for row in rows],
+        )
         slots_R = to_device(np.array(slots), self._device)
         return self._reports.to_host(self._kernels.choose(logits_RV, slots_R, self._state, self._rule))
-
-    def _logits(
-        self,
-        prompts: Sequence[Sequence[int]],
-        cells: Sequence[NDArray[np.int64]],
-        features: Sequence[Tensor],
-        adapters: Sequence[int],
-        need: _Need,
-    ) -> Tensor:
-        """Read prompts of any number and length, launching kernel by kernel: `[R, V]`."""
-        config = self._model.config
-        named = adapters if need else None
-        numbers = to_device(lay_out(prompts, cells, config.image_token_id, adapters=named), self._device)
-        none_IH = torch.zeros(1, config.text_config.hidden_size, dtype=self._model.lm_head.weight.dtype)
-        features_IH = torch.cat(list(features)) if features else none_IH.to(self._device)
-        lengths = [len(ids) for ids in prompts]
-        batch = PromptBatch.unpack(
-            numbers, sum(lengths), len(prompts), features_IH, max(lengths), has_adapters=bool(need)
-        )
-        return self._decoder.prefill(batch, self._cache, self._bank, has_experts=need == _Need.EXPERTS)
 
     def _make_room(self, doing: str, count: int) -> None:
         _log.warning("out of device memory while " + doing + "; trying again with less", count)

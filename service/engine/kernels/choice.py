@@ -1,7 +1,8 @@
 """Choosing the next token of every row, in plain torch: bans, sampling, the end of an answer, the loop detector.
 
 Owns what `choose` means, on the device's state alone; the Triton kernel in `choose.py` computes the same. The loop
-detector and the guard are those of `repetition.py`, batched. Used by the engine's single thread.
+detector and the guard are those of `repetition.py`, batched; draws are those of `sampling.py`. Used by the engine's
+single thread.
 
 Shape letters: B rows, V vocabulary, L answer tokens at most, P periods, W positions of the guard's window,
 S slots.
@@ -14,8 +15,7 @@ from torch import Tensor
 
 from service.engine.gpu.state import GUARD_NGRAM, GUARD_WINDOW, AnswerState, Code
 from service.engine.repetition import LoopRule
-
-_MASK_32 = 0xFFFFFFFF
+from service.engine.sampling import draw_scores
 
 
 def choose(logits_BV: Tensor, slots_B: Tensor, state: AnswerState, rule: LoopRule) -> Tensor:
@@ -102,7 +102,7 @@ def _score(wide_BV: Tensor, slots_B: Tensor, state: AnswerState) -> Tensor:
         banned_BV = _banned(slots_B, state, wide_BV.shape[1]) & guard_B[:, None]
         scores_BV = scores_BV.masked_fill(banned_BV, float("-inf"))
     if (temperature_B1 > 0).any():
-        sampled_BV = scores_BV / temperature_B1.clamp(min=1e-6) + _gumbel(slots_B, state, wide_BV.shape[1])
+        sampled_BV = draw_scores(scores_BV, temperature_B1, state.seed_S[slots_B, None], state.count_S[slots_B, None])
         scores_BV = torch.where(temperature_B1 > 0, sampled_BV, scores_BV)
     return scores_BV
 
@@ -128,43 +128,3 @@ def _banned(slots_B: Tensor, state: AnswerState, vocabulary: int) -> Tensor:
     followers_BW = torch.cat((followers_BW, forbidden_B1.where(forbidden_B1 >= 0, vocabulary)), dim=1)
     mask = torch.zeros(len(slots_B), vocabulary + 1, dtype=torch.bool, device=slots_B.device)
     return mask.scatter_(1, followers_BW, value=True)[:, :vocabulary]
-
-
-def _gumbel(slots_B: Tensor, state: AnswerState, vocabulary: int) -> Tensor:
-    """Standard Gumbel noise `[B, V]`, a function of seed, answer tokens so far and token alone."""
-    tokens_V = torch.arange(vocabulary, device=slots_B.device)
-    counts_B1 = state.count_S[slots_B, None].long()
-    bits_BV = philox(state.seed_S[slots_B, None], tokens_V[None], counts_B1)
-    # 23 bits and a half: neither 0 nor 1, whose logarithms have none themselves.
-    uniform_BV = ((bits_BV >> 9).float() + 0.5) * 2.0**-23
-    return -torch.log(-torch.log(uniform_BV))
-
-
-def philox(seed: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """The first 32 random bits of Philox 4x32 with 10 rounds for the counter (first, second, 0, 0).
-
-    Args:
-        seed: int64, both halves of the key.
-        first: int64 below 2**32.
-        second: int64 below 2**32.
-
-    Returns:
-        int64 below 2**32, of the broadcast shape.
-
-    Source:
-        Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011), Random123's constants.
-    """
-    key0, key1 = seed & _MASK_32, (seed >> 32) & _MASK_32
-    c0, c1 = first, second
-    c2 = c3 = torch.zeros_like(first)
-    for _ in range(10):
-        # Products wrap at 64 bits, which keeps all of theirs; the shift's sign bits are cut off.
-        left, right = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1, c2, c3 = (
-            ((right >> 32) & _MASK_32) ^ c1 ^ key0,
-            right & _MASK_32,
-            ((left >> 32) & _MASK_32) ^ c3 ^ key1,
-            left & _MASK_32,
-        )
-        key0, key1 = (key0 + 0x9E3779B9) & _MASK_32, (key1 + 0xBB67AE85) & _MASK_32
-    return c0

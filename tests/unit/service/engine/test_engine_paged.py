@@ -230,8 +230,8 @@ def test_warming_up_and_padding_stay_within_the_positions_that_there_are():
     limits = {"batch_size": 2, "max_sequence_tokens": 48, "max_new_tokens": 8}
     runner = engine_of(**limits, adapter_slots=2, adapter_max_rank=4)._runner
     with torch.inference_mode():
-        runner._read_usual_prompts()
-        for prompts in runner._prompts:
+        runner._prompts.read_usual(runner._choose_nowhere)
+        for prompts in runner._prompts.graphs:
             prompts._fill_for_capture(1024)
             prompts._read(1024)
 
