@@ -19,9 +19,9 @@ from trainer.data.layout import TextStyle
 KIND_WEIGHTS: Final = {"serif": 0.5, "typewriter": 0.2, "sans": 0.2, "mono": 0.1}
 # Crops at 200 to 300 dpi, by how many tiles of 640 px they are wide.
 CROP_WIDTHS_PX: Final = ((650, 1280), (1290, 1920), (1930, 2560))
-CROP_WIDTH_WEIGHTS: Final = (0.3, 0.35, 0.35)
+CROP_WIDTH_WEIGHTS: Final = (0.25, 0.4, 0.35)
 # Text wider than so many ems is seen on no page; it bounds how wide small print can get.
-MOST_EMS: Final = 56
+MOST_EMS: Final = 60
 _OPENING: Final = re.compile(r"(^|[\s(\[—–])([\"'])")
 
 

@@ -28,7 +28,9 @@ REUSE: Final = 0.7
 SHAPED_SHARE: Final = 0.15
 FINE_SHARE: Final = 0.4
 MAX_TRIES: Final = 12
+# What may come to a crop's height: blank space above and below, and a line cut off.
 CUT_LINE_ROOM_PX: Final = 48
+CROP_ROOM_PX: Final = 2 * 40 + CUT_LINE_ROOM_PX
 
 
 class Tier(StrEnum):
@@ -327,9 +329,9 @@ class PageRenderer:
         elif tier in WHOLE_PAGES:
             text_width = min(text_width, 70 * size)
         elif tier is Tier.CROP:
-            # Most are one tile high; a line cut off below them takes some of the height.
+            # Most are one tile high.
             text_width = books.crop_width_px(rng, size)
-            height = (limits.height_px if rng.random() < 0.2 else limits.height_px // 2) - CUT_LINE_ROOM_PX
+            height = (limits.height_px if rng.random() < 0.2 else limits.height_px // 2) - CROP_ROOM_PX
         most_margin = max((limits.image_width_px - text_width) // 2, 3)
         if tier is Tier.HALF and text_width <= 610:
             most_margin = (640 - text_width) // 2
@@ -371,9 +373,10 @@ class PageRenderer:
         rows, columns = np.flatnonzero(page.any(axis=1)), np.flatnonzero(page.any(axis=0))
         if tier in {Tier.LINE, Tier.FEW, Tier.CROP}:
             spare = limits.image_width_px - int(columns[-1] - columns[0]) - 1
-            left = rng.randint(2, max(min(24, spare // 2), 2))
-            right = rng.randint(2, max(min(24, spare - left), 2))
-            upper, lower = rng.randint(2, 20), rng.randint(2, 20)
+            beside, above = (80, 40) if tier is Tier.CROP else (24, 20)
+            left = rng.randint(2, max(min(beside, spare // 2), 2))
+            right = rng.randint(2, max(min(beside, spare - left), 2))
+            upper, lower = rng.randint(2, above), rng.randint(2, above)
             ink = page[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
             ink = np.pad(ink, ((upper, lower), (left, right)))
             first_column, first_row = int(columns[0]) - left, int(rows[0]) - upper

@@ -72,8 +72,8 @@ class Degradation:
         """Rotate up to 3 degrees, shear, scale and stretch about the paper's middle."""
         B, H, W = coverage_BHW.shape
         x0, y0, x1, y1 = paper_B4.unbind(1)
-        # Long thin paper (one line) has no margin to turn in: its ends may move by an eighth of its height.
-        limit = torch.minimum((y1 - y0) / (x1 - x0).clamp(min=1) * 0.25, torch.full_like(x0, math.radians(3)))
+        # Long thin paper (one line) has no margin to turn in: its ends may move by a tenth of its height.
+        limit = torch.minimum((y1 - y0) / (x1 - x0).clamp(min=1) * 0.2, torch.full_like(x0, math.radians(3)))
         on = self._chosen(B, 0.5).float()
         angle = on * limit * self._uniform(B, -1, 1)
         shear = on * limit * self._uniform(B, -1, 1)
@@ -117,9 +117,10 @@ class Degradation:
             value[:, None, None]
             for value in (self._uniform(B, 0, 0.35), self._uniform(B, 0, 0.16), self._uniform(B, -0.12, 0.1))
         )
-        limit = 0.42 + lean + swing * letters + roughness * grain
-        hardness = self._uniform(B, 2, 6)[:, None, None]
-        worn = ((soft - limit.clamp(0.12, 0.85)) * hardness + 0.5).clamp(0, 1)
+        hardness = self._uniform(B, 2.5, 6)[:, None, None]
+        limit = (0.42 + lean + swing * letters + roughness * grain).clamp(max=0.85)
+        limit = torch.maximum(limit, 0.51 / hardness)  # blank paper stays blank
+        worn = ((soft - limit) * hardness + 0.5).clamp(0, 1)
         return coverage_BHW.index_copy(0, rows, torch.maximum(worn, 0.25 * x))
 
     def _bleed_through(self, coverage_BHW: Tensor) -> Tensor:
@@ -162,10 +163,10 @@ class Degradation:
         if not len(rows):
             return grey_BHW
         B, (_, H, W) = len(rows), grey_BHW.shape
-        stains = (self._field(B, H, W, 9, 9) - 0.35).clamp(0, 1) * self._uniform(B, 0, 0.5)[:, None, None]
+        stains = (self._field(B, H, W, 9, 9) - 0.35).clamp(0, 1) * self._uniform(B, 0, 0.35)[:, None, None]
         away = torch.linspace(0, 1, W, device=grey_BHW.device)[None]
         away = torch.where((self._uniform(B) < 0.5)[:, None], away, 1 - away)
-        fold = self._uniform(B, 0, 0.5)[:, None] * torch.exp(-away / self._uniform(B, 0.01, 0.2)[:, None])
+        fold = self._uniform(B, 0, 0.4)[:, None] * torch.exp(-away / self._uniform(B, 0.01, 0.2)[:, None])
         aged = grey_BHW[rows] * (1 - stains) * (1 - fold)[:, None]
         return grey_BHW.index_copy(0, rows, aged)
 
