@@ -1,4 +1,4 @@
-"""How books and typescripts are set, and how large they come from a scanner: what tells the tiers of scans from the rest.
+"""How books and typescripts are set and how large a scanner gives them: what tells the tiers of scans from the rest.
 
 Knows kinds of faces, widths and typography; drawing is `trainer.data.render`'s.
 """

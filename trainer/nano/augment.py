@@ -102,7 +102,7 @@ class Degradation:
         return coverage_BHW
 
     def _wear(self, coverage_BHW: Tensor) -> Tensor:
-        """Worn type and uneven ribbons: from letter to letter strokes swell or break, and ink misses the paper's grain."""
+        """Worn type: from letter to letter strokes swell or break, and ink misses the grain of the paper."""
         rows = self._some(len(coverage_BHW), 0.22)
         if not len(rows):
             return coverage_BHW
