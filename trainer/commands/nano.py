@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 
 from trainer.config import TrainerSettings
@@ -63,6 +64,9 @@ def _add_train(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         ("--max-steps", int, "end after so many steps"),
         ("--views-per-batch", int, "640 px views of each step"),
         ("--start", float, "share of the curriculum that earlier runs covered; 1 to carry on"),
+        ("--learning-rate", float, "of tables, norms and biases at its highest"),
+        ("--matrix-learning-rate", float, "of matrices and convolutions at its highest"),
+        ("--decay-share", float, "last share of the run over which both fall to zero"),
         ("--seed", int, "of everything random"),
     ):
         step.add_argument(name, type=kind, default=argparse.SUPPRESS, help=text)
@@ -95,7 +99,7 @@ def _run_train(options: argparse.Namespace, settings: TrainerSettings) -> str:
     from trainer.nano.train import RunPaths
     from trainer.readers.loading import choose_device
 
-    names = ("budget_s", "max_steps", "views_per_batch", "start", "seed")
+    names = [field.name for field in fields(Recipe)]
     data = DataPaths(
         fonts=options.data / "fonts",
         corpus=options.data / "corpus",

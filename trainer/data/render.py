@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from trainer.data import books
 from trainer.data.blocks import Block, FixedLines, Paragraph
 from trainer.data.corpus import Corpus
 from trainer.data.documents import adapt_block, block_content, heading, line_content, page_content
@@ -27,6 +28,9 @@ REUSE: Final = 0.7
 SHAPED_SHARE: Final = 0.15
 FINE_SHARE: Final = 0.4
 MAX_TRIES: Final = 12
+# What may come to a crop's height: blank space above and below, and a line cut off.
+CUT_LINE_ROOM_PX: Final = 48
+CROP_ROOM_PX: Final = 2 * 40 + CUT_LINE_ROOM_PX
 
 
 class Tier(StrEnum):
@@ -37,6 +41,13 @@ class Tier(StrEnum):
     BLOCK = "block"
     HALF = "half"
     PAGE = "page"
+    CROP = "crop"
+    SHEET = "sheet"
+
+
+WHOLE_PAGES: Final = frozenset({Tier.PAGE, Tier.SHEET})
+SCANS: Final = frozenset({Tier.CROP, Tier.SHEET})
+"""Tiers of scans at 200 to 300 dpi, set as books and typescripts are: wide strips and blocks, and whole pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +77,8 @@ LIMITS: Final[dict[Tier, TierLimits]] = {
     Tier.BLOCK: TierLimits((280, 620), 640, 640, 900, (4, 40), (10, 40)),
     Tier.HALF: TierLimits((420, 1240), 1280, 1280, 1500, (8, 60), (11, 34)),
     Tier.PAGE: TierLimits((640, 1220), 1920, 1280, 3200, (20, 120), (11, 26)),
+    Tier.CROP: TierLimits((600, 2510), 1280, 2560, 1200, (1, 16), (20, 64)),
+    Tier.SHEET: TierLimits((1200, 1560), 2339, 1740, 3200, (20, 120), (20, 38)),
 }
 
 
@@ -167,15 +180,16 @@ class PageRenderer:
         rng, limits = self._rng, LIMITS[tier]
         face, size = self._face_and_size(tier, size_range)
         style, faces = self._style(face, size)
+        if tier in SCANS:
+            style = books.book_style(style, rng)
         drawable = frozenset.intersection(*(frozenset(each.characters) | {" "} for each in faces))
         width, height, margin = self._frame(tier, limits, size)
         sheet = Sheet.blank(width, height)
-        column = Column(
-            sheet, margin, width - 2 * margin, margin, height - margin, characters, rng.randint(*limits.lines)
-        )
+        lines = books.crop_lines(rng) if tier is Tier.CROP else rng.randint(*limits.lines)
+        column = Column(sheet, margin, width - 2 * margin, margin, height - margin, characters, lines)
         adapted = (adapt_block(block, drawable) for block in self._content(tier))
         blocks = (block for block in adapted if block is not None)
-        if tier is Tier.PAGE:
+        if tier in WHOLE_PAGES:
             text = self._set_page(sheet, column, blocks, style, drawable)
         else:
             fill(column, blocks, style, rng)
@@ -192,8 +206,10 @@ class PageRenderer:
             return iter([line_content(self._rng, self._corpus) for _ in range(3)])
         if tier is Tier.FEW and self._rng.random() < 0.5:
             return (line_content(self._rng, self._corpus) for _ in range(8))
-        if tier is Tier.PAGE:
+        if tier in WHOLE_PAGES:
             return page_content(self._rng, self._corpus)
+        if tier is Tier.CROP:
+            return islice(books.book_content(self._rng, self._corpus), 60)
         return islice(block_content(self._rng, self._corpus), 60)
 
     def _set_page(
@@ -250,7 +266,7 @@ class PageRenderer:
         if len(usable) >= RECENT_FACES // 2 and rng.random() < REUSE:
             return rng.choice(usable)
         size = round(math.exp(rng.uniform(math.log(size_range[0]), math.log(size_range[1]))))
-        pair = (self._fonts.pick(rng), size)
+        pair = (self._fonts.pick(rng, kind=books.pick_kind(rng) if tier in SCANS else None), size)
         recent.append(pair)
         if len(recent) > RECENT_FACES:
             recent.pop(0)
@@ -310,12 +326,16 @@ class PageRenderer:
             is_wide = rng.random() < 0.5
             text_width = rng.randint(800, 1240) if is_wide else rng.randint(420, 610)
             height = 640 if is_wide else 1280
-        elif tier is Tier.PAGE:
+        elif tier in WHOLE_PAGES:
             text_width = min(text_width, 70 * size)
+        elif tier is Tier.CROP:
+            # Most are one tile high.
+            text_width = books.crop_width_px(rng, size)
+            height = (limits.height_px if rng.random() < 0.2 else limits.height_px // 2) - CROP_ROOM_PX
         most_margin = max((limits.image_width_px - text_width) // 2, 3)
         if tier is Tier.HALF and text_width <= 610:
             most_margin = (640 - text_width) // 2
-        margin = rng.randint(3, max(min(most_margin, 24 if tier is not Tier.PAGE else 110), 3))
+        margin = rng.randint(3, max(min(most_margin, 24 if tier not in WHOLE_PAGES else 110), 3))
         if tier in {Tier.LINE, Tier.FEW}:
             margin = min(most_margin, max(size // 2, 12))
         return text_width + 2 * margin, height, margin
@@ -351,11 +371,12 @@ class PageRenderer:
         rng = self._rng
         first_column = first_row = 0
         rows, columns = np.flatnonzero(page.any(axis=1)), np.flatnonzero(page.any(axis=0))
-        if tier in {Tier.LINE, Tier.FEW}:
+        if tier in {Tier.LINE, Tier.FEW, Tier.CROP}:
             spare = limits.image_width_px - int(columns[-1] - columns[0]) - 1
-            left = rng.randint(2, max(min(24, spare // 2), 2))
-            right = rng.randint(2, max(min(24, spare - left), 2))
-            upper, lower = rng.randint(2, 20), rng.randint(2, 20)
+            beside, above = (80, 40) if tier is Tier.CROP else (24, 20)
+            left = rng.randint(2, max(min(beside, spare // 2), 2))
+            right = rng.randint(2, max(min(beside, spare - left), 2))
+            upper, lower = rng.randint(2, above), rng.randint(2, above)
             ink = page[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
             ink = np.pad(ink, ((upper, lower), (left, right)))
             first_column, first_row = int(columns[0]) - left, int(rows[0]) - upper
@@ -363,16 +384,20 @@ class PageRenderer:
             keeps_blank = rng.random() < (0.35 if tier is Tier.BLOCK else 0.2)
             end = page.shape[0] if keeps_blank else min(int(rows[-1]) + 1 + margin, page.shape[0])
             ink = page[:end]
-        if tier is not Tier.PAGE and rng.random() < 0.04:
-            ink = self._with_neighbour(ink, column, style)
+        if tier is Tier.CROP:
+            if rng.random() < 0.25:
+                room = min(size := style.glyphs.size_px, CUT_LINE_ROOM_PX)
+                ink = np.pad(ink, ((0, room), (0, 0)))
+                ink = self._with_neighbour(ink, column, style, round(size * rng.uniform(0.1, 0.4)), 120)
+        elif tier not in WHOLE_PAGES and rng.random() < 0.04:
+            ink = self._with_neighbour(ink, column, style, max(style.glyphs.size_px // 6, 1), 40)
         return ink, first_column, first_row
 
-    def _with_neighbour(self, ink: Ink, column: Column, style: TextStyle) -> Ink:
+    def _with_neighbour(self, ink: Ink, column: Column, style: TextStyle, visible: int, characters: int) -> Ink:
         """Let the tops of another line show at the lower edge: too little to be read, so not in the truth."""
         size = style.glyphs.size_px
-        visible = max(size // 6, 1)
-        words = " ".join(self._corpus.words(self._rng, 6, "en"))
-        line = style.glyphs.draw_cells("".join(mark for mark in words if mark.isascii())[:40])
+        words = " ".join(self._corpus.words(self._rng, -(-characters // 7), "en"))
+        line = style.glyphs.draw_cells("".join(mark for mark in words if mark.isascii())[:characters])
         rows = np.flatnonzero(line.ink.any(axis=1))
         if not len(rows):
             return ink

@@ -38,9 +38,9 @@ class Degradation:
         coverage = 1 - ink_BHW.float() / 255
         coverage = self._stroke(coverage)
         coverage, placement_B23 = self._place(coverage, paper_B4)
-        coverage = self._resample(coverage)
+        coverage = self._wear(self._resample(coverage))
         coverage = self._bleed_through(coverage)
-        grey = self._print(self._blur(coverage))
+        grey = self._age(self._print(self._blur(coverage)))
         grey = self._binarise(self._noise(grey))
         grey = self._compress(grey)
         return self._colour(grey, paper_B4), placement_B23
@@ -72,8 +72,8 @@ class Degradation:
         """Rotate up to 3 degrees, shear, scale and stretch about the paper's middle."""
         B, H, W = coverage_BHW.shape
         x0, y0, x1, y1 = paper_B4.unbind(1)
-        # Long thin paper (one line) has no margin to turn in: its ends may move by an eighth of its height.
-        limit = torch.minimum((y1 - y0) / (x1 - x0).clamp(min=1) * 0.25, torch.full_like(x0, math.radians(3)))
+        # Long thin paper (one line) has no margin to turn in: its ends may move by a tenth of its height.
+        limit = torch.minimum((y1 - y0) / (x1 - x0).clamp(min=1) * 0.2, torch.full_like(x0, math.radians(3)))
         on = self._chosen(B, 0.5).float()
         angle = on * limit * self._uniform(B, -1, 1)
         shear = on * limit * self._uniform(B, -1, 1)
@@ -101,12 +101,36 @@ class Degradation:
                 coverage_BHW = coverage_BHW.index_copy(0, rows, large[:, 0])
         return coverage_BHW
 
+    def _wear(self, coverage_BHW: Tensor) -> Tensor:
+        """Worn type: from letter to letter strokes swell or break, and ink misses the grain of the paper."""
+        rows = self._some(len(coverage_BHW), 0.22)
+        if not len(rows):
+            return coverage_BHW
+        B, (_, H, W) = len(rows), coverage_BHW.shape
+        fine = torch.randn(B, 1, H // 2, W // 2, device=coverage_BHW.device, generator=self.generator)
+        grain = F.interpolate(fine, size=(H, W), mode="bilinear")[:, 0]
+        # Cells of about 20 px: a letter each.
+        letters = self._field(B, H, W, H // 20, W // 20)
+        x = coverage_BHW[rows]
+        soft = F.avg_pool2d(x[:, None], 3, stride=1, padding=1)[:, 0]
+        swing, roughness, lean = (
+            value[:, None, None]
+            for value in (self._uniform(B, 0, 0.35), self._uniform(B, 0, 0.16), self._uniform(B, -0.12, 0.1))
+        )
+        hardness = self._uniform(B, 2.5, 6)[:, None, None]
+        limit = (0.42 + lean + swing * letters + roughness * grain).clamp(max=0.85)
+        limit = torch.maximum(limit, 0.51 / hardness)  # blank paper stays blank
+        worn = ((soft - limit) * hardness + 0.5).clamp(0, 1)
+        return coverage_BHW.index_copy(0, rows, torch.maximum(worn, 0.25 * x))
+
     def _bleed_through(self, coverage_BHW: Tensor) -> Tensor:
-        rows = self._some(len(coverage_BHW), 0.08)
+        rows = self._some(len(coverage_BHW), 0.12)
         if not len(rows):
             return coverage_BHW
         behind = F.avg_pool2d(coverage_BHW.roll(1, 0)[rows].flip(2)[:, None], 5, stride=1, padding=2)[:, 0]
-        strength = self._uniform(len(rows), 0.05, 0.2)[:, None, None]
+        # Thin old paper shows the other side in patches.
+        patches = 1 + 0.6 * self._field(len(rows), *coverage_BHW.shape[1:], 7, 7)
+        strength = self._uniform(len(rows), 0.05, 0.3)[:, None, None] * patches.clamp(0.2, 1.6)
         return coverage_BHW.index_copy(0, rows, torch.maximum(coverage_BHW[rows], strength * behind))
 
     def _blur(self, coverage_BHW: Tensor) -> Tensor:
@@ -126,16 +150,30 @@ class Degradation:
         soft = self._chosen(B, 0.75).float()
         paper = 1 - soft * self._uniform(B, 0, 0.4)
         ink = soft * self._uniform(B, 0, 0.5) * paper
-        texture = self._field(B, H, W, 48) * 0.04 + self._field(B, H, W, 5) * 0.12
+        texture = self._field(B, H, W, 48, 48) * 0.04 + self._field(B, H, W, 5, 5) * 0.12
         amount = self._chosen(B, 0.5) * self._uniform(B)
         level = paper[:, None, None] + amount[:, None, None] * texture
         grey = torch.lerp(level, ink[:, None, None].expand_as(level), coverage_BHW)
         inverted = (self._uniform(B) < 0.1 * min(1.0, 2 * self.severity))[:, None, None]
         return torch.where(inverted, 1 - grey, grey).clamp(0, 1)
 
-    def _field(self, B: int, H: int, W: int, cells: int) -> Tensor:
+    def _age(self, grey_BHW: Tensor) -> Tensor:
+        """Stains, and the shadow of a book's fold or edge at one side."""
+        rows = self._some(len(grey_BHW), 0.18)
+        if not len(rows):
+            return grey_BHW
+        B, (_, H, W) = len(rows), grey_BHW.shape
+        stains = (self._field(B, H, W, 9, 9) - 0.35).clamp(0, 1) * self._uniform(B, 0, 0.35)[:, None, None]
+        away = torch.linspace(0, 1, W, device=grey_BHW.device)[None]
+        away = torch.where((self._uniform(B) < 0.5)[:, None], away, 1 - away)
+        fold = self._uniform(B, 0, 0.4)[:, None] * torch.exp(-away / self._uniform(B, 0.01, 0.2)[:, None])
+        aged = grey_BHW[rows] * (1 - stains) * (1 - fold)[:, None]
+        return grey_BHW.index_copy(0, rows, aged)
+
+    def _field(self, B: int, H: int, W: int, cells_high: int, cells_wide: int) -> Tensor:
         """Smooth random field, about -1 to 1."""
-        coarse = torch.randn(B, 1, cells, cells, device=self.generator.device, generator=self.generator) * 0.5
+        shape = (B, 1, max(cells_high, 2), max(cells_wide, 2))
+        coarse = torch.randn(shape, device=self.generator.device, generator=self.generator) * 0.5
         return F.interpolate(coarse, size=(H, W), mode="bilinear")[:, 0]
 
     def _noise(self, grey_BHW: Tensor) -> Tensor:
@@ -153,7 +191,7 @@ class Degradation:
         B = len(grey_BHW)
         low, high = grey_BHW.amin((1, 2)), grey_BHW.amax((1, 2))
         threshold = torch.lerp(low, high, self._uniform(B, 0.42, 0.62))[:, None, None]
-        return torch.where(self._chosen(B, 0.06)[:, None, None], (grey_BHW > threshold).float(), grey_BHW.clamp(0, 1))
+        return torch.where(self._chosen(B, 0.14)[:, None, None], (grey_BHW > threshold).float(), grey_BHW.clamp(0, 1))
 
     def _compress(self, grey_BHW: Tensor) -> Tensor:
         rows = self._some(len(grey_BHW), 0.35)
@@ -163,9 +201,11 @@ class Degradation:
         return grey_BHW.index_copy(0, rows, jpeg_loss(grey_BHW[rows], quality))
 
     def _colour(self, grey_BHW: Tensor, paper_B4: Tensor) -> Tensor:
-        """Tint, then grey outside the paper."""
+        """Tint of any colour or of yellowed paper, then grey outside the paper."""
         B, H, W = grey_BHW.shape
         tint = 1 - (self._chosen(B, 0.4).float()[:, None] * self._uniform(B * 3, 0, 0.2).view(B, 3))
+        yellow = self._chosen(B, 0.2) * self._uniform(B)
+        tint = tint * (1 - torch.stack([0.05 * yellow, 0.14 * yellow, 0.38 * yellow], 1))
         colour_BCHW = grey_BHW[:, None] * tint[:, :, None, None]
         ys = torch.arange(H, device=grey_BHW.device)[None, :, None]
         xs = torch.arange(W, device=grey_BHW.device)[None, None, :]

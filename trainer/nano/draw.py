@@ -13,7 +13,7 @@ from shared.deepseek_ocr.tokenizer import OcrTokenizer
 from trainer.data.charset import SUPPORTED
 from trainer.data.corpus import Corpus
 from trainer.data.fonts import FontLibrary
-from trainer.data.render import PageRenderer, RenderedPage, Tier
+from trainer.data.render import SCANS, PageRenderer, RenderedPage, Tier
 from trainer.nano.pool import Drawing
 
 CHARSET = {character: index for index, character in enumerate(sorted(SUPPORTED))}
@@ -52,6 +52,8 @@ class Draw:
     def _render(self, tier: Tier, longest: int) -> RenderedPage:
         if tier == Tier.LINE:
             return self._renderer.render(tier, max_characters=longest)
+        if tier in SCANS:
+            return self._renderer.render(tier)
         is_small = self._rng.random() < SMALL_SHARE
         return self._renderer.render(tier, size_px=SMALL_PX if is_small else None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-TIERS = ("line", "few", "block", "half", "page")
+TIERS = ("line", "few", "block", "half", "page", "crop", "sheet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,13 @@ CURRICULUM = (
     Stage(0.00, {"line": 0.4, "few": 0.3, "block": 0.3}, 0.0, 40),
     Stage(0.10, {"line": 0.25, "few": 0.35, "block": 0.4}, 0.2, 90),
     Stage(0.30, {"line": 0.1, "few": 0.25, "block": 0.6, "half": 0.05}, 0.6, 90),
-    Stage(0.60, {"line": 0.1, "few": 0.2, "block": 0.45, "half": 0.13, "page": 0.12}, 1.0, 90),
-    Stage(1.00, {"line": 0.07, "few": 0.08, "block": 0.36, "half": 0.11, "page": 0.38}, 1.0, 90),
+    Stage(0.60, {"line": 0.1, "few": 0.15, "block": 0.4, "half": 0.13, "page": 0.12, "crop": 0.1}, 1.0, 90),
+    Stage(
+        1.00,
+        {"line": 0.05, "few": 0.06, "block": 0.26, "half": 0.09, "page": 0.24, "crop": 0.24, "sheet": 0.06},
+        1.0,
+        90,
+    ),
 )
 
 

@@ -293,7 +293,9 @@ def spoil_tokens(answer_BT: Tensor, share: float, generator: torch.Generator) ->
     return torch.where(chosen & (other_BT > 0), other_BT, answer_BT)
 
 
-_PAGES_PER_BATCH = {"line": 1.0, "few": 1.0, "block": 1.0, "half": 1 / 3, "page": 1 / 6}
+_PAGES_PER_BATCH = {
+    "line": 1.0, "few": 1.0, "block": 1.0, "half": 1 / 3, "page": 1 / 6, "crop": 1 / 4, "sheet": 1 / 9,
+}  # fmt: skip
 """Pages that a batch of a tier holds, against one of single views."""
 
 

@@ -113,6 +113,30 @@ def test_full_severity_keeps_text_visible_and_differs_by_image() -> None:
     assert len({round(value, 1) for value in spread.tolist()}) > 16
 
 
+def test_worn_type_stays_on_its_letters_and_differs_along_a_line() -> None:
+    coverage = torch.zeros(40, 40, 400)
+    coverage[:, 12:28, ::8] = 1
+    coverage[:, 12:28, 1::8] = 1
+    worn = Degradation(1.0, torch.Generator().manual_seed(1))._wear(coverage.clone())
+    changed = (worn != coverage).flatten(1).any(1)
+    assert 4 <= changed.sum() <= 12
+    assert not worn[:, :8].any()
+    assert not worn[:, 32:].any()
+    letters = worn[changed][:, 12:28].unflatten(2, (20, 20)).mean((1, 3))
+    assert letters.std(1).max() > 0.03
+    assert (letters.mean(1) > 0.05).all()
+
+
+def test_aged_paper_is_darker_in_places_and_keeps_ink_below_paper() -> None:
+    grey = torch.ones(40, 64, 128)
+    grey[:, 20:40, ::4] = 0.2
+    aged = Degradation(1.0, torch.Generator().manual_seed(2))._age(grey.clone())
+    changed = (aged != grey).flatten(1).any(1)
+    assert 4 <= changed.sum() <= 10
+    assert (aged <= grey).all()
+    assert (aged[:, 20:40, 2::4] - aged[:, 20:40, ::4] > 0.05).all()
+
+
 def test_views_are_tiles_in_reading_order_and_the_shrunken_paper() -> None:
     canvas = torch.zeros(1, 3, 32, 64, dtype=torch.uint8)
     canvas[..., 32:] = 200

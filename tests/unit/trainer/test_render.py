@@ -1,8 +1,12 @@
+from random import Random
+
 import numpy as np
 import pytest
 
+from trainer.data import books
 from trainer.data.blocks import Paragraph
 from trainer.data.charset import SUPPORTED
+from trainer.data.fonts import KINDS
 from trainer.data.render import LIMITS, PageRenderer, Tier
 
 
@@ -24,6 +28,24 @@ def test_images_stay_within_their_tier(library, corpus, tier):
 def test_small_tiers_fit_into_one_view(library, corpus, tier):
     renderer = PageRenderer(library, corpus, seed=4)
     assert all(max(renderer.render(tier).ink.shape) <= 640 for _ in range(20))
+
+
+def test_crops_reach_from_one_view_to_four_tiles_side_by_side(library, corpus):
+    renderer = PageRenderer(library, corpus, seed=4)
+    shapes = [renderer.render(Tier.CROP).ink.shape for _ in range(60)]
+    assert {-(-width // 640) for _, width in shapes} >= {2, 3, 4}
+    assert sum(height <= 640 for height, _ in shapes) > 40
+
+
+def test_printers_dashes_and_quotes_take_the_place_of_typed_ones():
+    texts = {books.typographic('"It\'s -- so," he said--"(\'quite\')"', Random(seed)) for seed in range(40)}
+    assert "“It’s—so,” he said—“(‘quite’)”" in texts
+    assert len(texts) > 2
+
+
+def test_books_are_set_in_kinds_that_exist():
+    assert set(books.KIND_WEIGHTS) <= set(KINDS)
+    assert {books.pick_kind(Random(seed)) for seed in range(60)} == set(books.KIND_WEIGHTS)
 
 
 def test_a_line_has_no_line_break(library, corpus):
