@@ -72,6 +72,16 @@ class PromptReader:
         for graphs in self.graphs:
             graphs.warm_up(pool)
 
+    def rehearse(self, choose: Callable[[Tensor], None]) -> None:
+        """Read what `read_usual` and `warm_up` will; for `launch.compiling_ahead`.
+
+        Args:
+            choose: Given the logits of each batch of usual prompts.
+        """
+        self.read_usual(choose)
+        for graphs in self.graphs:
+            graphs.rehearse()
+
     def read_usual(self, choose: Callable[[Tensor], None]) -> None:
         """Read prompts whose keys go nowhere, none longer than a sequence may be.
 

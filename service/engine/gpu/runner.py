@@ -10,6 +10,7 @@ Shape letters: B rows, T tokens of all prompts, R prompts.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -35,6 +36,9 @@ from service.engine.runner import DeviceFullError, NewRow, Report, View
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+
+MAX_COMPILING_THREADS = 16
+"""Not compared with other numbers yet."""
 
 _log = logging.getLogger(__name__)
 
@@ -111,6 +115,8 @@ class GpuRunner:
         if self._device.type != "cuda":
             return
         began_s = time.monotonic()
+        self._compile()
+        compiled_s = time.monotonic()
         self._vision.warm_up(self._view_sizes_px)
         self._preparation.warm_up()
         vision_s = time.monotonic()
@@ -125,8 +131,9 @@ class GpuRunner:
         # What compiling and trying took is given back, what graphs hold is not.
         torch.cuda.empty_cache()
         _log.info(
-            "warmed up: encoder %.1f s, prefill %.1f s, captured steps %.1f s, captured prefills %.1f s",
-            vision_s - began_s,
+            "warmed up: compiling %.1f s, encoder %.1f s, prefills %.1f s, captured: steps %.1f s, prefills %.1f s",
+            compiled_s - began_s,
+            vision_s - compiled_s,
             prefill_s - vision_s,
             steps_s - prefill_s,
             time.monotonic() - steps_s,
@@ -247,6 +254,17 @@ class GpuRunner:
         assert holders == self._prompt_tokens.keys()
         assert self._adapters.keys() <= holders
         assert set((~self._state.done_S).nonzero().flatten().tolist()) <= holders
+
+    def _compile(self) -> None:
+        """Compile kernels, several at once, so that what warms up finds them compiled."""
+        from service.engine.kernels.launch import compiling_ahead  # Triton is not everywhere
+
+        with compiling_ahead(min(MAX_COMPILING_THREADS, os.cpu_count() or 1)):
+            self._vision.rehearse(self._view_sizes_px)
+            self._preparation.warm_up()
+            self._prompts.rehearse(self._choose_nowhere)
+            for steps in self._steps:
+                steps.rehearse()
 
     def _choose_nowhere(self, logits_RV: Tensor) -> None:
         """Choose for prompts that no slot reads."""
