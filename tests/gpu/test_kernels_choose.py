@@ -7,6 +7,7 @@ import torch
 
 from service.engine import sampling
 from service.engine.gpu.state import AnswerState, Code
+from service.engine.kernels import choice
 from service.engine.repetition import LoopDetector, LoopRule, RepetitionGuard
 from tests.support.kernels import DEVICE, GPU_MARK, kernel_set
 
@@ -170,6 +171,19 @@ def test_sampling_follows_the_distribution_and_not_the_company(choose):
     alone = AnswerState.create(4, 4, RULE, EOS, DEVICE)
     alone.open([2], [1], [4], [0.7], [2**33 + 17])
     assert choose(logits, torch.tensor([2], device=DEVICE), alone, RULE)[0, 0] == tokens[17]
+
+
+@pytest.mark.parametrize("first_seed", [0, 2**32 - 2, 2**63 - 32])
+def test_every_seed_draws_what_plain_torch_draws(choose, first_seed):
+    rows = 32
+    logits = torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(8)).to(DEVICE)
+    slots, drawn = torch.arange(rows, device=DEVICE), []
+    for kernel in (choose, choice.choose):
+        state = AnswerState.create(rows, 4, RULE, EOS, DEVICE)
+        seeds = list(range(first_seed, first_seed + rows))
+        state.open(list(range(rows)), [1] * rows, [4] * rows, [1.3] * rows, seeds)
+        drawn.append(kernel(logits, slots, state, RULE)[:, 0].tolist())
+    assert drawn[0] == drawn[1]
 
 
 def test_philox_gives_the_published_numbers():

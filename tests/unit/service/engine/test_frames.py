@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -14,12 +16,13 @@ from service.engine.frames import (
     encode_command,
     encode_message,
 )
-from service.engine.protocol import EngineState, EngineStats, SequenceDelta, SequenceFailure
+from service.engine.protocol import MAX_SEED, EngineState, EngineStats, SequenceDelta, SequenceFailure
 from tests.unit.service.engine.standin import INFO, standin_request, standin_result
 
 
 def test_a_submitted_page_arrives_with_its_pixels():
     request = standin_request("a", prompt="Ünicode \x00 <|ref|>", ink=200)
+    request = replace(request, temperature=0.7, seed=MAX_SEED)
     request.page.tiles_THWC[1] = 7
     arrived = decode_command(b"".join(encode_command(Submit(request))))
     assert isinstance(arrived, Submit)
@@ -28,6 +31,7 @@ def test_a_submitted_page_arrives_with_its_pixels():
     np.testing.assert_array_equal(arrived.request.page.tiles_THWC, request.page.tiles_THWC)
     assert (arrived.request.prompt, arrived.request.max_new_tokens) == (request.prompt, request.max_new_tokens)
     assert (arrived.request.sequence_id, arrived.request.model_id) == ("a", "stand-in")
+    assert (arrived.request.temperature, arrived.request.seed) == (0.7, MAX_SEED)
 
 
 @pytest.mark.parametrize("command", [Cancel("a"), Ping(), Stop()])
