@@ -62,7 +62,7 @@ def adapt(request: AdapterRequest) -> AdaptedModel:
     modules = request.choose(base)
     model = add_adapter(base, modules, request)
     if request.gradient_checkpointing:
-        recompute_layers(base)
+        recompute_layers(base, keeps_chance=request.dropout > 0)
     return AdaptedModel(
         model=model,
         tokenizer=loaded.tokenizer,
@@ -120,16 +120,17 @@ def check_adapter(model: nn.Module, modules: tuple[str, ...]) -> None:
         )
 
 
-def recompute_layers(base: nn.Module) -> None:
+def recompute_layers(base: nn.Module, *, keeps_chance: bool) -> None:
     """Give up activations inside the decoder's layers and compute them again in the backward pass.
 
     Args:
         base: the model.
+        keeps_chance: whether layers drop anything, so that the second time has to drop the same.
     """
     for name, module in base.named_modules():
         is_layer = name.startswith(DECODERS) and name.rsplit(".", 1)[-1].isdigit() and name.count(".") <= 3
         if is_layer:
-            module.forward = partial(_recomputed, module, module.forward)
+            module.forward = partial(_recomputed, module, module.forward, keeps_chance)
 
 
 def quantise(base: nn.Module, device: torch.device) -> None:
@@ -168,7 +169,9 @@ def quantise(base: nn.Module, device: torch.device) -> None:
     base.to(device)
 
 
-def _recomputed(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _recomputed(
+    module: nn.Module, forward: Callable[..., Any], keeps_chance: bool, *args: Any, **kwargs: Any
+) -> Any:
     if not (module.training and torch.is_grad_enabled()):
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=keeps_chance, **kwargs)

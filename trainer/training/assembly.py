@@ -219,7 +219,7 @@ def training_arguments(
         label_names=["labels"],
         use_cpu=not is_cuda,
         bf16=is_cuda,
-        optim="adamw_torch",
+        optim="adamw_torch_fused" if is_cuda else "adamw_torch",
         dataloader_pin_memory=is_cuda,
         ddp_find_unused_parameters=False,
     )
