@@ -70,11 +70,20 @@ def _general(folder: Path, fonts: Path, corpus: Path, seed: int, count: int) -> 
 
 def _mix(folder: Path) -> None:
     """Put forms and general pages into one folder: names of files say the split, checks read forms alone."""
+    import pyarrow
+    from pyarrow import parquet
+
     mixed = folder / "mixed"
     mixed.mkdir()
     for name in ("comb", "general-set"):
         for file in (folder / name / "data").glob("*.parquet"):
-            shutil.copy(file, mixed / f"{file.stem}-{name}.parquet")
+            table = parquet.read_table(file)
+            if "image" in table.column_names:
+                # Drawn texts are samples of several pages; the files of a source have the same columns.
+                pages = table.column("image").combine_chunks()
+                lists = pyarrow.ListArray.from_arrays(list(range(len(pages) + 1)), pages)
+                table = table.set_column(table.column_names.index("image"), "images", lists)
+            parquet.write_table(table.replace_schema_metadata(None), mixed / f"{file.stem}-{name}.parquet")
     for name in ("comb", "general-set", "general-train"):
         shutil.rmtree(folder / name)
 

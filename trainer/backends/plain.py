@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from shared.deepseek_ocr.checkpoint import CheckpointError
 from shared.deepseek_ocr.loading import load_checkpoint
+from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from trainer.backends.protocol import AdaptedModel, AdapterRequest
 from trainer.training.adapter import ADAPTER
 from trainer.training.errors import TrainingCode, TrainingError
@@ -57,6 +58,8 @@ def adapt(request: AdapterRequest) -> AdaptedModel:
             TrainingCode.MODEL_UNUSABLE, str(error), "name a folder or a repository with --model"
         ) from error
     base: Any = loaded.model
+    if is_cuda:
+        stack_experts(base)
     if request.in_4bit:
         quantise(base, request.device)
     modules = request.choose(base)
@@ -131,6 +134,16 @@ def recompute_layers(base: nn.Module, *, keeps_chance: bool) -> None:
         is_layer = name.startswith(DECODERS) and name.rsplit(".", 1)[-1].isdigit() and name.count(".") <= 3
         if is_layer:
             module.forward = partial(_recomputed, module, module.forward, keeps_chance)
+
+
+def stack_experts(base: Any) -> None:
+    """Let one kernel visit the experts of our own class, which the host does by itself: dozens of products a layer.
+
+    Args:
+        base: the model; transformers' own does so already.
+    """
+    if isinstance(base, DeepseekOcrForConditionalGeneration):
+        base.set_moe_implementation("stacked")
 
 
 def quantise(base: nn.Module, device: torch.device) -> None:
