@@ -114,7 +114,6 @@ def write_ocr2(folder: Path, *, tiny: bool) -> None:
 def write_ocr1(folder: Path, *, tiny: bool) -> None:
     """Write a checkpoint of DeepSeek-OCR with random weights and nano's tokenizer, which has fewer tokens."""
     import shutil
-    from dataclasses import replace
 
     import torch
 

@@ -43,7 +43,9 @@ def main() -> int:
     _general(options.folder / "general-train", options.fonts, options.corpus, 21, options.general)
     for name, seed, count in (("general", 22, 80), ("general-check", 23, 16)):
         _general(options.folder / name, options.heldout_fonts, options.heldout_corpus, seed, count)
-    _prepare(options.folder / "general-train", options.folder / "general-set", "--text-is-file", "--validation-share", "0")
+    _prepare(
+        options.folder / "general-train", options.folder / "general-set", "--text-is-file", "--validation-share", "0"
+    )
     _mix(options.folder)
     return 0
 
@@ -65,7 +67,7 @@ def _general(folder: Path, fonts: Path, corpus: Path, seed: int, count: int) -> 
     """Ordinary pages as an evaluation set, half lines and half blocks."""
     from trainer.data.pages import build_evaluation_set
 
-    build_evaluation_set(fonts, corpus, folder, seed, {tier: count // 2 for tier in GENERAL_TIERS})
+    build_evaluation_set(fonts, corpus, folder, seed, dict.fromkeys(GENERAL_TIERS, count // 2))
 
 
 def _mix(folder: Path) -> None:

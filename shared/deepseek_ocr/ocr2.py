@@ -160,9 +160,11 @@ class Ocr2Reading(PageReading):
         return loss_in_pieces(hidden_BLD[:, -logits_to_keep:], self.lm_head, vocab_size, labels_BL, num_items_in_batch)
 
     def _decode_causally(self, embeds_BLD: Tensor) -> Tensor:
-        """What `decode` does without mask and cache. transformers' loop around the same layers would look through the
-        positions for packed sequences, which makes the host wait for the device and cannot be recorded, and keep a
-        cache that nobody reads."""
+        """What `decode` does without mask and cache.
+
+        transformers' loop around the same layers would look through the positions for packed sequences, which makes the
+        host wait for the device and cannot be recorded, and keep a cache that nobody reads.
+        """
         decoder = self.model.language_model
         positions_1L = torch.arange(embeds_BLD.shape[1], device=embeds_BLD.device)[None]
         rotary = decoder.rotary_emb(embeds_BLD, position_ids=positions_1L)

@@ -182,9 +182,7 @@ def quantise(base: nn.Module, device: torch.device) -> None:
     base.to(device)
 
 
-def _recomputed(
-    module: nn.Module, forward: Callable[..., Any], keeps_chance: bool, *args: Any, **kwargs: Any
-) -> Any:
+def _recomputed(module: nn.Module, forward: Callable[..., Any], keeps_chance: bool, *args: Any, **kwargs: Any) -> Any:
     if not (module.training and torch.is_grad_enabled()):
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=keeps_chance, **kwargs)

@@ -1,8 +1,8 @@
 """Forward and backward as a CUDA graph: recorded once for each shape of a batch, replayed for all others of it.
 
-A step of a small batch is thousands of short kernels, and the host takes longer to start them than the card to run them.
-A graph starts them all at once. Owns recordings and their inputs; knows neither models nor data. Where there is no CUDA
-the same gradients are computed without a recording.
+A step of a small batch is thousands of short kernels, and the host takes longer to start them than the card to run
+them. A graph starts them all at once. Owns recordings and their inputs; knows neither models nor data. Where there is
+no CUDA the same gradients are computed without a recording.
 """
 
 from __future__ import annotations
