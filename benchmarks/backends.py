@@ -7,8 +7,12 @@ checkpoint that ships, on pages of forms with a cell for each letter, whose erro
     python benchmarks/backends.py write-ocr2 /tmp/ocr2
     python benchmarks/backends.py run peft|unsloth shared/nano --updates 150 --batch-size 32
     python benchmarks/backends.py run unsloth /tmp/ocr2 --updates 6 --four-bit
+    python benchmarks/backends.py write-ocr1 /tmp/ocr1
+    python benchmarks/backends.py write-pages /tmp/pages --count 64
+    python benchmarks/backends.py read shared/nano /tmp/volume forms --page /tmp/pages/00000.png
 
-The last line is one JSON object.
+`read` is the service's engine with a published adapter: it answers a page with the adapter and without. The last line
+is one JSON object.
 """
 
 from __future__ import annotations
@@ -105,6 +109,66 @@ def write_ocr2(folder: Path, *, tiny: bool) -> None:
     )  # fmt: skip
     tokenizer.save_pretrained(folder)
     DeepseekOcr2Processor(image_processor=DeepseekOcr2ImageProcessorPil(), tokenizer=tokenizer).save_pretrained(folder)
+
+
+def write_ocr1(folder: Path, *, tiny: bool) -> None:
+    """Write a checkpoint of DeepSeek-OCR with random weights and nano's tokenizer, which has fewer tokens."""
+    import shutil
+
+    import torch
+
+    from benchmarks.random_model import random_model
+    from shared.deepseek_ocr.checkpoint import save_checkpoint
+    from shared.deepseek_ocr.configuration import DeepseekOcrConfig
+    from shared.deepseek_ocr.loading import load_checkpoint
+
+    nano = Path(__file__).resolve().parents[1] / "shared" / "nano"
+    known = load_checkpoint(nano)
+    config = known.model.config if tiny else DeepseekOcrConfig(image_token_id=known.tokenizer.image_id)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    save_checkpoint(random_model(device, torch.bfloat16, config), folder)
+    shutil.copy(nano / "tokenizer.json", folder)
+
+
+def read(options: argparse.Namespace) -> dict[str, object]:
+    """Answer a page in the service's engine with a published adapter and without."""
+    import torch
+    from PIL import Image
+
+    from benchmarks.reading import prepared
+    from service.engine.loader import EngineLimits, make_engine
+    from service.engine.protocol import SequenceFailure, SequenceRequest, SequenceResult
+    from shared.contract.prompts import Task, prompt_for
+    from shared.contract.volume import AdapterVolume
+    from shared.deepseek_ocr.loading import load_checkpoint
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    checkpoint = load_checkpoint(options.model, device, dtype)
+    engine = make_engine(checkpoint, EngineLimits(batch_size=4, max_sequence_tokens=2048, adapter_slots=1))
+    reference = AdapterVolume(options.volume).resolve(options.name)
+    adapter = str(reference)
+    engine.load_adapter(adapter, options.volume / reference.name / str(reference.version))
+    page = prepared(Image.open(options.page), checkpoint.geometry)
+    for model_id in (engine.info.model_id, adapter):
+        engine.submit(SequenceRequest(model_id, page, prompt_for(Task.FREE), 64, model_id))
+    texts: dict[str, str] = {}
+    while engine.has_work:
+        for event in engine.step():
+            if isinstance(event, SequenceFailure):
+                raise RuntimeError(f"{event.code}: {event.detail}")  # noqa: TRY004 - not a wrong type
+            if isinstance(event, SequenceResult):
+                texts[event.sequence_id] = event.text
+    truth = options.page.with_suffix(".txt")
+    return {
+        "model": Path(options.model).name,
+        "adapter": adapter,
+        "device": device,
+        "truth": truth.read_text(encoding="utf-8") if truth.is_file() else None,
+        "text_of_base": texts[engine.info.model_id],
+        "text_of_adapter": texts[adapter],
+        "differs": texts[adapter] != texts[engine.info.model_id],
+    }
 
 
 def load_backend(name: str) -> Backend:
@@ -247,6 +311,17 @@ def main() -> int:
     write = commands.add_parser("write-ocr2")
     write.add_argument("folder", type=Path)
     write.add_argument("--tiny", action="store_true", help="to try the program out on a CPU")
+    first = commands.add_parser("write-ocr1")
+    first.add_argument("folder", type=Path)
+    first.add_argument("--tiny", action="store_true", help="nano's dimensions, to try the program out on a CPU")
+    drawn = commands.add_parser("write-pages")
+    drawn.add_argument("folder", type=Path)
+    drawn.add_argument("--count", type=int, default=64)
+    reader = commands.add_parser("read")
+    reader.add_argument("model")
+    reader.add_argument("volume", type=Path)
+    reader.add_argument("name")
+    reader.add_argument("--page", type=Path, required=True)
     go = commands.add_parser("run")
     go.add_argument("backend", choices=("peft", "unsloth"))
     go.add_argument("model")
@@ -261,7 +336,13 @@ def main() -> int:
     if options.command == "write-ocr2":
         write_ocr2(options.folder, tiny=options.tiny)
         return 0
-    record = run(options)
+    if options.command == "write-ocr1":
+        write_ocr1(options.folder, tiny=options.tiny)
+        return 0
+    if options.command == "write-pages":
+        draw_pages(options.folder, options.count, 1)
+        return 0
+    record = read(options) if options.command == "read" else run(options)
     sys.stdout.write(json.dumps(record) + "\n")
     return 0
 

@@ -1,6 +1,7 @@
 """DeepSeek-OCR-2 with random weights as a checkpoint on disk, for measuring training where the real one cannot be had.
 
-Speed and memory do not depend on the weights' values. Dimensions are those of the public config.json files: the decoder
+Speed and memory do not depend on the weights' values, nor on the longest position, which is raised for the search for
+the longest text. Other dimensions are those of the public config.json files: the decoder
 of deepseek-ai/DeepSeek-OCR, the encoders of deepseek-ai/DeepSeek-OCR-2. The tokenizer has the public one's size; its
 words mean nothing.
 """
@@ -28,7 +29,7 @@ def public_config() -> Any:
         "vocab_size": VOCAB_SIZE, "hidden_size": 1280, "intermediate_size": 6848, "num_hidden_layers": 12,
         "num_attention_heads": 10, "num_key_value_heads": 10, "moe_intermediate_size": 896, "n_routed_experts": 64,
         "n_shared_experts": 2, "num_experts_per_tok": 6, "mlp_layer_types": ["dense"] + ["sparse"] * 11,
-        "bos_token_id": 0, "eos_token_id": 1, "max_position_embeddings": 8192, "n_group": 1, "topk_group": 1,
+        "bos_token_id": 0, "eos_token_id": 1, "max_position_embeddings": 262144, "n_group": 1, "topk_group": 1,
     }  # fmt: skip
     encoder = {
         "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,

@@ -7,9 +7,10 @@ Ways (`mode`):
 - `plain-cached` and `unsloth-cached` take the page's vision features from the host's memory in the place of pixels,
   since a frozen encoder gives the same ones in every epoch.
 - `plain4bit` and `unsloth4bit` keep frozen linear weights in 4 bits.
-- `cached` is this project's own loop without Unsloth: its class of the model, cached features, logits for the answer
-  alone. `cached-kept` keeps activations in the place of computing them twice. `cached-chunked` computes the loss piece
-  by piece (`shared.deepseek_ocr.loss`), as the loop does since then.
+- `cached` is this project's own class of the model without Unsloth: cached features, logits for the answer alone.
+- `cached-chunked` is what this project's training does with `--gradient-checkpointing`: the loss piece by piece
+  (`shared.deepseek_ocr.loss`). `cached-kept` is what it does without: activations are kept in the place of computing
+  them twice. `graphed` and `graphed-chunked` are the two with `--cuda-graphs`.
 
 Unsloth has to be imported before transformers, so nothing of either is imported at the top.
 
@@ -19,7 +20,7 @@ pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -27,14 +28,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.training.graphs import GraphedLoss
+
 RANK = 16
 TARGETS = r".*language_model.*self_attn\.(q_proj|k_proj|v_proj|o_proj)"
 """Explicit: without it Unsloth also adapts the 64 routed experts (61 M trainable parameters in the place of 2 M)."""
 IGNORED_LABEL = -100
-CHUNKED = "cached-chunked"
+WHOLE_LOGITS = "cached"
 IMAGE_PX = 1024
 MODES = ("plain", "plain-cached", "plain4bit", "unsloth", "unsloth-cached", "unsloth4bit", "cached", "cached-kept",
-         "cached-chunked")  # fmt: skip
+         "cached-chunked", "graphed", "graphed-chunked")  # fmt: skip
+OURS = ("cached", "graphed")
+KEPT = ("cached-kept", "graphed")
+"""They keep activations; all others compute them twice."""
 SEED = 0
 
 
@@ -51,12 +57,17 @@ class Trained:
     @property
     def is_cached(self) -> bool:
         """Whether steps start from vision features."""
-        return "cached" in self.mode
+        return "cached" in self.mode or self.is_graphed
 
     @property
     def is_ours(self) -> bool:
         """Whether the model is this project's class."""
-        return self.mode.startswith("cached")
+        return self.mode.startswith(OURS)
+
+    @property
+    def is_graphed(self) -> bool:
+        """Whether forward and backward are recorded once."""
+        return self.mode.startswith("graphed")
 
     @property
     def trainable(self) -> int:
@@ -66,7 +77,9 @@ class Trained:
 
 def family(mode: str) -> str:
     """Ways of one family differ in what they do with a model, not in the model."""
-    return mode if mode == "cached-kept" else mode.partition("-")[0]
+    if mode.startswith(OURS):
+        return "kept" if mode in KEPT else "recomputed"
+    return mode.partition("-")[0]
 
 
 def load(mode: str, checkpoint: str, device: torch.device, max_seq_length: int, image_tokens: int) -> Trained:
@@ -84,8 +97,9 @@ def load(mode: str, checkpoint: str, device: torch.device, max_seq_length: int, 
     """
     if mode.startswith("unsloth"):
         model = _unsloth(mode, checkpoint, max_seq_length)
-    elif mode.startswith("cached"):
+    elif mode.startswith(OURS):
         from shared.deepseek_ocr.ocr2 import DeepseekOcr2Reader
+        from trainer.backends.plain import recompute_layers
 
         base: torch.nn.Module = DeepseekOcr2Reader.from_pretrained(checkpoint, dtype=_dtype(device))
         model = _with_peft(base.to(device))
@@ -98,7 +112,10 @@ def load(mode: str, checkpoint: str, device: torch.device, max_seq_length: int, 
                 checkpoint, dtype=_dtype(device), device_map={"": str(device)}, **options
             )
         )
-    if not mode.startswith("unsloth") and mode != "cached-kept":
+    if mode.startswith(OURS):
+        if mode not in KEPT:
+            recompute_layers(model.get_base_model(), keeps_chance=False)
+    elif not mode.startswith("unsloth"):
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return Trained(mode, model.train(), device, image_tokens, model.config.vision_config.sam_config.image_size)
@@ -120,19 +137,30 @@ def make_step(trained: Trained, batch: int, text_tokens: int) -> Callable[[], Te
     for name, each in model.named_parameters():
         if "lora_B" in name:
             each.data.zero_()  # whatever was trained before, the first loss is the base model's
-    optimizer = torch.optim.AdamW(weights, lr=1e-4)
+    optimizer = torch.optim.AdamW(weights, lr=1e-4, fused=device.type == "cuda")
     torch.manual_seed(SEED)
     size = (batch, 3, trained.image_px, trained.image_px)
     pixels_BCHW = torch.randn(size, dtype=_dtype(device)).to(device)
     features = _features(trained, pixels_BCHW) if trained.is_cached else []
+    fixed = _arguments(trained, text_tokens)
+
+    def loss_of(inputs: Mapping[str, Any]) -> Tensor:
+        # Inside, as what autocast has cast must not outlive a recording.
+        with _autocast(device):
+            return model(**inputs, **fixed).loss
+
+    graphed = GraphedLoss(loss_of, weights) if trained.is_graphed else None
 
     def step() -> Tensor:
         inputs = _inputs(trained, batch, text_tokens, features)
         if not trained.is_cached:
             inputs |= {"pixel_values": pixels_BCHW, "num_local_patches": [0] * batch}
-        with _autocast(device):
-            loss: Tensor = model(**inputs).loss
-        loss.backward()
+        loss: Tensor
+        if graphed is not None:
+            loss = graphed.backward(inputs)
+        else:
+            loss = loss_of(inputs)
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
@@ -196,9 +224,14 @@ def _inputs(trained: Trained, batch: int, text_tokens: int, features: list[Tenso
     embeds_BLD = torch.cat([embeds_BLD[:, :start], features_BLD.to(embeds_BLD.dtype), embeds_BLD[:, stop:]], 1)
     if not trained.is_ours:
         return {"inputs_embeds": embeds_BLD, "attention_mask": torch.ones_like(ids_BL), "labels": labels_BL}
-    kept = text_tokens + 1
-    return {"inputs_embeds": embeds_BLD, "labels": labels_BL[:, -kept:], "logits_to_keep": kept, "use_cache": False,
-            "loss_alone": trained.mode == CHUNKED}  # fmt: skip
+    return {"inputs_embeds": embeds_BLD, "labels": labels_BL[:, -text_tokens - 1 :]}
+
+
+def _arguments(trained: Trained, text_tokens: int) -> dict[str, Any]:
+    """What each step says beside its tensors."""
+    if not trained.is_ours:
+        return {}
+    return {"logits_to_keep": text_tokens + 1, "use_cache": False, "loss_alone": trained.mode != WHOLE_LOGITS}
 
 
 def _autocast(device: torch.device) -> AbstractContextManager[Any]:

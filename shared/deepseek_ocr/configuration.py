@@ -110,7 +110,8 @@ class TextConfig(PreTrainedConfig):
     routed_scaling_factor: float = 1.0
     router_aux_loss_coef: float = 0.0
     moe_implementation: str = "grouped"
-    """`grouped` visits the experts that got tokens; `dense` computes all of them with static shapes."""
+    """`grouped` visits the experts that got tokens, `dense` computes all of them with static shapes, `stacked` leaves
+    the visits to one kernel (bfloat16 on CUDA)."""
     initializer_range: float = 0.02
     use_cache: bool = True
     tie_word_embeddings: bool = False

@@ -275,7 +275,7 @@ class DeepseekOcrForConditionalGeneration(PageReading, PreTrainedModel, Generati
         self.model.set_submodule("embed_tokens", value)
 
     def set_moe_implementation(self, name: str) -> None:
-        """Choose how routed experts are computed, in all layers: `grouped` or `dense`."""
+        """Choose how routed experts are computed, in all layers: `grouped`, `dense` or `stacked`."""
         self.config.text_config.moe_implementation = name
         for module in self.modules():
             if isinstance(module, Experts):

@@ -155,10 +155,25 @@ class Ocr2Reading(PageReading):
         num_items_in_batch: Tensor | int | None = None,
         **_: Any,
     ) -> Tensor:
-        positions_1L = torch.arange(embeds_BLD.shape[1], device=embeds_BLD.device)[None]
-        hidden_BLD, _penalty = self.decode(embeds_BLD, positions_1L)
+        hidden_BLD = self._decode_causally(embeds_BLD)
         vocab_size = self.config.get_text_config().vocab_size
         return loss_in_pieces(hidden_BLD[:, -logits_to_keep:], self.lm_head, vocab_size, labels_BL, num_items_in_batch)
+
+    def _decode_causally(self, embeds_BLD: Tensor) -> Tensor:
+        """What `decode` does without mask and cache.
+
+        transformers' loop around the same layers would look through the positions for packed sequences, which makes the
+        host wait for the device and cannot be recorded, and keep a cache that nobody reads.
+        """
+        decoder = self.model.language_model
+        positions_1L = torch.arange(embeds_BLD.shape[1], device=embeds_BLD.device)[None]
+        rotary = decoder.rotary_emb(embeds_BLD, position_ids=positions_1L)
+        hidden_BLD = embeds_BLD
+        for layer in decoder.layers:
+            hidden_BLD = layer(
+                hidden_BLD, attention_mask=None, position_embeddings=rotary, position_ids=positions_1L, use_cache=False
+            )
+        return decoder.norm(hidden_BLD)
 
 
 class DeepseekOcr2Reader(Ocr2Reading, DeepseekOcr2ForConditionalGeneration):  # type: ignore[misc] # looser signature

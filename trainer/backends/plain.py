@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from shared.deepseek_ocr.checkpoint import CheckpointError
 from shared.deepseek_ocr.loading import load_checkpoint
+from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from trainer.backends.protocol import AdaptedModel, AdapterRequest
 from trainer.training.adapter import ADAPTER
 from trainer.training.errors import TrainingCode, TrainingError
@@ -57,12 +58,14 @@ def adapt(request: AdapterRequest) -> AdaptedModel:
             TrainingCode.MODEL_UNUSABLE, str(error), "name a folder or a repository with --model"
         ) from error
     base: Any = loaded.model
+    if is_cuda:
+        stack_experts(base)
     if request.in_4bit:
         quantise(base, request.device)
     modules = request.choose(base)
     model = add_adapter(base, modules, request)
     if request.gradient_checkpointing:
-        recompute_layers(base)
+        recompute_layers(base, keeps_chance=request.dropout > 0)
     return AdaptedModel(
         model=model,
         tokenizer=loaded.tokenizer,
@@ -120,16 +123,27 @@ def check_adapter(model: nn.Module, modules: tuple[str, ...]) -> None:
         )
 
 
-def recompute_layers(base: nn.Module) -> None:
+def recompute_layers(base: nn.Module, *, keeps_chance: bool) -> None:
     """Give up activations inside the decoder's layers and compute them again in the backward pass.
 
     Args:
         base: the model.
+        keeps_chance: whether layers drop anything, so that the second time has to drop the same.
     """
     for name, module in base.named_modules():
         is_layer = name.startswith(DECODERS) and name.rsplit(".", 1)[-1].isdigit() and name.count(".") <= 3
         if is_layer:
-            module.forward = partial(_recomputed, module, module.forward)
+            module.forward = partial(_recomputed, module, module.forward, keeps_chance)
+
+
+def stack_experts(base: Any) -> None:
+    """Let one kernel visit the experts of our own class, which the host does by itself: dozens of products a layer.
+
+    Args:
+        base: the model; transformers' own does so already.
+    """
+    if isinstance(base, DeepseekOcrForConditionalGeneration):
+        base.set_moe_implementation("stacked")
 
 
 def quantise(base: nn.Module, device: torch.device) -> None:
@@ -168,7 +182,7 @@ def quantise(base: nn.Module, device: torch.device) -> None:
     base.to(device)
 
 
-def _recomputed(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _recomputed(module: nn.Module, forward: Callable[..., Any], keeps_chance: bool, *args: Any, **kwargs: Any) -> Any:
     if not (module.training and torch.is_grad_enabled()):
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=keeps_chance, **kwargs)

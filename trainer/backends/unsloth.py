@@ -17,7 +17,7 @@ import torch
 from shared.deepseek_ocr.checkpoint import CheckpointError, read_config
 from shared.deepseek_ocr.loading import find_checkpoint, load_checkpoint, load_tokenizer
 from shared.deepseek_ocr.ocr2 import MODEL_TYPE, OCR2_GEOMETRY, adopt
-from trainer.backends.plain import check_adapter, quantise
+from trainer.backends.plain import check_adapter, quantise, stack_experts
 from trainer.backends.protocol import AdaptedModel, AdapterRequest, as_pattern
 from trainer.training.errors import TrainingCode, TrainingError
 
@@ -87,6 +87,7 @@ def _load_ocr2(folder: Path, request: AdapterRequest) -> tuple[Any, Any, Any]:
 def _load_native(request: AdapterRequest) -> tuple[Any, Any, Any]:
     loaded = load_checkpoint(request.checkpoint, "cpu" if request.in_4bit else request.device, torch.bfloat16)
     base: Any = loaded.model
+    stack_experts(base)
     if request.in_4bit:
         quantise(base, request.device)
     base.max_seq_length = request.max_length  # Unsloth's own loaders note it there

@@ -19,6 +19,7 @@ from transformers.trainer_callback import PrinterCallback
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import Mode
 from trainer.backends.protocol import AdaptedModel, AdapterRequest
+from trainer.config import process_place
 from trainer.training.callbacks import EarlyStop, EventLog, ProgressCallback
 from trainer.training.collator import Collator, image_arguments
 from trainer.training.data import RunData
@@ -34,6 +35,8 @@ from trainer.training.validation import Checker, HeldOut
 PAGES_AT_ONCE_ON_GPU = 8
 """A page of seven views at a time fills a GPU; more of them only take memory."""
 CHECKS_PER_PASS = 4
+GRAPHED_MULTIPLE = 64
+"""Tokens: a recording fits batches of one shape alone, and what fills them up is computed too."""
 HELD_OUT_SHARE = 0.25
 """Of the room for features: held-out pages are read at every check."""
 
@@ -112,7 +115,14 @@ def assemble(
         after=tokenizer.encode_trusted(prompt_for(Task(options.task))),
         ends=(tokenizer.eos_id, tokenizer.pad_id),
         views=reader.views if is_vision_trained else None,
+        multiple=GRAPHED_MULTIPLE if options.cuda_graphs else 1,
     )
+    if options.cuda_graphs and (is_vision_trained or not adapted.keeps_logits or process_place().count > 1):
+        raise TrainingError(
+            TrainingCode.OPTION_INVALID,
+            "--cuda-graphs is for one GPU, a frozen encoder and steps that the backend leaves to this program",
+            "leave it out, or take --backend peft",
+        )
 
     def encoder(name: str, samples: SampleSet, share: float) -> CachedEncoder:
         kept = 0.0 if is_vision_trained else share
@@ -144,6 +154,7 @@ def assemble(
         check=check,
         keep_checkpoints=options.keep_checkpoints,
         keeps_logits=adapted.keeps_logits,
+        is_graphed=options.cuda_graphs,
     )
     log = EventLog(options.output_dir / LOG_FILE, sys.stderr, progress, is_main=rank() == 0)
     trainer = PageTrainer(
@@ -219,7 +230,7 @@ def training_arguments(
         label_names=["labels"],
         use_cpu=not is_cuda,
         bf16=is_cuda,
-        optim="adamw_torch",
+        optim="adamw_torch_fused" if is_cuda else "adamw_torch",
         dataloader_pin_memory=is_cuda,
         ddp_find_unused_parameters=False,
     )

@@ -33,6 +33,7 @@ class Collator:
         after: Sequence[int],
         ends: tuple[int, int],
         views: Callable[[TrainingSample], list[PreparedViews]] | None = None,
+        multiple: int = 1,
     ) -> None:
         """Settle what stands around images and answers.
 
@@ -42,10 +43,12 @@ class Collator:
             after: the prompt's tokens after the images.
             ends: token that ends an answer, token that fills rows.
             views: makes a sample's views where batches are to hold them.
+            multiple: of which lengths are, filled up, so that many batches have the same shape.
         """
         self._before, self._image_id, self._after = list(before), image_id, list(after)
         self._eos_id, self._pad_id = ends
         self._views = views
+        self._multiple = multiple
 
     def prompt_ids(self, sample: TrainingSample) -> list[int]:
         """What the model reads before it answers."""
@@ -63,7 +66,7 @@ class Collator:
         """
         prompts = [self.prompt_ids(sample) for _, sample in items]
         answers = [[*sample.answer_ids, self._eos_id] for _, sample in items]
-        length = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+        length = self._filled(max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)))
         input_ids = torch.full((len(items), length), self._pad_id)
         labels = torch.full((len(items), length), IGNORED_LABEL)
         for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
@@ -71,7 +74,7 @@ class Collator:
             input_ids[row, :stop] = torch.tensor(prompt + answer)
             labels[row, start:stop] = torch.tensor(answer)
         # The position before the first label predicts it.
-        kept = length - min(map(len, prompts)) + 1
+        kept = min(self._filled(length - min(map(len, prompts)) + 1), length)
         batch: dict[str, Any] = {
             "input_ids": input_ids,
             "labels": labels,
@@ -81,6 +84,9 @@ class Collator:
         if self._views is not None:
             batch |= image_arguments([self._views(sample) for _, sample in items])
         return batch
+
+    def _filled(self, length: int) -> int:
+        return -(-length // self._multiple) * self._multiple
 
 
 def image_arguments(pages_of_samples: Sequence[Sequence[PreparedViews]]) -> dict[str, Any]:

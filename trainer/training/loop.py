@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +30,7 @@ from trainer.training.collator import INDICES, KEPT, Collator
 from trainer.training.dataset import SampleSet
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.features import CachedEncoder
+from trainer.training.graphs import GraphedLoss
 from trainer.training.order import LengthGroupedOrder
 
 BEST = "best"
@@ -53,6 +54,7 @@ class RunParts:
         check: reads held-out pages; None where there are none.
         keep_checkpoints: newest ones that stay.
         keeps_logits: whether the model's forward takes `logits_to_keep` beside labels.
+        is_graphed: whether forward and backward are recorded; needs an encoder, and a model that keeps logits.
     """
 
     output: Path
@@ -64,6 +66,7 @@ class RunParts:
     check: Check | None
     keep_checkpoints: int
     keeps_logits: bool = True
+    is_graphed: bool = False
 
 
 class PageTrainer(Trainer):
@@ -83,6 +86,7 @@ class PageTrainer(Trainer):
         self.last_check_step = -1
         self.best_cer: float | None = None
         self._pieces = 1
+        self._graphed: GraphedLoss | None = None
         # The model is called with `num_items_in_batch`, which its signature hides behind PEFT's.
         self.model_accepts_loss_kwargs = True
 
@@ -147,11 +151,31 @@ class PageTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         for batch in batches:
             prepared = self._prepare_inputs(batch)
+            if self._parts.is_graphed:
+                total += self._replayed(model, prepared, num_items)
+                continue
             with self.compute_loss_context_manager():
                 loss = self.compute_loss(model, prepared, num_items_in_batch=num_items)
             self.accelerator.backward(loss)
             total += loss.detach()
         return total
+
+    def _replayed(self, model: nn.Module, inputs: dict[str, Any], num_items: Tensor | int | None) -> Tensor:
+        """Forward and backward of a batch as a recording; what waits for features comes before it."""
+        if self._graphed is None:
+
+            def loss_of(batch: Mapping[str, Tensor]) -> Tensor:
+                with self.compute_loss_context_manager():
+                    kept = batch["labels"].shape[1]
+                    loss: Tensor = model(**batch, logits_to_keep=kept, loss_alone=True, use_cache=False)["loss"]
+                    return loss
+
+            self._graphed = GraphedLoss(loss_of, [each for _, each in _trained(model)])
+        labels_BL = inputs["labels"][:, -inputs[KEPT] :]
+        batch = {"inputs_embeds": self._embedded(model, inputs).detach(), "labels": labels_BL}
+        if num_items is not None:
+            batch["num_items_in_batch"] = torch.as_tensor(num_items, device=labels_BL.device)
+        return self._graphed.backward(batch)
 
     def compute_loss(
         self,
@@ -179,10 +203,7 @@ class PageTrainer(Trainer):
             arguments |= {"logits_to_keep": inputs[KEPT], "loss_alone": not return_outputs}
             labels = labels[:, -inputs[KEPT] :]
         if self._parts.encoder is not None:
-            base = base_of(self.accelerator.unwrap_model(model))
-            rows = inputs[INDICES].tolist()
-            features = self._parts.encoder.features(rows, labels.device)
-            arguments["inputs_embeds"] = base.embed_inputs(inputs["input_ids"], features)
+            arguments["inputs_embeds"] = self._embedded(model, inputs)
         else:
             arguments["input_ids"] = inputs["input_ids"]
             arguments |= {key: inputs[key] for key in _VIEW_KEYS}
@@ -191,6 +212,15 @@ class PageTrainer(Trainer):
         if num_items_in_batch is not None and self.args.world_size > 1:
             loss = loss * self.args.world_size  # gradients are averaged over processes
         return (loss, output) if return_outputs else loss
+
+    def _embedded(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Tokens of a batch `[B, L, D]`, cached features in their places."""
+        encoder = self._parts.encoder
+        assert encoder is not None, "the encoder is trained"
+        ids_BL = inputs["input_ids"]
+        features = encoder.features(inputs[INDICES].tolist(), ids_BL.device)
+        embeds_BLD: Tensor = base_of(self.accelerator.unwrap_model(model)).embed_inputs(ids_BL, features)
+        return embeds_BLD
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Report figures, and end a run whose loss means nothing any more.

@@ -70,6 +70,7 @@ class TrainingOptions:
     train_vision: bool = _option(False, "let targets match vision encoders and projector too")
     use_qlora: bool = _option(False, "keep frozen weights in 4 bits (CUDA)")
     gradient_checkpointing: bool = _option(False, "compute activations twice to save memory")
+    cuda_graphs: bool = _option(False, "record steps once and replay them, where kernels are short (one GPU)")
 
     feature_memory_gb: float = _option(2.0, "vision features of a frozen encoder kept in memory")
     feature_disk_gb: float = _option(20.0, "further features kept on disk, in the run's folder")

@@ -14,6 +14,7 @@ from benchmarks.training_checkpoint import write_checkpoint
 from shared.deepseek_ocr import loss
 
 CPU = torch.device("cpu")
+OTHERS = ("plain-cached", "cached", "cached-kept", "cached-chunked", "graphed", "graphed-chunked")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def checkpoint(tmp_path_factory):
 def updates(checkpoint):
     """By way: the loss of a first step and what it does to the adapter."""
     found = {}
-    for mode in ("plain", "plain-cached", "cached", "cached-kept", "cached-chunked"):
+    for mode in ("plain", *OTHERS):
         trained = modes.load(mode, str(checkpoint), CPU, 128, 257)
         first_loss = modes.make_step(trained, 2, 24)()
         weights = {name: each.detach() for name, each in trained.model.named_parameters() if each.requires_grad}
@@ -33,7 +34,7 @@ def updates(checkpoint):
     return found
 
 
-@pytest.mark.parametrize("mode", ["plain-cached", "cached", "cached-kept", "cached-chunked"])
+@pytest.mark.parametrize("mode", OTHERS)
 def test_every_way_trains_the_same_step(updates, mode, monkeypatch):
     plain_loss, weights = updates["plain"]
     other_loss, other_weights = updates[mode]

@@ -110,13 +110,25 @@ def test_wrong_numbers_of_image_tokens_or_tiles_are_errors(model: DeepseekOcrFor
 
 
 @torch.inference_mode()
-def test_grouped_and_dense_experts_agree(model: DeepseekOcrForConditionalGeneration):
+def test_all_ways_to_compute_experts_agree(model: DeepseekOcrForConditionalGeneration):
     ids = torch.arange(64).view(2, 32)
     logits = []
-    for experts in ("grouped", "dense"):
+    for experts in ("grouped", "dense", "stacked"):
         model.set_moe_implementation(experts)
         logits.append(model(ids).logits)
-    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+    for others in logits[1:]:
+        torch.testing.assert_close(others, logits[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("experts", ["dense", "stacked"])
+def test_all_ways_to_compute_experts_have_the_gradients_of_visits(experts: str):
+    found = []
+    for implementation in ("grouped", experts):
+        model = tiny_model(moe_implementation=implementation)
+        embeds = model.get_input_embeddings()(torch.arange(64).view(2, 32)).detach().requires_grad_()
+        model(inputs_embeds=embeds, labels=torch.arange(64).view(2, 32)).loss.backward()
+        found.append(embeds.grad)
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-6)
 
 
 @torch.inference_mode()

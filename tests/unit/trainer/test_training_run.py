@@ -69,6 +69,15 @@ def test_a_run_leaves_an_adapter_that_changes_the_loss_and_a_record(place):
     assert any(tensor.abs().max() > 0 for key, tensor in weights(run).items() if ".lora_B." in key)
 
 
+def test_steps_as_recordings_train_the_same_adapter(place):
+    """Here without a recording, but on the same way: whole lengths filled up, gradients added by hand."""
+    run_small(place)
+    plain_run = weights(place / "run")
+    run_small(place, overwrite=True, cuda_graphs=True, gradient_accumulation_steps=1)
+    for name, each in weights(place / "run").items():
+        torch.testing.assert_close(each, plain_run[name], rtol=1e-3, atol=1e-5)
+
+
 def test_what_the_contract_asks_of_an_adapter_holds(place):
     from shared.contract.lora_content import ContentLimits, check_modules, read_content
     from trainer.publication import module_shapes

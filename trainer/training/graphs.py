@@ -1,0 +1,100 @@
+"""Forward and backward as a CUDA graph: recorded once for each shape of a batch, replayed for all others of it.
+
+A step of a small batch is thousands of short kernels, and the host takes longer to start them than the card to run
+them. A graph starts them all at once. Owns recordings and their inputs; knows neither models nor data. Where there is
+no CUDA the same gradients are computed without a recording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+WARM_STEPS = 2
+"""Before recording: libraries take their workspaces, and kernels are chosen."""
+MAX_SHAPES = 8
+"""Recordings kept; further shapes are computed without one, as each takes memory and seconds."""
+LossOf = Callable[[Mapping[str, Tensor]], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Recording:
+    graph: torch.cuda.CUDAGraph
+    inputs: dict[str, Tensor]
+    loss: Tensor
+    gradients: tuple[Tensor, ...]
+
+
+class GraphedLoss:
+    """Adds gradients of a loss to parameters; for one model, whose weights stay where they are."""
+
+    def __init__(self, loss_of: LossOf, parameters: Sequence[nn.Parameter]) -> None:
+        """Keep what is recorded later.
+
+        Args:
+            loss_of: the loss of a batch; asks the host for nothing, and depends on nothing but tensors of the batch.
+            parameters: what is trained.
+        """
+        self._loss_of = loss_of
+        self._parameters = list(parameters)
+        self._recordings: dict[tuple[object, ...], _Recording] = {}
+        self._pool: tuple[int, int] | None = None
+
+    @property
+    def num_recordings(self) -> int:
+        """Shapes that were recorded."""
+        return len(self._recordings)
+
+    def backward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Compute the loss, and add its gradients to those of the parameters.
+
+        Args:
+            batch: by name, all on one device.
+
+        Returns:
+            The loss, without its history.
+        """
+        key = tuple((name, tuple(each.shape), each.dtype) for name, each in sorted(batch.items()))
+        recording = self._recordings.get(key)
+        if recording is None:
+            is_cuda = next(iter(batch.values())).device.type == "cuda"
+            if not is_cuda or len(self._recordings) >= MAX_SHAPES:
+                loss, gradients = self._compute(batch)
+                self._add(gradients)
+                return loss
+            recording = self._recordings[key] = self._record(batch)
+        for name, each in batch.items():
+            recording.inputs[name].copy_(each, non_blocking=True)
+        recording.graph.replay()
+        self._add(recording.gradients)
+        # The next replay writes over it.
+        return recording.loss.clone()
+
+    def _record(self, batch: Mapping[str, Tensor]) -> _Recording:
+        inputs = {name: each.detach().clone() for name, each in batch.items()}
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_STEPS):
+                self._compute(inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            loss, gradients = self._compute(inputs)
+        self._pool = self._pool or graph.pool()
+        return _Recording(graph, inputs, loss, gradients)
+
+    def _compute(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        loss = self._loss_of(batch)
+        return loss.detach(), torch.autograd.grad(loss, self._parameters)
+
+    @torch.no_grad()
+    def _add(self, gradients: Sequence[Tensor]) -> None:
+        """Gradients belong to the recording and are never a parameter's own: an optimiser may forget its own."""
+        if any(each.grad is None for each in self._parameters):
+            for each in self._parameters:
+                each.grad = torch.zeros_like(each) if each.grad is None else each.grad
+        torch._foreach_add_([each.grad for each in self._parameters], list(gradients))
