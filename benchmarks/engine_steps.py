@@ -34,6 +34,7 @@ from torch import Tensor
 from benchmarks.random_adapters import load_random_adapters, random_adapter
 from benchmarks.random_model import NO_LOOPS, PAGE, SMALL, noise_pages, random_checkpoint
 from service.engine.engine import TorchEngine
+from service.engine.gpu.adapted import Need
 from service.engine.gpu.decoder import GpuDecoder
 from service.engine.gpu.paged_cache import PagedCache
 from service.engine.gpu.runner import GpuRunner
@@ -186,9 +187,10 @@ def trace(model: Any, kernels: Any, adapters: int, rank: int, *, is_int8: bool =
     cache.open(slots, [length + 40 for length in lengths])
     cells = [cache.cells(slot, length) for slot, length in enumerate(lengths)]
     named = chosen or [-1] * len(slots)
-    found = {"prefill, 8 prompts": runner._logits(prompts, cells, [], named, runner._need(named))}
+    reader = runner._prompts
+    found = {"prefill, 8 prompts": reader._launch(prompts, cells, [], named, Need.of(bank, named))}
     # Padded, as captured prefills are; writes the same keys again.
-    found["prefill, 3 prompts, padded"] = runner._prompts.graphs[-1].run(prompts[:3], cells[:3], [], named[:3])
+    found["prefill, 3 prompts, padded"] = reader.graphs[-1].run(prompts[:3], cells[:3], [], named[:3])
     state.open(slots, [length + 1 for length in lengths], [64] * 8, adapters=chosen)
     forced = torch.from_numpy(noise.integers(10, 2000, (12, 8))).to(device)
     for step in range(12):
