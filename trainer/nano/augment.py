@@ -129,7 +129,8 @@ class Degradation:
             return coverage_BHW
         behind = F.avg_pool2d(coverage_BHW.roll(1, 0)[rows].flip(2)[:, None], 5, stride=1, padding=2)[:, 0]
         # Thin old paper shows the other side in patches.
-        patches = 1 + 0.6 * self._field(len(rows), *coverage_BHW.shape[1:], 7, 7)
+        _, H, W = coverage_BHW.shape
+        patches = 1 + 0.6 * self._field(len(rows), H, W, 7, 7)
         strength = self._uniform(len(rows), 0.05, 0.3)[:, None, None] * patches.clamp(0.2, 1.6)
         return coverage_BHW.index_copy(0, rows, torch.maximum(coverage_BHW[rows], strength * behind))
 
