@@ -1,11 +1,9 @@
 """Products with 8-bit rows, against plain torch in float32 with the weights that the rows mean."""
 
-from typing import Any
-
 import pytest
 import torch
 
-from service.engine.int8_rows import in_full, to_int8
+from service.engine.int8_rows import Int8Rows, in_full, to_int8
 from service.engine.kernels import reference
 from service.engine.lora import ExpertLowRank
 from tests.support.kernels import BF16, DEVICE, F32, GPU_MARK, HAS_GPU, TOLERANCE, assert_near, noise
@@ -15,9 +13,11 @@ DTYPES = [F32, BF16]
 HIDDEN, INNER, EXPERTS, CHOSEN, RANK = (1280, 896, 66, 8, 16) if HAS_GPU else (40, 24, 6, 3, 4)
 EPS = 1e-6
 SLOTS = 3
+Arguments = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Int8Rows, Int8Rows]
+"""Of a mixture."""
 
 
-def rows(*shape: int):
+def rows(*shape: int) -> Int8Rows:
     """Random weights as rows, scales of many sizes, and a row of zeros."""
     weight = noise(*shape, scale=shape[-1] ** -0.5)
     weight *= torch.rand(shape[:-1], device=DEVICE).unsqueeze(-1) + 0.5
@@ -25,14 +25,14 @@ def rows(*shape: int):
     return to_int8(weight, DEVICE)
 
 
-def case(tokens: int, dtype: torch.dtype) -> tuple[Any, torch.Tensor]:
+def case(tokens: int, dtype: torch.dtype) -> tuple[Arguments, torch.Tensor]:
     x, residual = noise(tokens, HIDDEN, dtype=dtype), noise(tokens, HIDDEN, dtype=dtype)
     weights, experts = torch.rand(tokens, EXPERTS, device=DEVICE).topk(CHOSEN, dim=1)
-    arguments = [x, weights.contiguous(), experts.int().contiguous(), rows(EXPERTS, 2 * INNER, HIDDEN)]
-    return [*arguments, rows(EXPERTS, HIDDEN, INNER)], residual
+    gate_up, down = rows(EXPERTS, 2 * INNER, HIDDEN), rows(EXPERTS, HIDDEN, INNER)
+    return (x, weights.contiguous(), experts.int().contiguous(), gate_up, down), residual
 
 
-def wide(arguments):
+def wide(arguments: Arguments) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The same in float32, weights in full."""
     x, weights, experts, gate_up, down = arguments
     return x.float(), weights, experts, in_full(gate_up, F32), in_full(down, F32)

@@ -25,7 +25,7 @@ from shared.deepseek_ocr.checkpoint import read_config
 from shared.deepseek_ocr.configuration import TextConfig
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, global_view_px
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
-from shared.deepseek_ocr.public_config import MODEL_TYPE, config_from_public
+from shared.deepseek_ocr.public_config import MODEL_TYPE, ConfigError, config_from_public
 
 _log = logging.getLogger(__name__)
 
@@ -42,12 +42,15 @@ def choose_weights(folder: Path, device: torch.device | str, dtype: torch.dtype,
     Returns:
         What the limits ask for; in the place of `auto` weights in full, where a page has room beside them.
     """
-    values = read_config(folder)
     if limits.weights is not WeightForm.AUTO:
         return limits.weights
+    values = read_config(folder)
     if values.get("model_type") != MODEL_TYPE:
         return WeightForm.FULL
-    config = config_from_public(values)
+    try:
+        config = config_from_public(values)
+    except ConfigError:
+        return WeightForm.FULL  # loading says what is wrong
     with torch.device("meta"):
         model = DeepseekOcrForConditionalGeneration(config)
     full_bytes = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
