@@ -133,7 +133,6 @@ def write_ocr1(folder: Path, *, tiny: bool) -> None:
 def read(options: argparse.Namespace) -> dict[str, object]:
     """Answer a page in the service's engine with a published adapter and without."""
     import torch
-    from PIL import Image
 
     from benchmarks.reading import prepared
     from service.engine.loader import EngineLimits, make_engine
