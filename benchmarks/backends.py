@@ -133,7 +133,6 @@ def write_ocr1(folder: Path, *, tiny: bool) -> None:
 def read(options: argparse.Namespace) -> dict[str, object]:
     """Answer a page in the service's engine with a published adapter and without."""
     import torch
-    from PIL import Image
 
     from benchmarks.reading import prepared
     from service.engine.loader import EngineLimits, make_engine
@@ -141,6 +140,7 @@ def read(options: argparse.Namespace) -> dict[str, object]:
     from shared.contract.prompts import Task, prompt_for
     from shared.contract.volume import AdapterVolume
     from shared.deepseek_ocr.loading import load_checkpoint
+    from trainer.evaluation.samples import open_page
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -149,7 +149,7 @@ def read(options: argparse.Namespace) -> dict[str, object]:
     reference = AdapterVolume(options.volume).resolve(options.name)
     adapter = str(reference)
     engine.load_adapter(adapter, options.volume / reference.name / str(reference.version))
-    page = prepared(Image.open(options.page), checkpoint.geometry)
+    page = prepared(open_page(options.page), checkpoint.geometry)
     for model_id in (engine.info.model_id, adapter):
         engine.submit(SequenceRequest(model_id, page, prompt_for(Task.FREE), 64, model_id))
     texts: dict[str, str] = {}

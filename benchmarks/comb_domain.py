@@ -40,12 +40,14 @@ def main() -> int:
     options.folder.mkdir(parents=True)
     _forms(options.folder, "comb", options.fonts, (options.pages, 48), TRAIN_SEED, ("train", "validation"))
     _forms(options.folder, "heldout", options.heldout_fonts, (options.heldout,), HELDOUT_SEED, ("test",))
-    _general(options.folder / "general-train", options.fonts, options.corpus, 21, options.general)
-    for name, seed, count in (("general", 22, 80), ("general-check", 23, 16)):
-        _general(options.folder / name, options.heldout_fonts, options.heldout_corpus, seed, count)
-    _prepare(
-        options.folder / "general-train", options.folder / "general-set", "--text-is-file", "--validation-share", "0"
-    )
+    held_out = options.heldout_fonts, options.heldout_corpus
+    _general(options.folder / "general", *held_out, 22, 80)
+    _general(options.folder / "drawn-check", *held_out, 23, 16)
+    _general(options.folder / "drawn-set", options.fonts, options.corpus, 21, options.general)
+    for name in ("check", "set"):
+        drawn = options.folder / f"drawn-{name}"
+        _prepare(drawn, options.folder / f"general-{name}", "--text-is-file", "--validation-share", "0")
+        shutil.rmtree(drawn)
     _mix(options.folder)
     return 0
 
@@ -86,7 +88,7 @@ def _mix(folder: Path) -> None:
                 lists = pyarrow.ListArray.from_arrays(list(range(len(pages) + 1)), pages)
                 table = table.set_column(table.column_names.index("image"), "images", lists)
             parquet.write_table(table.replace_schema_metadata(None), mixed / f"{file.stem}-{name}.parquet")
-    for name in ("comb", "general-set", "general-train"):
+    for name in ("comb", "general-set"):
         shutil.rmtree(folder / name)
 
 
