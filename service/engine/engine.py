@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from service.engine.adapters import NO_ADAPTER, AdapterError, AdapterRegistry
+from service.engine.canary_features import CanaryFeatures
 from service.engine.gpu.state import Code
 from service.engine.loader import EngineLimits
 from service.engine.lora_files import AdapterFiles, read_adapter
@@ -99,6 +100,7 @@ class TorchEngine:
         self._progress_s = clock()
         self._turns = TextTurns()
         self._adapters = AdapterRegistry(limits.adapter_slots)
+        self._canary: CanaryFeatures | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -150,8 +152,15 @@ class TorchEngine:
         if max_new_tokens < 1:
             self._fail(request.sequence_id, "too_many_vision_tokens", f"a prompt of {len(prompt_ids)} tokens")
             return
-        num_views = 1 + request.page.plan.num_tiles
-        cost = PageCost(request.sequence_id, num_views, len(prompt_ids), max_new_tokens, self._runner.block_tokens)
+        canary = self._canary_features(request)
+        cost = PageCost(
+            request.sequence_id,
+            0 if canary and canary.features_LD is not None else 1 + request.page.plan.num_tiles,
+            len(prompt_ids),
+            max_new_tokens,
+            self._runner.block_tokens,
+            goes_first=request.is_canary,
+        )
         refusal = self._pages.refusal(cost)
         if refusal:
             self._events.append(refusal)
@@ -159,12 +168,13 @@ class TorchEngine:
         sequence = PageSequence(
             sequence_id=request.sequence_id,
             plan=request.page.plan,
-            page=request.page,
+            page=request.page if cost.num_views else None,
             prompt_ids=prompt_ids,
             answer=Answer(self._token_bytes, self._limits.loop_rule.suspicion),
             stages=Stages(submitted_s=self._clock()),
             cost=cost,
             adapter=adapter,
+            canary=canary,
         )
         self._pages.add(sequence)
 
@@ -255,6 +265,14 @@ class TorchEngine:
         self._pages.check_integrity()
         self._adapters.check_integrity()
         self._runner.check_integrity()
+
+    def _canary_features(self, request: SequenceRequest) -> CanaryFeatures | None:
+        """Those kept of the last canary, where this one is the same page; None for any other page."""
+        if not request.is_canary:
+            return None
+        if not (self._canary and self._canary.are_of(request.page)):
+            self._canary = CanaryFeatures(request.page)
+        return self._canary
 
     def _find_fault(self, request: SequenceRequest) -> SequenceFailure | None:
         name = request.sequence_id

@@ -131,6 +131,7 @@ def encode_command(command: Command) -> list[bytes | memoryview]:
             "prompt": request.prompt,
             "max_new_tokens": request.max_new_tokens,
             "model_id": request.model_id,
+            "is_canary": request.is_canary,
             "shapes": [array.shape for array in request.page.arrays],
         }
         pixels = [np.ascontiguousarray(array).reshape(-1).data for array in request.page.arrays]

@@ -44,6 +44,8 @@ class SequenceRequest:
     max_new_tokens: int
     model_id: str
     """Base model, or an adapter as `name@version`."""
+    is_canary: bool = False
+    """Tries an adapter: it goes before all pages that wait, and as each such page is the same, it is encoded once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.engine.adapters import NO_ADAPTER
+from service.engine.canary_features import CanaryFeatures
 from service.engine.gpu.state import Code
 from service.engine.protocol import FinishReason, SequenceResult, SequenceTimings
 from service.engine.repetition import is_better, is_hopeless
@@ -207,6 +208,8 @@ class PageSequence:
     """Answer tokens asked of the device, those it has reported included."""
     adapter: int = NO_ADAPTER
     """Slot of the adapter that its request names."""
+    canary: CanaryFeatures | None = None
+    """Where a canary's features are, or go."""
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -28,6 +30,14 @@ def test_a_submitted_page_arrives_with_its_pixels():
     np.testing.assert_array_equal(arrived.request.page.tiles_THWC, request.page.tiles_THWC)
     assert (arrived.request.prompt, arrived.request.max_new_tokens) == (request.prompt, request.max_new_tokens)
     assert (arrived.request.sequence_id, arrived.request.model_id) == ("a", "stand-in")
+    assert not arrived.request.is_canary
+
+
+def test_a_canary_arrives_as_one():
+    request = replace(standin_request("a"), is_canary=True)
+    arrived = decode_command(b"".join(encode_command(Submit(request))))
+    assert isinstance(arrived, Submit)
+    assert arrived.request.is_canary
 
 
 @pytest.mark.parametrize("command", [Cancel("a"), Ping(), Stop()])
