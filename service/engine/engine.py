@@ -23,6 +23,7 @@ from service.engine.adapters import NO_ADAPTER, AdapterError, AdapterRegistry
 from service.engine.canary_features import CanaryFeatures
 from service.engine.gpu.state import Code
 from service.engine.loader import EngineLimits
+from service.engine.lora import PackedAdapter
 from service.engine.lora_files import AdapterFiles, read_adapter
 from service.engine.pages import Pages
 from service.engine.protocol import (
@@ -183,16 +184,16 @@ class TorchEngine:
         self._pages.drop(sequence_id)
         self._events = [event for event in self._events if event.sequence_id != sequence_id]
 
-    def read_adapter(self, folder: Path) -> AdapterFiles:
-        """Read an adapter's files; takes nothing of the engine, so any thread may."""
-        return read_adapter(folder)
+    def read_adapter(self, folder: Path) -> PackedAdapter:
+        """Read an adapter's files and judge them; takes nothing of the slots, so any thread may."""
+        return self._runner.pack_adapter(read_adapter(folder))
 
-    def load_adapter(self, model_id: str, source: AdapterFiles | Path) -> None:
+    def load_adapter(self, model_id: str, source: PackedAdapter | AdapterFiles | Path) -> None:
         """Make an adapter resident and serve it under its name; what runs goes on.
 
         Args:
             model_id: `name@version`; never used for anything else before.
-            source: What PEFT writes, or the folder that it lies in.
+            source: What `read_adapter` gave, or what PEFT writes, or the folder that it lies in.
 
         Raises:
             AdapterError: It cannot be, and nothing has changed.
@@ -201,7 +202,8 @@ class TorchEngine:
             raise AdapterError("name_in_use", f"{model_id} is the base model")
         self._adapters.sweep(self._pages.adapters_in_use)
         slot = self._adapters.offer_slot(model_id)
-        self._runner.load_adapter(slot, read_adapter(source) if isinstance(source, Path) else source)
+        files = read_adapter(source) if isinstance(source, Path) else source
+        self._runner.load_adapter(slot, self._runner.pack_adapter(files) if isinstance(files, AdapterFiles) else files)
         self._adapters.add(model_id, slot)
 
     def unload_adapter(self, model_id: str) -> bool:

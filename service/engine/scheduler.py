@@ -1,7 +1,8 @@
 """Which pages the engine takes on and what its next step does: pure decisions over counts.
 
-Owns the rules (arrival order but for pages that go first, all or nothing, bounded work beside running pages). Knows no torch, no clock and no
-page, only what a page costs. Called by the engine's single thread; executing a decision is the engine's work.
+Owns the rules (arrival order but for pages that go first, all or nothing, bounded work beside running pages). Knows no
+torch, no clock and no page, only what a page costs. Called by the engine's single thread; executing a decision is the
+engine's work.
 """
 
 from __future__ import annotations

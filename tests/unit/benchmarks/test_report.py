@@ -17,7 +17,7 @@ ORIGIN = {
 }
 EMPTY = "".join(
     f"<!-- results: {name} -->\n<!-- end -->\n"
-    for name in ("engine", "ablation", "adapters", "concurrency", "cpu", "exactness")
+    for name in ("engine", "ablation", "adapters", "loading", "publishing", "concurrency", "cpu", "exactness")
 )
 
 

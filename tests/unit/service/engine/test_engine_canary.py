@@ -64,7 +64,9 @@ def test_another_canary_page_is_encoded_anew(count_views):
     read(engine, canary("a"))
     other = tiny_request("b", seed=98, width_px=128, max_new_tokens=8)
     expected = read(engine_of(), other)
-    assert read(engine, tiny_request("b", seed=98, width_px=128, max_new_tokens=8, is_canary=True)).text == expected.text
+    assert (
+        read(engine, tiny_request("b", seed=98, width_px=128, max_new_tokens=8, is_canary=True)).text == expected.text
+    )
     assert sum(counts) == 6
 
 
