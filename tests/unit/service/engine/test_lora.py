@@ -286,6 +286,19 @@ def test_routed_experts_are_refused_by_name(module):
         bank.load(0, bank.pack(changed(GOOD, pair_of(f"base_model.model.model.{module}", (4, 32), (16, 4)))))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("side", ["A", "B"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_single_number_that_is_none_is_found(dtype, side, value):
+    key = f"{Q}.lora_{side}.weight"
+    tensor = GOOD.tensors[key].clone()
+    tensor[1, 2] = value
+    bank = bank_of(dtype=dtype)
+    bank.pack(GOOD)
+    with pytest.raises(AdapterError, match="not_finite"):
+        bank.pack(changed(GOOD, {key: tensor}))
+
+
 def test_too_large_for_the_type_of_the_model():
     bank = bank_of(dtype=torch.float16)
     with pytest.raises(AdapterError, match="not_finite"):
