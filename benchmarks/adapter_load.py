@@ -2,16 +2,19 @@
 
     python benchmarks/adapter_load.py                                   DeepSeek-OCR's dimensions, random weights, a GPU
     python benchmarks/adapter_load.py --model nano --device cpu --streams 4
+    python benchmarks/adapter_load.py --model nano-random --device cpu   nano's dimensions, random weights: stand-stills
 
 The engine runs in its own process, as in service, and is driven over its link. Stages: `copy`, to a folder of its own
 while it is hashed, as verification does it; `read`, the files into the engine's memory, beside its steps; `place`, into
 the slot, between two steps; `load`, both as the service sees them, messages included; `canary`, the page that every
 new version reads; `answer`, a page of 640 px up to its first text. The checks of verification (manifest, header,
-values) are not among them: they run on the CPU in the service's process, `verify` of `benchmarks/adapters.py`.
+values) are not among them: they run on the CPU in the service's process, `verify` of `benchmarks/adapters.py`. `total`
+is copy, load, canary and answer: what follows the rename that publishes a version once the service has seen it.
 
-Busy means that `--streams` pages are being decoded by the base; `gap` is the longest that one of them went without new
-text while adapters were loaded, beside the longest without loads. It means something with random weights alone: nano
-says nothing more after its page's end. Prints a table and, last, a JSON line.
+Busy means that `--streams` pages are being decoded by the base. `gap` is the longest that one of them went without new
+text from the copy to the end of the canary page; beside it stand the longest while nothing was loaded, and while an
+ordinary page was begun (`answer`). It means something with random weights alone: nano says nothing more after its
+page's end. Prints a table and, last, a JSON line; `--out FILE` appends that line to a file.
 """
 
 from __future__ import annotations
@@ -26,14 +29,14 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.origin import command, origin
+from benchmarks.origin import command, keep, origin
 from service.adapters.canary import read_canary
 from service.engine.client import ProcessEngine
 from service.engine.engine import TorchEngine
@@ -41,7 +44,7 @@ from service.engine.loader import EngineLimits
 from service.engine.protocol import SequenceDelta, SequenceEvent, SequenceFailure, SequenceRequest
 from service.engine.repetition import LoopRule
 from shared.contract.prompts import Task, prompt_for
-from shared.deepseek_ocr.configuration import TextConfig
+from shared.deepseek_ocr.configuration import DeepseekOcrConfig, TextConfig
 
 NANO = Path(__file__).resolve().parents[1] / "shared" / "nano"
 STAGES = ("copy", "read", "place", "load", "canary", "answer", "total")
@@ -59,17 +62,19 @@ def make(model: str, device: str, limits: EngineLimits) -> TorchEngine:
     from shared.deepseek_ocr.loading import load_checkpoint
 
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    checkpoint = load_checkpoint(NANO, device, dtype) if model == "nano" else random_checkpoint(device, dtype)
+    if model == "nano":
+        checkpoint = load_checkpoint(NANO, device, dtype)
+    else:
+        checkpoint = random_checkpoint(device, dtype, config_of(model))
     checkpoint.tokenizer.eos_id = -1  # no answer ends by itself
     return make_engine(checkpoint, limits)
 
 
-def text_config(model: str) -> TextConfig:
-    """The decoder's dimensions."""
-    from shared.deepseek_ocr.configuration import DeepseekOcrConfig
+def config_of(model: str) -> DeepseekOcrConfig:
+    """The model's dimensions."""
     from shared.deepseek_ocr.nano_config import nano_config
 
-    return (nano_config() if model == "nano" else DeepseekOcrConfig()).text_config
+    return DeepseekOcrConfig() if model == "random" else nano_config()
 
 
 def write_adapter(folder: Path, text: TextConfig, rank: int, seed: int) -> int:
@@ -117,8 +122,10 @@ async def first_text_s(engine: ProcessEngine, model_id: str) -> float:
     return first_s
 
 
-async def bring_in(engine: ProcessEngine, model_id: str, source: Path, target: Path) -> dict[str, float]:
-    """One adapter from its folder to its first text; seconds by stage."""
+async def bring_in(
+    engine: ProcessEngine, model_id: str, source: Path, target: Path, on_served: Callable[[], None]
+) -> dict[str, float]:
+    """One adapter from its folder to its first text; seconds by stage. `on_served` is called before the answer."""
     began_s = time.perf_counter()
     await asyncio.to_thread(copy_hashed, source, target)
     copied_s = time.perf_counter()
@@ -126,6 +133,7 @@ async def bring_in(engine: ProcessEngine, model_id: str, source: Path, target: P
     loaded_s = time.perf_counter()
     await read_canary(engine, model_id, timeout_s=60.0)
     read_s = time.perf_counter()
+    on_served()
     answer_s = await first_text_s(engine, model_id)
     return {
         "copy": copied_s - began_s,
@@ -139,11 +147,12 @@ async def bring_in(engine: ProcessEngine, model_id: str, source: Path, target: P
 
 
 class Streams:
-    """Pages that are decoded all the while, and the longest time that one of them stood still."""
+    """Pages that are decoded all the while, and the longest time that one of them stood still, by what went on."""
 
     def __init__(self, engine: ProcessEngine) -> None:
         self._engine = engine
-        self.longest_s = 0.0
+        self.longest_s: dict[str, float] = {}
+        self._now = "start"
         self.num_started = 0
         self._wanted = 0
         self._has_started = asyncio.Event()
@@ -161,11 +170,9 @@ class Streams:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def longest_over_s(self, seconds: float) -> float:
-        """The longest stand-still within a time without loads."""
-        self.longest_s = 0.0
-        await asyncio.sleep(seconds)
-        return self.longest_s
+    def note(self, what: str) -> None:
+        """Say what goes on from now on."""
+        self._now = what
 
     async def _read(self) -> None:
         is_first = True
@@ -181,7 +188,8 @@ class Streams:
                         is_first = False
                         if self.num_started == self._wanted:
                             self._has_started.set()
-                        self.longest_s = max(self.longest_s, now_s - (last_s or now_s))
+                        gap_s = now_s - (last_s or now_s)
+                        self.longest_s[self._now] = max(self.longest_s.get(self._now, 0.0), gap_s)
                         last_s = now_s
 
 
@@ -190,18 +198,19 @@ def show(case: str, rows: list[dict[str, float]]) -> dict[str, float]:
     for name, pick in (("median", statistics.median), ("worst", max)):
         cells = "".join(f"{pick([row[stage] for row in rows]) * 1000:>10.1f}" for stage in STAGES)
         print(f"{case:<8}{name:<8}{cells}", flush=True)
-    return {f"{stage}_ms": round(statistics.median(row[stage] for row in rows) * 1000, 2) for stage in STAGES}
+    medians = {f"{stage}_ms": round(statistics.median(row[stage] for row in rows) * 1000, 2) for stage in STAGES}
+    return medians | {"worst_total_ms": round(max(row["total"] for row in rows) * 1000, 2)}
 
 
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run both cases."""
-    text = text_config(arguments.model)
+    text = config_of(arguments.model).text_config
     limits = EngineLimits(
         batch_size=arguments.streams + 2,
         max_sequence_tokens=8192,
         adapter_slots=arguments.slots,
         adapter_max_rank=arguments.max_rank,
-        loop_rule=LoopRule(min_tokens=NEVER),
+        loop_rule=LoopRule(min_tokens=NEVER, suspicion=NEVER),
     )
     factory = partial(make, arguments.model, arguments.device, limits)
     engine = ProcessEngine(factory, num_threads=arguments.threads)
@@ -216,25 +225,28 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         sizes = [write_adapter(source, text, arguments.rank, seed) for seed, source in enumerate(sources)]
         result["weights_mb"] = round(max(sizes) / 1e6, 2)
 
+        streams = Streams(engine)
+
         async def rounds(case: str) -> list[dict[str, float]]:
             rows = []
             for number, source in enumerate(sources):
-                model_id = f"{case}@{number + 1}"
-                rows.append(await bring_in(engine, model_id, source, folder / model_id))
+                model_id, place = f"{case}@{number + 1}", folder / f"{case}-{number}"
+                streams.note("loads")
+                rows.append(await bring_in(engine, model_id, source, place, lambda: streams.note("answer")))
                 await engine.unload_adapter(model_id)
             return rows
 
         try:
             await rounds("warm-up")
             result["idle"] = show("idle", await rounds("idle"))
-            streams = Streams(engine)
             async with streams.running(arguments.streams):
-                quiet_s = await streams.longest_over_s(3.0)
-                streams.longest_s = 0.0
+                streams.note("nothing")
+                await asyncio.sleep(3.0)
                 result["busy"] = show("busy", await rounds("busy"))
-                result["gap_ms"] = round(streams.longest_s * 1000, 1)
-                result["gap_without_loads_ms"] = round(quiet_s * 1000, 1)
-            print(f"longest gap of a page: {streams.longest_s * 1000:.1f} ms, {quiet_s * 1000:.1f} ms without loads")
+            gaps_ms = {name: round(seconds * 1000, 1) for name, seconds in streams.longest_s.items()}
+            result["gap_ms"], result["gap_without_loads_ms"] = gaps_ms.get("loads"), gaps_ms.get("nothing")
+            result["gap_answer_ms"] = gaps_ms.get("answer")
+            print(f"longest gap of a page, ms: {gaps_ms}")
         finally:
             await engine.stop()
     return result
@@ -243,7 +255,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("random", "nano"), default="random")
+    parser.add_argument("--model", choices=("random", "nano", "nano-random"), default="random")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--max-rank", type=int, default=64, help="what the slots are made for")
@@ -251,9 +263,11 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=32, help="pages decoded in the busy case")
     parser.add_argument("--rounds", type=int, default=5, help="adapters brought in, for each case")
     parser.add_argument("--threads", type=int, help="of the engine's tensor operations")
+    parser.add_argument("--out", help="file that the line is appended to, or `auto`")
     arguments = parser.parse_args()
     result = asyncio.run(measure(arguments))
-    print(json.dumps({"benchmark": "adapter_load", "command": command(), **origin(arguments.device), **result}))
+    facts = {"benchmark": "adapter_load", "command": command(), "model": arguments.model}
+    keep({**facts, **origin(arguments.device), **result}, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,21 @@
 """Publishing while serving: what a stream of new versions does to the requests of a service under load.
 
-    python benchmarks/adapters.py                             100 publications, 500 loads; 20 minutes on 2 cores
+    python benchmarks/adapters.py --out auto                  100 publications, 500 loads; 10 minutes on 2 quiet cores
     python benchmarks/adapters.py --publications 4 --block-publications 2 --loads 20        to see it work
     python benchmarks/adapters.py --publications 0            loads and unloads alone
 
 Starts the service with nano on a CPU over an adapter volume and finds its capacity with as many clients as a batch has
 rows. Then requests arrive at random moments, at `--utilisation` of that on average, in blocks by turns: without
-publications, and with one every `--interval` seconds, so that a neighbour on the machine meets both alike. Every answer
-is compared with what the very version that it names says of the page when it is asked alone. Afterwards adapters are
-loaded into an engine's process and unloaded again, `--loads` times, and memory is looked at. Times: from the rename
-that publishes a version to the first answer that names it, on a service that has nothing else to do, and stages as the
-service reports them. Prints a table and, last, a JSON line.
+publications, and with one every `--interval` seconds, so that a neighbour on the machine meets both alike. Both blocks
+of a pair get the same pages at the same moments, and every second pair begins without publications. A block begins when
+the one before it has been answered.
+
+Every answer is compared with what the very version that it names says of the page when it is asked alone. The ratio of
+the latencies that 99 % do not exceed comes with an interval: pairs of blocks are drawn again, with replacement, and so
+requests of a block stay together, as they wait for one another. Pages are short, so that there are enough of them.
+Afterwards adapters are loaded into an engine's process and unloaded again, `--loads` times, and memory is looked at.
+Times: from the rename that publishes a version to the first answer that names it, on a service that has nothing else to
+do and on the loaded one, and stages as the service reports them. Prints what it does and, last, a JSON line.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,7 +42,7 @@ import httpx
 from PIL import Image, ImageDraw
 
 from benchmarks.demo_loop import service
-from benchmarks.origin import command, origin
+from benchmarks.origin import command, keep, origin
 from shared.contract.identity import weights_revision
 from shared.contract.manifest import BaseIdentity, CodeVersion
 from shared.contract.publication import Announcement, publish
@@ -87,6 +93,8 @@ def rss_mib(pid: int) -> float:
 class Sent:
     """A request and how it ended."""
 
+    pair: int
+    """Which pair of blocks it belongs to; -1: none."""
     with_publications: bool
     latency_s: float
     failure: str | None
@@ -107,14 +115,20 @@ class Bench:
     """Which content stands behind a version."""
     pages: list[bytes] = field(default_factory=lambda: [page(number) for number in range(PAGES)])
     sent: list[Sent] = field(default_factory=list)
+    published_s: dict[str, float] = field(default_factory=dict)
+    """When a version was handed to `publish`; the rename comes some milliseconds later."""
+    answered_s: dict[str, float] = field(default_factory=dict)
+    """When the first answer named a version."""
 
     def publish(self, name: str, content: int) -> str:
         """Publish a content as the next version; `name@version`."""
         base = BaseIdentity(model_id="nano", revision=weights_revision(NANO) or "")
         code = CodeVersion(program="benchmarks/adapters.py", version="0", commit="unknown")
         announcement = Announcement(name, base, code, forced="a benchmark")
+        began_s = time.perf_counter()
         model_id = str(publish(self.volume, self.sources[content], announcement).reference)
         self.content_of[model_id] = content
+        self.published_s[model_id] = began_s
         return model_id
 
     async def serves(self, model_id: str) -> None:
@@ -127,7 +141,7 @@ class Bench:
                 return
             await asyncio.sleep(0.05)
 
-    async def read(self, model_id: str, number: int, *, with_publications: bool = False) -> Sent:
+    async def read(self, model_id: str, number: int, *, pair: int = -1, with_publications: bool = False) -> Sent:
         """One request."""
         fields = {"model_id": model_id, "max_new_tokens": str(self.tokens)}
         began_s = time.perf_counter()
@@ -138,8 +152,11 @@ class Bench:
             failure = None if response.status_code == 200 else f"{response.status_code} {answer.get('code')}"
         except httpx.HTTPError as error:
             failure = type(error).__name__
-        latency_s = time.perf_counter() - began_s
-        return Sent(with_publications, latency_s, failure, answer.get("model_id", ""), number, answer.get("text", ""))
+        ended_s = time.perf_counter()
+        named = answer.get("model_id", "")
+        if failure is None:
+            self.answered_s.setdefault(named, ended_s)
+        return Sent(pair, with_publications, ended_s - began_s, failure, named, number, answer.get("text", ""))
 
     async def capacity(self, seconds: float) -> float:
         """Pages a second with as many clients as a batch has rows."""
@@ -155,14 +172,15 @@ class Bench:
         await asyncio.gather(*(client(number) for number in range(BATCH)))
         return done / (time.perf_counter() - began_s)
 
-    async def arrivals(self, rate: float, seconds: float, chance: random.Random, *, with_publications: bool) -> None:
-        """Requests at random moments, whether or not earlier ones have been answered."""
+    async def arrivals(
+        self, moments: list[tuple[float, int]], seconds: float, *, pair: int, with_publications: bool
+    ) -> None:
+        """Pages at given moments, whether or not earlier ones have been answered; returns with the last answer."""
         began_s = time.perf_counter()
         tasks = []
-        at_s = 0.0
-        while (at_s := at_s + chance.expovariate(rate)) < seconds:
+        for at_s, number in moments:
             await asyncio.sleep(max(0.0, began_s + at_s - time.perf_counter()))
-            read = self.read(NAME, chance.randrange(PAGES), with_publications=with_publications)
+            read = self.read(NAME, number, pair=pair, with_publications=with_publications)
             tasks.append(asyncio.create_task(read))
         await asyncio.sleep(max(0.0, began_s + seconds - time.perf_counter()))
         self.sent += await asyncio.gather(*tasks)
@@ -186,6 +204,18 @@ class Bench:
             await asyncio.sleep(0.02)
         return time.perf_counter() - began_s
 
+    def busy_answers_s(self) -> list[float]:
+        """From publishing to the first answer, of the versions published under load that were answered with."""
+        versions = [name for name in self.published_s if name.startswith(f"{NAME}@")][1:]
+        return [self.answered_s[name] - self.published_s[name] for name in versions if name in self.answered_s]
+
+    def latency_pairs(self) -> list[tuple[list[float], list[float]]]:
+        """Latencies of each pair of blocks, without and with publications; pairs that lack one are left out."""
+        pairs: dict[int, tuple[list[float], list[float]]] = {}
+        for sent in self.sent:
+            pairs.setdefault(sent.pair, ([], []))[sent.with_publications].append(sent.latency_s)
+        return [pair for pair in pairs.values() if all(pair)]
+
     def num_wrong(self, expected: dict[tuple[int, int], str]) -> int:
         """Answers that are not those of the version that they name."""
         return sum(
@@ -197,6 +227,28 @@ class Bench:
 def percentile(values: list[float], share: float) -> float:
     """The smallest value that this share of them does not exceed."""
     return sorted(values)[min(int(share * len(values)), len(values) - 1)]
+
+
+def moments_of(rate: float, seconds: float, chance: random.Random) -> list[tuple[float, int]]:
+    """Random arrivals: when, and which page."""
+    moments, at_s = [], 0.0
+    while (at_s := at_s + chance.expovariate(rate)) < seconds:
+        moments.append((at_s, chance.randrange(PAGES)))
+    return moments
+
+
+def p99_ratio_of(pairs: Sequence[tuple[list[float], list[float]]]) -> float:
+    """What 99 % do not exceed with publications, over the same without; all pairs of blocks together."""
+    without, live = ([latency for pair in pairs for latency in pair[side]] for side in (0, 1))
+    return percentile(live, 0.99) / percentile(without, 0.99)
+
+
+def p99_ratio_interval(
+    pairs: Sequence[tuple[list[float], list[float]]], chance: random.Random, draws: int = 2000
+) -> tuple[float, float]:
+    """The middle 95 % of the ratios of pairs that were drawn again with replacement."""
+    ratios = [p99_ratio_of(chance.choices(pairs, k=len(pairs))) for _ in range(draws)]
+    return percentile(ratios, 0.025), percentile(ratios, 0.975)
 
 
 def child_pids(url_pid: int) -> list[int]:
@@ -224,25 +276,41 @@ async def serve_and_publish(bench: Bench, arguments: argparse.Namespace, pids: l
     before_mib = sum(map(rss_mib, pids))
     numbers = list(range(1, arguments.publications + 1))
     size = arguments.block_publications
-    for first in range(0, len(numbers), size):
+    began_s = time.perf_counter()
+    for pair, first in enumerate(range(0, len(numbers), size)):
         block = numbers[first : first + size]
         seconds = len(block) * arguments.interval
-        await bench.arrivals(rate, seconds, chance, with_publications=False)
-        arriving = bench.arrivals(rate, seconds, chance, with_publications=True)
-        _, model_id = await asyncio.gather(arriving, bench.publications(block, arguments.interval))
-        await bench.serves(model_id)
-        print(f"{first + len(block)} publications, {len(bench.sent)} requests", flush=True)
+        moments = moments_of(rate, seconds, chance)
+        for with_publications in (not pair % 2, bool(pair % 2)):
+            arriving = bench.arrivals(moments, seconds, pair=pair, with_publications=with_publications)
+            if with_publications:
+                _, model_id = await asyncio.gather(arriving, bench.publications(block, arguments.interval))
+                await bench.serves(model_id)
+            else:
+                await arriving
+        took_s = time.perf_counter() - began_s
+        print(f"{took_s:6.0f} s: {first + len(block)} publications, {len(bench.sent)} requests", flush=True)
     after_mib = sum(map(rss_mib, pids))
+    if not bench.latency_pairs():
+        raise SystemExit("too few requests arrived; a longer --interval gives each block more")
     rows = {}
     for name, chosen in (("without", False), ("with", True)):
         latencies = [sent.latency_s for sent in bench.sent if sent.with_publications is chosen]
         rows[name] = {
             "requests": len(latencies),
             "p50_s": round(percentile(latencies, 0.5), 3),
+            "p95_s": round(percentile(latencies, 0.95), 3),
             "p99_s": round(percentile(latencies, 0.99), 3),
             "max_s": round(max(latencies), 3),
         }
         print(f"{name:<8} publications: {rows[name]}", flush=True)
+    pairs = bench.latency_pairs()
+    interval = [round(bound, 3) for bound in p99_ratio_interval(pairs, chance)]
+    busy = bench.busy_answers_s()
+    if not busy:
+        raise SystemExit("no request met a version that was published under load; a longer --interval gives it time")
+    print(f"p99 ratio {p99_ratio_of(pairs):.3f}, 95 % between {interval}", flush=True)
+    print(f"rename to first answer under load: median {statistics.median(busy):.2f} s, worst {max(busy):.2f} s")
     listed = (await bench.client.get("/adapters")).json()["adapters"]
     stages = [each["load_s"] for one in listed if one["name"] == NAME for each in one["versions"] if each["load_s"]]
     return {
@@ -255,7 +323,10 @@ async def serve_and_publish(bench: Bench, arguments: argparse.Namespace, pids: l
         "wrong": bench.num_wrong(expected),
         "versions_answered": len({sent.model_id for sent in bench.sent if sent.failure is None}),
         **{f"{name}_publications": row for name, row in rows.items()},
-        "p99_ratio": round(rows["with"]["p99_s"] / rows["without"]["p99_s"], 3),
+        "p99_ratio": round(p99_ratio_of(pairs), 3),
+        "p99_ratio_interval": interval,
+        "busy_answer_median_s": round(statistics.median(busy), 2),
+        "busy_answer_worst_s": round(max(busy), 2),
         "first_answer_s": round(max(quiet), 2),
         "first_answer_median_s": round(statistics.median(quiet), 2),
         "stages_busy_median_s": {
@@ -325,7 +396,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--publications", type=int, default=100)
     parser.add_argument("--block-publications", type=int, default=10, help="publications in a row")
-    parser.add_argument("--interval", type=float, default=4.0, help="seconds between two publications")
+    parser.add_argument("--interval", type=float, default=2.5, help="seconds between two publications")
     parser.add_argument("--utilisation", type=float, default=0.8)
     parser.add_argument("--capacity-s", type=float, default=20.0, help="how long capacity is measured")
     parser.add_argument("--tokens", type=int, default=64, help="most tokens of an answer")
@@ -333,11 +404,12 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--strength", type=float, default=0.02, help="of the adapters, so that their answers differ")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", help="file that the line is appended to, or `auto`")
     result = asyncio.run(measure(arguments := parser.parse_args()))
     missed = [name for name, target in TARGETS.items() if result.get(name, target) > target]
     print(f"targets missed: {', '.join(missed) or 'none'}")
-    facts = {"model": "nano", "rank": arguments.rank, "tokens": arguments.tokens, "missed": missed}
-    print(json.dumps({"benchmark": "adapters", "command": command(), **origin("cpu"), **facts, **result}))
+    facts = {"model": "nano", "rank": arguments.rank, "tokens": arguments.tokens, "targets": TARGETS, "missed": missed}
+    keep({"benchmark": "adapters", "command": command(), **origin("cpu"), **facts, **result}, arguments.out)
 
 
 if __name__ == "__main__":

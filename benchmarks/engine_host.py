@@ -27,6 +27,7 @@ from service.engine.engine import TorchEngine
 from service.engine.frames import Report as ReportMessage
 from service.engine.frames import encode_message
 from service.engine.loader import EngineLimits
+from service.engine.lora import PackedAdapter
 from service.engine.lora_files import AdapterFiles
 from service.engine.protocol import EngineInfo, SequenceRequest, SequenceResult
 from service.engine.runner import NewRow, Report
@@ -99,7 +100,12 @@ class ReadyRunner:
     def close(self, slot: int) -> None:
         """Nothing to free."""
 
-    def load_adapter(self, adapter: int, files: AdapterFiles) -> None:
+    def pack_adapter(self, files: AdapterFiles) -> PackedAdapter:
+        """Nothing of it."""
+        del files
+        return PackedAdapter(0, [])
+
+    def load_adapter(self, adapter: int, packed: PackedAdapter) -> None:
         """Nothing to do."""
 
     def device_memory_bytes(self) -> int:

@@ -162,7 +162,7 @@ def trace(model: Any, kernels: Any, adapters: int, rank: int, *, is_int8: bool =
     if adapters:
         bank = AdapterBank(text, num_slots=adapters, max_rank=rank, device=device, dtype=dtype, splits_shared=True)
         for slot in range(adapters):
-            bank.load(slot, random_adapter(text, rank, slot, strength=0.02))
+            bank.load(slot, bank.pack(random_adapter(text, rank, slot, strength=0.02)))
     chosen = [slot % (adapters + 1) - 1 for slot in slots] if adapters else None
     cache = PagedCache(
         num_layers=text.num_hidden_layers,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,22 @@ def command() -> str:
     """How this program was called, without folders outside the repository."""
     arguments = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
+
+
+def keep(row: Mapping[str, Any], out: str | None) -> None:
+    """Print a row as a JSON line, and append it to a file where one is named.
+
+    Args:
+        row: With its `card` and its `benchmark`.
+        out: The file; `auto`: among the committed results, by benchmark and card; None: nowhere.
+    """
+    line = json.dumps(row)
+    print(line)
+    if out:
+        name = f"{str(row['benchmark']).replace('_', '-')}-{slug(str(row['card']))}.jsonl"
+        path = Path(__file__).with_name("results") / name if out == "auto" else Path(out)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
 
 
 def _version_of(module: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.adapter_tables import loading_table, publishing_table
 from benchmarks.floors import Ceilings
 from benchmarks.ratios import MEASURES, OURS, RESULTS, TARGETS, best_rows, measure, read_rows, summary, times_faster
 from benchmarks.svg import Line, Panel, draw
@@ -243,6 +244,8 @@ def render(page: str, results: Path = RESULTS) -> tuple[str, str | None]:
         "ablation": lambda: ablation_table(engine),
         "weights": lambda: weights_table(rounded, engine),
         "adapters": lambda: adapters_table(engine),
+        "loading": lambda: loading_table(read_rows(sorted(results.glob("adapter-load-*.jsonl")))),
+        "publishing": lambda: publishing_table(read_rows(sorted(results.glob("adapters-*.jsonl")))),
         "concurrency": lambda: concurrency_table(engine),
         "cpu": lambda: cpu_table(_last_run(read_rows(sorted(results.glob("cpu-reading-*.jsonl"))))),
         "training": lambda: training_table(read_rows(sorted(results.glob("training-*.jsonl")))),

@@ -152,8 +152,8 @@ class ServiceSettings(BaseSettings):
     """Largest rank of an adapter."""
     adapter_experts: bool = False
     """Whether adapters may change routed experts; a slot then takes some twenty times the memory (docs/engine.md)."""
-    adapter_poll_s: Annotated[float, Field(ge=0.1, le=60)] = 1.0
-    """Pause between two looks at the adapter volume, in seconds."""
+    adapter_poll_s: Annotated[float, Field(ge=0.1, le=60)] = 0.25
+    """Pause between two looks at the adapter volume, in seconds; up to a second where a look takes long."""
     adapter_wait_s: Annotated[float, Field(gt=0, le=600)] = 30.0
     """Longest a request waits for its adapter to become resident, in seconds; then 503."""
     adapter_rollback_pages: Annotated[int, Field(ge=0, le=10_000)] = 100

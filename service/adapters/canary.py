@@ -60,7 +60,7 @@ async def read_canary(engine: EngineHandle, model_id: str, *, timeout_s: float) 
     Args:
         engine: Holds the adapter.
         model_id: The adapter.
-        timeout_s: Time it has, waiting behind other pages included.
+        timeout_s: Time it has. Where every slot is taken it waits for the first page that ends, but behind none.
 
     Raises:
         CanaryError: It failed, or gave no number to be sure by.
@@ -73,6 +73,7 @@ async def read_canary(engine: EngineHandle, model_id: str, *, timeout_s: float) 
         prompt_for(Task.FREE),
         CANARY_TOKENS,
         model_id,
+        is_canary=True,
     )
     events = cast("AsyncGenerator[SequenceEvent, None]", engine.submit(request))
     async with asyncio.timeout(timeout_s), contextlib.aclosing(events):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Mapping
 
 from service.adapters.background import in_thread
@@ -16,6 +17,9 @@ from service.adapters.observer import AdapterObserver
 from shared.contract.refusals import VolumeError
 from shared.contract.volume import AdapterListing, AdapterVolume
 
+MAX_LOOKING_RATIO = 0.2
+"""Share of the time that looking may take: a look at a large or slow volume is followed by a longer pause."""
+MAX_STRETCHED_PAUSE_S = 1.0
 LOOK_TIMEOUT_S = 10.0
 """A look that takes longer counts as a volume that is away; no other begins before it has ended."""
 
@@ -27,7 +31,7 @@ class Watcher:
 
     Args:
         volume: What to look at.
-        period_s: From the end of a look to the next.
+        period_s: From the end of a look to the next; see `pause_after_s`.
         on_found: Given what lies there, after every look that succeeded.
         on_looked: Called after every look, successful or not.
         observer: Told whether the volume can be read.
@@ -90,6 +94,22 @@ class Watcher:
         self._on_looked()
 
     async def _run(self) -> None:
+        pause_s = self._period_s
         while True:
-            await asyncio.sleep(self._period_s)
+            await asyncio.sleep(pause_s)
+            began_s = time.monotonic()
             await self.look()
+            pause_s = pause_after_s(time.monotonic() - began_s, self._period_s)
+
+
+def pause_after_s(look_s: float, period_s: float) -> float:
+    """How long to wait after a look.
+
+    Args:
+        look_s: How long it took.
+        period_s: The shortest pause.
+
+    Returns:
+        Seconds.
+    """
+    return max(period_s, min(look_s * (1 / MAX_LOOKING_RATIO - 1), MAX_STRETCHED_PAUSE_S))

@@ -20,8 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from service.engine.adapters import NO_ADAPTER, AdapterError, AdapterRegistry
+from service.engine.canary_features import CanaryFeatures
 from service.engine.gpu.state import Code
 from service.engine.loader import EngineLimits
+from service.engine.lora import PackedAdapter
 from service.engine.lora_files import AdapterFiles, read_adapter
 from service.engine.pages import Pages
 from service.engine.protocol import (
@@ -99,6 +101,7 @@ class TorchEngine:
         self._progress_s = clock()
         self._turns = TextTurns()
         self._adapters = AdapterRegistry(limits.adapter_slots)
+        self._canary: CanaryFeatures | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -150,8 +153,15 @@ class TorchEngine:
         if max_new_tokens < 1:
             self._fail(request.sequence_id, "too_many_vision_tokens", f"a prompt of {len(prompt_ids)} tokens")
             return
-        num_views = 1 + request.page.plan.num_tiles
-        cost = PageCost(request.sequence_id, num_views, len(prompt_ids), max_new_tokens, self._runner.block_tokens)
+        canary = self._canary_features(request)
+        cost = PageCost(
+            request.sequence_id,
+            0 if canary and canary.features_LD is not None else 1 + request.page.plan.num_tiles,
+            len(prompt_ids),
+            max_new_tokens,
+            self._runner.block_tokens,
+            goes_first=request.is_canary,
+        )
         refusal = self._pages.refusal(cost)
         if refusal:
             self._events.append(refusal)
@@ -159,7 +169,7 @@ class TorchEngine:
         sequence = PageSequence(
             sequence_id=request.sequence_id,
             plan=request.page.plan,
-            page=request.page,
+            page=request.page if cost.num_views else None,
             prompt_ids=prompt_ids,
             answer=Answer(self._token_bytes, self._limits.loop_rule.suspicion),
             stages=Stages(submitted_s=self._clock()),
@@ -167,6 +177,7 @@ class TorchEngine:
             adapter=adapter,
             temperature=request.temperature,
             seed=request.seed,
+            canary=canary,
         )
         self._pages.add(sequence)
 
@@ -175,16 +186,16 @@ class TorchEngine:
         self._pages.drop(sequence_id)
         self._events = [event for event in self._events if event.sequence_id != sequence_id]
 
-    def read_adapter(self, folder: Path) -> AdapterFiles:
-        """Read an adapter's files; takes nothing of the engine, so any thread may."""
-        return read_adapter(folder)
+    def read_adapter(self, folder: Path) -> PackedAdapter:
+        """Read an adapter's files and judge them; takes nothing of the slots, so any thread may."""
+        return self._runner.pack_adapter(read_adapter(folder))
 
-    def load_adapter(self, model_id: str, source: AdapterFiles | Path) -> None:
+    def load_adapter(self, model_id: str, source: PackedAdapter | AdapterFiles | Path) -> None:
         """Make an adapter resident and serve it under its name; what runs goes on.
 
         Args:
             model_id: `name@version`; never used for anything else before.
-            source: What PEFT writes, or the folder that it lies in.
+            source: What `read_adapter` gave, or what PEFT writes, or the folder that it lies in.
 
         Raises:
             AdapterError: It cannot be, and nothing has changed.
@@ -193,7 +204,8 @@ class TorchEngine:
             raise AdapterError("name_in_use", f"{model_id} is the base model")
         self._adapters.sweep(self._pages.adapters_in_use)
         slot = self._adapters.offer_slot(model_id)
-        self._runner.load_adapter(slot, read_adapter(source) if isinstance(source, Path) else source)
+        files = read_adapter(source) if isinstance(source, Path) else source
+        self._runner.load_adapter(slot, self._runner.pack_adapter(files) if isinstance(files, AdapterFiles) else files)
         self._adapters.add(model_id, slot)
 
     def unload_adapter(self, model_id: str) -> bool:
@@ -257,6 +269,14 @@ class TorchEngine:
         self._pages.check_integrity()
         self._adapters.check_integrity()
         self._runner.check_integrity()
+
+    def _canary_features(self, request: SequenceRequest) -> CanaryFeatures | None:
+        """Those kept of the last canary, where this one is the same page; None for any other page."""
+        if not request.is_canary:
+            return None
+        if not (self._canary and self._canary.are_of(request.page)):
+            self._canary = CanaryFeatures(request.page)
+        return self._canary
 
     def _find_fault(self, request: SequenceRequest) -> SequenceFailure | None:
         name = request.sequence_id

@@ -133,6 +133,7 @@ def encode_command(command: Command) -> list[bytes | memoryview]:
             "model_id": request.model_id,
             "temperature": request.temperature,
             "seed": request.seed,
+            "is_canary": request.is_canary,
             "shapes": [array.shape for array in request.page.arrays],
         }
         pixels = [np.ascontiguousarray(array).reshape(-1).data for array in request.page.arrays]

@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.engine.adapters import NO_ADAPTER
+from service.engine.adapters import NO_ADAPTER, AdapterError
 from service.engine.kv_cache import DecodeWindow, PrefillWindow, SlotCache
-from service.engine.lora import AdapterBank
+from service.engine.lora import AdapterBank, PackedAdapter
 from service.engine.lora_files import AdapterFiles
 from service.engine.lora_hooks import adapted
 from service.engine.packed_decoder import PackedDecoder, can_pack
@@ -164,18 +164,21 @@ class ModelRunner:
             logits_BK = self._logits(embeds_B1D, window.position_ids_B1, window.mask_B11S, window)
         return self._choose(logits_BK, banned, draws)
 
-    def load_adapter(self, adapter: int, files: AdapterFiles) -> None:
+    def pack_adapter(self, files: AdapterFiles) -> PackedAdapter:
+        """See `runner.Runner`."""
+        if self._bank is None:
+            raise AdapterError("adapters_off", "the engine has no slots for adapters")
+        return self._bank.pack(files)
+
+    def load_adapter(self, adapter: int, packed: PackedAdapter) -> None:
         """Put an adapter into a slot that no row uses.
 
         Args:
             adapter: Its slot.
-            files: As PEFT has them.
-
-        Raises:
-            AdapterError: It does not fit the model or the slots.
+            packed: What `pack_adapter` gave.
         """
         assert self._bank is not None
-        self._bank.load(adapter, files)
+        self._bank.load(adapter, packed)
 
     @torch.inference_mode()
     def close_row(self, row: int) -> None:

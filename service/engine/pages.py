@@ -8,6 +8,7 @@ thread.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from service.engine.protocol import SequenceFailure
 from service.engine.runner import DeviceFullError, NewRow, Runner
@@ -28,7 +29,7 @@ class Pages:
         clock: Monotonic seconds.
 
     Attributes:
-        waiting: By id, in the order of their arrival.
+        waiting: By id, those that go first ahead of the others, else in the order of their arrival.
         active: By id, in the order of their admission.
         may_start: Whether a page could be admitted, encoded or prefilled that could not before the last step.
     """
@@ -62,7 +63,13 @@ class Pages:
 
     def add(self, sequence: PageSequence) -> None:
         """Let a page wait."""
-        self.waiting[sequence.sequence_id] = sequence
+        entry = {sequence.sequence_id: sequence}
+        if sequence.cost.goes_first:
+            num_ahead = sum(each.cost.goes_first for each in self.waiting.values())
+            waiting = list(self.waiting.items())
+            self.waiting = {**dict(waiting[:num_ahead]), **entry, **dict(waiting[num_ahead:])}
+        else:
+            self.waiting |= entry
         self.may_start = True
 
     def drop(self, name: str) -> None:
@@ -117,7 +124,7 @@ class Pages:
             self._failures.append(refusal)
         for name in decision.admit:
             sequence = self.waiting.pop(name)
-            sequence.stages.admitted_s = self._clock()
+            sequence.stages.admitted_s = sequence.stages.encoded_s = self._clock()
             self.active[name] = sequence
 
     def _encode(self, decision: Decision) -> None:
@@ -153,7 +160,7 @@ class Pages:
             return
         rows = []
         for sequence in sequences:
-            features = self._runner.assemble(sequence.plan, sequence.encoded_views)
+            features = self._features_of(sequence)
             sequence.encoded_views = []
             sequence.slot = self._free_slots.pop()
             sequence.num_ordered = 1
@@ -169,6 +176,16 @@ class Pages:
                 )
             )
         self._runner.open(rows)
+
+    def _features_of(self, sequence: PageSequence) -> Any:
+        """One vector for each image token of a page."""
+        if sequence.cost.num_views:
+            features_LD = self._runner.assemble(sequence.plan, sequence.encoded_views)
+            if sequence.canary:
+                sequence.canary.features_LD = features_LD
+            return features_LD
+        assert sequence.canary
+        return sequence.canary.features_LD
 
     def _fail(self, sequence: PageSequence, error: DeviceFullError) -> None:
         self.leave(sequence)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from service.engine.adapters import NO_ADAPTER
 from service.engine.gpu.state import Code
+from service.engine.lora import PackedAdapter
 from service.engine.lora_files import AdapterFiles
 from service.engine.model_runner import Choice, ModelRunner, Prompt
 from service.engine.repetition import LoopDetector, LoopRule, RepetitionGuard
@@ -161,10 +162,14 @@ class PlainRunner:
         self._slots.pop()
         del self._tenants[slot]
 
-    def load_adapter(self, adapter: int, files: AdapterFiles) -> None:
+    def pack_adapter(self, files: AdapterFiles) -> PackedAdapter:
+        """See `runner.Runner`."""
+        return self._model_runner.pack_adapter(files)
+
+    def load_adapter(self, adapter: int, packed: PackedAdapter) -> None:
         """See `runner.Runner`."""
         assert all(tenant.adapter != adapter for tenant in self._tenants.values())
-        self._model_runner.load_adapter(adapter, files)
+        self._model_runner.load_adapter(adapter, packed)
 
     def device_memory_bytes(self) -> int:
         """Memory that tensors hold on the device; 0 on a CPU."""

@@ -51,6 +51,8 @@ class SequenceRequest:
     """0 chooses the most probable token; above it, tokens are drawn."""
     seed: int = 0
     """Of what is drawn, 0 to `MAX_SEED`: the same seed on the same page draws the same text."""
+    is_canary: bool = False
+    """Tries an adapter: it goes before all pages that wait, and as each such page is the same, it is encoded once."""
 
     def find_fault(self) -> str | None:
         """Why nothing can be drawn as this wants it; None: it can."""

@@ -1,7 +1,7 @@
 """What the engine asks of a device, and what it is told: the seam between sequences and tensors.
 
 Owns the protocol and its messages. Knows slots, not sequences. Implemented by `plain_runner.PlainRunner` (plain torch,
-any device) and `gpu.runner.GpuRunner` (CUDA); one thread calls all of it.
+any device) and `gpu.runner.GpuRunner` (CUDA); one thread calls all of it but `pack_adapter`.
 
 Work is enqueued in the order of the calls and read back in that order: `open` and `launch` each owe one report, and
 only `collect` waits. So a caller may hand over step t + 1 before it has read step t.
@@ -23,6 +23,7 @@ from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from service.engine.lora import PackedAdapter
     from service.engine.lora_files import AdapterFiles
 
 
@@ -156,15 +157,25 @@ class Runner(Protocol):
     def close(self, slot: int) -> None:
         """Free a slot; reports still owed may speak of it."""
 
-    def load_adapter(self, adapter: int, files: AdapterFiles) -> None:
+    def pack_adapter(self, files: AdapterFiles) -> PackedAdapter:
+        """Judge an adapter and bring its numbers into the model's type, from any thread, beside everything else.
+
+        Args:
+            files: As PEFT has them.
+
+        Returns:
+            For `load_adapter`.
+
+        Raises:
+            AdapterError: It does not fit the model or the slots.
+        """
+
+    def load_adapter(self, adapter: int, packed: PackedAdapter) -> None:
         """Put an adapter into an adapters' slot that no open row uses; rows opened afterwards may name it.
 
         Args:
             adapter: Its slot.
-            files: As PEFT has them.
-
-        Raises:
-            AdapterError: It does not fit the model or the slots; what was there is as it was.
+            packed: What `pack_adapter` gave.
         """
 
     def device_memory_bytes(self) -> int:

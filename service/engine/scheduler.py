@@ -1,7 +1,8 @@
 """Which pages the engine takes on and what its next step does: pure decisions over counts.
 
-Owns the rules (arrival order, all or nothing, bounded work beside running pages). Knows no torch, no clock and no
-page, only what a page costs. Called by the engine's single thread; executing a decision is the engine's work.
+Owns the rules (arrival order but for pages that go first, all or nothing, bounded work beside running pages). Knows no
+torch, no clock and no page, only what a page costs. Called by the engine's single thread; executing a decision is the
+engine's work.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ class PageCost:
 
     sequence_id: str
     num_views: int
+    """Those to encode; 0 where the page's features are at hand."""
     prompt_tokens: int
     """Vision and text tokens that the decoder reads before its first answer."""
     max_new_tokens: int
     block_tokens: int = 1
     """Tokens of key and value cache that are had together."""
+    goes_first: bool = False
+    """Whether it goes before all pages that wait and all that are being started; for pages that are few and short."""
 
     @property
     def kv_tokens(self) -> int:
@@ -101,10 +105,12 @@ def decide(waiting: Iterable[PageCost], active: Sequence[ActivePage], limits: Li
     """Plan the next step.
 
     A page that does not fit yet holds back all behind it, so that none starves; a page that can never fit is
-    refused in its turn instead of waiting for ever.
+    refused in its turn instead of waiting for ever. A page that goes first is prefilled in the step that admits it,
+    unless it has views to encode and more than a step may encode.
 
     Args:
-        waiting: Pages not yet admitted, oldest first; looked at up to the first that has to wait.
+        waiting: Pages not yet admitted, those that go first ahead of the others, each kind oldest first; looked at up
+            to the first that has to wait.
         active: Admitted pages, oldest first.
         limits: Room of the engine and bounds of a step.
 
@@ -112,7 +118,7 @@ def decide(waiting: Iterable[PageCost], active: Sequence[ActivePage], limits: Li
         The step; equal arguments give an equal step.
     """
     admitted, refused = _admit(waiting, active, limits)
-    pages = [*active, *(ActivePage(cost) for cost in admitted)]
+    pages = sorted([*active, *(ActivePage(cost) for cost in admitted)], key=lambda page: not page.cost.goes_first)
     views, prefill_tokens = limits.beside(decoding=any(page.is_decoding for page in active))
     encode, encoded = _plan_encoding(pages, views, ENCODED_AHEAD * prefill_tokens)
     prefill = _plan_prefill(encoded, prefill_tokens)

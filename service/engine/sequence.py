@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.engine.adapters import NO_ADAPTER
+from service.engine.canary_features import CanaryFeatures
 from service.engine.gpu.state import Code
 from service.engine.protocol import FinishReason, SequenceResult, SequenceTimings
 from service.engine.repetition import is_better, is_hopeless
@@ -209,6 +210,8 @@ class PageSequence:
     """Slot of the adapter that its request names."""
     temperature: float = 0.0
     seed: int = 0
+    canary: CanaryFeatures | None = None
+    """Where a canary's features are, or go."""
 
     @property
     def num_prompt_tokens(self) -> int:

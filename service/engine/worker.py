@@ -113,7 +113,8 @@ class _ReadAdapter:
 
     command: LoadAdapter
     source: Any
-    error: AdapterError | None
+    error: Exception | None
+    """An `AdapterError` is the adapter's fault; any other ends the loop, as it would have there."""
     read_s: float
 
 
@@ -194,10 +195,11 @@ class _Loop:
 
     def _read_adapter(self, command: LoadAdapter) -> None:
         began_s = time.monotonic()
-        source, error = None, None
+        source: Any = None
+        error: Exception | None = None
         try:
             source = self.engine.read_adapter(Path(command.folder))
-        except AdapterError as caught:
+        except Exception as caught:  # noqa: BLE001 - the boundary of a thread; the loop raises it
             error = caught
         self.inbox.put(_ReadAdapter(command, source, error, time.monotonic() - began_s))
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from service.engine.adapters import AdapterError
 from service.engine.gpu.adapted import Need
 from service.engine.gpu.decoder import GpuDecoder
 from service.engine.gpu.graphs import StepGraphs
@@ -29,7 +30,7 @@ from service.engine.gpu.preparation import Preparation
 from service.engine.gpu.reports import Reports
 from service.engine.gpu.state import AnswerState, Code
 from service.engine.gpu.vision import GpuVision
-from service.engine.lora import AdapterBank
+from service.engine.lora import AdapterBank, PackedAdapter
 from service.engine.lora_files import AdapterFiles
 from service.engine.repetition import LoopRule
 from service.engine.runner import DeviceFullError, NewRow, Report, View
@@ -229,19 +230,22 @@ class GpuRunner:
         del self._prompt_tokens[slot]
         self._adapters.pop(slot, None)
 
-    def load_adapter(self, adapter: int, files: AdapterFiles) -> None:
+    def pack_adapter(self, files: AdapterFiles) -> PackedAdapter:
+        """See `runner.Runner`."""
+        if self._bank is None:
+            raise AdapterError("adapters_off", "the engine has no slots for adapters")
+        return self._bank.pack(files)
+
+    def load_adapter(self, adapter: int, packed: PackedAdapter) -> None:
         """Put an adapter where no open slot's is; work enqueued before it does not see it.
 
         Args:
             adapter: Its slot.
-            files: As PEFT has them.
-
-        Raises:
-            AdapterError: It does not fit the model or the slots.
+            packed: What `pack_adapter` gave.
         """
         assert self._bank is not None
         assert adapter not in self._adapters.values()
-        self._bank.load(adapter, files)
+        self._bank.load(adapter, packed)
 
     def device_memory_bytes(self) -> int:
         """Memory that tensors hold on the device; 0 on a CPU."""

@@ -17,7 +17,17 @@ ORIGIN = {
 }
 EMPTY = "".join(
     f"<!-- results: {name} -->\n<!-- end -->\n"
-    for name in ("engine", "ablation", "weights", "adapters", "concurrency", "cpu", "exactness")
+    for name in (
+        "engine",
+        "ablation",
+        "weights",
+        "adapters",
+        "loading",
+        "publishing",
+        "concurrency",
+        "cpu",
+        "exactness",
+    )
 )
 
 

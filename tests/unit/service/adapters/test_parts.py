@@ -15,6 +15,7 @@ from service.adapters.choosing import Occupant, candidates, choose_victim
 from service.adapters.guard import Outcome, RollbackRule, judge
 from service.adapters.storage import Decisions, Storage
 from service.adapters.versions import REFUSAL_REASONS, ServiceReason
+from service.adapters.watcher import pause_after_s
 from service.errors import ConfigurationError
 from service.telemetry import metrics
 from service.telemetry.metrics import MAX_MODEL_LABELS, OTHER_MODEL, Metrics
@@ -185,3 +186,11 @@ def test_the_revision_of_a_folder_is_that_of_its_weights_and_of_a_snapshot_its_c
     assert base_revisions(str(snapshot)) == {weights_revision(tmp_path), "ab" * 20}
     assert base_revisions(str(tmp_path / "nowhere")) == frozenset()
     assert base_revisions("nobody/never-downloaded") == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("look_s", "pause_s"), [(0.0, 0.25), (0.06, 0.25), (0.1, 0.4), (0.24, 0.96), (0.5, 1.0), (10.0, 1.0)]
+)
+def test_a_slow_volume_is_looked_at_less_often_but_never_seldom(look_s: float, pause_s: float):
+    assert pause_after_s(look_s, 0.25) == pytest.approx(pause_s)
+    assert pause_after_s(look_s, 30.0) == 30.0

@@ -165,12 +165,14 @@ async def test_whatever_comes_and_goes_holds_are_kept_and_everybody_is_served(fo
             name = f"a{choose.choice([0, 0, 0, 1, 1, 2, 3, 4, 5, 6])}@1"
             await asyncio.sleep(choose.random() * 0.05)
             hold = await residency.hold(name, folder)
-            for _ in range(choose.randrange(3)):
-                await asyncio.sleep(0)
-                assert name in engine.adapters
-            if choose.random() < 0.2:
-                residency.retire(name)
-            hold.release()
+            try:
+                for _ in range(choose.randrange(3)):
+                    await asyncio.sleep(0)
+                    assert name in engine.adapters
+                if choose.random() < 0.2:
+                    residency.retire(name)
+            finally:
+                hold.release()
             served[name] += 1
 
         tasks = [asyncio.create_task(one(number)) for number in range(400)]

@@ -32,6 +32,14 @@ def test_a_submitted_page_arrives_with_its_pixels():
     assert (arrived.request.prompt, arrived.request.max_new_tokens) == (request.prompt, request.max_new_tokens)
     assert (arrived.request.sequence_id, arrived.request.model_id) == ("a", "stand-in")
     assert (arrived.request.temperature, arrived.request.seed) == (0.7, MAX_SEED)
+    assert not arrived.request.is_canary
+
+
+def test_a_canary_arrives_as_one():
+    request = replace(standin_request("a"), is_canary=True)
+    arrived = decode_command(b"".join(encode_command(Submit(request))))
+    assert isinstance(arrived, Submit)
+    assert arrived.request.is_canary
 
 
 @pytest.mark.parametrize("command", [Cancel("a"), Ping(), Stop()])

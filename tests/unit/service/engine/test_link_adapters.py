@@ -216,6 +216,20 @@ async def test_whoever_waits_for_a_lost_engine_hears_so(folders):
         assert list(engine.adapters) == []
 
 
+async def test_whatever_breaks_while_files_are_read_ends_the_engine_and_keeps_nobody_waiting(folders):
+    async with threaded() as (engine, made):
+
+        def break_down(_):
+            raise RuntimeError("told to break")
+
+        made[0].read_adapter = break_down
+        with pytest.raises(EngineLostError):
+            async with asyncio.timeout(10):
+                await engine.load_adapter("a@1", folders[0])
+        await until(lambda: len(made) == 2 and engine.state is EngineState.READY)
+        assert list(engine.adapters) == []
+
+
 async def test_a_step_does_not_wait_for_an_adapters_files(folders):
     async with threaded() as (engine, made):
         gate = asyncio.Event()

@@ -114,8 +114,10 @@ def test_logits_are_those_of_the_merged_model(way, name, targets):
     chosen = {"targets": targets} if targets else {}
     files = [random_adapter(model, 5 + slot, rank=(8, 3, 5)[slot], use_rslora=slot == 1, **chosen) for slot in range(3)]
     for slot, file in enumerate(files):
-        bank.load(slot, random_adapter(model, 50 + slot, rank=8))  # what was there before must leave nothing behind
-        bank.load(slot, file)
+        bank.load(
+            slot, bank.pack(random_adapter(model, 50 + slot, rank=8))
+        )  # what was there before must leave nothing behind
+        bank.load(slot, bank.pack(file))
     prompts, tokens = prompts_of(4), [30, 40, 50, 60]
     found = way(model, prompts, tokens, bank, adapters)
     for row, adapter in enumerate(adapters):
@@ -141,8 +143,8 @@ def test_adapters_of_routed_experts_give_what_the_merged_model_gives(way, name, 
         for slot in range(3)
     ]
     for slot, file in enumerate(files):
-        bank.load(slot, random_adapter(model, 50 + slot, rank=8, experts="stacked"))
-        bank.load(slot, file)
+        bank.load(slot, bank.pack(random_adapter(model, 50 + slot, rank=8, experts="stacked")))
+        bank.load(slot, bank.pack(file))
     assert bank.expert_slots == {slot for slot, form in enumerate(forms) if form}
     prompts, tokens = prompts_of(4), [30, 40, 50, 60]
     found = way(model, prompts, tokens, bank, adapters)
@@ -161,8 +163,8 @@ def test_adapters_of_routed_experts_give_what_the_merged_model_gives(way, name, 
 @pytest.mark.parametrize("way", [plain_logits, paged_logits])
 def test_adapters_without_routed_experts_do_not_pay_for_them(way, monkeypatch):
     bank = bank_of(splits_shared=way is paged_logits, has_experts=True)
-    bank.load(0, random_adapter(MODEL, 0, experts="stacked"))
-    bank.load(1, random_adapter(MODEL, 1))
+    bank.load(0, bank.pack(random_adapter(MODEL, 0, experts="stacked")))
+    bank.load(1, bank.pack(random_adapter(MODEL, 1)))
     monkeypatch.setattr(reference, "mixture_lora", None)
     monkeypatch.setattr(lora_hooks, "mixture_lora", None)
     monkeypatch.setattr(LowRank, "expert", None)
@@ -172,7 +174,7 @@ def test_adapters_without_routed_experts_do_not_pay_for_them(way, monkeypatch):
 def test_base_rows_are_bit_for_bit_what_they_are_without_adapters():
     bank = bank_of()
     for slot in range(3):
-        bank.load(slot, random_adapter(MODEL, slot))
+        bank.load(slot, bank.pack(random_adapter(MODEL, slot)))
     # Of different lengths, so that each is read alone; the step after it is one for all.
     prompts, tokens = [ids[:length] for ids, length in zip(prompts_of(4), (9, 7, 8, 5), strict=True)], [30, 40, 50, 60]
     adapted = plain_logits(MODEL, prompts, tokens, bank, [0, -1, 1, -1])[-1]
@@ -189,7 +191,7 @@ def test_base_rows_are_bit_for_bit_the_same_beside_any_adapters():
     model = DeepseekOcrForConditionalGeneration(config).eval()
     bank = bank_of(model, splits_shared=True)
     for slot in range(3):
-        bank.load(slot, random_adapter(model, slot))
+        bank.load(slot, bank.pack(random_adapter(model, slot)))
     prompts, tokens = prompts_of(4), [30, 40, 50, 60]
     one, other = (paged_logits(model, prompts, tokens, bank, [a, -1, b, -1]) for a, b in ((0, 1), (2, 0)))
     for mixed, again in zip(one, other, strict=True):
@@ -199,7 +201,7 @@ def test_base_rows_are_bit_for_bit_the_same_beside_any_adapters():
 
 def test_no_hook_stays_on_the_model():
     bank = bank_of()
-    bank.load(0, random_adapter(MODEL, 0))
+    bank.load(0, bank.pack(random_adapter(MODEL, 0)))
     plain_logits(MODEL, prompts_of(1), [30], bank, [0])
     assert not any(module._forward_hooks for module in MODEL.modules())
 
@@ -265,15 +267,15 @@ REFUSED_EXPERTS = {
 )  # fmt: skip
 def test_what_cannot_be_served_is_refused_and_changes_nothing(reason, refused, has_experts):
     bank = bank_of(has_experts=has_experts)
-    bank.load(0, GOOD)
+    bank.load(0, bank.pack(GOOD))
     before = [group.B_SOR.clone() for groups in bank.layers for group in groups.values()]
     with pytest.raises(AdapterError) as caught:
-        bank.load(0, refused)
+        bank.load(0, bank.pack(refused))
     assert caught.value.reason == reason
     after = [group.B_SOR for groups in bank.layers for group in groups.values()]
     assert all(map(torch.equal, before, after))
     assert all(bool(tensor.isfinite().all()) for tensor in after)
-    bank.load(1, GOOD)  # nothing of the refused one is left over either
+    bank.load(1, bank.pack(GOOD))  # nothing of the refused one is left over either
     assert all(torch.equal(group.B_SOR[0], group.B_SOR[1]) for groups in bank.layers for group in groups.values())
 
 
@@ -281,13 +283,26 @@ def test_what_cannot_be_served_is_refused_and_changes_nothing(reason, refused, h
 def test_routed_experts_are_refused_by_name(module):
     bank = bank_of()
     with pytest.raises(AdapterError, match="set adapter_experts"):
-        bank.load(0, changed(GOOD, pair_of(f"base_model.model.model.{module}", (4, 32), (16, 4))))
+        bank.load(0, bank.pack(changed(GOOD, pair_of(f"base_model.model.model.{module}", (4, 32), (16, 4)))))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("side", ["A", "B"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_single_number_that_is_none_is_found(dtype, side, value):
+    key = f"{Q}.lora_{side}.weight"
+    tensor = GOOD.tensors[key].clone()
+    tensor[1, 2] = value
+    bank = bank_of(dtype=dtype)
+    bank.pack(GOOD)
+    with pytest.raises(AdapterError, match="not_finite"):
+        bank.pack(changed(GOOD, {key: tensor}))
 
 
 def test_too_large_for_the_type_of_the_model():
     bank = bank_of(dtype=torch.float16)
     with pytest.raises(AdapterError, match="not_finite"):
-        bank.load(0, changed(GOOD, {f"{Q}.lora_B.weight": torch.full((32, 4), 1e30)}))
+        bank.load(0, bank.pack(changed(GOOD, {f"{Q}.lora_B.weight": torch.full((32, 4), 1e30)})))
 
 
 def test_a_folder_of_peft_is_read(tmp_path):
@@ -354,7 +369,7 @@ def test_what_peft_saves_reads_as_with_peft(tmp_path, use_rslora, parameters):
     wrapped = peft.get_peft_model(model, config).eval()
     wrapped.save_pretrained(tmp_path)
     bank = bank_of(splits_shared=True, has_experts=bool(parameters))
-    bank.load(2, read_adapter(tmp_path))
+    bank.load(2, bank.pack(read_adapter(tmp_path)))
     assert bank.expert_slots == ({2} if parameters else set())
     ids = prompts_of(1)
     with torch.inference_mode():

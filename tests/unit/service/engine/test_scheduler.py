@@ -192,6 +192,40 @@ def test_an_idle_engine_does_more_in_a_step():
     assert len(decide(waiting, running, limits).prefill) == 2
 
 
+def test_a_page_that_goes_first_is_prefilled_before_pages_that_were_admitted_before_it():
+    limits = Limits(slots=9, kv_tokens=1000, views_per_step=1, prefill_tokens_per_step=10)
+    started = [ActivePage(page(name), views_encoded=1) for name in "ab"]
+    canary = PageCost("canary", 0, 10, 16, goes_first=True)
+    decision = decide([canary, page("c")], started, limits)
+    assert decision.admit == ("canary", "c")
+    assert decision.prefill == decision.decode == ("canary",)
+    assert "canary" not in dict(decision.encode)
+
+
+def test_a_page_that_goes_first_has_its_views_encoded_first():
+    limits = Limits(slots=9, kv_tokens=1000, views_per_step=1)
+    canary = PageCost("canary", 1, 10, 16, goes_first=True)
+    decision = decide([canary], [ActivePage(page("a"))], limits)
+    assert decision.encode == (("canary", 1),)
+    assert decision.prefill == ("canary",)
+
+
+def test_going_first_needs_a_slot_all_the_same():
+    running = [ActivePage(page("r"), views_encoded=1, is_decoding=True)]
+    decision = decide([PageCost("canary", 0, 10, 16, goes_first=True)], running, Limits(slots=1, kv_tokens=1000))
+    assert decision.admit == ()
+    assert decision.decode == ("r",)
+
+
+@given(shapes_st, limits_st, st.data())
+def test_pages_that_go_first_keep_no_other_from_its_end(shapes, limits, data):
+    costs = [replace(cost, goes_first=data.draw(st.booleans())) for cost in pages(shapes)]
+    world = World(sorted(costs, key=lambda cost: not cost.goes_first), limits)
+    for _ in range(sum(cost.num_views + cost.max_new_tokens + 2 for cost in costs)):
+        world.step()
+    assert sorted(world.finished + world.refused) == sorted(cost.sequence_id for cost in costs)
+
+
 def test_waiting_pages_behind_the_first_that_must_wait_are_not_looked_at():
     def endless():
         yield page("a", new=90)
