@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class GraphedLoss:
         self._loss_of = loss_of
         self._parameters = list(parameters)
         self._recordings: dict[tuple[object, ...], _Recording] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
 
     @property
     def num_recordings(self) -> int:
@@ -94,7 +95,7 @@ class GraphedLoss:
     @torch.no_grad()
     def _add(self, gradients: Sequence[Tensor]) -> None:
         """Gradients belong to the recording and are never a parameter's own: an optimiser may forget its own."""
-        if any(each.grad is None for each in self._parameters):
-            for each in self._parameters:
-                each.grad = torch.zeros_like(each) if each.grad is None else each.grad
-        torch._foreach_add_([each.grad for each in self._parameters], list(gradients))
+        for each in self._parameters:
+            if each.grad is None:
+                each.grad = torch.zeros_like(each)
+        torch._foreach_add_([each.grad for each in self._parameters if each.grad is not None], tuple(gradients))

@@ -60,9 +60,9 @@ def plain_logits(model, prompts, tokens, bank=None, adapters=()):
     runner = ModelRunner(model, max_rows=len(prompts), max_tokens=64, bank=bank)
     choose = runner._choose
 
-    def note(logits, banned):
+    def note(logits, banned, draws):
         found.append(logits.clone())
-        return choose(logits, banned)
+        return choose(logits, banned, draws)
 
     none = torch.zeros(0, model.config.text_config.hidden_size)
     adapters = adapters or [-1] * len(prompts)
