@@ -77,8 +77,9 @@ def longest_context(trained: Trained, limit_tokens: int, give_up_s: float) -> di
 def limit_memory(device: torch.device, memory_gib: float) -> None:
     """Let this process allocate no more than that."""
     if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(memory_gib * 2**30 / total, 1.0), device)
+        index = torch.cuda.current_device() if device.index is None else device.index
+        total = torch.cuda.get_device_properties(index).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(memory_gib * 2**30 / total, 1.0), index)
 
 
 def synchronise(device: torch.device) -> None:

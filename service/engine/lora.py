@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from service.engine.adapters import AdapterError
-from service.engine.gpu.reports import wait_for
 from service.engine.lora_files import ROUTED, AdapterFiles, Pair, find_pairs, read_config
 from shared.deepseek_ocr.configuration import TextConfig
 
@@ -130,10 +129,15 @@ def bank_bytes(text: TextConfig, *, num_slots: int, max_rank: int, value_bytes: 
 
 @dataclass(frozen=True, slots=True)
 class PackedAdapter:
-    """An adapter that fits a bank: its matrices in the bank's type, finite, B multiplied by the scaling."""
+    """An adapter as a slot of a bank holds it, on the host; finite, B multiplied by the scaling."""
 
-    rank: int
-    pairs: list[Pair]
+    layers: list[dict[str, LowRank]]
+    """Of each layer the groups that it changes, without the dimension S; pinned where the bank is on a GPU."""
+
+    @property
+    def changes_experts(self) -> bool:
+        """Whether routed experts are among them."""
+        return any(name in ROUTED.values() for groups in self.layers for name in groups)
 
 
 class AdapterBank:
@@ -178,13 +182,7 @@ class AdapterBank:
             {name: _zeros(shape, (num_slots,), max_rank, dtype, device) for name, shape in shapes.items()}
             for shapes in self._shapes
         ]
-        # One slot on the host, from which all is copied without waiting.
-        is_cuda = torch.device(device).type == "cuda"
-        self._staging = [
-            {name: _zeros(shape, (), max_rank, dtype, "cpu", pinned=is_cuda) for name, shape in shapes.items()}
-            for shapes in self._shapes
-        ]
-        self._staged = torch.cuda.Event() if is_cuda else None
+        self._is_cuda = torch.device(device).type == "cuda"
 
     @torch.inference_mode()
     def pack(self, files: AdapterFiles) -> PackedAdapter:
@@ -202,14 +200,17 @@ class AdapterBank:
             AdapterError: With the reason.
         """
         rank, scaling = read_config(files.config, self.max_rank)
-        pairs = []
+        packed: list[dict[str, LowRank]] = [{} for _ in self._shapes]
         for pair in find_pairs(files.tensors, rank, self._text, takes_experts=self.has_experts):
             # In the model's type: what fits into float32 may not fit into float16.
             a_ERI, b_EOR = pair.a_ERI.to(self._dtype), (pair.b_EOR.float() * scaling).to(self._dtype)
             if not _is_finite(a_ERI) or not _is_finite(b_EOR):
                 raise AdapterError("not_finite", f"layer {pair.layer}, {pair.group}")
-            pairs.append(replace(pair, a_ERI=a_ERI, b_EOR=b_EOR))
-        return PackedAdapter(rank, pairs)
+            shape, groups = self._shapes[pair.layer][pair.group], packed[pair.layer]
+            if pair.group not in groups:
+                groups[pair.group] = _zeros(shape, (), self.max_rank, self._dtype, "cpu", pinned=self._is_cuda)
+            _place(replace(pair, a_ERI=a_ERI, b_EOR=b_EOR), shape, groups[pair.group], rank)
+        return PackedAdapter(packed)
 
     @torch.inference_mode()
     def load(self, slot: int, adapter: PackedAdapter) -> None:
@@ -219,35 +220,24 @@ class AdapterBank:
             slot: Whatever was in it is replaced as a whole.
             adapter: What `pack` gave.
         """
-        if self._staged:
-            wait_for(self._staged)  # the adapter before may still be on its way
-        for group in (group for groups in self._staging for group in groups.values()):
-            group.A_SQH.zero_()
-            group.B_SOR.zero_()
-        for pair in adapter.pairs:
-            self._stage(pair, adapter.rank)
         self.expert_slots.discard(slot)
-        if any(pair.group in ROUTED.values() for pair in adapter.pairs):
+        if adapter.changes_experts:
             self.expert_slots.add(slot)
-        for staged, resident in zip(self._staging, self.layers, strict=True):
+        for packed, resident in zip(adapter.layers, self.layers, strict=True):
             for name, group in resident.items():
-                group.A_SQH[slot].copy_(staged[name].A_SQH, non_blocking=True)
-                group.B_SOR[slot].copy_(staged[name].B_SOR, non_blocking=True)
-        if self._staged:
-            self._staged.record()
+                if name in packed:
+                    # Torch's allocator of pinned memory does not give it out again before these copies are over.
+                    group.A_SQH[slot].copy_(packed[name].A_SQH, non_blocking=True)
+                    group.B_SOR[slot].copy_(packed[name].B_SOR, non_blocking=True)
+                else:
+                    group.A_SQH[slot].zero_()
+                    group.B_SOR[slot].zero_()
 
     def experts(self, layer: int) -> ExpertLowRank | None:
         """A layer's routed experts; None: they are not changed, or there are none."""
         groups = [self.layers[layer].get(name) for name in ROUTED.values()]
         up, down = groups
         return ExpertLowRank(up.A_SQH, up.B_SOR, down.A_SQH, down.B_SOR) if up and down else None
-
-    def _stage(self, pair: Pair, rank: int) -> None:
-        shape, group = self._shapes[pair.layer][pair.group], self._staging[pair.layer][pair.group]
-        some, experts = slice(pair.first, pair.last + 1), max(shape.experts, 1)
-        group.A_SQH.view(experts, shape.parts, self.max_rank, -1)[some, pair.part, :rank] = pair.a_ERI
-        target = group.B_SOR.view(experts, shape.blocks, shape.parts, shape.part_width, -1)
-        target[some, :, pair.part, :, :rank] = pair.b_EOR.unflatten(1, (shape.blocks, shape.part_width))
 
 
 def make_bank(
@@ -265,6 +255,15 @@ def make_bank(
         splits_shared=splits_shared,
         has_experts=limits.adapter_experts,
     )
+
+
+def _place(pair: Pair, shape: GroupShape, group: LowRank, rank: int) -> None:
+    """Write a projection's matrices into its group's, whose ranks beyond the adapter's stay zeros."""
+    max_rank, experts = group.B_SOR.shape[-1], max(shape.experts, 1)
+    some = slice(pair.first, pair.last + 1)
+    group.A_SQH.view(experts, shape.parts, max_rank, -1)[some, pair.part, :rank] = pair.a_ERI
+    target = group.B_SOR.view(experts, shape.blocks, shape.parts, shape.part_width, -1)
+    target[some, :, pair.part, :, :rank] = pair.b_EOR.unflatten(1, (shape.blocks, shape.part_width))
 
 
 def _is_finite(tensor: Tensor) -> bool:

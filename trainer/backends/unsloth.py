@@ -91,4 +91,6 @@ def _load_native(request: AdapterRequest) -> tuple[Any, Any, Any]:
     if request.in_4bit:
         quantise(base, request.device)
     base.max_seq_length = request.max_length  # Unsloth's own loaders note it there
+    # As do they that a model's code is not transformers': else it insists on having replaced the library's loop.
+    base._unsloth_trust_remote_code = True
     return base, loaded.tokenizer, loaded.geometry
