@@ -1,4 +1,4 @@
-"""A domain that nano reads badly, as sets to train and to measure on: forms with a cell for each letter.
+r"""A domain that nano reads badly, as sets to train and to measure on: forms with a cell for each letter.
 
     python benchmarks/comb_domain.py write sets/comb --fonts nano-data/fonts --corpus nano-data/corpus \
         --heldout-fonts nano-data/fonts-heldout --heldout-corpus nano-data/corpus-heldout
@@ -6,8 +6,19 @@
 Writes below the folder: `mixed`, forms in the training faces with general pages among them, in splits for training and
 for checks; `heldout`, forms in faces of other families with texts of another seed, which training never sees; `general`
 and `general-check`, ordinary lines and blocks of held-out faces and texts, the one to measure what must not get worse
-and the other to watch it. Everything is drawn by the trainer's own `prepare`. docs/training.md has the commands that
-train, measure and publish.
+and the other to watch it. Everything is drawn by the trainer's own `prepare`. Then, on a GPU:
+
+    python -m trainer train --dataset-name sets/comb/mixed --forgetting-dataset sets/comb/general-check \
+        --output-dir runs/comb --backend peft --batch-size 32 --learning-rate 1e-3 --lora-rank 16 --lora-alpha 32 \
+        --target-modules q_proj k_proj v_proj o_proj --max-steps 300 --eval-steps 100 --max-eval-samples 32
+    python -m trainer evaluate --adapter runs/comb --data sets/comb/heldout --max-new-tokens 128 \
+        --json runs/comb/evaluation.json
+    python -m trainer evaluate --adapter runs/comb --data sets/comb/general --json runs/comb/general.json
+    python -m trainer publish --adapter runs/comb --base shared/nano --evaluation runs/comb/evaluation.json \
+        --volume adapters --name comb --min-improvement 0.88
+
+Twice the rate and the rank, on the dense layers as well, read the forms better and general pages up to three points
+worse; docs/log.md has the figures.
 """
 
 from __future__ import annotations
