@@ -20,6 +20,7 @@ from torch import Tensor
 
 from service.engine.adapters import AdapterError
 from service.engine.lora_files import ROUTED, AdapterFiles, Pair, find_pairs, read_config
+from service.engine.low_rank import SlotMatrices, compact
 from shared.deepseek_ocr.configuration import TextConfig
 
 if TYPE_CHECKING:
@@ -133,6 +134,8 @@ class PackedAdapter:
 
     layers: list[dict[str, LowRank]]
     """Of each layer the groups that it changes, without the dimension S; pinned where the bank is on a GPU."""
+    rank: int = 0
+    """What it uses of the bank's."""
 
     @property
     def changes_experts(self) -> bool:
@@ -183,6 +186,8 @@ class AdapterBank:
             for shapes in self._shapes
         ]
         self._is_cuda = torch.device(device).type == "cuda"
+        self._ranks = [0] * num_slots
+        self._compact: dict[int, list[dict[str, SlotMatrices]]] = {}
 
     @torch.inference_mode()
     def pack(self, files: AdapterFiles) -> PackedAdapter:
@@ -210,7 +215,7 @@ class AdapterBank:
             if pair.group not in groups:
                 groups[pair.group] = _zeros(shape, (), self.max_rank, self._dtype, "cpu", pinned=self._is_cuda)
             _place(replace(pair, a_ERI=a_ERI, b_EOR=b_EOR), shape, groups[pair.group], rank)
-        return PackedAdapter(packed)
+        return PackedAdapter(packed, rank)
 
     @torch.inference_mode()
     def load(self, slot: int, adapter: PackedAdapter) -> None:
@@ -221,6 +226,8 @@ class AdapterBank:
             adapter: What `pack` gave.
         """
         self.expert_slots.discard(slot)
+        self._compact.pop(slot, None)
+        self._ranks[slot] = adapter.rank
         if adapter.changes_experts:
             self.expert_slots.add(slot)
         for packed, resident in zip(adapter.layers, self.layers, strict=True):
@@ -233,11 +240,32 @@ class AdapterBank:
                     group.A_SQH[slot].zero_()
                     group.B_SOR[slot].zero_()
 
+    def compact(self, slot: int) -> list[dict[str, SlotMatrices]]:
+        """A slot's matrices by layer and group without what its rank leaves empty, but for those of routed experts.
+
+        Copies, made when they are first asked for: what plain torch adds. Not for a bank with `splits_shared`.
+        """
+        found = self._compact.get(slot)
+        if found is None:
+            found = self._compact[slot] = [self._compact_layer(slot, layer) for layer in range(len(self.layers))]
+        return found
+
     def experts(self, layer: int) -> ExpertLowRank | None:
         """A layer's routed experts; None: they are not changed, or there are none."""
         groups = [self.layers[layer].get(name) for name in ROUTED.values()]
         up, down = groups
         return ExpertLowRank(up.A_SQH, up.B_SOR, down.A_SQH, down.B_SOR) if up and down else None
+
+    def _compact_layer(self, slot: int, layer: int) -> dict[str, SlotMatrices]:
+        found: dict[str, SlotMatrices] = {}
+        for name, shape in self._shapes[layer].items():
+            if shape.experts:
+                continue
+            group = self.layers[layer][name]
+            matrices = compact(group.A_SQH[slot], group.B_SOR[slot], shape.parts, self._ranks[slot], self.max_rank)
+            if matrices is not None:
+                found[name] = matrices
+        return found
 
 
 def make_bank(

@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from service.engine.kernels.reference import lora_add, mixture_lora
-from service.engine.lora import AdapterBank, ExpertLowRank, LowRank
+from service.engine.kernels.reference import mixture_lora
+from service.engine.lora import AdapterBank, ExpertLowRank
+from service.engine.low_rank import SlotMatrices, rows_by_slot
 from shared.deepseek_ocr.moe import Experts, MixtureOfExperts
 
 
@@ -30,17 +31,12 @@ def adapted(model: Any, bank: AdapterBank, slots_T: Tensor) -> Iterator[None]:
         slots_T: Each token's slot, in the order in which the modules take the tokens; -1: none.
     """
     with ExitStack() as stack:
-        for layer, groups in zip(model.model.layers, bank.layers, strict=True):
-            attention = layer.self_attn
-            projections = [(attention.q_proj, "qkv", 0), (attention.k_proj, "qkv", 1), (attention.v_proj, "qkv", 2)]
-            projections.append((attention.o_proj, "out", 0))
-            mlp = layer.mlp.shared_experts if isinstance(layer.mlp, MixtureOfExperts) else layer.mlp
-            if mlp is not None:
-                projections += [(mlp.gate_proj, "gate_up", 0), (mlp.up_proj, "gate_up", 1), (mlp.down_proj, "down", 0)]
-            for module, name, part in projections:
-                hook = partial(_add, group=groups[name].part(part), slots_T=slots_T)
-                handle = module.register_forward_hook(hook)
-                stack.callback(handle.remove)
+        for group in rows_by_slot(slots_T.tolist(), slots_T.device):
+            for layer, matrices in zip(model.model.layers, bank.compact(group.slot), strict=True):
+                for module, name, part in _projections(layer):
+                    if name in matrices:
+                        hook = partial(_add, matrices=matrices[name].part(part), rows=group.rows)
+                        stack.callback(module.register_forward_hook(hook).remove)
         if not bank.expert_slots.isdisjoint(slots_T.unique().tolist()):
             for index, layer in enumerate(model.model.layers):
                 low = bank.experts(index)
@@ -50,9 +46,21 @@ def adapted(model: Any, bank: AdapterBank, slots_T: Tensor) -> Iterator[None]:
         yield
 
 
-def _add(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor, group: LowRank, slots_T: Tensor) -> None:
+def _projections(layer: Any) -> Iterator[tuple[nn.Module, str, int]]:
+    """Modules that a layer's adapters change, each with its group in the bank and its place there."""
+    attention = layer.self_attn
+    yield from ((attention.q_proj, "qkv", 0), (attention.k_proj, "qkv", 1), (attention.v_proj, "qkv", 2))
+    yield attention.o_proj, "out", 0
+    mlp = layer.mlp.shared_experts if isinstance(layer.mlp, MixtureOfExperts) else layer.mlp
+    if mlp is not None:
+        yield from ((mlp.gate_proj, "gate_up", 0), (mlp.up_proj, "gate_up", 1), (mlp.down_proj, "down", 0))
+
+
+def _add(
+    module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor, matrices: SlotMatrices, rows: slice | Tensor
+) -> None:
     out_TO = out.view(-1, out.shape[-1])
-    lora_add(inputs[0].reshape(len(out_TO), -1), out_TO, group.A_SQH, group.B_SOR, slots_T, group.part_width)
+    matrices.add(inputs[0].reshape(len(out_TO), -1), out_TO, rows)
 
 
 def _mix_anew(

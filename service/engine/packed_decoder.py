@@ -16,7 +16,7 @@ K experts per token, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from service.engine.kernels.reference import lora_add
 from service.engine.kv_cache import DecodeWindow
 from service.engine.lora import AdapterBank
+from service.engine.low_rank import SlotMatrices, SlotRows, rows_by_slot
 from service.engine.packed_weights import Matrix, pack
 from shared.deepseek_ocr.decoder import DecoderLayer, rotary_tables
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
@@ -150,11 +151,11 @@ class PackedDecoder:
                     expert = layer.experts.experts[number]
                     joined = expert.gate_up.product(normed_BH)
                     if adapted:
-                        adapted.add(index, "routed_gate_up", normed_BH, joined, number)
+                        adapted.add_of_expert(index, "routed_gate_up", normed_BH, joined, number)
                     active_BW = _activate(joined).mul_(weight)
                     expert.down.add_to(x_BH, active_BW)
                     if adapted:
-                        adapted.add(index, "routed_down", active_BW, x_BH, number)
+                        adapted.add_of_expert(index, "routed_down", active_BW, x_BH, number)
             if layer.mlp:
                 joined = layer.mlp.gate_up.product(normed_BH)
                 if adapted:
@@ -204,19 +205,27 @@ class _Adapted:
     slots_B: Tensor
     has_experts: bool
     """Whether any of them changes routed experts."""
+    groups: Sequence[tuple[SlotRows, Sequence[Mapping[str, SlotMatrices]]]]
+    """Rows of one adapter, and its matrices by layer."""
 
     @staticmethod
     def of(bank: AdapterBank, adapters: Sequence[int]) -> _Adapted:
         """Rows with these adapters."""
-        return _Adapted(bank, torch.tensor(adapters), not bank.expert_slots.isdisjoint(adapters))
+        groups = [(rows, bank.compact(rows.slot)) for rows in rows_by_slot(adapters)]
+        return _Adapted(bank, torch.tensor(adapters), not bank.expert_slots.isdisjoint(adapters), groups)
 
-    def add(self, layer: int, group: str, x_BI: Tensor, out_BO: Tensor, expert: int | None = None) -> None:
-        """Add a group's low-rank sums, or those of one routed expert, in place."""
-        if expert is not None and not self.has_experts:
-            return
-        low = self.bank.layers[layer][group]
-        low = low if expert is None else low.expert(expert)
-        lora_add(x_BI, out_BO, low.A_SQH, low.B_SOR, self.slots_B, low.part_width)
+    def add(self, layer: int, group: str, x_BI: Tensor, out_BO: Tensor) -> None:
+        """Add a group's low-rank sums, in place."""
+        for rows, layers in self.groups:
+            matrices = layers[layer].get(group)
+            if matrices:
+                matrices.add(x_BI, out_BO, rows.rows)
+
+    def add_of_expert(self, layer: int, group: str, x_BI: Tensor, out_BO: Tensor, expert: int) -> None:
+        """Add those of one routed expert, in place."""
+        if self.has_experts:
+            low = self.bank.layers[layer][group].expert(expert)
+            lora_add(x_BI, out_BO, low.A_SQH, low.B_SOR, self.slots_B, low.part_width)
 
 
 def _rotate(x_B2ND: Tensor, cos_B11D: Tensor, sin_B11D: Tensor) -> None:
