@@ -15,6 +15,9 @@ STAMP := $(VENV)/.installed
 PACKAGES := service trainer shared
 SOURCES := $(wildcard service trainer shared tests benchmarks)
 YAML := docker-compose.yml deploy
+# A test process for each core, four at most: each holds torch and a model. Tests of a file stay together, as they share
+# what it takes time to make.
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -40,10 +43,10 @@ serve: setup ## Start the API on DEEPSYNTH_HOST:DEEPSYNTH_PORT (127.0.0.1:8000);
 	@exec $(BIN)/python -m service serve $(ARGS)
 
 test: setup ## Run every test that needs neither a GPU nor anything outside Python
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 e2e: setup ## Run the tests that start servers, build images and need Debian packages
-	$(BIN)/python -m pytest -m e2e --timeout=900 $(ARGS)
+	$(BIN)/python -m pytest -m e2e --timeout=900 $(SIDE_BY_SIDE) $(ARGS)
 
 test-gpu: setup ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu --timeout=600 $(ARGS)

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+from PIL import Image
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -9,3 +12,9 @@ def pytest_addoption(parser):
         type=Path,
         help="folder of a set as `python -m trainer evaluate --data` takes it: tests of exactness read all of it",
     )
+
+
+@pytest.fixture(autouse=True)
+def pillows_limit_stays(monkeypatch):
+    """What decodes uploads lowers Pillow's limit for its whole process; here tests of all kinds share one."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)

@@ -1,10 +1,8 @@
 """Adapters that are resident: LoRA matrices of all slots, stacked, one pair of tensors for each group of projections.
 
-Owns those tensors and their layout. A group is projections that share an input and are computed as one product: query,
-key and value; out; gate and up; down. Gate, up and down are those of the dense MLP or of the shared experts; those of
-the routed experts are two groups more, with a dimension E, and there only where they are asked for: at public
-dimensions a slot of rank 16 takes 8 MB without them and 155 MB with them, in bfloat16. Knows no sequences, nor what
-PEFT calls things. Used by the engine's single thread.
+Owns those tensors; `lora_shapes` says what groups there are and how large they are. At public dimensions a slot of rank
+16 takes 8 MB without routed experts and 155 MB with them, in bfloat16. Knows no sequences, nor what PEFT calls things.
+Used by the engine's single thread.
 
 Shape letters: S slots, R largest rank, P parts of a group, Q = P * R, H inputs, G blocks, W outputs of a part in a
 block, O = G * P * W outputs, T tokens, E experts, I their width, J = 2 * I their gates and ups.
@@ -20,36 +18,13 @@ from torch import Tensor
 
 from service.engine.adapters import AdapterError
 from service.engine.lora_files import ROUTED, AdapterFiles, Pair, find_pairs, read_config
+from service.engine.lora_shapes import GroupShape, layer_shapes
 from service.engine.low_rank import SlotMatrices, compact
 from shared.deepseek_ocr.configuration import TextConfig
 
 if TYPE_CHECKING:
     from service.engine.loader import EngineLimits
     from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
-
-
-@dataclass(frozen=True, slots=True)
-class GroupShape:
-    """Dimensions of a group's matrices in one layer."""
-
-    inputs: int
-    parts: int
-    """Projections side by side: 3 for query, key and value."""
-    part_width: int
-    """Outputs of a part in one block."""
-    blocks: int = 1
-    """How often the parts repeat: gates and ups of shared experts that stand expert by expert."""
-    experts: int = 0
-    """Routed ones, each with matrices of its own; 0: the group is not one of routed experts."""
-
-    @property
-    def outputs(self) -> int:
-        """O."""
-        return self.blocks * self.parts * self.part_width
-
-    def num_values(self, max_rank: int) -> int:
-        """Numbers of one slot's matrices."""
-        return max(self.experts, 1) * max_rank * (self.parts * self.inputs + self.outputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,44 +63,6 @@ class ExpertLowRank:
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All of them, in order."""
         return self.up_A_SEQH, self.up_B_SEJR, self.down_A_SERI, self.down_B_SEHR
-
-
-def layer_shapes(
-    text: TextConfig, layer: int, *, splits_shared: bool = False, has_experts: bool = False
-) -> dict[str, GroupShape]:
-    """Groups of a layer.
-
-    Args:
-        text: The decoder's dimensions.
-        layer: Its index.
-        splits_shared: Whether gates and ups of shared experts stand expert by expert, as `GpuDecoder` has them.
-        has_experts: Whether there are groups of routed experts.
-
-    Returns:
-        Shapes by the groups' names.
-    """
-    hidden = text.hidden_size
-    shapes = {"qkv": GroupShape(hidden, 3, hidden), "out": GroupShape(hidden, 1, hidden)}
-    blocks = 1
-    if layer < text.first_k_dense_replace:
-        width = text.intermediate_size
-    else:
-        width = text.moe_intermediate_size * text.n_shared_experts
-        blocks = text.n_shared_experts if splits_shared else 1
-    if width:
-        shapes |= {"gate_up": GroupShape(hidden, 2, width // blocks, blocks), "down": GroupShape(width, 1, hidden)}
-    if has_experts and layer >= text.first_k_dense_replace:
-        inner, experts = text.moe_intermediate_size, text.n_routed_experts
-        shapes[ROUTED["gate_up"]] = GroupShape(hidden, 2, inner, experts=experts)
-        shapes[ROUTED["down"]] = GroupShape(inner, 1, hidden, experts=experts)
-    return shapes
-
-
-def bank_bytes(text: TextConfig, *, num_slots: int, max_rank: int, value_bytes: int, has_experts: bool = False) -> int:
-    """Memory of a bank."""
-    layers = range(text.num_hidden_layers)
-    shapes = [shape for layer in layers for shape in layer_shapes(text, layer, has_experts=has_experts).values()]
-    return num_slots * value_bytes * sum(shape.num_values(max_rank) for shape in shapes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ from service.engine.gpu.runner import GpuRunner
 from service.engine.gpu.state import AnswerState
 from service.engine.gpu.vision import GpuVision
 from service.engine.loader import EngineLimits, WeightForm
-from service.engine.lora import bank_bytes, make_bank
+from service.engine.lora import make_bank
+from service.engine.lora_shapes import bank_bytes
 from service.errors import EngineError
 from shared.deepseek_ocr.checkpoint import read_config
 from shared.deepseek_ocr.configuration import TextConfig

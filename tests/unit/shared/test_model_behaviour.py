@@ -64,8 +64,8 @@ def test_tiles_of_the_batch_go_to_their_pages(model: DeepseekOcrForConditionalGe
     features = model.image_features(pages, tiles, grids)
     first = model.image_features(pages[:1], tiles[:2], [[2, 1]])[0]
     last = model.image_features(pages[2:], tiles[2:], [[1, 4]])[0]
-    torch.testing.assert_close(features[0], first, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(features[2], last, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features[0], first, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(features[2], last, rtol=1e-4, atol=1e-4)
     assert [len(page) for page in features] == [3 * 7 + PAGE_TOKENS, PAGE_TOKENS, 12 * 4 + PAGE_TOKENS]
 
 

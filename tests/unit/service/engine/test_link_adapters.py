@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from service.engine.adapters import AdapterError
 from service.engine.client import ProcessEngine, ThreadEngine
@@ -214,6 +215,20 @@ async def test_whoever_waits_for_a_lost_engine_hears_so(folders):
         gate.set()
         await until(lambda: len(made) == 2 and engine.state is EngineState.READY)
         assert list(engine.adapters) == []
+
+
+async def test_files_are_read_on_one_thread_and_other_threads_keep_theirs(folders):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        async with threaded() as (engine, made):
+            read, seen = made[0].read_adapter, []
+            made[0].read_adapter = lambda folder: seen.append(torch.get_num_threads()) or read(folder)
+            await engine.load_adapter("a@1", folders[0])
+        assert seen == [1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 async def test_whatever_breaks_while_files_are_read_ends_the_engine_and_keeps_nobody_waiting(folders):

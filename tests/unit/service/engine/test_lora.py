@@ -15,8 +15,9 @@ from service.engine.gpu.paged_cache import PagedCache
 from service.engine.gpu.prompts import PromptBatch, lay_out
 from service.engine.gpu.state import AnswerState
 from service.engine.kernels import reference
-from service.engine.lora import AdapterBank, LowRank, bank_bytes
+from service.engine.lora import AdapterBank, LowRank
 from service.engine.lora_files import AdapterFiles, read_adapter
+from service.engine.lora_shapes import bank_bytes
 from service.engine.model_runner import ModelRunner, Prompt
 from service.engine.repetition import LoopRule
 from shared.deepseek_ocr.configuration import TextConfig
