@@ -103,7 +103,7 @@ class ReadyRunner:
     def pack_adapter(self, files: AdapterFiles) -> PackedAdapter:
         """Nothing of it."""
         del files
-        return PackedAdapter([])
+        return PackedAdapter([], 0)
 
     def load_adapter(self, adapter: int, packed: PackedAdapter) -> None:
         """Nothing to do."""

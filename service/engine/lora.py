@@ -71,7 +71,7 @@ class PackedAdapter:
 
     layers: list[dict[str, LowRank]]
     """Of each layer the groups that it changes, without the dimension S; pinned where the bank is on a GPU."""
-    rank: int = 0
+    rank: int
     """What it uses of the bank's."""
 
     @property
@@ -180,7 +180,7 @@ class AdapterBank:
     def compact(self, slot: int) -> list[dict[str, SlotMatrices]]:
         """A slot's matrices by layer and group without what its rank leaves empty, but for those of routed experts.
 
-        Copies, made when they are first asked for: what plain torch adds. Not for a bank with `splits_shared`.
+        Made when they are first asked for: what plain torch adds. Not for a bank with `splits_shared`.
         """
         found = self._compact.get(slot)
         if found is None:

@@ -30,14 +30,15 @@ def adapted(model: Any, bank: AdapterBank, slots_T: Tensor) -> Iterator[None]:
         bank: Made without `splits_shared`.
         slots_T: Each token's slot, in the order in which the modules take the tokens; -1: none.
     """
+    groups = rows_by_slot(slots_T.tolist(), slots_T.device)
     with ExitStack() as stack:
-        for group in rows_by_slot(slots_T.tolist(), slots_T.device):
+        for group in groups:
             for layer, matrices in zip(model.model.layers, bank.compact(group.slot), strict=True):
                 for module, name, part in _projections(layer):
                     if name in matrices:
                         hook = partial(_add, matrices=matrices[name].part(part), rows=group.rows)
                         stack.callback(module.register_forward_hook(hook).remove)
-        if not bank.expert_slots.isdisjoint(slots_T.unique().tolist()):
+        if any(group.slot in bank.expert_slots for group in groups):
             for index, layer in enumerate(model.model.layers):
                 low = bank.experts(index)
                 if low:

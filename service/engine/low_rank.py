@@ -3,8 +3,8 @@
 Owns which rows belong together and how their sums are added. Knows matrices of one slot, not the bank that holds them
 all, nor what a module is. A step of a small model is bound by the number of operations, and slots are made for the
 largest rank that is allowed: so rows are sorted by slot once a step, in the place of once a projection, and what an
-adapter's rank leaves empty is neither read nor multiplied. Nano on two cores of an EPYC, rank 16 in slots
-of 64: one row with an adapter took 5.0 ms a token before and takes 2.3 now, 1.7 without adapter (docs/log.md).
+adapter's rank leaves empty is neither read nor multiplied. Nano on two cores of an EPYC, rank 16 in slots of 64: one
+row with an adapter took 5.0 ms a token before and takes 2.3 now, 1.7 without adapter (docs/log.md).
 
 Shape letters: T rows, H inputs, O outputs, P parts of a group, R an adapter's rank, W outputs of a part.
 """
@@ -87,7 +87,7 @@ def compact(A_QH: Tensor, B_OR: Tensor, parts: int, rank: int, max_rank: int) ->
         max_rank: What the slots are made for.
 
     Returns:
-        Copies; None: the adapter leaves the group alone.
+        Copies, or views where the rank fills the slot; None: the adapter leaves the group alone.
     """
     if not B_OR.any():
         return None

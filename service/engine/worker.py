@@ -254,10 +254,11 @@ def _read(
 
 
 def _use_one_thread() -> None:
-    """Let tensor operations of the calling thread run on it alone; those of other threads are as they were.
+    """Let tensor operations of the calling thread run on it alone.
 
-    An adapter is some hundred small tensors. Shared out over the 32 cores of an H200's host they took 880 ms, beside
-    steps 950 ms; on one 26 and 33 ms (`benchmarks/adapter_load.py` with and without `--threads 1`, commit caf8981).
+    Threads that run already keep their number; those that begin later start with one. An adapter is some hundred small
+    tensors: shared out over the 32 cores of an H200's host they took 877 ms, beside steps 947; on one core 26 and 33 ms
+    (`benchmarks/adapter_load.py`, without and with `--threads 1`, commit caf8981).
     """
     torch = sys.modules.get("torch")  # not there: an engine without it
     if torch is not None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from service.engine.kernels.reference import lora_add
 from service.engine.low_rank import compact, rows_by_slot
 from tests.support.lora import random_adapter
-from tests.unit.service.engine.test_lora import MODEL, bank_of, plain_logits, prompts_of
+from tests.unit.service.engine.lora_ways import MODEL, bank_of, plain_logits, prompts_of
 
 SLOTS, MAX_RANK, INPUTS, WIDTH = 3, 8, 12, 5
 
