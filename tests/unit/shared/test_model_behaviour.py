@@ -63,9 +63,8 @@ def test_a_page_does_not_depend_on_its_neighbours(model: DeepseekOcrForCondition
 def test_tiles_of_the_batch_go_to_their_pages(model: DeepseekOcrForConditionalGeneration):
     pages, tiles = views(3, seed=1), views(6, seed=2)
     grids = torch.tensor([[2, 1], [0, 0], [1, 4]])
-    model = copy.deepcopy(
-        model
-    ).double()  # in float32 the order of sums, which threads decide, shows in the fifth digit
+    # In float32 the order of sums, which the number of threads decides, shows in the fifth digit.
+    model = copy.deepcopy(model).double()
     features = model.image_features(pages, tiles, grids)
     first = model.image_features(pages[:1], tiles[:2], [[2, 1]])[0]
     last = model.image_features(pages[2:], tiles[2:], [[1, 4]])[0]
