@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from service.engine.gpu.paged_cache import BLOCK_TOKENS
 from service.engine.gpu.state import AnswerState
 from service.engine.int8_rows import to_int8
 from service.engine.kernels import fused, launch
@@ -39,7 +40,7 @@ from service.engine.repetition import LoopRule
 HIDDEN, HEADS, WIDTH, INNER, DENSE, EXPERTS, SHARED, CHOSEN, VOCABULARY, LAYERS = (
     1280, 10, 128, 896, 6848, 64, 2, 6, 129280, 12,
 )  # fmt: skip
-CONTEXT, BLOCK = 530, 32
+CONTEXT, BLOCK = 530, BLOCK_TOKENS
 BYTES_PER_S, FLOPS_PER_S = 3.0e12, 500e12
 L2_BYTES = 50e6
 EPS, SCALE = 1e-6, WIDTH**-0.5
@@ -229,14 +230,14 @@ class AttentionInputs:
         return self.qkv, *self.rest[:4], *self.caches[copy], *self.rest[4:], SCALE
 
 
-def attention_inputs(rows: int, context: int) -> AttentionInputs:
-    """Random ones."""
-    blocks = -(-context // BLOCK)
+def attention_inputs(rows: int, context: int, block: int = BLOCK) -> AttentionInputs:
+    """Random ones, in a cache of such blocks."""
+    blocks = -(-context // block)
     copies = copies_for(rows * context * 4 * HIDDEN)
     tables = torch.randperm(rows * blocks, device="cuda").int().view(rows, blocks)
     lengths = torch.full((rows,), context, dtype=torch.int32, device="cuda")
-    cells = tables[:, -1].long() * BLOCK + (context - 1) % BLOCK
-    caches = [noise(2, rows * blocks, HEADS, BLOCK, WIDTH) for _ in range(copies)]
+    cells = tables[:, -1].long() * block + (context - 1) % block
+    caches = [noise(2, rows * blocks, HEADS, block, WIDTH) for _ in range(copies)]
     return AttentionInputs(noise(rows, 3, HEADS, WIDTH), caches, (*rotary(), lengths - 1, cells, tables, lengths))
 
 

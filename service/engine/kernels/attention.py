@@ -215,7 +215,7 @@ def attend(
     out_BND = torch.empty(rows, heads, width, dtype=qkv.dtype, device=device)
     if rows == 0:
         return out_BND
-    shares = shares or _shares(rows * heads)
+    shares = shares or shares_for(rows * heads)
     assert shares == 1 or rows * heads <= NUM_TICKETS
     partial = torch.empty(rows * heads * shares * (width + 2), dtype=torch.float32, device=device)
     is_early = early(device, rows)
@@ -230,6 +230,6 @@ def attend(
     return out_BND
 
 
-def _shares(programs: int) -> int:
+def shares_for(programs: int) -> int:
     """Into how many shares a head's tokens are cut, so that the card is full; a power of two."""
     return max(1, min(_MAX_SHARES, triton.next_power_of_2(_PROGRAMS_WANTED // programs)))

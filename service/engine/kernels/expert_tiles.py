@@ -49,7 +49,7 @@ measured against alternatives yet."""
 FLOAT32_TILE_CONFIG = TileConfig(16, 32, 32, 32, 4, 2)
 """For any number of tokens: in float32 no tensor core multiplies, and larger tiles do not fit into shared memory. Not
 measured against alternatives."""
-_SUM_COLUMNS = 256
+_SUM_COLUMNS, _SUM_WARPS = 256, 1
 """Not compared with other numbers yet."""
 
 
@@ -209,7 +209,7 @@ def sum_pairs(results: Tensor, weights_TK: Tensor, residual_TH: Tensor | None, o
         _sum_pairs, (tokens, triton.cdiv(hidden, _SUM_COLUMNS)),
         results, weights_TK, residual_TH, out_TH,
         NUM_CHOSEN=chosen, HIDDEN=hidden, COLUMNS=_SUM_COLUMNS, ADD=residual_TH is not None, EARLY=is_early,
-        **launch_options(1, 1, is_early),
+        **launch_options(_SUM_WARPS, 1, is_early),
     )  # fmt: skip
 
 

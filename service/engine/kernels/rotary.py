@@ -13,6 +13,8 @@ from torch import Tensor
 
 from service.engine.kernels.launch import early, launch, launch_options, let_next_start, wait_for_inputs
 
+_NUM_WARPS = 4
+
 
 @triton.jit
 def _rotate_and_store(
@@ -79,5 +81,5 @@ def rotate_and_store(
         _rotate_and_store, (tokens,),
         qkv_T3ND, cos_PD, sin_PD, positions_T, cells_T, keys, values,
         HEADS=heads, HEADS_POWER=triton.next_power_of_2(heads), HALF=width // 2, BLOCK=keys.shape[2], EARLY=is_early,
-        **launch_options(4, 1, is_early),
+        **launch_options(_NUM_WARPS, 1, is_early),
     )  # fmt: skip

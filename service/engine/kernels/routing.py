@@ -33,7 +33,7 @@ _EXPERTS_OF_PROGRAM = 8
 """Not measured yet."""
 _TOKENS_OF_PROGRAM = 16
 _DEPTH = 64
-_NUM_WARPS = 4
+_FEW_WARPS, _MANY_WARPS, _MANY_STAGES = 4, 4, 3
 """None of these was compared with other numbers yet."""
 
 
@@ -249,12 +249,12 @@ def _route(
             _route_one, (triton.cdiv(num_experts, _EXPERTS_OF_PROGRAM), tokens),
             x_TH, norm_H, gate_EH, normed_TH, logits_TE, weights_TK, experts_TK, tickets(device), eps, scale,
             FIRST=first, SECOND=second, GROUP=_EXPERTS_OF_PROGRAM, NORM=norm_H is not None,
-            **meta, **launch_options(_NUM_WARPS, 1, is_early),
+            **meta, **launch_options(_FEW_WARPS, 1, is_early),
         )  # fmt: skip
     elif tokens:
         launch(
             _route_many, (triton.cdiv(tokens, _TOKENS_OF_PROGRAM),),
             normed_TH, gate_EH, weights_TK, experts_TK, scale, tokens,
-            DEPTH=_DEPTH, TOKENS=_TOKENS_OF_PROGRAM, **meta, **launch_options(_NUM_WARPS, 3, is_early),
+            DEPTH=_DEPTH, TOKENS=_TOKENS_OF_PROGRAM, **meta, **launch_options(_MANY_WARPS, _MANY_STAGES, is_early),
         )  # fmt: skip
     return normed_TH, weights_TK, experts_TK

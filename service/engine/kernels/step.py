@@ -15,6 +15,8 @@ from torch import Tensor
 from service.engine.gpu.state import AnswerState
 from service.engine.kernels.launch import early, launch, launch_options, let_next_start, wait_for_inputs
 
+_NUM_WARPS = 4
+
 
 @triton.jit
 def _begin(
@@ -76,6 +78,6 @@ def begin_step(
             slots_B, state.token_S, state.position_S, state.done_S, embeddings_VH, tables_SX, x_BH, positions_B,
             lengths_B, cells_B, tables_BX, tables_SX.shape[1],
             WIDTH=width, WIDTH_POWER=triton.next_power_of_2(width), BLOCK=block_tokens, CHUNK=128, EARLY=is_early,
-            **launch_options(4, 1, is_early),
+            **launch_options(_NUM_WARPS, 1, is_early),
         )  # fmt: skip
     return x_BH, positions_B, lengths_B, cells_B, tables_BX
