@@ -39,7 +39,7 @@ GROUPS: dict[str, Callable[[], list[Sweep]]] = {**sweep_settings.GROUPS, **sweep
 
 def compile_share(index: int, groups: list[str], num_processes: int, deadline_s: float) -> None:
     """Compile every so manieth candidate of the groups, until the deadline on the wall clock."""
-    # A compiling process needs no copies beyond the cache; those of all would not fit into the card.
+    # A compiling process needs small inputs only; large ones of all would not fit into the card.
     bench.L2_BYTES = 0
     with torch.inference_mode():
         for group in groups:
