@@ -201,7 +201,8 @@ def lora_sweeps() -> list[Sweep]:
 def lora_experts_sweeps() -> list[Sweep]:
     """Mixtures whose routed experts have adapters."""
     experts, inner, hidden = bench.EXPERTS, bench.INNER, bench.HIDDEN
-    layers = [(bench.noise(experts, 2 * inner, hidden), bench.noise(experts, hidden, inner)) for _ in range(2)]
+    copies = bench.copies_for(6 * experts * inner * hidden)
+    layers = [(bench.noise(experts, 2 * inner, hidden), bench.noise(experts, hidden, inner)) for _ in range(copies)]
     lows = [
         ExpertLowRank(
             bench.noise(ADAPTERS, experts, 2 * RANK, hidden),
@@ -209,7 +210,7 @@ def lora_experts_sweeps() -> list[Sweep]:
             bench.noise(ADAPTERS, experts, RANK, inner),
             bench.noise(ADAPTERS, experts, hidden, RANK),
         )
-        for _ in range(2)
+        for _ in range(copies)
     ]
     gate = bench.noise(experts, hidden, dtype=torch.float32)
     sweeps = []
@@ -232,7 +233,7 @@ def lora_experts_sweeps() -> list[Sweep]:
             "_NUM_WARPS": (1, 2, 4, 8),
             "_NUM_STAGES": (2, 3, 4),
         })  # fmt: skip
-        sweeps.append(settings_sweep(f"mixture_lora {tokens}", settings, 2, mix))
+        sweeps.append(settings_sweep(f"mixture_lora {tokens}", settings, copies, mix))
     return sweeps
 
 

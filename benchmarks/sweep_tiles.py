@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from benchmarks import kernel_speed as bench
 from benchmarks.sweep import Sweep
 from service.engine.gpu.paged_cache import BLOCK_TOKENS
-from service.engine.int8_rows import in_full, to_int8
+from service.engine.int8_rows import Int8Rows, in_full, to_int8
 from service.engine.kernels import attention, expert_pairs, expert_tiles, fused, linear, norm, prefill
 from shared.deepseek_ocr.nano_config import nano_config
 
@@ -40,13 +40,14 @@ def chosen_tile(tokens: int, outputs: int) -> linear.TileConfig:
     return next(config for most, config in linear.TILE_CONFIGS if outputs <= most)
 
 
-def _linear_sweep(name: str, outputs: int, tokens: int, configs: list[Any], chosen: Any, *, is_int8: bool) -> Sweep:
-    weights: list[Any] = [
-        bench.noise(outputs, bench.HIDDEN)
-        for _ in range(bench.copies_for(outputs * bench.HIDDEN * (1 if is_int8 else 2)))
-    ]
-    if is_int8:
-        weights = [to_int8(weight, weight.device) for weight in weights]
+def _weights(outputs: int, *, is_int8: bool) -> list[Any]:
+    count = bench.copies_for(outputs * bench.HIDDEN * (1 if is_int8 else 2))
+    weights = (bench.noise(outputs, bench.HIDDEN) for _ in range(count))
+    return [to_int8(weight, weight.device) if is_int8 else weight for weight in weights]
+
+
+def _linear_sweep(name: str, weights: list[Any], tokens: int, configs: list[Any], chosen: Any) -> Sweep:
+    outputs, is_int8 = len(weights[0]), isinstance(weights[0], Int8Rows)
     x = bench.noise(tokens, bench.HIDDEN)
     residual = bench.noise(tokens, outputs) if name == "o" else None
     scale = None if name == "o" else bench.noise(bench.HIDDEN)
@@ -70,7 +71,7 @@ def linear_sweeps() -> list[Sweep]:
     sweeps = []
     for name, outputs in OUTPUTS:
         row = next(config for most, config in linear.ROW_CONFIGS if outputs <= most)
-        sweep = partial(_linear_sweep, name, outputs, is_int8=False)
+        sweep = partial(_linear_sweep, name, _weights(outputs, is_int8=False))
         sweeps.append(sweep(1, [*ROWS, LIBRARY], row))
         sweeps += [sweep(tokens, [*TILES, LIBRARY], chosen_tile(tokens, outputs)) for tokens in (4, 16)]
         for tokens in (24, 32, 48, 64):
@@ -83,7 +84,7 @@ def int8_sweeps() -> list[Sweep]:
     sweeps = []
     for name, outputs in OUTPUTS:
         row = next(config for most, config in linear.ROW_CONFIGS if outputs <= most)
-        sweep = partial(_linear_sweep, name, outputs, is_int8=True)
+        sweep = partial(_linear_sweep, name, _weights(outputs, is_int8=True))
         sweeps.append(sweep(1, ROWS, row))
         sweeps.append(sweep(16, TILES, chosen_tile(16, outputs)))
         sweeps += [sweep(tokens, [*WIDE_TILES, LIBRARY], chosen_tile(tokens, outputs)) for tokens in (64, 256)]
@@ -95,7 +96,8 @@ def int8_sweeps() -> list[Sweep]:
 def _layers(count: int, *, is_int8: bool = False) -> list[tuple[Any, Any]]:
     num, inner, hidden = bench.EXPERTS + bench.SHARED, bench.INNER, bench.HIDDEN
     layers: list[tuple[Any, Any]] = [
-        (bench.noise(num, 2 * inner, hidden), bench.noise(num, hidden, inner)) for _ in range(count)
+        (bench.noise(num, 2 * inner, hidden), bench.noise(num, hidden, inner))
+        for _ in range(count if bench.L2_BYTES else 1)
     ]
     if is_int8:
         layers = [(to_int8(up, up.device), to_int8(down, down.device)) for up, down in layers]
@@ -220,7 +222,7 @@ def attention_sweeps() -> list[Sweep]:
         (256, 530, (1, 2)),
         (256, 1200, (1,)),
     ):
-        inputs = bench.attention_inputs(rows, context, BLOCK_TOKENS)
+        inputs = bench.attention_inputs(rows, _context(context), BLOCK_TOKENS)
 
         def call(config: Any, i: int, inputs: Any = inputs) -> object:
             attend: Any = attention.attend
@@ -232,11 +234,16 @@ def attention_sweeps() -> list[Sweep]:
     return [*sweeps, *_block_sweeps()]
 
 
+def _context(tokens: int) -> int:
+    """Tokens of a row; compiling does not depend on them."""
+    return tokens if bench.L2_BYTES else 1
+
+
 def _block_sweeps() -> list[Sweep]:
     """Tiles stay as they are, but for blocks that are smaller."""
     sweeps = []
-    for rows, context in ((1, 530), (16, 530), (256, 530), (256, 1200)):
-        blocks = {block: bench.attention_inputs(rows, context, block) for block in (16, 32, 64, 128, 256)}
+    for rows, context in ((1, 530), (16, 530), (256, 530)):
+        blocks = {block: bench.attention_inputs(rows, _context(context), block) for block in (16, 32, 64, 128)}
 
         def call(block: int, i: int, blocks: Any = blocks) -> object:
             attend: Any = attention.attend
