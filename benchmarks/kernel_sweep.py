@@ -8,14 +8,13 @@ Triton's cache, and timed by one.
     python benchmarks/kernel_sweep.py linear routing     these; see GROUPS in sweep_tiles.py and sweep_settings.py
     python benchmarks/kernel_sweep.py --limit 90 wide    seconds for compiling, and as many for timing
 
-Prints for each kernel and size what is chosen, the best and the worst; `--out FILE` appends a JSON line for each to a
+Prints for each kernel and size what is chosen, the best and the worst, and a JSON line; `--out FILE` appends that to a
 file, `--out auto` to the committed results.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -122,20 +121,18 @@ def main() -> None:
     spawn(compile_share, (groups, processes, began_s + arguments.limit), nprocs=processes)
     print(f"compiled after {time.time() - began_s:.0f} s", flush=True)
     deadline_s = time.time() + arguments.limit
-    rows = []
     with torch.inference_mode():
         for group in groups:
+            rows = []
             for sweep in GROUPS[group]():
                 rows.append(time_sweep(sweep, deadline_s))
                 show(rows[-1])
+            # At once: a run that is cut short keeps what it has found out.
+            source = origin("cuda") | {"command": command()}
+            for row in rows:
+                keep({"benchmark": "kernel-sweep"} | row | source, arguments.out)
             torch.cuda.empty_cache()
     print(f"timed after {time.time() - began_s:.0f} s")
-    source = origin("cuda") | {"command": command()}
-    if arguments.out:
-        for row in rows:
-            keep({"benchmark": "kernel-sweep"} | row | source, arguments.out)
-    else:
-        print(json.dumps({"benchmark": "kernel-sweep", "rows": rows} | source))
 
 
 if __name__ == "__main__":

@@ -256,11 +256,11 @@ def _block_sweeps() -> list[Sweep]:
 
 
 GROUPS: dict[str, Callable[[], list[Sweep]]] = {
+    "attention": attention_sweeps,
+    "prefill": prefill_sweeps,
     "linear": linear_sweeps,
+    "wide": wide_sweeps,
     "int8": int8_sweeps,
     "mixture": mixture_sweeps,
-    "wide": wide_sweeps,
     "float32": float32_sweeps,
-    "prefill": prefill_sweeps,
-    "attention": attention_sweeps,
 }
