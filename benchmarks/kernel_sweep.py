@@ -32,7 +32,7 @@ from benchmarks import sweep_settings, sweep_tiles
 from benchmarks.origin import command, keep, origin
 from benchmarks.sweep import Sweep
 
-SHOWN, KEPT = 2, 6
+SHOWN, KEPT = 2, 10
 GROUPS: dict[str, Callable[[], list[Sweep]]] = {**sweep_settings.GROUPS, **sweep_tiles.GROUPS}
 
 

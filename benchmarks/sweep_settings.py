@@ -98,35 +98,38 @@ def routing_sweeps() -> list[Sweep]:
             x, weight, bench.EPS, gates[i], bench.CHOSEN, False, 1.0, num_shared=bench.SHARED
         )
 
-    few = combined(routing, MAX_SHARED_TOKENS=(ALWAYS,), _EXPERTS_OF_PROGRAM=(2, 4, 8, 16, 32), _FEW_WARPS=(1, 2, 4, 8))
+    few = combined(routing, MAX_SHARED_TOKENS=(ALWAYS,), _EXPERTS_OF_PROGRAM=(2, 4, 8, 16), _FEW_WARPS=(1, 2, 4))
     many = combined(
         routing,
         MAX_SHARED_TOKENS=(0,),
-        _TOKENS_OF_PROGRAM=(16, 32, 64),
-        _DEPTH=(32, 64, 128),
-        _MANY_WARPS=(2, 4, 8),
-        _MANY_STAGES=(2, 3),
+        _TOKENS_OF_PROGRAM=(16, 32),
+        _DEPTH=(64, 128),
+        _MANY_WARPS=(2, 4),
+        _MANY_STAGES=(3,),
+        _PROGRAMS_WANTED=(256, 512),
+        _MAX_SHARES=(1, 4, 8),
     )
     either = combined(routing, MAX_SHARED_TOKENS=(0, ALWAYS))
     sweeps += [
         settings_sweep(f"route {name} {tokens}", settings, 64, router(tokens), MAX_SHARED_TOKENS=limit)
         for name, settings, limit, sizes in (
-            ("few", few, ALWAYS, (1, 4, 16, 64)),
-            ("many", many, 0, (64, 256, 1024, 4096)),
+            ("few", few, ALWAYS, (1, 16, 64, 128)),
+            ("many", many, 0, (128, 256, 512, 1024, 4096)),
         )
         for tokens in sizes
     ]
-    for tokens in (8, 16, 32, 64, 128, 256, 512):
+    for tokens in (16, 64, 128, 192, 256, 512):
         now = ALWAYS if tokens <= routing.MAX_SHARED_TOKENS else 0
         sweeps.append(settings_sweep(f"route which {tokens}", either, 64, router(tokens), MAX_SHARED_TOKENS=now))
     for tokens in (4, 64, 256, 4096):
         _, experts = bench.routed(tokens)
-        tile = expert_tiles.tile_config(tokens, torch.bfloat16).pairs
+        tile = next(config.pairs for most, config in expert_tiles.TILE_CONFIGS if tokens <= most)
 
         def sort(_: int, experts: Any = experts, tile: int = tile) -> object:
             return sorting.sort_pairs(experts, bench.EXPERTS + bench.SHARED, tile)
 
-        settings = combined(sorting, _BLOCK=(256, 512, 1024, 2048, 4096), _NUM_WARPS=(2, 4, 8, 16))
+        warps = [((1 << 62, each),) for each in (2, 4, 8, 16)]
+        settings = combined(sorting, _BLOCK=(512, 1024, 2048, 4096, 8192), _WARPS=warps)
         sweeps.append(settings_sweep(f"sort_pairs {tokens}", settings, 2, sort))
     return sweeps
 
@@ -150,10 +153,10 @@ def choose_sweeps() -> list[Sweep]:
 
         settings = combined(
             choose,
-            _PROGRAMS_WANTED=(132, 264, 528, 1056, 2112),
+            _PROGRAMS_WANTED=(264, 528, 1056),
             _MAX_SHARES=(64, 128) if rows == 1 else (128,),
-            _BLOCK=(512, 1024, 2048, 4096),
-            _NUM_WARPS=(4, 8),
+            _BLOCK=(512, 1024, 2048),
+            **{"_FEW_WARPS" if rows <= choose._FEW_ROWS else "_MANY_WARPS": (4, 8)},
         )
         sweeps.append(settings_sweep(f"choose {rows}", settings, len(logits), pick, reset))
     return sweeps
@@ -178,13 +181,15 @@ def lora_sweeps() -> list[Sweep]:
                 lora.lora_add(x, out, down, up, slots, hidden)
 
             is_few = tokens <= lora.FEW_TOKENS
+            kind = "FEW" if is_few else "MANY"
             settings = one_by_one(lora, **{
-                "FEW_TILE" if is_few else "MANY_TILE": (16, 32, 64, 128),
-                "DOWN_ROWS": (16, 32, 64),
-                "DOWN_DEPTH": (64, 128, 256),
+                f"{kind}_TILE": (16, 32, 64),
+                f"{kind}_DEPTH": (64, 128, 256),
+                f"{kind}_STAGES": (2, 3, 4),
+                f"{kind}_SHARES": (1, 2, 4, 8),
+                "DOWN_ROWS": (16, 32),
                 "UP_COLUMNS": (32, 64, 128, 256),
                 "_NUM_WARPS": (2, 4, 8),
-                "_NUM_STAGES": (2, 3, 4),
             })  # fmt: skip
             sweeps.append(settings_sweep(f"lora_add {name} {tokens}", settings, copies, add))
     for tokens in (1, 256, 4096):
@@ -227,12 +232,22 @@ def lora_experts_sweeps() -> list[Sweep]:
         settings = one_by_one(lora_experts, **{
             "FEW_TILE" if is_few else "MANY_TILE": (16, 32, 64),
             "DOWN_ROWS": (16, 32),
-            "DOWN_DEPTH": (64, 128, 256),
-            "UP_COLUMNS": (32, 64, 128, 256),
+            "DOWN_DEPTH": (128, 256),
+            "UP_COLUMNS": (64, 128, 256),
             "KIND_PAIRS": (128, 256, 1024),
             "_NUM_WARPS": (1, 2, 4, 8),
             "_NUM_STAGES": (2, 3, 4),
         })  # fmt: skip
+        settings += combined(
+            lora_experts, **({"FEW_TILE" if is_few else "MANY_TILE": (16, 32)} | {
+                "DOWN_ROWS": (16,),
+                "DOWN_DEPTH": (128, 256),
+                "UP_COLUMNS": (64, 128, 256),
+                "KIND_PAIRS": (256,),
+                "_NUM_WARPS": (1, 2),
+                "_NUM_STAGES": (3,),
+            })
+        )  # fmt: skip
         sweeps.append(settings_sweep(f"mixture_lora {tokens}", settings, copies, mix))
     return sweeps
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -31,13 +32,6 @@ WIDE_TILES = [
     if values[0] * values[1] * values[3] <= 33_000
 ]
 OUTPUTS = (("qkv", 3 * bench.HIDDEN), ("o", bench.HIDDEN), ("head", bench.VOCABULARY))
-
-
-def chosen_tile(tokens: int, outputs: int) -> linear.TileConfig:
-    """What the engine takes for so many tokens, as far as it multiplies them itself."""
-    if tokens > linear.MAX_SMALL_TOKENS:
-        return linear.WIDE_TILE_CONFIG
-    return next(config for most, config in linear.TILE_CONFIGS if outputs <= most)
 
 
 def _weights(outputs: int, *, is_int8: bool) -> list[Any]:
@@ -70,12 +64,11 @@ def linear_sweeps() -> list[Sweep]:
     """Products of one token and of few, and those that the library may take over."""
     sweeps = []
     for name, outputs in OUTPUTS:
-        row = next(config for most, config in linear.ROW_CONFIGS if outputs <= most)
-        sweep = partial(_linear_sweep, name, _weights(outputs, is_int8=False))
-        sweeps.append(sweep(1, [*ROWS, LIBRARY], row))
-        sweeps += [sweep(tokens, [*TILES, LIBRARY], chosen_tile(tokens, outputs)) for tokens in (4, 16)]
-        for tokens in (24, 32, 48, 64):
-            sweeps.append(sweep(tokens, WIDE_TILES, LIBRARY))
+        weights = _weights(outputs, is_int8=False)
+        sweep = partial(_linear_sweep, name, weights)
+        sweeps.append(sweep(1, [*ROWS, LIBRARY], linear.row_config(weights[0])))
+        sweeps += [sweep(tokens, [*TILES, LIBRARY], linear.tile_config(tokens, weights[0])) for tokens in (4, 16)]
+        sweeps += [sweep(tokens, WIDE_TILES, LIBRARY) for tokens in (24, 64)]
     return sweeps
 
 
@@ -83,12 +76,13 @@ def int8_sweeps() -> list[Sweep]:
     """The same for 8-bit rows."""
     sweeps = []
     for name, outputs in OUTPUTS:
-        row = next(config for most, config in linear.ROW_CONFIGS if outputs <= most)
-        sweep = partial(_linear_sweep, name, _weights(outputs, is_int8=True))
-        sweeps.append(sweep(1, ROWS, row))
-        sweeps.append(sweep(16, TILES, chosen_tile(16, outputs)))
-        sweeps += [sweep(tokens, [*WIDE_TILES, LIBRARY], chosen_tile(tokens, outputs)) for tokens in (64, 256)]
-    for tokens in (4, 16, 64, 256):
+        weights = _weights(outputs, is_int8=True)
+        sweep = partial(_linear_sweep, name, weights)
+        sweeps.append(sweep(1, ROWS, linear.row_config(weights[0])))
+        sweeps.append(sweep(16, TILES, linear.tile_config(16, weights[0])))
+        wide = [*WIDE_TILES, LIBRARY]
+        sweeps += [sweep(tokens, wide, linear.tile_config(tokens, weights[0])) for tokens in (64, 256)]
+    for tokens in (4, 16, 64, 256, 1024, 4096):
         sweeps.append(_mixture_sweep(tokens, _mixture_tiles(tokens), _layers(4, is_int8=True), " int8"))
     return sweeps
 
@@ -105,12 +99,14 @@ def _layers(count: int, *, is_int8: bool = False) -> list[tuple[Any, Any]]:
 
 
 def _mixture_tiles(tokens: int) -> list[Any]:
-    if tokens <= 32:
+    if tokens <= 64:
         return [
             expert_tiles.TileConfig(16, up, down, depth, warps, stages)
-            for (up, down), depth, warps, stages in product(((16, 32), (32, 64), (64, 64)), (64, 128), (2, 4), (3, 5))
+            for (up, down), depth, warps, stages in product(
+                ((16, 32), (32, 64), (64, 64)), (64, 128), (2, 4), (3, 4, 5)
+            )
         ]
-    if tokens <= 512:
+    if tokens <= 768:
         return [
             expert_tiles.TileConfig(pairs, up, down, depth, 4, stages)
             for pairs, (up, down), depth, stages in product(
@@ -140,7 +136,7 @@ def _mixture_sweep(tokens: int, configs: list[Any], layers: list[Any], kind: str
         mix(x, *routed, gate_up, down, residual, residual, config)
 
     is_pairs = isinstance(configs[0], expert_pairs.PairConfig)
-    chosen = expert_pairs.PAIR_CONFIG if is_pairs else expert_tiles.tile_config(tokens, dtype)
+    chosen = expert_pairs.PAIR_CONFIG if is_pairs else expert_tiles.tile_config(x, layers[0][0])
     return Sweep(f"mixture{kind} {'pairs' if is_pairs else 'tiles'} {tokens}", configs, len(layers), call, chosen)
 
 
@@ -149,14 +145,15 @@ def mixture_sweeps() -> list[Sweep]:
     layers = _layers(4)
     ups = [expert_pairs.PairConfig(*values, 2, 4) for values in product((2, 4, 8, 16), (2, 4, 8))]
     downs = [expert_pairs.PairConfig(8, 4, *values) for values in product((1, 2, 4, 8), (2, 4, 8))]
-    pairs = [_mixture_sweep(tokens, ups + downs, layers) for tokens in (1, 2, 4)]
+    both = [expert_pairs.PairConfig(*up, *down) for up, down in product(((4, 4), (8, 4), (8, 8), (16, 2)), ((1, 4),))]
+    pairs = [_mixture_sweep(tokens, ups + downs + both, layers) for tokens in (1, 2)]
     return pairs + [_mixture_sweep(tokens, _mixture_tiles(tokens), layers) for tokens in (2, 4, 16, 32)]
 
 
 def wide_sweeps() -> list[Sweep]:
     """Experts of many tokens."""
     layers = _layers(2)
-    return [_mixture_sweep(tokens, _mixture_tiles(tokens), layers) for tokens in (64, 128, 256, 512, 1024, 4096)]
+    return [_mixture_sweep(tokens, _mixture_tiles(tokens), layers) for tokens in (64, 128, 256, 512, 768, 1024, 4096)]
 
 
 def float32_sweeps() -> list[Sweep]:
@@ -175,7 +172,7 @@ def float32_sweeps() -> list[Sweep]:
         for pairs, (up, down), depth, warps in product((16, 32), ((16, 32), (32, 32), (64, 64)), (32, 64), (2, 4, 8))
     ]
     prompts = [prefill.PrefillConfig(*values) for values in product((16, 32), (16, 32, 64), (2, 4, 8), (1, 2))]
-    mixtures = [_mixture_sweep(tokens, tiles, layers, " float32") for tokens in (4, 16, 64, 480, 1800)]
+    mixtures = [_mixture_sweep(tokens, tiles, layers, " float32") for tokens in (4, 16, 64, 128, 240, 480, 1800)]
     heads, width = text.num_attention_heads, text.head_dim
     return mixtures + [_prompt_sweep(4, length, heads, width, torch.float32, prompts) for length in (120, 450)]
 
@@ -210,16 +207,28 @@ def prefill_sweeps() -> list[Sweep]:
 def attention_sweeps() -> list[Sweep]:
     """One new token a row, by tile and shares; and by the cache's blocks."""
     sweeps = []
-    tiles = [attention.AttentionConfig(*values) for values in product((8, 16, 32, 64), (1, 2, 4), (1, 2))]
-    few: tuple[int, ...] = (8, 16, 32)
+    # Others were slower at every size.
+    tiles = [
+        attention.AttentionConfig(*values)
+        for values in (
+            (8, 1, 1), (8, 1, 2), (16, 1, 2), (16, 2, 1), (16, 2, 2), (32, 2, 2), (32, 4, 1), (32, 4, 2), (64, 4, 1),
+            (64, 4, 2),
+        )
+    ]  # fmt: skip
     for rows, context, shares in (
-        (1, 530, few),
-        (1, 4000, few),
-        (4, 530, (4, 8, 16)),
-        (16, 530, (1, 2, 4)),
-        (16, 2000, (1, 2, 4, 8)),
+        (1, 530, (8, 16, 32)),
+        (1, 1200, (8, 16, 32)),
+        (1, 4000, (16, 32)),
+        (2, 530, (8, 16, 32)),
+        (4, 530, (8, 16, 32)),
+        (8, 530, (4, 8, 16)),
+        (16, 530, (2, 4, 8)),
+        (16, 2000, (2, 4, 8)),
+        (32, 530, (1, 2, 4)),
         (64, 530, (1, 2)),
-        (256, 530, (1, 2)),
+        (96, 530, (1, 2)),
+        (128, 530, (1, 2)),
+        (256, 530, (1,)),
         (256, 1200, (1,)),
     ):
         inputs = bench.attention_inputs(rows, _context(context), BLOCK_TOKENS)
@@ -228,15 +237,15 @@ def attention_sweeps() -> list[Sweep]:
             attend: Any = attention.attend
             return attend(*inputs.arguments(i), config=config[0], shares=config[1])
 
-        configs = [(tile, share) for tile in tiles for share in shares if tile.num_warps * 32 >= tile.tokens]
-        chosen = attention.CONFIG, attention.shares_for(rows * bench.HEADS)
+        configs = list(product(tiles, shares))
+        chosen = attention.config_for(rows * bench.HEADS), attention.shares_for(rows * bench.HEADS)
         sweeps.append(Sweep(f"decode_attention {rows} x {context}", configs, len(inputs.caches), call, chosen))
     return [*sweeps, *_block_sweeps()]
 
 
 def _context(tokens: int) -> int:
     """Tokens of a row; compiling does not depend on them."""
-    return tokens if bench.L2_BYTES else 1
+    return tokens if bench.L2_BYTES else 200
 
 
 def _block_sweeps() -> list[Sweep]:
@@ -247,8 +256,8 @@ def _block_sweeps() -> list[Sweep]:
 
         def call(block: int, i: int, blocks: Any = blocks) -> object:
             attend: Any = attention.attend
-            tile = attention.AttentionConfig(min(block, attention.CONFIG.tokens), attention.CONFIG.num_warps)
-            return attend(*blocks[block].arguments(i), config=tile)
+            tile = attention.config_for(len(blocks[block].qkv) * bench.HEADS)
+            return attend(*blocks[block].arguments(i), config=replace(tile, tokens=min(block, tile.tokens)))
 
         copies = min(len(inputs.caches) for inputs in blocks.values())
         sweeps.append(Sweep(f"cache block {rows} x {context}", list(blocks), copies, call, BLOCK_TOKENS))

@@ -71,6 +71,22 @@ def test_route(fused, tokens, normalise):
     assert float((weights - expected_weights).norm() / expected_weights.norm()) < 1e-2
 
 
+@pytest.mark.parametrize("shares", [1, 4, 16])
+@pytest.mark.parametrize("tokens", [1, 17, 70])
+def test_route_of_many_tokens(fused, tokens, shares, monkeypatch):
+    """However few they are, and into however many shares the width is cut, some of them empty."""
+    from service.engine.kernels import routing
+
+    monkeypatch.setattr(routing, "MAX_SHARED_TOKENS", 0)
+    monkeypatch.setattr(routing, "_MAX_SHARES", shares)
+    x, gate = noise(tokens, HIDDEN, dtype=BF16), noise(EXPERTS - 2, HIDDEN, scale=0.05)
+    for _ in range(2):  # the second finds the tickets as the first left them
+        weights, indices = fused.route(x, gate, 3, True, 1.5, 2)
+        expected_weights, expected = reference.route(x, gate, 3, True, 1.5, 2)
+        assert float((indices == expected).double().mean()) > 0.999
+        assert_near(weights, expected_weights)
+
+
 def test_route_prefers_the_lower_index_of_equals(fused):
     for tokens in (2, 20):
         gate = noise(4, HIDDEN).repeat(2, 1)
@@ -191,7 +207,18 @@ def test_paged_attention(fused, lengths, shares, dtype):
     qkv = noise(len(lengths), 3, HEADS, HEAD_WIDTH, dtype=dtype)
     expected = reference.paged_attention(qkv[:, 0], keys, values, tables, lengths_B, 0.2)
     out = attend(
-        qkv[:, 0], None, None, None, None, keys, values, tables, lengths_B, 0.2, AttentionConfig(16), shares=shares
+        qkv[:, 0],
+        None,
+        None,
+        None,
+        None,
+        keys,
+        values,
+        tables,
+        lengths_B,
+        0.2,
+        AttentionConfig(16, 4, 1),
+        shares=shares,
     )
     assert_near(out, expected)
     assert_near(fused.paged_attention(qkv[:, 0], keys, values, tables, lengths_B, 0.2), expected)
@@ -212,7 +239,18 @@ def test_decode_attention(fused, lengths, shares, dtype):
     others = keys.clone(), values.clone()
     expected = reference.decode_attention(qkv.clone(), cos, sin, last.int(), cells, *others, tables, lengths_B, 0.2)
     out = attend(
-        qkv.clone(), cos, sin, last.int(), cells, keys, values, tables, lengths_B, 0.2, AttentionConfig(16), shares
+        qkv.clone(),
+        cos,
+        sin,
+        last.int(),
+        cells,
+        keys,
+        values,
+        tables,
+        lengths_B,
+        0.2,
+        AttentionConfig(16, 4, 1),
+        shares,
     )
     assert_near(out, expected)
     for cache_, other in zip((keys, values), others, strict=True):

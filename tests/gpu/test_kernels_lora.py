@@ -39,6 +39,22 @@ def test_lora_add(fused, tokens, group, dtype):
     assert torch.equal(out[slots < 0], before[slots < 0])
 
 
+@pytest.mark.parametrize("shares", [1, 2, 8])
+@pytest.mark.parametrize("few", [0, 256])
+def test_programs_share_the_adapters_of_a_tile(fused, few, shares, monkeypatch):
+    from service.engine.kernels import lora
+
+    monkeypatch.setattr(lora, "FEW_TOKENS", few)
+    monkeypatch.setattr(lora, "FEW_SHARES", shares)
+    monkeypatch.setattr(lora, "MANY_SHARES", shares)
+    x, out, down, up, width = case(17, GROUPS[0], F32)
+    slots = torch.tensor([*range(SLOTS), -1] * 17, dtype=torch.int32, device=DEVICE)[:17]
+    expected = out.clone()
+    reference.lora_add(x, expected, down, up, slots, width)
+    fused.lora_add(x, out, down, up, slots, width)
+    assert_near(out, expected)
+
+
 @pytest.mark.parametrize("group", GROUPS[:1])
 def test_neighbours_do_not_change_a_row(fused, group):
     x, out, down, up, width = case(17, group, F32)

@@ -30,23 +30,26 @@ from service.engine.kernels.launch import (
 )
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
-_PROGRAMS_WANTED = 320
-"""Heads times shares; not measured yet. 2 to 3 for each multiprocessor of an H100."""
-_MAX_SHARES = 16
+_PROGRAMS_WANTED = 640
+"""Heads times shares."""
+_MAX_SHARES = 32
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionConfig:
     """How a share of a head's tokens is read."""
 
-    tokens: int = 32
+    tokens: int
     """Of a tile."""
-    num_warps: int = 4
-    num_stages: int = 1
+    num_warps: int
+    num_stages: int
 
 
-CONFIG = AttentionConfig()
-"""Not measured yet."""
+CONFIGS: tuple[tuple[int, AttentionConfig], ...] = (
+    (1280, AttentionConfig(32, 4, 1)),
+    (1 << 62, AttentionConfig(8, 1, 2)),
+)
+"""By heads of all rows at most."""
 
 
 @triton.jit
@@ -201,7 +204,7 @@ def attend(
     tables_BX: Tensor,
     lengths_B: Tensor,
     scale: float,
-    config: AttentionConfig = CONFIG,
+    config: AttentionConfig | None = None,
     shares: int | None = None,
 ) -> Tensor:
     """`decode_attention`, or `paged_attention` where there are no cells; `qkv` accordingly."""
@@ -215,7 +218,7 @@ def attend(
     out_BND = torch.empty(rows, heads, width, dtype=qkv.dtype, device=device)
     if rows == 0:
         return out_BND
-    shares = shares or shares_for(rows * heads)
+    config, shares = config or config_for(rows * heads), shares or shares_for(rows * heads)
     assert shares == 1 or rows * heads <= NUM_TICKETS
     partial = torch.empty(rows * heads * shares * (width + 2), dtype=torch.float32, device=device)
     is_early = early(device, rows)
@@ -228,6 +231,11 @@ def attend(
         EARLY=is_early, **launch_options(config.num_warps, 1, is_early),
     )  # fmt: skip
     return out_BND
+
+
+def config_for(programs: int) -> AttentionConfig:
+    """How a share of a head's tokens is read where rows have so many heads."""
+    return next(config for most, config in CONFIGS if programs <= most)
 
 
 def shares_for(programs: int) -> int:

@@ -30,7 +30,7 @@ _PROGRAMS_WANTED = 528
 """Rows times shares; not measured yet. 4 for each multiprocessor of an H100."""
 _MAX_SHARES = 128
 _BLOCK = 1024
-_NUM_WARPS = 4
+_FEW_ROWS, _FEW_WARPS, _MANY_WARPS = 16, 4, 8
 """None of these was compared with other numbers yet."""
 
 _NGRAM: tl.constexpr = tl.constexpr(GUARD_NGRAM)
@@ -256,6 +256,7 @@ def choose(logits_BV: Tensor, slots_B: Tensor, state: AnswerState, rule: LoopRul
     part_numbers = torch.empty(rows * shares * 4, dtype=torch.float32, device=device)
     part_tokens = torch.empty(rows * shares, dtype=torch.int32, device=device)
     is_early = early(device, rows)
+    num_warps = _FEW_WARPS if rows <= _FEW_ROWS else _MANY_WARPS
     launch(
         _choose, (shares, rows),
         logits_BV, slots_B, report_B4, part_numbers, part_tokens, tickets(device),
@@ -264,6 +265,6 @@ def choose(logits_BV: Tensor, slots_B: Tensor, state: AnswerState, rule: LoopRul
         state.eos_id, vocabulary, logits_BV.stride(0), state.history_SL.stride(0),
         SHARES=shares, BLOCK=_BLOCK, MAX_PERIOD=rule.max_period,
         PERIODS_POWER=triton.next_power_of_2(rule.max_period), MIN_TOKENS=rule.min_tokens,
-        MIN_REPEATS=rule.min_repeats, EARLY=is_early, **launch_options(_NUM_WARPS, 1, is_early),
+        MIN_REPEATS=rule.min_repeats, EARLY=is_early, **launch_options(num_warps, 1, is_early),
     )  # fmt: skip
     return report_B4

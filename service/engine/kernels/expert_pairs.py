@@ -31,9 +31,9 @@ from service.engine.kernels.launch import (
 class PairConfig:
     """How pairs are multiplied one by one."""
 
-    up_rows: int = 4
+    up_rows: int = 8
     up_warps: int = 4
-    down_rows: int = 2
+    down_rows: int = 1
     down_warps: int = 4
 
 

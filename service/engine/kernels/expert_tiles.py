@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from service.engine.int8_rows import Weight, levels_of
+from service.engine.int8_rows import Int8Rows, Weight, levels_of
 from service.engine.kernels.expert_pairs import silu
 from service.engine.kernels.launch import early, launch, launch_options, let_next_start, wait_for_inputs
 from service.engine.kernels.sorting import SortedPairs, sort_pairs
@@ -40,15 +40,23 @@ class TileConfig:
 
 TILE_CONFIGS: tuple[tuple[int, TileConfig], ...] = (
     (32, TileConfig(16, 32, 64, 128, 4, 5)),
-    (512, TileConfig(32, 64, 64, 128, 4, 3)),
-    (1024, TileConfig(64, 64, 128, 64, 4, 4)),
-    (1 << 62, TileConfig(128, 64, 128, 64, 8, 4)),
+    (128, TileConfig(32, 64, 128, 128, 4, 3)),
+    (768, TileConfig(64, 64, 128, 64, 4, 3)),
+    (1 << 62, TileConfig(128, 64, 128, 64, 8, 3)),
 )
 """By tokens at most. The first was measured as `PAIR_CONFIG`: 4 tokens 63.1 us, 16 tokens 128 us; the others were not
 measured against alternatives yet."""
-FLOAT32_TILE_CONFIG = TileConfig(16, 32, 32, 32, 4, 2)
-"""For any number of tokens: in float32 no tensor core multiplies, and larger tiles do not fit into shared memory. Not
-measured against alternatives."""
+INT8_TILE_CONFIGS: tuple[tuple[int, TileConfig], ...] = (
+    (32, TileConfig(16, 32, 64, 128, 4, 5)),
+    (64, TileConfig(16, 32, 64, 128, 4, 4)),
+    (512, TileConfig(32, 64, 64, 128, 4, 3)),
+    (1 << 62, TileConfig(128, 64, 128, 64, 8, 3)),
+)
+FLOAT32_TILE_CONFIGS: tuple[tuple[int, TileConfig], ...] = (
+    (128, TileConfig(16, 32, 32, 64, 2, 2)),
+    (1 << 62, TileConfig(32, 64, 64, 32, 2, 2)),
+)
+"""In float32 no tensor core multiplies, and larger tiles do not fit into shared memory."""
 _SUM_COLUMNS, _SUM_WARPS = 256, 1
 """Not compared with other numbers yet."""
 
@@ -178,11 +186,12 @@ def _sum_pairs(
     tl.store(out + token * HIDDEN + column, sums.to(out.dtype.element_ty), inside)
 
 
-def tile_config(tokens: int, dtype: torch.dtype) -> TileConfig:
-    """How tiles are multiplied for so many tokens."""
-    if dtype == torch.float32:
-        return FLOAT32_TILE_CONFIG
-    return next(config for most, config in TILE_CONFIGS if tokens <= most)
+def tile_config(x_TH: Tensor, weights: Weight) -> TileConfig:
+    """How tiles of such tokens are multiplied with such weights."""
+    configs = INT8_TILE_CONFIGS if isinstance(weights, Int8Rows) else TILE_CONFIGS
+    if x_TH.dtype == torch.float32:
+        configs = FLOAT32_TILE_CONFIGS
+    return next(config for most, config in configs if len(x_TH) <= most)
 
 
 def mix_tiles(

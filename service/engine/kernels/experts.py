@@ -16,7 +16,7 @@ from service.engine.int8_rows import Weight, levels_of
 from service.engine.kernels.expert_pairs import PAIR_CONFIG, mix_pairs
 from service.engine.kernels.expert_tiles import mix_tiles, tile_config
 
-MAX_PAIR_TOKENS = 2
+MAX_PAIR_TOKENS = 1
 """With more tokens, experts are shared often enough that sorting pays: 2 tokens 43.0 us one by one and 43.1 us sorted,
 4 tokens 73.7 and 63.1 us; measured as `PAIR_CONFIG`."""
 
@@ -58,4 +58,4 @@ def _mix(
     if tokens <= MAX_PAIR_TOKENS:
         mix_pairs(*arguments, PAIR_CONFIG)
     else:
-        mix_tiles(*arguments, tile_config(tokens, x_TH.dtype))
+        mix_tiles(*arguments, tile_config(x_TH, gate_up_EJH))

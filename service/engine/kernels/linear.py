@@ -70,8 +70,22 @@ TILE_CONFIGS: tuple[tuple[int, TileConfig], ...] = (
     (1 << 62, TileConfig(rows=64, depth=256, num_warps=4, num_stages=3)),
 )
 """By outputs at most. Measured with 16 tokens as above: 4.8, 7.9 and 121 us."""
-WIDE_TILE_CONFIG = TileConfig(rows=64, depth=64, num_warps=4, num_stages=3)
-"""For more tokens than 16. Not measured yet."""
+INT8_ROW_CONFIGS: tuple[tuple[int, RowConfig], ...] = (
+    (2048, RowConfig(rows=4, num_warps=4)),
+    (16384, RowConfig(rows=8, num_warps=2)),
+    (1 << 62, RowConfig(rows=16, num_warps=2)),
+)
+INT8_TILE_CONFIGS: tuple[tuple[int, TileConfig], ...] = (
+    (2048, TileConfig(rows=16, depth=256, num_warps=4, num_stages=4)),
+    (16384, TileConfig(rows=32, depth=64, num_warps=4, num_stages=5)),
+    (1 << 62, TileConfig(rows=64, depth=128, num_warps=2, num_stages=3)),
+)
+INT8_WIDE_TILE_CONFIGS: tuple[tuple[int, TileConfig], ...] = (
+    (2048, TileConfig(rows=32, depth=128, num_warps=4, num_stages=4)),
+    (16384, TileConfig(rows=32, depth=128, num_warps=8, num_stages=4)),
+    (1 << 62, TileConfig(rows=128, depth=64, num_warps=4, num_stages=3)),
+)
+"""The same for 8-bit rows, and for more of their tokens than 16."""
 
 
 @triton.jit
@@ -241,12 +255,22 @@ def _is_small(x_TH: Tensor, weight_OH: Weight) -> bool:
 
 def _multiply(x_TH: Tensor, norm_H: Tensor | None, eps: float, weight_OH: Weight, residual_TO: Tensor | None) -> Tensor:
     if x_TH.shape[0] == 1:
-        row_config = next(config for most, config in ROW_CONFIGS if len(weight_OH) <= most)
-        return multiply_one(x_TH, norm_H, eps, weight_OH, residual_TO, row_config)
-    if x_TH.shape[0] > MAX_SMALL_TOKENS:
-        return multiply_few(x_TH, norm_H, eps, weight_OH, residual_TO, WIDE_TILE_CONFIG)
-    tile_config = next(config for most, config in TILE_CONFIGS if len(weight_OH) <= most)
-    return multiply_few(x_TH, norm_H, eps, weight_OH, residual_TO, tile_config)
+        return multiply_one(x_TH, norm_H, eps, weight_OH, residual_TO, row_config(weight_OH))
+    return multiply_few(x_TH, norm_H, eps, weight_OH, residual_TO, tile_config(x_TH.shape[0], weight_OH))
+
+
+def row_config(weight_OH: Weight) -> RowConfig:
+    """How one token is multiplied with such weights."""
+    configs = INT8_ROW_CONFIGS if isinstance(weight_OH, Int8Rows) else ROW_CONFIGS
+    return next(config for most, config in configs if len(weight_OH) <= most)
+
+
+def tile_config(tokens: int, weight_OH: Weight) -> TileConfig:
+    """How so many tokens are multiplied with such weights."""
+    configs = TILE_CONFIGS
+    if isinstance(weight_OH, Int8Rows):
+        configs = INT8_TILE_CONFIGS if tokens <= MAX_SMALL_TOKENS else INT8_WIDE_TILE_CONFIGS
+    return next(config for most, config in configs if len(weight_OH) <= most)
 
 
 def multiply_one(

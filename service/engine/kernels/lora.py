@@ -1,10 +1,11 @@
-"""Adapters' low-rank products, Triton: each program goes round the adapters among its tokens.
+"""Adapters' low-rank products, Triton: programs share the adapters among a tile's tokens.
 
 Owns `lora_add` and `gated`. Two kernels: down to the rank, then up and into place. A program takes a tile of tokens
-and, one after another, the adapters that occur among them, the tokens of others read as zeros; so any order is right,
-and one in which equal adapters are neighbours is fast, as in a prefill and in the engine's decode steps. Tiles without
-an adapter leave at once. A token's result does not depend on its company. Nothing waits for the host. Stateless; used
-by the engine's single thread.
+and the adapters that occur among them, the tokens of others read as zeros: where tokens are few, each of several
+programs a share of them, so that many adapters in a tile cost little more than one; else one after another. So any
+order is right, and one in which equal adapters are neighbours is fast, as in a prefill and in the engine's decode
+steps. Programs without an adapter leave at once. A token's result does not depend on its company. Nothing waits for
+the host. Stateless; used by the engine's single thread.
 
 Shape letters: T tokens, H inputs, O outputs, S slots, R rank, P parts, Q = P * R; see `reference.lora_add`.
 """
@@ -20,11 +21,11 @@ from service.engine.kernels.launch import early, launch, launch_options, let_nex
 
 FEW_TOKENS = 256
 """Up to here tiles of 16 tokens, so that there are programs enough. Not compared with others yet."""
-FEW_TILE, MANY_TILE = 16, 64
-DOWN_ROWS, DOWN_DEPTH = 16, 128
-UP_COLUMNS = 64
+FEW_TILE, FEW_DEPTH, FEW_STAGES, FEW_SHARES = 16, 256, 3, 8
+MANY_TILE, MANY_DEPTH, MANY_STAGES, MANY_SHARES = 64, 128, 4, 1
+DOWN_ROWS, UP_COLUMNS = 16, 64
 GATED_COLUMNS = 1024
-_NUM_WARPS, _NUM_STAGES = 4, 3
+_NUM_WARPS = 4
 """None of these was compared with others yet. As they are, eight adapters of rank 16 in a batch of 256 rows cost
 10.3 % of the throughput with 512 tokens: H100 80GB, PyTorch 2.11, Triton 3.6, bf16, commit 9d1884d,
 `benchmarks/engine.py` with `--adapters 8`."""
@@ -34,6 +35,14 @@ _NUM_WARPS, _NUM_STAGES = 4, 3
 def _next_slot(slots: tl.tensor, below: tl.tensor) -> tl.tensor:
     """The largest slot below one; -1: there is none."""
     return tl.max(tl.where(slots < below, slots, -1))
+
+
+@triton.jit
+def _slot_after(slots: tl.tensor, slot: tl.tensor, count: tl.tensor) -> tl.tensor:
+    """The slot that comes so many after one."""
+    for _ in range(count):
+        slot = _next_slot(slots, slot)
+    return slot
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -48,9 +57,10 @@ def _down(
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     DEPTH: tl.constexpr,
+    SHARES: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    """`A x`; grid `[token tiles, row groups]`."""
+    """`A x`; grid `[token tiles, row groups, shares of a tile's adapters]`."""
     wait_for_inputs(EARLY)
     let_next_start(EARLY)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
@@ -58,20 +68,20 @@ def _down(
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     depth = tl.arange(0, DEPTH)[None]
     xs = x + token[:, None].to(tl.int64) * WIDTH + depth
-    sums = tl.zeros([TOKENS, ROWS], tl.float32)
-    slot = tl.max(token_slots)
+    target = out + token[:, None] * NUM_ROWS + row[None]
+    slot = _slot_after(token_slots, tl.max(token_slots), tl.program_id(2))
     while slot >= 0:
         mine = (token_slots == slot)[:, None]
         weights = weight + (slot.to(tl.int64) * NUM_ROWS + row[:, None]) * WIDTH + depth
+        sums = tl.zeros([TOKENS, ROWS], tl.float32)
         for start in range(0, WIDTH, DEPTH):
             inside = start + depth < WIDTH
             value = tl.load(xs + start, mine & inside, other=0.0)
             rows = tl.load(weights + start, (row < NUM_ROWS)[:, None] & inside, other=0.0)
             sums = tl.dot(value, rows.T, sums, input_precision="ieee")
-        slot = _next_slot(token_slots, slot)
-    target = out + token[:, None] * NUM_ROWS + row[None]
-    # What no adapter needs is not read either.
-    tl.store(target, sums.to(out.dtype.element_ty), (token_slots >= 0)[:, None] & (row < NUM_ROWS)[None])
+        # What no adapter needs is not read either.
+        tl.store(target, sums.to(out.dtype.element_ty), mine & (row < NUM_ROWS)[None])
+        slot = _slot_after(token_slots, slot, SHARES)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -88,9 +98,10 @@ def _up_add(
     RANK_TILE: tl.constexpr,
     TOKENS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    SHARES: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    """`out += B low`; grid `[token tiles, column groups of each part in each block]`."""
+    """`out += B low`; grid `[token tiles, column groups of each part in each block, shares as above]`."""
     wait_for_inputs(EARLY)
     let_next_start(EARLY)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
@@ -101,19 +112,18 @@ def _up_add(
     column = piece * PART_WIDTH + within
     rank = tl.arange(0, RANK_TILE)[None]
     lows = low + token[:, None] * (PARTS * RANK) + piece % PARTS * RANK + rank
-    sums = tl.zeros([TOKENS, COLUMNS], tl.float32)
-    slot = tl.max(token_slots)
+    target = out + token[:, None].to(tl.int64) * NUM_OUTPUTS + column[None]
+    slot = _slot_after(token_slots, tl.max(token_slots), tl.program_id(2))
     while slot >= 0:
         mine = (token_slots == slot)[:, None]
         value = tl.load(lows, mine & (rank < RANK), other=0.0)
         weights = weight + (slot.to(tl.int64) * NUM_OUTPUTS + column[:, None]) * RANK + rank
         rows = tl.load(weights, (within < PART_WIDTH)[:, None] & (rank < RANK), other=0.0)
-        sums = tl.dot(value, rows.T, sums, input_precision="ieee")
-        slot = _next_slot(token_slots, slot)
-    target = out + token[:, None].to(tl.int64) * NUM_OUTPUTS + column[None]
-    inside = (token_slots >= 0)[:, None] & (within < PART_WIDTH)[None]
-    sums += tl.load(target, inside, other=0.0).to(tl.float32)
-    tl.store(target, sums.to(out.dtype.element_ty), inside)
+        sums = tl.dot(value, rows.T, input_precision="ieee")
+        inside = mine & (within < PART_WIDTH)[None]
+        sums += tl.load(target, inside, other=0.0).to(tl.float32)
+        tl.store(target, sums.to(out.dtype.element_ty), inside)
+        slot = _slot_after(token_slots, slot, SHARES)
 
 
 @triton.jit
@@ -146,19 +156,23 @@ def lora_add(x_TH: Tensor, out_TO: Tensor, A_SQH: Tensor, B_SOR: Tensor, slots_T
     if not tokens:
         return
     low_TQ = torch.empty(tokens, num_rows, dtype=x_TH.dtype, device=x_TH.device)
-    tile = FEW_TILE if tokens <= FEW_TOKENS else MANY_TILE
+    is_few = tokens <= FEW_TOKENS
+    tile, depth = (FEW_TILE, FEW_DEPTH) if is_few else (MANY_TILE, MANY_DEPTH)
+    shares = min(FEW_SHARES if is_few else MANY_SHARES, tile, tokens, len(A_SQH))
     tiles, is_early = triton.cdiv(tokens, tile), early(x_TH.device, tokens)
-    options = launch_options(_NUM_WARPS, _NUM_STAGES, is_early)
+    options = launch_options(_NUM_WARPS, FEW_STAGES if is_few else MANY_STAGES, is_early)
     launch(
-        _down, (tiles, triton.cdiv(num_rows, DOWN_ROWS)),
+        _down, (tiles, triton.cdiv(num_rows, DOWN_ROWS), shares),
         x_TH, A_SQH, slots_T, low_TQ, tokens,
-        WIDTH=width, NUM_ROWS=num_rows, TOKENS=tile, ROWS=DOWN_ROWS, DEPTH=DOWN_DEPTH, EARLY=is_early, **options,
+        WIDTH=width, NUM_ROWS=num_rows, TOKENS=tile, ROWS=DOWN_ROWS, DEPTH=depth, SHARES=shares, EARLY=is_early,
+        **options,
     )  # fmt: skip
     launch(
-        _up_add, (tiles, outputs // part_width * triton.cdiv(part_width, UP_COLUMNS)),
+        _up_add, (tiles, outputs // part_width * triton.cdiv(part_width, UP_COLUMNS), shares),
         low_TQ, B_SOR, slots_T, out_TO, tokens,
         NUM_OUTPUTS=outputs, PARTS=num_rows // rank, PART_WIDTH=part_width, RANK=rank,
-        RANK_TILE=max(16, triton.next_power_of_2(rank)), TOKENS=tile, COLUMNS=UP_COLUMNS, EARLY=is_early, **options,
+        RANK_TILE=max(16, triton.next_power_of_2(rank)), TOKENS=tile, COLUMNS=UP_COLUMNS, SHARES=shares,
+        EARLY=is_early, **options,
     )  # fmt: skip
 
 

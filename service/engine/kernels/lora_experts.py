@@ -23,11 +23,11 @@ from service.engine.kernels.launch import early, launch, launch_options, let_nex
 from service.engine.kernels.sorting import SortedPairs, sort_pairs
 from service.engine.lora import ExpertLowRank
 
-FEW_PAIRS = 2048
+FEW_PAIRS = 8192
 """Up to here tiles of 16 pairs: a decode step has few of one kind. Not measured yet."""
 FEW_TILE, MANY_TILE = 16, 64
-DOWN_ROWS, DOWN_DEPTH = 16, 128
-UP_COLUMNS = 64
+DOWN_ROWS, DOWN_DEPTH = 16, 256
+UP_COLUMNS = 128
 KIND_PAIRS = 256
 _NUM_WARPS, _NUM_STAGES = 4, 3
 """None of these was compared with others yet. As they are, adapters of rank 16 make a layer's mixture at public
@@ -205,7 +205,7 @@ def _mix(
     kinds = sort_pairs(kinds_TK, num_kinds + 1, FEW_TILE if num_pairs <= FEW_PAIRS else MANY_TILE)
     extra = torch.empty(num_pairs, 2 * inner, dtype=x_TH.dtype, device=x_TH.device)
     _add_low(x_TH, kinds, low.up_A_SEQH, low.up_B_SEJR, extra, chosen, is_set=True)
-    config = tile_config(tokens, x_TH.dtype)
+    config = tile_config(x_TH, gate_up_EJH)
     order = sort_pairs(experts_TK, len(gate_up_EJH), config.pairs)
     activated, results = multiply_tiles(x_TH, order, chosen, gate_up_EJH, down_EHI, config, extra)
     _add_low(activated, kinds, low.down_A_SERI, low.down_B_SEHR, results, 1, is_set=False)

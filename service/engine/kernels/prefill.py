@@ -31,7 +31,7 @@ class PrefillConfig:
 
 CONFIG = PrefillConfig()
 """Not measured yet."""
-FLOAT32_CONFIG = PrefillConfig(queries=16, keys=32, num_warps=4, num_stages=2)
+FLOAT32_CONFIG = PrefillConfig(queries=16, keys=32, num_warps=2, num_stages=2)
 """In float32 no tensor core multiplies, and larger tiles do not fit into shared memory. Not measured against
 alternatives."""
 

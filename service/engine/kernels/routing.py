@@ -1,7 +1,8 @@
 """Choosing experts for tokens, Triton.
 
 Owns `route` and `norm_route`. Few tokens: programs share a token's experts between them, and the last of them chooses.
-Many: a program takes 16 tokens, the products in three passes of tensor cores that together are as exact as float32.
+Many: programs take 16 tokens each, the products in three passes of tensor cores that together are as exact as float32;
+while there are few such programs, several share the width of 16 tokens between them, and the last of them chooses.
 Stateless; used by the engine's single thread.
 
 Shape letters: T tokens, H hidden width, E experts, K experts per token.
@@ -15,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from service.engine.kernels.launch import (
+    NUM_TICKETS,
     early,
     is_last,
     launch,
@@ -27,13 +29,11 @@ from service.engine.kernels.launch import (
 from service.engine.kernels.linear import normed_part, square_sum
 from service.engine.kernels.norm import rms_norm
 
-MAX_SHARED_TOKENS = 16
-"""Not measured yet. With more tokens a program takes 16 of them."""
-_EXPERTS_OF_PROGRAM = 8
-"""Not measured yet."""
-_TOKENS_OF_PROGRAM = 16
-_DEPTH = 64
-_FEW_WARPS, _MANY_WARPS, _MANY_STAGES = 4, 4, 3
+MAX_SHARED_TOKENS = 128
+_EXPERTS_OF_PROGRAM, _FEW_WARPS = 4, 1
+_TOKENS_OF_PROGRAM, _DEPTH = 16, 64
+_MANY_WARPS, _MANY_STAGES = 4, 3
+_PROGRAMS_WANTED, _MAX_SHARES = 256, 4
 """None of these was compared with other numbers yet."""
 
 
@@ -150,13 +150,16 @@ def _route_one(
 def _route_many(
     x: tl.tensor,
     gate: tl.tensor,
+    logits: tl.tensor,
     weights: tl.tensor,
     experts: tl.tensor,
+    ticket: tl.tensor,
     scale: tl.tensor,
     num_tokens: tl.tensor,
     WIDTH: tl.constexpr,
     DEPTH: tl.constexpr,
     TOKENS: tl.constexpr,
+    SHARES: tl.constexpr,
     NUM_EXPERTS: tl.constexpr,
     EXPERTS_POWER: tl.constexpr,
     NUM_CHOSEN: tl.constexpr,
@@ -165,7 +168,7 @@ def _route_many(
     NORMALISE: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    """Grid `[token groups]`."""
+    """Grid `[token groups, shares of the width]`; `logits` holds a part for each share, where there are several."""
     wait_for_inputs(EARLY)
     let_next_start(EARLY)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
@@ -175,17 +178,31 @@ def _route_many(
     depth = tl.arange(0, DEPTH)[None]
     xs = x + token[:, None].to(tl.int64) * WIDTH + depth
     gates = gate + expert[:, None] * WIDTH + depth
-    logits = tl.zeros([TOKENS, EXPERTS_POWER], tl.float32)
-    for start in range(0, WIDTH, DEPTH):
+    sums = tl.zeros([TOKENS, EXPERTS_POWER], tl.float32)
+    part_width: tl.constexpr = ((WIDTH + DEPTH * SHARES - 1) // (DEPTH * SHARES)) * DEPTH
+    first = tl.program_id(1) * part_width
+    for start in range(first, tl.minimum(first + part_width, WIDTH), DEPTH):
         inside = start + depth < WIDTH
         value = tl.load(xs + start, token_inside[:, None] & inside, other=0.0).to(tl.float32)
         gate_part = tl.load(gates + start, expert_inside & inside, other=0.0)
-        logits = tl.dot(value, gate_part.T, logits, input_precision="tf32x3")
-    logits = tl.where((expert < NUM_EXPERTS)[None], logits, -float("inf"))
-    _choose_experts(
-        logits, token.to(tl.int64), token_inside, weights, experts, scale,
-        NUM_EXPERTS, EXPERTS_POWER, NUM_CHOSEN, NUM_SHARED, COLUMNS, NORMALISE,
-    )  # fmt: skip
+        sums = tl.dot(value, gate_part.T, sums, input_precision="tf32x3")
+    is_chooser = True
+    if SHARES > 1:
+        cells = logits + token[:, None].to(tl.int64) * EXPERTS_POWER + expert[None]
+        part_size = num_tokens.to(tl.int64) * EXPERTS_POWER
+        tl.store(cells + tl.program_id(1) * part_size, sums, token_inside[:, None])
+        is_chooser = is_last(ticket + tl.program_id(0), SHARES)
+        if is_chooser:
+            # In the shares' order, whoever comes last.
+            sums = tl.zeros([TOKENS, EXPERTS_POWER], tl.float32)
+            for share in tl.static_range(SHARES):
+                sums += tl.load(cells + share * part_size, token_inside[:, None], other=0.0, cache_modifier=".cg")
+    if is_chooser:
+        sums = tl.where((expert < NUM_EXPERTS)[None], sums, -float("inf"))
+        _choose_experts(
+            sums, token.to(tl.int64), token_inside, weights, experts, scale,
+            NUM_EXPERTS, EXPERTS_POWER, NUM_CHOSEN, NUM_SHARED, COLUMNS, NORMALISE,
+        )  # fmt: skip
 
 
 def route(
@@ -252,9 +269,14 @@ def _route(
             **meta, **launch_options(_FEW_WARPS, 1, is_early),
         )  # fmt: skip
     elif tokens:
+        groups = triton.cdiv(tokens, _TOKENS_OF_PROGRAM)
+        shares = max(1, min(_MAX_SHARES, triton.next_power_of_2(_PROGRAMS_WANTED // groups)))
+        assert groups <= NUM_TICKETS
+        parts_PTE = torch.empty(shares, tokens, meta["EXPERTS_POWER"], dtype=torch.float32, device=device)
         launch(
-            _route_many, (triton.cdiv(tokens, _TOKENS_OF_PROGRAM),),
-            normed_TH, gate_EH, weights_TK, experts_TK, scale, tokens,
-            DEPTH=_DEPTH, TOKENS=_TOKENS_OF_PROGRAM, **meta, **launch_options(_MANY_WARPS, _MANY_STAGES, is_early),
+            _route_many, (groups, shares),
+            normed_TH, gate_EH, parts_PTE, weights_TK, experts_TK, tickets(device), scale, tokens,
+            DEPTH=_DEPTH, TOKENS=_TOKENS_OF_PROGRAM, SHARES=shares,
+            **meta, **launch_options(_MANY_WARPS, _MANY_STAGES, is_early),
         )  # fmt: skip
     return normed_TH, weights_TK, experts_TK

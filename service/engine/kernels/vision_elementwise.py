@@ -20,9 +20,9 @@ from service.engine.kernels.launch import launch
 
 NORM_ROWS = 4
 """Tokens of one program of the norm. H100: the norms of four PAGE take 1.7 of 34 ms; others not tried."""
-FLAT_BLOCK = 4096
+FLAT_BLOCK = 2048
 """Elements of one program of an activation. H100: 2.8 TB/s for 200 million elements; others not tried."""
-PATCH_ROWS = 8
+PATCH_ROWS = 2
 """Patches of one program. H100: 0.11 of 34 ms of four PAGE; others not tried."""
 
 

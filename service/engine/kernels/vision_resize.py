@@ -22,7 +22,7 @@ from service.engine.kernels.launch import launch
 if TYPE_CHECKING:
     from service.engine.gpu.resize import Canvas, Table
 
-ROWS, BLOCK = 8, 256
+ROWS, BLOCK = 4, 256
 """Rows and bytes of a row that one program makes. Not measured yet."""
 
 
