@@ -78,7 +78,8 @@ def steps(arguments: argparse.Namespace) -> dict[str, Any]:
     gpu: Any = engine._runner
     with replaced(graphs, BUCKETS=FINE_ROWS):
         gpu._steps = [gpu._step_graphs(Need.NOTHING, True)]
-        gpu._compile()
+        with torch.inference_mode():
+            gpu._compile()
     reserved = torch.cuda.memory_reserved()
     began_s = time.perf_counter()
     gpu._steps[0].warm_up(torch.cuda.graph_pool_handle())
@@ -305,7 +306,7 @@ def staging(arguments: argparse.Namespace) -> dict[str, Any]:
     sizes = {"SMALL": (SMALL, 256), "PAGE": (PAGE, 128), "9 megapixels": ((3000, 3000), 64)}
     pages = {name: images_of(size, geometry, count) for name, (size, count) in sizes.items()}
     table: dict[str, dict[str, float]] = {}
-    quarter = STAGING_BYTES // 4
+    quarter = STAGING_BYTES // 2
     for times in (1, 2, 4, 8, 16, 4):
         gpu._preparation._staging = Staging(torch.device("cuda"), quarter * times)
         # The first page takes the memory.
@@ -366,7 +367,7 @@ def memory_of_cards(arguments: argparse.Namespace) -> dict[str, Any]:
     info = torch.cuda.mem_get_info
     table = {}
     torch.zeros(1, device="cuda") @ torch.zeros(1, device="cuda")
-    for size_gib, reserve_mib in ((12, 512), (12, 0), (12, 256), (16, 512), (16, 0), (24, 512)):
+    for size_gib, reserve_mib in ((12, 256), (12, 0), (12, 512), (16, 256), (16, 0), (24, 256)):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         complaints.count = 0

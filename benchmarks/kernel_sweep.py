@@ -92,6 +92,7 @@ def time_sweep(sweep: Sweep, deadline_s: float) -> dict[str, Any]:
         "apart_us": repeated_us,
         "best": ranked[:KEPT],
         "worst": ranked[-1] if ranked else None,
+        "library": times.get(sweep_tiles.LIBRARY),
         "timed": len(times),
         "candidates": len(candidates),
     }

@@ -186,7 +186,7 @@ def lora_sweeps() -> list[Sweep]:
                 f"{kind}_TILE": (16, 32, 64),
                 f"{kind}_DEPTH": (64, 128, 256),
                 f"{kind}_STAGES": (2, 3, 4),
-                f"{kind}_SHARES": (1, 2, 4, 8),
+                "SHARED_TOKENS": (0, 64, 128, 256, ALWAYS),
                 "DOWN_ROWS": (16, 32),
                 "UP_COLUMNS": (32, 64, 128, 256),
                 "_NUM_WARPS": (2, 4, 8),

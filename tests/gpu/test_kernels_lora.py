@@ -45,8 +45,8 @@ def test_programs_share_the_adapters_of_a_tile(fused, few, shares, monkeypatch):
     from service.engine.kernels import lora
 
     monkeypatch.setattr(lora, "FEW_TOKENS", few)
-    monkeypatch.setattr(lora, "FEW_SHARES", shares)
-    monkeypatch.setattr(lora, "MANY_SHARES", shares)
+    monkeypatch.setattr(lora, "SHARED_TOKENS", 1000)
+    monkeypatch.setattr(lora, "MAX_SHARES", shares)
     x, out, down, up, width = case(17, GROUPS[0], F32)
     slots = torch.tensor([*range(SLOTS), -1] * 17, dtype=torch.int32, device=DEVICE)[:17]
     expected = out.clone()

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from service.errors import EngineError
 
 GIB = 1 << 30
-RESERVE_BYTES = GIB // 2
-"""Compiled kernels, workspaces of matrix products, pieces too small to use. Not measured yet."""
+RESERVE_BYTES = GIB // 4
+"""Compiled kernels, workspaces of matrix products, pieces too small to use. Full batches on a card acting as one of 12,
+16 or 24 GiB never ran out of memory, with this reserve or none; kernels and libraries took up to 112 MiB beside torch's
+tensors (H200, de9a6fa, see `kernels.launch`)."""
 PATCH_BYTES = 13_000
 """Scratch of one patch in the encoder at public dimensions, see `gpu.vision`."""
 VIEW_BYTES = 3 * 1280 * 1280
@@ -25,7 +27,7 @@ PREPARATION_BYTES = 64 << 20
 passes (18 MB for the public geometries), and those of its views that wait for a later step (14 MB)."""
 GRAPH_PATCHES = 16_384
 """Patches of the largest encoder batch whose graph, and so its scratch, is kept; see `gpu.vision`."""
-GRAPH_TOKENS = 2_048
+GRAPH_TOKENS = 4_096
 """Tokens of the largest captured prefill; see `gpu.graphs`."""
 LEAST_SEQUENCE_TOKENS = 2_048
 """A cache that cannot hold a full page of gundam mode and a thousand tokens about it is not worth starting."""
@@ -87,9 +89,13 @@ BOUNDS = (
     StepBounds(views=8, prefill_tokens=2048, idle_factor=1, chunk_patches=16_384),
 )
 """Generous ones first. On an H100 16 views of 1024 px take 67 ms (4.2 ms each among 256, prefill included) and 3864
-prompt tokens 11 ms, so that no running page waits longer than some 80 ms for its next token; smaller views take a
-third of that. 64 views of 1024 px have 17 700 prompt tokens, so that an idle engine's two bounds agree. Other bounds
-were not compared yet."""
+prompt tokens 11 ms, so that no running page waits longer than some 80 ms for its next token; smaller views take a third
+of that. 64 views of 1024 px have 17 700 prompt tokens, so that an idle engine's two bounds agree.
+
+Measured on a H200 (de9a6fa, see `kernels.launch`): 16 views and 4096 tokens read 51 PAGE a second with 256 tokens, the
+longest step beside running pages takes 37 ms. 4 or 8 views: 42 and 47 a second, 20 ms; 32 views: 52 to 54, 58 ms; 64
+views: 55, 113 ms. Idle factors of 1, 2, 4 and 8 read 77, 84, 84 and 90 PAGE a second with one token; the last would
+take twice the scratch."""
 SCRATCH_SHARE = 0.25
 """Bounds are taken if their scratch leaves at least the rest of the room to the cache."""
 

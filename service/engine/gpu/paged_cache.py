@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 BLOCK_TOKENS = 64
-"""Half a block a sequence is wasted, 4 % of a page of 800 tokens; a block of one head is 16 KiB in a row. Other sizes
-were not measured yet."""
+"""Half a block a sequence is wasted, 4 % of a page of 800 tokens; a block of one head is 16 KiB in a row. Attention
+does not care: 256 rows of 530 tokens take 166 us, with blocks of 16, 32 and 128 tokens 165 to 167 (H200, 558e320, see
+`kernels.launch`)."""
 
 
 class BlockAllocator:

@@ -39,7 +39,7 @@ from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 
 MAX_COMPILING_THREADS = 16
-"""Not compared with other numbers yet."""
+"""8, 16 and 32 threads compile in 11.4, 11.0 and 11.1 s (H200 with 32 cores, 558e320, `engine_settings.py start`)."""
 
 _log = logging.getLogger(__name__)
 

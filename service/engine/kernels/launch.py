@@ -3,6 +3,11 @@
 Knows no kernel. Kernels of one device run on one stream at a time: they share its tickets. Used by the engine's single
 thread.
 
+Sizes in the kernels' files are constants, chosen from what was measured, and say where: "H200, 558e320" is a card and a
+commit of `benchmarks/kernel_sweep.py` (or `engine_settings.py`, of the engine's constants) at the public dimensions in
+bf16 unless said otherwise. Its rows, versions included, are in `benchmarks/results/`. Figures in brackets are those of
+the numbers that were not taken.
+
 Programmatic dependent launch (`early`): a kernel may start while the one before it still runs. Each kernel then waits
 (`wait_for_inputs`) before it reads what the one before wrote or writes anything, and lets its successor start only
 after its own wait (`let_next_start`); so what is read before the wait may stem from the kernel before the last, or be

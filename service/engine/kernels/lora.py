@@ -20,15 +20,19 @@ from torch import Tensor
 from service.engine.kernels.launch import early, launch, launch_options, let_next_start, wait_for_inputs
 
 FEW_TOKENS = 256
-"""Up to here tiles of 16 tokens, so that there are programs enough. Not compared with others yet."""
-FEW_TILE, FEW_DEPTH, FEW_STAGES, FEW_SHARES = 16, 256, 3, 8
-MANY_TILE, MANY_DEPTH, MANY_STAGES, MANY_SHARES = 64, 128, 4, 1
+"""Up to here tiles of 16 tokens, so that there are programs enough."""
+FEW_TILE, FEW_DEPTH, FEW_STAGES = 16, 256, 3
+MANY_TILE, MANY_DEPTH, MANY_STAGES = 64, 128, 4
+SHARED_TOKENS = 128
+"""So many tokens over how many there are is how many programs share a tile's adapters."""
+MAX_SHARES = 8
 DOWN_ROWS, UP_COLUMNS = 16, 64
 GATED_COLUMNS = 1024
 _NUM_WARPS = 4
-"""None of these was compared with others yet. As they are, eight adapters of rank 16 in a batch of 256 rows cost
-10.3 % of the throughput with 512 tokens: H100 80GB, PyTorch 2.11, Triton 3.6, bf16, commit 9d1884d,
-`benchmarks/engine.py` with `--adapters 8`."""
+"""Eight adapters of rank 16 beside query, key and value: 1, 16, 64 and 256 tokens 4.7, 7.5, 6.5 and 7.9 us (in one
+share and with a depth of 128: 5.1, 38.6, 12.0 and 8.5), 1024 and 4096 tokens 11.1 and 26.8 us (three stages 12.4 and
+27.8; tiles of 16 and 32 tokens 11.1 at least and 27). H200, 558e320; shares of 64 and 256 tokens as `SHARED_TOKENS`
+gives them."""
 
 
 @triton.jit
@@ -158,7 +162,7 @@ def lora_add(x_TH: Tensor, out_TO: Tensor, A_SQH: Tensor, B_SOR: Tensor, slots_T
     low_TQ = torch.empty(tokens, num_rows, dtype=x_TH.dtype, device=x_TH.device)
     is_few = tokens <= FEW_TOKENS
     tile, depth = (FEW_TILE, FEW_DEPTH) if is_few else (MANY_TILE, MANY_DEPTH)
-    shares = min(FEW_SHARES if is_few else MANY_SHARES, tile, tokens, len(A_SQH))
+    shares = max(1, min(SHARED_TOKENS // tokens, MAX_SHARES, tokens, len(A_SQH)))
     tiles, is_early = triton.cdiv(tokens, tile), early(x_TH.device, tokens)
     options = launch_options(_NUM_WARPS, FEW_STAGES if is_few else MANY_STAGES, is_early)
     launch(

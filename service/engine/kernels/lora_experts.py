@@ -24,16 +24,15 @@ from service.engine.kernels.sorting import SortedPairs, sort_pairs
 from service.engine.lora import ExpertLowRank
 
 FEW_PAIRS = 8192
-"""Up to here tiles of 16 pairs: a decode step has few of one kind. Not measured yet."""
-FEW_TILE, MANY_TILE = 16, 64
+"""Up to here tiles of 16 pairs: a decode step has few of one kind."""
+FEW_TILE, MANY_TILE = 16, 32
 DOWN_ROWS, DOWN_DEPTH = 16, 256
 UP_COLUMNS = 128
 KIND_PAIRS = 256
-_NUM_WARPS, _NUM_STAGES = 4, 3
-"""None of these was compared with others yet. As they are, adapters of rank 16 make a layer's mixture at public
-dimensions take 65 instead of 19 us for 1 row, 169 instead of 121 us for 16, 292 instead of 170 us for 256 rows of eight
-adapters and 1.0 instead of 0.5 ms for 4096 tokens: H100 80GB, PyTorch 2.11, Triton 3.6, bf16, captured, six layers in
-turn, before kinds were named by a kernel."""
+_NUM_WARPS, _NUM_STAGES = 2, 3
+"""Mixtures of eight adapters of rank 16: 1, 16, 64, 256, 1024 and 4096 tokens 47, 131, 165, 209, 326 and 835 us (of
+some thirty others the best 46, 130, 165, 208, 326 and 833; tiles of 16 and 64 pairs from 2048 on, depth 128, 64 columns
+and 4 warps 54, 136, 182, 212, 365 and 956). H200, 558e320."""
 
 
 @triton.jit(do_not_specialize=["num_pairs"])

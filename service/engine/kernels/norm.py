@@ -15,7 +15,8 @@ from torch import Tensor
 from service.engine.kernels.launch import early, launch, launch_options, let_next_start, wait_for_inputs
 
 _NUM_WARPS = 4
-"""Not measured yet."""
+"""1, 64, 256 and 4096 tokens 1.7, 1.6, 2.3 and 7.4 us (1 to 16 warps 1.6 to 2.5, 1.6 to 2.1, 2.4 to 2.7 and 7.6 to
+9.5). H200, de9a6fa."""
 
 
 @triton.jit

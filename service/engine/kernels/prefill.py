@@ -30,10 +30,11 @@ class PrefillConfig:
 
 
 CONFIG = PrefillConfig()
-"""Not measured yet."""
+"""A prompt of 276, 906 and 4096 tokens 7.8, 20 and 130 us, 15 of 276 tokens 27 us (of 45 others the best 7.5, 20, 139
+and 27). H200, de9a6fa."""
 FLOAT32_CONFIG = PrefillConfig(queries=16, keys=32, num_warps=2, num_stages=2)
-"""In float32 no tensor core multiplies, and larger tiles do not fit into shared memory. Not measured against
-alternatives."""
+"""In float32 no tensor core multiplies, and larger tiles do not fit into shared memory. Four prompts of 120 and 450
+tokens at nano's dimensions 15 and 93 us (4 warps 22 and 130; 64 keys 16 and 86). H200, 558e320."""
 
 
 @triton.jit

@@ -14,6 +14,7 @@ from torch import Tensor
 from service.engine.kernels.launch import early, launch, launch_options, let_next_start, wait_for_inputs
 
 _NUM_WARPS = 4
+"""276 and 4096 tokens 3.0 and 22.5 us (others 2.8 to 3.1 and 21.1 to 25.5). H200, de9a6fa."""
 
 
 @triton.jit

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from service.engine.kernels.launch import early, launch, launch_options, let_next_start, wait_for_inputs
 
-_BLOCK = 4096
+_BLOCK = 8192
 _WARPS: tuple[tuple[int, int], ...] = ((1024, 4), (1 << 62, 8))
-"""By pairs at most."""
+"""By pairs at most. 4, 64, 256 and 4096 tokens of 8 pairs take 1.8, 2.3, 3.9 and 27.6 us (blocks of 1024 and 4 warps
+1.8, 2.4, 4.7 and 52.4). H200, 558e320."""
 
 
 @dataclass(frozen=True, slots=True)

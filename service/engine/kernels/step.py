@@ -16,6 +16,7 @@ from service.engine.gpu.state import AnswerState
 from service.engine.kernels.launch import early, launch, launch_options, let_next_start, wait_for_inputs
 
 _NUM_WARPS = 4
+"""1 and 256 rows 2.4 and 2.9 us (others 2.4 to 3.2 and 3.1 to 4.1). H200, de9a6fa."""
 
 
 @triton.jit

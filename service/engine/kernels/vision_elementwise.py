@@ -19,11 +19,12 @@ from torch import Tensor
 from service.engine.kernels.launch import launch
 
 NORM_ROWS = 4
-"""Tokens of one program of the norm. H100: the norms of four PAGE take 1.7 of 34 ms; others not tried."""
+"""Tokens of one program of the norm. 1600 and 65,536 patches 6.1 and 55 us (1 to 16: 6.1 to 9.6 and 58 to 75). H200,
+de9a6fa."""
 FLAT_BLOCK = 2048
-"""Elements of one program of an activation. H100: 2.8 TB/s for 200 million elements; others not tried."""
+"""Elements of one program of an activation. 65,536 patches 192 us (4096: 201; 512: 310). H200, de9a6fa."""
 PATCH_ROWS = 2
-"""Patches of one program. H100: 0.11 of 34 ms of four PAGE; others not tried."""
+"""Patches of one program. A view of 640 px and 16 of 1024 px 4.7 and 82 us (8: 7.5 and 123). H200, de9a6fa."""
 
 
 @triton.jit(do_not_specialize=["tokens"])
