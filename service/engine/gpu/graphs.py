@@ -22,7 +22,7 @@ from torch import Tensor
 from service.engine.gpu.paged_cache import to_device
 from service.engine.gpu.prompts import PromptBatch, lay_out
 
-BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+BUCKETS = (*range(1, 9), *range(10, 17, 2), *range(20, 33, 4), *range(40, 65, 8), *range(80, 257, 16))
 """Rows of a captured step. A row of padding costs what its part of the experts and of the logits costs, and no
 attention; the sizes were not tuned."""
 PROMPT_BUCKETS = (*range(64, 1024, 64), *range(1024, 2048, 128), *range(2048, 4097, 256))
