@@ -445,7 +445,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # What `engine_of` asks for beside the slots.
     arguments.nano, arguments.weights, arguments.adapters, arguments.adapter_rank = False, "full", 0, 16
-    result = {"benchmark": "engine-settings", "part": arguments.part} | PARTS[arguments.part](arguments)
+    result = {"benchmark": "settings", "part": arguments.part} | PARTS[arguments.part](arguments)
     result |= origin("cuda") | {"command": command()}
     if arguments.out:
         keep(result, arguments.out)

@@ -20,7 +20,7 @@ _CUDA_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 
 CPU_BATCH_SIZE, GPU_BATCH_SIZE = 8, 64
 """On two cores 8 pages of nano together take 3.7 times as long as one (`benchmarks/batching.py`); on an H100 a step of
-64 rows takes four times as long as one of a single row (`benchmarks/engine_steps.py decode`), so each page still
+64 rows takes five times as long as one of a single row (`benchmarks/engine_steps.py decode`), so each page still
 comes fast."""
 
 

@@ -24,7 +24,8 @@ from service.engine.gpu.prompts import PromptBatch, lay_out
 
 BUCKETS = (*range(1, 9), *range(10, 17, 2), *range(20, 33, 4), *range(40, 65, 8), *range(80, 257, 16))
 """Rows of a captured step. A row of padding costs what its part of the experts and of the logits costs, and no
-attention; the sizes were not tuned."""
+attention. In the mean of 1 to 256 rows these sizes cost 2.1 % of time over a graph for every number, half as many 4.4
+%, powers of two 13.2 %; all are captured in 0.5 s (H100, 3aebed2, see `kernels.launch`)."""
 PROMPT_BUCKETS = (*range(64, 1024, 64), *range(1024, 2048, 128), *range(2048, 4097, 256))
 """Tokens of a captured prefill. 64 tokens of padding cost 0.15 ms (H200, 558e320); all sizes are captured in 0.4 s."""
 MAX_PROMPTS = 16

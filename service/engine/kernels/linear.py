@@ -30,8 +30,9 @@ from service.engine.kernels.launch import (
 from service.engine.kernels.norm import rms_norm
 
 MAX_SMALL_TOKENS = 16
-"""More tokens go to cuBLAS. 16 tokens to 1280, 3840 and 129,280 outputs 4.1, 6.8 and 90 us, 24 tokens 5.2, 9.1 and 90
-at best; cuBLAS, its norm by itself, 4.6, 6.8 and 89, then 4.6, 6.8 and 88. H200, 558e320."""
+"""More tokens go to cuBLAS. 16 tokens to 1280, 3840 and 129,280 outputs 4.1, 7.2 and 120 us, 24 tokens 5.2, 9.0 and 126
+at best; cuBLAS, its norm by itself, takes 7.5 and 123 for the last two of 16, and 4.5, 7.5 and 125 for 24. H100,
+3aebed2."""
 MAX_INT8_TOKENS = 256
 """The same for 8-bit rows: as many as a decode step has rows, so that the head, the widest of all products, is never
 there in full. 256 tokens to 1280, 3840 and 129,280 outputs 9.4, 21 and 357 us (rows widened for cuBLAS more than 11, 27
@@ -64,14 +65,15 @@ ROW_CONFIGS: tuple[tuple[int, RowConfig], ...] = (
     (16384, RowConfig(rows=4, num_warps=4)),
     (1 << 62, RowConfig(rows=8, num_warps=8)),
 )
-"""By outputs at most. Measured at 1280, 3840 and 129280 of them: 3.5, 6.1 and 109 us. H100 80GB,
-PyTorch 2.11, Triton 3.6, `benchmarks/kernel_sweep.py`."""
+"""By outputs at most. One token to 1280, 3840 and 129,280 of them 2.4, 4.8 and 109 us (of 15 others the best 2.1, 4.7
+and 108). H100, 3aebed2."""
 TILE_CONFIGS: tuple[tuple[int, TileConfig], ...] = (
     (2048, TileConfig(rows=16, depth=128, num_warps=4, num_stages=5)),
     (16384, TileConfig(rows=32, depth=256, num_warps=4, num_stages=5)),
     (1 << 62, TileConfig(rows=64, depth=256, num_warps=4, num_stages=3)),
 )
-"""By outputs at most. Measured with 16 tokens as above: 4.8, 7.9 and 121 us."""
+"""By outputs at most. 16 tokens to as many 4.1, 7.2 and 120 us (of 50 others the best 4.1, 7.0 and 122). H100,
+3aebed2."""
 INT8_ROW_CONFIGS: tuple[tuple[int, RowConfig], ...] = (
     (2048, RowConfig(rows=4, num_warps=4)),
     (16384, RowConfig(rows=8, num_warps=2)),

@@ -66,7 +66,7 @@ def test_logits_equal_the_models(lengths, changes):
 
 def test_a_model_of_another_type_or_many_experts_is_left_to_itself():
     config = tiny_config()
-    config.text_config.n_routed_experts = 64
+    config.text_config.n_routed_experts = 65
     assert not can_pack(DeepseekOcrForConditionalGeneration(config))
     assert not can_pack(tiny_model().bfloat16())
     assert can_pack(tiny_model())
