@@ -15,19 +15,19 @@ from benchmarks import kernel_speed as bench
 from benchmarks.sweep import Sweep
 from service.engine.gpu.paged_cache import BLOCK_TOKENS
 from service.engine.int8_rows import Int8Rows, in_full, to_int8
-from service.engine.kernels import attention, expert_pairs, expert_tiles, fused, linear, norm, prefill
+from service.engine.kernels import attention, expert_pairs, expert_tiles, fused, linear, linear_sizes, norm, prefill
 from shared.deepseek_ocr.nano_config import nano_config
 
 LIBRARY = "cuBLAS"
 """The configuration that stands for a product by the library."""
-ROWS = [linear.RowConfig(*values) for values in product((2, 4, 8, 16, 32), (2, 4, 8))]
+ROWS = [linear_sizes.RowConfig(*values) for values in product((2, 4, 8, 16, 32), (2, 4, 8))]
 TILES = [
-    linear.TileConfig(*values)
+    linear_sizes.TileConfig(*values)
     for values in product((16, 32, 64), (64, 128, 256), (2, 4), (3, 4, 5))
     if values[0] * values[1] * values[3] <= 50_000
 ]
 WIDE_TILES = [
-    linear.TileConfig(*values)
+    linear_sizes.TileConfig(*values)
     for values in product((32, 64, 128), (64, 128), (4, 8), (3, 4))
     if values[0] * values[1] * values[3] <= 33_000
 ]
@@ -53,7 +53,7 @@ def _linear_sweep(name: str, weights: list[Any], tokens: int, configs: list[Any]
                 return residual.addmm_(x, weight.t())
             assert scale is not None
             return F.linear(norm.rms_norm(x, scale, bench.EPS), weight)
-        function: Any = linear.multiply_one if isinstance(config, linear.RowConfig) else linear.multiply_few
+        function: Any = linear.multiply_one if isinstance(config, linear_sizes.RowConfig) else linear.multiply_few
         return function(x, scale, bench.EPS, weights[i], residual, config)
 
     kind = " int8" if is_int8 else ""
@@ -66,8 +66,8 @@ def linear_sweeps() -> list[Sweep]:
     for name, outputs in OUTPUTS:
         weights = _weights(outputs, is_int8=False)
         sweep = partial(_linear_sweep, name, weights)
-        sweeps.append(sweep(1, [*ROWS, LIBRARY], linear.row_config(weights[0])))
-        sweeps += [sweep(tokens, [*TILES, LIBRARY], linear.tile_config(tokens, weights[0])) for tokens in (4, 16)]
+        sweeps.append(sweep(1, [*ROWS, LIBRARY], linear_sizes.row_config(weights[0])))
+        sweeps += [sweep(tokens, [*TILES, LIBRARY], linear_sizes.tile_config(tokens, weights[0])) for tokens in (4, 16)]
         sweeps += [sweep(tokens, WIDE_TILES, LIBRARY) for tokens in (24, 64)]
     return sweeps
 
@@ -78,10 +78,10 @@ def int8_sweeps() -> list[Sweep]:
     for name, outputs in OUTPUTS:
         weights = _weights(outputs, is_int8=True)
         sweep = partial(_linear_sweep, name, weights)
-        sweeps.append(sweep(1, ROWS, linear.row_config(weights[0])))
-        sweeps.append(sweep(16, TILES, linear.tile_config(16, weights[0])))
+        sweeps.append(sweep(1, ROWS, linear_sizes.row_config(weights[0])))
+        sweeps.append(sweep(16, TILES, linear_sizes.tile_config(16, weights[0])))
         wide = [*WIDE_TILES, LIBRARY]
-        sweeps += [sweep(tokens, wide, linear.tile_config(tokens, weights[0])) for tokens in (64, 256)]
+        sweeps += [sweep(tokens, wide, linear_sizes.tile_config(tokens, weights[0])) for tokens in (64, 256)]
     for tokens in (4, 16, 64, 256, 1024, 4096):
         sweeps.append(_mixture_sweep(tokens, _mixture_tiles(tokens), _layers(4, is_int8=True), " int8"))
     return sweeps

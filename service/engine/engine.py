@@ -1,8 +1,8 @@
 """The engine: continuous batching of pages on one device, whichever runner stands behind it.
 
-Owns the life of sequences between `submit` and their last event. `pages` starts them; tensors are the runner's, text is
-the sequence's. One thread calls all of it; nothing here reads a clock but to stamp stages, and the only wait is for the
-oldest report that the runner owes.
+Owns the life of sequences between `submit` and their last event. `intake` takes them on, `pages` starts them; tensors
+are the runner's, text is the sequence's. One thread calls all of it; nothing here reads a clock but to stamp stages,
+and the only wait is for the oldest report that the runner owes.
 
 The engine is pipelined: with a runner of depth 1 the tokens of step t are read while the device computes step t + 1. So
 an answer may have a token more on its way when it ends or takes another turn; the sequence's epoch tells them apart.
@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from service.engine.adapters import NO_ADAPTER, AdapterError, AdapterRegistry
-from service.engine.canary_features import CanaryFeatures
+from service.engine.adapters import AdapterError, AdapterRegistry
 from service.engine.gpu.state import Code
+from service.engine.intake import Intake
 from service.engine.loader import EngineLimits
 from service.engine.lora import PackedAdapter
 from service.engine.lora_files import AdapterFiles, read_adapter
@@ -37,8 +37,8 @@ from service.engine.protocol import (
     SequenceRequest,
 )
 from service.engine.runner import Report, Runner
-from service.engine.scheduler import PREFILL_TOKENS_PER_STEP, VIEWS_PER_STEP, Limits, PageCost
-from service.engine.sequence import Answer, PageSequence, Rewind, Stages, TokenBytes
+from service.engine.scheduler import PREFILL_TOKENS_PER_STEP, VIEWS_PER_STEP, Limits
+from service.engine.sequence import PageSequence, Rewind
 from service.engine.turns import TextTurns
 from service.errors import EngineError
 from shared.contract.prompts import Task, prompt_for
@@ -81,8 +81,6 @@ class TorchEngine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
-        self._tokenizer = tokenizer
-        self._token_bytes = TokenBytes(tokenizer)
         self._info = info
         self._limits = limits
         self._clock = clock
@@ -94,6 +92,7 @@ class TorchEngine:
             idle_factor=limits.idle_factor or 1,
         )
         self._pages = Pages(runner, schedule, info.geometry, clock)
+        self._intake = Intake(tokenizer, info, limits, self._pages, runner.block_tokens, clock)
         self._flights: deque[_Flight] = deque()
         self._events: list[SequenceEvent] = []
         self._steps = 0
@@ -101,7 +100,6 @@ class TorchEngine:
         self._progress_s = clock()
         self._turns = TextTurns()
         self._adapters = AdapterRegistry(limits.adapter_slots)
-        self._canary: CanaryFeatures | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -138,48 +136,11 @@ class TorchEngine:
         Args:
             request: The page, its id unlike that of any sequence still here.
         """
-        adapter = NO_ADAPTER if request.model_id == self._info.model_id else self._adapters.find(request.model_id)
-        if adapter is None:
-            known = ", ".join((self._info.model_id, *self._adapters.names))
-            self._fail(request.sequence_id, "model_not_found", f"{request.model_id} is none of {known}")
-            return
-        fault = self._find_fault(request)
-        if fault:
-            self._events.append(fault)
-            return
-        prompt_ids = self._tokenizer.encode_prompt(request.page.plan, request.prompt)
-        room = self._info.max_sequence_tokens - len(prompt_ids)
-        max_new_tokens = min(request.max_new_tokens, self._info.max_new_tokens, room)
-        if max_new_tokens < 1:
-            self._fail(request.sequence_id, "too_many_vision_tokens", f"a prompt of {len(prompt_ids)} tokens")
-            return
-        canary = self._canary_features(request)
-        cost = PageCost(
-            request.sequence_id,
-            0 if canary and canary.features_LD is not None else 1 + request.page.plan.num_tiles,
-            len(prompt_ids),
-            max_new_tokens,
-            self._runner.block_tokens,
-            goes_first=request.is_canary,
-        )
-        refusal = self._pages.refusal(cost)
-        if refusal:
-            self._events.append(refusal)
-            return
-        sequence = PageSequence(
-            sequence_id=request.sequence_id,
-            plan=request.page.plan,
-            page=request.page if cost.num_views else None,
-            prompt_ids=prompt_ids,
-            answer=Answer(self._token_bytes, self._limits.loop_rule.suspicion),
-            stages=Stages(submitted_s=self._clock()),
-            cost=cost,
-            adapter=adapter,
-            temperature=request.temperature,
-            seed=request.seed,
-            canary=canary,
-        )
-        self._pages.add(sequence)
+        taken = self._intake.take(request, self._adapters)
+        if isinstance(taken, SequenceFailure):
+            self._events.append(taken)
+        else:
+            self._pages.add(taken)
 
     def cancel(self, sequence_id: str) -> None:
         """Forget a sequence and what it had to say; unknown ones are ignored."""
@@ -269,21 +230,6 @@ class TorchEngine:
         self._pages.check_integrity()
         self._adapters.check_integrity()
         self._runner.check_integrity()
-
-    def _canary_features(self, request: SequenceRequest) -> CanaryFeatures | None:
-        """Those kept of the last canary, where this one is the same page; None for any other page."""
-        if not request.is_canary:
-            return None
-        if not (self._canary and self._canary.are_of(request.page)):
-            self._canary = CanaryFeatures(request.page)
-        return self._canary
-
-    def _find_fault(self, request: SequenceRequest) -> SequenceFailure | None:
-        name = request.sequence_id
-        if name in self._pages:
-            return SequenceFailure(name, "engine_failed", "the id is in use")
-        fault = request.find_fault() or request.page.find_fault(self._info.geometry)
-        return SequenceFailure(name, "engine_failed", fault) if fault else None
 
     def _order_tokens(self) -> bool:
         sequences = [sequence for sequence in self._pages.active.values() if sequence.wants_tokens]
