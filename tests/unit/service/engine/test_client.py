@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from service.engine.client import ProcessEngine, Supervision, ThreadEngine
+from service.engine.client import ProcessEngine, ThreadEngine
 from service.engine.protocol import EngineState, SequenceDelta, SequenceFailure, SequenceResult
+from service.engine.supervised import Supervision
 from service.errors import EngineError
 from tests.unit.service.engine.standin import (
     GATE,
