@@ -1,7 +1,8 @@
-"""The engine's constants on a CPU beside other values: what a step may start, how the cache grows and is cleared.
+"""The engine's constants on a CPU beside other values: what a step may start, the cache, packing.
 
     python benchmarks/cpu_settings.py bounds     pages a second, and the longest time between steps of running pages
     python benchmarks/cpu_settings.py cache      a step by positions cleared at once and by how the cache grows
+    python benchmarks/cpu_settings.py packed     a step with the packed decoder and without, by number of experts
 
 Random weights, nano's dimensions, pages of noise. Values take turns, so that what else the machine does falls on all.
 Prints a table and a JSON object last.
@@ -16,24 +17,27 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.engine_settings import read, replaced
 from benchmarks.origin import command, origin
 from benchmarks.random_model import NO_LOOPS, PAGE, SMALL, noise_pages, random_checkpoint, random_model
-from service.engine import kv_cache
+from benchmarks.whole_pages import longest_gap_s, read
+from service.engine import kv_cache, packed_decoder
 from service.engine.engine import TorchEngine
 from service.engine.loader import EngineLimits, make_engine
 from service.engine.model_runner import ModelRunner, Prompt
-from service.engine.protocol import SequenceRequest, SequenceResult
+from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.nano_config import nano_config
 
 ROUNDS, ROWS, STEPS = 3, 8, 300
+PACKED_STEPS = 40
 
 
 def engine_with(views: int, tokens: int) -> TorchEngine:
@@ -46,26 +50,6 @@ def engine_with(views: int, tokens: int) -> TorchEngine:
     return engine
 
 
-def longest_gap_s(engine: TorchEngine) -> float:
-    """Between two steps of two running pages while four others are begun, a large one among them."""
-    geometry = engine.info.geometry
-    coming = [*noise_pages(SMALL, geometry, 3), *noise_pages(PAGE, geometry, 1)]
-    for index, page in enumerate(noise_pages(SMALL, geometry, 2)):
-        engine.submit(SequenceRequest(f"running-{index}", page, "", 60, engine.info.model_id))
-    for _ in range(8):
-        engine.step()
-    for index, page in enumerate(coming):
-        engine.submit(SequenceRequest(f"coming-{index}", page, "", 1, engine.info.model_id))
-    left, longest_s, last_s = len(coming), 0.0, time.perf_counter()
-    while engine.has_work:
-        events = engine.step()
-        now_s = time.perf_counter()
-        longest_s = max(longest_s, now_s - last_s) if left else longest_s
-        left -= sum(isinstance(e, SequenceResult) and e.sequence_id.startswith("coming") for e in events)
-        last_s = now_s
-    return longest_s
-
-
 def bounds() -> dict[str, Any]:
     """Eight pages of one view and 24 tokens, and two of many views, with each pair of bounds."""
     engines = {(views, tokens): engine_with(views, tokens) for views, tokens in (
@@ -76,9 +60,11 @@ def bounds() -> dict[str, Any]:
         for (views, tokens), engine in engines.items():
             geometry = engine.info.geometry
             row = times.setdefault(f"{views} views, {tokens} tokens", {"SMALL": [], "PAGE": [], "gap": []})
-            row["SMALL"].append(read(engine, noise_pages(SMALL, geometry, 8), 24, "small"))
-            row["PAGE"].append(read(engine, noise_pages(PAGE, geometry, 2), 24, "page"))
-            row["gap"].append(longest_gap_s(engine))
+            row["SMALL"].append(read(engine, noise_pages(SMALL, geometry, 8), 24, "small")[0])
+            row["PAGE"].append(read(engine, noise_pages(PAGE, geometry, 2), 24, "page")[0])
+            running = noise_pages(SMALL, geometry, 2)
+            coming = [*noise_pages(SMALL, geometry, 3), *noise_pages(PAGE, geometry, 1)]
+            row["gap"].append(longest_gap_s(engine, running, coming, tokens=60, head_start=8))
     table = {}
     for key, row in times.items():
         small_s, page_s, gap_s = (min(row[name]) for name in ("SMALL", "PAGE", "gap"))
@@ -98,7 +84,7 @@ def cache() -> dict[str, Any]:
     times: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
         for cleared, growth in ways:
-            with replaced(kv_cache, CLEARED_AHEAD=cleared):
+            with patch.multiple(kv_cache, CLEARED_AHEAD=cleared):
                 key = f"{cleared} cleared, growing by {growth}"
                 times.setdefault(key, []).append(_mean_step_s(model, growth))
     table = {key: round(statistics.median(seconds) * 1000, 3) for key, seconds in times.items()}
@@ -107,18 +93,49 @@ def cache() -> dict[str, Any]:
     return {"step_ms": table}
 
 
-def _mean_step_s(model: Any, growth: int) -> float:
-    runner = ModelRunner(model, max_rows=ROWS, max_tokens=2048, growth_tokens=growth)
-    noise = random.Random(0)
-    no_image = torch.zeros(0, model.config.text_config.hidden_size)
-    runner.prefill([Prompt([noise.randrange(10, 2000) for _ in range(400)], no_image) for _ in range(ROWS)])
+def _mean_step_s(model: DeepseekOcrForConditionalGeneration, growth: int) -> float:
+    runner, noise = _open_runner(model, ROWS, growth), random.Random(1)
     began_s = time.perf_counter()
     for _ in range(STEPS):
         runner.decode([noise.randrange(10, 2000) for _ in range(ROWS)], {})
     return (time.perf_counter() - began_s) / STEPS
 
 
-PARTS: dict[str, Callable[[], dict[str, Any]]] = {"bounds": bounds, "cache": cache}
+def packed() -> dict[str, Any]:
+    """Median milliseconds of a step with the packed decoder and with the model itself, by experts and rows."""
+    table = {}
+    for experts, rows in product((6, 16, 64), (1, 4, 8)):
+        config = nano_config()
+        config.text_config.n_routed_experts = experts
+        model = random_model("cpu", torch.float32, config)
+        seconds: dict[str, list[float]] = {}
+        runners = {}
+        for way, most in (("packed", experts), ("plain", 0)):
+            with patch.multiple(packed_decoder, MAX_EXPERTS=most):
+                runners[way] = _open_runner(model, rows)
+        noise = random.Random(1)
+        for _ in range(PACKED_STEPS):
+            tokens = [noise.randrange(10, 2000) for _ in range(rows)]
+            for way, runner in runners.items():
+                began_s = time.perf_counter()
+                runner.decode(tokens, {})
+                seconds.setdefault(way, []).append(time.perf_counter() - began_s)
+        row = {way: round(statistics.median(times) * 1000, 3) for way, times in seconds.items()}
+        table[f"{experts} experts, {rows} rows"] = row | {"times": round(row["plain"] / row["packed"], 2)}
+        print(f"{experts:>3} experts, {rows} rows: {table[f'{experts} experts, {rows} rows']}", flush=True)
+    return {"step_ms": table}
+
+
+def _open_runner(model: DeepseekOcrForConditionalGeneration, rows: int, growth: int = 256) -> ModelRunner:
+    """With so many rows of 400 tokens."""
+    runner = ModelRunner(model, max_rows=rows, max_tokens=2048, growth_tokens=growth)
+    noise = random.Random(0)
+    no_image = torch.zeros(0, model.config.text_config.hidden_size)
+    runner.prefill([Prompt([noise.randrange(10, 2000) for _ in range(400)], no_image) for _ in range(rows)])
+    return runner
+
+
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {"bounds": bounds, "cache": cache, "packed": packed}
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The engine's constants beside other values: batches, bounds, buffers, memory; needs CUDA.
 
-    python benchmarks/engine_settings.py steps      rows of captured decode steps: what padding costs, what graphs cost
+    python benchmarks/engine_settings.py steps      rows of captured decode steps: what padding costs
     python benchmarks/engine_settings.py prompts    prefills captured and launched, by tokens
     python benchmarks/engine_settings.py views      views encoded by captured graph and without, by number
     python benchmarks/engine_settings.py bounds     what a step may start beside running pages: pages/s, longest gap
@@ -22,225 +22,24 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
 import torch
 
-from benchmarks.engine_steps import close_rows, engine_of, open_rows, sync
+from benchmarks import settings_graphs
+from benchmarks.engine_steps import engine_of
 from benchmarks.origin import command, keep, origin
-from benchmarks.random_model import PAGE, SMALL, noise_pages, random_checkpoint
-from service.engine.engine import TorchEngine
-from service.engine.gpu import graphs, making, memory, reports, runner, vision
-from service.engine.gpu.adapted import Need
-from service.engine.gpu.preparation import STAGING_BYTES, Staging
-from service.engine.gpu.vision import GpuVision
-from service.engine.protocol import SequenceFailure, SequenceRequest, SequenceResult
-from service.engine.runner import NewRow
-from shared.deepseek_ocr.forms import PageImage, PageViews
-from shared.deepseek_ocr.geometry import GeometryConfig, plan_views
-
-FINE_ROWS = (*range(1, 9), *range(10, 17, 2), *range(20, 33, 4), *range(40, 65, 8), *range(80, 257, 16))
-ROW_LISTS = {
-    "powers of two": (1, 2, 4, 8, 16, 32, 64, 128, 256),
-    "as chosen": graphs.BUCKETS,
-    "fine": FINE_ROWS,
-}
-REPEATS = 5
-
-
-@contextmanager
-def replaced(module: Any, **values: Any) -> Iterator[None]:
-    """Constants of a module, for a while."""
-    before = {name: getattr(module, name) for name in values}
-    for name, value in values.items():
-        setattr(module, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(module, name, value)
-
-
-def steps(arguments: argparse.Namespace) -> dict[str, Any]:
-    """A step's time by number of rows, each with a graph of its own, and what a list of sizes would cost.
-
-    The cost of a list: how much longer than with graphs for every number a step takes, in the mean over 1 to 256
-    rows and over 1 to 32.
-    """
-    engine = engine_of(arguments)
-    gpu: Any = engine._runner
-    with replaced(graphs, BUCKETS=FINE_ROWS):
-        gpu._steps = [gpu._step_graphs(Need.NOTHING, True)]
-        with torch.inference_mode():
-            gpu._compile()
-    reserved = torch.cuda.memory_reserved()
-    began_s = time.perf_counter()
-    gpu._steps[0].warm_up(torch.cuda.graph_pool_handle())
-    capture_s = time.perf_counter() - began_s
-    grown = torch.cuda.memory_reserved() - reserved
-    step_ms = {}
-    for rows in FINE_ROWS:
-        open_rows(gpu, rows, 530)
-        step_ms[rows] = _step_ms(gpu, list(range(rows)))
-        close_rows(gpu, rows)
-        print(f"{rows:>4} rows {step_ms[rows]:>8.3f} ms", flush=True)
-    every = np.interp(range(257), [0, *step_ms], [0, *step_ms.values()])
-    costs = {}
-    for name, sizes in ROW_LISTS.items():
-        padded = [every[next(size for size in sizes if size >= rows)] for rows in range(1, 257)]
-        excess = np.array(padded) / every[1:] - 1
-        costs[name] = {"sizes": len(sizes), "all": round(excess.mean(), 4), "to_32": round(excess[:32].mean(), 4)}
-        print(f"{name:<14} {len(sizes):>3} sizes, {excess.mean():.1%} longer, {excess[:32].mean():.1%} to 32 rows")
-    print(f"capturing {len(FINE_ROWS)} took {capture_s:.2f} s and {grown / 2**20:.0f} MiB, compiled before")
-    return {"step_ms": step_ms, "lists": costs, "capture_s": round(capture_s, 2), "capture_bytes": grown}
-
-
-def _step_ms(gpu: Any, slots: list[int], count: int = 30) -> float:
-    for _ in range(3):
-        gpu.launch(slots)
-        gpu.collect()
-    sync()
-    began_s = time.perf_counter()
-    gpu.launch(slots)
-    for _ in range(count - 1):
-        gpu.launch(slots)
-        gpu.collect()
-    gpu.collect()
-    sync()
-    return round((time.perf_counter() - began_s) / count * 1000, 4)
-
-
-def prompts(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of a prefill, its first tokens included, captured and launched kernel by kernel."""
-    sizes = (*range(64, 1025, 64), *range(1152, 2049, 128), *range(2304, 4097, 256))
-    result: dict[str, Any] = {}
-    for most in (4, 16):
-        table: dict[str, dict[str, float]] = {}
-        with replaced(graphs, PROMPT_BUCKETS=sizes, MAX_PROMPTS=most):
-            engine = engine_of(arguments)
-            gpu: Any = engine._runner
-            gpu.warm_up()
-            reserved_mib = torch.cuda.memory_reserved() / 2**20
-            cases = [(1, size) for size in sizes if size <= 1024]
-            cases += [(2, 276), (4, 276), (7, 276), (14, 276), (2, 906), (4, 906)]
-            for count, tokens in cases:
-                times: dict[str, float] = {}
-                for way, takes in (("captured", count <= most), ("launched", False)):
-                    with replaced(graphs.PromptGraphs, takes=lambda self, prompts, takes=takes: takes):
-                        times[way], times[f"{way}_host"] = _prefill_ms(gpu, count, tokens)
-                table[f"{count}x{tokens}"] = times
-                print(f"{count:>3} x {tokens:<5}" + "".join(f"{name:>16} {ms:>7.3f}" for name, ms in times.items()))
-        print(f"prompts of a graph: {most}; {reserved_mib:.0f} MiB", flush=True)
-        result[f"{most} prompts"] = table
-        del engine, gpu
-        gc.collect()
-    return {"prefill_ms": result}
-
-
-def _prefill_ms(gpu: Any, count: int, tokens: int) -> tuple[float, float]:
-    """In all, and of the host."""
-    ids = np.random.default_rng(0).integers(10, 2000, (count, tokens)).tolist()
-    rows = [NewRow(slot, ids[slot], torch.zeros(0, 1), 64, -1) for slot in range(count)]
-    times = []
-    for _ in range(REPEATS):
-        sync()
-        began_s = time.perf_counter()
-        gpu.open(rows)
-        enqueued_s = time.perf_counter()
-        gpu.collect()
-        times.append((time.perf_counter() - began_s, enqueued_s - began_s))
-        close_rows(gpu, count)
-    return _least_ms(times)
-
-
-def _least_ms(times: list[tuple[float, float]]) -> tuple[float, float]:
-    return round(min(whole_s for whole_s, _ in times) * 1000, 3), round(min(part_s for _, part_s in times) * 1000, 3)
-
-
-def views(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of so many views, with a graph for every number and without any; and what lists of sizes would cost.
-
-    The cost of a step: how much longer than with a graph for every number, in the mean over all numbers of a chunk.
-    """
-    del arguments
-    checkpoint = random_checkpoint()
-    result = {}
-    for side_px, most in ((640, 40), (1024, 16)):
-        with replaced(vision, captured_counts=lambda patches, chunk: list(range(1, chunk + 1))):
-            encoder = GpuVision(checkpoint.model)
-            reserved, began_s = torch.cuda.memory_reserved(), time.perf_counter()
-            encoder.warm_up([side_px])
-            capture_s, grown = time.perf_counter() - began_s, torch.cuda.memory_reserved() - reserved
-        plain = GpuVision(checkpoint.model, graphs=False)
-        pixels = torch.randint(0, 256, (most, side_px, side_px, 3), device="cuda", dtype=torch.uint8)
-        table: dict[str, dict[int, float]] = {"captured": {}, "launched": {}, "launched_host": {}}
-        for count in range(1, most + 1):
-            images = list(pixels[:count])
-            table["captured"][count], _ = _encode_ms(encoder, images)
-            table["launched"][count], table["launched_host"][count] = _encode_ms(plain, images)
-        for name, times in table.items():
-            print(f"{side_px} px, {name}: {times}", flush=True)
-        costs = {}
-        patches = (side_px // 16) ** 2
-        for step_views in (1, 2, 4, 8, most):
-            with replaced(vision, STEP_PATCHES=step_views * patches):
-                counts = vision.captured_counts(patches, most)
-            excess = []
-            for count in range(1, most + 1):
-                batches = vision.split_batch(count, counts, most)
-                excess.append(sum(table["captured"][each] for each in batches) / table["captured"][count] - 1)
-            costs[step_views] = {"sizes": len(counts), "mean": round(float(np.mean(excess)), 4)}
-            print(f"{side_px} px, steps of {step_views}: {len(counts)} graphs, {np.mean(excess):.1%} longer")
-        print(f"{side_px} px: all {most} graphs took {capture_s:.1f} s and {grown / 2**20:.0f} MiB")
-        result[side_px] = {"ms": table, "steps": costs, "capture_s": round(capture_s, 2), "capture_bytes": grown}
-        del encoder, plain
-        torch.cuda.empty_cache()
-    return {"views": result}
-
-
-def _encode_ms(encoder: GpuVision, images: list[Any]) -> tuple[float, float]:
-    times = []
-    for _ in range(REPEATS):
-        sync()
-        began_s = time.perf_counter()
-        encoder.encode(images)
-        enqueued_s = time.perf_counter()
-        sync()
-        times.append((time.perf_counter() - began_s, enqueued_s - began_s))
-    return _least_ms(times)
-
-
-def read(engine: TorchEngine, pages: Sequence[PageViews | PageImage], tokens: int, name: str) -> float:
-    """Read pages that arrive together; seconds."""
-    sync()
-    began_s = time.perf_counter()
-    for index, page in enumerate(pages):
-        engine.submit(SequenceRequest(f"{name}-{index}", page, "", tokens, engine.info.model_id))
-    done = 0
-    while engine.has_work:
-        for event in engine.step():
-            if isinstance(event, SequenceFailure):
-                raise SystemExit(f"{event.sequence_id}: {event.detail}")
-            done += isinstance(event, SequenceResult)
-    assert done == len(pages)
-    return time.perf_counter() - began_s
-
-
-def images_of(size: tuple[int, int], geometry: GeometryConfig, count: int) -> list[PageImage]:
-    """Pages of noise as the service sends them."""
-    noise = np.random.default_rng(0)
-    plan = plan_views(*size, geometry.default_mode, geometry)
-    different = [
-        PageImage(plan, noise.integers(0, 256, (size[1], size[0], 3), np.uint8)) for _ in range(min(count, 16))
-    ]
-    return [different[index % len(different)] for index in range(count)]
+from benchmarks.random_model import PAGE, SMALL, noise_pages
+from benchmarks.whole_pages import images_of, longest_gap_s, read, sync
+from service.engine.gpu import making, memory, reports, runner
+from service.engine.gpu.preparation import Staging
+from shared.deepseek_ocr.forms import CHANNELS, MAX_IMAGE_PIXELS
 
 
 def bounds(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -251,6 +50,7 @@ def bounds(arguments: argparse.Namespace) -> dict[str, Any]:
     usual = pages._schedule
     geometry = engine.info.geometry
     small, page = images_of(SMALL, geometry, 256), images_of(PAGE, geometry, 128)
+    running = images_of(SMALL, geometry, 8)
     read(engine, page[:32], 4, "warm")
     table = {}
     print(f"{'views':>6} {'tokens':>7} {'idle':>5} {'SMALL':>7} {'PAGE':>7} {'PAGE x 1':>9} {'gap ms':>7}")
@@ -262,10 +62,10 @@ def bounds(arguments: argparse.Namespace) -> dict[str, Any]:
             usual, views_per_step=views_per_step, prefill_tokens_per_step=prefill_tokens, idle_factor=idle
         )
         rates = [
-            round(len(batch) / read(engine, batch, tokens, "run"), 2)
+            round(len(batch) / read(engine, batch, tokens, "run")[0], 2)
             for batch, tokens in ((small, 256), (page, 256), (page, 1))
         ]
-        gap_ms = round(_longest_gap_s(engine, page[:32]) * 1000, 1)
+        gap_ms = round(longest_gap_s(engine, running, page[:32], tokens=400, head_start=30) * 1000, 1)
         key = f"{views_per_step} views, {prefill_tokens} tokens, idle {idle}"
         while key in table:
             key += ", again"
@@ -275,25 +75,6 @@ def bounds(arguments: argparse.Namespace) -> dict[str, Any]:
             flush=True,
         )
     return {"bounds": table}
-
-
-def _longest_gap_s(engine: TorchEngine, pages: Sequence[PageImage]) -> float:
-    """Between two returns of a step while eight pages run and others are begun."""
-    for index, page in enumerate(images_of(SMALL, engine.info.geometry, 8)):
-        engine.submit(SequenceRequest(f"running-{index}", page, "", 400, engine.info.model_id))
-    for _ in range(30):
-        engine.step()
-    for index, page in enumerate(pages):
-        engine.submit(SequenceRequest(f"coming-{index}", page, "", 1, engine.info.model_id))
-    longest_s, last_s, coming = 0.0, time.perf_counter(), len(pages)
-    while engine.has_work:
-        events = engine.step()
-        now_s = time.perf_counter()
-        if coming:
-            longest_s = max(longest_s, now_s - last_s)
-        coming -= sum(isinstance(e, SequenceResult) and e.sequence_id.startswith("coming") for e in events)
-        last_s = now_s
-    return longest_s
 
 
 def staging(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -306,9 +87,9 @@ def staging(arguments: argparse.Namespace) -> dict[str, Any]:
     sizes = {"SMALL": (SMALL, 256), "PAGE": (PAGE, 128), "9 megapixels": ((3000, 3000), 64)}
     pages = {name: images_of(size, geometry, count) for name, (size, count) in sizes.items()}
     table: dict[str, dict[str, float]] = {}
-    quarter = STAGING_BYTES // 2
+    image_bytes = CHANNELS * MAX_IMAGE_PIXELS
     for times in (1, 2, 4, 8, 16, 4):
-        gpu._preparation._staging = Staging(torch.device("cuda"), quarter * times)
+        gpu._preparation._staging = Staging(torch.device("cuda"), image_bytes * times)
         # The first page takes the memory.
         began_s = time.perf_counter()
         gpu._preparation.prepare(pages["SMALL"][0], geometry)
@@ -316,12 +97,12 @@ def staging(arguments: argparse.Namespace) -> dict[str, Any]:
         taken_s = time.perf_counter() - began_s
         rates = {}
         for name, batch in pages.items():
-            best_s = min(read(engine, batch, 1, "run") for _ in range(2))
+            best_s = min(read(engine, batch, 1, "run")[0] for _ in range(2))
             rates[name] = round(len(batch) / best_s, 1)
         table[f"{times} images" + (", again" if f"{times} images" in table else "")] = rates | {
             "taken_ms": round(taken_s * 1000, 1)
         }
-        print(f"{times:>3} images, {quarter * times / 2**20:.0f} MiB, taken in {taken_s * 1000:.0f} ms: {rates}")
+        print(f"{times:>3} images, {image_bytes * times / 2**20:.0f} MiB, taken in {taken_s * 1000:.0f} ms: {rates}")
     return {"staging": table}
 
 
@@ -331,14 +112,14 @@ def poll(arguments: argparse.Namespace) -> dict[str, Any]:
     engine.warm_up()
     table = {}
     for pause_us in (0, 5, 20, 50, 100, 200, 20):
-        with replaced(reports, POLL_S=pause_us * 1e-6):
+        with patch.multiple(reports, POLL_S=pause_us * 1e-6):
             row = {}
             for rows in (1, 64):
                 batch = noise_pages(SMALL, engine.info.geometry, rows)
                 read(engine, batch, 8, "warm")
-                cpu_s, short_s = time.thread_time(), read(engine, batch, 16, "short")
+                short_s, *_ = read(engine, batch, 16, "short")
                 cpu_s = time.thread_time()
-                wall_s = read(engine, batch, 272, "run")
+                wall_s, *_ = read(engine, batch, 272, "run")
                 row[f"{rows} rows, ms"] = round((wall_s - short_s) / 256 * 1000, 4)
                 row[f"{rows} rows, core"] = round((time.thread_time() - cpu_s) / wall_s, 2)
         key = f"{pause_us} us"
@@ -381,12 +162,12 @@ def memory_of_cards(arguments: argparse.Namespace) -> dict[str, Any]:
             free, real = info(device)
             return size - (real - free), size
 
-        with replaced(torch.cuda, mem_get_info=acted), replaced(memory, RESERVE_BYTES=reserve_mib << 20):
+        with patch.multiple(torch.cuda, mem_get_info=acted), patch.multiple(memory, RESERVE_BYTES=reserve_mib << 20):
             engine = engine_of(arguments)
             engine.warm_up()
         geometry = engine.info.geometry
         rates = [
-            round(len(batch) / read(engine, batch, tokens, "run"), 2)
+            round(len(batch) / read(engine, batch, tokens, "run")[0], 2)
             for batch, tokens in (
                 (images_of(SMALL, geometry, 256), 64),
                 (images_of(PAGE, geometry, 64), 64),
@@ -413,7 +194,7 @@ def memory_of_cards(arguments: argparse.Namespace) -> dict[str, Any]:
 def start(arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds from weights to ready with so many threads that compile."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with replaced(runner, MAX_COMPILING_THREADS=arguments.threads):
+    with patch.multiple(runner, MAX_COMPILING_THREADS=arguments.threads):
         engine = engine_of(arguments)
         began_s = time.perf_counter()
         engine.warm_up()
@@ -423,9 +204,9 @@ def start(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    "steps": steps,
-    "prompts": prompts,
-    "views": views,
+    "steps": settings_graphs.steps,
+    "prompts": settings_graphs.prompts,
+    "views": settings_graphs.views,
     "bounds": bounds,
     "staging": staging,
     "poll": poll,

@@ -6,12 +6,12 @@ of a kernel's module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +43,6 @@ class Settings:
 
     def __str__(self) -> str:
         return " ".join(f"{name.strip('_')}={value}" for name, value in self.values)
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Set them, and back."""
-        before = {name: getattr(self.module, name) for name, _ in self.values}
-        try:
-            for name, value in self.values:
-                setattr(self.module, name, value)
-            yield
-        finally:
-            for name, value in before.items():
-                setattr(self.module, name, value)
 
 
 def combined(module: ModuleType, **values: Sequence[Any]) -> list[Settings]:
@@ -96,7 +84,7 @@ def settings_sweep(
     chosen = tuple((key, fixed.get(key, getattr(module, key))) for key, _ in settings[0].values)
 
     def with_settings(config: Settings, copy: int) -> object:
-        with config.applied():
+        with patch.multiple(module, **dict(config.values)):
             return call(copy)
 
     return Sweep(name, list(settings), copies, with_settings, Settings(module, chosen), prepare)

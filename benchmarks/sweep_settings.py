@@ -61,7 +61,7 @@ def norm_sweeps() -> list[Sweep]:
         settings = combined(expert_tiles, _SUM_COLUMNS=(128, 256, 512, 1024, 2048), _SUM_WARPS=(1, 2, 4))
         sweeps.append(settings_sweep(f"sum_pairs {tokens}", settings, 2, sum_up))
     for tokens in (276, 4096):
-        inputs = bench.attention_inputs(tokens, 1, BLOCK_TOKENS)
+        inputs = bench.attention_inputs(tokens, 1)
 
         def rotate(i: int, inputs: Any = inputs) -> None:
             rotary.rotate_and_store(*inputs.arguments(i)[:7])

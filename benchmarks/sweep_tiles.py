@@ -231,7 +231,7 @@ def attention_sweeps() -> list[Sweep]:
         (256, 530, (1,)),
         (256, 1200, (1,)),
     ):
-        inputs = bench.attention_inputs(rows, _context(context), BLOCK_TOKENS)
+        inputs = bench.attention_inputs(rows, _context(context))
 
         def call(config: Any, i: int, inputs: Any = inputs) -> object:
             attend: Any = attention.attend

@@ -1,34 +1,25 @@
 """Times of the vision encoder's kernels one by one, with the ways of cutting them side by side. Needs a GPU.
 
-python benchmarks/vision_kernels.py [grid64] [grid40] [window64] [window40] [linear] [products] [norm] [resize]
+python benchmarks/vision_kernels.py [grid64] [grid40] [window64] [window40] [linear] [products]
 """
 
 from __future__ import annotations
 
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
-import PIL
 import torch
-from PIL import Image
 from torch.nn import functional as F
 from triton.testing import do_bench
 
-from service.engine.gpu.resize import prepare_views_on_device
 from service.engine.kernels import (
     vision_attention,
-    vision_elementwise,
     vision_linear,
     vision_reference,
-    vision_resize,
 )
-from shared.deepseek_ocr.geometry import GeometryConfig, Mode, plan_views
-from shared.deepseek_ocr.images import prepare_views
 
 HEADS, HEAD, CHANNELS = 12, 64, 768
 TOKENS = 65_536
@@ -112,46 +103,6 @@ def products() -> None:
             report(f"{name}: into the stream", partial(stream.addmm_, x, weight.t()), flops)
 
 
-def norm() -> None:
-    """Norms, activations and patches."""
-    x, weight, bias = noise(TOKENS, CHANNELS), noise(CHANNELS), noise(CHANNELS)
-    moved = 2 * x.numel() * 2
-    report("layer norm of torch", lambda: F.layer_norm(x, (CHANNELS,), weight, bias), moved=moved)
-    for rows in (1, 2, 4, 8):
-        vision_elementwise.NORM_ROWS = rows
-        run = partial(vision_elementwise.layer_norm, x, weight.float(), weight, bias, 1e-6)
-        report(f"layer norm, {rows} rows a program", run, moved=moved)
-    hidden = noise(TOKENS, 4 * CHANNELS)
-    for block in (1024, 4096, 8192):
-        vision_elementwise.FLAT_BLOCK = block
-        run = partial(vision_elementwise.activate, hidden)
-        report(f"quick gelu in place, {block} elements a program", run, moved=2 * hidden.numel() * 2)
-    views = torch.randint(0, 256, (16, 1024, 1024, 3), device="cuda", dtype=torch.uint8)
-    for rows in (1, 4, 8, 16):
-        vision_elementwise.PATCH_ROWS = rows
-        run = partial(vision_elementwise.patches, views, 16, torch.bfloat16)
-        report(f"patches, {rows} a program", run, moved=3 * views.numel())
-
-
-def resize() -> None:
-    """Views of a page from its pixels on the device, against Pillow on the host."""
-    config = GeometryConfig()
-    for (width, height), mode in (((1240, 1754), Mode.GUNDAM), ((640, 640), Mode.SMALL), ((2480, 3508), Mode.GUNDAM)):
-        page = np.random.default_rng(0).integers(0, 2, (height, width, 3), np.uint8) * 255
-        plan = plan_views(width, height, mode, config)
-        started = time.perf_counter()
-        expected = prepare_views(Image.fromarray(page), plan, config)
-        pillow_ms = (time.perf_counter() - started) * 1e3
-        on_device = torch.from_numpy(page).cuda()
-        found = prepare_views_on_device(on_device, plan, config)
-        same = [np.array_equal(ours.cpu().numpy(), theirs) for ours, theirs in zip(found, expected, strict=True)]
-        print(f"{width}x{height} {mode}: equal to Pillow {PIL.__version__}: {same}, which takes {pillow_ms:.1f} ms")
-        for rows, block in ((4, 256), (8, 256), (8, 128), (16, 256), (4, 1024)):
-            vision_resize.ROWS, vision_resize.BLOCK = rows, block
-            run = partial(prepare_views_on_device, on_device, plan, config)
-            report(f"  {rows} rows, {block} bytes", run, moved=sum(view.numel() for view in found))
-
-
 PARTS: dict[str, Callable[[], None]] = {
     "grid64": lambda: grid(64, 4),
     "grid40": lambda: grid(40, 8),
@@ -159,8 +110,6 @@ PARTS: dict[str, Callable[[], None]] = {
     "window40": lambda: window(40, 16),
     "linear": linear,
     "products": products,
-    "norm": norm,
-    "resize": resize,
 }
 
 

@@ -27,7 +27,7 @@ BUCKETS = (*range(1, 9), *range(10, 17, 2), *range(20, 33, 4), *range(40, 65, 8)
 attention. In the mean of 1 to 256 rows these sizes cost 2.1 % of time over a graph for every number, half as many 4.4
 %, powers of two 13.2 %; all are captured in 0.5 s (H100, 3aebed2, see `kernels.launch`)."""
 PROMPT_BUCKETS = (*range(64, 1024, 64), *range(1024, 2048, 128), *range(2048, 4097, 256))
-"""Tokens of a captured prefill. 64 tokens of padding cost 0.15 ms (H200, 558e320); all sizes are captured in 0.4 s."""
+"""Tokens of a captured prefill. 64 tokens of padding cost 0.15 ms (H200, 558e320)."""
 MAX_PROMPTS = 16
 """Prompts of a captured prefill. With 16 instead of 4 a prompt of 276 tokens takes 2.28 ms instead of 2.22, and 14 of
 them take the host 1.3 ms instead of 6.2 (H200, 558e320)."""
