@@ -6,7 +6,7 @@ thread.
 Sizes in the kernels' files are constants, chosen from what was measured, and say where: "H200, 558e320" is a card and a
 commit of `benchmarks/kernel_sweep.py` (or `engine_settings.py`, of the engine's constants) at the public dimensions in
 bf16 unless said otherwise. Its rows, versions included, are in `benchmarks/results/`. Figures in brackets are those of
-the numbers that were not taken.
+numbers that were not taken, or stood there before (then of a H200 at de9a6fa).
 
 Programmatic dependent launch (`early`): a kernel may start while the one before it still runs. Each kernel then waits
 (`wait_for_inputs`) before it reads what the one before wrote or writes anything, and lets its successor start only
