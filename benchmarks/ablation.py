@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from service.engine.config import EngineLimits
 from service.engine.engine import TorchEngine
-from service.engine.loader import EngineLimits
 
 
 class Idea(StrEnum):
@@ -69,12 +69,12 @@ def without(idea: Idea | None, device: str) -> Iterator[None]:
         raise AblationError(f"on {device} the engine has no {idea} to leave out")
     with ExitStack() as stack:
         if idea is Idea.GRAPHS:
-            from service.engine.gpu.vision import GpuVision
+            from service.engine.vision.runner import GpuVision
 
             stack.enter_context(_with_argument(GpuVision, graphs=False))
         if idea is Idea.EXPERTS:
             from service.engine.gpu.runner import GpuRunner
-            from service.engine.kernels import fused
+            from service.engine.kernels.triton import decoder as fused
 
             # Plain torch looks experts up by what a kernel chose, and while compiling ahead no kernel has.
             stack.enter_context(patch.object(GpuRunner, "_compile", lambda _: None))

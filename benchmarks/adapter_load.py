@@ -38,9 +38,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.origin import command, keep, origin
 from service.adapters.canary import read_canary
-from service.engine.client import ProcessEngine
+from service.engine.config import EngineLimits
 from service.engine.engine import TorchEngine
-from service.engine.loader import EngineLimits
+from service.engine.process.engines import ProcessEngine
 from service.engine.protocol import SequenceDelta, SequenceEvent, SequenceFailure, SequenceRequest
 from service.engine.repetition import LoopRule
 from shared.contract.prompts import Task, prompt_for
@@ -58,7 +58,7 @@ def make(model: str, device: str, limits: EngineLimits) -> TorchEngine:
     import torch
 
     from benchmarks.random_model import random_checkpoint
-    from service.engine.loader import make_engine
+    from service.engine.factory import make_engine
     from shared.deepseek_ocr.loading import load_checkpoint
 
     dtype = torch.float32 if device == "cpu" else torch.bfloat16

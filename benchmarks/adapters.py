@@ -341,8 +341,9 @@ async def load_and_unload(sources: list[Path], arguments: argparse.Namespace) ->
     """The engine's part: its process and this one, over many loads and unloads."""
     import os
 
-    from service.engine.client import ProcessEngine
-    from service.engine.loader import EngineLimits, EngineSource, load_engine
+    from service.engine.config import EngineLimits, EngineSource
+    from service.engine.factory import load_engine
+    from service.engine.process.engines import ProcessEngine
 
     limits = EngineLimits(batch_size=2, max_sequence_tokens=1024, adapter_slots=2, adapter_max_rank=16)
     engine = ProcessEngine(partial(load_engine, EngineSource(str(NANO), limits=limits)), num_threads=1)

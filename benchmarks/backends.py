@@ -70,7 +70,7 @@ def write_ocr2(folder: Path, *, tiny: bool) -> None:
     )
     from transformers.models.deepseek_ocr2.image_processing_pil_deepseek_ocr2 import DeepseekOcr2ImageProcessorPil
 
-    from trainer.nano.vocabulary import train_tokenizer
+    from trainer.nano.corpus.tokenizer import train_tokenizer
 
     width = 64 if tiny else 1280
     text = {
@@ -135,7 +135,8 @@ def read(options: argparse.Namespace) -> dict[str, object]:
     import torch
 
     from benchmarks.reading import prepared
-    from service.engine.loader import EngineLimits, make_engine
+    from service.engine.config import EngineLimits
+    from service.engine.factory import make_engine
     from service.engine.protocol import SequenceFailure, SequenceRequest, SequenceResult
     from shared.contract.prompts import Task, prompt_for
     from shared.contract.volume import AdapterVolume
@@ -174,10 +175,10 @@ def read(options: argparse.Namespace) -> dict[str, object]:
 def load_backend(name: str) -> Backend:
     """Import one of the backends."""
     if name == "unsloth":
-        from trainer.backends.choice import unsloth_backend
+        from trainer.backends.select import unsloth_backend
 
         return unsloth_backend(required=True)
-    from trainer.backends.plain import adapt
+    from trainer.backends.peft import adapt
 
     return adapt
 
@@ -199,7 +200,7 @@ def read_pages(work: Path, reader: SampleReader) -> RunData:
     """The drawn pages, as the training loop takes them."""
     from trainer.data.sources.columns import Columns
     from trainer.data.sources.folder import FolderSource
-    from trainer.data.sources.ledger import Ledger
+    from trainer.data.sources.rejected_rows import Ledger
     from trainer.data.sources.samples import read_samples
     from trainer.training.data import RunData
 
@@ -279,7 +280,7 @@ def compare(adapted: Any, request: Any, options: argparse.Namespace, best: Path,
     import torch
 
     from shared.deepseek_ocr.loading import load_checkpoint
-    from trainer.backends.plain import add_adapter
+    from trainer.backends.peft import add_adapter
     from trainer.training.adapter import load_adapter
 
     ids = torch.tensor([[0, *(10 + step % 200 for step in range(120))]], device=device)

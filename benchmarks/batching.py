@@ -26,8 +26,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from service.engine.config import EngineLimits
 from service.engine.engine import TorchEngine
-from service.engine.loader import EngineLimits, make_engine
+from service.engine.factory import make_engine
 from service.engine.protocol import SequenceFailure, SequenceRequest, SequenceResult
 from service.engine.repetition import LoopRule
 from shared.contract.prompts import Task, prompt_for

@@ -19,7 +19,7 @@ and the other to watch it. Everything is drawn by the trainer's own `prepare`. T
         --volume adapters --name comb --min-improvement 0.88
 
 Higher rates read the forms better and general pages worse. With 160 general pages, rate 2e-3 and rank 32 on the dense
-layers as well, blocks lost three points; docs/log.md has all recipes that were tried.
+layers as well, blocks lost three points; benchmarks/LOG.md has all recipes that were tried.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _forms(folder: Path, name: str, fonts: Path, counts: tuple[int, ...], seed: 
 
 def _general(folder: Path, fonts: Path, corpus: Path, seed: int, count: int) -> None:
     """Ordinary pages as an evaluation set, half lines and half blocks."""
-    from trainer.data.pages import build_evaluation_set
+    from trainer.nano.pages.evaluation_set import build_evaluation_set
 
     build_evaluation_set(fonts, corpus, folder, seed, dict.fromkeys(GENERAL_TIERS, count // 2))
 

@@ -33,16 +33,17 @@ import torch
 from benchmarks.origin import card, command, origin, slug
 from benchmarks.ratios import RESULTS
 from benchmarks.reading import prepared, shipped_samples
+from service.engine.config import EngineLimits
 from service.engine.engine import TorchEngine
-from service.engine.loader import EngineLimits, make_engine
+from service.engine.factory import make_engine
 from service.engine.protocol import SequenceDelta, SequenceFailure, SequenceRequest
 from shared.contract.prompts import Task, prompt_for
 from shared.contract.text import char_errors, total
 from shared.deepseek_ocr.loading import load_checkpoint
 from trainer.config import child_environment
 from trainer.evaluation.samples import Sample, load_set, open_page
-from trainer.readers.protocol import ReaderError
-from trainer.readers.tesseract import TesseractReader
+from trainer.reading.protocol import ReaderError
+from trainer.reading.tesseract import TesseractReader
 
 NANO = Path(__file__).resolve().parents[1] / "shared" / "nano"
 Read = Callable[[Sequence[Sample]], list[str]]

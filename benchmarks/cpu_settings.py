@@ -29,10 +29,11 @@ import torch
 from benchmarks.origin import command, origin
 from benchmarks.random_model import NO_LOOPS, PAGE, SMALL, noise_pages, random_checkpoint, random_model
 from benchmarks.whole_pages import longest_gap_s, read
-from service.engine import kv_cache, packed_decoder
+from service.engine.config import EngineLimits
+from service.engine.cpu import kv_cache, packed_decoder
+from service.engine.cpu.model_runner import ModelRunner, Prompt
 from service.engine.engine import TorchEngine
-from service.engine.loader import EngineLimits, make_engine
-from service.engine.model_runner import ModelRunner, Prompt
+from service.engine.factory import make_engine
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.nano_config import nano_config
 

@@ -50,8 +50,9 @@ from benchmarks.peers import PEERS, run_peer
 from benchmarks.preparation import DevicePreparation, InlinePreparation, Preparation, ProcessPreparation
 from benchmarks.random_adapters import adapter_names, load_random_adapters
 from benchmarks.ratios import OURS, RESULTS, TARGETS, recorded_peers, summary
+from service.engine.config import EngineLimits, WeightForm
 from service.engine.engine import TorchEngine
-from service.engine.loader import EngineLimits, WeightForm, make_engine
+from service.engine.factory import make_engine
 from service.engine.repetition import LoopRule
 from shared.deepseek_ocr.configuration import DeepseekOcrConfig
 from shared.deepseek_ocr.geometry import GeometryConfig

@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks.random_model import NO_LOOPS
+from service.engine.config import EngineLimits
 from service.engine.engine import TorchEngine
-from service.engine.frames import Report as ReportMessage
-from service.engine.frames import encode_message
-from service.engine.loader import EngineLimits
-from service.engine.lora import PackedAdapter
-from service.engine.lora_files import AdapterFiles
+from service.engine.lora.bank import PackedAdapter
+from service.engine.lora.files import AdapterFiles
+from service.engine.process.codec import Report as ReportMessage
+from service.engine.process.codec import encode_message
 from service.engine.protocol import EngineInfo, SequenceRequest, SequenceResult
 from service.engine.runner import NewRow, Report
 from shared.deepseek_ocr.forms import PageViews, PreparedPage

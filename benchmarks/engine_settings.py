@@ -37,8 +37,9 @@ from benchmarks.engine_steps import engine_of
 from benchmarks.origin import command, keep, origin
 from benchmarks.random_model import PAGE, SMALL, noise_pages
 from benchmarks.whole_pages import images_of, longest_gap_s, read, sync
-from service.engine.gpu import making, memory, reports, runner
-from service.engine.gpu.preparation import Staging
+from service.engine.gpu import factory as making
+from service.engine.gpu import memory, reports, runner
+from service.engine.vision.preparation import Staging
 from shared.deepseek_ocr.forms import CHANNELS, MAX_IMAGE_PIXELS
 
 

@@ -34,14 +34,15 @@ from torch import Tensor
 from benchmarks.random_adapters import load_random_adapters, random_adapter
 from benchmarks.random_model import NO_LOOPS, PAGE, SMALL, noise_pages, random_checkpoint
 from benchmarks.whole_pages import read, sync
+from service.engine.config import EngineLimits, WeightForm
 from service.engine.engine import TorchEngine
-from service.engine.gpu.adapted import Need
+from service.engine.factory import make_engine
 from service.engine.gpu.decoder import GpuDecoder
+from service.engine.gpu.lora_layers import Need
 from service.engine.gpu.paged_cache import PagedCache
 from service.engine.gpu.runner import GpuRunner
 from service.engine.gpu.state import AnswerState
-from service.engine.loader import EngineLimits, WeightForm, make_engine
-from service.engine.lora import AdapterBank
+from service.engine.lora.bank import AdapterBank
 from service.engine.runner import NewRow
 from shared.deepseek_ocr.loading import LoadedCheckpoint
 from shared.deepseek_ocr.nano_config import nano_config
@@ -111,14 +112,14 @@ def close_rows(runner: GpuRunner, count: int) -> None:
 
 def check(arguments: argparse.Namespace) -> dict[str, Any]:
     """Compare logits with those of float32 in plain torch, for prompts together and for rows that follow them."""
-    from service.engine.kernels import reference
+    from service.engine.kernels.reference import decoder as reference
 
     checkpoint = checkpoint_of(arguments)
     model = checkpoint.model
     on_gpu = torch.cuda.is_available()
     kernels: Any = reference
     if on_gpu:
-        from service.engine.kernels import fused
+        from service.engine.kernels.triton import decoder as fused
 
         kernels = fused
     sets = {"kernels": (kernels, model, False)}

@@ -33,8 +33,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from service.engine.gpu.paged_cache import BLOCK_TOKENS
 from service.engine.gpu.state import AnswerState
-from service.engine.int8_rows import to_int8
-from service.engine.kernels import fused, launch
+from service.engine.kernels.int8_rows import to_int8
+from service.engine.kernels.triton import decoder as fused
+from service.engine.kernels.triton import launch
 from service.engine.repetition import LoopRule
 
 HIDDEN, HEADS, WIDTH, INNER, DENSE, EXPERTS, SHARED, CHOSEN, VOCABULARY, LAYERS = (

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from service.engine.engine import TorchEngine
-from service.engine.lora_files import AdapterFiles
-from service.engine.lora_shapes import layer_shapes
+from service.engine.lora.files import AdapterFiles
+from service.engine.lora.shapes import layer_shapes
 from shared.deepseek_ocr.configuration import TextConfig
 
 STRENGTH = 1e-3

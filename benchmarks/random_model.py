@@ -96,7 +96,7 @@ def random_checkpoint(
         seed: Of the weights.
 
     Returns:
-        For `service.engine.loader.make_engine`.
+        For `service.engine.factory.make_engine`.
     """
     model = random_model(device, dtype, config, seed)
     tokenizer = StubTokenizer(model.config.image_token_id)

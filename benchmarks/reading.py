@@ -17,9 +17,9 @@ from unittest.mock import patch
 import torch
 from PIL import Image
 
-from service.engine import loader
+from service.engine import factory as loader
+from service.engine.config import EngineLimits
 from service.engine.engine import TorchEngine
-from service.engine.loader import EngineLimits
 from service.engine.protocol import SequenceDelta, SequenceFailure, SequenceRequest
 from service.engine.repetition import LoopRule
 from shared.contract.prompts import Task, prompt_for

@@ -22,8 +22,9 @@ from benchmarks.engine_steps import (
 )
 from benchmarks.random_model import random_checkpoint
 from benchmarks.whole_pages import sync
-from service.engine.gpu import graphs, vision
-from service.engine.gpu.vision import GpuVision
+from service.engine.gpu import graphs
+from service.engine.vision import runner as vision
+from service.engine.vision.runner import GpuVision
 
 ROW_LISTS = {
     "powers of two": (1, 2, 4, 8, 16, 32, 64, 128, 256),

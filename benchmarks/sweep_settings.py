@@ -12,12 +12,10 @@ from benchmarks import kernel_speed as bench
 from benchmarks.random_model import PAGE, SMALL
 from benchmarks.sweep import Sweep, combined, one_by_one, settings_sweep
 from service.engine.gpu.paged_cache import BLOCK_TOKENS
-from service.engine.gpu.resize import prepare_views_on_device
 from service.engine.gpu.state import AnswerState
-from service.engine.kernels import (
-    choose,
+from service.engine.kernels.triton import decoder as fused
+from service.engine.kernels.triton import (
     expert_tiles,
-    fused,
     lora,
     lora_experts,
     norm,
@@ -28,8 +26,10 @@ from service.engine.kernels import (
     vision_elementwise,
     vision_resize,
 )
-from service.engine.lora import ExpertLowRank
+from service.engine.kernels.triton import sampler as choose
+from service.engine.lora.bank import ExpertLowRank
 from service.engine.repetition import LoopRule
+from service.engine.vision.resize import prepare_views_on_device
 from shared.deepseek_ocr.geometry import GeometryConfig, plan_views
 
 ALWAYS = 1 << 30

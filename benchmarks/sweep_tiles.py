@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from benchmarks import kernel_speed as bench
 from benchmarks.sweep import Sweep
 from service.engine.gpu.paged_cache import BLOCK_TOKENS
-from service.engine.int8_rows import Int8Rows, in_full, to_int8
-from service.engine.kernels import attention, expert_pairs, expert_tiles, fused, linear, linear_sizes, norm, prefill
+from service.engine.kernels.int8_rows import Int8Rows, in_full, to_int8
+from service.engine.kernels.triton import attention, expert_pairs, expert_tiles, linear, linear_sizes, norm, prefill
+from service.engine.kernels.triton import decoder as fused
 from shared.deepseek_ocr.nano_config import nano_config
 
 LIBRARY = "cuBLAS"

@@ -99,7 +99,7 @@ def load(mode: str, checkpoint: str, device: torch.device, max_seq_length: int, 
         model = _unsloth(mode, checkpoint, max_seq_length)
     elif mode.startswith(OURS):
         from shared.deepseek_ocr.ocr2 import DeepseekOcr2Reader
-        from trainer.backends.plain import recompute_layers
+        from trainer.backends.peft import recompute_layers
 
         base: torch.nn.Module = DeepseekOcr2Reader.from_pretrained(checkpoint, dtype=_dtype(device))
         model = _with_peft(base.to(device))

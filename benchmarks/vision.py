@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.engine.gpu.vision import GpuVision
+from service.engine.vision.runner import GpuVision
 from shared.deepseek_ocr.configuration import DeepseekOcrConfig, TextConfig
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 

@@ -15,11 +15,8 @@ import torch
 from torch.nn import functional as F
 from triton.testing import do_bench
 
-from service.engine.kernels import (
-    vision_attention,
-    vision_linear,
-    vision_reference,
-)
+from service.engine.kernels.reference import vision as vision_reference
+from service.engine.kernels.triton import vision_attention, vision_linear
 
 HEADS, HEAD, CHANNELS = 12, 64, 768
 TOKENS = 65_536

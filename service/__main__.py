@@ -85,7 +85,7 @@ def _add_adapters(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _run_adapters(parser: argparse.ArgumentParser, arguments: argparse.Namespace, settings: ServiceSettings) -> int:
-    from service.administration import AdapterOptions, UsageError, adapters, check_target
+    from service.cli.adapters import AdapterOptions, UsageError, adapters, check_target
 
     target, why = getattr(arguments, "target", None), getattr(arguments, "why", None)
     if arguments.action != "list":
@@ -97,7 +97,7 @@ def _run_adapters(parser: argparse.ArgumentParser, arguments: argparse.Namespace
 
 
 def _run_ocr(parser: argparse.ArgumentParser, arguments: argparse.Namespace, settings: ServiceSettings) -> int:
-    from service.commands import ReadOptions, ocr
+    from service.cli.ocr import ReadOptions, ocr
 
     task = Task(arguments.task)
     try:
@@ -119,7 +119,7 @@ def _run_ocr(parser: argparse.ArgumentParser, arguments: argparse.Namespace, set
 
 
 def _run_describe(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    from service.reference import PAGES, write_pages
+    from service.cli.describe import PAGES, write_pages
 
     if arguments.write is not None:
         for path in write_pages(arguments.write):
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "ocr":
             configure_logs("warning", settings.log_format)
             return _run_ocr(parser, arguments, settings)
-        from service.commands import serve
+        from service.cli.ocr import serve
 
         configure_logs(settings.log_level, settings.log_format)
         return serve(settings)

@@ -20,27 +20,28 @@ from opentelemetry.sdk.trace.export import SpanExporter
 from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.exceptions import HTTPException
 
-from service.adapters.base import base_revisions
-from service.adapters.guard import RollbackRule
+from service.adapters.base_revision import base_revisions
+from service.adapters.manager import AdapterOptions, AdapterServing
+from service.adapters.metrics import AdapterObserver
 from service.adapters.models import ServedModels
-from service.adapters.observer import AdapterObserver
-from service.adapters.serving import AdapterOptions, AdapterServing
+from service.adapters.rollback import RollbackRule
 from service.admission.gate import Gate
-from service.admission.monitor import Monitor
 from service.config import EngineKind, ServiceSettings
 from service.deps import LifespanState, RequestBounds, Services
-from service.engine.choice import CPU_BATCH_SIZE, GPU_BATCH_SIZE, choose_source, has_cuda, runs_on_cuda
-from service.engine.client import ProcessEngine
+from service.engine.config import EngineLimits, WeightForm
+from service.engine.factory import load_engine
 from service.engine.fake import FakeEngine, FakeEngineHandle
-from service.engine.loader import EngineLimits, WeightForm, load_engine
+from service.engine.process.engines import ProcessEngine
 from service.engine.protocol import EngineHandle
+from service.engine.resolve import CPU_BATCH_SIZE, GPU_BATCH_SIZE, choose_source, has_cuda, runs_on_cuda
 from service.errors import ConfigurationError, DeepSynthError
 from service.intake.limits import IntakeLimits
 from service.intake.pool import DecoderPool
-from service.reading.observer import TelemetryObserver
-from service.reading.reader import DocumentReader
+from service.monitor import Monitor
+from service.ocr.metrics import TelemetryObserver
+from service.ocr.reader import DocumentReader
 from service.routes import adapters, health, models, ocr, playground
-from service.routes.context import RequestContextMiddleware
+from service.routes.middleware import RequestContextMiddleware
 from service.routes.problems import on_http_exception, on_known_error, problem_response
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import UNTRACED, Tracing

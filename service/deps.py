@@ -8,15 +8,15 @@ from typing import Annotated, TypedDict
 
 from fastapi import Depends, Request
 
+from service.adapters.manager import AdapterServing
 from service.adapters.models import ServedModels
-from service.adapters.serving import AdapterServing
 from service.admission.gate import Gate
-from service.admission.monitor import Monitor
-from service.admission.record import RequestRecord, record_of
+from service.admission.request import RequestRecord, record_of
 from service.engine.protocol import EngineHandle, EngineState
 from service.errors import DrainingError, NotReadyError
-from service.reading.observer import TelemetryObserver
-from service.reading.reader import DocumentReader
+from service.monitor import Monitor
+from service.ocr.metrics import TelemetryObserver
+from service.ocr.reader import DocumentReader
 from service.telemetry.metrics import Metrics
 
 

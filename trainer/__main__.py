@@ -25,9 +25,9 @@ from trainer.data.errors import DataError
 from trainer.evaluation.card import CardError
 from trainer.evaluation.results import ResultError
 from trainer.evaluation.samples import SampleError
-from trainer.hub import HubError
-from trainer.publication import PublicationError
-from trainer.readers.protocol import ReaderError
+from trainer.publishing.gate import PublicationError
+from trainer.publishing.hub import HubError
+from trainer.reading.protocol import ReaderError
 from trainer.tracing import span, start_tracing
 from trainer.training.errors import TrainingError, TrainingStopped
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.adapters.serving import AdapterServing
+from service.adapters.manager import AdapterServing
 from service.engine.protocol import EngineHandle, FinishReason
 from service.errors import ModelNotFoundError
 

@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from service.adapters.guard import Outcome
+from service.adapters.rollback import Outcome
 from shared.contract.identity import AdapterRef
 from shared.contract.refusals import Reason
 from shared.contract.verification import VerifiedAdapter

@@ -12,8 +12,8 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
-from service.adapters.background import in_thread
-from service.adapters.observer import AdapterObserver
+from service.adapters.metrics import AdapterObserver
+from service.adapters.threads import in_thread
 from shared.contract.refusals import VolumeError
 from shared.contract.volume import AdapterListing, AdapterVolume
 

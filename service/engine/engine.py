@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from service.engine.adapters import AdapterError, AdapterRegistry
+from service.engine.batch import Pages
+from service.engine.config import EngineLimits
+from service.engine.detokenization import TextTurns
 from service.engine.gpu.state import Code
-from service.engine.intake import Intake
-from service.engine.loader import EngineLimits
-from service.engine.lora import PackedAdapter
-from service.engine.lora_files import AdapterFiles, read_adapter
-from service.engine.pages import Pages
+from service.engine.lora.bank import PackedAdapter
+from service.engine.lora.files import AdapterFiles, read_adapter
+from service.engine.lora.registry import AdapterError, AdapterRegistry
 from service.engine.protocol import (
     EngineInfo,
     EngineState,
@@ -36,10 +36,10 @@ from service.engine.protocol import (
     SequenceFailure,
     SequenceRequest,
 )
+from service.engine.requests import Intake
 from service.engine.runner import Report, Runner
 from service.engine.scheduler import PREFILL_TOKENS_PER_STEP, VIEWS_PER_STEP, Limits
 from service.engine.sequence import PageSequence, Rewind
-from service.engine.turns import TextTurns
 from service.errors import EngineError
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.forms import PageImage

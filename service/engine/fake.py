@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.engine.adapters import NO_ADAPTER, AdapterError, AdapterRegistry
+from service.engine.lora.registry import NO_ADAPTER, AdapterError, AdapterRegistry
 from service.engine.protocol import (
     AdapterLoad,
     EngineInfo,

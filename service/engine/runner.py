@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Protocol, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.adapters import NO_ADAPTER
+from service.engine.lora.registry import NO_ADAPTER
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from service.engine.lora import PackedAdapter
-    from service.engine.lora_files import AdapterFiles
+    from service.engine.lora.bank import PackedAdapter
+    from service.engine.lora.files import AdapterFiles
 
 
 View = Union[NDArray[np.uint8], "Tensor"]

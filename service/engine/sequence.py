@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.engine.adapters import NO_ADAPTER
 from service.engine.canary_features import CanaryFeatures
 from service.engine.gpu.state import Code
+from service.engine.lora.registry import NO_ADAPTER
 from service.engine.protocol import FinishReason, SequenceResult, SequenceTimings
 from service.engine.repetition import is_better, is_hopeless
 from service.engine.scheduler import PageCost

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
 
-from service.adapters.directory import Directory, Family
-from service.adapters.serving import AdapterServing
+from service.adapters.catalog import Directory, Family
+from service.adapters.manager import AdapterServing
 from service.adapters.versions import AdapterVersion
 from service.deps import Services, ServicesDep
 from service.errors import AdaptersOffError, AdminKeyError, AdminOffError, InvalidFieldError, UploadTooLargeError

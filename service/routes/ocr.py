@@ -10,13 +10,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from service.admission.deadline import run_to_outcome
 from service.admission.gate import Permit
-from service.admission.outcome import run_to_outcome
-from service.admission.record import RequestRecord
+from service.admission.request import RequestRecord
 from service.deps import RecordDep, Services, ServicesDep
-from service.reading.answers import to_answer
-from service.reading.orders import make_order
-from service.reading.reader import DeltaSink, ReadOrder
+from service.ocr.answer import to_answer
+from service.ocr.reader import DeltaSink, ReadOrder
+from service.ocr.request import make_order
 from service.routes.form import FILE_FIELD, OcrFields, receive_form
 from service.routes.stream import ReadingStream, until_disconnect
 from service.schemas import OcrAnswer, Problem

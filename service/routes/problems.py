@@ -9,7 +9,7 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from service.admission.record import RequestRecord, record_of
+from service.admission.request import RequestRecord, record_of
 from service.errors import (
     CapacityError,
     DeepSynthError,

@@ -15,10 +15,10 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.admission.outcome import run_to_outcome
-from service.admission.record import RequestRecord
+from service.admission.deadline import run_to_outcome
+from service.admission.request import RequestRecord
 from service.errors import DeepSynthError
-from service.reading.reader import DeltaSink
+from service.ocr.reader import DeltaSink
 from service.routes.problems import problem
 from service.schemas import OcrAnswer
 

@@ -1,6 +1,6 @@
 """OpenTelemetry spans: off by default, and with nothing in them that is not on a list.
 
-HTTP spans come from opentelemetry-instrumentation-fastapi, those of reading from `service.reading.observer`. Both
+HTTP spans come from opentelemetry-instrumentation-fastapi, those of reading from `service.ocr.metrics`. Both
 pass through `AllowListExporter`, so that no file name, query, header or exception text can leave by this way.
 """
 

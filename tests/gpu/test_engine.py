@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from service.engine.loader import WeightForm
+from service.engine.config import WeightForm
 from service.engine.protocol import SequenceResult
 from service.engine.repetition import LoopRule
 from tests.support.kernels import DEVICE, GPU_MARK, HAS_GPU, kernel_set

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from service.engine.gpu.state import AnswerState
-from service.engine.kernels import reference
+from service.engine.kernels.reference import decoder as reference
 from service.engine.repetition import LoopRule
 from tests.support.kernels import BF16, DEVICE, F32, GPU_MARK, HAS_GPU, assert_near, noise
 
@@ -75,7 +75,7 @@ def test_route(fused, tokens, normalise):
 @pytest.mark.parametrize("tokens", [1, 17, 70])
 def test_route_of_many_tokens(fused, tokens, shares, monkeypatch):
     """However few they are, and into however many shares the width is cut, some of them empty."""
-    from service.engine.kernels import routing
+    from service.engine.kernels.triton import routing
 
     monkeypatch.setattr(routing, "MAX_SHARED_TOKENS", 0)
     monkeypatch.setattr(routing, "_MAX_SHARES", shares)
@@ -124,7 +124,7 @@ def test_mixture(fused, tokens, dtype):
 
 @pytest.mark.parametrize("tokens", [1, 4, 40] if HAS_GPU else [1, 4])
 def test_both_ways_through_the_experts_agree(fused, tokens):
-    from service.engine.kernels import expert_pairs, expert_tiles
+    from service.engine.kernels.triton import expert_pairs, expert_tiles
 
     weights, experts = choices(tokens, 3, 2)
     x, out = noise(tokens, HIDDEN, dtype=BF16), noise(tokens, HIDDEN, dtype=BF16)
@@ -201,7 +201,7 @@ LENGTHS = [[1], [37], [5, 0, 70, 16, 33], [900, 3, 276]] if HAS_GPU else [[1], [
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("shares", [None, 1, 3])
 def test_paged_attention(fused, lengths, shares, dtype):
-    from service.engine.kernels.attention import AttentionConfig, attend
+    from service.engine.kernels.triton.attention import AttentionConfig, attend
 
     keys, values, tables, lengths_B = paged_rows(lengths, 16, dtype)
     qkv = noise(len(lengths), 3, HEADS, HEAD_WIDTH, dtype=dtype)
@@ -228,7 +228,7 @@ def test_paged_attention(fused, lengths, shares, dtype):
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("shares", [None, 1, 3])
 def test_decode_attention(fused, lengths, shares, dtype):
-    from service.engine.kernels.attention import AttentionConfig, attend
+    from service.engine.kernels.triton.attention import AttentionConfig, attend
 
     keys, values, tables, lengths_B = paged_rows(lengths, 16, dtype)
     qkv = noise(len(lengths), 3, HEADS, HEAD_WIDTH, dtype=dtype)

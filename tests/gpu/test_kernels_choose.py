@@ -7,7 +7,7 @@ import torch
 
 from service.engine import sampling
 from service.engine.gpu.state import AnswerState, Code
-from service.engine.kernels import choice
+from service.engine.kernels.reference import sampler as choice
 from service.engine.repetition import LoopDetector, LoopRule, RepetitionGuard
 from tests.support.kernels import DEVICE, GPU_MARK, kernel_set
 

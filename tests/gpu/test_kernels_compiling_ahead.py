@@ -7,8 +7,8 @@ from tests.support.interpreter import DEVICE, HAS_GPU, import_kernels
 
 pytestmark = [pytest.mark.gpu] if HAS_GPU else []
 
-launch = import_kernels("service.engine.kernels.launch")
-elementwise = import_kernels("service.engine.kernels.vision_elementwise")
+launch = import_kernels("service.engine.kernels.triton.launch")
+elementwise = import_kernels("service.engine.kernels.triton.vision_elementwise")
 
 
 def test_nothing_runs_while_compiling_ahead():

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from service.engine.int8_rows import Int8Rows, in_full, to_int8
-from service.engine.kernels import reference
-from service.engine.lora import ExpertLowRank
+from service.engine.kernels.int8_rows import Int8Rows, in_full, to_int8
+from service.engine.kernels.reference import decoder as reference
+from service.engine.lora.bank import ExpertLowRank
 from tests.support.kernels import BF16, DEVICE, F32, GPU_MARK, HAS_GPU, TOLERANCE, assert_near, noise
 
 pytestmark = [*GPU_MARK, pytest.mark.usefixtures("poisoned")]
@@ -52,7 +52,7 @@ def test_mixture(fused, tokens, dtype):
 
 @pytest.mark.parametrize("tokens", [1, 4, 40] if HAS_GPU else [1, 4])
 def test_both_ways_through_the_experts_agree(fused, tokens):
-    from service.engine.kernels import expert_pairs, expert_tiles
+    from service.engine.kernels.triton import expert_pairs, expert_tiles
 
     arguments, out = case(tokens, BF16)
     expected = reference.mixture(*wide(arguments))

@@ -26,7 +26,7 @@ class Hungry:
 
 
 def test_a_kernel_that_does_not_fit_starts_with_fewer_stages(fused):
-    from service.engine.kernels.launch import launch, launch_options
+    from service.engine.kernels.triton.launch import launch, launch_options
 
     kernel = Hungry()
     launch(kernel, (1,), SIZE=16, **launch_options(4, 5, is_early=False))
@@ -39,7 +39,7 @@ def test_a_kernel_that_does_not_fit_starts_with_fewer_stages(fused):
 def test_what_fewer_stages_cannot_help_is_an_error(fused, what, kilobytes, tried):
     from triton.runtime.errors import OutOfResources
 
-    from service.engine.kernels.launch import launch, launch_options
+    from service.engine.kernels.triton.launch import launch, launch_options
 
     kernel = Hungry(what, kilobytes)
     with pytest.raises(OutOfResources):

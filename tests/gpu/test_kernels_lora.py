@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from service.engine.kernels import reference
+from service.engine.kernels.reference import decoder as reference
 from tests.support.kernels import BF16, DEVICE, F32, GPU_MARK, HAS_GPU, assert_near, noise
 
 pytestmark = [*GPU_MARK, pytest.mark.usefixtures("poisoned")]
@@ -42,7 +42,7 @@ def test_lora_add(fused, tokens, group, dtype):
 @pytest.mark.parametrize("shares", [1, 2, 8])
 @pytest.mark.parametrize("few", [0, 256])
 def test_programs_share_the_adapters_of_a_tile(fused, few, shares, monkeypatch):
-    from service.engine.kernels import lora
+    from service.engine.kernels.triton import lora
 
     monkeypatch.setattr(lora, "FEW_TOKENS", few)
     monkeypatch.setattr(lora, "SHARED_TOKENS", 1000)

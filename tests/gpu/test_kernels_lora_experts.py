@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from service.engine.kernels import reference
-from service.engine.lora import ExpertLowRank
+from service.engine.kernels.reference import decoder as reference
+from service.engine.lora.bank import ExpertLowRank
 from tests.support.kernels import BF16, DEVICE, F32, GPU_MARK, HAS_GPU, TOLERANCE, assert_near, noise
 
 pytestmark = [*GPU_MARK, pytest.mark.usefixtures("poisoned")]

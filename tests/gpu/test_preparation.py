@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from service.engine.gpu.preparation import Preparation, Staging
+from service.engine.vision.preparation import Preparation, Staging
 from shared.deepseek_ocr.forms import PageImage
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, plan_views
 from shared.deepseek_ocr.images import prepare_views

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from service.engine.gpu.vision import GpuVision, captured_counts, split_batch
-from service.engine.kernels import vision_reference
+from service.engine.kernels.reference import vision as vision_reference
+from service.engine.vision.runner import GpuVision, captured_counts, split_batch
 from shared.deepseek_ocr.configuration import ClipConfig, DeepseekOcrConfig, SamConfig, TextConfig
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from tests.support.interpreter import DEVICE, HAS_GPU, import_kernels, relative_error
@@ -67,7 +67,7 @@ def expected(model: DeepseekOcrForConditionalGeneration, view: np.ndarray) -> to
 
 
 def kernel_set(name: str) -> ModuleType:
-    return vision_reference if name == "reference" else import_kernels("service.engine.kernels.vision_fused")
+    return vision_reference if name == "reference" else import_kernels("service.engine.kernels.triton.vision")
 
 
 @torch.inference_mode()

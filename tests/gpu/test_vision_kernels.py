@@ -5,8 +5,9 @@ import torch
 
 from tests.support.interpreter import DEVICE, HALF, HAS_GPU, import_kernels, relative_error
 
-import_kernels("service.engine.kernels.vision_fused")
-from service.engine.kernels import vision_attention, vision_elementwise, vision_linear, vision_reference  # noqa: E402
+import_kernels("service.engine.kernels.triton.vision")
+from service.engine.kernels.reference import vision as vision_reference  # noqa: E402
+from service.engine.kernels.triton import vision_attention, vision_elementwise, vision_linear  # noqa: E402
 
 pytestmark = [pytest.mark.gpu] if HAS_GPU else []
 TOLERANCES = {HALF: 1e-2} if HAS_GPU else {HALF: 1e-2, torch.float32: 1e-5}

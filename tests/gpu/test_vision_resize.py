@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from service.engine.gpu.resize import prepare_views_on_device
+from service.engine.vision.resize import prepare_views_on_device
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling, plan_views
 from shared.deepseek_ocr.images import prepare_views
 from tests.support.interpreter import DEVICE, HAS_GPU, import_kernels
@@ -23,7 +23,7 @@ if HAS_GPU:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("mode", [Mode.SMALL, Mode.GUNDAM])
 def test_views_equal_pillows(size: tuple[int, int], mode: Mode, config: GeometryConfig):
-    operation = import_kernels("service.engine.kernels.vision_resize").resample
+    operation = import_kernels("service.engine.kernels.triton.vision_resize").resample
     page = np.random.default_rng(0).integers(0, 2, (size[1], size[0], 3), np.uint8) * 255
     plan = plan_views(*size, mode, config)
     expected = prepare_views(Image.fromarray(page), plan, config)

@@ -14,7 +14,7 @@ from benchmarks.demo_loop import DemoError, Loop, run, wait_served
 from shared.deepseek_ocr.checkpoint import save_checkpoint
 from tests.support.service import page_image
 from tests.support.tiny_model import tiny_model
-from trainer.nano.vocabulary import train_tokenizer
+from trainer.nano.corpus.tokenizer import train_tokenizer
 
 pytestmark = pytest.mark.integration
 

@@ -15,16 +15,16 @@ from typing import cast
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from service.adapters import directory
-from service.engine.client import ThreadEngine
+from service.adapters import catalog as directory
 from service.engine.fake import FakeEngine, FakeEngineHandle
+from service.engine.process.engines import ThreadEngine
 from service.engine.protocol import EngineState, SequenceEvent
 from shared.contract.volume import AdapterVolume
 from tests.support.adapters import write_peft
 from tests.support.live_adapters import ADMIN_KEY, LiveService, live_service
 from tests.support.programs import ROOT
 from tests.support.service import eventually, running_service
-from tests.unit.service.engine.test_client import QUICK
+from tests.unit.service.engine.process.test_engines import QUICK
 
 pytestmark = pytest.mark.integration
 

@@ -19,7 +19,7 @@ from shared.contract.volume import AdapterVolume
 from tests.support.adapters import announcement, write_peft
 from tests.support.live_adapters import FAKE_BASE, live_service
 from tests.support.service import eventually
-from tests.unit.shared.test_contract_hostile_folders import HOSTILE, edit_manifest
+from tests.unit.shared.contract.test_hostile_folders import HOSTILE, edit_manifest
 
 pytestmark = pytest.mark.integration
 
@@ -112,8 +112,8 @@ async def test_private_storage_that_is_full_is_tried_again(monkeypatch: pytest.M
                 raise VolumeError(fault, "told to fail")
             return verify(*arguments)
 
-        monkeypatch.setattr("service.adapters.preparation.verify", full)
-        monkeypatch.setattr("service.adapters.preparation.FIRST_RETRY_S", 0.05)
+        monkeypatch.setattr("service.adapters.loader.verify", full)
+        monkeypatch.setattr("service.adapters.loader.FIRST_RETRY_S", 0.05)
         live.publish(seed=2)
         versions = live.service.services.adapters.directory.families["invoices"].versions
         await eventually(lambda: 2 in versions and versions[2].fault is not None)

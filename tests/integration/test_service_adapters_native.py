@@ -14,8 +14,8 @@ from typing import Any, cast
 import pytest
 
 from service.app import build_engine
-from service.engine.client import ProcessEngine
 from service.engine.fake import FakeEngineHandle
+from service.engine.process.engines import ProcessEngine
 from service.engine.protocol import EngineState
 from shared.contract.publication import publish
 from shared.contract.volume import AdapterVolume
@@ -27,7 +27,7 @@ from tests.support.live_adapters import LiveService
 from tests.support.nano import NANO, needs_nano
 from tests.support.service import eventually, make_settings, png, running_service
 from tests.support.tiny_model import tiny_model
-from trainer.nano.vocabulary import train_tokenizer
+from trainer.nano.corpus.tokenizer import train_tokenizer
 
 pytestmark = pytest.mark.integration
 

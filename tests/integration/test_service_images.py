@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from service.engine.client import ThreadEngine
 from service.engine.fake import FakeEngineHandle
+from service.engine.process.engines import ThreadEngine
 from service.engine.protocol import SequenceRequest
 from shared.deepseek_ocr.forms import PageImage, PageViews
 from tests.support.service import png, running_service

@@ -11,13 +11,13 @@ from typing import cast
 import pytest
 
 from service.app import build_engine
-from service.engine.client import ProcessEngine
 from service.engine.fake import FakeEngineHandle
+from service.engine.process.engines import ProcessEngine
 from service.engine.protocol import EngineState
 from shared.deepseek_ocr.checkpoint import save_checkpoint
 from tests.support.service import eventually, make_settings, png, running_service
 from tests.support.tiny_model import tiny_model
-from trainer.nano.vocabulary import train_tokenizer
+from trainer.nano.corpus.tokenizer import train_tokenizer
 
 pytestmark = pytest.mark.integration
 

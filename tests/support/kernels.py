@@ -37,7 +37,7 @@ def assert_near(out: torch.Tensor, ref: torch.Tensor, tolerance: float | None = 
 def kernel_set(name: str) -> ModuleType:
     """`reference` or `fused`."""
     if name == "reference":
-        from service.engine.kernels import reference
+        from service.engine.kernels.reference import decoder as reference
 
         return reference
     if importlib.util.find_spec("triton") is None:
@@ -46,7 +46,7 @@ def kernel_set(name: str) -> ModuleType:
         # Read when a kernel is declared, hence before the import.
         os.environ["TRITON_INTERPRET"] = "1"
         _help_interpreter()
-    from service.engine.kernels import fused
+    from service.engine.kernels.triton import decoder as fused
 
     return fused
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from service.engine.lora_files import AdapterFiles
+from service.engine.lora.files import AdapterFiles
 from shared.deepseek_ocr.moe import MixtureOfExperts
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

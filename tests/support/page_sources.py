@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from trainer.data.preparation.conversion import Sample
+from trainer.data.prepare.conversion import Sample
 from trainer.data.sources.protocol import BrokenRow, PageSource, Row
 
 LONG = "This text is long enough that no other page says the same, being number"

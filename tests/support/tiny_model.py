@@ -10,7 +10,7 @@ from shared.deepseek_ocr.configuration import ClipConfig, DeepseekOcrConfig, Sam
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
-from trainer.nano.vocabulary import train_tokenizer
+from trainer.nano.corpus.tokenizer import train_tokenizer
 
 SIDE_PX = 64
 TINY_GEOMETRY = GeometryConfig(

@@ -15,8 +15,8 @@ from shared.deepseek_ocr.checkpoint import save_checkpoint
 from tests.support.page_sources import drawn
 from tests.support.programs import ROOT
 from tests.support.tiny_model import tiny_model
-from trainer.backends.plain import adapt
-from trainer.nano.vocabulary import train_tokenizer
+from trainer.backends.peft import adapt
+from trainer.nano.corpus.tokenizer import train_tokenizer
 from trainer.training.options import make_options
 from trainer.training.run import RunSummary, train
 

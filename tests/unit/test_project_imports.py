@@ -24,7 +24,7 @@ LIGHT = (
     "service.engine.scheduler",
     "service.engine.fake",
     "service.intake",
-    "service.reading",
+    "service.ocr",
     "service.routes",
     "service.telemetry",
 )

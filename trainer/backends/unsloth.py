@@ -17,7 +17,7 @@ import torch
 from shared.deepseek_ocr.checkpoint import CheckpointError, read_config
 from shared.deepseek_ocr.loading import find_checkpoint, load_checkpoint, load_tokenizer
 from shared.deepseek_ocr.ocr2 import MODEL_TYPE, OCR2_GEOMETRY, adopt
-from trainer.backends.plain import check_adapter, quantise, stack_experts
+from trainer.backends.peft import check_adapter, quantise, stack_experts
 from trainer.backends.protocol import AdaptedModel, AdapterRequest, as_pattern
 from trainer.training.errors import TrainingCode, TrainingError
 

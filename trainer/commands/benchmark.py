@@ -1,6 +1,6 @@
 """`python -m trainer benchmark`: Unsloth and plain training side by side, with cached vision features and without.
 
-Owns the flags, a process for each way, and the table. What is measured is `trainer.benchmark.measure`'s.
+Owns the flags, a process for each way, and the table. What is measured is `trainer.benchmark`'s.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from trainer.benchmark.measure import WAYS, Case, measure
+from trainer.benchmark import WAYS, Case, measure
 from trainer.commands.flags import DEFAULT_MODEL, UsageError, positive
 from trainer.commands.train import choose_device
 from trainer.config import TrainerSettings, child_environment

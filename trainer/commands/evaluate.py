@@ -24,14 +24,14 @@ from trainer.commands.flags import (
 from trainer.commands.report import REPORT_NAME, report_of
 from trainer.config import TrainerSettings, child_environment
 from trainer.evaluation.card import RECORD_NAME, update_card
-from trainer.evaluation.places import adapter_place
+from trainer.evaluation.paths import adapter_place
 from trainer.evaluation.results import EvaluationResult, load_result, to_json
 from trainer.evaluation.run import ScoredPage, evaluate
 from trainer.evaluation.table import text_table
 from trainer.evaluation.transcript import write_transcript
-from trainer.readers.protocol import Reader
-from trainer.readers.service import ServiceReader
-from trainer.readers.tesseract import TesseractReader
+from trainer.reading.protocol import Reader
+from trainer.reading.service import ServiceReader
+from trainer.reading.tesseract import TesseractReader
 from trainer.report.page import report_page
 from trainer.report.worst import WORST_NAME, WorstPage, save_worst, with_images, worst_pages
 
@@ -140,7 +140,7 @@ def _service_readers(options: argparse.Namespace) -> list[Reader]:
 
 def _model_readers(options: argparse.Namespace, settings: TrainerSettings) -> list[Reader]:
     # torch and the model take seconds to import, which --help and --from-json need not pay for.
-    from trainer.readers.loading import load_adapter_readers, load_model_reader
+    from trainer.reading.loading import load_adapter_readers, load_model_reader
 
     place = adapter_place(options.adapter, options.volume) if options.adapter is not None else None
     device, reading = options.device or settings.device, reading_options(options)
@@ -156,7 +156,7 @@ def _bert_scores(
     if options.bert_score is None:
         return lambda result, _: result
     from trainer.evaluation.bert import BertScorer, with_bert_scores
-    from trainer.readers.loading import choose_device
+    from trainer.reading.loading import choose_device
 
     scorer = BertScorer(options.bert_score, choose_device(options.device or settings.device))
     return lambda result, pages: with_bert_scores(result, pages, scorer)

@@ -12,7 +12,7 @@ from trainer.data.sources.splits import SPLITS
 from trainer.evaluation.samples import Layout, SampleSet, is_set, load_scans, load_set
 
 if TYPE_CHECKING:
-    from trainer.readers.model import ReadingOptions
+    from trainer.reading.model import ReadingOptions
 
 DEFAULT_MODEL = "shared/nano"
 TASKS = (Task.FREE, Task.MARKDOWN, Task.OCR)
@@ -63,7 +63,7 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> None:
 def reading_options(options: argparse.Namespace) -> ReadingOptions:
     """How a model in this process is asked."""
     # torch takes seconds to import, which --help need not pay for.
-    from trainer.readers.model import ReadingOptions
+    from trainer.reading.model import ReadingOptions
 
     return ReadingOptions(options.task, options.mode, options.batch_size, options.max_new_tokens)
 

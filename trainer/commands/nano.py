@@ -82,22 +82,22 @@ def _add_export(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _run_fonts(options: argparse.Namespace, _: TrainerSettings) -> str:
-    from trainer.nano.font_pack import build_fonts
+    from trainer.nano.fonts.pack import build_fonts
 
     return _counts(build_fonts(options.out, options.cache))
 
 
 def _run_corpus(options: argparse.Namespace, _: TrainerSettings) -> str:
-    from trainer.nano.corpus_pack import build_corpus
+    from trainer.nano.corpus.pack import build_corpus
 
     return _counts(build_corpus(options.out, options.cache))
 
 
 def _run_train(options: argparse.Namespace, settings: TrainerSettings) -> str:
-    from trainer.nano.recipe import Recipe
-    from trainer.nano.run import DataPaths, train_nano
-    from trainer.nano.train import RunPaths
-    from trainer.readers.loading import choose_device
+    from trainer.nano.training.recipe import Recipe
+    from trainer.nano.training.run import DataPaths, train_nano
+    from trainer.nano.training.trainer import RunPaths
+    from trainer.reading.loading import choose_device
 
     names = [field.name for field in fields(Recipe)]
     data = DataPaths(
@@ -119,7 +119,7 @@ def _run_train(options: argparse.Namespace, settings: TrainerSettings) -> str:
 
 
 def _run_evalset(options: argparse.Namespace, _: TrainerSettings) -> str:
-    from trainer.data.pages import build_evaluation_set
+    from trainer.nano.pages.evaluation_set import build_evaluation_set
 
     seed = {"seed": options.seed} if hasattr(options, "seed") else {}
     folders = (options.data / "fonts-heldout", options.data / "corpus-heldout")
@@ -127,7 +127,7 @@ def _run_evalset(options: argparse.Namespace, _: TrainerSettings) -> str:
 
 
 def _run_tokenizer(options: argparse.Namespace, _: TrainerSettings) -> str:
-    from trainer.nano.run import learn_vocabulary
+    from trainer.nano.training.run import learn_vocabulary
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
     learn_vocabulary(options.data / "fonts", options.data / "corpus", options.out)
@@ -135,7 +135,7 @@ def _run_tokenizer(options: argparse.Namespace, _: TrainerSettings) -> str:
 
 
 def _run_export(options: argparse.Namespace, _: TrainerSettings) -> str:
-    from trainer.nano.export import export_checkpoint
+    from trainer.nano.training.export import export_checkpoint
 
     return _counts(export_checkpoint(options.shards, options.tokenizer, options.out))
 

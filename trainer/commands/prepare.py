@@ -19,9 +19,9 @@ from trainer.config import TrainerSettings
 from trainer.data.errors import DataCode, DataError
 
 if TYPE_CHECKING:
-    from trainer.data.preparation.conversion import Converter
-    from trainer.data.preparation.request import PrepareRequest
-    from trainer.data.preparation.run import Progress
+    from trainer.data.prepare.conversion import Converter
+    from trainer.data.prepare.request import PrepareRequest
+    from trainer.data.prepare.run import Progress
     from trainer.data.sources.columns import Columns
     from trainer.data.sources.protocol import PageSource
 
@@ -86,8 +86,8 @@ def run_prepare(options: argparse.Namespace, _: TrainerSettings) -> str:
         What was prepared.
     """
     # pyarrow takes a moment to import, which --help need not pay for.
-    from trainer.data.preparation.run import prepare
-    from trainer.data.sources.opening import SourceOptions, open_source
+    from trainer.data.prepare.run import prepare
+    from trainer.data.sources.resolve import SourceOptions, open_source
 
     spec = options.source or options.dataset_name
     if not spec or (options.source and options.dataset_name):
@@ -122,13 +122,13 @@ def _columns(options: argparse.Namespace, source: PageSource) -> Columns:
 
 
 def _converter(options: argparse.Namespace, columns: Columns, source: PageSource) -> Converter:
-    from trainer.data.preparation.conversion import ReadConverter
+    from trainer.data.prepare.conversion import ReadConverter
     from trainer.data.sources.columns import holds_lists
 
     if not options.convert_to_images:
         return ReadConverter(columns, source.image_root, holds_lists(source, columns))
-    from trainer.data.preparation.drawing import DrawConverter
-    from trainer.data.typesetting.pages import PageStyle
+    from trainer.data.prepare.drawing import DrawConverter
+    from trainer.data.render.pages import PageStyle
 
     width, height = options.page_size
     converter = DrawConverter(
@@ -151,8 +151,8 @@ def _converter(options: argparse.Namespace, columns: Columns, source: PageSource
 
 
 def _request(options: argparse.Namespace, columns: Columns, converter: Converter) -> PrepareRequest:
-    from trainer.data.preparation.request import PrepareRequest
-    from trainer.data.preparation.shards import SetFormat
+    from trainer.data.prepare.request import PrepareRequest
+    from trainer.data.prepare.shards import SetFormat
     from trainer.data.sources.splits import SplitShares
 
     try:
@@ -175,7 +175,7 @@ def _drawing_settings(options: argparse.Namespace) -> dict[str, Any]:
     """What stands in the manifest of how pages were drawn; fonts by name, without this machine's folders."""
     if not options.convert_to_images:
         return {}
-    from trainer.data.typesetting.faces import SUFFIXES
+    from trainer.data.render.faces import SUFFIXES
 
     names = ("font_size", "page_size", "margin", "max_pages", "degraded_share", "seed")
     files = (path for folder in options.fonts for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)

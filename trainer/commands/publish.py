@@ -1,7 +1,7 @@
 """`python -m trainer publish`: a PEFT folder and proof that it is better in, a version on the adapter volume out.
 
-Owns the flags and the order of the questions. What is demanded of an adapter is `trainer.publication`'s, what a volume
-looks like is the contract's.
+Owns the flags and the order of the checks. `trainer.publishing.gate` says what an adapter must prove, the contract what a
+volume looks like.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from trainer.commands.flags import (
 )
 from trainer.commands.push import add_hub_flags, hub_repository, push_version
 from trainer.config import TrainerSettings
-from trainer.data.preparation.manifest import training_part
+from trainer.data.prepare.manifest import training_part
 from trainer.evaluation.card import RECORD_NAME
-from trainer.evaluation.places import AdapterPlace, adapter_place, run_folder
+from trainer.evaluation.paths import AdapterPlace, adapter_place, run_folder
 from trainer.evaluation.results import EvaluationResult, load_result, to_json
 from trainer.evaluation.run import evaluate
-from trainer.publication import (
+from trainer.publishing.gate import (
     MAX_TIER_LOSS,
     MIN_IMPROVEMENT_RATIO,
     Margins,
@@ -187,7 +187,7 @@ def _measure(
     options: argparse.Namespace, place: AdapterPlace, base_model: str, settings: TrainerSettings
 ) -> EvaluationResult:
     # torch and the model take seconds to import, which --help need not pay for.
-    from trainer.readers.loading import load_adapter_readers
+    from trainer.reading.loading import load_adapter_readers
 
     device = options.device or settings.device
     with TemporaryDirectory(prefix="deepsynth-publish-") as scratch:

@@ -1,4 +1,4 @@
-"""`python -m trainer push`: a published version to the Hugging Face Hub. Owns the flags; `trainer.hub` does it."""
+"""`python -m trainer push`: upload a published version to the Hugging Face Hub. The flags of `trainer.publishing.hub`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shared.contract.refusals import AdapterRefusedError, Reason
 from shared.contract.volume import MANIFEST_FILE, AdapterVolume
 from trainer.commands.flags import UsageError
 from trainer.config import TrainerSettings
-from trainer.hub import HubRepository, adapter_card, open_repository, push_folder
+from trainer.publishing.hub import HubRepository, adapter_card, open_repository, push_folder
 
 
 def add_push(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -11,7 +11,7 @@ from trainer.commands.flags import UsageError
 from trainer.config import TrainerSettings
 from trainer.evaluation.card import RECORD_NAME
 from trainer.evaluation.results import load_result
-from trainer.publication import RUN_FILE
+from trainer.publishing.gate import RUN_FILE
 from trainer.report.curves import LOG_NAME, read_curves
 from trainer.report.page import report_page
 from trainer.report.worst import WORST_NAME, load_worst

@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 
 from trainer.config import TrainerSettings
-from trainer.data.vocabulary import FIRST_NAMES, LABELS, LAST_NAMES, STREETS
+from trainer.nano.corpus.words import FIRST_NAMES, LABELS, LAST_NAMES, STREETS
 from trainer.training.errors import TrainingCode, TrainingError
 
 CELL = "|"

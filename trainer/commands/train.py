@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.config import TrainerSettings, process_place
-from trainer.hub import HubRepository, open_repository, push_folder
+from trainer.publishing.hub import HubRepository, open_repository, push_folder
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.options import TrainingOptions, load_file, make_options, option_fields
 from trainer.training.presets import PRESETS, preset_values
@@ -192,10 +192,10 @@ def choose_backend(options: TrainingOptions, device: str) -> Backend:
             TrainingCode.GPU_MISSING, "Unsloth works on CUDA devices alone", "take --backend peft, which works anywhere"
         )
     if options.backend == "peft" or not device.startswith("cuda"):
-        from trainer.backends.plain import adapt
+        from trainer.backends.peft import adapt
 
         return adapt
-    from trainer.backends.choice import unsloth_backend
+    from trainer.backends.select import unsloth_backend
 
     return unsloth_backend(required=wants_unsloth)
 

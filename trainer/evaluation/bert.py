@@ -23,7 +23,7 @@ from transformers import AutoModel, AutoTokenizer
 from shared.contract.text import normalise
 from trainer.evaluation.results import EvaluationResult
 from trainer.evaluation.run import ScoredPage
-from trainer.readers.protocol import ReaderError
+from trainer.reading.protocol import ReaderError
 
 MODEL_KEY = "bert_score_model"
 """Among a record's versions."""

@@ -14,7 +14,7 @@ from trainer.evaluation.provenance import current_date, machine, package_version
 from trainer.evaluation.results import EvaluationResult, ReaderResult, SetRecord, is_adapter, is_base
 from trainer.evaluation.samples import Sample, SampleSet
 from trainer.evaluation.scores import PageScore, Reading, score_page, score_tier
-from trainer.readers.protocol import Reader
+from trainer.reading.protocol import Reader
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """Pages with known texts: where they lie on disk and how they are opened.
 
 Two layouts. A *set* is a folder with `index.jsonl`, one object a line: `image` and `text` (files, relative to the
-folder) and `tier`; optionally `layout`, and anything else that its maker wants to keep. `trainer.data.pages` makes such
-sets. A folder of *scans* has `images/NAME.*` and `truth/NAME.txt`. Other layouts are `trainer.evaluation.sources`'.
-Knows nothing of readers and scores.
+folder) and `tier`; optionally `layout`, and anything else that its maker wants to keep.
+`trainer.nano.pages.evaluation_set` makes such sets. A folder of *scans* has `images/NAME.*` and `truth/NAME.txt`.
+`trainer.evaluation.sources` reads other layouts. Knows nothing of readers and scores.
 """
 
 from __future__ import annotations

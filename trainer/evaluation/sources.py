@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 
 from trainer.data.sources.columns import Columns
-from trainer.data.sources.ledger import Ledger
-from trainer.data.sources.opening import SourceOptions, open_source
+from trainer.data.sources.rejected_rows import Ledger
+from trainer.data.sources.resolve import SourceOptions, open_source
 from trainer.data.sources.samples import PageSample, read_samples
 from trainer.evaluation.samples import Layout, Sample, SampleError, SampleSet, make_set
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-PACKAGE_LIST: Final = Path(__file__).parent.parent / "data" / "packages.txt"
+PACKAGE_LIST: Final = Path(__file__).with_name("packages.txt")
 PURPOSES: Final = frozenset({"fonts", "text", "text-heldout", "words"})
 SKIPPED_PATTERNS: Final = ("*.png", "*.jpg", "*.ogg", "*.svg", "*.pdf", "*.js", "*.gif", "*.wav")
 

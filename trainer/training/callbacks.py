@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trainer.training.agreement import any_of
+from trainer.training.distributed import any_of
 
 Event = Mapping[str, Any]
 ProgressCallback = Callable[[Event], None]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from shared.deepseek_ocr.loss import IGNORED_LABEL
-from trainer.generation import PreparedViews
+from trainer.reading.generation import PreparedViews
 from trainer.training.dataset import TrainingSample
 
 INDICES = "indices"

@@ -89,8 +89,8 @@ def _read(
     whole: bool = False,
 ) -> str:
     from trainer.data.sources.columns import Columns
-    from trainer.data.sources.ledger import Ledger
-    from trainer.data.sources.opening import SourceOptions, open_source
+    from trainer.data.sources.rejected_rows import Ledger
+    from trainer.data.sources.resolve import SourceOptions, open_source
     from trainer.data.sources.samples import read_samples
 
     source = open_source(name, SourceOptions())

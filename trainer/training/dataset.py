@@ -22,7 +22,7 @@ from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan, plan_vi
 from shared.deepseek_ocr.images import prepare_views
 from trainer.data.sources.samples import PageSample
 from trainer.data.sources.splits import SplitShares, image_key, text_key
-from trainer.generation import PreparedViews
+from trainer.reading.generation import PreparedViews
 
 IDS = "I"
 """Type code of answers' tokens: 32 bits, without a sign."""

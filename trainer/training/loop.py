@@ -24,10 +24,10 @@ from transformers import Trainer
 
 from trainer.tracing import span
 from trainer.training.adapter import adapter_shapes, load_adapter, save_adapter
-from trainer.training.agreement import of_first
 from trainer.training.checkpoints import PARTIAL, commit, prune, writing_to
 from trainer.training.collator import INDICES, KEPT, Collator
 from trainer.training.dataset import SampleSet
+from trainer.training.distributed import of_first
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.features import CachedEncoder
 from trainer.training.graphs import GraphedLoss

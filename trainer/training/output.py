@@ -16,9 +16,9 @@ from typing import Any, Final
 from trainer.backends.protocol import AdaptedModel
 from trainer.config import process_place
 from trainer.evaluation.provenance import current_date, machine, package_version, package_versions, source_commit
-from trainer.training.agreement import wait_for_all
 from trainer.training.checkpoints import restore_replaced, writing_to
 from trainer.training.data import RunData
+from trainer.training.distributed import wait_for_all
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.loop import BEST, CHECKPOINTS
 from trainer.training.options import TrainingOptions

@@ -19,16 +19,16 @@ import torch
 from trainer.backends.protocol import Backend
 from trainer.tracing import span
 from trainer.training.adapter import adapter_shapes
-from trainer.training.agreement import of_first
-from trainer.training.assembly import Assembly, adapter_request, assemble, sample_reader
 from trainer.training.callbacks import ProgressCallback, StopCallback, StopRequest
 from trainer.training.checkpoints import find_fault, newest_sound, verify_adapter
 from trainer.training.data import RunData, load_data
 from trainer.training.dataset import ImageStore, SampleReader
+from trainer.training.distributed import of_first
 from trainer.training.errors import TrainingCode, TrainingError, TrainingStopped
 from trainer.training.loop import BEST, CHECKPOINTS
 from trainer.training.options import TrainingOptions
 from trainer.training.output import CACHE, LOG_FILE, make_record, rank, run_folder, settle_record
+from trainer.training.setup import Assembly, adapter_request, assemble, sample_reader
 
 
 @dataclass(frozen=True, slots=True)

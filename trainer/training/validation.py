@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.evaluation.scores import Reading, score_page, score_tier
-from trainer.generation import Generated, generate_from_features
+from trainer.reading.generation import Generated, generate_from_features
 from trainer.training.collator import Collator
 from trainer.training.dataset import SampleSet
 from trainer.training.features import CachedEncoder

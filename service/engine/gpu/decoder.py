@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from service.engine.gpu.adapted import AdaptedRows
+from service.engine.gpu.lora_layers import AdaptedRows
 from service.engine.gpu.packing import PackedLayer, Packing
 from service.engine.gpu.paged_cache import PagedCache
 from service.engine.gpu.prompts import PromptBatch
 from service.engine.gpu.state import AnswerState
-from service.engine.lora import AdapterBank
+from service.engine.lora.bank import AdapterBank
 from shared.deepseek_ocr.decoder import DecoderLayer, rotary_tables
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from service.engine.gpu.adapted import OwnMlp
-from service.engine.int8_rows import Weight, one_after_another, one_below_another, split_inputs, to_int8
+from service.engine.gpu.lora_layers import OwnMlp
+from service.engine.kernels.int8_rows import Weight, one_after_another, one_below_another, split_inputs, to_int8
 from shared.deepseek_ocr.decoder import DecoderLayer
 from shared.deepseek_ocr.moe import Gate, MixtureOfExperts, Mlp
 

@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.engine.adapters import NO_ADAPTER
-from service.engine.gpu.adapted import Need
 from service.engine.gpu.decoder import GpuDecoder
 from service.engine.gpu.graphs import PromptGraphs
+from service.engine.gpu.lora_layers import Need
 from service.engine.gpu.paged_cache import PagedCache, to_device
 from service.engine.gpu.prompts import PromptBatch, lay_out
-from service.engine.lora import AdapterBank
+from service.engine.lora.bank import AdapterBank
+from service.engine.lora.registry import NO_ADAPTER
 from service.engine.runner import NewRow
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 

@@ -20,20 +20,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.engine.adapters import AdapterError
-from service.engine.gpu.adapted import Need
 from service.engine.gpu.decoder import GpuDecoder
 from service.engine.gpu.graphs import StepGraphs
+from service.engine.gpu.lora_layers import Need
 from service.engine.gpu.paged_cache import PagedCache, to_device
 from service.engine.gpu.prefill import PromptReader
-from service.engine.gpu.preparation import Preparation
 from service.engine.gpu.reports import Reports
 from service.engine.gpu.state import AnswerState, Code
-from service.engine.gpu.vision import GpuVision
-from service.engine.lora import AdapterBank, PackedAdapter
-from service.engine.lora_files import AdapterFiles
+from service.engine.lora.bank import AdapterBank, PackedAdapter
+from service.engine.lora.files import AdapterFiles
+from service.engine.lora.registry import AdapterError
 from service.engine.repetition import LoopRule
 from service.engine.runner import DeviceFullError, NewRow, Report, View
+from service.engine.vision.preparation import Preparation
+from service.engine.vision.runner import GpuVision
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
@@ -261,7 +261,7 @@ class GpuRunner:
 
     def _compile(self) -> None:
         """Compile kernels, several at once, so that what warms up finds them compiled."""
-        from service.engine.kernels.launch import compiling_ahead  # Triton is not everywhere
+        from service.engine.kernels.triton.launch import compiling_ahead  # Triton is not everywhere
 
         with compiling_ahead(min(MAX_COMPILING_THREADS, os.cpu_count() or 1)):
             self._vision.rehearse(self._view_sizes_px)

@@ -16,8 +16,8 @@ SOURCES = sorted((ROOT / "service").rglob("*.py"))
 @pytest.mark.parametrize("heavy", ["torch", "transformers"])
 def test_http_side_never_loads_the_device_side(heavy: str) -> None:
     program = (
-        "import sys, service.admission.gate, service.admission.monitor, service.intake.pool, service.intake.child, "
-        "service.reading.reader, service.routes.ocr, service.routes.stream, service.app, shared.contract.prompts, "
+        "import sys, service.admission.gate, service.monitor, service.intake.pool, service.intake.child, "
+        "service.ocr.reader, service.routes.ocr, service.routes.stream, service.app, shared.contract.prompts, "
         f"shared.contract.text; sys.exit({heavy!r} in sys.modules)"
     )
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True, text=True)
@@ -36,6 +36,6 @@ def test_middleware_is_pure_asgi(path: Path) -> None:
             assert "BaseHTTPMiddleware" not in {alias.name for alias in node.names}
 
 
-@pytest.mark.parametrize("package", ["", "admission", "intake", "reading", "routes", "telemetry", "engine"])
+@pytest.mark.parametrize("package", ["", "admission", "intake", "ocr", "routes", "telemetry", "engine"])
 def test_package_files_are_empty(package: str) -> None:
     assert (ROOT / "service" / package / "__init__.py").read_text() == ""

@@ -9,8 +9,8 @@ from PIL import ImageFont
 from shared.deepseek_ocr.checkpoint import save_checkpoint
 from tests.support.evaluation import write_set
 from tests.support.tiny_model import tiny_model, tiny_tokenizer
-from trainer.data.corpus import Corpus
-from trainer.data.fonts import FontFace, FontLibrary, write_index
+from trainer.nano.corpus.corpus import Corpus
+from trainer.nano.fonts.library import FontFace, FontLibrary, write_index
 
 ENGLISH = (
     "The quick brown fox jumps over the lazy dog while seven wizards quietly mix black potions in the old kitchen.",

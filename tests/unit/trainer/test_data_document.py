@@ -13,7 +13,7 @@ import pytest
 from tests.support.page_sources import LONG, drawn, write_pages
 from trainer.__main__ import main
 from trainer.data.errors import DataCode, RowCode
-from trainer.data.preparation.manifest import verify_set
+from trainer.data.prepare.manifest import verify_set
 
 ROOT = Path(__file__).resolve().parents[3]
 TEXT = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("## Data\n")[2].partition("\n## ")[0]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.training import write_checkpoint, write_words
 from trainer.__main__ import main
-from trainer.benchmark.measure import Case, measure
+from trainer.benchmark import Case, measure
 from trainer.commands import benchmark
 
 
@@ -27,7 +27,7 @@ def case(place, **changes) -> Case:
 
 
 def test_ways_train_the_same_and_only_one_encodes_again_and_again(place, tmp_path, monkeypatch):
-    from trainer.training import assembly
+    from trainer.training import setup as assembly
 
     encoded = []
     encode = assembly.encode_samples
@@ -47,7 +47,7 @@ def test_ways_train_the_same_and_only_one_encodes_again_and_again(place, tmp_pat
 
 
 def test_texts_are_as_long_as_asked_for(place, tmp_path):
-    from trainer.benchmark.measure import drawn_pages
+    from trainer.benchmark import drawn_pages
 
     class Reader:
         def __init__(self):

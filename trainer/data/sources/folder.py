@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
 from trainer.data.sources.protocol import IMAGE_COLUMN, SPLIT_COLUMN, TEXT_COLUMN, BrokenRow, Row
+from trainer.data.sources.shards import Unit, UnitSource, files_fingerprint
 from trainer.data.sources.splits import split_named
-from trainer.data.sources.units import Unit, UnitSource, files_fingerprint
 
 IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 TEXT_SUFFIXES: Final = (".gt.txt", ".txt", ".json")

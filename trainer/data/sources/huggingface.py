@@ -16,8 +16,8 @@ from datasets.utils.file_utils import xopen
 
 from trainer.data.errors import DataCode, DataError, RowCode
 from trainer.data.sources.protocol import SPLIT_COLUMN, BrokenRow, Row
+from trainer.data.sources.shards import Unit, UnitSource
 from trainer.data.sources.splits import of_split, split_named
-from trainer.data.sources.units import Unit, UnitSource
 
 UNIT_ROWS: Final = 64
 _FAULTS: Final = (OSError, ValueError, KeyError, pa.ArrowException)

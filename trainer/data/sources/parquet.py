@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from trainer.data.errors import DataCode, DataError, RowCode
 from trainer.data.sources.protocol import SPLIT_COLUMN, BrokenRow, Row
+from trainer.data.sources.shards import Unit, UnitSource, files_fingerprint
 from trainer.data.sources.splits import split_named
-from trainer.data.sources.units import Unit, UnitSource, files_fingerprint
 
 BATCH_ROWS: Final = 16
 _SPLIT_FILE: Final = re.compile(r"([a-z]+)(?:[-_.]\d.*)?\.parquet", re.IGNORECASE)

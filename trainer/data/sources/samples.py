@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from trainer.data.errors import RowError
 from trainer.data.sources.columns import Columns, images_of, split_of, text_of
 from trainer.data.sources.images import PageImage
-from trainer.data.sources.ledger import Ledger
 from trainer.data.sources.protocol import WHOLE, BrokenRow, PageSource, Part, Row
+from trainer.data.sources.rejected_rows import Ledger
 
 
 @dataclass(frozen=True, slots=True)

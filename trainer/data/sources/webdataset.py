@@ -24,8 +24,8 @@ from typing import IO, Any, Final
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
 from trainer.data.sources.folder import IMAGE_SUFFIXES, parse_object
 from trainer.data.sources.protocol import IMAGE_COLUMN, IMAGES_COLUMN, SPLIT_COLUMN, TEXT_COLUMN, BrokenRow, Row
+from trainer.data.sources.shards import Unit, UnitSource, files_fingerprint
 from trainer.data.sources.splits import of_split, split_named
-from trainer.data.sources.units import Unit, UnitSource, files_fingerprint
 
 TEXT_MEMBERS: Final = ("txt", "text", "gt.txt")
 HTTP_TIMEOUT_S: Final = 60.0

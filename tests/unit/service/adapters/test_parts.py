@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from service.adapters.background import in_thread
-from service.adapters.base import base_revisions
-from service.adapters.choosing import Occupant, candidates, choose_victim
-from service.adapters.guard import Outcome, RollbackRule, judge
+from service.adapters.base_revision import base_revisions
+from service.adapters.policy import Occupant, candidates, choose_victim
+from service.adapters.rollback import Outcome, RollbackRule, judge
 from service.adapters.storage import Decisions, Storage
+from service.adapters.threads import in_thread
 from service.adapters.versions import REFUSAL_REASONS, ServiceReason
 from service.adapters.watcher import pause_after_s
 from service.errors import ConfigurationError

@@ -1,15 +1,15 @@
 """The GPU's runner on a CPU, with plain kernels: everything but the kernels is what runs on a card."""
 
+from service.engine.config import EngineLimits, WeightForm
 from service.engine.engine import TorchEngine
 from service.engine.gpu.decoder import GpuDecoder
 from service.engine.gpu.paged_cache import PagedCache
 from service.engine.gpu.runner import GpuRunner
 from service.engine.gpu.state import AnswerState
-from service.engine.gpu.vision import GpuVision
-from service.engine.kernels import reference
-from service.engine.loader import EngineLimits, WeightForm
-from service.engine.lora import make_bank
+from service.engine.kernels.reference import decoder as reference
+from service.engine.lora.bank import make_bank
 from service.engine.protocol import EngineInfo
+from service.engine.vision.runner import GpuVision
 from tests.unit.service.engine.tiny import GEOMETRY, tiny_model, tiny_tokenizer
 
 

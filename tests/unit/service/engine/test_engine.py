@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.engine.packed_decoder import PackedDecoder
+from service.engine.cpu.packed_decoder import PackedDecoder
 from service.engine.protocol import FinishReason, SequenceDelta, SequenceFailure, SequenceResult
 from service.engine.repetition import LoopRule
 from service.errors import EngineError

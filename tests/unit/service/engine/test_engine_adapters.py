@@ -6,11 +6,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.engine.adapters import AdapterError
+from service.engine.config import EngineLimits
 from service.engine.engine import TorchEngine
+from service.engine.factory import make_engine
 from service.engine.gpu.decoder import GpuDecoder
-from service.engine.kernels import reference
-from service.engine.loader import EngineLimits, make_engine
+from service.engine.kernels.reference import decoder as reference
+from service.engine.lora.registry import AdapterError
 from service.engine.protocol import SequenceFailure, SequenceRequest
 from service.engine.repetition import LoopRule
 from shared.contract.prompts import Task, prompt_for

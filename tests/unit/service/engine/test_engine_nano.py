@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from service.engine.config import EngineLimits, WeightForm
 from service.engine.engine import TorchEngine
-from service.engine.loader import EngineLimits, WeightForm, make_engine
+from service.engine.factory import make_engine
 from service.engine.protocol import SequenceRequest, SequenceResult
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews

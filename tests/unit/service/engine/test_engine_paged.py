@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from service.engine.gpu import reports
 from service.engine.gpu.decoder import GpuDecoder
-from service.engine.gpu.preparation import Staging
 from service.engine.protocol import SequenceDelta, SequenceFailure, SequenceResult
 from service.engine.repetition import LoopRule
 from service.engine.runner import DeviceStuckError
+from service.engine.vision.preparation import Staging
 from tests.unit.service.engine.gpu_tiny import paged_engine
 from tests.unit.service.engine.test_engine import ALONE, MODEL, looping_model, outcomes, request_of
 from tests.unit.service.engine.tiny import drain, tiny_engine, tiny_model, tiny_page, tiny_request
@@ -219,7 +219,7 @@ def test_the_decoder_can_take_the_models_layers_over():
     model = tiny_model()
     held = sum(parameter.numel() for parameter in model.model.layers.parameters())
     assert held
-    from service.engine.kernels import reference
+    from service.engine.kernels.reference import decoder as reference
 
     GpuDecoder(model, reference, max_positions=16, takes_over=True)
     assert not list(model.model.layers.parameters())

@@ -8,9 +8,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from service.engine.cpu.model_runner import ModelRunner, Prompt
 from service.engine.gpu.state import AnswerState
-from service.engine.kernels import choice
-from service.engine.model_runner import ModelRunner, Prompt
+from service.engine.kernels.reference import sampler as choice
 from service.engine.protocol import MAX_SEED, FinishReason, SequenceFailure
 from service.engine.repetition import LoopRule, RepetitionGuard
 from service.engine.sampling import Draw, draw_scores

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from service.engine.config import EngineLimits
 from service.engine.engine import TorchEngine
 from service.engine.gpu.state import Code
-from service.engine.loader import EngineLimits
 from service.engine.protocol import (
     EngineInfo,
     FinishReason,

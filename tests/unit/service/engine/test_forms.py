@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from service.engine.frames import Submit, decode_command, encode_command
-from service.engine.gpu import preparation
-from service.engine.gpu.preparation import Preparation, Staging
 from service.engine.gpu.runner import GpuRunner
+from service.engine.process.codec import Submit, decode_command, encode_command
 from service.engine.protocol import SequenceFailure, SequenceRequest, SequenceResult
+from service.engine.vision import preparation
+from service.engine.vision.preparation import Preparation, Staging
 from shared.deepseek_ocr.forms import MAX_IMAGE_PIXELS, PageImage, PageViews, may_be_image
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, plan_views
 from shared.deepseek_ocr.images import prepare_views

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from service.engine.config import EngineLimits
+from service.engine.cpu.model_runner import ModelRunner
+from service.engine.cpu.runner import PlainRunner
 from service.engine.engine import TorchEngine
-from service.engine.loader import EngineLimits
-from service.engine.lora import make_bank
-from service.engine.model_runner import ModelRunner
-from service.engine.plain_runner import PlainRunner
+from service.engine.lora.bank import make_bank
 from service.engine.protocol import EngineInfo, SequenceEvent, SequenceRequest
 from shared.deepseek_ocr.configuration import ClipConfig, DeepseekOcrConfig, SamConfig, TextConfig, geometry_to_json
 from shared.deepseek_ocr.forms import PageViews

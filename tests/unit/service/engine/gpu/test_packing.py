@@ -5,13 +5,14 @@ from dataclasses import fields
 import pytest
 import torch
 
+from service.engine.config import EngineLimits, EngineSource, WeightForm
+from service.engine.factory import load_engine
 from service.engine.gpu.decoder import GpuDecoder
-from service.engine.gpu.making import choose_weights
+from service.engine.gpu.factory import choose_weights
 from service.engine.gpu.memory import GIB
 from service.engine.gpu.packing import Packing
-from service.engine.int8_rows import Int8Rows, in_full
-from service.engine.kernels import reference
-from service.engine.loader import EngineLimits, EngineSource, WeightForm, load_engine
+from service.engine.kernels.int8_rows import Int8Rows, in_full
+from service.engine.kernels.reference import decoder as reference
 from service.errors import EngineError
 from shared.deepseek_ocr.checkpoint import load_model, save_checkpoint
 from shared.deepseek_ocr.configuration import DeepseekOcrConfig

@@ -1,0 +1,310 @@
+"""Which version each name stands for: what lies on the volume, what was decided, and what has passed, brought together.
+
+Owns the families and the only place where a name moves from one version to another. Decides; has `Preparation` do what
+takes time. Knows nothing of requests. Runs on the event loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from service.adapters.cache import Residency
+from service.adapters.loader import Preparation
+from service.adapters.metrics import AdapterObserver
+from service.adapters.policy import candidates
+from service.adapters.rollback import Outcome, RollbackRule
+from service.adapters.storage import Decisions, Storage
+from service.adapters.versions import AdapterVersion, Refusal, VersionState
+from service.errors import ModelNotFoundError, ModelRefusedError
+from shared.contract.identity import AdapterRef, parse_reference
+from shared.contract.refusals import Reason, VolumeError
+from shared.contract.volume import AdapterListing
+
+MAX_FORMER = 8
+"""Versions in use before that are remembered under a name."""
+MAX_KEPT_RECORDS = 32
+"""Versions under a name of which more is remembered than that they exist; more only while they are in use."""
+MAX_SHOWN_NAMES = 50
+"""Names that an error shows."""
+
+
+@dataclass(slots=True)
+class Family:
+    """All versions under one name."""
+
+    listing: AdapterListing
+    """As last seen; it stays when the volume goes away."""
+    versions: dict[int, AdapterVersion] = field(default_factory=dict)
+    """Those that this service has dealt with."""
+    active: int | None = None
+    """What the name stands for."""
+    former: list[int] = field(default_factory=list)
+    """What it stood for here before, newest first."""
+    is_settled: bool = False
+    """Whether another look at the same listing would change nothing."""
+
+    @property
+    def name(self) -> str:
+        """The adapter's name."""
+        return self.listing.name
+
+
+class Directory:
+    """The families.
+
+    Invariant: what a name stands for has passed and is not refused.
+
+    Args:
+        decisions: Pins and refusals; changed here, kept by `storage`.
+        storage: Keeps decisions, copies and the record of changes.
+        residency: The engine's slots.
+        rule: How many outcomes of pages a version keeps.
+        observer: Told what names stand for.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        decisions: Decisions,
+        storage: Storage,
+        residency: Residency,
+        rule: RollbackRule,
+        observer: AdapterObserver,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.decisions = decisions
+        self._storage = storage
+        self._residency = residency
+        self._rule = rule
+        self._observer = observer
+        self._clock = clock
+        self._preparation: Preparation | None = None
+        self._families: dict[str, Family] = {}
+
+    def connect(self, preparation: Preparation) -> None:
+        """Name who prepares versions."""
+        self._preparation = preparation
+
+    @property
+    def families(self) -> Mapping[str, Family]:
+        """By name."""
+        return self._families
+
+    @property
+    def known_names(self) -> list[str]:
+        """Names that requests may use, for an error to show."""
+        return sorted(name for name, family in self._families.items() if family.active is not None)[:MAX_SHOWN_NAMES]
+
+    def observe(self, listings: Mapping[str, AdapterListing]) -> None:
+        """Take what lies on the volume now; a name that is not there any more stays as it was."""
+        for name, listing in listings.items():
+            family = self._families.setdefault(name, Family(listing))
+            family.is_settled &= family.listing == listing
+            family.listing = listing
+            for number in listing.withdrawn:
+                version = family.versions.get(number)
+                if version is not None and version.refusal is None:
+                    self.refuse(family, version, Refusal(Reason.WITHDRAWN), who="volume")
+        for family in self._families.values():
+            # A volume may hold thousands of names, and the event loop has other things to do.
+            if not family.is_settled:
+                self.update(family)
+
+    def update(self, family: Family) -> None:
+        """Bring a name to the version that it should stand for, as far as that is prepared."""
+        active = family.versions.get(family.active) if family.active is not None else None
+        if active is not None and active.refusal is not None:
+            self._leave(family, active)
+        target = self.wanted(family)
+        # A pointer that cannot be understood is no reason to change anything.
+        if target is not None and not (family.listing.fault and family.active is not None and not self._pin(family)):
+            self._approach(family, target)
+        is_tidy = self._tidy(family, target)
+        family.is_settled = is_tidy and target is not None and family.active == target.reference.version
+
+    def wanted(self, family: Family) -> AdapterVersion | None:
+        """The version that a name should stand for."""
+        return next(self._servable(family, self._pin(family)), None)
+
+    def fallback(self, family: Family) -> AdapterVersion | None:
+        """What a name would stand for if its version in use were taken out of service."""
+        others = (each for each in self._servable(family, None) if each.reference.version != family.active)
+        return next(others, None)
+
+    def _approach(self, family: Family, target: AdapterVersion) -> None:
+        """Go over to a version, or have it prepared; a name that stands for nothing takes the next best meanwhile."""
+        if target.is_ready:
+            self._switch(family, target)
+            return
+        if self._clock() >= target.retry_at_s:
+            assert self._preparation is not None
+            self._preparation.request(target)
+        if family.active is None:
+            ready = next((each for each in self._servable(family, self._pin(family)) if each.is_ready), None)
+            if ready is not None:
+                self._switch(family, ready)
+
+    def _servable(self, family: Family, pin: int | None) -> Iterator[AdapterVersion]:
+        """Versions that a name may stand for, best first."""
+        kept = {number for number, version in family.versions.items() if version.copy is not None}
+        for number in candidates(family.listing, pin=pin, former=family.former, kept=kept):
+            version = self.version(family, number)
+            if version.refusal is None:
+                yield version
+
+    def version(self, family: Family, number: int) -> AdapterVersion:
+        """The record of a version, made where there is none yet."""
+        version = family.versions.get(number)
+        if version is None:
+            reference = AdapterRef(family.name, number)
+            outcomes: deque[Outcome] = deque(maxlen=max(self._rule.pages, 1))
+            version = AdapterVersion(reference, seen_at_s=self._clock(), outcomes=outcomes)
+            decided = self.decisions.refusals.get(str(reference))
+            if decided is not None:
+                version.refusal = Refusal(decided["reason"], decided.get("why", ""))
+            elif number in family.listing.withdrawn:
+                version.refusal = Refusal(Reason.WITHDRAWN)
+            family.versions[number] = version
+        return version
+
+    def find(self, model_id: str) -> tuple[Family, AdapterVersion]:
+        """The version that a request means.
+
+        Args:
+            model_id: `name` or `name@version`, as a client wrote it.
+
+        Returns:
+            The version, which may have to be prepared first.
+
+        Raises:
+            ModelNotFoundError: There is none; the error shows the names that there are.
+            ModelRefusedError: There is, and it is not served.
+        """
+        try:
+            name, number = parse_reference(model_id)
+        except VolumeError:
+            raise self._unknown() from None
+        family = self._families.get(name)
+        if family is None:
+            raise self._unknown()
+        if number is None:
+            return family, self._by_name(family)
+        known = {*family.versions, *family.listing.versions, *family.listing.withdrawn}
+        if number not in known:
+            raise self._unknown()
+        version = self.version(family, number)
+        if version.refusal is not None:
+            raise refused(version)
+        return family, version
+
+    def refuse(
+        self, family: Family, version: AdapterVersion, refusal: Refusal, *, who: str, keeps: bool = False
+    ) -> None:
+        """Take a version out of service; what it reads now it reads to the end.
+
+        Args:
+            family: Its family.
+            version: The version.
+            refusal: Why.
+            who: Whose decision it is.
+            keeps: Whether the decision outlives the process.
+        """
+        version.refusal = refusal
+        if keeps:
+            facts = {"reason": refusal.reason, "why": refusal.detail, "who": who}
+            self.decisions.refusals[version.model_id] = facts
+            if self._pin(family) == version.reference.version:
+                del self.decisions.pins[family.name]
+            self._storage.save(self.decisions)
+        self._observer.refused(refusal.reason)
+        self._storage.record(
+            "refused", who=who, why=refusal.detail, reason=refusal.reason,
+            name=family.name, version=version.reference.version,
+        )  # fmt: skip
+        self.update(family)
+
+    def state(self, family: Family, version: AdapterVersion) -> VersionState:
+        """Where a version stands."""
+        if version.refusal is not None:
+            return VersionState.REFUSED
+        if self._residency.is_resident(version.model_id):
+            if self._residency.is_draining(version.model_id):
+                return VersionState.DRAINING
+            is_active = family.active == version.reference.version
+            return VersionState.ACTIVE if is_active else VersionState.LOADED
+        if version.has_passed:
+            return VersionState.UNLOADED
+        return VersionState.SEEN if version.copy is None else VersionState.VERIFIED
+
+    def _pin(self, family: Family) -> int | None:
+        return self.decisions.pins.get(family.name)
+
+    def _by_name(self, family: Family) -> AdapterVersion:
+        if family.active is not None:
+            return family.versions[family.active]
+        wanted = self.wanted(family)
+        if wanted is not None:
+            return wanted
+        kept = set(family.versions)
+        named = candidates(family.listing, pin=self._pin(family), former=family.former, kept=kept)
+        if not named:
+            raise self._unknown()
+        raise refused(self.version(family, named[0]))
+
+    def _switch(self, family: Family, version: AdapterVersion) -> None:
+        number = version.reference.version
+        if family.active == number:
+            return
+        before = family.versions.get(family.active) if family.active is not None else None
+        if before is not None:
+            self._leave(family, before)
+        family.active = number
+        family.former = [each for each in family.former if each != number]
+        self._storage.record(
+            "activated", who="service", why="pinned" if self._pin(family) == number else "in use on the volume",
+            name=family.name, version=number, before=before.reference.version if before else None,
+        )  # fmt: skip
+
+    def _leave(self, family: Family, version: AdapterVersion) -> None:
+        """A name no longer stands for a version; whoever reads with it goes on."""
+        number = version.reference.version
+        family.active = None
+        family.former = [number, *(each for each in family.former if each != number)][:MAX_FORMER]
+        self._residency.retire(version.model_id)
+
+    def _tidy(self, family: Family, wanted: AdapterVersion | None) -> bool:
+        """Drop copies and records that nobody will ask for soon; whether none is left that is merely in use still."""
+        fallback = next((each for each in family.former if family.versions[each].refusal is None), None)
+        needed = {family.active, fallback, wanted.reference.version if wanted else None}
+        idle = [
+            number for number in sorted(family.versions) if number not in needed and not self._is_busy(family, number)
+        ]
+        for number in idle:
+            version = family.versions[number]
+            if version.copy is not None:
+                self._storage.drop_copy(version.copy.folder)
+                version.copy = None
+        for number in idle[: max(len(family.versions) - MAX_KEPT_RECORDS, 0)]:
+            if number not in family.former:
+                del family.versions[number]
+        return not any(version.copy for number, version in family.versions.items() if number not in needed)
+
+    def _is_busy(self, family: Family, number: int) -> bool:
+        version = family.versions[number]
+        assert self._preparation is not None
+        return self._residency.is_wanted(version.model_id) or self._preparation.is_busy_with(version)
+
+    def _unknown(self) -> ModelNotFoundError:
+        return ModelNotFoundError(public={"known": self.known_names})
+
+
+def refused(version: AdapterVersion) -> ModelRefusedError:
+    """The error of a request for a version that is refused."""
+    assert version.refusal is not None
+    return ModelRefusedError(
+        version.refusal.detail, public={"model_id": version.model_id, "reason": version.refusal.reason}
+    )

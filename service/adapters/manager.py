@@ -1,0 +1,334 @@
+"""Adapters as the rest of the service sees them: who may be asked for, a lease while a document is read, and control.
+
+Puts the parts together and owns leases and operators' orders. Runs on the event loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from service.adapters.cache import Hold, Residency
+from service.adapters.catalog import Directory, Family, refused
+from service.adapters.loader import Preparation
+from service.adapters.metrics import AdapterObserver
+from service.adapters.rollback import Outcome, RollbackRule, judge
+from service.adapters.storage import Storage
+from service.adapters.versions import LIFTABLE, AdapterVersion, Refusal, ServiceReason
+from service.adapters.watcher import Watcher
+from service.engine.lora.registry import AdapterError
+from service.engine.protocol import EngineHandle, FinishReason
+from service.errors import (
+    AdapterConflictError,
+    AdapterNotReadyError,
+    EngineError,
+    EngineLostError,
+    ModelNotFoundError,
+)
+from shared.contract.lora_content import ContentLimits
+from shared.contract.verification import ServingPolicy
+from shared.contract.volume import AdapterVolume
+
+AUTOMATIC = "automatic rollback"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterOptions:
+    """How adapters are served."""
+
+    volume: Path
+    state: Path | None = None
+    poll_s: float = 1.0
+    wait_s: float = 30.0
+    """Longest that a request waits for its adapter."""
+    rule: RollbackRule = field(default_factory=RollbackRule)
+
+
+class AdapterLease:
+    """An adapter that stays what and where it is while one document is read."""
+
+    def __init__(self, serving: AdapterServing, family: Family, version: AdapterVersion) -> None:
+        self._serving = serving
+        self._family = family
+        self._version = version
+
+    @property
+    def model_id(self) -> str:
+        """`name@version`."""
+        return self._version.model_id
+
+    def finished(self, reasons: Iterable[FinishReason]) -> None:
+        """Note how the document's pages ended."""
+        outcomes = (Outcome.LOOP if reason is FinishReason.REPETITION else Outcome.FINE for reason in reasons)
+        self._serving._note(self._family, self._version, outcomes)
+
+    def failed(self) -> None:
+        """Note that the engine failed on a page."""
+        self._serving._note(self._family, self._version, [Outcome.FAILURE])
+
+
+class AdapterServing:
+    """The adapters of one service.
+
+    Args:
+        engine: Serves them.
+        options: How.
+        observer: Counts and traces.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        engine: EngineHandle,
+        options: AdapterOptions,
+        observer: AdapterObserver,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._options = options
+        self._observer = observer
+        self._clock = clock
+        self._storage = Storage(options.state)
+        self._volume = AdapterVolume(options.volume)
+        self._residency = Residency(engine, wait_s=options.wait_s)
+        self._stack = contextlib.AsyncExitStack()
+        self._directory: Directory | None = None
+        self._preparation: Preparation | None = None
+        self._watcher: Watcher | None = None
+
+    async def start(self, base_revisions: frozenset[str] | None) -> None:
+        """Take a first look at the volume and go on watching it; the engine is ready by now.
+
+        Args:
+            base_revisions: Every name of the base model's revision; None where any will do. A `ConfigurationError`
+                says that the state's folder cannot be used.
+        """
+        self._stack.callback(self._storage.close)
+        decisions = self._storage.open()
+        info = self._engine.info
+        self._directory = Directory(
+            decisions=decisions,
+            storage=self._storage,
+            residency=self._residency,
+            rule=self._options.rule,
+            observer=self._observer,
+            clock=self._clock,
+        )
+        self._preparation = Preparation(
+            volume=self._volume,
+            storage=self._storage,
+            policy=ServingPolicy(
+                base_model=info.model_id,
+                base_revisions=base_revisions,
+                limits=ContentLimits(max_rank=info.adapter_max_rank),
+            ),
+            residency=self._residency,
+            engine=self._engine,
+            observer=self._observer,
+            on_settled=self._settled,
+            clock=self._clock,
+        )
+        self._directory.connect(self._preparation)
+        self._watcher = Watcher(
+            volume=self._volume,
+            period_s=self._options.poll_s,
+            on_found=self._directory.observe,
+            on_looked=self._show,
+            observer=self._observer,
+        )
+        self._residency.start()
+        self._stack.push_async_callback(self._residency.stop)
+        self._preparation.start()
+        self._stack.push_async_callback(self._preparation.stop)
+        self._stack.push_async_callback(self._watcher.stop)
+        await self._watcher.start()
+
+    async def stop(self) -> None:
+        """End everything, in reverse."""
+        await self._stack.aclose()
+
+    @property
+    def directory(self) -> Directory:
+        """What names stand for; for reading."""
+        assert self._directory is not None, "adapters are asked for before the service has started"
+        return self._directory
+
+    @property
+    def volume_fault(self) -> str | None:
+        """What was wrong with the volume at the last look."""
+        return self._watcher.fault if self._watcher else None
+
+    @property
+    def residency(self) -> Residency:
+        """Who sits in the slots; for reading."""
+        return self._residency
+
+    def check(self, model_id: str) -> None:
+        """Whether a request may name this adapter; `ModelNotFoundError` or `ModelRefusedError` say why not."""
+        self.directory.find(model_id)
+
+    @contextlib.asynccontextmanager
+    async def lease(self, model_id: str) -> AsyncIterator[AdapterLease]:
+        """Have an adapter ready, on the version that the name stands for now, until the document is read.
+
+        Args:
+            model_id: `name` or `name@version`.
+
+        Yields:
+            The lease.
+
+        Raises:
+            EngineError: From within the block; noted as a failure of the adapter's.
+        """
+        family, version, hold = await self._hold(model_id)
+        lease = AdapterLease(self, family, version)
+        try:
+            yield lease
+        except EngineError:
+            lease.failed()
+            raise
+        finally:
+            hold.release()
+
+    async def pin(self, name: str, version: int | None, *, who: str, why: str) -> None:
+        """Let a name stand for one version, whatever the volume says; or, without one, follow the volume again.
+
+        Args:
+            name: The adapter.
+            version: The version; None to follow the volume.
+            who: Whose decision it is.
+            why: The reason given.
+
+        Raises:
+            ModelRefusedError: The version failed its checks; nothing has changed.
+        """
+        decisions = self.directory.decisions
+        if version is None:
+            family = self._family(name)
+            decisions.pins.pop(name, None)
+        else:
+            family, wanted = self._decided(name, version)
+            if wanted.refusal is not None and wanted.refusal.reason not in LIFTABLE:
+                raise refused(wanted)
+            if wanted.refusal is not None:
+                wanted.refusal, wanted.num_losses = None, 0
+                wanted.outcomes.clear()
+                decisions.refusals.pop(wanted.model_id, None)
+            await self._ready(wanted)
+            if wanted.refusal is not None:
+                raise refused(wanted)
+            decisions.pins[name] = version
+        self._storage.save(decisions)
+        what = "unpinned" if version is None else "pinned"
+        self._storage.record(what, who=who, why=why, name=name, version=version)
+        self.directory.update(family)
+
+    async def refuse(self, name: str, version: int, *, who: str, why: str) -> None:
+        """Take a version out of service; where a name stands for it, the last good one takes its place.
+
+        Args:
+            name: The adapter.
+            version: The version.
+            who: Whose decision it is.
+            why: The reason given.
+        """
+        family, wanted = self._decided(name, version)
+        self.directory.refuse(family, wanted, Refusal(ServiceReason.OPERATOR, why), who=who, keeps=True)
+
+    async def roll_back(self, name: str, *, who: str, why: str) -> None:
+        """Take the version in use out of service and return to the last good one.
+
+        Args:
+            name: The adapter.
+            who: Whose decision it is.
+            why: The reason given.
+
+        Raises:
+            AdapterConflictError: Nothing is in use, or nothing was before.
+        """
+        family = self._family(name)
+        if family.active is None:
+            raise AdapterConflictError(public={"reason": "nothing is in use under this name"})
+        version = family.versions[family.active]
+        if self.directory.fallback(family) is None:
+            raise AdapterConflictError(public={"reason": f"there is nothing to go back to from {version.model_id}"})
+        self.directory.refuse(family, version, Refusal(ServiceReason.OPERATOR, why), who=who, keeps=True)
+        self._observer.rolled_back("operator")
+        wanted = self.directory.wanted(family)
+        if wanted is not None:
+            await self._ready(wanted)
+        self.directory.update(family)
+
+    async def _hold(self, model_id: str) -> tuple[Family, AdapterVersion, Hold]:
+        """Resolve a name and have its version in a slot; a name is resolved anew when its version was refused."""
+        ends_s = self._clock() + self._options.wait_s
+        while True:
+            family, version = self.directory.find(model_id)
+            if version.has_passed and version.copy is not None:
+                try:
+                    return family, version, await self._residency.hold(version.model_id, version.copy.folder)
+                except AdapterError as error:
+                    _log.error("%s could not be loaded: %s", version.model_id, error)
+                    raise AdapterNotReadyError(str(error)) from error
+            assert self._preparation is not None
+            left_s = ends_s - self._clock()
+            if left_s <= 0:
+                raise AdapterNotReadyError(f"{version.model_id} was not prepared in time")
+            await self._preparation.wait(version, left_s)
+
+    async def _ready(self, version: AdapterVersion) -> None:
+        """Have a version prepared, as far as that can be done now."""
+        assert self._preparation is not None
+        if not version.is_ready:
+            with contextlib.suppress(AdapterNotReadyError, EngineLostError):
+                await self._preparation.wait(version, self._options.wait_s)
+
+    def _family(self, name: str) -> Family:
+        family = self.directory.families.get(name)
+        if family is None:
+            raise ModelNotFoundError(public={"known": self.directory.known_names})
+        return family
+
+    def _decided(self, name: str, version: int) -> tuple[Family, AdapterVersion]:
+        """A version that an operator names: one that is known, refused or not."""
+        family = self._family(name)
+        if version not in {*family.versions, *family.listing.versions, *family.listing.withdrawn}:
+            raise ModelNotFoundError(public={"known": [f"{name}@{each}" for each in family.listing.versions[-50:]]})
+        return family, self.directory.version(family, version)
+
+    def _settled(self, version: AdapterVersion) -> None:
+        self.directory.update(self.directory.families[version.reference.name])
+
+    def _note(self, family: Family, version: AdapterVersion, outcomes: Iterable[Outcome]) -> None:
+        for outcome in outcomes:
+            version.outcomes.append(outcome)
+            version.num_pages += 1
+            self._observer.page(family.name, outcome)
+        if family.active != version.reference.version or family.name in self.directory.decisions.pins:
+            return
+        former = next((family.versions[each] for each in family.former if family.versions[each].refusal is None), None)
+        verdict = judge(version.outcomes, former.outcomes, self._options.rule) if former is not None else None
+        if verdict is not None:
+            _log.error("%s is taken back: %s", version.model_id, verdict)
+            refusal = Refusal(ServiceReason.ROLLED_BACK, str(verdict))
+            self.directory.refuse(family, version, refusal, who=AUTOMATIC, keeps=True)
+            self._observer.rolled_back("automatic")
+
+    def _show(self) -> None:
+        """Bring the gauges up to date."""
+        for name, family in self.directory.families.items():
+            active = family.versions.get(family.active) if family.active is not None else None
+            created = active.copy.manifest.created if active and active.copy else None
+            self._observer.served(name, family.active, created)
+        self._observer.slots(
+            total=self._engine.info.adapter_slots,
+            used=len(self._residency.names),
+            waiting=self._residency.num_waiting,
+            evicted=self._residency.num_evicted,
+        )

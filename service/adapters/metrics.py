@@ -1,0 +1,127 @@
+"""Counts and traces adapters on their way into service; the only writer of the adapter metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+
+from opentelemetry.trace import Span, Status, StatusCode, Tracer, set_span_in_context
+
+from service.adapters.rollback import Outcome
+from service.telemetry.metrics import ADAPTER_OUTCOMES, OTHER_MODEL, Metrics
+from shared.contract.identity import AdapterRef
+
+
+class LoadObserver:
+    """Watches one version from the volume to the end of its canary page."""
+
+    def __init__(self, metrics: Metrics, tracer: Tracer, span: Span, stages_s: dict[str, float]) -> None:
+        self._metrics = metrics
+        self._tracer = tracer
+        self._span = span
+        self._stages_s = stages_s
+        self.result = "fault"
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Around one stage; its span is a child of the load's."""
+        began_s = time.monotonic()
+        context = set_span_in_context(self._span)
+        with self._tracer.start_as_current_span(
+            f"deepsynth.adapter.{name}", context, record_exception=False, set_status_on_exception=False
+        ):
+            yield
+        # Only what came to its end: how soon a refusal came says nothing of how long a load takes.
+        self._stages_s[name] = time.monotonic() - began_s
+        self._metrics.histogram("adapter_load_seconds").labels(name).observe(self._stages_s[name])
+
+    def passed(self, total_s: float) -> None:
+        """It may be served."""
+        self.result = "ok"
+        self._stages_s["total"] = total_s
+        self._metrics.histogram("adapter_load_seconds").labels("total").observe(total_s)
+
+    def refused(self, reason: str) -> None:
+        """It must not be."""
+        self.result = "refused"
+        self._span.set_attribute("error.type", reason)
+
+    def note_size(self, num_bytes: int) -> None:
+        """The weights' size."""
+        self._span.set_attribute("deepsynth.adapter.bytes", num_bytes)
+
+
+class AdapterObserver:
+    """What the parts of `service.adapters` tell of themselves."""
+
+    def __init__(self, metrics: Metrics, tracer: Tracer) -> None:
+        self._metrics = metrics
+        self._tracer = tracer
+        self._num_evicted = 0
+
+    @contextlib.contextmanager
+    def loading(self, reference: AdapterRef, stages_s: dict[str, float]) -> Iterator[LoadObserver]:
+        """Around one version's way into service.
+
+        Args:
+            reference: The version.
+            stages_s: Filled with what each stage took.
+
+        Yields:
+            Takes the stages and the end.
+        """
+        with self._tracer.start_as_current_span(
+            "deepsynth.adapter.load", record_exception=False, set_status_on_exception=False
+        ) as span:
+            span.set_attributes(
+                {"deepsynth.adapter.name": reference.name, "deepsynth.adapter.version": reference.version}
+            )
+            load = LoadObserver(self._metrics, self._tracer, span, stages_s)
+            try:
+                yield load
+            finally:
+                span.set_attribute("deepsynth.adapter.result", load.result)
+                if load.result == "fault":
+                    span.set_status(Status(StatusCode.ERROR))
+                self._metrics.counter("adapter_loads_total").labels(load.result).inc()
+
+    def refused(self, reason: str) -> None:
+        """A version is not served any more, or never will be."""
+        self._metrics.counter("adapter_refusals_total").labels(reason).inc()
+
+    def rolled_back(self, cause: str) -> None:
+        """A version was taken back."""
+        self._metrics.counter("adapter_rollbacks_total").labels(cause).inc()
+
+    def page(self, name: str, outcome: Outcome) -> None:
+        """A page was read with an adapter."""
+        self._metrics.counter("adapter_pages_total").labels(self._metrics.model_label(name), outcome).inc()
+
+    def volume(self, *, is_up: bool) -> None:
+        """Whether the last look at the volume succeeded."""
+        self._metrics.gauge("adapter_volume_up").set(is_up)
+
+    def served(self, name: str, version: int | None, created: datetime | None) -> None:
+        """What a name stands for now, and since when that has been published."""
+        label = self._metrics.model_label(name)
+        if label == OTHER_MODEL:
+            return
+        age_s = (datetime.now(UTC) - created).total_seconds() if created else 0.0
+        self._metrics.gauge("adapter_served_version").labels(label).set(version or 0)
+        self._metrics.gauge("adapter_served_age_seconds").labels(label).set(max(age_s, 0.0))
+        for outcome in ADAPTER_OUTCOMES:
+            self._metrics.counter("adapter_pages_total").labels(label, outcome)
+
+    def slots(self, *, total: int, used: int, waiting: int, evicted: int) -> None:
+        """Where the slots stand; evictions since the start."""
+        values: Mapping[str, float] = {
+            "adapter_slots": total,
+            "adapter_slots_used": used,
+            "adapter_requests_waiting": waiting,
+        }
+        for name, value in values.items():
+            self._metrics.gauge(name).set(value)
+        self._metrics.counter("adapter_evictions_total").inc(evicted - self._num_evicted)
+        self._num_evicted = evicted

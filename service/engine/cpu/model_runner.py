@@ -1,0 +1,255 @@
+"""The device's work in plain torch: encode views, prefill prompts, decode one token for every row.
+
+Owns the model and the cache's tensors. Knows rows, not slots or answers: who sits in a row, and what its tokens mean,
+is `plain_runner`'s affair. Every call returns plain Python numbers, in one copy from the device. Used by the engine's
+single thread.
+
+Shape letters: B rows, L tokens, V views, N tokens of a view, D decoder width, H and W pixels, C colours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from service.engine.cpu.kv_cache import DecodeWindow, PrefillWindow, SlotCache
+from service.engine.cpu.packed_decoder import PackedDecoder, can_pack
+from service.engine.lora.bank import AdapterBank, PackedAdapter
+from service.engine.lora.files import AdapterFiles
+from service.engine.lora.hooks import adapted
+from service.engine.lora.registry import NO_ADAPTER, AdapterError
+from service.engine.sampling import Draw, draw_scores
+from shared.deepseek_ocr.geometry import ViewPlan
+from shared.deepseek_ocr.protocol import OcrModel
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A chosen token."""
+
+    token: int
+    log_probability: float
+    """Natural logarithm, before bans and at temperature 1; not finite when the logits were not numbers."""
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the model gave numbers to choose by."""
+        return math.isfinite(self.log_probability)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What one row reads before its first token."""
+
+    ids: Sequence[int]
+    features_LD: Tensor
+    """One vector for each image token among the ids."""
+    adapter: int = NO_ADAPTER
+    draw: Draw | None = None
+    """How the first token is chosen; None: greedily."""
+
+
+class ModelRunner:
+    """A model and the rows it works on.
+
+    Rows are numbered as in `SlotCache`: without holes, the last one moving into the place of one that leaves.
+
+    Args:
+        model: In evaluation mode, on its device.
+        max_rows: Rows at most.
+        max_tokens: Tokens of one row at most.
+        growth_tokens: Steps in which the cache grows.
+        bank: Adapters, made without `splits_shared`; None: there are none.
+    """
+
+    def __init__(
+        self,
+        model: OcrModel,
+        *,
+        max_rows: int,
+        max_tokens: int,
+        growth_tokens: int = 256,
+        bank: AdapterBank | None = None,
+    ) -> None:
+        text = model.config.text_config
+        self._model = model
+        self._bank = bank
+        self._device = model.lm_head.weight.device
+        self._cache = SlotCache(
+            num_layers=text.num_hidden_layers,
+            num_heads=text.num_key_value_heads,
+            head_dim=text.head_dim,
+            max_rows=max_rows,
+            max_tokens=max_tokens,
+            growth_tokens=growth_tokens,
+            device=self._device,
+            dtype=model.lm_head.weight.dtype,
+        )
+        self._packed = PackedDecoder(model, max_tokens) if can_pack(model) else None
+
+    @torch.inference_mode()
+    def encode(self, views: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
+        """Encode views, those of one size together.
+
+        Args:
+            views: `[px, px, 3]` each.
+
+        Returns:
+            `[N, D]` for each view, in their order.
+        """
+        tokens: dict[int, Tensor] = {}
+        for indices in _group_equal([view.shape[0] for view in views]):
+            stacked_VHWC = torch.from_numpy(np.stack([views[index] for index in indices]))
+            encoded_VND = self._model.encode_views(stacked_VHWC.to(self._device))
+            tokens.update(zip(indices, encoded_VND, strict=True))
+        return [tokens[index] for index in range(len(views))]
+
+    @torch.inference_mode()
+    def assemble(self, plan: ViewPlan, tokens: Sequence[Tensor]) -> Tensor:
+        """Join a page's encoded views, the global one first among them, to `[num_vision_tokens, D]`."""
+        tiles = torch.stack(list(tokens[1:])) if len(tokens) > 1 else None
+        return self._model.assemble_page(tokens[0], tiles, plan.tile_columns, plan.tile_rows)
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[Prompt]) -> list[Choice]:
+        """Open a row for each prompt, in order, and choose its first token.
+
+        Prompts that are equally long run as one batch if they follow one another, so nothing is ever padded.
+        """
+        choices: list[Choice] = []
+        for indices in _runs_of_equal([len(prompt.ids) for prompt in prompts]):
+            batch = [prompts[index] for index in indices]
+            ids_BL = torch.tensor([list(prompt.ids) for prompt in batch], device=self._device)
+            features = [prompt.features_LD for prompt in batch if len(prompt.features_LD)]
+            embeds_BLD = self._model.embed_inputs(ids_BL, features)
+            positions_1L = torch.arange(ids_BL.shape[1], device=self._device).unsqueeze(0)
+            window = self._cache.open_rows(len(batch), ids_BL.shape[1])
+            with self._adapted([prompt.adapter for prompt in batch], ids_BL.shape[1]):
+                logits_BK = self._logits(embeds_BLD, positions_1L, None, window)
+            choices += self._choose(logits_BK, {}, {row: each.draw for row, each in enumerate(batch) if each.draw})
+        return choices
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        tokens: Sequence[int],
+        banned: Mapping[int, Sequence[int]],
+        adapters: Sequence[int] = (),
+        draws: Mapping[int, Draw] = MappingProxyType({}),
+    ) -> list[Choice]:
+        """Feed each row its newest token and choose the next.
+
+        Args:
+            tokens: One for each row.
+            banned: Ids that a row may not choose; rows without any are left out.
+            adapters: One for each row, -1 the base alone; empty: all the base alone.
+            draws: How rows choose that are not greedy.
+
+        Returns:
+            One choice for each row.
+        """
+        window = self._cache.open_step()
+        if self._packed:
+            return self._choose(self._packed.logits(tokens, window, self._bank, adapters), banned, draws)
+        embeds_B1D = self._model.embed_inputs(torch.tensor(tokens, device=self._device).unsqueeze(1), [])
+        with self._adapted(adapters, 1):
+            logits_BK = self._logits(embeds_B1D, window.position_ids_B1, window.mask_B11S, window)
+        return self._choose(logits_BK, banned, draws)
+
+    def pack_adapter(self, files: AdapterFiles) -> PackedAdapter:
+        """See `runner.Runner`."""
+        if self._bank is None:
+            raise AdapterError("adapters_off", "the engine has no slots for adapters")
+        return self._bank.pack(files)
+
+    def load_adapter(self, adapter: int, packed: PackedAdapter) -> None:
+        """Put an adapter into a slot that no row uses.
+
+        Args:
+            adapter: Its slot.
+            packed: What `pack_adapter` gave.
+        """
+        assert self._bank is not None
+        self._bank.load(adapter, packed)
+
+    @torch.inference_mode()
+    def close_row(self, row: int) -> None:
+        """Drop a row; the last one moves into its place."""
+        self._cache.close_row(row)
+
+    def truncate(self, row: int, length: int) -> None:
+        """Forget a row's newest tokens beyond `length`."""
+        self._cache.truncate(row, length)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in use."""
+        return self._cache.num_rows
+
+    def device_memory_bytes(self) -> int:
+        """Memory that tensors hold on the device; 0 on a CPU, whose memory the process shares with all else."""
+        return torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else 0
+
+    def _adapted(self, adapters: Sequence[int], tokens: int) -> contextlib.AbstractContextManager[None]:
+        """The model with its rows' adapters, or just as it is."""
+        if max(adapters, default=NO_ADAPTER) < 0:
+            return contextlib.nullcontext()
+        assert self._bank is not None
+        slots_T = torch.tensor(adapters, dtype=torch.int32, device=self._device).repeat_interleave(tokens)
+        return adapted(self._model, self._bank, slots_T)
+
+    def _logits(
+        self, embeds_BLD: Tensor, positions_BL: Tensor, mask: Tensor | None, cache: PrefillWindow | DecodeWindow
+    ) -> Tensor:
+        """Logits `[B, vocabulary]` of the last token, float32."""
+        # Past the model's `forward`: its masks would be made anew in each step.
+        hidden_BLD, _ = self._model.decode(embeds_BLD, positions_BL, mask, cache)
+        return self._model.lm_head(hidden_BLD[:, -1]).float()
+
+    def _choose(
+        self, logits_BK: Tensor, banned: Mapping[int, Sequence[int]], draws: Mapping[int, Draw]
+    ) -> list[Choice]:
+        # Before the ban, so that a token chosen for want of a better one is seen to be improbable.
+        logs_BK = logits_BK.log_softmax(dim=-1)
+        for row, ids in banned.items():
+            logits_BK[row, torch.tensor(ids, device=self._device)] = float("-inf")
+        if draws:
+            rows = torch.tensor(list(draws), device=self._device)
+            logits_BK[rows] = self._drawn(logits_BK[rows], list(draws.values()))
+        token_B1 = logits_BK.argmax(dim=-1, keepdim=True)
+        # Token ids are exact in float64, so that both come in one copy.
+        pairs = torch.cat((token_B1.double(), logs_BK.gather(1, token_B1).double()), dim=1).tolist()
+        return [Choice(int(token), log_probability) for token, log_probability in pairs]
+
+    def _drawn(self, logits_BK: Tensor, draws: Sequence[Draw]) -> Tensor:
+        """Scores of rows that draw."""
+        temperature_B1 = torch.tensor([[draw.temperature] for draw in draws], device=self._device)
+        numbers_B2 = torch.tensor([[draw.seed, draw.count] for draw in draws], device=self._device)
+        return draw_scores(logits_BK, temperature_B1, numbers_B2[:, :1], numbers_B2[:, 1:])
+
+
+def _group_equal(sizes: Sequence[int]) -> Iterable[list[int]]:
+    """Indices of equal sizes, groups in the order of their first member."""
+    groups: dict[int, list[int]] = {}
+    for index, size in enumerate(sizes):
+        groups.setdefault(size, []).append(index)
+    return groups.values()
+
+
+def _runs_of_equal(sizes: Sequence[int]) -> list[list[int]]:
+    """Indices of neighbours of equal size."""
+    runs: list[list[int]] = []
+    for index, size in enumerate(sizes):
+        if runs and sizes[runs[-1][-1]] == size:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return runs

@@ -1,0 +1,127 @@
+"""Makes the engine that an `EngineSource` describes. Free of torch until `load_engine` runs, as `app` imports it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeGuard
+
+from service.engine.config import EngineLimits, EngineSource, WeightForm
+from service.engine.protocol import EngineInfo
+from service.errors import EngineError
+
+if TYPE_CHECKING:
+    from service.engine.engine import TorchEngine
+    from service.engine.runner import Runner
+    from shared.deepseek_ocr.loading import LoadedCheckpoint
+    from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+
+
+def load_engine(source: EngineSource) -> TorchEngine:
+    """Load a checkpoint and make the engine over it; `functools.partial(load_engine, source)` is a factory.
+
+    Args:
+        source: Which checkpoint runs where.
+
+    Returns:
+        An engine that has not been warmed up.
+    """
+    import torch
+
+    from shared.deepseek_ocr.loading import find_checkpoint, load_checkpoint
+
+    folder, name = find_checkpoint(source.checkpoint)
+    limits, dtype = source.limits, getattr(torch, source.dtype)
+    if torch.device(source.device).type == "cuda":
+        from service.engine.gpu.factory import choose_weights
+
+        limits = replace(limits, weights=choose_weights(folder, source.device, dtype, limits))
+    # What becomes 8-bit rows waits on the host: in full it may be more than the card holds.
+    layers_device = "cpu" if limits.weights is WeightForm.INT8 else None
+    checkpoint = load_checkpoint(folder, source.device, dtype, layers_device)
+    return make_engine(checkpoint, limits, source.model_id or name)
+
+
+def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: str | None = None) -> TorchEngine:
+    """Make the engine over a checkpoint that is already loaded.
+
+    On CUDA the engine takes the model's decoder over: the model itself cannot decode afterwards.
+
+    Args:
+        checkpoint: The model on its device, its tokenizer and geometry.
+        limits: What the engine may hold and do.
+        model_id: What requests call it; None: the checkpoint's own name.
+
+    Returns:
+        An engine that has not been warmed up.
+
+    Raises:
+        EngineError: The GPU has no room for a single page beside the model, or adapters or 8-bit weights were asked
+            for and the model is of a kind, or in a place, that takes none.
+    """
+    import torch
+
+    from service.engine.engine import TorchEngine
+
+    model = checkpoint.model
+    device = model.lm_head.weight.device
+    if model.lm_head.weight.dtype == torch.float32:
+        # Who asks for float32 means it: torch lets convolutions round their inputs to 10 bits unless told otherwise.
+        torch.backends.cudnn.allow_tf32 = False
+    max_sequence_tokens = min(limits.max_sequence_tokens, model.config.text_config.max_position_embeddings)
+    limits = replace(
+        limits,
+        max_sequence_tokens=max_sequence_tokens,
+        max_new_tokens=min(limits.max_new_tokens, max_sequence_tokens),
+    )
+    if limits.adapter_slots and not _has_gpu_path(model):
+        raise EngineError("adapters are not served for this kind of model; set adapter_slots to 0")
+    runs_on_gpu = device.type == "cuda" and _has_gpu_path(model)
+    if limits.weights is WeightForm.INT8 and not runs_on_gpu:
+        raise EngineError("8-bit weights need a GPU and DeepSeek-OCR (v1); set weights to full")
+    make_runner = _make_gpu_runner if runs_on_gpu else _make_plain_runner
+    runner, limits = make_runner(checkpoint, limits)
+    info = EngineInfo(
+        model_id=model_id or checkpoint.model_id,
+        device=str(device),
+        dtype=str(model.lm_head.weight.dtype).removeprefix("torch."),
+        geometry=checkpoint.geometry,
+        max_new_tokens=limits.max_new_tokens,
+        max_sequence_tokens=max_sequence_tokens,
+        batch_size=limits.batch_size,
+        prepares_views=runner.prepares_views,
+        adapter_slots=limits.adapter_slots,
+        adapter_max_rank=limits.adapter_max_rank if limits.adapter_slots else 0,
+    )
+    return TorchEngine(runner, checkpoint.tokenizer, info, limits)
+
+
+def _has_gpu_path(model: object) -> TypeGuard[DeepseekOcrForConditionalGeneration]:
+    from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+
+    return isinstance(model, DeepseekOcrForConditionalGeneration)
+
+
+def _make_plain_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tuple[Runner, EngineLimits]:
+    from service.engine.cpu.model_runner import ModelRunner
+    from service.engine.cpu.runner import PlainRunner
+    from service.engine.lora.bank import make_bank
+
+    bank = make_bank(checkpoint.model, limits) if _has_gpu_path(checkpoint.model) else None
+    # One token more than a sequence holds: a step makes room before it knows that the page has ended.
+    rows = ModelRunner(
+        checkpoint.model, max_rows=limits.batch_size, max_tokens=limits.max_sequence_tokens + 1, bank=bank
+    )
+    runner = PlainRunner(
+        rows,
+        eos_id=checkpoint.tokenizer.eos_id,
+        rule=limits.loop_rule,
+        kv_tokens=limits.kv_tokens or limits.batch_size * limits.max_sequence_tokens,
+    )
+    return runner, limits
+
+
+def _make_gpu_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tuple[Runner, EngineLimits]:
+    from service.engine.gpu.factory import make_gpu_runner
+
+    assert _has_gpu_path(checkpoint.model)
+    return make_gpu_runner(checkpoint.model, checkpoint.geometry, checkpoint.tokenizer.eos_id, limits)

@@ -1,0 +1,7 @@
+"""The vision encoder's kernels for CUDA, under the names of `vision_reference.py`. Needs Triton."""
+
+from service.engine.kernels.triton.vision_attention import grid_attention, window_attention
+from service.engine.kernels.triton.vision_elementwise import layer_norm, patches
+from service.engine.kernels.triton.vision_linear import linear_gelu, linear_quick_gelu
+
+__all__ = ["grid_attention", "layer_norm", "linear_gelu", "linear_quick_gelu", "patches", "window_attention"]

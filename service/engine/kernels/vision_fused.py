@@ -1,7 +1,0 @@
-"""The vision encoder's kernels for CUDA, under the names of `vision_reference.py`. Needs Triton."""
-
-from service.engine.kernels.vision_attention import grid_attention, window_attention
-from service.engine.kernels.vision_elementwise import layer_norm, patches
-from service.engine.kernels.vision_linear import linear_gelu, linear_quick_gelu
-
-__all__ = ["grid_attention", "layer_norm", "linear_gelu", "linear_quick_gelu", "patches", "window_attention"]

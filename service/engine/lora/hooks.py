@@ -1,0 +1,74 @@
+"""Adapters on a model's own modules, for work that plain torch does: prefill on a CPU, decoders that are not packed.
+
+Owns the hooks, which are there only while a batch with adapters runs, so the base alone pays nothing. Used by the
+engine's single thread.
+
+Shape letters: T tokens, H inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from service.engine.kernels.reference.decoder import mixture_lora
+from service.engine.lora.bank import AdapterBank, ExpertLowRank
+from service.engine.lora.low_rank import SlotMatrices, rows_by_slot
+from shared.deepseek_ocr.moe import Experts, MixtureOfExperts
+
+
+@contextmanager
+def adapted(model: Any, bank: AdapterBank, slots_T: Tensor) -> Iterator[None]:
+    """Let a model's decoder layers add adapters' products.
+
+    Args:
+        model: With the decoder's layers; its modules take tokens `[..., H]`.
+        bank: Made without `splits_shared`.
+        slots_T: Each token's slot, in the order in which the modules take the tokens; -1: none.
+    """
+    groups = rows_by_slot(slots_T.tolist(), slots_T.device)
+    with ExitStack() as stack:
+        for group in groups:
+            for layer, matrices in zip(model.model.layers, bank.compact(group.slot), strict=True):
+                for module, name, part in _projections(layer):
+                    if name in matrices:
+                        hook = partial(_add, matrices=matrices[name].part(part), rows=group.rows)
+                        stack.callback(module.register_forward_hook(hook).remove)
+        if any(group.slot in bank.expert_slots for group in groups):
+            for index, layer in enumerate(model.model.layers):
+                low = bank.experts(index)
+                if low:
+                    hook = partial(_mix_anew, low=low, slots_T=slots_T)
+                    stack.callback(layer.mlp.experts.register_forward_hook(hook).remove)
+        yield
+
+
+def _projections(layer: Any) -> Iterator[tuple[nn.Module, str, int]]:
+    """Modules that a layer's adapters change, each with its group in the bank and its place there."""
+    attention = layer.self_attn
+    yield from ((attention.q_proj, "qkv", 0), (attention.k_proj, "qkv", 1), (attention.v_proj, "qkv", 2))
+    yield attention.o_proj, "out", 0
+    mlp = layer.mlp.shared_experts if isinstance(layer.mlp, MixtureOfExperts) else layer.mlp
+    if mlp is not None:
+        yield from ((mlp.gate_proj, "gate_up", 0), (mlp.up_proj, "gate_up", 1), (mlp.down_proj, "down", 0))
+
+
+def _add(
+    module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor, matrices: SlotMatrices, rows: slice | Tensor
+) -> None:
+    out_TO = out.view(-1, out.shape[-1])
+    matrices.add(inputs[0].reshape(len(out_TO), -1), out_TO, rows)
+
+
+def _mix_anew(
+    module: Experts, inputs: tuple[Tensor, Tensor, Tensor], out_TH: Tensor, low: ExpertLowRank, slots_T: Tensor
+) -> None:
+    """Replace what routed experts gave to tokens with adapters; the others' stays as it is."""
+    rows = (slots_T >= 0).nonzero()[:, 0]
+    x_TH, weights_TK, experts_TK = (tensor[rows] for tensor in inputs)
+    mixed_TH = mixture_lora(x_TH, weights_TK, experts_TK, module.gate_up_proj, module.down_proj, low, slots_T[rows])
+    out_TH.index_copy_(0, rows, mixed_TH)

@@ -1,0 +1,283 @@
+"""The loop that owns an engine: commands in, steps, events out. The failure boundary around the device.
+
+Runs as the main thread of a child process, or in a thread of a test; a second thread reads commands, so that a
+submitter never waits for a step. Knows frames and the `Engine` protocol, nothing of asyncio and nothing of restarts.
+Free of torch until the factory makes the engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from service.engine.lora.registry import AdapterError
+from service.engine.process.codec import (
+    AdapterReply,
+    Broken,
+    Cancel,
+    Command,
+    LoadAdapter,
+    Message,
+    Ping,
+    Ready,
+    Report,
+    Stop,
+    Submit,
+    UnloadAdapter,
+    decode_command,
+    encode_message,
+)
+from service.engine.process.pipe import receive
+from service.engine.protocol import Engine, SequenceDelta, SequenceEvent
+from service.engine.scheduler import company_wait_s
+
+EngineFactory = Callable[[], Engine]
+
+REPORT_INTERVAL_S = 0.02
+"""Deltas of neighbouring steps travel together for this long; results never wait."""
+ORPHAN_CHECK_S = 1.0
+LOST_PARENT_EXIT = 17
+"""Exit status of a process whose parent has gone."""
+
+_log = logging.getLogger(__name__)
+
+
+def run_process(connection: Connection, factory: EngineFactory, max_wait_s: float, num_threads: int | None) -> None:
+    """Body of the child process.
+
+    Args:
+        connection: The child's end of the pipe.
+        factory: Makes the engine; top-level, as it travels by name.
+        max_wait_s: Longest an idle engine waits for company, in seconds.
+        num_threads: Threads of a tensor operation; None: torch's own choice.
+    """
+    # The parent decides when this process ends; Ctrl-C reaches the whole group.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_leave_with, args=(os.getppid(),), name="engine-orphan-watch", daemon=True).start()
+    # Read when torch is loaded, so before the factory runs. Threads of an operation then sleep while they wait for one
+    # another. Spinning, they keep each other from the cores where those are not theirs alone: on two cores with other
+    # work a step of nano took 12 to 75 ms instead of 3.4 to 7.3 (medians of 100), and the fastest steps were no faster.
+    # Whoever wants threads to spin all the same sets GOMP_SPINCOUNT, which goes before it.
+    os.putenv("OMP_WAIT_POLICY", "passive")
+    if num_threads:
+        import torch
+
+        torch.set_num_threads(num_threads)
+    run(connection, factory, max_wait_s, on_lost_peer=lambda: os._exit(LOST_PARENT_EXIT))
+
+
+def run(
+    connection: Connection,
+    factory: EngineFactory,
+    max_wait_s: float,
+    on_lost_peer: Callable[[], None] = lambda: None,
+) -> None:
+    """Make the engine and serve it until told to stop or until the other end has gone.
+
+    Args:
+        connection: One end of a pipe.
+        factory: Makes the engine.
+        max_wait_s: Longest an idle engine waits for company, in seconds.
+        on_lost_peer: Called by the reading thread when the other end has gone, whatever the loop is doing.
+    """
+    inbox: queue.SimpleQueue[Command | _ReadAdapter] = queue.SimpleQueue()
+    reader = threading.Thread(target=_read, args=(connection, inbox, on_lost_peer), name="engine-inbox", daemon=True)
+    reader.start()
+    try:
+        engine = factory()
+        engine.warm_up()
+        _send(connection, Ready(engine.info))
+        _Loop(engine, connection, inbox, max_wait_s).run()
+    except (BrokenPipeError, ConnectionResetError):
+        _log.info("the other end of the engine's pipe has gone")
+    except Exception as error:  # noqa: BLE001 - the boundary: whatever it was, the parent must hear of it
+        _log.exception("the engine's loop ended")
+        detail = "".join(traceback.format_exception_only(error)).strip()
+        _try_send(connection, Broken(detail))
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadAdapter:
+    """An adapter's files have been read, or could not be."""
+
+    command: LoadAdapter
+    source: Any
+    error: Exception | None
+    """An `AdapterError` is the adapter's fault; any other ends the loop, as it would have there."""
+    read_s: float
+
+
+@dataclass(slots=True)
+class _Loop:
+    """Steps the engine while it has work and sleeps on the inbox while it has none."""
+
+    engine: Engine
+    connection: Connection
+    inbox: queue.SimpleQueue[Command | _ReadAdapter]
+    max_wait_s: float
+    _pending: list[SequenceEvent] = field(default_factory=list)
+    _leaving: dict[str, UnloadAdapter] = field(default_factory=dict)
+    """Adapters that drain, and who is to hear when they have gone."""
+    _reported_s: float = 0.0
+    _stopping: bool = False
+
+    def run(self) -> None:
+        while not self._stopping:
+            if self.engine.has_work:
+                self._take_all()
+                self._step()
+            else:
+                self._report()
+                self._take(self.inbox.get())
+                self._wait_for_company()
+
+    def _step(self) -> None:
+        if self._stopping:
+            return
+        self._pending += self.engine.step()
+        self._tell_who_has_left()
+        has_final = any(not isinstance(event, SequenceDelta) for event in self._pending)
+        if has_final or time.monotonic() - self._reported_s >= REPORT_INTERVAL_S:
+            self._report()
+
+    def _wait_for_company(self) -> None:
+        """Right after an idle engine got its first page: collect what arrives within the bound."""
+        began_s = time.monotonic()
+        while not self._stopping:
+            stats = self.engine.stats()
+            waited_s = time.monotonic() - began_s
+            wait_s = company_wait_s(
+                stats.waiting, stats.running, waited_s, self.engine.info.batch_size, self.max_wait_s
+            )
+            if wait_s <= 0:
+                return
+            try:
+                self._take(self.inbox.get(timeout=wait_s))
+            except queue.Empty:
+                return
+
+    def _take_all(self) -> None:
+        while True:
+            try:
+                self._take(self.inbox.get_nowait())
+            except queue.Empty:
+                return
+
+    def _take(self, command: Command | _ReadAdapter) -> None:
+        if isinstance(command, Submit):
+            self.engine.submit(command.request)
+        elif isinstance(command, LoadAdapter):
+            # Beside the steps: reading tens of megabytes takes longer than a step may.
+            threading.Thread(target=self._read_adapter, args=(command,), name="adapter-reader", daemon=True).start()
+        elif isinstance(command, _ReadAdapter):
+            self._load_adapter(command)
+        elif isinstance(command, UnloadAdapter):
+            self._unload_adapter(command)
+        elif isinstance(command, Cancel):
+            self.engine.cancel(command.sequence_id)
+            self._pending = [event for event in self._pending if event.sequence_id != command.sequence_id]
+            self._tell_who_has_left()
+        elif isinstance(command, Ping):
+            self._report()
+        else:
+            self._stopping = True
+
+    def _read_adapter(self, command: LoadAdapter) -> None:
+        began_s = time.monotonic()
+        _use_one_thread()
+        source: Any = None
+        error: Exception | None = None
+        try:
+            source = self.engine.read_adapter(Path(command.folder))
+        except Exception as caught:  # noqa: BLE001 - the boundary of a thread; the loop raises it
+            error = caught
+        self.inbox.put(_ReadAdapter(command, source, error, time.monotonic() - began_s))
+
+    def _load_adapter(self, adapter: _ReadAdapter) -> None:
+        call, began_s = adapter.command.call, time.monotonic()
+        try:
+            if adapter.error:
+                raise adapter.error
+            self.engine.load_adapter(adapter.command.model_id, adapter.source)
+        except AdapterError as error:
+            _send(self.connection, AdapterReply(call, error.reason, str(error)))
+        else:
+            _send(self.connection, AdapterReply(call, read_s=adapter.read_s, place_s=time.monotonic() - began_s))
+
+    def _unload_adapter(self, command: UnloadAdapter) -> None:
+        try:
+            is_free = self.engine.unload_adapter(command.model_id)
+        except AdapterError as error:
+            _send(self.connection, AdapterReply(command.call, error.reason, str(error)))
+            return
+        if is_free:
+            _send(self.connection, AdapterReply(command.call))
+        else:
+            self._leaving[command.model_id] = command
+
+    def _tell_who_has_left(self) -> None:
+        if self._leaving:
+            draining = self.engine.adapters.draining
+            # Asked again, since a sequence that was cancelled leaves without a step.
+            for name in [name for name in self._leaving if name not in draining or self.engine.unload_adapter(name)]:
+                _send(self.connection, AdapterReply(self._leaving.pop(name).call))
+
+    def _report(self) -> None:
+        events, self._pending = tuple(self._pending), []
+        self._reported_s = time.monotonic()
+        _send(self.connection, Report(events, self.engine.stats()))
+
+
+def _read(
+    connection: Connection, inbox: queue.SimpleQueue[Command | _ReadAdapter], on_lost_peer: Callable[[], None]
+) -> None:
+    while True:
+        try:
+            frame = receive(connection)
+        except (EOFError, OSError):
+            inbox.put(Stop())
+            on_lost_peer()
+            return
+        inbox.put(decode_command(frame))
+
+
+def _use_one_thread() -> None:
+    """Let tensor operations of the calling thread run on it alone.
+
+    Threads that run already keep their number; those that begin later start with one. An adapter is some hundred small
+    tensors: shared out over the 32 cores of an H200's host they took 877 ms, beside steps 947; on one core 26 and 33 ms
+    (`benchmarks/adapter_load.py`, without and with `--threads 1`, commit caf8981).
+    """
+    torch = sys.modules.get("torch")  # not there: an engine without it
+    if torch is not None:
+        torch.set_num_threads(1)
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when its parent has gone, even where another process still holds the parent's pipe."""
+    while os.getppid() == parent:
+        time.sleep(ORPHAN_CHECK_S)
+    os._exit(LOST_PARENT_EXIT)
+
+
+def _send(connection: Connection, message: Message) -> None:
+    connection.send_bytes(encode_message(message))
+
+
+def _try_send(connection: Connection, message: Message) -> None:
+    try:
+        _send(connection, message)
+    except OSError:
+        _log.info("nobody listens to the engine any more")

@@ -1,0 +1,119 @@
+"""The outermost ASGI wrapper: request ids, the last catch, one log line and one count per request.
+
+Pure ASGI, because anything derived from Starlette's BaseHTTPMiddleware hides the client's disconnect from handlers.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.admission.request import SCOPE_KEY, RequestRecord
+from service.errors import DeepSynthError, InternalError, MalformedBodyError, MethodNotAllowedError
+from service.telemetry import logs
+from service.telemetry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+OCR_PATHS = frozenset({"/ocr", "/api/ocr/run"})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
+
+
+class RequestContextMiddleware:
+    """Wraps the whole app; knows how requests end, not what they do."""
+
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, respond: Callable[[DeepSynthError, RequestRecord], Response]
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._respond = respond
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection event."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given_id = headers.get("x-request-id", "")
+        request_id = given_id if _REQUEST_ID.fullmatch(given_id) else uuid.uuid4().hex
+        record = RequestRecord(request_id, time.monotonic())
+        scope[SCOPE_KEY] = record
+        token = logs.request_id.set(request_id)
+        exchange = _Exchange(scope, headers, receive, send, record)
+        try:
+            with record.resources:
+                await self._serve(scope, headers, exchange, record)
+        finally:
+            self._finish(scope, record)
+            logs.request_id.reset(token)
+
+    async def _serve(self, scope: Scope, headers: Headers, exchange: _Exchange, record: RequestRecord) -> None:
+        error: DeepSynthError | None = None
+        if scope["method"] not in METHODS:
+            # Before anything counts it: methods are labels of the HTTP metrics.
+            error = MethodNotAllowedError()
+        elif _HOST.fullmatch(headers.get("host", "localhost")) is None:
+            # Libraries build URLs from this header; a hostile one can move the path they see.
+            error = MalformedBodyError("host header")
+        else:
+            try:
+                await self._app(scope, exchange.receive, exchange.send)
+            except Exception:
+                logger.exception("request failed")
+                error = InternalError()
+                record.fail(error)
+        if error is not None and record.status is None:
+            await self._respond(error, record)(scope, exchange.receive, exchange.send)
+
+    def _finish(self, scope: Scope, record: RequestRecord) -> None:
+        duration_s = time.monotonic() - record.started_s
+        error = record.error
+        if error is None and record.status is None:
+            # Cancelled from outside, before any response: the process is being stopped.
+            error = InternalError()
+        outcome, code = ("ok", "ok") if error is None else (error.outcome, error.code)
+        if scope["method"] == "POST" and scope["path"] in OCR_PATHS:
+            self._metrics.counter("requests_total").labels(outcome, code).inc()
+            self._metrics.histogram("request_duration_seconds").labels(outcome).observe(duration_s)
+            if error is not None and error.rejection is not None:
+                self._metrics.counter("image_rejected_total").labels(error.rejection).inc()
+        level = logging.INFO if scope["path"] in OCR_PATHS else logging.DEBUG
+        fields = {"status": record.status, "outcome": outcome, "code": code, "duration_s": round(duration_s, 4)}
+        logger.log(level, "request", extra={"fields": fields})
+
+
+class _Exchange:
+    """The two callables of one request, watched."""
+
+    def __init__(self, scope: Scope, headers: Headers, receive: Receive, send: Send, record: RequestRecord) -> None:
+        self._receive = receive
+        self._send = send
+        self._record = record
+        self._has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            self._record.is_body_complete = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._record.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self._record.request_id
+            headers["x-content-type-options"] = "nosniff"
+            if self._has_body and not self._record.is_body_complete:
+                # The rest of the upload will not be read, so the connection is of no further use.
+                headers["connection"] = "close"
+        await self._send(message)

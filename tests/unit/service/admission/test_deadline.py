@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from service.admission.deadline import run_to_outcome
+from service.errors import ClientGoneError, DeadlineError, UndecodableError
+
+
+class Client:
+    """Leaves when told to."""
+
+    def __init__(self) -> None:
+        self.gone = asyncio.Event()
+
+    async def disconnected(self) -> None:
+        await self.gone.wait()
+
+
+class Work:
+    """Runs until told to end; remembers how it ended."""
+
+    def __init__(self) -> None:
+        self.started = asyncio.Event()
+        self.finish = asyncio.Event()
+        self.was_cancelled = False
+
+    async def run(self) -> str:
+        self.started.set()
+        try:
+            await self.finish.wait()
+        except asyncio.CancelledError:
+            self.was_cancelled = True
+            raise
+        return "done"
+
+
+async def test_work_that_ends_is_the_outcome() -> None:
+    work, client = Work(), Client()
+    work.finish.set()
+    assert await run_to_outcome(work.run(), deadline_s=10, disconnected=client.disconnected) == "done"
+
+
+async def test_error_of_the_work_is_the_outcome() -> None:
+    async def fail() -> None:
+        raise UndecodableError
+
+    with pytest.raises(UndecodableError):
+        await run_to_outcome(fail(), deadline_s=10, disconnected=None)
+
+
+async def test_client_that_leaves_cancels_the_work() -> None:
+    work, client = Work(), Client()
+    outcome = asyncio.create_task(run_to_outcome(work.run(), deadline_s=10, disconnected=client.disconnected))
+    await work.started.wait()
+    client.gone.set()
+    with pytest.raises(ClientGoneError):
+        await outcome
+    assert work.was_cancelled
+
+
+async def test_deadline_cancels_the_work() -> None:
+    work = Work()
+    with pytest.raises(DeadlineError):
+        await run_to_outcome(work.run(), deadline_s=0.01, disconnected=None)
+    assert work.was_cancelled
+
+
+async def test_done_in_the_moment_of_leaving_counts_as_done() -> None:
+    client = Client()
+
+    async def done_as_client_leaves() -> str:
+        client.gone.set()
+        return "done"
+
+    assert await run_to_outcome(done_as_client_leaves(), deadline_s=10, disconnected=client.disconnected) == "done"
+
+
+async def test_cancelling_from_outside_cancels_work_and_watcher() -> None:
+    work, client = Work(), Client()
+    outcome = asyncio.create_task(run_to_outcome(work.run(), deadline_s=10, disconnected=client.disconnected))
+    await work.started.wait()
+    before = asyncio.all_tasks()
+    outcome.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await outcome
+    assert work.was_cancelled
+    assert len(before) == 4
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_work_that_fails_while_it_is_cancelled_does_not_change_the_outcome() -> None:
+    async def stubborn() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise UndecodableError
+
+    with pytest.raises(DeadlineError):
+        await run_to_outcome(stubborn(), deadline_s=0.01, disconnected=None)

@@ -1,0 +1,66 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from service.engine.process.codec import (
+    Broken,
+    Cancel,
+    Ping,
+    Ready,
+    Report,
+    Stop,
+    Submit,
+    decode_command,
+    decode_message,
+    encode_command,
+    encode_message,
+)
+from service.engine.protocol import MAX_SEED, EngineState, EngineStats, SequenceDelta, SequenceFailure
+from tests.unit.service.engine.standin import INFO, standin_request, standin_result
+
+
+def test_a_submitted_page_arrives_with_its_pixels():
+    request = standin_request("a", prompt="Ünicode \x00 <|ref|>", ink=200)
+    request = replace(request, temperature=0.7, seed=MAX_SEED)
+    request.page.tiles_THWC[1] = 7
+    arrived = decode_command(b"".join(encode_command(Submit(request))))
+    assert isinstance(arrived, Submit)
+    assert arrived.request.page.plan == request.page.plan
+    np.testing.assert_array_equal(arrived.request.page.global_view_HWC, request.page.global_view_HWC)
+    np.testing.assert_array_equal(arrived.request.page.tiles_THWC, request.page.tiles_THWC)
+    assert (arrived.request.prompt, arrived.request.max_new_tokens) == (request.prompt, request.max_new_tokens)
+    assert (arrived.request.sequence_id, arrived.request.model_id) == ("a", "stand-in")
+    assert (arrived.request.temperature, arrived.request.seed) == (0.7, MAX_SEED)
+    assert not arrived.request.is_canary
+
+
+def test_a_canary_arrives_as_one():
+    request = replace(standin_request("a"), is_canary=True)
+    arrived = decode_command(b"".join(encode_command(Submit(request))))
+    assert isinstance(arrived, Submit)
+    assert arrived.request.is_canary
+
+
+@pytest.mark.parametrize("command", [Cancel("a"), Ping(), Stop()])
+def test_commands_arrive_unchanged(command):
+    assert decode_command(b"".join(encode_command(command))) == command
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Ready(INFO),
+        Broken("what happened"),
+        Report(
+            (
+                SequenceDelta("a", "Grüße \ud7ff�"),
+                standin_result(standin_request("b")),
+                SequenceFailure("c", "engine_failed", "detail"),
+            ),
+            EngineStats(EngineState.READY, 1, 2, 3, (4, 5), 6, 0.5),
+        ),
+    ],
+)
+def test_messages_arrive_unchanged(message):
+    assert decode_message(encode_message(message)) == message

@@ -1,0 +1,294 @@
+import asyncio
+import os
+import random
+import signal
+import sys
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from service.engine.process.engines import ProcessEngine, ThreadEngine
+from service.engine.process.supervisor import Supervision
+from service.engine.protocol import EngineState, SequenceDelta, SequenceFailure, SequenceResult
+from service.errors import EngineError
+from tests.unit.service.engine.standin import (
+    GATE,
+    INFO,
+    StandIn,
+    make_endless,
+    make_exiting,
+    make_failing,
+    make_saying_how_threads_wait,
+    make_standin,
+    standin_request,
+    standin_result,
+)
+
+ROOT = Path(__file__).resolve().parents[5]
+QUICK = Supervision(start_timeout_s=60.0, stall_s=0.5, check_s=0.02, backoff_s=0.01, stop_grace_s=10.0)
+
+
+@asynccontextmanager
+async def started(engine):
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+async def read(engine, request):
+    return [event async for event in engine.submit(request)]
+
+
+async def until(condition, patience_s: float = 30.0):
+    async with asyncio.timeout(patience_s):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_a_page_comes_back_from_the_process():
+    async with started(ProcessEngine(make_standin, num_threads=1, supervision=QUICK)) as engine:
+        request = standin_request("a", ink=9)
+        events = await read(engine, request)
+        assert engine.info == INFO
+        assert engine.state is EngineState.READY
+    assert events[-1] == standin_result(request)
+    assert "".join(e.text for e in events[:-1]) == events[-1].text
+
+
+async def test_the_process_ignores_signals_meant_for_its_group_and_ends_on_stop():
+    engine = ProcessEngine(make_standin, supervision=QUICK)
+    async with started(engine):
+        pid = engine._link._peer.pid
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+        assert isinstance((await read(engine, standin_request("a")))[-1], SequenceResult)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_a_killed_process_fails_its_pages_and_comes_back():
+    async with started(ProcessEngine(make_standin, supervision=QUICK)) as engine:
+        streams = [engine.submit(standin_request(str(n), prompt="wait")) for n in range(3)]
+        firsts = [asyncio.ensure_future(anext(stream)) for stream in streams]
+        await until(lambda: len(engine._open) == 3)
+        os.kill(engine._link._peer.pid, signal.SIGKILL)
+        failures = await asyncio.gather(*firsts)
+        assert [(f.sequence_id, f.code) for f in failures] == [(str(n), "engine_lost") for n in range(3)]
+        assert engine.state is EngineState.FAILED
+        await until(lambda: engine.state is EngineState.READY)
+        assert isinstance((await read(engine, standin_request("later")))[-1], SequenceResult)
+
+
+@pytest.mark.parametrize("prompt", ["die", "hang"])
+async def test_a_page_that_takes_the_process_with_it_fails_alone_in_the_end(prompt):
+    async with started(ProcessEngine(make_standin, supervision=QUICK)) as engine:
+        events = await read(engine, standin_request("bad", prompt=prompt))
+        assert events[-1].code == "engine_lost"
+        await until(lambda: engine.state is EngineState.READY)
+        assert isinstance((await read(engine, standin_request("good")))[-1], SequenceResult)
+
+
+async def test_the_process_ends_with_its_parent():
+    program = (
+        "import asyncio\n"
+        "from service.engine.process.engines import ProcessEngine\n"
+        "from tests.unit.service.engine.standin import make_standin\n"
+        "async def main():\n"
+        "    engine = ProcessEngine(make_standin)\n"
+        "    await engine.start()\n"
+        "    print(engine._link._peer.pid, flush=True)\n"
+        "    await asyncio.sleep(3600)\n"
+        "if __name__ == '__main__':\n"
+        "    asyncio.run(main())\n"
+    )
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
+    child = int(await parent.stdout.readline())
+    parent.kill()
+    await parent.wait()
+
+    def is_gone() -> bool:
+        try:
+            with open(f"/proc/{child}/stat") as stat:
+                return stat.read().rpartition(")")[2].split()[0] == "Z"
+        except FileNotFoundError:
+            return True
+
+    await until(is_gone)
+
+
+async def test_a_parent_that_forgets_to_stop_still_ends():
+    program = (
+        "import asyncio\n"
+        "from service.engine.process.engines import ProcessEngine\n"
+        "from tests.unit.service.engine.standin import make_standin\n"
+        "if __name__ == '__main__':\n"
+        "    asyncio.run(ProcessEngine(make_standin).start())\n"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, cwd=ROOT)
+    async with asyncio.timeout(60):
+        assert await process.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("factory", "timeout_s", "message"),
+    [
+        (make_failing, 60.0, "no checkpoint at nowhere"),
+        (make_exiting, 60.0, "its process ended while loading"),
+        (make_endless, 0.5, "not ready after 0.5 s"),
+    ],
+)
+async def test_an_engine_that_cannot_start_says_why(factory, timeout_s, message):
+    engine = ProcessEngine(factory, supervision=Supervision(start_timeout_s=timeout_s))
+    with pytest.raises(EngineError, match=message):
+        await engine.start()
+    assert engine.state is EngineState.FAILED
+    assert [e.code for e in await read(engine, standin_request("a"))] == ["engine_lost"]
+    with pytest.raises(EngineError):
+        _ = engine.info
+    await engine.stop()
+
+
+async def test_threads_of_the_process_sleep_while_they_wait():
+    engine = ProcessEngine(make_saying_how_threads_wait)
+    with pytest.raises(EngineError, match="threads are b'passive'"):
+        await engine.start()
+    await engine.stop()
+
+
+async def test_a_stuck_step_is_noticed():
+    GATE.clear()
+    async with started(ThreadEngine(make_standin, supervision=QUICK)) as engine:
+        events = await read(engine, standin_request("a", prompt="wait"))
+        assert events[-1].code == "engine_lost"
+        assert "silent" in events[-1].detail
+        await until(lambda: engine.state is EngineState.READY)
+        GATE.set()
+        assert isinstance((await read(engine, standin_request("b")))[-1], SequenceResult)
+
+
+async def test_an_exception_in_a_step_loses_the_engine_and_it_comes_back():
+    async with started(ThreadEngine(make_standin, supervision=QUICK)) as engine:
+        assert (await read(engine, standin_request("a", prompt="raise")))[-1].code == "engine_lost"
+        await until(lambda: engine.state is EngineState.READY)
+
+
+async def test_restarts_are_bounded():
+    made = []
+
+    def once():
+        made.append(StandIn())
+        if len(made) > 1:
+            raise OSError("the device has gone")
+        return made[0]
+
+    supervision = Supervision(check_s=0.02, backoff_s=0.001, max_restarts=3)
+    async with started(ThreadEngine(once, supervision=supervision)) as engine:
+        await read(engine, standin_request("a", prompt="raise"))
+        await until(engine._supervisor.done)
+        assert len(made) == 1 + 3
+        assert engine.state is EngineState.FAILED
+        assert [e.code for e in await read(engine, standin_request("b"))] == ["engine_lost"]
+
+
+async def test_an_idle_engine_that_died_is_noticed():
+    async with started(ThreadEngine(make_standin, supervision=QUICK)) as engine:
+        link = engine._link
+        link._peer.end(0.0)
+        await until(lambda: engine._link is not link and engine.state is EngineState.READY)
+
+
+async def test_closing_the_iterator_cancels():
+    engines = []
+
+    def make():
+        engines.append(StandIn())
+        return engines[-1]
+
+    async with started(ThreadEngine(make, supervision=QUICK)) as engine:
+        async with aclosing(engine.submit(standin_request("a", max_new_tokens=10**9))) as stream:
+            assert isinstance(await anext(stream), SequenceDelta)
+        await until(lambda: not engines[0].has_work)
+        assert engine._open == {}
+
+
+async def test_cancelling_the_reading_task_cancels_the_sequence():
+    engines = []
+
+    def make():
+        engines.append(StandIn())
+        return engines[-1]
+
+    async with started(ThreadEngine(make, supervision=QUICK)) as engine:
+        task = asyncio.create_task(read(engine, standin_request("a", max_new_tokens=10**9)))
+        await until(lambda: engines[0].running)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: not engines[0].has_work)
+
+
+async def test_stop_fails_what_is_open():
+    engine = ThreadEngine(make_standin, supervision=QUICK)
+    await engine.start()
+    task = asyncio.create_task(read(engine, standin_request("a", max_new_tokens=10**9)))
+    await until(lambda: engine._open)
+    await engine.stop()
+    assert (await task)[-1].code == "engine_lost"
+    assert engine.state is EngineState.DRAINING
+
+
+async def test_statistics_reach_the_service():
+    async with started(ThreadEngine(make_standin, supervision=QUICK)) as engine:
+        await asyncio.gather(*(read(engine, standin_request(str(n))) for n in range(6)))
+        stats = await engine.stats()
+        assert stats.state is EngineState.READY
+        assert sum(stats.batch_sizes) == 6 * 4
+        assert (await engine.stats()).batch_sizes == ()
+
+
+async def test_an_idle_engine_waits_for_company_and_a_full_set_starts_at_once():
+    engines = []
+
+    def make():
+        engines.append(StandIn())
+        return engines[-1]
+
+    async with started(ThreadEngine(make, max_wait_s=30.0, supervision=QUICK)) as engine:
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(read(engine, standin_request(str(n))) for n in range(INFO.batch_size)))
+        assert (await engine.stats()).batch_sizes[0] == INFO.batch_size
+
+
+async def test_every_request_gets_one_reply_whatever_happens():
+    """Random traffic with cancels, failing pages and lost engines: one last event each, of the right page."""
+    choose = random.Random(5)
+    supervision = Supervision(stall_s=60.0, check_s=0.01, backoff_s=0.0, max_restarts=10**9)
+    async with started(ThreadEngine(make_standin, supervision=supervision)) as engine:
+
+        async def one(number: int):
+            prompt = choose.choices(["word", "fail", "raise"], [0.95, 0.04, 0.01])[0]
+            request = standin_request(str(number), prompt, choose.randint(0, 5), ink=number % 250)
+            patience = choose.choice([None, None, choose.randint(0, 3)])
+            events = []
+            async with aclosing(engine.submit(request)) as stream:
+                async for event in stream:
+                    events.append(event)
+                    if len(events) == patience:
+                        return
+            final = [event for event in events if not isinstance(event, SequenceDelta)]
+            assert final == events[-1:]
+            assert {event.sequence_id for event in events} == {str(number)}
+            if isinstance(final[0], SequenceResult):
+                assert final[0] == standin_result(request)
+                assert "".join(event.text for event in events[:-1]) == final[0].text
+            else:
+                assert isinstance(final[0], SequenceFailure)
+
+        for start in range(0, 2000, 20):
+            await asyncio.gather(*(one(number) for number in range(start, start + 20)))
+        assert engine._open == {}

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from opentelemetry.trace import NoOpTracer
+
+from service.admission.gate import Gate
+from service.engine.fake import FakeEngine, FakeEngineHandle, fake_tokens
+from service.engine.protocol import FinishReason, SequenceRequest
+from service.errors import (
+    EngineError,
+    EngineLostError,
+    ModelNotFoundError,
+    TooManyPixelsError,
+    TooManyVisionTokensError,
+    UndecodableError,
+)
+from service.intake.decoding import DecodedPage
+from service.intake.formats import FileFormat
+from service.intake.limits import DecodeOrder, IntakeLimits
+from service.ocr.metrics import TelemetryObserver
+from service.ocr.reader import DocumentReader, DocumentReading, ReadOrder
+from service.telemetry.metrics import Metrics
+from shared.contract.prompts import Task, prompt_for
+from shared.deepseek_ocr.forms import PageViews
+from shared.deepseek_ocr.geometry import Mode, ViewPlan
+from tests.support.service import eventually
+
+PLAN = ViewPlan(Mode.TINY, 8, 8, 0, 0, 16)
+
+
+class Source:
+    """Pages without files: the document's bytes are its number of pages, each page one colour."""
+
+    def __init__(self, plan: ViewPlan = PLAN) -> None:
+        self.plan = plan
+        self.num_decoded = 0
+        self.fail_at: int | None = None
+
+    async def decode(self, data: bytes, order: DecodeOrder) -> DecodedPage:
+        await asyncio.sleep(0)
+        if order.position == self.fail_at:
+            raise UndecodableError
+        self.num_decoded += 1
+        colour = 16 * int(data) + order.position
+        return DecodedPage(
+            file_format=FileFormat.PDF,
+            pages=tuple(range(1, int(data) + 1)),
+            page=order.position + 1,
+            width_px=1000,
+            height_px=500,
+            is_blank=False,
+            prepared=PageViews(self.plan, np.full((8, 8, 3), colour, np.uint8), np.zeros((0, 8, 8, 3), np.uint8)),
+        )
+
+
+@dataclass
+class Bench:
+    reader: DocumentReader
+    source: Source
+    engine: FakeEngineHandle
+    gate: Gate
+    metrics: Metrics
+
+    async def read(self, num_pages: int, task: Task = Task.FREE, max_new_tokens: int = 100) -> DocumentReading:
+        order = ReadOrder(task, None, Mode.TINY, max_new_tokens, "fake", None)
+        with self.gate.admit() as permit:
+            return await self.reader.read(str(num_pages).encode(), order, permit)
+
+
+@contextlib.asynccontextmanager
+async def bench(page_slots: int = 4, engine: FakeEngine | None = None, plan: ViewPlan = PLAN) -> AsyncIterator[Bench]:
+    handle = FakeEngineHandle(engine)
+    await handle.start()
+    gate = Gate(capacity=8, page_slots=page_slots, clock=time.monotonic)
+    source, metrics = Source(plan), Metrics()
+    observer = TelemetryObserver(metrics, NoOpTracer())
+    reader = DocumentReader(source=source, engine=handle, gate=gate, limits=IntakeLimits(), observer=observer)
+    try:
+        yield Bench(reader, source, handle, gate, metrics)
+    finally:
+        await handle.stop()
+        assert gate.page_slots._value == page_slots
+
+
+def expected_text(num_pages: int, page: int) -> str:
+    view = np.full((8, 8, 3), 16 * num_pages + page - 1, np.uint8)
+    prepared = PageViews(PLAN, view, np.zeros((0, 8, 8, 3), np.uint8))
+    request = SequenceRequest("", prepared, prompt_for(Task.FREE), 100, "fake")
+    return "".join(fake_tokens(request))
+
+
+async def test_pages_are_joined_in_order_by_a_blank_line() -> None:
+    async with bench() as it:
+        reading = await it.read(3)
+    assert reading.text == "\n\n".join(expected_text(3, page) for page in (1, 2, 3))
+    assert [page.page for page in reading.pages] == [1, 2, 3]
+
+
+async def test_pages_of_one_document_run_together() -> None:
+    async with bench() as it:
+        it.engine.hold()
+        task = asyncio.create_task(it.read(3))
+        await eventually(lambda: len(it.engine.submitted) == 3)
+        it.engine.release()
+        await task
+
+
+async def test_no_more_pages_are_decoded_ahead_than_there_are_slots() -> None:
+    async with bench(page_slots=2) as it:
+        it.engine.hold()
+        task = asyncio.create_task(it.read(7))
+        await eventually(lambda: len(it.engine.submitted) == 2)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert it.source.num_decoded == 2
+        it.engine.release()
+        assert len((await task).pages) == 7
+
+
+async def test_short_document_takes_its_turn_before_a_long_one_ends() -> None:
+    async with bench(page_slots=1) as it:
+        it.engine.hold()
+        long = asyncio.create_task(it.read(7))
+        await eventually(lambda: it.source.num_decoded == 1)
+        short = asyncio.create_task(it.read(1))
+        await eventually(lambda: it.gate.num_waiting == 1)
+        it.engine.release()
+        await short
+        assert not long.done()
+        await long
+
+
+async def test_many_documents_at_once_never_swap_answers() -> None:
+    async with bench(page_slots=3) as it:
+        counts = [1 + number % 4 for number in range(8)]
+        readings = await asyncio.gather(*(it.read(count) for count in counts))
+    for count, reading in zip(counts, readings, strict=True):
+        assert reading.text == "\n\n".join(expected_text(count, page) for page in range(1, count + 1))
+
+
+async def test_boxes_stand_in_the_pages_own_pixels() -> None:
+    async with bench() as it:
+        page = (await it.read(1, Task.OCR)).pages[0]
+    assert len(page.regions) == 1
+    left, top, right, bottom = page.regions[0].box_px
+    assert 0 <= left < right <= 1000
+    assert 0 <= top < bottom <= 500
+    assert "<|" not in page.text
+
+
+async def test_worst_finish_reason_speaks_for_the_document() -> None:
+    async with bench() as it:
+        reading = await it.read(2, max_new_tokens=2)
+    assert reading.finish_reason is FinishReason.LENGTH
+    stopped = replace(reading.pages[0], result=replace(reading.pages[0].result, finish_reason=FinishReason.STOP))
+    looped = replace(stopped, result=replace(stopped.result, finish_reason=FinishReason.REPETITION))
+    assert DocumentReading("m", [stopped, reading.pages[1], looped]).finish_reason is FinishReason.REPETITION
+    assert DocumentReading("m", [stopped]).finish_reason is FinishReason.STOP
+
+
+async def test_confidence_is_the_mean_over_tokens_not_pages() -> None:
+    async with bench() as it:
+        page = (await it.read(1)).pages[0]
+    sure = replace(page, result=replace(page.result, confidence=1.0, completion_tokens=3))
+    unsure = replace(page, result=replace(page.result, confidence=0.0625, completion_tokens=1))
+    silent = replace(page, result=replace(page.result, confidence=0.25, completion_tokens=0))
+    assert DocumentReading("m", [sure, unsure, silent]).confidence == pytest.approx(0.5)
+    assert DocumentReading("m", [silent]).confidence == 0.25
+
+
+@pytest.mark.parametrize("position", [0, 1])
+async def test_page_that_cannot_be_decoded_ends_the_whole_request(position: int) -> None:
+    async with bench() as it:
+        it.engine.hold()
+        it.source.fail_at = position
+        with pytest.raises(UndecodableError):
+            await it.read(3)
+        assert it.engine.cancelled == [request.sequence_id for request in it.engine.submitted]
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("engine_failed", EngineError),
+        ("engine_lost", EngineLostError),
+        ("model_not_found", ModelNotFoundError),
+        ("too_many_vision_tokens", TooManyVisionTokensError),
+        ("never heard of", EngineError),
+    ],
+)
+async def test_engines_failure_keeps_its_code(code: str, error: type[Exception]) -> None:
+    async with bench(engine=FakeEngine(fail_with={prompt_for(Task.FREE): code})) as it:
+        with pytest.raises(error):
+            await it.read(2)
+
+
+async def test_lost_engine_is_never_silence() -> None:
+    async with bench() as it:
+        it.engine.hold()
+        task = asyncio.create_task(it.read(1))
+        await eventually(lambda: it.engine.submitted)
+        it.engine.lose()
+        with pytest.raises(EngineLostError):
+            await task
+
+
+async def test_cancelled_request_leaves_nothing_in_the_engine() -> None:
+    async with bench() as it:
+        it.engine.hold()
+        task = asyncio.create_task(it.read(3))
+        await eventually(lambda: len(it.engine.submitted) == 3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert sorted(it.engine.cancelled) == sorted(request.sequence_id for request in it.engine.submitted)
+        assert it.metrics.counter("inference_total").labels("fake", "cancelled")._value.get() == 3
+
+
+async def test_page_that_no_sequence_could_hold_is_refused_at_once() -> None:
+    async with bench(plan=replace(PLAN, num_vision_tokens=8192)) as it:
+        with pytest.raises(TooManyVisionTokensError) as refusal:
+            await it.read(1)
+        assert it.engine.submitted == []
+        assert refusal.value.public == {"vision_tokens": 8192, "limit": 8192}
+
+
+async def test_error_of_a_known_kind_wins_over_what_it_caused() -> None:
+    async with bench() as it:
+        it.source.fail_at = 0
+        with pytest.raises(UndecodableError) as failure:
+            await it.read(1)
+    assert not isinstance(failure.value, TooManyPixelsError)
+
+
+async def test_counts_add_up() -> None:
+    async with bench() as it:
+        reading = await it.read(3)
+        count = it.metrics.registry.get_sample_value
+        assert count("deepsynth_pages_total") == 3
+        assert count("deepsynth_inference_total", {"model_id": "fake", "status": "ok"}) == 3
+        assert count("deepsynth_output_tokens_total") == sum(page.result.completion_tokens for page in reading.pages)
+        assert count("deepsynth_finished_total", {"finish_reason": "stop"}) == 3
+        assert count("deepsynth_stage_duration_seconds_count", {"stage": "decode"}) == 3

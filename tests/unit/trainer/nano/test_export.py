@@ -1,0 +1,42 @@
+"""Nano's last step: from a run's shards to the checkpoint that ships."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from shared.deepseek_ocr.loading import load_checkpoint
+from tests.support.tiny_model import tiny_config, tiny_model, tiny_tokenizer
+from trainer.nano.training import export
+from trainer.nano.training.shards import save_shards
+
+
+@pytest.fixture
+def tokenizer_file(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    tiny_tokenizer()._backend.save(str(path))
+    return path
+
+
+def test_the_checkpoint_reads_like_the_run_it_came_from(tmp_path, tokenizer_file, monkeypatch):
+    monkeypatch.setattr(export, "nano_config", tiny_config)
+    model = tiny_model(seed=3)
+    save_shards(model, tmp_path / "run", {"steps": 1})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("card")
+    sizes = export.export_checkpoint(tmp_path / "run", tokenizer_file, tmp_path / "out")
+    loaded = load_checkpoint(tmp_path / "out")
+    weights = dict(model.named_parameters())
+    for name, value in loaded.model.named_parameters():
+        # bfloat16 keeps 8 bits, int8 rows 7 of the row's largest value.
+        largest = weights[name].detach().abs().max()
+        assert torch.allclose(value, weights[name], atol=float(largest) / 100), name
+    assert loaded.tokenizer.encode_plain("the page") == tiny_tokenizer().encode_plain("the page")
+    assert (tmp_path / "out" / "README.md").read_text() == "card"
+    assert sizes["model.safetensors"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+
+
+def test_a_tokenizer_of_another_size_is_refused(tmp_path, tokenizer_file):
+    with pytest.raises(ValueError, match="has 278 ids"):
+        export.export_checkpoint(tmp_path, tokenizer_file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,169 @@
+"""The card of a prepared set: README.md with what it holds, and a contact sheet to be looked at before training."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image
+
+from trainer.data.prepare.output import write_file
+from trainer.data.prepare.stats import Tally
+from trainer.data.sources.columns import Columns
+from trainer.data.sources.images import upright_rgb
+from trainer.data.sources.protocol import PageSource
+from trainer.data.sources.rejected_rows import Ledger
+from trainer.data.sources.samples import read_samples
+
+SHEET_NAME: Final = "contact-sheet.png"
+SHEET_COLUMNS: Final = 6
+SHEET_ROWS: Final = 4
+CELL_PX: Final = (240, 300)
+GAP_PX: Final = 8
+RARE_COUNT: Final = 5
+"""Characters seen less often than this are listed: a model will hardly learn them."""
+LISTED: Final = 200
+
+
+def write_card(folder: Path, manifest: dict[str, Any], tally: Tally) -> None:
+    """Write README.md and the contact sheet.
+
+    Args:
+        folder: the set, its files in place.
+        manifest: what `dataset.json` will say.
+        tally: what was counted.
+    """
+    write_file(folder / SHEET_NAME, contact_sheet(_first_images(folder, manifest)))
+    write_file(folder / "README.md", card_text(manifest, tally).encode(errors="replace"))
+
+
+def card_text(manifest: dict[str, Any], tally: Tally) -> str:
+    """The card.
+
+    Args:
+        manifest: what `dataset.json` says.
+        tally: what was counted.
+
+    Returns:
+        Markdown.
+    """
+    request = manifest["request"]
+    lines = [
+        "---",
+        "task_categories: [image-to-text]",
+        "---",
+        "",
+        f"# Pages from {request['source']['name']}",
+        "",
+        "Made by `python -m trainer prepare`; `dataset.json` lists every file with its checksum.",
+        "Texts are in Unicode NFC with line feeds as line ends.",
+        "",
+        f"Fingerprint: `{manifest['fingerprint']}`",
+        "",
+        "| split | samples | images |",
+        "|---|---|---|",
+        *(f"| {name} | {each['num_samples']} | {each['num_images']} |" for name, each in manifest["splits"].items()),
+        "",
+        f"Texts hold {tally.num_text_characters:,} characters, the longest {tally.longest_text:,}. "
+        f"Images are at most {tally.largest_px[0]} px wide and {tally.largest_px[1]} px high.",
+        "",
+        f"![Pages of the set]({SHEET_NAME})",
+        "",
+        "## Rows left out",
+        "",
+        *_left_out(manifest),
+        "",
+        "## Characters",
+        "",
+        f"{len(tally.characters)} different ones.",
+        "",
+        "| script | different characters |",
+        "|---|---|",
+        *(f"| {name} | {count} |" for name, count in tally.scripts().items()),
+        "",
+        *_rare(tally),
+        "",
+        *_faces(tally),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def contact_sheet(images: list[Image.Image]) -> bytes:
+    """Lay images out in rows.
+
+    Args:
+        images: at most as many as the sheet has cells; made small.
+
+    Returns:
+        Bytes of a PNG file.
+    """
+    rows = max(-(-len(images) // SHEET_COLUMNS), 1)
+    for image in images:
+        image.thumbnail(CELL_PX)
+    width, height = (max(sides, default=1) for sides in ([i.width for i in images], [i.height for i in images]))
+    columns = min(len(images), SHEET_COLUMNS)
+    size = (columns * (width + GAP_PX) + GAP_PX, rows * (height + GAP_PX) + GAP_PX)
+    sheet = Image.new("RGB", size, (200, 200, 200))
+    for index, small in enumerate(images):
+        x = GAP_PX + index % SHEET_COLUMNS * (width + GAP_PX)
+        y = GAP_PX + index // SHEET_COLUMNS * (height + GAP_PX)
+        sheet.paste(small, (x, y))
+    stream = io.BytesIO()
+    sheet.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _first_images(folder: Path, manifest: dict[str, Any]) -> list[Image.Image]:
+    """Images from all over the set: the first of as many files as there are cells, then the seconds."""
+    from trainer.data.sources.resolve import open_source
+
+    files = [record["name"] for split in manifest["splits"].values() for record in split["files"]]
+    cells = SHEET_COLUMNS * SHEET_ROWS
+    chosen = files[:: max(len(files) // cells, 1)][:cells]
+    each = -(-cells // max(len(chosen), 1))
+    images: list[Image.Image] = []
+    for name in chosen:
+        images += _images_of_file(open_source(str(folder / name)), each)
+    return images[:cells]
+
+
+def _images_of_file(source: PageSource, count: int) -> list[Image.Image]:
+    images: list[Image.Image] = []
+    for sample in read_samples(source, Columns(), Ledger()):
+        if len(images) == count:
+            break
+        with Image.open(io.BytesIO(sample.images[0].data)) as image:
+            images.append(upright_rgb(image))
+    return images
+
+
+def _left_out(manifest: dict[str, Any]) -> list[str]:
+    codes = {**manifest["broken_rows"]}
+    if manifest["num_duplicates"]:
+        codes["duplicate_across_splits"] = manifest["num_duplicates"]
+    if not codes:
+        return [f"None of {manifest['num_rows']}."]
+    return [
+        f"Of {manifest['num_rows']} rows; `broken-rows.jsonl` names each with its reason.",
+        "",
+        "| reason | rows |",
+        "|---|---|",
+        *(f"| {code} | {count} |" for code, count in sorted(codes.items())),
+    ]
+
+
+def _rare(tally: Tally) -> list[str]:
+    rare = sorted(character for character, count in tally.characters.items() if count < RARE_COUNT)
+    if not rare:
+        return [f"Every one of them occurs {RARE_COUNT} times or more."]
+    listed = " ".join(f"U+{ord(character):04X}" for character in rare[:LISTED])
+    more = f" and {len(rare) - LISTED} more" if len(rare) > LISTED else ""
+    return [f"{len(rare)} occur less than {RARE_COUNT} times: {listed}{more}."]
+
+
+def _faces(tally: Tally) -> list[str]:
+    if not tally.faces:
+        return []
+    rows = (f"| {name} | {count} |" for name, count in tally.faces.most_common())
+    return ["## Fonts", "", "| face | samples |", "|---|---|", *rows]

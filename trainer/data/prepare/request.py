@@ -1,0 +1,69 @@
+"""What is asked of a preparation and what it answers; knows nothing of how it is done."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from trainer.data.prepare.shards import SetFormat
+from trainer.data.sources.splits import SplitShares
+
+STEP_ROWS: Final = 1000
+"""Rows of a step, and so of a file: about 100 MB of scans, and what a kill loses at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareRequest:
+    """Everything that decides what a set will hold.
+
+    Attributes:
+        out: where the set is to stand.
+        form: how it is stored.
+        shares: what is held out where the source names no splits.
+        max_broken_share: rows that may be left out.
+        limit: most rows that are read.
+        step_rows: rows of a step.
+        several_images: samples may have several images.
+        settings: further settings, as they are to stand in the manifest.
+    """
+
+    out: Path
+    form: SetFormat = SetFormat.PARQUET
+    shares: SplitShares = field(default_factory=SplitShares)
+    max_broken_share: float = 0.01
+    limit: int | None = None
+    step_rows: int = STEP_ROWS
+    several_images: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """What stands in the manifest: without the share of broken rows, which may be raised for unfinished work."""
+        return {
+            "format": self.form.value,
+            "shares": asdict(self.shares),
+            "limit": self.limit,
+            "step_rows": self.step_rows,
+            **self.settings,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run has left.
+
+    Attributes:
+        out: the set.
+        manifest: its `dataset.json`.
+    """
+
+    out: Path
+    manifest: dict[str, Any]
+
+    def __str__(self) -> str:
+        splits = ", ".join(f"{record['num_samples']} {name}" for name, record in self.manifest["splits"].items())
+        left_out = sum(self.manifest["broken_rows"].values())
+        return (
+            f"{self.out}: {splits}; {left_out} of {self.manifest['num_rows']} rows left out"
+            f", {self.manifest['num_duplicates']} duplicates refused; see {self.out / 'README.md'}"
+        )

@@ -1,0 +1,262 @@
+"""`prepare`: reads a source to its end once and leaves a set that training can rely on.
+
+The run in order: rows in steps, each step converted, split, written and committed; then the judgement over the whole;
+then card and manifest; then the rename. A run that was killed goes on after its last finished step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from trainer.data.errors import DataCode, DataError, RowCode
+from trainer.data.prepare.card import write_card
+from trainer.data.prepare.conversion import Converter, Outcome, Sample, convert_rows
+from trainer.data.prepare.manifest import FORMAT_VERSION, MANIFEST_NAME, load_manifest
+from trainer.data.prepare.output import OutputFolder, write_file, writing_to
+from trainer.data.prepare.request import PrepareRequest, Summary
+from trainer.data.prepare.shards import ShardFile, ShardRecord
+from trainer.data.prepare.stats import Tally
+from trainer.data.sources.protocol import BrokenRow, PageSource, Row
+from trainer.data.sources.rejected_rows import NAMED_ROWS, Ledger
+from trainer.data.sources.splits import VALIDATION, SplitRegister
+
+BROKEN_NAME: Final = "broken-rows.jsonl"
+
+Progress = Callable[[int, int | None], None]
+
+
+def prepare(
+    source: PageSource,
+    converter: Converter,
+    request: PrepareRequest,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+    restart: bool = False,
+    progress: Progress | None = None,
+) -> Summary:
+    """Prepare a set, or go on with one that was begun.
+
+    Args:
+        source: where rows come from.
+        converter: what makes samples of them.
+        request: what is wanted.
+        workers: processes that convert; see `convert_rows`.
+        overwrite: replace another set.
+        restart: throw unfinished work away.
+        progress: told the rows done and, where known, all rows.
+
+    Returns:
+        The finished set, or the one that the same request has left earlier.
+    """
+    described = {"source": {"name": source.name, "fingerprint": source.fingerprint()}, **request.as_json()}
+    fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    with OutputFolder(request.out, fingerprint, overwrite=overwrite, restart=restart) as output:
+        if output.is_done:
+            output.discard()
+            return Summary(request.out, load_manifest(request.out))
+        run = _Run(request, output)
+        done = run.num_rows_done
+        rows = _numbered(islice(source.rows(start=done), _rest(request.limit, done)), done + 1)
+        outcomes = convert_rows(rows, converter, workers)
+        total = _total(source.num_rows, request.limit)
+        report = progress or (lambda done, total: None)
+        report(done, total)
+        with closing(outcomes):
+            while run.step(outcomes, lambda done: report(done, total)):
+                pass
+        try:
+            run.judge()
+        except DataError:
+            # Mended rows or another share begin anew; allowing more broken rows goes on from here.
+            output.refuse()
+            raise
+        manifest = run.manifest(described, fingerprint)
+        with writing_to(request.out):
+            _write_broken(output.folder / BROKEN_NAME, output.journal())
+            write_card(output.folder, manifest, run.tally)
+            write_file(output.folder / MANIFEST_NAME, _as_bytes(manifest))
+            output.publish()
+    return Summary(request.out, manifest)
+
+
+class _Run:
+    """State between steps."""
+
+    def __init__(self, request: PrepareRequest, output: OutputFolder) -> None:
+        self._request, self._output = request, output
+        state = output.state
+        self._step = state.get("step", 0)
+        self._shards = [ShardRecord(**record) for record in state.get("shards", ())]
+        self._named_splits: set[str] = set(state.get("named_splits", ()))
+        self.tally = Tally.from_json(state["tally"]) if state else Tally()
+        self.ledger = Ledger(request.max_broken_share)
+        self._register = SplitRegister()
+        if state:
+            self.ledger.num_rows = state["num_rows"]
+            self.ledger.codes = Counter(state["codes"])
+        for note in output.journal():
+            self._recall(note)
+
+    @property
+    def num_rows_done(self) -> int:
+        """Rows read by finished steps."""
+        return self.ledger.num_rows + self.tally.duplicates
+
+    def step(self, outcomes: Iterator[Outcome], report: Callable[[int], None]) -> bool:
+        """Convert, write and commit the next rows.
+
+        Args:
+            outcomes: of the rows that are left.
+            report: told the rows done so far.
+
+        Returns:
+            False where no rows are left.
+        """
+        open_files: dict[str, ShardFile] = {}
+        notes: list[dict[str, Any]] = []
+        try:
+            for outcome in islice(outcomes, self._request.step_rows):
+                if isinstance(outcome, BrokenRow):
+                    self.ledger.skip(outcome)
+                    notes.append(_noted(outcome))
+                else:
+                    self._take(outcome, open_files, notes)
+                report(self.num_rows_done)
+            if not notes:
+                return False
+            with writing_to(self._request.out):
+                self._shards += [open_files[split].finish() for split in sorted(open_files)]
+                self._step += 1
+                self._output.commit(notes, self._state())
+        finally:
+            for file in open_files.values():
+                file.close()
+        return True
+
+    def judge(self) -> None:
+        """Refuse a set that holds too little.
+
+        Raises:
+            DataError: the source has no rows, too many are broken, or a split is empty.
+        """
+        if not self.num_rows_done:
+            raise DataError(DataCode.SOURCE_EMPTY, "the source has no rows", "check what you gave as source")
+        self.ledger.check()
+        wanted = self._named_splits or set(self._request.shares.wanted())
+        empty = sorted(split for split in wanted if not self.tally.samples[split])
+        if empty:
+            counts = ", ".join(f"{number} {name}" for name, number in self.tally.samples.items()) or "none"
+            raise DataError(
+                DataCode.SPLIT_EMPTY,
+                f"no sample falls to {' and '.join(empty)} (there are {counts}; {self.tally.duplicates} duplicates)",
+                self._remedy(empty),
+            )
+
+    def _remedy(self, empty: list[str]) -> str:
+        shares, lowest = self._request.shares, self.tally.lowest_place
+        if empty == [VALIDATION] and not self._named_splits and not shares.test:
+            return f"give more rows, or at least --validation-share {math.ceil(lowest * 100 + 1e-9) / 100:g}"
+        return "give more rows, larger shares, or another --split-salt"
+
+    def manifest(self, described: dict[str, Any], fingerprint: str) -> dict[str, Any]:
+        """The set's `dataset.json`."""
+        splits: dict[str, Any] = {}
+        for name in sorted(self.tally.samples):
+            files = [shard.as_json() for shard in self._shards if shard.split == name]
+            splits[name] = {
+                "num_samples": self.tally.samples[name],
+                "num_images": self.tally.images[name],
+                "files": files,
+            }
+        return {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": self.tally.digest,
+            "request_fingerprint": fingerprint,
+            "request": described,
+            "splits": splits,
+            "num_rows": self.num_rows_done,
+            "broken_rows": dict(self.ledger.codes),
+            "num_duplicates": self.tally.duplicates,
+        }
+
+    def _take(self, samples: list[Sample], open_files: dict[str, ShardFile], notes: list[dict[str, Any]]) -> None:
+        split = samples[0].split or self._request.shares.split_of(samples[0].group)
+        self.tally.lowest_place = min(self.tally.lowest_place, self._request.shares.place_of(samples[0].group))
+        if samples[0].split is not None:
+            self._named_splits.add(split)
+        keys = tuple(key for sample in samples for key in sample.content_keys())
+        other = self._register.clash(keys, split)
+        if other is not None:
+            reason = f"its image or its text stands in {other} already, so it cannot stand in {split}"
+            row = BrokenRow(samples[0].row, samples[0].name, RowCode.DUPLICATE_ACROSS_SPLITS, reason)
+            self.tally.duplicates += 1
+            notes.append(_noted(row))
+            return
+        self.ledger.take()
+        notes.append({"split": split, "keys": [key[:16].hex() for key in keys]})
+        with writing_to(self._request.out):
+            for sample in samples:
+                if split not in open_files:
+                    open_files[split] = self._open(split)
+                open_files[split].add(sample)
+                self.tally.add(sample, split)
+
+    def _open(self, split: str) -> ShardFile:
+        request = self._request
+        name = f"data/{split}-{self._step:05d}{request.form.suffix}"
+        return ShardFile(self._output.folder, name, split, request.form, several_images=request.several_images)
+
+    def _recall(self, note: dict[str, Any]) -> None:
+        if "keys" in note:
+            self._register.clash(tuple(bytes.fromhex(key) for key in note["keys"]), note["split"])
+        elif note["code"] != RowCode.DUPLICATE_ACROSS_SPLITS and len(self.ledger.broken) < NAMED_ROWS:
+            self.ledger.broken.append(BrokenRow(**{**note, "code": RowCode(note["code"])}))
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self._step,
+            "shards": [shard.as_json() for shard in self._shards],
+            "files": [shard.name for shard in self._shards],
+            "named_splits": sorted(self._named_splits),
+            "tally": self.tally.as_json(),
+            "num_rows": self.ledger.num_rows,
+            "codes": dict(self.ledger.codes),
+        }
+
+
+def _numbered(rows: Iterable[Row | BrokenRow], first: int) -> Iterator[Row | BrokenRow]:
+    """Rows with their place in the whole source: shards and streams number within themselves, keys must be unique."""
+    return (replace(row, number=number) for number, row in enumerate(rows, first))
+
+
+def _noted(row: BrokenRow) -> dict[str, Any]:
+    return {"number": row.number, "name": row.name, "code": row.code.value, "reason": row.reason}
+
+
+def _write_broken(path: Path, notes: list[dict[str, Any]]) -> None:
+    lines = "".join(json.dumps(note) + "\n" for note in notes if "code" in note)
+    write_file(path, lines.encode())
+
+
+def _as_bytes(manifest: dict[str, Any]) -> bytes:
+    return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode(errors="replace")
+
+
+def _rest(limit: int | None, done: int) -> int | None:
+    return None if limit is None else max(limit - done, 0)
+
+
+def _total(num_rows: int | None, limit: int | None) -> int | None:
+    if num_rows is None or limit is None:
+        return limit if num_rows is None else num_rows
+    return min(num_rows, limit)

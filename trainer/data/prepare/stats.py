@@ -1,0 +1,76 @@
+"""What a prepared set holds, counted while it is written; small enough to be kept with every finished step."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from trainer.data.prepare.conversion import Sample
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts over samples.
+
+    Attributes:
+        samples: by split.
+        images: by split.
+        characters: of the texts to produce, by character, white space left out.
+        faces: images drawn with each face.
+        longest_text: characters of the longest text.
+        largest_px: greatest width and height of an image.
+        num_text_characters: characters of all texts.
+        duplicates: rows refused because another split has their content.
+        lowest_place: of all contents between 0 and 1; a share above it holds something out.
+        digest: over all samples in order.
+    """
+
+    samples: Counter[str] = field(default_factory=Counter)
+    images: Counter[str] = field(default_factory=Counter)
+    characters: Counter[str] = field(default_factory=Counter)
+    faces: Counter[str] = field(default_factory=Counter)
+    longest_text: int = 0
+    largest_px: tuple[int, int] = (0, 0)
+    num_text_characters: int = 0
+    duplicates: int = 0
+    lowest_place: float = 1.0
+    digest: str = ""
+
+    def add(self, sample: Sample, split: str) -> None:
+        """Count a sample."""
+        self.samples[split] += 1
+        self.images[split] += len(sample.images)
+        self.characters.update(character for character in sample.text if not character.isspace())
+        self.faces.update(sample.fonts)
+        self.longest_text = max(self.longest_text, len(sample.text))
+        self.num_text_characters += len(sample.text)
+        for image in sample.images:
+            self.largest_px = (max(self.largest_px[0], image.width_px), max(self.largest_px[1], image.height_px))
+        content = "".join(image.pixels_sha256 for image in sample.images) + f"\0{split}\0{sample.text}"
+        self.digest = hashlib.sha256(f"{self.digest}\0{content}".encode()).hexdigest()
+
+    def scripts(self) -> dict[str, int]:
+        """Different characters by script, as the first word of their Unicode names tells it."""
+        names: Counter[str] = Counter()
+        for character in self.characters:
+            category = unicodedata.category(character)
+            name = unicodedata.name(character, "UNNAMED").split(" ")[0].split("-")[0]
+            names[name.capitalize() if category[0] in "LM" else _KINDS.get(category[0], "Other")] += 1
+        return dict(names.most_common())
+
+    def as_json(self) -> dict[str, Any]:
+        """For the state of a step."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Tally:
+        """What `as_json` gave."""
+        counters = {name: Counter(value[name]) for name in ("samples", "images", "characters", "faces")}
+        return cls(**{**value, **counters, "largest_px": tuple(value["largest_px"])})
+
+
+_KINDS = {"N": "Digits", "P": "Punctuation", "S": "Symbols"}

@@ -1,0 +1,158 @@
+"""The evaluation set: pages from held-out faces and texts with their exact truth; also contact sheets and samples.
+
+Layout of a set: `<tier>/<number>.png`, `<tier>/<number>.txt` and `index.jsonl`, one line per page.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from trainer.data.render.degrade import Grey, degrade
+from trainer.nano.corpus.corpus import Corpus
+from trainer.nano.fonts.library import FontLibrary
+from trainer.nano.pages.render import PageRenderer, RenderedPage, Tier
+
+INDEX_NAME: Final = "index.jsonl"
+EVALUATION_TIERS: Final = ("line", "block", "page", "degraded-line", "degraded-block")
+DEFAULT_PER_TIER: Final = {"line": 100, "block": 60, "page": 20, "degraded-line": 60, "degraded-block": 60}
+# Em sizes asked for; lines and blocks as small as 14 px are what a page scanned at 100 dpi holds.
+_SIZES: Final = {"line": (14, 40), "block": (14, 40), "page": (14, 30)}
+MAX_SIDE_PX: Final = 640
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationPage:
+    """A page of the set and how it was made.
+
+    Attributes:
+        tier: one of `EVALUATION_TIERS`.
+        image: uint8 [H, W].
+        text: the truth.
+        fonts: file names of the faces.
+        sizes_px: their em sizes.
+        effects: what spoilt it; empty for clean pages.
+    """
+
+    tier: str
+    image: Grey
+    text: str
+    fonts: tuple[str, ...]
+    sizes_px: tuple[int, ...]
+    effects: tuple[str, ...] = ()
+
+
+def build_evaluation_set(
+    fonts_dir: Path, corpus_dir: Path, out_dir: Path, seed: int = 7, per_tier: dict[str, int] | None = None
+) -> dict[str, int]:
+    """Render the evaluation set; the same arguments give the same files.
+
+    Args:
+        fonts_dir: the packed held-out faces.
+        corpus_dir: the packed held-out texts.
+        out_dir: replaced as a whole.
+        seed: where chance starts.
+        per_tier: pages by tier; `DEFAULT_PER_TIER` where None.
+
+    Returns:
+        Characters of truth by tier.
+    """
+    library, corpus = FontLibrary(fonts_dir), Corpus(corpus_dir)
+    partial = out_dir.with_name(out_dir.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    counts, rows = {}, []
+    for position, (tier, count) in enumerate((per_tier or DEFAULT_PER_TIER).items()):
+        (partial / tier).mkdir(parents=True)
+        renderer = PageRenderer(library, corpus, seed * 1000 + position)
+        rng = np.random.default_rng(seed * 1000 + position)
+        counts[tier] = 0
+        for number in range(count):
+            page = make_page(renderer, tier, rng)
+            rows.append(_write_page(partial, f"{tier}/{number:04d}", page))
+            counts[tier] += len(page.text)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (partial / INDEX_NAME).write_text(lines, encoding="utf-8")
+    shutil.rmtree(out_dir, ignore_errors=True)
+    partial.rename(out_dir)
+    return counts
+
+
+def make_page(renderer: PageRenderer, tier: str, rng: np.random.Generator) -> EvaluationPage:
+    """Render one page of the set.
+
+    Args:
+        renderer: where clean pages come from.
+        tier: one of `EVALUATION_TIERS`.
+        rng: where degradation takes its chance from.
+
+    Returns:
+        The page.
+    """
+    clean_tier = tier.removeprefix("degraded-")
+    page = renderer.render(Tier(clean_tier), size_px=_SIZES[clean_tier])
+    while clean_tier == "page" and not 1000 <= page.ink.shape[1] <= 1300:
+        page = renderer.render(Tier(clean_tier), size_px=_SIZES[clean_tier])
+    image = page.ink
+    effects: tuple[str, ...] = ()
+    if clean_tier != tier:
+        image, effects = degrade(image, rng)
+        image = _within(image, MAX_SIDE_PX)
+    return EvaluationPage(tier, image, page.text, page.fonts, page.sizes_px, effects)
+
+
+def contact_sheet(pages: Sequence[RenderedPage | EvaluationPage], columns: int, scale: float = 1.0) -> Image.Image:
+    """Lay pages out side by side, to be looked at.
+
+    Args:
+        pages: the pages.
+        columns: how many stand in a row.
+        scale: size relative to the pages'.
+
+    Returns:
+        A grey image.
+    """
+    images = [Image.fromarray(page.ink if isinstance(page, RenderedPage) else page.image) for page in pages]
+    rows = [images[start : start + columns] for start in range(0, len(images), columns)]
+    width = max(image.width for image in images) + 8
+    heights = [max(image.height for image in row) + 8 for row in rows]
+    sheet = Image.new("L", (width * columns, sum(heights)), 128)
+    y = 0
+    for row, height in zip(rows, heights, strict=True):
+        for index, image in enumerate(row):
+            sheet.paste(image, (index * width + 4, y + 4))
+        y += height
+    return sheet.resize((max(int(sheet.width * scale), 1), max(int(sheet.height * scale), 1)), Image.Resampling.BOX)
+
+
+def _within(image: Grey, side_px: int) -> Grey:
+    height, width = image.shape
+    share = side_px / max(height, width)
+    if share >= 1:
+        return image
+    return np.asarray(
+        Image.fromarray(image).resize(
+            (max(int(width * share), 1), max(int(height * share), 1)), Image.Resampling.BICUBIC
+        )
+    )
+
+
+def _write_page(folder: Path, stem: str, page: EvaluationPage) -> dict[str, object]:
+    Image.fromarray(page.image).save(folder / f"{stem}.png")
+    (folder / f"{stem}.txt").write_text(page.text + "\n", encoding="utf-8")
+    return {
+        "image": f"{stem}.png",
+        "text": f"{stem}.txt",
+        "tier": page.tier,
+        "fonts": page.fonts,
+        "sizes_px": page.sizes_px,
+        "effects": page.effects,
+        "width_px": page.image.shape[1],
+        "height_px": page.image.shape[0],
+    }

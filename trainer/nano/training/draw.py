@@ -1,0 +1,69 @@
+"""From a tier's name to ink and tokens: what each drawing process of the pool runs."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from shared.deepseek_ocr.geometry import GeometryConfig, Mode, plan_views
+from shared.deepseek_ocr.tokenizer import OcrTokenizer
+from trainer.nano.corpus.charset import SUPPORTED
+from trainer.nano.corpus.corpus import Corpus
+from trainer.nano.fonts.library import FontLibrary
+from trainer.nano.pages.render import SCANS, PageRenderer, RenderedPage, Tier
+from trainer.nano.training.pool import Drawing
+
+CHARSET = {character: index for index, character in enumerate(sorted(SUPPORTED))}
+"""Index of each character in marks."""
+
+
+SMALL_SHARE = 0.4
+"""Share of images of several lines that are set in small print, which is learnt last and misread most."""
+SMALL_PX = (10, 18)
+
+
+class Draw:
+    """Draws pages of one source of fonts and texts; the same seed draws the same pages."""
+
+    def __init__(self, fonts: Path, corpus: Path, tokenizer: Path, geometry: GeometryConfig, seed: int) -> None:
+        self._renderer = PageRenderer(FontLibrary(fonts), Corpus(corpus), seed)
+        self._tokenizer = OcrTokenizer.from_file(tokenizer)
+        self._geometry = geometry
+        self._rng = random.Random(seed)
+
+    def __call__(self, tier: str, longest: int) -> Drawing:
+        """Draw one page; see `pool.DrawFunction`."""
+        page = self._render(Tier(tier), longest)
+        ink = page.ink
+        height, width = ink.shape
+        plan = plan_views(width, height, Mode.GUNDAM, self._geometry)
+        room = max(plan.tile_columns, 1) * plan.tile_px, max(plan.tile_rows, 1) * plan.tile_px
+        scale = min(1.0, room[0] / width, room[1] / height)
+        if scale < 1:
+            size = max(1, round(width * scale)), max(1, round(height * scale))
+            ink = np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BICUBIC))
+        tokens = [*self._tokenizer.encode_plain(page.text), self._tokenizer.eos_id]
+        marks = [(max(x * scale, 0), max(y * scale, 0), CHARSET[c]) for x, y, c in page.marks if c in CHARSET]
+        return Drawing(ink, np.array(marks).reshape(-1, 3), tokens, plan.tile_columns, plan.tile_rows)
+
+    def _render(self, tier: Tier, longest: int) -> RenderedPage:
+        if tier == Tier.LINE:
+            return self._renderer.render(tier, max_characters=longest)
+        if tier in SCANS:
+            return self._renderer.render(tier)
+        is_small = self._rng.random() < SMALL_SHARE
+        return self._renderer.render(tier, size_px=SMALL_PX if is_small else None)
+
+
+class MakeDraw:
+    """Builds a `Draw` inside the process that will use it."""
+
+    def __init__(self, fonts: Path, corpus: Path, tokenizer: Path, geometry: GeometryConfig) -> None:
+        self._arguments = (fonts, corpus, tokenizer, geometry)
+
+    def __call__(self, seed: int) -> Draw:
+        """Build one with its own seed."""
+        return Draw(*self._arguments, seed)

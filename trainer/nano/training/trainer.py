@@ -1,0 +1,327 @@
+"""The training run of nano: from nothing, or on from an earlier run's shards, within a budget of time.
+
+Owns the loop. What is learned from comes from `pool`, how strongly it is degraded from `augment`, all numbers from
+`recipe`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shared.contract.prompts import Task, prompt_for
+from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+from shared.deepseek_ocr.tokenizer import OcrTokenizer
+from trainer.nano.training.augment import Degradation, cut_views
+from trainer.nano.training.muon import build_optimizers
+from trainer.nano.training.pool import Batch, BatchStream, DrawFunction, RenderPool, Sample, build_batch
+from trainer.nano.training.recipe import Recipe, learning_rate_factor, stage_at
+from trainer.nano.training.shards import carry_on, save_shards
+from trainer.nano.training.spotting import Spotter, label_squares
+
+NUM_CHARACTERS = 512
+"""Logits of the spotting head; `draw.CHARSET` holds fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaths:
+    """Where a run reads and writes."""
+
+    out: Path
+    resume: Path | None = None
+
+
+class NanoTrainer:
+    """One run; `run` returns when the budget is spent or the stop file appears."""
+
+    def __init__(
+        self,
+        model: DeepseekOcrForConditionalGeneration,
+        tokenizer: OcrTokenizer,
+        recipe: Recipe,
+        paths: RunPaths,
+        device: torch.device,
+    ) -> None:
+        model.to(device)  # type: ignore[arg-type]  # wrapped by transformers, which loses its signature
+        self.model = model
+        self.tokenizer = tokenizer
+        self.recipe = recipe
+        self.paths = paths
+        self.device = device
+        self.side_px = model.config.geometry_config().tile_px
+        self.step = 0
+        self.history: dict[str, float] = {}
+        self.spotter = Spotter(model.config.text_config.hidden_size, NUM_CHARACTERS).to(device)
+        if paths.resume is not None:
+            self.history = carry_on(self.model, paths.resume, self.spotter)
+        self.square_px = self.side_px // math.isqrt(tokens_in_view(model))
+        self.optimizers = build_optimizers(
+            nn.ModuleList([model, self.spotter]), recipe.learning_rate, recipe.matrix_learning_rate, recipe.weight_decay
+        )
+        self._base_rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
+        self._prompts = [
+            torch.tensor(tokenizer.encode_trusted(prompt_for(task)), device=device)
+            for task in (Task.FREE, Task.FREE, Task.FREE, Task.MARKDOWN)
+        ]
+        self._generator = torch.Generator(device=device).manual_seed(recipe.seed + 1)
+        self._random = random.Random(recipe.seed)
+        paths.out.mkdir(parents=True, exist_ok=True)
+
+    def compile(self) -> None:
+        """Compile blocks one by one: each kind once, instead of the whole network for every grid."""
+        torch._dynamo.config.recompile_limit = 64
+        model = self.model.model
+        sam = model.sam_model
+        # Stem and neck run over the largest maps: unfused, their norms took a fifth of the step.
+        for block in [sam.patch_embed, sam.neck, *sam.blocks, *model.vision_model.transformer.layers]:
+            block.compile(dynamic=False)
+        for layer in model.layers:
+            layer.compile(dynamic=True)
+
+    def loss(
+        self, batch: Batch, severity: float, prompt: Tensor, generator: torch.Generator, token_noise: float = 0.0
+    ) -> dict[str, Tensor]:
+        """Mean cross-entropy over a batch's answers, and the share of answer tokens guessed right.
+
+        Args:
+            batch: pages of one grid.
+            severity: strength of their degradation.
+            prompt: tokens between page and answer.
+            generator: where chance comes from.
+            token_noise: share of the answer's tokens that the decoder is fed wrongly.
+
+        Returns:
+            Scalars: `loss`, `router`, `spotting`, `right`, `feature_size`.
+        """
+        ink, paper, answer_BT = (
+            t.to(self.device, non_blocking=True) for t in (batch.ink_BHW, batch.paper_B4, batch.answer_BT)
+        )
+        with torch.no_grad():
+            colour, placement = Degradation(severity, generator)(ink, paper)
+            labels = label_squares(
+                batch.marks_M4.to(self.device, non_blocking=True),
+                placement, (ink.shape[1], ink.shape[2]), self.square_px, NUM_CHARACTERS,
+            )  # fmt: skip
+            # 640 is divisible by 1 and 2, the largest grid shrinks 9 times: pairs of pixels are enough to average.
+            shrink = 2 if batch.columns else 1
+            globals_BHWC, tiles_BTHWC = cut_views(colour, paper, batch.columns, batch.rows, self.side_px, shrink)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            page_BPD, squares_BHWD = self._page_embeddings(globals_BHWC, tiles_BTHWC, batch.columns, batch.rows)
+            spotting = self.spotter.loss(squares_BHWD.flatten(1, 2), labels.flatten(1, 2))
+            fed_BT = spoil_tokens(answer_BT.clamp(min=0), token_noise, generator)
+            logits_BTV, router_loss = self._answer_logits(page_BPD, prompt, fed_BT)
+            cross_entropy = F.cross_entropy(logits_BTV.flatten(0, 1).float(), answer_BT.flatten(), ignore_index=-100)
+        known = answer_BT >= 0
+        right = ((logits_BTV.argmax(-1) == answer_BT) & known).sum() / known.sum()
+        return {
+            "loss": cross_entropy,
+            "router": router_loss,
+            "spotting": spotting,
+            "right": right.detach(),
+            "feature_size": squares_BHWD.detach().float().square().mean().sqrt(),
+        }
+
+    def _page_embeddings(
+        self, globals_BHWC: Tensor, tiles_BTHWC: Tensor, columns: int, rows: int
+    ) -> tuple[Tensor, Tensor]:
+        """Vision tokens of a batch: as `assemble_page` orders them `[B, P, D]`, and as a grid `[B, H, W, D]`."""
+        model = self.model
+        views = torch.cat([globals_BHWC, tiles_BTHWC.flatten(0, 1)])
+        spare = self.recipe.views_per_batch - len(views)
+        if spare > 0:  # one shape for the compiled encoder
+            views = torch.cat([views, views.new_zeros(spare, *views.shape[1:])])
+        tokens_VND = model.encode_views(views)
+        B = len(globals_BHWC)
+        newline, separator = model.model.image_newline, model.model.view_seperator
+        n = math.isqrt(tokens_VND.shape[1])
+
+        def with_line_breaks(grid_BHWD: Tensor) -> Tensor:
+            breaks = newline.to(grid_BHWD.dtype).expand(B, grid_BHWD.shape[1], 1, -1)
+            return torch.cat([grid_BHWD, breaks], 2).flatten(1, 2)
+
+        squares = tokens_VND[:B].unflatten(1, (n, n))
+        parts = [with_line_breaks(squares), separator.to(tokens_VND.dtype).expand(B, 1, -1)]
+        if columns:
+            tiles = tokens_VND[B : B + B * rows * columns].view(B, rows, columns, n, n, -1)
+            squares = tiles.transpose(2, 3).reshape(B, rows * n, columns * n, -1)
+            parts.insert(0, with_line_breaks(squares))
+        return torch.cat(parts, 1), squares
+
+    def _answer_logits(self, page_BPD: Tensor, prompt_K: Tensor, answer_BT: Tensor) -> tuple[Tensor, Tensor]:
+        B = len(page_BPD)
+        embed = self.model.model.embed_tokens
+        start = torch.full((B, 1), self.tokenizer.bos_id, device=self.device)
+        text = torch.cat([prompt_K.expand(B, -1), answer_BT], 1)
+        embeds = torch.cat([embed(start), page_BPD.to(embed.weight.dtype), embed(text)], 1)
+        # Position i predicts token i + 1: from the prompt's last token on, but for the answer's last.
+        kept = answer_BT.shape[1] + 1
+        outputs = self.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=kept)
+        return outputs.logits[:, :-1], outputs.aux_loss
+
+    def train_step(self, batch: Batch, severity: float, factor: float) -> dict[str, Tensor]:
+        """One update; returns tensors, so that nothing waits for the device."""
+        for optimizer, rates in zip(self.optimizers, self._base_rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+        prompt = self._prompts[self.step % len(self._prompts)]
+        result = self.loss(batch, severity, prompt, self._generator, self.recipe.token_noise)
+        weights = {"loss": 1.0, "router": self.recipe.router_loss_weight, "spotting": self.recipe.spotting_loss_weight}
+        torch.stack([weight * result[name] for name, weight in weights.items()]).sum().backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return {name: value.detach() for name, value in {**result, "norm": norm}.items()}
+
+    def validate(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Loss and token accuracy on held-out pages, clean and fully degraded, with the same draws each time.
+
+        Runs the graphs that training compiled (nano has no dropout), so that looking costs no compilation.
+        """
+        sums: dict[str, list[Tensor]] = defaultdict(list)
+        for severity, kind in ((0.0, "clean"), (1.0, "degraded")):
+            for batch in batches:
+                generator = torch.Generator(device=self.device).manual_seed(7)
+                result = self.loss(batch, severity, self._prompts[0], generator)
+                sums[f"{batch.tier}_{kind}_right"].append(result["right"])
+                sums[f"{batch.tier}_{kind}_loss"].append(result["loss"].detach())
+                sums[f"{batch.tier}_{kind}_spotting"].append(result["spotting"].detach())
+        return {name: round(torch.stack(values).mean().item(), 4) for name, values in sums.items()}
+
+    def run(self, pool: RenderPool, stream: BatchStream, validation: Sequence[Batch]) -> None:
+        """Train until the budget is spent, or the file `stop` appears in the run's folder."""
+        recipe = self.recipe
+        began, budget_s = time.monotonic(), recipe.budget_s
+        last_log = last_save = began
+        pages, recent = 0, []
+        self.model.train()
+        for batch in stream:
+            share = max((time.monotonic() - began) / budget_s, self.step / recipe.max_steps)
+            stopping = share >= 1 or (self.paths.out / "stop").exists()
+            stage = stage_at(recipe.start + (1 - recipe.start) * share)
+            if self.step % 20 == 0:
+                stream.want(stage.tiers)
+                pool.want(_pages_drawn(stage.tiers), stage.max_characters)
+            if stopping:
+                break
+            severity = stage.severity * (self._random.random() if self._random.random() < recipe.mild_share else 1.0)
+            recent.append(self.train_step(batch, severity, learning_rate_factor(self.step, share, recipe)))
+            pages += len(batch.ink_BHW)
+            if self.step == 1:  # compilation lies behind: the schedule starts here and shares what time is left
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize()
+                budget_s, began = budget_s - (time.monotonic() - began), time.monotonic()
+                last_log = last_save = began
+                pool.renew()
+            now = time.monotonic()
+            if now - last_log > 10:
+                self._report(recent, pool, pages, now - began, now - last_log, share)
+                recent, last_log = [], now
+            if now - last_save > 90:
+                self._write({"validation": self.validate(validation), "share": round(share, 4)})
+                self.save(pages, now - began)
+                last_save = time.monotonic()
+        self._write({"validation": self.validate(validation), "share": 1.0})
+        self.save(pages, time.monotonic() - began)
+
+    def save(self, pages: int, seconds: float) -> None:
+        """Write shards with the history of all runs so far."""
+        run = {
+            "steps": self.history.get("steps", 0) + self.step,
+            "seconds": round(self.history.get("seconds", 0) + seconds),
+            "pages": self.history.get("pages", 0) + pages,
+            "recipe": asdict(self.recipe),
+            "config": self.model.config.to_dict(),
+        }
+        save_shards(self.model, self.paths.out / "shards", json.loads(json.dumps(run, default=str)), self.spotter)
+
+    def _report(
+        self, recent: list[dict[str, Tensor]], pool: RenderPool, pages: int, seconds: float, span: float, share: float
+    ) -> None:
+        means = {name: round(torch.stack([r[name] for r in recent]).float().mean().item(), 4) for name in recent[0]}
+        memory = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
+        self._write(
+            {
+                "step": self.step,
+                "share": round(share, 4),
+                "seconds": round(seconds),
+                **means,
+                "pages": pages,
+                "steps_per_s": round(len(recent) / span, 2),
+                "drawn": pool.drawn,
+                "dropped": pool.dropped,
+                "held": pool.counts(),
+                "memory_gib": round(memory / 2**30, 1),
+            }
+        )
+
+    def _write(self, record: dict[str, Any]) -> None:
+        line = json.dumps(record)
+        with (self.paths.out / "log.jsonl").open("a") as log:
+            log.write(line + "\n")
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+
+def spoil_tokens(answer_BT: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Put tokens from elsewhere in the batch into a share of the places.
+
+    A decoder that is fed nothing but the truth learns to trust it, and after its own first mistake has lost its place.
+
+    Shapes:
+        answer_BT: int64, 0 where padded
+        returns: the same, changed in at most `share` of the places
+    """
+    if not share:
+        return answer_BT
+    chosen = torch.rand(answer_BT.shape, device=answer_BT.device, generator=generator) < share
+    source = torch.randint(answer_BT.numel(), answer_BT.shape, device=answer_BT.device, generator=generator)
+    other_BT = answer_BT.flatten()[source]
+    return torch.where(chosen & (other_BT > 0), other_BT, answer_BT)
+
+
+_PAGES_PER_BATCH = {
+    "line": 1.0, "few": 1.0, "block": 1.0, "half": 1 / 3, "page": 1 / 6, "crop": 1 / 4, "sheet": 1 / 9,
+}  # fmt: skip
+"""Pages that a batch of a tier holds, against one of single views."""
+
+
+def _pages_drawn(tier_weights: dict[str, float] | Any) -> dict[str, float]:
+    return {tier: weight * _PAGES_PER_BATCH[tier] for tier, weight in tier_weights.items()}
+
+
+def draw_validation(draw: DrawFunction, side_px: int, views_per_batch: int, tiers: Sequence[str]) -> list[Batch]:
+    """One batch per tier from held-out fonts and texts; short tiers of one grid, pages as they come."""
+    batches = []
+    for tier in tiers:
+        buckets: dict[tuple[int, int, int], list[Sample]] = defaultdict(list)
+        while True:
+            drawing = draw(tier, 90)
+            sample = drawing.packed(tier)
+            if sample.bucket is None:
+                continue
+            samples = buckets[sample.bucket]
+            samples.append(sample)
+            if len(samples) >= max(1, views_per_batch // (drawing.columns * drawing.rows + 1) // 2):
+                batches.append(build_batch(samples, side_px))
+                break
+    return batches
+
+
+def tokens_in_view(model: DeepseekOcrForConditionalGeneration) -> int:
+    """Vision tokens of one tile."""
+    geometry = model.config.geometry_config()
+    return (geometry.tile_px // geometry.patch_px // geometry.downsample) ** 2

@@ -1,0 +1,188 @@
+"""PEFT adapters on a model that is loaded for reading: put on, switched off for a while, or merged in.
+
+Owns the way from a PEFT folder to a model that reads with it, and the checks that nothing of it is lost on that way.
+PEFT does the arithmetic. Needs torch, peft and safetensors alone. What may be served is the contract's question
+(`shared.contract`), asked by `trainer.publishing.gate`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from shared.contract.volume import CONFIG_FILE, WEIGHTS_FILE
+from trainer.reading.protocol import ReaderError
+
+_MATRIX = re.compile(r"base_model\.model\.(.+)\.lora_[AB]\.weight")
+_BASE_ALTERING = ("pissa", "olora", "loftq", "corda", "lora_ga")
+"""Ways to initialise that also change the base model's weights, which the folder does not hold."""
+_NAMED_MODULES = 3
+"""Modules that a message names before it stops."""
+
+
+class AdapterError(ReaderError):
+    """A folder that is no adapter for the model in question; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFolder:
+    """What PEFT wrote."""
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    sha256: str
+    """Of the weights' file: what evaluations and manifests call the adapter by."""
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Adapted modules by their whole names in the base model, sorted."""
+        return tuple(sorted({match[1] for match in map(_MATRIX.fullmatch, self.tensors) if match}))
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedAdapter:
+    """An adapter on a model; the model reads with it wherever it is used."""
+
+    model: Any
+    """The model itself, not PEFT's wrapper, so that it has its own methods."""
+    sha256: str
+    _wrapper: Any
+
+    @contextmanager
+    def base_alone(self) -> Iterator[Any]:
+        """Let the model read without the adapter, exactly as it did before.
+
+        Yields:
+            The model.
+        """
+        with self._wrapper.disable_adapter():
+            yield self.model
+        # Switching it on again makes PEFT want to train it.
+        self._wrapper.requires_grad_(requires_grad=False)
+
+
+def read_adapter(folder: Path | str) -> AdapterFolder:
+    """Read a PEFT folder. No code of the folder's is run: weights are taken from safetensors alone.
+
+    Args:
+        folder: Holds `adapter_config.json` and `adapter_model.safetensors`.
+
+    Returns:
+        Config and weights, all of them finite.
+
+    Raises:
+        AdapterError: A file is missing, broken, or not of a LoRA.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise AdapterError(f"there is no adapter at {folder}: give the folder that training left, such as RUN/best")
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            hint = "; save it as safetensors" if (folder / "adapter_model.bin").is_file() else ""
+            raise AdapterError(f"{folder} is no PEFT folder: it has no {name}{hint}")
+    data = (folder / WEIGHTS_FILE).read_bytes()
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdapterError(f"{folder / CONFIG_FILE} is not JSON; save the adapter with PEFT") from error
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise AdapterError(f"{folder / WEIGHTS_FILE} cannot be read ({error}); save the adapter anew") from error
+    _check_config(folder, config)
+    not_finite = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if not_finite:
+        raise AdapterError(f"{folder / WEIGHTS_FILE}: {not_finite[0]} is NaN or infinite; train at a lower rate")
+    return AdapterFolder(config, tensors, hashlib.sha256(data).hexdigest())
+
+
+def attach_adapter(model: Any, adapter: AdapterFolder | Path | str) -> AttachedAdapter:
+    """Put an adapter on a model, in place and beside its weights. A model takes one adapter.
+
+    Args:
+        model: DeepSeek-OCR, DeepSeek-OCR-2 or nano, as `load_checkpoint` gives it.
+        adapter: PEFT's folder, or what `read_adapter` made of it.
+
+    Returns:
+        The adapter on the model, in evaluation mode, in the model's number type.
+
+    Raises:
+        AdapterError: The folder is none, or its adapter does not fit the model; the model is unchanged then.
+    """
+    files = adapter if isinstance(adapter, AdapterFolder) else read_adapter(adapter)
+    _check_fit(model, files)
+    # PEFT takes seconds to import.
+    from peft import PeftModel, set_peft_model_state_dict
+
+    # The tensors say which modules are adapted, so no pattern that came with a folder is evaluated. Their type is the
+    # model's: PEFT would make them float32, which is slower and not what a service computes with.
+    wrapper = PeftModel(model, _lora_config(files), autocast_adapter_dtype=False)
+    try:
+        result: Any = set_peft_model_state_dict(wrapper, dict(files.tensors))
+    except RuntimeError as error:
+        wrapper.unload()
+        raise AdapterError(f"{CONFIG_FILE} and the weights are of different ranks; save the adapter anew") from error
+    lost = [name for name in result.missing_keys if ".lora_" in name] + list(result.unexpected_keys)
+    if lost:
+        wrapper.unload()
+        raise AdapterError(f"the adapter and PEFT disagree about {lost[0]}; save it with PEFT 0.18 or newer")
+    wrapper.requires_grad_(requires_grad=False)
+    return AttachedAdapter(wrapper.eval().get_base_model(), files.sha256, wrapper)
+
+
+def _check_config(folder: Path, config: object) -> None:
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise AdapterError(f"{folder} is no LoRA; adapters of other kinds are neither measured nor served")
+    if type(config.get("r")) is not int or config["r"] < 1:
+        raise AdapterError(f"{folder / CONFIG_FILE}: r is no rank; save the adapter with PEFT")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_BASE_ALTERING):
+        raise AdapterError(f"{folder} was started with {start}, which changes the base model; train without it")
+
+
+def _check_fit(model: nn.Module, files: AdapterFolder) -> None:
+    """See to it that every matrix has a linear module of its size."""
+    if not files.modules:
+        raise AdapterError("the adapter holds no LoRA matrices; train it, and save it with PEFT")
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    missing = [name for name in files.modules if name not in linear]
+    if missing:
+        named = ", ".join(missing[:_NAMED_MODULES]) + (", ..." if len(missing) > _NAMED_MODULES else "")
+        raise AdapterError(
+            f"{len(missing)} of {len(files.modules)} adapted modules are not in the base model: {named}; "
+            "give the base model that the adapter was trained on (routed experts cannot be adapted)"
+        )
+    for name in files.modules:
+        down, up = (files.tensors.get(f"base_model.model.{name}.lora_{side}.weight") for side in "AB")
+        if down is None or up is None:
+            raise AdapterError(f"the adapter has only one of the two matrices of {name}; save it anew")
+        found, wanted = (down.shape[-1], up.shape[0]), (linear[name].in_features, linear[name].out_features)
+        if found != wanted or down.shape[0] != up.shape[-1]:
+            raise AdapterError(
+                f"{name} has {wanted[0]} inputs and {wanted[1]} outputs, the adapter is for {found[0]} and {found[1]}; "
+                "give the base model that it was trained on"
+            )
+
+
+def _lora_config(files: AdapterFolder) -> Any:
+    from peft import LoraConfig
+
+    try:
+        config = LoraConfig.from_peft_type(**files.config)
+    except (TypeError, ValueError, KeyError) as error:
+        raise AdapterError(f"{CONFIG_FILE} is not as PEFT writes it: {error}") from error
+    config.target_modules = set(files.modules)
+    config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+    config.init_lora_weights, config.inference_mode, config.lora_dropout = True, True, 0.0
+    return config

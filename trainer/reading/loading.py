@@ -1,0 +1,111 @@
+"""From the names of a checkpoint, an adapter and a device to readers that are ready."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from shared.contract.identity import weights_revision
+from shared.deepseek_ocr.checkpoint import CheckpointError
+from shared.deepseek_ocr.loading import LoadedCheckpoint, load_checkpoint
+from trainer.evaluation.paths import AdapterPlace
+from trainer.reading.adapters import attach_adapter, read_adapter
+from trainer.reading.model import BaseReader, ModelReader, ReadingOptions
+from trainer.reading.protocol import ReaderError
+
+
+def load_model_reader(checkpoint: str, device: str, threads: int, options: ReadingOptions) -> ModelReader:
+    """Load a checkpoint: float32 on the CPU, bfloat16 on a GPU.
+
+    Args:
+        checkpoint: Folder or repository.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        threads: Threads of torch on the CPU.
+        options: How the model is asked.
+
+    Returns:
+        The reader, called after the checkpoint.
+
+    Raises:
+        ReaderError: The device or the checkpoint is not there.
+    """
+    loaded = _load(checkpoint, device, threads)
+    return _reader(loaded, options, weights_revision(Path(checkpoint)))
+
+
+def load_adapter_readers(
+    checkpoint: str, place: AdapterPlace, device: str, threads: int, options: ReadingOptions
+) -> tuple[ModelReader, BaseReader]:
+    """Load a checkpoint once, to read with an adapter and without.
+
+    Args:
+        checkpoint: Folder or repository of the base model.
+        place: The adapter.
+        device: As for `load_model_reader`.
+        threads: As for `load_model_reader`.
+        options: How both are asked.
+
+    Returns:
+        The adapter's reader and the base's. They share the model, so one reads after the other.
+
+    Raises:
+        ReaderError: The device, the checkpoint or the adapter is not there, or the adapter is for another model.
+    """
+    # Before the checkpoint, which takes its time.
+    files = read_adapter(place.folder)
+    loaded = _load(checkpoint, device, threads)
+    attached = attach_adapter(loaded.model, files)
+    weights = weights_revision(Path(checkpoint))
+    adapted = _reader(loaded, options, weights, name=place.label, adapter_sha256=attached.sha256)
+    return adapted, BaseReader(_reader(loaded, options, weights), attached)
+
+
+def _load(checkpoint: str, device: str, threads: int) -> LoadedCheckpoint:
+    chosen = choose_device(device)
+    if chosen.type == "cpu":
+        torch.set_num_threads(threads)
+    dtype = torch.bfloat16 if chosen.type == "cuda" else torch.float32
+    try:
+        return load_checkpoint(checkpoint, chosen, dtype)
+    except CheckpointError as error:
+        raise ReaderError(str(error)) from error
+
+
+def _reader(
+    loaded: LoadedCheckpoint,
+    options: ReadingOptions,
+    weights_sha256: str | None,
+    *,
+    name: str | None = None,
+    adapter_sha256: str | None = None,
+) -> ModelReader:
+    return ModelReader(
+        loaded.model,
+        loaded.tokenizer,
+        loaded.geometry,
+        name or Path(loaded.model_id).name,
+        options,
+        weights_sha256,
+        adapter_sha256,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """Choose a device.
+
+    Args:
+        name: `auto` (CUDA where there is a device), `cpu`, `cuda` or `cuda:N`.
+
+    Returns:
+        The device.
+
+    Raises:
+        ReaderError: CUDA was asked for and is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ReaderError("there is no CUDA device here; use --device cpu")
+    return device

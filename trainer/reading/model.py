@@ -1,0 +1,142 @@
+"""A checkpoint as a reader, in this process.
+
+Owns the order in which pages are batched and the length that an answer may have; decoding itself is
+`trainer.reading.generation`'s. Images are opened batch by batch, so memory does not grow with the set.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from shared.contract.prompts import Task, prompt_for
+from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan, plan_views
+from shared.deepseek_ocr.images import prepare_views
+from trainer.evaluation.samples import Layout, Sample, open_page, upright_size
+from trainer.evaluation.scores import Reading
+from trainer.reading.generation import PreparedViews, batches_of_equal_plan, generate_texts
+
+if TYPE_CHECKING:
+    from shared.deepseek_ocr.protocol import OcrModel
+    from shared.deepseek_ocr.tokenizer import OcrTokenizer
+    from trainer.reading.adapters import AttachedAdapter
+
+MAX_NEW_TOKENS = {Layout.LINE: 256, Layout.BLOCK: 2048, Layout.PAGE: 4096}
+"""More than any page of the kind holds, at one or two characters a token; a runaway answer costs no more than this."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingOptions:
+    """How the model is asked."""
+
+    task: Task = Task.FREE
+    mode: Mode | None = None
+    """None: the checkpoint's default."""
+    batch_size: int = 8
+    max_new_tokens: int | None = None
+    """None: by the page's layout."""
+
+
+class ModelReader:
+    """Reads with a loaded model, the longest answers together with others of their layout and plan."""
+
+    def __init__(
+        self,
+        model: OcrModel,
+        tokenizer: OcrTokenizer,
+        geometry: GeometryConfig,
+        name: str,
+        options: ReadingOptions | None = None,
+        weights_sha256: str | None = None,
+        adapter_sha256: str | None = None,
+    ) -> None:
+        self._model = model
+        weights = next(cast("torch.nn.Module", model).parameters())
+        self._device, self._dtype = weights.device, weights.dtype
+        self._tokenizer = tokenizer
+        self._geometry = geometry
+        self._name = name
+        self._options = options or ReadingOptions()
+        self._checksums = {"weights": weights_sha256, "adapter": adapter_sha256}
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's name, or the adapter's."""
+        return self._name
+
+    @property
+    def details(self) -> Mapping[str, str]:
+        """Weights, adapter, device, type, threads, batch, prompt and limit."""
+        device = self._device
+        limit = self._options.max_new_tokens
+        return {
+            **{name: checksum for name, checksum in self._checksums.items() if checksum},
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "dtype": str(self._dtype).removeprefix("torch."),
+            **({"threads": str(torch.get_num_threads())} if device.type == "cpu" else {}),
+            "batch": str(self._options.batch_size),
+            "task": self._options.task.value,
+            "mode": self._mode.value,
+            **({"max_new_tokens": str(limit)} if limit else {}),
+        }
+
+    def read(self, samples: Sequence[Sample]) -> Iterator[tuple[int, Reading]]:
+        """Read pages in batches of one layout and one plan."""
+        for layout in Layout:
+            places = [place for place, sample in enumerate(samples) if sample.layout is layout]
+            plans = [self._plan(samples[place]) for place in places]
+            for batch in batches_of_equal_plan(plans, self._options.batch_size):
+                readings = self._read_batch([samples[places[index]] for index in batch], plans[batch[0]])
+                yield from ((places[index], reading) for index, reading in zip(batch, readings, strict=True))
+
+    @property
+    def _mode(self) -> Mode:
+        return self._options.mode or self._geometry.default_mode
+
+    def _plan(self, sample: Sample) -> ViewPlan:
+        return plan_views(*upright_size(sample.image_path), self._mode, self._geometry)
+
+    def _read_batch(self, samples: Sequence[Sample], plan: ViewPlan) -> list[Reading]:
+        start = time.perf_counter()
+        pages = [
+            PreparedViews(plan, *prepare_views(open_page(sample.image_path), plan, self._geometry))
+            for sample in samples
+        ]
+        generated = generate_texts(
+            self._model,
+            self._tokenizer,
+            pages,
+            prompt_for(self._options.task),
+            self._options.max_new_tokens or MAX_NEW_TOKENS[samples[0].layout],
+            self._device,
+            self._options.batch_size,
+        )
+        seconds = (time.perf_counter() - start) / len(samples)
+        return [Reading(answer.text, seconds, answer.ended) for answer in generated]
+
+
+class BaseReader:
+    """Reads with a model's base alone, while its adapter is switched off."""
+
+    def __init__(self, reader: ModelReader, attached: AttachedAdapter) -> None:
+        self._reader = reader
+        self._attached = attached
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's name."""
+        return self._reader.name
+
+    @property
+    def details(self) -> Mapping[str, str]:
+        """As the reader's; no adapter among them."""
+        return self._reader.details
+
+    def read(self, samples: Sequence[Sample]) -> Iterator[tuple[int, Reading]]:
+        """Read pages as `ModelReader` does."""
+        with self._attached.base_alone():
+            yield from self._reader.read(samples)
