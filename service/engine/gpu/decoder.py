@@ -1,11 +1,9 @@
 """The language decoder over slots: prompts of any lengths end to end, then one token for every row.
 
-Owns the order in which the kernels are called over the weights that `packing` laid out. Knows the
-kernels by their names alone (`kernels.reference` says what they mean), sequences not at all. Nothing here waits for the
-device, so a step can be captured. Used by the engine's single thread.
+Calls the kernels in order over the weights that `packing` laid out; `kernels.reference.decoder` says what each kernel
+means. Nothing here waits for the device, so a step can be captured. Used by the engine's single thread.
 
-A pass in which a row has an adapter goes
-another way (`adapted`); one without calls what it would call if there were no adapters.
+A pass in which a row has an adapter goes through `lora_layers`; others run as if there were no adapters.
 
 Shape letters: T tokens of all prompts, R prompts, I image tokens, B rows, H hidden width, N heads, D head width,
 E experts, J twice the expert width, W expert width, K experts per token, V vocabulary, P positions.
@@ -34,7 +32,7 @@ class GpuDecoder:
 
     Args:
         model: Its weights must stay as they are.
-        kernels: `kernels.fused`, or `kernels.reference` where there is no GPU.
+        kernels: `kernels.triton.decoder`, or `kernels.reference.decoder` without a GPU.
         max_positions: Tokens of a sequence at most.
         takes_over: Whether the model's layers are given up, one by one, so that weights are held twice for one layer
             at most; the model cannot decode afterwards.
@@ -150,7 +148,7 @@ class GpuDecoder:
             slots_B, state, self._embeddings_VH, cache.tables_SX, cache.block_tokens
         )
         adapted = AdaptedRows(kernels, bank, state.adapter_S[slots_B], has_experts) if bank else None
-        # A dense MLP is the one expert of everybody.
+        # A dense MLP is one expert that every token uses.
         one_B1 = torch.ones((len(slots_B), 1), dtype=torch.float32, device=slots_B.device)
         first_B1 = torch.zeros((len(slots_B), 1), dtype=torch.int32, device=slots_B.device)
         for index, (layer, (keys, values)) in enumerate(zip(self._layers, cache.layers, strict=True)):

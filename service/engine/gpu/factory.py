@@ -1,7 +1,7 @@
-"""From a loaded model to the runner of its CUDA device, sized by what the device has left.
+"""Makes the runner of a CUDA device from a loaded model, sized by the memory that is left.
 
-Owns the order: weights are laid out first, then the rest of the card is shared out; and, before anything is loaded, in
-which form weights fit. Called once, at the start.
+Weights are packed first, then the rest of the card is divided. Before anything is loaded, decides whether full weights
+fit. Called once, at the start.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def choose_weights(folder: Path, device: torch.device | str, dtype: torch.dtype,
         limits: What the engine may hold and do.
 
     Returns:
-        What the limits ask for; in the place of `auto` weights in full, where a page has room beside them.
+        What the limits ask for; `auto` becomes full weights where they leave room for a page.
     """
     if limits.weights is not WeightForm.AUTO:
         return limits.weights
@@ -93,7 +93,7 @@ def make_gpu_runner(
         takes_adapters=limits.adapter_slots > 0,
         is_int8=limits.weights is WeightForm.INT8,
     )
-    # Beside the weights, the largest of what was packed last is still cached.
+    # Packing leaves the largest temporary tensor in the allocator's cache.
     torch.cuda.empty_cache()
     plan = _plan(text, device, dtype, limits)
     _log.info("memory of %s: %s", device, plan)

@@ -1,6 +1,6 @@
-"""What fits on a card: how large the cache may be beside weights and scratch memory, and how much a step may do.
+"""What fits on a card: the size of the cache next to weights and scratch memory, and the budget of a step.
 
-Owns the arithmetic alone: pure functions over bytes and tokens, tried for cards that are not here. Free of torch.
+Pure functions over bytes and tokens, so they can be tested for any card. Free of torch.
 
 Everything is reserved at the start and checked at admission, so that a loaded engine never asks for more: the cache
 takes what weights, adapters' slots, the scratch of the largest step, captured graphs and a reserve leave of the share
@@ -16,17 +16,17 @@ from service.errors import EngineError
 GIB = 1 << 30
 RESERVE_BYTES = GIB // 4
 """Compiled kernels, workspaces of matrix products, pieces too small to use. Full batches on a card acting as one of 12,
-16 or 24 GiB never ran out of memory, with this reserve or none; kernels and libraries took up to 112 MiB beside torch's
-tensors (H200, de9a6fa, see `kernels.launch`)."""
+16 or 24 GiB never ran out of memory, with this reserve or none; kernels and libraries took up to 112 MiB on
+top of torch's tensors (H200, de9a6fa, see `kernels.launch`)."""
 PATCH_BYTES = 13_000
-"""Scratch of one patch in the encoder at public dimensions, see `gpu.vision`."""
+"""Scratch of one patch in the encoder at public dimensions, see `vision.runner`."""
 VIEW_BYTES = 3 * 1280 * 1280
 """Of the largest view of the public checkpoints, mode large. Views made on the device wait there for the encoder."""
 PREPARATION_BYTES = 64 << 20
 """Of the page whose views are being made: its image (27 MB at most, see `forms`), its rows or columns between the two
 passes (18 MB for the public geometries), and those of its views that wait for a later step (14 MB)."""
 GRAPH_PATCHES = 16_384
-"""Patches of the largest encoder batch whose graph, and so its scratch, is kept; see `gpu.vision`."""
+"""Patches of the largest encoder batch whose graph, and so its scratch, is kept; see `vision.runner`."""
 GRAPH_TOKENS = 4_096
 """Tokens of the largest captured prefill; see `gpu.graphs`."""
 LEAST_SEQUENCE_TOKENS = 2_048
@@ -93,7 +93,7 @@ prompt tokens 11 ms, so that no running page waits longer than some 80 ms for it
 of that. 64 views of 1024 px have 17 700 prompt tokens, so that an idle engine's two bounds agree.
 
 Measured on a H200 (de9a6fa, see `kernels.launch`): 16 views and 4096 tokens read 51 PAGE a second with 256 tokens, the
-longest step beside running pages takes 37 ms. 4 or 8 views: 42 and 47 a second, 20 ms; 32 views: 52 to 54, 58 ms; 64
+longest step with running pages takes 37 ms. 4 or 8 views: 42 and 47 a second, 20 ms; 32 views: 52 to 54, 58 ms; 64
 views: 55, 113 ms. Idle factors of 1, 2, 4 and 8 read 77, 84, 84 and 90 PAGE a second with one token; the last would
 take twice the scratch."""
 SCRATCH_SHARE = 0.25
@@ -102,7 +102,7 @@ SCRATCH_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What the card holds beside the weights."""
+    """What the card holds in addition to the weights."""
 
     num_blocks: int
     bounds: StepBounds
@@ -131,7 +131,7 @@ def plan_memory(
 
     Args:
         total_bytes: What the card has.
-        used_bytes: What is taken already: the weights, and whatever else runs on the card.
+        used_bytes: Memory in use: the weights and other processes on the card.
         fraction: Share of the card that may be used, by us and all others.
         shape: Of the decoder.
         slots: Sequences at once.

@@ -1,7 +1,7 @@
 """A decoder layer's weights, laid out as the kernels take them.
 
-Owns what is joined with what: query, key and value are one matrix, and so are gate and up; the shared experts stand
-behind the routed ones as further experts that every token passes, and a dense MLP is a mixture of one expert. Owns,
+Owns what is joined with what: query, key and value are one matrix, and so are gate and up; the shared experts
+follow the routed ones as further experts that every token uses, and a dense MLP is a mixture of one expert. Owns,
 too, what becomes 8-bit rows where those are asked for: all that is multiplied with tokens, but not routers, whose small
 errors change what is chosen. Knows no kernels. Used by the engine's single thread, once.
 

@@ -31,7 +31,7 @@ class BlockAllocator:
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
-        # The last freed is taken first; which one it is does not matter.
+        # Last in, first out; any order would do.
         self._free = list(range(num_blocks))
         self._held: dict[int, list[int]] = {}
 
@@ -113,7 +113,7 @@ class PagedCache:
         self.block_tokens = block_tokens
         self.allocator = BlockAllocator(num_blocks)
         self._width = -(-max_tokens // block_tokens)
-        # Never cleared: a kernel reads no cell beyond a row's length, whatever it holds.
+        # Never cleared: kernels read no cell past a row's length.
         shape = (num_layers, 2, num_blocks, num_heads, block_tokens, head_dim)
         self._storage = torch.empty(shape, device=device, dtype=dtype)
         self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in self._storage.unbind(0)]

@@ -81,7 +81,7 @@ def lay_out(
 ) -> NDArray[np.int64]:
     """Make the numbers of a batch.
 
-    Padding tokens are a sequence of their own, whose keys go nowhere and which stand at position 0, since there may be
+    Padding tokens form a sequence of their own at position 0, whose keys are not stored, since there may be
     more of them than positions; prompts that are not there begin and end where it begins, and their last token is any.
 
     Args:

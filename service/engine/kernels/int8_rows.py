@@ -1,12 +1,10 @@
 """Weights as 8-bit rows: whole numbers from -127 to 127, and a scale for each row, which is an output of a product.
 
-Owns the arithmetic and the type that stands in the place of a tensor where weights may be either. Products multiply
-activations by the levels, in the activations' own type, which holds them exactly, and the sums by the scale. Knows no
-layers. Stateless; any thread.
+`Int8Rows` replaces a tensor where weights may be either. A product multiplies activations by the levels, which the
+activations' type represents exactly, and the sum by the row's scale. Stateless, safe in any thread.
 
-Rows that a checkpoint stores as 8 bits (`shared.deepseek_ocr.quantisation`) get back the levels and scales that they
-were stored with, because a row's largest value is its last level there as it is here. Scales are float32: a row has a
-thousand levels and one scale.
+Rows that a checkpoint already stores as 8 bits (`shared.deepseek_ocr.quantisation`) keep their levels and scales: both
+formats map a row's largest value to the last level. Scales are float32, one per row.
 
 Shape letters: O outputs, I inputs, E experts.
 """

@@ -1,16 +1,16 @@
-"""The vision encoders and the projector as one flat run over all tokens of a batch of views.
+"""The vision encoders and the projector as one flat pass over all tokens of a batch of views.
 
-The same function as `model.encode_views`, arranged so that each activation moves as seldom as possible:
+The same function as `model.encode_views`, arranged to move each activation as rarely as possible:
 
 - a product adds to the residual stream itself; the biases it would add are constants, so they are summed beforehand and
   enter where the stream is read, in the norms;
 - windows are addressed, not cut out, and the tokens that fill up windows at the edge are never computed: their queries,
   keys and values are the bias of the layer;
 - pixels are normalised while they are cut into patches;
-- both halves of the projector's input are multiplied where they lie.
+- both halves of the projector's input are multiplied in place.
 
 Copies no weight but the patch embedding and the convolutions, whose layouts differ. Holds for DeepSeek-OCR (v1) and
-nano. Calls nothing that waits for the device, so that a run can be captured.
+nano. Calls nothing that waits for the device, so a pass can be captured.
 
 Shape letters: V views, H and W patches down and across, P pixels, T = V * H * W tokens, C channels, E = 3 * C,
 K distances, D head width, N vision tokens of a view, L = N + 1.
@@ -79,7 +79,7 @@ class VisionEncoder:
 
     Args:
         model: In evaluation mode, on its device; its vision weights must not move afterwards.
-        kernels: `vision_fused`, or `vision_reference` on a CPU.
+        kernels: `kernels.triton.vision`, or `kernels.reference.vision` on a CPU.
     """
 
     def __init__(self, model: OcrModel, kernels: ModuleType) -> None:

@@ -1,9 +1,8 @@
-"""From pages as they come to views that the encoder takes: images go to the device and are resized there.
+"""Makes the encoder's views on the device: images are copied there and resized.
 
-Owns the way there: one piece of pinned memory, taken once and used in a circle. Pinned memory is slow to get and never
-given back, so what images may take of it is fixed. Copies are enqueued on the current stream and nothing waits for
-them, but where the circle comes round to memory whose copy is still to come: by then the device has several images'
-worth of work before it. Used by the engine's single thread.
+Copies go through one ring of pinned memory of fixed size, as pinned memory is slow to allocate and never returned.
+They are enqueued on the current stream; the host waits only when the ring wraps around to a copy that is still
+pending, and by then the device has several images' worth of work queued. Used by the engine's single thread.
 """
 
 from __future__ import annotations
@@ -131,7 +130,7 @@ class Staging:
         assert num_bytes <= self._num_bytes
         first = self._next if self._next + num_bytes <= self._num_bytes else 0
         self._next = first + num_bytes
-        # Copies end in their order, so the newest that is in the way ends last.
+        # Copies finish in order, so it is enough to wait for the newest one in the way.
         in_the_way = [index for index, copy in enumerate(self._copies) if copy.first < self._next and first < copy.end]
         for _ in range(in_the_way[-1] + 1 if in_the_way else 0):
             wait_for(self._copies.popleft().event)

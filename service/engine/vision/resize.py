@@ -1,4 +1,4 @@
-"""From an upright page on the device to the views that the encoder takes: `images.prepare_views`, bit for bit.
+"""Makes views from an upright page on the device, bit for bit as `images.prepare_views` does.
 
 Pillow's bicubic resampling in its own integers: weights are fixed-point numbers of 22 bits, computed in float64 on the
 host and kept on the device for each pair of sizes; one side is resampled and rounded to 8 bits, then the other. Two

@@ -1,9 +1,9 @@
-"""Views of many requests to tokens on a CUDA device, without ever waiting for it.
+"""Encodes views of many requests to tokens on a CUDA device, without waiting for it.
 
-Owns the way of the pixels to the device, the cut into batches, and the captured graphs for small ones. What a batch
-costs: at most `CHUNK_PATCHES` patches are encoded at once, and a patch takes about 13 KB of scratch in bf16 at public
-dimensions (per channel of 768 its stream, its norm, query, key, value and the attention's result; per head and row and
-column of the grid its bias): 0.8 GiB beside weights for a full chunk (0.70 GiB seen for 16 PAGE on an H100). Captured
+Owns copying pixels to the device, splitting into batches, and captured graphs for small batches. Cost of a batch: at
+most `CHUNK_PATCHES` patches are encoded at once, and a patch takes about 13 KB of scratch in bf16 at public dimensions
+(per channel of 768 its stream, its norm, query, key, value and the attention's result; per head and row and column of
+the grid its bias): 0.8 GiB on top of the weights for a full chunk (0.70 GiB seen for 16 PAGE on an H100). Captured
 graphs share scratch of the same size, which they keep.
 
 Shape letters: V views, P pixels, N tokens of a view, D decoder width.
@@ -48,7 +48,7 @@ class _Captured:
 class GpuVision:
     """Encodes views in batches of one size.
 
-    Calls only enqueue work on the current stream, so that whatever reads the result on that stream is in order; all
+    Calls only enqueue work on the current stream, so work on that stream that reads the result runs after it; all
     calls belong on one stream. Works on a CPU as well, in plain torch, where tests use it.
 
     Args:

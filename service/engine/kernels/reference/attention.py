@@ -1,4 +1,4 @@
-"""Rotation, the cache and attention in plain torch; a part of `reference`.
+"""Rotary positions, cache writes and attention in plain torch.
 
 Shape letters: T tokens, B rows (one token each), R sequences, N heads, D head width, P positions, X blocks of a row.
 Caches of one layer are `[blocks, N, block tokens, D]`; a cell is block * block tokens + offset.
@@ -51,7 +51,7 @@ def paged_attention(
     """One query a row over the row's tokens in the cache, softmax in float32.
 
     Args:
-        q_BND: Queries; strides are free but for the last.
+        q_BND: Queries; any strides, contiguous in the last dimension.
         keys: One layer's cache.
         values: One layer's cache.
         tables_BX: int32, each row's blocks in order; those past its length may be anything.
@@ -66,7 +66,7 @@ def paged_attention(
     scores_BNS = torch.einsum("bnd,bnsd->bns", q_BND.float(), keys_BNSD) * scale
     seen_BS = torch.arange(scores_BNS.shape[-1], device=q_BND.device) < lengths_B[:, None]
     weights_BNS = scores_BNS.masked_fill(~seen_BS[:, None], float("-inf")).softmax(dim=-1).nan_to_num(0.0)
-    # Cells past the length may hold anything, even what is no number, and 0 times that is no number either.
+    # Cells past the length may hold NaN, and 0 * NaN is NaN.
     values_BNSD = values_BNSD.masked_fill(~seen_BS[:, None, :, None], 0.0)
     return torch.einsum("bns,bnsd->bnd", weights_BNS, values_BNSD).to(q_BND.dtype)
 
@@ -111,7 +111,7 @@ def prefill_attention(
     """Causal attention within each of several sequences laid end to end.
 
     Args:
-        q_TND: Queries; strides are free but for the last.
+        q_TND: Queries; any strides, contiguous in the last dimension.
         k_TND: Keys.
         v_TND: Values.
         starts_R1: int32 `[R + 1]`, where each sequence begins, and where the last one ends.

@@ -1,12 +1,10 @@
 """The engine's kernels in plain torch: what each function means, and how a CPU computes it.
 
-Owns the list of names, and the beginning of a step; together with the parts it stands on (`reference_attention`,
-`reference_experts`, `reference_linear`, `choice`) it is the truth that `kernels.fused` is tested against, and both
-offer the same names and signatures. Beside the single functions stand compositions (`norm_linear`, `linear_add`,
-`norm_route`, `mixture_add`, `decode_attention`, `begin_step`) that a GPU computes in one go: where residuals are added
-by what produces them, a decode step's layer is `norm_linear`, `decode_attention`, `linear_add`, `norm_route`,
-`mixture_add`. A dense MLP is a mixture of one expert. Weights of products are tensors, or 8-bit rows (`int8_rows`),
-which mean the tensors that they give in full. Stateless; any thread.
+Lists the decoder's operations; `kernels.triton.decoder` offers the same names and signatures and is tested against
+them. Some operations combine others because a GPU computes them in one launch (`norm_linear`, `linear_add`,
+`norm_route`, `mixture_add`, `decode_attention`, `begin_step`): a decode step's layer is `norm_linear`,
+`decode_attention`, `linear_add`, `norm_route`, `mixture_add`. A dense MLP is a mixture of one expert. Weights are
+tensors or 8-bit rows (`int8_rows`), which mean the tensor they dequantise to. Stateless, safe in any thread.
 
 Shape letters: B rows, H hidden width, V vocabulary, S slots, X blocks of a row.
 """

@@ -1,4 +1,4 @@
-"""Routing and mixtures of experts in plain torch, with adapters and without; a part of `reference`.
+"""Routing and mixtures of experts in plain torch, with and without adapters.
 
 Shape letters: T tokens, H hidden width, E experts, K experts per token, I expert width, J = 2 * I; for adapters see
 `service.engine.lora.bank`.
@@ -116,7 +116,7 @@ def mixture_lora(
         x_TH: Tokens.
         weights_TK: Of the chosen experts, float32.
         experts_TK: int32; no expert twice for one token.
-        gate_up_EJH: Gate rows over up rows; experts beyond those that `low` has are chosen by nobody.
+        gate_up_EJH: Gate rows over up rows; no token chooses an expert beyond those that `low` has.
         down_EHI: Down projections.
         low: Of all slots and experts.
         slots_T: int32, each token's slot; below 0: none.

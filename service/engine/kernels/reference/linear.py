@@ -1,4 +1,4 @@
-"""Norms, matrix products and adapters' sums in plain torch; a part of `reference`.
+"""Norms, matrix products and adapters' low-rank sums in plain torch.
 
 Shape letters: T tokens, H hidden width, O outputs; for adapters S their slots, P parts of a group, R rank, Q = P * R,
 see `service.engine.lora.bank`.
@@ -69,7 +69,7 @@ def lora_add(x_TH: Tensor, out_TO: Tensor, A_SQH: Tensor, B_SOR: Tensor, slots_T
         A_SQH: Of all slots.
         B_SOR: Of all slots, the scaling multiplied in.
         slots_T: int32, each token's slot; below 0: nothing is added, and nothing written.
-        part_width: Outputs of a part that stand together.
+        part_width: Adjacent outputs that form one part.
     """
     rank, outputs = B_SOR.shape[2], B_SOR.shape[1]
     parts = A_SQH.shape[1] // rank
@@ -87,7 +87,7 @@ def lora_add(x_TH: Tensor, out_TO: Tensor, A_SQH: Tensor, B_SOR: Tensor, slots_T
 
 
 def gated(joined_TO: Tensor, num_blocks: int) -> Tensor:
-    """`silu(gate) * up`, in float32, of gates and ups that stand block by block.
+    """`silu(gate) * up`, in float32, of gates and ups that alternate in blocks.
 
     Args:
         joined_TO: Gates of the first block, its ups, gates of the second block, and so on.

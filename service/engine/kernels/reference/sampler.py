@@ -1,7 +1,7 @@
 """Choosing the next token of every row, in plain torch: bans, sampling, the end of an answer, the loop detector.
 
-Owns what `choose` means, on the device's state alone; the Triton kernel in `choose.py` computes the same. The loop
-detector and the guard are those of `repetition.py`, batched; draws are those of `sampling.py`. Used by the engine's
+Defines `choose` on the device's state; the Triton kernel in `kernels/triton/sampler.py` computes the same. Loop
+detector and guard are those of `repetition.py`, batched; draws are those of `sampling.py`. Used by the engine's
 single thread.
 
 Shape letters: B rows, V vocabulary, L answer tokens at most, P periods, W positions of the guard's window,
@@ -66,7 +66,7 @@ def _store(
     grows: Tensor,
     ends: Tensor,
 ) -> None:
-    """Write back; rows that do not change write what stands there, so that no shape depends on data."""
+    """Write back; rows that do not change write their old values, so no shape depends on data."""
     last_B = (count_B.long() - 1).clamp(0, state.history_SL.shape[1] - 1)
     state.history_SL[slots_B, last_B] = torch.where(grows, token_B.int(), state.history_SL[slots_B, last_B])
     state.count_S[slots_B] = torch.where(grows, count_B, state.count_S[slots_B])
@@ -122,7 +122,7 @@ def _banned(slots_B: Tensor, state: AnswerState, vocabulary: int) -> Tensor:
     for back in range(1, GUARD_NGRAM):
         seen_BW = history_BL.gather(1, (last_BW - back).clamp(min=0))
         matches_BW &= seen_BW == history_BL.gather(1, (count_B1.long() - back).clamp(min=0))
-    # One column more than the vocabulary takes what is not banned.
+    # Rows without bans write to one extra column past the vocabulary.
     followers_BW = history_BL.gather(1, last_BW.clamp(min=0)).long().where(matches_BW, vocabulary)
     forbidden_B1 = state.forbidden_S[slots_B, None].long()
     followers_BW = torch.cat((followers_BW, forbidden_B1.where(forbidden_B1 >= 0, vocabulary)), dim=1)

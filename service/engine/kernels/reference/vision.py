@@ -1,6 +1,6 @@
-"""The vision encoder's kernels in plain torch: the truth for the fused ones' tests, and their stand-in on a CPU.
+"""The vision encoder's kernels in plain torch: what the Triton kernels are tested against, and what a CPU runs.
 
-Every function has a twin of the same name and signature in `vision_fused.py`.
+`kernels/triton/vision.py` offers the same names and signatures.
 
 Shape letters: T tokens, C channels, O output channels, V views, H and W patches down and across, E = 3 * C,
 N heads, D head width, K distances (2 * side - 1), S slots or side of a window, P pixels.

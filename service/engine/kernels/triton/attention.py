@@ -54,7 +54,7 @@ CONFIGS: tuple[tuple[int, AttentionConfig], ...] = (
 """By heads of all rows at most. At 530 tokens a row 1, 4, 16, 64, 128 and 256 rows 5.6, 7.9, 17.2, 48.8, 91.8 and 166
 us (32 tokens and 4 warps, 320 programs wanted: 6.4, 9.2, 20.9, 49.4, 97.5 and 188); 1 row at 4000 tokens 15.9 us (64
 tokens and 4 warps 12.9), 16 rows at 2000 tokens 47 us. H200, 558e320. On a H100 (3aebed2) others were 5 % faster at
-most, but for 4000 tokens (15 %)."""
+most, except for 4000 tokens (15 %)."""
 
 
 @triton.jit
@@ -104,7 +104,7 @@ def _attend(  # noqa: PLR0915 -- what a helper would take and return is most of 
     column = tl.arange(0, WIDTH)
     lane = tl.arange(0, TOKENS)
     qkv += row * row_stride + head * WIDTH
-    # Finite, so that a lane that never sees a token stays a number; it weighs nothing in the end.
+    # Finite instead of -inf, so that a lane that sees no token does not become NaN; its weight ends up 0.
     most = tl.full([TOKENS], -1e30, tl.float32)
     total = tl.zeros([TOKENS], tl.float32)
     sums = tl.zeros([TOKENS, WIDTH], tl.float32)
@@ -114,7 +114,7 @@ def _attend(  # noqa: PLR0915 -- what a helper would take and return is most of 
         sin += position * WIDTH
         query = _rotated(qkv, cos, sin, WIDTH).to(tl.float32) * (scale * LOG2_E)
         if share == 0:
-            # The new token is taken from where it is made: what this program stores others must not wait for.
+            # Use the key and value just computed: other programs of this head must not wait for the store below.
             key = _rotated(qkv + HEADS * WIDTH, cos, sin, WIDTH)
             value = tl.load(qkv + 2 * HEADS * WIDTH + column)
             cell = tl.load(cells + row)
@@ -155,7 +155,7 @@ def _attend(  # noqa: PLR0915 -- what a helper would take and return is most of 
     if SHARES == 1:
         tl.store(out + target, (result / tl.maximum(whole, 1e-30)).to(out.dtype.element_ty))
     else:
-        # A part is its sums, then its greatest score and its total.
+        # A part stores its sums, then its largest score and its total.
         part = partial + (row * HEADS + head) * SHARES * (WIDTH + 2)
         mine = part + share * (WIDTH + 2)
         tl.store(mine + column, result)

@@ -1,6 +1,6 @@
-"""The Triton kernels under the names of `reference`; needs CUDA, or Triton's interpreter.
+"""The decoder's Triton kernels under the names of `kernels.reference.decoder`, which says what each one means.
 
-Owns the list alone. What a function means stands in `reference`.
+Needs CUDA, or Triton's interpreter.
 """
 
 from __future__ import annotations

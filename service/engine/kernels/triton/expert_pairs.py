@@ -136,7 +136,7 @@ def _pair_down(
     token = tl.program_id(1)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_inside = row[:, None] < HIDDEN
-    # The choice of experts stems from before the kernel before, so all weights can be under way before the wait.
+    # The routing comes from two kernels back, so all weights can be loaded before waiting for the previous kernel.
     firsts: tl.tuple = ()
     seconds: tl.tuple = ()
     factors: tl.tuple = ()

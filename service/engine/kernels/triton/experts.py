@@ -1,7 +1,7 @@
 """Mixture of experts, Triton: each needed expert's weights are read once, whatever the number of tokens.
 
 Owns `mixture` and `mixture_add`, and the choice between the two ways: pair by pair (`expert_pairs`), or sorted by
-expert (`expert_tiles`). A token's result does not depend on its company, but for the sizes chosen by the number of
+expert (`expert_tiles`). A token's result depends on its batch only through tile sizes, which follow the number of
 tokens. Stateless; used by the engine's single thread.
 
 Shape letters: T tokens, H hidden width, E experts, K experts per token, I expert width, J = 2 * I.

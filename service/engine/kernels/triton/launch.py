@@ -1,12 +1,12 @@
-"""What all Triton kernels share: how they compile and start, how programs agree on who is last, how widths are cut.
+"""What all Triton kernels share: compiling, launching, finding the last program of a group, splitting widths.
 
-Knows no kernel. Kernels of one device run on one stream at a time: they share its tickets. Used by the engine's single
+Kernels of one device run on one stream at a time, as they share its tickets. Used by the engine's single
 thread.
 
 Sizes in the kernels' files are constants, chosen from what was measured, and say where: "H200, 558e320" is a card and a
 commit of `benchmarks/kernel_sweep.py` (or `engine_settings.py`, of the engine's constants) at the public dimensions in
 bf16 unless said otherwise. Its rows, versions included, are in `benchmarks/results/`. Figures in brackets are those of
-numbers that were not taken, or stood there before (then of a H200 at de9a6fa).
+rejected or earlier values (the latter measured on a H200 at de9a6fa).
 
 Programmatic dependent launch (`early`): a kernel may start while the one before it still runs. Each kernel then waits
 (`wait_for_inputs`) before it reads what the one before wrote or writes anything, and lets its successor start only
@@ -80,7 +80,7 @@ def _has_early_start(device: torch.device) -> bool:
 def launch_options(num_warps: int, num_stages: int, is_early: bool) -> dict[str, Any]:
     """Triton's options of a launch."""
     options: dict[str, Any] = {"num_warps": num_warps, "num_stages": num_stages}
-    # Passed only where it holds: it is part of the key under which Triton keeps a compiled kernel.
+    # Passed only when true: it is part of the key of a compiled kernel.
     return options | {"launch_pdl": True} if is_early else options
 
 

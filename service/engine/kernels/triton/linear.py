@@ -1,8 +1,8 @@
-"""Matrix products of few tokens, where streaming the weights is all that counts; Triton.
+"""Matrix products of few tokens, bound by reading the weights; Triton.
 
-Owns `linear`, `norm_linear` and `linear_add`. One token: every program holds its rows of weights whole, in registers,
-so that all its loads are under way at once. Few tokens: tensor cores, one tile of 16 tokens. More: cuBLAS; but 8-bit
-rows, which cuBLAS would need in full, stay with tiles of 64 tokens as long as reading weights counts most.
+Owns `linear`, `norm_linear` and `linear_add`. One token: each program holds its rows of weights in registers, so that
+all its loads are in flight at once. Few tokens: tensor cores, one tile of 16 tokens. More: cuBLAS, except for 8-bit
+rows, which cuBLAS would need dequantised; they use tiles of 64 tokens while reading weights dominates.
 Stateless; used by the engine's single thread.
 
 Shape letters: T tokens, H inputs, O outputs.
@@ -146,7 +146,7 @@ def _few_tokens(
     let_next_start(EARLY)
     token = tl.arange(0, TOKENS)
     if TILES > 1:
-        # Neighbours read the same weights.
+        # Adjacent programs read the same weights.
         token += tl.program_id(0) % TILES * TOKENS
     token_inside = (token < num_tokens)[:, None]
     row = tl.program_id(0) // TILES * ROWS + tl.arange(0, ROWS)

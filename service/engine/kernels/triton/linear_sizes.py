@@ -1,7 +1,4 @@
-"""How products of few tokens are cut, by tokens, outputs and form of the weights; `linear` has the kernels.
-
-Owns the sizes alone. Knows no kernel and no device.
-"""
+"""Tile sizes of `linear` by number of tokens, number of outputs and weight type. No kernel, no device."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """Adapters' low-rank products, Triton: programs share the adapters among a tile's tokens.
 
-Owns `lora_add` and `gated`. Two kernels: down to the rank, then up and into place. A program takes a tile of tokens
-and the adapters that occur among them, the tokens of others read as zeros: where tokens are few, each of several
-programs a share of them, so that many adapters in a tile cost little more than one; else one after another. So any
-order is right, and one in which equal adapters are neighbours is fast, as in a prefill and in the engine's decode
-steps. Programs without an adapter leave at once. A token's result does not depend on its company. Nothing waits for
-the host. Stateless; used by the engine's single thread.
+Owns `lora_add` and `gated`. Two kernels: down to the rank, then up and into place. A program takes a tile of tokens and
+the adapters that occur among them, reading other tokens as zeros. Where tokens are few, several programs share the
+adapters, so many adapters in a tile cost little more than one. Any order is correct; rows of equal adapters next to
+each other are fastest, as in a prefill and in the engine's decode steps. Programs without an adapter exit at once. A
+token's result does not depend on the other rows. Nothing waits for the host. Stateless; used by the engine's single
+thread.
 
 Shape letters: T tokens, H inputs, O outputs, S slots, R rank, P parts, Q = P * R; see `reference.lora_add`.
 """
@@ -29,7 +29,7 @@ MAX_SHARES = 8
 DOWN_ROWS, UP_COLUMNS = 16, 64
 GATED_COLUMNS = 1024
 _NUM_WARPS = 4
-"""Eight adapters of rank 16 beside query, key and value: 1, 16, 64 and 256 tokens 4.7, 7.5, 6.5 and 7.9 us (in one
+"""Eight adapters of rank 16 on query, key and value: 1, 16, 64 and 256 tokens 4.7, 7.5, 6.5 and 7.9 us (in one
 share and with a depth of 128: 5.1, 38.6, 12.0 and 8.5), 1024 and 4096 tokens 11.1 and 26.8 us (three stages 12.4 and
 27.8; tiles of 16 and 32 tokens 11.1 at least and 27). H200, 558e320; shares of 64 and 256 tokens as `SHARED_TOKENS`
 gives them."""
@@ -83,7 +83,7 @@ def _down(
             value = tl.load(xs + start, mine & inside, other=0.0)
             rows = tl.load(weights + start, (row < NUM_ROWS)[:, None] & inside, other=0.0)
             sums = tl.dot(value, rows.T, sums, input_precision="ieee")
-        # What no adapter needs is not read either.
+        # Skip rows that no adapter needs.
         tl.store(target, sums.to(out.dtype.element_ty), mine & (row < NUM_ROWS)[None])
         slot = _slot_after(token_slots, slot, SHARES)
 

@@ -3,7 +3,7 @@
 Owns `mixture_lora` and `mixture_lora_add`. Pairs of token and choice are sorted a second time, by adapter and expert
 together, so a tile has one low-rank pair of matrices; two kernels, down to the rank and up again, run over those tiles
 before the activation and after it. The base's products are `expert_tiles`', which take what is to be added to gates
-and ups. A token's result does not depend on its company. Nothing waits for the host. Stateless; used by the engine's
+and ups. A token's result does not depend on the other rows. Nothing waits for the host. Stateless; used by the engine's
 single thread.
 
 Shape letters: T tokens, H hidden width, E experts, K experts per token, I expert width, J = 2 * I, S slots, R rank,

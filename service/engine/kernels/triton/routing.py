@@ -196,7 +196,7 @@ def _route_many(
         tl.store(cells + tl.program_id(1) * part_size, sums, token_inside[:, None])
         is_chooser = is_last(ticket + tl.program_id(0), SHARES)
         if is_chooser:
-            # In the shares' order, whoever comes last.
+            # Summed in the order of the shares, so the result does not depend on which program finishes last.
             sums = tl.zeros([TOKENS, EXPERTS_POWER], tl.float32)
             for share in tl.static_range(SHARES):
                 sums += tl.load(cells + share * part_size, token_inside[:, None], other=0.0, cache_modifier=".cg")

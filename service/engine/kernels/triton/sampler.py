@@ -1,4 +1,4 @@
-"""Choosing the next token of every row, Triton: what `choice.choose` means, in one kernel.
+"""Choosing the next token of every row, Triton: `kernels.reference.sampler.choose` in one kernel.
 
 Owns the Triton `choose`. Programs share a row's vocabulary between them; the last of a row joins their parts and moves
 the answer on. A row's result depends on its own logits and slot alone. Used by the engine's single thread.
@@ -94,7 +94,7 @@ def _advance(
     period = tl.arange(0, PERIODS_POWER) + 1
     inside = period <= MAX_PERIOD
     run = tl.load(runs + slot * MAX_PERIOD + period - 1, inside, other=0)
-    # Neither infinite nor no number, which is less than nothing.
+    # Neither infinite nor NaN: comparing NaN is false.
     fault = ~(tl.abs(log_probability) < float("inf"))
     stop = (token == eos) & (fault == 0)
     grows = (fault == 0) & (stop == 0)
@@ -184,7 +184,7 @@ def _choose(  # noqa: PLR0915 -- what a helper would take and return is most of 
     start = (share * blocks // SHARES) * BLOCK
     end = tl.minimum(((share + 1) * blocks // SHARES) * BLOCK, vocabulary)
     lane = tl.arange(0, BLOCK)
-    # Finite, so that minus infinity weighs nothing instead of being no number.
+    # Finite, so that -inf logits get weight 0 instead of NaN.
     most = tl.full([BLOCK], -1e30, tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     best = tl.full([BLOCK], -float("inf"), tl.float32)
@@ -208,7 +208,7 @@ def _choose(  # noqa: PLR0915 -- what a helper would take and return is most of 
                 banned = tl.max(left)
         if temperature > 0:
             score = score / tl.maximum(temperature, 1e-6) + _gumbel(seed, token, count)
-        # Strictly: of equals the first one stays.
+        # Strictly greater: on a tie the first wins.
         better = score > best
         best = tl.where(better, score, best)
         best_logit = tl.where(better, logit, best_logit)

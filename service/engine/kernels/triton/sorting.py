@@ -55,7 +55,7 @@ def _sort(
     let_next_start(EARLY)
     mine = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
-    # Lanes past the end count as an expert that nobody has.
+    # Lanes past the end get an expert number that does not exist.
     counts = tl.zeros([BINS], tl.int32)
     for start in range(0, num_pairs, BLOCK):
         expert = tl.load(experts + start + lane, start + lane < num_pairs, other=NUM_EXPERTS)

@@ -1,4 +1,4 @@
-"""The beginning of a decode step, Triton: one program a row reads what the device's state says of it.
+"""The first kernel of a decode step, Triton: one program per row gathers its inputs from the device's state.
 
 Owns `begin_step`. Used by the engine's single thread.
 

@@ -1,4 +1,4 @@
-"""The vision encoder's kernels for CUDA, under the names of `vision_reference.py`. Needs Triton."""
+"""The vision encoder's Triton kernels under the names of `kernels.reference.vision`."""
 
 from service.engine.kernels.triton.vision_attention import grid_attention, window_attention
 from service.engine.kernels.triton.vision_elementwise import layer_norm, patches

@@ -10,7 +10,7 @@ it back within the same program, and then
   for all blocks and the bias of the row is one number per query.
 
 Tokens stay where the linear layer wrote them: windows are an addressing rule. Signatures and meaning are those of
-`vision_reference.py`.
+`kernels.reference.vision`.
 
 Shape letters: V views, H and W patches down and across, C channels, E = 3 * C, N heads, D head width, L = H * W,
 K distances, M queries of a block.
@@ -37,7 +37,7 @@ WINDOW_QUERIES, WINDOW_WARPS = 64, 4
 
 @dataclass(frozen=True, slots=True)
 class GridTiling:
-    """How attention over a whole view is cut; powers of two but for `rows`."""
+    """How attention over a whole view is cut; powers of two, except `rows`."""
 
     queries: int
     keys: int
@@ -120,7 +120,7 @@ def _window_kernel(
         found = tl.dot(q, tl.trans(columns_KD), input_precision=PRECISION) / scale
         tl.store(places_M + SLOTS + key, found.to(dtype), mask=(key >= 0) & (key < SIDE))
         tl.debug_barrier()
-        # Slots that no key of the window sits in get a score that vanishes.
+        # Slots without a key get a score whose weight is 0.
         found = tl.load(places_M + b[None, :], mask=(b % SLOTS < SIDE)[None, :], other=-30000.0)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scores = tl.dot(found, places, scores, input_precision=PRECISION)
@@ -211,7 +211,7 @@ def _grid_kernel(  # noqa: PLR0915 - a function call would hide what stays in re
 def window_attention(
     qkv_VHWE: Tensor, bias_E: Tensor, rows_KD: Tensor, columns_KD: Tensor, heads: int, side: int
 ) -> Tensor:
-    """See `vision_reference.window_attention`; at most 16 patches a side, heads 16 to 128 wide (a power of two)."""
+    """See `kernels.reference.vision.window_attention`; at most 16 patches a side, heads 16 to 128 wide (a power of two)."""
     views, height, width, _ = qkv_VHWE.shape
     head = _head_width(qkv_VHWE, heads)
     assert side <= WINDOW_SLOTS
@@ -249,7 +249,7 @@ def window_attention(
 def grid_attention(
     qkv_VHWE: Tensor, rows_KD: Tensor, columns_KD: Tensor, heads: int, tiling: GridTiling | None = None
 ) -> Tensor:
-    """See `vision_reference.grid_attention`; at most 128 patches across, heads 16 to 128 wide (a power of two)."""
+    """See `kernels.reference.vision.grid_attention`; at most 128 patches across, heads 16 to 128 wide (a power of two)."""
     views, height, width, _ = qkv_VHWE.shape
     head = _head_width(qkv_VHWE, heads)
     assert rows_KD.shape == (2 * height - 1, head)

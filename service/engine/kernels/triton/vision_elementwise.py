@@ -1,7 +1,7 @@
 """Triton kernels of the vision encoder that only move memory: layer norm, an activation in place, patches of pixels.
 
 Each reads its input once and writes its output once; nothing here is bound by arithmetic. Signatures and meaning are
-those of `vision_reference.py`.
+those of `kernels.reference.vision`.
 
 Shape letters: T tokens, C channels, V views, P pixels.
 """
@@ -80,7 +80,7 @@ def _patches_kernel(
 
 
 def layer_norm(x_TC: Tensor, shift_C: Tensor | None, weight_C: Tensor, bias_C: Tensor, eps: float) -> Tensor:
-    """See `vision_reference.layer_norm`; `x_TC` contiguous."""
+    """See `kernels.reference.vision.layer_norm`; `x_TC` contiguous."""
     tokens, channels = x_TC.shape
     assert x_TC.is_contiguous()
     y_TC = torch.empty_like(x_TC)
@@ -103,7 +103,7 @@ def layer_norm(x_TC: Tensor, shift_C: Tensor | None, weight_C: Tensor, bias_C: T
 
 
 def activate(x: Tensor) -> Tensor:
-    """Put x * sigmoid(1.702 x) in the place of x.
+    """Replace x by x * sigmoid(1.702 x).
 
     Args:
         x: contiguous, any shape.
@@ -118,7 +118,7 @@ def activate(x: Tensor) -> Tensor:
 
 
 def patches(views_VPPC: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """See `vision_reference.patches`; `views_VPPC` contiguous and square."""
+    """See `kernels.reference.vision.patches`; `views_VPPC` contiguous and square."""
     views, side, _, colours = views_VPPC.shape
     assert views_VPPC.is_contiguous()
     assert views_VPPC.dtype == torch.uint8

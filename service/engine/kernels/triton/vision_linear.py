@@ -16,7 +16,7 @@ from service.engine.kernels.triton.vision_elementwise import activate
 
 
 def linear_gelu(x_TC: Tensor, weight_OC: Tensor, bias_O: Tensor) -> Tensor:
-    """See `vision_reference.linear_gelu`.
+    """See `kernels.reference.vision.linear_gelu`.
 
     cuBLASLt's GELU is the approximation by tanh, at most 0.0005 off: in bf16 below what rounding costs (relative error
     of the result 1.67e-3 with it, 1.66e-3 by rounding alone).
@@ -25,5 +25,5 @@ def linear_gelu(x_TC: Tensor, weight_OC: Tensor, bias_O: Tensor) -> Tensor:
 
 
 def linear_quick_gelu(x_TC: Tensor, weight_OC: Tensor, bias_O: Tensor) -> Tensor:
-    """See `vision_reference.linear_quick_gelu`."""
+    """See `kernels.reference.vision.linear_quick_gelu`."""
     return activate(torch.addmm(bias_O, x_TC, weight_OC.t()))
