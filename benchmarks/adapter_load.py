@@ -42,8 +42,8 @@ from service.engine.config import EngineLimits
 from service.engine.engine import TorchEngine
 from service.engine.process.engines import ProcessEngine
 from service.engine.protocol import SamplingParams, SequenceDelta, SequenceEvent, SequenceFailure, SequenceRequest
-from service.engine.repetition import LoopRule
 from shared.contract.prompts import Task, prompt_for
+from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.configuration import DeepseekOcrConfig, TextConfig
 
 NANO = Path(__file__).resolve().parents[1] / "shared" / "nano"

@@ -30,8 +30,8 @@ from service.engine.config import EngineLimits
 from service.engine.engine import TorchEngine
 from service.engine.factory import make_engine
 from service.engine.protocol import SamplingParams, SequenceFailure, SequenceRequest, SequenceResult
-from service.engine.repetition import LoopRule
 from shared.contract.prompts import Task, prompt_for
+from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.checkpoint import CheckpointError
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import plan_views

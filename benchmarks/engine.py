@@ -53,7 +53,7 @@ from benchmarks.ratios import OURS, RESULTS, TARGETS, recorded_peers, summary
 from service.engine.config import EngineLimits, WeightForm
 from service.engine.engine import TorchEngine
 from service.engine.factory import make_engine
-from service.engine.repetition import LoopRule
+from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.configuration import DeepseekOcrConfig
 from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.loading import LoadedCheckpoint, load_checkpoint

@@ -36,7 +36,7 @@ from service.engine.gpu.state import AnswerState
 from service.engine.kernels.int8_rows import to_int8
 from service.engine.kernels.triton import decoder as fused
 from service.engine.kernels.triton import launch
-from service.engine.repetition import LoopRule
+from shared.contract.repetition import LoopRule
 
 HIDDEN, HEADS, WIDTH, INNER, DENSE, EXPERTS, SHARED, CHOSEN, VOCABULARY, LAYERS = (
     1280, 10, 128, 896, 6848, 64, 2, 6, 129280, 12,

@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from service.engine.repetition import LoopRule
+from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.configuration import DeepseekOcrConfig
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan, plan_views

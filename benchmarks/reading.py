@@ -21,8 +21,8 @@ from service.engine import factory as loader
 from service.engine.config import EngineLimits
 from service.engine.engine import TorchEngine
 from service.engine.protocol import SamplingParams, SequenceDelta, SequenceFailure, SequenceRequest
-from service.engine.repetition import LoopRule
 from shared.contract.prompts import Task, prompt_for
+from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, plan_views
 from shared.deepseek_ocr.images import prepare_views

@@ -28,8 +28,8 @@ from service.engine.kernels.triton import (
 )
 from service.engine.kernels.triton import sampler as choose
 from service.engine.lora.bank import ExpertLowRank
-from service.engine.repetition import LoopRule
 from service.engine.vision.resize import prepare_views_on_device
+from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.geometry import GeometryConfig, plan_views
 
 ALWAYS = 1 << 30

@@ -21,7 +21,7 @@ from service.adapters.storage import Storage
 from service.adapters.versions import LIFTABLE, AdapterVersion, Refusal, ServiceReason
 from service.adapters.watcher import Watcher
 from service.engine.lora.registry import AdapterError
-from service.engine.protocol import EngineHandle, FinishReason
+from service.engine.protocol import EngineHandle
 from service.errors import (
     AdapterConflictError,
     AdapterNotReadyError,
@@ -29,6 +29,7 @@ from service.errors import (
     EngineLostError,
     ModelNotFoundError,
 )
+from shared.contract.answer import FinishReason
 from shared.contract.lora_content import ContentLimits
 from shared.contract.verification import ServingPolicy
 from shared.contract.volume import AdapterVolume

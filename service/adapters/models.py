@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from service.adapters.manager import AdapterServing
-from service.engine.protocol import EngineHandle, FinishReason
+from service.engine.protocol import EngineHandle
 from service.errors import ModelNotFoundError
+from shared.contract.answer import FinishReason
 
 
 class Lease(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from service.engine.repetition import LoopRule
+from shared.contract.repetition import LoopRule
 
 
 class WeightForm(StrEnum):

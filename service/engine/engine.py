@@ -28,7 +28,6 @@ from service.engine.protocol import (
     EngineInfo,
     EngineState,
     EngineStats,
-    FinishReason,
     SamplingParams,
     SequenceDelta,
     SequenceEvent,
@@ -36,10 +35,11 @@ from service.engine.protocol import (
     SequenceRequest,
 )
 from service.engine.requests import RequestValidator
-from service.engine.runner import Runner, StepOutput, TokenStatus
+from service.engine.runner import Runner, StepOutput
 from service.engine.scheduler import PREFILL_TOKENS_PER_STEP, VIEWS_PER_STEP, Limits, decode_order
-from service.engine.sequence import PageSequence, Rewind
+from service.engine.sequence import PageSequence
 from service.errors import EngineError
+from shared.contract.answer import FinishReason, Rewind, TokenStatus
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.forms import PageImage
 from shared.deepseek_ocr.geometry import plan_views

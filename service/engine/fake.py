@@ -21,7 +21,6 @@ from service.engine.protocol import (
     EngineInfo,
     EngineState,
     EngineStats,
-    FinishReason,
     SequenceDelta,
     SequenceEvent,
     SequenceFailure,
@@ -30,6 +29,7 @@ from service.engine.protocol import (
     SequenceTimings,
 )
 from service.errors import EngineLostError
+from shared.contract.answer import FinishReason
 from shared.deepseek_ocr.geometry import GeometryConfig
 
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "inlet", "jetty", "knoll", "larch")

@@ -14,19 +14,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from shared.contract.answer import FinishReason
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig
 
 MAX_TEMPERATURE = 2.0
 MAX_SEED = 2**63 - 1
-
-
-class FinishReason(StrEnum):
-    """Why a sequence ended."""
-
-    STOP = "stop"
-    LENGTH = "length"
-    REPETITION = "repetition"
 
 
 class EngineState(StrEnum):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol, Union
 
 import numpy as np
@@ -41,19 +40,6 @@ class DeviceStuckError(RuntimeError):
     """A step did not end in time; the process that owns the device has to be replaced."""
 
 
-class TokenStatus(IntEnum):
-    """What a chosen token means for its answer."""
-
-    RUN = 0
-    STOP = 1
-    LENGTH = 2
-    LOOP = 3
-    FAULT = 4
-    """The logits were not numbers."""
-    IDLE = 5
-    """The answer had ended before this step: nothing was chosen, the row's other columns mean nothing."""
-
-
 @dataclass(frozen=True, slots=True)
 class NewRow:
     """A prompt to read, and where its answer goes."""
@@ -75,7 +61,7 @@ class StepOutput:
     log_probabilities: list[float] = field(default_factory=list)
     """Natural logarithms; not finite where the status is FAULT."""
     statuses: list[int] = field(default_factory=list)
-    """Values of `TokenStatus`."""
+    """Values of `shared.contract.answer.TokenStatus`."""
     arguments: list[int] = field(default_factory=list)
     """With LOOP: answer tokens up to the end of the loop's first period; else the longest run of repeated tokens."""
 

@@ -1,36 +1,24 @@
-"""One page's way through the engine: its answer so far, what of it may be shown, and when it ends.
+"""One page in the engine: its answer, its stages and its result.
 
-Owns the bookkeeping between a chosen token and the text that leaves: held-back loops, the second attempt, confidence,
-timings. That a loop has begun is the runner's finding; what follows from it is decided here. Knows the tokenizer, no
-tensor and no other sequence. Used by the engine's single thread.
+`shared.contract.answer` decides what follows from each token; this adds the text that may be streamed, and timings.
+Knows the tokenizer, no tensor and no other sequence. Used by the engine's single thread.
 """
 
 from __future__ import annotations
 
 import codecs
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from service.engine.canary_features import CanaryFeatures
 from service.engine.lora.registry import NO_ADAPTER
-from service.engine.protocol import FinishReason, SamplingParams, SequenceResult, SequenceTimings
-from service.engine.repetition import is_better, is_hopeless
-from service.engine.runner import TokenStatus
+from service.engine.protocol import SamplingParams, SequenceResult, SequenceTimings
 from service.engine.scheduler import PageCost
+from shared.contract.answer import AnswerTokens, FinishReason
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import ViewPlan
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class Rewind:
-    """A second attempt: where it begins, and what it may not begin with."""
-
-    kept: int
-    newest_token: int
-    forbidden: int
 
 
 class TokenBytes(dict[int, bytes]):
@@ -45,75 +33,28 @@ class TokenBytes(dict[int, bytes]):
         return found
 
 
-class Answer:
-    """The tokens chosen for a page, and the text of those that nothing can take back.
+class Answer(AnswerTokens):
+    """An answer with the text of the tokens that can no longer be taken back.
 
     Invariant: text that was returned once is a prefix of the final text.
+
+    Args:
+        token_bytes: Of the checkpoint's tokenizer, shared by all answers.
+        suspicion: See `LoopRule`.
     """
 
     def __init__(self, token_bytes: TokenBytes, suspicion: int) -> None:
-        """Begin an answer.
-
-        Args:
-            token_bytes: Of the checkpoint's tokenizer, shared by all answers.
-            suspicion: See `LoopRule`.
-        """
+        super().__init__(suspicion)
         self._token_bytes = token_bytes
-        # As `tokenizer.StreamDecoder`: characters that are not complete are held back.
+        # Holds back incomplete characters.
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._suspicion = suspicion
-        self._tokens: list[int] = []
-        self._log_probabilities: list[float] = []
-        self._num_settled = 0
-        """Tokens that may be shown: all that no loop seen so far could take back."""
         self._num_shown = 0
         self._text: list[str] = []
-        self._restart: int | None = None
-        """Tokens before the second attempt."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the answer; the end token is none of them."""
-        return len(self._tokens)
 
     @property
     def text(self) -> str:
         """Text shown so far; the whole answer once it has finished."""
         return "".join(self._text)
-
-    @property
-    def confidence(self) -> float:
-        """Geometric mean of the chosen tokens' probabilities."""
-        return _geometric_mean(self._log_probabilities)
-
-    def push(self, token: int, log_probability: float, status: int, argument: int) -> FinishReason | Rewind | None:
-        """Take the next token, as a runner reports it.
-
-        Args:
-            token: Its id.
-            log_probability: Natural logarithm of its probability.
-            status: A `TokenStatus`, not FAULT.
-            argument: With LOOP: tokens up to the end of the loop's first period; else the longest run of
-                repeated tokens.
-
-        Returns:
-            Why the answer is complete, or how it goes on otherwise than by its next token, or None.
-        """
-        self._log_probabilities.append(log_probability)
-        if status == TokenStatus.STOP:
-            return FinishReason.STOP
-        self._tokens.append(token)
-        if status == TokenStatus.RUN:
-            if self._restart is None:
-                num_settled = len(self._tokens) - (argument if argument >= self._suspicion else 0)
-                self._num_settled = max(self._num_settled, num_settled)
-                return None
-            # A second attempt is shown as a whole or not at all.
-            if not self._is_hopeless(self._restart):
-                return None
-        elif status == TokenStatus.LOOP:
-            return self._leave_loop(argument)
-        return self._judge_continuation(FinishReason.LENGTH)
 
     def settled_text(self) -> str:
         """Text that has become certain since the last call."""
@@ -126,42 +67,11 @@ class Answer:
         self._text.append(unfinished_character)
         return rest + unfinished_character
 
-    def _leave_loop(self, keep: int) -> FinishReason | Rewind:
-        if self._restart is not None:
-            self._cut(keep)
-            return self._judge_continuation(FinishReason.REPETITION)
-        # What the stream may have shown cannot be taken back, whether or not it was; that is less than the suspicion.
-        keep = max(keep, self._num_settled)
-        forbidden = self._tokens[keep]
-        self._cut(keep)
-        self._restart = self._num_settled = keep
-        return Rewind(keep, self._tokens[-1], forbidden)
-
-    def _is_hopeless(self, restart: int) -> bool:
-        attempt = self._log_probabilities[restart:]
-        return is_hopeless(len(attempt), _geometric_mean(attempt))
-
-    def _judge_continuation(self, reason: FinishReason) -> FinishReason:
-        """End an answer that did not end by itself; a second attempt that is no better is dropped."""
-        if self._restart is None:
-            return reason
-        if not is_better(ended_by_itself=False, confidence=_geometric_mean(self._log_probabilities[self._restart :])):
-            self._cut(self._restart)
-        return FinishReason.REPETITION
-
-    def _cut(self, keep: int) -> None:
-        del self._tokens[keep:]
-        del self._log_probabilities[keep:]
-
     def _show(self, count: int) -> str:
         new = self._decoder.decode(b"".join(map(self._token_bytes.__getitem__, self._tokens[self._num_shown : count])))
         self._num_shown = max(self._num_shown, count)
         self._text.append(new)
         return new
-
-
-def _geometric_mean(log_probabilities: Sequence[float]) -> float:
-    return math.exp(sum(log_probabilities) / len(log_probabilities)) if log_probabilities else 0.0
 
 
 @dataclass(slots=True)
@@ -243,6 +153,6 @@ class PageSequence:
             confidence=self.answer.confidence,
             vision_tokens=vision_tokens,
             prompt_tokens=self.num_prompt_tokens - vision_tokens,
-            completion_tokens=self.answer.num_tokens,
+            completion_tokens=len(self.answer.tokens),
             timings=self.stages.timings(now_s),
         )

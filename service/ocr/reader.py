@@ -17,7 +17,6 @@ from typing import Protocol, cast
 from service.admission.gate import Gate, Permit
 from service.engine.protocol import (
     EngineHandle,
-    FinishReason,
     SamplingParams,
     SequenceDelta,
     SequenceEvent,
@@ -35,6 +34,7 @@ from service.errors import (
 )
 from service.intake.decoding import DecodedPage
 from service.intake.limits import DecodeOrder, IntakeLimits
+from shared.contract.answer import FinishReason
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import Mode
 from shared.deepseek_ocr.grounding import Region, parse_grounded

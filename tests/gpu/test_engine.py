@@ -5,7 +5,7 @@ import torch
 
 from service.engine.config import WeightForm
 from service.engine.protocol import SequenceResult
-from service.engine.repetition import LoopRule
+from shared.contract.repetition import LoopRule
 from tests.support.kernels import DEVICE, GPU_MARK, HAS_GPU, kernel_set
 from tests.support.lora import merged, random_adapter
 from tests.unit.service.engine.gpu_tiny import paged_engine

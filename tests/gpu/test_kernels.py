@@ -5,7 +5,7 @@ import torch
 
 from service.engine.gpu.state import AnswerState
 from service.engine.kernels.reference import decoder as reference
-from service.engine.repetition import LoopRule
+from shared.contract.repetition import LoopRule
 from tests.support.kernels import BF16, DEVICE, F32, GPU_MARK, HAS_GPU, assert_near, noise
 
 pytestmark = [*GPU_MARK, pytest.mark.usefixtures("poisoned")]

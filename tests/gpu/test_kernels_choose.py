@@ -8,8 +8,8 @@ import torch
 from service.engine import sampling
 from service.engine.gpu.state import AnswerState
 from service.engine.kernels.reference import sampler as choice
-from service.engine.repetition import LoopDetector, LoopRule, RepetitionGuard
-from service.engine.runner import TokenStatus
+from shared.contract.answer import TokenStatus
+from shared.contract.repetition import LoopDetector, LoopRule, RepetitionGuard
 from tests.support.kernels import DEVICE, GPU_MARK, kernel_set
 
 pytestmark = GPU_MARK

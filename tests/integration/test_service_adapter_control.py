@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from service.engine.fake import FakeEngine
-from service.engine.protocol import FinishReason
 from service.errors import EngineError
+from shared.contract.answer import FinishReason
 from shared.contract.identity import AdapterRef
 from tests.support.live_adapters import ADMIN_KEY, LiveService, live_service
 from tests.support.service import eventually

@@ -27,7 +27,6 @@ LIGHT = (
     "service.engine.fake",
     "service.engine.process",
     "service.engine.protocol",
-    "service.engine.repetition",
     "service.engine.requests",
     "service.engine.resolve",
     "service.engine.runner",

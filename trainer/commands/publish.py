@@ -1,7 +1,7 @@
 """`python -m trainer publish`: a PEFT folder and proof that it is better in, a version on the adapter volume out.
 
-Owns the flags and the order of the checks. `trainer.publishing.gate` says what an adapter must prove, the contract what a
-volume looks like.
+Owns the flags and the order of the checks. `trainer.publishing.gate` says what an adapter must prove, the contract what
+a volume looks like.
 """
 
 from __future__ import annotations

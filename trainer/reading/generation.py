@@ -1,7 +1,7 @@
-"""Reading pages with the model, greedily and in batches: what evaluation and in-training checks share.
+"""Reads pages with the model, greedily and in batches, for evaluations and checks during training.
 
-Owns the decode loop. Needs torch, transformers and numpy alone, so that it runs wherever the model does. Knows nothing
-of files, scores or training. One thread runs it; it never leaves the model in another mode than it found it in.
+Loops, second attempts and the end of an answer follow `shared.contract.answer`, as in the service. Needs torch,
+transformers and numpy alone. One thread runs it; the model keeps its mode.
 
 Pages of one batch have prompts of equal length (one plan gives one length), so nothing is padded and nothing but
 causality is masked: a page's text does not depend on its neighbours beyond rounding.
@@ -13,15 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from shared.contract.answer import AnswerTokens, FinishReason, Rewind, TokenJudge
+from shared.contract.repetition import LoopRule
+from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import ViewPlan
 from trainer.reading.kv_cache import growing_cache
 
@@ -31,28 +32,12 @@ if TYPE_CHECKING:
     from shared.deepseek_ocr.protocol import OcrModel
     from shared.deepseek_ocr.tokenizer import OcrTokenizer
 
-LOOP_TOKENS = 120
-"""A tail this long that only repeats is a loop; rules and leaders on real pages stay far below it."""
-LOOP_MAX_PERIOD = 24
-"""Longest repeated unit looked for, in tokens; `LOOP_TOKENS` holds at least five of them."""
+LOOP_RULE = LoopRule()
+"""The service's default, so that a gate counts the loops that users would get."""
 STEPS_PER_CHECK = {"cpu": 1}
 """How often the host looks at the answers, by type of device."""
 STEPS_PER_CHECK_ELSEWHERE = 16
 """On a GPU looking makes the step wait for the host; what is decoded past an answer's end costs less."""
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedViews:
-    """One page as the encoder takes it.
-
-    Shapes:
-        global_view_HWC: uint8 RGB, `[plan.global_px, plan.global_px, 3]`
-        tiles_THWC: uint8 RGB, `[plan.num_tiles, plan.tile_px, plan.tile_px, 3]`
-    """
-
-    plan: ViewPlan
-    global_view_HWC: NDArray[np.uint8]
-    tiles_THWC: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,38 +46,34 @@ class Generated:
 
     text: str
     num_tokens: int
-    """Tokens of the answer, the end token not among them."""
-    ended: bool
-    """Whether the model ended its answer itself; False after a loop or at the limit."""
-
-
-@dataclass(slots=True)
-class _Answer:
-    """A growing answer."""
-
-    token_ids: list[int] = field(default_factory=list)
-    ended: bool = False
-    looped: bool = False
+    """Tokens of the answer, without the end token."""
+    finish_reason: FinishReason
 
     @property
-    def is_done(self) -> bool:
-        return self.ended or self.looped
+    def ended(self) -> bool:
+        """Whether the model ended its answer itself; False after a loop or at the limit."""
+        return self.finish_reason is FinishReason.STOP
 
-    def push(self, token_id: int, eos_id: int) -> None:
-        """Take one more token, unless the answer is done already."""
-        if self.is_done:
-            return
-        if token_id == eos_id:
-            self.ended = True
-            return
-        self.token_ids.append(token_id)
-        self.looped = repeats_itself(self.token_ids)
+
+class _Answer:
+    """A growing answer, judged as the service judges it."""
+
+    def __init__(self, eos_id: int, max_new_tokens: int) -> None:
+        self.judge = TokenJudge(eos_id, max_new_tokens, LOOP_RULE)
+        self.kept = AnswerTokens(LOOP_RULE.suspicion)
+        self.outcome: FinishReason | Rewind | None = None
+
+    def push(self, token_id: int, log_probability: float) -> None:
+        """Take one more token, unless the outcome is known already."""
+        if self.outcome is None:
+            status, argument = self.judge.push(token_id)
+            self.outcome = self.kept.push(token_id, log_probability, status, argument)
 
 
 def generate_texts(
     model: OcrModel,
     tokenizer: OcrTokenizer,
-    batch: Sequence[PreparedViews],
+    batch: Sequence[PageViews],
     prompt: str,
     max_new_tokens: int,
     device: torch.device | str,
@@ -180,17 +161,6 @@ def batches_of_equal_plan(plans: Sequence[ViewPlan], batch_size: int) -> Iterato
             yield chunk
 
 
-def repeats_itself(token_ids: Sequence[int]) -> bool:
-    """Whether the last `LOOP_TOKENS` tokens are one short unit over and over."""
-    if len(token_ids) < LOOP_TOKENS:
-        return False
-    tail = token_ids[-LOOP_TOKENS:]
-    # The last token must stand one period earlier as well: a cheap test that spares nearly all comparisons.
-    return any(
-        tail[-1] == tail[-1 - period] and tail[period:] == tail[:-period] for period in range(1, LOOP_MAX_PERIOD + 1)
-    )
-
-
 @contextmanager
 def _inference(model: OcrModel, device: torch.device) -> Iterator[None]:
     module = cast("torch.nn.Module", model)
@@ -222,8 +192,26 @@ def _decode(
     eos_id: int,
     device: torch.device,
 ) -> list[_Answer]:
-    """Answers to prompts of one length."""
-    answers = [_Answer() for _ in prompts]
+    """Answers to prompts of one length; one that loops gets the service's second attempt, by itself."""
+    answers = [_Answer(eos_id, max_new_tokens) for _ in prompts]
+    _decode_batch(model, features, prompts, answers, max_new_tokens, device)
+    for answer, prompt, feature in zip(answers, prompts, features, strict=True):
+        if isinstance(answer.outcome, Rewind):
+            answer.judge.rewind(answer.outcome.kept, answer.outcome.forbidden)
+            answer.outcome = None
+            _decode_again(model, feature, prompt, answer, device)
+    return answers
+
+
+def _decode_batch(
+    model: OcrModel,
+    features: Sequence[Tensor],
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[_Answer],
+    max_new_tokens: int,
+    device: torch.device,
+) -> None:
+    """First attempts, all rows together; rows leave the batch as they end or loop."""
     running = list(answers)
     cache = growing_cache()
     ids_BL = torch.tensor([list(prompt) for prompt in prompts], device=device)
@@ -231,12 +219,12 @@ def _decode(
     steps_per_check = STEPS_PER_CHECK.get(device.type, STEPS_PER_CHECK_ELSEWHERE)
     unseen: list[Tensor] = []
     for step in range(1, max_new_tokens + 1):
-        token_B = logits_BV.argmax(dim=-1)
-        unseen.append(token_B)
+        token_B, pair_B2 = _choose(logits_BV)
+        unseen.append(pair_B2)
         if step % steps_per_check == 0 or step == max_new_tokens:
-            kept = _take(running, unseen, eos_id)
+            kept = _take(running, unseen)
             unseen = []
-            if not kept or step == max_new_tokens:
+            if not kept:
                 break
             # Each move copies the cache, so rows go in bunches.
             if 4 * len(kept) <= 3 * len(running):
@@ -245,18 +233,43 @@ def _decode(
                 token_B = token_B[rows]
                 running = [running[row] for row in kept]
         logits_BV = _step(model, token_B, cache)
-    return answers
 
 
-def _take(running: Sequence[_Answer], unseen: Sequence[Tensor], eos_id: int) -> list[int]:
+def _decode_again(
+    model: OcrModel, features_LD: Tensor, prompt: Sequence[int], answer: _Answer, device: torch.device
+) -> None:
+    """A second attempt: the tokens that were kept are part of the prompt, and the guard bans others."""
+    cache = growing_cache()
+    ids_1L = torch.tensor([[*prompt, *answer.judge.tokens]], device=device)
+    logits_1V = _next_logits(model, model.embed_inputs(ids_1L, [features_LD]), cache)
+    while True:
+        token_1, pair_12 = _choose(logits_1V, answer.judge.banned())
+        _take([answer], [pair_12])
+        if answer.outcome is not None:
+            return
+        logits_1V = _step(model, token_1, cache)
+
+
+def _choose(logits_BV: Tensor, banned: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+    """The most probable tokens `[B]`, and with their log probabilities before bans as float64 `[B, 2]`."""
+    logs_BV = logits_BV.float().log_softmax(dim=-1)
+    scores_BV = logs_BV
+    if banned:
+        scores_BV = logs_BV.clone()
+        scores_BV[:, list(banned)] = float("-inf")
+    token_B = scores_BV.argmax(dim=-1)
+    return token_B, torch.stack((token_B.double(), logs_BV.gather(1, token_B[:, None])[:, 0].double()), dim=1)
+
+
+def _take(running: Sequence[_Answer], unseen: Sequence[Tensor]) -> list[int]:
     """Hand new tokens to their answers; rows whose answers go on."""
-    for row, token_ids in enumerate(torch.stack(list(unseen), dim=1).tolist()):
-        for token_id in token_ids:
-            running[row].push(token_id, eos_id)
-    return [row for row, answer in enumerate(running) if not answer.is_done]
+    for row, pairs in enumerate(torch.stack(list(unseen), dim=1).tolist()):
+        for token_id, log_probability in pairs:
+            running[row].push(int(token_id), log_probability)
+    return [row for row, answer in enumerate(running) if answer.outcome is None]
 
 
-def _encode(model: OcrModel, pages: Sequence[PreparedViews], device: torch.device) -> list[Tensor]:
+def _encode(model: OcrModel, pages: Sequence[PageViews], device: torch.device) -> list[Tensor]:
     """Vision features `[L, D]` of pages with one plan."""
     plan = pages[0].plan
     tiles = [torch.as_tensor(page.tiles_THWC) for page in pages] if plan.num_tiles else []
@@ -268,7 +281,12 @@ def _encode(model: OcrModel, pages: Sequence[PreparedViews], device: torch.devic
 
 
 def _as_texts(answers: Sequence[_Answer], tokenizer: OcrTokenizer) -> list[Generated]:
-    return [Generated(tokenizer.decode(each.token_ids), len(each.token_ids), each.ended) for each in answers]
+    texts = []
+    for answer in answers:
+        assert isinstance(answer.outcome, FinishReason)
+        tokens = list(answer.kept.tokens)
+        texts.append(Generated(tokenizer.decode(tokens), len(tokens), answer.outcome))
+    return texts
 
 
 def _step(model: OcrModel, token_B: Tensor, cache: Cache) -> Tensor:

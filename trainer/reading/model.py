@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from shared.contract.prompts import Task, prompt_for
+from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan, plan_views
 from shared.deepseek_ocr.images import prepare_views
 from trainer.evaluation.samples import Layout, Sample, open_page, upright_size
 from trainer.evaluation.scores import Reading
-from trainer.reading.generation import PreparedViews, batches_of_equal_plan, generate_texts
+from trainer.reading.generation import batches_of_equal_plan, generate_texts
 
 if TYPE_CHECKING:
     from shared.deepseek_ocr.protocol import OcrModel
@@ -103,8 +104,7 @@ class ModelReader:
     def _read_batch(self, samples: Sequence[Sample], plan: ViewPlan) -> list[Reading]:
         start = time.perf_counter()
         pages = [
-            PreparedViews(plan, *prepare_views(open_page(sample.image_path), plan, self._geometry))
-            for sample in samples
+            PageViews(plan, *prepare_views(open_page(sample.image_path), plan, self._geometry)) for sample in samples
         ]
         generated = generate_texts(
             self._model,

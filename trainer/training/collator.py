@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.loss import IGNORED_LABEL
-from trainer.reading.generation import PreparedViews
 from trainer.training.dataset import TrainingSample
 
 INDICES = "indices"
@@ -32,7 +32,7 @@ class Collator:
         image_id: int,
         after: Sequence[int],
         ends: tuple[int, int],
-        views: Callable[[TrainingSample], list[PreparedViews]] | None = None,
+        views: Callable[[TrainingSample], list[PageViews]] | None = None,
         multiple: int = 1,
     ) -> None:
         """Settle what stands around images and answers.
@@ -89,7 +89,7 @@ class Collator:
         return -(-length // self._multiple) * self._multiple
 
 
-def image_arguments(pages_of_samples: Sequence[Sequence[PreparedViews]]) -> dict[str, Any]:
+def image_arguments(pages_of_samples: Sequence[Sequence[PageViews]]) -> dict[str, Any]:
     """Arguments of `image_features` for the pages of several samples, one after another.
 
     Args:

@@ -18,11 +18,11 @@ from typing import BinaryIO, Self
 
 from PIL import Image
 
+from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan, plan_views
 from shared.deepseek_ocr.images import prepare_views
 from trainer.data.sources.samples import PageSample
 from trainer.data.sources.splits import SplitShares, image_key, text_key
-from trainer.reading.generation import PreparedViews
 
 IDS = "I"
 """Type code of answers' tokens: 32 bits, without a sign."""
@@ -157,10 +157,10 @@ class SampleReader:
         content = b"".join(bytes.fromhex(image.pixels_sha256) for image in sample.images)
         into.add(TrainingSample(sample.name, plans, places, ids, sample.text), content)
 
-    def views(self, sample: TrainingSample) -> list[PreparedViews]:
+    def views(self, sample: TrainingSample) -> list[PageViews]:
         """Decode a sample's images into views."""
         return [
-            PreparedViews(plan, *prepare_views(self.store.open(place), plan, self.geometry))
+            PageViews(plan, *prepare_views(self.store.open(place), plan, self.geometry))
             for plan, place in zip(sample.plans, sample.places, strict=True)
         ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,10 @@ from service.engine.lora.bank import PackedAdapter
 from service.engine.lora.files import AdapterFiles
 from service.engine.lora.registry import NO_ADAPTER
 from service.engine.protocol import SamplingParams
-from service.engine.repetition import LoopDetector, LoopRule, RepetitionGuard
-from service.engine.runner import NewRow, StepOutput, TokenStatus, View
+from service.engine.runner import NewRow, StepOutput, View
 from service.engine.sampling import Draw
+from shared.contract.answer import TokenJudge, TokenStatus
+from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.forms import PageImage, PageViews, PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
 from shared.deepseek_ocr.images import prepare_views
@@ -31,34 +32,17 @@ from shared.deepseek_ocr.images import prepare_views
 
 @dataclass(slots=True)
 class _SlotState:
-    """A slot's answer: its tokens, and where the second attempt begins among them."""
+    """A slot's answer."""
 
     num_prompt_tokens: int
     params: SamplingParams
-    detector: LoopDetector
-    tokens: list[int] = field(default_factory=list)
-    restart: int = 0
-    guard: RepetitionGuard | None = None
+    judge: TokenJudge
     adapter: int = NO_ADAPTER
 
     def draw(self) -> Draw | None:
-        """How the next token is chosen; None: greedily."""
+        """How the next token is drawn; None: greedily."""
         params = self.params
-        return Draw(params.temperature, params.seed or 0, len(self.tokens)) if params.temperature > 0 else None
-
-    def push(self, token: int, eos_id: int) -> tuple[TokenStatus, int]:
-        """Take a token and return its status and argument, as in `StepOutput`."""
-        if token == eos_id:
-            return TokenStatus.STOP, 0
-        self.tokens.append(token)
-        if self.guard:
-            self.guard.push(token)
-        keep = self.detector.push(token)
-        if keep is not None:
-            return TokenStatus.LOOP, self.restart + keep
-        count = len(self.tokens)
-        status = TokenStatus.LENGTH if count >= self.params.max_new_tokens else TokenStatus.RUN
-        return status, count - self.restart - self.detector.num_settled
+        return Draw(params.temperature, params.seed or 0, len(self.judge.tokens)) if params.temperature > 0 else None
 
 
 class CpuRunner:
@@ -113,7 +97,8 @@ class CpuRunner:
         prompts = []
         for row in rows:
             assert row.slot not in self._states
-            state = _SlotState(len(row.prompt_ids), row.params, LoopDetector(self._rule), adapter=row.adapter)
+            judge = TokenJudge(self._eos_id, row.params.max_new_tokens, self._rule)
+            state = _SlotState(len(row.prompt_ids), row.params, judge, row.adapter)
             self._slots.append(row.slot)
             self._states[row.slot] = state
             prompts.append(Prompt(row.prompt_ids, row.features_LD, row.adapter, state.draw()))
@@ -124,9 +109,9 @@ class CpuRunner:
         """Choose one more token for these slots, which must be all open slots."""
         assert len(slots) == len(self._slots)
         rows = [self._states[slot] for slot in self._slots]
-        banned = {index: ids for index, row in enumerate(rows) if row.guard and (ids := row.guard.banned())}
+        banned = {index: ids for index, row in enumerate(rows) if (ids := row.judge.banned())}
         draws = {index: draw for index, row in enumerate(rows) if (draw := row.draw())}
-        newest, adapters = [row.tokens[-1] for row in rows], [row.adapter for row in rows]
+        newest, adapters = [row.judge.tokens[-1] for row in rows], [row.adapter for row in rows]
         choices = self._model_runner.decode(newest, banned, adapters, draws)
         choice_of = dict(zip(self._slots, choices, strict=True))
         self._report(slots, [choice_of[slot] for slot in slots])
@@ -138,13 +123,10 @@ class CpuRunner:
     def rewind(self, slot: int, *, kept: int, newest_token: int, forbidden: int) -> None:
         """Begin the second attempt of an answer whose report said LOOP."""
         state = self._states[slot]
-        del state.tokens[kept:]
-        assert state.tokens[-1] == newest_token
+        state.judge.rewind(kept, forbidden)
+        assert state.judge.tokens[-1] == newest_token
         # The newest token kept is fed again, so its keys go as well.
         self._model_runner.truncate(self._slots.index(slot), state.num_prompt_tokens + kept - 1)
-        state.restart = kept
-        state.detector = LoopDetector(self._rule)
-        state.guard = RepetitionGuard(state.tokens, forbidden)
 
     def close(self, slot: int) -> None:
         """Free a slot; the last row moves into the place of its row."""
@@ -176,7 +158,7 @@ class CpuRunner:
         report = StepOutput()
         for slot, choice in zip(slots, choices, strict=True):
             status, argument = (
-                self._states[slot].push(choice.token, self._eos_id) if choice.is_valid else (TokenStatus.FAULT, 0)
+                self._states[slot].judge.push(choice.token) if choice.is_valid else (TokenStatus.FAULT, 0)
             )
             report.tokens.append(choice.token)
             report.log_probabilities.append(choice.log_probability)

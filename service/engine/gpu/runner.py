@@ -30,10 +30,11 @@ from service.engine.gpu.state import AnswerState
 from service.engine.lora.bank import AdapterBank, PackedAdapter
 from service.engine.lora.files import AdapterFiles
 from service.engine.lora.registry import AdapterError
-from service.engine.repetition import LoopRule
-from service.engine.runner import DeviceFullError, NewRow, StepOutput, TokenStatus, View
+from service.engine.runner import DeviceFullError, NewRow, StepOutput, View
 from service.engine.vision.preparation import Preparation
 from service.engine.vision.runner import GpuVision
+from shared.contract.answer import TokenStatus
+from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration

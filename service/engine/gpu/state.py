@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from service.engine.repetition import LoopRule
+from shared.contract.repetition import LoopRule
 
 REPORT_COLUMNS = 4
 """Token; log probability (the bits of a float32); `TokenStatus`; tokens to keep for LOOP, else the longest

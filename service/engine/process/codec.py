@@ -18,7 +18,6 @@ from service.engine.protocol import (
     EngineInfo,
     EngineState,
     EngineStats,
-    FinishReason,
     SamplingParams,
     SequenceDelta,
     SequenceEvent,
@@ -27,6 +26,7 @@ from service.engine.protocol import (
     SequenceResult,
     SequenceTimings,
 )
+from shared.contract.answer import FinishReason
 from shared.deepseek_ocr.forms import PageImage, PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling, ViewPlan
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from service.engine.gpu.state import GUARD_NGRAM, GUARD_WINDOW, AnswerState
-from service.engine.repetition import LoopRule
-from service.engine.runner import TokenStatus
 from service.engine.sampling import draw_scores
+from shared.contract.answer import TokenStatus
+from shared.contract.repetition import LoopRule
 
 
 def choose(logits_BV: Tensor, slots_B: Tensor, state: AnswerState, rule: LoopRule) -> Tensor:

@@ -24,8 +24,8 @@ from service.engine.kernels.triton.launch import (
     tickets,
     wait_for_inputs,
 )
-from service.engine.repetition import LoopRule
-from service.engine.runner import TokenStatus
+from shared.contract.answer import TokenStatus
+from shared.contract.repetition import LoopRule
 
 _PROGRAMS_WANTED = 528
 """Rows times shares; 4 for each multiprocessor of an H100."""

@@ -13,7 +13,6 @@ from service.engine.protocol import (
     EngineInfo,
     EngineState,
     EngineStats,
-    FinishReason,
     SamplingParams,
     SequenceDelta,
     SequenceEvent,
@@ -22,6 +21,7 @@ from service.engine.protocol import (
     SequenceResult,
     SequenceTimings,
 )
+from shared.contract.answer import FinishReason
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan
 

@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.engine.cpu.packed_decoder import PackedDecoder
-from service.engine.protocol import FinishReason, SequenceDelta, SequenceFailure, SequenceResult
-from service.engine.repetition import LoopRule
+from service.engine.protocol import SequenceDelta, SequenceFailure, SequenceResult
 from service.errors import EngineError
+from shared.contract.answer import FinishReason
+from shared.contract.repetition import LoopRule
 from tests.unit.service.engine.tiny import (
     drain,
     tiny_engine,

@@ -13,8 +13,8 @@ from service.engine.gpu.decoder import GpuDecoder
 from service.engine.kernels.reference import decoder as reference
 from service.engine.lora.registry import AdapterError
 from service.engine.protocol import SamplingParams, SequenceFailure, SequenceRequest
-from service.engine.repetition import LoopRule
 from shared.contract.prompts import Task, prompt_for
+from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.loading import load_checkpoint
 from tests.support.lora import ATTENTION, merged, random_adapter
 from tests.support.nano import NANO, needs_nano

@@ -3,7 +3,7 @@
 import pytest
 
 from service.engine.protocol import SequenceResult
-from service.engine.repetition import LoopRule
+from shared.contract.repetition import LoopRule
 from tests.support.lora import random_adapter
 from tests.unit.service.engine.gpu_tiny import paged_engine
 from tests.unit.service.engine.test_engine import outcomes

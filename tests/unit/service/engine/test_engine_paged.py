@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from service.engine.gpu import reports
 from service.engine.gpu.decoder import GpuDecoder
 from service.engine.protocol import SequenceDelta, SequenceFailure, SequenceResult
-from service.engine.repetition import LoopRule
 from service.engine.runner import DeviceStuckError
 from service.engine.vision.preparation import Staging
+from shared.contract.repetition import LoopRule
 from tests.unit.service.engine.gpu_tiny import paged_engine
 from tests.unit.service.engine.test_engine import ALONE, MODEL, looping_model, outcomes, request_of
 from tests.unit.service.engine.tiny import drain, tiny_engine, tiny_model, tiny_page, tiny_request

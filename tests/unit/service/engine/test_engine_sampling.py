@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from service.engine.cpu.model_runner import ModelRunner, Prompt
 from service.engine.gpu.state import AnswerState
 from service.engine.kernels.reference import sampler as choice
-from service.engine.protocol import MAX_SEED, FinishReason, SequenceFailure
-from service.engine.repetition import LoopRule, RepetitionGuard
+from service.engine.protocol import MAX_SEED, SequenceFailure
 from service.engine.sampling import Draw, draw_scores
+from shared.contract.answer import FinishReason
+from shared.contract.repetition import LoopRule, RepetitionGuard
 from tests.unit.service.engine.gpu_tiny import paged_engine
 from tests.unit.service.engine.test_engine import ALONE, MODEL, NEVER, looping_model, outcomes, request_of
 from tests.unit.service.engine.tiny import drain, tiny_engine, tiny_request

@@ -15,15 +15,15 @@ from service.engine.config import EngineLimits
 from service.engine.engine import TorchEngine
 from service.engine.protocol import (
     EngineInfo,
-    FinishReason,
     SamplingParams,
     SequenceDelta,
     SequenceFailure,
     SequenceRequest,
     SequenceResult,
 )
-from service.engine.repetition import LoopRule
-from service.engine.runner import StepOutput, TokenStatus
+from service.engine.runner import StepOutput
+from shared.contract.answer import FinishReason, TokenStatus
+from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan
 from tests.unit.service.engine.tiny import tiny_tokenizer

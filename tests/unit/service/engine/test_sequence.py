@@ -2,10 +2,9 @@ import math
 
 import pytest
 
-from service.engine.protocol import FinishReason
-from service.engine.repetition import LoopDetector, LoopRule, RepetitionGuard
-from service.engine.runner import TokenStatus
-from service.engine.sequence import Answer, Rewind, TokenBytes
+from service.engine.sequence import Answer, TokenBytes
+from shared.contract.answer import FinishReason, Rewind, TokenStatus
+from shared.contract.repetition import LoopDetector, LoopRule, RepetitionGuard
 from tests.unit.service.engine.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -49,9 +48,9 @@ class Page:
         """Push a text byte by byte until something happens; the reason and what was streamed."""
         streamed = ""
         for token in TOKENIZER.encode_plain(text):
-            before = self.answer.num_tokens
+            before = len(self.answer.tokens)
             reason = self.push(token, log_probability)
-            if reason or self.answer.num_tokens <= before:
+            if reason or len(self.answer.tokens) <= before:
                 return reason, streamed
             streamed += self.answer.settled_text()
         return None, streamed
@@ -90,7 +89,7 @@ def test_a_loop_goes_back_to_its_first_period_and_forbids_the_way_in():
     answer = page.answer
     reason, streamed = page.say("start " + "abcd" * 9)
     assert reason is None
-    assert answer.num_tokens == len("start abcd") + 1
+    assert len(answer.tokens) == len("start abcd") + 1
     assert streamed == "start abcda"
     newest, forbidden = TOKENIZER.encode_plain("ab")
     assert page.rewind == Rewind(len("start abcda"), newest, forbidden)
@@ -103,7 +102,7 @@ def test_a_second_attempt_that_ends_by_itself_is_the_answer():
     assert page.say(" and on", UNSURE) == (None, "")
     assert page.push(TOKENIZER.eos_id, UNSURE) is FinishReason.STOP
     assert streamed + answer.finish() == answer.text == "start abcda and on"
-    assert answer.num_tokens == len("start abcda and on")
+    assert len(answer.tokens) == len("start abcda and on")
 
 
 @pytest.mark.parametrize(("log_probability", "text"), [(SURE, "start abcda nowxyz"), (UNSURE, "start abcda")])
@@ -115,7 +114,7 @@ def test_a_second_loop_ends_the_page_and_the_better_text_stays(log_probability, 
     assert reason is FinishReason.REPETITION
     answer.finish()
     assert answer.text == text
-    assert answer.num_tokens == len(text)
+    assert len(answer.tokens) == len(text)
 
 
 @pytest.mark.parametrize(("max_new_tokens", "tokens"), [(50, 50), (200, 11 + 64)])

@@ -12,7 +12,7 @@ from opentelemetry.trace import NoOpTracer
 
 from service.admission.gate import Gate
 from service.engine.fake import FakeEngine, FakeEngineHandle, fake_tokens
-from service.engine.protocol import FinishReason, SamplingParams, SequenceRequest
+from service.engine.protocol import SamplingParams, SequenceRequest
 from service.errors import (
     EngineError,
     EngineLostError,
@@ -27,6 +27,7 @@ from service.intake.limits import DecodeOrder, IntakeLimits
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.reader import DocumentReader, DocumentReading, ReadOrder
 from service.telemetry.metrics import Metrics
+from shared.contract.answer import FinishReason
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import Mode, ViewPlan
@@ -69,7 +70,7 @@ class Bench:
     metrics: Metrics
 
     async def read(self, num_pages: int, task: Task = Task.FREE, max_new_tokens: int = 100) -> DocumentReading:
-        order = ReadOrder(task, None, Mode.TINY, max_new_tokens, "fake", None)
+        order = ReadOrder(task, None, Mode.TINY, SamplingParams(max_new_tokens), "fake", None)
         with self.gate.admit() as permit:
             return await self.reader.read(str(num_pages).encode(), order, permit)
 

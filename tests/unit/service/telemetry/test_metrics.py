@@ -5,11 +5,12 @@ import re
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.engine.protocol import EngineState, FinishReason
+from service.engine.protocol import EngineState
 from service.errors import error_classes
 from service.intake.formats import FileFormat
 from service.telemetry import metrics
 from service.telemetry.metrics import TABLE, Kind, Metrics
+from shared.contract.answer import FinishReason
 
 
 def test_specifications_three_keep_their_names_and_labels() -> None:

@@ -8,16 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from shared.contract.answer import FinishReason
+from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import Mode, plan_views
 from tests.support.tiny_model import SIDE_PX, TINY_GEOMETRY, tiny_model, tiny_tokenizer
-from trainer.reading.generation import (
-    LOOP_TOKENS,
-    Generated,
-    PreparedViews,
-    batches_of_equal_plan,
-    generate_texts,
-    repeats_itself,
-)
+from trainer.reading.generation import LOOP_RULE, Generated, batches_of_equal_plan, generate_texts
 
 PROMPT = "\nFree OCR."
 END = 1
@@ -26,17 +21,17 @@ if TYPE_CHECKING:
     from shared.deepseek_ocr.protocol import OcrModel
 
 
-def noise_page(width: int, height: int, seed: int) -> PreparedViews:
+def noise_page(width: int, height: int, seed: int) -> PageViews:
     plan = plan_views(width, height, Mode.GUNDAM, TINY_GEOMETRY)
     rng = np.random.default_rng(seed)
-    return PreparedViews(
+    return PageViews(
         plan,
         rng.integers(0, 256, (SIDE_PX, SIDE_PX, 3), np.uint8),
         rng.integers(0, 256, (plan.num_tiles, SIDE_PX, SIDE_PX, 3), np.uint8),
     )
 
 
-def slow_reading(model, tokenizer, page: PreparedViews, steps: int) -> list[int]:
+def slow_reading(model, tokenizer, page: PageViews, steps: int) -> list[int]:
     """The whole sequence anew for every token, alone, without a cache."""
     ids = tokenizer.encode_prompt(page.plan, PROMPT)
     start = len(ids)
@@ -152,28 +147,26 @@ def test_an_answer_at_the_limit_is_not_ended():
     assert [(reading.num_tokens, reading.ended) for reading in readings] == [(5, False), (4, True), (5, False)]
 
 
-def test_a_loop_is_left_early_and_not_ended():
-    looping = ScriptedModel({0: [50, 51, 52] * 500}, 300)
+def read_script(script: list[int]) -> Generated:
     page = noise_page(60, 30, 0)
     page.global_view_HWC[:] = 0
-    (reading,) = generate_texts(cast("OcrModel", looping), tiny_tokenizer(), [page], PROMPT, 1000, "cpu")
-    assert reading == Generated(tiny_tokenizer().decode([50, 51, 52] * 40), LOOP_TOKENS, ended=False)
+    model = cast("OcrModel", ScriptedModel({0: script}, 300))
+    (reading,) = generate_texts(model, tiny_tokenizer(), [page], PROMPT, 1000, "cpu")
+    return reading
 
 
-@pytest.mark.parametrize(
-    ("tokens", "loops"),
-    [
-        ([7] * LOOP_TOKENS, True),
-        ([7] * (LOOP_TOKENS - 1), False),
-        ([*range(900), *([1, 2, 3, 4, 5] * 24)], True),
-        ([*list(range(24)) * 5], True),
-        ([*list(range(25)) * 12], False),
-        ([*([7] * (LOOP_TOKENS - 1)), 8], False),
-        ([*([7] * 60), 8, *([7] * 60)], False),
-    ],
-)
-def test_only_a_long_tail_of_a_short_unit_is_a_loop(tokens, loops):
-    assert repeats_itself(tokens) is loops
+@pytest.mark.parametrize("period", [3, 40])
+def test_a_loop_of_any_period_that_the_service_knows_is_left(period):
+    unit = list(range(50, 50 + period))
+    reading = read_script(unit * 500)
+    assert reading.text.startswith(tiny_tokenizer().decode(unit))
+    assert reading.num_tokens < LOOP_RULE.min_tokens
+
+
+def test_rows_that_repeat_less_than_the_served_rule_asks_for_are_read_to_their_end():
+    script = [50, 51, 52] * 50
+    reading = read_script(script)
+    assert reading == Generated(tiny_tokenizer().decode(script), 150, FinishReason.STOP)
 
 
 def test_batches_hold_one_plan_each_shortest_first_and_every_page_once():

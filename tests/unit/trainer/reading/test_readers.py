@@ -16,6 +16,7 @@ from PIL import Image
 
 from shared.contract.identity import weights_revision
 from shared.contract.prompts import Task, prompt_for
+from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import Mode, plan_views
 from shared.deepseek_ocr.images import prepare_views
 from tests.support.evaluation import write_set
@@ -24,7 +25,7 @@ from tests.support.tiny_model import TINY_GEOMETRY, tiny_model, tiny_tokenizer
 from trainer.config import child_environment
 from trainer.evaluation.samples import Layout, Sample, load_set, open_page
 from trainer.reading import service as service_module
-from trainer.reading.generation import PreparedViews, generate_texts
+from trainer.reading.generation import generate_texts
 from trainer.reading.model import ModelReader, ReadingOptions
 from trainer.reading.protocol import ReaderError
 from trainer.reading.service import ServiceReader, multipart, retry_after_s
@@ -40,7 +41,7 @@ def test_the_model_reads_each_page_through_its_own_views(tmp_path):
     for index, sample in enumerate(samples):
         image = open_page(sample.image_path)
         plan = plan_views(*image.size, Mode.GUNDAM, TINY_GEOMETRY)
-        page = PreparedViews(plan, *prepare_views(image, plan, TINY_GEOMETRY))
+        page = PageViews(plan, *prepare_views(image, plan, TINY_GEOMETRY))
         (alone,) = generate_texts(model, tokenizer, [page], prompt_for(Task.FREE), 12, "cpu")
         assert (readings[index].text, readings[index].ended) == (alone.text, alone.ended)
     assert all(reading.seconds > 0 for reading in readings.values())

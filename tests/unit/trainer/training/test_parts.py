@@ -212,15 +212,15 @@ class TestFeatures:
 
     def test_reading_from_features_is_reading_from_pages(self):
         from shared.contract.prompts import Task, prompt_for
+        from shared.deepseek_ocr.forms import PageViews
         from shared.deepseek_ocr.images import prepare_views
         from tests.support.page_sources import drawn
-        from trainer.reading.generation import PreparedViews
 
         model, tokenizer = tiny_model(), tiny_tokenizer()
         pages = []
         for size in ((60, 30), (120, 40), (50, 50)):
             plan = plan_views(*size, TINY_GEOMETRY.default_mode, TINY_GEOMETRY)
-            pages.append(PreparedViews(plan, *prepare_views(drawn("ab", size, "RGB"), plan, TINY_GEOMETRY)))
+            pages.append(PageViews(plan, *prepare_views(drawn("ab", size, "RGB"), plan, TINY_GEOMETRY)))
         prompt = prompt_for(Task.FREE)
         expected = generate_texts(model, tokenizer, pages, prompt, 12, "cpu", 2)
 

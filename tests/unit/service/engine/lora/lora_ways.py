@@ -11,7 +11,7 @@ from service.engine.gpu.prompts import PromptBatch, lay_out
 from service.engine.gpu.state import AnswerState
 from service.engine.kernels.reference import decoder as reference
 from service.engine.lora.bank import AdapterBank
-from service.engine.repetition import LoopRule
+from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from tests.unit.service.engine.tiny import tiny_config, tiny_model
 

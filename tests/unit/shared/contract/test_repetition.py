@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.repetition import LoopDetector, LoopRule, RepetitionGuard, is_better, is_hopeless
+from shared.contract.repetition import LoopDetector, LoopRule, RepetitionGuard, is_better, is_hopeless
 
 RULE = LoopRule()
 SMALL = LoopRule(max_period=8, min_tokens=12, min_repeats=3, suspicion=2)

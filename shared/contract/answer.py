@@ -1,0 +1,182 @@
+"""How the tokens of an answer become its result: where it ends, what a loop costs, when a second attempt is kept.
+
+The service and the trainer's gate share these rules, so the gate measures what is served. `TokenJudge` finds what each
+token means on the host (on a GPU the sampler kernel does); `AnswerTokens` decides what follows. Free of torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+from shared.contract.repetition import LoopDetector, LoopRule, RepetitionGuard, is_better, is_hopeless
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    REPETITION = "repetition"
+
+
+class TokenStatus(IntEnum):
+    """What a chosen token means for its answer."""
+
+    RUN = 0
+    STOP = 1
+    LENGTH = 2
+    LOOP = 3
+    FAULT = 4
+    """The logits were not numbers."""
+    IDLE = 5
+    """The answer had ended before this step: nothing was chosen, the row's other columns mean nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewind:
+    """A second attempt: how many tokens it keeps, the last of them, and the token it must not start with."""
+
+    kept: int
+    newest_token: int
+    forbidden: int
+
+
+class TokenJudge:
+    """Judges an answer's tokens one by one.
+
+    Args:
+        eos_id: The token that ends an answer.
+        max_new_tokens: Tokens of the answer at most.
+        rule: What counts as a loop.
+
+    Attributes:
+        tokens: The answer so far.
+    """
+
+    def __init__(self, eos_id: int, max_new_tokens: int, rule: LoopRule) -> None:
+        self.tokens: list[int] = []
+        self._eos_id = eos_id
+        self._max_new_tokens = max_new_tokens
+        self._rule = rule
+        self._detector = LoopDetector(rule)
+        self._restart = 0
+        self._guard: RepetitionGuard | None = None
+
+    def push(self, token: int) -> tuple[TokenStatus, int]:
+        """Take a token.
+
+        Returns:
+            Its status, and with LOOP the tokens up to the end of the loop's first period, else the longest run of
+            repeated tokens.
+        """
+        if token == self._eos_id:
+            return TokenStatus.STOP, 0
+        self.tokens.append(token)
+        if self._guard:
+            self._guard.push(token)
+        keep = self._detector.push(token)
+        if keep is not None:
+            return TokenStatus.LOOP, self._restart + keep
+        count = len(self.tokens)
+        status = TokenStatus.LENGTH if count >= self._max_new_tokens else TokenStatus.RUN
+        return status, count - self._restart - self._detector.num_settled
+
+    def rewind(self, kept: int, forbidden: int) -> None:
+        """Begin the second attempt behind the first `kept` tokens; `forbidden` must not come next."""
+        del self.tokens[kept:]
+        self._restart = kept
+        self._detector = LoopDetector(self._rule)
+        self._guard = RepetitionGuard(self.tokens, forbidden)
+
+    def banned(self) -> list[int]:
+        """Ids that must not come next."""
+        return self._guard.banned() if self._guard else []
+
+
+class AnswerTokens:
+    """The tokens of an answer, and what its result keeps of them.
+
+    Args:
+        suspicion: See `LoopRule`.
+    """
+
+    def __init__(self, suspicion: int) -> None:
+        self._suspicion = suspicion
+        self._tokens: list[int] = []
+        self._log_probabilities: list[float] = []
+        self._num_settled = 0
+        """Tokens that may be shown: no loop seen so far could take them back."""
+        self._restart: int | None = None
+        """Tokens before the second attempt."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Those kept so far, without the end token."""
+        return self._tokens
+
+    @property
+    def confidence(self) -> float:
+        """Geometric mean of the chosen tokens' probabilities."""
+        return _geometric_mean(self._log_probabilities)
+
+    def push(self, token: int, log_probability: float, status: int, argument: int) -> FinishReason | Rewind | None:
+        """Take the next token.
+
+        Args:
+            token: Its id.
+            log_probability: Natural logarithm of its probability.
+            status: A `TokenStatus`, not FAULT.
+            argument: As `TokenJudge.push` gives it.
+
+        Returns:
+            Why the answer is complete, or where its second attempt begins, or None: it goes on.
+        """
+        self._log_probabilities.append(log_probability)
+        if status == TokenStatus.STOP:
+            return FinishReason.STOP
+        self._tokens.append(token)
+        if status == TokenStatus.RUN:
+            if self._restart is None:
+                num_settled = len(self._tokens) - (argument if argument >= self._suspicion else 0)
+                self._num_settled = max(self._num_settled, num_settled)
+                return None
+            # A second attempt is shown as a whole or not at all.
+            if not self._is_hopeless(self._restart):
+                return None
+        elif status == TokenStatus.LOOP:
+            return self._leave_loop(argument)
+        return self._judge_continuation(FinishReason.LENGTH)
+
+    def _leave_loop(self, keep: int) -> FinishReason | Rewind:
+        if self._restart is not None:
+            self._cut(keep)
+            return self._judge_continuation(FinishReason.REPETITION)
+        # What a stream may have shown stays, streaming or not: both give the same text.
+        keep = max(keep, self._num_settled)
+        forbidden = self._tokens[keep]
+        self._cut(keep)
+        self._restart = self._num_settled = keep
+        return Rewind(keep, self._tokens[-1], forbidden)
+
+    def _is_hopeless(self, restart: int) -> bool:
+        attempt = self._log_probabilities[restart:]
+        return is_hopeless(len(attempt), _geometric_mean(attempt))
+
+    def _judge_continuation(self, reason: FinishReason) -> FinishReason:
+        """End an answer that did not end by itself; a second attempt that is no better is dropped."""
+        if self._restart is None:
+            return reason
+        if not is_better(ended_by_itself=False, confidence=_geometric_mean(self._log_probabilities[self._restart :])):
+            self._cut(self._restart)
+        return FinishReason.REPETITION
+
+    def _cut(self, keep: int) -> None:
+        del self._tokens[keep:]
+        del self._log_probabilities[keep:]
+
+
+def _geometric_mean(log_probabilities: Sequence[float]) -> float:
+    return math.exp(sum(log_probabilities) / len(log_probabilities)) if log_probabilities else 0.0
