@@ -1,7 +1,7 @@
-"""`python -m trainer publish`: a PEFT folder and proof that it is better in, a version on the adapter volume out.
+"""`python -m trainer publish`: publish a PEFT adapter to the adapter volume, if its evaluation beats the base model's.
 
-Owns the flags and the order of the checks. `trainer.publishing.gate` says what an adapter must prove, the contract what a
-volume looks like.
+Owns the flags and the order of the checks. `trainer.publishing.gate` decides whether an adapter is good enough,
+`shared.contract` what a volume looks like.
 """
 
 from __future__ import annotations

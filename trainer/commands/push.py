@@ -1,4 +1,4 @@
-"""`python -m trainer push`: upload a published version to the Hugging Face Hub. The flags of `trainer.publishing.hub`."""
+"""`python -m trainer push`: upload a published version to the Hugging Face Hub, by `trainer.publishing.hub`."""
 
 from __future__ import annotations
 

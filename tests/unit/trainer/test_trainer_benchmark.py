@@ -8,8 +8,8 @@ import subprocess
 import pytest
 
 from tests.support.training import write_checkpoint, write_words
-from trainer.__main__ import main
 from trainer.benchmark import Case, measure
+from trainer.cli import main
 from trainer.commands import benchmark
 
 

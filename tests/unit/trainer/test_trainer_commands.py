@@ -8,7 +8,7 @@ import pytest
 
 from shared.contract.identity import weights_revision
 from tests.support.page_sources import write_pages
-from trainer.__main__ import main
+from trainer.cli import main
 from trainer.data.prepare.manifest import load_manifest
 from trainer.evaluation.card import BEGIN, END, table_of
 from trainer.evaluation.results import load_result

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.support.page_sources import LONG, KilledConverter, drawn, encoded, write_pages
-from trainer.__main__ import main
+from trainer.cli import main
 from trainer.data.errors import DataCode, DataError
 from trainer.data.prepare.conversion import convert_rows
 from trainer.data.prepare.manifest import TrainingPart, load_manifest, training_part, verify_set

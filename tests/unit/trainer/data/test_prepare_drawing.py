@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.support.fonts import write_font
-from trainer.__main__ import main
+from trainer.cli import main
 from trainer.data.prepare.manifest import load_manifest
 from trainer.data.sources.columns import Columns
 from trainer.data.sources.rejected_rows import Ledger

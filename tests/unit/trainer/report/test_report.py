@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.support.evaluation import TableReader, small_result, write_set
-from trainer.__main__ import main
+from trainer.cli import main
 from trainer.evaluation.results import to_json
 from trainer.evaluation.run import evaluate
 from trainer.evaluation.samples import load_set

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.training import CPU, events, run_small, small_options, write_checkpoint, write_words
-from trainer.__main__ import main
 from trainer.backends import peft as plain
+from trainer.cli import main
 from trainer.training import checkpoints, loop
 from trainer.training.errors import TrainingCode, TrainingError, TrainingStopped
 from trainer.training.options import make_options
