@@ -73,20 +73,20 @@ def load_settings(environment: Mapping[str, str] | None = None) -> TrainerSettin
 
 
 @dataclass(frozen=True, slots=True)
-class ProcessPlace:
+class ProcessRank:
     """Where this process stands among those that torchrun has started; alone without it."""
 
     rank: int = 0
     local_rank: int = 0
     """Among those of this machine: the number of its GPU."""
-    count: int = 1
+    world_size: int = 1
 
 
-def process_place() -> ProcessPlace:
+def process_rank() -> ProcessRank:
     """What torchrun has told this process."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-    rank, local_rank, count = (os.environ.get(name, "") for name in names)  # noqa: TID251 - the trainer's config
-    return ProcessPlace(int(rank or 0), int(local_rank or 0), int(count or 1))
+    rank, local_rank, world_size = (os.environ.get(name, "") for name in names)  # noqa: TID251 - the trainer's config
+    return ProcessRank(int(rank or 0), int(local_rank or 0), int(world_size or 1))
 
 
 def child_environment() -> dict[str, str]:

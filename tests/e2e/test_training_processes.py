@@ -48,5 +48,5 @@ def test_sigterm_ends_the_program_with_a_checkpoint_and_its_own_status(tmp_path)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
     assert "--resume goes on from there" in errors
-    (newest, _) = checkpoints.newest_sound(tmp_path / "run" / "checkpoints")
+    (newest, _) = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
     assert newest is not None

@@ -24,7 +24,7 @@ from trainer.commands.flags import (
 from trainer.commands.report import REPORT_NAME, report_of
 from trainer.config import TrainerSettings, child_environment
 from trainer.evaluation.card import RECORD_NAME, update_card
-from trainer.evaluation.paths import adapter_place
+from trainer.evaluation.paths import locate_adapter
 from trainer.evaluation.results import EvaluationResult, load_result, to_json
 from trainer.evaluation.run import ScoredPage, evaluate
 from trainer.evaluation.table import text_table
@@ -142,7 +142,7 @@ def _model_readers(options: argparse.Namespace, settings: TrainerSettings) -> li
     # torch and the model take seconds to import, which --help and --from-json need not pay for.
     from trainer.reading.loading import load_adapter_readers, load_model_reader
 
-    place = adapter_place(options.adapter, options.volume) if options.adapter is not None else None
+    place = locate_adapter(options.adapter, options.volume) if options.adapter is not None else None
     device, reading = options.device or settings.device, reading_options(options)
     if place is None:
         return [load_model_reader(options.model, device, settings.num_threads, reading)]

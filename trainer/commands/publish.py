@@ -33,7 +33,7 @@ from trainer.commands.push import add_hub_flags, hub_repository, push_version
 from trainer.config import TrainerSettings
 from trainer.data.prepare.manifest import training_part
 from trainer.evaluation.card import RECORD_NAME
-from trainer.evaluation.paths import AdapterPlace, adapter_place, run_folder
+from trainer.evaluation.paths import AdapterLocation, locate_adapter, run_folder
 from trainer.evaluation.results import EvaluationResult, load_result, to_json
 from trainer.evaluation.run import evaluate
 from trainer.publishing.gate import (
@@ -119,7 +119,7 @@ def run_publish(options: argparse.Namespace, settings: TrainerSettings) -> str:
     _check_flags(options)
     # A missing token should be known before pages are read for minutes.
     repository = hub_repository(options) if options.push_to_hub else None
-    place = adapter_place(str(options.adapter or options.imported))
+    place = locate_adapter(str(options.adapter or options.imported))
     base_model = options.base or DEFAULT_MODEL
     records = _records(options, place, base_model, settings)
     parts = measurements(*records) if records is not None else None
@@ -171,7 +171,7 @@ def _check_flags(options: argparse.Namespace) -> None:
 
 
 def _records(
-    options: argparse.Namespace, place: AdapterPlace, base_model: str, settings: TrainerSettings
+    options: argparse.Namespace, place: AdapterLocation, base_model: str, settings: TrainerSettings
 ) -> tuple[EvaluationResult, EvaluationResult | None] | None:
     """The record of the adapter, and that of the base where it is another; None: nobody measured."""
     if options.data is not None or options.real is not None:
@@ -184,7 +184,7 @@ def _records(
 
 
 def _measure(
-    options: argparse.Namespace, place: AdapterPlace, base_model: str, settings: TrainerSettings
+    options: argparse.Namespace, place: AdapterLocation, base_model: str, settings: TrainerSettings
 ) -> EvaluationResult:
     # torch and the model take seconds to import, which --help need not pay for.
     from trainer.reading.loading import load_adapter_readers
@@ -199,7 +199,7 @@ def _measure(
     return result
 
 
-def _training_data(options: argparse.Namespace, place: AdapterPlace) -> TrainingData | None:
+def _training_data(options: argparse.Namespace, place: AdapterLocation) -> TrainingData | None:
     if options.trained_on is not None:
         part = training_part(options.trained_on)
         return TrainingData(sha256=part.fingerprint, samples=part.num_samples)

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.config import TrainerSettings, process_place
+from trainer.config import TrainerSettings, process_rank
 from trainer.publishing.hub import HubRepository, open_repository, push_folder
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.options import TrainingOptions, load_file, make_options, option_fields
@@ -128,19 +128,19 @@ def run_options(
     from trainer.training.run import train
 
     transformers.logging.set_verbosity_error()
-    place = process_place()
+    process = process_rank()
     if device == "cpu":
         torch.set_num_threads(settings.num_threads)
-    elif place.count > 1:
-        device = f"cuda:{place.local_rank}"
-        torch.cuda.set_device(place.local_rank)
+    elif process.world_size > 1:
+        device = f"cuda:{process.local_rank}"
+        torch.cuda.set_device(process.local_rank)
     elif torch.device(device).index:
         raise TrainingError(
             TrainingCode.OPTION_INVALID,
             f"device is {device!r}; training takes the first GPU that it sees",
             f"set CUDA_VISIBLE_DEVICES={torch.device(device).index} and leave --device out",
         )
-    if place.count > 1:
+    if process.world_size > 1:
         from accelerate import PartialState
 
         PartialState(cpu=device == "cpu")  # connects the processes that torchrun has started

@@ -15,7 +15,7 @@ BEST_FOLDER = "best"
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterPlace:
+class AdapterLocation:
     """A PEFT folder and how people call it."""
 
     folder: Path
@@ -23,7 +23,7 @@ class AdapterPlace:
     """Without folders of this machine."""
 
 
-def adapter_place(given: str, volume: Path | None = None) -> AdapterPlace:
+def locate_adapter(given: str, volume: Path | None = None) -> AdapterLocation:
     """Find an adapter.
 
     Args:
@@ -39,7 +39,7 @@ def adapter_place(given: str, volume: Path | None = None) -> AdapterPlace:
     """
     folder = Path(given)
     if folder.is_dir():
-        return AdapterPlace(adapter_folder(folder), _label(folder.resolve()))
+        return AdapterLocation(adapter_folder(folder), _label(folder.resolve()))
     if volume is None:
         try:
             parse_reference(given)
@@ -47,7 +47,7 @@ def adapter_place(given: str, volume: Path | None = None) -> AdapterPlace:
             raise ReaderError(f"there is no adapter at {given}: give a PEFT folder or a training run") from error
         raise ReaderError(f"{given} is no folder; to look it up by name give the adapter volume with --volume")
     reference = AdapterVolume(volume).resolve(given)
-    return AdapterPlace(volume / reference.name / str(reference.version), str(reference))
+    return AdapterLocation(volume / reference.name / str(reference.version), str(reference))
 
 
 def adapter_folder(folder: Path) -> Path:

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trainer.training.distributed import any_of
+from trainer.training.distributed import any_rank
 
 Event = Mapping[str, Any]
 ProgressCallback = Callable[[Event], None]
@@ -66,7 +66,7 @@ class StopCallback(TrainerCallback):
         """Look whether to stop."""
         del state
         # A signal reaches processes between different updates; all have to stop after the same one.
-        self._request.is_set = any_of(self._request.is_set, args.device)
+        self._request.is_set = any_rank(self._request.is_set, args.device)
         if self._request.is_set:
             control.should_save = control.should_training_stop = True
         return control

@@ -70,7 +70,7 @@ def restore_replaced(target: Path) -> None:
         replaced.rename(target)
 
 
-def find_fault(folder: Path) -> str | None:
+def validation_error(folder: Path) -> str | None:
     """What is wrong with a committed folder, if anything."""
     try:
         records = json.loads((folder / FILES).read_text(encoding="utf-8"))
@@ -85,7 +85,7 @@ def find_fault(folder: Path) -> str | None:
     return None
 
 
-def newest_sound(folder: Path) -> tuple[Path | None, list[str]]:
+def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
     """Look for a checkpoint to go on from.
 
     Args:
@@ -96,7 +96,7 @@ def newest_sound(folder: Path) -> tuple[Path | None, list[str]]:
     """
     faults: list[str] = []
     for _, path in step_folders(folder):
-        fault = find_fault(path)
+        fault = validation_error(path)
         if fault is None:
             return path, faults
         faults.append(f"{path.name}: {fault}")

@@ -86,7 +86,7 @@ class ImageStore:
 
 
 @dataclass(slots=True)
-class SampleSet:
+class TrainingSet:
     """Samples of one purpose.
 
     Attributes:
@@ -141,7 +141,7 @@ class SampleReader:
     encode: Callable[[str], list[int]]
     max_tokens: int
 
-    def take(self, sample: PageSample, into: SampleSet) -> None:
+    def take(self, sample: PageSample, into: TrainingSet) -> None:
         """Add a sample to a set, unless it is too long.
 
         Args:

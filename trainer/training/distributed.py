@@ -14,30 +14,30 @@ from torch import distributed
 Value = TypeVar("Value")
 
 
-def is_shared() -> bool:
+def is_distributed() -> bool:
     """Whether there are several processes."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def of_first(value: Value) -> Value:
+def broadcast_first(value: Value) -> Value:
     """What the first process says; every process has to ask."""
-    if not is_shared():
+    if not is_distributed():
         return value
     values = [value]
     distributed.broadcast_object_list(values)
     return values[0]
 
 
-def any_of(value: bool, device: torch.device) -> bool:
+def any_rank(value: bool, device: torch.device) -> bool:
     """Whether any process says yes; every process has to ask."""
-    if not is_shared():
+    if not is_distributed():
         return value
     flag = torch.tensor(int(value), device=device)
     distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
     return bool(flag.item())
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Wait until every process is here."""
-    if is_shared():
+    if is_distributed():
         distributed.barrier()

@@ -26,8 +26,8 @@ from trainer.tracing import span
 from trainer.training.adapter import adapter_shapes, load_adapter, save_adapter
 from trainer.training.checkpoints import PARTIAL, commit, prune, writing_to
 from trainer.training.collator import INDICES, KEPT, Collator
-from trainer.training.dataset import SampleSet
-from trainer.training.distributed import of_first
+from trainer.training.dataset import TrainingSet
+from trainer.training.distributed import broadcast_first
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.features import CachedEncoder
 from trainer.training.graphs import GraphedLoss
@@ -60,7 +60,7 @@ class RunParts:
     output: Path
     base_model: str
     modules: tuple[str, ...]
-    samples: SampleSet
+    samples: TrainingSet
     collator: Collator
     encoder: CachedEncoder | None
     check: Check | None
@@ -264,7 +264,7 @@ class PageTrainer(Trainer):
             with span("train.check") as checking:
                 figures = self._parts.check(base_of(self.adapter_model))
                 checking.set_attribute("deepsynth.cer", figures["cer"])
-        return of_first(figures)
+        return broadcast_first(figures)
 
     def save_best(self) -> None:
         """Put the adapter as it is into `best/`."""

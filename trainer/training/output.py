@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainer.backends.protocol import AdaptedModel
-from trainer.config import process_place
+from trainer.config import process_rank
 from trainer.evaluation.provenance import current_date, machine, package_version, package_versions, source_commit
 from trainer.training.checkpoints import restore_replaced, writing_to
 from trainer.training.data import RunData
-from trainer.training.distributed import wait_for_all
+from trainer.training.distributed import barrier
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.loop import BEST, CHECKPOINTS
 from trainer.training.options import TrainingOptions
@@ -38,7 +38,7 @@ _PACKAGES: Final = ("peft", "accelerate", "unsloth", "bitsandbytes")
 
 def rank() -> int:
     """Number of this process among those of the run."""
-    return process_place().rank
+    return process_rank().rank
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def run_folder(output: Path, *, resume: bool, overwrite: bool) -> Iterator[None]
         with writing_to(output):
             if rank() == 0:
                 _settle(output, resume=resume, overwrite=overwrite)
-            wait_for_all()  # or one would write into what another clears away
+            barrier()  # or one would write into what another clears away
             (output / CHECKPOINTS).mkdir(exist_ok=True)
             (output / CACHE).mkdir(exist_ok=True)
         yield

@@ -19,11 +19,11 @@ from transformers.trainer_callback import PrinterCallback
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import Mode
 from trainer.backends.protocol import AdaptedModel, AdapterRequest
-from trainer.config import process_place
+from trainer.config import process_rank
 from trainer.training.callbacks import EarlyStop, EventLog, ProgressCallback
 from trainer.training.collator import Collator, image_arguments
 from trainer.training.data import RunData
-from trainer.training.dataset import ImageStore, SampleReader, SampleSet
+from trainer.training.dataset import ImageStore, SampleReader, TrainingSet
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.features import GIB, CachedEncoder, FeatureCache
 from trainer.training.loop import CHECKPOINTS, PageTrainer, RunParts, base_of
@@ -42,7 +42,7 @@ HELD_OUT_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Assembly:
+class TrainingSetup:
     """A run, ready to go."""
 
     trainer: PageTrainer
@@ -84,7 +84,7 @@ def sample_reader(options: TrainingOptions, adapted: AdaptedModel, store: ImageS
     return SampleReader(store, adapted.geometry, mode, adapted.tokenizer.encode_trusted, room)
 
 
-def assemble(
+def set_up(
     options: TrainingOptions,
     adapted: AdaptedModel,
     reader: SampleReader,
@@ -92,7 +92,7 @@ def assemble(
     device: torch.device,
     stack: ExitStack,
     progress: ProgressCallback | None,
-) -> Assembly:
+) -> TrainingSetup:
     """Put the parts together.
 
     Args:
@@ -117,14 +117,14 @@ def assemble(
         views=reader.views if is_vision_trained else None,
         multiple=GRAPHED_MULTIPLE if options.cuda_graphs else 1,
     )
-    if options.cuda_graphs and (is_vision_trained or not adapted.keeps_logits or process_place().count > 1):
+    if options.cuda_graphs and (is_vision_trained or not adapted.keeps_logits or process_rank().world_size > 1):
         raise TrainingError(
             TrainingCode.OPTION_INVALID,
             "--cuda-graphs is for one GPU, a frozen encoder and steps that the backend leaves to this program",
             "leave it out, or take --backend peft",
         )
 
-    def encoder(name: str, samples: SampleSet, share: float) -> CachedEncoder:
+    def encoder(name: str, samples: TrainingSet, share: float) -> CachedEncoder:
         kept = 0.0 if is_vision_trained else share
         cache = stack.enter_context(
             FeatureCache(
@@ -164,11 +164,11 @@ def assemble(
         callbacks=[log, *_callbacks(options, has_check=check is not None)],
     )
     trainer.remove_callback(PrinterCallback)
-    return Assembly(trainer, log, check)
+    return TrainingSetup(trainer, log, check)
 
 
 def encode_samples(
-    adapted: AdaptedModel, reader: SampleReader, samples: SampleSet, rows: list[int] | Any, device: torch.device
+    adapted: AdaptedModel, reader: SampleReader, samples: TrainingSet, rows: list[int] | Any, device: torch.device
 ) -> list[Tensor]:
     """Vision features of several samples, those of a sample's pages joined: `[L, D]` each."""
     base = base_of(adapted.model)

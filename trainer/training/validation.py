@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trainer.evaluation.scores import Reading, score_page, score_tier
 from trainer.reading.generation import Generated, generate_from_features
 from trainer.training.collator import Collator
-from trainer.training.dataset import SampleSet
+from trainer.training.dataset import TrainingSet
 from trainer.training.features import CachedEncoder
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class HeldOut:
     """
 
     name: str
-    samples: SampleSet
+    samples: TrainingSet
     encoder: CachedEncoder
 
 

@@ -9,11 +9,11 @@ from typing import Any, Final
 from PIL import Image
 
 from trainer.data.prepare.output import write_file
-from trainer.data.prepare.stats import Tally
+from trainer.data.prepare.stats import SetStats
 from trainer.data.sources.columns import Columns
 from trainer.data.sources.images import upright_rgb
 from trainer.data.sources.protocol import PageSource
-from trainer.data.sources.rejected_rows import Ledger
+from trainer.data.sources.rejected_rows import RejectedRows
 from trainer.data.sources.samples import read_samples
 
 SHEET_NAME: Final = "contact-sheet.png"
@@ -26,24 +26,24 @@ RARE_COUNT: Final = 5
 LISTED: Final = 200
 
 
-def write_card(folder: Path, manifest: dict[str, Any], tally: Tally) -> None:
+def write_card(folder: Path, manifest: dict[str, Any], stats: SetStats) -> None:
     """Write README.md and the contact sheet.
 
     Args:
         folder: the set, its files in place.
         manifest: what `dataset.json` will say.
-        tally: what was counted.
+        stats: what was counted.
     """
     write_file(folder / SHEET_NAME, contact_sheet(_first_images(folder, manifest)))
-    write_file(folder / "README.md", card_text(manifest, tally).encode(errors="replace"))
+    write_file(folder / "README.md", card_text(manifest, stats).encode(errors="replace"))
 
 
-def card_text(manifest: dict[str, Any], tally: Tally) -> str:
+def card_text(manifest: dict[str, Any], stats: SetStats) -> str:
     """The card.
 
     Args:
         manifest: what `dataset.json` says.
-        tally: what was counted.
+        stats: what was counted.
 
     Returns:
         Markdown.
@@ -65,8 +65,8 @@ def card_text(manifest: dict[str, Any], tally: Tally) -> str:
         "|---|---|---|",
         *(f"| {name} | {each['num_samples']} | {each['num_images']} |" for name, each in manifest["splits"].items()),
         "",
-        f"Texts hold {tally.num_text_characters:,} characters, the longest {tally.longest_text:,}. "
-        f"Images are at most {tally.largest_px[0]} px wide and {tally.largest_px[1]} px high.",
+        f"Texts hold {stats.num_text_characters:,} characters, the longest {stats.longest_text:,}. "
+        f"Images are at most {stats.largest_px[0]} px wide and {stats.largest_px[1]} px high.",
         "",
         f"![Pages of the set]({SHEET_NAME})",
         "",
@@ -76,15 +76,15 @@ def card_text(manifest: dict[str, Any], tally: Tally) -> str:
         "",
         "## Characters",
         "",
-        f"{len(tally.characters)} different ones.",
+        f"{len(stats.characters)} different ones.",
         "",
         "| script | different characters |",
         "|---|---|",
-        *(f"| {name} | {count} |" for name, count in tally.scripts().items()),
+        *(f"| {name} | {count} |" for name, count in stats.scripts().items()),
         "",
-        *_rare(tally),
+        *_rare(stats),
         "",
-        *_faces(tally),
+        *_faces(stats),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -130,7 +130,7 @@ def _first_images(folder: Path, manifest: dict[str, Any]) -> list[Image.Image]:
 
 def _images_of_file(source: PageSource, count: int) -> list[Image.Image]:
     images: list[Image.Image] = []
-    for sample in read_samples(source, Columns(), Ledger()):
+    for sample in read_samples(source, Columns(), RejectedRows()):
         if len(images) == count:
             break
         with Image.open(io.BytesIO(sample.images[0].data)) as image:
@@ -153,8 +153,8 @@ def _left_out(manifest: dict[str, Any]) -> list[str]:
     ]
 
 
-def _rare(tally: Tally) -> list[str]:
-    rare = sorted(character for character, count in tally.characters.items() if count < RARE_COUNT)
+def _rare(stats: SetStats) -> list[str]:
+    rare = sorted(character for character, count in stats.characters.items() if count < RARE_COUNT)
     if not rare:
         return [f"Every one of them occurs {RARE_COUNT} times or more."]
     listed = " ".join(f"U+{ord(character):04X}" for character in rare[:LISTED])
@@ -162,8 +162,8 @@ def _rare(tally: Tally) -> list[str]:
     return [f"{len(rare)} occur less than {RARE_COUNT} times: {listed}{more}."]
 
 
-def _faces(tally: Tally) -> list[str]:
-    if not tally.faces:
+def _faces(stats: SetStats) -> list[str]:
+    if not stats.faces:
         return []
-    rows = (f"| {name} | {count} |" for name, count in tally.faces.most_common())
+    rows = (f"| {name} | {count} |" for name, count in stats.faces.most_common())
     return ["## Fonts", "", "| face | samples |", "|---|---|", *rows]

@@ -26,7 +26,7 @@ AHEAD: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class PreparedSample:
     """What a prepared set holds of a row.
 
     Attributes:
@@ -62,7 +62,7 @@ class Converter(Protocol):
     def several_images(self) -> bool:
         """Whether a sample may have several images."""
 
-    def convert(self, row: Row) -> list[Sample]:
+    def convert(self, row: Row) -> list[PreparedSample]:
         """Make the samples of a row.
 
         Args:
@@ -90,7 +90,7 @@ class ReadConverter:
     image_root: Path | None
     several_images: bool = False
 
-    def convert(self, row: Row) -> list[Sample]:
+    def convert(self, row: Row) -> list[PreparedSample]:
         """See `Converter`."""
         text = text_of(row, str(self.columns.text), self.image_root, is_file=self.columns.text_is_file)
         split = split_of(row, self.columns.split) if self.columns.split is not None else None
@@ -99,10 +99,10 @@ class ReadConverter:
             reason = f"it has {len(images)} images where the first row has one: prepare such rows as a set of their own"
             raise RowError(RowCode.IMAGE_SEVERAL, reason)
         group = text_key(text) or hashlib.sha256(b"".join(image_key(each.pixels_sha256) for each in images)).digest()
-        return [Sample(row.number, 1, row.name, images, text, split, group)]
+        return [PreparedSample(row.number, 1, row.name, images, text, split, group)]
 
 
-Outcome = list[Sample] | BrokenRow
+Outcome = list[PreparedSample] | BrokenRow
 
 
 def convert_rows(rows: Iterable[Row | BrokenRow], converter: Converter, workers: int) -> Generator[Outcome, None, None]:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from trainer.data.errors import RowCode, RowError
-from trainer.data.prepare.conversion import Sample
+from trainer.data.prepare.conversion import PreparedSample
 from trainer.data.render.degrade import degrade
 from trainer.data.render.faces import FaceSet
 from trainer.data.render.pages import DrawnPage, PageStyle, draw_pages
@@ -59,7 +59,7 @@ class DrawConverter:
         """Whether a sample has all pages of its text."""
         return self.columns.read != self.columns.text
 
-    def convert(self, row: Row) -> list[Sample]:
+    def convert(self, row: Row) -> list[PreparedSample]:
         """See `Converter`."""
         is_file = self.columns.text_is_file
         answer = text_of(row, str(self.columns.text), self.image_root, is_file=is_file)
@@ -75,9 +75,9 @@ class DrawConverter:
         images = tuple(self._finished(page, rng) for page in pages)
         fonts = pages[0].fonts
         if self.several_images:
-            return [Sample(row.number, 1, row.name, images, answer, split, group, fonts)]
+            return [PreparedSample(row.number, 1, row.name, images, answer, split, group, fonts)]
         return [
-            Sample(row.number, number, row.name, (image,), page.text, split, group, fonts)
+            PreparedSample(row.number, number, row.name, (image,), page.text, split, group, fonts)
             for number, (page, image) in enumerate(zip(pages, images, strict=True), 1)
         ]
 

@@ -19,14 +19,14 @@ from typing import Any, Final
 
 from trainer.data.errors import DataCode, DataError, RowCode
 from trainer.data.prepare.card import write_card
-from trainer.data.prepare.conversion import Converter, Outcome, Sample, convert_rows
+from trainer.data.prepare.conversion import Converter, Outcome, PreparedSample, convert_rows
 from trainer.data.prepare.manifest import FORMAT_VERSION, MANIFEST_NAME, load_manifest
 from trainer.data.prepare.output import OutputFolder, write_file, writing_to
 from trainer.data.prepare.request import PrepareRequest, Summary
 from trainer.data.prepare.shards import ShardFile, ShardRecord
-from trainer.data.prepare.stats import Tally
+from trainer.data.prepare.stats import SetStats
 from trainer.data.sources.protocol import BrokenRow, PageSource, Row
-from trainer.data.sources.rejected_rows import NAMED_ROWS, Ledger
+from trainer.data.sources.rejected_rows import NAMED_ROWS, RejectedRows
 from trainer.data.sources.splits import VALIDATION, SplitRegister
 
 BROKEN_NAME: Final = "broken-rows.jsonl"
@@ -83,7 +83,7 @@ def prepare(
         manifest = run.manifest(described, fingerprint)
         with writing_to(request.out):
             _write_broken(output.folder / BROKEN_NAME, output.journal())
-            write_card(output.folder, manifest, run.tally)
+            write_card(output.folder, manifest, run.stats)
             write_file(output.folder / MANIFEST_NAME, _as_bytes(manifest))
             output.publish()
     return Summary(request.out, manifest)
@@ -98,19 +98,19 @@ class _Run:
         self._step = state.get("step", 0)
         self._shards = [ShardRecord(**record) for record in state.get("shards", ())]
         self._named_splits: set[str] = set(state.get("named_splits", ()))
-        self.tally = Tally.from_json(state["tally"]) if state else Tally()
-        self.ledger = Ledger(request.max_broken_share)
+        self.stats = SetStats.from_json(state["tally"]) if state else SetStats()
+        self.rejected = RejectedRows(request.max_broken_share)
         self._register = SplitRegister()
         if state:
-            self.ledger.num_rows = state["num_rows"]
-            self.ledger.codes = Counter(state["codes"])
+            self.rejected.num_rows = state["num_rows"]
+            self.rejected.codes = Counter(state["codes"])
         for note in output.journal():
             self._recall(note)
 
     @property
     def num_rows_done(self) -> int:
         """Rows read by finished steps."""
-        return self.ledger.num_rows + self.tally.duplicates
+        return self.rejected.num_rows + self.stats.duplicates
 
     def step(self, outcomes: Iterator[Outcome], report: Callable[[int], None]) -> bool:
         """Convert, write and commit the next rows.
@@ -127,7 +127,7 @@ class _Run:
         try:
             for outcome in islice(outcomes, self._request.step_rows):
                 if isinstance(outcome, BrokenRow):
-                    self.ledger.skip(outcome)
+                    self.rejected.skip(outcome)
                     notes.append(_noted(outcome))
                 else:
                     self._take(outcome, open_files, notes)
@@ -151,19 +151,19 @@ class _Run:
         """
         if not self.num_rows_done:
             raise DataError(DataCode.SOURCE_EMPTY, "the source has no rows", "check what you gave as source")
-        self.ledger.check()
+        self.rejected.check()
         wanted = self._named_splits or set(self._request.shares.wanted())
-        empty = sorted(split for split in wanted if not self.tally.samples[split])
+        empty = sorted(split for split in wanted if not self.stats.samples[split])
         if empty:
-            counts = ", ".join(f"{number} {name}" for name, number in self.tally.samples.items()) or "none"
+            counts = ", ".join(f"{number} {name}" for name, number in self.stats.samples.items()) or "none"
             raise DataError(
                 DataCode.SPLIT_EMPTY,
-                f"no sample falls to {' and '.join(empty)} (there are {counts}; {self.tally.duplicates} duplicates)",
+                f"no sample falls to {' and '.join(empty)} (there are {counts}; {self.stats.duplicates} duplicates)",
                 self._remedy(empty),
             )
 
     def _remedy(self, empty: list[str]) -> str:
-        shares, lowest = self._request.shares, self.tally.lowest_place
+        shares, lowest = self._request.shares, self.stats.lowest_place
         if empty == [VALIDATION] and not self._named_splits and not shares.test:
             return f"give more rows, or at least --validation-share {math.ceil(lowest * 100 + 1e-9) / 100:g}"
         return "give more rows, larger shares, or another --split-salt"
@@ -171,27 +171,29 @@ class _Run:
     def manifest(self, described: dict[str, Any], fingerprint: str) -> dict[str, Any]:
         """The set's `dataset.json`."""
         splits: dict[str, Any] = {}
-        for name in sorted(self.tally.samples):
+        for name in sorted(self.stats.samples):
             files = [shard.as_json() for shard in self._shards if shard.split == name]
             splits[name] = {
-                "num_samples": self.tally.samples[name],
-                "num_images": self.tally.images[name],
+                "num_samples": self.stats.samples[name],
+                "num_images": self.stats.images[name],
                 "files": files,
             }
         return {
             "format_version": FORMAT_VERSION,
-            "fingerprint": self.tally.digest,
+            "fingerprint": self.stats.digest,
             "request_fingerprint": fingerprint,
             "request": described,
             "splits": splits,
             "num_rows": self.num_rows_done,
-            "broken_rows": dict(self.ledger.codes),
-            "num_duplicates": self.tally.duplicates,
+            "broken_rows": dict(self.rejected.codes),
+            "num_duplicates": self.stats.duplicates,
         }
 
-    def _take(self, samples: list[Sample], open_files: dict[str, ShardFile], notes: list[dict[str, Any]]) -> None:
+    def _take(
+        self, samples: list[PreparedSample], open_files: dict[str, ShardFile], notes: list[dict[str, Any]]
+    ) -> None:
         split = samples[0].split or self._request.shares.split_of(samples[0].group)
-        self.tally.lowest_place = min(self.tally.lowest_place, self._request.shares.place_of(samples[0].group))
+        self.stats.lowest_place = min(self.stats.lowest_place, self._request.shares.place_of(samples[0].group))
         if samples[0].split is not None:
             self._named_splits.add(split)
         keys = tuple(key for sample in samples for key in sample.content_keys())
@@ -199,17 +201,17 @@ class _Run:
         if other is not None:
             reason = f"its image or its text stands in {other} already, so it cannot stand in {split}"
             row = BrokenRow(samples[0].row, samples[0].name, RowCode.DUPLICATE_ACROSS_SPLITS, reason)
-            self.tally.duplicates += 1
+            self.stats.duplicates += 1
             notes.append(_noted(row))
             return
-        self.ledger.take()
+        self.rejected.take()
         notes.append({"split": split, "keys": [key[:16].hex() for key in keys]})
         with writing_to(self._request.out):
             for sample in samples:
                 if split not in open_files:
                     open_files[split] = self._open(split)
                 open_files[split].add(sample)
-                self.tally.add(sample, split)
+                self.stats.add(sample, split)
 
     def _open(self, split: str) -> ShardFile:
         request = self._request
@@ -219,8 +221,8 @@ class _Run:
     def _recall(self, note: dict[str, Any]) -> None:
         if "keys" in note:
             self._register.clash(tuple(bytes.fromhex(key) for key in note["keys"]), note["split"])
-        elif note["code"] != RowCode.DUPLICATE_ACROSS_SPLITS and len(self.ledger.broken) < NAMED_ROWS:
-            self.ledger.broken.append(BrokenRow(**{**note, "code": RowCode(note["code"])}))
+        elif note["code"] != RowCode.DUPLICATE_ACROSS_SPLITS and len(self.rejected.broken) < NAMED_ROWS:
+            self.rejected.broken.append(BrokenRow(**{**note, "code": RowCode(note["code"])}))
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -228,9 +230,9 @@ class _Run:
             "shards": [shard.as_json() for shard in self._shards],
             "files": [shard.name for shard in self._shards],
             "named_splits": sorted(self._named_splits),
-            "tally": self.tally.as_json(),
-            "num_rows": self.ledger.num_rows,
-            "codes": dict(self.ledger.codes),
+            "tally": self.stats.as_json(),
+            "num_rows": self.rejected.num_rows,
+            "codes": dict(self.rejected.codes),
         }
 
 

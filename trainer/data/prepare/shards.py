@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Final, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.data.prepare.conversion import Sample
+from trainer.data.prepare.conversion import PreparedSample
 from trainer.data.sources.protocol import IMAGE_COLUMN, IMAGES_COLUMN
 
 GROUP_ROWS: Final = 32
@@ -64,7 +64,7 @@ class ShardRecord:
 class Shard(Protocol):
     """A file being written."""
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: PreparedSample) -> None:
         """Write a sample."""
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ class ParquetShard:
         self._writer = pq.ParquetWriter(file, schema, compression="zstd", write_statistics=False)
         self._held: list[dict[str, Any]] = []
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: PreparedSample) -> None:
         """See `Shard`."""
         images = [{"bytes": image.data, "path": f"{_key(sample)}.{image.suffix}"} for image in sample.images]
         self._held.append(
@@ -146,7 +146,7 @@ class TarShard:
         self._several = several_images
         self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by close
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: PreparedSample) -> None:
         """See `Shard`."""
         key = _key(sample)
         for index, image in enumerate(sample.images):
@@ -188,7 +188,7 @@ class ShardFile:
             else TarShard(self._file, several_images=several_images)
         )
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: PreparedSample) -> None:
         """Write a sample."""
         self._shard.add(sample)
         self._count += 1
@@ -213,7 +213,7 @@ class ShardFile:
         self._file.close()
 
 
-def _key(sample: Sample) -> str:
+def _key(sample: PreparedSample) -> str:
     return f"{sample.row:09d}-{sample.page:03d}"
 
 

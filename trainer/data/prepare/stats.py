@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from trainer.data.prepare.conversion import Sample
+from trainer.data.prepare.conversion import PreparedSample
 
 
 @dataclass(slots=True)
-class Tally:
+class SetStats:
     """Counts over samples.
 
     Attributes:
@@ -40,7 +40,7 @@ class Tally:
     lowest_place: float = 1.0
     digest: str = ""
 
-    def add(self, sample: Sample, split: str) -> None:
+    def add(self, sample: PreparedSample, split: str) -> None:
         """Count a sample."""
         self.samples[split] += 1
         self.images[split] += len(sample.images)
@@ -67,7 +67,7 @@ class Tally:
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Tally:
+    def from_json(cls, value: Mapping[str, Any]) -> SetStats:
         """What `as_json` gave."""
         counters = {name: Counter(value[name]) for name in ("samples", "images", "characters", "faces")}
         return cls(**{**value, **counters, "largest_px": tuple(value["largest_px"])})

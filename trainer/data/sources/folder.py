@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
 from trainer.data.sources.protocol import IMAGE_COLUMN, SPLIT_COLUMN, TEXT_COLUMN, BrokenRow, Row
-from trainer.data.sources.shards import Unit, UnitSource, files_fingerprint
+from trainer.data.sources.shards import ShardedSource, SourceShard, files_fingerprint
 from trainer.data.sources.splits import split_named
 
 IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
@@ -24,10 +24,10 @@ INDEX_NAMES: Final = ("index.jsonl", "index.csv", "metadata.jsonl", "metadata.cs
 INDEX_SUFFIXES: Final = (".jsonl", ".csv", ".tsv")
 LONGEST_FIELD: Final = 50_000_000
 """Characters that a CSV field may have; the library's own bound is shorter than a book's chapter."""
-UNIT_ROWS: Final = 64
+SHARD_ROWS: Final = 64
 
 
-class FolderSource(UnitSource):
+class FolderSource(ShardedSource):
     """Images with texts beside them, in the order of their names, folders within folders too."""
 
     def __init__(self, folder: Path) -> None:
@@ -52,7 +52,7 @@ class FolderSource(UnitSource):
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """Columns of the first rows; rows may have others."""
-        found = {key: None for row in self.read_unit(self.units[0]) if isinstance(row, Row) for key in row.fields}
+        found = {key: None for row in self.read_shard(self.shards[0]) if isinstance(row, Row) for key in row.fields}
         return tuple({IMAGE_COLUMN: None, TEXT_COLUMN: None, **found})
 
     @property
@@ -61,14 +61,14 @@ class FolderSource(UnitSource):
         return self._folder
 
     @property
-    def units(self) -> Sequence[Unit]:
+    def shards(self) -> Sequence[SourceShard]:
         """Stretches of the list of files."""
         total = len(self._entries)
-        return [Unit(start, start + 1, min(UNIT_ROWS, total - start)) for start in range(0, total, UNIT_ROWS)]
+        return [SourceShard(start, start + 1, min(SHARD_ROWS, total - start)) for start in range(0, total, SHARD_ROWS)]
 
-    def read_unit(self, unit: Unit) -> Iterator[Row | BrokenRow]:
-        """See `UnitSource`."""
-        for number, (name, files) in enumerate(self._entries[unit.place : unit.place + UNIT_ROWS], unit.place + 1):
+    def read_shard(self, shard: SourceShard) -> Iterator[Row | BrokenRow]:
+        """See `ShardedSource`."""
+        for number, (name, files) in enumerate(self._entries[shard.place : shard.place + SHARD_ROWS], shard.place + 1):
             try:
                 yield Row(number, name, self._fields(name, files))
             except RowError as error:
@@ -91,7 +91,7 @@ class FolderSource(UnitSource):
         return {**({SPLIT_COLUMN: split} if split else {}), **fields}
 
 
-class IndexSource(UnitSource):
+class IndexSource(ShardedSource):
     """Rows of a CSV, TSV or JSON lines file; images are paths relative to its folder."""
 
     def __init__(self, index: Path, image_root: Path | None = None) -> None:
@@ -107,7 +107,7 @@ class IndexSource(UnitSource):
         self._index = index
         self._root = image_root or index.parent
         self.name = index.name if index.name not in INDEX_NAMES else index.resolve().parent.name
-        first = next((row for row in self.read_unit(Unit(0)) if isinstance(row, Row)), None)
+        first = next((row for row in self.read_shard(SourceShard(0)) if isinstance(row, Row)), None)
         if first is None:
             raise DataError(
                 DataCode.SOURCE_EMPTY, f"{index} holds no row that can be read", "check that it is UTF-8 with a header"
@@ -121,21 +121,21 @@ class IndexSource(UnitSource):
 
     @cached_property
     def _num_rows(self) -> int:
-        return sum(1 for _ in self.read_unit(Unit(0)))
+        return sum(1 for _ in self.read_shard(SourceShard(0)))
 
     @property
-    def units(self) -> Sequence[Unit]:
-        """The file is one unit: where its rows begin is known by reading it."""
-        return [Unit(0, 1, None)]
+    def shards(self) -> Sequence[SourceShard]:
+        """The file is one shard: where its rows begin is known by reading it."""
+        return [SourceShard(0, 1, None)]
 
     @property
     def num_rows(self) -> int:
         """Counted once, by reading the file."""
         return self._num_rows
 
-    def read_unit(self, unit: Unit) -> Iterator[Row | BrokenRow]:
-        """See `UnitSource`."""
-        del unit
+    def read_shard(self, shard: SourceShard) -> Iterator[Row | BrokenRow]:
+        """See `ShardedSource`."""
+        del shard
         # A byte that is not UTF-8 spoils its row alone: it comes through and is found when the text is checked.
         with self._index.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             yield from self._json_rows(file) if self._index.suffix == ".jsonl" else self._csv_rows(file)

@@ -16,14 +16,14 @@ from datasets.utils.file_utils import xopen
 
 from trainer.data.errors import DataCode, DataError, RowCode
 from trainer.data.sources.protocol import SPLIT_COLUMN, BrokenRow, Row
-from trainer.data.sources.shards import Unit, UnitSource
+from trainer.data.sources.shards import ShardedSource, SourceShard
 from trainer.data.sources.splits import of_split, split_named
 
-UNIT_ROWS: Final = 64
+SHARD_ROWS: Final = 64
 _FAULTS: Final = (OSError, ValueError, KeyError, pa.ArrowException)
 
 
-class HuggingFaceSource(UnitSource):
+class HuggingFaceSource(ShardedSource):
     """Splits one after another; a row's `split` is the one it comes from."""
 
     image_root = None
@@ -42,39 +42,41 @@ class HuggingFaceSource(UnitSource):
         self._splits = [(split, _undecoded(opened)) for split, opened in splits.items()]
         if not self._splits:
             raise DataError(DataCode.SOURCE_EMPTY, f"{name} has no splits", "check its name and configuration")
-        self._units: list[Unit] = []
+        self._shards: list[SourceShard] = []
         self._places: list[tuple[int, int]] = []
         number = 1
         for index, (_, opened) in enumerate(self._splits):
             if isinstance(opened, datasets.Dataset):
-                for start in range(0, len(opened), UNIT_ROWS):
-                    self._add((index, start), Unit(len(self._units), number, min(UNIT_ROWS, len(opened) - start)))
-                    number += self._units[-1].num_rows or 0
+                for start in range(0, len(opened), SHARD_ROWS):
+                    self._add(
+                        (index, start), SourceShard(len(self._shards), number, min(SHARD_ROWS, len(opened) - start))
+                    )
+                    number += self._shards[-1].num_rows or 0
             else:
                 for shard in range(opened.num_shards):
-                    self._add((index, shard), Unit(len(self._units)))
+                    self._add((index, shard), SourceShard(len(self._shards)))
         has_split = any(split_named(split) for split, _ in self._splits)
         own = _column_names(self._splits[0][1])
         self.columns = (*own, *([SPLIT_COLUMN] if has_split and SPLIT_COLUMN not in own else []))
 
     @property
-    def units(self) -> Sequence[Unit]:
+    def shards(self) -> Sequence[SourceShard]:
         """Stretches of a data set on disk, or shards of a stream."""
-        return self._units
+        return self._shards
 
-    def read_unit(self, unit: Unit) -> Iterator[Row | BrokenRow]:
-        """See `UnitSource`; rows of a stream are numbered within their shard."""
-        index, place = self._places[unit.place]
+    def read_shard(self, shard: SourceShard) -> Iterator[Row | BrokenRow]:
+        """See `ShardedSource`; rows of a stream are numbered within their shard."""
+        index, place = self._places[shard.place]
         split, opened = self._splits[index]
         named = split_named(split)
         extra = {SPLIT_COLUMN: named} if named and SPLIT_COLUMN in self.columns else {}
         if isinstance(opened, datasets.Dataset):
-            numbers = range(place, place + (unit.num_rows or 0))
+            numbers = range(place, place + (shard.num_rows or 0))
             rows: Iterator[Any] = (_row_at(opened, number) for number in numbers)
         else:
             rows = _streamed(opened.shard(opened.num_shards, place))
-        for number, fields in enumerate(rows, unit.first_number or 1):
-            name = f"{split} row {number}" if unit.first_number else f"{split} shard {place} row {number}"
+        for number, fields in enumerate(rows, shard.first_number or 1):
+            name = f"{split} row {number}" if shard.first_number else f"{split} shard {place} row {number}"
             if isinstance(fields, str):
                 yield BrokenRow(number, name, RowCode.ROW_UNREADABLE, fields)
             else:
@@ -89,9 +91,9 @@ class HuggingFaceSource(UnitSource):
             digest.update(f"\0{split}\0{state}".encode())
         return digest.hexdigest()
 
-    def _add(self, place: tuple[int, int], unit: Unit) -> None:
+    def _add(self, place: tuple[int, int], shard: SourceShard) -> None:
         self._places.append(place)
-        self._units.append(unit)
+        self._shards.append(shard)
 
 
 def open_saved(folder: Path, split: str | None = None) -> HuggingFaceSource:

@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 
 from trainer.data.errors import DataCode, DataError, RowCode
 from trainer.data.sources.protocol import SPLIT_COLUMN, BrokenRow, Row
-from trainer.data.sources.shards import Unit, UnitSource, files_fingerprint
+from trainer.data.sources.shards import ShardedSource, SourceShard, files_fingerprint
 from trainer.data.sources.splits import split_named
 
 BATCH_ROWS: Final = 16
 _SPLIT_FILE: Final = re.compile(r"([a-z]+)(?:[-_.]\d.*)?\.parquet", re.IGNORECASE)
 
 
-class ParquetSource(UnitSource):
+class ParquetSource(ShardedSource):
     """Row groups of Parquet files in the order of their names."""
 
     def __init__(self, path: Path, image_root: Path | None = None, split: str | None = None) -> None:
@@ -42,7 +42,7 @@ class ParquetSource(UnitSource):
         files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
         self._files = [file for file in files if split is None or split_of_file(file) in {None, split}]
         self._places: list[tuple[Path, int]] = []
-        self._units: list[Unit] = []
+        self._shards: list[SourceShard] = []
         names: list[str] | None = None
         number = 1
         for file in self._files:
@@ -56,7 +56,7 @@ class ParquetSource(UnitSource):
             names = names or schema.names
             for group in range(metadata.num_row_groups):
                 count = metadata.row_group(group).num_rows
-                self._units.append(Unit(len(self._places), number, count))
+                self._shards.append(SourceShard(len(self._places), number, count))
                 self._places.append((file, group))
                 number += count
         if number == 1:
@@ -72,17 +72,17 @@ class ParquetSource(UnitSource):
         return self._images
 
     @property
-    def units(self) -> Sequence[Unit]:
+    def shards(self) -> Sequence[SourceShard]:
         """Row groups."""
-        return self._units
+        return self._shards
 
-    def read_unit(self, unit: Unit) -> Iterator[Row | BrokenRow]:
-        """See `UnitSource`."""
-        file, group = self._places[unit.place]
+    def read_shard(self, shard: SourceShard) -> Iterator[Row | BrokenRow]:
+        """See `ShardedSource`."""
+        file, group = self._places[shard.place]
         place = file.relative_to(self._root).as_posix()
         split = split_of_file(file) if SPLIT_COLUMN in self.columns else None
-        number = unit.first_number or 1
-        end = number + (unit.num_rows or 0)
+        number = shard.first_number or 1
+        end = number + (shard.num_rows or 0)
         try:
             with pq.ParquetFile(file) as opened:
                 for batch in opened.iter_batches(BATCH_ROWS, row_groups=[group]):

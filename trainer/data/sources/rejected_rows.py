@@ -1,6 +1,6 @@
 """Rows left out: which, why, and whether they are still few enough.
 
-A run that reads a long stream must not end at its eighty-thousandth row, so a ledger judges early (after
+A run that reads a long stream must not end at its eighty-thousandth row, so a rejected judges early (after
 `EARLY_ROWS`) and at the end, and between the two only counts.
 """
 
@@ -22,7 +22,7 @@ KEPT_ROWS: Final = 1000
 
 
 @dataclass(slots=True)
-class Ledger:
+class RejectedRows:
     """Counts rows and keeps those that were left out.
 
     Attributes:

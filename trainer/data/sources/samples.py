@@ -12,7 +12,7 @@ from trainer.data.errors import RowError
 from trainer.data.sources.columns import Columns, images_of, split_of, text_of
 from trainer.data.sources.images import PageImage
 from trainer.data.sources.protocol import WHOLE, BrokenRow, PageSource, Part, Row
-from trainer.data.sources.rejected_rows import Ledger
+from trainer.data.sources.rejected_rows import RejectedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class PageSample:
 def read_samples(
     source: PageSource,
     columns: Columns,
-    ledger: Ledger,
+    rejected: RejectedRows,
     part: Part = WHOLE,
     start: int = 0,
     seed: int | None = None,
@@ -48,7 +48,7 @@ def read_samples(
     Args:
         source: where rows come from.
         columns: wanted columns; settled here.
-        ledger: gets every row that is left out.
+        rejected: gets every row that is left out.
         part: which rows.
         start: rows to pass over first.
         seed: shuffles.
@@ -60,16 +60,16 @@ def read_samples(
     settled = columns.resolved(source.columns)
     for row in source.rows(part, start, seed):
         if isinstance(row, BrokenRow):
-            ledger.skip(row)
+            rejected.skip(row)
             continue
         try:
             if split is not None and settled.split is not None and split_of(row, settled.split) != split:
                 continue
             sample = sample_of(row, settled, source)
         except RowError as error:
-            ledger.skip(BrokenRow(row.number, row.name, error.code, error.reason))
+            rejected.skip(BrokenRow(row.number, row.name, error.code, error.reason))
             continue
-        ledger.take()
+        rejected.take()
         yield sample
 
 

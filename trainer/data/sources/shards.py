@@ -1,6 +1,6 @@
-"""Reading rows unit by unit: what a source's storage falls into (shards, row groups, files) is what parts share out.
+"""Reading rows shard by shard: what a source's storage falls into (shards, row groups, files) is what parts share out.
 
-Owns sharing, shuffling and passing over; a source on top says which units it has and how to read one.
+Owns sharing, shuffling and passing over; a source on top says which shards it has and how to read one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SHUFFLE_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class SourceShard:
     """A stretch of rows that is read as one.
 
     Attributes:
@@ -36,35 +36,35 @@ class Unit:
     num_rows: int | None = None
 
 
-class UnitSource(ABC):
+class ShardedSource(ABC):
     """The part of a `PageSource` that has to do with order."""
 
     @property
     @abstractmethod
-    def units(self) -> Sequence[Unit]:
-        """All units in stored order."""
+    def shards(self) -> Sequence[SourceShard]:
+        """All shards in stored order."""
 
     @abstractmethod
-    def read_unit(self, unit: Unit) -> Iterator[Row | BrokenRow]:
-        """The rows of one unit in stored order."""
+    def read_shard(self, shard: SourceShard) -> Iterator[Row | BrokenRow]:
+        """The rows of one shard in stored order."""
 
     @property
     def num_rows(self) -> int | None:
         """See `PageSource`."""
-        counts = [unit.num_rows for unit in self.units]
+        counts = [shard.num_rows for shard in self.shards]
         return None if None in counts else sum(count for count in counts if count is not None)
 
     def rows(self, part: Part = WHOLE, start: int = 0, seed: int | None = None) -> Iterator[Row | BrokenRow]:
         """See `PageSource`."""
-        units = list(self.units)
+        shards = list(self.shards)
         if seed is not None:
-            Random(seed).shuffle(units)
-        # Fewer units than parts: every part reads all and keeps its share of rows, so that no worker stands idle.
-        is_strided = len(units) < part.count
-        mine = units if is_strided else units[part.index :: part.count]
+            Random(seed).shuffle(shards)
+        # Fewer shards than parts: every part reads all and keeps its share of rows, so that no worker stands idle.
+        is_strided = len(shards) < part.count
+        mine = shards if is_strided else shards[part.index :: part.count]
         if seed is None and not is_strided:
             mine, start = _pass_over(mine, start)
-        rows: Iterator[Row | BrokenRow] = (row for unit in mine for row in self.read_unit(unit))
+        rows: Iterator[Row | BrokenRow] = (row for shard in mine for row in self.read_shard(shard))
         if is_strided:
             rows = islice(rows, part.index, None, part.count)
         if seed is not None:
@@ -105,10 +105,10 @@ def files_fingerprint(files: Iterable[Path], root: Path) -> str:
     return digest.hexdigest()
 
 
-def _pass_over(units: Sequence[Unit], start: int) -> tuple[list[Unit], int]:
-    """Leave out whole units that lie before a row, where their lengths are known."""
-    for index, unit in enumerate(units):
-        if unit.num_rows is None or start < unit.num_rows:
-            return list(units[index:]), start
-        start -= unit.num_rows
+def _pass_over(shards: Sequence[SourceShard], start: int) -> tuple[list[SourceShard], int]:
+    """Leave out whole shards that lie before a row, where their lengths are known."""
+    for index, shard in enumerate(shards):
+        if shard.num_rows is None or start < shard.num_rows:
+            return list(shards[index:]), start
+        start -= shard.num_rows
     return [], 0

@@ -24,7 +24,7 @@ from typing import IO, Any, Final
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
 from trainer.data.sources.folder import IMAGE_SUFFIXES, parse_object
 from trainer.data.sources.protocol import IMAGE_COLUMN, IMAGES_COLUMN, SPLIT_COLUMN, TEXT_COLUMN, BrokenRow, Row
-from trainer.data.sources.shards import Unit, UnitSource, files_fingerprint
+from trainer.data.sources.shards import ShardedSource, SourceShard, files_fingerprint
 from trainer.data.sources.splits import of_split, split_named
 
 TEXT_MEMBERS: Final = ("txt", "text", "gt.txt")
@@ -36,7 +36,7 @@ LARGEST_MEMBER_BYTES: Final = 200_000_000
 _BRACES: Final = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
-class WebDatasetSource(UnitSource):
+class WebDatasetSource(ShardedSource):
     """Rows of tar shards, in the order of their names."""
 
     image_root = None
@@ -58,37 +58,37 @@ class WebDatasetSource(UnitSource):
             raise DataError(
                 DataCode.SOURCE_MISSING, f"there is no shard {missing[0] if missing else spec}", "check the name"
             )
-        self._shards = [name for name in names if of_split([_short(name)], split)]
-        if not self._shards:
+        self._archives = [name for name in names if of_split([_short(name)], split)]
+        if not self._archives:
             raise DataError(DataCode.SOURCE_EMPTY, f"{spec} has no shard of {split}", "choose another split")
         self.name = folder.resolve().name if not is_url(spec) else spec.rpartition("/")[2]
 
     @property
-    def units(self) -> Sequence[Unit]:
+    def shards(self) -> Sequence[SourceShard]:
         """Shards."""
-        return [Unit(place) for place in range(len(self._shards))]
+        return [SourceShard(place) for place in range(len(self._archives))]
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """Columns of the first rows; others may have others."""
         found: dict[str, None] = {}
-        for number, row in enumerate(self.read_unit(Unit(0))):
+        for number, row in enumerate(self.read_shard(SourceShard(0))):
             found.update(dict.fromkeys(row.fields) if isinstance(row, Row) else {})
             if number == 8:
                 break
         if not found:
             raise DataError(
-                DataCode.SOURCE_EMPTY, f"{self._shards[0]} holds no row that can be read", "check that it is a tar"
+                DataCode.SOURCE_EMPTY, f"{self._archives[0]} holds no row that can be read", "check that it is a tar"
             )
         return tuple(found)
 
-    def read_unit(self, unit: Unit) -> Iterator[Row | BrokenRow]:
-        """See `UnitSource`; rows are numbered within their shard."""
-        shard = self._shards[unit.place]
-        short = _short(shard)
+    def read_shard(self, shard: SourceShard) -> Iterator[Row | BrokenRow]:
+        """See `ShardedSource`; rows are numbered within their shard."""
+        archive = self._archives[shard.place]
+        short = _short(archive)
         split = split_named(short.removesuffix(".tar"))
         number = 0
-        for key, members in _grouped(_members(shard)):
+        for key, members in _grouped(_members(archive)):
             number += 1
             name = f"{short}:{key}"
             if isinstance(members, RowError):
@@ -103,9 +103,9 @@ class WebDatasetSource(UnitSource):
 
     def fingerprint(self) -> str:
         """See `PageSource`; of URLs, their names and what the server says of each."""
-        local = [Path(shard) for shard in self._shards if not is_url(shard)]
+        local = [Path(shard) for shard in self._archives if not is_url(shard)]
         digest = hashlib.sha256(files_fingerprint(local, local[0].parent if local else Path()).encode())
-        for shard in self._shards:
+        for shard in self._archives:
             if is_url(shard):
                 digest.update(f"{shard}\0{_version(shard)}\n".encode())
         return digest.hexdigest()

@@ -24,7 +24,7 @@ from trainer.data.prepare.conversion import convert_rows
 from trainer.data.prepare.manifest import TrainingPart, load_manifest, training_part, verify_set
 from trainer.data.prepare.output import OutputFolder
 from trainer.data.sources.columns import Columns
-from trainer.data.sources.rejected_rows import Ledger
+from trainer.data.sources.rejected_rows import RejectedRows
 from trainer.data.sources.resolve import open_source
 from trainer.data.sources.protocol import Row
 from trainer.data.sources.samples import read_samples
@@ -41,7 +41,7 @@ def prepare(capsys, *words):
 
 
 def samples_of(folder):
-    return list(read_samples(open_source(str(folder)), Columns(), Ledger(0)))
+    return list(read_samples(open_source(str(folder)), Columns(), RejectedRows(0)))
 
 
 def files_of(folder):

@@ -145,10 +145,10 @@ def test_a_full_disk_keeps_the_last_checkpoint(place, monkeypatch):
     with pytest.raises(TrainingError, match=r"disk .* is full; .* --resume") as caught:
         run_small(place, save_steps=1, eval_steps=6, keep_checkpoints=5)
     assert caught.value.code is TrainingCode.DISK_FULL
-    newest, faults = checkpoints.newest_sound(place / "run" / "checkpoints")
+    newest, faults = checkpoints.newest_valid(place / "run" / "checkpoints")
     assert (newest.name, faults) == ("step-2", [])
     run_small(place, resume=True, save_steps=1, eval_steps=6, keep_checkpoints=5)
-    assert checkpoints.find_fault(place / "run" / "best") is None
+    assert checkpoints.validation_error(place / "run" / "best") is None
 
 
 def test_a_loss_that_is_no_number_ends_the_run(place):
