@@ -57,21 +57,13 @@ def run_smoke(run_command: Callable[[Sequence[str]], int], options: argparse.Nam
         status = run_command(words)
         if status:
             raise TrainingError(
-                TrainingCode.STEP_FAILED, f"`trainer {words[0]}` ended with status {status}", "see what it said above"
+                TrainingCode.STEP_FAILED, f"`trainer {words[0]}` ended with status {status}", "see its error above"
             )
     return f"smoke: {time.monotonic() - start_s:.0f} s; the adapter is published as comb in {out / 'volume'}"
 
 
 def smoke_commands(out: Path, train_flags: list[str]) -> list[list[str]]:
-    """The commands, as words after `python -m trainer`.
-
-    Args:
-        out: folder of everything.
-        train_flags: more flags for `train`.
-
-    Returns:
-        prepare, train, evaluate, publish.
-    """
+    """The command lines of prepare, train, evaluate and publish, without `python -m trainer`."""
     texts, pages, run = str(out / TEXTS_FILE), str(out / "set"), str(out / "run")
     return [
         [
@@ -92,13 +84,7 @@ def smoke_commands(out: Path, train_flags: list[str]) -> list[list[str]]:
 
 
 def write_texts(path: Path, count: int, seed: int) -> None:
-    """Write the domain: fields of forms with a cell for each letter, and what they say.
-
-    Args:
-        path: a JSONL file, with the columns `text` and `comb`.
-        count: how many texts.
-        seed: of chance.
-    """
+    """Write the domain to a JSONL file: `comb`, form fields with a cell for each letter, and their `text`."""
     rng = Random(seed)
     names = sorted(
         {word for part in (LABELS, FIRST_NAMES, LAST_NAMES, STREETS) for each in part for word in each.split()}
@@ -112,7 +98,7 @@ def write_texts(path: Path, count: int, seed: int) -> None:
 
 
 def _word(rng: Random, names: list[str]) -> str:
-    """A name, a made-up word, a number or a code: what can be guessed as well as what can only be read."""
+    """A name, a made-up word, a number or a code: some can be guessed, others only read."""
     kind = rng.random()
     if kind < 0.5:
         return rng.choice(names)
@@ -128,10 +114,10 @@ def _word(rng: Random, names: list[str]) -> str:
 
 
 def _clear(out: Path) -> None:
-    """Empty the folder of an earlier run; anything else in it stays and is an error."""
+    """Delete an earlier run's folder; a folder with anything else is an error."""
     if out.exists() and any(out.iterdir()) and not (out / MARKER_FILE).is_file():
         raise TrainingError(
-            TrainingCode.OUTPUT_EXISTS, f"{out} holds something else already", "name another folder with --out"
+            TrainingCode.OUTPUT_EXISTS, f"{out} already has other files in it", "name another folder with --out"
         )
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Any source of pages as a set to be measured on: what `trainer.data.sources` reads, laid out as files for readers.
+"""Any source of pages as an evaluation set: what `trainer.data.sources` reads, written as files for readers.
 
 An evaluation judges a model, not its data: a source with broken rows is refused rather than measured in part.
 """
@@ -22,17 +22,17 @@ def load_source(spec: str, folder: Path, split: str | None, layout: Layout, limi
     """Read a source to its end.
 
     Args:
-        spec: Whatever `prepare` takes, with columns that need no naming.
-        folder: Receives the images; it has to last as long as the set.
-        split: The split to read; None for all, each a tier.
-        layout: Of all pages.
-        limit: Most samples, the first ones.
+        spec: whatever `prepare` takes, with columns that need no naming.
+        folder: receives the images; it must exist as long as the set is used.
+        split: the split to read; None for all, each a tier.
+        layout: of all pages.
+        limit: maximum number of samples, the first ones.
 
     Returns:
         The samples.
 
     Raises:
-        SampleError: A row cannot be used, a sample has several images, or there are no samples.
+        SampleError: a row cannot be used, a sample has several images, or there are no samples.
     """
     source = open_source(spec, SourceOptions(split=split))
     rejected = RejectedRows(max_share=1.0)

@@ -1,4 +1,4 @@
-"""What a run reads: samples to train on, held-out ones to check on, general ones that must not get worse.
+"""The data of a run: samples to train on, held-out ones to check on, general ones that must not get worse.
 
 Imports the packages behind sources when it reads one: a machine without them can train on samples from elsewhere.
 """
@@ -33,7 +33,7 @@ class RunData:
     note: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """For `run.json`: what an adapter's manifest says, and what a resumed run has to find again."""
+        """For `run.json`: what an adapter's manifest needs, and what a resumed run must have again."""
         named = ((TRAIN, self.train), (VALIDATION, self.validation), ("forgetting", self.forgetting))
         return {
             "fingerprint": self.train.fingerprint,
@@ -47,18 +47,7 @@ class RunData:
 
 
 def load_data(options: TrainingOptions, reader: SampleReader) -> RunData:
-    """Read the sources that options name.
-
-    Args:
-        options: of the run.
-        reader: brings samples into form.
-
-    Returns:
-        The samples.
-
-    Raises:
-        TrainingError: nothing is left to train on.
-    """
+    """Read the sources that the options name; raises `TrainingError` if there are no samples to train on."""
     data = RunData()
     own_pages = options.eval_dataset_name is None
     wanted = {TRAIN: data.train, VALIDATION: data.validation} if own_pages else {TRAIN: data.train}
@@ -99,7 +88,7 @@ def _read(
     limits = {TRAIN: options.max_train_samples, VALIDATION: options.max_eval_samples}
     shares = SplitShares(options.validation_share if VALIDATION in wanted and not whole else 0.0)
     samples = split_samples(read_samples(source, columns, rejected), shares)
-    if whole:  # a source that is there to be checked on alone
+    if whole:  # a source used only for checks
         samples = ((VALIDATION, sample) for _, sample in samples)
     for split, sample in samples:
         into = wanted.get(split)

@@ -1,7 +1,6 @@
-"""What the processes of one run have to agree on, each of which may see the world a moment earlier than the others.
+"""Decisions that all processes of a distributed run must take alike: continue, stop, read.
 
-The library splits batches and sums gradients; this is for decisions: go on, stop, read. Alone, a process agrees with
-itself.
+The library splits batches and sums gradients. A single process decides alone.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ def is_distributed() -> bool:
 
 
 def broadcast_first(value: Value) -> Value:
-    """What the first process says; every process has to ask."""
+    """The first process's value; every process must call this."""
     if not is_distributed():
         return value
     values = [value]
@@ -29,7 +28,7 @@ def broadcast_first(value: Value) -> Value:
 
 
 def any_rank(value: bool, device: torch.device) -> bool:
-    """Whether any process says yes; every process has to ask."""
+    """Whether the value is true in any process; every process must call this."""
     if not is_distributed():
         return value
     flag = torch.tensor(int(value), device=device)
@@ -38,6 +37,6 @@ def any_rank(value: bool, device: torch.device) -> bool:
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this."""
     if is_distributed():
         distributed.barrier()

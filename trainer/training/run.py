@@ -1,6 +1,6 @@
-"""A training run, top to bottom: data, model, loop, and what is left behind.
+"""A training run from start to end: model, data, loop, summary.
 
-`<output-dir>/` holds `run.json` (options, data, versions), `log.jsonl` (a line an event), `checkpoints/step-N/` and
+`<output-dir>/` holds `run.json` (options, data, versions), `log.jsonl` (an event a line), `checkpoints/step-N/` and
 `best/`, the adapter that read the held-out pages best. Knows neither the command line nor how a model is loaded.
 """
 
@@ -33,7 +33,7 @@ from trainer.training.setup import TrainingSetup, adapter_request, sample_reader
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """What a run has left.
+    """What a run produced.
 
     Attributes:
         output: its folder.
@@ -66,20 +66,20 @@ def train(
     """Train an adapter.
 
     Args:
-        options: what is asked for.
+        options: the run's options.
         backend: loads the base model and adds the adapter.
-        device: where to.
-        resume: go on from the newest sound checkpoint, if there is one.
-        overwrite: throw away an earlier run in the same folder.
+        device: where to train.
+        resume: continue from the newest valid checkpoint, if there is one.
+        overwrite: delete an earlier run in the same folder.
         progress: gets every event.
-        data: gives the samples; None to read what the options name.
+        data: makes the samples; None to read what the options name.
 
     Returns:
-        What the run has left.
+        The summary.
 
     Raises:
-        TrainingError: the run cannot start or go on.
-        TrainingStopped: it was asked to end, and can be resumed.
+        TrainingError: the run cannot start or continue.
+        TrainingStopped: it was asked to stop, and can be resumed.
     """
     output = options.output_dir
     with ExitStack() as stack:
@@ -104,7 +104,7 @@ def train(
         if request.is_set:
             raise TrainingStopped(
                 f"stopped after update {run.trainer.state.global_step}; "
-                "the same command with --resume goes on from there"
+                "the same command with --resume continues from there"
             )
         summary = _finish(run, output)
     shutil.rmtree(output / CACHE, ignore_errors=True)
@@ -141,8 +141,8 @@ def _checkpoint(output: Path, run: TrainingSetup) -> Path | None:
         raise TrainingError(
             TrainingCode.CHECKPOINT_CORRUPT,
             f"no checkpoint of {output} is sound ({'; '.join(faults)})",
-            "restore one from a copy, or start anew with --overwrite"
-            + ("" if validation_error(output / BEST) else f"; {output / BEST} is whole: copy it first"),
+            "restore one from a copy, or start again with --overwrite"
+            + ("" if validation_error(output / BEST) else f"; {output / BEST} is complete: copy it first"),
         )
     return found
 
@@ -156,7 +156,7 @@ def _logged(output: Path, event: str) -> dict[str, Any] | None:
         try:
             record = json.loads(line)
         except ValueError:
-            continue  # a kill may cut the last line short
+            continue  # a kill may truncate the last line
         if isinstance(record, dict) and record.get("event") == event:
             found = record
     return found

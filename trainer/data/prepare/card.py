@@ -1,4 +1,4 @@
-"""The card of a prepared set: README.md with what it holds, and a contact sheet to be looked at before training."""
+"""The card of a prepared set: README.md with its statistics, and a contact sheet to look at before training."""
 
 from __future__ import annotations
 
@@ -22,32 +22,18 @@ SHEET_ROWS: Final = 4
 CELL_PX: Final = (240, 300)
 GAP_PX: Final = 8
 RARE_COUNT: Final = 5
-"""Characters seen less often than this are listed: a model will hardly learn them."""
+"""Characters that occur less often are listed: a model will hardly learn them."""
 LISTED: Final = 200
 
 
 def write_card(folder: Path, manifest: dict[str, Any], stats: SetStats) -> None:
-    """Write README.md and the contact sheet.
-
-    Args:
-        folder: the set, its files in place.
-        manifest: what `dataset.json` will say.
-        stats: what was counted.
-    """
+    """Write README.md and the contact sheet into a set whose files are complete."""
     write_file(folder / SHEET_NAME, contact_sheet(_first_images(folder, manifest)))
     write_file(folder / "README.md", card_text(manifest, stats).encode(errors="replace"))
 
 
 def card_text(manifest: dict[str, Any], stats: SetStats) -> str:
-    """The card.
-
-    Args:
-        manifest: what `dataset.json` says.
-        stats: what was counted.
-
-    Returns:
-        Markdown.
-    """
+    """The card in Markdown, from `dataset.json` and the counts."""
     request = manifest["request"]
     lines = [
         "---",
@@ -90,14 +76,7 @@ def card_text(manifest: dict[str, Any], stats: SetStats) -> str:
 
 
 def contact_sheet(images: list[Image.Image]) -> bytes:
-    """Lay images out in rows.
-
-    Args:
-        images: at most as many as the sheet has cells; made small.
-
-    Returns:
-        Bytes of a PNG file.
-    """
+    """Lay out at most as many images as the sheet has cells, scaled down; returns a PNG file."""
     rows = max(-(-len(images) // SHEET_COLUMNS), 1)
     for image in images:
         image.thumbnail(CELL_PX)
@@ -115,7 +94,7 @@ def contact_sheet(images: list[Image.Image]) -> bytes:
 
 
 def _first_images(folder: Path, manifest: dict[str, Any]) -> list[Image.Image]:
-    """Images from all over the set: the first of as many files as there are cells, then the seconds."""
+    """Images from the whole set: the first of each file, then the second, up to the number of cells."""
     from trainer.data.sources.resolve import open_source
 
     files = [record["name"] for split in manifest["splits"].values() for record in split["files"]]

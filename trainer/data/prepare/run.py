@@ -1,7 +1,7 @@
-"""`prepare`: reads a source to its end once and leaves a set that training can rely on.
+"""`prepare`: reads a source once and writes a checked set for training.
 
-The run in order: rows in steps, each step converted, split, written and committed; then the judgement over the whole;
-then card and manifest; then the rename. A run that was killed goes on after its last finished step.
+The order: rows in steps, each step converted, split, written and committed; then the checks of the whole set;
+then card and manifest; then the rename. A run that was killed continues after its last finished step.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ def prepare(
     restart: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
-    """Prepare a set, or go on with one that was begun.
+    """Prepare a set, or continue an unfinished one.
 
     Args:
         source: where rows come from.
-        converter: what makes samples of them.
-        request: what is wanted.
+        converter: makes samples of them.
+        request: what to prepare.
         workers: processes that convert; see `convert_rows`.
         overwrite: replace another set.
-        restart: throw unfinished work away.
-        progress: told the rows done and, where known, all rows.
+        restart: delete unfinished work.
+        progress: gets the rows done and, if known, the number of all rows.
 
     Returns:
-        The finished set, or the one that the same request has left earlier.
+        The finished set, or the one that the same request made earlier.
     """
     described = {"source": {"name": source.name, "fingerprint": source.fingerprint()}, **request.as_json()}
     fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
@@ -77,7 +77,7 @@ def prepare(
         try:
             run.judge()
         except DataError:
-            # Mended rows or another share begin anew; allowing more broken rows goes on from here.
+            # Corrected rows or another share start again; allowing more broken rows continues from here.
             output.refuse()
             raise
         manifest = run.manifest(described, fingerprint)
@@ -113,15 +113,7 @@ class _Run:
         return self.rejected.num_rows + self.stats.duplicates
 
     def step(self, outcomes: Iterator[Outcome], report: Callable[[int], None]) -> bool:
-        """Convert, write and commit the next rows.
-
-        Args:
-            outcomes: of the rows that are left.
-            report: told the rows done so far.
-
-        Returns:
-            False where no rows are left.
-        """
+        """Convert, write and commit the next rows; False if there were no more. `report` gets the rows done so far."""
         open_files: dict[str, ShardFile] = {}
         notes: list[dict[str, Any]] = []
         try:
@@ -144,13 +136,13 @@ class _Run:
         return True
 
     def judge(self) -> None:
-        """Refuse a set that holds too little.
+        """Check that the set has enough samples.
 
         Raises:
             DataError: the source has no rows, too many are broken, or a split is empty.
         """
         if not self.num_rows_done:
-            raise DataError(DataCode.SOURCE_EMPTY, "the source has no rows", "check what you gave as source")
+            raise DataError(DataCode.SOURCE_EMPTY, "the source has no rows", "check the source")
         self.rejected.check()
         wanted = self._named_splits or set(self._request.shares.wanted())
         empty = sorted(split for split in wanted if not self.stats.samples[split])
@@ -158,7 +150,7 @@ class _Run:
             counts = ", ".join(f"{number} {name}" for name, number in self.stats.samples.items()) or "none"
             raise DataError(
                 DataCode.SPLIT_EMPTY,
-                f"no sample falls to {' and '.join(empty)} (there are {counts}; {self.stats.duplicates} duplicates)",
+                f"there is no sample in {' and '.join(empty)} (there are {counts}; {self.stats.duplicates} duplicates)",
                 self._remedy(empty),
             )
 
@@ -199,7 +191,7 @@ class _Run:
         keys = tuple(key for sample in samples for key in sample.content_keys())
         other = self._register.clash(keys, split)
         if other is not None:
-            reason = f"its image or its text stands in {other} already, so it cannot stand in {split}"
+            reason = f"its image or its text is in {other} already, so it cannot be in {split}"
             row = BrokenRow(samples[0].row, samples[0].name, RowCode.DUPLICATE_ACROSS_SPLITS, reason)
             self.stats.duplicates += 1
             notes.append(_noted(row))
@@ -237,7 +229,7 @@ class _Run:
 
 
 def _numbered(rows: Iterable[Row | BrokenRow], first: int) -> Iterator[Row | BrokenRow]:
-    """Rows with their place in the whole source: shards and streams number within themselves, keys must be unique."""
+    """Rows numbered over the whole source: shards and streams number their own rows, but keys must be unique."""
     return (replace(row, number=number) for number, row in enumerate(rows, first))
 
 

@@ -1,4 +1,4 @@
-"""What a prepared set holds, counted while it is written; small enough to be kept with every finished step."""
+"""Statistics of a prepared set, counted while it is written; small enough to be stored with every finished step."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class SetStats:
     Attributes:
         samples: by split.
         images: by split.
-        characters: of the texts to produce, by character, white space left out.
+        characters: of the texts to produce, by character, without white space.
         faces: images drawn with each face.
         longest_text: characters of the longest text.
         largest_px: greatest width and height of an image.
         num_text_characters: characters of all texts.
         duplicates: rows refused because another split has their content.
-        lowest_place: of all contents between 0 and 1; a share above it holds something out.
+        lowest_place: lowest position of any content between 0 and 1; a share above it holds something out.
         digest: over all samples in order.
     """
 
@@ -54,7 +54,7 @@ class SetStats:
         self.digest = hashlib.sha256(f"{self.digest}\0{content}".encode()).hexdigest()
 
     def scripts(self) -> dict[str, int]:
-        """Different characters by script, as the first word of their Unicode names tells it."""
+        """Different characters by script, from the first word of their Unicode names."""
         names: Counter[str] = Counter()
         for character in self.characters:
             category = unicodedata.category(character)
@@ -63,7 +63,7 @@ class SetStats:
         return dict(names.most_common())
 
     def as_json(self) -> dict[str, Any]:
-        """For the state of a step."""
+        """For the state after a step."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @classmethod

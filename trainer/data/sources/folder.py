@@ -1,6 +1,6 @@
-"""Pages in a folder: images with texts beside them, or an index in CSV or JSON lines that names them.
+"""Pages in a folder: images with texts of the same name, or an index in CSV or JSON lines.
 
-Beside `scan-7.png` lies `scan-7.txt` (or `scan-7.gt.txt`), or `scan-7.json` with an object whose keys are columns, or
+`scan-7.png` goes with `scan-7.txt` (or `scan-7.gt.txt`), or `scan-7.json` with an object whose keys are columns, or
 both. A text without an image is a row too: `prepare --convert-to-images` draws it.
 """
 
@@ -23,22 +23,15 @@ TEXT_SUFFIXES: Final = (".gt.txt", ".txt", ".json")
 INDEX_NAMES: Final = ("index.jsonl", "index.csv", "metadata.jsonl", "metadata.csv")
 INDEX_SUFFIXES: Final = (".jsonl", ".csv", ".tsv")
 LONGEST_FIELD: Final = 50_000_000
-"""Characters that a CSV field may have; the library's own bound is shorter than a book's chapter."""
+"""Maximum characters of a CSV field; the library's default is shorter than a book's chapter."""
 SHARD_ROWS: Final = 64
 
 
 class FolderSource(ShardedSource):
-    """Images with texts beside them, in the order of their names, folders within folders too."""
+    """Images and texts of the same name, in order of names, including subfolders."""
 
     def __init__(self, folder: Path) -> None:
-        """Find the files.
-
-        Args:
-            folder: where they lie.
-
-        Raises:
-            DataError: nothing there is an image or a text.
-        """
+        """Find the files; raises `DataError` if there are no images or texts."""
         self._folder = folder
         self.name = folder.resolve().name
         self._entries = _find_entries(folder)
@@ -46,7 +39,7 @@ class FolderSource(ShardedSource):
             raise DataError(
                 DataCode.SOURCE_EMPTY,
                 f"{folder} holds no images and no texts",
-                f"put {', '.join(IMAGE_SUFFIXES)} files there with a .txt or .json of the same name beside each",
+                f"put {', '.join(IMAGE_SUFFIXES)} files there, each with a .txt or .json of the same name",
             )
 
     @cached_property
@@ -62,7 +55,7 @@ class FolderSource(ShardedSource):
 
     @property
     def shards(self) -> Sequence[SourceShard]:
-        """Stretches of the list of files."""
+        """Ranges of the list of files."""
         total = len(self._entries)
         return [SourceShard(start, start + 1, min(SHARD_ROWS, total - start)) for start in range(0, total, SHARD_ROWS)]
 
@@ -95,14 +88,9 @@ class IndexSource(ShardedSource):
     """Rows of a CSV, TSV or JSON lines file; images are paths relative to its folder."""
 
     def __init__(self, index: Path, image_root: Path | None = None) -> None:
-        """Read the header.
+        """Read the header of a file whose suffix gives its format.
 
-        Args:
-            index: the file; its suffix says what it is.
-            image_root: folder that images are relative to; the index's own where None.
-
-        Raises:
-            DataError: the file has no rows.
+        `image_root` is the folder that images are relative to, by default the index's. Raises `DataError` without rows.
         """
         self._index = index
         self._root = image_root or index.parent
@@ -125,7 +113,7 @@ class IndexSource(ShardedSource):
 
     @property
     def shards(self) -> Sequence[SourceShard]:
-        """The file is one shard: where its rows begin is known by reading it."""
+        """The whole file is one shard, as rows are only found by reading."""
         return [SourceShard(0, 1, None)]
 
     @property
@@ -136,7 +124,7 @@ class IndexSource(ShardedSource):
     def read_shard(self, shard: SourceShard) -> Iterator[Row | BrokenRow]:
         """See `ShardedSource`."""
         del shard
-        # A byte that is not UTF-8 spoils its row alone: it comes through and is found when the text is checked.
+        # An invalid byte affects only its row: it passes here and is found when the text is checked.
         with self._index.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             yield from self._json_rows(file) if self._index.suffix == ".jsonl" else self._csv_rows(file)
 
@@ -167,7 +155,7 @@ class IndexSource(ShardedSource):
             except StopIteration:
                 return
             except csv.Error as error:
-                # The parser starts afresh at the next line, so a stray quote costs its row alone.
+                # The parser resets at the next line, so a stray quote costs only its row.
                 number += 1
                 yield BrokenRow(
                     number, f"{self._index.name} line {reader.line_num}", RowCode.ROW_UNREADABLE, str(error)
@@ -188,21 +176,11 @@ class IndexSource(ShardedSource):
 
 
 def parse_object(text: str) -> dict[str, Any]:
-    """Parse a JSON object.
-
-    Args:
-        text: its text.
-
-    Returns:
-        Values by key.
-
-    Raises:
-        RowError: the text is no JSON, or no object.
-    """
+    """Parse a JSON object; raises `RowError` if the text is not one."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RowError(RowCode.ROW_UNREADABLE, f"it is no JSON: {error}") from error
+        raise RowError(RowCode.ROW_UNREADABLE, f"it is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise RowError(RowCode.ROW_UNREADABLE, f"it is a JSON {type(value).__name__}, not an object")
     return value
@@ -214,7 +192,7 @@ def find_index(folder: Path) -> Path | None:
 
 
 def _find_entries(folder: Path) -> list[tuple[str, dict[str, Path]]]:
-    """Rows by name, each with its files: `image`, and each suffix of `TEXT_SUFFIXES` that is there."""
+    """Rows by name, each with its files: `image`, and each existing suffix of `TEXT_SUFFIXES`."""
     texts: dict[str, dict[str, Path]] = {}
     images: list[tuple[str, str, Path]] = []
     for file in folder.rglob("*"):

@@ -1,6 +1,6 @@
 """Data sets of the Hugging Face libraries: saved to disk, or of the Hub, whole or streaming.
 
-Images come as the bytes they are stored in: decoding them here would spoil what is checked and kept downstream.
+Images are passed as their stored bytes: they are checked and kept downstream, not decoded here.
 """
 
 from __future__ import annotations
@@ -24,20 +24,12 @@ _FAULTS: Final = (OSError, ValueError, KeyError, pa.ArrowException)
 
 
 class HuggingFaceSource(ShardedSource):
-    """Splits one after another; a row's `split` is the one it comes from."""
+    """Splits in sequence; a row's `split` is the one that it comes from."""
 
     image_root = None
 
     def __init__(self, name: str, splits: Mapping[str, Any]) -> None:
-        """Take opened data sets.
-
-        Args:
-            name: what reports say.
-            splits: a `Dataset` or `IterableDataset` by split.
-
-        Raises:
-            DataError: there are none.
-        """
+        """Wrap an opened `Dataset` or `IterableDataset` per split; raises `DataError` without any."""
         self.name = name
         self._splits = [(split, _undecoded(opened)) for split, opened in splits.items()]
         if not self._splits:
@@ -61,7 +53,7 @@ class HuggingFaceSource(ShardedSource):
 
     @property
     def shards(self) -> Sequence[SourceShard]:
-        """Stretches of a data set on disk, or shards of a stream."""
+        """Ranges of a data set on disk, or shards of a stream."""
         return self._shards
 
     def read_shard(self, shard: SourceShard) -> Iterator[Row | BrokenRow]:
@@ -97,18 +89,7 @@ class HuggingFaceSource(ShardedSource):
 
 
 def open_saved(folder: Path, split: str | None = None) -> HuggingFaceSource:
-    """Open what `save_to_disk` has written.
-
-    Args:
-        folder: the folder.
-        split: leave other splits unread.
-
-    Returns:
-        The source.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """Open what `save_to_disk` has written; `split` skips other splits. Raises `DataError` if it cannot be read."""
     try:
         opened = datasets.load_from_disk(str(folder))
     except _FAULTS as error:
@@ -121,20 +102,10 @@ def open_saved(folder: Path, split: str | None = None) -> HuggingFaceSource:
 def open_hub(
     name: str, config: str | None, revision: str | None, split: str | None = None, *, streaming: bool
 ) -> HuggingFaceSource:
-    """Open a data set of the Hub, or of any place that `datasets.load_dataset` takes.
+    """Open a data set of the Hub, or any path that `datasets.load_dataset` takes.
 
-    Args:
-        name: OWNER/NAME, or a folder.
-        config: its configuration.
-        revision: branch, tag or commit.
-        split: leave other splits unread.
-        streaming: read it as it arrives.
-
-    Returns:
-        The source.
-
-    Raises:
-        DataError: there is none, or it cannot be reached.
+    `split` skips other splits; `streaming` reads without a copy on disk. Raises `DataError` if the data set does not
+    exist or cannot be reached.
     """
     try:
         opened = datasets.load_dataset(name, config, revision=revision, streaming=streaming)
@@ -154,7 +125,7 @@ def _by_split(opened: Any, split: str | None) -> dict[str, Any]:
 
 
 def _undecoded(opened: Any) -> Any:
-    """The same data set with images as stored bytes."""
+    """The data set with images as stored bytes."""
     if opened.features is None:
         return opened
     changed = {name: _undecoded_feature(feature) for name, feature in opened.features.items()}
@@ -201,7 +172,7 @@ def _with_bytes(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _loaded(value: Any) -> Any:
-    """Images that are kept as files of the data set's own: inside its archive, its repository or its folder."""
+    """Bytes of images stored as the data set's own files: in its archive, repository or folder."""
     if isinstance(value, list):
         return [_loaded(each) for each in value]
     if isinstance(value, dict) and set(value) == {"bytes", "path"} and value["bytes"] is None and value["path"]:

@@ -1,6 +1,6 @@
 """Parquet files: one, or a folder of them, images as bytes or as paths.
 
-Row groups are read one after another in small batches, so a file of any size takes the memory of a few rows.
+Row groups are read in small batches, so a file of any size takes the memory of a few rows.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class ParquetSource(ShardedSource):
         """Read the files' footers.
 
         Args:
-            path: a file, or a folder that is searched for them.
-            image_root: folder that paths of images are relative to; that of the files where None.
-            split: pass over files that are named for another one.
+            path: a file, or a folder that is searched recursively.
+            image_root: folder that image paths are relative to; None for that of the files.
+            split: skip files named for another split.
 
         Raises:
             DataError: a footer cannot be read, the files' columns differ, or there are no rows.
@@ -90,7 +90,7 @@ class ParquetSource(ShardedSource):
                         yield Row(number, f"{place} row {number}", _with_split(fields, split))
                         number += 1
         except (OSError, pa.ArrowException, UnicodeDecodeError):
-            # Which of the batch's rows is at fault is not told: all that are left of the group are lost.
+            # The faulty row of the batch is unknown, so the rest of the group is lost.
             for lost in range(number, end):
                 yield BrokenRow(lost, place, RowCode.ROW_UNREADABLE, f"row group {group} of the file is damaged")
 
@@ -114,7 +114,9 @@ def _footer(file: Path) -> tuple[Any, Any]:
         with pq.ParquetFile(file) as opened:
             return opened.metadata, opened.schema_arrow
     except (OSError, pa.ArrowException) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is damaged or no Parquet file"
+        reason = (
+            error.strerror if isinstance(error, OSError) and error.strerror else "it is damaged or not a Parquet file"
+        )
         raise DataError(
             DataCode.SOURCE_UNREADABLE, f"{file} cannot be read: {reason}", "fetch or write it again, or move it away"
         ) from error

@@ -1,6 +1,6 @@
-"""Reading rows shard by shard: what a source's storage falls into (shards, row groups, files) is what parts share out.
+"""Reading rows shard by shard: tar files, row groups or ranges of a list, which are divided among parts.
 
-Owns sharing, shuffling and passing over; a source on top says which shards it has and how to read one.
+Owns dividing, shuffling and skipping; a source says which shards it has and how to read one.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from trainer.data.sources.protocol import WHOLE, BrokenRow, Part, Row
 
 Item = TypeVar("Item")
 SHUFFLE_ROWS = 512
-"""Rows among which a streamed row trades places: as many images are held in memory, about 50 MB of scans."""
+"""Size of the shuffle buffer of a stream; its images are held in memory, about 50 MB of scans."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceShard:
-    """A stretch of rows that is read as one.
+    """Rows that are read together.
 
     Attributes:
         place: the source's own key for it.
-        first_number: number of its first row, from 1; None where the rows before it are not counted yet.
-        num_rows: how many rows it has; None where only reading tells.
+        first_number: number of its first row, from 1; None if the rows before it have not been counted.
+        num_rows: number of its rows; None if only known after reading.
     """
 
     place: int
@@ -37,7 +37,7 @@ class SourceShard:
 
 
 class ShardedSource(ABC):
-    """The part of a `PageSource` that has to do with order."""
+    """Order, sharing and skipping for a `PageSource` that is stored in shards."""
 
     @property
     @abstractmethod
@@ -59,7 +59,7 @@ class ShardedSource(ABC):
         shards = list(self.shards)
         if seed is not None:
             Random(seed).shuffle(shards)
-        # Fewer shards than parts: every part reads all and keeps its share of rows, so that no worker stands idle.
+        # Fewer shards than parts: every part reads all and keeps its share of rows, so that no worker is idle.
         is_strided = len(shards) < part.count
         mine = shards if is_strided else shards[part.index :: part.count]
         if seed is None and not is_strided:
@@ -73,16 +73,7 @@ class ShardedSource(ABC):
 
 
 def shuffled(items: Iterable[Item], rng: Random, size: int = SHUFFLE_ROWS) -> Iterator[Item]:
-    """Shuffle a stream through a buffer.
-
-    Args:
-        items: the stream.
-        rng: where chance comes from.
-        size: items held back at most.
-
-    Yields:
-        Every item once.
-    """
+    """Shuffle a stream through a buffer of at most `size` items."""
     held: list[Item] = []
     for item in items:
         if len(held) < size:
@@ -96,7 +87,7 @@ def shuffled(items: Iterable[Item], rng: Random, size: int = SHUFFLE_ROWS) -> It
 
 
 def files_fingerprint(files: Iterable[Path], root: Path) -> str:
-    """Digest of names, sizes and times of change: cheap for a million files, and new when one is replaced."""
+    """Digest of names, sizes and modification times: cheap for a million files, and changed when one is replaced."""
     digest = hashlib.sha256()
     for file in files:
         status = file.stat()
@@ -106,7 +97,7 @@ def files_fingerprint(files: Iterable[Path], root: Path) -> str:
 
 
 def _pass_over(shards: Sequence[SourceShard], start: int) -> tuple[list[SourceShard], int]:
-    """Leave out whole shards that lie before a row, where their lengths are known."""
+    """Skip whole shards before a row, if their lengths are known."""
     for index, shard in enumerate(shards):
         if shard.num_rows is None or start < shard.num_rows:
             return list(shards[index:]), start

@@ -1,7 +1,7 @@
 """WebDataset shards: tar archives, local or over HTTP, whose members of one key make a row.
 
 Members whose names are the same up to the first dot share a key: `0007.png`, `0007.txt`, `0007.json`. Archives are read
-front to back without a seek, so an HTTP response is read as it arrives. Written on the standard library: the
+front to back without a seek, so an HTTP response is read as it arrives. Uses the standard library, as the
 `webdataset` package imports torch, reaches HTTP through a `curl` program and runs what follows `pipe:` in a name.
 """
 
@@ -31,7 +31,7 @@ TEXT_MEMBERS: Final = ("txt", "text", "gt.txt")
 HTTP_TIMEOUT_S: Final = 60.0
 HTTP_TRIES: Final = 4
 HTTP_PAUSE_S: Final = 1.0
-"""Before the second try; doubled before each further one."""
+"""Pause before the second try; doubled before each further one."""
 LARGEST_MEMBER_BYTES: Final = 200_000_000
 _BRACES: Final = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -45,11 +45,11 @@ class WebDatasetSource(ShardedSource):
         """Find the shards.
 
         Args:
-            spec: a shard's path or http URL, with `{000..127}` for several; or a folder that holds shards.
-            split: pass over shards that are named for another one.
+            spec: a shard's path or http URL, with `{000..127}` for several; or a folder of shards.
+            split: skip shards named for another split.
 
         Raises:
-            DataError: there are none.
+            DataError: there are no shards.
         """
         folder = Path(spec)
         names = sorted(map(str, folder.rglob("*.tar"))) if folder.is_dir() else expand_braces(spec)
@@ -121,14 +121,7 @@ def is_url(name: str) -> bool:
 
 
 def expand_braces(spec: str) -> list[str]:
-    """Names that `{000..127}` stands for, with leading zeros kept.
-
-    Args:
-        spec: a name, with any number of ranges.
-
-    Returns:
-        The names in order.
-    """
+    """Expand every `{000..127}` in a name, keeping leading zeros."""
     match = _BRACES.search(spec)
     if match is None:
         return [spec]
@@ -138,11 +131,11 @@ def expand_braces(spec: str) -> list[str]:
 
 
 def _members(shard: str) -> Iterator[tuple[str, bytes] | RowError]:
-    """Files of a shard; where it breaks off, why."""
+    """Files of a shard; where it breaks off, the reason."""
     try:
         with _opened(shard) as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
             for info in archive:
-                # Links and devices name things outside the archive.
+                # Links and devices refer to files outside the archive.
                 if info.isreg():
                     yield info.name, _read(archive, info)
                 # The list of past members would grow for as long as the shard is read.
@@ -164,12 +157,12 @@ def _read(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
 def _grouped(
     members: Iterator[tuple[str, bytes] | RowError],
 ) -> Iterator[tuple[str, dict[str, bytes] | RowError]]:
-    """Members by key; those of one key lie together."""
+    """Members by key; those of one key are adjacent."""
     key = ""
     held: dict[str, bytes] = {}
     for member in members:
         if isinstance(member, RowError):
-            # The row in the making is not whole.
+            # The current row is incomplete.
             yield key or "start", member
             return
         name, data = member
@@ -223,7 +216,7 @@ def _opened(shard: str) -> Iterator[IO[bytes]]:
 
 
 def _requested(url: str, method: str) -> Any:
-    """Ask a server, again where it stumbles; 4xx is final."""
+    """Request a URL, with retries; 4xx is final."""
     request = urllib.request.Request(url, method=method)  # noqa: S310 - `is_url` has let HTTP through alone
     pause_s = HTTP_PAUSE_S
     for attempt in range(HTTP_TRIES):

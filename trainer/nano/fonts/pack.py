@@ -51,7 +51,6 @@ _HAND: Final = re.compile(
     r"|rufscript|abogado|tomson|staypuft|summersby|isabella|bwht|ecolier|cupola|script|okolaks|engadget|solothurn",
     re.I,
 )
-MAX_FACES_PER_FAMILY: Final = 4
 PROBE_PX: Final = 96
 
 

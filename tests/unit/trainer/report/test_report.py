@@ -136,11 +136,11 @@ def test_a_record_from_before_is_reported_too():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("worst.jsonl", "{}\n", "does not hold pages"),
+        ("worst.jsonl", "{}\n", "has no pages of an evaluation"),
         (
             "worst.jsonl",
             json.dumps({"name": "a", "tier": "b", "truth": "", "image_url": "https://x/y.png", "readings": []}),
-            "image of another kind",
+            "image of a format",
         ),
         ("evaluation.json", "{}", "not a result"),
         ("run.json", "{", "not JSON"),
