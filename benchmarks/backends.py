@@ -200,13 +200,13 @@ def read_pages(work: Path, reader: SampleReader) -> RunData:
     """The drawn pages, as the training loop takes them."""
     from trainer.data.sources.columns import Columns
     from trainer.data.sources.folder import FolderSource
-    from trainer.data.sources.rejected_rows import Ledger
+    from trainer.data.sources.rejected_rows import RejectedRows
     from trainer.data.sources.samples import read_samples
     from trainer.training.data import RunData
 
     pages = RunData()
     for name, into in (("train", pages.train), ("validation", pages.validation)):
-        for sample in read_samples(FolderSource(work / name), Columns(), Ledger()):
+        for sample in read_samples(FolderSource(work / name), Columns(), RejectedRows()):
             reader.take(sample, into)
     return pages
 

@@ -105,7 +105,7 @@ def _mix(folder: Path) -> None:
 
 
 def _prepare(source: Path, out: Path, *flags: str) -> None:
-    from trainer.__main__ import main as trainer
+    from trainer.cli import main as trainer
 
     if trainer(["prepare", str(source), *flags, "--out", str(out)]):
         raise SystemExit(f"prepare of {source.name} failed")

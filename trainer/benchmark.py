@@ -150,7 +150,7 @@ def drawn_pages(folder: Path, count: int, text_tokens: int) -> Callable[[SampleR
 
         from trainer.data.sources.columns import Columns
         from trainer.data.sources.folder import FolderSource
-        from trainer.data.sources.rejected_rows import Ledger
+        from trainer.data.sources.rejected_rows import RejectedRows
         from trainer.data.sources.samples import read_samples
         from trainer.training.data import RunData
 
@@ -164,7 +164,7 @@ def drawn_pages(folder: Path, count: int, text_tokens: int) -> Callable[[SampleR
             image.save(folder / f"{number:04d}.png")
             (folder / f"{number:04d}.txt").write_text(text, encoding="utf-8")
         pages = RunData()
-        for sample in read_samples(FolderSource(folder), Columns(), Ledger()):
+        for sample in read_samples(FolderSource(folder), Columns(), RejectedRows()):
             reader.take(sample, pages.train)
         return pages
 

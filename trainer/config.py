@@ -1,7 +1,7 @@
-"""The trainer's settings: the only place in `trainer` that reads the environment.
+"""The trainer's settings: the only module in `trainer` that reads the environment.
 
-What differs from run to run is a flag of its command; what belongs to a machine is a `DEEPSYNTH_TRAINER_*` variable.
-Standard library alone, so that a training machine needs nothing but torch and transformers.
+Settings of a machine are `DEEPSYNTH_TRAINER_*` variables; what differs from run to run is a flag of its command.
+Imports the standard library only, so a training machine needs nothing but torch and transformers.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ PREFIX = "DEEPSYNTH_TRAINER_"
 
 
 class SettingsError(ValueError):
-    """A variable that means nothing or has a value that it cannot have."""
+    """An unknown variable, or an invalid value."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerSettings:
-    """Settings of a machine; each field is a variable, `threads` is `DEEPSYNTH_TRAINER_THREADS`."""
+    """Settings of a machine; each field is a variable: `threads` is `DEEPSYNTH_TRAINER_THREADS`."""
 
     device: str = "auto"
     """`auto` (CUDA where there is a device), `cpu`, `cuda` or `cuda:N`."""
     threads: int = 0
-    """Threads of torch on the CPU and processes of Tesseract; 0: as many as there are cores."""
+    """Threads of torch on the CPU and processes of Tesseract; 0 for the number of cores."""
     tesseract: str = "tesseract"
     """Name or path of the Tesseract program."""
     tracing: bool = False
-    """Send OpenTelemetry spans of every command; where to, the OTEL_* variables say."""
+    """Send OpenTelemetry spans of every command, configured by the OTEL_* variables."""
 
     def __post_init__(self) -> None:
         if self.device not in {"auto", "cpu", "cuda"} and not self.device.removeprefix("cuda:").isdigit():
@@ -44,17 +44,7 @@ class TrainerSettings:
 
 
 def load_settings(environment: Mapping[str, str] | None = None) -> TrainerSettings:
-    """Read the settings.
-
-    Args:
-        environment: Variables; None for those of this process.
-
-    Returns:
-        The settings, checked.
-
-    Raises:
-        SettingsError: A variable is misspelt or has an impossible value.
-    """
+    """Read the settings from `environment`, or else this process's; raises `SettingsError`."""
     variables = os.environ if environment is None else environment  # noqa: TID251 - this is the trainer's config
     known = {f"{PREFIX}{field.name.upper()}": field.name for field in fields(TrainerSettings)}
     given = {name: value for name, value in variables.items() if name.startswith(PREFIX)}
@@ -73,20 +63,20 @@ def load_settings(environment: Mapping[str, str] | None = None) -> TrainerSettin
 
 
 @dataclass(frozen=True, slots=True)
-class ProcessPlace:
-    """Where this process stands among those that torchrun has started; alone without it."""
+class ProcessRank:
+    """This process's ranks among those that torchrun has started; 0 of 1 without torchrun."""
 
     rank: int = 0
     local_rank: int = 0
-    """Among those of this machine: the number of its GPU."""
-    count: int = 1
+    """Rank on this machine: the number of its GPU."""
+    world_size: int = 1
 
 
-def process_place() -> ProcessPlace:
-    """What torchrun has told this process."""
+def process_rank() -> ProcessRank:
+    """The ranks from torchrun's variables."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-    rank, local_rank, count = (os.environ.get(name, "") for name in names)  # noqa: TID251 - the trainer's config
-    return ProcessPlace(int(rank or 0), int(local_rank or 0), int(count or 1))
+    rank, local_rank, world_size = (os.environ.get(name, "") for name in names)  # noqa: TID251 - the trainer's config
+    return ProcessRank(int(rank or 0), int(local_rank or 0), int(world_size or 1))
 
 
 def child_environment() -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""OpenTelemetry spans around what takes time: off by default, and no package of it is imported then.
+"""OpenTelemetry spans around slow steps; off by default, and then no OpenTelemetry package is imported.
 
-Where spans go is the standard's own affair: `OTEL_EXPORTER_OTLP_ENDPOINT` and its kin. A span holds names and numbers,
-never a folder, a text or a host.
+Where spans are sent is set by the standard variables (`OTEL_EXPORTER_OTLP_ENDPOINT` and others). A span holds names and
+numbers, never a folder, a text or a host.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Value = str | int | float | bool
 
 
 class Span(Protocol):
-    """A stretch of time that can be told more about."""
+    """A running span."""
 
     def set_attribute(self, name: str, value: Value) -> None:
         """Add an attribute."""
@@ -25,21 +25,21 @@ class Span(Protocol):
 
 class _NoSpan:
     def set_attribute(self, name: str, value: Value) -> None:
-        """Nobody listens."""
+        """Ignored: tracing is off."""
 
 
 _tracers: list[Any] = []
-"""One at most: the tracer of this process."""
+"""The tracer of this process, at most one."""
 
 
 def start_tracing(exporter: Any | None = None) -> None:
-    """Let spans be recorded and sent from here on.
+    """Start recording and sending spans.
 
     Args:
-        exporter: gets the spans at once; None to send them in batches by OTLP over HTTP.
+        exporter: gets each span at once; None to send them in batches by OTLP over HTTP.
 
     Raises:
-        SettingsError: the packages are not installed.
+        SettingsError: OpenTelemetry is not installed.
     """
     if _tracers:
         return
@@ -57,21 +57,13 @@ def start_tracing(exporter: Any | None = None) -> None:
 
 
 def stop_tracing() -> None:
-    """Record nothing from here on."""
+    """Stop recording spans."""
     _tracers.clear()
 
 
 @contextmanager
 def span(name: str, attributes: Mapping[str, Value] | None = None) -> Iterator[Span]:
-    """Note how long something takes, and whether it fails; does nothing where tracing is off.
-
-    Args:
-        name: of the span.
-        attributes: known beforehand.
-
-    Yields:
-        The span.
-    """
+    """Record how long the block takes and whether it fails; does nothing while tracing is off."""
     if not _tracers:
         yield _NoSpan()
         return

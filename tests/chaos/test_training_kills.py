@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.training import run_small, start_small, write_checkpoint, write_words
-from trainer.training.checkpoints import find_fault, step_folders
+from trainer.training.checkpoints import step_folders, validation_error
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 KILLS = 20
@@ -38,10 +38,10 @@ def test_twenty_kills_at_random_moments(tmp_path):
         process.communicate()
         kills += 1
         run = tmp_path / "run"
-        faults = {path.name: find_fault(path) for _, path in step_folders(run / "checkpoints")}
+        faults = {path.name: validation_error(path) for _, path in step_folders(run / "checkpoints")}
         assert not any(faults.values()), faults
         best = run / "best"
-        assert not best.exists() or find_fault(best) is None
+        assert not best.exists() or validation_error(best) is None
     assert kills >= 5, "the run was over too soon to tell anything"
     process = start_small(tmp_path, *UPDATES, "--resume")
     _, errors = process.communicate()

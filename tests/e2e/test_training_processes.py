@@ -47,6 +47,6 @@ def test_sigterm_ends_the_program_with_a_checkpoint_and_its_own_status(tmp_path)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
-    assert "--resume goes on from there" in errors
-    (newest, _) = checkpoints.newest_sound(tmp_path / "run" / "checkpoints")
+    assert "--resume continues from there" in errors
+    (newest, _) = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
     assert newest is not None

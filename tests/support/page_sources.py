@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from trainer.data.prepare.conversion import Sample
+from trainer.data.prepare.conversion import PreparedSample
 from trainer.data.sources.protocol import BrokenRow, PageSource, Row
 
 LONG = "This text is long enough that no other page says the same, being number"
@@ -19,7 +19,7 @@ class KilledConverter:
 
     several_images = False
 
-    def convert(self, row: Row) -> list[Sample]:
+    def convert(self, row: Row) -> list[PreparedSample]:
         """No row gets past this."""
         os._exit(9)
 

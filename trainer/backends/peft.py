@@ -1,6 +1,6 @@
-"""PEFT by itself: any device, any of the models. In 4 bits on CUDA, through bitsandbytes.
+"""Plain PEFT: any device, any of the models. In 4 bits on CUDA, through bitsandbytes.
 
-Owns how a plain checkpoint becomes one with an adapter. Knows no data and no loop.
+Adds an adapter to a plain checkpoint. Knows neither data nor the training loop.
 """
 
 from __future__ import annotations
@@ -31,21 +31,14 @@ _KEPT_WHOLE = ("lm_head",)
 def adapt(request: AdapterRequest) -> AdaptedModel:
     """Load a base model, float32 on a CPU and bfloat16 on a GPU, and add an adapter to it.
 
-    Args:
-        request: what is wanted.
-
-    Returns:
-        The model on its device.
-
-    Raises:
-        TrainingError: the checkpoint cannot be used, or 4 bits are asked for where there are none.
+    Raises `TrainingError` if the checkpoint cannot be used, or if 4 bits are requested where they are not supported.
     """
     is_cuda = request.device.type == "cuda"
     if request.in_4bit and not is_cuda:
         raise TrainingError(
             TrainingCode.GPU_MISSING,
             "--use-qlora keeps weights in 4 bits, which only CUDA devices compute with",
-            "leave it out on a CPU, or run on a machine with a GPU",
+            "leave it out on a CPU, or use a machine with a GPU",
         )
     try:
         loaded = load_checkpoint(
@@ -77,16 +70,7 @@ def adapt(request: AdapterRequest) -> AdaptedModel:
 
 
 def add_adapter(base: Any, modules: tuple[str, ...], request: AdapterRequest) -> PeftModel:
-    """Add a fresh adapter to a model; everything else is frozen.
-
-    Args:
-        base: the base model.
-        modules: whole names.
-        request: rank and kin.
-
-    Returns:
-        PEFT's model.
-    """
+    """Add a new adapter to the modules of these full names; everything else is frozen."""
     config = LoraConfig(
         r=request.rank,
         lora_alpha=request.alpha,  # type: ignore[arg-type] # a float is divided all the same
@@ -103,32 +87,22 @@ def add_adapter(base: Any, modules: tuple[str, ...], request: AdapterRequest) ->
 
 
 def check_adapter(model: nn.Module, modules: tuple[str, ...]) -> None:
-    """See to it that a library adapted what it was asked to, and nothing else.
-
-    Args:
-        model: with its adapter.
-        modules: whole names in the base model.
-
-    Raises:
-        TrainingError: it did not.
-    """
+    """Raise `TrainingError` unless exactly the modules of these full names have an adapter."""
     trained = {name for name, each in model.named_parameters() if each.requires_grad}
     wanted = {f"{PREFIX}{name}.lora_{side}.{ADAPTER}.weight" for name in modules for side in "AB"}
     if trained != wanted:
         odd = sorted(trained ^ wanted)
         raise TrainingError(
             TrainingCode.TARGET_UNMATCHED,
-            f"{len(odd)} tensors are trained that should not be, or the other way round, first {odd[0]}",
-            "take --backend peft, and report it",
+            f"{len(odd)} tensors are trained that should not be, or the reverse, first {odd[0]}",
+            "use --backend peft, and report this as a bug",
         )
 
 
 def recompute_layers(base: nn.Module, *, keeps_chance: bool) -> None:
-    """Give up activations inside the decoder's layers and compute them again in the backward pass.
+    """Do not keep activations inside the decoder's layers; recompute them in the backward pass.
 
-    Args:
-        base: the model.
-        keeps_chance: whether layers drop anything, so that the second time has to drop the same.
+    `keeps_chance` says whether layers have dropout, so that the second pass must drop the same values.
     """
     for name, module in base.named_modules():
         is_layer = name.startswith(DECODERS) and name.rsplit(".", 1)[-1].isdigit() and name.count(".") <= 3
@@ -137,26 +111,16 @@ def recompute_layers(base: nn.Module, *, keeps_chance: bool) -> None:
 
 
 def stack_experts(base: Any) -> None:
-    """Let one kernel visit the experts of our own class, which the host does by itself: dozens of products a layer.
-
-    Args:
-        base: the model; transformers' own does so already.
-    """
+    """Compute all experts of a layer of our own class in one kernel, as transformers' class does."""
     if isinstance(base, DeepseekOcrForConditionalGeneration):
         base.set_moe_implementation("stacked")
 
 
 def quantise(base: nn.Module, device: torch.device) -> None:
-    """Turn frozen linear modules into 4-bit ones while they move to the device.
+    """Turn frozen linear modules into 4-bit ones while they move from the CPU to a CUDA device.
 
-    Routed experts stay as they are: they are stacked tensors, which bitsandbytes does not know.
-
-    Args:
-        base: the model, on the CPU.
-        device: a CUDA device.
-
-    Raises:
-        TrainingError: bitsandbytes is not installed.
+    Routed experts are left as they are: they are stacked tensors, which bitsandbytes does not support.
+    Raises `TrainingError` if bitsandbytes is not installed.
     """
     try:
         from bitsandbytes.nn import Linear4bit, Params4bit

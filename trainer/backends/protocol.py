@@ -1,4 +1,4 @@
-"""What a backend gives to a run: the base model with a fresh adapter in it, ready to be trained."""
+"""What a backend provides: the base model with a new adapter, ready for training."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class AdapterRequest:
-    """The adapter that is wanted.
+    """The adapter to make.
 
     Attributes:
         checkpoint: base model: folder or repository.
         device: where it goes.
-        choose: settles the modules to adapt, once the model is there.
+        choose: chooses the modules to adapt in the loaded model.
         rank: of the adapter.
         alpha: its product is multiplied by alpha / rank.
         dropout: share of inputs dropped.
@@ -57,7 +57,7 @@ class AdaptedModel:
         base_name: of the base model, without folders of this machine.
         modules: whole names of the adapted modules.
         details: what makes the backend, for the record.
-        keeps_logits: whether forward takes `logits_to_keep` beside labels.
+        keeps_logits: whether forward takes `logits_to_keep` together with labels.
     """
 
     model: PeftModel
@@ -73,16 +73,9 @@ class Backend(Protocol):
     """Makes adapted models."""
 
     def __call__(self, request: AdapterRequest) -> AdaptedModel:
-        """Load the base model and add the adapter.
-
-        Args:
-            request: what is wanted.
-
-        Returns:
-            The model, on its device.
-        """
+        """Load the base model onto its device and add the adapter."""
 
 
 def as_pattern(modules: Sequence[str]) -> str:
-    """A pattern that matches these whole names alone, for libraries that do not take lists of them."""
+    """A pattern that matches exactly these full names, for libraries that do not take lists of them."""
     return "(?:" + "|".join(name.replace(".", r"\.") for name in modules) + ")"

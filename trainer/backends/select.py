@@ -1,6 +1,6 @@
-"""Which backend a CUDA run gets: Unsloth where it is installed and gains something, else PEFT by itself.
+"""Which backend a CUDA run uses: Unsloth where it is installed and faster, else plain PEFT.
 
-Nothing of either is imported before it is chosen.
+Neither is imported before it is chosen.
 """
 
 from __future__ import annotations
@@ -12,21 +12,11 @@ from trainer.backends.protocol import Backend
 from trainer.training.errors import TrainingCode, TrainingError
 
 ENVIRONMENT = {"UNSLOTH_DISABLE_STATISTICS": "1", "UNSLOTH_COMPILE_DISABLE": "1"}
-"""Nothing is reported to anybody; and its compilation of blocks had no first step after two minutes on an H100."""
+"""No telemetry; no compilation of blocks either, which had not finished a first step after two minutes on an H100."""
 
 
 def unsloth_backend(*, required: bool) -> Backend:
-    """The backend of a run on CUDA.
-
-    Args:
-        required: Unsloth or nothing.
-
-    Returns:
-        The backend.
-
-    Raises:
-        TrainingError: Unsloth is required and not installed.
-    """
+    """The backend of a run on CUDA; raises `TrainingError` if Unsloth is `required` and not installed."""
     if importlib.util.find_spec("unsloth") is None:
         if required:
             raise TrainingError(

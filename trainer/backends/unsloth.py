@@ -1,8 +1,8 @@
 """Unsloth on CUDA: the only file that imports it. Import it before anything that imports transformers.
 
 DeepSeek-OCR-2 is loaded by `FastVisionModel` and given our interface; DeepSeek-OCR and nano are our own class, whose
-loading Unsloth does not know, and get its adapter and checkpointing alone. Pages in training come as embeddings, so
-nothing of the vision part passes through it.
+loading Unsloth does not know, so they use only its adapter and checkpointing. Pages in training are embeddings, so
+the vision part does not pass through it.
 """
 
 from __future__ import annotations
@@ -22,20 +22,13 @@ from trainer.backends.protocol import AdaptedModel, AdapterRequest, as_pattern
 from trainer.training.errors import TrainingCode, TrainingError
 
 CHECKPOINTING = "unsloth"
-"""Activations between layers wait in the host's memory."""
+"""Activations between layers are kept in host memory."""
 
 
 def adapt(request: AdapterRequest) -> AdaptedModel:
     """Load a base model in bfloat16 or 4 bits and add an adapter to it.
 
-    Args:
-        request: what is wanted.
-
-    Returns:
-        The model on its device.
-
-    Raises:
-        TrainingError: the checkpoint cannot be used.
+    Raises `TrainingError` if the checkpoint cannot be used.
     """
     try:
         folder, name = find_checkpoint(request.checkpoint)
@@ -48,7 +41,7 @@ def adapt(request: AdapterRequest) -> AdaptedModel:
     modules = request.choose(base)
     model = FastVisionModel.get_peft_model(
         base,
-        # Whole names: by their ends it would adapt the vision part too, by default even the routed experts.
+        # Full names: by ends of names it would adapt the vision part too, by default even the routed experts.
         target_modules=as_pattern(modules),
         target_parameters=[],
         r=request.rank,
@@ -68,7 +61,7 @@ def adapt(request: AdapterRequest) -> AdaptedModel:
         base_name=name,
         modules=modules,
         details={"backend": "unsloth", "in_4bit": request.in_4bit},
-        # Its fused loss takes whole sequences and never writes their logits.
+        # Its fused loss takes whole sequences and never materialises their logits.
         keeps_logits=not is_ocr2,
     )
 
@@ -90,7 +83,7 @@ def _load_native(request: AdapterRequest) -> tuple[Any, Any, Any]:
     stack_experts(base)
     if request.in_4bit:
         quantise(base, request.device)
-    base.max_seq_length = request.max_length  # Unsloth's own loaders note it there
-    # As do they that a model's code is not transformers': else it insists on having replaced the library's loop.
+    base.max_seq_length = request.max_length  # where Unsloth's own loaders record it
+    # They also mark models whose code is not transformers'; without it Unsloth insists on replacing the library's loop.
     base._unsloth_trust_remote_code = True
     return base, loaded.tokenizer, loaded.geometry

@@ -1,6 +1,6 @@
-"""`python -m trainer benchmark`: Unsloth and plain training side by side, with cached vision features and without.
+"""`python -m trainer benchmark`: compare Unsloth and plain training, with and without cached vision features.
 
-Owns the flags, a process for each way, and the table. What is measured is `trainer.benchmark`'s.
+Owns the flags, a process for each way, and the table; `trainer.benchmark` measures.
 """
 
 from __future__ import annotations
@@ -26,40 +26,30 @@ PACKAGES = ("accelerate", "bitsandbytes", "unsloth")
 
 def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser("benchmark", help="time ways of training beside each other", description=__doc__)
+    parser = commands.add_parser("benchmark", help="compare ways of training", description=__doc__)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="checkpoint: folder or repository (%(default)s)")
     parser.add_argument(
         "--modes", nargs="+", choices=WAYS, metavar="MODE", help=f"of {', '.join(WAYS)}; all that work here"
     )
-    parser.add_argument("--dataset-name", metavar="SOURCE", help="pages to train on; drawn ones otherwise")
+    parser.add_argument("--dataset-name", metavar="SOURCE", help="pages to train on; default: drawn pages")
     parser.add_argument("--batch-size", type=positive, default=4, metavar="N", help="(%(default)s)")
     parser.add_argument(
-        "--text-tokens", type=positive, default=512, metavar="N", help="of each drawn page (%(default)s)"
+        "--text-tokens", type=positive, default=512, metavar="N", help="text tokens of each drawn page (%(default)s)"
     )
-    parser.add_argument("--steps", type=positive, default=10, metavar="N", help="timed ones (%(default)s)")
+    parser.add_argument("--steps", type=positive, default=10, metavar="N", help="timed steps (%(default)s)")
     parser.add_argument("--use-qlora", action="store_true", help="keep frozen weights in 4 bits (CUDA)")
-    parser.add_argument("--no-gradient-checkpointing", action="store_true", help="keep activations")
+    parser.add_argument("--no-gradient-checkpointing", action="store_true", help="do not recompute activations")
     parser.add_argument("--device", help="auto, cpu or cuda; DEEPSYNTH_TRAINER_DEVICE")
-    parser.add_argument("--limit-s", type=positive, default=LIMIT_S, metavar="S", help="for each mode (%(default)s)")
+    parser.add_argument(
+        "--limit-s", type=positive, default=LIMIT_S, metavar="S", help="time limit for each mode (%(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="append a JSON line for each mode")
     parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
     parser.set_defaults(run=run_benchmark)
 
 
 def run_benchmark(options: argparse.Namespace, settings: TrainerSettings) -> str:
-    """Carry the command out.
-
-    Args:
-        options: Its flags.
-        settings: The machine's settings.
-
-    Returns:
-        The table.
-
-    Raises:
-        UsageError: No mode could be measured.
-        TrainingError: The device is not there.
-    """
+    """Run the command; returns the table. Raises `UsageError` if no mode could be measured."""
     device, has_gpu = choose_device(options.device or settings.device)
     case = Case(
         options.model, device, options.batch_size, options.text_tokens, options.steps, options.use_qlora,
@@ -85,7 +75,7 @@ def run_benchmark(options: argparse.Namespace, settings: TrainerSettings) -> str
 
 
 def _measured(mode: str, case: Case, limit_s: int) -> tuple[dict[str, Any] | None, str]:
-    """One mode in a process of its own: its row, or why there is none."""
+    """Measure one mode in its own process: its row, or why there is none."""
     words = ["--child", mode, "--model", case.model, "--device", case.device, "--steps", str(case.steps)]
     words += ["--batch-size", str(case.batch_size), "--text-tokens", str(case.text_tokens)]
     words += ["--dataset-name", case.dataset_name] if case.dataset_name else []
@@ -113,7 +103,7 @@ def _origin(device: str) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    """Milliseconds and memory, and both against the first row."""
+    """Milliseconds and memory, also relative to the first row."""
     first = rows[0]
     lines = [f"{'mode':16}{'ms a step':>12}{'speed':>9}{'GiB':>9}{'memory':>9}"]
     for row in rows:

@@ -1,7 +1,6 @@
-"""`python -m trainer evaluate`: flags in, table, record, card and report out.
+"""`python -m trainer evaluate`: measure error rates, and write table, record, card and report.
 
-Owns the flags and which readers they make. What is read, how it is scored and how it is shown belongs to
-`trainer.evaluation` and `trainer.report`.
+Owns the flags and makes the readers. Reading, scoring and showing are in `trainer.evaluation` and `trainer.report`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from trainer.commands.flags import (
 from trainer.commands.report import REPORT_NAME, report_of
 from trainer.config import TrainerSettings, child_environment
 from trainer.evaluation.card import RECORD_NAME, update_card
-from trainer.evaluation.paths import adapter_place
+from trainer.evaluation.paths import locate_adapter
 from trainer.evaluation.results import EvaluationResult, load_result, to_json
 from trainer.evaluation.run import ScoredPage, evaluate
 from trainer.evaluation.table import text_table
@@ -46,19 +45,19 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     readers = parser.add_argument_group("readers")
     readers.add_argument("--model", default=DEFAULT_MODEL, help="checkpoint: folder or repository (%(default)s)")
     readers.add_argument(
-        "--adapter", metavar="DIR|NAME[@VERSION]", help="PEFT folder or published adapter, read beside the base model"
+        "--adapter", metavar="DIR|NAME[@VERSION]", help="PEFT folder or published adapter, compared with the base model"
     )
-    readers.add_argument("--volume", type=Path, metavar="DIR", help="the adapter volume that a name is looked up on")
-    readers.add_argument("--no-base", action="store_true", help="read with the adapter alone")
-    readers.add_argument("--url", help="a running service to measure in the place of a checkpoint")
-    readers.add_argument("--model-id", help="model or adapter that the service is asked for")
+    readers.add_argument("--volume", type=Path, metavar="DIR", help="the adapter volume in which a name is looked up")
+    readers.add_argument("--no-base", action="store_true", help="read with the adapter only")
+    readers.add_argument("--url", help="a running service to measure instead of a checkpoint")
+    readers.add_argument("--model-id", help="model or adapter to request from the service")
     readers.add_argument(
         "--concurrency", type=positive, default=CONCURRENCY, metavar="N", help="requests at once (%(default)s)"
     )
-    readers.add_argument("--tesseract", action="store_true", help="let Tesseract read the same pages")
+    readers.add_argument("--tesseract", action="store_true", help="read the same pages with Tesseract too")
     add_reading_flags(parser)
     output = parser.add_argument_group("output")
-    output.add_argument("--bert-score", metavar="MODEL", help="BERTScore too, by this model: folder or repository")
+    output.add_argument("--bert-score", metavar="MODEL", help="add BERTScore by this model: folder or repository")
     output.add_argument("--json", type=Path, metavar="FILE", help="write the record")
     output.add_argument(
         "--pages", type=Path, metavar="FILE", help="write every page's readings, one JSON object a line"
@@ -71,30 +70,18 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--out", type=Path, metavar="DIR", help="write record, worst pages and report into a run's folder"
     )
     output.add_argument(
-        "--update-card", type=Path, metavar="CARD", help="write the table into a card, the record beside it"
+        "--update-card", type=Path, metavar="CARD", help="write the table into a card, and the record next to it"
     )
     output.add_argument(
-        "--from-json", type=Path, metavar="FILE", help="read nothing: show this record, or put it into a card"
+        "--from-json", type=Path, metavar="FILE", help="read no pages: show this record, or write it into a card"
     )
     parser.set_defaults(run=run_evaluate)
 
 
 def run_evaluate(options: argparse.Namespace, settings: TrainerSettings) -> str:
-    """Carry the command out.
+    """Run the command; returns the table.
 
-    Args:
-        options: Its flags.
-        settings: The machine's settings.
-
-    Returns:
-        The table.
-
-    Raises:
-        UsageError: There is nothing to read, or flags make no sense together.
-        SampleError: A set cannot be read.
-        DataError: There is no such source.
-        ReaderError: A reader cannot work.
-        VolumeError: There is no such adapter on the volume.
+    Raises errors of usage, sets, sources, readers and the adapter volume before any model reads.
     """
     if options.from_json is not None:
         return _show(load_result(options.from_json), [], options)
@@ -105,7 +92,7 @@ def run_evaluate(options: argparse.Namespace, settings: TrainerSettings) -> str:
         sets = page_sets(options, Path(scratch))
         if not sets:
             raise UsageError("nothing to read: give --data SOURCE, --real DIR or both")
-        # What is missing should be known before a model has read for minutes.
+        # Fail on missing models before a model has read for minutes.
         add_bert_scores = _bert_scores(options, settings)
         readers = _readers(options, settings)
         result, pages = evaluate(sets, readers, sys.stderr)
@@ -114,14 +101,14 @@ def run_evaluate(options: argparse.Namespace, settings: TrainerSettings) -> str:
 
 def _readers(options: argparse.Namespace, settings: TrainerSettings) -> list[Reader]:
     readers: list[Reader] = []
-    # First, as a missing program should be known before a model has read for minutes.
+    # First, to fail on a missing program before a model has read for minutes.
     if options.tesseract:
         readers.append(TesseractReader(child_environment(), settings.num_threads, program=settings.tesseract))
     return [*(_service_readers(options) if options.url else _model_readers(options, settings)), *readers]
 
 
 def _service_readers(options: argparse.Namespace) -> list[Reader]:
-    """The adapter first, then the base; or the one model that is asked for."""
+    """The adapter first, then the base model; or the one model asked for."""
     model_ids = [options.model_id]
     if options.adapter is not None:
         model_ids = [options.adapter] if options.no_base else [options.adapter, options.model_id]
@@ -139,10 +126,10 @@ def _service_readers(options: argparse.Namespace) -> list[Reader]:
 
 
 def _model_readers(options: argparse.Namespace, settings: TrainerSettings) -> list[Reader]:
-    # torch and the model take seconds to import, which --help and --from-json need not pay for.
+    # Imported late: torch takes seconds, which --help and --from-json do not need.
     from trainer.reading.loading import load_adapter_readers, load_model_reader
 
-    place = adapter_place(options.adapter, options.volume) if options.adapter is not None else None
+    place = locate_adapter(options.adapter, options.volume) if options.adapter is not None else None
     device, reading = options.device or settings.device, reading_options(options)
     if place is None:
         return [load_model_reader(options.model, device, settings.num_threads, reading)]

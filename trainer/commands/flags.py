@@ -1,4 +1,4 @@
-"""Flags that several commands share, and what they make: pages to measure on, and how a model is asked to read them."""
+"""Flags that several commands share: pages to measure on, and how a model reads them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ TASKS = (Task.FREE, Task.MARKDOWN, Task.OCR)
 
 
 class UsageError(ValueError):
-    """Flags that make no sense together."""
+    """Flags that contradict each other or are incomplete."""
 
 
 def positive(text: str) -> int:
-    """A flag's whole number above 0."""
+    """Parse a whole number above 0."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
@@ -32,7 +32,7 @@ def positive(text: str) -> int:
 
 
 def ratio(text: str) -> float:
-    """A flag's share, 0 to 1."""
+    """Parse a share from 0 to 1."""
     number = float(text)
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
@@ -40,48 +40,41 @@ def ratio(text: str) -> float:
 
 
 def add_page_flags(parser: argparse.ArgumentParser, title: str = "pages") -> None:
-    """Add what says which pages are read."""
+    """Add the flags that select pages."""
     pages = parser.add_argument_group(title)
     pages.add_argument("--data", metavar="SOURCE", help="an evaluation set (DIR/index.jsonl with tiers), or any source")
-    pages.add_argument("--tiers", nargs="+", default=[], metavar="TIER", help="tiers of the set to read; all")
-    pages.add_argument("--split", choices=SPLITS, help="split of the source to read; all, each a tier")
-    pages.add_argument("--layout", type=Layout, choices=list(Layout), help="of the source's pages (block)")
+    pages.add_argument("--tiers", nargs="+", default=[], metavar="TIER", help="tiers of the set to read; default: all")
+    pages.add_argument("--split", choices=SPLITS, help="split of the source to read; default: all, each a tier")
+    pages.add_argument("--layout", type=Layout, choices=list(Layout), help="layout of the source's pages (block)")
     pages.add_argument("--real", type=Path, metavar="DIR", help="scans: a folder with images/ and truth/")
     pages.add_argument("--limit", type=positive, metavar="N", help="at most N pages of each tier, or of the source")
 
 
 def add_reading_flags(parser: argparse.ArgumentParser) -> None:
-    """Add what says how pages are read."""
+    """Add the flags that say how pages are read."""
     reading = parser.add_argument_group("reading")
     reading.add_argument("--task", type=Task, choices=TASKS, default=Task.FREE, help="(%(default)s)")
-    reading.add_argument("--mode", type=Mode, choices=list(Mode), help="resolution; the checkpoint's default")
+    reading.add_argument("--mode", type=Mode, choices=list(Mode), help="resolution; default: the checkpoint's")
     reading.add_argument("--batch-size", type=positive, default=8, metavar="N", help="(%(default)s)")
-    reading.add_argument("--max-new-tokens", type=positive, metavar="N", help="by the page's layout")
+    reading.add_argument(
+        "--max-new-tokens", type=positive, metavar="N", help="longest answer; default: by the page's layout"
+    )
     reading.add_argument("--device", help="auto, cpu or cuda; DEEPSYNTH_TRAINER_DEVICE")
 
 
 def reading_options(options: argparse.Namespace) -> ReadingOptions:
-    """How a model in this process is asked."""
-    # torch takes seconds to import, which --help need not pay for.
+    """How a model in this process reads."""
+    # Imported late: torch takes seconds, which --help does not need.
     from trainer.reading.model import ReadingOptions
 
     return ReadingOptions(options.task, options.mode, options.batch_size, options.max_new_tokens)
 
 
 def page_sets(options: argparse.Namespace, scratch: Path) -> list[SampleSet]:
-    """The pages that the flags name.
+    """The pages that the flags of `add_page_flags` name; none where no flag names any.
 
-    Args:
-        options: With the flags of `add_page_flags`.
-        scratch: Receives images of sources that have no files; it has to last as long as the sets.
-
-    Returns:
-        Sets of pages; none where no flag names any.
-
-    Raises:
-        UsageError: Flags that make no sense together.
-        SampleError: A set cannot be read.
-        DataError: There is no such source.
+    `scratch` receives images of sources that have no files, and must exist as long as the sets are used. Raises
+    `UsageError`, `SampleError` or `DataError`.
     """
     sets = []
     if options.data is not None:
@@ -97,8 +90,8 @@ def _data_set(options: argparse.Namespace, scratch: Path) -> SampleSet:
             raise UsageError("an evaluation set has tiers: choose with --tiers, not with --split or --layout")
         return load_set(Path(options.data), options.tiers, options.limit)
     if options.tiers:
-        raise UsageError(f"{options.data} is no evaluation set and has no tiers: choose with --split")
-    # pyarrow takes a moment to import, which --help need not pay for.
+        raise UsageError(f"{options.data} is not an evaluation set and has no tiers: choose with --split")
+    # Imported late: pyarrow takes a moment, which --help does not need.
     from trainer.evaluation.sources import load_source
 
     return load_source(options.data, scratch, options.split, options.layout or Layout.BLOCK, options.limit)

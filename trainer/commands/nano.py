@@ -1,6 +1,6 @@
 """`python -m trainer nano`: the steps from Debian packages to the checkpoint in `shared/nano`, one subcommand each.
 
-Owns flags alone; every step's module is imported when it runs, since each needs other packages.
+Owns only the flags; every step's module is imported when it runs, since each needs other packages.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ from trainer.config import TrainerSettings
 
 def add_nano(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand and its steps."""
-    parser = commands.add_parser("nano", help="make the small model that ships", description=__doc__)
+    parser = commands.add_parser(
+        "nano", help="make nano, the small model that ships with the service", description=__doc__
+    )
     steps = parser.add_subparsers(title="steps, in order", metavar="STEP", required=True)
     for name, text in (("fonts", "pack fonts of Debian packages"), ("corpus", "pack texts of Debian packages")):
         step = steps.add_parser(name, help=text)
-        step.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder that gets both halves")
+        step.add_argument(
+            "--out", type=Path, required=True, metavar="DIR", help="output folder for training and held-out halves"
+        )
         step.add_argument("--cache", type=Path, required=True, metavar="DIR", help="where packages are unpacked")
         step.set_defaults(run=_run_fonts if name == "fonts" else _run_corpus)
     _add_evalset(steps)
@@ -32,8 +36,8 @@ def add_nano(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _add_evalset(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     step = steps.add_parser("evalset", help="draw the evaluation set from held-out fonts and texts")
     step.add_argument("--data", type=Path, required=True, metavar="DIR", help="what `fonts` and `corpus` wrote")
-    step.add_argument("--out", type=Path, required=True, metavar="DIR", help="replaced as a whole")
-    step.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="of another set than the published one")
+    step.add_argument("--out", type=Path, required=True, metavar="DIR", help="replaced if it exists")
+    step.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="makes another set than the published one")
     step.set_defaults(run=_run_evalset)
 
 
@@ -45,7 +49,7 @@ def _add_tokenizer(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _add_train(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    step = steps.add_parser("train", help="train nano within a budget of time")
+    step = steps.add_parser("train", help="train nano within a time budget")
     step.add_argument("--data", type=Path, required=True, metavar="DIR", help="what `fonts` and `corpus` wrote")
     step.add_argument("--tokenizer", type=Path, required=True, metavar="FILE")
     step.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run: log and shards")
@@ -53,17 +57,19 @@ def _add_train(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--resume",
         type=Path,
         metavar="DIR",
-        help="an earlier run's shards, or a checkpoint (shared/nano), to carry on from",
+        help="an earlier run's shards, or a checkpoint (shared/nano), to continue from",
     )
     step.add_argument("--device", help="auto, cpu or cuda; DEEPSYNTH_TRAINER_DEVICE")
-    step.add_argument("--workers", type=int, default=0, help="drawing processes; 0: one less than there are cores")
-    step.add_argument("--no-compile", action="store_true", help="start at once, and run slower")
-    # Absent flags leave the recipe's own numbers, so that they stand in one place.
+    step.add_argument(
+        "--workers", type=int, default=0, help="drawing processes; 0 for one less than the number of cores"
+    )
+    step.add_argument("--no-compile", action="store_true", help="start at once, but run slower")
+    # Without a flag the recipe's own number is used, so that numbers are in one place.
     for name, kind, text in (
         ("--budget-s", float, "seconds"),
         ("--max-steps", int, "end after so many steps"),
         ("--views-per-batch", int, "640 px views of each step"),
-        ("--start", float, "share of the curriculum that earlier runs covered; 1 to carry on"),
+        ("--start", float, "share of the curriculum that earlier runs covered; 1 to continue"),
         ("--learning-rate", float, "of tables, norms and biases at its highest"),
         ("--matrix-learning-rate", float, "of matrices and convolutions at its highest"),
         ("--decay-share", float, "last share of the run over which both fall to zero"),

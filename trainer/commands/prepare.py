@@ -1,6 +1,6 @@
-"""`python -m trainer prepare`: any source of pages in, a prepared set out.
+"""`python -m trainer prepare`: turn any source of pages into a prepared set.
 
-Owns the flags. What is read belongs to `trainer.data.sources`, what is written to `trainer.data.preparation`.
+Owns the flags. Sources are read by `trainer.data.sources`, sets are written by `trainer.data.prepare`.
 """
 
 from __future__ import annotations
@@ -38,60 +38,63 @@ def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     source.add_argument("--dataset-revision", metavar="REV", help="branch, tag or commit of a Hub data set")
     source.add_argument("--streaming", action="store_true", help="read a Hub data set without a copy on disk")
     source.add_argument("--image-root", type=Path, metavar="DIR", help="folder that image paths are relative to")
-    source.add_argument("--limit", type=_positive, metavar="N", help="the first N rows alone")
+    source.add_argument("--limit", type=_positive, metavar="N", help="only the first N rows")
     columns = parser.add_argument_group("columns")
     columns.add_argument("--image-column", metavar="NAME", help="the image, or a list of images")
     columns.add_argument("--text-column", metavar="NAME", help="the text to produce")
-    columns.add_argument("--read-column", metavar="NAME", help="the text to draw, if it is another")
+    columns.add_argument("--read-column", metavar="NAME", help="the text to draw, if it differs")
     columns.add_argument("--split-column", metavar="NAME", help="names each row's split")
     columns.add_argument("--text-is-file", action="store_true", help="the text's column names a file")
     drawing = parser.add_argument_group("drawing text on pages")
     drawing.add_argument("--convert-to-images", action="store_true", help="draw the text; the source needs no images")
     drawing.add_argument(
-        "--fonts", type=Path, nargs="+", default=[], metavar="DIR", help="folders with fonts; Latin only without"
+        "--fonts", type=Path, nargs="+", default=[], metavar="DIR", help="folders with fonts; without any, Latin only"
     )
     drawing.add_argument("--font-size", type=_size_range, default=(20, 28), metavar="A-B", help="pixels (20-28)")
     drawing.add_argument("--page-size", type=_page_size, default=(1024, 1448), metavar="WxH", help="pixels (1024x1448)")
     drawing.add_argument("--margin", type=_positive, default=64, metavar="N", help="pixels (%(default)s)")
     drawing.add_argument("--max-pages", type=_positive, default=16, metavar="N", help="of one text (%(default)s)")
     drawing.add_argument(
-        "--degraded-share", type=float, default=0.0, metavar="P", help="pages spoilt like scans (%(default)s)"
+        "--degraded-share",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="share of pages degraded like scans (%(default)s)",
     )
-    drawing.add_argument("--seed", type=int, default=0, metavar="N", help="of faces, sizes and spoiling (%(default)s)")
+    drawing.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of faces, sizes and degradation (%(default)s)"
+    )
     splits = parser.add_argument_group("splits, where the source names none")
     splits.add_argument("--validation-share", type=float, default=0.1, metavar="P", help="(%(default)s)")
     splits.add_argument("--test-share", type=float, default=0.0, metavar="P", help="(%(default)s)")
-    splits.add_argument("--split-salt", default="", metavar="WORD", help="another word, another partition")
+    splits.add_argument("--split-salt", default="", metavar="WORD", help="another word gives another partition")
     rows = parser.add_argument_group("broken rows")
     rows.add_argument(
-        "--max-broken-share", type=float, default=0.01, metavar="P", help="left out at most (%(default)s)"
+        "--max-broken-share", type=float, default=0.01, metavar="P", help="maximum share left out (%(default)s)"
     )
     output = parser.add_argument_group("output")
-    output.add_argument("--out", type=Path, required=True, metavar="DIR", help="the set; written beside and renamed")
+    output.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the set; written to a temporary folder and renamed"
+    )
     output.add_argument("--format", choices=("parquet", "webdataset"), default="parquet", help="(%(default)s)")
     output.add_argument("--rows-per-file", type=_positive, default=1000, metavar="N", help="(%(default)s)")
-    output.add_argument("--overwrite", action="store_true", help="replace the prepared set that stands there")
-    output.add_argument("--restart", action="store_true", help="throw away what an unfinished run has left")
-    output.add_argument("--workers", type=int, default=1, metavar="N", help="processes; 0 for every core (%(default)s)")
+    output.add_argument("--overwrite", action="store_true", help="replace an existing prepared set")
+    output.add_argument("--restart", action="store_true", help="delete unfinished work of an earlier run")
+    output.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes; 0 for one per core (%(default)s)"
+    )
     parser.set_defaults(run=run_prepare)
 
 
 def run_prepare(options: argparse.Namespace, _: TrainerSettings) -> str:
-    """Carry the command out.
-
-    Args:
-        options: Its flags.
-
-    Returns:
-        What was prepared.
-    """
-    # pyarrow takes a moment to import, which --help need not pay for.
+    """Run the command; returns what was prepared."""
+    # Imported late: pyarrow takes a moment, which --help does not need.
     from trainer.data.prepare.run import prepare
     from trainer.data.sources.resolve import SourceOptions, open_source
 
     spec = options.source or options.dataset_name
     if not spec or (options.source and options.dataset_name):
-        raise DataError(DataCode.OPTIONS_CONFLICT, "there has to be one source", "give SOURCE or --dataset-name")
+        raise DataError(DataCode.OPTIONS_CONFLICT, "there must be exactly one source", "give SOURCE or --dataset-name")
     source = open_source(
         spec,
         SourceOptions(options.image_root, options.dataset_config, options.dataset_revision, options.streaming),
@@ -144,9 +147,9 @@ def _converter(options: argparse.Namespace, columns: Columns, source: PageSource
         raise DataError(
             DataCode.OPTIONS_CONFLICT,
             "the margins leave no room for text",
-            "give a larger --page-size or less --margin",
+            "give a larger --page-size or a smaller --margin",
         )
-    _ = converter.faces  # missing fonts are known before the first row
+    _ = converter.faces  # fail on missing fonts before the first row
     return converter
 
 
@@ -172,7 +175,7 @@ def _request(options: argparse.Namespace, columns: Columns, converter: Converter
 
 
 def _drawing_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What stands in the manifest of how pages were drawn; fonts by name, without this machine's folders."""
+    """How pages were drawn, for the manifest; fonts by name, without local folders."""
     if not options.convert_to_images:
         return {}
     from trainer.data.render.faces import SUFFIXES
@@ -185,7 +188,7 @@ def _drawing_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """A bar on a terminal, a line now and then in a log."""
+    """A bar on a terminal, a line every `LOG_EVERY_S` in a log."""
     is_terminal = sys.stderr.isatty()
     with tqdm(unit=" rows", desc="prepare", file=sys.stderr, mininterval=0.2 if is_terminal else LOG_EVERY_S) as bar:
 

@@ -1,7 +1,7 @@
-"""`python -m trainer publish`: a PEFT folder and proof that it is better in, a version on the adapter volume out.
+"""`python -m trainer publish`: publish a PEFT adapter to the adapter volume, if its evaluation beats the base model's.
 
-Owns the flags and the order of the checks. `trainer.publishing.gate` says what an adapter must prove, the contract what
-a volume looks like.
+Owns the flags and the order of the checks. `trainer.publishing.gate` decides whether an adapter is good enough,
+`shared.contract` what a volume looks like.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from trainer.commands.push import add_hub_flags, hub_repository, push_version
 from trainer.config import TrainerSettings
 from trainer.data.prepare.manifest import training_part
 from trainer.evaluation.card import RECORD_NAME
-from trainer.evaluation.paths import AdapterPlace, adapter_place, run_folder
+from trainer.evaluation.paths import AdapterLocation, locate_adapter, run_folder
 from trainer.evaluation.results import EvaluationResult, load_result, to_json
 from trainer.evaluation.run import evaluate
 from trainer.publishing.gate import (
@@ -57,69 +57,59 @@ def add_publish(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     what = parser.add_argument_group("adapter")
     source = what.add_mutually_exclusive_group(required=True)
     source.add_argument("--adapter", type=Path, metavar="DIR", help="training run, or PEFT folder that it made")
-    source.add_argument("--from", dest="imported", type=Path, metavar="DIR", help="PEFT folder made elsewhere")
+    source.add_argument("--from", dest="imported", type=Path, metavar="DIR", help="PEFT folder trained elsewhere")
     what.add_argument("--base", metavar="MODEL", help=f"base model: folder or repository ({DEFAULT_MODEL})")
     what.add_argument("--base-revision", metavar="HEX", help="commit of the repository; else the weights' SHA-256")
     what.add_argument("--trained-on", type=Path, metavar="DIR", help="the prepared set; else what the run says")
     what.add_argument("--trained-on-sha256", metavar="HEX", help="fingerprint of other training data")
-    what.add_argument("--trained-on-samples", type=positive, metavar="N", help="how many samples it had")
+    what.add_argument("--trained-on-samples", type=positive, metavar="N", help="its number of samples")
     what.add_argument("--max-rank", type=positive, default=ContentLimits().max_rank, metavar="N", help="(%(default)s)")
     proof = parser.add_argument_group("proof: a record, or pages to measure on (--data, --real)")
     proof.add_argument(
         "--evaluation", type=Path, metavar="FILE", help=f"`evaluate --adapter --json`; else the run's {RECORD_NAME}"
     )
-    proof.add_argument("--base-evaluation", type=Path, metavar="FILE", help="of the base, where it has its own record")
-    proof.add_argument("--json", type=Path, metavar="FILE", help="write the record of what is measured here")
+    proof.add_argument(
+        "--base-evaluation", type=Path, metavar="FILE", help="of the base model, if it has its own record"
+    )
+    proof.add_argument("--json", type=Path, metavar="FILE", help="write the record of this measurement")
     proof.add_argument(
         "--min-improvement",
         type=ratio,
         default=MIN_IMPROVEMENT_RATIO,
         metavar="SHARE",
-        help="share of the base's errors that must be gone (%(default)s)",
+        help="share of the base model's errors that must be gone (%(default)s)",
     )
     proof.add_argument(
         "--max-tier-loss",
         type=ratio,
         default=MAX_TIER_LOSS,
         metavar="CER",
-        help="error rate that no tier may gain more than (%(default)s)",
+        help="maximum increase of a tier's error rate (%(default)s)",
     )
-    proof.add_argument("--force", metavar="REASON", help="publish what is not proven better; the manifest says why")
-    add_page_flags(parser, "pages to measure on, where there is no record")
+    proof.add_argument(
+        "--force", metavar="REASON", help="publish although it is not proven better; the manifest records the reason"
+    )
+    add_page_flags(parser, "pages to measure on, without a record")
     add_reading_flags(parser)
     place = parser.add_argument_group("place")
-    place.add_argument("--volume", type=Path, required=True, metavar="DIR", help="the adapter volume; it exists")
+    place.add_argument("--volume", type=Path, required=True, metavar="DIR", help="the adapter volume; it must exist")
     place.add_argument("--name", required=True, help="the adapter's name: a-z, 0-9 and -")
-    place.add_argument("--no-activate", action="store_true", help="leave the version in use as it is")
+    place.add_argument("--no-activate", action="store_true", help="do not change the version in use")
     place.add_argument("--push-to-hub", action="store_true", help="upload the version to the Hugging Face Hub as well")
     add_hub_flags(place)
     parser.set_defaults(run=run_publish)
 
 
 def run_publish(options: argparse.Namespace, settings: TrainerSettings) -> str:
-    """Carry the command out.
+    """Run the command; returns what was published.
 
-    Args:
-        options: Its flags.
-        settings: The machine's settings.
-
-    Returns:
-        What was published, for people.
-
-    Raises:
-        UsageError: Flags that make no sense together.
-        DataError: What `--trained-on` names is no prepared set, or there is no source of pages.
-        ReaderError: Base or adapter cannot be read with.
-        PublicationError: Records that do not belong together.
-        AdapterRefusedError: The adapter may not be published.
-        VolumeError: The volume failed.
-        HubError: The Hub failed; the version is on the volume.
+    Everything that can be checked before measuring is. A `HubError` leaves the version published on the volume.
     """
     check_name(options.name)
     _check_flags(options)
-    # A missing token should be known before pages are read for minutes.
+    # Fail on a missing token before pages are read for minutes.
     repository = hub_repository(options) if options.push_to_hub else None
-    place = adapter_place(str(options.adapter or options.imported))
+    place = locate_adapter(str(options.adapter or options.imported))
     base_model = options.base or DEFAULT_MODEL
     records = _records(options, place, base_model, settings)
     parts = measurements(*records) if records is not None else None
@@ -147,7 +137,7 @@ def run_publish(options: argparse.Namespace, settings: TrainerSettings) -> str:
     report = _report(published, evaluation, options.force is not None and forced is None)
     if repository is None:
         return report
-    # What stands on the volume stands there, whatever becomes of the upload.
+    # The version is on the volume, whether or not the upload succeeds.
     sys.stderr.write(f"{report}\n")
     return push_version(volume, published.reference, repository, private=options.hub_private)
 
@@ -159,21 +149,21 @@ def _check_flags(options: argparse.Namespace) -> None:
     if has_pages and options.evaluation is not None:
         raise UsageError("give a record with --evaluation, or pages to measure on, not both")
     if options.json is not None and not has_pages:
-        raise UsageError("--json writes what is measured here; give --data or --real")
+        raise UsageError("--json writes a measurement; give --data or --real")
     if (options.trained_on_sha256 is None) != (options.trained_on_samples is None):
         raise UsageError("give --trained-on-sha256 and --trained-on-samples together")
     if options.trained_on is not None and options.trained_on_sha256 is not None:
         raise UsageError("give --trained-on, or --trained-on-sha256 and --trained-on-samples")
     if options.imported is not None and options.base is None:
-        raise UsageError("an adapter made elsewhere needs --base: the model that it was trained on")
+        raise UsageError("an adapter trained elsewhere needs --base: the model that it was trained on")
     if options.force is not None and not options.force.strip():
         raise UsageError("--force needs a reason")
 
 
 def _records(
-    options: argparse.Namespace, place: AdapterPlace, base_model: str, settings: TrainerSettings
+    options: argparse.Namespace, place: AdapterLocation, base_model: str, settings: TrainerSettings
 ) -> tuple[EvaluationResult, EvaluationResult | None] | None:
-    """The record of the adapter, and that of the base where it is another; None: nobody measured."""
+    """The record of the adapter, and that of the base model if it is another; None where nothing was measured."""
     if options.data is not None or options.real is not None:
         return _measure(options, place, base_model, settings), None
     if options.evaluation is not None:
@@ -184,9 +174,9 @@ def _records(
 
 
 def _measure(
-    options: argparse.Namespace, place: AdapterPlace, base_model: str, settings: TrainerSettings
+    options: argparse.Namespace, place: AdapterLocation, base_model: str, settings: TrainerSettings
 ) -> EvaluationResult:
-    # torch and the model take seconds to import, which --help need not pay for.
+    # Imported late: torch and the model take seconds, which --help does not need.
     from trainer.reading.loading import load_adapter_readers
 
     device = options.device or settings.device
@@ -199,7 +189,7 @@ def _measure(
     return result
 
 
-def _training_data(options: argparse.Namespace, place: AdapterPlace) -> TrainingData | None:
+def _training_data(options: argparse.Namespace, place: AdapterLocation) -> TrainingData | None:
     if options.trained_on is not None:
         part = training_part(options.trained_on)
         return TrainingData(sha256=part.fingerprint, samples=part.num_samples)
@@ -226,6 +216,6 @@ def _report(published: Published, evaluation: Evaluation | None, unneeded_force:
     if published.manifest.forced is not None:
         lines.append(f"forced: {published.manifest.forced}")
     if unneeded_force:
-        lines.append("--force was not needed and is not kept")
+        lines.append("--force was not needed and is not recorded")
     in_use = "none" if published.in_use is None else f"{published.reference.name}@{published.in_use}"
     return "\n".join([*lines, f"in use: {in_use}"])

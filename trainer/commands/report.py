@@ -1,4 +1,4 @@
-"""`python -m trainer report`: a training run's folder in, one HTML file out. Owns the flags and what is looked for."""
+"""`python -m trainer report`: write an HTML report of a training run's folder. Owns the flags and finds the files."""
 
 from __future__ import annotations
 
@@ -21,42 +21,23 @@ REPORT_NAME = "report.html"
 
 def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser("report", help="write what there is of a training run as HTML", description=__doc__)
+    parser = commands.add_parser("report", help="write an HTML report of a training run", description=__doc__)
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="a training run, or what `evaluate --out` wrote")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"(RUN/{REPORT_NAME})")
     parser.set_defaults(run=run_report)
 
 
 def run_report(options: argparse.Namespace, _: TrainerSettings) -> str:
-    """Carry the command out.
-
-    Args:
-        options: Its flags.
-
-    Returns:
-        Where the report lies, for people.
-
-    Raises:
-        UsageError: The folder holds neither a run nor an evaluation.
-        ResultError: A record cannot be read.
-    """
+    """Run the command; returns the report's path."""
     output = options.output or options.run_folder / REPORT_NAME
     output.write_text(report_of(options.run_folder), encoding="utf-8")
     return f"wrote {output}"
 
 
 def report_of(folder: Path) -> str:
-    """The report of whatever a folder holds.
+    """The HTML report of a training run's folder, or of one that an evaluation wrote to.
 
-    Args:
-        folder: A training run's, or one that an evaluation wrote into.
-
-    Returns:
-        An HTML document.
-
-    Raises:
-        UsageError: It holds nothing to report on.
-        ResultError: A record cannot be read.
+    Raises `UsageError` if it has nothing to report on, or `ResultError` if a record cannot be read.
     """
     record, log, run = (folder / name for name in (RECORD_NAME, LOG_NAME, RUN_FILE))
     if not (record.is_file() or log.is_file()):
@@ -76,5 +57,5 @@ def _run_record(path: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UsageError(f"{path} is not JSON; it was cut or edited") from error
+        raise UsageError(f"{path} is not JSON; it was truncated or edited") from error
     return record if isinstance(record, dict) else None

@@ -1,8 +1,8 @@
-"""`python -m trainer smoke`: the whole way in minutes on a CPU, as commands that can be typed one by one.
+"""`python -m trainer smoke`: all steps from texts to a published adapter, in minutes on a CPU.
 
-Draws a small domain that nano reads badly, prepares it, trains, measures base and adapter on pages that training never
-saw, and publishes. Each step is one of this program's own commands, printed before it runs. Nothing here is special to
-the domain: the same five lines with another source are how a real adapter is made.
+Generates texts of a small domain that nano reads badly, prepares them, trains, evaluates base model and adapter on
+held-out pages, and publishes. Each step is a trainer command, printed before it runs; a real adapter is made by the
+same commands with another source.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -28,8 +30,10 @@ _CONSONANTS, _VOWELS = "bcdfghklmnprstvwz", "aeiou"
 _CODE_CHARACTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ0123456789"
 
 
-def add_smoke(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the subcommand."""
+def add_smoke(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], run_command: Callable[[Sequence[str]], int]
+) -> None:
+    """Add the subcommand; `run_command` runs a trainer command line and returns its exit status."""
     parser = commands.add_parser("smoke", help="prepare, train, evaluate and publish on a CPU", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/smoke"), metavar="DIR", help="(%(default)s)")
     parser.add_argument("--texts", type=int, default=NUM_TEXTS, metavar="N", help="pages to draw (%(default)s)")
@@ -37,23 +41,11 @@ def add_smoke(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument(
         "--train-flags", default="", metavar="WORDS", help="more flags for train, as one word: '--max-steps 10'"
     )
-    parser.set_defaults(run=run_smoke)
+    parser.set_defaults(run=partial(run_smoke, run_command))
 
 
-def run_smoke(options: argparse.Namespace, _: TrainerSettings) -> str:
-    """Carry the command out.
-
-    Args:
-        options: Its flags.
-
-    Returns:
-        How long it took and where the adapter is.
-
-    Raises:
-        TrainingError: a command failed, or the folder holds something else.
-    """
-    from trainer.__main__ import main
-
+def run_smoke(run_command: Callable[[Sequence[str]], int], options: argparse.Namespace, _: TrainerSettings) -> str:
+    """Run the steps; `TrainingError` where one fails, or where the folder has other files in it."""
     start_s = time.monotonic()
     out: Path = options.out
     _clear(out)
@@ -62,24 +54,16 @@ def run_smoke(options: argparse.Namespace, _: TrainerSettings) -> str:
     for words in smoke_commands(out, shlex.split(options.train_flags)):
         sys.stderr.write(f"\n$ python -m trainer {shlex.join(words)}\n")
         sys.stderr.flush()
-        status = main(words)
+        status = run_command(words)
         if status:
             raise TrainingError(
-                TrainingCode.STEP_FAILED, f"`trainer {words[0]}` ended with status {status}", "see what it said above"
+                TrainingCode.STEP_FAILED, f"`trainer {words[0]}` ended with status {status}", "see its error above"
             )
     return f"smoke: {time.monotonic() - start_s:.0f} s; the adapter is published as comb in {out / 'volume'}"
 
 
 def smoke_commands(out: Path, train_flags: list[str]) -> list[list[str]]:
-    """The commands, as words after `python -m trainer`.
-
-    Args:
-        out: folder of everything.
-        train_flags: more flags for `train`.
-
-    Returns:
-        prepare, train, evaluate, publish.
-    """
+    """The command lines of prepare, train, evaluate and publish, without `python -m trainer`."""
     texts, pages, run = str(out / TEXTS_FILE), str(out / "set"), str(out / "run")
     return [
         [
@@ -100,13 +84,7 @@ def smoke_commands(out: Path, train_flags: list[str]) -> list[list[str]]:
 
 
 def write_texts(path: Path, count: int, seed: int) -> None:
-    """Write the domain: fields of forms with a cell for each letter, and what they say.
-
-    Args:
-        path: a JSONL file, with the columns `text` and `comb`.
-        count: how many texts.
-        seed: of chance.
-    """
+    """Write the domain to a JSONL file: `comb`, form fields with a cell for each letter, and their `text`."""
     rng = Random(seed)
     names = sorted(
         {word for part in (LABELS, FIRST_NAMES, LAST_NAMES, STREETS) for each in part for word in each.split()}
@@ -120,7 +98,7 @@ def write_texts(path: Path, count: int, seed: int) -> None:
 
 
 def _word(rng: Random, names: list[str]) -> str:
-    """A name, a made-up word, a number or a code: what can be guessed as well as what can only be read."""
+    """A name, a made-up word, a number or a code: some can be guessed, others only read."""
     kind = rng.random()
     if kind < 0.5:
         return rng.choice(names)
@@ -136,10 +114,10 @@ def _word(rng: Random, names: list[str]) -> str:
 
 
 def _clear(out: Path) -> None:
-    """Empty the folder of an earlier run; anything else in it stays and is an error."""
+    """Delete an earlier run's folder; a folder with anything else is an error."""
     if out.exists() and any(out.iterdir()) and not (out / MARKER_FILE).is_file():
         raise TrainingError(
-            TrainingCode.OUTPUT_EXISTS, f"{out} holds something else already", "name another folder with --out"
+            TrainingCode.OUTPUT_EXISTS, f"{out} already has other files in it", "name another folder with --out"
         )
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

@@ -1,7 +1,6 @@
-"""`python -m trainer train`: options in, an adapter out.
+"""`python -m trainer train`: train an adapter.
 
-Owns the flags, which are the fields of `TrainingOptions`, and the choice of device and backend. The run itself is
-`trainer.training.run`'s.
+Its flags are the fields of `TrainingOptions`. Chooses device and backend; `trainer.training.run` trains.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.config import TrainerSettings, process_place
+from trainer.config import TrainerSettings, process_rank
 from trainer.publishing.hub import HubRepository, open_repository, push_folder
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.options import TrainingOptions, load_file, make_options, option_fields
@@ -35,11 +34,11 @@ _GROUPS = {
 def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
     parser = commands.add_parser("train", help="train an adapter on a set of pages", description=__doc__)
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML with the options below; flags go before it")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML with the options below; flags override it")
     goals = "; ".join(f"{name}: {preset.goal}" for name, preset in PRESETS.items())
     parser.add_argument("--preset", choices=PRESETS, help=goals)
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
-    parser.add_argument("--overwrite", action="store_true", help="throw away the run that is in the folder")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint, if there is one")
+    parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in the folder")
     group: Any = parser
     for name, entry in option_fields().items():
         if name in _GROUPS:
@@ -59,31 +58,22 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def run_train(options: argparse.Namespace, settings: TrainerSettings) -> str:
-    """Carry the command out.
-
-    Args:
-        options: Its flags.
-        settings: The machine's settings.
-
-    Returns:
-        What was trained.
-
-    Raises:
-        TrainingError: An option makes no sense, or the run cannot go on.
-    """
+    """Run the command; returns what was trained. Raises `TrainingError`."""
     given = {name: value for name, value in vars(options).items() if name in option_fields()}
     written = load_file(options.config) if options.config else {}
     written_preset = written.pop("preset", None)
     preset = options.preset or written_preset
     wanted = make_options(written, given)
-    # The preset is judged by the device, the device by the rest of the options.
+    # Presets depend on the device, and the device on the other options.
     device, has_gpu = choose_device(wanted.device if wanted.device != "auto" else settings.device)
     chosen = make_options(preset_values(preset, has_gpu=has_gpu) if preset else {}, written, given)
     if not chosen.dataset_name:
         raise TrainingError(
-            TrainingCode.OPTION_INVALID, "there is nothing to train on", "name a set or a source with --dataset-name"
+            TrainingCode.OPTION_INVALID,
+            "there is nothing to train on",
+            "name a prepared set or a source with --dataset-name",
         )
-    # A token that is missing should be known before hours of training.
+    # Fail on a missing token before hours of training.
     repository = open_repository(chosen.hub_model_id) if chosen.push_to_hub and chosen.hub_model_id else None
     summary = str(run_options(chosen, device, settings, resume=options.resume, overwrite=options.overwrite))
     if repository is None:
@@ -92,14 +82,9 @@ def run_train(options: argparse.Namespace, settings: TrainerSettings) -> str:
 
 
 def push_adapter(repository: HubRepository, folder: Path) -> str:
-    """Upload a trained adapter as it is: what `publish --push-to-hub` uploads has a manifest and a card beside it.
+    """Upload PEFT's two files of a trained adapter; `publish --push-to-hub` adds a manifest and a full card.
 
-    Args:
-        repository: where to; made, private, if it is not there.
-        folder: PEFT's two files.
-
-    Returns:
-        Where it is.
+    A repository that does not exist is created as a private one.
     """
     card = f"# {repository.repo_id}\n\nA LoRA adapter of a training run of DeepSynth OCR; not published yet.\n"
     return push_folder(repository, folder, card, "Add the adapter of a training run", private=True)
@@ -108,19 +93,8 @@ def push_adapter(repository: HubRepository, folder: Path) -> str:
 def run_options(
     options: TrainingOptions, device: str, settings: TrainerSettings, *, resume: bool, overwrite: bool
 ) -> object:
-    """Train.
-
-    Args:
-        options: of the run.
-        device: its name.
-        settings: The machine's settings.
-        resume: go on with a run.
-        overwrite: throw an earlier run away.
-
-    Returns:
-        The run's summary.
-    """
-    # First of all: unsloth changes what is imported after it.
+    """Train on a device by its name; returns the run's summary."""
+    # Must come first: unsloth patches what is imported after it.
     backend = choose_backend(options, device)
     import torch
     import transformers
@@ -128,19 +102,19 @@ def run_options(
     from trainer.training.run import train
 
     transformers.logging.set_verbosity_error()
-    place = process_place()
+    process = process_rank()
     if device == "cpu":
         torch.set_num_threads(settings.num_threads)
-    elif place.count > 1:
-        device = f"cuda:{place.local_rank}"
-        torch.cuda.set_device(place.local_rank)
+    elif process.world_size > 1:
+        device = f"cuda:{process.local_rank}"
+        torch.cuda.set_device(process.local_rank)
     elif torch.device(device).index:
         raise TrainingError(
             TrainingCode.OPTION_INVALID,
-            f"device is {device!r}; training takes the first GPU that it sees",
+            f"device is {device!r}; training uses the first visible GPU",
             f"set CUDA_VISIBLE_DEVICES={torch.device(device).index} and leave --device out",
         )
-    if place.count > 1:
+    if process.world_size > 1:
         from accelerate import PartialState
 
         PartialState(cpu=device == "cpu")  # connects the processes that torchrun has started
@@ -148,17 +122,7 @@ def run_options(
 
 
 def choose_device(name: str) -> tuple[str, bool]:
-    """Settle the device.
-
-    Args:
-        name: `auto`, `cpu`, `cuda` or `cuda:N`.
-
-    Returns:
-        The device, and whether it is a GPU.
-
-    Raises:
-        TrainingError: CUDA is asked for and is not there.
-    """
+    """Resolve `auto`, `cpu`, `cuda` or `cuda:N` to a device, and whether it is a GPU; `TrainingError` without CUDA."""
     import torch
 
     has_cuda = torch.cuda.is_available()
@@ -168,28 +132,17 @@ def choose_device(name: str) -> tuple[str, bool]:
         raise TrainingError(
             TrainingCode.GPU_MISSING,
             "there is no CUDA device here",
-            "run on a machine with a GPU (in a container: with --gpus all), or take --device cpu with nano",
+            "use a machine with a GPU (in a container: --gpus all), or --device cpu with nano",
         )
     return name, name.startswith("cuda")
 
 
 def choose_backend(options: TrainingOptions, device: str) -> Backend:
-    """Settle what adds the adapter.
-
-    Args:
-        options: of the run.
-        device: its name.
-
-    Returns:
-        The backend.
-
-    Raises:
-        TrainingError: Unsloth is asked for where it cannot work.
-    """
+    """Choose the backend; raises `TrainingError` if Unsloth is requested and cannot work here."""
     wants_unsloth = options.backend == "unsloth"
     if wants_unsloth and not device.startswith("cuda"):
         raise TrainingError(
-            TrainingCode.GPU_MISSING, "Unsloth works on CUDA devices alone", "take --backend peft, which works anywhere"
+            TrainingCode.GPU_MISSING, "Unsloth only works on CUDA devices", "use --backend peft, which works anywhere"
         )
     if options.backend == "peft" or not device.startswith("cuda"):
         from trainer.backends.peft import adapt

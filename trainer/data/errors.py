@@ -1,6 +1,6 @@
-"""What can go wrong with data, and what to do about it: every code in one place.
+"""Every error of data, with its code and what to do about it.
 
-Two kinds. A `DataError` ends a run before it starts or without leaving anything half done. A `RowError` concerns one
+A `DataError` ends a run before it starts or without leaving anything half done. A `RowError` concerns one
 row of a source; it is reported by number and reason, and the row is left out. Codes are stable: programs may rely on
 them.
 """
@@ -53,42 +53,21 @@ class RowCode(StrEnum):
 
 
 class DataError(Exception):
-    """Data that cannot be used or written.
+    """Data that cannot be used or written: why (a stable `code`), and the `remedy`.
 
-    Attributes:
-        code: stable name of the reason.
-        remedy: what to do about it.
+    `details` are further lines of the message, such as the rows concerned.
     """
 
     def __init__(self, code: DataCode, message: str, remedy: str, details: Sequence[object] = ()) -> None:
-        """Put the message together.
-
-        Args:
-            code: stable name of the reason.
-            message: what is wrong.
-            remedy: what to do about it.
-            details: further lines, such as the rows concerned.
-        """
         super().__init__("\n  ".join([f"{message}; {remedy} [{code}]", *map(str, details)]))
         self.code = code
         self.remedy = remedy
 
 
 class RowError(ValueError):
-    """A row that cannot be used.
-
-    Attributes:
-        code: stable name of the reason.
-        reason: the reason in words, without the row's number.
-    """
+    """A row that cannot be used: a stable `code`, and the `reason` in words, without the row's number."""
 
     def __init__(self, code: RowCode, reason: str) -> None:
-        """Keep code and reason apart.
-
-        Args:
-            code: stable name of the reason.
-            reason: the reason in words.
-        """
         super().__init__(reason)
         self.code = code
         self.reason = reason

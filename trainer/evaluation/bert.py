@@ -1,8 +1,8 @@
-"""BERTScore: how close a reading's words come to the truth's in meaning, by a language model. Only where asked for.
+"""BERTScore: how close a reading's words are to the truth's in meaning, by a language model. Only on request.
 
-For tasks whose answer may be put otherwise, such as summaries; for reading, error rates say more. F1 of greedy matching
+For tasks with several good answers, such as summaries; for reading, error rates say more. F1 of greedy matching
 by cosine in the model's last layer, special tokens left out, no weights by rarity and no rescaling. Texts longer than
-the model takes are embedded in pieces. Figures of different models cannot be compared, so records name the model.
+the model takes are embedded in pieces. Scores of different models cannot be compared, so records name the model.
 
 Source: T. Zhang et al., BERTScore: Evaluating Text Generation with BERT, 2020.
 
@@ -26,9 +26,9 @@ from trainer.evaluation.run import ScoredPage
 from trainer.reading.protocol import ReaderError
 
 MODEL_KEY = "bert_score_model"
-"""Among a record's versions."""
+"""Key among a record's versions."""
 PIECE_TOKENS = 510
-"""What most models of the kind take, two special tokens aside."""
+"""Maximum input of most such models, without two special tokens."""
 PIECES_AT_ONCE = 16
 
 
@@ -37,7 +37,7 @@ class BertScorer:
 
     Args:
         model: Folder or repository of a model that transformers' AutoModel loads.
-        device: Where it runs.
+        device: Device of the model.
 
     Raises:
         ReaderError: There is no such model.
@@ -84,16 +84,7 @@ class BertScorer:
 
 
 def with_bert_scores(result: EvaluationResult, pages: Sequence[ScoredPage], scorer: BertScorer) -> EvaluationResult:
-    """Add BERTScore to a record.
-
-    Args:
-        result: The record.
-        pages: The pages that it is about.
-        scorer: The model.
-
-    Returns:
-        The same record with the mean of each tier's pages, and the model's name among the versions.
-    """
+    """The record with the mean BERTScore of each tier's pages, and the scorer's name among the versions."""
     readers = []
     for place, reader in enumerate(result.readers):
         scores: dict[str, list[float]] = {}

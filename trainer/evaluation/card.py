@@ -1,6 +1,6 @@
-"""The table in a model card: what stands between two markers, and the record beside the card that it shows.
+"""The table in a model card: the text between two markers, and the record next to the card.
 
-Card and record are written together, so the figures in the card cannot drift from what was measured.
+Card and record are written together, so the card's figures cannot drift from what was measured.
 """
 
 from __future__ import annotations
@@ -20,20 +20,14 @@ class CardError(ValueError):
 
 
 def record_path(card: Path) -> Path:
-    """Where the record of a card lies."""
+    """Path of a card's record."""
     return card.with_name(RECORD_NAME)
 
 
 def update_card(card: Path, result: EvaluationResult) -> None:
-    """Write the result into a card and beside it.
+    """Write the result into a Markdown card with both markers, and its record next to it.
 
-    Args:
-        card: A Markdown file with both markers.
-        result: What to show.
-
-    Raises:
-        FileNotFoundError: There is no card.
-        CardError: The card lacks its markers.
+    Raises `FileNotFoundError` without a card, or `CardError` if it lacks its markers.
     """
     text = with_table(card.read_text(encoding="utf-8"), markdown_table(result))
     record_path(card).write_text(to_json(result), encoding="utf-8")
@@ -41,33 +35,12 @@ def update_card(card: Path, result: EvaluationResult) -> None:
 
 
 def table_of(text: str) -> str:
-    """What stands between the markers.
-
-    Args:
-        text: The card.
-
-    Returns:
-        The table without the space around it.
-
-    Raises:
-        CardError: They are missing.
-    """
+    """The table between the markers, stripped; raises `CardError` if they are missing."""
     return _split(text)[1].strip()
 
 
 def with_table(text: str, table: str) -> str:
-    """The card with another table.
-
-    Args:
-        text: The card.
-        table: What goes between its markers.
-
-    Returns:
-        The new card.
-
-    Raises:
-        CardError: The markers are missing.
-    """
+    """The card's text with `table` between its markers; raises `CardError` if they are missing."""
     before, _, after = _split(text)
     return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
 

@@ -1,7 +1,7 @@
-"""How much of a text's words another one has: ROUGE, and the counts that BLEU is made of.
+"""Word overlap of two texts: ROUGE, and the counts for BLEU.
 
 ROUGE is the arithmetic of Lin's paper, over words as they are written in any script; the package that most people use
-for it drops every letter that is not Latin and takes most of a second for a page. BLEU is sacrebleu's, where it is
+for it drops every letter that is not Latin and takes almost a second for a page. BLEU is sacrebleu's, where it is
 installed. Pure; texts are normalised as everywhere (`shared.contract.text`), and for ROUGE their case is folded.
 
 Source: C.-Y. Lin, ROUGE: A Package for Automatic Evaluation of Summaries, 2004 (F1 of each page); M. Post, A Call for
@@ -29,16 +29,16 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """What a reading has of a page's words."""
+    """Word overlap of a reading with the truth."""
 
     rouge_1: float
     """F1 of single words, 0 to 1."""
     rouge_2: float
-    """F1 of pairs of neighbours."""
+    """F1 of word pairs."""
     rouge_l: float
     """F1 of the longest common subsequence of words."""
     bleu: tuple[int, ...] | None
-    """Matches of 1 to 4 words, their possible numbers, both lengths; None where sacrebleu is not installed."""
+    """Matches of 1 to 4 words, their possible numbers, both lengths; None without sacrebleu."""
 
 
 def overlap(truth: str, reading: str) -> Overlap:
@@ -49,7 +49,7 @@ def overlap(truth: str, reading: str) -> Overlap:
     has_pairs = any(pairs)
     return Overlap(
         rouge_1=rouge_1,
-        # Where both have one word at most there are no pairs, and the word decides.
+        # Two texts of at most one word have no pairs, so the word decides.
         rouge_2=_f1((Counter(pairs[0]) & Counter(pairs[1])).total(), *map(len, pairs)) if has_pairs else rouge_1,
         rouge_l=_f1(common_subsequence(expected, read), len(expected), len(read)),
         bleu=_bleu_counts(normalise(truth), normalise(reading)),
@@ -65,15 +65,7 @@ def words(text: str) -> list[str]:
 def common_subsequence(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
     """Length of the longest common subsequence.
 
-    Args:
-        first: Words.
-        second: Others.
-
-    Returns:
-        How many of them come in both in the same order.
-
-    Source:
-        Bit-parallel, H. Hyyro, Bit-Parallel LCS-length Computation Revisited, 2004.
+    Source: Bit-parallel, H. Hyyro, Bit-Parallel LCS-length Computation Revisited, 2004.
     """
     places: dict[Hashable, int] = {}
     for index, word in enumerate(first):
@@ -87,14 +79,7 @@ def common_subsequence(first: Sequence[Hashable], second: Sequence[Hashable]) ->
 
 
 def corpus_bleu(counts: Sequence[float]) -> float | None:
-    """BLEU of many pages together, 0 to 1.
-
-    Args:
-        counts: Sum of the pages' `Overlap.bleu`.
-
-    Returns:
-        The score; None where sacrebleu is not installed.
-    """
+    """Corpus BLEU, 0 to 1, from the sum of the pages' `Overlap.bleu`; None without sacrebleu."""
     module = _sacrebleu()
     if module is None:
         return None
@@ -106,7 +91,7 @@ def corpus_bleu(counts: Sequence[float]) -> float | None:
     score = module.BLEU.compute_bleu(
         correct=correct, total=total, sys_len=read_words, ref_len=true_words, effective_order=True
     )
-    # Rounding may leave a perfect score a hair above 100.
+    # Rounding may leave a perfect score slightly above 100.
     return min(score.score / 100, 1.0)
 
 

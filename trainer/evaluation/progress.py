@@ -1,4 +1,4 @@
-"""A line on a terminal, or a few lines in a log, that says how far a reader is."""
+"""Progress of a reader: a line on a terminal, or a few lines in a log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TextIO
 
 
 class Progress:
-    """Counts pages. On a terminal one line is rewritten; elsewhere a line comes every `log_every_s`."""
+    """Counts pages. On a terminal one line is rewritten; elsewhere a line is written every `log_every_s`."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Progress:
         self._done = 0
 
     def advance(self) -> None:
-        """One page more."""
+        """Count a page."""
         self._done += 1
         now = self._clock()
         if self._done < self._total and now - self._shown_s < self._every_s:

@@ -1,4 +1,4 @@
-"""Where a figure comes from: code, machine and packages. Tells nothing of folders, hosts or users."""
+"""Where a figure comes from: code, machine and packages. Has no folders, hosts or users."""
 
 from __future__ import annotations
 
@@ -20,14 +20,9 @@ def current_date() -> str:
 
 
 def source_commit(folder: Path | None = None) -> str:
-    """Commit of the code.
+    """Commit of the clone that `folder`, or else this package, is in; `unknown` outside a clone.
 
-    Args:
-        folder: Any folder of the clone; None for that of this package.
-
-    Returns:
-        The hash, with `-dirty` where Python files differ from it (weights have a checksum of their own); `unknown`
-        outside a clone.
+    It ends in `-dirty` if Python files differ from it (weights have a checksum of their own).
     """
     folder = folder or Path(__file__).parent
     commit = _git(folder, "rev-parse", "HEAD")
@@ -46,12 +41,12 @@ def machine() -> dict[str, str]:
 
 
 def package_versions() -> dict[str, str]:
-    """Python and the packages that a figure may hang on."""
+    """Versions of Python and the packages that a figure may depend on."""
     return {"python": platform.python_version(), **{name: package_version(name) for name in PACKAGES}}
 
 
 def package_version(name: str) -> str:
-    """Version of an installed package, `unknown` of one that is not."""
+    """Version of a package; `unknown` if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -1,6 +1,6 @@
-"""The outcome of an evaluation as a record: what was read by whom, on what, and how well. To JSON and back.
+"""The record of an evaluation: which reader read what, on which machine, and how well. To JSON and back.
 
-Knows nothing of how it came about or how it is shown. Holds no folder of any machine, so that it can be committed.
+Knows neither how it was made nor how it is shown. Has no local folders, so it can be committed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NORMALISATION = "NFC, runs of white space as one space, none at the ends; case a
 
 
 class ResultError(ValueError):
-    """A file that is no result of this format."""
+    """A file that is not a result of this format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class ReaderResult:
 
     name: str
     details: Mapping[str, str]
-    """What makes the reader: version, checksum of weights, device, options."""
+    """What identifies the reader: version, checksum of weights, device, options."""
     tiers: Mapping[str, TierScore]
 
 
@@ -62,7 +62,7 @@ class EvaluationResult:
 
     @property
     def base(self) -> ReaderResult | None:
-        """The base model beside an adapter: the first model that is none."""
+        """The base model in an adapter's evaluation: the first model that is not an adapter."""
         return next((reader for reader in self.readers if self.adapter and is_base(reader.details)), None)
 
     @property
@@ -77,7 +77,7 @@ def is_adapter(details: Mapping[str, str]) -> bool:
 
 
 def is_base(details: Mapping[str, str]) -> bool:
-    """Whether a reader's details are those of a model without an adapter; other programs are asked for no task."""
+    """Whether a reader's details are those of a model without an adapter; other programs have no task."""
     return ADAPTER_KEY not in details and TASK_KEY in details
 
 
@@ -90,17 +90,7 @@ def to_json(result: EvaluationResult) -> str:
 
 
 def from_json(text: str) -> EvaluationResult:
-    """Read a record.
-
-    Args:
-        text: What `to_json` wrote.
-
-    Returns:
-        The record.
-
-    Raises:
-        ResultError: The text is not a record of this format.
-    """
+    """Parse what `to_json` wrote; raises `ResultError` if it is not a record of this format."""
     try:
         record = json.loads(text)
         if record["format"] != FORMAT:
@@ -125,18 +115,7 @@ def from_json(text: str) -> EvaluationResult:
 
 
 def load_result(path: Path) -> EvaluationResult:
-    """Read a record from a file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The record.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ResultError: It is not a record of this format.
-    """
+    """Read a record from a file; raises `FileNotFoundError`, or `ResultError` if it is not a record of this format."""
     return from_json(path.read_text(encoding="utf-8"))
 
 
@@ -146,7 +125,7 @@ def _tier_score(score: Mapping[str, Any]) -> TierScore:
 
 
 def _rounded(score: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures without digits that mean nothing, and without those that were not measured."""
+    """Figures rounded, without those that were not measured."""
     rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in score.items()}
     rounded["intervals"] = {name: [round(end, 6) for end in ends] for name, ends in score["intervals"].items()}
     return {name: value for name, value in rounded.items() if value is not None}

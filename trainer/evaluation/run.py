@@ -1,4 +1,4 @@
-"""An evaluation, top to bottom: every reader reads every page, every reading is scored, tiers are summed up.
+"""An evaluation from start to end: every reader reads every page, every reading is scored, tiers are summarised.
 
 Knows neither the command line nor how results are shown.
 """
@@ -19,7 +19,7 @@ from trainer.reading.protocol import Reader
 
 @dataclass(frozen=True, slots=True)
 class ScoredPage:
-    """A page with what each reader made of it, in the readers' order."""
+    """A page with each reader's reading and score, in the readers' order."""
 
     sample: Sample
     readings: tuple[Reading, ...]
@@ -29,18 +29,9 @@ class ScoredPage:
 def evaluate(
     sets: Sequence[SampleSet], readers: Sequence[Reader], progress_stream: TextIO
 ) -> tuple[EvaluationResult, list[ScoredPage]]:
-    """Run an evaluation.
+    """Read all sets with each reader in turn, and score them; the first reader is the one that the evaluation is about.
 
-    Args:
-        sets: Pages.
-        readers: Who reads them, one after another; the first is the one the evaluation is about.
-        progress_stream: Where progress is shown.
-
-    Returns:
-        The record, and every page with its readings.
-
-    Raises:
-        ReaderError: A reader cannot work.
+    Returns the record, and every page with its readings. Raises `ReaderError` if a reader cannot work.
     """
     samples = [sample for pages in sets for sample in pages.samples]
     readings = [read_all(reader, samples, progress_stream) for reader in readers]
@@ -60,19 +51,7 @@ def evaluate(
 
 
 def read_all(reader: Reader, samples: Sequence[Sample], progress_stream: TextIO) -> list[Reading]:
-    """Let one reader read everything.
-
-    Args:
-        reader: Who reads.
-        samples: Pages.
-        progress_stream: Where progress is shown.
-
-    Returns:
-        Readings in the order of the samples.
-
-    Raises:
-        RuntimeError: The reader left a page out.
-    """
+    """Readings of one reader in the order of the samples; raises `RuntimeError` if it left out a page."""
     progress = Progress(reader.name, len(samples), progress_stream)
     readings: dict[int, Reading] = {}
     for index, reading in reader.read(samples):
@@ -84,20 +63,20 @@ def read_all(reader: Reader, samples: Sequence[Sample], progress_stream: TextIO)
 
 
 def base_place(readers: Sequence[Reader]) -> int | None:
-    """Which reader is the base model that an adapter among them is compared with; None: there is no such pair."""
+    """Index of the base model that an adapter among the readers is compared with; None without such a pair."""
     if not any(is_adapter(reader.details) for reader in readers):
         return None
     return next((place for place, reader in enumerate(readers) if is_base(reader.details)), None)
 
 
 def summarise(reader: Reader, place: int, pages: Sequence[ScoredPage], base_place: int | None = None) -> ReaderResult:
-    """Sum up one reader by tier, tiers in the order in which they first come.
+    """Summarise one reader by tier, in order of first occurrence.
 
     Args:
-        reader: Who read.
-        place: Its place in the pages' scores.
-        pages: All pages.
-        base_place: The base model's place, which an adapter is compared with.
+        reader: the reader.
+        place: index of its scores in the pages.
+        pages: all pages.
+        base_place: index of the base model's scores, which an adapter is compared with.
 
     Returns:
         Its figures.

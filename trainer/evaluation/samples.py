@@ -1,7 +1,7 @@
-"""Pages with known texts: where they lie on disk and how they are opened.
+"""Pages with known texts: where they are on disk and how they are opened.
 
 Two layouts. A *set* is a folder with `index.jsonl`, one object a line: `image` and `text` (files, relative to the
-folder) and `tier`; optionally `layout`, and anything else that its maker wants to keep.
+folder) and `tier`; optionally `layout`, and any other keys.
 `trainer.nano.pages.evaluation_set` makes such sets. A folder of *scans* has `images/NAME.*` and `truth/NAME.txt`.
 `trainer.evaluation.sources` reads other layouts. Knows nothing of readers and scores.
 """
@@ -39,7 +39,7 @@ class Layout(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One page and the text that stands on it."""
+    """One page and its text."""
 
     name: str
     """Unique within a run, without any folder outside the set."""
@@ -70,18 +70,18 @@ def is_set(folder: Path) -> bool:
 
 
 def load_set(folder: Path, tiers: Sequence[str] = (), limit: int | None = None) -> SampleSet:
-    """Read a set's index.
+    """Read a set's `index.jsonl`.
 
     Args:
-        folder: Holds `index.jsonl` and what it names.
-        tiers: Tiers to take; empty for all.
-        limit: Most samples of each tier, the first ones.
+        folder: the set.
+        tiers: tiers to read; empty for all.
+        limit: maximum number of samples of each tier, the first ones.
 
     Returns:
-        The samples that were asked for.
+        The samples.
 
     Raises:
-        SampleError: No index, a broken line, a missing file, a tier that the set lacks, or no samples.
+        SampleError: no index, a broken line, a missing file, a tier that the set lacks, or no samples.
     """
     index = folder / INDEX_NAME
     if not index.is_file():
@@ -95,17 +95,9 @@ def load_set(folder: Path, tiers: Sequence[str] = (), limit: int | None = None) 
 
 
 def load_scans(folder: Path, limit: int | None = None) -> SampleSet:
-    """Read a folder of scans; all of them are of the tier `real` and of the layout `block`.
+    """Read scans from `images/` and their texts from `truth/`, all of tier `real` and layout `block`.
 
-    Args:
-        folder: Holds `images/` and `truth/`.
-        limit: Most samples, the first by name.
-
-    Returns:
-        The samples.
-
-    Raises:
-        SampleError: A folder or a truth is missing, or there are no images.
+    `limit` takes the first ones by name. Raises `SampleError` if a folder or a text is missing, or without images.
     """
     if not (folder / "images").is_dir():
         raise SampleError(f"{folder} is not a folder of scans: it has no images/")
@@ -121,19 +113,7 @@ def load_scans(folder: Path, limit: int | None = None) -> SampleSet:
 
 
 def make_set(name: str, samples: Iterable[Sample], limit: int | None) -> SampleSet:
-    """Gather samples and take their fingerprint.
-
-    Args:
-        name: Of the set, without folders.
-        samples: All there are.
-        limit: Most samples of each tier, the first ones.
-
-    Returns:
-        The set.
-
-    Raises:
-        SampleError: There are none.
-    """
+    """Make a set of at most `limit` samples of each tier, and its fingerprint; raises `SampleError` without samples."""
     taken: list[Sample] = []
     counts: dict[str, int] = {}
     for sample in samples:
@@ -150,7 +130,7 @@ def make_set(name: str, samples: Iterable[Sample], limit: int | None) -> SampleS
 
 
 def open_page(path: Path) -> Image.Image:
-    """Open an image as a person sees it: upright, RGB, what is transparent on white."""
+    """Open an image as a person sees it: upright, RGB, transparency on white."""
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened)
         if image.mode.startswith("I;16"):
@@ -169,7 +149,7 @@ def upright_size(path: Path) -> tuple[int, int]:
 
 
 def layout_of_tier(tier: str) -> Layout:
-    """Layout that a tier's name promises; blocks where it promises nothing."""
+    """Layout by a tier's name; blocks by default."""
     return next((layout for layout in Layout if layout.value in tier), Layout.BLOCK)
 
 

@@ -1,6 +1,6 @@
-"""From readings to figures: the errors of a page, and what a tier's pages give together.
+"""From readings to figures: the errors of a page, and the aggregates of a tier.
 
-Arithmetic alone. Texts are compared as `shared.contract.text` says; nothing here opens a file.
+Arithmetic only. Texts are compared as `shared.contract.text` says; nothing here opens a file.
 
 Shape letters: R resamples, N pages, K numbers of a page.
 """
@@ -24,13 +24,13 @@ INTERVAL_PERCENTILES = (2.5, 97.5)
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a reader made of a page."""
+    """A reader's result on a page."""
 
     text: str
     seconds: float
-    """Wall time that the page took, its share where pages are read together."""
+    """Wall time of the page; its share if pages are read together."""
     ended: bool = True
-    """Whether the reader came to an end of its own: not after a loop, not at a limit."""
+    """Whether the reader finished: neither stopped for a loop nor at a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class PageScore:
 
 @dataclass(frozen=True, slots=True)
 class TierScore:
-    """What the pages of a tier give together; rates are shares, not percent."""
+    """Figures of a tier; rates are shares, not percent."""
 
     pages: int
     characters: int
@@ -58,14 +58,14 @@ class TierScore:
     """Lower end of the micro rate's 95 % interval."""
     cer_high: float
     cer_median: float
-    """Of the pages' own rates."""
+    """Median of the pages' own rates."""
     cer_capped: float
     """Micro, with at most one edit per character of each page."""
     wer: float
     exact_ratio: float
-    """Pages without any error."""
+    """Share of pages without any error."""
     unfinished_ratio: float
-    """Pages whose reading looped or met the limit."""
+    """Share of pages whose reading looped or met the limit."""
     seconds_per_page: float
     rouge_1: float | None = None
     """Mean of the pages' F1 of words; None in records from before it was measured."""
@@ -74,9 +74,9 @@ class TierScore:
     bleu: float | None = None
     """Of all pages together, 0 to 1; None where sacrebleu was not installed."""
     bert_score: float | None = None
-    """Mean of the pages' F1; None unless it was asked for."""
+    """Mean of the pages' F1; None unless requested."""
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """95 % intervals of the other figures, by their names. `cer_change`: what the adapter's rate adds to the base's on
+    """95 % intervals of the other figures, by name. `cer_change`: the adapter's rate minus the base model's on
     the same pages."""
 
 
@@ -96,15 +96,15 @@ def score_tier(pages: Sequence[PageScore], base: Sequence[PageScore] | None = No
     """Aggregate a tier's pages.
 
     Args:
-        pages: Scores of at least one page.
-        base: Scores of the base model on the same pages, where these are an adapter's.
+        pages: scores of at least one page.
+        base: scores of the base model on the same pages, if these are an adapter's.
 
     Returns:
         The tier's figures. Intervals hold 95 % of resamples of the pages, the same at every call: they say how a figure
-        would vary with other pages of the kind, nothing of other kinds.
+        would vary with other pages of this kind, nothing about other kinds.
 
     Raises:
-        ValueError: There are none.
+        ValueError: there are no pages.
 
     Source:
         Percentile bootstrap, Efron and Tibshirani 1993, chapter 13.
@@ -148,7 +148,7 @@ def score_tier(pages: Sequence[PageScore], base: Sequence[PageScore] | None = No
 
 
 def _draws(num_pages: int) -> NDArray[np.float64]:
-    """How often each page comes in each resample, `[R, N]`; the same for every reader, so that they can be compared."""
+    """Count of each page in each resample, `[R, N]`; the same for every reader, so that they can be compared."""
     random = np.random.default_rng(BOOTSTRAP_SEED)
     chosen_RN = random.integers(0, num_pages, (BOOTSTRAP_RESAMPLES, num_pages))
     return np.stack([np.bincount(chosen, minlength=num_pages) for chosen in chosen_RN]).astype(np.float64)
@@ -170,7 +170,7 @@ def _mean_interval(values: Sequence[float], draws_RN: NDArray[np.float64]) -> tu
 
 
 def _bleu(pages: Sequence[PageScore], draws_RN: NDArray[np.float64]) -> tuple[float | None, tuple[float, float] | None]:
-    """BLEU of all pages, and its interval."""
+    """Corpus BLEU and its interval."""
     counts = [page.overlap.bleu for page in pages if page.overlap is not None and page.overlap.bleu is not None]
     if len(counts) < len(pages):
         return None, None

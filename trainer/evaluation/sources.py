@@ -1,4 +1,4 @@
-"""Any source of pages as a set to be measured on: what `trainer.data.sources` reads, laid out as files for readers.
+"""Any source of pages as an evaluation set: what `trainer.data.sources` reads, written as files for readers.
 
 An evaluation judges a model, not its data: a source with broken rows is refused rather than measured in part.
 """
@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from trainer.data.sources.columns import Columns
-from trainer.data.sources.rejected_rows import Ledger
+from trainer.data.sources.rejected_rows import RejectedRows
 from trainer.data.sources.resolve import SourceOptions, open_source
 from trainer.data.sources.samples import PageSample, read_samples
 from trainer.evaluation.samples import Layout, Sample, SampleError, SampleSet, make_set
@@ -22,26 +22,26 @@ def load_source(spec: str, folder: Path, split: str | None, layout: Layout, limi
     """Read a source to its end.
 
     Args:
-        spec: Whatever `prepare` takes, with columns that need no naming.
-        folder: Receives the images; it has to last as long as the set.
-        split: The split to read; None for all, each a tier.
-        layout: Of all pages.
-        limit: Most samples, the first ones.
+        spec: whatever `prepare` takes, with columns that need no naming.
+        folder: receives the images; it must exist as long as the set is used.
+        split: the split to read; None for all, each a tier.
+        layout: of all pages.
+        limit: maximum number of samples, the first ones.
 
     Returns:
         The samples.
 
     Raises:
-        SampleError: A row cannot be used, a sample has several images, or there are no samples.
+        SampleError: a row cannot be used, a sample has several images, or there are no samples.
     """
     source = open_source(spec, SourceOptions(split=split))
-    ledger = Ledger(max_share=1.0)
-    samples = islice(read_samples(source, Columns(), ledger, split=split), limit)
+    rejected = RejectedRows(max_share=1.0)
+    samples = islice(read_samples(source, Columns(), rejected, split=split), limit)
     pages = list(_written(samples, folder, layout))
-    if ledger.num_broken:
+    if rejected.num_broken:
         raise SampleError(
-            f"{ledger.num_broken} of {ledger.num_rows} rows cannot be used, first {ledger.broken[0]}; mend them, or "
-            "leave them out with `python -m trainer prepare` and measure on the set"
+            f"{rejected.num_broken} of {rejected.num_rows} rows cannot be used, first {rejected.broken[0]}; "
+            "correct them, or leave them out with `python -m trainer prepare` and measure on the set"
         )
     return make_set(source.name, pages, None)
 

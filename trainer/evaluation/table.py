@@ -27,7 +27,7 @@ def rows(result: EvaluationResult) -> list[tuple[str, ...]]:
 
 
 def overlap_rows(result: EvaluationResult) -> list[tuple[str, ...]]:
-    """The same of `OVERLAP_COLUMNS`, without readers of records from before these were measured."""
+    """The same for `OVERLAP_COLUMNS`, without readers in older records that lack them."""
     return [
         (tier, reader.name, *map(_share, (score.rouge_1, score.rouge_2, score.rouge_l, score.bleu, score.bert_score)))
         for tier in result.tiers
@@ -37,7 +37,7 @@ def overlap_rows(result: EvaluationResult) -> list[tuple[str, ...]]:
 
 
 def change_rows(result: EvaluationResult) -> list[tuple[str, ...]]:
-    """What an adapter changes, by tier; none where the record does not hold an adapter and its base."""
+    """What an adapter changes, by tier; empty unless the record has an adapter and its base model."""
     adapter, base = result.adapter, result.base
     if adapter is None or base is None:
         return []
@@ -54,7 +54,7 @@ def text_table(result: EvaluationResult) -> str:
 
 
 def markdown_table(result: EvaluationResult | None) -> str:
-    """The tables of a model card, with what they were measured on; a plain sentence where there is no result."""
+    """The tables of a model card, with what they were measured on; a sentence if there is no result."""
     if result is None:
         return NOT_MEASURED
     tables = []
@@ -72,7 +72,7 @@ def _tables(result: EvaluationResult) -> list[tuple[tuple[str, ...], list[tuple[
 def _measured_columns(
     columns: tuple[str, ...], lines: list[tuple[str, ...]]
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Without columns that hold nothing."""
+    """The table without empty columns."""
     kept = [place for place in range(len(columns)) if any(line[place] != ABSENT for line in lines)]
     return tuple(columns[place] for place in kept), [tuple(line[place] for place in kept) for line in lines]
 

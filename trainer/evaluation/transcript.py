@@ -1,4 +1,4 @@
-"""Every page with its truth, readings and errors as JSON lines: for looking things up, not for committing."""
+"""Every page with its truth, readings and errors as JSON lines: for inspection, not for committing."""
 
 from __future__ import annotations
 

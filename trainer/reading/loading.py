@@ -9,7 +9,7 @@ import torch
 from shared.contract.identity import weights_revision
 from shared.deepseek_ocr.checkpoint import CheckpointError
 from shared.deepseek_ocr.loading import LoadedCheckpoint, load_checkpoint
-from trainer.evaluation.paths import AdapterPlace
+from trainer.evaluation.paths import AdapterLocation
 from trainer.reading.adapters import attach_adapter, read_adapter
 from trainer.reading.model import BaseReader, ModelReader, ReadingOptions
 from trainer.reading.protocol import ReaderError
@@ -35,7 +35,7 @@ def load_model_reader(checkpoint: str, device: str, threads: int, options: Readi
 
 
 def load_adapter_readers(
-    checkpoint: str, place: AdapterPlace, device: str, threads: int, options: ReadingOptions
+    checkpoint: str, place: AdapterLocation, device: str, threads: int, options: ReadingOptions
 ) -> tuple[ModelReader, BaseReader]:
     """Load a checkpoint once, to read with an adapter and without.
 

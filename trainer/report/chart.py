@@ -1,7 +1,7 @@
-"""Pictures of numbers as SVG inside a page: curves over steps, and rates with their intervals.
+"""Charts as inline SVG: curves over steps, and rates with their intervals.
 
-Colours are the page's own variables, so that light and dark need one picture. Each has a title and a description for
-those who do not see it. Knows nothing of training.
+Colours are the page's variables, so that one picture fits light and dark. Each has a title and a description for
+those who cannot see it. Does not know training.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WIDE, ROW_PX, LABEL_PX, VALUE_PX = 1080, 30, 300, 90
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Points and how they look: `kind` is a class of the style sheet."""
+    """Points and their style: `kind` is a class of the style sheet."""
 
     name: str
     kind: str
@@ -45,15 +45,15 @@ def curves(
     axis_form: Callable[[float], str],
     level: Line | None = None,
 ) -> str:
-    """Lines over steps, from zero up.
+    """An `svg` element of lines over steps, from zero up.
 
     Args:
-        identity: Of the picture, unique in the page.
-        title: What it shows.
-        lines: Each with at least one point.
-        form: How values are written.
-        axis_form: How round values are written at the axis.
-        level: A value to compare with, drawn across; its points' steps do not count.
+        identity: id of the picture, unique in the page.
+        title: what it shows.
+        lines: each with at least one point.
+        form: formats values.
+        axis_form: formats round values at the axis.
+        level: a value to compare with, drawn across; the steps of its points are ignored.
 
     Returns:
         An `svg` element.
@@ -95,18 +95,7 @@ def intervals(
     form: Callable[[float], str],
     axis_form: Callable[[float], str],
 ) -> str:
-    """Values as dots with their intervals as lines, a row each.
-
-    Args:
-        identity: Of the picture, unique in the page.
-        title: What it shows.
-        rows: At least one.
-        form: How values are written.
-        axis_form: How round values are written at the axis.
-
-    Returns:
-        An `svg` element.
-    """
+    """An `svg` element of values as dots with their intervals as lines, one row each; arguments as for `curves`."""
     width, height = WIDE, ROW_PX * len(rows) + BOTTOM
     axis = _Axis(0, max(max(row.high for row in rows) * 1.02, 1e-9), LABEL_PX, width - VALUE_PX)
     bottom = ROW_PX * len(rows)
@@ -127,7 +116,7 @@ def intervals(
 
 @dataclass(frozen=True, slots=True)
 class _Axis:
-    """Values to places, linear."""
+    """A linear scale from values to pixels."""
 
     low: float
     high: float
@@ -140,7 +129,7 @@ class _Axis:
         return self.start + share * (self.end - self.start)
 
     def ticks(self, most: int = 6) -> list[float]:
-        """Round values, at most that many."""
+        """Round values for an axis, at most that many."""
         span = self.high - self.low
         if span <= 0:
             return [self.low]

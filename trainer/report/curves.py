@@ -1,4 +1,4 @@
-"""A training run's log as curves: losses and error rates by step. Knows the log's form, nothing of how it is drawn."""
+"""A training run's log as curves: losses and error rates by step. Knows the log's format, not how it is drawn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Points = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """Points `(step, value)`; empty where the log has none."""
+    """Points `(step, value)`; empty if the log has none."""
 
     loss: Points = ()
     learning_rate: Points = ()
@@ -27,14 +27,9 @@ class Curves:
 
 
 def read_curves(path: Path) -> Curves:
-    """Read a log.
+    """Read curves from a run's log, which need not exist: one JSON event a line.
 
-    Args:
-        path: One JSON object a line, each an event; it need not be there. A line that a kill has cut is left out, and a
-            run that went on from a checkpoint has the steps after it once: the later ones.
-
-    Returns:
-        Its curves.
+    A line that was cut by a kill is skipped. After a resume, later values of a step replace earlier ones.
     """
     series: dict[str, dict[float, float]] = {"loss": {}, "learning_rate": {}, "cer": {}, "forgetting_cer": {}}
     base_cer = None
@@ -45,7 +40,7 @@ def read_curves(path: Path) -> Curves:
         if step is None:
             continue
         if event.get("event") == "start":
-            # Steps beyond a checkpoint are done again.
+            # Steps after a checkpoint are repeated.
             for points in series.values():
                 for later in [each for each in points if each > step]:
                     del points[later]
@@ -58,15 +53,7 @@ def read_curves(path: Path) -> Curves:
 
 
 def thinned(points: Points, most: int = 300) -> Points:
-    """Points that a picture can show: means of neighbours where there are more.
-
-    Args:
-        points: By step.
-        most: Points to keep at most.
-
-    Returns:
-        At most that many.
-    """
+    """At most `most` points by step: means of neighbours where there are more."""
     size = -(-len(points) // most) or 1
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return tuple(

@@ -1,4 +1,4 @@
-"""What a reading lacks and what it adds, as HTML: the fewest edits, which are those that the error rates count.
+"""The difference of a reading from the truth as HTML: the minimal edits, which the error rates count.
 
 The alignment is rapidfuzz's: Python's own takes minutes for a page that looped.
 """
@@ -12,11 +12,11 @@ from rapidfuzz.distance import Levenshtein
 from shared.contract.text import normalise
 
 SHORTEST_AGREEMENT = 3
-"""Fewer letters that agree by chance between two edits are shown as part of one edit: easier to read than confetti."""
+"""Shorter matches between two edits are shown as part of one edit, which is easier to read."""
 
 
 def marked_difference(truth: str, reading: str) -> str:
-    """A reading as HTML: what it lacks as `del`, what it adds as `ins`; white space folded as for the rates."""
+    """A reading as HTML: missing text as `del`, added text as `ins`; white space folded as for the rates."""
     expected, read = normalise(truth), normalise(reading)
     edits = list(Levenshtein.opcodes(expected, read))
     parts = []

@@ -27,12 +27,12 @@ _KINDS = ("first", "second")
 
 
 def percent(share: float) -> str:
-    """A share as people write it."""
+    """A share formatted in percent."""
     return f"{100 * share:.2f} %" if share < 0.1 else f"{100 * share:.1f} %"
 
 
 def summary_tiles(result: EvaluationResult) -> str:
-    """What matters most, in a few words."""
+    """Tiles with the most important figures."""
     first, base = result.readers[0], result.base
     rate = _overall(first)
     tiles = [("Character errors", percent(rate), _tiers_note(first))]
@@ -67,7 +67,7 @@ def rates_figure(result: EvaluationResult) -> str:
 
 
 def tables(result: EvaluationResult) -> str:
-    """All figures of all readers, and what the adapter changes."""
+    """Tables of all figures of all readers, and of what the adapter changes."""
     measured = [
         (name, key) for name, key in _RATES
         if any(getattr(score, key) is not None for reader in result.readers for score in reader.tiers.values())
@@ -83,7 +83,7 @@ def tables(result: EvaluationResult) -> str:
 
 
 def training_figures(found: Curves) -> str:
-    """Curves of a run; nothing where the log has none."""
+    """Curves of a run; empty if the log has none."""
     pictures = []
     if found.loss:
         lines = [Line("loss", "first", thinned(found.loss))]

@@ -1,4 +1,4 @@
-"""Pieces of HTML that several sections are made of. Every text is escaped here."""
+"""Pieces of HTML that several sections share. Every text is escaped here."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from html import escape
 
 
 def facts(title: str, values: Mapping[str, object]) -> str:
-    """Names and values that most readers skip."""
+    """A list of names and values."""
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(_said(value))}</dd>" for name, value in values.items())
     return f'<details><summary>{escape(title)}</summary><dl class="facts">{rows}</dl></details>'
 
 
 def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], num_headers: int = 1) -> str:
-    """A table that scrolls by itself where it is wider than the page.
+    """A table that scrolls if it is wider than the page.
 
     Args:
-        caption: What it shows.
-        columns: Their names.
-        rows: Cells that are HTML already.
-        num_headers: Columns at the left that name a row.
+        caption: what it shows.
+        columns: their names.
+        rows: cells that are HTML already.
+        num_headers: columns at the left that name a row.
 
     Returns:
         HTML.
@@ -36,7 +36,7 @@ def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], n
 
 
 def legend(entries: Sequence[tuple[str, str]]) -> str:
-    """What the lines of a picture are: `(class, name)` each."""
+    """The legend of a picture: `(class, name)` of each line."""
     items = "".join(f'<li><span class="{kind}"></span>{escape(name)}</li>' for kind, name in entries)
     return f'<ul class="legend">{items}</ul>'
 

@@ -1,7 +1,7 @@
-"""The report of a run or of an evaluation: one HTML file that says how well something reads, wherever it is opened.
+"""The report of a run or of an evaluation: one self-contained HTML file.
 
-Owns the order of the sections and the words. Self-contained: style, pictures and images are inside, nothing is loaded,
-no script runs. Every text from outside is escaped.
+Owns the order of the sections and their text. Style, pictures and images are inside; nothing is loaded,
+and no script runs. Every text from outside is escaped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trainer.report.pages import page_section
 from trainer.report.worst import WorstPage
 
 STYLE_FILE = Path(__file__).with_name("style.css")
-# Nothing may be loaded, even if a text managed to ask for it.
+# Load nothing, even if a text injects a reference.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -30,14 +30,14 @@ def report_page(
     run: Mapping[str, Any] | None = None,
     name: str = "",
 ) -> str:
-    """Put a report together from what there is.
+    """The HTML report of what is available.
 
     Args:
-        result: Figures; None for a run that nobody has measured yet.
-        worst: Pages to look at, the worst first.
-        curves: Of a training run.
-        run: What a training run says of itself (`run.json`).
-        name: Of the run; else the first reader's is the title.
+        result: figures; None for a run that has not been evaluated.
+        worst: pages to show, the worst first.
+        curves: of a training run.
+        run: the content of its `run.json`.
+        name: title of the report; else the first reader's name.
 
     Returns:
         An HTML document.
@@ -65,7 +65,7 @@ def _header(title: str, result: EvaluationResult | None) -> str:
     if result is None:
         return f'<h1>{escape(title)}</h1><p class="quiet">Not measured yet: there is no evaluation of this run.</p>'
     sets = ", ".join(f"{entry.name} ({entry.pages} pages)" for entry in result.sets)
-    base = f" beside its base model {result.base.name}" if result.base else ""
+    base = f" and its base model {result.base.name}" if result.base else ""
     said = f"{result.readers[0].name}{base}, measured on {sets}, {result.date[:10]}."
     return f'<h1>{escape(title)}</h1><p class="quiet">{escape(said)}</p>'
 

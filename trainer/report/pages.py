@@ -1,4 +1,4 @@
-"""One page of a report: its image beside what it says and what each reader made of it."""
+"""One page of a report: its image next to its text and each reader's result."""
 
 from __future__ import annotations
 
@@ -8,19 +8,11 @@ from trainer.report.difference import marked_difference
 from trainer.report.worst import WorstPage
 
 MOST_LETTERS = 20_000
-"""A reading that ran away is cut here for the page; its figures count all of it."""
+"""Longer readings are truncated in the report; their figures count all of it."""
 
 
 def page_section(place: int, page: WorstPage) -> str:
-    """A section.
-
-    Args:
-        place: From 1.
-        page: What is shown.
-
-    Returns:
-        HTML.
-    """
+    """The HTML section of a page, numbered from 1."""
     readings = []
     for reading in page.readings:
         notes = [f"CER {100 * reading.cer:.1f} %", *([] if reading.ended else ["looped or met the limit"])]
@@ -31,6 +23,6 @@ def page_section(place: int, page: WorstPage) -> str:
     return (
         f'<section class="page" aria-labelledby="page-{place}"><h3 id="page-{place}">{place}. {escape(page.name)} '
         f'<span class="quiet">{escape(page.tier)}</span></h3><div class="columns"><div>'
-        f'<img alt="The page {escape(page.name)}; its text stands beside it" src="{escape(page.image_url)}"></div><div>'
-        f"<h4>What stands on it</h4><pre>{escape(page.truth)}</pre>{''.join(readings)}</div></div></section>"
+        f'<img alt="The page {escape(page.name)}; its text is next to it" src="{escape(page.image_url)}"></div><div>'
+        f"<h4>Text</h4><pre>{escape(page.truth)}</pre>{''.join(readings)}</div></div></section>"
     )

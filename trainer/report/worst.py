@@ -1,6 +1,6 @@
-"""The pages that were read worst, with their images: chosen, kept beside a record, and found again for a report.
+"""The pages that were read worst, with their images: selected, stored next to a record, and loaded for a report.
 
-A page is one JSON object a line in `worst.jsonl`; its image is inside, shrunk, so that the file needs no other. Knows
+A page is one JSON object a line in `worst.jsonl`, including its image, scaled down. Knows
 nothing of HTML.
 """
 
@@ -19,7 +19,7 @@ from trainer.evaluation.run import ScoredPage
 from trainer.evaluation.samples import open_page
 
 LONGEST_SIDE_PX = 1400
-"""Enough to read a page, small enough to send."""
+"""Long side of an image in pixels: enough to read a page, small enough to send."""
 IMAGE_QUALITY = 80
 WORST_NAME = "worst.jsonl"
 _IMAGE_URL = re.compile(r"data:image/webp;base64,[A-Za-z0-9+/]*={0,2}")
@@ -27,7 +27,7 @@ _IMAGE_URL = re.compile(r"data:image/webp;base64,[A-Za-z0-9+/]*={0,2}")
 
 @dataclass(frozen=True, slots=True)
 class PageReading:
-    """What one reader made of a page."""
+    """One reader's result on a page."""
 
     reader: str
     text: str
@@ -54,15 +54,7 @@ def worst_pages(pages: Sequence[ScoredPage], number: int) -> list[ScoredPage]:
 
 
 def with_images(pages: Sequence[ScoredPage], reader_names: Sequence[str]) -> list[WorstPage]:
-    """Pages as they are kept.
-
-    Args:
-        pages: With their images on disk.
-        reader_names: Names of the readers, in the order of the pages' readings.
-
-    Returns:
-        The same pages, their images inside.
-    """
+    """Pages with their images embedded and readings named, for storage."""
     return [
         WorstPage(
             page.sample.name,
@@ -85,17 +77,7 @@ def save_worst(path: Path, pages: Sequence[WorstPage]) -> None:
 
 
 def load_worst(path: Path) -> list[WorstPage]:
-    """Read what `save_worst` wrote.
-
-    Args:
-        path: The file; it need not be there.
-
-    Returns:
-        The pages; none where there is no file.
-
-    Raises:
-        ResultError: It is another kind of file.
-    """
+    """Read what `save_worst` wrote; empty without a file. Raises `ResultError` if it is another kind of file."""
     if not path.is_file():
         return []
     pages = []
@@ -105,9 +87,9 @@ def load_worst(path: Path) -> list[WorstPage]:
             readings = tuple(PageReading(**reading) for reading in entry.pop("readings"))
             pages.append(WorstPage(**entry, readings=readings))
     except (ValueError, TypeError, KeyError) as error:
-        raise ResultError(f"{path} does not hold pages of an evaluation: {error!r}") from error
+        raise ResultError(f"{path} has no pages of an evaluation: {error!r}") from error
     if not all(_IMAGE_URL.fullmatch(page.image_url) for page in pages):
-        raise ResultError(f"{path} holds an image of another kind than evaluations write")
+        raise ResultError(f"{path} has an image of a format that evaluations do not write")
     return pages
 
 

@@ -1,4 +1,4 @@
-"""The adapter of a live model, written as PEFT's two files; the same bytes wherever it was trained.
+"""A model's adapter, written as PEFT's two files; the same bytes wherever it was trained.
 
 Owns what the files say. Knows PEFT, not who injected the adapter.
 """
@@ -24,23 +24,23 @@ ADAPTER = "default"
 
 def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
     """The adapter's tensors by the keys of its file."""
-    # Left to itself PEFT asks the Hub whether the base model has grown new tokens.
+    # By default PEFT asks the Hub whether the base model has new tokens.
     return get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
 
 
 def adapter_shapes(model: PeftModel) -> dict[str, tuple[int, ...]]:
-    """Shapes that the file has to have."""
+    """Shapes of the file's tensors."""
     return {key: tuple(tensor.shape) for key, tensor in adapter_tensors(model).items()}
 
 
 def save_adapter(model: PeftModel, folder: Path, base_model: str, modules: tuple[str, ...]) -> None:
-    """Write both files.
+    """Write the adapter's weights and its `adapter_config.json`; makes the folder.
 
     Args:
         model: the trained model.
-        folder: where to; made.
+        folder: where to write.
         base_model: name of the base model, without folders of this machine.
-        modules: whole names of the adapted modules.
+        modules: full names of the adapted modules.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: tensor.detach().float().cpu().contiguous() for key, tensor in adapter_tensors(model).items()}
@@ -50,17 +50,11 @@ def save_adapter(model: PeftModel, folder: Path, base_model: str, modules: tuple
 
 
 def load_adapter(model: PeftModel, folder: Path) -> None:
-    """Put the tensors of a file into a model's adapter, value by value.
+    """Copy the tensors that `save_adapter` wrote into a model's adapter of the same modules and rank.
 
-    PEFT's own loading renames keys by transformers' table for old checkpoints; of DeepSeek-OCR-2 (PEFT 0.21.2,
-    transformers 5.17) it then finds none of those that it has written itself, warns, and leaves the adapter as it was.
-
-    Args:
-        model: with an adapter of the same modules and rank.
-        folder: holds what `save_adapter` wrote.
-
-    Raises:
-        TrainingError: keys or shapes are not those of the model's adapter.
+    PEFT's own loading renames keys by transformers' table for old checkpoints; for DeepSeek-OCR-2 (PEFT 0.21.2,
+    transformers 5.17) it then finds none of the keys that it wrote itself, warns, and leaves the adapter unchanged.
+    Raises `TrainingError` if keys or shapes differ from those of the model's adapter.
     """
     own = adapter_tensors(model)
     given = load_file(folder / WEIGHTS_FILE)
@@ -68,7 +62,7 @@ def load_adapter(model: PeftModel, folder: Path) -> None:
         raise TrainingError(
             TrainingCode.CHECKPOINT_CORRUPT,
             f"{folder} holds an adapter of other modules or another rank",
-            "give the options that it was trained with",
+            "use the options that it was trained with",
         )
     with torch.no_grad():
         for key, tensor in own.items():  # views of the live parameters
@@ -76,16 +70,7 @@ def load_adapter(model: PeftModel, folder: Path) -> None:
 
 
 def adapter_config(model: PeftModel, base_model: str, modules: tuple[str, ...]) -> dict[str, Any]:
-    """What `adapter_config.json` says.
-
-    Args:
-        model: the trained model.
-        base_model: name of the base model.
-        modules: whole names of the adapted modules, in the place of whatever pattern injected them.
-
-    Returns:
-        PEFT's own values but for those that name this machine.
-    """
+    """PEFT's configuration, without values that name this machine and with full module names instead of a pattern."""
     values = dict(model.peft_config[ADAPTER].to_dict())
     values.pop("auto_mapping", None)
     return values | {

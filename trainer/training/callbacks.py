@@ -1,6 +1,6 @@
-"""What a run says and hears while it goes on: a line of JSON for every event, a caller's function, SIGTERM.
+"""Callbacks of a run: a JSON line for every event, a progress function, stopping on SIGTERM.
 
-Knows transformers' callbacks, nothing of models or data.
+Knows transformers' callbacks, but no models and no data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trainer.training.distributed import any_of
+from trainer.training.distributed import any_rank
 
 Event = Mapping[str, Any]
 ProgressCallback = Callable[[Event], None]
@@ -28,7 +28,7 @@ _DIGITS = 8
 
 
 class StopRequest:
-    """Whether somebody has asked the run to end."""
+    """Whether the run was asked to stop."""
 
     def __init__(self) -> None:
         self.is_set = False
@@ -36,9 +36,9 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Take SIGTERM and SIGINT as requests; a second one ends the process at once, as without this."""
+        """Treat SIGTERM and SIGINT as requests to stop; a second one ends the process at once."""
         if threading.current_thread() is not threading.main_thread():
-            yield self  # only the main thread may say how signals are answered
+            yield self  # only the main thread may set signal handlers
             return
         before = {number: signal.signal(number, self._hear) for number in STOP_SIGNALS}
         try:
@@ -55,7 +55,7 @@ class StopRequest:
 
 
 class StopCallback(TrainerCallback):
-    """Ends the run after the step in hand, with a checkpoint."""
+    """Ends the run after the current step, with a checkpoint."""
 
     def __init__(self, request: StopRequest) -> None:
         self._request = request
@@ -63,35 +63,35 @@ class StopCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """Look whether to stop."""
+        """Stop if asked to."""
         del state
-        # A signal reaches processes between different updates; all have to stop after the same one.
-        self._request.is_set = any_of(self._request.is_set, args.device)
+        # Processes get a signal between different updates; all must stop after the same one.
+        self._request.is_set = any_rank(self._request.is_set, args.device)
         if self._request.is_set:
             control.should_save = control.should_training_stop = True
         return control
 
 
 class EarlyStop(EarlyStoppingCallback):
-    """The library's, without its advice to load the best weights at the end: `best/` holds them."""
+    """The library's, without its advice to load the best weights at the end: they are in `best/`."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Nothing to say."""
+        """Print nothing."""
 
 
 class EventLog(TrainerCallback):
-    """Writes `log.jsonl`, moves a bar, tells the caller."""
+    """Writes `log.jsonl`, moves a progress bar, calls the progress function."""
 
     def __init__(
         self, path: Path, stream: TextIO, caller: ProgressCallback | None = None, *, is_main: bool = True
     ) -> None:
-        """Start a log, or go on with one.
+        """Open a log, or append to one.
 
         Args:
-            path: the file.
-            stream: where the bar is shown.
+            path: the log file, one JSON object a line.
+            stream: where the progress bar is shown.
             caller: gets every event too.
-            is_main: False in further processes of a run, which stay silent.
+            is_main: False in the other processes of a distributed run, which log nothing.
         """
         self._is_main = is_main
         self._path, self._stream, self._caller = path, stream, caller
@@ -99,13 +99,7 @@ class EventLog(TrainerCallback):
         self._start_s = time.monotonic()
 
     def write(self, event: str, state: TrainerState | None = None, **figures: Any) -> None:
-        """Note an event.
-
-        Args:
-            event: its name.
-            state: of the loop.
-            **figures: what belongs to it.
-        """
+        """Log an event with its figures."""
         if not self._is_main:
             return
         record: dict[str, Any] = {"event": event, "seconds": round(time.monotonic() - self._start_s, 2)}
@@ -142,7 +136,7 @@ class EventLog(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Note losses; error rates have an event of their own."""
+        """Log losses; error rates have their own event."""
         del args, control
         figures = {name: value for name, value in (logs or {}).items() if not name.startswith("eval_")}
         figures.pop("epoch", None)
@@ -159,7 +153,7 @@ class EventLog(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Note error rates."""
+        """Log error rates."""
         del args, control
         figures = {name.removeprefix("eval_"): value for name, value in (metrics or {}).items()}
         self.write("evaluate", state, **figures)
@@ -169,12 +163,12 @@ class EventLog(TrainerCallback):
             )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Note checkpoints."""
+        """Log checkpoints."""
         del args, control
         self.write("save", state)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Put the bar away."""
+        """Close the bar."""
         del args, control
         if self._bar is not None:
             self._bar.close()

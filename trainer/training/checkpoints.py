@@ -1,7 +1,7 @@
-"""Checkpoints of a run: written beside, verified, renamed; found again, newest first, and verified again.
+"""Checkpoints of a run: written to a temporary folder, verified and renamed; verified again when resuming.
 
 `checkpoints/step-N/` holds what the loop wrote and `files.json` with the size and sha256 of each file. A folder without
-it, or with another content, is no checkpoint. Knows neither what a step is nor how a model is trained.
+it, or with other content, is not a checkpoint. Knows neither steps nor training.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ PARTIAL: Final = ".partial"
 _STEP: Final = re.compile(r"step-(\d+)")
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS: Final = ("No space left", "Disk quota exceeded", "File too large", "file write failed")
-"""torch and safetensors report a full disk in errors of their own."""
+"""How torch's and safetensors' own errors report a full disk."""
 
 
 def step_folders(folder: Path) -> list[tuple[int, Path]]:
-    """Checkpoints by step, newest first, whether or not they are sound."""
+    """Checkpoints by step, newest first, valid or not."""
     found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _STEP.fullmatch(path.name))]
     return sorted(found, reverse=True)
 
 
 def commit(partial: Path, target: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Let a written folder count.
+    """Verify a written checkpoint, sync it to disk and rename it to `target`, replacing what is there.
 
     Args:
-        partial: the folder, on the same file system as its target.
-        target: its place; what stands there is replaced.
+        partial: the folder, on the same file system as `target`.
+        target: the checkpoint's final path.
         expected: shapes of the adapter's tensors by key.
 
     Raises:
@@ -64,13 +64,13 @@ def commit(partial: Path, target: Path, expected: Mapping[str, tuple[int, ...]])
 
 
 def restore_replaced(target: Path) -> None:
-    """Put the old folder back where a kill came between the two renames of `commit`."""
+    """Restore the old folder if `commit` was killed between its two renames."""
     replaced = target.with_name(f".{target.name}.replaced")
     if replaced.exists() and not target.exists():
         replaced.rename(target)
 
 
-def find_fault(folder: Path) -> str | None:
+def validation_error(folder: Path) -> str | None:
     """What is wrong with a committed folder, if anything."""
     try:
         records = json.loads((folder / FILES).read_text(encoding="utf-8"))
@@ -85,18 +85,11 @@ def find_fault(folder: Path) -> str | None:
     return None
 
 
-def newest_sound(folder: Path) -> tuple[Path | None, list[str]]:
-    """Look for a checkpoint to go on from.
-
-    Args:
-        folder: holds `step-N`.
-
-    Returns:
-        The newest sound one, None without any; and what is wrong with newer ones.
-    """
+def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest valid checkpoint `step-N` in a folder (None without any), and what is wrong with newer ones."""
     faults: list[str] = []
     for _, path in step_folders(folder):
-        fault = find_fault(path)
+        fault = validation_error(path)
         if fault is None:
             return path, faults
         faults.append(f"{path.name}: {fault}")
@@ -104,7 +97,7 @@ def newest_sound(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest checkpoints, and what kills have left."""
+    """Delete all but the newest checkpoints, and leftovers of killed runs."""
     for _, path in step_folders(folder)[keep:]:
         shutil.rmtree(path, ignore_errors=True)
     for path in (*folder.glob(f"*{PARTIAL}"), *folder.glob(".*.replaced")):
@@ -112,15 +105,7 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def verify_adapter(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """See to it that an adapter is what was trained.
-
-    Args:
-        folder: a PEFT folder.
-        expected: shapes of its tensors by key.
-
-    Raises:
-        TrainingError: it does not load, is not finite, or has other keys or shapes.
-    """
+    """Raise `TrainingError` unless a PEFT folder loads, is finite and has the `expected` shapes by key."""
     try:
         json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
@@ -137,17 +122,7 @@ def verify_adapter(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> Non
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Turn failures of the disk into errors that say what to do.
-
-    Args:
-        folder: what is being written.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        TrainingError: the disk is full, or the place cannot be written.
-    """
+    """Turn disk errors while writing into `folder` into a `TrainingError` that says what to do."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -155,7 +130,7 @@ def writing_to(folder: Path) -> Iterator[None]:
             raise TrainingError(
                 TrainingCode.DISK_FULL,
                 f"the disk of {folder} is full",
-                "the last checkpoint is whole: make room and give the same command with --resume",
+                "the last checkpoint is complete: make room and repeat the command with --resume",
             ) from error
         if isinstance(error, OSError):
             raise TrainingError(
@@ -178,8 +153,8 @@ def _corrupt(folder: Path, fault: str) -> TrainingError:
     name = folder.name.removesuffix(PARTIAL)
     return TrainingError(
         TrainingCode.CHECKPOINT_CORRUPT,
-        f"what was written as {name} does not count: {fault}",
-        "go on from the one before with --resume; if it happens again, lower --learning-rate or check the disk",
+        f"what was written as {name} is not a valid checkpoint: {fault}",
+        "continue from the previous one with --resume; if it happens again, lower --learning-rate or check the disk",
     )
 
 

@@ -1,7 +1,7 @@
-"""From samples to a batch: image tokens, prompt, answer, end; the loss looks at answer and end alone.
+"""From samples to a batch: image tokens, prompt, answer, end; only answer and end count in the loss.
 
-Rows are padded on the right, which a causal decoder without a mask never sees. Images travel as sample numbers where
-their features are cached, as views where the encoder is trained.
+Rows are padded on the right, which a causal decoder without a mask never sees. Images are passed as sample numbers
+where their features are cached, as views where the encoder is trained.
 
 Shape letters: B samples, L tokens, H and W pixels, C colours, T tiles.
 """
@@ -24,7 +24,7 @@ KEPT = "logits_to_keep"
 
 
 class Collator:
-    """Makes batches; pure in its samples."""
+    """Makes batches, from the samples alone."""
 
     def __init__(
         self,
@@ -35,15 +35,15 @@ class Collator:
         views: Callable[[TrainingSample], list[PageViews]] | None = None,
         multiple: int = 1,
     ) -> None:
-        """Settle what stands around images and answers.
+        """Set the tokens around images and answers.
 
         Args:
             before: tokens before the images.
-            image_id: stands for a vision token.
+            image_id: placeholder for a vision token.
             after: the prompt's tokens after the images.
-            ends: token that ends an answer, token that fills rows.
-            views: makes a sample's views where batches are to hold them.
-            multiple: of which lengths are, filled up, so that many batches have the same shape.
+            ends: the end token and the padding token.
+            views: makes a sample's views, where batches need pixels (the vision encoder is trained).
+            multiple: lengths are padded to a multiple of this, so that many batches have the same shape.
         """
         self._before, self._image_id, self._after = list(before), image_id, list(after)
         self._eos_id, self._pad_id = ends
@@ -51,18 +51,14 @@ class Collator:
         self._multiple = multiple
 
     def prompt_ids(self, sample: TrainingSample) -> list[int]:
-        """What the model reads before it answers."""
+        """Tokens before the answer."""
         return [*self._before, *[self._image_id] * sample.num_vision_tokens, *self._after]
 
     def __call__(self, items: Sequence[tuple[int, TrainingSample]]) -> dict[str, Any]:
-        """Make a batch.
+        """Collate numbered samples into a batch.
 
-        Args:
-            items: numbers and samples.
-
-        Returns:
-            `input_ids` and `labels`, both `[B, L]`, `indices` `[B]` and how many last positions have labels; with
-            `views`, the arguments of `image_features` too.
+        `input_ids` and `labels` are `[B, L]`, `indices` is `[B]`, and a count says how many last positions have labels;
+        with `views`, the arguments of `image_features` are added.
         """
         prompts = [self.prompt_ids(sample) for _, sample in items]
         answers = [[*sample.answer_ids, self._eos_id] for _, sample in items]
@@ -90,13 +86,9 @@ class Collator:
 
 
 def image_arguments(pages_of_samples: Sequence[Sequence[PageViews]]) -> dict[str, Any]:
-    """Arguments of `image_features` for the pages of several samples, one after another.
+    """Arguments of `image_features` for the pages of several samples, flattened; global views all have one size.
 
-    Args:
-        pages_of_samples: views of each sample's pages; global views of one size.
-
-    Returns:
-        `global_views_BHWC`, `tiles_THWC` (None without tiles) and `tile_grids_B2`.
+    `global_views_BHWC`, `tiles_THWC` (None without tiles) and `tile_grids_B2`.
     """
     pages = [page for pages in pages_of_samples for page in pages]
     tiles = [torch.as_tensor(page.tiles_THWC) for page in pages if page.plan.num_tiles]

@@ -1,4 +1,4 @@
-"""What a run reads: samples to train on, held-out ones to check on, general ones that must not get worse.
+"""The data of a run: samples to train on, held-out ones to check on, general ones that must not get worse.
 
 Imports the packages behind sources when it reads one: a machine without them can train on samples from elsewhere.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.data.sources.splits import TRAIN, VALIDATION, SplitShares
-from trainer.training.dataset import SampleReader, SampleSet, split_samples
+from trainer.training.dataset import SampleReader, TrainingSet, split_samples
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.options import TrainingOptions
 
@@ -26,14 +26,14 @@ class RunData:
         note: what was left out, for people; empty where nothing was.
     """
 
-    train: SampleSet = field(default_factory=SampleSet)
-    validation: SampleSet = field(default_factory=SampleSet)
-    forgetting: SampleSet = field(default_factory=SampleSet)
+    train: TrainingSet = field(default_factory=TrainingSet)
+    validation: TrainingSet = field(default_factory=TrainingSet)
+    forgetting: TrainingSet = field(default_factory=TrainingSet)
     sources: dict[str, Any] = field(default_factory=dict)
     note: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """For `run.json`: what an adapter's manifest says, and what a resumed run has to find again."""
+        """For `run.json`: what an adapter's manifest needs, and what a resumed run must have again."""
         named = ((TRAIN, self.train), (VALIDATION, self.validation), ("forgetting", self.forgetting))
         return {
             "fingerprint": self.train.fingerprint,
@@ -47,18 +47,7 @@ class RunData:
 
 
 def load_data(options: TrainingOptions, reader: SampleReader) -> RunData:
-    """Read the sources that options name.
-
-    Args:
-        options: of the run.
-        reader: brings samples into form.
-
-    Returns:
-        The samples.
-
-    Raises:
-        TrainingError: nothing is left to train on.
-    """
+    """Read the sources that the options name; raises `TrainingError` if there are no samples to train on."""
     data = RunData()
     own_pages = options.eval_dataset_name is None
     wanted = {TRAIN: data.train, VALIDATION: data.validation} if own_pages else {TRAIN: data.train}
@@ -83,23 +72,23 @@ def _read(
     name: str,
     options: TrainingOptions,
     reader: SampleReader,
-    wanted: dict[str, SampleSet],
+    wanted: dict[str, TrainingSet],
     data: RunData,
     *,
     whole: bool = False,
 ) -> str:
     from trainer.data.sources.columns import Columns
-    from trainer.data.sources.rejected_rows import Ledger
+    from trainer.data.sources.rejected_rows import RejectedRows
     from trainer.data.sources.resolve import SourceOptions, open_source
     from trainer.data.sources.samples import read_samples
 
     source = open_source(name, SourceOptions())
-    ledger = Ledger(max_share=options.max_broken_share)
+    rejected = RejectedRows(max_share=options.max_broken_share)
     columns = Columns(image=options.image_column, text=options.text_column)
     limits = {TRAIN: options.max_train_samples, VALIDATION: options.max_eval_samples}
     shares = SplitShares(options.validation_share if VALIDATION in wanted and not whole else 0.0)
-    samples = split_samples(read_samples(source, columns, ledger), shares)
-    if whole:  # a source that is there to be checked on alone
+    samples = split_samples(read_samples(source, columns, rejected), shares)
+    if whole:  # a source used only for checks
         samples = ((VALIDATION, sample) for _, sample in samples)
     for split, sample in samples:
         into = wanted.get(split)
@@ -109,16 +98,20 @@ def _read(
             continue
         reader.take(sample, into)
     else:
-        ledger.check()
-    data.sources[source.name] = {"sha256": source.fingerprint(), "rows": ledger.num_rows, "broken": ledger.num_broken}
+        rejected.check()
+    data.sources[source.name] = {
+        "sha256": source.fingerprint(),
+        "rows": rejected.num_rows,
+        "broken": rejected.num_broken,
+    }
     too_long = sum(each.num_too_long for each in wanted.values())
     notes = []
-    if ledger.broken:
-        notes.append(f"{ledger.num_broken} of {ledger.num_rows} rows left out, first {ledger.broken[0]}")
+    if rejected.broken:
+        notes.append(f"{rejected.num_broken} of {rejected.num_rows} rows left out, first {rejected.broken[0]}")
     if too_long:
         notes.append(f"{too_long} samples are longer than {reader.max_tokens} tokens and left out")
     return f"{source.name}: {', '.join(notes)}" if notes else ""
 
 
-def _is_full(samples: SampleSet, limit: int | None) -> bool:
+def _is_full(samples: TrainingSet, limit: int | None) -> bool:
     return limit is not None and len(samples) >= limit

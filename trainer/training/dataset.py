@@ -1,6 +1,6 @@
 """The samples of a run, each reachable by its number: answers in memory, images in one file on disk.
 
-Sources are read once, front to back, whatever they are; from there on order is the sampler's alone, so a resumed run
+Sources are read once, front to back; afterwards only the sampler decides the order, so a resumed run
 sees what an uninterrupted one would. Broken rows and samples that are too long are left out and counted. Needs neither
 torch nor a tokenizer's package: a function gives the tokens.
 """
@@ -33,7 +33,7 @@ class TrainingSample:
     """One sample, its images left on disk.
 
     Attributes:
-        name: where it stands in the source.
+        name: where it is in the source.
         plans: of its images.
         places: offset and length of each image in the store.
         answer_ids: tokens to produce, without the end token.
@@ -48,12 +48,12 @@ class TrainingSample:
 
     @property
     def num_vision_tokens(self) -> int:
-        """Tokens that stand for its images."""
+        """Number of its vision tokens."""
         return sum(plan.num_vision_tokens for plan in self.plans)
 
     @property
     def num_tokens(self) -> int:
-        """Length in tokens, but for the prompt's few."""
+        """Length in tokens, without the prompt's."""
         return self.num_vision_tokens + len(self.answer_ids)
 
 
@@ -71,14 +71,14 @@ class ImageStore:
         self._file.close()
 
     def add(self, data: bytes) -> tuple[int, int]:
-        """Append an image; its place."""
+        """Append an image; returns its offset and length."""
         self._file.write(data)
         place = (self._end, len(data))
         self._end += len(data)
         return place
 
     def open(self, place: tuple[int, int]) -> Image.Image:
-        """Decode the image at a place."""
+        """Decode the image at an offset and length."""
         self._file.flush()
         data = os.pread(self._file.fileno(), place[1], place[0])
         with Image.open(io.BytesIO(data)) as image:
@@ -86,7 +86,7 @@ class ImageStore:
 
 
 @dataclass(slots=True)
-class SampleSet:
+class TrainingSet:
     """Samples of one purpose.
 
     Attributes:
@@ -99,12 +99,7 @@ class SampleSet:
     _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     def add(self, sample: TrainingSample, content: bytes) -> None:
-        """Take a sample in.
-
-        Args:
-            sample: the sample.
-            content: digest of its images' pixels.
-        """
+        """Add a sample; `content` is the digest of its images' pixels."""
         self.samples.append(sample)
         self._digest.update(content + hashlib.sha256(sample.text.encode()).digest())
 
@@ -125,7 +120,7 @@ class SampleSet:
 
 @dataclass(frozen=True, slots=True)
 class SampleReader:
-    """Brings samples of sources into the form that training takes.
+    """Turns samples of sources into training samples.
 
     Attributes:
         store: gets the images.
@@ -141,13 +136,8 @@ class SampleReader:
     encode: Callable[[str], list[int]]
     max_tokens: int
 
-    def take(self, sample: PageSample, into: SampleSet) -> None:
-        """Add a sample to a set, unless it is too long.
-
-        Args:
-            sample: as a source gives it.
-            into: the set.
-        """
+    def take(self, sample: PageSample, into: TrainingSet) -> None:
+        """Add a source's sample to a set, unless it is too long."""
         plans = tuple(plan_views(image.width_px, image.height_px, self.mode, self.geometry) for image in sample.images)
         ids = array(IDS, self.encode(sample.text))
         if len(ids) + sum(plan.num_vision_tokens for plan in plans) > self.max_tokens:
@@ -166,15 +156,7 @@ class SampleReader:
 
 
 def split_samples(samples: Iterable[PageSample], shares: SplitShares) -> Iterator[tuple[str, PageSample]]:
-    """Say of each sample which split it is of: the source's word, else its content's digest.
-
-    Args:
-        samples: as a source gives them.
-        shares: what is held out.
-
-    Yields:
-        Split and sample.
-    """
+    """Pair each sample with its split: the one that the source names, else one by the digest of its content."""
     for sample in samples:
         key = text_key(sample.text) or b"".join(image_key(image.pixels_sha256) for image in sample.images)
         yield sample.split or shares.split_of(key), sample

@@ -1,4 +1,4 @@
-"""What can go wrong in a training run, and what to do about it: every code in one place.
+"""Every error of a training run, with its code and what to do about it.
 
 A `TrainingError` ends a run before it starts, or after everything worth keeping has been written. Codes are stable:
 programs may rely on them.
@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class TrainingCode(StrEnum):
-    """Why a run cannot start or go on."""
+    """Why a run cannot start or continue."""
 
     OPTION_UNKNOWN = "option_unknown"
     OPTION_INVALID = "option_invalid"
@@ -32,25 +32,13 @@ class TrainingCode(StrEnum):
 
 
 class TrainingError(Exception):
-    """A run that cannot start or go on.
-
-    Attributes:
-        code: stable name of the reason.
-        remedy: what to do about it.
-    """
+    """A run that cannot start or continue: why (a stable `code`), and the `remedy`."""
 
     def __init__(self, code: TrainingCode, message: str, remedy: str) -> None:
-        """Put the message together.
-
-        Args:
-            code: stable name of the reason.
-            message: what is wrong.
-            remedy: what to do about it.
-        """
         super().__init__(f"{message}; {remedy} [{code}]")
         self.code = code
         self.remedy = remedy
 
 
 class TrainingStopped(Exception):  # noqa: N818 - nothing went wrong
-    """The run was asked to end and has written a checkpoint; resumed, it goes on as if nothing had happened."""
+    """The run was asked to stop and has written a checkpoint; with `--resume` it continues from there."""

@@ -1,7 +1,7 @@
 """Vision features of a frozen encoder: computed once for each sample, then kept in memory, then on disk.
 
 The encoder is most of a step's arithmetic, and what it says of a page never changes while it is frozen. Samples are
-visited once a pass in another order each time, so nothing is ever evicted: what found room first keeps it, the rest is
+visited once per epoch in another order each time, so nothing is evicted: what fits first stays, the rest is
 computed again. One process has one cache.
 
 Shape letters: L vision tokens, D decoder width.
@@ -21,19 +21,19 @@ from torch import Tensor
 
 GIB = 2**30
 FREE_DISK_BYTES = 2 * GIB
-"""Left free on the disk: checkpoints are worth more than features."""
+"""Disk space left free: checkpoints are worth more than features."""
 
 
 class FeatureCache:
     """Features by sample number."""
 
     def __init__(self, path: Path, memory_bytes: int, disk_bytes: int) -> None:
-        """Start empty.
+        """Make an empty cache.
 
         Args:
-            path: the file for what memory has no room for; made when needed.
-            memory_bytes: most that memory takes.
-            disk_bytes: most that the file takes.
+            path: the file for features that do not fit in memory; created when needed.
+            memory_bytes: maximum held in memory.
+            disk_bytes: maximum size of the file.
         """
         self._path = path
         self._memory_bytes, self._disk_bytes = memory_bytes, disk_bytes
@@ -68,12 +68,7 @@ class FeatureCache:
         return torch.frombuffer(data, dtype=dtype).view(shape)
 
     def put(self, index: int, features_LD: Tensor) -> None:
-        """Keep a sample's features, if there is room.
-
-        Args:
-            index: the sample.
-            features_LD: on any device.
-        """
+        """Store the features of sample `index`, from any device, if there is room."""
         if index in self._in_memory or index in self._on_disk:
             return
         num_bytes = features_LD.numel() * features_LD.element_size()
@@ -97,35 +92,27 @@ class FeatureCache:
                 raise
             written = 0
         if written < num_bytes:
-            self._disk_bytes = 0  # full: from here on features are computed again
+            self._disk_bytes = 0  # full: later features are recomputed each time
             return
         self._on_disk[index] = (self._disk_used, tuple(features_LD.shape), features_LD.dtype)
         self._disk_used += num_bytes
 
 
 class CachedEncoder:
-    """Features of samples: from the cache, else from the model."""
+    """Features of samples, from the cache or else from the model."""
 
     def __init__(self, cache: FeatureCache, encode: Callable[[Sequence[int]], list[Tensor]], most_at_once: int) -> None:
-        """Join the two.
+        """Put a cache in front of an encoder.
 
         Args:
-            cache: keeps what has been computed.
+            cache: holds computed features.
             encode: the model's encoder: features `[L, D]` for each of several samples.
-            most_at_once: samples encoded together. On a CPU 1, so that rounding never depends on who else was missing.
+            most_at_once: samples encoded together. On a CPU 1, so that rounding does not depend on the other samples.
         """
         self._cache, self._encode, self._most = cache, encode, most_at_once
 
     def features(self, indices: Sequence[int], device: torch.device) -> list[Tensor]:
-        """Features of samples.
-
-        Args:
-            indices: the samples.
-            device: where they are wanted.
-
-        Returns:
-            `[L, D]` for each.
-        """
+        """Features `[L, D]` of each sample, on `device`."""
         found = {index: kept for index in indices if (kept := self._cache.get(index)) is not None}
         missing = [index for index in dict.fromkeys(indices) if index not in found]
         for start in range(0, len(missing), self._most):

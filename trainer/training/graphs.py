@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 WARM_STEPS = 2
-"""Before recording: libraries take their workspaces, and kernels are chosen."""
+"""Steps before recording, in which libraries allocate workspaces and choose kernels."""
 MAX_SHAPES = 8
 """Recordings kept; further shapes are computed without one, as each takes memory and seconds."""
 LossOf = Callable[[Mapping[str, Tensor]], Tensor]
@@ -30,34 +30,22 @@ class _Recording:
 
 
 class GraphedLoss:
-    """Adds gradients of a loss to parameters; for one model, whose weights stay where they are."""
+    """Adds gradients of a loss to parameters of a model whose weights do not move."""
 
     def __init__(self, loss_of: LossOf, parameters: Sequence[nn.Parameter]) -> None:
-        """Keep what is recorded later.
+        """Prepare for recording.
 
         Args:
-            loss_of: the loss of a batch; asks the host for nothing, and depends on nothing but tensors of the batch.
-            parameters: what is trained.
+            loss_of: the loss of a batch; no host synchronisation, no inputs but the batch.
+            parameters: the trained parameters.
         """
         self._loss_of = loss_of
         self._parameters = list(parameters)
         self._recordings: dict[tuple[object, ...], _Recording] = {}
         self._pool: Any = None
 
-    @property
-    def num_recordings(self) -> int:
-        """Shapes that were recorded."""
-        return len(self._recordings)
-
     def backward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Compute the loss, and add its gradients to those of the parameters.
-
-        Args:
-            batch: by name, all on one device.
-
-        Returns:
-            The loss, without its history.
-        """
+        """Compute the loss of a batch and add its gradients to the parameters'; returns the detached loss."""
         key = tuple((name, tuple(each.shape), each.dtype) for name, each in sorted(batch.items()))
         recording = self._recordings.get(key)
         if recording is None:
@@ -71,7 +59,7 @@ class GraphedLoss:
             recording.inputs[name].copy_(each, non_blocking=True)
         recording.graph.replay()
         self._add(recording.gradients)
-        # The next replay writes over it.
+        # The next replay overwrites it.
         return recording.loss.clone()
 
     def _record(self, batch: Mapping[str, Tensor]) -> _Recording:
@@ -94,7 +82,7 @@ class GraphedLoss:
 
     @torch.no_grad()
     def _add(self, gradients: Sequence[Tensor]) -> None:
-        """Gradients belong to the recording and are never a parameter's own: an optimiser may forget its own."""
+        """Gradients belong to the recording, not to the parameters, whose own an optimiser may drop."""
         for each in self._parameters:
             if each.grad is None:
                 each.grad = torch.zeros_like(each)

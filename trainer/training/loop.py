@@ -1,7 +1,7 @@
 """transformers' Trainer on pages: features from the cache, loss on answers, checks by reading, checkpoints that count.
 
 Owns what differs from the library's loop. Gradient accumulation, schedules, several GPUs, logging and the order of
-everything stay the library's.
+everything remain the library's.
 
 Shape letters: B samples, L tokens, D decoder width.
 """
@@ -26,8 +26,8 @@ from trainer.tracing import span
 from trainer.training.adapter import adapter_shapes, load_adapter, save_adapter
 from trainer.training.checkpoints import PARTIAL, commit, prune, writing_to
 from trainer.training.collator import INDICES, KEPT, Collator
-from trainer.training.dataset import SampleSet
-from trainer.training.distributed import of_first
+from trainer.training.dataset import TrainingSet
+from trainer.training.distributed import broadcast_first
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.features import CachedEncoder
 from trainer.training.graphs import GraphedLoss
@@ -37,7 +37,7 @@ BEST = "best"
 CHECKPOINTS = "checkpoints"
 _VIEW_KEYS = ("global_views_BHWC", "tiles_THWC", "tile_grids_B2")
 Check = Callable[[nn.Module], dict[str, float]]
-"""Reads held-out pages with the live model; figures by name, `cer` among them."""
+"""Reads held-out pages with the model in training; returns figures by name, including `cer`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +53,14 @@ class RunParts:
         encoder: gives cached features; None where the encoder is trained.
         check: reads held-out pages; None where there are none.
         keep_checkpoints: newest ones that stay.
-        keeps_logits: whether the model's forward takes `logits_to_keep` beside labels.
+        keeps_logits: whether the model's forward takes `logits_to_keep` together with labels.
         is_graphed: whether forward and backward are recorded; needs an encoder, and a model that keeps logits.
     """
 
     output: Path
     base_model: str
     modules: tuple[str, ...]
-    samples: SampleSet
+    samples: TrainingSet
     collator: Collator
     encoder: CachedEncoder | None
     check: Check | None
@@ -76,9 +76,9 @@ class PageTrainer(Trainer):
         self._parts = parts
         super().__init__(
             model=model,
-            # Numbers of samples: the feature cache goes by them.
+            # Numbers of samples: the feature cache's keys.
             train_dataset=range(len(parts.samples)),
-            # Never looked at: `evaluate` reads pages instead of computing losses. The library wants one.
+            # Unused, but the library requires one: `evaluate` reads pages instead of computing losses.
             eval_dataset=range(len(parts.samples)) if parts.check else None,
             data_collator=self._collate,
             **kwargs,
@@ -92,7 +92,7 @@ class PageTrainer(Trainer):
 
     @property
     def adapter_model(self) -> PeftModel:
-        """The model without what wraps it for several devices."""
+        """The model without its wrapper for several devices."""
         return cast("PeftModel", self.accelerator.unwrap_model(self.model_wrapped))
 
     @property
@@ -112,10 +112,10 @@ class PageTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """One batch forward and backward; where memory runs out, in twice as many parts from now on.
+        """Run a batch forward and backward; after running out of memory, in twice as many parts from then on.
 
         Args:
-            model: the model, wrapped for several devices or not.
+            model: the model, possibly wrapped for several devices.
             inputs: what the collator made.
             num_items_in_batch: labels of the whole update, which the loss is divided by.
 
@@ -123,7 +123,7 @@ class PageTrainer(Trainer):
             The batch's share of the update's loss.
 
         Raises:
-            TrainingError: a single sample does not fit, or several processes would part ways.
+            TrainingError: a single sample does not fit, or processes of a distributed run would split it differently.
         """
         model.train()
         before = {name: each.grad.clone() for name, each in _trained(model) if each.grad is not None}
@@ -133,7 +133,7 @@ class PageTrainer(Trainer):
             except torch.OutOfMemoryError as error:
                 if self._pieces >= len(inputs[INDICES]) or self.args.world_size > 1:
                     raise _out_of_memory(len(inputs[INDICES]), self.args.world_size) from error
-            # What the failed attempt has added is taken back, so that the update is exactly what was asked for.
+            # Undo what the failed attempt has added, so that the update is exact.
             for name, each in _trained(model):
                 each.grad = before.get(name)
             self._pieces *= 2
@@ -161,7 +161,7 @@ class PageTrainer(Trainer):
         return total
 
     def _replayed(self, model: nn.Module, inputs: dict[str, Any], num_items: Tensor | int | None) -> Tensor:
-        """Forward and backward of a batch as a recording; what waits for features comes before it."""
+        """Forward and backward of a batch as a CUDA graph; waiting for features happens before it."""
         if self._graphed is None:
 
             def loss_of(batch: Mapping[str, Tensor]) -> Tensor:
@@ -184,22 +184,12 @@ class PageTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Cross entropy of answers.
-
-        Args:
-            model: the model.
-            inputs: a batch.
-            return_outputs: give the model's output too.
-            num_items_in_batch: labels of the whole update.
-
-        Returns:
-            The loss, with the output where asked for.
-        """
+        """Cross entropy of the answers' tokens, divided by the labels of the whole update (`num_items_in_batch`)."""
         labels = inputs["labels"]
         arguments: dict[str, Any] = {}
         if self._parts.keeps_logits:
-            # Logits of image and prompt are most of a step's memory with a large vocabulary, and nobody reads them.
-            # Those of answers need not all be there at once either.
+            # Logits of image and prompt are most of a step's memory with a large vocabulary, and are not used.
+            # Those of answers are not needed all at once either.
             arguments |= {"logits_to_keep": inputs[KEPT], "loss_alone": not return_outputs}
             labels = labels[:, -inputs[KEPT] :]
         if self._parts.encoder is not None:
@@ -223,21 +213,13 @@ class PageTrainer(Trainer):
         return embeds_BLD
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Report figures, and end a run whose loss means nothing any more.
-
-        Args:
-            logs: figures by name.
-            start_time: of the run.
-
-        Raises:
-            TrainingError: the loss is not finite.
-        """
+        """Log figures; raises `TrainingError` if the loss is not finite."""
         super().log(logs, start_time)
         if not math.isfinite(logs.get("loss", 0.0)):
             raise TrainingError(
                 TrainingCode.LOSS_NOT_FINITE,
                 f"the loss is {logs['loss']} before update {self.state.global_step}",
-                "lower --learning-rate or raise --warmup-ratio, and begin anew with --overwrite",
+                "lower --learning-rate or raise --warmup-ratio, and start again with --overwrite",
             )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -249,7 +231,7 @@ class PageTrainer(Trainer):
         metrics = {f"eval_{name}": value for name, value in self.read_held_out().items()}
         self.last_check_step = self.state.global_step
         if self.best_cer is None:
-            self.best_cer = self.state.best_metric  # of a run that goes on
+            self.best_cer = self.state.best_metric  # of a resumed run
         if self.best_cer is None or metrics["eval_cer"] < self.best_cer:
             self.best_cer = metrics["eval_cer"]
             self.save_best()
@@ -264,10 +246,10 @@ class PageTrainer(Trainer):
             with span("train.check") as checking:
                 figures = self._parts.check(base_of(self.adapter_model))
                 checking.set_attribute("deepsynth.cer", figures["cer"])
-        return of_first(figures)
+        return broadcast_first(figures)
 
     def save_best(self) -> None:
-        """Put the adapter as it is into `best/`."""
+        """Write the current adapter to `best/`."""
         if not self.args.should_save:
             return
         target = self._parts.output / BEST
@@ -293,7 +275,7 @@ class PageTrainer(Trainer):
         return str(self._parts.output / CHECKPOINTS / PARTIAL)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint beside its place; it counts once it has been verified and renamed."""
+        """Write a checkpoint to a temporary folder, verify it and rename it."""
         folder = self._parts.output / CHECKPOINTS
         staging = folder / PARTIAL
         with writing_to(folder):
@@ -311,7 +293,7 @@ class PageTrainer(Trainer):
 
 
 def base_of(model: nn.Module) -> Any:
-    """The base model inside, adapter included: what reads pages."""
+    """The base model inside, with its adapter: it reads pages."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 

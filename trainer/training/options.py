@@ -1,7 +1,8 @@
-"""What a training run is asked for: one typed record, filled from a preset, a YAML file and flags, in this order.
+"""Options of a training run: one typed record, filled from a preset, a YAML file and flags, in this order.
 
-Names are the flags' names with underscores. Standard library alone at import, so that `--help` is quick and nothing of
-a GPU's stack is needed to check a file. Knows no torch.
+A field of `TrainingOptions` is all that a new option needs: it becomes the flag, the YAML key, the help and a member of
+`run.json`. Names are the flags' names with underscores. This module imports the standard library alone, so `--help` is
+quick and checking a file needs no GPU packages.
 """
 
 from __future__ import annotations
@@ -24,65 +25,67 @@ TASKS: Final = ("free", "markdown", "ocr")
 
 
 def _option(default: Any, meaning: str, *choices: str) -> Any:
-    """A field with its help; a tuple of names is a list on the command line."""
+    """A field with its help and choices; a tuple of names is a list on the command line."""
     metadata = {"help": meaning, "choices": choices or None}
     return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingOptions:
-    """A run. Each field's help says what it means; `None` leaves a choice to the run."""
+    """Options of a run; each field's help says what it means, and `None` lets the run choose."""
 
     dataset_name: str = _option("", "a prepared set, or any source that `prepare` takes")
-    eval_dataset_name: str | None = _option(None, "source of the pages to check on; the set's validation split")
-    forgetting_dataset: str | None = _option(None, "general pages that must not get worse, any source")
+    eval_dataset_name: str | None = _option(
+        None, "source of the pages to check on; default: the set's validation split"
+    )
+    forgetting_dataset: str | None = _option(None, "any source of general pages that must not get worse")
     output_dir: Path = _option(DEFAULT_OUTPUT, "the run's folder")  # noqa: RUF009 - a constant
     model: str = _option("shared/nano", "base model: folder or repository")
-    backend: str = _option("auto", "what adds the adapter; auto: unsloth where it can, else peft", *BACKENDS)
+    backend: str = _option("auto", "library that adds the adapter; auto: unsloth if possible, else peft", *BACKENDS)
     device: str = _option("auto", "auto, cpu, cuda or cuda:N")
-    task: str = _option("free", "the prompt that is trained", *TASKS)
-    mode: str | None = _option(None, "resolution; the checkpoint's default")
+    task: str = _option("free", "the prompt to train", *TASKS)
+    mode: str | None = _option(None, "resolution; default: the checkpoint's")
 
     image_column: str | None = _option(None, "column of the image")
     text_column: str | None = _option(None, "column of the text to produce")
-    validation_share: float = _option(0.1, "held out by content where the source names no splits")
-    max_broken_share: float = _option(0.01, "rows that may be left out")
+    validation_share: float = _option(0.1, "share held out by content if the source names no splits")
+    max_broken_share: float = _option(0.01, "maximum share of broken rows, which are left out")
     max_train_samples: int | None = _option(None, "train on the first N samples")
     max_eval_samples: int | None = _option(64, "check on the first N held-out samples")
     max_length: int = _option(4096, "tokens of a sample, image included; longer ones are left out")
 
-    batch_size: int = _option(4, "samples of a step and device")
-    gradient_accumulation_steps: int = _option(1, "steps whose gradients are added up")
-    num_epochs: float = _option(3.0, "passes over the samples")
-    max_steps: int | None = _option(None, "end after N updates instead")
-    learning_rate: float = _option(2e-4, "highest rate")
-    lr_scheduler: str = _option("cosine", "shape of the rate", *SCHEDULES)
-    warmup_ratio: float = _option(0.05, "share of updates in which the rate rises")
+    batch_size: int = _option(4, "samples per step and device")
+    gradient_accumulation_steps: int = _option(1, "steps whose gradients are accumulated")
+    num_epochs: float = _option(3.0, "epochs over the samples")
+    max_steps: int | None = _option(None, "stop after N updates instead")
+    learning_rate: float = _option(2e-4, "peak learning rate")
+    lr_scheduler: str = _option("cosine", "schedule of the learning rate", *SCHEDULES)
+    warmup_ratio: float = _option(0.05, "share of updates in which the learning rate rises")
     weight_decay: float = _option(0.0, "of AdamW")
-    max_grad_norm: float = _option(1.0, "longest gradient")
-    seed: int = _option(0, "order of samples and first values of the adapter")
+    max_grad_norm: float = _option(1.0, "gradients are clipped to this norm")
+    seed: int = _option(0, "of the samples' order and the adapter's initial values")
 
     lora_rank: int = _option(16, "rank of the adapter")
     lora_alpha: float = _option(32, "the adapter's product is multiplied by alpha / rank")
     lora_dropout: float = _option(0.0, "share of inputs dropped while training")
     use_rslora: bool = _option(False, "multiply by alpha / sqrt(rank) instead")
     target_modules: tuple[str, ...] = _option(ATTENTION, "linear modules of the decoder, by the ends of their names")
-    train_vision: bool = _option(False, "let targets match vision encoders and projector too")
+    train_vision: bool = _option(False, "let targets also match vision encoders and projector")
     use_qlora: bool = _option(False, "keep frozen weights in 4 bits (CUDA)")
-    gradient_checkpointing: bool = _option(False, "compute activations twice to save memory")
-    cuda_graphs: bool = _option(False, "record steps once and replay them, where kernels are short (one GPU)")
+    gradient_checkpointing: bool = _option(False, "recompute activations to save memory")
+    cuda_graphs: bool = _option(False, "replay steps as CUDA graphs, faster where kernels are short (one GPU)")
 
-    feature_memory_gb: float = _option(2.0, "vision features of a frozen encoder kept in memory")
-    feature_disk_gb: float = _option(20.0, "further features kept on disk, in the run's folder")
+    feature_memory_gb: float = _option(2.0, "memory for vision features of a frozen encoder")
+    feature_disk_gb: float = _option(20.0, "disk space for further features, in the run's folder")
 
-    eval_steps: int | None = _option(None, "check every N updates; four times a pass")
-    save_steps: int | None = _option(None, "write a checkpoint every N updates; as often as it checks")
+    eval_steps: int | None = _option(None, "check every N updates; default: four times an epoch")
+    save_steps: int | None = _option(None, "write a checkpoint every N updates; default: at every check")
     logging_steps: int = _option(10, "log every N updates")
-    keep_checkpoints: int = _option(2, "newest checkpoints kept")
-    max_new_tokens: int | None = _option(None, "longest answer when checking; twice the longest known one")
-    early_stopping_patience: int | None = _option(5, "end after N checks without a better error rate")
+    keep_checkpoints: int = _option(2, "number of newest checkpoints to keep")
+    max_new_tokens: int | None = _option(None, "longest answer in checks; default: twice the longest known one")
+    early_stopping_patience: int | None = _option(5, "stop after N checks without a better error rate")
 
-    use_tensorboard: bool = _option(True, "write TensorBoard files where it is installed")
+    use_tensorboard: bool = _option(True, "write TensorBoard files if it is installed")
     use_wandb: bool = _option(False, "log to Weights & Biases; WANDB_MODE=offline works")
     wandb_project: str = _option("deepsynth-ocr", "its project")
     push_to_hub: bool = _option(False, "upload the best adapter at the end")
@@ -127,16 +130,9 @@ def option_fields() -> dict[str, Field[Any]]:
 
 
 def make_options(*layers: Mapping[str, Any]) -> TrainingOptions:
-    """Lay values over one another.
+    """Merge layers of values by name (dashes or underscores); later layers win.
 
-    Args:
-        *layers: values by name, dashes or underscores; later ones win.
-
-    Returns:
-        The options, checked.
-
-    Raises:
-        TrainingError: a name or a value is none that there is.
+    Raises `TrainingError` for an unknown name or an invalid value.
     """
     known = option_fields()
     values: dict[str, Any] = {}
@@ -155,23 +151,13 @@ def make_options(*layers: Mapping[str, Any]) -> TrainingOptions:
 
 
 def load_file(path: Path) -> dict[str, Any]:
-    """Read a YAML file of options.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Its values by name.
-
-    Raises:
-        TrainingError: it is not a mapping in YAML.
-    """
+    """Read options from a YAML file; raises `TrainingError` if it is not a mapping."""
     import yaml
 
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TrainingError(TrainingCode.OPTION_INVALID, f"{path} is not YAML: {error}", "mend it") from error
+        raise TrainingError(TrainingCode.OPTION_INVALID, f"{path} is not YAML: {error}", "correct it") from error
     if not isinstance(values, dict):
         raise TrainingError(
             TrainingCode.OPTION_INVALID, f"{path} holds no options", "write one `name: value` a line, such as rank: 16"
@@ -180,18 +166,7 @@ def load_file(path: Path) -> dict[str, Any]:
 
 
 def value_of(name: str, value: Any) -> Any:
-    """Bring a value, typed or written, into the type of its option.
-
-    Args:
-        name: the option.
-        value: what a file or a flag says.
-
-    Returns:
-        The value.
-
-    Raises:
-        TrainingError: it cannot be one.
-    """
+    """Convert a value from a file or a flag to the type of its option; raises `TrainingError` if that is impossible."""
     hint = _HINTS[name]
     is_optional = type(None) in typing.get_args(hint)
     if value is None and is_optional:

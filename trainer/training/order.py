@@ -1,8 +1,8 @@
-"""In which order samples come: by chance, the same for the same seed and pass, samples of like length together.
+"""Order of samples: random, the same for the same seed and epoch, with samples of similar length together.
 
 A batch takes as long as its longest row. Within windows of many batches samples are sorted by length and cut into
-batches, and batches then come by chance, so that length and progress have nothing to do with each other. Every process
-computes the whole order by itself: nothing of it has to be stored to go on after a stop.
+batches, and batches are then shuffled, so that length and progress are unrelated. Every process
+computes the whole order itself, so none of it has to be stored for resuming.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ WINDOW_BATCHES = 50
 
 
 class LengthGroupedOrder(Sampler[int]):
-    """Numbers of all samples, pass by pass."""
+    """Numbers of all samples, epoch by epoch."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        """Settle what the order hangs on.
+        """Set what the order depends on.
 
         Args:
             lengths: of each sample, in tokens.
             batch_size: samples of a step, over all devices.
-            seed: another one, another order.
+            seed: shuffles.
         """
         self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the pass whose order comes next."""
+        """Set the epoch whose order comes next."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -48,6 +48,6 @@ class LengthGroupedOrder(Sampler[int]):
         whole = [batch for batch in batches if len(batch) == self._batch_size]
         rest = [batch for batch in batches if len(batch) < self._batch_size]
         order = torch.randperm(len(whole), generator=generator).tolist()
-        # A batch that is not full comes last, or all later ones would be out of step.
+        # A partial batch must come last, or all later ones would be shifted.
         for batch in [*(whole[place] for place in order), *rest]:
             yield from batch

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainer.backends.protocol import AdaptedModel
-from trainer.config import process_place
+from trainer.config import process_rank
 from trainer.evaluation.provenance import current_date, machine, package_version, package_versions, source_commit
 from trainer.training.checkpoints import restore_replaced, writing_to
 from trainer.training.data import RunData
-from trainer.training.distributed import wait_for_all
+from trainer.training.distributed import barrier
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.loop import BEST, CHECKPOINTS
 from trainer.training.options import TrainingOptions
@@ -27,34 +27,33 @@ RUN_FILE: Final = "run.json"
 LOG_FILE: Final = "log.jsonl"
 CACHE: Final = "cache"
 LOCK: Final = ".lock"
-OWN_FILES: Final = (RUN_FILE, LOG_FILE)
 _FREE_OPTIONS: Final = frozenset({
     "device", "feature_disk_gb", "feature_memory_gb", "hub_model_id", "keep_checkpoints", "logging_steps", "output_dir",
     "push_to_hub", "use_tensorboard", "use_wandb", "wandb_project",
 })  # fmt: skip
-"""What a resumed run may change: none of it has a part in what is learnt."""
+"""Options that a resumed run may change, as they do not affect what is learnt."""
 _PACKAGES: Final = ("peft", "accelerate", "unsloth", "bitsandbytes")
 
 
 def rank() -> int:
     """Number of this process among those of the run."""
-    return process_place().rank
+    return process_rank().rank
 
 
 @contextmanager
 def run_folder(output: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
-    """Take a folder for a run.
+    """Make and lock the folder of a run.
 
     Args:
-        output: the folder; made if it is not there.
-        resume: go on with the run in it.
-        overwrite: throw that run away.
+        output: the folder; made if it does not exist.
+        resume: continue the run in it.
+        overwrite: delete that run.
 
     Yields:
         Nothing.
 
     Raises:
-        TrainingError: it holds another run, something else, or another process writes into it.
+        TrainingError: it holds another run or other files, or another process writes into it.
     """
     with writing_to(output):
         output.mkdir(parents=True, exist_ok=True)
@@ -64,12 +63,12 @@ def run_folder(output: Path, *, resume: bool, overwrite: bool) -> Iterator[None]
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise TrainingError(
-                TrainingCode.OUTPUT_BUSY, f"another process trains in {output}", "wait for it, or end it"
+                TrainingCode.OUTPUT_BUSY, f"another process is training in {output}", "wait for it, or stop it"
             ) from error
         with writing_to(output):
             if rank() == 0:
                 _settle(output, resume=resume, overwrite=overwrite)
-            wait_for_all()  # or one would write into what another clears away
+            barrier()  # or one would write what another deletes
             (output / CHECKPOINTS).mkdir(exist_ok=True)
             (output / CACHE).mkdir(exist_ok=True)
         yield
@@ -78,16 +77,7 @@ def run_folder(output: Path, *, resume: bool, overwrite: bool) -> Iterator[None]
 
 
 def make_record(options: TrainingOptions, adapted: AdaptedModel, pages: RunData) -> dict[str, Any]:
-    """What `run.json` says: options, data, model, versions; no folder of this machine but those that options name.
-
-    Args:
-        options: of the run.
-        adapted: its model.
-        pages: its samples.
-
-    Returns:
-        Plain values.
-    """
+    """The content of `run.json`: options, data, model and versions; no local paths except those in the options."""
     trainable = sum(each.numel() for each in adapted.model.parameters() if each.requires_grad)
     return {
         "format": 1,
@@ -105,15 +95,9 @@ def make_record(options: TrainingOptions, adapted: AdaptedModel, pages: RunData)
 
 
 def settle_record(output: Path, record: dict[str, Any], *, resume: bool) -> None:
-    """Write the record, or compare it with that of the run that goes on.
+    """Write a run's record, or when resuming compare it with the earlier one.
 
-    Args:
-        output: the run's folder.
-        record: of this run.
-        resume: a run goes on, if there is one.
-
-    Raises:
-        TrainingError: it was started with other options or other data.
+    Raises `TrainingError` if the earlier run had other options or other data.
     """
     path = output / RUN_FILE
     if resume and path.exists():
@@ -147,12 +131,12 @@ def _settle(output: Path, *, resume: bool, overwrite: bool) -> None:
     if not strange or resume:
         return
     is_run = (output / RUN_FILE).is_file() or strange <= {CHECKPOINTS, CACHE}
-    # Only what this program made is ever thrown away: --overwrite on a home folder must not empty it.
+    # Only delete what this program made: --overwrite on a home folder must not empty it.
     if not is_run or (not overwrite and (output / RUN_FILE).is_file()):
         raise TrainingError(
             TrainingCode.OUTPUT_EXISTS,
             f"{output} holds {'a run' if is_run else 'something else'} already",
-            "go on with it (--resume), replace it (--overwrite), or name another --output-dir"
+            "continue it (--resume), replace it (--overwrite), or name another --output-dir"
             if is_run
             else "name another --output-dir",
         )

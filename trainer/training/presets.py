@@ -1,4 +1,4 @@
-"""Options that go together, by goal. A preset for a GPU says so, and is refused without one."""
+"""Sets of options by goal. A preset for a GPU is refused without one."""
 
 from __future__ import annotations
 
@@ -86,18 +86,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
 
 
 def preset_values(name: str, *, has_gpu: bool) -> Mapping[str, Any]:
-    """Values of a preset.
-
-    Args:
-        name: of the preset.
-        has_gpu: whether the run's device is a GPU.
-
-    Returns:
-        Values by option.
-
-    Raises:
-        TrainingError: there is no such preset, or no GPU for it.
-    """
+    """Values of a preset by option; raises `TrainingError` if there is no such preset, or if it needs a GPU."""
     preset = PRESETS.get(name)
     if preset is None:
         raise TrainingError(

@@ -1,6 +1,6 @@
-"""A training run, top to bottom: data, model, loop, and what is left behind.
+"""A training run from start to end: model, data, loop, summary.
 
-`<output-dir>/` holds `run.json` (options, data, versions), `log.jsonl` (a line an event), `checkpoints/step-N/` and
+`<output-dir>/` holds `run.json` (options, data, versions), `log.jsonl` (an event a line), `checkpoints/step-N/` and
 `best/`, the adapter that read the held-out pages best. Knows neither the command line nor how a model is loaded.
 """
 
@@ -20,20 +20,20 @@ from trainer.backends.protocol import Backend
 from trainer.tracing import span
 from trainer.training.adapter import adapter_shapes
 from trainer.training.callbacks import ProgressCallback, StopCallback, StopRequest
-from trainer.training.checkpoints import find_fault, newest_sound, verify_adapter
+from trainer.training.checkpoints import newest_valid, validation_error, verify_adapter
 from trainer.training.data import RunData, load_data
 from trainer.training.dataset import ImageStore, SampleReader
-from trainer.training.distributed import of_first
+from trainer.training.distributed import broadcast_first
 from trainer.training.errors import TrainingCode, TrainingError, TrainingStopped
 from trainer.training.loop import BEST, CHECKPOINTS
 from trainer.training.options import TrainingOptions
 from trainer.training.output import CACHE, LOG_FILE, make_record, rank, run_folder, settle_record
-from trainer.training.setup import Assembly, adapter_request, assemble, sample_reader
+from trainer.training.setup import TrainingSetup, adapter_request, sample_reader, set_up
 
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """What a run has left.
+    """What a run produced.
 
     Attributes:
         output: its folder.
@@ -66,20 +66,20 @@ def train(
     """Train an adapter.
 
     Args:
-        options: what is asked for.
+        options: the run's options.
         backend: loads the base model and adds the adapter.
-        device: where to.
-        resume: go on from the newest sound checkpoint, if there is one.
-        overwrite: throw away an earlier run in the same folder.
+        device: where to train.
+        resume: continue from the newest valid checkpoint, if there is one.
+        overwrite: delete an earlier run in the same folder.
         progress: gets every event.
-        data: gives the samples; None to read what the options name.
+        data: makes the samples; None to read what the options name.
 
     Returns:
-        What the run has left.
+        The summary.
 
     Raises:
-        TrainingError: the run cannot start or go on.
-        TrainingStopped: it was asked to end, and can be resumed.
+        TrainingError: the run cannot start or continue.
+        TrainingStopped: it was asked to stop, and can be resumed.
     """
     output = options.output_dir
     with ExitStack() as stack:
@@ -93,7 +93,7 @@ def train(
             pages = (data or (lambda into: load_data(options, into)))(reader)
             reading.set_attribute("deepsynth.samples", len(pages.train))
         settle_record(output, make_record(options, adapted, pages), resume=resume)
-        run = assemble(options, adapted, reader, pages, device, stack, progress)
+        run = set_up(options, adapted, reader, pages, device, stack, progress)
         run.trainer.add_callback(StopCallback(request))
         if pages.note:
             run.log.write("data", note=pages.note)
@@ -104,21 +104,21 @@ def train(
         if request.is_set:
             raise TrainingStopped(
                 f"stopped after update {run.trainer.state.global_step}; "
-                "the same command with --resume goes on from there"
+                "the same command with --resume continues from there"
             )
         summary = _finish(run, output)
     shutil.rmtree(output / CACHE, ignore_errors=True)
     return summary
 
 
-def _fit(run: Assembly, checkpoint: Path | None, output: Path) -> None:
-    if run.check is not None and of_first(_logged(output, "base")) is None:
+def _fit(run: TrainingSetup, checkpoint: Path | None, output: Path) -> None:
+    if run.check is not None and broadcast_first(_logged(output, "base")) is None:
         # Before the first update an adapter changes nothing: this is the base model, which it has to be better than.
         run.log.write("base", None, **run.trainer.read_held_out())
     run.trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
-def _finish(run: Assembly, output: Path) -> RunSummary:
+def _finish(run: TrainingSetup, output: Path) -> RunSummary:
     trainer = run.trainer
     if run.check is None:
         trainer.save_best()
@@ -126,23 +126,23 @@ def _finish(run: Assembly, output: Path) -> RunSummary:
         trainer.evaluate()
     trainer.accelerator.wait_for_everyone()
     verify_adapter(output / BEST, adapter_shapes(trainer.adapter_model))
-    base = of_first(_logged(output, "base"))
+    base = broadcast_first(_logged(output, "base"))
     base_cer = None if base is None else float(base["cer"])
     best_cer = None if trainer.best_cer is None else float(trainer.best_cer)
     run.log.write("finished", trainer.state, best_cer=best_cer, base_cer=base_cer)
     return RunSummary(output, trainer.state.global_step, best_cer, base_cer)
 
 
-def _checkpoint(output: Path, run: Assembly) -> Path | None:
-    found, faults = of_first(newest_sound(output / CHECKPOINTS))
+def _checkpoint(output: Path, run: TrainingSetup) -> Path | None:
+    found, faults = broadcast_first(newest_valid(output / CHECKPOINTS))
     for fault in faults:
         run.log.write("checkpoint_refused", fault=fault)
     if found is None and faults:
         raise TrainingError(
             TrainingCode.CHECKPOINT_CORRUPT,
             f"no checkpoint of {output} is sound ({'; '.join(faults)})",
-            "restore one from a copy, or start anew with --overwrite"
-            + ("" if find_fault(output / BEST) else f"; {output / BEST} is whole: copy it first"),
+            "restore one from a copy, or start again with --overwrite"
+            + ("" if validation_error(output / BEST) else f"; {output / BEST} is complete: copy it first"),
         )
     return found
 
@@ -156,7 +156,7 @@ def _logged(output: Path, event: str) -> dict[str, Any] | None:
         try:
             record = json.loads(line)
         except ValueError:
-            continue  # a kill may cut the last line short
+            continue  # a kill may truncate the last line
         if isinstance(record, dict) and record.get("event") == event:
             found = record
     return found

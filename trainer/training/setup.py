@@ -1,7 +1,4 @@
-"""Puts a run's parts together: options become requests, arguments, encoders and the loop.
-
-Nothing here decides anything that options do not say.
-"""
+"""Sets up a run: options become the adapter request, training arguments, encoders and the loop."""
 
 from __future__ import annotations
 
@@ -19,11 +16,11 @@ from transformers.trainer_callback import PrinterCallback
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import Mode
 from trainer.backends.protocol import AdaptedModel, AdapterRequest
-from trainer.config import process_place
+from trainer.config import process_rank
 from trainer.training.callbacks import EarlyStop, EventLog, ProgressCallback
 from trainer.training.collator import Collator, image_arguments
 from trainer.training.data import RunData
-from trainer.training.dataset import ImageStore, SampleReader, SampleSet
+from trainer.training.dataset import ImageStore, SampleReader, TrainingSet
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.features import GIB, CachedEncoder, FeatureCache
 from trainer.training.loop import CHECKPOINTS, PageTrainer, RunParts, base_of
@@ -33,17 +30,17 @@ from trainer.training.targets import choose_modules, touches_vision
 from trainer.training.validation import Checker, HeldOut
 
 PAGES_AT_ONCE_ON_GPU = 8
-"""A page of seven views at a time fills a GPU; more of them only take memory."""
+"""A page of seven views already fills a GPU; more only take memory."""
 CHECKS_PER_PASS = 4
 GRAPHED_MULTIPLE = 64
-"""Tokens: a recording fits batches of one shape alone, and what fills them up is computed too."""
+"""Tokens: a CUDA graph fits batches of one shape only, and padding is computed too."""
 HELD_OUT_SHARE = 0.25
-"""Of the room for features: held-out pages are read at every check."""
+"""Share of the feature caches for held-out pages, which every check reads."""
 
 
 @dataclass(frozen=True, slots=True)
-class Assembly:
-    """A run, ready to go."""
+class TrainingSetup:
+    """A run, ready to start."""
 
     trainer: PageTrainer
     log: EventLog
@@ -51,7 +48,7 @@ class Assembly:
 
 
 def adapter_request(options: TrainingOptions, device: torch.device) -> AdapterRequest:
-    """What the backend is asked for."""
+    """The request to the backend."""
     return AdapterRequest(
         checkpoint=options.model,
         device=device,
@@ -68,7 +65,7 @@ def adapter_request(options: TrainingOptions, device: torch.device) -> AdapterRe
 
 
 def sample_reader(options: TrainingOptions, adapted: AdaptedModel, store: ImageStore) -> SampleReader:
-    """How samples are brought into form."""
+    """What turns samples into views and tokens."""
     try:
         mode = Mode(options.mode) if options.mode else adapted.geometry.default_mode
     except ValueError as error:
@@ -84,7 +81,7 @@ def sample_reader(options: TrainingOptions, adapted: AdaptedModel, store: ImageS
     return SampleReader(store, adapted.geometry, mode, adapted.tokenizer.encode_trusted, room)
 
 
-def assemble(
+def set_up(
     options: TrainingOptions,
     adapted: AdaptedModel,
     reader: SampleReader,
@@ -92,20 +89,10 @@ def assemble(
     device: torch.device,
     stack: ExitStack,
     progress: ProgressCallback | None,
-) -> Assembly:
-    """Put the parts together.
+) -> TrainingSetup:
+    """Set up a run: collator, feature caches, checks, log and trainer.
 
-    Args:
-        options: of the run.
-        adapted: its model.
-        reader: makes views.
-        pages: its samples.
-        device: where the model is.
-        stack: closes what is opened here.
-        progress: gets every event.
-
-    Returns:
-        The run.
+    `stack` closes the caches; `progress` gets every event.
     """
     tokenizer = adapted.tokenizer
     is_vision_trained = touches_vision(adapted.modules)
@@ -117,14 +104,14 @@ def assemble(
         views=reader.views if is_vision_trained else None,
         multiple=GRAPHED_MULTIPLE if options.cuda_graphs else 1,
     )
-    if options.cuda_graphs and (is_vision_trained or not adapted.keeps_logits or process_place().count > 1):
+    if options.cuda_graphs and (is_vision_trained or not adapted.keeps_logits or process_rank().world_size > 1):
         raise TrainingError(
             TrainingCode.OPTION_INVALID,
-            "--cuda-graphs is for one GPU, a frozen encoder and steps that the backend leaves to this program",
-            "leave it out, or take --backend peft",
+            "--cuda-graphs needs one GPU, a frozen encoder, and a backend that does not replace the training step",
+            "leave it out, or use --backend peft",
         )
 
-    def encoder(name: str, samples: SampleSet, share: float) -> CachedEncoder:
+    def encoder(name: str, samples: TrainingSet, share: float) -> CachedEncoder:
         kept = 0.0 if is_vision_trained else share
         cache = stack.enter_context(
             FeatureCache(
@@ -164,13 +151,13 @@ def assemble(
         callbacks=[log, *_callbacks(options, has_check=check is not None)],
     )
     trainer.remove_callback(PrinterCallback)
-    return Assembly(trainer, log, check)
+    return TrainingSetup(trainer, log, check)
 
 
 def encode_samples(
-    adapted: AdaptedModel, reader: SampleReader, samples: SampleSet, rows: list[int] | Any, device: torch.device
+    adapted: AdaptedModel, reader: SampleReader, samples: TrainingSet, rows: list[int] | Any, device: torch.device
 ) -> list[Tensor]:
-    """Vision features of several samples, those of a sample's pages joined: `[L, D]` each."""
+    """Vision features of several samples, those of a sample's pages concatenated: `[L, D]` each."""
     base = base_of(adapted.model)
     pages_of = [reader.views(samples[row]) for row in rows]
     arguments = image_arguments(pages_of)
@@ -187,17 +174,7 @@ def encode_samples(
 def training_arguments(
     options: TrainingOptions, num_samples: int, device: torch.device, *, has_check: bool
 ) -> TrainingArguments:
-    """The library's arguments.
-
-    Args:
-        options: of the run.
-        num_samples: to train on.
-        device: where to.
-        has_check: whether there are held-out pages.
-
-    Returns:
-        The arguments; all reporting is added by callbacks.
-    """
+    """Arguments of transformers' `Trainer` for `num_samples`; reporting is added by callbacks."""
     is_cuda = device.type == "cuda"
     per_update = options.batch_size * options.gradient_accumulation_steps
     per_pass = max(-(-num_samples // per_update), 1)
@@ -234,7 +211,7 @@ def training_arguments(
         dataloader_pin_memory=is_cuda,
         ddp_find_unused_parameters=False,
     )
-    # Further GPUs are for further processes (torchrun); left to itself the library splits each batch over all it sees.
+    # Other GPUs are for torchrun's other processes; by default the library splits each batch over all it sees.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 

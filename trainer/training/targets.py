@@ -1,7 +1,7 @@
-"""Which modules get an adapter: names of users against the modules that a model has.
+"""Which modules get an adapter: matches users' names with a model's modules.
 
-A name that matches nothing is an error that says what there is: trained silently on less than was asked for, an adapter
-would be worth less and nobody would know why. Knows module names of both versions of the model, nothing of PEFT.
+A name that matches nothing is an error that lists the names there are: an adapter silently trained on fewer modules
+would be worse for no visible reason. Knows module names of both versions of the model, but not PEFT.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ EXPERTS = "experts"
 
 
 def choose_modules(model: nn.Module, targets: Sequence[str], *, with_vision: bool) -> tuple[str, ...]:
-    """Settle the modules to adapt.
+    """Choose the modules to adapt.
 
     Args:
         model: the base model.
-        targets: ends of names, or whole names, by PEFT's rule for lists.
+        targets: ends of names, or full names, by PEFT's rule for lists.
         with_vision: let them match vision encoders and projector too.
 
     Returns:
-        Whole names, in the model's order; routed experts are never among them.
+        Full names in the model's order; routed experts are never included.
 
     Raises:
         TrainingError: a target matches nothing.
@@ -43,7 +43,7 @@ def choose_modules(model: nn.Module, targets: Sequence[str], *, with_vision: boo
     in_scope = [name for name in linear if name.startswith(scopes)]
     chosen: dict[str, None] = {}
     for target in targets:
-        # A whole name is meant, wherever it stands.
+        # A name must match completely, at any depth.
         found = [target] if target in linear else [name for name in in_scope if matches_target(name, (target,))]
         if not found:
             raise _unmatched(target, in_scope, linear)
@@ -64,7 +64,7 @@ def touches_vision(modules: Iterable[str]) -> bool:
 def _unmatched(target: str, in_scope: Sequence[str], linear: Sequence[str]) -> TrainingError:
     ends = Counter(name.rsplit(".", 1)[-1] for name in in_scope)
     known = ", ".join(f"{end} ({count})" for end, count in ends.items())
-    remedy = f"linear modules there are, by the ends of their names: {known or 'none'}"
+    remedy = f"the model's linear modules, by the ends of their names: {known or 'none'}"
     if EXPERTS in target.split("."):
         remedy += "; routed experts are stacked tensors, which no adapter of the contract can hold"
     elif any(matches_target(name, (target,)) for name in linear):

@@ -1,6 +1,6 @@
-"""Checks during training: held-out pages read by the live model, scored as an evaluation scores them.
+"""Checks during training: held-out pages read by the model in training, scored as in an evaluation.
 
-A falling loss says little about reading: a model that is fed the truth never loses its place. Knows neither loop nor
+A falling loss says little about reading: with the truth as input, a model never loses its place. Knows neither loop nor
 files.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trainer.evaluation.scores import Reading, score_page, score_tier
 from trainer.reading.generation import Generated, generate_from_features
 from trainer.training.collator import Collator
-from trainer.training.dataset import SampleSet
+from trainer.training.dataset import TrainingSet
 from trainer.training.features import CachedEncoder
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ class HeldOut:
     """Pages that are read.
 
     Attributes:
-        name: goes before the figures' names; empty for the pages that decide.
+        name: prefix of the figures' names; empty for the pages that decide.
         samples: the pages.
         encoder: gives their features; cached where they never change.
     """
 
     name: str
-    samples: SampleSet
+    samples: TrainingSet
     encoder: CachedEncoder
 
 
@@ -62,14 +62,10 @@ class Checker:
     device: torch.device
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Read everything.
+        """Read all held-out pages with the base model and its adapter.
 
-        Args:
-            model: the base model with its adapter.
-
-        Returns:
-            Figures of every set: `cer`, `cer_capped`, `wer`, `exact_ratio`, `unfinished_ratio`, and the same behind
-            the name of a set that has one.
+        Figures of every set are `cer`, `cer_capped`, `wer`, `exact_ratio` and `unfinished_ratio`, prefixed with the
+        set's name where it has one.
         """
         figures: dict[str, float] = {}
         for held_out in self.sets:
@@ -101,7 +97,7 @@ class Checker:
         except torch.OutOfMemoryError:
             if batch_size == 1:
                 raise
-        # Outside of the handler, which holds on to everything that the failed attempt has made.
+        # Outside of the handler, which keeps references to everything that the failed attempt allocated.
         torch.cuda.empty_cache()
         return self._generate(model, held_out, batch_size // 2)
 

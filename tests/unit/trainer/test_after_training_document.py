@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.programs import ROOT
 from tests.support.training import run_small, write_checkpoint, write_words
-from trainer.__main__ import main
+from trainer.cli import main
 
 TEXT = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("## After training\n")[2]
 EXTRA = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.page_sources import LONG, drawn, write_pages
-from trainer.__main__ import main
+from trainer.cli import main
 from trainer.data.errors import DataCode, RowCode
 from trainer.data.prepare.manifest import verify_set
 

@@ -8,8 +8,8 @@ import subprocess
 import pytest
 
 from tests.support.training import write_checkpoint, write_words
-from trainer.__main__ import main
 from trainer.benchmark import Case, measure
+from trainer.cli import main
 from trainer.commands import benchmark
 
 
@@ -93,7 +93,7 @@ def test_modes_run_apart_and_the_table_compares_them(place, tmp_path, monkeypatc
 
 def test_what_a_mode_cannot_do_is_told_in_its_own_words(place, monkeypatch):
     answers = iter([
-        subprocess.CompletedProcess([], 2, "", "a warning\nerror: Unsloth works on CUDA devices alone\n"),
+        subprocess.CompletedProcess([], 2, "", "a warning\nerror: Unsloth only works on CUDA devices\n"),
         subprocess.CompletedProcess([], -9, "", ""),
         subprocess.TimeoutExpired([], 5),
     ])  # fmt: skip
@@ -108,6 +108,6 @@ def test_what_a_mode_cannot_do_is_told_in_its_own_words(place, monkeypatch):
     monkeypatch.setattr(subprocess, "run", run)
     told = [benchmark._measured("unsloth", case(place), 5) for _ in range(3)]
     assert told == [
-        (None, "Unsloth works on CUDA devices alone"), (None, "status -9"),
+        (None, "Unsloth only works on CUDA devices"), (None, "status -9"),
         (None, "not done after 5 s; give more with --limit-s"),
     ]  # fmt: skip

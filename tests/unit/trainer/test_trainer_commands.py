@@ -8,7 +8,7 @@ import pytest
 
 from shared.contract.identity import weights_revision
 from tests.support.page_sources import write_pages
-from trainer.__main__ import main
+from trainer.cli import main
 from trainer.data.prepare.manifest import load_manifest
 from trainer.evaluation.card import BEGIN, END, table_of
 from trainer.evaluation.results import load_result
@@ -66,7 +66,7 @@ def test_tiers_and_limit_choose_pages(tmp_path, evaluation_set, checkpoint):
     [
         ("evaluate", "nothing to read"),
         ("evaluate --data {tmp}/none", "source_missing"),
-        ("evaluate --data {tmp}/none --tiers line", "no evaluation set"),
+        ("evaluate --data {tmp}/none --tiers line", "not an evaluation set"),
         ("evaluate --data {set} --split test", "--tiers"),
         ("evaluate --data {set} --model {tmp}/none/at/all", "neither a folder nor a repository"),
         ("evaluate --data {set} --url ftp://x", "not an HTTP URL"),

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.programs import ROOT
 from tests.support.training import events, write_checkpoint, write_words
-from trainer.__main__ import main
+from trainer.cli import main
 from trainer.training.errors import TrainingCode
 from trainer.training.presets import PRESETS
 

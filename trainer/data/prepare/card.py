@@ -1,4 +1,4 @@
-"""The card of a prepared set: README.md with what it holds, and a contact sheet to be looked at before training."""
+"""The card of a prepared set: README.md with its statistics, and a contact sheet to look at before training."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Final
 from PIL import Image
 
 from trainer.data.prepare.output import write_file
-from trainer.data.prepare.stats import Tally
+from trainer.data.prepare.stats import SetStats
 from trainer.data.sources.columns import Columns
 from trainer.data.sources.images import upright_rgb
 from trainer.data.sources.protocol import PageSource
-from trainer.data.sources.rejected_rows import Ledger
+from trainer.data.sources.rejected_rows import RejectedRows
 from trainer.data.sources.samples import read_samples
 
 SHEET_NAME: Final = "contact-sheet.png"
@@ -22,32 +22,18 @@ SHEET_ROWS: Final = 4
 CELL_PX: Final = (240, 300)
 GAP_PX: Final = 8
 RARE_COUNT: Final = 5
-"""Characters seen less often than this are listed: a model will hardly learn them."""
+"""Characters that occur less often are listed: a model will hardly learn them."""
 LISTED: Final = 200
 
 
-def write_card(folder: Path, manifest: dict[str, Any], tally: Tally) -> None:
-    """Write README.md and the contact sheet.
-
-    Args:
-        folder: the set, its files in place.
-        manifest: what `dataset.json` will say.
-        tally: what was counted.
-    """
+def write_card(folder: Path, manifest: dict[str, Any], stats: SetStats) -> None:
+    """Write README.md and the contact sheet into a set whose files are complete."""
     write_file(folder / SHEET_NAME, contact_sheet(_first_images(folder, manifest)))
-    write_file(folder / "README.md", card_text(manifest, tally).encode(errors="replace"))
+    write_file(folder / "README.md", card_text(manifest, stats).encode(errors="replace"))
 
 
-def card_text(manifest: dict[str, Any], tally: Tally) -> str:
-    """The card.
-
-    Args:
-        manifest: what `dataset.json` says.
-        tally: what was counted.
-
-    Returns:
-        Markdown.
-    """
+def card_text(manifest: dict[str, Any], stats: SetStats) -> str:
+    """The card in Markdown, from `dataset.json` and the counts."""
     request = manifest["request"]
     lines = [
         "---",
@@ -65,8 +51,8 @@ def card_text(manifest: dict[str, Any], tally: Tally) -> str:
         "|---|---|---|",
         *(f"| {name} | {each['num_samples']} | {each['num_images']} |" for name, each in manifest["splits"].items()),
         "",
-        f"Texts hold {tally.num_text_characters:,} characters, the longest {tally.longest_text:,}. "
-        f"Images are at most {tally.largest_px[0]} px wide and {tally.largest_px[1]} px high.",
+        f"Texts hold {stats.num_text_characters:,} characters, the longest {stats.longest_text:,}. "
+        f"Images are at most {stats.largest_px[0]} px wide and {stats.largest_px[1]} px high.",
         "",
         f"![Pages of the set]({SHEET_NAME})",
         "",
@@ -76,28 +62,21 @@ def card_text(manifest: dict[str, Any], tally: Tally) -> str:
         "",
         "## Characters",
         "",
-        f"{len(tally.characters)} different ones.",
+        f"{len(stats.characters)} different ones.",
         "",
         "| script | different characters |",
         "|---|---|",
-        *(f"| {name} | {count} |" for name, count in tally.scripts().items()),
+        *(f"| {name} | {count} |" for name, count in stats.scripts().items()),
         "",
-        *_rare(tally),
+        *_rare(stats),
         "",
-        *_faces(tally),
+        *_faces(stats),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def contact_sheet(images: list[Image.Image]) -> bytes:
-    """Lay images out in rows.
-
-    Args:
-        images: at most as many as the sheet has cells; made small.
-
-    Returns:
-        Bytes of a PNG file.
-    """
+    """Lay out at most as many images as the sheet has cells, scaled down; returns a PNG file."""
     rows = max(-(-len(images) // SHEET_COLUMNS), 1)
     for image in images:
         image.thumbnail(CELL_PX)
@@ -115,7 +94,7 @@ def contact_sheet(images: list[Image.Image]) -> bytes:
 
 
 def _first_images(folder: Path, manifest: dict[str, Any]) -> list[Image.Image]:
-    """Images from all over the set: the first of as many files as there are cells, then the seconds."""
+    """Images from the whole set: the first of each file, then the second, up to the number of cells."""
     from trainer.data.sources.resolve import open_source
 
     files = [record["name"] for split in manifest["splits"].values() for record in split["files"]]
@@ -130,7 +109,7 @@ def _first_images(folder: Path, manifest: dict[str, Any]) -> list[Image.Image]:
 
 def _images_of_file(source: PageSource, count: int) -> list[Image.Image]:
     images: list[Image.Image] = []
-    for sample in read_samples(source, Columns(), Ledger()):
+    for sample in read_samples(source, Columns(), RejectedRows()):
         if len(images) == count:
             break
         with Image.open(io.BytesIO(sample.images[0].data)) as image:
@@ -153,8 +132,8 @@ def _left_out(manifest: dict[str, Any]) -> list[str]:
     ]
 
 
-def _rare(tally: Tally) -> list[str]:
-    rare = sorted(character for character, count in tally.characters.items() if count < RARE_COUNT)
+def _rare(stats: SetStats) -> list[str]:
+    rare = sorted(character for character, count in stats.characters.items() if count < RARE_COUNT)
     if not rare:
         return [f"Every one of them occurs {RARE_COUNT} times or more."]
     listed = " ".join(f"U+{ord(character):04X}" for character in rare[:LISTED])
@@ -162,8 +141,8 @@ def _rare(tally: Tally) -> list[str]:
     return [f"{len(rare)} occur less than {RARE_COUNT} times: {listed}{more}."]
 
 
-def _faces(tally: Tally) -> list[str]:
-    if not tally.faces:
+def _faces(stats: SetStats) -> list[str]:
+    if not stats.faces:
         return []
-    rows = (f"| {name} | {count} |" for name, count in tally.faces.most_common())
+    rows = (f"| {name} | {count} |" for name, count in stats.faces.most_common())
     return ["## Fonts", "", "| face | samples |", "|---|---|", *rows]

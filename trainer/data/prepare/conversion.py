@@ -1,6 +1,6 @@
-"""From one row of a source to the samples that a prepared set holds of it; the part of the work that workers share.
+"""From a row of a source to the samples of a prepared set; this work is shared among worker processes.
 
-Pure in the row: whichever process converts it, and whatever came before, the same row gives the same samples.
+The same row gives the same samples in any process and at any position.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from trainer.data.sources.protocol import BrokenRow, Row
 from trainer.data.sources.splits import image_key, text_key
 
 AHEAD: Final = 4
-"""Rows handed out to each worker beforehand: enough to keep it busy, few enough to hold in memory."""
+"""Rows queued for each worker: enough to keep it busy, few enough to fit in memory."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """What a prepared set holds of a row.
+class PreparedSample:
+    """A sample of a prepared set.
 
     Attributes:
         row: the row's number in the source.
         page: which page of the row's text, from 1, where it was drawn on several; else 1.
-        name: where the row stands.
+        name: where the row is.
         images: one, or all pages that the text is to be produced from.
         text: the text to produce.
         split: the split that the source names, if it does.
@@ -50,7 +50,7 @@ class Sample:
     fonts: tuple[str, ...] = ()
 
     def content_keys(self) -> tuple[bytes, ...]:
-        """Contents that may not stand in two splits."""
+        """Contents that may not be in two splits."""
         own_text = text_key(self.text)
         return (*(image_key(image.pixels_sha256) for image in self.images), *((own_text,) if own_text else ()))
 
@@ -62,26 +62,16 @@ class Converter(Protocol):
     def several_images(self) -> bool:
         """Whether a sample may have several images."""
 
-    def convert(self, row: Row) -> list[Sample]:
-        """Make the samples of a row.
-
-        Args:
-            row: the row.
-
-        Returns:
-            At least one.
-
-        Raises:
-            RowError: the row cannot be used.
-        """
+    def convert(self, row: Row) -> list[PreparedSample]:
+        """Make the samples of a row, at least one; raises `RowError` if the row cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadConverter:
-    """Takes a row's own images.
+    """Uses a row's own images.
 
     Attributes:
-        columns: settled names.
+        columns: resolved names.
         image_root: folder that paths may not leave.
         several_images: rows may hold lists of images.
     """
@@ -90,7 +80,7 @@ class ReadConverter:
     image_root: Path | None
     several_images: bool = False
 
-    def convert(self, row: Row) -> list[Sample]:
+    def convert(self, row: Row) -> list[PreparedSample]:
         """See `Converter`."""
         text = text_of(row, str(self.columns.text), self.image_root, is_file=self.columns.text_is_file)
         split = split_of(row, self.columns.split) if self.columns.split is not None else None
@@ -99,19 +89,19 @@ class ReadConverter:
             reason = f"it has {len(images)} images where the first row has one: prepare such rows as a set of their own"
             raise RowError(RowCode.IMAGE_SEVERAL, reason)
         group = text_key(text) or hashlib.sha256(b"".join(image_key(each.pixels_sha256) for each in images)).digest()
-        return [Sample(row.number, 1, row.name, images, text, split, group)]
+        return [PreparedSample(row.number, 1, row.name, images, text, split, group)]
 
 
-Outcome = list[Sample] | BrokenRow
+Outcome = list[PreparedSample] | BrokenRow
 
 
 def convert_rows(rows: Iterable[Row | BrokenRow], converter: Converter, workers: int) -> Generator[Outcome, None, None]:
-    """Convert rows, in processes of their own where several are asked for.
+    """Convert rows, in worker processes if `workers` is not 1.
 
     Args:
         rows: the rows.
-        converter: what makes samples of them.
-        workers: processes; 0 for as many as there are cores, 1 for none but this one.
+        converter: makes samples of a row.
+        workers: processes; 0 for one per core, 1 to convert in this process.
 
     Yields:
         For each row, in order, its samples or why it is left out.
@@ -123,7 +113,7 @@ def convert_rows(rows: Iterable[Row | BrokenRow], converter: Converter, workers:
     if workers == 1:
         yield from (_convert(converter, row) for row in rows)
         return
-    # A fresh interpreter: a fork would copy the threads' locks of the libraries that read the source.
+    # A new interpreter: a fork would copy locks held by threads of the source's libraries.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(converter,))
     with pool:
         pending: deque[Future[Outcome] | BrokenRow] = deque()
@@ -138,7 +128,7 @@ def convert_rows(rows: Iterable[Row | BrokenRow], converter: Converter, workers:
             raise DataError(
                 DataCode.WORKER_LOST,
                 "a process that converts rows was killed, most likely because memory ran out",
-                "give fewer --workers and otherwise the same command: it goes on where it stopped",
+                "repeat the command with fewer --workers: it continues where it stopped",
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -1,6 +1,6 @@
-"""`--convert-to-images`: the text to read is drawn on pages, clean or spoilt as scans are.
+"""`--convert-to-images`: draws the text to read on pages, clean or degraded like scans.
 
-Where the text to produce is the text to read, every page is a sample with the lines that stand on it. Where it is
+Where the text to produce is the text to read, every page is a sample with its own lines. Where it is
 another (an article and its summary), all pages together are one sample.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from trainer.data.errors import RowCode, RowError
-from trainer.data.prepare.conversion import Sample
+from trainer.data.prepare.conversion import PreparedSample
 from trainer.data.render.degrade import degrade
 from trainer.data.render.faces import FaceSet
 from trainer.data.render.pages import DrawnPage, PageStyle, draw_pages
@@ -32,13 +32,13 @@ class DrawConverter:
     """Draws a row's text; the same row and seed give the same pages.
 
     Attributes:
-        columns: settled names.
+        columns: resolved names.
         fonts: folders of fonts.
         image_root: folder that text files may not leave.
         style: geometry of pages.
-        degraded_share: pages that are spoilt.
-        max_pages: most pages of one text.
-        seed: another number, other faces and sizes.
+        degraded_share: share of degraded pages.
+        max_pages: maximum pages of one text.
+        seed: of faces, sizes and degradation.
     """
 
     columns: Columns
@@ -51,7 +51,7 @@ class DrawConverter:
 
     @cached_property
     def faces(self) -> FaceSet:
-        """The fonts, read once by each process."""
+        """The fonts, loaded once by each process."""
         return FaceSet(self.fonts)
 
     @property
@@ -59,7 +59,7 @@ class DrawConverter:
         """Whether a sample has all pages of its text."""
         return self.columns.read != self.columns.text
 
-    def convert(self, row: Row) -> list[Sample]:
+    def convert(self, row: Row) -> list[PreparedSample]:
         """See `Converter`."""
         is_file = self.columns.text_is_file
         answer = text_of(row, str(self.columns.text), self.image_root, is_file=is_file)
@@ -69,15 +69,15 @@ class DrawConverter:
         rng = Random(f"{self.seed}/{row.number}/{group.hex()}")
         pages = list(islice(draw_pages(read, self.faces, self.style, rng), self.max_pages + 1))
         if len(pages) > self.max_pages:
-            raise RowError(RowCode.TOO_MANY_PAGES, f"its text takes more than {self.max_pages} pages: see --max-pages")
+            raise RowError(RowCode.TOO_MANY_PAGES, f"its text needs more than {self.max_pages} pages: see --max-pages")
         if not pages:
-            raise RowError(RowCode.TEXT_EMPTY, "nothing of its text leaves a trace on paper")
+            raise RowError(RowCode.TEXT_EMPTY, "its text has no printable characters")
         images = tuple(self._finished(page, rng) for page in pages)
         fonts = pages[0].fonts
         if self.several_images:
-            return [Sample(row.number, 1, row.name, images, answer, split, group, fonts)]
+            return [PreparedSample(row.number, 1, row.name, images, answer, split, group, fonts)]
         return [
-            Sample(row.number, number, row.name, (image,), page.text, split, group, fonts)
+            PreparedSample(row.number, number, row.name, (image,), page.text, split, group, fonts)
             for number, (page, image) in enumerate(zip(pages, images, strict=True), 1)
         ]
 

@@ -1,4 +1,4 @@
-"""A prepared set's `dataset.json`: read, and checked against the files it lists."""
+"""A prepared set's `dataset.json`: reads it, and checks the files it lists."""
 
 from __future__ import annotations
 
@@ -16,17 +16,7 @@ FORMAT_VERSION: Final = 1
 
 
 def load_manifest(folder: Path) -> dict[str, Any]:
-    """Read a prepared set's manifest.
-
-    Args:
-        folder: the set.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        DataError: the folder is no prepared set.
-    """
+    """Read a prepared set's manifest; raises `DataError` if the folder is not one of this format."""
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
         is_known = manifest["format_version"] == FORMAT_VERSION
@@ -47,7 +37,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class TrainingPart:
-    """What an adapter's manifest says of the set that it was trained on.
+    """What an adapter's manifest says about its training set.
 
     Attributes:
         fingerprint: of the whole set, splits included.
@@ -59,16 +49,9 @@ class TrainingPart:
 
 
 def training_part(folder: Path) -> TrainingPart:
-    """Name what a prepared set gives to train on; its files are not looked at.
+    """Fingerprint and training samples of a prepared set, from its manifest alone.
 
-    Args:
-        folder: the set.
-
-    Returns:
-        Fingerprint and count.
-
-    Raises:
-        DataError: the folder is no prepared set, or has nothing to train on.
+    Raises `DataError` if the folder is not a prepared set or has no training split.
     """
     manifest = load_manifest(folder)
     try:
@@ -80,16 +63,9 @@ def training_part(folder: Path) -> TrainingPart:
 
 
 def verify_set(folder: Path) -> dict[str, Any]:
-    """Check every file of a prepared set against its manifest.
+    """Check every file of a prepared set against its manifest, which is returned.
 
-    Args:
-        folder: the set.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        DataError: a file is missing or has changed.
+    Raises `DataError` if a file is missing or has changed.
     """
     manifest = load_manifest(folder)
     for split in manifest["splits"].values():

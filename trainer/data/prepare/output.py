@@ -1,8 +1,8 @@
-"""The folder a prepared set is written to: beside its place, in steps that survive a kill, renamed when whole.
+"""The folder in which a prepared set is written, in steps that survive a kill, and renamed when complete.
 
-`.NAME.partial` beside NAME holds `set/`, what NAME will be, and `work/`: a lock, the state after the last finished step
+`.NAME.partial` next to NAME holds `set/`, the future NAME, and `work/`: a lock, the state after the last finished step
 and a journal. A step counts once its state has been renamed into place; files of a step that does not are deleted when
-the work goes on. Knows nothing of what the files hold.
+the work continues. Does not know what the files hold.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class OutputFolder:
-    """Holds the lock while open; leaving it publishes nothing, `publish` does."""
+    """Holds the lock while open; only `publish` moves the set to its path."""
 
     def __init__(self, out: Path, fingerprint: str, *, overwrite: bool, restart: bool) -> None:
-        """Take the place.
+        """Lock the output path.
 
         Args:
-            out: where the set is to stand.
-            fingerprint: of everything that decides what the set will hold.
-            overwrite: replace another set that stands there.
-            restart: throw away unfinished work.
+            out: path of the finished set.
+            fingerprint: of everything that decides what the set will contain.
+            overwrite: replace another set at this path.
+            restart: delete unfinished work.
 
         Raises:
-            DataError: the place is taken, in use, or holds unfinished work of another kind.
+            DataError: the path is taken, in use, or holds unfinished work of another request.
         """
         self.out = out
         self._fingerprint = fingerprint
@@ -46,7 +46,7 @@ class OutputFolder:
         with writing_to(out):
             self._restore_replaced()
             self.is_done = self._is_published()
-            # Only what this program made is ever replaced: --overwrite on a home folder must not empty it.
+            # Only replace what this program made: --overwrite on a home folder must not empty it.
             if not self.is_done and _is_taken(out) and not (overwrite and (out / MANIFEST_NAME).is_file()):
                 raise DataError(
                     DataCode.OUTPUT_EXISTS,
@@ -66,23 +66,23 @@ class OutputFolder:
 
     def __exit__(self, *_: object) -> None:
         self._lock.close()
-        # Nothing worth keeping: no step was finished.
+        # No step was finished, so there is nothing to keep.
         if not (self._work / "state.json").exists():
             shutil.rmtree(self._staging, ignore_errors=True)
 
     def journal(self) -> list[dict[str, Any]]:
-        """What finished steps have noted."""
+        """The journal of finished steps."""
         file = self._work / "journal.jsonl"
         if not file.exists():
             return []
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
     def commit(self, notes: Sequence[Mapping[str, Any]], state: Mapping[str, Any]) -> None:
-        """Finish a step: from here on it is done, whatever happens.
+        """Commit a step: a later crash does not undo it.
 
         Args:
-            notes: what to add to the journal.
-            state: what the next step starts from; `files` names the files of the set so far.
+            notes: lines to add to the journal.
+            state: where the next step starts; `files` names the files of the set so far.
         """
         _sync_folders(self.folder)
         with (self._work / "journal.jsonl").open("ab") as file:
@@ -94,13 +94,13 @@ class OutputFolder:
         write_file(self._work / "state.json", json.dumps(self.state).encode())
 
     def refuse(self) -> None:
-        """Note that the finished work was not good enough: another request may throw it away unasked."""
+        """Record that the finished work was refused: another request may delete it without --restart."""
         if self.state:
             self.state = {**self.state, "is_refused": True}
             write_file(self._work / "state.json", json.dumps(self.state).encode())
 
     def publish(self) -> None:
-        """Rename the set into its place."""
+        """Rename the set to its path."""
         _sync_folders(self.folder)
         replaced = self._replaced()
         if self.out.exists():
@@ -112,14 +112,14 @@ class OutputFolder:
         self.discard()
 
     def discard(self) -> None:
-        """Throw the work beside the place away."""
+        """Delete the unfinished work."""
         shutil.rmtree(self._staging, ignore_errors=True)
 
     def _replaced(self) -> Path:
         return self.out.parent / f".{self.out.name}.replaced"
 
     def _restore_replaced(self) -> None:
-        """Put the old set back where a kill came between the two renames of a replacement."""
+        """Restore the old set if a replacement was killed between its two renames."""
         if not self.out.exists() and self._replaced().exists():
             self._replaced().rename(self.out)
 
@@ -161,7 +161,7 @@ class OutputFolder:
         return state
 
     def _clean(self, state: Mapping[str, Any]) -> None:
-        """Cut off what an unfinished step has left."""
+        """Delete leftovers of an unfinished step."""
         known = {self.folder / name for name in state.get("files", ())}
         for path in self.folder.rglob("*"):
             if path.is_file() and path not in known:
@@ -172,7 +172,7 @@ class OutputFolder:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a file atomically."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         file.write(data)
@@ -184,17 +184,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 @contextmanager
 def writing_to(out: Path) -> Iterator[None]:
-    """Turn failures of the disk into errors that say what to do.
-
-    Args:
-        out: what is being written.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        DataError: the disk is full or the place cannot be written.
-    """
+    """Turn disk errors while writing into `out` into a `DataError` that says what to do."""
     try:
         yield
     except OSError as error:
@@ -202,7 +192,7 @@ def writing_to(out: Path) -> Iterator[None]:
             raise DataError(
                 DataCode.DISK_FULL,
                 f"the disk of {out} is full",
-                "make room and give the same command again: it goes on where it stopped",
+                "make room and repeat the command: it continues where it stopped",
             ) from error
         raise DataError(
             DataCode.OUTPUT_UNWRITABLE,

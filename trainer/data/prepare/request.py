@@ -1,4 +1,4 @@
-"""What is asked of a preparation and what it answers; knows nothing of how it is done."""
+"""The request for a prepared set, and the summary of the result."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from trainer.data.prepare.shards import SetFormat
 from trainer.data.sources.splits import SplitShares
 
 STEP_ROWS: Final = 1000
-"""Rows of a step, and so of a file: about 100 MB of scans, and what a kill loses at most."""
+"""Rows of a step, and so of a file: about 100 MB of scans, the most that a kill loses."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrepareRequest:
-    """Everything that decides what a set will hold.
+    """Everything that decides what a set will contain.
 
     Attributes:
-        out: where the set is to stand.
-        form: how it is stored.
+        out: path of the set.
+        form: its file format.
         shares: what is held out where the source names no splits.
-        max_broken_share: rows that may be left out.
-        limit: most rows that are read.
+        max_broken_share: share of rows that may be left out.
+        limit: maximum number of rows.
         step_rows: rows of a step.
         several_images: samples may have several images.
-        settings: further settings, as they are to stand in the manifest.
+        settings: further settings, as written to the manifest.
     """
 
     out: Path
@@ -38,7 +38,7 @@ class PrepareRequest:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """What stands in the manifest: without the share of broken rows, which may be raised for unfinished work."""
+        """For the manifest: without the share of broken rows, which may be raised for unfinished work."""
         return {
             "format": self.form.value,
             "shares": asdict(self.shares),
@@ -50,7 +50,7 @@ class PrepareRequest:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a run has left.
+    """What a run produced.
 
     Attributes:
         out: the set.

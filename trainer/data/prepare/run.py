@@ -1,7 +1,7 @@
-"""`prepare`: reads a source to its end once and leaves a set that training can rely on.
+"""`prepare`: reads a source once and writes a checked set for training.
 
-The run in order: rows in steps, each step converted, split, written and committed; then the judgement over the whole;
-then card and manifest; then the rename. A run that was killed goes on after its last finished step.
+The order: rows in steps, each step converted, split, written and committed; then the checks of the whole set;
+then card and manifest; then the rename. A run that was killed continues after its last finished step.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any, Final
 
 from trainer.data.errors import DataCode, DataError, RowCode
 from trainer.data.prepare.card import write_card
-from trainer.data.prepare.conversion import Converter, Outcome, Sample, convert_rows
+from trainer.data.prepare.conversion import Converter, Outcome, PreparedSample, convert_rows
 from trainer.data.prepare.manifest import FORMAT_VERSION, MANIFEST_NAME, load_manifest
 from trainer.data.prepare.output import OutputFolder, write_file, writing_to
 from trainer.data.prepare.request import PrepareRequest, Summary
 from trainer.data.prepare.shards import ShardFile, ShardRecord
-from trainer.data.prepare.stats import Tally
+from trainer.data.prepare.stats import SetStats
 from trainer.data.sources.protocol import BrokenRow, PageSource, Row
-from trainer.data.sources.rejected_rows import NAMED_ROWS, Ledger
+from trainer.data.sources.rejected_rows import NAMED_ROWS, RejectedRows
 from trainer.data.sources.splits import VALIDATION, SplitRegister
 
 BROKEN_NAME: Final = "broken-rows.jsonl"
@@ -44,19 +44,19 @@ def prepare(
     restart: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
-    """Prepare a set, or go on with one that was begun.
+    """Prepare a set, or continue an unfinished one.
 
     Args:
         source: where rows come from.
-        converter: what makes samples of them.
-        request: what is wanted.
+        converter: makes samples of them.
+        request: what to prepare.
         workers: processes that convert; see `convert_rows`.
         overwrite: replace another set.
-        restart: throw unfinished work away.
-        progress: told the rows done and, where known, all rows.
+        restart: delete unfinished work.
+        progress: gets the rows done and, if known, the number of all rows.
 
     Returns:
-        The finished set, or the one that the same request has left earlier.
+        The finished set, or the one that the same request made earlier.
     """
     described = {"source": {"name": source.name, "fingerprint": source.fingerprint()}, **request.as_json()}
     fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
@@ -77,13 +77,13 @@ def prepare(
         try:
             run.judge()
         except DataError:
-            # Mended rows or another share begin anew; allowing more broken rows goes on from here.
+            # Corrected rows or another share start again; allowing more broken rows continues from here.
             output.refuse()
             raise
         manifest = run.manifest(described, fingerprint)
         with writing_to(request.out):
             _write_broken(output.folder / BROKEN_NAME, output.journal())
-            write_card(output.folder, manifest, run.tally)
+            write_card(output.folder, manifest, run.stats)
             write_file(output.folder / MANIFEST_NAME, _as_bytes(manifest))
             output.publish()
     return Summary(request.out, manifest)
@@ -98,36 +98,28 @@ class _Run:
         self._step = state.get("step", 0)
         self._shards = [ShardRecord(**record) for record in state.get("shards", ())]
         self._named_splits: set[str] = set(state.get("named_splits", ()))
-        self.tally = Tally.from_json(state["tally"]) if state else Tally()
-        self.ledger = Ledger(request.max_broken_share)
+        self.stats = SetStats.from_json(state["tally"]) if state else SetStats()
+        self.rejected = RejectedRows(request.max_broken_share)
         self._register = SplitRegister()
         if state:
-            self.ledger.num_rows = state["num_rows"]
-            self.ledger.codes = Counter(state["codes"])
+            self.rejected.num_rows = state["num_rows"]
+            self.rejected.codes = Counter(state["codes"])
         for note in output.journal():
             self._recall(note)
 
     @property
     def num_rows_done(self) -> int:
         """Rows read by finished steps."""
-        return self.ledger.num_rows + self.tally.duplicates
+        return self.rejected.num_rows + self.stats.duplicates
 
     def step(self, outcomes: Iterator[Outcome], report: Callable[[int], None]) -> bool:
-        """Convert, write and commit the next rows.
-
-        Args:
-            outcomes: of the rows that are left.
-            report: told the rows done so far.
-
-        Returns:
-            False where no rows are left.
-        """
+        """Convert, write and commit the next rows; False if there were no more. `report` gets the rows done so far."""
         open_files: dict[str, ShardFile] = {}
         notes: list[dict[str, Any]] = []
         try:
             for outcome in islice(outcomes, self._request.step_rows):
                 if isinstance(outcome, BrokenRow):
-                    self.ledger.skip(outcome)
+                    self.rejected.skip(outcome)
                     notes.append(_noted(outcome))
                 else:
                     self._take(outcome, open_files, notes)
@@ -144,26 +136,26 @@ class _Run:
         return True
 
     def judge(self) -> None:
-        """Refuse a set that holds too little.
+        """Check that the set has enough samples.
 
         Raises:
             DataError: the source has no rows, too many are broken, or a split is empty.
         """
         if not self.num_rows_done:
-            raise DataError(DataCode.SOURCE_EMPTY, "the source has no rows", "check what you gave as source")
-        self.ledger.check()
+            raise DataError(DataCode.SOURCE_EMPTY, "the source has no rows", "check the source")
+        self.rejected.check()
         wanted = self._named_splits or set(self._request.shares.wanted())
-        empty = sorted(split for split in wanted if not self.tally.samples[split])
+        empty = sorted(split for split in wanted if not self.stats.samples[split])
         if empty:
-            counts = ", ".join(f"{number} {name}" for name, number in self.tally.samples.items()) or "none"
+            counts = ", ".join(f"{number} {name}" for name, number in self.stats.samples.items()) or "none"
             raise DataError(
                 DataCode.SPLIT_EMPTY,
-                f"no sample falls to {' and '.join(empty)} (there are {counts}; {self.tally.duplicates} duplicates)",
+                f"there is no sample in {' and '.join(empty)} (there are {counts}; {self.stats.duplicates} duplicates)",
                 self._remedy(empty),
             )
 
     def _remedy(self, empty: list[str]) -> str:
-        shares, lowest = self._request.shares, self.tally.lowest_place
+        shares, lowest = self._request.shares, self.stats.lowest_place
         if empty == [VALIDATION] and not self._named_splits and not shares.test:
             return f"give more rows, or at least --validation-share {math.ceil(lowest * 100 + 1e-9) / 100:g}"
         return "give more rows, larger shares, or another --split-salt"
@@ -171,45 +163,47 @@ class _Run:
     def manifest(self, described: dict[str, Any], fingerprint: str) -> dict[str, Any]:
         """The set's `dataset.json`."""
         splits: dict[str, Any] = {}
-        for name in sorted(self.tally.samples):
+        for name in sorted(self.stats.samples):
             files = [shard.as_json() for shard in self._shards if shard.split == name]
             splits[name] = {
-                "num_samples": self.tally.samples[name],
-                "num_images": self.tally.images[name],
+                "num_samples": self.stats.samples[name],
+                "num_images": self.stats.images[name],
                 "files": files,
             }
         return {
             "format_version": FORMAT_VERSION,
-            "fingerprint": self.tally.digest,
+            "fingerprint": self.stats.digest,
             "request_fingerprint": fingerprint,
             "request": described,
             "splits": splits,
             "num_rows": self.num_rows_done,
-            "broken_rows": dict(self.ledger.codes),
-            "num_duplicates": self.tally.duplicates,
+            "broken_rows": dict(self.rejected.codes),
+            "num_duplicates": self.stats.duplicates,
         }
 
-    def _take(self, samples: list[Sample], open_files: dict[str, ShardFile], notes: list[dict[str, Any]]) -> None:
+    def _take(
+        self, samples: list[PreparedSample], open_files: dict[str, ShardFile], notes: list[dict[str, Any]]
+    ) -> None:
         split = samples[0].split or self._request.shares.split_of(samples[0].group)
-        self.tally.lowest_place = min(self.tally.lowest_place, self._request.shares.place_of(samples[0].group))
+        self.stats.lowest_place = min(self.stats.lowest_place, self._request.shares.place_of(samples[0].group))
         if samples[0].split is not None:
             self._named_splits.add(split)
         keys = tuple(key for sample in samples for key in sample.content_keys())
         other = self._register.clash(keys, split)
         if other is not None:
-            reason = f"its image or its text stands in {other} already, so it cannot stand in {split}"
+            reason = f"its image or its text is in {other} already, so it cannot be in {split}"
             row = BrokenRow(samples[0].row, samples[0].name, RowCode.DUPLICATE_ACROSS_SPLITS, reason)
-            self.tally.duplicates += 1
+            self.stats.duplicates += 1
             notes.append(_noted(row))
             return
-        self.ledger.take()
+        self.rejected.take()
         notes.append({"split": split, "keys": [key[:16].hex() for key in keys]})
         with writing_to(self._request.out):
             for sample in samples:
                 if split not in open_files:
                     open_files[split] = self._open(split)
                 open_files[split].add(sample)
-                self.tally.add(sample, split)
+                self.stats.add(sample, split)
 
     def _open(self, split: str) -> ShardFile:
         request = self._request
@@ -219,8 +213,8 @@ class _Run:
     def _recall(self, note: dict[str, Any]) -> None:
         if "keys" in note:
             self._register.clash(tuple(bytes.fromhex(key) for key in note["keys"]), note["split"])
-        elif note["code"] != RowCode.DUPLICATE_ACROSS_SPLITS and len(self.ledger.broken) < NAMED_ROWS:
-            self.ledger.broken.append(BrokenRow(**{**note, "code": RowCode(note["code"])}))
+        elif note["code"] != RowCode.DUPLICATE_ACROSS_SPLITS and len(self.rejected.broken) < NAMED_ROWS:
+            self.rejected.broken.append(BrokenRow(**{**note, "code": RowCode(note["code"])}))
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -228,14 +222,14 @@ class _Run:
             "shards": [shard.as_json() for shard in self._shards],
             "files": [shard.name for shard in self._shards],
             "named_splits": sorted(self._named_splits),
-            "tally": self.tally.as_json(),
-            "num_rows": self.ledger.num_rows,
-            "codes": dict(self.ledger.codes),
+            "tally": self.stats.as_json(),
+            "num_rows": self.rejected.num_rows,
+            "codes": dict(self.rejected.codes),
         }
 
 
 def _numbered(rows: Iterable[Row | BrokenRow], first: int) -> Iterator[Row | BrokenRow]:
-    """Rows with their place in the whole source: shards and streams number within themselves, keys must be unique."""
+    """Rows numbered over the whole source: shards and streams number their own rows, but keys must be unique."""
     return (replace(row, number=number) for number, row in enumerate(rows, first))
 
 

@@ -1,6 +1,6 @@
 """Files of a prepared set: Parquet as the Hugging Face libraries write it, or WebDataset's tar archives.
 
-A file is written whole and synced, or not at all; the same samples give the same bytes.
+Files are written and synced completely or not at all; the same samples give the same bytes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any, BinaryIO, Final, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.data.prepare.conversion import Sample
+from trainer.data.prepare.conversion import PreparedSample
 from trainer.data.sources.protocol import IMAGE_COLUMN, IMAGES_COLUMN
 
 GROUP_ROWS: Final = 32
-"""Samples of a row group: what a reader decodes to get at one of them."""
+"""Samples of a row group, which a reader must decode to get any of them."""
 _IMAGE_TYPE: Final = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -64,14 +64,14 @@ class ShardRecord:
 class Shard(Protocol):
     """A file being written."""
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: PreparedSample) -> None:
         """Write a sample."""
 
     def close(self) -> None:
-        """Write what is held back and the file's end."""
+        """Flush, and write the file's end."""
 
     def abandon(self) -> None:
-        """Write no more."""
+        """Stop without finishing the file."""
 
 
 class ParquetShard:
@@ -106,7 +106,7 @@ class ParquetShard:
         self._writer = pq.ParquetWriter(file, schema, compression="zstd", write_statistics=False)
         self._held: list[dict[str, Any]] = []
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: PreparedSample) -> None:
         """See `Shard`."""
         images = [{"bytes": image.data, "path": f"{_key(sample)}.{image.suffix}"} for image in sample.images]
         self._held.append(
@@ -130,7 +130,7 @@ class ParquetShard:
 
     def abandon(self) -> None:
         """See `Shard`."""
-        # Or the library writes the file's end when the object goes, into a file that is closed by then.
+        # Otherwise the library's destructor writes the file's end into a closed file.
         self._writer.is_open = False
 
     def _flush(self) -> None:
@@ -146,7 +146,7 @@ class TarShard:
         self._several = several_images
         self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by close
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: PreparedSample) -> None:
         """See `Shard`."""
         key = _key(sample)
         for index, image in enumerate(sample.images):
@@ -175,7 +175,7 @@ class TarShard:
 
 
 class ShardFile:
-    """A shard on its way to a file; `finish` syncs it and says what it holds."""
+    """A shard being written to a file; `finish` syncs it and returns its record."""
 
     def __init__(self, folder: Path, name: str, split: str, form: SetFormat, *, several_images: bool) -> None:
         self._path, self._name, self._split = folder / name, name, split
@@ -188,7 +188,7 @@ class ShardFile:
             else TarShard(self._file, several_images=several_images)
         )
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: PreparedSample) -> None:
         """Write a sample."""
         self._shard.add(sample)
         self._count += 1
@@ -208,12 +208,12 @@ class ShardFile:
         return ShardRecord(self._name, self._split, self._count, self._path.stat().st_size, digest)
 
     def close(self) -> None:
-        """Let go of the file, finished or not; an unfinished one is deleted when the work goes on."""
+        """Close the file, finished or not; an unfinished one is deleted when the work continues."""
         self._shard.abandon()
         self._file.close()
 
 
-def _key(sample: Sample) -> str:
+def _key(sample: PreparedSample) -> str:
     return f"{sample.row:09d}-{sample.page:03d}"
 
 

@@ -1,4 +1,4 @@
-"""What a prepared set holds, counted while it is written; small enough to be kept with every finished step."""
+"""Statistics of a prepared set, counted while it is written; small enough to be stored with every finished step."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from trainer.data.prepare.conversion import Sample
+from trainer.data.prepare.conversion import PreparedSample
 
 
 @dataclass(slots=True)
-class Tally:
+class SetStats:
     """Counts over samples.
 
     Attributes:
         samples: by split.
         images: by split.
-        characters: of the texts to produce, by character, white space left out.
+        characters: of the texts to produce, by character, without white space.
         faces: images drawn with each face.
         longest_text: characters of the longest text.
         largest_px: greatest width and height of an image.
         num_text_characters: characters of all texts.
         duplicates: rows refused because another split has their content.
-        lowest_place: of all contents between 0 and 1; a share above it holds something out.
+        lowest_place: lowest position of any content between 0 and 1; a share above it holds something out.
         digest: over all samples in order.
     """
 
@@ -40,7 +40,7 @@ class Tally:
     lowest_place: float = 1.0
     digest: str = ""
 
-    def add(self, sample: Sample, split: str) -> None:
+    def add(self, sample: PreparedSample, split: str) -> None:
         """Count a sample."""
         self.samples[split] += 1
         self.images[split] += len(sample.images)
@@ -54,7 +54,7 @@ class Tally:
         self.digest = hashlib.sha256(f"{self.digest}\0{content}".encode()).hexdigest()
 
     def scripts(self) -> dict[str, int]:
-        """Different characters by script, as the first word of their Unicode names tells it."""
+        """Different characters by script, from the first word of their Unicode names."""
         names: Counter[str] = Counter()
         for character in self.characters:
             category = unicodedata.category(character)
@@ -63,11 +63,11 @@ class Tally:
         return dict(names.most_common())
 
     def as_json(self) -> dict[str, Any]:
-        """For the state of a step."""
+        """For the state after a step."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Tally:
+    def from_json(cls, value: Mapping[str, Any]) -> SetStats:
         """What `as_json` gave."""
         counters = {name: Counter(value[name]) for name in ("samples", "images", "characters", "faces")}
         return cls(**{**value, **counters, "largest_px": tuple(value["largest_px"])})

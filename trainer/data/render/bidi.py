@@ -1,8 +1,8 @@
 """Order of a line's characters where scripts of two directions meet.
 
-The implicit part of the Unicode bidirectional algorithm (UAX #9: P2-P3, W1-W7, N1-N2, I1-I2, L1-L2), which is what text
-without embedding controls needs. Pillow's shaper knows it too, but for one face at a time; a line of several faces has
-to be cut and ordered before.
+The implicit part of the Unicode bidirectional algorithm (UAX #9: P2-P3, W1-W7, N1-N2, I1-I2, L1-L2), enough for text
+without embedding controls. Pillow's shaper has it too, but for one face at a time; a line of several faces must
+be cut and ordered before.
 
 Source: Unicode Standard Annex #9, Unicode Bidirectional Algorithm.
 """
@@ -18,7 +18,7 @@ Piece = TypeVar("Piece")
 
 
 def base_level(text: str) -> int:
-    """0 where a paragraph runs left to right, 1 where its first strong letter runs right to left."""
+    """Base level of a paragraph: 1 if its first strong letter runs right to left, else 0."""
     for character in text:
         kind = unicodedata.bidirectional(character)
         if kind in {"L", "R", "AL"}:
@@ -27,15 +27,7 @@ def base_level(text: str) -> int:
 
 
 def levels(line: str, base: int) -> list[int]:
-    """Embedding level of each character.
-
-    Args:
-        line: one line in logical order.
-        base: level of its paragraph.
-
-    Returns:
-        Levels; odd ones run right to left.
-    """
+    """Embedding level of each character of a line in logical order; odd levels run right to left."""
     edge = "R" if base else "L"
     kinds = _resolve_neutrals(_resolve_weak([unicodedata.bidirectional(each) or "L" for each in line], edge), edge)
     out = []
@@ -49,14 +41,7 @@ def levels(line: str, base: int) -> list[int]:
 
 
 def visual_order(pieces: Sequence[tuple[int, Piece]]) -> list[tuple[int, Piece]]:
-    """Put pieces of a line into the order in which they stand on paper, from left to right.
-
-    Args:
-        pieces: level and piece, in logical order.
-
-    Returns:
-        The same, reordered.
-    """
+    """Reorder pieces of a line, each with its level, from logical order to left to right on paper."""
     ordered = list(pieces)
     if not ordered:
         return ordered

@@ -1,6 +1,6 @@
-"""Spoils clean pages the way cameras, scanners and copies do, on the CPU; knows no text.
+"""Degrades clean pages as cameras, scanners and copiers do, on the CPU; does not know the text.
 
-Input and output are grey images, uint8 [H, W], 255 is white. Each effect is a function of image and chance.
+Images are grey, uint8 [H, W], 255 is white. Each effect takes an image and a random generator, and returns a new image.
 """
 
 from __future__ import annotations
@@ -28,28 +28,12 @@ def _smooth_field(shape: tuple[int, int], rng: np.random.Generator, cells: int) 
 
 
 def blur(image: Grey, rng: np.random.Generator) -> Grey:
-    """Defocus.
-
-    Args:
-        image: the page.
-        rng: where chance comes from.
-
-    Returns:
-        A new page of the same size.
-    """
+    """Blur, as out of focus."""
     return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(float(rng.uniform(0.4, 1.3)))))
 
 
 def rescale(image: Grey, rng: np.random.Generator) -> Grey:
-    """Store at a lower resolution and enlarge again.
-
-    Args:
-        image: the page.
-        rng: where chance comes from.
-
-    Returns:
-        A new page of the same size.
-    """
+    """Scale down and up again."""
     height, width = image.shape
     share = float(rng.uniform(0.6, 0.85))
     size = (max(int(width * share), 8), max(int(height * share), 8))
@@ -58,30 +42,14 @@ def rescale(image: Grey, rng: np.random.Generator) -> Grey:
 
 
 def skew(image: Grey, rng: np.random.Generator) -> Grey:
-    """Turn by up to three degrees; the page grows so that nothing is cut off.
-
-    Args:
-        image: the page.
-        rng: where chance comes from.
-
-    Returns:
-        A new, larger page.
-    """
+    """Rotate by up to three degrees; the page grows so that nothing is cut off."""
     angle = float(rng.uniform(0.4, 3.0)) * (1 if rng.random() < 0.5 else -1)
     turned = Image.fromarray(image).rotate(angle, Image.Resampling.BICUBIC, expand=True, fillcolor=255)
     return np.asarray(turned)
 
 
 def perspective(image: Grey, rng: np.random.Generator) -> Grey:
-    """Look at the page slightly from the side.
-
-    Args:
-        image: the page.
-        rng: where chance comes from.
-
-    Returns:
-        A new page, padded so that nothing is cut off.
-    """
+    """Distort as if seen slightly from the side; the page is padded so that nothing is cut off."""
     pad = max(round(min(image.shape) * 0.02), 2)
     padded = np.pad(image, pad, constant_values=255)
     height, width = padded.shape
@@ -98,29 +66,13 @@ def perspective(image: Grey, rng: np.random.Generator) -> Grey:
 
 
 def contrast(image: Grey, rng: np.random.Generator) -> Grey:
-    """Print grey on greyish paper.
-
-    Args:
-        image: the page.
-        rng: where chance comes from.
-
-    Returns:
-        A new page.
-    """
+    """Reduce contrast: grey print on greyish paper."""
     ink, paper = float(rng.uniform(0, 110)), float(rng.uniform(185, 255))
     return _clipped(ink + image.astype(np.float32) * ((paper - ink) / 255))
 
 
 def texture(image: Grey, rng: np.random.Generator) -> Grey:
-    """Print on rough paper.
-
-    Args:
-        image: the page.
-        rng: where chance comes from.
-
-    Returns:
-        A new page.
-    """
+    """Add the texture of rough paper."""
     height, width = image.shape
     grain = Image.fromarray(rng.normal(0, 1, ((height + 1) // 2, (width + 1) // 2)).astype(np.float32))
     soft = np.asarray(grain.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32)
@@ -129,29 +81,13 @@ def texture(image: Grey, rng: np.random.Generator) -> Grey:
 
 
 def shadow(image: Grey, rng: np.random.Generator) -> Grey:
-    """Light the page unevenly.
-
-    Args:
-        image: the page.
-        rng: where chance comes from.
-
-    Returns:
-        A new page.
-    """
+    """Light the page unevenly."""
     field = _smooth_field(image.shape, rng, 3)
     return _clipped(image * (1 - float(rng.uniform(0.15, 0.5)) * field))
 
 
 def bleed(image: Grey, rng: np.random.Generator) -> Grey:
-    """Let the back side's print shine through.
-
-    Args:
-        image: the page.
-        rng: where chance comes from.
-
-    Returns:
-        A new page.
-    """
+    """Let print on the back shine through."""
     mirrored = np.roll(image[:, ::-1], int(rng.integers(5, 40)), axis=0)
     back = Image.fromarray(mirrored).filter(ImageFilter.GaussianBlur(1.5))
     through = (255 - np.asarray(back, dtype=np.float32)) * float(rng.uniform(0.06, 0.2))
@@ -159,28 +95,12 @@ def bleed(image: Grey, rng: np.random.Generator) -> Grey:
 
 
 def noise(image: Grey, rng: np.random.Generator) -> Grey:
-    """Add sensor noise.
-
-    Args:
-        image: the page.
-        rng: where chance comes from.
-
-    Returns:
-        A new page.
-    """
+    """Add sensor noise."""
     return _clipped(image + rng.normal(0, float(rng.uniform(4, 22)), image.shape).astype(np.float32))
 
 
 def speckles(image: Grey, rng: np.random.Generator) -> Grey:
-    """Add dust: dark and light dots.
-
-    Args:
-        image: the page.
-        rng: where chance comes from.
-
-    Returns:
-        A new page.
-    """
+    """Add dust: dark and light dots."""
     spoilt = image.copy()
     for value, share in ((20, 0.0015), (235, 0.0015)):
         dots = rng.random(image.shape) < share * float(rng.uniform(0.2, 1.5))
@@ -189,49 +109,25 @@ def speckles(image: Grey, rng: np.random.Generator) -> Grey:
 
 
 def threshold(image: Grey, rng: np.random.Generator) -> Grey:
-    """Scan to black and white.
-
-    Args:
-        image: the page.
-        rng: where chance comes from.
-
-    Returns:
-        A new page of 0 and 255 only.
-    """
+    """Reduce to 0 and 255, as a black and white scan."""
     low, high = np.percentile(image, 1), np.percentile(image, 95)
     level = low + (high - low) * float(rng.uniform(0.4, 0.65))
     return np.where(image > level, 255, 0).astype(np.uint8)
 
 
 def inverted(image: Grey, _rng: np.random.Generator) -> Grey:
-    """Show light text on a dark ground.
-
-    Args:
-        image: the page.
-        _rng: not used; every effect takes one.
-
-    Returns:
-        A new page.
-    """
+    """Invert: light text on a dark background. Takes a generator because every effect does."""
     return 255 - image
 
 
 def jpeg(image: Grey, rng: np.random.Generator) -> Grey:
-    """Store as JPEG of quality 25 to 70.
-
-    Args:
-        image: the page.
-        rng: where chance comes from.
-
-    Returns:
-        The page as read back.
-    """
+    """Store as JPEG of quality 25 to 70 and read back."""
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "JPEG", quality=int(rng.integers(25, 71)))
     return np.asarray(Image.open(stream))
 
 
-# In the order in which they happen to a page; each with its usual share of pages.
+# In the order in which they happen to a page, each with its usual share.
 EFFECTS: Final[dict[str, tuple[Effect, float]]] = {
     "skew": (skew, 0.35),
     "perspective": (perspective, 0.25),
@@ -255,12 +151,12 @@ def degrade(
     """Apply effects in their natural order.
 
     Args:
-        image: a clean page, uint8 [H, W], 255 is paper.
-        rng: where chance comes from.
-        names: which effects; drawn by their usual shares where None.
+        image: a clean page, uint8 `[H, W]`, 255 is paper.
+        rng: draws effects and their strengths.
+        names: which effects; None draws them by their usual shares.
 
     Returns:
-        The spoilt page, somewhat larger where it was turned, and the names of the effects.
+        The degraded page, larger if it was rotated, and the names of the effects.
 
     Raises:
         ValueError: an effect's name is unknown.
@@ -272,13 +168,6 @@ def degrade(
 
 
 def draw_effects(rng: np.random.Generator) -> tuple[str, ...]:
-    """Draw effects by their usual shares, at least one.
-
-    Args:
-        rng: where chance comes from.
-
-    Returns:
-        Names of effects.
-    """
+    """Draw names of effects by their usual shares, at least one."""
     drawn = tuple(name for name, (_, share) in EFFECTS.items() if rng.random() < share)
     return drawn or ("jpeg",)

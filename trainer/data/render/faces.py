@@ -1,6 +1,6 @@
-"""Font files of given folders: what each can draw, which face suits a text, and which stand in for what it lacks.
+"""Font files of given folders: what each can draw, which face suits a text, and its fallbacks.
 
-Folders are searched as they are, without fontconfig, so the same folders give the same pages on every machine.
+Folders are searched without fontconfig, so the same folders give the same pages on every machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trainer.data.errors import DataCode, DataError, RowCode, RowError
 SUFFIXES: Final = (".ttf", ".otf", ".ttc", ".otc")
 LOADED: Final = 64
 BUILT_IN: Final = "pillow-default"
-"""The face that comes with Pillow: Latin letters, for trying things out."""
+"""Pillow's built-in face: Latin letters, for first tries."""
 JOINERS: Final = "\u200c\u200d"
 """Invisible, but they decide how letters join."""
 
@@ -48,10 +48,10 @@ class FaceSet:
     """All faces of some folders."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
-        """Read every font file's table of characters.
+        """Read every font file's character map.
 
         Args:
-            folders: searched with the folders inside them; the built-in face alone where there are none.
+            folders: searched recursively; none for the built-in face only.
 
         Raises:
             DataError: a folder is missing, or there are no fonts.
@@ -61,17 +61,9 @@ class FaceSet:
         self.has_shaper = bool(features.check("raqm"))
 
     def choose(self, text: str, rng: Random) -> list[Face]:
-        """Choose faces for a text.
+        """Choose faces for a text: its main face, then those for characters it lacks, in order of use.
 
-        Args:
-            text: what is to be drawn.
-            rng: picks among faces that would do equally well.
-
-        Returns:
-            The face of the text, then those for characters it lacks, in order of use.
-
-        Raises:
-            RowError: no face has one of the characters.
+        `rng` picks among faces that cover the text equally well. Raises `RowError` if no face has a character.
         """
         wanted = {ord(character) for character in text if not is_invisible(character)} | {ord(" ")}
         covered = [len(wanted & face.characters) for face in self.faces]
@@ -87,15 +79,7 @@ class FaceSet:
         return chosen
 
     def load(self, face: Face, size_px: int) -> ImageFont.FreeTypeFont:
-        """Load a face at a size.
-
-        Args:
-            face: one of this set.
-            size_px: em size.
-
-        Returns:
-            The font, shared with later callers.
-        """
+        """Load a face at an em size in pixels; the font is cached and shared."""
         key = (face.name, size_px)
         font = self._loaded.get(key)
         if font is None:
@@ -108,14 +92,7 @@ class FaceSet:
         return font
 
     def check_shaping(self, text: str) -> None:
-        """Make sure that the letters of a text can be joined and ordered as its script asks for.
-
-        Args:
-            text: what is to be drawn.
-
-        Raises:
-            DataError: it needs Pillow's full shaper, which is not there.
-        """
+        """Raise `DataError` if a text's script needs Pillow's full shaper (raqm) and it is not installed."""
         if self.has_shaper:
             return
         needy = next((character for character in text if needs_shaping(character)), None)
@@ -123,7 +100,7 @@ class FaceSet:
             raise DataError(
                 DataCode.SHAPING_MISSING,
                 f"{describe(needy)} is of a script whose letters join or change order, and Pillow has no Raqm here",
-                "install FriBiDi (Debian: apt-get install libfribidi0) beside a Pillow wheel from PyPI",
+                "install FriBiDi (Debian: apt-get install libfribidi0) with a Pillow wheel from PyPI",
             )
 
 
@@ -133,7 +110,7 @@ def is_invisible(character: str) -> bool:
 
 
 def needs_shaping(character: str) -> bool:
-    """Whether drawing character by character would get a text wrong: right to left, marks, Indic and Thai clusters."""
+    """Whether a text needs shaping: right to left, marks, Indic and Thai clusters."""
     code = ord(character)
     return (
         unicodedata.bidirectional(character) in {"R", "AL", "AN"}
@@ -173,7 +150,7 @@ def _find_faces(folders: Sequence[Path]) -> list[Face]:
 
 
 def _faces_of(file: Path) -> list[Face]:
-    """Faces of a file; none of a broken one, and none of one without a table of characters."""
+    """Faces of a file; none if it is broken or has no character map."""
     try:
         with file.open("rb") as stream:
             if file.suffix.lower() in {".ttc", ".otc"}:
@@ -191,7 +168,7 @@ def _face(file: Path, index: int, font: TTFont) -> Face:
 def _built_in_data() -> io.BytesIO:
     data = getattr(ImageFont.load_default(20), "path", None)
     if not isinstance(data, io.BytesIO):
-        raise DataError(DataCode.FONTS_MISSING, "this Pillow comes without a face", "give a folder of fonts to --fonts")
+        raise DataError(DataCode.FONTS_MISSING, "this Pillow has no built-in face", "give a folder of fonts to --fonts")
     return io.BytesIO(data.getvalue())
 
 

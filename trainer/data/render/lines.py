@@ -17,10 +17,10 @@ from trainer.data.render.bidi import base_level, levels, visual_order
 from trainer.data.render.faces import JOINERS, Face, FaceSet, is_invisible
 
 _NO_START: Final = frozenset("、。，．・：；？！）］｝〉》」』】〕〗ー々…‥’”%),.:;?!]}ะาำๅๆฯ")
-"""What may not begin a line."""
+"""Characters that may not start a line."""
 _IDEOGRAPHIC: Final = ((0x2E80, 0x9FFF), (0xF900, 0xFAFF), (0xFF00, 0xFFEF), (0x20000, 0x3FFFF))
 _NO_END: Final = frozenset("（［｛〈《「『【〔〖‘“([{เแโใไ")
-"""What may not end one; Thai vowels that are written before their consonant too."""
+"""Characters that may not end one, including Thai vowels written before their consonant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,7 @@ class LineSetter:
     """Faces of one document at one size."""
 
     def __init__(self, faces: FaceSet, chosen: Sequence[Face], size_px: int) -> None:
-        """Load the faces.
-
-        Args:
-            faces: where they come from.
-            chosen: the document's face and those that stand in for it.
-            size_px: em size.
-        """
+        """Load the main face and its fallbacks at an em size in pixels."""
         self._faces = [(face, faces.load(face, size_px)) for face in chosen]
         self._has_shaper = faces.has_shaper
         self._plain: dict[str, bool] = {}
@@ -58,11 +52,11 @@ class LineSetter:
         """Draw a line.
 
         Args:
-            canvas: where.
-            x: its left edge.
-            baseline: row of its baseline.
+            canvas: where to draw.
+            x: left edge, pixels.
+            baseline: row of the baseline, pixels.
             text: in logical order.
-            base: level of its paragraph.
+            base: bidi level of its paragraph.
         """
         for segment in self.segments(text, base):
             canvas.text(
@@ -71,8 +65,8 @@ class LineSetter:
             x += self._segment_width(segment)
 
     def segments(self, text: str, base: int) -> list[Segment]:
-        """Cut a line where face or direction changes, in the order of the paper."""
-        # Most lines need no cut, and every line is measured many times while it is broken.
+        """Cut a line where face or direction changes; segments in visual order."""
+        # Most lines are one piece, and a line is measured many times while it is broken.
         if not base and all(map(self._is_plain, text)):
             return [Segment(text, self._faces[0][1], is_rtl=False)]
         keys = list(zip(levels(text, base), self._face_numbers(text), strict=True))
@@ -85,15 +79,7 @@ class LineSetter:
         return [segment for _, segment in visual_order(pieces)]
 
     def break_paragraph(self, text: str, room_px: int) -> Iterator[str]:
-        """Break a paragraph into lines.
-
-        Args:
-            text: the paragraph; runs of white space count as one space.
-            room_px: width of a line.
-
-        Yields:
-            Lines, none wider than the room unless one cluster is.
-        """
+        """Break a paragraph into lines no wider than `room_px`, unless a single cluster is; white space collapses."""
         base = base_level(text)
         line = ""
         for word in text.split():
@@ -101,7 +87,7 @@ class LineSetter:
             if self.width(joined, base) <= room_px:
                 line = joined
                 continue
-            # A word in a script without spaces begins on the line that is there; another moves on whole if it fits.
+            # A word in a script without spaces starts on the current line; any other moves to the next one if it fits.
             is_dense = any(is_ideographic(character) for character in word)
             if line and not is_dense:
                 yield line
@@ -124,7 +110,7 @@ class LineSetter:
             yield line
 
     def _fitting(self, line: str, pieces: list[str], room_px: int, base: int) -> int:
-        """How many clusters fit after a line, drawn back to where a break is allowed."""
+        """How many clusters fit after a line, reduced to where a break is allowed."""
         low, high = 0, len(pieces)
         while low < high:
             middle = (low + high + 1) // 2
@@ -140,7 +126,7 @@ class LineSetter:
         return best if best or line.strip() else low
 
     def _is_plain(self, character: str) -> bool:
-        """Whether the first face draws it and it runs left to right wherever it stands."""
+        """Whether the first face has it and it always runs left to right."""
         known = self._plain.get(character)
         if known is None:
             is_drawn = ord(character) in self._faces[0][0].characters
@@ -149,7 +135,7 @@ class LineSetter:
         return known
 
     def _face_numbers(self, text: str) -> list[int]:
-        """Which face draws each character; what is no letter stays with what stands before it where it can."""
+        """Which face draws each letter; others keep the previous face if possible."""
         numbers: list[int] = []
         for character in text:
             before = numbers[-1] if numbers else 0
@@ -166,7 +152,7 @@ class LineSetter:
 
 
 def clusters(word: str) -> list[str]:
-    """Cut a word into what may not be torn apart: a letter with its marks, joiners and what they join."""
+    """Cut a word into clusters: a letter with its marks, joiners and what they join."""
     found: list[str] = []
     for character in word:
         is_mark = unicodedata.category(character) in {"Mn", "Me", "Mc"} or is_invisible(character)
@@ -178,5 +164,5 @@ def clusters(word: str) -> list[str]:
 
 
 def is_ideographic(character: str) -> bool:
-    """Scripts written without spaces, where a line may break between any two characters."""
+    """Whether a script is written without spaces, so that a line may break between any two characters."""
     return any(first <= ord(character) <= last for first, last in _IDEOGRAPHIC)

@@ -1,4 +1,4 @@
-"""Sets a text on as many pages as it takes; each page with exactly the lines that stand on it."""
+"""Draws a text on as many pages as it needs; each page with exactly its own lines."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class PageStyle:
         width_px: of a page.
         height_px: of a full page; a text's last page ends after its last line.
         margin_px: blank on every side.
-        size_px: least and most em size; each text draws one between them.
-        leading: distance of baselines over the height of the faces.
+        size_px: minimum and maximum em size; each text gets one in between.
+        leading: distance of baselines relative to the height of the faces.
     """
 
     width_px: int = 1024
@@ -35,7 +35,7 @@ class PageStyle:
 
 @dataclass(frozen=True, slots=True)
 class DrawnPage:
-    """A page and what stands on it.
+    """A page and its text.
 
     Attributes:
         image: mode L, black on white.
@@ -49,17 +49,7 @@ class DrawnPage:
 
 
 def draw_pages(text: str, faces: FaceSet, style: PageStyle, rng: Random) -> Iterator[DrawnPage]:
-    """Draw a text.
-
-    Args:
-        text: the text; a line feed ends a paragraph, a blank line stays one.
-        faces: fonts.
-        style: geometry.
-        rng: picks face and size.
-
-    Yields:
-        Pages in order.
-    """
+    """Draw a text on as many pages as it needs; a line feed ends a paragraph, a blank line is kept."""
     text = visible(text)
     faces.check_shaping(text)
     chosen = faces.choose(text, rng)
@@ -82,7 +72,7 @@ def draw_pages(text: str, faces: FaceSet, style: PageStyle, rng: Random) -> Iter
 
 
 def visible(text: str) -> str:
-    """A text without what leaves no trace on paper: control and format characters other than joiners."""
+    """A text without control and format characters other than joiners."""
     return "".join(
         character if character in f"\n{JOINERS}" or unicodedata.category(character) not in {"Cc", "Cf"}
         else " " if character.isspace() else ""

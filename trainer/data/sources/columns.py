@@ -1,4 +1,4 @@
-"""Which columns of a source are image, text to produce and text to read, and whether a row's values will do."""
+"""Which columns of a source are image, text to produce and text to draw, and whether a row's values are valid."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from trainer.data.sources.splits import SPLITS, split_named
 
 IMAGE_NAMES: Final = ("image", IMAGES_COLUMN, "file_name", "image_path", "path")
 LONGEST_NAME: Final = 255
-"""Characters that a file's name may have; longer texts are texts."""
+"""Maximum length of a file name in characters; anything longer is a text."""
 TEXT_NAMES: Final = ("text", "transcription", "ground_truth", "answer", "markdown")
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of columns; None where a usual name is to be found.
+    """Names of columns; None for the usual names.
 
     Attributes:
         image: the image, or a list of images of one sample.
@@ -39,18 +39,7 @@ class Columns:
     text_is_file: bool = False
 
     def resolved(self, available: Sequence[str], *, needs_image: bool = True) -> Columns:
-        """Settle every name.
-
-        Args:
-            available: columns that the source has.
-            needs_image: images are read, not drawn.
-
-        Returns:
-            The same with names in the place of None.
-
-        Raises:
-            DataError: the source lacks a column.
-        """
+        """Fill in every name from the source's columns; raises `DataError` if one is missing."""
         image = self._found("image", self.image, IMAGE_NAMES, available) if needs_image else None
         text = self._found("text", self.text, TEXT_NAMES, available)
         read = self._found("read", self.read or text, (), available)
@@ -79,18 +68,9 @@ class Columns:
 
 
 def images_of(row: Row, columns: Columns, root: Path | None) -> tuple[PageImage, ...]:
-    """The images of a row, decoded.
+    """The images of a row, decoded, at least one; raises `RowError` if one is missing or cannot be used.
 
-    Args:
-        row: the row.
-        columns: settled names.
-        root: folder that paths may not leave; None where paths are refused.
-
-    Returns:
-        One image or more.
-
-    Raises:
-        RowError: one is missing or cannot be used.
+    `root` is the folder that paths may not leave; None refuses paths.
     """
     value = row.fields.get(columns.image or "")
     values = value if isinstance(value, list | tuple) else [value]
@@ -100,15 +80,7 @@ def images_of(row: Row, columns: Columns, root: Path | None) -> tuple[PageImage,
 
 
 def holds_lists(source: PageSource, columns: Columns) -> bool:
-    """Whether a source's samples have several images: by its column's name or, where that says nothing, its first row.
-
-    Args:
-        source: where rows come from.
-        columns: settled names.
-
-    Returns:
-        True where lists of images are to be expected.
-    """
+    """Whether samples have several images, by the resolved column's name or else the source's first row."""
     if columns.image == IMAGES_COLUMN:
         return True
     first = next((row for row in source.rows() if isinstance(row, Row)), None)
@@ -116,7 +88,7 @@ def holds_lists(source: PageSource, columns: Columns) -> bool:
 
 
 def image_bytes(value: Any, column: str, root: Path | None) -> bytes:
-    """Bytes of one image, whichever way the source holds it.
+    """Bytes of one image, however the source stores it.
 
     Args:
         value: bytes, a mapping with `bytes` or `path`, or a path.
@@ -127,7 +99,7 @@ def image_bytes(value: Any, column: str, root: Path | None) -> bytes:
         The file's bytes.
 
     Raises:
-        RowError: there is nothing, or a path leads nowhere or outside.
+        RowError: there is no image, or a path does not exist or is outside the folder.
     """
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
@@ -145,19 +117,19 @@ def image_bytes(value: Any, column: str, root: Path | None) -> bytes:
 
 
 def text_of(row: Row, column: str, root: Path | None = None, *, is_file: bool = False) -> str:
-    """A text of a row, in Unicode NFC with plain line ends.
+    """A text of a row, in Unicode NFC with line feeds, stripped.
 
     Args:
         row: the row.
-        column: which.
+        column: the text's column.
         root: folder that text files may not leave.
         is_file: the column holds a file's name.
 
     Returns:
-        The text, with white space at its ends cut off.
+        The text.
 
     Raises:
-        RowError: there is none, it is empty or cannot be written as UTF-8.
+        RowError: it is missing, empty or cannot be encoded as UTF-8.
     """
     value = row.fields.get(column)
     if value is None:
@@ -178,18 +150,7 @@ def text_of(row: Row, column: str, root: Path | None = None, *, is_file: bool = 
 
 
 def split_of(row: Row, column: str) -> str:
-    """The split that a row names.
-
-    Args:
-        row: the row.
-        column: which column names it.
-
-    Returns:
-        One of `SPLITS`.
-
-    Raises:
-        RowError: it names none.
-    """
+    """The split, one of `SPLITS`, in a row's column; raises `RowError` if it is not one."""
     value = row.fields.get(column)
     split = split_named(value) if isinstance(value, str) else None
     if split is None:
@@ -198,12 +159,12 @@ def split_of(row: Row, column: str) -> str:
 
 
 def _is_unusable(character: str) -> bool:
-    """Control characters, halves of surrogate pairs and what stands for an undecodable byte."""
+    """Control characters, lone surrogates and replacements of undecodable bytes."""
     return unicodedata.category(character) in {"Cc", "Cs"} and character not in "\n\t\f"
 
 
 def _is_text_file(value: str, root: Path) -> bool:
-    """Whether a text is but the name of the file that holds it: a model would learn names, and nobody would see."""
+    """Whether a text is only the name of its file: a model would silently learn names."""
     return len(value) <= LONGEST_NAME and value.endswith(".txt") and (root / value).is_file()
 
 
@@ -219,11 +180,11 @@ def _read_text(value: str, root: Path | None) -> str:
 
 
 def _read_inside(root: Path, path: Path) -> bytes:
-    """Bytes of a file below a folder; a data set from elsewhere must not reach what else lies on this machine."""
+    """Bytes of a file below a folder; a foreign data set must not read other files of this machine."""
     try:
         full = (root / path).resolve()
         if not full.is_relative_to(root.resolve()):
-            raise RowError(RowCode.IMAGE_OUTSIDE, f"{path} lies outside the source's folder: give --image-root DIR")
+            raise RowError(RowCode.IMAGE_OUTSIDE, f"{path} is outside the source's folder: give --image-root DIR")
         return full.read_bytes()
     except (OSError, ValueError) as error:
         if isinstance(error, RowError):

@@ -1,6 +1,6 @@
-"""Pages in a folder: images with texts beside them, or an index in CSV or JSON lines that names them.
+"""Pages in a folder: images with texts of the same name, or an index in CSV or JSON lines.
 
-Beside `scan-7.png` lies `scan-7.txt` (or `scan-7.gt.txt`), or `scan-7.json` with an object whose keys are columns, or
+`scan-7.png` goes with `scan-7.txt` (or `scan-7.gt.txt`), or `scan-7.json` with an object whose keys are columns, or
 both. A text without an image is a row too: `prepare --convert-to-images` draws it.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
 from trainer.data.sources.protocol import IMAGE_COLUMN, SPLIT_COLUMN, TEXT_COLUMN, BrokenRow, Row
-from trainer.data.sources.shards import Unit, UnitSource, files_fingerprint
+from trainer.data.sources.shards import ShardedSource, SourceShard, files_fingerprint
 from trainer.data.sources.splits import split_named
 
 IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
@@ -23,22 +23,15 @@ TEXT_SUFFIXES: Final = (".gt.txt", ".txt", ".json")
 INDEX_NAMES: Final = ("index.jsonl", "index.csv", "metadata.jsonl", "metadata.csv")
 INDEX_SUFFIXES: Final = (".jsonl", ".csv", ".tsv")
 LONGEST_FIELD: Final = 50_000_000
-"""Characters that a CSV field may have; the library's own bound is shorter than a book's chapter."""
-UNIT_ROWS: Final = 64
+"""Maximum characters of a CSV field; the library's default is shorter than a book's chapter."""
+SHARD_ROWS: Final = 64
 
 
-class FolderSource(UnitSource):
-    """Images with texts beside them, in the order of their names, folders within folders too."""
+class FolderSource(ShardedSource):
+    """Images and texts of the same name, in order of names, including subfolders."""
 
     def __init__(self, folder: Path) -> None:
-        """Find the files.
-
-        Args:
-            folder: where they lie.
-
-        Raises:
-            DataError: nothing there is an image or a text.
-        """
+        """Find the files; raises `DataError` if there are no images or texts."""
         self._folder = folder
         self.name = folder.resolve().name
         self._entries = _find_entries(folder)
@@ -46,13 +39,13 @@ class FolderSource(UnitSource):
             raise DataError(
                 DataCode.SOURCE_EMPTY,
                 f"{folder} holds no images and no texts",
-                f"put {', '.join(IMAGE_SUFFIXES)} files there with a .txt or .json of the same name beside each",
+                f"put {', '.join(IMAGE_SUFFIXES)} files there, each with a .txt or .json of the same name",
             )
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """Columns of the first rows; rows may have others."""
-        found = {key: None for row in self.read_unit(self.units[0]) if isinstance(row, Row) for key in row.fields}
+        found = {key: None for row in self.read_shard(self.shards[0]) if isinstance(row, Row) for key in row.fields}
         return tuple({IMAGE_COLUMN: None, TEXT_COLUMN: None, **found})
 
     @property
@@ -61,14 +54,14 @@ class FolderSource(UnitSource):
         return self._folder
 
     @property
-    def units(self) -> Sequence[Unit]:
-        """Stretches of the list of files."""
+    def shards(self) -> Sequence[SourceShard]:
+        """Ranges of the list of files."""
         total = len(self._entries)
-        return [Unit(start, start + 1, min(UNIT_ROWS, total - start)) for start in range(0, total, UNIT_ROWS)]
+        return [SourceShard(start, start + 1, min(SHARD_ROWS, total - start)) for start in range(0, total, SHARD_ROWS)]
 
-    def read_unit(self, unit: Unit) -> Iterator[Row | BrokenRow]:
-        """See `UnitSource`."""
-        for number, (name, files) in enumerate(self._entries[unit.place : unit.place + UNIT_ROWS], unit.place + 1):
+    def read_shard(self, shard: SourceShard) -> Iterator[Row | BrokenRow]:
+        """See `ShardedSource`."""
+        for number, (name, files) in enumerate(self._entries[shard.place : shard.place + SHARD_ROWS], shard.place + 1):
             try:
                 yield Row(number, name, self._fields(name, files))
             except RowError as error:
@@ -91,23 +84,18 @@ class FolderSource(UnitSource):
         return {**({SPLIT_COLUMN: split} if split else {}), **fields}
 
 
-class IndexSource(UnitSource):
+class IndexSource(ShardedSource):
     """Rows of a CSV, TSV or JSON lines file; images are paths relative to its folder."""
 
     def __init__(self, index: Path, image_root: Path | None = None) -> None:
-        """Read the header.
+        """Read the header of a file whose suffix gives its format.
 
-        Args:
-            index: the file; its suffix says what it is.
-            image_root: folder that images are relative to; the index's own where None.
-
-        Raises:
-            DataError: the file has no rows.
+        `image_root` is the folder that images are relative to, by default the index's. Raises `DataError` without rows.
         """
         self._index = index
         self._root = image_root or index.parent
         self.name = index.name if index.name not in INDEX_NAMES else index.resolve().parent.name
-        first = next((row for row in self.read_unit(Unit(0)) if isinstance(row, Row)), None)
+        first = next((row for row in self.read_shard(SourceShard(0)) if isinstance(row, Row)), None)
         if first is None:
             raise DataError(
                 DataCode.SOURCE_EMPTY, f"{index} holds no row that can be read", "check that it is UTF-8 with a header"
@@ -121,22 +109,22 @@ class IndexSource(UnitSource):
 
     @cached_property
     def _num_rows(self) -> int:
-        return sum(1 for _ in self.read_unit(Unit(0)))
+        return sum(1 for _ in self.read_shard(SourceShard(0)))
 
     @property
-    def units(self) -> Sequence[Unit]:
-        """The file is one unit: where its rows begin is known by reading it."""
-        return [Unit(0, 1, None)]
+    def shards(self) -> Sequence[SourceShard]:
+        """The whole file is one shard, as rows are only found by reading."""
+        return [SourceShard(0, 1, None)]
 
     @property
     def num_rows(self) -> int:
         """Counted once, by reading the file."""
         return self._num_rows
 
-    def read_unit(self, unit: Unit) -> Iterator[Row | BrokenRow]:
-        """See `UnitSource`."""
-        del unit
-        # A byte that is not UTF-8 spoils its row alone: it comes through and is found when the text is checked.
+    def read_shard(self, shard: SourceShard) -> Iterator[Row | BrokenRow]:
+        """See `ShardedSource`."""
+        del shard
+        # An invalid byte affects only its row: it passes here and is found when the text is checked.
         with self._index.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             yield from self._json_rows(file) if self._index.suffix == ".jsonl" else self._csv_rows(file)
 
@@ -167,7 +155,7 @@ class IndexSource(UnitSource):
             except StopIteration:
                 return
             except csv.Error as error:
-                # The parser starts afresh at the next line, so a stray quote costs its row alone.
+                # The parser resets at the next line, so a stray quote costs only its row.
                 number += 1
                 yield BrokenRow(
                     number, f"{self._index.name} line {reader.line_num}", RowCode.ROW_UNREADABLE, str(error)
@@ -188,21 +176,11 @@ class IndexSource(UnitSource):
 
 
 def parse_object(text: str) -> dict[str, Any]:
-    """Parse a JSON object.
-
-    Args:
-        text: its text.
-
-    Returns:
-        Values by key.
-
-    Raises:
-        RowError: the text is no JSON, or no object.
-    """
+    """Parse a JSON object; raises `RowError` if the text is not one."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RowError(RowCode.ROW_UNREADABLE, f"it is no JSON: {error}") from error
+        raise RowError(RowCode.ROW_UNREADABLE, f"it is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise RowError(RowCode.ROW_UNREADABLE, f"it is a JSON {type(value).__name__}, not an object")
     return value
@@ -214,7 +192,7 @@ def find_index(folder: Path) -> Path | None:
 
 
 def _find_entries(folder: Path) -> list[tuple[str, dict[str, Path]]]:
-    """Rows by name, each with its files: `image`, and each suffix of `TEXT_SUFFIXES` that is there."""
+    """Rows by name, each with its files: `image`, and each existing suffix of `TEXT_SUFFIXES`."""
     texts: dict[str, dict[str, Path]] = {}
     images: list[tuple[str, str, Path]] = []
     for file in folder.rglob("*"):

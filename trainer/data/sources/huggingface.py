@@ -1,6 +1,6 @@
 """Data sets of the Hugging Face libraries: saved to disk, or of the Hub, whole or streaming.
 
-Images come as the bytes they are stored in: decoding them here would spoil what is checked and kept downstream.
+Images are passed as their stored bytes: they are checked and kept downstream, not decoded here.
 """
 
 from __future__ import annotations
@@ -16,65 +16,59 @@ from datasets.utils.file_utils import xopen
 
 from trainer.data.errors import DataCode, DataError, RowCode
 from trainer.data.sources.protocol import SPLIT_COLUMN, BrokenRow, Row
-from trainer.data.sources.shards import Unit, UnitSource
+from trainer.data.sources.shards import ShardedSource, SourceShard
 from trainer.data.sources.splits import of_split, split_named
 
-UNIT_ROWS: Final = 64
+SHARD_ROWS: Final = 64
 _FAULTS: Final = (OSError, ValueError, KeyError, pa.ArrowException)
 
 
-class HuggingFaceSource(UnitSource):
-    """Splits one after another; a row's `split` is the one it comes from."""
+class HuggingFaceSource(ShardedSource):
+    """Splits in sequence; a row's `split` is the one that it comes from."""
 
     image_root = None
 
     def __init__(self, name: str, splits: Mapping[str, Any]) -> None:
-        """Take opened data sets.
-
-        Args:
-            name: what reports say.
-            splits: a `Dataset` or `IterableDataset` by split.
-
-        Raises:
-            DataError: there are none.
-        """
+        """Wrap an opened `Dataset` or `IterableDataset` per split; raises `DataError` without any."""
         self.name = name
         self._splits = [(split, _undecoded(opened)) for split, opened in splits.items()]
         if not self._splits:
             raise DataError(DataCode.SOURCE_EMPTY, f"{name} has no splits", "check its name and configuration")
-        self._units: list[Unit] = []
+        self._shards: list[SourceShard] = []
         self._places: list[tuple[int, int]] = []
         number = 1
         for index, (_, opened) in enumerate(self._splits):
             if isinstance(opened, datasets.Dataset):
-                for start in range(0, len(opened), UNIT_ROWS):
-                    self._add((index, start), Unit(len(self._units), number, min(UNIT_ROWS, len(opened) - start)))
-                    number += self._units[-1].num_rows or 0
+                for start in range(0, len(opened), SHARD_ROWS):
+                    self._add(
+                        (index, start), SourceShard(len(self._shards), number, min(SHARD_ROWS, len(opened) - start))
+                    )
+                    number += self._shards[-1].num_rows or 0
             else:
                 for shard in range(opened.num_shards):
-                    self._add((index, shard), Unit(len(self._units)))
+                    self._add((index, shard), SourceShard(len(self._shards)))
         has_split = any(split_named(split) for split, _ in self._splits)
         own = _column_names(self._splits[0][1])
         self.columns = (*own, *([SPLIT_COLUMN] if has_split and SPLIT_COLUMN not in own else []))
 
     @property
-    def units(self) -> Sequence[Unit]:
-        """Stretches of a data set on disk, or shards of a stream."""
-        return self._units
+    def shards(self) -> Sequence[SourceShard]:
+        """Ranges of a data set on disk, or shards of a stream."""
+        return self._shards
 
-    def read_unit(self, unit: Unit) -> Iterator[Row | BrokenRow]:
-        """See `UnitSource`; rows of a stream are numbered within their shard."""
-        index, place = self._places[unit.place]
+    def read_shard(self, shard: SourceShard) -> Iterator[Row | BrokenRow]:
+        """See `ShardedSource`; rows of a stream are numbered within their shard."""
+        index, place = self._places[shard.place]
         split, opened = self._splits[index]
         named = split_named(split)
         extra = {SPLIT_COLUMN: named} if named and SPLIT_COLUMN in self.columns else {}
         if isinstance(opened, datasets.Dataset):
-            numbers = range(place, place + (unit.num_rows or 0))
+            numbers = range(place, place + (shard.num_rows or 0))
             rows: Iterator[Any] = (_row_at(opened, number) for number in numbers)
         else:
             rows = _streamed(opened.shard(opened.num_shards, place))
-        for number, fields in enumerate(rows, unit.first_number or 1):
-            name = f"{split} row {number}" if unit.first_number else f"{split} shard {place} row {number}"
+        for number, fields in enumerate(rows, shard.first_number or 1):
+            name = f"{split} row {number}" if shard.first_number else f"{split} shard {place} row {number}"
             if isinstance(fields, str):
                 yield BrokenRow(number, name, RowCode.ROW_UNREADABLE, fields)
             else:
@@ -89,24 +83,13 @@ class HuggingFaceSource(UnitSource):
             digest.update(f"\0{split}\0{state}".encode())
         return digest.hexdigest()
 
-    def _add(self, place: tuple[int, int], unit: Unit) -> None:
+    def _add(self, place: tuple[int, int], shard: SourceShard) -> None:
         self._places.append(place)
-        self._units.append(unit)
+        self._shards.append(shard)
 
 
 def open_saved(folder: Path, split: str | None = None) -> HuggingFaceSource:
-    """Open what `save_to_disk` has written.
-
-    Args:
-        folder: the folder.
-        split: leave other splits unread.
-
-    Returns:
-        The source.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """Open what `save_to_disk` has written; `split` skips other splits. Raises `DataError` if it cannot be read."""
     try:
         opened = datasets.load_from_disk(str(folder))
     except _FAULTS as error:
@@ -119,20 +102,10 @@ def open_saved(folder: Path, split: str | None = None) -> HuggingFaceSource:
 def open_hub(
     name: str, config: str | None, revision: str | None, split: str | None = None, *, streaming: bool
 ) -> HuggingFaceSource:
-    """Open a data set of the Hub, or of any place that `datasets.load_dataset` takes.
+    """Open a data set of the Hub, or any path that `datasets.load_dataset` takes.
 
-    Args:
-        name: OWNER/NAME, or a folder.
-        config: its configuration.
-        revision: branch, tag or commit.
-        split: leave other splits unread.
-        streaming: read it as it arrives.
-
-    Returns:
-        The source.
-
-    Raises:
-        DataError: there is none, or it cannot be reached.
+    `split` skips other splits; `streaming` reads without a copy on disk. Raises `DataError` if the data set does not
+    exist or cannot be reached.
     """
     try:
         opened = datasets.load_dataset(name, config, revision=revision, streaming=streaming)
@@ -152,7 +125,7 @@ def _by_split(opened: Any, split: str | None) -> dict[str, Any]:
 
 
 def _undecoded(opened: Any) -> Any:
-    """The same data set with images as stored bytes."""
+    """The data set with images as stored bytes."""
     if opened.features is None:
         return opened
     changed = {name: _undecoded_feature(feature) for name, feature in opened.features.items()}
@@ -199,7 +172,7 @@ def _with_bytes(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _loaded(value: Any) -> Any:
-    """Images that are kept as files of the data set's own: inside its archive, its repository or its folder."""
+    """Bytes of images stored as the data set's own files: in its archive, repository or folder."""
     if isinstance(value, list):
         return [_loaded(each) for each in value]
     if isinstance(value, dict) and set(value) == {"bytes", "path"} and value["bytes"] is None and value["path"]:

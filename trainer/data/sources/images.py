@@ -1,4 +1,4 @@
-"""Bytes of an image checked once, so that nothing downstream meets one it cannot open.
+"""Checks an image's bytes once, so that everything downstream can open it.
 
 Owns limits, formats and the digest of pixels; knows nothing of rows.
 """
@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from trainer.data.errors import RowCode, RowError
 
 MAX_PIXELS: Final = 40_000_000
-"""What the service accepts; a page of A3 at 400 dpi has 31 million."""
+"""The service's limit; a page of A3 at 400 dpi has 31 million."""
 MIN_SIDE_PX: Final = 8
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF")
 KEPT_FORMATS: Final = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
@@ -28,7 +28,7 @@ class PageImage:
     """An image that has been decoded once.
 
     Attributes:
-        data: the file's bytes; as they came where a plain decoder shows them right, else PNG.
+        data: the file's bytes; unchanged if a plain decoder shows them correctly, else PNG.
         suffix: of a file with these bytes: png, jpg or webp.
         width_px: as a person sees it.
         height_px: as a person sees it.
@@ -43,26 +43,19 @@ class PageImage:
 
 
 def check_image(data: bytes) -> PageImage:
-    """Decode an image whole.
+    """Decode a PNG, JPEG, WebP or TIFF file completely; the image is upright and without transparency.
 
-    Args:
-        data: a PNG, JPEG, WebP or TIFF file.
-
-    Returns:
-        The image, upright, without transparency.
-
-    Raises:
-        RowError: it is broken, too large, of another format or has several frames.
+    Raises `RowError` if it is broken, too large, of another format or has several frames.
     """
     try:
         with warnings.catch_warnings():
-            # Pillow's own warning about size comes before ours can be given.
+            # Pillow warns about sizes before our own limit is checked.
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             with image:
                 return _checked(image, data)
     except UnidentifiedImageError as error:
-        reason = "the file is empty" if not data else f"it is none of {', '.join(FORMATS)}, or broken from its start"
+        reason = "the file is empty" if not data else f"it is not one of {', '.join(FORMATS)}, or broken from its start"
         raise RowError(RowCode.IMAGE_FORMAT, reason) from error
     except Image.DecompressionBombError as error:
         raise RowError(RowCode.IMAGE_TOO_LARGE, f"it has more than {MAX_PIXELS:,} pixels") from error
@@ -73,7 +66,7 @@ def check_image(data: bytes) -> PageImage:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An image as a person sees it: upright, RGB, 16-bit grey scaled, what is transparent on white."""
+    """An image as a person sees it: upright, RGB, 16-bit grey scaled, transparency on white."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         image = image.point(lambda value: value / 256).convert("L")
@@ -114,7 +107,7 @@ def _checked(image: Image.Image, data: bytes) -> PageImage:
 
 
 def _has_second_frame(image: Image.Image) -> bool:
-    # Seeking is cheap where counting all frames of a long file is not.
+    # Seeking is cheap, counting all frames of a long file is not.
     try:
         image.seek(1)
     except EOFError:

@@ -1,6 +1,6 @@
 """Parquet files: one, or a folder of them, images as bytes or as paths.
 
-Row groups are read one after another in small batches, so a file of any size takes the memory of a few rows.
+Row groups are read in small batches, so a file of any size takes the memory of a few rows.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import pyarrow.parquet as pq
 
 from trainer.data.errors import DataCode, DataError, RowCode
 from trainer.data.sources.protocol import SPLIT_COLUMN, BrokenRow, Row
-from trainer.data.sources.shards import Unit, UnitSource, files_fingerprint
+from trainer.data.sources.shards import ShardedSource, SourceShard, files_fingerprint
 from trainer.data.sources.splits import split_named
 
 BATCH_ROWS: Final = 16
 _SPLIT_FILE: Final = re.compile(r"([a-z]+)(?:[-_.]\d.*)?\.parquet", re.IGNORECASE)
 
 
-class ParquetSource(UnitSource):
+class ParquetSource(ShardedSource):
     """Row groups of Parquet files in the order of their names."""
 
     def __init__(self, path: Path, image_root: Path | None = None, split: str | None = None) -> None:
         """Read the files' footers.
 
         Args:
-            path: a file, or a folder that is searched for them.
-            image_root: folder that paths of images are relative to; that of the files where None.
-            split: pass over files that are named for another one.
+            path: a file, or a folder that is searched recursively.
+            image_root: folder that image paths are relative to; None for that of the files.
+            split: skip files named for another split.
 
         Raises:
             DataError: a footer cannot be read, the files' columns differ, or there are no rows.
@@ -42,7 +42,7 @@ class ParquetSource(UnitSource):
         files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
         self._files = [file for file in files if split is None or split_of_file(file) in {None, split}]
         self._places: list[tuple[Path, int]] = []
-        self._units: list[Unit] = []
+        self._shards: list[SourceShard] = []
         names: list[str] | None = None
         number = 1
         for file in self._files:
@@ -56,7 +56,7 @@ class ParquetSource(UnitSource):
             names = names or schema.names
             for group in range(metadata.num_row_groups):
                 count = metadata.row_group(group).num_rows
-                self._units.append(Unit(len(self._places), number, count))
+                self._shards.append(SourceShard(len(self._places), number, count))
                 self._places.append((file, group))
                 number += count
         if number == 1:
@@ -72,17 +72,17 @@ class ParquetSource(UnitSource):
         return self._images
 
     @property
-    def units(self) -> Sequence[Unit]:
+    def shards(self) -> Sequence[SourceShard]:
         """Row groups."""
-        return self._units
+        return self._shards
 
-    def read_unit(self, unit: Unit) -> Iterator[Row | BrokenRow]:
-        """See `UnitSource`."""
-        file, group = self._places[unit.place]
+    def read_shard(self, shard: SourceShard) -> Iterator[Row | BrokenRow]:
+        """See `ShardedSource`."""
+        file, group = self._places[shard.place]
         place = file.relative_to(self._root).as_posix()
         split = split_of_file(file) if SPLIT_COLUMN in self.columns else None
-        number = unit.first_number or 1
-        end = number + (unit.num_rows or 0)
+        number = shard.first_number or 1
+        end = number + (shard.num_rows or 0)
         try:
             with pq.ParquetFile(file) as opened:
                 for batch in opened.iter_batches(BATCH_ROWS, row_groups=[group]):
@@ -90,7 +90,7 @@ class ParquetSource(UnitSource):
                         yield Row(number, f"{place} row {number}", _with_split(fields, split))
                         number += 1
         except (OSError, pa.ArrowException, UnicodeDecodeError):
-            # Which of the batch's rows is at fault is not told: all that are left of the group are lost.
+            # The faulty row of the batch is unknown, so the rest of the group is lost.
             for lost in range(number, end):
                 yield BrokenRow(lost, place, RowCode.ROW_UNREADABLE, f"row group {group} of the file is damaged")
 
@@ -114,7 +114,9 @@ def _footer(file: Path) -> tuple[Any, Any]:
         with pq.ParquetFile(file) as opened:
             return opened.metadata, opened.schema_arrow
     except (OSError, pa.ArrowException) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is damaged or no Parquet file"
+        reason = (
+            error.strerror if isinstance(error, OSError) and error.strerror else "it is damaged or not a Parquet file"
+        )
         raise DataError(
             DataCode.SOURCE_UNREADABLE, f"{file} cannot be read: {reason}", "fetch or write it again, or move it away"
         ) from error

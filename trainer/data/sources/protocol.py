@@ -1,7 +1,7 @@
-"""What every source of pages offers: rows, numbered, in parts, in order or shuffled.
+"""The interface of every source of pages: numbered rows, in parts, in order or shuffled.
 
 A source knows how its rows are stored. It knows neither which columns matter nor whether an image can be decoded
-(`trainer.data.sources.columns` and `.images` do), so one broken row never ends the reading of the others.
+(`trainer.data.sources.columns` and `.images` do), so a broken row never stops the reading of the others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ IMAGE_COLUMN = "image"
 IMAGES_COLUMN = "images"
 TEXT_COLUMN = "text"
 SPLIT_COLUMN = "split"
-"""Column that sources add where the place of a row (a file's name, a named split) says which split it is of."""
+"""Column that sources add if a file's name or a named split says which split a row belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,8 @@ class Row:
     """One row as it is stored.
 
     Attributes:
-        number: its place in the source, from 1; what a report names.
-        name: where it stands, for people: a file, a key, or the number again.
+        number: its position in the source, from 1, shown in reports.
+        name: where to find it, for people: a file, a key, or the number again.
         fields: values by column. An image is bytes, a mapping with `bytes` and `path`, or a path; several are a list.
     """
 
@@ -50,9 +50,9 @@ class BrokenRow:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One of `count` disjoint parts that together are the whole source.
+    """One of `count` disjoint parts that make up the whole source.
 
-    A loader with several workers on several ranks takes `Part.of(rank, ranks, worker, workers)`.
+    A loader with several workers on several ranks uses `Part.of(rank, ranks, worker, workers)`.
     """
 
     index: int = 0
@@ -76,31 +76,31 @@ class PageSource(Protocol):
 
     @property
     def name(self) -> str:
-        """What a report calls it; holds no folder of this machine beyond the last."""
+        """Name in reports, with no more of a local path than its last folder."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns that rows have."""
+        """Columns of the rows."""
 
     @property
     def num_rows(self) -> int | None:
-        """How many rows there are; None where only reading them tells."""
+        """Number of rows; None if it is only known after reading."""
 
     @property
     def image_root(self) -> Path | None:
-        """Folder that paths of images are relative to and may not leave; None where paths are refused."""
+        """Folder that image paths are relative to and may not leave; None refuses paths."""
 
     def rows(self, part: Part = WHOLE, start: int = 0, seed: int | None = None) -> Iterator[Row | BrokenRow]:
         """Read rows.
 
         Args:
-            part: which rows; the parts of one count share none.
-            start: rows of that part to pass over first, broken ones counted.
-            seed: shuffles, the same way for the same seed; None keeps the stored order. Give each epoch its own.
+            part: which rows; parts of one count are disjoint.
+            start: rows of that part to skip first, broken ones included.
+            seed: shuffles, the same way for the same seed; None keeps the stored order. Use another one for each epoch.
 
         Returns:
-            Rows, and in the place of rows that cannot be read, why.
+            Rows, or for a row that cannot be read, why.
         """
 
     def fingerprint(self) -> str:
-        """Hex digest that changes when the source's files do; of names, sizes and times where contents are many."""
+        """Hex digest that changes when the source's files do; of names, sizes and times if contents are too large."""

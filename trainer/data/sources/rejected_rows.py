@@ -1,7 +1,7 @@
-"""Rows left out: which, why, and whether they are still few enough.
+"""Rows that are left out: which, why, and whether they are still few enough.
 
-A run that reads a long stream must not end at its eighty-thousandth row, so a ledger judges early (after
-`EARLY_ROWS`) and at the end, and between the two only counts.
+A run over a long stream must not fail at row 80,000, so the share is checked early (after `EARLY_ROWS`) and at the end,
+and in between rows are only counted.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from trainer.data.errors import DataCode, DataError
 from trainer.data.sources.protocol import BrokenRow
 
 EARLY_ROWS: Final = 200
-"""Rows after which a source that is mostly broken (a wrong column, a wrong folder) is refused at once."""
+"""Rows after which a mostly broken source (a wrong column, a wrong folder) is refused."""
 MOST_EARLY_SHARE: Final = 0.5
 NAMED_ROWS: Final = 5
 KEPT_ROWS: Final = 1000
-"""Broken rows kept with their reasons; further ones are counted by code alone."""
+"""Broken rows kept with their reasons; further ones are only counted by code."""
 
 
 @dataclass(slots=True)
-class Ledger:
+class RejectedRows:
     """Counts rows and keeps those that were left out.
 
     Attributes:
-        max_share: broken rows among all that may be left out.
-        num_rows: rows seen, broken ones too.
+        max_share: maximum share of broken rows.
+        num_rows: rows seen, including broken ones.
         codes: broken rows by code.
-        broken: the rows, the first `KEPT_ROWS`.
+        broken: the first `KEPT_ROWS` of them.
     """
 
     max_share: float = 0.01
@@ -43,23 +43,12 @@ class Ledger:
         return self.codes.total()
 
     def take(self) -> None:
-        """Count a sound row.
-
-        Raises:
-            DataError: the source's beginning is mostly broken.
-        """
+        """Count a valid row; raises `DataError` if the source's first rows are mostly broken."""
         self.num_rows += 1
         self._judge_early()
 
     def skip(self, row: BrokenRow) -> None:
-        """Count a row that is left out.
-
-        Args:
-            row: the row.
-
-        Raises:
-            DataError: the source's beginning is mostly broken.
-        """
+        """Count a row that is left out; raises `DataError` if the source's first rows are mostly broken."""
         self.num_rows += 1
         self.codes[row.code.value] += 1
         if len(self.broken) < KEPT_ROWS:
@@ -67,11 +56,7 @@ class Ledger:
         self._judge_early()
 
     def check(self) -> None:
-        """Judge a source that has been read to its end.
-
-        Raises:
-            DataError: too many rows are broken.
-        """
+        """Check a source read to its end; raises `DataError` if too many rows are broken."""
         if self.num_broken > self.max_share * self.num_rows:
             raise self._refusal()
 
@@ -85,6 +70,6 @@ class Ledger:
         return DataError(
             DataCode.TOO_MANY_BROKEN_ROWS,
             f"{self.num_broken} of {self.num_rows} rows cannot be used ({codes}), more than {self.max_share:.2%}",
-            "mend them, or allow more with --max-broken-share",
+            "correct them, or allow more with --max-broken-share",
             [*self.broken[:NAMED_ROWS], *more],
         )

@@ -1,4 +1,4 @@
-"""From what a user typed to a source: a folder, a file, shards, or a data set of the Hub."""
+"""Resolve what a user typed to a source: a folder, a file, shards, or a data set of the Hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.data.sources.webdataset import WebDatasetSource, is_url
 HUB_PREFIX: Final = "hf:"
 _HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SAVED_NAMES: Final = ("dataset_dict.json", "state.json")
-"""Files that Hugging Face's `save_to_disk` leaves in a folder."""
+"""Files that Hugging Face's `save_to_disk` writes."""
 _REMEDY: Final = (
     "give a folder, a .csv, .tsv, .jsonl or .parquet file, .tar shards (a path or an http URL), "
     "or a data set of the Hugging Face Hub as OWNER/NAME"
@@ -28,12 +28,12 @@ class SourceOptions:
     """How a source is opened.
 
     Attributes:
-        image_root: folder that paths of images are relative to.
+        image_root: folder that image paths are relative to.
         config: configuration of a Hub data set.
         revision: branch, tag or commit of a Hub data set.
-        streaming: read a Hub data set as it arrives, without a copy on disk.
-        split: leave files of other splits unread, where files are of one split each; `read_samples` with the same split
-            then sees to sources whose rows say it.
+        streaming: read a Hub data set without a copy on disk.
+        split: skip files of other splits, where each file has one split; for other sources, `read_samples` with the
+            same split skips rows.
     """
 
     image_root: Path | None = None
@@ -44,18 +44,7 @@ class SourceOptions:
 
 
 def open_source(spec: str, options: SourceOptions | None = None) -> PageSource:
-    """Open a source.
-
-    Args:
-        spec: what a user typed.
-        options: how.
-
-    Returns:
-        The source.
-
-    Raises:
-        DataError: there is nothing of the kind.
-    """
+    """Open the source that `spec` names; raises `DataError` if there is none."""
     chosen = options or SourceOptions()
     path = Path(spec)
     if path.is_dir():
@@ -65,12 +54,12 @@ def open_source(spec: str, options: SourceOptions | None = None) -> PageSource:
     if path.is_file() and path.suffix == ".parquet":
         return ParquetSource(path, chosen.image_root, chosen.split)
     if spec.startswith(HUB_PREFIX) or (_HUB_NAME.fullmatch(spec) and not path.exists() and not path.suffix):
-        # Imported where it is needed: it takes a second.
+        # Imported late: it takes a second.
         from trainer.data.sources.huggingface import open_hub
 
         name = spec.removeprefix(HUB_PREFIX)
         return open_hub(name, chosen.config, chosen.revision, chosen.split, streaming=chosen.streaming)
-    # Shards may be a pattern of names, so the file itself need not be there.
+    # A pattern of names is not an existing file.
     if spec.endswith(".tar") and (path.is_file() or "{" in spec or is_url(spec)):
         return WebDatasetSource(spec, chosen.split)
     raise DataError(DataCode.SOURCE_MISSING, f"there is no source {spec!r}", _REMEDY)

@@ -1,6 +1,6 @@
-"""From a source's rows to samples that can be trained on: images decoded once, text checked, broken rows left out.
+"""From a source's rows to samples: images decoded, text checked, broken rows left out.
 
-What a trainer, an evaluation and `prepare` read alike.
+Training, evaluation and `prepare` all read sources this way.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from trainer.data.errors import RowError
 from trainer.data.sources.columns import Columns, images_of, split_of, text_of
 from trainer.data.sources.images import PageImage
 from trainer.data.sources.protocol import WHOLE, BrokenRow, PageSource, Part, Row
-from trainer.data.sources.rejected_rows import Ledger
+from trainer.data.sources.rejected_rows import RejectedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +20,10 @@ class PageSample:
     """Images and the text to produce from them.
 
     Attributes:
-        number: the row it came from.
-        name: where that row stands.
+        number: the row's number.
+        name: where that row is.
         images: one, or all pages of a longer document.
-        text: the text to produce: NFC, line feeds alone, never empty.
+        text: NFC, line feeds only, never empty.
         split: the split that the source names, if it names one.
     """
 
@@ -37,22 +37,22 @@ class PageSample:
 def read_samples(
     source: PageSource,
     columns: Columns,
-    ledger: Ledger,
+    rejected: RejectedRows,
     part: Part = WHOLE,
     start: int = 0,
     seed: int | None = None,
     split: str | None = None,
 ) -> Iterator[PageSample]:
-    """Read a source.
+    """Read samples from a source.
 
     Args:
         source: where rows come from.
-        columns: wanted columns; settled here.
-        ledger: gets every row that is left out.
+        columns: wanted columns; missing names are resolved here.
+        rejected: gets every row that is left out.
         part: which rows.
-        start: rows to pass over first.
+        start: rows to skip first.
         seed: shuffles.
-        split: rows of this split alone; of all where None.
+        split: only rows of this split; None for all.
 
     Yields:
         Samples.
@@ -60,30 +60,21 @@ def read_samples(
     settled = columns.resolved(source.columns)
     for row in source.rows(part, start, seed):
         if isinstance(row, BrokenRow):
-            ledger.skip(row)
+            rejected.skip(row)
             continue
         try:
             if split is not None and settled.split is not None and split_of(row, settled.split) != split:
                 continue
             sample = sample_of(row, settled, source)
         except RowError as error:
-            ledger.skip(BrokenRow(row.number, row.name, error.code, error.reason))
+            rejected.skip(BrokenRow(row.number, row.name, error.code, error.reason))
             continue
-        ledger.take()
+        rejected.take()
         yield sample
 
 
 def sample_of(row: Row, columns: Columns, source: PageSource) -> PageSample:
-    """Check one row.
-
-    Args:
-        row: the row.
-        columns: settled names.
-        source: where it came from.
-
-    Returns:
-        The sample.
-    """
+    """Make a sample of one row, with resolved columns; raises `RowError` if the row cannot be used."""
     text = text_of(row, str(columns.text), source.image_root, is_file=columns.text_is_file)
     split = split_of(row, columns.split) if columns.split is not None else None
     return PageSample(row.number, row.name, images_of(row, columns, source.image_root), text, split)

@@ -1,6 +1,6 @@
-"""Reading rows unit by unit: what a source's storage falls into (shards, row groups, files) is what parts share out.
+"""Reading rows shard by shard: tar files, row groups or ranges of a list, which are divided among parts.
 
-Owns sharing, shuffling and passing over; a source on top says which units it has and how to read one.
+Owns dividing, shuffling and skipping; a source says which shards it has and how to read one.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from trainer.data.sources.protocol import WHOLE, BrokenRow, Part, Row
 
 Item = TypeVar("Item")
 SHUFFLE_ROWS = 512
-"""Rows among which a streamed row trades places: as many images are held in memory, about 50 MB of scans."""
+"""Size of the shuffle buffer of a stream; its images are held in memory, about 50 MB of scans."""
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
-    """A stretch of rows that is read as one.
+class SourceShard:
+    """Rows that are read together.
 
     Attributes:
         place: the source's own key for it.
-        first_number: number of its first row, from 1; None where the rows before it are not counted yet.
-        num_rows: how many rows it has; None where only reading tells.
+        first_number: number of its first row, from 1; None if the rows before it have not been counted.
+        num_rows: number of its rows; None if only known after reading.
     """
 
     place: int
@@ -36,35 +36,35 @@ class Unit:
     num_rows: int | None = None
 
 
-class UnitSource(ABC):
-    """The part of a `PageSource` that has to do with order."""
+class ShardedSource(ABC):
+    """Order, sharing and skipping for a `PageSource` that is stored in shards."""
 
     @property
     @abstractmethod
-    def units(self) -> Sequence[Unit]:
-        """All units in stored order."""
+    def shards(self) -> Sequence[SourceShard]:
+        """All shards in stored order."""
 
     @abstractmethod
-    def read_unit(self, unit: Unit) -> Iterator[Row | BrokenRow]:
-        """The rows of one unit in stored order."""
+    def read_shard(self, shard: SourceShard) -> Iterator[Row | BrokenRow]:
+        """The rows of one shard in stored order."""
 
     @property
     def num_rows(self) -> int | None:
         """See `PageSource`."""
-        counts = [unit.num_rows for unit in self.units]
+        counts = [shard.num_rows for shard in self.shards]
         return None if None in counts else sum(count for count in counts if count is not None)
 
     def rows(self, part: Part = WHOLE, start: int = 0, seed: int | None = None) -> Iterator[Row | BrokenRow]:
         """See `PageSource`."""
-        units = list(self.units)
+        shards = list(self.shards)
         if seed is not None:
-            Random(seed).shuffle(units)
-        # Fewer units than parts: every part reads all and keeps its share of rows, so that no worker stands idle.
-        is_strided = len(units) < part.count
-        mine = units if is_strided else units[part.index :: part.count]
+            Random(seed).shuffle(shards)
+        # Fewer shards than parts: every part reads all and keeps its share of rows, so that no worker is idle.
+        is_strided = len(shards) < part.count
+        mine = shards if is_strided else shards[part.index :: part.count]
         if seed is None and not is_strided:
             mine, start = _pass_over(mine, start)
-        rows: Iterator[Row | BrokenRow] = (row for unit in mine for row in self.read_unit(unit))
+        rows: Iterator[Row | BrokenRow] = (row for shard in mine for row in self.read_shard(shard))
         if is_strided:
             rows = islice(rows, part.index, None, part.count)
         if seed is not None:
@@ -73,16 +73,7 @@ class UnitSource(ABC):
 
 
 def shuffled(items: Iterable[Item], rng: Random, size: int = SHUFFLE_ROWS) -> Iterator[Item]:
-    """Shuffle a stream through a buffer.
-
-    Args:
-        items: the stream.
-        rng: where chance comes from.
-        size: items held back at most.
-
-    Yields:
-        Every item once.
-    """
+    """Shuffle a stream through a buffer of at most `size` items."""
     held: list[Item] = []
     for item in items:
         if len(held) < size:
@@ -96,7 +87,7 @@ def shuffled(items: Iterable[Item], rng: Random, size: int = SHUFFLE_ROWS) -> It
 
 
 def files_fingerprint(files: Iterable[Path], root: Path) -> str:
-    """Digest of names, sizes and times of change: cheap for a million files, and new when one is replaced."""
+    """Digest of names, sizes and modification times: cheap for a million files, and changed when one is replaced."""
     digest = hashlib.sha256()
     for file in files:
         status = file.stat()
@@ -105,10 +96,10 @@ def files_fingerprint(files: Iterable[Path], root: Path) -> str:
     return digest.hexdigest()
 
 
-def _pass_over(units: Sequence[Unit], start: int) -> tuple[list[Unit], int]:
-    """Leave out whole units that lie before a row, where their lengths are known."""
-    for index, unit in enumerate(units):
-        if unit.num_rows is None or start < unit.num_rows:
-            return list(units[index:]), start
-        start -= unit.num_rows
+def _pass_over(shards: Sequence[SourceShard], start: int) -> tuple[list[SourceShard], int]:
+    """Skip whole shards before a row, if their lengths are known."""
+    for index, shard in enumerate(shards):
+        if shard.num_rows is None or start < shard.num_rows:
+            return list(shards[index:]), start
+        start -= shard.num_rows
     return [], 0

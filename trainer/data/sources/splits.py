@@ -1,7 +1,7 @@
-"""Which split a sample belongs to: by the source's word or by a digest of its content, never by chance.
+"""Which split a sample belongs to: the source's own, or one by a digest of its content, never a random one.
 
-The same content goes to the same split on every machine and in every order, so a set can grow without pages wandering
-from training into the test. Knows nothing of files.
+The same content goes to the same split on every machine and in every order, so a set can grow without pages moving
+from training to the test split. Does not know files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _OTHER_NAMES: Final = {
     "dev": VALIDATION, "eval": VALIDATION, "test": TEST, "testing": TEST,
 }  # fmt: skip
 DISTINCT_CHARACTERS: Final = 40
-"""Shorter texts (a date, "Total") recur on unrelated pages; only longer ones tell two pages to be the same."""
+"""Shorter texts (a date, "Total") recur on unrelated pages; only longer ones identify a page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class SplitShares:
     """Shares of the content that are held out; the rest is for training.
 
     Attributes:
-        validation: what training looks at while it runs.
-        test: what it never looks at.
+        validation: for checks during training.
+        test: never seen by training.
         salt: another word gives another partition.
     """
 
@@ -45,12 +45,12 @@ class SplitShares:
             raise ValueError(f"shares of {self.validation} and {self.test} leave nothing to train on, or are negative")
 
     def place_of(self, key: bytes) -> float:
-        """Where a content key falls between 0 and 1."""
+        """Position of a content key between 0 and 1."""
         digest = hashlib.sha256(self.salt.encode() + key).digest()
         return int.from_bytes(digest[:8], "big") / 2**64
 
     def split_of(self, key: bytes) -> str:
-        """The split of a content key: the lowest places are the test's, the next validation's."""
+        """The split of a content key: the lowest positions are the test's, the next validation's."""
         place = self.place_of(key)
         if place < self.test:
             return TEST
@@ -64,7 +64,7 @@ class SplitShares:
 
 @dataclass(slots=True)
 class SplitRegister:
-    """Content seen so far, by split; finds what would stand on both sides of a split.
+    """Content seen so far, by split; finds content that would be in two splits.
 
     16 bytes of digest for each image and each distinct text are kept, so a million pages take about 200 MB.
     """
@@ -72,7 +72,7 @@ class SplitRegister:
     _seen: dict[bytes, str] = field(default_factory=dict)
 
     def clash(self, keys: tuple[bytes, ...], split: str) -> str | None:
-        """Another split that has one of these contents already; else take them into this one."""
+        """The other split that already has one of these contents; None after adding them to this one."""
         for key in keys:
             other = self._seen.get(key[:16])
             if other is not None and other != split:
@@ -82,7 +82,7 @@ class SplitRegister:
 
 
 def text_key(text: str) -> bytes | None:
-    """Digest of a text that is long enough to be nobody else's; None of a shorter one."""
+    """Digest of a text that is long enough to be unique; None for a shorter one."""
     normal = normalise(text)
     return hashlib.sha256(f"text\0{normal}".encode()).digest() if len(normal) >= DISTINCT_CHARACTERS else None
 
@@ -93,15 +93,7 @@ def image_key(pixels_sha256: str) -> bytes:
 
 
 def of_split(names: Sequence[str], split: str | None) -> list[str]:
-    """Leave out what is named for other splits.
-
-    Args:
-        names: of files or parts.
-        split: the split wanted; None for all.
-
-    Returns:
-        The names of that split and those that name none.
-    """
+    """The names of files or parts that are named for this split (None for all) or for no split."""
     return [name for name in names if split is None or split_named(name) in {None, split}]
 
 

@@ -1,7 +1,7 @@
 """WebDataset shards: tar archives, local or over HTTP, whose members of one key make a row.
 
 Members whose names are the same up to the first dot share a key: `0007.png`, `0007.txt`, `0007.json`. Archives are read
-front to back without a seek, so an HTTP response is read as it arrives. Written on the standard library: the
+front to back without a seek, so an HTTP response is read as it arrives. Uses the standard library, as the
 `webdataset` package imports torch, reaches HTTP through a `curl` program and runs what follows `pipe:` in a name.
 """
 
@@ -24,19 +24,19 @@ from typing import IO, Any, Final
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
 from trainer.data.sources.folder import IMAGE_SUFFIXES, parse_object
 from trainer.data.sources.protocol import IMAGE_COLUMN, IMAGES_COLUMN, SPLIT_COLUMN, TEXT_COLUMN, BrokenRow, Row
-from trainer.data.sources.shards import Unit, UnitSource, files_fingerprint
+from trainer.data.sources.shards import ShardedSource, SourceShard, files_fingerprint
 from trainer.data.sources.splits import of_split, split_named
 
 TEXT_MEMBERS: Final = ("txt", "text", "gt.txt")
 HTTP_TIMEOUT_S: Final = 60.0
 HTTP_TRIES: Final = 4
 HTTP_PAUSE_S: Final = 1.0
-"""Before the second try; doubled before each further one."""
+"""Pause before the second try; doubled before each further one."""
 LARGEST_MEMBER_BYTES: Final = 200_000_000
 _BRACES: Final = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
-class WebDatasetSource(UnitSource):
+class WebDatasetSource(ShardedSource):
     """Rows of tar shards, in the order of their names."""
 
     image_root = None
@@ -45,11 +45,11 @@ class WebDatasetSource(UnitSource):
         """Find the shards.
 
         Args:
-            spec: a shard's path or http URL, with `{000..127}` for several; or a folder that holds shards.
-            split: pass over shards that are named for another one.
+            spec: a shard's path or http URL, with `{000..127}` for several; or a folder of shards.
+            split: skip shards named for another split.
 
         Raises:
-            DataError: there are none.
+            DataError: there are no shards.
         """
         folder = Path(spec)
         names = sorted(map(str, folder.rglob("*.tar"))) if folder.is_dir() else expand_braces(spec)
@@ -58,37 +58,37 @@ class WebDatasetSource(UnitSource):
             raise DataError(
                 DataCode.SOURCE_MISSING, f"there is no shard {missing[0] if missing else spec}", "check the name"
             )
-        self._shards = [name for name in names if of_split([_short(name)], split)]
-        if not self._shards:
+        self._archives = [name for name in names if of_split([_short(name)], split)]
+        if not self._archives:
             raise DataError(DataCode.SOURCE_EMPTY, f"{spec} has no shard of {split}", "choose another split")
         self.name = folder.resolve().name if not is_url(spec) else spec.rpartition("/")[2]
 
     @property
-    def units(self) -> Sequence[Unit]:
+    def shards(self) -> Sequence[SourceShard]:
         """Shards."""
-        return [Unit(place) for place in range(len(self._shards))]
+        return [SourceShard(place) for place in range(len(self._archives))]
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """Columns of the first rows; others may have others."""
         found: dict[str, None] = {}
-        for number, row in enumerate(self.read_unit(Unit(0))):
+        for number, row in enumerate(self.read_shard(SourceShard(0))):
             found.update(dict.fromkeys(row.fields) if isinstance(row, Row) else {})
             if number == 8:
                 break
         if not found:
             raise DataError(
-                DataCode.SOURCE_EMPTY, f"{self._shards[0]} holds no row that can be read", "check that it is a tar"
+                DataCode.SOURCE_EMPTY, f"{self._archives[0]} holds no row that can be read", "check that it is a tar"
             )
         return tuple(found)
 
-    def read_unit(self, unit: Unit) -> Iterator[Row | BrokenRow]:
-        """See `UnitSource`; rows are numbered within their shard."""
-        shard = self._shards[unit.place]
-        short = _short(shard)
+    def read_shard(self, shard: SourceShard) -> Iterator[Row | BrokenRow]:
+        """See `ShardedSource`; rows are numbered within their shard."""
+        archive = self._archives[shard.place]
+        short = _short(archive)
         split = split_named(short.removesuffix(".tar"))
         number = 0
-        for key, members in _grouped(_members(shard)):
+        for key, members in _grouped(_members(archive)):
             number += 1
             name = f"{short}:{key}"
             if isinstance(members, RowError):
@@ -103,9 +103,9 @@ class WebDatasetSource(UnitSource):
 
     def fingerprint(self) -> str:
         """See `PageSource`; of URLs, their names and what the server says of each."""
-        local = [Path(shard) for shard in self._shards if not is_url(shard)]
+        local = [Path(shard) for shard in self._archives if not is_url(shard)]
         digest = hashlib.sha256(files_fingerprint(local, local[0].parent if local else Path()).encode())
-        for shard in self._shards:
+        for shard in self._archives:
             if is_url(shard):
                 digest.update(f"{shard}\0{_version(shard)}\n".encode())
         return digest.hexdigest()
@@ -121,14 +121,7 @@ def is_url(name: str) -> bool:
 
 
 def expand_braces(spec: str) -> list[str]:
-    """Names that `{000..127}` stands for, with leading zeros kept.
-
-    Args:
-        spec: a name, with any number of ranges.
-
-    Returns:
-        The names in order.
-    """
+    """Expand every `{000..127}` in a name, keeping leading zeros."""
     match = _BRACES.search(spec)
     if match is None:
         return [spec]
@@ -138,11 +131,11 @@ def expand_braces(spec: str) -> list[str]:
 
 
 def _members(shard: str) -> Iterator[tuple[str, bytes] | RowError]:
-    """Files of a shard; where it breaks off, why."""
+    """Files of a shard; where it breaks off, the reason."""
     try:
         with _opened(shard) as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
             for info in archive:
-                # Links and devices name things outside the archive.
+                # Links and devices refer to files outside the archive.
                 if info.isreg():
                     yield info.name, _read(archive, info)
                 # The list of past members would grow for as long as the shard is read.
@@ -164,12 +157,12 @@ def _read(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
 def _grouped(
     members: Iterator[tuple[str, bytes] | RowError],
 ) -> Iterator[tuple[str, dict[str, bytes] | RowError]]:
-    """Members by key; those of one key lie together."""
+    """Members by key; those of one key are adjacent."""
     key = ""
     held: dict[str, bytes] = {}
     for member in members:
         if isinstance(member, RowError):
-            # The row in the making is not whole.
+            # The current row is incomplete.
             yield key or "start", member
             return
         name, data = member
@@ -223,7 +216,7 @@ def _opened(shard: str) -> Iterator[IO[bytes]]:
 
 
 def _requested(url: str, method: str) -> Any:
-    """Ask a server, again where it stumbles; 4xx is final."""
+    """Request a URL, with retries; 4xx is final."""
     request = urllib.request.Request(url, method=method)  # noqa: S310 - `is_url` has let HTTP through alone
     pause_s = HTTP_PAUSE_S
     for attempt in range(HTTP_TRIES):

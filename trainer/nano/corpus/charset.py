@@ -1,7 +1,6 @@
-"""The characters nano's training texts may hold; knows no font and no text.
+"""The characters that nano's training texts may have.
 
-Everything that makes or cleans text passes through `clean_text`, so that no page asks for a character
-outside this set.
+Everything that makes or cleans text passes through `clean_text`, so that no page needs a character outside this set.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ LATIN_EXTENDED: Final = "ĀāĂăĄąĆćČčĎďĐđĒēĖėĘęĚěĞğĢģĪ�
 TYPOGRAPHIC: Final = "–—‘’‚“”„†‡•…‰‹›€™−≤≥"
 SUPPORTED: Final = frozenset(ASCII + LATIN_1 + LATIN_EXTENDED + TYPOGRAPHIC)
 
-# A face without one of these is not used at all; the other characters are looked up face by face.
+# A face without one of these is not used; other characters are optional.
 REQUIRED: Final = frozenset(ASCII[1:] + "ÀÁÂÄÇÈÉÊËÍÎÏÑÓÔÖÙÚÜßàáâäçèéêëíîïñóôöùúü")
 
 _REPLACED: Final = str.maketrans(
@@ -46,13 +45,6 @@ _SPACES: Final = re.compile(r"\s+")
 
 
 def clean_text(text: str) -> str | None:
-    """Bring a line of text into the supported character set.
-
-    Args:
-        text: any text; line breaks count as white space.
-
-    Returns:
-        The text in NFC with single spaces, or None where it holds a character outside `SUPPORTED`.
-    """
+    """Normalise a text to NFC on one line with single spaces; None if it has a character outside `SUPPORTED`."""
     cleaned = _SPACES.sub(" ", unicodedata.normalize("NFC", text).translate(_REPLACED)).strip()
     return cleaned if SUPPORTED.issuperset(cleaned) else None

@@ -1,7 +1,7 @@
-"""Natural text for pages: packed paragraphs and words by language, drawn by chance.
+"""Natural text for pages: packed paragraphs and words by language, drawn at random.
 
-A packed folder holds `<language>.txt.xz` (one paragraph a line) and `words-<language>.txt.xz` (one word a line).
-Knows nothing of where they came from (trainer/nano/corpus/pack.py makes the folder).
+A packed folder holds `<language>.txt.xz` (one paragraph a line) and `words-<language>.txt.xz` (one word a line);
+trainer/nano/corpus/pack.py makes it.
 """
 
 from __future__ import annotations
@@ -50,14 +50,7 @@ class Corpus:
     """Paragraphs and words of one packed folder."""
 
     def __init__(self, folder: Path | str) -> None:
-        """Read all packed files.
-
-        Args:
-            folder: a folder made by the corpus build.
-
-        Raises:
-            FileNotFoundError: the folder holds no paragraphs.
-        """
+        """Read all packed files; raises `FileNotFoundError` if the folder has no paragraphs."""
         root = Path(folder)
         paths = {path.name.removesuffix(SUFFIX): path for path in sorted(root.glob(f"*{SUFFIX}"))}
         self._paragraphs = {name: _Lines(path) for name, path in paths.items() if not name.startswith(WORDS_PREFIX)}
@@ -78,41 +71,17 @@ class Corpus:
         return list(self._languages)
 
     def passage(self, rng: Random) -> Passage:
-        """Draw a paragraph: English with a share of 0.7, the others by their size.
-
-        Args:
-            rng: where chance comes from.
-
-        Returns:
-            The paragraph.
-        """
+        """Draw a paragraph: English with probability 0.7, the others by size."""
         language = rng.choices(self._languages, self._weights)[0]
         return Passage(self.paragraph(rng, language), language)
 
     def paragraph(self, rng: Random, language: str) -> str:
-        """Draw a paragraph of one language.
-
-        Args:
-            rng: where chance comes from.
-            language: one of `languages`.
-
-        Returns:
-            The paragraph's text, on one line.
-        """
+        """Draw a paragraph of one of `languages`, on one line."""
         lines = self._paragraphs[language]
         return lines.line(rng.randrange(len(lines)))
 
     def words(self, rng: Random, count: int, language: str | None = None) -> list[str]:
-        """Draw single words, from the dictionaries where there are any, else from paragraphs.
-
-        Args:
-            rng: where chance comes from.
-            count: how many.
-            language: one of `languages`; by chance where None.
-
-        Returns:
-            The words.
-        """
+        """Draw words of one language (None draws it) from its dictionary, or else from paragraphs."""
         language = language or rng.choices(self._languages, self._weights)[0]
         lines = self._words.get(language)
         if lines is not None and len(lines):
@@ -123,11 +92,7 @@ class Corpus:
         return found[:count]
 
     def size_bytes(self) -> int:
-        """Count the bytes of all paragraphs, unpacked.
-
-        Returns:
-            The number of bytes in UTF-8.
-        """
+        """Bytes of all paragraphs in UTF-8."""
         return sum(lines.size_bytes() for lines in self._paragraphs.values())
 
     def _language_weights(self) -> list[float]:

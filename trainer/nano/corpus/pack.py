@@ -48,14 +48,9 @@ _SENTENCE_END: Final = re.compile(r"(?<=[.!?…:;])\s+")
 
 
 def build_corpus(out_dir: Path, cache_dir: Path) -> dict[str, int]:
-    """Pack the listed packages' texts.
+    """Pack the listed packages' texts into `corpus/` and `corpus-heldout/`.
 
-    Args:
-        out_dir: receives `corpus/` and `corpus-heldout/`.
-        cache_dir: where packages are downloaded and unpacked.
-
-    Returns:
-        Bytes of paragraphs by folder and language, unpacked.
+    `cache_dir` holds downloaded and unpacked packages. Returns bytes of paragraphs by folder and language, unpacked.
     """
     packages = read_package_list()
     texts = [package for package in packages if package.purpose in {"text", "text-heldout"}]
@@ -74,14 +69,10 @@ def build_corpus(out_dir: Path, cache_dir: Path) -> dict[str, int]:
 def collect_paragraphs(
     packages: list[SourcePackage], folders: dict[str, Path]
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Read, clean, deduplicate, split and cut to the budgets.
+    """Read, clean, deduplicate and split paragraphs, and cut them to the budgets.
 
-    Args:
-        packages: packages of texts.
-        folders: their unpacked folders by name.
-
-    Returns:
-        Paragraphs by language for training, and held out; in a fixed, mixed order.
+    `folders` are the unpacked packages by name. Returns paragraphs by language for training, and held-out ones, in a
+    fixed shuffled order.
     """
     train: dict[str, list[tuple[str, str]]] = defaultdict(list)
     held_out: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -112,15 +103,7 @@ def collect_paragraphs(
 
 
 def package_paragraphs(package: SourcePackage, folder: Path) -> Iterator[tuple[str, str]]:
-    """Read a package's paragraphs.
-
-    Args:
-        package: which package.
-        folder: where it is unpacked.
-
-    Yields:
-        tuple[str, str]: language and cleaned paragraph.
-    """
+    """Read languages and cleaned paragraphs of an unpacked package."""
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or path.is_symlink():
             continue
@@ -135,14 +118,7 @@ def package_paragraphs(package: SourcePackage, folder: Path) -> Iterator[tuple[s
 
 
 def language_of(path: Path) -> str:
-    """Tell a file's language by its path.
-
-    Args:
-        path: the file, relative to its package.
-
-    Returns:
-        Two letters; English where the path does not tell.
-    """
+    """Two letters of a file's language by its path in the package; English by default."""
     match = _LANGUAGE_IN_PATH.search("/" + path.as_posix()) or _LANGUAGE_IN_NAME.search(path.name)
     language = match[1] if match else "en"
     return {"no": "nb", "nn": "nb"}.get(language, language)
@@ -151,11 +127,7 @@ def language_of(path: Path) -> str:
 def usable_parts(raw: str) -> Iterator[str]:
     """Clean a raw paragraph and cut it into pieces of at most 700 characters.
 
-    Args:
-        raw: as a reader gave it.
-
-    Yields:
-        str: pieces of running text; nothing where it is code, a placeholder or of another script.
+    Yields nothing for code, placeholders and other scripts.
     """
     if len(raw) < MIN_CHARACTERS or _PLACEHOLDER.search(raw):
         return
@@ -174,14 +146,7 @@ def usable_parts(raw: str) -> Iterator[str]:
 
 
 def is_prose(text: str) -> bool:
-    """Tell running text from code, lists of options and rubbish.
-
-    Args:
-        text: cleaned text.
-
-    Returns:
-        True where it has words enough.
-    """
+    """Whether a cleaned text has enough words to be prose, not code, options or noise."""
     if not MIN_CHARACTERS <= len(text) <= 2 * MAX_CHARACTERS:
         return False
     words = text.split()
@@ -191,28 +156,13 @@ def is_prose(text: str) -> bool:
 
 
 def paragraph_key(text: str) -> str:
-    """Make the key by which paragraphs are deduplicated, split and ordered.
-
-    Args:
-        text: a paragraph.
-
-    Returns:
-        A hash of its first 90 letters, without case.
-    """
+    """Hash of a paragraph's first 90 letters, without case, by which paragraphs are deduplicated, split and ordered."""
     letters = "".join(character for character in text.lower() if character.isalpha())[:90]
     return hashlib.blake2b(letters.encode(), digest_size=12).hexdigest()
 
 
 def collect_words(packages: list[SourcePackage], folders: dict[str, Path]) -> dict[str, list[str]]:
-    """Read dictionaries and the names of countries, languages and currencies.
-
-    Args:
-        packages: packages of words.
-        folders: their unpacked folders by name.
-
-    Returns:
-        Words by language, a fixed sample.
-    """
+    """Read a fixed sample of words by language: dictionaries, and names of countries, languages and currencies."""
     found: dict[str, set[str]] = defaultdict(set)
     for package in packages:
         for path in sorted(folders[package.name].rglob("*")):
@@ -234,25 +184,12 @@ def collect_words(packages: list[SourcePackage], folders: dict[str, Path]) -> di
 
 
 def paragraph_key_of_word(word: str) -> str:
-    """Make the key by which words are sampled.
-
-    Args:
-        word: a word.
-
-    Returns:
-        A hash.
-    """
+    """Hash by which words are sampled."""
     return hashlib.blake2b(word.encode(), digest_size=8).hexdigest()
 
 
 def write_packed(folder: Path, paragraphs: dict[str, list[str]], words: dict[str, list[str]]) -> None:
-    """Write a packed folder, replacing it as a whole.
-
-    Args:
-        folder: the folder.
-        paragraphs: paragraphs by language.
-        words: words by language; the same in training and evaluation.
-    """
+    """Write a packed folder, replacing it; words are the same in training and evaluation."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

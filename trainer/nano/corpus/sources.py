@@ -1,6 +1,6 @@
-"""Readers that turn documentation files into plain paragraphs; they know formats, not packages.
+"""Readers that turn documentation files into plain paragraphs.
 
-Each reader yields raw paragraphs; cleaning, filtering and deduplication are the packer's.
+Each reader yields raw paragraphs; `pack` cleans, filters and deduplicates them.
 """
 
 from __future__ import annotations
@@ -40,14 +40,7 @@ _ROFF_TEXT: Final = frozenset({"B", "I", "BR", "BI", "IB", "IR", "RB", "RI", "SM
 
 
 def read_paragraphs(path: Path) -> Iterator[str]:
-    """Read a file's paragraphs by what its name says it is.
-
-    Args:
-        path: any file.
-
-    Yields:
-        str: raw paragraphs; nothing for a file that holds no text.
-    """
+    """Read a file's raw paragraphs in the format of its name; nothing if it holds no text."""
     reader = _reader_for(path)
     if reader is None:
         return
@@ -62,14 +55,7 @@ def read_paragraphs(path: Path) -> Iterator[str]:
 
 
 def read_catalogue(path: Path) -> dict[str, str]:
-    """Read a compiled message catalogue.
-
-    Args:
-        path: a `.mo` file.
-
-    Returns:
-        Translations by original; plural forms are left out.
-    """
+    """Read translations by original from a `.mo` file, without plural forms."""
     try:
         catalogue = gettext.GNUTranslations(io.BytesIO(path.read_bytes()))
     except (OSError, UnicodeDecodeError, ValueError):
@@ -83,54 +69,26 @@ def read_catalogue(path: Path) -> dict[str, str]:
 
 
 def markup_paragraphs(text: str) -> Iterator[str]:
-    """Read HTML, DocBook and Mallard.
-
-    Args:
-        text: the file.
-
-    Yields:
-        str: the text between block tags, without inline tags.
-    """
+    """Read HTML, DocBook and Mallard: the text between block tags, without inline tags."""
     text = _DROPPED_ELEMENTS.sub("\n", _COMMENT.sub("", text))
     for block in _BLOCK_TAG.split(text):
         yield html.unescape(_TAG.sub("", block))
 
 
 def plain_paragraphs(text: str) -> Iterator[str]:
-    """Read plain text: paragraphs stand between blank lines.
-
-    Args:
-        text: the file.
-
-    Yields:
-        str: the paragraphs, their lines joined, hyphens at line ends resolved.
-    """
+    """Read paragraphs between blank lines of plain text; lines are joined, and hyphens at line ends resolved."""
     for block in re.split(r"\n\s*\n", text):
         yield re.sub(r"(\w)-\n\s*([a-z])", r"\1\2", block)
 
 
 def fortune_paragraphs(text: str) -> Iterator[str]:
-    """Read a fortune file: entries stand between lines of one percent sign.
-
-    Args:
-        text: the file.
-
-    Yields:
-        str: the entries.
-    """
+    """Read the entries of a fortune file, separated by lines of one percent sign."""
     for entry in re.split(r"\n%+\n", text):
         yield from re.split(r"\n\s*--+\s*", entry)
 
 
 def pod_paragraphs(text: str) -> Iterator[str]:
-    """Read Perl's documentation format.
-
-    Args:
-        text: the file.
-
-    Yields:
-        str: headings and running paragraphs without their markup.
-    """
+    """Read headings and running paragraphs of Perl's documentation format, without markup."""
     for block in text.split("\n\n"):
         if block.startswith((" ", "\t", "=for", "=begin", "=end", "=over", "=back", "=cut", "=encoding")):
             continue
@@ -141,14 +99,7 @@ def pod_paragraphs(text: str) -> Iterator[str]:
 
 
 def manual_paragraphs(text: str) -> Iterator[str]:
-    """Read a manual page's source.
-
-    Args:
-        text: the file.
-
-    Yields:
-        str: running paragraphs; those with macros that are not understood are left out.
-    """
+    """Read running paragraphs of a manual page's source; those with unknown macros are left out."""
     words: list[str] = []
     for line in text.splitlines():
         if not line.startswith((".", "'")):

@@ -1,6 +1,7 @@
-"""Made-up lines that running text lacks: amounts, dates, addresses, codes, random strings.
+"""Synthetic lines that running text lacks: amounts, dates, addresses, codes, random strings.
 
-A model that only sees prose learns to guess words; these lines can only be read.
+A model that only sees prose learns to guess words; these lines can only be read. Every maker takes a generator and a
+corpus, whether or not it needs words.
 """
 
 from __future__ import annotations
@@ -21,15 +22,7 @@ _PUNCTUATION: Final = string.punctuation + "–—‘’“”„…•«»§°�
 
 
 def amount(rng: Random, _corpus: Corpus | None = None) -> str:
-    """Make an amount of money or a plain number in one of many formats.
-
-    Args:
-        rng: where chance comes from.
-        _corpus: not used; every maker of lines takes one.
-
-    Returns:
-        Such as `1.234,50 €` or `-$12.00`.
-    """
+    """An amount of money or a plain number in one of many formats, such as `-$12.00`."""
     value = rng.choice((rng.random() * 10, rng.random() * 1_000, rng.random() * 1_000_000))
     text = f"{value:,.{rng.choice((0, 2, 2, 2, 1, 3))}f}"
     style = rng.randrange(4)
@@ -54,15 +47,7 @@ def amount(rng: Random, _corpus: Corpus | None = None) -> str:
 
 
 def date(rng: Random, _corpus: Corpus | None = None) -> str:
-    """Make a date or a time.
-
-    Args:
-        rng: where chance comes from.
-        _corpus: not used; every maker of lines takes one.
-
-    Returns:
-        In one of about ten formats.
-    """
+    """A date or a time in one of about ten formats."""
     day = datetime.date(1900, 1, 1) + datetime.timedelta(days=rng.randrange(55_000))
     month = rng.choice(MONTHS).split()[day.month - 1]
     clock = f"{rng.randrange(24):02d}:{rng.randrange(60):02d}"
@@ -84,30 +69,14 @@ def date(rng: Random, _corpus: Corpus | None = None) -> str:
 
 
 def person(rng: Random, _corpus: Corpus | None = None) -> str:
-    """Make a person's name.
-
-    Args:
-        rng: where chance comes from.
-        _corpus: not used; every maker of lines takes one.
-
-    Returns:
-        With a title or an initial at times.
-    """
+    """A person's name, sometimes with a title or an initial."""
     title = rng.choice(("", "", "", "Dr. ", "Mr ", "Ms ", "Prof. ", "Frau ", "M. "))
     middle = rng.choice(("", "", "", f"{rng.choice(string.ascii_uppercase)}. "))
     return f"{title}{rng.choice(FIRST_NAMES)} {middle}{rng.choice(LAST_NAMES)}"
 
 
 def email(rng: Random, corpus: Corpus) -> str:
-    """Make an e-mail address.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where words come from.
-
-    Returns:
-        In ASCII.
-    """
+    """An e-mail address in ASCII."""
     name = rng.choice(("{a}.{b}", "{a}_{b}", "{a}{n}", "{a}", "{x}.{b}", "{a}-{b}+{n}")).format(
         a=_slug(rng, corpus), b=_slug(rng, corpus), n=rng.randrange(2000), x=rng.choice(string.ascii_lowercase)
     )
@@ -115,15 +84,7 @@ def email(rng: Random, corpus: Corpus) -> str:
 
 
 def url(rng: Random, corpus: Corpus) -> str:
-    """Make a web address.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where words come from.
-
-    Returns:
-        With path and query at times.
-    """
+    """A web address, sometimes with path and query."""
     head = rng.choice(("https://", "http://", "www.", "https://www.", "ftp://"))
     tail = rng.choice(("", "/", "/{a}", "/{a}/{b}.html", "/{a}?id={n}", "/{a}/{n}#{b}", "/{a}?q={b}&p={n}", "/~{a}/"))
     path = tail.format(a=_slug(rng, corpus), b=_slug(rng, corpus), n=rng.randrange(99_999))
@@ -131,15 +92,7 @@ def url(rng: Random, corpus: Corpus) -> str:
 
 
 def phone(rng: Random, _corpus: Corpus | None = None) -> str:
-    """Make a telephone number.
-
-    Args:
-        rng: where chance comes from.
-        _corpus: not used; every maker of lines takes one.
-
-    Returns:
-        In one of several national formats.
-    """
+    """A telephone number in one of several national formats."""
     shape = rng.choice(
         ("+## ### #######", "(###) ###-####", "0## / ### ## ##", "+1-###-###-####", "0#### ######", "## ## ## ## ##")
     )
@@ -147,15 +100,7 @@ def phone(rng: Random, _corpus: Corpus | None = None) -> str:
 
 
 def iban(rng: Random, _corpus: Corpus | None = None) -> str:
-    """Make a number shaped as an IBAN, tax or article number.
-
-    Args:
-        rng: where chance comes from.
-        _corpus: not used; every maker of lines takes one.
-
-    Returns:
-        Its check digits mean nothing.
-    """
+    """A number in the format of an IBAN, tax or article number; check digits are random."""
     shape = rng.choice(
         (
             "@@## #### #### #### #### ##",
@@ -177,15 +122,7 @@ def iban(rng: Random, _corpus: Corpus | None = None) -> str:
 
 
 def code_line(rng: Random, corpus: Corpus) -> str:
-    """Make a line of program text.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where words come from.
-
-    Returns:
-        In no language in particular.
-    """
+    """A line of code in no particular language."""
     words = [_slug(rng, corpus) for _ in range(3)]
     return rng.choice(CODE_SHAPES).format(
         a=words[0],
@@ -201,15 +138,7 @@ def code_line(rng: Random, corpus: Corpus) -> str:
 
 
 def random_string(rng: Random, _corpus: Corpus | None = None) -> str:
-    """Make strings of letters, digits and punctuation without any sense.
-
-    Args:
-        rng: where chance comes from.
-        _corpus: not used; every maker of lines takes one.
-
-    Returns:
-        One to six strings with spaces between.
-    """
+    """One to six random strings of letters, digits and punctuation, separated by spaces."""
     alphabets = (
         string.ascii_letters + string.digits,
         string.ascii_uppercase + string.digits,
@@ -228,15 +157,7 @@ def random_string(rng: Random, _corpus: Corpus | None = None) -> str:
 
 
 def random_words(rng: Random, corpus: Corpus) -> str:
-    """Make a line of words without a sentence, in mixed case and with stray punctuation.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where words come from.
-
-    Returns:
-        Two to nine words.
-    """
+    """Two to nine random words in mixed case and with stray punctuation."""
     words = corpus.words(rng, rng.randint(2, 9))
     shaped = []
     for word in words:
@@ -250,29 +171,13 @@ def random_words(rng: Random, corpus: Corpus) -> str:
 
 
 def labelled(rng: Random, corpus: Corpus) -> str:
-    """Make a label and its value.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where words come from.
-
-    Returns:
-        Such as `Due date: 12.03.2021`.
-    """
+    """A label and its value, such as `Due date: 12.03.2021`."""
     maker: LineMaker = rng.choice((amount, date, phone, iban, email, person))
     return f"{rng.choice(LABELS)}{rng.choice((':', ':', '', ' –', ' ='))} {maker(rng, corpus)}"
 
 
 def address(rng: Random, corpus: Corpus) -> list[str]:
-    """Make a postal address.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where words come from.
-
-    Returns:
-        Three to six lines.
-    """
+    """A postal address of three to six lines."""
     street, town, firm = (word.capitalize() for word in corpus.words(rng, 3))
     kind = rng.choice(STREETS)
     number = f"{rng.randrange(1, 300)}{rng.choice(('', '', 'a', 'b', '/2'))}"
@@ -305,15 +210,7 @@ _LINE_MAKERS: Final[tuple[tuple[LineMaker, float], ...]] = (
 
 
 def any_line(rng: Random, corpus: Corpus) -> str:
-    """Make a line of any kind.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where words come from.
-
-    Returns:
-        One line, rarely over 90 characters.
-    """
+    """A line of any kind, rarely over 90 characters."""
     makers = [maker for maker, _ in _LINE_MAKERS]
     return rng.choices(makers, [weight for _, weight in _LINE_MAKERS])[0](rng, corpus)
 

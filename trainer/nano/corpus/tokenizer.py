@@ -1,6 +1,6 @@
-"""Nano's vocabulary: a small byte-level BPE that keeps close to what is seen on a page.
+"""Nano's vocabulary: a small byte-level BPE whose tokens are close to what is seen on a page.
 
-Digits, punctuation and line breaks are tokens of their own, and no token is long, so that a token's place on the page
+Digits, punctuation and line breaks are separate tokens, and no token is long, so that a token's position on the page
 is near the pixels it was read from. Any UTF-8 text survives a round trip.
 """
 
@@ -25,10 +25,10 @@ def train_tokenizer(
     """Learn a vocabulary.
 
     Args:
-        texts: Sample texts as they are to be read; no special strings in them.
-        vocab_size: Ids in all; special tokens and the 256 bytes are among them.
-        max_token_chars: Longest token in byte-level characters (its leading space and each byte beyond ASCII count).
-        min_frequency: Pairs seen less often are not merged.
+        texts: sample texts as on pages, without special strings.
+        vocab_size: number of ids, including special tokens and the 256 bytes.
+        max_token_chars: longest token in byte-level characters (its leading space and each byte beyond ASCII count).
+        min_frequency: rarer pairs are not merged.
 
     Returns:
         The tokenizer; `save` writes the tokenizer.json that `OcrTokenizer` reads.
@@ -54,7 +54,7 @@ def train_tokenizer(
         show_progress=False,
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
         initial_alphabet=sorted(alphabet),
-        max_token_length=max_token_chars + 1,  # the library takes it as the first length too long
+        max_token_length=max_token_chars + 1,  # the library takes the first length that is too long
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer

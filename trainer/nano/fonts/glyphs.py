@@ -1,6 +1,6 @@
-"""Draws lines of text fast: glyphs of one face and size are drawn once, lines are put together from them.
+"""Draws lines of text fast: glyphs of one face and size are drawn once and joined to lines.
 
-Drawing a line of 75 characters through Pillow takes about a millisecond; joining ready cells takes a tenth.
+Drawing a line of 75 characters with Pillow takes about a millisecond; joining cached cells takes a tenth of that.
 """
 
 from __future__ import annotations
@@ -70,24 +70,16 @@ class GlyphSet:
 
     @property
     def ascent(self) -> int:
-        """Rows above the baseline that tall letters take."""
+        """Rows above the baseline in tall letters."""
         return self._above - 2
 
     @property
     def descent(self) -> int:
-        """Rows below the baseline that deep letters take."""
+        """Rows below the baseline in deep letters."""
         return self._below - 2
 
     def width(self, text: str, spacing: int = 0) -> int:
-        """Measure a text.
-
-        Args:
-            text: one line.
-            spacing: extra pixels after each character.
-
-        Returns:
-            Its advance width in pixels.
-        """
+        """Advance width of a line in pixels; `spacing` is added after each character."""
         widths = self._widths
         total = 0
         for character in text:
@@ -98,16 +90,7 @@ class GlyphSet:
         return total + spacing * len(text)
 
     def draw(self, text: str, spacing: int = 0, stretch_to: int | None = None) -> LineInk:
-        """Draw a line.
-
-        Args:
-            text: one line.
-            spacing: extra pixels after each character.
-            stretch_to: width to which the line's spaces are widened.
-
-        Returns:
-            The line's ink.
-        """
+        """Draw a line; `spacing` is added after each character, and spaces are widened to the width `stretch_to`."""
         natural = self.width(text, spacing)
         gaps = text.count(" ")
         extra = max(stretch_to - natural, 0) if stretch_to is not None and gaps else 0
@@ -116,16 +99,7 @@ class GlyphSet:
         return self.draw_cells(text, spacing, extra)
 
     def draw_cells(self, text: str, spacing: int = 0, extra: int = 0) -> LineInk:
-        """Draw a line from cells, without kerning: as wide as `width` says.
-
-        Args:
-            text: one line.
-            spacing: extra pixels after each character.
-            extra: pixels spread over its spaces.
-
-        Returns:
-            The ink.
-        """
+        """Draw a line from cells without kerning, as wide as `width`, with `extra` pixels spread over its spaces."""
         gaps = text.count(" ")
         margin = self._margin
         for character in text:
@@ -168,11 +142,7 @@ class GlyphSet:
         return LineInk(np.asarray(canvas), margin, self._above, width)
 
     def ensure(self, text: str) -> None:
-        """Draw the glyphs a text needs, many at once, which is several times faster than one by one.
-
-        Args:
-            text: any text without line breaks.
-        """
+        """Draw the missing glyphs of a text together, which is several times faster than one by one."""
         missing = [character for character in sorted(set(text)) if character not in self._cells]
         if len(missing) > 2:
             self._make_cells(missing)
@@ -185,7 +155,7 @@ class GlyphSet:
         return cell
 
     def _make_cells(self, characters: list[str]) -> None:
-        """Draw glyphs on one strip, far enough apart not to touch, and cut it."""
+        """Draw glyphs on one strip, without touching, and cut it."""
         lengths = [self._font.getlength(character) for character in characters]
         gap = self._font.getlength(_GAP)
         text = _GAP + _GAP.join(characters) + _GAP
@@ -228,73 +198,40 @@ class GlyphSet:
 
 
 class FineGlyphSet:
-    """One face at one size, drawn at twice the size and halved: letters fall between pixels, as in rastered PDFs.
+    """One face at one size, drawn at twice the size and halved: letters fall between pixels, as in rasterised PDFs.
 
-    Stands in wherever a `GlyphSet` does.
+    Has the interface of `GlyphSet`.
     """
 
     def __init__(self, double: GlyphSet) -> None:
-        """Take the face at twice its size.
-
-        Args:
-            double: the glyph set to be halved.
-        """
+        """Halve a glyph set of twice the size."""
         self._double = double
         self.size_px = double.size_px // 2
 
     @property
     def ascent(self) -> int:
-        """Rows above the baseline that tall letters take."""
+        """Rows above the baseline in tall letters."""
         return -(-self._double.ascent // 2)
 
     @property
     def descent(self) -> int:
-        """Rows below the baseline that deep letters take."""
+        """Rows below the baseline in deep letters."""
         return -(-self._double.descent // 2)
 
     def ensure(self, text: str) -> None:
-        """Draw the glyphs a text needs, many at once.
-
-        Args:
-            text: any text without line breaks.
-        """
+        """Draw the missing glyphs of a text together."""
         self._double.ensure(text)
 
     def width(self, text: str, spacing: int = 0) -> int:
-        """Measure a text.
-
-        Args:
-            text: one line.
-            spacing: extra pixels after each character.
-
-        Returns:
-            Its advance width in pixels, rounded up.
-        """
+        """Advance width of a line in pixels, rounded up; `spacing` is added after each character."""
         return -(-self._double.width(text, 2 * spacing) // 2)
 
     def draw(self, text: str, spacing: int = 0, stretch_to: int | None = None) -> LineInk:
-        """Draw a line.
-
-        Args:
-            text: one line.
-            spacing: extra pixels after each character.
-            stretch_to: width to which the line's spaces are widened.
-
-        Returns:
-            The line's ink.
-        """
+        """Draw a line; `spacing` is added after each character, and spaces are widened to the width `stretch_to`."""
         return _halved(self._double.draw(text, 2 * spacing, None if stretch_to is None else 2 * stretch_to))
 
     def draw_cells(self, text: str, spacing: int = 0) -> LineInk:
-        """Draw a line from cells, without kerning: as wide as `width` says.
-
-        Args:
-            text: one line.
-            spacing: extra pixels after each character.
-
-        Returns:
-            The ink.
-        """
+        """Draw a line from cells without kerning, as wide as `width`."""
         return _halved(self._double.draw_cells(text, 2 * spacing))
 
 
@@ -302,7 +239,7 @@ Glyphs = GlyphSet | FineGlyphSet
 
 
 def _halved(line: LineInk) -> LineInk:
-    """Halve a drawn line, its baseline and left edge falling on whole pixels."""
+    """Halve a drawn line; its baseline and left edge fall on whole pixels."""
     top, left = line.baseline % 2, line.origin % 2
     bottom, right = (line.ink.shape[0] + top) % 2, (line.ink.shape[1] + left) % 2
     ink = np.pad(line.ink, ((top, bottom), (left, right))).astype(np.uint16)

@@ -1,7 +1,4 @@
-"""Font faces from which pages are set: a packed folder, its index and a cache of loaded sizes.
-
-Knows nothing of where the faces came from (trainer/nano/fonts/pack.py makes the folder).
-"""
+"""Font faces for pages: a packed folder (made by trainer/nano/fonts/pack.py), its index and a cache of loaded sizes."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from PIL import ImageFont
 
 INDEX_NAME: Final = "fonts.json"
 KINDS: Final = ("serif", "sans", "mono", "typewriter", "hand")
-# How often each kind is picked: documents are mostly set in serif and sans faces.
+# Weight of each kind: most documents use serif and sans faces.
 KIND_WEIGHTS: Final = {"serif": 0.37, "sans": 0.37, "mono": 0.12, "typewriter": 0.08, "hand": 0.06}
 STYLE_WEIGHTS: Final = {"regular": 0.6, "bold": 0.18, "italic": 0.15, "bold-italic": 0.07}
 CACHED_SIZES: Final = 256
@@ -42,29 +39,16 @@ class FontFace:
 
 
 def write_index(folder: Path, faces: list[FontFace]) -> None:
-    """Write the index of a packed folder.
-
-    Args:
-        folder: where the faces' files lie.
-        faces: the faces to list.
-    """
+    """Write the index of a packed folder."""
     rows = [asdict(face) for face in faces]
     (folder / INDEX_NAME).write_text(json.dumps(rows, ensure_ascii=False, indent=0), encoding="utf-8")
 
 
 class FontLibrary:
-    """The faces of one packed folder, picked by weight and kept loaded."""
+    """The faces of one packed folder, picked by weight and cached."""
 
     def __init__(self, folder: Path | str) -> None:
-        """Read the index.
-
-        Args:
-            folder: a folder holding `fonts.json` and the faces it lists.
-
-        Raises:
-            FileNotFoundError: the folder has no index.
-            ValueError: the index lists no face.
-        """
+        """Read `fonts.json`; raises `FileNotFoundError` without it, or `ValueError` if it lists no face."""
         self.folder = Path(folder)
         rows = json.loads((self.folder / INDEX_NAME).read_text(encoding="utf-8"))
         self.faces = [FontFace(**row) for row in rows]
@@ -77,36 +61,20 @@ class FontLibrary:
         self._loaded: OrderedDict[tuple[str, int, bool], ImageFont.FreeTypeFont] = OrderedDict()
 
     def can_draw(self, face: FontFace, text: str) -> bool:
-        """Tell whether the face has every character of the text.
-
-        Args:
-            face: a face of this library.
-            text: any text; line breaks are not asked for.
-
-        Returns:
-            True where nothing is missing.
-        """
+        """Whether the face has every character of the text, except line breaks."""
         return self._drawable[face.file].issuperset(text.replace("\n", ""))
 
     def missing(self, face: FontFace, text: str) -> set[str]:
-        """List the characters of a text that the face lacks.
-
-        Args:
-            face: a face of this library.
-            text: any text.
-
-        Returns:
-            The missing characters.
-        """
+        """Characters of a text that the face lacks."""
         return set(text) - self._drawable[face.file] - {"\n"}
 
     def pick(self, rng: Random, text: str = "", kind: str | None = None) -> FontFace:
         """Pick a face: first its kind, then its family, then its style.
 
         Args:
-            rng: where chance comes from.
-            text: what must be drawable, tried over a few picks; the last pick stands even so.
-            kind: one of `KINDS` to insist on, where the library has it.
+            rng: random generator.
+            text: must be drawable; after a few attempts the last face is returned even if it is not.
+            kind: one of `KINDS` to prefer, if the library has it.
 
         Returns:
             The face.
@@ -119,26 +87,13 @@ class FontLibrary:
         return face
 
     def companions(self, face: FontFace) -> list[FontFace]:
-        """List the other faces of a face's family.
-
-        Args:
-            face: a face of this library.
-
-        Returns:
-            The faces, in index order.
-        """
+        """The other faces of a face's family, in index order."""
         return [other for other in self._families[face.kind][face.family] if other.file != face.file]
 
     def load(self, face: FontFace, size_px: int, *, shaped: bool = False) -> ImageFont.FreeTypeFont:
-        """Load a face at a size.
+        """Load a face at an em size in pixels; the font is cached and shared.
 
-        Args:
-            face: a face of this library.
-            size_px: em size in pixels.
-            shaped: lay text out with the full shaper (kerning pairs, ligatures) where Pillow has it; slower.
-
-        Returns:
-            The font, shared with later callers.
+        `shaped` uses the full shaper (kerning pairs, ligatures) if Pillow has it, which is slower.
         """
         key = (face.file, size_px, shaped)
         font = self._loaded.get(key)

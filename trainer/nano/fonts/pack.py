@@ -1,6 +1,6 @@
-"""Chooses, checks and packs the faces nano learns from; needs fontTools and the font packages' files.
+"""Chooses, checks and packs the faces that nano learns from; needs fontTools and the font packages' files.
 
-Families, never files, are split: a family held out for evaluation has no face in training.
+Families, never single files, are split: a family held out for evaluation has no face in training.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HELD_OUT_FAMILIES: Final = frozenset(
         "Comic Neue", "femkeklaver",
     }
 )  # fmt: skip
-# Symbols, capitals only, ornament, near copies of another family under a new name, or too odd to be worth reading.
+# Symbols, capitals only, ornament, near copies of another family under a new name, or too unusual.
 _EXCLUDED_FAMILY: Final = re.compile(
     r"Caps|Smallcaps|Math|Symbol|Keyboard|Keyfont|Titling|Initial|Monoisome|D050000L|Minus|Pro Math|Unslanted|Dunhill"
     r"|Uralic|IndUni|^Arimo|^Tinos|^Cousine|^Aerial|^Tymes|^Verand?a|^Nimbus|^C059|^P052|^URW|^Z003|^FreeS"
@@ -51,7 +51,6 @@ _HAND: Final = re.compile(
     r"|rufscript|abogado|tomson|staypuft|summersby|isabella|bwht|ecolier|cupola|script|okolaks|engadget|solothurn",
     re.I,
 )
-MAX_FACES_PER_FAMILY: Final = 4
 PROBE_PX: Final = 96
 
 
@@ -77,14 +76,9 @@ class Candidate:
 
 
 def build_fonts(out_dir: Path, cache_dir: Path) -> dict[str, int]:
-    """Pack the listed packages' usable faces.
+    """Pack the listed packages' usable faces into `fonts/` and `fonts-heldout/`, each with an index.
 
-    Args:
-        out_dir: receives `fonts/` and `fonts-heldout/`, each with an index.
-        cache_dir: where packages are downloaded and unpacked.
-
-    Returns:
-        Faces and families of both folders by name.
+    `cache_dir` holds downloaded and unpacked packages. Returns faces and families of both folders by name.
     """
     packages = [package for package in read_package_list() if package.purpose == "fonts"]
     roots = list(unpack_packages(packages, cache_dir).values())
@@ -99,14 +93,7 @@ def build_fonts(out_dir: Path, cache_dir: Path) -> dict[str, int]:
 
 
 def choose_faces(roots: list[Path]) -> list[Candidate]:
-    """Choose at most four faces of each family: regular, bold, italic, bold italic.
-
-    Args:
-        roots: folders searched for font files.
-
-    Returns:
-        The chosen faces, by family and style; their glyphs are not yet checked.
-    """
+    """Choose at most four faces of each family: regular, bold, italic, bold italic; glyphs are checked later."""
     paths = sorted({path for root in roots for path in root.rglob("*") if path.suffix.lower() in {".ttf", ".otf"}})
     best: dict[tuple[str, str], Candidate] = {}
     for path in paths:
@@ -123,14 +110,7 @@ def choose_faces(roots: list[Path]) -> list[Candidate]:
 
 
 def describe_file(path: Path) -> Candidate | None:
-    """Read names, weight and coverage of a font file.
-
-    Args:
-        path: a TrueType or OpenType file.
-
-    Returns:
-        What it is, or None where it cannot be used.
-    """
+    """Read names, weight and coverage of a TrueType or OpenType file; None if it cannot be used."""
     from fontTools.ttLib import TTFont, TTLibError  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     try:
@@ -170,15 +150,7 @@ def _is_fixed(font: Any, cmap: dict[int, str]) -> bool:
 
 
 def pack_faces(candidates: list[Candidate], folder: Path) -> list[FontFace]:
-    """Subset, check and index faces.
-
-    Args:
-        candidates: the chosen faces.
-        folder: replaced as a whole.
-
-    Returns:
-        The faces that passed, as listed in the folder's index.
-    """
+    """Subset, check and index faces into a folder, which is replaced; returns those that passed."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -201,12 +173,7 @@ def pack_faces(candidates: list[Candidate], folder: Path) -> list[FontFace]:
 
 
 def subset_face(source: Path, target: Path) -> None:
-    """Keep the supported characters, kerning and common ligatures of a face.
-
-    Args:
-        source: the whole face.
-        target: where the small one goes.
-    """
+    """Write a subset of a face: supported characters, kerning and common ligatures."""
     from fontTools import subset  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     options = subset.Options()
@@ -236,14 +203,9 @@ def subset_face(source: Path, target: Path) -> None:
 
 
 def check_glyphs(path: Path, characters: str) -> tuple[str, str]:
-    """Look at a face's glyphs: empty ones, boxes, missing lower case, hairlines.
+    """Check a face's glyphs for empty ones, boxes, missing lower case and hairlines.
 
-    Args:
-        path: the face.
-        characters: what it claims to draw.
-
-    Returns:
-        The characters it really draws, and what is wrong with the face ("" where nothing is).
+    Returns the characters that it really draws, and what is wrong with the face ("" if nothing is).
     """
     try:
         font = ImageFont.truetype(str(path), PROBE_PX, layout_engine=ImageFont.Layout.BASIC)
@@ -258,7 +220,7 @@ def check_glyphs(path: Path, characters: str) -> tuple[str, str]:
 
 
 def _oddity(inks: dict[str, npt.NDArray[np.float32]]) -> str:
-    """Say what makes a face unfit to learn from; "" where nothing does."""
+    """What makes a face unusable; "" if nothing does."""
     stem = inks["l"].sum() / 255 / inks["l"].shape[0] / PROBE_PX
     checks = {
         "its lower case is its upper case": sum(
@@ -274,15 +236,7 @@ def _oddity(inks: dict[str, npt.NDArray[np.float32]]) -> str:
 
 
 def glyph_ink(font: ImageFont.FreeTypeFont, character: str) -> npt.NDArray[np.float32]:
-    """Draw one glyph, cropped to its ink.
-
-    Args:
-        font: the loaded face.
-        character: what to draw.
-
-    Returns:
-        Ink [height, width], 0 to 255; of size 0 where nothing is drawn.
-    """
+    """Ink `[height, width]` of a glyph, 0 to 255, cropped; of size 0 if nothing is drawn."""
     canvas = Image.new("L", (PROBE_PX * 4, PROBE_PX * 4), 0)
     ImageDraw.Draw(canvas).text((PROBE_PX, PROBE_PX), character, font=font, fill=255)
     box = canvas.getbbox()

@@ -1,4 +1,4 @@
-"""What stands on a page before it is set: the kinds of content, free of fonts and pixels."""
+"""Kinds of content of a page before layout, independent of fonts and pixels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """Running text, to be broken into lines."""
+    """Running text, broken into lines by the layout."""
 
     text: str
 
@@ -22,12 +22,7 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class FixedLines:
-    """Lines that keep their breaks where they fit: addresses, code, single values.
-
-    Attributes:
-        lines: the lines.
-        monospaced: set in a fixed-pitch face, as code is.
-    """
+    """Lines that keep their breaks if they fit: addresses, code, single values."""
 
     lines: tuple[str, ...]
     monospaced: bool = False

@@ -1,6 +1,6 @@
-"""How books and typescripts are set and how large a scanner gives them: what tells the tiers of scans from the rest.
+"""Typography of books and typescripts, and their size in scans, for the tiers of scans.
 
-Knows kinds of faces, widths and typography; drawing is `trainer.nano.pages.render`'s.
+Knows kinds of faces, widths and typography; `trainer.nano.pages.render` draws.
 """
 
 from __future__ import annotations
@@ -20,52 +20,29 @@ KIND_WEIGHTS: Final = {"serif": 0.5, "typewriter": 0.2, "sans": 0.2, "mono": 0.1
 # Crops at 200 to 300 dpi, by how many tiles of 640 px they are wide.
 CROP_WIDTHS_PX: Final = ((650, 1280), (1290, 1920), (1930, 2560))
 CROP_WIDTH_WEIGHTS: Final = (0.25, 0.4, 0.35)
-# Text wider than so many ems is seen on no page; it bounds how wide small print can get.
+# No page has wider text, in ems; this limits the width of small print.
 MOST_EMS: Final = 60
 _OPENING: Final = re.compile(r"(^|[\s(\[—–])([\"'])")
 
 
 def pick_kind(rng: Random) -> str:
-    """Draw a kind of face.
-
-    Args:
-        rng: where chance comes from.
-
-    Returns:
-        One of `fonts.KINDS`.
-    """
+    """A random kind of face, one of `fonts.KINDS`."""
     return rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
 
 
 def crop_width_px(rng: Random, size_px: int) -> int:
-    """Draw the width of a crop's text.
-
-    Args:
-        rng: where chance comes from.
-        size_px: em size of its letters.
-
-    Returns:
-        Pixels.
-    """
+    """A random width in pixels of a crop's text, for an em size."""
     least, most = rng.choices(CROP_WIDTHS_PX, CROP_WIDTH_WEIGHTS)[0]
     return min(rng.randint(least, most) - 50, MOST_EMS * size_px)
 
 
 def crop_lines(rng: Random) -> int:
-    """Draw how many lines a crop has: half of them are strips of one to three."""
+    """A random number of a crop's lines: half of the crops are strips of one to three."""
     return rng.randint(1, 3) if rng.random() < 0.5 else rng.randint(4, 16)
 
 
 def book_style(style: TextStyle, rng: Random) -> TextStyle:
-    """Set as books and letters are: mostly justified, hyphenated, indented.
-
-    Args:
-        style: any style.
-        rng: where chance comes from.
-
-    Returns:
-        The style, with the same faces.
-    """
+    """The style as in books and letters, with the same faces: mostly justified, hyphenated, indented."""
     size = style.glyphs.size_px
     indented = rng.random() < 0.6
     return replace(
@@ -81,15 +58,7 @@ def book_style(style: TextStyle, rng: Random) -> TextStyle:
 
 
 def book_content(rng: Random, corpus: Corpus) -> Iterator[Block]:
-    """Draw the blocks of a crop: mostly running text with a printer's dashes and quotes, without end.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where texts come from.
-
-    Yields:
-        Block: the next block; the caller stops when the image is full.
-    """
+    """Random blocks of a crop without end: mostly running text with typographic dashes and quotes."""
     if rng.random() < 0.25:
         while True:
             yield line_content(rng, corpus) if rng.random() < 0.5 else small_block(rng, corpus)
@@ -102,15 +71,7 @@ def book_content(rng: Random, corpus: Corpus) -> Iterator[Block]:
 
 
 def typographic(text: str, rng: Random) -> str:
-    """Put a printer's dashes and quotes where typed ones stand, each in most texts.
-
-    Args:
-        text: as typed.
-        rng: where chance comes from.
-
-    Returns:
-        The text with dashes and curly quotes.
-    """
+    """Replace typed dashes and quotes by typographic ones, each in most texts."""
     if rng.random() < 0.8:
         text = re.sub(r"\s?--+\s?", "—", text)
     elif rng.random() < 0.5:

@@ -1,6 +1,6 @@
-"""Decides what stands on a page: a stream of blocks drawn from natural and made-up text.
+"""Content of pages: a stream of random blocks of natural and synthetic text.
 
-About 35 % of lines are made up, so that reading cannot be replaced by guessing words.
+About 35 % of lines are synthetic, so that reading cannot be replaced by guessing words.
 """
 
 from __future__ import annotations
@@ -18,30 +18,14 @@ SYNTHETIC_SHARE: Final = 0.35
 
 
 def line_content(rng: Random, corpus: Corpus) -> Block:
-    """Draw the content of a single line.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where texts come from.
-
-    Returns:
-        A paragraph at least as long as a line, or a made-up line.
-    """
+    """Random content of a single line: a paragraph at least as long as a line, or a synthetic line."""
     if rng.random() < SYNTHETIC_SHARE:
         return Paragraph(synthetic_text.any_line(rng, corpus))
     return Paragraph(_passage_from_anywhere(rng, corpus))
 
 
 def block_content(rng: Random, corpus: Corpus) -> Iterator[Block]:
-    """Draw the blocks of a small image: mostly one kind of content, without end.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where texts come from.
-
-    Yields:
-        Block: the next block; the caller stops when the image is full.
-    """
+    """Random blocks of a small image without end, mostly of one kind."""
     kind = rng.random()
     if rng.random() < 0.2:
         yield heading(rng, corpus)
@@ -57,15 +41,7 @@ def block_content(rng: Random, corpus: Corpus) -> Iterator[Block]:
 
 
 def page_content(rng: Random, corpus: Corpus) -> Iterator[Block]:
-    """Draw the blocks of a page: title, headings, paragraphs, lists, tables, without end.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where texts come from.
-
-    Yields:
-        Block: the next block; the caller stops when the page is full.
-    """
+    """Random blocks of a page without end: title, headings, paragraphs, lists, tables."""
     if rng.random() < 0.15:
         yield FixedLines(tuple(synthetic_text.address(rng, corpus)))
     if rng.random() < 0.12:
@@ -81,15 +57,7 @@ def page_content(rng: Random, corpus: Corpus) -> Iterator[Block]:
 
 
 def small_block(rng: Random, corpus: Corpus) -> Block:
-    """Draw a list, table, address, code or loose lines.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where texts come from.
-
-    Returns:
-        One block.
-    """
+    """A random list, table, address, code block or single lines."""
     kind = rng.random()
     if kind < 0.2:
         return synthetic_blocks.listing(rng, corpus, rng.randint(2, 6))
@@ -105,16 +73,7 @@ def small_block(rng: Random, corpus: Corpus) -> Block:
 
 
 def heading(rng: Random, corpus: Corpus, level: int = 1) -> Heading:
-    """Draw a heading.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where texts come from.
-        level: 0 is a title.
-
-    Returns:
-        Two to eight words, numbered or in capitals at times.
-    """
+    """A random heading of two to eight words, sometimes numbered or in capitals; level 0 is a title."""
     words = corpus.passage(rng).text.split()[: rng.randint(2, 8)]
     text = " ".join(words).rstrip(".,;:")
     shape = rng.random()
@@ -129,15 +88,7 @@ def heading(rng: Random, corpus: Corpus, level: int = 1) -> Heading:
 
 
 def adapt_block(block: Block, drawable: frozenset[str]) -> Block | None:
-    """Leave out the words that a page's faces cannot draw.
-
-    Args:
-        block: any block.
-        drawable: the characters that can be drawn.
-
-    Returns:
-        The block without those words, or None where nothing is left.
-    """
+    """The block without words that a page's faces cannot draw; None if nothing is left."""
 
     def kept(text: str) -> str:
         if drawable.issuperset(text):
@@ -161,7 +112,7 @@ def adapt_block(block: Block, drawable: frozenset[str]) -> Block | None:
 
 
 def _passage_from_anywhere(rng: Random, corpus: Corpus) -> str:
-    """Draw a passage and start inside it, so that lines do not all begin like sentences."""
+    """A random passage from a random word on, so that lines do not all begin like sentences."""
     text = corpus.passage(rng).text
     words = text.split()
     start = rng.randrange(max(len(words) - 8, 1)) if rng.random() < 0.6 else 0

@@ -1,4 +1,4 @@
-"""The evaluation set: pages from held-out faces and texts with their exact truth; also contact sheets and samples.
+"""The evaluation set: pages from held-out faces and texts with their exact truth; also contact sheets.
 
 Layout of a set: `<tier>/<number>.png`, `<tier>/<number>.txt` and `index.jsonl`, one line per page.
 """
@@ -23,7 +23,7 @@ from trainer.nano.pages.render import PageRenderer, RenderedPage, Tier
 INDEX_NAME: Final = "index.jsonl"
 EVALUATION_TIERS: Final = ("line", "block", "page", "degraded-line", "degraded-block")
 DEFAULT_PER_TIER: Final = {"line": 100, "block": 60, "page": 20, "degraded-line": 60, "degraded-block": 60}
-# Em sizes asked for; lines and blocks as small as 14 px are what a page scanned at 100 dpi holds.
+# Em sizes; a page scanned at 100 dpi has lines and blocks as small as 14 px.
 _SIZES: Final = {"line": (14, 40), "block": (14, 40), "page": (14, 30)}
 MAX_SIDE_PX: Final = 640
 
@@ -57,9 +57,9 @@ def build_evaluation_set(
     Args:
         fonts_dir: the packed held-out faces.
         corpus_dir: the packed held-out texts.
-        out_dir: replaced as a whole.
-        seed: where chance starts.
-        per_tier: pages by tier; `DEFAULT_PER_TIER` where None.
+        out_dir: replaced if it exists.
+        seed: of all random choices.
+        per_tier: pages by tier; None for `DEFAULT_PER_TIER`.
 
     Returns:
         Characters of truth by tier.
@@ -85,16 +85,7 @@ def build_evaluation_set(
 
 
 def make_page(renderer: PageRenderer, tier: str, rng: np.random.Generator) -> EvaluationPage:
-    """Render one page of the set.
-
-    Args:
-        renderer: where clean pages come from.
-        tier: one of `EVALUATION_TIERS`.
-        rng: where degradation takes its chance from.
-
-    Returns:
-        The page.
-    """
+    """Render one page of a tier of `EVALUATION_TIERS`; `rng` draws its degradation."""
     clean_tier = tier.removeprefix("degraded-")
     page = renderer.render(Tier(clean_tier), size_px=_SIZES[clean_tier])
     while clean_tier == "page" and not 1000 <= page.ink.shape[1] <= 1300:
@@ -108,16 +99,7 @@ def make_page(renderer: PageRenderer, tier: str, rng: np.random.Generator) -> Ev
 
 
 def contact_sheet(pages: Sequence[RenderedPage | EvaluationPage], columns: int, scale: float = 1.0) -> Image.Image:
-    """Lay pages out side by side, to be looked at.
-
-    Args:
-        pages: the pages.
-        columns: how many stand in a row.
-        scale: size relative to the pages'.
-
-    Returns:
-        A grey image.
-    """
+    """Lay out pages in rows of `columns`, scaled, as a grey image for inspection."""
     images = [Image.fromarray(page.ink if isinstance(page, RenderedPage) else page.image) for page in pages]
     rows = [images[start : start + columns] for start in range(0, len(images), columns)]
     width = max(image.width for image in images) + 8

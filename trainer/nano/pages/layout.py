@@ -1,6 +1,6 @@
-"""Sets blocks of content into a column of lines: breaking, alignment, tables; places ink on a sheet.
+"""Lays out blocks of content in a column of lines: breaking, alignment, tables; places ink on a sheet.
 
-What is placed and what is told as the truth are the same strings; a line that does not fit is not placed.
+Placed lines and the truth are the same strings; a line that does not fit is not placed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trainer.nano.fonts.glyphs import Glyphs, Ink
 from trainer.nano.pages.blocks import Block, FixedLines, Heading, Items, Paragraph, Table
 
 HYPHENATED_MIN: Final = 7
-# Room for fewer characters than this is not worth a further line.
+# With room for fewer characters no further line is started.
 SHORTEST: Final = 8
 _VOWELS: Final = frozenset("aeiouyáéíóúàèäöüâêîôûåæøąęěů")
 
@@ -68,25 +68,13 @@ class Sheet:
 
     @classmethod
     def blank(cls, width_px: int, height_px: int, border: int = 72) -> Sheet:
-        """Make an empty sheet.
-
-        Args:
-            width_px: the page's width.
-            height_px: the page's height.
-            border: see the class.
-
-        Returns:
-            The sheet.
-        """
+        """An empty sheet."""
         return cls(np.zeros((height_px + 2 * border, width_px + 2 * border), dtype=np.uint8), border)
 
     def place(self, ink: Ink, x: int, y: int) -> None:
-        """Lay ink over what is there.
+        """Draw ink `[rows, columns]` with its upper left corner at a column and row of the page, which may be negative.
 
-        Args:
-            ink: [rows, columns]; parts beyond the border are dropped.
-            x: column of the page where its left edge comes to lie; may be negative.
-            y: row of the page where its upper edge comes to lie; may be negative.
+        Parts beyond the border are dropped.
         """
         left, top = x + self.border, y + self.border
         skip_x, skip_y = max(-left, 0), max(-top, 0)
@@ -110,22 +98,14 @@ class Sheet:
         np.maximum(self.ink[rows, columns], strength, out=self.ink[rows, columns])
 
     def is_border_blank(self) -> bool:
-        """Tell whether nothing would be cut off.
-
-        Returns:
-            True where the border holds no ink.
-        """
+        """Whether the border has no ink, so that nothing is cut off."""
         edge = self.border
         return not (
             self.ink[:edge].any() or self.ink[-edge:].any() or self.ink[:, :edge].any() or self.ink[:, -edge:].any()
         )
 
     def page(self) -> Ink:
-        """Cut the border off.
-
-        Returns:
-            The page [height, width], 255 is ink.
-        """
+        """The page `[height, width]` without the border, 255 is ink."""
         return self.ink[self.border : -self.border, self.border : -self.border]
 
 
@@ -154,31 +134,17 @@ class Column:
     blocks: list[list[str]] = field(default_factory=list)
 
     def text(self) -> str:
-        """Join the truth.
-
-        Returns:
-            Lines joined by a break, blocks by a blank line.
-        """
+        """The truth: lines joined by a line break, blocks by a blank line."""
         return "\n\n".join("\n".join(lines) for lines in self.blocks if lines)
 
     @property
     def is_full(self) -> bool:
-        """No further line may be set."""
+        """Stop accepting lines."""
         return self.lines <= 0 or self.characters <= (SHORTEST if any(self.blocks) else 0)
 
 
 def set_block(column: Column, block: Block, style: TextStyle, rng: Random) -> bool:
-    """Set a block, or as much of it as fits.
-
-    Args:
-        column: where it goes; moved on.
-        block: the content.
-        style: how.
-        rng: where chance comes from.
-
-    Returns:
-        True where at least one line was set.
-    """
+    """Lay out as much of a block as fits into the column; returns whether at least one line did."""
     before = sum(map(len, column.blocks))
     start = column.y
     if column.blocks:
@@ -202,18 +168,7 @@ def set_block(column: Column, block: Block, style: TextStyle, rng: Random) -> bo
 
 
 def break_line(words: list[str], glyphs: Glyphs, room: int, style: TextStyle, rng: Random) -> tuple[str, list[str]]:
-    """Take from a list of words what fits on a line.
-
-    Args:
-        words: the words still to be set, at least one.
-        glyphs: face and size.
-        room: width in pixels.
-        style: spacing and hyphenation.
-        rng: where chance comes from.
-
-    Returns:
-        The line ("" where not even a letter fits) and the words left over.
-    """
+    """Split words into what fits on a line of `room` pixels ("" if not even a letter fits) and the rest."""
     space = glyphs.width(" ", style.spacing)
     used, count = 0, 0
     for word in words:
@@ -263,10 +218,10 @@ def _place_line(
     *,
     last: bool = True,
 ) -> None:
-    """Draw a line at the column's height and move on; the caller has checked that it fits."""
+    """Draw a line at the column's position and advance it; the caller has checked that it fits."""
     stretch = room if align == "justify" and not last else None
     if stretch is not None and room - glyphs.width(text, style.spacing) > glyphs.size_px * (text.count(" ") + 1):
-        stretch = None  # rivers of white: such a line stays ragged
+        stretch = None  # spaces would be too wide: such a line stays ragged
     line = glyphs.draw(text, style.spacing, stretch)
     if line.width > room:
         line = glyphs.draw_cells(text, style.spacing)
@@ -283,7 +238,7 @@ def _place_line(
 
 
 def _mark(sheet: Sheet, text: str, glyphs: Glyphs, x: int, y: int, width: int) -> None:
-    """Note where a line's characters stand: what it is wider than its glyphs went into its spaces, if it has any."""
+    """Record the positions of a line's characters; extra width was spread over its spaces."""
     advances = [float(glyphs.width(character)) for character in text]
     natural, gaps = max(sum(advances), 1.0), text.count(" ")
     stretch = (width - natural) / gaps if gaps and width > natural else 0.0
@@ -361,7 +316,7 @@ def _set_items(column: Column, block: Items, style: TextStyle, rng: Random) -> N
         if len(item) > column.characters:
             column.characters = 0
             return
-        # The mark stands out to the left of its text, with a wider gap than a space.
+        # The mark is to the left of its text, with a wider gap than a space.
         ink = style.glyphs.draw_cells(mark, style.spacing)
         column.sheet.place(ink.ink, column.x - ink.origin, column.y + style.glyphs.ascent - ink.baseline)
         body = " ".join(body.split())

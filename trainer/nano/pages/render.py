@@ -1,4 +1,4 @@
-"""Renders pages of clean ink with their exact text, tier by tier; knows nothing of noise or of models."""
+"""Renders pages of clean ink with their exact text, by tier; degradation and models are elsewhere."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ REUSE: Final = 0.7
 SHAPED_SHARE: Final = 0.15
 FINE_SHARE: Final = 0.4
 MAX_TRIES: Final = 12
-# What may come to a crop's height: blank space above and below, and a line cut off.
+# Possible additions to a crop's height: blank space above and below, and a line cut off.
 CUT_LINE_ROOM_PX: Final = 48
 CROP_ROOM_PX: Final = 2 * 40 + CUT_LINE_ROOM_PX
 
 
 class Tier(StrEnum):
-    """How much stands on an image, from a curriculum's first step to its last."""
+    """Amount of content of an image, from a curriculum's first step to its last."""
 
     LINE = "line"
     FEW = "few"
@@ -47,7 +47,7 @@ class Tier(StrEnum):
 
 WHOLE_PAGES: Final = frozenset({Tier.PAGE, Tier.SHEET})
 SCANS: Final = frozenset({Tier.CROP, Tier.SHEET})
-"""Tiers of scans at 200 to 300 dpi, set as books and typescripts are: wide strips and blocks, and whole pages."""
+"""Tiers of scans at 200 to 300 dpi with the typography of books and typescripts: wide strips, blocks, whole pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ LIMITS: Final[dict[Tier, TierLimits]] = {
 
 @dataclass(frozen=True, slots=True)
 class RenderedPage:
-    """An image of clean ink and what stands on it.
+    """An image of clean ink and its text.
 
     Attributes:
         ink: [height, width], 255 is paper, 0 is ink.
@@ -92,7 +92,7 @@ class RenderedPage:
         tier: which tier was asked for.
         fonts: file names of the faces used: running text, headings, code.
         sizes_px: their em sizes.
-        marks: where each character of the truth stands: x and y of about its middle on the image, and itself.
+        marks: for each character of the truth, x and y of about its middle on the image, and the character.
     """
 
     ink: Ink
@@ -107,13 +107,7 @@ class PageRenderer:
     """Renders pages from one library of faces and one corpus, the same for the same seed."""
 
     def __init__(self, fonts: FontLibrary, corpus: Corpus, seed: int) -> None:
-        """Start with empty caches.
-
-        Args:
-            fonts: the faces.
-            corpus: the texts.
-            seed: where chance starts; give each worker its own.
-        """
+        """Start with empty caches; each worker needs its own seed."""
         self._fonts = fonts
         self._corpus = corpus
         self._rng = Random(seed)
@@ -126,12 +120,12 @@ class PageRenderer:
         """Render one image.
 
         Args:
-            tier: how much stands on it.
-            max_characters: a tighter bound than the tier's.
+            tier: amount of content.
+            max_characters: a smaller limit than the tier's.
             size_px: another range of em sizes than the tier's.
 
         Returns:
-            The image; its text is never empty and no glyph is cut off.
+            The image; its text is never empty, and no glyph is cut off.
 
         Raises:
             RuntimeError: no attempt gave a page (fonts or texts are unusable).
@@ -155,14 +149,14 @@ class PageRenderer:
 
         Args:
             blocks: the content, from top to bottom.
-            width_px: the image's width.
-            height_px: the image's height.
+            width_px: width of the image.
+            height_px: height of the image.
             size_px: em size of running text.
             margin_px: blank space at each side.
-            face: a face of the library; picked by chance among those that can draw the text where None.
+            face: a face of the library; None for a random one that can draw the text.
 
         Returns:
-            The image; content that does not fit is left out of image and truth alike.
+            The image; content that does not fit is in neither image nor truth.
 
         Raises:
             RuntimeError: ink would be cut off.
@@ -215,7 +209,7 @@ class PageRenderer:
     def _set_page(
         self, sheet: Sheet, column: Column, blocks: Iterator[Block], style: TextStyle, drawable: frozenset[str]
     ) -> str:
-        """Set title, one or two columns and a page number; give the whole truth in reading order."""
+        """Lay out title, one or two columns and a page number; returns the truth in reading order."""
         rng = self._rng
         footer_room = round(style.glyphs.size_px * 2.5)
         column.bottom -= footer_room
@@ -260,7 +254,7 @@ class PageRenderer:
         return columns
 
     def _face_and_size(self, tier: Tier, size_range: tuple[int, int]) -> tuple[FontFace, int]:
-        """Pick a face and a size, often one of the last few: their glyphs are drawn already."""
+        """Pick a face and a size, often a recent one, whose glyphs are cached."""
         rng, recent = self._rng, self._recent[tier]
         usable = [pair for pair in recent if size_range[0] <= pair[1] <= size_range[1]]
         if len(usable) >= RECENT_FACES // 2 and rng.random() < REUSE:
@@ -274,7 +268,7 @@ class PageRenderer:
 
     def _style(self, face: FontFace, size: int, *, plain: bool = False) -> tuple[TextStyle, list[FontFace]]:
         rng = self._rng
-        # Bound to face and size, so that glyphs drawn once are met again.
+        # Bound to face and size, so that cached glyphs are reused.
         luck = zlib.crc32(f"{face.file}/{size}".encode()) % 100
         fine = plain or luck < 100 * FINE_SHARE
         shaped = plain or luck % 20 < 20 * SHAPED_SHARE
@@ -364,10 +358,7 @@ class PageRenderer:
     def _cropped(
         self, page: Ink, tier: Tier, limits: TierLimits, margin: int, column: Column, style: TextStyle
     ) -> tuple[Ink, int, int]:
-        """Cut away what is blank; give the image, and the page's column and row that became its first.
-
-        A few lines are cut close around, larger images below the last line.
-        """
+        """Crop blank space; returns the image, and the page's column and row of its first pixel."""
         rng = self._rng
         first_column = first_row = 0
         rows, columns = np.flatnonzero(page.any(axis=1)), np.flatnonzero(page.any(axis=0))
@@ -394,7 +385,7 @@ class PageRenderer:
         return ink, first_column, first_row
 
     def _with_neighbour(self, ink: Ink, column: Column, style: TextStyle, visible: int, characters: int) -> Ink:
-        """Let the tops of another line show at the lower edge: too little to be read, so not in the truth."""
+        """Show the tops of another line at the lower edge: too little to be read, so not in the truth."""
         size = style.glyphs.size_px
         words = " ".join(self._corpus.words(self._rng, -(-characters // 7), "en"))
         line = style.glyphs.draw_cells("".join(mark for mark in words if mark.isascii())[:characters])
@@ -411,15 +402,7 @@ class PageRenderer:
 
 
 def fill(column: Column, blocks: Iterator[Block], style: TextStyle, rng: Random, limit: int = 40) -> None:
-    """Set blocks until a column is full.
-
-    Args:
-        column: where they go.
-        blocks: the content.
-        style: how.
-        rng: where chance comes from.
-        limit: most blocks that are tried.
-    """
+    """Lay out blocks until a column is full, or after `limit` blocks."""
     misses = 0
     for block in islice(blocks, limit):
         if column.is_full or misses > 1:

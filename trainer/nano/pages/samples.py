@@ -1,4 +1,4 @@
-"""The sample images of the documentation: texts written for them, set in held-out faces; training sees none of it."""
+"""The sample images of the documentation: own texts in held-out faces, none of which training sees."""
 
 from __future__ import annotations
 
@@ -95,16 +95,9 @@ SAMPLES: Final = (
 
 
 def build_samples(fonts_dir: Path, corpus_dir: Path, out_dir: Path, seed: int = 11) -> list[Path]:
-    """Write the sample images and their texts.
+    """Write the sample images `<name>.png` and their texts `<name>.txt`; returns the images' paths.
 
-    Args:
-        fonts_dir: the packed held-out faces.
-        corpus_dir: any packed corpus; its texts are not used.
-        out_dir: receives `<name>.png` and `<name>.txt`.
-        seed: where chance starts.
-
-    Returns:
-        The images' paths.
+    The corpus must exist but its texts are not used.
     """
     library = FontLibrary(fonts_dir)
     out_dir.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Made-up blocks: tables, lists, code and invoices, put together from made-up lines."""
+"""Synthetic blocks: tables, lists, code and invoices, composed of synthetic lines."""
 
 from __future__ import annotations
 
@@ -21,17 +21,7 @@ from trainer.nano.pages.blocks import Block, FixedLines, Items, Table
 
 
 def number_table(rng: Random, corpus: Corpus, columns: int, rows: int) -> Table:
-    """Make a table of labels and numbers.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where words come from.
-        columns: two or more.
-        rows: without the header.
-
-    Returns:
-        The table.
-    """
+    """A table of labels and numbers with at least two columns; rows are counted without the header."""
     header = rng.random() < 0.7
     plain = rng.random() < 0.5
     places = rng.choice((0, 1, 2))
@@ -50,32 +40,14 @@ def number_table(rng: Random, corpus: Corpus, columns: int, rows: int) -> Table:
 
 
 def pairs_table(rng: Random, corpus: Corpus, rows: int) -> Table:
-    """Make a column of labels with values at their right.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where words come from.
-        rows: how many.
-
-    Returns:
-        A table of two columns.
-    """
+    """A table of two columns, labels and values."""
     mark = rng.choice((":", ":", "", "."))
     makers: tuple[LineMaker, ...] = (amount, amount, date, phone, iban, person)
     return Table(tuple((rng.choice(LABELS) + mark, rng.choice(makers)(rng, corpus)) for _ in range(rows)))
 
 
 def listing(rng: Random, corpus: Corpus, count: int) -> Items:
-    """Make a list with marks.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where words come from.
-        count: how many items.
-
-    Returns:
-        The list.
-    """
+    """A list with bullets or numbers."""
     mark = rng.choice(("•", "-", "–", "*", "1.", "1)", "(1)", "a)", "I.", "[ ]", "»"))
     items = []
     for index in range(count):
@@ -88,30 +60,12 @@ def listing(rng: Random, corpus: Corpus, count: int) -> Items:
 
 
 def code_block(rng: Random, corpus: Corpus, count: int) -> FixedLines:
-    """Make lines of program text.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where words come from.
-        count: how many lines.
-
-    Returns:
-        The lines, to be set in a fixed-pitch face.
-    """
+    """Lines of code, for a fixed-pitch face."""
     return FixedLines(tuple(code_line(rng, corpus) for _ in range(count)), monospaced=rng.random() < 0.8)
 
 
 def invoice(rng: Random, corpus: Corpus, rows: int) -> list[Block]:
-    """Make the parts of an invoice.
-
-    Args:
-        rng: where chance comes from.
-        corpus: where words come from.
-        rows: how many positions.
-
-    Returns:
-        Address, labels, positions and sums.
-    """
+    """An invoice: address, labels, positions and sums."""
     positions = number_table(rng, corpus, rng.randint(3, 4), rows)
     parts: list[Block] = [
         FixedLines(tuple(address(rng, corpus))),

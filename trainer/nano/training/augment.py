@@ -1,4 +1,4 @@
-"""Degradation on the device: clean ink becomes what a scanner, a camera or a screen would show.
+"""Degradation on the device: makes clean ink look as from a scanner, a camera or a screen.
 
 Works on whole canvases before they are cut into views. Independent of `trainer.data.render.degrade`, which degrades the
 evaluation set on the CPU: nano is never tested on the code that it was trained with.
@@ -16,7 +16,7 @@ from torch import Tensor
 from trainer.nano.training.jpeg import jpeg_loss
 
 BORDER = 127 / 255
-"""Grey around the paper, as the published padding has it."""
+"""Grey around the paper, as in the published padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,12 @@ class Degradation:
         return self._uniform(size) < probability * self.severity
 
     def _some(self, size: int, probability: float) -> Tensor:
-        """Indices of the chosen images; on the device, without asking the host how many."""
+        """Indices of the chosen images, on the device, without synchronising for their number."""
         count = round(size * probability * self.severity)
         return torch.randperm(size, device=self.generator.device, generator=self.generator)[:count]
 
     def _stroke(self, coverage_BHW: Tensor) -> Tensor:
-        """Heavier or thinner strokes, as toner and threshold make them."""
+        """Heavier or thinner strokes, as from toner and thresholds."""
         for sign in (1, -1):
             rows = self._some(len(coverage_BHW), 0.1)
             if len(rows):
@@ -102,7 +102,7 @@ class Degradation:
         return coverage_BHW
 
     def _wear(self, coverage_BHW: Tensor) -> Tensor:
-        """Worn type: from letter to letter strokes swell or break, and ink misses the grain of the paper."""
+        """Worn type: strokes swell or break from letter to letter, and ink misses the grain of the paper."""
         rows = self._some(len(coverage_BHW), 0.22)
         if not len(rows):
             return coverage_BHW
@@ -188,7 +188,7 @@ class Degradation:
         return torch.lerp(grey_BHW, (draw * 977 % 1.0).round(), specks)
 
     def _binarise(self, grey_BHW: Tensor) -> Tensor:
-        """Fax and old scans: black or white alone."""
+        """Fax and old scans: only black and white."""
         B = len(grey_BHW)
         low, high = grey_BHW.amin((1, 2)), grey_BHW.amax((1, 2))
         threshold = torch.lerp(low, high, self._uniform(B, 0.42, 0.62))[:, None, None]

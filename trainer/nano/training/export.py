@@ -1,4 +1,4 @@
-"""From a run's shards to the checkpoint that ships: 8-bit rows with scales, configuration and tokenizer."""
+"""Converts a run's shards to the published checkpoint: 8-bit rows with scales, configuration and tokenizer."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def export_checkpoint(shards: Path, tokenizer: Path, out: Path) -> dict[str, int
 
     Args:
         shards: folder of a run's shards.
-        tokenizer: the tokenizer.json it was trained with.
-        out: folder of the checkpoint; other files in it stay.
+        tokenizer: the tokenizer.json that it was trained with.
+        out: folder of the checkpoint; other files in it are kept.
 
     Returns:
         Bytes of each file written.
 
     Raises:
-        ValueError: The tokenizer has another size than nano's vocabulary, or the shards are torn or another model's.
+        ValueError: the tokenizer has another size than nano's vocabulary, or the shards are broken or another model's.
     """
     config = nano_config()
     known, expected = OcrTokenizer.from_file(tokenizer).vocab_size, config.text_config.vocab_size

@@ -25,7 +25,7 @@ _LUMINANCE = (
 
 @cache
 def luminance_table(device: torch.device) -> Tensor:
-    """The standard's quantisation steps, float32 `[8, 8]`; kept, because a copy to the device waits for it."""
+    """The standard's quantisation steps, float32 `[8, 8]`; cached, because a copy to the device synchronises."""
     return torch.tensor(_LUMINANCE, device=device, dtype=torch.float32)
 
 

@@ -1,6 +1,6 @@
-"""Intermediate checkpoints of nano: bfloat16 shards small enough to carry anywhere, and the state of the run.
+"""Intermediate checkpoints of nano: small bfloat16 shards, and the state of the run.
 
-The shipped checkpoint is written by `shared.deepseek_ocr.checkpoint`; this format only carries a run on.
+The published checkpoint is written by `shared.deepseek_ocr.checkpoint`; this format is only for continuing a run.
 """
 
 from __future__ import annotations
@@ -18,19 +18,14 @@ from shared.deepseek_ocr.loading import load_checkpoint
 
 SHARD_BYTES = 14 * 2**20
 HEAD_PREFIX = "spotter."
-"""Before the keys of the second task's head, which stands beside the model in a run's shards."""
+"""Prefix of the keys of the second task's head, which is stored with the model in a run's shards."""
 
 
 def save_shards(model: nn.Module, folder: Path, run: dict[str, Any], head: nn.Module | None = None) -> None:
-    """Write the parameters as bfloat16 shards and `run.json`, replacing what stands there file by file.
+    """Write the parameters as bfloat16 shards and `run.json`, replacing existing files one by one.
 
-    `run.json` comes last and names the shards with their sizes, so that a torn write is noticed.
-
-    Args:
-        model: the model.
-        folder: where to write.
-        run: what else to remember.
-        head: the second task's, to go on with it.
+    `run.json` is written last and names the shards with their sizes, so that an incomplete write is detected. `run` is
+    further state; `head` is the second task's, to continue training it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, Tensor]] = [{}]
@@ -58,18 +53,18 @@ def save_shards(model: nn.Module, folder: Path, run: dict[str, Any], head: nn.Mo
 
 
 def carry_on(model: nn.Module, folder: Path, head: nn.Module | None = None) -> dict[str, float]:
-    """Load where an earlier run stopped: its shards, or a shipped checkpoint, whose 8-bit rows lose little.
+    """Load the state of an earlier run: its shards, or a published checkpoint, whose 8-bit rows lose little.
 
     Args:
-        model: takes the parameters.
+        model: gets the parameters.
         folder: a run's `shards`, or a checkpoint such as `shared/nano`.
-        head: takes the second task's head, where the folder holds it.
+        head: gets the second task's head, if the folder has it.
 
     Returns:
-        Steps, seconds and pages of the runs so far, as far as they are known.
+        Steps, seconds and pages of the runs so far, as far as known.
 
     Raises:
-        ValueError: The folder holds neither, or what it holds is torn or another model's.
+        ValueError: the folder holds neither, or its content is incomplete or another model's.
     """
     if (folder / "run.json").is_file():
         run = load_shards(model, folder, head)
@@ -86,18 +81,9 @@ def carry_on(model: nn.Module, folder: Path, head: nn.Module | None = None) -> d
 
 
 def load_shards(model: nn.Module, folder: Path, head: nn.Module | None = None) -> dict[str, Any]:
-    """Load what `save_shards` wrote.
+    """Load what `save_shards` wrote into a model and, if it was saved, the second task's head; returns the run's state.
 
-    Args:
-        model: takes the parameters.
-        folder: where the shards lie.
-        head: takes the second task's head, where it was saved.
-
-    Returns:
-        The run's state.
-
-    Raises:
-        ValueError: A shard is missing or torn, or the keys are not the model's.
+    Raises `ValueError` if a shard is missing or incomplete, or the keys are not the model's.
     """
     run: dict[str, Any] = json.loads((folder / "run.json").read_text())
     state: dict[str, Tensor] = {}

@@ -12,15 +12,15 @@ import pytest
 from tests.support.page_sources import drawn, encoded, names_of, write_pages
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
 from trainer.data.sources.columns import Columns
-from trainer.data.sources.rejected_rows import EARLY_ROWS, Ledger
+from trainer.data.sources.rejected_rows import EARLY_ROWS, RejectedRows
 from trainer.data.sources.resolve import SourceOptions, open_source
 from trainer.data.sources.protocol import BrokenRow, Part, Row
 from trainer.data.sources.samples import read_samples
 
 
 def samples_of(spec, columns=None, **options):
-    ledger = Ledger()
-    return list(read_samples(open_source(str(spec), SourceOptions(**options)), columns or Columns(), ledger)), ledger
+    rejected = RejectedRows()
+    return list(read_samples(open_source(str(spec), SourceOptions(**options)), columns or Columns(), rejected)), rejected
 
 
 def test_images_have_the_texts_beside_them(tmp_path):
@@ -31,7 +31,7 @@ def test_images_have_the_texts_beside_them(tmp_path):
     drawn("y").save(tmp_path / "r.png")
     (tmp_path / "r.gt.txt").write_bytes(b"\xef\xbb\xbfground truth\r\nof two lines\r\n")
     (tmp_path / ".hidden.png").write_bytes(b"x")
-    samples, ledger = samples_of(tmp_path)
+    samples, rejected = samples_of(tmp_path)
     assert [(sample.name, sample.text) for sample in samples] == [
         ("p00.png", "text 0"),
         ("p01.png", "text 1"),
@@ -39,7 +39,7 @@ def test_images_have_the_texts_beside_them(tmp_path):
         ("sub/q.JPG", "from json"),
     ]
     assert [sample.number for sample in samples] == [1, 2, 3, 4]
-    assert ledger.num_broken == 0
+    assert rejected.num_broken == 0
     assert samples[0].images[0].width_px == 120
 
 
@@ -73,9 +73,9 @@ def test_every_kind_of_broken_row_is_named_and_the_others_are_read(tmp_path):
     drawn("n").save(tmp_path / "number.png")
     (tmp_path / "number.json").write_text('{"text": 5}', encoding="utf-8")
     (tmp_path / "lonely.txt").write_text("text", encoding="utf-8")
-    samples, ledger = samples_of(tmp_path)
+    samples, rejected = samples_of(tmp_path)
     assert [sample.name for sample in samples] == ["p00.png", "p01.png"]
-    assert {row.name: row.code for row in ledger.broken} == {
+    assert {row.name: row.code for row in rejected.broken} == {
         "cut.png": RowCode.IMAGE_UNREADABLE,
         "empty.png": RowCode.IMAGE_FORMAT,
         "gif.png": RowCode.IMAGE_FORMAT,
@@ -89,7 +89,7 @@ def test_every_kind_of_broken_row_is_named_and_the_others_are_read(tmp_path):
         "lonely.txt": RowCode.IMAGE_MISSING,
     }
     with pytest.raises(DataError, match=r"11 of 13 rows cannot be used") as refused:
-        ledger.check()
+        rejected.check()
     assert refused.value.code is DataCode.TOO_MANY_BROKEN_ROWS
     assert "--max-broken-share" in str(refused.value)
 
@@ -117,15 +117,15 @@ def test_broken_lines_of_an_index_cost_themselves_alone(tmp_path):
     write_pages(tmp_path, 1)
     lines = ['{"image": "p00.png", "text": "a"}', "{broken", "[]", '{"image": "p00.png", "text": "b"}']
     (tmp_path / "index.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    samples, ledger = samples_of(tmp_path)
+    samples, rejected = samples_of(tmp_path)
     assert [sample.text for sample in samples] == ["a", "b"]
-    assert [(row.number, row.name) for row in ledger.broken] == [(2, "index.jsonl line 2"), (3, "index.jsonl line 3")]
+    assert [(row.number, row.name) for row in rejected.broken] == [(2, "index.jsonl line 2"), (3, "index.jsonl line 3")]
 
     (tmp_path / "index.jsonl").unlink()
     (tmp_path / "index.csv").write_bytes(b"image,text\np00.png,a\np00.png\np00.png,a,b\np00.png,M\xfcller\np00.png,b\n")
-    samples, ledger = samples_of(tmp_path)
+    samples, rejected = samples_of(tmp_path)
     assert [sample.text for sample in samples] == ["a", "b"]
-    assert [(row.number, row.code) for row in ledger.broken] == [
+    assert [(row.number, row.code) for row in rejected.broken] == [
         (2, RowCode.ROW_UNREADABLE),
         (3, RowCode.ROW_UNREADABLE),
         (4, RowCode.TEXT_NOT_TEXT),
@@ -146,19 +146,19 @@ def test_paths_may_not_leave_the_folder(tmp_path):
     ]
     lines = "\n".join(json.dumps({"image": path, "text": "a"}) for path in paths)
     (tmp_path / "in" / "index.jsonl").write_text(lines, encoding="utf-8")
-    samples, ledger = samples_of(tmp_path / "in")
+    samples, rejected = samples_of(tmp_path / "in")
     assert [sample.number for sample in samples] == [6]
-    assert [row.code for row in ledger.broken] == [RowCode.IMAGE_OUTSIDE] * 3 + [RowCode.IMAGE_MISSING] * 2
-    samples, ledger = samples_of(tmp_path / "in" / "index.jsonl", image_root=tmp_path)
+    assert [row.code for row in rejected.broken] == [RowCode.IMAGE_OUTSIDE] * 3 + [RowCode.IMAGE_MISSING] * 2
+    samples, rejected = samples_of(tmp_path / "in" / "index.jsonl", image_root=tmp_path)
     assert [sample.number for sample in samples] == [2, 6]  # a path is relative to the root that is given
 
 
 def test_texts_may_stand_in_files_of_their_own(tmp_path):
     write_pages(tmp_path, 1, "text")
     (tmp_path / "index.jsonl").write_text('{"image": "p00.png", "text": "p00.txt"}\n{"image": "p00.png", "text": "no"}')
-    samples, ledger = samples_of(tmp_path, Columns(text_is_file=True))
+    samples, rejected = samples_of(tmp_path, Columns(text_is_file=True))
     assert [sample.text for sample in samples] == ["text 0"]
-    assert [row.code for row in ledger.broken] == [RowCode.TEXT_MISSING]
+    assert [row.code for row in rejected.broken] == [RowCode.TEXT_MISSING]
 
 
 @pytest.fixture
@@ -180,11 +180,11 @@ def parquet(tmp_path):
 
 
 def test_parquet_rows_have_the_split_of_their_file(parquet):
-    samples, ledger = samples_of(parquet)
-    assert ledger.num_broken == 0
+    samples, rejected = samples_of(parquet)
+    assert rejected.num_broken == 0
     assert [sample.split for sample in samples] == ["test"] * 3 + ["train"] * 9
     assert [sample.number for sample in samples] == list(range(1, 13))
-    chosen = list(read_samples(open_source(str(parquet)), Columns(), Ledger(), split="test"))
+    chosen = list(read_samples(open_source(str(parquet)), Columns(), RejectedRows(), split="test"))
     assert [sample.text for sample in chosen] == ["text 9", "text 10", "text 11"]
     test = open_source(str(parquet), SourceOptions(split="test"))
     assert test.num_rows == 3
@@ -206,9 +206,9 @@ def test_a_damaged_row_group_costs_its_rows_alone(parquet):
     start = pq.ParquetFile(file).metadata.row_group(2).column(0).data_page_offset
     data[start : start + 40] = b"\xff" * 40
     file.write_bytes(bytes(data))
-    samples, ledger = samples_of(parquet)
+    samples, rejected = samples_of(parquet)
     assert len(samples) == 10
-    assert [row.number for row in ledger.broken] == [8, 9]
+    assert [row.number for row in rejected.broken] == [8, 9]
 
 
 def test_a_file_that_is_no_parquet_is_refused_by_name(parquet):
@@ -252,10 +252,10 @@ def test_a_name_of_a_text_file_is_not_taken_for_the_text(tmp_path):
     texts = ["p00.txt", "p99.txt", f"{'x' * 300}.txt", "\0.txt"]
     rows = [json.dumps({"image": "p00.png", "text": text}) for text in texts]
     (tmp_path / "index.jsonl").write_text("\n".join(rows))
-    samples, ledger = samples_of(tmp_path)
+    samples, rejected = samples_of(tmp_path)
     assert [sample.text for sample in samples] == texts[1:3]
-    assert [row.number for row in ledger.broken] == [1, 4]
-    assert "--text-is-file" in ledger.broken[0].reason
+    assert [row.number for row in rejected.broken] == [1, 4]
+    assert "--text-is-file" in rejected.broken[0].reason
 
 
 def test_missing_columns_are_named_with_what_there_is(parquet):
@@ -290,7 +290,7 @@ def test_a_fingerprint_follows_the_files(tmp_path):
 
 
 def test_a_source_broken_from_its_start_is_refused_early_and_one_broken_late_is_not():
-    early, late = Ledger(0.01), Ledger(0.01)
+    early, late = RejectedRows(0.01), RejectedRows(0.01)
     row = BrokenRow(1, "x", RowCode.TEXT_EMPTY, "empty")
     for _ in range(EARLY_ROWS - 1):
         early.skip(row)

@@ -18,13 +18,13 @@ import pytest
 from PIL import Image
 
 from tests.support.page_sources import LONG, KilledConverter, drawn, encoded, write_pages
-from trainer.__main__ import main
+from trainer.cli import main
 from trainer.data.errors import DataCode, DataError
 from trainer.data.prepare.conversion import convert_rows
 from trainer.data.prepare.manifest import TrainingPart, load_manifest, training_part, verify_set
 from trainer.data.prepare.output import OutputFolder
 from trainer.data.sources.columns import Columns
-from trainer.data.sources.rejected_rows import Ledger
+from trainer.data.sources.rejected_rows import RejectedRows
 from trainer.data.sources.resolve import open_source
 from trainer.data.sources.protocol import Row
 from trainer.data.sources.samples import read_samples
@@ -41,7 +41,7 @@ def prepare(capsys, *words):
 
 
 def samples_of(folder):
-    return list(read_samples(open_source(str(folder)), Columns(), Ledger(0)))
+    return list(read_samples(open_source(str(folder)), Columns(), RejectedRows(0)))
 
 
 def files_of(folder):
@@ -108,7 +108,7 @@ def test_broken_rows_end_a_run_only_past_the_stated_share_and_nothing_is_lost(tm
     words = (pages, "--out", out, "--validation-share", 0)
     status, _, errors = prepare(capsys, *words)
     assert status == 2
-    assert "row 4 (p03.png): it is none of PNG" in errors
+    assert "row 4 (p03.png): it is not one of PNG" in errors
     assert "[too_many_broken_rows]" in errors
     assert not out.exists()
     # Allowing more goes on with the work that is done.
@@ -195,7 +195,7 @@ def test_an_unknown_split_and_an_empty_one_are_named(tmp_path, pages, capsys):
     (pages / "index.jsonl").unlink()
     status, _, errors = prepare(capsys, pages, "--out", tmp_path / "other", "--validation-share", 0.000001)
     assert status == 2
-    assert "no sample falls to validation" in errors
+    assert "there is no sample in validation" in errors
     enough = errors.partition("--validation-share ")[2].split()[0]
     assert prepare(capsys, pages, "--out", tmp_path / "other", "--validation-share", enough)[0] == 0
 
@@ -338,7 +338,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_later(tmp_path, pages, capsys, 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         status, _, errors = prepare(capsys, pages, "--out", out, "--rows-per-file", 4)
-    assert (status, "[disk_full]" in errors, "same command again" in errors) == (2, True, True)
+    assert (status, "[disk_full]" in errors, "repeat the command" in errors) == (2, True, True)
     assert not out.exists()
     assert prepare(capsys, pages, "--out", out, "--rows-per-file", 4)[0] == 0
     assert len(samples_of(out)) == 12

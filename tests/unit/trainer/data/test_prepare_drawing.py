@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from tests.support.fonts import write_font
-from trainer.__main__ import main
+from trainer.cli import main
 from trainer.data.prepare.manifest import load_manifest
 from trainer.data.sources.columns import Columns
-from trainer.data.sources.rejected_rows import Ledger
+from trainer.data.sources.rejected_rows import RejectedRows
 from trainer.data.sources.resolve import open_source
 from trainer.data.sources.samples import read_samples
 
@@ -30,7 +30,7 @@ def prepare(capsys, *words):
 
 
 def samples_of(folder):
-    return list(read_samples(open_source(str(folder)), Columns(), Ledger(0)))
+    return list(read_samples(open_source(str(folder)), Columns(), RejectedRows(0)))
 
 
 @pytest.fixture

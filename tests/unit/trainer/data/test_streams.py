@@ -17,7 +17,7 @@ from tests.support.page_sources import drawn, encoded, names_of, rows_of
 from trainer.data.errors import DataCode, DataError, RowCode
 from trainer.data.sources import webdataset
 from trainer.data.sources.columns import Columns
-from trainer.data.sources.rejected_rows import Ledger
+from trainer.data.sources.rejected_rows import RejectedRows
 from trainer.data.sources.resolve import SourceOptions, open_source
 from trainer.data.sources.protocol import Part, Row
 from trainer.data.sources.samples import read_samples
@@ -25,9 +25,9 @@ from trainer.data.sources.webdataset import expand_braces
 
 
 def samples_of(spec, **options):
-    ledger = Ledger()
+    rejected = RejectedRows()
     source = open_source(str(spec), SourceOptions(**options))
-    return list(read_samples(source, Columns(), ledger)), ledger
+    return list(read_samples(source, Columns(), rejected)), rejected
 
 
 def write_tar(path, members):
@@ -53,10 +53,10 @@ def shards(tmp_path):
 
 
 def test_members_of_one_key_are_a_row(shards):
-    samples, ledger = samples_of(shards)
+    samples, rejected = samples_of(shards)
     assert [sample.text for sample in samples] == [f"text {shard}{row}" for shard in range(3) for row in range(4)]
     assert samples[5].name == "pages-001.tar:dir/11"
-    assert ledger.num_broken == 0
+    assert rejected.num_broken == 0
     named, _ = samples_of(f"{shards}/pages-{{000..001}}.tar")
     assert len(named) == 8
     (shards / "pages-000.tar").rename(shards / "test-000.tar")
@@ -89,18 +89,18 @@ def test_broken_members_cost_their_row_and_a_cut_shard_what_is_left_of_it(tmp_pa
         ("f.txt", b"f"),
     ]
     file = write_tar(tmp_path / "zz.tar", members)
-    _, ledger = samples_of(file)
-    assert {row.name: row.code for row in ledger.broken} == {
+    _, rejected = samples_of(file)
+    assert {row.name: row.code for row in rejected.broken} == {
         "zz.tar:b": RowCode.IMAGE_FORMAT,
         "zz.tar:c": RowCode.TEXT_MISSING,
         "zz.tar:d": RowCode.TEXT_NOT_TEXT,
         "zz.tar:e": RowCode.ROW_UNREADABLE,
     }
     file.write_bytes(file.read_bytes()[: len(page) * 4])
-    samples, ledger = samples_of(shards)
+    samples, rejected = samples_of(shards)
     assert len(samples) == 13
-    assert ledger.broken[-1].code is RowCode.ROW_UNREADABLE
-    assert "breaks off here" in ledger.broken[-1].reason
+    assert rejected.broken[-1].code is RowCode.ROW_UNREADABLE
+    assert "breaks off here" in rejected.broken[-1].reason
     (shards / "zzz.tar").write_bytes(b"no archive at all" * 100)
     assert len(samples_of(shards)[0]) == 13
 
@@ -174,15 +174,15 @@ def served(shards, monkeypatch):
 def test_shards_come_over_http_and_a_stumbling_server_is_asked_again(served, shards):
     spec = f"{served}/pages-{{000..002}}.tar"
     Handler.stumbles.add("/pages-001.tar")
-    samples, ledger = samples_of(spec)
+    samples, rejected = samples_of(spec)
     assert [sample.images[0].data for sample in samples] == [sample.images[0].data for sample in samples_of(shards)[0]]
-    assert ledger.num_broken == 0
+    assert rejected.num_broken == 0
     source = open_source(spec)
     assert source.fingerprint() == open_source(spec).fingerprint()
     (shards / "pages-001.tar").unlink()
-    samples, ledger = samples_of(spec)
+    samples, rejected = samples_of(spec)
     assert len(samples) == 8
-    assert "the server answers 404" in ledger.broken[0].reason
+    assert "the server answers 404" in rejected.broken[0].reason
     with pytest.raises(DataError, match="404"):
         source.fingerprint()
 
@@ -208,11 +208,11 @@ def test_a_saved_data_set_keeps_bytes_and_splits(saved):
     source = open_source(str(folder))
     assert source.columns == ("page", "words", "split")
     assert source.num_rows == 4
-    ledger = Ledger()
-    samples = list(read_samples(source, Columns(image="page", text="words"), ledger))
+    rejected = RejectedRows()
+    samples = list(read_samples(source, Columns(image="page", text="words"), rejected))
     assert [(sample.text, sample.split) for sample in samples] == [("a", "train"), ("b", "train"), ("d", "test")]
     assert samples[0].images[0].data == page
-    assert [(row.number, row.code) for row in ledger.broken] == [(3, RowCode.IMAGE_MISSING)]
+    assert [(row.number, row.code) for row in rejected.broken] == [(3, RowCode.IMAGE_MISSING)]
     assert source.fingerprint() == open_source(str(folder)).fingerprint()
     assert [row.number for row in source.rows(start=2)] == [3, 4]
     assert open_source(str(folder), SourceOptions(split="test")).num_rows == 1

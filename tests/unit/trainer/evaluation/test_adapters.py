@@ -13,7 +13,7 @@ from tests.support.adapters import announcement
 from tests.support.lora import random_adapter, write_files
 from tests.support.stub_service import stub_service
 from tests.support.tiny_model import tiny_model
-from trainer.__main__ import main
+from trainer.cli import main
 from trainer.evaluation.results import load_result
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.evaluation import TableReader, write_set
-from trainer.__main__ import main
+from trainer.cli import main
 from trainer.evaluation import bert
 from trainer.evaluation.bert import BertScorer, with_bert_scores
 from trainer.evaluation.run import evaluate

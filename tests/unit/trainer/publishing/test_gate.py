@@ -17,7 +17,7 @@ from tests.support.adapters import lora_tensors, safetensors_bytes, write_peft
 from tests.support.evaluation import tier_score
 from tests.support.page_sources import write_pages
 from tests.support.tiny_model import tiny_model
-from trainer.__main__ import main
+from trainer.cli import main
 from trainer.data.prepare.manifest import training_part
 from trainer.evaluation.results import EvaluationResult, ReaderResult, SetRecord, to_json
 

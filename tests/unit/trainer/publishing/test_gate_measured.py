@@ -11,7 +11,7 @@ from shared.deepseek_ocr.checkpoint import save_checkpoint
 from tests.support.evaluation import write_set
 from tests.support.lora import random_adapter, write_files
 from tests.support.tiny_model import tiny_model, tiny_tokenizer
-from trainer.__main__ import main
+from trainer.cli import main
 from trainer.evaluation.results import load_result
 
 

@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from shared.contract.publication import publish
 from shared.contract.volume import AdapterVolume
 from tests.support.adapters import announcement, write_peft
-from trainer.__main__ import main
+from trainer.cli import main
 from trainer.publishing import hub
 
 

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.support.evaluation import TableReader, small_result, write_set
-from trainer.__main__ import main
+from trainer.cli import main
 from trainer.evaluation.results import to_json
 from trainer.evaluation.run import evaluate
 from trainer.evaluation.samples import load_set
@@ -136,11 +136,11 @@ def test_a_record_from_before_is_reported_too():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("worst.jsonl", "{}\n", "does not hold pages"),
+        ("worst.jsonl", "{}\n", "has no pages of an evaluation"),
         (
             "worst.jsonl",
             json.dumps({"name": "a", "tier": "b", "truth": "", "image_url": "https://x/y.png", "readings": []}),
-            "image of another kind",
+            "image of a format",
         ),
         ("evaluation.json", "{}", "not a result"),
         ("run.json", "{", "not JSON"),

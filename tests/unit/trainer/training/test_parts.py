@@ -15,7 +15,7 @@ from tests.support.tiny_model import TINY_GEOMETRY, tiny_model, tiny_tokenizer
 from trainer.backends.protocol import as_pattern
 from trainer.reading.generation import generate_from_features, generate_texts
 from trainer.training import features as features_module
-from trainer.training.checkpoints import commit, find_fault, newest_sound, prune, restore_replaced
+from trainer.training.checkpoints import commit, newest_valid, prune, restore_replaced, validation_error
 from trainer.training.collator import Collator
 from trainer.training.dataset import TrainingSample
 from trainer.training.errors import TrainingCode, TrainingError
@@ -249,10 +249,10 @@ def written(folder, name="step-3.partial", tensors=None, config="{}"):
 class TestCheckpoints:
     def test_what_is_committed_is_sound_until_a_byte_changes(self, tmp_path):
         commit(written(tmp_path), tmp_path / "step-3", {KEY: (2, 3)})
-        assert find_fault(tmp_path / "step-3") is None
-        assert newest_sound(tmp_path) == (tmp_path / "step-3", [])
+        assert validation_error(tmp_path / "step-3") is None
+        assert newest_valid(tmp_path) == (tmp_path / "step-3", [])
         (tmp_path / "step-3" / "adapter_config.json").write_text("{ }")
-        assert newest_sound(tmp_path) == (None, ["step-3: adapter_config.json has changed"])
+        assert newest_valid(tmp_path) == (None, ["step-3: adapter_config.json has changed"])
 
     @pytest.mark.parametrize(
         ("tensors", "fault"),
@@ -280,7 +280,7 @@ class TestCheckpoints:
         commit(written(tmp_path), tmp_path / "best", {KEY: (2, 3)})
         (tmp_path / "best").rename(tmp_path / ".best.replaced")
         restore_replaced(tmp_path / "best")
-        assert find_fault(tmp_path / "best") is None
+        assert validation_error(tmp_path / "best") is None
 
     def test_the_newest_are_kept_by_number_not_by_name(self, tmp_path):
         for step in (9, 10, 100):

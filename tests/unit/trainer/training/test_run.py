@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.training import CPU, events, run_small, small_options, write_checkpoint, write_words
-from trainer.__main__ import main
 from trainer.backends import peft as plain
+from trainer.cli import main
 from trainer.training import checkpoints, loop
 from trainer.training.errors import TrainingCode, TrainingError, TrainingStopped
 from trainer.training.options import make_options
@@ -145,10 +145,10 @@ def test_a_full_disk_keeps_the_last_checkpoint(place, monkeypatch):
     with pytest.raises(TrainingError, match=r"disk .* is full; .* --resume") as caught:
         run_small(place, save_steps=1, eval_steps=6, keep_checkpoints=5)
     assert caught.value.code is TrainingCode.DISK_FULL
-    newest, faults = checkpoints.newest_sound(place / "run" / "checkpoints")
+    newest, faults = checkpoints.newest_valid(place / "run" / "checkpoints")
     assert (newest.name, faults) == ("step-2", [])
     run_small(place, resume=True, save_steps=1, eval_steps=6, keep_checkpoints=5)
-    assert checkpoints.find_fault(place / "run" / "best") is None
+    assert checkpoints.validation_error(place / "run" / "best") is None
 
 
 def test_a_loss_that_is_no_number_ends_the_run(place):

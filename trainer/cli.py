@@ -1,0 +1,87 @@
+"""The command line of `python -m trainer`: parses it, runs one command and prints what the command returns.
+
+A new command is a file in `trainer/commands` and a line in `build_parser`. Errors that a user can fix are printed as
+one line on stderr with exit status 2; any other exception is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from shared.contract.refusals import ContractError
+from trainer.commands.benchmark import add_benchmark
+from trainer.commands.evaluate import add_evaluate
+from trainer.commands.flags import UsageError
+from trainer.commands.nano import add_nano
+from trainer.commands.prepare import add_prepare
+from trainer.commands.publish import add_publish
+from trainer.commands.push import add_push
+from trainer.commands.report import add_report
+from trainer.commands.smoke import add_smoke
+from trainer.commands.train import add_train
+from trainer.config import SettingsError, load_settings
+from trainer.data.errors import DataError
+from trainer.evaluation.card import CardError
+from trainer.evaluation.results import ResultError
+from trainer.evaluation.samples import SampleError
+from trainer.publishing.gate import PublicationError
+from trainer.publishing.hub import HubError
+from trainer.reading.protocol import ReaderError
+from trainer.tracing import span, start_tracing
+from trainer.training.errors import TrainingError, TrainingStopped
+
+USERS_ERRORS = (
+    UsageError,
+    SettingsError,
+    DataError,
+    SampleError,
+    ReaderError,
+    CardError,
+    ResultError,
+    ContractError,
+    PublicationError,
+    HubError,
+    TrainingError,
+    FileNotFoundError,
+)
+STATUS_OF_USERS_ERRORS = 2
+STATUS_OF_STOPPED_RUNS = 143
+"""Exit status of a process ended by SIGTERM: job schedulers restart it, while 0 would mean done."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with every command."""
+    parser = argparse.ArgumentParser(prog="python -m trainer", description="Train and measure DeepSeek-OCR models.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    add_prepare(commands)
+    add_train(commands)
+    add_evaluate(commands)
+    add_publish(commands)
+    add_push(commands)
+    add_report(commands)
+    add_benchmark(commands)
+    add_smoke(commands, main)
+    add_nano(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that `arguments`, or else `sys.argv`, name; returns the exit status."""
+    options = build_parser().parse_args(arguments)
+    try:
+        settings = load_settings()
+        if settings.tracing:
+            start_tracing()
+        with span(f"trainer.{options.command}"):
+            output = options.run(options, settings)
+    except USERS_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return STATUS_OF_USERS_ERRORS
+    except TrainingStopped as stop:
+        print(stop, file=sys.stderr)
+        return STATUS_OF_STOPPED_RUNS
+    if output:
+        print(output)
+    return 0
