@@ -338,7 +338,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    for router in (ocr.router, health.router, models.router, adapters.router, playground.router):
+    for router in (ocr.router, health.router, models.router, adapters.router, adapters.admin_router, playground.router):
         app.include_router(router)
     app.add_exception_handler(DeepSynthError, on_known_error)
     app.add_exception_handler(HTTPException, on_http_exception)

@@ -52,18 +52,6 @@ class Services:
     has_started: Callable[[], bool]
     """Whether the start has gone through all its checks."""
 
-    def require_ready(self) -> None:
-        """Refuse work that nobody could do.
-
-        Raises:
-            DrainingError: The process is about to stop.
-            NotReadyError: The engine is loading, restarting or lost.
-        """
-        if self.gate.is_draining:
-            raise DrainingError
-        if not self.has_started() or self.engine.state is not EngineState.READY:
-            raise NotReadyError
-
 
 class LifespanState(TypedDict):
     """The lifespan's state, as Starlette hands it to every request."""
@@ -71,14 +59,28 @@ class LifespanState(TypedDict):
     services: Services
 
 
-def _services(request: Request) -> Services:
+# Async although they await nothing: FastAPI runs other functions in a thread.
+async def _services(request: Request) -> Services:
     services: Services = request.state.services
     return services
 
 
-def _record(request: Request) -> RequestRecord:
+async def _record(request: Request) -> RequestRecord:
     return record_of(request.scope)
 
 
 ServicesDep = Annotated[Services, Depends(_services)]
 RecordDep = Annotated[RequestRecord, Depends(_record)]
+
+
+async def require_ready(services: ServicesDep) -> None:
+    """Dependency of routers whose requests need the engine.
+
+    Raises:
+        DrainingError: The process is shutting down.
+        NotReadyError: The engine is loading, restarting or lost.
+    """
+    if services.gate.is_draining:
+        raise DrainingError
+    if not services.has_started() or services.engine.state is not EngineState.READY:
+        raise NotReadyError

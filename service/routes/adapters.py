@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hmac
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import ValidationError
 
 from service.adapters.catalog import Directory, Family
 from service.adapters.manager import AdapterServing
 from service.adapters.versions import AdapterVersion
-from service.deps import Services, ServicesDep
-from service.errors import AdaptersOffError, AdminKeyError, AdminOffError, InvalidFieldError, UploadTooLargeError
+from service.deps import ServicesDep, require_ready
+from service.errors import AdaptersOffError, InvalidFieldError, UploadTooLargeError
+from service.routes.auth import has_admin_key, require_admin
 from service.schemas import (
     AdapterAnswer,
     AdaptersAnswer,
@@ -24,10 +24,11 @@ from service.schemas import (
     RollbackOrder,
 )
 
-MAX_ORDER_BYTES = 16 * 1024
+MAX_BODY_BYTES = 16 * 1024
 UNNAMED_OPERATOR = "operator"
 
-router = APIRouter(tags=["adapters"])
+router = APIRouter(tags=["adapters"], dependencies=[Depends(require_ready)])
+admin_router = APIRouter(tags=["adapters"], dependencies=[Depends(require_admin), Depends(require_ready)])
 
 _PROBLEM = {"model": Problem, "content": {"application/problem+json": {}}}
 _RESPONSES: dict[int | str, dict[str, Any]] = dict.fromkeys((401, 403, 404, 409, 413, 422, 503), _PROBLEM)
@@ -39,45 +40,29 @@ def _body(order: type[Order]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": order.model_json_schema()}}}}
 
 
-def _has_key(request: Request, services: Services) -> bool:
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    wanted = services.admin_key
-    # Compared as bytes: a header may hold any of them.
-    return bool(wanted) and scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), str(wanted).encode())
-
-
-async def _order(request: Request, services: Services, kind: type[OrderT]) -> tuple[AdapterServing, OrderT]:
-    """Check key and readiness, then parse the order.
-
-    Args:
-        request: The request, its body not read yet.
-        services: The services.
-        kind: What is ordered.
-
-    Returns:
-        The adapters, and the order.
-
-    Raises:
-        AdminOffError: Nobody can give orders.
-        AdminKeyError: Somebody without the key tries to.
-        AdaptersOffError: There are no adapters.
-        UploadTooLargeError: The body is no order.
-        InvalidFieldError: A field is missing, unknown or not valid.
-    """
-    if not services.admin_key:
-        raise AdminOffError
-    if not _has_key(request, services):
-        raise AdminKeyError
-    services.require_ready()
+async def _require_adapters(services: ServicesDep) -> AdapterServing:
     if services.adapters is None:
         raise AdaptersOffError
+    return services.adapters
+
+
+AdaptersDep = Annotated[AdapterServing, Depends(_require_adapters)]
+
+
+async def _parse(request: Request, kind: type[OrderT]) -> OrderT:
+    """Read and check a command's body.
+
+    Raises:
+        UploadTooLargeError: The body exceeds `MAX_BODY_BYTES`.
+        InvalidFieldError: A field is missing, unknown or not valid.
+    """
     data = b""
     async for piece in request.stream():
         data += piece
-        if len(data) > MAX_ORDER_BYTES:
-            raise UploadTooLargeError(public={"limit_bytes": MAX_ORDER_BYTES})
+        if len(data) > MAX_BODY_BYTES:
+            raise UploadTooLargeError(public={"limit_bytes": MAX_BODY_BYTES})
     try:
-        return services.adapters, kind.model_validate_json(data or b"{}")
+        return kind.model_validate_json(data or b"{}")
     except ValidationError as error:
         place = error.errors(include_input=False, include_url=False)[0]["loc"]
         field = str(place[0]) if place and place[0] in kind.model_fields else ""
@@ -87,10 +72,9 @@ async def _order(request: Request, services: Services, kind: type[OrderT]) -> tu
 @router.get("/adapters", responses={503: {"model": Problem}})
 async def list_adapters(request: Request, services: ServicesDep) -> AdaptersAnswer:
     """Say where every adapter and version stands; details of refusals are shown to whoever has the admin key."""
-    services.require_ready()
     if services.adapters is None:
         return AdaptersAnswer(enabled=False, volume="off", slots=0, slots_used=0, requests_waiting=0, adapters=[])
-    adapters, shows_details = services.adapters, _has_key(request, services)
+    adapters, shows_details = services.adapters, has_admin_key(request, services)
     return AdaptersAnswer(
         enabled=True,
         volume=adapters.volume_fault or "ok",
@@ -104,26 +88,26 @@ async def list_adapters(request: Request, services: ServicesDep) -> AdaptersAnsw
     )
 
 
-@router.post("/adapters/{name}/pin", responses=_RESPONSES, openapi_extra=_body(PinOrder))
-async def pin(name: str, request: Request, services: ServicesDep) -> AdapterAnswer:
+@admin_router.post("/adapters/{name}/pin", responses=_RESPONSES, openapi_extra=_body(PinOrder))
+async def pin(name: str, request: Request, adapters: AdaptersDep) -> AdapterAnswer:
     """Let a name stand for one version until it is unpinned."""
-    adapters, order = await _order(request, services, PinOrder)
+    order = await _parse(request, PinOrder)
     await adapters.pin(name, order.version, who=order.who or UNNAMED_OPERATOR, why=order.why)
     return _answer(adapters, adapters.directory.families[name], shows_details=True)
 
 
-@router.post("/adapters/{name}/rollback", responses=_RESPONSES, openapi_extra=_body(RollbackOrder))
-async def roll_back(name: str, request: Request, services: ServicesDep) -> AdapterAnswer:
+@admin_router.post("/adapters/{name}/rollback", responses=_RESPONSES, openapi_extra=_body(RollbackOrder))
+async def roll_back(name: str, request: Request, adapters: AdaptersDep) -> AdapterAnswer:
     """Take the version in use out of service and return to the last good one."""
-    adapters, order = await _order(request, services, RollbackOrder)
+    order = await _parse(request, RollbackOrder)
     await adapters.roll_back(name, who=order.who or UNNAMED_OPERATOR, why=order.why)
     return _answer(adapters, adapters.directory.families[name], shows_details=True)
 
 
-@router.post("/adapters/{name}/refuse", responses=_RESPONSES, openapi_extra=_body(RefuseOrder))
-async def refuse(name: str, request: Request, services: ServicesDep) -> AdapterAnswer:
+@admin_router.post("/adapters/{name}/refuse", responses=_RESPONSES, openapi_extra=_body(RefuseOrder))
+async def refuse(name: str, request: Request, adapters: AdaptersDep) -> AdapterAnswer:
     """Take a version out of service."""
-    adapters, order = await _order(request, services, RefuseOrder)
+    order = await _parse(request, RefuseOrder)
     await adapters.refuse(name, order.version, who=order.who or UNNAMED_OPERATOR, why=order.why)
     return _answer(adapters, adapters.directory.families[name], shows_details=True)
 

@@ -1,11 +1,11 @@
-"""`/livez`: the event loop turns. `/readyz`: a request sent now would be served. `/metrics`: for Prometheus."""
+"""`/livez`: the process is alive. `/readyz`: a request sent now would be served. `/metrics`: for Prometheus."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
-from service.deps import ServicesDep
+from service.deps import ServicesDep, require_ready
 from service.schemas import Problem, StatusAnswer
 
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
@@ -20,10 +20,9 @@ async def livez() -> StatusAnswer:
     return StatusAnswer(status="alive")
 
 
-@router.get("/readyz", responses={503: {"model": Problem}})
-async def readyz(services: ServicesDep) -> StatusAnswer:
+@router.get("/readyz", responses={503: {"model": Problem}}, dependencies=[Depends(require_ready)])
+async def readyz() -> StatusAnswer:
     """Say whether requests are served; a full queue does not count against it."""
-    services.require_ready()
     return StatusAnswer(status="ready")
 
 

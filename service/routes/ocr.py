@@ -7,13 +7,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from service.admission.deadline import run_to_outcome
 from service.admission.gate import Permit
 from service.admission.request import RequestRecord
-from service.deps import RecordDep, Services, ServicesDep
+from service.deps import RecordDep, Services, ServicesDep, require_ready
 from service.ocr.answer import to_answer
 from service.ocr.reader import DeltaSink, ReadOrder
 from service.ocr.request import make_order
@@ -21,7 +21,7 @@ from service.routes.form import FILE_FIELD, OcrFields, receive_form
 from service.routes.stream import ReadingStream, until_disconnect
 from service.schemas import OcrAnswer, Problem
 
-router = APIRouter(tags=["ocr"])
+router = APIRouter(tags=["ocr"], dependencies=[Depends(require_ready)])
 
 
 def _request_body() -> dict[str, Any]:
@@ -61,7 +61,6 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 @router.post("/ocr", response_model=OcrAnswer, responses=_RESPONSES, openapi_extra={"requestBody": _request_body()})
 async def read_document(request: Request, services: ServicesDep, record: RecordDep) -> Response | OcrAnswer:
     """Read the text of a document."""
-    services.require_ready()
     # A place before the body: whoever is turned away has not uploaded for nothing.
     permit = record.resources.enter_context(services.gate.admit())
     with services.observer.receiving() as received:
