@@ -26,7 +26,7 @@ from service.adapters.metrics import AdapterObserver
 from service.adapters.models import ServedModels
 from service.adapters.rollback import RollbackRule
 from service.admission.gate import Gate
-from service.config import EngineKind, ServiceSettings
+from service.config import EngineKind, Quantization, ServiceSettings
 from service.deps import LifespanState, RequestBounds, Services
 from service.engine.config import EngineLimits, WeightForm
 from service.engine.factory import load_engine
@@ -50,7 +50,12 @@ logger = logging.getLogger(__name__)
 
 PAGES_AHEAD = 2
 """Page slots per place in a batch: one batch in work and one prepared behind it."""
-MAX_DECODE_WORKERS = 16
+MAX_IMAGE_WORKERS = 16
+_WEIGHT_FORMS = {
+    Quantization.AUTO: WeightForm.AUTO,
+    Quantization.NONE: WeightForm.FULL,
+    Quantization.INT8: WeightForm.INT8,
+}
 Notice = Callable[[], None]
 
 
@@ -66,14 +71,14 @@ def batch_size(settings: ServiceSettings) -> int:
     """Pages read together: as set, or what suits the device."""
     if settings.ocr_batch_size is not None:
         return settings.ocr_batch_size
-    return min(GPU_BATCH_SIZE if _has_gpu(settings) else CPU_BATCH_SIZE, settings.queue_size)
+    return min(GPU_BATCH_SIZE if _has_gpu(settings) else CPU_BATCH_SIZE, settings.max_concurrent_requests)
 
 
-def decode_workers(settings: ServiceSettings) -> int:
+def image_workers(settings: ServiceSettings) -> int:
     """Decoding processes: as set; else few beside an engine that needs the cores itself."""
-    if settings.decode_workers is not None:
-        return settings.decode_workers
-    return min(MAX_DECODE_WORKERS, max(2, (os.cpu_count() or 2) // 2)) if _has_gpu(settings) else 2
+    if settings.image_workers is not None:
+        return settings.image_workers
+    return min(MAX_IMAGE_WORKERS, max(2, (os.cpu_count() or 2) // 2)) if _has_gpu(settings) else 2
 
 
 def _has_gpu(settings: ServiceSettings) -> bool:
@@ -100,7 +105,7 @@ def build_engine(settings: ServiceSettings) -> EngineHandle:
             batch_size=batch_size(settings),
             max_new_tokens=settings.max_new_tokens,
             gpu_memory_fraction=settings.gpu_memory_fraction,
-            weights=WeightForm(settings.weights.value),
+            weights=_WEIGHT_FORMS[settings.quantization],
             adapter_slots=adapter_slots(settings),
             adapter_max_rank=settings.adapter_max_rank,
             adapter_experts=settings.adapter_experts,
@@ -154,15 +159,15 @@ def build_limits(settings: ServiceSettings) -> IntakeLimits:
 def build_gate(settings: ServiceSettings) -> Gate:
     """Who may be in the house."""
     page_slots = PAGES_AHEAD * batch_size(settings)
-    return Gate(capacity=settings.queue_size, page_slots=page_slots, clock=time.monotonic)
+    return Gate(capacity=settings.max_concurrent_requests, page_slots=page_slots, clock=time.monotonic)
 
 
 def build_pool(settings: ServiceSettings, on_restart: Callable[[str], None] = lambda _: None) -> DecoderPool:
     """The decoding processes; not started yet."""
     return DecoderPool(
-        workers=decode_workers(settings),
-        memory_bytes=settings.decode_memory_bytes,
-        timeout_s=settings.decode_timeout_s,
+        workers=image_workers(settings),
+        memory_bytes=settings.image_memory_bytes,
+        timeout_s=settings.image_timeout_s,
         max_file_bytes=settings.max_upload_bytes,
         on_restart=on_restart,
     )

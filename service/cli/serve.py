@@ -1,18 +1,67 @@
-"""One uvicorn server around the app: how it listens, how it stops, and with which exit status."""
+"""`python -m service serve`: runs the API in a uvicorn server.
+
+Owns how the server listens, how it stops, and its exit status.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import signal
+import sys
 from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from service.app import create_app
+from service.cli.startup import start
+
 EXIT_ENGINE_FAILED = 70
 """EX_SOFTWARE: a supervisor that restarts on failure must see one."""
 STOP_MARGIN_S = 5.0
+SAMPLE = "docs/samples/sample-block.png"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command; it takes no arguments."""
+    parser.description = "Serve the API."
+
+
+def run(_parser: argparse.ArgumentParser, _arguments: argparse.Namespace) -> int:
+    """Run the API until it is stopped, and return the exit status."""
+    settings = start()
+    servers: list[Server] = []
+    app = create_app(
+        settings,
+        on_ready=lambda: servers[0].ready(),  # noqa: PLW0108 -- made after the app
+        on_failed=lambda: servers[0].fail(),  # noqa: PLW0108 -- made after the app
+    )
+    servers.append(
+        make_server(
+            app,
+            host=settings.host,
+            port=settings.port,
+            deadline_s=settings.deadline_s,
+            drain_grace_s=settings.drain_grace_s,
+            on_drain=lambda: app.state.gate.drain(),  # noqa: PLW0108 -- made with the lifespan
+            on_open=_greet,
+        )
+    )
+    return run_server(servers[0])
+
+
+def _greet(host: str, port: int) -> None:
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 -- compared, not bound
+    address = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+    sys.stderr.write(
+        f"\n  DeepSynth OCR is ready.\n\n"
+        f"    Playground   {address}/\n"
+        f"    Try it       curl -F file=@{SAMPLE} {address}/ocr\n"
+        f"    Stop         Ctrl-C\n\n"
+    )
+    sys.stderr.flush()
 
 
 class Server(uvicorn.Server):
