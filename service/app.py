@@ -21,7 +21,7 @@ from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.exceptions import HTTPException
 
 from service.adapters.base_revision import base_revisions
-from service.adapters.manager import AdapterOptions, AdapterServing
+from service.adapters.manager import AdapterManager, AdapterOptions
 from service.adapters.metrics import AdapterObserver
 from service.adapters.models import ServedModels
 from service.adapters.rollback import RollbackRule
@@ -122,7 +122,7 @@ def adapter_slots(settings: ServiceSettings) -> int:
     return settings.adapter_slots if settings.adapter_dir is not None else 0
 
 
-def build_adapters(settings: ServiceSettings, engine: EngineHandle, observer: AdapterObserver) -> AdapterServing | None:
+def build_adapters(settings: ServiceSettings, engine: EngineHandle, observer: AdapterObserver) -> AdapterManager | None:
     """The adapters that the settings ask for.
 
     Args:
@@ -142,7 +142,7 @@ def build_adapters(settings: ServiceSettings, engine: EngineHandle, observer: Ad
         wait_s=settings.adapter_wait_s,
         rule=RollbackRule(settings.adapter_rollback_pages, settings.adapter_rollback_margin),
     )
-    return AdapterServing(engine, options, observer)
+    return AdapterManager(engine, options, observer)
 
 
 def build_limits(settings: ServiceSettings) -> IntakeLimits:

@@ -8,7 +8,7 @@ from typing import Annotated, TypedDict
 
 from fastapi import Depends, Request
 
-from service.adapters.manager import AdapterServing
+from service.adapters.manager import AdapterManager
 from service.adapters.models import ServedModels
 from service.admission.gate import Gate
 from service.admission.request import RequestRecord, record_of
@@ -39,7 +39,7 @@ class Services:
 
     engine: EngineHandle
     models: ServedModels
-    adapters: AdapterServing | None
+    adapters: AdapterManager | None
     """None where adapters are not served."""
     admin_key: str | None
     """What operators show; None: nobody can give orders."""

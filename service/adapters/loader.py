@@ -1,7 +1,7 @@
 """From a version on the volume to one that may be served: copied and verified, loaded, and past the canary page.
 
 Owns the order of the stages, what each failure means, and the task that takes one version after another. Which version
-is wanted is `directory`'s question. Runs on the event loop; files are read in threads beside it.
+is wanted is `catalog`'s question. Runs on the event loop; files are read in threads beside it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from service.adapters.cache import Residency
+from service.adapters.cache import LoraCache
 from service.adapters.canary import CanaryError, read_canary
 from service.adapters.metrics import AdapterObserver, LoadObserver
 from service.adapters.storage import Storage
@@ -44,14 +44,14 @@ class _FaultError(Exception):
         self.code = code
 
 
-class Preparation:
+class AdapterLoader:
     """One version at a time.
 
     Args:
         volume: Where versions lie.
         storage: Where their copies go.
         policy: What is served.
-        residency: The engine's slots.
+        cache: The engine's slots.
         engine: Reads the canary page.
         observer: Counts and traces.
         on_settled: Called when a version has passed, or was refused, or has to be tried again.
@@ -64,7 +64,7 @@ class Preparation:
         volume: AdapterVolume,
         storage: Storage,
         policy: ServingPolicy,
-        residency: Residency,
+        cache: LoraCache,
         engine: EngineHandle,
         observer: AdapterObserver,
         on_settled: Callable[[AdapterVersion], None],
@@ -73,7 +73,7 @@ class Preparation:
         self._volume = volume
         self._storage = storage
         self._policy = policy
-        self._residency = residency
+        self._cache = cache
         self._engine = engine
         self._observer = observer
         self._on_settled = on_settled
@@ -84,7 +84,7 @@ class Preparation:
 
     def start(self) -> None:
         """Begin."""
-        self._task = asyncio.create_task(self._run(), name="adapter-preparation")
+        self._task = asyncio.create_task(self._run(), name="adapter-loader")
 
     async def stop(self) -> None:
         """End; whoever waits is turned away."""
@@ -176,7 +176,7 @@ class Preparation:
         was_ready = self._engine.state is EngineState.READY
         try:
             with load.stage("place"):
-                hold = await self._residency.hold(version.model_id, version.copy.folder)
+                hold = await self._cache.hold(version.model_id, version.copy.folder)
             try:
                 if not version.has_passed:
                     with load.stage("canary"):
@@ -221,7 +221,7 @@ class Preparation:
             "refused", who="checks", why=refusal.detail, reason=refusal.reason,
             name=version.reference.name, version=version.reference.version,
         )  # fmt: skip
-        self._residency.retire(version.model_id)
+        self._cache.retire(version.model_id)
         self._drop_copy(version)
 
     def _note_fault(self, version: AdapterVersion, code: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.adapters.manager import AdapterServing
+from service.adapters.manager import AdapterManager
 from service.engine.protocol import EngineHandle, FinishReason
 from service.errors import ModelNotFoundError
 
@@ -54,7 +54,7 @@ class ServedModels:
     """
 
     def __init__(
-        self, engine: EngineHandle, adapters: AdapterServing | None = None, default: str | None = None
+        self, engine: EngineHandle, adapters: AdapterManager | None = None, default: str | None = None
     ) -> None:
         self._engine = engine
         self._adapters = adapters
@@ -104,9 +104,9 @@ class ServedModels:
         models = [ListedModel(base, base, None)]
         if self._adapters is None:
             return models
-        for name, family in sorted(self._adapters.directory.families.items()):
-            passed = [each for _, each in sorted(family.versions.items()) if each.has_passed and not each.refusal]
-            if family.active is not None:
-                models.append(ListedModel(name, family.versions[family.active].model_id, base))
+        for name, entry in sorted(self._adapters.catalog.entries.items()):
+            passed = [each for _, each in sorted(entry.versions.items()) if each.has_passed and not each.refusal]
+            if entry.active is not None:
+                models.append(ListedModel(name, entry.versions[entry.active].model_id, base))
             models += [ListedModel(version.model_id, version.model_id, base) for version in passed]
         return models

@@ -1,6 +1,6 @@
 """What the service knows of each version of an adapter, and the words for where a version stands.
 
-Plain records; the decisions over them are `choosing`'s and `guard`'s, their lives `directory`'s.
+Plain records; the decisions over them are `choosing`'s and `guard`'s, their lives `catalog`'s.
 """
 
 from __future__ import annotations

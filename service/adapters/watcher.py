@@ -1,7 +1,7 @@
 """Looks at the adapter volume every now and then; works on network file systems, where nobody announces changes.
 
 Owns the period and what a volume that fails or hangs means: nothing is taken out of service for it. What was found is
-`Directory`'s to judge.
+`AdapterCatalog`'s to judge.
 """
 
 from __future__ import annotations

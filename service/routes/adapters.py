@@ -7,8 +7,8 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends, Request
 from pydantic import ValidationError
 
-from service.adapters.catalog import Directory, Family
-from service.adapters.manager import AdapterServing
+from service.adapters.catalog import CatalogEntry
+from service.adapters.manager import AdapterManager
 from service.adapters.versions import AdapterVersion
 from service.deps import ServicesDep, require_ready
 from service.errors import AdaptersOffError, InvalidFieldError, UploadTooLargeError
@@ -40,13 +40,13 @@ def _body(order: type[Order]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": order.model_json_schema()}}}}
 
 
-async def _require_adapters(services: ServicesDep) -> AdapterServing:
+async def _require_adapters(services: ServicesDep) -> AdapterManager:
     if services.adapters is None:
         raise AdaptersOffError
     return services.adapters
 
 
-AdaptersDep = Annotated[AdapterServing, Depends(_require_adapters)]
+AdaptersDep = Annotated[AdapterManager, Depends(_require_adapters)]
 
 
 async def _parse(request: Request, kind: type[OrderT]) -> OrderT:
@@ -79,11 +79,11 @@ async def list_adapters(request: Request, services: ServicesDep) -> AdaptersAnsw
         enabled=True,
         volume=adapters.volume_fault or "ok",
         slots=services.engine.info.adapter_slots,
-        slots_used=len(adapters.residency.names),
-        requests_waiting=adapters.residency.num_waiting,
+        slots_used=len(services.engine.adapters),
+        requests_waiting=adapters.cache.num_waiting,
         adapters=[
-            _answer(adapters, family, shows_details=shows_details)
-            for _, family in sorted(adapters.directory.families.items())
+            _answer(adapters, entry, shows_details=shows_details)
+            for _, entry in sorted(adapters.catalog.entries.items())
         ],
     )
 
@@ -93,7 +93,7 @@ async def pin(name: str, request: Request, adapters: AdaptersDep) -> AdapterAnsw
     """Let a name stand for one version until it is unpinned."""
     order = await _parse(request, PinOrder)
     await adapters.pin(name, order.version, who=order.who or UNNAMED_OPERATOR, why=order.why)
-    return _answer(adapters, adapters.directory.families[name], shows_details=True)
+    return _answer(adapters, adapters.catalog.entries[name], shows_details=True)
 
 
 @admin_router.post("/adapters/{name}/rollback", responses=_RESPONSES, openapi_extra=_body(RollbackOrder))
@@ -101,7 +101,7 @@ async def roll_back(name: str, request: Request, adapters: AdaptersDep) -> Adapt
     """Take the version in use out of service and return to the last good one."""
     order = await _parse(request, RollbackOrder)
     await adapters.roll_back(name, who=order.who or UNNAMED_OPERATOR, why=order.why)
-    return _answer(adapters, adapters.directory.families[name], shows_details=True)
+    return _answer(adapters, adapters.catalog.entries[name], shows_details=True)
 
 
 @admin_router.post("/adapters/{name}/refuse", responses=_RESPONSES, openapi_extra=_body(RefuseOrder))
@@ -109,35 +109,34 @@ async def refuse(name: str, request: Request, adapters: AdaptersDep) -> AdapterA
     """Take a version out of service."""
     order = await _parse(request, RefuseOrder)
     await adapters.refuse(name, order.version, who=order.who or UNNAMED_OPERATOR, why=order.why)
-    return _answer(adapters, adapters.directory.families[name], shows_details=True)
+    return _answer(adapters, adapters.catalog.entries[name], shows_details=True)
 
 
-def _answer(adapters: AdapterServing, family: Family, *, shows_details: bool) -> AdapterAnswer:
-    directory = adapters.directory
-    active = family.versions.get(family.active) if family.active is not None else None
+def _answer(adapters: AdapterManager, entry: CatalogEntry, *, shows_details: bool) -> AdapterAnswer:
+    active = entry.versions.get(entry.active) if entry.active is not None else None
     return AdapterAnswer(
-        name=family.name,
+        name=entry.name,
         serving=active.model_id if active else None,
-        pinned=directory.decisions.pins.get(family.name),
-        on_volume=family.listing.current,
-        published=list(family.listing.versions),
+        pinned=adapters.catalog.decisions.pins.get(entry.name),
+        on_volume=entry.listing.current,
+        published=list(entry.listing.versions),
         versions=[
-            _version(adapters, directory, family, version, shows_details=shows_details)
-            for _, version in sorted(family.versions.items())
+            _version(adapters, entry, version, shows_details=shows_details)
+            for _, version in sorted(entry.versions.items())
         ],
     )
 
 
 def _version(
-    adapters: AdapterServing, directory: Directory, family: Family, version: AdapterVersion, *, shows_details: bool
+    adapters: AdapterManager, entry: CatalogEntry, version: AdapterVersion, *, shows_details: bool
 ) -> AdapterVersionAnswer:
     return AdapterVersionAnswer(
         version=version.reference.version,
-        state=directory.state(family, version).value,
+        state=adapters.catalog.state(entry, version).value,
         reason=version.refusal.reason if version.refusal else None,
         detail=version.refusal.detail if version.refusal and shows_details else None,
         fault=version.fault,
-        documents_running=adapters.residency.num_holds(version.model_id),
+        documents_running=adapters.cache.num_holds(version.model_id),
         pages=version.num_pages,
         load_s={stage: round(seconds, 4) for stage, seconds in version.stages_s.items()},
     )
