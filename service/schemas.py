@@ -161,8 +161,8 @@ class AdaptersAnswer(Wire):
     adapters: list[AdapterAnswer]
 
 
-class Order(BaseModel):
-    """What an operator's order says besides what is ordered."""
+class AdapterCommand(BaseModel):
+    """What every operator's command says. Titles keep the names that the OpenAPI document was published with."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -172,19 +172,25 @@ class Order(BaseModel):
     """Whose order it is, for the audit log."""
 
 
-class PinOrder(Order):
+class PinCommand(AdapterCommand):
     """Let a name stand for one version."""
+
+    model_config = ConfigDict(title="PinOrder")
 
     version: int | None = Field(ge=1, le=999_999_999)
     """The version; null to follow the volume again."""
 
 
-class RollbackOrder(Order):
+class RollbackCommand(AdapterCommand):
     """Return to the last good version."""
 
+    model_config = ConfigDict(title="RollbackOrder")
 
-class RefuseOrder(Order):
+
+class RefuseCommand(AdapterCommand):
     """Take a version out of service."""
+
+    model_config = ConfigDict(title="RefuseOrder")
 
     version: int = Field(ge=1, le=999_999_999)
 

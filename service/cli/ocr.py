@@ -25,7 +25,7 @@ from service.errors import DeepSynthError, EngineError, UploadTooLargeError
 from service.ocr.answer import to_answer
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.reader import DocumentReader
-from service.ocr.request import make_order
+from service.ocr.request import parse_request
 from service.schemas import OcrAnswer
 from service.telemetry.metrics import Metrics
 from shared.contract.prompts import Task, prompt_for
@@ -138,7 +138,7 @@ async def _read_file(bench: _Bench, room: asyncio.Semaphore, path: Path, options
         start_s = time.monotonic()
         try:
             data = await asyncio.to_thread(_load, path, bench.settings.max_upload_bytes)
-            order = make_order(
+            request = parse_request(
                 data=data,
                 info=bench.engine.info,
                 models=ServedModels(bench.engine),
@@ -153,13 +153,13 @@ async def _read_file(bench: _Bench, room: asyncio.Semaphore, path: Path, options
                 seed=options.seed,
             )
             with bench.gate.admit() as permit:
-                reading = await bench.reader.read(data, order, permit)
+                document = await bench.reader.read(data, request, permit)
         except OSError as error:
             return error.strerror or "cannot be opened"
         except DeepSynthError as error:
             facts = "".join(f", {name}: {value}" for name, value in error.public.items())
             return f"{error.title} ({error.code}{facts})"
-        return to_answer(reading, receive_s=0.0, latency_s=time.monotonic() - start_s)
+        return to_answer(document, receive_s=0.0, latency_s=time.monotonic() - start_s)
 
 
 def _load(path: Path, limit_bytes: int) -> bytes:

@@ -1,4 +1,4 @@
-"""`GET /adapters`: where every version stands. `POST /adapters/{name}/...`: operators' orders, behind the admin key."""
+"""`GET /adapters`: the state of every version. `POST /adapters/{name}/...`: operators' commands, with the admin key."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from service.errors import AdaptersOffError, InvalidFieldError, UploadTooLargeEr
 from service.routes.auth import has_admin_key, require_admin
 from service.schemas import (
     AdapterAnswer,
+    AdapterCommand,
     AdaptersAnswer,
     AdapterVersionAnswer,
-    Order,
-    PinOrder,
+    PinCommand,
     Problem,
-    RefuseOrder,
-    RollbackOrder,
+    RefuseCommand,
+    RollbackCommand,
 )
 
 MAX_BODY_BYTES = 16 * 1024
@@ -32,12 +32,12 @@ admin_router = APIRouter(tags=["adapters"], dependencies=[Depends(require_admin)
 
 _PROBLEM = {"model": Problem, "content": {"application/problem+json": {}}}
 _RESPONSES: dict[int | str, dict[str, Any]] = dict.fromkeys((401, 403, 404, 409, 413, 422, 503), _PROBLEM)
-OrderT = TypeVar("OrderT", bound=Order)
+CommandT = TypeVar("CommandT", bound=AdapterCommand)
 
 
-def _body(order: type[Order]) -> dict[str, Any]:
-    """OpenAPI's description of an order; it is parsed by hand, after the key was checked."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": order.model_json_schema()}}}}
+def _body(command: type[AdapterCommand]) -> dict[str, Any]:
+    """OpenAPI's description of a command, which is parsed by hand, after the key has been checked."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": command.model_json_schema()}}}}
 
 
 async def _require_adapters(services: ServicesDep) -> AdapterManager:
@@ -49,7 +49,7 @@ async def _require_adapters(services: ServicesDep) -> AdapterManager:
 AdaptersDep = Annotated[AdapterManager, Depends(_require_adapters)]
 
 
-async def _parse(request: Request, kind: type[OrderT]) -> OrderT:
+async def _parse(request: Request, kind: type[CommandT]) -> CommandT:
     """Read and check a command's body.
 
     Raises:
@@ -88,27 +88,27 @@ async def list_adapters(request: Request, services: ServicesDep) -> AdaptersAnsw
     )
 
 
-@admin_router.post("/adapters/{name}/pin", responses=_RESPONSES, openapi_extra=_body(PinOrder))
+@admin_router.post("/adapters/{name}/pin", responses=_RESPONSES, openapi_extra=_body(PinCommand))
 async def pin(name: str, request: Request, adapters: AdaptersDep) -> AdapterAnswer:
     """Let a name stand for one version until it is unpinned."""
-    order = await _parse(request, PinOrder)
-    await adapters.pin(name, order.version, who=order.who or UNNAMED_OPERATOR, why=order.why)
+    command = await _parse(request, PinCommand)
+    await adapters.pin(name, command.version, who=command.who or UNNAMED_OPERATOR, why=command.why)
     return _answer(adapters, adapters.catalog.entries[name], shows_details=True)
 
 
-@admin_router.post("/adapters/{name}/rollback", responses=_RESPONSES, openapi_extra=_body(RollbackOrder))
+@admin_router.post("/adapters/{name}/rollback", responses=_RESPONSES, openapi_extra=_body(RollbackCommand))
 async def roll_back(name: str, request: Request, adapters: AdaptersDep) -> AdapterAnswer:
     """Take the version in use out of service and return to the last good one."""
-    order = await _parse(request, RollbackOrder)
-    await adapters.roll_back(name, who=order.who or UNNAMED_OPERATOR, why=order.why)
+    command = await _parse(request, RollbackCommand)
+    await adapters.roll_back(name, who=command.who or UNNAMED_OPERATOR, why=command.why)
     return _answer(adapters, adapters.catalog.entries[name], shows_details=True)
 
 
-@admin_router.post("/adapters/{name}/refuse", responses=_RESPONSES, openapi_extra=_body(RefuseOrder))
+@admin_router.post("/adapters/{name}/refuse", responses=_RESPONSES, openapi_extra=_body(RefuseCommand))
 async def refuse(name: str, request: Request, adapters: AdaptersDep) -> AdapterAnswer:
     """Take a version out of service."""
-    order = await _parse(request, RefuseOrder)
-    await adapters.refuse(name, order.version, who=order.who or UNNAMED_OPERATOR, why=order.why)
+    command = await _parse(request, RefuseCommand)
+    await adapters.refuse(name, command.version, who=command.who or UNNAMED_OPERATOR, why=command.why)
     return _answer(adapters, adapters.catalog.entries[name], shows_details=True)
 
 
