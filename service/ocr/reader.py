@@ -34,6 +34,7 @@ from service.errors import (
 )
 from service.intake.decoding import DecodedPage
 from service.intake.limits import DecodeOrder, IntakeLimits
+from service.ocr.metrics import TelemetryObserver
 from service.ocr.request import OcrRequest
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.grounding import Region, parse_grounded
@@ -51,29 +52,6 @@ class PageSource(Protocol):
 
     async def decode(self, data: bytes, order: DecodeOrder) -> DecodedPage:
         """Decode one page, or raise a `DeepSynthError`."""
-
-
-class ReadingObserver(Protocol):
-    """Counts and traces; implemented by `service.ocr.metrics`. Methods are cheap and raise nothing."""
-
-    def decoding(self) -> contextlib.AbstractContextManager[Callable[[DecodedPage], None]]:
-        """Around one decode; the value is called with the page when there is one."""
-
-    def waiting(self) -> contextlib.AbstractContextManager[None]:
-        """Around the wait for a page slot."""
-
-    def inference(self, model_id: str) -> contextlib.AbstractContextManager[InferenceObserver]:
-        """Around one sequence."""
-
-
-class InferenceObserver(Protocol):
-    """Watches one sequence."""
-
-    def first_text(self) -> None:
-        """The first text arrived."""
-
-    def finished(self, result: SequenceResult) -> None:
-        """It ended well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +112,7 @@ class DocumentReader:
         engine: EngineHandle,
         gate: Gate,
         limits: IntakeLimits,
-        observer: ReadingObserver,
+        observer: TelemetryObserver,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
