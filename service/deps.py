@@ -1,4 +1,4 @@
-"""What routes are given: the collaborators that the app's lifespan built, under one typed name."""
+"""What routes depend on: the services that the app's lifespan built, and whether they are ready."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from service.telemetry.metrics import Metrics
 
 @dataclass(frozen=True, slots=True)
 class RequestBounds:
-    """Plain limits of one request, from the settings."""
+    """Limits of one request, from the settings."""
 
     max_upload_bytes: int
     body_idle_s: float
@@ -35,14 +35,14 @@ class RequestBounds:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything a route may use; built once, before the first request."""
+    """Everything that a route may use; built once, before the first request."""
 
     engine: EngineHandle
     models: ServedModels
     adapters: AdapterManager | None
-    """None where adapters are not served."""
+    """None if adapters are not served."""
     admin_key: str | None
-    """What operators show; None: nobody can give orders."""
+    """Key of operators; None rejects all of their commands."""
     gate: Gate
     reader: DocumentReader
     metrics: Metrics
@@ -50,11 +50,11 @@ class Services:
     observer: TelemetryObserver
     bounds: RequestBounds
     has_started: Callable[[], bool]
-    """Whether the start has gone through all its checks."""
+    """Whether the start has completed, checks included."""
 
 
 class LifespanState(TypedDict):
-    """The lifespan's state, as Starlette hands it to every request."""
+    """The lifespan's state, which Starlette copies to every request."""
 
     services: Services
 
@@ -74,12 +74,7 @@ RecordDep = Annotated[RequestRecord, Depends(_record)]
 
 
 async def require_ready(services: ServicesDep) -> None:
-    """Dependency of routers whose requests need the engine.
-
-    Raises:
-        DrainingError: The process is shutting down.
-        NotReadyError: The engine is loading, restarting or lost.
-    """
+    """Let requests through only if the engine can read pages; raises `DrainingError` or `NotReadyError`."""
     if services.gate.is_draining:
         raise DrainingError
     if not services.has_started() or services.engine.state is not EngineState.READY:

@@ -1,6 +1,6 @@
-"""Which version each name stands for: what lies on the volume, what was decided, and what has passed, brought together.
+"""The catalog: which version each name serves, from what is on the volume, what was decided, and what has passed.
 
-Owns the entries and the only place where a name moves from one version to another. Decides; has `AdapterLoader` do what
+Owns the entries and the only place where a name moves from one version to another; `AdapterLoader` does the work that
 takes time. Knows nothing of requests. Runs on the event loop.
 """
 
@@ -24,11 +24,11 @@ from shared.contract.refusals import Reason, VolumeError
 from shared.contract.volume import AdapterListing
 
 MAX_FORMER = 8
-"""Versions in use before that are remembered under a name."""
+"""Formerly served versions that are remembered per name."""
 MAX_KEPT_RECORDS = 32
-"""Versions under a name of which more is remembered than that they exist; more only while they are in use."""
+"""Version records kept per name; more only while they are in use."""
 MAX_SHOWN_NAMES = 50
-"""Names that an error shows."""
+"""Names listed in an error."""
 
 
 @dataclass(slots=True)
@@ -36,15 +36,15 @@ class CatalogEntry:
     """All versions under one name."""
 
     listing: AdapterListing
-    """As last seen; it stays when the volume goes away."""
+    """As last seen; kept while the volume is unavailable."""
     versions: dict[int, AdapterVersion] = field(default_factory=dict)
-    """Those that this service has dealt with."""
+    """Those that this service has used or examined."""
     active: int | None = None
-    """What the name stands for."""
+    """The version that the name serves."""
     former: list[int] = field(default_factory=list)
-    """What it stood for here before, newest first."""
+    """Versions that it served here before, newest first."""
     is_settled: bool = False
-    """Whether another look at the same listing would change nothing."""
+    """Whether updating with the same listing would change nothing."""
 
     @property
     def name(self) -> str:
@@ -53,16 +53,17 @@ class CatalogEntry:
 
 
 class AdapterCatalog:
-    """The entries.
+    """The entries by name.
 
-    Invariant: what a name stands for has passed and is not refused.
+    Invariant: the version that a name serves has passed and is not refused.
 
     Args:
-        decisions: Pins and refusals; changed here, kept by `storage`.
-        storage: Keeps decisions, copies and the record of changes.
-        cache: The engine's slots.
-        rule: How many outcomes of pages a version keeps.
-        observer: Told what names stand for.
+        decisions: Pins and refusals; changed here, saved by `storage`.
+        storage: Saves decisions, copies and the audit log.
+        cache: Loaded adapters.
+        loader: Prepares versions.
+        rule: Says how many page outcomes a version keeps.
+        observer: Counts refusals.
         clock: Monotonic seconds.
     """
 
@@ -93,11 +94,11 @@ class AdapterCatalog:
 
     @property
     def known_names(self) -> list[str]:
-        """Names that requests may use, for an error to show."""
+        """Names that requests may use, to be listed in an error."""
         return sorted(name for name, entry in self._entries.items() if entry.active is not None)[:MAX_SHOWN_NAMES]
 
     def observe(self, listings: Mapping[str, AdapterListing]) -> None:
-        """Take what lies on the volume now; a name that is not there any more stays as it was."""
+        """Update entries with what is on the volume; a name that is gone from it stays as it was."""
         for name, listing in listings.items():
             entry = self._entries.setdefault(name, CatalogEntry(listing))
             entry.is_settled &= entry.listing == listing
@@ -107,33 +108,33 @@ class AdapterCatalog:
                 if version is not None and version.refusal is None:
                     self.refuse(entry, version, Refusal(Reason.WITHDRAWN), who="volume")
         for entry in self._entries.values():
-            # A volume may hold thousands of names, and the event loop has other things to do.
+            # A volume may hold thousands of names; the event loop must not spend long on them.
             if not entry.is_settled:
                 self.update(entry)
 
     def update(self, entry: CatalogEntry) -> None:
-        """Bring a name to the version that it should stand for, as far as that is prepared."""
+        """Switch a name to the version that it should serve, or have that version prepared."""
         active = entry.versions.get(entry.active) if entry.active is not None else None
         if active is not None and active.refusal is not None:
             self._leave(entry, active)
         target = self.wanted(entry)
-        # A pointer that cannot be understood is no reason to change anything.
+        # An unreadable pointer changes nothing.
         if target is not None and not (entry.listing.fault and entry.active is not None and not self._pin(entry)):
             self._approach(entry, target)
         is_tidy = self._tidy(entry, target)
         entry.is_settled = is_tidy and target is not None and entry.active == target.reference.version
 
     def wanted(self, entry: CatalogEntry) -> AdapterVersion | None:
-        """The version that a name should stand for."""
+        """The version that a name should serve."""
         return next(self._servable(entry, self._pin(entry)), None)
 
     def fallback(self, entry: CatalogEntry) -> AdapterVersion | None:
-        """What a name would stand for if its version in use were taken out of service."""
+        """What a name would serve if its current version were refused."""
         others = (each for each in self._servable(entry, None) if each.reference.version != entry.active)
         return next(others, None)
 
     def _approach(self, entry: CatalogEntry, target: AdapterVersion) -> None:
-        """Go over to a version, or have it prepared; a name that stands for nothing takes the next best meanwhile."""
+        """Switch to a version, or have it prepared; a name that serves nothing takes the next best meanwhile."""
         if target.is_ready:
             self._switch(entry, target)
             return
@@ -145,7 +146,7 @@ class AdapterCatalog:
                 self._switch(entry, ready)
 
     def _servable(self, entry: CatalogEntry, pin: int | None) -> Iterator[AdapterVersion]:
-        """Versions that a name may stand for, best first."""
+        """Versions that a name may serve, best first."""
         kept = {number for number, version in entry.versions.items() if version.copy is not None}
         for number in candidates(entry.listing, pin=pin, former=entry.former, kept=kept):
             version = self.version(entry, number)
@@ -153,7 +154,7 @@ class AdapterCatalog:
                 yield version
 
     def version(self, entry: CatalogEntry, number: int) -> AdapterVersion:
-        """The record of a version, made where there is none yet."""
+        """The record of a version, created if missing."""
         version = entry.versions.get(number)
         if version is None:
             reference = AdapterRef(entry.name, number)
@@ -168,17 +169,17 @@ class AdapterCatalog:
         return version
 
     def find(self, model_id: str) -> tuple[CatalogEntry, AdapterVersion]:
-        """The version that a request means.
+        """The version that a request names.
 
         Args:
-            model_id: `name` or `name@version`, as a client wrote it.
+            model_id: `name` or `name@version`, as a client sent it.
 
         Returns:
-            The version, which may have to be prepared first.
+            Entry and version; the version may have to be prepared first.
 
         Raises:
-            ModelNotFoundError: There is none; the error shows the names that there are.
-            ModelRefusedError: There is, and it is not served.
+            ModelNotFoundError: It does not exist; the error lists the known names.
+            ModelRefusedError: It was refused.
         """
         try:
             name, number = parse_reference(model_id)
@@ -200,14 +201,14 @@ class AdapterCatalog:
     def refuse(
         self, entry: CatalogEntry, version: AdapterVersion, refusal: Refusal, *, who: str, keeps: bool = False
     ) -> None:
-        """Take a version out of service; what it reads now it reads to the end.
+        """Take a version out of service; documents that are being read with it are finished.
 
         Args:
-            entry: Its entry.
+            entry: The entry of its name.
             version: The version.
-            refusal: Why.
-            who: Whose decision it is.
-            keeps: Whether the decision outlives the process.
+            refusal: Reason and detail.
+            who: Who decided, for the audit log.
+            keeps: Whether the decision is saved and outlives the process.
         """
         version.refusal = refusal
         if keeps:
@@ -224,7 +225,7 @@ class AdapterCatalog:
         self.update(entry)
 
     def state(self, entry: CatalogEntry, version: AdapterVersion) -> VersionState:
-        """Where a version stands."""
+        """The state of a version."""
         if version.refusal is not None:
             return VersionState.REFUSED
         if self._cache.is_resident(version.model_id):
@@ -266,14 +267,14 @@ class AdapterCatalog:
         )  # fmt: skip
 
     def _leave(self, entry: CatalogEntry, version: AdapterVersion) -> None:
-        """A name no longer stands for a version; whoever reads with it goes on."""
+        """Stop serving a version under its name; documents that are being read with it are finished."""
         number = version.reference.version
         entry.active = None
         entry.former = [number, *(each for each in entry.former if each != number)][:MAX_FORMER]
         self._cache.retire(version.model_id)
 
     def _tidy(self, entry: CatalogEntry, wanted: AdapterVersion | None) -> bool:
-        """Drop copies and records that nobody will ask for soon; whether none is left that is merely in use still."""
+        """Drop copies and records that are no longer needed; False if some remain because they are still in use."""
         fallback = next((each for each in entry.former if entry.versions[each].refusal is None), None)
         needed = {entry.active, fallback, wanted.reference.version if wanted else None}
         idle = [

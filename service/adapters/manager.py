@@ -1,6 +1,6 @@
-"""Adapters as the rest of the service sees them: who may be asked for, a lease while a document is read, and control.
+"""Adapters as the rest of the service sees them: names, leases while a document is read, and operators' commands.
 
-Puts the parts together and owns leases and operators' orders. Runs on the event loop.
+Builds and connects the parts of this package. Runs on the event loop.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class AdapterOptions:
-    """How adapters are served."""
+    """Settings of adapter serving."""
 
     volume: Path
     state: Path | None = None
     poll_s: float = 1.0
     wait_s: float = 30.0
-    """Longest that a request waits for its adapter."""
+    """Maximum time that a request waits for its adapter."""
     rule: RollbackRule = field(default_factory=RollbackRule)
 
 
 class AdapterLease:
-    """An adapter that stays what and where it is while one document is read."""
+    """Keeps one version of an adapter loaded while a document is read."""
 
     def __init__(self, manager: AdapterManager, entry: CatalogEntry, version: AdapterVersion) -> None:
         self._manager = manager
@@ -64,24 +64,17 @@ class AdapterLease:
         return self._version.model_id
 
     def finished(self, reasons: Iterable[FinishReason]) -> None:
-        """Note how the document's pages ended."""
+        """Record how the document's pages ended."""
         outcomes = (Outcome.LOOP if reason is FinishReason.REPETITION else Outcome.FINE for reason in reasons)
         self._manager._note(self._entry, self._version, outcomes)
 
     def failed(self) -> None:
-        """Note that the engine failed on a page."""
+        """Record that the engine failed on a page."""
         self._manager._note(self._entry, self._version, [Outcome.FAILURE])
 
 
 class AdapterManager:
-    """The adapters of one service.
-
-    Args:
-        engine: Serves them.
-        options: How.
-        observer: Counts and traces.
-        clock: Monotonic seconds.
-    """
+    """The adapters of one service."""
 
     def __init__(
         self,
@@ -103,11 +96,11 @@ class AdapterManager:
         self._watcher: Watcher | None = None
 
     async def start(self, base_revisions: frozenset[str] | None) -> None:
-        """Take a first look at the volume and go on watching it; the engine is ready by now.
+        """Scan the volume and start watching it; call it once the engine is ready.
 
         Args:
-            base_revisions: Every name of the base model's revision; None where any will do. A `ConfigurationError`
-                says that the state's folder cannot be used.
+            base_revisions: Valid names of the base model's revision; None accepts any. A `ConfigurationError` says
+                that the state folder cannot be used.
         """
         self._stack.callback(self._storage.close)
         decisions = self._storage.open()
@@ -150,32 +143,32 @@ class AdapterManager:
         await self._watcher.start()
 
     async def stop(self) -> None:
-        """End everything, in reverse."""
+        """Stop the parts in reverse order."""
         await self._stack.aclose()
 
     @property
     def catalog(self) -> AdapterCatalog:
-        """What names stand for; for reading."""
-        assert self._catalog is not None, "adapters are asked for before the service has started"
+        """Names and versions; read-only."""
+        assert self._catalog is not None, "adapters were used before the service has started"
         return self._catalog
 
     @property
     def volume_fault(self) -> str | None:
-        """What was wrong with the volume at the last look."""
+        """What was wrong with the volume at the last scan."""
         return self._watcher.fault if self._watcher else None
 
     @property
     def cache(self) -> LoraCache:
-        """Who sits in the slots; for reading."""
+        """Loaded adapters; read-only."""
         return self._cache
 
     def check(self, model_id: str) -> None:
-        """Whether a request may name this adapter; `ModelNotFoundError` or `ModelRefusedError` say why not."""
+        """Check that a request may name this adapter; raises what `AdapterCatalog.find` raises."""
         self.catalog.find(model_id)
 
     @contextlib.asynccontextmanager
     async def lease(self, model_id: str) -> AsyncIterator[AdapterLease]:
-        """Have an adapter ready, on the version that the name stands for now, until the document is read.
+        """Load an adapter, a bare name at the version that it serves now, and keep it loaded in the block.
 
         Args:
             model_id: `name` or `name@version`.
@@ -184,7 +177,7 @@ class AdapterManager:
             The lease.
 
         Raises:
-            EngineError: From within the block; noted as a failure of the adapter's.
+            EngineError: From within the block; recorded as a failure of the adapter.
         """
         entry, version, hold = await self._hold(model_id)
         lease = AdapterLease(self, entry, version)
@@ -197,13 +190,13 @@ class AdapterManager:
             hold.release()
 
     async def pin(self, name: str, version: int | None, *, who: str, why: str) -> None:
-        """Let a name stand for one version, whatever the volume says; or, without one, follow the volume again.
+        """Make a name serve one version, whatever the volume's pointer says.
 
         Args:
             name: The adapter.
-            version: The version; None to follow the volume.
-            who: Whose decision it is.
-            why: The reason given.
+            version: None to follow the volume again.
+            who: For the audit log.
+            why: For the audit log.
 
         Raises:
             ModelRefusedError: The version failed its checks; nothing has changed.
@@ -213,14 +206,14 @@ class AdapterManager:
             entry = self._entry(name)
             decisions.pins.pop(name, None)
         else:
-            entry, wanted = self._decided(name, version)
+            entry, wanted = self._find(name, version)
             if wanted.refusal is not None and wanted.refusal.reason not in LIFTABLE:
                 raise refused(wanted)
             if wanted.refusal is not None:
                 wanted.refusal, wanted.num_losses = None, 0
                 wanted.outcomes.clear()
                 decisions.refusals.pop(wanted.model_id, None)
-            await self._ready(wanted)
+            await self._prepare(wanted)
             if wanted.refusal is not None:
                 raise refused(wanted)
             decisions.pins[name] = version
@@ -230,27 +223,20 @@ class AdapterManager:
         self.catalog.update(entry)
 
     async def refuse(self, name: str, version: int, *, who: str, why: str) -> None:
-        """Take a version out of service; where a name stands for it, the last good one takes its place.
-
-        Args:
-            name: The adapter.
-            version: The version.
-            who: Whose decision it is.
-            why: The reason given.
-        """
-        entry, wanted = self._decided(name, version)
+        """Take a version out of service; if its name serves it, the last good version replaces it."""
+        entry, wanted = self._find(name, version)
         self.catalog.refuse(entry, wanted, Refusal(ServiceReason.OPERATOR, why), who=who, keeps=True)
 
     async def roll_back(self, name: str, *, who: str, why: str) -> None:
-        """Take the version in use out of service and return to the last good one.
+        """Take the served version out of service and return to the last good one.
 
         Args:
             name: The adapter.
-            who: Whose decision it is.
-            why: The reason given.
+            who: For the audit log.
+            why: For the audit log.
 
         Raises:
-            AdapterConflictError: Nothing is in use, or nothing was before.
+            AdapterConflictError: The name serves nothing, or has no earlier version to return to.
         """
         entry = self._entry(name)
         if entry.active is None:
@@ -262,11 +248,11 @@ class AdapterManager:
         self._observer.rolled_back("operator")
         wanted = self.catalog.wanted(entry)
         if wanted is not None:
-            await self._ready(wanted)
+            await self._prepare(wanted)
         self.catalog.update(entry)
 
     async def _hold(self, model_id: str) -> tuple[CatalogEntry, AdapterVersion, Hold]:
-        """Resolve a name and have its version in a slot; a name is resolved anew when its version was refused."""
+        """Resolve a name and load its version; the name is resolved again if the version was refused meanwhile."""
         ends_s = self._clock() + self._options.wait_s
         while True:
             entry, version = self.catalog.find(model_id)
@@ -282,8 +268,8 @@ class AdapterManager:
                 raise AdapterNotReadyError(f"{version.model_id} was not prepared in time")
             await self._loader.wait(version, left_s)
 
-    async def _ready(self, version: AdapterVersion) -> None:
-        """Have a version prepared, as far as that can be done now."""
+    async def _prepare(self, version: AdapterVersion) -> None:
+        """Prepare a version, if that is possible now."""
         assert self._loader is not None
         if not version.is_ready:
             with contextlib.suppress(AdapterNotReadyError, EngineLostError):
@@ -295,8 +281,8 @@ class AdapterManager:
             raise ModelNotFoundError(public={"known": self.catalog.known_names})
         return entry
 
-    def _decided(self, name: str, version: int) -> tuple[CatalogEntry, AdapterVersion]:
-        """A version that an operator names: one that is known, refused or not."""
+    def _find(self, name: str, version: int) -> tuple[CatalogEntry, AdapterVersion]:
+        """A version that an operator names, refused or not."""
         entry = self._entry(name)
         if version not in {*entry.versions, *entry.listing.versions, *entry.listing.withdrawn}:
             raise ModelNotFoundError(public={"known": [f"{name}@{each}" for each in entry.listing.versions[-50:]]})
@@ -315,13 +301,13 @@ class AdapterManager:
         former = next((entry.versions[each] for each in entry.former if entry.versions[each].refusal is None), None)
         verdict = judge(version.outcomes, former.outcomes, self._options.rule) if former is not None else None
         if verdict is not None:
-            _log.error("%s is taken back: %s", version.model_id, verdict)
+            _log.error("%s is rolled back: %s", version.model_id, verdict)
             refusal = Refusal(ServiceReason.ROLLED_BACK, str(verdict))
             self.catalog.refuse(entry, version, refusal, who=AUTOMATIC, keeps=True)
             self._observer.rolled_back("automatic")
 
     def _show(self) -> None:
-        """Bring the gauges up to date."""
+        """Update the gauges."""
         for name, entry in self.catalog.entries.items():
             active = entry.versions.get(entry.active) if entry.active is not None else None
             created = active.copy.manifest.created if active and active.copy else None

@@ -93,7 +93,10 @@ class Gate:
         return self._is_draining
 
     def admit(self) -> Permit:
-        """Admit a request; use the permit as a context manager.
+        """Admit a request.
+
+        Returns:
+            A context manager that gives the place back.
 
         Raises:
             DrainingError: The process is shutting down.

@@ -49,11 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    """Send a command to the service and print its answer.
-
-    Returns:
-        Exit status: 0, or 1 if the service refused or could not be reached.
-    """
+    """Send a command to the service and print its answer; the exit status is 1 if it refused or was not reached."""
     settings = start(LogLevel.WARNING)
     try:
         path, body = _request(arguments)

@@ -39,7 +39,7 @@ exit status: 0 every file was read, 1 some file was not, 2 wrong usage or settin
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """What `ocr` was asked for."""
+    """Files and flags of the command."""
 
     files: Sequence[Path]
     as_json: bool
@@ -54,7 +54,7 @@ class ReadOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Bench:
-    """Everything that reading a file needs."""
+    """What reading a file needs."""
 
     settings: ServiceSettings
     engine: EngineHandle
@@ -96,11 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    """Read files and print their text.
-
-    Returns:
-        Exit status: 0, 1 when a file could not be read, 70 when the engine could not start.
-    """
+    """Read files and print their text; returns the exit status, see `_EPILOG`."""
     settings = start(LogLevel.WARNING)
     values = {name: value for name, value in vars(arguments).items() if name != "command"}
     values["task"], values["mode"] = Task(arguments.task), arguments.mode and Mode(arguments.mode)
@@ -118,7 +114,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
 
 async def _ocr(settings: ServiceSettings, options: ReadOptions) -> int:
     async with _reading(settings) as bench:
-        # As many files at once as there are page slots; printed in the order given.
+        # As many concurrent files as there are page slots; printed in the given order.
         room = asyncio.Semaphore(PAGES_AHEAD * batch_size(settings))
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(_read_file(bench, room, path, options)) for path in options.files]

@@ -50,12 +50,7 @@ AdaptersDep = Annotated[AdapterManager, Depends(_require_adapters)]
 
 
 async def _parse(request: Request, kind: type[CommandT]) -> CommandT:
-    """Read and check a command's body.
-
-    Raises:
-        UploadTooLargeError: The body exceeds `MAX_BODY_BYTES`.
-        InvalidFieldError: A field is missing, unknown or not valid.
-    """
+    """Read and check a command's body; raises `UploadTooLargeError` or `InvalidFieldError`."""
     data = b""
     async for piece in request.stream():
         data += piece

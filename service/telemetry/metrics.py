@@ -188,11 +188,7 @@ class Metrics:
                 metric.labels(*values)
 
     def model_label(self, model_id: str) -> str:
-        """The label of a served model: its name without the version, or `_other` if there are too many.
-
-        Args:
-            model_id: A base model or `name@version` that exists, never text from a request.
-        """
+        """The label of a model or `name@version` that is served: the bare name, or `_other` if there are too many."""
         name = model_id.partition("@")[0]
         if name not in self._model_labels and len(self._model_labels) >= MAX_MODEL_LABELS:
             return OTHER_MODEL

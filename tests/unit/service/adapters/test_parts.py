@@ -105,7 +105,7 @@ def test_decisions_are_kept_and_copies_are_not(tmp_path: Path):
 def test_a_state_folder_belongs_to_one_process(tmp_path: Path):
     first = Storage(tmp_path)
     first.open()
-    with pytest.raises(ConfigurationError, match="belongs to another process"):
+    with pytest.raises(ConfigurationError, match="is in use by another process"):
         Storage(tmp_path).open()
     first.close()
     second = Storage(tmp_path)
@@ -145,8 +145,8 @@ def test_a_disk_that_is_full_does_not_stop_an_order(tmp_path: Path, caplog: pyte
     (tmp_path / "decisions.json").mkdir()
     storage.record("pinned", who="ada", why="a test", name="a", version=3)
     storage.save(Decisions({"a": 3}))
-    assert "could not be recorded" in caplog.text
-    assert "could not be kept" in caplog.text
+    assert "could not be written to the audit log" in caplog.text
+    assert "could not be saved" in caplog.text
     storage.close()
 
 
