@@ -194,7 +194,7 @@ class LoraCache:
         leaving = next((name for name, use in self._uses.items() if use.is_leaving), None)
         victim = leaving or choose_victim(self._uses)
         if victim is None:
-            _fail(self._demands.pop(next(iter(self._demands))), AdapterError("adapters_off", "there is no slot"))
+            _fail(self._demands.pop(next(iter(self._demands))), AdapterError("adapters_off", "the engine has no slots"))
             return True
         self._uses[victim].is_leaving = True
         if self._uses[victim].holds:

@@ -66,7 +66,7 @@ async def _parse(request: Request, kind: type[CommandT]) -> CommandT:
 
 @router.get("/adapters", responses={503: {"model": Problem}})
 async def list_adapters(request: Request, services: ServicesDep) -> AdaptersAnswer:
-    """Say where every adapter and version stands; details of refusals are shown to whoever has the admin key."""
+    """List every adapter and version with its state; details of refusals only with the admin key."""
     if services.adapters is None:
         return AdaptersAnswer(enabled=False, volume="off", slots=0, slots_used=0, requests_waiting=0, adapters=[])
     adapters, shows_details = services.adapters, has_admin_key(request, services)
@@ -85,7 +85,7 @@ async def list_adapters(request: Request, services: ServicesDep) -> AdaptersAnsw
 
 @admin_router.post("/adapters/{name}/pin", responses=_RESPONSES, openapi_extra=_body(PinCommand))
 async def pin(name: str, request: Request, adapters: AdaptersDep) -> AdapterAnswer:
-    """Let a name stand for one version until it is unpinned."""
+    """Make a name serve one version until it is unpinned."""
     command = await _parse(request, PinCommand)
     await adapters.pin(name, command.version, who=command.who or UNNAMED_OPERATOR, why=command.why)
     return _answer(adapters, adapters.catalog.entries[name], shows_details=True)
@@ -93,7 +93,7 @@ async def pin(name: str, request: Request, adapters: AdaptersDep) -> AdapterAnsw
 
 @admin_router.post("/adapters/{name}/rollback", responses=_RESPONSES, openapi_extra=_body(RollbackCommand))
 async def roll_back(name: str, request: Request, adapters: AdaptersDep) -> AdapterAnswer:
-    """Take the version in use out of service and return to the last good one."""
+    """Take the served version out of service and return to the last good one."""
     command = await _parse(request, RollbackCommand)
     await adapters.roll_back(name, who=command.who or UNNAMED_OPERATOR, why=command.why)
     return _answer(adapters, adapters.catalog.entries[name], shows_details=True)

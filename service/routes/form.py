@@ -39,23 +39,23 @@ class OcrFields(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
     model_id: str | None = Field(default=None, max_length=200)
-    """Model to answer with; see /v1/models."""
+    """Model that answers; see /v1/models."""
     task: Task = Task.FREE
     """What to do with the page."""
     mode: Mode | None = None
-    """Resolution mode; the model's own when not given."""
+    """Resolution mode; the model's default when not given."""
     query: str | None = Field(default=None, max_length=1000)
-    """What to look for; only with, and needed by, the task `locate`."""
+    """What to look for; required by the task `locate`, refused with others."""
     max_new_tokens: int | None = Field(default=None, ge=1)
-    """Most tokens a page may take; longer answers end with `length`."""
+    """Maximum tokens per page; longer answers end with `length`."""
     pages: str | None = Field(default=None, max_length=200)
     """Pages of a PDF or TIFF, such as `1-3,7`; all when not given."""
     temperature: float | None = Field(default=None, ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)
-    """0, the default, chooses the most probable token each time; above it, tokens are drawn."""
+    """0, the default, always chooses the most probable token; above 0, tokens are sampled."""
     seed: int | None = Field(default=None, ge=MIN_GIVEN_SEED, le=MAX_GIVEN_SEED)
-    """Of what is drawn: the same seed draws the same text. One is chosen when not given; the answer names it."""
+    """Makes sampling repeatable: the same seed gives the same text. Random when not given; the answer contains it."""
     stream: bool = False
-    """Answer as server-sent events while the text is being read."""
+    """Answer as server-sent events while the pages are being read."""
 
     @model_validator(mode="after")
     def _query_fits_task(self) -> OcrFields:

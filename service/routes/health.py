@@ -1,4 +1,4 @@
-"""`/livez`: the process is alive. `/readyz`: a request sent now would be served. `/metrics`: for Prometheus."""
+"""`/livez`: the process is alive. `/readyz`: pages can be read. `/metrics`: for Prometheus."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ async def livez() -> StatusAnswer:
 
 @router.get("/readyz", responses={503: {"model": Problem}}, dependencies=[Depends(require_ready)])
 async def readyz() -> StatusAnswer:
-    """Say whether requests are served; a full queue does not count against it."""
+    """Say whether requests are served; a full queue is still ready."""
     return StatusAnswer(status="ready")
 
 
 @metrics_router.get("/metrics", include_in_schema=False)
 async def metrics(services: ServicesDep) -> Response:
-    """Every metric, gauges read this moment."""
+    """Every metric, with gauges updated for this scrape."""
     await services.monitor.refresh()
     return Response(services.metrics.render(), headers={"content-type": EXPOSITION, "cache-control": "no-store"})
