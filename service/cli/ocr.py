@@ -16,7 +16,6 @@ from opentelemetry.trace import NoOpTracer
 
 from service.adapters.models import ServedModels
 from service.admission.gate import Gate
-from service.app import PAGES_AHEAD, batch_size, build_engine, build_gate, build_limits, build_pool
 from service.cli.serve import EXIT_ENGINE_FAILED
 from service.cli.startup import start
 from service.config import LogLevel, ServiceSettings
@@ -60,10 +59,15 @@ class _Bench:
     engine: EngineHandle
     gate: Gate
     reader: DocumentReader
+    room: asyncio.Semaphore
+    """As many concurrent files as there are page slots."""
 
 
 @contextlib.asynccontextmanager
 async def _reading(settings: ServiceSettings) -> AsyncIterator[_Bench]:
+    # Imported here because it is slow, and `--help` does not need it.
+    from service.app import PAGES_AHEAD, batch_size, build_engine, build_gate, build_limits, build_pool
+
     engine = build_engine(settings)
     pool = build_pool(settings)
     gate = build_gate(settings)
@@ -73,7 +77,7 @@ async def _reading(settings: ServiceSettings) -> AsyncIterator[_Bench]:
         async with asyncio.TaskGroup() as group:
             group.create_task(pool.start())
             group.create_task(engine.start())
-        yield _Bench(settings, engine, gate, reader)
+        yield _Bench(settings, engine, gate, reader, asyncio.Semaphore(PAGES_AHEAD * batch_size(settings)))
     except* DeepSynthError as failures:
         raise EngineError(str(failures.exceptions[0])) from failures
     finally:
@@ -113,24 +117,21 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
 
 
 async def _ocr(settings: ServiceSettings, options: ReadOptions) -> int:
-    async with _reading(settings) as bench:
-        # As many concurrent files as there are page slots; printed in the given order.
-        room = asyncio.Semaphore(PAGES_AHEAD * batch_size(settings))
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_read_file(bench, room, path, options)) for path in options.files]
-            status = 0
-            for path, task in zip(options.files, tasks, strict=True):
-                outcome = await task
-                if isinstance(outcome, OcrAnswer):
-                    _print_answer(path, outcome, options)
-                else:
-                    status = EXIT_UNREADABLE
-                    sys.stderr.write(f"{path}: {outcome}\n")
+    async with _reading(settings) as bench, asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_read_file(bench, path, options)) for path in options.files]
+        status = 0
+        for path, task in zip(options.files, tasks, strict=True):
+            outcome = await task
+            if isinstance(outcome, OcrAnswer):
+                _print_answer(path, outcome, options)
+            else:
+                status = EXIT_UNREADABLE
+                sys.stderr.write(f"{path}: {outcome}\n")
     return status
 
 
-async def _read_file(bench: _Bench, room: asyncio.Semaphore, path: Path, options: ReadOptions) -> OcrAnswer | str:
-    async with room:
+async def _read_file(bench: _Bench, path: Path, options: ReadOptions) -> OcrAnswer | str:
+    async with bench.room:
         start_s = time.monotonic()
         try:
             data = await asyncio.to_thread(_load, path, bench.settings.max_upload_bytes)

@@ -13,7 +13,6 @@ from types import FrameType
 
 import uvicorn
 
-from service.app import create_app
 from service.cli.startup import start
 from service.config import ServiceSettings
 
@@ -47,6 +46,9 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, settings: ServiceSettings) -> None:
+        # Imported here because it is slow, and `--help` does not need it.
+        from service.app import create_app
+
         self._app = create_app(settings, on_ready=self._on_ready, on_failed=self._on_failed)
         super().__init__(
             uvicorn.Config(
