@@ -13,6 +13,7 @@ import pytest
 from service.adapters.cache import LoraCache
 from service.engine.fake import FakeEngine, FakeEngineHandle
 from service.engine.lora.registry import AdapterError
+from service.engine.protocol import EngineState
 from service.errors import AdapterNotReadyError, EngineLostError
 from tests.support.adapters import write_peft
 from tests.support.service import eventually
@@ -143,6 +144,20 @@ async def test_an_adapter_that_did_not_come_back_with_the_engine_is_loaded_anew(
         old.release()
         assert cache.num_holds("a@1") == 1
         new.release()
+
+
+async def test_an_adapter_is_wanted_until_it_is_known_that_it_did_not_come_back(folder):
+    """Else its files would be deleted while a restarting engine is about to read them."""
+    async with slots(2) as (cache, engine):
+        (await cache.hold("a@1", folder)).release()
+        engine._state = EngineState.LOADING
+        engine._engine.unload_adapter("a@1")
+        cache._changed.set()
+        await asyncio.sleep(0.01)
+        assert (cache.is_resident("a@1"), cache.is_wanted("a@1")) == (False, True)
+        engine._state = EngineState.READY
+        cache._changed.set()
+        await eventually(lambda: not cache.is_wanted("a@1"))
 
 
 async def test_stopping_turns_away_whoever_waits(folder):
