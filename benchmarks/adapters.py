@@ -383,7 +383,12 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         sources = [write_adapter(place, seed, arguments.rank, arguments.strength) for seed, place in enumerate(places)]
         if not arguments.publications:
             return await load_and_unload(sources, arguments)
-        settings = {"OCR_BATCH_SIZE": str(BATCH), "ADAPTER_SLOTS": "8", "QUEUE_SIZE": "256", "ADAPTER_MAX_RANK": "16"}
+        settings = {
+            "OCR_BATCH_SIZE": str(BATCH),
+            "ADAPTER_SLOTS": "8",
+            "MAX_CONCURRENT_REQUESTS": "256",
+            "ADAPTER_MAX_RANK": "16",
+        }
         running = stack.enter_context(service(folder / "volume", folder / "service.log", **settings))
         async with httpx.AsyncClient(base_url=running.url, timeout=300.0, trust_env=False) as client:
             bench = Bench(client, AdapterVolume(folder / "volume"), sources, arguments.tokens)

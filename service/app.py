@@ -1,6 +1,6 @@
-"""The composition root: builds every part from the settings, in order, and takes them down in reverse.
+"""The composition root: builds every part from the settings, in order, and shuts them down in reverse.
 
-The engine loads beside the running app, so `/livez` answers at once and `/readyz` only when a page can be read.
+The engine loads while the app already runs: `/livez` answers at once, `/readyz` only when pages can be read.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.exceptions import HTTPException
 
 from service.adapters.base_revision import base_revisions
-from service.adapters.manager import AdapterOptions, AdapterServing
+from service.adapters.manager import AdapterManager, AdapterOptions
 from service.adapters.metrics import AdapterObserver
 from service.adapters.models import ServedModels
 from service.adapters.rollback import RollbackRule
 from service.admission.gate import Gate
-from service.config import EngineKind, ServiceSettings
+from service.config import EngineKind, Quantization, ServiceSettings
 from service.deps import LifespanState, RequestBounds, Services
 from service.engine.config import EngineLimits, WeightForm
 from service.engine.factory import load_engine
@@ -49,13 +49,18 @@ from service.telemetry.tracing import UNTRACED, Tracing
 logger = logging.getLogger(__name__)
 
 PAGES_AHEAD = 2
-"""Page slots per place in a batch: one batch in work and one prepared behind it."""
-MAX_DECODE_WORKERS = 16
+"""Page slots per place in a batch: one batch running and one prepared after it."""
+MAX_IMAGE_WORKERS = 16
+_WEIGHT_FORMS = {
+    Quantization.AUTO: WeightForm.AUTO,
+    Quantization.NONE: WeightForm.FULL,
+    Quantization.INT8: WeightForm.INT8,
+}
 Notice = Callable[[], None]
 
 
 def version() -> str:
-    """Version of the installed project; `0` from a bare checkout."""
+    """Version of the installed project; `0` in a checkout that is not installed."""
     try:
         return importlib.metadata.version("deepsynth-ocr")
     except importlib.metadata.PackageNotFoundError:
@@ -63,17 +68,17 @@ def version() -> str:
 
 
 def batch_size(settings: ServiceSettings) -> int:
-    """Pages read together: as set, or what suits the device."""
+    """Pages read together: the setting, or a default for the device."""
     if settings.ocr_batch_size is not None:
         return settings.ocr_batch_size
-    return min(GPU_BATCH_SIZE if _has_gpu(settings) else CPU_BATCH_SIZE, settings.queue_size)
+    return min(GPU_BATCH_SIZE if _has_gpu(settings) else CPU_BATCH_SIZE, settings.max_concurrent_requests)
 
 
-def decode_workers(settings: ServiceSettings) -> int:
-    """Decoding processes: as set; else few beside an engine that needs the cores itself."""
-    if settings.decode_workers is not None:
-        return settings.decode_workers
-    return min(MAX_DECODE_WORKERS, max(2, (os.cpu_count() or 2) // 2)) if _has_gpu(settings) else 2
+def image_workers(settings: ServiceSettings) -> int:
+    """Image processes: the setting; else few if the engine needs the cores itself."""
+    if settings.image_workers is not None:
+        return settings.image_workers
+    return min(MAX_IMAGE_WORKERS, max(2, (os.cpu_count() or 2) // 2)) if _has_gpu(settings) else 2
 
 
 def _has_gpu(settings: ServiceSettings) -> bool:
@@ -81,14 +86,7 @@ def _has_gpu(settings: ServiceSettings) -> bool:
 
 
 def build_engine(settings: ServiceSettings) -> EngineHandle:
-    """The engine that the settings ask for.
-
-    Args:
-        settings: The settings.
-
-    Returns:
-        The engine, not started yet.
-    """
+    """The configured engine, not started yet."""
     if settings.engine is EngineKind.FAKE:
         fake = FakeEngine(batch_size=batch_size(settings), adapter_slots=adapter_slots(settings))
         return FakeEngineHandle(fake, step_s=settings.fake_step_ms / 1000, remembers=False)
@@ -100,7 +98,7 @@ def build_engine(settings: ServiceSettings) -> EngineHandle:
             batch_size=batch_size(settings),
             max_new_tokens=settings.max_new_tokens,
             gpu_memory_fraction=settings.gpu_memory_fraction,
-            weights=WeightForm(settings.weights.value),
+            weights=_WEIGHT_FORMS[settings.quantization],
             adapter_slots=adapter_slots(settings),
             adapter_max_rank=settings.adapter_max_rank,
             adapter_experts=settings.adapter_experts,
@@ -113,21 +111,12 @@ def build_engine(settings: ServiceSettings) -> EngineHandle:
 
 
 def adapter_slots(settings: ServiceSettings) -> int:
-    """Slots for adapters: none where there is no volume that they could come from."""
+    """Slots for adapters: none without an adapter volume."""
     return settings.adapter_slots if settings.adapter_dir is not None else 0
 
 
-def build_adapters(settings: ServiceSettings, engine: EngineHandle, observer: AdapterObserver) -> AdapterServing | None:
-    """The adapters that the settings ask for.
-
-    Args:
-        settings: The settings.
-        engine: Serves them.
-        observer: Counts and traces them.
-
-    Returns:
-        Not started yet; None where none are served.
-    """
+def build_adapters(settings: ServiceSettings, engine: EngineHandle, observer: AdapterObserver) -> AdapterManager | None:
+    """The adapters, not started yet; None without an adapter volume."""
     if settings.adapter_dir is None:
         return None
     options = AdapterOptions(
@@ -137,7 +126,7 @@ def build_adapters(settings: ServiceSettings, engine: EngineHandle, observer: Ad
         wait_s=settings.adapter_wait_s,
         rule=RollbackRule(settings.adapter_rollback_pages, settings.adapter_rollback_margin),
     )
-    return AdapterServing(engine, options, observer)
+    return AdapterManager(engine, options, observer)
 
 
 def build_limits(settings: ServiceSettings) -> IntakeLimits:
@@ -152,41 +141,33 @@ def build_limits(settings: ServiceSettings) -> IntakeLimits:
 
 
 def build_gate(settings: ServiceSettings) -> Gate:
-    """Who may be in the house."""
+    """Admission of requests."""
     page_slots = PAGES_AHEAD * batch_size(settings)
-    return Gate(capacity=settings.queue_size, page_slots=page_slots, clock=time.monotonic)
+    return Gate(capacity=settings.max_concurrent_requests, page_slots=page_slots, clock=time.monotonic)
 
 
 def build_pool(settings: ServiceSettings, on_restart: Callable[[str], None] = lambda _: None) -> DecoderPool:
-    """The decoding processes; not started yet."""
+    """The image processes, not started yet."""
     return DecoderPool(
-        workers=decode_workers(settings),
-        memory_bytes=settings.decode_memory_bytes,
-        timeout_s=settings.decode_timeout_s,
+        workers=image_workers(settings),
+        memory_bytes=settings.image_memory_bytes,
+        timeout_s=settings.image_timeout_s,
         max_file_bytes=settings.max_upload_bytes,
         on_restart=on_restart,
     )
 
 
 def check_default_model(settings: ServiceSettings, engine: EngineHandle) -> None:
-    """Refuse a default model that nothing serves.
-
-    Args:
-        settings: The settings.
-        engine: The engine, ready.
-
-    Raises:
-        ConfigurationError: The name is not the loaded model's, and there are no adapters that may have it.
-    """
+    """Raise a `ConfigurationError` if the default model is neither the loaded model nor possibly an adapter."""
     if settings.adapter_dir is None and settings.default_model not in (None, engine.info.model_id):
         raise ConfigurationError(
             f"DEEPSYNTH_DEFAULT_MODEL names {settings.default_model!r}, but {engine.info.model_id!r} is loaded; "
-            "unset it, name the loaded model, or set DEEPSYNTH_ADAPTER_DIR where it is an adapter"
+            "unset it, name the loaded model, or set DEEPSYNTH_ADAPTER_DIR if it is an adapter"
         )
 
 
 class _Composition:
-    """All parts of one app; `running` is its life."""
+    """All parts of one app; `running` is its lifespan."""
 
     def __init__(
         self,
@@ -207,7 +188,7 @@ class _Composition:
         self._adapters = build_adapters(settings, engine, AdapterObserver(metrics, tracing.tracer))
 
     def build(self) -> tuple[Services, DecoderPool]:
-        """Make everything that needs a running loop."""
+        """Build everything that needs a running loop."""
         settings, metrics = self._settings, self._metrics
         gate = build_gate(settings)
         restarts = metrics.counter("decode_children_restarts_total")
@@ -239,15 +220,15 @@ class _Composition:
         return services, pool
 
     async def start_engine(self, services: Services) -> None:
-        """Load the model; a failure is logged and announced, for nobody awaits this."""
+        """Load the model. A failure is logged and reported to `on_failed`, since no one awaits this task."""
         try:
             await self._engine.start()
             check_default_model(self._settings, self._engine)
             if self._adapters is not None:
                 await self._adapters.start(await self._base_revisions())
         except ConfigurationError as error:
-            # Written by us, so its text is safe to show.
-            logger.error("%s", error)  # noqa: TRY400 -- the place is of no interest, the text is
+            # Its text is ours, so it is safe to log.
+            logger.error("%s", error)  # noqa: TRY400 -- the text suffices
             self._on_failed()
             return
         except DeepSynthError as error:
@@ -263,7 +244,7 @@ class _Composition:
         self._on_ready()
 
     async def _base_revisions(self) -> frozenset[str] | None:
-        """What adapters must have been trained on; anything will do for the fake engine."""
+        """The base revision that adapters must match; None for the fake engine, which accepts any."""
         if self._settings.engine is EngineKind.FAKE:
             return None
         source = choose_source(
@@ -271,12 +252,12 @@ class _Composition:
         )
         revisions = await asyncio.to_thread(base_revisions, source.checkpoint)
         if not revisions:
-            logger.warning("the base model's revision cannot be told, so no adapter can be for it")
+            logger.warning("the revision of the base model is unknown, so every adapter will be refused")
         return revisions
 
     def _loading_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
-            logger.error("the engine's start broke off", exc_info=task.exception())
+            logger.error("the engine's start failed", exc_info=task.exception())
             self._on_failed()
 
     @contextlib.asynccontextmanager
@@ -317,14 +298,14 @@ def create_app(
     """Build the app.
 
     Args:
-        settings: Everything that can be set.
-        engine: Reads the pages; None for the one that the settings ask for.
-        span_exporter: Takes the spans instead of the collector; for tests.
-        on_ready: Called once when pages can be read.
-        on_failed: Called once when the engine did not start, or is lost for good.
+        settings: The settings.
+        engine: None for the configured engine.
+        span_exporter: Gets the spans instead of the collector; for tests.
+        on_ready: Called once, when pages can be read.
+        on_failed: Called once, if the engine does not start or cannot be restarted.
 
     Returns:
-        The app, with nothing started before its lifespan begins.
+        The app; its lifespan starts everything.
     """
     metrics = Metrics()
     endpoint = settings.otlp_endpoint if settings.enable_tracing else None
@@ -334,17 +315,17 @@ def create_app(
         title="DeepSynth OCR",
         version=version(),
         lifespan=composition.running,
-        # Both pages load scripts from elsewhere; docs/api.md and /openapi.json serve instead.
+        # Both pages load scripts from other hosts; docs/api.md and /openapi.json replace them.
         docs_url=None,
         redoc_url=None,
     )
-    for router in (ocr.router, health.router, models.router, adapters.router, playground.router):
+    for router in (ocr.router, health.router, models.router, adapters.router, adapters.admin_router, playground.router):
         app.include_router(router)
     app.add_exception_handler(DeepSynthError, on_known_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     if settings.enable_metrics:
         app.include_router(health.metrics_router)
-        # Unknown paths fold into one series; the context wrapper outside has refused unknown methods by then.
+        # Unknown paths share one series; the outer middleware has rejected unknown methods by then.
         Instrumentator(
             registry=metrics.registry, should_group_status_codes=False, should_group_untemplated=True
         ).instrument(app)

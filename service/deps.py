@@ -1,4 +1,4 @@
-"""What routes are given: the collaborators that the app's lifespan built, under one typed name."""
+"""What routes depend on: the services that the app's lifespan built, and whether they are ready."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, TypedDict
 
 from fastapi import Depends, Request
 
-from service.adapters.manager import AdapterServing
+from service.adapters.manager import AdapterManager
 from service.adapters.models import ServedModels
 from service.admission.gate import Gate
 from service.admission.request import RequestRecord, record_of
@@ -22,7 +22,7 @@ from service.telemetry.metrics import Metrics
 
 @dataclass(frozen=True, slots=True)
 class RequestBounds:
-    """Plain limits of one request, from the settings."""
+    """Limits of one request, from the settings."""
 
     max_upload_bytes: int
     body_idle_s: float
@@ -35,14 +35,14 @@ class RequestBounds:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything a route may use; built once, before the first request."""
+    """Everything that a route may use; built once, before the first request."""
 
     engine: EngineHandle
     models: ServedModels
-    adapters: AdapterServing | None
-    """None where adapters are not served."""
+    adapters: AdapterManager | None
+    """None if adapters are not served."""
     admin_key: str | None
-    """What operators show; None: nobody can give orders."""
+    """Key of operators; None rejects all of their commands."""
     gate: Gate
     reader: DocumentReader
     metrics: Metrics
@@ -50,35 +50,32 @@ class Services:
     observer: TelemetryObserver
     bounds: RequestBounds
     has_started: Callable[[], bool]
-    """Whether the start has gone through all its checks."""
-
-    def require_ready(self) -> None:
-        """Refuse work that nobody could do.
-
-        Raises:
-            DrainingError: The process is about to stop.
-            NotReadyError: The engine is loading, restarting or lost.
-        """
-        if self.gate.is_draining:
-            raise DrainingError
-        if not self.has_started() or self.engine.state is not EngineState.READY:
-            raise NotReadyError
+    """Whether the start has completed, checks included."""
 
 
 class LifespanState(TypedDict):
-    """The lifespan's state, as Starlette hands it to every request."""
+    """The lifespan's state, which Starlette copies to every request."""
 
     services: Services
 
 
-def _services(request: Request) -> Services:
+# Async although they await nothing: FastAPI runs other functions in a thread.
+async def _services(request: Request) -> Services:
     services: Services = request.state.services
     return services
 
 
-def _record(request: Request) -> RequestRecord:
+async def _record(request: Request) -> RequestRecord:
     return record_of(request.scope)
 
 
 ServicesDep = Annotated[Services, Depends(_services)]
 RecordDep = Annotated[RequestRecord, Depends(_record)]
+
+
+async def require_ready(services: ServicesDep) -> None:
+    """Let requests through only if the engine can read pages; raises `DrainingError` or `NotReadyError`."""
+    if services.gate.is_draining:
+        raise DrainingError
+    if not services.has_started() or services.engine.state is not EngineState.READY:
+        raise NotReadyError

@@ -1,7 +1,7 @@
-"""Every way a request can end without an answer: one tree, one status and one stable code each.
+"""The tree of errors: one class per way in which a request can fail, each with a status and a stable code.
 
-Knows nothing of HTTP frameworks, images or engines. What a caller may see of an error is its `code`, its fixed
-`title` and the `public` facts its raiser chose; an exception's text goes to the log alone.
+Clients see the `code`, the fixed `title` and the members in `public`; an exception's text goes to the log alone. Knows
+nothing of HTTP frameworks, images or engines.
 
     DeepSynthError                        status  outcome
     |- ClientError                                client_error
@@ -28,9 +28,9 @@ Knows nothing of HTTP frameworks, images or engines. What a caller may see of an
     |- DeadlineError                         504  timeout
     |- EngineError                           500  server_error
     |- InternalError                         500  server_error
-    `- ClientGoneError                       499  client_disconnect (never sent: nobody listens)
+    `- ClientGoneError                       499  client_disconnect (counted, never sent)
 
-    ConfigurationError stands apart: it stops the start and never reaches a client.
+    ConfigurationError is separate: it stops the start and never reaches a client.
 """
 
 from __future__ import annotations
@@ -54,35 +54,35 @@ class DeepSynthError(Exception):
     outcome: ClassVar[str] = "server_error"
     retryable: ClassVar[bool] = False
     rejection: ClassVar[str | None] = None
-    """Reason under which `deepsynth_image_rejected_total` counts it; None when no image was to blame."""
+    """Its label in `deepsynth_image_rejected_total`; None if the file is not the cause."""
 
     def __init__(self, detail: str = "", *, public: Mapping[str, PublicValue] | None = None) -> None:
         """Make an error.
 
         Args:
-            detail: What happened, for the log alone.
-            public: Facts the caller may see, such as a limit; never text that came from outside.
+            detail: For the log alone.
+            public: Members that the client sees, such as a limit; never text from a request.
         """
         super().__init__(detail or self.title)
         self.public = dict(public or {})
 
 
 class ClientError(DeepSynthError):
-    """The request is at fault; sending it again unchanged will not help."""
+    """The request is wrong; repeating it will not help."""
 
     status = 400
     outcome = "client_error"
 
 
 class MalformedBodyError(ClientError):
-    """The multipart body breaks its own rules."""
+    """The body is not valid multipart."""
 
     code = "malformed_body"
     title = "The request body could not be parsed as multipart/form-data."
 
 
 class AdminKeyError(ClientError):
-    """The route is an operator's, and the request has not shown the key."""
+    """The route needs the admin key, and the request does not carry it."""
 
     status = 401
     code = "admin_key_required"
@@ -90,11 +90,11 @@ class AdminKeyError(ClientError):
 
 
 class AdminOffError(ClientError):
-    """The route is an operator's, and no key was set."""
+    """The route needs the admin key, and none is set."""
 
     status = 403
     code = "admin_off"
-    title = "This service was started without DEEPSYNTH_ADMIN_KEY, so nothing can be changed over HTTP."
+    title = "DEEPSYNTH_ADMIN_KEY is not set, so adapters cannot be managed over HTTP."
 
 
 class NotFoundError(ClientError):
@@ -102,7 +102,7 @@ class NotFoundError(ClientError):
 
     status = 404
     code = "not_found"
-    title = "There is nothing at this path."
+    title = "This path does not exist."
 
 
 class ModelNotFoundError(ClientError):
@@ -110,39 +110,39 @@ class ModelNotFoundError(ClientError):
 
     status = 404
     code = "model_not_found"
-    title = "This model is not served here; GET /v1/models lists those that are."
+    title = "This model does not exist; GET /v1/models lists the served models."
 
 
 class ModelRefusedError(ClientError):
-    """The request names an adapter that this service knows and refuses to serve."""
+    """The request names an adapter that was refused."""
 
     status = 409
     code = "model_refused"
-    title = "This adapter was refused; the member reason says why, docs/adapters.md what to do."
+    title = "This adapter was refused; reason says why, and docs/adapters.md what to do."
 
 
 class AdapterConflictError(ClientError):
-    """An operator's wish that cannot be carried out as things stand."""
+    """An operator's command that is not possible now."""
 
     status = 409
     code = "adapter_conflict"
-    title = "This cannot be done as things stand; the member reason says why."
+    title = "This is not possible now; reason says why."
 
 
 class AdaptersOffError(ClientError):
-    """Adapters are not served here."""
+    """No adapter volume is configured."""
 
     status = 409
     code = "adapters_off"
-    title = "This service was started without DEEPSYNTH_ADAPTER_DIR, so it serves no adapters."
+    title = "DEEPSYNTH_ADAPTER_DIR is not set, so no adapters are served."
 
 
 class MethodNotAllowedError(ClientError):
-    """The route exists under another method."""
+    """The route exists with another method."""
 
     status = 405
     code = "method_not_allowed"
-    title = "This path does not take that method."
+    title = "This path does not support this method."
 
 
 class BodyTimeoutError(ClientError):
@@ -155,7 +155,7 @@ class BodyTimeoutError(ClientError):
 
 
 class TooLargeError(ClientError):
-    """More than the service is willing to take."""
+    """Larger than a limit of the service."""
 
     status = 413
 
@@ -164,40 +164,40 @@ class UploadTooLargeError(TooLargeError):
     """The body or the file has too many bytes."""
 
     code = "upload_too_large"
-    title = "The upload is larger than this service accepts."
+    title = "The upload exceeds the maximum size."
     rejection = "too_large"
 
 
 class TooManyPixelsError(TooLargeError):
-    """A page has too many pixels or too long a side; known before it is decoded."""
+    """A page has too many pixels or too long a side; checked before it is decoded."""
 
     code = "too_many_pixels"
-    title = "A page has more pixels, or a longer side, than this service accepts."
+    title = "A page exceeds the maximum number of pixels or the maximum width or height."
     rejection = "too_many_pixels"
 
 
 class TooManyVisionTokensError(TooLargeError):
-    """A page would cost more tokens than a sequence of this model can hold."""
+    """A page needs more tokens than a sequence of this model can hold."""
 
     code = "too_many_vision_tokens"
-    title = "A page needs more tokens than this model can take; choose a smaller mode."
+    title = "A page needs more tokens than the model supports; choose a smaller mode."
 
 
 class UnsupportedTypeError(ClientError):
-    """Something this service does not read."""
+    """An unsupported content type or format."""
 
     status = 415
 
 
 class NotMultipartError(UnsupportedTypeError):
-    """The body is no multipart form."""
+    """The body is not a multipart form."""
 
     code = "not_multipart"
     title = "Send the file as multipart/form-data."
 
 
 class UnsupportedFormatError(UnsupportedTypeError):
-    """The file's content is none of the formats served, whatever its name says."""
+    """The file's content, not its name, is in no supported format."""
 
     code = "unsupported_format"
     title = "The file is not a PNG, JPEG, WebP, TIFF or PDF."
@@ -205,7 +205,7 @@ class UnsupportedFormatError(UnsupportedTypeError):
 
 
 class UnsupportedPixelsError(UnsupportedTypeError):
-    """The format is served but its pixel type is not; better refused than read as a blank page."""
+    """The format is supported but its pixel type is not; it would decode to a blank page."""
 
     code = "unsupported_pixel_type"
     title = "The image's pixel type is not supported; save it as 8 or 16 bit grey, RGB or CMYK."
@@ -213,7 +213,7 @@ class UnsupportedPixelsError(UnsupportedTypeError):
 
 
 class UnprocessableError(ClientError):
-    """Understood, but cannot be done."""
+    """Valid, but cannot be processed."""
 
     status = 422
 
@@ -234,10 +234,10 @@ class EmptyFileError(UnprocessableError):
 
 
 class UndecodableError(UnprocessableError):
-    """Broken or cut off."""
+    """The file is damaged or truncated."""
 
     code = "undecodable_file"
-    title = "The file is damaged or incomplete and could not be decoded."
+    title = "The file is damaged or incomplete."
     rejection = "undecodable"
 
 
@@ -245,44 +245,44 @@ class MultiFrameError(UnprocessableError):
     """An animated image without a choice of frames."""
 
     code = "multi_frame_unsupported"
-    title = "The image has several frames; choose some with the field pages."
+    title = "The image has several frames; select some with the field pages."
     rejection = "multi_frame"
 
 
 class TooManyPagesError(UnprocessableError):
-    """More pages than one request may hold."""
+    """The document has too many pages for one request."""
 
     code = "too_many_pages"
-    title = "The document has more pages than one request may hold; choose some with the field pages."
+    title = "The document exceeds the maximum number of pages; select some with the field pages."
     rejection = "too_many_pages"
 
 
 class PageOutOfRangeError(UnprocessableError):
-    """The selection names a page that the document does not have."""
+    """The selection includes a page that the document does not have."""
 
     code = "page_out_of_range"
-    title = "The field pages names a page that the document does not have."
+    title = "The field pages selects a page that the document does not have."
     rejection = "page_out_of_range"
 
 
 class AspectRatioError(UnprocessableError):
-    """A sliver no reader could use."""
+    """A page too narrow to read."""
 
     code = "extreme_aspect_ratio"
-    title = "One side of the page is far longer than the other; cut it into pieces."
+    title = "One side of the page is far longer than the other; split the page."
     rejection = "aspect_ratio"
 
 
 class PdfEncryptedError(UnprocessableError):
-    """The PDF asks for a password."""
+    """The PDF needs a password."""
 
     code = "pdf_encrypted"
-    title = "The PDF is protected by a password."
+    title = "The PDF is password-protected."
     rejection = "pdf_encrypted"
 
 
 class DecodeTimeoutError(UnprocessableError):
-    """Decoding ran past its time."""
+    """Decoding exceeded its time limit."""
 
     code = "decode_timeout"
     title = "Decoding the file took too long."
@@ -290,7 +290,7 @@ class DecodeTimeoutError(UnprocessableError):
 
 
 class DecodeMemoryError(UnprocessableError):
-    """Decoding ran past its memory."""
+    """Decoding exceeded its memory limit."""
 
     code = "decode_out_of_memory"
     title = "Decoding the file needed too much memory."
@@ -298,7 +298,7 @@ class DecodeMemoryError(UnprocessableError):
 
 
 class DecodeCrashError(UnprocessableError):
-    """The decoder died of this file; the service did not."""
+    """The file crashed its decoding process."""
 
     code = "decode_crash"
     title = "The file could not be decoded."
@@ -306,7 +306,7 @@ class DecodeCrashError(UnprocessableError):
 
 
 class CapacityError(DeepSynthError):
-    """Nothing wrong with the request; the same one may succeed later."""
+    """The request is fine; repeating it later may succeed."""
 
     status = 503
     outcome = "unavailable"
@@ -315,23 +315,23 @@ class CapacityError(DeepSynthError):
     def __init__(
         self, detail: str = "", *, retry_after_s: int = 1, public: Mapping[str, PublicValue] | None = None
     ) -> None:
-        """Make an error that says when to come back.
+        """Make an error that says when to retry.
 
         Args:
-            detail: What happened, for the log alone.
-            retry_after_s: Whole seconds for the header Retry-After.
-            public: Facts the caller may see.
+            detail: For the log alone.
+            retry_after_s: Seconds for the header Retry-After.
+            public: Members that the client sees.
         """
         super().__init__(detail, public=public)
         self.retry_after_s = retry_after_s
 
 
 class QueueFullError(CapacityError):
-    """Every place is taken; said before the body is read."""
+    """The maximum of concurrent requests is reached; raised before the body is read."""
 
     status = 429
     code = "queue_full"
-    title = "The service is at capacity; try again later."
+    title = "The service is at capacity; retry later."
     outcome = "rejected"
 
 
@@ -339,36 +339,36 @@ class NotReadyError(CapacityError):
     """The model is still loading."""
 
     code = "not_ready"
-    title = "The model is not ready yet."
+    title = "The model is not ready."
 
 
 class AdapterNotReadyError(CapacityError):
-    """The adapter is there, but not in a slot yet."""
+    """The adapter exists but could not be loaded in time."""
 
     code = "adapter_not_ready"
-    title = "The adapter could not be made ready in time."
+    title = "The adapter was not loaded in time."
 
 
 class DrainingError(CapacityError):
-    """The process is about to stop."""
+    """The process is shutting down."""
 
     code = "draining"
     title = "This instance is shutting down; send the request to another."
 
 
 class EngineLostError(CapacityError):
-    """The engine died under the request."""
+    """The engine died while it worked on the request."""
 
     code = "engine_lost"
-    title = "The engine was lost while it worked on this request."
+    title = "The engine stopped while it worked on this request."
 
 
 class DeadlineError(DeepSynthError):
-    """The request ran out of time, waiting or working."""
+    """The request exceeded its deadline, waiting or running."""
 
     status = 504
     code = "deadline_exceeded"
-    title = "The request could not be finished in time."
+    title = "The request exceeded its deadline."
     outcome = "timeout"
     retryable = True
 
@@ -381,14 +381,14 @@ class EngineError(DeepSynthError):
 
 
 class InternalError(DeepSynthError):
-    """A fault of the service itself."""
+    """A bug in the service."""
 
     code = "internal_error"
-    title = "Something went wrong inside the service."
+    title = "Internal error."
 
 
 class ClientGoneError(DeepSynthError):
-    """The caller hung up; counted, never sent."""
+    """The client disconnected; counted, never sent."""
 
     status = 499
     code = "client_disconnect"

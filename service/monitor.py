@@ -1,4 +1,4 @@
-"""A task beside the requests: measures the event loop's lag and keeps the gauges of engine and gate current."""
+"""A background task that measures the event loop's lag and updates the gauges of engine and admission."""
 
 from __future__ import annotations
 
@@ -6,41 +6,25 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Protocol
 
+from service.admission.gate import Gate
 from service.engine.protocol import EngineHandle, EngineState
 from service.telemetry.metrics import Metrics
 
 PERIOD_S = 0.5
 STATS_TIMEOUT_S = 1.0
 FAILED_FOR_GOOD_S = 330.0
-"""An engine that restarts itself reports failed until it is back; its slowest start may take 300 s."""
-
-
-class Counts(Protocol):
-    """What the gate tells of itself."""
-
-    @property
-    def capacity(self) -> int:
-        """Most requests inside."""
-
-    @property
-    def num_waiting(self) -> int:
-        """Requests of which no page is in work."""
-
-    @property
-    def num_running(self) -> int:
-        """Requests with pages in work."""
+"""An engine reports failed while it restarts, and a start may take 300 s."""
 
 
 class Monitor:
-    """Started and stopped with the app; `refresh` may also be called by a scrape, for the newest values."""
+    """Runs as long as the app; a scrape calls `refresh` for the newest values."""
 
     def __init__(
         self,
         *,
         engine: EngineHandle,
-        gate: Counts,
+        gate: Gate,
         metrics: Metrics,
         on_engine_failed: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
@@ -58,7 +42,7 @@ class Monitor:
         metrics.gauge("queue_capacity").set(gate.capacity)
 
     def engine_ready(self, version: str) -> None:
-        """Note what was loaded; labels that depend on the model exist from here on."""
+        """Record what was loaded and create the series whose labels depend on the model."""
         info = self._engine.info
         self._device = info.device
         for status in ("ok", "failed", "cancelled"):
@@ -67,11 +51,11 @@ class Monitor:
         self._metrics.gauge("gpu_memory_bytes").labels(info.device).set(0)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the task."""
         self._task = asyncio.create_task(self._run(), name="monitor")
 
     async def stop(self) -> None:
-        """End."""
+        """Stop the task."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -86,7 +70,7 @@ class Monitor:
             await self.refresh()
 
     async def refresh(self) -> None:
-        """Bring every gauge up to date."""
+        """Update every gauge."""
         state = self._engine.state
         self._metrics.gauge("worker_up").set(state is EngineState.READY)
         for each in EngineState:
@@ -94,7 +78,7 @@ class Monitor:
         self._metrics.gauge("queue_depth").set(self._gate.num_waiting)
         self._metrics.gauge("requests_running").set(self._gate.num_running)
         if state is EngineState.READY:
-            # A stuck engine must not take the metrics down with it.
+            # A stuck engine must not block the metrics.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STATS_TIMEOUT_S):
                     await self._read_engine()
@@ -117,7 +101,7 @@ class Monitor:
         self._metrics.gauge("gpu_memory_bytes").labels(self._device).set(stats.device_memory_bytes)
         for size in stats.batch_sizes:
             self._metrics.histogram("batch_size").observe(size)
-        # The engine counts from its own start; after a restart it begins anew.
+        # The engine counts from its own start; a restart resets it.
         steps = stats.steps - self._steps if stats.steps >= self._steps else stats.steps
         self._metrics.counter("engine_steps_total").inc(steps)
         self._steps = stats.steps

@@ -1,4 +1,4 @@
-"""What goes over the wire; only routes and the command line see these."""
+"""JSON bodies of the API. Their docstrings are the descriptions in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RegionAnswer(Wire):
     """A labelled box on a page."""
 
     label: str
-    """What the model calls it."""
+    """The model's label."""
     box_px: tuple[int, int, int, int]
     """x1, y1, x2, y2 in the uploaded page's upright pixels."""
     text: str
@@ -66,9 +66,9 @@ class OcrAnswer(Wire):
     text: str
     """All pages, joined by a blank line."""
     model_id: str
-    """What answered; an adapter as `name@version`."""
+    """The model that answered; an adapter as `name@version`."""
     seed: int | None
-    """What the text was drawn with, given or chosen; null at temperature 0."""
+    """The seed of sampling, given or random; null at temperature 0."""
     finish_reason: Literal["stop", "length", "repetition"]
     """The worst of the pages'."""
     confidence: float
@@ -81,7 +81,7 @@ class OcrAnswer(Wire):
 
 
 class Problem(BaseModel):
-    """An error as RFC 9457 has it; members beyond these depend on the code."""
+    """An error in the format of RFC 9457; further members depend on the code."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -94,13 +94,13 @@ class Problem(BaseModel):
 
 
 class ModelAnswer(Wire):
-    """A model that is served."""
+    """A served model."""
 
     id: str
     object: Literal["model"] = "model"
     owned_by: str = "deepsynth"
     root: str
-    """What the name stands for now; for an adapter `name@version`."""
+    """The model that the name serves now; for an adapter `name@version`."""
     parent: str | None
     """The base model of an adapter."""
     modes: list[str]
@@ -110,28 +110,28 @@ class ModelAnswer(Wire):
 
 
 class ModelsAnswer(Wire):
-    """All models that are served, as OpenAI's clients expect the list."""
+    """All served models, in the format of OpenAI's API."""
 
     object: Literal["list"] = "list"
     data: list[ModelAnswer]
 
 
 class AdapterVersionAnswer(Wire):
-    """One version of an adapter, as far as this service has dealt with it."""
+    """One version of an adapter."""
 
     version: int
     state: Literal["seen", "verified", "loaded", "active", "draining", "unloaded", "refused"]
     reason: str | None
     """Why it was refused."""
     detail: str | None
-    """More of it, for whoever shows the admin key."""
+    """Details of the reason; only with the admin key."""
     fault: str | None
-    """What kept it from being prepared the last time; it is tried again."""
+    """Why the last preparation failed; it is tried again."""
     documents_running: int
     pages: int
     """Read with it since it was first prepared."""
     load_s: dict[str, float]
-    """Seconds per stage on its way into service."""
+    """Seconds per stage of its preparation."""
 
 
 class AdapterAnswer(Wire):
@@ -139,11 +139,11 @@ class AdapterAnswer(Wire):
 
     name: str
     serving: str | None
-    """What the name stands for now, as `name@version`."""
+    """The version that the name serves now, as `name@version`."""
     pinned: int | None
     """The version that an operator chose."""
     on_volume: int | None
-    """What the volume's pointer names."""
+    """The version that the volume's pointer names."""
     published: list[int]
     """Complete versions on the volume."""
     versions: list[AdapterVersionAnswer]
@@ -154,37 +154,43 @@ class AdaptersAnswer(Wire):
 
     enabled: bool
     volume: str
-    """`ok`, `off`, or what was wrong with the volume at the last look."""
+    """`ok`, `off`, or what was wrong with the volume at the last scan."""
     slots: int
     slots_used: int
     requests_waiting: int
     adapters: list[AdapterAnswer]
 
 
-class Order(BaseModel):
-    """What an operator's order says besides what is ordered."""
+class AdapterCommand(BaseModel):
+    """What every operator's command says. Titles keep the names that the OpenAPI document was published with."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     why: str = Field(min_length=1, max_length=500)
     """The reason, for the audit log."""
     who: str | None = Field(default=None, min_length=1, max_length=100)
-    """Whose order it is, for the audit log."""
+    """Who sends the command, for the audit log."""
 
 
-class PinOrder(Order):
-    """Let a name stand for one version."""
+class PinCommand(AdapterCommand):
+    """Make a name serve one version."""
+
+    model_config = ConfigDict(title="PinOrder")
 
     version: int | None = Field(ge=1, le=999_999_999)
     """The version; null to follow the volume again."""
 
 
-class RollbackOrder(Order):
+class RollbackCommand(AdapterCommand):
     """Return to the last good version."""
 
+    model_config = ConfigDict(title="RollbackOrder")
 
-class RefuseOrder(Order):
+
+class RefuseCommand(AdapterCommand):
     """Take a version out of service."""
+
+    model_config = ConfigDict(title="RefuseOrder")
 
     version: int = Field(ge=1, le=999_999_999)
 

@@ -1,6 +1,6 @@
-"""What adapters call the base model's revision: the repository's commit, or the SHA-256 of the weights.
+"""The base model's revision, with which an adapter's must match: the repository's commit, or a hash of the weights.
 
-Adapters name the one that their trainer had before it: see `base.revision` in docs/adapters.md. Free of torch.
+See `base.revision` in docs/adapters.md. Free of torch.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def base_revisions(checkpoint: str) -> frozenset[str]:
-    """Every name of a loaded checkpoint's revision; reads all of its weights where it lies in a folder.
+    """All valid names of a checkpoint's revision; reads every weight if the checkpoint is a folder.
 
     Args:
         checkpoint: A folder, or a repository of the Hugging Face Hub that has been downloaded.
 
     Returns:
-        Commit or fingerprint; empty where neither can be told, so that no adapter fits.
+        Commit, SHA-256 or both; empty if neither is known, so that no adapter matches.
     """
     folder = Path(checkpoint)
     if folder.is_dir():
-        # A snapshot that the Hub's client made carries the commit as its name.
+        # The Hub's client names the folder of a snapshot after the commit.
         commit = folder.resolve().name
         revision = weights_revision(folder)
         return frozenset({revision} if revision else ()) | frozenset({commit} if _COMMIT.fullmatch(commit) else ())

@@ -1,7 +1,6 @@
-"""A page that every adapter reads before anybody's does: whatever it says, it must come to an end by itself.
+"""The canary page: every adapter must read it to the end before it serves requests.
 
-Owns the page and the verdict. What an adapter reads well is its evaluation's question; here is asked whether this
-engine, on this device, gets through a page with it.
+It checks that the adapter runs on this engine and device, whatever the text; quality is the evaluation's question.
 """
 
 from __future__ import annotations
@@ -30,24 +29,17 @@ from shared.deepseek_ocr.forms import PageImage
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, plan_views
 
 CANARY_TOKENS = 16
-"""Enough to decode through every layer many times; a whole answer would take a busy engine's time for nothing."""
+"""Enough to run every layer many times without taking much of a busy engine's time."""
 CANARY_WIDTH_PX, CANARY_HEIGHT_PX = 320, 64
 _ENGINE_LOST = "engine_lost"
 
 
 class CanaryError(Exception):
-    """The adapter did not get through the page; the message says how."""
+    """The adapter failed on the page; the message says how."""
 
 
 def canary_page(geometry: GeometryConfig) -> PageImage:
-    """One line of print, in the model's cheapest mode.
-
-    Args:
-        geometry: The model's.
-
-    Returns:
-        The page.
-    """
+    """One line of print, in the model's cheapest mode."""
     image = Image.new("RGB", (CANARY_WIDTH_PX, CANARY_HEIGHT_PX), "white")
     ImageDraw.Draw(image).text((16, 24), "Canary 0123456789, the page before all pages.", fill="black")
     mode = next((mode for mode in (Mode.TINY, Mode.SMALL) if mode in geometry.modes), geometry.default_mode)
@@ -56,16 +48,16 @@ def canary_page(geometry: GeometryConfig) -> PageImage:
 
 
 async def read_canary(engine: EngineHandle, model_id: str, *, timeout_s: float) -> None:
-    """Let a resident adapter read the page.
+    """Read the page with a loaded adapter.
 
     Args:
-        engine: Holds the adapter.
-        model_id: The adapter.
-        timeout_s: Time it has. Where every slot is taken it waits for the first page that ends, but behind none.
+        engine: The engine that has loaded it.
+        model_id: `name@version`.
+        timeout_s: Includes waiting for a place in the batch, where the canary goes ahead of other pages.
 
     Raises:
-        CanaryError: It failed, or gave no number to be sure by.
-        EngineLostError: The engine was lost meanwhile, of this adapter or of something else.
+        CanaryError: The engine failed on the page, or its confidence is not a number.
+        EngineLostError: The engine was lost, because of this adapter or not.
         TimeoutError: The engine was too busy.
     """
     request = SequenceRequest(

@@ -1,6 +1,6 @@
-"""Which version each name stands for: what lies on the volume, what was decided, and what has passed, brought together.
+"""The catalog: which version each name serves, from what is on the volume, what was decided, and what has passed.
 
-Owns the families and the only place where a name moves from one version to another. Decides; has `Preparation` do what
+Owns the entries and the only place where a name moves from one version to another; `AdapterLoader` does the work that
 takes time. Knows nothing of requests. Runs on the event loop.
 """
 
@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from service.adapters.cache import Residency
-from service.adapters.loader import Preparation
+from service.adapters.cache import LoraCache
+from service.adapters.loader import AdapterLoader
 from service.adapters.metrics import AdapterObserver
 from service.adapters.policy import candidates
 from service.adapters.rollback import Outcome, RollbackRule
@@ -24,27 +24,27 @@ from shared.contract.refusals import Reason, VolumeError
 from shared.contract.volume import AdapterListing
 
 MAX_FORMER = 8
-"""Versions in use before that are remembered under a name."""
+"""Formerly served versions that are remembered per name."""
 MAX_KEPT_RECORDS = 32
-"""Versions under a name of which more is remembered than that they exist; more only while they are in use."""
+"""Version records kept per name; more only while they are in use."""
 MAX_SHOWN_NAMES = 50
-"""Names that an error shows."""
+"""Names listed in an error."""
 
 
 @dataclass(slots=True)
-class Family:
+class CatalogEntry:
     """All versions under one name."""
 
     listing: AdapterListing
-    """As last seen; it stays when the volume goes away."""
+    """As last seen; kept while the volume is unavailable."""
     versions: dict[int, AdapterVersion] = field(default_factory=dict)
-    """Those that this service has dealt with."""
+    """Those that this service has used or examined."""
     active: int | None = None
-    """What the name stands for."""
+    """The version that the name serves."""
     former: list[int] = field(default_factory=list)
-    """What it stood for here before, newest first."""
+    """Versions that it served here before, newest first."""
     is_settled: bool = False
-    """Whether another look at the same listing would change nothing."""
+    """Whether updating with the same listing would change nothing."""
 
     @property
     def name(self) -> str:
@@ -52,17 +52,18 @@ class Family:
         return self.listing.name
 
 
-class Directory:
-    """The families.
+class AdapterCatalog:
+    """The entries by name.
 
-    Invariant: what a name stands for has passed and is not refused.
+    Invariant: the version that a name serves has passed and is not refused.
 
     Args:
-        decisions: Pins and refusals; changed here, kept by `storage`.
-        storage: Keeps decisions, copies and the record of changes.
-        residency: The engine's slots.
-        rule: How many outcomes of pages a version keeps.
-        observer: Told what names stand for.
+        decisions: Pins and refusals; changed here, saved by `storage`.
+        storage: Saves decisions, copies and the audit log.
+        cache: Loaded adapters.
+        loader: Prepares versions.
+        rule: Says how many page outcomes a version keeps.
+        observer: Counts refusals.
         clock: Monotonic seconds.
     """
 
@@ -71,232 +72,227 @@ class Directory:
         *,
         decisions: Decisions,
         storage: Storage,
-        residency: Residency,
+        cache: LoraCache,
+        loader: AdapterLoader,
         rule: RollbackRule,
         observer: AdapterObserver,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.decisions = decisions
         self._storage = storage
-        self._residency = residency
+        self._cache = cache
+        self._loader = loader
         self._rule = rule
         self._observer = observer
         self._clock = clock
-        self._preparation: Preparation | None = None
-        self._families: dict[str, Family] = {}
-
-    def connect(self, preparation: Preparation) -> None:
-        """Name who prepares versions."""
-        self._preparation = preparation
+        self._entries: dict[str, CatalogEntry] = {}
 
     @property
-    def families(self) -> Mapping[str, Family]:
+    def entries(self) -> Mapping[str, CatalogEntry]:
         """By name."""
-        return self._families
+        return self._entries
 
     @property
     def known_names(self) -> list[str]:
-        """Names that requests may use, for an error to show."""
-        return sorted(name for name, family in self._families.items() if family.active is not None)[:MAX_SHOWN_NAMES]
+        """Names that requests may use, to be listed in an error."""
+        return sorted(name for name, entry in self._entries.items() if entry.active is not None)[:MAX_SHOWN_NAMES]
 
     def observe(self, listings: Mapping[str, AdapterListing]) -> None:
-        """Take what lies on the volume now; a name that is not there any more stays as it was."""
+        """Update entries with what is on the volume; a name that is gone from it stays as it was."""
         for name, listing in listings.items():
-            family = self._families.setdefault(name, Family(listing))
-            family.is_settled &= family.listing == listing
-            family.listing = listing
+            entry = self._entries.setdefault(name, CatalogEntry(listing))
+            entry.is_settled &= entry.listing == listing
+            entry.listing = listing
             for number in listing.withdrawn:
-                version = family.versions.get(number)
+                version = entry.versions.get(number)
                 if version is not None and version.refusal is None:
-                    self.refuse(family, version, Refusal(Reason.WITHDRAWN), who="volume")
-        for family in self._families.values():
-            # A volume may hold thousands of names, and the event loop has other things to do.
-            if not family.is_settled:
-                self.update(family)
+                    self.refuse(entry, version, Refusal(Reason.WITHDRAWN), who="volume")
+        for entry in self._entries.values():
+            # A volume may hold thousands of names; the event loop must not spend long on them.
+            if not entry.is_settled:
+                self.update(entry)
 
-    def update(self, family: Family) -> None:
-        """Bring a name to the version that it should stand for, as far as that is prepared."""
-        active = family.versions.get(family.active) if family.active is not None else None
+    def update(self, entry: CatalogEntry) -> None:
+        """Switch a name to the version that it should serve, or have that version prepared."""
+        active = entry.versions.get(entry.active) if entry.active is not None else None
         if active is not None and active.refusal is not None:
-            self._leave(family, active)
-        target = self.wanted(family)
-        # A pointer that cannot be understood is no reason to change anything.
-        if target is not None and not (family.listing.fault and family.active is not None and not self._pin(family)):
-            self._approach(family, target)
-        is_tidy = self._tidy(family, target)
-        family.is_settled = is_tidy and target is not None and family.active == target.reference.version
+            self._leave(entry, active)
+        target = self.wanted(entry)
+        # An unreadable pointer changes nothing.
+        if target is not None and not (entry.listing.fault and entry.active is not None and not self._pin(entry)):
+            self._approach(entry, target)
+        is_tidy = self._tidy(entry, target)
+        entry.is_settled = is_tidy and target is not None and entry.active == target.reference.version
 
-    def wanted(self, family: Family) -> AdapterVersion | None:
-        """The version that a name should stand for."""
-        return next(self._servable(family, self._pin(family)), None)
+    def wanted(self, entry: CatalogEntry) -> AdapterVersion | None:
+        """The version that a name should serve."""
+        return next(self._servable(entry, self._pin(entry)), None)
 
-    def fallback(self, family: Family) -> AdapterVersion | None:
-        """What a name would stand for if its version in use were taken out of service."""
-        others = (each for each in self._servable(family, None) if each.reference.version != family.active)
+    def fallback(self, entry: CatalogEntry) -> AdapterVersion | None:
+        """What a name would serve if its current version were refused."""
+        others = (each for each in self._servable(entry, None) if each.reference.version != entry.active)
         return next(others, None)
 
-    def _approach(self, family: Family, target: AdapterVersion) -> None:
-        """Go over to a version, or have it prepared; a name that stands for nothing takes the next best meanwhile."""
+    def _approach(self, entry: CatalogEntry, target: AdapterVersion) -> None:
+        """Switch to a version, or have it prepared; a name that serves nothing takes the next best meanwhile."""
         if target.is_ready:
-            self._switch(family, target)
+            self._switch(entry, target)
             return
         if self._clock() >= target.retry_at_s:
-            assert self._preparation is not None
-            self._preparation.request(target)
-        if family.active is None:
-            ready = next((each for each in self._servable(family, self._pin(family)) if each.is_ready), None)
+            self._loader.request(target)
+        if entry.active is None:
+            ready = next((each for each in self._servable(entry, self._pin(entry)) if each.is_ready), None)
             if ready is not None:
-                self._switch(family, ready)
+                self._switch(entry, ready)
 
-    def _servable(self, family: Family, pin: int | None) -> Iterator[AdapterVersion]:
-        """Versions that a name may stand for, best first."""
-        kept = {number for number, version in family.versions.items() if version.copy is not None}
-        for number in candidates(family.listing, pin=pin, former=family.former, kept=kept):
-            version = self.version(family, number)
+    def _servable(self, entry: CatalogEntry, pin: int | None) -> Iterator[AdapterVersion]:
+        """Versions that a name may serve, best first."""
+        kept = {number for number, version in entry.versions.items() if version.copy is not None}
+        for number in candidates(entry.listing, pin=pin, former=entry.former, kept=kept):
+            version = self.version(entry, number)
             if version.refusal is None:
                 yield version
 
-    def version(self, family: Family, number: int) -> AdapterVersion:
-        """The record of a version, made where there is none yet."""
-        version = family.versions.get(number)
+    def version(self, entry: CatalogEntry, number: int) -> AdapterVersion:
+        """The record of a version, created if missing."""
+        version = entry.versions.get(number)
         if version is None:
-            reference = AdapterRef(family.name, number)
+            reference = AdapterRef(entry.name, number)
             outcomes: deque[Outcome] = deque(maxlen=max(self._rule.pages, 1))
             version = AdapterVersion(reference, seen_at_s=self._clock(), outcomes=outcomes)
             decided = self.decisions.refusals.get(str(reference))
             if decided is not None:
                 version.refusal = Refusal(decided["reason"], decided.get("why", ""))
-            elif number in family.listing.withdrawn:
+            elif number in entry.listing.withdrawn:
                 version.refusal = Refusal(Reason.WITHDRAWN)
-            family.versions[number] = version
+            entry.versions[number] = version
         return version
 
-    def find(self, model_id: str) -> tuple[Family, AdapterVersion]:
-        """The version that a request means.
+    def find(self, model_id: str) -> tuple[CatalogEntry, AdapterVersion]:
+        """The version that a request names.
 
         Args:
-            model_id: `name` or `name@version`, as a client wrote it.
+            model_id: `name` or `name@version`, as a client sent it.
 
         Returns:
-            The version, which may have to be prepared first.
+            Entry and version; the version may have to be prepared first.
 
         Raises:
-            ModelNotFoundError: There is none; the error shows the names that there are.
-            ModelRefusedError: There is, and it is not served.
+            ModelNotFoundError: It does not exist; the error lists the known names.
+            ModelRefusedError: It was refused.
         """
         try:
             name, number = parse_reference(model_id)
         except VolumeError:
             raise self._unknown() from None
-        family = self._families.get(name)
-        if family is None:
+        entry = self._entries.get(name)
+        if entry is None:
             raise self._unknown()
         if number is None:
-            return family, self._by_name(family)
-        known = {*family.versions, *family.listing.versions, *family.listing.withdrawn}
+            return entry, self._by_name(entry)
+        known = {*entry.versions, *entry.listing.versions, *entry.listing.withdrawn}
         if number not in known:
             raise self._unknown()
-        version = self.version(family, number)
+        version = self.version(entry, number)
         if version.refusal is not None:
             raise refused(version)
-        return family, version
+        return entry, version
 
     def refuse(
-        self, family: Family, version: AdapterVersion, refusal: Refusal, *, who: str, keeps: bool = False
+        self, entry: CatalogEntry, version: AdapterVersion, refusal: Refusal, *, who: str, keeps: bool = False
     ) -> None:
-        """Take a version out of service; what it reads now it reads to the end.
+        """Take a version out of service; documents that are being read with it are finished.
 
         Args:
-            family: Its family.
+            entry: The entry of its name.
             version: The version.
-            refusal: Why.
-            who: Whose decision it is.
-            keeps: Whether the decision outlives the process.
+            refusal: Reason and detail.
+            who: Who decided, for the audit log.
+            keeps: Whether the decision is saved and outlives the process.
         """
         version.refusal = refusal
         if keeps:
             facts = {"reason": refusal.reason, "why": refusal.detail, "who": who}
             self.decisions.refusals[version.model_id] = facts
-            if self._pin(family) == version.reference.version:
-                del self.decisions.pins[family.name]
+            if self._pin(entry) == version.reference.version:
+                del self.decisions.pins[entry.name]
             self._storage.save(self.decisions)
         self._observer.refused(refusal.reason)
         self._storage.record(
             "refused", who=who, why=refusal.detail, reason=refusal.reason,
-            name=family.name, version=version.reference.version,
+            name=entry.name, version=version.reference.version,
         )  # fmt: skip
-        self.update(family)
+        self.update(entry)
 
-    def state(self, family: Family, version: AdapterVersion) -> VersionState:
-        """Where a version stands."""
+    def state(self, entry: CatalogEntry, version: AdapterVersion) -> VersionState:
+        """The state of a version."""
         if version.refusal is not None:
             return VersionState.REFUSED
-        if self._residency.is_resident(version.model_id):
-            if self._residency.is_draining(version.model_id):
+        if self._cache.is_resident(version.model_id):
+            if self._cache.is_draining(version.model_id):
                 return VersionState.DRAINING
-            is_active = family.active == version.reference.version
+            is_active = entry.active == version.reference.version
             return VersionState.ACTIVE if is_active else VersionState.LOADED
         if version.has_passed:
             return VersionState.UNLOADED
         return VersionState.SEEN if version.copy is None else VersionState.VERIFIED
 
-    def _pin(self, family: Family) -> int | None:
-        return self.decisions.pins.get(family.name)
+    def _pin(self, entry: CatalogEntry) -> int | None:
+        return self.decisions.pins.get(entry.name)
 
-    def _by_name(self, family: Family) -> AdapterVersion:
-        if family.active is not None:
-            return family.versions[family.active]
-        wanted = self.wanted(family)
+    def _by_name(self, entry: CatalogEntry) -> AdapterVersion:
+        if entry.active is not None:
+            return entry.versions[entry.active]
+        wanted = self.wanted(entry)
         if wanted is not None:
             return wanted
-        kept = set(family.versions)
-        named = candidates(family.listing, pin=self._pin(family), former=family.former, kept=kept)
+        kept = set(entry.versions)
+        named = candidates(entry.listing, pin=self._pin(entry), former=entry.former, kept=kept)
         if not named:
             raise self._unknown()
-        raise refused(self.version(family, named[0]))
+        raise refused(self.version(entry, named[0]))
 
-    def _switch(self, family: Family, version: AdapterVersion) -> None:
+    def _switch(self, entry: CatalogEntry, version: AdapterVersion) -> None:
         number = version.reference.version
-        if family.active == number:
+        if entry.active == number:
             return
-        before = family.versions.get(family.active) if family.active is not None else None
+        before = entry.versions.get(entry.active) if entry.active is not None else None
         if before is not None:
-            self._leave(family, before)
-        family.active = number
-        family.former = [each for each in family.former if each != number]
+            self._leave(entry, before)
+        entry.active = number
+        entry.former = [each for each in entry.former if each != number]
         self._storage.record(
-            "activated", who="service", why="pinned" if self._pin(family) == number else "in use on the volume",
-            name=family.name, version=number, before=before.reference.version if before else None,
+            "activated", who="service", why="pinned" if self._pin(entry) == number else "in use on the volume",
+            name=entry.name, version=number, before=before.reference.version if before else None,
         )  # fmt: skip
 
-    def _leave(self, family: Family, version: AdapterVersion) -> None:
-        """A name no longer stands for a version; whoever reads with it goes on."""
+    def _leave(self, entry: CatalogEntry, version: AdapterVersion) -> None:
+        """Stop serving a version under its name; documents that are being read with it are finished."""
         number = version.reference.version
-        family.active = None
-        family.former = [number, *(each for each in family.former if each != number)][:MAX_FORMER]
-        self._residency.retire(version.model_id)
+        entry.active = None
+        entry.former = [number, *(each for each in entry.former if each != number)][:MAX_FORMER]
+        self._cache.retire(version.model_id)
 
-    def _tidy(self, family: Family, wanted: AdapterVersion | None) -> bool:
-        """Drop copies and records that nobody will ask for soon; whether none is left that is merely in use still."""
-        fallback = next((each for each in family.former if family.versions[each].refusal is None), None)
-        needed = {family.active, fallback, wanted.reference.version if wanted else None}
+    def _tidy(self, entry: CatalogEntry, wanted: AdapterVersion | None) -> bool:
+        """Drop copies and records that are no longer needed; False if some remain because they are still in use."""
+        fallback = next((each for each in entry.former if entry.versions[each].refusal is None), None)
+        needed = {entry.active, fallback, wanted.reference.version if wanted else None}
         idle = [
-            number for number in sorted(family.versions) if number not in needed and not self._is_busy(family, number)
+            number for number in sorted(entry.versions) if number not in needed and not self._is_busy(entry, number)
         ]
         for number in idle:
-            version = family.versions[number]
+            version = entry.versions[number]
             if version.copy is not None:
                 self._storage.drop_copy(version.copy.folder)
                 version.copy = None
-        for number in idle[: max(len(family.versions) - MAX_KEPT_RECORDS, 0)]:
-            if number not in family.former:
-                del family.versions[number]
-        return not any(version.copy for number, version in family.versions.items() if number not in needed)
+        for number in idle[: max(len(entry.versions) - MAX_KEPT_RECORDS, 0)]:
+            if number not in entry.former:
+                del entry.versions[number]
+        return not any(version.copy for number, version in entry.versions.items() if number not in needed)
 
-    def _is_busy(self, family: Family, number: int) -> bool:
-        version = family.versions[number]
-        assert self._preparation is not None
-        return self._residency.is_wanted(version.model_id) or self._preparation.is_busy_with(version)
+    def _is_busy(self, entry: CatalogEntry, number: int) -> bool:
+        version = entry.versions[number]
+        return self._cache.is_wanted(version.model_id) or self._loader.is_busy_with(version)
 
     def _unknown(self) -> ModelNotFoundError:
         return ModelNotFoundError(public={"known": self.known_names})

@@ -1,7 +1,7 @@
-"""From a version on the volume to one that may be served: copied and verified, loaded, and past the canary page.
+"""Prepares versions for service: copy and verify the files, load them into the engine, read the canary page.
 
-Owns the order of the stages, what each failure means, and the task that takes one version after another. Which version
-is wanted is `directory`'s question. Runs on the event loop; files are read in threads beside it.
+Owns the order of these stages, what each failure means, and the task that prepares one version after another. The
+catalog decides which. Runs on the event loop and reads files in threads.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from service.adapters.cache import Residency
+from service.adapters.cache import LoraCache
 from service.adapters.canary import CanaryError, read_canary
 from service.adapters.metrics import AdapterObserver, LoadObserver
 from service.adapters.storage import Storage
@@ -28,33 +28,33 @@ from shared.contract.volume import AdapterVolume
 
 CANARY_TIMEOUT_S = 60.0
 MAX_LOSSES = 2
-"""Engines that a version may lose before it, and not chance, is to blame."""
+"""Engines lost with a version after which the version is refused."""
 FIRST_RETRY_S, MAX_RETRY_S = 1.0, 30.0
 _OF_THE_COPY = frozenset({Reason.FILE_MISSING, Reason.HEADER_INVALID, Reason.CONFIG_NOT_JSON})
-"""What the engine may say of a copy that passed: not the adapter is broken, but the copy."""
+"""Reasons of the engine that mean a broken copy, since the adapter passed verification."""
 
 _log = logging.getLogger(__name__)
 
 
 class _FaultError(Exception):
-    """Something else than the adapter is to blame; to be tried again."""
+    """The adapter is not to blame; the version will be tried again."""
 
     def __init__(self, code: str) -> None:
         super().__init__(code)
         self.code = code
 
 
-class Preparation:
-    """One version at a time.
+class AdapterLoader:
+    """Prepares one version at a time.
 
     Args:
-        volume: Where versions lie.
-        storage: Where their copies go.
-        policy: What is served.
-        residency: The engine's slots.
+        volume: Source of versions.
+        storage: Destination of their copies.
+        policy: What an adapter must satisfy.
+        cache: Loads adapters.
         engine: Reads the canary page.
         observer: Counts and traces.
-        on_settled: Called when a version has passed, or was refused, or has to be tried again.
+        on_settled: Called when a version has passed, was refused, or will be tried again.
         clock: Monotonic seconds.
     """
 
@@ -64,7 +64,7 @@ class Preparation:
         volume: AdapterVolume,
         storage: Storage,
         policy: ServingPolicy,
-        residency: Residency,
+        cache: LoraCache,
         engine: EngineHandle,
         observer: AdapterObserver,
         on_settled: Callable[[AdapterVersion], None],
@@ -73,56 +73,56 @@ class Preparation:
         self._volume = volume
         self._storage = storage
         self._policy = policy
-        self._residency = residency
+        self._cache = cache
         self._engine = engine
         self._observer = observer
         self._on_settled = on_settled
         self._clock = clock
-        self._orders: dict[str, tuple[AdapterVersion, asyncio.Future[None]]] = {}
-        self._has_orders = asyncio.Event()
+        self._queue: dict[str, tuple[AdapterVersion, asyncio.Future[None]]] = {}
+        self._has_work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin."""
-        self._task = asyncio.create_task(self._run(), name="adapter-preparation")
+        """Start the task."""
+        self._task = asyncio.create_task(self._run(), name="adapter-loader")
 
     async def stop(self) -> None:
-        """End; whoever waits is turned away."""
+        """Stop the task; requests that wait fail."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        for _, future in self._orders.values():
+        for _, future in self._queue.values():
             future.cancel()
 
     def request(self, version: AdapterVersion) -> asyncio.Future[None]:
-        """Have a version prepared, unless that is under way.
+        """Queue a version, unless it is queued already.
 
         Args:
             version: Neither passed nor refused, or without its copy.
 
         Returns:
-            Done when it is settled.
+            Done when the version is settled.
         """
-        order = self._orders.get(version.model_id)
-        if order is None:
-            order = self._orders[version.model_id] = (version, asyncio.get_running_loop().create_future())
-            self._has_orders.set()
-        return order[1]
+        queued = self._queue.get(version.model_id)
+        if queued is None:
+            queued = self._queue[version.model_id] = (version, asyncio.get_running_loop().create_future())
+            self._has_work.set()
+        return queued[1]
 
     def is_busy_with(self, version: AdapterVersion) -> bool:
-        """Whether a version is being prepared, or waits for that."""
-        return version.model_id in self._orders
+        """Whether a version is queued or being prepared."""
+        return version.model_id in self._queue
 
     async def wait(self, version: AdapterVersion, wait_s: float) -> None:
-        """Have a version prepared and wait until it is settled.
+        """Queue a version and wait until it is settled.
 
         Args:
             version: As for `request`.
-            wait_s: How long.
+            wait_s: Maximum time.
 
         Raises:
-            AdapterNotReadyError: It took longer, or has to be tried again.
+            AdapterNotReadyError: It took longer, or must be tried again.
         """
         try:
             async with asyncio.timeout(wait_s):
@@ -138,16 +138,16 @@ class Preparation:
 
     async def _run(self) -> None:
         while True:
-            await self._has_orders.wait()
-            self._has_orders.clear()
-            while self._orders:
-                model_id, (version, future) = next(iter(self._orders.items()))
+            await self._has_work.wait()
+            self._has_work.clear()
+            while self._queue:
+                model_id, (version, future) = next(iter(self._queue.items()))
                 try:
                     await self._prepare(version)
-                except Exception:  # noqa: BLE001 -- the boundary: an adapter must not end the watch over all others
+                except Exception:  # noqa: BLE001 -- the boundary: one adapter must not end the task for all others
                     _log.exception("%s could not be prepared", model_id)
                     self._note_fault(version, "internal_error")
-                del self._orders[model_id]
+                del self._queue[model_id]
                 if not future.done():
                     future.set_result(None)
                 self._on_settled(version)
@@ -155,7 +155,7 @@ class Preparation:
     async def _prepare(self, version: AdapterVersion) -> None:
         with self._observer.loading(version.reference, version.stages_s) as load:
             try:
-                await self._bring_into_service(version, load)
+                await self._run_stages(version, load)
             except AdapterRefusedError as error:
                 self._refuse(version, load, Refusal(error.reason, error.detail))
             except CanaryError as error:
@@ -168,7 +168,7 @@ class Preparation:
                 version.has_passed, version.fault, version.num_faults = True, None, 0
                 load.passed(self._clock() - version.seen_at_s)
 
-    async def _bring_into_service(self, version: AdapterVersion, load: LoadObserver) -> None:
+    async def _run_stages(self, version: AdapterVersion, load: LoadObserver) -> None:
         if version.copy is None:
             with load.stage("verify"):
                 version.copy = await self._verify(version)
@@ -176,7 +176,7 @@ class Preparation:
         was_ready = self._engine.state is EngineState.READY
         try:
             with load.stage("place"):
-                hold = await self._residency.hold(version.model_id, version.copy.folder)
+                hold = await self._cache.hold(version.model_id, version.copy.folder)
             try:
                 if not version.has_passed:
                     with load.stage("canary"):
@@ -184,7 +184,7 @@ class Preparation:
             finally:
                 hold.release()
         except AdapterError as error:
-            self._take_engines_word(version, error)
+            self._raise_refusal(version, error)
         except (AdapterNotReadyError, TimeoutError):
             raise _FaultError("engine_busy") from None
         except EngineLostError as error:
@@ -204,8 +204,8 @@ class Preparation:
         version.weights_sha256 = digest
         return copy
 
-    def _take_engines_word(self, version: AdapterVersion, error: AdapterError) -> None:
-        """The engine has judged the adapter, or says that it cannot take one now."""
+    def _raise_refusal(self, version: AdapterVersion, error: AdapterError) -> None:
+        """Translate the engine's refusal: of the adapter, of its copy, or of any adapter at this time."""
         known = {str(reason): reason for reason in Reason}
         if error.reason in known and known[error.reason] not in _OF_THE_COPY:
             raise AdapterRefusedError(known[error.reason], str(error).removeprefix(f"{error.reason}: ")) from error
@@ -221,7 +221,7 @@ class Preparation:
             "refused", who="checks", why=refusal.detail, reason=refusal.reason,
             name=version.reference.name, version=version.reference.version,
         )  # fmt: skip
-        self._residency.retire(version.model_id)
+        self._cache.retire(version.model_id)
         self._drop_copy(version)
 
     def _note_fault(self, version: AdapterVersion, code: str) -> None:

@@ -1,6 +1,6 @@
-"""Adapters as the rest of the service sees them: who may be asked for, a lease while a document is read, and control.
+"""Adapters as the rest of the service sees them: names, leases while a document is read, and operators' commands.
 
-Puts the parts together and owns leases and operators' orders. Runs on the event loop.
+Builds and connects the parts of this package. Runs on the event loop.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.adapters.cache import Hold, Residency
-from service.adapters.catalog import Directory, Family, refused
-from service.adapters.loader import Preparation
+from service.adapters.cache import Hold, LoraCache
+from service.adapters.catalog import AdapterCatalog, CatalogEntry, refused
+from service.adapters.loader import AdapterLoader
 from service.adapters.metrics import AdapterObserver
 from service.adapters.rollback import Outcome, RollbackRule, judge
 from service.adapters.storage import Storage
@@ -41,22 +41,22 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class AdapterOptions:
-    """How adapters are served."""
+    """Settings of adapter serving."""
 
     volume: Path
     state: Path | None = None
     poll_s: float = 1.0
     wait_s: float = 30.0
-    """Longest that a request waits for its adapter."""
+    """Maximum time that a request waits for its adapter."""
     rule: RollbackRule = field(default_factory=RollbackRule)
 
 
 class AdapterLease:
-    """An adapter that stays what and where it is while one document is read."""
+    """Keeps one version of an adapter loaded while a document is read."""
 
-    def __init__(self, serving: AdapterServing, family: Family, version: AdapterVersion) -> None:
-        self._serving = serving
-        self._family = family
+    def __init__(self, manager: AdapterManager, entry: CatalogEntry, version: AdapterVersion) -> None:
+        self._manager = manager
+        self._entry = entry
         self._version = version
 
     @property
@@ -65,24 +65,17 @@ class AdapterLease:
         return self._version.model_id
 
     def finished(self, reasons: Iterable[FinishReason]) -> None:
-        """Note how the document's pages ended."""
+        """Record how the document's pages ended."""
         outcomes = (Outcome.LOOP if reason is FinishReason.REPETITION else Outcome.FINE for reason in reasons)
-        self._serving._note(self._family, self._version, outcomes)
+        self._manager._note(self._entry, self._version, outcomes)
 
     def failed(self) -> None:
-        """Note that the engine failed on a page."""
-        self._serving._note(self._family, self._version, [Outcome.FAILURE])
+        """Record that the engine failed on a page."""
+        self._manager._note(self._entry, self._version, [Outcome.FAILURE])
 
 
-class AdapterServing:
-    """The adapters of one service.
-
-    Args:
-        engine: Serves them.
-        options: How.
-        observer: Counts and traces.
-        clock: Monotonic seconds.
-    """
+class AdapterManager:
+    """The adapters of one service."""
 
     def __init__(
         self,
@@ -97,31 +90,23 @@ class AdapterServing:
         self._clock = clock
         self._storage = Storage(options.state)
         self._volume = AdapterVolume(options.volume)
-        self._residency = Residency(engine, wait_s=options.wait_s)
+        self._cache = LoraCache(engine, wait_s=options.wait_s)
         self._stack = contextlib.AsyncExitStack()
-        self._directory: Directory | None = None
-        self._preparation: Preparation | None = None
+        self._catalog: AdapterCatalog | None = None
+        self._loader: AdapterLoader | None = None
         self._watcher: Watcher | None = None
 
     async def start(self, base_revisions: frozenset[str] | None) -> None:
-        """Take a first look at the volume and go on watching it; the engine is ready by now.
+        """Scan the volume and start watching it; call it once the engine is ready.
 
         Args:
-            base_revisions: Every name of the base model's revision; None where any will do. A `ConfigurationError`
-                says that the state's folder cannot be used.
+            base_revisions: Valid names of the base model's revision; None accepts any. A `ConfigurationError` says
+                that the state folder cannot be used.
         """
         self._stack.callback(self._storage.close)
         decisions = self._storage.open()
         info = self._engine.info
-        self._directory = Directory(
-            decisions=decisions,
-            storage=self._storage,
-            residency=self._residency,
-            rule=self._options.rule,
-            observer=self._observer,
-            clock=self._clock,
-        )
-        self._preparation = Preparation(
+        self._loader = AdapterLoader(
             volume=self._volume,
             storage=self._storage,
             policy=ServingPolicy(
@@ -129,54 +114,62 @@ class AdapterServing:
                 base_revisions=base_revisions,
                 limits=ContentLimits(max_rank=info.adapter_max_rank),
             ),
-            residency=self._residency,
+            cache=self._cache,
             engine=self._engine,
             observer=self._observer,
             on_settled=self._settled,
             clock=self._clock,
         )
-        self._directory.connect(self._preparation)
+        self._catalog = AdapterCatalog(
+            decisions=decisions,
+            storage=self._storage,
+            cache=self._cache,
+            loader=self._loader,
+            rule=self._options.rule,
+            observer=self._observer,
+            clock=self._clock,
+        )
         self._watcher = Watcher(
             volume=self._volume,
             period_s=self._options.poll_s,
-            on_found=self._directory.observe,
+            on_found=self._catalog.observe,
             on_looked=self._show,
             observer=self._observer,
         )
-        self._residency.start()
-        self._stack.push_async_callback(self._residency.stop)
-        self._preparation.start()
-        self._stack.push_async_callback(self._preparation.stop)
+        self._cache.start()
+        self._stack.push_async_callback(self._cache.stop)
+        self._loader.start()
+        self._stack.push_async_callback(self._loader.stop)
         self._stack.push_async_callback(self._watcher.stop)
         await self._watcher.start()
 
     async def stop(self) -> None:
-        """End everything, in reverse."""
+        """Stop the parts in reverse order."""
         await self._stack.aclose()
 
     @property
-    def directory(self) -> Directory:
-        """What names stand for; for reading."""
-        assert self._directory is not None, "adapters are asked for before the service has started"
-        return self._directory
+    def catalog(self) -> AdapterCatalog:
+        """Names and versions; read-only."""
+        assert self._catalog is not None, "adapters were used before the service has started"
+        return self._catalog
 
     @property
     def volume_fault(self) -> str | None:
-        """What was wrong with the volume at the last look."""
+        """What was wrong with the volume at the last scan."""
         return self._watcher.fault if self._watcher else None
 
     @property
-    def residency(self) -> Residency:
-        """Who sits in the slots; for reading."""
-        return self._residency
+    def cache(self) -> LoraCache:
+        """Loaded adapters; read-only."""
+        return self._cache
 
     def check(self, model_id: str) -> None:
-        """Whether a request may name this adapter; `ModelNotFoundError` or `ModelRefusedError` say why not."""
-        self.directory.find(model_id)
+        """Check that a request may name this adapter; raises what `AdapterCatalog.find` raises."""
+        self.catalog.find(model_id)
 
     @contextlib.asynccontextmanager
     async def lease(self, model_id: str) -> AsyncIterator[AdapterLease]:
-        """Have an adapter ready, on the version that the name stands for now, until the document is read.
+        """Load an adapter, a bare name at the version that it serves now, and keep it loaded in the block.
 
         Args:
             model_id: `name` or `name@version`.
@@ -185,10 +178,10 @@ class AdapterServing:
             The lease.
 
         Raises:
-            EngineError: From within the block; noted as a failure of the adapter's.
+            EngineError: From within the block; recorded as a failure of the adapter.
         """
-        family, version, hold = await self._hold(model_id)
-        lease = AdapterLease(self, family, version)
+        entry, version, hold = await self._hold(model_id)
+        lease = AdapterLease(self, entry, version)
         try:
             yield lease
         except EngineError:
@@ -198,138 +191,131 @@ class AdapterServing:
             hold.release()
 
     async def pin(self, name: str, version: int | None, *, who: str, why: str) -> None:
-        """Let a name stand for one version, whatever the volume says; or, without one, follow the volume again.
+        """Make a name serve one version, whatever the volume's pointer says.
 
         Args:
             name: The adapter.
-            version: The version; None to follow the volume.
-            who: Whose decision it is.
-            why: The reason given.
+            version: None to follow the volume again.
+            who: For the audit log.
+            why: For the audit log.
 
         Raises:
             ModelRefusedError: The version failed its checks; nothing has changed.
         """
-        decisions = self.directory.decisions
+        decisions = self.catalog.decisions
         if version is None:
-            family = self._family(name)
+            entry = self._entry(name)
             decisions.pins.pop(name, None)
         else:
-            family, wanted = self._decided(name, version)
+            entry, wanted = self._find(name, version)
             if wanted.refusal is not None and wanted.refusal.reason not in LIFTABLE:
                 raise refused(wanted)
             if wanted.refusal is not None:
                 wanted.refusal, wanted.num_losses = None, 0
                 wanted.outcomes.clear()
                 decisions.refusals.pop(wanted.model_id, None)
-            await self._ready(wanted)
+            await self._prepare(wanted)
             if wanted.refusal is not None:
                 raise refused(wanted)
             decisions.pins[name] = version
         self._storage.save(decisions)
         what = "unpinned" if version is None else "pinned"
         self._storage.record(what, who=who, why=why, name=name, version=version)
-        self.directory.update(family)
+        self.catalog.update(entry)
 
     async def refuse(self, name: str, version: int, *, who: str, why: str) -> None:
-        """Take a version out of service; where a name stands for it, the last good one takes its place.
-
-        Args:
-            name: The adapter.
-            version: The version.
-            who: Whose decision it is.
-            why: The reason given.
-        """
-        family, wanted = self._decided(name, version)
-        self.directory.refuse(family, wanted, Refusal(ServiceReason.OPERATOR, why), who=who, keeps=True)
+        """Take a version out of service; if its name serves it, the last good version replaces it."""
+        entry, wanted = self._find(name, version)
+        self.catalog.refuse(entry, wanted, Refusal(ServiceReason.OPERATOR, why), who=who, keeps=True)
 
     async def roll_back(self, name: str, *, who: str, why: str) -> None:
-        """Take the version in use out of service and return to the last good one.
+        """Take the served version out of service and return to the last good one.
 
         Args:
             name: The adapter.
-            who: Whose decision it is.
-            why: The reason given.
+            who: For the audit log.
+            why: For the audit log.
 
         Raises:
-            AdapterConflictError: Nothing is in use, or nothing was before.
+            AdapterConflictError: The name serves nothing, or has no earlier version to return to.
         """
-        family = self._family(name)
-        if family.active is None:
+        entry = self._entry(name)
+        if entry.active is None:
             raise AdapterConflictError(public={"reason": "nothing is in use under this name"})
-        version = family.versions[family.active]
-        if self.directory.fallback(family) is None:
+        version = entry.versions[entry.active]
+        if self.catalog.fallback(entry) is None:
             raise AdapterConflictError(public={"reason": f"there is nothing to go back to from {version.model_id}"})
-        self.directory.refuse(family, version, Refusal(ServiceReason.OPERATOR, why), who=who, keeps=True)
+        self.catalog.refuse(entry, version, Refusal(ServiceReason.OPERATOR, why), who=who, keeps=True)
         self._observer.rolled_back("operator")
-        wanted = self.directory.wanted(family)
+        wanted = self.catalog.wanted(entry)
         if wanted is not None:
-            await self._ready(wanted)
-        self.directory.update(family)
+            await self._prepare(wanted)
+        self.catalog.update(entry)
 
-    async def _hold(self, model_id: str) -> tuple[Family, AdapterVersion, Hold]:
-        """Resolve a name and have its version in a slot; a name is resolved anew when its version was refused."""
+    async def _hold(self, model_id: str) -> tuple[CatalogEntry, AdapterVersion, Hold]:
+        """Resolve a name and load its version; the name is resolved again if the version was refused meanwhile."""
         ends_s = self._clock() + self._options.wait_s
         while True:
-            family, version = self.directory.find(model_id)
+            entry, version = self.catalog.find(model_id)
             if version.has_passed and version.copy is not None:
                 try:
-                    return family, version, await self._residency.hold(version.model_id, version.copy.folder)
+                    return entry, version, await self._cache.hold(version.model_id, version.copy.folder)
                 except AdapterError as error:
                     _log.error("%s could not be loaded: %s", version.model_id, error)
                     raise AdapterNotReadyError(str(error)) from error
-            assert self._preparation is not None
+            assert self._loader is not None
             left_s = ends_s - self._clock()
             if left_s <= 0:
                 raise AdapterNotReadyError(f"{version.model_id} was not prepared in time")
-            await self._preparation.wait(version, left_s)
+            await self._loader.wait(version, left_s)
 
-    async def _ready(self, version: AdapterVersion) -> None:
-        """Have a version prepared, as far as that can be done now."""
-        assert self._preparation is not None
+    async def _prepare(self, version: AdapterVersion) -> None:
+        """Prepare a version, if that is possible now."""
+        assert self._loader is not None
         if not version.is_ready:
             with contextlib.suppress(AdapterNotReadyError, EngineLostError):
-                await self._preparation.wait(version, self._options.wait_s)
+                await self._loader.wait(version, self._options.wait_s)
 
-    def _family(self, name: str) -> Family:
-        family = self.directory.families.get(name)
-        if family is None:
-            raise ModelNotFoundError(public={"known": self.directory.known_names})
-        return family
+    def _entry(self, name: str) -> CatalogEntry:
+        entry = self.catalog.entries.get(name)
+        if entry is None:
+            raise ModelNotFoundError(public={"known": self.catalog.known_names})
+        return entry
 
-    def _decided(self, name: str, version: int) -> tuple[Family, AdapterVersion]:
-        """A version that an operator names: one that is known, refused or not."""
-        family = self._family(name)
-        if version not in {*family.versions, *family.listing.versions, *family.listing.withdrawn}:
-            raise ModelNotFoundError(public={"known": [f"{name}@{each}" for each in family.listing.versions[-50:]]})
-        return family, self.directory.version(family, version)
+    def _find(self, name: str, version: int) -> tuple[CatalogEntry, AdapterVersion]:
+        """A version that an operator names, refused or not."""
+        entry = self._entry(name)
+        if version not in {*entry.versions, *entry.listing.versions, *entry.listing.withdrawn}:
+            raise ModelNotFoundError(public={"known": [f"{name}@{each}" for each in entry.listing.versions[-50:]]})
+        return entry, self.catalog.version(entry, version)
 
     def _settled(self, version: AdapterVersion) -> None:
-        self.directory.update(self.directory.families[version.reference.name])
+        self.catalog.update(self.catalog.entries[version.reference.name])
 
-    def _note(self, family: Family, version: AdapterVersion, outcomes: Iterable[Outcome]) -> None:
+    def _note(self, entry: CatalogEntry, version: AdapterVersion, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:
             version.outcomes.append(outcome)
             version.num_pages += 1
-            self._observer.page(family.name, outcome)
-        if family.active != version.reference.version or family.name in self.directory.decisions.pins:
+            self._observer.page(entry.name, outcome)
+        if entry.active != version.reference.version or entry.name in self.catalog.decisions.pins:
             return
-        former = next((family.versions[each] for each in family.former if family.versions[each].refusal is None), None)
+        former = next((entry.versions[each] for each in entry.former if entry.versions[each].refusal is None), None)
         verdict = judge(version.outcomes, former.outcomes, self._options.rule) if former is not None else None
         if verdict is not None:
-            _log.error("%s is taken back: %s", version.model_id, verdict)
+            _log.error("%s is rolled back: %s", version.model_id, verdict)
             refusal = Refusal(ServiceReason.ROLLED_BACK, str(verdict))
-            self.directory.refuse(family, version, refusal, who=AUTOMATIC, keeps=True)
+            self.catalog.refuse(entry, version, refusal, who=AUTOMATIC, keeps=True)
             self._observer.rolled_back("automatic")
 
     def _show(self) -> None:
-        """Bring the gauges up to date."""
-        for name, family in self.directory.families.items():
-            active = family.versions.get(family.active) if family.active is not None else None
+        """Update the gauges."""
+        for name, entry in self.catalog.entries.items():
+            active = entry.versions.get(entry.active) if entry.active is not None else None
             created = active.copy.manifest.created if active and active.copy else None
-            self._observer.served(name, family.active, created)
+            self._observer.served(name, entry.active, created)
         self._observer.slots(
             total=self._engine.info.adapter_slots,
-            used=len(self._residency.names),
-            waiting=self._residency.num_waiting,
-            evicted=self._residency.num_evicted,
+            used=len(self._engine.adapters),
+            waiting=self._cache.num_waiting,
+            evicted=self._cache.num_evicted,
         )

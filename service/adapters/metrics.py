@@ -1,4 +1,4 @@
-"""Counts and traces adapters on their way into service; the only writer of the adapter metrics."""
+"""Metrics and traces of adapters; the only writer of the adapter metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shared.contract.identity import AdapterRef
 
 
 class LoadObserver:
-    """Watches one version from the volume to the end of its canary page."""
+    """Observes one version from the volume to the end of its canary page."""
 
     def __init__(self, metrics: Metrics, tracer: Tracer, span: Span, stages_s: dict[str, float]) -> None:
         self._metrics = metrics
@@ -33,18 +33,18 @@ class LoadObserver:
             f"deepsynth.adapter.{name}", context, record_exception=False, set_status_on_exception=False
         ):
             yield
-        # Only what came to its end: how soon a refusal came says nothing of how long a load takes.
+        # Only stages that succeeded: the time to a refusal says nothing about loading.
         self._stages_s[name] = time.monotonic() - began_s
         self._metrics.histogram("adapter_load_seconds").labels(name).observe(self._stages_s[name])
 
     def passed(self, total_s: float) -> None:
-        """It may be served."""
+        """The version may be served."""
         self.result = "ok"
         self._stages_s["total"] = total_s
         self._metrics.histogram("adapter_load_seconds").labels("total").observe(total_s)
 
     def refused(self, reason: str) -> None:
-        """It must not be."""
+        """The version was refused."""
         self.result = "refused"
         self._span.set_attribute("error.type", reason)
 
@@ -54,7 +54,7 @@ class LoadObserver:
 
 
 class AdapterObserver:
-    """What the parts of `service.adapters` tell of themselves."""
+    """Observes the parts of `service.adapters`."""
 
     def __init__(self, metrics: Metrics, tracer: Tracer) -> None:
         self._metrics = metrics
@@ -63,15 +63,7 @@ class AdapterObserver:
 
     @contextlib.contextmanager
     def loading(self, reference: AdapterRef, stages_s: dict[str, float]) -> Iterator[LoadObserver]:
-        """Around one version's way into service.
-
-        Args:
-            reference: The version.
-            stages_s: Filled with what each stage took.
-
-        Yields:
-            Takes the stages and the end.
-        """
+        """Around preparing one version; `stages_s` is filled with seconds by stage."""
         with self._tracer.start_as_current_span(
             "deepsynth.adapter.load", record_exception=False, set_status_on_exception=False
         ) as span:
@@ -88,11 +80,11 @@ class AdapterObserver:
                 self._metrics.counter("adapter_loads_total").labels(load.result).inc()
 
     def refused(self, reason: str) -> None:
-        """A version is not served any more, or never will be."""
+        """A version was refused."""
         self._metrics.counter("adapter_refusals_total").labels(reason).inc()
 
     def rolled_back(self, cause: str) -> None:
-        """A version was taken back."""
+        """A version was rolled back."""
         self._metrics.counter("adapter_rollbacks_total").labels(cause).inc()
 
     def page(self, name: str, outcome: Outcome) -> None:
@@ -100,11 +92,11 @@ class AdapterObserver:
         self._metrics.counter("adapter_pages_total").labels(self._metrics.model_label(name), outcome).inc()
 
     def volume(self, *, is_up: bool) -> None:
-        """Whether the last look at the volume succeeded."""
+        """Whether the last scan of the volume succeeded."""
         self._metrics.gauge("adapter_volume_up").set(is_up)
 
     def served(self, name: str, version: int | None, created: datetime | None) -> None:
-        """What a name stands for now, and since when that has been published."""
+        """The version that a name serves, and when it was published."""
         label = self._metrics.model_label(name)
         if label == OTHER_MODEL:
             return
@@ -115,7 +107,7 @@ class AdapterObserver:
             self._metrics.counter("adapter_pages_total").labels(label, outcome)
 
     def slots(self, *, total: int, used: int, waiting: int, evicted: int) -> None:
-        """Where the slots stand; evictions since the start."""
+        """Use of the slots; `evicted` counts from the start."""
         values: Mapping[str, float] = {
             "adapter_slots": total,
             "adapter_slots_used": used,

@@ -1,4 +1,4 @@
-"""Every model that requests may name: the base, and the adapters where they are served."""
+"""Every model that requests may name: the base model, and adapters if they are served."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.adapters.manager import AdapterServing
+from service.adapters.manager import AdapterManager
 from service.engine.protocol import EngineHandle
 from service.errors import ModelNotFoundError
 from shared.contract.answer import FinishReason
 
 
 class Lease(Protocol):
-    """A model that stays what it is while one document is read."""
+    """A model that does not change while a document is read."""
 
     @property
     def model_id(self) -> str:
         """What answers: the base model, or `name@version`."""
 
     def finished(self, reasons: Iterable[FinishReason]) -> None:
-        """Note how the document's pages ended."""
+        """Record how the document's pages ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class BaseLease:
-    """The base model; it is always there."""
+    """The base model, which is always loaded."""
 
     model_id: str
 
     def finished(self, reasons: Iterable[FinishReason]) -> None:
-        """Nothing is held against the base."""
+        """Do nothing: the base model has no rollback."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class ListedModel:
 
     model_id: str
     root: str
-    """What it stands for now: itself, or `name@version`."""
+    """The model itself, or `name@version`."""
     parent: str | None
     """The base model of an adapter."""
 
@@ -49,29 +49,29 @@ class ServedModels:
     """The models of one service.
 
     Args:
-        engine: Knows the base model.
-        adapters: The adapters; None where none are served.
-        default: What answers a request that names no model; None for the base.
+        engine: Has the base model.
+        adapters: None if adapters are not served.
+        default: Model for requests that name none; None for the base model.
     """
 
     def __init__(
-        self, engine: EngineHandle, adapters: AdapterServing | None = None, default: str | None = None
+        self, engine: EngineHandle, adapters: AdapterManager | None = None, default: str | None = None
     ) -> None:
         self._engine = engine
         self._adapters = adapters
         self._default = default
 
     def check(self, model_id: str | None) -> str:
-        """Whether a request may name a model.
+        """Check that a request may name a model.
 
         Args:
-            model_id: What it names; None where nothing.
+            model_id: None for the default model.
 
         Returns:
-            The name to lease. A `ModelRefusedError` says that it names a refused adapter.
+            The name to lease. A `ModelRefusedError` says that the adapter was refused.
 
         Raises:
-            ModelNotFoundError: There is none of that name.
+            ModelNotFoundError: The model does not exist.
         """
         base = self._engine.info.model_id
         wanted = model_id or self._default or base
@@ -87,27 +87,20 @@ class ServedModels:
         return wanted
 
     def lease(self, model_id: str) -> contextlib.AbstractAsyncContextManager[Lease]:
-        """Have a model ready until a document is read.
-
-        Args:
-            model_id: What `check` returned.
-
-        Returns:
-            The lease, as a context.
-        """
+        """Keep a model, as `check` returned it, loaded while a document is read."""
         if self._adapters is None or model_id == self._engine.info.model_id:
             return contextlib.nullcontext(BaseLease(model_id))
         return self._adapters.lease(model_id)
 
     def listed(self) -> list[ListedModel]:
-        """The base, then each name that stands for a version, then every version that has passed."""
+        """The base model, then each adapter's name, followed by its versions that have passed."""
         base = self._engine.info.model_id
         models = [ListedModel(base, base, None)]
         if self._adapters is None:
             return models
-        for name, family in sorted(self._adapters.directory.families.items()):
-            passed = [each for _, each in sorted(family.versions.items()) if each.has_passed and not each.refusal]
-            if family.active is not None:
-                models.append(ListedModel(name, family.versions[family.active].model_id, base))
+        for name, entry in sorted(self._adapters.catalog.entries.items()):
+            passed = [each for _, each in sorted(entry.versions.items()) if each.has_passed and not each.refusal]
+            if entry.active is not None:
+                models.append(ListedModel(name, entry.versions[entry.active].model_id, base))
             models += [ListedModel(version.model_id, version.model_id, base) for version in passed]
         return models

@@ -1,4 +1,4 @@
-"""Which version a name stands for, and which adapter leaves its slot: pure decisions."""
+"""Pure decisions: which version a name serves, and which adapter is evicted."""
 
 from __future__ import annotations
 
@@ -9,39 +9,36 @@ from shared.contract.volume import AdapterListing
 
 
 def candidates(listing: AdapterListing, *, pin: int | None, former: Iterable[int], kept: Collection[int]) -> list[int]:
-    """Versions that a name may stand for, best first.
+    """Versions that a name may serve, best first.
 
     Args:
-        listing: What lies on the volume.
+        listing: The volume's content.
         pin: The version that an operator chose.
-        former: Versions that this service used under the name before, newest first.
-        kept: Versions of which there is a private copy, whatever the volume says.
+        former: Versions that this service served under the name before, newest first.
+        kept: Versions with a private copy, whether or not the volume still has them.
 
     Returns:
-        The pin, what the pointer names, what it named before, and what was used here before; as far as they can be
-        had. A version that was never in use is not chosen.
+        The pin, the pointer's version, its former versions, and those that were served here before; without versions
+        that are neither on the volume nor kept. A version that was never in use is not chosen.
     """
     named = [pin, listing.current, *listing.former, *former]
-    can_be_had = {*listing.versions, *kept}
-    return [number for number in dict.fromkeys(named) if number is not None and number in can_be_had]
+    available = {*listing.versions, *kept}
+    return [number for number in dict.fromkeys(named) if number is not None and number in available]
 
 
-@dataclass(frozen=True, slots=True)
-class Occupant:
-    """An adapter in a slot."""
+@dataclass(slots=True)
+class SlotUse:
+    """How a loaded adapter is used."""
 
-    holds: int
-    used_at: int
+    holds: int = 0
+    used_at: int = 0
     """Grows with each use."""
+    is_leaving: bool = False
+    """Its slot is promised to another adapter: no new holds, and it is evicted after the last one."""
+    is_retired: bool = False
+    """It is unloaded after the last hold, unless it is requested again first."""
 
 
-def choose_victim(occupants: Mapping[str, Occupant]) -> str | None:
-    """Which adapter makes room: the least recently used of those that nobody uses, else of all.
-
-    Args:
-        occupants: By `name@version`.
-
-    Returns:
-        Its name; None where there is none.
-    """
-    return min(occupants, key=lambda name: (occupants[name].holds > 0, occupants[name].used_at), default=None)
+def choose_victim(loaded: Mapping[str, SlotUse]) -> str | None:
+    """The adapter to evict: the least recently used one of those not held, or of all if every one is held."""
+    return min(loaded, key=lambda name: (loaded[name].holds > 0, loaded[name].used_at), default=None)

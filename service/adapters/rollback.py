@@ -1,4 +1,4 @@
-"""When a version is worse in service than the one before it: a pure rule over how their newest pages ended."""
+"""The rule for automatic rollback: compares how the newest pages of a version and of its predecessor ended. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class Outcome(StrEnum):
-    """How a page ended, as far as the adapter may be to blame."""
+    """How a page ended, as far as the adapter may be the cause."""
 
     FINE = "fine"
     LOOP = "loop"
@@ -17,17 +17,17 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RollbackRule:
-    """When a version is taken back by itself."""
+    """When a version is rolled back automatically."""
 
     pages: int = 100
-    """Newest pages of each of the two that are compared; fewer decide nothing. 0: never."""
+    """Newest pages of each version to compare; with fewer there is no verdict. 0 turns rollback off."""
     margin: float = 0.1
     """Share of pages by which the new version's loops, or failures, must exceed its predecessor's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Why a version is taken back."""
+    """Why a version is rolled back."""
 
     kind: Outcome
     rate: float
@@ -39,16 +39,7 @@ class Verdict:
 
 
 def judge(newest: Collection[Outcome], former: Collection[Outcome], rule: RollbackRule) -> Verdict | None:
-    """Compare a version with its predecessor.
-
-    Args:
-        newest: How the newest pages of the version in use ended.
-        former: How the newest pages of the one before it ended.
-        rule: How many pages, and how much worse.
-
-    Returns:
-        Why it is to be taken back; None where it is not, or not known yet.
-    """
+    """Compare the outcomes of a version with those of its predecessor; None if it is not to be rolled back."""
     if not rule.pages or min(len(newest), len(former)) < rule.pages:
         return None
     for kind in (Outcome.FAILURE, Outcome.LOOP):

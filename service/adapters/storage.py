@@ -1,8 +1,8 @@
-"""The service's own folder: private copies of versions, what operators decided, and the record of every change.
+"""The service's state folder: private copies of versions, operators' decisions, and the audit log.
 
-Held by one process at a time. Without a place given it is a temporary folder that goes with the process.
+Locked by one process at a time. Without a configured folder it is a temporary one, deleted when the process ends.
 
-    <folder>/copies/<name>@<version>-<random>/   a version's files, verified; made anew at every start
+    <folder>/copies/<name>@<version>-<random>/   a version's verified files; copied again at every start
     <folder>/decisions.json                      pins and refusals
     <folder>/audit.jsonl                         who changed what, when and why
 """
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Decisions:
-    """What people, and the rule that takes versions back, decided; outlives the process."""
+    """Decisions of operators and of automatic rollback; they outlive the process."""
 
     pins: dict[str, int] = field(default_factory=dict)
     """Version by name."""
@@ -43,10 +43,10 @@ class Decisions:
 
 
 class Storage:
-    """The folder.
+    """The state folder.
 
     Args:
-        folder: Where; made where it does not exist. None: a temporary one.
+        folder: Created if missing; None for a temporary folder.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -55,13 +55,13 @@ class Storage:
         self._lock: int | None = None
 
     def open(self) -> Decisions:
-        """Take the folder and read what was decided.
+        """Lock the folder and read the decisions.
 
         Returns:
             The decisions.
 
         Raises:
-            ConfigurationError: It cannot be used, or another process does; the message says which.
+            ConfigurationError: The folder cannot be used or is locked by another process; the message says which.
         """
         try:
             if self._given is None:
@@ -73,7 +73,7 @@ class Storage:
             (self._folder / COPIES).mkdir(mode=0o700)
         except BlockingIOError:
             raise ConfigurationError(
-                f"DEEPSYNTH_ADAPTER_STATE_DIR: {self._folder} belongs to another process; give each service its own"
+                f"DEEPSYNTH_ADAPTER_STATE_DIR: {self._folder} is in use by another process; give each service its own"
             ) from None
         except OSError as error:
             raise ConfigurationError(
@@ -82,7 +82,7 @@ class Storage:
         return self._read_decisions()
 
     def close(self) -> None:
-        """Give the folder back; the copies go."""
+        """Unlock the folder and delete the copies."""
         if self._lock is None:
             return
         shutil.rmtree(self._folder / COPIES if self._given else self._folder, ignore_errors=True)
@@ -90,30 +90,30 @@ class Storage:
         self._lock = None
 
     def new_copy(self, reference: AdapterRef) -> Path:
-        """A place for a version's copy that nothing was ever at."""
+        """A new path for a copy of a version."""
         return self._folder / COPIES / f"{reference}-{uuid.uuid4().hex[:12]}"
 
     def drop_copy(self, folder: Path) -> None:
-        """Remove a copy."""
+        """Delete a copy."""
         shutil.rmtree(folder, ignore_errors=True)
 
     def save(self, decisions: Decisions) -> None:
-        """Keep decisions; what cannot be kept is logged and holds until the process ends."""
+        """Save decisions; if that fails it is logged, and they hold until the process ends."""
         data = json.dumps({"format": 1, "pins": decisions.pins, "refusals": decisions.refusals}, indent=1)
         try:
             with closing_descriptor(folder_descriptor(self._folder)) as folder:
                 replace_file(DECISIONS_FILE, data.encode() + b"\n", folder, _TEMPORARY_PREFIX)
         except OSError as error:
-            _log.error("decisions about adapters could not be kept: %s", error.strerror)
+            _log.error("decisions about adapters could not be saved: %s", error.strerror)
 
     def record(self, what: str, *, who: str, why: str = "", **facts: object) -> None:
-        """Note a change, in the log as well.
+        """Write a change to the audit log and to the log.
 
         Args:
             what: Kind of change.
-            who: Who made it: an operator, or which part of the service.
-            why: The reason given.
-            **facts: Name, versions and the like.
+            who: An operator, or a part of the service.
+            why: The reason.
+            **facts: Name, versions and the like; None is left out.
         """
         line: Mapping[str, object] = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -127,7 +127,7 @@ class Storage:
             with (self._folder / AUDIT_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            _log.error("a change of adapters could not be recorded: %s", error.strerror)
+            _log.error("a change of adapters could not be written to the audit log: %s", error.strerror)
 
     def _read_decisions(self) -> Decisions:
         path = self._folder / DECISIONS_FILE
@@ -141,6 +141,8 @@ class Storage:
         except FileNotFoundError:
             return Decisions()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            # Not passed over: a version that somebody refused would be served again.
-            raise ConfigurationError(f"{path} cannot be read; mend it, or remove it and decide anew") from error
+            # Not ignored, since a refused version would be served again.
+            raise ConfigurationError(
+                f"{path} cannot be read; repair it, or delete it, which forgets pins and refusals"
+            ) from error
         return Decisions(pins, refusals)

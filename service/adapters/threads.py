@@ -1,7 +1,7 @@
-"""Work on file systems beside the event loop, in threads that never keep the process from ending.
+"""Blocking work on file systems, in daemon threads that do not keep the process from ending.
 
-A read on a network file system that has gone away may hang for ever; a thread of an executor would be waited for when
-the interpreter ends.
+A read on a network file system that has gone away may hang forever, and the interpreter waits for an executor's threads
+when it ends.
 """
 
 from __future__ import annotations
@@ -16,15 +16,7 @@ Result = TypeVar("Result")
 
 
 async def in_thread(work: Callable[[], Result], name: str) -> Result:
-    """Run blocking work; whoever is cancelled leaves it behind.
-
-    Args:
-        work: What to do.
-        name: Of the thread.
-
-    Returns:
-        What the work returned; what it raised is raised.
-    """
+    """Run blocking work in a thread of this name; cancelling the call leaves the thread running."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Result] = loop.create_future()
 
@@ -40,7 +32,7 @@ async def in_thread(work: Callable[[], Result], name: str) -> Result:
         result, error = None, None
         try:
             result = work()
-        except BaseException as caught:  # noqa: BLE001 -- raised again where it is waited for
+        except BaseException as caught:  # noqa: BLE001 -- raised again in the caller
             error = caught
         with contextlib.suppress(RuntimeError):  # the loop may have closed meanwhile
             loop.call_soon_threadsafe(settle, result, error)

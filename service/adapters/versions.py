@@ -1,7 +1,4 @@
-"""What the service knows of each version of an adapter, and the words for where a version stands.
-
-Plain records; the decisions over them are `choosing`'s and `guard`'s, their lives `directory`'s.
-"""
+"""Records of an adapter's versions, and the names of their states. Plain data; the catalog owns the records."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from shared.contract.verification import VerifiedAdapter
 
 
 class VersionState(StrEnum):
-    """Where a version stands in this service."""
+    """State of a version in this service."""
 
     SEEN = "seen"
     VERIFIED = "verified"
@@ -28,7 +25,7 @@ class VersionState(StrEnum):
 
 
 class ServiceReason(StrEnum):
-    """Why a version is refused beyond what the contract has words for."""
+    """Reasons to refuse a version that the contract does not have."""
 
     CANARY_FAILED = "canary_failed"
     OPERATOR = "refused_by_operator"
@@ -36,14 +33,14 @@ class ServiceReason(StrEnum):
 
 
 REFUSAL_REASONS = tuple(str(reason) for reason in (*Reason, *ServiceReason))
-"""Every reason that a refusal may have; labels of a metric."""
+"""Every reason; labels of a metric."""
 LIFTABLE = frozenset(str(reason) for reason in ServiceReason)
-"""Refusals that are not about the folder; pinning the version takes them back."""
+"""Refusals that are not about the files; pinning the version lifts them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a version is not served; the reason is for everybody, the detail for the log and the operator."""
+    """Why a version is not served; clients see the reason, operators and the log also the detail."""
 
     reason: str
     detail: str = ""
@@ -51,32 +48,32 @@ class Refusal:
 
 @dataclass(slots=True)
 class AdapterVersion:
-    """One version, as far as this service has dealt with it."""
+    """One version."""
 
     reference: AdapterRef
     copy: VerifiedAdapter | None = None
-    """The private copy that passed every check but running; None before, and after it was dropped."""
+    """The verified private copy; None before verification and after the copy was dropped."""
     weights_sha256: str | None = None
-    """Of the copy, also of one that was dropped: a version never has other weights."""
+    """Of the copy, kept after it was dropped: the weights of a version must not change."""
     has_passed: bool = False
-    """Whether it has been loaded and has read the canary page."""
+    """Whether it has read the canary page."""
     refusal: Refusal | None = None
     fault: str | None = None
-    """What kept it from being prepared the last time; it will be tried again."""
+    """Why the last preparation failed; it will be tried again."""
     retry_at_s: float = 0.0
     num_faults: int = 0
     num_losses: int = 0
-    """Engines lost while it was loaded or read the canary page."""
+    """Engines lost while it was being loaded or read the canary page."""
     seen_at_s: float = 0.0
     stages_s: dict[str, float] = field(default_factory=dict)
-    """Seconds that each stage of making it resident took."""
+    """Seconds per stage of its preparation."""
     outcomes: deque[Outcome] = field(default_factory=deque)
     """How its newest pages ended."""
     num_pages: int = 0
 
     @property
     def is_ready(self) -> bool:
-        """Whether it may be read with as soon as it sits in a slot."""
+        """Whether it may serve requests once it is loaded."""
         return self.has_passed and self.copy is not None and self.refusal is None
 
     @property

@@ -1,7 +1,7 @@
-"""Looks at the adapter volume every now and then; works on network file systems, where nobody announces changes.
+"""Scans the adapter volume periodically, which also works on network file systems that report no changes.
 
-Owns the period and what a volume that fails or hangs means: nothing is taken out of service for it. What was found is
-`Directory`'s to judge.
+Owns the period, and the rule that a volume which fails or hangs takes nothing out of service. The catalog decides what
+the findings mean.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from shared.contract.refusals import VolumeError
 from shared.contract.volume import AdapterListing, AdapterVolume
 
 MAX_LOOKING_RATIO = 0.2
-"""Share of the time that looking may take: a look at a large or slow volume is followed by a longer pause."""
+"""Share of the time that scanning may take: a slow scan is followed by a longer pause."""
 MAX_STRETCHED_PAUSE_S = 1.0
 LOOK_TIMEOUT_S = 10.0
-"""A look that takes longer counts as a volume that is away; no other begins before it has ended."""
+"""After this time the volume counts as unavailable; the next scan starts once this one has ended."""
 
 _log = logging.getLogger(__name__)
 
 
 class Watcher:
-    """One task.
+    """The task that scans.
 
     Args:
-        volume: What to look at.
-        period_s: From the end of a look to the next; see `pause_after_s`.
-        on_found: Given what lies there, after every look that succeeded.
-        on_looked: Called after every look, successful or not.
-        observer: Told whether the volume can be read.
+        volume: The volume.
+        period_s: From the end of a scan to the next; see `pause_after_s`.
+        on_found: Called with the volume's content after every successful scan.
+        on_looked: Called after every scan, successful or not.
+        observer: Records whether the volume can be read.
     """
 
     def __init__(
@@ -54,15 +54,15 @@ class Watcher:
         self._task: asyncio.Task[None] | None = None
         self._look: asyncio.Task[dict[str, AdapterListing]] | None = None
         self.fault: str | None = None
-        """What was wrong with the volume at the last look."""
+        """What was wrong with the volume at the last scan."""
 
     async def start(self) -> None:
-        """Look once, and go on looking."""
+        """Scan once and start the task."""
         await self.look()
         self._task = asyncio.create_task(self._run(), name="adapter-watcher")
 
     async def stop(self) -> None:
-        """End; a look that hangs is left behind."""
+        """Stop the task; a scan that hangs is abandoned."""
         for task in (self._task, self._look):
             if task is not None:
                 task.cancel()
@@ -70,7 +70,7 @@ class Watcher:
                     await task
 
     async def look(self) -> None:
-        """See what lies there now."""
+        """Scan the volume."""
         if self._look is None:
             self._look = asyncio.create_task(in_thread(self._volume.discover, "adapter-watcher"))
         done, _ = await asyncio.wait({self._look}, timeout=LOOK_TIMEOUT_S)
@@ -81,8 +81,8 @@ class Watcher:
                 listings = look.result()
             except VolumeError as error:
                 fault = error.code
-            except Exception:  # noqa: BLE001 -- the boundary: whatever lies on a shared volume must not end the watch
-                _log.exception("the adapter volume could not be looked at")
+            except Exception:  # noqa: BLE001 -- the boundary: nothing on a shared volume may end the task
+                _log.exception("the adapter volume could not be scanned")
                 fault = "internal_error"
             else:
                 fault = None
@@ -103,13 +103,5 @@ class Watcher:
 
 
 def pause_after_s(look_s: float, period_s: float) -> float:
-    """How long to wait after a look.
-
-    Args:
-        look_s: How long it took.
-        period_s: The shortest pause.
-
-    Returns:
-        Seconds.
-    """
+    """Seconds to wait after a scan that took `look_s`; at least `period_s`."""
     return max(period_s, min(look_s * (1 / MAX_LOOKING_RATIO - 1), MAX_STRETCHED_PAUSE_S))

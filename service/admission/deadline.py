@@ -1,4 +1,4 @@
-"""Exactly one end for every admitted request: done, too late, or nobody left to answer."""
+"""Runs a request to exactly one outcome: done, past its deadline, or client gone."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ Result = TypeVar("Result")
 async def run_to_outcome(
     work: Coroutine[Any, Any, Result], *, deadline_s: float, disconnected: Callable[[], Awaitable[None]] | None
 ) -> Result:
-    """Run a request's work until it is done, its time is up or its client is gone.
+    """Run a request's work until it is done, its deadline has passed or its client is gone.
 
-    Work that is done counts as done even when the client left in the same moment; otherwise the work is cancelled and
-    has ended before this returns.
+    Finished work counts as done even if the client left in the same moment; otherwise the work is cancelled and has
+    ended before this returns.
 
     Args:
         work: What to do.
-        deadline_s: Time it may take, in seconds.
-        disconnected: Returns when the client is gone; None when nobody can leave.
+        deadline_s: Maximum time in seconds.
+        disconnected: Returns when the client is gone; None if there is no client.
 
     Returns:
-        What the work returned.
+        The work's result.
 
     Raises:
         ClientGoneError: The client left first.
-        DeadlineError: The time ran out first.
+        DeadlineError: The deadline passed first.
     """
     task = asyncio.create_task(work, name="request-work")
     watchers: set[asyncio.Future[Any]] = {task}
@@ -50,5 +50,5 @@ async def run_to_outcome(
                 each.cancel()
                 await asyncio.wait({each})
                 if not each.cancelled():
-                    # Taken, so that asyncio does not complain: whatever came of it, the outcome is decided.
+                    # Retrieved so that asyncio does not log it; the outcome is already decided.
                     each.exception()

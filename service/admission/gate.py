@@ -1,8 +1,8 @@
-"""Who may come in: places for requests, and slots for pages in work.
+"""Admission: a bound on concurrent requests, and slots for pages in work.
 
-A request takes a place before its body is read and keeps it to its end; with no place free it is turned away at once.
-A page takes a slot before it is decoded, in order of arrival across requests, so that a long document takes turns
-with short ones and no more pages are prepared ahead of the engine than it can soon use. Runs on the event loop only.
+A request is admitted before its body is read, or rejected at once. A page takes a slot before its image is decoded, in
+order of arrival across requests, so that long documents alternate with short ones and only as many pages are prepared
+ahead of the engine as it can soon use. Runs on the event loop.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _JITTER = 0.2
 
 
 class Permit:
-    """One request's place; given back once, however it ends."""
+    """One admitted request; a context manager that gives its place back however the request ends."""
 
     def __init__(self, gate: Gate, admitted_at_s: float) -> None:
         self._gate = gate
@@ -31,11 +31,11 @@ class Permit:
         self._is_finished = False
 
     def mark_finished(self) -> None:
-        """The request was answered, so its duration counts for what later ones are told."""
+        """The request was answered; its duration goes into the estimate for `Retry-After`."""
         self._is_finished = True
 
     def mark_running(self) -> None:
-        """The first page of the request is in work: it no longer counts as waiting."""
+        """The request's first page is in work; it no longer counts as waiting."""
         if not self._is_running:
             self._is_running = True
             self._gate._started()
@@ -50,9 +50,9 @@ class Permit:
 
 
 class Gate:
-    """The places and slots, and the counts that metrics and shutdown need.
+    """Admits requests and counts them.
 
-    Invariant: `num_waiting + num_running <= capacity`, and both return to 0 when nobody is inside.
+    Invariant: `num_waiting + num_running <= capacity`, and both return to 0 when no request is left.
     """
 
     def __init__(
@@ -71,49 +71,46 @@ class Gate:
         self._num_running = 0
         self._service_s = 1.0
         self._is_draining = False
-        self._empty = asyncio.Event()
-        self._empty.set()
 
     @property
     def capacity(self) -> int:
-        """Most requests inside at once."""
+        """Maximum concurrent requests."""
         return self._capacity
 
     @property
     def num_waiting(self) -> int:
-        """Requests inside of which no page is in work yet."""
+        """Admitted requests without a page in work yet."""
         return self._num_waiting
 
     @property
     def num_running(self) -> int:
-        """Requests inside with pages in work."""
+        """Admitted requests with pages in work."""
         return self._num_running
 
     @property
     def is_draining(self) -> bool:
-        """Whether nobody else may come in."""
+        """Whether new requests are rejected."""
         return self._is_draining
 
     def admit(self) -> Permit:
-        """Take a place; use the permit as a context manager.
+        """Admit a request.
 
         Returns:
-            The place.
+            A context manager that gives the place back.
 
         Raises:
-            DrainingError: The process is about to stop.
-            QueueFullError: There is no place; says when to come back.
+            DrainingError: The process is shutting down.
+            QueueFullError: The service is at capacity; the error says when to retry.
         """
         if self._is_draining:
             raise DrainingError
         if self._num_waiting + self._num_running >= self._capacity:
             raise QueueFullError(retry_after_s=self._retry_after_s())
         self._num_waiting += 1
-        self._empty.clear()
         return Permit(self, self._clock())
 
     def _retry_after_s(self) -> int:
-        # With spread, or all who were turned away come back together.
+        # With jitter, so that rejected clients do not all retry at once.
         guess_s = self._service_s * (1 + self._jitter(-_JITTER, _JITTER))
         return min(max(math.ceil(guess_s), 1), MAX_RETRY_AFTER_S)
 
@@ -128,13 +125,7 @@ class Gate:
             self._num_waiting -= 1
         if finished:
             self._service_s += _SMOOTHING * (self._clock() - admitted_at_s - self._service_s)
-        if self._num_waiting + self._num_running == 0:
-            self._empty.set()
 
     def drain(self) -> None:
-        """Let nobody else in."""
+        """Reject new requests from now on."""
         self._is_draining = True
-
-    async def wait_empty(self) -> None:
-        """Wait until everybody has left."""
-        await self._empty.wait()

@@ -1,4 +1,4 @@
-"""What is known of one request while it lasts; free of any web framework."""
+"""The record of one request, independent of the web framework."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any
 from service.errors import DeepSynthError
 
 SCOPE_KEY = "deepsynth"
-"""Where the outermost wrapper keeps the record in the request's ASGI scope."""
+"""Key of the record in the request's ASGI scope."""
 
 
 @dataclass(slots=True)
 class RequestRecord:
-    """What is known of one request while it lasts."""
+    """What the service knows about a request in progress."""
 
     request_id: str
     started_s: float
     resources: ExitStack = field(default_factory=ExitStack)
-    """Closed when the response has gone out, or nobody waits for it any more."""
+    """Closed when the response has been sent or the client is gone."""
     error: DeepSynthError | None = None
     status: int | None = None
     is_body_complete: bool = False
 
     def fail(self, error: DeepSynthError) -> None:
-        """Take an error as the outcome; the first one stays."""
+        """Set the error, unless there is one already."""
         if self.error is None:
             self.error = error
 
 
 def record_of(scope: Mapping[str, Any]) -> RequestRecord:
-    """The record that the wrapper made for a request."""
+    """The record that the middleware created for a request."""
     record: RequestRecord = scope[SCOPE_KEY]
     return record

@@ -1,85 +1,66 @@
-"""The command line's `adapters`: an operator's orders, sent over HTTP to a running service.
+"""`python -m service adapters`: manages the adapters of a running service over HTTP.
 
-Knows the API and nothing of what serves it.
+Uses the API alone, no other part of the service.
 """
 
 from __future__ import annotations
 
+import argparse
 import getpass
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
-from service.config import ServiceSettings
+from service.cli.startup import start
+from service.config import LogLevel
 from shared.contract.identity import parse_reference
 from shared.contract.refusals import VolumeError
 
 EXIT_REFUSED = 1
 TIMEOUT_S = 120.0
-"""A pin waits until its version is prepared."""
+"""A pin returns once its version is loaded."""
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterOptions:
-    """What was asked for."""
-
-    action: str
-    """list, pin, rollback or refuse."""
-    target: str | None
-    """`name`, or `name@version`."""
-    why: str | None
-    url: str | None
-    as_json: bool
+_ACTIONS = {
+    "list": "show the state of every adapter and version",
+    "pin": "make a name serve one version (NAME@VERSION), or follow the volume again (NAME)",
+    "rollback": "take the version in use out of service and return to the last good one",
+    "refuse": "take a version out of service",
+}
 
 
-class UsageError(ValueError):
-    """Words of the command line that make no sense; the message says which."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command, its actions and their flags."""
+    parser.description = (
+        "Manage the adapters of a running service. DEEPSYNTH_ADMIN_KEY is the key it was started with; "
+        "its address is DEEPSYNTH_HOST and DEEPSYNTH_PORT, or --url."
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for action, text in _ACTIONS.items():
+        command = actions.add_parser(action, help=text, description=text[0].upper() + text[1:] + ".")
+        if action != "list":
+            command.add_argument("target", metavar="NAME[@VERSION]")
+            command.add_argument("--why", required=True, help="the reason, for the audit log")
+        command.add_argument("--url", help="address of the service, such as http://127.0.0.1:8000")
+        command.add_argument("--json", action="store_true", dest="as_json", help="print the service's answer")
 
 
-def check_target(action: str, target: str | None) -> tuple[str, int | None]:
-    """Split what an action is about.
-
-    Args:
-        action: list, pin, rollback or refuse.
-        target: `name` or `name@version`.
-
-    Returns:
-        Name and version.
-
-    Raises:
-        UsageError: The action wants something else.
-    """
+def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    """Send a command to the service and print its answer; the exit status is 1 if it refused or was not reached."""
+    settings = start(LogLevel.WARNING)
     try:
-        name, version = parse_reference(target or "")
-    except VolumeError:
-        raise UsageError(f"{action} takes an adapter's name, or name@version") from None
-    if action == "refuse" and version is None:
-        raise UsageError("refuse takes a version: name@version")
-    if action == "rollback" and version is not None:
-        raise UsageError("rollback takes a name alone; it leaves the version in use")
-    return name, version
-
-
-def adapters(settings: ServiceSettings, options: AdapterOptions) -> int:
-    """Give an order, or show where everything stands.
-
-    Args:
-        settings: Address and key of the service.
-        options: The order.
-
-    Returns:
-        Exit status: 0, 1 when the service refused or could not be reached.
-    """
-    url = options.url or f"http://{settings.host}:{settings.port}"
+        path, body = _request(arguments)
+    except _UsageError as error:
+        parser.error(str(error))
+    url = arguments.url or f"http://{settings.host}:{settings.port}"
     key = settings.admin_key.get_secret_value() if settings.admin_key else None
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
         with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=False) as client:
-            response = _send(client, options)
+            response = client.get(path) if body is None else client.post(path, json=body)
             answer: Any = response.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         sys.stderr.write(f"{url}: {type(error).__name__}; is a service running there? See --url\n")
@@ -87,23 +68,34 @@ def adapters(settings: ServiceSettings, options: AdapterOptions) -> int:
     if response.is_error:
         sys.stderr.write(_explain(answer) + "\n")
         return EXIT_REFUSED
-    found = answer["adapters"] if options.action == "list" else [answer]
-    sys.stdout.write(json.dumps(answer) + "\n" if options.as_json else _table(found))
+    found = answer["adapters"] if arguments.action == "list" else [answer]
+    sys.stdout.write(json.dumps(answer) + "\n" if arguments.as_json else _table(found))
     return 0
 
 
-def _send(client: httpx.Client, options: AdapterOptions) -> httpx.Response:
-    if options.action == "list":
-        return client.get("/adapters")
-    name, version = check_target(options.action, options.target)
-    body: dict[str, Any] = {"why": options.why, "who": _operator()}
-    if options.action in {"pin", "refuse"}:
-        body["version"] = version
-    return client.post(f"/adapters/{name}/{options.action}", json=body)
+class _UsageError(ValueError):
+    """Arguments that do not fit the action; the message says what does."""
+
+
+def _request(arguments: argparse.Namespace) -> tuple[str, dict[str, Any] | None]:
+    """Path and JSON body of an action; no body means GET."""
+    action: str = arguments.action
+    if action == "list":
+        return "/adapters", None
+    try:
+        name, version = parse_reference(arguments.target)
+    except VolumeError:
+        raise _UsageError(f"{action} takes an adapter's name, or name@version") from None
+    if action == "refuse" and version is None:
+        raise _UsageError("refuse takes a version: name@version")
+    if action == "rollback" and version is not None:
+        raise _UsageError("rollback takes a name without a version; it leaves the version in use")
+    body: dict[str, Any] = {"why": arguments.why, "who": _operator()}
+    return f"/adapters/{name}/{action}", body if action == "rollback" else {**body, "version": version}
 
 
 def _operator() -> str:
-    """Who sits at this terminal, as far as the system knows."""
+    """The system's name for the user."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -116,7 +108,7 @@ def _explain(problem: Mapping[str, Any]) -> str:
 
 
 def _table(found: list[dict[str, Any]]) -> str:
-    """Names, and beneath each its versions."""
+    """Each name, followed by its versions."""
     if not found:
         return "no adapters\n"
     lines = []

@@ -1,17 +1,19 @@
-"""Reference pages that are written from the code: settings, errors, metrics.
+"""`python -m service describe`: reference pages generated from the code (settings, errors, metrics).
 
 `python -m service describe --write .` rewrites them; a test fails when one is stale.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from service.config import PREFIX, TRAINER_PREFIX, ServiceSettings
+from service.config import PREFIX, RENAMED, TRAINER_PREFIX, ServiceSettings
 from service.errors import error_classes
 from service.telemetry.metrics import TABLE
 
@@ -55,9 +57,9 @@ def configuration_page() -> str:
         "",
         f"<!-- {_GENERATED} -->",
         "",
-        "The service reads environment variables and, beneath them, a file `.env` in its working folder. An empty",
-        "value counts as unset. A name that starts with `DEEPSYNTH_` and is none of these stops the start with the",
-        f"nearest known name; names that start with `{TRAINER_PREFIX}` belong to the trainer and are passed over.",
+        "The service reads environment variables and a file `.env` in its working folder; the environment wins. An",
+        "empty value counts as unset. An unknown name that starts with `DEEPSYNTH_` stops the start, and the error",
+        f"suggests the nearest name; names that start with `{TRAINER_PREFIX}` belong to the trainer and are ignored.",
         "",
         "| Variable | Default | Values | Meaning |",
         "|---|---|---|---|",
@@ -67,12 +69,18 @@ def configuration_page() -> str:
         meaning = " ".join((field.description or "").split()).replace("|", "\\|")
         bounds = _bounds(schema["properties"][name], definitions)
         lines.append(f"| `{PREFIX}{name.upper()}` | {f'`{default}`' if default else ''} | {bounds} | {meaning} |")
+    lines += ["", "Old names are still read, with a warning at the start; setting both names is an error.", ""]
+    lines += [
+        "| Old name | Now |",
+        "|---|---|",
+        *(f"| `{PREFIX}{old}` | `{PREFIX}{new}` |" for old, new in RENAMED.items()),
+    ]
     return "\n".join(lines) + "\n"
 
 
 def env_page() -> str:
     """`.env.example`."""
-    lines = [f"# {_GENERATED.replace('`', '')}", "# Copy to .env and take away the # where you want another value.", ""]
+    lines = [f"# {_GENERATED.replace('`', '')}", "# Copy to .env and remove the # of lines that you change.", ""]
     for name, field in ServiceSettings.model_fields.items():
         lines.append("# " + " ".join((field.description or "").split()).replace("`", ""))
         lines.append(f"#{PREFIX}{name.upper()}={_shown(field.default)}")
@@ -87,8 +95,8 @@ def errors_page() -> str:
         f"<!-- {_GENERATED} -->",
         "",
         "Every error is `application/problem+json` (RFC 9457) with `type`, `title`, `status`, `code`, `retryable` and",
-        "`request_id`; some add facts such as `field`, `expected` or a limit. Decide on `code`: it is stable. 429 and",
-        "503 carry `Retry-After`. `code` and outcome are also the labels of `deepsynth_requests_total`.",
+        "`request_id`; some add members such as `field`, `expected` or a limit. `code` is stable. 429 and",
+        "503 have a `Retry-After` header. Code and outcome are also the labels of `deepsynth_requests_total`.",
         "",
         "| Code | Status | Retry | Outcome | Title |",
         "|---|---|---|---|---|",
@@ -96,7 +104,7 @@ def errors_page() -> str:
     for cls in sorted(error_classes().values(), key=lambda each: (each.status, each.code)):
         retry = "yes" if cls.retryable else "no"
         lines.append(f"| `{cls.code}` | {cls.status} | {retry} | {cls.outcome} | {cls.title} |")
-    lines += ["", "499 is only counted: nobody is left to receive it.", ""]
+    lines += ["", "499 is only counted: the client has gone and receives nothing.", ""]
     return "\n".join(lines)
 
 
@@ -107,8 +115,9 @@ def metrics_page() -> str:
         "",
         f"<!-- {_GENERATED} -->",
         "",
-        "`GET /metrics`, Prometheus text format. Labels are closed sets and start at 0. Metrics of HTTP (`http_*`, by",
-        "route template, method and status) and of the process (`process_*`, `python_*`) come from their libraries.",
+        "`GET /metrics`, Prometheus text format. Labels have a fixed set of values, whose series start at 0. HTTP",
+        "metrics (`http_*`, by route template, method and status) and process metrics (`process_*`, `python_*`) come",
+        "from their libraries.",
         "",
         "| Metric | Type | Labels | Meaning |",
         "|---|---|---|---|",
@@ -129,14 +138,7 @@ PAGES: dict[str, Page] = {
 
 
 def write_pages(root: Path) -> list[Path]:
-    """Rewrite every page.
-
-    Args:
-        root: The repository.
-
-    Returns:
-        The files written.
-    """
+    """Rewrite every page under a repository root; returns the files written."""
     written = []
     for page in PAGES.values():
         path = root / page.path
@@ -144,3 +146,22 @@ def write_pages(root: Path) -> list[Path]:
         path.write_text(page.render(), encoding="utf-8")
         written.append(path)
     return written
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its flags."""
+    parser.description = "Print a reference page that is generated from the code, or rewrite all of them."
+    parser.add_argument("page", nargs="?", help=", ".join(PAGES))
+    parser.add_argument("--write", type=Path, metavar="ROOT", help="rewrite every page under this repository root")
+
+
+def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    """Print a page, or write all of them, and return the exit status."""
+    if arguments.write is not None:
+        for path in write_pages(arguments.write):
+            sys.stdout.write(f"{path}\n")
+        return 0
+    if arguments.page not in PAGES:
+        parser.error(f"describe takes one of: {', '.join(PAGES)}")
+    sys.stdout.write(PAGES[arguments.page].render())
+    return 0

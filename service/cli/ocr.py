@@ -1,7 +1,8 @@
-"""The command line's verbs: `serve` runs the API, `ocr` reads files without it, `describe` writes the reference."""
+"""`python -m service ocr`: reads files and prints their text, without a server."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -15,68 +16,29 @@ from opentelemetry.trace import NoOpTracer
 
 from service.adapters.models import ServedModels
 from service.admission.gate import Gate
-from service.app import PAGES_AHEAD, batch_size, build_engine, build_gate, build_limits, build_pool, create_app
-from service.cli.serve import EXIT_ENGINE_FAILED, Server, make_server, run_server
-from service.config import ServiceSettings
+from service.cli.serve import EXIT_ENGINE_FAILED
+from service.cli.startup import start
+from service.config import LogLevel, ServiceSettings
 from service.engine.protocol import EngineHandle
 from service.errors import DeepSynthError, EngineError, UploadTooLargeError
 from service.ocr.answer import to_answer
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.reader import DocumentReader
-from service.ocr.request import make_order
+from service.ocr.request import parse_request
 from service.schemas import OcrAnswer
 from service.telemetry.metrics import Metrics
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import Mode
 
 EXIT_UNREADABLE = 1
-SAMPLE = "docs/samples/sample-block.png"
-
-
-def serve(settings: ServiceSettings) -> int:
-    """Run the API until it is stopped.
-
-    Args:
-        settings: The settings.
-
-    Returns:
-        Exit status.
-    """
-    servers: list[Server] = []
-    app = create_app(
-        settings,
-        on_ready=lambda: servers[0].ready(),  # noqa: PLW0108 -- made after the app
-        on_failed=lambda: servers[0].fail(),  # noqa: PLW0108 -- made after the app
-    )
-    servers.append(
-        make_server(
-            app,
-            host=settings.host,
-            port=settings.port,
-            deadline_s=settings.deadline_s,
-            drain_grace_s=settings.drain_grace_s,
-            on_drain=lambda: app.state.gate.drain(),  # noqa: PLW0108 -- made with the lifespan
-            on_open=_greet,
-        )
-    )
-    return run_server(servers[0])
-
-
-def _greet(host: str, port: int) -> None:
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 -- compared, not bound
-    address = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
-    sys.stderr.write(
-        f"\n  DeepSynth OCR is ready.\n\n"
-        f"    Playground   {address}/\n"
-        f"    Try it       curl -F file=@{SAMPLE} {address}/ocr\n"
-        f"    Stop         Ctrl-C\n\n"
-    )
-    sys.stderr.flush()
+_EPILOG = """\
+exit status: 0 every file was read, 1 some file was not, 2 wrong usage or settings, 70 the engine failed
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """What `ocr` was asked for."""
+    """Files and flags of the command."""
 
     files: Sequence[Path]
     as_json: bool
@@ -91,16 +53,21 @@ class ReadOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Bench:
-    """Everything that reading a file needs."""
+    """What reading a file needs."""
 
     settings: ServiceSettings
     engine: EngineHandle
     gate: Gate
     reader: DocumentReader
+    room: asyncio.Semaphore
+    """As many concurrent files as there are page slots."""
 
 
 @contextlib.asynccontextmanager
 async def _reading(settings: ServiceSettings) -> AsyncIterator[_Bench]:
+    # Imported here because it is slow, and `--help` does not need it.
+    from service.app import PAGES_AHEAD, batch_size, build_engine, build_gate, build_limits, build_pool
+
     engine = build_engine(settings)
     pool = build_pool(settings)
     gate = build_gate(settings)
@@ -110,7 +77,7 @@ async def _reading(settings: ServiceSettings) -> AsyncIterator[_Bench]:
         async with asyncio.TaskGroup() as group:
             group.create_task(pool.start())
             group.create_task(engine.start())
-        yield _Bench(settings, engine, gate, reader)
+        yield _Bench(settings, engine, gate, reader, asyncio.Semaphore(PAGES_AHEAD * batch_size(settings)))
     except* DeepSynthError as failures:
         raise EngineError(str(failures.exceptions[0])) from failures
     finally:
@@ -118,17 +85,30 @@ async def _reading(settings: ServiceSettings) -> AsyncIterator[_Bench]:
         await pool.stop()
 
 
-def ocr(settings: ServiceSettings, options: ReadOptions) -> int:
-    """Read files and print what they say.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its flags."""
+    parser.description, parser.epilog = "Read files and print their text.", _EPILOG
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="PNG, JPEG, WebP, TIFF or PDF")
+    parser.add_argument("--json", action="store_true", dest="as_json", help="print one JSON object per file")
+    parser.add_argument("--task", choices=[str(task) for task in Task], default=str(Task.FREE), help="default: free")
+    parser.add_argument("--query", help="what to look for; with --task locate")
+    parser.add_argument("--mode", choices=[str(mode) for mode in Mode], help="resolution; default: the model's own")
+    parser.add_argument("--pages", help="pages of a PDF or TIFF, such as 1-3,7; default: all")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum tokens per page")
+    parser.add_argument("--temperature", type=float, metavar="T", help="sample tokens, 0 to 2; default: 0, greedy")
+    parser.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable; with --temperature")
 
-    Args:
-        settings: The settings.
-        options: Files and wishes.
 
-    Returns:
-        Exit status: 0, 1 when a file could not be read, 70 when the engine could not start.
-    """
-    prompt_for(options.task, options.query)
+def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    """Read files and print their text; returns the exit status, see `_EPILOG`."""
+    settings = start(LogLevel.WARNING)
+    values = {name: value for name, value in vars(arguments).items() if name != "command"}
+    values["task"], values["mode"] = Task(arguments.task), arguments.mode and Mode(arguments.mode)
+    options = ReadOptions(**values)
+    try:
+        prompt_for(options.task, options.query)
+    except ValueError as error:
+        parser.error(str(error))
     try:
         return asyncio.run(_ocr(settings, options))
     except EngineError as error:
@@ -137,28 +117,25 @@ def ocr(settings: ServiceSettings, options: ReadOptions) -> int:
 
 
 async def _ocr(settings: ServiceSettings, options: ReadOptions) -> int:
-    async with _reading(settings) as bench:
-        # As many files at once as there are page slots; printed in the order given.
-        room = asyncio.Semaphore(PAGES_AHEAD * batch_size(settings))
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_read_file(bench, room, path, options)) for path in options.files]
-            status = 0
-            for path, task in zip(options.files, tasks, strict=True):
-                outcome = await task
-                if isinstance(outcome, OcrAnswer):
-                    _print_answer(path, outcome, options)
-                else:
-                    status = EXIT_UNREADABLE
-                    sys.stderr.write(f"{path}: {outcome}\n")
+    async with _reading(settings) as bench, asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_read_file(bench, path, options)) for path in options.files]
+        status = 0
+        for path, task in zip(options.files, tasks, strict=True):
+            outcome = await task
+            if isinstance(outcome, OcrAnswer):
+                _print_answer(path, outcome, options)
+            else:
+                status = EXIT_UNREADABLE
+                sys.stderr.write(f"{path}: {outcome}\n")
     return status
 
 
-async def _read_file(bench: _Bench, room: asyncio.Semaphore, path: Path, options: ReadOptions) -> OcrAnswer | str:
-    async with room:
+async def _read_file(bench: _Bench, path: Path, options: ReadOptions) -> OcrAnswer | str:
+    async with bench.room:
         start_s = time.monotonic()
         try:
             data = await asyncio.to_thread(_load, path, bench.settings.max_upload_bytes)
-            order = make_order(
+            request = parse_request(
                 data=data,
                 info=bench.engine.info,
                 models=ServedModels(bench.engine),
@@ -173,13 +150,13 @@ async def _read_file(bench: _Bench, room: asyncio.Semaphore, path: Path, options
                 seed=options.seed,
             )
             with bench.gate.admit() as permit:
-                reading = await bench.reader.read(data, order, permit)
+                document = await bench.reader.read(data, request, permit)
         except OSError as error:
             return error.strerror or "cannot be opened"
         except DeepSynthError as error:
             facts = "".join(f", {name}: {value}" for name, value in error.public.items())
             return f"{error.title} ({error.code}{facts})"
-        return to_answer(reading, receive_s=0.0, latency_s=time.monotonic() - start_s)
+        return to_answer(document, receive_s=0.0, latency_s=time.monotonic() - start_s)
 
 
 def _load(path: Path, limit_bytes: int) -> bytes:

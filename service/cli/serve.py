@@ -1,61 +1,84 @@
-"""One uvicorn server around the app: how it listens, how it stops, and with which exit status."""
+"""`python -m service serve`: runs the API in a uvicorn server.
+
+Owns how the server listens, how it stops, and its exit status.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import signal
-from collections.abc import Callable
+import sys
 from types import FrameType
 
 import uvicorn
-from starlette.types import ASGIApp
+
+from service.cli.startup import start
+from service.config import ServiceSettings
 
 EXIT_ENGINE_FAILED = 70
-"""EX_SOFTWARE: a supervisor that restarts on failure must see one."""
+"""EX_SOFTWARE, so that a process supervisor sees a failure and restarts."""
 STOP_MARGIN_S = 5.0
+SAMPLE = "docs/samples/sample-block.png"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command; it takes no arguments."""
+    parser.description = "Serve the API."
+
+
+def run(_parser: argparse.ArgumentParser, _arguments: argparse.Namespace) -> int:
+    """Run the API until it is stopped, and return the exit status."""
+    server = Server(start())
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    if server.has_failed:
+        return EXIT_ENGINE_FAILED
+    return 0 if server.started else 1
 
 
 class Server(uvicorn.Server):
-    """Stops in two moves: first it only turns new requests away, then it stops listening and lets the rest finish.
+    """Serves the app, and stops in two steps: it rejects new requests, then stops listening and finishes running ones.
 
     A second signal ends it at once.
     """
 
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        *,
-        drain_grace_s: float,
-        on_drain: Callable[[], None],
-        on_open: Callable[[str, int], None],
-    ) -> None:
-        super().__init__(config)
-        self._on_open = on_open
+    def __init__(self, settings: ServiceSettings) -> None:
+        # Imported here because it is slow, and `--help` does not need it.
+        from service.app import create_app
+
+        self._app = create_app(settings, on_ready=self._on_ready, on_failed=self._on_failed)
+        super().__init__(
+            uvicorn.Config(
+                self._app,
+                host=settings.host,
+                port=settings.port,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                ws="none",
+                lifespan="on",
+                # Longer than any request, so that running ones can finish.
+                timeout_graceful_shutdown=int(settings.deadline_s + STOP_MARGIN_S),
+            )
+        )
+        self._drain_grace_s = settings.drain_grace_s
         self._is_ready = False
-        self._drain_grace_s = drain_grace_s
-        self._on_drain = on_drain
         self._is_draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self.has_failed = False
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override] # narrower upstream
-        """Start, and remember the loop that signals must reach."""
+        """Start, and keep the loop for signal handlers."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)  # type: ignore[arg-type]
-        self._announce()
-
-    def ready(self) -> None:
-        """The engine can read pages; told to the operator once the server listens as well."""
-        self._is_ready = True
-        self._announce()
-
-    def _announce(self) -> None:
-        if self._is_ready and self.started:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            self._on_open(host, port)
+        self._greet()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """First signal: drain. Second: end."""
+        """Drain at the first signal, end at the second."""
         if self._is_draining or self._loop is None:
             self.force_exit = self._is_draining
             super().handle_exit(sig, frame)
@@ -65,70 +88,31 @@ class Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._drain)
 
     def _drain(self) -> None:
-        self._on_drain()
+        self._app.state.gate.drain()
         asyncio.get_running_loop().call_later(self._drain_grace_s, self._stop_listening)
 
     def _stop_listening(self) -> None:
         self.should_exit = True
 
-    def fail(self) -> None:
-        """Stop because the engine cannot go on; the process ends with status 70."""
+    def _on_ready(self) -> None:
+        self._is_ready = True
+        self._greet()
+
+    def _on_failed(self) -> None:
         self.has_failed = True
         self.should_exit = True
 
-
-def make_server(
-    app: ASGIApp,
-    *,
-    host: str,
-    port: int,
-    deadline_s: float,
-    drain_grace_s: float,
-    on_drain: Callable[[], None],
-    on_open: Callable[[str, int], None],
-) -> Server:
-    """Make a server; it does not listen yet.
-
-    Args:
-        app: The app.
-        host: Address to listen on.
-        port: Port to listen on.
-        deadline_s: Longest a request may take; a stop waits a little longer.
-        drain_grace_s: How long it still listens after the signal.
-        on_drain: Called when the first signal to stop arrives.
-        on_open: Called with address and port once it listens and the engine is ready.
-
-    Returns:
-        The server.
-    """
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        ws="none",
-        lifespan="on",
-        timeout_graceful_shutdown=int(deadline_s + STOP_MARGIN_S),
-    )
-    return Server(config, drain_grace_s=drain_grace_s, on_drain=on_drain, on_open=on_open)
-
-
-def run_server(server: Server) -> int:
-    """Serve until stopped.
-
-    Args:
-        server: What to run.
-
-    Returns:
-        Exit status; a signal's own way of ending the process is left to the caller.
-    """
-    try:
-        server.run()
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    if server.has_failed:
-        return EXIT_ENGINE_FAILED
-    return 0 if server.started else 1
+    def _greet(self) -> None:
+        """Tell the operator how to try the service, once it listens and the engine is ready."""
+        if not (self._is_ready and self.started):
+            return
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 -- compared, not bound
+        address = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+        sys.stderr.write(
+            f"\n  DeepSynth OCR is ready.\n\n"
+            f"    Playground   {address}/\n"
+            f"    Try it       curl -F file=@{SAMPLE} {address}/ocr\n"
+            f"    Stop         Ctrl-C\n\n"
+        )
+        sys.stderr.flush()

@@ -71,7 +71,7 @@ def choose_source(*, model: str, device: str, dtype: str, limits: EngineLimits, 
         )
     device = CUDA if runs_on_cuda(device, cuda=cuda) else CPU
     if limits.weights is WeightForm.INT8 and device == CPU:
-        raise ConfigurationError("DEEPSYNTH_WEIGHTS=int8 needs a GPU; unset it, or set it to full")
+        raise ConfigurationError("DEEPSYNTH_QUANTIZATION=int8 needs a GPU; unset it, or set it to none")
     if dtype == AUTO:
         dtype = "bfloat16" if device == CUDA and not is_shipped else "float32"
     return EngineSource(

@@ -1,11 +1,11 @@
-"""From a reading to the wire's answer."""
+"""The JSON answer to a document that was read."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
 
-from service.ocr.reader import DocumentReading, PageReading
+from service.ocr.reader import DocumentResult, PageResult
 from service.schemas import OcrAnswer, PageAnswer, RegionAnswer, TimingsAnswer, UsageAnswer
 
 _CONFIDENCE_DIGITS = 4
@@ -16,29 +16,20 @@ def _ms(seconds: float) -> float:
     return round(seconds * 1000, _MS_DIGITS)
 
 
-def to_answer(reading: DocumentReading, *, receive_s: float, latency_s: float) -> OcrAnswer:
-    """Serialise a reading.
+def to_answer(document: DocumentResult, *, receive_s: float, latency_s: float) -> OcrAnswer:
+    """The answer; `receive_s` is the upload's time, `latency_s` the time since the request arrived."""
+    results = [page.result for page in document.pages]
 
-    Args:
-        reading: What was read.
-        receive_s: Time the upload took, in seconds.
-        latency_s: Time since the request arrived, in seconds.
-
-    Returns:
-        The answer.
-    """
-    results = [page.result for page in reading.pages]
-
-    def total(value: Callable[[PageReading], float]) -> float:
-        return sum(value(page) for page in reading.pages)
+    def total(value: Callable[[PageResult], float]) -> float:
+        return sum(value(page) for page in document.pages)
 
     return OcrAnswer(
         id=f"ocr-{uuid.uuid4().hex}",
-        text=reading.text,
-        model_id=reading.model_id,
-        seed=reading.seed,
-        finish_reason=reading.finish_reason.value,
-        confidence=round(reading.confidence, _CONFIDENCE_DIGITS),
+        text=document.text,
+        model_id=document.model_id,
+        seed=document.seed,
+        finish_reason=document.finish_reason.value,
+        confidence=round(document.confidence, _CONFIDENCE_DIGITS),
         latency_ms=_ms(latency_s),
         timings_ms=TimingsAnswer(
             receive=_ms(receive_s),
@@ -53,11 +44,11 @@ def to_answer(reading: DocumentReading, *, receive_s: float, latency_s: float) -
             prompt_tokens=sum(result.prompt_tokens for result in results),
             completion_tokens=sum(result.completion_tokens for result in results),
         ),
-        pages=[_page(page) for page in reading.pages],
+        pages=[_page(page) for page in document.pages],
     )
 
 
-def _page(page: PageReading) -> PageAnswer:
+def _page(page: PageResult) -> PageAnswer:
     return PageAnswer(
         page=page.page,
         text=page.text,

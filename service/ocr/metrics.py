@@ -1,4 +1,4 @@
-"""Counts and traces the reading of documents; the only writer of the page and sequence metrics."""
+"""Metrics and traces of reading documents; the only writer of the page and sequence metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.telemetry.metrics import Metrics
 
 
 class SequenceObserver:
-    """Watches one sequence from hand-over to its last token."""
+    """Observes one sequence from submission to its last token."""
 
     def __init__(self, metrics: Metrics, span: Span) -> None:
         self._metrics = metrics
@@ -24,12 +24,12 @@ class SequenceObserver:
         self.is_finished = False
 
     def first_text(self) -> None:
-        """Note the time to the first text."""
+        """Record the time to the first text."""
         self._metrics.histogram("time_to_first_token_seconds").observe(time.monotonic() - self._start_s)
         self._span.add_event("first_token")
 
     def finished(self, result: SequenceResult) -> None:
-        """Note tokens, stages and the reason of the end."""
+        """Record tokens, stages and finish reason."""
         self.is_finished = True
         metrics, timings = self._metrics, result.timings
         metrics.histogram("inference_latency_seconds").observe(time.monotonic() - self._start_s)
@@ -56,7 +56,7 @@ class SequenceObserver:
 
 
 class TelemetryObserver:
-    """The observer that a `DocumentReader` is given."""
+    """Observes the stages of a request."""
 
     def __init__(self, metrics: Metrics, tracer: Tracer) -> None:
         self._metrics = metrics
@@ -64,7 +64,7 @@ class TelemetryObserver:
 
     @contextlib.contextmanager
     def _span(self, name: str) -> Iterator[Span]:
-        # Exceptions are not recorded: their text may quote a page.
+        # Exceptions are not recorded, since their text may quote a page.
         with self._tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False) as span:
             try:
                 yield span
@@ -84,7 +84,7 @@ class TelemetryObserver:
 
     @contextlib.contextmanager
     def receiving(self) -> Iterator[Callable[[int], None]]:
-        """Around the arrival of an upload; the value is called with the file's size in bytes."""
+        """Around receiving an upload; call the yielded function with the file's size in bytes."""
         with self._span("deepsynth.receive") as span, self._stage("receive"):
 
             def note(num_bytes: int) -> None:
@@ -95,7 +95,7 @@ class TelemetryObserver:
 
     @contextlib.contextmanager
     def decoding(self) -> Iterator[Callable[[DecodedPage], None]]:
-        """Around one decode."""
+        """Around decoding one image; call the yielded function with the page."""
         with self._span("deepsynth.decode") as span, self._stage("decode"):
 
             def note(page: DecodedPage) -> None:

@@ -1,6 +1,6 @@
-"""From a document's bytes to its reading: pages decoded one after another, read concurrently, joined in order.
+"""Reads documents: images are decoded one after another, pages read concurrently and joined in order.
 
-Knows the page source and the engine by their protocols only, and nothing of HTTP.
+Knows the page source and the engine by their protocols alone, and nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Protocol, cast
 from service.admission.gate import Gate, Permit
 from service.engine.protocol import (
     EngineHandle,
-    SamplingParams,
     SequenceDelta,
     SequenceEvent,
     SequenceFailure,
@@ -34,9 +33,10 @@ from service.errors import (
 )
 from service.intake.decoding import DecodedPage
 from service.intake.limits import DecodeOrder, IntakeLimits
+from service.ocr.metrics import TelemetryObserver
+from service.ocr.request import OcrRequest
 from shared.contract.answer import FinishReason
 from shared.contract.prompts import Task, prompt_for
-from shared.deepseek_ocr.geometry import Mode
 from shared.deepseek_ocr.grounding import Region, parse_grounded
 
 PAGE_BREAK = "\n\n"
@@ -48,50 +48,15 @@ DeltaSink = Callable[[int, str], None]
 
 
 class PageSource(Protocol):
-    """Whoever turns bytes into pages; `service.intake.pool.DecoderPool` does."""
+    """Turns bytes into pages; implemented by `service.intake.pool.DecoderPool`."""
 
     async def decode(self, data: bytes, order: DecodeOrder) -> DecodedPage:
         """Decode one page, or raise a `DeepSynthError`."""
 
 
-class ReadingObserver(Protocol):
-    """Whoever counts and traces; telemetry does. Every method is cheap and raises nothing."""
-
-    def decoding(self) -> contextlib.AbstractContextManager[Callable[[DecodedPage], None]]:
-        """Around one decode; the value is called with the page when there is one."""
-
-    def waiting(self) -> contextlib.AbstractContextManager[None]:
-        """Around the wait for a page slot."""
-
-    def inference(self, model_id: str) -> contextlib.AbstractContextManager[InferenceObserver]:
-        """Around one sequence."""
-
-
-class InferenceObserver(Protocol):
-    """Watches one sequence."""
-
-    def first_text(self) -> None:
-        """The first text arrived."""
-
-    def finished(self, result: SequenceResult) -> None:
-        """It ended well."""
-
-
 @dataclass(frozen=True, slots=True)
-class ReadOrder:
-    """What a client wants of a document; every field is checked."""
-
-    task: Task
-    query: str | None
-    mode: Mode
-    params: SamplingParams
-    model_id: str
-    selection: tuple[int, ...] | None
-
-
-@dataclass(frozen=True, slots=True)
-class PageReading:
-    """One page's answer; `slot_wait_s` and `decode_s` are what it cost outside the engine, in seconds."""
+class PageResult:
+    """One page; `slot_wait_s` and `decode_s` are the seconds that it took outside the engine."""
 
     page: int
     width_px: int
@@ -104,13 +69,13 @@ class PageReading:
 
 
 @dataclass(frozen=True, slots=True)
-class DocumentReading:
-    """A document's answer; pages in the order of their numbers."""
+class DocumentResult:
+    """A whole document; pages in the order of their numbers."""
 
     model_id: str
-    pages: Sequence[PageReading]
+    pages: Sequence[PageResult]
     seed: int | None = None
-    """Of what was drawn; None: nothing was."""
+    """Of sampling; None if greedy."""
 
     @property
     def text(self) -> str:
@@ -147,7 +112,7 @@ class DocumentReader:
         engine: EngineHandle,
         gate: Gate,
         limits: IntakeLimits,
-        observer: ReadingObserver,
+        observer: TelemetryObserver,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
@@ -158,34 +123,34 @@ class DocumentReader:
         self._clock = clock
 
     async def read(
-        self, data: bytes, order: ReadOrder, permit: Permit, on_delta: DeltaSink | None = None
-    ) -> DocumentReading:
+        self, data: bytes, request: OcrRequest, permit: Permit, on_delta: DeltaSink | None = None
+    ) -> DocumentResult:
         """Read a document.
 
         Args:
             data: The file.
-            order: What is wanted.
+            request: A checked request.
             permit: The request's place; marked running with the first page.
-            on_delta: Told every piece of text as it comes, pages interleaved.
+            on_delta: Called with each piece of text as it arrives, pages interleaved.
 
         Returns:
-            The reading of every page.
+            The result of every page.
 
         Raises:
-            DeepSynthError: Why there is none; whatever was under way has ended.
+            DeepSynthError: A page could not be read; work on the others has been cancelled.
         """
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = await self._start_pages(group, data, order, permit, on_delta)
+                tasks = await self._start_pages(group, data, request, permit, on_delta)
         except BaseExceptionGroup as failures:
             # Siblings are cancelled by then, so one reason is left; it keeps its own traceback.
             raise _first_reason(failures) from failures
-        return DocumentReading(order.model_id, [task.result() for task in tasks], order.params.seed)
+        return DocumentResult(request.model_id, [task.result() for task in tasks], request.params.seed)
 
     async def _start_pages(
-        self, group: asyncio.TaskGroup, data: bytes, order: ReadOrder, permit: Permit, on_delta: DeltaSink | None
-    ) -> list[asyncio.Task[PageReading]]:
-        tasks: list[asyncio.Task[PageReading]] = []
+        self, group: asyncio.TaskGroup, data: bytes, request: OcrRequest, permit: Permit, on_delta: DeltaSink | None
+    ) -> list[asyncio.Task[PageResult]]:
+        tasks: list[asyncio.Task[PageResult]] = []
         num_pages = 1
         while len(tasks) < num_pages:
             start_s = self._clock()
@@ -194,22 +159,22 @@ class DocumentReader:
             slot_wait_s = self._clock() - start_s
             permit.mark_running()
             try:
-                page, decode_s = await self._decode(data, order, len(tasks))
+                page, decode_s = await self._decode(data, request, len(tasks))
             except BaseException:
                 self._gate.page_slots.release()
                 raise
             num_pages = len(page.pages)
-            task = group.create_task(self._read_page(page, order, slot_wait_s, decode_s, on_delta))
+            task = group.create_task(self._read_page(page, request, slot_wait_s, decode_s, on_delta))
             # Not in the coroutine: a task that is cancelled before it starts never runs its body.
             task.add_done_callback(lambda _: self._gate.page_slots.release())
             tasks.append(task)
         return tasks
 
-    async def _decode(self, data: bytes, order: ReadOrder, position: int) -> tuple[DecodedPage, float]:
+    async def _decode(self, data: bytes, request: OcrRequest, position: int) -> tuple[DecodedPage, float]:
         start_s = self._clock()
         info = self._engine.info
         decode_order = DecodeOrder(
-            order.selection, position, order.mode, info.geometry, self.limits, wants_image=info.prepares_views
+            request.selection, position, request.mode, info.geometry, self.limits, wants_image=info.prepares_views
         )
         with self._observer.decoding() as decoded:
             page = await self._source.decode(data, decode_order)
@@ -221,20 +186,20 @@ class DocumentReader:
         return page, self._clock() - start_s
 
     async def _read_page(
-        self, page: DecodedPage, order: ReadOrder, slot_wait_s: float, decode_s: float, on_delta: DeltaSink | None
-    ) -> PageReading:
-        request = SequenceRequest(
+        self, page: DecodedPage, request: OcrRequest, slot_wait_s: float, decode_s: float, on_delta: DeltaSink | None
+    ) -> PageResult:
+        sequence = SequenceRequest(
             sequence_id=uuid.uuid4().hex,
             page=page.prepared,
-            prompt=prompt_for(order.task, order.query),
-            params=order.params.for_page(page.page),
-            model_id=order.model_id,
+            prompt=prompt_for(request.task, request.query),
+            params=request.params.for_page(page.page),
+            model_id=request.model_id,
         )
-        result = await self._infer(request, page.page, on_delta)
+        result = await self._infer(sequence, page.page, on_delta)
         grounded = parse_grounded(
-            result.text, page.width_px, page.height_px, labels_are_text=order.task in _LABELS_ARE_TEXT
+            result.text, page.width_px, page.height_px, labels_are_text=request.task in _LABELS_ARE_TEXT
         )
-        return PageReading(
+        return PageResult(
             page=page.page,
             width_px=page.width_px,
             height_px=page.height_px,
@@ -245,11 +210,11 @@ class DocumentReader:
             decode_s=decode_s,
         )
 
-    async def _infer(self, request: SequenceRequest, page: int, on_delta: DeltaSink | None) -> SequenceResult:
-        events = cast("AsyncGenerator[SequenceEvent, None]", self._engine.submit(request))
+    async def _infer(self, sequence: SequenceRequest, page: int, on_delta: DeltaSink | None) -> SequenceResult:
+        events = cast("AsyncGenerator[SequenceEvent, None]", self._engine.submit(sequence))
         is_first = True
         async with contextlib.aclosing(events):
-            with self._observer.inference(request.model_id) as inference:
+            with self._observer.inference(sequence.model_id) as inference:
                 async for event in events:
                     match event:
                         case SequenceDelta(text=text):

@@ -1,28 +1,41 @@
-"""From what a client asked for to an order the reader can carry out: models, modes and bounds checked."""
+"""What a client asks for, checked against the loaded model: models, modes and bounds."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
-from service.engine.protocol import EngineInfo
+from service.engine.protocol import EngineInfo, SamplingParams
 from service.errors import InvalidFieldError
 from service.intake.formats import FileFormat, detect_format
 from service.intake.limits import IntakeLimits
 from service.intake.selection import parse_pages
-from service.ocr.reader import ReadOrder
 from service.ocr.sampling import sampling_params
 from shared.contract.prompts import Task
 from shared.deepseek_ocr.geometry import Mode
 
 
+@dataclass(frozen=True, slots=True)
+class OcrRequest:
+    """How to read a document; every field has been checked."""
+
+    task: Task
+    query: str | None
+    mode: Mode
+    params: SamplingParams
+    model_id: str
+    selection: tuple[int, ...] | None
+    """Page numbers from 1; None for all pages."""
+
+
 class ModelNames(Protocol):
-    """Whoever knows which models are served; `service.adapters.models.ServedModels` does."""
+    """Knows which models are served; implemented by `service.adapters.models.ServedModels`."""
 
     def check(self, model_id: str | None) -> str:
-        """The name to read with, or a `DeepSynthError` that says why there is none."""
+        """The name of the model to use; a `DeepSynthError` if it is not served."""
 
 
-def make_order(
+def parse_request(
     *,
     data: bytes,
     info: EngineInfo,
@@ -37,26 +50,26 @@ def make_order(
     pages: str | None = None,
     temperature: float | None = None,
     seed: int | None = None,
-) -> ReadOrder:
-    """Check a wish against what is loaded.
+) -> OcrRequest:
+    """Check a request against the loaded model.
 
     Args:
-        data: The file; its format decides how many pages may be chosen.
-        info: The engine.
-        models: What may be named.
+        data: The file; its format decides how many pages may be selected.
+        info: The loaded engine.
+        models: The served models.
         limits: Bounds on documents.
-        max_new_tokens_cap: Most tokens a page may take.
-        task: What to do with the page.
-        query: What to look for.
-        mode: Resolution mode; None for the model's own.
-        model_id: Model to answer; None for the default.
-        max_new_tokens: Wanted bound; None for the most.
+        max_new_tokens_cap: Maximum tokens per page.
+        task: What to do with each page.
+        query: What to look for, with the task `locate`.
+        mode: Resolution; None for the model's default.
+        model_id: None for the default model.
+        max_new_tokens: None for the maximum.
         pages: Selection such as `1-3,7`; None for all.
         temperature: None for greedy.
-        seed: None for one that is drawn.
+        seed: None for a random one.
 
     Returns:
-        The order. A model that is not served is `models`' to refuse.
+        The request. Errors of `models.check` pass through.
 
     Raises:
         InvalidFieldError: The model has no such mode, or a number is out of its range.
@@ -68,7 +81,7 @@ def make_order(
     if max_new_tokens is not None and not 1 <= max_new_tokens <= cap:
         raise InvalidFieldError(public={"field": "max_new_tokens", "expected": f"a number from 1 to {cap}"})
     most_pages = limits.max_pdf_pages if detect_format(data) is FileFormat.PDF else limits.max_frames
-    return ReadOrder(
+    return OcrRequest(
         task=task,
         query=query,
         mode=mode or info.geometry.default_mode,

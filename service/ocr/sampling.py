@@ -1,4 +1,4 @@
-"""Checks how a document's tokens are to be chosen, and draws a seed where one is needed and none is given."""
+"""Checks how a document's tokens are to be chosen, and draws a seed if one is needed and none is given."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from service.engine.protocol import MAX_TEMPERATURE, SamplingParams
 from service.errors import InvalidFieldError
 
 MIN_GIVEN_SEED, MAX_GIVEN_SEED = -(2**63), 2**63 - 1
-"""What OpenAI's wire format takes."""
+"""The range of OpenAI's API."""
 DRAWN_SEEDS = 2**53
 """Bound of the seeds that this service draws, so that JSON readers keep them exact."""
 TEMPERATURE_EXPECTED = f"a number from 0 to {MAX_TEMPERATURE:g}"
@@ -22,6 +22,9 @@ def sampling_params(max_new_tokens: int, temperature: float | None = None, seed:
         max_new_tokens: Of each page; checked by the caller.
         temperature: None and 0 are greedy, whatever the seed.
         seed: None: one is drawn if the temperature needs it.
+
+    Returns:
+        The parameters.
 
     Raises:
         InvalidFieldError: Temperature or seed is out of its range.

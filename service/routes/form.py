@@ -1,4 +1,4 @@
-"""The multipart form of an OCR request: received within its limits, then checked field by field."""
+"""The multipart form of an OCR request: received within limits, then validated field by field."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ class OcrFields(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
     model_id: str | None = Field(default=None, max_length=200)
-    """Model to answer with; see /v1/models."""
+    """Model that answers; see /v1/models."""
     task: Task = Task.FREE
     """What to do with the page."""
     mode: Mode | None = None
-    """Resolution mode; the model's own when not given."""
+    """Resolution mode; the model's default when not given."""
     query: str | None = Field(default=None, max_length=1000)
-    """What to look for; only with, and needed by, the task `locate`."""
+    """What to look for; required by the task `locate`, refused with others."""
     max_new_tokens: int | None = Field(default=None, ge=1)
-    """Most tokens a page may take; longer answers end with `length`."""
+    """Maximum tokens per page; longer answers end with `length`."""
     pages: str | None = Field(default=None, max_length=200)
     """Pages of a PDF or TIFF, such as `1-3,7`; all when not given."""
     temperature: float | None = Field(default=None, ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)
-    """0, the default, chooses the most probable token each time; above it, tokens are drawn."""
+    """0, the default, always chooses the most probable token; above 0, tokens are sampled."""
     seed: int | None = Field(default=None, ge=MIN_GIVEN_SEED, le=MAX_GIVEN_SEED)
-    """Of what is drawn: the same seed draws the same text. One is chosen when not given; the answer names it."""
+    """Makes sampling repeatable: the same seed gives the same text. Random when not given; the answer contains it."""
     stream: bool = False
-    """Answer as server-sent events while the text is being read."""
+    """Answer as server-sent events while the pages are being read."""
 
     @model_validator(mode="after")
     def _query_fits_task(self) -> OcrFields:
@@ -72,7 +72,7 @@ class OcrForm:
 
 
 class BoundedBody:
-    """A request's body as it arrives, with limits on bytes, pauses and time."""
+    """A request's body with limits on bytes, pauses and total time."""
 
     def __init__(self, request: Request, bounds: RequestBounds) -> None:
         self._receive = request.receive
@@ -86,15 +86,15 @@ class BoundedBody:
         return UploadTooLargeError(public={"limit_bytes": self._bounds.max_upload_bytes})
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """The body's pieces, as they come.
+        """Chunks of the body.
 
         Yields:
-            bytes: One piece.
+            bytes: One chunk.
 
         Raises:
-            UploadTooLargeError: There are more than allowed; at most one piece beyond the limit was taken.
-            BodyTimeoutError: It stalled.
-            ClientGoneError: The client left.
+            UploadTooLargeError: The body exceeds the limit; at most one chunk beyond it was received.
+            BodyTimeoutError: It stalled or took too long.
+            ClientGoneError: The client disconnected.
         """
         end_s = time.monotonic() + self._bounds.body_total_s
         received_bytes = 0
@@ -116,24 +116,24 @@ class BoundedBody:
 
 
 class _InMemoryParser(MultiPartParser):
-    """Keeps the file in memory: it is bounded, and a document has no business on a disk."""
+    """Keeps the file in memory: its size is bounded, and uploads are not stored."""
 
-    spool_max_size = 0  # SpooledTemporaryFile: 0 never rolls over
+    spool_max_size = 0  # SpooledTemporaryFile: 0 never writes to disk
 
 
 async def receive_form(request: Request, bounds: RequestBounds) -> OcrForm:
-    """Receive and check a form.
+    """Receive and validate a form.
 
     Args:
-        request: The request, its body not read yet.
+        request: Its body must not have been read.
         bounds: Limits.
 
     Returns:
         The file's bytes and the fields.
 
     Raises:
-        NotMultipartError: The body is something else.
-        MalformedBodyError: It breaks multipart's rules or holds too much.
+        NotMultipartError: The body is not multipart/form-data.
+        MalformedBodyError: It is not valid multipart, or has too many or too long parts.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         raise NotMultipartError
@@ -163,16 +163,16 @@ async def _file(items: list[tuple[str, Any]], bounds: RequestBounds) -> bytes:
 
 
 def parse_fields(items: list[tuple[str, Any]]) -> OcrFields:
-    """Check the text fields.
+    """Validate the text fields.
 
     Args:
-        items: Names and values in the order sent; files are passed over.
+        items: Names and values in the order sent; files are skipped.
 
     Returns:
         The fields.
 
     Raises:
-        InvalidFieldError: One is unknown, repeated or not valid; says which, quoting nothing that was sent.
+        InvalidFieldError: A field is unknown, repeated or not valid; the error says which, without quoting values.
     """
     given: dict[str, str] = {}
     for name, value in items:
@@ -193,7 +193,7 @@ def parse_fields(items: list[tuple[str, Any]]) -> OcrFields:
 
 
 def _expected(kind: str, field: str) -> str | list[str]:
-    """What would have been right, in words of our own."""
+    """What is valid for a field, in fixed words that quote no value."""
     choices: dict[str, type[Task | Mode]] = {"task": Task, "mode": Mode}
     if field in choices:
         return [str(choice) for choice in choices[field]]

@@ -1,11 +1,11 @@
-"""`/livez`: the event loop turns. `/readyz`: a request sent now would be served. `/metrics`: for Prometheus."""
+"""`/livez`: the process is alive. `/readyz`: pages can be read. `/metrics`: for Prometheus."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
-from service.deps import ServicesDep
+from service.deps import ServicesDep, require_ready
 from service.schemas import Problem, StatusAnswer
 
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
@@ -20,15 +20,14 @@ async def livez() -> StatusAnswer:
     return StatusAnswer(status="alive")
 
 
-@router.get("/readyz", responses={503: {"model": Problem}})
-async def readyz(services: ServicesDep) -> StatusAnswer:
-    """Say whether requests are served; a full queue does not count against it."""
-    services.require_ready()
+@router.get("/readyz", responses={503: {"model": Problem}}, dependencies=[Depends(require_ready)])
+async def readyz() -> StatusAnswer:
+    """Say whether requests are served; a full queue is still ready."""
     return StatusAnswer(status="ready")
 
 
 @metrics_router.get("/metrics", include_in_schema=False)
 async def metrics(services: ServicesDep) -> Response:
-    """Every metric, gauges read this moment."""
+    """Every metric, with gauges updated for this scrape."""
     await services.monitor.refresh()
     return Response(services.metrics.render(), headers={"content-type": EXPOSITION, "cache-control": "no-store"})

@@ -1,6 +1,6 @@
-"""The outermost ASGI wrapper: request ids, the last catch, one log line and one count per request.
+"""The outermost middleware: request ids, the last exception handler, one log line and one count per request.
 
-Pure ASGI, because anything derived from Starlette's BaseHTTPMiddleware hides the client's disconnect from handlers.
+Plain ASGI, because Starlette's BaseHTTPMiddleware hides the client's disconnect from handlers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5
 
 
 class RequestContextMiddleware:
-    """Wraps the whole app; knows how requests end, not what they do."""
+    """Wraps the whole app and records how requests end."""
 
     def __init__(
         self, app: ASGIApp, *, metrics: Metrics, respond: Callable[[DeepSynthError, RequestRecord], Response]
@@ -60,10 +60,10 @@ class RequestContextMiddleware:
     async def _serve(self, scope: Scope, headers: Headers, exchange: _Exchange, record: RequestRecord) -> None:
         error: DeepSynthError | None = None
         if scope["method"] not in METHODS:
-            # Before anything counts it: methods are labels of the HTTP metrics.
+            # First, because methods are labels of the HTTP metrics.
             error = MethodNotAllowedError()
         elif _HOST.fullmatch(headers.get("host", "localhost")) is None:
-            # Libraries build URLs from this header; a hostile one can move the path they see.
+            # Libraries build URLs from this header; a malicious one can change the path that they see.
             error = MalformedBodyError("host header")
         else:
             try:
@@ -79,7 +79,7 @@ class RequestContextMiddleware:
         duration_s = time.monotonic() - record.started_s
         error = record.error
         if error is None and record.status is None:
-            # Cancelled from outside, before any response: the process is being stopped.
+            # Cancelled before any response: the process is being stopped.
             error = InternalError()
         outcome, code = ("ok", "ok") if error is None else (error.outcome, error.code)
         if scope["method"] == "POST" and scope["path"] in OCR_PATHS:
@@ -93,7 +93,7 @@ class RequestContextMiddleware:
 
 
 class _Exchange:
-    """The two callables of one request, watched."""
+    """Observes the receive and send callables of one request."""
 
     def __init__(self, scope: Scope, headers: Headers, receive: Receive, send: Send, record: RequestRecord) -> None:
         self._receive = receive
@@ -114,6 +114,6 @@ class _Exchange:
             headers["x-request-id"] = self._record.request_id
             headers["x-content-type-options"] = "nosniff"
             if self._has_body and not self._record.is_body_complete:
-                # The rest of the upload will not be read, so the connection is of no further use.
+                # The rest of the upload will not be read, so the connection cannot be reused.
                 headers["connection"] = "close"
         await self._send(message)

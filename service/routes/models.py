@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
-from service.deps import ServicesDep
+from service.deps import ServicesDep, require_ready
 from service.schemas import ModelAnswer, ModelsAnswer, Problem
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], dependencies=[Depends(require_ready)])
 
 
 @router.get("/v1/models", responses={503: {"model": Problem}})
 async def list_models(services: ServicesDep) -> ModelsAnswer:
     """List the models that requests may name."""
-    services.require_ready()
     info = services.engine.info
     return ModelsAnswer(
         data=[

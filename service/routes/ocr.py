@@ -1,4 +1,4 @@
-"""`POST /ocr` and, under the specification's name, `POST /api/ocr/run`: parse, submit, serialise."""
+"""`POST /ocr` and, under the specification's name, `POST /api/ocr/run`: parse, read, answer."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from service.admission.deadline import run_to_outcome
 from service.admission.gate import Permit
 from service.admission.request import RequestRecord
-from service.deps import RecordDep, Services, ServicesDep
+from service.deps import RecordDep, Services, ServicesDep, require_ready
 from service.ocr.answer import to_answer
-from service.ocr.reader import DeltaSink, ReadOrder
-from service.ocr.request import make_order
+from service.ocr.reader import DeltaSink
+from service.ocr.request import OcrRequest, parse_request
 from service.routes.form import FILE_FIELD, OcrFields, receive_form
 from service.routes.stream import ReadingStream, until_disconnect
 from service.schemas import OcrAnswer, Problem
 
-router = APIRouter(tags=["ocr"])
+router = APIRouter(tags=["ocr"], dependencies=[Depends(require_ready)])
 
 
 def _request_body() -> dict[str, Any]:
-    """OpenAPI's description of the form; the handler parses it itself, after it has taken a place."""
+    """OpenAPI's description of the form, which the handler parses itself, after admission."""
     schema = OcrFields.model_json_schema()
     definitions = schema.pop("$defs", {})
     for field in schema["properties"].values():
@@ -61,8 +61,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 @router.post("/ocr", response_model=OcrAnswer, responses=_RESPONSES, openapi_extra={"requestBody": _request_body()})
 async def read_document(request: Request, services: ServicesDep, record: RecordDep) -> Response | OcrAnswer:
     """Read the text of a document."""
-    services.require_ready()
-    # A place before the body: whoever is turned away has not uploaded for nothing.
+    # Admission before the body: a request that is rejected has not uploaded for nothing.
     permit = record.resources.enter_context(services.gate.admit())
     with services.observer.receiving() as received:
         start_s = time.monotonic()
@@ -70,7 +69,7 @@ async def read_document(request: Request, services: ServicesDep, record: RecordD
         received(len(form.data))
         receive_s = time.monotonic() - start_s
     fields = form.fields
-    order = make_order(
+    ocr_request = parse_request(
         data=form.data,
         info=services.engine.info,
         models=services.models,
@@ -85,7 +84,7 @@ async def read_document(request: Request, services: ServicesDep, record: RecordD
         temperature=fields.temperature,
         seed=fields.seed,
     )
-    work = partial(_answer, services, record, permit, form.data, order, receive_s)
+    work = partial(_answer, services, record, permit, form.data, ocr_request, receive_s)
     if fields.stream:
         return ReadingStream(work, deadline_s=services.bounds.deadline_s, record=record)
     return await run_to_outcome(
@@ -98,13 +97,14 @@ async def _answer(
     record: RequestRecord,
     permit: Permit,
     data: bytes,
-    order: ReadOrder,
+    ocr_request: OcrRequest,
     receive_s: float,
     on_delta: DeltaSink | None = None,
 ) -> OcrAnswer:
     # The whole document is read by one version, whatever is published meanwhile.
-    async with services.models.lease(order.model_id) as lease:
-        reading = await services.reader.read(data, replace(order, model_id=lease.model_id), permit, on_delta)
-        lease.finished(page.result.finish_reason for page in reading.pages)
+    async with services.models.lease(ocr_request.model_id) as lease:
+        leased = replace(ocr_request, model_id=lease.model_id)
+        document = await services.reader.read(data, leased, permit, on_delta)
+        lease.finished(page.result.finish_reason for page in document.pages)
     permit.mark_finished()
-    return to_answer(reading, receive_s=receive_s, latency_s=time.monotonic() - record.started_s)
+    return to_answer(document, receive_s=receive_s, latency_s=time.monotonic() - record.started_s)

@@ -1,4 +1,4 @@
-"""`GET /`: a page to try the service by hand; four static files, nothing from elsewhere."""
+"""`GET /`: the playground, four static files that load nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POLICY = (
 _FILES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css", "icon.svg": "image/svg+xml"}
 
 router = APIRouter(include_in_schema=False)
-# Read once: what is served never depends on a path that a client wrote.
+# Read once, so that no file is opened by a path from a request.
 _CONTENT = {name: (WEB / name).read_bytes() for name in _FILES}
 
 

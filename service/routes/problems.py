@@ -1,4 +1,4 @@
-"""Errors as clients see them: RFC 9457 problem+json, and nothing of an exception."""
+"""Errors as clients see them: RFC 9457 problem+json, without any text of an exception."""
 
 from __future__ import annotations
 
@@ -23,15 +23,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 def problem(error: DeepSynthError, request_id: str) -> dict[str, Any]:
-    """The body of an error.
-
-    Args:
-        error: What happened.
-        request_id: The request it happened to.
-
-    Returns:
-        Members of the JSON object; public facts never hide a standard member.
-    """
+    """The body of an error, as members of a JSON object; public members never replace a standard one."""
     return {
         **error.public,
         "type": f"urn:deepsynth:error:{error.code}",
@@ -44,7 +36,7 @@ def problem(error: DeepSynthError, request_id: str) -> dict[str, Any]:
 
 
 def problem_response(error: DeepSynthError, record: RequestRecord) -> Response:
-    """The response of an error; the request's record takes it as its outcome."""
+    """The response of an error, which is also recorded as the request's outcome."""
     record.fail(error)
     headers = {"cache-control": "no-store"}
     if isinstance(error, CapacityError):
@@ -54,14 +46,14 @@ def problem_response(error: DeepSynthError, record: RequestRecord) -> Response:
 
 
 async def on_known_error(request: Request, error: Exception) -> Response:
-    """Handler for everything in the error tree."""
+    """Handler for errors of the tree."""
     if not isinstance(error, DeepSynthError):
         error = InternalError()
     return problem_response(error, record_of(request.scope))
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Handler for what the framework itself refuses: unknown paths and methods."""
+    """Handler for errors of the framework: unknown paths and methods."""
     if not isinstance(error, HTTPException):
         return problem_response(InternalError(), record_of(request.scope))
     known: dict[int, type[DeepSynthError]] = {404: NotFoundError, 405: MethodNotAllowedError, 400: MalformedBodyError}

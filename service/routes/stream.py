@@ -1,7 +1,7 @@
-"""An answer as server-sent events: `delta` while a page is read, then `answer`, or `error` in its place.
+"""An answer as server-sent events: `delta` while a page is read, then `answer`, or `error` instead.
 
-What goes wrong before the first text still gets its proper status; after it, the stream ends with an `error` event
-that holds the same problem.
+An error before the first text still gets its own HTTP status; after it, the stream ends with an `error` event that
+holds the same problem.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Work = Callable[[DeltaSink], Coroutine[Any, Any, OcrAnswer]]
 
 
 async def until_disconnect(receive: Receive) -> None:
-    """Return when the client is gone; the body must have been read."""
+    """Return when the client has disconnected; the body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -39,13 +39,13 @@ def format_event(name: str, data: str) -> bytes:
 
 
 class ReadingStream(Response):
-    """Runs the reading while it is being sent."""
+    """Reads the document while the response is being sent."""
 
     media_type = MEDIA_TYPE
 
     def __init__(self, work: Work, *, deadline_s: float, record: RequestRecord) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
-        # The length is not known, whatever the base class thinks of an empty body.
+        # The base class sets the length of an empty body; the real one is not known.
         del self.headers["content-length"]
         self._work = work
         self._deadline_s = deadline_s

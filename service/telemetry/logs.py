@@ -1,7 +1,7 @@
-"""Log lines: text for people or JSON for collectors, each with its request's id, never with content.
+"""Log lines: text for people or JSON for log collectors, each with its request id, without content of documents.
 
-Call sites pass `extra={"fields": {...}}` with ids, sizes, times and codes. An exception is logged by its type and
-the places it passed; its message stays out, for it may quote a document.
+Call sites pass `extra={"fields": {...}}` with ids, sizes, times and codes. Exceptions are logged by type and stack
+frames; their messages are left out, since they may quote a document.
 """
 
 from __future__ import annotations
@@ -68,15 +68,10 @@ def _plain(value: object) -> str:
 
 
 def configure_logs(level: str, log_format: str) -> None:
-    """Send every log line of the process to standard error.
-
-    Args:
-        level: Least serious level, in lower case.
-        log_format: `json` or `text`.
-    """
+    """Send all log lines of the process to standard error; `level` in lower case, `log_format` `json` or `text`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # It writes client addresses and query strings; ours says what is needed, once per request.
+    # It logs client addresses and query strings; the middleware logs one line per request instead.
     logging.getLogger("uvicorn.access").disabled = True
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

@@ -1,8 +1,8 @@
 """Every metric of the service, declared once: name, kind, meaning, labels, buckets.
 
-Labels are closed sets and their children exist from the start at 0, so a rate never misses the first event and no
-client can grow the number of series. `docs/metrics.md` is written from this table. Metrics of HTTP itself come from
-prometheus-fastapi-instrumentator on the same registry.
+Labels have a fixed set of values, whose series start at 0: rates do not miss the first event, and clients cannot
+create series. `docs/metrics.md` is generated from `TABLE`. HTTP metrics come from prometheus-fastapi-instrumentator, on
+the same registry.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BYTES_BUCKETS = tuple(1024.0 * 4**power for power in range(9))
 PIXEL_BUCKETS = tuple(10_000.0 * 4**power for power in range(8))
 
 STAGES = ("receive", "decode", "queue", "encode", "prefill", "generate")
-# Spelt out, because telemetry stands below the parts that define them; a test compares.
+# Repeated here, since telemetry must not import the modules that define them; a test compares.
 FINISH_REASONS = ("stop", "length", "repetition")
 ENGINE_STATES = ("loading", "ready", "draining", "failed")
 FORMATS = ("png", "jpeg", "webp", "tiff", "pdf")
@@ -51,7 +51,7 @@ ADAPTER_REFUSALS = (*map(str, Reason), "canary_failed", "refused_by_operator", "
 ADAPTER_OUTCOMES = ("fine", "loop", "failure")
 ROLLBACK_CAUSES = ("operator", "automatic")
 MAX_MODEL_LABELS = 32
-"""Models and adapters that have series of their own; pages of further ones count as `_other`."""
+"""Models and adapters with series of their own; pages of further ones count as `_other`."""
 RESTART_REASONS = (
     "died_idle",
     "decode_timeout",
@@ -71,7 +71,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MetricSpec:
-    """One metric; `labels` maps a label to its closed set, empty where the set is known only once the model is."""
+    """One metric; `labels` maps a label to its values, empty if they depend on the loaded model."""
 
     name: str
     kind: Kind
@@ -93,66 +93,66 @@ def _histogram(name: str, text: str, buckets: Sequence[float], **labels: Sequenc
 
 
 TABLE: tuple[MetricSpec, ...] = (
-    _histogram("inference_latency_seconds", "From handing a page to the engine to its last token.", DURATION_BUCKETS),
+    _histogram("inference_latency_seconds", "Time from submitting a page to its last token.", DURATION_BUCKETS),
     _counter(
         "inference_total",
-        "Pages that reached the engine, by base model or adapter (without its version).",
+        "Pages submitted to the engine, by base model or adapter (without version).",
         model_id=(),
         status=INFERENCE_STATUSES,
     ),
-    _gauge("gpu_memory_bytes", "Device memory in use by the engine; 0 on a CPU.", device=()),
-    _counter("requests_total", "OCR requests by how they ended; code is ok or an error's code.", outcome=(), code=()),
+    _gauge("gpu_memory_bytes", "Device memory that the engine uses, in bytes; 0 on a CPU.", device=()),
+    _counter("requests_total", "OCR requests by outcome; code is ok or an error code.", outcome=(), code=()),
     _histogram(
-        "request_duration_seconds", "From the request's first byte to its end.", DURATION_BUCKETS, outcome=OUTCOMES
+        "request_duration_seconds", "Time from a request's first byte to its end.", DURATION_BUCKETS, outcome=OUTCOMES
     ),
-    _histogram("stage_duration_seconds", "Time per stage, of requests and pages.", DURATION_BUCKETS, stage=STAGES),
+    _histogram("stage_duration_seconds", "Time per stage of requests and pages.", DURATION_BUCKETS, stage=STAGES),
     _histogram("queue_wait_seconds", "Time a page waited for a slot and in the engine's queue.", TTFT_BUCKETS),
-    _histogram("time_to_first_token_seconds", "From handing a page to the engine to its first text.", TTFT_BUCKETS),
-    _histogram("time_per_output_token_seconds", "Decode time of a page divided by its tokens.", TPOT_BUCKETS),
-    _gauge("queue_depth", "Requests admitted of which no page is in work yet."),
-    _gauge("queue_capacity", "Most requests admitted at once, waiting and running."),
+    _histogram("time_to_first_token_seconds", "Time from submitting a page to its first text.", TTFT_BUCKETS),
+    _histogram("time_per_output_token_seconds", "Decode time of a page per generated token.", TPOT_BUCKETS),
+    _gauge("queue_depth", "Admitted requests without a page in work yet."),
+    _gauge("queue_capacity", "Maximum concurrent requests, waiting and running."),
     _gauge("requests_running", "Requests with a page in work."),
-    _gauge("sequences_waiting", "Pages in the engine's own queue."),
+    _gauge("sequences_waiting", "Pages in the engine's queue."),
     _gauge("sequences_running", "Pages being decoded by the engine."),
-    _histogram("batch_size", "Pages decoded together in a step.", BATCH_BUCKETS),
-    _counter("engine_steps_total", "Steps of the engine."),
-    _counter("pages_total", "Pages read to their end."),
+    _histogram("batch_size", "Pages in a decode step.", BATCH_BUCKETS),
+    _counter("engine_steps_total", "Engine steps."),
+    _counter("pages_total", "Finished pages."),
     _counter("input_tokens_total", "Vision and prompt tokens of finished pages."),
-    _counter("output_tokens_total", "Tokens generated for finished pages."),
+    _counter("output_tokens_total", "Generated tokens of finished pages."),
     _counter("output_characters_total", "Characters of finished pages."),
-    _counter("finished_total", "Finished pages by reason.", finish_reason=FINISH_REASONS),
-    _counter("blank_input_total", "Pages of one single colour."),
+    _counter("finished_total", "Finished pages, by finish reason.", finish_reason=FINISH_REASONS),
+    _counter("blank_input_total", "Pages of a single colour."),
     _histogram("image_pixels", "Pixels of decoded pages.", PIXEL_BUCKETS, format=FORMATS),
     _histogram("upload_bytes", "Bytes of uploaded files.", BYTES_BUCKETS),
-    _counter("image_rejected_total", "Files refused, by reason.", reason=REJECTIONS),
-    _counter("decode_children_restarts_total", "Decoding processes replaced, by reason.", reason=RESTART_REASONS),
+    _counter("image_rejected_total", "Rejected files, by reason.", reason=REJECTIONS),
+    _counter("decode_children_restarts_total", "Replaced image processes, by reason.", reason=RESTART_REASONS),
     _gauge("worker_up", "1 while the engine is ready."),
-    _gauge("worker_state", "1 for the state the engine is in.", state=ENGINE_STATES),
-    _gauge("worker_seconds_since_progress", "Time since the engine's last step while it has work."),
-    _histogram("event_loop_lag_seconds", "How late the event loop wakes a sleeper.", LAG_BUCKETS),
-    _gauge("adapter_slots", "Adapters that can be resident at once."),
-    _gauge("adapter_slots_used", "Adapters that are resident."),
-    _gauge("adapter_requests_waiting", "Requests that wait for their adapter to become resident."),
+    _gauge("worker_state", "1 for the engine's current state.", state=ENGINE_STATES),
+    _gauge("worker_seconds_since_progress", "Seconds since the engine's last step while it has work."),
+    _histogram("event_loop_lag_seconds", "How late the event loop runs a timer.", LAG_BUCKETS),
+    _gauge("adapter_slots", "Slots for adapters."),
+    _gauge("adapter_slots_used", "Loaded adapters."),
+    _gauge("adapter_requests_waiting", "Requests that wait for their adapter to be loaded."),
     _gauge("adapter_volume_up", "1 while the adapter volume can be read."),
-    _gauge("adapter_served_version", "Version that an adapter's name stands for.", adapter=()),
-    _gauge("adapter_served_age_seconds", "Time since the version in use was published.", adapter=()),
-    _counter("adapter_pages_total", "Pages read with an adapter, by how they ended.", adapter=(), outcome=()),
-    _counter("adapter_loads_total", "Versions taken from the volume, by how that ended.", result=ADAPTER_RESULTS),
+    _gauge("adapter_served_version", "Version that an adapter's name serves.", adapter=()),
+    _gauge("adapter_served_age_seconds", "Seconds since the served version was published.", adapter=()),
+    _counter("adapter_pages_total", "Pages read with an adapter, by outcome.", adapter=(), outcome=()),
+    _counter("adapter_loads_total", "Versions loaded from the volume, by result.", result=ADAPTER_RESULTS),
     _histogram(
         "adapter_load_seconds",
-        "Time from the volume to service, by stage; total from first sight to the end of the canary page.",
+        "Time to bring a version into service, by stage; total runs from discovery to the end of the canary page.",
         DURATION_BUCKETS,
         stage=ADAPTER_STAGES,
     ),
-    _counter("adapter_refusals_total", "Versions refused, by reason.", reason=ADAPTER_REFUSALS),
-    _counter("adapter_evictions_total", "Adapters that left their slot for another."),
-    _counter("adapter_rollbacks_total", "Versions taken back, by whose decision.", cause=ROLLBACK_CAUSES),
+    _counter("adapter_refusals_total", "Refused versions, by reason.", reason=ADAPTER_REFUSALS),
+    _counter("adapter_evictions_total", "Adapters evicted for another."),
+    _counter("adapter_rollbacks_total", "Rollbacks, by cause.", cause=ROLLBACK_CAUSES),
     _gauge("build_info", "1, with what is running as labels.", version=(), model_id=(), device=(), dtype=()),
 )
 
 
 class Metrics:
-    """The table made real, on a registry of its own, so that two services in one process do not meet."""
+    """The metrics of `TABLE`, on their own registry, so that two services in one process do not collide."""
 
     def __init__(self) -> None:
         disable_created_metrics()
@@ -183,19 +183,12 @@ class Metrics:
                     spec.name, spec.help, labels, registry=self.registry, buckets=spec.buckets
                 )
         if labels:
-            # With an open set among them the product is empty, and nothing is made yet.
+            # Empty if a label's values are not known yet; then no series is created.
             for values in itertools.product(*spec.labels.values()):
                 metric.labels(*values)
 
     def model_label(self, model_id: str) -> str:
-        """The label of a model that is served.
-
-        Args:
-            model_id: Base model, or an adapter as `name@version`; one that exists, never what a client wrote.
-
-        Returns:
-            The name without its version; `_other` where there are too many.
-        """
+        """The label of a model or `name@version` that is served: the bare name, or `_other` if there are too many."""
         name = model_id.partition("@")[0]
         if name not in self._model_labels and len(self._model_labels) >= MAX_MODEL_LABELS:
             return OTHER_MODEL

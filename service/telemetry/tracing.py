@@ -1,7 +1,7 @@
-"""OpenTelemetry spans: off by default, and with nothing in them that is not on a list.
+"""OpenTelemetry spans: off by default, with attributes from an allow list only.
 
-HTTP spans come from opentelemetry-instrumentation-fastapi, those of reading from `service.ocr.metrics`. Both
-pass through `AllowListExporter`, so that no file name, query, header or exception text can leave by this way.
+HTTP spans come from opentelemetry-instrumentation-fastapi, spans of reading from `service.ocr.metrics`. Both pass
+through `AllowListExporter`, so that no file name, query, header or exception text is exported.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _RENAMED = {
     "http.scheme": "url.scheme",
     "http.flavor": "network.protocol.version",
 }
-"""Old names that the instrumentation still writes, to those of the stable conventions."""
+"""Old names that the instrumentation still writes, and their names in the stable conventions."""
 ALLOWED = frozenset(
     {
         *_RENAMED.values(),
@@ -53,17 +53,17 @@ def _filtered(attributes: Mapping[str, AttributeValue] | None) -> dict[str, Attr
 
 
 class AllowListExporter(SpanExporter):
-    """Passes spans on with the attributes that are on the list, and no others."""
+    """Exports spans with the attributes of the allow list and no others."""
 
     def __init__(self, inner: SpanExporter) -> None:
         self._inner = inner
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Filter and pass on."""
+        """Filter and export."""
         return self._inner.export([_stripped(span) for span in spans])
 
     def shutdown(self) -> None:
-        """End the inner exporter."""
+        """Shut down the inner exporter."""
         self._inner.shutdown()
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
@@ -74,7 +74,7 @@ class AllowListExporter(SpanExporter):
 def _stripped(span: ReadableSpan) -> ReadableSpan:
     route = (span.attributes or {}).get("http.route")
     is_server = span.kind.name == "SERVER"
-    # An unmatched path would otherwise stand in the name, as the client wrote it.
+    # The name of an unmatched path would otherwise contain what the client sent.
     name = span.name if not is_server or route else str((span.attributes or {}).get("http.method", "HTTP"))
     return ReadableSpan(
         name=name,
@@ -92,15 +92,15 @@ def _stripped(span: ReadableSpan) -> ReadableSpan:
 
 
 class Tracing:
-    """The process's spans, or nothing at all; made once per app and closed with it."""
+    """The app's tracer provider, or none."""
 
     def __init__(self, *, endpoint: str | None, version: str, exporter: SpanExporter | None = None) -> None:
         """Set up tracing.
 
         Args:
-            endpoint: Where spans go over OTLP; None for no tracing, unless there is an exporter.
+            endpoint: OTLP traces URL; None for no tracing, unless there is an exporter.
             version: Version of the service.
-            exporter: Takes the spans at once instead; for tests.
+            exporter: Gets each span at once instead; for tests.
         """
         self._provider: TracerProvider | None = None
         if endpoint is None and exporter is None:
@@ -110,7 +110,7 @@ class Tracing:
         if exporter is not None:
             self._provider.add_span_processor(SimpleSpanProcessor(AllowListExporter(exporter)))
         elif endpoint is not None:
-            # Imported where it is needed: it is slow to import and tracing is off by default.
+            # Imported here because it is slow to import and tracing is off by default.
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
             otlp = AllowListExporter(OTLPSpanExporter(endpoint=endpoint, timeout=5))
@@ -118,15 +118,15 @@ class Tracing:
 
     @property
     def tracer(self) -> Tracer:
-        """Makes our own spans; does nothing when tracing is off."""
+        """Creates spans; does nothing if tracing is off."""
         return NoOpTracer() if self._provider is None else self._provider.get_tracer("deepsynth")
 
     @property
     def provider(self) -> TracerProvider | None:
-        """For the instrumentation of HTTP; None when tracing is off."""
+        """For the HTTP instrumentation; None if tracing is off."""
         return self._provider
 
     def shutdown(self) -> None:
-        """Send what is left; may block for some seconds."""
+        """Send remaining spans; may block for seconds."""
         if self._provider is not None:
             self._provider.shutdown()

@@ -61,7 +61,7 @@ def test_the_loop_goes_round_once(tmp_path: Path, checkpoint: Path, capfd: pytes
         "--volume", str(tmp_path / "volume"),
     ]  # fmt: skip
     loop = Loop("few", page_set(tmp_path / "set"), [], [publishing], part=("--tiers", "few"), max_new_tokens=12)
-    result = run(tmp_path, loop, MODEL=str(checkpoint), CPU_THREADS="1", DECODE_WORKERS="1")
+    result = run(tmp_path, loop, MODEL=str(checkpoint), CPU_THREADS="1", IMAGE_WORKERS="1")
     assert result["model_id"] == "few@1"
     # Random weights read nothing; that the two differ shows that the served pages were read with the adapter.
     assert result["base_cer"] != result["adapter_cer"]

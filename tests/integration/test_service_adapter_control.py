@@ -69,7 +69,7 @@ async def test_a_pin_holds_whatever_is_published_until_it_is_lifted() -> None:
         assert (answer["serving"], answer["pinned"]) == ("invoices@1", 1)
         live.publish(seed=3)
         adapters = live.service.services.adapters
-        await eventually(lambda: adapters.directory.families["invoices"].listing.current == 3)
+        await eventually(lambda: adapters.catalog.entries["invoices"].listing.current == 3)
         await asyncio.sleep(0.2)
         assert (await live.answer("invoices"))["model_id"] == "invoices@1"
         answer = (await live.order("invoices/pin", version=None)).json()
@@ -82,7 +82,7 @@ async def test_refusing_a_version_that_is_not_in_use_keeps_it_out() -> None:
         live.publish(seed=1)
         live.publish(seed=2, activate=False)
         await live.serves("invoices", 1)
-        await eventually(lambda: 2 in live.service.services.adapters.directory.families["invoices"].listing.versions)
+        await eventually(lambda: 2 in live.service.services.adapters.catalog.entries["invoices"].listing.versions)
         answer = await live.order("invoices/refuse", version=2, why="untried")
         assert answer.json()["serving"] == "invoices@1"
         live.volume.activate(AdapterRef("invoices", 2))
@@ -120,7 +120,7 @@ async def test_a_version_that_failed_its_checks_cannot_be_pinned() -> None:
         live.publish(seed=1)
         await live.serves("invoices", 1)
         live.publish(seed=2)
-        await eventually(lambda: 2 in live.service.services.adapters.directory.families["invoices"].listing.versions)
+        await eventually(lambda: 2 in live.service.services.adapters.catalog.entries["invoices"].listing.versions)
         answer = await live.order("invoices/pin", version=2)
         assert (answer.status_code, answer.json()["reason"]) == (409, "wrong_shape")
         listed = await live.listed()
@@ -177,8 +177,8 @@ async def test_without_a_key_set_nobody_gives_orders() -> None:
 async def test_details_of_a_refusal_are_for_operators_alone() -> None:
     async with live_service(engine=FakeEngine(adapter_slots=4, refuse_with={"invoices@1": "wrong_shape"})) as live:
         live.publish(seed=1)
-        families = live.service.services.adapters.directory.families
-        await eventually(lambda: "invoices" in families and families["invoices"].versions[1].refusal is not None)
+        entries = live.service.services.adapters.catalog.entries
+        await eventually(lambda: "invoices" in entries and entries["invoices"].versions[1].refusal is not None)
         headers = {"authorization": f"Bearer {ADMIN_KEY}"}
         shown = (await live.service.client.get("/adapters", headers=headers)).json()["adapters"][0]["versions"][0]
         assert (shown["reason"], shown["detail"]) == ("wrong_shape", "told to refuse")

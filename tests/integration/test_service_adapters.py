@@ -68,7 +68,7 @@ async def test_what_runs_finishes_on_the_version_it_began_with() -> None:
             assert await live.states() == {1: "draining", 2: "active"}
             assert [event async for event in services.engine.submit(request)][-1] == expected
             assert (await live.answer("invoices"))["model_id"] == "invoices@2"
-        await eventually(lambda: not services.adapters.residency.is_resident("invoices@1"))
+        await eventually(lambda: not services.adapters.cache.is_resident("invoices@1"))
         assert await live.states() == {1: "unloaded", 2: "active"}
 
 
@@ -86,8 +86,8 @@ async def test_a_refused_version_is_409_with_its_reason_and_the_last_good_one_go
         live.publish(seed=1)
         await live.serves("invoices", 1)
         live.publish(seed=2)
-        await eventually(lambda: 2 in live.service.services.adapters.directory.families["invoices"].versions)
-        versions = live.service.services.adapters.directory.families["invoices"].versions
+        await eventually(lambda: 2 in live.service.services.adapters.catalog.entries["invoices"].versions)
+        versions = live.service.services.adapters.catalog.entries["invoices"].versions
         await eventually(lambda: versions[2].refusal is not None)
         status, problem = await live.failure("invoices@2")
         assert (status, problem["code"], problem["reason"]) == (409, "model_refused", "unknown_module")
@@ -100,7 +100,7 @@ async def test_a_refused_version_is_409_with_its_reason_and_the_last_good_one_go
 async def test_a_name_whose_only_version_is_refused_is_409() -> None:
     async with live_service(engine=FakeEngine(adapter_slots=4, fail_with={"invoices@1": "engine_failed"})) as live:
         live.publish()
-        await eventually(lambda: "invoices" in live.service.services.adapters.directory.families)
+        await eventually(lambda: "invoices" in live.service.services.adapters.catalog.entries)
         status, problem = await live.failure("invoices")
         assert (status, problem["reason"], problem["model_id"]) == (409, "canary_failed", "invoices@1")
 
@@ -140,7 +140,7 @@ async def test_a_version_that_is_not_in_use_is_prepared_when_it_is_asked_for() -
         live.publish(seed=2, activate=False)
         await live.serves("invoices", 1)
         adapters = live.service.services.adapters
-        await eventually(lambda: 2 in adapters.directory.families["invoices"].listing.versions)
+        await eventually(lambda: 2 in adapters.catalog.entries["invoices"].listing.versions)
         assert (await live.answer("invoices@2"))["model_id"] == "invoices@2"
         assert (await live.answer("invoices"))["model_id"] == "invoices@1"
 

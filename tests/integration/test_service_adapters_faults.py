@@ -15,7 +15,7 @@ from typing import cast
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from service.adapters import catalog as directory
+from service.adapters import catalog
 from service.engine.fake import FakeEngine, FakeEngineHandle
 from service.engine.process.engines import ThreadEngine
 from service.engine.protocol import EngineState, SequenceEvent
@@ -54,7 +54,7 @@ async def test_a_version_that_engines_are_lost_with_is_refused_and_the_last_good
         await live.serves("invoices", 1)
         good = await live.answer("invoices")
         live.publish(seed=2)
-        versions = live.service.services.adapters.directory.families["invoices"].versions
+        versions = live.service.services.adapters.catalog.entries["invoices"].versions
         await eventually(lambda: 2 in versions and versions[2].refusal is not None, seconds=20)
         assert (versions[2].refusal.reason, versions[2].num_losses) == ("canary_failed", 2)
         await eventually(lambda: live.service.engine.state is EngineState.READY)
@@ -74,8 +74,8 @@ async def test_while_the_better_one_cannot_be_had_the_next_best_answers() -> Non
         # Elsewhere version 2 was in use between the two; here there is no copy of it.
         (live.volume.root / "invoices" / ".c").write_text("3\n2\n1\n")
         (live.volume.root / "invoices" / ".c").rename(live.volume.root / "invoices" / "current")
-        family = live.service.services.adapters.directory.families["invoices"]
-        await eventually(lambda: family.listing.former == (2, 1))
+        entry = live.service.services.adapters.catalog.entries["invoices"]
+        await eventually(lambda: entry.listing.former == (2, 1))
         live.volume.root.rename(live.volume.root.with_name("elsewhere"))
         await live.order("invoices/rollback")
         assert (await live.answer("invoices"))["model_id"] == "invoices@1"
@@ -88,11 +88,11 @@ async def test_a_name_with_nothing_left_waits_for_the_volume() -> None:
         for seed in (1, 2, 3):
             live.publish(seed=seed)
             await live.serves("invoices", seed)
-        family = live.service.services.adapters.directory.families["invoices"]
-        assert [each for each in (1, 2, 3) if family.versions[each].copy] == [2, 3]
+        entry = live.service.services.adapters.catalog.entries["invoices"]
+        assert [each for each in (1, 2, 3) if entry.versions[each].copy] == [2, 3]
         await live.order("invoices/refuse", version=2)
-        assert family.versions[2].copy is None
-        await eventually(lambda: not live.service.services.adapters.residency.is_wanted("invoices@2"))
+        assert entry.versions[2].copy is None
+        await eventually(lambda: not live.service.services.adapters.cache.is_wanted("invoices@2"))
         live.volume.root.rename(live.volume.root.with_name("elsewhere"))
         await eventually(lambda: live.service.services.adapters.volume_fault is not None)
         # Nothing is left to go back to but a version whose copy is gone: it is waited for, not given up.
@@ -104,15 +104,15 @@ async def test_a_name_with_nothing_left_waits_for_the_volume() -> None:
 
 
 async def test_records_and_copies_of_old_versions_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory, "MAX_KEPT_RECORDS", 4)
-    monkeypatch.setattr(directory, "MAX_FORMER", 2)
+    monkeypatch.setattr(catalog, "MAX_KEPT_RECORDS", 4)
+    monkeypatch.setattr(catalog, "MAX_FORMER", 2)
     async with live_service() as live:
         for seed in range(1, 13):
             live.publish(seed=seed)
             await live.serves("invoices", seed)
-        family = live.service.services.adapters.directory.families["invoices"]
-        await eventually(lambda: len(family.versions) <= 5)
-        assert sorted(each for each, version in family.versions.items() if version.copy) == [11, 12]
+        entry = live.service.services.adapters.catalog.entries["invoices"]
+        await eventually(lambda: len(entry.versions) <= 5)
+        assert sorted(each for each, version in entry.versions.items() if version.copy) == [11, 12]
         # What was dropped can still be asked for.
         assert (await live.answer("invoices@3"))["model_id"] == "invoices@3"
 
@@ -142,8 +142,8 @@ async def test_a_refusal_is_traced_with_its_reason() -> None:
     engine = FakeEngine(adapter_slots=4, refuse_with={"invoices@1": "wrong_shape"})
     async with live_service(engine=engine, app_options={"span_exporter": exporter}) as live:
         live.publish(seed=1)
-        families = live.service.services.adapters.directory.families
-        await eventually(lambda: "invoices" in families and families["invoices"].versions[1].refusal is not None)
+        entries = live.service.services.adapters.catalog.entries
+        await eventually(lambda: "invoices" in entries and entries["invoices"].versions[1].refusal is not None)
     load = next(span for span in exporter.get_finished_spans() if span.name == "deepsynth.adapter.load")
     assert (load.attributes["deepsynth.adapter.result"], load.attributes["error.type"]) == ("refused", "wrong_shape")
 
@@ -159,8 +159,8 @@ async def test_killed_publishers_never_bring_anything_half_into_service() -> Non
         )
         try:
             adapters = live.service.services.adapters
-            await eventually(lambda: len(adapters.directory.known_names) == 2, seconds=30)
-            expected = {name: (await live.answer(name))["text"] for name in adapters.directory.known_names}
+            await eventually(lambda: len(adapters.catalog.known_names) == 2, seconds=30)
+            expected = {name: (await live.answer(name))["text"] for name in adapters.catalog.known_names}
             while publishers.returncode is None:
                 for name, text in expected.items():
                     assert (await live.answer(name))["text"] == text  # all versions have the same content
@@ -171,5 +171,5 @@ async def test_killed_publishers_never_bring_anything_half_into_service() -> Non
         for name in expected:
             current = live.volume.listing(name).current
             await live.serves(name, current)
-            refused = [each for each in adapters.directory.families[name].versions.values() if each.refusal]
+            refused = [each for each in adapters.catalog.entries[name].versions.values() if each.refusal]
             assert refused == []

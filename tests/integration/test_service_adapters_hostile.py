@@ -84,13 +84,13 @@ async def test_hostile_and_broken_folders_are_refused_each_with_its_reason(
             (live.volume.root / name / ".c").write_text("2\n1\n")
             (live.volume.root / name / ".c").rename(live.volume.root / name / "current")
         found = {}
-        families = live.service.services.adapters.directory.families
+        entries = live.service.services.adapters.catalog.entries
         for name, case in names.items():
             if case == "no manifest":  # not even a version; nothing to refuse
-                await eventually(lambda name=name: families[name].listing.incomplete == (2,))
+                await eventually(lambda name=name: entries[name].listing.incomplete == (2,))
                 continue
-            await eventually(lambda name=name: 2 in families[name].versions and families[name].versions[2].refusal)
-            found[case] = families[name].versions[2].refusal.reason
+            await eventually(lambda name=name: 2 in entries[name].versions and entries[name].versions[2].refusal)
+            found[case] = entries[name].versions[2].refusal.reason
             status, problem = await live.failure(f"{name}@2")
             assert (status, problem["reason"]) == (409, found[case])
         assert found == {case: CASES[case][1].value for case in found}
@@ -115,7 +115,7 @@ async def test_private_storage_that_is_full_is_tried_again(monkeypatch: pytest.M
         monkeypatch.setattr("service.adapters.loader.verify", full)
         monkeypatch.setattr("service.adapters.loader.FIRST_RETRY_S", 0.05)
         live.publish(seed=2)
-        versions = live.service.services.adapters.directory.families["invoices"].versions
+        versions = live.service.services.adapters.catalog.entries["invoices"].versions
         await eventually(lambda: 2 in versions and versions[2].fault is not None)
         assert (await live.answer("invoices"))["model_id"] == "invoices@1"
         await live.serves("invoices", 2)
@@ -152,13 +152,13 @@ async def test_other_weights_under_a_number_that_was_served_are_refused(tmp_path
     async with live_service() as live:
         live.publish(seed=1)
         await live.serves("invoices", 1)
-        family = live.service.services.adapters.directory.families["invoices"]
+        entry = live.service.services.adapters.catalog.entries["invoices"]
         other = AdapterVolume(tmp_path)
         publish(other, write_peft(tmp_path / ".source", seed=2), announcement(base=FAKE_BASE))
         for seed in (3, 4, 5):
             live.publish(seed=seed)
             await live.serves("invoices", seed - 1)
-        await eventually(lambda: family.versions[1].copy is None)
+        await eventually(lambda: entry.versions[1].copy is None)
         shutil.rmtree(live.volume.root / "invoices" / "1")
         shutil.move(tmp_path / "invoices" / "1", live.volume.root / "invoices" / "1")
         status, problem = await live.failure("invoices@1")

@@ -86,7 +86,7 @@ async def test_eight_adapters_in_one_batch_read_as_each_alone_and_after_a_restar
         assert [answer["text"] for answer in await asyncio.gather(*(read(live, name) for name in asked))] == texts
         other = base_of(tiny).model_copy(update={"revision": "0" * 64})
         publish(live.volume, folder, announcement("a0", base=other))
-        versions = live.service.services.adapters.directory.families["a0"].versions
+        versions = live.service.services.adapters.catalog.entries["a0"].versions
         await eventually(lambda: 2 in versions and versions[2].refusal is not None)
         status, problem = await live.failure("a0@2")
         assert (status, problem["reason"]) == (409, "wrong_base_revision")
@@ -152,5 +152,5 @@ async def test_publications_in_a_row_cost_no_request_and_mix_no_answers(tiny: Pa
             assert answer["text"] == expected[(int(version) - 1) % 4, text]
         assert len({answer["model_id"] for _, answer in answers}) > count / 3
         adapters = live.service.services.adapters
-        await eventually(lambda: not adapters.residency.num_waiting)
+        await eventually(lambda: not adapters.cache.num_waiting)
         assert len(live.service.engine.adapters) <= 3

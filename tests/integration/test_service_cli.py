@@ -22,7 +22,7 @@ pytestmark = pytest.mark.integration
 
 
 def call(*arguments: str, folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    chosen = {"ENGINE": "fake", "DECODE_WORKERS": "1", "FAKE_STEP_MS": "0", **settings}
+    chosen = {"ENGINE": "fake", "IMAGE_WORKERS": "1", "FAKE_STEP_MS": "0", **settings}
     command = [sys.executable, "-m", "service", *arguments]
     return subprocess.run(
         command, cwd=folder, env=environment(**chosen), check=False, capture_output=True, text=True, timeout=60
@@ -42,6 +42,12 @@ def test_text_of_one_file_is_all_that_is_printed(folder: Path) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
     assert len(ended.stdout.splitlines()) == 1
     assert ended.stdout == call("ocr", "one.png", folder=folder).stdout
+
+
+def test_old_name_of_a_setting_is_named_at_the_start(folder: Path) -> None:
+    ended = call("ocr", "one.png", folder=folder, QUEUE_SIZE="9")
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (0, 1)
+    assert "DEEPSYNTH_QUEUE_SIZE has been renamed to DEEPSYNTH_MAX_CONCURRENT_REQUESTS" in ended.stderr
 
 
 def test_several_files_come_in_order_and_a_bad_one_does_not_stop_the_rest(folder: Path) -> None:

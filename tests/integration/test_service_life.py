@@ -117,7 +117,7 @@ async def fill(service: RunningService, count: int) -> list[asyncio.Task[httpx.R
 
 
 async def test_full_house_is_429_before_the_body_is_read() -> None:
-    async with running_service(queue_size=2, ocr_batch_size=1) as service:
+    async with running_service(max_concurrent_requests=2, ocr_batch_size=1) as service:
         inside = await fill(service, 2)
         response = await service.client.post("/ocr", content=b"never read", headers={"content-type": "text/plain"})
         assert (response.status_code, response.json()["code"]) == (429, "queue_full")
@@ -130,7 +130,7 @@ async def test_full_house_is_429_before_the_body_is_read() -> None:
 
 
 async def test_gauges_tell_waiting_from_running() -> None:
-    async with running_service(queue_size=8, ocr_batch_size=1) as service:
+    async with running_service(max_concurrent_requests=8, ocr_batch_size=1) as service:
         inside = await fill(service, 5)
         gate = service.services.gate
         # Two page slots per place in the batch.

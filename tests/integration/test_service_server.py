@@ -25,7 +25,11 @@ KIB = 1024
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
     with running_server(
-        MAX_UPLOAD_BYTES=str(LIMIT), BODY_IDLE_S="0.6", BODY_TOTAL_S="2", OCR_BATCH_SIZE="1", QUEUE_SIZE="4"
+        MAX_UPLOAD_BYTES=str(LIMIT),
+        BODY_IDLE_S="0.6",
+        BODY_TOTAL_S="2",
+        OCR_BATCH_SIZE="1",
+        MAX_CONCURRENT_REQUESTS="4",
     ) as running:
         yield running
 

@@ -52,8 +52,8 @@ class LiveService:
     async def serves(self, name: str, version: int) -> None:
         """Wait until a name stands for a version."""
         assert self.service.services.adapters is not None
-        families = self.service.services.adapters.directory.families
-        await eventually(lambda: name in families and families[name].active == version)
+        entries = self.service.services.adapters.catalog.entries
+        await eventually(lambda: name in entries and entries[name].active == version)
 
     async def listed(self, name: str = "invoices") -> dict[str, Any]:
         answer = (await self.service.client.get("/adapters")).json()

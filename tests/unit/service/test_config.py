@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.config import PREFIX, ServiceSettings, load_settings, variable_names
+from service.config import PREFIX, RENAMED, Quantization, ServiceSettings, load_settings, variable_names
 from service.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -75,7 +75,7 @@ def test_other_programs_names_are_passed_over() -> None:
         ("PORT", "http"),
         ("ENABLE_METRICS", "perhaps"),
         ("DEVICE", "tpu"),
-        ("QUEUE_SIZE", "0"),
+        ("MAX_CONCURRENT_REQUESTS", "0"),
         ("OTLP_ENDPOINT", "collector:4317"),
         ("MAX_NEW_TOKENS", "4097"),
         ("DEADLINE_S", "-1"),
@@ -96,8 +96,8 @@ def test_saving_samples_is_refused_while_it_is_not_built() -> None:
 
 
 def test_queue_smaller_than_a_batch_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="DEEPSYNTH_QUEUE_SIZE is smaller"):
-        load(QUEUE_SIZE="2", OCR_BATCH_SIZE="3")
+    with pytest.raises(ConfigurationError, match="DEEPSYNTH_MAX_CONCURRENT_REQUESTS is smaller"):
+        load(MAX_CONCURRENT_REQUESTS="2", OCR_BATCH_SIZE="3")
 
 
 def test_environment_wins_over_the_file(tmp_path: Path) -> None:
@@ -112,6 +112,42 @@ def test_misspelt_name_in_the_file_is_found_too(tmp_path: Path) -> None:
     file.write_text("DEEPSYNTH_PROT=1111\n")
     with pytest.raises(ConfigurationError, match="DEEPSYNTH_PORT"):
         load_settings({}, env_file=file)
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_old_name_works_and_warns(old: str, new: str, tmp_path: Path) -> None:
+    value = {"QUANTIZATION": "int8", "IMAGE_MEMORY_BYTES": str(2**30)}.get(new, "9")
+    warnings: list[str] = []
+    settings = load_settings({PREFIX + old: value}, env_file=None, warn=warnings.append)
+    assert settings == load(**{new: value}) != load()
+    assert [f"{PREFIX}{old} has been renamed to {PREFIX}{new}" in each for each in warnings] == [True]
+    file = tmp_path / ".env"
+    file.write_text(f"{PREFIX}{old}={value}\n")
+    assert load_settings({}, env_file=file, warn=warnings.append) == settings
+    assert warnings[1:] == warnings[:1]
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_old_and_new_name_together_are_refused(old: str, new: str, tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text(f"{PREFIX}{old}=9\n")
+    with pytest.raises(ConfigurationError, match=f"{PREFIX}{old} is the old name of {PREFIX}{new}, and both are set"):
+        load_settings({PREFIX + new: "9"}, env_file=file)
+    assert load_settings({PREFIX + old: "", PREFIX + new: ""}, env_file=None) == load()
+
+
+def test_old_names_take_part_in_the_search_for_the_nearest_name() -> None:
+    with pytest.raises(ConfigurationError, match="did you mean DEEPSYNTH_MAX_CONCURRENT_REQUESTS"):
+        load(QUEUE_SIZ="1")
+
+
+def test_bad_value_of_an_old_name_is_refused_under_that_name() -> None:
+    with pytest.raises(ConfigurationError, match=r"^DEEPSYNTH_QUEUE_SIZE: "):
+        load(QUEUE_SIZE="0")
+
+
+def test_full_is_still_a_word_for_no_quantization() -> None:
+    assert load(WEIGHTS="full").quantization is Quantization.NONE is load(QUANTIZATION="none").quantization
 
 
 def test_settings_cannot_be_changed() -> None:

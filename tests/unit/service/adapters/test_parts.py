@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.adapters.base_revision import base_revisions
-from service.adapters.policy import Occupant, candidates, choose_victim
+from service.adapters.policy import SlotUse, candidates, choose_victim
 from service.adapters.rollback import Outcome, RollbackRule, judge
 from service.adapters.storage import Decisions, Storage
 from service.adapters.threads import in_thread
@@ -70,8 +70,8 @@ def test_candidates_come_in_order_and_only_if_they_can_be_had(found, pin, former
 
 def test_the_least_recently_used_of_the_idle_leaves_first():
     assert choose_victim({}) is None
-    assert choose_victim({"a": Occupant(1, 1), "b": Occupant(0, 9), "c": Occupant(0, 8)}) == "c"
-    assert choose_victim({"a": Occupant(1, 5), "b": Occupant(2, 4)}) == "b"
+    assert choose_victim({"a": SlotUse(1, 1), "b": SlotUse(0, 9), "c": SlotUse(0, 8)}) == "c"
+    assert choose_victim({"a": SlotUse(1, 5), "b": SlotUse(2, 4)}) == "b"
 
 
 def test_reasons_are_those_that_metrics_know():
@@ -105,7 +105,7 @@ def test_decisions_are_kept_and_copies_are_not(tmp_path: Path):
 def test_a_state_folder_belongs_to_one_process(tmp_path: Path):
     first = Storage(tmp_path)
     first.open()
-    with pytest.raises(ConfigurationError, match="belongs to another process"):
+    with pytest.raises(ConfigurationError, match="is in use by another process"):
         Storage(tmp_path).open()
     first.close()
     second = Storage(tmp_path)
@@ -145,8 +145,8 @@ def test_a_disk_that_is_full_does_not_stop_an_order(tmp_path: Path, caplog: pyte
     (tmp_path / "decisions.json").mkdir()
     storage.record("pinned", who="ada", why="a test", name="a", version=3)
     storage.save(Decisions({"a": 3}))
-    assert "could not be recorded" in caplog.text
-    assert "could not be kept" in caplog.text
+    assert "could not be written to the audit log" in caplog.text
+    assert "could not be saved" in caplog.text
     storage.close()
 
 

@@ -48,13 +48,6 @@ def test_draining_turns_everybody_away_and_keeps_those_inside() -> None:
         assert gate.num_waiting == 1
 
 
-async def test_empty_is_reached_when_the_last_one_leaves() -> None:
-    gate = make_gate()
-    with gate.admit():
-        assert not gate._empty.is_set()
-    await gate.wait_empty()
-
-
 def full_gates_advice(gate: Gate) -> int:
     with gate.admit(), pytest.raises(QueueFullError) as refusal:
         gate.admit()

@@ -56,7 +56,7 @@ def test_8_bit_weights_are_for_a_gpu_alone() -> None:
     values = {"model": "some/where", "dtype": "auto", "limits": EngineLimits(weights=WeightForm.INT8)}
     assert choose_source(**values, device="auto", cuda=True).limits.weights is WeightForm.INT8
     for device, cuda in (("auto", False), ("cpu", True)):
-        with pytest.raises(ConfigurationError, match="DEEPSYNTH_WEIGHTS"):
+        with pytest.raises(ConfigurationError, match="DEEPSYNTH_QUANTIZATION"):
             choose_source(**values, device=device, cuda=cuda)
 
 

@@ -25,7 +25,8 @@ from service.intake.decoding import DecodedPage
 from service.intake.formats import FileFormat
 from service.intake.limits import DecodeOrder, IntakeLimits
 from service.ocr.metrics import TelemetryObserver
-from service.ocr.reader import DocumentReader, DocumentReading, ReadOrder
+from service.ocr.reader import DocumentReader, DocumentResult
+from service.ocr.request import OcrRequest
 from service.telemetry.metrics import Metrics
 from shared.contract.answer import FinishReason
 from shared.contract.prompts import Task, prompt_for
@@ -69,8 +70,8 @@ class Bench:
     gate: Gate
     metrics: Metrics
 
-    async def read(self, num_pages: int, task: Task = Task.FREE, max_new_tokens: int = 100) -> DocumentReading:
-        order = ReadOrder(task, None, Mode.TINY, SamplingParams(max_new_tokens), "fake", None)
+    async def read(self, num_pages: int, task: Task = Task.FREE, max_new_tokens: int = 100) -> DocumentResult:
+        order = OcrRequest(task, None, Mode.TINY, SamplingParams(max_new_tokens), "fake", None)
         with self.gate.admit() as permit:
             return await self.reader.read(str(num_pages).encode(), order, permit)
 
@@ -162,8 +163,8 @@ async def test_worst_finish_reason_speaks_for_the_document() -> None:
     assert reading.finish_reason is FinishReason.LENGTH
     stopped = replace(reading.pages[0], result=replace(reading.pages[0].result, finish_reason=FinishReason.STOP))
     looped = replace(stopped, result=replace(stopped.result, finish_reason=FinishReason.REPETITION))
-    assert DocumentReading("m", [stopped, reading.pages[1], looped]).finish_reason is FinishReason.REPETITION
-    assert DocumentReading("m", [stopped]).finish_reason is FinishReason.STOP
+    assert DocumentResult("m", [stopped, reading.pages[1], looped]).finish_reason is FinishReason.REPETITION
+    assert DocumentResult("m", [stopped]).finish_reason is FinishReason.STOP
 
 
 async def test_confidence_is_the_mean_over_tokens_not_pages() -> None:
@@ -172,8 +173,8 @@ async def test_confidence_is_the_mean_over_tokens_not_pages() -> None:
     sure = replace(page, result=replace(page.result, confidence=1.0, completion_tokens=3))
     unsure = replace(page, result=replace(page.result, confidence=0.0625, completion_tokens=1))
     silent = replace(page, result=replace(page.result, confidence=0.25, completion_tokens=0))
-    assert DocumentReading("m", [sure, unsure, silent]).confidence == pytest.approx(0.5)
-    assert DocumentReading("m", [silent]).confidence == 0.25
+    assert DocumentResult("m", [sure, unsure, silent]).confidence == pytest.approx(0.5)
+    assert DocumentResult("m", [silent]).confidence == 0.25
 
 
 @pytest.mark.parametrize("position", [0, 1])

@@ -8,16 +8,15 @@ from service.adapters.models import ServedModels
 from service.engine.fake import FakeEngine, FakeEngineHandle
 from service.errors import InvalidFieldError, ModelNotFoundError, TooManyPagesError
 from service.intake.limits import IntakeLimits
-from service.ocr.reader import ReadOrder
-from service.ocr.request import make_order
+from service.ocr.request import OcrRequest, parse_request
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
 
 INFO = FakeEngine(geometry=GeometryConfig(modes=(Mode.SMALL, Mode.GUNDAM), default_mode=Mode.SMALL)).info
 MODELS = ServedModels(FakeEngineHandle())
 
 
-def make(data: bytes = b"\x89PNG\r\n\x1a\n", cap: int = 100, **wishes: Any) -> ReadOrder:
-    return make_order(
+def make(data: bytes = b"\x89PNG\r\n\x1a\n", cap: int = 100, **wishes: Any) -> OcrRequest:
+    return parse_request(
         data=data,
         info=INFO,
         models=MODELS,
