@@ -55,8 +55,8 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         An engine that has not been warmed up.
 
     Raises:
-        EngineError: The GPU has no room for a single page beside the model, or adapters or 8-bit weights were asked
-            for and the model is of a kind, or in a place, that takes none.
+        EngineError: The GPU has no room for a single page next to the model, or adapters or 8-bit weights were
+            requested and the model's kind or device does not support them.
     """
     import torch
 

@@ -48,14 +48,14 @@ DeltaSink = Callable[[int, str], None]
 
 
 class PageSource(Protocol):
-    """Whoever turns bytes into pages; `service.intake.pool.DecoderPool` does."""
+    """Turns bytes into pages, as `service.intake.pool.DecoderPool` does."""
 
     async def decode(self, data: bytes, order: DecodeOrder) -> DecodedPage:
         """Decode one page, or raise a `DeepSynthError`."""
 
 
 class ReadingObserver(Protocol):
-    """Whoever counts and traces; telemetry does. Every method is cheap and raises nothing."""
+    """Counts and traces, as telemetry does. Every method is cheap and raises nothing."""
 
     def decoding(self) -> contextlib.AbstractContextManager[Callable[[DecodedPage], None]]:
         """Around one decode; the value is called with the page when there is one."""

@@ -16,7 +16,7 @@ from shared.deepseek_ocr.geometry import Mode
 
 
 class ModelNames(Protocol):
-    """Whoever knows which models are served; `service.adapters.models.ServedModels` does."""
+    """Knows which models are served, as `service.adapters.models.ServedModels` does."""
 
     def check(self, model_id: str | None) -> str:
         """The name to read with, or a `DeepSynthError` that says why there is none."""

@@ -1,7 +1,7 @@
-"""Reading prompts: captured where their number of tokens is, else kernel by kernel.
+"""Reading prompts: as a CUDA graph if their number of tokens was captured, else kernel by kernel.
 
-Owns the way from new rows to the logits of their last tokens, and which prompts are read to warm up. What is chosen
-from the logits, and what follows where memory runs out, is `runner`'s affair. Used by the engine's single thread.
+Owns the way from new rows to the logits of their last tokens, and which prompts are read to warm up. Choosing
+tokens and handling a lack of memory is up to `runner`. Used by the engine's single thread.
 
 Shape letters: R prompts, L tokens of one, I image tokens, H decoder width, V vocabulary.
 """
