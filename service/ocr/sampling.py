@@ -23,6 +23,9 @@ def sampling_params(max_new_tokens: int, temperature: float | None = None, seed:
         temperature: None and 0 are greedy, whatever the seed.
         seed: None: one is drawn if the temperature needs it.
 
+    Returns:
+        With a seed of the document if the temperature is above 0, else without one.
+
     Raises:
         InvalidFieldError: Temperature or seed is out of its range.
     """

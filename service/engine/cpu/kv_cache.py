@@ -1,6 +1,7 @@
 """Keys and values of the running sequences: one row each, without holes, in two tensors that grow in steps.
 
-Owns the rows' lengths. Knows the shape of a model's keys, but not why a sequence joins or leaves. Used by the engine's single thread.
+Owns the rows' lengths. Knows the shape of a model's keys, but not why a sequence joins or leaves. Used by the
+engine's single thread.
 
 Rows in use are always 0 to `num_rows - 1`, so that a decode step reads one strided view and gathers nothing: when a
 row leaves, the last one moves into its place.

@@ -1,7 +1,7 @@
 """Each answer's state on the device: tokens, end, loop detector, sampling parameters.
 
-Owns the tensors and how a slot's values begin; the sampler kernel updates them, once per new token. The host writes only
-when a slot opens, rewinds or closes, always by enqueuing, never by waiting. Used by the engine's single thread.
+Owns the tensors and how a slot's values begin; the sampler kernel updates them, once per new token. The host writes
+only when a slot opens, rewinds or closes, always by enqueuing, never by waiting. Used by the engine's single thread.
 
 Shape letters: S slots and one scratch slot after them, L answer tokens at most, P periods of the loop rule, R rows.
 """

@@ -69,7 +69,7 @@ class Bench:
     metrics: Metrics
 
     async def read(self, num_pages: int, task: Task = Task.FREE, max_new_tokens: int = 100) -> DocumentReading:
-        order = ReadOrder(task, None, Mode.TINY, max_new_tokens, "fake", None)
+        order = ReadOrder(task, None, Mode.TINY, SamplingParams(max_new_tokens), "fake", None)
         with self.gate.admit() as permit:
             return await self.reader.read(str(num_pages).encode(), order, permit)
 
