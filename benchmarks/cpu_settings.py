@@ -31,9 +31,10 @@ from benchmarks.random_model import NO_LOOPS, PAGE, SMALL, noise_pages, random_c
 from benchmarks.whole_pages import longest_gap_s, read
 from service.engine.config import EngineLimits
 from service.engine.cpu import kv_cache, packed_decoder
-from service.engine.cpu.model_runner import ModelRunner, Prompt
+from service.engine.cpu.runner import CpuRunner, Prompt
 from service.engine.engine import TorchEngine
 from service.engine.factory import make_engine
+from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.nano_config import nano_config
 
@@ -127,9 +128,9 @@ def packed() -> dict[str, Any]:
     return {"step_ms": table}
 
 
-def _open_runner(model: DeepseekOcrForConditionalGeneration, rows: int, growth: int = 256) -> ModelRunner:
+def _open_runner(model: DeepseekOcrForConditionalGeneration, rows: int, growth: int = 256) -> CpuRunner:
     """With so many rows of 400 tokens."""
-    runner = ModelRunner(model, max_rows=rows, max_tokens=2048, growth_tokens=growth)
+    runner = CpuRunner(model, max_rows=rows, max_tokens=2048, eos_id=1, rule=LoopRule(), growth_tokens=growth)
     noise = random.Random(0)
     no_image = torch.zeros(0, model.config.text_config.hidden_size)
     runner.prefill([Prompt([noise.randrange(10, 2000) for _ in range(400)], no_image) for _ in range(rows)])

@@ -38,7 +38,7 @@ from service.engine.config import EngineLimits, WeightForm
 from service.engine.engine import TorchEngine
 from service.engine.factory import make_engine
 from service.engine.gpu.decoder import GpuDecoder
-from service.engine.gpu.lora_layers import Need
+from service.engine.gpu.lora_layers import LoraLevel
 from service.engine.gpu.paged_cache import PagedCache
 from service.engine.gpu.runner import GpuRunner
 from service.engine.gpu.state import AnswerState
@@ -185,7 +185,7 @@ def trace(model: Any, kernels: Any, adapters: int, rank: int, *, is_int8: bool =
     cells = [cache.cells(slot, length) for slot, length in enumerate(lengths)]
     named = chosen or [-1] * len(slots)
     reader = runner._prompts
-    found = {"prefill, 8 prompts": reader._launch(prompts, cells, [], named, Need.of(bank, named))}
+    found = {"prefill, 8 prompts": reader._launch(prompts, cells, [], named, LoraLevel.of(bank, named))}
     # Padded, as captured prefills are; writes the same keys again.
     found["prefill, 3 prompts, padded"] = reader.graphs[-1].run(prompts[:3], cells[:3], [], named[:3])
     state.open(slots, [length + 1 for length in lengths], [64] * 8, adapters=chosen)

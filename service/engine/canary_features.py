@@ -1,7 +1,6 @@
-"""What the encoder says of the canary page; the same for every adapter, as none adapts vision.
+"""The canary page's encoded features, which every adapter shares, because none adapts the encoder.
 
-Owns the comparison that makes keeping it safe: features are of these pixels or of none. Knows neither torch nor the
-device. Used by the engine's single thread.
+Owns the pixel comparison that makes reusing them safe. Torch-free. Used by the engine's single thread.
 """
 
 from __future__ import annotations

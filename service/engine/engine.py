@@ -111,7 +111,7 @@ class TorchEngine:
         return bool(self._pages.waiting or self._pages.active or self._events)
 
     def warm_up(self) -> None:
-        """Read one synthetic page of the default mode, so that the first request pays for nothing.
+        """Read one synthetic page of the default mode, so that the first request is not slower than others.
 
         Raises:
             EngineError: The model cannot read it.
@@ -144,23 +144,23 @@ class TorchEngine:
             self._pages.add(sequence)
 
     def cancel(self, sequence_id: str) -> None:
-        """Forget a sequence and what it had to say; unknown ones are ignored."""
+        """Drop a sequence and its pending events; unknown ids are ignored."""
         self._pages.drop(sequence_id)
         self._events = [event for event in self._events if event.sequence_id != sequence_id]
 
     def read_adapter(self, folder: Path) -> PackedAdapter:
-        """Read an adapter's files and judge them; takes nothing of the slots, so any thread may."""
+        """Read and validate an adapter's files; touches no slot, so any thread may call it."""
         return self._runner.pack_adapter(read_adapter(folder))
 
     def load_adapter(self, model_id: str, source: PackedAdapter | AdapterFiles | Path) -> None:
-        """Make an adapter resident and serve it under its name; what runs goes on.
+        """Make an adapter resident and serve it under its name; running sequences continue.
 
         Args:
             model_id: `name@version`; never used for anything else before.
-            source: What `read_adapter` gave, or what PEFT writes, or the folder that it lies in.
+            source: The result of `read_adapter`, a PEFT adapter's files, or the folder with them.
 
         Raises:
-            AdapterError: It cannot be, and nothing has changed.
+            AdapterError: It cannot be loaded; nothing has changed.
         """
         if model_id == self._info.model_id:
             raise AdapterError("name_in_use", f"{model_id} is the base model")
@@ -262,7 +262,7 @@ class TorchEngine:
                 self._show_texts([sequence for sequence, epoch in step.rows if sequence.epoch == epoch])
 
     def _take(self, step: _InFlightStep, output: StepOutput) -> None:
-        """Give each sequence its token and act on what that changes."""
+        """Give each sequence its token, and rewind or finish it if that follows."""
         columns = zip(output.tokens, output.log_probabilities, output.statuses, output.arguments, strict=True)
         for (sequence, epoch), (token, log_probability, status, argument) in zip(step.rows, columns, strict=True):
             if sequence.epoch != epoch:

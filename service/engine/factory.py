@@ -55,8 +55,8 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         An engine that has not been warmed up.
 
     Raises:
-        EngineError: The GPU has no room for a single page beside the model, or adapters or 8-bit weights were asked
-            for and the model is of a kind, or in a place, that takes none.
+        EngineError: The GPU has no room for a single page next to the model, or adapters or 8-bit weights were
+            requested and the model's kind or device does not support them.
     """
     import torch
 
@@ -78,7 +78,7 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
     runs_on_gpu = device.type == "cuda" and _has_gpu_path(model)
     if limits.weights is WeightForm.INT8 and not runs_on_gpu:
         raise EngineError("8-bit weights need a GPU and DeepSeek-OCR (v1); set weights to full")
-    make_runner = _make_gpu_runner if runs_on_gpu else _make_plain_runner
+    make_runner = _make_gpu_runner if runs_on_gpu else _make_cpu_runner
     runner, limits = make_runner(checkpoint, limits)
     info = EngineInfo(
         model_id=model_id or checkpoint.model_id,
@@ -101,21 +101,19 @@ def _has_gpu_path(model: object) -> TypeGuard[DeepseekOcrForConditionalGeneratio
     return isinstance(model, DeepseekOcrForConditionalGeneration)
 
 
-def _make_plain_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tuple[Runner, EngineLimits]:
-    from service.engine.cpu.model_runner import ModelRunner
+def _make_cpu_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tuple[Runner, EngineLimits]:
     from service.engine.cpu.runner import CpuRunner
     from service.engine.lora.bank import make_bank
 
     bank = make_bank(checkpoint.model, limits) if _has_gpu_path(checkpoint.model) else None
-    # One token more than a sequence holds: a step makes room before it knows that the page has ended.
-    rows = ModelRunner(
-        checkpoint.model, max_rows=limits.batch_size, max_tokens=limits.max_sequence_tokens + 1, bank=bank
-    )
     runner = CpuRunner(
-        rows,
+        checkpoint.model,
+        max_rows=limits.batch_size,
+        max_tokens=limits.max_sequence_tokens,
         eos_id=checkpoint.tokenizer.eos_id,
         rule=limits.loop_rule,
-        kv_tokens=limits.kv_tokens or limits.batch_size * limits.max_sequence_tokens,
+        kv_tokens=limits.kv_tokens,
+        bank=bank,
     )
     return runner, limits
 

@@ -46,6 +46,9 @@ class SamplingParams:
 
         Args:
             page: Its number in the document, from 1, so that a selection of pages draws what the whole document does.
+
+        Returns:
+            These parameters if nothing is drawn, else a copy with the page's seed.
         """
         if self.seed is None:
             return self
@@ -159,9 +162,9 @@ class AdapterLoad:
     """What making an adapter resident cost the engine, in seconds."""
 
     read_s: float
-    """Reading its files, beside the steps."""
+    """Reading its files, while steps run."""
     place_s: float
-    """Putting it into its slot, between two steps."""
+    """Copying it into its slot, between two steps."""
 
 
 class ResidentNames(Protocol):
@@ -177,7 +180,7 @@ class ResidentNames(Protocol):
 
 
 class Engine(Protocol):
-    """The device side; one thread calls all of it but `read_adapter`."""
+    """The device side; one thread calls everything except `read_adapter`."""
 
     @property
     def info(self) -> EngineInfo:
@@ -210,7 +213,7 @@ class Engine(Protocol):
         """Read an adapter's files into memory, from any thread.
 
         Args:
-            folder: A PEFT folder that nobody else changes.
+            folder: A PEFT folder that no one else changes.
 
         Returns:
             What `load_adapter` takes.
@@ -292,7 +295,7 @@ class EngineHandle(Protocol):
         """Take an adapter out of service, and return when its slot is free.
 
         Args:
-            model_id: Its name; one that is not resident is no error.
+            model_id: Its name; one that is not resident is ignored.
 
         Raises:
             EngineLostError: The engine went away; the adapter with it, for good.

@@ -66,7 +66,7 @@ class StepOutput:
     """With LOOP: answer tokens up to the end of the loop's first period; else the longest run of repeated tokens."""
 
     def extend(self, other: StepOutput) -> None:
-        """Add another report's rows after these."""
+        """Append another output's rows."""
         self.tokens += other.tokens
         self.log_probabilities += other.log_probabilities
         self.statuses += other.statuses
@@ -93,7 +93,7 @@ class Runner(Protocol):
         """Unit in which a slot's share of them is counted; a slot takes whole blocks."""
 
     def warm_up(self) -> None:
-        """Do once what the first steps would otherwise pay for."""
+        """Do one-time work that would otherwise slow the first steps."""
 
     def prepare(self, page: PreparedPage, geometry: GeometryConfig) -> Sequence[View]:
         """All views of a page, the global one first, where `encode` takes them from.
@@ -155,10 +155,10 @@ class Runner(Protocol):
         """Free a slot; pending outputs may still refer to it."""
 
     def pack_adapter(self, files: AdapterFiles) -> PackedAdapter:
-        """Judge an adapter and bring its numbers into the model's type, from any thread, while steps run.
+        """Validate an adapter and convert its weights to the model's type; any thread may call it while steps run.
 
         Args:
-            files: As PEFT has them.
+            files: As PEFT writes them.
 
         Returns:
             For `load_adapter`.

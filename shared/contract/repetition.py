@@ -1,4 +1,4 @@
-"""Degenerate output: noticing that a page's answer runs in a circle, and the second attempt.
+"""Degenerate output: detecting that a page's answer loops, and the second attempt.
 
 Owns the loop rule, its incremental detector and the guard of the second attempt. Knows token ids alone: no torch, no
 text. Called by the engine's single thread, once per new token of each page.
@@ -118,7 +118,7 @@ class RepetitionGuard:
     def _forget_oldest(self) -> None:
         context, _ = self._seen.popleft()
         followers = self._followers[context]
-        # Entries leave in the order in which they came, so the oldest of a context stands first.
+        # Entries leave in order of arrival, so the oldest of a context is first.
         followers.pop(0)
         if not followers:
             del self._followers[context]

@@ -1,7 +1,7 @@
 """Keys and values of the running sequences: one row each, without holes, in two tensors that grow in steps.
 
-Owns which row is whose length. Knows nothing of models beyond the shape of their keys, nor of why a sequence joins or
-leaves. Used by the engine's single thread.
+Owns the rows' lengths. Knows the shape of a model's keys, but not why a sequence joins or leaves. Used by the
+engine's single thread.
 
 Rows in use are always 0 to `num_rows - 1`, so that a decode step reads one strided view and gathers nothing: when a
 row leaves, the last one moves into its place.
@@ -23,7 +23,7 @@ class SlotCache:
     """Storage and lengths of all rows.
 
     Invariant: what a step reads of a row is finite, beyond its length as well, so that masked positions add exactly
-    nothing; a row that held numbers gone wrong leaves nothing behind.
+    nothing; a row that held NaN or infinity leaves none behind.
 
     Args:
         num_layers: Decoder layers.
@@ -146,7 +146,7 @@ class SlotCache:
 
 
 class _Window:
-    """What transformers' decoders ask of a cache beside `update`; ours ask nothing else."""
+    """What transformers' decoders call on a cache besides `update`; our own only call `update`."""
 
     is_compileable = False
 
@@ -190,7 +190,7 @@ class DecodeWindow(_Window):
         used: Tokens of the longest row, this one included.
 
     Attributes:
-        position_ids_B1: Where each row's token stands, int64.
+        position_ids_B1: Position of each row's token, int64.
         mask_B11S: 0 where a row may look and minus infinity beyond its length; None when all lengths are equal.
     """
 
@@ -217,7 +217,7 @@ class DecodeWindow(_Window):
         return self._keys[layer], self._values[layer]
 
     def update_joined(self, pair_B2ND: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """The same for keys and values that stand together, in one operation."""
+        """The same for adjacent keys and values, in one operation."""
         pair_2RD = pair_B2ND.transpose(0, 1).flatten(1, 2)
         self._flat[:, layer].index_copy_(1, self._index, pair_2RD)
         return self._keys[layer], self._values[layer]

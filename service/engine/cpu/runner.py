@@ -1,33 +1,68 @@
-"""The runner in plain torch: maps slots to `ModelRunner`'s rows and detects ends and loops on the host.
+"""The runner in plain torch: encodes views, prefills prompts, decodes one token for every row.
 
-Keeps for each slot what the sampler keeps on a GPU: newest token, loop detector, guard of the second attempt, sampling
-parameters. For CPUs, and for decoders that the GPU path does not know. Every call finishes its work before it returns.
-Used by the engine's single thread.
+Owns the model, the cache's tensors and, for each slot, what the sampler keeps on a GPU: newest token, loop detector,
+guard of the second attempt, sampling parameters. For CPUs, and for decoders that the GPU path does not know. Every call
+finishes its work before it returns, with one copy from the device. Used by the engine's single thread.
+
+Shape letters: B rows, L tokens, V views, N tokens of a view, D decoder width, H and W pixels, C colours.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from service.engine.cpu.model_runner import Choice, ModelRunner, Prompt
-from service.engine.lora.bank import PackedAdapter
+from service.engine.cpu.kv_cache import DecodeWindow, PrefillWindow, SlotCache
+from service.engine.cpu.packed_decoder import PackedDecoder, can_pack
+from service.engine.lora.bank import AdapterBank, PackedAdapter
 from service.engine.lora.files import AdapterFiles
-from service.engine.lora.registry import NO_ADAPTER
+from service.engine.lora.hooks import adapted
+from service.engine.lora.registry import NO_ADAPTER, AdapterError
 from service.engine.protocol import SamplingParams
 from service.engine.runner import NewRow, StepOutput, View
-from service.engine.sampling import Draw
+from service.engine.sampling import Draw, draw_scores
 from shared.contract.answer import TokenJudge, TokenStatus
 from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.forms import PageImage, PageViews, PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
 from shared.deepseek_ocr.images import prepare_views
+from shared.deepseek_ocr.protocol import OcrModel
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A chosen token."""
+
+    token: int
+    log_probability: float
+    """Natural logarithm, before bans and at temperature 1; not finite when the logits were not numbers."""
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the model gave numbers to choose by."""
+        return math.isfinite(self.log_probability)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What one row reads before its first token."""
+
+    ids: Sequence[int]
+    features_LD: Tensor
+    """One vector for each image token among the ids."""
+    adapter: int = NO_ADAPTER
+    draw: Draw | None = None
+    """How the first token is chosen; None: greedily."""
 
 
 @dataclass(slots=True)
@@ -48,27 +83,58 @@ class _SlotState:
 class CpuRunner:
     """Implements `runner.Runner`.
 
-    Invariant: row i of the model's runner belongs to slot `_slots[i]`, and `_states` has exactly those slots.
+    Invariant: row i of the cache belongs to slot `_slots[i]`, and `_states` has exactly those slots. Rows have no
+    holes: the last one moves into the place of one that leaves.
 
     Args:
-        model_runner: The model, with a row for each slot.
+        model: In evaluation mode, on its device.
+        max_rows: Rows at most, one for each slot.
+        max_tokens: Tokens of one row at most.
         eos_id: The token that ends an answer.
         rule: What counts as a loop.
-        kv_tokens: What all rows hold together.
+        kv_tokens: What all rows hold together; None: `max_rows` of the longest.
+        growth_tokens: Steps in which the cache grows.
+        bank: Adapters, made without `splits_shared`; None: there are none.
     """
 
     depth = 0
     prepares_views = False
     block_tokens = 1
 
-    def __init__(self, model_runner: ModelRunner, *, eos_id: int, rule: LoopRule, kv_tokens: int) -> None:
-        self._model_runner = model_runner
+    def __init__(
+        self,
+        model: OcrModel,
+        *,
+        max_rows: int,
+        max_tokens: int,
+        eos_id: int,
+        rule: LoopRule,
+        kv_tokens: int | None = None,
+        growth_tokens: int = 256,
+        bank: AdapterBank | None = None,
+    ) -> None:
+        text = model.config.text_config
+        self._model = model
+        self._bank = bank
+        self._device = model.lm_head.weight.device
         self._eos_id = eos_id
         self._rule = rule
-        self._kv_tokens = kv_tokens
+        self._kv_tokens = kv_tokens or max_rows * max_tokens
         self._slots: list[int] = []
         self._states: dict[int, _SlotState] = {}
         self._pending: deque[StepOutput] = deque()
+        # One token more than a row holds: a step makes room before it knows that the page has ended.
+        self._cache = SlotCache(
+            num_layers=text.num_hidden_layers,
+            num_heads=text.num_key_value_heads,
+            head_dim=text.head_dim,
+            max_rows=max_rows,
+            max_tokens=max_tokens + 1,
+            growth_tokens=growth_tokens,
+            device=self._device,
+            dtype=model.lm_head.weight.dtype,
+        )
+        self._packed = PackedDecoder(model, max_tokens + 1) if can_pack(model) else None
 
     @property
     def kv_tokens(self) -> int:
@@ -84,13 +150,28 @@ class CpuRunner:
             page = PageViews(page.plan, *prepare_views(Image.fromarray(page.image_HWC), page.plan, geometry))
         return [page.global_view_HWC, *page.tiles_THWC]
 
+    @torch.inference_mode()
     def encode(self, views: Sequence[View]) -> list[Tensor]:
-        """See `ModelRunner.encode`."""
-        return self._model_runner.encode([np.asarray(view) for view in views])
+        """Encode views, those of one size together.
 
+        Args:
+            views: `[px, px, 3]` each.
+
+        Returns:
+            `[N, D]` for each view, in their order.
+        """
+        tokens: dict[int, Tensor] = {}
+        for indices in _group_equal([view.shape[0] for view in views]):
+            stacked_VHWC = torch.from_numpy(np.stack([np.asarray(views[index]) for index in indices]))
+            encoded_VND = self._model.encode_views(stacked_VHWC.to(self._device))
+            tokens.update(zip(indices, encoded_VND, strict=True))
+        return [tokens[index] for index in range(len(views))]
+
+    @torch.inference_mode()
     def assemble(self, plan: ViewPlan, tokens: Sequence[Tensor]) -> Tensor:
-        """See `ModelRunner.assemble`."""
-        return self._model_runner.assemble(plan, tokens)
+        """Join a page's encoded views, the global one first among them, to `[num_vision_tokens, D]`."""
+        tiles = torch.stack(list(tokens[1:])) if len(tokens) > 1 else None
+        return self._model.assemble_page(tokens[0], tiles, plan.tile_columns, plan.tile_rows)
 
     def open(self, rows: Sequence[NewRow]) -> None:
         """Read prompts into free slots and choose their first tokens."""
@@ -102,7 +183,7 @@ class CpuRunner:
             self._slots.append(row.slot)
             self._states[row.slot] = state
             prompts.append(Prompt(row.prompt_ids, row.features_LD, row.adapter, state.draw()))
-        choices = self._model_runner.prefill(prompts)
+        choices = self.prefill(prompts)
         self._report([row.slot for row in rows], choices)
 
     def launch(self, slots: Sequence[int]) -> None:
@@ -112,7 +193,7 @@ class CpuRunner:
         banned = {index: ids for index, row in enumerate(rows) if (ids := row.judge.banned())}
         draws = {index: draw for index, row in enumerate(rows) if (draw := row.draw())}
         newest, adapters = [row.judge.tokens[-1] for row in rows], [row.adapter for row in rows]
-        choices = self._model_runner.decode(newest, banned, adapters, draws)
+        choices = self.decode(newest, banned, adapters, draws)
         choice_of = dict(zip(self._slots, choices, strict=True))
         self._report(slots, [choice_of[slot] for slot in slots])
 
@@ -121,47 +202,153 @@ class CpuRunner:
         return self._pending.popleft() if self._pending else None
 
     def rewind(self, slot: int, *, kept: int, newest_token: int, forbidden: int) -> None:
-        """Begin the second attempt of an answer whose report said LOOP."""
+        """Begin the second attempt of an answer whose status was LOOP."""
         state = self._states[slot]
         state.judge.rewind(kept, forbidden)
         assert state.judge.tokens[-1] == newest_token
         # The newest token kept is fed again, so its keys go as well.
-        self._model_runner.truncate(self._slots.index(slot), state.num_prompt_tokens + kept - 1)
+        self._cache.truncate(self._slots.index(slot), state.num_prompt_tokens + kept - 1)
 
+    @torch.inference_mode()
     def close(self, slot: int) -> None:
         """Free a slot; the last row moves into the place of its row."""
         row = self._slots.index(slot)
-        self._model_runner.close_row(row)
+        self._cache.close_row(row)
         self._slots[row] = self._slots[-1]
         self._slots.pop()
         del self._states[slot]
 
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[Prompt]) -> list[Choice]:
+        """Open a row for each prompt, in order, and choose its first token; for `open`, which knows the slots.
+
+        Prompts that are equally long run as one batch if they follow one another, so nothing is ever padded.
+        """
+        choices: list[Choice] = []
+        for indices in _runs_of_equal([len(prompt.ids) for prompt in prompts]):
+            batch = [prompts[index] for index in indices]
+            ids_BL = torch.tensor([list(prompt.ids) for prompt in batch], device=self._device)
+            features = [prompt.features_LD for prompt in batch if len(prompt.features_LD)]
+            embeds_BLD = self._model.embed_inputs(ids_BL, features)
+            positions_1L = torch.arange(ids_BL.shape[1], device=self._device).unsqueeze(0)
+            window = self._cache.open_rows(len(batch), ids_BL.shape[1])
+            with self._adapted([prompt.adapter for prompt in batch], ids_BL.shape[1]):
+                logits_BK = self._logits(embeds_BLD, positions_1L, None, window)
+            choices += self._choose(logits_BK, {}, {row: each.draw for row, each in enumerate(batch) if each.draw})
+        return choices
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        tokens: Sequence[int],
+        banned: Mapping[int, Sequence[int]],
+        adapters: Sequence[int] = (),
+        draws: Mapping[int, Draw] = MappingProxyType({}),
+    ) -> list[Choice]:
+        """Feed each row its newest token and choose the next; for `launch`, which knows the slots.
+
+        Args:
+            tokens: One for each row.
+            banned: Ids that a row may not choose; rows without any are left out.
+            adapters: One for each row, -1 the base alone; empty: all the base alone.
+            draws: How rows choose that are not greedy.
+
+        Returns:
+            One choice for each row.
+        """
+        window = self._cache.open_step()
+        if self._packed:
+            return self._choose(self._packed.logits(tokens, window, self._bank, adapters), banned, draws)
+        embeds_B1D = self._model.embed_inputs(torch.tensor(tokens, device=self._device).unsqueeze(1), [])
+        with self._adapted(adapters, 1):
+            logits_BK = self._logits(embeds_B1D, window.position_ids_B1, window.mask_B11S, window)
+        return self._choose(logits_BK, banned, draws)
+
     def pack_adapter(self, files: AdapterFiles) -> PackedAdapter:
         """See `runner.Runner`."""
-        return self._model_runner.pack_adapter(files)
+        if self._bank is None:
+            raise AdapterError("adapters_off", "the engine has no slots for adapters")
+        return self._bank.pack(files)
 
     def load_adapter(self, adapter: int, packed: PackedAdapter) -> None:
         """See `runner.Runner`."""
+        assert self._bank is not None
         assert all(state.adapter != adapter for state in self._states.values())
-        self._model_runner.load_adapter(adapter, packed)
+        self._bank.load(adapter, packed)
 
     def device_memory_bytes(self) -> int:
-        """Memory that tensors hold on the device; 0 on a CPU."""
-        return self._model_runner.device_memory_bytes()
+        """Memory that tensors hold on the device; 0 on a CPU, whose memory the process shares with all else."""
+        return torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else 0
 
     def check_integrity(self) -> None:
         """Assert the invariants; for tests."""
-        assert len(self._slots) == self._model_runner.num_rows
+        assert len(self._slots) == self._cache.num_rows
         assert set(self._slots) == self._states.keys()
 
     def _report(self, slots: Sequence[int], choices: Sequence[Choice]) -> None:
-        report = StepOutput()
+        output = StepOutput()
         for slot, choice in zip(slots, choices, strict=True):
             status, argument = (
                 self._states[slot].judge.push(choice.token) if choice.is_valid else (TokenStatus.FAULT, 0)
             )
-            report.tokens.append(choice.token)
-            report.log_probabilities.append(choice.log_probability)
-            report.statuses.append(status)
-            report.arguments.append(argument)
-        self._pending.append(report)
+            output.tokens.append(choice.token)
+            output.log_probabilities.append(choice.log_probability)
+            output.statuses.append(status)
+            output.arguments.append(argument)
+        self._pending.append(output)
+
+    def _adapted(self, adapters: Sequence[int], tokens: int) -> contextlib.AbstractContextManager[None]:
+        """The model with its rows' adapters, or just as it is."""
+        if max(adapters, default=NO_ADAPTER) < 0:
+            return contextlib.nullcontext()
+        assert self._bank is not None
+        slots_T = torch.tensor(adapters, dtype=torch.int32, device=self._device).repeat_interleave(tokens)
+        return adapted(self._model, self._bank, slots_T)
+
+    def _logits(
+        self, embeds_BLD: Tensor, positions_BL: Tensor, mask: Tensor | None, cache: PrefillWindow | DecodeWindow
+    ) -> Tensor:
+        """Logits `[B, vocabulary]` of the last token, float32."""
+        # Not through `forward`, which would build its masks again in each step.
+        hidden_BLD, _ = self._model.decode(embeds_BLD, positions_BL, mask, cache)
+        return self._model.lm_head(hidden_BLD[:, -1]).float()
+
+    def _choose(
+        self, logits_BK: Tensor, banned: Mapping[int, Sequence[int]], draws: Mapping[int, Draw]
+    ) -> list[Choice]:
+        # Before the ban, so that a token chosen only because better ones are banned has its true, low probability.
+        logs_BK = logits_BK.log_softmax(dim=-1)
+        for row, ids in banned.items():
+            logits_BK[row, torch.tensor(ids, device=self._device)] = float("-inf")
+        if draws:
+            rows = torch.tensor(list(draws), device=self._device)
+            logits_BK[rows] = self._drawn(logits_BK[rows], list(draws.values()))
+        token_B1 = logits_BK.argmax(dim=-1, keepdim=True)
+        # Token ids are exact in float64, so that both come in one copy.
+        pairs = torch.cat((token_B1.double(), logs_BK.gather(1, token_B1).double()), dim=1).tolist()
+        return [Choice(int(token), log_probability) for token, log_probability in pairs]
+
+    def _drawn(self, logits_BK: Tensor, draws: Sequence[Draw]) -> Tensor:
+        """Scores of rows that draw."""
+        temperature_B1 = torch.tensor([[draw.temperature] for draw in draws], device=self._device)
+        numbers_B2 = torch.tensor([[draw.seed, draw.count] for draw in draws], device=self._device)
+        return draw_scores(logits_BK, temperature_B1, numbers_B2[:, :1], numbers_B2[:, 1:])
+
+
+def _group_equal(sizes: Sequence[int]) -> Iterable[list[int]]:
+    """Indices of equal sizes, groups in the order of their first member."""
+    groups: dict[int, list[int]] = {}
+    for index, size in enumerate(sizes):
+        groups.setdefault(size, []).append(index)
+    return groups.values()
+
+
+def _runs_of_equal(sizes: Sequence[int]) -> list[list[int]]:
+    """Indices of neighbours of equal size."""
+    runs: list[list[int]] = []
+    for index, size in enumerate(sizes):
+        if runs and sizes[runs[-1][-1]] == size:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return runs

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from service.engine.gpu.lora_layers import AdaptedRows
+from service.engine.gpu.lora_layers import LoraLayers
 from service.engine.gpu.packing import PackedLayer, Packing
 from service.engine.gpu.paged_cache import PagedCache
 from service.engine.gpu.prompts import PromptBatch
@@ -95,7 +95,7 @@ class GpuDecoder:
         features_TH = batch.features_IH[batch.sources_T.clamp(min=0)]
         is_image_T1 = (batch.sources_T >= 0).unsqueeze(1)
         slots_T = batch.adapters_T
-        adapted = AdaptedRows(kernels, bank, slots_T, has_experts) if bank and slots_T is not None else None
+        adapted = LoraLayers(kernels, bank, slots_T, has_experts) if bank and slots_T is not None else None
         x_TH = torch.where(is_image_T1, features_TH, F.embedding(batch.ids_T, self._embeddings_VH))
         y_TH = kernels.rms_norm(x_TH, self._layers[0].attention_norm_H, eps)
         for index, (layer, (keys, values)) in enumerate(zip(self._layers, cache.layers, strict=True)):
@@ -147,7 +147,7 @@ class GpuDecoder:
         x_BH, positions_B, lengths_B, cells_B, tables_BX = kernels.begin_step(
             slots_B, state, self._embeddings_VH, cache.tables_SX, cache.block_tokens
         )
-        adapted = AdaptedRows(kernels, bank, state.adapter_S[slots_B], has_experts) if bank else None
+        adapted = LoraLayers(kernels, bank, state.adapter_S[slots_B], has_experts) if bank else None
         # A dense MLP is one expert that every token uses.
         one_B1 = torch.ones((len(slots_B), 1), dtype=torch.float32, device=slots_B.device)
         first_B1 = torch.zeros((len(slots_B), 1), dtype=torch.int32, device=slots_B.device)
@@ -182,7 +182,7 @@ class GpuDecoder:
         logits_BV: Tensor = kernels.norm_linear(x_BH, self._norm_H, eps, self._head_VH)
         return logits_BV
 
-    def _mix_adapted_into(self, adapted: AdaptedRows, index: int, x_BH: Tensor) -> None:
+    def _mix_adapted_into(self, adapted: LoraLayers, index: int, x_BH: Tensor) -> None:
         """A decode step's MLP, routed experts and what every token passes each for itself."""
         kernels, layer = self._kernels, self._layers[index]
         if layer.routing:
@@ -195,7 +195,7 @@ class GpuDecoder:
         if layer.own_mlp:
             adapted.mlp_add(index, layer.own_mlp, y_BH, x_BH)
 
-    def _mix_adapted(self, adapted: AdaptedRows, index: int, y_TH: Tensor) -> Tensor:
+    def _mix_adapted(self, adapted: LoraLayers, index: int, y_TH: Tensor) -> Tensor:
         kernels, layer = self._kernels, self._layers[index]
         if layer.routing:
             weights_TK, experts_TK = kernels.route(y_TH, *layer.routing.routed_arguments)

@@ -1,8 +1,8 @@
-"""Adapters beside the base in one forward pass: the products that a decoder's layers call where rows have adapters.
+"""The base with adapters in one forward pass: the products that a decoder's layers call if rows have adapters.
 
-Owns the order base product, then low-rank sum, and what a pass needs of it. The shared experts' projections, which the
-base computes among the routed experts, stand for themselves here, as an adapter changes what lies before their
-activation. Used by `decoder`, `prefill` and `runner`.
+Owns the order (base product, then low-rank sum) and the level of a pass. The base computes the shared experts with the
+routed ones; here they are a separate MLP, because an adapter changes the input of their activation. Used by `decoder`,
+`prefill` and `runner`.
 
 Shape letters: T tokens, H inputs, O outputs, J gates and ups, W what they make.
 """
@@ -20,8 +20,8 @@ from service.engine.kernels.int8_rows import Weight
 from service.engine.lora.bank import AdapterBank
 
 
-class Need(IntEnum):
-    """What the adapters of a pass's rows need, each more than the one before."""
+class LoraLevel(IntEnum):
+    """What the adapters of a pass's rows change; each level includes those before it."""
 
     NOTHING = 0
     ADAPTERS = 1
@@ -29,13 +29,13 @@ class Need(IntEnum):
     """One of them changes routed experts."""
 
     @classmethod
-    def levels(cls, bank: AdapterBank | None) -> list[Need]:
-        """All that may be needed with these adapters."""
+    def levels(cls, bank: AdapterBank | None) -> list[LoraLevel]:
+        """All levels that a pass can have with these adapters."""
         return list(cls)[: 1 if bank is None else 3 if bank.has_experts else 2]
 
     @classmethod
-    def of(cls, bank: AdapterBank | None, adapters: Iterable[int]) -> Need:
-        """What a pass needs whose rows have these adapters, -1: none."""
+    def of(cls, bank: AdapterBank | None, adapters: Iterable[int]) -> LoraLevel:
+        """The level of a pass whose rows have these adapters, -1: none."""
         used = {adapter for adapter in adapters if adapter >= 0}
         if not used or bank is None:
             return cls.NOTHING
@@ -43,8 +43,8 @@ class Need(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class OwnMlp:
-    """What every token passes: the dense MLP, or the shared experts as one."""
+class SharedMlp:
+    """The MLP that every token passes: the dense one, or the shared experts joined."""
 
     gate_up_JH: Weight
     """Gates and ups, block by block."""
@@ -53,8 +53,8 @@ class OwnMlp:
 
 
 @dataclass(frozen=True, slots=True)
-class AdaptedRows:
-    """Whose adapters the tokens of a pass use."""
+class LoraLayers:
+    """The layers' products for a pass in which tokens have adapters."""
 
     kernels: Any
     bank: AdapterBank
@@ -63,7 +63,7 @@ class AdaptedRows:
     has_experts: bool
     """Whether any of them changes routed experts."""
 
-    def of(self, rows: Tensor) -> AdaptedRows:
+    def of(self, rows: Tensor) -> LoraLayers:
         """The same for some of the tokens."""
         return replace(self, slots_T=self.slots_T[rows])
 
@@ -78,7 +78,7 @@ class AdaptedRows:
         self.kernels.linear_add(x_TH, weight_OH, residual_TO)
         self._add(layer, group, x_TH, residual_TO)
 
-    def mlp_add(self, layer: int, mlp: OwnMlp, x_TH: Tensor, residual_TH: Tensor) -> None:
+    def mlp_add(self, layer: int, mlp: SharedMlp, x_TH: Tensor, residual_TH: Tensor) -> None:
         """An MLP with its adapters, added to the residual in place."""
         joined_TJ = self.linear(layer, "gate_up", x_TH, mlp.gate_up_JH)
         self.linear_add(layer, "down", self.kernels.gated(joined_TJ, mlp.num_blocks), mlp.down_HW, residual_TH)

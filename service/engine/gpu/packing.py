@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from service.engine.gpu.lora_layers import OwnMlp
+from service.engine.gpu.lora_layers import SharedMlp
 from service.engine.kernels.int8_rows import Weight, one_after_another, one_below_another, split_inputs, to_int8
 from shared.deepseek_ocr.decoder import DecoderLayer
 from shared.deepseek_ocr.moe import Gate, MixtureOfExperts, Mlp
@@ -55,7 +55,7 @@ class PackedLayer:
     down_EHW: Weight
     routing: Routing | None
     """None: a dense MLP."""
-    own_mlp: OwnMlp | None
+    own_mlp: SharedMlp | None
     """For rows with adapters; None where there are none, or no shared experts."""
 
 
@@ -104,13 +104,13 @@ class Packing:
             num_shared=_num_shared(mixture),
         )
 
-    def _mlp(self, mlp: Mlp) -> tuple[Weight, Weight, OwnMlp]:
+    def _mlp(self, mlp: Mlp) -> tuple[Weight, Weight, SharedMlp]:
         gate_up_JH = torch.cat([mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()])
         gate_up_1JH = self.matrix(gate_up_JH.unsqueeze(0))
         down_1HW = self.matrix(mlp.down_proj.weight.unsqueeze(0))
-        return gate_up_1JH, down_1HW, OwnMlp(gate_up_1JH[0], down_1HW[0], 1)
+        return gate_up_1JH, down_1HW, SharedMlp(gate_up_1JH[0], down_1HW[0], 1)
 
-    def _mixture(self, mixture: MixtureOfExperts) -> tuple[Weight, Weight, OwnMlp | None]:
+    def _mixture(self, mixture: MixtureOfExperts) -> tuple[Weight, Weight, SharedMlp | None]:
         gate_up_EJH = self.matrix(mixture.experts.gate_up_proj)
         down_EHW = self.matrix(mixture.experts.down_proj)
         shared, num_shared = mixture.shared_experts, _num_shared(mixture)
@@ -123,7 +123,7 @@ class Packing:
         gate_up_EJH = one_after_another(gate_up_EJH, self.matrix(torch.cat(halves, dim=1)))
         own_down_HW = self.matrix(shared.down_proj.weight)
         down_EHW = one_after_another(down_EHW, split_inputs(own_down_HW, num_shared))
-        return gate_up_EJH, down_EHW, OwnMlp(one_below_another(gate_up_EJH[-num_shared:]), own_down_HW, num_shared)
+        return gate_up_EJH, down_EHW, SharedMlp(one_below_another(gate_up_EJH[-num_shared:]), own_down_HW, num_shared)
 
 
 def _num_shared(mixture: MixtureOfExperts) -> int:

@@ -1,7 +1,7 @@
-"""Reading prompts: captured where their number of tokens is, else kernel by kernel.
+"""Reading prompts: as a CUDA graph if their number of tokens was captured, else kernel by kernel.
 
-Owns the way from new rows to the logits of their last tokens, and which prompts are read to warm up. What is chosen
-from the logits, and what follows where memory runs out, is `runner`'s affair. Used by the engine's single thread.
+Owns the way from new rows to the logits of their last tokens, and which prompts are read to warm up. Choosing
+tokens and handling a lack of memory is up to `runner`. Used by the engine's single thread.
 
 Shape letters: R prompts, L tokens of one, I image tokens, H decoder width, V vocabulary.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from service.engine.gpu.decoder import GpuDecoder
 from service.engine.gpu.graphs import PromptGraphs
-from service.engine.gpu.lora_layers import Need
+from service.engine.gpu.lora_layers import LoraLevel
 from service.engine.gpu.paged_cache import PagedCache, to_device
 from service.engine.gpu.prompts import PromptBatch, lay_out
 from service.engine.lora.bank import AdapterBank
@@ -38,11 +38,11 @@ class PromptReader:
         model: Names the image token; its decoder is not used.
         decoder: The model's, packed.
         cache: Whose cells prompts go to.
-        bank: Adapters; None: there are none. With some, prefills are captured for each need.
+        bank: Adapters; None: there are none. With some, prefills are captured for each level.
         uses_graphs: Whether prefills are captured.
 
     Attributes:
-        graphs: Captured prefills, by need.
+        graphs: Captured prefills, by LoRA level.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class PromptReader:
         self._cache = cache
         self._bank = bank
         self._device = cache.tables_SX.device
-        self.graphs = [self._graphs(need, uses_graphs) for need in Need.levels(bank)]
+        self.graphs = [self._graphs(level, uses_graphs) for level in LoraLevel.levels(bank)]
 
     def warm_up(self, pool: Any) -> None:
         """Capture prefills.
@@ -89,11 +89,11 @@ class PromptReader:
             choose: Given the logits of each batch.
         """
         most = self._decoder.max_positions
-        for usual, need in itertools.product(WARM_UP_LENGTHS, Need.levels(self._bank)):
+        for usual, level in itertools.product(WARM_UP_LENGTHS, LoraLevel.levels(self._bank)):
             lengths = [min(length, most) for length in usual]
             nowhere = [np.full(length, -1) for length in lengths]
             prompts = [[0] * length for length in lengths]
-            choose(self._launch(prompts, nowhere, [], [NO_ADAPTER] * len(lengths), need))
+            choose(self._launch(prompts, nowhere, [], [NO_ADAPTER] * len(lengths), level))
 
     def read(self, rows: Sequence[NewRow], cells: Sequence[NDArray[np.int64]]) -> Tensor:
         """Read prompts of any number and length.
@@ -110,21 +110,21 @@ class PromptReader:
         prompts = [row.prompt_ids for row in rows]
         features = [row.features_LD for row in rows if len(row.features_LD)]
         adapters = [row.adapter for row in rows]
-        need = Need.of(self._bank, adapters)
-        graphs = self.graphs[need]
+        level = LoraLevel.of(self._bank, adapters)
+        graphs = self.graphs[level]
         if graphs.takes(prompts):
             return graphs.run(prompts, cells, features, adapters)
-        return self._launch(prompts, cells, features, adapters, need)
+        return self._launch(prompts, cells, features, adapters, level)
 
-    def _graphs(self, need: Need, is_captured: bool) -> PromptGraphs:
+    def _graphs(self, level: LoraLevel, is_captured: bool) -> PromptGraphs:
         return PromptGraphs(
-            lambda batch: self._prefill(batch, need),
+            lambda batch: self._prefill(batch, level),
             image_id=self._image_id,
             hidden_size=self._hidden_size,
             device=self._device,
             dtype=self._dtype,
             is_captured=is_captured,
-            has_adapters=need > Need.NOTHING,
+            has_adapters=level > LoraLevel.NOTHING,
         )
 
     def _launch(
@@ -133,18 +133,18 @@ class PromptReader:
         cells: Sequence[NDArray[np.int64]],
         features: Sequence[Tensor],
         adapters: Sequence[int],
-        need: Need,
+        level: LoraLevel,
     ) -> Tensor:
         """Launch kernel by kernel: `[R, V]`."""
-        named = adapters if need else None
+        named = adapters if level else None
         numbers = to_device(lay_out(prompts, cells, self._image_id, adapters=named), self._device)
         none_IH = torch.zeros(1, self._hidden_size, dtype=self._dtype)
         features_IH = torch.cat(list(features)) if features else none_IH.to(self._device)
         lengths = [len(ids) for ids in prompts]
         batch = PromptBatch.unpack(
-            numbers, sum(lengths), len(prompts), features_IH, max(lengths), has_adapters=bool(need)
+            numbers, sum(lengths), len(prompts), features_IH, max(lengths), has_adapters=bool(level)
         )
-        return self._prefill(batch, need)
+        return self._prefill(batch, level)
 
-    def _prefill(self, batch: PromptBatch, need: Need) -> Tensor:
-        return self._decoder.prefill(batch, self._cache, self._bank, has_experts=need is Need.EXPERTS)
+    def _prefill(self, batch: PromptBatch, level: LoraLevel) -> Tensor:
+        return self._decoder.prefill(batch, self._cache, self._bank, has_experts=level is LoraLevel.EXPERTS)

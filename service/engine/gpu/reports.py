@@ -1,7 +1,7 @@
-"""Reports on their way from the device, and waiting for it with an eye on the clock.
+"""Reports on their way from the device, and waiting for it with a timeout.
 
-Owns the order of what is owed. Knows nothing of what the numbers mean beyond their columns. Used by the engine's single
-thread.
+Owns the order of pending reports. Knows the columns and nothing else of what the numbers mean. Used by the engine's
+single thread.
 
 Shape letters: B rows, C columns of a report.
 """
@@ -22,28 +22,28 @@ from service.engine.gpu.state import REPORT_COLUMNS
 from service.engine.runner import DeviceStuckError, StepOutput
 
 STUCK_S = 30.0
-"""The longest step there is, a full prefill on a small card, takes a few seconds."""
+"""The longest step, a full prefill on a small card, takes a few seconds."""
 POLL_S = 20e-6
-"""Between two looks at whether an event has come. Sleeping lets the thread that reads commands run. Pauses of 0 to 200
+"""Between two queries of an event. Sleeping lets the thread that reads commands run. Pauses of 0 to 200
 us give the same 0.607 ms a token of one row and 1.55 ms of 64; the thread takes a fifth to a half of a core, whatever
 the pause (H200, de9a6fa, see `kernels.launch`)."""
 
 
 class Event(Protocol):
-    """What is asked of a CUDA event."""
+    """The part of `torch.cuda.Event` that is used."""
 
     def query(self) -> bool:
-        """Whether it has come."""
+        """Whether the work before it is done."""
 
 
 def wait_for(event: Event) -> None:
-    """Wait for the device: the driver's own wait would never come back from work that hangs.
+    """Wait for the device; the driver's own wait would never return from work that hangs.
 
     Args:
-        event: Behind the work.
+        event: Recorded after the work.
 
     Raises:
-        DeviceStuckError: It did not come in time.
+        DeviceStuckError: The work did not end in time.
     """
     if event.query():
         return
@@ -55,15 +55,15 @@ def wait_for(event: Event) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Owed:
-    """A report on its way to the host, in parts; complete once the event has come."""
+class _PendingReport:
+    """A report on its way to the host, in parts; complete once the event is done."""
 
     parts: Sequence[Tensor]
     event: torch.cuda.Event | None
 
 
 class Reports:
-    """What is owed, oldest first.
+    """Pending reports, oldest first.
 
     Args:
         device: Whose stream the reports are enqueued on.
@@ -71,7 +71,7 @@ class Reports:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._owed: deque[_Owed] = deque()
+        self._pending: deque[_PendingReport] = deque()
 
     def to_host(self, report_BC: Tensor) -> Tensor:
         """Enqueue the copy of a report's rows; they may be read once it has been collected."""
@@ -80,21 +80,21 @@ class Reports:
         host_BC = torch.empty((len(report_BC), REPORT_COLUMNS), dtype=torch.int32, pin_memory=True)
         return host_BC.copy_(report_BC, non_blocking=True)
 
-    def owe(self, parts: Sequence[Tensor]) -> None:
-        """Note a report whose rows are all under way."""
+    def add(self, parts: Sequence[Tensor]) -> None:
+        """Add a report whose rows are all being copied."""
         event = None
         if self._device.type == "cuda":
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(self._device))
-        self._owed.append(_Owed(parts, event))
+        self._pending.append(_PendingReport(parts, event))
 
     def collect(self) -> StepOutput | None:
-        """Wait for the oldest report that is owed and take it; None where none is owed."""
-        if not self._owed:
+        """Wait for the oldest pending report and take it; None if there is none."""
+        if not self._pending:
             return None
-        owed = self._owed.popleft()
-        if owed.event:
-            wait_for(owed.event)
-        rows = np.concatenate([part.numpy() for part in owed.parts])
+        report = self._pending.popleft()
+        if report.event:
+            wait_for(report.event)
+        rows = np.concatenate([part.numpy() for part in report.parts])
         tokens, bits, statuses, arguments = np.ascontiguousarray(rows.T)
         return StepOutput(tokens.tolist(), bits.view(np.float32).tolist(), statuses.tolist(), arguments.tolist())

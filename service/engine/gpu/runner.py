@@ -22,7 +22,7 @@ from torch import Tensor
 
 from service.engine.gpu.decoder import GpuDecoder
 from service.engine.gpu.graphs import StepGraphs
-from service.engine.gpu.lora_layers import Need
+from service.engine.gpu.lora_layers import LoraLevel
 from service.engine.gpu.paged_cache import PagedCache, to_device
 from service.engine.gpu.prefill import PromptReader
 from service.engine.gpu.reports import Reports
@@ -99,7 +99,7 @@ class GpuRunner:
         """Of the slots that are open and have one."""
         self._reports = Reports(self._device)
         self._prompts = PromptReader(model, decoder, cache, bank=bank, uses_graphs=uses_graphs)
-        self._steps = [self._step_graphs(need, uses_graphs) for need in Need.levels(bank)]
+        self._steps = [self._step_graphs(level, uses_graphs) for level in LoraLevel.levels(bank)]
 
     @property
     def kv_tokens(self) -> int:
@@ -201,16 +201,16 @@ class GpuRunner:
         self._cache.open(slots, [len(row.prompt_ids) + row.params.max_new_tokens for row in rows])
         self._prompt_tokens |= {row.slot: len(row.prompt_ids) for row in rows}
         self._adapters |= {row.slot: row.adapter for row in rows if row.adapter >= 0}
-        self._reports.owe(self._read(rows))
+        self._reports.add(self._read(rows))
 
     @torch.inference_mode()
     def launch(self, slots: Sequence[int]) -> None:
         """Choose one more token for these slots."""
-        need = Need.of(self._bank, (self._adapters[slot] for slot in slots if slot in self._adapters))
-        self._reports.owe([self._reports.to_host(self._steps[need].run(slots))])
+        level = LoraLevel.of(self._bank, (self._adapters[slot] for slot in slots if slot in self._adapters))
+        self._reports.add([self._reports.to_host(self._steps[level].run(slots))])
 
     def collect(self) -> StepOutput | None:
-        """Wait for the oldest report that is owed and take it.
+        """Wait for the oldest pending report and take it.
 
         Returns:
             See `Reports.collect`.
@@ -219,7 +219,7 @@ class GpuRunner:
 
     @torch.inference_mode()
     def rewind(self, slot: int, *, kept: int, newest_token: int, forbidden: int) -> None:
-        """Begin the second attempt of an answer whose report said LOOP."""
+        """Begin the second attempt of an answer whose status was LOOP."""
         position = self._prompt_tokens[slot] + kept - 1
         self._state.rewind(slot, position=position, kept_tokens=kept, newest_token=newest_token, forbidden=forbidden)
 
@@ -276,18 +276,20 @@ class GpuRunner:
         slots_R = torch.full((len(logits_RV),), self._state.scratch_slot, dtype=torch.int64, device=self._device)
         self._kernels.choose(logits_RV, slots_R, self._state, self._rule)
 
-    def _step_graphs(self, need: Need, is_captured: bool) -> StepGraphs:
+    def _step_graphs(self, level: LoraLevel, is_captured: bool) -> StepGraphs:
         return StepGraphs(
-            partial(self._step, need),
+            partial(self._step, level),
             max_rows=self._state.scratch_slot,
             scratch_slot=self._state.scratch_slot,
             device=self._device,
             is_captured=is_captured,
         )
 
-    def _step(self, need: Need, slots_B: Tensor) -> Tensor:
-        bank = self._bank if need else None
-        logits_BV = self._decoder.decode(slots_B, self._state, self._cache, bank, has_experts=need is Need.EXPERTS)
+    def _step(self, level: LoraLevel, slots_B: Tensor) -> Tensor:
+        bank = self._bank if level else None
+        logits_BV = self._decoder.decode(
+            slots_B, self._state, self._cache, bank, has_experts=level is LoraLevel.EXPERTS
+        )
         report_BC: Tensor = self._kernels.choose(logits_BV, slots_B, self._state, self._rule)
         return report_BC
 

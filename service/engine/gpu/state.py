@@ -1,7 +1,7 @@
-"""What the device knows of each answer: its tokens, its end, its loop detector, its way of choosing.
+"""Each answer's state on the device: tokens, end, loop detector, sampling parameters.
 
-Owns the tensors and how a slot's values begin; `kernels.choose` changes them, once per new token. The host writes only
-when a slot opens, rewinds or closes, always by enqueuing, never by waiting. Used by the engine's single thread.
+Owns the tensors and how a slot's values begin; the sampler kernel updates them, once per new token. The host writes
+only when a slot opens, rewinds or closes, always by enqueuing, never by waiting. Used by the engine's single thread.
 
 Shape letters: S slots and one scratch slot after them, L answer tokens at most, P periods of the loop rule, R rows.
 """
@@ -44,7 +44,7 @@ class AnswerState:
     history_SL: Tensor
     """int32: the answer's tokens."""
     done_S: Tensor
-    """bool: nothing changes any more."""
+    """bool: the answer has ended and no longer changes."""
     runs_SP: Tensor
     """int32: tokens at the end that equal the token p before them, for p = 1 to P."""
     guard_S: Tensor

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.engine.cpu.model_runner import ModelRunner, Prompt
+from service.engine.cpu.runner import CpuRunner, Prompt
 from service.engine.gpu.state import AnswerState
 from service.engine.kernels.reference import sampler as choice
 from service.engine.protocol import MAX_SEED, SequenceFailure
@@ -77,11 +77,11 @@ def test_tokens_of_one_seed_are_drawn_independently():
 
 
 @pytest.mark.parametrize("num_banned", [0, 3])
-def test_the_model_runner_chooses_by_the_rule_of_the_kernels(num_banned):
+def test_the_cpu_runner_chooses_by_the_rule_of_the_kernels(num_banned):
     """`_choose` on the same logits as `kernels.choice.choose`, greedy rows among the others, with bans and without."""
     rows, vocabulary = 6, 50
     generator = torch.Generator().manual_seed(4)
-    runner = ModelRunner(MODEL, max_rows=rows, max_tokens=32)
+    runner = CpuRunner(MODEL, max_rows=rows, max_tokens=32, eos_id=1, rule=LoopRule())
     state = AnswerState.create(rows, 40, LoopRule(min_tokens=10_000), vocabulary, "cpu")
     temperatures = [0.0, 0.3, 1.0, 0.0, 2.0, 1e-9]
     seeds = [0, MAX_SEED, 7, 9, 2**33 + 1, 3]
@@ -104,7 +104,7 @@ def test_the_model_runner_chooses_by_the_rule_of_the_kernels(num_banned):
 
 
 def test_confidence_is_the_models_own_at_temperature_1():
-    runner = ModelRunner(MODEL, max_rows=2, max_tokens=32)
+    runner = CpuRunner(MODEL, max_rows=2, max_tokens=32, eos_id=1, rule=LoopRule())
     prompt = [0, 20, 21, 22]
     greedy, hot = runner.prefill(
         [Prompt(prompt, torch.zeros(0, 32)), Prompt(prompt, torch.zeros(0, 32), draw=Draw(2.0, 11, 0))]

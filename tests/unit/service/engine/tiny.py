@@ -5,7 +5,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from service.engine.config import EngineLimits
-from service.engine.cpu.model_runner import ModelRunner
 from service.engine.cpu.runner import CpuRunner
 from service.engine.engine import TorchEngine
 from service.engine.lora.bank import make_bank
@@ -100,16 +99,17 @@ def tiny_engine(model: DeepseekOcrForConditionalGeneration | None = None, **limi
         max_sequence_tokens=values.max_sequence_tokens,
         batch_size=values.batch_size,
     )
-    rows = ModelRunner(
+    tokenizer = tiny_tokenizer()
+    runner = CpuRunner(
         model,
         max_rows=values.batch_size,
-        max_tokens=values.max_sequence_tokens + 1,
+        max_tokens=values.max_sequence_tokens,
+        eos_id=tokenizer.eos_id,
+        rule=values.loop_rule,
+        kv_tokens=values.kv_tokens,
         growth_tokens=16,
         bank=make_bank(model, values),
     )
-    tokenizer = tiny_tokenizer()
-    kv_tokens = values.kv_tokens or values.batch_size * values.max_sequence_tokens
-    runner = CpuRunner(rows, eos_id=tokenizer.eos_id, rule=values.loop_rule, kv_tokens=kv_tokens)
     return TorchEngine(runner, tokenizer, info, values)
 
 

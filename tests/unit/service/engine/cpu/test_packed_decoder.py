@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from service.engine.cpu.kv_cache import SlotCache
-from service.engine.cpu.model_runner import ModelRunner, Prompt
 from service.engine.cpu.packed_decoder import PackedDecoder, can_pack
+from service.engine.cpu.runner import CpuRunner, Prompt
+from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from tests.unit.service.engine.tiny import tiny_config, tiny_model
 
@@ -78,8 +79,8 @@ def test_a_model_that_does_not_suit_chooses_the_same_tokens(monkeypatch):
     prompt, other = Prompt([0, 3, 21, 22], torch.ones(1, 32)), Prompt([0, 3], torch.ones(1, 32))
     texts = []
     for suits in (True, False):
-        monkeypatch.setattr("service.engine.cpu.model_runner.can_pack", lambda _, suits=suits: suits)
-        runner = ModelRunner(model, max_rows=3, max_tokens=64)
+        monkeypatch.setattr("service.engine.cpu.runner.can_pack", lambda _, suits=suits: suits)
+        runner = CpuRunner(model, max_rows=3, max_tokens=64, eos_id=1, rule=LoopRule())
         tokens = [[choice.token] for choice in runner.prefill([prompt, other, prompt])]
         for _ in range(20):
             for row, choice in enumerate(runner.decode([row[-1] for row in tokens], {})):

@@ -3,7 +3,8 @@
 import torch
 from transformers import DeepseekOcr2Config
 
-from service.engine.cpu.model_runner import ModelRunner, Prompt
+from service.engine.cpu.runner import CpuRunner, Prompt
+from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.ocr2 import DeepseekOcr2Reader
 
 NEW_TOKENS = 12
@@ -64,7 +65,7 @@ def test_rows_of_different_length_choose_what_each_chooses_alone():
         ].tolist()
         for ids in prompts
     ]
-    runner = ModelRunner(model, max_rows=3, max_tokens=64)
+    runner = CpuRunner(model, max_rows=3, max_tokens=64, eos_id=1, rule=LoopRule())
     rows = [[choice.token] for choice in runner.prefill([Prompt(ids, torch.zeros(0, 24)) for ids in prompts])]
     for _ in range(NEW_TOKENS - 1):
         for row, choice in zip(rows, runner.decode([row[-1] for row in rows], {}), strict=True):

@@ -4,7 +4,7 @@ from unittest import mock
 
 import torch
 
-from service.engine.cpu.model_runner import ModelRunner, Prompt
+from service.engine.cpu.runner import CpuRunner, Prompt
 from service.engine.gpu.decoder import GpuDecoder
 from service.engine.gpu.paged_cache import PagedCache
 from service.engine.gpu.prompts import PromptBatch, lay_out
@@ -45,9 +45,9 @@ def prompts_of(count, length=9):
 
 
 def plain_logits(model, prompts, tokens, bank=None, adapters=()):
-    """Logits of prompts' ends and of one more token, through `ModelRunner`."""
+    """Logits of prompts' ends and of one more token, through `CpuRunner`."""
     found = []
-    runner = ModelRunner(model, max_rows=len(prompts), max_tokens=64, bank=bank)
+    runner = CpuRunner(model, max_rows=len(prompts), max_tokens=64, eos_id=1, rule=LoopRule(), bank=bank)
     choose = runner._choose
 
     def note(logits, banned, draws):

@@ -2,15 +2,16 @@ import numpy as np
 import pytest
 import torch
 
-from service.engine.cpu.model_runner import ModelRunner, Prompt
+from service.engine.cpu.runner import CpuRunner, Prompt
+from shared.contract.repetition import LoopRule
 from tests.unit.service.engine.tiny import tiny_model
 
 MODEL = tiny_model()
 HIDDEN = MODEL.config.text_config.hidden_size
 
 
-def runner_of() -> ModelRunner:
-    return ModelRunner(MODEL, max_rows=4, max_tokens=64)
+def runner_of() -> CpuRunner:
+    return CpuRunner(MODEL, max_rows=4, max_tokens=64, eos_id=1, rule=LoopRule())
 
 
 def prompt_of(*text: int) -> Prompt:
