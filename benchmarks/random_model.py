@@ -6,6 +6,7 @@ For measuring speed where no checkpoint is at hand: no file is read. Answers mea
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from shared.contract.repetition import LoopRule
+from shared.deepseek_ocr.checkpoint import read_config, save_checkpoint
 from shared.deepseek_ocr.configuration import DeepseekOcrConfig
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan, plan_views
-from shared.deepseek_ocr.loading import LoadedCheckpoint
+from shared.deepseek_ocr.loading import TOKENIZER_FILE, LoadedCheckpoint
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
 
@@ -127,3 +129,31 @@ def noise_pages(size: tuple[int, int], geometry: GeometryConfig, count: int) -> 
     """Pages of one size, at most 16 of them different, as the peers were measured."""
     different = [noise_page(size, geometry, seed) for seed in range(min(count, 16))]
     return [different[index % len(different)] for index in range(count)]
+
+
+def write_random_checkpoint(
+    folder: Path, tokenizer_of: Path, device: torch.device | str, config: DeepseekOcrConfig | None = None
+) -> Path:
+    """Write a checkpoint with random weights that the service loads, some 6.7 GB at the public dimensions.
+
+    Args:
+        folder: Where it goes.
+        tokenizer_of: A checkpoint whose tokenizer and special ids it takes; other ids read as `t2048`.
+        device: Where the weights are drawn.
+        config: Its dimensions; None: DeepSeek-OCR's.
+
+    Returns:
+        The folder.
+    """
+    own = read_config(tokenizer_of)
+    config = config or DeepseekOcrConfig()
+    config.image_token_id = own["image_token_id"]
+    for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(config.text_config, role, own["language_config"][role])
+    tokenizer = json.loads((tokenizer_of / TOKENIZER_FILE).read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    taken = {*vocabulary.values(), *(each["id"] for each in tokenizer["added_tokens"])}
+    vocabulary |= {f"t{number}": number for number in range(config.text_config.vocab_size) if number not in taken}
+    save_checkpoint(random_model(device, torch.bfloat16, config), folder)
+    (folder / TOKENIZER_FILE).write_text(json.dumps(tokenizer), encoding="utf-8")
+    return folder

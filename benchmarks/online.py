@@ -1,0 +1,300 @@
+"""Load through HTTP: how soon and how fast a running service answers many clients. Any device.
+
+    python benchmarks/online.py --model nano --clients 2 --requests 20 --out auto               nano on a CPU
+    python benchmarks/online.py --model fake --clients 64 --duration 10 --side 64               no model at all
+    python benchmarks/online.py --model random --device cuda --rate 20 --duration 60 --side 640   random v1 weights
+    python benchmarks/online.py --url http://127.0.0.1:8000 --rate 5 --duration 60 --pages FOLDER
+
+`--rate` is an open loop: requests arrive at random (Poisson) moments whether or not earlier ones were answered, and
+times count from the scheduled moment. `--clients` is a closed loop: each client sends its next request once it has its
+answer. Answers are streamed. TTFT is the time to the first text and TPOT the time per further token; both are of
+answered requests. Goodput is of requests within both limits. `lateness_ms` says how late the open loop was and
+`client_cpu_share` how much of one core this program took: near 1 the client is the bottleneck, not the service.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import io
+import json
+import math
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from benchmarks.demo_loop import service
+from benchmarks.origin import command, keep, origin
+
+SAMPLES, NANO = (Path(__file__).resolve().parents[1] / part for part in ("docs/samples", "shared/nano"))
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".pdf"}
+STAGES = ("queue", "encode", "prefill", "generate")
+
+
+@dataclass(slots=True)
+class Sent:
+    """A request and how it ended; times in seconds."""
+
+    late_s: float
+    error: str | None = None
+    """Code of the problem, or the exception's name."""
+    ttft_s: float = math.nan
+    last_s: float = math.nan
+    total_s: float = math.nan
+    tokens: int = 0
+    pages: int = 0
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def tpot_s(self) -> float:
+        """NaN for answers of a single token."""
+        return (self.last_s - self.ttft_s) / (self.tokens - 1) if self.tokens > 1 else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is sent."""
+
+    pages: Sequence[bytes]
+    model_ids: Sequence[str] = ()
+    max_new_tokens: int | None = None
+    rate: float | None = None
+    """Requests per second of the open loop; None: a closed loop of `clients`."""
+    clients: int = 1
+    requests: int | None = None
+    duration_s: float | None = None
+    seed: int = 0
+
+
+async def events(response: httpx.Response) -> AsyncIterator[tuple[bytes, bytes]]:
+    """Names and data of server-sent events."""
+    rest = b""
+    async for chunk in response.aiter_raw():
+        *whole, rest = (rest + chunk).split(b"\n\n")
+        for each in whole:
+            name, _, data = each.partition(b"\ndata: ")
+            yield name.removeprefix(b"event: "), data
+
+
+async def send(client: httpx.AsyncClient, load: Load, number: int, due_s: float) -> Sent:
+    """Send a request; its times count from `due_s` of `time.perf_counter`."""
+    sent = Sent(late_s=time.perf_counter() - due_s)
+    fields = {"stream": "true"}
+    if load.max_new_tokens:
+        fields["max_new_tokens"] = str(load.max_new_tokens)
+    if load.model_ids:
+        fields["model_id"] = load.model_ids[number % len(load.model_ids)]
+    files = {"file": ("page", load.pages[number % len(load.pages)])}
+    try:
+        async with client.stream("POST", "/ocr", data=fields, files=files) as response:
+            if response.status_code != 200:
+                sent.error = _code(await response.aread(), response.status_code)
+                return sent
+            answered = False
+            async for name, data in events(response):
+                now_s = time.perf_counter() - due_s
+                if name == b"delta":
+                    sent.ttft_s = now_s if math.isnan(sent.ttft_s) else sent.ttft_s
+                    sent.last_s = now_s
+                elif name == b"error":
+                    sent.error = _code(data, 200)
+                elif name == b"answer":
+                    answer, answered, sent.total_s = json.loads(data), True, now_s
+                    sent.tokens, sent.pages = answer["usage"]["completion_tokens"], len(answer["pages"])
+                    sent.timings_ms = answer["timings_ms"]
+            if not answered and sent.error is None:
+                sent.error = "stream_cut"
+    except httpx.HTTPError as error:
+        sent.error = type(error).__name__
+    return sent
+
+
+def _code(body: bytes, status: int) -> str:
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return str(json.loads(body)["code"])
+    return f"http_{status}"
+
+
+async def run_load(client: httpx.AsyncClient, load: Load) -> tuple[list[Sent], float]:
+    """Send everything and wait for the answers; with the seconds that took."""
+    began_s = time.perf_counter()
+    ends_s = math.inf if load.duration_s is None else began_s + load.duration_s
+    most = math.inf if load.requests is None else load.requests
+    if load.rate is not None:
+        chance, due_s = random.Random(load.seed), began_s
+        tasks: list[asyncio.Task[Sent]] = []
+        async with asyncio.TaskGroup() as group:
+            while len(tasks) < most and (due_s := due_s + chance.expovariate(load.rate)) < ends_s:
+                await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+                tasks.append(group.create_task(send(client, load, len(tasks), due_s)))
+        return [task.result() for task in tasks], time.perf_counter() - began_s
+    sent: list[Sent] = []
+    started = 0
+
+    async def one_client() -> None:
+        nonlocal started
+        while started < most and time.perf_counter() < ends_s:
+            started += 1
+            sent.append(await send(client, load, started - 1, time.perf_counter()))
+            if sent[-1].error:
+                await asyncio.sleep(0.01)  # a full service is not asked in a tight loop
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(load.clients):
+            group.create_task(one_client())
+    return sent, time.perf_counter() - began_s
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least this share of them does not exceed (nearest rank)."""
+    return sorted(values)[max(math.ceil(share * len(values)) - 1, 0)]
+
+
+def spread_ms(seconds: Sequence[float]) -> dict[str, float] | None:
+    """Mean, percentiles and maximum in milliseconds; NaN is left out, None where nothing is left."""
+    known = [1000 * each for each in seconds if not math.isnan(each)]
+    if not known:
+        return None
+    shares = {f"p{share}": percentile(known, share / 100) for share in (50, 90, 95, 99)}
+    return {
+        name: round(each, 2) for name, each in {"mean": statistics.fmean(known), **shares, "max": max(known)}.items()
+    }
+
+
+def summarise(
+    sent: Sequence[Sent], wall_s: float, slo_ttft_ms: float = math.inf, slo_e2e_ms: float = math.inf
+) -> dict[str, Any]:
+    """The row's measures: rates are of answered requests, the share of goodput is of all."""
+    done = [each for each in sent if each.error is None]
+    # An answer without text has no first text: its end counts.
+    firsts = [each.total_s if math.isnan(each.ttft_s) else each.ttft_s for each in done]
+    good = sum(
+        1000 * first <= slo_ttft_ms and 1000 * each.total_s <= slo_e2e_ms
+        for first, each in zip(firsts, done, strict=True)
+    )
+    return {
+        "requests": len(sent),
+        "wall_s": round(wall_s, 3),
+        "errors": dict(Counter(each.error for each in sent if each.error)),
+        "requests_per_s": round(len(done) / wall_s, 3),
+        "tokens_per_s": round(sum(each.tokens for each in done) / wall_s, 2),
+        "pages_per_s": round(sum(each.pages for each in done) / wall_s, 3),
+        "goodput_share": round(good / len(sent), 4) if sent else None,
+        "goodput_requests_per_s": round(good / wall_s, 3),
+        "ttft_ms": spread_ms(firsts),
+        "tpot_ms": spread_ms([each.tpot_s for each in done]),
+        "e2e_ms": spread_ms([each.total_s for each in done]),
+        "lateness_ms": spread_ms([each.late_s for each in sent]),
+        "stages_median_ms": {
+            stage: round(statistics.median(each.timings_ms[stage] for each in done), 2) for stage in STAGES if done
+        },
+    }
+
+
+def table(row: dict[str, Any]) -> str:
+    """The row for people."""
+    names = ("mean", "p50", "p90", "p95", "p99", "max")
+    lines = [f"{'ms':14}" + "".join(f"{name:>10}" for name in names)]
+    shown = [name for name in ("ttft_ms", "tpot_ms", "e2e_ms", "lateness_ms") if row[name]]
+    lines += [f"{each[:-3]:14}" + "".join(f"{row[each][name]:>10.2f}" for name in names) for each in shown]
+    rates = ("requests_per_s", "tokens_per_s", "pages_per_s", "goodput_share", "goodput_requests_per_s")
+    lines += [f"{name:24}{row[name]}" for name in (*rates, "errors", "stages_median_ms", "client_cpu_share")]
+    return "\n".join(lines)
+
+
+def pages_of(folder: Path, side: int | None, seed: int) -> list[bytes]:
+    """Documents of a folder, or 16 squares of noise with sides of `side` pixels."""
+    if side is None:
+        return [path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+    noise, pages = np.random.default_rng(seed), []
+    for _ in range(16):
+        buffer = io.BytesIO()
+        Image.fromarray(noise.integers(0, 256, (side, side, 3), np.uint8)).save(buffer, "PNG")
+        pages.append(buffer.getvalue())
+    return pages
+
+
+@contextlib.contextmanager
+def url_of(arguments: argparse.Namespace) -> Iterator[str]:
+    """The service that was named, or one that runs for as long."""
+    if arguments.url:
+        yield arguments.url
+        return
+    settings = dict(each.split("=", 1) for each in arguments.setting)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (volume := folder / "volume").mkdir()
+        if (model := arguments.model) == "random":
+            from benchmarks.random_model import write_random_checkpoint
+
+            model = str(write_random_checkpoint(folder / "deepseek-ocr-random", NANO, arguments.device))
+        chosen = {"ENGINE": "fake"} if model == "fake" else {"MODEL": model, "DEVICE": arguments.device.split(":")[0]}
+        with service(volume, folder / "service.log", **{"QUEUE_SIZE": "1024"} | chosen | settings) as running:
+            yield running.url
+
+
+async def measure(url: str, load: Load, slo_ttft_ms: float, slo_e2e_ms: float) -> dict[str, Any]:
+    """Warm up with one request, then load."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=600.0, limits=limits, trust_env=False) as client:
+        await send(client, load, 0, time.perf_counter())
+        cpu_s = time.process_time()
+        sent, wall_s = await run_load(client, load)
+        share = (time.process_time() - cpu_s) / wall_s
+    return summarise(sent, wall_s, slo_ttft_ms, slo_e2e_ms) | {"client_cpu_share": round(share, 3)}
+
+
+def main() -> None:
+    """Run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", help="a running service; one is started otherwise")
+    parser.add_argument("--model", default="nano", help="nano, fake, random (v1 weights) or a checkpoint's folder")
+    parser.add_argument("--device", default="cpu", help="where it runs: cpu or cuda")
+    parser.add_argument("--setting", action="append", default=[], metavar="NAME=VALUE", help="of the started service")
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument("--rate", type=float, help="requests per second, open loop")
+    way.add_argument("--clients", type=int, help="closed loop")
+    parser.add_argument("--duration", type=float, help="seconds in which requests are sent")
+    parser.add_argument("--requests", type=int, help="how many are sent")
+    parser.add_argument("--pages", type=Path, default=SAMPLES, help="folder of documents")
+    parser.add_argument("--side", type=int, help="noise of that many pixels a side instead")
+    parser.add_argument("--max-new-tokens", type=int)
+    parser.add_argument("--model-id", default="", help="models or adapters that requests name in turn, by commas")
+    parser.add_argument("--slo-ttft-ms", type=float, default=math.inf)
+    parser.add_argument("--slo-e2e-ms", type=float, default=math.inf)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", help="file that the line is appended to, or `auto`")
+    given = parser.parse_args()
+    if given.duration is None and given.requests is None:
+        parser.error("give --duration, --requests or both")
+    if not (pages := pages_of(given.pages, given.side, given.seed)):
+        parser.error("--pages holds no documents")
+    model_ids = [each for each in given.model_id.split(",") if each]
+    load = Load(pages, model_ids, given.max_new_tokens, given.rate, given.clients or 1, given.requests,
+                given.duration, given.seed)  # fmt: skip
+    with url_of(given) as url:
+        row = asyncio.run(measure(url, load, given.slo_ttft_ms, given.slo_e2e_ms))
+    print(table(row), flush=True)
+    facts = {"model": "url" if given.url else Path(given.model).name, "rate_requests_per_s": given.rate}
+    facts |= {name: getattr(given, name) for name in ("clients", "max_new_tokens")}
+    for name in ("slo_ttft_ms", "slo_e2e_ms"):
+        facts[name] = getattr(given, name) if math.isfinite(getattr(given, name)) else None
+    keep({"benchmark": "online", "command": command(), **origin(given.device), **facts, **row}, given.out)
+
+
+if __name__ == "__main__":
+    main()
