@@ -243,7 +243,8 @@ def url_of(arguments: argparse.Namespace) -> Iterator[str]:
 
             model = str(write_random_checkpoint(folder / "deepseek-ocr-random", NANO, arguments.device))
         chosen = {"ENGINE": "fake"} if model == "fake" else {"MODEL": model, "DEVICE": arguments.device.split(":")[0]}
-        with service(volume, folder / "service.log", **{"QUEUE_SIZE": "1024"} | chosen | settings) as running:
+        chosen["MAX_CONCURRENT_REQUESTS"] = "1024"
+        with service(volume, folder / "service.log", **chosen | settings) as running:
             yield running.url
 
 

@@ -38,7 +38,7 @@ async def test_every_request_is_answered_and_timed(way: dict[str, float]):
 
 async def test_errors_are_counted_by_code():
     pages = pages_of(Path(), 64, 0)
-    async with running_service(queue_size=1) as service:
+    async with running_service(max_concurrent_requests=1) as service:
         sent, wall_s = await run_load(service.client, Load(pages, clients=6, requests=6))
         unknown = await send(service.client, Load(pages, model_ids=["nothing"]), 0, time.perf_counter())
     errors = summarise(sent, wall_s)["errors"]
