@@ -153,7 +153,7 @@ class ScriptRunner:
         for row in rows:
             assert len(row.prompt_ids) == PROMPT_TOKENS + 1
             assert row.slot not in self.seats
-            self.seats[row.slot] = Seat(Script(row.features_LD), row.max_new_tokens)
+            self.seats[row.slot] = Seat(Script(row.features_LD), row.params.max_new_tokens)
         self.most_slots = max(self.most_slots, len(self.seats))
         self.launch([row.slot for row in rows])
 
