@@ -41,7 +41,7 @@ from service.adapters.canary import read_canary
 from service.engine.config import EngineLimits
 from service.engine.engine import TorchEngine
 from service.engine.process.engines import ProcessEngine
-from service.engine.protocol import SequenceDelta, SequenceEvent, SequenceFailure, SequenceRequest
+from service.engine.protocol import SamplingParams, SequenceDelta, SequenceEvent, SequenceFailure, SequenceRequest
 from service.engine.repetition import LoopRule
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.configuration import DeepseekOcrConfig, TextConfig
@@ -108,7 +108,7 @@ def request_of(engine: ProcessEngine, model_id: str, tokens: int) -> SequenceReq
     from benchmarks.random_model import noise_page
 
     page = noise_page((640, 640), engine.info.geometry)
-    return SequenceRequest(uuid.uuid4().hex, page, prompt_for(Task.FREE), tokens, model_id)
+    return SequenceRequest(uuid.uuid4().hex, page, prompt_for(Task.FREE), SamplingParams(tokens), model_id)
 
 
 async def first_text_s(engine: ProcessEngine, model_id: str) -> float:

@@ -137,7 +137,7 @@ def read(options: argparse.Namespace) -> dict[str, object]:
     from benchmarks.reading import prepared
     from service.engine.config import EngineLimits
     from service.engine.factory import make_engine
-    from service.engine.protocol import SequenceFailure, SequenceRequest, SequenceResult
+    from service.engine.protocol import SamplingParams, SequenceFailure, SequenceRequest, SequenceResult
     from shared.contract.prompts import Task, prompt_for
     from shared.contract.volume import AdapterVolume
     from shared.deepseek_ocr.loading import load_checkpoint
@@ -152,7 +152,7 @@ def read(options: argparse.Namespace) -> dict[str, object]:
     engine.load_adapter(adapter, options.volume / reference.name / str(reference.version))
     page = prepared(open_page(options.page), checkpoint.geometry)
     for model_id in (engine.info.model_id, adapter):
-        engine.submit(SequenceRequest(model_id, page, prompt_for(Task.FREE), 64, model_id))
+        engine.submit(SequenceRequest(model_id, page, prompt_for(Task.FREE), SamplingParams(64), model_id))
     texts: dict[str, str] = {}
     while engine.has_work:
         for event in engine.step():

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from service.engine.config import EngineLimits
 from service.engine.engine import TorchEngine
 from service.engine.factory import make_engine
-from service.engine.protocol import SequenceFailure, SequenceRequest, SequenceResult
+from service.engine.protocol import SamplingParams, SequenceFailure, SequenceRequest, SequenceResult
 from service.engine.repetition import LoopRule
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.checkpoint import CheckpointError
@@ -92,7 +92,9 @@ def read(engine: TorchEngine, pages: list[PageViews], tokens: int) -> Measured:
     """Read pages that arrive together."""
     began_s = time.perf_counter()
     for index, page in enumerate(pages):
-        engine.submit(SequenceRequest(str(index), page, prompt_for(Task.FREE), tokens, engine.info.model_id))
+        engine.submit(
+            SequenceRequest(str(index), page, prompt_for(Task.FREE), SamplingParams(tokens), engine.info.model_id)
+        )
     results: list[SequenceResult] = []
     while engine.has_work:
         for event in engine.step():

@@ -36,7 +36,7 @@ from benchmarks.reading import prepared, shipped_samples
 from service.engine.config import EngineLimits
 from service.engine.engine import TorchEngine
 from service.engine.factory import make_engine
-from service.engine.protocol import SequenceDelta, SequenceFailure, SequenceRequest
+from service.engine.protocol import SamplingParams, SequenceDelta, SequenceFailure, SequenceRequest
 from shared.contract.prompts import Task, prompt_for
 from shared.contract.text import char_errors, total
 from shared.deepseek_ocr.loading import load_checkpoint
@@ -138,7 +138,11 @@ def read_together(engine: TorchEngine, samples: Sequence[Sample], max_new_tokens
     """
     for index, sample in enumerate(samples):
         page = prepared(open_page(sample.image_path), engine.info.geometry)
-        engine.submit(SequenceRequest(str(index), page, prompt_for(Task.FREE), max_new_tokens, engine.info.model_id))
+        engine.submit(
+            SequenceRequest(
+                str(index), page, prompt_for(Task.FREE), SamplingParams(max_new_tokens), engine.info.model_id
+            )
+        )
     texts: dict[str, str] = {}
     while engine.has_work:
         for event in engine.step():

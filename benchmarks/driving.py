@@ -17,6 +17,7 @@ from benchmarks.preparation import Preparation
 from service.engine.engine import TorchEngine
 from service.engine.protocol import (
     EngineInfo,
+    SamplingParams,
     SequenceDelta,
     SequenceFailure,
     SequenceRequest,
@@ -92,7 +93,9 @@ class EngineThread:
     def submit(self, sequence_id: str, page: PreparedPage, max_new_tokens: int, model_id: str | None = None) -> None:
         """Hand over a page, to the base where no adapter is named."""
         model_id = model_id or self.info.model_id
-        self._inbox.put(SequenceRequest(sequence_id, page, prompt_for(Task.FREE), max_new_tokens, model_id))
+        self._inbox.put(
+            SequenceRequest(sequence_id, page, prompt_for(Task.FREE), SamplingParams(max_new_tokens), model_id)
+        )
 
     def next_answer(self) -> tuple[SequenceResult, float]:
         """Wait for the next finished page.

@@ -29,8 +29,8 @@ from service.engine.lora.bank import PackedAdapter
 from service.engine.lora.files import AdapterFiles
 from service.engine.process.codec import Report as ReportMessage
 from service.engine.process.codec import encode_message
-from service.engine.protocol import EngineInfo, SequenceRequest, SequenceResult
-from service.engine.runner import NewRow, Report
+from service.engine.protocol import EngineInfo, SamplingParams, SequenceRequest, SequenceResult
+from service.engine.runner import NewRow, StepOutput
 from shared.deepseek_ocr.forms import PageViews, PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
@@ -83,7 +83,7 @@ class ReadyRunner:
         """Owe one more."""
         self._owe(len(slots))
 
-    def collect(self) -> Report | None:
+    def collect(self) -> StepOutput | None:
         """Wait until the step would have ended."""
         ends_s, count = self._owed.popleft()
         wait_s = ends_s - time.perf_counter()
@@ -91,8 +91,8 @@ class ReadyRunner:
             time.sleep(wait_s)
             self.waited_s += wait_s
         self._steps += 1
-        tokens, bits, codes, aux = np.ascontiguousarray(self._numbers[self._steps % 64, :count].T)
-        return Report(tokens.tolist(), bits.view(np.float32).tolist(), codes.tolist(), aux.tolist())
+        tokens, bits, statuses, arguments = np.ascontiguousarray(self._numbers[self._steps % 64, :count].T)
+        return StepOutput(tokens.tolist(), bits.view(np.float32).tolist(), statuses.tolist(), arguments.tolist())
 
     def rewind(self, slot: int, *, kept: int, newest_token: int, forbidden: int) -> None:
         """Never asked for."""
@@ -130,7 +130,7 @@ def main() -> None:
     tokenizer = OcrTokenizer.from_file(NANO / "tokenizer.json")
     geometry = GeometryConfig()
     info = EngineInfo("host", "none", "none", geometry, 4096, 8192, arguments.rows)
-    limits = EngineLimits(batch_size=arguments.rows, loop_rule=NO_LOOPS, idle_factor=100)
+    limits = EngineLimits(batch_size=arguments.rows, loop_rule=NO_LOOPS, idle_multiplier=100)
     runner = ReadyRunner(arguments.rows, arguments.step_ms / 1000)
     engine = TorchEngine(runner, tokenizer, info, limits)
     view = np.zeros((1, 1, 3), np.uint8)
@@ -138,7 +138,7 @@ def main() -> None:
     # Twice as many pages as there are slots, so that some wait all the time.
     for index in range(2 * arguments.rows):
         page = PageViews(plan, view, np.zeros((0, 1, 1, 3), np.uint8))
-        engine.submit(SequenceRequest(f"page-{index:08d}", page, "\nFree OCR.", 4000, "host"))
+        engine.submit(SequenceRequest(f"page-{index:08d}", page, "\nFree OCR.", SamplingParams(4000), "host"))
     for _ in range(20):
         engine.step()
     runner.waited_s, began_s, cpu_s, num_events, num_bytes = 0.0, time.perf_counter(), time.thread_time(), 0, 0

@@ -60,7 +60,7 @@ def bounds(arguments: argparse.Namespace) -> dict[str, Any]:
         (16, 2048, 4), (16, 8192, 4), (32, 8192, 2), (32, 8192, 4), (64, 16384, 1), (16, 4096, 4),
     ):  # fmt: skip
         pages._schedule = replace(
-            usual, views_per_step=views_per_step, prefill_tokens_per_step=prefill_tokens, idle_factor=idle
+            usual, views_per_step=views_per_step, prefill_tokens_per_step=prefill_tokens, idle_multiplier=idle
         )
         rates = [
             round(len(batch) / read(engine, batch, tokens, "run")[0], 2)

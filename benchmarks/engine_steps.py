@@ -43,6 +43,7 @@ from service.engine.gpu.paged_cache import PagedCache
 from service.engine.gpu.runner import GpuRunner
 from service.engine.gpu.state import AnswerState
 from service.engine.lora.bank import AdapterBank
+from service.engine.protocol import SamplingParams
 from service.engine.runner import NewRow
 from shared.deepseek_ocr.loading import LoadedCheckpoint
 from shared.deepseek_ocr.nano_config import nano_config
@@ -97,7 +98,7 @@ def open_rows(
         slots = range(first, min(first + 32, count))
         ids = noise.integers(10, 2000, (len(slots), prompt_tokens)).tolist()
         rows = [
-            NewRow(s, ids[i], torch.zeros(0, 1), max_new_tokens, adapter_of(s, count, adapters))
+            NewRow(s, ids[i], torch.zeros(0, 1), SamplingParams(max_new_tokens), adapter_of(s, count, adapters))
             for i, s in enumerate(slots)
         ]
         runner.open(rows)
@@ -277,7 +278,10 @@ def prefill(arguments: argparse.Namespace) -> dict[str, Any]:
 def time_prefill(runner: GpuRunner, count: int, tokens: int, *, adapters: int = 0) -> tuple[float, float]:
     """Milliseconds of a prefill, first tokens included, and of the host for enqueuing it; the fastest of five."""
     ids = np.random.default_rng(0).integers(10, 2000, (count, tokens)).tolist()
-    rows = [NewRow(slot, ids[slot], torch.zeros(0, 1), 64, adapter_of(slot, count, adapters)) for slot in range(count)]
+    rows = [
+        NewRow(slot, ids[slot], torch.zeros(0, 1), SamplingParams(64), adapter_of(slot, count, adapters))
+        for slot in range(count)
+    ]
     seconds = []
     for _ in range(REPEATS):
         sync()

@@ -20,7 +20,7 @@ from PIL import Image
 from service.engine import factory as loader
 from service.engine.config import EngineLimits
 from service.engine.engine import TorchEngine
-from service.engine.protocol import SequenceDelta, SequenceFailure, SequenceRequest
+from service.engine.protocol import SamplingParams, SequenceDelta, SequenceFailure, SequenceRequest
 from service.engine.repetition import LoopRule
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews
@@ -157,7 +157,13 @@ def texts_in_company(
         if order and wait <= 0:
             index = order.pop()
             engine.submit(
-                SequenceRequest(str(index), pages[index], prompt_for(Task.FREE), max_new_tokens, engine.info.model_id)
+                SequenceRequest(
+                    str(index),
+                    pages[index],
+                    prompt_for(Task.FREE),
+                    SamplingParams(max_new_tokens),
+                    engine.info.model_id,
+                )
             )
             wait = choose.randint(0, MOST_STEPS_BETWEEN)
             continue

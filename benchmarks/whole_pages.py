@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from service.engine.engine import TorchEngine
-from service.engine.protocol import SequenceFailure, SequenceRequest, SequenceResult
+from service.engine.protocol import SamplingParams, SequenceFailure, SequenceRequest, SequenceResult
 from shared.deepseek_ocr.forms import PageImage, PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, plan_views
 
@@ -36,7 +36,7 @@ def images_of(size: tuple[int, int], geometry: GeometryConfig, count: int) -> li
 def submit(engine: TorchEngine, pages: Sequence[PreparedPage], tokens: int, name: str) -> None:
     """Hand pages over, for the base model."""
     for index, page in enumerate(pages):
-        engine.submit(SequenceRequest(f"{name}-{index}", page, "", tokens, engine.info.model_id))
+        engine.submit(SequenceRequest(f"{name}-{index}", page, "", SamplingParams(tokens), engine.info.model_id))
 
 
 def read(engine: TorchEngine, pages: Sequence[PreparedPage], tokens: int, name: str) -> tuple[float, int, float]:

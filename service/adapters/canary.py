@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 
 from service.engine.protocol import (
     EngineHandle,
+    SamplingParams,
     SequenceEvent,
     SequenceFailure,
     SequenceRequest,
@@ -71,7 +72,7 @@ async def read_canary(engine: EngineHandle, model_id: str, *, timeout_s: float) 
         f"canary-{uuid.uuid4().hex}",
         canary_page(engine.info.geometry),
         prompt_for(Task.FREE),
-        CANARY_TOKENS,
+        SamplingParams(CANARY_TOKENS),
         model_id,
         is_canary=True,
     )

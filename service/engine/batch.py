@@ -1,8 +1,7 @@
-"""The pages that an engine has: those that wait, those that are active, and the way from the one to the other.
+"""The engine's sequences, waiting and running, and the start of a page: admission, encoding, prefill.
 
-Owns the two sets, the slots, and the start of a page: admission, encoding, handing its prompt over. How much of that a
-step does is the scheduler's decision, tensors are the runner's. Knows nothing of answers. Used by the engine's single
-thread.
+Owns the two sets and the slots. The scheduler decides how much of that a step does; tensors are the runner's. Knows
+nothing of answers. Used by the engine's single thread.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from typing import Any
 
 from service.engine.protocol import SequenceFailure
 from service.engine.runner import DeviceFullError, NewRow, Runner
-from service.engine.scheduler import ActivePage, Decision, Limits, PageCost, decide
+from service.engine.scheduler import ActivePage, Decision, Limits, PageCost, decide, queue_index
 from service.engine.sequence import PageSequence
 from shared.deepseek_ocr.geometry import GeometryConfig
 
 
-class Pages:
-    """Pages between their request and their end.
+class RunningBatch:
+    """All sequences between their request and their end.
 
     Invariant: every sequence is in exactly one of `waiting` and `active`; each slot is free or an active sequence's.
 
@@ -29,9 +28,9 @@ class Pages:
         clock: Monotonic seconds.
 
     Attributes:
-        waiting: By id, those that go first ahead of the others, else in the order of their arrival.
-        active: By id, in the order of their admission.
-        may_start: Whether a page could be admitted, encoded or prefilled that could not before the last step.
+        waiting: By id, in the scheduler's order.
+        active: By id, in order of admission.
+        may_start: Whether a change since the last step may let a page be admitted, encoded or prefilled.
     """
 
     def __init__(self, runner: Runner, schedule: Limits, geometry: GeometryConfig, clock: Callable[[], float]) -> None:
@@ -56,20 +55,20 @@ class Pages:
 
     def refusal(self, cost: PageCost) -> SequenceFailure | None:
         """Why a page can never run; None: it can."""
-        if cost.kv_tokens <= self._schedule.kv_tokens:
+        if self._schedule.can_hold(cost):
             return None
         detail = f"{cost.kv_tokens} tokens never fit into the cache"
         return SequenceFailure(cost.sequence_id, "too_many_vision_tokens", detail)
 
     def add(self, sequence: PageSequence) -> None:
-        """Let a page wait."""
+        """Queue a page."""
         entry = {sequence.sequence_id: sequence}
-        if sequence.cost.goes_first:
-            num_ahead = sum(each.cost.goes_first for each in self.waiting.values())
-            waiting = list(self.waiting.items())
-            self.waiting = {**dict(waiting[:num_ahead]), **entry, **dict(waiting[num_ahead:])}
-        else:
+        index = queue_index((each.cost for each in self.waiting.values()), sequence.cost)
+        if index is None:
             self.waiting |= entry
+        else:
+            waiting = list(self.waiting.items())
+            self.waiting = {**dict(waiting[:index]), **entry, **dict(waiting[index:])}
         self.may_start = True
 
     def drop(self, name: str) -> None:
@@ -80,7 +79,7 @@ class Pages:
             self.leave(sequence)
 
     def leave(self, sequence: PageSequence) -> None:
-        """Take an active page out; what the device still says of its slot is void."""
+        """Take an active page out; pending outputs for its slot are ignored."""
         del self.active[sequence.sequence_id]
         self.may_start = True
         sequence.epoch += 1
@@ -93,7 +92,7 @@ class Pages:
         """Admit what fits, encode and prefill a bounded share of it.
 
         Returns:
-            The pages whose prompts were handed over, as the runner's next report names them, and those that failed.
+            The pages whose prompts are being read, in the order of the runner's next output, and those that failed.
         """
         self.may_start = False
         active = [
@@ -105,23 +104,19 @@ class Pages:
         self._encode(decision)
         opened = [self.active[name] for name in decision.prefill if name in self.active]
         self._open(opened)
-        # Pages that only wait will wait until one leaves.
+        # Waiting pages cannot start before another one leaves.
         self.may_start |= any(sequence.slot is None for sequence in self.active.values())
         failures, self._failures = self._failures, []
         return opened, failures
 
     def check_integrity(self) -> None:
-        """Assert the invariants; for tests and for idle moments."""
+        """Assert the invariants; for tests."""
         taken = [sequence.slot for sequence in self.active.values() if sequence.slot is not None]
         assert sorted([*taken, *self._free_slots]) == list(range(self._schedule.slots))
         assert not self.waiting.keys() & self.active.keys()
         assert sum(sequence.cost.kv_tokens for sequence in self.active.values()) <= self._schedule.kv_tokens
 
     def _admit(self, decision: Decision) -> None:
-        for name in decision.refuse:
-            refusal = self.refusal(self.waiting.pop(name).cost)
-            assert refusal
-            self._failures.append(refusal)
         for name in decision.admit:
             sequence = self.waiting.pop(name)
             sequence.stages.admitted_s = sequence.stages.encoded_s = self._clock()
@@ -145,7 +140,7 @@ class Pages:
                 sequence.drop_pixels()
 
     def _prepare(self, sequence: PageSequence) -> bool:
-        """Have a page's views at hand; False where there is no memory for them, and the page has failed."""
+        """Make a page's views; False if there is no memory for them and the page has failed."""
         if sequence.views is None:
             assert sequence.page is not None
             try:
@@ -163,16 +158,14 @@ class Pages:
             features = self._features_of(sequence)
             sequence.encoded_views = []
             sequence.slot = self._free_slots.pop()
-            sequence.num_ordered = 1
+            sequence.num_launched = 1
             rows.append(
                 NewRow(
                     sequence.slot,
                     sequence.prompt_ids,
                     features,
-                    sequence.cost.max_new_tokens,
+                    sequence.params,
                     sequence.adapter,
-                    sequence.temperature,
-                    sequence.seed,
                 )
             )
         self._runner.open(rows)

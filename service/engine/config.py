@@ -32,7 +32,7 @@ class EngineLimits:
     """Views encoded between two tokens of the pages that already run; None: what suits the device."""
     prefill_tokens_per_step: int | None = None
     """Prompt tokens read between two tokens of the pages that already run, but one prompt always may; None as above."""
-    idle_factor: int | None = None
+    idle_multiplier: int | None = None
     """How many times these bounds a step does while no page runs; None as above."""
     gpu_memory_fraction: float = 0.9
     """Share of the device's memory that may be used, by us and whatever else runs on it; CUDA only."""

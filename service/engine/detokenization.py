@@ -1,7 +1,7 @@
-"""Whose text is brought up to date in which step: each often enough, no step with all of them.
+"""Which texts are updated in which step: each often enough, and never all of them in one step.
 
-Making a text costs the host more than taking a token does, so it is done for several tokens at once, and in turns, for
-a step that made all texts would keep the device waiting. Pure; used by the engine's single thread.
+Detokenisation costs the host more than taking a token, so a text is updated for several tokens at once, and texts take
+turns, as updating all of them in one step would keep the device waiting. Pure; used by the engine's single thread.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 TEXT_INTERVAL_S = 0.02
-"""Each text has its turn within this time; the process's reports travel at the same pace."""
+"""Longest time between two updates of a text; the process sends its events at the same pace."""
 
 T = TypeVar("T")
 
 
-class TextTurns:
-    """Goes round whatever runs, at a pace that does not depend on how long steps are."""
+class DetokenizationThrottle:
+    """Round robin over the running sequences, at a pace that does not depend on how long steps take."""
 
     def __init__(self) -> None:
         self._due = 0.0
         self._next = 0
 
     def take(self, running: Sequence[T], elapsed_s: float) -> Sequence[T]:
-        """Choose whose turn it is.
+        """Choose whose text is updated now.
 
         Args:
-            running: All that run, those who came later behind; one that leaves may cost its successor a turn.
+            running: All running sequences, oldest first; one that leaves may cost its successor a turn.
             elapsed_s: Time since the last call.
 
         Returns:

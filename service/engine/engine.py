@@ -1,11 +1,11 @@
-"""The engine: continuous batching of pages on one device, whichever runner stands behind it.
+"""The engine: continuous batching of pages on one device, over any runner.
 
-Owns the life of sequences between `submit` and their last event. `intake` takes them on, `pages` starts them; tensors
-are the runner's, text is the sequence's. One thread calls all of it; nothing here reads a clock but to stamp stages,
-and the only wait is for the oldest report that the runner owes.
+Owns sequences between `submit` and their last event. `requests` makes them, `batch` starts them; tensors are the
+runner's, text is the sequence's. One thread calls all of it, and the only wait is for the runner's oldest pending
+output.
 
 The engine is pipelined: with a runner of depth 1 the tokens of step t are read while the device computes step t + 1. So
-an answer may have a token more on its way when it ends or takes another turn; the sequence's epoch tells them apart.
+one more token may be in flight when an answer ends or is rewound; the sequence's epoch tells such tokens apart.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 
-from service.engine.batch import Pages
+from service.engine.batch import RunningBatch
 from service.engine.config import EngineLimits
-from service.engine.detokenization import TextTurns
-from service.engine.gpu.state import Code
+from service.engine.detokenization import DetokenizationThrottle
 from service.engine.lora.bank import PackedAdapter
 from service.engine.lora.files import AdapterFiles, read_adapter
 from service.engine.lora.registry import AdapterError, AdapterRegistry
@@ -31,14 +29,15 @@ from service.engine.protocol import (
     EngineState,
     EngineStats,
     FinishReason,
+    SamplingParams,
     SequenceDelta,
     SequenceEvent,
     SequenceFailure,
     SequenceRequest,
 )
-from service.engine.requests import Intake
-from service.engine.runner import Report, Runner
-from service.engine.scheduler import PREFILL_TOKENS_PER_STEP, VIEWS_PER_STEP, Limits
+from service.engine.requests import RequestValidator
+from service.engine.runner import Runner, StepOutput, TokenStatus
+from service.engine.scheduler import PREFILL_TOKENS_PER_STEP, VIEWS_PER_STEP, Limits, decode_order
 from service.engine.sequence import PageSequence, Rewind
 from service.errors import EngineError
 from shared.contract.prompts import Task, prompt_for
@@ -52,8 +51,8 @@ MAX_BATCH_SIZES = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class _Flight:
-    """Whom each row of an owed report speaks of, and the sequence's epoch when it was ordered."""
+class _InFlightStep:
+    """The sequences of a pending output's rows, with their epochs at the launch."""
 
     rows: Sequence[tuple[PageSequence, int]]
     is_opening: bool = False
@@ -62,7 +61,7 @@ class _Flight:
 class TorchEngine:
     """Implements `protocol.Engine`.
 
-    Invariant: `_flights` has an entry for each report that the runner owes, oldest first.
+    Invariant: `_in_flight` has an entry for each pending output of the runner, oldest first.
 
     Args:
         runner: The model on its device, with at least `limits.batch_size` slots.
@@ -89,16 +88,16 @@ class TorchEngine:
             kv_tokens=runner.kv_tokens,
             views_per_step=limits.views_per_step or VIEWS_PER_STEP,
             prefill_tokens_per_step=limits.prefill_tokens_per_step or PREFILL_TOKENS_PER_STEP,
-            idle_factor=limits.idle_factor or 1,
+            idle_multiplier=limits.idle_multiplier or 1,
         )
-        self._pages = Pages(runner, schedule, info.geometry, clock)
-        self._intake = Intake(tokenizer, info, limits, self._pages, runner.block_tokens, clock)
-        self._flights: deque[_Flight] = deque()
+        self._pages = RunningBatch(runner, schedule, info.geometry, clock)
+        self._validator = RequestValidator(tokenizer, info, limits, self._pages, runner.block_tokens, clock)
+        self._in_flight: deque[_InFlightStep] = deque()
         self._events: list[SequenceEvent] = []
         self._steps = 0
         self._batch_sizes: deque[int] = deque(maxlen=MAX_BATCH_SIZES)
         self._progress_s = clock()
-        self._turns = TextTurns()
+        self._throttle = DetokenizationThrottle()
         self._adapters = AdapterRegistry(limits.adapter_slots)
 
     @property
@@ -122,7 +121,9 @@ class TorchEngine:
         side = geometry.global_px
         plan = plan_views(side, side, geometry.default_mode, geometry)
         page = PageImage(plan, np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
-        self.submit(SequenceRequest("warm-up", page, prompt_for(Task.FREE), WARM_UP_TOKENS, self._info.model_id))
+        self.submit(
+            SequenceRequest("warm-up", page, prompt_for(Task.FREE), SamplingParams(WARM_UP_TOKENS), self._info.model_id)
+        )
         while self.has_work:
             for event in self.step():
                 if isinstance(event, SequenceFailure):
@@ -136,11 +137,11 @@ class TorchEngine:
         Args:
             request: The page, its id unlike that of any sequence still here.
         """
-        taken = self._intake.take(request, self._adapters)
-        if isinstance(taken, SequenceFailure):
-            self._events.append(taken)
+        sequence = self._validator.make_sequence(request, self._adapters)
+        if isinstance(sequence, SequenceFailure):
+            self._events.append(sequence)
         else:
-            self._pages.add(taken)
+            self._pages.add(sequence)
 
     def cancel(self, sequence_id: str) -> None:
         """Forget a sequence and what it had to say; unknown ones are ignored."""
@@ -191,20 +192,22 @@ class TorchEngine:
         return self._adapters
 
     def step(self) -> list[SequenceEvent]:
-        """Admit what fits, encode and prefill a bounded share of it, order a token more for every running sequence."""
+        """Admit what fits, encode and prefill a bounded share of it, and launch a token for every running sequence."""
         now_s = self._clock()
         elapsed_s, self._progress_s = now_s - self._progress_s, now_s
         if self._pages.may_start:
             opened, failures = self._pages.start()
             self._events += failures
             if opened:
-                self._flights.append(_Flight([(sequence, sequence.epoch) for sequence in opened], is_opening=True))
+                self._in_flight.append(
+                    _InFlightStep([(sequence, sequence.epoch) for sequence in opened], is_opening=True)
+                )
         if not self._runner.depth:
-            self._land(0)
-        has_ordered = self._order_tokens()
-        # Without new work behind them, reports are all there is to wait for.
-        self._land(self._runner.depth if has_ordered else 0)
-        self._show_texts(self._turns.take(list(self._pages.active.values()), elapsed_s))
+            self._drain(0)
+        has_launched = self._launch_decode()
+        # Without a new launch, pending outputs are all there is to wait for.
+        self._drain(self._runner.depth if has_launched else 0)
+        self._show_texts(self._throttle.take(list(self._pages.active.values()), elapsed_s))
         self._steps += 1
         if self._adapters.draining:
             self._adapters.sweep(self._pages.adapters_in_use)
@@ -226,50 +229,49 @@ class TorchEngine:
         )
 
     def check_integrity(self) -> None:
-        """Assert the invariants; for tests and for idle moments."""
+        """Assert the invariants; for tests."""
         self._pages.check_integrity()
         self._adapters.check_integrity()
         self._runner.check_integrity()
 
-    def _order_tokens(self) -> bool:
+    def _launch_decode(self) -> bool:
         sequences = [sequence for sequence in self._pages.active.values() if sequence.wants_tokens]
         if not sequences:
             return False
         if self._adapters.names or self._adapters.draining:
-            # Kernels are fast where rows of one adapter are neighbours.
-            sequences.sort(key=attrgetter("adapter"))
+            sequences = decode_order(sequences)
         for sequence in sequences:
-            sequence.num_ordered += 1
+            sequence.num_launched += 1
         self._runner.launch([sequence.slot for sequence in sequences if sequence.slot is not None])
-        self._flights.append(_Flight([(sequence, sequence.epoch) for sequence in sequences]))
+        self._in_flight.append(_InFlightStep([(sequence, sequence.epoch) for sequence in sequences]))
         self._batch_sizes.append(len(sequences))
         return True
 
-    def _land(self, num_owed: int) -> None:
-        """Read reports, oldest first, until no more than `num_owed` are owed."""
-        while len(self._flights) > num_owed:
-            report = self._runner.collect()
-            assert report is not None
-            flight = self._flights.popleft()
-            if flight.is_opening:
+    def _drain(self, num_pending: int) -> None:
+        """Read outputs, oldest first, until at most `num_pending` are left."""
+        while len(self._in_flight) > num_pending:
+            output = self._runner.collect()
+            assert output is not None
+            step = self._in_flight.popleft()
+            if step.is_opening:
                 now_s = self._clock()
-                for sequence, _ in flight.rows:
+                for sequence, _ in step.rows:
                     sequence.stages.prefilled_s = now_s
-            self._take(flight, report)
-            if flight.is_opening:
-                self._show_texts([sequence for sequence, epoch in flight.rows if sequence.epoch == epoch])
+            self._take(step, output)
+            if step.is_opening:
+                self._show_texts([sequence for sequence, epoch in step.rows if sequence.epoch == epoch])
 
-    def _take(self, flight: _Flight, report: Report) -> None:
+    def _take(self, step: _InFlightStep, output: StepOutput) -> None:
         """Give each sequence its token and act on what that changes."""
-        columns = zip(report.tokens, report.log_probabilities, report.codes, report.aux, strict=True)
-        for (sequence, epoch), (token, log_probability, code, aux) in zip(flight.rows, columns, strict=True):
+        columns = zip(output.tokens, output.log_probabilities, output.statuses, output.arguments, strict=True)
+        for (sequence, epoch), (token, log_probability, status, argument) in zip(step.rows, columns, strict=True):
             if sequence.epoch != epoch:
                 continue
-            if code >= Code.FAULT:
+            if status >= TokenStatus.FAULT:
                 self._pages.leave(sequence)
                 self._fail(sequence.sequence_id, "engine_failed", "the model's logits are not numbers")
                 continue
-            turn = sequence.answer.push(token, log_probability, code, aux)
+            turn = sequence.answer.push(token, log_probability, status, argument)
             if turn is None:
                 continue
             if isinstance(turn, Rewind):
@@ -280,7 +282,7 @@ class TorchEngine:
     def _rewind(self, sequence: PageSequence, turn: Rewind) -> None:
         assert sequence.slot is not None
         sequence.epoch += 1
-        sequence.num_ordered = turn.kept
+        sequence.num_launched = turn.kept
         self._runner.rewind(sequence.slot, kept=turn.kept, newest_token=turn.newest_token, forbidden=turn.forbidden)
 
     def _finish(self, sequence: PageSequence, reason: FinishReason) -> None:

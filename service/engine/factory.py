@@ -103,7 +103,7 @@ def _has_gpu_path(model: object) -> TypeGuard[DeepseekOcrForConditionalGeneratio
 
 def _make_plain_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tuple[Runner, EngineLimits]:
     from service.engine.cpu.model_runner import ModelRunner
-    from service.engine.cpu.runner import PlainRunner
+    from service.engine.cpu.runner import CpuRunner
     from service.engine.lora.bank import make_bank
 
     bank = make_bank(checkpoint.model, limits) if _has_gpu_path(checkpoint.model) else None
@@ -111,7 +111,7 @@ def _make_plain_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tu
     rows = ModelRunner(
         checkpoint.model, max_rows=limits.batch_size, max_tokens=limits.max_sequence_tokens + 1, bank=bank
     )
-    runner = PlainRunner(
+    runner = CpuRunner(
         rows,
         eos_id=checkpoint.tokenizer.eos_id,
         rule=limits.loop_rule,

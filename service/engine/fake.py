@@ -51,8 +51,8 @@ def fake_tokens(request: SequenceRequest, adapter: bytes = b"") -> list[str]:
         seed.update(array.tobytes())
     seed.update(request.prompt.encode())
     seed.update(adapter)
-    if request.temperature > 0:
-        seed.update(f"{request.temperature} {request.seed}".encode())
+    if request.params.temperature > 0:
+        seed.update(f"{request.params.temperature} {request.params.seed}".encode())
     digest = seed.digest()
     words = [WORDS[byte % len(WORDS)] for byte in digest[: 4 + digest[-1] % 8]]
     tokens = [words[0], *(f" {word}" for word in words[1:])]
@@ -161,7 +161,7 @@ class FakeEngine:
         entry.done.append(token)
         events: list[SequenceEvent] = [SequenceDelta(request.sequence_id, token)]
         complete = len(entry.done) == len(entry.tokens)
-        if complete or len(entry.done) == request.max_new_tokens:
+        if complete or len(entry.done) == request.params.max_new_tokens:
             self._running.remove(entry)
             events.append(_result(entry, FinishReason.STOP if complete else FinishReason.LENGTH))
         return events

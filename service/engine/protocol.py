@@ -7,8 +7,9 @@ the process (or, in tests, the thread) that owns an `Engine`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,27 +39,47 @@ class EngineState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How an answer is generated: one record from the form to the device."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    """0 chooses the most probable token; above it, tokens are drawn."""
+    seed: int | None = None
+    """Of a document, any integer of 64 bits; of a page, 0 to `MAX_SEED`. None where nothing is drawn."""
+
+    def for_page(self, page: int) -> SamplingParams:
+        """The parameters of one page: its seed is 63 bits of the SHA-256 of `SEED:PAGE`, in decimal.
+
+        Args:
+            page: Its number in the document, from 1, so that a selection of pages draws what the whole document does.
+        """
+        if self.seed is None:
+            return self
+        digest = hashlib.sha256(f"{self.seed}:{page}".encode()).digest()
+        return replace(self, seed=int.from_bytes(digest[:8], "big") & MAX_SEED)
+
+    def validation_error(self) -> str | None:
+        """Why a page cannot be read with these; None: it can."""
+        if not 0 <= self.temperature <= MAX_TEMPERATURE:
+            return f"a temperature of {self.temperature}"
+        if self.temperature and self.seed is None:
+            return "a temperature without a seed"
+        return None if 0 <= (self.seed or 0) <= MAX_SEED else f"a seed of {self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceRequest:
     """One page to read."""
 
     sequence_id: str
     page: PreparedPage
     prompt: str
-    max_new_tokens: int
+    params: SamplingParams
     model_id: str
     """Base model, or an adapter as `name@version`."""
-    temperature: float = 0.0
-    """0 chooses the most probable token; above it, tokens are drawn."""
-    seed: int = 0
-    """Of what is drawn, 0 to `MAX_SEED`: the same seed on the same page draws the same text."""
     is_canary: bool = False
-    """Tries an adapter: it goes before all pages that wait, and as each such page is the same, it is encoded once."""
-
-    def find_fault(self) -> str | None:
-        """Why nothing can be drawn as this wants it; None: it can."""
-        if not 0 <= self.temperature <= MAX_TEMPERATURE:
-            return f"a temperature of {self.temperature}"
-        return None if 0 <= self.seed <= MAX_SEED else f"a seed of {self.seed}"
+    """Tests an adapter: read before all waiting pages, and encoded once, as every canary is the same page."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,22 +1,24 @@
-"""What the engine asks of a device, and what it is told: the seam between sequences and tensors.
+"""The interface between the engine and a device: `Runner` and its messages. Free of torch at run time.
 
-Owns the protocol and its messages. Knows slots, not sequences. Implemented by `plain_runner.PlainRunner` (plain torch,
-any device) and `gpu.runner.GpuRunner` (CUDA); one thread calls all of it but `pack_adapter`.
+Implemented by `cpu.runner.CpuRunner` (plain torch, any device) and `gpu.runner.GpuRunner` (CUDA). A runner knows slots,
+not sequences. One thread calls everything except `pack_adapter`.
 
-Work is enqueued in the order of the calls and read back in that order: `open` and `launch` each owe one report, and
-only `collect` waits. So a caller may hand over step t + 1 before it has read step t.
+Work is enqueued in the order of the calls, and outputs come back in that order: `open` and `launch` each produce one
+`StepOutput`, and only `collect` waits for it. So the caller may launch step t + 1 before it has read step t.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.lora.registry import NO_ADAPTER
+from service.engine.protocol import SamplingParams
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
 
@@ -39,6 +41,19 @@ class DeviceStuckError(RuntimeError):
     """A step did not end in time; the process that owns the device has to be replaced."""
 
 
+class TokenStatus(IntEnum):
+    """What a chosen token means for its answer."""
+
+    RUN = 0
+    STOP = 1
+    LENGTH = 2
+    LOOP = 3
+    FAULT = 4
+    """The logits were not numbers."""
+    IDLE = 5
+    """The answer had ended before this step: nothing was chosen, the row's other columns mean nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class NewRow:
     """A prompt to read, and where its answer goes."""
@@ -47,33 +62,29 @@ class NewRow:
     prompt_ids: Sequence[int]
     features_LD: Tensor
     """One vector for each image token among the ids."""
-    max_new_tokens: int
+    params: SamplingParams
     adapter: int = NO_ADAPTER
     """Slot of the adapter that answers."""
-    temperature: float = 0.0
-    """0 chooses the most probable token."""
-    seed: int = 0
-    """Of what is drawn, and of nothing else."""
 
 
 @dataclass(slots=True)
-class Report:
-    """What one `open` or `launch` chose: a column per fact, a row per slot, in the order in which they were named."""
+class StepOutput:
+    """The tokens that one `open` or `launch` chose: lists with an entry per slot, in the order of the call."""
 
     tokens: list[int] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)
-    """Natural logarithms; not finite where the code is FAULT."""
-    codes: list[int] = field(default_factory=list)
-    """Values of `gpu.state.Code`."""
-    aux: list[int] = field(default_factory=list)
-    """LOOP: answer tokens up to the end of the loop's first period; else the longest run of repeated tokens."""
+    """Natural logarithms; not finite where the status is FAULT."""
+    statuses: list[int] = field(default_factory=list)
+    """Values of `TokenStatus`."""
+    arguments: list[int] = field(default_factory=list)
+    """With LOOP: answer tokens up to the end of the loop's first period; else the longest run of repeated tokens."""
 
-    def extend(self, other: Report) -> None:
+    def extend(self, other: StepOutput) -> None:
         """Add another report's rows after these."""
         self.tokens += other.tokens
         self.log_probabilities += other.log_probabilities
-        self.codes += other.codes
-        self.aux += other.aux
+        self.statuses += other.statuses
+        self.arguments += other.arguments
 
 
 class Runner(Protocol):
@@ -81,11 +92,11 @@ class Runner(Protocol):
 
     @property
     def depth(self) -> int:
-        """Reports that may be owed while the next step is handed over: 0 where waiting costs nothing."""
+        """Step outputs that may be pending when the next step is launched; 0 where waiting costs nothing."""
 
     @property
     def prepares_views(self) -> bool:
-        """Whether pages had better come in the form of images."""
+        """Whether it takes pages as images and makes the views itself."""
 
     @property
     def kv_tokens(self) -> int:
@@ -134,18 +145,18 @@ class Runner(Protocol):
     def launch(self, slots: Sequence[int]) -> None:
         """Choose one more token for these slots; a slot whose answer has ended stays as it is."""
 
-    def collect(self) -> Report | None:
-        """Wait for the oldest report that is owed and take it.
+    def collect(self) -> StepOutput | None:
+        """Wait for the oldest pending output and take it.
 
         Returns:
-            The report; None where none is owed.
+            The output; None if none is pending.
 
         Raises:
             DeviceStuckError: It did not come.
         """
 
     def rewind(self, slot: int, *, kept: int, newest_token: int, forbidden: int) -> None:
-        """Begin the second attempt of an answer whose report said LOOP.
+        """Begin the second attempt of an answer whose status was LOOP.
 
         Args:
             slot: Its slot.
@@ -155,10 +166,10 @@ class Runner(Protocol):
         """
 
     def close(self, slot: int) -> None:
-        """Free a slot; reports still owed may speak of it."""
+        """Free a slot; pending outputs may still refer to it."""
 
     def pack_adapter(self, files: AdapterFiles) -> PackedAdapter:
-        """Judge an adapter and bring its numbers into the model's type, from any thread, beside everything else.
+        """Judge an adapter and bring its numbers into the model's type, from any thread, while steps run.
 
         Args:
             files: As PEFT has them.
@@ -182,4 +193,4 @@ class Runner(Protocol):
         """Memory that tensors hold on the device; 0 on a CPU, whose memory the process shares with all else."""
 
     def check_integrity(self) -> None:
-        """Assert the invariants; for tests and for idle moments."""
+        """Assert the invariants; for tests."""

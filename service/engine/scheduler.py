@@ -1,19 +1,22 @@
-"""Which pages the engine takes on and what its next step does: pure decisions over counts.
+"""All batching policy: the order of the queue, admission, the work of a step, the batching window. Pure functions.
 
-Owns the rules (arrival order but for pages that go first, all or nothing, bounded work beside running pages). Knows no
-torch, no clock and no page, only what a page costs. Called by the engine's single thread; executing a decision is the
-engine's work.
+Pages are admitted in order of arrival, except those with priority, wholly or not at all, and a step does a bounded
+amount of encoding and prefill while other pages decode. Knows only what a page costs: no torch, no clock, no page.
+Called by the engine's single thread, which carries the decisions out.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import Protocol, TypeVar
 
 VIEWS_PER_STEP = 2
 PREFILL_TOKENS_PER_STEP = 4096
 """Bounds of a step on a CPU; `gpu.memory` has those of a GPU. With 1, 2, 4 and 8 views nano's dimensions read 0.47,
-0.47, 0.43 and 0.40 A4 pages a second, and 3.1, 3.4, 3.1 and 2.8 of one view; the longest step beside running pages
+0.47, 0.43 and 0.40 A4 pages a second, and 3.1, 3.4, 3.1 and 2.8 of one view; the longest step with running pages
 takes 0.7, 1.0, 1.0 and 2.6 s. 1024 tokens instead of 4096 change nothing beyond chance (2 EPYC cores, torch 2.13,
 `benchmarks/cpu_settings.py bounds`)."""
 ENCODED_AHEAD = 2
@@ -31,9 +34,9 @@ class PageCost:
     """Vision and text tokens that the decoder reads before its first answer."""
     max_new_tokens: int
     block_tokens: int = 1
-    """Tokens of key and value cache that are had together."""
-    goes_first: bool = False
-    """Whether it goes before all pages that wait and all that are being started; for pages that are few and short."""
+    """Unit in which the key and value cache is allocated."""
+    has_priority: bool = False
+    """Whether it overtakes pages that wait or are being started; for pages that are few and short."""
 
     @property
     def kv_tokens(self) -> int:
@@ -62,27 +65,27 @@ class Limits:
     kv_tokens: int
     views_per_step: int = VIEWS_PER_STEP
     prefill_tokens_per_step: int = PREFILL_TOKENS_PER_STEP
-    idle_factor: int = 1
-    """How many times the bounds a step does while no page decodes: nobody waits, and larger batches are cheaper."""
+    idle_multiplier: int = 1
+    """Multiplies both bounds while no page decodes: nothing stalls then, and larger batches are cheaper."""
 
-    def beside(self, *, decoding: bool) -> tuple[int, int]:
-        """Views and prompt tokens of a step, beside pages that decode or without any."""
-        factor = 1 if decoding else self.idle_factor
+    def step_budget(self, *, decoding: bool) -> tuple[int, int]:
+        """Views and prompt tokens of a step, with pages that decode or without."""
+        factor = 1 if decoding else self.idle_multiplier
         return self.views_per_step * factor, self.prefill_tokens_per_step * factor
+
+    def can_hold(self, cost: PageCost) -> bool:
+        """Whether an empty engine could hold the page; others must never enter the queue."""
+        return cost.kv_tokens <= self.kv_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One step's work, in the order in which the engine does it; ids in arrival order."""
+    """What a step starts, in the order in which the engine does it; ids in order of arrival."""
 
-    refuse: tuple[str, ...] = ()
-    """Waiting pages that no empty engine could hold, as far as waiting pages were looked at."""
     admit: tuple[str, ...] = ()
     encode: tuple[tuple[str, int], ...] = ()
     """Sequence and how many of its next views to encode."""
     prefill: tuple[str, ...] = ()
-    decode: tuple[str, ...] = ()
-    """Pages that gain a token, those prefilled in this step among them."""
 
 
 class Budget:
@@ -104,44 +107,59 @@ class Budget:
         return True
 
 
-def decide(waiting: Iterable[PageCost], active: Sequence[ActivePage], limits: Limits) -> Decision:
-    """Plan the next step.
+def queue_index(waiting: Iterable[PageCost], new: PageCost) -> int | None:
+    """Where a new page joins the queue: behind the last one with priority, or at the end (None)."""
+    return sum(cost.has_priority for cost in waiting) if new.has_priority else None
 
-    A page that does not fit yet holds back all behind it, so that none starves; a page that can never fit is
-    refused in its turn instead of waiting for ever. A page that goes first is prefilled in the step that admits it,
-    unless it has views to encode and more than a step may encode.
+
+def decide(waiting: Iterable[PageCost], active: Sequence[ActivePage], limits: Limits) -> Decision:
+    """Plan what the next step starts; every page that decodes gains a token in any case.
+
+    A page that does not fit yet holds back all behind it, so that none starves. A page with priority is prefilled in
+    the step that admits it, unless it has more views to encode than a step may encode.
 
     Args:
-        waiting: Pages not yet admitted, those that go first ahead of the others, each kind oldest first; looked at up
-            to the first that has to wait.
+        waiting: Pages that `limits` can hold, in the order of `queue_index`; read up to the first that has to wait.
         active: Admitted pages, oldest first.
         limits: Room of the engine and bounds of a step.
 
     Returns:
         The step; equal arguments give an equal step.
     """
-    admitted, refused = _admit(waiting, active, limits)
-    pages = sorted([*active, *(ActivePage(cost) for cost in admitted)], key=lambda page: not page.cost.goes_first)
-    views, prefill_tokens = limits.beside(decoding=any(page.is_decoding for page in active))
+    budget = Budget(limits, (page.cost for page in active))
+    admitted = list(itertools.takewhile(budget.take, waiting))
+    pages = sorted([*active, *(ActivePage(cost) for cost in admitted)], key=lambda page: not page.cost.has_priority)
+    views, prefill_tokens = limits.step_budget(decoding=any(page.is_decoding for page in active))
     encode, encoded = _plan_encoding(pages, views, ENCODED_AHEAD * prefill_tokens)
-    prefill = _plan_prefill(encoded, prefill_tokens)
     return Decision(
-        refuse=tuple(cost.sequence_id for cost in refused),
         admit=tuple(cost.sequence_id for cost in admitted),
         encode=encode,
-        prefill=prefill,
-        decode=(*(page.cost.sequence_id for page in active if page.is_decoding), *prefill),
+        prefill=_plan_prefill(encoded, prefill_tokens),
     )
 
 
-def company_wait_s(num_waiting: int, num_active: int, waited_s: float, slots: int, max_wait_s: float) -> float:
-    """How much longer an idle engine waits for company before its first step.
+class HasAdapter(Protocol):
+    """A sequence that decodes."""
+
+    adapter: int
+
+
+Row = TypeVar("Row", bound=HasAdapter)
+
+
+def decode_order(rows: Iterable[Row]) -> list[Row]:
+    """Sort a decode batch by adapter: kernels are fastest where rows of one adapter are adjacent."""
+    return sorted(rows, key=attrgetter("adapter"))
+
+
+def batching_window_s(num_waiting: int, num_active: int, waited_s: float, slots: int, max_wait_s: float) -> float:
+    """How much longer an idle engine waits for more pages before its first step.
 
     Args:
-        num_waiting: Pages that wait.
+        num_waiting: Pages that wait; a full set of slots starts at once.
         num_active: Admitted pages; with any, nothing waits.
-        waited_s: How long the oldest waiting page has waited, in seconds.
-        slots: Pages that fit at once; a full set starts at once.
+        waited_s: Seconds since the first page arrived.
+        slots: Pages that fit at once.
         max_wait_s: Bound on the wait, in seconds.
 
     Returns:
@@ -152,26 +170,10 @@ def company_wait_s(num_waiting: int, num_active: int, waited_s: float, slots: in
     return max(0.0, max_wait_s - waited_s)
 
 
-def _admit(
-    waiting: Iterable[PageCost], active: Iterable[ActivePage], limits: Limits
-) -> tuple[list[PageCost], list[PageCost]]:
-    budget = Budget(limits, (page.cost for page in active))
-    admitted: list[PageCost] = []
-    refused: list[PageCost] = []
-    for cost in waiting:
-        if cost.kv_tokens > limits.kv_tokens:
-            refused.append(cost)
-        elif budget.take(cost):
-            admitted.append(cost)
-        else:
-            break
-    return admitted, refused
-
-
 def _plan_encoding(
     pages: Iterable[ActivePage], views: int, ahead_tokens: int
 ) -> tuple[tuple[tuple[str, int], ...], list[PageCost]]:
-    """Share out the step's views; also the pages whose views are all encoded after it.
+    """Distribute the step's views; also returns the pages whose views are all encoded after it.
 
     No page is begun once those before it will keep the decoder busy: its encoded views would only take memory.
     """

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.engine.canary_features import CanaryFeatures
-from service.engine.gpu.state import Code
 from service.engine.lora.registry import NO_ADAPTER
-from service.engine.protocol import FinishReason, SequenceResult, SequenceTimings
+from service.engine.protocol import FinishReason, SamplingParams, SequenceResult, SequenceTimings
 from service.engine.repetition import is_better, is_hopeless
+from service.engine.runner import TokenStatus
 from service.engine.scheduler import PageCost
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import ViewPlan
@@ -86,32 +86,33 @@ class Answer:
         """Geometric mean of the chosen tokens' probabilities."""
         return _geometric_mean(self._log_probabilities)
 
-    def push(self, token: int, log_probability: float, code: int, aux: int) -> FinishReason | Rewind | None:
+    def push(self, token: int, log_probability: float, status: int, argument: int) -> FinishReason | Rewind | None:
         """Take the next token, as a runner reports it.
 
         Args:
             token: Its id.
             log_probability: Natural logarithm of its probability.
-            code: What it means for the answer, no fault.
-            aux: LOOP: tokens up to the end of the loop's first period; else the longest run of repeated tokens.
+            status: A `TokenStatus`, not FAULT.
+            argument: With LOOP: tokens up to the end of the loop's first period; else the longest run of
+                repeated tokens.
 
         Returns:
             Why the answer is complete, or how it goes on otherwise than by its next token, or None.
         """
         self._log_probabilities.append(log_probability)
-        if code == Code.STOP:
+        if status == TokenStatus.STOP:
             return FinishReason.STOP
         self._tokens.append(token)
-        if code == Code.RUN:
+        if status == TokenStatus.RUN:
             if self._restart is None:
-                num_settled = len(self._tokens) - (aux if aux >= self._suspicion else 0)
+                num_settled = len(self._tokens) - (argument if argument >= self._suspicion else 0)
                 self._num_settled = max(self._num_settled, num_settled)
                 return None
             # A second attempt is shown as a whole or not at all.
             if not self._is_hopeless(self._restart):
                 return None
-        elif code == Code.LOOP:
-            return self._leave_loop(aux)
+        elif status == TokenStatus.LOOP:
+            return self._leave_loop(argument)
         return self._judge_continuation(FinishReason.LENGTH)
 
     def settled_text(self) -> str:
@@ -197,6 +198,7 @@ class PageSequence:
     answer: Answer
     stages: Stages
     cost: PageCost
+    params: SamplingParams
     views: Sequence[Any] | None = None
     """All, `[px, px, 3]` each, the global one first, on the host or the device; None until the first is needed."""
     encoded_views: list[Any] = field(default_factory=list)
@@ -204,12 +206,10 @@ class PageSequence:
     slot: int | None = None
     epoch: int = 0
     """Grows when the answer takes another way than its next token; what the device chose for an older one is void."""
-    num_ordered: int = 0
-    """Answer tokens asked of the device, those it has reported included."""
+    num_launched: int = 0
+    """Answer tokens launched so far, including those already collected."""
     adapter: int = NO_ADAPTER
     """Slot of the adapter that its request names."""
-    temperature: float = 0.0
-    seed: int = 0
     canary: CanaryFeatures | None = None
     """Where a canary's features are, or go."""
 
@@ -221,7 +221,7 @@ class PageSequence:
     @property
     def wants_tokens(self) -> bool:
         """Whether its prompt is read and the longest answer not yet ordered."""
-        return self.slot is not None and self.num_ordered < self.cost.max_new_tokens
+        return self.slot is not None and self.num_launched < self.params.max_new_tokens
 
     def next_views(self, count: int) -> Sequence[Any]:
         """The next views to encode; `views` are there."""

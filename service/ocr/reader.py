@@ -18,6 +18,7 @@ from service.admission.gate import Gate, Permit
 from service.engine.protocol import (
     EngineHandle,
     FinishReason,
+    SamplingParams,
     SequenceDelta,
     SequenceEvent,
     SequenceFailure,
@@ -34,7 +35,6 @@ from service.errors import (
 )
 from service.intake.decoding import DecodedPage
 from service.intake.limits import DecodeOrder, IntakeLimits
-from service.ocr.sampling import GREEDY, Sampling
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import Mode
 from shared.deepseek_ocr.grounding import Region, parse_grounded
@@ -84,10 +84,9 @@ class ReadOrder:
     task: Task
     query: str | None
     mode: Mode
-    max_new_tokens: int
+    params: SamplingParams
     model_id: str
     selection: tuple[int, ...] | None
-    sampling: Sampling = GREEDY
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +180,7 @@ class DocumentReader:
         except BaseExceptionGroup as failures:
             # Siblings are cancelled by then, so one reason is left; it keeps its own traceback.
             raise _first_reason(failures) from failures
-        return DocumentReading(order.model_id, [task.result() for task in tasks], order.sampling.seed)
+        return DocumentReading(order.model_id, [task.result() for task in tasks], order.params.seed)
 
     async def _start_pages(
         self, group: asyncio.TaskGroup, data: bytes, order: ReadOrder, permit: Permit, on_delta: DeltaSink | None
@@ -228,10 +227,8 @@ class DocumentReader:
             sequence_id=uuid.uuid4().hex,
             page=page.prepared,
             prompt=prompt_for(order.task, order.query),
-            max_new_tokens=order.max_new_tokens,
+            params=order.params.for_page(page.page),
             model_id=order.model_id,
-            temperature=order.sampling.temperature,
-            seed=order.sampling.page_seed(page.page),
         )
         result = await self._infer(request, page.page, on_delta)
         grounded = parse_grounded(

@@ -10,7 +10,7 @@ from service.intake.formats import FileFormat, detect_format
 from service.intake.limits import IntakeLimits
 from service.intake.selection import parse_pages
 from service.ocr.reader import ReadOrder
-from service.ocr.sampling import choose_sampling
+from service.ocr.sampling import sampling_params
 from shared.contract.prompts import Task
 from shared.deepseek_ocr.geometry import Mode
 
@@ -72,8 +72,7 @@ def make_order(
         task=task,
         query=query,
         mode=mode or info.geometry.default_mode,
-        max_new_tokens=max_new_tokens or cap,
+        params=sampling_params(max_new_tokens or cap, temperature, seed),
         model_id=model_id,
         selection=None if pages is None else parse_pages(pages, most_pages),
-        sampling=choose_sampling(temperature, seed),
     )

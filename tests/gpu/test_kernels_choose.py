@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from service.engine import sampling
-from service.engine.gpu.state import AnswerState, Code
+from service.engine.gpu.state import AnswerState
 from service.engine.kernels.reference import sampler as choice
 from service.engine.repetition import LoopDetector, LoopRule, RepetitionGuard
+from service.engine.runner import TokenStatus
 from tests.support.kernels import DEVICE, GPU_MARK, kernel_set
 
 pytestmark = GPU_MARK
@@ -58,30 +59,32 @@ def test_loops_end_where_the_detector_says(choose, seed):
     state.open(slots, [10, 20, 30], [170, 60, 500])
     streams = [stream(seed + i, rng) for i in range(3)]
     detectors = [LoopDetector(RULE) for _ in slots]
-    ended: dict[int, Code] = {}
+    ended: dict[int, TokenStatus] = {}
     for step in range(150):
         wanted = [tokens[step] for tokens in streams]
         report = choose(logits_for(wanted, generator), torch.tensor(slots, device=DEVICE), state, RULE)
         for row, (token, _, code, aux) in enumerate(columns(report)):
             if row in ended:
-                assert code == Code.IDLE
+                assert code == TokenStatus.IDLE
                 continue
             keep = detectors[row].push(wanted[row])
             limit = [170, 60, 500][row]
-            expected = Code.LOOP if keep is not None else Code.LENGTH if step + 1 >= limit else Code.RUN
+            expected = (
+                TokenStatus.LOOP if keep is not None else TokenStatus.LENGTH if step + 1 >= limit else TokenStatus.RUN
+            )
             assert (token, code) == (wanted[row], expected)
             if keep is not None:
                 assert aux == keep
             else:
                 settled = step + 1 - aux if aux >= RULE.suspicion else step + 1
                 assert settled == detectors[row].num_settled
-            if code != Code.RUN:
-                ended[row] = Code(code)
+            if code != TokenStatus.RUN:
+                ended[row] = TokenStatus(code)
                 assert state.history_SL[slots[row], : step + 1].tolist() == streams[row][: step + 1]
             else:
                 assert int(state.position_S[slots[row]]) == [10, 20, 30][row] + step
                 assert int(state.token_S[slots[row]]) == wanted[row]
-    assert seed or Code.LOOP in ended.values()
+    assert seed or TokenStatus.LOOP in ended.values()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -105,7 +108,7 @@ def test_second_attempt_repeats_no_ngram(choose, seed):
         expected = int(allowed.argmax())
         report = choose(logits.to(DEVICE), torch.tensor([2], device=DEVICE), state, LoopRule(7, 400))
         ((token, log_probability, code, _),) = columns(report)
-        if code == Code.STOP:
+        if code == TokenStatus.STOP:
             break
         assert token == expected
         assert log_probability == pytest.approx(float(logits[0].log_softmax(dim=-1)[token]), abs=1e-4)
@@ -128,7 +131,7 @@ def test_second_attempt_counts_its_own_loops(choose):
         report = choose(logits_for([7], generator), torch.tensor([1], device=DEVICE), state, rule)
         keep = detector.push(7)
     ((_, _, code, aux),) = columns(report)
-    assert (code, aux) == (Code.LOOP, 3 + keep)
+    assert (code, aux) == (TokenStatus.LOOP, 3 + keep)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter says what NumPy thinks of infinities
@@ -141,14 +144,20 @@ def test_ends_of_an_answer_and_scratch_rows(choose):
     logits = logits_for([5, EOS, 6, 7, 8], generator)
     logits[2, 30] = float("nan")
     report = columns(choose(logits, slots, state, RULE))
-    assert [row[2] for row in report] == [Code.LENGTH, Code.STOP, Code.FAULT, Code.IDLE, Code.IDLE]
+    assert [row[2] for row in report] == [
+        TokenStatus.LENGTH,
+        TokenStatus.STOP,
+        TokenStatus.FAULT,
+        TokenStatus.IDLE,
+        TokenStatus.IDLE,
+    ]
     assert state.done_S.tolist() == [True] * (SLOTS + 1)
     assert state.count_S.tolist() == [1, 0, 0, 0, 0, 0]
     assert state.history_SL[0, 0] == 5
     for value in (float("inf"), float("-inf")):
         state.open([3], [4], [9])
         full = torch.full((1, VOCABULARY), value, device=DEVICE)
-        assert columns(choose(full, torch.tensor([3], device=DEVICE), state, RULE))[0][2] == Code.FAULT
+        assert columns(choose(full, torch.tensor([3], device=DEVICE), state, RULE))[0][2] == TokenStatus.FAULT
 
 
 def test_the_lowest_of_equals_wins(choose):

@@ -9,7 +9,7 @@ import pytest
 
 from service.adapters.canary import canary_page
 from service.engine.fake import FakeEngine
-from service.engine.protocol import SequenceRequest
+from service.engine.protocol import SamplingParams, SequenceRequest
 from shared.contract.identity import AdapterRef
 from shared.contract.withdrawal import withdraw
 from shared.deepseek_ocr.geometry import GeometryConfig
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 
 
 def page_request(sequence_id: str, model_id: str) -> SequenceRequest:
-    return SequenceRequest(sequence_id, canary_page(GeometryConfig()), "\nFree OCR.", 100, model_id)
+    return SequenceRequest(sequence_id, canary_page(GeometryConfig()), "\nFree OCR.", SamplingParams(100), model_id)
 
 
 async def test_a_published_adapter_answers_under_its_name_and_the_base_as_before() -> None:

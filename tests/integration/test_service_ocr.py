@@ -102,7 +102,7 @@ async def test_fields_reach_the_engine() -> None:
         answer = (await service.ocr(png(), max_new_tokens="3")).json()
         located, free = service.engine.submitted
     assert located.prompt == prompt_for(Task.LOCATE, "the total")
-    assert (str(located.page.plan.mode), located.max_new_tokens, located.model_id) == ("small", 3, "fake")
+    assert (str(located.page.plan.mode), located.params.max_new_tokens, located.model_id) == ("small", 3, "fake")
     assert free.prompt == prompt_for(Task.FREE)
     assert (answer["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 3)
 
@@ -118,7 +118,7 @@ async def test_a_seed_draws_the_same_text_again() -> None:
     assert (again["text"], again["seed"]) == (drawn["text"], drawn["seed"])
     assert other["seed"] == -1
     assert len({greedy[0]["text"], drawn["text"], other["text"]}) == 3
-    assert {request.temperature for request in service.engine.submitted} == {0.0, 1.0}
+    assert {request.params.temperature for request in service.engine.submitted} == {0.0, 1.0}
 
 
 async def test_empty_fields_count_as_not_given() -> None:

@@ -20,9 +20,19 @@ LIGHT = (
     "shared.contract",
     "shared.deepseek_ocr.geometry",
     "service.admission",
-    "service.engine.protocol",
-    "service.engine.scheduler",
+    "service.engine.batch",
+    "service.engine.config",
+    "service.engine.detokenization",
+    "service.engine.factory",
     "service.engine.fake",
+    "service.engine.process",
+    "service.engine.protocol",
+    "service.engine.repetition",
+    "service.engine.requests",
+    "service.engine.resolve",
+    "service.engine.runner",
+    "service.engine.scheduler",
+    "service.engine.sequence",
     "service.intake",
     "service.ocr",
     "service.routes",
@@ -47,6 +57,47 @@ def test_light_modules_load_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+KNOWN_CIRCLES: set[frozenset[str]] = {frozenset({"trainer.__main__", "trainer.commands.smoke"})}
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Which of our modules each of them imports, in functions and for types as well."""
+    files = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for own in OWN
+        for file in (ROOT / own).rglob("*.py")
+    }
+    graph: dict[str, set[str]] = {}
+    for name, file in files.items():
+        found: set[str] = set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                members = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= members & files.keys() or {node.module}
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+        graph[name] = found & files.keys() - {name}
+    return graph
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = import_graph()
+    reached: dict[str, set[str]] = {}
+    for name in graph:
+        seen: set[str] = set()
+        following = [*graph[name]]
+        while following:
+            module = following.pop()
+            if module not in seen:
+                seen.add(module)
+                following += graph[module]
+        reached[name] = seen
+    circles = {
+        frozenset(other for other in seen if name in reached[other]) for name, seen in reached.items() if name in seen
+    }
+    assert circles == KNOWN_CIRCLES
 
 
 def test_package_files_are_empty() -> None:

@@ -1,7 +1,7 @@
 """The device's work in plain torch: encode views, prefill prompts, decode one token for every row.
 
-Owns the model and the cache's tensors. Knows rows, not slots or answers: who sits in a row, and what its tokens mean,
-is `plain_runner`'s affair. Every call returns plain Python numbers, in one copy from the device. Used by the engine's
+Owns the model and the cache's tensors. Knows rows, not slots or answers: `CpuRunner` maps slots to rows and
+interprets tokens. Every call returns plain Python numbers, in one copy from the device. Used by the engine's
 single thread.
 
 Shape letters: B rows, L tokens, V views, N tokens of a view, D decoder width, H and W pixels, C colours.
@@ -210,14 +210,14 @@ class ModelRunner:
         self, embeds_BLD: Tensor, positions_BL: Tensor, mask: Tensor | None, cache: PrefillWindow | DecodeWindow
     ) -> Tensor:
         """Logits `[B, vocabulary]` of the last token, float32."""
-        # Past the model's `forward`: its masks would be made anew in each step.
+        # Not through `forward`, which would build its masks again in each step.
         hidden_BLD, _ = self._model.decode(embeds_BLD, positions_BL, mask, cache)
         return self._model.lm_head(hidden_BLD[:, -1]).float()
 
     def _choose(
         self, logits_BK: Tensor, banned: Mapping[int, Sequence[int]], draws: Mapping[int, Draw]
     ) -> list[Choice]:
-        # Before the ban, so that a token chosen for want of a better one is seen to be improbable.
+        # Before the ban, so that a token chosen only because better ones are banned has its true, low probability.
         logs_BK = logits_BK.log_softmax(dim=-1)
         for row, ids in banned.items():
             logits_BK[row, torch.tensor(ids, device=self._device)] = float("-inf")

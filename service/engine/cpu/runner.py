@@ -1,8 +1,8 @@
-"""The runner of plain torch: slots over `ModelRunner`'s rows, answers' ends and loops decided on the host.
+"""The runner in plain torch: maps slots to `ModelRunner`'s rows and detects ends and loops on the host.
 
-Owns which slot sits in which row, and for each slot what `kernels.choose` keeps on a GPU: newest token, loop detector,
-guard of the second attempt, way of choosing. For CPUs, and for decoders that the GPU path does not know. Every call
-waits for its work, so a report is never owed for long. Used by the engine's single thread.
+Keeps for each slot what the sampler keeps on a GPU: newest token, loop detector, guard of the second attempt, sampling
+parameters. For CPUs, and for decoders that the GPU path does not know. Every call finishes its work before it returns.
+Used by the engine's single thread.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from service.engine.cpu.model_runner import Choice, ModelRunner, Prompt
-from service.engine.gpu.state import Code
 from service.engine.lora.bank import PackedAdapter
 from service.engine.lora.files import AdapterFiles
 from service.engine.lora.registry import NO_ADAPTER
+from service.engine.protocol import SamplingParams
 from service.engine.repetition import LoopDetector, LoopRule, RepetitionGuard
-from service.engine.runner import NewRow, Report, View
+from service.engine.runner import NewRow, StepOutput, TokenStatus, View
 from service.engine.sampling import Draw
 from shared.deepseek_ocr.forms import PageImage, PageViews, PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
@@ -30,42 +30,41 @@ from shared.deepseek_ocr.images import prepare_views
 
 
 @dataclass(slots=True)
-class _Tenant:
-    """Who sits in a slot: its answer's tokens, and where the second attempt begins among them."""
+class _SlotState:
+    """A slot's answer: its tokens, and where the second attempt begins among them."""
 
     num_prompt_tokens: int
-    max_new_tokens: int
+    params: SamplingParams
     detector: LoopDetector
     tokens: list[int] = field(default_factory=list)
     restart: int = 0
     guard: RepetitionGuard | None = None
     adapter: int = NO_ADAPTER
-    temperature: float = 0.0
-    seed: int = 0
 
     def draw(self) -> Draw | None:
         """How the next token is chosen; None: greedily."""
-        return Draw(self.temperature, self.seed, len(self.tokens)) if self.temperature > 0 else None
+        params = self.params
+        return Draw(params.temperature, params.seed or 0, len(self.tokens)) if params.temperature > 0 else None
 
-    def push(self, token: int, eos_id: int) -> tuple[Code, int]:
-        """Take a token; what it means for the answer, and the report's last column."""
+    def push(self, token: int, eos_id: int) -> tuple[TokenStatus, int]:
+        """Take a token and return its status and argument, as in `StepOutput`."""
         if token == eos_id:
-            return Code.STOP, 0
+            return TokenStatus.STOP, 0
         self.tokens.append(token)
         if self.guard:
             self.guard.push(token)
         keep = self.detector.push(token)
         if keep is not None:
-            return Code.LOOP, self.restart + keep
+            return TokenStatus.LOOP, self.restart + keep
         count = len(self.tokens)
-        code = Code.LENGTH if count >= self.max_new_tokens else Code.RUN
-        return code, count - self.restart - self.detector.num_settled
+        status = TokenStatus.LENGTH if count >= self.params.max_new_tokens else TokenStatus.RUN
+        return status, count - self.restart - self.detector.num_settled
 
 
-class PlainRunner:
+class CpuRunner:
     """Implements `runner.Runner`.
 
-    Invariant: row i of the model's runner belongs to slot `_slots[i]`, and those slots are the tenants.
+    Invariant: row i of the model's runner belongs to slot `_slots[i]`, and `_states` has exactly those slots.
 
     Args:
         model_runner: The model, with a row for each slot.
@@ -84,8 +83,8 @@ class PlainRunner:
         self._rule = rule
         self._kv_tokens = kv_tokens
         self._slots: list[int] = []
-        self._tenants: dict[int, _Tenant] = {}
-        self._owed: deque[Report] = deque()
+        self._states: dict[int, _SlotState] = {}
+        self._pending: deque[StepOutput] = deque()
 
     @property
     def kv_tokens(self) -> int:
@@ -93,7 +92,7 @@ class PlainRunner:
         return self._kv_tokens
 
     def warm_up(self) -> None:
-        """Nothing is prepared beside the first page."""
+        """Nothing to prepare."""
 
     def prepare(self, page: PreparedPage, geometry: GeometryConfig) -> Sequence[NDArray[np.uint8]]:
         """All views of a page on the host; those of an image are made by Pillow."""
@@ -113,25 +112,18 @@ class PlainRunner:
         """Read prompts into free slots and choose their first tokens."""
         prompts = []
         for row in rows:
-            assert row.slot not in self._tenants
-            tenant = _Tenant(
-                len(row.prompt_ids),
-                row.max_new_tokens,
-                LoopDetector(self._rule),
-                adapter=row.adapter,
-                temperature=row.temperature,
-                seed=row.seed,
-            )
+            assert row.slot not in self._states
+            state = _SlotState(len(row.prompt_ids), row.params, LoopDetector(self._rule), adapter=row.adapter)
             self._slots.append(row.slot)
-            self._tenants[row.slot] = tenant
-            prompts.append(Prompt(row.prompt_ids, row.features_LD, row.adapter, tenant.draw()))
+            self._states[row.slot] = state
+            prompts.append(Prompt(row.prompt_ids, row.features_LD, row.adapter, state.draw()))
         choices = self._model_runner.prefill(prompts)
         self._report([row.slot for row in rows], choices)
 
     def launch(self, slots: Sequence[int]) -> None:
-        """Choose one more token for these slots, which must be all that are open: rows move only together."""
+        """Choose one more token for these slots, which must be all open slots."""
         assert len(slots) == len(self._slots)
-        rows = [self._tenants[slot] for slot in self._slots]
+        rows = [self._states[slot] for slot in self._slots]
         banned = {index: ids for index, row in enumerate(rows) if row.guard and (ids := row.guard.banned())}
         draws = {index: draw for index, row in enumerate(rows) if (draw := row.draw())}
         newest, adapters = [row.tokens[-1] for row in rows], [row.adapter for row in rows]
@@ -139,20 +131,20 @@ class PlainRunner:
         choice_of = dict(zip(self._slots, choices, strict=True))
         self._report(slots, [choice_of[slot] for slot in slots])
 
-    def collect(self) -> Report | None:
-        """Take the oldest report."""
-        return self._owed.popleft() if self._owed else None
+    def collect(self) -> StepOutput | None:
+        """Take the oldest output."""
+        return self._pending.popleft() if self._pending else None
 
     def rewind(self, slot: int, *, kept: int, newest_token: int, forbidden: int) -> None:
         """Begin the second attempt of an answer whose report said LOOP."""
-        tenant = self._tenants[slot]
-        del tenant.tokens[kept:]
-        assert tenant.tokens[-1] == newest_token
+        state = self._states[slot]
+        del state.tokens[kept:]
+        assert state.tokens[-1] == newest_token
         # The newest token kept is fed again, so its keys go as well.
-        self._model_runner.truncate(self._slots.index(slot), tenant.num_prompt_tokens + kept - 1)
-        tenant.restart = kept
-        tenant.detector = LoopDetector(self._rule)
-        tenant.guard = RepetitionGuard(tenant.tokens, forbidden)
+        self._model_runner.truncate(self._slots.index(slot), state.num_prompt_tokens + kept - 1)
+        state.restart = kept
+        state.detector = LoopDetector(self._rule)
+        state.guard = RepetitionGuard(state.tokens, forbidden)
 
     def close(self, slot: int) -> None:
         """Free a slot; the last row moves into the place of its row."""
@@ -160,7 +152,7 @@ class PlainRunner:
         self._model_runner.close_row(row)
         self._slots[row] = self._slots[-1]
         self._slots.pop()
-        del self._tenants[slot]
+        del self._states[slot]
 
     def pack_adapter(self, files: AdapterFiles) -> PackedAdapter:
         """See `runner.Runner`."""
@@ -168,7 +160,7 @@ class PlainRunner:
 
     def load_adapter(self, adapter: int, packed: PackedAdapter) -> None:
         """See `runner.Runner`."""
-        assert all(tenant.adapter != adapter for tenant in self._tenants.values())
+        assert all(state.adapter != adapter for state in self._states.values())
         self._model_runner.load_adapter(adapter, packed)
 
     def device_memory_bytes(self) -> int:
@@ -176,16 +168,18 @@ class PlainRunner:
         return self._model_runner.device_memory_bytes()
 
     def check_integrity(self) -> None:
-        """Assert the invariants; for tests and for idle moments."""
+        """Assert the invariants; for tests."""
         assert len(self._slots) == self._model_runner.num_rows
-        assert set(self._slots) == self._tenants.keys()
+        assert set(self._slots) == self._states.keys()
 
     def _report(self, slots: Sequence[int], choices: Sequence[Choice]) -> None:
-        report = Report()
+        report = StepOutput()
         for slot, choice in zip(slots, choices, strict=True):
-            code, aux = self._tenants[slot].push(choice.token, self._eos_id) if choice.is_valid else (Code.FAULT, 0)
+            status, argument = (
+                self._states[slot].push(choice.token, self._eos_id) if choice.is_valid else (TokenStatus.FAULT, 0)
+            )
             report.tokens.append(choice.token)
             report.log_probabilities.append(choice.log_probability)
-            report.codes.append(code)
-            report.aux.append(aux)
-        self._owed.append(report)
+            report.statuses.append(status)
+            report.arguments.append(argument)
+        self._pending.append(report)

@@ -123,7 +123,7 @@ def make_gpu_runner(
         limits,
         views_per_step=limits.views_per_step or plan.bounds.views,
         prefill_tokens_per_step=limits.prefill_tokens_per_step or plan.bounds.prefill_tokens,
-        idle_factor=limits.idle_factor or plan.bounds.idle_factor,
+        idle_multiplier=limits.idle_multiplier or plan.bounds.idle_multiplier,
     )
     return runner, filled
 

@@ -77,16 +77,16 @@ class StepBounds:
 
     views: int
     prefill_tokens: int
-    idle_factor: int
+    idle_multiplier: int
     chunk_patches: int
     """Patches that the encoder takes at once."""
 
 
 BOUNDS = (
-    StepBounds(views=16, prefill_tokens=4096, idle_factor=4, chunk_patches=65_536),
-    StepBounds(views=16, prefill_tokens=4096, idle_factor=2, chunk_patches=32_768),
-    StepBounds(views=16, prefill_tokens=4096, idle_factor=1, chunk_patches=16_384),
-    StepBounds(views=8, prefill_tokens=2048, idle_factor=1, chunk_patches=16_384),
+    StepBounds(views=16, prefill_tokens=4096, idle_multiplier=4, chunk_patches=65_536),
+    StepBounds(views=16, prefill_tokens=4096, idle_multiplier=2, chunk_patches=32_768),
+    StepBounds(views=16, prefill_tokens=4096, idle_multiplier=1, chunk_patches=16_384),
+    StepBounds(views=8, prefill_tokens=2048, idle_multiplier=1, chunk_patches=16_384),
 )
 """Generous ones first. On an H100 16 views of 1024 px take 67 ms (4.2 ms each among 256, prefill included) and 3864
 prompt tokens 11 ms, so that no running page waits longer than some 80 ms for its next token; smaller views take a third
@@ -170,9 +170,9 @@ def plan_memory(
 def scratch_bytes(bounds: StepBounds, shape: DecoderShape, max_sequence_tokens: int) -> int:
     """Memory that a step needs for a while: its larger part, views to encode, and encoded ones before their prefill."""
     # One prompt always may, however long it is.
-    prefill_tokens = max(bounds.prefill_tokens * bounds.idle_factor, max_sequence_tokens)
+    prefill_tokens = max(bounds.prefill_tokens * bounds.idle_multiplier, max_sequence_tokens)
     waiting = 3 * prefill_tokens * shape.hidden_size * shape.value_bytes
-    views = bounds.views * bounds.idle_factor * VIEW_BYTES + PREPARATION_BYTES
+    views = bounds.views * bounds.idle_multiplier * VIEW_BYTES + PREPARATION_BYTES
     return waiting + views + max(prefill_tokens * shape.scratch_token_bytes, bounds.chunk_patches * PATCH_BYTES)
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from service.engine.gpu.state import REPORT_COLUMNS
-from service.engine.runner import DeviceStuckError, Report
+from service.engine.runner import DeviceStuckError, StepOutput
 
 STUCK_S = 30.0
 """The longest step there is, a full prefill on a small card, takes a few seconds."""
@@ -88,7 +88,7 @@ class Reports:
             event.record(torch.cuda.current_stream(self._device))
         self._owed.append(_Owed(parts, event))
 
-    def collect(self) -> Report | None:
+    def collect(self) -> StepOutput | None:
         """Wait for the oldest report that is owed and take it; None where none is owed."""
         if not self._owed:
             return None
@@ -96,5 +96,5 @@ class Reports:
         if owed.event:
             wait_for(owed.event)
         rows = np.concatenate([part.numpy() for part in owed.parts])
-        tokens, bits, codes, aux = np.ascontiguousarray(rows.T)
-        return Report(tokens.tolist(), bits.view(np.float32).tolist(), codes.tolist(), aux.tolist())
+        tokens, bits, statuses, arguments = np.ascontiguousarray(rows.T)
+        return StepOutput(tokens.tolist(), bits.view(np.float32).tolist(), statuses.tolist(), arguments.tolist())

@@ -26,12 +26,12 @@ from service.engine.gpu.lora_layers import Need
 from service.engine.gpu.paged_cache import PagedCache, to_device
 from service.engine.gpu.prefill import PromptReader
 from service.engine.gpu.reports import Reports
-from service.engine.gpu.state import AnswerState, Code
+from service.engine.gpu.state import AnswerState
 from service.engine.lora.bank import AdapterBank, PackedAdapter
 from service.engine.lora.files import AdapterFiles
 from service.engine.lora.registry import AdapterError
 from service.engine.repetition import LoopRule
-from service.engine.runner import DeviceFullError, NewRow, Report, View
+from service.engine.runner import DeviceFullError, NewRow, StepOutput, TokenStatus, View
 from service.engine.vision.preparation import Preparation
 from service.engine.vision.runner import GpuVision
 from shared.deepseek_ocr.forms import PreparedPage
@@ -197,7 +197,7 @@ class GpuRunner:
         A prompt for which there is no memory, even alone, is reported as a fault.
         """
         slots = [row.slot for row in rows]
-        self._cache.open(slots, [len(row.prompt_ids) + row.max_new_tokens for row in rows])
+        self._cache.open(slots, [len(row.prompt_ids) + row.params.max_new_tokens for row in rows])
         self._prompt_tokens |= {row.slot: len(row.prompt_ids) for row in rows}
         self._adapters |= {row.slot: row.adapter for row in rows if row.adapter >= 0}
         self._reports.owe(self._read(rows))
@@ -208,7 +208,7 @@ class GpuRunner:
         need = Need.of(self._bank, (self._adapters[slot] for slot in slots if slot in self._adapters))
         self._reports.owe([self._reports.to_host(self._steps[need].run(slots))])
 
-    def collect(self) -> Report | None:
+    def collect(self) -> StepOutput | None:
         """Wait for the oldest report that is owed and take it.
 
         Returns:
@@ -252,7 +252,7 @@ class GpuRunner:
         return torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else 0
 
     def check_integrity(self) -> None:
-        """Assert the invariants; waits for the device, so for tests and for idle moments."""
+        """Assert the invariants; waits for the device, so for tests."""
         self._cache.allocator.check_integrity()
         holders = {slot for slot in range(self._state.scratch_slot) if self._cache.allocator.held(slot)}
         assert holders == self._prompt_tokens.keys()
@@ -297,7 +297,7 @@ class GpuRunner:
             self._make_room("reading %d prompts", len(rows))
         if len(rows) == 1:
             self._state.close(rows[0].slot)
-            return [torch.tensor([[0, 0, int(Code.FAULT), 0]], dtype=torch.int32)]
+            return [torch.tensor([[0, 0, int(TokenStatus.FAULT), 0]], dtype=torch.int32)]
         half = len(rows) // 2
         return self._read(rows[:half]) + self._read(rows[half:])
 
@@ -310,9 +310,9 @@ class GpuRunner:
         self._state.open(
             slots,
             lengths,
-            [row.max_new_tokens for row in rows],
-            temperatures=[row.temperature for row in rows],
-            seeds=[row.seed for row in rows],
+            [row.params.max_new_tokens for row in rows],
+            temperatures=[row.params.temperature for row in rows],
+            seeds=[row.params.seed or 0 for row in rows],
             adapters=[row.adapter for row in rows],
         )
         slots_R = to_device(np.array(slots), self._device)

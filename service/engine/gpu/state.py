@@ -10,29 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 
 import torch
 from torch import Tensor
 
 from service.engine.repetition import LoopRule
 
-
-class Code(IntEnum):
-    """What a chosen token means for its answer, the third column of a report."""
-
-    RUN = 0
-    STOP = 1
-    LENGTH = 2
-    LOOP = 3
-    FAULT = 4
-    """The logits were not numbers."""
-    IDLE = 5
-    """The answer had ended before this step: nothing was chosen, the row's other columns mean nothing."""
-
-
 REPORT_COLUMNS = 4
-"""Token; log probability (the bits of a float32); `Code`; tokens to keep for LOOP, else the longest run of repeats."""
+"""Token; log probability (the bits of a float32); `TokenStatus`; tokens to keep for LOOP, else the longest
+run of repeats."""
 GUARD_NGRAM = 12
 GUARD_WINDOW = 256
 """Defaults of `repetition.RepetitionGuard`, which the second attempt on the device repeats."""

@@ -19,6 +19,7 @@ from service.engine.protocol import (
     EngineState,
     EngineStats,
     FinishReason,
+    SamplingParams,
     SequenceDelta,
     SequenceEvent,
     SequenceFailure,
@@ -129,10 +130,8 @@ def encode_command(command: Command) -> list[bytes | memoryview]:
             "sequence_id": request.sequence_id,
             "plan": asdict(request.page.plan),
             "prompt": request.prompt,
-            "max_new_tokens": request.max_new_tokens,
+            "params": asdict(request.params),
             "model_id": request.model_id,
-            "temperature": request.temperature,
-            "seed": request.seed,
             "is_canary": request.is_canary,
             "shapes": [array.shape for array in request.page.arrays],
         }
@@ -202,7 +201,7 @@ def _request(header: dict[str, Any], pixels: memoryview) -> SequenceRequest:
     plan = ViewPlan(**{**numbers, "mode": Mode(numbers["mode"])})
     # An image is one array, views are two.
     page = PageImage(plan, *arrays) if len(arrays) == 1 else PageViews(plan, *arrays)
-    return SequenceRequest(page=page, **header)
+    return SequenceRequest(page=page, params=SamplingParams(**header.pop("params")), **header)
 
 
 def _event(header: dict[str, Any]) -> SequenceEvent:

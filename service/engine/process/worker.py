@@ -40,7 +40,7 @@ from service.engine.process.codec import (
 )
 from service.engine.process.pipe import receive
 from service.engine.protocol import Engine, SequenceDelta, SequenceEvent
-from service.engine.scheduler import company_wait_s
+from service.engine.scheduler import batching_window_s
 
 EngineFactory = Callable[[], Engine]
 
@@ -141,7 +141,7 @@ class _Loop:
             else:
                 self._report()
                 self._take(self.inbox.get())
-                self._wait_for_company()
+                self._fill_batch()
 
     def _step(self) -> None:
         if self._stopping:
@@ -152,13 +152,13 @@ class _Loop:
         if has_final or time.monotonic() - self._reported_s >= REPORT_INTERVAL_S:
             self._report()
 
-    def _wait_for_company(self) -> None:
-        """Right after an idle engine got its first page: collect what arrives within the bound."""
+    def _fill_batch(self) -> None:
+        """After the first page of an idle engine: collect more within the batching window."""
         began_s = time.monotonic()
         while not self._stopping:
             stats = self.engine.stats()
             waited_s = time.monotonic() - began_s
-            wait_s = company_wait_s(
+            wait_s = batching_window_s(
                 stats.waiting, stats.running, waited_s, self.engine.info.batch_size, self.max_wait_s
             )
             if wait_s <= 0:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from service.engine.gpu.state import GUARD_NGRAM, GUARD_WINDOW, AnswerState, Code
+from service.engine.gpu.state import GUARD_NGRAM, GUARD_WINDOW, AnswerState
 from service.engine.repetition import LoopRule
+from service.engine.runner import TokenStatus
 from service.engine.sampling import draw_scores
 
 
@@ -47,11 +48,16 @@ def choose(logits_BV: Tensor, slots_B: Tensor, state: AnswerState, rule: LoopRul
     loop_B = grows_B & (loop_run_B > 0)
     length_B = grows_B & ~loop_B & (new_count_B >= state.limit_S[slots_B])
 
-    code_B = Code.STOP * stop_B + Code.LENGTH * length_B + Code.LOOP * loop_B + Code.FAULT * fault_B
-    code_B = torch.where(done_B, int(Code.IDLE), code_B)
+    code_B = (
+        TokenStatus.STOP * stop_B
+        + TokenStatus.LENGTH * length_B
+        + TokenStatus.LOOP * loop_B
+        + TokenStatus.FAULT * fault_B
+    )
+    code_B = torch.where(done_B, int(TokenStatus.IDLE), code_B)
     aux_B = torch.where(loop_B, new_count_B - loop_run_B, new_runs_BP.amax(dim=-1))
 
-    _store(slots_B, state, token_B, new_count_B, new_runs_BP, grows=grows_B & ~done_B, ends=code_B != Code.RUN)
+    _store(slots_B, state, token_B, new_count_B, new_runs_BP, grows=grows_B & ~done_B, ends=code_B != TokenStatus.RUN)
     bits_B = log_probability_B.contiguous().view(torch.int32)
     return torch.stack((token_B.int(), bits_B, code_B.int(), aux_B.int()), dim=1)
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from service.engine.gpu.state import GUARD_NGRAM, GUARD_WINDOW, REPORT_COLUMNS, AnswerState, Code
+from service.engine.gpu.state import GUARD_NGRAM, GUARD_WINDOW, REPORT_COLUMNS, AnswerState
 from service.engine.kernels.triton.launch import (
     NUM_TICKETS,
     early,
@@ -25,6 +25,7 @@ from service.engine.kernels.triton.launch import (
     wait_for_inputs,
 )
 from service.engine.repetition import LoopRule
+from service.engine.runner import TokenStatus
 
 _PROGRAMS_WANTED = 528
 """Rows times shares; 4 for each multiprocessor of an H100."""
@@ -37,12 +38,12 @@ best, 8.1, 17.5 and 53.3). H200, 558e320."""
 _NGRAM: tl.constexpr = tl.constexpr(GUARD_NGRAM)
 _WINDOW: tl.constexpr = tl.constexpr(GUARD_WINDOW)
 _COLUMNS: tl.constexpr = tl.constexpr(REPORT_COLUMNS)
-_RUN: tl.constexpr = tl.constexpr(int(Code.RUN))
-_STOP: tl.constexpr = tl.constexpr(int(Code.STOP))
-_LENGTH: tl.constexpr = tl.constexpr(int(Code.LENGTH))
-_LOOP: tl.constexpr = tl.constexpr(int(Code.LOOP))
-_FAULT: tl.constexpr = tl.constexpr(int(Code.FAULT))
-_IDLE: tl.constexpr = tl.constexpr(int(Code.IDLE))
+_RUN: tl.constexpr = tl.constexpr(int(TokenStatus.RUN))
+_STOP: tl.constexpr = tl.constexpr(int(TokenStatus.STOP))
+_LENGTH: tl.constexpr = tl.constexpr(int(TokenStatus.LENGTH))
+_LOOP: tl.constexpr = tl.constexpr(int(TokenStatus.LOOP))
+_FAULT: tl.constexpr = tl.constexpr(int(TokenStatus.FAULT))
+_IDLE: tl.constexpr = tl.constexpr(int(TokenStatus.IDLE))
 _NO_TOKEN: tl.constexpr = tl.constexpr(2**31 - 1)
 
 

@@ -211,7 +211,7 @@ def _grid_kernel(  # noqa: PLR0915 - a function call would hide what stays in re
 def window_attention(
     qkv_VHWE: Tensor, bias_E: Tensor, rows_KD: Tensor, columns_KD: Tensor, heads: int, side: int
 ) -> Tensor:
-    """See `kernels.reference.vision.window_attention`; at most 16 patches a side, heads 16 to 128 wide (a power of two)."""
+    """See `reference.vision.window_attention`; at most 16 patches a side, heads 16 to 128 wide (a power of two)."""
     views, height, width, _ = qkv_VHWE.shape
     head = _head_width(qkv_VHWE, heads)
     assert side <= WINDOW_SLOTS
@@ -249,7 +249,7 @@ def window_attention(
 def grid_attention(
     qkv_VHWE: Tensor, rows_KD: Tensor, columns_KD: Tensor, heads: int, tiling: GridTiling | None = None
 ) -> Tensor:
-    """See `kernels.reference.vision.grid_attention`; at most 128 patches across, heads 16 to 128 wide (a power of two)."""
+    """See `reference.vision.grid_attention`; at most 128 patches across, heads 16 to 128 wide (a power of two)."""
     views, height, width, _ = qkv_VHWE.shape
     head = _head_width(qkv_VHWE, heads)
     assert rows_KD.shape == (2 * height - 1, head)

@@ -1,7 +1,7 @@
 """A Triton kernel of Pillow's resampling: integer products along one side of an image, rounded to 8 bits.
 
 The result is laid on a padded canvas, and that is cut into tiles, while it is written. Signature and meaning are those
-of `resample` in `service/engine/vision/resize.py`.
+of `kernels.reference.vision_resize`.
 
 Shape letters: H and W pixels of the source, X pixels of the result along the resized side, C colours, T taps or tiles.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from service.engine.kernels.triton.launch import launch
 
 if TYPE_CHECKING:
-    from service.engine.vision.resize import Canvas, Table
+    from service.engine.kernels.reference.vision_resize import Canvas, Table
 
 ROWS, BLOCK = 4, 256
 """Rows and bytes of a row that one program makes. Views of 640 x 640 and 1240 x 1754 pixels take 27 and 109 us (8 rows:

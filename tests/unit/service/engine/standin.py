@@ -14,6 +14,7 @@ from service.engine.protocol import (
     EngineState,
     EngineStats,
     FinishReason,
+    SamplingParams,
     SequenceDelta,
     SequenceEvent,
     SequenceFailure,
@@ -75,7 +76,7 @@ class StandIn:
         if request.prompt == "fail":
             del self.running[name]
             return [SequenceFailure(name, "engine_failed", "told to fail")]
-        if count == request.max_new_tokens:
+        if count == request.params.max_new_tokens:
             del self.running[name]
             return [standin_result(request)]
         self.running[name] = (request, count + 1)
@@ -87,15 +88,17 @@ class StandIn:
 
 
 def standin_result(request: SequenceRequest) -> SequenceResult:
-    text = "".join(f"{request.prompt}{count} " for count in range(request.max_new_tokens))
+    text = "".join(f"{request.prompt}{count} " for count in range(request.params.max_new_tokens))
     timings = SequenceTimings(0.25, 0.5, 0.125, 1.0)
     pixels = sum(int(array.sum()) for array in request.page.arrays)
-    return SequenceResult(request.sequence_id, text, FinishReason.STOP, 0.5, pixels, 2, request.max_new_tokens, timings)
+    return SequenceResult(
+        request.sequence_id, text, FinishReason.STOP, 0.5, pixels, 2, request.params.max_new_tokens, timings
+    )
 
 
 def standin_request(name: str, prompt: str = "word", max_new_tokens: int = 3, ink: int = 1) -> SequenceRequest:
     page = PageViews(PLAN, np.full((2, 2, 3), ink, np.uint8), np.full((2, 1, 1, 3), ink, np.uint8))
-    return SequenceRequest(name, page, prompt, max_new_tokens, "stand-in")
+    return SequenceRequest(name, page, prompt, SamplingParams(max_new_tokens), "stand-in")
 
 
 def make_standin() -> StandIn:

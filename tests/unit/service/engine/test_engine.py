@@ -49,7 +49,7 @@ def generated(request) -> str:
         global_views_BHWC=torch.from_numpy(page.global_view_HWC)[None],
         tiles_THWC=torch.from_numpy(page.tiles_THWC),
         tile_grids_B2=torch.tensor([[page.plan.tile_columns, page.plan.tile_rows]]),
-        max_new_tokens=request.max_new_tokens,
+        max_new_tokens=request.params.max_new_tokens,
         do_sample=False,
         eos_token_id=TOKENIZER.eos_id,
         pad_token_id=TOKENIZER.pad_id,
@@ -130,7 +130,7 @@ def test_confidence_is_the_geometric_mean_of_chosen_probabilities():
     out = MODEL.generate(
         torch.tensor([ids]),
         global_views_BHWC=torch.from_numpy(page.global_view_HWC)[None],
-        max_new_tokens=request.max_new_tokens,
+        max_new_tokens=request.params.max_new_tokens,
         do_sample=False,
         output_logits=True,
         return_dict_in_generate=True,

@@ -12,7 +12,7 @@ from service.engine.factory import make_engine
 from service.engine.gpu.decoder import GpuDecoder
 from service.engine.kernels.reference import decoder as reference
 from service.engine.lora.registry import AdapterError
-from service.engine.protocol import SequenceFailure, SequenceRequest
+from service.engine.protocol import SamplingParams, SequenceFailure, SequenceRequest
 from service.engine.repetition import LoopRule
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.loading import load_checkpoint
@@ -213,7 +213,7 @@ def test_nano_reads_as_with_the_adapter_merged(way):
     files = {f"x@{seed}": random_adapter(model, seed, rank=16 - 5 * seed, strength=1.0) for seed in range(2)}
 
     def asked(name):
-        return SequenceRequest(name, page_of("Invoice 2041"), prompt_for(Task.FREE), 16, name)
+        return SequenceRequest(name, page_of("Invoice 2041"), prompt_for(Task.FREE), SamplingParams(16), name)
 
     texts = {}
     for name, alone in {base: model, **{name: merged(model, file) for name, file in files.items()}}.items():

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from service.engine.config import EngineLimits, WeightForm
 from service.engine.engine import TorchEngine
 from service.engine.factory import make_engine
-from service.engine.protocol import SequenceRequest, SequenceResult
+from service.engine.protocol import SamplingParams, SequenceRequest, SequenceResult
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import plan_views
@@ -73,7 +73,7 @@ def test_pages_together_are_read_as_by_generation(make):
     engine, found = make(), {}
     pages = {text: page_of(text) for text in TEXTS}
     for text, page in pages.items():
-        engine.submit(SequenceRequest(text, page, prompt_for(Task.FREE), TOKENS, engine.info.model_id))
+        engine.submit(SequenceRequest(text, page, prompt_for(Task.FREE), SamplingParams(TOKENS), engine.info.model_id))
         for event in engine.step():
             assert not isinstance(event, SequenceResult)
     for event in drain(engine):

@@ -23,7 +23,7 @@ ENGINES = pytest.mark.parametrize("make", [tiny_engine, paged_engine])
 
 
 def drawn(request, seed: int, temperature: float = 1.0):
-    return replace(request, temperature=temperature, seed=seed)
+    return replace(request, params=replace(request.params, temperature=temperature, seed=seed))
 
 
 def sampled(number: int, temperature: float = 1.0):
@@ -157,7 +157,7 @@ def test_nearly_no_temperature_is_greedy(make):
 @pytest.mark.parametrize("changes", [{"temperature": -1.0}, {"temperature": float("nan")}, {"temperature": 2.5},
                                      {"seed": -1}, {"seed": MAX_SEED + 1}])  # fmt: skip
 def test_what_cannot_be_drawn_fails_alone(make, changes):
-    found = read(make, [replace(request_of(1), **changes), request_of(2)])
+    found = read(make, [replace(request_of(1), params=replace(request_of(1).params, **changes)), request_of(2)])
     assert isinstance(found["page-1"], SequenceFailure)
     assert found["page-2"].text == ALONE["page-2"].text
 

@@ -13,17 +13,17 @@ import numpy as np
 
 from service.engine.config import EngineLimits
 from service.engine.engine import TorchEngine
-from service.engine.gpu.state import Code
 from service.engine.protocol import (
     EngineInfo,
     FinishReason,
+    SamplingParams,
     SequenceDelta,
     SequenceFailure,
     SequenceRequest,
     SequenceResult,
 )
 from service.engine.repetition import LoopRule
-from service.engine.runner import Report
+from service.engine.runner import StepOutput, TokenStatus
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan
 from tests.unit.service.engine.tiny import tiny_tokenizer
@@ -66,20 +66,20 @@ class Script:
     def words(self, attempt: int) -> list[int]:
         return WORDS[attempt][self.ink]
 
-    def turn(self, position: int, attempt: int, limit: int, count: int) -> tuple[int, Code, int]:
+    def turn(self, position: int, attempt: int, limit: int, count: int) -> tuple[int, TokenStatus, int]:
         """Token, code and last column of an attempt's token at this position."""
         words = self.words(attempt)
         if position < len(words):
             # A loop that is about to be certain is held back, as the engine never shows what a loop takes back.
             run = 4 if self.is_loop and not attempt and position == len(words) - 1 else 0
-            return words[position], Code.LENGTH if count + 1 >= limit else Code.RUN, run
+            return words[position], TokenStatus.LENGTH if count + 1 >= limit else TokenStatus.RUN, run
         if self.is_fault:
-            return 0, Code.FAULT, 0
+            return 0, TokenStatus.FAULT, 0
         if self.is_loop and not attempt and count + 1 < limit:
-            return FIRST[0], Code.LOOP, count - 1
+            return FIRST[0], TokenStatus.LOOP, count - 1
         if self.is_endless or (self.is_loop and not attempt):
-            return LETTERS[1], Code.LENGTH if count + 1 >= limit else Code.RUN, 0
-        return TOKENIZER.eos_id, Code.STOP, 0
+            return LETTERS[1], TokenStatus.LENGTH if count + 1 >= limit else TokenStatus.RUN, 0
+        return TOKENIZER.eos_id, TokenStatus.STOP, 0
 
     def expected(self, limit: int) -> tuple[str, FinishReason] | None:
         """Text and reason, or None for a failure."""
@@ -87,16 +87,16 @@ class Script:
         attempt = position = 0
         while True:
             token, code, keep = self.turn(position, attempt, limit, len(tokens))
-            if code is Code.FAULT:
+            if code is TokenStatus.FAULT:
                 return None
-            if code is Code.STOP:
+            if code is TokenStatus.STOP:
                 return TOKENIZER.decode(tokens), FinishReason.STOP
             tokens.append(token)
             position += 1
-            if code is Code.LENGTH:
+            if code is TokenStatus.LENGTH:
                 reason = FinishReason.REPETITION if attempt else FinishReason.LENGTH
                 return TOKENIZER.decode(tokens), reason
-            if code is Code.LOOP:
+            if code is TokenStatus.LOOP:
                 del tokens[keep:]
                 attempt, position = 1, 0
 
@@ -114,12 +114,12 @@ class Seat:
 
     def choose(self) -> tuple[int, float, int, int]:
         if self.is_done:
-            return 0, 0.0, Code.IDLE, 0
+            return 0, 0.0, TokenStatus.IDLE, 0
         token, code, aux = self.script.turn(self.position, self.attempt, self.limit, self.count)
-        self.is_done = code is not Code.RUN
+        self.is_done = code is not TokenStatus.RUN
         self.position += 1
-        self.count += code is not Code.STOP
-        return token, float("nan") if code is Code.FAULT else SURE, code, aux
+        self.count += code is not TokenStatus.STOP
+        return token, float("nan") if code is TokenStatus.FAULT else SURE, code, aux
 
 
 @dataclass
@@ -130,7 +130,7 @@ class ScriptRunner:
     kv_tokens: int
     block_tokens: int
     seats: dict[int, Seat] = field(default_factory=dict)
-    owed: deque[Report] = field(default_factory=deque)
+    owed: deque[StepOutput] = field(default_factory=deque)
     most_slots: int = 0
     most_views: int = 0
 
@@ -160,7 +160,7 @@ class ScriptRunner:
     def launch(self, slots):
         assert len(set(slots)) == len(slots) > 0
         chosen = [self.seats[slot].choose() for slot in slots]
-        report = Report(*([row[column] for row in chosen] for column in range(4)))
+        report = StepOutput(*([row[column] for row in chosen] for column in range(4)))
         self.owed.append(report)
         assert len(self.owed) <= self.depth + 2
 
@@ -187,7 +187,7 @@ class ScriptRunner:
 def request_of(name: str, ink: int, tiles: int, max_new_tokens: int) -> SequenceRequest:
     plan = ViewPlan(Mode.GUNDAM, 1, 1, tiles, 1 if tiles else 0, 3)
     page = PageViews(plan, np.full((1, 1, 3), ink, np.uint8), np.full((tiles, 1, 1, 3), ink, np.uint8))
-    return SequenceRequest(name, page, "\nq", max_new_tokens, "m")
+    return SequenceRequest(name, page, "\nq", SamplingParams(max_new_tokens), "m")
 
 
 def check_answer(event, ink: int, max_new_tokens: int) -> None:
@@ -206,7 +206,7 @@ def run_schedule(seed: int) -> None:
         kv_tokens=choose.choice([None, 70]),
         views_per_step=choose.randint(1, 3),
         prefill_tokens_per_step=choose.choice([1, 12, 100]),
-        idle_factor=choose.choice([1, 3]),
+        idle_multiplier=choose.choice([1, 3]),
         loop_rule=LoopRule(max_period=2, min_tokens=1000),
     )
     runner = ScriptRunner(
@@ -234,7 +234,7 @@ def run_schedule(seed: int) -> None:
         engine.check_integrity()
     assert not runner.seats
     assert runner.most_slots <= limits.batch_size
-    assert runner.most_views <= limits.views_per_step * limits.idle_factor
+    assert runner.most_views <= limits.views_per_step * limits.idle_multiplier
     assert answers.keys() == asked.keys() - cancelled
     for name, event in answers.items():
         check_answer(event, *asked[name])

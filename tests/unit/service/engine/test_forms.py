@@ -10,7 +10,7 @@ from PIL import Image
 
 from service.engine.gpu.runner import GpuRunner
 from service.engine.process.codec import Submit, decode_command, encode_command
-from service.engine.protocol import SequenceFailure, SequenceRequest, SequenceResult
+from service.engine.protocol import SamplingParams, SequenceFailure, SequenceRequest, SequenceResult
 from service.engine.vision import preparation
 from service.engine.vision.preparation import Preparation, Staging
 from shared.deepseek_ocr.forms import MAX_IMAGE_PIXELS, PageImage, PageViews, may_be_image
@@ -35,7 +35,7 @@ def views_of(page: PageImage) -> PageViews:
 
 
 def request_of(page, name: str) -> SequenceRequest:
-    return SequenceRequest(name, page, PROMPT, 24, "tiny")
+    return SequenceRequest(name, page, PROMPT, SamplingParams(24), "tiny")
 
 
 def texts(engine, pages) -> dict[str, str]:

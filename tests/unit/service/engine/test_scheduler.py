@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,8 +11,10 @@ from service.engine.scheduler import (
     Decision,
     Limits,
     PageCost,
-    company_wait_s,
+    batching_window_s,
     decide,
+    decode_order,
+    queue_index,
 )
 
 limits_st = st.builds(
@@ -20,7 +23,7 @@ limits_st = st.builds(
     kv_tokens=st.integers(50, 400),
     views_per_step=st.integers(1, 5),
     prefill_tokens_per_step=st.integers(1, 300),
-    idle_factor=st.integers(1, 4),
+    idle_multiplier=st.integers(1, 4),
 )
 shapes_st = st.lists(
     st.tuples(st.integers(1, 7), st.integers(1, 120), st.integers(1, 120), st.sampled_from([1, 16])),
@@ -41,21 +44,18 @@ class World:
     """Executes decisions over counts alone; each decoding page ends after `max_new_tokens` steps."""
 
     def __init__(self, waiting: list[PageCost], limits: Limits) -> None:
-        self.waiting = list(waiting)
+        self.waiting = [cost for cost in waiting if limits.can_hold(cost)]
         self.active: list[ActivePage] = []
         self.left: dict[str, int] = {}
         self.limits = limits
         self.admitted: list[str] = []
-        self.refused: list[str] = []
         self.finished: list[str] = []
 
     def step(self) -> Decision:
         decision = decide(self.waiting, self.active, self.limits)
-        self.refused += decision.refuse
         self.admitted += decision.admit
         by_id = {cost.sequence_id: cost for cost in self.waiting}
-        gone = {*decision.refuse, *decision.admit}
-        self.waiting = [cost for cost in self.waiting if cost.sequence_id not in gone]
+        self.waiting = [cost for cost in self.waiting if cost.sequence_id not in decision.admit]
         self.active += [ActivePage(by_id[name]) for name in decision.admit]
         encoded = dict(decision.encode)
         self.active = [
@@ -66,8 +66,8 @@ class World:
             )
             for p in self.active
         ]
-        for name in decision.decode:
-            p = next(p for p in self.active if p.cost.sequence_id == name)
+        for p in [p for p in self.active if p.is_decoding]:
+            name = p.cost.sequence_id
             assert p.views_encoded == p.cost.num_views
             self.left[name] = self.left.get(name, p.cost.max_new_tokens) - 1
             if not self.left[name]:
@@ -91,21 +91,18 @@ def test_work_between_two_tokens_of_a_running_page_is_bounded(shapes, limits):
     prompts = {c.sequence_id: c.prompt_tokens for c in pages(shapes)}
     while world.waiting or world.active:
         is_decoding = any(p.is_decoding for p in world.active)
-        running = {p.cost.sequence_id for p in world.active if p.is_decoding}
         decision = world.step()
-        factor = 1 if is_decoding else limits.idle_factor
+        factor = 1 if is_decoding else limits.idle_multiplier
         assert sum(count for _, count in decision.encode) <= limits.views_per_step * factor
         if len(decision.prefill) > 1:
             assert sum(prompts[name] for name in decision.prefill) <= limits.prefill_tokens_per_step * factor
-        # No running page is ever left out.
-        assert running <= set(decision.decode)
 
 
 @given(shapes_st, limits_st)
 def test_encoded_pages_that_wait_for_their_prefill_are_bounded(shapes, limits):
     world = World(pages(shapes), limits)
     longest = max(shape[1] for shape in shapes)
-    bound = ENCODED_AHEAD * limits.prefill_tokens_per_step * limits.idle_factor + longest
+    bound = ENCODED_AHEAD * limits.prefill_tokens_per_step * limits.idle_multiplier + longest
     while world.waiting or world.active:
         world.step()
         ahead = [p.cost.prompt_tokens for p in world.active if p.views_encoded and not p.is_decoding]
@@ -113,7 +110,7 @@ def test_encoded_pages_that_wait_for_their_prefill_are_bounded(shapes, limits):
 
 
 @given(shapes_st, limits_st)
-def test_every_page_is_finished_or_refused_in_bounded_steps(shapes, limits):
+def test_every_page_that_fits_is_finished_in_bounded_steps(shapes, limits):
     costs = pages(shapes)
     world = World(costs, limits)
     bound = sum(c.num_views + c.max_new_tokens + 2 for c in costs)
@@ -123,8 +120,7 @@ def test_every_page_is_finished_or_refused_in_bounded_steps(shapes, limits):
         world.step()
         steps += 1
         assert steps <= bound
-    assert sorted(world.finished + world.refused) == sorted(c.sequence_id for c in costs)
-    assert set(world.refused) == {c.sequence_id for c in costs if c.kv_tokens > limits.kv_tokens}
+    assert sorted(world.finished) == sorted(c.sequence_id for c in costs if c.kv_tokens <= limits.kv_tokens)
 
 
 @given(shapes_st, limits_st)
@@ -158,14 +154,25 @@ def test_a_large_page_at_the_head_is_not_overtaken():
     limits = Limits(slots=4, kv_tokens=100)
     running = [ActivePage(page("r", prompt=30, new=30), views_encoded=1, is_decoding=True)]
     decision = decide([page("big", prompt=50, new=40), page("small", prompt=1, new=1)], running, limits)
-    assert decision.admit == ()
-    assert decision.decode == ("r",)
+    assert decision == Decision()
 
 
-def test_a_page_that_never_fits_does_not_block_those_behind_it():
-    decision = decide([page("huge", prompt=90, new=90), page("b")], [], Limits(slots=2, kv_tokens=100))
-    assert decision.refuse == ("huge",)
-    assert decision.admit == ("b",)
+def test_a_page_that_an_empty_engine_cannot_hold_is_told_apart():
+    limits = Limits(slots=2, kv_tokens=100)
+    assert limits.can_hold(page(prompt=50, new=50))
+    assert not limits.can_hold(page(prompt=50, new=51))
+
+
+def test_a_page_with_priority_queues_behind_others_with_priority_alone():
+    canary = PageCost("canary", 0, 10, 16, has_priority=True)
+    assert queue_index([canary, canary, page(), page()], canary) == 2
+    assert queue_index([page()], canary) == 0
+    assert queue_index([canary, page()], page()) is None
+
+
+def test_rows_of_an_adapter_are_adjacent_and_keep_their_order():
+    rows = [SimpleNamespace(adapter=adapter, name=name) for adapter, name in ((1, "a"), (-1, "b"), (1, "c"), (-1, "d"))]
+    assert [row.name for row in decode_order(rows)] == ["b", "d", "a", "c"]
 
 
 def test_views_of_one_page_spread_over_steps_and_prefill_waits_for_the_last():
@@ -175,7 +182,7 @@ def test_views_of_one_page_spread_over_steps_and_prefill_waits_for_the_last():
     assert first.prefill == ()
     second = decide([], [ActivePage(page("a", views=3), views_encoded=2)], limits)
     assert second.encode == (("a", 1),)
-    assert second.prefill == second.decode == ("a",)
+    assert second.prefill == ("a",)
 
 
 def test_prefill_beyond_the_bound_waits_but_one_page_always_goes():
@@ -185,26 +192,26 @@ def test_prefill_beyond_the_bound_waits_but_one_page_always_goes():
 
 
 def test_an_idle_engine_does_more_in_a_step():
-    limits = Limits(slots=9, kv_tokens=1000, views_per_step=2, prefill_tokens_per_step=20, idle_factor=3)
+    limits = Limits(slots=9, kv_tokens=1000, views_per_step=2, prefill_tokens_per_step=20, idle_multiplier=3)
     waiting = [page(name) for name in "abcdefgh"]
     assert len(decide(waiting, [], limits).prefill) == 6
     running = [ActivePage(page("r"), views_encoded=1, is_decoding=True)]
     assert len(decide(waiting, running, limits).prefill) == 2
 
 
-def test_a_page_that_goes_first_is_prefilled_before_pages_that_were_admitted_before_it():
+def test_a_page_that_has_priority_is_prefilled_before_pages_that_were_admitted_before_it():
     limits = Limits(slots=9, kv_tokens=1000, views_per_step=1, prefill_tokens_per_step=10)
     started = [ActivePage(page(name), views_encoded=1) for name in "ab"]
-    canary = PageCost("canary", 0, 10, 16, goes_first=True)
+    canary = PageCost("canary", 0, 10, 16, has_priority=True)
     decision = decide([canary, page("c")], started, limits)
     assert decision.admit == ("canary", "c")
-    assert decision.prefill == decision.decode == ("canary",)
+    assert decision.prefill == ("canary",)
     assert "canary" not in dict(decision.encode)
 
 
-def test_a_page_that_goes_first_has_its_views_encoded_first():
+def test_a_page_that_has_priority_has_its_views_encoded_first():
     limits = Limits(slots=9, kv_tokens=1000, views_per_step=1)
-    canary = PageCost("canary", 1, 10, 16, goes_first=True)
+    canary = PageCost("canary", 1, 10, 16, has_priority=True)
     decision = decide([canary], [ActivePage(page("a"))], limits)
     assert decision.encode == (("canary", 1),)
     assert decision.prefill == ("canary",)
@@ -212,18 +219,17 @@ def test_a_page_that_goes_first_has_its_views_encoded_first():
 
 def test_going_first_needs_a_slot_all_the_same():
     running = [ActivePage(page("r"), views_encoded=1, is_decoding=True)]
-    decision = decide([PageCost("canary", 0, 10, 16, goes_first=True)], running, Limits(slots=1, kv_tokens=1000))
-    assert decision.admit == ()
-    assert decision.decode == ("r",)
+    decision = decide([PageCost("canary", 0, 10, 16, has_priority=True)], running, Limits(slots=1, kv_tokens=1000))
+    assert decision == Decision()
 
 
 @given(shapes_st, limits_st, st.data())
 def test_pages_that_go_first_keep_no_other_from_its_end(shapes, limits, data):
-    costs = [replace(cost, goes_first=data.draw(st.booleans())) for cost in pages(shapes)]
-    world = World(sorted(costs, key=lambda cost: not cost.goes_first), limits)
+    costs = [replace(cost, has_priority=data.draw(st.booleans())) for cost in pages(shapes)]
+    world = World(sorted(costs, key=lambda cost: not cost.has_priority), limits)
     for _ in range(sum(cost.num_views + cost.max_new_tokens + 2 for cost in costs)):
         world.step()
-    assert sorted(world.finished + world.refused) == sorted(cost.sequence_id for cost in costs)
+    assert sorted(world.finished) == sorted(cost.sequence_id for cost in costs if cost.kv_tokens <= limits.kv_tokens)
 
 
 def test_waiting_pages_behind_the_first_that_must_wait_are_not_looked_at():
@@ -241,11 +247,11 @@ def test_a_page_costs_whole_blocks():
 
 
 def test_an_idle_engine_waits_for_company_only_up_to_the_bound():
-    assert company_wait_s(1, 0, waited_s=0.002, slots=4, max_wait_s=0.01) == 0.008
-    assert company_wait_s(1, 0, waited_s=0.02, slots=4, max_wait_s=0.01) == 0.0
+    assert batching_window_s(1, 0, waited_s=0.002, slots=4, max_wait_s=0.01) == 0.008
+    assert batching_window_s(1, 0, waited_s=0.02, slots=4, max_wait_s=0.01) == 0.0
 
 
 def test_a_busy_or_full_engine_never_waits():
-    assert company_wait_s(1, 1, waited_s=0.0, slots=4, max_wait_s=0.01) == 0.0
-    assert company_wait_s(4, 0, waited_s=0.0, slots=4, max_wait_s=0.01) == 0.0
-    assert company_wait_s(0, 0, waited_s=0.0, slots=4, max_wait_s=0.01) == 0.0
+    assert batching_window_s(1, 1, waited_s=0.0, slots=4, max_wait_s=0.01) == 0.0
+    assert batching_window_s(4, 0, waited_s=0.0, slots=4, max_wait_s=0.01) == 0.0
+    assert batching_window_s(0, 0, waited_s=0.0, slots=4, max_wait_s=0.01) == 0.0

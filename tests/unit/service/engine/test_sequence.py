@@ -2,9 +2,9 @@ import math
 
 import pytest
 
-from service.engine.gpu.state import Code
 from service.engine.protocol import FinishReason
 from service.engine.repetition import LoopDetector, LoopRule, RepetitionGuard
+from service.engine.runner import TokenStatus
 from service.engine.sequence import Answer, Rewind, TokenBytes
 from tests.unit.service.engine.tiny import tiny_tokenizer
 
@@ -34,15 +34,15 @@ class Page:
         self.restart, self.detector = turn.kept, LoopDetector(RULE)
         return None
 
-    def judge(self, token: int) -> tuple[Code, int]:
+    def judge(self, token: int) -> tuple[TokenStatus, int]:
         if token == TOKENIZER.eos_id:
-            return Code.STOP, 0
+            return TokenStatus.STOP, 0
         self.tokens.append(token)
         keep = self.detector.push(token)
         if keep is not None:
-            return Code.LOOP, self.restart + keep
+            return TokenStatus.LOOP, self.restart + keep
         count = len(self.tokens)
-        code = Code.LENGTH if count >= self.max_new_tokens else Code.RUN
+        code = TokenStatus.LENGTH if count >= self.max_new_tokens else TokenStatus.RUN
         return code, count - self.restart - self.detector.num_settled
 
     def say(self, text: str, log_probability: float = SURE):

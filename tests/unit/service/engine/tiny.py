@@ -6,10 +6,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from service.engine.config import EngineLimits
 from service.engine.cpu.model_runner import ModelRunner
-from service.engine.cpu.runner import PlainRunner
+from service.engine.cpu.runner import CpuRunner
 from service.engine.engine import TorchEngine
 from service.engine.lora.bank import make_bank
-from service.engine.protocol import EngineInfo, SequenceEvent, SequenceRequest
+from service.engine.protocol import EngineInfo, SamplingParams, SequenceEvent, SequenceRequest
 from shared.deepseek_ocr.configuration import ClipConfig, DeepseekOcrConfig, SamConfig, TextConfig, geometry_to_json
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling, plan_views
@@ -109,7 +109,7 @@ def tiny_engine(model: DeepseekOcrForConditionalGeneration | None = None, **limi
     )
     tokenizer = tiny_tokenizer()
     kv_tokens = values.kv_tokens or values.batch_size * values.max_sequence_tokens
-    runner = PlainRunner(rows, eos_id=tokenizer.eos_id, rule=values.loop_rule, kv_tokens=kv_tokens)
+    runner = CpuRunner(rows, eos_id=tokenizer.eos_id, rule=values.loop_rule, kv_tokens=kv_tokens)
     return TorchEngine(runner, tokenizer, info, values)
 
 
@@ -127,7 +127,7 @@ def tiny_page(seed: int, width_px: int = 64, height_px: int = 64) -> PageViews:
 def tiny_request(name: str, seed: int = 0, max_new_tokens: int = 24, **changes) -> SequenceRequest:
     width_px = changes.pop("width_px", 64)
     values = {"page": tiny_page(seed, width_px), "prompt": PROMPT, "model_id": "tiny", **changes}
-    return SequenceRequest(sequence_id=name, max_new_tokens=max_new_tokens, **values)
+    return SequenceRequest(sequence_id=name, params=SamplingParams(max_new_tokens), **values)
 
 
 def drain(engine: TorchEngine) -> list[SequenceEvent]:

@@ -12,7 +12,7 @@ from opentelemetry.trace import NoOpTracer
 
 from service.admission.gate import Gate
 from service.engine.fake import FakeEngine, FakeEngineHandle, fake_tokens
-from service.engine.protocol import FinishReason, SequenceRequest
+from service.engine.protocol import FinishReason, SamplingParams, SequenceRequest
 from service.errors import (
     EngineError,
     EngineLostError,
@@ -92,7 +92,7 @@ async def bench(page_slots: int = 4, engine: FakeEngine | None = None, plan: Vie
 def expected_text(num_pages: int, page: int) -> str:
     view = np.full((8, 8, 3), 16 * num_pages + page - 1, np.uint8)
     prepared = PageViews(PLAN, view, np.zeros((0, 8, 8, 3), np.uint8))
-    request = SequenceRequest("", prepared, prompt_for(Task.FREE), 100, "fake")
+    request = SequenceRequest("", prepared, prompt_for(Task.FREE), SamplingParams(100), "fake")
     return "".join(fake_tokens(request))
 
 

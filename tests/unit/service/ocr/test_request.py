@@ -29,11 +29,11 @@ def make(data: bytes = b"\x89PNG\r\n\x1a\n", cap: int = 100, **wishes: Any) -> R
 
 def test_defaults_are_the_models() -> None:
     order = make()
-    assert (order.mode, order.model_id, order.max_new_tokens, order.selection) == (Mode.SMALL, "fake", 100, None)
+    assert (order.mode, order.model_id, order.params.max_new_tokens, order.selection) == (Mode.SMALL, "fake", 100, None)
 
 
 def test_engines_bound_holds_below_the_settings() -> None:
-    assert make(cap=100_000).max_new_tokens == INFO.max_new_tokens
+    assert make(cap=100_000).params.max_new_tokens == INFO.max_new_tokens
 
 
 def test_unknown_model_is_not_found() -> None:

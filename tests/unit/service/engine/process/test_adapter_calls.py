@@ -25,7 +25,14 @@ from service.engine.process.codec import (
     encode_message,
 )
 from service.engine.process.engines import ProcessEngine, ThreadEngine
-from service.engine.protocol import EngineState, SequenceDelta, SequenceFailure, SequenceRequest, SequenceResult
+from service.engine.protocol import (
+    EngineState,
+    SamplingParams,
+    SequenceDelta,
+    SequenceFailure,
+    SequenceRequest,
+    SequenceResult,
+)
 from service.errors import EngineLostError
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import Mode, ViewPlan
@@ -37,7 +44,7 @@ PLAN = ViewPlan(Mode.GUNDAM, 2, 1, 1, 2, 3)
 
 def request_of(name: str, model_id: str) -> SequenceRequest:
     page = PageViews(PLAN, np.full((2, 2, 3), 7, np.uint8), np.full((2, 1, 1, 3), 7, np.uint8))
-    return SequenceRequest(name, page, "\nFree OCR.", 100, model_id)
+    return SequenceRequest(name, page, "\nFree OCR.", SamplingParams(100), model_id)
 
 
 async def text_of(engine, model_id: str, name: str = "a") -> str:

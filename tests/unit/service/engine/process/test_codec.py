@@ -16,22 +16,21 @@ from service.engine.process.codec import (
     encode_command,
     encode_message,
 )
-from service.engine.protocol import MAX_SEED, EngineState, EngineStats, SequenceDelta, SequenceFailure
+from service.engine.protocol import MAX_SEED, EngineState, EngineStats, SamplingParams, SequenceDelta, SequenceFailure
 from tests.unit.service.engine.standin import INFO, standin_request, standin_result
 
 
 def test_a_submitted_page_arrives_with_its_pixels():
     request = standin_request("a", prompt="Ünicode \x00 <|ref|>", ink=200)
-    request = replace(request, temperature=0.7, seed=MAX_SEED)
+    request = replace(request, params=SamplingParams(3, temperature=0.7, seed=MAX_SEED))
     request.page.tiles_THWC[1] = 7
     arrived = decode_command(b"".join(encode_command(Submit(request))))
     assert isinstance(arrived, Submit)
     assert arrived.request.page.plan == request.page.plan
     np.testing.assert_array_equal(arrived.request.page.global_view_HWC, request.page.global_view_HWC)
     np.testing.assert_array_equal(arrived.request.page.tiles_THWC, request.page.tiles_THWC)
-    assert (arrived.request.prompt, arrived.request.max_new_tokens) == (request.prompt, request.max_new_tokens)
+    assert (arrived.request.prompt, arrived.request.params) == (request.prompt, request.params)
     assert (arrived.request.sequence_id, arrived.request.model_id) == ("a", "stand-in")
-    assert (arrived.request.temperature, arrived.request.seed) == (0.7, MAX_SEED)
     assert not arrived.request.is_canary
 
 
