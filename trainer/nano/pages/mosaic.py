@@ -63,6 +63,9 @@ class MosaicRenderer(PageRenderer):
     def render_mosaic(self) -> RenderedPage:
         """Render one page.
 
+        Returns:
+            The image; its text is never empty and no glyph is cut off.
+
         Raises:
             RuntimeError: no attempt gave a page (fonts or texts are unusable).
         """

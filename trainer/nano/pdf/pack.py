@@ -134,7 +134,12 @@ def pack_document(
 
 
 def check_page(page: pdfium.PdfPage, content: PageText, known: frozenset[str]) -> None:
-    """Refuse pages with little text, with words that cannot be seen, and those nano is judged by.
+    """Refuse pages with little text, of code, with words that cannot be seen, and those nano is judged by.
+
+    Args:
+        page: the page.
+        content: what `read_page` made of it.
+        known: keys of lines that it may not hold.
 
     Raises:
         RefusedPageError: the page is one of these.

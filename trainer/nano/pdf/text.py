@@ -170,6 +170,9 @@ class PageText:
 
         Args:
             inside: where given, only words that lie in it.
+
+        Returns:
+            The text; empty where no word is left.
         """
         parts: list[str] = []
         for block in self.blocks:
@@ -191,6 +194,9 @@ def read_page(page: pdfium.PdfPage) -> PageText:
 
     Args:
         page: upright, of any producer.
+
+    Returns:
+        What is written on it.
 
     Raises:
         RefusedPageError: the text layer is missing, broken, turned, mathematical or in no order that can be told.
@@ -274,6 +280,9 @@ def reading_order(blocks: Sequence[Block]) -> list[Block]:
 
     Args:
         blocks: in the file's order.
+
+    Returns:
+        The same blocks as a person would read them.
 
     Raises:
         RefusedPageError: blocks overlap, no cut parts them, or the two orders differ by more than heads and feet.
