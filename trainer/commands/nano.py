@@ -20,13 +20,17 @@ def add_nano(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "nano", help="make nano, the small model that ships with the service", description=__doc__
     )
     steps = parser.add_subparsers(title="steps, in order", metavar="STEP", required=True)
-    for name, text in (("fonts", "pack fonts of Debian packages"), ("corpus", "pack texts of Debian packages")):
+    for name, text, run in (
+        ("fonts", "pack fonts of Debian packages", _run_fonts),
+        ("corpus", "pack texts of Debian packages", _run_corpus),
+        ("pdfs", "pack pages of Debian's documentation in PDF, for real layouts; not needed to train", _run_pdfs),
+    ):
         step = steps.add_parser(name, help=text)
         step.add_argument(
             "--out", type=Path, required=True, metavar="DIR", help="output folder for training and held-out halves"
         )
         step.add_argument("--cache", type=Path, required=True, metavar="DIR", help="where packages are unpacked")
-        step.set_defaults(run=_run_fonts if name == "fonts" else _run_corpus)
+        step.set_defaults(run=run)
     _add_evalset(steps)
     _add_tokenizer(steps)
     _add_train(steps)
@@ -99,6 +103,12 @@ def _run_corpus(options: argparse.Namespace, _: TrainerSettings) -> str:
     return _counts(build_corpus(options.out, options.cache))
 
 
+def _run_pdfs(options: argparse.Namespace, _: TrainerSettings) -> str:
+    from trainer.nano.pdf.pack import build_pdfs
+
+    return _counts(build_pdfs(options.out, options.cache))
+
+
 def _run_train(options: argparse.Namespace, settings: TrainerSettings) -> str:
     from trainer.nano.training.recipe import Recipe
     from trainer.nano.training.run import DataPaths, train_nano
@@ -112,6 +122,11 @@ def _run_train(options: argparse.Namespace, settings: TrainerSettings) -> str:
         heldout_fonts=options.data / "fonts-heldout",
         heldout_corpus=options.data / "corpus-heldout",
         tokenizer=options.tokenizer,
+        **{
+            name: options.data / folder
+            for name, folder in (("pdfs", "pdf"), ("heldout_pdfs", "pdf-heldout"))
+            if (options.data / folder).is_dir()
+        },
     )
     train_nano(
         data,

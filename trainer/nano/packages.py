@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 PACKAGE_LIST: Final = Path(__file__).with_name("packages.txt")
-PURPOSES: Final = frozenset({"fonts", "text", "text-heldout", "words"})
+PURPOSES: Final = frozenset({"fonts", "text", "text-heldout", "words", "pages", "pages-heldout"})
 SKIPPED_PATTERNS: Final = ("*.png", "*.jpg", "*.ogg", "*.svg", "*.pdf", "*.js", "*.gif", "*.wav")
 
 
@@ -55,12 +55,13 @@ def read_package_list(path: Path = PACKAGE_LIST) -> list[SourcePackage]:
     return packages
 
 
-def unpack_packages(packages: list[SourcePackage], cache_dir: Path) -> dict[str, Path]:
+def unpack_packages(packages: list[SourcePackage], cache_dir: Path, keep: tuple[str, ...] = ()) -> dict[str, Path]:
     """Download the packages' archives and unpack them, each once.
 
     Args:
         packages: what to unpack.
         cache_dir: holds `archives/` and `unpacked/<package>/`; reused by later calls.
+        keep: patterns of file names; where given, nothing else is unpacked, and into `kept/<package>/`.
 
     Returns:
         The unpacked folder of each package by name.
@@ -68,7 +69,7 @@ def unpack_packages(packages: list[SourcePackage], cache_dir: Path) -> dict[str,
     Raises:
         RuntimeError: no package client on this machine, or it could not deliver.
     """
-    archives, unpacked = cache_dir / "archives", cache_dir / "unpacked"
+    archives, unpacked = cache_dir / "archives", cache_dir / ("kept" if keep else "unpacked")
     archives.mkdir(parents=True, exist_ok=True)
     unpacked.mkdir(exist_ok=True)
     missing = [package.name for package in packages if not list(archives.glob(f"{package.name}_*.deb"))]
@@ -78,7 +79,7 @@ def unpack_packages(packages: list[SourcePackage], cache_dir: Path) -> dict[str,
     for package in packages:
         folders[package.name] = unpacked / package.name
         if not folders[package.name].is_dir():
-            _unpack(next(iter(sorted(archives.glob(f"{package.name}_*.deb")))), folders[package.name])
+            _unpack(next(iter(sorted(archives.glob(f"{package.name}_*.deb")))), folders[package.name], keep)
     return folders
 
 
@@ -93,7 +94,7 @@ def _download(names: list[str], archives: Path) -> None:
         raise RuntimeError(f"apt-get download failed (run 'apt-get update' first?): {outcome.stderr.strip()[-500:]}")
 
 
-def _unpack(archive: Path, folder: Path) -> None:
+def _unpack(archive: Path, folder: Path, keep: tuple[str, ...]) -> None:
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -102,8 +103,10 @@ def _unpack(archive: Path, folder: Path) -> None:
     if opener is None or unpacker is None:
         raise RuntimeError("unpacking packages needs dpkg-deb and tar")
     with subprocess.Popen([opener, "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE) as stream:  # noqa: S603 - fixed program
-        command = [unpacker, "-x", "-C", str(partial), *(f"--exclude={pattern}" for pattern in SKIPPED_PATTERNS)]
-        subprocess.run(command, stdin=stream.stdout, check=True)  # noqa: S603 - fixed program
+        chosen = ["--wildcards", *keep] if keep else [f"--exclude={pattern}" for pattern in SKIPPED_PATTERNS]
+        command = [unpacker, "-x", "-C", str(partial), *chosen]
+        # tar complains of a pattern that no file matches; what it found is there all the same.
+        subprocess.run(command, stdin=stream.stdout, check=not keep, stderr=subprocess.DEVNULL if keep else None)  # noqa: S603 - fixed program
     if stream.returncode != 0:
         raise RuntimeError(f"{archive.name}: could not be opened")
     partial.rename(folder)

@@ -13,8 +13,11 @@ from shared.deepseek_ocr.tokenizer import OcrTokenizer
 from trainer.nano.corpus.charset import SUPPORTED
 from trainer.nano.corpus.corpus import Corpus
 from trainer.nano.fonts.library import FontLibrary
-from trainer.nano.pages.render import SCANS, PageRenderer, RenderedPage, Tier
+from trainer.nano.pages.mosaic import MosaicRenderer, blank_page
+from trainer.nano.pages.render import SCANS, RenderedPage, Tier
+from trainer.nano.pdf.pages import PdfPages, PdfSample
 from trainer.nano.training.pool import Drawing
+from trainer.nano.training.recipe import PDF_TIERS
 
 CHARSET = {character: index for index, character in enumerate(sorted(SUPPORTED))}
 """Index of each character in marks."""
@@ -26,17 +29,20 @@ SMALL_PX = (10, 18)
 
 
 class Draw:
-    """Draws pages of one source of fonts and texts; the same seed draws the same pages."""
+    """Draws pages of one source of fonts, texts and PDFs; the same seed draws the same pages."""
 
-    def __init__(self, fonts: Path, corpus: Path, tokenizer: Path, geometry: GeometryConfig, seed: int) -> None:
-        self._renderer = PageRenderer(FontLibrary(fonts), Corpus(corpus), seed)
+    def __init__(
+        self, fonts: Path, corpus: Path, pdfs: Path | None, tokenizer: Path, geometry: GeometryConfig, seed: int
+    ) -> None:
+        self._renderer = MosaicRenderer(FontLibrary(fonts), Corpus(corpus), seed)
+        self._pdfs = None if pdfs is None else PdfPages(pdfs, geometry, seed)
         self._tokenizer = OcrTokenizer.from_file(tokenizer)
         self._geometry = geometry
         self._rng = random.Random(seed)
 
     def __call__(self, tier: str, longest: int) -> Drawing:
         """Draw one page; see `pool.DrawFunction`."""
-        page = self._render(Tier(tier), longest)
+        page = self._page(tier, longest)
         ink = page.ink
         height, width = ink.shape
         plan = plan_views(width, height, Mode.GUNDAM, self._geometry)
@@ -48,6 +54,17 @@ class Draw:
         tokens = [*self._tokenizer.encode_plain(page.text), self._tokenizer.eos_id]
         marks = [(max(x * scale, 0), max(y * scale, 0), CHARSET[c]) for x, y, c in page.marks if c in CHARSET]
         return Drawing(ink, np.array(marks).reshape(-1, 3), tokens, plan.tile_columns, plan.tile_rows)
+
+    def _page(self, tier: str, longest: int) -> RenderedPage | PdfSample:
+        if tier == "blank":
+            return PdfSample(blank_page(self._rng), "", ())
+        if tier == "mosaic":
+            return self._renderer.render_mosaic()
+        if tier in PDF_TIERS:
+            if self._pdfs is None:
+                raise ValueError(f"no PDFs were given to draw {tier} from")
+            return self._pdfs.whole() if tier == "pdf-page" else self._pdfs.cut()
+        return self._render(Tier(tier), longest)
 
     def _render(self, tier: Tier, longest: int) -> RenderedPage:
         if tier == Tier.LINE:
@@ -61,8 +78,8 @@ class Draw:
 class MakeDraw:
     """Builds a `Draw` inside the process that will use it."""
 
-    def __init__(self, fonts: Path, corpus: Path, tokenizer: Path, geometry: GeometryConfig) -> None:
-        self._arguments = (fonts, corpus, tokenizer, geometry)
+    def __init__(self, fonts: Path, corpus: Path, pdfs: Path | None, tokenizer: Path, geometry: GeometryConfig) -> None:
+        self._arguments = (fonts, corpus, pdfs, tokenizer, geometry)
 
     def __call__(self, seed: int) -> Draw:
         """Build one with its own seed."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from trainer.nano.training.recipe import TIERS
 
-TEXT_BUCKETS = (48, 128, 256, 448, 704, 1024, 1536, 2048)
+TEXT_BUCKETS = (48, 128, 256, 448, 704, 1024, 1536, 2048, 2560, 3072)
 """Answer lengths in tokens that batches are padded to."""
 
 

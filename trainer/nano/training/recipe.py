@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-TIERS = ("line", "few", "block", "half", "page", "crop", "sheet")
+TIERS = ("line", "few", "block", "half", "page", "crop", "sheet", "mosaic", "blank", "pdf-page", "pdf-cut")
+PDF_TIERS = frozenset({"pdf-page", "pdf-cut"})
+"""Tiers that need pages of PDFs; a run without them goes without these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +56,17 @@ class Stage:
     """Longest line that the `line` tier renders."""
 
 
+LAST_MIX = {
+    "line": 0.05, "few": 0.03, "block": 0.12, "half": 0.04, "page": 0.08, "crop": 0.13, "sheet": 0.05,
+    "mosaic": 0.12, "blank": 0.02, "pdf-page": 0.24, "pdf-cut": 0.12,
+}  # fmt: skip
+
 CURRICULUM = (
     Stage(0.00, {"line": 0.4, "few": 0.3, "block": 0.3}, 0.0, 40),
     Stage(0.10, {"line": 0.25, "few": 0.35, "block": 0.4}, 0.2, 90),
     Stage(0.30, {"line": 0.1, "few": 0.25, "block": 0.6, "half": 0.05}, 0.6, 90),
     Stage(0.60, {"line": 0.1, "few": 0.15, "block": 0.4, "half": 0.13, "page": 0.12, "crop": 0.1}, 1.0, 90),
-    Stage(
-        1.00,
-        {"line": 0.05, "few": 0.06, "block": 0.26, "half": 0.09, "page": 0.24, "crop": 0.24, "sheet": 0.06},
-        1.0,
-        90,
-    ),
+    Stage(1.00, LAST_MIX, 1.0, 90),
 )
 
 

@@ -16,57 +16,73 @@ from trainer.nano.corpus.tokenizer import train_tokenizer
 from trainer.nano.fonts.library import FontLibrary
 from trainer.nano.pages.render import PageRenderer, Tier
 from trainer.nano.training.draw import MakeDraw
+from trainer.nano.training.parallel import Peers
 from trainer.nano.training.pool import BatchStream, RenderPool
-from trainer.nano.training.recipe import TIERS, Recipe
+from trainer.nano.training.recipe import PDF_TIERS, TIERS, Recipe
 from trainer.nano.training.trainer import NanoTrainer, RunPaths, draw_validation
 
 
 @dataclass(frozen=True, slots=True)
 class DataPaths:
-    """Folders of fonts and texts, as `nano fonts` and `nano corpus` write them, and the tokenizer's file."""
+    """Folders of fonts, texts and PDFs, as `nano fonts`, `corpus` and `pdfs` write them, and the tokenizer's file."""
 
     fonts: Path
     corpus: Path
     heldout_fonts: Path
     heldout_corpus: Path
     tokenizer: Path
+    pdfs: Path | None = None
+    heldout_pdfs: Path | None = None
 
 
 def train_nano(data: DataPaths, paths: RunPaths, recipe: Recipe, *, device: str, workers: int, compiled: bool) -> None:
     """Train nano within the recipe's budget; progress goes to stdout and `log.jsonl`, weights to `shards`.
+
+    Under torchrun each process trains on a device of its own, with its share of the cores to draw for it.
 
     Args:
         data: fonts, texts and tokenizer.
         paths: the run's folder, and shards to carry on from.
         recipe: budget and numbers.
         device: `cuda` or `cpu`.
-        workers: drawing processes; 0: one less than there are cores.
+        workers: drawing processes of each device; 0: one less than its share of the cores.
         compiled: compile the blocks, which costs about two minutes at the start.
     """
+    peers = Peers.join()
+    if device == "cuda":
+        device = f"cuda:{peers.local_rank}"
+        torch.cuda.set_device(device)
     torch.manual_seed(recipe.seed)
     torch.set_float32_matmul_precision("high")
     config = nano_config()
     config.text_config.moe_implementation = "dense"
     model = DeepseekOcrForConditionalGeneration(config)
     tokenizer = OcrTokenizer.from_file(data.tokenizer)
-    trainer = NanoTrainer(model, tokenizer, recipe, paths, torch.device(device))
+    trainer = NanoTrainer(model, tokenizer, recipe, paths, torch.device(device), peers)
     if compiled:
         trainer.compile()
     geometry = config.geometry_config()
     pool = RenderPool(
-        MakeDraw(data.fonts, data.corpus, data.tokenizer, geometry),
-        workers or max(1, (os.cpu_count() or 2) - 1),
+        MakeDraw(data.fonts, data.corpus, data.pdfs, data.tokenizer, geometry),
+        workers or max(1, (os.cpu_count() or 2) // peers.count - 1),
         recipe.max_reuse,
-        recipe.seed,
+        recipe.seed + peers.rank,
     )
-    stream = BatchStream(pool, geometry.tile_px, recipe.views_per_batch, seed=recipe.seed)
+    tiers = frozenset(TIERS) - (PDF_TIERS if data.pdfs is None else frozenset())
+    stream = BatchStream(pool, geometry.tile_px, recipe.views_per_batch, seed=recipe.seed + 100 * peers.rank)
     try:
-        held_out = MakeDraw(data.heldout_fonts, data.heldout_corpus, data.tokenizer, geometry)(12345)
-        validation = draw_validation(held_out, geometry.tile_px, recipe.views_per_batch, TIERS)
-        trainer.run(pool, stream, validation)
+        validation = []
+        if peers.is_first:
+            measured = tiers - {"blank"} - (PDF_TIERS if data.heldout_pdfs is None else frozenset())
+            held_out = MakeDraw(
+                data.heldout_fonts, data.heldout_corpus, data.heldout_pdfs, data.tokenizer, geometry
+            )(12345)  # fmt: skip
+            validation = draw_validation(held_out, geometry.tile_px, recipe.views_per_batch, sorted(measured))
+        trainer.run(pool, stream, validation, tiers)
     finally:
         stream.close()
         pool.close()
+        peers.leave()
 
 
 def learn_vocabulary(fonts: Path, corpus: Path, out: Path, *, pages: int = 4000, seed: int = 0) -> None:

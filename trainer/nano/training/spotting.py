@@ -34,7 +34,8 @@ class Spotter(nn.Module):
         normed = F.rms_norm(tokens_BGD.float(), tokens_BGD.shape[-1:])
         logits = self.head(normed)
         total = F.binary_cross_entropy_with_logits(logits.float(), labels_BGC.float(), reduction="sum")
-        return total / labels_BGC.any(-1).sum().clamp(min=1)
+        # A batch of blank pages has none: there, as if a few squares held some.
+        return total / labels_BGC.any(-1).sum().clamp(min=max(labels_BGC.shape[0] * labels_BGC.shape[1] // 50, 1))
 
 
 def label_squares(

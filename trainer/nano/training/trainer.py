@@ -12,7 +12,7 @@ import random
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,15 @@ from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
 from trainer.nano.training.augment import Degradation, cut_views
 from trainer.nano.training.muon import build_optimizers
+from trainer.nano.training.parallel import Peers
 from trainer.nano.training.pool import Batch, BatchStream, DrawFunction, RenderPool, Sample, build_batch
-from trainer.nano.training.recipe import Recipe, learning_rate_factor, stage_at
+from trainer.nano.training.recipe import PDF_TIERS, TIERS, Recipe, learning_rate_factor, stage_at
 from trainer.nano.training.shards import carry_on, save_shards
 from trainer.nano.training.spotting import Spotter, label_squares
 
 NUM_CHARACTERS = 512
 """Logits of the spotting head; `draw.CHARSET` holds fewer."""
+DRAWN_TIERS = frozenset(TIERS) - PDF_TIERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class NanoTrainer:
         recipe: Recipe,
         paths: RunPaths,
         device: torch.device,
+        peers: Peers | None = None,
     ) -> None:
         model.to(device)  # type: ignore[arg-type]  # wrapped by transformers, which loses its signature
         self.model = model
@@ -60,12 +63,15 @@ class NanoTrainer:
         self.recipe = recipe
         self.paths = paths
         self.device = device
+        self.peers = peers or Peers()
         self.side_px = model.config.geometry_config().tile_px
         self.step = 0
         self.history: dict[str, float] = {}
         self.spotter = Spotter(model.config.text_config.hidden_size, NUM_CHARACTERS).to(device)
         if paths.resume is not None:
             self.history = carry_on(self.model, paths.resume, self.spotter)
+        for module in (self.model, self.spotter):
+            self.peers.start_alike(module)
         self.square_px = self.side_px // math.isqrt(tokens_in_view(model))
         self.optimizers = build_optimizers(
             nn.ModuleList([model, self.spotter]), recipe.learning_rate, recipe.matrix_learning_rate, recipe.weight_decay
@@ -75,8 +81,8 @@ class NanoTrainer:
             torch.tensor(tokenizer.encode_trusted(prompt_for(task)), device=device)
             for task in (Task.FREE, Task.FREE, Task.FREE, Task.MARKDOWN)
         ]
-        self._generator = torch.Generator(device=device).manual_seed(recipe.seed + 1)
-        self._random = random.Random(recipe.seed)
+        self._generator = torch.Generator(device=device).manual_seed(recipe.seed + 1 + self.peers.rank)
+        self._random = random.Random(recipe.seed + self.peers.rank)
         paths.out.mkdir(parents=True, exist_ok=True)
 
     def compile(self) -> None:
@@ -179,6 +185,7 @@ class NanoTrainer:
         result = self.loss(batch, severity, prompt, self._generator, self.recipe.token_noise)
         weights = {"loss": 1.0, "router": self.recipe.router_loss_weight, "spotting": self.recipe.spotting_loss_weight}
         torch.stack([weight * result[name] for name, weight in weights.items()]).sum().backward()
+        self.peers.average_gradients([*self.model.parameters(), *self.spotter.parameters()])
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_clip)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -201,8 +208,21 @@ class NanoTrainer:
                 sums[f"{batch.tier}_{kind}_spotting"].append(result["spotting"].detach())
         return {name: round(torch.stack(values).mean().item(), 4) for name, values in sums.items()}
 
-    def run(self, pool: RenderPool, stream: BatchStream, validation: Sequence[Batch]) -> None:
-        """Train until the budget is spent, or the file `stop` appears in the run's folder."""
+    def run(
+        self,
+        pool: RenderPool,
+        stream: BatchStream,
+        validation: Sequence[Batch],
+        tiers: Collection[str] = DRAWN_TIERS,
+    ) -> None:
+        """Train until the budget is spent, or the file `stop` appears in the run's folder.
+
+        Args:
+            pool: where pages are drawn.
+            stream: batches of them.
+            validation: what the first process looks at now and then.
+            tiers: those that can be drawn; the curriculum's others are left out.
+        """
         recipe = self.recipe
         began, budget_s = time.monotonic(), recipe.budget_s
         last_log = last_save = began
@@ -210,11 +230,15 @@ class NanoTrainer:
         self.model.train()
         for batch in stream:
             share = max((time.monotonic() - began) / budget_s, self.step / recipe.max_steps)
-            stopping = share >= 1 or (self.paths.out / "stop").exists()
+            if (self.paths.out / "stop").exists():
+                share = max(share, 1.0)
+            share = self.peers.agree(share)
+            stopping = share >= 1
             stage = stage_at(recipe.start + (1 - recipe.start) * share)
             if self.step % 20 == 0:
-                stream.want(stage.tiers)
-                pool.want(_pages_drawn(stage.tiers), stage.max_characters)
+                weights = {tier: weight for tier, weight in stage.tiers.items() if tier in tiers}
+                stream.want(weights)
+                pool.want(_pages_drawn(weights), stage.max_characters)
             if stopping:
                 break
             severity = stage.severity * (self._random.random() if self._random.random() < recipe.mild_share else 1.0)
@@ -227,6 +251,9 @@ class NanoTrainer:
                 last_log = last_save = began
                 pool.renew()
             now = time.monotonic()
+            if not self.peers.is_first:
+                recent = []
+                continue
             if now - last_log > 10:
                 self._report(recent, pool, pages, now - began, now - last_log, share)
                 recent, last_log = [], now
@@ -234,8 +261,9 @@ class NanoTrainer:
                 self._write({"validation": self.validate(validation), "share": round(share, 4)})
                 self.save(pages, now - began)
                 last_save = time.monotonic()
-        self._write({"validation": self.validate(validation), "share": 1.0})
-        self.save(pages, time.monotonic() - began)
+        if self.peers.is_first:
+            self._write({"validation": self.validate(validation), "share": 1.0})
+            self.save(pages, time.monotonic() - began)
 
     def save(self, pages: int, seconds: float) -> None:
         """Write shards with the history of all runs so far."""
@@ -295,6 +323,7 @@ def spoil_tokens(answer_BT: Tensor, share: float, generator: torch.Generator) ->
 
 _PAGES_PER_BATCH = {
     "line": 1.0, "few": 1.0, "block": 1.0, "half": 1 / 3, "page": 1 / 6, "crop": 1 / 4, "sheet": 1 / 9,
+    "mosaic": 1 / 7, "blank": 1 / 3, "pdf-page": 1 / 8, "pdf-cut": 1 / 3,
 }  # fmt: skip
 """Pages that a batch of a tier holds, against one of single views."""
 
