@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes the lock files beside it from pyproject.toml. Call through `make lock`; commit the result.
+# Writes the lock files next to it from pyproject.toml. Call through `make lock`; commit the result.
 #
 # Pins already in dev.txt are kept while pyproject.toml allows them; PIP_COMPILE_ARGS="--upgrade" moves them all.
 # The local version of torch ("+cpu") is cut off: which build of the pinned release is installed is the

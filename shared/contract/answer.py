@@ -68,6 +68,9 @@ class TokenJudge:
     def push(self, token: int) -> tuple[TokenStatus, int]:
         """Take a token.
 
+        Args:
+            token: Its id.
+
         Returns:
             Its status, and with LOOP the tokens up to the end of the loop's first period, else the longest run of
             repeated tokens.

@@ -75,6 +75,14 @@ def test_files_that_documents_link_to_exist(document: str) -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize(
+    "document", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+)
+def test_paths_that_documents_name_exist(document: str) -> None:
+    named = re.findall(r"`((?:service|trainer|shared|benchmarks|deploy|tests)/[\w./-]*\w)/?`", text(document))
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 def test_the_readme_names_files_that_exist() -> None:
     paths = re.findall(r"(?:docs/samples|deploy|shared)/[\w./-]*\w", text("README.md"))
     assert paths
