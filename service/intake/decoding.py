@@ -54,7 +54,7 @@ def open_page(data: bytes, order: DecodeOrder) -> tuple[FileFormat, tuple[int, .
         raise UnsupportedFormatError
     try:
         with warnings.catch_warnings():
-            # Pillow grumbles about damage that it can pass over; nobody is there to hear it.
+            # Pillow warns about damage that it can ignore.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             if file_format is FileFormat.PDF:

@@ -1,6 +1,6 @@
 """File operations that survive a crash and a hostile folder: durable writes, reads that follow no link.
 
-Knows no adapters. Works by folder descriptors, so that nobody can swap a folder for a link between two steps; never
+Knows no adapters. Works by folder descriptors, so that no one can swap a folder for a link between two steps; never
 maps a file into memory, since a file that shrinks under a map kills the process. POSIX alone.
 """
 
@@ -120,13 +120,13 @@ def write_new(name: str, chunks: Iterator[bytes], inside: int, *, sync: bool = T
 
 
 def replace_file(name: str, data: bytes, inside: int, temporary_prefix: str) -> None:
-    """Put a small file in the place of another, or of none, in one step that a reader sees whole.
+    """Create or replace a small file in one step; readers see the old content or the new.
 
     Args:
         name: The entry's plain name.
         data: Its new bytes.
         inside: Descriptor of its folder.
-        temporary_prefix: How the file beside it is called until then.
+        temporary_prefix: Prefix of the temporary file next to it.
     """
     temporary = f"{temporary_prefix}{uuid.uuid4().hex}"
     try:

@@ -1,7 +1,7 @@
-"""Publishing a version: written beside, synced, renamed into place; then, unless told otherwise, put into use.
+"""Publishes a version: written to a temporary folder, synced, renamed into place and, by default, put into use.
 
 Owns the order of the steps, which is what makes a crash at any moment leave either nothing or a whole version. Takes no
-lock: a version's number belongs to whoever renames onto it first, and everybody else takes the next. Judging whether an
+lock: a version's number belongs to the first publisher that renames onto it; others take the next. Judging whether an
 adapter is good enough is the trainer's part.
 """
 
@@ -128,7 +128,7 @@ def bring_forward(volume: AdapterVolume, reference: AdapterRef) -> int | None:
     """Put a version into use unless a later one, meant for use as well, has been published.
 
     Publishers that end in another order than they took their numbers in must leave the latest in use, so each of them
-    looks again after it has written: whoever writes last sees everything that was published before.
+    looks again after it has written, so the last writer sees everything that was published before.
 
     Args:
         volume: Where it lies.

@@ -46,7 +46,7 @@ def sweep(volume: AdapterVolume, name: str, older_than_s: float = DEFAULT_AGE_S)
 
 
 def discard(entry: str, folder: int) -> bool:
-    """Remove an entry; out of the way in one step first, so that nobody can publish it while it is taken apart.
+    """Remove an entry; renamed away in one step first, so that it cannot be published while it is deleted.
 
     Args:
         entry: Its plain name.

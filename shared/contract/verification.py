@@ -66,7 +66,7 @@ def verify(volume: AdapterVolume, reference: AdapterRef, private: Path, policy: 
     Args:
         volume: Where it was published.
         reference: Which one.
-        private: A folder to be made for the copy; its parent exists, and nobody else writes there. Gone again unless
+        private: A folder to be made for the copy; its parent exists, and only this process writes there. Gone again unless
             the version passes.
         policy: What is served.
 
@@ -245,7 +245,7 @@ def _copy_file(name: str, record: FileRecord, source: int, target: int, limit_by
 
     try:
         with open_file(name, source) as (descriptor, status):
-            # Nobody counts on the copy after a crash, so it need not wait for a disk.
+            # The copy is not needed after a crash, so it is not synced.
             write_new(name, hashed(checked_chunks(descriptor, status, name, limit_bytes)), target, sync=False)
     except FileNotFoundError as error:
         raise AdapterRefusedError(Reason.FILE_MISSING, name) from error

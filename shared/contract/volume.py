@@ -33,7 +33,7 @@ POINTER_PREFIX = ".current-"
 MARK_PREFIX = ".mark-"
 
 MAX_LISTED_VERSIONS = 256
-"""Versions of an adapter that are looked at, beside those that the pointer names: the newest. Bounds a poll's cost."""
+"""The newest versions of an adapter that are looked at, besides those that the pointer names. Bounds a poll's cost."""
 MAX_NAMES = 4096
 """Adapters that a volume is searched for; the first by name."""
 
@@ -132,7 +132,7 @@ class AdapterVolume:
         )
 
     def resolve(self, reference: str) -> AdapterRef:
-        """The version that a name, or `name@version`, stands for now.
+        """The version that a name, or `name@version`, means now.
 
         Args:
             reference: What a request or a person wrote.
@@ -237,7 +237,7 @@ class AdapterVolume:
 
 
 def served_version(listing: AdapterListing) -> int | None:
-    """The version that a name without a pin stands for.
+    """The version that a name without a pin means.
 
     Args:
         listing: The adapter.

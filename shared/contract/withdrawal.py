@@ -1,6 +1,6 @@
-"""Taking a published version out of service, for good: a mark beside it that every reader honours.
+"""Withdraws a published version for good: a mark next to it that every reader honours.
 
-The version's folder stays, so its number is never taken again and whoever looks finds out what was served. Knows
+The version's folder stays, so its number is never used again and what was served can still be looked up. Knows
 nothing of publishing.
 """
 

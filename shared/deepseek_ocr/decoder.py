@@ -36,7 +36,7 @@ class RMSNorm(nn.Module):
 def rotary_tables(position_ids_BL: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Compute cosines and sines for tokens' positions.
 
-    The frequencies are made anew, never stored: a stored buffer would lose its precision with the model's dtype.
+    The frequencies are computed, never stored: a stored buffer would lose its precision with the model's dtype.
 
     Args:
         position_ids_BL: positions.

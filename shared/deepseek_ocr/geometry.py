@@ -73,7 +73,7 @@ class ViewPlan:
 
     @property
     def num_tiles(self) -> int:
-        """Tiles beside the global view."""
+        """Tiles, without the global view."""
         return self.tile_columns * self.tile_rows
 
 
@@ -213,7 +213,7 @@ def _stretch_grid(width_px: int, height_px: int, config: GeometryConfig) -> tupl
 
 
 def _native_grid(width_px: int, height_px: int, config: GeometryConfig) -> tuple[int, int]:
-    """Fewest tiles on which the page keeps its size but for `SLACK`; failing that, nearly the largest scale."""
+    """Fewest tiles on which the page keeps its size within `SLACK`; failing that, nearly the largest scale."""
     grids = _grids(config)
     scales = {grid: _grid_scale(width_px, height_px, grid, config) for grid in grids}
     best = max(scales.values())

@@ -35,7 +35,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class GroundedText:
-    """An answer without its markers, and where its parts stand."""
+    """An answer without its markers, and the boxes of its parts."""
 
     text: str
     regions: tuple[Region, ...]
@@ -51,7 +51,7 @@ class _Passage:
 
 
 def parse_grounded(answer: str, width_px: int, height_px: int, *, labels_are_text: bool = False) -> GroundedText:
-    """Separate what was read from where it stands.
+    """Separate the text from the boxes.
 
     Args:
         answer: The model's answer, complete or cut short.

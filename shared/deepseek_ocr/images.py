@@ -1,6 +1,6 @@
 """From an upright RGB image and its plan to the pixels that the encoder takes.
 
-Knows Pillow and numpy. Decoding, orientation and colour spaces belong to whoever opened the image; normalisation to
+Knows Pillow and numpy. Decoding, orientation and colour spaces belong to the caller; normalisation to
 [-1, 1] happens on the device, in the model.
 """
 

@@ -20,7 +20,7 @@ IGNORED_LABEL = -100
 """Label of tokens that the loss leaves out."""
 PIECE_LOGITS = 2**27
 """Numbers of a piece: a thousand tokens of the public models, all of a batch with a small vocabulary. On an H100 with
-DeepSeek-OCR-2's dimensions, four answers of 2048 tokens and pieces of 1024: 8.3 GiB in the place of 18.6, and no slower
+DeepSeek-OCR-2's dimensions, four answers of 2048 tokens and pieces of 1024: 8.3 GiB instead of 18.6, and no slower
 (docs/performance.md, training)."""
 
 

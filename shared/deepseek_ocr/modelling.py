@@ -200,7 +200,7 @@ class DeepseekOcrForConditionalGeneration(PageReading, PreTrainedModel, Generati
                 `[B, S]`: 1 for tokens, 0 for padding. `[B, 1, L, S]`: taken as it is, bool or additive.
             position_ids: `[B, L]`; None: counted from the cache's length.
             past_key_values: a transformers cache, or anything with its `update(keys, values, layer)`.
-            inputs_embeds: `[B, L, D]` in the place of `input_ids`.
+            inputs_embeds: `[B, L, D]` instead of `input_ids`.
             global_views_BHWC: see `image_features`; only with the tokens that hold the image tokens.
             tiles_THWC: see `image_features`.
             tile_grids_B2: see `image_features`.

@@ -121,7 +121,7 @@ def grouped_experts(
             gate, up = F.linear(sorted_x[start : start + count], gate_up_EJH[expert]).chunk(2, dim=-1)
             outputs.append(F.linear(F.silu(gate) * up, down_EHI[expert]))
             start += count
-    # Back in the tokens' own order each sum runs over its K in order, whoever the neighbours are.
+    # Back in the tokens' own order each sum runs over its K in order, whatever the batch.
     by_token_TKH = torch.cat(outputs)[order.argsort()].view(*experts_TK.shape, -1)
     return (by_token_TKH * weights_TK.unsqueeze(-1)).sum(dim=1).to(x_TH.dtype)
 

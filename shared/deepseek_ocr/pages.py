@@ -74,7 +74,7 @@ class PageReading:
         ]
 
     def embed_inputs(self, input_ids: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """Look tokens up and put vision tokens in the place of image tokens.
+        """Look tokens up and replace image tokens by vision tokens.
 
         Args:
             input_ids: `[B, L]`.

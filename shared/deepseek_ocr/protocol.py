@@ -37,7 +37,7 @@ class OcrModel(Protocol):
         """Encode and assemble the pages of a batch: `[L, D]` each."""
 
     def embed_inputs(self, input_ids: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """Embed tokens, vision tokens in the place of image tokens: `[B, L, D]`."""
+        """Embed tokens, with vision tokens instead of image tokens: `[B, L, D]`."""
 
     def decode(
         self, embeds_BLD: Tensor, position_ids_BL: Tensor, mask: Tensor | None = None, cache: Any | None = None

@@ -13,7 +13,7 @@ SCALE_SUFFIX = "_scale"
 
 
 def is_quantisable(key: str, tensor: Tensor) -> bool:
-    """Whether a tensor is stored as int8: matrices are, but for the gates, whose small errors change the routing."""
+    """Whether a tensor is stored as int8: matrices are, except the gates, whose small errors change the routing."""
     return tensor.ndim >= 2 and not key.endswith("mlp.gate.weight")
 
 

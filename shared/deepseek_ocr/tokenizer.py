@@ -42,7 +42,7 @@ class OcrTokenizer:
         bos_id: Starts every sequence.
         eos_id: Ends every answer.
         pad_id: Fills batches; never read.
-        image_id: Stands where vision tokens go.
+        image_id: Placeholder of a vision token.
 
     Raises:
         TokenizerError: A special token is missing, or the tokenizer is not byte-level.

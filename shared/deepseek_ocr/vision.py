@@ -1,4 +1,4 @@
-"""From views to the sequence of embeddings that stands for a page.
+"""Assembles the encoded views of a page into its sequence of embeddings.
 
 Owns the order of vision tokens: tiles in reading order as one grid, then the global view, then the separator, with a
 line-break embedding after each row. Knows nothing of text or of how views were cut from an image.

@@ -90,7 +90,7 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What steps brought, and where the engine stands."""
+    """Events of the last steps, and the engine's state."""
 
     events: tuple[SequenceEvent, ...]
     stats: EngineStats
