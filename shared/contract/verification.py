@@ -66,7 +66,7 @@ def verify(volume: AdapterVolume, reference: AdapterRef, private: Path, policy: 
     Args:
         volume: Where it was published.
         reference: Which one.
-        private: A folder to be made for the copy; its parent exists, and only this process writes there. Gone again unless
+        private: A folder to be made for the copy; its parent exists, and only this process writes there. Deleted unless
             the version passes.
         policy: What is served.
 
