@@ -219,9 +219,13 @@ class _Composition:
         )
         return services, pool
 
-    async def start_engine(self, services: Services) -> None:
-        """Load the model. A failure is logged and reported to `on_failed`, since no one awaits this task."""
+    async def start_engine(self, services: Services, pool: DecoderPool) -> None:
+        """Start the image processes and load the model.
+
+        A failure is logged and reported to `on_failed`, since no one awaits this task.
+        """
         try:
+            await pool.start()
             await self._engine.start()
             check_default_model(self._settings, self._engine)
             if self._adapters is not None:
@@ -232,7 +236,7 @@ class _Composition:
             self._on_failed()
             return
         except DeepSynthError as error:
-            logger.error("the engine did not start: %s", error)  # noqa: TRY400 -- no request's content exists yet
+            logger.error("the service cannot start: %s", error)  # noqa: TRY400 -- no request's content exists yet
             self._on_failed()
             return
         services.monitor.engine_ready(version())
@@ -268,11 +272,10 @@ class _Composition:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(asyncio.to_thread, self._tracing.shutdown)
             stack.push_async_callback(pool.stop)
-            await pool.start()
             stack.push_async_callback(self._engine.stop)
             services.monitor.start()
             stack.push_async_callback(services.monitor.stop)
-            loading = asyncio.create_task(self.start_engine(services), name="engine-start")
+            loading = asyncio.create_task(self.start_engine(services, pool), name="engine-start")
             loading.add_done_callback(self._loading_ended)
             if self._adapters is not None:
                 stack.push_async_callback(self._adapters.stop)

@@ -43,11 +43,14 @@ def allow_cpu(seconds: float) -> None:
 
 
 def take_pipe() -> socket.socket:
-    """The socket that came as standard input; input and output then lead nowhere, so that no library writes to it."""
+    """The socket that came as standard input; all standard streams are closed, so that no library writes to it.
+
+    Standard error must lead to the service until here: it says why an import failed.
+    """
     pipe = socket.socket(fileno=os.dup(0))
     nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, 0)
-    os.dup2(nowhere, 1)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
     os.close(nowhere)
     return pipe
 
@@ -73,8 +76,8 @@ def main() -> int:
         Exit status.
     """
     memory_bytes, cpu_s, max_file_bytes = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
-    pipe = take_pipe()
     confine(memory_bytes)
+    pipe = take_pipe()
     wire.send_frame(pipe, {"ready": True})
     while True:
         try:

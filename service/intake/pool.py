@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import queue
 import signal
 import socket
@@ -17,8 +18,8 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
+from service.child_exit import describe_exit
 from service.errors import DecodeCrashError, DecodeMemoryError, DecodeTimeoutError, DeepSynthError, EngineError
 from service.intake import wire
 from service.intake.decoding import DecodedPage
@@ -27,7 +28,6 @@ from service.intake.limits import DecodeOrder
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 60.0
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 class DecoderProcess:
@@ -36,17 +36,20 @@ class DecoderProcess:
     def __init__(self, *, memory_bytes: int, timeout_s: float, max_file_bytes: int) -> None:
         self._timeout_s = timeout_s
         self._is_ready = False
+        self._stderr = ""
         self._pipe, theirs = socket.socketpair()
         arguments = [str(memory_bytes), str(timeout_s), str(max_file_bytes)]
-        # Nothing of our environment is inherited: it may hold secrets, and the child needs none of it.
+        # The parent's module path is all that the child inherits: the environment may hold secrets.
+        path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 -- our own interpreter and module, no shell
-                [sys.executable, "-m", "service.intake.child", *arguments],
+                [sys.executable, "-P", "-m", "service.intake.child", *arguments],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                # Only until the child is ready; then it closes its end, so the pipe never fills.
+                stderr=subprocess.PIPE,
                 cwd="/",
-                env={"PYTHONPATH": str(_ROOT), "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1"},
+                env={"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1"},
                 start_new_session=True,
             )
 
@@ -66,9 +69,13 @@ class DecoderProcess:
         try:
             wire.receive_frame(self._pipe, 0, time.monotonic() + START_TIMEOUT_S)
             self._is_ready = True
+        except TimeoutError as error:
+            self.close()
+            raise EngineError(f"an image process did not start: not ready after {START_TIMEOUT_S:.0f} s") from error
         except (wire.BrokenFrameError, OSError) as error:
             self.close()
-            raise EngineError(f"a decoding process did not start (exit {self._process.returncode})") from error
+            cause = describe_exit(self._process.returncode, self._stderr)
+            raise EngineError(f"an image process did not start: {cause}") from error
 
     def decode(self, data: bytes, order: DecodeOrder) -> DecodedPage:
         """Carry out an order; blocks.
@@ -117,7 +124,7 @@ class DecoderProcess:
         self._process.kill()
 
     def close(self) -> None:
-        """End it; leaves its exit status behind."""
+        """End it; leaves its exit status and standard error behind."""
         self._pipe.close()
         # A child that died by itself keeps the status that tells why.
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -125,6 +132,10 @@ class DecoderProcess:
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+        errors = self._process.stderr
+        if errors is not None and not errors.closed:
+            with errors:
+                self._stderr = errors.read().decode(errors="replace")
 
 
 class DecoderPool:

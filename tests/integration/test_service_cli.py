@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from service.__main__ import main
+from service.cli.serve import EXIT_ENGINE_FAILED
 from shared.contract.publication import publish
 from shared.contract.volume import AdapterVolume
 from tests.support.adapters import announcement, write_peft
 from tests.support.live_adapters import FAKE_BASE
 from tests.support.pdf import make_pdf
+from tests.support.programs import free_port
 from tests.support.server import environment, running_server
 from tests.support.service import png
 
@@ -137,3 +139,25 @@ def test_adapters_are_listed_pinned_and_rolled_back_from_a_terminal(
     assert [line["what"] for line in lines if line["who"] != "service"] == ["pinned", "unpinned", "refused"]
     status, _, complaint = order("list", "--url", server.url)
     assert (status, server.url in complaint) == (1, True)
+
+
+def test_image_process_that_cannot_import_ends_the_service_with_one_line(tmp_path: Path) -> None:
+    package = tmp_path / "path" / "pypdfium2"
+    package.mkdir(parents=True)
+    (package / "raw.py").touch()
+    (package / "__init__.py").write_text(
+        "import sys\nif 'service.intake.child' in sys.orig_argv:\n    raise ImportError('no libpdfium.so')\n"
+    )
+    chosen = environment(ENGINE="fake", IMAGE_WORKERS="1", PORT=str(free_port()))
+    ended = subprocess.run(
+        [sys.executable, "-m", "service", "serve"],
+        cwd=tmp_path,
+        env={**chosen, "PYTHONPATH": f"{package.parent}:{chosen['PYTHONPATH']}"},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == EXIT_ENGINE_FAILED
+    assert "an image process did not start: ImportError: no libpdfium.so" in ended.stderr
+    assert "Traceback" not in ended.stderr

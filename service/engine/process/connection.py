@@ -55,6 +55,10 @@ class Link:
         """Queue a command; one sent to a lost peer is dropped."""
         self._outbox.put(command)
 
+    def describe_exit(self) -> str:
+        """Why the peer hung up; blocks briefly."""
+        return self._peer.describe_exit()
+
     def close(self, grace_s: float) -> None:
         """End the peer and both threads; blocks."""
         self._peer.end(grace_s)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Protocol
 
+from service.child_exit import describe_exit
 from service.engine.process.worker import EngineFactory, run, run_process
 
 
@@ -32,8 +33,14 @@ class Peer(Protocol):
             grace_s: Seconds to wait for a loop that was told to stop; 0 for one that is lost.
         """
 
+    def describe_exit(self) -> str:
+        """Why it hung up, in one line; blocks for `EXIT_S` at most."""
+
 
 Launcher = Callable[[], Peer]
+
+EXIT_S = 0.5
+"""Longest wait for the exit status of a process that has hung up."""
 
 
 class ProcessPeer:
@@ -59,6 +66,11 @@ class ProcessPeer:
         """Process id of the child."""
         return self._process.pid
 
+    def describe_exit(self) -> str:
+        """Exit status or signal of the child."""
+        self._process.join(EXIT_S)
+        return describe_exit(self._process.exitcode)
+
     def end(self, grace_s: float) -> None:
         """Wait for the child, kill it if it stays, and reap it."""
         atexit.unregister(self._process.kill)
@@ -78,6 +90,10 @@ class ThreadPeer:
             target=self._run, args=(factory, max_wait_s), name="deepsynth-engine", daemon=True
         )
         self._thread.start()
+
+    def describe_exit(self) -> str:
+        """A thread has no exit status."""
+        return "a thread"
 
     def end(self, grace_s: float) -> None:
         """Wait for the thread and hang up."""

@@ -208,8 +208,12 @@ class SupervisedEngine:
             await asyncio.shield(self._disconnect(0.0))
             raise
         if not isinstance(greeting, Ready):
+            if isinstance(greeting, Broken):
+                reason = greeting.detail
+            else:
+                cause = await asyncio.to_thread(self._link.describe_exit)
+                reason = f"its process ended while loading: {cause}"
             await self._disconnect(0.0)
-            reason = greeting.detail if isinstance(greeting, Broken) else "its process ended while loading"
             raise EngineError(f"the engine could not start: {reason}")
         self._info = greeting.info
         # Before it counts as ready, so that no page misses its adapter.
@@ -262,8 +266,10 @@ class SupervisedEngine:
                 async with asyncio.timeout(self._supervision.check_s):
                     await self._lost.wait()
             link = self._link
-            if link is None or self._lost.is_set():
+            if link is None:
                 return "its process ended"
+            if self._lost.is_set():
+                return f"its process ended: {await asyncio.to_thread(link.describe_exit)}"
             if asked_s is not None and link.heard_s < asked_s and loop.time() - asked_s > self._supervision.stall_s:
                 return f"silent for {loop.time() - link.heard_s:.1f} s"
             if asked_s is None or link.heard_s >= asked_s:

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -123,3 +124,8 @@ def make_endless() -> StandIn:
 
 def make_exiting() -> StandIn:
     os._exit(5)
+
+
+def make_killed() -> StandIn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return StandIn()

@@ -17,6 +17,7 @@ from service.errors import (
     DecodeMemoryError,
     DecodeTimeoutError,
     DeepSynthError,
+    EngineError,
     TooManyPixelsError,
     UndecodableError,
 )
@@ -39,8 +40,8 @@ async def running_pool(workers: int = 1, timeout_s: float = 10.0) -> AsyncIterat
         max_file_bytes=20 * MIB,
         on_restart=restarts.append,
     )
-    await pool.start()
     try:
+        await pool.start()
         yield pool, restarts
     finally:
         await pool.stop()
@@ -143,6 +144,15 @@ async def test_process_is_confined() -> None:
             b"OPENBLAS_NUM_THREADS",
             b"LC_CTYPE",
         }
+
+
+async def test_process_that_cannot_import_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The broken package is only on the module path of this process, so the child must have inherited that.
+    (tmp_path / "pypdfium2.py").write_text("raise ImportError('libpdfium.so: cannot open shared object file')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EngineError, match=r"did not start: ImportError: libpdfium.so: cannot open shared object file$"):
+        async with running_pool():
+            pass
 
 
 async def test_no_process_is_left_after_the_end() -> None:

@@ -19,6 +19,7 @@ from tests.unit.service.engine.standin import (
     make_endless,
     make_exiting,
     make_failing,
+    make_killed,
     make_saying_how_threads_wait,
     make_standin,
     standin_request,
@@ -138,7 +139,8 @@ async def test_a_parent_that_forgets_to_stop_still_ends():
     ("factory", "timeout_s", "message"),
     [
         (make_failing, 60.0, "no checkpoint at nowhere"),
-        (make_exiting, 60.0, "its process ended while loading"),
+        (make_exiting, 60.0, "its process ended while loading: exit status 5"),
+        (make_killed, 60.0, r"its process ended while loading: killed by SIGKILL \(likely out of memory\)"),
         (make_endless, 0.5, "not ready after 0.5 s"),
     ],
 )
