@@ -1,6 +1,7 @@
-"""A decoding process: reads orders from its standard input, answers on the same socket, ends when it closes.
+"""An image process: reads documents and tasks from its standard input, answers on the same socket, ends when it closes.
 
-It holds no secret and no other request's file, writes no file, and is bounded in memory and CPU time by the kernel.
+It keeps one document open until the next one arrives. It knows no secret and no other request's file, writes no file,
+and the kernel limits its memory and CPU time.
 Started by `service.intake.pool` as `python -m service.intake.child`; never imported by the service itself.
 """
 
@@ -13,8 +14,8 @@ import sys
 
 from service.errors import DecodeMemoryError, DeepSynthError, InternalError
 from service.intake import wire
-from service.intake.decoding import decode
-from service.intake.limits import DecodeOrder
+from service.intake.decoding import OpenDocument
+from service.intake.limits import DecodeTask
 
 OPEN_FILES = 64
 
@@ -55,10 +56,10 @@ def take_pipe() -> socket.socket:
     return pipe
 
 
-def answer(pipe: socket.socket, data: bytes, order: DecodeOrder) -> None:
-    """Carry out one order and send the page or the refusal."""
+def answer(pipe: socket.socket, document: OpenDocument, task: DecodeTask) -> None:
+    """Decode one page and send it, or the error."""
     try:
-        header, payloads = wire.page_to_wire(decode(data, order))
+        header, payloads = wire.page_to_wire(document.decode(task))
     except DeepSynthError as error:
         wire.send_frame(pipe, wire.error_to_wire(error))
     except MemoryError:
@@ -70,7 +71,7 @@ def answer(pipe: socket.socket, data: bytes, order: DecodeOrder) -> None:
 
 
 def main() -> int:
-    """Serve orders until the pipe closes.
+    """Serve until the pipe closes.
 
     Returns:
         Exit status.
@@ -79,13 +80,18 @@ def main() -> int:
     confine(memory_bytes)
     pipe = take_pipe()
     wire.send_frame(pipe, {"ready": True})
+    document = OpenDocument(b"")
     while True:
         try:
             header, payload = wire.receive_frame(pipe, max_file_bytes)
         except (wire.BrokenFrameError, OSError):
             return 0
         allow_cpu(cpu_s)
-        answer(pipe, bytes(payload), DecodeOrder.from_wire(header))
+        if header == wire.OPEN:
+            document.close()
+            document = OpenDocument(bytes(payload))
+        else:
+            answer(pipe, document, DecodeTask.from_wire(header))
 
 
 if __name__ == "__main__":

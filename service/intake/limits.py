@@ -22,7 +22,7 @@ class IntakeLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeOrder:
+class DecodeTask:
     """One page of one document to be made ready for the engine.
 
     `position` counts from 0 within the selected pages; the whole selection is checked with every order, so that a
@@ -38,12 +38,12 @@ class DecodeOrder:
     """Whether a page is wanted as an upright image where it may come so (`forms.may_be_image`); else as views."""
 
     def to_wire(self) -> dict[str, Any]:
-        """The order as JSON takes it."""
+        """The task as JSON takes it."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_wire(cls, wire: dict[str, Any]) -> DecodeOrder:
-        """The order that `to_wire` wrote."""
+    def from_wire(cls, wire: dict[str, Any]) -> DecodeTask:
+        """The task that `to_wire` wrote."""
         geometry = dict(wire["geometry"])
         geometry["tiling"] = Tiling(geometry["tiling"])
         geometry["default_mode"] = Mode(geometry["default_mode"])

@@ -19,13 +19,34 @@ from service.intake.selection import select
 POINTS_PER_INCH = 72
 
 
+def open_pdf(data: bytes) -> pypdfium2.PdfDocument:
+    """Parse a file.
+
+    Args:
+        data: The file.
+
+    Returns:
+        The document, which the caller closes.
+
+    Raises:
+        PdfEncryptedError: It asks for a password.
+        UndecodableError: It is damaged.
+    """
+    try:
+        return pypdfium2.PdfDocument(data)
+    except pypdfium2.PdfiumError as error:
+        if raw.FPDF_GetLastError() == raw.FPDF_ERR_PASSWORD:
+            raise PdfEncryptedError from error
+        raise UndecodableError("PDFium does not open it") from error
+
+
 def read_pdf(
-    data: bytes, selection: tuple[int, ...] | None, position: int, limits: IntakeLimits
+    document: pypdfium2.PdfDocument, selection: tuple[int, ...] | None, position: int, limits: IntakeLimits
 ) -> tuple[tuple[int, ...], Image.Image]:
     """Render one page.
 
     Args:
-        data: The file.
+        document: An open file.
         selection: Pages to read, from 1; None for all.
         position: Which of them is wanted, from 0.
         limits: Bounds.
@@ -34,15 +55,8 @@ def read_pdf(
         The numbers of all pages to read, and the wanted one as an RGB image at `limits.pdf_dpi`.
 
     Raises:
-        PdfEncryptedError: It asks for a password.
         UndecodableError: It is damaged.
     """
-    try:
-        document = pypdfium2.PdfDocument(data)
-    except pypdfium2.PdfiumError as error:
-        if raw.FPDF_GetLastError() == raw.FPDF_ERR_PASSWORD:
-            raise PdfEncryptedError from error
-        raise UndecodableError("PDFium does not open it") from error
     try:
         num_pages = len(document)
         if num_pages < 1:
@@ -52,13 +66,11 @@ def read_pdf(
             width_pt, height_pt = document.get_page_size(number - 1)
             scale = limits.pdf_dpi / POINTS_PER_INCH
             check_size(math.ceil(width_pt * scale), math.ceil(height_pt * scale), limits)
-        # Filled-in form fields are part of what a person sees.
+        # Filled-in form fields are part of what a person sees. Only the first call does something.
         document.init_forms()
         return pages, _render(document, pages[position], limits.pdf_dpi / POINTS_PER_INCH)
     except pypdfium2.PdfiumError as error:
         raise UndecodableError("PDFium does not render it") from error
-    finally:
-        document.close()
 
 
 def _render(document: pypdfium2.PdfDocument, number: int, scale: float) -> Image.Image:

@@ -1,7 +1,13 @@
-"""The decoding processes: a fixed number, each with one thread of the service that talks to it.
+"""The image processes: a fixed number, each with one thread of the service that talks to it.
 
-A process that crashes, hangs or overruns its memory costs exactly the order it worked on; a fresh one takes its
-place. The threads only move bytes, so the event loop and the interpreter lock stay free.
+A process that crashes, hangs or overruns its memory costs only the page it worked on, and is replaced. The threads
+only move bytes, so the event loop and the interpreter lock stay free.
+
+A document is sent to a process with its first page and stays open there until `DecoderPool.close`. Between two of its
+pages the process is free for any other document, so a slow reader blocks no one. A process holds one document, since
+its memory limit is meant for one: with more documents than processes, the one that has waited longest for its next page
+is evicted, and that page sends it again. So the worst case, more long documents than processes at the same time, costs
+what sending the document with each page would.
 """
 
 from __future__ import annotations
@@ -10,11 +16,11 @@ import asyncio
 import contextlib
 import logging
 import os
-import queue
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +29,8 @@ from service.child_exit import describe_exit
 from service.errors import DecodeCrashError, DecodeMemoryError, DecodeTimeoutError, DeepSynthError, EngineError
 from service.intake import wire
 from service.intake.decoding import DecodedPage
-from service.intake.limits import DecodeOrder
+from service.intake.document import Document
+from service.intake.limits import DecodeTask
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +44,8 @@ class DecoderProcess:
         self._timeout_s = timeout_s
         self._is_ready = False
         self._stderr = ""
+        self.document: Document | None = None
+        """What it holds open."""
         self._pipe, theirs = socket.socketpair()
         arguments = [str(memory_bytes), str(timeout_s), str(max_file_bytes)]
         # The parent's module path is all that the child inherits: the environment may hold secrets.
@@ -77,12 +86,12 @@ class DecoderProcess:
             cause = describe_exit(self._process.returncode, self._stderr)
             raise EngineError(f"an image process did not start: {cause}") from error
 
-    def decode(self, data: bytes, order: DecodeOrder) -> DecodedPage:
-        """Carry out an order; blocks.
+    def decode(self, document: Document, task: DecodeTask) -> DecodedPage:
+        """Decode one page; blocks.
 
         Args:
-            data: The file.
-            order: Which page, how, and the bounds.
+            document: Sent unless this process already holds it.
+            task: Which page, how, and the bounds.
 
         Returns:
             The page.
@@ -94,8 +103,15 @@ class DecoderProcess:
         deadline_s = time.monotonic() + self._timeout_s
         try:
             self._pipe.settimeout(self._timeout_s)
-            wire.send_frame(self._pipe, order.to_wire(), data)
-            header, payload = wire.receive_frame(self._pipe, wire.max_reply_bytes(order), deadline_s)
+            if self.document is not document:
+                if self.document is not None:
+                    # Closed before the next one is received: the memory limit is meant for one document.
+                    wire.send_frame(self._pipe, wire.OPEN)
+                wire.send_frame(self._pipe, wire.OPEN, document.data)
+                self.document = document
+                document.num_sent += 1
+            wire.send_frame(self._pipe, task.to_wire())
+            header, payload = wire.receive_frame(self._pipe, wire.max_reply_bytes(task), deadline_s)
             if "error" not in header:
                 return wire.page_from_wire(header, payload)
         except TimeoutError as error:
@@ -105,6 +121,14 @@ class DecoderProcess:
             self.close()
             raise self._cause_of_death() from error
         raise wire.error_from_wire(header)
+
+    def forget(self) -> None:
+        """Let an idle process free its document; does not block."""
+        self.document = None
+        # A dead process is noticed and replaced before its next task.
+        with contextlib.suppress(OSError):
+            self._pipe.settimeout(0)
+            wire.send_frame(self._pipe, wire.OPEN)
 
     def _cause_of_death(self) -> DeepSynthError:
         status = self._process.returncode
@@ -116,11 +140,11 @@ class DecoderProcess:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it can take another order."""
+        """Whether it can take another task."""
         return self._process.poll() is None and self._pipe.fileno() >= 0
 
     def kill(self) -> None:
-        """End it now; whoever waits for its answer learns that from the closed socket."""
+        """End it now; the thread that waits for its answer sees the closed socket."""
         self._process.kill()
 
     def close(self) -> None:
@@ -139,7 +163,7 @@ class DecoderProcess:
 
 
 class DecoderPool:
-    """Decoders behind an asynchronous front; the number of orders at work is the number of processes."""
+    """Image processes behind an asynchronous interface; as many pages are decoded at a time as there are processes."""
 
     def __init__(
         self,
@@ -154,7 +178,10 @@ class DecoderPool:
         self._make = lambda: DecoderProcess(
             memory_bytes=memory_bytes, timeout_s=timeout_s, max_file_bytes=max_file_bytes
         )
-        self._idle: queue.SimpleQueue[DecoderProcess] = queue.SimpleQueue()
+        self._idle: list[DecoderProcess] = []
+        """Least recently used first."""
+        self._lock = threading.Lock()
+        """Guards `_idle`, `Document.is_closed` and the documents of idle processes."""
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decoder")
         self._on_restart = on_restart
         self._all: set[DecoderProcess] = set()
@@ -168,7 +195,7 @@ class DecoderPool:
     @property
     def num_busy(self) -> int:
         """Decoders at work."""
-        return self._workers - self._idle.qsize()
+        return self._workers - len(self._idle)
 
     async def start(self) -> None:
         """Start every process and wait for it."""
@@ -180,46 +207,68 @@ class DecoderPool:
         decoder = self._make()
         self._all.add(decoder)
         decoder.wait_ready()
-        self._idle.put(decoder)
+        self._put_back(decoder)
 
-    async def decode(self, data: bytes, order: DecodeOrder) -> DecodedPage:
-        """Carry out an order in the next free process.
+    async def decode(self, document: Document, task: DecodeTask) -> DecodedPage:
+        """Decode one page in an idle process, or in the next one that becomes idle.
 
-        Cancelling gives up waiting; an order that a process already works on runs to its own limits.
+        Cancelling gives up waiting; a task that a process already works on runs to its own limits.
 
         Args:
-            data: The file.
-            order: Which page, how, and the bounds.
+            document: The file; the caller passes it to `close` after its last page.
+            task: Which page, how, and the bounds.
 
         Returns:
             The page.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, data, order)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, document, task)
 
-    def _decode(self, data: bytes, order: DecodeOrder) -> DecodedPage:
-        decoder = self._idle.get()
+    def close(self, document: Document) -> None:
+        """Free the process that holds a document, at once or as soon as it has finished the page it works on."""
+        with self._lock:
+            document.is_closed = True
+            for decoder in self._idle:
+                if decoder.document is document:
+                    decoder.forget()
+
+    def _decode(self, document: Document, task: DecodeTask) -> DecodedPage:
+        decoder = self._take(document)
         try:
             if not decoder.is_alive:
                 decoder = self._replace(decoder, "died_idle")
-            return decoder.decode(data, order)
+            return decoder.decode(document, task)
         except DeepSynthError as error:
             if not decoder.is_alive and not self._stopping:
                 decoder = self._replace(decoder, error.code)
             raise
         finally:
-            self._idle.put(decoder)
+            self._put_back(decoder)
+
+    def _take(self, document: Document) -> DecoderProcess:
+        """The idle process that holds the document, else one that holds none, else the least recently used."""
+        with self._lock:
+            # Never empty: there are as many threads as processes.
+            decoder = min(self._idle, key=lambda idle: (idle.document is not document, idle.document is not None))
+            self._idle.remove(decoder)
+        return decoder
+
+    def _put_back(self, decoder: DecoderProcess) -> None:
+        with self._lock:
+            if decoder.document is not None and decoder.document.is_closed:
+                decoder.forget()
+            self._idle.append(decoder)
 
     def _replace(self, dead: DecoderProcess, reason: str) -> DecoderProcess:
         dead.close()
         self._on_restart(reason)
-        logger.warning("decoding process replaced", extra={"fields": {"reason": reason}})
+        logger.warning("image process replaced", extra={"fields": {"reason": reason}})
         fresh = self._make()
         self._all.discard(dead)
         self._all.add(fresh)
         return fresh
 
     async def stop(self) -> None:
-        """End every process; orders at work are lost."""
+        """End every process; pages at work are lost."""
         await asyncio.to_thread(self._stop)
 
     def _stop(self) -> None:

@@ -17,12 +17,14 @@ import numpy as np
 from service.errors import DeepSynthError, InternalError, error_classes
 from service.intake.decoding import DecodedPage
 from service.intake.formats import FileFormat
-from service.intake.limits import DecodeOrder
+from service.intake.limits import DecodeTask
 from shared.deepseek_ocr.forms import CHANNELS, MAX_IMAGE_PIXELS, PageImage, PageViews, PreparedPage
 from shared.deepseek_ocr.geometry import Mode, ViewPlan
 
 _PREFIX = struct.Struct("!II")
 MAX_HEADER_BYTES = 64 * 1024
+OPEN = {"open": True}
+"""Header of a frame that brings a document, which replaces the one before and has no answer; empty: only closes it."""
 
 
 class BrokenFrameError(Exception):
@@ -79,12 +81,12 @@ def _receive_exactly(pipe: socket.socket, num_bytes: int, deadline_s: float | No
     return buffer
 
 
-def max_reply_bytes(order: DecodeOrder) -> int:
-    """Most bytes the pixels of an order's page can have, in either form."""
-    geometry = order.geometry
+def max_reply_bytes(task: DecodeTask) -> int:
+    """Most bytes the pixels of a task's page can have, in either form."""
+    geometry = task.geometry
     global_px = max(geometry.global_px, geometry.tiny_px, geometry.small_px, geometry.base_px, geometry.large_px)
     views = global_px**2 + geometry.max_tiles * geometry.tile_px**2
-    return CHANNELS * (max(views, MAX_IMAGE_PIXELS) if order.wants_image else views)
+    return CHANNELS * (max(views, MAX_IMAGE_PIXELS) if task.wants_image else views)
 
 
 def page_to_wire(page: DecodedPage) -> tuple[dict[str, Any], list[bytes | memoryview]]:

@@ -32,7 +32,8 @@ from service.errors import (
     error_classes,
 )
 from service.intake.decoding import DecodedPage
-from service.intake.limits import DecodeOrder, IntakeLimits
+from service.intake.document import Document
+from service.intake.limits import DecodeTask, IntakeLimits
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.request import OcrRequest
 from shared.contract.answer import FinishReason
@@ -50,8 +51,11 @@ DeltaSink = Callable[[int, str], None]
 class PageSource(Protocol):
     """Turns bytes into pages; implemented by `service.intake.pool.DecoderPool`."""
 
-    async def decode(self, data: bytes, order: DecodeOrder) -> DecodedPage:
+    async def decode(self, document: Document, task: DecodeTask) -> DecodedPage:
         """Decode one page, or raise a `DeepSynthError`."""
+
+    def close(self, document: Document) -> None:
+        """Free what is kept of a document between its pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,32 +156,36 @@ class DocumentReader:
     ) -> list[asyncio.Task[PageResult]]:
         tasks: list[asyncio.Task[PageResult]] = []
         num_pages = 1
-        while len(tasks) < num_pages:
-            start_s = self._clock()
-            with self._observer.waiting():
-                await self._gate.page_slots.acquire()
-            slot_wait_s = self._clock() - start_s
-            permit.mark_running()
-            try:
-                page, decode_s = await self._decode(data, request, len(tasks))
-            except BaseException:
-                self._gate.page_slots.release()
-                raise
-            num_pages = len(page.pages)
-            task = group.create_task(self._read_page(page, request, slot_wait_s, decode_s, on_delta))
-            # Not in the coroutine: a task that is cancelled before it starts never runs its body.
-            task.add_done_callback(lambda _: self._gate.page_slots.release())
-            tasks.append(task)
+        document = Document(data)
+        try:
+            while len(tasks) < num_pages:
+                start_s = self._clock()
+                with self._observer.waiting():
+                    await self._gate.page_slots.acquire()
+                slot_wait_s = self._clock() - start_s
+                permit.mark_running()
+                try:
+                    page, decode_s = await self._decode(document, request, len(tasks))
+                except BaseException:
+                    self._gate.page_slots.release()
+                    raise
+                num_pages = len(page.pages)
+                task = group.create_task(self._read_page(page, request, slot_wait_s, decode_s, on_delta))
+                # Not in the coroutine: a task that is cancelled before it starts never runs its body.
+                task.add_done_callback(lambda _: self._gate.page_slots.release())
+                tasks.append(task)
+        finally:
+            self._source.close(document)
         return tasks
 
-    async def _decode(self, data: bytes, request: OcrRequest, position: int) -> tuple[DecodedPage, float]:
+    async def _decode(self, document: Document, request: OcrRequest, position: int) -> tuple[DecodedPage, float]:
         start_s = self._clock()
         info = self._engine.info
-        decode_order = DecodeOrder(
+        task = DecodeTask(
             request.selection, position, request.mode, info.geometry, self.limits, wants_image=info.prepares_views
         )
         with self._observer.decoding() as decoded:
-            page = await self._source.decode(data, decode_order)
+            page = await self._source.decode(document, task)
             decoded(page)
         vision_tokens = page.prepared.plan.num_vision_tokens
         if vision_tokens >= info.max_sequence_tokens:

@@ -24,9 +24,10 @@ from service.errors import (
     TooManyPixelsError,
     UnsupportedFormatError,
 )
-from service.intake.decoding import decode, open_page
-from service.intake.formats import detect_format
-from service.intake.limits import DecodeOrder, IntakeLimits
+from service.intake.decoding import DecodedPage, OpenDocument
+from service.intake.formats import FileFormat, detect_format
+from service.intake.limits import DecodeTask, IntakeLimits
+from service.intake.pdf import open_pdf
 from shared.deepseek_ocr.forms import PageImage, PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
 from tests.support.pdf import make_pdf
@@ -35,8 +36,16 @@ from tests.support.service import encode, page_image
 LIMITS = IntakeLimits(max_pixels=200_000, max_side_px=1000, max_frames=4, max_pdf_pages=3)
 
 
-def order(selection: tuple[int, ...] | None = None, position: int = 0) -> DecodeOrder:
-    return DecodeOrder(selection, position, Mode.SMALL, GeometryConfig(), LIMITS)
+def order(selection: tuple[int, ...] | None = None, position: int = 0) -> DecodeTask:
+    return DecodeTask(selection, position, Mode.SMALL, GeometryConfig(), LIMITS)
+
+
+def decode(data: bytes, task: DecodeTask) -> DecodedPage:
+    return OpenDocument(data).decode(task)
+
+
+def open_page(data: bytes, task: DecodeTask) -> tuple[FileFormat, tuple[int, ...], Image.Image]:
+    return OpenDocument(data).open_page(task)
 
 
 def png_header(width: int, height: int, depth: int = 8, colour: int = 2) -> bytes:
@@ -69,7 +78,7 @@ def frames(file_format: str, count: int) -> bytes:
 
 def test_order_survives_the_wire() -> None:
     wanted = order((1, 3), 1)
-    assert DecodeOrder.from_wire(wanted.to_wire()) == wanted
+    assert DecodeTask.from_wire(wanted.to_wire()) == wanted
 
 
 def test_page_becomes_its_views() -> None:
@@ -273,3 +282,21 @@ def test_page_too_large_for_an_image_comes_as_views(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("shared.deepseek_ocr.forms.MAX_IMAGE_PIXELS", 1000)
     page = decode(encode(page_image("form", (100, 11))), replace(order(), wants_image=True))
     assert type(page.prepared) is PageViews
+
+
+@pytest.mark.parametrize("data", [make_pdf(["one", "two", "three"], size_pt=(144, 72)), frames("TIFF", 3)])
+def test_pages_of_an_open_document_are_those_of_a_fresh_one(data: bytes) -> None:
+    document = OpenDocument(data)
+    for position in (0, 2, 1, 0):
+        page = document.open_page(order(position=position))[2]
+        assert page.tobytes() == open_page(data, order(position=position))[2].tobytes()
+    document.close()
+
+
+def test_pdf_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[bytes] = []
+    monkeypatch.setattr("service.intake.decoding.open_pdf", lambda data: opened.append(data) or open_pdf(data))
+    document = OpenDocument(make_pdf(["one", "two"]))
+    for position in (0, 1):
+        document.open_page(order(position=position))
+    assert len(opened) == 1

@@ -12,12 +12,12 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from service.errors import UnsupportedPixelsError
-from service.intake.decoding import open_page
-from service.intake.limits import DecodeOrder, IntakeLimits
+from service.intake.decoding import OpenDocument
+from service.intake.limits import DecodeTask, IntakeLimits
 from service.intake.pixels import as_seen
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
 
-ORDER = DecodeOrder(None, 0, Mode.GUNDAM, GeometryConfig(), IntakeLimits())
+ORDER = DecodeTask(None, 0, Mode.GUNDAM, GeometryConfig(), IntakeLimits())
 BLACK_BOX = (4, 4, 28, 12)
 GREY_BOX = (40, 30, 60, 44)
 
@@ -37,7 +37,7 @@ def encode(image: Image.Image, file_format: str, **options: object) -> bytes:
 
 
 def seen(data: bytes) -> NDArray[np.uint8]:
-    page = open_page(data, ORDER)[2]
+    page = OpenDocument(data).open_page(ORDER)[2]
     assert page.mode == "RGB"
     return np.asarray(page)
 

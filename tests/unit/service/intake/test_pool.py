@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,15 @@ from service.errors import (
     TooManyPixelsError,
     UndecodableError,
 )
-from service.intake.limits import DecodeOrder, IntakeLimits
+from service.intake.document import Document
+from service.intake.limits import DecodeTask, IntakeLimits
 from service.intake.pool import DecoderPool
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
+from tests.support.pdf import make_pdf
 from tests.support.service import eventually, png
 
 MIB = 1024 * 1024
-ORDER = DecodeOrder(None, 0, Mode.GUNDAM, GeometryConfig(), IntakeLimits())
+ORDER = DecodeTask(None, 0, Mode.GUNDAM, GeometryConfig(), IntakeLimits())
 
 
 @contextlib.asynccontextmanager
@@ -64,7 +67,7 @@ def environment_names(pid: int) -> set[bytes]:
 
 async def test_page_comes_out_of_a_process() -> None:
     async with running_pool() as (pool, restarts):
-        page = await pool.decode(png(), ORDER)
+        page = await pool.decode(Document(png()), ORDER)
     assert (page.width_px, page.height_px, restarts) == (320, 200, [])
 
 
@@ -72,10 +75,10 @@ async def test_refusal_comes_out_with_its_public_facts_and_costs_no_process() ->
     async with running_pool() as (pool, restarts):
         (pid,) = pool.pids
         with pytest.raises(UndecodableError):
-            await pool.decode(png()[:200], ORDER)
-        strict = DecodeOrder(None, 0, Mode.GUNDAM, GeometryConfig(), IntakeLimits(max_pixels=1000))
+            await pool.decode(Document(png()[:200]), ORDER)
+        strict = DecodeTask(None, 0, Mode.GUNDAM, GeometryConfig(), IntakeLimits(max_pixels=1000))
         with pytest.raises(TooManyPixelsError) as refusal:
-            await pool.decode(png(), strict)
+            await pool.decode(Document(png()), strict)
         assert refusal.value.public["max_pixels"] == 1000
         assert (pool.pids, restarts) == ([pid], [])
 
@@ -95,13 +98,13 @@ async def test_death_at_work_costs_one_order_and_is_told_apart(
         (pid,) = pool.pids
         os.kill(pid, signal.SIGSTOP)
         await eventually(lambda: is_stopped(pid))
-        victim = asyncio.create_task(pool.decode(png(), ORDER))
+        victim = asyncio.create_task(pool.decode(Document(png()), ORDER))
         await eventually(lambda: pool.num_busy == 1)
         os.kill(pid, number)
         os.kill(pid, signal.SIGCONT)
         with pytest.raises(error):
             await victim
-        assert (await pool.decode(png(), ORDER)).width_px == 320
+        assert (await pool.decode(Document(png()), ORDER)).width_px == 320
         assert restarts == [reason]
         assert pool.pids != [pid]
 
@@ -111,7 +114,7 @@ async def test_hung_process_is_killed_when_its_time_is_up() -> None:
         (pid,) = pool.pids
         os.kill(pid, signal.SIGSTOP)
         with pytest.raises(DecodeTimeoutError):
-            await pool.decode(png(), ORDER)
+            await pool.decode(Document(png()), ORDER)
         assert restarts == ["decode_timeout"]
         assert state_of(pid) == ""
 
@@ -121,15 +124,99 @@ async def test_process_that_died_idle_is_replaced_before_the_next_order() -> Non
         (pid,) = pool.pids
         os.kill(pid, signal.SIGKILL)
         await eventually(lambda: state_of(pid) == "Z")
-        assert (await pool.decode(png(), ORDER)).width_px == 320
+        assert (await pool.decode(Document(png()), ORDER)).width_px == 320
         assert restarts == ["died_idle"]
 
 
 async def test_orders_run_side_by_side_and_each_gets_its_own_page() -> None:
     sizes = [(100 + number, 50) for number in range(12)]
     async with running_pool(workers=2) as (pool, _):
-        pages = await asyncio.gather(*(pool.decode(png(size=size), ORDER) for size in sizes))
+        pages = await asyncio.gather(*(pool.decode(Document(png(size=size)), ORDER) for size in sizes))
     assert [page.width_px for page in pages] == [size[0] for size in sizes]
+
+
+def page_task(position: int) -> DecodeTask:
+    return replace(ORDER, position=position)
+
+
+def long_document() -> Document:
+    return Document(make_pdf(["one", "two", "three", "four"]))
+
+
+def held_by(pool: DecoderPool) -> list[Document | None]:
+    return [decoder.document for decoder in pool._all]
+
+
+async def test_document_is_sent_once_for_all_its_pages() -> None:
+    async with running_pool(workers=2) as (pool, _):
+        documents = [long_document(), long_document()]
+        for position in range(4):
+            for document in documents:
+                assert (await pool.decode(document, page_task(position))).page == position + 1
+        assert [document.num_sent for document in documents] == [1, 1]
+        for document in documents:
+            pool.close(document)
+        assert held_by(pool) == [None, None]
+
+
+async def test_documents_share_one_process_and_the_one_that_waits_longest_is_evicted() -> None:
+    async with running_pool() as (pool, restarts):
+        slow, quick = long_document(), Document(png())
+        assert (await pool.decode(slow, page_task(0))).page == 1
+        assert (await pool.decode(quick, ORDER)).width_px == 320
+        pool.close(quick)
+        others = [long_document(), long_document()]
+        pages = await asyncio.gather(
+            *(pool.decode(document, page_task(at)) for at in range(1, 4) for document in (slow, *others))
+        )
+        assert [page.page for page in pages] == [2, 2, 2, 3, 3, 3, 4, 4, 4]
+        assert (slow.num_sent, quick.num_sent, restarts) == (4, 1, [])
+
+
+async def test_document_with_a_free_process_evicts_none() -> None:
+    async with running_pool(workers=2) as (pool, _):
+        slow = long_document()
+        await pool.decode(slow, page_task(0))
+        for _ in range(3):
+            document = Document(png())
+            await pool.decode(document, ORDER)
+            pool.close(document)
+        await pool.decode(slow, page_task(1))
+        assert slow.num_sent == 1
+
+
+async def test_cancelling_frees_the_process_for_the_next_document() -> None:
+    async with running_pool() as (pool, restarts):
+        (pid,) = pool.pids
+        document = long_document()
+        await pool.decode(document, page_task(0))
+        os.kill(pid, signal.SIGSTOP)
+        given_up = asyncio.create_task(pool.decode(document, page_task(1)))
+        await eventually(lambda: pool.num_busy == 1)
+        given_up.cancel()
+        pool.close(document)
+        os.kill(pid, signal.SIGCONT)
+        await eventually(lambda: pool.num_busy == 0)
+        assert held_by(pool) == [None]
+        assert (await pool.decode(Document(png()), ORDER)).width_px == 320
+        assert restarts == []
+
+
+async def test_death_in_the_middle_costs_one_page_and_the_next_one_sends_the_document_again() -> None:
+    async with running_pool() as (pool, restarts):
+        document = long_document()
+        await pool.decode(document, page_task(0))
+        os.kill(pool.pids[0], signal.SIGSTOP)
+        victim = asyncio.create_task(pool.decode(document, page_task(1)))
+        await eventually(lambda: pool.num_busy == 1)
+        os.kill(pool.pids[0], signal.SIGKILL)
+        with pytest.raises(DecodeMemoryError):
+            await victim
+        assert (await pool.decode(document, page_task(2))).page == 3
+        os.kill(pool.pids[0], signal.SIGKILL)
+        await eventually(lambda: state_of(pool.pids[0]) == "Z")
+        assert (await pool.decode(document, page_task(3))).page == 4
+        assert (document.num_sent, restarts) == (3, ["decode_out_of_memory", "died_idle"])
 
 
 async def test_process_is_confined() -> None:
@@ -166,7 +253,7 @@ async def test_stop_does_not_wait_for_a_process_that_hangs() -> None:
         async with running_pool(timeout_s=60.0) as (pool, _):
             (pid,) = pool.pids
             os.kill(pid, signal.SIGSTOP)
-            victim = asyncio.create_task(pool.decode(png(), ORDER))
+            victim = asyncio.create_task(pool.decode(Document(png()), ORDER))
             await eventually(lambda: pool.num_busy == 1)
     with pytest.raises(DeepSynthError):
         await victim

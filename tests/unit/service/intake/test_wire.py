@@ -12,13 +12,13 @@ import pytest
 
 from service.errors import InternalError, TooManyPixelsError, UndecodableError
 from service.intake import wire
-from service.intake.decoding import decode
-from service.intake.limits import DecodeOrder, IntakeLimits
+from service.intake.decoding import OpenDocument
+from service.intake.limits import DecodeTask, IntakeLimits
 from shared.deepseek_ocr import forms
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
 from tests.support.service import png
 
-ORDER = DecodeOrder(None, 0, Mode.GUNDAM, GeometryConfig(), IntakeLimits())
+ORDER = DecodeTask(None, 0, Mode.GUNDAM, GeometryConfig(), IntakeLimits())
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_frame_that_does_not_come_is_not_waited_for(pipe: tuple[socket.socket, s
 
 
 def test_page_survives_the_wire(pipe: tuple[socket.socket, socket.socket]) -> None:
-    page = decode(png(size=(700, 900)), ORDER)
+    page = OpenDocument(png(size=(700, 900))).decode(ORDER)
     header, payloads = wire.page_to_wire(page)
     data = bytearray(b"".join(bytes(payload) for payload in payloads))
     assert len(data) <= wire.max_reply_bytes(ORDER)
@@ -71,8 +71,8 @@ def test_page_survives_the_wire(pipe: tuple[socket.socket, socket.socket]) -> No
 
 def test_image_survives_the_wire() -> None:
     order = replace(ORDER, wants_image=True)
-    assert DecodeOrder.from_wire(json.loads(json.dumps(order.to_wire()))) == order
-    page = decode(png(size=(700, 900)), order)
+    assert DecodeTask.from_wire(json.loads(json.dumps(order.to_wire()))) == order
+    page = OpenDocument(png(size=(700, 900))).decode(order)
     header, payloads = wire.page_to_wire(page)
     data = bytearray(b"".join(bytes(payload) for payload in payloads))
     assert len(data) == 3 * 700 * 900 <= wire.max_reply_bytes(order)
@@ -95,7 +95,7 @@ def test_no_page_has_more_bytes_than_are_accepted(wants_image: bool) -> None:
     "lie", [{"global_px": 10_000}, {"tile_rows": 2, "tile_columns": 2}, {"mode": "?"}, {"page": None}]
 )
 def test_page_with_numbers_that_do_not_fit_its_bytes_is_refused(lie: dict[str, object]) -> None:
-    header, payloads = wire.page_to_wire(decode(png(), ORDER))
+    header, payloads = wire.page_to_wire(OpenDocument(png()).decode(ORDER))
     data = bytearray(b"".join(bytes(payload) for payload in payloads))
     with pytest.raises(wire.BrokenFrameError):
         wire.page_from_wire({**header, **lie}, data)

@@ -22,8 +22,9 @@ from service.errors import (
     UndecodableError,
 )
 from service.intake.decoding import DecodedPage
+from service.intake.document import Document
 from service.intake.formats import FileFormat
-from service.intake.limits import DecodeOrder, IntakeLimits
+from service.intake.limits import DecodeTask, IntakeLimits
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.reader import DocumentReader, DocumentResult
 from service.ocr.request import OcrRequest
@@ -43,23 +44,28 @@ class Source:
     def __init__(self, plan: ViewPlan = PLAN) -> None:
         self.plan = plan
         self.num_decoded = 0
+        self.held: set[Document] = set()
         self.fail_at: int | None = None
 
-    async def decode(self, data: bytes, order: DecodeOrder) -> DecodedPage:
+    async def decode(self, document: Document, order: DecodeTask) -> DecodedPage:
+        self.held.add(document)
         await asyncio.sleep(0)
         if order.position == self.fail_at:
             raise UndecodableError
         self.num_decoded += 1
-        colour = 16 * int(data) + order.position
+        colour = 16 * int(document.data) + order.position
         return DecodedPage(
             file_format=FileFormat.PDF,
-            pages=tuple(range(1, int(data) + 1)),
+            pages=tuple(range(1, int(document.data) + 1)),
             page=order.position + 1,
             width_px=1000,
             height_px=500,
             is_blank=False,
             prepared=PageViews(self.plan, np.full((8, 8, 3), colour, np.uint8), np.zeros((0, 8, 8, 3), np.uint8)),
         )
+
+    def close(self, document: Document) -> None:
+        self.held.discard(document)
 
 
 @dataclass
@@ -88,6 +94,7 @@ async def bench(page_slots: int = 4, engine: FakeEngine | None = None, plan: Vie
         yield Bench(reader, source, handle, gate, metrics)
     finally:
         await handle.stop()
+        assert not source.held
         assert gate.page_slots._value == page_slots
 
 
@@ -124,6 +131,23 @@ async def test_no_more_pages_are_decoded_ahead_than_there_are_slots() -> None:
         assert it.source.num_decoded == 2
         it.engine.release()
         assert len((await task).pages) == 7
+
+
+async def test_document_is_closed_with_its_last_page_and_when_the_reader_gives_up() -> None:
+    async with bench(page_slots=2) as it:
+        it.engine.hold()
+        short = asyncio.create_task(it.read(2))
+        await eventually(lambda: len(it.engine.submitted) == 2)
+        assert not it.source.held
+        long = asyncio.create_task(it.read(7))
+        await eventually(lambda: it.gate.num_waiting == 1)
+        it.engine.release()
+        await short
+        it.engine.hold()
+        await eventually(lambda: bool(it.source.held))
+        long.cancel()
+        await asyncio.wait({long})
+        assert not it.source.held
 
 
 async def test_short_document_takes_its_turn_before_a_long_one_ends() -> None:

@@ -1,0 +1,16 @@
+"""A file on its way through the service, as long as it is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(eq=False, slots=True)
+class Document:
+    """A file whose pages are decoded one after another; compared by identity."""
+
+    data: bytes
+    is_closed: bool = False
+    """No page will be asked for any more, so no image process needs to keep it."""
+    num_sent: int = 0
+    """How often it went to an image process: once, and once more after each eviction or crash."""
