@@ -23,7 +23,7 @@ from PIL import Image
 from service.intake import wire
 from service.intake.document import Document
 from service.intake.limits import DecodeTask, IntakeLimits
-from service.intake.pool import DecoderPool
+from service.intake.pool import ImagePool
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
 
 MIB = 1024 * 1024
@@ -45,7 +45,7 @@ def noise_pdf(pages: int, size_bytes: int) -> bytes:
     return buffer.getvalue()
 
 
-async def read(pool: DecoderPool, data: bytes, pages: int) -> tuple[float, int]:
+async def read(pool: ImagePool, data: bytes, pages: int) -> tuple[float, int]:
     """Decode every page of a document; returns the first page's delay in seconds and how often it was sent."""
     document, began_s, first_s = Document(data), time.perf_counter(), 0.0
     limits = IntakeLimits(max_pdf_pages=pages)
@@ -71,7 +71,7 @@ def count_bytes() -> list[int]:
 async def measure(options: argparse.Namespace) -> dict[str, float]:
     """Start the image processes, read, and stop them, so that the kernel has their CPU time."""
     data = noise_pdf(options.pages, int(options.megabytes * 1e6))
-    pool = DecoderPool(
+    pool = ImagePool(
         workers=options.workers, memory_bytes=1024 * MIB, timeout_s=60.0, max_file_bytes=max(20 * MIB, len(data))
     )
     await pool.start()

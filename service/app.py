@@ -36,7 +36,7 @@ from service.engine.protocol import EngineHandle
 from service.engine.resolve import CPU_BATCH_SIZE, GPU_BATCH_SIZE, choose_source, has_cuda, runs_on_cuda
 from service.errors import ConfigurationError, DeepSynthError
 from service.intake.limits import IntakeLimits
-from service.intake.pool import DecoderPool
+from service.intake.pool import ImagePool
 from service.monitor import Monitor
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.reader import DocumentReader
@@ -146,9 +146,9 @@ def build_gate(settings: ServiceSettings) -> Gate:
     return Gate(capacity=settings.max_concurrent_requests, page_slots=page_slots, clock=time.monotonic)
 
 
-def build_pool(settings: ServiceSettings, on_restart: Callable[[str], None] = lambda _: None) -> DecoderPool:
+def build_pool(settings: ServiceSettings, on_restart: Callable[[str], None] = lambda _: None) -> ImagePool:
     """The image processes, not started yet."""
-    return DecoderPool(
+    return ImagePool(
         workers=image_workers(settings),
         memory_bytes=settings.image_memory_bytes,
         timeout_s=settings.image_timeout_s,
@@ -187,7 +187,7 @@ class _Composition:
         self._has_started = False
         self._adapters = build_adapters(settings, engine, AdapterObserver(metrics, tracing.tracer))
 
-    def build(self) -> tuple[Services, DecoderPool]:
+    def build(self) -> tuple[Services, ImagePool]:
         """Build everything that needs a running loop."""
         settings, metrics = self._settings, self._metrics
         gate = build_gate(settings)
@@ -219,7 +219,7 @@ class _Composition:
         )
         return services, pool
 
-    async def start_engine(self, services: Services, pool: DecoderPool) -> None:
+    async def start_engine(self, services: Services, pool: ImagePool) -> None:
         """Start the image processes and load the model.
 
         A failure is logged and reported to `on_failed`, since no one awaits this task.

@@ -21,10 +21,10 @@ OPEN_FILES = 64
 
 
 def confine(memory_bytes: int) -> None:
-    """Give up memory, files and core dumps for good.
+    """Limit memory and open files, and forbid writing files and core dumps; cannot be undone.
 
     Args:
-        memory_bytes: Address space this process may have.
+        memory_bytes: Size of the address space.
     """
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -33,10 +33,10 @@ def confine(memory_bytes: int) -> None:
 
 
 def allow_cpu(seconds: float) -> None:
-    """Let this process use so much more CPU time; the kernel ends it with SIGXCPU after that.
+    """Limit the CPU time from now on; the kernel ends the process with SIGXCPU after that.
 
     Args:
-        seconds: CPU time from now on.
+        seconds: CPU time.
     """
     usage = resource.getrusage(resource.RUSAGE_SELF)
     soft = int(usage.ru_utime + usage.ru_stime + seconds) + 1

@@ -22,7 +22,7 @@ from shared.deepseek_ocr.images import prepare_views
 
 @dataclass(frozen=True, slots=True)
 class DecodedPage:
-    """A page ready for the engine."""
+    """A decoded page, ready for the engine."""
 
     file_format: FileFormat
     pages: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Which format a file has, told by its first bytes alone; names and declared types are never believed."""
+"""Detects a file's format from its first bytes; file names and declared types are ignored."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PDF_HEADER_WITHIN_BYTES = 1024
 
 
 class FileFormat(StrEnum):
-    """Formats that are read; the values of the first four are Pillow's names in lower case."""
+    """Supported formats; the values of the first four are Pillow's names in lower case."""
 
     PNG = "png"
     JPEG = "jpeg"
@@ -22,13 +22,13 @@ _TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def detect_format(data: bytes | bytearray | memoryview) -> FileFormat | None:
-    """Name the format of a file, or None when it is none of ours.
+    """Detect the format of a file; None if it is not supported.
 
     Args:
         data: The file, or its first kilobyte.
 
     Returns:
-        The format that the content claims; it may still turn out damaged.
+        The format that the first bytes show; the rest may still be damaged.
     """
     head = bytes(data[:PDF_HEADER_WITHIN_BYTES])
     if head.startswith(b"\x89PNG\r\n\x1a\n"):

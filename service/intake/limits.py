@@ -1,4 +1,4 @@
-"""What decoding is given and how far it may go; plain data that crosses the pipe to a decoding process as JSON."""
+"""What to decode and within which limits: plain data that goes to an image process as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling
 
 @dataclass(frozen=True, slots=True)
 class IntakeLimits:
-    """Bounds on one document; all are checked before pixels are made."""
+    """Limits of one document, all checked before any pixels are decoded."""
 
     max_pixels: int = 40_000_000
     max_side_px: int = 12_000
@@ -23,10 +23,10 @@ class IntakeLimits:
 
 @dataclass(frozen=True, slots=True)
 class DecodeTask:
-    """One page of one document to be made ready for the engine.
+    """One page of a document to decode.
 
-    `position` counts from 0 within the selected pages; the whole selection is checked with every order, so that a
-    document which breaks a limit on its last page is refused at its first.
+    `position` counts from 0 within the selected pages. Every task checks the selection, and the first one the sizes of
+    all its PDF pages, so a document that breaks a limit on its last page is refused at its first.
     """
 
     selection: tuple[int, ...] | None
@@ -35,7 +35,7 @@ class DecodeTask:
     geometry: GeometryConfig
     limits: IntakeLimits
     wants_image: bool = False
-    """Whether a page is wanted as an upright image where it may come so (`forms.may_be_image`); else as views."""
+    """Return an upright image where that is possible (`forms.may_be_image`), else views."""
 
     def to_wire(self) -> dict[str, Any]:
         """The task as JSON takes it."""

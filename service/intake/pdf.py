@@ -1,6 +1,6 @@
 """PDF files: page sizes before rendering, then one page.
 
-Runs in a decoding process only; PDFium is not safe to use from several threads and has none here.
+Runs in an image process only, in its single thread: PDFium is not thread-safe.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ def read_pdf(
     Args:
         document: An open file.
         selection: Pages to read, from 1; None for all.
-        position: Which of them is wanted, from 0.
-        limits: Bounds.
+        position: Which of them to render, from 0.
+        limits: Limits of the document.
 
     Returns:
-        The numbers of all pages to read, and the wanted one as an RGB image at `limits.pdf_dpi`.
+        The numbers of all pages to read, and the one at `position` as an RGB image at `limits.pdf_dpi`.
 
     Raises:
         UndecodableError: It is damaged.

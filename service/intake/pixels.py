@@ -1,7 +1,7 @@
-"""From whatever a file stores to the upright RGB page that a person would see.
+"""Converts any pixel type that a file may have into the upright RGB page that a person would see.
 
-Pillow's own `convert("RGB")` erases the text of 16-bit grey, of transparent pages and of some CMYK files; this file
-is the one place that knows better. A pixel type it does not know is refused: a blank page would be a lie.
+Pillow's `convert("RGB")` alone erases the text of 16-bit grey pages, transparent pages and some CMYK files. Unknown
+pixel types are refused, since a wrongly blank page would look like an empty answer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def as_seen(image: Image.Image) -> Image.Image:
         An upright RGB image.
 
     Raises:
-        UnsupportedPixelsError: The pixel type is none of those known.
+        UnsupportedPixelsError: The pixel type is unknown.
     """
     # The flags live on the file object and are gone after load() or conversion.
     inverted = _is_white_is_zero(image)
@@ -74,7 +74,7 @@ def _on_white(image: Image.Image) -> Image.Image:
     if image.mode not in {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa"}:
         raise UnsupportedPixelsError(f"mode {image.mode} with transparency")
     paper = Image.new("RGBA", image.size, WHITE)
-    # Premultiplied grey has no direct way to RGBA.
+    # Pillow cannot convert premultiplied grey to RGBA directly.
     layer = image.convert("LA") if image.mode == "La" else image
     paper.alpha_composite(layer.convert("RGBA"))
     return paper.convert("RGB")
@@ -82,17 +82,18 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 def _from_cmyk(image: Image.Image) -> Image.Image:
     if image.format == "JPEG" and "adobe" not in image.info:
-        # Pillow takes every CMYK JPEG for inverted; only Adobe's marker says so (libjpeg.txt, "Special color spaces").
+        # Pillow treats every CMYK JPEG as inverted; only those with Adobe's marker are
+        # (libjpeg.txt, "Special color spaces").
         image = ImageChops.invert(image)
     return image.convert("RGB")
 
 
 def _upright(page: Image.Image, source: Image.Image) -> Image.Image:
-    # TIFF frames come upright from Pillow already, and say so by having lost the tag.
+    # Pillow already turns TIFF frames upright and then removes the tag.
     try:
         orientation = source.getexif().get(0x0112, 1)
     except (SyntaxError, ValueError, TypeError, OSError, KeyError, IndexError):
-        # Damaged metadata is no reason to refuse a good picture.
+        # The image itself may be fine.
         return page
     turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
     return page if turn is None else page.transpose(turn)
@@ -107,4 +108,4 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation to the turn that undoes it (the table of Pillow's `ImageOps.exif_transpose`)."""
+"""The transposition that undoes each EXIF orientation (the table of Pillow's `ImageOps.exif_transpose`)."""

@@ -3,7 +3,7 @@
 A process that crashes, hangs or overruns its memory costs only the page it worked on, and is replaced. The threads
 only move bytes, so the event loop and the interpreter lock stay free.
 
-A document is sent to a process with its first page and stays open there until `DecoderPool.close`. Between two of its
+A document is sent to a process with its first page and stays open there until `ImagePool.close`. Between two of its
 pages the process is free for any other document, so a slow reader blocks no one. A process holds one document, since
 its memory limit is meant for one: with more documents than processes, the one that has waited longest for its next page
 is evicted, and that page sends it again. So the worst case, more long documents than processes at the same time, costs
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 60.0
 
 
-class DecoderProcess:
+class ImageProcess:
     """One child and the socket to it; used by one thread at a time."""
 
     def __init__(self, *, memory_bytes: int, timeout_s: float, max_file_bytes: int) -> None:
@@ -97,7 +97,7 @@ class DecoderProcess:
             The page.
 
         Raises:
-            DeepSynthError: Why there is none; after a crash, a hang or a lie this process must not be used again.
+            DeepSynthError: Why there is none; after a crash, a hang or a malformed reply, `is_alive` is false.
         """
         self.wait_ready()
         deadline_s = time.monotonic() + self._timeout_s
@@ -162,7 +162,7 @@ class DecoderProcess:
                 self._stderr = errors.read().decode(errors="replace")
 
 
-class DecoderPool:
+class ImagePool:
     """Image processes behind an asynchronous interface; as many pages are decoded at a time as there are processes."""
 
     def __init__(
@@ -175,26 +175,24 @@ class DecoderPool:
         on_restart: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._workers = workers
-        self._make = lambda: DecoderProcess(
-            memory_bytes=memory_bytes, timeout_s=timeout_s, max_file_bytes=max_file_bytes
-        )
-        self._idle: list[DecoderProcess] = []
+        self._make = lambda: ImageProcess(memory_bytes=memory_bytes, timeout_s=timeout_s, max_file_bytes=max_file_bytes)
+        self._idle: list[ImageProcess] = []
         """Least recently used first."""
         self._lock = threading.Lock()
         """Guards `_idle`, `Document.is_closed` and the documents of idle processes."""
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decoder")
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="image-process")
         self._on_restart = on_restart
-        self._all: set[DecoderProcess] = set()
+        self._all: set[ImageProcess] = set()
         self._stopping = False
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the decoders."""
-        return sorted(decoder.pid for decoder in self._all)
+        """Process ids."""
+        return sorted(process.pid for process in self._all)
 
     @property
     def num_busy(self) -> int:
-        """Decoders at work."""
+        """Processes at work."""
         return self._workers - len(self._idle)
 
     async def start(self) -> None:
@@ -204,10 +202,10 @@ class DecoderPool:
         await asyncio.gather(*started)
 
     def _start_one(self) -> None:
-        decoder = self._make()
-        self._all.add(decoder)
-        decoder.wait_ready()
-        self._put_back(decoder)
+        process = self._make()
+        self._all.add(process)
+        process.wait_ready()
+        self._put_back(process)
 
     async def decode(self, document: Document, task: DecodeTask) -> DecodedPage:
         """Decode one page in an idle process, or in the next one that becomes idle.
@@ -227,38 +225,38 @@ class DecoderPool:
         """Free the process that holds a document, at once or as soon as it has finished the page it works on."""
         with self._lock:
             document.is_closed = True
-            for decoder in self._idle:
-                if decoder.document is document:
-                    decoder.forget()
+            for process in self._idle:
+                if process.document is document:
+                    process.forget()
 
     def _decode(self, document: Document, task: DecodeTask) -> DecodedPage:
-        decoder = self._take(document)
+        process = self._take(document)
         try:
-            if not decoder.is_alive:
-                decoder = self._replace(decoder, "died_idle")
-            return decoder.decode(document, task)
+            if not process.is_alive:
+                process = self._replace(process, "died_idle")
+            return process.decode(document, task)
         except DeepSynthError as error:
-            if not decoder.is_alive and not self._stopping:
-                decoder = self._replace(decoder, error.code)
+            if not process.is_alive and not self._stopping:
+                process = self._replace(process, error.code)
             raise
         finally:
-            self._put_back(decoder)
+            self._put_back(process)
 
-    def _take(self, document: Document) -> DecoderProcess:
+    def _take(self, document: Document) -> ImageProcess:
         """The idle process that holds the document, else one that holds none, else the least recently used."""
         with self._lock:
             # Never empty: there are as many threads as processes.
-            decoder = min(self._idle, key=lambda idle: (idle.document is not document, idle.document is not None))
-            self._idle.remove(decoder)
-        return decoder
+            process = min(self._idle, key=lambda idle: (idle.document is not document, idle.document is not None))
+            self._idle.remove(process)
+        return process
 
-    def _put_back(self, decoder: DecoderProcess) -> None:
+    def _put_back(self, process: ImageProcess) -> None:
         with self._lock:
-            if decoder.document is not None and decoder.document.is_closed:
-                decoder.forget()
-            self._idle.append(decoder)
+            if process.document is not None and process.document.is_closed:
+                process.forget()
+            self._idle.append(process)
 
-    def _replace(self, dead: DecoderProcess, reason: str) -> DecoderProcess:
+    def _replace(self, dead: ImageProcess, reason: str) -> ImageProcess:
         dead.close()
         self._on_restart(reason)
         logger.warning("image process replaced", extra={"fields": {"reason": reason}})
@@ -273,8 +271,8 @@ class DecoderPool:
 
     def _stop(self) -> None:
         self._stopping = True
-        for decoder in list(self._all):
-            decoder.kill()
+        for process in list(self._all):
+            process.kill()
         self._threads.shutdown(wait=True, cancel_futures=True)
-        for decoder in self._all:
-            decoder.close()
+        for process in self._all:
+            process.close()

@@ -1,6 +1,6 @@
 """PNG, JPEG, WebP and TIFF files: limits from the header, frames, then one page.
 
-Runs in a decoding process only.
+Runs in an image process only.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")
 
 
 def check_size(width_px: int, height_px: int, limits: IntakeLimits) -> None:
-    """Refuse a page by its size alone.
+    """Check a page's size before its pixels are decoded.
 
     Args:
-        width_px: Width that the header declares.
-        height_px: Height that the header declares.
-        limits: Bounds.
+        width_px: From the file's header.
+        height_px: From the file's header.
+        limits: Limits of the document.
 
     Raises:
         UndecodableError: A side is zero.
@@ -58,11 +58,11 @@ def read_raster(
         data: The file.
         file_format: What its first bytes say.
         selection: Frames to read, from 1; None for all of a TIFF and the only one of others.
-        position: Which of them is wanted, from 0.
-        limits: Bounds.
+        position: Which of them to decode, from 0.
+        limits: Limits of the document.
 
     Returns:
-        The numbers of all frames to read, and the wanted one, upright and RGB.
+        The numbers of all frames to read, and the image at `position`, upright and RGB.
 
     Raises:
         UndecodableError: The file is damaged.
@@ -79,14 +79,14 @@ def read_raster(
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_many_pixels(limits) from error
     except UnidentifiedImageError as error:
-        raise UndecodableError("the header says one of our formats, the rest does not") from error
+        raise UndecodableError("the header names a supported format, but the rest does not match") from error
 
 
 def _pages(
     image: Image.Image, file_format: FileFormat, selection: tuple[int, ...] | None, limits: IntakeLimits
 ) -> tuple[int, ...]:
     if image.format == "MPO":
-        # A phone's JPEG with a gain map or depth picture behind the photograph; every viewer shows the first alone.
+        # A phone's JPEG with a gain map or depth image after the photograph; viewers show only the first.
         if selection not in (None, (1,)):
             raise PageOutOfRangeError(public={"pages": 1})
         return (1,)
@@ -100,7 +100,7 @@ def _pages(
             raise MultiFrameError
         return (1,)
     count = 1
-    # Never n_frames: it walks files of thousands of frames to their end.
+    # Not n_frames: it reads files of thousands of frames to the end.
     while count <= limits.max_frames and _has_frame(image, count + 1):
         count += 1
         check_size(*image.size, limits)

@@ -1,7 +1,7 @@
-"""Frames between the service and a decoding process: a JSON header, then raw bytes.
+"""Frames between the service and an image process: a JSON header, then raw bytes.
 
-Nothing that crosses can run code on the other side, so a decoder taken over by a hostile file gains nothing here; the
-service trusts no number of a reply before it has checked it.
+No frame can run code on the other side, so a hostile file that takes over an image process gains nothing. The service
+checks every number of a reply before it uses it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OPEN = {"open": True}
 
 
 class BrokenFrameError(Exception):
-    """The other side closed the pipe, was late, or does not keep to the format."""
+    """The other side closed the pipe, was late, or broke the format."""
 
 
 def send_frame(pipe: socket.socket, header: dict[str, Any], *payloads: bytes | memoryview) -> None:
@@ -47,13 +47,13 @@ def receive_frame(
     Args:
         pipe: Where from.
         max_payload_bytes: Refuse more.
-        deadline_s: Monotonic time after which to give up; None waits for ever.
+        deadline_s: Monotonic time after which to give up; None: no limit.
 
     Returns:
         The header and the payload.
 
     Raises:
-        BrokenFrameError: The pipe is closed, or the frame is too large or no JSON object.
+        BrokenFrameError: The pipe is closed, or the frame is too large or its header is not a JSON object.
     """
     header_bytes, payload_bytes = _PREFIX.unpack(_receive_exactly(pipe, _PREFIX.size, deadline_s))
     if header_bytes > MAX_HEADER_BYTES or payload_bytes > max_payload_bytes:
@@ -82,7 +82,7 @@ def _receive_exactly(pipe: socket.socket, num_bytes: int, deadline_s: float | No
 
 
 def max_reply_bytes(task: DecodeTask) -> int:
-    """Most bytes the pixels of a task's page can have, in either form."""
+    """Upper bound of a page's bytes, as views or as an image."""
     geometry = task.geometry
     global_px = max(geometry.global_px, geometry.tiny_px, geometry.small_px, geometry.base_px, geometry.large_px)
     views = global_px**2 + geometry.max_tiles * geometry.tile_px**2
@@ -121,7 +121,7 @@ def page_from_wire(header: dict[str, Any], payload: bytearray | memoryview) -> D
         The page.
 
     Raises:
-        BrokenFrameError: The numbers do not belong together.
+        BrokenFrameError: The numbers contradict each other.
     """
     try:
         plan = ViewPlan(
@@ -163,12 +163,12 @@ def _side(value: object) -> int:
 
 
 def error_to_wire(error: DeepSynthError) -> dict[str, Any]:
-    """Header of a refusal; the detail stays behind, it may quote the file."""
+    """Header of an error, without its detail, which may quote the file."""
     return {"error": error.code, "public": error.public}
 
 
 def error_from_wire(header: dict[str, Any]) -> DeepSynthError:
-    """The refusal that `error_to_wire` wrote; anything unheard of becomes an internal error."""
+    """The error that `error_to_wire` wrote; an unknown code becomes an internal error."""
     cls = error_classes().get(str(header["error"]), InternalError)
     public = header.get("public")
     return cls(public=public if isinstance(public, dict) else None)

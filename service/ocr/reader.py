@@ -49,7 +49,7 @@ DeltaSink = Callable[[int, str], None]
 
 
 class PageSource(Protocol):
-    """Turns bytes into pages; implemented by `service.intake.pool.DecoderPool`."""
+    """Turns bytes into pages; implemented by `service.intake.pool.ImagePool`."""
 
     async def decode(self, document: Document, task: DecodeTask) -> DecodedPage:
         """Decode one page, or raise a `DeepSynthError`."""

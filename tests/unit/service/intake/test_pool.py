@@ -24,7 +24,7 @@ from service.errors import (
 )
 from service.intake.document import Document
 from service.intake.limits import DecodeTask, IntakeLimits
-from service.intake.pool import DecoderPool
+from service.intake.pool import ImagePool
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
 from tests.support.pdf import make_pdf
 from tests.support.service import eventually, png
@@ -34,9 +34,9 @@ ORDER = DecodeTask(None, 0, Mode.GUNDAM, GeometryConfig(), IntakeLimits())
 
 
 @contextlib.asynccontextmanager
-async def running_pool(workers: int = 1, timeout_s: float = 10.0) -> AsyncIterator[tuple[DecoderPool, list[str]]]:
+async def running_pool(workers: int = 1, timeout_s: float = 10.0) -> AsyncIterator[tuple[ImagePool, list[str]]]:
     restarts: list[str] = []
-    pool = DecoderPool(
+    pool = ImagePool(
         workers=workers,
         memory_bytes=1024 * MIB,
         timeout_s=timeout_s,
@@ -143,8 +143,8 @@ def long_document() -> Document:
     return Document(make_pdf(["one", "two", "three", "four"]))
 
 
-def held_by(pool: DecoderPool) -> list[Document | None]:
-    return [decoder.document for decoder in pool._all]
+def held_by(pool: ImagePool) -> list[Document | None]:
+    return [process.document for process in pool._all]
 
 
 async def test_document_is_sent_once_for_all_its_pages() -> None:
