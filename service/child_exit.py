@@ -16,7 +16,7 @@ def describe_exit(status: int | None, stderr: str = "") -> str:
         The signal, or the last line of standard error (of a traceback, the error), or the status.
     """
     if status is None:
-        return "still running"
+        return "no exit status yet"
     if status < 0:
         name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
         return f"killed by {name}" + (" (likely out of memory)" if -status == signal.SIGKILL else "")

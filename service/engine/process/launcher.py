@@ -56,6 +56,8 @@ class ProcessPeer:
             daemon=True,
         )
         self._process.start()
+        self._reaping = threading.Lock()
+        """Of two threads that wait for a child at once, one could miss that it has ended."""
         theirs.close()
         # multiprocessing ends daemons with SIGTERM, which the child ignores, and would then wait for it for ever.
         # Registered later, this runs earlier.
@@ -68,16 +70,18 @@ class ProcessPeer:
 
     def describe_exit(self) -> str:
         """Exit status or signal of the child."""
-        self._process.join(EXIT_S)
-        return describe_exit(self._process.exitcode)
+        with self._reaping:
+            self._process.join(EXIT_S)
+            return describe_exit(self._process.exitcode)
 
     def end(self, grace_s: float) -> None:
         """Wait for the child, kill it if it stays, and reap it."""
         atexit.unregister(self._process.kill)
-        self._process.join(grace_s)
-        self._process.kill()
-        self._process.join()
-        self._process.close()
+        with self._reaping:
+            self._process.join(grace_s)
+            self._process.kill()
+            self._process.join()
+            self._process.close()
         hang_up(self.connection)
 
 

@@ -15,7 +15,7 @@ from service.child_exit import describe_exit
         (-signal.SIGKILL, "noise", "killed by SIGKILL (likely out of memory)"),
         (-signal.SIGSEGV, "", "killed by SIGSEGV"),
         (-250, "", "killed by signal 250"),
-        (None, "", "still running"),
+        (None, "", "no exit status yet"),
     ],
 )
 def test_cause_is_one_line(status: int | None, stderr: str, line: str) -> None:
