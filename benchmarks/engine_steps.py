@@ -116,7 +116,7 @@ def check(arguments: argparse.Namespace) -> dict[str, Any]:
     from service.engine.kernels.reference import decoder as reference
 
     checkpoint = checkpoint_of(arguments)
-    model = checkpoint.model
+    model: Any = checkpoint.model
     on_gpu = torch.cuda.is_available()
     kernels: Any = reference
     if on_gpu:
@@ -129,9 +129,9 @@ def check(arguments: argparse.Namespace) -> dict[str, Any]:
     if on_gpu:
         # What bf16 costs by itself, whatever the kernels.
         sets["plain torch, same type"] = (reference, model, False)
-    wide = random_checkpoint(model.lm_head.weight.device, torch.float32, model.config)
-    wide.model.load_state_dict({name: value.float() for name, value in model.state_dict().items()}, assign=True)
-    truth = trace(wide.model, reference, arguments.adapters, arguments.adapter_rank)
+    wide: Any = random_checkpoint(model.lm_head.weight.device, torch.float32, model.config).model
+    wide.load_state_dict({name: value.float() for name, value in model.state_dict().items()}, assign=True)
+    truth = trace(wide, reference, arguments.adapters, arguments.adapter_rank)
     table = {}
     for name, (kernel_set, of, is_int8) in sets.items():
         found = trace(of, kernel_set, arguments.adapters, arguments.adapter_rank, is_int8=is_int8)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeGuard
 from service.engine.config import EngineLimits, EngineSource, WeightForm
 from service.engine.protocol import EngineInfo
 from service.errors import EngineError
+from shared.deepseek_ocr.registry import kind_of
 
 if TYPE_CHECKING:
     from service.engine.engine import TorchEngine
@@ -73,7 +74,7 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         max_sequence_tokens=max_sequence_tokens,
         max_new_tokens=min(limits.max_new_tokens, max_sequence_tokens),
     )
-    if limits.adapter_slots and not _has_gpu_path(model):
+    if limits.adapter_slots and not kind_of(model).takes_adapters:
         raise EngineError("adapters are not served for this kind of model; set adapter_slots to 0")
     runs_on_gpu = device.type == "cuda" and _has_gpu_path(model)
     if limits.weights is WeightForm.INT8 and not runs_on_gpu:
@@ -96,16 +97,13 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
 
 
 def _has_gpu_path(model: object) -> TypeGuard[DeepseekOcrForConditionalGeneration]:
-    from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
-
-    return isinstance(model, DeepseekOcrForConditionalGeneration)
+    return kind_of(model).has_fast_decoder
 
 
 def _make_cpu_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tuple[Runner, EngineLimits]:
     from service.engine.cpu.runner import CpuRunner
     from service.engine.lora.bank import make_bank
 
-    bank = make_bank(checkpoint.model, limits) if _has_gpu_path(checkpoint.model) else None
     runner = CpuRunner(
         checkpoint.model,
         max_rows=limits.batch_size,
@@ -113,7 +111,7 @@ def _make_cpu_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tupl
         eos_id=checkpoint.tokenizer.eos_id,
         rule=limits.loop_rule,
         kv_tokens=limits.kv_tokens,
-        bank=bank,
+        bank=make_bank(checkpoint.model, limits),
     )
     return runner, limits
 

@@ -1,11 +1,12 @@
 """From the name of a checkpoint to a model, its tokenizer and its geometry.
 
-Owns where checkpoints are looked for (a folder, else the Hugging Face Hub) and which class reads which. No code of
-a checkpoint's is ever run.
+Owns where checkpoints are looked for: a folder, else the Hugging Face Hub. `registry` says what loads which. The code
+of a checkpoint is never run.
 """
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,12 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from shared.deepseek_ocr.checkpoint import CheckpointError, load_model, read_config
+from shared.deepseek_ocr.checkpoint import CheckpointError, read_config
 from shared.deepseek_ocr.geometry import GeometryConfig
-from shared.deepseek_ocr.public_config import MODEL_TYPE as OCR1_MODEL_TYPE
+from shared.deepseek_ocr.registry import MODELS, find_kind
 
 if TYPE_CHECKING:
-    from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
-    from shared.deepseek_ocr.ocr2 import DeepseekOcr2Reader
+    from shared.deepseek_ocr.protocol import OcrModel
     from shared.deepseek_ocr.tokenizer import OcrTokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -34,7 +34,7 @@ _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 class LoadedCheckpoint:
     """A model ready to read, with what it takes to talk to it."""
 
-    model: DeepseekOcrForConditionalGeneration | DeepseekOcr2Reader
+    model: OcrModel
     tokenizer: OcrTokenizer
     geometry: GeometryConfig
     model_id: str
@@ -47,7 +47,7 @@ def load_checkpoint(
     dtype: torch.dtype = torch.float32,
     layers_device: torch.device | str | None = None,
 ) -> LoadedCheckpoint:
-    """Load DeepSeek-OCR, DeepSeek-OCR-2 or nano.
+    """Load a model of the family.
 
     Args:
         folder_or_repo: a folder, or a repository `owner/name` of the Hub, which is downloaded once and kept.
@@ -66,18 +66,12 @@ def load_checkpoint(
     model_type = read_config(folder).get("model_type")
     if not (folder / TOKENIZER_FILE).is_file():
         raise CheckpointError(f"{folder / TOKENIZER_FILE} does not exist")
-    model: Any
-    if model_type == OCR1_MODEL_TYPE:
-        model = load_model(folder, device, dtype, layers_device)
-        geometry = model.config.geometry_config()
-    else:
-        from shared.deepseek_ocr import ocr2
-
-        if model_type != ocr2.MODEL_TYPE:
-            known = f"{OCR1_MODEL_TYPE!r} and {ocr2.MODEL_TYPE!r}"
-            raise CheckpointError(f"{folder}: config.json has model_type {model_type!r}; known: {known}")
-        model, geometry = ocr2.load_ocr2(folder, device, dtype), ocr2.OCR2_GEOMETRY
-    return LoadedCheckpoint(model, load_tokenizer(folder, model.config), geometry, model_id)
+    kind = find_kind(model_type)
+    if kind is None:
+        known = " and ".join(map(repr, MODELS))
+        raise CheckpointError(f"{folder}: config.json has model_type {model_type!r}; known: {known}")
+    model: OcrModel = pkgutil.resolve_name(kind.loader)(folder, device, dtype, layers_device)
+    return LoadedCheckpoint(model, load_tokenizer(folder, model.config), model.geometry, model_id)
 
 
 def find_checkpoint(folder_or_repo: str | Path) -> tuple[Path, str]:

@@ -21,6 +21,7 @@ from transformers.utils.generic import ModelOutput
 from shared.deepseek_ocr.clip import ClipEncoder
 from shared.deepseek_ocr.configuration import DeepseekOcrConfig
 from shared.deepseek_ocr.decoder import DecoderLayer, RMSNorm, rotary_tables
+from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.initialisation import initialise
 from shared.deepseek_ocr.loss import loss_in_pieces, next_token_loss
 from shared.deepseek_ocr.moe import Experts
@@ -123,6 +124,11 @@ class DeepseekOcrForConditionalGeneration(PageReading, PreTrainedModel, Generati
         self.model = DeepseekOcrModel(config)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
+
+    @property
+    def geometry(self) -> GeometryConfig:
+        """As the configuration has it."""
+        return self.config.geometry_config()
 
     def encode_views(self, views_VHWC: Tensor) -> Tensor:
         """Encode views of one size, however many pages they come from.

@@ -24,8 +24,6 @@ from shared.deepseek_ocr.pages import PageReading
 from shared.deepseek_ocr.relative_attention import relative_attention, relative_table
 from shared.deepseek_ocr.vision import normalise_views
 
-MODEL_TYPE = "deepseek_ocr2"
-
 OCR2_GEOMETRY = GeometryConfig(
     tile_px=768,
     max_tiles=6,
@@ -58,6 +56,8 @@ class FusedSamAttention(nn.Module):
 
 class Ocr2Reading(PageReading):
     """v1's interface over transformers' DeepSeek-OCR-2; a mixin that goes before its class."""
+
+    geometry = OCR2_GEOMETRY
 
     if TYPE_CHECKING:
         model: Any
@@ -204,13 +204,16 @@ def _fuse_attention(model: Any) -> None:
         layer.attn = FusedSamAttention(layer.attn)
 
 
-def load_ocr2(folder: Path, device: torch.device | str, dtype: torch.dtype) -> DeepseekOcr2Reader:
+def load_ocr2(
+    folder: Path, device: torch.device | str, dtype: torch.dtype, _layers_device: torch.device | str | None = None
+) -> DeepseekOcr2Reader:
     """Load a checkpoint as transformers does, from local files alone.
 
     Args:
         folder: config.json and safetensors of DeepSeek-OCR-2.
         device: where the weights go.
         dtype: what they become.
+        _layers_device: unused; the layers go with the rest.
 
     Returns:
         The model in evaluation mode.

@@ -13,12 +13,18 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from shared.deepseek_ocr.geometry import GeometryConfig
+
 
 class OcrModel(Protocol):
     """Reads pages: views and a prompt in, tokens out."""
 
     config: Any
     lm_head: Any
+
+    @property
+    def geometry(self) -> GeometryConfig:
+        """How pages are cut into views."""
 
     def encode_views(self, views_VHWC: Tensor) -> Tensor:
         """Encode uint8 views of one size: `[V, N, D]`."""

@@ -6,7 +6,6 @@ models; a checkpoint's `config.json` reaches it as plain numbers.
 
 from __future__ import annotations
 
-import codecs
 import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property, lru_cache
@@ -160,25 +159,6 @@ class OcrTokenizer:
     def _plain_backend(self) -> Tokenizer:
         """The same tokenizer without its added tokens: their strings are then ordinary characters."""
         return Tokenizer.from_str(json.dumps({**self._definition, "added_tokens": [], "post_processor": None}))
-
-
-class StreamDecoder:
-    """Decodes an answer token by token and holds back characters that are not complete.
-
-    What `push` and `finish` return joins to `OcrTokenizer.decode` of all ids.
-    """
-
-    def __init__(self, tokenizer: OcrTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def push(self, token_id: int) -> str:
-        """Text that one more token completes; often empty within a character of several bytes."""
-        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
-
-    def finish(self) -> str:
-        """What was held back: empty, or U+FFFD for a character that never ended."""
-        return self._decoder.decode(b"", final=True)
 
 
 def _role_id(backend: Tokenizer, role: str, overrides: Mapping[str, int | None]) -> int:

@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 from shared.deepseek_ocr.checkpoint import CheckpointError
 from shared.deepseek_ocr.loading import load_checkpoint
-from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from trainer.backends.protocol import AdaptedModel, AdapterRequest
 from trainer.training.adapter import ADAPTER
 from trainer.training.errors import TrainingCode, TrainingError
@@ -112,7 +111,7 @@ def recompute_layers(base: nn.Module, *, keeps_chance: bool) -> None:
 
 def stack_experts(base: Any) -> None:
     """Compute all experts of a layer of our own class in one kernel, as transformers' class does."""
-    if isinstance(base, DeepseekOcrForConditionalGeneration):
+    if hasattr(base, "set_moe_implementation"):
         base.set_moe_implementation("stacked")
 
 

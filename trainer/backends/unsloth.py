@@ -7,6 +7,7 @@ the vision part does not pass through it.
 
 from __future__ import annotations
 
+import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 
 from shared.deepseek_ocr.checkpoint import CheckpointError, read_config
 from shared.deepseek_ocr.loading import find_checkpoint, load_checkpoint, load_tokenizer
-from shared.deepseek_ocr.ocr2 import MODEL_TYPE, OCR2_GEOMETRY, adopt
+from shared.deepseek_ocr.registry import find_kind
 from trainer.backends.peft import check_adapter, quantise, stack_experts
 from trainer.backends.protocol import AdaptedModel, AdapterRequest, as_pattern
 from trainer.training.errors import TrainingCode, TrainingError
@@ -32,8 +33,9 @@ def adapt(request: AdapterRequest) -> AdaptedModel:
     """
     try:
         folder, name = find_checkpoint(request.checkpoint)
-        is_ocr2 = read_config(folder).get("model_type") == MODEL_TYPE
-        base, tokenizer, geometry = _load_ocr2(folder, request) if is_ocr2 else _load_native(request)
+        kind = find_kind(read_config(folder).get("model_type"))
+        adopter = kind.adopter if kind else None
+        base, tokenizer, geometry = _load_adopted(folder, request, adopter) if adopter else _load_native(request)
     except CheckpointError as error:
         raise TrainingError(
             TrainingCode.MODEL_UNUSABLE, str(error), "name a folder or a repository with --model"
@@ -62,11 +64,11 @@ def adapt(request: AdapterRequest) -> AdaptedModel:
         modules=modules,
         details={"backend": "unsloth", "in_4bit": request.in_4bit},
         # Its fused loss takes whole sequences and never materialises their logits.
-        keeps_logits=not is_ocr2,
+        keeps_logits=adopter is None,
     )
 
 
-def _load_ocr2(folder: Path, request: AdapterRequest) -> tuple[Any, Any, Any]:
+def _load_adopted(folder: Path, request: AdapterRequest, adopter: str) -> tuple[Any, Any, Any]:
     model, _ = FastVisionModel.from_pretrained(
         str(folder),
         load_in_4bit=request.in_4bit,
@@ -74,7 +76,8 @@ def _load_ocr2(folder: Path, request: AdapterRequest) -> tuple[Any, Any, Any]:
         use_gradient_checkpointing=CHECKPOINTING if request.gradient_checkpointing else False,
         dtype=torch.bfloat16,
     )
-    return adopt(model), load_tokenizer(folder, model.config), OCR2_GEOMETRY
+    base = pkgutil.resolve_name(adopter)(model)
+    return base, load_tokenizer(folder, base.config), base.geometry
 
 
 def _load_native(request: AdapterRequest) -> tuple[Any, Any, Any]:

@@ -27,6 +27,7 @@ from shared.contract.manifest import (
 )
 from shared.contract.refusals import AdapterRefusedError, Reason
 from shared.contract.volume import WEIGHTS_FILE
+from shared.deepseek_ocr.registry import find_kind
 from trainer.evaluation.provenance import package_version, source_commit
 from trainer.evaluation.results import (
     ADAPTER_KEY,
@@ -48,8 +49,6 @@ MAX_TIER_LOSS = 0.01
 _ASKED_KEYS = ("task", "mode", "max_new_tokens")
 _WEIGHT_SUFFIX = ".weight"
 _LINEAR_DIMENSIONS = 2
-_SAME_NAMES_MODEL_TYPE = "deepseek_vl_v2"
-"""DeepSeek-OCR and nano: `shared.deepseek_ocr` calls their dense modules as the checkpoint calls their tensors."""
 
 
 class PublicationError(ValueError):
@@ -213,7 +212,8 @@ def module_shapes(folder: Path) -> Mapping[str, tuple[int, int]] | None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PublicationError(f"{folder} is no checkpoint: its config.json cannot be read") from error
-    if config.get("model_type") != _SAME_NAMES_MODEL_TYPE:
+    kind = find_kind(config.get("model_type"))
+    if kind is None or not kind.names_are_tensors:
         return None
     shapes: dict[str, tuple[int, int]] = {}
     for path in sorted(folder.glob("*.safetensors")):

@@ -1,7 +1,7 @@
 """Which modules get an adapter: matches users' names with a model's modules.
 
 A name that matches nothing is an error that lists the names there are: an adapter silently trained on fewer modules
-would be worse for no visible reason. Knows module names of both versions of the model, but not PEFT.
+would be worse for no visible reason. Does not know PEFT.
 """
 
 from __future__ import annotations
@@ -12,14 +12,11 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from shared.contract.peft_config import matches_target
+from shared.deepseek_ocr.registry import MODELS
 from trainer.training.errors import TrainingCode, TrainingError
 
-DECODERS = ("model.layers.", "model.language_model.layers.")
-"""The decoder's layers in DeepSeek-OCR and nano, and in DeepSeek-OCR-2."""
-VISION = (
-    "model.sam_model.", "model.vision_model.", "model.projector.",
-    "model.vision_tower.", "model.multi_modal_projector.",
-)  # fmt: skip
+DECODERS = tuple(kind.decoder for kind in MODELS.values())
+VISION = tuple(name for kind in MODELS.values() for name in kind.vision)
 EXPERTS = "experts"
 """Routed experts are stacked tensors, not linear modules."""
 

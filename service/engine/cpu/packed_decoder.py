@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from shared.deepseek_ocr.decoder import DecoderLayer, rotary_tables
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.moe import MixtureOfExperts, Mlp
 from shared.deepseek_ocr.protocol import OcrModel
+from shared.deepseek_ocr.registry import kind_of
 
 MAX_EXPERTS = 64
 """More were not tried. At nano's other dimensions a step of 1, 4 and 8 rows is 2.0, 1.8 and 1.4 times as fast as the
@@ -94,11 +95,12 @@ class _Layer:
 
 def can_pack(model: OcrModel) -> TypeGuard[DeepseekOcrForConditionalGeneration]:
     """Whether a packed copy is possible and worth its memory."""
-    if not isinstance(model, DeepseekOcrForConditionalGeneration):
+    if not kind_of(model).has_fast_decoder:
         return False
-    weights = sum(parameter.numel() for parameter in model.model.layers.parameters())
-    is_small = model.config.text_config.n_routed_experts <= MAX_EXPERTS and weights <= MAX_WEIGHTS
-    return model.device.type == "cpu" and model.dtype == torch.float32 and is_small
+    known = cast("DeepseekOcrForConditionalGeneration", model)
+    weights = sum(parameter.numel() for parameter in known.model.layers.parameters())
+    is_small = known.config.text_config.n_routed_experts <= MAX_EXPERTS and weights <= MAX_WEIGHTS
+    return known.device.type == "cpu" and known.dtype == torch.float32 and is_small
 
 
 class PackedDecoder:

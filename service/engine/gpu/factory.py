@@ -26,7 +26,8 @@ from shared.deepseek_ocr.checkpoint import read_config
 from shared.deepseek_ocr.configuration import TextConfig
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, global_view_px
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
-from shared.deepseek_ocr.public_config import MODEL_TYPE, ConfigError, config_from_public
+from shared.deepseek_ocr.public_config import ConfigError, config_from_public
+from shared.deepseek_ocr.registry import find_kind
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +47,8 @@ def choose_weights(folder: Path, device: torch.device | str, dtype: torch.dtype,
     if limits.weights is not WeightForm.AUTO:
         return limits.weights
     values = read_config(folder)
-    if values.get("model_type") != MODEL_TYPE:
+    kind = find_kind(values.get("model_type"))
+    if kind is None or not kind.has_fast_decoder:
         return WeightForm.FULL
     try:
         config = config_from_public(values)

@@ -24,7 +24,7 @@ from shared.deepseek_ocr.configuration import TextConfig
 
 if TYPE_CHECKING:
     from service.engine.config import EngineLimits
-    from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+    from shared.deepseek_ocr.protocol import OcrModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,9 +205,7 @@ class AdapterBank:
         return found
 
 
-def make_bank(
-    model: DeepseekOcrForConditionalGeneration, limits: EngineLimits, *, splits_shared: bool = False
-) -> AdapterBank | None:
+def make_bank(model: OcrModel, limits: EngineLimits, *, splits_shared: bool = False) -> AdapterBank | None:
     """The bank that an engine's limits ask for, where the model is; None: none."""
     if not limits.adapter_slots:
         return None

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from shared.deepseek_ocr.clip import ClipEncoder, ClipLayer
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.protocol import OcrModel
+from shared.deepseek_ocr.registry import kind_of
 from shared.deepseek_ocr.sam import SamBlock, resize_positions
 from shared.deepseek_ocr.vision import normalise_views
 
@@ -71,7 +72,7 @@ class Constants:
 
 def can_pack_vision(model: OcrModel) -> bool:
     """Whether the encoders are the ones that this file knows."""
-    return isinstance(model, DeepseekOcrForConditionalGeneration)
+    return kind_of(model).has_fast_vision
 
 
 class VisionEncoder:

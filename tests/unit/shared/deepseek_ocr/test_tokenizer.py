@@ -15,7 +15,6 @@ from shared.deepseek_ocr.tokenizer import (
     IMAGE,
     PAD,
     OcrTokenizer,
-    StreamDecoder,
     TokenizerError,
 )
 
@@ -146,31 +145,3 @@ def test_decoding_equals_the_librarys(tokenizer: OcrTokenizer):
     text = "Free é漢😀 \n\t<|ref|>x<|/ref|>"
     assert tokenizer.decode(tokenizer.encode_trusted(text)) == text
     assert backend.decode(backend.encode(text).ids, skip_special_tokens=False) == text
-
-
-@given(hostile)
-def test_streamed_pieces_are_whole_characters_and_join_to_the_text(text: str):
-    stream = StreamDecoder(TOKENIZER)
-    pieces = [stream.push(token_id) for token_id in [*TOKENIZER.encode_trusted(text), TOKENIZER.eos_id]]
-    assert stream.finish() == ""
-    assert "".join(pieces) == TOKENIZER.decode(TOKENIZER.encode_trusted(text))
-    assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
-
-
-@given(st.lists(st.integers(0, 320)))
-def test_streams_of_any_ids_join_to_the_decoded_text(ids: list[int]):
-    stream = StreamDecoder(TOKENIZER)
-    assert "".join(map(stream.push, ids)) + stream.finish() == TOKENIZER.decode(ids)
-
-
-def test_a_character_is_held_back_until_it_is_complete(tokenizer: OcrTokenizer):
-    ids = tokenizer.encode_plain("漢")
-    assert len(ids) == 3
-    stream = StreamDecoder(tokenizer)
-    assert [stream.push(token_id) for token_id in ids] == ["", "", "漢"]
-
-
-def test_a_character_that_never_ends_is_replaced(tokenizer: OcrTokenizer):
-    stream = StreamDecoder(tokenizer)
-    assert stream.push(tokenizer.encode_plain("漢")[0]) == ""
-    assert stream.finish() == "\ufffd"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -25,7 +27,7 @@ def test_the_checkpoint_reads_like_the_run_it_came_from(tmp_path, tokenizer_file
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "README.md").write_text("card")
     sizes = export.export_checkpoint(tmp_path / "run", tokenizer_file, tmp_path / "out")
-    loaded = load_checkpoint(tmp_path / "out")
+    loaded: Any = load_checkpoint(tmp_path / "out")
     weights = dict(model.named_parameters())
     for name, value in loaded.model.named_parameters():
         # bfloat16 keeps 8 bits, int8 rows 7 of the row's largest value.
