@@ -30,7 +30,7 @@ from service.config import EngineKind, Quantization, ServiceSettings
 from service.deps import LifespanState, RequestBounds, Services
 from service.engine.config import EngineLimits, WeightForm
 from service.engine.factory import load_engine
-from service.engine.fake import FakeEngine, FakeEngineHandle
+from service.engine.fake import FakeEngine
 from service.engine.process.engines import ProcessEngine
 from service.engine.protocol import EngineHandle
 from service.engine.resolve import CPU_BATCH_SIZE, GPU_BATCH_SIZE, choose_source, has_cuda, runs_on_cuda
@@ -88,8 +88,14 @@ def _has_gpu(settings: ServiceSettings) -> bool:
 def build_engine(settings: ServiceSettings) -> EngineHandle:
     """The configured engine, not started yet."""
     if settings.engine is EngineKind.FAKE:
-        fake = FakeEngine(batch_size=batch_size(settings), adapter_slots=adapter_slots(settings))
-        return FakeEngineHandle(fake, step_s=settings.fake_step_ms / 1000, remembers=False)
+        return ProcessEngine(
+            partial(
+                FakeEngine,
+                batch_size=batch_size(settings),
+                adapter_slots=adapter_slots(settings),
+                step_s=settings.fake_step_ms / 1000,
+            )
+        )
     source = choose_source(
         model=settings.model,
         device=settings.device.value,

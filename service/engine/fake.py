@@ -1,23 +1,20 @@
 """A deterministic engine without a model: its answer is a function of the page's pixels, the prompt and the adapter.
 
-For tests and for trying clients (`DEEPSYNTH_ENGINE=fake`). `FakeEngine` is the device side, `FakeEngineHandle` drives
-it on the event loop; both keep to the protocols, so whatever works with them works with the real ones.
+For tests and for trying clients (`DEEPSYNTH_ENGINE=fake`). It implements `protocol.Engine` and runs where the real one
+does: in a child process, or in a thread in tests.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hashlib
+import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.engine.lora.registry import NO_ADAPTER, AdapterError, AdapterRegistry
 from service.engine.protocol import (
-    AdapterLoad,
     EngineInfo,
     EngineState,
     EngineStats,
@@ -28,7 +25,6 @@ from service.engine.protocol import (
     SequenceResult,
     SequenceTimings,
 )
-from service.errors import EngineLostError
 from shared.contract.answer import FinishReason
 from shared.deepseek_ocr.geometry import GeometryConfig
 
@@ -69,7 +65,6 @@ class _Sequence:
     tokens: list[str]
     adapter: int = NO_ADAPTER
     done: list[str] = field(default_factory=list)
-    queued_steps: int = 0
 
 
 class FakeEngine:
@@ -81,6 +76,7 @@ class FakeEngine:
         fail_with: Maps a prompt, or an adapter's name, to the failure code that its pages meet.
         adapter_slots: Adapters at once.
         refuse_with: Maps an adapter to the reason for which it is refused.
+        step_s: Seconds between two words of a page.
     """
 
     def __init__(
@@ -91,6 +87,7 @@ class FakeEngine:
         fail_with: dict[str, str] | None = None,
         adapter_slots: int = 0,
         refuse_with: dict[str, str] | None = None,
+        step_s: float = 0.0,
     ) -> None:
         self._info = EngineInfo(
             model_id="fake",
@@ -104,6 +101,8 @@ class FakeEngine:
             adapter_max_rank=64 if adapter_slots else 0,
         )
         self._refuse_with = refuse_with or {}
+        self._step_s = step_s
+        self._stepped_s = -math.inf
         self._adapters = AdapterRegistry(adapter_slots)
         self._weights: dict[int, bytes] = {}
         self._refused: list[SequenceEvent] = []
@@ -140,10 +139,16 @@ class FakeEngine:
         self._running = [entry for entry in self._running if entry.request.sequence_id != sequence_id]
 
     def step(self) -> list[SequenceEvent]:
-        """Admit in order of arrival, then one word each."""
+        """Admit in order of arrival, then one word each, no sooner than `step_s` after the words before."""
         events, self._refused = self._refused, []
         while self._waiting and len(self._running) < self._info.batch_size:
             self._running.append(self._waiting.popleft())
+        missing_s = self._stepped_s + self._step_s - time.monotonic()
+        if missing_s > 0:
+            # Not all of it, so that commands are heard and counts are current.
+            time.sleep(min(missing_s, 0.005))
+            return events
+        self._stepped_s = time.monotonic()
         self._steps += 1
         self._batch_sizes.append(len(self._running))
         for entry in list(self._running):
@@ -232,131 +237,3 @@ def _result(entry: _Sequence, reason: FinishReason) -> SequenceResult:
         completion_tokens=len(entry.done),
         timings=SequenceTimings(queue_s=0.0, encode_s=0.001, prefill_s=0.001, generate_s=0.001 * len(entry.done)),
     )
-
-
-class FakeEngineHandle:
-    """Drives a `FakeEngine` on the event loop.
-
-    Tests steer it: while `hold` is set it takes sequences but does not step; `lose` plays the engine's death,
-    and `submitted` and `cancelled` are what it was asked to do, pages and all, unless it is told to remember nothing.
-    """
-
-    def __init__(self, engine: FakeEngine | None = None, *, step_s: float = 0.0, remembers: bool = True) -> None:
-        self._engine = engine or FakeEngine()
-        self._step_s = step_s
-        self._remembers = remembers
-        self._state = EngineState.LOADING
-        self._inboxes: dict[str, asyncio.Queue[SequenceEvent]] = {}
-        self._go = asyncio.Event()
-        self._work = asyncio.Event()
-        self._go.set()
-        self._driver: asyncio.Task[None] | None = None
-        self.submitted: list[SequenceRequest] = []
-        self.cancelled: list[str] = []
-
-    @property
-    def info(self) -> EngineInfo:
-        """What is loaded."""
-        return self._engine.info
-
-    @property
-    def state(self) -> EngineState:
-        """Life of the engine."""
-        return self._state
-
-    @property
-    def adapters(self) -> Collection[str]:
-        """Adapters that sequences may name."""
-        return self._engine.adapters.names
-
-    async def load_adapter(self, model_id: str, folder: Path) -> AdapterLoad:
-        """Make an adapter resident.
-
-        Args:
-            model_id: `name@version`.
-            folder: Its files.
-
-        Returns:
-            What it cost.
-
-        Raises:
-            EngineLostError: The fake has died.
-        """
-        if self._state is not EngineState.READY:
-            raise EngineLostError("died before")
-        began_s = time.monotonic()
-        self._engine.load_adapter(model_id, self._engine.read_adapter(folder))
-        return AdapterLoad(0.0, time.monotonic() - began_s)
-
-    async def unload_adapter(self, model_id: str) -> None:
-        """Take an adapter out of service, and return when its slot is free."""
-        if model_id in self._engine.adapters.names and not self._engine.unload_adapter(model_id):
-            while model_id in self._engine.adapters.draining:  # noqa: ASYNC110 -- a fake may look again and again
-                await asyncio.sleep(self._step_s)
-
-    def hold(self) -> None:
-        """Stop stepping."""
-        self._go.clear()
-
-    def release(self) -> None:
-        """Step again."""
-        self._go.set()
-
-    def lose(self) -> None:
-        """Die: every open sequence fails with `engine_lost`, and so does every later one."""
-        self._state = EngineState.FAILED
-        for sequence_id, inbox in self._inboxes.items():
-            inbox.put_nowait(SequenceFailure(sequence_id, "engine_lost", "told to die"))
-
-    async def start(self) -> None:
-        """Be ready at once."""
-        self._engine.warm_up()
-        self._driver = asyncio.create_task(self._drive(), name="fake-engine")
-        self._state = EngineState.READY
-
-    async def submit(self, request: SequenceRequest) -> AsyncGenerator[SequenceEvent, None]:
-        """Read one page; closing the iterator cancels."""
-        if self._state is EngineState.FAILED:
-            yield SequenceFailure(request.sequence_id, "engine_lost", "died before")
-            return
-        inbox: asyncio.Queue[SequenceEvent] = asyncio.Queue()
-        self._inboxes[request.sequence_id] = inbox
-        if self._remembers:
-            self.submitted.append(request)
-        self._engine.submit(request)
-        self._work.set()
-        finished = False
-        try:
-            while not finished:
-                event = await inbox.get()
-                finished = not isinstance(event, SequenceDelta)
-                yield event
-        finally:
-            del self._inboxes[request.sequence_id]
-            if not finished:
-                if self._remembers:
-                    self.cancelled.append(request.sequence_id)
-                self._engine.cancel(request.sequence_id)
-
-    async def _drive(self) -> None:
-        while True:
-            await self._work.wait()
-            await self._go.wait()
-            for event in self._engine.step():
-                if event.sequence_id in self._inboxes:
-                    self._inboxes[event.sequence_id].put_nowait(event)
-            if not self._engine.has_work:
-                self._work.clear()
-            await asyncio.sleep(self._step_s)
-
-    async def stats(self) -> EngineStats:
-        """Current counts."""
-        stats = self._engine.stats()
-        return EngineStats(self._state, stats.waiting, stats.running, stats.steps, stats.batch_sizes)
-
-    async def stop(self) -> None:
-        """End the driver."""
-        if self._driver is not None:
-            self._driver.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._driver

@@ -16,11 +16,12 @@ import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from service.adapters import catalog
-from service.engine.fake import FakeEngine, FakeEngineHandle
+from service.engine.fake import FakeEngine
 from service.engine.process.engines import ThreadEngine
 from service.engine.protocol import EngineState, SequenceEvent
 from shared.contract.volume import AdapterVolume
 from tests.support.adapters import write_peft
+from tests.support.fake_engine import SteeredEngine
 from tests.support.live_adapters import ADMIN_KEY, LiveService, live_service
 from tests.support.programs import ROOT
 from tests.support.service import eventually, running_service
@@ -40,7 +41,7 @@ class Fragile(FakeEngine):
 
 @contextlib.asynccontextmanager
 async def fragile_service() -> AsyncIterator[LiveService]:
-    engine = cast("FakeEngineHandle", ThreadEngine(lambda: Fragile(adapter_slots=4), supervision=QUICK))
+    engine = cast("SteeredEngine", ThreadEngine(lambda: Fragile(adapter_slots=4), supervision=QUICK))
     with tempfile.TemporaryDirectory() as folder:
         volume = Path(folder) / "volume"
         volume.mkdir()

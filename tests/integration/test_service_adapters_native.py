@@ -14,7 +14,6 @@ from typing import Any, cast
 import pytest
 
 from service.app import build_engine
-from service.engine.fake import FakeEngineHandle
 from service.engine.process.engines import ProcessEngine
 from service.engine.protocol import EngineState
 from shared.contract.publication import publish
@@ -23,6 +22,7 @@ from shared.deepseek_ocr.checkpoint import save_checkpoint
 from shared.deepseek_ocr.loading import load_checkpoint
 from tests.support.adapters import announcement
 from tests.support.checkpoint_adapters import base_of, write_adapter
+from tests.support.fake_engine import SteeredEngine
 from tests.support.live_adapters import LiveService
 from tests.support.nano import NANO, needs_nano
 from tests.support.service import eventually, make_settings, png, running_service
@@ -37,7 +37,7 @@ async def native_service(root: Path, model: str, **changes: Any) -> AsyncIterato
     volume = root / "volume"
     volume.mkdir()
     chosen = {"model": model, "device": "cpu", "cpu_threads": 1, "adapter_dir": volume, "adapter_max_rank": 16}
-    handle = cast("FakeEngineHandle", build_engine(make_settings(engine="native", **chosen, **changes)))
+    handle = cast("SteeredEngine", build_engine(make_settings(engine="native", **chosen, **changes)))
     async with running_service(handle, kind="native", **chosen, **changes) as service:
         yield LiveService(service, AdapterVolume(volume), root)
 

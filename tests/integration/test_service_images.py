@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import pytest
 
-from service.engine.fake import FakeEngineHandle
 from service.engine.process.engines import ThreadEngine
 from service.engine.protocol import SequenceRequest
 from shared.deepseek_ocr.forms import PageImage, PageViews
+from tests.support.fake_engine import SteeredEngine
 from tests.support.service import png, running_service
 from tests.unit.service.engine.gpu_tiny import paged_engine
 from tests.unit.service.engine.tiny import tiny_engine, tiny_model
@@ -36,7 +36,7 @@ class WatchedEngine(ThreadEngine):
 
 async def answers_of(make: Any, pages: list[bytes]) -> tuple[list[str], list[type]]:
     engine = WatchedEngine(make)
-    async with running_service(cast("FakeEngineHandle", engine)) as service:
+    async with running_service(cast("SteeredEngine", engine)) as service:
         responses = await asyncio.gather(*(service.ocr(page, max_new_tokens="12") for page in pages))
     assert [response.status_code for response in responses] == [200] * len(pages)
     return [response.json()["text"] for response in responses], engine.forms

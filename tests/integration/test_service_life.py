@@ -9,16 +9,17 @@ from typing import Any
 import httpx
 import pytest
 
-from service.engine.fake import FakeEngine, FakeEngineHandle
+from service.engine.fake import FakeEngine
 from service.engine.protocol import EngineState
 from service.errors import EngineError
 from shared.contract.prompts import Task, prompt_for
+from tests.support.fake_engine import SteeredEngine
 from tests.support.service import RunningService, eventually, png, running_service
 
 pytestmark = pytest.mark.integration
 
 
-class SlowStart(FakeEngineHandle):
+class SlowStart(SteeredEngine):
     """Loads until told to go on, or to fail."""
 
     def __init__(self) -> None:
@@ -190,10 +191,10 @@ async def test_what_goes_wrong_before_the_first_text_of_a_stream_has_its_status(
 
 
 async def test_what_goes_wrong_later_ends_the_stream_with_an_error() -> None:
-    async with running_service(FakeEngineHandle(step_s=0.01)) as service:
+    async with running_service(SteeredEngine(FakeEngine(step_s=0.05))) as service:
         task = asyncio.create_task(service.ocr(png(), stream="true"))
         await eventually(lambda: service.engine.submitted)
-        await eventually(lambda: service.engine._engine._steps > 1)
+        await eventually(lambda: service.engine.num_deltas)
         service.engine.lose()
         events = parse_events((await task).text)
         assert await service.metric('deepsynth_requests_total{code="engine_lost",outcome="unavailable"}') == 1
@@ -203,7 +204,7 @@ async def test_what_goes_wrong_later_ends_the_stream_with_an_error() -> None:
 
 
 async def test_one_poisoned_page_does_not_touch_its_neighbours() -> None:
-    engine = FakeEngineHandle(FakeEngine(fail_with={prompt_for(Task.FIGURE): "engine_failed"}))
+    engine = SteeredEngine(FakeEngine(fail_with={prompt_for(Task.FIGURE): "engine_failed"}))
     async with running_service(engine) as service:
         responses = await asyncio.gather(
             *(service.ocr(png(str(number)), task="figure" if number == 3 else "free") for number in range(8))

@@ -11,10 +11,10 @@ from typing import cast
 import pytest
 
 from service.app import build_engine
-from service.engine.fake import FakeEngineHandle
 from service.engine.process.engines import ProcessEngine
 from service.engine.protocol import EngineState
 from shared.deepseek_ocr.checkpoint import save_checkpoint
+from tests.support.fake_engine import SteeredEngine
 from tests.support.service import eventually, make_settings, png, running_service
 from tests.support.tiny_model import tiny_model
 from trainer.nano.corpus.tokenizer import train_tokenizer
@@ -30,9 +30,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def native_engine(checkpoint: Path) -> FakeEngineHandle:
+def native_engine(checkpoint: Path) -> SteeredEngine:
     settings = make_settings(engine="native", model=str(checkpoint), device="cpu", cpu_threads=1)
-    return cast("FakeEngineHandle", build_engine(settings))
+    return cast("SteeredEngine", build_engine(settings))
 
 
 async def test_page_goes_through_every_process_and_comes_back(checkpoint: Path) -> None:

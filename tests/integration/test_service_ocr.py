@@ -8,9 +8,10 @@ import json
 import pytest
 from PIL import Image
 
-from service.engine.fake import FakeEngine, FakeEngineHandle
+from service.engine.fake import FakeEngine
 from service.routes.form import MAX_FIELDS
 from shared.contract.prompts import Task, prompt_for
+from tests.support.fake_engine import SteeredEngine
 from tests.support.pdf import make_pdf
 from tests.support.service import RunningService, encode, page_image, png, running_service
 
@@ -239,7 +240,7 @@ async def test_file_larger_than_the_limit_is_refused_and_the_limit_itself_is_not
 
 @pytest.mark.parametrize(("code", "status"), [("engine_failed", 500), ("engine_lost", 503), ("odd", 500)])
 async def test_engines_failures_have_their_status(code: str, status: int) -> None:
-    engine = FakeEngineHandle(FakeEngine(fail_with={prompt_for(Task.FREE): code}))
+    engine = SteeredEngine(FakeEngine(fail_with={prompt_for(Task.FREE): code}))
     async with running_service(engine) as service:
         response = await service.ocr(png())
         assert response.status_code == status

@@ -12,11 +12,12 @@ from typing import Any
 
 import httpx
 
-from service.engine.fake import FakeEngine, FakeEngineHandle
+from service.engine.fake import FakeEngine
 from shared.contract.manifest import BaseIdentity
 from shared.contract.publication import publish
 from shared.contract.volume import AdapterVolume
 from tests.support.adapters import announcement, write_peft
+from tests.support.fake_engine import SteeredEngine
 from tests.support.service import RunningService, eventually, png, running_service
 
 FAKE_BASE = BaseIdentity(model_id="fake", revision="ab" * 32)
@@ -72,7 +73,7 @@ class LiveService:
 async def live_service(
     *, engine: FakeEngine | None = None, slots: int = 4, step_s: float = 0.0, **changes: Any
 ) -> AsyncIterator[LiveService]:
-    handle = FakeEngineHandle(engine or FakeEngine(adapter_slots=slots), step_s=step_s, remembers=False)
+    handle = SteeredEngine(engine or FakeEngine(adapter_slots=slots, step_s=step_s), remembers=False)
     with tempfile.TemporaryDirectory() as folder:
         volume, trained = Path(folder) / "volume", Path(folder) / "trained"
         volume.mkdir()

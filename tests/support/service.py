@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from service.app import create_app
 from service.config import ServiceSettings
 from service.deps import Services
-from service.engine.fake import FakeEngineHandle
+from tests.support.fake_engine import SteeredEngine
 
 
 def make_settings(**changes: Any) -> ServiceSettings:
@@ -43,7 +43,7 @@ def png(text: str = "Hello, page", size: tuple[int, int] = (320, 200)) -> bytes:
 class RunningService:
     app: FastAPI
     client: httpx.AsyncClient
-    engine: FakeEngineHandle
+    engine: SteeredEngine
     services: Services
 
     async def ocr(self, data: bytes, name: str = "page.png", **fields: str) -> httpx.Response:
@@ -64,7 +64,7 @@ async def eventually(condition: Any, seconds: float = 10.0) -> None:
 
 @contextlib.asynccontextmanager
 async def running_service(
-    engine: FakeEngineHandle | None = None,
+    engine: SteeredEngine | None = None,
     *,
     wait_ready: bool = True,
     kind: str = "fake",
@@ -72,7 +72,7 @@ async def running_service(
     **changes: Any,
 ) -> AsyncIterator[RunningService]:
     """The app with its lifespan, behind httpx's ASGI transport; `kind` is what the settings say of the engine."""
-    handle = engine or FakeEngineHandle()
+    handle = engine or SteeredEngine()
     ready = asyncio.Event()
     app = create_app(make_settings(engine=kind, **changes), handle, on_ready=ready.set, **(app_options or {}))
     async with app.router.lifespan_context(app) as state:

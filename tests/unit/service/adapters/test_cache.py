@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from service.adapters.cache import LoraCache
-from service.engine.fake import FakeEngine, FakeEngineHandle
+from service.engine.fake import FakeEngine
 from service.engine.lora.registry import AdapterError
 from service.engine.protocol import EngineState
 from service.errors import AdapterNotReadyError, EngineLostError
 from tests.support.adapters import write_peft
+from tests.support.fake_engine import SteeredEngine
 from tests.support.service import eventually
 
 
@@ -26,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @asynccontextmanager
 async def slots(number: int, *, wait_s: float = 10.0, **options):
-    engine = FakeEngineHandle(FakeEngine(adapter_slots=number, **options), remembers=False)
+    engine = SteeredEngine(FakeEngine(adapter_slots=number, **options), remembers=False)
     await engine.start()
     cache = LoraCache(engine, wait_s=wait_s)
     cache.start()
@@ -138,7 +139,7 @@ async def test_an_engine_that_is_away_is_said_so_at_once(folder):
 async def test_an_adapter_that_did_not_come_back_with_the_engine_is_loaded_anew(folder):
     async with slots(2) as (cache, engine):
         old = await cache.hold("a@1", folder)
-        engine._engine.unload_adapter("a@1")
+        engine.forget_adapter("a@1")
         new = await cache.hold("a@1", folder)
         assert list(engine.adapters) == ["a@1"]
         old.release()
@@ -151,7 +152,7 @@ async def test_an_adapter_is_wanted_until_it_is_known_that_it_did_not_come_back(
     async with slots(2) as (cache, engine):
         (await cache.hold("a@1", folder)).release()
         engine._state = EngineState.LOADING
-        engine._engine.unload_adapter("a@1")
+        engine.forget_adapter("a@1")
         cache._changed.set()
         await asyncio.sleep(0.01)
         assert (cache.is_resident("a@1"), cache.is_wanted("a@1")) == (False, True)
@@ -199,4 +200,4 @@ async def test_whatever_comes_and_goes_holds_are_kept_and_everybody_is_served(fo
         assert len(served) == 7
         assert cache.num_waiting == 0
         assert all(not cache.num_holds(name) for name in engine.adapters)
-        engine._engine.adapters.check_integrity()
+        engine.fake.adapters.check_integrity()

@@ -8,7 +8,6 @@ from service.app import build_engine
 from service.config import ServiceSettings
 from service.engine import resolve as choice
 from service.engine.config import EngineLimits, EngineSource, WeightForm
-from service.engine.fake import FakeEngineHandle
 from service.engine.process.engines import ProcessEngine
 from service.engine.resolve import choose_source
 from service.errors import ConfigurationError
@@ -73,4 +72,4 @@ def test_missing_shipped_model_says_what_to_do(shipped: Path) -> None:
 
 def test_engine_follows_the_setting(shipped: Path) -> None:
     assert isinstance(build_engine(ServiceSettings()), ProcessEngine)
-    assert isinstance(build_engine(ServiceSettings(engine="fake")), FakeEngineHandle)
+    assert isinstance(build_engine(ServiceSettings(engine="fake")), ProcessEngine)

@@ -11,7 +11,7 @@ import pytest
 from opentelemetry.trace import NoOpTracer
 
 from service.admission.gate import Gate
-from service.engine.fake import FakeEngine, FakeEngineHandle, fake_tokens
+from service.engine.fake import FakeEngine, fake_tokens
 from service.engine.protocol import SamplingParams, SequenceRequest
 from service.errors import (
     EngineError,
@@ -33,6 +33,7 @@ from shared.contract.answer import FinishReason
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import Mode, ViewPlan
+from tests.support.fake_engine import SteeredEngine
 from tests.support.service import eventually
 
 PLAN = ViewPlan(Mode.TINY, 8, 8, 0, 0, 16)
@@ -72,7 +73,7 @@ class Source:
 class Bench:
     reader: DocumentReader
     source: Source
-    engine: FakeEngineHandle
+    engine: SteeredEngine
     gate: Gate
     metrics: Metrics
 
@@ -84,7 +85,7 @@ class Bench:
 
 @contextlib.asynccontextmanager
 async def bench(page_slots: int = 4, engine: FakeEngine | None = None, plan: ViewPlan = PLAN) -> AsyncIterator[Bench]:
-    handle = FakeEngineHandle(engine)
+    handle = SteeredEngine(engine)
     await handle.start()
     gate = Gate(capacity=8, page_slots=page_slots, clock=time.monotonic)
     source, metrics = Source(plan), Metrics()

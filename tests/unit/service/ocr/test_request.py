@@ -5,14 +5,15 @@ from typing import Any
 import pytest
 
 from service.adapters.models import ServedModels
-from service.engine.fake import FakeEngine, FakeEngineHandle
+from service.engine.fake import FakeEngine
 from service.errors import InvalidFieldError, ModelNotFoundError, TooManyPagesError
 from service.intake.limits import IntakeLimits
 from service.ocr.request import OcrRequest, parse_request
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
+from tests.support.fake_engine import SteeredEngine
 
 INFO = FakeEngine(geometry=GeometryConfig(modes=(Mode.SMALL, Mode.GUNDAM), default_mode=Mode.SMALL)).info
-MODELS = ServedModels(FakeEngineHandle())
+MODELS = ServedModels(SteeredEngine())
 
 
 def make(data: bytes = b"\x89PNG\r\n\x1a\n", cap: int = 100, **wishes: Any) -> OcrRequest:
