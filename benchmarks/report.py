@@ -17,11 +17,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.adapter_tables import loading_table, publishing_table
 from benchmarks.floors import Ceilings
 from benchmarks.ratios import MEASURES, OURS, RESULTS, TARGETS, best_rows, measure, read_rows, summary, times_faster
 from benchmarks.svg import Line, Panel, draw
-from benchmarks.training_table import training_table
 from shared.deepseek_ocr.configuration import DeepseekOcrConfig
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
@@ -40,6 +38,9 @@ LABELS = {
     "prefill-page": "PAGE, 128 requests, 1 new token",
 }
 BATCH_SIZE = 256
+LOAD_STAGES = ("copy", "load", "place", "canary", "answer", "total")
+PLAIN = "plain"
+SAME_TRAINING = ("card", "mode", "case", "batch", "text_tokens", "memory_gib", "unsloth_compile")
 
 Row = Mapping[str, Any]
 
@@ -185,6 +186,137 @@ def exactness_table(rows: Sequence[Row]) -> str:
         rates = [f"{part[name]:.2%}" for name in ("reference_cer", "engine_cer")]
         lines.append(_line([where, row.get("weights", "")[:8], str(part["pages"]), *shares, *rates]))
     return "\n".join(lines) + "\n"
+
+
+def loading_table(rows: Iterable[Row]) -> str:
+    """From a folder to the first text of its adapter.
+
+    Args:
+        rows: What `adapter_load.py` wrote, oldest first; of rows of one card, model and rank the last one counts.
+
+    Returns:
+        Markdown.
+    """
+    parts = []
+    for row in _last(rows, "card", "model", "rank"):
+        heads = ["ms", *LOAD_STAGES, "worst total"]
+        lines = [_line(heads), _line(["---"] * len(heads))]
+        for case, name in (("idle", "idle engine"), ("busy", f"beside {row['streams']} pages")):
+            figures = [row[case][f"{stage}_ms"] for stage in (*LOAD_STAGES, "worst_total")]
+            lines.append(_line([name, *(f"{figure:.1f}" for figure in figures)]))
+        gaps = ((row.get(f"gap_{what}ms"), said) for what, said in (("", "loads and canaries"),
+                ("answer_", "an ordinary page that begins"), ("without_loads_", "neither")))  # fmt: skip
+        said = ", ".join(f"{gap:.0f} ms with {said}" for gap, said in gaps if gap is not None)
+        about = f"Model {row['model']}, rank {row['rank']}, weights of {row['weights_mb']:g} MB."
+        parts += [
+            "\n".join(lines) + "\n",
+            f"{about} Longest time without new text of a page that is being read: {said}.\n",
+        ]
+        parts.append(_adapter_origin(row))
+    return "\n".join(parts) or NOTHING
+
+
+def publishing_table(rows: Iterable[Row]) -> str:
+    """A service under load with publications and without.
+
+    Args:
+        rows: What `adapters.py` wrote, oldest first; of rows of one card the last one counts.
+
+    Returns:
+        Markdown.
+    """
+    parts = []
+    for row in _last((row for row in rows if row.get("publications")), "card"):
+        aims, quiet, live = row["targets"], row["without_publications"], row["with_publications"]
+        low, high = row["p99_ratio_interval"]
+        lines = [_line(["what", "figure", "aim"]), _line(["---"] * 3)]
+        for what, figure, aim in (
+            ("requests without and with publications", f"{quiet['requests']} and {live['requests']}", "-"),
+            ("failed", f"{row['failed']}", f"{aims['failed']}"),
+            ("not the text of the version named", f"{row['wrong']}", f"{aims['wrong']}"),
+            ("latency, median", f"{quiet['p50_s']:.2f} s and {live['p50_s']:.2f} s", "-"),
+            ("latency, 99 %", f"{quiet['p99_s']:.2f} s and {live['p99_s']:.2f} s", "-"),
+            ("ratio of these", f"{row['p99_ratio']:.2f} (95 %: {low:.2f} to {high:.2f})", f"{aims['p99_ratio']}"),
+            ("rename to first answer, idle: worst", f"{row['first_answer_s']:.2f} s", f"{aims['first_answer_s']} s"),
+            ("rename to first answer, under load: median", f"{row['busy_answer_median_s']:.2f} s", "-"),
+            (f"memory after {row['loads']} loads", f"{row['growth_mib']:+.1f} MiB", f"{aims['growth_mib']} MiB"),
+        ):
+            lines.append(_line([what, figure, aim]))
+        load = f"{row['publications']} publications, one every {row['interval_s']:g} s,"
+        about = f"{load} at {row['utilisation']:.0%} of {row['capacity_pages_per_s']:.2f} pages/s.\n"
+        parts += ["\n".join(lines) + "\n", about, _adapter_origin(row)]
+    return "\n".join(parts) or NOTHING
+
+
+def _last(rows: Iterable[Row], *names: str) -> Sequence[Row]:
+    return list({tuple(row.get(name) for name in names): row for row in rows}.values())
+
+
+def _adapter_origin(row: Row) -> str:
+    versions = ", ".join(f"{name} {row['versions'][name]}" for name in ("torch", "triton") if name in row["versions"])
+    clock = f" at {row['clock_mhz']} MHz" if row.get("clock_mhz") else ""
+    return f"{row['card']}{clock}, {versions}, commit {row['commit'][:10]}, {row['date'][:10]}; `{row['command']}`.\n"
+
+
+def training_table(rows: Iterable[Row]) -> str:
+    """Steps and longest texts of each card.
+
+    Args:
+        rows: What `training.py` wrote, oldest first; of rows that say the same thing the last one counts.
+
+    Returns:
+        Markdown.
+    """
+    last = {tuple(row.get(name) for name in SAME_TRAINING): row for row in rows}
+    parts = []
+    for card in dict.fromkeys(row["card"] for row in last.values()):
+        own = [row for row in last.values() if row["card"] == card]
+        steps = [row for row in own if row["case"] == "step"]
+        longest = [row for row in own if row["case"] == "longest"]
+        parts += [_training_steps(steps)] if steps else []
+        parts += [_longest_texts(longest)] if longest else []
+        parts += [_training_origin(found) for found in (steps, longest) if found]
+    return "\n".join(parts) or NOTHING
+
+
+def _training_steps(rows: Sequence[Row]) -> str:
+    lines = [_line(["way", "batch", "text tokens", "ms a step", "speed", "peak GiB", "memory"]), _line(["---"] * 7)]
+    for text_tokens in sorted({row["text_tokens"] for row in rows}):
+        own = [row for row in rows if row["text_tokens"] == text_tokens]
+        first = next((row for row in own if row["mode"] == PLAIN and "step_ms" in row), None)
+        for row in own:
+            name = f"{row['mode']}, compiled" if row.get("unsloth_compile") else row["mode"]
+            cells = [name, str(row["batch"]), str(text_tokens)]
+            if "step_ms" not in row:
+                lines.append(_line([*cells, "out of memory", "", "", ""]))
+                continue
+            speed = f"{first['step_ms'] / row['step_ms']:.2f} x" if first else "-"
+            share = f"{row['peak_gib'] / first['peak_gib']:.0%}" if first and first["peak_gib"] else "-"
+            lines.append(_line([*cells, f"{row['step_ms']:g}", speed, f"{row['peak_gib']:g}", share]))
+    return "\n".join(lines) + "\n"
+
+
+def _longest_texts(rows: Sequence[Row]) -> str:
+    lines = [_line(["way", "memory", "longest text, tokens", "against plain"]), _line(["---"] * 4)]
+    for row in rows:
+        first = next((each for each in rows if each["mode"] == PLAIN and each["memory_gib"] == row["memory_gib"]), None)
+        most = row["longest_text_tokens"]
+        # Where nothing was too long, the search ended at its own limit or for lack of time.
+        said = f"{most}" if row["too_long_text_tokens"] else f"{most} at least"
+        times = f"{most / first['longest_text_tokens']:.1f} x" if first and first["longest_text_tokens"] else "-"
+        lines.append(_line([row["mode"], f"{row['memory_gib']:g} GiB", said, times]))
+    return "\n".join(lines) + "\n"
+
+
+def _training_origin(rows: Sequence[Row]) -> str:
+    row = max(rows, key=lambda each: each["date"])
+    names = ("torch", "transformers", "peft", "unsloth")
+    versions: dict[str, str] = {}
+    for each in rows:
+        versions |= {name: each["versions"][name] for name in names if each["versions"].get(name)}
+    said = ", ".join(f"{name} {version}" for name, version in versions.items())
+    commands = "; ".join(f"`{each}`" for each in dict.fromkeys(each["command"] for each in rows))
+    return f"{row['card']}, {said}, commit {row['commit'][:10]}, {row['date'][:10]}; {commands}.\n"
 
 
 def picture(rows: Sequence[Row]) -> str | None:

@@ -1,41 +1,79 @@
-"""Unsloth, plain PEFT and cached vision features beside each other: LoRA training steps on one card.
+"""How long a LoRA training step takes, and how long a text it has memory for: Unsloth, plain PEFT and this project.
 
     python benchmarks/training.py --modes plain unsloth cached unsloth-cached --text-tokens 512 2048
     python benchmarks/training.py --modes plain unsloth --longest --memory-gib 24
+    python benchmarks/training.py --tiny --device cpu --modes plain cached       to try the program on a CPU
 
-DeepSeek-OCR-2's dimensions with random weights, rank 16 on the queries, keys, values and outputs of the decoder's
-attention, vision frozen, one view of 1024 px (257 tokens) a sample, AdamW, bfloat16. `training_modes` says what each
-way does. Ways that share a model run in a process of their own, since Unsloth patches what it finds, and have a time
-limit. Steps are the median of seven after three; memory is the peak of what torch has allocated. `--longest` searches
-for the longest answer that one sample a step has memory for, within `--memory-gib`.
+Needs one GPU. DeepSeek-OCR-2's dimensions with random weights, since speed and memory do not depend on their values;
+rank 16 on the queries, keys, values and outputs of the decoder's attention, vision frozen, one view of 1024 px (257
+tokens) a sample, AdamW, bfloat16. Ways that share a model run in their own process, as Unsloth patches what it finds,
+and have a time limit. Steps are the median of seven after three; memory is the peak of what torch has allocated.
+`--longest` searches for the longest answer that one sample a step has memory for, within `--memory-gib`.
+
+Ways (`--modes`):
+
+- `plain` is transformers and PEFT alone, with gradient checkpointing.
+- `unsloth` is Unsloth's loading, patches and checkpointing.
+- `plain-cached` and `unsloth-cached` take the page's vision features from the host's memory instead of pixels, since a
+  frozen encoder gives the same ones in every epoch.
+- `plain4bit` and `unsloth4bit` keep frozen linear weights in 4 bits.
+- `cached` is this project's own class of the model without Unsloth: cached features, logits for the answer alone.
+- `cached-chunked` is what this project's training does with `--gradient-checkpointing`: the loss piece by piece
+  (`shared.deepseek_ocr.loss`). `cached-kept` is what it does without: activations are kept instead of computed twice.
+  `graphed` and `graphed-chunked` are the two with `--cuda-graphs`.
 
 Prints a table, then a JSON line for each case; `--out` takes the lines as well. Unsloth's block compilation is off
 unless `--compile` is given: with it the first step took more than two minutes on an H100.
+
+Unsloth has to be imported before transformers, so nothing of either is imported at the top.
+
+Shape letters: B samples, L tokens, D decoder width, C colours, H and W pixels.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.origin import command, origin
-from benchmarks.training_checkpoint import write_checkpoint
-from benchmarks.training_modes import MODES, family
+from trainer.training.graphs import GraphedLoss
 
 PACKAGES = ("peft", "unsloth", "unsloth_zoo", "bitsandbytes")
 IMAGE_TOKENS = 257
 ROW_MARK = "ROW "
+RANK = 16
+TARGETS = r".*language_model.*self_attn\.(q_proj|k_proj|v_proj|o_proj)"
+"""Explicit: without it Unsloth also adapts the 64 routed experts (61 M trainable parameters instead of 2 M)."""
+IGNORED_LABEL = -100
+WHOLE_LOGITS = "cached"
+IMAGE_PX = 1024
+MODES = ("plain", "plain-cached", "plain4bit", "unsloth", "unsloth-cached", "unsloth4bit", "cached", "cached-kept",
+         "cached-chunked", "graphed", "graphed-chunked")  # fmt: skip
+OURS = ("cached", "graphed")
+KEPT = ("cached-kept", "graphed")
+"""They keep activations; all others compute them twice."""
+SEED = 0
+WARM_STEPS, TIMED_STEPS = 3, 7
+VOCAB_SIZE, IMAGE_TOKEN_ID = 129280, 128815
+WEIGHT_STD = 0.02
+UNKNOWN = "t5"
 
 
 def main() -> int:
@@ -63,7 +101,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["plain", "unsloth", "cached", "unsloth-cached"])
     parser.add_argument("--text-tokens", nargs="+", type=int, default=[512, 2048], metavar="N")
     parser.add_argument("--batch", type=int, default=4, metavar="N")
-    parser.add_argument("--longest", action="store_true", help="search for the longest answer in the place of timing")
+    parser.add_argument("--longest", action="store_true", help="search for the longest answer instead of timing")
     parser.add_argument("--memory-gib", type=float, default=24.0, metavar="GIB", help="for --longest (%(default)s)")
     parser.add_argument("--limit-tokens", type=int, default=131072, metavar="N", help="end of the search (%(default)s)")
     parser.add_argument("--limit-s", type=float, default=100.0, metavar="S", help="for each process (%(default)s)")
@@ -132,14 +170,10 @@ def _child(options: argparse.Namespace) -> int:
     start_s = time.monotonic()
     if options.modes[0].startswith("unsloth"):
         import unsloth  # noqa: F401 - first: it patches what is imported after it
-    import torch
-
-    from benchmarks import training_steps as steps
-    from benchmarks.training_modes import load
 
     device = torch.device(options.device)
     if options.longest:
-        steps.limit_memory(device, options.memory_gib)
+        limit_memory(device, options.memory_gib)
     longest = max(4096, *options.text_tokens)
     trained = load(options.modes[0], str(options.checkpoint), device, longest, IMAGE_TOKENS)
     shared = {"benchmark": "training", "image_tokens": IMAGE_TOKENS, "trainable": trained.trainable}
@@ -154,12 +188,12 @@ def _child(options: argparse.Namespace) -> int:
         trained = replace(trained, mode=mode)
         if options.longest:
             left_s = options.limit_s - (time.monotonic() - start_s) - 10
-            found = steps.longest_context(trained, options.limit_tokens, left_s / (len(options.modes) - place))
+            found = longest_context(trained, options.limit_tokens, left_s / (len(options.modes) - place))
             report({"case": "longest", "memory_gib": options.memory_gib} | found)
             continue
         for text_tokens in options.text_tokens:
             try:
-                report({"case": "step"} | steps.time_steps(trained, options.batch, text_tokens))
+                report({"case": "step"} | time_steps(trained, options.batch, text_tokens))
             except torch.OutOfMemoryError:
                 report({"case": "step", "batch": options.batch, "text_tokens": text_tokens, "out_of_memory": True})
                 torch.cuda.empty_cache()
@@ -179,6 +213,400 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return ""
+
+
+def time_steps(trained: Trained, batch: int, text_tokens: int) -> dict[str, Any]:
+    """Time training steps.
+
+    Args:
+        trained: The model.
+        batch: Samples a step.
+        text_tokens: Length of each answer.
+
+    Returns:
+        The median step in ms, the first one in s (what compiles is in it), the peak of allocated memory since loading,
+        and the first loss, which says that every way computes the same.
+    """
+    step = make_step(trained, batch, text_tokens)
+    reset_peak(trained.device)
+    seconds, first_loss = [], 0.0
+    for number in range(WARM_STEPS + TIMED_STEPS):
+        synchronise(trained.device)
+        start_s = time.perf_counter()
+        loss = step()
+        synchronise(trained.device)
+        seconds.append(time.perf_counter() - start_s)
+        first_loss = float(loss) if number == 0 else first_loss
+    timed = sorted(seconds[WARM_STEPS:])
+    return {
+        "batch": batch,
+        "text_tokens": text_tokens,
+        "step_ms": round(timed[len(timed) // 2] * 1e3, 1),
+        "peak_gib": round(peak_bytes(trained.device) / 2**30, 2),
+        "first_step_s": round(seconds[0], 2),
+        "first_loss": round(first_loss, 4),
+    }
+
+
+def longest_context(trained: Trained, limit_tokens: int, give_up_s: float) -> dict[str, Any]:
+    """Search for the longest answer that a step of one sample has memory for.
+
+    Args:
+        trained: The model, in a process whose memory is limited already.
+        limit_tokens: Where the search ends at the latest.
+        give_up_s: Seconds after which it ends with what is known.
+
+    Returns:
+        The longest length that worked, the shortest that did not (None: none was met), to about 6 %.
+    """
+    start_s = time.monotonic()
+    works, fails, tries = 0, None, 0
+    length = 1024
+    while time.monotonic() - start_s < give_up_s:
+        tries += 1
+        if _fits(trained, length):
+            works = length
+        else:
+            fails = length
+        if works >= limit_tokens or (fails is not None and fails - works <= max(works // 16, 256)):
+            break
+        length = min(2 * works, limit_tokens) if fails is None else (works + fails) // 2 // 64 * 64
+    return {"batch": 1, "longest_text_tokens": works, "too_long_text_tokens": fails, "tries": tries}
+
+
+def limit_memory(device: torch.device, memory_gib: float) -> None:
+    """Let this process allocate no more than that."""
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        total = torch.cuda.get_device_properties(index).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(memory_gib * 2**30 / total, 1.0), index)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Forget the peak so far."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory that was allocated at once; 0 on a CPU, where it is not counted."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def _fits(trained: Trained, text_tokens: int) -> bool:
+    try:
+        loss = make_step(trained, 1, text_tokens)()
+        synchronise(trained.device)
+    except torch.OutOfMemoryError:
+        fits = False
+    else:
+        fits = bool(loss.isfinite())
+    trained.model.zero_grad(set_to_none=True)
+    if trained.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return fits
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A model with an adapter, ready for steps."""
+
+    mode: str
+    model: Any
+    device: torch.device
+    image_tokens: int
+    image_px: int = IMAGE_PX
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether steps start from vision features."""
+        return "cached" in self.mode or self.is_graphed
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the model is this project's class."""
+        return self.mode.startswith(OURS)
+
+    @property
+    def is_graphed(self) -> bool:
+        """Whether forward and backward are recorded once."""
+        return self.mode.startswith("graphed")
+
+    @property
+    def trainable(self) -> int:
+        """Trained parameters."""
+        return sum(weights.numel() for weights in self.model.parameters() if weights.requires_grad)
+
+
+def family(mode: str) -> str:
+    """Ways of one family differ in what they do with a model, not in the model."""
+    if mode.startswith(OURS):
+        return "kept" if mode in KEPT else "recomputed"
+    return mode.partition("-")[0]
+
+
+def load(mode: str, checkpoint: str, device: torch.device, max_seq_length: int, image_tokens: int) -> Trained:
+    """Load a checkpoint of DeepSeek-OCR-2 and add an adapter, in one of the ways.
+
+    Args:
+        mode: One of `MODES`.
+        checkpoint: Its folder.
+        device: Where it trains.
+        max_seq_length: What Unsloth is told.
+        image_tokens: Of a global view.
+
+    Returns:
+        The model in training mode.
+    """
+    if mode.startswith("unsloth"):
+        model = _unsloth(mode, checkpoint, max_seq_length)
+    elif mode.startswith(OURS):
+        from shared.deepseek_ocr.ocr2 import DeepseekOcr2Reader
+        from trainer.backends.peft import recompute_layers
+
+        base: torch.nn.Module = DeepseekOcr2Reader.from_pretrained(checkpoint, dtype=_dtype(device))
+        model = _with_peft(base.to(device))
+    else:
+        from transformers import AutoModelForImageTextToText
+
+        options = _quantisation() if mode.startswith("plain4bit") else {}
+        model = _with_peft(
+            AutoModelForImageTextToText.from_pretrained(
+                checkpoint, dtype=_dtype(device), device_map={"": str(device)}, **options
+            )
+        )
+    if mode.startswith(OURS):
+        if mode not in KEPT:
+            recompute_layers(model.get_base_model(), keeps_chance=False)
+    elif not mode.startswith("unsloth"):
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return Trained(mode, model.train(), device, image_tokens, model.config.vision_config.sam_config.image_size)
+
+
+def make_step(trained: Trained, batch: int, text_tokens: int) -> Callable[[], Tensor]:
+    """A function that trains one step, always on the same images and on new texts.
+
+    Args:
+        trained: The model.
+        batch: Samples a step.
+        text_tokens: Length of each answer.
+
+    Returns:
+        Does forward, backward and update; the loss.
+    """
+    model, device = trained.model, trained.device
+    weights = [each for each in model.parameters() if each.requires_grad]
+    for name, each in model.named_parameters():
+        if "lora_B" in name:
+            each.data.zero_()  # whatever was trained before, the first loss is the base model's
+    optimizer = torch.optim.AdamW(weights, lr=1e-4, fused=device.type == "cuda")
+    torch.manual_seed(SEED)
+    size = (batch, 3, trained.image_px, trained.image_px)
+    pixels_BCHW = torch.randn(size, dtype=_dtype(device)).to(device)
+    features = _features(trained, pixels_BCHW) if trained.is_cached else []
+    fixed = _arguments(trained, text_tokens)
+
+    def loss_of(inputs: Mapping[str, Any]) -> Tensor:
+        # Inside, as what autocast has cast must not outlive a recording.
+        with _autocast(device):
+            return model(**inputs, **fixed).loss
+
+    graphed = GraphedLoss(loss_of, weights) if trained.is_graphed else None
+
+    def step() -> Tensor:
+        inputs = _inputs(trained, batch, text_tokens, features)
+        if not trained.is_cached:
+            inputs |= {"pixel_values": pixels_BCHW, "num_local_patches": [0] * batch}
+        loss: Tensor
+        if graphed is not None:
+            loss = graphed.backward(inputs)
+        else:
+            loss = loss_of(inputs)
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return step
+
+
+def _unsloth(mode: str, checkpoint: str, max_seq_length: int) -> Any:
+    from unsloth import FastVisionModel
+
+    model, _ = FastVisionModel.from_pretrained(
+        checkpoint,
+        load_in_4bit="4bit" in mode,
+        max_seq_length=max_seq_length,
+        use_gradient_checkpointing="unsloth",
+        dtype=torch.bfloat16,
+    )
+    model = FastVisionModel.get_peft_model(
+        model, target_modules=TARGETS, r=RANK, lora_alpha=RANK, lora_dropout=0, bias="none", random_state=SEED
+    )
+    FastVisionModel.for_training(model)
+    return model
+
+
+def _with_peft(base: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(SEED)
+    return get_peft_model(base, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS))
+
+
+def _quantisation() -> dict[str, Any]:
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    return {"quantization_config": config}
+
+
+def _features(trained: Trained, pixels_BCHW: Tensor) -> list[Tensor]:
+    """Vision features `[L, D]` of each page, kept where the training loop keeps them."""
+    inner = trained.model.get_base_model().model
+    with torch.no_grad(), _autocast(trained.device):
+        found = [inner.get_image_features(page_CHW[None]).pooler_output[0] for page_CHW in pixels_BCHW]
+    kept = [features_LD.to("cpu", _dtype(trained.device)) for features_LD in found]
+    return [features_LD.pin_memory() if trained.device.type == "cuda" else features_LD for features_LD in kept]
+
+
+def _inputs(trained: Trained, batch: int, text_tokens: int, features: list[Tensor]) -> dict[str, Any]:
+    config, device = trained.model.config, trained.device
+    last = config.get_text_config().vocab_size * 2 // 3
+    text_BL = torch.randint(100, last, (batch, text_tokens))
+    image_BL = torch.full((batch, trained.image_tokens), config.image_token_id)
+    ids_BL = torch.cat([torch.zeros(batch, 1, dtype=torch.long), image_BL, text_BL], 1).to(device)
+    labels_BL = ids_BL.clone()
+    labels_BL[:, : trained.image_tokens + 1] = IGNORED_LABEL
+    if not features:
+        return {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL), "labels": labels_BL}
+    features_BLD = torch.stack([features_LD.to(device, non_blocking=True) for features_LD in features])
+    embeds_BLD = trained.model.get_input_embeddings()(ids_BL)
+    start, stop = 1, 1 + trained.image_tokens
+    embeds_BLD = torch.cat([embeds_BLD[:, :start], features_BLD.to(embeds_BLD.dtype), embeds_BLD[:, stop:]], 1)
+    if not trained.is_ours:
+        return {"inputs_embeds": embeds_BLD, "attention_mask": torch.ones_like(ids_BL), "labels": labels_BL}
+    return {"inputs_embeds": embeds_BLD, "labels": labels_BL[:, -text_tokens - 1 :]}
+
+
+def _arguments(trained: Trained, text_tokens: int) -> dict[str, Any]:
+    """What each step says besides its tensors."""
+    if not trained.is_ours:
+        return {}
+    return {"logits_to_keep": text_tokens + 1, "use_cache": False, "loss_alone": trained.mode != WHOLE_LOGITS}
+
+
+def _autocast(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def public_config() -> Any:
+    """Configuration with the public dimensions."""
+    from transformers import DeepseekOcr2Config
+
+    text = {
+        "vocab_size": VOCAB_SIZE, "hidden_size": 1280, "intermediate_size": 6848, "num_hidden_layers": 12,
+        "num_attention_heads": 10, "num_key_value_heads": 10, "moe_intermediate_size": 896, "n_routed_experts": 64,
+        "n_shared_experts": 2, "num_experts_per_tok": 6, "mlp_layer_types": ["dense"] + ["sparse"] * 11,
+        "bos_token_id": 0, "eos_token_id": 1, "max_position_embeddings": 262144, "n_group": 1, "topk_group": 1,
+    }  # fmt: skip
+    encoder = {
+        "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+    }  # fmt: skip
+    vision = {"sam_config": {"downsample_channels": [512, 896]}, "encoder_config": encoder}
+    return DeepseekOcr2Config(text_config=text, vision_config=vision)
+
+
+def tiny_config() -> Any:
+    """The same architecture in miniature, for trying the programs on a CPU: views of 1024 px still, and 257 tokens."""
+    from transformers import DeepseekOcr2Config
+
+    text = {
+        "vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "moe_intermediate_size": 16, "n_routed_experts": 4,
+        "n_shared_experts": 1, "num_experts_per_tok": 2, "mlp_layer_types": ["dense", "sparse"],
+        "bos_token_id": 0, "eos_token_id": 1, "max_position_embeddings": 8192, "n_group": 1, "topk_group": 1,
+    }  # fmt: skip
+    sam = {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "global_attn_indexes": [],
+        "output_channels": 16, "downsample_channels": [16, 32], "mlp_dim": 32,
+    }  # fmt: skip
+    encoder = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }  # fmt: skip
+    return DeepseekOcr2Config(
+        text_config=text, vision_config={"sam_config": sam, "encoder_config": encoder}, image_token_id=500
+    )
+
+
+def write_checkpoint(folder: Path, *, tiny: bool = False) -> Path:
+    """Write the checkpoint unless it is there; several processes may call this at the same time.
+
+    Args:
+        folder: Its place.
+        tiny: In miniature.
+
+    Returns:
+        The folder.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            _write(partial, tiny_config() if tiny else public_config())
+            partial.rename(folder)
+    return folder
+
+
+def _write(folder: Path, config: Any) -> None:
+    from transformers import DeepseekOcr2ForConditionalGeneration, DeepseekOcr2Processor
+    from transformers.models.deepseek_ocr2.image_processing_pil_deepseek_ocr2 import DeepseekOcr2ImageProcessorPil
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16 if device == "cuda" else torch.float32)
+    try:
+        with torch.device(device):
+            model = DeepseekOcr2ForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(default)
+    for weights in model.parameters():
+        if weights.dim() > 1:
+            nn.init.normal_(weights, 0.0, WEIGHT_STD)
+    model.save_pretrained(folder)
+    tokenizer = _tokenizer(config.text_config.vocab_size, config.image_token_id)
+    tokenizer.save_pretrained(folder)
+    DeepseekOcr2Processor(image_processor=DeepseekOcr2ImageProcessorPil(), tokenizer=tokenizer).save_pretrained(folder)
+
+
+def _tokenizer(size: int, image_token_id: int) -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = {0: "<bos>", 1: "<eos>", 2: "<pad>", image_token_id: "<image>"}
+    vocabulary = {special.get(number, f"t{number}"): number for number in range(size)}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = {"bos_token": special[0], "eos_token": special[1], "pad_token": special[2], "unk_token": UNKNOWN}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, **names, extra_special_tokens={"image_token": special[image_token_id]}
+    )
 
 
 if __name__ == "__main__":

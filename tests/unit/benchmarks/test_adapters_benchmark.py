@@ -3,9 +3,9 @@ import random
 
 import pytest
 
-from benchmarks.adapter_tables import NOTHING, loading_table, publishing_table
 from benchmarks.adapters import Bench, Sent, moments_of, p99_ratio_interval, p99_ratio_of
 from benchmarks.origin import keep
+from benchmarks.report import NOTHING, loading_table, publishing_table
 from shared.contract.volume import AdapterVolume
 
 ORIGIN = {

@@ -8,9 +8,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import training, training_steps
-from benchmarks import training_modes as modes
-from benchmarks.training_checkpoint import write_checkpoint
+from benchmarks import training
 from shared.deepseek_ocr import loss
 
 CPU = torch.device("cpu")
@@ -19,7 +17,7 @@ OTHERS = ("plain-cached", "cached", "cached-kept", "cached-chunked", "graphed", 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return write_checkpoint(tmp_path_factory.mktemp("random") / "tiny", tiny=True)
+    return training.write_checkpoint(tmp_path_factory.mktemp("random") / "tiny", tiny=True)
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +25,8 @@ def updates(checkpoint):
     """By way: the loss of a first step and what it does to the adapter."""
     found = {}
     for mode in ("plain", *OTHERS):
-        trained = modes.load(mode, str(checkpoint), CPU, 128, 257)
-        first_loss = modes.make_step(trained, 2, 24)()
+        trained = training.load(mode, str(checkpoint), CPU, 128, 257)
+        first_loss = training.make_step(trained, 2, 24)()
         weights = {name: each.detach() for name, each in trained.model.named_parameters() if each.requires_grad}
         found[mode] = (float(first_loss), weights)
     return found
@@ -48,9 +46,11 @@ def test_every_way_trains_the_same_step(updates, mode, monkeypatch):
 
 def test_the_loss_in_pieces_is_the_loss(checkpoint, monkeypatch):
     monkeypatch.setattr(loss, "PIECE_LOGITS", 512 * 7)
-    trained = modes.load("cached-chunked", str(checkpoint), CPU, 128, 257)
-    whole = modes.load("cached", str(checkpoint), CPU, 128, 257)
-    assert float(modes.make_step(trained, 2, 24)()) == pytest.approx(float(modes.make_step(whole, 2, 24)()), rel=1e-6)
+    trained = training.load("cached-chunked", str(checkpoint), CPU, 128, 257)
+    whole = training.load("cached", str(checkpoint), CPU, 128, 257)
+    assert float(training.make_step(trained, 2, 24)()) == pytest.approx(
+        float(training.make_step(whole, 2, 24)()), rel=1e-6
+    )
 
 
 def test_the_search_ends_between_what_works_and_what_does_not(checkpoint, monkeypatch):
@@ -60,14 +60,14 @@ def test_the_search_ends_between_what_works_and_what_does_not(checkpoint, monkey
         tried.append(text_tokens)
         return text_tokens <= 23_456
 
-    monkeypatch.setattr(training_steps, "_fits", fits)
-    trained = modes.Trained("cached", None, CPU, 257)
-    found = training_steps.longest_context(trained, 131_072, 60.0)
+    monkeypatch.setattr(training, "_fits", fits)
+    trained = training.Trained("cached", None, CPU, 257)
+    found = training.longest_context(trained, 131_072, 60.0)
     assert found["longest_text_tokens"] <= 23_456 < found["too_long_text_tokens"]
     assert found["longest_text_tokens"] > 0.93 * 23_456
     assert tried[:3] == [1024, 2048, 4096]
-    assert training_steps.longest_context(trained, 4096, 60.0)["longest_text_tokens"] == 4096
-    assert training_steps.longest_context(trained, 131_072, 0.0)["longest_text_tokens"] == 0
+    assert training.longest_context(trained, 4096, 60.0)["longest_text_tokens"] == 4096
+    assert training.longest_context(trained, 131_072, 0.0)["longest_text_tokens"] == 0
 
 
 def test_the_program_prints_a_line_for_each_case_and_ends_what_takes_too_long(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.training_table import NOTHING, training_table
+from benchmarks.report import NOTHING, training_table
 
 ORIGIN = {"card": "Card X", "versions": {"torch": "2.11.0", "peft": "0.21.0"}, "commit": "c" * 40,
           "date": "2026-11-22T12:00:00+00:00", "command": "python benchmarks/training.py"}  # fmt: skip

@@ -65,7 +65,7 @@ def test_v1_gives_the_same_loss_alone(monkeypatch, training):
 
 
 def test_ocr2_gives_the_same_loss_alone(monkeypatch, tmp_path):
-    from benchmarks.training_checkpoint import write_checkpoint
+    from benchmarks.training import write_checkpoint
     from shared.deepseek_ocr.ocr2 import DeepseekOcr2Reader
 
     monkeypatch.setattr(loss, "PIECE_LOGITS", 512 * 5)
