@@ -83,8 +83,7 @@ class ImageProcess:
             raise EngineError(f"an image process did not start: not ready after {START_TIMEOUT_S:.0f} s") from error
         except (wire.BrokenFrameError, OSError) as error:
             self.close()
-            cause = describe_exit(self._process.returncode, self._stderr)
-            raise EngineError(f"an image process did not start: {cause}") from error
+            raise EngineError(f"an image process did not start: {self.cause_of_death}") from error
 
     def decode(self, document: Document, task: DecodeTask) -> DecodedPage:
         """Decode one page; blocks.
@@ -137,6 +136,11 @@ class ImageProcess:
         if status == -signal.SIGKILL:
             return DecodeMemoryError("killed")
         return DecodeCrashError(f"exit {status}")
+
+    @property
+    def cause_of_death(self) -> str:
+        """Why it ended, once it is closed."""
+        return describe_exit(self._process.returncode, self._stderr)
 
     @property
     def is_alive(self) -> bool:
@@ -259,7 +263,8 @@ class ImagePool:
     def _replace(self, dead: ImageProcess, reason: str) -> ImageProcess:
         dead.close()
         self._on_restart(reason)
-        logger.warning("image process replaced", extra={"fields": {"reason": reason}})
+        fields = {"reason": reason, "cause": dead.cause_of_death}
+        logger.warning("image process replaced", extra={"fields": fields})
         fresh = self._make()
         self._all.discard(dead)
         self._all.add(fresh)

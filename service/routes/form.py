@@ -28,7 +28,6 @@ from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import Mode
 
 FORM_OVERHEAD_BYTES = 64 * 1024
-MAX_FIELDS = 10
 MAX_FIELD_BYTES = 16 * 1024
 FILE_FIELD = "file"
 
@@ -61,6 +60,10 @@ class OcrFields(BaseModel):
     def _query_fits_task(self) -> OcrFields:
         prompt_for(self.task, self.query)
         return self
+
+
+MAX_FIELDS = len(OcrFields.model_fields) + 1
+"""One more than there are, so that an unknown field is named in the answer instead of the form being refused whole."""
 
 
 @dataclass(frozen=True, slots=True)

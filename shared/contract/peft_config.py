@@ -26,7 +26,7 @@ _FREE = frozenset({
     "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "peft_type", "peft_version",
     "qalora_group_size", "r", "revision", "runtime_config", "target_modules", "task_type", "use_rslora",
 })  # fmt: skip
-_BASE_ALTERING = ("pissa", "olora", "loftq", "corda", "lora_ga")
+BASE_ALTERING = ("pissa", "olora", "loftq", "corda", "lora_ga")
 """Ways to initialise that subtract from the base model's weights: such an adapter fits no other copy of the base."""
 _DROPPED = ("auto_mapping", "revision", "runtime_config")
 """What publishing leaves out: names of classes and places on the machine that trained."""
@@ -72,7 +72,7 @@ def parse_config(data: bytes) -> PeftConfig:
     if switched_on:
         raise AdapterRefusedError(Reason.UNSUPPORTED_OPTION, f"{', '.join(switched_on[:5])} switched on")
     start = values.get("init_lora_weights", True)
-    if isinstance(start, str) and start.lower().startswith(_BASE_ALTERING):
+    if isinstance(start, str) and start.lower().startswith(BASE_ALTERING):
         raise AdapterRefusedError(Reason.UNSUPPORTED_OPTION, "init_lora_weights changes the base model's weights")
     rank: Any = values.get("r")
     alpha: Any = values.get("lora_alpha")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from service.engine.config import EngineLimits
 from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.forms import PageViews
 from tests.unit.service.engine.test_engine import looping_model, outcomes
@@ -14,7 +15,7 @@ from tests.unit.service.engine.tiny import (
     tiny_request,
     tiny_tokenizer,
 )
-from trainer.reading.generation import generate_texts
+from trainer.reading.generation import LOOP_RULE, generate_texts
 
 pytestmark = pytest.mark.integration
 RULE = LoopRule(min_tokens=12, min_repeats=3)
@@ -36,3 +37,7 @@ def test_the_trainer_reads_as_the_engine_does(make_model, monkeypatch):
     ]
     if make_model is looping_model:
         assert {reading.finish_reason for reading in read} == {"repetition"}
+
+
+def test_the_rules_are_the_same_by_default():
+    assert EngineLimits().loop_rule == LOOP_RULE

@@ -21,12 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from shared.contract.peft_config import BASE_ALTERING
 from shared.contract.volume import CONFIG_FILE, WEIGHTS_FILE
 from trainer.reading.protocol import ReaderError
 
 _MATRIX = re.compile(r"base_model\.model\.(.+)\.lora_[AB]\.weight")
-_BASE_ALTERING = ("pissa", "olora", "loftq", "corda", "lora_ga")
-"""Ways to initialise that also change the base model's weights, which the folder does not hold."""
 _NAMED_MODULES = 3
 """Modules that a message names before it stops."""
 
@@ -99,7 +98,7 @@ def read_adapter(folder: Path | str) -> AdapterFolder:
     try:
         tensors = load(data)
     except SafetensorError as error:
-        raise AdapterError(f"{folder / WEIGHTS_FILE} cannot be read ({error}); save the adapter anew") from error
+        raise AdapterError(f"{folder / WEIGHTS_FILE} cannot be read ({error}); save the adapter again") from error
     _check_config(folder, config)
     not_finite = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if not_finite:
@@ -132,7 +131,7 @@ def attach_adapter(model: Any, adapter: AdapterFolder | Path | str) -> AttachedA
         result: Any = set_peft_model_state_dict(wrapper, dict(files.tensors))
     except RuntimeError as error:
         wrapper.unload()
-        raise AdapterError(f"{CONFIG_FILE} and the weights are of different ranks; save the adapter anew") from error
+        raise AdapterError(f"{CONFIG_FILE} and the weights are of different ranks; save the adapter again") from error
     lost = [name for name in result.missing_keys if ".lora_" in name] + list(result.unexpected_keys)
     if lost:
         wrapper.unload()
@@ -147,7 +146,7 @@ def _check_config(folder: Path, config: object) -> None:
     if type(config.get("r")) is not int or config["r"] < 1:
         raise AdapterError(f"{folder / CONFIG_FILE}: r is no rank; save the adapter with PEFT")
     start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_BASE_ALTERING):
+    if isinstance(start, str) and start.lower().startswith(BASE_ALTERING):
         raise AdapterError(f"{folder} was started with {start}, which changes the base model; train without it")
 
 
@@ -166,7 +165,7 @@ def _check_fit(model: nn.Module, files: AdapterFolder) -> None:
     for name in files.modules:
         down, up = (files.tensors.get(f"base_model.model.{name}.lora_{side}.weight") for side in "AB")
         if down is None or up is None:
-            raise AdapterError(f"the adapter has only one of the two matrices of {name}; save it anew")
+            raise AdapterError(f"the adapter has only one of the two matrices of {name}; save it again")
         found, wanted = (down.shape[-1], up.shape[0]), (linear[name].in_features, linear[name].out_features)
         if found != wanted or down.shape[0] != up.shape[-1]:
             raise AdapterError(

@@ -239,7 +239,7 @@ class SupervisedEngine:
         while True:
             reason = await self._until_lost()
             self._state = EngineState.FAILED
-            _log.error("engine lost: %s; %d sequences fail", reason, len(self._open))
+            _log.error("engine lost: %s; open pages that fail: %d", reason, len(self._open))
             self._fail_open(reason)
             await self._disconnect(0.0)
             while self._state is not EngineState.READY:
@@ -254,6 +254,7 @@ class SupervisedEngine:
         await asyncio.sleep(delay_s)
         try:
             await self._connect()
+            _log.info("engine ready again")
         except EngineError:
             _log.exception("restart %d of the engine failed", self._failures)
 
