@@ -90,9 +90,9 @@ async def test_a_name_with_nothing_left_waits_for_the_volume() -> None:
             live.publish(seed=seed)
             await live.serves("invoices", seed)
         entry = live.service.services.adapters.catalog.entries["invoices"]
-        assert [each for each in (1, 2, 3) if entry.versions[each].copy] == [2, 3]
+        await eventually(lambda: [each for each in (1, 2, 3) if entry.versions[each].copy] == [2, 3])
         await live.order("invoices/refuse", version=2)
-        assert entry.versions[2].copy is None
+        await eventually(lambda: entry.versions[2].copy is None)
         await eventually(lambda: not live.service.services.adapters.cache.is_wanted("invoices@2"))
         live.volume.root.rename(live.volume.root.with_name("elsewhere"))
         await eventually(lambda: live.service.services.adapters.volume_fault is not None)
