@@ -552,7 +552,7 @@ def _context(tokens: int) -> int:
 
 
 def _block_sweeps() -> list[Sweep]:
-    """Tiles stay as they are, but for blocks that are smaller."""
+    """Tiles stay the same, except in smaller blocks."""
     sweeps = []
     for rows, context in ((1, 530), (16, 530), (256, 530)):
         blocks = {block: bench.attention_inputs(rows, _context(context), block) for block in (16, 32, 64, 128)}

@@ -201,7 +201,7 @@ def loading_table(rows: Iterable[Row]) -> str:
     for row in _last(rows, "card", "model", "rank"):
         heads = ["ms", *LOAD_STAGES, "worst total"]
         lines = [_line(heads), _line(["---"] * len(heads))]
-        for case, name in (("idle", "idle engine"), ("busy", f"beside {row['streams']} pages")):
+        for case, name in (("idle", "idle engine"), ("busy", f"next to {row['streams']} pages")):
             figures = [row[case][f"{stage}_ms"] for stage in (*LOAD_STAGES, "worst_total")]
             lines.append(_line([name, *(f"{figure:.1f}" for figure in figures)]))
         gaps = ((row.get(f"gap_{what}ms"), said) for what, said in (("", "loads and canaries"),

@@ -1,7 +1,7 @@
 """Order of a line's characters where scripts of two directions meet.
 
 The implicit part of the Unicode bidirectional algorithm (UAX #9: P2-P3, W1-W7, N1-N2, I1-I2, L1-L2), enough for text
-without embedding controls. Pillow's shaper has it too, but for one face at a time; a line of several faces must
+without embedding controls. Pillow's shaper has it too, but only for one face at a time; a line of several faces must
 be cut and ordered before.
 
 Source: Unicode Standard Annex #9, Unicode Bidirectional Algorithm.

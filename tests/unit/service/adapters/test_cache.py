@@ -172,7 +172,7 @@ async def test_stopping_turns_away_whoever_waits(folder):
 
 
 async def test_whatever_comes_and_goes_holds_are_kept_and_everybody_is_served(folder):
-    """Random traffic with cancels over few slots: nobody fails, nothing leaks, a held adapter is always resident."""
+    """Random traffic with cancels over few slots: none fails, nothing leaks, a held adapter is always resident."""
     choose = random.Random(3)
     async with slots(3) as (cache, engine):
         served: Counter[str] = Counter()
