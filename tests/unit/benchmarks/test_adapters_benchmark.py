@@ -105,8 +105,8 @@ def test_first_answers_are_those_of_versions_published_under_load(tmp_path):
 def test_the_loading_table_says_what_the_newest_row_says():
     table = loading_table([{**LOADING, "rank": 16, "streams": 1}, LOADING])
     assert "| idle engine | 10.0 | 20.0 | 30.0 | 40.0 | 50.0 | 60.0 | 70.0 |" in table
-    assert "| beside 32 pages |" in table
-    assert "| beside 1 pages |" not in table
+    assert "| next to 32 pages |" in table
+    assert "| next to 1 pages |" not in table
     assert "12 ms with loads and canaries, 7 ms with neither" in table
     assert "Card X at 1980 MHz, torch 2.11.0, triton 3.6.0, commit cccccccccc, 2026-11-28" in table
 
