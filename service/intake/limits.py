@@ -23,14 +23,10 @@ class IntakeLimits:
 
 @dataclass(frozen=True, slots=True)
 class DecodeTask:
-    """One page of a document to decode.
+    """One page of an open document to decode."""
 
-    `position` counts from 0 within the selected pages. Every task checks the selection, and the first one the sizes of
-    all its PDF pages, so a document that breaks a limit on its last page is refused at its first.
-    """
-
-    selection: tuple[int, ...] | None
-    position: int
+    page: int
+    """Its number, from 1."""
     mode: Mode
     geometry: GeometryConfig
     limits: IntakeLimits
@@ -50,8 +46,7 @@ class DecodeTask:
         geometry["squash"] = tuple(Mode(mode) for mode in geometry["squash"])
         geometry["modes"] = tuple(Mode(mode) for mode in geometry["modes"])
         return cls(
-            selection=None if wire["selection"] is None else tuple(wire["selection"]),
-            position=wire["position"],
+            page=wire["page"],
             mode=Mode(wire["mode"]),
             geometry=GeometryConfig(**geometry),
             limits=IntakeLimits(**wire["limits"]),

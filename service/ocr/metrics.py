@@ -11,6 +11,7 @@ from opentelemetry.trace import Span, Status, StatusCode, Tracer
 from service.engine.protocol import SequenceResult
 from service.errors import DeepSynthError
 from service.intake.decoding import DecodedPage
+from service.ocr.outcome import PageStatus
 from service.telemetry.metrics import Metrics
 
 
@@ -101,7 +102,7 @@ class TelemetryObserver:
             def note(page: DecodedPage) -> None:
                 pixels = page.width_px * page.height_px
                 self._metrics.histogram("image_pixels").labels(page.file_format).observe(pixels)
-                if page.is_blank:
+                if page.ink.is_blank:
                     self._metrics.counter("blank_input_total").inc()
                 span.set_attributes(
                     {
@@ -109,11 +110,14 @@ class TelemetryObserver:
                         "deepsynth.image.width_px": page.width_px,
                         "deepsynth.image.height_px": page.height_px,
                         "deepsynth.page.number": page.page,
-                        "deepsynth.page.count": len(page.pages),
                     }
                 )
 
             yield note
+
+    def page_finished(self, status: PageStatus) -> None:
+        """Count what became of a page."""
+        self._metrics.counter("page_outcomes_total").labels(status).inc()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
