@@ -8,11 +8,11 @@ the process (or, in tests, the thread) that owns an `Engine`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from shared.contract.answer import FinishReason
 from shared.deepseek_ocr.forms import PreparedPage
@@ -94,6 +94,7 @@ class SequenceDelta:
 
     sequence_id: str
     text: str
+    kind: Literal["delta"] = "delta"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class SequenceResult:
     prompt_tokens: int
     completion_tokens: int
     timings: SequenceTimings
+    kind: Literal["result"] = "result"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ class SequenceFailure:
     sequence_id: str
     code: str
     detail: str
+    kind: Literal["failure"] = "failure"
 
 
 SequenceEvent = SequenceDelta | SequenceResult | SequenceFailure
@@ -151,7 +154,7 @@ class EngineStats:
     waiting: int = 0
     running: int = 0
     steps: int = 0
-    batch_sizes: Sequence[int] = field(default_factory=tuple)
+    batch_sizes: tuple[int, ...] = ()
     """Sizes of the decode batches since the last reading, newest last, bounded."""
     device_memory_bytes: int = 0
     seconds_since_progress: float = 0.0
