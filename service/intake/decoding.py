@@ -12,9 +12,10 @@ import numpy as np
 import pypdfium2  # type: ignore[import-untyped] # ships no types
 from PIL import Image
 
-from service.errors import DeepSynthError, EmptyFileError, InternalError, UndecodableError, UnsupportedFormatError
+from service.errors import DeepSynthError, EmptyFileError, UndecodableError, UnsupportedFormatError
+from service.intake.document import Document
 from service.intake.formats import FileFormat, detect_format
-from service.intake.limits import DecodeTask, IntakeLimits
+from service.intake.limits import DecodeTask
 from service.intake.pdf import open_pdf, pdf_pages, read_pdf_page
 from service.intake.raster import raster_pages, read_raster_page
 from shared.deepseek_ocr.forms import PageImage, PageViews, PreparedPage, may_be_image
@@ -48,40 +49,34 @@ class DecodedPage:
 
 
 class OpenDocument:
-    """A file that is read page by page; a PDF stays parsed until `close`."""
+    """A file that is read page by page; a PDF stays parsed until `close`.
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._format: FileFormat | None = None
+    Args:
+        document: Its data, the selection of pages, and the limits.
+
+    Raises:
+        DeepSynthError: Why none of it can be read, however a library fails on damaged bytes.
+    """
+
+    def __init__(self, document: Document) -> None:
+        self._data, self._limits = document.data, document.limits
         self._pdf: pypdfium2.PdfDocument | None = None
-
-    def open(self, selection: tuple[int, ...] | None, limits: IntakeLimits) -> Contents:
-        """Find out what there is to read.
-
-        Args:
-            selection: Page numbers from 1; None for all.
-            limits: Bounds on the document.
-
-        Returns:
-            Its pages.
-
-        Raises:
-            DeepSynthError: Why none of it can be read, however a library fails on damaged bytes.
-        """
-        if not self._data:
+        if not document.data:
             raise EmptyFileError
-        self._format = detect_format(self._data)
-        if self._format is None:
+        file_format = detect_format(document.data)
+        if file_format is None:
             raise UnsupportedFormatError
         with _damage_is_undecodable():
-            if self._format is not FileFormat.PDF:
-                return Contents(self._format, raster_pages(self._data, self._format, selection, limits))
-            self._pdf = open_pdf(self._data)
-            return Contents(self._format, pdf_pages(self._pdf, selection, limits))
+            if file_format is FileFormat.PDF:
+                self._pdf = open_pdf(document.data)
+                pages = pdf_pages(self._pdf, document.selection, document.limits)
+            else:
+                pages = raster_pages(document.data, file_format, document.selection, document.limits)
+        self.contents = Contents(file_format, pages)
 
     def decode(self, task: DecodeTask) -> DecodedPage:
         """Decode one page into the form that the task asks for; raises what `page_image` raises."""
-        file_format, image, is_damaged = self.page_image(task)
+        image, is_damaged = self.page_image(task.page)
         plan = plan_views(image.width, image.height, task.mode, task.geometry)
         prepared: PreparedPage
         if task.wants_image and may_be_image(image.width, image.height):
@@ -89,28 +84,32 @@ class OpenDocument:
         else:
             prepared = PageViews(plan, *prepare_views(image, plan, task.geometry))
         return DecodedPage(
-            file_format, task.page, image.width, image.height, find_ink(image), is_damaged, prepared
+            self.contents.file_format,
+            task.page,
+            image.width,
+            image.height,
+            find_ink(image),
+            is_damaged,
+            prepared,
         )
 
-    def page_image(self, task: DecodeTask) -> tuple[FileFormat, Image.Image, bool]:
+    def page_image(self, page: int) -> tuple[Image.Image, bool]:
         """Decode one page at full size.
 
         Args:
-            task: Which page, and the bounds.
+            page: Its number, from 1.
 
         Returns:
-            The file's format, the page, upright and RGB, and whether a part of it is missing.
+            The page, upright and RGB, and whether a part of it is missing.
 
         Raises:
             DeepSynthError: Why the page cannot be read, however a library fails on damaged bytes.
         """
-        if self._format is None:
-            raise InternalError("the document has not been opened")
         with _damage_is_undecodable():
             if self._pdf is not None:
-                return self._format, *read_pdf_page(self._pdf, task.page, task.limits)
+                return read_pdf_page(self._pdf, page, self._limits)
             # Opened for each page: that reads headers only, and a Pillow image keeps state of the last frame.
-            return self._format, read_raster_page(self._data, task.page, task.limits), False
+            return read_raster_page(self._data, page, self._limits), False
 
     def close(self) -> None:
         """Free what PDFium holds."""

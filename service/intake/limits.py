@@ -11,7 +11,7 @@ from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling
 
 @dataclass(frozen=True, slots=True)
 class IntakeLimits:
-    """Limits of one document, all checked before any pixels are decoded."""
+    """Limits of a document and of each of its pages, checked before its pixels are decoded."""
 
     max_pixels: int = 40_000_000
     max_side_px: int = 12_000
@@ -29,7 +29,6 @@ class DecodeTask:
     """Its number, from 1."""
     mode: Mode
     geometry: GeometryConfig
-    limits: IntakeLimits
     wants_image: bool = False
     """Return an upright image where that is possible (`forms.may_be_image`), else views."""
 
@@ -49,6 +48,5 @@ class DecodeTask:
             page=wire["page"],
             mode=Mode(wire["mode"]),
             geometry=GeometryConfig(**geometry),
-            limits=IntakeLimits(**wire["limits"]),
             wants_image=bool(wire["wants_image"]),
         )

@@ -7,26 +7,28 @@ process trusts the service and reads plain JSON: pydantic would double the time 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from service.errors import DeepSynthError, InternalError, PublicValue, error_classes
 from service.frames import BrokenFrameError, read_header
-from service.intake.decoding import DecodedPage
+from service.intake.decoding import Contents, DecodedPage
+from service.intake.document import Document
 from service.intake.formats import FileFormat
-from service.intake.limits import DecodeTask
+from service.intake.limits import DecodeTask, IntakeLimits
 from service.page_codec import PageHeader, decode_page, encode_page
 from shared.deepseek_ocr.forms import CHANNELS, MAX_IMAGE_PIXELS, PageImage
 from shared.deepseek_ocr.geometry import plan_views
+from shared.images.ink import PageInk
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 MAX_HEADER_BYTES = 64 * 1024
 """Of a reply."""
-OPEN = b'{"open": true}'
-"""Header of a frame that brings a document, which replaces the one before and has no answer; empty: only closes it."""
+CLOSE = b'{"kind": "close"}'
+"""Header of a frame that closes the open document, and has no answer."""
 READY = b'{"ready": true}'
 """Header of an image process's first frame."""
 
@@ -36,11 +38,11 @@ class PageReply:
     """A `DecodedPage` without its pixels."""
 
     file_format: FileFormat
-    pages: tuple[int, ...]
     page: int
     width_px: int
     height_px: int
-    is_blank: bool
+    ink: PageInk
+    is_damaged: bool
     prepared: PageHeader
     kind: Literal["page"] = "page"
 
@@ -54,9 +56,34 @@ class ErrorReply:
     kind: Literal["error"] = "error"
 
 
+@dataclass(frozen=True, slots=True)
+class ContentsReply:
+    """`Contents` of a document that has been opened."""
+
+    contents: Contents
+    kind: Literal["contents"] = "contents"
+
+
+def encode_open(document: Document) -> bytes:
+    """Header of the frame that brings a document, which replaces the one before; the tail is its data."""
+    return json.dumps({"kind": "open", "selection": document.selection, "limits": asdict(document.limits)}).encode()
+
+
+def decode_open(header: bytes, tail: bytes) -> Document:
+    """The document that `encode_open` announced."""
+    members = json.loads(header)
+    selection = members["selection"]
+    return Document(tail, IntakeLimits(**members["limits"]), None if selection is None else tuple(selection))
+
+
+def is_task(header: bytes) -> bool:
+    """Whether a frame asks for a page; the others open or close a document."""
+    return json.loads(header)["kind"] == "task"
+
+
 def encode_task(task: DecodeTask) -> bytes:
     """Header of a task."""
-    return json.dumps(task.to_wire()).encode()
+    return json.dumps({"kind": "task", **task.to_wire()}).encode()
 
 
 def decode_task(header: bytes) -> DecodeTask:
@@ -75,8 +102,15 @@ def max_reply_bytes(task: DecodeTask) -> int:
 def encode_page_reply(page: DecodedPage) -> tuple[bytes, *tuple[memoryview, ...]]:
     """Header and tail of a decoded page."""
     prepared, pixels = encode_page(page.prepared)
-    reply = PageReply(page.file_format, page.pages, page.page, page.width_px, page.height_px, page.is_blank, prepared)
+    reply = PageReply(
+        page.file_format, page.page, page.width_px, page.height_px, page.ink, page.is_damaged, prepared
+    )
     return _to_json(reply), *pixels
+
+
+def encode_contents(contents: Contents) -> bytes:
+    """Header of what a document has to read."""
+    return _to_json(ContentsReply(contents))
 
 
 def encode_error_reply(error: DeepSynthError) -> bytes:
@@ -84,8 +118,32 @@ def encode_error_reply(error: DeepSynthError) -> bytes:
     return _to_json(ErrorReply(error.code, error.public))
 
 
+def decode_contents(header: bytes, document: Document) -> Contents:
+    """Read the reply to a document.
+
+    Args:
+        header: The frame's header.
+        document: What was opened.
+
+    Returns:
+        Its pages.
+
+    Raises:
+        BrokenFrameError: It is no such reply, or it lists pages that were not selected or too many.
+        DeepSynthError: The error that the process sent.
+    """
+    reply = _decode(header)
+    if not isinstance(reply, ContentsReply):
+        raise BrokenFrameError("no contents")
+    pages = reply.contents.pages
+    most = max(document.limits.max_pdf_pages, document.limits.max_frames)
+    if not 1 <= len(pages) <= most or pages != document.selection and pages != tuple(range(1, len(pages) + 1)):
+        raise BrokenFrameError("the pages are not those that were selected")
+    return reply.contents
+
+
 def decode_reply(header: bytes, tail: memoryview, task: DecodeTask) -> DecodedPage:
-    """Read a reply.
+    """Read the reply to a task.
 
     Args:
         header: The frame's header.
@@ -99,9 +157,9 @@ def decode_reply(header: bytes, tail: memoryview, task: DecodeTask) -> DecodedPa
         BrokenFrameError: It is no reply, or its numbers contradict each other, its pixels or the task.
         DeepSynthError: The error that the process sent; one with an unknown code is an `InternalError`.
     """
-    reply = read_header(_replies(), header)
-    if isinstance(reply, ErrorReply):
-        raise error_classes().get(reply.code, InternalError)(public=reply.public)
+    reply = _decode(header)
+    if not isinstance(reply, PageReply) or reply.page != task.page:
+        raise BrokenFrameError("not the page that was asked for")
     prepared = decode_page(reply.prepared, tail)
     if isinstance(prepared, PageImage) and prepared.image_HWC.shape[:2] != (reply.height_px, reply.width_px):
         raise BrokenFrameError("the image does not have the size of the page")
@@ -112,20 +170,27 @@ def decode_reply(header: bytes, tail: memoryview, task: DecodeTask) -> DecodedPa
     if plan != prepared.plan:
         raise BrokenFrameError("the plan is not that of the page's size")
     return DecodedPage(
-        reply.file_format, reply.pages, reply.page, reply.width_px, reply.height_px, reply.is_blank, prepared
+        reply.file_format, reply.page, reply.width_px, reply.height_px, reply.ink, reply.is_damaged, prepared
     )
 
 
-def _to_json(reply: PageReply | ErrorReply) -> bytes:
+def _decode(header: bytes) -> PageReply | ContentsReply:
+    reply = read_header(_replies(), header)
+    if isinstance(reply, ErrorReply):
+        raise error_classes().get(reply.code, InternalError)(public=reply.public)
+    return reply
+
+
+def _to_json(reply: PageReply | ContentsReply | ErrorReply) -> bytes:
     # Not `asdict`, which copies all that is inside: it takes ten times as long.
     return json.dumps(reply, default=lambda part: {name: getattr(part, name) for name in part.__slots__}).encode()
 
 
 @cache
-def _replies() -> TypeAdapter[PageReply | ErrorReply]:
+def _replies() -> TypeAdapter[PageReply | ContentsReply | ErrorReply]:
     from typing import Annotated
 
     from pydantic import Field, TypeAdapter
 
-    replies: Any = Annotated[PageReply | ErrorReply, Field(discriminator="kind")]
+    replies: Any = Annotated[PageReply | ContentsReply | ErrorReply, Field(discriminator="kind")]
     return TypeAdapter(replies)

@@ -56,7 +56,7 @@ DeltaSink = Callable[[int, str], None]
 class PageSource(Protocol):
     """Turns bytes into pages; implemented by `service.intake.pool.ImagePool`."""
 
-    async def open(self, document: Document, selection: tuple[int, ...] | None, limits: IntakeLimits) -> Contents:
+    async def open(self, document: Document) -> Contents:
         """Find out which pages to read, or raise the `DeepSynthError` that concerns all of them."""
 
     async def decode(self, document: Document, task: DecodeTask) -> DecodedPage:
@@ -189,7 +189,7 @@ class DocumentReader:
         Raises:
             DeepSynthError: The document could not be opened, or none of its pages could be read.
         """
-        document = Document(data)
+        document = Document(data, self.limits, request.selection)
         finished: dict[int, PageResult] = {}
 
         def finish(page: PageResult) -> None:
@@ -205,7 +205,7 @@ class DocumentReader:
         late: DeadlineError | None = None
         try:
             async with deadline.enforced() if deadline is not None else contextlib.nullcontext():
-                numbers = (await self._source.open(document, request.selection, self.limits)).pages
+                numbers = (await self._source.open(document)).pages
                 await self._read_pages(numbers, reading)
         except DeadlineError as error:
             late = error
@@ -267,7 +267,7 @@ class DocumentReader:
     async def _decode(self, document: Document, request: OcrRequest, number: int) -> tuple[DecodedPage, float]:
         start_s = self._clock()
         info = self._engine.info
-        task = DecodeTask(number, request.mode, info.geometry, self.limits, wants_image=info.prepares_views)
+        task = DecodeTask(number, request.mode, info.geometry, wants_image=info.prepares_views)
         with self._observer.decoding() as decoded:
             page = await self._source.decode(document, task)
             decoded(page)

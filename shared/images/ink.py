@@ -14,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+# Callers look at one page for each core already.
+cv2.setNumThreads(1)
+
 MAX_SIDE_PX = 1500
 """Larger pages are made smaller first: an A4 page keeps 128 dots an inch, where the capitals of 6-point print are 8 px tall."""
 _PAPER_SCALE = 4

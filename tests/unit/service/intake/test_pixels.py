@@ -13,11 +13,10 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from service.errors import UnsupportedPixelsError
 from service.intake.decoding import OpenDocument
-from service.intake.limits import DecodeTask, IntakeLimits
+from service.intake.document import Document
+from service.intake.limits import IntakeLimits
 from service.intake.pixels import as_seen
-from shared.deepseek_ocr.geometry import GeometryConfig, Mode
 
-ORDER = DecodeTask(None, 0, Mode.GUNDAM, GeometryConfig(), IntakeLimits())
 BLACK_BOX = (4, 4, 28, 12)
 GREY_BOX = (40, 30, 60, 44)
 
@@ -37,7 +36,7 @@ def encode(image: Image.Image, file_format: str, **options: object) -> bytes:
 
 
 def seen(data: bytes) -> NDArray[np.uint8]:
-    page = OpenDocument(data).open_page(ORDER)[2]
+    page, _ = OpenDocument(Document(data, IntakeLimits())).page_image(1)
     assert page.mode == "RGB"
     return np.asarray(page)
 

@@ -56,10 +56,10 @@ class Source:
         self.ink: dict[int, PageInk] = {}
         """What pages show, where it is not a lot of print."""
 
-    async def open(self, document: Document, selection: tuple[int, ...] | None, limits: IntakeLimits) -> Contents:
+    async def open(self, document: Document) -> Contents:
         self.held.add(document)
         await asyncio.sleep(0)
-        return Contents(FileFormat.PDF, selection or tuple(range(1, int(document.data) + 1)))
+        return Contents(FileFormat.PDF, document.selection or tuple(range(1, int(document.data) + 1)))
 
     async def decode(self, document: Document, order: DecodeTask) -> DecodedPage:
         self.held.add(document)
