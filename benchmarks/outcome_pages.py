@@ -1,7 +1,7 @@
 """Pages with nothing to read, and pages with very little: what `outcomes.py` measures on.
 
-Drawn from a seed with Pillow and numpy; fonts and photographs are the machine's own. Nothing here is used to draw nano's
-training pages, or to choose a threshold: thresholds were set on pages of other seeds.
+Drawn from a seed with Pillow and numpy; fonts and photographs are the machine's own. Nothing here draws nano's training
+pages, and thresholds were set on pages of other seeds.
 """
 
 from __future__ import annotations
@@ -20,10 +20,34 @@ Grey = NDArray[np.float32]
 """A page, `[height, width]`, 0 is black and 255 white."""
 
 SIZES_PX = ((827, 1169), (1240, 1754), (1275, 1650), (1754, 1240), (640, 640), (600, 900))
-WORDS = (
-    "Paid Received Draft Copy Void Total Page Annex Appendix Confidential Continued Notes Index Contents Approved "
-    "Original Cancelled Chapter Signed Sample Final Urgent Invoice Summary Exhibit Schedule"
-).split()
+WORDS = [
+    "Paid",
+    "Received",
+    "Draft",
+    "Copy",
+    "Void",
+    "Total",
+    "Page",
+    "Annex",
+    "Appendix",
+    "Confidential",
+    "Continued",
+    "Notes",
+    "Index",
+    "Contents",
+    "Approved",
+    "Original",
+    "Cancelled",
+    "Chapter",
+    "Signed",
+    "Sample",
+    "Final",
+    "Urgent",
+    "Invoice",
+    "Summary",
+    "Exhibit",
+    "Schedule",
+]
 SENTENCES = (
     "The goods remain our property until they have been paid for.",
     "Please return the signed copy within fourteen days.",
@@ -75,7 +99,7 @@ class Drawer:
         """A face, drawn at random."""
         if not self.fonts:
             return ImageFont.load_default(size_px)  # type: ignore[return-value]
-        return ImageFont.truetype(str(self.fonts[self.chance.integers(len(self.fonts))]), size_px)
+        return ImageFont.truetype(str(self.fonts[int(self.chance.integers(len(self.fonts)))]), size_px)
 
     def paper(self, width: int | None = None, height: int | None = None) -> Grey:
         """Scanned paper: tone, uneven light, grain and fibres."""
@@ -92,7 +116,9 @@ class Drawer:
         values = self.chance.uniform(-1, 1, (cells, max(2, round(cells * width / height)))).astype(np.float32)
         return np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC))
 
-    def write(self, page: Grey, text: str, size_px: int, at: tuple[float, float], ink: float, blur: float = 0.6) -> None:
+    def write(
+        self, page: Grey, text: str, size_px: int, at: tuple[float, float], ink: float, blur: float = 0.6
+    ) -> None:
         """Print a text, its upper left corner at shares of the free space; `ink` is how much it darkens."""
         font = self.font(size_px)
         left, top, right, bottom = font.getbbox(text)
@@ -174,7 +200,9 @@ def _dust(drawer: Drawer) -> tuple[Grey, str]:
     draw = ImageDraw.Draw(sheet)
     for _ in range(int(drawer.chance.integers(3, 120))):
         x, y, size = drawer.chance.uniform(0, width), drawer.chance.uniform(0, height), drawer.chance.exponential(0.9)
-        draw.ellipse((x, y, x + size, y + size * drawer.chance.uniform(0.6, 1.6)), fill=int(drawer.chance.uniform(60, 255)))
+        draw.ellipse(
+            (x, y, x + size, y + size * drawer.chance.uniform(0.6, 1.6)), fill=int(drawer.chance.uniform(60, 255))
+        )
     for _ in range(int(drawer.chance.integers(0, 3))):
         points = [(drawer.chance.uniform(0, width), drawer.chance.uniform(0, height))]
         heading = drawer.chance.uniform(0, 6.3)
@@ -210,7 +238,9 @@ def _folds(drawer: Drawer) -> tuple[Grey, str]:
         at = drawer.chance.uniform(0.2, 0.8) * (width * abs(math.cos(angle)) + height * math.sin(angle))
         page -= np.exp(-(((along - at) / drawer.chance.uniform(2, 8)) ** 2)) * drawer.chance.uniform(5, 45)
     cut = drawer.chance.uniform(0.03, 0.15) * width
-    jagged = np.interp(np.arange(height), np.arange(0, height + 12, 12), drawer.chance.normal(0, 3, len(range(0, height + 12, 12))))
+    jagged = np.interp(
+        np.arange(height), np.arange(0, height + 12, 12), drawer.chance.normal(0, 3, len(range(0, height + 12, 12)))
+    )
     page[columns + rows < cut + jagged[:, None]] = drawer.chance.uniform(0, 90)
     return page, ""
 
@@ -281,11 +311,14 @@ def _tiny(drawer: Drawer) -> tuple[Grey, str]:
 
 def _photo(drawer: Drawer) -> tuple[Grey, str]:
     """A part of a photograph without text."""
-    with Image.open(drawer.photos[drawer.chance.integers(len(drawer.photos))]) as file:
+    with Image.open(drawer.photos[int(drawer.chance.integers(len(drawer.photos)))]) as file:
         photo = file.convert("L")
     photo.thumbnail((1600, 1600))
     width, height = (max(64, round(side * drawer.chance.uniform(0.5, 1))) for side in photo.size)
-    x, y = (int(drawer.chance.uniform(0, max(1, whole - part))) for whole, part in zip(photo.size, (width, height), strict=True))
+    x, y = (
+        int(drawer.chance.uniform(0, max(1, whole - part)))
+        for whole, part in zip(photo.size, (width, height), strict=True)
+    )
     return np.asarray(photo.crop((x, y, x + width, y + height)), np.float32), ""
 
 
@@ -320,7 +353,7 @@ def _stamp(drawer: Drawer) -> tuple[Grey, str]:
     page, text = drawer.paper(), str(drawer.chance.choice(WORDS)).upper()
     font = drawer.font(int(drawer.chance.integers(26, 60)))
     left, top, right, bottom = font.getbbox(text)
-    stamp = Image.new("L", (right - left + 40, bottom - top + 40))
+    stamp = Image.new("L", (round(right - left) + 40, round(bottom - top) + 40))
     draw = ImageDraw.Draw(stamp)
     draw.rectangle((3, 3, stamp.width - 4, stamp.height - 4), outline=255, width=3)
     draw.text((20 - left, 20 - top), text, font=font, fill=255)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 
+import numpy as np
 import pypdfium2  # type: ignore[import-untyped] # ships no types
 from PIL import Image
 from pypdfium2 import raw
@@ -119,8 +120,8 @@ def _damaged_share(page: pypdfium2.PdfPage, image: Image.Image) -> float:
 def _is_flat(image: Image.Image, box: tuple[float, float, float, float]) -> bool:
     """Whether nothing is drawn there, so that only images worth the time are decoded a second time."""
     left, top, right, bottom = (round(side) for side in box)
-    part = image.crop((max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height)))
-    return bool(part.width and part.height) and all(high - low < 8 for low, high in part.getextrema())
+    part = np.asarray(image)[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    return bool(part.size) and int(part.max()) - int(part.min()) < 8
 
 
 def _decodes(picture: pypdfium2.PdfImage) -> bool:

@@ -102,9 +102,7 @@ def max_reply_bytes(task: DecodeTask) -> int:
 def encode_page_reply(page: DecodedPage) -> tuple[bytes, *tuple[memoryview, ...]]:
     """Header and tail of a decoded page."""
     prepared, pixels = encode_page(page.prepared)
-    reply = PageReply(
-        page.file_format, page.page, page.width_px, page.height_px, page.ink, page.is_damaged, prepared
-    )
+    reply = PageReply(page.file_format, page.page, page.width_px, page.height_px, page.ink, page.is_damaged, prepared)
     return _to_json(reply), *pixels
 
 
@@ -137,7 +135,7 @@ def decode_contents(header: bytes, document: Document) -> Contents:
         raise BrokenFrameError("no contents")
     pages = reply.contents.pages
     most = max(document.limits.max_pdf_pages, document.limits.max_frames)
-    if not 1 <= len(pages) <= most or pages != document.selection and pages != tuple(range(1, len(pages) + 1)):
+    if not 1 <= len(pages) <= most or (pages != document.selection and pages != tuple(range(1, len(pages) + 1))):
         raise BrokenFrameError("the pages are not those that were selected")
     return reply.contents
 

@@ -58,16 +58,18 @@ def to_answer(document: DocumentResult, *, receive_s: float, latency_s: float) -
 
 def to_page_answer(page: PageResult) -> PageAnswer:
     """What the answer says of one page."""
-    error = page.error
+    error, finish_reason = page.error, page.finish_reason
     return PageAnswer(
         page=page.page,
         status=page.status.value,
-        error=error and PageError(code=error.code, title=error.title, retryable=error.retryable, **error.public),
+        error=None
+        if error is None
+        else PageError(code=error.code, title=error.title, retryable=error.retryable, **error.public),
         warnings=["damaged_image"] if page.is_damaged else [],
         text=page.text,
         width_px=page.width_px,
         height_px=page.height_px,
-        finish_reason=page.result and page.result.finish_reason.value,
-        confidence=_rounded(page.result and page.result.confidence),
+        finish_reason=None if finish_reason is None else finish_reason.value,
+        confidence=_rounded(page.confidence),
         regions=[RegionAnswer(label=region.label, box_px=region.box_px, text=region.text) for region in page.regions],
     )

@@ -86,6 +86,16 @@ class PageResult:
     slot_wait_s: float = 0.0
     decode_s: float = 0.0
 
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """None where the engine read nothing."""
+        return None if self.result is None else self.result.finish_reason
+
+    @property
+    def confidence(self) -> float | None:
+        """Geometric mean of the chosen tokens' probabilities; None where the engine read nothing."""
+        return None if self.result is None else self.result.confidence
+
 
 PageSink = Callable[[PageResult], None]
 """Takes a finished page."""

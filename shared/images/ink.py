@@ -18,11 +18,13 @@ from PIL import Image
 cv2.setNumThreads(1)
 
 MAX_SIDE_PX = 1500
-"""Larger pages are made smaller first: an A4 page keeps 128 dots an inch, where the capitals of 6-point print are 8 px tall."""
+"""Larger pages are made smaller first: A4 keeps 128 dots an inch, where the capitals of 6-point print are 8 px tall."""
 _PAPER_SCALE = 4
 """The paper is estimated on a page that is this much smaller."""
 _PAPER_KERNEL = 13
 """Of the closing on the small page: strokes that are thinner than some 50 px vanish."""
+_CROP_PIXELS = 250_000
+"""Smaller images are crops of a word or a line, where a small letter may be alone, and dust is rare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,8 @@ def _count_marks(depth_HW: NDArray[np.uint8], mask_HW: NDArray[np.uint8], thresh
     is_weak = (is_thin | (long < 10))[marks]
     x, y = (left + stats[:, 2] / 2)[candidates[marks]], (top + stats[:, 3] / 2)[candidates[marks]]
     strong = int((~is_weak).sum())
+    if mask_HW.size < _CROP_PIXELS:
+        return int(marks.size)
     return strong + _in_lines(x[is_weak], y[is_weak], long[marks][is_weak])
 
 

@@ -29,6 +29,7 @@ async def test_page_is_read() -> None:
     assert response.status_code == 200
     assert list(answer) == [
         "id",
+        "status",
         "text",
         "model_id",
         "seed",
@@ -46,6 +47,9 @@ async def test_page_is_read() -> None:
     assert answer["pages"] == [
         {
             "page": 1,
+            "status": "ok",
+            "error": None,
+            "warnings": [],
             "text": answer["text"],
             "width_px": 320,
             "height_px": 200,

@@ -70,12 +70,16 @@ async def test_deadline_cancels_the_work() -> None:
 
 async def test_renewed_deadline_counts_from_then_on() -> None:
     deadline = Deadline(0.2)
-    with pytest.raises(DeadlineError):
+
+    async def finish_three() -> None:
         async with deadline.enforced():
             for _ in range(3):
                 await asyncio.sleep(0.15)
                 deadline.renew()
             await asyncio.sleep(10)
+
+    with pytest.raises(DeadlineError):
+        await finish_three()
     async with deadline.enforced():
         # Passed already: the next await ends the block.
         deadline.renew()

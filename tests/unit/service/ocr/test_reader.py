@@ -129,6 +129,11 @@ def expected_text(num_pages: int, page: int) -> str:
     return "".join(fake_tokens(request))
 
 
+def with_result(page: PageResult, **changes: Any) -> PageResult:
+    assert page.result is not None
+    return replace(page, result=replace(page.result, **changes))
+
+
 async def test_pages_are_joined_in_order_by_a_blank_line() -> None:
     async with bench() as it:
         reading = await it.read(3)
@@ -209,8 +214,8 @@ async def test_worst_finish_reason_speaks_for_the_document() -> None:
     async with bench() as it:
         reading = await it.read(2, max_new_tokens=2)
     assert reading.finish_reason is FinishReason.LENGTH
-    stopped = replace(reading.pages[0], result=replace(reading.pages[0].result, finish_reason=FinishReason.STOP))
-    looped = replace(stopped, result=replace(stopped.result, finish_reason=FinishReason.REPETITION))
+    stopped = with_result(reading.pages[0], finish_reason=FinishReason.STOP)
+    looped = with_result(stopped, finish_reason=FinishReason.REPETITION)
     assert DocumentResult("m", [stopped, reading.pages[1], looped]).finish_reason is FinishReason.REPETITION
     assert DocumentResult("m", [stopped]).finish_reason is FinishReason.STOP
 
@@ -218,9 +223,9 @@ async def test_worst_finish_reason_speaks_for_the_document() -> None:
 async def test_confidence_is_the_mean_over_tokens_not_pages() -> None:
     async with bench() as it:
         page = (await it.read(1)).pages[0]
-    sure = replace(page, result=replace(page.result, confidence=1.0, completion_tokens=3))
-    unsure = replace(page, result=replace(page.result, confidence=0.0625, completion_tokens=1))
-    silent = replace(page, result=replace(page.result, confidence=0.25, completion_tokens=0))
+    sure = with_result(page, confidence=1.0, completion_tokens=3)
+    unsure = with_result(page, confidence=0.0625, completion_tokens=1)
+    silent = with_result(page, confidence=0.25, completion_tokens=0)
     assert DocumentResult("m", [sure, unsure, silent]).confidence == pytest.approx(0.5)
     assert DocumentResult("m", [silent]).confidence == 0.25
 
@@ -376,6 +381,6 @@ async def test_counts_add_up() -> None:
         count = it.metrics.registry.get_sample_value
         assert count("deepsynth_pages_total") == 3
         assert count("deepsynth_inference_total", {"model_id": "fake", "status": "ok"}) == 3
-        assert count("deepsynth_output_tokens_total") == sum(page.result.completion_tokens for page in reading.pages)
+        assert count("deepsynth_output_tokens_total") == sum(result.completion_tokens for result in reading.results)
         assert count("deepsynth_finished_total", {"finish_reason": "stop"}) == 3
         assert count("deepsynth_stage_duration_seconds_count", {"stage": "decode"}) == 3
