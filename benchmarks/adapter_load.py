@@ -23,7 +23,6 @@ import argparse
 import asyncio
 import contextlib
 import hashlib
-import json
 import statistics
 import sys
 import tempfile
@@ -36,15 +35,21 @@ from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+
 from benchmarks.origin import command, keep, origin
+from benchmarks.random_model import SMALL, noise_page, random_checkpoint, write_random_adapter
 from service.adapters.canary import read_canary
 from service.engine.config import EngineLimits
 from service.engine.engine import TorchEngine
+from service.engine.factory import make_engine
 from service.engine.process.engines import ProcessEngine
 from service.engine.protocol import SamplingParams, SequenceDelta, SequenceEvent, SequenceFailure, SequenceRequest
 from shared.contract.prompts import Task, prompt_for
 from shared.contract.repetition import LoopRule
-from shared.deepseek_ocr.configuration import DeepseekOcrConfig, TextConfig
+from shared.deepseek_ocr.configuration import DeepseekOcrConfig
+from shared.deepseek_ocr.loading import load_checkpoint
+from shared.deepseek_ocr.nano_config import nano_config
 
 NANO = Path(__file__).resolve().parents[1] / "shared" / "nano"
 STAGES = ("copy", "read", "place", "load", "canary", "answer", "total")
@@ -55,12 +60,6 @@ NEVER = 1_000_000
 
 def make(model: str, device: str, limits: EngineLimits) -> TorchEngine:
     """The engine, in its process."""
-    import torch
-
-    from benchmarks.random_model import random_checkpoint
-    from service.engine.factory import make_engine
-    from shared.deepseek_ocr.loading import load_checkpoint
-
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     if model == "nano":
         checkpoint = load_checkpoint(NANO, device, dtype)
@@ -72,24 +71,7 @@ def make(model: str, device: str, limits: EngineLimits) -> TorchEngine:
 
 def config_of(model: str) -> DeepseekOcrConfig:
     """The model's dimensions."""
-    from shared.deepseek_ocr.nano_config import nano_config
-
     return DeepseekOcrConfig() if model == "random" else nano_config()
-
-
-def write_adapter(folder: Path, text: TextConfig, rank: int, seed: int) -> int:
-    """A PEFT folder of random numbers in bfloat16; the bytes of its weights."""
-    import torch
-    from safetensors.torch import save_file
-
-    from benchmarks.random_adapters import random_adapter
-
-    files = random_adapter(text, rank, seed)
-    folder.mkdir()
-    weights = folder / "adapter_model.safetensors"
-    save_file({name: tensor.to(torch.bfloat16) for name, tensor in files.tensors.items()}, weights)
-    (folder / "adapter_config.json").write_text(json.dumps(files.config))
-    return weights.stat().st_size
 
 
 def copy_hashed(source: Path, target: Path) -> None:
@@ -105,9 +87,7 @@ def copy_hashed(source: Path, target: Path) -> None:
 
 def request_of(engine: ProcessEngine, model_id: str, tokens: int) -> SequenceRequest:
     """A page of noise of 640 px."""
-    from benchmarks.random_model import noise_page
-
-    page = noise_page((640, 640), engine.info.geometry)
+    page = noise_page(SMALL, engine.info.geometry)
     return SequenceRequest(uuid.uuid4().hex, page, prompt_for(Task.FREE), SamplingParams(tokens), model_id)
 
 
@@ -222,7 +202,10 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         sources = [folder / f"source-{seed}" for seed in range(arguments.rounds)]
-        sizes = [write_adapter(source, text, arguments.rank, seed) for seed, source in enumerate(sources)]
+        sizes = [
+            write_random_adapter(source, text, arguments.rank, seed, dtype=torch.bfloat16)
+            for seed, source in enumerate(sources)
+        ]
         result["weights_mb"] = round(max(sizes) / 1e6, 2)
 
         streams = Streams(engine)

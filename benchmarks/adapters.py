@@ -24,7 +24,6 @@ import argparse
 import asyncio
 import contextlib
 import io
-import json
 import random
 import statistics
 import sys
@@ -39,14 +38,17 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import httpx
+import torch
 from PIL import Image, ImageDraw
 
 from benchmarks.demo_loop import service
 from benchmarks.origin import command, keep, origin
+from benchmarks.random_model import write_random_adapter
 from shared.contract.identity import weights_revision
 from shared.contract.manifest import BaseIdentity, CodeVersion
 from shared.contract.publication import Announcement, publish
 from shared.contract.volume import AdapterVolume
+from shared.deepseek_ocr.nano_config import nano_config
 
 NANO = Path(__file__).resolve().parents[1] / "shared" / "nano"
 NAME, QUIET_NAME = "live", "quiet"
@@ -55,22 +57,6 @@ CONTENTS = 5
 PAGES = 4
 BATCH = 8
 TARGETS = {"failed": 0, "wrong": 0, "p99_ratio": 1.2, "first_answer_s": 5.0, "growth_mib": 50.0}
-
-
-def write_adapter(folder: Path, seed: int, rank: int, strength: float) -> Path:
-    """A PEFT folder of random numbers for nano."""
-    from safetensors.torch import save_file
-
-    from benchmarks.random_adapters import random_adapter
-    from shared.deepseek_ocr.nano_config import nano_config
-
-    files = random_adapter(nano_config().text_config, rank, seed, strength)
-    folder.mkdir()
-    save_file(dict(files.tensors), folder / "adapter_model.safetensors")
-    targets = sorted({name.split(".")[-3] for name in files.tensors})
-    config = {**files.config, "bias": "none", "target_modules": targets, "base_model_name_or_path": "nano"}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
 
 
 def page(number: int) -> bytes:
@@ -379,8 +365,11 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         folder = Path(scratch)
         (folder / "volume").mkdir()
-        places = [folder / f"source-{seed}" for seed in range(CONTENTS)]
-        sources = [write_adapter(place, seed, arguments.rank, arguments.strength) for seed, place in enumerate(places)]
+        sources = [folder / f"source-{seed}" for seed in range(CONTENTS)]
+        for seed, place in enumerate(sources):
+            write_random_adapter(
+                place, nano_config().text_config, arguments.rank, seed, strength=arguments.strength, dtype=torch.float32
+            )
         if not arguments.publications:
             return await load_and_unload(sources, arguments)
         settings = {

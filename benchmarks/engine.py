@@ -48,7 +48,7 @@ from benchmarks.floors import Ceilings, measure_ceilings
 from benchmarks.origin import card, command, origin, slug
 from benchmarks.peers import PEERS, run_peer
 from benchmarks.preparation import DevicePreparation, InlinePreparation, Preparation, ProcessPreparation
-from benchmarks.random_adapters import adapter_names, load_random_adapters
+from benchmarks.random_model import adapter_names, load_random_adapters, random_checkpoint
 from benchmarks.ratios import OURS, RESULTS, TARGETS, recorded_peers, summary
 from service.engine.config import EngineLimits, WeightForm
 from service.engine.engine import TorchEngine
@@ -80,8 +80,6 @@ def load(model: str, device: str, dtype: torch.dtype) -> LoadedCheckpoint:
         checkpoint = load_checkpoint(NANO, device, dtype)
         checkpoint.tokenizer.eos_id = NO_END
         return checkpoint
-    from benchmarks.random_model import random_checkpoint
-
     return random_checkpoint(device, dtype)
 
 

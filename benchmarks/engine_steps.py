@@ -31,8 +31,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.random_adapters import load_random_adapters, random_adapter
-from benchmarks.random_model import NO_LOOPS, PAGE, SMALL, noise_pages, random_checkpoint
+from benchmarks.random_model import (
+    NO_LOOPS,
+    PAGE,
+    SMALL,
+    load_random_adapters,
+    noise_pages,
+    random_adapter,
+    random_checkpoint,
+)
 from benchmarks.whole_pages import read, sync
 from service.engine.config import EngineLimits, WeightForm
 from service.engine.engine import TorchEngine

@@ -1,7 +1,7 @@
-"""DeepSeek-OCR with its public dimensions and random weights, built on the device it runs on.
+"""DeepSeek-OCR with its public dimensions and random weights, random adapters for it, and pages of noise.
 
-For measuring speed where no checkpoint is at hand: no file is read. Answers mean nothing, never end by themselves
-(no token is the end token), and loop, so that the loop rule is best switched off with `NO_LOOPS`.
+For measuring speed without a checkpoint: no file is read. Answers mean nothing, never end by themselves (no token is
+the end token) and loop, so switch the loop rule off with `NO_LOOPS`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from service.engine.engine import TorchEngine
+from service.engine.lora.files import AdapterFiles
+from service.engine.lora.shapes import layer_shapes
 from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.checkpoint import read_config, save_checkpoint
-from shared.deepseek_ocr.configuration import DeepseekOcrConfig
+from shared.deepseek_ocr.configuration import DeepseekOcrConfig, TextConfig
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan, plan_views
 from shared.deepseek_ocr.loading import TOKENIZER_FILE, LoadedCheckpoint
@@ -32,6 +36,8 @@ SMALL, PAGE = (640, 640), (1240, 1754)
 PROMPT_TEXT_IDS = (201, 2)
 """As many as the public tokenizer makes of the public prompts' line break and text in the measured peers."""
 WEIGHT_STD = 0.02
+ADAPTER_STD = 1e-3
+"""Of an adapter's up projections; small, so that activations stay those of the base."""
 
 
 class StubTokenizer(OcrTokenizer):
@@ -157,3 +163,80 @@ def write_random_checkpoint(
     save_checkpoint(random_model(device, torch.bfloat16, config), folder)
     (folder / TOKENIZER_FILE).write_text(json.dumps(tokenizer), encoding="utf-8")
     return folder
+
+
+def adapter_names(count: int) -> list[str]:
+    """What `load_random_adapters` calls them."""
+    return [f"random-{index}@1" for index in range(count)]
+
+
+def load_random_adapters(engine: TorchEngine, text: TextConfig, count: int, rank: int) -> None:
+    """Fill an engine's slots.
+
+    Args:
+        engine: With as many slots, for this rank.
+        text: The decoder's dimensions.
+        count: Adapters.
+        rank: Of each.
+    """
+    for seed, name in enumerate(adapter_names(count)):
+        engine.load_adapter(name, random_adapter(text, rank, seed))
+
+
+def random_adapter(text: TextConfig, rank: int, seed: int, strength: float = ADAPTER_STD) -> AdapterFiles:
+    """One adapter, as PEFT would write it.
+
+    Args:
+        text: The decoder's dimensions.
+        rank: Of its matrices.
+        seed: Of its numbers.
+        strength: Of its up projections.
+
+    Returns:
+        Tensors and config.
+    """
+    noise = torch.Generator().manual_seed(seed)
+    tensors: dict[str, Tensor] = {}
+    for layer in range(text.num_hidden_layers):
+        mlp = "mlp" if layer < text.first_k_dense_replace else "mlp.shared_experts"
+        modules = {
+            "qkv": [f"self_attn.{name}_proj" for name in "qkv"],
+            "out": ["self_attn.o_proj"],
+            "gate_up": [f"{mlp}.gate_proj", f"{mlp}.up_proj"],
+            "down": [f"{mlp}.down_proj"],
+        }
+        for group, shape in layer_shapes(text, layer).items():
+            for module in modules[group]:
+                key = f"base_model.model.model.layers.{layer}.{module}"
+                tensors[f"{key}.lora_A.weight"] = torch.randn(rank, shape.inputs, generator=noise)
+                ups = torch.randn(shape.part_width, rank, generator=noise)
+                tensors[f"{key}.lora_B.weight"] = ups * strength
+    return AdapterFiles(tensors, {"peft_type": "LORA", "r": rank, "lora_alpha": rank})
+
+
+def write_random_adapter(
+    folder: Path, text: TextConfig, rank: int, seed: int, *, strength: float = ADAPTER_STD, dtype: torch.dtype
+) -> int:
+    """Write a random adapter as PEFT does.
+
+    Args:
+        folder: Created here.
+        text: The decoder's dimensions.
+        rank: Of its matrices.
+        seed: Of its numbers.
+        strength: Of its up projections.
+        dtype: Of its tensors in the file.
+
+    Returns:
+        Size of the weights in bytes.
+    """
+    from safetensors.torch import save_file
+
+    files = random_adapter(text, rank, seed, strength)
+    folder.mkdir()
+    weights = folder / "adapter_model.safetensors"
+    save_file({name: tensor.to(dtype) for name, tensor in files.tensors.items()}, weights)
+    targets = sorted({name.split(".")[-3] for name in files.tensors})
+    config = {**files.config, "bias": "none", "target_modules": targets, "base_model_name_or_path": "random"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return weights.stat().st_size
