@@ -27,7 +27,7 @@ def origin(device: str) -> dict[str, Any]:
     """
     import torch
 
-    versions = package_versions() | {"cuda": torch.version.cuda or "", "triton": _version_of("triton")}
+    versions = package_versions() | {"cuda": torch.version.cuda or "", "triton": version_of("triton")}
     return {
         "card": card(device),
         **_clocks(device),
@@ -80,7 +80,8 @@ def keep(row: Mapping[str, Any], out: str | None) -> None:
             file.write(f"{line}\n")
 
 
-def _version_of(module: str) -> str:
+def version_of(module: str) -> str:
+    """Version of a package; empty if it is not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

@@ -7,6 +7,7 @@ the end token) and loop, so switch the loop rule off with `NO_LOOPS`.
 from __future__ import annotations
 
 import json
+import string
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,8 @@ SMALL, PAGE = (640, 640), (1240, 1754)
 PROMPT_TEXT_IDS = (201, 2)
 """As many as the public tokenizer makes of the public prompts' line break and text in the measured peers."""
 WEIGHT_STD = 0.02
+TOKENIZER_TEXT = f"{string.ascii_letters}{string.digits} Free OCR. the page\n"
+"""What the byte-level tokenizer is trained on."""
 ADAPTER_STD = 1e-3
 """Of an adapter's up projections; small, so that activations stay those of the base."""
 
@@ -240,3 +243,71 @@ def write_random_adapter(
     config = {**files.config, "bias": "none", "target_modules": targets, "base_model_name_or_path": "random"}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return weights.stat().st_size
+
+
+def write_random_ocr2(folder: Path, *, tiny: bool) -> None:
+    """Write a checkpoint of DeepSeek-OCR-2 with random weights and a byte-level tokenizer of few tokens.
+
+    Args:
+        folder: Where it goes.
+        tiny: The same architecture in miniature, to try a program on a CPU; views still have 1024 px and 257 tokens.
+    """
+    from transformers import (
+        DeepseekOcr2Config,
+        DeepseekOcr2ForConditionalGeneration,
+        DeepseekOcr2Processor,
+        PreTrainedTokenizerFast,
+    )
+    from transformers.models.deepseek_ocr2.image_processing_pil_deepseek_ocr2 import DeepseekOcr2ImageProcessorPil
+
+    from trainer.nano.corpus.tokenizer import train_tokenizer
+
+    text = {
+        "vocab_size": 129280, "hidden_size": 1280, "intermediate_size": 6848, "num_hidden_layers": 12,
+        "num_attention_heads": 10, "num_key_value_heads": 10, "moe_intermediate_size": 896, "n_routed_experts": 64,
+        "n_shared_experts": 2, "num_experts_per_tok": 6, "mlp_layer_types": ["dense"] + ["sparse"] * 11,
+        "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "max_position_embeddings": 262144, "n_group": 1,
+        "topk_group": 1,
+    }  # fmt: skip
+    encoder = {
+        "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+    }  # fmt: skip
+    sam: dict[str, Any] = {"downsample_channels": [512, 896]}
+    if tiny:
+        text |= {
+            "vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "moe_intermediate_size": 16, "n_routed_experts": 4,
+            "n_shared_experts": 1, "num_experts_per_tok": 2, "mlp_layer_types": ["dense", "sparse"],
+        }  # fmt: skip
+        encoder |= {
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+        }  # fmt: skip
+        sam = {
+            "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "global_attn_indexes": [],
+            "output_channels": 16, "downsample_channels": [16, 32], "mlp_dim": 32,
+        }  # fmt: skip
+    config = DeepseekOcr2Config(
+        text_config=text, vision_config={"sam_config": sam, "encoder_config": encoder}, image_token_id=3
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16 if device == "cuda" else torch.float32)
+    torch.manual_seed(0)
+    try:
+        with torch.device(device):
+            model = DeepseekOcr2ForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(default)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, 0.0, WEIGHT_STD)
+    model.save_pretrained(folder)
+    core = train_tokenizer([TOKENIZER_TEXT] * 4, vocab_size=280)
+    bos, eos, pad, image = (core.id_to_token(number) for number in range(4))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=bos, eos_token=eos, pad_token=pad, extra_special_tokens={"image_token": image}
+    )
+    tokenizer.save_pretrained(folder)
+    DeepseekOcr2Processor(image_processor=DeepseekOcr2ImageProcessorPil(), tokenizer=tokenizer).save_pretrained(folder)

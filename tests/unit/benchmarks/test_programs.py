@@ -1,0 +1,26 @@
+"""What every program in `benchmarks/` has in common: `--help` works on a machine without a GPU's packages."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+import pytest
+
+from tests.support.programs import ROOT
+
+PROGRAMS = [path for path in sorted((ROOT / "benchmarks").glob("*.py")) if '__name__ == "__main__"' in path.read_text()]
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
+def test_help_needs_neither_triton_nor_vllm(program, monkeypatch, capsys):
+    for package in ("triton", "vllm"):
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(sys, "argv", [str(program), "--help"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(program), run_name="__main__")
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: {program.name}")
+    assert f"benchmarks/{program.name}" in said, "the help shows how to call the program"
