@@ -53,14 +53,7 @@ def limits_without(idea: Idea | None, limits: EngineLimits) -> EngineLimits:
 
 @contextmanager
 def without(idea: Idea | None, device: str) -> Iterator[None]:
-    """Leave an idea out of every engine that is made and used within.
-
-    Args:
-        idea: What; None: nothing.
-        device: Where the engine runs.
-
-    Yields:
-        Nothing.
+    """Leave an idea out of every engine made and used within; None: nothing.
 
     Raises:
         AblationError: The engine does not have the idea on this device.
@@ -99,18 +92,7 @@ def leave_out(idea: Idea | None, engine: TorchEngine) -> TorchEngine:
 def plain_mixture(
     x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_EJH: Tensor, down_EHI: Tensor
 ) -> Tensor:
-    """What `kernels.reference.mixture` says, by torch's grouped product; never waits for the device.
-
-    Args:
-        x_TH: Tokens.
-        weights_TK: Of the chosen experts, float32.
-        experts_TK: The chosen experts.
-        gate_up_EJH: Gate rows over up rows.
-        down_EHI: Down projections.
-
-    Returns:
-        `[T, H]` in the tokens' dtype.
-    """
+    """The mixture of `kernels.reference` by torch's grouped product; never waits for the device."""
     num_experts, num_chosen = gate_up_EJH.shape[0], experts_TK.shape[1]
     chosen = experts_TK.flatten().long()
     order = chosen.argsort(stable=True)

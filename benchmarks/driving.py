@@ -71,14 +71,11 @@ class Span:
 
 
 class EngineThread:
-    """Runs an engine.
-
-    Args:
-        factory: Makes it, on the thread.
+    """Runs an engine, which `factory` makes on the thread.
 
     Attributes:
         info: What the engine loaded.
-        start_s: From nothing to warmed up, in seconds.
+        start_s: Seconds until it was warm.
     """
 
     def __init__(self, factory: Callable[[], TorchEngine]) -> None:
@@ -104,10 +101,7 @@ class EngineThread:
         )
 
     def next_answer(self) -> tuple[SequenceResult, float]:
-        """Wait for the next finished page.
-
-        Returns:
-            It, and when it ended.
+        """Wait for the next finished page, and when it ended.
 
         Raises:
             EngineThreadError: A page or the engine failed.
@@ -157,19 +151,9 @@ class EngineThread:
 def read_case(
     engine: EngineThread, preparation: Preparation, case: Case, model_ids: Sequence[str | None] = (None,)
 ) -> Span:
-    """Read all pages of a case, all asked for at once.
+    """Read all pages of a case, submitted at once, from the first image to the last answer.
 
-    Args:
-        engine: Who reads.
-        preparation: Who prepares.
-        case: What.
-        model_ids: Who answers, in turn; None: the base.
-
-    Returns:
-        The span from the first image to the last answer.
-
-    Raises:
-        EngineThreadError: A page failed.
+    `model_ids` answer in turn; None is the base model.
     """
     began_s = time.perf_counter()
     for index, page in enumerate(preparation.pages(case.size_px, case.requests)):
@@ -186,17 +170,7 @@ def read_case(
 def read_closed_loop(engine: EngineThread, preparation: Preparation, case: Case, rounds: int) -> Span:
     """Keep as many requests open as the case has, each answer making room for the next request.
 
-    Args:
-        engine: Who reads.
-        preparation: Who prepares; here before the clock starts, so that the curve is the engine's alone.
-        case: How many at once, and what.
-        rounds: Requests in all, in multiples of those open at once.
-
-    Returns:
-        The span from the first submission to the last answer.
-
-    Raises:
-        EngineThreadError: A page failed.
+    Pages are prepared before the clock starts, so that the curve is the engine's alone. `rounds` is requests a client.
     """
     pages = list(preparation.pages(case.size_px, case.requests))
     total = rounds * case.requests
@@ -254,16 +228,7 @@ class PagesRead:
 
 
 def read_pages(engine: TorchEngine, pages: Sequence[PreparedPage], tokens: int, name: str) -> PagesRead:
-    """Read pages that arrive together, each to its last token.
-
-    Args:
-        engine: A warm one, with nothing to do.
-        pages: In either form.
-        tokens: Of each answer.
-        name: What the sequences' ids begin with.
-
-    Returns:
-        Times and steps.
+    """Read pages that arrive together, each to its last token; the engine is warm and idle.
 
     Raises:
         SystemExit: A page failed.
@@ -292,11 +257,11 @@ def longest_gap_s(
     tokens: int,
     head_start: int,
 ) -> float:
-    """The longest time between two steps while pages run and others are begun.
+    """The longest time between two steps while pages run and others start; the engine is warm and idle.
 
     Args:
-        engine: A warm one, with nothing to do.
-        running: Pages whose tokens are awaited.
+        engine: Any device.
+        running: Pages whose steps are timed.
         coming: Pages that arrive later, of one token.
         tokens: Of each running page; enough to outlast the others.
         head_start: Steps before the others arrive.

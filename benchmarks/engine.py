@@ -66,16 +66,7 @@ NO_END = -1
 
 
 def load(model: str, device: str, dtype: torch.dtype) -> LoadedCheckpoint:
-    """The checkpoint to measure, its answers without an end of their own.
-
-    Args:
-        model: `nano` or `random`.
-        device: Where it runs.
-        dtype: Its type.
-
-    Returns:
-        It.
-    """
+    """The checkpoint to measure, `nano` or `random`; its answers never end by themselves."""
     if model == "nano":
         checkpoint = load_checkpoint(NANO, device, dtype)
         checkpoint.tokenizer.eos_id = NO_END
@@ -133,12 +124,7 @@ class Run:
                 file.write(json.dumps(row) + "\n")
 
     def measure(self, idea: Idea | None, preparation: Preparation, sweep: bool) -> None:
-        """Make an engine, run the cases on it, and the sweep if it is the whole engine.
-
-        Args:
-            idea: What the engine lacks; None: nothing.
-            preparation: Who makes its pages.
-            sweep: Whether to run the sweep as well.
+        """Make an engine without an idea (None: whole), run the cases on it, and the sweep if asked.
 
         Raises:
             AblationError: The engine does not have the idea.

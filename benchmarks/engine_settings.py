@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import logging
 import random
 import statistics
@@ -464,14 +463,11 @@ def main() -> None:
     parser.add_argument("--memory-fraction", type=float, default=0.9, help="of the acted card, for memory")
     parser.add_argument("--out", help="file, or auto")
     arguments = parser.parse_args()
-    # What `engine_of` asks for beside the slots.
-    arguments.nano, arguments.weights, arguments.adapters, arguments.adapter_rank = False, "full", 0, 16
+    # What `engine_of` reads besides the slots.
+    vars(arguments).update(checkpoint=None, nano=False, weights="full", adapters=0, adapter_rank=16)
     result = {"benchmark": "settings", "part": arguments.part} | PARTS[arguments.part](arguments)
     result |= origin("cpu" if arguments.part in CPU_PARTS else "cuda") | {"command": command()}
-    if arguments.out:
-        keep(result, arguments.out)
-    else:
-        print(json.dumps(result))
+    keep(result, arguments.out)
 
 
 if __name__ == "__main__":

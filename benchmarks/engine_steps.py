@@ -6,13 +6,14 @@
     python benchmarks/engine_steps.py prefill    a prefill by its prompts
     python benchmarks/engine_steps.py profile    kernels of a decode step (--rows, --tokens) and of a prefill
     python benchmarks/engine_steps.py pages      whole pages through the engine: first token, ms a token, pages a second
-    python benchmarks/engine_steps.py host --steps 400                         the engine's thread without a device
-    python benchmarks/engine_steps.py batching --nano --slots 8 --tokens 250   what batching gives on a CPU
+    python benchmarks/engine_steps.py host --steps 400     the engine's thread without a device
+    python benchmarks/engine_steps.py batching --checkpoint shared/nano --slots 8 --tokens 250     on a CPU
 
-Weights are random, with the public dimensions or, with `--nano`, nano's. `check`, `pages`, `batching` and `host` also
-run on a CPU. `--adapters N` gives every row one of N random adapters. `--weights int8` keeps matrices as 8-bit rows,
-and `check` then compares them with full weights. Each part prints a table and, last, a JSON object, and takes about a
-minute on an H100 once kernels are compiled. `benchmarks/engine.py` has the cases compared with other engines.
+Weights are random, with the public dimensions or, with `--nano`, nano's, unless `--checkpoint` names a folder. `check`,
+`pages`, `batching` and `host` also run on a CPU. `--adapters N` gives every row one of N random adapters. `--weights
+int8` keeps matrices as 8-bit rows, and `check` then compares them with full weights. Each part prints a table and,
+last, a JSON object, and takes about a minute on an H100 once kernels are compiled. `benchmarks/engine.py` has the cases
+that are compared with other engines.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ from service.engine.protocol import EngineInfo, SamplingParams, SequenceRequest,
 from service.engine.runner import NewRow, StepOutput
 from shared.deepseek_ocr.forms import PageViews, PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan
-from shared.deepseek_ocr.loading import LoadedCheckpoint
+from shared.deepseek_ocr.loading import LoadedCheckpoint, load_checkpoint
 from shared.deepseek_ocr.nano_config import nano_config
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
 
@@ -68,9 +69,13 @@ REPEATS = 5
 
 
 def checkpoint_of(arguments: argparse.Namespace) -> LoadedCheckpoint:
-    """Random weights, on the GPU in bf16 where there is one."""
+    """Random weights or a checkpoint's, on the GPU in bf16 if there is one; no answer ends by itself."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    if arguments.checkpoint:
+        loaded = load_checkpoint(arguments.checkpoint, device, dtype)
+        loaded.tokenizer.eos_id = -1
+        return loaded
     return random_checkpoint(device, dtype, nano_config() if arguments.nano else None)
 
 
@@ -546,6 +551,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--nano", action="store_true", help="nano's dimensions")
+    parser.add_argument("--checkpoint", help="folder whose weights are used instead of random ones")
     parser.add_argument("--slots", type=int, default=256, help="pages at once")
     parser.add_argument("--rows", type=int, default=256, help="rows of a step, for profile and host")
     parser.add_argument("--tokens", type=int, default=530, help="of a row before the step; of an answer, for batching")

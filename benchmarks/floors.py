@@ -119,17 +119,7 @@ def view_flops(config: DeepseekOcrConfig, side_px: int) -> float:
 
 
 def floor_s(config: DeepseekOcrConfig, case: Case, batch_size: int, ceilings: Ceilings) -> float:
-    """Least time for a case.
-
-    Args:
-        config: The model.
-        case: What is read.
-        batch_size: Rows that an engine may decode together.
-        ceilings: The device's.
-
-    Returns:
-        Seconds.
-    """
+    """Least seconds for a case on an engine that decodes `batch_size` rows together."""
     plan = plan_of(case.size_px, config.geometry_config())
     decoding = Decoding(config.text_config, ceilings.bytes_per_weight)
     vision = view_flops(config, plan.global_px) + plan.num_tiles * view_flops(config, plan.tile_px)
@@ -145,15 +135,7 @@ def floor_s(config: DeepseekOcrConfig, case: Case, batch_size: int, ceilings: Ce
 
 
 def measure_ceilings(device: str, dtype: torch.dtype) -> Ceilings:
-    """Time a copy and a product on a device, the best of a few.
-
-    Args:
-        device: As torch names it.
-        dtype: The product's type.
-
-    Returns:
-        Rates.
-    """
+    """Time a copy and a product on a device, the best of a few."""
     on_cpu = torch.device(device).type == "cpu"
     size, side = (CPU_COPY_BYTES, CPU_MATMUL_SIDE) if on_cpu else (COPY_BYTES, MATMUL_SIDE)
     source = torch.zeros(size, dtype=torch.uint8, device=device)

@@ -121,19 +121,10 @@ def settings_sweep(
     prepare: Callable[[], object] = lambda: None,
     **fixed: Any,
 ) -> Sweep:
-    """A sweep over constants.
+    """A sweep over constants of one module.
 
-    Args:
-        name: Of the kernel, with its size.
-        settings: Candidates, all of the same constants.
-        copies: Of the inputs.
-        call: Does the work with the copy of the given number.
-        prepare: See `Sweep`.
-        **fixed: Constants that hold another value than the module's in the chosen configuration: what decides
-            between two kernels, where only one of them is looked at.
-
-    Returns:
-        The sweep.
+    `fixed` names constants whose chosen value is another than the module's: what decides between two kernels, when only
+    one of them is timed.
     """
     module = settings[0].module
     chosen = tuple((key, fixed.get(key, getattr(module, key))) for key, _ in settings[0].values)
@@ -707,9 +698,7 @@ def attempt(call: Callable[[], Any], *, is_silent: bool = False) -> Any:
 def time_sweep(sweep: Sweep, deadline_s: float) -> dict[str, Any]:
     """Time all candidates, the chosen one twice: first and last.
 
-    Returns:
-        Microseconds of the chosen, of the best and of the worst, and how many were timed. Where two runs of the chosen
-        one differ, the lower counts, and the difference says what is noise.
+    Of the two runs the faster counts, and their difference says how much is noise.
     """
     times: dict[str, float] = {}
     candidates = sweep.candidates

@@ -17,14 +17,7 @@ COMMIT_FILE = Path(__file__).with_name("COMMIT")
 
 
 def origin(device: str) -> dict[str, Any]:
-    """Keys that every row carries.
-
-    Args:
-        device: `cpu` or a CUDA device, as torch names it.
-
-    Returns:
-        Card (or processor), clock, driver, versions, commit and date.
-    """
+    """Keys that every row has: card or processor, clock, driver, versions, commit and date."""
     import torch
 
     versions = package_versions() | {"cuda": torch.version.cuda or "", "triton": version_of("triton")}
@@ -65,12 +58,7 @@ def command() -> str:
 
 
 def keep(row: Mapping[str, Any], out: str | None) -> None:
-    """Print a row as a JSON line, and append it to a file where one is named.
-
-    Args:
-        row: With its `card` and its `benchmark`.
-        out: The file; `auto`: among the committed results, by benchmark and card; None: nowhere.
-    """
+    """Print a row as a JSON line and append it to `out`; `auto` is the committed file of its `benchmark` and `card`."""
     line = json.dumps(row)
     print(line)
     if out:

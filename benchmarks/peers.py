@@ -65,15 +65,9 @@ MAX_TOKENS = 64
 
 
 def run_peer(name: str, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
-    """Measure a peer.
+    """Rows of a peer, each as soon as it is measured.
 
-    Args:
-        name: One of `PEERS`.
-        cases: What it reads.
-
-    Yields:
-        Its rows, each as soon as it is measured: none if it is not installed, fewer if it fails; standard error says
-        why.
+    None if the peer is not installed, fewer if it fails; standard error says why.
     """
     if importlib.util.find_spec(name) is None:
         print(f"{name} is not installed here: left out", file=sys.stderr)
@@ -139,11 +133,7 @@ def read_with_vllm(cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
 
 
 def _write_vllm_checkpoint(folder: Path) -> None:
-    """A configuration and a tokenizer whose words mean nothing; weights are made by vLLM.
-
-    Args:
-        folder: Where to.
-    """
+    """A configuration and a tokenizer whose words mean nothing; vLLM makes the weights."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -197,16 +187,7 @@ def read_with_transformers(cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
 
 
 def _generate(checkpoint: LoadedCheckpoint, case: Case, device: str) -> tuple[int, int]:
-    """Read a case's pages together.
-
-    Args:
-        checkpoint: The model.
-        case: All of whose requests fit into one batch.
-        device: Where the model is.
-
-    Returns:
-        Tokens of one prompt, and of all answers.
-    """
+    """Read a case's pages in one batch; tokens of one prompt and of all answers."""
     import torch
 
     from benchmarks.preparation import InlinePreparation, plan_of

@@ -34,12 +34,7 @@ class Preparation(Protocol):
 
 
 class InlinePreparation:
-    """One page after another, on the caller's thread.
-
-    Args:
-        images: Images by their size.
-        geometry: The checkpoint's.
-    """
+    """One page after another, on the caller's thread."""
 
     name = "inline"
 
@@ -59,12 +54,7 @@ class InlinePreparation:
 
 
 class DevicePreparation:
-    """Hands the images themselves to the engine, which makes their views on its device, as it does for the service.
-
-    Args:
-        images: Images by their size.
-        geometry: The checkpoint's.
-    """
+    """Hands the images to the engine, which makes their views on its device, as it does for the service."""
 
     name = "device"
 
@@ -87,13 +77,8 @@ class DevicePreparation:
 class ProcessPreparation:
     """Pages from worker processes, which are forked at once: make it before anything touches a GPU.
 
-    Invariant: a page's pixels lie in a slot of their own until `pages` is called again.
-
-    Args:
-        images: Images by their size; the workers inherit them.
-        geometry: The checkpoint's.
-        workers: Processes.
-        most_pages: Pages of one call at most, by size.
+    Invariant: a page's pixels lie in a slot of their own until `pages` is called again. `most_pages` is the maximum of
+    one call, by size.
     """
 
     name = "processes"

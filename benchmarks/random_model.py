@@ -44,11 +44,7 @@ ADAPTER_STD = 1e-3
 
 
 class StubTokenizer(OcrTokenizer):
-    """Says nothing that can be read: `<17>` for token 17, and no token ends an answer.
-
-    Args:
-        image_id: The id that the model replaces by vision tokens.
-    """
+    """Writes nothing readable: `<17>` for token 17, and no token ends an answer."""
 
     def __init__(self, image_id: int) -> None:  # no backend: there is no vocabulary
         self.bos_id, self.eos_id, self.pad_id, self.image_id = 0, -1, 2, image_id
@@ -66,17 +62,7 @@ class StubTokenizer(OcrTokenizer):
 def random_model(
     device: torch.device | str, dtype: torch.dtype, config: DeepseekOcrConfig | None = None, seed: int = 0
 ) -> DeepseekOcrForConditionalGeneration:
-    """Build a model with random weights in its final place; needs no memory but the weights' own.
-
-    Args:
-        device: Where it runs.
-        dtype: Its type.
-        config: Its dimensions; None: DeepSeek-OCR's.
-        seed: Of the weights.
-
-    Returns:
-        The model in evaluation mode.
-    """
+    """Build a model in evaluation mode with random weights; needs no memory besides the weights' own."""
     with torch.device("meta"):
         model = DeepseekOcrForConditionalGeneration(config or DeepseekOcrConfig())
     generator = torch.Generator(device).manual_seed(seed)
@@ -98,33 +84,14 @@ def random_checkpoint(
     config: DeepseekOcrConfig | None = None,
     seed: int = 0,
 ) -> LoadedCheckpoint:
-    """What `load_checkpoint` would give for the public checkpoint, its weights and tokenizer aside.
-
-    Args:
-        device: Where it runs.
-        dtype: Its type.
-        config: Its dimensions; None: DeepSeek-OCR's.
-        seed: Of the weights.
-
-    Returns:
-        For `service.engine.factory.make_engine`.
-    """
+    """What `load_checkpoint` would give for the public checkpoint, except its weights and tokenizer."""
     model = random_model(device, dtype, config, seed)
     tokenizer = StubTokenizer(model.config.image_token_id)
     return LoadedCheckpoint(model, tokenizer, model.config.geometry_config(), "deepseek-ocr-random")
 
 
 def noise_page(size: tuple[int, int], geometry: GeometryConfig, seed: int = 0) -> PageViews:
-    """A page of noise as the engine takes it.
-
-    Args:
-        size: Width and height of the page in pixels.
-        geometry: The checkpoint's.
-        seed: Of the noise.
-
-    Returns:
-        Views of the default mode.
-    """
+    """Views of a page of noise in the default mode; `size` is width and height in pixels."""
     plan = plan_views(*size, geometry.default_mode, geometry)
     noise = np.random.default_rng(seed)
 
@@ -145,14 +112,7 @@ def write_random_checkpoint(
 ) -> Path:
     """Write a checkpoint with random weights that the service loads, some 6.7 GB at the public dimensions.
 
-    Args:
-        folder: Where it goes.
-        tokenizer_of: A checkpoint whose tokenizer and special ids it takes; other ids read as `t2048`.
-        device: Where the weights are drawn.
-        config: Its dimensions; None: DeepSeek-OCR's.
-
-    Returns:
-        The folder.
+    Tokenizer and special ids are those of the checkpoint `tokenizer_of`; other ids read as `t2048`.
     """
     own = read_config(tokenizer_of)
     config = config or DeepseekOcrConfig()
@@ -174,30 +134,13 @@ def adapter_names(count: int) -> list[str]:
 
 
 def load_random_adapters(engine: TorchEngine, text: TextConfig, count: int, rank: int) -> None:
-    """Fill an engine's slots.
-
-    Args:
-        engine: With as many slots, for this rank.
-        text: The decoder's dimensions.
-        count: Adapters.
-        rank: Of each.
-    """
+    """Fill an engine's slots; it has as many, for this rank."""
     for seed, name in enumerate(adapter_names(count)):
         engine.load_adapter(name, random_adapter(text, rank, seed))
 
 
 def random_adapter(text: TextConfig, rank: int, seed: int, strength: float = ADAPTER_STD) -> AdapterFiles:
-    """One adapter, as PEFT would write it.
-
-    Args:
-        text: The decoder's dimensions.
-        rank: Of its matrices.
-        seed: Of its numbers.
-        strength: Of its up projections.
-
-    Returns:
-        Tensors and config.
-    """
+    """One adapter, as PEFT would write it, in every projection that the engine takes."""
     noise = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}
     for layer in range(text.num_hidden_layers):
@@ -220,19 +163,7 @@ def random_adapter(text: TextConfig, rank: int, seed: int, strength: float = ADA
 def write_random_adapter(
     folder: Path, text: TextConfig, rank: int, seed: int, *, strength: float = ADAPTER_STD, dtype: torch.dtype
 ) -> int:
-    """Write a random adapter as PEFT does.
-
-    Args:
-        folder: Created here.
-        text: The decoder's dimensions.
-        rank: Of its matrices.
-        seed: Of its numbers.
-        strength: Of its up projections.
-        dtype: Of its tensors in the file.
-
-    Returns:
-        Size of the weights in bytes.
-    """
+    """Write a random adapter as PEFT does, into a new folder; the weights' size in bytes."""
     from safetensors.torch import save_file
 
     files = random_adapter(text, rank, seed, strength)
@@ -248,9 +179,7 @@ def write_random_adapter(
 def write_random_ocr2(folder: Path, *, tiny: bool) -> None:
     """Write a checkpoint of DeepSeek-OCR-2 with random weights and a byte-level tokenizer of few tokens.
 
-    Args:
-        folder: Where it goes.
-        tiny: The same architecture in miniature, to try a program on a CPU; views still have 1024 px and 257 tokens.
+    A tiny one is for trying a program on a CPU; its views still have 1024 px and 257 tokens.
     """
     from transformers import (
         DeepseekOcr2Config,

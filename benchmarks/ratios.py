@@ -46,15 +46,7 @@ Row = Mapping[str, Any]
 
 
 def best_rows(rows: Iterable[Row], engine: str) -> dict[str, Row]:
-    """The fastest row of each case; of cases that were cut down, none.
-
-    Args:
-        rows: Any rows.
-        engine: Whose.
-
-    Returns:
-        Rows by case.
-    """
+    """An engine's fastest row of each case, without rows of cases that were cut down."""
     full = {(case.name, case.requests, case.new_tokens) for case in CASES}
     best: dict[str, Row] = {}
     for row in rows:
@@ -69,15 +61,7 @@ def best_rows(rows: Iterable[Row], engine: str) -> dict[str, Row]:
 
 
 def measure(best: Mapping[str, Row], name: str) -> float | None:
-    """A case's figure in its own unit.
-
-    Args:
-        best: Rows by case.
-        name: The case.
-
-    Returns:
-        None where a row is missing.
-    """
+    """A case's figure in its own unit; None without a row."""
     row = best.get(name)
     if row is None:
         return None
@@ -115,19 +99,10 @@ def summary(
     ceilings: Ceilings,
     targets: Mapping[str, float],
 ) -> dict[str, Any]:
-    """The last line of a run.
+    """The last line of a run: for each case the engine's figure and its ratios to peers, floor and target.
 
-    Args:
-        rows: All rows of the run, peers' among them.
-        recorded: Peers' rows of earlier runs.
-        config: The model's dimensions.
-        batch_size: Rows that the engine may decode together.
-        ceilings: Of the device, in this run.
-        targets: Figures to reach, by case.
-
-    Returns:
-        For each case the engine's figure and its ratios; a ratio above 1 is faster than the peer, and a share of the
-        floor is at most 1.
+    A ratio above 1 is faster than the peer; a share of the floor is at most 1. `rows` include peers of this run,
+    `recorded` are peers of earlier runs.
     """
     ours = best_rows(rows, OURS)
     cases: dict[str, Any] = {}

@@ -55,15 +55,9 @@ def shipped_samples() -> list[Sample]:
 
 
 def true_pages(folder: Path | None, geometry: GeometryConfig, limit: int | None = None) -> list[TruePage]:
-    """Prepare the pages of a set.
+    """Prepare the pages of a set, as `python -m trainer evaluate --data` takes it; None: the included samples.
 
-    Args:
-        folder: As `python -m trainer evaluate --data` takes it; None: the samples that ship.
-        geometry: The checkpoint's.
-        limit: Pages of a tier at most.
-
-    Returns:
-        They, in the set's order.
+    `limit` is pages of a tier.
     """
     samples = load_set(folder, limit=limit).samples if folder else shipped_samples()[:limit]
     return [
@@ -80,16 +74,7 @@ def prepared(image: Image.Image, geometry: GeometryConfig) -> PageViews:
 
 @torch.inference_mode()
 def reference_text(checkpoint: LoadedCheckpoint, page: PageViews, max_new_tokens: int) -> str:
-    """Read a page alone with `generate`.
-
-    Args:
-        checkpoint: The model, on any device.
-        page: The page.
-        max_new_tokens: Longest answer.
-
-    Returns:
-        The text.
-    """
+    """Read a page alone with `generate`."""
     model: OcrModel = checkpoint.model
     device, plan, tokenizer = model.lm_head.weight.device, page.plan, checkpoint.tokenizer
     ids = tokenizer.encode_prompt(plan, prompt_for(Task.FREE))
@@ -111,16 +96,9 @@ def reference_text(checkpoint: LoadedCheckpoint, page: PageViews, max_new_tokens
 def exact_engine(
     checkpoint: LoadedCheckpoint, batch_size: int, max_new_tokens: int, *, plain: bool = False
 ) -> TorchEngine:
-    """The engine as it is served, its loop rule out of reach.
+    """The engine as it is served, its loop rule out of reach, not warmed up yet.
 
-    Args:
-        checkpoint: What it reads with.
-        batch_size: Pages that it reads together.
-        max_new_tokens: Longest answer.
-        plain: Whether a GPU's engine does without its kernels, to tell their rounding from the type's.
-
-    Returns:
-        An engine that has not been warmed up.
+    `plain` leaves out a GPU's kernels, to tell their rounding from the type's.
     """
     limits = EngineLimits(batch_size=batch_size, max_new_tokens=max_new_tokens, loop_rule=NO_LOOPS)
     with patch.object(loader, "_has_gpu_path", lambda _: False) if plain else nullcontext():
@@ -136,16 +114,7 @@ def texts_alone(engine: TorchEngine, pages: Sequence[PageViews], max_new_tokens:
 def texts_in_company(
     engine: TorchEngine, pages: Sequence[PageViews], max_new_tokens: int, choose: random.Random
 ) -> list[str]:
-    """Read pages that arrive in random order, some steps after one another.
-
-    Args:
-        engine: Without work.
-        pages: The pages.
-        max_new_tokens: Longest answer.
-        choose: Decides order and steps.
-
-    Returns:
-        Texts, in the pages' order.
+    """Read pages that arrive in random order, some steps after one another; texts in the pages' order.
 
     Raises:
         RuntimeError: A page failed.

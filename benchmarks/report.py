@@ -189,14 +189,7 @@ def exactness_table(rows: Sequence[Row]) -> str:
 
 
 def loading_table(rows: Iterable[Row]) -> str:
-    """From a folder to the first text of its adapter.
-
-    Args:
-        rows: What `adapter_load.py` wrote, oldest first; of rows of one card, model and rank the last one counts.
-
-    Returns:
-        Markdown.
-    """
+    """From a folder to the first text of its adapter; the newest row of each card, model and rank."""
     parts = []
     for row in _last(rows, "card", "model", "rank"):
         heads = ["ms", *LOAD_STAGES, "worst total"]
@@ -217,14 +210,7 @@ def loading_table(rows: Iterable[Row]) -> str:
 
 
 def publishing_table(rows: Iterable[Row]) -> str:
-    """A service under load with publications and without.
-
-    Args:
-        rows: What `adapters.py` wrote, oldest first; of rows of one card the last one counts.
-
-    Returns:
-        Markdown.
-    """
+    """A service under load with publications and without; the newest row of each card."""
     parts = []
     for row in _last((row for row in rows if row.get("publications")), "card"):
         aims, quiet, live = row["targets"], row["without_publications"], row["with_publications"]
@@ -259,14 +245,7 @@ def _adapter_origin(row: Row) -> str:
 
 
 def training_table(rows: Iterable[Row]) -> str:
-    """Steps and longest texts of each card.
-
-    Args:
-        rows: What `training.py` wrote, oldest first; of rows that say the same thing the last one counts.
-
-    Returns:
-        Markdown.
-    """
+    """Steps and longest texts of each card; the newest of rows that measured the same."""
     last = {tuple(row.get(name) for name in SAME_TRAINING): row for row in rows}
     parts = []
     for card in dict.fromkeys(row["card"] for row in last.values()):
@@ -357,15 +336,7 @@ def picture(rows: Sequence[Row]) -> str | None:
 
 
 def render(page: str, results: Path = RESULTS) -> tuple[str, str | None]:
-    """The page with its tables, and the picture.
-
-    Args:
-        page: The page as it is.
-        results: Folder of the results.
-
-    Returns:
-        Both texts; no picture without a sweep.
-    """
+    """The page with its tables, and the picture; no picture without a sweep."""
     measured = newest(read_rows(sorted(results.glob("engine-*.jsonl"))))
     engine = [row for row in measured if not row.get("weights")]
     rounded = [row for row in measured if row.get("weights")]

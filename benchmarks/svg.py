@@ -36,14 +36,7 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel]) -> str:
-    """Panels side by side.
-
-    Args:
-        panels: Each with at least one point.
-
-    Returns:
-        The text of an SVG file.
-    """
+    """An SVG file with panels side by side, each with at least one point."""
     width = WIDTH * len(panels)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" width="{width}" height="{HEIGHT}"'

@@ -206,14 +206,9 @@ def _table(rows: list[dict[str, Any]]) -> str:
 def time_steps(trained: Trained, batch: int, text_tokens: int) -> dict[str, Any]:
     """Time training steps.
 
-    Args:
-        trained: The model.
-        batch: Samples a step.
-        text_tokens: Length of each answer.
-
     Returns:
-        The median step in ms, the first one in s (what compiles is in it), the peak of allocated memory since loading,
-        and the first loss, which says that every way computes the same.
+        The median step in ms, the first one in s (compiling included), the peak of allocated memory since loading, and
+        the first loss, which shows that every mode computes the same.
     """
     step = make_step(trained, batch, text_tokens)
     reset_peak(trained.device)
@@ -237,15 +232,10 @@ def time_steps(trained: Trained, batch: int, text_tokens: int) -> dict[str, Any]
 
 
 def longest_context(trained: Trained, limit_tokens: int, give_up_s: float) -> dict[str, Any]:
-    """Search for the longest answer that a step of one sample has memory for.
+    """Search for the longest answer that fits into memory with one sample a step, to about 6 %.
 
-    Args:
-        trained: The model, in a process whose memory is limited already.
-        limit_tokens: Where the search ends at the latest.
-        give_up_s: Seconds after which it ends with what is known.
-
-    Returns:
-        The longest length that worked, the shortest that did not (None: none was met), to about 6 %.
+    The process's memory is limited already. The search ends after `give_up_s` with what is known. None as the shortest
+    length that failed means that none failed.
     """
     start_s = time.monotonic()
     works, fails, tries = 0, None, 0
@@ -340,18 +330,7 @@ def family(mode: str) -> str:
 
 
 def load(mode: str, checkpoint: str, device: torch.device, max_seq_length: int, image_tokens: int) -> Trained:
-    """Load a checkpoint of DeepSeek-OCR-2 and add an adapter, in one of the ways.
-
-    Args:
-        mode: One of `MODES`.
-        checkpoint: Its folder.
-        device: Where it trains.
-        max_seq_length: What Unsloth is told.
-        image_tokens: Of a global view.
-
-    Returns:
-        The model in training mode.
-    """
+    """Load a checkpoint of DeepSeek-OCR-2 and add an adapter, in one of `MODES`; in training mode."""
     if mode.startswith("unsloth"):
         model = _unsloth(checkpoint, max_seq_length)
     elif mode.startswith(OURS):
@@ -376,16 +355,7 @@ def load(mode: str, checkpoint: str, device: torch.device, max_seq_length: int, 
 
 
 def make_step(trained: Trained, batch: int, text_tokens: int) -> Callable[[], Tensor]:
-    """A function that trains one step, always on the same images and on new texts.
-
-    Args:
-        trained: The model.
-        batch: Samples a step.
-        text_tokens: Length of each answer.
-
-    Returns:
-        Does forward, backward and update; the loss.
-    """
+    """A function that does forward, backward and update and returns the loss; always the same images, new texts."""
     model, device = trained.model, trained.device
     weights = [each for each in model.parameters() if each.requires_grad]
     for name, each in model.named_parameters():
@@ -490,15 +460,7 @@ def _dtype(device: torch.device) -> torch.dtype:
 
 
 def write_checkpoint(folder: Path, *, tiny: bool = False) -> Path:
-    """Write the checkpoint unless it is there; several processes may call this at the same time.
-
-    Args:
-        folder: Its place.
-        tiny: In miniature.
-
-    Returns:
-        The folder.
-    """
+    """Write the checkpoint unless it exists; several processes may call this at the same time."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 
@@ -24,3 +25,14 @@ def test_help_needs_neither_triton_nor_vllm(program, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert said.startswith(f"usage: {program.name}")
     assert f"benchmarks/{program.name}" in said, "the help shows how to call the program"
+
+
+def test_every_program_that_is_named_exists():
+    named = set()
+    for pattern in ("*.md", "docs/*.md", "Makefile", "benchmarks/*.py", "service/**/*.py", "trainer/**/*.py"):
+        for path in ROOT.glob(pattern):
+            # The changelog and the log of measurements keep names of their time.
+            if path.name != "CHANGELOG.md":
+                named |= {(path.name, found) for found in re.findall(r"benchmarks/(\w+\.py)", path.read_text())}
+    assert len(named) > 30
+    assert {each for each in named if not (ROOT / "benchmarks" / each[1]).is_file()} == set()
