@@ -1,7 +1,7 @@
-"""The engine without one of its ideas: what each gave is what its absence costs.
+"""The engine without one of its ideas: what each idea gives is what its absence costs.
 
-Owns how an idea is switched off: by the engine's limits where they say it, else by replacing a part from outside while
-the measurement lasts. The engine itself knows nothing of ablations.
+Switches an idea off through the engine's limits where they allow it, else by replacing a part from outside for the time
+of the measurement. The engine knows nothing of ablations.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def without(idea: Idea | None, device: str) -> Iterator[None]:
 def leave_out(idea: Idea | None, engine: TorchEngine) -> TorchEngine:
     """Leave an idea out of one engine: the batching of views, which is a matter of its runner alone."""
     if idea is Idea.VISION_BATCHING:
-        runner: Any = engine._runner  # there is no switch, and there should be none
+        runner: Any = engine._runner  # the engine has no switch for this
         encode = runner.encode
 
         def one_by_one(views: Sequence[Any]) -> list[Any]:
@@ -119,7 +119,7 @@ def plain_mixture_add(
 
 
 def _with_argument(made: type, **arguments: Any) -> Any:
-    """Whoever makes one makes it with these keyword arguments."""
+    """Pass these keyword arguments whenever an object of the class is made."""
     make = made.__init__  # type: ignore[misc] # of whatever class is meant
 
     def make_with(self: Any, *positional: Any, **named: Any) -> None:

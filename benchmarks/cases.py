@@ -1,7 +1,7 @@
-"""The cases that engines are compared on, and the images that they read.
+"""The cases on which engines are compared, and the images that they read.
 
-Owns names, sizes and lengths, so that a row of one engine can stand beside a row of another. Knows no engine. Images
-are noise: speed depends on their size alone, and a row says how many tokens were written whatever they mean.
+Owns names, sizes and lengths, so that rows of different engines can be compared. Knows no engine. Images are noise:
+speed depends on their size alone, and a row says how many tokens were written, whatever they mean.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 DISTINCT_IMAGES = 16
-"""Requests of one case go round this many images."""
+"""Requests of one case share this many images."""
 
 SMALL_PX = (640, 640)
 PAGE_PX = (1240, 1754)
@@ -63,7 +63,7 @@ def choose_cases(names: Iterable[str], max_requests: int | None, max_tokens: int
     wanted = list(names)
     unknown = set(wanted) - {case.name for case in CASES}
     if unknown:
-        raise ValueError(f"there is no case {', '.join(sorted(unknown))}")
+        raise ValueError(f"unknown case {', '.join(sorted(unknown))}")
     return [
         replace(
             case,

@@ -1,16 +1,16 @@
 """nano against Tesseract 5 on a CPU: the same images, the same cores, pages per second and seconds per page.
 
-    python benchmarks/cpu_reading.py                                the samples that ship
+    python benchmarks/cpu_reading.py                                the included samples
     python benchmarks/cpu_reading.py --data data/nano-eval --limit 10 --out auto
 
-Each reader is measured in the ways its users run it. Tesseract: one process after another on one thread, and as many
+Each reader is measured as its users run it. Tesseract: one process after another on one thread, and as many
 processes at once as there are cores (one thread each, which is its fastest: its own threads fight over the cores).
 nano: one page after another on one thread, one after another on all, and pages together through the engine on all. A
 reader starts from image files. A Tesseract page includes its process's start, since it has no other way to be called
 from outside; nano's start, once for all pages, is left out and stated. A page's seconds are what one page takes when it
 is read alone, or its share of the wall time where pages are read together.
 
-The accuracy stands beside the speed: character error rate against the truth, all pages together. Prints a table, and
+Accuracy comes with the speed: character error rate against the truth, all pages together. Prints a table, and
 one JSON object last; `--out FILE` appends a JSON line for each row to a file.
 """
 
@@ -165,7 +165,7 @@ def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="evaluation set; none: the samples that ship")
+    parser.add_argument("--data", type=Path, help="evaluation set; none: the included samples")
     parser.add_argument("--tiers", type=lambda text: text.split(","), default=[])
     parser.add_argument("--limit", type=int, help="pages of a tier at most")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)

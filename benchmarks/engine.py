@@ -1,9 +1,9 @@
-"""The engine side by side with its peers: latency, throughput, ablations, and a sweep over concurrency.
+"""The engine compared with its peers: latency, throughput, ablations, and a sweep over concurrency.
 
     python benchmarks/engine.py --model random --peers transformers,vllm --out auto             all cases
     python benchmarks/engine.py --model random --cases latency,throughput,prefill-page --ablate all
     python benchmarks/engine.py --model random --cases none --concurrency 1,2,4,8,16,32,64,128,256
-    python benchmarks/engine.py --model random --cases throughput --adapters 8                  adapters beside base
+    python benchmarks/engine.py --model random --cases throughput --adapters 8                  adapters and base
     python benchmarks/engine.py --model nano --device cpu --cases ttft,latency --tokens 32      a quick look
 
 Cases are those of `benchmarks/cases.py`. A case's time runs from the first decoded image to the last answer: images
@@ -15,7 +15,7 @@ turn, of `--adapter-rank` and in every projection that the engine takes. They ar
 `throughput` of the same run says what base alone takes beside them; a run without the flag says what it takes without
 any. The row of `adapters` has `base_ratio`, its pages a second over those of `throughput`.
 
-`--weights int8` lets the engine hold its matrices as 8-bit rows. Its rows and its last line say so in `weights`; floors
+`--weights int8` keeps the engine's matrices as 8-bit rows. Its rows and its last line say so in `weights`; floors
 stay those of weights in full.
 
 `--model random` has the public dimensions of DeepSeek-OCR and random weights. Peers run in processes of their own
@@ -146,7 +146,7 @@ class Run:
             try:
                 more = {"start_s": round(engine.start_s, 2), "preparation": preparation.name}
                 more |= {"ablation": idea.value} if idea else {}
-                # An engine that has adapters beside its base is not the engine without any.
+                # An engine with resident adapters is not the engine without.
                 counts = {"adapters": arguments.adapters, "adapter_rank": arguments.adapter_rank}
                 more |= counts if arguments.adapters else {}
                 more |= self.weights

@@ -4,8 +4,8 @@
     python benchmarks/exactness.py --data SET --write-reference reference.json       the reference's texts alone
     python benchmarks/exactness.py --data SET --reference reference.json --device cuda    GPU bfloat16
 
-Without `--data` it reads the samples that ship. The reference is `generate` on a CPU in float32, one page at a time.
-The engine reads the pages together, arriving in random order (`--seed`), and with `--alone` each by itself as well.
+Without `--data` it reads the included samples. The reference is `generate` on a CPU in float32, one page at a time.
+The engine reads the pages together, arriving in random order (`--seed`), and with `--alone` each alone as well.
 Prints a table by tier, and one JSON object last: the share of identical characters (1 - edits / characters of the
 reference) and the character error rates of both against the truth. `--out FILE` appends that object to a file.
 """
@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default=str(NANO), help="folder or Hugging Face id")
-    parser.add_argument("--data", type=Path, help="evaluation set; none: the samples that ship")
+    parser.add_argument("--data", type=Path, help="evaluation set; none: the included samples")
     parser.add_argument("--limit", type=int, help="pages of a tier at most")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", help="the engine's; none: float32 on a CPU, bfloat16 elsewhere")

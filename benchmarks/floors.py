@@ -1,6 +1,6 @@
 """The least time that a device needs for a case: arithmetic from the model's dimensions, ceilings from the device.
 
-A floor counts what no implementation of these weights can leave out: matrix products and attention of encoders and
+A floor counts what no implementation can avoid: matrix products and attention of encoders and
 prefill at the device's rate of matrix products, and for a decode step the bytes that must be read at least once. What
 is left out: image preparation, norms, routing, the attention's relative positions, padding, launches. A prompt's head
 is counted for its last token alone.
@@ -28,7 +28,7 @@ REPEATS = 5
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """What a device reached in the same run as the figures beside it."""
+    """What a device reached in the same run as the figures it is compared with."""
 
     copy_bytes_per_s: float
     """Bytes read plus bytes written by a copy within the device's memory."""
@@ -93,7 +93,7 @@ class Decoding:
         return 2 * self.weights_touched(1)
 
     def step_s(self, rows: int, length: float, ceilings: Ceilings) -> float:
-        """One token for each of some rows that hold `length` tokens on average."""
+        """One token for each of some rows with `length` tokens on average."""
         weights = self.weights_touched(rows) + self.head_weights
         moved = weights * self.bytes_per_weight + rows * length * self.kv_bytes_per_token
         attention = 4 * length * self.text.hidden_size * self.text.num_hidden_layers

@@ -272,7 +272,7 @@ def attention_cases(rows: int) -> list[Case]:
 
 
 def prefill_cases(tokens: int) -> list[Case]:
-    """Attention within prompts of 276 tokens, and their keys' way into the cache."""
+    """Attention within prompts of 276 tokens, and writing their keys into the cache."""
     from service.engine.kernels.triton import decoder as fused
 
     length = 276
@@ -370,7 +370,7 @@ GROUPS: dict[str, Callable[[int], list[Case]]] = {
 
 
 def cases_of(group: str, sizes: Sequence[int] | None) -> list[Callable[[], list[Case]]]:
-    """Cases of a group, each made when its turn comes, so that memory holds one at a time."""
+    """Cases of a group, each made when its turn comes, so that one at a time is in memory."""
     if group == "step":
         return [lambda: step_cases(sizes or DECODE_SIZES)]
     default: tuple[int, ...] = PREFILL_SIZES if group == "prefill" else DECODE_SIZES

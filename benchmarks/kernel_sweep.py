@@ -106,7 +106,7 @@ def combined(module: ModuleType, **values: Sequence[Any]) -> list[Settings]:
 
 
 def one_by_one(module: ModuleType, **values: Sequence[Any]) -> list[Settings]:
-    """The named constants as they are but for one, which takes each of its values."""
+    """Vary one of the named constants at a time; the others keep their values."""
     chosen = {name: getattr(module, name) for name in values}
     return [
         Settings(module, tuple((chosen | {name: value}).items())) for name, each in values.items() for value in each
@@ -189,7 +189,7 @@ def _begin_sweeps() -> list[Sweep]:
 
 
 def routing_sweeps() -> list[Sweep]:
-    """Routing each way, which way by number of tokens, and sorting."""
+    """Both kernels of routing, which of them by number of tokens, and sorting."""
     from service.engine.kernels.triton import expert_tiles, routing, sorting
 
     sweeps: list[Sweep] = []

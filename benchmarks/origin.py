@@ -13,7 +13,7 @@ from typing import Any
 from trainer.evaluation.provenance import current_date, machine, package_versions, source_commit
 
 COMMIT_FILE = Path(__file__).with_name("COMMIT")
-"""Written where a copy of the sources runs without its clone; holds the commit."""
+"""Has the commit, for a copy of the sources without its clone."""
 
 
 def origin(device: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """From images to prepared pages: in worker processes, by the engine's device, or one after another in the caller.
 
-A worker holds the decoded images, as the service's decoding processes hold what they have decoded, and writes views
-into memory that it shares with the caller: nothing but numbers travels through a pipe. Knows no engine.
+A worker keeps the decoded images, as the service's decoding processes do, and writes views into memory that it shares
+with the caller: only numbers travel through a pipe. Knows no engine.
 """
 
 from __future__ import annotations

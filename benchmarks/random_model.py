@@ -69,7 +69,7 @@ def random_model(
     state: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
         tensor = torch.empty(parameter.shape, device=device, dtype=dtype)
-        # One-dimensional weights are those of norms, but for the embeddings that stand for a place.
+        # One-dimensional weights are those of norms, except position embeddings.
         is_norm = parameter.ndim == 1 and name.endswith("weight")
         state[name] = tensor.fill_(1.0) if is_norm else tensor.normal_(0.0, WEIGHT_STD, generator=generator)
         if name.endswith("bias"):

@@ -1,7 +1,7 @@
-"""One line that says how fast an engine is: each case beside vLLM, the device's floor and the target.
+"""One line that says how fast an engine is: each case against vLLM, the device's floor and the target.
 
-Pure arithmetic over rows as `cases.row_of` makes them. A peer's figures of the same run go before those recorded in
-`results/`; the line says which.
+Pure arithmetic over rows as `cases.row_of` makes them. A peer's figures of the same run take precedence over those
+recorded in `results/`; the line says which were used.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def summary(
         entry = {"unit": unit, "value": _rounded(value), "floor": _rounded(floor)}
         entry["floor_share_ratio"] = _rounded(times_faster(name, value, floor))
         for engine in ("vllm", "transformers"):
-            entry |= _beside(name, value, engine, rows, recorded)
+            entry |= _against(name, value, engine, rows, recorded)
         if name in targets:
             entry |= {"target": targets[name], "target_met": times_faster(name, value, targets[name]) >= 1}
         cases[name] = entry
@@ -129,12 +129,12 @@ def read_rows(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def recorded_peers(card_slug: str) -> list[dict[str, Any]]:
-    """Peers' rows recorded on a card; none where nobody recorded any."""
+    """Peers' rows recorded on a card; none if there are none."""
     path = RESULTS / f"peers-{card_slug}.jsonl"
     return read_rows([path]) if path.is_file() else []
 
 
-def _beside(name: str, value: float, engine: str, rows: Sequence[Row], recorded: Sequence[Row]) -> dict[str, Any]:
+def _against(name: str, value: float, engine: str, rows: Sequence[Row], recorded: Sequence[Row]) -> dict[str, Any]:
     for source, candidates in (("measured in this run", rows), ("recorded", recorded)):
         theirs = measure(best_rows(candidates, engine), name)
         if theirs is not None:

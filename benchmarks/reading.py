@@ -38,7 +38,7 @@ MOST_STEPS_BETWEEN = 6
 
 @dataclass(frozen=True, slots=True)
 class TruePage:
-    """A page ready to read, and the text that stands on it."""
+    """A page ready to read, and its true text."""
 
     name: str
     tier: str
@@ -47,7 +47,7 @@ class TruePage:
 
 
 def shipped_samples() -> list[Sample]:
-    """The samples that ship with the repository."""
+    """The samples included in the repository."""
     return [
         Sample(path.name, "sample", Layout.BLOCK, path, path.with_suffix(".txt").read_text(encoding="utf-8"))
         for path in sorted(SAMPLES.glob("*.png"))

@@ -77,7 +77,7 @@ WARM_STEPS, TIMED_STEPS = 3, 7
 
 
 def main() -> int:
-    """Run the cases; status 1 where a way failed."""
+    """Run the cases; status 1 if a mode failed."""
     options = _options()
     if options.child:
         return _child(options)
@@ -117,14 +117,14 @@ def _options() -> argparse.Namespace:
 
 
 def _families(modes: Sequence[str]) -> list[list[str]]:
-    """Ways whose models are the same, which one process measures one after another."""
+    """Modes with the same model, which one process measures one after another."""
     return [list(group) for _, group in groupby(modes, key=family)]
 
 
 def _run(
     modes: Sequence[str], checkpoint: Path, options: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """Ways of one family in a process of their own: their rows, and what went wrong."""
+    """Run modes of one family in their own process: their rows, and what went wrong."""
     words = [sys.executable, __file__, "--child", "--modes", *modes, "--checkpoint", str(checkpoint)]
     words += ["--text-tokens", *map(str, options.text_tokens), "--batch", str(options.batch)]
     words += ["--device", options.device, "--memory-gib", str(options.memory_gib)]
@@ -163,7 +163,7 @@ def _environment(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _child(options: argparse.Namespace) -> int:
-    """Measure ways that share a model; each row is printed as soon as it is there."""
+    """Measure modes that share a model; each row is printed at once."""
     start_s = time.monotonic()
     if options.modes[0].startswith("unsloth"):
         import unsloth  # noqa: F401 - first: it patches what is imported after it
@@ -323,7 +323,7 @@ class Trained:
 
 
 def family(mode: str) -> str:
-    """Ways of one family differ in what they do with a model, not in the model."""
+    """Modes of one family use the same model differently."""
     if mode.startswith(OURS):
         return "kept" if mode in KEPT else "recomputed"
     return mode.partition("-")[0]
