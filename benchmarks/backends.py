@@ -43,7 +43,7 @@ TOLERANCE = 0.05
 
 
 def draw_pages(folder: Path, count: int, seed: int) -> None:
-    """Write pages of a form whose cells hold one letter each: `00000.png` with `00000.txt`."""
+    """Write pages of a form with one letter in each cell: `00000.png` with `00000.txt`."""
     from PIL import Image, ImageDraw, ImageFont
 
     rng = random.Random(seed)

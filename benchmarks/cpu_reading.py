@@ -4,11 +4,11 @@
     python benchmarks/cpu_reading.py --data data/nano-eval --limit 10 --out auto
 
 Each reader is measured as its users run it. Tesseract: one process after another on one thread, and as many
-processes at once as there are cores (one thread each, which is its fastest: its own threads fight over the cores).
+processes at once as there are cores (one thread each, its fastest: its own threads compete for the cores).
 nano: one page after another on one thread, one after another on all, and pages together through the engine on all. A
-reader starts from image files. A Tesseract page includes its process's start, since it has no other way to be called
-from outside; nano's start, once for all pages, is left out and stated. A page's seconds are what one page takes when it
-is read alone, or its share of the wall time where pages are read together.
+reader starts from image files. A Tesseract page includes the start of its process, since a program cannot call it any
+other way; nano's start, once for all pages, is not included but printed. A page's seconds are what it takes when read
+alone, or its share of the wall time when pages are read together.
 
 Accuracy comes with the speed: character error rate against the truth, all pages together. Prints a table, and
 one JSON object last; `--out FILE` appends a JSON line for each row to a file.

@@ -1,13 +1,13 @@
-"""The whole loop in one terminal: a service that reads a domain badly, an adapter, the same service reading it well.
+"""The whole loop: a service reads a domain badly, an adapter is trained, the same service reads it well.
 
     python benchmarks/demo_loop.py                     make demo-loop
     python benchmarks/demo_loop.py --keep DIR          keep pages, run and volume there
 
 Starts the service with nano on a CPU over an empty adapter volume and reads the test pages of a small domain through
-its API; then prepares, trains, measures and publishes with the trainer's own commands, printed before they run; waits
-until the running service answers with the new adapter, and reads the same pages again. Nothing is restarted. The domain
-and the settings are those of `python -m trainer smoke`. Prints a summary and, last, a JSON line; the exit status is 1
-where the error rate has not fallen.
+its API. Then it prepares, trains, measures and publishes with the trainer's own commands, which it prints; waits until
+the running service answers with the new adapter; and reads the same pages again. Nothing is restarted. The domain and
+the settings are those of `python -m trainer smoke`. Prints a summary and, last, a JSON line; the exit status is 1 if
+the error rate did not fall.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class DemoError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """What is done, as words after `python -m trainer`."""
+    """Commands of the loop, as words after `python -m trainer`."""
 
     name: str
     """The adapter's."""
@@ -61,7 +61,7 @@ class Loop:
 
 def smoke_loop(out: Path) -> Loop:
     """The domain and the settings of `python -m trainer smoke`; its files go below `out`."""
-    # Here, for the rest needs nothing of the trainer's.
+    # Here, because the rest needs nothing of the trainer.
     smoke = importlib.import_module("trainer.commands.smoke")
     smoke.write_texts(out / smoke.TEXTS_FILE, smoke.NUM_TEXTS, seed=0)
     commands = smoke.smoke_commands(out, [])
@@ -181,7 +181,7 @@ def run(out: Path, loop: Loop, **settings: str) -> dict[str, Any]:
         for words in loop.before:
             trainer(words)
         before = served_cer(url, loop, None, out / "served-base.json")
-        say("3/5  train an adapter and publish it; the service goes on serving")
+        say("3/5  train an adapter and publish it; the service keeps serving")
         for words in loop.after:
             trainer(words)
         published_s = time.monotonic()

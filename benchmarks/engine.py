@@ -11,15 +11,15 @@ are prepared within it while the engine's thread reads, on the device or by work
 Every answer has exactly the asked number of tokens: no token ends it, and the loop rule is out of reach.
 
 `--adapters N` reads the requests of `throughput` again, as the case `adapters`: in one batch, answered by N adapters in
-turn, of `--adapter-rank` and in every projection that the engine takes. They are resident from the start, so the case
-`throughput` of the same run says what base alone takes beside them; a run without the flag says what it takes without
-any. The row of `adapters` has `base_ratio`, its pages a second over those of `throughput`.
+turn, of `--adapter-rank` and in every projection that the engine takes. They are resident from the start: the case
+`throughput` of the same run is the base model with them resident, a run without the flag is the base model without. The
+row of `adapters` has `base_ratio`, its pages a second over those of `throughput`.
 
-`--weights int8` keeps the engine's matrices as 8-bit rows. Its rows and its last line say so in `weights`; floors
-stay those of weights in full.
+`--weights int8` keeps the engine's matrices as 8-bit rows. Rows and the last line then have `weights`; floors stay
+those of full weights.
 
 `--model random` has the public dimensions of DeepSeek-OCR and random weights. Peers run in processes of their own
-before the engine takes the device; one that is not installed is left out. Prints a table and, last, one JSON object
+before the engine uses the device; one that is not installed is left out. Prints a table and, last, one JSON object
 with the ratios to peers and floors. `--out FILE` appends a JSON line for each run to a file as soon as it is known, and
 that object last; `auto` is `benchmarks/results/engine-CARD.jsonl`.
 """
@@ -76,7 +76,7 @@ def load(model: str, device: str, dtype: torch.dtype) -> LoadedCheckpoint:
 
 @dataclass(slots=True)
 class Run:
-    """One call of the program: what it was asked, where it writes, what it has found out."""
+    """One call of the program: its arguments, its output file and its rows."""
 
     arguments: argparse.Namespace
     origin: dict[str, Any]
@@ -94,7 +94,7 @@ class Run:
 
     @property
     def cases(self) -> list[Case]:
-        """Asked for on the command line."""
+        """Named on the command line."""
         names = self.arguments.cases
         return [] if names == ["none"] else choose_cases(names, self.arguments.requests, self.arguments.tokens)
 
@@ -118,7 +118,7 @@ class Run:
         self.write(self.rows[-1])
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append to the file at once: a run that is cut short keeps what it has found out."""
+        """Append to the file at once: a run that is cut short keeps its rows."""
         if self.path:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -141,7 +141,7 @@ class Run:
             return engine
 
         with without(idea, arguments.device):
-            # The thread makes the engine and drops it, so its memory is free before the next one's is sized.
+            # The thread makes the engine and drops it, so its memory is free before the next one measures what is free.
             engine = EngineThread(make)
             try:
                 more = {"start_s": round(engine.start_s, 2), "preparation": preparation.name}

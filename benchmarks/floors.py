@@ -1,9 +1,9 @@
 """The least time that a device needs for a case: arithmetic from the model's dimensions, ceilings from the device.
 
-A floor counts what no implementation can avoid: matrix products and attention of encoders and
-prefill at the device's rate of matrix products, and for a decode step the bytes that must be read at least once. What
-is left out: image preparation, norms, routing, the attention's relative positions, padding, launches. A prompt's head
-is counted for its last token alone.
+A floor counts what no implementation can avoid: matrix products and attention of encoders and prefill at the device's
+rate of matrix products, and for a decode step the bytes that must be read at least once. Image preparation, norms,
+routing, the attention's relative positions, padding and launches are left out. A prompt's head is counted for its last
+token only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a figure comes from: card, clock, versions, commit, command. Tells nothing of folders, hosts or users."""
+"""Where a figure comes from: card, clock, versions, commit, command. Never names folders, hosts or users."""
 
 from __future__ import annotations
 

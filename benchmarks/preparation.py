@@ -22,7 +22,7 @@ from shared.deepseek_ocr.images import prepare_views
 
 
 class Preparation(Protocol):
-    """Makes pages of images it knows."""
+    """Makes pages from images that it was given."""
 
     name: str
 
@@ -67,7 +67,7 @@ class DevicePreparation:
         images = self._images[size_px]
         plan = plan_of(size_px, self._geometry)
         for index in range(count):
-            # Out of Pillow's memory within the measured time, as a decoding process does it.
+            # Copied out of Pillow's memory within the measured time, as a decoding process does.
             yield PageImage(plan, np.asarray(images[index % len(images)]))
 
     def close(self) -> None:

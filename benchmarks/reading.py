@@ -1,8 +1,8 @@
-"""Pages of a set, read by the reference and by the engine: what benchmarks and tests of exactness share.
+"""Reading a set's pages with the reference and with the engine, for benchmarks and tests of exactness.
 
 The reference is `generate` of `shared.deepseek_ocr`: transformers' loop over the model's own forward pass, one page at
-a time. The loop rule is out of reach in both, so that nothing but the choice of tokens is compared; `max_new_tokens`
-bounds answers that would never end.
+a time. The loop rule is out of reach in both, so that only the choice of tokens is compared; `max_new_tokens` ends
+answers that would never end.
 """
 
 from __future__ import annotations

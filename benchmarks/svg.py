@@ -1,7 +1,4 @@
-"""A plot of a few lines as SVG text. Knows nothing of what it draws.
-
-Both axes are logarithmic, since what is plotted here spans orders of magnitude on both.
-"""
+"""A plot of a few lines as SVG text; both axes are logarithmic, since the data spans orders of magnitude on both."""
 
 from __future__ import annotations
 
