@@ -460,9 +460,11 @@ def main() -> None:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--slots", type=int, default=256, help="pages at once")
     parser.add_argument("--threads", type=int, default=runner.MAX_COMPILING_THREADS, help="that compile, for start")
-    parser.add_argument("--memory-fraction", type=float, default=0.9, help="of the acted card, for memory")
+    parser.add_argument("--memory-fraction", type=float, default=0.9, help="of the simulated card, for memory")
     parser.add_argument("--out", help="file, or auto")
     arguments = parser.parse_args()
+    if arguments.part not in CPU_PARTS and not torch.cuda.is_available():
+        parser.error(f"{arguments.part} needs CUDA")
     # What `engine_of` reads besides the slots.
     vars(arguments).update(checkpoint=None, nano=False, weights="full", adapters=0, adapter_rank=16)
     result = {"benchmark": "settings", "part": arguments.part} | PARTS[arguments.part](arguments)

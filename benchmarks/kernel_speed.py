@@ -386,6 +386,8 @@ def main() -> None:
     parser.add_argument("--sizes", help="tokens, separated by commas")
     parser.add_argument("--early", type=int, help="tokens up to which kernels start before their predecessor ends")
     arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("needs CUDA")
     sizes = [int(size) for size in arguments.sizes.split(",")] if arguments.sizes else None
     if arguments.early is not None:
         from service.engine.kernels.triton import launch

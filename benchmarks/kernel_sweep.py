@@ -746,6 +746,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=14, help="that compile")
     parser.add_argument("--out", help="file, or auto")
     arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("needs CUDA")
     groups = arguments.groups or list(GROUPS)
     began_s = time.time()
     processes = arguments.processes

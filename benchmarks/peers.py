@@ -224,6 +224,8 @@ def main() -> None:
     parser.add_argument("peer", choices=PEERS)
     parser.add_argument("cases", type=cases_from, help="JSON, as `run_peer` sends it")
     arguments = parser.parse_args()
+    if importlib.util.find_spec(arguments.peer) is None:
+        parser.error(f"{arguments.peer} is not installed here")
     for row in PEERS[arguments.peer](arguments.cases):
         print(json.dumps(row), flush=True)
 

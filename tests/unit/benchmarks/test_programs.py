@@ -7,6 +7,7 @@ import runpy
 import sys
 
 import pytest
+import torch
 
 from tests.support.programs import ROOT
 
@@ -25,6 +26,18 @@ def test_help_needs_neither_triton_nor_vllm(program, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert said.startswith(f"usage: {program.name}")
     assert f"benchmarks/{program.name}" in said, "the help shows how to call the program"
+
+
+@pytest.mark.parametrize("words", ["kernel_speed.py", "kernel_sweep.py norm", "engine_settings.py steps"])
+def test_a_program_for_a_gpu_says_so_without_one(words, monkeypatch, capsys):
+    name, *options = words.split()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", [name, *options])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "benchmarks" / name), run_name="__main__")
+    assert ended.value.code == 2
+    assert "needs CUDA" in capsys.readouterr().err
 
 
 def test_every_program_that_is_named_exists():
