@@ -1,7 +1,8 @@
 """Messages between the service and the process that owns the engine, as frames.
 
-Owns the encoding of both directions; knows neither processes nor queues. Headers are written and read by pydantic:
-256 deltas, which an engine may send every 20 ms, take 0.13 and 0.16 ms; `json` took 0.22 and 0.3. Free of torch.
+Owns the encoding of both directions; knows neither processes nor queues. Pydantic writes and checks the headers, which
+is also the fastest way: 256 deltas, which an engine may send every 20 ms, take 0.13 ms to write and 0.16 ms to read;
+with `json` and dictionaries it is 0.21 and 0.29 ms (a core of an EPYC). Free of torch.
 """
 
 from __future__ import annotations
