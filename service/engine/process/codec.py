@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from service.engine.protocol import EngineInfo, EngineStats, SamplingParams, SequenceEvent, SequenceRequest
 from service.frames import read_header
@@ -46,6 +46,7 @@ class LoadAdapter:
     call: int
     model_id: str
     folder: str
+    """Percent-encoded, as a path may be no UTF-8."""
     kind: Literal["load_adapter"] = "load_adapter"
 
 
@@ -119,15 +120,20 @@ class _SubmitHeader:
 _SimpleCommand = Cancel | LoadAdapter | UnloadAdapter | Ping | Stop
 Command = Submit | _SimpleCommand
 Message = Ready | Broken | EngineOutputs | AdapterReply
+Frame = tuple[bytes, *tuple[memoryview, ...]]
+"""A header, and the parts of its tail."""
 
 _COMMANDS: TypeAdapter[_SubmitHeader | _SimpleCommand] = TypeAdapter(
     Annotated[_SubmitHeader | _SimpleCommand, Field(discriminator="kind")]
 )
-_MESSAGES: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
+_MESSAGES: TypeAdapter[Message] = TypeAdapter(
+    Annotated[Message, Field(discriminator="kind")],
+    config=ConfigDict(ser_json_inf_nan="constants"),  # as null, a figure that is no number would break the frame
+)
 
 
-def encode_command(command: Command) -> tuple[bytes, *tuple[memoryview, ...]]:
-    """Header and tail of a command; its pixels stay where they are."""
+def encode_command(command: Command) -> Frame:
+    """The frame of a command; its pixels stay where they are."""
     if not isinstance(command, Submit):
         return (_COMMANDS.dump_json(command),)
     request = command.request
