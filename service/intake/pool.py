@@ -32,6 +32,7 @@ from service.intake import wire
 from service.intake.decoding import DecodedPage
 from service.intake.document import Document
 from service.intake.limits import DecodeTask
+from service.intake.replies import MAX_HEADER_BYTES, decode_reply, max_reply_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -113,11 +114,11 @@ class ImageProcess:
             frames.send(self._pipe, wire.encode_task(task), deadline_s=deadline_s)
             reply = frames.receive(
                 self._pipe,
-                max_header_bytes=wire.MAX_HEADER_BYTES,
-                max_tail_bytes=wire.max_reply_bytes(task),
+                max_header_bytes=MAX_HEADER_BYTES,
+                max_tail_bytes=max_reply_bytes(task),
                 deadline_s=deadline_s,
             )
-            return wire.decode_reply(*reply, task)
+            return decode_reply(*reply, task)
         except TimeoutError as error:
             self.close()
             raise DecodeTimeoutError from error
