@@ -334,9 +334,9 @@ async def load_and_unload(sources: list[Path], arguments: argparse.Namespace) ->
     limits = EngineLimits(batch_size=2, max_sequence_tokens=1024, adapter_slots=2, adapter_max_rank=16)
     engine = ProcessEngine(partial(load_engine, EngineSource(str(NANO), limits=limits)), num_threads=1)
     await engine.start()
-    link = engine._link
-    assert link is not None
-    pid = link._peer.pid  # type: ignore[attr-defined]
+    connection = engine._connection
+    assert connection is not None
+    pid = connection._worker.pid  # type: ignore[attr-defined]
     grown: list[float] = []
     try:
         base_mib, took_s = 0.0, []

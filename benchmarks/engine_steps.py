@@ -53,8 +53,7 @@ from service.engine.gpu.paged_cache import PagedCache
 from service.engine.gpu.runner import GpuRunner
 from service.engine.gpu.state import AnswerState
 from service.engine.lora.bank import AdapterBank
-from service.engine.process.codec import Report as ReportMessage
-from service.engine.process.codec import encode_message
+from service.engine.process.codec import EngineOutputs, encode_message
 from service.engine.protocol import EngineInfo, SamplingParams, SequenceRequest, SequenceResult
 from service.engine.runner import NewRow, StepOutput
 from shared.deepseek_ocr.forms import PageViews, PreparedPage
@@ -522,7 +521,7 @@ def host(arguments: argparse.Namespace) -> dict[str, Any]:
         step_s, waited_s = time.perf_counter(), runner.waited_s
         events = engine.step()
         if events:
-            num_bytes += len(encode_message(ReportMessage(tuple(events), engine.stats())))
+            num_bytes += len(encode_message(EngineOutputs(tuple(events), engine.stats())))
         assert not any(isinstance(event, SequenceResult) for event in events)
         num_events += len(events)
         worst_s = max(worst_s, time.perf_counter() - step_s - (runner.waited_s - waited_s))

@@ -17,14 +17,13 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from PIL import Image
 
-from service.intake import wire
+from service import frames
 from service.intake.document import Document
 from service.intake.limits import DecodeTask, IntakeLimits
 from service.intake.pool import ImagePool
@@ -64,11 +63,11 @@ def count_bytes() -> list[int]:
     """Count what this process sends through sockets, in a list of one number."""
     sent = [0]
 
-    def send_frame(pipe: socket.socket, header: dict[str, Any], *payloads: bytes | memoryview) -> None:
-        sent[0] += sum(len(payload) for payload in payloads)
-        original(pipe, header, *payloads)
+    def send(pipe: socket.socket, header: bytes, *tail: bytes | memoryview, deadline_s: float | None = None) -> None:
+        sent[0] += sum(len(part) for part in tail)
+        original(pipe, header, *tail, deadline_s=deadline_s)
 
-    original, wire.send_frame = wire.send_frame, send_frame
+    original, frames.send = frames.send, send
     return sent
 
 

@@ -8,11 +8,11 @@ the process (or, in tests, the thread) that owns an `Engine`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from shared.contract.answer import FinishReason
 from shared.deepseek_ocr.forms import PreparedPage
@@ -94,6 +94,7 @@ class SequenceDelta:
 
     sequence_id: str
     text: str
+    kind: Literal["delta"] = "delta"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class SequenceResult:
     prompt_tokens: int
     completion_tokens: int
     timings: SequenceTimings
+    kind: Literal["result"] = "result"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ class SequenceFailure:
     sequence_id: str
     code: str
     detail: str
+    kind: Literal["failure"] = "failure"
 
 
 SequenceEvent = SequenceDelta | SequenceResult | SequenceFailure
@@ -151,7 +154,7 @@ class EngineStats:
     waiting: int = 0
     running: int = 0
     steps: int = 0
-    batch_sizes: Sequence[int] = field(default_factory=tuple)
+    batch_sizes: tuple[int, ...] = ()
     """Sizes of the decode batches since the last reading, newest last, bounded."""
     device_memory_bytes: int = 0
     seconds_since_progress: float = 0.0
@@ -274,31 +277,31 @@ class EngineHandle(Protocol):
 
     @property
     def adapters(self) -> Collection[str]:
-        """Adapters that sequences may name; they come back with an engine that was lost."""
+        """Adapters that sequences may name; a restarted engine loads them again."""
 
     async def load_adapter(self, model_id: str, folder: Path) -> AdapterLoad:
-        """Make an adapter resident; sequences that run go on.
+        """Load an adapter while sequences run.
 
         Args:
             model_id: `name@version`; never used for another content.
-            folder: A PEFT folder that stays as it is for as long as the adapter is resident.
+            folder: A PEFT folder that does not change while the adapter is loaded.
 
         Returns:
             What it cost.
 
         Raises:
             AdapterError: It cannot be; what is served is not touched.
-            EngineLostError: The engine went away, or is away.
+            EngineLostError: The engine is not ready, or was lost.
         """
 
     async def unload_adapter(self, model_id: str) -> None:
-        """Take an adapter out of service, and return when its slot is free.
+        """Unload an adapter, and return when its slot is free.
 
         Args:
-            model_id: Its name; one that is not resident is ignored.
+            model_id: Its name; ignored if it is not loaded.
 
         Raises:
-            EngineLostError: The engine went away; the adapter with it, for good.
+            EngineLostError: The engine is not ready, or was lost; it will not load the adapter again.
         """
 
     async def stats(self) -> EngineStats:

@@ -1,6 +1,6 @@
 """An image process: reads documents and tasks from its standard input, answers on the same socket, ends when it closes.
 
-It keeps one document open until the next one arrives. It knows no secret and no other request's file, writes no file,
+It keeps one document open until the next one arrives. It has no secrets and no other request's file, writes no files,
 and the kernel limits its memory and CPU time.
 Started by `service.intake.pool` as `python -m service.intake.child`; never imported by the service itself.
 """
@@ -12,6 +12,7 @@ import resource
 import socket
 import sys
 
+from service import frames
 from service.errors import DecodeMemoryError, DeepSynthError, InternalError
 from service.intake import wire
 from service.intake.decoding import OpenDocument
@@ -59,15 +60,14 @@ def take_pipe() -> socket.socket:
 def answer(pipe: socket.socket, document: OpenDocument, task: DecodeTask) -> None:
     """Decode one page and send it, or the error."""
     try:
-        header, payloads = wire.page_to_wire(document.decode(task))
+        reply = wire.encode_page_reply(document.decode(task))
     except DeepSynthError as error:
-        wire.send_frame(pipe, wire.error_to_wire(error))
+        reply = (wire.encode_error_reply(error),)
     except MemoryError:
-        wire.send_frame(pipe, wire.error_to_wire(DecodeMemoryError()))
+        reply = (wire.encode_error_reply(DecodeMemoryError()),)
     except Exception:  # noqa: BLE001 -- boundary of this process: one bad file costs one answer, not a restart
-        wire.send_frame(pipe, wire.error_to_wire(InternalError()))
-    else:
-        wire.send_frame(pipe, header, *payloads)
+        reply = (wire.encode_error_reply(InternalError()),)
+    frames.send(pipe, *reply)
 
 
 def main() -> int:
@@ -79,19 +79,19 @@ def main() -> int:
     memory_bytes, cpu_s, max_file_bytes = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
     confine(memory_bytes)
     pipe = take_pipe()
-    wire.send_frame(pipe, {"ready": True})
+    frames.send(pipe, wire.READY)
     document = OpenDocument(b"")
     while True:
         try:
-            header, payload = wire.receive_frame(pipe, max_file_bytes)
-        except (wire.BrokenFrameError, OSError):
+            header, tail = frames.receive(pipe, max_tail_bytes=max_file_bytes)
+        except (frames.BrokenFrameError, OSError):
             return 0
         allow_cpu(cpu_s)
         if header == wire.OPEN:
             document.close()
-            document = OpenDocument(bytes(payload))
+            document = OpenDocument(bytes(tail))
         else:
-            answer(pipe, document, DecodeTask.from_wire(header))
+            answer(pipe, document, wire.decode_task(header))
 
 
 if __name__ == "__main__":

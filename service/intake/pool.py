@@ -25,12 +25,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from service import frames
 from service.child_exit import describe_exit
 from service.errors import DecodeCrashError, DecodeMemoryError, DecodeTimeoutError, DeepSynthError, EngineError
 from service.intake import wire
 from service.intake.decoding import DecodedPage
 from service.intake.document import Document
 from service.intake.limits import DecodeTask
+from service.intake.replies import MAX_HEADER_BYTES, decode_reply, max_reply_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -76,12 +78,13 @@ class ImageProcess:
         if self._is_ready:
             return
         try:
-            wire.receive_frame(self._pipe, 0, time.monotonic() + START_TIMEOUT_S)
+            deadline_s = time.monotonic() + START_TIMEOUT_S
+            frames.receive(self._pipe, max_header_bytes=len(wire.READY), max_tail_bytes=0, deadline_s=deadline_s)
             self._is_ready = True
         except TimeoutError as error:
             self.close()
             raise EngineError(f"an image process did not start: not ready after {START_TIMEOUT_S:.0f} s") from error
-        except (wire.BrokenFrameError, OSError) as error:
+        except (frames.BrokenFrameError, OSError) as error:
             self.close()
             raise EngineError(f"an image process did not start: {self.cause_of_death}") from error
 
@@ -101,25 +104,27 @@ class ImageProcess:
         self.wait_ready()
         deadline_s = time.monotonic() + self._timeout_s
         try:
-            self._pipe.settimeout(self._timeout_s)
             if self.document is not document:
                 if self.document is not None:
                     # Closed before the next one is received: the memory limit is meant for one document.
-                    wire.send_frame(self._pipe, wire.OPEN)
-                wire.send_frame(self._pipe, wire.OPEN, document.data)
+                    frames.send(self._pipe, wire.OPEN, deadline_s=deadline_s)
+                frames.send(self._pipe, wire.OPEN, document.data, deadline_s=deadline_s)
                 self.document = document
                 document.num_sent += 1
-            wire.send_frame(self._pipe, task.to_wire())
-            header, payload = wire.receive_frame(self._pipe, wire.max_reply_bytes(task), deadline_s)
-            if "error" not in header:
-                return wire.page_from_wire(header, payload)
+            frames.send(self._pipe, wire.encode_task(task), deadline_s=deadline_s)
+            reply = frames.receive(
+                self._pipe,
+                max_header_bytes=MAX_HEADER_BYTES,
+                max_tail_bytes=max_reply_bytes(task),
+                deadline_s=deadline_s,
+            )
+            return decode_reply(*reply, task)
         except TimeoutError as error:
             self.close()
             raise DecodeTimeoutError from error
-        except (wire.BrokenFrameError, OSError) as error:
+        except (frames.BrokenFrameError, OSError) as error:
             self.close()
             raise self._cause_of_death() from error
-        raise wire.error_from_wire(header)
 
     def forget(self) -> None:
         """Let an idle process free its document; does not block."""
@@ -127,7 +132,7 @@ class ImageProcess:
         # A dead process is noticed and replaced before its next task.
         with contextlib.suppress(OSError):
             self._pipe.settimeout(0)
-            wire.send_frame(self._pipe, wire.OPEN)
+            frames.send(self._pipe, wire.OPEN)
 
     def _cause_of_death(self) -> DeepSynthError:
         status = self._process.returncode

@@ -52,7 +52,7 @@ async def read(live: LiveService, model_id: str | None, text: str = "Invoice 204
 
 async def restart(live: LiveService) -> None:
     supervised = cast("ProcessEngine", live.service.engine)
-    os.kill(supervised._link._peer.pid, signal.SIGKILL)
+    os.kill(supervised._connection._worker.pid, signal.SIGKILL)
     await eventually(lambda: supervised.state is not EngineState.READY)
     await eventually(lambda: supervised.state is EngineState.READY, seconds=60)
 

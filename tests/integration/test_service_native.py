@@ -57,7 +57,7 @@ async def test_killed_engine_costs_503_and_comes_back(checkpoint: Path) -> None:
         gate = service.services.gate
         supervised = cast("ProcessEngine", service.engine)
         await eventually(lambda: gate.num_running == 1 and supervised._open)
-        os.kill(supervised._link._peer.pid, signal.SIGKILL)
+        os.kill(supervised._connection._worker.pid, signal.SIGKILL)
         response = await running
         assert (response.status_code, response.json()["code"]) == (503, "engine_lost")
         await eventually(lambda: service.engine.state is not EngineState.READY)

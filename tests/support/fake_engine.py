@@ -67,7 +67,7 @@ class SteeredEngine(ThreadEngine):
     def forget_adapter(self, model_id: str) -> None:
         """As if it had not come back with an engine that was lost."""
         self.fake.unload_adapter(model_id)
-        self._residents.forget(model_id)
+        self._adapter_calls.forget(model_id)
 
     async def submit(self, request: SequenceRequest) -> AsyncIterator[SequenceEvent]:
         if self._state is not EngineState.READY:

@@ -32,8 +32,10 @@ LIGHT = (
     "service.engine.runner",
     "service.engine.scheduler",
     "service.engine.sequence",
+    "service.frames",
     "service.intake",
     "service.ocr",
+    "service.page_codec",
     "service.routes",
     "service.telemetry",
 )

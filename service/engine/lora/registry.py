@@ -20,13 +20,15 @@ class AdapterError(RuntimeError):
         detail: For the log.
 
     Attributes:
-        reason: Stable, in the words of `shared.contract.refusals` where the adapter is to blame; beside them `no_slot`,
-            `name_in_use`, `unknown_adapter` and `adapters_off`.
+        detail: As given.
+        reason: Stable, from `shared.contract.refusals` where the adapter is to blame, else `no_slot`, `name_in_use`,
+            `unknown_adapter` or `adapters_off`.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
+        self.detail = detail
 
 
 class AdapterRegistry:

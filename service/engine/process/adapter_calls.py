@@ -1,7 +1,7 @@
-"""Adapters of the engine's process as the service's side knows them: which it holds, and commands under way.
+"""Calls about adapters to the engine's process, and the folders that a new process loads again.
 
-Owns the calls and their replies, and the folders from which a new process is given what a lost one held. Runs on the
-event loop. Free of torch.
+The engine's own `AdapterRegistry` knows which slot an adapter is in; it is lost with its process, so the service keeps
+what it takes to fill another one. Runs on the event loop. Free of torch.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import itertools
 import logging
 from collections.abc import Collection
 from pathlib import Path
-from typing import Protocol
+from urllib.parse import quote
 
 from service.engine.lora.registry import AdapterError
-from service.engine.process.codec import AdapterReply, Command, LoadAdapter, UnloadAdapter
+from service.engine.process.codec import AdapterReply, LoadAdapter, UnloadAdapter
+from service.engine.process.connection import EngineConnection
 from service.engine.protocol import AdapterLoad
 from service.errors import EngineLostError
 
@@ -23,17 +24,10 @@ _ALREADY_GONE = "unknown_adapter"
 _log = logging.getLogger(__name__)
 
 
-class Sender(Protocol):
-    """Whoever takes commands to the process; `link.Link` does."""
+class AdapterCalls:
+    """Adapters of one engine, across its restarts.
 
-    def send(self, command: Command) -> None:
-        """Queue a command."""
-
-
-class Residents:
-    """What one engine holds, across its restarts.
-
-    Invariant: an adapter is listed from its reply on until the order to unload it goes out.
+    Invariant: an adapter is listed from the reply to its load until the command to unload it is sent.
     """
 
     def __init__(self) -> None:
@@ -46,13 +40,13 @@ class Residents:
         """Adapters that new sequences may use."""
         return self._folders.keys()
 
-    async def load(self, sender: Sender, model_id: str, folder: Path) -> AdapterLoad:
-        """Have an adapter loaded.
+    async def load(self, connection: EngineConnection, model_id: str, folder: Path) -> AdapterLoad:
+        """Load an adapter.
 
         Args:
-            sender: The way to the process.
+            connection: To the engine's process.
             model_id: `name@version`.
-            folder: Where its files lie.
+            folder: Its files.
 
         Returns:
             What it cost.
@@ -60,46 +54,44 @@ class Residents:
         Raises:
             AdapterError: The engine refuses it.
         """
-        call = next(self._numbers)
-        reply = await self._ask(sender, LoadAdapter(call, model_id, str(folder)))
+        reply = await self._call(connection, LoadAdapter(next(self._numbers), model_id, quote(bytes(folder))))
         if reply.reason:
-            raise AdapterError(reply.reason, reply.detail.removeprefix(f"{reply.reason}: "))
+            raise AdapterError(reply.reason, reply.detail)
         self._folders[model_id] = folder
         return AdapterLoad(reply.read_s, reply.place_s)
 
-    async def unload(self, sender: Sender, model_id: str) -> None:
-        """Have an adapter unloaded; returns when its slot is free.
+    async def unload(self, connection: EngineConnection, model_id: str) -> None:
+        """Unload an adapter; returns when its slot is free.
 
         Args:
-            sender: The way to the process.
+            connection: To the engine's process.
             model_id: Its name.
 
         Raises:
             AdapterError: The engine could not.
         """
         self.forget(model_id)
-        call = next(self._numbers)
-        reply = await self._ask(sender, UnloadAdapter(call, model_id))
+        reply = await self._call(connection, UnloadAdapter(next(self._numbers), model_id))
         if reply.reason not in {"", _ALREADY_GONE}:
-            raise AdapterError(reply.reason, reply.detail.removeprefix(f"{reply.reason}: "))
+            raise AdapterError(reply.reason, reply.detail)
 
     def forget(self, model_id: str) -> None:
-        """A coming process is not to have this adapter."""
+        """Do not load this adapter into the next process."""
         self._folders.pop(model_id, None)
 
-    async def load_again(self, sender: Sender) -> None:
-        """Give a new process what the lost one held.
+    async def load_again(self, connection: EngineConnection) -> None:
+        """Load what the lost process had into a new one.
 
         Args:
-            sender: The way to the new one.
+            connection: To the new process.
         """
         for model_id, folder in list(self._folders.items()):
-            # Listed again once it is back; one that ends this process as well is not given to a third.
+            # Listed again once it is loaded, so an adapter that ends this process as well is not tried a third time.
             del self._folders[model_id]
             try:
-                await self.load(sender, model_id, folder)
+                await self.load(connection, model_id, folder)
             except AdapterError as error:
-                _log.error("%s did not come back with the engine: %s", model_id, error.reason)
+                _log.error("%s was not loaded again after the engine's restart: %s", model_id, error.reason)
 
     def take_reply(self, reply: AdapterReply) -> None:
         """End a call."""
@@ -108,16 +100,16 @@ class Residents:
             future.set_result(reply)
 
     def fail_calls(self, reason: str) -> None:
-        """The process is gone: whoever waits for it hears so."""
+        """End every call with an `EngineLostError`: the process has gone."""
         calls, self._calls = self._calls, {}
         for future in calls.values():
             if not future.done():
                 future.set_exception(EngineLostError(reason))
 
-    async def _ask(self, sender: Sender, command: LoadAdapter | UnloadAdapter) -> AdapterReply:
+    async def _call(self, connection: EngineConnection, command: LoadAdapter | UnloadAdapter) -> AdapterReply:
         future: asyncio.Future[AdapterReply] = asyncio.get_running_loop().create_future()
         self._calls[command.call] = future
-        sender.send(command)
+        connection.send(command)
         try:
             return await future
         finally:

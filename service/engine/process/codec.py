@@ -1,36 +1,20 @@
-"""Messages between the service and the process that owns the engine, as bytes.
+"""Messages between the service and the process that owns the engine, as frames.
 
-A frame is a big-endian length, a JSON header of that many bytes, and raw pixels. Nothing is ever unpickled. Owns the
-encoding of both directions; knows neither processes nor queues. Free of torch.
+Owns the encoding of both directions; knows neither processes nor queues. Pydantic writes and checks the headers, which
+is also the fastest way: 256 deltas, which an engine may send every 20 ms, take 0.13 ms to write and 0.16 ms to read;
+with `json` and dictionaries it is 0.21 and 0.29 ms (a core of an EPYC). Free of torch.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import struct
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter
 
-from service.engine.protocol import (
-    EngineInfo,
-    EngineState,
-    EngineStats,
-    SamplingParams,
-    SequenceDelta,
-    SequenceEvent,
-    SequenceFailure,
-    SequenceRequest,
-    SequenceResult,
-    SequenceTimings,
-)
-from shared.contract.answer import FinishReason
-from shared.deepseek_ocr.forms import PageImage, PageViews
-from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling, ViewPlan
-
-_LENGTH = struct.Struct(">I")
+from service.engine.protocol import EngineInfo, EngineStats, SamplingParams, SequenceEvent, SequenceRequest
+from service.frames import read_header
+from service.page_codec import PageHeader, decode_page, encode_page
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,33 +29,41 @@ class Cancel:
     """Forget a sequence."""
 
     sequence_id: str
+    kind: Literal["cancel"] = "cancel"
 
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Ask for a `Report`, to see that the engine's loop turns."""
+    """Ask for `EngineOutputs`, to see that the engine's loop is alive."""
+
+    kind: Literal["ping"] = "ping"
 
 
 @dataclass(frozen=True, slots=True)
 class LoadAdapter:
-    """Make an adapter resident; answered by an `AdapterReply` of the same call."""
+    """Load an adapter; answered by an `AdapterReply` of the same call."""
 
     call: int
     model_id: str
     folder: str
+    """Percent-encoded, as a path may be no UTF-8."""
+    kind: Literal["load_adapter"] = "load_adapter"
 
 
 @dataclass(frozen=True, slots=True)
 class UnloadAdapter:
-    """Take an adapter out of service; answered when its slot is free."""
+    """Unload an adapter; answered when its slot is free."""
 
     call: int
     model_id: str
+    kind: Literal["unload_adapter"] = "unload_adapter"
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
     """End the loop."""
+
+    kind: Literal["stop"] = "stop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +71,24 @@ class Ready:
     """The engine is loaded and warm."""
 
     info: EngineInfo
+    kind: Literal["ready"] = "ready"
 
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The engine could not be made, or its loop ended with an exception; the last frame of its process."""
+    """The engine could not be made, or its loop ended with an exception; the last message of its process."""
 
     detail: str
+    kind: Literal["broken"] = "broken"
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class EngineOutputs:
     """Events of the last steps, and the engine's state."""
 
-    events: tuple[SequenceEvent, ...]
+    events: tuple[Annotated[SequenceEvent, Field(discriminator="kind")], ...]
     stats: EngineStats
+    kind: Literal["outputs"] = "outputs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,126 +97,69 @@ class AdapterReply:
 
     call: int
     reason: str = ""
-    """Why it could not be done, as `AdapterError` has it; empty where it was."""
+    """Why it failed, as `AdapterError` has it; empty if it did not."""
     detail: str = ""
     read_s: float = 0.0
     place_s: float = 0.0
+    kind: Literal["adapter_reply"] = "adapter_reply"
 
 
-Command = Submit | Cancel | LoadAdapter | UnloadAdapter | Ping | Stop
-Message = Ready | Broken | Report | AdapterReply
+@dataclass(frozen=True, slots=True)
+class _SubmitHeader:
+    """A `Submit` without the pixels."""
 
-_SIMPLE_COMMANDS: dict[str, type[Cancel | LoadAdapter | UnloadAdapter | Ping | Stop]] = {
-    kind.__name__: kind for kind in (Cancel, LoadAdapter, UnloadAdapter, Ping, Stop)
-}
-
-_EVENTS: dict[str, type[SequenceDelta | SequenceResult | SequenceFailure]] = {
-    kind.__name__: kind for kind in (SequenceDelta, SequenceResult, SequenceFailure)
-}
-
-
-def encode_command(command: Command) -> list[bytes | memoryview]:
-    """Frame a command, in parts that are to lie end to end; its pixels stay where they are."""
-    kind = type(command).__name__
-    if isinstance(command, Submit):
-        request = command.request
-        header = {
-            "kind": kind,
-            "sequence_id": request.sequence_id,
-            "plan": asdict(request.page.plan),
-            "prompt": request.prompt,
-            "params": asdict(request.params),
-            "model_id": request.model_id,
-            "is_canary": request.is_canary,
-            "shapes": [array.shape for array in request.page.arrays],
-        }
-        pixels = [np.ascontiguousarray(array).reshape(-1).data for array in request.page.arrays]
-        return [_frame(header), *pixels]
-    return [_frame({"kind": kind, **asdict(command)})]
+    sequence_id: str
+    page: PageHeader
+    prompt: str
+    params: SamplingParams
+    model_id: str
+    is_canary: bool
+    kind: Literal["submit"] = "submit"
 
 
-def decode_command(frame: bytes | memoryview) -> Command:
-    """Read a command; its pixels are views of the frame."""
-    header, pixels = _split(frame)
-    kind = header.pop("kind")
-    if kind == "Submit":
-        return Submit(_request(header, pixels))
-    return _SIMPLE_COMMANDS[kind](**header)
+_SimpleCommand = Cancel | LoadAdapter | UnloadAdapter | Ping | Stop
+Command = Submit | _SimpleCommand
+Message = Ready | Broken | EngineOutputs | AdapterReply
+Frame = tuple[bytes, *tuple[memoryview, ...]]
+"""A header, and the parts of its tail."""
+
+_COMMANDS: TypeAdapter[_SubmitHeader | _SimpleCommand] = TypeAdapter(
+    Annotated[_SubmitHeader | _SimpleCommand, Field(discriminator="kind")]
+)
+_MESSAGES: TypeAdapter[Message] = TypeAdapter(
+    Annotated[Message, Field(discriminator="kind")],
+    config=ConfigDict(ser_json_inf_nan="constants"),  # as null, a figure that is no number would break the frame
+)
+
+
+def encode_command(command: Command) -> Frame:
+    """The frame of a command; its pixels stay where they are."""
+    if not isinstance(command, Submit):
+        return (_COMMANDS.dump_json(command),)
+    request = command.request
+    page, pixels = encode_page(request.page)
+    header = _SubmitHeader(
+        request.sequence_id, page, request.prompt, request.params, request.model_id, request.is_canary
+    )
+    return _COMMANDS.dump_json(header), *pixels
+
+
+def decode_command(header: bytes, tail: memoryview) -> Command:
+    """Read a command; its pixels are views of the tail."""
+    command = read_header(_COMMANDS, header)
+    if not isinstance(command, _SubmitHeader):
+        return command
+    page = decode_page(command.page, tail)
+    return Submit(
+        SequenceRequest(command.sequence_id, page, command.prompt, command.params, command.model_id, command.is_canary)
+    )
 
 
 def encode_message(message: Message) -> bytes:
-    """Frame a message."""
-    kind = type(message).__name__
-    if isinstance(message, Report):
-        events = [_event_header(event) for event in message.events]
-        return _frame({"kind": kind, "events": events, "stats": asdict(message.stats)})
-    return _frame({"kind": kind, **asdict(message)})
+    """Header of a message, which has no tail."""
+    return _MESSAGES.dump_json(message)
 
 
-def _event_header(event: SequenceEvent) -> dict[str, Any]:
-    if isinstance(event, SequenceDelta):
-        # By hand, as there are hundreds of these between two tokens: `asdict` takes 17 us for one.
-        return {"kind": "SequenceDelta", "sequence_id": event.sequence_id, "text": event.text}
-    return {"kind": type(event).__name__, **asdict(event)}
-
-
-def decode_message(frame: bytes) -> Message:
+def decode_message(header: bytes) -> Message:
     """Read a message."""
-    header, _ = _split(frame)
-    kind = header.pop("kind")
-    if kind == "Ready":
-        return Ready(_info(header["info"]))
-    if kind == "Broken":
-        return Broken(header["detail"])
-    if kind == "AdapterReply":
-        return AdapterReply(**header)
-    return Report(tuple(map(_event, header["events"])), _stats(header["stats"]))
-
-
-def _frame(header: dict[str, Any]) -> bytes:
-    text = json.dumps(header).encode()
-    return _LENGTH.pack(len(text)) + text
-
-
-def _split(frame: bytes | memoryview) -> tuple[dict[str, Any], memoryview]:
-    body = memoryview(frame)
-    (length,) = _LENGTH.unpack_from(body)
-    start = _LENGTH.size
-    return json.loads(bytes(body[start : start + length])), body[start + length :]
-
-
-def _request(header: dict[str, Any], pixels: memoryview) -> SequenceRequest:
-    left = np.frombuffer(pixels, np.uint8)
-    arrays = []
-    for shape in header.pop("shapes"):
-        size = math.prod(shape)
-        arrays.append(left[:size].reshape(shape))
-        left = left[size:]
-    numbers = header.pop("plan")
-    plan = ViewPlan(**{**numbers, "mode": Mode(numbers["mode"])})
-    # An image is one array, views are two.
-    page = PageImage(plan, *arrays) if len(arrays) == 1 else PageViews(plan, *arrays)
-    return SequenceRequest(page=page, params=SamplingParams(**header.pop("params")), **header)
-
-
-def _event(header: dict[str, Any]) -> SequenceEvent:
-    kind = _EVENTS[header.pop("kind")]
-    if kind is SequenceResult:
-        header["finish_reason"] = FinishReason(header["finish_reason"])
-        header["timings"] = SequenceTimings(**header["timings"])
-    return kind(**header)
-
-
-def _info(header: dict[str, Any]) -> EngineInfo:
-    geometry = header["geometry"]
-    typed = {
-        "squash": tuple(map(Mode, geometry["squash"])),
-        "modes": tuple(map(Mode, geometry["modes"])),
-        "default_mode": Mode(geometry["default_mode"]),
-        "tiling": Tiling(geometry["tiling"]),
-    }
-    return EngineInfo(**{**header, "geometry": GeometryConfig(**{**geometry, **typed})})
-
-
-def _stats(header: dict[str, Any]) -> EngineStats:
-    return EngineStats(**{**header, "state": EngineState(header["state"]), "batch_sizes": tuple(header["batch_sizes"])})
+    return read_header(_MESSAGES, header)

@@ -1,6 +1,6 @@
-"""One pipe to one engine loop, seen from the event loop: commands out and messages in, neither ever blocking it.
+"""The connection to one engine worker: sends commands and receives messages without blocking the event loop.
 
-Owns the two threads that do the blocking. Knows frames and the peer, nothing of sequences. Free of torch.
+Owns the two threads that block instead. Knows nothing of sequences. Free of torch.
 """
 
 from __future__ import annotations
@@ -11,36 +11,39 @@ import queue
 import threading
 from collections.abc import Callable
 
-from service.engine.process.codec import Command, Message, decode_message, encode_command
-from service.engine.process.launcher import Peer
-from service.engine.process.pipe import send
+from service import frames
+from service.engine.process.codec import Command, Frame, Message, decode_message, encode_command
+from service.engine.process.launcher import Worker
 
 JOIN_S = 5.0
-"""Longest wait for the two threads once the pipe is shut."""
+"""Longest wait for the two threads once the connection is shut down."""
 
 _log = logging.getLogger(__name__)
 
 
-class Link:
-    """A connected peer.
+class EngineConnection:
+    """A connection to a worker that runs.
 
-    Invariant: `on_message` and `on_lost` run on the event loop, in the order of the pipe, `on_lost` once and last.
+    Invariant: `on_message` and `on_lost` run on the event loop, in the order of arrival, `on_lost` once and last.
 
     Args:
-        peer: What the pipe leads to.
+        worker: The other side.
         on_message: Called with each message.
-        on_lost: Called when the peer has hung up.
+        on_lost: Called when the worker has gone, or sends what is no message.
 
     Attributes:
         heard_s: When the last message came, on the event loop's clock.
     """
 
     def __init__(
-        self, peer: Peer, on_message: Callable[[Link, Message], None], on_lost: Callable[[Link], None]
+        self,
+        worker: Worker,
+        on_message: Callable[[EngineConnection, Message], None],
+        on_lost: Callable[[EngineConnection], None],
     ) -> None:
-        self._peer = peer
+        self._worker = worker
         self._loop = asyncio.get_running_loop()
-        self._outbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         self._on_message = on_message
         self._on_lost = on_lost
         self.heard_s = self._loop.time()
@@ -52,26 +55,28 @@ class Link:
             thread.start()
 
     def send(self, command: Command) -> None:
-        """Queue a command; one sent to a lost peer is dropped."""
-        self._outbox.put(command)
+        """Queue a command; dropped if the worker has gone."""
+        self._outbox.put(encode_command(command))
 
     def describe_exit(self) -> str:
-        """Why the peer hung up; blocks briefly."""
-        return self._peer.describe_exit()
+        """Why the worker has gone; blocks briefly."""
+        return self._worker.describe_exit()
 
     def close(self, grace_s: float) -> None:
-        """End the peer and both threads; blocks."""
-        self._peer.end(grace_s)
+        """End the worker and both threads; blocks."""
+        self._worker.end(grace_s)
         self._outbox.put(None)
         for thread in self._threads:
             thread.join(JOIN_S)
-        self._peer.connection.close()
+        self._worker.pipe.close()
 
     def _read(self) -> None:
         try:
             while True:
-                self._call(self._receive, decode_message(self._peer.connection.recv_bytes()))
-        except (EOFError, OSError):
+                header, _ = frames.receive(self._worker.pipe)
+                self._call(self._receive, decode_message(header))
+        except (frames.BrokenFrameError, OSError) as error:
+            _log.debug("the connection to the engine ends: %s", error)
             self._call(self._on_lost, self)
 
     def _receive(self, message: Message) -> None:
@@ -85,9 +90,9 @@ class Link:
             _log.debug("the event loop has closed before its engine")
 
     def _write(self) -> None:
-        while (command := self._outbox.get()) is not None:
+        while (frame := self._outbox.get()) is not None:
             try:
-                # Written here: the pixels of a page take milliseconds that the event loop does not have.
-                send(self._peer.connection, *encode_command(command))
+                # Here, as the pixels of a page would block the event loop for milliseconds.
+                frames.send(self._worker.pipe, *frame)
             except OSError:
                 return

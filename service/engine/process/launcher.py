@@ -1,7 +1,7 @@
-"""Where an engine's loop runs: a child process, or for tests a thread. Both talk through one pipe.
+"""Starts and ends engine workers: child processes, or threads in tests, each at the other end of a socket.
 
-Owns starting and ending it, and making sure that none outlives its owner. Knows nothing of sequences or asyncio;
-`start` and `end` block, so the event loop calls them in a thread. Free of torch.
+Owns their lives and makes sure that none outlives its owner. Knows nothing of sequences or asyncio; starting and ending
+block, so the event loop does both in a thread. Free of torch.
 """
 
 from __future__ import annotations
@@ -9,46 +9,44 @@ from __future__ import annotations
 import atexit
 import contextlib
 import multiprocessing
-import os
 import socket
 import threading
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from typing import Protocol
 
 from service.child_exit import describe_exit
 from service.engine.process.worker import EngineFactory, run, run_process
 
 
-class Peer(Protocol):
+class Worker(Protocol):
     """One running engine loop."""
 
-    connection: Connection
-    """The owner's end of the pipe."""
+    pipe: socket.socket
+    """The owner's end of the connection."""
 
     def end(self, grace_s: float) -> None:
-        """Hang up, give it time to leave, then make it leave.
+        """Wait for its end, then force it, and shut the connection down.
 
         Args:
             grace_s: Seconds to wait for a loop that was told to stop; 0 for one that is lost.
         """
 
     def describe_exit(self) -> str:
-        """Why it hung up, in one line; blocks for `EXIT_S` at most."""
+        """Why it ended, in one line; blocks for `EXIT_S` at most."""
 
 
-Launcher = Callable[[], Peer]
+Launcher = Callable[[], Worker]
 
 EXIT_S = 0.5
-"""Longest wait for the exit status of a process that has hung up."""
+"""Longest wait for the exit status of a process whose connection has closed."""
 
 
-class ProcessPeer:
-    """A spawned child process; it shares nothing with its parent but the pipe."""
+class ProcessWorker:
+    """A spawned child process that shares only a socket with its parent."""
 
     def __init__(self, factory: EngineFactory, max_wait_s: float, num_threads: int | None) -> None:
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
+        self.pipe, theirs = socket.socketpair()
         self._process = context.Process(
             target=run_process,
             args=(theirs, factory, max_wait_s, num_threads),
@@ -57,10 +55,10 @@ class ProcessPeer:
         )
         self._process.start()
         self._reaping = threading.Lock()
-        """Of two threads that wait for a child at once, one could miss that it has ended."""
+        """If two threads wait for a child at once, one may miss that it has ended."""
         theirs.close()
-        # multiprocessing ends daemons with SIGTERM, which the child ignores, and would then wait for it for ever.
-        # Registered later, this runs earlier.
+        # At exit multiprocessing sends SIGTERM, which the child ignores, and waits for ever. Registered later, this
+        # runs earlier.
         atexit.register(self._process.kill)
 
     @property
@@ -82,14 +80,14 @@ class ProcessPeer:
             self._process.kill()
             self._process.join()
             self._process.close()
-        hang_up(self.connection)
+        shut_down(self.pipe)
 
 
-class ThreadPeer:
-    """A thread of this process; a stuck one cannot be ended, only left behind."""
+class ThreadWorker:
+    """A thread of this process; one that is stuck cannot be ended, only abandoned."""
 
     def __init__(self, factory: EngineFactory, max_wait_s: float) -> None:
-        self.connection, self._theirs = multiprocessing.Pipe()
+        self.pipe, self._theirs = socket.socketpair()
         self._thread = threading.Thread(
             target=self._run, args=(factory, max_wait_s), name="deepsynth-engine", daemon=True
         )
@@ -100,17 +98,18 @@ class ThreadPeer:
         return "a thread"
 
     def end(self, grace_s: float) -> None:
-        """Wait for the thread and hang up."""
+        """Wait for the thread and shut the connection down."""
         self._thread.join(grace_s)
-        hang_up(self.connection)
+        shut_down(self.pipe)
         self._thread.join(grace_s)
 
     def _run(self, factory: EngineFactory, max_wait_s: float) -> None:
-        run(self._theirs, factory, max_wait_s)
-        hang_up(self._theirs)
+        with self._theirs:
+            run(self._theirs, factory, max_wait_s)
+            shut_down(self._theirs)
 
 
-def hang_up(connection: Connection) -> None:
-    """Wake whoever reads at either end of a pipe: both find it closed."""
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as pipe:
+def shut_down(pipe: socket.socket) -> None:
+    """Close a connection for both sides; whichever is reading from it wakes up."""
+    with contextlib.suppress(OSError):
         pipe.shutdown(socket.SHUT_RDWR)

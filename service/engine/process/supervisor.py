@@ -1,7 +1,8 @@
-"""The service's side of the engine: sequences in and events out on the event loop, and a supervisor beside them.
+"""The service's side of the engine: sends sequences, receives their events, and restarts the engine when it is lost.
 
-Owns the engine's life as the service sees it: start, loss, restart, stop. A lost engine fails every open sequence and
-comes back by itself, with the adapters that were resident. Knows links and frames, nothing of devices. Free of torch.
+Owns the engine's life as the service sees it: start, loss, restart, stop. When the engine is lost, every open sequence
+fails, and the engine restarts and loads its adapters again. Knows nothing of devices. Runs on the event loop. Free of
+torch.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.engine.process.adapter_calls import Residents
-from service.engine.process.codec import AdapterReply, Broken, Cancel, Message, Ping, Ready, Report, Stop, Submit
-from service.engine.process.connection import Link
+from service.engine.process.adapter_calls import AdapterCalls
+from service.engine.process.codec import AdapterReply, Broken, Cancel, EngineOutputs, Message, Ping, Ready, Stop, Submit
+from service.engine.process.connection import EngineConnection
 from service.engine.process.launcher import Launcher
 from service.engine.protocol import (
     AdapterLoad,
@@ -40,16 +41,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Supervision:
-    """When an engine counts as lost and how it comes back; all times in seconds."""
+    """When an engine counts as lost and how it is restarted; all times in seconds."""
 
     start_timeout_s: float = 300.0
     """From launch to ready: loading weights and the warm-up page."""
     stall_s: float = 60.0
-    """Longest silence of an engine that has work or was asked for a sign of life."""
+    """Longest time without an answer to a ping."""
     check_s: float = 1.0
-    """Between two looks at the engine; an idle one is asked for a sign of life at each."""
+    """Between two checks of the engine; each sends a ping unless one is unanswered."""
     max_restarts: int = 5
-    """Restarts without a finished page between them; after that the engine stays down."""
+    """Restarts in a row without a finished page; after that the engine stays down."""
     backoff_s: float = 0.5
     """Before the first restart; doubles each time."""
     max_backoff_s: float = 30.0
@@ -57,13 +58,13 @@ class Supervision:
 
 
 class SupervisedEngine:
-    """Implements `protocol.EngineHandle` over a peer that it launches anew whenever it is lost.
+    """Implements `protocol.EngineHandle` with a worker that is replaced whenever it is lost.
 
     Invariant: every open sequence gets exactly one last event, a result or a failure, unless its reader closes first.
 
     Args:
-        launch: Starts a peer; blocks, so it runs in a thread.
-        supervision: When an engine is lost and how it comes back.
+        launch: Starts a worker; blocks, so it runs in a thread.
+        supervision: When an engine is lost and how it is restarted.
     """
 
     def __init__(self, launch: Launcher, supervision: Supervision | None = None) -> None:
@@ -71,10 +72,10 @@ class SupervisedEngine:
         self._supervision = supervision or Supervision()
         self._state = EngineState.LOADING
         self._info: EngineInfo | None = None
-        self._link: Link | None = None
+        self._connection: EngineConnection | None = None
         self._greeting: asyncio.Future[Message | None] | None = None
         self._open: dict[str, asyncio.Queue[SequenceEvent]] = {}
-        self._residents = Residents()
+        self._adapter_calls = AdapterCalls()
         self._stats = EngineStats(EngineState.LOADING)
         self._batch_sizes: deque[int] = deque(maxlen=MAX_BATCH_SIZES)
         self._lost = asyncio.Event()
@@ -113,14 +114,14 @@ class SupervisedEngine:
     async def submit(self, request: SequenceRequest) -> AsyncIterator[SequenceEvent]:
         """Read one page, its id unlike any before: deltas, then one result or failure; closing the iterator cancels.
 
-        The failure is `engine_lost` if the engine is away, or goes away meanwhile.
+        The failure is `engine_lost` if the engine is not ready, or is lost meanwhile.
         """
-        link, name = self._link, request.sequence_id
-        if link is None or self._state is not EngineState.READY:
+        connection, name = self._connection, request.sequence_id
+        if connection is None or self._state is not EngineState.READY:
             yield SequenceFailure(name, ENGINE_LOST, f"the engine is {self._state}")
             return
         inbox = self._open[name] = asyncio.Queue()
-        link.send(Submit(request))
+        connection.send(Submit(request))
         is_final = False
         try:
             while not is_final:
@@ -130,46 +131,46 @@ class SupervisedEngine:
         finally:
             del self._open[name]
             if not is_final:
-                link.send(Cancel(name))
+                connection.send(Cancel(name))
 
     @property
     def adapters(self) -> Collection[str]:
-        """Adapters that sequences may name; they come back with an engine that was lost."""
-        return self._residents.names
+        """Adapters that sequences may name; a restarted engine loads them again."""
+        return self._adapter_calls.names
 
     async def load_adapter(self, model_id: str, folder: Path) -> AdapterLoad:
-        """Make an adapter resident; sequences that run go on.
+        """Load an adapter while sequences run.
 
         Args:
             model_id: `name@version`; never used for another content.
-            folder: A PEFT folder that stays as it is for as long as the adapter is resident.
+            folder: A PEFT folder that does not change while the adapter is loaded.
 
         Returns:
             What it cost.
 
         Raises:
-            EngineLostError: The engine went away, or is away. An `AdapterError` says that the adapter is refused.
+            EngineLostError: The engine is not ready, or was lost. An `AdapterError`: the adapter is refused.
         """
-        if self._link is None or self._state is not EngineState.READY:
+        if self._connection is None or self._state is not EngineState.READY:
             raise EngineLostError(f"the engine is {self._state}")
-        return await self._residents.load(self._link, model_id, folder)
+        return await self._adapter_calls.load(self._connection, model_id, folder)
 
     async def unload_adapter(self, model_id: str) -> None:
-        """Take an adapter out of service, and return when its slot is free.
+        """Unload an adapter, and return when its slot is free.
 
         Args:
-            model_id: Its name; one that is not resident is no error.
+            model_id: Its name; ignored if it is not loaded.
 
         Raises:
-            EngineLostError: The engine went away; the adapter with it, for good.
+            EngineLostError: The engine is not ready, or was lost; it will not load the adapter again.
         """
-        if self._link is None or self._state is not EngineState.READY:
-            self._residents.forget(model_id)
+        if self._connection is None or self._state is not EngineState.READY:
+            self._adapter_calls.forget(model_id)
             raise EngineLostError(f"the engine is {self._state}")
-        await self._residents.unload(self._link, model_id)
+        await self._adapter_calls.unload(self._connection, model_id)
 
     async def stats(self) -> EngineStats:
-        """The engine's latest report, with the state and the waiting count as this side knows them."""
+        """The engine's latest figures, with the state and the number that wait as this side knows them."""
         now_s = asyncio.get_running_loop().time()
         batch_sizes = tuple(self._batch_sizes)
         self._batch_sizes.clear()
@@ -178,7 +179,7 @@ class SupervisedEngine:
             state=self._state,
             waiting=max(self._stats.waiting, len(self._open) - self._stats.running),
             batch_sizes=batch_sizes,
-            seconds_since_progress=now_s - self._link.heard_s if self._link and self._open else 0.0,
+            seconds_since_progress=now_s - self._connection.heard_s if self._connection and self._open else 0.0,
         )
 
     async def stop(self) -> None:
@@ -189,16 +190,16 @@ class SupervisedEngine:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
         self._fail_open("the engine was stopped")
-        if self._link:
-            self._link.send(Stop())
+        if self._connection:
+            self._connection.send(Stop())
             await self._disconnect(self._supervision.stop_grace_s)
 
     async def _connect(self) -> None:
-        """Launch a peer and wait until it is ready."""
+        """Launch a worker and wait until it is ready."""
         self._lost.clear()
         self._greeting = asyncio.get_running_loop().create_future()
-        peer = await asyncio.to_thread(self._launch)
-        self._link = Link(peer, self._on_message, self._on_lost)
+        worker = await asyncio.to_thread(self._launch)
+        self._connection = EngineConnection(worker, self._on_message, self._on_lost)
         try:
             async with asyncio.timeout(self._supervision.start_timeout_s):
                 greeting = await self._greeting
@@ -211,31 +212,30 @@ class SupervisedEngine:
             if isinstance(greeting, Broken):
                 reason = greeting.detail
             else:
-                cause = await asyncio.to_thread(self._link.describe_exit)
+                cause = await asyncio.to_thread(self._connection.describe_exit)
                 reason = f"its process ended while loading: {cause}"
             await self._disconnect(0.0)
             raise EngineError(f"the engine could not start: {reason}")
         self._info = greeting.info
-        # Before it counts as ready, so that no page misses its adapter.
-        await self._reload_adapters(self._link)
+        # Before it counts as ready: a page must not miss its adapter.
+        await self._reload_adapters(self._connection)
         self._state = EngineState.READY
 
-    async def _reload_adapters(self, link: Link) -> None:
-        """Give a new engine what the lost one held."""
+    async def _reload_adapters(self, connection: EngineConnection) -> None:
         try:
             async with asyncio.timeout(self._supervision.start_timeout_s):
-                await self._residents.load_again(link)
+                await self._adapter_calls.load_again(connection)
         except (EngineLostError, TimeoutError) as error:
             await self._disconnect(0.0)
             raise EngineError("the engine was lost while its adapters were loaded again") from error
 
     async def _disconnect(self, grace_s: float) -> None:
-        link, self._link = self._link, None
-        if link:
-            await asyncio.to_thread(link.close, grace_s)
+        connection, self._connection = self._connection, None
+        if connection:
+            await asyncio.to_thread(connection.close, grace_s)
 
     async def _supervise(self) -> None:
-        """Bring the engine back whenever it is lost, up to the bound."""
+        """Restart the engine whenever it is lost, `max_restarts` times in a row at most."""
         while True:
             reason = await self._until_lost()
             self._state = EngineState.FAILED
@@ -259,57 +259,58 @@ class SupervisedEngine:
             _log.exception("restart %d of the engine failed", self._failures)
 
     async def _until_lost(self) -> str:
-        """Watch the engine; the reason why it is lost."""
+        """Check the engine until it is lost; returns the reason."""
         loop = asyncio.get_running_loop()
         asked_s: float | None = None
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._supervision.check_s):
                     await self._lost.wait()
-            link = self._link
-            if link is None:
+            connection = self._connection
+            if connection is None:
                 return "its process ended"
             if self._lost.is_set():
-                return f"its process ended: {await asyncio.to_thread(link.describe_exit)}"
-            if asked_s is not None and link.heard_s < asked_s and loop.time() - asked_s > self._supervision.stall_s:
-                return f"silent for {loop.time() - link.heard_s:.1f} s"
-            if asked_s is None or link.heard_s >= asked_s:
+                return f"its process ended: {await asyncio.to_thread(connection.describe_exit)}"
+            is_answered = asked_s is None or connection.heard_s >= asked_s
+            if asked_s is not None and not is_answered and loop.time() - asked_s > self._supervision.stall_s:
+                return f"silent for {loop.time() - connection.heard_s:.1f} s"
+            if is_answered:
                 asked_s = loop.time()
-                link.send(Ping())
+                connection.send(Ping())
 
-    def _on_message(self, link: Link, message: Message) -> None:
-        if link is not self._link:
+    def _on_message(self, connection: EngineConnection, message: Message) -> None:
+        if connection is not self._connection:
             return
         if self._greeting and not self._greeting.done():
             self._greeting.set_result(message)
         elif isinstance(message, Broken):
             _log.error("engine broke: %s", message.detail)
-        elif isinstance(message, Report):
+        elif isinstance(message, EngineOutputs):
             self._stats = message.stats
             self._batch_sizes.extend(message.stats.batch_sizes)
             for event in message.events:
                 self._deliver(event)
         elif isinstance(message, AdapterReply):
-            self._residents.take_reply(message)
+            self._adapter_calls.take_reply(message)
 
     def _deliver(self, event: SequenceEvent) -> None:
         if not isinstance(event, SequenceDelta):
             self._failures = 0
         inbox = self._open.get(event.sequence_id)
-        # A sequence that was cancelled on this side may still be heard of.
+        # Events of a sequence that was cancelled here may still arrive.
         if inbox:
             inbox.put_nowait(event)
 
-    def _on_lost(self, link: Link) -> None:
-        if link is not self._link:
+    def _on_lost(self, connection: EngineConnection) -> None:
+        if connection is not self._connection:
             return
         if self._greeting and not self._greeting.done():
             self._greeting.set_result(None)
-        self._residents.fail_calls("the engine's process ended")
+        self._adapter_calls.fail_calls("the engine's process ended")
         self._lost.set()
 
     def _fail_open(self, reason: str) -> None:
         for name, inbox in self._open.items():
             inbox.put_nowait(SequenceFailure(name, ENGINE_LOST, reason))
-        self._residents.fail_calls(reason)
+        self._adapter_calls.fail_calls(reason)
         self._stats = EngineStats(self._state)

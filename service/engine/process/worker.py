@@ -1,51 +1,53 @@
-"""The loop that owns an engine: commands in, steps, events out. The failure boundary around the device.
+"""The loop that owns an engine: takes commands, runs steps, sends events. The failure boundary around the device.
 
-Runs as the main thread of a child process, or in a thread of a test; a second thread reads commands, so that a
-submitter never waits for a step. Knows frames and the `Engine` protocol, nothing of asyncio and nothing of restarts.
-Free of torch until the factory makes the engine.
+Runs as the main thread of a child process, or in a thread of a test; a second thread reads commands, so sending one
+never waits for a step. Knows the codec and the `Engine` protocol, nothing of asyncio or restarts. Free of torch until
+the factory makes the engine.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
+from service import frames
 from service.engine.lora.registry import AdapterError
 from service.engine.process.codec import (
     AdapterReply,
     Broken,
     Cancel,
     Command,
+    EngineOutputs,
     LoadAdapter,
     Message,
     Ping,
     Ready,
-    Report,
     Stop,
     Submit,
     UnloadAdapter,
     decode_command,
     encode_message,
 )
-from service.engine.process.pipe import receive
 from service.engine.protocol import Engine, SequenceDelta, SequenceEvent
 from service.engine.scheduler import batching_window_s
 
 EngineFactory = Callable[[], Engine]
 
 REPORT_INTERVAL_S = 0.02
-"""Deltas of neighbouring steps travel together for this long; results never wait."""
+"""Deltas are collected for this long before they are sent; results never wait."""
 ORPHAN_CHECK_S = 1.0
 LOST_PARENT_EXIT = 17
 """Exit status of a process whose parent has gone."""
@@ -53,59 +55,61 @@ LOST_PARENT_EXIT = 17
 _log = logging.getLogger(__name__)
 
 
-def run_process(connection: Connection, factory: EngineFactory, max_wait_s: float, num_threads: int | None) -> None:
+def run_process(pipe: socket.socket, factory: EngineFactory, max_wait_s: float, num_threads: int | None) -> None:
     """Body of the child process.
 
     Args:
-        connection: The child's end of the pipe.
+        pipe: The child's end of the connection.
         factory: Makes the engine; top-level, as it travels by name.
-        max_wait_s: Longest an idle engine waits for company, in seconds.
+        max_wait_s: Longest batching window, in seconds.
         num_threads: Threads of a tensor operation; None: torch's own choice.
     """
-    # The parent decides when this process ends; Ctrl-C reaches the whole group.
+    # Ctrl-C reaches the whole process group, but the parent decides when this process ends.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_leave_with, args=(os.getppid(),), name="engine-orphan-watch", daemon=True).start()
-    # Read when torch is loaded, so before the factory runs. Threads of an operation then sleep while they wait for one
-    # another. Spinning, they keep each other from the cores where those are not theirs alone: on two cores with other
-    # work a step of nano took 12 to 75 ms instead of 3.4 to 7.3 (medians of 100), and the fastest steps were no faster.
-    # Whoever wants threads to spin all the same sets GOMP_SPINCOUNT, which goes before it.
+    # Torch reads this when it is imported, so it is set before the factory runs. Threads of an operation then sleep
+    # while they wait for one another. Threads that spin instead take cores from each other where other work runs too:
+    # on two busy cores a step of nano took 12 to 75 ms instead of 3.4 to 7.3 (medians of 100), and the fastest steps
+    # were no faster. GOMP_SPINCOUNT takes precedence, so setting that makes threads spin again.
     os.putenv("OMP_WAIT_POLICY", "passive")
     if num_threads:
         import torch
 
         torch.set_num_threads(num_threads)
-    run(connection, factory, max_wait_s, on_lost_peer=lambda: os._exit(LOST_PARENT_EXIT))
+    run(pipe, factory, max_wait_s, on_disconnect=lambda: os._exit(LOST_PARENT_EXIT))
 
 
 def run(
-    connection: Connection,
+    pipe: socket.socket,
     factory: EngineFactory,
     max_wait_s: float,
-    on_lost_peer: Callable[[], None] = lambda: None,
+    on_disconnect: Callable[[], None] = lambda: None,
 ) -> None:
-    """Make the engine and serve it until told to stop or until the other end has gone.
+    """Make the engine and serve it until told to stop or until the other side has gone.
 
     Args:
-        connection: One end of a pipe.
+        pipe: The worker's end of the connection.
         factory: Makes the engine.
-        max_wait_s: Longest an idle engine waits for company, in seconds.
-        on_lost_peer: Called by the reading thread when the other end has gone, whatever the loop is doing.
+        max_wait_s: Longest batching window, in seconds.
+        on_disconnect: Called by the reading thread when the other side has gone, whatever the loop is doing.
     """
     inbox: queue.SimpleQueue[Command | _ReadAdapter] = queue.SimpleQueue()
-    reader = threading.Thread(target=_read, args=(connection, inbox, on_lost_peer), name="engine-inbox", daemon=True)
+    reader = threading.Thread(target=_read, args=(pipe, inbox, on_disconnect), name="engine-inbox", daemon=True)
     reader.start()
     try:
         engine = factory()
         engine.warm_up()
-        _send(connection, Ready(engine.info))
-        _Loop(engine, connection, inbox, max_wait_s).run()
+        _send(pipe, Ready(engine.info))
+        _Loop(engine, pipe, inbox, max_wait_s).run()
     except (BrokenPipeError, ConnectionResetError):
-        _log.info("the other end of the engine's pipe has gone")
-    except Exception as error:  # noqa: BLE001 - the boundary: whatever it was, the parent must hear of it
+        _log.info("the service has closed the engine's connection")
+    except Exception as error:  # noqa: BLE001 - the boundary: the parent must be told, whatever it was
         _log.exception("the engine's loop ended")
         detail = "".join(traceback.format_exception_only(error)).strip()
-        _try_send(connection, Broken(detail))
+        detail = detail.encode(errors="backslashreplace").decode()  # a file's name may be no UTF-8
+        with contextlib.suppress(OSError):
+            _send(pipe, Broken(detail))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,7 @@ class _ReadAdapter:
     command: LoadAdapter
     source: Any
     error: Exception | None
-    """An `AdapterError` is the adapter's fault; any other ends the loop, as it would have there."""
+    """An `AdapterError` is the adapter's fault; any other is raised in the loop and ends it."""
     read_s: float
 
 
@@ -124,12 +128,12 @@ class _Loop:
     """Steps the engine while it has work and sleeps on the inbox while it has none."""
 
     engine: Engine
-    connection: Connection
+    pipe: socket.socket
     inbox: queue.SimpleQueue[Command | _ReadAdapter]
     max_wait_s: float
     _pending: list[SequenceEvent] = field(default_factory=list)
     _leaving: dict[str, UnloadAdapter] = field(default_factory=dict)
-    """Adapters that drain, and who is to hear when they have gone."""
+    """Commands to unload adapters that still drain, by name."""
     _reported_s: float = 0.0
     _stopping: bool = False
 
@@ -147,7 +151,7 @@ class _Loop:
         if self._stopping:
             return
         self._pending += self.engine.step()
-        self._tell_who_has_left()
+        self._reply_unloaded()
         has_final = any(not isinstance(event, SequenceDelta) for event in self._pending)
         if has_final or time.monotonic() - self._reported_s >= REPORT_INTERVAL_S:
             self._report()
@@ -179,7 +183,7 @@ class _Loop:
         if isinstance(command, Submit):
             self.engine.submit(command.request)
         elif isinstance(command, LoadAdapter):
-            # Beside the steps: reading tens of megabytes takes longer than a step may.
+            # In a thread, while steps run: reading tens of megabytes takes longer than a step may.
             threading.Thread(target=self._read_adapter, args=(command,), name="adapter-reader", daemon=True).start()
         elif isinstance(command, _ReadAdapter):
             self._load_adapter(command)
@@ -188,7 +192,7 @@ class _Loop:
         elif isinstance(command, Cancel):
             self.engine.cancel(command.sequence_id)
             self._pending = [event for event in self._pending if event.sequence_id != command.sequence_id]
-            self._tell_who_has_left()
+            self._reply_unloaded()
         elif isinstance(command, Ping):
             self._report()
         else:
@@ -200,7 +204,7 @@ class _Loop:
         source: Any = None
         error: Exception | None = None
         try:
-            source = self.engine.read_adapter(Path(command.folder))
+            source = self.engine.read_adapter(Path(os.fsdecode(unquote_to_bytes(command.folder))))
         except Exception as caught:  # noqa: BLE001 - the boundary of a thread; the loop raises it
             error = caught
         self.inbox.put(_ReadAdapter(command, source, error, time.monotonic() - began_s))
@@ -212,72 +216,63 @@ class _Loop:
                 raise adapter.error
             self.engine.load_adapter(adapter.command.model_id, adapter.source)
         except AdapterError as error:
-            _send(self.connection, AdapterReply(call, error.reason, str(error)))
+            _send(self.pipe, AdapterReply(call, error.reason, error.detail))
         else:
-            _send(self.connection, AdapterReply(call, read_s=adapter.read_s, place_s=time.monotonic() - began_s))
+            _send(self.pipe, AdapterReply(call, read_s=adapter.read_s, place_s=time.monotonic() - began_s))
 
     def _unload_adapter(self, command: UnloadAdapter) -> None:
         try:
             is_free = self.engine.unload_adapter(command.model_id)
         except AdapterError as error:
-            _send(self.connection, AdapterReply(command.call, error.reason, str(error)))
+            _send(self.pipe, AdapterReply(command.call, error.reason, error.detail))
             return
         if is_free:
-            _send(self.connection, AdapterReply(command.call))
+            _send(self.pipe, AdapterReply(command.call))
         else:
             self._leaving[command.model_id] = command
 
-    def _tell_who_has_left(self) -> None:
+    def _reply_unloaded(self) -> None:
         if self._leaving:
             draining = self.engine.adapters.draining
-            # Asked again, since a sequence that was cancelled leaves without a step.
+            # Asked again, since a cancelled sequence leaves without a step.
             for name in [name for name in self._leaving if name not in draining or self.engine.unload_adapter(name)]:
-                _send(self.connection, AdapterReply(self._leaving.pop(name).call))
+                _send(self.pipe, AdapterReply(self._leaving.pop(name).call))
 
     def _report(self) -> None:
         events, self._pending = tuple(self._pending), []
         self._reported_s = time.monotonic()
-        _send(self.connection, Report(events, self.engine.stats()))
+        _send(self.pipe, EngineOutputs(events, self.engine.stats()))
 
 
 def _read(
-    connection: Connection, inbox: queue.SimpleQueue[Command | _ReadAdapter], on_lost_peer: Callable[[], None]
+    pipe: socket.socket, inbox: queue.SimpleQueue[Command | _ReadAdapter], on_disconnect: Callable[[], None]
 ) -> None:
-    while True:
-        try:
-            frame = receive(connection)
-        except (EOFError, OSError):
-            inbox.put(Stop())
-            on_lost_peer()
-            return
-        inbox.put(decode_command(frame))
+    try:
+        while True:
+            inbox.put(decode_command(*frames.receive(pipe)))
+    except (frames.BrokenFrameError, OSError):
+        inbox.put(Stop())
+        on_disconnect()
 
 
 def _use_one_thread() -> None:
     """Let tensor operations of the calling thread run on it alone.
 
-    Threads that run already keep their number; those that begin later start with one. An adapter is some hundred small
-    tensors: shared out over the 32 cores of an H200's host they took 877 ms, beside steps 947; on one core 26 and 33 ms
+    Threads that exist keep their number; later ones start with one. An adapter is some hundred small tensors. Divided
+    over the 32 cores of an H200's host, reading them took 877 ms, and 947 ms while steps ran; on one core 26 and 33 ms
     (`benchmarks/adapter_load.py`, without and with `--threads 1`, commit caf8981).
     """
-    torch = sys.modules.get("torch")  # not there: an engine without it
+    torch = sys.modules.get("torch")  # the fake engine does not import it
     if torch is not None:
         torch.set_num_threads(1)
 
 
 def _leave_with(parent: int) -> None:
-    """End this process when its parent has gone, even where another process still holds the parent's pipe."""
+    """End this process when its parent has gone, even if another process keeps the parent's socket open."""
     while os.getppid() == parent:
         time.sleep(ORPHAN_CHECK_S)
     os._exit(LOST_PARENT_EXIT)
 
 
-def _send(connection: Connection, message: Message) -> None:
-    connection.send_bytes(encode_message(message))
-
-
-def _try_send(connection: Connection, message: Message) -> None:
-    try:
-        _send(connection, message)
-    except OSError:
-        _log.info("nobody listens to the engine any more")
+def _send(pipe: socket.socket, message: Message) -> None:
+    frames.send(pipe, encode_message(message))

@@ -9,13 +9,14 @@ import torch
 from PIL import Image
 
 from service.engine.gpu.runner import GpuRunner
-from service.engine.process.codec import Submit, decode_command, encode_command
+from service.engine.process.codec import Submit
 from service.engine.protocol import SamplingParams, SequenceFailure, SequenceRequest, SequenceResult
 from service.engine.vision import preparation
 from service.engine.vision.preparation import Preparation, Staging
 from shared.deepseek_ocr.forms import MAX_IMAGE_PIXELS, PageImage, PageViews, may_be_image
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, plan_views
 from shared.deepseek_ocr.images import prepare_views
+from tests.support.frames import through_pipe
 from tests.unit.service.engine.gpu_tiny import paged_engine
 from tests.unit.service.engine.test_engine import MODEL
 from tests.unit.service.engine.tiny import GEOMETRY, PROMPT, drain, tiny_engine
@@ -71,7 +72,7 @@ def test_both_forms_give_the_same_views(seed):
     "page", [image_page(3), views_of(image_page(3)), views_of(image_page(0))], ids=["image", "tiles", "view"]
 )
 def test_both_forms_arrive_in_a_frame(page):
-    arrived = decode_command(b"".join(encode_command(Submit(request_of(page, "a"))))).request.page
+    arrived = through_pipe(Submit(request_of(page, "a"))).request.page
     assert type(arrived) is type(page)
     assert arrived.plan == page.plan
     for received, sent in zip(arrived.arrays, page.arrays, strict=True):

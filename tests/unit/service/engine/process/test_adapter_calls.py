@@ -1,4 +1,4 @@
-"""Commands about adapters over the engine's link, to a thread and to a process, and through the loss of either."""
+"""Commands about adapters over the engine's connection, to a thread and to a process, and when either is lost."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ from service.engine.process.codec import (
     AdapterReply,
     LoadAdapter,
     UnloadAdapter,
-    decode_command,
     decode_message,
-    encode_command,
     encode_message,
 )
 from service.engine.process.engines import ProcessEngine, ThreadEngine
@@ -37,6 +35,7 @@ from service.errors import EngineLostError
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import Mode, ViewPlan
 from tests.support.adapters import write_peft
+from tests.support.frames import through_pipe
 from tests.unit.service.engine.process.test_engines import QUICK, started, until
 
 PLAN = ViewPlan(Mode.GUNDAM, 2, 1, 1, 2, 3)
@@ -72,7 +71,7 @@ async def threaded(**options):
 
 @pytest.mark.parametrize("command", [LoadAdapter(3, "a@1", "/x"), UnloadAdapter(4, "a@1")])
 def test_commands_arrive_unchanged(command):
-    assert decode_command(b"".join(encode_command(command))) == command
+    assert through_pipe(command) == command
 
 
 @pytest.mark.parametrize("reply", [AdapterReply(3), AdapterReply(4, "no_slot", "all are taken", 0.25, 0.5)])
@@ -98,11 +97,18 @@ async def test_a_killed_process_comes_back_with_its_adapters(folders):
         for number in (0, 1):
             await engine.load_adapter(f"a@{number + 1}", folders[number])
         before = [await text_of(engine, f"a@{number}") for number in (1, 2)]
-        os.kill(engine._link._peer.pid, signal.SIGKILL)
+        os.kill(engine._connection._worker.pid, signal.SIGKILL)
         await until(lambda: engine.state is not EngineState.READY)
         await until(lambda: engine.state is EngineState.READY)
         assert sorted(engine.adapters) == ["a@1", "a@2"]
         assert [await text_of(engine, f"a@{number}") for number in (1, 2)] == before
+
+
+async def test_an_adapter_is_read_from_a_folder_whose_name_is_no_utf8(tmp_path):
+    folder = write_peft(tmp_path / "caf\udce9 100%41", seed=0)
+    async with threaded() as (engine, _):
+        await engine.load_adapter("a@1", folder)
+        assert list(engine.adapters) == ["a@1"]
 
 
 async def test_what_was_unloaded_does_not_come_back(folders):
@@ -110,7 +116,7 @@ async def test_what_was_unloaded_does_not_come_back(folders):
         await engine.load_adapter("a@1", folders[0])
         await engine.load_adapter("a@2", folders[1])
         await engine.unload_adapter("a@1")
-        engine._link._peer.end(0.0)
+        engine._connection._worker.end(0.0)
         await until(lambda: len(made) == 2 and engine.state is EngineState.READY)
         assert made[1].adapters.names == ("a@2",)
 
@@ -120,7 +126,7 @@ async def test_an_adapter_whose_files_have_gone_does_not_keep_the_engine_from_co
         await engine.load_adapter("a@1", folders[0])
         await engine.load_adapter("a@2", folders[1])
         (folders[0] / "adapter_model.safetensors").unlink()
-        engine._link._peer.end(0.0)
+        engine._connection._worker.end(0.0)
         await until(lambda: len(made) == 2 and engine.state is EngineState.READY)
         assert list(engine.adapters) == ["a@2"]
 
@@ -143,7 +149,7 @@ async def test_an_adapter_that_ends_the_engine_is_given_to_no_third(folders):
     async with started(ThreadEngine(lambda: Poisoned(adapter_slots=2), supervision=QUICK)) as engine:
         await engine.load_adapter("good@1", folders[0])
         await engine.load_adapter("bad@1", folders[1])
-        engine._link._peer.end(0.0)
+        engine._connection._worker.end(0.0)
         await until(lambda: Poisoned.loads == 2 and engine.state is EngineState.READY)
         assert list(engine.adapters) == ["good@1"]
         await text_of(engine, "good@1")
@@ -216,7 +222,7 @@ async def test_whoever_waits_for_a_lost_engine_hears_so(folders):
         made[0].read_adapter = slow_read
         loading = asyncio.create_task(engine.load_adapter("a@1", folders[0]))
         await asyncio.sleep(0.05)
-        engine._link._peer.end(0.0)
+        engine._connection._worker.end(0.0)
         with pytest.raises(EngineLostError):
             await loading
         gate.set()

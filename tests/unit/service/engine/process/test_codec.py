@@ -6,17 +6,17 @@ import pytest
 from service.engine.process.codec import (
     Broken,
     Cancel,
+    EngineOutputs,
     Ping,
     Ready,
-    Report,
     Stop,
     Submit,
-    decode_command,
     decode_message,
-    encode_command,
     encode_message,
 )
 from service.engine.protocol import MAX_SEED, EngineState, EngineStats, SamplingParams, SequenceDelta, SequenceFailure
+from service.frames import BrokenFrameError
+from tests.support.frames import through_pipe
 from tests.unit.service.engine.standin import INFO, standin_request, standin_result
 
 
@@ -24,7 +24,7 @@ def test_a_submitted_page_arrives_with_its_pixels():
     request = standin_request("a", prompt="Ünicode \x00 <|ref|>", ink=200)
     request = replace(request, params=SamplingParams(3, temperature=0.7, seed=MAX_SEED))
     request.page.tiles_THWC[1] = 7
-    arrived = decode_command(b"".join(encode_command(Submit(request))))
+    arrived = through_pipe(Submit(request))
     assert isinstance(arrived, Submit)
     assert arrived.request.page.plan == request.page.plan
     np.testing.assert_array_equal(arrived.request.page.global_view_HWC, request.page.global_view_HWC)
@@ -36,14 +36,14 @@ def test_a_submitted_page_arrives_with_its_pixels():
 
 def test_a_canary_arrives_as_one():
     request = replace(standin_request("a"), is_canary=True)
-    arrived = decode_command(b"".join(encode_command(Submit(request))))
+    arrived = through_pipe(Submit(request))
     assert isinstance(arrived, Submit)
     assert arrived.request.is_canary
 
 
 @pytest.mark.parametrize("command", [Cancel("a"), Ping(), Stop()])
 def test_commands_arrive_unchanged(command):
-    assert decode_command(b"".join(encode_command(command))) == command
+    assert through_pipe(command) == command
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_commands_arrive_unchanged(command):
     [
         Ready(INFO),
         Broken("what happened"),
-        Report(
+        EngineOutputs(
             (
                 SequenceDelta("a", "Grüße \ud7ff�"),
                 standin_result(standin_request("b")),
@@ -59,7 +59,18 @@ def test_commands_arrive_unchanged(command):
             ),
             EngineStats(EngineState.READY, 1, 2, 3, (4, 5), 6, 0.5),
         ),
+        EngineOutputs((), EngineStats(EngineState.READY, seconds_since_progress=float("inf"))),
     ],
 )
 def test_messages_arrive_unchanged(message):
     assert decode_message(encode_message(message)) == message
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"", b"[]", b'{"kind": "pickle"}', b'{"kind": "broken"}', b'{"kind": "broken", "detail": 3}'],
+    ids=["nothing", "no object", "unknown kind", "missing field", "wrong type"],
+)
+def test_what_is_no_message_is_refused(header):
+    with pytest.raises(BrokenFrameError):
+        decode_message(header)

@@ -62,7 +62,7 @@ async def test_a_page_comes_back_from_the_process():
 async def test_the_process_ignores_signals_meant_for_its_group_and_ends_on_stop():
     engine = ProcessEngine(make_standin, supervision=QUICK)
     async with started(engine):
-        pid = engine._link._peer.pid
+        pid = engine._connection._worker.pid
         os.kill(pid, signal.SIGINT)
         os.kill(pid, signal.SIGTERM)
         assert isinstance((await read(engine, standin_request("a")))[-1], SequenceResult)
@@ -75,7 +75,7 @@ async def test_a_killed_process_fails_its_pages_and_comes_back():
         streams = [engine.submit(standin_request(str(n), prompt="wait")) for n in range(3)]
         firsts = [asyncio.ensure_future(anext(stream)) for stream in streams]
         await until(lambda: len(engine._open) == 3)
-        os.kill(engine._link._peer.pid, signal.SIGKILL)
+        os.kill(engine._connection._worker.pid, signal.SIGKILL)
         failures = await asyncio.gather(*firsts)
         assert [(f.sequence_id, f.code) for f in failures] == [(str(n), "engine_lost") for n in range(3)]
         assert engine.state is EngineState.FAILED
@@ -100,7 +100,7 @@ async def test_the_process_ends_with_its_parent():
         "async def main():\n"
         "    engine = ProcessEngine(make_standin)\n"
         "    await engine.start()\n"
-        "    print(engine._link._peer.pid, flush=True)\n"
+        "    print(engine._connection._worker.pid, flush=True)\n"
         "    await asyncio.sleep(3600)\n"
         "if __name__ == '__main__':\n"
         "    asyncio.run(main())\n"
@@ -155,6 +155,14 @@ async def test_an_engine_that_cannot_start_says_why(factory, timeout_s, message)
     await engine.stop()
 
 
+async def test_an_engine_that_fails_on_a_name_that_is_no_utf8_says_why():
+    def fail():
+        raise OSError("no checkpoint at /models/\udcff")
+
+    with pytest.raises(EngineError, match=r"no checkpoint at /models/\\udcff"):
+        await ThreadEngine(fail, supervision=QUICK).start()
+
+
 async def test_threads_of_the_process_sleep_while_they_wait():
     engine = ProcessEngine(make_saying_how_threads_wait)
     with pytest.raises(EngineError, match="threads are b'passive'"):
@@ -199,9 +207,9 @@ async def test_restarts_are_bounded():
 
 async def test_an_idle_engine_that_died_is_noticed():
     async with started(ThreadEngine(make_standin, supervision=QUICK)) as engine:
-        link = engine._link
-        link._peer.end(0.0)
-        await until(lambda: engine._link is not link and engine.state is EngineState.READY)
+        connection = engine._connection
+        connection._worker.end(0.0)
+        await until(lambda: engine._connection is not connection and engine.state is EngineState.READY)
 
 
 async def test_closing_the_iterator_cancels():
