@@ -88,7 +88,7 @@ def write_adapter(folder: Path, text: TextConfig, rank: int, seed: int) -> int:
     folder.mkdir()
     weights = folder / "adapter_model.safetensors"
     save_file({name: tensor.to(torch.bfloat16) for name, tensor in files.tensors.items()}, weights)
-    (folder / "adapter_config.json").write_text(json.dumps(files.config))
+    (folder / "adapter_config.json").write_text(json.dumps(files.config.values))
     return weights.stat().st_size
 
 

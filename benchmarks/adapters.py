@@ -67,8 +67,7 @@ def write_adapter(folder: Path, seed: int, rank: int, strength: float) -> Path:
     files = random_adapter(nano_config().text_config, rank, seed, strength)
     folder.mkdir()
     save_file(dict(files.tensors), folder / "adapter_model.safetensors")
-    targets = sorted({name.split(".")[-3] for name in files.tensors})
-    config = {**files.config, "bias": "none", "target_modules": targets, "base_model_name_or_path": "nano"}
+    config = {**files.config.values, "bias": "none", "base_model_name_or_path": "nano"}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 from torch import Tensor
 
 from service.engine.engine import TorchEngine
 from service.engine.lora.files import AdapterFiles
 from service.engine.lora.shapes import layer_shapes
+from shared.contract.peft_config import parse_config
 from shared.deepseek_ocr.configuration import TextConfig
 
 STRENGTH = 1e-3
@@ -60,4 +63,6 @@ def random_adapter(text: TextConfig, rank: int, seed: int, strength: float = STR
                 tensors[f"{key}.lora_A.weight"] = torch.randn(rank, shape.inputs, generator=noise)
                 ups = torch.randn(shape.part_width, rank, generator=noise)
                 tensors[f"{key}.lora_B.weight"] = ups * strength
-    return AdapterFiles(tensors, {"peft_type": "LORA", "r": rank, "lora_alpha": rank})
+    targets = sorted({name.split(".")[-3] for name in tensors})
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": targets}
+    return AdapterFiles(tensors, parse_config(json.dumps(config).encode()))

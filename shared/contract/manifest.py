@@ -8,7 +8,6 @@ minors known here an unknown field is an error, as it can only be a misspelling.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -63,11 +62,6 @@ class LoraRecord(_Record):
     targets: Annotated[tuple[Text, ...], Field(min_length=1, max_length=256)]
     """Last parts of the adapted modules' names, sorted, such as `q_proj`."""
     num_tensors: Annotated[int, Field(ge=2, le=10**6)]
-
-    @property
-    def scaling(self) -> float:
-        """Factor of B times A."""
-        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
 
 class FileRecord(_Record):

@@ -41,7 +41,7 @@ class Reason(StrEnum):
     NOT_LORA = "not_lora"
     UNSUPPORTED_OPTION = "unsupported_option"
     DORA = "dora"
-    RSLORA = "rslora"
+    RSLORA = "rslora"  # for readers of a volume that cannot scale by the root of the rank; ours can
     MODULES_TO_SAVE = "modules_to_save"
     CONFIG_CONFLICT = "config_conflict"
 

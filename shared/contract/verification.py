@@ -38,11 +38,8 @@ class ServingPolicy:
     base_model: str | None = None
     base_revisions: frozenset[str] | None = None
     """Every name of the revision served, such as the commit of the repository and the SHA-256 of the weights."""
-    targets: frozenset[str] | None = None
-    """Last parts of modules' names that may be adapted."""
     module_shapes: Mapping[str, tuple[int, int]] | None = None
     """Outputs and inputs of the base model's linear modules, by whole name."""
-    takes_rslora: bool = True
     limits: ContentLimits = field(default_factory=ContentLimits)
 
 
@@ -101,7 +98,7 @@ def check_manifest(manifest: AdapterManifest, policy: ServingPolicy) -> None:
         policy: What is served.
 
     Raises:
-        AdapterRefusedError: About files, evaluation, base model, rank or targets.
+        AdapterRefusedError: About files, evaluation, base model, rank or size.
     """
     _check_files(manifest.files)
     if manifest.forced is None:
@@ -119,11 +116,6 @@ def check_manifest(manifest: AdapterManifest, policy: ServingPolicy) -> None:
         raise AdapterRefusedError(
             Reason.RANK_TOO_LARGE, f"rank {manifest.lora.rank}, the limit is {policy.limits.max_rank}"
         )
-    if manifest.lora.use_rslora and not policy.takes_rslora:
-        raise AdapterRefusedError(Reason.RSLORA, "use_rslora is set")
-    strangers = sorted(set(manifest.lora.targets) - policy.targets) if policy.targets is not None else []
-    if strangers:
-        raise AdapterRefusedError(Reason.TARGET_NOT_ALLOWED, ", ".join(ascii(name) for name in strangers[:5]))
     if manifest.files[WEIGHTS_FILE].size_bytes > policy.limits.max_weights_bytes:
         raise AdapterRefusedError(
             Reason.FILE_TOO_LARGE,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from service.engine.lora.files import ROUTED, AdapterFiles, Pair, find_pairs, read_config
+from service.engine.lora.files import ROUTED, AdapterFiles, Pair, find_pairs
 from service.engine.lora.low_rank import SlotMatrices, compact
 from service.engine.lora.registry import AdapterError
 from service.engine.lora.shapes import GroupShape, layer_shapes
@@ -141,7 +141,9 @@ class AdapterBank:
         Raises:
             AdapterError: With the reason.
         """
-        rank, scaling = read_config(files.config, self.max_rank)
+        rank, scaling = files.config.rank, files.config.scaling
+        if rank > self.max_rank:
+            raise AdapterError("rank_too_large", f"rank {rank}, the slots are for at most {self.max_rank}")
         packed: list[dict[str, LowRank]] = [{} for _ in self._shapes]
         for pair in find_pairs(files.tensors, rank, self._text, takes_experts=self.has_experts):
             # In the model's type: what fits into float32 may not fit into float16.
