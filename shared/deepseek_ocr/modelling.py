@@ -25,7 +25,7 @@ from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.initialisation import initialise
 from shared.deepseek_ocr.loss import loss_in_pieces, next_token_loss
 from shared.deepseek_ocr.moe import Experts
-from shared.deepseek_ocr.pages import PageReading
+from shared.deepseek_ocr.pages import PageInputMixin
 from shared.deepseek_ocr.sam import SamEncoder
 from shared.deepseek_ocr.vision import assemble_page, normalise_views
 
@@ -102,7 +102,7 @@ class DeepseekOcrModel(nn.Module):
         return self.norm(x_BLD), torch.stack(penalties).mean() if penalties else None
 
 
-class DeepseekOcrForConditionalGeneration(PageReading, PreTrainedModel, GenerationMixin):  # type: ignore[misc] # looser signature
+class DeepseekOcrForConditionalGeneration(PageInputMixin, PreTrainedModel, GenerationMixin):  # type: ignore[misc] # looser signature
     """Reads pages: images and a prompt in, text tokens out.
 
     Sequences are laid out as: bos, one image token per vision token, the prompt's text tokens, the answer.

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
 from shared.deepseek_ocr.loss import loss_in_pieces
-from shared.deepseek_ocr.pages import PageReading
+from shared.deepseek_ocr.pages import PageInputMixin
 from shared.deepseek_ocr.relative_attention import relative_attention, relative_table
 from shared.deepseek_ocr.vision import normalise_views
 
@@ -54,7 +54,7 @@ class FusedSamAttention(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(views, height, width, channels)), None
 
 
-class Ocr2Reading(PageReading):
+class Ocr2Mixin(PageInputMixin):
     """v1's interface over transformers' DeepSeek-OCR-2; a mixin that goes before its class."""
 
     geometry = OCR2_GEOMETRY
@@ -129,9 +129,9 @@ class Ocr2Reading(PageReading):
         Args:
             input_ids: `[B, L]`.
             inputs_embeds: `[B, L, D]` in the place of `input_ids`.
-            global_views_BHWC: see `PageReading.image_features`.
-            tiles_THWC: see `PageReading.image_features`.
-            tile_grids_B2: see `PageReading.image_features`.
+            global_views_BHWC: see `PageInputMixin.image_features`.
+            tiles_THWC: see `PageInputMixin.image_features`.
+            tile_grids_B2: see `PageInputMixin.image_features`.
             labels: `[B, L]`, -100 where the loss looks away; shifted here.
             loss_alone: as v1's forward has it; it does nothing without embedded tokens, or with an attention mask.
             **kwargs: everything else that transformers' forward takes.
@@ -176,7 +176,7 @@ class Ocr2Reading(PageReading):
         return decoder.norm(hidden_BLD)
 
 
-class DeepseekOcr2Reader(Ocr2Reading, DeepseekOcr2ForConditionalGeneration):  # type: ignore[misc] # looser signature
+class DeepseekOcr2Reader(Ocr2Mixin, DeepseekOcr2ForConditionalGeneration):  # type: ignore[misc] # looser signature
     """DeepSeek-OCR-2 with v1's interface; the state dictionary stays transformers' own."""
 
     def __init__(self, config: DeepseekOcr2Config) -> None:
@@ -194,7 +194,7 @@ def adopt(model: Any) -> Any:
         The same object.
     """
     kind = type(model)
-    model.__class__ = type("AdoptedDeepseekOcr2", (Ocr2Reading, kind), {"__module__": __name__})
+    model.__class__ = type("AdoptedDeepseekOcr2", (Ocr2Mixin, kind), {"__module__": __name__})
     _fuse_attention(model)
     return model
 

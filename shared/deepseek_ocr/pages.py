@@ -17,7 +17,7 @@ IMAGE_ARGUMENTS = ("global_views_BHWC", "tiles_THWC", "tile_grids_B2")
 """Names of `forward`'s arguments that only the prefill needs."""
 
 
-class PageReading:
+class PageInputMixin:
     """Methods over a model's `encode_views` and `assemble_page`; a mixin for transformers models."""
 
     if TYPE_CHECKING:
