@@ -1,8 +1,7 @@
-"""PEFT adapters on a model that is loaded for reading: put on, switched off for a while, or merged in.
+"""PEFT adapters on a loaded model: attached, and switched off for a while to read with the base model.
 
-Owns the way from a PEFT folder to a model that reads with it, and the checks that nothing of it is lost on that way.
-PEFT does the arithmetic. Needs torch, peft and safetensors alone. What may be served is the contract's question
-(`shared.contract`), asked by `trainer.publishing.gate`.
+Owns the steps from a PEFT folder to a model that reads with it, and the checks that nothing is lost between. PEFT does
+the arithmetic. Needs only torch, peft and safetensors. `shared.contract` reads the config and names the tensors.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from shared.contract.volume import CONFIG_FILE, WEIGHTS_FILE
 from trainer.reading.protocol import ReaderError
 
 _NAMED_MODULES = 3
-"""Modules that a message names before it stops."""
+"""Modules that a message lists; it only counts the rest."""
 
 
 class AdapterError(ReaderError):
-    """A folder that is no adapter for the model in question; the message says why and what to do."""
+    """A folder without an adapter for the model; the message says why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class AdapterFolder:
 
 @dataclass(frozen=True, slots=True)
 class AttachedAdapter:
-    """An adapter on a model; the model reads with it wherever it is used."""
+    """A model with an adapter, which is active except within `base_alone`."""
 
     model: Any
     """The model itself, not PEFT's wrapper, so that it has its own methods."""
@@ -57,28 +56,28 @@ class AttachedAdapter:
 
     @contextmanager
     def base_alone(self) -> Iterator[Any]:
-        """Let the model read without the adapter, exactly as it did before.
+        """Switch the adapter off within a block: the model reads exactly as before.
 
         Yields:
             The model.
         """
         with self._wrapper.disable_adapter():
             yield self.model
-        # Switching it on again makes PEFT want to train it.
+        # When PEFT switches the adapter on again it makes it trainable.
         self._wrapper.requires_grad_(requires_grad=False)
 
 
 def read_adapter(folder: Path | str) -> AdapterFolder:
-    """Read a PEFT folder. No code of the folder's is run: weights are taken from safetensors alone.
+    """Read a PEFT folder. No code from the folder is run: weights are read from safetensors only.
 
     Args:
-        folder: Holds `adapter_config.json` and `adapter_model.safetensors`.
+        folder: Has `adapter_config.json` and `adapter_model.safetensors`.
 
     Returns:
-        Config and weights, all of them finite.
+        Config and weights; all values are finite.
 
     Raises:
-        AdapterError: A file is missing, broken, or not of a LoRA.
+        AdapterError: A file is missing or broken, or the contract refuses it.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -104,25 +103,25 @@ def read_adapter(folder: Path | str) -> AdapterFolder:
 
 
 def attach_adapter(model: Any, adapter: AdapterFolder | Path | str) -> AttachedAdapter:
-    """Put an adapter on a model, in place and beside its weights. A model takes one adapter.
+    """Attach an adapter to a model, in place; the model's own weights do not change. A model takes one adapter.
 
     Args:
-        model: DeepSeek-OCR, DeepSeek-OCR-2 or nano, as `load_checkpoint` gives it.
-        adapter: PEFT's folder, or what `read_adapter` made of it.
+        model: DeepSeek-OCR, DeepSeek-OCR-2 or nano, from `load_checkpoint`.
+        adapter: A PEFT folder, or the result of `read_adapter`.
 
     Returns:
-        The adapter on the model, in evaluation mode, in the model's number type.
+        The model with the adapter, in evaluation mode and in the model's dtype.
 
     Raises:
-        AdapterError: The folder is none, or its adapter does not fit the model; the model is unchanged then.
+        AdapterError: The adapter cannot be read or does not fit the model, which is then unchanged.
     """
     files = adapter if isinstance(adapter, AdapterFolder) else read_adapter(adapter)
     _check_fit(model, files)
     # PEFT takes seconds to import.
     from peft import PeftModel, set_peft_model_state_dict
 
-    # The tensors say which modules are adapted, so no pattern that came with a folder is evaluated. Their type is the
-    # model's: PEFT would make them float32, which is slower and not what a service computes with.
+    # The tensors say which modules are adapted, so no pattern from the folder is evaluated. They get the model's dtype:
+    # PEFT would make them float32, which is slower and differs from the service.
     wrapper = PeftModel(model, _lora_config(files), autocast_adapter_dtype=False)
     try:
         result: Any = set_peft_model_state_dict(wrapper, dict(files.tensors))
