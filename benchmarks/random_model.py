@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from service.engine.engine import TorchEngine
 from service.engine.lora.files import AdapterFiles
 from service.engine.lora.shapes import layer_shapes
+from shared.contract.peft_config import parse_config
 from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.checkpoint import read_config, save_checkpoint
 from shared.deepseek_ocr.configuration import DeepseekOcrConfig, TextConfig
@@ -157,7 +158,9 @@ def random_adapter(text: TextConfig, rank: int, seed: int, strength: float = ADA
                 tensors[f"{key}.lora_A.weight"] = torch.randn(rank, shape.inputs, generator=noise)
                 ups = torch.randn(shape.part_width, rank, generator=noise)
                 tensors[f"{key}.lora_B.weight"] = ups * strength
-    return AdapterFiles(tensors, {"peft_type": "LORA", "r": rank, "lora_alpha": rank})
+    targets = sorted({name.split(".")[-3] for name in tensors})
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": targets, "bias": "none"}
+    return AdapterFiles(tensors, parse_config(json.dumps(config).encode()))
 
 
 def write_random_adapter(
@@ -170,8 +173,7 @@ def write_random_adapter(
     folder.mkdir()
     weights = folder / "adapter_model.safetensors"
     save_file({name: tensor.to(dtype) for name, tensor in files.tensors.items()}, weights)
-    targets = sorted({name.split(".")[-3] for name in files.tensors})
-    config = {**files.config, "bias": "none", "target_modules": targets, "base_model_name_or_path": "random"}
+    config = {**files.config.values, "base_model_name_or_path": "random"}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return weights.stat().st_size
 

@@ -1,7 +1,7 @@
-"""config.json of public DeepSeek-OCR checkpoints to and from `DeepseekOcrConfig`.
+"""Converts config.json of public DeepSeek-OCR checkpoints to `DeepseekOcrConfig` and back.
 
-Owns the names that the public file uses and what it leaves unsaid (the encoders' fixed sizes). Values that are ours
-alone, such as a convolutional stem or the geometry of views, are further keys of the same file. Reads no files.
+Owns the names that the public file uses, and the sizes that it omits because the encoders are fixed. Our own values,
+such as a convolutional stem or the geometry of views, are additional keys of the same file. Reads no files.
 """
 
 from __future__ import annotations
@@ -66,24 +66,24 @@ _TEXT_FIXED: dict[str, tuple[Any, ...]] = {
     "moe_layer_freq": (1,),
     "ep_size": (1,),
 }
-"""What the decoder does in one way only; a file that asks for another is refused, not misread."""
+"""Options for which the decoder supports only one value; a file with another value is refused, not misread."""
 
 
 class ConfigError(ValueError):
-    """A config.json that does not describe a model we can build; the message names the value."""
+    """A config.json for a model that cannot be built; the message names the value."""
 
 
 def config_from_public(values: dict[str, Any]) -> DeepseekOcrConfig:
     """Build a configuration from the contents of a public config.json.
 
     Args:
-        values: the parsed file.
+        values: the parsed JSON object.
 
     Returns:
-        The configuration; what the file does not say has DeepSeek-OCR's values.
+        The configuration; values missing in the file are those of DeepSeek-OCR.
 
     Raises:
-        ConfigError: A part is missing, or a value asks for something that the model does not do.
+        ConfigError: A part is missing, or a value is not supported.
     """
     if values.get("model_type") != MODEL_TYPE:
         raise ConfigError(f"config.json: model_type is {values.get('model_type')!r}, expected {MODEL_TYPE!r}")
@@ -109,19 +109,19 @@ def config_from_public(values: dict[str, Any]) -> DeepseekOcrConfig:
 
 
 def config_to_public(config: DeepseekOcrConfig) -> dict[str, Any]:
-    """Write a configuration as the public config.json has it, inverse of `config_from_public`.
+    """Convert a configuration to the layout of the public config.json; the inverse of `config_from_public`.
 
     Args:
-        config: the configuration.
+        config: of any size, including nano's.
 
     Returns:
-        Plain JSON values.
+        A JSON object.
     """
     sam, clip, text = config.sam_config, config.clip_config, config.text_config
     language: dict[str, Any] = {name: getattr(text, name) for name in _TEXT_NAMES}
     language |= {name: allowed[0] for name, allowed in _TEXT_FIXED.items()}
     language |= {"architectures": ["DeepseekV2ForCausalLM"], "num_key_value_heads": text.num_attention_heads}
-    # Zero head widths say, in the public file, that there is no latent attention.
+    # In the public file, head widths of 0 mean that there is no latent attention.
     language |= {"kv_lora_rank": None, "q_lora_rank": None, "qk_nope_head_dim": 0, "qk_rope_head_dim": 0}
     language |= {"v_head_dim": 0, "n_group": 1, "topk_group": 1, "lm_head": True, "rm_head": False}
     public: dict[str, Any] = {
