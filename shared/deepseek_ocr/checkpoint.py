@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from shared.deepseek_ocr.configuration import DeepseekOcrConfig
 from shared.deepseek_ocr.layout import is_unused, public_slots
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.public_config import ConfigError, config_from_public, config_to_public
@@ -63,6 +64,7 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     layers_device: torch.device | str | None = None,
+    model_class: type[DeepseekOcrForConditionalGeneration] = DeepseekOcrForConditionalGeneration,
 ) -> DeepseekOcrForConditionalGeneration:
     """Build the model that a folder describes and fill in its weights.
 
@@ -73,6 +75,7 @@ def load_model(
         device: where the weights go.
         dtype: what they become.
         layers_device: where those of the decoder's layers go, for whoever moves them on one by one; None: as the rest.
+        model_class: of the model; the `model_type` of its configuration has to be the folder's.
 
     Returns:
         The model in evaluation mode.
@@ -80,12 +83,16 @@ def load_model(
     Raises:
         CheckpointError: A file is missing or broken; a tensor is missing, unknown or has the wrong shape.
     """
+    values = read_config(folder)
+    config_class, given = model_class.config_class, values.get("model_type")
+    if given != config_class.model_type:
+        raise CheckpointError(f"{folder}: config.json: model_type is {given!r}, expected {config_class.model_type!r}")
     try:
-        config = config_from_public(read_config(folder))
+        config = config_from_public(values, config_class)
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     with torch.device("meta"):
-        model = DeepseekOcrForConditionalGeneration(config)
+        model = model_class(config)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     places = {name: (layers_device if name.startswith(LAYERS) else None) or device for name in shapes}
     state = {name: torch.empty(shape, device=places[name], dtype=dtype) for name, shape in shapes.items()}

@@ -108,7 +108,7 @@ class DeepseekOcrForConditionalGeneration(PageReading, PreTrainedModel, Generati
     Sequences are laid out as: bos, one image token per vision token, the prompt's text tokens, the answer.
     """
 
-    config_class = DeepseekOcrConfig
+    config_class: type[DeepseekOcrConfig] = DeepseekOcrConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]  # noqa: RUF012 - declared as an instance variable by the base class
