@@ -16,7 +16,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shared.deepseek_ocr.configuration import DeepseekOcrConfig
 from shared.deepseek_ocr.layout import is_unused, public_slots
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.public_config import ConfigError, config_from_public, config_to_public
