@@ -230,7 +230,7 @@ class InvalidFieldError(UnprocessableError):
     """An option in the form or in the query string is missing, unknown, repeated or out of its range."""
 
     code = "invalid_field"
-    title = "A form field is missing, unknown or not valid."
+    title = "A field of the form or the query string is missing, unknown or not valid; field names it."
 
 
 class EmptyFileError(UnprocessableError):

@@ -1,7 +1,8 @@
 """The models of the family: how each is loaded, where its parts are, and what runs it faster than its own code.
 
 To add a model, write one file with its class (it implements `protocol.OcrModel`) and a loader, and add an entry to
-`MODELS`. `tests/unit/shared/deepseek_ocr/test_registry.py` does that. Imports neither torch nor a model: loaders are named, and imported when a checkpoint needs them.
+`MODELS`; `tests/unit/shared/deepseek_ocr/test_registry.py` does that. Imports neither torch nor a model: loaders are
+named, and imported when a checkpoint needs them.
 """
 
 from __future__ import annotations

@@ -209,3 +209,11 @@ def test_start_says_how_to_try_it() -> None:
     with running_server() as server:
         assert f"curl -F file=@docs/samples/sample-block.png {server.url}/ocr" in server.log.read_text()
         assert f"{server.url}/\n" in server.log.read_text()
+
+
+def test_head_through_a_real_server_keeps_the_connection_usable(server: ServerProcess) -> None:
+    with httpx.Client(base_url=server.url) as client:
+        for path in ("/livez", "/readyz", "/metrics", "/"):
+            head, get = client.head(path), client.get(path)
+            assert (head.status_code, head.content, get.status_code) == (200, b"", 200)
+            assert get.content
