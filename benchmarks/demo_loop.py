@@ -218,6 +218,10 @@ def main() -> int:
         except DemoError as error:
             sys.stderr.write(f"error: {error}\n")
             return 1
+        except KeyboardInterrupt:
+            kept = f"what was made is in {out}" if arguments.keep else "nothing is kept without --keep"
+            sys.stderr.write(f"\ninterrupted; {kept}\n")
+            return 130
     print(json.dumps(result))
     return 0 if result["adapter_cer"] < result["base_cer"] else 1
 

@@ -63,6 +63,7 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     layers_device: torch.device | str | None = None,
+    model_class: type[DeepseekOcrForConditionalGeneration] = DeepseekOcrForConditionalGeneration,
 ) -> DeepseekOcrForConditionalGeneration:
     """Build the model of a checkpoint and load its weights.
 
@@ -74,6 +75,7 @@ def load_model(
         dtype: of the weights, whatever the files have.
         layers_device: of the weights in the decoder's layers, for a caller that moves the layers one by one; None: as
             the others.
+        model_class: of the model; its configuration's `model_type` has to be the folder's.
 
     Returns:
         The model in evaluation mode.
@@ -81,12 +83,16 @@ def load_model(
     Raises:
         CheckpointError: A file is missing or broken; a tensor is missing, unknown or has the wrong shape.
     """
+    values = read_config(folder)
+    config_class, given = model_class.config_class, values.get("model_type")
+    if given != config_class.model_type:
+        raise CheckpointError(f"{folder}: config.json: model_type is {given!r}, expected {config_class.model_type!r}")
     try:
-        config = config_from_public(read_config(folder))
+        config = config_from_public(values, config_class)
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     with torch.device("meta"):
-        model = DeepseekOcrForConditionalGeneration(config)
+        model = model_class(config)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     places = {name: (layers_device if name.startswith(LAYERS) else None) or device for name in shapes}
     state = {name: torch.empty(shape, device=places[name], dtype=dtype) for name, shape in shapes.items()}

@@ -108,7 +108,7 @@ class DeepseekOcrForConditionalGeneration(PageInputMixin, PreTrainedModel, Gener
     A sequence consists of bos, one image token per vision token, the prompt's text tokens, and the answer.
     """
 
-    config_class = DeepseekOcrConfig
+    config_class: type[DeepseekOcrConfig] = DeepseekOcrConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]  # noqa: RUF012 - declared as an instance variable by the base class

@@ -10,8 +10,6 @@ from typing import Any
 
 from shared.deepseek_ocr.configuration import ClipConfig, DeepseekOcrConfig, SamConfig, TextConfig
 
-MODEL_TYPE = "deepseek_vl_v2"
-
 _SAM_NAMES = {
     "width": "hidden_size",
     "layers": "num_hidden_layers",
@@ -73,11 +71,14 @@ class ConfigError(ValueError):
     """A config.json for a model that cannot be built; the message names the value."""
 
 
-def config_from_public(values: dict[str, Any]) -> DeepseekOcrConfig:
+def config_from_public(
+    values: dict[str, Any], config_class: type[DeepseekOcrConfig] = DeepseekOcrConfig
+) -> DeepseekOcrConfig:
     """Build a configuration from the contents of a public config.json.
 
     Args:
-        values: the parsed JSON object.
+        values: the parsed JSON object; its `model_type` is not checked.
+        config_class: class of the result.
 
     Returns:
         The configuration; values missing in the file are those of DeepSeek-OCR.
@@ -85,8 +86,6 @@ def config_from_public(values: dict[str, Any]) -> DeepseekOcrConfig:
     Raises:
         ConfigError: A part is missing, or a value is not supported.
     """
-    if values.get("model_type") != MODEL_TYPE:
-        raise ConfigError(f"config.json: model_type is {values.get('model_type')!r}, expected {MODEL_TYPE!r}")
     language = _part(values, "language_config")
     widths = _part(_part(values, "vision_config"), "width")
     clip = _part(widths, "clip-l-14-224")
@@ -94,7 +93,7 @@ def config_from_public(values: dict[str, Any]) -> DeepseekOcrConfig:
     clip_values.setdefault("intermediate_size", 4 * clip_values.get("hidden_size", ClipConfig().hidden_size))
     extra = {name: values[name] for name in ("image_token_id", "geometry") if name in values}
     try:
-        config = DeepseekOcrConfig(
+        config = config_class(
             sam_config=SamConfig(**_renamed(_part(widths, "sam_vit_b"), _SAM_NAMES)),
             clip_config=ClipConfig(**clip_values),
             text_config=_text_config(language),
@@ -126,7 +125,7 @@ def config_to_public(config: DeepseekOcrConfig) -> dict[str, Any]:
     language |= {"v_head_dim": 0, "n_group": 1, "topk_group": 1, "lm_head": True, "rm_head": False}
     public: dict[str, Any] = {
         "architectures": ["DeepseekOCRForCausalLM"],
-        "model_type": MODEL_TYPE,
+        "model_type": config.model_type,
         "image_token_id": config.image_token_id,
         "global_view_pos": "head",
         "tile_tag": "2D",

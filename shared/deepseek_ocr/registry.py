@@ -1,7 +1,8 @@
 """The models of the family: how each is loaded, where its parts are, and which fast paths of the engine support it.
 
-To add a model, write one file with its class (an implementation of `protocol.OcrModel`) and a loader, and add an entry
-to `MODELS`. Imports neither torch nor a model: loaders are given by name and imported when a checkpoint needs them.
+To add a model, write one file with its class (it implements `protocol.OcrModel`) and a loader, and add an entry to
+`MODELS`; `tests/unit/shared/deepseek_ocr/test_registry.py` does that. Imports neither torch nor a model: loaders are
+named, and imported when a checkpoint needs them.
 """
 
 from __future__ import annotations
@@ -33,16 +34,19 @@ class ModelKind:
     None: only `loader` can load the model."""
 
 
+V1 = ModelKind(
+    loader="shared.deepseek_ocr.checkpoint:load_model",
+    decoder="model.layers.",
+    vision=("model.sam_model.", "model.vision_model.", "model.projector."),
+    has_fast_decoder=True,
+    has_fast_vision=True,
+    takes_adapters=True,
+    names_are_tensors=True,
+)
+"""DeepSeek-OCR and nano; a model that differs in numbers alone is `replace(V1, loader=...)`."""
+
 MODELS = {
-    "deepseek_vl_v2": ModelKind(  # DeepSeek-OCR and nano
-        loader="shared.deepseek_ocr.checkpoint:load_model",
-        decoder="model.layers.",
-        vision=("model.sam_model.", "model.vision_model.", "model.projector."),
-        has_fast_decoder=True,
-        has_fast_vision=True,
-        takes_adapters=True,
-        names_are_tensors=True,
-    ),
+    "deepseek_vl_v2": V1,
     "deepseek_ocr2": ModelKind(
         loader="shared.deepseek_ocr.ocr2:load_ocr2",
         decoder="model.language_model.layers.",
