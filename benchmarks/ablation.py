@@ -1,7 +1,7 @@
-"""The engine without one of its ideas: what each gave is what its absence costs.
+"""The engine without one of its ideas: what each idea gives is what its absence costs.
 
-Owns how an idea is switched off: by the engine's limits where they say it, else by replacing a part from outside while
-the measurement lasts. The engine itself knows nothing of ablations.
+Switches an idea off through the engine's limits where they allow it, else by replacing a part from outside for the time
+of the measurement. The engine knows nothing of ablations.
 """
 
 from __future__ import annotations
@@ -53,14 +53,7 @@ def limits_without(idea: Idea | None, limits: EngineLimits) -> EngineLimits:
 
 @contextmanager
 def without(idea: Idea | None, device: str) -> Iterator[None]:
-    """Leave an idea out of every engine that is made and used within.
-
-    Args:
-        idea: What; None: nothing.
-        device: Where the engine runs.
-
-    Yields:
-        Nothing.
+    """Leave an idea out of every engine made and used within; None: nothing.
 
     Raises:
         AblationError: The engine does not have the idea on this device.
@@ -86,7 +79,7 @@ def without(idea: Idea | None, device: str) -> Iterator[None]:
 def leave_out(idea: Idea | None, engine: TorchEngine) -> TorchEngine:
     """Leave an idea out of one engine: the batching of views, which is a matter of its runner alone."""
     if idea is Idea.VISION_BATCHING:
-        runner: Any = engine._runner  # there is no switch, and there should be none
+        runner: Any = engine._runner  # the engine has no switch for this
         encode = runner.encode
 
         def one_by_one(views: Sequence[Any]) -> list[Any]:
@@ -99,18 +92,7 @@ def leave_out(idea: Idea | None, engine: TorchEngine) -> TorchEngine:
 def plain_mixture(
     x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_EJH: Tensor, down_EHI: Tensor
 ) -> Tensor:
-    """What `kernels.reference.mixture` says, by torch's grouped product; never waits for the device.
-
-    Args:
-        x_TH: Tokens.
-        weights_TK: Of the chosen experts, float32.
-        experts_TK: The chosen experts.
-        gate_up_EJH: Gate rows over up rows.
-        down_EHI: Down projections.
-
-    Returns:
-        `[T, H]` in the tokens' dtype.
-    """
+    """The mixture of `kernels.reference` by torch's grouped product; never waits for the device."""
     num_experts, num_chosen = gate_up_EJH.shape[0], experts_TK.shape[1]
     chosen = experts_TK.flatten().long()
     order = chosen.argsort(stable=True)
@@ -137,7 +119,7 @@ def plain_mixture_add(
 
 
 def _with_argument(made: type, **arguments: Any) -> Any:
-    """Whoever makes one makes it with these keyword arguments."""
+    """Pass these keyword arguments whenever an object of the class is made."""
     make = made.__init__  # type: ignore[misc] # of whatever class is meant
 
     def make_with(self: Any, *positional: Any, **named: Any) -> None:

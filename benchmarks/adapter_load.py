@@ -2,19 +2,19 @@
 
     python benchmarks/adapter_load.py                                   DeepSeek-OCR's dimensions, random weights, a GPU
     python benchmarks/adapter_load.py --model nano --device cpu --streams 4
-    python benchmarks/adapter_load.py --model nano-random --device cpu   nano's dimensions, random weights: stand-stills
+    python benchmarks/adapter_load.py --model nano-random --device cpu   nano's dimensions, random weights: gaps, too
 
-The engine runs in its own process, as in service, and is driven over its link. Stages: `copy`, to a folder of its own
-while it is hashed, as verification does it; `read`, the files into the engine's memory, beside its steps; `place`, into
-the slot, between two steps; `load`, both as the service sees them, messages included; `canary`, the page that every
-new version reads; `answer`, a page of 640 px up to its first text. The checks of verification (manifest, header,
-values) are not among them: they run on the CPU in the service's process, `verify` of `benchmarks/adapters.py`. `total`
-is copy, load, canary and answer: what follows the rename that publishes a version once the service has seen it.
+The engine runs in its own process, as in the service. Stages: `copy`, into a folder of its own while it is hashed, as
+verification does it; `read`, the files into the engine's memory, during its steps; `place`, into the slot, between two
+steps; `load`, both as the service sees them, messages included; `canary`, the page that every new version reads;
+`answer`, a page of 640 px up to its first text. `total` is copy, load, canary and answer: what follows the rename that
+publishes a version once the service has seen it. The checks of verification (manifest, header, values) are not part of
+it: they run in the service's process, see `verify` in `benchmarks/adapters.py`.
 
-Busy means that `--streams` pages are being decoded by the base. `gap` is the longest that one of them went without new
-text from the copy to the end of the canary page; beside it stand the longest while nothing was loaded, and while an
-ordinary page was begun (`answer`). It means something with random weights alone: nano says nothing more after its
-page's end. Prints a table and, last, a JSON line; `--out FILE` appends that line to a file.
+Busy means that the base model is decoding `--streams` pages. `gap` is the longest time that one of them got no new text
+between the copy and the end of the canary page; compare it with the longest while nothing was loaded and while an
+ordinary page started (`answer`). Gaps need random weights: nano writes nothing more after a page's end. Prints a table
+and, last, a JSON line; `--out FILE` appends that line to a file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import argparse
 import asyncio
 import contextlib
 import hashlib
-import json
 import statistics
 import sys
 import tempfile
@@ -36,15 +35,21 @@ from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+
 from benchmarks.origin import command, keep, origin
+from benchmarks.random_model import SMALL, noise_page, random_checkpoint, write_random_adapter
 from service.adapters.canary import read_canary
 from service.engine.config import EngineLimits
 from service.engine.engine import TorchEngine
+from service.engine.factory import make_engine
 from service.engine.process.engines import ProcessEngine
 from service.engine.protocol import SamplingParams, SequenceDelta, SequenceEvent, SequenceFailure, SequenceRequest
 from shared.contract.prompts import Task, prompt_for
 from shared.contract.repetition import LoopRule
-from shared.deepseek_ocr.configuration import DeepseekOcrConfig, TextConfig
+from shared.deepseek_ocr.configuration import DeepseekOcrConfig
+from shared.deepseek_ocr.loading import load_checkpoint
+from shared.deepseek_ocr.nano_config import nano_config
 
 NANO = Path(__file__).resolve().parents[1] / "shared" / "nano"
 STAGES = ("copy", "read", "place", "load", "canary", "answer", "total")
@@ -55,12 +60,6 @@ NEVER = 1_000_000
 
 def make(model: str, device: str, limits: EngineLimits) -> TorchEngine:
     """The engine, in its process."""
-    import torch
-
-    from benchmarks.random_model import random_checkpoint
-    from service.engine.factory import make_engine
-    from shared.deepseek_ocr.loading import load_checkpoint
-
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     if model == "nano":
         checkpoint = load_checkpoint(NANO, device, dtype)
@@ -72,24 +71,7 @@ def make(model: str, device: str, limits: EngineLimits) -> TorchEngine:
 
 def config_of(model: str) -> DeepseekOcrConfig:
     """The model's dimensions."""
-    from shared.deepseek_ocr.nano_config import nano_config
-
     return DeepseekOcrConfig() if model == "random" else nano_config()
-
-
-def write_adapter(folder: Path, text: TextConfig, rank: int, seed: int) -> int:
-    """A PEFT folder of random numbers in bfloat16; the bytes of its weights."""
-    import torch
-    from safetensors.torch import save_file
-
-    from benchmarks.random_adapters import random_adapter
-
-    files = random_adapter(text, rank, seed)
-    folder.mkdir()
-    weights = folder / "adapter_model.safetensors"
-    save_file({name: tensor.to(torch.bfloat16) for name, tensor in files.tensors.items()}, weights)
-    (folder / "adapter_config.json").write_text(json.dumps(files.config))
-    return weights.stat().st_size
 
 
 def copy_hashed(source: Path, target: Path) -> None:
@@ -105,14 +87,12 @@ def copy_hashed(source: Path, target: Path) -> None:
 
 def request_of(engine: ProcessEngine, model_id: str, tokens: int) -> SequenceRequest:
     """A page of noise of 640 px."""
-    from benchmarks.random_model import noise_page
-
-    page = noise_page((640, 640), engine.info.geometry)
+    page = noise_page(SMALL, engine.info.geometry)
     return SequenceRequest(uuid.uuid4().hex, page, prompt_for(Task.FREE), SamplingParams(tokens), model_id)
 
 
 async def first_text_s(engine: ProcessEngine, model_id: str) -> float:
-    """From handing a page over to its first text."""
+    """From submitting a page to its first text."""
     request = request_of(engine, model_id, 4)
     began_s, first_s = time.perf_counter(), 0.0
     async for event in engine.submit(request):
@@ -125,7 +105,7 @@ async def first_text_s(engine: ProcessEngine, model_id: str) -> float:
 async def bring_in(
     engine: ProcessEngine, model_id: str, source: Path, target: Path, on_served: Callable[[], None]
 ) -> dict[str, float]:
-    """One adapter from its folder to its first text; seconds by stage. `on_served` is called before the answer."""
+    """One adapter from its folder to its first text, in seconds by stage; calls `on_served` before the answer."""
     began_s = time.perf_counter()
     await asyncio.to_thread(copy_hashed, source, target)
     copied_s = time.perf_counter()
@@ -147,7 +127,7 @@ async def bring_in(
 
 
 class Streams:
-    """Pages that are decoded all the while, and the longest time that one of them stood still, by what went on."""
+    """Pages that are decoded throughout, and the longest time one of them got no new text, by what was going on."""
 
     def __init__(self, engine: ProcessEngine) -> None:
         self._engine = engine
@@ -171,7 +151,7 @@ class Streams:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def note(self, what: str) -> None:
-        """Say what goes on from now on."""
+        """Say what is going on from now on."""
         self._now = what
 
     async def _read(self) -> None:
@@ -222,7 +202,10 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         sources = [folder / f"source-{seed}" for seed in range(arguments.rounds)]
-        sizes = [write_adapter(source, text, arguments.rank, seed) for seed, source in enumerate(sources)]
+        sizes = [
+            write_random_adapter(source, text, arguments.rank, seed, dtype=torch.bfloat16)
+            for seed, source in enumerate(sources)
+        ]
         result["weights_mb"] = round(max(sizes) / 1e6, 2)
 
         streams = Streams(engine)

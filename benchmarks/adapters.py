@@ -1,21 +1,21 @@
 """Publishing while serving: what a stream of new versions does to the requests of a service under load.
 
     python benchmarks/adapters.py --out auto                  100 publications, 500 loads; 10 minutes on 2 quiet cores
-    python benchmarks/adapters.py --publications 4 --block-publications 2 --loads 20        to see it work
+    python benchmarks/adapters.py --publications 4 --block-publications 2 --loads 20        to try it
     python benchmarks/adapters.py --publications 0            loads and unloads alone
 
 Starts the service with nano on a CPU over an adapter volume and finds its capacity with as many clients as a batch has
-rows. Then requests arrive at random moments, at `--utilisation` of that on average, in blocks by turns: without
-publications, and with one every `--interval` seconds, so that a neighbour on the machine meets both alike. Both blocks
-of a pair get the same pages at the same moments, and every second pair begins without publications. A block begins when
-the one before it has been answered.
+rows. Then requests arrive at random moments, at `--utilisation` of that on average, in alternating blocks: without
+publications, and with one every `--interval` seconds, so that other work on the machine affects both alike. Both blocks
+of a pair get the same pages at the same moments, and every second pair starts without publications. A block starts when
+the previous one has been answered.
 
-Every answer is compared with what the very version that it names says of the page when it is asked alone. The ratio of
-the latencies that 99 % do not exceed comes with an interval: pairs of blocks are drawn again, with replacement, and so
-requests of a block stay together, as they wait for one another. Pages are short, so that there are enough of them.
-Afterwards adapters are loaded into an engine's process and unloaded again, `--loads` times, and memory is looked at.
-Times: from the rename that publishes a version to the first answer that names it, on a service that has nothing else to
-do and on the loaded one, and stages as the service reports them. Prints what it does and, last, a JSON line.
+Every answer is compared with what the version that it names reads on that page when nothing else is running. The ratio
+of the 99th percentiles of latency comes with an interval: pairs of blocks are resampled, so that requests of a block
+stay together, as they wait for one another. Pages are short, so that there are enough of them. Afterwards adapters are
+loaded into an engine's process and unloaded again, `--loads` times, while memory is watched. Times: from the rename
+that publishes a version to the first answer that names it, on an idle service and on the loaded one, and stages as the
+service reports them. Prints what it does and, last, a JSON line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import argparse
 import asyncio
 import contextlib
 import io
-import json
 import random
 import statistics
 import sys
@@ -39,14 +38,17 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import httpx
+import torch
 from PIL import Image, ImageDraw
 
 from benchmarks.demo_loop import service
 from benchmarks.origin import command, keep, origin
+from benchmarks.random_model import write_random_adapter
 from shared.contract.identity import weights_revision
 from shared.contract.manifest import BaseIdentity, CodeVersion
 from shared.contract.publication import Announcement, publish
 from shared.contract.volume import AdapterVolume
+from shared.deepseek_ocr.nano_config import nano_config
 
 NANO = Path(__file__).resolve().parents[1] / "shared" / "nano"
 NAME, QUIET_NAME = "live", "quiet"
@@ -55,22 +57,6 @@ CONTENTS = 5
 PAGES = 4
 BATCH = 8
 TARGETS = {"failed": 0, "wrong": 0, "p99_ratio": 1.2, "first_answer_s": 5.0, "growth_mib": 50.0}
-
-
-def write_adapter(folder: Path, seed: int, rank: int, strength: float) -> Path:
-    """A PEFT folder of random numbers for nano."""
-    from safetensors.torch import save_file
-
-    from benchmarks.random_adapters import random_adapter
-    from shared.deepseek_ocr.nano_config import nano_config
-
-    files = random_adapter(nano_config().text_config, rank, seed, strength)
-    folder.mkdir()
-    save_file(dict(files.tensors), folder / "adapter_model.safetensors")
-    targets = sorted({name.split(".")[-3] for name in files.tensors})
-    config = {**files.config, "bias": "none", "target_modules": targets, "base_model_name_or_path": "nano"}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
 
 
 def page(number: int) -> bytes:
@@ -105,18 +91,18 @@ class Sent:
 
 @dataclass(slots=True)
 class Bench:
-    """A running service and what is known of it."""
+    """A running service and what is known about it."""
 
     client: httpx.AsyncClient
     volume: AdapterVolume
     sources: list[Path]
     tokens: int
     content_of: dict[str, int] = field(default_factory=dict)
-    """Which content stands behind a version."""
+    """The content of each version."""
     pages: list[bytes] = field(default_factory=lambda: [page(number) for number in range(PAGES)])
     sent: list[Sent] = field(default_factory=list)
     published_s: dict[str, float] = field(default_factory=dict)
-    """When a version was handed to `publish`; the rename comes some milliseconds later."""
+    """When `publish` was called; the rename follows some milliseconds later."""
     answered_s: dict[str, float] = field(default_factory=dict)
     """When the first answer named a version."""
 
@@ -132,7 +118,7 @@ class Bench:
         return model_id
 
     async def serves(self, model_id: str) -> None:
-        """Wait until a name stands for a version."""
+        """Wait until a name serves a version."""
         name = model_id.partition("@")[0]
         while True:
             listed = (await self.client.get("/adapters")).json()["adapters"]
@@ -175,7 +161,7 @@ class Bench:
     async def arrivals(
         self, moments: list[tuple[float, int]], seconds: float, *, pair: int, with_publications: bool
     ) -> None:
-        """Pages at given moments, whether or not earlier ones have been answered; returns with the last answer."""
+        """Send pages at given moments, whether or not earlier ones were answered; return with the last answer."""
         began_s = time.perf_counter()
         tasks = []
         for at_s, number in moments:
@@ -195,7 +181,7 @@ class Bench:
         return model_id
 
     async def first_answer_s(self, content: int) -> float:
-        """From the rename to the first answer of the new version; nothing else goes on."""
+        """From the rename to the first answer of the new version, on an idle service."""
         began_s = time.perf_counter()
         model_id = self.publish(QUIET_NAME, content)
         while (sent := await self.read(model_id, 0)).failure:
@@ -379,8 +365,11 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         folder = Path(scratch)
         (folder / "volume").mkdir()
-        places = [folder / f"source-{seed}" for seed in range(CONTENTS)]
-        sources = [write_adapter(place, seed, arguments.rank, arguments.strength) for seed, place in enumerate(places)]
+        sources = [folder / f"source-{seed}" for seed in range(CONTENTS)]
+        for seed, place in enumerate(sources):
+            write_random_adapter(
+                place, nano_config().text_config, arguments.rank, seed, strength=arguments.strength, dtype=torch.float32
+            )
         if not arguments.publications:
             return await load_and_unload(sources, arguments)
         settings = {

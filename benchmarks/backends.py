@@ -1,8 +1,8 @@
-"""Do the trainer's backends work on this device: a short run with each, its adapter written, loaded again and compared.
+"""Do the trainer's backends work on this device? A short run with each; its adapter is written, loaded and compared.
 
-A few updates through `trainer.training.run` itself, with cached features, checks by reading and checkpoints; not a
-measure of speed (`benchmarks/training.py` is). DeepSeek-OCR-2 has its public dimensions and random weights; nano is the
-checkpoint that ships, on pages of forms with a cell for each letter, whose error rate has to fall.
+A few updates through `trainer.training.run` itself, with cached features, validation by reading, and checkpoints.
+`benchmarks/training.py` measures speed. DeepSeek-OCR-2 has its public dimensions and random weights; nano is the
+checkpoint in this repository, on pages of forms with a cell for each letter, whose error rate has to fall.
 
     python benchmarks/backends.py write-ocr2 /tmp/ocr2
     python benchmarks/backends.py run peft|unsloth shared/nano --updates 150 --batch-size 32
@@ -43,7 +43,7 @@ TOLERANCE = 0.05
 
 
 def draw_pages(folder: Path, count: int, seed: int) -> None:
-    """Write pages of a form whose cells hold one letter each: `00000.png` with `00000.txt`."""
+    """Write pages of a form with one letter in each cell: `00000.png` with `00000.txt`."""
     from PIL import Image, ImageDraw, ImageFont
 
     rng = random.Random(seed)
@@ -59,75 +59,19 @@ def draw_pages(folder: Path, count: int, seed: int) -> None:
         (folder / f"{number:05d}.txt").write_text(" ".join(lines), encoding="utf-8")
 
 
-def write_ocr2(folder: Path, *, tiny: bool) -> None:
-    """Write a checkpoint of DeepSeek-OCR-2 with random weights and a byte-level tokenizer."""
-    import torch
-    from transformers import (
-        DeepseekOcr2Config,
-        DeepseekOcr2ForConditionalGeneration,
-        DeepseekOcr2Processor,
-        PreTrainedTokenizerFast,
-    )
-    from transformers.models.deepseek_ocr2.image_processing_pil_deepseek_ocr2 import DeepseekOcr2ImageProcessorPil
-
-    from trainer.nano.corpus.tokenizer import train_tokenizer
-
-    width = 64 if tiny else 1280
-    text = {
-        "vocab_size": 512 if tiny else 129280, "hidden_size": width, "intermediate_size": 128 if tiny else 6848,
-        "num_hidden_layers": 2 if tiny else 12, "num_attention_heads": 2 if tiny else 10,
-        "num_key_value_heads": 2 if tiny else 10, "moe_intermediate_size": 32 if tiny else 896,
-        "n_routed_experts": 4 if tiny else 64, "n_shared_experts": 2, "num_experts_per_tok": 2 if tiny else 6,
-        "mlp_layer_types": ["dense"] + ["sparse"] * (1 if tiny else 11), "bos_token_id": 0, "eos_token_id": 1,
-        "pad_token_id": 2, "max_position_embeddings": 8192, "n_group": 1, "topk_group": 1,
-    }  # fmt: skip
-    encoder = {
-        "hidden_size": 64 if tiny else 896, "intermediate_size": 128 if tiny else 4864,
-        "num_hidden_layers": 2 if tiny else 24, "num_attention_heads": 2 if tiny else 14, "num_key_value_heads": 2,
-    }  # fmt: skip
-    sam: dict[str, Any] = {"downsample_channels": [512, encoder["hidden_size"]]}
-    if tiny:
-        sam |= {
-            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 64, "output_channels": 16,
-            "downsample_channels": [32, 64], "global_attn_indexes": [1],
-        }  # fmt: skip
-    config = DeepseekOcr2Config(
-        text_config=text, vision_config={"sam_config": sam, "encoder_config": encoder}, image_token_id=3
-    )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device(device):
-        model = DeepseekOcr2ForConditionalGeneration(config)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, 0.0, 0.02)
-    model.save_pretrained(folder)
-    core = train_tokenizer([LETTERS, "Free OCR. the page\n"] * 4, vocab_size=280)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token=core.id_to_token(0), eos_token=core.id_to_token(1),
-        pad_token=core.id_to_token(2), extra_special_tokens={"image_token": core.id_to_token(3)},
-    )  # fmt: skip
-    tokenizer.save_pretrained(folder)
-    DeepseekOcr2Processor(image_processor=DeepseekOcr2ImageProcessorPil(), tokenizer=tokenizer).save_pretrained(folder)
-
-
-def write_ocr1(folder: Path, *, tiny: bool) -> None:
-    """Write a checkpoint of DeepSeek-OCR with random weights and nano's tokenizer, which has fewer tokens."""
-    import shutil
-
+def write_checkpoint(command: str, folder: Path, *, tiny: bool) -> None:
+    """Write a checkpoint with random weights: DeepSeek-OCR-2, or DeepSeek-OCR with nano's tokenizer."""
     import torch
 
-    from benchmarks.random_model import random_model
-    from shared.deepseek_ocr.checkpoint import save_checkpoint
-    from shared.deepseek_ocr.configuration import DeepseekOcrConfig
-    from shared.deepseek_ocr.loading import load_checkpoint
+    from benchmarks.random_model import write_random_checkpoint, write_random_ocr2
+    from shared.deepseek_ocr.nano_config import nano_config
 
+    if command == "write-ocr2":
+        write_random_ocr2(folder, tiny=tiny)
+        return
     nano = Path(__file__).resolve().parents[1] / "shared" / "nano"
-    known = load_checkpoint(nano)
-    config = known.model.config if tiny else DeepseekOcrConfig(image_token_id=known.tokenizer.image_id)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    save_checkpoint(random_model(device, torch.bfloat16, config), folder)
-    shutil.copy(nano / "tokenizer.json", folder)
+    write_random_checkpoint(folder, nano, device, nano_config() if tiny else None)
 
 
 def read(options: argparse.Namespace) -> dict[str, object]:
@@ -334,14 +278,11 @@ def main() -> int:
     go.add_argument("--mlp", action="store_true", help="adapt dense layers and shared experts too")
     go.add_argument("--checkpointing", action="store_true")
     options = parser.parse_args()
-    if options.command == "write-ocr2":
-        write_ocr2(options.folder, tiny=options.tiny)
-        return 0
-    if options.command == "write-ocr1":
-        write_ocr1(options.folder, tiny=options.tiny)
-        return 0
     if options.command == "write-pages":
         draw_pages(options.folder, options.count, 1)
+        return 0
+    if options.command.startswith("write"):
+        write_checkpoint(options.command, options.folder, tiny=options.tiny)
         return 0
     record = read(options) if options.command == "read" else run(options)
     sys.stdout.write(json.dumps(record) + "\n")

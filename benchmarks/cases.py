@@ -1,7 +1,7 @@
-"""The cases that engines are compared on, and the images that they read.
+"""The cases on which engines are compared, and the images that they read.
 
-Owns names, sizes and lengths, so that a row of one engine can stand beside a row of another. Knows no engine. Images
-are noise: speed depends on their size alone, and a row says how many tokens were written whatever they mean.
+Owns names, sizes and lengths, so that rows of different engines can be compared. Knows no engine. Images are noise:
+speed depends on their size alone, and a row says how many tokens were written, whatever they mean.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 DISTINCT_IMAGES = 16
-"""Requests of one case go round this many images."""
+"""Requests of one case share this many images."""
 
 SMALL_PX = (640, 640)
 PAGE_PX = (1240, 1754)
@@ -55,15 +55,7 @@ CASES = (
 
 
 def choose_cases(names: Iterable[str], max_requests: int | None, max_tokens: int | None) -> list[Case]:
-    """Cases by name, cut down where a slow device asks for it; rows say what was really asked.
-
-    Args:
-        names: Names to keep; empty: all.
-        max_requests: Requests of a case at most.
-        max_tokens: New tokens of a request at most.
-
-    Returns:
-        The cases, in their own order.
+    """Cases by name (none: all), cut down for slow devices; rows say what was really asked.
 
     Raises:
         ValueError: A name that no case has.
@@ -71,7 +63,7 @@ def choose_cases(names: Iterable[str], max_requests: int | None, max_tokens: int
     wanted = list(names)
     unknown = set(wanted) - {case.name for case in CASES}
     if unknown:
-        raise ValueError(f"there is no case {', '.join(sorted(unknown))}")
+        raise ValueError(f"unknown case {', '.join(sorted(unknown))}")
     return [
         replace(
             case,
@@ -93,19 +85,7 @@ def noise_images(size_px: tuple[int, int], count: int = DISTINCT_IMAGES) -> list
 def row_of(
     engine: str, case: Case, *, prompt_tokens: int, generated_tokens: int, wall_s: float, **more: Any
 ) -> dict[str, Any]:
-    """The figures of one run, under the keys that all engines share.
-
-    Args:
-        engine: Who read.
-        case: What was asked.
-        prompt_tokens: Tokens that a request put before its answer.
-        generated_tokens: Tokens of all answers.
-        wall_s: From the first request's image to the last answer's end.
-        more: Further keys.
-
-    Returns:
-        A JSON object.
-    """
+    """The figures of one run, under the keys that all engines share; `wall_s` is from first image to last answer."""
     return {
         "engine": engine,
         "case": case.name,

@@ -3,10 +3,14 @@ r"""A domain that nano reads badly, as sets to train and to measure on: forms wi
     python benchmarks/comb_domain.py write sets/comb --fonts nano-data/fonts --corpus nano-data/corpus \
         --heldout-fonts nano-data/fonts-heldout --heldout-corpus nano-data/corpus-heldout
 
-Writes below the folder: `mixed`, forms in the training faces with general pages among them, in splits for training and
-for checks; `heldout`, forms in faces of other families with texts of another seed, which training never sees; `general`
-and `general-check`, ordinary lines and blocks of held-out faces and texts, the one to measure what must not get worse
-and the other to watch it. Everything is drawn by the trainer's own `prepare`. Then, on a GPU:
+Writes these sets into the folder, all drawn by the trainer's own `prepare`:
+
+- `mixed`: forms in the training faces and general pages, split for training and validation;
+- `heldout`: forms in faces of other families with texts of another seed, which training never sees;
+- `general` and `general-check`: ordinary lines and blocks of held-out faces and texts, which must not get worse. The
+  first measures that at the end, the second during training.
+
+Then, on a GPU:
 
     python -m trainer train --dataset-name sets/comb/mixed --forgetting-dataset sets/comb/general-check \
         --output-dir runs/comb --backend peft --batch-size 32 --learning-rate 3e-4 --lora-rank 16 --lora-alpha 32 \
@@ -39,7 +43,7 @@ GENERAL_TIERS = ("line", "block")
 
 
 def main() -> int:
-    """Parse, draw, say what there is."""
+    """Parse and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     write = parser.add_subparsers(dest="command", required=True).add_parser("write")
     write.add_argument("folder", type=Path, help="receives the sets; must not exist")
@@ -65,7 +69,7 @@ def main() -> int:
 
 
 def _forms(folder: Path, name: str, fonts: Path, counts: tuple[int, ...], seed: int, splits: tuple[str, ...]) -> None:
-    """Draw forms; the texts of one seed, shared out over splits."""
+    """Draw forms; the texts of one seed are divided among the splits."""
     from trainer.commands.smoke import write_texts
 
     texts = folder / f"{name}.jsonl"
@@ -85,7 +89,7 @@ def _general(folder: Path, fonts: Path, corpus: Path, seed: int, count: int) -> 
 
 
 def _mix(folder: Path) -> None:
-    """Put forms and general pages into one folder: names of files say the split, checks read forms alone."""
+    """Put forms and general pages into one folder: file names give the split, validation reads forms alone."""
     import pyarrow
     from pyarrow import parquet
 

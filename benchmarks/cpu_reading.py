@@ -1,16 +1,16 @@
 """nano against Tesseract 5 on a CPU: the same images, the same cores, pages per second and seconds per page.
 
-    python benchmarks/cpu_reading.py                                the samples that ship
+    python benchmarks/cpu_reading.py                                the included samples
     python benchmarks/cpu_reading.py --data data/nano-eval --limit 10 --out auto
 
-Each reader is measured in the ways its users run it. Tesseract: one process after another on one thread, and as many
-processes at once as there are cores (one thread each, which is its fastest: its own threads fight over the cores).
+Each reader is measured as its users run it. Tesseract: one process after another on one thread, and as many
+processes at once as there are cores (one thread each, its fastest: its own threads compete for the cores).
 nano: one page after another on one thread, one after another on all, and pages together through the engine on all. A
-reader starts from image files. A Tesseract page includes its process's start, since it has no other way to be called
-from outside; nano's start, once for all pages, is left out and stated. A page's seconds are what one page takes when it
-is read alone, or its share of the wall time where pages are read together.
+reader starts from image files. A Tesseract page includes the start of its process, since a program cannot call it any
+other way; nano's start, once for all pages, is not included but printed. A page's seconds are what it takes when read
+alone, or its share of the wall time when pages are read together.
 
-The accuracy stands beside the speed: character error rate against the truth, all pages together. Prints a table, and
+Accuracy comes with the speed: character error rate against the truth, all pages together. Prints a table, and
 one JSON object last; `--out FILE` appends a JSON line for each row to a file.
 """
 
@@ -61,15 +61,7 @@ class Way:
 
 
 def tesseract_ways(cores: int, program: str) -> list[Way]:
-    """Tesseract on one core and on all.
-
-    Args:
-        cores: Cores to use.
-        program: Name or path.
-
-    Returns:
-        None without the program.
-    """
+    """Tesseract on one core and on all; none if the program is missing."""
     ways = []
     for processes in dict.fromkeys((1, cores)):
         try:
@@ -88,16 +80,7 @@ def tesseract_ways(cores: int, program: str) -> list[Way]:
 
 
 def nano_ways(cores: int, batch_size: int, max_new_tokens: int) -> tuple[list[Way], float]:
-    """The shipped model alone on one core, alone on all, and together.
-
-    Args:
-        cores: Cores to use.
-        batch_size: Pages read together.
-        max_new_tokens: Longest answer.
-
-    Returns:
-        The ways, and the seconds from nothing to ready.
-    """
+    """The included model alone on one core, alone on all, and in batches; and the seconds it takes to start."""
     began_s = time.perf_counter()
     checkpoint = load_checkpoint(NANO)
     engine = make_engine(checkpoint, EngineLimits(batch_size=batch_size, max_new_tokens=max_new_tokens), "nano")
@@ -123,19 +106,7 @@ def nano_ways(cores: int, batch_size: int, max_new_tokens: int) -> tuple[list[Wa
 
 
 def read_together(engine: TorchEngine, samples: Sequence[Sample], max_new_tokens: int) -> list[str]:
-    """Open, prepare and read images; all ask at once, the engine takes as many as it has slots.
-
-    Args:
-        engine: Without work.
-        samples: The images.
-        max_new_tokens: Longest answer.
-
-    Returns:
-        Texts, in order.
-
-    Raises:
-        SystemExit: A page failed.
-    """
+    """Open, prepare and read images; all are submitted at once, and the engine takes as many as it has slots."""
     for index, sample in enumerate(samples):
         page = prepared(open_page(sample.image_path), engine.info.geometry)
         engine.submit(
@@ -154,15 +125,7 @@ def read_together(engine: TorchEngine, samples: Sequence[Sample], max_new_tokens
 
 
 def measure(way: Way, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Read all pages once.
-
-    Args:
-        way: Reader and how.
-        samples: The pages.
-
-    Returns:
-        A row.
-    """
+    """Read all pages once; a row."""
     began_s = time.perf_counter()
     texts = way.read(samples)
     wall_s = time.perf_counter() - began_s
@@ -180,13 +143,9 @@ def measure(way: Way, samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The best of nano beside the best of Tesseract: pages per second on all cores, seconds of a page read alone.
+    """The best of nano over the best of Tesseract: pages per second on all cores, seconds of a page read alone.
 
-    Args:
-        rows: As `measure` makes them.
-
-    Returns:
-        Ratios above 1 where nano is faster; empty where a reader is missing.
+    Above 1 nano is faster. Empty if a reader is missing.
     """
 
     def best(reader: str, *, alone: bool) -> float:
@@ -206,7 +165,7 @@ def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="evaluation set; none: the samples that ship")
+    parser.add_argument("--data", type=Path, help="evaluation set; none: the included samples")
     parser.add_argument("--tiers", type=lambda text: text.split(","), default=[])
     parser.add_argument("--limit", type=int, help="pages of a tier at most")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)

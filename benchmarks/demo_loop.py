@@ -1,13 +1,13 @@
-"""The whole loop in one terminal: a service that reads a domain badly, an adapter, the same service reading it well.
+"""The whole loop: a service reads a domain badly, an adapter is trained, the same service reads it well.
 
     python benchmarks/demo_loop.py                     make demo-loop
     python benchmarks/demo_loop.py --keep DIR          keep pages, run and volume there
 
 Starts the service with nano on a CPU over an empty adapter volume and reads the test pages of a small domain through
-its API; then prepares, trains, measures and publishes with the trainer's own commands, printed before they run; waits
-until the running service answers with the new adapter, and reads the same pages again. Nothing is restarted. The domain
-and the settings are those of `python -m trainer smoke`. Prints a summary and, last, a JSON line; the exit status is 1
-where the error rate has not fallen.
+its API. Then it prepares, trains, measures and publishes with the trainer's own commands, which it prints; waits until
+the running service answers with the new adapter; and reads the same pages again. Nothing is restarted. The domain and
+the settings are those of `python -m trainer smoke`. Prints a summary and, last, a JSON line; the exit status is 1 if
+the error rate did not fall.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class DemoError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """What is done, as words after `python -m trainer`."""
+    """Commands of the loop, as words after `python -m trainer`."""
 
     name: str
     """The adapter's."""
@@ -60,15 +60,8 @@ class Loop:
 
 
 def smoke_loop(out: Path) -> Loop:
-    """The domain and the settings of `python -m trainer smoke`.
-
-    Args:
-        out: Folder of everything, with `volume` inside.
-
-    Returns:
-        The loop.
-    """
-    # Here, for the rest needs nothing of the trainer's.
+    """The domain and the settings of `python -m trainer smoke`; its files go below `out`."""
+    # Here, because the rest needs nothing of the trainer.
     smoke = importlib.import_module("trainer.commands.smoke")
     smoke.write_texts(out / smoke.TEXTS_FILE, smoke.NUM_TEXTS, seed=0)
     commands = smoke.smoke_commands(out, [])
@@ -101,12 +94,12 @@ def trainer(words: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def service(volume: Path, log: Path, **settings: str) -> Iterator[Running]:
-    """Run the service over a volume.
+    """Run the service over a volume until the block ends.
 
     Args:
         volume: Where adapters will be published.
-        log: Takes what it says.
-        **settings: More of its settings, without their prefix.
+        log: Gets the service's output.
+        **settings: More settings, without their prefix.
 
     Yields:
         The service, ready.
@@ -150,17 +143,7 @@ def _get(url: str) -> Any:
 
 
 def served_cer(url: str, loop: Loop, model_id: str | None, record: Path) -> float:
-    """Read the test pages through the service.
-
-    Args:
-        url: The service.
-        loop: Which pages.
-        model_id: Who reads; None for the base.
-        record: Where the evaluation's record goes.
-
-    Returns:
-        Character errors over all pages by the number of their characters.
-    """
+    """Read the loop's pages through the service; character errors of all pages over their characters."""
     words = ["evaluate", "--data", str(loop.pages), *loop.part, "--url", url, "--json", str(record)]
     words += ["--max-new-tokens", str(loop.max_new_tokens)] + (["--model-id", model_id] if model_id else [])
     trainer(words)
@@ -169,17 +152,10 @@ def served_cer(url: str, loop: Loop, model_id: str | None, record: Path) -> floa
 
 
 def wait_served(url: str, name: str) -> str:
-    """Wait until the service stands behind a name.
-
-    Args:
-        url: The service.
-        name: The adapter's.
-
-    Returns:
-        `name@version`.
+    """Wait until the service serves a version of a name; `name@version`.
 
     Raises:
-        DemoError: It does not, or refuses the adapter.
+        DemoError: It does not within `SERVED_TIMEOUT_S`, or refuses the adapter.
     """
     ends_s = time.monotonic() + SERVED_TIMEOUT_S
     while time.monotonic() < ends_s:
@@ -195,16 +171,7 @@ def wait_served(url: str, name: str) -> str:
 
 
 def run(out: Path, loop: Loop, **settings: str) -> dict[str, Any]:
-    """Go round once.
-
-    Args:
-        out: Folder of everything, with `volume` inside.
-        loop: What is done.
-        **settings: More settings of the service.
-
-    Returns:
-        Error rates and times.
-    """
+    """Run the loop once below `out`, where `volume` exists; error rates and times."""
     began_s = time.monotonic()
     say("1/5  start the service; its adapter volume is empty")
     with service(out / "volume", out / "service.log", **settings) as running:
@@ -214,7 +181,7 @@ def run(out: Path, loop: Loop, **settings: str) -> dict[str, Any]:
         for words in loop.before:
             trainer(words)
         before = served_cer(url, loop, None, out / "served-base.json")
-        say("3/5  train an adapter and publish it; the service goes on serving")
+        say("3/5  train an adapter and publish it; the service keeps serving")
         for words in loop.after:
             trainer(words)
         published_s = time.monotonic()
@@ -251,6 +218,10 @@ def main() -> int:
         except DemoError as error:
             sys.stderr.write(f"error: {error}\n")
             return 1
+        except KeyboardInterrupt:
+            kept = f"what was made is in {out}" if arguments.keep else "nothing is kept without --keep"
+            sys.stderr.write(f"\ninterrupted; {kept}\n")
+            return 130
     print(json.dumps(result))
     return 0 if result["adapter_cer"] < result["base_cer"] else 1
 

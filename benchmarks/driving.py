@@ -1,7 +1,8 @@
-"""An engine in a thread of its own, and what it takes to read the pages of a case with it.
+"""Driving an engine in this process: step by step on the caller's thread, or on a thread of its own.
 
-The thread does what the service's engine process does, without frames: it makes the engine, warms it up, takes requests
-between steps, sleeps while there are none. Owns the measured span of a case: from the first image to the last answer.
+`EngineThread` does what the service's engine process does, without frames: it makes the engine, warms it up, takes
+requests between steps and sleeps while there are none. `read_case` measures a case from the first image to the last
+answer; `read_pages` measures pages whose images are ready.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.cases import Case
+import numpy as np
+import torch
+
+from benchmarks.cases import DISTINCT_IMAGES, Case
 from benchmarks.preparation import Preparation
 from service.engine.engine import TorchEngine
 from service.engine.protocol import (
@@ -24,10 +28,12 @@ from service.engine.protocol import (
     SequenceResult,
 )
 from shared.contract.prompts import Task, prompt_for
-from shared.deepseek_ocr.forms import PreparedPage
+from shared.deepseek_ocr.forms import PageImage, PreparedPage
+from shared.deepseek_ocr.geometry import GeometryConfig, plan_views
 
 ANSWER_TIMEOUT_S = 600.0
 """Longest that a case may go without an answer."""
+STAGES = ("encode_s", "prefill_s", "generate_s")
 
 
 class EngineThreadError(RuntimeError):
@@ -65,14 +71,11 @@ class Span:
 
 
 class EngineThread:
-    """Runs an engine.
-
-    Args:
-        factory: Makes it, on the thread.
+    """Runs an engine, which `factory` makes on the thread.
 
     Attributes:
         info: What the engine loaded.
-        start_s: From nothing to warmed up, in seconds.
+        start_s: Seconds until it was warm.
     """
 
     def __init__(self, factory: Callable[[], TorchEngine]) -> None:
@@ -98,10 +101,7 @@ class EngineThread:
         )
 
     def next_answer(self) -> tuple[SequenceResult, float]:
-        """Wait for the next finished page.
-
-        Returns:
-            It, and when it ended.
+        """Wait for the next finished page, and when it ended.
 
         Raises:
             EngineThreadError: A page or the engine failed.
@@ -151,19 +151,9 @@ class EngineThread:
 def read_case(
     engine: EngineThread, preparation: Preparation, case: Case, model_ids: Sequence[str | None] = (None,)
 ) -> Span:
-    """Read all pages of a case, all asked for at once.
+    """Read all pages of a case, submitted at once, from the first image to the last answer.
 
-    Args:
-        engine: Who reads.
-        preparation: Who prepares.
-        case: What.
-        model_ids: Who answers, in turn; None: the base.
-
-    Returns:
-        The span from the first image to the last answer.
-
-    Raises:
-        EngineThreadError: A page failed.
+    `model_ids` answer in turn; None is the base model.
     """
     began_s = time.perf_counter()
     for index, page in enumerate(preparation.pages(case.size_px, case.requests)):
@@ -180,17 +170,7 @@ def read_case(
 def read_closed_loop(engine: EngineThread, preparation: Preparation, case: Case, rounds: int) -> Span:
     """Keep as many requests open as the case has, each answer making room for the next request.
 
-    Args:
-        engine: Who reads.
-        preparation: Who prepares; here before the clock starts, so that the curve is the engine's alone.
-        case: How many at once, and what.
-        rounds: Requests in all, in multiples of those open at once.
-
-    Returns:
-        The span from the first submission to the last answer.
-
-    Raises:
-        EngineThreadError: A page failed.
+    Pages are prepared before the clock starts, so that the curve is the engine's alone. `rounds` is requests a client.
     """
     pages = list(preparation.pages(case.size_px, case.requests))
     total = rounds * case.requests
@@ -209,3 +189,96 @@ def read_closed_loop(engine: EngineThread, preparation: Preparation, case: Case,
         answers.append(Answer(result, ended_s - began_s[result.sequence_id]))
         submit(range(case.requests + finished, min(case.requests + finished + 1, total)))
     return Span(ended_s - began_s["0"], tuple(answers))
+
+
+def sync() -> None:
+    """Wait for the device, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def images_of(size: tuple[int, int], geometry: GeometryConfig, count: int) -> list[PageImage]:
+    """Pages of noise as the service sends them to a GPU, at most 16 of them different."""
+    noise = np.random.default_rng(0)
+    plan = plan_views(*size, geometry.default_mode, geometry)
+    different = [
+        PageImage(plan, noise.integers(0, 256, (size[1], size[0], 3), np.uint8))
+        for _ in range(min(count, DISTINCT_IMAGES))
+    ]
+    return [different[index % len(different)] for index in range(count)]
+
+
+def submit(engine: TorchEngine, pages: Sequence[PreparedPage], tokens: int, name: str) -> None:
+    """Hand pages over, for the base model."""
+    for index, page in enumerate(pages):
+        engine.submit(SequenceRequest(f"{name}-{index}", page, "", SamplingParams(tokens), engine.info.model_id))
+
+
+@dataclass(frozen=True, slots=True)
+class PagesRead:
+    """What it took to read pages that arrived together."""
+
+    wall_s: float
+    steps: int
+    encode_s: float
+    """Of the slowest page, like the other two."""
+    prefill_s: float
+    generate_s: float
+    """From its first token to its last."""
+
+
+def read_pages(engine: TorchEngine, pages: Sequence[PreparedPage], tokens: int, name: str) -> PagesRead:
+    """Read pages that arrive together, each to its last token; the engine is warm and idle.
+
+    Raises:
+        SystemExit: A page failed.
+    """
+    sync()
+    steps, began_s = engine.stats().steps, time.perf_counter()
+    submit(engine, pages, tokens, name)
+    results: list[SequenceResult] = []
+    while engine.has_work:
+        for event in engine.step():
+            if isinstance(event, SequenceFailure):
+                raise SystemExit(f"{event.sequence_id}: {event.detail}")
+            if isinstance(event, SequenceResult):
+                results.append(event)
+    wall_s = time.perf_counter() - began_s
+    assert [result.completion_tokens for result in results] == [tokens] * len(pages)
+    slowest = (max(getattr(result.timings, stage) for result in results) for stage in STAGES)
+    return PagesRead(wall_s, engine.stats().steps - steps, *slowest)
+
+
+def longest_gap_s(
+    engine: TorchEngine,
+    running: Sequence[PreparedPage],
+    coming: Sequence[PreparedPage],
+    *,
+    tokens: int,
+    head_start: int,
+) -> float:
+    """The longest time between two steps while pages run and others start; the engine is warm and idle.
+
+    Args:
+        engine: Any device.
+        running: Pages whose steps are timed.
+        coming: Pages that arrive later, of one token.
+        tokens: Of each running page; enough to outlast the others.
+        head_start: Steps before the others arrive.
+
+    Returns:
+        Seconds.
+    """
+    submit(engine, running, tokens, "running")
+    for _ in range(head_start):
+        engine.step()
+    submit(engine, coming, 1, "coming")
+    longest_s, last_s, left = 0.0, time.perf_counter(), len(coming)
+    while engine.has_work:
+        events = engine.step()
+        now_s = time.perf_counter()
+        if left:
+            longest_s = max(longest_s, now_s - last_s)
+        left -= sum(isinstance(each, SequenceResult) and each.sequence_id.startswith("coming") for each in events)
+        last_s = now_s
+    return longest_s

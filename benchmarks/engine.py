@@ -1,9 +1,9 @@
-"""The engine side by side with its peers: latency, throughput, ablations, and a sweep over concurrency.
+"""The engine compared with its peers: latency, throughput, ablations, and a sweep over concurrency.
 
     python benchmarks/engine.py --model random --peers transformers,vllm --out auto             all cases
     python benchmarks/engine.py --model random --cases latency,throughput,prefill-page --ablate all
     python benchmarks/engine.py --model random --cases none --concurrency 1,2,4,8,16,32,64,128,256
-    python benchmarks/engine.py --model random --cases throughput --adapters 8                  adapters beside base
+    python benchmarks/engine.py --model random --cases throughput --adapters 8                  adapters and base
     python benchmarks/engine.py --model nano --device cpu --cases ttft,latency --tokens 32      a quick look
 
 Cases are those of `benchmarks/cases.py`. A case's time runs from the first decoded image to the last answer: images
@@ -11,15 +11,15 @@ are prepared within it while the engine's thread reads, on the device or by work
 Every answer has exactly the asked number of tokens: no token ends it, and the loop rule is out of reach.
 
 `--adapters N` reads the requests of `throughput` again, as the case `adapters`: in one batch, answered by N adapters in
-turn, of `--adapter-rank` and in every projection that the engine takes. They are resident from the start, so the case
-`throughput` of the same run says what base alone takes beside them; a run without the flag says what it takes without
-any. The row of `adapters` has `base_ratio`, its pages a second over those of `throughput`.
+turn, of `--adapter-rank` and in every projection that the engine takes. They are resident from the start: the case
+`throughput` of the same run is the base model with them resident, a run without the flag is the base model without. The
+row of `adapters` has `base_ratio`, its pages a second over those of `throughput`.
 
-`--weights int8` lets the engine hold its matrices as 8-bit rows. Its rows and its last line say so in `weights`; floors
-stay those of weights in full.
+`--weights int8` keeps the engine's matrices as 8-bit rows. Rows and the last line then have `weights`; floors stay
+those of full weights.
 
 `--model random` has the public dimensions of DeepSeek-OCR and random weights. Peers run in processes of their own
-before the engine takes the device; one that is not installed is left out. Prints a table and, last, one JSON object
+before the engine uses the device; one that is not installed is left out. Prints a table and, last, one JSON object
 with the ratios to peers and floors. `--out FILE` appends a JSON line for each run to a file as soon as it is known, and
 that object last; `auto` is `benchmarks/results/engine-CARD.jsonl`.
 """
@@ -48,7 +48,7 @@ from benchmarks.floors import Ceilings, measure_ceilings
 from benchmarks.origin import card, command, origin, slug
 from benchmarks.peers import PEERS, run_peer
 from benchmarks.preparation import DevicePreparation, InlinePreparation, Preparation, ProcessPreparation
-from benchmarks.random_adapters import adapter_names, load_random_adapters
+from benchmarks.random_model import adapter_names, load_random_adapters, random_checkpoint
 from benchmarks.ratios import OURS, RESULTS, TARGETS, recorded_peers, summary
 from service.engine.config import EngineLimits, WeightForm
 from service.engine.engine import TorchEngine
@@ -66,28 +66,17 @@ NO_END = -1
 
 
 def load(model: str, device: str, dtype: torch.dtype) -> LoadedCheckpoint:
-    """The checkpoint to measure, its answers without an end of their own.
-
-    Args:
-        model: `nano` or `random`.
-        device: Where it runs.
-        dtype: Its type.
-
-    Returns:
-        It.
-    """
+    """The checkpoint to measure, `nano` or `random`; its answers never end by themselves."""
     if model == "nano":
         checkpoint = load_checkpoint(NANO, device, dtype)
         checkpoint.tokenizer.eos_id = NO_END
         return checkpoint
-    from benchmarks.random_model import random_checkpoint
-
     return random_checkpoint(device, dtype)
 
 
 @dataclass(slots=True)
 class Run:
-    """One call of the program: what it was asked, where it writes, what it has found out."""
+    """One call of the program: its arguments, its output file and its rows."""
 
     arguments: argparse.Namespace
     origin: dict[str, Any]
@@ -105,7 +94,7 @@ class Run:
 
     @property
     def cases(self) -> list[Case]:
-        """Asked for on the command line."""
+        """Named on the command line."""
         names = self.arguments.cases
         return [] if names == ["none"] else choose_cases(names, self.arguments.requests, self.arguments.tokens)
 
@@ -129,18 +118,13 @@ class Run:
         self.write(self.rows[-1])
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append to the file at once: a run that is cut short keeps what it has found out."""
+        """Append to the file at once: a run that is cut short keeps its rows."""
         if self.path:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
     def measure(self, idea: Idea | None, preparation: Preparation, sweep: bool) -> None:
-        """Make an engine, run the cases on it, and the sweep if it is the whole engine.
-
-        Args:
-            idea: What the engine lacks; None: nothing.
-            preparation: Who makes its pages.
-            sweep: Whether to run the sweep as well.
+        """Make an engine without an idea (None: whole), run the cases on it, and the sweep if asked.
 
         Raises:
             AblationError: The engine does not have the idea.
@@ -157,12 +141,12 @@ class Run:
             return engine
 
         with without(idea, arguments.device):
-            # The thread makes the engine and drops it, so its memory is free before the next one's is sized.
+            # The thread makes the engine and drops it, so its memory is free before the next one measures what is free.
             engine = EngineThread(make)
             try:
                 more = {"start_s": round(engine.start_s, 2), "preparation": preparation.name}
                 more |= {"ablation": idea.value} if idea else {}
-                # An engine that has adapters beside its base is not the engine without any.
+                # An engine with resident adapters is not the engine without.
                 counts = {"adapters": arguments.adapters, "adapter_rank": arguments.adapter_rank}
                 more |= counts if arguments.adapters else {}
                 more |= self.weights

@@ -1,29 +1,37 @@
-"""The engine's constants compared with other values: batches, bounds, buffers, memory; needs CUDA.
+"""The engine's constants compared with other values: batches, bounds, buffers, memory, the CPU's cache.
 
     python benchmarks/engine_settings.py steps      rows of captured decode steps: what padding costs
     python benchmarks/engine_settings.py prompts    prefills captured and launched, by tokens
     python benchmarks/engine_settings.py views      views encoded by captured graph and without, by number
-    python benchmarks/engine_settings.py bounds     what a step may start beside running pages: pages/s, longest gap
+    python benchmarks/engine_settings.py bounds     what a step may start next to running pages: pages/s, longest gap
     python benchmarks/engine_settings.py staging    pinned memory that images go through
     python benchmarks/engine_settings.py poll       pauses between two looks at whether a step has ended
-    python benchmarks/engine_settings.py memory     cards of 12 to 24 GiB, acted by a larger one: is the reserve enough
+    python benchmarks/engine_settings.py memory     cards of 12 to 24 GiB, simulated on a larger one: the reserve
     python benchmarks/engine_settings.py start --threads 8      compiling; give it an empty TRITON_CACHE_DIR
 
-Weights are random, of the public dimensions. Constants are replaced in their modules, so each part says what the code
-would do with another number in it. Prints a table and a JSON object; `--out FILE` appends that to a file, `--out auto`
-to the committed results. `kernel_sweep.py` does the same for the kernels.
+These need CUDA and use random weights of the public dimensions. On a CPU, with nano's dimensions:
+
+    python benchmarks/engine_settings.py cpu-bounds     the same as bounds
+    python benchmarks/engine_settings.py cache          a step by positions cleared at once and by how the cache grows
+    python benchmarks/engine_settings.py packed         a step with the packed decoder and without, by number of experts
+
+Constants are replaced in their modules, so each part says what the code would do with another value. Values take turns
+on a CPU, so that other work on the machine affects all of them. Prints a table and a JSON object; `--out FILE` appends
+that to a file, `--out auto` to the committed results. `kernel_sweep.py` does the same for the kernels.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
 import logging
+import random
+import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -33,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
+from benchmarks.driving import images_of, longest_gap_s, read_pages, sync
 from benchmarks.engine_steps import (
     REPEATS,
     close_rows,
@@ -44,14 +53,21 @@ from benchmarks.engine_steps import (
     time_steps,
 )
 from benchmarks.origin import command, keep, origin
-from benchmarks.random_model import PAGE, SMALL, noise_pages, random_checkpoint
-from benchmarks.whole_pages import images_of, longest_gap_s, read, sync
+from benchmarks.random_model import NO_LOOPS, PAGE, SMALL, noise_pages, random_checkpoint, random_model
+from service.engine.config import EngineLimits
+from service.engine.cpu import kv_cache, packed_decoder
+from service.engine.cpu.runner import CpuRunner, Prompt
+from service.engine.engine import TorchEngine
+from service.engine.factory import make_engine
 from service.engine.gpu import factory as making
 from service.engine.gpu import graphs, memory, reports, runner
 from service.engine.vision import runner as vision
 from service.engine.vision.preparation import Staging
 from service.engine.vision.runner import GpuVision
+from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.forms import CHANNELS, MAX_IMAGE_PIXELS
+from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+from shared.deepseek_ocr.nano_config import nano_config
 
 ROW_LISTS = {
     "powers of two": (1, 2, 4, 8, 16, 32, 64, 128, 256),
@@ -59,6 +75,8 @@ ROW_LISTS = {
     "as chosen": graphs.BUCKETS,
 }
 ROW_TOKENS, STEPS = 530, 30
+CPU_ROUNDS, CPU_ROWS, CPU_STEPS = 3, 8, 300
+PACKED_STEPS = 40
 
 
 def steps(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -170,7 +188,7 @@ def bounds(arguments: argparse.Namespace) -> dict[str, Any]:
     geometry = engine.info.geometry
     small, page = images_of(SMALL, geometry, 256), images_of(PAGE, geometry, 128)
     running = images_of(SMALL, geometry, 8)
-    read(engine, page[:32], 4, "warm")
+    read_pages(engine, page[:32], 4, "warm")
     table = {}
     print(f"{'views':>6} {'tokens':>7} {'idle':>5} {'SMALL':>7} {'PAGE':>7} {'PAGE x 1':>9} {'gap ms':>7}")
     for views_per_step, prefill_tokens, idle in (
@@ -181,7 +199,7 @@ def bounds(arguments: argparse.Namespace) -> dict[str, Any]:
             usual, views_per_step=views_per_step, prefill_tokens_per_step=prefill_tokens, idle_multiplier=idle
         )
         rates = [
-            round(len(batch) / read(engine, batch, tokens, "run")[0], 2)
+            round(len(batch) / read_pages(engine, batch, tokens, "run").wall_s, 2)
             for batch, tokens in ((small, 256), (page, 256), (page, 1))
         ]
         gap_ms = round(longest_gap_s(engine, running, page[:32], tokens=400, head_start=30) * 1000, 1)
@@ -216,7 +234,7 @@ def staging(arguments: argparse.Namespace) -> dict[str, Any]:
         taken_s = time.perf_counter() - began_s
         rates = {}
         for name, batch in pages.items():
-            best_s = min(read(engine, batch, 1, "run")[0] for _ in range(2))
+            best_s = min(read_pages(engine, batch, 1, "run").wall_s for _ in range(2))
             rates[name] = round(len(batch) / best_s, 1)
         table[f"{times} images" + (", again" if f"{times} images" in table else "")] = rates | {
             "taken_ms": round(taken_s * 1000, 1)
@@ -235,10 +253,10 @@ def poll(arguments: argparse.Namespace) -> dict[str, Any]:
             row = {}
             for rows in (1, 64):
                 batch = noise_pages(SMALL, engine.info.geometry, rows)
-                read(engine, batch, 8, "warm")
-                short_s, *_ = read(engine, batch, 16, "short")
+                read_pages(engine, batch, 8, "warm")
+                short_s = read_pages(engine, batch, 16, "short").wall_s
                 cpu_s = time.thread_time()
-                wall_s, *_ = read(engine, batch, 272, "run")
+                wall_s = read_pages(engine, batch, 272, "run").wall_s
                 row[f"{rows} rows, ms"] = round((wall_s - short_s) / 256 * 1000, 4)
                 row[f"{rows} rows, core"] = round((time.thread_time() - cpu_s) / wall_s, 2)
         key = f"{pause_us} us"
@@ -286,7 +304,7 @@ def memory_of_cards(arguments: argparse.Namespace) -> dict[str, Any]:
             engine.warm_up()
         geometry = engine.info.geometry
         rates = [
-            round(len(batch) / read(engine, batch, tokens, "run")[0], 2)
+            round(len(batch) / read_pages(engine, batch, tokens, "run").wall_s, 2)
             for batch, tokens in (
                 (images_of(SMALL, geometry, 256), 64),
                 (images_of(PAGE, geometry, 64), 64),
@@ -322,6 +340,104 @@ def start(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"threads": arguments.threads, "warm_up_s": round(seconds, 2)}
 
 
+def _cpu_engine(views: int, tokens: int) -> TorchEngine:
+    """A warm engine with such bounds."""
+    limits = EngineLimits(
+        batch_size=8, max_sequence_tokens=4096, loop_rule=NO_LOOPS, views_per_step=views, prefill_tokens_per_step=tokens
+    )
+    engine = make_engine(random_checkpoint("cpu", torch.float32, nano_config()), limits)
+    engine.warm_up()
+    return engine
+
+
+def cpu_bounds(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Eight pages of one view and 24 tokens, and two of many views, with each pair of bounds."""
+    del arguments
+    engines = {(views, tokens): _cpu_engine(views, tokens) for views, tokens in (
+        (1, 4096), (2, 4096), (4, 1024), (4, 4096), (8, 4096)
+    )}  # fmt: skip
+    times: dict[str, dict[str, list[float]]] = {}
+    for _ in range(CPU_ROUNDS):
+        for (views, tokens), engine in engines.items():
+            geometry = engine.info.geometry
+            row = times.setdefault(f"{views} views, {tokens} tokens", {"SMALL": [], "PAGE": [], "gap": []})
+            row["SMALL"].append(read_pages(engine, noise_pages(SMALL, geometry, 8), 24, "small").wall_s)
+            row["PAGE"].append(read_pages(engine, noise_pages(PAGE, geometry, 2), 24, "page").wall_s)
+            running = noise_pages(SMALL, geometry, 2)
+            coming = [*noise_pages(SMALL, geometry, 3), *noise_pages(PAGE, geometry, 1)]
+            row["gap"].append(longest_gap_s(engine, running, coming, tokens=60, head_start=8))
+    table = {}
+    for key, row in times.items():
+        small_s, page_s, gap_s = (min(row[name]) for name in ("SMALL", "PAGE", "gap"))
+        table[key] = {
+            "small_per_s": round(8 / small_s, 2),
+            "page_per_s": round(2 / page_s, 3),
+            "gap_s": round(gap_s, 2),
+        }
+        print(f"{key:<22} {table[key]}", flush=True)
+    return {"bounds": table}
+
+
+def cache(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds of a step of eight rows, in the mean over steps in which the cache grows once and more."""
+    del arguments
+    model = random_model("cpu", torch.float32, nano_config())
+    ways: list[tuple[int, int]] = [(32, 256), (8, 256), (128, 256), (32, 64), (32, 1024)]
+    times: dict[str, list[float]] = {}
+    for _ in range(CPU_ROUNDS):
+        for cleared, growth in ways:
+            with patch.multiple(kv_cache, CLEARED_AHEAD=cleared):
+                key = f"{cleared} cleared, growing by {growth}"
+                times.setdefault(key, []).append(_mean_step_s(model, growth))
+    table = {key: round(statistics.median(seconds) * 1000, 3) for key, seconds in times.items()}
+    for key, ms in table.items():
+        print(f"{key:<30} {ms:>7.3f} ms", flush=True)
+    return {"step_ms": table}
+
+
+def _mean_step_s(model: DeepseekOcrForConditionalGeneration, growth: int) -> float:
+    runner, noise = _open_runner(model, CPU_ROWS, growth), random.Random(1)
+    began_s = time.perf_counter()
+    for _ in range(CPU_STEPS):
+        runner.decode([noise.randrange(10, 2000) for _ in range(CPU_ROWS)], {})
+    return (time.perf_counter() - began_s) / CPU_STEPS
+
+
+def packed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Median milliseconds of a step with the packed decoder and with the model itself, by experts and rows."""
+    del arguments
+    table = {}
+    for experts, rows in product((6, 16, 64), (1, 4, 8)):
+        config = nano_config()
+        config.text_config.n_routed_experts = experts
+        model = random_model("cpu", torch.float32, config)
+        seconds: dict[str, list[float]] = {}
+        runners = {}
+        for way, most in (("packed", experts), ("plain", 0)):
+            with patch.multiple(packed_decoder, MAX_EXPERTS=most):
+                runners[way] = _open_runner(model, rows)
+        noise = random.Random(1)
+        for _ in range(PACKED_STEPS):
+            tokens = [noise.randrange(10, 2000) for _ in range(rows)]
+            for way, each in runners.items():
+                began_s = time.perf_counter()
+                each.decode(tokens, {})
+                seconds.setdefault(way, []).append(time.perf_counter() - began_s)
+        row = {way: round(statistics.median(times) * 1000, 3) for way, times in seconds.items()}
+        table[f"{experts} experts, {rows} rows"] = row | {"times": round(row["plain"] / row["packed"], 2)}
+        print(f"{experts:>3} experts, {rows} rows: {table[f'{experts} experts, {rows} rows']}", flush=True)
+    return {"step_ms": table}
+
+
+def _open_runner(model: DeepseekOcrForConditionalGeneration, rows: int, growth: int = 256) -> CpuRunner:
+    """With so many rows of 400 tokens."""
+    runner = CpuRunner(model, max_rows=rows, max_tokens=2048, eos_id=1, rule=LoopRule(), growth_tokens=growth)
+    noise = random.Random(0)
+    no_image = torch.zeros(0, model.config.text_config.hidden_size)
+    runner.prefill([Prompt([noise.randrange(10, 2000) for _ in range(400)], no_image) for _ in range(rows)])
+    return runner
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "steps": steps,
     "prompts": prompts,
@@ -331,7 +447,11 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "poll": poll,
     "memory": memory_of_cards,
     "start": start,
+    "cpu-bounds": cpu_bounds,
+    "cache": cache,
+    "packed": packed,
 }
+CPU_PARTS = ("cpu-bounds", "cache", "packed")
 
 
 def main() -> None:
@@ -340,17 +460,16 @@ def main() -> None:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--slots", type=int, default=256, help="pages at once")
     parser.add_argument("--threads", type=int, default=runner.MAX_COMPILING_THREADS, help="that compile, for start")
-    parser.add_argument("--memory-fraction", type=float, default=0.9, help="of the acted card, for memory")
+    parser.add_argument("--memory-fraction", type=float, default=0.9, help="of the simulated card, for memory")
     parser.add_argument("--out", help="file, or auto")
     arguments = parser.parse_args()
-    # What `engine_of` asks for beside the slots.
-    arguments.nano, arguments.weights, arguments.adapters, arguments.adapter_rank = False, "full", 0, 16
+    if arguments.part not in CPU_PARTS and not torch.cuda.is_available():
+        parser.error(f"{arguments.part} needs CUDA")
+    # What `engine_of` reads besides the slots.
+    vars(arguments).update(checkpoint=None, nano=False, weights="full", adapters=0, adapter_rank=16)
     result = {"benchmark": "settings", "part": arguments.part} | PARTS[arguments.part](arguments)
-    result |= origin("cuda") | {"command": command()}
-    if arguments.out:
-        keep(result, arguments.out)
-    else:
-        print(json.dumps(result))
+    result |= origin("cpu" if arguments.part in CPU_PARTS else "cuda") | {"command": command()}
+    keep(result, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The GPU's runner by itself: are its numbers right, what does a step cost, where does a step's time go.
+"""The engine from inside: are its numbers right, what does a step take, where does the time go.
 
     python benchmarks/engine_steps.py check      logits in bf16 through the kernels against float32 in plain torch
     python benchmarks/engine_steps.py start      from weights to ready, stage by stage
@@ -6,12 +6,14 @@
     python benchmarks/engine_steps.py prefill    a prefill by its prompts
     python benchmarks/engine_steps.py profile    kernels of a decode step (--rows, --tokens) and of a prefill
     python benchmarks/engine_steps.py pages      whole pages through the engine: first token, ms a token, pages a second
+    python benchmarks/engine_steps.py host --steps 400     the engine's thread without a device
+    python benchmarks/engine_steps.py batching --checkpoint shared/nano --slots 8 --tokens 250     on a CPU
 
-Weights are random, of the public dimensions (`--nano`: of nano's, which also runs on a CPU with `check`);
-`--adapters N` gives every row one of N random adapters; `--weights int8` holds matrices as 8-bit rows, and `check` then
-shows them beside weights in full. Each part prints a table and, last, a JSON object; none takes
-longer than about a minute on an H100 once kernels are compiled.
-`benchmarks/engine.py` has the cases that are compared with other engines; this program is for looking inside.
+Weights are random, with the public dimensions or, with `--nano`, nano's, unless `--checkpoint` names a folder. `check`,
+`pages`, `batching` and `host` also run on a CPU. `--adapters N` gives every row one of N random adapters. `--weights
+int8` keeps matrices as 8-bit rows, and `check` then compares them with full weights. Each part prints a table and,
+last, a JSON object, and takes about a minute on an H100 once kernels are compiled. `benchmarks/engine.py` has the cases
+that are compared with other engines.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import json
 import logging
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,9 +34,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.random_adapters import load_random_adapters, random_adapter
-from benchmarks.random_model import NO_LOOPS, PAGE, SMALL, noise_pages, random_checkpoint
-from benchmarks.whole_pages import read, sync
+from benchmarks.driving import STAGES, read_pages, sync
+from benchmarks.random_model import (
+    NO_LOOPS,
+    PAGE,
+    SMALL,
+    load_random_adapters,
+    noise_pages,
+    random_adapter,
+    random_checkpoint,
+)
 from service.engine.config import EngineLimits, WeightForm
 from service.engine.engine import TorchEngine
 from service.engine.factory import make_engine
@@ -43,19 +53,28 @@ from service.engine.gpu.paged_cache import PagedCache
 from service.engine.gpu.runner import GpuRunner
 from service.engine.gpu.state import AnswerState
 from service.engine.lora.bank import AdapterBank
-from service.engine.protocol import SamplingParams
-from service.engine.runner import NewRow
-from shared.deepseek_ocr.loading import LoadedCheckpoint
+from service.engine.process.codec import EngineOutputs, encode_message
+from service.engine.protocol import EngineInfo, SamplingParams, SequenceRequest, SequenceResult
+from service.engine.runner import NewRow, StepOutput
+from shared.deepseek_ocr.forms import PageViews, PreparedPage
+from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan
+from shared.deepseek_ocr.loading import LoadedCheckpoint, load_checkpoint
 from shared.deepseek_ocr.nano_config import nano_config
+from shared.deepseek_ocr.tokenizer import OcrTokenizer
 
-PROMPT_TOKENS, ANSWER_TOKENS = 276, 512
+NANO = Path(__file__).resolve().parents[1] / "shared" / "nano"
+PROMPT_TOKENS = 276
 REPEATS = 5
 
 
 def checkpoint_of(arguments: argparse.Namespace) -> LoadedCheckpoint:
-    """Random weights, on the GPU in bf16 where there is one."""
+    """Random weights or a checkpoint's, on the GPU in bf16 if there is one; no answer ends by itself."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    if arguments.checkpoint:
+        loaded = load_checkpoint(arguments.checkpoint, device, dtype)
+        loaded.tokenizer.eos_id = -1
+        return loaded
     return random_checkpoint(device, dtype, nano_config() if arguments.nano else None)
 
 
@@ -365,16 +384,16 @@ def pages(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     for name, asked, size, tokens in cases:
         count = min(asked, arguments.slots)
-        wall_s, steps, generate_s = read(engine, noise_pages(size, geometry, count), tokens, name)
-        token_ms = generate_s / max(tokens - 1, 1) * 1000
+        run = read_pages(engine, noise_pages(size, geometry, count), tokens, name)
+        token_ms = run.generate_s / max(tokens - 1, 1) * 1000
         table[name] = {
-            "wall_s": round(wall_s, 4),
-            "pages_per_s": round(count / wall_s, 2),
+            "wall_s": round(run.wall_s, 4),
+            "pages_per_s": round(count / run.wall_s, 2),
             "token_ms": round(token_ms, 3),
         }
         print(
-            f"{name:<16} {count:>5} {tokens:>6} {wall_s:>8.4f} {count / wall_s:>8.2f} {token_ms:>9.3f} "
-            f"{count * tokens / wall_s:>9.0f} {steps:>6}",
+            f"{name:<16} {count:>5} {tokens:>6} {run.wall_s:>8.4f} {count / run.wall_s:>8.2f} {token_ms:>9.3f} "
+            f"{count * tokens / run.wall_s:>9.0f} {run.steps:>6}",
             flush=True,
         )
     if torch.cuda.is_available():
@@ -383,7 +402,147 @@ def pages(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"pages": table}
 
 
-PARTS = {"check": check, "start": start, "decode": decode, "prefill": prefill, "profile": profile, "pages": pages}
+def batching(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Read one page, `--slots` pages one after another, and as many together, `--tokens` long; the best of three.
+
+    A decode step of a small model is bound by reading its weights, which a batch reads once for all pages. Encoding and
+    prefill are bound by arithmetic, which a batch does not save. The stages say how much of a page is decoding.
+    """
+    engine = engine_of(arguments)
+    engine.warm_up()
+    pages = noise_pages(SMALL, engine.info.geometry, arguments.slots)
+    table = {}
+    print(f"{'case':<9} {'pages':>5} {'wall_s':>8} {'pages/s':>8}" + "".join(f" {stage:>10}" for stage in STAGES))
+    for name, groups in (("one", [pages[:1]]), ("in_turn", [[page] for page in pages]), ("together", [pages])):
+        runs = [[read_pages(engine, group, arguments.tokens, name) for group in groups] for _ in range(3)]
+        best = min(runs, key=lambda run: sum(each.wall_s for each in run))
+        row = {stage: round(sum(getattr(each, stage) for each in best), 3) for stage in ("wall_s", *STAGES)}
+        count, table[name] = sum(map(len, groups)), row
+        stages = "".join(f" {row[stage]:>10.2f}" for stage in STAGES)
+        print(f"{name:<9} {count:>5} {row['wall_s']:>8.2f} {count / row['wall_s']:>8.2f}{stages}", flush=True)
+    ratio = round(table["in_turn"]["wall_s"] / table["together"]["wall_s"], 3)
+    return {"batching": table, "tokens": arguments.tokens, "in_turn_over_together_ratio": ratio}
+
+
+class ReadyRunner:
+    """The part of `runner.Runner` that decoding calls: any tokens but the special ones, each step at its time."""
+
+    depth = 1
+    prepares_views = False
+    kv_tokens = 1 << 30
+    block_tokens = 64
+
+    def __init__(self, rows: int, step_s: float) -> None:
+        self._step_s = step_s
+        self._numbers = np.random.default_rng(0).integers(10, 1800, (64, rows, 4)).astype(np.int32)
+        # Log probabilities as bits, codes and runs: everything goes on.
+        self._numbers[:, :, 1] = np.full((64, rows), -0.1, np.float32).view(np.int32)
+        self._numbers[:, :, 2:] = 0
+        self._owed: deque[tuple[float, int]] = deque()
+        self._free_s = 0.0
+        self._steps = 0
+        self.waited_s = 0.0
+
+    def warm_up(self) -> None:
+        """Nothing to do."""
+
+    def prepare(self, page: PreparedPage, geometry: GeometryConfig) -> Sequence[Any]:
+        """One view is enough."""
+        del geometry
+        return page.arrays[:1]
+
+    def encode(self, views: Sequence[Any]) -> list[Any]:
+        """Anything will do."""
+        return list(views)
+
+    def assemble(self, plan: ViewPlan, tokens: Sequence[Any]) -> Any:
+        """Anything will do."""
+        del plan
+        return tokens[0]
+
+    def open(self, rows: Sequence[NewRow]) -> None:
+        """Owe their first tokens."""
+        self._owe(len(rows))
+
+    def launch(self, slots: Sequence[int]) -> None:
+        """Owe one more."""
+        self._owe(len(slots))
+
+    def collect(self) -> StepOutput | None:
+        """Wait until the step would have ended."""
+        ends_s, count = self._owed.popleft()
+        wait_s = ends_s - time.perf_counter()
+        if wait_s > 0:
+            time.sleep(wait_s)
+            self.waited_s += wait_s
+        self._steps += 1
+        tokens, bits, statuses, arguments = np.ascontiguousarray(self._numbers[self._steps % 64, :count].T)
+        return StepOutput(tokens.tolist(), bits.view(np.float32).tolist(), statuses.tolist(), arguments.tolist())
+
+    def close(self, slot: int) -> None:
+        """Nothing to free."""
+
+    def device_memory_bytes(self) -> int:
+        """None."""
+        return 0
+
+    def check_integrity(self) -> None:
+        """Nothing to check."""
+
+    def _owe(self, count: int) -> None:
+        self._free_s = max(self._free_s, time.perf_counter()) + self._step_s
+        self._owed.append((self._free_s, count))
+
+
+def host(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time steps of a full engine over a runner that computes nothing.
+
+    The runner returns ready numbers, but no step ends before `--step-ms`, as on a GPU. What the host does for a step
+    overlaps with it, so a step takes the longer of the two. `host_ms` is all that the thread does except waiting:
+    scheduling, tokens, texts, events, and encoding the events for the pipe.
+    """
+    tokenizer = OcrTokenizer.from_file(NANO / "tokenizer.json")
+    geometry = GeometryConfig()
+    info = EngineInfo("host", "none", "none", geometry, 4096, 8192, arguments.rows)
+    limits = EngineLimits(batch_size=arguments.rows, loop_rule=NO_LOOPS, idle_multiplier=100)
+    runner: Any = ReadyRunner(arguments.rows, arguments.step_ms / 1000)
+    engine = TorchEngine(runner, tokenizer, info, limits)
+    view = np.zeros((1, 1, 3), np.uint8)
+    plan = ViewPlan(Mode.BASE, 1, 1, 0, 0, PROMPT_TOKENS - 11)
+    # Twice as many pages as there are slots, so that some wait all the time.
+    for index in range(2 * arguments.rows):
+        page = PageViews(plan, view, np.zeros((0, 1, 1, 3), np.uint8))
+        engine.submit(SequenceRequest(f"page-{index:08d}", page, "\nFree OCR.", SamplingParams(4000), "host"))
+    for _ in range(20):
+        engine.step()
+    runner.waited_s, began_s, cpu_s, num_events, num_bytes = 0.0, time.perf_counter(), time.thread_time(), 0, 0
+    worst_s = 0.0
+    for _ in range(arguments.steps):
+        step_s, waited_s = time.perf_counter(), runner.waited_s
+        events = engine.step()
+        if events:
+            num_bytes += len(encode_message(EngineOutputs(tuple(events), engine.stats())))
+        assert not any(isinstance(event, SequenceResult) for event in events)
+        num_events += len(events)
+        worst_s = max(worst_s, time.perf_counter() - step_s - (runner.waited_s - waited_s))
+    wall_s, cpu_s = time.perf_counter() - began_s, time.thread_time() - cpu_s
+    result = {
+        "rows": arguments.rows,
+        "device_step_ms": arguments.step_ms,
+        "step_ms": round(wall_s / arguments.steps * 1000, 3),
+        "host_ms": round((wall_s - runner.waited_s) / arguments.steps * 1000, 3),
+        "host_cpu_ms": round(cpu_s / arguments.steps * 1000, 3),
+        "host_worst_ms": round(worst_s * 1000, 3),
+        "events_per_step": round(num_events / arguments.steps, 1),
+        "pipe_bytes_per_step": round(num_bytes / arguments.steps),
+    }
+    for name, value in result.items():
+        print(f"{name:<20} {value}")
+    return result
+
+
+PARTS = {"check": check, "start": start, "decode": decode, "prefill": prefill, "profile": profile, "pages": pages,
+         "batching": batching, "host": host}  # fmt: skip
 
 
 def main() -> None:
@@ -391,13 +550,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--nano", action="store_true", help="nano's dimensions")
+    parser.add_argument("--checkpoint", help="folder whose weights are used instead of random ones")
     parser.add_argument("--slots", type=int, default=256, help="pages at once")
-    parser.add_argument("--rows", type=int, default=256, help="rows of the step that is profiled")
-    parser.add_argument("--tokens", type=int, default=530, help="tokens of a row before the step")
+    parser.add_argument("--rows", type=int, default=256, help="rows of a step, for profile and host")
+    parser.add_argument("--tokens", type=int, default=530, help="of a row before the step; of an answer, for batching")
     parser.add_argument("--adapters", type=int, default=0, help="resident adapters, of which every row has one")
     parser.add_argument("--adapter-rank", type=int, default=16)
     parser.add_argument("--weights", type=WeightForm, choices=(WeightForm.FULL, WeightForm.INT8), default="full")
     parser.add_argument("--steps", type=int, default=50, help="steps that are timed")
+    parser.add_argument("--step-ms", type=float, default=9.0, help="what the device would take for a step, for host")
     arguments = parser.parse_args()
     result = PARTS[arguments.part](arguments)
     result |= {"benchmark": f"engine_steps {arguments.part}", "torch": torch.__version__}

@@ -4,8 +4,8 @@
     python benchmarks/exactness.py --data SET --write-reference reference.json       the reference's texts alone
     python benchmarks/exactness.py --data SET --reference reference.json --device cuda    GPU bfloat16
 
-Without `--data` it reads the samples that ship. The reference is `generate` on a CPU in float32, one page at a time.
-The engine reads the pages together, arriving in random order (`--seed`), and with `--alone` each by itself as well.
+Without `--data` it reads the included samples. The reference is `generate` on a CPU in float32, one page at a time.
+The engine reads the pages together, arriving in random order (`--seed`), and with `--alone` each alone as well.
 Prints a table by tier, and one JSON object last: the share of identical characters (1 - edits / characters of the
 reference) and the character error rates of both against the truth. `--out FILE` appends that object to a file.
 """
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.origin import command, origin
+from benchmarks.origin import command, keep, origin
 from benchmarks.reading import TruePage, exact_engine, reference_text, texts_alone, texts_in_company, true_pages
 from shared.contract.text import ErrorCount, char_errors, edit_distance, total
 from shared.deepseek_ocr.loading import load_checkpoint
@@ -44,16 +44,7 @@ def identical_ratio(expected: Sequence[str], texts: Sequence[str]) -> float:
 
 
 def figures(pages: Sequence[TruePage], expected: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
-    """How texts compare with the reference's, and both with the truth.
-
-    Args:
-        pages: What was read.
-        expected: The reference's texts.
-        texts: The engine's.
-
-    Returns:
-        Shares and rates.
-    """
+    """How the engine's texts compare with the reference's, and both with the truth."""
     truths = [page.truth for page in pages]
     return {
         "pages": len(pages),
@@ -69,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default=str(NANO), help="folder or Hugging Face id")
-    parser.add_argument("--data", type=Path, help="evaluation set; none: the samples that ship")
+    parser.add_argument("--data", type=Path, help="evaluation set; none: the included samples")
     parser.add_argument("--limit", type=int, help="pages of a tier at most")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", help="the engine's; none: float32 on a CPU, bfloat16 elsewhere")
@@ -80,23 +71,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--alone", action="store_true", help="read each page alone as well")
     parser.add_argument("--reference", type=Path, help="the reference's texts, as --write-reference left them")
     parser.add_argument("--write-reference", type=Path, help="write the reference's texts page by page, and stop")
-    parser.add_argument("--out", type=Path, help="file that the figures are appended to")
+    parser.add_argument("--out", help="file that the figures are appended to")
     parser.add_argument("--threads", type=int, help="threads of a tensor operation on a CPU")
     return parser.parse_args()
 
 
 def kept_texts(path: Path | None, max_new_tokens: int) -> dict[str, str]:
-    """The reference's texts by page from a file; none where there is no file yet.
-
-    Args:
-        path: As `--write-reference` leaves it.
-        max_new_tokens: Longest answer.
-
-    Returns:
-        Texts by name of the page.
+    """The reference's texts by page, from a file that `--write-reference` wrote; none if there is no file yet.
 
     Raises:
-        SystemExit: The file's answers have another bound.
+        SystemExit: The file's answers have another limit.
     """
     if path is None or not path.is_file():
         return {}
@@ -107,15 +91,7 @@ def kept_texts(path: Path | None, max_new_tokens: int) -> dict[str, str]:
 
 
 def reference_texts(arguments: argparse.Namespace, pages: Sequence[TruePage]) -> list[str]:
-    """The reference's texts, from a file as far as it has them, else from the model.
-
-    Args:
-        arguments: The command line.
-        pages: What to read.
-
-    Returns:
-        A text for each page.
-    """
+    """The reference's text of each page, from a file as far as it has them, else from the model."""
     texts = kept_texts(arguments.write_reference or arguments.reference, arguments.max_new_tokens)
     missing = [page for page in pages if page.name not in texts]
     checkpoint = load_checkpoint(arguments.checkpoint) if missing else None
@@ -177,11 +153,7 @@ def main() -> None:
     last |= {"runner": "plain"} if arguments.plain else {}
     last |= {"weights": weights_of(arguments.checkpoint)}
     last |= {"model": engine.info.model_id, "device": engine.info.device, "dtype": engine.info.dtype}
-    line = json.dumps(last | origin(arguments.device) | {"command": command()})
-    print(line)
-    if arguments.out:
-        with arguments.out.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+    keep(last | origin(arguments.device) | {"command": command()}, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The least time that a device needs for a case: arithmetic from the model's dimensions, ceilings from the device.
 
-A floor counts what no implementation of these weights can leave out: matrix products and attention of encoders and
-prefill at the device's rate of matrix products, and for a decode step the bytes that must be read at least once. What
-is left out: image preparation, norms, routing, the attention's relative positions, padding, launches. A prompt's head
-is counted for its last token alone.
+A floor counts what no implementation can avoid: matrix products and attention of encoders and prefill at the device's
+rate of matrix products, and for a decode step the bytes that must be read at least once. Image preparation, norms,
+routing, the attention's relative positions, padding and launches are left out. A prompt's head is counted for its last
+token only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REPEATS = 5
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """What a device reached in the same run as the figures beside it."""
+    """What a device reached in the same run as the figures it is compared with."""
 
     copy_bytes_per_s: float
     """Bytes read plus bytes written by a copy within the device's memory."""
@@ -93,7 +93,7 @@ class Decoding:
         return 2 * self.weights_touched(1)
 
     def step_s(self, rows: int, length: float, ceilings: Ceilings) -> float:
-        """One token for each of some rows that hold `length` tokens on average."""
+        """One token for each of some rows with `length` tokens on average."""
         weights = self.weights_touched(rows) + self.head_weights
         moved = weights * self.bytes_per_weight + rows * length * self.kv_bytes_per_token
         attention = 4 * length * self.text.hidden_size * self.text.num_hidden_layers
@@ -119,17 +119,7 @@ def view_flops(config: DeepseekOcrConfig, side_px: int) -> float:
 
 
 def floor_s(config: DeepseekOcrConfig, case: Case, batch_size: int, ceilings: Ceilings) -> float:
-    """Least time for a case.
-
-    Args:
-        config: The model.
-        case: What is read.
-        batch_size: Rows that an engine may decode together.
-        ceilings: The device's.
-
-    Returns:
-        Seconds.
-    """
+    """Least seconds for a case on an engine that decodes `batch_size` rows together."""
     plan = plan_of(case.size_px, config.geometry_config())
     decoding = Decoding(config.text_config, ceilings.bytes_per_weight)
     vision = view_flops(config, plan.global_px) + plan.num_tiles * view_flops(config, plan.tile_px)
@@ -145,15 +135,7 @@ def floor_s(config: DeepseekOcrConfig, case: Case, batch_size: int, ceilings: Ce
 
 
 def measure_ceilings(device: str, dtype: torch.dtype) -> Ceilings:
-    """Time a copy and a product on a device, the best of a few.
-
-    Args:
-        device: As torch names it.
-        dtype: The product's type.
-
-    Returns:
-        Rates.
-    """
+    """Time a copy and a product on a device, the best of a few."""
     on_cpu = torch.device(device).type == "cpu"
     size, side = (CPU_COPY_BYTES, CPU_MATMUL_SIDE) if on_cpu else (COPY_BYTES, MATMUL_SIDE)
     source = torch.zeros(size, dtype=torch.uint8, device=device)

@@ -1,9 +1,10 @@
-"""Each kernel of the GPU engine at the public dimensions, beside its floor and beside cuBLAS or torch; needs CUDA.
+"""Each kernel of the GPU engine at the public dimensions, compared with its floor and with cuBLAS or torch; needs CUDA.
 
-Background: a decode step is bound by reading weights and keys, so each line tells how near a kernel comes to the bytes
-that must be read at 3.0 TB/s, or to its arithmetic at 500 TFLOP/s, whichever takes longer. Calls are captured in one
-CUDA graph that goes round several copies of weights and caches, more than the card's L2 holds, as a model's layers do.
-`step` is a whole decode step of 12 layers with their own weights.
+A decode step is bound by reading weights and keys, so each line says how near a kernel comes to reading its bytes at
+3.0 TB/s, or to its arithmetic at 500 TFLOP/s, whichever takes longer. Calls are captured in one CUDA graph that goes
+round several copies of weights and caches, more than fit into the card's L2, as a model's layers do. `step` is a whole
+decode step of 12 layers with their own weights. Functions import Triton's kernels themselves, so that `--help` works
+without Triton.
 
     python benchmarks/kernel_speed.py                      every kernel
     python benchmarks/kernel_speed.py step linear          only these
@@ -34,8 +35,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from service.engine.gpu.paged_cache import BLOCK_TOKENS
 from service.engine.gpu.state import AnswerState
 from service.engine.kernels.int8_rows import to_int8
-from service.engine.kernels.triton import decoder as fused
-from service.engine.kernels.triton import launch
 from shared.contract.repetition import LoopRule
 
 HIDDEN, HEADS, WIDTH, INNER, DENSE, EXPERTS, SHARED, CHOSEN, VOCABULARY, LAYERS = (
@@ -132,6 +131,8 @@ def over(copies: Sequence[Tensor], function: Callable[[Tensor], object]) -> Call
 
 def linear_cases(tokens: int) -> list[Case]:
     """Query-key-value, output and head projections."""
+    from service.engine.kernels.triton import decoder as fused
+
     cases = []
     x, norm = noise(tokens, HIDDEN), noise(HIDDEN)
     for name, outputs in (("qkv", 3 * HIDDEN), ("o", HIDDEN), ("head", VOCABULARY)):
@@ -153,6 +154,8 @@ def linear_cases(tokens: int) -> list[Case]:
 
 def norm_cases(tokens: int) -> list[Case]:
     """Norms and routing."""
+    from service.engine.kernels.triton import decoder as fused
+
     x, residual, norm = noise(tokens, HIDDEN), noise(tokens, HIDDEN), noise(HIDDEN)
     gates = [noise(EXPERTS, HIDDEN, scale=0.05, dtype=torch.float32) for _ in range(64)]
     size = tokens * HIDDEN * 2
@@ -170,16 +173,22 @@ def norm_cases(tokens: int) -> list[Case]:
 
 def routed(tokens: int) -> tuple[Tensor, Tensor]:
     """Weights and experts of a random router."""
+    from service.engine.kernels.triton import decoder as fused
+
     x, gate = noise(tokens, HIDDEN), noise(EXPERTS, HIDDEN, dtype=torch.float32)
     return fused.route(x, gate, CHOSEN, False, 1.0, SHARED)
 
 
 def _add_to(residual: Tensor, x: Tensor, weight: Tensor) -> None:
+    from service.engine.kernels.triton import decoder as fused
+
     fused.linear_add(x, weight, residual)
 
 
 def mixture_cases(tokens: int) -> list[Case]:
     """The mixture, and the first layer's dense MLP as a mixture of one."""
+    from service.engine.kernels.triton import decoder as fused
+
     cases = []
     for name, experts, inner in (
         ("mixture", EXPERTS + SHARED, INNER),
@@ -246,6 +255,8 @@ def attention_inputs(rows: int, context: int, block: int = BLOCK) -> AttentionIn
 
 def attention_cases(rows: int) -> list[Case]:
     """One new token a row."""
+    from service.engine.kernels.triton import decoder as fused
+
     inputs = attention_inputs(rows, CONTEXT)
     size, copies = rows * CONTEXT * 4 * HIDDEN, len(inputs.caches)
 
@@ -261,7 +272,9 @@ def attention_cases(rows: int) -> list[Case]:
 
 
 def prefill_cases(tokens: int) -> list[Case]:
-    """Attention within prompts of 276 tokens, and their keys' way into the cache."""
+    """Attention within prompts of 276 tokens, and writing their keys into the cache."""
+    from service.engine.kernels.triton import decoder as fused
+
     length = 276
     prompts = tokens // length
     q, k, v = noise(tokens, 3, HEADS, WIDTH).unbind(1)
@@ -277,6 +290,8 @@ def prefill_cases(tokens: int) -> list[Case]:
 
 def choose_cases(rows: int) -> list[Case]:
     """The next token of every row."""
+    from service.engine.kernels.triton import decoder as fused
+
     state = AnswerState.create(rows, 8192, LoopRule(), -1, "cuda")
     state.open(list(range(rows)), [276] * rows, [8192] * rows)
     slots = torch.arange(rows, device="cuda")
@@ -294,6 +309,8 @@ def choose_cases(rows: int) -> list[Case]:
 
 def step_cases(sizes: Sequence[int]) -> list[Case]:
     """A decode step of the whole model, as the composition in `reference` describes it."""
+    from service.engine.kernels.triton import decoder as fused
+
     norm = torch.ones(HIDDEN, device="cuda", dtype=torch.bfloat16)
     qkvs = [noise(3 * HIDDEN, HIDDEN, scale=0.02) for _ in range(LAYERS)]
     outs = [noise(HIDDEN, HIDDEN, scale=0.02) for _ in range(LAYERS)]
@@ -353,7 +370,7 @@ GROUPS: dict[str, Callable[[int], list[Case]]] = {
 
 
 def cases_of(group: str, sizes: Sequence[int] | None) -> list[Callable[[], list[Case]]]:
-    """Cases of a group, each made when its turn comes, so that memory holds one at a time."""
+    """Cases of a group, each made when its turn comes, so that one at a time is in memory."""
     if group == "step":
         return [lambda: step_cases(sizes or DECODE_SIZES)]
     default: tuple[int, ...] = PREFILL_SIZES if group == "prefill" else DECODE_SIZES
@@ -369,8 +386,12 @@ def main() -> None:
     parser.add_argument("--sizes", help="tokens, separated by commas")
     parser.add_argument("--early", type=int, help="tokens up to which kernels start before their predecessor ends")
     arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("needs CUDA")
     sizes = [int(size) for size in arguments.sizes.split(",")] if arguments.sizes else None
     if arguments.early is not None:
+        from service.engine.kernels.triton import launch
+
         launch.start_early(arguments.early)
     torch.manual_seed(0)
     lines = []

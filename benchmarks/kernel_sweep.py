@@ -1,15 +1,17 @@
-"""Which constants suit each kernel on this GPU: candidates are timed as `kernel_speed.py` times; needs CUDA.
+"""Which constants suit each kernel on this GPU: candidates are timed as in `kernel_speed.py`; needs CUDA.
 
-Background: the kernels choose nothing at run time. Their constants are set by hand from what this prints, so that a
-service starts fast and always runs what was measured. Candidates are compiled by several processes first, into
-Triton's cache, and timed by one.
+The kernels choose nothing at run time. Their constants are set by hand from what this prints, so that a service starts
+fast and always runs what was measured. Several processes first compile the candidates into Triton's cache, then one
+times them.
 
     python benchmarks/kernel_sweep.py                    all groups, some five minutes with 16 cores
     python benchmarks/kernel_sweep.py linear routing     these; see GROUPS below
     python benchmarks/kernel_sweep.py --limit 90 wide    seconds for compiling, and as many for timing
 
-Prints for each kernel and size what is chosen, the best and the worst, and a JSON line; `--out FILE` appends that to a
-file, `--out auto` to the committed results.
+A candidate is anything with a `str`: tiles that a kernel takes as an argument, or `Settings`, values for constants of a
+kernel's module. Prints the chosen, the best and the worst for each kernel and size, and a JSON line; `--out FILE`
+appends that to a file, `--out auto` to the committed results. Functions import Triton's kernels themselves, so that
+`--help` works without Triton.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -34,29 +38,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import kernel_speed as bench
 from benchmarks.origin import command, keep, origin
 from benchmarks.random_model import PAGE, SMALL
-from benchmarks.sweep import Sweep, combined, one_by_one, settings_sweep
 from service.engine.gpu.paged_cache import BLOCK_TOKENS
 from service.engine.gpu.state import AnswerState
 from service.engine.kernels.int8_rows import Int8Rows, in_full, to_int8
-from service.engine.kernels.triton import (
-    attention,
-    expert_pairs,
-    expert_tiles,
-    linear,
-    linear_sizes,
-    lora,
-    lora_experts,
-    norm,
-    prefill,
-    rotary,
-    routing,
-    sorting,
-    step,
-    vision_elementwise,
-    vision_resize,
-)
-from service.engine.kernels.triton import decoder as fused
-from service.engine.kernels.triton import sampler as choose
+from service.engine.kernels.triton import linear_sizes
 from service.engine.lora.bank import ExpertLowRank
 from service.engine.vision.resize import prepare_views_on_device
 from shared.contract.repetition import LoopRule
@@ -84,8 +69,77 @@ WIDE_TILES = [
 OUTPUTS = (("qkv", 3 * bench.HIDDEN), ("o", bench.HIDDEN), ("head", bench.VOCABULARY))
 
 
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """One kernel at one size."""
+
+    name: str
+    configs: list[Any]
+    copies: int
+    call: Callable[[Any, int], object]
+    """Does the work with a configuration and the copy of the given number."""
+    chosen: Any
+    """The configuration that the engine uses at this size; it is timed too."""
+    prepare: Callable[[], object] = lambda: None
+    """Called before each configuration."""
+
+    @property
+    def candidates(self) -> list[Any]:
+        """All configurations, the chosen one first and each once."""
+        return list({str(config): config for config in (self.chosen, *self.configs)}.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Values for constants of a module."""
+
+    module: ModuleType
+    values: tuple[tuple[str, Any], ...]
+
+    def __str__(self) -> str:
+        return " ".join(f"{name.strip('_')}={value}" for name, value in self.values)
+
+
+def combined(module: ModuleType, **values: Sequence[Any]) -> list[Settings]:
+    """Every combination of the named constants' values."""
+    return [Settings(module, tuple(zip(values, each, strict=True))) for each in product(*values.values())]
+
+
+def one_by_one(module: ModuleType, **values: Sequence[Any]) -> list[Settings]:
+    """Vary one of the named constants at a time; the others keep their values."""
+    chosen = {name: getattr(module, name) for name in values}
+    return [
+        Settings(module, tuple((chosen | {name: value}).items())) for name, each in values.items() for value in each
+    ]
+
+
+def settings_sweep(
+    name: str,
+    settings: list[Settings],
+    copies: int,
+    call: Callable[[int], object],
+    prepare: Callable[[], object] = lambda: None,
+    **fixed: Any,
+) -> Sweep:
+    """A sweep over constants of one module.
+
+    `fixed` names constants whose chosen value is another than the module's: what decides between two kernels, when only
+    one of them is timed.
+    """
+    module = settings[0].module
+    chosen = tuple((key, fixed.get(key, getattr(module, key))) for key, _ in settings[0].values)
+
+    def with_settings(config: Settings, copy: int) -> object:
+        with patch.multiple(module, **dict(config.values)):
+            return call(copy)
+
+    return Sweep(name, list(settings), copies, with_settings, Settings(module, chosen), prepare)
+
+
 def norm_sweeps() -> list[Sweep]:
     """Norms, the beginning of a step, rotation, and each token's sum over its experts."""
+    from service.engine.kernels.triton import expert_tiles, norm, rotary
+
     sweeps = []
     weight = bench.noise(bench.HIDDEN)
     for tokens in (1, 64, 256, 4096):
@@ -118,6 +172,8 @@ def norm_sweeps() -> list[Sweep]:
 
 
 def _begin_sweeps() -> list[Sweep]:
+    from service.engine.kernels.triton import step
+
     sweeps = []
     embeddings = bench.noise(bench.VOCABULARY, bench.HIDDEN)
     for rows in (1, 256):
@@ -133,7 +189,9 @@ def _begin_sweeps() -> list[Sweep]:
 
 
 def routing_sweeps() -> list[Sweep]:
-    """Routing each way, which way by number of tokens, and sorting."""
+    """Both kernels of routing, which of them by number of tokens, and sorting."""
+    from service.engine.kernels.triton import expert_tiles, routing, sorting
+
     sweeps: list[Sweep] = []
     gates = [bench.noise(bench.EXPERTS, bench.HIDDEN, scale=0.05, dtype=torch.float32) for _ in range(64)]
     weight = bench.noise(bench.HIDDEN)
@@ -182,6 +240,8 @@ def routing_sweeps() -> list[Sweep]:
 
 def choose_sweeps() -> list[Sweep]:
     """The next token of every row."""
+    from service.engine.kernels.triton import sampler as choose
+
     sweeps = []
     rule = LoopRule(min_tokens=1 << 20)
     for rows in (1, 16, 64, 256):
@@ -210,6 +270,8 @@ def choose_sweeps() -> list[Sweep]:
 
 def lora_sweeps() -> list[Sweep]:
     """Low-rank sums of eight adapters, query, key and value at once and out alone."""
+    from service.engine.kernels.triton import lora
+
     sweeps = []
     hidden = bench.HIDDEN
     for name, parts in (("qkv", 3), ("out", 1)):
@@ -251,6 +313,9 @@ def lora_sweeps() -> list[Sweep]:
 
 def lora_experts_sweeps() -> list[Sweep]:
     """Mixtures whose routed experts have adapters."""
+    from service.engine.kernels.triton import decoder as fused
+    from service.engine.kernels.triton import lora_experts
+
     experts, inner, hidden = bench.EXPERTS, bench.INNER, bench.HIDDEN
     copies = bench.copies_for(6 * experts * inner * hidden)
     layers = [(bench.noise(experts, 2 * inner, hidden), bench.noise(experts, hidden, inner)) for _ in range(copies)]
@@ -300,6 +365,8 @@ def lora_experts_sweeps() -> list[Sweep]:
 
 def vision_sweeps() -> list[Sweep]:
     """Views from pixels, and what the encoder does element by element."""
+    from service.engine.kernels.triton import vision_elementwise, vision_resize
+
     sweeps = []
     config = GeometryConfig()
     settings = combined(vision_resize, ROWS=(1, 2, 4, 8, 16), BLOCK=(128, 256, 512, 1024))
@@ -344,6 +411,8 @@ def _weights(outputs: int, *, is_int8: bool) -> list[Any]:
 
 
 def _linear_sweep(name: str, weights: list[Any], tokens: int, configs: list[Any], chosen: Any) -> Sweep:
+    from service.engine.kernels.triton import linear, norm
+
     outputs, is_int8 = len(weights[0]), isinstance(weights[0], Int8Rows)
     x = bench.noise(tokens, bench.HIDDEN)
     residual = bench.noise(tokens, outputs) if name == "o" else None
@@ -402,6 +471,8 @@ def _layers(count: int, *, is_int8: bool = False) -> list[tuple[Any, Any]]:
 
 
 def _mixture_tiles(tokens: int) -> list[Any]:
+    from service.engine.kernels.triton import expert_tiles
+
     if tokens <= 64:
         return [
             expert_tiles.TileConfig(16, up, down, depth, warps, stages)
@@ -425,6 +496,9 @@ def _mixture_tiles(tokens: int) -> list[Any]:
 
 
 def _mixture_sweep(tokens: int, configs: list[Any], layers: list[Any], kind: str = "") -> Sweep:
+    from service.engine.kernels.triton import decoder as fused
+    from service.engine.kernels.triton import expert_pairs, expert_tiles
+
     dtype = torch.float32 if getattr(layers[0][0], "dtype", None) == torch.float32 else torch.bfloat16
     hidden = layers[0][1].shape[1]
     x, residual = (bench.noise(tokens, hidden, dtype=dtype) for _ in range(2))
@@ -445,6 +519,8 @@ def _mixture_sweep(tokens: int, configs: list[Any], layers: list[Any], kind: str
 
 def mixture_sweeps() -> list[Sweep]:
     """Experts of one to 32 tokens."""
+    from service.engine.kernels.triton import expert_pairs
+
     layers = _layers(4)
     ups = [expert_pairs.PairConfig(*values, 2, 4) for values in product((2, 4, 8, 16), (2, 4, 8))]
     downs = [expert_pairs.PairConfig(8, 4, *values) for values in product((1, 2, 4, 8), (2, 4, 8))]
@@ -461,6 +537,8 @@ def wide_sweeps() -> list[Sweep]:
 
 def float32_sweeps() -> list[Sweep]:
     """What nano takes in float32, at its dimensions."""
+    from service.engine.kernels.triton import expert_tiles, prefill
+
     text = nano_config().text_config
     num, inner, hidden = text.n_routed_experts + text.n_shared_experts, text.moe_intermediate_size, text.hidden_size
     layers = [
@@ -480,9 +558,9 @@ def float32_sweeps() -> list[Sweep]:
     return mixtures + [_prompt_sweep(4, length, heads, width, torch.float32, prompts) for length in (120, 450)]
 
 
-def _prompt_sweep(
-    prompts: int, length: int, heads: int, width: int, dtype: torch.dtype, configs: list[prefill.PrefillConfig]
-) -> Sweep:
+def _prompt_sweep(prompts: int, length: int, heads: int, width: int, dtype: torch.dtype, configs: list[Any]) -> Sweep:
+    from service.engine.kernels.triton import prefill
+
     tokens = prompts * length
     q, k, v = bench.noise(tokens, 3, heads, width, dtype=dtype).unbind(1)
     starts = torch.arange(prompts + 1, dtype=torch.int32, device="cuda") * length
@@ -498,6 +576,8 @@ def _prompt_sweep(
 
 def prefill_sweeps() -> list[Sweep]:
     """Attention within whole prompts."""
+    from service.engine.kernels.triton import prefill
+
     tiles = [
         prefill.PrefillConfig(*values)
         for values in product((32, 64, 128), (32, 64, 128), (4, 8), (2, 3, 4))
@@ -509,6 +589,8 @@ def prefill_sweeps() -> list[Sweep]:
 
 def attention_sweeps() -> list[Sweep]:
     """One new token a row, by tile and shares; and by the cache's blocks."""
+    from service.engine.kernels.triton import attention
+
     sweeps = []
     # Others were slower at every size.
     tiles = [
@@ -553,6 +635,8 @@ def _context(tokens: int) -> int:
 
 def _block_sweeps() -> list[Sweep]:
     """Tiles stay the same, except in smaller blocks."""
+    from service.engine.kernels.triton import attention
+
     sweeps = []
     for rows, context in ((1, 530), (16, 530), (256, 530)):
         blocks = {block: bench.attention_inputs(rows, _context(context), block) for block in (16, 32, 64, 128)}
@@ -614,9 +698,7 @@ def attempt(call: Callable[[], Any], *, is_silent: bool = False) -> Any:
 def time_sweep(sweep: Sweep, deadline_s: float) -> dict[str, Any]:
     """Time all candidates, the chosen one twice: first and last.
 
-    Returns:
-        Microseconds of the chosen, of the best and of the worst, and how many were timed. Where two runs of the chosen
-        one differ, the lower counts, and the difference says what is noise.
+    Of the two runs the faster counts, and their difference says how much is noise.
     """
     times: dict[str, float] = {}
     candidates = sweep.candidates
@@ -664,6 +746,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=14, help="that compile")
     parser.add_argument("--out", help="file, or auto")
     arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("needs CUDA")
     groups = arguments.groups or list(GROUPS)
     began_s = time.time()
     processes = arguments.processes

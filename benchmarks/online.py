@@ -282,7 +282,7 @@ def main() -> None:
     if given.duration is None and given.requests is None:
         parser.error("give --duration, --requests or both")
     if not (pages := pages_of(given.pages, given.side, given.seed)):
-        parser.error("--pages holds no documents")
+        parser.error("--pages has no documents")
     model_ids = [each for each in given.model_id.split(",") if each]
     load = Load(pages, model_ids, given.max_new_tokens, given.rate, given.clients or 1, given.requests,
                 given.duration, given.seed)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Where a figure comes from: card, clock, versions, commit, command. Tells nothing of folders, hosts or users."""
+"""Where a figure comes from: card, clock, versions, commit, command. Never names folders, hosts or users."""
 
 from __future__ import annotations
 
@@ -13,21 +13,14 @@ from typing import Any
 from trainer.evaluation.provenance import current_date, machine, package_versions, source_commit
 
 COMMIT_FILE = Path(__file__).with_name("COMMIT")
-"""Written where a copy of the sources runs without its clone; holds the commit."""
+"""Has the commit, for a copy of the sources without its clone."""
 
 
 def origin(device: str) -> dict[str, Any]:
-    """Keys that every row carries.
-
-    Args:
-        device: `cpu` or a CUDA device, as torch names it.
-
-    Returns:
-        Card (or processor), clock, driver, versions, commit and date.
-    """
+    """Keys that every row has: card or processor, clock, driver, versions, commit and date."""
     import torch
 
-    versions = package_versions() | {"cuda": torch.version.cuda or "", "triton": _version_of("triton")}
+    versions = package_versions() | {"cuda": torch.version.cuda or "", "triton": version_of("triton")}
     return {
         "card": card(device),
         **_clocks(device),
@@ -65,12 +58,7 @@ def command() -> str:
 
 
 def keep(row: Mapping[str, Any], out: str | None) -> None:
-    """Print a row as a JSON line, and append it to a file where one is named.
-
-    Args:
-        row: With its `card` and its `benchmark`.
-        out: The file; `auto`: among the committed results, by benchmark and card; None: nowhere.
-    """
+    """Print a row as a JSON line and append it to `out`; `auto` is the committed file of its `benchmark` and `card`."""
     line = json.dumps(row)
     print(line)
     if out:
@@ -80,7 +68,8 @@ def keep(row: Mapping[str, Any], out: str | None) -> None:
             file.write(f"{line}\n")
 
 
-def _version_of(module: str) -> str:
+def version_of(module: str) -> str:
+    """Version of a package; empty if it is not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

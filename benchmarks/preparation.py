@@ -1,7 +1,7 @@
 """From images to prepared pages: in worker processes, by the engine's device, or one after another in the caller.
 
-A worker holds the decoded images, as the service's decoding processes hold what they have decoded, and writes views
-into memory that it shares with the caller: nothing but numbers travels through a pipe. Knows no engine.
+A worker keeps the decoded images, as the service's decoding processes do, and writes views into memory that it shares
+with the caller: only numbers travel through a pipe. Knows no engine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from shared.deepseek_ocr.images import prepare_views
 
 
 class Preparation(Protocol):
-    """Makes pages of images it knows."""
+    """Makes pages from images that it was given."""
 
     name: str
 
@@ -34,12 +34,7 @@ class Preparation(Protocol):
 
 
 class InlinePreparation:
-    """One page after another, on the caller's thread.
-
-    Args:
-        images: Images by their size.
-        geometry: The checkpoint's.
-    """
+    """One page after another, on the caller's thread."""
 
     name = "inline"
 
@@ -59,12 +54,7 @@ class InlinePreparation:
 
 
 class DevicePreparation:
-    """Hands the images themselves to the engine, which makes their views on its device, as it does for the service.
-
-    Args:
-        images: Images by their size.
-        geometry: The checkpoint's.
-    """
+    """Hands the images to the engine, which makes their views on its device, as it does for the service."""
 
     name = "device"
 
@@ -77,7 +67,7 @@ class DevicePreparation:
         images = self._images[size_px]
         plan = plan_of(size_px, self._geometry)
         for index in range(count):
-            # Out of Pillow's memory within the measured time, as a decoding process does it.
+            # Copied out of Pillow's memory within the measured time, as a decoding process does.
             yield PageImage(plan, np.asarray(images[index % len(images)]))
 
     def close(self) -> None:
@@ -87,13 +77,8 @@ class DevicePreparation:
 class ProcessPreparation:
     """Pages from worker processes, which are forked at once: make it before anything touches a GPU.
 
-    Invariant: a page's pixels lie in a slot of their own until `pages` is called again.
-
-    Args:
-        images: Images by their size; the workers inherit them.
-        geometry: The checkpoint's.
-        workers: Processes.
-        most_pages: Pages of one call at most, by size.
+    Invariant: a page's pixels lie in a slot of their own until `pages` is called again. `most_pages` is the maximum of
+    one call, by size.
     """
 
     name = "processes"

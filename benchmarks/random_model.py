@@ -1,12 +1,13 @@
-"""DeepSeek-OCR with its public dimensions and random weights, built on the device it runs on.
+"""DeepSeek-OCR with its public dimensions and random weights, random adapters for it, and pages of noise.
 
-For measuring speed where no checkpoint is at hand: no file is read. Answers mean nothing, never end by themselves
-(no token is the end token), and loop, so that the loop rule is best switched off with `NO_LOOPS`.
+For measuring speed without a checkpoint: no file is read. Answers mean nothing, never end by themselves (no token is
+the end token) and loop, so switch the loop rule off with `NO_LOOPS`.
 """
 
 from __future__ import annotations
 
 import json
+import string
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +15,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from service.engine.engine import TorchEngine
+from service.engine.lora.files import AdapterFiles
+from service.engine.lora.shapes import layer_shapes
+from shared.contract.peft_config import parse_config
 from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.checkpoint import read_config, save_checkpoint
-from shared.deepseek_ocr.configuration import DeepseekOcrConfig
+from shared.deepseek_ocr.configuration import DeepseekOcrConfig, TextConfig
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan, plan_views
 from shared.deepseek_ocr.loading import TOKENIZER_FILE, LoadedCheckpoint
@@ -32,14 +38,14 @@ SMALL, PAGE = (640, 640), (1240, 1754)
 PROMPT_TEXT_IDS = (201, 2)
 """As many as the public tokenizer makes of the public prompts' line break and text in the measured peers."""
 WEIGHT_STD = 0.02
+TOKENIZER_TEXT = f"{string.ascii_letters}{string.digits} Free OCR. the page\n"
+"""What the byte-level tokenizer is trained on."""
+ADAPTER_STD = 1e-3
+"""Of an adapter's up projections; small, so that activations stay those of the base."""
 
 
 class StubTokenizer(OcrTokenizer):
-    """Says nothing that can be read: `<17>` for token 17, and no token ends an answer.
-
-    Args:
-        image_id: The id that the model replaces by vision tokens.
-    """
+    """Writes nothing readable: `<17>` for token 17, and no token ends an answer."""
 
     def __init__(self, image_id: int) -> None:  # no backend: there is no vocabulary
         self.bos_id, self.eos_id, self.pad_id, self.image_id = 0, -1, 2, image_id
@@ -57,24 +63,14 @@ class StubTokenizer(OcrTokenizer):
 def random_model(
     device: torch.device | str, dtype: torch.dtype, config: DeepseekOcrConfig | None = None, seed: int = 0
 ) -> DeepseekOcrForConditionalGeneration:
-    """Build a model with random weights in its final place; needs no memory but the weights' own.
-
-    Args:
-        device: Where it runs.
-        dtype: Its type.
-        config: Its dimensions; None: DeepSeek-OCR's.
-        seed: Of the weights.
-
-    Returns:
-        The model in evaluation mode.
-    """
+    """Build a model in evaluation mode with random weights; needs no memory besides the weights' own."""
     with torch.device("meta"):
         model = DeepseekOcrForConditionalGeneration(config or DeepseekOcrConfig())
     generator = torch.Generator(device).manual_seed(seed)
     state: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
         tensor = torch.empty(parameter.shape, device=device, dtype=dtype)
-        # One-dimensional weights are those of norms, but for the embeddings that stand for a place.
+        # One-dimensional weights are those of norms, except position embeddings.
         is_norm = parameter.ndim == 1 and name.endswith("weight")
         state[name] = tensor.fill_(1.0) if is_norm else tensor.normal_(0.0, WEIGHT_STD, generator=generator)
         if name.endswith("bias"):
@@ -89,33 +85,14 @@ def random_checkpoint(
     config: DeepseekOcrConfig | None = None,
     seed: int = 0,
 ) -> LoadedCheckpoint:
-    """What `load_checkpoint` would give for the public checkpoint, its weights and tokenizer aside.
-
-    Args:
-        device: Where it runs.
-        dtype: Its type.
-        config: Its dimensions; None: DeepSeek-OCR's.
-        seed: Of the weights.
-
-    Returns:
-        For `service.engine.factory.make_engine`.
-    """
+    """What `load_checkpoint` would give for the public checkpoint, except its weights and tokenizer."""
     model = random_model(device, dtype, config, seed)
     tokenizer = StubTokenizer(model.config.image_token_id)
     return LoadedCheckpoint(model, tokenizer, model.config.geometry_config(), "deepseek-ocr-random")
 
 
 def noise_page(size: tuple[int, int], geometry: GeometryConfig, seed: int = 0) -> PageViews:
-    """A page of noise as the engine takes it.
-
-    Args:
-        size: Width and height of the page in pixels.
-        geometry: The checkpoint's.
-        seed: Of the noise.
-
-    Returns:
-        Views of the default mode.
-    """
+    """Views of a page of noise in the default mode; `size` is width and height in pixels."""
     plan = plan_views(*size, geometry.default_mode, geometry)
     noise = np.random.default_rng(seed)
 
@@ -136,14 +113,7 @@ def write_random_checkpoint(
 ) -> Path:
     """Write a checkpoint with random weights that the service loads, some 6.7 GB at the public dimensions.
 
-    Args:
-        folder: Where it goes.
-        tokenizer_of: A checkpoint whose tokenizer and special ids it takes; other ids read as `t2048`.
-        device: Where the weights are drawn.
-        config: Its dimensions; None: DeepSeek-OCR's.
-
-    Returns:
-        The folder.
+    Tokenizer and special ids are those of the checkpoint `tokenizer_of`; other ids read as `t2048`.
     """
     own = read_config(tokenizer_of)
     config = config or DeepseekOcrConfig()
@@ -157,3 +127,118 @@ def write_random_checkpoint(
     save_checkpoint(random_model(device, torch.bfloat16, config), folder)
     (folder / TOKENIZER_FILE).write_text(json.dumps(tokenizer), encoding="utf-8")
     return folder
+
+
+def adapter_names(count: int) -> list[str]:
+    """What `load_random_adapters` calls them."""
+    return [f"random-{index}@1" for index in range(count)]
+
+
+def load_random_adapters(engine: TorchEngine, text: TextConfig, count: int, rank: int) -> None:
+    """Fill an engine's slots; it has as many, for this rank."""
+    for seed, name in enumerate(adapter_names(count)):
+        engine.load_adapter(name, random_adapter(text, rank, seed))
+
+
+def random_adapter(text: TextConfig, rank: int, seed: int, strength: float = ADAPTER_STD) -> AdapterFiles:
+    """One adapter, as PEFT would write it, in every projection that the engine takes."""
+    noise = torch.Generator().manual_seed(seed)
+    tensors: dict[str, Tensor] = {}
+    for layer in range(text.num_hidden_layers):
+        mlp = "mlp" if layer < text.first_k_dense_replace else "mlp.shared_experts"
+        modules = {
+            "qkv": [f"self_attn.{name}_proj" for name in "qkv"],
+            "out": ["self_attn.o_proj"],
+            "gate_up": [f"{mlp}.gate_proj", f"{mlp}.up_proj"],
+            "down": [f"{mlp}.down_proj"],
+        }
+        for group, shape in layer_shapes(text, layer).items():
+            for module in modules[group]:
+                key = f"base_model.model.model.layers.{layer}.{module}"
+                tensors[f"{key}.lora_A.weight"] = torch.randn(rank, shape.inputs, generator=noise)
+                ups = torch.randn(shape.part_width, rank, generator=noise)
+                tensors[f"{key}.lora_B.weight"] = ups * strength
+    targets = sorted({name.split(".")[-3] for name in tensors})
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": targets, "bias": "none"}
+    return AdapterFiles(tensors, parse_config(json.dumps(config).encode()))
+
+
+def write_random_adapter(
+    folder: Path, text: TextConfig, rank: int, seed: int, *, strength: float = ADAPTER_STD, dtype: torch.dtype
+) -> int:
+    """Write a random adapter as PEFT does, into a new folder; the weights' size in bytes."""
+    from safetensors.torch import save_file
+
+    files = random_adapter(text, rank, seed, strength)
+    folder.mkdir()
+    weights = folder / "adapter_model.safetensors"
+    save_file({name: tensor.to(dtype) for name, tensor in files.tensors.items()}, weights)
+    config = {**files.config.values, "base_model_name_or_path": "random"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return weights.stat().st_size
+
+
+def write_random_ocr2(folder: Path, *, tiny: bool) -> None:
+    """Write a checkpoint of DeepSeek-OCR-2 with random weights and a byte-level tokenizer of few tokens.
+
+    A tiny one is for trying a program on a CPU; its views still have 1024 px and 257 tokens.
+    """
+    from transformers import (
+        DeepseekOcr2Config,
+        DeepseekOcr2ForConditionalGeneration,
+        DeepseekOcr2Processor,
+        PreTrainedTokenizerFast,
+    )
+    from transformers.models.deepseek_ocr2.image_processing_pil_deepseek_ocr2 import DeepseekOcr2ImageProcessorPil
+
+    from trainer.nano.corpus.tokenizer import train_tokenizer
+
+    text = {
+        "vocab_size": 129280, "hidden_size": 1280, "intermediate_size": 6848, "num_hidden_layers": 12,
+        "num_attention_heads": 10, "num_key_value_heads": 10, "moe_intermediate_size": 896, "n_routed_experts": 64,
+        "n_shared_experts": 2, "num_experts_per_tok": 6, "mlp_layer_types": ["dense"] + ["sparse"] * 11,
+        "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "max_position_embeddings": 262144, "n_group": 1,
+        "topk_group": 1,
+    }  # fmt: skip
+    encoder = {
+        "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+    }  # fmt: skip
+    sam: dict[str, Any] = {"downsample_channels": [512, 896]}
+    if tiny:
+        text |= {
+            "vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "moe_intermediate_size": 16, "n_routed_experts": 4,
+            "n_shared_experts": 1, "num_experts_per_tok": 2, "mlp_layer_types": ["dense", "sparse"],
+        }  # fmt: skip
+        encoder |= {
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+        }  # fmt: skip
+        sam = {
+            "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "global_attn_indexes": [],
+            "output_channels": 16, "downsample_channels": [16, 32], "mlp_dim": 32,
+        }  # fmt: skip
+    config = DeepseekOcr2Config(
+        text_config=text, vision_config={"sam_config": sam, "encoder_config": encoder}, image_token_id=3
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16 if device == "cuda" else torch.float32)
+    torch.manual_seed(0)
+    try:
+        with torch.device(device):
+            model = DeepseekOcr2ForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(default)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, 0.0, WEIGHT_STD)
+    model.save_pretrained(folder)
+    core = train_tokenizer([TOKENIZER_TEXT] * 4, vocab_size=280)
+    bos, eos, pad, image = (core.id_to_token(number) for number in range(4))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=bos, eos_token=eos, pad_token=pad, extra_special_tokens={"image_token": image}
+    )
+    tokenizer.save_pretrained(folder)
+    DeepseekOcr2Processor(image_processor=DeepseekOcr2ImageProcessorPil(), tokenizer=tokenizer).save_pretrained(folder)

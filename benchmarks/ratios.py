@@ -1,7 +1,7 @@
-"""One line that says how fast an engine is: each case beside vLLM, the device's floor and the target.
+"""One line that says how fast an engine is: each case against vLLM, the device's floor and the target.
 
-Pure arithmetic over rows as `cases.row_of` makes them. A peer's figures of the same run go before those recorded in
-`results/`; the line says which.
+Pure arithmetic over rows as `cases.row_of` makes them. A peer's figures of the same run take precedence over those
+recorded in `results/`; the line says which were used.
 """
 
 from __future__ import annotations
@@ -46,15 +46,7 @@ Row = Mapping[str, Any]
 
 
 def best_rows(rows: Iterable[Row], engine: str) -> dict[str, Row]:
-    """The fastest row of each case; of cases that were cut down, none.
-
-    Args:
-        rows: Any rows.
-        engine: Whose.
-
-    Returns:
-        Rows by case.
-    """
+    """An engine's fastest row of each case, without rows of cases that were cut down."""
     full = {(case.name, case.requests, case.new_tokens) for case in CASES}
     best: dict[str, Row] = {}
     for row in rows:
@@ -69,15 +61,7 @@ def best_rows(rows: Iterable[Row], engine: str) -> dict[str, Row]:
 
 
 def measure(best: Mapping[str, Row], name: str) -> float | None:
-    """A case's figure in its own unit.
-
-    Args:
-        best: Rows by case.
-        name: The case.
-
-    Returns:
-        None where a row is missing.
-    """
+    """A case's figure in its own unit; None without a row."""
     row = best.get(name)
     if row is None:
         return None
@@ -115,19 +99,10 @@ def summary(
     ceilings: Ceilings,
     targets: Mapping[str, float],
 ) -> dict[str, Any]:
-    """The last line of a run.
+    """The last line of a run: for each case the engine's figure and its ratios to peers, floor and target.
 
-    Args:
-        rows: All rows of the run, peers' among them.
-        recorded: Peers' rows of earlier runs.
-        config: The model's dimensions.
-        batch_size: Rows that the engine may decode together.
-        ceilings: Of the device, in this run.
-        targets: Figures to reach, by case.
-
-    Returns:
-        For each case the engine's figure and its ratios; a ratio above 1 is faster than the peer, and a share of the
-        floor is at most 1.
+    A ratio above 1 is faster than the peer; a share of the floor is at most 1. `rows` include peers of this run,
+    `recorded` are peers of earlier runs.
     """
     ours = best_rows(rows, OURS)
     cases: dict[str, Any] = {}
@@ -139,7 +114,7 @@ def summary(
         entry = {"unit": unit, "value": _rounded(value), "floor": _rounded(floor)}
         entry["floor_share_ratio"] = _rounded(times_faster(name, value, floor))
         for engine in ("vllm", "transformers"):
-            entry |= _beside(name, value, engine, rows, recorded)
+            entry |= _against(name, value, engine, rows, recorded)
         if name in targets:
             entry |= {"target": targets[name], "target_met": times_faster(name, value, targets[name]) >= 1}
         cases[name] = entry
@@ -154,12 +129,12 @@ def read_rows(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def recorded_peers(card_slug: str) -> list[dict[str, Any]]:
-    """Peers' rows recorded on a card; none where nobody recorded any."""
+    """Peers' rows recorded on a card; none if there are none."""
     path = RESULTS / f"peers-{card_slug}.jsonl"
     return read_rows([path]) if path.is_file() else []
 
 
-def _beside(name: str, value: float, engine: str, rows: Sequence[Row], recorded: Sequence[Row]) -> dict[str, Any]:
+def _against(name: str, value: float, engine: str, rows: Sequence[Row], recorded: Sequence[Row]) -> dict[str, Any]:
     for source, candidates in (("measured in this run", rows), ("recorded", recorded)):
         theirs = measure(best_rows(candidates, engine), name)
         if theirs is not None:

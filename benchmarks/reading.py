@@ -1,8 +1,8 @@
-"""Pages of a set, read by the reference and by the engine: what benchmarks and tests of exactness share.
+"""Reading a set's pages with the reference and with the engine, for benchmarks and tests of exactness.
 
 The reference is `generate` of `shared.deepseek_ocr`: transformers' loop over the model's own forward pass, one page at
-a time. The loop rule is out of reach in both, so that nothing but the choice of tokens is compared; `max_new_tokens`
-bounds answers that would never end.
+a time. The loop rule is out of reach in both, so that only the choice of tokens is compared; `max_new_tokens` ends
+answers that would never end.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MOST_STEPS_BETWEEN = 6
 
 @dataclass(frozen=True, slots=True)
 class TruePage:
-    """A page ready to read, and the text that stands on it."""
+    """A page ready to read, and its true text."""
 
     name: str
     tier: str
@@ -47,7 +47,7 @@ class TruePage:
 
 
 def shipped_samples() -> list[Sample]:
-    """The samples that ship with the repository."""
+    """The samples included in the repository."""
     return [
         Sample(path.name, "sample", Layout.BLOCK, path, path.with_suffix(".txt").read_text(encoding="utf-8"))
         for path in sorted(SAMPLES.glob("*.png"))
@@ -55,15 +55,9 @@ def shipped_samples() -> list[Sample]:
 
 
 def true_pages(folder: Path | None, geometry: GeometryConfig, limit: int | None = None) -> list[TruePage]:
-    """Prepare the pages of a set.
+    """Prepare the pages of a set, as `python -m trainer evaluate --data` takes it; None: the included samples.
 
-    Args:
-        folder: As `python -m trainer evaluate --data` takes it; None: the samples that ship.
-        geometry: The checkpoint's.
-        limit: Pages of a tier at most.
-
-    Returns:
-        They, in the set's order.
+    `limit` is pages of a tier.
     """
     samples = load_set(folder, limit=limit).samples if folder else shipped_samples()[:limit]
     return [
@@ -80,16 +74,7 @@ def prepared(image: Image.Image, geometry: GeometryConfig) -> PageViews:
 
 @torch.inference_mode()
 def reference_text(checkpoint: LoadedCheckpoint, page: PageViews, max_new_tokens: int) -> str:
-    """Read a page alone with `generate`.
-
-    Args:
-        checkpoint: The model, on any device.
-        page: The page.
-        max_new_tokens: Longest answer.
-
-    Returns:
-        The text.
-    """
+    """Read a page alone with `generate`."""
     model: OcrModel = checkpoint.model
     device, plan, tokenizer = model.lm_head.weight.device, page.plan, checkpoint.tokenizer
     ids = tokenizer.encode_prompt(plan, prompt_for(Task.FREE))
@@ -111,16 +96,9 @@ def reference_text(checkpoint: LoadedCheckpoint, page: PageViews, max_new_tokens
 def exact_engine(
     checkpoint: LoadedCheckpoint, batch_size: int, max_new_tokens: int, *, plain: bool = False
 ) -> TorchEngine:
-    """The engine as it is served, its loop rule out of reach.
+    """The engine as it is served, its loop rule out of reach, not warmed up yet.
 
-    Args:
-        checkpoint: What it reads with.
-        batch_size: Pages that it reads together.
-        max_new_tokens: Longest answer.
-        plain: Whether a GPU's engine does without its kernels, to tell their rounding from the type's.
-
-    Returns:
-        An engine that has not been warmed up.
+    `plain` leaves out a GPU's kernels, to tell their rounding from the type's.
     """
     limits = EngineLimits(batch_size=batch_size, max_new_tokens=max_new_tokens, loop_rule=NO_LOOPS)
     with patch.object(loader, "_has_gpu_path", lambda _: False) if plain else nullcontext():
@@ -136,16 +114,7 @@ def texts_alone(engine: TorchEngine, pages: Sequence[PageViews], max_new_tokens:
 def texts_in_company(
     engine: TorchEngine, pages: Sequence[PageViews], max_new_tokens: int, choose: random.Random
 ) -> list[str]:
-    """Read pages that arrive in random order, some steps after one another.
-
-    Args:
-        engine: Without work.
-        pages: The pages.
-        max_new_tokens: Longest answer.
-        choose: Decides order and steps.
-
-    Returns:
-        Texts, in the pages' order.
+    """Read pages that arrive in random order, some steps after one another; texts in the pages' order.
 
     Raises:
         RuntimeError: A page failed.

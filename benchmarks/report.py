@@ -1,9 +1,9 @@
 """The tables and the picture of docs/performance.md, from the results that are committed.
 
-    python benchmarks/report.py --write      rewrites what stands between the page's markers, and the picture
+    python benchmarks/report.py --write      rewrites the tables between the page's markers, and the picture
 
-Of rows that say the same thing those of the newest run count. A table without results is not there: the page then says
-how to get them. A test fails when the page is not what this writes.
+Of rows that measured the same, those of the newest run count. Without results a table says so. A test fails when the
+page is not what this writes.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def newest(rows: Iterable[Row]) -> list[Row]:
 
 
 def engine_table(rows: Sequence[Row], recorded: Sequence[Row]) -> str:
-    """Each card's cases beside peers and floors."""
+    """Each card's cases against peers and floors."""
     parts = []
     for card in _cards(row for row in rows if row.get("model") == "random"):
         own = [row for row in rows if row["card"] == card and row.get("model") == "random"]
@@ -99,16 +99,16 @@ def ablation_table(rows: Sequence[Row]) -> str:
 
 
 def weights_table(rows: Sequence[Row], full: Sequence[Row]) -> str:
-    """The engine with 8-bit rows beside the engine with weights in full."""
+    """The engine with 8-bit rows against the engine with full weights."""
     parts = []
     for card in _cards(row for row in rows if row.get("model") == "random" and "case" in row):
-        own, beside = (
+        own, whole = (
             best_rows((row for row in each if row["card"] == card and row.get("model") == "random"), OURS)
             for each in (rows, full)
         )
         lines = [_line(["case", "unit", "8-bit rows", "weights in full", "times as fast"]), _line(["---"] * 5)]
         for name, unit in MEASURES.items():
-            ours, theirs = measure(own, name), measure(beside, name)
+            ours, theirs = measure(own, name), measure(whole, name)
             if ours is not None:
                 faster = "-" if theirs is None else f"{times_faster(name, ours, theirs):.2f}"
                 figures = [f"**{ours:.4g}**", "-" if theirs is None else f"{theirs:.4g}", faster]
@@ -118,20 +118,20 @@ def weights_table(rows: Sequence[Row], full: Sequence[Row]) -> str:
 
 
 def adapters_table(rows: Sequence[Row]) -> str:
-    """One batch of adapters beside the base alone, with adapters resident and without."""
+    """One batch of adapters against the base alone, with adapters resident and without."""
     parts = []
     for card in _cards(row for row in rows if row.get("case") == "adapters"):
         own = [row for row in rows if row["card"] == card and row.get("model") == "random" and "case" in row]
         mixed = max((row for row in own if row["case"] == "adapters"), key=lambda row: row["pages_per_s"])
-        beside = [row for row in own if row["case"] == "throughput" and row.get("adapters") == mixed["adapters"]]
+        resident = [row for row in own if row["case"] == "throughput" and row.get("adapters") == mixed["adapters"]]
         alone = best_rows(own, OURS).get("throughput")
         lines = [_line(["SMALL, 256 requests, 512 new tokens", "pages/s", "of base alone"]), _line(["---"] * 3)]
         # Of the same run, so that nothing but the adapters differs.
-        base = max((row["pages_per_s"] for row in beside), default=None)
+        base = max((row["pages_per_s"] for row in resident), default=None)
         some = f"{mixed['adapters']} adapters of rank {mixed['adapter_rank']}"
         for what, row in (
             ("base alone, no adapters resident", alone),
-            (f"base alone beside {some}", max(beside, key=lambda row: row["pages_per_s"], default=None)),
+            (f"base alone, {some} resident", max(resident, key=lambda row: row["pages_per_s"], default=None)),
             (f"{some} in turn, in one batch", mixed),
         ):
             if row:
@@ -189,14 +189,7 @@ def exactness_table(rows: Sequence[Row]) -> str:
 
 
 def loading_table(rows: Iterable[Row]) -> str:
-    """From a folder to the first text of its adapter.
-
-    Args:
-        rows: What `adapter_load.py` wrote, oldest first; of rows of one card, model and rank the last one counts.
-
-    Returns:
-        Markdown.
-    """
+    """From a folder to the first text of its adapter; the newest row of each card, model and rank."""
     parts = []
     for row in _last(rows, "card", "model", "rank"):
         heads = ["ms", *LOAD_STAGES, "worst total"]
@@ -217,14 +210,7 @@ def loading_table(rows: Iterable[Row]) -> str:
 
 
 def publishing_table(rows: Iterable[Row]) -> str:
-    """A service under load with publications and without.
-
-    Args:
-        rows: What `adapters.py` wrote, oldest first; of rows of one card the last one counts.
-
-    Returns:
-        Markdown.
-    """
+    """A service under load with publications and without; the newest row of each card."""
     parts = []
     for row in _last((row for row in rows if row.get("publications")), "card"):
         aims, quiet, live = row["targets"], row["without_publications"], row["with_publications"]
@@ -259,14 +245,7 @@ def _adapter_origin(row: Row) -> str:
 
 
 def training_table(rows: Iterable[Row]) -> str:
-    """Steps and longest texts of each card.
-
-    Args:
-        rows: What `training.py` wrote, oldest first; of rows that say the same thing the last one counts.
-
-    Returns:
-        Markdown.
-    """
+    """Steps and longest texts of each card; the newest of rows that measured the same."""
     last = {tuple(row.get(name) for name in SAME_TRAINING): row for row in rows}
     parts = []
     for card in dict.fromkeys(row["card"] for row in last.values()):
@@ -280,7 +259,7 @@ def training_table(rows: Iterable[Row]) -> str:
 
 
 def _training_steps(rows: Sequence[Row]) -> str:
-    lines = [_line(["way", "batch", "text tokens", "ms a step", "speed", "peak GiB", "memory"]), _line(["---"] * 7)]
+    lines = [_line(["mode", "batch", "text tokens", "ms a step", "speed", "peak GiB", "memory"]), _line(["---"] * 7)]
     for text_tokens in sorted({row["text_tokens"] for row in rows}):
         own = [row for row in rows if row["text_tokens"] == text_tokens]
         first = next((row for row in own if row["mode"] == PLAIN and "step_ms" in row), None)
@@ -297,7 +276,7 @@ def _training_steps(rows: Sequence[Row]) -> str:
 
 
 def _longest_texts(rows: Sequence[Row]) -> str:
-    lines = [_line(["way", "memory", "longest text, tokens", "against plain"]), _line(["---"] * 4)]
+    lines = [_line(["mode", "memory", "longest text, tokens", "against plain"]), _line(["---"] * 4)]
     for row in rows:
         first = next((each for each in rows if each["mode"] == PLAIN and each["memory_gib"] == row["memory_gib"]), None)
         most = row["longest_text_tokens"]
@@ -357,15 +336,7 @@ def picture(rows: Sequence[Row]) -> str | None:
 
 
 def render(page: str, results: Path = RESULTS) -> tuple[str, str | None]:
-    """The page with its tables, and the picture.
-
-    Args:
-        page: The page as it is.
-        results: Folder of the results.
-
-    Returns:
-        Both texts; no picture without a sweep.
-    """
+    """The page with its tables, and the picture; no picture without a sweep."""
     measured = newest(read_rows(sorted(results.glob("engine-*.jsonl"))))
     engine = [row for row in measured if not row.get("weights")]
     rounded = [row for row in measured if row.get("weights")]

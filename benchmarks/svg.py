@@ -1,7 +1,4 @@
-"""A plot of a few lines as SVG text. Knows nothing of what it draws.
-
-Both axes are logarithmic, since what is plotted here spans orders of magnitude on both.
-"""
+"""A plot of a few lines as SVG text; both axes are logarithmic, since the data spans orders of magnitude on both."""
 
 from __future__ import annotations
 
@@ -36,14 +33,7 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel]) -> str:
-    """Panels side by side.
-
-    Args:
-        panels: Each with at least one point.
-
-    Returns:
-        The text of an SVG file.
-    """
+    """An SVG file with panels side by side, each with at least one point."""
     width = WIDTH * len(panels)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" width="{width}" height="{HEIGHT}"'

@@ -1,22 +1,25 @@
-"""How long a LoRA training step takes, and how long a text it has memory for: Unsloth, plain PEFT and this project.
+"""How long a LoRA training step takes, and how long a text fits into memory: Unsloth, plain PEFT and this project.
 
     python benchmarks/training.py --modes plain unsloth cached unsloth-cached --text-tokens 512 2048
     python benchmarks/training.py --modes plain unsloth --longest --memory-gib 24
     python benchmarks/training.py --tiny --device cpu --modes plain cached       to try the program on a CPU
 
-Needs one GPU. DeepSeek-OCR-2's dimensions with random weights, since speed and memory do not depend on their values;
-rank 16 on the queries, keys, values and outputs of the decoder's attention, vision frozen, one view of 1024 px (257
-tokens) a sample, AdamW, bfloat16. Ways that share a model run in their own process, as Unsloth patches what it finds,
-and have a time limit. Steps are the median of seven after three; memory is the peak of what torch has allocated.
-`--longest` searches for the longest answer that one sample a step has memory for, within `--memory-gib`.
+Needs one GPU. This is the step alone, without the training loop around it, so that plain PEFT and Unsloth can be
+compared on the same inputs. `python -m trainer benchmark` times the loop itself, also with 4-bit weights and your own
+pages.
 
-Ways (`--modes`):
+The model has DeepSeek-OCR-2's dimensions and random weights, since speed and memory do not depend on their values. Rank
+16 on the queries, keys, values and outputs of the decoder's attention, vision frozen, one view of 1024 px (257 tokens)
+a sample, AdamW, bfloat16. Modes that share a model run in their own process, as Unsloth patches what it finds, and have
+a time limit. Steps are the median of seven after three; memory is the peak of what torch has allocated. `--longest`
+searches for the longest answer that fits into `--memory-gib` with one sample a step.
+
+Modes:
 
 - `plain` is transformers and PEFT alone, with gradient checkpointing.
 - `unsloth` is Unsloth's loading, patches and checkpointing.
 - `plain-cached` and `unsloth-cached` take the page's vision features from the host's memory instead of pixels, since a
   frozen encoder gives the same ones in every epoch.
-- `plain4bit` and `unsloth4bit` keep frozen linear weights in 4 bits.
 - `cached` is this project's own class of the model without Unsloth: cached features, logits for the answer alone.
 - `cached-chunked` is what this project's training does with `--gradient-checkpointing`: the loss piece by piece
   (`shared.deepseek_ocr.loss`). `cached-kept` is what it does without: activations are kept instead of computed twice.
@@ -35,7 +38,6 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -48,14 +50,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.origin import command, origin
+from benchmarks.origin import command, origin, version_of
+from trainer.config import child_environment
 from trainer.training.graphs import GraphedLoss
 
-PACKAGES = ("peft", "unsloth", "unsloth_zoo", "bitsandbytes")
+PACKAGES = ("unsloth", "unsloth_zoo", "bitsandbytes")
 IMAGE_TOKENS = 257
 ROW_MARK = "ROW "
 RANK = 16
@@ -64,20 +67,17 @@ TARGETS = r".*language_model.*self_attn\.(q_proj|k_proj|v_proj|o_proj)"
 IGNORED_LABEL = -100
 WHOLE_LOGITS = "cached"
 IMAGE_PX = 1024
-MODES = ("plain", "plain-cached", "plain4bit", "unsloth", "unsloth-cached", "unsloth4bit", "cached", "cached-kept",
+MODES = ("plain", "plain-cached", "unsloth", "unsloth-cached", "cached", "cached-kept",
          "cached-chunked", "graphed", "graphed-chunked")  # fmt: skip
 OURS = ("cached", "graphed")
 KEPT = ("cached-kept", "graphed")
 """They keep activations; all others compute them twice."""
 SEED = 0
 WARM_STEPS, TIMED_STEPS = 3, 7
-VOCAB_SIZE, IMAGE_TOKEN_ID = 129280, 128815
-WEIGHT_STD = 0.02
-UNKNOWN = "t5"
 
 
 def main() -> int:
-    """Run the cases; status 1 where a way failed."""
+    """Run the cases; status 1 if a mode failed."""
     options = _options()
     if options.child:
         return _child(options)
@@ -117,14 +117,14 @@ def _options() -> argparse.Namespace:
 
 
 def _families(modes: Sequence[str]) -> list[list[str]]:
-    """Ways whose models are the same, which one process measures one after another."""
+    """Modes with the same model, which one process measures one after another."""
     return [list(group) for _, group in groupby(modes, key=family)]
 
 
 def _run(
     modes: Sequence[str], checkpoint: Path, options: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """Ways of one family in a process of their own: their rows, and what went wrong."""
+    """Run modes of one family in their own process: their rows, and what went wrong."""
     words = [sys.executable, __file__, "--child", "--modes", *modes, "--checkpoint", str(checkpoint)]
     words += ["--text-tokens", *map(str, options.text_tokens), "--batch", str(options.batch)]
     words += ["--device", options.device, "--memory-gib", str(options.memory_gib)]
@@ -152,11 +152,8 @@ def _run(
 
 
 def _environment(options: argparse.Namespace) -> dict[str, str]:
-    root = str(Path(__file__).resolve().parents[1])
-    inherited = dict(os.environ)  # noqa: TID251 - handed to a program
     return {
-        **inherited,
-        "PYTHONPATH": os.pathsep.join(part for part in (root, inherited.get("PYTHONPATH", "")) if part),
+        **child_environment(),
         "HF_HUB_OFFLINE": "1",
         "UNSLOTH_DISABLE_STATISTICS": "1",
         "UNSLOTH_COMPILE_DISABLE": "0" if options.compile else "1",
@@ -166,7 +163,7 @@ def _environment(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _child(options: argparse.Namespace) -> int:
-    """Measure ways that share a model; each row is printed as soon as it is there."""
+    """Measure modes that share a model; each row is printed at once."""
     start_s = time.monotonic()
     if options.modes[0].startswith("unsloth"):
         import unsloth  # noqa: F401 - first: it patches what is imported after it
@@ -181,7 +178,7 @@ def _child(options: argparse.Namespace) -> int:
 
     def report(row: dict[str, Any]) -> None:
         source = origin(options.device)
-        source["versions"] |= {name: found for name in PACKAGES if (found := _version(name))}
+        source["versions"] |= {name: found for name in PACKAGES if (found := version_of(name))}
         print(ROW_MARK + json.dumps({"mode": trained.mode} | shared | row | source), flush=True)
 
     for place, mode in enumerate(options.modes):
@@ -206,26 +203,12 @@ def _table(rows: list[dict[str, Any]]) -> str:
     return "\n".join("  ".join(f"{key} {row[key]}" for key in keys if row.get(key) is not None) for row in rows)
 
 
-def _version(name: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
-
-
 def time_steps(trained: Trained, batch: int, text_tokens: int) -> dict[str, Any]:
     """Time training steps.
 
-    Args:
-        trained: The model.
-        batch: Samples a step.
-        text_tokens: Length of each answer.
-
     Returns:
-        The median step in ms, the first one in s (what compiles is in it), the peak of allocated memory since loading,
-        and the first loss, which says that every way computes the same.
+        The median step in ms, the first one in s (compiling included), the peak of allocated memory since loading, and
+        the first loss, which shows that every mode computes the same.
     """
     step = make_step(trained, batch, text_tokens)
     reset_peak(trained.device)
@@ -249,15 +232,10 @@ def time_steps(trained: Trained, batch: int, text_tokens: int) -> dict[str, Any]
 
 
 def longest_context(trained: Trained, limit_tokens: int, give_up_s: float) -> dict[str, Any]:
-    """Search for the longest answer that a step of one sample has memory for.
+    """Search for the longest answer that fits into memory with one sample a step, to about 6 %.
 
-    Args:
-        trained: The model, in a process whose memory is limited already.
-        limit_tokens: Where the search ends at the latest.
-        give_up_s: Seconds after which it ends with what is known.
-
-    Returns:
-        The longest length that worked, the shortest that did not (None: none was met), to about 6 %.
+    The process's memory is limited already. The search ends after `give_up_s` with what is known. None as the shortest
+    length that failed means that none failed.
     """
     start_s = time.monotonic()
     works, fails, tries = 0, None, 0
@@ -345,27 +323,16 @@ class Trained:
 
 
 def family(mode: str) -> str:
-    """Ways of one family differ in what they do with a model, not in the model."""
+    """Modes of one family use the same model differently."""
     if mode.startswith(OURS):
         return "kept" if mode in KEPT else "recomputed"
     return mode.partition("-")[0]
 
 
 def load(mode: str, checkpoint: str, device: torch.device, max_seq_length: int, image_tokens: int) -> Trained:
-    """Load a checkpoint of DeepSeek-OCR-2 and add an adapter, in one of the ways.
-
-    Args:
-        mode: One of `MODES`.
-        checkpoint: Its folder.
-        device: Where it trains.
-        max_seq_length: What Unsloth is told.
-        image_tokens: Of a global view.
-
-    Returns:
-        The model in training mode.
-    """
+    """Load a checkpoint of DeepSeek-OCR-2 and add an adapter, in one of `MODES`; in training mode."""
     if mode.startswith("unsloth"):
-        model = _unsloth(mode, checkpoint, max_seq_length)
+        model = _unsloth(checkpoint, max_seq_length)
     elif mode.startswith(OURS):
         from shared.deepseek_ocr.ocr2 import DeepseekOcr2Reader
         from trainer.backends.peft import recompute_layers
@@ -375,11 +342,8 @@ def load(mode: str, checkpoint: str, device: torch.device, max_seq_length: int, 
     else:
         from transformers import AutoModelForImageTextToText
 
-        options = _quantisation() if mode.startswith("plain4bit") else {}
         model = _with_peft(
-            AutoModelForImageTextToText.from_pretrained(
-                checkpoint, dtype=_dtype(device), device_map={"": str(device)}, **options
-            )
+            AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=_dtype(device), device_map={"": str(device)})
         )
     if mode.startswith(OURS):
         if mode not in KEPT:
@@ -391,16 +355,7 @@ def load(mode: str, checkpoint: str, device: torch.device, max_seq_length: int, 
 
 
 def make_step(trained: Trained, batch: int, text_tokens: int) -> Callable[[], Tensor]:
-    """A function that trains one step, always on the same images and on new texts.
-
-    Args:
-        trained: The model.
-        batch: Samples a step.
-        text_tokens: Length of each answer.
-
-    Returns:
-        Does forward, backward and update; the loss.
-    """
+    """A function that does forward, backward and update and returns the loss; always the same images, new texts."""
     model, device = trained.model, trained.device
     weights = [each for each in model.parameters() if each.requires_grad]
     for name, each in model.named_parameters():
@@ -437,12 +392,12 @@ def make_step(trained: Trained, batch: int, text_tokens: int) -> Callable[[], Te
     return step
 
 
-def _unsloth(mode: str, checkpoint: str, max_seq_length: int) -> Any:
+def _unsloth(checkpoint: str, max_seq_length: int) -> Any:
     from unsloth import FastVisionModel
 
     model, _ = FastVisionModel.from_pretrained(
         checkpoint,
-        load_in_4bit="4bit" in mode,
+        load_in_4bit=False,
         max_seq_length=max_seq_length,
         use_gradient_checkpointing="unsloth",
         dtype=torch.bfloat16,
@@ -459,13 +414,6 @@ def _with_peft(base: Any) -> Any:
 
     torch.manual_seed(SEED)
     return get_peft_model(base, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS))
-
-
-def _quantisation() -> dict[str, Any]:
-    from transformers import BitsAndBytesConfig
-
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-    return {"quantization_config": config}
 
 
 def _features(trained: Trained, pixels_BCHW: Tensor) -> list[Tensor]:
@@ -511,102 +459,19 @@ def _dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def public_config() -> Any:
-    """Configuration with the public dimensions."""
-    from transformers import DeepseekOcr2Config
-
-    text = {
-        "vocab_size": VOCAB_SIZE, "hidden_size": 1280, "intermediate_size": 6848, "num_hidden_layers": 12,
-        "num_attention_heads": 10, "num_key_value_heads": 10, "moe_intermediate_size": 896, "n_routed_experts": 64,
-        "n_shared_experts": 2, "num_experts_per_tok": 6, "mlp_layer_types": ["dense"] + ["sparse"] * 11,
-        "bos_token_id": 0, "eos_token_id": 1, "max_position_embeddings": 262144, "n_group": 1, "topk_group": 1,
-    }  # fmt: skip
-    encoder = {
-        "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-    }  # fmt: skip
-    vision = {"sam_config": {"downsample_channels": [512, 896]}, "encoder_config": encoder}
-    return DeepseekOcr2Config(text_config=text, vision_config=vision)
-
-
-def tiny_config() -> Any:
-    """The same architecture in miniature, for trying the programs on a CPU: views of 1024 px still, and 257 tokens."""
-    from transformers import DeepseekOcr2Config
-
-    text = {
-        "vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "moe_intermediate_size": 16, "n_routed_experts": 4,
-        "n_shared_experts": 1, "num_experts_per_tok": 2, "mlp_layer_types": ["dense", "sparse"],
-        "bos_token_id": 0, "eos_token_id": 1, "max_position_embeddings": 8192, "n_group": 1, "topk_group": 1,
-    }  # fmt: skip
-    sam = {
-        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "global_attn_indexes": [],
-        "output_channels": 16, "downsample_channels": [16, 32], "mlp_dim": 32,
-    }  # fmt: skip
-    encoder = {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-    }  # fmt: skip
-    return DeepseekOcr2Config(
-        text_config=text, vision_config={"sam_config": sam, "encoder_config": encoder}, image_token_id=500
-    )
-
-
 def write_checkpoint(folder: Path, *, tiny: bool = False) -> Path:
-    """Write the checkpoint unless it is there; several processes may call this at the same time.
-
-    Args:
-        folder: Its place.
-        tiny: In miniature.
-
-    Returns:
-        The folder.
-    """
+    """Write the checkpoint unless it exists; several processes may call this at the same time."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
+            from benchmarks.random_model import write_random_ocr2
+
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
-            _write(partial, tiny_config() if tiny else public_config())
+            write_random_ocr2(partial, tiny=tiny)
             partial.rename(folder)
     return folder
-
-
-def _write(folder: Path, config: Any) -> None:
-    from transformers import DeepseekOcr2ForConditionalGeneration, DeepseekOcr2Processor
-    from transformers.models.deepseek_ocr2.image_processing_pil_deepseek_ocr2 import DeepseekOcr2ImageProcessorPil
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(0)
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16 if device == "cuda" else torch.float32)
-    try:
-        with torch.device(device):
-            model = DeepseekOcr2ForConditionalGeneration(config)
-    finally:
-        torch.set_default_dtype(default)
-    for weights in model.parameters():
-        if weights.dim() > 1:
-            nn.init.normal_(weights, 0.0, WEIGHT_STD)
-    model.save_pretrained(folder)
-    tokenizer = _tokenizer(config.text_config.vocab_size, config.image_token_id)
-    tokenizer.save_pretrained(folder)
-    DeepseekOcr2Processor(image_processor=DeepseekOcr2ImageProcessorPil(), tokenizer=tokenizer).save_pretrained(folder)
-
-
-def _tokenizer(size: int, image_token_id: int) -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    special = {0: "<bos>", 1: "<eos>", 2: "<pad>", image_token_id: "<image>"}
-    vocabulary = {special.get(number, f"t{number}"): number for number in range(size)}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    names = {"bos_token": special[0], "eos_token": special[1], "pad_token": special[2], "unk_token": UNKNOWN}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, **names, extra_special_tokens={"image_token": special[image_token_id]}
-    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from service.errors import ConfigurationError
 
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+"""As shells report a process that Ctrl-C has ended."""
 COMMANDS = {
     "serve": "serve the API and the playground",
     "ocr": "read files and print their text; needs no server",
@@ -47,11 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not given or given[0] not in COMMANDS:
         parser.parse_args(given)
         return EXIT_USAGE  # Not reached: argparse exits.
-    # Only the command that runs is imported: `adapters` and `describe` need no engine.
-    command = importlib.import_module(f"service.cli.{given[0]}")
-    command.add_arguments(parsers[given[0]])
     try:
+        # Only the command that runs is imported: `adapters` and `describe` need no engine.
+        command = importlib.import_module(f"service.cli.{given[0]}")
+        command.add_arguments(parsers[given[0]])
         status: int = command.run(parsers[given[0]], parser.parse_args(given))
+    except KeyboardInterrupt as interrupt:
+        sys.stderr.write(f"\nInterrupted.{''.join(f' {text}' for text in interrupt.args)}\n")
+        return EXIT_INTERRUPTED
     except ConfigurationError as error:
         sys.stderr.write(f"The service cannot start:\n{error}\n")
         return EXIT_USAGE

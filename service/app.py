@@ -329,6 +329,8 @@ def create_app(
         # Both pages load scripts from other hosts; docs/api.md and /openapi.json replace them.
         docs_url=None,
         redoc_url=None,
+        # A redirect would make clients send the document again, behind a TLS proxy to an http:// address.
+        redirect_slashes=False,
     )
     for router in (ocr.router, health.router, models.router, adapters.router, adapters.admin_router, playground.router):
         app.include_router(router)

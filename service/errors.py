@@ -5,7 +5,8 @@ nothing of HTTP frameworks, images or engines.
 
     DeepSynthError                        status  outcome
     |- ClientError                                client_error
-    |  |- MalformedBodyError                 400
+    |  |- MalformedBodyError, InvalidHostError
+    |  |                                     400
     |  |- AdminKeyError                      401
     |  |- AdminOffError                      403
     |  |- NotFoundError, ModelNotFoundError  404
@@ -23,7 +24,7 @@ nothing of HTTP frameworks, images or engines.
     |     `- DecodeTimeoutError, DecodeMemoryError, DecodeCrashError
     |- CapacityError
     |  |- QueueFullError                     429  rejected
-    |  `- NotReadyError, AdapterNotReadyError, DrainingError, EngineLostError
+    |  `- NotReadyError, AdapterNotReadyError, DrainingError, EngineLostError, DecodeKilledError
     |                                        503  unavailable
     |- DeadlineError                         504  timeout
     |- EngineError                           500  server_error
@@ -61,7 +62,7 @@ class DeepSynthError(Exception):
 
         Args:
             detail: For the log alone.
-            public: Members that the client sees, such as a limit; never text from a request.
+            public: Members that the client sees, such as a limit; of a request at most the name of a field.
         """
         super().__init__(detail or self.title)
         self.public = dict(public or {})
@@ -81,6 +82,13 @@ class MalformedBodyError(ClientError):
     title = "The request body could not be parsed as multipart/form-data."
 
 
+class InvalidHostError(ClientError):
+    """The Host header is no host name or address."""
+
+    code = "invalid_host"
+    title = "The Host header is not a host name or an address, with an optional port."
+
+
 class AdminKeyError(ClientError):
     """The route needs the admin key, and the request does not carry it."""
 
@@ -94,7 +102,7 @@ class AdminOffError(ClientError):
 
     status = 403
     code = "admin_off"
-    title = "DEEPSYNTH_ADMIN_KEY is not set, so adapters cannot be managed over HTTP."
+    title = "DEEPSYNTH_ADMIN_KEY is not set, so routes that need it are off."
 
 
 class NotFoundError(ClientError):
@@ -219,10 +227,10 @@ class UnprocessableError(ClientError):
 
 
 class InvalidFieldError(UnprocessableError):
-    """A form field is missing, unknown, repeated or out of its range."""
+    """An option in the form or in the query string is missing, unknown, repeated or out of its range."""
 
     code = "invalid_field"
-    title = "A form field is missing, unknown or not valid."
+    title = "A field of the form or the query string is missing, unknown or not valid; field names it."
 
 
 class EmptyFileError(UnprocessableError):
@@ -290,7 +298,7 @@ class DecodeTimeoutError(UnprocessableError):
 
 
 class DecodeMemoryError(UnprocessableError):
-    """Decoding exceeded its memory limit."""
+    """Decoding exceeded its memory limit, or the process was killed twice while it decoded this file."""
 
     code = "decode_out_of_memory"
     title = "Decoding the file needed too much memory."
@@ -361,6 +369,13 @@ class EngineLostError(CapacityError):
 
     code = "engine_lost"
     title = "The engine stopped while it worked on this request."
+
+
+class DecodeKilledError(CapacityError):
+    """The image process was killed from outside, by an operator or for the host's lack of memory."""
+
+    code = "decode_killed"
+    title = "The process that decoded the file was killed from outside; send the file again."
 
 
 class DeadlineError(DeepSynthError):

@@ -44,17 +44,16 @@ def decode_page(header: PageHeader, tail: memoryview) -> PreparedPage:
     Raises:
         BrokenFrameError: The numbers contradict each other or the number of bytes.
     """
-    plan, pixels = header.plan, np.frombuffer(tail, np.uint8)
+    plan, image_px = header.plan, header.image_px
     shapes: list[tuple[int, ...]] = [
         (plan.global_px, plan.global_px, CHANNELS),
         (plan.num_tiles, plan.tile_px, plan.tile_px, CHANNELS),
     ]
-    sides = [plan.global_px, plan.tile_px, plan.num_vision_tokens, *(header.image_px or ())]
-    if header.image_px:
-        shapes = [(*header.image_px, CHANNELS)]
-    if min(sides) < 1 or min(plan.tile_columns, plan.tile_rows) < 0 or sum(map(math.prod, shapes)) != len(pixels):
+    if image_px:
+        shapes = [(*image_px, CHANNELS)]
+    sides = (plan.global_px, plan.tile_px, plan.num_vision_tokens, *(image_px or ()))
+    if min(sides) < 1 or min(plan.tile_columns, plan.tile_rows) < 0 or sum(map(math.prod, shapes)) != len(tail):
         raise BrokenFrameError("a page's numbers do not agree with its pixels")
-    if header.image_px:
-        return PageImage(plan, pixels.reshape(shapes[0]))
-    split = math.prod(shapes[0])
-    return PageViews(plan, pixels[:split].reshape(shapes[0]), pixels[split:].reshape(shapes[1]))
+    pixels = np.split(np.frombuffer(tail, np.uint8), [math.prod(shapes[0])])
+    arrays = [part.reshape(shape) for part, shape in zip(pixels, shapes, strict=False)]
+    return PageImage(plan, *arrays) if image_px else PageViews(plan, *arrays)

@@ -47,8 +47,15 @@ USERS_ERRORS = (
     FileNotFoundError,
 )
 STATUS_OF_USERS_ERRORS = 2
-STATUS_OF_STOPPED_RUNS = 143
-"""Exit status of a process ended by SIGTERM: job schedulers restart it, while 0 would mean done."""
+STATUS_OF_INTERRUPTED_COMMANDS = 130
+"""As shells report a process that Ctrl-C has ended."""
+KEPT = {
+    "prepare": "finished steps are kept: the same command continues",
+    "train": "with --resume the same command continues from the newest checkpoint, if there is one",
+    "evaluate": "no record was written",
+    "publish": "a version is on the volume as a whole or not at all",
+}
+"""What an interrupted command leaves behind."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -81,7 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return STATUS_OF_USERS_ERRORS
     except TrainingStopped as stop:
         print(stop, file=sys.stderr)
-        return STATUS_OF_STOPPED_RUNS
+        return stop.exit_status
+    except KeyboardInterrupt:
+        kept = KEPT.get(options.command)
+        print(f"\ninterrupted{f'; {kept}' if kept else ''}", file=sys.stderr)
+        return STATUS_OF_INTERRUPTED_COMMANDS
     if output:
         print(output)
     return 0

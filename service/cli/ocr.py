@@ -32,7 +32,8 @@ from shared.deepseek_ocr.geometry import Mode
 
 EXIT_UNREADABLE = 1
 _EPILOG = """\
-exit status: 0 every page was read, 1 some page was not, 2 wrong usage or settings, 70 the engine failed
+exit status: 0 every page was read, 1 some page was not, 2 wrong usage or settings, 70 the engine failed,
+130 Ctrl-C
 """
 
 
@@ -109,14 +110,18 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         prompt_for(options.task, options.query)
     except ValueError as error:
         parser.error(str(error))
+    done: list[Path] = []
     try:
-        return asyncio.run(_ocr(settings, options))
+        return asyncio.run(_ocr(settings, options, done))
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(f"Files printed: {len(done)} of {len(options.files)}.") from interrupt
     except EngineError as error:
         sys.stderr.write(f"deepsynth: {error}\n")
         return EXIT_ENGINE_FAILED
 
 
-async def _ocr(settings: ServiceSettings, options: ReadOptions) -> int:
+async def _ocr(settings: ServiceSettings, options: ReadOptions, done: list[Path]) -> int:
+    """Read all files and print them in order; `done` gets those whose text or error has been printed."""
     async with _reading(settings) as bench, asyncio.TaskGroup() as group:
         tasks = [group.create_task(_read_file(bench, path, options)) for path in options.files]
         status = 0
@@ -131,6 +136,7 @@ async def _ocr(settings: ServiceSettings, options: ReadOptions) -> int:
             else:
                 status = EXIT_UNREADABLE
                 sys.stderr.write(f"{path}: {outcome}\n")
+            done.append(path)
     return status
 
 

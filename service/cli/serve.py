@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import multiprocessing
+import os
 import signal
 import sys
 from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 
@@ -42,7 +45,7 @@ def run(_parser: argparse.ArgumentParser, _arguments: argparse.Namespace) -> int
 class Server(uvicorn.Server):
     """Serves the app, and stops in two steps: it rejects new requests, then stops listening and finishes running ones.
 
-    A second signal ends it at once.
+    A second signal ends the process at once.
     """
 
     def __init__(self, settings: ServiceSettings) -> None:
@@ -79,13 +82,23 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain at the first signal, end at the second."""
-        if self._is_draining or self._loop is None:
-            self.force_exit = self._is_draining
+        if self._is_draining:
+            self._end_at_once(sig)
+        if self._loop is None:
             super().handle_exit(sig, frame)
             return
         self._is_draining = True
         self._captured_signals.append(sig)
         self._loop.call_soon_threadsafe(self._drain)
+
+    def _end_at_once(self, sig: int) -> NoReturn:
+        """End without waiting for anything; image processes end when their pipes close."""
+        for child in multiprocessing.active_children():
+            child.kill()
+        gate = self._app.state.gate
+        # Not through sys.stderr, which the signal may have interrupted in the middle of a line.
+        os.write(2, f"\nStopped at once; requests cut off: {gate.num_running + gate.num_waiting}.\n".encode())
+        os._exit(128 + sig)
 
     def _drain(self) -> None:
         self._app.state.gate.drain()

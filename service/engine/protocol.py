@@ -277,31 +277,31 @@ class EngineHandle(Protocol):
 
     @property
     def adapters(self) -> Collection[str]:
-        """Adapters that sequences may name; they come back with an engine that was lost."""
+        """Adapters that sequences may name; a restarted engine loads them again."""
 
     async def load_adapter(self, model_id: str, folder: Path) -> AdapterLoad:
-        """Make an adapter resident; sequences that run go on.
+        """Load an adapter while sequences run.
 
         Args:
             model_id: `name@version`; never used for another content.
-            folder: A PEFT folder that stays as it is for as long as the adapter is resident.
+            folder: A PEFT folder that does not change while the adapter is loaded.
 
         Returns:
             What it cost.
 
         Raises:
             AdapterError: It cannot be; what is served is not touched.
-            EngineLostError: The engine went away, or is away.
+            EngineLostError: The engine is not ready, or was lost.
         """
 
     async def unload_adapter(self, model_id: str) -> None:
-        """Take an adapter out of service, and return when its slot is free.
+        """Unload an adapter, and return when its slot is free.
 
         Args:
-            model_id: Its name; one that is not resident is ignored.
+            model_id: Its name; ignored if it is not loaded.
 
         Raises:
-            EngineLostError: The engine went away; the adapter with it, for good.
+            EngineLostError: The engine is not ready, or was lost; it will not load the adapter again.
         """
 
     async def stats(self) -> EngineStats:

@@ -19,9 +19,9 @@ _CUDA_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 """The driver's control device on Linux, and its counterpart under WSL."""
 
 CPU_BATCH_SIZE, GPU_BATCH_SIZE = 8, 64
-"""On two cores 8 pages of nano together take 3.7 times as long as one (`benchmarks/batching.py`); on an H100 a step of
-64 rows takes five times as long as one of a single row (`benchmarks/engine_steps.py decode`), so each page still
-comes fast."""
+"""On two cores 8 pages of nano together take 3.7 times as long as one (`benchmarks/engine_steps.py batching
+--checkpoint shared/nano`). On an H100 a step of 64 rows takes five times as long as a step of one
+(`benchmarks/engine_steps.py decode`), so each page is still fast."""
 
 
 def runs_on_cuda(device: str, *, cuda: bool) -> bool:

@@ -18,7 +18,7 @@ PREFILL_TOKENS_PER_STEP = 4096
 """Bounds of a step on a CPU; `gpu.memory` has those of a GPU. With 1, 2, 4 and 8 views nano's dimensions read 0.47,
 0.47, 0.43 and 0.40 A4 pages a second, and 3.1, 3.4, 3.1 and 2.8 of one view; the longest step with running pages
 takes 0.7, 1.0, 1.0 and 2.6 s. 1024 tokens instead of 4096 change nothing beyond chance (2 EPYC cores, torch 2.13,
-`benchmarks/cpu_settings.py bounds`)."""
+`benchmarks/engine_settings.py cpu-bounds`)."""
 ENCODED_AHEAD = 2
 """Pages are encoded ahead of their prefill up to so many steps' worth of prompt tokens."""
 

@@ -1,6 +1,6 @@
 """An image process: reads documents and tasks from its standard input, answers on the same socket, ends when it closes.
 
-It keeps one document open until the next one arrives. It knows no secret and no other request's file, writes no file,
+It keeps one document open until the next one arrives. It has no secrets and no other request's file, writes no files,
 and the kernel limits its memory and CPU time.
 Started by `service.intake.pool` as `python -m service.intake.child`; never imported by the service itself.
 """

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
 import signal
@@ -28,16 +29,27 @@ from typing import TypeVar
 
 from service import frames
 from service.child_exit import describe_exit
-from service.errors import DecodeCrashError, DecodeMemoryError, DecodeTimeoutError, DeepSynthError, EngineError
+from service.errors import (
+    DecodeCrashError,
+    DecodeKilledError,
+    DecodeMemoryError,
+    DecodeTimeoutError,
+    DeepSynthError,
+    DrainingError,
+    EngineError,
+)
 from service.intake import wire
 from service.intake.decoding import Contents, DecodedPage
 from service.intake.document import Document
 from service.intake.limits import DecodeTask
+from service.intake.replies import MAX_HEADER_BYTES, decode_contents, decode_reply, max_reply_bytes
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 START_TIMEOUT_S = 60.0
+MAX_REMEMBERED_FILES = 256
+"""Files whose process was killed, newest last; only their hashes are kept."""
 
 
 class ImageProcess:
@@ -46,6 +58,7 @@ class ImageProcess:
     def __init__(self, *, memory_bytes: int, timeout_s: float, max_file_bytes: int) -> None:
         self._timeout_s = timeout_s
         self._is_ready = False
+        self._is_ended_by_us = False
         self._stderr = ""
         self.document: Document | None = None
         """What it holds open."""
@@ -101,7 +114,7 @@ class ImageProcess:
         Raises:
             DeepSynthError: Why there are none; after a crash, a hang or a malformed reply, `is_alive` is false.
         """
-        self.wait_ready()
+        self._make_ready()
         deadline_s = time.monotonic() + self._timeout_s
         with self._faults_explained():
             if self.document is not None:
@@ -111,9 +124,9 @@ class ImageProcess:
             self.document = document
             document.num_sent += 1
             header, _ = frames.receive(
-                self._pipe, max_header_bytes=wire.MAX_HEADER_BYTES, max_tail_bytes=0, deadline_s=deadline_s
+                self._pipe, max_header_bytes=MAX_HEADER_BYTES, max_tail_bytes=0, deadline_s=deadline_s
             )
-            return wire.decode_contents(header, document)
+            return decode_contents(header, document)
 
     def decode(self, document: Document, task: DecodeTask) -> DecodedPage:
         """Decode one page; blocks.
@@ -128,7 +141,7 @@ class ImageProcess:
         Raises:
             DeepSynthError: Why there is none; after a crash, a hang or a malformed reply, `is_alive` is false.
         """
-        self.wait_ready()
+        self._make_ready()
         if self.document is not document:
             self.open(document)
         deadline_s = time.monotonic() + self._timeout_s
@@ -136,11 +149,19 @@ class ImageProcess:
             frames.send(self._pipe, wire.encode_task(task), deadline_s=deadline_s)
             reply = frames.receive(
                 self._pipe,
-                max_header_bytes=wire.MAX_HEADER_BYTES,
-                max_tail_bytes=wire.max_reply_bytes(task),
+                max_header_bytes=MAX_HEADER_BYTES,
+                max_tail_bytes=max_reply_bytes(task),
                 deadline_s=deadline_s,
             )
-            return wire.decode_reply(*reply, task)
+            return decode_reply(*reply, task)
+
+    def _make_ready(self) -> None:
+        try:
+            self.wait_ready()
+        except EngineError as error:
+            if self._was_killed:
+                raise DecodeKilledError("killed by SIGKILL before it was ready") from error
+            raise
 
     @contextlib.contextmanager
     def _faults_explained(self) -> Iterator[None]:
@@ -165,9 +186,14 @@ class ImageProcess:
         status = self._process.returncode
         if status == -signal.SIGXCPU:
             return DecodeTimeoutError("out of CPU time")
-        if status == -signal.SIGKILL:
-            return DecodeMemoryError("killed")
+        if self._was_killed:
+            return DecodeKilledError("killed by SIGKILL")
         return DecodeCrashError(f"exit {status}")
+
+    @property
+    def _was_killed(self) -> bool:
+        """Whether SIGKILL ended it that did not come from here."""
+        return self._process.returncode == -signal.SIGKILL and not self._is_ended_by_us
 
     @property
     def cause_of_death(self) -> str:
@@ -181,6 +207,7 @@ class ImageProcess:
 
     def kill(self) -> None:
         """End it now; the thread that waits for its answer sees the closed socket."""
+        self._is_ended_by_us = True
         self._process.kill()
 
     def close(self) -> None:
@@ -190,7 +217,7 @@ class ImageProcess:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=0.2)
         if self._process.poll() is None:
-            self._process.kill()
+            self.kill()
             self._process.wait()
         errors = self._process.stderr
         if errors is not None and not errors.closed:
@@ -215,11 +242,13 @@ class ImagePool:
         self._idle: list[ImageProcess] = []
         """Least recently used first."""
         self._lock = threading.Lock()
-        """Guards `_idle`, `Document.is_closed` and the documents of idle processes."""
+        """Guards `_idle`, `Document.is_closed`, `_killed_by` and the documents of idle processes."""
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="image-process")
         self._on_restart = on_restart
         self._all: set[ImageProcess] = set()
         self._stopping = False
+        self._killed_by: dict[bytes, None] = {}
+        """Hashes of files whose process was killed from outside, oldest first; guarded by `_lock`."""
 
     @property
     def pids(self) -> list[int]:
@@ -287,11 +316,29 @@ class ImagePool:
                 process = self._replace(process, "died_idle")
             return work(process)
         except DeepSynthError as error:
-            if not process.is_alive and not self._stopping:
+            if self._stopping and not process.is_alive:
+                raise DrainingError("the image processes were stopped") from error
+            had_document = process.document is document
+            if not process.is_alive:
                 process = self._replace(process, error.code)
+            if isinstance(error, DecodeKilledError) and had_document and self._has_killed_before(document):
+                raise DecodeMemoryError("killed by SIGKILL again") from error
             raise
         finally:
             self._put_back(process)
+
+    def _has_killed_before(self, document: Document) -> bool:
+        """Whether a process was killed before while it decoded the same bytes; remembers them.
+
+        Once may be chance: the kernel frees memory by ending any process. Twice, the file is the likely cause.
+        """
+        digest = hashlib.sha256(document.data).digest()
+        with self._lock:
+            is_known = self._killed_by.pop(digest, True) is None
+            self._killed_by[digest] = None
+            if len(self._killed_by) > MAX_REMEMBERED_FILES:
+                del self._killed_by[next(iter(self._killed_by))]
+        return is_known
 
     def _take(self, document: Document) -> ImageProcess:
         """The idle process that holds the document, else one that holds none, else the least recently used."""

@@ -1,32 +1,23 @@
 """Messages between the service and an image process, as frames.
 
-A hostile file may take over an image process, so the service checks every number of a reply before it uses it. The
-process trusts the service and reads plain JSON: pydantic would double the time of its start.
+Free of pydantic, which would lengthen the start of an image process by half: the process trusts the service
+and reads plain JSON. How the service reads what it does not trust is in `replies.py`.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from service.errors import DeepSynthError, InternalError, PublicValue, error_classes
-from service.frames import BrokenFrameError, read_header
+from service.errors import DeepSynthError, PublicValue
 from service.intake.decoding import Contents, DecodedPage
 from service.intake.document import Document
 from service.intake.formats import FileFormat
 from service.intake.limits import DecodeTask, IntakeLimits
-from service.page_codec import PageHeader, decode_page, encode_page
-from shared.deepseek_ocr.forms import CHANNELS, MAX_IMAGE_PIXELS, PageImage
-from shared.deepseek_ocr.geometry import plan_views
+from service.page_codec import PageHeader, encode_page
 from shared.images.ink import PageInk
 
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-
-MAX_HEADER_BYTES = 64 * 1024
-"""Of a reply."""
 CLOSE = b'{"kind": "close"}'
 """Header of a frame that closes the open document, and has no answer."""
 READY = b'{"ready": true}'
@@ -91,14 +82,6 @@ def decode_task(header: bytes) -> DecodeTask:
     return DecodeTask.from_wire(json.loads(header))
 
 
-def max_reply_bytes(task: DecodeTask) -> int:
-    """Upper bound of a page's bytes, as views or as an image."""
-    geometry = task.geometry
-    global_px = max(geometry.global_px, geometry.tiny_px, geometry.small_px, geometry.base_px, geometry.large_px)
-    views = global_px**2 + geometry.max_tiles * geometry.tile_px**2
-    return CHANNELS * (max(views, MAX_IMAGE_PIXELS) if task.wants_image else views)
-
-
 def encode_page_reply(page: DecodedPage) -> tuple[bytes, *tuple[memoryview, ...]]:
     """Header and tail of a decoded page."""
     prepared, pixels = encode_page(page.prepared)
@@ -116,79 +99,6 @@ def encode_error_reply(error: DeepSynthError) -> bytes:
     return _to_json(ErrorReply(error.code, error.public))
 
 
-def decode_contents(header: bytes, document: Document) -> Contents:
-    """Read the reply to a document.
-
-    Args:
-        header: The frame's header.
-        document: What was opened.
-
-    Returns:
-        Its pages.
-
-    Raises:
-        BrokenFrameError: It is no such reply, or it lists pages that were not selected or too many.
-        DeepSynthError: The error that the process sent.
-    """
-    reply = _decode(header)
-    if not isinstance(reply, ContentsReply):
-        raise BrokenFrameError("no contents")
-    pages = reply.contents.pages
-    most = max(document.limits.max_pdf_pages, document.limits.max_frames)
-    if not 1 <= len(pages) <= most or (pages != document.selection and pages != tuple(range(1, len(pages) + 1))):
-        raise BrokenFrameError("the pages are not those that were selected")
-    return reply.contents
-
-
-def decode_reply(header: bytes, tail: memoryview, task: DecodeTask) -> DecodedPage:
-    """Read the reply to a task.
-
-    Args:
-        header: The frame's header.
-        tail: The frame's tail; the page's arrays share it.
-        task: What was to be decoded.
-
-    Returns:
-        The page.
-
-    Raises:
-        BrokenFrameError: It is no reply, or its numbers contradict each other, its pixels or the task.
-        DeepSynthError: The error that the process sent; one with an unknown code is an `InternalError`.
-    """
-    reply = _decode(header)
-    if not isinstance(reply, PageReply) or reply.page != task.page:
-        raise BrokenFrameError("not the page that was asked for")
-    prepared = decode_page(reply.prepared, tail)
-    if isinstance(prepared, PageImage) and prepared.image_HWC.shape[:2] != (reply.height_px, reply.width_px):
-        raise BrokenFrameError("the image does not have the size of the page")
-    try:
-        plan = plan_views(reply.width_px, reply.height_px, task.mode, task.geometry)
-    except (ValueError, ArithmeticError) as error:
-        raise BrokenFrameError("no size of a page") from error
-    if plan != prepared.plan:
-        raise BrokenFrameError("the plan is not that of the page's size")
-    return DecodedPage(
-        reply.file_format, reply.page, reply.width_px, reply.height_px, reply.ink, reply.is_damaged, prepared
-    )
-
-
-def _decode(header: bytes) -> PageReply | ContentsReply:
-    reply = read_header(_replies(), header)
-    if isinstance(reply, ErrorReply):
-        raise error_classes().get(reply.code, InternalError)(public=reply.public)
-    return reply
-
-
 def _to_json(reply: PageReply | ContentsReply | ErrorReply) -> bytes:
     # Not `asdict`, which copies all that is inside: it takes ten times as long.
     return json.dumps(reply, default=lambda part: {name: getattr(part, name) for name in part.__slots__}).encode()
-
-
-@cache
-def _replies() -> TypeAdapter[PageReply | ContentsReply | ErrorReply]:
-    from typing import Annotated
-
-    from pydantic import Field, TypeAdapter
-
-    replies: Any = Annotated[PageReply | ContentsReply | ErrorReply, Field(discriminator="kind")]
-    return TypeAdapter(replies)

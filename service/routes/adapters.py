@@ -51,6 +51,14 @@ AdaptersDep = Annotated[AdapterManager, Depends(_require_adapters)]
 
 async def _parse(request: Request, kind: type[CommandT]) -> CommandT:
     """Read and check a command's body; raises `UploadTooLargeError` or `InvalidFieldError`."""
+    if request.query_params:
+        raise InvalidFieldError(
+            public={
+                "field": "",
+                "expected": list(kind.model_fields),
+                "reason": "a command's fields belong in its JSON body",
+            }
+        )
     data = b""
     async for piece in request.stream():
         data += piece

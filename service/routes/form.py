@@ -1,12 +1,18 @@
-"""The multipart form of an OCR request: received within limits, then validated field by field."""
+"""The options and the file of an OCR request: received within limits, then validated field by field.
+
+Options come in the multipart form, in the URL's query string, or in both; the file comes in the form.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import difflib
+import re
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum
+from typing import Any, get_args
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,6 +27,7 @@ from service.errors import (
     InvalidFieldError,
     MalformedBodyError,
     NotMultipartError,
+    PublicValue,
     UploadTooLargeError,
 )
 from service.ocr.outcome import BlankPages
@@ -69,8 +76,11 @@ class OcrFields(BaseModel):
         return self
 
 
-MAX_FIELDS = len(OcrFields.model_fields) + 1
-"""One more than there are, so that an unknown field is named in the answer instead of the form being refused whole."""
+MAX_FIELDS = 64
+"""More than there are, so that an unknown or repeated field is named instead of the form being refused as a whole."""
+_FILENAME = re.compile(rb";\s*filename\s*=", re.IGNORECASE)
+_EXTENDED_FILENAME = re.compile(rb";\s*filename\*\s*=", re.IGNORECASE)
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +98,7 @@ class BoundedBody:
         self._receive = request.receive
         self._limit_bytes = bounds.max_upload_bytes + FORM_OVERHEAD_BYTES
         self._bounds = bounds
+        self.received_bytes = 0
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self._limit_bytes:
             raise self._too_large()
@@ -107,7 +118,6 @@ class BoundedBody:
             ClientGoneError: The client disconnected.
         """
         end_s = time.monotonic() + self._bounds.body_total_s
-        received_bytes = 0
         while True:
             try:
                 async with asyncio.timeout(min(self._bounds.body_idle_s, end_s - time.monotonic())):
@@ -117,8 +127,8 @@ class BoundedBody:
             if message["type"] == "http.disconnect":
                 raise ClientGoneError
             piece = message.get("body", b"")
-            received_bytes += len(piece)
-            if received_bytes > self._limit_bytes:
+            self.received_bytes += len(piece)
+            if self.received_bytes > self._limit_bytes:
                 raise self._too_large()
             yield piece
             if not message.get("more_body", False):
@@ -129,10 +139,29 @@ class _InMemoryParser(MultiPartParser):
     """Keeps the file in memory: its size is bounded, and uploads are not stored."""
 
     spool_max_size = 0  # SpooledTemporaryFile: 0 never writes to disk
+    is_complete = False
+    """Whether the closing boundary has come."""
+
+    def on_headers_finished(self) -> None:
+        """Take `filename*` alone as a file name: the parser overlooks it, and some clients send no other."""
+        header = self._current_part.content_disposition or b""
+        if _EXTENDED_FILENAME.search(header) and not _FILENAME.search(header):
+            # What it is does not matter, as the content decides the format.
+            self._current_part.content_disposition = header + b'; filename="file"'
+        super().on_headers_finished()
+
+    def close_files(self) -> None:
+        """Free the files of parts that have no end, which are not in the form."""
+        for file in self._files_to_close_on_error:
+            file.close()
+
+    def on_end(self) -> None:
+        """Note the closing boundary."""
+        self.is_complete = True
 
 
 async def receive_form(request: Request, bounds: RequestBounds) -> OcrForm:
-    """Receive and validate a form.
+    """Receive and validate a form and the options in the query string.
 
     Args:
         request: Its body must not have been read.
@@ -143,12 +172,18 @@ async def receive_form(request: Request, bounds: RequestBounds) -> OcrForm:
 
     Raises:
         NotMultipartError: The body is not multipart/form-data.
-        MalformedBodyError: It is not valid multipart, or has too many or too long parts.
+        MalformedBodyError: It is not valid multipart, was cut off, or has too many or too long parts.
     """
+    # Before the body: a misspelt option does not cost an upload.
+    in_url = request.query_params.multi_items()
+    _by_name(in_url)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         raise NotMultipartError
-    body = BoundedBody(request, bounds).stream()
-    parser = _InMemoryParser(request.headers, body, max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
+    bounded = BoundedBody(request, bounds)
+    body = bounded.stream()
+    parser = _InMemoryParser(
+        request.headers, body, max_files=MAX_FIELDS, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
+    )
     try:
         form = await parser.parse()
     except (MultiPartException, UnicodeError, ValueError) as error:
@@ -156,8 +191,12 @@ async def receive_form(request: Request, bounds: RequestBounds) -> OcrForm:
     finally:
         await body.aclose()
     try:
-        items = form.multi_items()
-        return OcrForm(await _file(items, bounds), parse_fields(items))
+        items: list[tuple[str, Any]] = form.multi_items()
+        if bounded.received_bytes and not parser.is_complete:
+            parser.close_files()
+            raise MalformedBodyError(public={"reason": "the body ends before its closing boundary"})
+        fields = parse_fields([*in_url, *items])
+        return OcrForm(await _file(items, bounds), fields)
     finally:
         await form.close()
 
@@ -165,18 +204,18 @@ async def receive_form(request: Request, bounds: RequestBounds) -> OcrForm:
 async def _file(items: list[tuple[str, Any]], bounds: RequestBounds) -> bytes:
     files = [value for name, value in items if isinstance(value, UploadFile) and name == FILE_FIELD]
     if len(files) != 1:
-        raise InvalidFieldError(public={"field": FILE_FIELD, "expected": "one file, sent with a file name"})
+        raise InvalidFieldError(public={"field": FILE_FIELD, "expected": "one file, sent in the form with a file name"})
     if (files[0].size or 0) > bounds.max_upload_bytes:
         raise UploadTooLargeError(public={"limit_bytes": bounds.max_upload_bytes})
     data: bytes = await files[0].read()
     return data
 
 
-def parse_fields(items: list[tuple[str, Any]]) -> OcrFields:
-    """Validate the text fields.
+def parse_fields(items: Iterable[tuple[str, Any]]) -> OcrFields:
+    """Validate the options.
 
     Args:
-        items: Names and values in the order sent; files are skipped.
+        items: Names and values in the order sent; the file is skipped.
 
     Returns:
         The fields.
@@ -184,29 +223,52 @@ def parse_fields(items: list[tuple[str, Any]]) -> OcrFields:
     Raises:
         InvalidFieldError: A field is unknown, repeated or not valid; the error says which, without quoting values.
     """
-    given: dict[str, str] = {}
-    for name, value in items:
-        if name == FILE_FIELD and isinstance(value, UploadFile):
-            continue
-        if not isinstance(value, str) or name not in OcrFields.model_fields:
-            raise InvalidFieldError(public={"field": "", "expected": [FILE_FIELD, *OcrFields.model_fields]})
-        if name in given:
-            raise InvalidFieldError(public={"field": name, "expected": "to be sent once"})
-        if value.strip():
-            given[name] = value.strip()
     try:
-        return OcrFields.model_validate(given)
+        return OcrFields.model_validate(_by_name(items))
     except ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
         field = str(problem["loc"][0]) if problem["loc"] else "query"
         raise InvalidFieldError(public={"field": field, "expected": _expected(problem["type"], field)}) from error
 
 
+def _by_name(items: Iterable[tuple[str, Any]]) -> dict[str, str]:
+    """The options that are not empty; `InvalidFieldError` for unknown and repeated ones."""
+    given: dict[str, str] = {}
+    sent: set[str] = set()
+    for name, value in items:
+        is_file = isinstance(value, UploadFile)
+        if is_file and name == FILE_FIELD:
+            continue
+        if is_file or name not in OcrFields.model_fields:
+            raise _unknown(name, is_file=is_file)
+        if name in sent:
+            raise InvalidFieldError(public={"field": name, "expected": "to be sent once"})
+        sent.add(name)
+        if value.strip():
+            given[name] = value.strip()
+    return given
+
+
+def _unknown(name: str, *, is_file: bool) -> InvalidFieldError:
+    """Names the field if that is plain text, and the known one that is nearest to it."""
+    known = [FILE_FIELD, *OcrFields.model_fields]
+    if name == FILE_FIELD:
+        return InvalidFieldError(public={"field": name, "expected": "one file, sent in the form with a file name"})
+    if name in known:
+        return InvalidFieldError(public={"field": name, "expected": "text without a file name"})
+    public: dict[str, PublicValue] = {"field": name if _PLAIN_NAME.fullmatch(name) else "", "expected": known}
+    low = name.lower()
+    near = [each for each in known if low and each.startswith(low)] or difflib.get_close_matches(low, known, n=1)
+    near = [FILE_FIELD] if is_file else near
+    return InvalidFieldError(public=public | ({"did_you_mean": near[0]} if near else {}))
+
+
 def _expected(kind: str, field: str) -> str | list[str]:
     """What is valid for a field, in fixed words that quote no value."""
-    choices: dict[str, type[Task | Mode]] = {"task": Task, "mode": Mode}
-    if field in choices:
-        return [str(choice) for choice in choices[field]]
+    annotation = OcrFields.model_fields[field].annotation
+    for kind_of_value in (annotation, *get_args(annotation)):
+        if isinstance(kind_of_value, type) and issubclass(kind_of_value, Enum):
+            return [str(choice) for choice in kind_of_value]
     if field == "query":
         return "text to look for with the task locate, and only with it"
     if field == "temperature":

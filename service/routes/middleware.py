@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.admission.request import SCOPE_KEY, RequestRecord
-from service.errors import DeepSynthError, InternalError, MalformedBodyError, MethodNotAllowedError
+from service.errors import DeepSynthError, InternalError, InvalidHostError, MethodNotAllowedError
 from service.telemetry import logs
 from service.telemetry.metrics import Metrics
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 OCR_PATHS = frozenset({"/ocr", "/api/ocr/run"})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
+_HOST = re.compile(r"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
 
 
 class RequestContextMiddleware:
@@ -64,10 +64,12 @@ class RequestContextMiddleware:
             error = MethodNotAllowedError()
         elif _HOST.fullmatch(headers.get("host", "localhost")) is None:
             # Libraries build URLs from this header; a malicious one can change the path that they see.
-            error = MalformedBodyError("host header")
+            error = InvalidHostError()
         else:
+            # HEAD is a GET whose body is left out, on every route.
+            inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
             try:
-                await self._app(scope, exchange.receive, exchange.send)
+                await self._app(inner, exchange.receive, exchange.send)
             except Exception:
                 logger.exception("request failed")
                 error = InternalError()
@@ -99,6 +101,7 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._record = record
+        self._wants_body = scope["method"] != "HEAD"
         self._has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
     async def receive(self) -> Message:
@@ -116,4 +119,6 @@ class _Exchange:
             if self._has_body and not self._record.is_body_complete:
                 # The rest of the upload will not be read, so the connection cannot be reused.
                 headers["connection"] = "close"
+        elif message["type"] == "http.response.body" and not self._wants_body:
+            message = {**message, "body": b""}
         await self._send(message)

@@ -25,8 +25,8 @@ from service.schemas import OcrAnswer, Problem
 router = APIRouter(tags=["ocr"], dependencies=[Depends(require_ready)])
 
 
-def _request_body() -> dict[str, Any]:
-    """OpenAPI's description of the form, which the handler parses itself, after admission."""
+def _description() -> dict[str, Any]:
+    """OpenAPI's description of the options and the form, which the handler parses itself, after admission."""
     schema = OcrFields.model_json_schema()
     definitions = schema.pop("$defs", {})
     for field in schema["properties"].values():
@@ -43,10 +43,14 @@ def _request_body() -> dict[str, Any]:
             field.update(field.pop("anyOf")[0])
         if field.get("default", "") is None:
             del field["default"]
+    options = schema["properties"]
     file = {"type": "string", "format": "binary", "description": "PNG, JPEG, WebP, TIFF or PDF."}
-    schema["properties"] = {FILE_FIELD: file, **schema["properties"]}
+    schema["properties"] = {FILE_FIELD: file, **options}
     schema["required"] = [FILE_FIELD]
-    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+    return {
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}},
+        "parameters": [{"name": name, "in": "query", "schema": option} for name, option in options.items()],
+    }
 
 
 _PROBLEM = {"model": Problem, "content": {"application/problem+json": {}}}
@@ -56,10 +60,8 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post(
-    "/api/ocr/run", response_model=OcrAnswer, responses=_RESPONSES, openapi_extra={"requestBody": _request_body()}
-)
-@router.post("/ocr", response_model=OcrAnswer, responses=_RESPONSES, openapi_extra={"requestBody": _request_body()})
+@router.post("/api/ocr/run", response_model=OcrAnswer, responses=_RESPONSES, openapi_extra=_description())
+@router.post("/ocr", response_model=OcrAnswer, responses=_RESPONSES, openapi_extra=_description())
 async def read_document(request: Request, services: ServicesDep, record: RecordDep) -> Response | OcrAnswer:
     """Read the text of a document."""
     # Admission before the body: a request that is rejected has not uploaded for nothing.

@@ -58,6 +58,7 @@ RESTART_REASONS = (
     "decode_timeout",
     "decode_out_of_memory",
     "decode_crash",
+    "decode_killed",
     "engine_failed",
 )
 

@@ -1,7 +1,7 @@
-"""How the tokens of an answer become its result: where it ends, what a loop costs, when a second attempt is kept.
+"""From an answer's tokens to its result: where it ends, what a loop removes, when a second attempt is kept.
 
-The service and the trainer's gate share these rules, so the gate measures what is served. `TokenJudge` finds what each
-token means on the host (on a GPU the sampler kernel does); `AnswerTokens` decides what follows. Free of torch.
+The service and the trainer's gate share these rules, so the gate measures what is served. `TokenJudge` gives each token
+its status on the host (on a GPU the sampler kernel does); `AnswerTokens` acts on it. Does not import torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class FinishReason(StrEnum):
 
 
 class TokenStatus(IntEnum):
-    """What a chosen token means for its answer."""
+    """What a chosen token does to its answer."""
 
     RUN = 0
     STOP = 1
@@ -32,12 +32,12 @@ class TokenStatus(IntEnum):
     FAULT = 4
     """The logits were not numbers."""
     IDLE = 5
-    """The answer had ended before this step: nothing was chosen, the row's other columns mean nothing."""
+    """The answer had ended before this step: no token was chosen, and the row's other columns have no meaning."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rewind:
-    """A second attempt: how many tokens it keeps, the last of them, and the token it must not start with."""
+    """Start of a second attempt: the number of tokens kept, the last of them, and the token that must not come next."""
 
     kept: int
     newest_token: int
@@ -48,12 +48,12 @@ class TokenJudge:
     """Judges an answer's tokens one by one.
 
     Args:
-        eos_id: The token that ends an answer.
-        max_new_tokens: Tokens of the answer at most.
-        rule: What counts as a loop.
+        eos_id: Id of the token that ends an answer.
+        max_new_tokens: Limit of the answer's length, at least 1.
+        rule: When a repeating tail counts as a loop.
 
     Attributes:
-        tokens: The answer so far.
+        tokens: The answer so far, without the end token.
     """
 
     def __init__(self, eos_id: int, max_new_tokens: int, rule: LoopRule) -> None:
@@ -69,11 +69,11 @@ class TokenJudge:
         """Take a token.
 
         Args:
-            token: Its id.
+            token: Id, 0 or more.
 
         Returns:
-            Its status, and with LOOP the tokens up to the end of the loop's first period, else the longest run of
-            repeated tokens.
+            Its status, and a number of tokens: for LOOP those up to the end of the loop's first period, otherwise those
+            of the longest repeating tail.
         """
         if token == self._eos_id:
             return TokenStatus.STOP, 0
@@ -88,22 +88,22 @@ class TokenJudge:
         return status, count - self._restart - self._detector.num_settled
 
     def rewind(self, kept: int, forbidden: int) -> None:
-        """Begin the second attempt behind the first `kept` tokens; `forbidden` must not come next."""
+        """Begin the second attempt after the first `kept` tokens; `forbidden` must not come next."""
         del self.tokens[kept:]
         self._restart = kept
         self._detector = LoopDetector(self._rule)
         self._guard = RepetitionGuard(self.tokens, forbidden)
 
     def banned(self) -> list[int]:
-        """Ids that must not come next."""
+        """Ids of tokens that must not come next."""
         return self._guard.banned() if self._guard else []
 
 
 class AnswerTokens:
-    """The tokens of an answer, and what its result keeps of them.
+    """The tokens of an answer, and those its result keeps.
 
     Args:
-        suspicion: See `LoopRule`.
+        suspicion: `LoopRule.suspicion`, in tokens.
     """
 
     def __init__(self, suspicion: int) -> None:
@@ -111,13 +111,13 @@ class AnswerTokens:
         self._tokens: list[int] = []
         self._log_probabilities: list[float] = []
         self._num_settled = 0
-        """Tokens that may be shown: no loop seen so far could take them back."""
+        """Tokens that may be streamed: no loop seen so far could remove them."""
         self._restart: int | None = None
-        """Tokens before the second attempt."""
+        """Number of tokens before the second attempt; None before there is one."""
 
     @property
     def tokens(self) -> Sequence[int]:
-        """Those kept so far, without the end token."""
+        """Tokens kept so far, without the end token."""
         return self._tokens
 
     @property
@@ -129,13 +129,13 @@ class AnswerTokens:
         """Take the next token.
 
         Args:
-            token: Its id.
+            token: Id, 0 or more.
             log_probability: Natural logarithm of its probability.
-            status: A `TokenStatus`, not FAULT.
-            argument: As `TokenJudge.push` gives it.
+            status: A `TokenStatus` other than FAULT and IDLE.
+            argument: The number that `TokenJudge.push` returns with the status.
 
         Returns:
-            Why the answer is complete, or where its second attempt begins, or None: it goes on.
+            Why the answer is complete, or where its second attempt begins, or None if it goes on.
         """
         self._log_probabilities.append(log_probability)
         if status == TokenStatus.STOP:
@@ -157,7 +157,7 @@ class AnswerTokens:
         if self._restart is not None:
             self._cut(keep)
             return self._judge_continuation(FinishReason.REPETITION)
-        # What a stream may have shown stays, streaming or not: both give the same text.
+        # What a stream may have sent is kept, with and without streaming, so that both give the same text.
         keep = max(keep, self._num_settled)
         forbidden = self._tokens[keep]
         self._cut(keep)
@@ -169,7 +169,7 @@ class AnswerTokens:
         return is_hopeless(len(attempt), _geometric_mean(attempt))
 
     def _judge_continuation(self, reason: FinishReason) -> FinishReason:
-        """End an answer that did not end by itself; a second attempt that is no better is dropped."""
+        """End an answer that had no end token; drop a second attempt that is no better."""
         if self._restart is None:
             return reason
         if not is_better(ended_by_itself=False, confidence=_geometric_mean(self._log_probabilities[self._restart :])):

@@ -1,7 +1,7 @@
 """File operations that survive a crash and a hostile folder: durable writes, reads that follow no link.
 
-Knows no adapters. Works by folder descriptors, so that no one can swap a folder for a link between two steps; never
-maps a file into memory, since a file that shrinks under a map kills the process. POSIX alone.
+Knows no adapters. Works with folder descriptors, so that a folder cannot be swapped for a link between two steps. Never
+maps a file into memory, since truncating a mapped file kills the process. POSIX only.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pathlib import Path
 
 COPY_BYTES = 1024 * 1024
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
-"""What file systems answer that have no way to sync a folder; they write its entries at once."""
+"""Errors of file systems that cannot sync a folder; they write its entries at once."""
 
 
 def folder_descriptor(path: Path | str, inside: int | None = None) -> int:
     """Open a folder.
 
     Args:
-        path: The folder; an entry's plain name where `inside` is given, and then never a link.
-        inside: Descriptor of the folder that holds it.
+        path: The folder. With `inside` a plain name, which must not be a link.
+        inside: Descriptor of the parent folder.
 
     Returns:
         Its descriptor, which the caller closes.
@@ -36,7 +36,7 @@ def folder_descriptor(path: Path | str, inside: int | None = None) -> int:
 
 @contextmanager
 def closing_descriptor(descriptor: int) -> Iterator[int]:
-    """Close what was opened for reading at the end of a block; nothing can get lost by that, so it cannot fail."""
+    """Close a descriptor after a block, ignoring errors: it was opened for reading, so no data can be lost."""
     try:
         yield descriptor
     finally:
@@ -49,11 +49,11 @@ def open_file(name: str, inside: int) -> Iterator[tuple[int, os.stat_result]]:
     """Open a file for reading without following a link and without waiting on a pipe.
 
     Args:
-        name: The entry's plain name.
+        name: Plain name, without folders.
         inside: Descriptor of its folder.
 
     Yields:
-        Its descriptor and what it is; the caller judges whether that is a regular file.
+        Its descriptor and status; the caller checks whether it is a regular file.
     """
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=inside)
     with closing_descriptor(descriptor):
@@ -61,14 +61,14 @@ def open_file(name: str, inside: int) -> Iterator[tuple[int, os.stat_result]]:
 
 
 def chunks_of(descriptor: int, limit_bytes: int) -> Iterator[bytes]:
-    """Read a file to its end or a little past a limit, so that the caller can tell that it is too long.
+    """Read a file to its end, or one byte beyond a limit, so that the caller can tell that it is too long.
 
     Args:
-        descriptor: An open file.
-        limit_bytes: Bytes after which one more is read, and no further.
+        descriptor: A file that is open for reading.
+        limit_bytes: At most one byte more than this is read.
 
     Yields:
-        Pieces in order.
+        Chunks of up to `COPY_BYTES`.
     """
     left = limit_bytes + 1
     while left > 0:
@@ -83,12 +83,12 @@ def read_small(name: str, inside: int, limit_bytes: int) -> bytes | None:
     """Read a small regular file.
 
     Args:
-        name: The entry's plain name.
+        name: Plain name, without folders.
         inside: Descriptor of its folder.
-        limit_bytes: What it may hold.
+        limit_bytes: Largest expected size.
 
     Returns:
-        Its bytes, one more than the limit where it is longer; None where it is no regular file.
+        Its bytes, cut to one more than the limit if it is longer; None if it is not a regular file.
     """
     with open_file(name, inside) as (descriptor, status):
         if not stat.S_ISREG(status.st_mode):
@@ -97,13 +97,13 @@ def read_small(name: str, inside: int, limit_bytes: int) -> bytes | None:
 
 
 def write_new(name: str, chunks: Iterator[bytes], inside: int, *, sync: bool = True) -> None:
-    """Write a file that must not exist.
+    """Write a file that must not exist yet.
 
     Args:
-        name: The entry's plain name.
-        chunks: Its bytes.
+        name: Plain name, without folders.
+        chunks: Its content, in order.
         inside: Descriptor of its folder.
-        sync: Whether it is on the disk, not just on its way, when this returns.
+        sync: Call `fsync` before returning.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(name, flags, 0o644, dir_fd=inside)
@@ -115,18 +115,18 @@ def write_new(name: str, chunks: Iterator[bytes], inside: int, *, sync: bool = T
         if sync:
             os.fsync(descriptor)
     finally:
-        # A network file system may report a full disk no sooner than here, so this error is not swallowed either.
+        # A network file system may report a full disk only here, so this error is raised as well.
         os.close(descriptor)
 
 
 def replace_file(name: str, data: bytes, inside: int, temporary_prefix: str) -> None:
-    """Create or replace a small file in one step; readers see the old content or the new.
+    """Create or replace a small file in one step; readers see either the old content or the new.
 
     Args:
-        name: The entry's plain name.
-        data: Its new bytes.
+        name: Plain name, without folders.
+        data: Its new content.
         inside: Descriptor of its folder.
-        temporary_prefix: Prefix of the temporary file next to it.
+        temporary_prefix: Begins the name of a temporary file in the same folder.
     """
     temporary = f"{temporary_prefix}{uuid.uuid4().hex}"
     try:
@@ -152,21 +152,21 @@ def remove_entry(name: str, inside: int) -> bool:
     """Remove a file or a whole folder, following no link.
 
     Args:
-        name: The entry's plain name.
+        name: Plain name, without folders.
         inside: Descriptor of its folder.
 
     Returns:
-        Whether nothing of that name is left.
+        Whether no entry of that name is left.
     """
     with suppress(OSError):
         os.unlink(name, dir_fd=inside)
-    # rmtree refuses links and works by descriptors, so it cannot be led out of the folder.
+    # rmtree refuses links and works with descriptors, so it cannot leave the folder.
     shutil.rmtree(name, ignore_errors=True, dir_fd=inside)
     return not entry_exists(name, inside)
 
 
 def entry_exists(name: str, inside: int) -> bool:
-    """Whether a folder has an entry of any kind under this name."""
+    """Whether a folder has an entry of this name, of any kind."""
     try:
         os.stat(name, dir_fd=inside, follow_symlinks=False)
     except FileNotFoundError:

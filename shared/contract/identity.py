@@ -1,6 +1,6 @@
-"""How an adapter and a base model are called: `name`, `name@version`, and a base with its revision.
+"""Names of adapters and base models: `name`, `name@version`, and the revision of a base model.
 
-Pure; knows no file but the weights it is asked to fingerprint.
+Pure, except for reading the weights that it fingerprints.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ class AdapterRef:
 
 
 def check_name(name: str) -> str:
-    """Accept an adapter's name.
+    """Check the name of an adapter.
 
     Args:
-        name: What somebody wrote.
+        name: Untrusted text.
 
     Returns:
         The same name.
 
     Raises:
-        VolumeError: It is none (`invalid_name`). The message does not repeat it, as it may be anything.
+        VolumeError: It is not a valid name (`invalid_name`). The message does not repeat the untrusted text.
     """
     if not _NAME.fullmatch(name):
         raise VolumeError(Fault.INVALID_NAME, "this is not the name of an adapter")
@@ -49,7 +49,7 @@ def check_name(name: str) -> str:
 
 
 def parse_version(text: str) -> int | None:
-    """The version that a text states in the one form it may have (no sign, no leading zero), else None."""
+    """The version that a text states, or None. A version has no sign, no leading zero and at most nine digits."""
     return int(text) if _VERSION.fullmatch(text) else None
 
 
@@ -57,10 +57,10 @@ def parse_reference(text: str) -> tuple[str, int | None]:
     """Split `name` or `name@version`.
 
     Args:
-        text: What a request or a person wrote.
+        text: Untrusted text, such as a request's `model_id`.
 
     Returns:
-        The name, and the version where one is pinned.
+        The name, and the version or None if the text names none.
 
     Raises:
         VolumeError: It is neither (`invalid_name`).
@@ -73,13 +73,13 @@ def parse_reference(text: str) -> tuple[str, int | None]:
 
 
 def weights_revision(folder: Path) -> str | None:
-    """Fingerprint of a checkpoint's weights: the revision that manifests name for a base model kept in a folder.
+    """Fingerprint of a checkpoint's weights: the revision that manifests give for a base model in a local folder.
 
     Args:
-        folder: Holds one or more files `*.safetensors`; need not be there.
+        folder: A checkpoint; it may be missing or have no `*.safetensors`.
 
     Returns:
-        SHA-256 over the bytes of these files in the order of their names; None where there are none.
+        SHA-256 in hexadecimal over all `*.safetensors` files in order of their names; None if there are none.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:

@@ -1,6 +1,6 @@
-"""What a LoRA's two files hold together: config against tensors, module by module.
+"""A LoRA's content: names of its tensors, and whether config and tensors agree, module by module.
 
-Knows the files' content alone: no manifest, no volume, no base model beyond the modules it is told of.
+Knows only the content of the two files: no manifest, no volume, and of the base model only the modules it is given.
 
 Shape letters: R rank, I inputs, O outputs of a linear module.
 """
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from shared.contract.manifest import LoraRecord
 from shared.contract.peft_config import PeftConfig, matches_target, parse_config
@@ -19,14 +19,15 @@ from shared.contract.refusals import AdapterRefusedError, Reason
 from shared.contract.tensor_file import TensorEntry, is_all_zero, read_header
 
 _KEY = re.compile(r"base_model\.model\.([A-Za-z0-9_]{1,80}(?:\.[A-Za-z0-9_]{1,80}){0,31})\.lora_([AB])\.weight")
-"""PEFT's name of a linear module's matrix."""
+"""PEFT's name for a module's matrix."""
+_Tensor = TypeVar("_Tensor")
 
 MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class ContentLimits:
-    """What an adapter may be at most."""
+    """The largest adapter that is accepted."""
 
     max_rank: int = 128
     max_tensors: int = 5000
@@ -45,16 +46,16 @@ class LoraModule:
 
 @dataclass(frozen=True, slots=True)
 class LoraContent:
-    """A LoRA whose files agree."""
+    """A LoRA whose config and tensors agree."""
 
     config: PeftConfig
     modules: Mapping[str, LoraModule]
-    """By the module's whole name in the base model."""
+    """By the module's whole name in the base model, sorted."""
     dtype: str
 
     @property
     def record(self) -> LoraRecord:
-        """What the manifest says about it."""
+        """Its entry in the manifest."""
         return LoraRecord.model_validate(
             {
                 "rank": self.config.rank,
@@ -67,25 +68,54 @@ class LoraContent:
         )
 
 
+def pair_matrices(tensors: Mapping[str, _Tensor]) -> dict[str, tuple[_Tensor, _Tensor]]:
+    """Find the two matrices of each adapted module.
+
+    Args:
+        tensors: By PEFT's names, such as `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`.
+
+    Returns:
+        lora_A and lora_B by the module's whole name in the base model, sorted by that name.
+
+    Raises:
+        AdapterRefusedError: `unexpected_tensor` or `tensor_missing`.
+    """
+    found: dict[str, dict[str, _Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise AdapterRefusedError(Reason.UNEXPECTED_TENSOR, f"{key[:120]!a}")
+        found.setdefault(match[1], {})[match[2]] = tensor
+    if not found:
+        raise AdapterRefusedError(Reason.TENSOR_MISSING, "the file has no LoRA matrices")
+    for name, sides in found.items():
+        if len(sides) != 2:
+            raise AdapterRefusedError(
+                Reason.TENSOR_MISSING, f"{name} has only one of the two matrices, lora_{next(iter(sides))}"
+            )
+    return {name: (sides["A"], sides["B"]) for name, sides in sorted(found.items())}
+
+
 def read_content(config_path: Path, weights_path: Path, limits: ContentLimits) -> LoraContent:
-    """Read and check both files, every value included.
+    """Read and check both files, including every value.
 
     Args:
         config_path: adapter_config.json.
-        weights_path: adapter_model.safetensors. Both are this process's own copies, their sizes already limited.
-        limits: What is accepted.
+        weights_path: adapter_model.safetensors. Both files are private copies whose sizes were checked.
+        limits: Bounds on rank and number of tensors; the caller has checked the size in bytes.
 
     Returns:
         The LoRA.
 
     Raises:
-        AdapterRefusedError: With the reason; see `peft_config` and `tensor_file` for theirs.
+        AdapterRefusedError: With any reason of `peft_config` or `tensor_file`, or because the files disagree.
     """
     config = parse_config(config_path.read_bytes())
     if config.rank > limits.max_rank:
         raise AdapterRefusedError(Reason.RANK_TOO_LARGE, f"rank {config.rank}, the limit is {limits.max_rank}")
     with weights_path.open("rb") as weights:
-        modules = _modules(read_header(weights, limits.max_tensors))
+        entries = {entry.name: entry for entry in read_header(weights, limits.max_tensors)}
+        modules = {name: LoraModule(down, up) for name, (down, up) in pair_matrices(entries).items()}
         dtype = _one_dtype(modules)
         _check_shapes(modules, config.rank)
         _check_targets(modules, config.target_modules)
@@ -97,15 +127,15 @@ def check_modules(content: LoraContent, shapes: Mapping[str, tuple[int, int]]) -
     """Compare an adapter with the base model's linear modules.
 
     Args:
-        content: The adapter.
-        shapes: Outputs and inputs of every module that may be adapted, by its whole name.
+        content: The adapter, already checked by itself.
+        shapes: `(O, I)` of every module that may be adapted, by its whole name.
 
     Raises:
         AdapterRefusedError: `unknown_module` or `wrong_shape`.
     """
     for name, module in content.modules.items():
         if name not in shapes:
-            raise AdapterRefusedError(Reason.UNKNOWN_MODULE, f"{name} is no module of the base model")
+            raise AdapterRefusedError(Reason.UNKNOWN_MODULE, f"the base model has no module {name}")
         outputs, inputs = shapes[name]
         if (module.up.shape[0], module.down.shape[1]) != (outputs, inputs):
             raise AdapterRefusedError(
@@ -115,25 +145,10 @@ def check_modules(content: LoraContent, shapes: Mapping[str, tuple[int, int]]) -
             )
 
 
-def _modules(entries: list[TensorEntry]) -> dict[str, LoraModule]:
-    found: dict[str, dict[str, TensorEntry]] = {}
-    for entry in entries:
-        match = _KEY.fullmatch(entry.name)
-        if match is None:
-            raise AdapterRefusedError(Reason.UNEXPECTED_TENSOR, f"{entry.name[:120]!a}")
-        found.setdefault(match[1], {})[match[2]] = entry
-    if not found:
-        raise AdapterRefusedError(Reason.TENSOR_MISSING, "the file has no tensors")
-    for name, sides in found.items():
-        if len(sides) != 2:
-            raise AdapterRefusedError(Reason.TENSOR_MISSING, f"{name} has lora_{'/'.join(sides)} alone")
-    return {name: LoraModule(sides["A"], sides["B"]) for name, sides in sorted(found.items())}
-
-
 def _one_dtype(modules: Mapping[str, LoraModule]) -> str:
     dtypes = sorted({entry.dtype for module in modules.values() for entry in (module.down, module.up)})
     if len(dtypes) > 1:
-        raise AdapterRefusedError(Reason.WRONG_DTYPE, f"tensors are of {' and '.join(dtypes)}")
+        raise AdapterRefusedError(Reason.WRONG_DTYPE, f"tensors have the types {' and '.join(dtypes)}")
     return dtypes[0]
 
 
@@ -142,7 +157,7 @@ def _check_shapes(modules: Mapping[str, LoraModule], rank: int) -> None:
         down, up = module.down.shape, module.up.shape
         if len(down) != 2 or len(up) != 2 or down[0] != rank or up[1] != rank:
             raise AdapterRefusedError(
-                Reason.WRONG_SHAPE, f"{name} has {list(down)} and {list(up)}, which are no matrices of rank {rank}"
+                Reason.WRONG_SHAPE, f"{name} has shapes {list(down)} and {list(up)}, which do not fit rank {rank}"
             )
 
 
@@ -153,7 +168,7 @@ def _check_targets(modules: Mapping[str, LoraModule], targets: tuple[str, ...] |
     for name in modules:
         target = matches_target(name, targets)
         if target is None:
-            raise AdapterRefusedError(Reason.CONFIG_CONFLICT, f"{name} is none of the config's target modules")
+            raise AdapterRefusedError(Reason.CONFIG_CONFLICT, f"{name} is not among the config's target modules")
         used.add(target)
     unused = sorted(set(targets) - used)
     if unused:

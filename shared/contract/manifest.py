@@ -1,14 +1,13 @@
 """`manifest.json`: what one version of an adapter is, where it comes from and how well it reads.
 
-Owns the format, its limits and its rule of versions; knows no folder and no weights. `format` is `MAJOR.MINOR`. A minor
-step only adds fields that a reader may ignore, so a newer minor is read with its unknown fields left out; within the
-minors known here an unknown field is an error, as it can only be a misspelling. Another major is refused.
+Owns the format, its limits and its versioning; knows no folder and no weights. `format` is `MAJOR.MINOR`. A new minor
+version only adds fields that a reader may ignore, so unknown fields of a newer minor are skipped. In the minors known
+here an unknown field is an error, since it can only be misspelt. Another major version is refused.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -23,7 +22,7 @@ FORMAT_MAJOR, FORMAT_MINOR = 1, 0
 FORMAT = f"{FORMAT_MAJOR}.{FORMAT_MINOR}"
 MAX_MANIFEST_BYTES = 256 * 1024
 MAX_NAMED_PROBLEMS = 5
-"""Faulty fields that a message names before it only counts."""
+"""Invalid fields that a message lists; it only counts the rest."""
 
 _FORMAT = re.compile(r"(\d{1,4})\.(\d{1,4})", re.ASCII)
 _JSON_DEPTH_ERRORS = (ValueError, RecursionError)
@@ -37,7 +36,7 @@ Dtype = Literal["F32", "F16", "BF16"]
 
 
 class _Record(BaseModel):
-    """Frozen and strict: a number is not a text, a text is not a number, NaN is neither."""
+    """Frozen and strict: no conversion between numbers and text, no NaN."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -54,7 +53,7 @@ class BaseIdentity(_Record):
 
 
 class LoraRecord(_Record):
-    """The adapter's form; it must agree with `adapter_config.json` and with the tensors."""
+    """Rank, scaling and modules of the LoRA; it must agree with `adapter_config.json` and with the tensors."""
 
     rank: Annotated[int, Field(ge=1, le=65536)]
     alpha: Annotated[float, Field(gt=0, le=10**6)]
@@ -63,11 +62,6 @@ class LoraRecord(_Record):
     targets: Annotated[tuple[Text, ...], Field(min_length=1, max_length=256)]
     """Last parts of the adapted modules' names, sorted, such as `q_proj`."""
     num_tensors: Annotated[int, Field(ge=2, le=10**6)]
-
-    @property
-    def scaling(self) -> float:
-        """Factor of B times A."""
-        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
 
 class FileRecord(_Record):
@@ -87,22 +81,22 @@ class EvaluatedSet(_Record):
 
 
 class TierMetrics(_Record):
-    """Figures of one reader on the pages of a tier; rates are shares, not percent."""
+    """Scores of one reader on the pages of a tier; rates are fractions, not percent."""
 
     pages: Count
     characters: Count
     cer: Rate
     """Character error rate: all edits over all characters."""
     cer_capped: Rate
-    """The same with at most one edit per character of a page."""
+    """The same, counting at most one edit per character of each page's truth."""
     wer: Rate
     exact_ratio: Ratio
     unfinished_ratio: Ratio
-    """Pages whose reading looped or met the limit."""
+    """Pages whose reading repeated itself or reached the token limit."""
 
 
 class Metrics(_Record):
-    """Figures of one reader."""
+    """Scores of one reader."""
 
     cer: Rate
     """Over the pages of all tiers."""
@@ -114,17 +108,17 @@ class Evaluation(_Record):
 
     sets: Annotated[tuple[EvaluatedSet, ...], Field(min_length=1, max_length=16)]
     normalisation: Annotated[str, Field(min_length=1, max_length=500)]
-    """How texts were made comparable before edits were counted."""
+    """How texts were normalised before edits were counted."""
     min_improvement_ratio: Ratio
-    """Share of the base's error rate that had to go."""
+    """Relative reduction of the base's error rate that was required."""
     max_tier_loss: Ratio
-    """Error rate that any one tier was allowed to gain."""
+    """Largest increase of the error rate that was allowed in any tier."""
     base: Metrics
     adapter: Metrics
 
     @property
     def objections(self) -> tuple[str, ...]:
-        """Why the adapter is not better than the base by the margins that its publisher stated; empty where it is."""
+        """Why the adapter is not better than the base by its publisher's margins; empty if it is."""
         found = []
         wanted = self.base.cer * (1 - self.min_improvement_ratio)
         if self.adapter.cer >= self.base.cer or self.adapter.cer > wanted:
@@ -145,15 +139,15 @@ class Evaluation(_Record):
 
 
 class TrainingData(_Record):
-    """What the adapter was trained on, without saying where it lies."""
+    """What the adapter was trained on, without its location."""
 
     sha256: Sha256
-    """Fingerprint; the trainer's own for its prepared data."""
+    """Fingerprint, as the trainer computes it for its prepared data."""
     samples: Count
 
 
 class CodeVersion(_Record):
-    """What made the adapter or, for one made elsewhere, what published it."""
+    """The program that made the adapter, or that published it if it was made elsewhere."""
 
     program: Text
     version: Text
@@ -167,20 +161,20 @@ class AdapterManifest(_Record):
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     version: Annotated[int, Field(ge=1, le=MAX_VERSION)]
     publication_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-    """Random; tells a publisher whether a version is its own."""
+    """Random; lets a publisher recognise its own version."""
     created: AwareDatetime
-    """When, by the publisher's clock: for people. Order is the version's alone, so no clock can upset it."""
+    """By the publisher's clock, for people. Only `version` orders versions, so wrong clocks do no harm."""
     activate: bool
-    """Whether its publisher meant it to go live at once."""
+    """Whether its publisher wanted it in use at once."""
     base: BaseIdentity
     lora: LoraRecord
     files: Annotated[dict[Text, FileRecord], Field(min_length=1, max_length=16)]
-    """Every file of the folder but the manifest, by name."""
+    """Every file of the folder except the manifest, by name."""
     evaluation: Evaluation | None = None
     training_data: TrainingData | None = None
     code: CodeVersion
     forced: Annotated[str, Field(min_length=1, max_length=500)] | None = None
-    """Why it was published without being proven better; None where it was."""
+    """Why it was published although it was not proven better; None if it was."""
 
     @property
     def reference(self) -> AdapterRef:
@@ -189,15 +183,15 @@ class AdapterManifest(_Record):
 
 
 def to_json(manifest: AdapterManifest) -> bytes:
-    """The manifest as the file's bytes, keys in a fixed order, ending in a line break."""
+    """The manifest as indented JSON in UTF-8, keys in a fixed order, with a final line break."""
     return manifest.model_dump_json(indent=1).encode() + b"\n"
 
 
 def parse_manifest(data: bytes) -> AdapterManifest:
-    """Read a manifest from bytes that anybody may have written.
+    """Read a manifest from an untrusted source.
 
     Args:
-        data: The file's bytes.
+        data: UTF-8 JSON of any size; more than `MAX_MANIFEST_BYTES` is refused.
 
     Returns:
         The manifest.
@@ -221,14 +215,14 @@ def parse_object(data: bytes, reason: Reason) -> dict[str, Any]:
     """Parse a JSON object strictly: UTF-8, no key twice, no NaN.
 
     Args:
-        data: The text; its size is the caller's to bound.
-        reason: What to refuse with.
+        data: The text; the caller limits its size.
+        reason: Reason of a refusal.
 
     Returns:
         The object.
 
     Raises:
-        AdapterRefusedError: With that reason.
+        AdapterRefusedError: With `reason`.
     """
     try:
         values = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
@@ -240,7 +234,7 @@ def parse_object(data: bytes, reason: Reason) -> dict[str, Any]:
 
 
 def utc(moment: datetime) -> datetime:
-    """Whole seconds, as manifests have them."""
+    """The time without fractions of a second, as manifests store it."""
     return moment.replace(microsecond=0)
 
 
@@ -265,7 +259,7 @@ def _no_constant(text: str) -> None:
 
 
 def _problems(error: ValidationError) -> str:
-    """Fields at fault, without their values."""
+    """Invalid fields with pydantic's messages, but without their values, which are untrusted."""
     found = [
         f"{'.'.join(map(str, problem['loc'])) or 'manifest'}: {problem['msg']}"
         for problem in error.errors(include_url=False, include_input=False, include_context=False)

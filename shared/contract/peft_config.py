@@ -1,7 +1,8 @@
-"""`adapter_config.json` as PEFT writes it: which LoRA it describes, and which of PEFT's options are taken.
+"""`adapter_config.json` as PEFT writes it: which LoRA it describes, and which of PEFT's options are supported.
 
-What is not understood is refused where it is switched on: an option that changes the arithmetic and is ignored would
-serve another model than the one that was measured. Evaluates no pattern from outside. Knows neither tensors nor files.
+The only reader of this file; the service's engine and the trainer use it too. An unknown option that is switched on is
+refused: if it changed the arithmetic and were ignored, the model served would not be the one that was measured. No
+pattern from outside is evaluated. Knows neither tensors nor files.
 
 Source: `LoraConfig` of PEFT 0.18 to 0.21.
 """
@@ -9,6 +10,7 @@ Source: `LoraConfig` of PEFT 0.18 to 0.21.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,15 +23,15 @@ MAX_TARGETS = 8192
 MAX_PATTERN_CHARS = 4096
 
 _FREE = frozenset({
-    # No part in the arithmetic of a trained adapter (its tensors say which modules it has), or checked by name below.
+    # These do not change a trained adapter's arithmetic (its tensors say which modules it has), or are checked below.
     "auto_mapping", "base_model_name_or_path", "bias", "exclude_modules", "inference_mode", "init_lora_weights",
     "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "peft_type", "peft_version",
     "qalora_group_size", "r", "revision", "runtime_config", "target_modules", "task_type", "use_rslora",
 })  # fmt: skip
-BASE_ALTERING = ("pissa", "olora", "loftq", "corda", "lora_ga")
-"""Ways to initialise that subtract from the base model's weights: such an adapter fits no other copy of the base."""
+_BASE_ALTERING = ("pissa", "olora", "loftq", "corda", "lora_ga")
+"""Initialisations that subtract from the base model's weights: such an adapter fits no other copy of the base."""
 _DROPPED = ("auto_mapping", "revision", "runtime_config")
-"""What publishing leaves out: names of classes and places on the machine that trained."""
+"""Options that publishing leaves out: class names and paths of the machine that trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +42,27 @@ class PeftConfig:
     alpha: float
     use_rslora: bool
     target_modules: tuple[str, ...] | None
-    """Names or ends of names of modules; None where PEFT is given a pattern, which the tensors then stand for."""
+    """Whole names of modules or their last parts; None for a pattern: the tensors then say which modules it means."""
     base_model: str | None
     values: Mapping[str, Any]
-    """Everything that was read."""
+    """The file's whole content."""
+
+    @property
+    def scaling(self) -> float:
+        """Factor of B times A."""
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
 
-def parse_config(data: bytes) -> PeftConfig:
-    """Read a config that anybody may have written.
+def parse_config(data: bytes, *, takes_parameters: bool = False) -> PeftConfig:
+    """Read a config from an untrusted source.
 
     Args:
-        data: The file's bytes.
+        data: UTF-8 JSON; the caller limits its size (`MAX_CONFIG_BYTES`).
+        takes_parameters: Accept `target_parameters`. For a reader that knows stacked weights, such as those of routed
+            experts, and finds the place of every tensor itself; the adapter volume's contract does not accept them.
 
     Returns:
-        What it describes.
+        The LoRA it describes.
 
     Raises:
         AdapterRefusedError: `config_not_json`, `config_invalid`, `not_lora`, `dora`, `modules_to_save` or
@@ -68,11 +77,12 @@ def parse_config(data: bytes) -> PeftConfig:
         raise AdapterRefusedError(Reason.MODULES_TO_SAVE, "modules_to_save is set")
     if values.get("bias", "none") != "none":
         raise AdapterRefusedError(Reason.UNSUPPORTED_OPTION, "bias is not none")
-    switched_on = sorted(ascii(key[:60]) for key, value in values.items() if key not in _FREE and _is_on(value))
+    known = _FREE | {"target_parameters"} if takes_parameters else _FREE
+    switched_on = sorted(ascii(key[:60]) for key, value in values.items() if key not in known and _is_on(value))
     if switched_on:
         raise AdapterRefusedError(Reason.UNSUPPORTED_OPTION, f"{', '.join(switched_on[:5])} switched on")
     start = values.get("init_lora_weights", True)
-    if isinstance(start, str) and start.lower().startswith(BASE_ALTERING):
+    if isinstance(start, str) and start.lower().startswith(_BASE_ALTERING):
         raise AdapterRefusedError(Reason.UNSUPPORTED_OPTION, "init_lora_weights changes the base model's weights")
     rank: Any = values.get("r")
     alpha: Any = values.get("lora_alpha")
@@ -83,18 +93,18 @@ def parse_config(data: bytes) -> PeftConfig:
         raise AdapterRefusedError(Reason.CONFIG_INVALID, "lora_alpha is not a positive number")
     if type(rslora) is not bool or not (base is None or isinstance(base, str)):
         raise AdapterRefusedError(Reason.CONFIG_INVALID, "use_rslora or base_model_name_or_path has another type")
-    return PeftConfig(rank, float(alpha), rslora, _targets(values.get("target_modules")), base, values)
+    return PeftConfig(rank, float(alpha), rslora, _targets(values), base, values)
 
 
 def published_config(config: PeftConfig, base_model: str) -> bytes:
-    """The file that is published for a config: PEFT's own, without what belongs to the machine that trained.
+    """The config as it is published: PEFT's own, without what belongs to the machine that trained.
 
     Args:
-        config: What training wrote.
-        base_model: The base model's public name.
+        config: The config that training wrote.
+        base_model: Public name of the base model: a repository, or a checkpoint's name.
 
     Returns:
-        The file's bytes; PEFT loads them as it loads its own.
+        UTF-8 JSON that PEFT can load.
     """
     kept = {key: value for key, value in config.values.items() if key not in _DROPPED}
     kept |= {"base_model_name_or_path": base_model, "inference_mode": True}
@@ -102,13 +112,16 @@ def published_config(config: PeftConfig, base_model: str) -> bytes:
 
 
 def matches_target(module: str, targets: tuple[str, ...]) -> str | None:
-    """The target that a module belongs to, by PEFT's rule for lists: its whole name, or the end after a dot."""
+    """The target that a module matches, by PEFT's rule for lists: its whole name, or the end of it after a dot."""
     parts = module.split(".")
     ends = {".".join(parts[place:]) for place in range(len(parts))}
     return next((target for target in targets if target in ends), None)
 
 
-def _targets(value: object) -> tuple[str, ...] | None:
+def _targets(values: Mapping[str, Any]) -> tuple[str, ...] | None:
+    value = values.get("target_modules")
+    if value in (None, []) and _is_on(values.get("target_parameters")):
+        return ()
     if isinstance(value, str) and 0 < len(value) <= MAX_PATTERN_CHARS:
         return None
     if isinstance(value, list) and 0 < len(value) <= MAX_TARGETS and all(isinstance(name, str) for name in value):
@@ -117,5 +130,5 @@ def _targets(value: object) -> tuple[str, ...] | None:
 
 
 def _is_on(value: object) -> bool:
-    """Whether an option is more than absent, false or empty."""
+    """Whether an option is anything but null, false, zero or empty."""
     return value not in (None, False, 0, "", [], {})

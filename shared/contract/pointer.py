@@ -1,6 +1,6 @@
-"""What the small file `current` says: on its first line the version in use, then those before it, newest first.
+"""The file `current`: the version in use on its first line, then the versions used before it, newest first.
 
-Pure. A writer may leave the later lines out; a rollback then has nowhere to go.
+Pure. A writer may omit the later lines; a rollback then has no version to return to.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from shared.contract.identity import parse_version
 
 MAX_POINTER_BYTES = 1024
 MAX_FORMER_VERSIONS = 32
-"""Versions that were in use before and are remembered."""
+"""Versions used before that are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """A version in use, and its predecessors in use."""
+    """The version in use, and those used before it, newest first."""
 
     current: int
     former: tuple[int, ...] = ()
 
 
 def parse_pointer(data: bytes) -> Pointer | None:
-    """Read the file's bytes; None where they are anything but such lines."""
+    """Parse the file's bytes; None if they are anything other than such lines."""
     if len(data) > MAX_POINTER_BYTES:
         return None
     numbers = [parse_version(line.strip()) for line in data.decode("ascii", "replace").splitlines()]
@@ -34,5 +34,5 @@ def parse_pointer(data: bytes) -> Pointer | None:
 
 
 def pointer_bytes(pointer: Pointer) -> bytes:
-    """The file's bytes."""
+    """The file's content, a version per line in ASCII."""
     return "".join(f"{number}\n" for number in (pointer.current, *pointer.former[:MAX_FORMER_VERSIONS])).encode()

@@ -1,7 +1,7 @@
-r"""What the model is asked: the public prompts of DeepSeek-OCR, as text after the image.
+r"""The public prompts of DeepSeek-OCR, as text after the image.
 
-Also tells a prompt's trusted words from a user's own, so that the tokenizer can keep special tokens out of reach of
-uploaded text. Wording and spacing: the README and `config.py` of deepseek-ai/DeepSeek-OCR. Some public examples end
+Also separates a prompt's trusted words from a user's own, so that the tokenizer never makes special tokens from a
+user's text. Wording and spacing: the README and `config.py` of deepseek-ai/DeepSeek-OCR. Some public examples end
 in a space, which the public code strips before it tokenises, so none is sent here.
 """
 
@@ -24,7 +24,7 @@ class Task(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PromptPart:
-    """A stretch of a prompt; special tokens count only where `trusted`."""
+    """A part of a prompt; special tokens are recognised only in trusted parts."""
 
     text: str
     trusted: bool
@@ -45,14 +45,14 @@ def prompt_for(task: Task, query: str | None = None) -> str:
     """The prompt of a task.
 
     Args:
-        task: What to do with the page.
-        query: What to look for; needed by `locate`, refused by the others.
+        task: Any task.
+        query: Text to look for; required by `locate`, not accepted by the others.
 
     Returns:
-        Text that follows the image.
+        The text that follows the image.
 
     Raises:
-        ValueError: `query` is missing, blank, or of no use to the task.
+        ValueError: `query` is missing, blank, or not accepted by the task.
     """
     if task is not Task.LOCATE:
         if query is not None:
@@ -64,13 +64,14 @@ def prompt_for(task: Task, query: str | None = None) -> str:
 
 
 def split_prompt(prompt: str) -> list[PromptPart]:
-    """Tell the words of the public prompts from everything else.
+    """Separate the words of the public prompts from all other text.
 
     Args:
-        prompt: Any prompt, from `prompt_for` or of a user's own making.
+        prompt: From `prompt_for`, or written by a user.
 
     Returns:
-        Parts that join to `prompt`. Only a whole public prompt, or the frame around the query of `locate`, is trusted.
+        Parts that join to `prompt`. A complete public prompt is trusted, and so is the text around
+        the query of `locate`; nothing else is.
     """
     if prompt in _FIXED.values():
         return [PromptPart(prompt, trusted=True)]

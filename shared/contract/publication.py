@@ -1,8 +1,8 @@
 """Publishes a version: written to a temporary folder, synced, renamed into place and, by default, put into use.
 
-Owns the order of the steps, which is what makes a crash at any moment leave either nothing or a whole version. Takes no
-lock: a version's number belongs to the first publisher that renames onto it; others take the next. Judging whether an
-adapter is good enough is the trainer's part.
+Owns the order of the steps, which ensures that a crash at any moment leaves either no version or a complete one. Takes
+no lock: a number belongs to the first publisher that renames onto it, and others take the next. The trainer decides
+whether an adapter is good enough.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from shared.contract.volume import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Ada
 
 PARTIAL_PREFIX = ".partial-"
 MAX_ATTEMPTS = 1000
-"""Numbers that a publisher tries; each one lost means that somebody else has published."""
+"""Numbers that a publisher tries; each one it loses was taken by another publisher."""
 
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """What a publisher says about an adapter; the rest of the manifest is read from the files."""
+    """The part of the manifest that the publisher states; the rest is read from the files."""
 
     name: str
     base: BaseIdentity
@@ -63,17 +63,17 @@ class Announcement:
     evaluation: Evaluation | None = None
     training_data: TrainingData | None = None
     forced: str | None = None
-    """Why it is published although it is not proven better."""
+    """Why it is published although it is not proven better; None if it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A version that lies on the volume."""
+    """A version that is now on the volume."""
 
     reference: AdapterRef
     manifest: AdapterManifest
     in_use: int | None
-    """Version that the pointer names now; a later one where somebody published in between."""
+    """The version that the pointer names now; a later one if another publisher was faster."""
 
 
 def publish(
@@ -87,19 +87,19 @@ def publish(
     """Publish a PEFT folder as the next version of an adapter.
 
     Args:
-        volume: Where to; its root exists.
-        source: Holds adapter_config.json and adapter_model.safetensors; what else it holds stays there.
-        announcement: What the manifest says beyond the files.
+        volume: Its root must exist and be writable.
+        source: Folder with adapter_config.json and adapter_model.safetensors; other files are not published.
+        announcement: The statements of the manifest that are not read from the files.
         activate: Whether the version goes into use at once.
-        policy: What the version must pass, best that of the service that will read it.
+        policy: Checks that the version must pass, ideally those of the service that will read it.
 
     Returns:
-        The version.
+        The new version.
 
     Raises:
-        AdapterRefusedError: The adapter may not be published.
-        VolumeError: The volume failed. Unless the message is about pointing, nothing was published; the same call may
-            be made again.
+        AdapterRefusedError: The adapter must not be published.
+        VolumeError: The volume failed. Unless the message is about pointing, nothing was published and the call may be
+            repeated.
     """
     check_name(announcement.name)
     policy = policy or ServingPolicy()
@@ -117,7 +117,7 @@ def publish(
                     check_modules(content, policy.module_shapes)
                 manifest = _take_number(volume, folder, inside, partial, draft)
         finally:
-            # After the rename there is nothing of that name. A killed process leaves it to `sweep`.
+            # After the rename there is no such entry. If the process is killed, `sweep` removes it later.
             discard(partial, folder)
         sync_folder(folder)
     in_use = bring_forward(volume, manifest.reference) if activate else volume.listing(announcement.name).current
@@ -125,14 +125,14 @@ def publish(
 
 
 def bring_forward(volume: AdapterVolume, reference: AdapterRef) -> int | None:
-    """Put a version into use unless a later one, meant for use as well, has been published.
+    """Put a version into use unless a later one has been published to be used at once.
 
-    Publishers that end in another order than they took their numbers in must leave the latest in use, so each of them
-    looks again after it has written, so the last writer sees everything that was published before.
+    Publishers may finish in another order than they took their numbers, but the latest version must be in use in the
+    end. So each of them looks again after it has written: the last writer sees everything that was published before.
 
     Args:
-        volume: Where it lies.
-        reference: The version, just published.
+        volume: Must be writable.
+        reference: The version just published.
 
     Returns:
         The version in use afterwards.
@@ -154,7 +154,7 @@ def bring_forward(volume: AdapterVolume, reference: AdapterRef) -> int | None:
 
 @contextmanager
 def _made_folder(volume: AdapterVolume, name: str) -> Iterator[int]:
-    """The adapter's folder, made where it is new. The root is never made: it may be a mount that is missing."""
+    """The adapter's folder, made if it is new. The root is never made: it may be a missing mount."""
     try:
         root = folder_descriptor(volume.root)
     except OSError as error:
@@ -171,7 +171,7 @@ def _made_folder(volume: AdapterVolume, name: str) -> Iterator[int]:
 def _fill(
     inside: int, partial: Path, source: Path, announcement: Announcement, limits: ContentLimits
 ) -> tuple[LoraContent, dict[str, FileRecord]]:
-    """Write both files and check what was written."""
+    """Write both files, then read them back and check them."""
     data = _source_config(source)
     config = published_config(parse_config(data), announcement.base.model_id)
     files = {
@@ -251,7 +251,7 @@ def _take_number(
     """Rename the finished folder onto the first free number."""
     version = 0
     for _ in range(MAX_ATTEMPTS):
-        # Above what was tried as well: a network file system may show a list that is seconds old.
+        # Also above the numbers already tried: a network file system may return a listing that is seconds old.
         version = max(version, volume.listing(draft.name).newest) + 1
         if version > MAX_VERSION:
             raise VolumeError(Fault.CONTENDED, f"{draft.name} has no number left")
@@ -263,7 +263,7 @@ def _take_number(
         try:
             os.rename(partial, str(version), src_dir_fd=folder, dst_dir_fd=folder)
         except OSError as error:
-            # The answer to a rename may get lost on a network; the repeated request then fails although it is done.
+            # A network may lose the reply to a rename; the repeated request then fails although the rename was done.
             if _publication_id(folder, version) == draft.publication_id:
                 return manifest
             if error.errno not in _TAKEN:
@@ -274,7 +274,7 @@ def _take_number(
 
 
 def _publication_id(folder: int, version: int) -> str | None:
-    """Whose version this is; None where that cannot be told."""
+    """The version's `publication_id`; None if it cannot be read."""
     try:
         manifest = _manifest_of(folder, version)
     except OSError:
@@ -283,7 +283,7 @@ def _publication_id(folder: int, version: int) -> str | None:
 
 
 def _may_go_ahead(volume: AdapterVolume, reference: AdapterRef, version: int) -> bool:
-    """Whether a version is the one just published, or its publisher meant it for use as well."""
+    """Whether a version is the one just published, or was published to be used at once too."""
     if version == reference.version:
         return True
     with volume.folder(reference.name) as folder, reporting(f"looking at {reference.name}@{version}"):
@@ -292,7 +292,7 @@ def _may_go_ahead(volume: AdapterVolume, reference: AdapterRef, version: int) ->
 
 
 def _manifest_of(folder: int, version: int) -> AdapterManifest | None:
-    """A version's manifest, None where it is none."""
+    """A version's manifest, or None if it is invalid."""
     with closing_descriptor(folder_descriptor(str(version), folder)) as inside:
         data = read_small(MANIFEST_FILE, inside, MAX_MANIFEST_BYTES)
     try:

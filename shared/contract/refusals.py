@@ -1,7 +1,7 @@
-"""Every way an adapter can be refused and every way its volume can fail: one table each, with stable codes.
+"""Why adapters are refused and how volumes fail: one table each, with stable codes.
 
 A `Reason` is about an adapter: the same folder will be refused again. A `Fault` is about the volume, the private
-storage or a name: the folder may be fine. Knows neither files nor manifests. `docs/adapters.md` shows both tables.
+storage or a name: the adapter may be fine. Knows neither files nor manifests. `docs/adapters.md` has both tables.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why an adapter is refused; the value is stable and may be a metric's label."""
+    """Why an adapter is refused; values are stable and are used as metric labels."""
 
     MANIFEST_MISSING = "manifest_missing"
     MANIFEST_TOO_LARGE = "manifest_too_large"
@@ -41,7 +41,7 @@ class Reason(StrEnum):
     NOT_LORA = "not_lora"
     UNSUPPORTED_OPTION = "unsupported_option"
     DORA = "dora"
-    RSLORA = "rslora"
+    RSLORA = "rslora"  # for readers of a volume that cannot scale by the root of the rank; ours can
     MODULES_TO_SAVE = "modules_to_save"
     CONFIG_CONFLICT = "config_conflict"
 
@@ -115,7 +115,7 @@ ADVICE: dict[Reason, tuple[str, str]] = {
 
 
 class Fault(StrEnum):
-    """Why something could not be done with a volume; the value is stable."""
+    """Why an operation on a volume failed; values are stable."""
 
     INVALID_NAME = "invalid_name"
     UNKNOWN_ADAPTER = "unknown_adapter"
@@ -163,20 +163,20 @@ _FAULTS_BY_ERRNO = {
 
 
 class ContractError(Exception):
-    """Root: an adapter or a volume that is not as the contract has it; `code` is stable."""
+    """Base class: an adapter or a volume violates the contract; `code` is stable."""
 
     code: str
 
 
 class AdapterRefusedError(ContractError):
-    """This adapter is not to be served or published; nothing about it will change by trying again."""
+    """The adapter must not be served or published; trying again cannot help."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
-        """Refuse.
+        """Build the message from code, detail and advice.
 
         Args:
-            reason: The code.
-            detail: Which file, tensor or value, for people; it may hold text that came from the folder.
+            reason: Its value becomes `code`.
+            detail: File, tensor or value at fault, for people; may contain text from the folder.
         """
         super().__init__(f"{reason}: {detail}; {ADVICE[reason][1]}")
         self.reason = reason
@@ -185,14 +185,14 @@ class AdapterRefusedError(ContractError):
 
 
 class VolumeError(ContractError):
-    """The volume, the private storage or a name on it; the adapter may be fine."""
+    """An operation on the volume or the private storage failed, or a name is wrong; the adapter may be fine."""
 
     def __init__(self, fault: Fault, detail: str) -> None:
-        """Make an error.
+        """Build the message from code, detail and advice.
 
         Args:
-            fault: The code.
-            detail: What was tried, for people.
+            fault: Its value becomes `code`.
+            detail: The attempted operation, for people.
         """
         super().__init__(f"{fault}: {detail}; {FAULTS[fault][1]}")
         self.fault = fault
@@ -204,11 +204,11 @@ def volume_error(error: OSError, doing: str) -> VolumeError:
     """Turn a failed file operation into an error with a stable code.
 
     Args:
-        error: What the operating system said.
-        doing: What was tried, such as "writing version 3 of invoices".
+        error: From the operating system; its `errno` decides the fault.
+        doing: The attempted operation, such as "writing version 3 of invoices".
 
     Returns:
-        The error to raise from it.
+        The error, to be raised from `error`.
     """
     fault = _FAULTS_BY_ERRNO.get(error.errno or 0, Fault.IO)
     return VolumeError(fault, f"{doing} failed: {error.strerror or type(error).__name__}")
@@ -216,16 +216,16 @@ def volume_error(error: OSError, doing: str) -> VolumeError:
 
 @contextmanager
 def reporting(doing: str) -> Iterator[None]:
-    """Give file operations that fail within a block their code.
+    """Turn every `OSError` of a block into a `VolumeError`.
 
     Args:
-        doing: What the block tries.
+        doing: The block's operation, such as "sweeping invoices".
 
     Yields:
         Nothing.
 
     Raises:
-        VolumeError: One failed.
+        VolumeError: A file operation failed.
     """
     try:
         yield

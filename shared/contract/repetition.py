@@ -1,16 +1,15 @@
 """Degenerate output: detecting that a page's answer loops, and the second attempt.
 
-Owns the loop rule, its incremental detector and the guard of the second attempt. Knows token ids alone: no torch, no
+Owns the loop rule, its incremental detector and the guard of the second attempt. Knows only token ids: no torch, no
 text. Called by the engine's single thread, once per new token of each page.
 
 The rule: the last tokens repeat with a period of at most `max_period` tokens, at least `min_repeats` times, over at
-least `min_tokens` tokens. Real pages repeat as well (rules, dotted leaders, empty table cells, forms), so both bounds
-lie above what one line or one table row of a dense page holds; a numbered list is never periodic, since its numbers
-change.
+least `min_tokens` tokens. Real pages repeat too (rules, dotted leaders, empty table cells, forms), so both bounds are
+above the length of a line or table row of a dense page. A numbered list is never periodic, since its numbers change.
 
-The ladder: (1) as requested, greedy or drawn; (2) once a loop is certain, back to the end of its first period and on
-from there, chosen as before, with the loop's next token forbidden and no n-gram repeated within a window; (3) the text
-up to the end of the first period. The engine picks between (2) and (3) with `is_better`, and gives (2) up early with
+The steps: (1) as requested, greedy or sampled; (2) once a loop is certain, back to the end of its first period and on
+from there in the same way, with the loop's next token forbidden and no n-gram repeated within a window; (3) the text up
+to the end of the first period. The engine chooses between (2) and (3) with `is_better`, and ends (2) early with
 `is_hopeless`.
 """
 
@@ -22,9 +21,10 @@ from dataclasses import dataclass
 import numpy as np
 
 MIN_CONFIDENCE = 0.6
-"""What a second attempt needs to be believed. A loop that the guard breaks open every 12 tokens stays below it: eleven
-sure tokens and one of probability 0.001 have the mean 0.56."""
+"""Confidence from which a second attempt is kept. A loop that the guard interrupts every 12 tokens stays below it:
+eleven certain tokens and one of probability 0.001 have the mean 0.56."""
 FAIR_TRIAL_TOKENS = 64
+"""Length from which a second attempt may be given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class LoopRule:
     min_tokens: int = 256
     min_repeats: int = 6
     suspicion: int = 4
-    """Repeated tokens after which a tail is held back from the stream until it ends or is certain."""
+    """Length in tokens from which a repeating tail is held back from the stream, until it ends or is certain."""
 
 
 class LoopDetector:
@@ -57,10 +57,10 @@ class LoopDetector:
         """Take the next token.
 
         Args:
-            token: Its id, 0 or more.
+            token: Id, 0 or more.
 
         Returns:
-            Once a loop is certain, the number of tokens up to the end of its first period; else None.
+            Once a loop is certain, the number of tokens up to the end of its first period; otherwise None.
         """
         self._runs += 1
         self._runs *= self._tail == token
@@ -72,13 +72,13 @@ class LoopDetector:
 
     @property
     def num_settled(self) -> int:
-        """Tokens that no loop seen so far could take back."""
+        """Number of tokens that no loop seen so far could remove."""
         longest = int(self._runs.max())
         return self._num_tokens - longest if longest >= self._suspicion else self._num_tokens
 
 
 class RepetitionGuard:
-    """Tokens that the second attempt may not choose next.
+    """Tokens that the second attempt must not choose next.
 
     Invariant: of the n-grams within the last `window` tokens none is completed a second time, and the first token
     after the rollback is not the one that led into the loop.
@@ -100,7 +100,7 @@ class RepetitionGuard:
         self._remember(token)
 
     def banned(self) -> list[int]:
-        """Ids that may not come next."""
+        """Ids of tokens that must not come next."""
         banned = list(self._followers.get(tuple(self._recent), ()))
         if self._forbidden_first is not None:
             banned.append(self._forbidden_first)
@@ -118,33 +118,33 @@ class RepetitionGuard:
     def _forget_oldest(self) -> None:
         context, _ = self._seen.popleft()
         followers = self._followers[context]
-        # Entries leave in order of arrival, so the oldest of a context is first.
+        # Entries are removed in order of arrival, so the oldest of a context is first.
         followers.pop(0)
         if not followers:
             del self._followers[context]
 
 
 def is_better(ended_by_itself: bool, confidence: float) -> bool:
-    """Whether the second attempt's continuation is reported rather than dropped.
+    """Whether the second attempt's continuation becomes part of the answer.
 
     Args:
-        ended_by_itself: Whether it came to the end token; one that looped again or ran out must be believable.
-        confidence: Geometric mean of its tokens' probabilities.
+        ended_by_itself: Whether it reached the end token; one that looped again or reached the limit needs confidence.
+        confidence: Geometric mean of its tokens' probabilities, from 0 to 1.
 
     Returns:
-        True if the continuation belongs into the answer.
+        False if the continuation is dropped.
     """
     return ended_by_itself or confidence >= MIN_CONFIDENCE
 
 
 def is_hopeless(num_tokens: int, confidence: float) -> bool:
-    """Whether a second attempt is given up before its end: kept from its loop it writes what it does not believe.
+    """Whether to give up a second attempt before its end: without its loop the model writes improbable tokens.
 
     Args:
-        num_tokens: Tokens of the attempt.
-        confidence: Geometric mean of their probabilities.
+        num_tokens: Length of the attempt so far.
+        confidence: Geometric mean of its tokens' probabilities, from 0 to 1.
 
     Returns:
-        True if it is to end now.
+        True if it ends now.
     """
     return num_tokens >= FAIR_TRIAL_TOKENS and confidence < MIN_CONFIDENCE

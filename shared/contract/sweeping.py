@@ -1,6 +1,6 @@
-"""Removing unfinished work from an adapter's folder: that of a publisher that failed, or was killed long ago.
+"""Removes unfinished work from an adapter's folder, left there by publishers that failed or were killed.
 
-Touches nothing but entries whose names begin with a dot, which no reader looks at.
+Touches only entries whose names begin with a dot, which no reader looks at.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ DEFAULT_AGE_S = 24 * 3600.0
 def sweep(volume: AdapterVolume, name: str, older_than_s: float = DEFAULT_AGE_S) -> list[str]:
     """Remove what killed publishers left behind.
 
-    Ages are taken by the volume's own clock, that of a file made for the purpose: the clock of a file server and this
-    machine's may be hours apart.
+    Ages are measured by the volume's own clock, taken from a file made for this purpose: the clocks of a file server
+    and of this machine may differ by hours.
 
     Args:
-        volume: Where.
-        name: The adapter.
-        older_than_s: Age below which unfinished work may still be going on.
+        volume: Must be writable.
+        name: Name of an adapter on the volume.
+        older_than_s: Younger work is kept, since it may still be going on.
 
     Returns:
-        Entries that were removed.
+        Names of the removed entries.
 
     Raises:
-        VolumeError: The volume failed.
+        VolumeError: A file operation failed, or there is no such adapter.
     """
     removed = []
     with volume.folder(name) as folder, reporting(f"sweeping {name}"):
@@ -46,14 +46,14 @@ def sweep(volume: AdapterVolume, name: str, older_than_s: float = DEFAULT_AGE_S)
 
 
 def discard(entry: str, folder: int) -> bool:
-    """Remove an entry; renamed away in one step first, so that it cannot be published while it is deleted.
+    """Remove an entry. It is renamed first, in one step, so that it cannot be published while it is being deleted.
 
     Args:
-        entry: Its plain name.
+        entry: Plain name, without folders.
         folder: Descriptor of the adapter's folder.
 
     Returns:
-        Whether it is gone because of this call.
+        Whether this call removed it.
     """
     trash = entry if entry.startswith(TRASH_PREFIX) else f"{TRASH_PREFIX}{uuid.uuid4().hex}"
     try:
@@ -74,7 +74,7 @@ def _volume_clock_s(folder: int) -> float:
 
 
 def _last_change_s(entry: str, folder: int) -> float:
-    """Latest change of an entry or of what it holds; now, so to speak, where it is gone."""
+    """Latest change of an entry or of the files in it; infinity, which is never old enough, if it is gone."""
     try:
         times = [os.stat(entry, dir_fd=folder, follow_symlinks=False).st_mtime]
         with suppress(NotADirectoryError), closing_descriptor(folder_descriptor(entry, folder)) as inside:

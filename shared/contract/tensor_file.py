@@ -1,7 +1,7 @@
-"""Safetensors files from outside: the header read by hand under limits, the values looked at in pieces.
+"""Untrusted safetensors files: the header is parsed here under limits, the values are checked in chunks.
 
-Knows the format and nothing of LoRA. Reads through a file object, never through a memory map. The layout is that of the
-safetensors format: eight bytes of length, a JSON header, then the tensors' bytes without holes.
+Knows the format, but nothing of LoRA. Reads through a file object, never through a memory map. Layout of the format:
+the header's length in eight bytes, a JSON header, then the tensors' bytes without gaps.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _LENGTH_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class _FloatBits:
-    """How a floating-point type shows in its bits."""
+    """Bit masks of a floating-point type."""
 
     unsigned: np.dtype[Any]
     exponent: int
-    """Bits that are all set in NaN and infinity, and in nothing else."""
+    """Exponent bits, which are all set in NaN and infinity only."""
     magnitude: int
-    """All bits but the sign."""
+    """All bits except the sign."""
 
 
 _FLOATS = {
@@ -46,13 +46,13 @@ _FLOATS = {
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor of a file."""
+    """Type, shape and position of a tensor in a file."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     start: int
-    """First byte, from the beginning of the file."""
+    """Offset of the first byte, from the beginning of the file."""
     size_bytes: int
 
 
@@ -60,12 +60,12 @@ def read_header(file: BinaryIO, max_tensors: int, max_header_bytes: int = MAX_HE
     """Read and check a file's header.
 
     Args:
-        file: The file, open for reading; private to this process, since its size is read once.
-        max_tensors: Tensors that it may have.
-        max_header_bytes: What the header may take.
+        file: Open for reading, and private to this process, since its size is taken only once.
+        max_tensors: A file with more tensors is refused.
+        max_header_bytes: A longer header is refused.
 
     Returns:
-        Tensors in the order of their bytes, which fill the rest of the file exactly.
+        Tensors in the order of their bytes, which exactly fill the rest of the file.
 
     Raises:
         AdapterRefusedError: `header_too_large`, `header_invalid`, `too_many_tensors`, `wrong_dtype`, `wrong_shape` or
@@ -98,17 +98,17 @@ def read_header(file: BinaryIO, max_tensors: int, max_header_bytes: int = MAX_HE
 
 
 def is_all_zero(file: BinaryIO, entry: TensorEntry) -> bool:
-    """Look at a tensor's values.
+    """Check a tensor's values.
 
     Args:
         file: The file that the entry was read from.
-        entry: The tensor.
+        entry: As `read_header` returns it.
 
     Returns:
-        Whether all of them are zero.
+        Whether all values are zero.
 
     Raises:
-        AdapterRefusedError: One is NaN or infinite (`not_finite`), or the file ends early (`offsets_invalid`).
+        AdapterRefusedError: A value is NaN or infinite (`not_finite`), or the file ends early (`offsets_invalid`).
     """
     bits = _FLOATS[entry.dtype]
     file.seek(entry.start)
@@ -148,5 +148,5 @@ def _are_whole(values: object) -> bool:
 
 
 def _shown(name: str) -> str:
-    """A name from outside, fit for a message."""
+    """An untrusted name, shortened and escaped for a message."""
     return ascii(name[:120])

@@ -24,24 +24,24 @@ class ErrorCount:
 
     @property
     def capped(self) -> ErrorCount:
-        """The same with at most one edit per reference symbol, so that one runaway reading cannot rule a mean."""
+        """The same with at most one edit per reference symbol, so that one runaway reading cannot dominate a mean."""
         return ErrorCount(min(self.edits, max(self.length, 1)), self.length)
 
 
 def normalise(text: str) -> str:
-    """Unicode NFC, every run of white space one space, none at the ends; case and punctuation stay."""
+    """Unicode NFC, white space collapsed to single spaces and stripped at the ends; case and punctuation stay."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
     """Fewest insertions, deletions and substitutions between two sequences.
 
-    Bit-parallel (Myers 1999, in the form of Hyyro 2003) on Python's integers: a row of the table is one integer, which
-    makes two texts of 3000 characters a matter of milliseconds without a compiled package.
+    Bit-parallel (Myers 1999, in Hyyro's form of 2003) on Python's integers: a row of the table is one integer, so two
+    texts of 3000 characters take milliseconds without a compiled package.
 
     Args:
-        first: A text, or a list of words.
-        second: Another.
+        first: A string or a list of words.
+        second: Another of the same kind.
 
     Returns:
         The Levenshtein distance.
@@ -73,7 +73,7 @@ def char_errors(reference: str, reading: str) -> ErrorCount:
 
 
 def word_errors(reference: str, reading: str) -> ErrorCount:
-    """Word errors of a reading; words are what white space separates."""
+    """Word errors of a reading; words are separated by white space."""
     expected = normalise(reference).split()
     return ErrorCount(edit_distance(expected, normalise(reading).split()), len(expected))
 
@@ -89,7 +89,7 @@ def wer(reference: str, reading: str) -> float:
 
 
 def total(counts: Iterable[ErrorCount]) -> ErrorCount:
-    """Micro aggregate: all edits over all reference symbols. Give it `capped` counts for the capped rate."""
+    """Sum of edits and of lengths, for a micro-averaged rate; pass `capped` counts for the capped one."""
     edits = length = 0
     for count in counts:
         edits += count.edits

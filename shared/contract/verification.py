@@ -1,8 +1,8 @@
-"""Whether a published version may be served: copied to private storage first, then every check but running it.
+"""Decides whether a published version may be served: copies it to private storage, then checks everything there.
 
-Works on the copy from its first byte on, since a file on a shared volume may change or shrink under its reader. Owns
-the order of the checks; `manifest`, `lora_content` and what they use own the checks themselves. Torch-free: loading the
-weights and reading a page with them is the service's part.
+Only the copy is checked, since a file on a shared volume may change or shrink while it is read. Owns the order of the
+checks; `manifest`, `lora_content` and the modules they use own the checks themselves. Does not import torch: the
+service loads the weights and reads a page with them.
 """
 
 from __future__ import annotations
@@ -28,27 +28,24 @@ from shared.contract.withdrawal import withdrawal_reason
 CONTENT_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 MAX_ENTRIES = 64
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".dill"})
-"""Files whose usual loaders run code that they hold."""
+"""Formats whose usual loaders run code from the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServingPolicy:
-    """What a reader serves; None leaves a question to somebody else."""
+    """What a reader serves; None accepts anything."""
 
     base_model: str | None = None
     base_revisions: frozenset[str] | None = None
-    """Every name of the revision served, such as the commit of the repository and the SHA-256 of the weights."""
-    targets: frozenset[str] | None = None
-    """Last parts of modules' names that may be adapted."""
+    """All names of the revision served, such as the repository's commit and the weights' SHA-256."""
     module_shapes: Mapping[str, tuple[int, int]] | None = None
-    """Outputs and inputs of the base model's linear modules, by whole name."""
-    takes_rslora: bool = True
+    """`(outputs, inputs)` of the base model's linear modules, by whole name."""
     limits: ContentLimits = field(default_factory=ContentLimits)
 
 
 @dataclass(frozen=True, slots=True)
 class VerifiedAdapter:
-    """A private copy that passed."""
+    """A private copy that passed every check."""
 
     folder: Path
     manifest: AdapterManifest
@@ -56,7 +53,7 @@ class VerifiedAdapter:
 
     @property
     def weights_path(self) -> Path:
-        """The copy's weights."""
+        """The copy's safetensors file."""
         return self.folder / WEIGHTS_FILE
 
 
@@ -64,17 +61,17 @@ def verify(volume: AdapterVolume, reference: AdapterRef, private: Path, policy: 
     """Copy a version and check the copy.
 
     Args:
-        volume: Where it was published.
-        reference: Which one.
-        private: A folder to be made for the copy; its parent exists, and only this process writes there. Deleted unless
-            the version passes.
-        policy: What is served.
+        volume: May be read-only.
+        reference: A version on the volume.
+        private: Folder to make for the copy; its parent exists, and only this process writes there. It is deleted
+            unless the version passes.
+        policy: Base model and limits of the reader.
 
     Returns:
         The copy.
 
     Raises:
-        AdapterRefusedError: It must not be served; the reason is stable, trying again is of no use.
+        AdapterRefusedError: The version must not be served; trying again cannot help.
         VolumeError: The volume or the private storage failed; trying again may help.
     """
     with reporting(f"making room for {reference}"):
@@ -94,14 +91,14 @@ def verify(volume: AdapterVolume, reference: AdapterRef, private: Path, policy: 
 
 
 def check_manifest(manifest: AdapterManifest, policy: ServingPolicy) -> None:
-    """Everything that the manifest alone decides.
+    """Make the checks that need only the manifest.
 
     Args:
-        manifest: What the publisher says.
-        policy: What is served.
+        manifest: The publisher's statements; not yet compared with the files.
+        policy: Base model and limits of the reader.
 
     Raises:
-        AdapterRefusedError: About files, evaluation, base model, rank or targets.
+        AdapterRefusedError: About files, evaluation, base model, rank or size.
     """
     _check_files(manifest.files)
     if manifest.forced is None:
@@ -119,11 +116,6 @@ def check_manifest(manifest: AdapterManifest, policy: ServingPolicy) -> None:
         raise AdapterRefusedError(
             Reason.RANK_TOO_LARGE, f"rank {manifest.lora.rank}, the limit is {policy.limits.max_rank}"
         )
-    if manifest.lora.use_rslora and not policy.takes_rslora:
-        raise AdapterRefusedError(Reason.RSLORA, "use_rslora is set")
-    strangers = sorted(set(manifest.lora.targets) - policy.targets) if policy.targets is not None else []
-    if strangers:
-        raise AdapterRefusedError(Reason.TARGET_NOT_ALLOWED, ", ".join(ascii(name) for name in strangers[:5]))
     if manifest.files[WEIGHTS_FILE].size_bytes > policy.limits.max_weights_bytes:
         raise AdapterRefusedError(
             Reason.FILE_TOO_LARGE,
@@ -136,8 +128,8 @@ def check_agreement(manifest: AdapterManifest, content: LoraContent) -> None:
     """Compare the manifest with the files.
 
     Args:
-        manifest: What the publisher says.
-        content: What the files hold.
+        manifest: The publisher's statements.
+        content: Read from the files that the manifest describes.
 
     Raises:
         AdapterRefusedError: They contradict each other (`config_conflict`).
@@ -145,17 +137,17 @@ def check_agreement(manifest: AdapterManifest, content: LoraContent) -> None:
     stated, found = manifest.lora.model_dump(), content.record.model_dump()
     different = sorted(key for key in stated if stated[key] != found[key])
     if different:
-        raise AdapterRefusedError(Reason.CONFIG_CONFLICT, f"the manifest's lora.{different[0]} is not the files'")
+        raise AdapterRefusedError(Reason.CONFIG_CONFLICT, f"the manifest's lora.{different[0]} differs from the files")
     if content.config.base_model != manifest.base.model_id:
         raise AdapterRefusedError(Reason.CONFIG_CONFLICT, "manifest and config name different base models")
 
 
 def check_entries(folder: int, expected: frozenset[str]) -> None:
-    """Judge a folder by its list of entries, before any of them is opened.
+    """Check a folder's entries before any of them is opened.
 
     Args:
-        folder: Its descriptor.
-        expected: Names of the files that belong there.
+        folder: Descriptor of a version's folder.
+        expected: Names that may occur; a missing one is no error here.
 
     Raises:
         AdapterRefusedError: `symlink`, `pickle`, `not_a_regular_file` or `unexpected_file`.
@@ -175,16 +167,16 @@ def check_entries(folder: int, expected: frozenset[str]) -> None:
 
 
 def checked_chunks(descriptor: int, status: os.stat_result, name: str, limit_bytes: int) -> Iterator[bytes]:
-    """Read a file from outside.
+    """Read an untrusted file.
 
     Args:
         descriptor: The file, opened without following a link.
-        status: What it is.
+        status: Of the same file.
         name: For messages.
-        limit_bytes: What it may hold.
+        limit_bytes: A larger file is refused, after so many bytes.
 
     Yields:
-        Its bytes in pieces.
+        The file's content in chunks.
 
     Raises:
         AdapterRefusedError: `not_a_regular_file`, `hard_link` or `file_too_large`.

@@ -1,12 +1,12 @@
-"""Where adapters lie and which version is in use: the layout of the shared volume, read and pointed at.
+"""The layout of the shared volume: where adapters are, and which version is in use.
 
     <root>/<name>/<version>/            adapter_model.safetensors, adapter_config.json, manifest.json
     <root>/<name>/current               the version in use; see `pointer`
-    <root>/<name>/<version>.withdrawn   JSON: why that version must not be served any more
-    <root>/<name>/.*                    somebody's unfinished work
+    <root>/<name>/<version>.withdrawn   JSON: why that version must no longer be served
+    <root>/<name>/.*                    unfinished work
 
-Owns names, discovery, the pointer and the marks of withdrawal; publishing is `publication`'s, judging content is
-`verification`'s. Reading works on a volume that is mounted read-only. Nothing is locked: every change is one rename.
+Owns names, discovery, the pointer and the marks of withdrawal. `publication` writes versions, `verification` checks
+their content. Reading works on a read-only mount. Nothing is locked: every change is a single rename.
 """
 
 from __future__ import annotations
@@ -33,60 +33,60 @@ POINTER_PREFIX = ".current-"
 MARK_PREFIX = ".mark-"
 
 MAX_LISTED_VERSIONS = 256
-"""The newest versions of an adapter that are looked at, besides those that the pointer names. Bounds a poll's cost."""
+"""Only so many of an adapter's newest versions are examined, and those that the pointer names. Limits a poll's cost."""
 MAX_NAMES = 4096
-"""Adapters that a volume is searched for; the first by name."""
+"""Adapters that are listed at most, in the order of their names."""
 
 _NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterListing:
-    """What lies under one name."""
+    """The versions of one adapter and its pointer."""
 
     name: str
     versions: tuple[int, ...]
-    """Complete ones that were not withdrawn, ascending."""
+    """Complete versions that were not withdrawn, ascending."""
     withdrawn: tuple[int, ...]
     incomplete: tuple[int, ...]
-    """Folders without a manifest: not published in the way of the contract, never to be served."""
+    """Folders without a manifest: not published as the contract demands, so never served."""
     current: int | None
-    """What the pointer names, whether or not it can be served."""
+    """The version that the pointer names, whether or not it can be served."""
     former: tuple[int, ...]
-    """What it named before, newest first."""
+    """The versions that it named before, newest first."""
     fault: Fault | None = None
-    """Set where the pointer cannot be understood."""
+    """Set if the pointer cannot be parsed."""
     newest: int = 0
-    """Highest number that was ever taken; the next version is above it."""
+    """Highest number ever used; the next version gets a higher one."""
 
 
 class AdapterVolume:
-    """Adapters under one folder; holds no state but its place, so that any number of them may look at it."""
+    """Adapters under one folder. Its only state is the path, so any number of processes may use one volume."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def names(self) -> list[str]:
-        """Adapters on the volume, by name.
+        """Names of the adapters on the volume.
 
         Returns:
-            Folders with the name of an adapter; anything else is somebody else's.
+            Names of folders that are valid names of adapters, sorted; other entries are ignored.
 
         Raises:
-            VolumeError: The volume is not there. That is never the same as an empty one.
+            VolumeError: The volume is missing. A missing volume is never treated as an empty one.
         """
         with self._root() as root, reporting("looking at the volume"), os.scandir(root) as entries:
             found = [entry.name for entry in entries if _is_name(entry.name) and entry.is_dir(follow_symlinks=False)]
         return sorted(found)[:MAX_NAMES]
 
     def discover(self) -> dict[str, AdapterListing]:
-        """Everything on the volume.
+        """List every adapter on the volume.
 
         Returns:
-            Listings by name. An adapter that vanishes while it is looked at is left out.
+            Listings by name, without adapters that vanish in the meantime.
 
         Raises:
-            VolumeError: The volume is not there.
+            VolumeError: The volume is missing.
         """
         listings = {}
         for name in self.names():
@@ -98,20 +98,20 @@ class AdapterVolume:
         return listings
 
     def listing(self, name: str, besides: int = 0) -> AdapterListing:
-        """What lies under one name.
+        """List one adapter.
 
         Args:
-            name: The adapter.
-            besides: A version to look at in any case, like those that the pointer names, however old it is.
+            name: Name of an adapter.
+            besides: A version to examine however old it is, as those that the pointer names are; 0: none.
 
         Returns:
             Its versions and its pointer.
 
         Raises:
-            VolumeError: There is no such adapter, or no volume.
+            VolumeError: The adapter or the volume is missing.
         """
         with self.folder(name) as folder, reporting(f"looking at {name}"):
-            # The pointer first: what it names was there before it, so the list that follows has it.
+            # The pointer first: the version it names was there before it, so the listing that follows includes it.
             pointer, fault = _read_pointer(folder)
             entries = os.listdir(folder)
             named = {pointer.current, *pointer.former} if pointer else set()
@@ -132,16 +132,16 @@ class AdapterVolume:
         )
 
     def resolve(self, reference: str) -> AdapterRef:
-        """The version that a name, or `name@version`, means now.
+        """The version that `name` or `name@version` means now.
 
         Args:
-            reference: What a request or a person wrote.
+            reference: Untrusted text, such as a request's `model_id`.
 
         Returns:
-            The version; without a pin the one in use or, where that was withdrawn, the one in use before it.
+            The version that the text names; else the one in use or, if that was withdrawn, the one used before it.
 
         Raises:
-            VolumeError: No such name or version, nothing in use, a broken pointer, or no volume.
+            VolumeError: Unknown name or version, no version in use, an invalid pointer, or no volume.
         """
         name, version = parse_reference(reference)
         listing = self.listing(name, version or 0)
@@ -171,11 +171,11 @@ class AdapterVolume:
         self.point(listing, reference.version)
 
     def point(self, listing: AdapterListing, version: int) -> None:
-        """Swap the pointer; what it named moves into its memory.
+        """Replace the pointer; the version it named becomes the first of the former ones.
 
         Args:
-            listing: The adapter, as last seen.
-            version: What it shall name.
+            listing: The adapter, as last listed.
+            version: The version to put into use; not checked.
 
         Raises:
             VolumeError: The volume cannot be written.
@@ -187,16 +187,16 @@ class AdapterVolume:
 
     @contextmanager
     def folder(self, name: str) -> Iterator[int]:
-        """Open an adapter's folder, reached without following a link below the root.
+        """Open an adapter's folder without following a link below the root.
 
         Args:
-            name: The adapter.
+            name: Name of an adapter; untrusted text.
 
         Yields:
             The folder's descriptor.
 
         Raises:
-            VolumeError: The name is none, there is no such adapter, or no volume.
+            VolumeError: The name is invalid, or the adapter or the volume is missing.
         """
         check_name(name)
         with self._root() as root:
@@ -209,14 +209,14 @@ class AdapterVolume:
         """Open a version's folder in the same way.
 
         Args:
-            reference: The version.
+            reference: A version on the volume.
 
         Yields:
             The folder's descriptor.
 
         Raises:
-            VolumeError: There is no such version, or no volume.
-            AdapterRefusedError: Its place is taken by a link (`symlink`).
+            VolumeError: The version or the volume is missing.
+            AdapterRefusedError: The folder is a link (`symlink`).
         """
         entry = str(reference.version)
         with self.folder(reference.name) as parent:
@@ -237,21 +237,21 @@ class AdapterVolume:
 
 
 def served_version(listing: AdapterListing) -> int | None:
-    """The version that a name without a pin means.
+    """The version that a name without a version means.
 
     Args:
-        listing: The adapter.
+        listing: As `AdapterVolume.listing` returns it.
 
     Returns:
-        What the pointer names or, where that was withdrawn or is not there, the first before it that is; None where
-        there is none. A version that was never in use is not chosen.
+        The version that the pointer names or, if that is missing or withdrawn, the latest former one that is not; None
+        if there is none. A version that was never in use is not chosen.
     """
     candidates = [listing.current, *listing.former]
     return next((number for number in candidates if number in listing.versions), None)
 
 
 def _is_there(path: str, inside: int) -> bool:
-    """Whether an entry below a folder is there; a part that is a file, or a link to nowhere, means no."""
+    """Whether a path below a folder exists; False if a part of it is a file or a dangling link."""
     try:
         return entry_exists(path, inside)
     except (NotADirectoryError, PermissionError):
@@ -272,7 +272,7 @@ def _withdrawn(entries: list[str]) -> set[int]:
 
 
 def _read_pointer(folder: int) -> tuple[Pointer | None, Fault | None]:
-    """What the pointer says, and what is wrong with it; neither where there is none."""
+    """The pointer, or what is wrong with it; neither if there is no pointer."""
     try:
         data = read_small(CURRENT_FILE, folder, MAX_POINTER_BYTES)
     except FileNotFoundError:
@@ -298,4 +298,4 @@ def _is_link(name: str, inside: int) -> bool:
     try:
         return stat.S_ISLNK(os.stat(name, dir_fd=inside, follow_symlinks=False).st_mode)
     except OSError:
-        return False  # opening it will say what is wrong
+        return False  # opening it will report the error

@@ -1,7 +1,7 @@
-"""Withdraws a published version for good: a mark next to it that every reader honours.
+"""Withdraws a published version for good, by a mark next to it that every reader respects.
 
-The version's folder stays, so its number is never used again and what was served can still be looked up. Knows
-nothing of publishing.
+The version's folder stays, so its number is never used again and what was served can still be inspected. Knows nothing
+of publishing.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ MAX_REASON_CHARS = 500
 
 
 def withdraw(volume: AdapterVolume, reference: AdapterRef, reason: str) -> int | None:
-    """Mark a version as not to be served; where it is in use, the one in use before takes its place.
+    """Mark a version as withdrawn. If it is in use, the version used before replaces it.
 
-    The mark comes first. A crash before the pointer moves is harmless, since readers pass over a marked version.
+    The mark is written first. A crash before the pointer moves is harmless, since readers skip a marked version.
 
     Args:
-        volume: Where it lies.
-        reference: The version.
-        reason: Why, for people.
+        volume: Must be writable.
+        reference: A version on the volume, complete or not.
+        reason: For people; cut to `MAX_REASON_CHARS`.
 
     Returns:
-        The version in use afterwards; None where there is none.
+        The version in use afterwards, or None.
 
     Raises:
         VolumeError: There is no such version, or the volume cannot be written.
@@ -53,16 +53,16 @@ def roll_back(volume: AdapterVolume, name: str, reason: str) -> tuple[AdapterRef
     """Withdraw the version in use and return to the one before it.
 
     Args:
-        volume: Where the adapter lies.
-        name: The adapter.
-        reason: Why, for people.
+        volume: Must be writable.
+        name: Name of an adapter on the volume.
+        reason: For people; cut to `MAX_REASON_CHARS`.
 
     Returns:
-        The version that was left, and the one in use now.
+        The version that was withdrawn, and the one in use now.
 
     Raises:
-        VolumeError: Nothing is in use, or nothing was before (`no_current`; nothing is changed then), or the volume
-            failed.
+        VolumeError: No version is in use, or none was used before (`no_current`; nothing is changed then), or the
+            volume failed.
     """
     left = volume.resolve(name)
     listing = volume.listing(name)
@@ -78,11 +78,11 @@ def withdrawal_reason(volume: AdapterVolume, reference: AdapterRef) -> str | Non
     """Why a version was withdrawn.
 
     Args:
-        volume: Where it lies.
-        reference: The version.
+        volume: May be read-only.
+        reference: A version of an adapter on the volume.
 
     Returns:
-        The reason, empty where the mark does not say; None where it was not withdrawn.
+        The reason, empty if the mark has none; None if the version was not withdrawn.
 
     Raises:
         VolumeError: There is no such adapter, or the volume failed.
@@ -95,7 +95,7 @@ def withdrawal_reason(volume: AdapterVolume, reference: AdapterRef) -> str | Non
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
-            data = None  # a link marks as well, and is not followed
+            data = None  # a link is a mark too, but is not followed
     try:
         reason = parse_object(data or b"", Reason.MANIFEST_NOT_JSON).get("reason")
     except AdapterRefusedError:

@@ -1,7 +1,7 @@
-"""Weights in the public layout of `deepseek-ai/DeepSeek-OCR`: from files into the model and back.
+"""Loads and saves weights in the public layout of `deepseek-ai/DeepSeek-OCR`.
 
-Owns the folder's files (`config.json`, `model.safetensors` or shards with their index) and the check that every
-tensor is there, fits and is known. Knows nothing of the Hub or of tokenizers; see `loading.py`.
+Owns the folder's files (`config.json`, `model.safetensors` or shards with their index), and checks that no tensor is
+missing, unknown or of the wrong shape. Knows neither the Hub nor tokenizers; see `loading.py`.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from shared.deepseek_ocr.quantisation import SCALE_SUFFIX, dequantise_rows, is_q
 
 CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
 LAYERS = "model.layers."
-"""What names of the decoder's layers begin with."""
+"""Prefix of the names of the decoder's layers."""
 MAX_NAMED_KEYS = 8
-"""Keys that an error names before it only counts."""
+"""Keys that an error lists; it only counts the rest."""
 
 Storage = Literal["int8", "bfloat16", "float32"]
 
 
 class CheckpointError(OSError):
-    """A folder that does not hold the checkpoint it should; the message names file, key or value."""
+    """A folder without a valid checkpoint; the message names the file, key or value."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Parse a checkpoint's config.json.
 
     Args:
-        folder: the checkpoint.
+        folder: of a checkpoint.
 
     Returns:
-        Its values.
+        The file's JSON object.
 
     Raises:
-        CheckpointError: The file is missing or is no JSON object.
+        CheckpointError: The file is missing, or is not a JSON object.
     """
     path = folder / CONFIG_FILE
     try:
@@ -63,16 +63,19 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     layers_device: torch.device | str | None = None,
+    model_class: type[DeepseekOcrForConditionalGeneration] = DeepseekOcrForConditionalGeneration,
 ) -> DeepseekOcrForConditionalGeneration:
-    """Build the model that a folder describes and fill in its weights.
+    """Build the model of a checkpoint and load its weights.
 
-    The weights go from the files straight into their final place, so that loading needs no second copy of the model.
+    The weights are copied from the files straight to their destination, so loading needs no second copy of the model.
 
     Args:
         folder: a checkpoint in the public layout, quantised or not.
-        device: where the weights go.
-        dtype: what they become.
-        layers_device: where those of the decoder's layers go, for whoever moves them on one by one; None: as the rest.
+        device: of the weights.
+        dtype: of the weights, whatever the files have.
+        layers_device: of the weights in the decoder's layers, for a caller that moves the layers one by one; None: as
+            the others.
+        model_class: of the model; its configuration's `model_type` has to be the folder's.
 
     Returns:
         The model in evaluation mode.
@@ -80,12 +83,16 @@ def load_model(
     Raises:
         CheckpointError: A file is missing or broken; a tensor is missing, unknown or has the wrong shape.
     """
+    values = read_config(folder)
+    config_class, given = model_class.config_class, values.get("model_type")
+    if given != config_class.model_type:
+        raise CheckpointError(f"{folder}: config.json: model_type is {given!r}, expected {config_class.model_type!r}")
     try:
-        config = config_from_public(read_config(folder))
+        config = config_from_public(values, config_class)
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     with torch.device("meta"):
-        model = DeepseekOcrForConditionalGeneration(config)
+        model = model_class(config)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     places = {name: (layers_device if name.startswith(LAYERS) else None) or device for name in shapes}
     state = {name: torch.empty(shape, device=places[name], dtype=dtype) for name, shape in shapes.items()}
@@ -98,12 +105,12 @@ def save_checkpoint(model: DeepseekOcrForConditionalGeneration, folder: Path, st
     """Write a model in the public layout.
 
     Args:
-        model: the model.
-        folder: made where it does not exist; files of the same names are replaced.
+        model: in any dtype, on any device.
+        folder: made if it does not exist; files of the same names are replaced.
         storage: `int8` stores matrices as rows with scales and everything else as float32.
 
     Raises:
-        ValueError: `storage` is none of the three.
+        ValueError: `storage` is unknown.
     """
     if storage not in ("int8", "bfloat16", "float32"):
         raise ValueError(f"storage is {storage!r}; known: int8, bfloat16, float32")
@@ -115,7 +122,7 @@ def save_checkpoint(model: DeepseekOcrForConditionalGeneration, folder: Path, st
         if storage == "int8" and is_quantisable(key, tensor):
             tensors[key], tensors[key + SCALE_SUFFIX] = quantise_rows(tensor)
         else:
-            # A copy, as safetensors refuses tensors that share memory.
+            # A copy, since safetensors refuses tensors that share memory.
             dtype = torch.bfloat16 if storage == "bfloat16" else torch.float32
             tensors[key] = tensor.to(dtype, copy=True).contiguous()
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -124,7 +131,7 @@ def save_checkpoint(model: DeepseekOcrForConditionalGeneration, folder: Path, st
 
 
 def _fill(state: dict[str, Tensor], folder: Path) -> None:
-    """Copy every tensor of the files into its slot and see to it that nothing is left over on either side."""
+    """Copy every tensor of the files into its slot, and check that none is missing or unknown."""
     slots = public_slots({name: tensor.shape for name, tensor in state.items()})
     missing = set(slots)
     unknown = []
@@ -149,7 +156,7 @@ def _fill(state: dict[str, Tensor], folder: Path) -> None:
 
 
 def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Go through the tensors of all files, turning int8 rows back into floats."""
+    """Read the tensors of all files, and convert int8 rows back to floats."""
     for path in _weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:

@@ -16,7 +16,7 @@ from shared.deepseek_ocr.sam import resize_positions
 
 
 class ClipEncoder(nn.Module):
-    """Tokens of a view's grid to tokens that know the whole view."""
+    """Mixes the tokens of each view by global attention."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
@@ -28,10 +28,10 @@ class ClipEncoder(nn.Module):
         """Encode the tokens of views of one size.
 
         Args:
-            features_VCHW: the first encoder's tokens.
+            features_VCHW: output of the first encoder.
 
         Returns:
-            `[V, H * W, C]`, the class token left out.
+            `[V, H * W, C]`, without the class token.
         """
         x_VLC = self.pre_layrnorm(self.embeddings(features_VCHW))
         for layer in self.transformer.layers:
@@ -49,7 +49,7 @@ class ClipEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.grid_size**2 + 1, config.hidden_size)
 
     def forward(self, features_VCHW: Tensor) -> Tensor:
-        """Put the class token in front and add positions, interpolated where the grid is not the stored one."""
+        """Prepend the class token and add positions, interpolated if the grid differs from the stored one."""
         views, channels, height, width = features_VCHW.shape
         stored_LC = self.position_embedding.weight
         grid_1HWC = stored_LC[1:].view(1, self.grid_size, self.grid_size, channels)
@@ -60,7 +60,7 @@ class ClipEmbeddings(nn.Module):
 
 
 class ClipTransformer(nn.Module):
-    """The layers, named as in public checkpoints."""
+    """The layers, with the names of public checkpoints."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class ClipLayer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x_VLC: Tensor) -> Tensor:
-        """One layer."""
+        """Apply the layer."""
         x_VLC = x_VLC + self.self_attn(self.layer_norm1(x_VLC))
         return x_VLC + self.mlp(self.layer_norm2(x_VLC))
 

@@ -1,7 +1,7 @@
 """The dimensions of a DeepSeek-OCR (v1) model, and the geometry of the views it was trained on.
 
-Owns names and defaults; the defaults are those of `deepseek-ai/DeepSeek-OCR`. Knows nothing of files: the JSON
-layout of public checkpoints is translated in `public_config.py`.
+Owns names and defaults; the defaults are those of `deepseek-ai/DeepSeek-OCR`. Reads no files: `public_config.py`
+converts the JSON layout of public checkpoints.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SamConfig(PreTrainedConfig):
     global_layers: tuple[int, ...] = (2, 5, 8, 11)
     layer_norm_eps: float = 1e-6
     stem_channels: tuple[int, ...] = ()
-    """Empty: one patchify convolution, as published. Else a 3x3 stride-2 convolution per entry."""
+    """Empty: one patchify convolution, as published. Otherwise a 3x3 stride-2 convolution per entry."""
     neck_channels: int = 256
     downsample_channels: tuple[int, ...] = (512, 1024)
     downsample_strides: tuple[int, ...] = (2, 2)
@@ -52,7 +52,7 @@ class SamConfig(PreTrainedConfig):
 
     @property
     def grid_size(self) -> int:
-        """Patches along one side of the view size the position embeddings are stored for."""
+        """Patches along one side of a view of `image_size`, for which the position embeddings are stored."""
         return self.image_size // self.patch_size
 
     @property
@@ -82,7 +82,7 @@ class ClipConfig(PreTrainedConfig):
 
     @property
     def grid_size(self) -> int:
-        """Tokens along one side of the grid the position embeddings are stored for."""
+        """Tokens along one side of the grid for which the position embeddings are stored."""
         return self.image_size // self.patch_size
 
 
@@ -110,8 +110,8 @@ class TextConfig(PreTrainedConfig):
     routed_scaling_factor: float = 1.0
     router_aux_loss_coef: float = 0.0
     moe_implementation: str = "grouped"
-    """`grouped` visits the experts that got tokens, `dense` computes all of them with static shapes, `stacked` leaves
-    the visits to one kernel (bfloat16 on CUDA)."""
+    """`grouped` runs each expert that has tokens, `dense` computes all experts with static shapes, `stacked` runs all
+    of them in one kernel (bfloat16 on CUDA)."""
     initializer_range: float = 0.02
     use_cache: bool = True
     tie_word_embeddings: bool = False
@@ -131,7 +131,7 @@ class TextConfig(PreTrainedConfig):
 
     @property
     def num_key_value_heads(self) -> int:
-        """Equal to the query heads: the family does not share keys between heads."""
+        """As many as query heads: the family does not share keys between heads."""
         return self.num_attention_heads
 
     @property
@@ -154,12 +154,12 @@ class DeepseekOcrConfig(PreTrainedConfig):
     clip_config: Any = None
     text_config: Any = None
     geometry: dict[str, Any] | None = None
-    """Values of `GeometryConfig` as JSON holds them; None: those of DeepSeek-OCR."""
+    """Values of `GeometryConfig` in JSON; None: those of DeepSeek-OCR."""
     image_token_id: int = 128815
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Build the parts from dictionaries and refuse parts that do not fit together."""
+        """Build the parts from dictionaries, and refuse parts that do not fit together."""
         for name, part in self.sub_configs.items():
             value = getattr(self, name)
             setattr(self, name, part(**value) if isinstance(value, dict) else value or part())
@@ -180,16 +180,16 @@ class DeepseekOcrConfig(PreTrainedConfig):
         """Sizes and rules of this checkpoint's views.
 
         Returns:
-            `geometry`, typed.
+            The values of `geometry`, with types and defaults.
 
         Raises:
-            ValueError: A name or value that `GeometryConfig` does not have.
+            ValueError: `geometry` has an unknown name or value.
         """
         return geometry_from_json(self.geometry or {})
 
 
 def geometry_from_json(values: dict[str, Any]) -> GeometryConfig:
-    """Build a `GeometryConfig` from what a config.json holds.
+    """Build a `GeometryConfig` from JSON values.
 
     Args:
         values: any subset of its fields; the others keep DeepSeek-OCR's values.
@@ -198,7 +198,7 @@ def geometry_from_json(values: dict[str, Any]) -> GeometryConfig:
         The typed values.
 
     Raises:
-        ValueError: A name or value that `GeometryConfig` does not have.
+        ValueError: A name or value is unknown.
     """
     unknown = set(values) - {field.name for field in dataclasses.fields(GeometryConfig)}
     if unknown:
@@ -215,7 +215,7 @@ def geometry_from_json(values: dict[str, Any]) -> GeometryConfig:
 
 
 def geometry_to_json(geometry: GeometryConfig) -> dict[str, Any]:
-    """Turn a `GeometryConfig` into plain JSON values, inverse of `geometry_from_json`."""
+    """Convert a `GeometryConfig` to JSON values; the inverse of `geometry_from_json`."""
     values = dataclasses.asdict(geometry)
     for name in ("squash", "modes"):
         values[name] = [str(mode) for mode in values[name]]

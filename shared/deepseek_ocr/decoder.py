@@ -1,7 +1,7 @@
 """The language decoder: attention with rotary positions, dense and mixture-of-experts layers.
 
-Owns the modules behind the public keys `layers.*` and `norm`, and takes keys and values through whatever
-cache object it is given. Knows nothing of images, of masks' making or of sampling.
+Owns the modules behind the public keys `layers.*` and `norm`, and stores keys and values in any cache object it is
+given. Knows nothing of images, sampling or how masks are made.
 
 Shape letters: B sequences, L new tokens, S tokens attended to, H hidden width, N heads, D head width.
 """
@@ -34,18 +34,18 @@ class RMSNorm(nn.Module):
 
 
 def rotary_tables(position_ids_BL: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Compute cosines and sines for tokens' positions.
+    """Compute the cosines and sines of positions.
 
-    The frequencies are computed, never stored: a stored buffer would lose its precision with the model's dtype.
+    The frequencies are computed, never stored: a stored buffer would lose precision when the model's dtype changes.
 
     Args:
-        position_ids_BL: positions.
-        head_dim: D.
-        theta: base of the wavelengths.
-        dtype: of the result.
+        position_ids_BL: integers, 0 or more.
+        head_dim: D, even.
+        theta: base of the wavelengths, such as 10000.
+        dtype: of the result; the computation is in float32.
 
     Returns:
-        Two tensors `[B, 1, L, D]` in `dtype`, computed in float32.
+        Two tensors `[B, 1, L, D]`.
 
     Source:
         Llama's rotary embedding, which the public model uses: halves rotated, not pairs.
@@ -78,10 +78,11 @@ class Attention(nn.Module):
         """Attend.
 
         Args:
-            x_BLH: normalised new tokens.
-            rotary: their `rotary_tables`.
-            mask: `[B or 1, 1, L, S]`, True or 0 where allowed; None: causal when L > 1, everything when L is 1.
-            cache: has `update(keys, values, layer)`, which returns what to attend to; None: the new tokens.
+            x_BLH: new tokens, normalised.
+            rotary: `rotary_tables` of their positions.
+            mask: `[B or 1, 1, L, S]`, True or 0 where attention is allowed; None: causal if L > 1, full if L is 1.
+            cache: has `update(keys, values, layer)`, which returns all keys and values to attend to; None: only the
+                new tokens.
 
         Returns:
             `[B, L, H]`.
@@ -93,7 +94,7 @@ class Attention(nn.Module):
         q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
-        # Without a cache a single token may attend causally too, and the answer needs no look at a dynamic shape.
+        # Without a cache a single token may attend causally too; this avoids looking at a dynamic shape.
         is_causal = mask is None and (cache is None or x_BLH.shape[1] > 1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
         return self.o_proj(out.transpose(1, 2).flatten(2))
@@ -116,16 +117,16 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x_BLH: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None = None, cache: Any | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """One layer.
+        """Apply the layer.
 
         Args:
             x_BLH: new tokens.
-            rotary: see `Attention`.
-            mask: see `Attention`.
-            cache: see `Attention`.
+            rotary: see `Attention.forward`.
+            mask: see `Attention.forward`.
+            cache: see `Attention.forward`.
 
         Returns:
-            The tokens, and the load-balance penalty of a training mixture layer (None otherwise).
+            The new hidden states, and the load-balance penalty of a mixture layer in training (None otherwise).
         """
         x_BLH = x_BLH + self.self_attn(self.input_layernorm(x_BLH), rotary, mask, cache)
         normed = self.post_attention_layernorm(x_BLH)

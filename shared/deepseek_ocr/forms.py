@@ -1,7 +1,7 @@
-"""The two forms in which a page comes to an engine: its views, or the upright image that views are made from.
+"""The two forms in which an engine gets a page: its views, or the upright image that views are made from.
 
-An image is the smaller and cheaper one to make where the device can resize it; views are what any engine takes. Both
-are plain arrays with the plan they belong to. Knows numpy and the geometry, neither Pillow nor torch.
+An image is smaller and cheaper to make, if the device can resize it; every engine takes views. Both are plain arrays
+with their plan. Knows numpy and the geometry, but neither Pillow nor torch.
 
 Shape letters: H and W pixels, C colours, T tiles.
 """
@@ -17,16 +17,16 @@ from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan, plan_views
 
 CHANNELS = 3
 MAX_IMAGE_PIXELS = 9_000_000
-"""Of a page in the form of an image: A4 at 300 dots an inch has 8.7 million. In bytes that is twice the largest page in
-the form of views (nine tiles and a view of 1024 px). Larger pages are sent as views, so that what processes and devices
-hold of a page stays bounded."""
+"""Limit for a page as an image: A4 at 300 dpi has 8.7 million pixels. In bytes that is twice the largest page as views
+(nine tiles and a view of 1024 px). Larger pages are sent as views, to limit the memory of a page in processes and on
+devices."""
 MAX_IMAGE_SIDE_PX = 8192
-"""Between the two passes of a resize lies one long side times a wanted short one."""
+"""Limits the array between the two passes of a resize: a long side times a short side of the result."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageViews:
-    """A page as the encoder takes it.
+    """A page as views, the encoder's input.
 
     Shapes:
         global_view_HWC: uint8, RGB, `[plan.global_px, plan.global_px, 3]`
@@ -43,8 +43,8 @@ class PageViews:
         return self.global_view_HWC, self.tiles_THWC
 
     def find_fault(self, geometry: GeometryConfig) -> str | None:
-        """What is wrong with the arrays' sizes, if anything."""
-        del geometry  # any plan can be read, as long as it is kept to
+        """What is wrong with the arrays' sizes or types; None if nothing is."""
+        del geometry  # any plan is acceptable if the arrays match it
         side, tile = self.plan.global_px, self.plan.tile_px
         if self.global_view_HWC.shape != (side, side, CHANNELS):
             return "the views do not have the sizes of their plan"
@@ -55,10 +55,10 @@ class PageViews:
 
 @dataclass(frozen=True, slots=True)
 class PageImage:
-    """A page whose views are still to be made.
+    """A page as an upright image, whose views the engine makes.
 
     Shapes:
-        image_HWC: uint8, RGB, upright, of the size that was planned
+        image_HWC: uint8, RGB, upright, of the planned size
     """
 
     plan: ViewPlan
@@ -70,7 +70,7 @@ class PageImage:
         return (self.image_HWC,)
 
     def find_fault(self, geometry: GeometryConfig) -> str | None:
-        """What is wrong with the image's size or its plan, if anything."""
+        """What is wrong with the image's size, type or plan; None if nothing is."""
         shape = self.image_HWC.shape
         if len(shape) != 3 or shape[2] != CHANNELS or not min(shape):
             return "the image is not [H, W, 3]"
@@ -88,7 +88,7 @@ PreparedPage = PageViews | PageImage
 
 
 def may_be_image(width_px: int, height_px: int) -> bool:
-    """Whether a page of this size may come in the form of an image."""
+    """Whether a page of this size may be sent as an image."""
     return width_px * height_px <= MAX_IMAGE_PIXELS and max(width_px, height_px) <= MAX_IMAGE_SIDE_PX
 
 

@@ -1,6 +1,6 @@
-"""From an image's size to the views that the encoder sees: arithmetic on sizes alone.
+"""From an image's size to the views that the encoder sees: arithmetic on sizes only.
 
-Knows nothing of pixel values, torch or Pillow, so that admission can price a page before anybody decodes it.
+Uses no pixel values, torch or Pillow, so that the cost of a page is known before the page is decoded.
 The rules for the published checkpoints are those of the public repository deepseek-ai/DeepSeek-OCR
 (`process/image_process.py`); `Tiling.NATIVE` is our own.
 """
@@ -13,9 +13,9 @@ from fractions import Fraction
 from math import ceil, inf
 
 SLACK = Fraction(9, 10)
-"""NATIVE takes a view or a grid on which the image keeps at least this share of its size."""
+"""NATIVE accepts a view or a grid that shows the image at this scale or more."""
 NEAR_BEST = Fraction(95, 100)
-"""Where no grid gives that much, NATIVE saves tiles down to this share of the best scale."""
+"""If no grid reaches `SLACK`, NATIVE takes the fewest tiles that reach this share of the best scale."""
 
 
 class Mode(StrEnum):
@@ -29,12 +29,12 @@ class Mode(StrEnum):
 
 
 class Tiling(StrEnum):
-    """How an image comes onto its tiles."""
+    """How an image is placed on its tiles."""
 
     STRETCH = "stretch"
     """As published: the grid of the closest aspect ratio, the image resized to fill it."""
     NATIVE = "native"
-    """The smallest grid that holds the image at its own size, padded with grey; shrunk only when none does."""
+    """The smallest grid that fits the image at its own size, padded with grey; shrinks the image only if none does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class GeometryConfig:
 
 @dataclass(frozen=True, slots=True)
 class ViewPlan:
-    """What one page turns into: a global view and, when `num_tiles` > 0, a grid of tiles in reading order."""
+    """The views of one page: a global view and, if `num_tiles` > 0, a grid of tiles in reading order."""
 
     mode: Mode
     global_px: int
@@ -73,15 +73,15 @@ class ViewPlan:
 
     @property
     def num_tiles(self) -> int:
-        """Tiles, without the global view."""
+        """Number of tiles, without the global view."""
         return self.tile_columns * self.tile_rows
 
 
 class UnsupportedModeError(ValueError):
-    """The checkpoint does not know the mode; the message names those it knows."""
+    """The checkpoint does not support the mode; the message lists the modes it supports."""
 
     def __init__(self, mode: Mode, supported: tuple[Mode, ...]) -> None:
-        super().__init__(mode, supported)  # both, so that it survives the way out of a worker process
+        super().__init__(mode, supported)  # both, so that it can be pickled by a worker process
         self.mode = mode
         self.supported = supported
 
@@ -91,7 +91,7 @@ class UnsupportedModeError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a page lies on a canvas: resized to `content_*`, its corner at `offset_*`; the rest is padding.
+    """The place of a page on a canvas: resized to `content_*`, its corner at `offset_*`; the rest is padding.
 
     All sizes are pixels. The canvas is a global view, or the whole grid of tiles before it is cut.
     """
@@ -106,14 +106,14 @@ class Placement:
     offset_y_px: int
 
     def to_canvas_px(self, x: float, y: float) -> tuple[float, float]:
-        """Canvas point of a page point."""
+        """Convert a point of the page to the canvas."""
         return (
             self.offset_x_px + x * self.content_width_px / self.page_width_px,
             self.offset_y_px + y * self.content_height_px / self.page_height_px,
         )
 
     def to_page_px(self, x: float, y: float) -> tuple[float, float]:
-        """Page point of a canvas point; points on the padding come to the nearest edge of the page."""
+        """Convert a point of the canvas to the page; points on the padding move to the nearest edge of the page."""
         page_x = (x - self.offset_x_px) * self.page_width_px / self.content_width_px
         page_y = (y - self.offset_y_px) * self.page_height_px / self.content_height_px
         return (min(max(page_x, 0.0), float(self.page_width_px)), min(max(page_y, 0.0), float(self.page_height_px)))
@@ -125,14 +125,14 @@ def plan_views(width_px: int, height_px: int, mode: Mode, config: GeometryConfig
     Args:
         width_px: Width of the upright page.
         height_px: Height of the upright page.
-        mode: Resolution mode.
+        mode: One of `config.modes`.
         config: Sizes and rules of the checkpoint.
 
     Returns:
         The plan; the same input always gives the same plan.
 
     Raises:
-        UnsupportedModeError: The checkpoint does not know `mode`.
+        UnsupportedModeError: The checkpoint does not support `mode`.
         ValueError: A side is below one pixel.
     """
     if width_px < 1 or height_px < 1:
@@ -169,7 +169,7 @@ def tokens_a_side(view_px: int, config: GeometryConfig) -> int:
 
 
 def count_vision_tokens(global_px: int, columns: int, rows: int, config: GeometryConfig) -> int:
-    """Length of a page's image part: a line break after every token row, and one separator at the end.
+    """Length of a page's image part: rows of tokens, each with a line break, and one separator at the end.
 
     Tile rows span the whole grid, so a grid has one line break per token row, not one per tile.
     """
@@ -180,7 +180,7 @@ def count_vision_tokens(global_px: int, columns: int, rows: int, config: Geometr
 
 
 def choose_grid(width_px: int, height_px: int, config: GeometryConfig) -> tuple[int, int]:
-    """Columns and rows of tiles for a page in gundam mode; (0, 0) where the global view is enough."""
+    """Columns and rows of tiles for a page in gundam mode; (0, 0) if the global view is enough."""
     native = config.tiling is Tiling.NATIVE
     enough = Fraction(config.global_px) / SLACK if native else config.tile_px
     if max(width_px, height_px) <= enough:
@@ -190,7 +190,7 @@ def choose_grid(width_px: int, height_px: int, config: GeometryConfig) -> tuple[
 
 
 def _grids(config: GeometryConfig) -> list[tuple[int, int]]:
-    """All grids of allowed size, fewest tiles first, then fewest columns."""
+    """All grids with an allowed number of tiles; fewest tiles first, then fewest columns."""
     most = config.max_tiles
     grids = [(columns, rows) for columns in range(1, most + 1) for rows in range(1, most // columns + 1)]
     return sorted((grid for grid in grids if grid[0] * grid[1] >= config.min_tiles), key=lambda grid: grid[0] * grid[1])
@@ -199,8 +199,8 @@ def _grids(config: GeometryConfig) -> list[tuple[int, int]]:
 def _stretch_grid(width_px: int, height_px: int, config: GeometryConfig) -> tuple[int, int]:
     """Grid of the closest aspect ratio, as published.
 
-    Among equally close ones a larger grid wins while the page covers more than half of it. The comparison is of
-    floats, as in the public code, so that ties fall where they fell when the checkpoints were trained.
+    Of equally close grids the larger wins if the page covers more than half of it. Compares floats, as the public code
+    does, so that ties are resolved as they were when the checkpoints were trained.
     """
     aspect = width_px / height_px
     best, best_difference = (1, 1), inf
@@ -213,7 +213,7 @@ def _stretch_grid(width_px: int, height_px: int, config: GeometryConfig) -> tupl
 
 
 def _native_grid(width_px: int, height_px: int, config: GeometryConfig) -> tuple[int, int]:
-    """Fewest tiles on which the page keeps its size within `SLACK`; failing that, nearly the largest scale."""
+    """Fewest tiles that reach the scale `SLACK`; if none do, fewest tiles that nearly reach the largest scale."""
     grids = _grids(config)
     scales = {grid: _grid_scale(width_px, height_px, grid, config) for grid in grids}
     best = max(scales.values())
@@ -231,20 +231,20 @@ def _grid_scale(width_px: int, height_px: int, grid: tuple[int, int], config: Ge
 
 
 def place_global(width_px: int, height_px: int, plan: ViewPlan, config: GeometryConfig) -> Placement:
-    """Where the page lies on the global view."""
+    """Place the page on the global view."""
     if plan.mode in config.squash:
         return fill(width_px, height_px, plan.global_px, plan.global_px)
     return fit(width_px, height_px, plan.global_px, plan.global_px, upscale=config.upscale)
 
 
 def place_tiles(width_px: int, height_px: int, plan: ViewPlan, config: GeometryConfig) -> Placement:
-    """Where the page lies on the grid of tiles.
+    """Place the page on the grid of tiles.
 
     Args:
         width_px: Width of the upright page.
-        height_px: Its height.
-        plan: Its views.
-        config: The geometry it was planned with.
+        height_px: Height of the upright page.
+        plan: From `plan_views` for this size.
+        config: The geometry that the plan was made with.
 
     Returns:
         The placement on a canvas of `tile_columns` by `tile_rows` tiles.
@@ -261,7 +261,7 @@ def place_tiles(width_px: int, height_px: int, plan: ViewPlan, config: GeometryC
 
 
 def fill(width_px: int, height_px: int, canvas_width_px: int, canvas_height_px: int) -> Placement:
-    """The page resized onto the whole canvas, whatever its aspect ratio."""
+    """Stretch the page over the whole canvas, whatever its aspect ratio."""
     return Placement(
         page_width_px=width_px,
         page_height_px=height_px,
@@ -275,9 +275,9 @@ def fill(width_px: int, height_px: int, canvas_width_px: int, canvas_height_px: 
 
 
 def fit(width_px: int, height_px: int, canvas_width_px: int, canvas_height_px: int, *, upscale: bool) -> Placement:
-    """The page centred on the canvas with its aspect ratio kept; sides and offsets round as Pillow's `ImageOps.pad`.
+    """Centre the page on the canvas and keep its aspect ratio, with the rounding of Pillow's `ImageOps.pad`.
 
-    Unlike Pillow, a side never rounds to nothing, so a hairline of a page still has a place.
+    Unlike in Pillow, a side never rounds to 0, so even a page one pixel wide has a place.
     """
     content_width, content_height = width_px, height_px
     if upscale or width_px > canvas_width_px or height_px > canvas_height_px:

@@ -1,10 +1,10 @@
 """From a grounded answer to clean text and boxes on the page.
 
-The model writes `<|ref|>label<|/ref|><|det|>[[x1, y1, x2, y2], ...]<|/det|>` and then the text it read there, with
-coordinates from 0 to 999 along each side of the uploaded page, whatever views were made of it (the public code
-scales by the page's own width and height). Asked to "OCR this image" it writes the text itself as the label.
+The model writes `<|ref|>label<|/ref|><|det|>[[x1, y1, x2, y2], ...]<|/det|>` and then the text it read there.
+Coordinates run from 0 to 999 along each side of the uploaded page, whatever its views (the public code scales by the
+page's own width and height). For the prompt "OCR this image" it writes the text itself as the label.
 
-An answer is data of unknown origin: nothing here evaluates it, raises on it, or takes more than linear time.
+An answer is untrusted: nothing here evaluates it, raises an error for it, or takes more than linear time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 GRID = 999
-"""The largest coordinate; it lies on the page's far edge."""
+"""The largest coordinate, on the right or bottom edge of the page."""
 
 _MARKER = re.compile(r"<\|(/?)(ref|det|grounding)\|>")
 _NUMBER = r"\s{0,8}([+-]?[0-9]{1,12}(?:\.[0-9]{0,12})?)\s{0,8}"
@@ -26,7 +26,7 @@ _OPEN_REF, _CLOSE_REF, _OPEN_DET, _CLOSE_DET = "<|ref|>", "<|/ref|>", "<|det|>",
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A labelled box; `box_px` is x1, y1, x2, y2 on the uploaded page, ordered and within it."""
+    """A labelled box; `box_px` is x1, y1, x2, y2 on the uploaded page, within it, with x1 <= x2 and y1 <= y2."""
 
     label: str
     box_px: tuple[int, int, int, int]
@@ -43,7 +43,7 @@ class GroundedText:
 
 @dataclass(frozen=True, slots=True)
 class _Passage:
-    """Text between two tags, with the tag before it; text before any tag has no label."""
+    """Text between two tags, with the tag before it; text before the first tag has no label."""
 
     label: str | None
     payload: str
@@ -56,13 +56,13 @@ def parse_grounded(answer: str, width_px: int, height_px: int, *, labels_are_tex
     Args:
         answer: The model's answer, complete or cut short.
         width_px: Width of the uploaded page, upright.
-        height_px: Its height.
-        labels_are_text: For the task whose labels are the text read (`ocr`): a label that no text follows then
-            becomes its region's text, and part of the answer's.
+        height_px: Height of the uploaded page, upright.
+        labels_are_text: For the task `ocr`, whose labels are the text read: a label that no text follows becomes the
+            text of its region, and part of the whole text.
 
     Returns:
-        The text, untouched where the answer has no markers, and one region for each readable box. A tag with several
-        boxes gives several regions with the same label and text. Markers that make no tag are left out of the text.
+        The text, unchanged if the answer has no markers, and one region for each valid box. A tag with several boxes
+        gives several regions with the same label and text. Markers that do not form a tag are removed from the text.
     """
     pieces = _pieces(answer)
     if len(pieces) == 1:
@@ -83,7 +83,7 @@ def parse_grounded(answer: str, width_px: int, height_px: int, *, labels_are_tex
 
 
 def _pieces(answer: str) -> list[str]:
-    """The answer split at its markers: text and markers in turn, text first and last."""
+    """Split the answer at its markers: text and markers alternate, text first and last."""
     pieces: list[str] = []
     start = 0
     for found in _MARKER.finditer(answer):
@@ -93,7 +93,7 @@ def _pieces(answer: str) -> list[str]:
 
 
 def _passages(pieces: list[str]) -> Iterator[_Passage]:
-    """Passages in order; markers in the right sequence make a tag, any other marker is dropped."""
+    """Passages in order; markers in the right sequence form a tag, any other marker is dropped."""
     label: str | None = None
     payload = ""
     text = [pieces[0]]
@@ -111,7 +111,7 @@ def _passages(pieces: list[str]) -> Iterator[_Passage]:
 
 
 def _is_tag(pieces: list[str], index: int) -> bool:
-    """Whether a tag starts at a marker; the last one of an answer may be cut short within its boxes."""
+    """Whether a tag starts at a marker; the last tag of an answer may be cut short within its boxes."""
     markers = pieces[index : index + 7 : 2]
     if markers[:3] != [_OPEN_REF, _CLOSE_REF, _OPEN_DET] or pieces[index + 3].strip():
         return False
@@ -119,7 +119,7 @@ def _is_tag(pieces: list[str], index: int) -> bool:
 
 
 def _boxes(payload: str, width_px: int, height_px: int) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes of a `<|det|>`; whatever is not four numbers in brackets is skipped."""
+    """Boxes of a `<|det|>`; anything other than four numbers in brackets is skipped."""
     for found in _BOX.finditer(payload):
         x1, y1, x2, y2 = (min(max(float(number), 0.0), float(GRID)) / GRID for number in found.groups())
         left, right = sorted((round(x1 * width_px), round(x2 * width_px)))

@@ -1,4 +1,4 @@
-"""From an upright RGB image and its plan to the pixels that the encoder takes.
+"""From an upright RGB image and its plan to the encoder's input pixels.
 
 Knows Pillow and numpy. Decoding, orientation and colour spaces belong to the caller; normalisation to
 [-1, 1] happens on the device, in the model.
@@ -13,7 +13,7 @@ from PIL import Image
 from shared.deepseek_ocr.geometry import GeometryConfig, Placement, ViewPlan, place_global, place_tiles
 
 PADDING_GREY = 127
-"""The published mean 0.5 of each channel, cut to an integer as the public code does."""
+"""The published mean 0.5 of each channel, rounded down to an integer as in the public code."""
 
 
 def prepare_views(
@@ -22,9 +22,9 @@ def prepare_views(
     """Render the views of a page.
 
     Args:
-        image: The upright page, mode RGB, of the size that was planned.
-        plan: What `plan_views` said for that size.
-        config: The geometry it was planned with.
+        image: The upright page, mode RGB, of the planned size.
+        plan: From `plan_views` for that size.
+        config: The geometry that the plan was made with.
 
     Returns:
         The global view, `[global_px, global_px, 3]`, and the tiles in reading order,

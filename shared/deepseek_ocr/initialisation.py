@@ -1,6 +1,6 @@
-"""First values of weights that are trained from nothing. Knows the modules, nothing of loading or training.
+"""Initial values of weights for training from scratch. Knows the modules, but nothing of loading or training.
 
-Layers that only transformers' own rule concerns (linear layers, embeddings, norms) are left to it.
+Linear layers, embeddings and norms are left to transformers' own initialisation.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ _OWN_PARAMETERS: dict[type[nn.Module], tuple[str, ...]] = {
     Gate: ("weight",),
     Experts: ("gate_up_proj", "down_proj"),
 }
-"""Parameters that a module holds itself, not through a layer of torch's."""
+"""Parameters that belong to a module itself, not to one of torch's layers in it."""
 
 
 def initialise(module: nn.Module, std: float) -> bool:
-    """Fill in a module's own parameters; called for each module of a model, children first.
+    """Initialise a module's own parameters; called for each module of a model, children first.
 
     Args:
-        module: any module.
-        std: deviation of weights.
+        module: any module of a model.
+        std: standard deviation of weights.
 
     Returns:
-        Whether the module is one that this file knows; the others are transformers' to fill in.
+        False if the module is left to transformers.
     """
     if isinstance(module, nn.Conv2d):
-        # Stacks of convolutions without norms between them: unit gain, whatever the kernel's size.
+        # Convolutions are stacked without norms between them, so each has unit gain, whatever its kernel's size.
         init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
         if module.bias is not None:
             init.zeros_(module.bias)

@@ -1,7 +1,7 @@
-"""Where each tensor of a public checkpoint lives in our model.
+"""The place of each tensor of a public checkpoint in our model.
 
-Owns the one difference between the two: the public layout has a tensor per routed expert and projection, ours has
-them stacked. Knows shapes and names, no files and no values.
+Owns the only difference between the two: the public layout has one tensor per routed expert and projection, our model
+has them stacked. Knows shapes and names, but neither files nor values.
 
 Shape letters: E experts, I intermediate width, H hidden width.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 GATE_UP, DOWN = ".experts.gate_up_proj", ".experts.down_proj"
 
 UNUSED_SUFFIXES = (
-    # CLIP's own patch embedding and an index table: in public files, used by nothing.
+    # CLIP's own patch embedding and an index table: present in public files, but unused.
     "vision_model.embeddings.patch_embedding.weight",
     "vision_model.embeddings.position_ids",
     "rotary_emb.inv_freq",
@@ -26,7 +26,7 @@ UNUSED_SUFFIXES = (
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A place in one of our parameters; without an expert, the whole of it."""
+    """A part of one of our parameters; all of it if `expert` is None."""
 
     parameter: str
     expert: int | None = None
@@ -42,10 +42,10 @@ def public_slots(shapes: Mapping[str, torch.Size]) -> dict[str, Slot]:
     """Map public keys to their places.
 
     Args:
-        shapes: our parameters' shapes by name.
+        shapes: of our parameters, by name.
 
     Returns:
-        A slot for each key of the public layout, unused ones left out.
+        A slot for each key of the public layout, except for unused keys.
     """
     slots: dict[str, Slot] = {}
     for name, shape in shapes.items():
@@ -64,5 +64,5 @@ def public_slots(shapes: Mapping[str, torch.Size]) -> dict[str, Slot]:
 
 
 def is_unused(key: str) -> bool:
-    """Whether a public file may hold this key although the model has no place for it."""
+    """Whether a public file may have this key although the model has no use for it."""
     return key.endswith(UNUSED_SUFFIXES)

@@ -1,7 +1,7 @@
 """From the name of a checkpoint to a model, its tokenizer and its geometry.
 
-Owns where checkpoints are looked for: a folder, else the Hugging Face Hub. `registry` says what loads which. The code
-of a checkpoint is never run.
+Owns where checkpoints are looked for: a folder, otherwise the Hugging Face Hub. `registry` names the loader of each
+model. Code in a checkpoint is never run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 @dataclass(frozen=True, slots=True)
 class LoadedCheckpoint:
-    """A model ready to read, with what it takes to talk to it."""
+    """A model ready to read, with its tokenizer and its geometry."""
 
     model: OcrModel
     tokenizer: OcrTokenizer
@@ -51,16 +51,16 @@ def load_checkpoint(
 
     Args:
         folder_or_repo: a folder, or a repository `owner/name` of the Hub, which is downloaded once and kept.
-        device: where the weights go.
-        dtype: what they become.
-        layers_device: where those of the decoder's layers go, for whoever moves them on one by one; None: as the
-            rest. DeepSeek-OCR-2 stays in one place.
+        device: of the weights.
+        dtype: of the weights, whatever the files have.
+        layers_device: of the weights in the decoder's layers, for a caller that moves the layers one by one; None: as
+            the others. Ignored for DeepSeek-OCR-2.
 
     Returns:
         The checkpoint, its model in evaluation mode.
 
     Raises:
-        CheckpointError: There is no such checkpoint, or it is broken; the message says which file, key or value.
+        CheckpointError: The checkpoint is missing or broken; the message names the file, key or value.
     """
     folder, model_id = find_checkpoint(folder_or_repo)
     model_type = read_config(folder).get("model_type")
@@ -75,7 +75,7 @@ def load_checkpoint(
 
 
 def find_checkpoint(folder_or_repo: str | Path) -> tuple[Path, str]:
-    """Find a checkpoint's files, downloading them where they are not there yet.
+    """Find a checkpoint's files, and download them if necessary.
 
     Args:
         folder_or_repo: a folder, or a repository `owner/name` of the Hub.
@@ -94,15 +94,15 @@ def find_checkpoint(folder_or_repo: str | Path) -> tuple[Path, str]:
     try:
         return Path(snapshot_download(folder_or_repo, allow_patterns=HUB_FILES)), folder_or_repo
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise CheckpointError(f"{folder_or_repo} is no folder and cannot be had from the Hub: {error}") from error
+        raise CheckpointError(f"{folder_or_repo} is no folder and cannot be fetched from the Hub: {error}") from error
 
 
 def load_tokenizer(folder: Path, config: Any) -> OcrTokenizer:
     """Read a checkpoint's tokenizer.
 
     Args:
-        folder: the checkpoint.
-        config: the model's, which may name ids of special tokens.
+        folder: of a checkpoint.
+        config: of the model; may set ids of special tokens.
 
     Returns:
         The tokenizer.

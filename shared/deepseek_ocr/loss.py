@@ -1,8 +1,8 @@
-"""The training loss: cross entropy of each position's successor, at once or piece by piece.
+"""The training loss: cross entropy of each position's next token, at once or in pieces.
 
-Logits are a number for every token of the vocabulary: 0.5 GiB in float32 for a thousand tokens of the public models,
-and as much again for their gradient. Piece by piece no more than one piece's are ever there; they are computed once
-more for the gradient.
+Logits have a value for every token of the vocabulary: 0.5 GiB in float32 for a thousand tokens of the public models,
+and as much again for their gradient. In pieces, only one piece's logits are in memory; they are computed again for the
+gradient.
 
 Shape letters: B sequences, L tokens, D decoder width, V vocabulary, N positions of all sequences.
 """
@@ -17,20 +17,20 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 IGNORED_LABEL = -100
-"""Label of tokens that the loss leaves out."""
+"""Label of tokens that the loss ignores."""
 PIECE_LOGITS = 2**27
-"""Numbers of a piece: a thousand tokens of the public models, all of a batch with a small vocabulary. On an H100 with
+"""Logits in a piece: a thousand tokens of the public models, or a whole batch with a small vocabulary. On an H100 with
 DeepSeek-OCR-2's dimensions, four answers of 2048 tokens and pieces of 1024: 8.3 GiB instead of 18.6, and no slower
 (docs/performance.md, training)."""
 
 
 def next_token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Cross entropy of each position's successor, in float32.
+    """Cross entropy of each position's next token, in float32.
 
     Args:
         logits: `[B, L, V]`.
-        labels: `[B, L]`, not shifted, -100 where the loss looks away.
-        num_items_in_batch: divisor; None: the number of labels that count.
+        labels: `[B, L]`, not shifted; -100 for tokens that the loss ignores.
+        num_items_in_batch: divisor; None: the number of labels that are not ignored.
 
     Returns:
         A scalar.
@@ -50,14 +50,14 @@ def loss_in_pieces(
     labels_BL: Tensor,
     num_items_in_batch: Tensor | int | None = None,
 ) -> Tensor:
-    """The same, from hidden states, without all logits at once.
+    """The same from hidden states, without having all logits in memory.
 
     Args:
-        hidden_BLD: what the head takes.
-        head: gives logits `[N, V]`.
-        vocab_size: V.
-        labels_BL: not shifted, -100 where the loss looks away.
-        num_items_in_batch: divisor; None: the number of labels that count.
+        hidden_BLD: input of the head.
+        head: from hidden states `[N, D]` to logits `[N, V]`.
+        vocab_size: V, which decides how many tokens a piece has.
+        labels_BL: not shifted; -100 for tokens that the loss ignores.
+        num_items_in_batch: divisor; None: the number of labels that are not ignored.
 
     Returns:
         A scalar.

@@ -1,7 +1,7 @@
-"""DeepSeek-OCR (v1): vision encoders, projector and decoder as one trainable, generating model.
+"""DeepSeek-OCR (v1): vision encoders, projector and decoder as one model for training and generation.
 
-Owns how the parts meet. Module names are the public checkpoint's key names, so that adapters fit other engines too;
-only the routed experts are stored differently (see `checkpoint.py`). Nothing here waits for the device.
+Owns how the parts are connected. Module names are the keys of the public checkpoint, so that adapters fit other engines
+too; only the routed experts are stored differently (see `layout.py`). Nothing here waits for the device.
 
 Shape letters: B sequences, L tokens, V views, T tiles, H and W pixels, C colours, N tokens of a view, D decoder width.
 """
@@ -25,14 +25,14 @@ from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.initialisation import initialise
 from shared.deepseek_ocr.loss import loss_in_pieces, next_token_loss
 from shared.deepseek_ocr.moe import Experts
-from shared.deepseek_ocr.pages import PageReading
+from shared.deepseek_ocr.pages import PageInputMixin
 from shared.deepseek_ocr.sam import SamEncoder
 from shared.deepseek_ocr.vision import assemble_page, normalise_views
 
 
 @dataclass
 class DeepseekOcrOutput(ModelOutput):
-    """What a forward pass gives; `loss` contains the weighted `aux_loss` where that is trained."""
+    """Result of a forward pass; `loss` includes the weighted `aux_loss` if `router_aux_loss_coef` is set."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -42,7 +42,7 @@ class DeepseekOcrOutput(ModelOutput):
 
 
 class Projector(nn.Module):
-    """Vision width to decoder width."""
+    """Linear map from the vision width to the decoder width."""
 
     def __init__(self, vision_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Projector(nn.Module):
 
 
 class DeepseekOcrModel(nn.Module):
-    """Everything but the language head: the modules behind the public keys `model.*`."""
+    """Everything except the language head: the modules behind the public keys `model.*`."""
 
     def __init__(self, config: DeepseekOcrConfig) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class DeepseekOcrModel(nn.Module):
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
 
     def encode_views(self, views_VHWC: Tensor) -> Tensor:
-        """Encode views of one size, however many pages they come from."""
+        """Encode views of one size, from any number of pages."""
         dtype = self.image_newline.dtype
         sam_VCHW = self.sam_model(normalise_views(views_VHWC, dtype))
         clip_VNC = self.vision_model(sam_VCHW)
@@ -102,13 +102,13 @@ class DeepseekOcrModel(nn.Module):
         return self.norm(x_BLD), torch.stack(penalties).mean() if penalties else None
 
 
-class DeepseekOcrForConditionalGeneration(PageReading, PreTrainedModel, GenerationMixin):  # type: ignore[misc] # looser signature
-    """Reads pages: images and a prompt in, text tokens out.
+class DeepseekOcrForConditionalGeneration(PageInputMixin, PreTrainedModel, GenerationMixin):  # type: ignore[misc] # looser signature
+    """From page images and a prompt to text tokens.
 
-    Sequences are laid out as: bos, one image token per vision token, the prompt's text tokens, the answer.
+    A sequence consists of bos, one image token per vision token, the prompt's text tokens, and the answer.
     """
 
-    config_class = DeepseekOcrConfig
+    config_class: type[DeepseekOcrConfig] = DeepseekOcrConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]  # noqa: RUF012 - declared as an instance variable by the base class
@@ -119,7 +119,7 @@ class DeepseekOcrForConditionalGeneration(PageReading, PreTrainedModel, Generati
     def __init__(self, config: DeepseekOcrConfig) -> None:
         super().__init__(config)
         text = config.text_config
-        # Left unset, transformers makes no masks at all and says nothing.
+        # If this is not set, transformers makes no masks at all, without a warning.
         text._attn_implementation = "sdpa"
         self.model = DeepseekOcrModel(config)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
@@ -127,14 +127,14 @@ class DeepseekOcrForConditionalGeneration(PageReading, PreTrainedModel, Generati
 
     @property
     def geometry(self) -> GeometryConfig:
-        """As the configuration has it."""
+        """Sizes and rules for cutting pages into views, from the configuration."""
         return self.config.geometry_config()
 
     def encode_views(self, views_VHWC: Tensor) -> Tensor:
-        """Encode views of one size, however many pages they come from.
+        """Encode views of one size, from any number of pages.
 
         Args:
-            views_VHWC: uint8, RGB; sides multiples of the patch.
+            views_VHWC: uint8, RGB; sides are multiples of the patch size.
 
         Returns:
             `[V, N, D]`, ready for `assemble_page`.
@@ -144,7 +144,7 @@ class DeepseekOcrForConditionalGeneration(PageReading, PreTrainedModel, Generati
     def assemble_page(
         self, global_tokens_ND: Tensor, tile_tokens_TND: Tensor | None, columns: int, rows: int
     ) -> Tensor:
-        """Join the tokens of a page's views: tiles, global view, separator, a line break after each row.
+        """Join the tokens of a page's views: tiles, global view, separator; with a line break after each row.
 
         Args:
             global_tokens_ND: tokens of the global view.
@@ -153,7 +153,7 @@ class DeepseekOcrForConditionalGeneration(PageReading, PreTrainedModel, Generati
             rows: tiles down, 0 without tiles.
 
         Returns:
-            `[L, D]`; L is the plan's `num_vision_tokens`.
+            `[L, D]`, where L is `ViewPlan.num_vision_tokens`.
         """
         return assemble_page(
             global_tokens_ND,
@@ -202,23 +202,23 @@ class DeepseekOcrForConditionalGeneration(PageReading, PreTrainedModel, Generati
 
         Args:
             input_ids: `[B, L]`.
-            attention_mask: None: causal, which right-padded batches without a cache need no mask for.
-                `[B, S]`: 1 for tokens, 0 for padding. `[B, 1, L, S]`: taken as it is, bool or additive.
+            attention_mask: None: causal, which is enough for right-padded batches without a cache. `[B, S]`: 1 for
+                tokens, 0 for padding. `[B, 1, L, S]`: used as it is, bool or additive.
             position_ids: `[B, L]`; None: counted from the cache's length.
-            past_key_values: a transformers cache, or anything with its `update(keys, values, layer)`.
+            past_key_values: a transformers cache, or an object with the same `update(keys, values, layer)`.
             inputs_embeds: `[B, L, D]` instead of `input_ids`.
-            global_views_BHWC: see `image_features`; only with the tokens that hold the image tokens.
+            global_views_BHWC: see `image_features`; only for the call whose `input_ids` have the image tokens.
             tiles_THWC: see `image_features`.
             tile_grids_B2: see `image_features`.
-            labels: `[B, L]`, -100 where the loss looks away; shifted here.
-            use_cache: make and return a cache where none is given.
+            labels: `[B, L]`, -100 for tokens that the loss ignores; shifted here.
+            use_cache: make and return a cache if none is given.
             cache_position: ignored.
             logits_to_keep: last positions to compute logits for, or their indices; 0: all.
-            num_items_in_batch: divide the loss by this instead of the labels' number.
-            loss_alone: give no logits where labels are given, so that they need not all be there at once.
+            num_items_in_batch: divide the loss by this instead of by the number of labels.
+            loss_alone: with labels, return no logits, so that they need not all be in memory at once.
 
         Returns:
-            Logits `[B, kept, vocabulary]`, the loss where labels are given, and the cache.
+            Logits `[B, kept, vocabulary]`, the loss if labels are given, and the cache.
 
         Raises:
             ValueError: Both or neither of `input_ids` and `inputs_embeds`, or images without `input_ids`.
@@ -270,7 +270,7 @@ class DeepseekOcrForConditionalGeneration(PageReading, PreTrainedModel, Generati
             past_key_values=cache,
             position_ids=None,
         )
-        return position_ids, cast("Tensor | None", mask)  # a BlockMask is for flex attention alone
+        return position_ids, cast("Tensor | None", mask)  # a BlockMask is only for flex attention
 
     def get_input_embeddings(self) -> nn.Module:
         """Token embeddings, as transformers asks for them."""
@@ -281,7 +281,7 @@ class DeepseekOcrForConditionalGeneration(PageReading, PreTrainedModel, Generati
         self.model.set_submodule("embed_tokens", value)
 
     def set_moe_implementation(self, name: str) -> None:
-        """Choose how routed experts are computed, in all layers: `grouped`, `dense` or `stacked`."""
+        """Choose how routed experts are computed in all layers: `grouped`, `dense` or `stacked`."""
         self.config.text_config.moe_implementation = name
         for module in self.modules():
             if isinstance(module, Experts):

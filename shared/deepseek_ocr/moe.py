@@ -29,7 +29,7 @@ class Mlp(nn.Module):
 
 
 class Gate(nn.Module):
-    """Chooses experts for each token: a softmax in float32, the best K kept.
+    """Chooses experts for each token: the K largest of a softmax in float32.
 
     Source:
         `MoEGate` of deepseek-ai/DeepSeek-OCR with `scoring_func` softmax and `topk_method` greedy.
@@ -46,7 +46,7 @@ class Gate(nn.Module):
         """Route tokens.
 
         Args:
-            x_TH: tokens.
+            x_TH: hidden states of the tokens, of any float type.
 
         Returns:
             Weights `[T, K]` (float32), experts `[T, K]` (int64), all probabilities `[T, E]` (float32).
@@ -61,7 +61,7 @@ class Gate(nn.Module):
 class Experts(nn.Module):
     """All routed experts of a layer, stacked so that no step copies or gathers weights.
 
-    `implementation` may be changed at any time; all give the same result up to rounding.
+    `implementation` may be changed at any time; the results are the same up to rounding.
     """
 
     def __init__(self, config: TextConfig) -> None:
@@ -72,18 +72,18 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
 
     def forward(self, x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
-        """Sum each token's chosen experts, weighted.
+        """Compute the weighted sum of each token's chosen experts.
 
         Args:
-            x_TH: tokens.
-            weights_TK: weights of the chosen experts.
-            experts_TK: chosen experts.
+            x_TH: hidden states of the tokens.
+            weights_TK: float32, from `Gate`.
+            experts_TK: int64, from `Gate`.
 
         Returns:
-            `[T, H]` in the tokens' dtype.
+            `[T, H]` in the dtype of `x_TH`.
 
         Raises:
-            ValueError: there is no such `implementation`.
+            ValueError: `implementation` is unknown.
         """
         if self.implementation == "grouped":
             return grouped_experts(x_TH, weights_TK, experts_TK, self.gate_up_proj, self.down_proj)
@@ -97,13 +97,13 @@ class Experts(nn.Module):
 def grouped_experts(
     x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_EJH: Tensor, down_EHI: Tensor
 ) -> Tensor:
-    """Visit each expert that got tokens; the host reads the counts, so this is the CPU's way.
+    """Run each expert that has tokens. For CPUs, since the host reads the counts.
 
     Args:
-        x_TH: tokens.
-        weights_TK: weights of the chosen experts.
-        experts_TK: chosen experts.
-        gate_up_EJH: gate over up projections, J = 2 * I.
+        x_TH: hidden states of the tokens.
+        weights_TK: float32, from `Gate`.
+        experts_TK: int64, from `Gate`; all K of a token differ.
+        gate_up_EJH: gate projections above up projections, J = 2 * I.
         down_EHI: down projections.
 
     Returns:
@@ -121,7 +121,7 @@ def grouped_experts(
             gate, up = F.linear(sorted_x[start : start + count], gate_up_EJH[expert]).chunk(2, dim=-1)
             outputs.append(F.linear(F.silu(gate) * up, down_EHI[expert]))
             start += count
-    # Back in the tokens' own order each sum runs over its K in order, whatever the batch.
+    # Back in the order of tokens, each sum adds its K terms in the same order, whatever the batch.
     by_token_TKH = torch.cat(outputs)[order.argsort()].view(*experts_TK.shape, -1)
     return (by_token_TKH * weights_TK.unsqueeze(-1)).sum(dim=1).to(x_TH.dtype)
 
@@ -129,13 +129,13 @@ def grouped_experts(
 def stacked_experts(
     x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_EJH: Tensor, down_EHI: Tensor
 ) -> Tensor:
-    """Two products over all experts at once, whose tokens lie together; the host reads nothing: CUDA's way to train.
+    """Run all experts in two grouped products over sorted tokens. For training on CUDA: the host reads nothing.
 
     Args:
-        x_TH: tokens.
-        weights_TK: weights of the chosen experts.
-        experts_TK: chosen experts.
-        gate_up_EJH: gate over up projections, J = 2 * I.
+        x_TH: hidden states of the tokens.
+        weights_TK: float32, from `Gate`.
+        experts_TK: int64, from `Gate`; all K of a token differ.
+        gate_up_EJH: gate projections above up projections, J = 2 * I.
         down_EHI: down projections.
 
     Returns:
@@ -144,7 +144,7 @@ def stacked_experts(
     sorted_experts, order = experts_TK.flatten().sort(stable=True)
     numbers_E = torch.arange(gate_up_EJH.shape[0], device=x_TH.device)
     ends_E = torch.searchsorted(sorted_experts, numbers_E, right=True, out_int32=True)
-    # Autocast does not know this product, and norms may have left the tokens in another type.
+    # Autocast does not cover this product, and norms may have changed the tokens' type.
     sorted_x = x_TH[order // experts_TK.shape[1]].to(gate_up_EJH.dtype)
     gate, up = F.grouped_mm(sorted_x, gate_up_EJH.transpose(1, 2), offs=ends_E).chunk(2, dim=-1)
     outputs = F.grouped_mm(F.silu(gate) * up, down_EHI.transpose(1, 2), offs=ends_E)
@@ -155,13 +155,13 @@ def stacked_experts(
 def dense_experts(
     x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_EJH: Tensor, down_EHI: Tensor
 ) -> Tensor:
-    """Compute every expert for every token as two matrix products; static shapes, no choice of the host's.
+    """Compute every expert for every token in two matrix products. Static shapes; the host decides nothing.
 
     Args:
-        x_TH: tokens.
-        weights_TK: weights of the chosen experts.
-        experts_TK: chosen experts.
-        gate_up_EJH: gate over up projections, J = 2 * I.
+        x_TH: hidden states of the tokens.
+        weights_TK: float32, from `Gate`.
+        experts_TK: int64, from `Gate`; all K of a token differ.
+        gate_up_EJH: gate projections above up projections, J = 2 * I.
         down_EHI: down projections.
 
     Returns:
@@ -175,11 +175,11 @@ def dense_experts(
 
 
 def load_balance_loss(probabilities_TE: Tensor, experts_TK: Tensor) -> Tensor:
-    """Penalty that is 1 where all experts get an equal share and grows as a few take over.
+    """Penalty that is 1 if all experts get an equal share of tokens, and grows as few experts get most of them.
 
     Args:
-        probabilities_TE: the gate's probabilities.
-        experts_TK: chosen experts.
+        probabilities_TE: softmax of the gate, float32.
+        experts_TK: int64, from `Gate`.
 
     Returns:
         A scalar in float32.
@@ -193,7 +193,7 @@ def load_balance_loss(probabilities_TE: Tensor, experts_TK: Tensor) -> Tensor:
 
 
 class MixtureOfExperts(nn.Module):
-    """Routed experts plus shared experts, which every token passes and which are one fused MLP."""
+    """Routed experts plus shared experts, which every token uses and which are one fused MLP."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class MixtureOfExperts(nn.Module):
             x: `[..., H]`.
 
         Returns:
-            The tokens, and the load-balance penalty while training (None otherwise).
+            The new hidden states, and the load-balance penalty while training (None otherwise).
         """
         x_TH = x.reshape(-1, x.shape[-1])
         weights_TK, experts_TK, probabilities_TE = self.gate(x_TH)

@@ -1,4 +1,4 @@
-"""The dimensions of nano, the small checkpoint that ships with the repository. Knows nothing of its training."""
+"""The dimensions of nano, the small checkpoint included in the repository. Knows nothing of its training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from shared.deepseek_ocr.configuration import ClipConfig, DeepseekOcrConfig, Sam
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling
 
 VIEW_PX = 640
-"""nano sees every view at one size, so nothing is ever interpolated."""
+"""All views have the same size, so position embeddings are never interpolated."""
 
 NANO_GEOMETRY = GeometryConfig(
     downsample=2,

@@ -1,7 +1,7 @@
-"""DeepSeek-OCR-2 behind the same interface: transformers' own model, asked the way v1 is.
+"""DeepSeek-OCR-2: transformers' own model with the interface of v1.
 
-Owns the adaptation alone: views as uint8, pages assembled without line breaks, and the first encoder's attention
-computed without writing its relative-position bias, which takes transformers' version 48 GiB at 8 views of 1024 px.
+Owns only the adaptation: views as uint8, pages assembled without line breaks, and the first encoder's attention
+computed without storing its relative-position bias, for which transformers' version takes 48 GiB at 8 views of 1024 px.
 
 Shape letters: B sequences, L tokens, V views, T tiles, H and W pixels, C colours, N tokens of a view, D decoder width.
 """
@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
 from shared.deepseek_ocr.loss import loss_in_pieces
-from shared.deepseek_ocr.pages import PageReading
+from shared.deepseek_ocr.pages import PageInputMixin
 from shared.deepseek_ocr.relative_attention import relative_attention, relative_table
 from shared.deepseek_ocr.vision import normalise_views
 
@@ -36,7 +36,7 @@ OCR2_GEOMETRY = GeometryConfig(
 
 
 class FusedSamAttention(nn.Module):
-    """Takes over the parameters of transformers' SAM attention under their names."""
+    """Replaces transformers' SAM attention and keeps its parameters under their names."""
 
     def __init__(self, original: Any) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class FusedSamAttention(nn.Module):
         self.rel_pos_h, self.rel_pos_w = original.rel_pos_h, original.rel_pos_w
 
     def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
-        """Attend within each grid; the second value stands for weights that are never written."""
+        """Attend within each grid; the second value would be the attention weights, which are never stored."""
         views, height, width, channels = hidden_states.shape
         qkv = self.qkv(hidden_states).view(views, height * width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.unbind(0)
@@ -54,8 +54,8 @@ class FusedSamAttention(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(views, height, width, channels)), None
 
 
-class Ocr2Reading(PageReading):
-    """v1's interface over transformers' DeepSeek-OCR-2; a mixin that goes before its class."""
+class Ocr2Mixin(PageInputMixin):
+    """The interface of v1 for transformers' DeepSeek-OCR-2; a mixin that must precede its class."""
 
     geometry = OCR2_GEOMETRY
 
@@ -79,7 +79,7 @@ class Ocr2Reading(PageReading):
     def assemble_page(
         self, global_tokens_ND: Tensor, tile_tokens_TND: Tensor | None, columns: int, rows: int
     ) -> Tensor:
-        """Join a page's tokens: tiles one after another, global view, separator; no line breaks.
+        """Join the tokens of a page's views: tiles in order, global view, separator; without line breaks.
 
         Args:
             global_tokens_ND: tokens of the global view.
@@ -100,10 +100,10 @@ class Ocr2Reading(PageReading):
         """Run the decoder over embedded tokens.
 
         Args:
-            embeds_BLD: tokens.
-            position_ids_BL: their positions.
-            mask: `[B, 1, L, S]`, True or 0 where allowed; None: causal.
-            cache: a transformers cache.
+            embeds_BLD: embedded tokens.
+            position_ids_BL: positions of the tokens.
+            mask: `[B, 1, L, S]`, True or 0 where attention is allowed; None: causal.
+            cache: a transformers cache; None: only the new tokens.
 
         Returns:
             Hidden states `[B, L, D]` ready for `lm_head`, and None for v1's training penalty.
@@ -124,20 +124,20 @@ class Ocr2Reading(PageReading):
         loss_alone: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Predict the next token at each position, as transformers does, with v1's image arguments.
+        """Predict the next token at each position, like transformers' `forward` but with v1's image arguments.
 
         Args:
             input_ids: `[B, L]`.
-            inputs_embeds: `[B, L, D]` in the place of `input_ids`.
-            global_views_BHWC: see `PageReading.image_features`.
-            tiles_THWC: see `PageReading.image_features`.
-            tile_grids_B2: see `PageReading.image_features`.
-            labels: `[B, L]`, -100 where the loss looks away; shifted here.
-            loss_alone: as v1's forward has it; it does nothing without embedded tokens, or with an attention mask.
-            **kwargs: everything else that transformers' forward takes.
+            inputs_embeds: `[B, L, D]` instead of `input_ids`.
+            global_views_BHWC: see `PageInputMixin.image_features`.
+            tiles_THWC: see `PageInputMixin.image_features`.
+            tile_grids_B2: see `PageInputMixin.image_features`.
+            labels: `[B, L]`, -100 for tokens that the loss ignores; shifted here.
+            loss_alone: as in v1's `forward`; without effect without embedded tokens, or with an attention mask.
+            **kwargs: the other arguments of transformers' `forward`.
 
         Returns:
-            transformers' output.
+            The output of transformers' `forward`; with `loss_alone`, only its loss.
         """
         if input_ids is not None and global_views_BHWC is not None:
             inputs_embeds = self.embed_page_inputs(input_ids, global_views_BHWC, tiles_THWC, tile_grids_B2)
@@ -160,10 +160,10 @@ class Ocr2Reading(PageReading):
         return loss_in_pieces(hidden_BLD[:, -logits_to_keep:], self.lm_head, vocab_size, labels_BL, num_items_in_batch)
 
     def _decode_causally(self, embeds_BLD: Tensor) -> Tensor:
-        """What `decode` does without mask and cache.
+        """The same as `decode` without mask and cache.
 
-        transformers' loop around the same layers would look through the positions for packed sequences, which makes the
-        host wait for the device and cannot be recorded, and keep a cache that nobody reads.
+        The loop of transformers over the same layers would search the positions for packed sequences, which makes the
+        host wait for the device and cannot be captured, and would keep an unused cache.
         """
         decoder = self.model.language_model
         positions_1L = torch.arange(embeds_BLD.shape[1], device=embeds_BLD.device)[None]
@@ -176,8 +176,8 @@ class Ocr2Reading(PageReading):
         return decoder.norm(hidden_BLD)
 
 
-class DeepseekOcr2Reader(Ocr2Reading, DeepseekOcr2ForConditionalGeneration):  # type: ignore[misc] # looser signature
-    """DeepSeek-OCR-2 with v1's interface; the state dictionary stays transformers' own."""
+class DeepseekOcr2Reader(Ocr2Mixin, DeepseekOcr2ForConditionalGeneration):  # type: ignore[misc] # looser signature
+    """DeepSeek-OCR-2 with v1's interface; the state dictionary is still that of transformers."""
 
     def __init__(self, config: DeepseekOcr2Config) -> None:
         super().__init__(config)
@@ -185,16 +185,16 @@ class DeepseekOcr2Reader(Ocr2Reading, DeepseekOcr2ForConditionalGeneration):  # 
 
 
 def adopt(model: Any) -> Any:
-    """Give a model that somebody else has loaded v1's interface, whatever they have changed in its class.
+    """Add v1's interface to a model that another library has loaded, whatever it has changed in the model's class.
 
     Args:
-        model: of transformers' DeepSeek-OCR-2, or of a class made from it.
+        model: an instance of transformers' DeepSeek-OCR-2 class or of a subclass.
 
     Returns:
         The same object.
     """
     kind = type(model)
-    model.__class__ = type("AdoptedDeepseekOcr2", (Ocr2Reading, kind), {"__module__": __name__})
+    model.__class__ = type("AdoptedDeepseekOcr2", (Ocr2Mixin, kind), {"__module__": __name__})
     _fuse_attention(model)
     return model
 
@@ -207,18 +207,18 @@ def _fuse_attention(model: Any) -> None:
 def load_ocr2(
     folder: Path, device: torch.device | str, dtype: torch.dtype, _layers_device: torch.device | str | None = None
 ) -> DeepseekOcr2Reader:
-    """Load a checkpoint as transformers does, from local files alone.
+    """Load a checkpoint with transformers, from local files only.
 
     Args:
-        folder: config.json and safetensors of DeepSeek-OCR-2.
-        device: where the weights go.
-        dtype: what they become.
-        _layers_device: unused; the layers go with the rest.
+        folder: has config.json and safetensors of DeepSeek-OCR-2.
+        device: of the weights.
+        dtype: of the weights, whatever the files have.
+        _layers_device: ignored; all weights are on `device`.
 
     Returns:
         The model in evaluation mode.
     """
-    # Straight to the device where accelerate is there: through the host's memory 6.8 GB took a minute on a busy one.
+    # Straight to the device if accelerate is installed: 6.8 GB through the memory of a busy host took a minute.
     straight = importlib.util.find_spec("accelerate") is not None and torch.device(device).type == "cuda"
     model: nn.Module = DeepseekOcr2Reader.from_pretrained(
         folder, dtype=dtype, local_files_only=True, device_map={"": device} if straight else None

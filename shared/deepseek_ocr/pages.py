@@ -1,6 +1,6 @@
-"""Reading whole pages with a model that can encode views: what all versions of the family share.
+"""From pages to a decoder's inputs, for any model that can encode views: the part that the whole family shares.
 
-Owns how views of a batch are encoded together and where their tokens go among the text's. Knows no model's inside.
+Owns how the views of a batch are encoded together and where their tokens go in the text. Knows no model's internals.
 
 Shape letters: B sequences, L tokens, T tiles, H and W pixels, C colours, N tokens of a view, D decoder width.
 """
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 IMAGE_ARGUMENTS = ("global_views_BHWC", "tiles_THWC", "tile_grids_B2")
-"""Names of `forward`'s arguments that only the prefill needs."""
+"""Arguments of `forward` that only the prefill needs."""
 
 
-class PageReading:
-    """Methods over a model's `encode_views` and `assemble_page`; a mixin for transformers models."""
+class PageInputMixin:
+    """A mixin for transformers models that have `encode_views` and `assemble_page`."""
 
     if TYPE_CHECKING:
         config: Any
@@ -43,15 +43,16 @@ class PageReading:
         """Encode the pages of a batch, all views of one size together.
 
         Args:
-            global_views_BHWC: uint8, one view a page.
-            tiles_THWC: uint8, the tiles of all pages one after another; None without any.
-            tile_grids_B2: columns and rows of each page's tiles, 0 and 0 without; on the CPU, as the host reads it.
+            global_views_BHWC: uint8, one view per page.
+            tiles_THWC: uint8, the tiles of all pages in order; None if there are none.
+            tile_grids_B2: columns and rows of each page's tiles, 0 and 0 without tiles; on the CPU, since the host
+                reads it.
 
         Returns:
-            `[L, D]` for each page.
+            For each page `[L, D]`.
 
         Raises:
-            ValueError: The grids do not count as many pages or tiles as there are.
+            ValueError: The grids do not match the number of pages or tiles.
         """
         pages = global_views_BHWC.shape[0]
         grids = _as_grids(tile_grids_B2, pages)
@@ -74,17 +75,17 @@ class PageReading:
         ]
 
     def embed_inputs(self, input_ids: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """Look tokens up and replace image tokens by vision tokens.
+        """Embed tokens, with vision tokens at the places of image tokens.
 
         Args:
             input_ids: `[B, L]`.
-            features: `[L, D]` for each sequence, as `image_features` gives them; empty without images.
+            features: `[L, D]` for each sequence, from `image_features`; empty without images.
 
         Returns:
             `[B, L, D]`.
 
         Raises:
-            ValueError: Image tokens and features differ in number (checked where that costs no wait: on the CPU).
+            ValueError: Image tokens and features differ in number (checked only on the CPU, where it costs no wait).
         """
         embeds: Tensor = self.get_input_embeddings()(input_ids)
         if not features:
@@ -106,7 +107,7 @@ class PageReading:
         tiles_THWC: Tensor | None,
         tile_grids_B2: Tensor | Sequence[Sequence[int]] | None,
     ) -> Tensor:
-        """Encode the pages where there are any, and embed the tokens.
+        """Encode the pages, if any, and embed the tokens.
 
         Args:
             input_ids: see `embed_inputs`.
@@ -125,7 +126,7 @@ class PageReading:
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, is_first_iteration: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
-        """Give the images to the first step of `generate` alone; the cache holds them afterwards."""
+        """Pass the images only to the first step of `generate`; afterwards they are in the cache."""
         prepare = super().prepare_inputs_for_generation  # type: ignore[misc] # of the transformers class behind
         inputs: dict[str, Any] = prepare(input_ids, *args, is_first_iteration=is_first_iteration, **kwargs)
         if not is_first_iteration and kwargs.get("use_cache", True):

@@ -1,7 +1,7 @@
-"""What a model of the family offers to whoever drives it, whichever version it is.
+"""The interface of all models of the family.
 
-An engine encodes views of many pages together, assembles pages, prefills and decodes through its own cache; simple
-callers use `generate`. Knows no model.
+An engine encodes views of many pages together, assembles pages, prefills and decodes with its own cache; other callers
+use `generate`. Knows no model.
 
 Shape letters: B sequences, L tokens, V views, T tiles, H and W pixels, C colours, N tokens of a view, D decoder width.
 """
@@ -24,7 +24,7 @@ class OcrModel(Protocol):
 
     @property
     def geometry(self) -> GeometryConfig:
-        """How pages are cut into views."""
+        """Sizes and rules for cutting pages into views."""
 
     def encode_views(self, views_VHWC: Tensor) -> Tensor:
         """Encode uint8 views of one size: `[V, N, D]`."""
@@ -43,7 +43,7 @@ class OcrModel(Protocol):
         """Encode and assemble the pages of a batch: `[L, D]` each."""
 
     def embed_inputs(self, input_ids: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """Embed tokens, with vision tokens instead of image tokens: `[B, L, D]`."""
+        """Embed tokens, with vision tokens at the places of image tokens: `[B, L, D]`."""
 
     def decode(
         self, embeds_BLD: Tensor, position_ids_BL: Tensor, mask: Tensor | None = None, cache: Any | None = None

@@ -1,7 +1,7 @@
-"""config.json of public DeepSeek-OCR checkpoints to and from `DeepseekOcrConfig`.
+"""Converts config.json of public DeepSeek-OCR checkpoints to `DeepseekOcrConfig` and back.
 
-Owns the names that the public file uses and what it leaves unsaid (the encoders' fixed sizes). Values that are ours
-alone, such as a convolutional stem or the geometry of views, are further keys of the same file. Reads no files.
+Owns the names that the public file uses, and the sizes that it omits because the encoders are fixed. Our own values,
+such as a convolutional stem or the geometry of views, are additional keys of the same file. Reads no files.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from shared.deepseek_ocr.configuration import ClipConfig, DeepseekOcrConfig, SamConfig, TextConfig
-
-MODEL_TYPE = "deepseek_vl_v2"
 
 _SAM_NAMES = {
     "width": "hidden_size",
@@ -66,27 +64,28 @@ _TEXT_FIXED: dict[str, tuple[Any, ...]] = {
     "moe_layer_freq": (1,),
     "ep_size": (1,),
 }
-"""What the decoder does in one way only; a file that asks for another is refused, not misread."""
+"""Options for which the decoder supports only one value; a file with another value is refused, not misread."""
 
 
 class ConfigError(ValueError):
-    """A config.json that does not describe a model we can build; the message names the value."""
+    """A config.json for a model that cannot be built; the message names the value."""
 
 
-def config_from_public(values: dict[str, Any]) -> DeepseekOcrConfig:
+def config_from_public(
+    values: dict[str, Any], config_class: type[DeepseekOcrConfig] = DeepseekOcrConfig
+) -> DeepseekOcrConfig:
     """Build a configuration from the contents of a public config.json.
 
     Args:
-        values: the parsed file.
+        values: the parsed JSON object; its `model_type` is not checked.
+        config_class: class of the result.
 
     Returns:
-        The configuration; what the file does not say has DeepSeek-OCR's values.
+        The configuration; values missing in the file are those of DeepSeek-OCR.
 
     Raises:
-        ConfigError: A part is missing, or a value asks for something that the model does not do.
+        ConfigError: A part is missing, or a value is not supported.
     """
-    if values.get("model_type") != MODEL_TYPE:
-        raise ConfigError(f"config.json: model_type is {values.get('model_type')!r}, expected {MODEL_TYPE!r}")
     language = _part(values, "language_config")
     widths = _part(_part(values, "vision_config"), "width")
     clip = _part(widths, "clip-l-14-224")
@@ -94,7 +93,7 @@ def config_from_public(values: dict[str, Any]) -> DeepseekOcrConfig:
     clip_values.setdefault("intermediate_size", 4 * clip_values.get("hidden_size", ClipConfig().hidden_size))
     extra = {name: values[name] for name in ("image_token_id", "geometry") if name in values}
     try:
-        config = DeepseekOcrConfig(
+        config = config_class(
             sam_config=SamConfig(**_renamed(_part(widths, "sam_vit_b"), _SAM_NAMES)),
             clip_config=ClipConfig(**clip_values),
             text_config=_text_config(language),
@@ -109,24 +108,24 @@ def config_from_public(values: dict[str, Any]) -> DeepseekOcrConfig:
 
 
 def config_to_public(config: DeepseekOcrConfig) -> dict[str, Any]:
-    """Write a configuration as the public config.json has it, inverse of `config_from_public`.
+    """Convert a configuration to the layout of the public config.json; the inverse of `config_from_public`.
 
     Args:
-        config: the configuration.
+        config: of any size, including nano's.
 
     Returns:
-        Plain JSON values.
+        A JSON object.
     """
     sam, clip, text = config.sam_config, config.clip_config, config.text_config
     language: dict[str, Any] = {name: getattr(text, name) for name in _TEXT_NAMES}
     language |= {name: allowed[0] for name, allowed in _TEXT_FIXED.items()}
     language |= {"architectures": ["DeepseekV2ForCausalLM"], "num_key_value_heads": text.num_attention_heads}
-    # Zero head widths say, in the public file, that there is no latent attention.
+    # In the public file, head widths of 0 mean that there is no latent attention.
     language |= {"kv_lora_rank": None, "q_lora_rank": None, "qk_nope_head_dim": 0, "qk_rope_head_dim": 0}
     language |= {"v_head_dim": 0, "n_group": 1, "topk_group": 1, "lm_head": True, "rm_head": False}
     public: dict[str, Any] = {
         "architectures": ["DeepseekOCRForCausalLM"],
-        "model_type": MODEL_TYPE,
+        "model_type": config.model_type,
         "image_token_id": config.image_token_id,
         "global_view_pos": "head",
         "tile_tag": "2D",

@@ -1,6 +1,6 @@
-"""Tensors as int8 rows with float16 scales, for a checkpoint that ships inside a repository.
+"""Tensors as int8 rows with float16 scales, for a checkpoint inside a repository.
 
-Owns the arithmetic and the rule for what is a row. Storage only: loading turns rows back into floats.
+Owns the arithmetic and the definition of a row. For storage only: loading converts the rows back to floats.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def quantise_rows(tensor: Tensor) -> tuple[Tensor, Tensor]:
     """Round each row to 255 levels.
 
     Args:
-        tensor: two or more dimensions.
+        tensor: floats with two or more dimensions.
 
     Returns:
-        int8 values of the same shape, and a float16 scale per row. No value is off by more than half its row's scale.
+        int8 values of the same shape, and a float16 scale per row. No error exceeds half its row's scale.
     """
     rows = as_rows(tensor.float())
     steps = rows.abs().amax(dim=1) / LEVELS
@@ -39,14 +39,14 @@ def dequantise_rows(values: Tensor, scale: Tensor) -> Tensor:
     """Undo `quantise_rows`, in float32.
 
     Args:
-        values: int8.
+        values: int8, as `quantise_rows` returns them.
         scale: float16, one for each row.
 
     Returns:
-        Floats of the shape of `values`.
+        float32 of the same shape as `values`.
 
     Raises:
-        ValueError: Values and scales do not belong together.
+        ValueError: Values are not int8, or there is not one scale per row.
     """
     rows = as_rows(values)
     if values.dtype != torch.int8 or scale.shape != (rows.shape[0],):
@@ -55,5 +55,5 @@ def dequantise_rows(values: Tensor, scale: Tensor) -> Tensor:
 
 
 def as_rows(tensor: Tensor) -> Tensor:
-    """View a tensor as rows: what its first dimension counts, or its last but one where the first is 1."""
+    """View a tensor as rows, one per index of its first dimension, or of its last but one if the first is 1."""
     return tensor.flatten(0, -2) if tensor.shape[0] == 1 else tensor.flatten(1)

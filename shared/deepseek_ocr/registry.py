@@ -1,7 +1,8 @@
-"""The models of the family: how each is loaded, where its parts are, and what runs it faster than its own code.
+"""The models of the family: how each is loaded, where its parts are, and which fast paths of the engine support it.
 
-To add a model, write one file with its class (it implements `protocol.OcrModel`) and a loader, and add a line to
-`MODELS`. Imports neither torch nor a model: loaders are named, and imported when a checkpoint needs them.
+To add a model, write one file with its class (it implements `protocol.OcrModel`) and a loader, and add an entry to
+`MODELS`; `tests/unit/shared/deepseek_ocr/test_registry.py` does that. Imports neither torch nor a model: loaders are
+named, and imported when a checkpoint needs them.
 """
 
 from __future__ import annotations
@@ -12,37 +13,40 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ModelKind:
-    """What the service and the trainer need to know about a model before, or instead of, asking it."""
+    """Properties of a model that the service and the trainer need before, or without, loading it."""
 
     loader: str
     """`module:function` with the signature of `checkpoint.load_model`."""
     decoder: str
     """Prefix of the names of the decoder's layers, where adapters go."""
     vision: tuple[str, ...]
-    """Prefixes of the names in the vision part, which training changes only when asked to."""
+    """Prefixes of names in the vision part, which is trained only on request."""
     has_fast_decoder: bool = False
-    """Whether the engine's paged decoder (GPU), packed decoder (CPU) and 8-bit weights know its layers."""
+    """Whether the engine's paged decoder (GPU), packed decoder (CPU) and 8-bit weights support its layers."""
     has_fast_vision: bool = False
-    """Whether its encoders are the SAM and CLIP that the engine's `VisionEncoder` computes."""
+    """Whether its encoders are the SAM and CLIP of the engine's `VisionEncoder`."""
     takes_adapters: bool = False
     """Whether the engine serves adapters on it."""
     names_are_tensors: bool = False
-    """Whether its dense modules have the names of the checkpoint's tensors."""
+    """Whether its dense modules have the same names as the checkpoint's tensors."""
     adopter: str | None = None
-    """For a class of transformers', which other libraries load as well: `module:function` that makes their object an
-    `OcrModel`. None: only `loader` loads it."""
+    """`module:function` that turns an object of transformers' class, loaded by another library, into an `OcrModel`.
+    None: only `loader` can load the model."""
 
+
+V1 = ModelKind(
+    loader="shared.deepseek_ocr.checkpoint:load_model",
+    decoder="model.layers.",
+    vision=("model.sam_model.", "model.vision_model.", "model.projector."),
+    has_fast_decoder=True,
+    has_fast_vision=True,
+    takes_adapters=True,
+    names_are_tensors=True,
+)
+"""DeepSeek-OCR and nano; a model that differs in numbers alone is `replace(V1, loader=...)`."""
 
 MODELS = {
-    "deepseek_vl_v2": ModelKind(  # DeepSeek-OCR and nano
-        loader="shared.deepseek_ocr.checkpoint:load_model",
-        decoder="model.layers.",
-        vision=("model.sam_model.", "model.vision_model.", "model.projector."),
-        has_fast_decoder=True,
-        has_fast_vision=True,
-        takes_adapters=True,
-        names_are_tensors=True,
-    ),
+    "deepseek_vl_v2": V1,
     "deepseek_ocr2": ModelKind(
         loader="shared.deepseek_ocr.ocr2:load_ocr2",
         decoder="model.language_model.layers.",
@@ -54,7 +58,7 @@ MODELS = {
 
 
 def find_kind(model_type: object) -> ModelKind | None:
-    """The kind that a config.json names, whatever JSON value that is; None if it is unknown."""
+    """The kind for a `model_type` of config.json, which may be any JSON value; None if it is unknown."""
     return MODELS.get(model_type) if isinstance(model_type, str) else None
 
 

@@ -1,16 +1,16 @@
 """Attention with decomposed relative positions, computed by plain scaled dot-product attention.
 
-SAM adds to each score q.k / sqrt(D) a bias q.Rh[row] + q.Rw[column]. Materialised, that bias takes N * L * L numbers
-a view: at 1024 px (L = 4096, 12 heads) 403 MB in bf16, 6.4 GB for 16 views. Instead the bias becomes part of the dot
-product: each query is widened by its H + W biases, each key by a one-hot of its row and one of its column, so that
-fused kernels, which never write the scores, compute it.
+SAM adds to each score q.k / sqrt(D) a bias q.Rh[row] + q.Rw[column]. Stored in full, that bias takes N * L * L numbers
+a view: at 1024 px (L = 4096, 12 heads) 403 MB in bf16, 6.4 GB for 16 views. Instead the bias is made part of the dot
+product: each query is widened by its H + W biases, each key by a one-hot of its row and one of its column. So fused
+kernels, which never store the scores, compute it.
 
-A CPU has no such kernel: what it runs multiplies widened queries and keys in full, so for it the scores are written
-after all, a few rows of one head at a time, which stay in its cache.
+A CPU has no such kernel and would multiply the widened queries and keys in full. So on a CPU the scores are stored, a
+few rows of one head at a time, which fit into its cache.
 
 Memory of 16 views of 1024 px in bf16, published size (width 768): 65,536 tokens make 0.09 GiB an activation, 0.28 for
 qkv, 0.28 each for the widened q, k, v (12 heads of 64 + 64 + 64) and for the output, 0.38 for the MLP's hidden layer;
-counting the copies alive together a layer needs about 2 GiB, and nothing is kept between layers in inference.
+counting all copies that exist at once, a layer needs about 2 GiB, and inference keeps nothing between layers.
 
 Shape letters: V views or windows, N heads, L = H * W positions, D head width, S side of a grid, K key rows or columns.
 """
@@ -22,19 +22,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 HEAD_MULTIPLE = 8
-"""Fused kernels want head widths in multiples of 8."""
+"""Fused kernels need head widths that are multiples of 8."""
 MIN_HEADWISE = 257
-"""Positions from which a CPU goes head by head: windows below are many and small."""
+"""Number of positions from which a CPU works head by head; below are windows, which are many and small."""
 HEADWISE_ROWS = 160
-"""Queries whose scores a CPU holds at once; 1 MB of them with the 1,600 positions of nano's views, which makes
-encoding one 1.13 times as fast on two cores of an EPYC (torch 2.13.0); 80, 320 and 400 were within the noise of 160."""
+"""Queries whose scores a CPU stores at once: 1 MB for the 1,600 positions of nano's views. This makes encoding a view
+1.13 times as fast on two cores of an EPYC (torch 2.13.0); 80, 320 and 400 were within the noise of 160."""
 
 
 def relative_table(rel_pos: Tensor, size: int) -> Tensor:
     """Gather the relative position embedding of each pair of rows (or columns).
 
     Args:
-        rel_pos: `[2 * stored size - 1, D]`, interpolated where the stored size differs.
+        rel_pos: `[2 * stored size - 1, D]`, interpolated if the stored size differs.
         size: rows or columns of the grid.
 
     Returns:
@@ -56,8 +56,8 @@ def relative_attention(q_VNLD: Tensor, k_VNLD: Tensor, v_VNLD: Tensor, rows_HKD:
 
     Args:
         q_VNLD: queries, positions in reading order.
-        k_VNLD: keys.
-        v_VNLD: values.
+        k_VNLD: keys, in the same order.
+        v_VNLD: values, in the same order.
         rows_HKD: `relative_table` of the rows.
         columns_WKD: `relative_table` of the columns.
 
@@ -69,7 +69,7 @@ def relative_attention(q_VNLD: Tensor, k_VNLD: Tensor, v_VNLD: Tensor, rows_HKD:
     if q_VNLD.device.type == "cpu" and q_VNLD.shape[2] >= MIN_HEADWISE and not torch.is_grad_enabled():
         return _attend_by_heads(q_VNLD, k_VNLD, v_VNLD, rows_HKD, columns_WKD)
     q_VNHWD = q_VNLD.unflatten(2, (height, width))
-    # The kernel scales every score, the bias among them, so the tables are divided by the scale beforehand.
+    # The kernel scales every score including the bias, so the tables are divided by the scale first.
     bias_rows = torch.einsum("vnhwd,hkd->vnhwk", q_VNHWD, rows_HKD / scale).flatten(2, 3)
     bias_columns = torch.einsum("vnhwd,wkd->vnhwk", q_VNHWD, columns_WKD / scale).flatten(2, 3)
     extra = height + width
@@ -77,13 +77,13 @@ def relative_attention(q_VNLD: Tensor, k_VNLD: Tensor, v_VNLD: Tensor, rows_HKD:
     one_hot_LK = _one_hot_positions(height, width, padding, k_VNLD)
     q = torch.cat((q_VNLD, bias_rows, bias_columns, q_VNLD.new_zeros((*q_VNLD.shape[:3], padding))), dim=-1)
     k = torch.cat((k_VNLD, one_hot_LK.expand(*k_VNLD.shape[:2], -1, -1)), dim=-1)
-    # Flash kernels take one head width for all three; without them the scores would be written after all.
+    # Flash kernels take one head width for all three; other kernels would store the scores.
     v = F.pad(v_VNLD, (0, extra + padding))
     return F.scaled_dot_product_attention(q, k, v, scale=scale)[..., :head_dim]
 
 
 def _attend_by_heads(q_VNLD: Tensor, k_VNLD: Tensor, v_VNLD: Tensor, rows_HKD: Tensor, columns_WKD: Tensor) -> Tensor:
-    """See `relative_attention`; not for training."""
+    """`relative_attention` on a CPU, without gradients."""
     height, width, head_dim = rows_HKD.shape[0], columns_WKD.shape[0], q_VNLD.shape[-1]
     q_VNHWD = q_VNLD.unflatten(2, (height, width))
     bias_rows = torch.einsum("vnhwd,hkd->vnhwk", q_VNHWD, rows_HKD).flatten(0, 1).flatten(1, 2)
@@ -101,7 +101,7 @@ def _attend_by_heads(q_VNLD: Tensor, k_VNLD: Tensor, v_VNLD: Tensor, rows_HKD: T
 
 
 def _one_hot_positions(height: int, width: int, padding: int, like: Tensor) -> Tensor:
-    """Give each position a one-hot of its row beside one of its column: `[L, height + width + padding]`."""
+    """For each position a one-hot of its row and one of its column: `[L, height + width + padding]`."""
     rows = torch.eye(height, dtype=like.dtype, device=like.device).repeat_interleave(width, dim=0)
     columns = torch.eye(width, dtype=like.dtype, device=like.device).repeat(height, 1)
     return F.pad(torch.cat((rows, columns), dim=-1), (0, padding))

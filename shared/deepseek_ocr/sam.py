@@ -16,7 +16,7 @@ from shared.deepseek_ocr.relative_attention import relative_attention, relative_
 
 
 class SamEncoder(nn.Module):
-    """A view's pixels to a grid of tokens, `downsample` patches wide each."""
+    """Encodes a view's pixels as a grid of tokens, each `downsample` patches wide."""
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
@@ -40,10 +40,10 @@ class SamEncoder(nn.Module):
         """Encode views of one size.
 
         Args:
-            pixels_VCHW: `[-1, 1]`, height and width multiples of the patch.
+            pixels_VCHW: in `[-1, 1]`; height and width are multiples of the patch size.
 
         Returns:
-            `[V, C, h, w]` with the second downsample channels as C.
+            `[V, C, h, w]`, C from the last downsample convolution.
         """
         x_VHWC = self.patch_embed(pixels_VCHW)
         x_VHWC = x_VHWC + resize_positions(self.pos_embed, x_VHWC.shape[1], x_VHWC.shape[2])
@@ -53,7 +53,7 @@ class SamEncoder(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Pixels to patch embeddings: one patchify convolution, or a stack of small ones."""
+    """Embeds patches of pixels: one patchify convolution, or a stack of small ones."""
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class SamBlock(nn.Module):
         self.mlp = SamMlp(config.hidden_size, int(config.hidden_size * config.mlp_ratio))
 
     def forward(self, x_VHWC: Tensor) -> Tensor:
-        """One layer over views of one size."""
+        """Apply the layer to views of one size."""
         attended = self.norm1(x_VHWC)
         if self.window_size:
             height, width = x_VHWC.shape[1:3]
@@ -151,7 +151,7 @@ def split_windows(x_VHWC: Tensor, size: int) -> Tensor:
     """Cut views into square windows, padded with zeros at the right and bottom.
 
     Args:
-        x_VHWC: views.
+        x_VHWC: grids of patches.
         size: side of a window, in patches.
 
     Returns:
@@ -168,7 +168,7 @@ def join_windows(windows: Tensor, size: int, height: int, width: int) -> Tensor:
     """Undo `split_windows`.
 
     Args:
-        windows: its result.
+        windows: `[V * windows, size, size, C]`, in reading order.
         size: side of a window, in patches.
         height: patches down a view.
         width: patches across a view.
@@ -185,12 +185,12 @@ def resize_positions(positions_1HWC: Tensor, height: int, width: int) -> Tensor:
     """Interpolate stored position embeddings to another grid.
 
     Args:
-        positions_1HWC: as stored.
-        height: wanted rows.
-        width: wanted columns.
+        positions_1HWC: the stored embeddings.
+        height: rows of the other grid.
+        width: columns of the other grid.
 
     Returns:
-        `[1, height, width, C]`, the stored tensor itself where the sizes agree.
+        `[1, height, width, C]`; the stored tensor itself if the size is the same.
 
     Source:
         `get_abs_pos_sam` of deepseek-ai/DeepSeek-OCR: antialiased bicubic, in float32.

@@ -1,7 +1,7 @@
 """Text to token ids and back, for byte-level tokenizers of the DeepSeek-OCR family and for nano's.
 
-Owns which ids are special and who may write them. Knows `tokenizers` and the prompts' trusted parts, nothing of
-models; a checkpoint's `config.json` reaches it as plain numbers.
+Owns which ids are special, and which texts may produce them. Knows `tokenizers` and the prompts' trusted parts, but no
+models; ids from a checkpoint's `config.json` are passed in as numbers.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _ROLES = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD, "image_
 
 
 class TokenizerError(ValueError):
-    """A tokenizer.json that this family cannot use; the message says what it lacks."""
+    """A tokenizer.json that this family cannot use; the message says what is missing."""
 
 
 class OcrTokenizer:
-    """A `tokenizers.Tokenizer` that knows pages, and keeps special tokens from users' texts.
+    """A `tokenizers.Tokenizer` for pages that never makes special tokens from users' texts.
 
     Args:
-        backend: A byte-level tokenizer whose vocabulary holds the public special tokens.
-        overrides: Ids by the names of config.json (`bos_token_id`, `eos_token_id`, `pad_token_id`,
-            `image_token_id`) that go before a look-up by string; other keys are ignored.
+        backend: A byte-level tokenizer whose vocabulary has the public special tokens.
+        overrides: Ids by their names in config.json (`bos_token_id`, `eos_token_id`, `pad_token_id`,
+            `image_token_id`), used instead of a look-up by string; other keys are ignored.
 
     Attributes:
         bos_id: Starts every sequence.
@@ -68,8 +68,8 @@ class OcrTokenizer:
         """Read a tokenizer.json.
 
         Args:
-            path: The file.
-            overrides: As for the class.
+            path: In the format of `tokenizers`.
+            overrides: Ids by their names in config.json, see the class.
 
         Returns:
             The tokenizer.
@@ -92,20 +92,20 @@ class OcrTokenizer:
 
     @property
     def added_ids(self) -> frozenset[int]:
-        """Ids that a user's text never becomes."""
+        """Ids that `encode_plain` never returns."""
         return frozenset(self._added)
 
     def token_id(self, token: str) -> int:
-        """Id of a token by its string.
+        """Look up a token's id.
 
         Args:
-            token: As the vocabulary writes it, such as `<|ref|>`.
+            token: Its string in the vocabulary, such as `<|ref|>`.
 
         Returns:
             The id.
 
         Raises:
-            TokenizerError: The vocabulary lacks it.
+            TokenizerError: The vocabulary does not have it.
         """
         found = self._backend.token_to_id(token)
         if found is None:
@@ -113,17 +113,17 @@ class OcrTokenizer:
         return found
 
     def encode_prompt(self, plan: ViewPlan, prompt: str) -> list[int]:
-        """Ids of a page and the question about it: bos, the image's placeholders, then the prompt's text.
+        """Ids of a page and its prompt: bos, the image's placeholders, then the prompt's text.
 
-        Special strings count in the public prompts' own words alone; in a query, or in a prompt of a user's making,
+        Special strings are recognised only in the words of the public prompts; in a query, or in a user's own prompt,
         they are plain text.
 
         Args:
-            plan: The page's views.
-            prompt: Text after the image, from `shared.contract.prompts.prompt_for` or anything else.
+            plan: Views of the page.
+            prompt: Text after the image, from `shared.contract.prompts.prompt_for` or written by a user.
 
         Returns:
-            The sequence that the model reads first.
+            Input ids for the prefill.
         """
         ids = [self.bos_id] + [self.image_id] * plan.num_vision_tokens
         for part in split_prompt(prompt):
@@ -135,18 +135,18 @@ class OcrTokenizer:
         return _encode(self._backend, text)
 
     def encode_plain(self, text: str) -> list[int]:
-        """Ids of anybody's text; never a special token, whatever the text says."""
+        """Ids of untrusted text; never special tokens, whatever the text contains."""
         return _encode(self._plain_backend, text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of an answer: `<|ref|>` and kin stay, bos, eos, pad and image placeholders go.
+        """Text of an answer, with `<|ref|>` and similar tokens but without bos, eos, pad and image placeholders.
 
-        Bytes that are not UTF-8 become U+FFFD; ids outside the vocabulary become nothing.
+        Bytes that are not UTF-8 become U+FFFD; ids outside the vocabulary are skipped.
         """
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """UTF-8 that an id adds to an answer; may be part of a character."""
+        """The UTF-8 bytes that an id adds to an answer, perhaps only a part of a character."""
         if token_id in self._silent:
             return b""
         added = self._added.get(token_id)
@@ -157,12 +157,12 @@ class OcrTokenizer:
 
     @cached_property
     def _plain_backend(self) -> Tokenizer:
-        """The same tokenizer without its added tokens: their strings are then ordinary characters."""
+        """The same tokenizer without its added tokens, whose strings are then ordinary characters."""
         return Tokenizer.from_str(json.dumps({**self._definition, "added_tokens": [], "post_processor": None}))
 
 
 def _role_id(backend: Tokenizer, role: str, overrides: Mapping[str, int | None]) -> int:
-    """Id of a role: config.json's where it names one of the vocabulary, else that of the public string."""
+    """Id of a role: from config.json if it names one, otherwise that of the public string."""
     override = overrides.get(role)
     if override is not None:
         if backend.id_to_token(override) is None:
@@ -175,15 +175,15 @@ def _role_id(backend: Tokenizer, role: str, overrides: Mapping[str, int | None])
 
 
 def _encode(backend: Tokenizer, text: str) -> list[int]:
-    """Ids of a text; halves of surrogate pairs, which JSON can smuggle in and UTF-8 cannot hold, become `?`."""
+    """Ids of a text. Lone surrogates, which JSON can contain but UTF-8 cannot, become `?`."""
     return backend.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids
 
 
 @lru_cache(maxsize=1)
 def _byte_alphabet() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary stands for (GPT-2's table).
+    """The byte for each character of a byte-level vocabulary (GPT-2's table).
 
-    Printable Latin-1 stands for itself; the other 68 bytes are the characters from U+0100 on, in order.
+    Printable Latin-1 characters are their own bytes; the other 68 bytes are the characters from U+0100 on, in order.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in printable]
@@ -191,7 +191,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 def _from_byte_alphabet(token: str) -> bytes:
-    """Bytes of a byte-level token; a token with any other character is text as it stands."""
+    """Bytes of a byte-level token; a token with any other character is encoded as UTF-8."""
     alphabet = _byte_alphabet()
     if all(character in alphabet for character in token):
         return bytes(alphabet[character] for character in token)

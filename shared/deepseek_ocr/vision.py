@@ -1,7 +1,7 @@
 """Assembles the encoded views of a page into its sequence of embeddings.
 
 Owns the order of vision tokens: tiles in reading order as one grid, then the global view, then the separator, with a
-line-break embedding after each row. Knows nothing of text or of how views were cut from an image.
+line-break embedding after each row. Knows nothing of text, or of how views are cut from an image.
 
 Shape letters: V views, T tiles of a page, H and W pixels, C colours, N tokens of a view, D decoder width, L tokens.
 """
@@ -18,17 +18,17 @@ PIXEL_SCALE = 127.5
 
 
 def normalise_views(views_VHWC: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bring pixels into the encoder's range and layout.
+    """Convert pixels to the encoder's range and layout.
 
     Args:
         views_VHWC: uint8, RGB.
-        dtype: the encoder's.
+        dtype: of the encoder's weights.
 
     Returns:
         `[V, C, H, W]` in `[-1, 1]`, channels last in memory.
 
     Raises:
-        ValueError: Pixels of another type or layout.
+        ValueError: The pixels have another type or layout.
     """
     if views_VHWC.dtype != torch.uint8 or views_VHWC.ndim != 4 or views_VHWC.shape[-1] != 3:
         raise ValueError(f"views must be uint8 [V, H, W, 3], got {views_VHWC.dtype} {list(views_VHWC.shape)}")
@@ -37,7 +37,7 @@ def normalise_views(views_VHWC: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def tile_grid(tokens_TND: Tensor, columns: int, rows: int) -> Tensor:
-    """Lay the tokens of tiles out as one grid over the page.
+    """Arrange the tokens of all tiles as one grid over the page.
 
     Args:
         tokens_TND: tiles in reading order; the tokens of each form a square.
@@ -48,7 +48,7 @@ def tile_grid(tokens_TND: Tensor, columns: int, rows: int) -> Tensor:
         `[rows * side, columns * side, D]`.
 
     Raises:
-        ValueError: The number of tiles is not `columns * rows`, or a tile's tokens form no square.
+        ValueError: The number of tiles is not `columns * rows`, or a tile's tokens do not form a square.
     """
     tiles, tokens, width = tokens_TND.shape
     side = math.isqrt(tokens)
@@ -59,7 +59,7 @@ def tile_grid(tokens_TND: Tensor, columns: int, rows: int) -> Tensor:
 
 
 def end_rows(grid_HWD: Tensor, line_break_D: Tensor) -> Tensor:
-    """Put the line break after each row and flatten: `[H * (W + 1), D]`."""
+    """Add the line break after each row and flatten: `[H * (W + 1), D]`."""
     breaks = line_break_D.to(grid_HWD.dtype).expand(grid_HWD.shape[0], 1, -1)
     return torch.cat((grid_HWD, breaks), dim=1).flatten(0, 1)
 
@@ -73,7 +73,7 @@ def assemble_page(
     line_break_D: Tensor,
     separator_D: Tensor,
 ) -> Tensor:
-    """Join the tokens of a page's views in the order that the decoder was trained on.
+    """Join the tokens of a page's views in the order in which the decoder was trained.
 
     Args:
         global_tokens_ND: tokens of the global view.

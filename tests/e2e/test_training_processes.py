@@ -34,7 +34,8 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(tmp_path):
     assert len(events(tmp_path / "run", "evaluate")) == 1
 
 
-def test_sigterm_ends_the_program_with_a_checkpoint_and_its_own_status(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_program_with_a_checkpoint_and_its_own_status(tmp_path, number):
     write_checkpoint(tmp_path / "model")
     write_words(tmp_path / "words", 24)
     process = start_small(tmp_path, "--max-steps", "2000", "--eval-steps", "2000")
@@ -44,9 +45,10 @@ def test_sigterm_ends_the_program_with_a_checkpoint_and_its_own_status(tmp_path)
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < end
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143, errors
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
     assert "--resume continues from there" in errors
     (newest, _) = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
     assert newest is not None

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +18,7 @@ from peft import LoraConfig, get_peft_model
 from benchmarks import demo_loop
 from benchmarks.demo_loop import DemoError, Loop, run, wait_served
 from shared.deepseek_ocr.checkpoint import save_checkpoint
+from tests.support.programs import ROOT
 from tests.support.service import page_image
 from tests.support.tiny_model import tiny_model
 from trainer.nano.corpus.tokenizer import train_tokenizer
@@ -82,3 +89,32 @@ def test_a_refused_adapter_is_told_with_its_reason(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(demo_loop, "_get", lambda _: listed)
     with pytest.raises(DemoError, match="the service refused few: not_better"):
         wait_served("http://127.0.0.1:1", "few")
+
+
+def members(group: int) -> list[str]:
+    """Command lines of a process group; one that has ended and waits to be reaped has none."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(folder.name)) == group:
+                found.append((folder / "cmdline").read_text().replace("\0", " "))
+    return [line for line in found if line]
+
+
+def test_ctrl_c_ends_the_program_with_one_line_and_leaves_no_service() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "benchmarks/demo_loop.py"], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stderr is not None
+    shown = ""
+    while not shown.startswith("ready at "):
+        shown = process.stderr.readline()
+        assert shown, process.wait()
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.endswith("\ninterrupted; nothing is kept without --keep\n")
+    ends_s = time.monotonic() + 10
+    while left := members(process.pid):
+        assert time.monotonic() < ends_s, left
+        time.sleep(0.05)

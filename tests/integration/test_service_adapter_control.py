@@ -77,6 +77,14 @@ async def test_a_pin_holds_whatever_is_published_until_it_is_lifted() -> None:
         await live.serves("invoices", 3)
 
 
+async def test_a_command_in_the_query_string_is_refused_and_does_nothing() -> None:
+    async with live_service() as live:
+        await two_versions(live)
+        answer = await live.order("invoices/pin?version=1", version=2)
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_field")
+        assert (await live.order("invoices/pin", version=2)).json()["pinned"] == 2
+
+
 async def test_refusing_a_version_that_is_not_in_use_keeps_it_out() -> None:
     async with live_service() as live:
         live.publish(seed=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -161,3 +162,23 @@ def test_image_process_that_cannot_import_ends_the_service_with_one_line(tmp_pat
     assert ended.returncode == EXIT_ENGINE_FAILED
     assert "an image process did not start: ImportError: no libpdfium.so" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_interrupted_reading_says_how_far_it_came(tmp_path: Path) -> None:
+    (tmp_path / "page.png").write_bytes(png())
+    (tmp_path / "empty.png").write_bytes(b"")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service", "ocr", "empty.png", "page.png"],
+        cwd=tmp_path,
+        env=environment(ENGINE="fake", FAKE_STEP_MS="60000", IMAGE_WORKERS="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    first = process.stderr.readline()
+    assert first.startswith("empty.png: ")
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output) == (130, "")
+    assert errors == "\nInterrupted. Files printed: 1 of 2.\n"

@@ -179,7 +179,8 @@ async def test_bad_files_get_their_code_and_leak_nothing() -> None:
         ({"pages": "2"}, 422, "page_out_of_range", None),
         ({"pages": "1-17"}, 422, "too_many_pages", None),
         ({"stream": "secret"}, 422, "invalid_field", "stream"),
-        ({"top_p": "1"}, 422, "invalid_field", ""),
+        ({"top_p": "1"}, 422, "invalid_field", "top_p"),
+        ({"<b>secret": "1"}, 422, "invalid_field", ""),
         ({"temperature": "2.1"}, 422, "invalid_field", "temperature"),
         ({"temperature": "-0.1"}, 422, "invalid_field", "temperature"),
         ({"temperature": "nan"}, 422, "invalid_field", "temperature"),
@@ -219,12 +220,127 @@ async def test_bodies_that_are_no_form() -> None:
         assert await post_raw(service, b"nonsense", form) == (400, "malformed_body")
         assert await post_raw(service, b"", form) == (422, "invalid_field")
         assert await post_raw(service, field + b"--b--\r\n", form) == (422, "invalid_field")
-        assert await post_raw(service, (part + b"1\r\n") * 2 + b"--b--\r\n", form) == (400, "malformed_body")
+        assert await post_raw(service, (part + b"1\r\n") * 2 + b"--b--\r\n", form) == (422, "invalid_field")
         assert await post_raw(service, field * (MAX_FIELDS + 1) + part + b"--b--\r\n", form) == (400, "malformed_body")
         assert await post_raw(service, field * 2 + part + b"\r\n--b--\r\n", form) == (422, "invalid_field")
         long = field.replace(b"free", b"x" * 17_000)
         assert await post_raw(service, long + b"--b--\r\n", form) == (400, "malformed_body")
         assert service.services.gate.num_waiting + service.services.gate.num_running == 0
+
+
+FORM = "multipart/form-data; boundary=b"
+
+
+def part(disposition: bytes, value: bytes) -> bytes:
+    return b"--b\r\nContent-Disposition: form-data; " + disposition + b"\r\n\r\n" + value + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (part(b'name="file"; filename="a"', b"1") * 2, "file"),
+        (part(b'name="file"; filename="a"', b"1") + part(b'name="other"; filename="b"', b"1"), "other"),
+        (part(b'name="file"; filename="a"', b"1") + part(b'name="task"; filename="b"', b"free"), "task"),
+        (part(b'name="file"', b"text"), "file"),
+        (part(b'name="task"', b"free") * 12 + part(b'name="file"; filename="a"', b"1"), "task"),
+        (part(b'name="task"', b"") * 2 + part(b'name="file"; filename="a"', b"1"), "task"),
+    ],
+)
+async def test_a_form_with_a_part_too_many_or_misplaced_is_told_which(body: bytes, field: str) -> None:
+    async with running_service() as service:
+        response = await service.client.post("/ocr", content=body + b"--b--\r\n", headers={"content-type": FORM})
+    problem = response.json()
+    assert (response.status_code, problem["code"], problem["field"]) == (422, "invalid_field", field)
+
+
+async def test_a_body_that_was_cut_off_is_told_apart_from_a_missing_file() -> None:
+    whole = part(b'name="file"; filename="a"', png()) + b"--b--\r\n"
+    async with running_service() as service:
+        for length in (len(whole) - 8, len(whole) // 2, 20):
+            response = await service.client.post("/ocr", content=whole[:length], headers={"content-type": FORM})
+            assert (response.status_code, response.json()["code"]) == (400, "malformed_body"), length
+            assert response.json()["reason"] == "the body ends before its closing boundary"
+
+
+async def test_an_extended_file_name_alone_makes_a_file() -> None:
+    body = part(b"name=\"file\"; filename*=utf-8''M%C3%BCller.png", png()) + b"--b--\r\n"
+    async with running_service() as service:
+        assert (await service.client.post("/ocr", content=body, headers={"content-type": FORM})).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/ocr", "/api/ocr/run"])
+async def test_options_in_the_query_string_do_what_they_do_in_the_form(path: str) -> None:
+    files = {"file": ("page.png", png())}
+    async with running_service() as service:
+        await service.client.post(f"{path}?task=locate&mode=small&max_new_tokens=3", files=files, data={"query": "sum"})
+        request = service.engine.submitted[-1]
+        assert (request.prompt, request.params.max_new_tokens) == (prompt_for(Task.LOCATE, "sum"), 3)
+        assert request.page.plan.mode == "small"
+        missing = await service.client.post(f"{path}?model_id=nosuch", files=files)
+        assert (missing.status_code, missing.json()["code"]) == (404, "model_not_found")
+        stream = await service.client.post(f"{path}?stream=true", files=files)
+        assert stream.headers["content-type"].startswith("text/event-stream")
+
+
+@pytest.mark.parametrize(
+    ("url", "field", "near"),
+    [
+        ("/ocr?model=nano", "model", "model_id"),
+        ("/ocr?Task=free", "Task", "task"),
+        ("/ocr?max_tokens=9", "max_tokens", "max_new_tokens"),
+        ("/ocr?page=2", "page", "pages"),
+        ("/ocr?zzz=1", "zzz", None),
+        ("/ocr?%3Cb%3Esecret=1", "", None),
+        ("/ocr?file=a.png", "file", None),
+        ("/ocr?task=free&task=free", "task", None),
+        ("/ocr?mode=secret", "mode", None),
+    ],
+)
+async def test_wrong_options_in_the_query_string_are_named(url: str, field: str, near: str | None) -> None:
+    async with running_service() as service:
+        response = await service.client.post(url, files={"file": ("page.png", png())})
+    problem = response.json()
+    assert (response.status_code, problem["code"], problem["field"]) == (422, "invalid_field", field)
+    assert problem.get("did_you_mean") == near
+    assert not [leak for leak in LEAKS if leak in response.text]
+
+
+async def test_an_option_in_both_places_is_refused() -> None:
+    async with running_service() as service:
+        response = await service.client.post("/ocr?task=free", files={"file": ("a.png", png())}, data={"task": "free"})
+    assert (response.status_code, response.json()["field"]) == (422, "task")
+    assert response.json()["expected"] == "to be sent once"
+
+
+async def test_a_file_under_another_name_is_told_the_right_one() -> None:
+    async with running_service() as service:
+        response = await service.client.post("/ocr", files={"image": ("page.png", png())})
+    assert (response.json()["field"], response.json()["did_you_mean"]) == ("image", "file")
+
+
+async def test_nothing_redirects_a_document_to_another_address() -> None:
+    headers = {"x-forwarded-proto": "https", "host": "ocr.example.com"}
+    async with running_service() as service:
+        for path in ("/ocr/", "/api/ocr/run/", "/readyz/", "/v1/models/"):
+            for method in ("GET", "POST"):
+                response = await service.client.request(method, path, headers=headers)
+                assert (response.status_code, response.json()["code"]) == (404, "not_found"), path
+                assert "location" not in response.headers
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics", "/v1/models", "/", "/adapters"])
+async def test_head_is_a_get_without_its_body(path: str) -> None:
+    async with running_service() as service:
+        head, get = await service.client.head(path), await service.client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
+async def test_head_says_that_a_service_that_drains_is_not_ready() -> None:
+    async with running_service() as service:
+        service.services.gate.drain()
+        assert (await service.client.head("/readyz")).status_code == 503
+        assert (await service.client.head("/ocr")).status_code == 405
 
 
 async def test_text_under_the_files_name_is_no_file() -> None:

@@ -159,30 +159,61 @@ def test_sigterm_finishes_what_is_inside_and_turns_the_rest_away() -> None:
         assert server.process.wait(timeout=20) in (0, -signal.SIGTERM)
 
 
-def test_second_signal_does_not_wait() -> None:
+def children_of(pid: int) -> list[str]:
+    return [child for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+
+
+def wait_gone(children: list[str]) -> None:
+    deadline_s = time.monotonic() + 5
+    while any(Path(f"/proc/{child}/exe").exists() for child in children):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+def is_draining(server: ServerProcess) -> bool:
+    try:
+        return httpx.get(f"{server.url}/readyz").status_code == 503
+    except httpx.TransportError:
+        return True  # it has stopped listening
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_second_signal_does_not_wait(first: signal.Signals) -> None:
     with running_server(FAKE_STEP_MS="60000") as server:
         body, content_type = form_body(png())
         with server.connect() as connection:
             connection.sendall(head(len(body), content_type) + body)
             server.wait_metric("deepsynth_sequences_running", 1)
-            server.process.send_signal(signal.SIGTERM)
+            children = children_of(server.process.pid)
+            server.process.send_signal(first)
+            deadline_s = time.monotonic() + 5
+            while not is_draining(server):
+                assert time.monotonic() < deadline_s
             server.process.send_signal(signal.SIGINT)
-            server.process.wait(timeout=10)
+            assert server.process.wait(timeout=5) == 130
+        log = server.log.read_text()
+        assert log.endswith("\nStopped at once; requests cut off: 1.\n")
+        assert "Traceback" not in log
+        wait_gone(children)
 
 
 def test_no_process_is_left_when_the_service_is_killed() -> None:
     with running_server() as server:
-        tasks = Path(f"/proc/{server.process.pid}/task").glob("*/children")
-        children = [child for task in tasks for child in task.read_text().split()]
+        children = children_of(server.process.pid)
         assert children
         server.stop(signal.SIGKILL)
-        deadline_s = time.monotonic() + 5
-        while any(Path(f"/proc/{child}/exe").exists() for child in children):
-            assert time.monotonic() < deadline_s
-            time.sleep(0.02)
+        wait_gone(children)
 
 
 def test_start_says_how_to_try_it() -> None:
     with running_server() as server:
         assert f"curl -F file=@docs/samples/sample-block.png {server.url}/ocr" in server.log.read_text()
         assert f"{server.url}/\n" in server.log.read_text()
+
+
+def test_head_through_a_real_server_keeps_the_connection_usable(server: ServerProcess) -> None:
+    with httpx.Client(base_url=server.url) as client:
+        for path in ("/livez", "/readyz", "/metrics", "/"):
+            head, get = client.head(path), client.get(path)
+            assert (head.status_code, head.content, get.status_code) == (200, b"", 200)
+            assert get.content

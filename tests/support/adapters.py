@@ -19,6 +19,7 @@ from shared.contract.manifest import (
     TrainingData,
 )
 from shared.contract.publication import Announcement
+from shared.contract.refusals import Reason
 from shared.contract.volume import CONFIG_FILE, WEIGHTS_FILE
 
 BASE = BaseIdentity(model_id="nano", revision="ab" * 32)
@@ -87,6 +88,47 @@ def peft_config(rank: int = 4, **changes: object) -> dict[str, Any]:
         "use_dora": False,
         "use_rslora": False,
     } | changes
+
+
+def _config_bytes(**changes: object) -> bytes:
+    return json.dumps(peft_config(**changes)).encode()
+
+
+REFUSED_CONFIGS: dict[str, tuple[bytes, Reason]] = {
+    "cut": (_config_bytes()[:-1], Reason.CONFIG_NOT_JSON),
+    "a list": (b"[]", Reason.CONFIG_NOT_JSON),
+    "a key twice": (_config_bytes()[:-1] + b', "r": 4}', Reason.CONFIG_NOT_JSON),
+    "not a number": (_config_bytes(lora_alpha=float("nan")), Reason.CONFIG_NOT_JSON),
+    "another kind": (_config_bytes(peft_type="LOHA"), Reason.NOT_LORA),
+    "no kind": (_config_bytes(peft_type=None), Reason.NOT_LORA),
+    "DoRA": (_config_bytes(use_dora=True), Reason.DORA),
+    "whole modules": (_config_bytes(modules_to_save=["lm_head"]), Reason.MODULES_TO_SAVE),
+    "biases": (_config_bytes(bias="all"), Reason.UNSUPPORTED_OPTION),
+    "ranks by pattern": (_config_bytes(rank_pattern={"q_proj": 8}), Reason.UNSUPPORTED_OPTION),
+    "alphas by pattern": (_config_bytes(alpha_pattern={"q_proj": 8}), Reason.UNSUPPORTED_OPTION),
+    "layers twice": (_config_bytes(layer_replication=[[0, 2]]), Reason.UNSUPPORTED_OPTION),
+    "tokens": (_config_bytes(trainable_token_indices=[1]), Reason.UNSUPPORTED_OPTION),
+    "bias of B": (_config_bytes(lora_bias=True), Reason.UNSUPPORTED_OPTION),
+    "transposed weights": (_config_bytes(fan_in_fan_out=True), Reason.UNSUPPORTED_OPTION),
+    "QALoRA": (_config_bytes(use_qalora=True), Reason.UNSUPPORTED_OPTION),
+    "aLoRA": (_config_bytes(alora_invocation_tokens=[1, 2]), Reason.UNSUPPORTED_OPTION),
+    "an option of the future": (_config_bytes(use_xlora=True), Reason.UNSUPPORTED_OPTION),
+    "PiSSA": (_config_bytes(init_lora_weights="pissa_niter_4"), Reason.UNSUPPORTED_OPTION),
+    "OLoRA": (_config_bytes(init_lora_weights="olora"), Reason.UNSUPPORTED_OPTION),
+    "no rank": (_config_bytes(r=None), Reason.CONFIG_INVALID),
+    "a rank in letters": (_config_bytes(r="4"), Reason.CONFIG_INVALID),
+    "a rank of zero": (_config_bytes(r=0), Reason.CONFIG_INVALID),
+    "no alpha": (_config_bytes(lora_alpha=None), Reason.CONFIG_INVALID),
+    "an alpha of zero": (_config_bytes(lora_alpha=0), Reason.CONFIG_INVALID),
+    "a negative alpha": (_config_bytes(lora_alpha=-8), Reason.CONFIG_INVALID),
+    "a huge alpha": (_config_bytes(lora_alpha=1e7), Reason.CONFIG_INVALID),
+    "rsLoRA in letters": (_config_bytes(use_rslora="yes"), Reason.CONFIG_INVALID),
+    "a base of numbers": (_config_bytes(base_model_name_or_path=7), Reason.CONFIG_INVALID),
+    "no targets": (_config_bytes(target_modules=None), Reason.CONFIG_INVALID),
+    "an empty list of targets": (_config_bytes(target_modules=[]), Reason.CONFIG_INVALID),
+    "targets of numbers": (_config_bytes(target_modules=[1]), Reason.CONFIG_INVALID),
+}
+"""Configs that no reader takes, and why. `target_parameters` is not among them, as the engine takes it."""
 
 
 def write_peft(

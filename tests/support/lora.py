@@ -14,7 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from service.engine.lora.files import AdapterFiles
+from shared.contract.peft_config import parse_config
+from shared.contract.volume import CONFIG_FILE, WEIGHTS_FILE
 from shared.deepseek_ocr.moe import MixtureOfExperts
+from tests.support.adapters import peft_config
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
@@ -55,7 +58,6 @@ def random_adapter(
         Tensors and config.
     """
     generator = torch.Generator().manual_seed(seed)
-    alpha = 2 * rank
     tensors: dict[str, Tensor] = {}
     for name, module in adapted_modules(model, targets).items():
         outputs, inputs = module.weight.shape
@@ -73,8 +75,8 @@ def random_adapter(
             )
             tensors[f"base_model.model.{name}.lora_A.weight"] = a
             tensors[f"base_model.model.{name}.lora_B.weight"] = b * size
-    values = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "bias": "none", "target_modules": sorted(targets)}
-    return AdapterFiles(tensors, values | config)
+    values = peft_config(rank, **({"lora_alpha": 2 * rank, "target_modules": sorted(targets)} | config))
+    return AdapterFiles(tensors, parse_config(json.dumps(values).encode()))
 
 
 def _expert_weights(model: Any, form: str) -> dict[str, Tensor]:
@@ -100,8 +102,9 @@ def _expert_weights(model: Any, form: str) -> dict[str, Tensor]:
 def merged(model: Any, files: AdapterFiles) -> Any:
     """A copy of the model with the adapter added to its weights."""
     result = copy.deepcopy(model)
-    rank = files.config["r"]
-    scaling = files.config["lora_alpha"] / (math.sqrt(rank) if files.config.get("use_rslora") else rank)
+    values = files.config.values
+    rank = values["r"]
+    scaling = values["lora_alpha"] / (math.sqrt(rank) if values["use_rslora"] else rank)
     modules = {f"base_model.model.{name}": module.weight for name, module in adapted_modules(result).items()}
     with torch.no_grad():
         for form in ("down", "gate_up", "stacked", "each"):
@@ -126,8 +129,8 @@ def write_files(folder: Path, files: AdapterFiles) -> Path:
     """A PEFT folder with these tensors and this config."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in files.tensors.items()}
-    save_file(tensors, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps(dict(files.config)), encoding="utf-8")
+    save_file(tensors, folder / WEIGHTS_FILE)
+    (folder / CONFIG_FILE).write_text(json.dumps(files.config.values), encoding="utf-8")
     return folder
 
 

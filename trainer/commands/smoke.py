@@ -55,6 +55,8 @@ def run_smoke(run_command: Callable[[Sequence[str]], int], options: argparse.Nam
         sys.stderr.write(f"\n$ python -m trainer {shlex.join(words)}\n")
         sys.stderr.flush()
         status = run_command(words)
+        if status > 128:
+            sys.exit(status)  # a signal ended the step, which has said what is kept
         if status:
             raise TrainingError(
                 TrainingCode.STEP_FAILED, f"`trainer {words[0]}` ended with status {status}", "see its error above"

@@ -1,8 +1,8 @@
 """From a trained adapter and two evaluations to a published version, or to the reasons why not.
 
-Owns what the trainer demands of an adapter before it goes out: that base and adapter read the same pages in the same
-way, on the weights in question, and that the adapter is better by the stated margins. How a version gets onto the
-volume is `shared.contract.publication`'s. Knows no flags and no model.
+Owns what the trainer requires of an adapter before it is published: that base and adapter read the same pages in the
+same way, with the same weights, and that the adapter is better by the given margins. `shared.contract.publication`
+writes the version to the volume. Knows no flags and no model.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ from trainer.evaluation.results import (
 
 DISTRIBUTION = "deepsynth-ocr"
 RUN_FILE = "run.json"
-"""Of a training run: its options, its data and its versions."""
+"""Record of a training run: its options, its data and its versions."""
 MIN_IMPROVEMENT_RATIO = 0.05
-"""Share of the base's character errors that must go: less than that is within what other pages would give."""
+"""Share of the base's character errors that must disappear; a smaller change may be due to the choice of pages."""
 MAX_TIER_LOSS = 0.01
-"""What any kind of page may lose: one point of CER."""
+"""Largest increase of the CER of any kind of page: one percentage point."""
 _ASKED_KEYS = ("task", "mode", "max_new_tokens")
 _WEIGHT_SUFFIX = ".weight"
 _LINEAR_DIMENSIONS = 2
 
 
 class PublicationError(ValueError):
-    """Records or flags that do not belong together; the message says which and what to do."""
+    """Records or flags that do not match; the message says which, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Margins:
-    """How much better is better."""
+    """How much better than the base an adapter must be."""
 
     min_improvement_ratio: float = MIN_IMPROVEMENT_RATIO
     max_tier_loss: float = MAX_TIER_LOSS
@@ -65,7 +65,7 @@ class Margins:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One reader's part of a record."""
+    """One reader's results from a record, and the pages they are about."""
 
     sets: tuple[SetRecord, ...]
     reader: ReaderResult
@@ -75,20 +75,20 @@ def measurements(record: EvaluationResult, base_record: EvaluationResult | None)
     """Find base and adapter in records.
 
     Args:
-        record: Of the adapter, and of the base beside it where no other record is given.
-        base_record: Of the base model alone.
+        record: Has the adapter's results, and the base's too if `base_record` is None.
+        base_record: Has the base model's results only.
 
     Returns:
-        The base's figures and the adapter's.
+        The base's results and the adapter's.
 
     Raises:
-        PublicationError: One of them is not there, or the base's record is about an adapter.
+        PublicationError: One of them is missing, or the base's record is about an adapter.
     """
     if base_record is None:
         base, adapter = record.base, record.adapter
         if base is None or adapter is None:
             raise PublicationError(
-                "the record does not hold base and adapter both: `evaluate --adapter` writes one that does, or give "
+                "the record does not have both base and adapter: `evaluate --adapter` writes one that does, or give "
                 "the base's own with --base-evaluation"
             )
         return Measurement(record.sets, base), Measurement(record.sets, adapter)
@@ -99,18 +99,18 @@ def measurements(record: EvaluationResult, base_record: EvaluationResult | None)
 
 
 def compare(base: Measurement, adapter: Measurement, margins: Margins) -> Evaluation:
-    """Put the figures of both beside each other.
+    """Combine the results of base and adapter.
 
     Args:
-        base: Of the base model.
-        adapter: Of the base model with the adapter.
-        margins: What the manifest says was asked for.
+        base: Results of the base model.
+        adapter: Results of the base model with the adapter.
+        margins: Required margins, for the manifest.
 
     Returns:
-        What the manifest says of both.
+        The manifest's evaluation.
 
     Raises:
-        PublicationError: They are of other pages, or the readers were asked differently.
+        PublicationError: The pages, prompts or weights differ.
     """
     if [pages.sha256 for pages in base.sets] != [pages.sha256 for pages in adapter.sets]:
         raise PublicationError("base and adapter read different pages; evaluate both on the same set")
@@ -131,16 +131,16 @@ def compare(base: Measurement, adapter: Measurement, margins: Margins) -> Evalua
 
 
 def check_records(adapter_folder: Path, identity: BaseIdentity, base: Measurement, adapter: Measurement) -> None:
-    """See to it that the figures are about this adapter and this base model, as far as the records say.
+    """Check that the results are about this adapter and this base model, as far as the records tell.
 
     Args:
-        adapter_folder: What is to be published.
-        identity: What it was trained on.
-        base: Figures of the base model.
-        adapter: Figures of the adapter.
+        adapter_folder: PEFT folder to be published.
+        identity: The base model that the adapter was trained on.
+        base: Results of the base model.
+        adapter: Results of the adapter.
 
     Raises:
-        PublicationError: One is about something else.
+        PublicationError: A record is about another adapter or other weights.
     """
     measured = adapter.reader.details.get(ADAPTER_KEY)
     weights = adapter_folder / WEIGHTS_FILE
@@ -153,17 +153,18 @@ def check_records(adapter_folder: Path, identity: BaseIdentity, base: Measuremen
 
 
 def require_better(evaluation: Evaluation | None, forced: str | None) -> str | None:
-    """Let nothing out that is not better, unless somebody says why.
+    """Refuse an adapter that is not better than its base, unless a reason to publish it is given.
 
     Args:
-        evaluation: Base and adapter on the same pages; None where nobody measured.
-        forced: Why it goes out all the same.
+        evaluation: Base and adapter on the same pages; None if they were not evaluated.
+        forced: Why to publish it anyway; None if there is no reason.
 
     Returns:
-        The reason for the manifest, None where none is needed.
+        The manifest's `forced`: None if the adapter is better.
 
     Raises:
-        AdapterRefusedError: Not measured, or not better, and no reason (`not_evaluated`, `not_better`).
+        AdapterRefusedError: It was not evaluated or is not better, and there is no reason (`not_evaluated`,
+            `not_better`).
     """
     if evaluation is not None and not evaluation.objections:
         return None
@@ -179,14 +180,14 @@ def base_identity(model: str, revision: str | None, measured: Measurement | None
 
     Args:
         model: A checkpoint's folder, or the name of a repository.
-        revision: Of the repository; None to take the weights' fingerprint.
-        measured: Figures of the base model, whose record knows the fingerprint too.
+        revision: Commit of the repository; None: the fingerprint of the weights.
+        measured: Results of the base model, whose record may have the fingerprint too.
 
     Returns:
-        Name and revision; never a folder of this machine.
+        Name and revision; never a local path.
 
     Raises:
-        PublicationError: There is no way to tell the revision.
+        PublicationError: The revision is unknown or invalid.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -196,14 +197,14 @@ def base_identity(model: str, revision: str | None, measured: Measurement | None
 
 
 def module_shapes(folder: Path) -> Mapping[str, tuple[int, int]] | None:
-    """The linear modules of a base model that lies in a folder.
+    """The linear modules of a base model in a folder.
 
     Args:
-        folder: Holds config.json and safetensors files.
+        folder: Has config.json and safetensors files.
 
     Returns:
-        Outputs and inputs by the module's whole name; None for a model whose modules are called otherwise than its
-        tensors, as those of DeepSeek-OCR-2 are.
+        `(outputs, inputs)` by the module's whole name; None for a model whose modules have other names than its
+        tensors, such as DeepSeek-OCR-2.
 
     Raises:
         PublicationError: A file cannot be read.
@@ -229,13 +230,13 @@ def module_shapes(folder: Path) -> Mapping[str, tuple[int, int]] | None:
 
 
 def training_data_of_run(run: Path) -> TrainingData | None:
-    """What a training run says that it trained on.
+    """The training data that a training run recorded.
 
     Args:
-        run: Its folder.
+        run: Folder of a training run.
 
     Returns:
-        Fingerprint and number of samples; None where the folder is no run.
+        Fingerprint and number of samples; None if the folder is not a run.
 
     Raises:
         PublicationError: Its record cannot be read.
@@ -251,13 +252,13 @@ def training_data_of_run(run: Path) -> TrainingData | None:
 
 
 def code_version(program: str) -> CodeVersion:
-    """This code.
+    """Version and commit of this code.
 
     Args:
-        program: What it did.
+        program: The command, such as `trainer publish`.
 
     Returns:
-        With version and commit.
+        The manifest's `code`.
     """
     return CodeVersion(program=program, version=package_version(DISTRIBUTION), commit=source_commit())
 

@@ -1,7 +1,7 @@
 """Adapters on the Hugging Face Hub: a repository per adapter, a commit per version.
 
-Owns what is uploaded and how the Hub's failures are told. The token is the Hub client's own (`hf auth login`, or
-HF_TOKEN). Nothing is uploaded but the files named here.
+Owns what is uploaded and how the Hub's errors are reported. The token is that of the Hub's client (`hf auth login`, or
+HF_TOKEN). Only the files named here are uploaded.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ CARD_FILE = "README.md"
 _UPLOADED = (WEIGHTS_FILE, CONFIG_FILE, MANIFEST_FILE)
 _REASONS = {
     401: "the Hub does not take the token; log in again with `hf auth login`, or set HF_TOKEN",
-    403: "the token may not write there; make one with the right to write, or name a repository of your own",
-    404: "there is no such owner, or the token may not see it",
+    403: "the token may not write there; make one with write access, or name a repository of your own",
+    404: "there is no such owner, or the token has no access to it",
     409: "somebody else is changing the repository; try again",
-    413: "the Hub takes no file of this size",
+    413: "the Hub accepts no file of this size",
     429: "the Hub asks to wait; try again in a few minutes",
 }
 
 
 class HubError(RuntimeError):
-    """The Hub was not reached or refused; the message says what to do, and what stands in spite of it."""
+    """The Hub cannot be reached or refused a request; the message says what to do, and what is done already."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubRepository:
-    """A repository of models that a token gives access to; it may be yet to be made."""
+    """A model repository that the token gives access to; it may not exist yet."""
 
     repo_id: str
     api: Any
-    """`HfApi`, or what stands for it."""
+    """`HfApi`, or an object with the same methods."""
 
 
 def open_repository(repo_id: str, api: Any | None = None) -> HubRepository:
-    """See that the Hub can be reached with a token, before anything is done.
+    """Check that the Hub can be reached and accepts the token, before anything else is done.
 
     Args:
         repo_id: `OWNER/NAME`.
-        api: What stands for the Hub's client; None for the client.
+        api: Replaces the Hub's client; None: the client.
 
     Returns:
-        The repository; it is made when something is pushed.
+        The repository; `push_folder` makes it if it is new.
 
     Raises:
-        HubError: No token, or the Hub is not there or does not take it.
+        HubError: There is no token, or the Hub cannot be reached or does not accept it.
     """
     api = api or HfApi()
     owner, slash, name = repo_id.partition("/")
@@ -73,15 +73,15 @@ def push_folder(
     """Upload an adapter's files and its card in one commit.
 
     Args:
-        repository: Where to; made where it is new.
-        folder: A PEFT folder, with a manifest where it was published.
-        card: Text of its README.md.
-        title: What the commit is called.
-        private: Whether a new repository is.
-        again: The command that would do the same once more, for the message.
+        repository: From `open_repository`; made if it is new.
+        folder: A PEFT folder, with a manifest if it was published.
+        card: Content of README.md.
+        title: First line of the commit's message.
+        private: Make a new repository private; an existing one is not changed.
+        again: The command to repeat the upload, for the error's message.
 
     Returns:
-        The commit's address.
+        The commit's URL.
 
     Raises:
         HubError: The Hub failed; nothing or everything was uploaded.

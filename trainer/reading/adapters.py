@@ -1,15 +1,12 @@
-"""PEFT adapters on a model that is loaded for reading: put on, switched off for a while, or merged in.
+"""PEFT adapters on a loaded model: attached, and switched off for a while to read with the base model.
 
-Owns the way from a PEFT folder to a model that reads with it, and the checks that nothing of it is lost on that way.
-PEFT does the arithmetic. Needs torch, peft and safetensors alone. What may be served is the contract's question
-(`shared.contract`), asked by `trainer.publishing.gate`.
+Owns the steps from a PEFT folder to a model that reads with it, and the checks that nothing is lost between. PEFT does
+the arithmetic. Needs only torch, peft and safetensors. `shared.contract` reads the config and names the tensors.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,37 +18,36 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from shared.contract.peft_config import BASE_ALTERING
+from shared.contract.lora_content import pair_matrices
+from shared.contract.peft_config import PeftConfig, parse_config
+from shared.contract.refusals import AdapterRefusedError
 from shared.contract.volume import CONFIG_FILE, WEIGHTS_FILE
 from trainer.reading.protocol import ReaderError
 
-_MATRIX = re.compile(r"base_model\.model\.(.+)\.lora_[AB]\.weight")
 _NAMED_MODULES = 3
-"""Modules that a message names before it stops."""
+"""Modules that a message lists; it only counts the rest."""
 
 
 class AdapterError(ReaderError):
-    """A folder that is no adapter for the model in question; the message says why and what to do."""
+    """A folder without an adapter for the model; the message says why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterFolder:
-    """What PEFT wrote."""
+    """The content of a PEFT folder."""
 
-    config: Mapping[str, Any]
+    config: PeftConfig
     tensors: Mapping[str, Tensor]
+    """By PEFT's names."""
+    modules: Mapping[str, tuple[Tensor, Tensor]]
+    """The same tensors as pairs of lora_A `[rank, inputs]` and lora_B `[outputs, rank]`, by the module's whole name."""
     sha256: str
-    """Of the weights' file: what evaluations and manifests call the adapter by."""
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """Adapted modules by their whole names in the base model, sorted."""
-        return tuple(sorted({match[1] for match in map(_MATRIX.fullmatch, self.tensors) if match}))
+    """Of the weights' file; it identifies the adapter in evaluations and manifests."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttachedAdapter:
-    """An adapter on a model; the model reads with it wherever it is used."""
+    """A model with an adapter, which is active except within `base_alone`."""
 
     model: Any
     """The model itself, not PEFT's wrapper, so that it has its own methods."""
@@ -60,28 +56,28 @@ class AttachedAdapter:
 
     @contextmanager
     def base_alone(self) -> Iterator[Any]:
-        """Let the model read without the adapter, exactly as it did before.
+        """Switch the adapter off within a block: the model reads exactly as before.
 
         Yields:
             The model.
         """
         with self._wrapper.disable_adapter():
             yield self.model
-        # Switching it on again makes PEFT want to train it.
+        # When PEFT switches the adapter on again it makes it trainable.
         self._wrapper.requires_grad_(requires_grad=False)
 
 
 def read_adapter(folder: Path | str) -> AdapterFolder:
-    """Read a PEFT folder. No code of the folder's is run: weights are taken from safetensors alone.
+    """Read a PEFT folder. No code from the folder is run: weights are read from safetensors only.
 
     Args:
-        folder: Holds `adapter_config.json` and `adapter_model.safetensors`.
+        folder: Has `adapter_config.json` and `adapter_model.safetensors`.
 
     Returns:
-        Config and weights, all of them finite.
+        Config and weights; all values are finite.
 
     Raises:
-        AdapterError: A file is missing, broken, or not of a LoRA.
+        AdapterError: A file is missing or broken, or the contract refuses it.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -92,40 +88,40 @@ def read_adapter(folder: Path | str) -> AdapterFolder:
             raise AdapterError(f"{folder} is no PEFT folder: it has no {name}{hint}")
     data = (folder / WEIGHTS_FILE).read_bytes()
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AdapterError(f"{folder / CONFIG_FILE} is not JSON; save the adapter with PEFT") from error
-    try:
+        config = parse_config((folder / CONFIG_FILE).read_bytes())
         tensors = load(data)
+        modules = pair_matrices(tensors)
+    except AdapterRefusedError as error:
+        # The refusal's text has its code, what was found and what to do.
+        raise AdapterError(f"the adapter in {folder} cannot be used: {error}") from error
     except SafetensorError as error:
         raise AdapterError(f"{folder / WEIGHTS_FILE} cannot be read ({error}); save the adapter again") from error
-    _check_config(folder, config)
     not_finite = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if not_finite:
         raise AdapterError(f"{folder / WEIGHTS_FILE}: {not_finite[0]} is NaN or infinite; train at a lower rate")
-    return AdapterFolder(config, tensors, hashlib.sha256(data).hexdigest())
+    return AdapterFolder(config, tensors, modules, hashlib.sha256(data).hexdigest())
 
 
 def attach_adapter(model: Any, adapter: AdapterFolder | Path | str) -> AttachedAdapter:
-    """Put an adapter on a model, in place and beside its weights. A model takes one adapter.
+    """Attach an adapter to a model, in place; the model's own weights do not change. A model takes one adapter.
 
     Args:
-        model: DeepSeek-OCR, DeepSeek-OCR-2 or nano, as `load_checkpoint` gives it.
-        adapter: PEFT's folder, or what `read_adapter` made of it.
+        model: DeepSeek-OCR, DeepSeek-OCR-2 or nano, from `load_checkpoint`.
+        adapter: A PEFT folder, or the result of `read_adapter`.
 
     Returns:
-        The adapter on the model, in evaluation mode, in the model's number type.
+        The model with the adapter, in evaluation mode and in the model's dtype.
 
     Raises:
-        AdapterError: The folder is none, or its adapter does not fit the model; the model is unchanged then.
+        AdapterError: The adapter cannot be read or does not fit the model, which is then unchanged.
     """
     files = adapter if isinstance(adapter, AdapterFolder) else read_adapter(adapter)
     _check_fit(model, files)
     # PEFT takes seconds to import.
     from peft import PeftModel, set_peft_model_state_dict
 
-    # The tensors say which modules are adapted, so no pattern that came with a folder is evaluated. Their type is the
-    # model's: PEFT would make them float32, which is slower and not what a service computes with.
+    # The tensors say which modules are adapted, so no pattern from the folder is evaluated. They get the model's dtype:
+    # PEFT would make them float32, which is slower and differs from the service.
     wrapper = PeftModel(model, _lora_config(files), autocast_adapter_dtype=False)
     try:
         result: Any = set_peft_model_state_dict(wrapper, dict(files.tensors))
@@ -140,20 +136,8 @@ def attach_adapter(model: Any, adapter: AdapterFolder | Path | str) -> AttachedA
     return AttachedAdapter(wrapper.eval().get_base_model(), files.sha256, wrapper)
 
 
-def _check_config(folder: Path, config: object) -> None:
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise AdapterError(f"{folder} is no LoRA; adapters of other kinds are neither measured nor served")
-    if type(config.get("r")) is not int or config["r"] < 1:
-        raise AdapterError(f"{folder / CONFIG_FILE}: r is no rank; save the adapter with PEFT")
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(BASE_ALTERING):
-        raise AdapterError(f"{folder} was started with {start}, which changes the base model; train without it")
-
-
 def _check_fit(model: nn.Module, files: AdapterFolder) -> None:
-    """See to it that every matrix has a linear module of its size."""
-    if not files.modules:
-        raise AdapterError("the adapter holds no LoRA matrices; train it, and save it with PEFT")
+    """Check that every pair of matrices fits a linear module of the model."""
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     missing = [name for name in files.modules if name not in linear]
     if missing:
@@ -162,10 +146,7 @@ def _check_fit(model: nn.Module, files: AdapterFolder) -> None:
             f"{len(missing)} of {len(files.modules)} adapted modules are not in the base model: {named}; "
             "give the base model that the adapter was trained on (routed experts cannot be adapted)"
         )
-    for name in files.modules:
-        down, up = (files.tensors.get(f"base_model.model.{name}.lora_{side}.weight") for side in "AB")
-        if down is None or up is None:
-            raise AdapterError(f"the adapter has only one of the two matrices of {name}; save it again")
+    for name, (down, up) in files.modules.items():
         found, wanted = (down.shape[-1], up.shape[0]), (linear[name].in_features, linear[name].out_features)
         if found != wanted or down.shape[0] != up.shape[-1]:
             raise AdapterError(
@@ -178,7 +159,7 @@ def _lora_config(files: AdapterFolder) -> Any:
     from peft import LoraConfig
 
     try:
-        config = LoraConfig.from_peft_type(**files.config)
+        config = LoraConfig.from_peft_type(**files.config.values)
     except (TypeError, ValueError, KeyError) as error:
         raise AdapterError(f"{CONFIG_FILE} is not as PEFT writes it: {error}") from error
     config.target_modules = set(files.modules)

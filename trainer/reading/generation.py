@@ -1,10 +1,10 @@
 """Reads pages with the model, greedily and in batches, for evaluations and checks during training.
 
-Loops, second attempts and the end of an answer follow `shared.contract.answer`, as in the service. Needs torch,
-transformers and numpy alone. One thread runs it; the model keeps its mode.
+Loops, second attempts and the end of an answer follow `shared.contract.answer`, as in the service. Needs only torch,
+transformers and numpy. Runs in one thread; the model's mode is restored.
 
-Pages of one batch have prompts of equal length (one plan gives one length), so nothing is padded and nothing but
-causality is masked: a page's text does not depend on its neighbours beyond rounding.
+Pages of one batch have prompts of equal length (one plan gives one length). So there is no padding and only a causal
+mask, and a page's text does not depend on its neighbours, except for rounding.
 
 Shape letters: B pages, L tokens, D decoder width, V vocabulary, H and W pixels, C colours, T tiles.
 """
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 LOOP_RULE = LoopRule()
 """The service's default, so that a gate counts the loops that users would get."""
 STEPS_PER_CHECK = {"cpu": 1}
-"""How often the host looks at the answers, by type of device."""
+"""Steps after which the host checks the answers, by type of device."""
 STEPS_PER_CHECK_ELSEWHERE = 16
-"""On a GPU looking makes the step wait for the host; what is decoded past an answer's end costs less."""
+"""On a GPU a check makes the step wait for the host; decoding past an answer's end costs less."""
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """What the model read."""
+    """The model's answer for a page."""
 
     text: str
     num_tokens: int
@@ -51,12 +51,12 @@ class Generated:
 
     @property
     def ended(self) -> bool:
-        """Whether the model ended its answer itself; False after a loop or at the limit."""
+        """Whether the answer ended with the end token; False after a loop or at the limit."""
         return self.finish_reason is FinishReason.STOP
 
 
 class _Answer:
-    """A growing answer, judged as the service judges it."""
+    """A growing answer, under the same rules as in the service."""
 
     def __init__(self, eos_id: int, max_new_tokens: int) -> None:
         self.judge = TokenJudge(eos_id, max_new_tokens, LOOP_RULE)
@@ -64,7 +64,7 @@ class _Answer:
         self.outcome: FinishReason | Rewind | None = None
 
     def push(self, token_id: int, log_probability: float) -> None:
-        """Take one more token, unless the outcome is known already."""
+        """Add a token, unless the outcome is already known."""
         if self.outcome is None:
             status, argument = self.judge.push(token_id)
             self.outcome = self.kept.push(token_id, log_probability, status, argument)
@@ -81,17 +81,17 @@ def generate_texts(
 ) -> list[Generated]:
     """Read pages greedily.
 
-    On a CUDA device matrix products run in bfloat16, whatever the weights' type. The model is put into evaluation mode
-    and back.
+    On a CUDA device matrix products run in bfloat16, whatever the weights' type. The model is in evaluation mode
+    meanwhile.
 
     Args:
-        model: The model, on `device` already.
-        tokenizer: Its tokenizer.
-        batch: Pages, any number, of any plans.
-        prompt: Text after the image, the same for all.
-        max_new_tokens: Longest answer, the end token included.
-        device: Where the model is.
-        batch_size: Most pages decoded together.
+        model: Already on `device`.
+        tokenizer: Of the same checkpoint.
+        batch: Any number of pages, of any plans.
+        prompt: Text after the image, the same for all pages.
+        max_new_tokens: Limit of an answer's length, end token included.
+        device: Of the model.
+        batch_size: Largest number of pages decoded together.
 
     Returns:
         One reading for each page, in the order of `batch`.
@@ -122,16 +122,16 @@ def generate_from_features(
     device: torch.device | str,
     batch_size: int = 8,
 ) -> list[Generated]:
-    """Read pages whose vision features are at hand already; otherwise as `generate_texts`.
+    """Read pages whose vision features are already computed; otherwise the same as `generate_texts`.
 
     Args:
-        model: The model, on `device` already.
-        tokenizer: Its tokenizer.
-        prompts: Whole sequences to answer, image tokens included.
-        features_of: Gives the features `[L, D]` of a prompt's images by the prompt's number.
-        max_new_tokens: Longest answer, the end token included.
-        device: Where the model is.
-        batch_size: Most pages decoded together.
+        model: Already on `device`.
+        tokenizer: Of the same checkpoint.
+        prompts: Token ids of whole prompts, image tokens included.
+        features_of: From a prompt's index to the features `[L, D]` of its images.
+        max_new_tokens: Limit of an answer's length, end token included.
+        device: Of the model.
+        batch_size: Largest number of pages decoded together.
 
     Returns:
         One reading for each prompt.
@@ -150,7 +150,7 @@ def generate_from_features(
 
 
 def batches_of_equal_plan(plans: Sequence[ViewPlan], batch_size: int) -> Iterator[list[int]]:
-    """Indices of pages that can be decoded together, shortest prompts first; every index comes once."""
+    """Indices of pages that can be decoded together, shortest prompts first; every index occurs once."""
 
     def order(index: int) -> tuple[int, int, int, int]:
         plan = plans[index]
@@ -178,7 +178,7 @@ def _inference(model: OcrModel, device: torch.device) -> Iterator[None]:
 
 
 def _uncompiled(module: torch.nn.Module) -> AbstractContextManager[object]:
-    """Leaves compiled blocks aside: a cache that grows by a token a step would compile them again and again."""
+    """Bypass compiled blocks: with a cache that grows by a token a step they would be compiled again and again."""
     if all(part._compiled_call_impl is None for part in module.modules()):
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
@@ -192,7 +192,7 @@ def _decode(
     eos_id: int,
     device: torch.device,
 ) -> list[_Answer]:
-    """Answers to prompts of one length; one that loops gets the service's second attempt, by itself."""
+    """Answers to prompts of one length; one that loops gets a second attempt by itself, as in the service."""
     answers = [_Answer(eos_id, max_new_tokens) for _ in prompts]
     _decode_batch(model, features, prompts, answers, max_new_tokens, device)
     for answer, prompt, feature in zip(answers, prompts, features, strict=True):
@@ -226,7 +226,7 @@ def _decode_batch(
             unseen = []
             if not kept:
                 break
-            # Each move copies the cache, so rows go in bunches.
+            # Each removal copies the cache, so several rows are removed at once.
             if 4 * len(kept) <= 3 * len(running):
                 rows = torch.tensor(kept, device=device)
                 cache.batch_select_indices(rows)
@@ -238,7 +238,7 @@ def _decode_batch(
 def _decode_again(
     model: OcrModel, features_LD: Tensor, prompt: Sequence[int], answer: _Answer, device: torch.device
 ) -> None:
-    """A second attempt: the tokens that were kept are part of the prompt, and the guard bans others."""
+    """Second attempt: the kept tokens are part of the prompt, and the guard bans tokens."""
     cache = growing_cache()
     ids_1L = torch.tensor([[*prompt, *answer.judge.tokens]], device=device)
     logits_1V = _next_logits(model, model.embed_inputs(ids_1L, [features_LD]), cache)
@@ -251,7 +251,7 @@ def _decode_again(
 
 
 def _choose(logits_BV: Tensor, banned: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-    """The most probable tokens `[B]`, and with their log probabilities before bans as float64 `[B, 2]`."""
+    """The most probable tokens `[B]`; and tokens with their log probabilities before bans, float64 `[B, 2]`."""
     logs_BV = logits_BV.float().log_softmax(dim=-1)
     scores_BV = logs_BV
     if banned:
@@ -262,7 +262,7 @@ def _choose(logits_BV: Tensor, banned: Sequence[int] = ()) -> tuple[Tensor, Tens
 
 
 def _take(running: Sequence[_Answer], unseen: Sequence[Tensor]) -> list[int]:
-    """Hand new tokens to their answers; rows whose answers go on."""
+    """Add new tokens to their answers; return the rows whose answers go on."""
     for row, pairs in enumerate(torch.stack(list(unseen), dim=1).tolist()):
         for token_id, log_probability in pairs:
             running[row].push(int(token_id), log_probability)

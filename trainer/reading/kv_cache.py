@@ -1,6 +1,6 @@
-"""Keys and values of sequences that grow token by token: transformers' dynamic cache without its copy at every step.
+"""A key-value cache that grows token by token: transformers' dynamic cache without a copy at every step.
 
-Knows nothing of what is decoded. Sequences of one cache have equal lengths.
+All sequences of one cache have the same length.
 
 Shape letters: B sequences, N heads, L tokens, D head width.
 """
@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 BLOCK_TOKENS = 256
-"""Room is added in steps of this size, so that a short answer never pays for the longest allowed one."""
+"""The cache grows in steps of this size, so that a short answer does not need memory for the longest one."""
 
 
 class GrowingLayer(DynamicLayer):
-    """One layer's keys and values; what is handed out are views into room that lasts for many tokens."""
+    """One layer's keys and values, views of buffers with room for further tokens."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -25,7 +25,7 @@ class GrowingLayer(DynamicLayer):
         self._value_room: Tensor | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Append new tokens `[B, N, L, D]`; everything so far."""
+        """Append new tokens `[B, N, L, D]`; return those of all tokens so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         seen = self.get_seq_length()
@@ -38,7 +38,7 @@ class GrowingLayer(DynamicLayer):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these sequences, in this order."""
         super().batch_select_indices(indices)
-        # What is left is packed tightly; the next token makes new room.
+        # The remaining rows have no free room; the next token makes a new buffer.
         self._key_room, self._value_room = self.keys, self.values
 
 
@@ -48,7 +48,7 @@ def growing_cache() -> Cache:
 
 
 def _appended(room: Tensor | None, seen: int, new_BNLD: Tensor) -> Tensor:
-    """The room with new tokens written behind the first `seen`; a larger one where they do not fit."""
+    """The buffer with new tokens after the first `seen`; a larger one if they do not fit."""
     batch, heads, added, width = new_BNLD.shape
     if room is None or seen + added > room.shape[2]:
         larger = new_BNLD.new_empty(batch, heads, seen + added + BLOCK_TOKENS, width)

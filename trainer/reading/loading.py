@@ -1,4 +1,4 @@
-"""From the names of a checkpoint, an adapter and a device to readers that are ready."""
+"""Makes readers from the names of a checkpoint, an adapter and a device."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def load_model_reader(checkpoint: str, device: str, threads: int, options: Readi
     Args:
         checkpoint: Folder or repository.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        threads: Threads of torch on the CPU.
-        options: How the model is asked.
+        threads: Torch's threads on a CPU.
+        options: Task, mode and limits.
 
     Returns:
-        The reader, called after the checkpoint.
+        The reader, named after the checkpoint.
 
     Raises:
-        ReaderError: The device or the checkpoint is not there.
+        ReaderError: The device or the checkpoint is missing.
     """
     loaded = _load(checkpoint, device, threads)
     return _reader(loaded, options, weights_revision(Path(checkpoint)))
@@ -41,18 +41,18 @@ def load_adapter_readers(
 
     Args:
         checkpoint: Folder or repository of the base model.
-        place: The adapter.
-        device: As for `load_model_reader`.
-        threads: As for `load_model_reader`.
-        options: How both are asked.
+        place: From `locate_adapter`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        threads: Torch's threads on a CPU.
+        options: Task, mode and limits, for both readers.
 
     Returns:
         The adapter's reader and the base's. They share the model, so one reads after the other.
 
     Raises:
-        ReaderError: The device, the checkpoint or the adapter is not there, or the adapter is for another model.
+        ReaderError: The device, the checkpoint or the adapter is missing, or the adapter is for another model.
     """
-    # Before the checkpoint, which takes its time.
+    # First, since loading the checkpoint takes longer.
     files = read_adapter(place.folder)
     loaded = _load(checkpoint, device, threads)
     attached = attach_adapter(loaded.model, files)
@@ -95,13 +95,13 @@ def choose_device(name: str) -> torch.device:
     """Choose a device.
 
     Args:
-        name: `auto` (CUDA where there is a device), `cpu`, `cuda` or `cuda:N`.
+        name: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
 
     Returns:
         The device.
 
     Raises:
-        ReaderError: CUDA was asked for and is not there.
+        ReaderError: CUDA was requested but is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,7 +1,7 @@
 """A checkpoint as a reader, in this process.
 
-Owns the order in which pages are batched and the length that an answer may have; decoding itself is
-`trainer.reading.generation`'s. Images are opened batch by batch, so memory does not grow with the set.
+Owns how pages are batched and how long an answer may be; `trainer.reading.generation` decodes. Images are opened batch
+by batch, so memory does not grow with the set.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
     from trainer.reading.adapters import AttachedAdapter
 
 MAX_NEW_TOKENS = {Layout.LINE: 256, Layout.BLOCK: 2048, Layout.PAGE: 4096}
-"""More than any page of the kind holds, at one or two characters a token; a runaway answer costs no more than this."""
+"""More tokens than a page of this layout has, at one or two characters a token; limits a runaway answer's cost."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadingOptions:
-    """How the model is asked."""
+    """Task, mode and limits of a reader."""
 
     task: Task = Task.FREE
     mode: Mode | None = None
     """None: the checkpoint's default."""
     batch_size: int = 8
     max_new_tokens: int | None = None
-    """None: by the page's layout."""
+    """None: the limit for the page's layout."""
 
 
 class ModelReader:
-    """Reads with a loaded model, the longest answers together with others of their layout and plan."""
+    """Reads with a loaded model, in batches of pages with the same layout and plan."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class ModelReader:
 
 
 class BaseReader:
-    """Reads with a model's base alone, while its adapter is switched off."""
+    """Reads with the base model, while its adapter is switched off."""
 
     def __init__(self, reader: ModelReader, attached: AttachedAdapter) -> None:
         self._reader = reader
@@ -133,7 +133,7 @@ class BaseReader:
 
     @property
     def details(self) -> Mapping[str, str]:
-        """As the reader's; no adapter among them."""
+        """The same as the reader's, which has no adapter."""
         return self._reader.details
 
     def read(self, samples: Sequence[Sample]) -> Iterator[tuple[int, Reading]]:

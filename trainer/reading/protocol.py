@@ -1,4 +1,4 @@
-"""What an evaluation asks of whoever reads pages."""
+"""The interface of an evaluation's readers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.evaluation.scores import Reading
 
 
 class ReaderError(RuntimeError):
-    """A reader that cannot read at all: missing program, service or weights. The message is for its user."""
+    """A reader cannot work: its program, service or weights are missing. The message is for the user."""
 
 
 class Reader(Protocol):
@@ -18,20 +18,20 @@ class Reader(Protocol):
 
     @property
     def name(self) -> str:
-        """How tables call it."""
+        """Name in tables."""
 
     @property
     def details(self) -> Mapping[str, str]:
-        """What makes it: version, checksum, device, options. No folder of this machine."""
+        """What identifies the reader: version, checksum, device, options; no local folders."""
 
     def read(self, samples: Sequence[Sample]) -> Iterator[tuple[int, Reading]]:
-        """Read pages, which share nothing but the call.
+        """Read pages independently of each other.
 
         Args:
-            samples: Pages to read; a reader looks at image and layout, never at the truth.
+            samples: Pages to read; a reader uses image and layout, never the truth.
 
         Returns:
-            Each index into `samples` once, with its reading, as soon as it is there.
+            Each index into `samples` once, with its reading, as soon as that is complete.
 
         Raises:
             ReaderError: The reader cannot work.

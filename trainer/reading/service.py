@@ -1,8 +1,8 @@
 """A running service as a reader, over its public HTTP interface.
 
-Knows `POST /ocr` and nothing of what is behind it. Proxies are not asked: the URL is the one that the user gave. A busy
-service, a lost connection or a fault of the service is met with patience, so that no page is lost to a restart; a page
-that the service refuses ends the evaluation, because it would be refused again.
+Knows only `POST /ocr`. Uses no proxy: it connects to the URL that the user gave. If the service is busy or faulty, or
+the connection is lost, the request is repeated for a while, so that no page is lost to a restart. A page that the
+service refuses ends the evaluation, because it would be refused again.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ TIMEOUT_S = 600.0
 BUSY_STATUSES = (429, 503)
 FAULT_STATUSES = (500, 502, 504)
 FAULT_ATTEMPTS = 5
-"""Times that a page may meet a fault of the service before it is held to be the page's."""
+"""Faults of the service for one page until the page is considered the cause."""
 PATIENCE_S = 300.0
-"""How long a service may be busy or away for a page before the evaluation is given up."""
+"""How long a page waits for a busy or unreachable service until the evaluation ends."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """One answer over HTTP; status 0: none came."""
+    """An HTTP response; status 0: there was none."""
 
     status: int
     body: bytes = b""
@@ -44,17 +44,17 @@ class _Answer:
 
 
 class ServiceReader:
-    """Reads through a service; `concurrency` requests are on their way at any time.
+    """Reads through a service, with `concurrency` requests at any time.
 
     Args:
-        url: Where the service listens, such as `http://127.0.0.1:8000`.
+        url: Base URL of the service, such as `http://127.0.0.1:8000`.
         fields: Form fields sent with every page, such as `task` and `model_id`.
-        concurrency: Requests at once.
-        is_adapter: Whether `model_id` is an adapter, which records then tell from its base model.
-        patience_s: How long a page waits for a service that is busy or away.
+        concurrency: Number of concurrent requests.
+        is_adapter: Whether `model_id` is an adapter; marks the reader as one in records.
+        patience_s: How long a page waits for a busy or unreachable service.
 
     Raises:
-        ReaderError: The URL is not one of HTTP.
+        ReaderError: The URL is not an HTTP URL.
     """
 
     def __init__(
@@ -80,19 +80,19 @@ class ServiceReader:
 
     @property
     def name(self) -> str:
-        """How tables call it."""
+        """Name in tables."""
         return f"service ({self._fields.get('model_id', 'default model')})"
 
     @property
     def details(self) -> Mapping[str, str]:
-        """Fields and concurrency; the host stays out of committed records."""
+        """Fields and concurrency; not the host, since records are committed."""
         adapter = {"adapter": self._fields["model_id"]} if self._is_adapter else {}
         return {**adapter, **self._fields, "concurrency": str(self._concurrency)}
 
     def read(self, samples: Sequence[Sample]) -> Iterator[tuple[int, Reading]]:
-        """Read pages; seconds are those of the request, so they contain waiting for the others.
+        """Read pages; their seconds are those of the requests, including the wait for other pages.
 
-        A service that refuses a page, or stays busy or away for too long, ends it with a `ReaderError`.
+        Raises `ReaderError` if the service refuses a page, or is busy or unreachable for too long.
         """
         left = iter(enumerate(samples))
         self._stopped.clear()
@@ -100,7 +100,7 @@ class ServiceReader:
             tasks: dict[Future[Reading], int] = {}
             try:
                 while True:
-                    # As many as can be on their way, so that the rest of a large set waits on disk.
+                    # Only as many as are needed soon, so that the rest of a large set stays on disk.
                     for index, sample in left:
                         tasks[pool.submit(self._read_one, sample)] = index
                         if len(tasks) >= 2 * self._concurrency:
@@ -127,7 +127,7 @@ class ServiceReader:
         return Reading(text, time.perf_counter() - start, finish == "stop")
 
     def _ask_patiently(self, sample: Sample, body: bytes, content_type: str) -> _Answer:
-        """The service's answer of status 200."""
+        """Send the page until the service answers with status 200."""
         give_up_s = time.monotonic() + self._patience_s
         faults = attempt = 0
         while True:
@@ -168,7 +168,7 @@ class ServiceReader:
 
 
 def retry_after_s(header: str, now: datetime | None = None) -> float | None:
-    """Seconds that a header `Retry-After` asks for: a number, or a date; None where it says neither (RFC 9110)."""
+    """Seconds of a `Retry-After` header, which is a number or a date; None if it is neither (RFC 9110)."""
     if header.strip().isdecimal():
         return float(header)
     try:
@@ -192,6 +192,6 @@ def multipart(fields: Mapping[str, str], filename: str, content: bytes) -> tuple
 
 
 def _pause_s(attempt: int, asked_s: float | None) -> float:
-    """What the service asks for, or twice as long each time; spread, so that not all come back at once."""
+    """The pause that the service asks for, or one that doubles each time; randomised, so that requests spread out."""
     pause_s = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) if asked_s is None else asked_s
     return pause_s * random.uniform(1.0, 1.25)

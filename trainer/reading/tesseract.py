@@ -1,6 +1,7 @@
-"""Tesseract as a reader: one process a page, a few at a time.
+"""Tesseract as a reader: one process per page, a few at a time.
 
-Told the page's layout, as its users would. Its time is that of the whole process, start included, on one thread.
+It gets the page's layout, as users would give it. Its time is that of the whole process, including the start, on one
+thread.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from trainer.evaluation.scores import Reading
 from trainer.reading.protocol import ReaderError
 
 PAGE_SEGMENTATION = {Layout.LINE: 7, Layout.BLOCK: 6, Layout.PAGE: 3}
-"""Tesseract's `--psm`: one line, one block, a page to be taken apart by itself."""
+"""Tesseract's `--psm`: one line, one block, automatic segmentation of a page."""
 TIMEOUT_S = 120.0
 
 
@@ -25,10 +26,10 @@ class TesseractReader:
     """Reads with the `tesseract` program.
 
     Args:
-        environment: Environment of its processes; one thread each is asked for on top.
-        processes: How many run at once.
-        language: Its `-l`.
-        program: Name or path.
+        environment: Environment of its processes; each is also limited to one thread.
+        processes: Pages read at once.
+        language: Value of `-l`, such as `eng+deu`.
+        program: Name or path of the executable.
 
     Raises:
         ReaderError: There is no such program.
@@ -45,7 +46,7 @@ class TesseractReader:
         if found is None:
             raise ReaderError(f"there is no program {program}; on Debian: apt-get install tesseract-ocr")
         self._program = found
-        # Without the limit each process starts four threads that fight over the cores and slow all of them down.
+        # Without the limit each process starts four threads, which compete for the cores and slow each other down.
         self._environment = {**environment, "OMP_THREAD_LIMIT": "1"}
         self._processes = processes
         self._language = language
@@ -63,10 +64,10 @@ class TesseractReader:
 
     @property
     def version(self) -> str:
-        """What the program says of itself, such as 5.3.0.
+        """The program's version, such as 5.3.0.
 
         Raises:
-            ReaderError: It says nothing of the kind.
+            ReaderError: The program does not print a version.
         """
         output = self._run(["--version"])
         match = re.search(r"tesseract v?(\S+)", output)
@@ -77,7 +78,7 @@ class TesseractReader:
     def read(self, samples: Sequence[Sample]) -> Iterator[tuple[int, Reading]]:
         """Read pages, as many at once as there are processes.
 
-        A page on which the program fails or hangs counts as read empty and unfinished.
+        If the program fails or hangs on a page, its reading is empty and unfinished.
         """
         with ThreadPoolExecutor(self._processes) as pool:
             tasks = {pool.submit(self._read_one, sample): index for index, sample in enumerate(samples)}

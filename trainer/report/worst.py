@@ -26,7 +26,7 @@ _IMAGE_URL = re.compile(r"data:image/webp;base64,[A-Za-z0-9+/]*={0,2}")
 
 
 @dataclass(frozen=True, slots=True)
-class PageReading:
+class ReaderResult:
     """One reader's result on a page."""
 
     reader: str
@@ -44,7 +44,7 @@ class WorstPage:
     truth: str
     image_url: str
     """`data:image/webp;base64,...`."""
-    readings: tuple[PageReading, ...]
+    readings: tuple[ReaderResult, ...]
 
 
 def worst_pages(pages: Sequence[ScoredPage], number: int) -> list[ScoredPage]:
@@ -62,7 +62,7 @@ def with_images(pages: Sequence[ScoredPage], reader_names: Sequence[str]) -> lis
             page.sample.truth,
             _image_url(page.sample.image_path),
             tuple(
-                PageReading(name, reading.text, score.chars.rate, reading.ended)
+                ReaderResult(name, reading.text, score.chars.rate, reading.ended)
                 for name, reading, score in zip(reader_names, page.readings, page.scores, strict=True)
             ),
         )
@@ -84,7 +84,7 @@ def load_worst(path: Path) -> list[WorstPage]:
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
             entry = json.loads(line)
-            readings = tuple(PageReading(**reading) for reading in entry.pop("readings"))
+            readings = tuple(ReaderResult(**reading) for reading in entry.pop("readings"))
             pages.append(WorstPage(**entry, readings=readings))
     except (ValueError, TypeError, KeyError) as error:
         raise ResultError(f"{path} has no pages of an evaluation: {error!r}") from error

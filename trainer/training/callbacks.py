@@ -6,6 +6,7 @@ Knows transformers' callbacks, but no models and no data.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 import time
@@ -49,9 +50,16 @@ class StopRequest:
 
     def _hear(self, number: int, _: FrameType | None) -> None:
         if self.is_set:
+            _say("ended at once; with --resume the same command continues from the newest checkpoint, if there is one")
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.is_set, self.signal_number = True, number
+        _say("stopping after this update, with a checkpoint; the same signal again ends the run at once")
+
+
+def _say(text: str) -> None:
+    # Not through sys.stderr, which the signal may have interrupted in the middle of a line.
+    os.write(2, f"\n{text}\n".encode())
 
 
 class StopCallback(TrainerCallback):

@@ -6,6 +6,7 @@ programs may rely on them.
 
 from __future__ import annotations
 
+import signal
 from enum import StrEnum
 
 
@@ -42,3 +43,12 @@ class TrainingError(Exception):
 
 class TrainingStopped(Exception):  # noqa: N818 - nothing went wrong
     """The run was asked to stop and has written a checkpoint; with `--resume` it continues from there."""
+
+    def __init__(self, message: str, signal_number: int = signal.SIGTERM) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+    @property
+    def exit_status(self) -> int:
+        """As shells report a process that the signal has ended: schedulers restart it, while 0 would mean done."""
+        return 128 + self.signal_number

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -104,7 +105,8 @@ def train(
         if request.is_set:
             raise TrainingStopped(
                 f"stopped after update {run.trainer.state.global_step}; "
-                "the same command with --resume continues from there"
+                "the same command with --resume continues from there",
+                request.signal_number or signal.SIGTERM,
             )
         summary = _finish(run, output)
     shutil.rmtree(output / CACHE, ignore_errors=True)

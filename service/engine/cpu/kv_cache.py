@@ -16,7 +16,7 @@ from torch import Tensor
 
 CLEARED_AHEAD = 32
 """Positions cleared at once beyond those in use. It hardly matters: a step of eight rows takes 9.7, 9.9 and 9.1 ms with
-8, 32 and 128 of them (2 EPYC cores, torch 2.13, `benchmarks/cpu_settings.py cache`)."""
+8, 32 and 128 of them (2 EPYC cores, torch 2.13, `benchmarks/engine_settings.py cache`)."""
 
 
 class SlotCache:

@@ -37,7 +37,7 @@ from shared.deepseek_ocr.registry import kind_of
 
 MAX_EXPERTS = 64
 """More were not tried. At nano's other dimensions a step of 1, 4 and 8 rows is 2.0, 1.8 and 1.4 times as fast as the
-model's own with 6 experts, 1.9, 1.5 and 1.2 times with 64 (2 EPYC cores, torch 2.13, `benchmarks/cpu_settings.py
+model's own with 6 experts, 1.9, 1.5 and 1.2 times with 64 (2 EPYC cores, torch 2.13, `benchmarks/engine_settings.py
 packed`)."""
 MAX_WEIGHTS = 500_000_000
 """Above this, the copy costs more memory than the speed is worth."""

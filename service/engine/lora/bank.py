@@ -1,8 +1,8 @@
-"""Adapters that are resident: LoRA matrices of all slots, stacked, one pair of tensors for each group of projections.
+"""Resident adapters: the LoRA matrices of all slots, stacked into one pair of tensors per group of projections.
 
-Owns those tensors; `lora_shapes` says what groups there are and how large they are. At public dimensions a slot of rank
-16 takes 8 MB without routed experts and 155 MB with them, in bfloat16. Knows no sequences, nor what PEFT calls things.
-Used by the engine's single thread.
+Owns those tensors; `shapes` defines the groups and their sizes. At public dimensions a slot of rank 16 takes 8 MB
+without routed experts and 155 MB with them, in bfloat16. Knows neither sequences nor PEFT's names. Used by the engine's
+single thread.
 
 Shape letters: S slots, R largest rank, P parts of a group, Q = P * R, H inputs, G blocks, W outputs of a part in a
 block, O = G * P * W outputs, T tokens, E experts, I their width, J = 2 * I their gates and ups.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from service.engine.lora.files import ROUTED, AdapterFiles, Pair, find_pairs, read_config
+from service.engine.lora.files import ROUTED, AdapterFiles, Pair, find_pairs
 from service.engine.lora.low_rank import SlotMatrices, compact
 from service.engine.lora.registry import AdapterError
 from service.engine.lora.shapes import GroupShape, layer_shapes
@@ -29,30 +29,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """A group's matrices in one layer, of all slots; `kernels.lora_add` says what they mean.
+    """A group's matrices in one layer, for all slots; used by `kernels.lora_add`.
 
-    Those of routed experts have a dimension E after S.
+    For routed experts they have a dimension E after S.
     """
 
     A_SQH: Tensor
     B_SOR: Tensor
-    """Multiplied by the adapters' scaling."""
+    """Scaling included."""
     part_width: int
 
     def part(self, index: int) -> LowRank:
-        """One projection of a group of one block; views."""
+        """Views of one projection, for a group of one block."""
         rank, width = self.B_SOR.shape[2], self.part_width
         rows = slice(index * rank, (index + 1) * rank)
         return LowRank(self.A_SQH[:, rows], self.B_SOR[:, index * width : (index + 1) * width], width)
 
     def expert(self, index: int) -> LowRank:
-        """One routed expert's; views."""
+        """Views of one routed expert's matrices."""
         return LowRank(self.A_SQH[:, index], self.B_SOR[:, index], self.part_width)
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertLowRank:
-    """Matrices of a layer's routed experts, of all slots; `kernels.mixture_lora` says what they mean; Q = 2 * R."""
+    """Matrices of a layer's routed experts, for all slots; used by `kernels.mixture_lora`. Q = 2 * R."""
 
     up_A_SEQH: Tensor
     up_B_SEJR: Tensor
@@ -61,37 +61,37 @@ class ExpertLowRank:
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All of them, in order."""
+        """All four, in the order of the fields."""
         return self.up_A_SEQH, self.up_B_SEJR, self.down_A_SERI, self.down_B_SEHR
 
 
 @dataclass(frozen=True, slots=True)
 class PackedAdapter:
-    """An adapter as a slot of a bank holds it, on the host; finite, B multiplied by the scaling."""
+    """An adapter in the layout of a bank's slot, on the host: finite, B multiplied by the scaling."""
 
     layers: list[dict[str, LowRank]]
-    """Of each layer the groups that it changes, without the dimension S; pinned where the bank is on a GPU."""
+    """For each layer the groups that it changes, without the dimension S; in pinned memory if the bank is on a GPU."""
     rank: int
-    """What it uses of the bank's."""
+    """The adapter's own rank, at most the bank's R."""
 
     @property
     def changes_experts(self) -> bool:
-        """Whether routed experts are among them."""
+        """Whether it changes routed experts."""
         return any(name in ROUTED.values() for groups in self.layers for name in groups)
 
 
 class AdapterBank:
     """Slots for adapters of one base model.
 
-    Invariant: an empty rank, a projection that an adapter leaves alone, and a slot that nothing was loaded into are
-    zeros; all numbers are finite.
+    Invariant: unused ranks, projections that an adapter does not change, and slots never loaded are zeros; all numbers
+    are finite.
 
     Args:
-        text: The decoder's dimensions.
-        num_slots: S.
-        max_rank: R.
-        device: Where the matrices live.
-        dtype: Of the matrices, that of the model.
+        text: Dimensions of the base model's decoder.
+        num_slots: S, at least 1.
+        max_rank: R; adapters of a higher rank are refused.
+        device: Of the matrices, the same as the model's.
+        dtype: Of the matrices, the same as the model's.
         splits_shared: See `layer_shapes`.
         has_experts: Whether adapters may change routed experts.
     """
@@ -111,7 +111,7 @@ class AdapterBank:
         self._dtype = dtype
         self.has_experts = has_experts
         self.expert_slots: set[int] = set()
-        """Those whose adapters change routed experts."""
+        """Slots whose adapters change routed experts."""
         self.num_slots = num_slots
         self.max_rank = max_rank
         self._shapes = [
@@ -128,23 +128,25 @@ class AdapterBank:
 
     @torch.inference_mode()
     def pack(self, files: AdapterFiles) -> PackedAdapter:
-        """Judge an adapter and turn its numbers into the bank's; takes and changes nothing of the slots.
+        """Check an adapter and convert its matrices to the bank's layout. Neither reads nor changes the slots.
 
-        It is most of a load's work, and any thread may do it, so that no step has to wait for it.
+        This is most of the work of loading. Any thread may do it, so that no decoding step has to wait.
 
         Args:
-            files: The adapter.
+            files: As `read_adapter` returns them.
 
         Returns:
-            For `load`.
+            The argument of `load`.
 
         Raises:
-            AdapterError: With the reason.
+            AdapterError: `rank_too_large`, `not_finite`, or a reason of `find_pairs`.
         """
-        rank, scaling = read_config(files.config, self.max_rank)
+        rank, scaling = files.config.rank, files.config.scaling
+        if rank > self.max_rank:
+            raise AdapterError("rank_too_large", f"rank {rank}, the slots are for at most {self.max_rank}")
         packed: list[dict[str, LowRank]] = [{} for _ in self._shapes]
         for pair in find_pairs(files.tensors, rank, self._text, takes_experts=self.has_experts):
-            # In the model's type: what fits into float32 may not fit into float16.
+            # In the model's type: a value that is finite in float32 may not be finite in float16.
             a_ERI, b_EOR = pair.a_ERI.to(self._dtype), (pair.b_EOR.float() * scaling).to(self._dtype)
             if not _is_finite(a_ERI) or not _is_finite(b_EOR):
                 raise AdapterError("not_finite", f"layer {pair.layer}, {pair.group}")
@@ -156,11 +158,11 @@ class AdapterBank:
 
     @torch.inference_mode()
     def load(self, slot: int, adapter: PackedAdapter) -> None:
-        """Put an adapter into a slot that no row uses; enqueued, so rows that are started afterwards use it.
+        """Put an adapter into a slot that no row uses. The copies are enqueued, so rows started afterwards use it.
 
         Args:
-            slot: Whatever was in it is replaced as a whole.
-            adapter: What `pack` gave.
+            slot: From 0 to S - 1; its previous content is replaced completely.
+            adapter: Packed by this bank.
         """
         self.expert_slots.discard(slot)
         self._compact.pop(slot, None)
@@ -170,7 +172,7 @@ class AdapterBank:
         for packed, resident in zip(adapter.layers, self.layers, strict=True):
             for name, group in resident.items():
                 if name in packed:
-                    # Torch's allocator of pinned memory does not give it out again before these copies are over.
+                    # Torch's pinned allocator does not reuse this memory before the copies are done.
                     group.A_SQH[slot].copy_(packed[name].A_SQH, non_blocking=True)
                     group.B_SOR[slot].copy_(packed[name].B_SOR, non_blocking=True)
                 else:
@@ -178,9 +180,9 @@ class AdapterBank:
                     group.B_SOR[slot].zero_()
 
     def compact(self, slot: int) -> list[dict[str, SlotMatrices]]:
-        """A slot's matrices by layer and group without what its rank leaves empty, but for those of routed experts.
+        """A slot's matrices by layer and group, without unused ranks and without routed experts.
 
-        Made when they are first asked for: what plain torch adds. Not for a bank with `splits_shared`.
+        For sums in plain torch; made on first use. Not for a bank with `splits_shared`.
         """
         found = self._compact.get(slot)
         if found is None:
@@ -188,7 +190,7 @@ class AdapterBank:
         return found
 
     def experts(self, layer: int) -> ExpertLowRank | None:
-        """A layer's routed experts; None: they are not changed, or there are none."""
+        """Matrices of a layer's routed experts; None if the layer has none, or the bank has none for them."""
         groups = [self.layers[layer].get(name) for name in ROUTED.values()]
         up, down = groups
         return ExpertLowRank(up.A_SQH, up.B_SOR, down.A_SQH, down.B_SOR) if up and down else None
@@ -206,7 +208,7 @@ class AdapterBank:
 
 
 def make_bank(model: OcrModel, limits: EngineLimits, *, splits_shared: bool = False) -> AdapterBank | None:
-    """The bank that an engine's limits ask for, where the model is; None: none."""
+    """The bank for an engine's limits, on the model's device; None if there are no slots."""
     if not limits.adapter_slots:
         return None
     return AdapterBank(
@@ -221,7 +223,7 @@ def make_bank(model: OcrModel, limits: EngineLimits, *, splits_shared: bool = Fa
 
 
 def _place(pair: Pair, shape: GroupShape, group: LowRank, rank: int) -> None:
-    """Write a projection's matrices into its group's, whose ranks beyond the adapter's stay zeros."""
+    """Write a projection's matrices into its group's; ranks beyond the adapter's stay zeros."""
     max_rank, experts = group.B_SOR.shape[-1], max(shape.experts, 1)
     some = slice(pair.first, pair.last + 1)
     group.A_SQH.view(experts, shape.parts, max_rank, -1)[some, pair.part, :rank] = pair.a_ERI
@@ -230,9 +232,9 @@ def _place(pair: Pair, shape: GroupShape, group: LowRank, rank: int) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers are; by the extremes, which NaN spoils too.
+    """Whether all numbers are finite, tested on the minimum and maximum, which are NaN if any number is.
 
-    246 000 numbers in bfloat16 take a core (EPYC) 0.05 ms like this and 0.7 ms by `isfinite` of each.
+    For 246 000 numbers in bfloat16 a core (EPYC) takes 0.05 ms this way, and 0.7 ms with `isfinite` of each.
     """
     return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 

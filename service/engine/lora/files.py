@@ -1,136 +1,125 @@
-"""Adapters as PEFT writes them: reading a folder, what its options mean, and which projections its tensors change.
+"""Adapters as PEFT writes them: reading a folder, and which projections its tensors change.
 
-Owns PEFT's names and their way to layers, groups and parts of groups. Knows no slots and no devices. Stateless.
+Owns the mapping from module names to layers, groups and parts of groups. What a config means and how tensors are named
+is the contract's (`shared.contract`). Knows no slots and no devices. Stateless.
 
-Routed experts have two forms: stacked, as PEFT writes them for this repository's model (`target_parameters`; the gates
-and ups of all experts in one pair of matrices, the downs in another, the inner one under the name `base_layer`), and
-expert by expert, as adapters of the public checkpoint's own code have them.
+Routed experts come in two forms: stacked, as PEFT writes them for this repository's model (`target_parameters`: one
+pair of matrices for the gates and ups of all experts, another for the downs; PEFT calls the inner of the two
+`base_layer`), and expert by expert, as in adapters trained with the public checkpoint's own code.
 
 Shape letters: R rank, I inputs, O outputs, E experts.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from service.engine.lora.registry import AdapterError
+from shared.contract.lora_content import pair_matrices
+from shared.contract.peft_config import PeftConfig, parse_config
+from shared.contract.refusals import AdapterRefusedError
+from shared.contract.volume import CONFIG_FILE, WEIGHTS_FILE
 from shared.deepseek_ocr.configuration import TextConfig
 
-_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 _MODULE = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _STACKED = ("mlp.experts", "mlp.experts.base_layer")
 _EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(\w+)")
-_UNSERVED = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "layer_replication",
-             "trainable_token_indices", "lora_bias", "fan_in_fan_out")  # fmt: skip
-"""Options that change the arithmetic."""
 _ATTENTION = {"self_attn.q_proj": ("qkv", 0), "self_attn.k_proj": ("qkv", 1), "self_attn.v_proj": ("qkv", 2),
               "self_attn.o_proj": ("out", 0)}  # fmt: skip
 _MLP = {"gate_proj": ("gate_up", 0), "up_proj": ("gate_up", 1), "down_proj": ("down", 0)}
 ROUTED = {"gate_up": "routed_gate_up", "down": "routed_down"}
-"""Groups of routed experts by those of the other MLPs."""
+"""Groups of routed experts, by the corresponding group of the other MLPs."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterFiles:
-    """What PEFT writes: tensors by name, and the config."""
+    """The content of an adapter's two files."""
 
     tensors: Mapping[str, Tensor]
-    config: Mapping[str, Any]
+    """By PEFT's names."""
+    config: PeftConfig
 
 
 def read_adapter(folder: Path | str) -> AdapterFiles:
-    """Read a PEFT folder. The weights are read, not mapped: a mapped file that is cut kills the process.
+    """Read a PEFT folder. The weights are not memory-mapped: truncating a mapped file kills the process.
 
     Args:
-        folder: With `adapter_config.json` and `adapter_model.safetensors`.
+        folder: Has `adapter_config.json` and `adapter_model.safetensors`.
 
     Returns:
-        Both.
+        Config and tensors; the tensors are not yet checked.
 
     Raises:
-        AdapterError: `config_not_json`, `file_missing` or `header_invalid`.
+        AdapterError: `file_missing`, `header_invalid`, or a reason of `parse_config`.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        config = json.loads((Path(folder) / "adapter_config.json").read_bytes())
-        tensors = load((Path(folder) / "adapter_model.safetensors").read_bytes())
+        with _refusals_translated():
+            config = parse_config((Path(folder) / CONFIG_FILE).read_bytes(), takes_parameters=True)
+        tensors = load((Path(folder) / WEIGHTS_FILE).read_bytes())
     except OSError as error:
         raise AdapterError("file_missing", str(error)) from error
-    except ValueError as error:
-        raise AdapterError("config_not_json", str(error)) from error
     except SafetensorError as error:
         raise AdapterError("header_invalid", str(error)) from error
-    if not isinstance(config, dict):
-        raise AdapterError("config_not_json", "the config is no object")
     return AdapterFiles(tensors, config)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One projection's matrices, or those of one projection of several experts."""
+    """Matrices of one projection, or of the same projection of several experts."""
 
     layer: int
     group: str
     part: int
     first: int
     last: int
-    """Of the group's experts; a group without has one."""
+    """Range of the group's experts, `last` included; a group without experts counts as one."""
     a_ERI: Tensor
     b_EOR: Tensor
-    """Not yet multiplied by the scaling."""
+    """Before scaling."""
 
 
 def find_pairs(tensors: Mapping[str, Tensor], rank: int, text: TextConfig, *, takes_experts: bool) -> list[Pair]:
-    """Sort an adapter's tensors by what they change.
+    """Find the projection that each of an adapter's matrices changes.
 
     Args:
         tensors: By PEFT's names.
-        rank: Of all of them.
-        text: The decoder's dimensions.
+        rank: R, the same for every module.
+        text: Dimensions of the base model's decoder.
         takes_experts: Whether routed experts may be changed.
 
     Returns:
-        Pairs whose shapes are right for their projections, none twice.
+        Pairs with the right shapes for their projections; no projection occurs twice.
 
     Raises:
         AdapterError: With the reason.
     """
-    modules: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        match = _KEY.fullmatch(key)
-        if match is None:
-            raise AdapterError("unexpected_tensor", ascii(key[:120]))
-        modules.setdefault(match[1], {})[match[2]] = tensor
-    if not modules:
-        raise AdapterError("tensor_missing", "there are no tensors")
+    with _refusals_translated():
+        modules = pair_matrices(tensors)
     pairs: list[Pair] = []
-    for module, sides in modules.items():
-        if sides.keys() != {"A", "B"}:
-            raise AdapterError("tensor_missing", f"{module} has lora_{'/'.join(sides)} alone")
-        if not all(sides[side].is_floating_point() for side in "AB"):
-            raise AdapterError("wrong_dtype", f"{module} has {sides['A'].dtype} and {sides['B'].dtype}")
+    for module, (a, b) in modules.items():
+        if not a.is_floating_point() or not b.is_floating_point():
+            raise AdapterError("wrong_dtype", f"{module} has {a.dtype} and {b.dtype}")
         match = _MODULE.fullmatch(module)
         if match is None:
             raise AdapterError("target_not_allowed", f"{module[:120]!a} is no projection of a decoder layer")
         name = match[2]
         if name in _STACKED or name.startswith("mlp.experts."):
             if not takes_experts:
-                reason = "adapters of routed experts are not served; set adapter_experts"
-                raise AdapterError("target_not_allowed", f"{module[:120]!a}: {reason}")
+                detail = "adapters of routed experts are not served; set adapter_experts"
+                raise AdapterError("target_not_allowed", f"{module[:120]!a}: {detail}")
             read = _read_experts
         else:
             read = _read_projection
-        pairs += read(int(match[1]), name, sides["A"], sides["B"], rank, text)
+        pairs += read(int(match[1]), name, a, b, rank, text)
     taken: set[tuple[int, str, int, int]] = set()
     for pair in pairs:
         places = {(pair.layer, pair.group, pair.part, expert) for expert in range(pair.first, pair.last + 1)}
@@ -187,29 +176,9 @@ def _check_shapes(
         raise AdapterError("wrong_shape", f"layer {layer}, {name[:120]!a} has {shapes}, expected {expected}")
 
 
-def read_config(config: Mapping[str, Any], max_rank: int) -> tuple[int, float]:
-    """Read what an adapter's numbers mean.
-
-    Args:
-        config: What PEFT writes.
-        max_rank: That can be served.
-
-    Returns:
-        Rank and scaling.
-
-    Raises:
-        AdapterError: With the reason.
-    """
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if config.get("peft_type", "LORA") != "LORA":
-        raise AdapterError("not_lora", f"peft_type is {config['peft_type']!r}")
-    switched_on = [name for name in _UNSERVED if config.get(name)]
-    if switched_on or config.get("bias", "none") != "none":
-        raise AdapterError("unsupported_option", ", ".join([*switched_on, f"bias {config.get('bias', 'none')!r}"]))
-    if type(rank) is not int or rank < 1:
-        raise AdapterError("config_invalid", f"r is {rank!r}")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
-        raise AdapterError("config_invalid", f"lora_alpha is {alpha!r}")
-    if rank > max_rank:
-        raise AdapterError("rank_too_large", f"rank {rank}, the slots hold {max_rank}")
-    return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+@contextmanager
+def _refusals_translated() -> Iterator[None]:
+    try:
+        yield
+    except AdapterRefusedError as error:
+        raise AdapterError(error.code, error.detail) from error

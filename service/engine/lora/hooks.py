@@ -1,6 +1,6 @@
-"""Adapters on a model's own modules, for work that plain torch does: prefill on a CPU, decoders that are not packed.
+"""Adapters as hooks on a model's own modules, for plain torch: prefill on a CPU, and decoders that are not packed.
 
-Owns the hooks, which are there only while a batch with adapters runs, so the base alone pays nothing. Used by the
+The hooks exist only while a batch with adapters runs, so batches of the base model cost nothing extra. Used by the
 engine's single thread.
 
 Shape letters: T tokens, H inputs, O outputs.
@@ -23,12 +23,12 @@ from shared.deepseek_ocr.moe import Experts, MixtureOfExperts
 
 @contextmanager
 def adapted(model: Any, bank: AdapterBank, slots_T: Tensor) -> Iterator[None]:
-    """Let a model's decoder layers add adapters' products.
+    """Make a model's decoder layers add the adapters' sums within a block.
 
     Args:
-        model: With the decoder's layers; its modules take tokens `[..., H]`.
+        model: Has `model.layers`, whose modules take tokens `[..., H]`.
         bank: Made without `splits_shared`.
-        slots_T: Each token's slot, in the order in which the modules take the tokens; -1: none.
+        slots_T: Slot of each token, in the order in which the modules take the tokens; -1: base model alone.
     """
     groups = rows_by_slot(slots_T.tolist(), slots_T.device)
     with ExitStack() as stack:
@@ -42,13 +42,13 @@ def adapted(model: Any, bank: AdapterBank, slots_T: Tensor) -> Iterator[None]:
             for index, layer in enumerate(model.model.layers):
                 low = bank.experts(index)
                 if low:
-                    hook = partial(_mix_anew, low=low, slots_T=slots_T)
+                    hook = partial(_mix_again, low=low, slots_T=slots_T)
                     stack.callback(layer.mlp.experts.register_forward_hook(hook).remove)
         yield
 
 
 def _projections(layer: Any) -> Iterator[tuple[nn.Module, str, int]]:
-    """Modules that a layer's adapters change, each with its group in the bank and its place there."""
+    """Modules that adapters may change, each with its group in the bank and its part of the group."""
     attention = layer.self_attn
     yield from ((attention.q_proj, "qkv", 0), (attention.k_proj, "qkv", 1), (attention.v_proj, "qkv", 2))
     yield attention.o_proj, "out", 0
@@ -64,10 +64,10 @@ def _add(
     matrices.add(inputs[0].reshape(len(out_TO), -1), out_TO, rows)
 
 
-def _mix_anew(
+def _mix_again(
     module: Experts, inputs: tuple[Tensor, Tensor, Tensor], out_TH: Tensor, low: ExpertLowRank, slots_T: Tensor
 ) -> None:
-    """Replace what routed experts gave to tokens with adapters; the others' stays as it is."""
+    """Recompute the routed experts' output for tokens with adapters; the other tokens keep theirs."""
     rows = (slots_T >= 0).nonzero()[:, 0]
     x_TH, weights_TK, experts_TK = (tensor[rows] for tensor in inputs)
     mixed_TH = mixture_lora(x_TH, weights_TK, experts_TK, module.gate_up_proj, module.down_proj, low, slots_T[rows])

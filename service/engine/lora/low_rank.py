@@ -1,10 +1,10 @@
-"""Adapters' low-rank sums in plain torch, few operations for each: what decoding and prefill on a CPU add to the base.
+"""Adapters' low-rank sums in plain torch, with few operations, for decoding and prefill on a CPU.
 
-Owns which rows belong together and how their sums are added. Knows matrices of one slot, not the bank that holds them
-all, nor what a module is. A step of a small model is bound by the number of operations, and slots are made for the
-largest rank that is allowed: so rows are sorted by slot once a step, in the place of once a projection, and what an
-adapter's rank leaves empty is neither read nor multiplied. Nano on two cores of an EPYC, rank 16 in slots of 64: one
-row with an adapter took 5.0 ms a token before and takes 2.3 now, 1.7 without adapter (benchmarks/LOG.md).
+Owns how rows are grouped by adapter and how their sums are added. Knows the matrices of one slot, but neither the bank
+nor modules. A small model's step is limited by the number of operations, and slots have room for the largest allowed
+rank. So rows are grouped by slot once a step, not once a projection, and unused ranks are neither read nor multiplied.
+Nano on two cores of an EPYC, rank 16 in slots of 64: a row with an adapter takes 2.3 ms a token instead of 5.0, and 1.7
+without an adapter (benchmarks/LOG.md).
 
 Shape letters: T rows, H inputs, O outputs, P parts of a group, R an adapter's rank, W outputs of a part.
 """
@@ -20,34 +20,34 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class SlotRows:
-    """Rows of one adapter."""
+    """The rows of a batch that use one adapter."""
 
     slot: int
     rows: slice | Tensor
-    """A slice where they stand together, which needs no copy; else int64 indices."""
+    """A slice if they are adjacent, which needs no copy; otherwise int64 indices."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotMatrices:
-    """One adapter's matrices of a group of projections, or of some of them, in one layer."""
+    """One adapter's matrices for a group of projections, or a part of one, in one layer."""
 
     down_HQ: Tensor
-    """Of all parts side by side, Q = P * R; seen transposed, so that `x @ down` needs no copy."""
+    """All parts side by side, Q = P * R; a transposed view, so that `x @ down` needs no copy."""
     ups_RW: tuple[Tensor, ...]
-    """Of each part, the scaling multiplied in; seen transposed."""
+    """One per part, scaling included; transposed views."""
 
     def part(self, index: int) -> SlotMatrices:
-        """One projection's; views."""
+        """Views of one projection's matrices."""
         rank = len(self.ups_RW[index])
         return SlotMatrices(self.down_HQ[:, index * rank : (index + 1) * rank], (self.ups_RW[index],))
 
     def add(self, x_TH: Tensor, out_TO: Tensor, rows: slice | Tensor) -> None:
-        """Add the sums of some rows, in place.
+        """Add the low-rank sums of some rows to the base's output, in place.
 
         Args:
-            x_TH: What the base's projections took.
-            out_TO: What they gave, part beside part; the other rows are not touched.
-            rows: Those with this adapter.
+            x_TH: Input of the base's projections.
+            out_TO: Their output, parts side by side; other rows are not changed.
+            rows: Rows that use this adapter.
         """
         low_TQ = x_TH[rows] @ self.down_HQ
         taken_TO = out_TO[rows]
@@ -63,11 +63,11 @@ def rows_by_slot(slots: Sequence[int], device: torch.device | str = "cpu") -> tu
     """Rows with adapters, slot by slot.
 
     Args:
-        slots: Each row's; below 0: none.
-        device: Where the rows are.
+        slots: Slot of each row; below 0: no adapter.
+        device: Of the tensors that will be indexed.
 
     Returns:
-        In the order in which slots first occur.
+        One entry per slot, in the order in which the slots first occur.
     """
     found: dict[int, list[int]] = {}
     for row, slot in enumerate(slots):
@@ -77,17 +77,17 @@ def rows_by_slot(slots: Sequence[int], device: torch.device | str = "cpu") -> tu
 
 
 def compact(A_QH: Tensor, B_OR: Tensor, parts: int, rank: int, max_rank: int) -> SlotMatrices | None:
-    """One slot's matrices of a group without what the adapter's rank leaves empty.
+    """One slot's matrices of a group, without unused ranks.
 
     Args:
-        A_QH: As a bank holds it, `max_rank` rows for each part.
-        B_OR: As a bank holds it, of a group of one block: part after part.
-        parts: P.
-        rank: The adapter's.
-        max_rank: What the slots are made for.
+        A_QH: As in the bank: `max_rank` rows for each part.
+        B_OR: As in the bank, for a group of one block: part after part.
+        parts: P, projections of the group.
+        rank: R, at most `max_rank`.
+        max_rank: Rank that the bank's slots have room for.
 
     Returns:
-        Copies, or views where the rank fills the slot; None: the adapter leaves the group alone.
+        Copies, or views if the rank fills the slot; None if the adapter does not change the group.
     """
     if not B_OR.any():
         return None

@@ -1,7 +1,7 @@
-"""Which adapters the engine holds, by the names that requests use, and which of them are about to leave. Free of torch.
+"""Which adapters are resident in the engine, by the names that requests use, and which of them are being drained.
 
-Owns the way from a name to a resident slot, nothing of the adapters' content. A name is used for one content only, so a
-new version is a new name. Used by the engine's single thread.
+Maps names to slots; knows nothing of the adapters' content, and does not import torch. A name always means the same
+content, so a new version has a new name. Used by the engine's single thread.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 NO_ADAPTER = -1
-"""The slot of rows that the base model answers alone."""
+"""The slot of rows without an adapter."""
 
 
 class AdapterError(RuntimeError):
-    """An adapter that cannot be loaded or unloaded; what is served is not touched.
+    """An adapter cannot be loaded or unloaded; resident adapters are not affected.
 
     Args:
-        reason: See below.
-        detail: For the log.
+        reason: A stable code, see the attribute.
+        detail: Explanation for the log.
 
     Attributes:
         detail: As given.
-        reason: Stable, from `shared.contract.refusals` where the adapter is to blame, else `no_slot`, `name_in_use`,
+        reason: A `Reason` of `shared.contract.refusals` if the adapter is at fault, otherwise `no_slot`, `name_in_use`,
             `unknown_adapter` or `adapters_off`.
     """
 
@@ -34,10 +34,10 @@ class AdapterError(RuntimeError):
 class AdapterRegistry:
     """Names and slots.
 
-    Invariant: a slot is free, or belongs to one name; a name that drains still has its slot, but nobody new gets it.
+    Invariant: a slot is free or belongs to one name. A draining name keeps its slot, but new requests cannot use it.
 
     Args:
-        num_slots: Adapters at once.
+        num_slots: Largest number of resident adapters; 0 turns adapters off.
     """
 
     def __init__(self, num_slots: int) -> None:
@@ -48,26 +48,26 @@ class AdapterRegistry:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Those that new requests may use, oldest first."""
+        """Names that new requests may use, oldest first."""
         return tuple(name for name in self._slots if name not in self._draining)
 
     @property
     def draining(self) -> frozenset[str]:
-        """Those that leave with their last sequence."""
+        """Names that are removed once no sequence uses them."""
         return frozenset(self._draining)
 
     def find(self, name: str) -> int | None:
-        """The slot of an adapter that new requests may use."""
+        """The slot of a name that new requests may use, or None."""
         return None if name in self._draining else self._slots.get(name)
 
     def offer_slot(self, name: str) -> int:
         """Find a slot for a new adapter; it stays free until `add`.
 
         Args:
-            name: What requests will call it.
+            name: Model ID that requests will use.
 
         Returns:
-            The slot.
+            A free slot.
 
         Raises:
             AdapterError: `adapters_off`, `name_in_use` or `no_slot`.
@@ -82,17 +82,17 @@ class AdapterRegistry:
         return self._free[-1]
 
     def add(self, name: str, slot: int) -> None:
-        """Serve an adapter from the slot that was offered."""
+        """Register an adapter in the slot that was offered."""
         assert self._free[-1] == slot
         assert name not in self._slots
         self._free.pop()
         self._slots[name] = slot
 
     def drain(self, name: str) -> None:
-        """Let nobody new use an adapter.
+        """Stop new requests from using an adapter.
 
         Args:
-            name: What requests call it.
+            name: Model ID that requests use.
 
         Raises:
             AdapterError: `unknown_adapter`.
@@ -102,13 +102,13 @@ class AdapterRegistry:
         self._draining.add(name)
 
     def sweep(self, used: Iterable[int]) -> list[str]:
-        """Forget draining adapters that no sequence uses.
+        """Remove draining adapters that no sequence uses.
 
         Args:
-            used: Slots of all sequences that wait or run.
+            used: Slots of all waiting and running sequences.
 
         Returns:
-            Names that have gone.
+            Names that were removed.
         """
         in_use = set(used)
         gone = sorted(name for name in self._draining if self._slots[name] not in in_use)

@@ -1,8 +1,8 @@
-"""What adapters' matrices look like: groups of projections of each layer, their dimensions and their memory.
+"""Shapes of adapters' matrices: each layer's groups of projections, their dimensions and their memory.
 
-A group is projections that share an input and are computed as one product: query, key and value; out; gate and up;
-down. Gate, up and down are those of the dense MLP or of the shared experts; those of the routed experts are two groups
-more, with a dimension E, and there only where they are asked for. Numbers alone; `lora` has the matrices.
+A group consists of projections that share an input and are computed as one product: query, key and value; out; gate and
+up; down. Gate, up and down are those of the dense MLP or the shared experts. Routed experts have two more groups, with
+a dimension E, if they are enabled. Only numbers; `bank` has the matrices.
 
 Shape letters: P parts of a group, G blocks, W outputs of a part in a block, O = G * P * W outputs, E experts.
 """
@@ -25,17 +25,17 @@ class GroupShape:
     part_width: int
     """Outputs of a part in one block."""
     blocks: int = 1
-    """How often the parts repeat: gates and ups of shared experts that stand expert by expert."""
+    """How often the parts repeat: gates and ups of shared experts may be stored expert by expert."""
     experts: int = 0
-    """Routed ones, each with matrices of its own; 0: the group is not one of routed experts."""
+    """Number of routed experts, each with its own matrices; 0 for the other groups."""
 
     @property
     def outputs(self) -> int:
-        """O."""
+        """O, of all parts and blocks."""
         return self.blocks * self.parts * self.part_width
 
     def num_values(self, max_rank: int) -> int:
-        """Numbers of one slot's matrices."""
+        """Size of one slot's matrices, in numbers."""
         return max(self.experts, 1) * max_rank * (self.parts * self.inputs + self.outputs)
 
 
@@ -45,13 +45,13 @@ def layer_shapes(
     """Groups of a layer.
 
     Args:
-        text: The decoder's dimensions.
-        layer: Its index.
-        splits_shared: Whether gates and ups of shared experts stand expert by expert, as `GpuDecoder` has them.
-        has_experts: Whether there are groups of routed experts.
+        text: Dimensions of the base model's decoder.
+        layer: Index from 0.
+        splits_shared: Whether gates and ups of shared experts are stored expert by expert, as in `GpuDecoder`.
+        has_experts: Whether to include the groups of routed experts.
 
     Returns:
-        Shapes by the groups' names.
+        Shapes by group name.
     """
     hidden = text.hidden_size
     shapes = {"qkv": GroupShape(hidden, 3, hidden), "out": GroupShape(hidden, 1, hidden)}
@@ -71,7 +71,7 @@ def layer_shapes(
 
 
 def bank_bytes(text: TextConfig, *, num_slots: int, max_rank: int, value_bytes: int, has_experts: bool = False) -> int:
-    """Memory of a bank."""
+    """Memory of a bank, the sum over all layers and slots."""
     layers = range(text.num_hidden_layers)
     shapes = [shape for layer in layers for shape in layer_shapes(text, layer, has_experts=has_experts).values()]
     return num_slots * value_bytes * sum(shape.num_values(max_rank) for shape in shapes)

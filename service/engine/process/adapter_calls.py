@@ -11,6 +11,7 @@ import itertools
 import logging
 from collections.abc import Collection
 from pathlib import Path
+from urllib.parse import quote
 
 from service.engine.lora.registry import AdapterError
 from service.engine.process.codec import AdapterReply, LoadAdapter, UnloadAdapter
@@ -53,7 +54,7 @@ class AdapterCalls:
         Raises:
             AdapterError: The engine refuses it.
         """
-        reply = await self._call(connection, LoadAdapter(next(self._numbers), model_id, str(folder)))
+        reply = await self._call(connection, LoadAdapter(next(self._numbers), model_id, quote(bytes(folder))))
         if reply.reason:
             raise AdapterError(reply.reason, reply.detail)
         self._folders[model_id] = folder

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 
 from service import frames
-from service.engine.process.codec import Command, Message, decode_message, encode_command
+from service.engine.process.codec import Command, Frame, Message, decode_message, encode_command
 from service.engine.process.launcher import Worker
 
 JOIN_S = 5.0
@@ -43,7 +43,7 @@ class EngineConnection:
     ) -> None:
         self._worker = worker
         self._loop = asyncio.get_running_loop()
-        self._outbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         self._on_message = on_message
         self._on_lost = on_lost
         self.heard_s = self._loop.time()
@@ -56,7 +56,7 @@ class EngineConnection:
 
     def send(self, command: Command) -> None:
         """Queue a command; dropped if the worker has gone."""
-        self._outbox.put(command)
+        self._outbox.put(encode_command(command))
 
     def describe_exit(self) -> str:
         """Why the worker has gone; blocks briefly."""
@@ -90,9 +90,9 @@ class EngineConnection:
             _log.debug("the event loop has closed before its engine")
 
     def _write(self) -> None:
-        while (command := self._outbox.get()) is not None:
+        while (frame := self._outbox.get()) is not None:
             try:
-                # Sent here: the pixels of a page would block the event loop for milliseconds.
-                frames.send(self._worker.pipe, *encode_command(command))
+                # Here, as the pixels of a page would block the event loop for milliseconds.
+                frames.send(self._worker.pipe, *frame)
             except OSError:
                 return

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from service import frames
 from service.engine.lora.registry import AdapterError
@@ -106,6 +107,7 @@ def run(
     except Exception as error:  # noqa: BLE001 - the boundary: the parent must be told, whatever it was
         _log.exception("the engine's loop ended")
         detail = "".join(traceback.format_exception_only(error)).strip()
+        detail = detail.encode(errors="backslashreplace").decode()  # a file's name may be no UTF-8
         with contextlib.suppress(OSError):
             _send(pipe, Broken(detail))
 
@@ -202,7 +204,7 @@ class _Loop:
         source: Any = None
         error: Exception | None = None
         try:
-            source = self.engine.read_adapter(Path(command.folder))
+            source = self.engine.read_adapter(Path(os.fsdecode(unquote_to_bytes(command.folder))))
         except Exception as caught:  # noqa: BLE001 - the boundary of a thread; the loop raises it
             error = caught
         self.inbox.put(_ReadAdapter(command, source, error, time.monotonic() - began_s))

@@ -7,6 +7,7 @@ import contextlib
 import os
 import resource
 import signal
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,11 @@ import pytest
 
 from service.errors import (
     DecodeCrashError,
+    DecodeKilledError,
     DecodeMemoryError,
     DecodeTimeoutError,
     DeepSynthError,
+    DrainingError,
     EngineError,
     TooManyPixelsError,
     UndecodableError,
@@ -87,7 +90,7 @@ async def test_refusal_comes_out_with_its_public_facts_and_costs_no_process() ->
     [
         (signal.SIGSEGV, DecodeCrashError, "decode_crash"),
         (signal.SIGXCPU, DecodeTimeoutError, "decode_timeout"),
-        (signal.SIGKILL, DecodeMemoryError, "decode_out_of_memory"),
+        (signal.SIGKILL, DecodeKilledError, "decode_killed"),
     ],
 )
 async def test_death_at_work_costs_one_order_and_is_told_apart(
@@ -106,6 +109,56 @@ async def test_death_at_work_costs_one_order_and_is_told_apart(
         assert (await pool.decode(Document(png(), IntakeLimits()), ORDER)).width_px == 320
         assert restarts == [reason]
         assert pool.pids != [pid]
+
+
+async def killed_while_decoding(pool: ImagePool, data: bytes) -> DeepSynthError:
+    """Kill the process from outside while it decodes a file; what the caller gets."""
+    await pool.decode(Document(png(), IntakeLimits()), ORDER)  # it is ready
+    (pid,) = pool.pids
+    os.kill(pid, signal.SIGSTOP)
+    await eventually(lambda: is_stopped(pid))
+    victim = asyncio.create_task(pool.decode(Document(data, IntakeLimits()), ORDER))
+    await eventually(lambda: pool.num_busy == 1)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(DeepSynthError) as caught:
+        await victim
+    return caught.value
+
+
+async def test_a_file_that_is_sent_again_after_its_process_was_killed_is_refused_at_the_second_time() -> None:
+    async with running_pool() as (pool, restarts):
+        first = await killed_while_decoding(pool, png("one"))
+        assert isinstance(first, DecodeKilledError)
+        assert (first.status, first.retryable) == (503, True)
+        assert isinstance(await killed_while_decoding(pool, png("two")), DecodeKilledError)
+        again = await killed_while_decoding(pool, png("one"))
+        assert isinstance(again, DecodeMemoryError)
+        assert (again.status, again.retryable) == (422, False)
+        assert restarts == ["decode_killed"] * 3
+
+
+async def test_a_process_that_is_killed_before_it_has_the_file_says_nothing_about_the_file() -> None:
+    async with running_pool() as (pool, _):
+        assert isinstance(await killed_while_decoding(pool, png("one")), DecodeKilledError)
+        (fresh,) = pool.pids
+        os.kill(fresh, signal.SIGSTOP)
+        victim = asyncio.create_task(pool.decode(Document(png("one"), IntakeLimits()), ORDER))
+        await eventually(lambda: pool.num_busy == 1)
+        os.kill(fresh, signal.SIGKILL)
+        with pytest.raises(DecodeKilledError):
+            await victim
+
+
+async def test_a_malformed_reply_is_the_files_fault_although_we_kill_the_process() -> None:
+    async with running_pool() as (pool, _):
+        (process,) = pool._all
+        os.kill(process.pid, signal.SIGSTOP)
+        await eventually(lambda: is_stopped(process.pid))
+        victim = asyncio.create_task(pool.decode(Document(png(), IntakeLimits()), ORDER))
+        await eventually(lambda: pool.num_busy == 1)
+        process._pipe.shutdown(socket.SHUT_RD)
+        with pytest.raises(DecodeCrashError):
+            await victim
 
 
 async def test_hung_process_is_killed_when_its_time_is_up() -> None:
@@ -209,13 +262,13 @@ async def test_death_in_the_middle_costs_one_page_and_the_next_one_sends_the_doc
         victim = asyncio.create_task(pool.decode(document, page_task(1)))
         await eventually(lambda: pool.num_busy == 1)
         os.kill(pool.pids[0], signal.SIGKILL)
-        with pytest.raises(DecodeMemoryError):
+        with pytest.raises(DecodeKilledError):
             await victim
         assert (await pool.decode(document, page_task(2))).page == 3
         os.kill(pool.pids[0], signal.SIGKILL)
         await eventually(lambda: state_of(pool.pids[0]) == "Z")
         assert (await pool.decode(document, page_task(3))).page == 4
-        assert (document.num_sent, restarts) == (3, ["decode_out_of_memory", "died_idle"])
+        assert (document.num_sent, restarts) == (3, ["decode_killed", "died_idle"])
 
 
 async def test_process_is_confined() -> None:
@@ -254,5 +307,5 @@ async def test_stop_does_not_wait_for_a_process_that_hangs() -> None:
             os.kill(pid, signal.SIGSTOP)
             victim = asyncio.create_task(pool.decode(Document(png(), IntakeLimits()), ORDER))
             await eventually(lambda: pool.num_busy == 1)
-    with pytest.raises(DeepSynthError):
+    with pytest.raises(DrainingError):
         await victim

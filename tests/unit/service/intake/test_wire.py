@@ -13,6 +13,7 @@ from service.intake.decoding import Contents, DecodedPage, OpenDocument
 from service.intake.document import Document
 from service.intake.formats import FileFormat
 from service.intake.limits import DecodeTask, IntakeLimits
+from service.intake.replies import decode_contents, decode_reply, max_reply_bytes
 from shared.deepseek_ocr import forms
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
 from tests.support.service import png
@@ -41,13 +42,13 @@ def with_lie(header: bytes, lie: dict[str, object]) -> bytes:
 @pytest.mark.parametrize("header", [b"[]", b"{,}", b"", b'{"kind": "other"}'], ids=["list", "no json", "empty", "kind"])
 def test_what_is_no_reply_is_refused(header: bytes) -> None:
     with pytest.raises(BrokenFrameError):
-        wire.decode_reply(header, NO_TAIL, ORDER)
+        decode_reply(header, NO_TAIL, ORDER)
 
 
 def test_page_survives_the_wire() -> None:
     page, header, tail = reply_to(ORDER, (700, 900))
-    assert len(tail) <= wire.max_reply_bytes(ORDER)
-    received = wire.decode_reply(header, tail, ORDER)
+    assert len(tail) <= max_reply_bytes(ORDER)
+    received = decode_reply(header, tail, ORDER)
     assert received.prepared.plan == page.prepared.plan
     assert (received.file_format, received.page, received.width_px) == ("png", 1, 700)
     assert (received.ink, received.is_damaged) == (page.ink, False)
@@ -59,8 +60,8 @@ def test_image_survives_the_wire() -> None:
     order = replace(ORDER, wants_image=True)
     assert wire.decode_task(wire.encode_task(order)) == order
     page, header, tail = reply_to(order, (700, 900))
-    assert len(tail) == 3 * 700 * 900 <= wire.max_reply_bytes(order)
-    received = wire.decode_reply(header, tail, order)
+    assert len(tail) == 3 * 700 * 900 <= max_reply_bytes(order)
+    received = decode_reply(header, tail, order)
     assert received.prepared.plan == page.prepared.plan
     np.testing.assert_array_equal(received.prepared.arrays[0], page.prepared.arrays[0])
 
@@ -83,14 +84,14 @@ def test_image_of_another_size_than_its_numbers_say_is_refused(lie: dict[str, ob
     order = replace(ORDER, wants_image=True)
     _, header, tail = reply_to(order, (700, 900))
     with pytest.raises(BrokenFrameError):
-        wire.decode_reply(with_lie(header, lie), tail, order)
+        decode_reply(with_lie(header, lie), tail, order)
 
 
 @pytest.mark.parametrize("wants_image", [False, True])
 def test_no_page_has_more_bytes_than_are_accepted(wants_image: bool) -> None:
     order = replace(ORDER, wants_image=wants_image)
     most = max(forms.MAX_IMAGE_PIXELS if wants_image else 0, 1024**2 + 9 * 640**2)
-    assert wire.max_reply_bytes(order) >= 3 * most
+    assert max_reply_bytes(order) >= 3 * most
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_no_page_has_more_bytes_than_are_accepted(wants_image: bool) -> None:
 def test_page_with_numbers_that_do_not_fit_its_bytes_is_refused(lie: dict[str, object], size: tuple[int, int]) -> None:
     _, header, tail = reply_to(ORDER, size)
     with pytest.raises(BrokenFrameError):
-        wire.decode_reply(with_lie(header, lie), tail, ORDER)
+        decode_reply(with_lie(header, lie), tail, ORDER)
 
 
 def test_document_and_its_contents_survive_the_wire() -> None:
@@ -121,35 +122,35 @@ def test_document_and_its_contents_survive_the_wire() -> None:
     received = wire.decode_open(wire.encode_open(sent), sent.data)
     assert (received.data, received.limits, received.selection) == (sent.data, sent.limits, (1,))
     contents = OpenDocument(received).contents
-    assert wire.decode_contents(wire.encode_contents(contents), sent) == contents
+    assert decode_contents(wire.encode_contents(contents), sent) == contents
 
 
 @pytest.mark.parametrize("pages", [(), (2,), (1, 3), (0, 1), (2, 1), tuple(range(1, 52))])
 def test_contents_that_were_not_asked_for_are_refused(pages: tuple[int, ...]) -> None:
     header = wire.encode_contents(Contents(FileFormat.PDF, pages))
     with pytest.raises(BrokenFrameError):
-        wire.decode_contents(header, Document(b"", IntakeLimits()))
+        decode_contents(header, Document(b"", IntakeLimits()))
     with pytest.raises(BrokenFrameError):
-        wire.decode_contents(header, Document(b"", IntakeLimits(), (1, 2)))
+        decode_contents(header, Document(b"", IntakeLimits(), (1, 2)))
 
 
 def test_reply_of_another_kind_is_refused() -> None:
     _, header, tail = reply_to(ORDER, (320, 200))
     with pytest.raises(BrokenFrameError):
-        wire.decode_contents(header, Document(b"", IntakeLimits()))
+        decode_contents(header, Document(b"", IntakeLimits()))
     with pytest.raises(BrokenFrameError):
-        wire.decode_reply(wire.encode_contents(Contents(FileFormat.PDF, (1,))), tail, ORDER)
+        decode_reply(wire.encode_contents(Contents(FileFormat.PDF, (1,))), tail, ORDER)
 
 
 def test_refusal_survives_the_wire_without_its_detail() -> None:
     sent = wire.encode_error_reply(TooManyPixelsError("quotes the file", public={"max_pixels": 7}))
     assert b"quotes" not in sent
     with pytest.raises(TooManyPixelsError) as refusal:
-        wire.decode_reply(sent, NO_TAIL, ORDER)
+        decode_reply(sent, NO_TAIL, ORDER)
     assert refusal.value.public == {"max_pixels": 7}
 
 
 @pytest.mark.parametrize(("code", "error"), [("made up", InternalError), ("undecodable_file", UndecodableError)])
 def test_refusal_with_an_unknown_code_is_a_fault_of_ours(code: str, error: type[Exception]) -> None:
     with pytest.raises(error):
-        wire.decode_reply(json.dumps({"kind": "error", "code": code, "public": {}}).encode(), NO_TAIL, ORDER)
+        decode_reply(json.dumps({"kind": "error", "code": code, "public": {}}).encode(), NO_TAIL, ORDER)

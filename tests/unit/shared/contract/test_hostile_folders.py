@@ -34,9 +34,7 @@ from tests.support.adapters import (
 POLICY = ServingPolicy(
     base_model="nano",
     base_revisions=frozenset({BASE.revision}),
-    targets=frozenset({"q_proj", "k_proj", "v_proj", "o_proj"}),
     module_shapes=MODULES,
-    takes_rslora=False,
     limits=ContentLimits(max_rank=8, max_tensors=8, max_weights_bytes=20_000),
 )
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -196,7 +194,10 @@ HOSTILE = {
     "config without targets": (lambda folder: put_config(folder, target_modules=None), Reason.CONFIG_INVALID),
     "not a LoRA": (lambda folder: put_config(folder, peft_type="LOHA"), Reason.NOT_LORA),
     "DoRA": (lambda folder: put_config(folder, use_dora=True), Reason.DORA),
-    "rank-stabilised": (lambda folder: edit_manifest(folder, lora__use_rslora=True), Reason.RSLORA),
+    "rank-stabilised in the manifest alone": (
+        lambda folder: edit_manifest(folder, lora__use_rslora=True),
+        Reason.CONFIG_CONFLICT,
+    ),
     "modules to save": (lambda folder: put_config(folder, modules_to_save=["lm_head"]), Reason.MODULES_TO_SAVE),
     "biases": (lambda folder: put_config(folder, bias="all"), Reason.UNSUPPORTED_OPTION),
     "ranks by pattern": (lambda folder: put_config(folder, rank_pattern={"q": 64}), Reason.UNSUPPORTED_OPTION),
@@ -211,9 +212,9 @@ HOSTILE = {
     "wrong revision": (lambda folder: edit_manifest(folder, base__revision="0" * 40), Reason.WRONG_BASE_REVISION),
     "huge rank": (lambda folder: edit_manifest(folder, lora__rank=4096), Reason.RANK_TOO_LARGE),
     "huge rank in the config": (lambda folder: put_config(folder, r=4096), Reason.RANK_TOO_LARGE),
-    "routed experts": (
+    "targets in the manifest alone": (
         lambda folder: edit_manifest(folder, lora__targets=["gate_proj"]),
-        Reason.TARGET_NOT_ALLOWED,
+        Reason.CONFIG_CONFLICT,
     ),
     "a target that matches nothing": (
         lambda folder: put_config(folder, target_modules=["q_proj", "v_proj", "w_proj"]),
@@ -437,8 +438,10 @@ def test_a_withdrawn_version_is_refused(volume, tmp_path):
     assert refusal(volume, tmp_path).reason is Reason.WITHDRAWN
 
 
-def test_every_reason_is_met_by_a_case():
-    assert {reason for _, reason in HOSTILE.values()} | {Reason.WITHDRAWN} == set(Reason)
+def test_every_reason_of_verification_is_met_by_a_case():
+    # The engine refuses targets; no reader here refuses rsLoRA.
+    elsewhere = {Reason.WITHDRAWN, Reason.TARGET_NOT_ALLOWED, Reason.RSLORA}
+    assert {reason for _, reason in HOSTILE.values()} | elsewhere == set(Reason)
 
 
 def test_a_clock_that_is_wrong_by_decades_changes_nothing(volume, tmp_path):

@@ -66,13 +66,6 @@ def test_a_manifest_reads_back():
     assert parse_manifest(to_json(manifest(forced="a trial", evaluation=None))).forced == "a trial"
 
 
-def test_scaling_follows_peft():
-    assert manifest().lora.scaling == 2.0
-    assert LoraRecord(
-        rank=16, alpha=32.0, use_rslora=True, dtype="F32", targets=("q",), num_tensors=2
-    ).scaling == pytest.approx(8.0)
-
-
 @pytest.mark.parametrize(
     "changes",
     [

@@ -70,7 +70,7 @@ def test_a_published_version_is_a_peft_folder_with_a_manifest(volume, source):
     assert "auto_mapping" not in config
     manifest = parse_manifest((folder / "manifest.json").read_bytes())
     assert manifest == published.manifest
-    assert (manifest.lora.rank, manifest.lora.alpha, manifest.lora.scaling) == (4, 8.0, 2.0)
+    assert (manifest.lora.rank, manifest.lora.alpha) == (4, 8.0)
     assert manifest.lora.targets == ("q_proj", "v_proj")
     assert hidden(volume) == []
 

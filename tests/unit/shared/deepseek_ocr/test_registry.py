@@ -1,54 +1,96 @@
-"""A model is added to the family by one file and one line of the registry."""
+"""A model is added to the family by one file and one entry of the registry."""
 
-import json
 import pkgutil
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from service.engine.config import EngineLimits
 from service.engine.factory import make_engine
+from service.engine.protocol import SequenceResult
 from service.errors import EngineError
-from shared.deepseek_ocr.checkpoint import load_model, save_checkpoint
+from shared.deepseek_ocr.checkpoint import CheckpointError, load_model, save_checkpoint
 from shared.deepseek_ocr.loading import load_checkpoint
-from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
-from shared.deepseek_ocr.registry import MODELS, ModelKind
+from shared.deepseek_ocr.registry import MODELS, V1, ModelKind
+from tests.unit.service.engine.tiny import drain, tiny_model, tiny_request
 from tests.unit.shared.deepseek_ocr.test_model_ocr2 import write_tokenizer
-from tests.unit.shared.deepseek_ocr.tiny_models import tiny_model
+
+FILE = '''
+"""DeepSeek-OCR with rotary positions of another base."""
+
+from shared.deepseek_ocr.checkpoint import load_model
+from shared.deepseek_ocr.configuration import DeepseekOcrConfig
+from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 
 
-def load_made_up(folder: Path, device: str, dtype: torch.dtype, _layers_device: str | None):
-    """What a stranger's file offers: here the known model in another name."""
-    config = json.loads((folder / "config.json").read_text())
-    known = folder / "known"
-    known.mkdir()
-    (known / "config.json").write_text(json.dumps(config | {"model_type": "deepseek_vl_v2"}))
-    for path in folder.glob("*.safetensors"):
-        path.rename(known / path.name)
-    model = load_model(known, device, dtype)
-    model.config.model_type = "made_up"
-    return model
+class MadeUpConfig(DeepseekOcrConfig):
+    model_type = "made_up"
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.text_config.rope_theta = 3.0
+
+
+class MadeUp(DeepseekOcrForConditionalGeneration):
+    config_class = MadeUpConfig
+
+
+def load_made_up(folder, device, dtype, layers_device):
+    return load_model(folder, device, dtype, layers_device, MadeUp)
+'''
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    save_checkpoint(tiny_model(), tmp_path)
-    write_tokenizer(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "made_up"}))
-    kind = ModelKind(loader=f"{__name__}:load_made_up", decoder="model.layers.", vision=())
-    monkeypatch.setitem(MODELS, "made_up", kind)
-    return tmp_path
+def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The one file, imported, and its entry."""
+    made_up = ModuleType("made_up_file")
+    exec(FILE, made_up.__dict__)
+    monkeypatch.setitem(sys.modules, made_up.__name__, made_up)
+    monkeypatch.setitem(MODELS, "made_up", replace(V1, loader="made_up_file:load_made_up"))
+    return made_up
 
 
-def test_a_model_that_is_registered_is_loaded_and_served_by_its_own_code(folder: Path):
+def write(model, folder: Path) -> Path:
+    save_checkpoint(model, folder, "float32")
+    write_tokenizer(folder)
+    return folder
+
+
+def text_read(folder: Path) -> str:
+    engine = make_engine(load_checkpoint(folder), EngineLimits(batch_size=1))
+    engine.submit(tiny_request("a", max_new_tokens=16, width_px=128, model_id=folder.name))
+    (result,) = (event for event in drain(engine) if isinstance(event, SequenceResult))
+    return result.text
+
+
+def test_a_model_of_one_file_and_one_entry_reads_a_page_through_the_engine(
+    tmp_path: Path, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
+    known = tiny_model()
+    with torch.no_grad():
+        made_up = module.MadeUp(module.MadeUpConfig(**known.config.to_dict() | {"model_type": "made_up"})).eval()
+        made_up.load_state_dict(known.state_dict())
+    folder = write(made_up, tmp_path / "made-up")
     loaded = load_checkpoint(folder)
-    assert isinstance(loaded.model, DeepseekOcrForConditionalGeneration)
-    assert loaded.geometry == tiny_model().config.geometry_config()
-    assert make_engine(loaded, EngineLimits(batch_size=1)).info.model_id == folder.name
+    assert type(loaded.model) is module.MadeUp
+    assert make_engine(loaded, EngineLimits(batch_size=1, adapter_slots=1)).info.adapter_slots == 1
+    text = text_read(folder)
+    assert text != text_read(write(known, tmp_path / "known"))
+
+    own_code = ModelKind(loader=MODELS["made_up"].loader, decoder="model.layers.", vision=())
+    monkeypatch.setitem(MODELS, "made_up", own_code)
+    assert text_read(folder) == text
     with pytest.raises(EngineError, match="adapters are not served for this kind of model"):
         make_engine(loaded, EngineLimits(batch_size=1, adapter_slots=1))
+
+
+def test_a_checkpoint_is_not_loaded_as_another_model_than_its_own(tmp_path: Path, module: ModuleType):
+    with pytest.raises(CheckpointError, match="model_type is 'deepseek_vl_v2', expected 'made_up'"):
+        load_model(write(tiny_model(), tmp_path), model_class=module.MadeUp)
 
 
 @pytest.mark.parametrize("kind", MODELS.values(), ids=list(MODELS))

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from shared.contract.refusals import ADVICE
+from tests.support.adapters import REFUSED_CONFIGS
 from tests.support.lora import merged, random_adapter, write_files
 from tests.support.tiny_model import tiny_model
 from trainer.reading.adapters import AdapterError, attach_adapter, read_adapter
@@ -79,19 +81,15 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
     ("spoil", "message"),
     [
         (lambda folder: (folder / "adapter_config.json").unlink(), r"has no adapter_config\.json"),
-        (lambda folder: (folder / "adapter_config.json").write_text("{"), "not JSON"),
-        (lambda folder: broken_config(folder, peft_type="IA3"), "no LoRA"),
         (lambda folder: broken_config(folder, init_lora_weights="pissa_niter_4"), "changes the base model"),
-        (lambda folder: broken_config(folder, r="four"), "r is no rank"),
         (lambda folder: broken_config(folder, r=8), "different ranks"),
-        (lambda folder: broken_config(folder, use_dora=True), "disagree"),
         (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"torn"), "cannot be read"),
         (lambda folder: other_tensors(folder, lambda all: {}), "no LoRA matrices"),
         (lambda folder: other_tensors(folder, lambda all: all | {f"{Q}.lora_A.weight": torch.ones(4, 31)}), "31"),
         (lambda folder: other_tensors(folder, lambda all: all | {f"{Q}.lora_A.weight": torch.full((4, 32), torch.nan)}),
          "NaN"),
         (lambda folder: other_tensors(folder, lambda all: all | {"base_model.model.lm_head.bias": torch.ones(3)}),
-         "disagree about"),
+         r"lm_head\.bias'; save the LoRA alone"),
         (lambda folder: other_tensors(
             folder, lambda all: {name: tensor for name, tensor in all.items() if name != f"{Q}.lora_B.weight"}),
          "only one of the two"),
@@ -106,6 +104,15 @@ def test_a_folder_that_is_no_adapter_for_the_model_is_refused(folder, spoil, mes
     with pytest.raises(AdapterError, match=message):
         attach_adapter(model, folder)
     assert torch.equal(logits(model), logits(tiny_model()))
+
+
+@pytest.mark.parametrize(("data", "reason"), REFUSED_CONFIGS.values(), ids=REFUSED_CONFIGS)
+def test_a_config_that_the_contract_refuses_is_refused_with_its_code_and_advice(folder, data, reason):
+    (folder / "adapter_config.json").write_bytes(data)
+    with pytest.raises(AdapterError) as caught:
+        read_adapter(folder)
+    assert f": {reason}: " in str(caught.value)
+    assert str(caught.value).endswith(ADVICE[reason][1])
 
 
 def test_a_missing_folder_is_said_with_what_to_give(tmp_path):

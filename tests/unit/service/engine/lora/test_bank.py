@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from service.engine.kernels.reference import decoder as reference
 from service.engine.lora import hooks as lora_hooks
@@ -13,9 +12,11 @@ from service.engine.lora.bank import LowRank
 from service.engine.lora.files import AdapterFiles, read_adapter
 from service.engine.lora.registry import AdapterError, AdapterRegistry
 from service.engine.lora.shapes import bank_bytes
+from shared.contract.peft_config import parse_config
 from shared.deepseek_ocr.configuration import TextConfig
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
-from tests.support.lora import ATTENTION, merged, random_adapter
+from tests.support.adapters import REFUSED_CONFIGS
+from tests.support.lora import ATTENTION, merged, random_adapter, write_files
 from tests.unit.service.engine.lora.lora_ways import MODEL, MODELS, bank_of, paged_logits, plain_logits, prompts_of
 from tests.unit.service.engine.tiny import tiny_config, tiny_model
 
@@ -142,7 +143,8 @@ def test_a_bank_takes_the_memory_that_was_planned():
 
 def changed(files, tensors=None, without=(), **config):
     kept = {name: tensor for name, tensor in files.tensors.items() if name not in without}
-    return AdapterFiles(kept | (tensors or {}), {**files.config, **config})
+    values = {**files.config.values, **config}
+    return AdapterFiles(kept | (tensors or {}), parse_config(json.dumps(values).encode()))
 
 
 def pair_of(module, a_shape, b_shape):
@@ -152,9 +154,6 @@ def pair_of(module, a_shape, b_shape):
 GOOD = random_adapter(MODEL, 0)
 ROUTED = "base_model.model.model.layers.1.mlp.experts"
 REFUSED = {
-    "not_lora": changed(GOOD, peft_type="LOHA"),
-    "unsupported_option": changed(GOOD, use_dora=True),
-    "config_invalid": changed(GOOD, r="4"),
     "rank_too_large": random_adapter(MODEL, 0, rank=9),
     "unexpected_tensor": changed(GOOD, {"base_model.model.lm_head.weight": torch.zeros(2, 2)}),
     "tensor_missing": changed(GOOD, without=(f"{Q}.lora_B.weight",)),
@@ -224,9 +223,7 @@ def test_too_large_for_the_type_of_the_model():
 
 
 def test_a_folder_of_peft_is_read(tmp_path):
-    save_file(dict(GOOD.tensors), tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text(json.dumps(GOOD.config))
-    files = read_adapter(tmp_path)
+    files = read_adapter(write_files(tmp_path, GOOD))
     assert files.config == GOOD.config
     assert files.tensors.keys() == GOOD.tensors.keys()
 
@@ -235,17 +232,24 @@ def test_a_folder_of_peft_is_read(tmp_path):
     ("name", "content", "reason"),
     [
         ("adapter_config.json", None, "file_missing"),
-        ("adapter_config.json", b"{", "config_not_json"),
-        ("adapter_config.json", b"[]", "config_not_json"),
+        ("adapter_model.safetensors", None, "file_missing"),
         ("adapter_model.safetensors", b"torn", "header_invalid"),
     ],
 )
 def test_a_broken_folder_is_refused(tmp_path, name, content, reason):
-    save_file(dict(GOOD.tensors), tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text(json.dumps(GOOD.config))
+    write_files(tmp_path, GOOD)
     (tmp_path / name).unlink() if content is None else (tmp_path / name).write_bytes(content)
     with pytest.raises(AdapterError) as caught:
         read_adapter(tmp_path)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(("data", "reason"), REFUSED_CONFIGS.values(), ids=REFUSED_CONFIGS)
+def test_a_config_that_the_contract_refuses_is_refused_with_its_code(tmp_path, data, reason):
+    write_files(tmp_path, GOOD)
+    (tmp_path / "adapter_config.json").write_bytes(data)
+    with pytest.raises(AdapterError) as caught:
+        bank_of().pack(read_adapter(tmp_path))
     assert caught.value.reason == reason
 
 
@@ -269,16 +273,21 @@ def test_a_slot_is_free_again_when_nobody_uses_it():
 PARAMETERS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 
-@pytest.mark.parametrize("parameters", [[], PARAMETERS[:1], PARAMETERS[1:], PARAMETERS])
+PATTERN = r"model\.layers\.\d+\..*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+@pytest.mark.parametrize(
+    ("targets", "parameters"),
+    [(PATTERN, []), (PATTERN, PARAMETERS[:1]), (PATTERN, PARAMETERS[1:]), (PATTERN, PARAMETERS), (None, PARAMETERS)],
+)
 @pytest.mark.parametrize("use_rslora", [False, True])
-def test_what_peft_saves_reads_as_with_peft(tmp_path, use_rslora, parameters):
+def test_what_peft_saves_reads_as_with_peft(tmp_path, use_rslora, targets, parameters):
     peft = pytest.importorskip("peft")
     model = tiny_model()
-    pattern = r"model\.layers\.\d+\..*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
     config = peft.LoraConfig(
         r=5,
         lora_alpha=7,
-        target_modules=pattern,
+        target_modules=targets,
         target_parameters=parameters or None,
         use_rslora=use_rslora,
         init_lora_weights=False,

@@ -104,6 +104,13 @@ async def test_a_killed_process_comes_back_with_its_adapters(folders):
         assert [await text_of(engine, f"a@{number}") for number in (1, 2)] == before
 
 
+async def test_an_adapter_is_read_from_a_folder_whose_name_is_no_utf8(tmp_path):
+    folder = write_peft(tmp_path / "caf\udce9 100%41", seed=0)
+    async with threaded() as (engine, _):
+        await engine.load_adapter("a@1", folder)
+        assert list(engine.adapters) == ["a@1"]
+
+
 async def test_what_was_unloaded_does_not_come_back(folders):
     async with threaded() as (engine, made):
         await engine.load_adapter("a@1", folders[0])

@@ -59,6 +59,7 @@ def test_commands_arrive_unchanged(command):
             ),
             EngineStats(EngineState.READY, 1, 2, 3, (4, 5), 6, 0.5),
         ),
+        EngineOutputs((), EngineStats(EngineState.READY, seconds_since_progress=float("inf"))),
     ],
 )
 def test_messages_arrive_unchanged(message):

@@ -155,6 +155,14 @@ async def test_an_engine_that_cannot_start_says_why(factory, timeout_s, message)
     await engine.stop()
 
 
+async def test_an_engine_that_fails_on_a_name_that_is_no_utf8_says_why():
+    def fail():
+        raise OSError("no checkpoint at /models/\udcff")
+
+    with pytest.raises(EngineError, match=r"no checkpoint at /models/\\udcff"):
+        await ThreadEngine(fail, supervision=QUICK).start()
+
+
 async def test_threads_of_the_process_sleep_while_they_wait():
     engine = ProcessEngine(make_saying_how_threads_wait)
     with pytest.raises(EngineError, match="threads are b'passive'"):

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.sweep import Sweep, combined, one_by_one, settings_sweep
+from benchmarks.kernel_sweep import Sweep, combined, one_by_one, settings_sweep
 
 
 @pytest.fixture

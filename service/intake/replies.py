@@ -1,0 +1,96 @@
+"""Reads what an image process sends.
+
+A hostile file may take over an image process, so every number of a reply is checked before it is used.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
+
+from service.errors import InternalError, error_classes
+from service.frames import BrokenFrameError, read_header
+from service.intake.decoding import Contents, DecodedPage
+from service.intake.document import Document
+from service.intake.limits import DecodeTask
+from service.intake.wire import ContentsReply, ErrorReply, PageReply
+from service.page_codec import decode_page
+from shared.deepseek_ocr.forms import CHANNELS, MAX_IMAGE_PIXELS, PageImage
+from shared.deepseek_ocr.geometry import plan_views
+
+MAX_HEADER_BYTES = 64 * 1024
+_REPLIES: TypeAdapter[PageReply | ContentsReply | ErrorReply] = TypeAdapter(
+    Annotated[PageReply | ContentsReply | ErrorReply, Field(discriminator="kind")]
+)
+
+
+def max_reply_bytes(task: DecodeTask) -> int:
+    """Upper bound of a page's bytes, as views or as an image."""
+    geometry = task.geometry
+    global_px = max(geometry.global_px, geometry.tiny_px, geometry.small_px, geometry.base_px, geometry.large_px)
+    views = global_px**2 + geometry.max_tiles * geometry.tile_px**2
+    return CHANNELS * (max(views, MAX_IMAGE_PIXELS) if task.wants_image else views)
+
+
+def decode_contents(header: bytes, document: Document) -> Contents:
+    """Read the reply to a document.
+
+    Args:
+        header: The frame's header.
+        document: What was opened.
+
+    Returns:
+        Its pages.
+
+    Raises:
+        BrokenFrameError: It is no such reply, or it lists pages that were not selected or too many.
+        DeepSynthError: The error that the process sent; one with an unknown code is an `InternalError`.
+    """
+    reply = _decode(header)
+    if not isinstance(reply, ContentsReply):
+        raise BrokenFrameError("no contents")
+    pages = reply.contents.pages
+    most = max(document.limits.max_pdf_pages, document.limits.max_frames)
+    if not 1 <= len(pages) <= most or (pages != document.selection and pages != tuple(range(1, len(pages) + 1))):
+        raise BrokenFrameError("the pages are not those that were selected")
+    return reply.contents
+
+
+def decode_reply(header: bytes, tail: memoryview, task: DecodeTask) -> DecodedPage:
+    """Read the reply to a task.
+
+    Args:
+        header: The frame's header.
+        tail: The frame's tail; the page's arrays share it.
+        task: What was to be decoded.
+
+    Returns:
+        The page.
+
+    Raises:
+        BrokenFrameError: It is no reply, or its numbers contradict each other, its pixels or the task.
+        DeepSynthError: The error that the process sent; one with an unknown code is an `InternalError`.
+    """
+    reply = _decode(header)
+    if not isinstance(reply, PageReply) or reply.page != task.page:
+        raise BrokenFrameError("not the page that was asked for")
+    prepared = decode_page(reply.prepared, tail)
+    if isinstance(prepared, PageImage) and prepared.image_HWC.shape[:2] != (reply.height_px, reply.width_px):
+        raise BrokenFrameError("the image does not have the size of the page")
+    try:
+        plan = plan_views(reply.width_px, reply.height_px, task.mode, task.geometry)
+    except (ValueError, ArithmeticError) as error:
+        raise BrokenFrameError("no size of a page") from error
+    if plan != prepared.plan:
+        raise BrokenFrameError("the plan is not that of the page's size")
+    return DecodedPage(
+        reply.file_format, reply.page, reply.width_px, reply.height_px, reply.ink, reply.is_damaged, prepared
+    )
+
+
+def _decode(header: bytes) -> PageReply | ContentsReply:
+    reply = read_header(_REPLIES, header)
+    if isinstance(reply, ErrorReply):
+        raise error_classes().get(reply.code, InternalError)(public=reply.public)
+    return reply
