@@ -88,7 +88,7 @@ def measurements(record: EvaluationResult, base_record: EvaluationResult | None)
         base, adapter = record.base, record.adapter
         if base is None or adapter is None:
             raise PublicationError(
-                "the record does not have both base and adapter: `evaluate --adapter` writes one that does, or give "
+                "the record must have base and adapter both: `evaluate --adapter` writes one that does, or give "
                 "the base's own with --base-evaluation"
             )
         return Measurement(record.sets, base), Measurement(record.sets, adapter)
