@@ -95,6 +95,12 @@ class TelemetryObserver:
             yield note
 
     @contextlib.contextmanager
+    def opening(self) -> Iterator[Callable[[int], None]]:
+        """Around opening a document; call the yielded function with its number of pages."""
+        with self._span("deepsynth.open") as span:
+            yield lambda num_pages: span.set_attribute("deepsynth.page.count", num_pages)
+
+    @contextlib.contextmanager
     def decoding(self) -> Iterator[Callable[[DecodedPage], None]]:
         """Around decoding one image; call the yielded function with the page."""
         with self._span("deepsynth.decode") as span, self._stage("decode"):

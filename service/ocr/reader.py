@@ -215,7 +215,9 @@ class DocumentReader:
         late: DeadlineError | None = None
         try:
             async with deadline.enforced() if deadline is not None else contextlib.nullcontext():
-                numbers = (await self._source.open(document)).pages
+                with self._observer.opening() as opened:
+                    numbers = (await self._source.open(document)).pages
+                    opened(len(numbers))
                 await self._read_pages(numbers, reading)
         except DeadlineError as error:
             late = error
