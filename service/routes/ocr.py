@@ -43,7 +43,11 @@ def _request_body() -> dict[str, Any]:
             field.update(field.pop("anyOf")[0])
         if field.get("default", "") is None:
             del field["default"]
-    file = {"type": "string", "format": "binary", "description": "PNG, JPEG, WebP, TIFF or PDF."}
+    file = {
+        "type": "string",
+        "format": "binary",
+        "description": "PNG, JPEG, WebP, TIFF, GIF, BMP, JPEG 2000, AVIF, HEIC or PDF.",
+    }
     schema["properties"] = {FILE_FIELD: file, **schema["properties"]}
     schema["required"] = [FILE_FIELD]
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}

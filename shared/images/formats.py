@@ -39,11 +39,20 @@ SUFFIXES = {
 }
 """Usual endings of file names, for finding files in a folder."""
 
-_TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# Some cameras and fax gateways write stray bytes after the start marker, and decoders skip them.
-_JPEG_START = re.compile(rb"\xff\xd8[^\xff]{0,32}\xff+[\xc0-\xfe]", re.DOTALL)
-_BMP_HEADER_BYTES = (12, 40, 52, 56, 64, 108, 124)
-_JPEG2000_HEADERS = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+_STARTS = tuple(
+    (re.compile(pattern, re.DOTALL), file_format)
+    for pattern, file_format in (
+        (rb"\x89PNG\r\n\x1a\n", FileFormat.PNG),
+        # Some cameras and fax gateways write stray bytes after the start marker, and decoders skip them.
+        (rb"\xff\xd8[^\xff]{0,32}\xff+[\xc0-\xfe]", FileFormat.JPEG),
+        (rb"RIFF.{4}WEBP", FileFormat.WEBP),
+        (rb"II[*+]\0|MM\0[*+]", FileFormat.TIFF),
+        (rb"GIF8[79]a", FileFormat.GIF),
+        # The size of the second header, of which there are seven versions.
+        (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", FileFormat.BMP),
+        (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", FileFormat.JPEG2000),
+    )
+)
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 
@@ -58,20 +67,9 @@ def detect_format(data: bytes | bytearray | memoryview) -> FileFormat | None:
         The format that the first bytes show; the rest may still be damaged.
     """
     head = bytes(data[:PDF_HEADER_WITHIN_BYTES])
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return FileFormat.PNG
-    if _JPEG_START.match(head):
-        return FileFormat.JPEG
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return FileFormat.WEBP
-    if head.startswith(_TIFF_HEADERS):
-        return FileFormat.TIFF
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return FileFormat.GIF
-    if head.startswith(b"BM") and int.from_bytes(head[14:18], "little") in _BMP_HEADER_BYTES:
-        return FileFormat.BMP
-    if head.startswith(_JPEG2000_HEADERS):
-        return FileFormat.JPEG2000
+    for start, file_format in _STARTS:
+        if start.match(head):
+            return file_format
     brands = brands_of(head)
     if brands & _AVIF_BRANDS:
         return FileFormat.AVIF

@@ -11,8 +11,9 @@ from shared.images.errors import ImageError, ImageReason
 from shared.images.formats import brands_of, detect_format
 
 _HEAD_BYTES = 64 * 1024
-_PDF = "Save or print it as a PDF and send that."
-_PNG = "Convert it to PNG and send that."
+_PREFIX_BYTES = 1024
+_AS_PDF = "Save or print it as a PDF and send that."
+_AS_PNG = "Convert it to PNG and send that."
 _UNPACK = "Unpack it and send each file by itself."
 
 
@@ -25,8 +26,8 @@ class OtherFormat:
 
 
 _STARTS: tuple[tuple[bytes, OtherFormat], ...] = (
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", OtherFormat("an Office file (.doc, .xls, .ppt or .msg)", _PDF)),
-    (b"{\\rtf", OtherFormat("a rich text document (.rtf)", _PDF)),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", OtherFormat("an Office file (.doc, .xls, .ppt or .msg)", _AS_PDF)),
+    (b"{\\rtf", OtherFormat("a rich text document (.rtf)", _AS_PDF)),
     (b"%!PS", OtherFormat("PostScript", "Convert it to PDF, for example with ps2pdf, and send that.")),
     (b"\xc5\xd0\xd3\xc6", OtherFormat("encapsulated PostScript (.eps)", "Convert it to PDF and send that.")),
     (b"AT&TFORM", OtherFormat("DjVu", "Convert it to PDF, for example with ddjvu -format=pdf, and send that.")),
@@ -37,36 +38,41 @@ _STARTS: tuple[tuple[bytes, OtherFormat], ...] = (
     (b"7z\xbc\xaf\x27\x1c", OtherFormat("a 7-Zip archive (.7z)", _UNPACK)),
     (b"Rar!\x1a\x07", OtherFormat("a RAR archive (.rar)", _UNPACK)),
     (b"8BPS", OtherFormat("a Photoshop document (.psd)", "Export it as PNG and send that.")),
-    (b"\xff\x0a", OtherFormat("JPEG XL", _PNG)),
-    (b"\0\0\0\x0cJXL \r\n\x87\n", OtherFormat("JPEG XL", _PNG)),
-    (b"II\xbc\x01", OtherFormat("JPEG XR", _PNG)),
-    (b"\x97JB2\r\n\x1a\n", OtherFormat("JBIG2", _PNG)),
-    (b"\0\0\1\0", OtherFormat("an icon (.ico)", _PNG)),
-    (b"DDS ", OtherFormat("a DirectDraw surface (.dds)", _PNG)),
-    (b"qoif", OtherFormat("QOI", _PNG)),
-    (b"\xd7\xcd\xc6\x9a", OtherFormat("a Windows metafile (.wmf)", _PNG)),
+    (b"\xff\x0a", OtherFormat("JPEG XL", _AS_PNG)),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", OtherFormat("JPEG XL", _AS_PNG)),
+    (b"II\xbc\x01", OtherFormat("JPEG XR", _AS_PNG)),
+    (b"\x97JB2\r\n\x1a\n", OtherFormat("JBIG2", _AS_PNG)),
+    (b"\0\0\1\0", OtherFormat("an icon (.ico)", _AS_PNG)),
+    (b"DDS ", OtherFormat("a DirectDraw surface (.dds)", _AS_PNG)),
+    (b"qoif", OtherFormat("QOI", _AS_PNG)),
+    (b"\xd7\xcd\xc6\x9a", OtherFormat("a Windows metafile (.wmf)", _AS_PNG)),
     (b"\x1aE\xdf\xa3", OtherFormat("a Matroska or WebM video", "Send single frames as PNG or JPEG.")),
 )
+_MARKS: tuple[tuple[int, bytes, OtherFormat], ...] = (
+    (257, b"ustar", OtherFormat("a tar archive", _UNPACK)),
+    (128, b"DICM", OtherFormat("a DICOM file", _AS_PNG)),
+    (0, b"RIFF", OtherFormat("a sound or video file", "Send pages or single frames as PNG or JPEG.")),
+    *((0, b"P%c\n" % kind, OtherFormat("a Netpbm image (.pbm, .pgm, .ppm or .pam)", _AS_PNG)) for kind in b"1234567"),
+)
+"""Position, bytes there, and format."""
 _IN_ZIP: tuple[tuple[bytes, OtherFormat], ...] = (
-    (b"word/document", OtherFormat("a Word document (.docx)", _PDF)),
-    (b"xl/workbook", OtherFormat("an Excel workbook (.xlsx)", _PDF)),
-    (b"ppt/presentation", OtherFormat("a PowerPoint presentation (.pptx)", _PDF)),
-    (b"vnd.oasis.opendocument", OtherFormat("an OpenDocument file (.odt, .ods or .odp)", _PDF)),
+    (b"word/document", OtherFormat("a Word document (.docx)", _AS_PDF)),
+    (b"xl/workbook", OtherFormat("an Excel workbook (.xlsx)", _AS_PDF)),
+    (b"ppt/presentation", OtherFormat("a PowerPoint presentation (.pptx)", _AS_PDF)),
+    (b"vnd.oasis.opendocument", OtherFormat("an OpenDocument file (.odt, .ods or .odp)", _AS_PDF)),
     (b"application/epub+zip", OtherFormat("an EPUB book", "Convert it to PDF and send that.")),
-    (b".fdseq", OtherFormat("an XPS document", _PDF)),
+    (b".fdseq", OtherFormat("an XPS document", _AS_PDF)),
 )
 _ZIP = OtherFormat("a ZIP archive", _UNPACK)
-_TAR = OtherFormat("a tar archive", _UNPACK)
-_DICOM = OtherFormat("a DICOM file", _PNG)
 _VIDEO = OtherFormat("a video", "Send single frames as PNG or JPEG.")
-_SOUND = OtherFormat("a sound or video file", "Send pages or single frames as PNG or JPEG.")
-_NETPBM = OtherFormat("a Netpbm image (.pbm, .pgm, .ppm or .pam)", _PNG)
 _SVG = OtherFormat("an SVG drawing", "Convert it to PNG or PDF and send that.")
-_HTML = OtherFormat("a web page (HTML)", _PDF)
+_HTML = OtherFormat("a web page (HTML)", _AS_PDF)
 _XML = OtherFormat("XML", "Send the page itself as an image or PDF.")
 _BASE64 = OtherFormat("base64 text", "Decode it and send the bytes of the image or PDF.")
 _URL = OtherFormat("a URL", "Download the file and send its content; the service fetches nothing.")
 _TEXT = OtherFormat("plain text", "There is nothing to recognise; send an image or PDF of a page.")
+PDF = OtherFormat("a PDF", "Save each page as an image.")
+"""Where only images are read."""
 HEIC = OtherFormat(
     "a HEIC photograph",
     "Convert it to JPEG (on an iPhone: Settings, Camera, Formats, Most Compatible), or install the extra heif where "
@@ -74,7 +80,6 @@ HEIC = OtherFormat(
 )
 
 _BASE64_TEXT = re.compile(rb"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
-_NETPBM_START = re.compile(rb"P[1-7Ff]\s")
 
 
 def unsupported(other: OtherFormat | None) -> ImageError:
@@ -93,28 +98,19 @@ def recognise(data: bytes | bytearray | memoryview) -> OtherFormat | None:
         What it is; None if nothing is known about it.
     """
     head = bytes(data[:_HEAD_BYTES])
-    for start, other in _STARTS:
-        if head.startswith(start):
-            return other
+    found = next((other for start, other in _STARTS if head.startswith(start)), None)
+    found = found or next((other for at, mark, other in _MARKS if head.startswith(mark, at)), None)
+    if found is not None:
+        return found
     if head.startswith(b"PK\x03\x04"):
         # A ZIP file's list of names is at its end.
         names = head + bytes(data[-_HEAD_BYTES:])
         return next((other for mark, other in _IN_ZIP if mark in names), _ZIP)
-    if head[257:262] == b"ustar":
-        return _TAR
-    if head[128:132] == b"DICM":
-        return _DICOM
-    if brands_of(head):
-        return _VIDEO
-    if head[:4] == b"RIFF":
-        return _SOUND
-    if _NETPBM_START.match(head):
-        return _NETPBM
-    return _text_kind(head)
+    return _VIDEO if brands_of(head) else _text_kind(head)
 
 
 def _text_kind(head: bytes) -> OtherFormat | None:
-    start = head[:PREFIX_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    start = head[:_PREFIX_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not start or b"\0" in head:
         return None
     if start.startswith((b"<?xml", b"<svg", b"<!doctype", b"<html", b"<")):
@@ -128,12 +124,9 @@ def _text_kind(head: bytes) -> OtherFormat | None:
     return _TEXT if _is_text(head) else None
 
 
-PREFIX_BYTES = 1024
-
-
 def _is_base64(head: bytes) -> bool:
     """Whether it is base64 of a format that is known, so that no plain word counts."""
-    text = head[:PREFIX_BYTES].strip()
+    text = head[:_PREFIX_BYTES].strip()
     if not _BASE64_TEXT.fullmatch(text):
         return False
     letters = b"".join(text.split()).rstrip(b"=")
@@ -150,4 +143,4 @@ def _is_text(head: bytes) -> bool:
         text = head.decode("utf-8") if len(head) < _HEAD_BYTES else head[:-3].decode("utf-8", "ignore")
     except UnicodeDecodeError:
         return False
-    return bool(text.strip()) and all(letter.isprintable() or letter in "\t\r\n\f" for letter in text[:PREFIX_BYTES])
+    return bool(text.strip()) and all(letter.isprintable() or letter in "\t\r\n\f" for letter in text[:_PREFIX_BYTES])

@@ -15,6 +15,8 @@ from shared.images.errors import ImageError, ImageReason
 _OPAQUE = {"1", "L", "P", "RGB", "RGBX", "YCbCr"}
 _TRANSPARENT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa"}
 _SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
+SIDEWAYS = {5, 6, 7, 8}
+"""EXIF orientations that swap width and height."""
 _WHITE_IS_ZERO = 0
 _FAINT = 48
 """Contrast, of 255, below which ink on white counts as erased."""

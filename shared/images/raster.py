@@ -14,19 +14,19 @@ from dataclasses import dataclass
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from shared.images.errors import ImageError, ImageReason, decoding
-from shared.images.formats import FileFormat
+from shared.images.formats import FileFormat, detect_format
 from shared.images.jpeg import JpegFile, read_markers
 from shared.images.limits import ImageLimits
-from shared.images.other_formats import HEIC, unsupported
-from shared.images.pixels import as_seen, orientation_of
+from shared.images.other_formats import HEIC, PDF, recognise, unsupported
+from shared.images.pixels import SIDEWAYS, as_seen, orientation_of
 from shared.images.png import without_metadata
 from shared.images.tiff import TiffDirectory, codec_is_missing, opened_page, page_directories
 
 _MOST_OF_A_PAGE = 0.5
 _PILLOW_NAMES = {FileFormat.HEIC: "HEIF"}
 _ONE_PICTURE = ("MPO", "HEIF", "TIFF")
-"""Photographs with thumbnails, depth or gain maps after them, of which viewers show only the photograph, and TIFF files,
-which are opened at one page."""
+"""Photographs, after which come thumbnails, depth or gain maps that viewers do not show, and TIFF files, which are opened
+at one page."""
 _PLAIN_FORMATS = (FileFormat.PNG, FileFormat.JPEG, FileFormat.WEBP)
 _PLAIN_MODES = ("RGB", "L", "1")
 
@@ -51,6 +51,27 @@ def reads_heic() -> bool:
     return importlib.util.find_spec("pi_heif") is not None
 
 
+def open_raster(data: bytes, limits: ImageLimits) -> RasterFile:
+    """Prepare to read a file that should be an image.
+
+    Args:
+        data: The file.
+        limits: Limits of it and its pages.
+
+    Returns:
+        The file.
+
+    Raises:
+        ImageError: It is in no supported format, or a kind of one that is not read.
+    """
+    file_format = detect_format(data)
+    if file_format is None:
+        raise unsupported(recognise(data))
+    if file_format is FileFormat.PDF:
+        raise unsupported(PDF)
+    return RasterFile(data, file_format, limits)
+
+
 class RasterFile:
     """An image file, all of it in memory."""
 
@@ -65,7 +86,7 @@ class RasterFile:
         Raises:
             ImageError: It is a kind that is not read.
         """
-        self._format = file_format
+        self.file_format = file_format
         self._limits = limits
         self._jpeg: JpegFile | None = None
         self._directories: list[TiffDirectory] = []
@@ -79,7 +100,7 @@ class RasterFile:
             _register_heic()
         self._is_mended = self._data is not data
 
-    def pages(self, selection: tuple[int, ...] | None) -> tuple[int, ...]:
+    def pages(self, selection: tuple[int, ...] | None = None) -> tuple[int, ...]:
         """Find out which pages to read.
 
         Args:
@@ -93,7 +114,7 @@ class RasterFile:
             ImageError: It has too many or too few, or its only page cannot be read.
         """
         with decoding():
-            if self._format is FileFormat.TIFF:
+            if self.file_format is FileFormat.TIFF:
                 pages = self._tiff_pages(selection)
                 if len(pages) > 1:
                     # Each page will tell for itself whether it can be read.
@@ -101,7 +122,7 @@ class RasterFile:
             else:
                 pages = selection or (1,)
             with self._opened(pages[0]) as image:
-                if self._format is not FileFormat.TIFF:
+                if self.file_format is not FileFormat.TIFF:
                     num_frames = self._num_frames(image)
                     if pages[-1] > num_frames:
                         raise ImageError(ImageReason.NO_SUCH_PAGE, facts={"pages": num_frames})
@@ -121,23 +142,31 @@ class RasterFile:
             ImageError: Why it cannot be read, however a library fails on damaged bytes.
         """
         with decoding(), self._opened(page) as image:
-            if page > 1 and self._format is not FileFormat.TIFF:
+            if page > 1 and self.file_format is not FileFormat.TIFF:
                 image.seek(page - 1)
             self._limits.check_size(*image.size)
             is_alone = self._num_frames(image) == 1
-            self._load(image)
+            page_image = self._seen(image)
             missing_share = 0.0 if self._jpeg is None else self._jpeg.missing_share(image)
             if missing_share >= _MOST_OF_A_PAGE:
                 raise ImageError(ImageReason.DAMAGED, "most of the page is missing")
             is_plain = (
-                self._format in _PLAIN_FORMATS
+                self.file_format in _PLAIN_FORMATS
                 and not self._is_mended
                 and is_alone
                 and image.mode in _PLAIN_MODES
                 and not image.has_transparency_data
                 and orientation_of(image) == 1
             )
-            return SeenPage(as_seen(image), missing_share > 0, is_plain)
+            return SeenPage(page_image, missing_share > 0, is_plain)
+
+    def upright_size(self) -> tuple[int, int]:
+        """Width and height in pixels that the first page will have; no pixels are decoded, except for PNG files."""
+        with decoding(), self._opened(1) as image:
+            # Pillow reports a TIFF as it will be once it is loaded.
+            if image.format != "TIFF" and orientation_of(image) in SIDEWAYS:
+                return image.height, image.width
+            return image.size
 
     def _tiff_pages(self, selection: tuple[int, ...] | None) -> tuple[int, ...]:
         limit = self._limits.max_frames
@@ -154,10 +183,10 @@ class RasterFile:
     @contextlib.contextmanager
     def _opened(self, page: int) -> Iterator[Image.Image]:
         """The file, opened; a TIFF at a page, all others at their first frame."""
-        name = _PILLOW_NAMES.get(self._format, self._format.upper())
+        name = _PILLOW_NAMES.get(self.file_format, self.file_format.upper())
         with _pillow_limit(self._limits):
             try:
-                if self._format is FileFormat.TIFF:
+                if self.file_format is FileFormat.TIFF:
                     if page > len(self._directories):
                         self._directories = page_directories(self._data, page)
                     with opened_page(self._data, self._directories[page - 1]) as image:
@@ -180,9 +209,9 @@ class RasterFile:
         return 1 if image.format in _ONE_PICTURE else int(getattr(image, "n_frames", 1))
 
     @staticmethod
-    def _load(image: Image.Image) -> None:
+    def _seen(image: Image.Image) -> Image.Image:
         try:
-            image.load()
+            return as_seen(image)
         except OSError as error:
             if codec_is_missing(image):
                 raise ImageError(ImageReason.UNSUPPORTED_PIXELS, "libtiff lacks its compression") from error

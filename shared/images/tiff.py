@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from PIL import Image, TiffImagePlugin
-from PIL.TiffImagePlugin import PLANAR_CONFIGURATION, TiffImageFile
+from PIL.TiffImagePlugin import EXTRASAMPLES, PHOTOMETRIC_INTERPRETATION, PLANAR_CONFIGURATION, TiffImageFile
 
 from shared.images.errors import ImageError, ImageReason
 
@@ -19,17 +19,13 @@ _REDUCED, _MASK = 1, 4
 _OLD_REDUCED = 2
 _WIDTH, _HEIGHT, _STRIPS, _TILES = 256, 257, 273, 324
 _SEPARATE_PLANES = 2
+_CMYK = 5
 _FIELD_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Sizes of the field types that have more than one byte."""
 _NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 """Formats of the field types BYTE, SHORT, LONG and LONG8."""
 
-for _order in (TiffImagePlugin.II, TiffImagePlugin.MM):
-    # Kinds that Pillow decodes with names it has, but that its table lacks: CMYK with a channel that is no ink, as
-    # Photoshop saves it, whose last channel is left out.
-    for _extra in (1, 2):
-        TiffImagePlugin.OPEN_INFO.setdefault((_order, 5, (1,), 1, (8,) * 5, (_extra,)), ("CMYK", "CMYKX"))
-# 16-bit grey where white is zero, which it has for little-endian files only; `pixels.as_seen` inverts both.
+# 16-bit grey where white is zero, which Pillow's table has for little-endian files only; `pixels.as_seen` inverts both.
 TiffImagePlugin.OPEN_INFO.setdefault((TiffImagePlugin.MM, 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
 
 
@@ -40,6 +36,8 @@ class TiffDirectory:
     offset: int
     tags: dict[int, int | None]
     """First values; None where the value is not a number or is stored elsewhere."""
+    places: dict[int, int]
+    """Where in the file those numbers are."""
     is_whole: bool
     """Whether all values that are stored elsewhere are within the file."""
 
@@ -96,13 +94,15 @@ def _directories(data: bytes) -> Iterator[TiffDirectory]:
             if end > len(data):
                 return
             tags: dict[int, int | None] = {}
+            places: dict[int, int] = {}
             is_whole = True
-            for tag, kind, length, value in entries.iter_unpack(data[at:end]):
+            for number, (tag, kind, length, value) in enumerate(entries.iter_unpack(data[at:end]), 1):
                 tags[tag] = _first_number(order, kind, length, value)
+                places[tag] = at + number * entries.size - len(value)
                 size = _FIELD_BYTES.get(kind, 1) * length
                 if size > len(value):
                     is_whole &= size + links.unpack(value)[0] <= len(data)
-            yield TiffDirectory(offset, tags, is_whole)
+            yield TiffDirectory(offset, tags, places, is_whole)
             (offset,) = links.unpack_from(data, end)
     except struct.error:
         # Cut off: what came before may still be read.
@@ -132,9 +132,12 @@ def opened_page(data: bytes, directory: TiffDirectory) -> Iterator[Image.Image]:
     """
     is_big = data[2:4] in (b"+\0", b"\0+")
     order = "<" if data[:2] == b"II" else ">"
-    link = struct.pack(order + ("Q" if is_big else "I"), directory.offset)
-    at = 8 if is_big else 4
-    stream = io.BytesIO(data[:at] + link + data[at + len(link) :])
+    altered = bytearray(data)
+    struct.pack_into(order + ("Q" if is_big else "I"), altered, 8 if is_big else 4, directory.offset)
+    if directory.tags.get(PHOTOMETRIC_INTERPRETATION) == _CMYK and directory.tags.get(EXTRASAMPLES) in (1, 2):
+        # A channel that is no ink, as Photoshop adds it. Pillow leaves it out only if nothing is said about it.
+        struct.pack_into(order + "H", altered, directory.places[EXTRASAMPLES], 0)
+    stream = io.BytesIO(altered)
     try:
         # Pillow misreads uncompressed planes of more than 8 bits, libtiff does not.
         is_planar = directory.tags.get(PLANAR_CONFIGURATION) == _SEPARATE_PLANES
