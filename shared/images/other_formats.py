@@ -79,6 +79,7 @@ HEIC = OtherFormat(
     "it is read: pip install 'deepsynth-ocr[heif]'.",
 )
 
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _BASE64_TEXT = re.compile(rb"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
 
 
@@ -129,9 +130,9 @@ def _is_base64(head: bytes) -> bool:
     text = head[:_PREFIX_BYTES].strip()
     if not _BASE64_TEXT.fullmatch(text):
         return False
-    letters = b"".join(text.split()).rstrip(b"=")
+    letters = b"".join(text.split()).rstrip(b"=").translate(_URL_SAFE)
     try:
-        start = base64.b64decode(letters[: len(letters) // 4 * 4], altchars=b"-_" if b"-" in letters else None)
+        start = base64.b64decode(letters[: len(letters) // 4 * 4])
     except (binascii.Error, ValueError):
         return False
     return detect_format(start) is not None or any(start.startswith(mark) for mark, _ in _STARTS)

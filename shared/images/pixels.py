@@ -122,7 +122,8 @@ def _on_ground(layer: Image.Image) -> Image.Image:
     lowest, highest = layer.getchannel("A").getextrema()
     if highest == 0 and lowest == 0:
         # Some writers leave the channel empty and mean an opaque page.
-        return layer.convert("RGB")
+        beneath = layer.convert("RGB")
+        return beneath if _contrast(beneath) else Image.new("RGB", layer.size, "white")
     page = _composed(layer, "white")
     if lowest == 255 or _contrast(page) >= _FAINT:
         return page

@@ -16,12 +16,14 @@ from PIL import Image
 from shared.images.errors import ImageError, ImageReason
 from shared.images.formats import FileFormat
 from shared.images.limits import ImageLimits
+from shared.images.other_formats import HEIC
 from shared.images.raster import SeenPage, open_raster
 from trainer.data.errors import RowCode, RowError
 
 LIMITS: Final = ImageLimits()
 """The service's."""
 MIN_SIDE_PX: Final = 8
+FORMATS: Final = "PNG, JPEG, WebP, TIFF, GIF, BMP, JPEG 2000, AVIF and HEIC"
 KEPT_SUFFIXES: Final = {FileFormat.PNG: "png", FileFormat.JPEG: "jpg", FileFormat.WEBP: "webp"}
 _CODES: Final = {
     ImageReason.UNSUPPORTED_FORMAT: RowCode.IMAGE_FORMAT,
@@ -104,8 +106,10 @@ def _read(data: bytes) -> tuple[FileFormat, SeenPage]:
 
 
 def _reason(error: ImageError) -> str:
-    if error.reason is ImageReason.UNSUPPORTED_FORMAT:
-        if "found" not in error.facts:
-            return "it is in no supported image format, or broken from its start"
-        return f"it is {error.facts['found']}. {error.facts['advice']}"
-    return _REASONS.get(error.reason, str(error))
+    if error.reason is not ImageReason.UNSUPPORTED_FORMAT:
+        return _REASONS.get(error.reason, str(error))
+    found = error.facts.get("found")
+    if found == HEIC.name:
+        return f"it is {found}. {HEIC.advice}"
+    what = f"it is {found}" if found else "it is in no known format, or broken from its start"
+    return f"{what}; supported are {FORMATS}"

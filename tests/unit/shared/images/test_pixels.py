@@ -215,7 +215,8 @@ def test_an_empty_alpha_channel_hides_nothing(file_format: str) -> None:
 
 def test_a_page_that_is_white_with_and_without_its_alpha_stays_white() -> None:
     assert seen(encode(Image.new("RGBA", (20, 20), (255, 255, 255, 255)), "PNG")).min() == 255
-    assert seen(encode(Image.new("RGBA", (20, 20), (255, 255, 255, 0)), "PNG")).min() == 255
+    for colour in (0, 255):
+        assert seen(encode(Image.new("LA", (20, 20), (colour, 0)), "PNG")).min() == 255
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
