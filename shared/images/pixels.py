@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image, ImageChops
+from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from shared.images.errors import ImageError, ImageReason
@@ -97,9 +98,9 @@ def _from_sixteen_bit(image: Image.Image, bits: int, *, inverted: bool) -> Image
 
 def _png_grey_levels(image: Image.Image) -> int:
     """Levels of a PNG's grey or colour samples as stored: Pillow gives 8 bits, but the transparent value as stored."""
-    tile = image.tile[0] if image.format == "PNG" and getattr(image, "tile", None) else None
-    raw_mode = tile.args if tile is not None else ""
-    bits = {"L;2": 2, "L;4": 4, "RGB;16B": 16}.get(raw_mode if isinstance(raw_mode, str) else "", 8)
+    if not isinstance(image, PngImageFile) or not image.tile:
+        return 255
+    bits = {"L;2": 2, "L;4": 4, "RGB;16B": 16}.get(str(image.tile[0].args), 8)
     return (1 << bits) - 1
 
 
@@ -138,7 +139,8 @@ def _composed(layer: Image.Image, ground: str) -> Image.Image:
 
 
 def _contrast(page: Image.Image) -> int:
-    return max(high - low for low, high in page.getextrema())
+    pixels_HWC = np.asarray(page)
+    return int(np.max(pixels_HWC.max((0, 1)) - pixels_HWC.min((0, 1))))
 
 
 def _from_cmyk(image: Image.Image) -> Image.Image:

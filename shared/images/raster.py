@@ -25,8 +25,8 @@ from shared.images.tiff import TiffDirectory, codec_is_missing, opened_page, pag
 _MOST_OF_A_PAGE = 0.5
 _PILLOW_NAMES = {FileFormat.HEIC: "HEIF"}
 _ONE_PICTURE = ("MPO", "HEIF", "TIFF")
-"""Photographs, after which come thumbnails, depth or gain maps that viewers do not show, and TIFF files, which are opened
-at one page."""
+"""Photographs, after which come thumbnails, depth or gain maps that viewers do not show; and TIFF files, which are
+opened at one page."""
 _PLAIN_FORMATS = (FileFormat.PNG, FileFormat.JPEG, FileFormat.WEBP)
 _PLAIN_MODES = ("RGB", "L", "1")
 

@@ -28,7 +28,8 @@ from service.errors import (
     UnsupportedFormatError,
     UnsupportedPixelsError,
 )
-from service.intake.decoding import Contents, DecodedPage, OpenDocument
+from service.intake.decoding import DecodedPage, OpenDocument
+from service.intake.document import Document
 from service.intake.formats import FileFormat, detect_format
 from service.intake.limits import DecodeTask, IntakeLimits
 from service.intake.pdf import fitting_scale, has_user_units, open_pdf
@@ -41,26 +42,24 @@ LIMITS = IntakeLimits(max_pixels=200_000, max_side_px=1000, max_frames=4, max_pd
 
 
 def task(page: int = 1) -> DecodeTask:
-    return DecodeTask(page, Mode.SMALL, GeometryConfig(), LIMITS)
+    return DecodeTask(page, Mode.SMALL, GeometryConfig())
 
 
-def opened(data: bytes, selection: tuple[int, ...] | None = None) -> tuple[OpenDocument, Contents]:
-    document = OpenDocument(data)
-    return document, document.open(selection, LIMITS)
+def opened(data: bytes, selection: tuple[int, ...] | None = None) -> OpenDocument:
+    return OpenDocument(Document(data, LIMITS, selection))
 
 
 def decode(data: bytes, wanted: DecodeTask) -> DecodedPage:
-    return opened(data)[0].decode(wanted)
+    return opened(data).decode(wanted)
 
 
 def open_page(
     data: bytes, selection: tuple[int, ...] | None = None, position: int = 0
 ) -> tuple[FileFormat, tuple[int, ...], Image.Image]:
     """The format, the pages there are to read, and the one at a position among them."""
-    document, contents = opened(data, selection)
-    file_format, page, _ = document.page_image(task(contents.pages[position]))
-    assert file_format == contents.file_format
-    return file_format, contents.pages, page
+    document = opened(data, selection)
+    contents = document.contents
+    return contents.file_format, contents.pages, document.page_image(contents.pages[position])[0]
 
 
 def png_header(width: int, height: int, depth: int = 8, colour: int = 2) -> bytes:
@@ -365,9 +364,9 @@ def test_page_too_large_for_an_image_comes_as_views(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("data", [make_pdf(["one", "two", "three"], size_pt=(144, 72)), frames("TIFF", 3)])
 def test_pages_of_an_open_document_are_those_of_a_fresh_one(data: bytes) -> None:
-    document, _ = opened(data)
+    document = opened(data)
     for position in (0, 2, 1, 0):
-        page = document.page_image(task(position + 1))[1]
+        page = document.page_image(position + 1)[0]
         assert page.tobytes() == open_page(data, position=position)[2].tobytes()
     document.close()
 
@@ -375,7 +374,7 @@ def test_pages_of_an_open_document_are_those_of_a_fresh_one(data: bytes) -> None
 def test_pdf_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[bytes] = []
     monkeypatch.setattr("service.intake.decoding.open_pdf", lambda data: parsed.append(data) or open_pdf(data))
-    document, _ = opened(make_pdf(["one", "two"]))
+    document = opened(make_pdf(["one", "two"]))
     for position in (0, 1):
-        document.page_image(task(position + 1))
+        document.page_image(position + 1)
     assert len(parsed) == 1

@@ -35,10 +35,14 @@ NOT_READ_IN_16_BITS = {"grey and alpha", "cmyk and alpha", "cmyk and premultipli
 """In one plane; Pillow has no such mode."""
 
 
+def read_first(data: bytes) -> None:
+    file = open_raster(data, LIMITS)
+    file.read(file.pages()[0])
+
+
 def refusal(data: bytes) -> ImageReason:
     with pytest.raises(ImageError) as refused:
-        file = open_raster(data, LIMITS)
-        file.read(file.pages()[0])
+        read_first(data)
     return refused.value.reason
 
 
