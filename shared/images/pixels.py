@@ -6,6 +6,8 @@ pixel types are refused, since a wrongly blank page would look like an empty ans
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 from PIL import Image, ImageChops
 from PIL.PngImagePlugin import PngImageFile
@@ -139,8 +141,8 @@ def _composed(layer: Image.Image, ground: str) -> Image.Image:
 
 
 def _contrast(page: Image.Image) -> int:
-    pixels_HWC = np.asarray(page)
-    return int(np.max(pixels_HWC.max((0, 1)) - pixels_HWC.min((0, 1))))
+    extrema = cast("tuple[tuple[int, int], ...]", page.getextrema())
+    return max(high - low for low, high in extrema)
 
 
 def _from_cmyk(image: Image.Image) -> Image.Image:
