@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import struct
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,16 +10,37 @@ import numpy as np
 import pypdfium2  # type: ignore[import-untyped] # ships no types
 from PIL import Image
 
-from service.errors import DeepSynthError, EmptyFileError, UndecodableError, UnsupportedFormatError
+from service.errors import (
+    AspectRatioError,
+    DeepSynthError,
+    InternalError,
+    PageOutOfRangeError,
+    TooManyPagesError,
+    TooManyPixelsError,
+    UndecodableError,
+    UnsupportedFormatError,
+    UnsupportedPixelsError,
+)
 from service.intake.document import Document
-from service.intake.formats import FileFormat, detect_format
+from service.intake.formats import FileFormat, read_format
 from service.intake.limits import DecodeTask
-from service.intake.pdf import open_pdf, pdf_pages, read_pdf_page
-from service.intake.raster import raster_pages, read_raster_page
+from service.intake.pdf import has_user_units, open_pdf, pdf_pages, read_pdf_page
 from shared.deepseek_ocr.forms import PageImage, PageViews, PreparedPage, may_be_image
 from shared.deepseek_ocr.geometry import plan_views
 from shared.deepseek_ocr.images import prepare_views
+from shared.images.errors import ImageError, ImageReason, decoding
 from shared.images.ink import PageInk, find_ink
+from shared.images.raster import RasterFile
+
+_ERRORS: dict[ImageReason, type[DeepSynthError]] = {
+    ImageReason.UNSUPPORTED_FORMAT: UnsupportedFormatError,
+    ImageReason.UNSUPPORTED_PIXELS: UnsupportedPixelsError,
+    ImageReason.DAMAGED: UndecodableError,
+    ImageReason.TOO_MANY_PIXELS: TooManyPixelsError,
+    ImageReason.ASPECT_RATIO: AspectRatioError,
+    ImageReason.TOO_MANY_PAGES: TooManyPagesError,
+    ImageReason.NO_SUCH_PAGE: PageOutOfRangeError,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +78,19 @@ class OpenDocument:
     """
 
     def __init__(self, document: Document) -> None:
-        self._data, self._limits = document.data, document.limits
+        self._limits = document.limits
         self._pdf: pypdfium2.PdfDocument | None = None
-        if not document.data:
-            raise EmptyFileError
-        file_format = detect_format(document.data)
-        if file_format is None:
-            raise UnsupportedFormatError
-        with _damage_is_undecodable():
+        self._raster: RasterFile | None = None
+        self._has_user_units = False
+        with _service_errors():
+            file_format = read_format(document.data)
             if file_format is FileFormat.PDF:
                 self._pdf = open_pdf(document.data)
+                self._has_user_units = has_user_units(document.data)
                 pages = pdf_pages(self._pdf, document.selection, document.limits)
             else:
-                pages = raster_pages(document.data, file_format, document.selection, document.limits)
+                self._raster = RasterFile(document.data, file_format, document.limits)
+                pages = self._raster.pages(document.selection)
         self.contents = Contents(file_format, pages)
 
     def decode(self, task: DecodeTask) -> DecodedPage:
@@ -105,39 +124,27 @@ class OpenDocument:
         Raises:
             DeepSynthError: Why the page cannot be read, however a library fails on damaged bytes.
         """
-        with _damage_is_undecodable():
+        with _service_errors():
             if self._pdf is not None:
-                return read_pdf_page(self._pdf, page, self._limits)
-            # Opened for each page: that reads headers only, and a Pillow image keeps state of the last frame.
-            return read_raster_page(self._data, page, self._limits), False
+                return read_pdf_page(self._pdf, page, self._limits, has_user_units=self._has_user_units)
+            if self._raster is None:
+                raise InternalError("the document is closed")
+            seen = self._raster.read(page)
+            return seen.image, seen.is_damaged
 
     def close(self) -> None:
-        """Free what PDFium holds."""
+        """Free the file and what PDFium holds."""
+        self._raster = None
         if self._pdf is not None:
             self._pdf.close()
             self._pdf = None
 
 
 @contextlib.contextmanager
-def _damage_is_undecodable() -> Iterator[None]:
+def _service_errors() -> Iterator[None]:
     try:
-        with warnings.catch_warnings():
-            # Pillow warns about damage that it can ignore; no one would see the warnings.
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        # Around PDFium too: what it draws goes through Pillow.
+        with decoding():
             yield
-    except DeepSynthError:
-        raise
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        TypeError,
-        LookupError,
-        EOFError,
-        ArithmeticError,
-        struct.error,
-        AttributeError,
-    ) as error:
-        # What Pillow's codecs raise on damaged files; the caller handles running out of memory.
-        raise UndecodableError(type(error).__name__) from error
+    except ImageError as error:
+        raise _ERRORS[error.reason](str(error), public=error.facts) from error

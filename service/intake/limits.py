@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling
+from shared.images.limits import ImageLimits
 
 
 @dataclass(frozen=True, slots=True)
-class IntakeLimits:
+class IntakeLimits(ImageLimits):
     """Limits of a document and of each of its pages, checked before its pixels are decoded."""
 
-    max_pixels: int = 40_000_000
-    max_side_px: int = 12_000
-    max_aspect_ratio: int = 200
-    max_frames: int = 16
     max_pdf_pages: int = 50
     pdf_dpi: int = 150
 

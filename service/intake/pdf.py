@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import math
+import re
+import zlib
 
 import numpy as np
 import pypdfium2  # type: ignore[import-untyped] # ships no types
@@ -15,11 +17,13 @@ from pypdfium2 import raw
 
 from service.errors import PdfEncryptedError, UndecodableError
 from service.intake.limits import IntakeLimits
-from service.intake.raster import check_size
 from service.intake.selection import select
 
 POINTS_PER_INCH = 72
 _MOST_OF_A_PAGE = 0.5
+_OBJECT_STREAM = re.compile(rb"/ObjStm\b[^\0]{0,512}?>>\s*stream\r?\n", re.DOTALL)
+_USER_UNIT = re.compile(rb"/UserUnit\s+(\d{1,6}(?:\.\d*)?|\.\d+)")
+_MOST_OBJECT_STREAM_BYTES = 16 * 1024 * 1024
 _JPEG_END = b"\xff\xd9"
 
 
@@ -66,29 +70,94 @@ def pdf_pages(
     return select(selection, num_pages, limits.max_pdf_pages)
 
 
-def read_pdf_page(document: pypdfium2.PdfDocument, page: int, limits: IntakeLimits) -> tuple[Image.Image, bool]:
+def has_user_units(data: bytes) -> bool:
+    """Whether any page may be in units other than 1/72 inch, which PDFium does not tell.
+
+    Args:
+        data: The file.
+
+    Returns:
+        Whether its objects name such a unit, in plain sight or in a compressed stream of objects.
+    """
+    if b"/UserUnit" in data:
+        return True
+    for match in _OBJECT_STREAM.finditer(data):
+        try:
+            objects = zlib.decompressobj().decompress(memoryview(data)[match.end() :], _MOST_OBJECT_STREAM_BYTES)
+        except zlib.error:
+            continue
+        if b"/UserUnit" in objects:
+            return True
+    return False
+
+
+def read_pdf_page(
+    document: pypdfium2.PdfDocument, page: int, limits: IntakeLimits, *, has_user_units: bool = False
+) -> tuple[Image.Image, bool]:
     """Render one page.
 
     Args:
         document: An open file.
         page: The page's number, from 1.
         limits: Limits of a page.
+        has_user_units: Whether to look for a unit of this page.
 
     Returns:
-        The page at `limits.pdf_dpi`, RGB, and whether an image on it is damaged, so that a part of it is missing.
+        The page at `limits.pdf_dpi`, or at the highest resolution within the limits if it is larger, RGB, and whether
+        an image on it is damaged, so that a part of it is missing.
 
     Raises:
         UndecodableError: It is damaged, or an image that makes up most of it is.
     """
-    scale = limits.pdf_dpi / POINTS_PER_INCH
     try:
         width_pt, height_pt = document.get_page_size(page - 1)
-        check_size(math.ceil(width_pt * scale), math.ceil(height_pt * scale), limits)
+        unit = _user_unit(document, page) if has_user_units else 1.0
+        scale = fitting_scale(width_pt, height_pt, unit * limits.pdf_dpi / POINTS_PER_INCH, limits)
+        limits.check_size(math.ceil(width_pt * scale), math.ceil(height_pt * scale))
         # Filled-in form fields are part of what a person sees. Only the first call does something.
         document.init_forms()
         return _render(document, page, scale)
     except pypdfium2.PdfiumError as error:
         raise UndecodableError("PDFium does not render it") from error
+
+
+def fitting_scale(width_pt: float, height_pt: float, scale: float, limits: IntakeLimits) -> float:
+    """The scale at which a page is drawn.
+
+    Args:
+        width_pt: Width in PDF units.
+        height_pt: Height in PDF units.
+        scale: Pixels per unit that are wanted.
+        limits: Limits of a page.
+
+    Returns:
+        Pixels per unit, at most what is wanted, so that the drawn page is within the limits.
+    """
+    if width_pt <= 0 or height_pt <= 0:
+        return scale
+    # Sides are rounded up to whole pixels.
+    by_side = (limits.max_side_px - 1) / max(width_pt, height_pt)
+    by_area = math.sqrt(limits.max_pixels / (width_pt * height_pt))
+    scale = min(scale, by_side)
+    if math.ceil(width_pt * scale) * math.ceil(height_pt * scale) > limits.max_pixels:
+        scale = min(scale, by_area)
+        while math.ceil(width_pt * scale) * math.ceil(height_pt * scale) > limits.max_pixels:
+            scale *= 0.999
+    return scale
+
+
+def _user_unit(document: pypdfium2.PdfDocument, page: int) -> float:
+    """A page's unit in 1/72 inch. PDFium has no function for it, but writes it into a copy of the page."""
+    copy = pypdfium2.PdfDocument.new()
+    try:
+        copy.import_pages(document, [page - 1])
+        stream = io.BytesIO()
+        copy.save(stream)
+    finally:
+        copy.close()
+    found = _USER_UNIT.search(stream.getbuffer())
+    unit = float(found[1]) if found else 1.0
+    return unit if unit > 0 else 1.0
 
 
 def _render(document: pypdfium2.PdfDocument, number: int, scale: float) -> tuple[Image.Image, bool]:

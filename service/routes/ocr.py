@@ -25,6 +25,9 @@ from service.schemas import OcrAnswer, Problem
 router = APIRouter(tags=["ocr"], dependencies=[Depends(require_ready)])
 
 
+_FORMATS = "PNG, JPEG, WebP, TIFF, GIF, BMP, JPEG 2000, AVIF, HEIC or PDF."
+
+
 def _description() -> dict[str, Any]:
     """OpenAPI's description of the options and the form, which the handler parses itself, after admission."""
     schema = OcrFields.model_json_schema()
@@ -44,7 +47,7 @@ def _description() -> dict[str, Any]:
         if field.get("default", "") is None:
             del field["default"]
     options = schema["properties"]
-    file = {"type": "string", "format": "binary", "description": "PNG, JPEG, WebP, TIFF or PDF."}
+    file = {"type": "string", "format": "binary", "description": _FORMATS}
     schema["properties"] = {FILE_FIELD: file, **options}
     schema["required"] = [FILE_FIELD]
     return {
