@@ -50,10 +50,9 @@ def noise_pdf(pages: int, size_bytes: int) -> bytes:
 
 async def read(pool: ImagePool, data: bytes, pages: int) -> tuple[float, int]:
     """Decode every page of a document; returns the first page's delay in seconds and how often it was sent."""
-    document, began_s, first_s = Document(data), time.perf_counter(), 0.0
-    limits = IntakeLimits(max_pdf_pages=pages)
-    for position in range(pages):
-        await pool.decode(document, DecodeTask(None, position, Mode.GUNDAM, GeometryConfig(), limits))
+    document, began_s, first_s = Document(data, IntakeLimits(max_pdf_pages=pages)), time.perf_counter(), 0.0
+    for page in (await pool.open(document)).pages:
+        await pool.decode(document, DecodeTask(page, Mode.GUNDAM, GeometryConfig()))
         first_s = first_s or time.perf_counter() - began_s
     pool.close(document)
     return first_s, document.num_sent

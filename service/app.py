@@ -220,6 +220,8 @@ class _Composition:
                 max_new_tokens=settings.max_new_tokens,
                 max_frames=settings.max_frames,
                 max_pdf_pages=settings.max_pdf_pages,
+                blank_pages=settings.blank_pages,
+                min_confidence=settings.min_confidence,
             ),
             has_started=lambda: self._has_started,
         )

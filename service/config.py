@@ -19,6 +19,7 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.errors import ConfigurationError
+from service.ocr.outcome import MIN_CONFIDENCE, BlankPages
 
 PREFIX = "DEEPSYNTH_"
 TRAINER_PREFIX = "DEEPSYNTH_TRAINER_"
@@ -131,7 +132,12 @@ class ServiceSettings(BaseSettings):
     max_concurrent_requests: Annotated[int, Field(ge=1, le=10000)] = 64
     """Maximum concurrent requests, waiting and running; further ones get 429."""
     deadline_s: Annotated[float, Field(gt=0, le=3600)] = 120.0
-    """Maximum time for a request once its upload is complete, in seconds; then 504."""
+    """Maximum time until a request's next page is finished, in seconds, counted from the end of its upload: a long
+    document has as long as its pages need. Pages that are missing then have failed; without any page, 504."""
+    blank_pages: BlankPages = BlankPages.SKIP
+    """What to do with pages that show no print: `skip` reports them as blank, `read` lets the model read them."""
+    min_confidence: Annotated[float, Field(ge=0, le=1)] = MIN_CONFIDENCE
+    """Below it, an answer for a page with little print is reported as unreadable, without its text."""
 
     max_upload_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB)] = 20 * MIB
     """Maximum file size in bytes."""

@@ -16,6 +16,7 @@ from service.engine.protocol import EngineHandle, EngineState
 from service.errors import DrainingError, NotReadyError
 from service.monitor import Monitor
 from service.ocr.metrics import TelemetryObserver
+from service.ocr.outcome import BlankPages
 from service.ocr.reader import DocumentReader
 from service.telemetry.metrics import Metrics
 
@@ -31,6 +32,9 @@ class RequestBounds:
     max_new_tokens: int
     max_frames: int
     max_pdf_pages: int
+    blank_pages: BlankPages
+    """What a request that does not say gets; so with `min_confidence`."""
+    min_confidence: float
 
 
 @dataclass(frozen=True, slots=True)

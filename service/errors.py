@@ -19,8 +19,8 @@ nothing of HTTP frameworks, images or engines.
     |  |- UnsupportedTypeError               415
     |  |  |- NotMultipartError, UnsupportedFormatError, UnsupportedPixelsError
     |  `- UnprocessableError                 422
-    |     |- InvalidFieldError, EmptyFileError, UndecodableError, MultiFrameError, TooManyPagesError,
-    |     |  PageOutOfRangeError, AspectRatioError, PdfEncryptedError
+    |     |- InvalidFieldError, EmptyFileError, UndecodableError, TooManyPagesError, PageOutOfRangeError,
+    |     |  AspectRatioError, PdfEncryptedError
     |     `- DecodeTimeoutError, DecodeMemoryError, DecodeCrashError
     |- CapacityError
     |  |- QueueFullError                     429  rejected
@@ -205,10 +205,10 @@ class NotMultipartError(UnsupportedTypeError):
 
 
 class UnsupportedFormatError(UnsupportedTypeError):
-    """The file's content, not its name, is in no supported format."""
+    """The file's content, not its name, is in no supported format; `found` and `advice` say more where it is known."""
 
     code = "unsupported_format"
-    title = "The file is not a PNG, JPEG, WebP, TIFF or PDF."
+    title = "The file is not a PNG, JPEG, WebP, TIFF, GIF, BMP, JPEG 2000, AVIF, HEIC or PDF."
     rejection = "unsupported_format"
 
 
@@ -247,14 +247,6 @@ class UndecodableError(UnprocessableError):
     code = "undecodable_file"
     title = "The file is damaged or incomplete."
     rejection = "undecodable"
-
-
-class MultiFrameError(UnprocessableError):
-    """An animated image without a choice of frames."""
-
-    code = "multi_frame_unsupported"
-    title = "The image has several frames; select some with the field pages."
-    rejection = "multi_frame"
 
 
 class TooManyPagesError(UnprocessableError):

@@ -24,19 +24,37 @@ class RegionAnswer(Wire):
     """Text read there; may be empty."""
 
 
+class PageError(BaseModel):
+    """Why a page failed, in the terms of an error answer; further members depend on the code."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    code: str
+    title: str
+    retryable: bool
+
+
 class PageAnswer(Wire):
     """One page."""
 
     page: int
     """Number in the document, from 1."""
+    status: Literal["ok", "blank", "unreadable", "failed"]
+    """`ok`: read. `blank`: nothing is printed on it. `unreadable`: there is something, but no text that could be
+    trusted. `failed`: error says why."""
+    error: PageError | None = None
+    """Why the page failed."""
+    warnings: list[Literal["damaged_image"]] = []
+    """`damaged_image`: an image on the page cannot be decoded, so a part of it is missing."""
     text: str
-    width_px: int
-    """Width of the upright page; of a PDF page as rendered."""
-    height_px: int
-    finish_reason: Literal["stop", "length", "repetition"]
-    """`stop`: read to the end. `length`: cut at max_new_tokens. `repetition`: ended because it repeated itself."""
-    confidence: float
-    """Geometric mean of the chosen tokens' probabilities, 0 to 1."""
+    width_px: int | None
+    """Width of the upright page; of a PDF page as rendered. Null, as the height, where it could not be decoded."""
+    height_px: int | None
+    finish_reason: Literal["stop", "length", "repetition"] | None
+    """`stop`: read to the end. `length`: cut at max_new_tokens. `repetition`: ended because it repeated itself. Null
+    where the model read nothing."""
+    confidence: float | None
+    """Geometric mean of the chosen tokens' probabilities, 0 to 1; null where the model read nothing."""
     regions: list[RegionAnswer]
 
 
@@ -63,16 +81,18 @@ class OcrAnswer(Wire):
     """What was read."""
 
     id: str
+    status: Literal["ok", "partial"]
+    """`partial`: some pages failed."""
     text: str
-    """All pages, joined by a blank line."""
+    """Pages with text, joined by a blank line."""
     model_id: str
     """The model that answered; an adapter as `name@version`."""
     seed: int | None
     """The seed of sampling, given or random; null at temperature 0."""
     finish_reason: Literal["stop", "length", "repetition"]
     """The worst of the pages'."""
-    confidence: float
-    """Geometric mean over all tokens, 0 to 1."""
+    confidence: float | None
+    """Geometric mean over all tokens, 0 to 1; null where the model read nothing."""
     latency_ms: float
     """From the request's arrival to this answer."""
     timings_ms: TimingsAnswer

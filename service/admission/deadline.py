@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from service.errors import ClientGoneError, DeadlineError
@@ -11,17 +12,52 @@ from service.errors import ClientGoneError, DeadlineError
 Result = TypeVar("Result")
 
 
+class Deadline:
+    """Passes when nothing has been finished for `seconds`, so a long document has as long as its pages need."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._at_s = asyncio.get_running_loop().time() + seconds
+        self._timeout: asyncio.Timeout | None = None
+
+    def renew(self) -> None:
+        """A page has been finished."""
+        self._at_s = asyncio.get_running_loop().time() + self._seconds
+        # One that has expired is already cancelling its block, and can no longer be moved.
+        if self._timeout is not None and not self._timeout.expired():
+            self._timeout.reschedule(self._at_s)
+
+    @contextlib.asynccontextmanager
+    async def enforced(self) -> AsyncIterator[None]:
+        """Cancel the block when the deadline passes.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            DeadlineError: It has passed.
+        """
+        try:
+            async with asyncio.timeout_at(self._at_s) as self._timeout:
+                yield
+        except TimeoutError as error:
+            if self._timeout is None or not self._timeout.expired():
+                raise
+            raise DeadlineError from error
+        finally:
+            self._timeout = None
+
+
 async def run_to_outcome(
-    work: Coroutine[Any, Any, Result], *, deadline_s: float, disconnected: Callable[[], Awaitable[None]] | None
+    work: Coroutine[Any, Any, Result], *, disconnected: Callable[[], Awaitable[None]] | None
 ) -> Result:
-    """Run a request's work until it is done, its deadline has passed or its client is gone.
+    """Run a request's work until it is done or its client is gone.
 
     Finished work counts as done even if the client left in the same moment; otherwise the work is cancelled and has
     ended before this returns.
 
     Args:
         work: What to do.
-        deadline_s: Maximum time in seconds.
         disconnected: Returns when the client is gone; None if there is no client.
 
     Returns:
@@ -29,7 +65,6 @@ async def run_to_outcome(
 
     Raises:
         ClientGoneError: The client left first.
-        DeadlineError: The deadline passed first.
     """
     task = asyncio.create_task(work, name="request-work")
     watchers: set[asyncio.Future[Any]] = {task}
@@ -38,12 +73,10 @@ async def run_to_outcome(
         watch = asyncio.ensure_future(disconnected())
         watchers.add(watch)
     try:
-        await asyncio.wait(watchers, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(watchers, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        if watch is not None and watch.done():
-            raise ClientGoneError
-        raise DeadlineError
+        raise ClientGoneError
     finally:
         for each in (task, watch):
             if each is not None and not each.done():

@@ -32,7 +32,7 @@ from shared.deepseek_ocr.geometry import Mode
 
 EXIT_UNREADABLE = 1
 _EPILOG = """\
-exit status: 0 every file was read, 1 some file was not, 2 wrong usage or settings, 70 the engine failed,
+exit status: 0 every page was read, 1 some page was not, 2 wrong usage or settings, 70 the engine failed,
 130 Ctrl-C
 """
 
@@ -129,6 +129,10 @@ async def _ocr(settings: ServiceSettings, options: ReadOptions, done: list[Path]
             outcome = await task
             if isinstance(outcome, OcrAnswer):
                 _print_answer(path, outcome, options)
+                for page in outcome.pages:
+                    if page.error is not None:
+                        status = EXIT_UNREADABLE
+                        sys.stderr.write(f"{path}: page {page.page}: {page.error.title} ({page.error.code})\n")
             else:
                 status = EXIT_UNREADABLE
                 sys.stderr.write(f"{path}: {outcome}\n")
@@ -154,6 +158,8 @@ async def _read_file(bench: _Bench, path: Path, options: ReadOptions) -> OcrAnsw
                 pages=options.pages,
                 temperature=options.temperature,
                 seed=options.seed,
+                blank_pages=bench.settings.blank_pages,
+                min_confidence=bench.settings.min_confidence,
             )
             with bench.gate.admit() as permit:
                 document = await bench.reader.read(data, request, permit)

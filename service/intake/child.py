@@ -11,12 +11,12 @@ import os
 import resource
 import socket
 import sys
+from collections.abc import Callable
 
 from service import frames
 from service.errors import DecodeMemoryError, DeepSynthError, InternalError
 from service.intake import wire
 from service.intake.decoding import OpenDocument
-from service.intake.limits import DecodeTask
 
 OPEN_FILES = 64
 
@@ -57,10 +57,10 @@ def take_pipe() -> socket.socket:
     return pipe
 
 
-def answer(pipe: socket.socket, document: OpenDocument, task: DecodeTask) -> None:
-    """Decode one page and send it, or the error."""
+def answer(pipe: socket.socket, work: Callable[[], tuple[bytes, *tuple[memoryview, ...]]]) -> None:
+    """Send what the work returns, a header and a tail, or the error."""
     try:
-        reply = wire.encode_page_reply(document.decode(task))
+        reply = work()
     except DeepSynthError as error:
         reply = (wire.encode_error_reply(error),)
     except MemoryError:
@@ -80,18 +80,32 @@ def main() -> int:
     confine(memory_bytes)
     pipe = take_pipe()
     frames.send(pipe, wire.READY)
-    document = OpenDocument(b"")
+    document: OpenDocument | None = None
+
+    def open_document() -> tuple[bytes]:
+        nonlocal document
+        document = OpenDocument(wire.decode_open(header, bytes(tail)))
+        return (wire.encode_contents(document.contents),)
+
+    def decode() -> tuple[bytes, *tuple[memoryview, ...]]:
+        if document is None:
+            raise InternalError("no document is open")
+        return wire.encode_page_reply(document.decode(wire.decode_task(header)))
+
     while True:
         try:
             header, tail = frames.receive(pipe, max_tail_bytes=max_file_bytes)
         except (frames.BrokenFrameError, OSError):
             return 0
         allow_cpu(cpu_s)
-        if header == wire.OPEN:
+        if wire.is_task(header):
+            answer(pipe, decode)
+            continue
+        if document is not None:
             document.close()
-            document = OpenDocument(bytes(tail))
-        else:
-            answer(pipe, document, wire.decode_task(header))
+            document = None
+        if header != wire.CLOSE:
+            answer(pipe, open_document)
 
 
 if __name__ == "__main__":

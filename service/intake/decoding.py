@@ -2,22 +2,54 @@
 
 from __future__ import annotations
 
-import struct
-import warnings
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pypdfium2  # type: ignore[import-untyped] # ships no types
 from PIL import Image
 
-from service.errors import DeepSynthError, EmptyFileError, UndecodableError, UnsupportedFormatError
-from service.intake.formats import FileFormat, detect_format
+from service.errors import (
+    AspectRatioError,
+    DeepSynthError,
+    InternalError,
+    PageOutOfRangeError,
+    TooManyPagesError,
+    TooManyPixelsError,
+    UndecodableError,
+    UnsupportedFormatError,
+    UnsupportedPixelsError,
+)
+from service.intake.document import Document
+from service.intake.formats import FileFormat, read_format
 from service.intake.limits import DecodeTask
-from service.intake.pdf import open_pdf, read_pdf
-from service.intake.raster import read_raster
+from service.intake.pdf import has_user_units, open_pdf, pdf_pages, read_pdf_page
 from shared.deepseek_ocr.forms import PageImage, PageViews, PreparedPage, may_be_image
 from shared.deepseek_ocr.geometry import plan_views
 from shared.deepseek_ocr.images import prepare_views
+from shared.images.errors import ImageError, ImageReason, decoding
+from shared.images.ink import PageInk, find_ink
+from shared.images.raster import RasterFile
+
+_ERRORS: dict[ImageReason, type[DeepSynthError]] = {
+    ImageReason.UNSUPPORTED_FORMAT: UnsupportedFormatError,
+    ImageReason.UNSUPPORTED_PIXELS: UnsupportedPixelsError,
+    ImageReason.DAMAGED: UndecodableError,
+    ImageReason.TOO_MANY_PIXELS: TooManyPixelsError,
+    ImageReason.ASPECT_RATIO: AspectRatioError,
+    ImageReason.TOO_MANY_PAGES: TooManyPagesError,
+    ImageReason.NO_SUCH_PAGE: PageOutOfRangeError,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What an opened file has to read."""
+
+    file_format: FileFormat
+    pages: tuple[int, ...]
+    """Numbers of the pages to read, from 1, rising."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,26 +57,45 @@ class DecodedPage:
     """A decoded page, ready for the engine."""
 
     file_format: FileFormat
-    pages: tuple[int, ...]
-    """Numbers of all pages to read of this document, from 1."""
     page: int
-    """Number of this one."""
+    """Its number in the document, from 1."""
     width_px: int
     height_px: int
-    is_blank: bool
+    ink: PageInk
+    is_damaged: bool
+    """Whether a part of it is missing, since an image on it cannot be decoded."""
     prepared: PreparedPage
 
 
 class OpenDocument:
-    """A file that is read page by page; a PDF is parsed at its first page and stays open until `close`."""
+    """A file that is read page by page; a PDF stays parsed until `close`.
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
+    Args:
+        document: Its data, the selection of pages, and the limits.
+
+    Raises:
+        DeepSynthError: Why none of it can be read, however a library fails on damaged bytes.
+    """
+
+    def __init__(self, document: Document) -> None:
+        self._limits = document.limits
         self._pdf: pypdfium2.PdfDocument | None = None
+        self._raster: RasterFile | None = None
+        self._has_user_units = False
+        with _service_errors():
+            file_format = read_format(document.data)
+            if file_format is FileFormat.PDF:
+                self._pdf = open_pdf(document.data)
+                self._has_user_units = has_user_units(document.data)
+                pages = pdf_pages(self._pdf, document.selection, document.limits)
+            else:
+                self._raster = RasterFile(document.data, file_format, document.limits)
+                pages = self._raster.pages(document.selection)
+        self.contents = Contents(file_format, pages)
 
     def decode(self, task: DecodeTask) -> DecodedPage:
-        """Decode one page into the form that the task asks for; raises what `open_page` raises."""
-        file_format, pages, image = self.open_page(task)
+        """Decode one page into the form that the task asks for; raises what `page_image` raises."""
+        image, is_damaged = self.page_image(task.page)
         plan = plan_views(image.width, image.height, task.mode, task.geometry)
         prepared: PreparedPage
         if task.wants_image and may_be_image(image.width, image.height):
@@ -52,64 +103,48 @@ class OpenDocument:
         else:
             prepared = PageViews(plan, *prepare_views(image, plan, task.geometry))
         return DecodedPage(
-            file_format=file_format,
-            pages=pages,
-            page=pages[task.position],
-            width_px=image.width,
-            height_px=image.height,
-            is_blank=len(image.getcolors(1) or ()) == 1,
-            prepared=prepared,
+            self.contents.file_format,
+            task.page,
+            image.width,
+            image.height,
+            find_ink(image),
+            is_damaged,
+            prepared,
         )
 
-    def open_page(self, task: DecodeTask) -> tuple[FileFormat, tuple[int, ...], Image.Image]:
+    def page_image(self, page: int) -> tuple[Image.Image, bool]:
         """Decode one page at full size.
 
         Args:
-            task: Which page, and the bounds.
+            page: Its number, from 1.
 
         Returns:
-            The file's format, the numbers of all its pages to read, and the page, upright and RGB.
+            The page, upright and RGB, and whether a part of it is missing.
 
         Raises:
-            DeepSynthError: Why it cannot be read, however a codec fails on damaged bytes.
+            DeepSynthError: Why the page cannot be read, however a library fails on damaged bytes.
         """
-        if not self._data:
-            raise EmptyFileError
-        file_format = detect_format(self._data)
-        if file_format is None:
-            raise UnsupportedFormatError
-        try:
-            with warnings.catch_warnings():
-                # Pillow warns about damage that it can ignore; no one would see the warnings.
-                warnings.simplefilter("ignore")
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                return (file_format, *self._read(file_format, task))
-        except DeepSynthError:
-            raise
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            TypeError,
-            LookupError,
-            EOFError,
-            ArithmeticError,
-            struct.error,
-            AttributeError,
-        ) as error:
-            # What Pillow's codecs raise on damaged files; the caller handles running out of memory.
-            raise UndecodableError(type(error).__name__) from error
-
-    def _read(self, file_format: FileFormat, task: DecodeTask) -> tuple[tuple[int, ...], Image.Image]:
-        if file_format is not FileFormat.PDF:
-            # Opened for each page: that reads headers only, and a Pillow image keeps state of the last frame.
-            return read_raster(self._data, file_format, task.selection, task.position, task.limits)
-        if self._pdf is None:
-            self._pdf = open_pdf(self._data)
-        return read_pdf(self._pdf, task.selection, task.position, task.limits)
+        with _service_errors():
+            if self._pdf is not None:
+                return read_pdf_page(self._pdf, page, self._limits, has_user_units=self._has_user_units)
+            if self._raster is None:
+                raise InternalError("the document is closed")
+            seen = self._raster.read(page)
+            return seen.image, seen.is_damaged
 
     def close(self) -> None:
-        """Free what PDFium holds."""
+        """Free the file and what PDFium holds."""
+        self._raster = None
         if self._pdf is not None:
             self._pdf.close()
             self._pdf = None
+
+
+@contextlib.contextmanager
+def _service_errors() -> Iterator[None]:
+    try:
+        # Around PDFium too: what it draws goes through Pillow.
+        with decoding():
+            yield
+    except ImageError as error:
+        raise _ERRORS[error.reason](str(error), public=error.facts) from error

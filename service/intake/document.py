@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from service.intake.limits import IntakeLimits
+
 
 @dataclass(eq=False, slots=True)
 class Document:
     """A file whose pages are decoded one after another; compared by identity."""
 
     data: bytes
+    limits: IntakeLimits
+    selection: tuple[int, ...] | None = None
+    """Numbers of the pages to read, from 1, rising; None for all."""
     is_closed: bool = False
     """No page will be asked for any more, so no image process needs to keep it."""
     num_sent: int = 0

@@ -7,33 +7,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling
+from shared.images.limits import ImageLimits
 
 
 @dataclass(frozen=True, slots=True)
-class IntakeLimits:
-    """Limits of one document, all checked before any pixels are decoded."""
+class IntakeLimits(ImageLimits):
+    """Limits of a document and of each of its pages, checked before its pixels are decoded."""
 
-    max_pixels: int = 40_000_000
-    max_side_px: int = 12_000
-    max_aspect_ratio: int = 200
-    max_frames: int = 16
     max_pdf_pages: int = 50
     pdf_dpi: int = 150
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeTask:
-    """One page of a document to decode.
+    """One page of an open document to decode."""
 
-    `position` counts from 0 within the selected pages. Every task checks the selection, and the first one the sizes of
-    all its PDF pages, so a document that breaks a limit on its last page is refused at its first.
-    """
-
-    selection: tuple[int, ...] | None
-    position: int
+    page: int
+    """Its number, from 1."""
     mode: Mode
     geometry: GeometryConfig
-    limits: IntakeLimits
     wants_image: bool = False
     """Return an upright image where that is possible (`forms.may_be_image`), else views."""
 
@@ -50,10 +42,8 @@ class DecodeTask:
         geometry["squash"] = tuple(Mode(mode) for mode in geometry["squash"])
         geometry["modes"] = tuple(Mode(mode) for mode in geometry["modes"])
         return cls(
-            selection=None if wire["selection"] is None else tuple(wire["selection"]),
-            position=wire["position"],
+            page=wire["page"],
             mode=Mode(wire["mode"]),
             geometry=GeometryConfig(**geometry),
-            limits=IntakeLimits(**wire["limits"]),
             wants_image=bool(wire["wants_image"]),
         )

@@ -5,18 +5,26 @@ Runs in an image process only, in its single thread: PDFium is not thread-safe.
 
 from __future__ import annotations
 
+import io
 import math
+import re
+import zlib
 
+import numpy as np
 import pypdfium2  # type: ignore[import-untyped] # ships no types
 from PIL import Image
 from pypdfium2 import raw
 
 from service.errors import PdfEncryptedError, UndecodableError
 from service.intake.limits import IntakeLimits
-from service.intake.raster import check_size
 from service.intake.selection import select
 
 POINTS_PER_INCH = 72
+_MOST_OF_A_PAGE = 0.5
+_OBJECT_STREAM = re.compile(rb"/ObjStm\b[^\0]{0,512}?>>\s*stream\r?\n", re.DOTALL)
+_USER_UNIT = re.compile(rb"/UserUnit\s+(\d{1,6}(?:\.\d*)?|\.\d+)")
+_MOST_OBJECT_STREAM_BYTES = 16 * 1024 * 1024
+_JPEG_END = b"\xff\xd9"
 
 
 def open_pdf(data: bytes) -> pypdfium2.PdfDocument:
@@ -40,43 +48,169 @@ def open_pdf(data: bytes) -> pypdfium2.PdfDocument:
         raise UndecodableError("PDFium does not open it") from error
 
 
-def read_pdf(
-    document: pypdfium2.PdfDocument, selection: tuple[int, ...] | None, position: int, limits: IntakeLimits
-) -> tuple[tuple[int, ...], Image.Image]:
-    """Render one page.
+def pdf_pages(
+    document: pypdfium2.PdfDocument, selection: tuple[int, ...] | None, limits: IntakeLimits
+) -> tuple[int, ...]:
+    """Find out which pages to read.
 
     Args:
         document: An open file.
         selection: Pages to read, from 1; None for all.
-        position: Which of them to render, from 0.
         limits: Limits of the document.
 
     Returns:
-        The numbers of all pages to read, and the one at `position` as an RGB image at `limits.pdf_dpi`.
+        Their numbers.
 
     Raises:
-        UndecodableError: It is damaged.
+        UndecodableError: It has none.
+    """
+    num_pages = len(document)
+    if num_pages < 1:
+        raise UndecodableError("no pages")
+    return select(selection, num_pages, limits.max_pdf_pages)
+
+
+def has_user_units(data: bytes) -> bool:
+    """Whether any page may be in units other than 1/72 inch, which PDFium does not tell.
+
+    Args:
+        data: The file.
+
+    Returns:
+        Whether its objects name such a unit, in plain sight or in a compressed stream of objects.
+    """
+    if b"/UserUnit" in data:
+        return True
+    for match in _OBJECT_STREAM.finditer(data):
+        try:
+            objects = zlib.decompressobj().decompress(memoryview(data)[match.end() :], _MOST_OBJECT_STREAM_BYTES)
+        except zlib.error:
+            continue
+        if b"/UserUnit" in objects:
+            return True
+    return False
+
+
+def read_pdf_page(
+    document: pypdfium2.PdfDocument, page: int, limits: IntakeLimits, *, has_user_units: bool = False
+) -> tuple[Image.Image, bool]:
+    """Render one page.
+
+    Args:
+        document: An open file.
+        page: The page's number, from 1.
+        limits: Limits of a page.
+        has_user_units: Whether to look for a unit of this page.
+
+    Returns:
+        The page at `limits.pdf_dpi`, or at the highest resolution within the limits if it is larger, RGB, and whether
+        an image on it is damaged, so that a part of it is missing.
+
+    Raises:
+        UndecodableError: It is damaged, or an image that makes up most of it is.
     """
     try:
-        num_pages = len(document)
-        if num_pages < 1:
-            raise UndecodableError("no pages")
-        pages = select(selection, num_pages, limits.max_pdf_pages)
-        for number in pages if position == 0 else (pages[position],):
-            width_pt, height_pt = document.get_page_size(number - 1)
-            scale = limits.pdf_dpi / POINTS_PER_INCH
-            check_size(math.ceil(width_pt * scale), math.ceil(height_pt * scale), limits)
+        width_pt, height_pt = document.get_page_size(page - 1)
+        unit = _user_unit(document, page) if has_user_units else 1.0
+        scale = fitting_scale(width_pt, height_pt, unit * limits.pdf_dpi / POINTS_PER_INCH, limits)
+        limits.check_size(math.ceil(width_pt * scale), math.ceil(height_pt * scale))
         # Filled-in form fields are part of what a person sees. Only the first call does something.
         document.init_forms()
-        return pages, _render(document, pages[position], limits.pdf_dpi / POINTS_PER_INCH)
+        return _render(document, page, scale)
     except pypdfium2.PdfiumError as error:
         raise UndecodableError("PDFium does not render it") from error
 
 
-def _render(document: pypdfium2.PdfDocument, number: int, scale: float) -> Image.Image:
+def fitting_scale(width_pt: float, height_pt: float, scale: float, limits: IntakeLimits) -> float:
+    """The scale at which a page is drawn.
+
+    Args:
+        width_pt: Width in PDF units.
+        height_pt: Height in PDF units.
+        scale: Pixels per unit that are wanted.
+        limits: Limits of a page.
+
+    Returns:
+        Pixels per unit, at most what is wanted, so that the drawn page is within the limits.
+    """
+    if width_pt <= 0 or height_pt <= 0:
+        return scale
+    # Sides are rounded up to whole pixels.
+    by_side = (limits.max_side_px - 1) / max(width_pt, height_pt)
+    by_area = math.sqrt(limits.max_pixels / (width_pt * height_pt))
+    scale = min(scale, by_side)
+    if math.ceil(width_pt * scale) * math.ceil(height_pt * scale) > limits.max_pixels:
+        scale = min(scale, by_area)
+        while math.ceil(width_pt * scale) * math.ceil(height_pt * scale) > limits.max_pixels:
+            scale *= 0.999
+    return scale
+
+
+def _user_unit(document: pypdfium2.PdfDocument, page: int) -> float:
+    """A page's unit in 1/72 inch. PDFium has no function for it, but writes it into a copy of the page."""
+    copy = pypdfium2.PdfDocument.new()
+    try:
+        copy.import_pages(document, [page - 1])
+        stream = io.BytesIO()
+        copy.save(stream)
+    finally:
+        copy.close()
+    found = _USER_UNIT.search(stream.getbuffer())
+    unit = float(found[1]) if found else 1.0
+    return unit if unit > 0 else 1.0
+
+
+def _render(document: pypdfium2.PdfDocument, number: int, scale: float) -> tuple[Image.Image, bool]:
     page = document[number - 1]
     try:
         bitmap = page.render(scale=scale, fill_color=(255, 255, 255, 255), rev_byteorder=True)
-        return bitmap.to_pil().convert("RGB")
+        image = bitmap.to_pil().convert("RGB")
+        damaged_share = _damaged_share(page, image)
     finally:
         page.close()
+    if damaged_share >= _MOST_OF_A_PAGE:
+        raise UndecodableError("the image that makes up the page is damaged")
+    return image, damaged_share > 0
+
+
+def _damaged_share(page: pypdfium2.PdfPage, image: Image.Image) -> float:
+    """Share of a page that is images which PDFium could not draw or drew in part; it says nothing of them itself."""
+    width_pt, height_pt = page.get_size()
+    damaged_pt2 = 0.0
+    for each in page.get_objects(filter=[raw.FPDF_PAGEOBJ_IMAGE]):
+        left, bottom, right, top = each.get_bounds()
+        across, down = image.width / width_pt, image.height / height_pt
+        box = (left * across, (height_pt - top) * down, right * across, (height_pt - bottom) * down)
+        if _is_cut_short(each) or (_is_flat(image, box) and not _decodes(each)):
+            damaged_pt2 += (right - left) * (top - bottom)
+    return damaged_pt2 / (width_pt * height_pt)
+
+
+def _is_flat(image: Image.Image, box: tuple[float, float, float, float]) -> bool:
+    """Whether nothing is drawn there, so that only images worth the time are decoded a second time."""
+    left, top, right, bottom = (round(side) for side in box)
+    part = np.asarray(image)[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    return bool(part.size) and int(part.max()) - int(part.min()) < 8
+
+
+def _decodes(picture: pypdfium2.PdfImage) -> bool:
+    try:
+        picture.get_bitmap(render=False)
+    except pypdfium2.PdfiumError:
+        return False
+    return True
+
+
+def _is_cut_short(picture: pypdfium2.PdfImage) -> bool:
+    """Whether it is a JPEG whose end is missing; PDFium fills the rest with grey."""
+    if picture.get_filters()[-1:] != ["DCTDecode"]:
+        return False
+    data = bytes(picture.get_data())
+    if _JPEG_END in data[-64:]:
+        return False
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as jpeg:
+            jpeg.load()
+    except (OSError, SyntaxError, ValueError):
+        return True
+    return False

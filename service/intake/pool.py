@@ -23,8 +23,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from service import frames
 from service.child_exit import describe_exit
@@ -38,12 +39,13 @@ from service.errors import (
     EngineError,
 )
 from service.intake import wire
-from service.intake.decoding import DecodedPage
+from service.intake.decoding import Contents, DecodedPage
 from service.intake.document import Document
 from service.intake.limits import DecodeTask
-from service.intake.replies import MAX_HEADER_BYTES, decode_reply, max_reply_bytes
+from service.intake.replies import MAX_HEADER_BYTES, decode_contents, decode_reply, max_reply_bytes
 
 logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 START_TIMEOUT_S = 60.0
 MAX_REMEMBERED_FILES = 256
@@ -100,12 +102,38 @@ class ImageProcess:
             self.close()
             raise EngineError(f"an image process did not start: {self.cause_of_death}") from error
 
+    def open(self, document: Document) -> Contents:
+        """Send a document and find out which pages there are to read; blocks.
+
+        Args:
+            document: Replaces the one that this process holds.
+
+        Returns:
+            Its pages.
+
+        Raises:
+            DeepSynthError: Why there are none; after a crash, a hang or a malformed reply, `is_alive` is false.
+        """
+        self._make_ready()
+        deadline_s = time.monotonic() + self._timeout_s
+        with self._faults_explained():
+            if self.document is not None:
+                # Closed before the next one is received: the memory limit is meant for one document.
+                frames.send(self._pipe, wire.CLOSE, deadline_s=deadline_s)
+            frames.send(self._pipe, wire.encode_open(document), document.data, deadline_s=deadline_s)
+            self.document = document
+            document.num_sent += 1
+            header, _ = frames.receive(
+                self._pipe, max_header_bytes=MAX_HEADER_BYTES, max_tail_bytes=0, deadline_s=deadline_s
+            )
+            return decode_contents(header, document)
+
     def decode(self, document: Document, task: DecodeTask) -> DecodedPage:
         """Decode one page; blocks.
 
         Args:
             document: Sent unless this process already holds it.
-            task: Which page, how, and the bounds.
+            task: Which page, and how.
 
         Returns:
             The page.
@@ -113,21 +141,11 @@ class ImageProcess:
         Raises:
             DeepSynthError: Why there is none; after a crash, a hang or a malformed reply, `is_alive` is false.
         """
-        try:
-            self.wait_ready()
-        except EngineError as error:
-            if self._was_killed:
-                raise DecodeKilledError("killed by SIGKILL before it was ready") from error
-            raise
+        self._make_ready()
+        if self.document is not document:
+            self.open(document)
         deadline_s = time.monotonic() + self._timeout_s
-        try:
-            if self.document is not document:
-                if self.document is not None:
-                    # Closed before the next one is received: the memory limit is meant for one document.
-                    frames.send(self._pipe, wire.OPEN, deadline_s=deadline_s)
-                frames.send(self._pipe, wire.OPEN, document.data, deadline_s=deadline_s)
-                self.document = document
-                document.num_sent += 1
+        with self._faults_explained():
             frames.send(self._pipe, wire.encode_task(task), deadline_s=deadline_s)
             reply = frames.receive(
                 self._pipe,
@@ -136,6 +154,19 @@ class ImageProcess:
                 deadline_s=deadline_s,
             )
             return decode_reply(*reply, task)
+
+    def _make_ready(self) -> None:
+        try:
+            self.wait_ready()
+        except EngineError as error:
+            if self._was_killed:
+                raise DecodeKilledError("killed by SIGKILL before it was ready") from error
+            raise
+
+    @contextlib.contextmanager
+    def _faults_explained(self) -> Iterator[None]:
+        try:
+            yield
         except TimeoutError as error:
             self.close()
             raise DecodeTimeoutError from error
@@ -149,7 +180,7 @@ class ImageProcess:
         # A dead process is noticed and replaced before its next task.
         with contextlib.suppress(OSError):
             self._pipe.settimeout(0)
-            frames.send(self._pipe, wire.OPEN)
+            frames.send(self._pipe, wire.CLOSE)
 
     def _cause_of_death(self) -> DeepSynthError:
         status = self._process.returncode
@@ -241,19 +272,34 @@ class ImagePool:
         process.wait_ready()
         self._put_back(process)
 
+    async def open(self, document: Document) -> Contents:
+        """Open a document in an idle process, or in the next one that becomes idle.
+
+        Args:
+            document: The file; the caller passes it to `close` after its last page.
+
+        Returns:
+            Its pages.
+        """
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, self._with_process, document, lambda process: process.open(document)
+        )
+
     async def decode(self, document: Document, task: DecodeTask) -> DecodedPage:
         """Decode one page in an idle process, or in the next one that becomes idle.
 
         Cancelling gives up waiting; a task that a process already works on runs to its own limits.
 
         Args:
-            document: The file; the caller passes it to `close` after its last page.
-            task: Which page, how, and the bounds.
+            document: One that has been opened.
+            task: Which page, and how.
 
         Returns:
             The page.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, document, task)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, self._with_process, document, lambda process: process.decode(document, task)
+        )
 
     def close(self, document: Document) -> None:
         """Free the process that holds a document, at once or as soon as it has finished the page it works on."""
@@ -263,12 +309,12 @@ class ImagePool:
                 if process.document is document:
                     process.forget()
 
-    def _decode(self, document: Document, task: DecodeTask) -> DecodedPage:
+    def _with_process(self, document: Document, work: Callable[[ImageProcess], _T]) -> _T:
         process = self._take(document)
         try:
             if not process.is_alive:
                 process = self._replace(process, "died_idle")
-            return process.decode(document, task)
+            return work(process)
         except DeepSynthError as error:
             if self._stopping and not process.is_alive:
                 raise DrainingError("the image processes were stopped") from error

@@ -11,16 +11,17 @@ from pydantic import Field, TypeAdapter
 
 from service.errors import InternalError, error_classes
 from service.frames import BrokenFrameError, read_header
-from service.intake.decoding import DecodedPage
+from service.intake.decoding import Contents, DecodedPage
+from service.intake.document import Document
 from service.intake.limits import DecodeTask
-from service.intake.wire import ErrorReply, PageReply
+from service.intake.wire import ContentsReply, ErrorReply, PageReply
 from service.page_codec import decode_page
 from shared.deepseek_ocr.forms import CHANNELS, MAX_IMAGE_PIXELS, PageImage
 from shared.deepseek_ocr.geometry import plan_views
 
 MAX_HEADER_BYTES = 64 * 1024
-_REPLIES: TypeAdapter[PageReply | ErrorReply] = TypeAdapter(
-    Annotated[PageReply | ErrorReply, Field(discriminator="kind")]
+_REPLIES: TypeAdapter[PageReply | ContentsReply | ErrorReply] = TypeAdapter(
+    Annotated[PageReply | ContentsReply | ErrorReply, Field(discriminator="kind")]
 )
 
 
@@ -32,8 +33,32 @@ def max_reply_bytes(task: DecodeTask) -> int:
     return CHANNELS * (max(views, MAX_IMAGE_PIXELS) if task.wants_image else views)
 
 
+def decode_contents(header: bytes, document: Document) -> Contents:
+    """Read the reply to a document.
+
+    Args:
+        header: The frame's header.
+        document: What was opened.
+
+    Returns:
+        Its pages.
+
+    Raises:
+        BrokenFrameError: It is no such reply, or it lists pages that were not selected or too many.
+        DeepSynthError: The error that the process sent; one with an unknown code is an `InternalError`.
+    """
+    reply = _decode(header)
+    if not isinstance(reply, ContentsReply):
+        raise BrokenFrameError("no contents")
+    pages = reply.contents.pages
+    most = max(document.limits.max_pdf_pages, document.limits.max_frames)
+    if not 1 <= len(pages) <= most or (pages != document.selection and pages != tuple(range(1, len(pages) + 1))):
+        raise BrokenFrameError("the pages are not those that were selected")
+    return reply.contents
+
+
 def decode_reply(header: bytes, tail: memoryview, task: DecodeTask) -> DecodedPage:
-    """Read a reply.
+    """Read the reply to a task.
 
     Args:
         header: The frame's header.
@@ -47,9 +72,9 @@ def decode_reply(header: bytes, tail: memoryview, task: DecodeTask) -> DecodedPa
         BrokenFrameError: It is no reply, or its numbers contradict each other, its pixels or the task.
         DeepSynthError: The error that the process sent; one with an unknown code is an `InternalError`.
     """
-    reply = read_header(_REPLIES, header)
-    if isinstance(reply, ErrorReply):
-        raise error_classes().get(reply.code, InternalError)(public=reply.public)
+    reply = _decode(header)
+    if not isinstance(reply, PageReply) or reply.page != task.page:
+        raise BrokenFrameError("not the page that was asked for")
     prepared = decode_page(reply.prepared, tail)
     if isinstance(prepared, PageImage) and prepared.image_HWC.shape[:2] != (reply.height_px, reply.width_px):
         raise BrokenFrameError("the image does not have the size of the page")
@@ -60,5 +85,12 @@ def decode_reply(header: bytes, tail: memoryview, task: DecodeTask) -> DecodedPa
     if plan != prepared.plan:
         raise BrokenFrameError("the plan is not that of the page's size")
     return DecodedPage(
-        reply.file_format, reply.pages, reply.page, reply.width_px, reply.height_px, reply.is_blank, prepared
+        reply.file_format, reply.page, reply.width_px, reply.height_px, reply.ink, reply.is_damaged, prepared
     )
+
+
+def _decode(header: bytes) -> PageReply | ContentsReply:
+    reply = read_header(_REPLIES, header)
+    if isinstance(reply, ErrorReply):
+        raise error_classes().get(reply.code, InternalError)(public=reply.public)
+    return reply

@@ -7,17 +7,19 @@ and reads plain JSON. How the service reads what it does not trust is in `replie
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from service.errors import DeepSynthError, PublicValue
-from service.intake.decoding import DecodedPage
+from service.intake.decoding import Contents, DecodedPage
+from service.intake.document import Document
 from service.intake.formats import FileFormat
-from service.intake.limits import DecodeTask
+from service.intake.limits import DecodeTask, IntakeLimits
 from service.page_codec import PageHeader, encode_page
+from shared.images.ink import PageInk
 
-OPEN = b'{"open": true}'
-"""Header of a frame that brings a document, which replaces the one before and has no answer; empty: only closes it."""
+CLOSE = b'{"kind": "close"}'
+"""Header of a frame that closes the open document, and has no answer."""
 READY = b'{"ready": true}'
 """Header of an image process's first frame."""
 
@@ -27,11 +29,11 @@ class PageReply:
     """A `DecodedPage` without its pixels."""
 
     file_format: FileFormat
-    pages: tuple[int, ...]
     page: int
     width_px: int
     height_px: int
-    is_blank: bool
+    ink: PageInk
+    is_damaged: bool
     prepared: PageHeader
     kind: Literal["page"] = "page"
 
@@ -45,9 +47,34 @@ class ErrorReply:
     kind: Literal["error"] = "error"
 
 
+@dataclass(frozen=True, slots=True)
+class ContentsReply:
+    """`Contents` of a document that has been opened."""
+
+    contents: Contents
+    kind: Literal["contents"] = "contents"
+
+
+def encode_open(document: Document) -> bytes:
+    """Header of the frame that brings a document, which replaces the one before; the tail is its data."""
+    return json.dumps({"kind": "open", "selection": document.selection, "limits": asdict(document.limits)}).encode()
+
+
+def decode_open(header: bytes, tail: bytes) -> Document:
+    """The document that `encode_open` announced."""
+    members = json.loads(header)
+    selection = members["selection"]
+    return Document(tail, IntakeLimits(**members["limits"]), None if selection is None else tuple(selection))
+
+
+def is_task(header: bytes) -> bool:
+    """Whether a frame asks for a page; the others open or close a document."""
+    return json.loads(header)["kind"] == "task"
+
+
 def encode_task(task: DecodeTask) -> bytes:
     """Header of a task."""
-    return json.dumps(task.to_wire()).encode()
+    return json.dumps({"kind": "task", **task.to_wire()}).encode()
 
 
 def decode_task(header: bytes) -> DecodeTask:
@@ -58,8 +85,13 @@ def decode_task(header: bytes) -> DecodeTask:
 def encode_page_reply(page: DecodedPage) -> tuple[bytes, *tuple[memoryview, ...]]:
     """Header and tail of a decoded page."""
     prepared, pixels = encode_page(page.prepared)
-    reply = PageReply(page.file_format, page.pages, page.page, page.width_px, page.height_px, page.is_blank, prepared)
+    reply = PageReply(page.file_format, page.page, page.width_px, page.height_px, page.ink, page.is_damaged, prepared)
     return _to_json(reply), *pixels
+
+
+def encode_contents(contents: Contents) -> bytes:
+    """Header of what a document has to read."""
+    return _to_json(ContentsReply(contents))
 
 
 def encode_error_reply(error: DeepSynthError) -> bytes:
@@ -67,6 +99,6 @@ def encode_error_reply(error: DeepSynthError) -> bytes:
     return _to_json(ErrorReply(error.code, error.public))
 
 
-def _to_json(reply: PageReply | ErrorReply) -> bytes:
+def _to_json(reply: PageReply | ContentsReply | ErrorReply) -> bytes:
     # Not `asdict`, which copies all that is inside: it takes ten times as long.
     return json.dumps(reply, default=lambda part: {name: getattr(part, name) for name in part.__slots__}).encode()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 
+from service.engine.protocol import SequenceTimings
 from service.ocr.reader import DocumentResult, PageResult
-from service.schemas import OcrAnswer, PageAnswer, RegionAnswer, TimingsAnswer, UsageAnswer
+from service.schemas import OcrAnswer, PageAnswer, PageError, RegionAnswer, TimingsAnswer, UsageAnswer
 
 _CONFIDENCE_DIGITS = 4
 _MS_DIGITS = 2
@@ -16,45 +17,59 @@ def _ms(seconds: float) -> float:
     return round(seconds * 1000, _MS_DIGITS)
 
 
+def _rounded(confidence: float | None) -> float | None:
+    return None if confidence is None else round(confidence, _CONFIDENCE_DIGITS)
+
+
 def to_answer(document: DocumentResult, *, receive_s: float, latency_s: float) -> OcrAnswer:
     """The answer; `receive_s` is the upload's time, `latency_s` the time since the request arrived."""
-    results = [page.result for page in document.pages]
+    results = document.results
 
-    def total(value: Callable[[PageResult], float]) -> float:
-        return sum(value(page) for page in document.pages)
+    def stage(seconds: Callable[[SequenceTimings], float]) -> float:
+        return _ms(sum(seconds(result.timings) for result in results))
 
     return OcrAnswer(
         id=f"ocr-{uuid.uuid4().hex}",
+        status="partial" if document.is_partial else "ok",
         text=document.text,
         model_id=document.model_id,
         seed=document.seed,
         finish_reason=document.finish_reason.value,
-        confidence=round(document.confidence, _CONFIDENCE_DIGITS),
+        confidence=_rounded(document.confidence),
         latency_ms=_ms(latency_s),
         timings_ms=TimingsAnswer(
             receive=_ms(receive_s),
-            decode=_ms(total(lambda page: page.decode_s)),
-            queue=_ms(total(lambda page: page.slot_wait_s + page.result.timings.queue_s)),
-            encode=_ms(total(lambda page: page.result.timings.encode_s)),
-            prefill=_ms(total(lambda page: page.result.timings.prefill_s)),
-            generate=_ms(total(lambda page: page.result.timings.generate_s)),
+            decode=_ms(sum(page.decode_s for page in document.pages)),
+            queue=_ms(
+                sum(page.slot_wait_s for page in document.pages) + sum(result.timings.queue_s for result in results)
+            ),
+            encode=stage(lambda timings: timings.encode_s),
+            prefill=stage(lambda timings: timings.prefill_s),
+            generate=stage(lambda timings: timings.generate_s),
         ),
         usage=UsageAnswer(
             vision_tokens=sum(result.vision_tokens for result in results),
             prompt_tokens=sum(result.prompt_tokens for result in results),
             completion_tokens=sum(result.completion_tokens for result in results),
         ),
-        pages=[_page(page) for page in document.pages],
+        pages=[to_page_answer(page) for page in document.pages],
     )
 
 
-def _page(page: PageResult) -> PageAnswer:
+def to_page_answer(page: PageResult) -> PageAnswer:
+    """What the answer says of one page."""
+    error, finish_reason = page.error, page.finish_reason
     return PageAnswer(
         page=page.page,
+        status=page.status.value,
+        error=None
+        if error is None
+        else PageError(code=error.code, title=error.title, retryable=error.retryable, **error.public),
+        warnings=["damaged_image"] if page.is_damaged else [],
         text=page.text,
         width_px=page.width_px,
         height_px=page.height_px,
-        finish_reason=page.result.finish_reason.value,
-        confidence=round(page.result.confidence, _CONFIDENCE_DIGITS),
+        finish_reason=None if finish_reason is None else finish_reason.value,
+        confidence=_rounded(page.confidence),
         regions=[RegionAnswer(label=region.label, box_px=region.box_px, text=region.text) for region in page.regions],
     )

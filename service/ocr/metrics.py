@@ -11,6 +11,7 @@ from opentelemetry.trace import Span, Status, StatusCode, Tracer
 from service.engine.protocol import SequenceResult
 from service.errors import DeepSynthError
 from service.intake.decoding import DecodedPage
+from service.ocr.outcome import PageStatus
 from service.telemetry.metrics import Metrics
 
 
@@ -94,6 +95,12 @@ class TelemetryObserver:
             yield note
 
     @contextlib.contextmanager
+    def opening(self) -> Iterator[Callable[[int], None]]:
+        """Around opening a document; call the yielded function with its number of pages."""
+        with self._span("deepsynth.open") as span:
+            yield lambda num_pages: span.set_attribute("deepsynth.page.count", num_pages)
+
+    @contextlib.contextmanager
     def decoding(self) -> Iterator[Callable[[DecodedPage], None]]:
         """Around decoding one image; call the yielded function with the page."""
         with self._span("deepsynth.decode") as span, self._stage("decode"):
@@ -101,7 +108,7 @@ class TelemetryObserver:
             def note(page: DecodedPage) -> None:
                 pixels = page.width_px * page.height_px
                 self._metrics.histogram("image_pixels").labels(page.file_format).observe(pixels)
-                if page.is_blank:
+                if page.ink.is_blank:
                     self._metrics.counter("blank_input_total").inc()
                 span.set_attributes(
                     {
@@ -109,11 +116,14 @@ class TelemetryObserver:
                         "deepsynth.image.width_px": page.width_px,
                         "deepsynth.image.height_px": page.height_px,
                         "deepsynth.page.number": page.page,
-                        "deepsynth.page.count": len(page.pages),
                     }
                 )
 
             yield note
+
+    def page_finished(self, status: PageStatus) -> None:
+        """Count what became of a page."""
+        self._metrics.counter("page_outcomes_total").labels(status).inc()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:

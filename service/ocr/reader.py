@@ -11,9 +11,10 @@ import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
+from service.admission.deadline import Deadline
 from service.admission.gate import Gate, Permit
 from service.engine.protocol import (
     EngineHandle,
@@ -24,6 +25,7 @@ from service.engine.protocol import (
     SequenceResult,
 )
 from service.errors import (
+    DeadlineError,
     DeepSynthError,
     EngineError,
     EngineLostError,
@@ -31,10 +33,11 @@ from service.errors import (
     TooManyVisionTokensError,
     error_classes,
 )
-from service.intake.decoding import DecodedPage
+from service.intake.decoding import Contents, DecodedPage
 from service.intake.document import Document
 from service.intake.limits import DecodeTask, IntakeLimits
 from service.ocr.metrics import TelemetryObserver
+from service.ocr.outcome import PageStatus, status_of
 from service.ocr.request import OcrRequest
 from shared.contract.answer import FinishReason
 from shared.contract.prompts import Task, prompt_for
@@ -42,6 +45,8 @@ from shared.deepseek_ocr.grounding import Region, parse_grounded
 
 PAGE_BREAK = "\n\n"
 _LABELS_ARE_TEXT = {Task.OCR, Task.LOCATE}
+_TRANSCRIBES = {Task.FREE, Task.MARKDOWN, Task.OCR}
+"""Tasks whose answer is the page's own text, so that it can be held against what the page shows."""
 _WORST_FIRST = (FinishReason.REPETITION, FinishReason.LENGTH, FinishReason.STOP)
 
 DeltaSink = Callable[[int, str], None]
@@ -51,8 +56,11 @@ DeltaSink = Callable[[int, str], None]
 class PageSource(Protocol):
     """Turns bytes into pages; implemented by `service.intake.pool.ImagePool`."""
 
+    async def open(self, document: Document) -> Contents:
+        """Find out which pages to read, or raise the `DeepSynthError` that concerns all of them."""
+
     async def decode(self, document: Document, task: DecodeTask) -> DecodedPage:
-        """Decode one page, or raise a `DeepSynthError`."""
+        """Decode one page, or raise the `DeepSynthError` that concerns it."""
 
     def close(self, document: Document) -> None:
         """Free what is kept of a document between its pages."""
@@ -60,21 +68,53 @@ class PageSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PageResult:
-    """One page; `slot_wait_s` and `decode_s` are the seconds that it took outside the engine."""
+    """What became of one page; `slot_wait_s` and `decode_s` are the seconds that it took outside the engine."""
 
     page: int
-    width_px: int
-    height_px: int
-    text: str
-    regions: tuple[Region, ...]
-    result: SequenceResult
-    slot_wait_s: float
-    decode_s: float
+    status: PageStatus
+    width_px: int | None = None
+    """None where the page could not be decoded, as is the height."""
+    height_px: int | None = None
+    text: str = ""
+    regions: tuple[Region, ...] = ()
+    result: SequenceResult | None = None
+    """None where the engine read nothing: a blank page, or one that failed."""
+    is_damaged: bool = False
+    """Whether a part of it is missing in the file."""
+    error: DeepSynthError | None = None
+    """Why it failed."""
+    slot_wait_s: float = 0.0
+    decode_s: float = 0.0
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """None where the engine read nothing."""
+        return None if self.result is None else self.result.finish_reason
+
+    @property
+    def confidence(self) -> float | None:
+        """Geometric mean of the chosen tokens' probabilities; None where the engine read nothing."""
+        return None if self.result is None else self.result.confidence
+
+
+PageSink = Callable[[PageResult], None]
+"""Takes a finished page."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What the pages of one document share."""
+
+    document: Document
+    request: OcrRequest
+    permit: Permit
+    finish: PageSink
+    on_delta: DeltaSink | None
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentResult:
-    """A whole document; pages in the order of their numbers."""
+    """A whole document; pages in the order of their numbers, none missing."""
 
     model_id: str
     pages: Sequence[PageResult]
@@ -82,27 +122,34 @@ class DocumentResult:
     """Of sampling; None if greedy."""
 
     @property
+    def results(self) -> list[SequenceResult]:
+        """What the engine read, page by page."""
+        return [page.result for page in self.pages if page.result is not None]
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether a page failed."""
+        return any(page.status is PageStatus.FAILED for page in self.pages)
+
+    @property
     def text(self) -> str:
-        """All pages, joined by a blank line."""
-        return PAGE_BREAK.join(page.text for page in self.pages)
+        """Pages with text, joined by a blank line."""
+        return PAGE_BREAK.join(page.text for page in self.pages if page.text)
 
     @property
     def finish_reason(self) -> FinishReason:
         """The worst of the pages'."""
-        reasons = {page.result.finish_reason for page in self.pages}
-        return next(reason for reason in _WORST_FIRST if reason in reasons)
+        reasons = {result.finish_reason for result in self.results}
+        return next((reason for reason in _WORST_FIRST if reason in reasons), FinishReason.STOP)
 
     @property
-    def confidence(self) -> float:
-        """Geometric mean over all tokens of all pages."""
-        tokens = sum(page.result.completion_tokens for page in self.pages)
+    def confidence(self) -> float | None:
+        """Geometric mean over all tokens of all pages; None where the engine read none."""
+        results = self.results
+        tokens = sum(result.completion_tokens for result in results)
         if not tokens:
-            return min(page.result.confidence for page in self.pages)
-        logs = [
-            page.result.completion_tokens * math.log(max(page.result.confidence, 1e-9))
-            for page in self.pages
-            if page.result.completion_tokens
-        ]
+            return min((result.confidence for result in results), default=None)
+        logs = [result.completion_tokens * math.log(max(result.confidence, 1e-9)) for result in results]
         return math.exp(sum(logs) / tokens)
 
 
@@ -127,63 +174,112 @@ class DocumentReader:
         self._clock = clock
 
     async def read(
-        self, data: bytes, request: OcrRequest, permit: Permit, on_delta: DeltaSink | None = None
+        self,
+        data: bytes,
+        request: OcrRequest,
+        permit: Permit,
+        *,
+        deadline: Deadline | None = None,
+        on_delta: DeltaSink | None = None,
+        on_page: PageSink | None = None,
     ) -> DocumentResult:
-        """Read a document.
+        """Read a document. A page that fails costs that page; the rest is read.
 
         Args:
             data: The file.
             request: A checked request.
             permit: The request's place; marked running with the first page.
+            deadline: Renewed by each finished page; when it passes, the pages that are missing have failed. None: none.
             on_delta: Called with each piece of text as it arrives, pages interleaved.
+            on_page: Called with each page when it is finished, in the order in which they finish.
 
         Returns:
             The result of every page.
 
         Raises:
-            DeepSynthError: A page could not be read; work on the others has been cancelled.
+            DeepSynthError: The document could not be opened, or none of its pages could be read.
         """
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = await self._start_pages(group, data, request, permit, on_delta)
-        except BaseExceptionGroup as failures:
-            # Siblings are cancelled by then, so one reason is left; it keeps its own traceback.
-            raise _first_reason(failures) from failures
-        return DocumentResult(request.model_id, [task.result() for task in tasks], request.params.seed)
+        document = Document(data, self.limits, request.selection)
+        finished: dict[int, PageResult] = {}
 
-    async def _start_pages(
-        self, group: asyncio.TaskGroup, data: bytes, request: OcrRequest, permit: Permit, on_delta: DeltaSink | None
-    ) -> list[asyncio.Task[PageResult]]:
-        tasks: list[asyncio.Task[PageResult]] = []
-        num_pages = 1
-        document = Document(data)
+        def finish(page: PageResult) -> None:
+            finished[page.page] = page
+            if deadline is not None:
+                deadline.renew()
+            self._observer.page_finished(page.status)
+            if on_page is not None:
+                on_page(page)
+
+        reading = _Reading(document, request, permit, finish, on_delta)
+        numbers: tuple[int, ...] = ()
+        late: DeadlineError | None = None
         try:
-            while len(tasks) < num_pages:
-                start_s = self._clock()
-                with self._observer.waiting():
-                    await self._gate.page_slots.acquire()
-                slot_wait_s = self._clock() - start_s
-                permit.mark_running()
-                try:
-                    page, decode_s = await self._decode(document, request, len(tasks))
-                except BaseException:
-                    self._gate.page_slots.release()
-                    raise
-                num_pages = len(page.pages)
-                task = group.create_task(self._read_page(page, request, slot_wait_s, decode_s, on_delta))
-                # Not in the coroutine: a task that is cancelled before it starts never runs its body.
-                task.add_done_callback(lambda _: self._gate.page_slots.release())
-                tasks.append(task)
+            async with deadline.enforced() if deadline is not None else contextlib.nullcontext():
+                with self._observer.opening() as opened:
+                    numbers = (await self._source.open(document)).pages
+                    opened(len(numbers))
+                await self._read_pages(numbers, reading)
+        except DeadlineError as error:
+            late = error
         finally:
             self._source.close(document)
-        return tasks
+        if late is not None and not finished:
+            raise late
+        for number in numbers:
+            if number not in finished:
+                finish(PageResult(number, PageStatus.FAILED, error=late))
+        pages = [finished[number] for number in numbers]
+        errors = [page.error for page in pages if page.error is not None]
+        if len(errors) == len(pages):
+            raise errors[0]
+        return DocumentResult(request.model_id, pages, request.params.seed)
 
-    async def _decode(self, document: Document, request: OcrRequest, position: int) -> tuple[DecodedPage, float]:
+    async def _read_pages(self, numbers: Sequence[int], reading: _Reading) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number in numbers:
+                    await self._start_page(group, number, reading)
+                self._source.close(reading.document)
+        except BaseExceptionGroup as failures:
+            # What a page may fail with is its result, so this is a bug; it keeps its own traceback.
+            raise _first_reason(failures) from failures
+
+    async def _start_page(self, group: asyncio.TaskGroup, number: int, reading: _Reading) -> None:
+        """Decode a page, then let it be read while the next one is decoded."""
+        start_s = self._clock()
+        with self._observer.waiting():
+            await self._gate.page_slots.acquire()
+        slot_wait_s = self._clock() - start_s
+        is_handed_over = False
+        try:
+            reading.permit.mark_running()
+            page, decode_s = await self._decode(reading.document, reading.request, number)
+            result = PageResult(
+                number,
+                PageStatus.BLANK,
+                page.width_px,
+                page.height_px,
+                is_damaged=page.is_damaged,
+                slot_wait_s=slot_wait_s,
+                decode_s=decode_s,
+            )
+            if page.ink.is_blank and not reading.request.reads_blank_pages:
+                reading.finish(result)
+                return
+            task = group.create_task(self._read_page(page, result, reading))
+            # Not in the coroutine: a task that is cancelled before it starts never runs its body.
+            task.add_done_callback(lambda _: self._gate.page_slots.release())
+            is_handed_over = True
+        except DeepSynthError as error:
+            reading.finish(PageResult(number, PageStatus.FAILED, error=error, slot_wait_s=slot_wait_s))
+        finally:
+            if not is_handed_over:
+                self._gate.page_slots.release()
+
+    async def _decode(self, document: Document, request: OcrRequest, number: int) -> tuple[DecodedPage, float]:
         start_s = self._clock()
         info = self._engine.info
-        task = DecodeTask(
-            request.selection, position, request.mode, info.geometry, self.limits, wants_image=info.prepares_views
-        )
+        task = DecodeTask(number, request.mode, info.geometry, wants_image=info.prepares_views)
         with self._observer.decoding() as decoded:
             page = await self._source.decode(document, task)
             decoded(page)
@@ -193,9 +289,8 @@ class DocumentReader:
             raise TooManyVisionTokensError(public={"vision_tokens": vision_tokens, "limit": info.max_sequence_tokens})
         return page, self._clock() - start_s
 
-    async def _read_page(
-        self, page: DecodedPage, request: OcrRequest, slot_wait_s: float, decode_s: float, on_delta: DeltaSink | None
-    ) -> PageResult:
+    async def _read_page(self, page: DecodedPage, decoded: PageResult, reading: _Reading) -> None:
+        request = reading.request
         sequence = SequenceRequest(
             sequence_id=uuid.uuid4().hex,
             page=page.prepared,
@@ -203,19 +298,27 @@ class DocumentReader:
             params=request.params.for_page(page.page),
             model_id=request.model_id,
         )
-        result = await self._infer(sequence, page.page, on_delta)
+        try:
+            result = await self._infer(sequence, page.page, reading.on_delta)
+        except DeepSynthError as error:
+            reading.finish(replace(decoded, status=PageStatus.FAILED, error=error))
+            return
         grounded = parse_grounded(
             result.text, page.width_px, page.height_px, labels_are_text=request.task in _LABELS_ARE_TEXT
         )
-        return PageResult(
-            page=page.page,
-            width_px=page.width_px,
-            height_px=page.height_px,
-            text=grounded.text,
-            regions=grounded.regions,
-            result=result,
-            slot_wait_s=slot_wait_s,
-            decode_s=decode_s,
+        status = PageStatus.OK
+        if request.task in _TRANSCRIBES and not request.reads_blank_pages:
+            status = status_of(page.ink, grounded.text, result.confidence, request.min_confidence)
+        # Words that the page cannot hold would be taken for what is printed on it.
+        is_shown = status is PageStatus.OK
+        reading.finish(
+            replace(
+                decoded,
+                status=status,
+                text=grounded.text if is_shown else "",
+                regions=grounded.regions if is_shown else (),
+                result=result,
+            )
         )
 
     async def _infer(self, sequence: SequenceRequest, page: int, on_delta: DeltaSink | None) -> SequenceResult:

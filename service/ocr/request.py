@@ -10,6 +10,7 @@ from service.errors import InvalidFieldError
 from service.intake.formats import FileFormat, detect_format
 from service.intake.limits import IntakeLimits
 from service.intake.selection import parse_pages
+from service.ocr.outcome import MIN_CONFIDENCE, BlankPages
 from service.ocr.sampling import sampling_params
 from shared.contract.prompts import Task
 from shared.deepseek_ocr.geometry import Mode
@@ -26,6 +27,10 @@ class OcrRequest:
     model_id: str
     selection: tuple[int, ...] | None
     """Page numbers from 1; None for all pages."""
+    reads_blank_pages: bool = False
+    """Whether pages without print are read too, and every answer is given as it is."""
+    min_confidence: float = MIN_CONFIDENCE
+    """Below it, an answer for a page with little print counts as unreadable; 0 to 1."""
 
 
 class ModelNames(Protocol):
@@ -50,6 +55,8 @@ def parse_request(
     pages: str | None = None,
     temperature: float | None = None,
     seed: int | None = None,
+    blank_pages: BlankPages = BlankPages.SKIP,
+    min_confidence: float = MIN_CONFIDENCE,
 ) -> OcrRequest:
     """Check a request against the loaded model.
 
@@ -67,6 +74,8 @@ def parse_request(
         pages: Selection such as `1-3,7`; None for all.
         temperature: None for greedy.
         seed: None for a random one.
+        blank_pages: Whether the model reads pages that show no print.
+        min_confidence: Below it, an answer for a page with little print is not given.
 
     Returns:
         The request. Errors of `models.check` pass through.
@@ -88,4 +97,6 @@ def parse_request(
         params=sampling_params(max_new_tokens or cap, temperature, seed),
         model_id=model_id,
         selection=None if pages is None else parse_pages(pages, most_pages),
+        reads_blank_pages=blank_pages is BlankPages.READ,
+        min_confidence=min_confidence,
     )

@@ -30,6 +30,7 @@ from service.errors import (
     PublicValue,
     UploadTooLargeError,
 )
+from service.ocr.outcome import BlankPages
 from service.ocr.sampling import MAX_GIVEN_SEED, MIN_GIVEN_SEED, SEED_EXPECTED, TEMPERATURE_EXPECTED
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import Mode
@@ -60,6 +61,12 @@ class OcrFields(BaseModel):
     """0, the default, always chooses the most probable token; above 0, tokens are sampled."""
     seed: int | None = Field(default=None, ge=MIN_GIVEN_SEED, le=MAX_GIVEN_SEED)
     """Makes sampling repeatable: the same seed gives the same text. Random when not given; the answer contains it."""
+    blank_pages: BlankPages | None = None
+    """What to do with pages that show no print: `skip` reports them as blank, `read` lets the model read them and gives
+    every answer as it is. The service's setting when not given."""
+    min_confidence: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    """An answer with a lower confidence for a page with little print is reported as unreadable, without its text. The
+    service's setting when not given."""
     stream: bool = False
     """Answer as server-sent events while the pages are being read."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,18 +11,21 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from service.admission.deadline import run_to_outcome
+from service.admission.deadline import Deadline, run_to_outcome
 from service.admission.gate import Permit
 from service.admission.request import RequestRecord
 from service.deps import RecordDep, Services, ServicesDep, require_ready
 from service.ocr.answer import to_answer
-from service.ocr.reader import DeltaSink
+from service.ocr.reader import DeltaSink, PageSink
 from service.ocr.request import OcrRequest, parse_request
 from service.routes.form import FILE_FIELD, OcrFields, receive_form
 from service.routes.stream import ReadingStream, until_disconnect
 from service.schemas import OcrAnswer, Problem
 
 router = APIRouter(tags=["ocr"], dependencies=[Depends(require_ready)])
+
+
+_FORMATS = "PNG, JPEG, WebP, TIFF, GIF, BMP, JPEG 2000, AVIF, HEIC or PDF."
 
 
 def _description() -> dict[str, Any]:
@@ -43,7 +47,7 @@ def _description() -> dict[str, Any]:
         if field.get("default", "") is None:
             del field["default"]
     options = schema["properties"]
-    file = {"type": "string", "format": "binary", "description": "PNG, JPEG, WebP, TIFF or PDF."}
+    file = {"type": "string", "format": "binary", "description": _FORMATS}
     schema["properties"] = {FILE_FIELD: file, **options}
     schema["required"] = [FILE_FIELD]
     return {
@@ -85,13 +89,15 @@ async def read_document(request: Request, services: ServicesDep, record: RecordD
         pages=fields.pages,
         temperature=fields.temperature,
         seed=fields.seed,
+        blank_pages=fields.blank_pages or services.bounds.blank_pages,
+        min_confidence=services.bounds.min_confidence if fields.min_confidence is None else fields.min_confidence,
     )
-    work = partial(_answer, services, record, permit, form.data, ocr_request, receive_s)
+    # From the end of the upload.
+    deadline = Deadline(services.bounds.deadline_s)
+    work = partial(_answer, services, record, permit, form.data, ocr_request, receive_s, deadline)
     if fields.stream:
-        return ReadingStream(work, deadline_s=services.bounds.deadline_s, record=record)
-    return await run_to_outcome(
-        work(), deadline_s=services.bounds.deadline_s, disconnected=partial(until_disconnect, request.receive)
-    )
+        return ReadingStream(work, record=record)
+    return await run_to_outcome(work(), disconnected=partial(until_disconnect, request.receive))
 
 
 async def _answer(
@@ -101,12 +107,18 @@ async def _answer(
     data: bytes,
     ocr_request: OcrRequest,
     receive_s: float,
+    deadline: Deadline,
     on_delta: DeltaSink | None = None,
+    on_page: PageSink | None = None,
 ) -> OcrAnswer:
-    # The whole document is read by one version, whatever is published meanwhile.
-    async with services.models.lease(ocr_request.model_id) as lease:
+    async with AsyncExitStack() as stack:
+        # The whole document is read by one version, whatever is published meanwhile.
+        async with deadline.enforced():
+            lease = await stack.enter_async_context(services.models.lease(ocr_request.model_id))
         leased = replace(ocr_request, model_id=lease.model_id)
-        document = await services.reader.read(data, leased, permit, on_delta)
-        lease.finished(page.result.finish_reason for page in document.pages)
+        document = await services.reader.read(
+            data, leased, permit, deadline=deadline, on_delta=on_delta, on_page=on_page
+        )
+        lease.finished(result.finish_reason for result in document.results)
     permit.mark_finished()
     return to_answer(document, receive_s=receive_s, latency_s=time.monotonic() - record.started_s)

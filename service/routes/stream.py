@@ -1,4 +1,6 @@
-"""An answer as server-sent events: `delta` while a page is read, then `answer`, or `error` instead.
+"""An answer as server-sent events: `delta` while a page is read, `page` when it is finished, then `answer`, or `error`.
+
+A `page` event says what became of the page, and replaces its deltas. After all pages comes `answer`.
 
 An error before the first text still gets its own HTTP status; after it, the stream ends with an `error` event that
 holds the same problem.
@@ -18,13 +20,14 @@ from starlette.types import Receive, Scope, Send
 from service.admission.deadline import run_to_outcome
 from service.admission.request import RequestRecord
 from service.errors import DeepSynthError
-from service.ocr.reader import DeltaSink
+from service.ocr.answer import to_page_answer
+from service.ocr.reader import DeltaSink, PageResult, PageSink
 from service.routes.problems import problem
 from service.schemas import OcrAnswer
 
 MEDIA_TYPE = "text/event-stream"
 
-Work = Callable[[DeltaSink], Coroutine[Any, Any, OcrAnswer]]
+Work = Callable[[DeltaSink, PageSink], Coroutine[Any, Any, OcrAnswer]]
 
 
 async def until_disconnect(receive: Receive) -> None:
@@ -43,21 +46,18 @@ class ReadingStream(Response):
 
     media_type = MEDIA_TYPE
 
-    def __init__(self, work: Work, *, deadline_s: float, record: RequestRecord) -> None:
+    def __init__(self, work: Work, *, record: RequestRecord) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         # The base class sets the length of an empty body; the real one is not known.
         del self.headers["content-length"]
         self._work = work
-        self._deadline_s = deadline_s
         self._record = record
         self._has_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream to its end."""
         try:
-            await run_to_outcome(
-                self._run(send), deadline_s=self._deadline_s, disconnected=partial(until_disconnect, receive)
-            )
+            await run_to_outcome(self._run(send), disconnected=partial(until_disconnect, receive))
         except DeepSynthError as error:
             if not self._has_begun:
                 raise
@@ -66,12 +66,25 @@ class ReadingStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _run(self, send: Send) -> None:
-        pieces: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
-        reading = asyncio.create_task(self._work(lambda page, text: pieces.put_nowait((page, text))))
-        reading.add_done_callback(lambda _: pieces.put_nowait(None))
+        events: asyncio.Queue[tuple[str, str] | None] = asyncio.Queue()
+        failed: list[PageResult] = []
+
+        def on_delta(page: int, text: str) -> None:
+            events.put_nowait(("delta", json.dumps({"page": page, "text": text})))
+
+        def on_page(page: PageResult) -> None:
+            failed.append(page)
+            # Held back as long as every page has failed: if that stays so, the request has, and gets its own status.
+            if page.error is None or self._has_begun or not events.empty():
+                for each in failed:
+                    events.put_nowait(("page", to_page_answer(each).model_dump_json()))
+                failed.clear()
+
+        reading = asyncio.create_task(self._work(on_delta, on_page))
+        reading.add_done_callback(lambda _: events.put_nowait(None))
         try:
-            while (piece := await pieces.get()) is not None:
-                await self._send_event(send, "delta", json.dumps({"page": piece[0], "text": piece[1]}))
+            while (event := await events.get()) is not None:
+                await self._send_event(send, *event)
             await self._send_event(send, "answer", reading.result().model_dump_json())
         finally:
             if not reading.done():

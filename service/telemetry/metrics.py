@@ -40,8 +40,9 @@ PIXEL_BUCKETS = tuple(10_000.0 * 4**power for power in range(8))
 STAGES = ("receive", "decode", "queue", "encode", "prefill", "generate")
 # Repeated here, since telemetry must not import the modules that define them; a test compares.
 FINISH_REASONS = ("stop", "length", "repetition")
+PAGE_STATUSES = ("ok", "blank", "unreadable", "failed")
 ENGINE_STATES = ("loading", "ready", "draining", "failed")
-FORMATS = ("png", "jpeg", "webp", "tiff", "pdf")
+FORMATS = ("png", "jpeg", "webp", "tiff", "gif", "bmp", "jpeg2000", "avif", "heic", "pdf")
 INFERENCE_STATUSES = ("ok", "failed", "cancelled")
 OUTCOMES = ("ok", "client_error", "rejected", "timeout", "server_error", "unavailable", "client_disconnect")
 REJECTIONS = tuple(dict.fromkeys(cls.rejection for cls in error_classes().values() if cls.rejection))
@@ -122,7 +123,8 @@ TABLE: tuple[MetricSpec, ...] = (
     _counter("output_tokens_total", "Generated tokens of finished pages."),
     _counter("output_characters_total", "Characters of finished pages."),
     _counter("finished_total", "Finished pages, by finish reason.", finish_reason=FINISH_REASONS),
-    _counter("blank_input_total", "Pages of a single colour."),
+    _counter("page_outcomes_total", "Pages of answered requests, by outcome.", status=PAGE_STATUSES),
+    _counter("blank_input_total", "Pages without print."),
     _histogram("image_pixels", "Pixels of decoded pages.", PIXEL_BUCKETS, format=FORMATS),
     _histogram("upload_bytes", "Bytes of uploaded files.", BYTES_BUCKETS),
     _counter("image_rejected_total", "Rejected files, by reason.", reason=REJECTIONS),

@@ -46,10 +46,13 @@ function showProblem(problem) {
 function showAnswer(answer) {
   byId("text").textContent = answer.text;
   byId("copy").disabled = !answer.text;
-  const confidence = Math.round(answer.confidence * 100);
+  const confidence = answer.confidence === null ? "" : `, confidence ${Math.round(answer.confidence * 100)} %`;
+  const unusual = answer.pages.filter((page) => page.status !== "ok").map((page) =>
+    `page ${page.page} ${page.status}${page.error ? `: ${page.error.title}` : ""}`);
   byId("facts").textContent =
-    `${(answer.latency_ms / 1000).toFixed(2)} s, ${answer.usage.completion_tokens} tokens, ` +
-    `confidence ${confidence} %${answer.finish_reason === "stop" ? "" : `, ended by ${answer.finish_reason}`}`;
+    `${(answer.latency_ms / 1000).toFixed(2)} s, ${answer.usage.completion_tokens} tokens${confidence}` +
+    `${answer.finish_reason === "stop" ? "" : `, ended by ${answer.finish_reason}`}` +
+    unusual.map((each) => `; ${each}`).join("");
   const page = answer.pages[0];
   const boxes = byId("boxes");
   boxes.setAttribute("viewBox", `0 0 ${page.width_px} ${page.height_px}`);
@@ -102,13 +105,19 @@ async function read() {
       return;
     }
     const pages = new Map();
+    const showPages = () => {
+      const inOrder = [...pages.keys()].sort((a, b) => a - b).map((page) => pages.get(page)).filter(Boolean);
+      byId("text").textContent = inOrder.join("\n\n").replace(MARKER, "");
+    };
     for await (const [name, data] of events(response)) {
       if (name === "delta") {
         pages.set(data.page, (pages.get(data.page) || "") + data.text);
-        const inOrder = [...pages.keys()].sort((a, b) => a - b).map((page) => pages.get(page));
-        byId("text").textContent = inOrder.join("\n\n").replace(MARKER, "");
+        showPages();
+      } else if (name === "page") {
+        pages.set(data.page, data.text);
+        showPages();
       } else if (name === "answer") showAnswer(data);
-      else showProblem(data);
+      else if (name === "error") showProblem(data);
     }
   } catch (error) {
     if (error.name === "AbortError") return;

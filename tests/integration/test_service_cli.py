@@ -34,7 +34,7 @@ def call(*arguments: str, folder: Path, **settings: str) -> subprocess.Completed
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "one.png").write_bytes(png("one"))
+    (tmp_path / "one.png").write_bytes(png("One line of a page"))
     (tmp_path / "two.pdf").write_bytes(make_pdf(["a", "b"]))
     (tmp_path / "bad.png").write_bytes(b"junk")
     return tmp_path

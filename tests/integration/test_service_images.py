@@ -37,7 +37,9 @@ class WatchedEngine(ThreadEngine):
 async def answers_of(make: Any, pages: list[bytes]) -> tuple[list[str], list[type]]:
     engine = WatchedEngine(make)
     async with running_service(cast("SteeredEngine", engine)) as service:
-        responses = await asyncio.gather(*(service.ocr(page, max_new_tokens="12") for page in pages))
+        responses = await asyncio.gather(
+            *(service.ocr(page, max_new_tokens="12", blank_pages="read") for page in pages)
+        )
     assert [response.status_code for response in responses] == [200] * len(pages)
     return [response.json()["text"] for response in responses], engine.forms
 

@@ -94,6 +94,7 @@ async def test_spans_of_a_request_form_one_tree() -> None:
     assert tree(spans) == {
         "POST /ocr": None,
         "deepsynth.receive": "POST /ocr",
+        "deepsynth.open": "POST /ocr",
         "deepsynth.queue": "POST /ocr",
         "deepsynth.decode": "POST /ocr",
         "deepsynth.inference": "POST /ocr",
@@ -113,8 +114,8 @@ async def test_refused_file_is_an_error_type_and_no_exception_text() -> None:
     async with running_service(app_options={"span_exporter": exporter}) as service:
         await service.ocr(CANARY.encode())
     by_name = {span.name: span for span in exporter.get_finished_spans()}
-    assert dict(by_name["deepsynth.decode"].attributes or {}) == {"error.type": "unsupported_format"}
-    assert by_name["deepsynth.decode"].status.status_code is StatusCode.UNSET
+    assert dict(by_name["deepsynth.open"].attributes or {}) == {"error.type": "unsupported_format"}
+    assert by_name["deepsynth.open"].status.status_code is StatusCode.UNSET
     assert by_name["POST /ocr"].status.status_code is StatusCode.UNSET
 
 

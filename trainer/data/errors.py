@@ -40,6 +40,7 @@ class RowCode(StrEnum):
     IMAGE_OUTSIDE = "image_outside"
     IMAGE_UNREADABLE = "image_unreadable"
     IMAGE_FORMAT = "image_format"
+    IMAGE_PIXELS = "image_pixels"
     IMAGE_TOO_LARGE = "image_too_large"
     IMAGE_SEVERAL = "image_several"
     IMAGE_SEVERAL_FRAMES = "image_several_frames"

@@ -8,21 +8,23 @@ folder) and `tier`; optionally `layout`, and any other keys.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
+
+from shared.images.errors import ImageError
+from shared.images.limits import ImageLimits
+from shared.images.raster import open_raster
 
 REAL_TIER = "real"
 """Tier of scans that come without one."""
 INDEX_NAME = "index.jsonl"
-
-_SIDEWAYS = (5, 6, 7, 8)
-"""EXIF orientations that swap width and height."""
 
 
 class SampleError(ValueError):
@@ -130,22 +132,23 @@ def make_set(name: str, samples: Iterable[Sample], limit: int | None) -> SampleS
 
 
 def open_page(path: Path) -> Image.Image:
-    """Open an image as a person sees it: upright, RGB, transparency on white."""
-    with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I;16"):
-            image = image.point(lambda value: value / 256).convert("L")
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-        return image.convert("RGB")
+    """Open an image as a person sees it: upright, RGB, transparency on white; raises `SampleError` if it cannot be."""
+    with _naming(path):
+        return open_raster(path.read_bytes(), ImageLimits()).read(1).image
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels that `open_page` will give, from the file's header alone."""
-    with Image.open(path) as opened:
-        sideways = opened.getexif().get(ExifTags.Base.Orientation, 1) in _SIDEWAYS
-        return (opened.height, opened.width) if sideways else opened.size
+    """Width and height in pixels that `open_page` will give; raises `SampleError` if it is no image."""
+    with _naming(path):
+        return open_raster(path.read_bytes(), ImageLimits()).upright_size()
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ImageError as error:
+        raise SampleError(f"{path}: the image cannot be read: {error}") from error
 
 
 def layout_of_tier(tier: str) -> Layout:

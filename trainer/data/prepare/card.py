@@ -11,7 +11,6 @@ from PIL import Image
 from trainer.data.prepare.output import write_file
 from trainer.data.prepare.stats import SetStats
 from trainer.data.sources.columns import Columns
-from trainer.data.sources.images import upright_rgb
 from trainer.data.sources.protocol import PageSource
 from trainer.data.sources.rejected_rows import RejectedRows
 from trainer.data.sources.samples import read_samples
@@ -113,7 +112,7 @@ def _images_of_file(source: PageSource, count: int) -> list[Image.Image]:
         if len(images) == count:
             break
         with Image.open(io.BytesIO(sample.images[0].data)) as image:
-            images.append(upright_rgb(image))
+            images.append(image.convert("RGB"))
     return images
 
 

@@ -13,12 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from shared.images.formats import SUFFIXES, FileFormat
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
 from trainer.data.sources.protocol import IMAGE_COLUMN, SPLIT_COLUMN, TEXT_COLUMN, BrokenRow, Row
 from trainer.data.sources.shards import ShardedSource, SourceShard, files_fingerprint
 from trainer.data.sources.splits import split_named
 
-IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES: Final = tuple(
+    suffix for file_format, suffixes in SUFFIXES.items() if file_format is not FileFormat.PDF for suffix in suffixes
+)
 TEXT_SUFFIXES: Final = (".gt.txt", ".txt", ".json")
 INDEX_NAMES: Final = ("index.jsonl", "index.csv", "metadata.jsonl", "metadata.csv")
 INDEX_SUFFIXES: Final = (".jsonl", ".csv", ".tsv")

@@ -1,26 +1,47 @@
 """Checks an image's bytes once, so that everything downstream can open it.
 
-Owns limits, formats and the digest of pixels; knows nothing of rows.
+Owns the digest of pixels and what is kept; `shared.images` opens files, as it does for the service. Knows nothing of
+rows.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import warnings
 from dataclasses import dataclass
 from typing import Final
 
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from shared.images.errors import ImageError, ImageReason
+from shared.images.formats import FileFormat
+from shared.images.limits import ImageLimits
+from shared.images.other_formats import HEIC
+from shared.images.raster import SeenPage, open_raster
 from trainer.data.errors import RowCode, RowError
 
-MAX_PIXELS: Final = 40_000_000
-"""The service's limit; a page of A3 at 400 dpi has 31 million."""
+LIMITS: Final = ImageLimits()
+"""The service's."""
 MIN_SIDE_PX: Final = 8
-FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF")
-KEPT_FORMATS: Final = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
-_KEPT_MODES: Final = ("RGB", "L", "1")
+FORMATS: Final = "PNG, JPEG, WebP, TIFF, GIF, BMP, JPEG 2000, AVIF and HEIC"
+KEPT_SUFFIXES: Final = {FileFormat.PNG: "png", FileFormat.JPEG: "jpg", FileFormat.WEBP: "webp"}
+_CODES: Final = {
+    ImageReason.UNSUPPORTED_FORMAT: RowCode.IMAGE_FORMAT,
+    ImageReason.UNSUPPORTED_PIXELS: RowCode.IMAGE_PIXELS,
+    ImageReason.DAMAGED: RowCode.IMAGE_UNREADABLE,
+    ImageReason.TOO_MANY_PIXELS: RowCode.IMAGE_TOO_LARGE,
+    ImageReason.ASPECT_RATIO: RowCode.IMAGE_TOO_LARGE,
+    ImageReason.TOO_MANY_PAGES: RowCode.IMAGE_SEVERAL_FRAMES,
+    ImageReason.NO_SUCH_PAGE: RowCode.IMAGE_UNREADABLE,
+}
+_REASONS: Final = {
+    ImageReason.UNSUPPORTED_PIXELS: "this kind of image is not read: save it as 8 or 16 bit grey, RGB or CMYK",
+    ImageReason.DAMAGED: "the file is damaged or cut off",
+    ImageReason.TOO_MANY_PIXELS: (
+        f"it has more than {LIMITS.max_pixels:,} pixels, or a side of more than {LIMITS.max_side_px:,}"
+    ),
+    ImageReason.ASPECT_RATIO: f"one side is more than {LIMITS.max_aspect_ratio} times as long as the other",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,37 +64,24 @@ class PageImage:
 
 
 def check_image(data: bytes) -> PageImage:
-    """Decode a PNG, JPEG, WebP or TIFF file completely; the image is upright and without transparency.
+    """Decode an image file completely; the image is upright and without transparency.
 
-    Raises `RowError` if it is broken, too large, of another format or has several frames.
+    Raises `RowError` if it is broken, too large, of another format or has several pages.
     """
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns about sizes before our own limit is checked.
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            with image:
-                return _checked(image, data)
-    except UnidentifiedImageError as error:
-        reason = "the file is empty" if not data else f"it is not one of {', '.join(FORMATS)}, or broken from its start"
-        raise RowError(RowCode.IMAGE_FORMAT, reason) from error
-    except Image.DecompressionBombError as error:
-        raise RowError(RowCode.IMAGE_TOO_LARGE, f"it has more than {MAX_PIXELS:,} pixels") from error
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        if isinstance(error, RowError):
-            raise
-        raise RowError(RowCode.IMAGE_UNREADABLE, "the file is damaged or cut off") from error
-
-
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """An image as a person sees it: upright, RGB, 16-bit grey scaled, transparency on white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        image = image.point(lambda value: value / 256).convert("L")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    file_format, seen = _read(data)
+    upright = seen.image
+    if min(upright.size) < MIN_SIDE_PX:
+        raise RowError(RowCode.IMAGE_UNREADABLE, f"it is only {upright.width} x {upright.height} pixels")
+    if seen.is_damaged:
+        # Its text would teach a model to write what it cannot see.
+        raise RowError(RowCode.IMAGE_UNREADABLE, "a part of the image is missing")
+    digest = hashlib.sha256(f"{upright.width}x{upright.height}\0".encode() + upright.tobytes()).hexdigest()
+    suffix = "png"
+    if seen.is_plain:
+        suffix = KEPT_SUFFIXES[file_format]
+    else:
+        data = encode_png(upright)
+    return PageImage(data, suffix, upright.width, upright.height, digest)
 
 
 def encode_png(image: Image.Image) -> bytes:
@@ -83,34 +91,25 @@ def encode_png(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def _checked(image: Image.Image, data: bytes) -> PageImage:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise RowError(RowCode.IMAGE_TOO_LARGE, f"it has {width} x {height} pixels, more than {MAX_PIXELS:,}")
-    if min(width, height) < MIN_SIDE_PX:
-        raise RowError(RowCode.IMAGE_UNREADABLE, f"it is only {width} x {height} pixels")
-    if _has_second_frame(image):
-        raise RowError(RowCode.IMAGE_SEVERAL_FRAMES, "it has several frames: give each page a file of its own")
-    image.load()
-    is_kept = (
-        image.format in KEPT_FORMATS
-        and image.mode in _KEPT_MODES
-        and not image.has_transparency_data
-        and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-    )
-    suffix = KEPT_FORMATS.get(image.format or "", "png")
-    upright = upright_rgb(image)
-    digest = hashlib.sha256(f"{upright.width}x{upright.height}\0".encode() + upright.tobytes()).hexdigest()
-    if not is_kept:
-        data, suffix = encode_png(upright), "png"
-    return PageImage(data, suffix, upright.width, upright.height, digest)
-
-
-def _has_second_frame(image: Image.Image) -> bool:
-    # Seeking is cheap, counting all frames of a long file is not.
+def _read(data: bytes) -> tuple[FileFormat, SeenPage]:
+    if not data:
+        raise RowError(RowCode.IMAGE_FORMAT, "the file is empty")
     try:
-        image.seek(1)
-    except EOFError:
-        return False
-    image.seek(0)
-    return True
+        file = open_raster(data, LIMITS)
+        if len(file.pages()) > 1:
+            raise RowError(RowCode.IMAGE_SEVERAL_FRAMES, "it has several pages: give each page a file of its own")
+        return file.file_format, file.read(1)
+    except ImageError as error:
+        raise RowError(_CODES[error.reason], _reason(error)) from error
+    except MemoryError as error:
+        raise RowError(RowCode.IMAGE_UNREADABLE, "decoding it needs more memory than there is") from error
+
+
+def _reason(error: ImageError) -> str:
+    if error.reason is not ImageReason.UNSUPPORTED_FORMAT:
+        return _REASONS.get(error.reason, str(error))
+    found = error.facts.get("found")
+    if found == HEIC.name:
+        return f"it is {found}. {HEIC.advice}"
+    what = f"it is {found}" if found else "it is in no known format, or broken from its start"
+    return f"{what}; supported are {FORMATS}"

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from service.admission.deadline import run_to_outcome
+from service.admission.deadline import Deadline, run_to_outcome
 from service.errors import ClientGoneError, DeadlineError, UndecodableError
 
 
@@ -39,7 +39,7 @@ class Work:
 async def test_work_that_ends_is_the_outcome() -> None:
     work, client = Work(), Client()
     work.finish.set()
-    assert await run_to_outcome(work.run(), deadline_s=10, disconnected=client.disconnected) == "done"
+    assert await run_to_outcome(work.run(), disconnected=client.disconnected) == "done"
 
 
 async def test_error_of_the_work_is_the_outcome() -> None:
@@ -47,12 +47,12 @@ async def test_error_of_the_work_is_the_outcome() -> None:
         raise UndecodableError
 
     with pytest.raises(UndecodableError):
-        await run_to_outcome(fail(), deadline_s=10, disconnected=None)
+        await run_to_outcome(fail(), disconnected=None)
 
 
 async def test_client_that_leaves_cancels_the_work() -> None:
     work, client = Work(), Client()
-    outcome = asyncio.create_task(run_to_outcome(work.run(), deadline_s=10, disconnected=client.disconnected))
+    outcome = asyncio.create_task(run_to_outcome(work.run(), disconnected=client.disconnected))
     await work.started.wait()
     client.gone.set()
     with pytest.raises(ClientGoneError):
@@ -63,8 +63,33 @@ async def test_client_that_leaves_cancels_the_work() -> None:
 async def test_deadline_cancels_the_work() -> None:
     work = Work()
     with pytest.raises(DeadlineError):
-        await run_to_outcome(work.run(), deadline_s=0.01, disconnected=None)
+        async with Deadline(0.01).enforced():
+            await work.run()
     assert work.was_cancelled
+
+
+async def test_renewed_deadline_counts_from_then_on() -> None:
+    deadline = Deadline(0.2)
+
+    async def finish_three() -> None:
+        async with deadline.enforced():
+            for _ in range(3):
+                await asyncio.sleep(0.15)
+                deadline.renew()
+            await asyncio.sleep(10)
+
+    with pytest.raises(DeadlineError):
+        await finish_three()
+    async with deadline.enforced():
+        # Passed already: the next await ends the block.
+        deadline.renew()
+        await asyncio.sleep(0)
+
+
+async def test_other_timeouts_within_a_deadline_keep_their_own_error() -> None:
+    with pytest.raises(TimeoutError):
+        async with Deadline(10).enforced(), asyncio.timeout(0.01):
+            await asyncio.sleep(10)
 
 
 async def test_done_in_the_moment_of_leaving_counts_as_done() -> None:
@@ -74,12 +99,12 @@ async def test_done_in_the_moment_of_leaving_counts_as_done() -> None:
         client.gone.set()
         return "done"
 
-    assert await run_to_outcome(done_as_client_leaves(), deadline_s=10, disconnected=client.disconnected) == "done"
+    assert await run_to_outcome(done_as_client_leaves(), disconnected=client.disconnected) == "done"
 
 
 async def test_cancelling_from_outside_cancels_work_and_watcher() -> None:
     work, client = Work(), Client()
-    outcome = asyncio.create_task(run_to_outcome(work.run(), deadline_s=10, disconnected=client.disconnected))
+    outcome = asyncio.create_task(run_to_outcome(work.run(), disconnected=client.disconnected))
     await work.started.wait()
     before = asyncio.all_tasks()
     outcome.cancel()
@@ -97,5 +122,7 @@ async def test_work_that_fails_while_it_is_cancelled_does_not_change_the_outcome
         finally:
             raise UndecodableError
 
-    with pytest.raises(DeadlineError):
-        await run_to_outcome(stubborn(), deadline_s=0.01, disconnected=None)
+    client = Client()
+    client.gone.set()
+    with pytest.raises(ClientGoneError):
+        await run_to_outcome(stubborn(), disconnected=client.disconnected)

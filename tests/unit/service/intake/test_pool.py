@@ -33,7 +33,7 @@ from tests.support.pdf import make_pdf
 from tests.support.service import eventually, png
 
 MIB = 1024 * 1024
-ORDER = DecodeTask(None, 0, Mode.GUNDAM, GeometryConfig(), IntakeLimits())
+ORDER = DecodeTask(1, Mode.GUNDAM, GeometryConfig())
 
 
 @contextlib.asynccontextmanager
@@ -70,7 +70,7 @@ def environment_names(pid: int) -> set[bytes]:
 
 async def test_page_comes_out_of_a_process() -> None:
     async with running_pool() as (pool, restarts):
-        page = await pool.decode(Document(png()), ORDER)
+        page = await pool.decode(Document(png(), IntakeLimits()), ORDER)
     assert (page.width_px, page.height_px, restarts) == (320, 200, [])
 
 
@@ -78,10 +78,9 @@ async def test_refusal_comes_out_with_its_public_facts_and_costs_no_process() ->
     async with running_pool() as (pool, restarts):
         (pid,) = pool.pids
         with pytest.raises(UndecodableError):
-            await pool.decode(Document(png()[:200]), ORDER)
-        strict = DecodeTask(None, 0, Mode.GUNDAM, GeometryConfig(), IntakeLimits(max_pixels=1000))
+            await pool.decode(Document(png()[:200], IntakeLimits()), ORDER)
         with pytest.raises(TooManyPixelsError) as refusal:
-            await pool.decode(Document(png()), strict)
+            await pool.decode(Document(png(), IntakeLimits(max_pixels=1000)), ORDER)
         assert refusal.value.public["max_pixels"] == 1000
         assert (pool.pids, restarts) == ([pid], [])
 
@@ -101,24 +100,24 @@ async def test_death_at_work_costs_one_order_and_is_told_apart(
         (pid,) = pool.pids
         os.kill(pid, signal.SIGSTOP)
         await eventually(lambda: is_stopped(pid))
-        victim = asyncio.create_task(pool.decode(Document(png()), ORDER))
+        victim = asyncio.create_task(pool.decode(Document(png(), IntakeLimits()), ORDER))
         await eventually(lambda: pool.num_busy == 1)
         os.kill(pid, number)
         os.kill(pid, signal.SIGCONT)
         with pytest.raises(error):
             await victim
-        assert (await pool.decode(Document(png()), ORDER)).width_px == 320
+        assert (await pool.decode(Document(png(), IntakeLimits()), ORDER)).width_px == 320
         assert restarts == [reason]
         assert pool.pids != [pid]
 
 
 async def killed_while_decoding(pool: ImagePool, data: bytes) -> DeepSynthError:
     """Kill the process from outside while it decodes a file; what the caller gets."""
-    await pool.decode(Document(png()), ORDER)  # it is ready
+    await pool.decode(Document(png(), IntakeLimits()), ORDER)  # it is ready
     (pid,) = pool.pids
     os.kill(pid, signal.SIGSTOP)
     await eventually(lambda: is_stopped(pid))
-    victim = asyncio.create_task(pool.decode(Document(data), ORDER))
+    victim = asyncio.create_task(pool.decode(Document(data, IntakeLimits()), ORDER))
     await eventually(lambda: pool.num_busy == 1)
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(DeepSynthError) as caught:
@@ -143,7 +142,7 @@ async def test_a_process_that_is_killed_before_it_has_the_file_says_nothing_abou
         assert isinstance(await killed_while_decoding(pool, png("one")), DecodeKilledError)
         (fresh,) = pool.pids
         os.kill(fresh, signal.SIGSTOP)
-        victim = asyncio.create_task(pool.decode(Document(png("one")), ORDER))
+        victim = asyncio.create_task(pool.decode(Document(png("one"), IntakeLimits()), ORDER))
         await eventually(lambda: pool.num_busy == 1)
         os.kill(fresh, signal.SIGKILL)
         with pytest.raises(DecodeKilledError):
@@ -155,7 +154,7 @@ async def test_a_malformed_reply_is_the_files_fault_although_we_kill_the_process
         (process,) = pool._all
         os.kill(process.pid, signal.SIGSTOP)
         await eventually(lambda: is_stopped(process.pid))
-        victim = asyncio.create_task(pool.decode(Document(png()), ORDER))
+        victim = asyncio.create_task(pool.decode(Document(png(), IntakeLimits()), ORDER))
         await eventually(lambda: pool.num_busy == 1)
         process._pipe.shutdown(socket.SHUT_RD)
         with pytest.raises(DecodeCrashError):
@@ -167,7 +166,7 @@ async def test_hung_process_is_killed_when_its_time_is_up() -> None:
         (pid,) = pool.pids
         os.kill(pid, signal.SIGSTOP)
         with pytest.raises(DecodeTimeoutError):
-            await pool.decode(Document(png()), ORDER)
+            await pool.decode(Document(png(), IntakeLimits()), ORDER)
         assert restarts == ["decode_timeout"]
         assert state_of(pid) == ""
 
@@ -177,23 +176,23 @@ async def test_process_that_died_idle_is_replaced_before_the_next_order() -> Non
         (pid,) = pool.pids
         os.kill(pid, signal.SIGKILL)
         await eventually(lambda: state_of(pid) == "Z")
-        assert (await pool.decode(Document(png()), ORDER)).width_px == 320
+        assert (await pool.decode(Document(png(), IntakeLimits()), ORDER)).width_px == 320
         assert restarts == ["died_idle"]
 
 
 async def test_orders_run_side_by_side_and_each_gets_its_own_page() -> None:
     sizes = [(100 + number, 50) for number in range(12)]
     async with running_pool(workers=2) as (pool, _):
-        pages = await asyncio.gather(*(pool.decode(Document(png(size=size)), ORDER) for size in sizes))
+        pages = await asyncio.gather(*(pool.decode(Document(png(size=size), IntakeLimits()), ORDER) for size in sizes))
     assert [page.width_px for page in pages] == [size[0] for size in sizes]
 
 
 def page_task(position: int) -> DecodeTask:
-    return replace(ORDER, position=position)
+    return replace(ORDER, page=position + 1)
 
 
 def long_document() -> Document:
-    return Document(make_pdf(["one", "two", "three", "four"]))
+    return Document(make_pdf(["one", "two", "three", "four"]), IntakeLimits())
 
 
 def held_by(pool: ImagePool) -> list[Document | None]:
@@ -214,7 +213,7 @@ async def test_document_is_sent_once_for_all_its_pages() -> None:
 
 async def test_documents_share_one_process_and_the_one_that_waits_longest_is_evicted() -> None:
     async with running_pool() as (pool, restarts):
-        slow, quick = long_document(), Document(png())
+        slow, quick = long_document(), Document(png(), IntakeLimits())
         assert (await pool.decode(slow, page_task(0))).page == 1
         assert (await pool.decode(quick, ORDER)).width_px == 320
         pool.close(quick)
@@ -231,7 +230,7 @@ async def test_document_with_a_free_process_evicts_none() -> None:
         slow = long_document()
         await pool.decode(slow, page_task(0))
         for _ in range(3):
-            document = Document(png())
+            document = Document(png(), IntakeLimits())
             await pool.decode(document, ORDER)
             pool.close(document)
         await pool.decode(slow, page_task(1))
@@ -251,7 +250,7 @@ async def test_cancelling_frees_the_process_for_the_next_document() -> None:
         os.kill(pid, signal.SIGCONT)
         await eventually(lambda: pool.num_busy == 0)
         assert held_by(pool) == [None]
-        assert (await pool.decode(Document(png()), ORDER)).width_px == 320
+        assert (await pool.decode(Document(png(), IntakeLimits()), ORDER)).width_px == 320
         assert restarts == []
 
 
@@ -306,7 +305,7 @@ async def test_stop_does_not_wait_for_a_process_that_hangs() -> None:
         async with running_pool(timeout_s=60.0) as (pool, _):
             (pid,) = pool.pids
             os.kill(pid, signal.SIGSTOP)
-            victim = asyncio.create_task(pool.decode(Document(png()), ORDER))
+            victim = asyncio.create_task(pool.decode(Document(png(), IntakeLimits()), ORDER))
             await eventually(lambda: pool.num_busy == 1)
     with pytest.raises(DrainingError):
         await victim

@@ -9,20 +9,22 @@ import pytest
 from service.errors import InternalError, TooManyPixelsError, UndecodableError
 from service.frames import BrokenFrameError
 from service.intake import wire
-from service.intake.decoding import DecodedPage, OpenDocument
+from service.intake.decoding import Contents, DecodedPage, OpenDocument
+from service.intake.document import Document
+from service.intake.formats import FileFormat
 from service.intake.limits import DecodeTask, IntakeLimits
-from service.intake.replies import decode_reply, max_reply_bytes
+from service.intake.replies import decode_contents, decode_reply, max_reply_bytes
 from shared.deepseek_ocr import forms
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
 from tests.support.service import png
 
-ORDER = DecodeTask(None, 0, Mode.GUNDAM, GeometryConfig(), IntakeLimits())
+ORDER = DecodeTask(1, Mode.GUNDAM, GeometryConfig())
 NO_TAIL = memoryview(b"")
 
 
 def reply_to(task: DecodeTask, size: tuple[int, int]) -> tuple[DecodedPage, bytes, memoryview]:
     """A page, and the header and tail that it is sent as."""
-    page = OpenDocument(png(size=size)).decode(task)
+    page = OpenDocument(Document(png(size=size), IntakeLimits())).decode(task)
     header, *pixels = wire.encode_page_reply(page)
     return page, header, memoryview(b"".join(pixels))
 
@@ -48,7 +50,8 @@ def test_page_survives_the_wire() -> None:
     assert len(tail) <= max_reply_bytes(ORDER)
     received = decode_reply(header, tail, ORDER)
     assert received.prepared.plan == page.prepared.plan
-    assert (received.file_format, received.pages, received.width_px) == ("png", (1,), 700)
+    assert (received.file_format, received.page, received.width_px) == ("png", 1, 700)
+    assert (received.ink, received.is_damaged) == (page.ink, False)
     np.testing.assert_array_equal(received.prepared.global_view_HWC, page.prepared.global_view_HWC)
     np.testing.assert_array_equal(received.prepared.tiles_THWC, page.prepared.tiles_THWC)
 
@@ -102,7 +105,9 @@ def test_no_page_has_more_bytes_than_are_accepted(wants_image: bool) -> None:
         {"mode": "?"},
         {"page": None},
         {"page": "1"},
-        {"is_blank": 0},
+        {"page": 2},
+        {"is_damaged": 0},
+        {"ink": {"marks": "many", "ink_ratio": 0.1}},
     ],
 )
 @pytest.mark.parametrize("size", [(320, 200), (700, 900)], ids=["one view", "tiles"])
@@ -110,6 +115,31 @@ def test_page_with_numbers_that_do_not_fit_its_bytes_is_refused(lie: dict[str, o
     _, header, tail = reply_to(ORDER, size)
     with pytest.raises(BrokenFrameError):
         decode_reply(with_lie(header, lie), tail, ORDER)
+
+
+def test_document_and_its_contents_survive_the_wire() -> None:
+    sent = Document(png(), IntakeLimits(max_frames=3), (1,))
+    received = wire.decode_open(wire.encode_open(sent), sent.data)
+    assert (received.data, received.limits, received.selection) == (sent.data, sent.limits, (1,))
+    contents = OpenDocument(received).contents
+    assert decode_contents(wire.encode_contents(contents), sent) == contents
+
+
+@pytest.mark.parametrize("pages", [(), (2,), (1, 3), (0, 1), (2, 1), tuple(range(1, 52))])
+def test_contents_that_were_not_asked_for_are_refused(pages: tuple[int, ...]) -> None:
+    header = wire.encode_contents(Contents(FileFormat.PDF, pages))
+    with pytest.raises(BrokenFrameError):
+        decode_contents(header, Document(b"", IntakeLimits()))
+    with pytest.raises(BrokenFrameError):
+        decode_contents(header, Document(b"", IntakeLimits(), (1, 2)))
+
+
+def test_reply_of_another_kind_is_refused() -> None:
+    _, header, tail = reply_to(ORDER, (320, 200))
+    with pytest.raises(BrokenFrameError):
+        decode_contents(header, Document(b"", IntakeLimits()))
+    with pytest.raises(BrokenFrameError):
+        decode_reply(wire.encode_contents(Contents(FileFormat.PDF, (1,))), tail, ORDER)
 
 
 def test_refusal_survives_the_wire_without_its_detail() -> None:

@@ -5,15 +5,18 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
 from opentelemetry.trace import NoOpTracer
 
+from service.admission.deadline import Deadline
 from service.admission.gate import Gate
 from service.engine.fake import FakeEngine, fake_tokens
 from service.engine.protocol import SamplingParams, SequenceRequest
 from service.errors import (
+    DeadlineError,
     EngineError,
     EngineLostError,
     ModelNotFoundError,
@@ -21,18 +24,20 @@ from service.errors import (
     TooManyVisionTokensError,
     UndecodableError,
 )
-from service.intake.decoding import DecodedPage
+from service.intake.decoding import Contents, DecodedPage
 from service.intake.document import Document
 from service.intake.formats import FileFormat
 from service.intake.limits import DecodeTask, IntakeLimits
 from service.ocr.metrics import TelemetryObserver
-from service.ocr.reader import DocumentReader, DocumentResult
+from service.ocr.outcome import PageStatus
+from service.ocr.reader import DocumentReader, DocumentResult, PageResult, PageSink
 from service.ocr.request import OcrRequest
 from service.telemetry.metrics import Metrics
 from shared.contract.answer import FinishReason
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import Mode, ViewPlan
+from shared.images.ink import PageInk
 from tests.support.fake_engine import SteeredEngine
 from tests.support.service import eventually
 
@@ -46,22 +51,30 @@ class Source:
         self.plan = plan
         self.num_decoded = 0
         self.held: set[Document] = set()
-        self.fail_at: int | None = None
+        self.fail: set[int] = set()
+        """Pages that cannot be decoded."""
+        self.ink: dict[int, PageInk] = {}
+        """What pages show, where it is not a lot of print."""
+
+    async def open(self, document: Document) -> Contents:
+        self.held.add(document)
+        await asyncio.sleep(0)
+        return Contents(FileFormat.PDF, document.selection or tuple(range(1, int(document.data) + 1)))
 
     async def decode(self, document: Document, order: DecodeTask) -> DecodedPage:
         self.held.add(document)
         await asyncio.sleep(0)
-        if order.position == self.fail_at:
+        if order.page in self.fail:
             raise UndecodableError
         self.num_decoded += 1
-        colour = 16 * int(document.data) + order.position
+        colour = 16 * int(document.data) + order.page - 1
         return DecodedPage(
             file_format=FileFormat.PDF,
-            pages=tuple(range(1, int(document.data) + 1)),
-            page=order.position + 1,
+            page=order.page,
             width_px=1000,
             height_px=500,
-            is_blank=False,
+            ink=self.ink.get(order.page, PageInk(marks=500, ink_ratio=0.1)),
+            is_damaged=False,
             prepared=PageViews(self.plan, np.full((8, 8, 3), colour, np.uint8), np.zeros((0, 8, 8, 3), np.uint8)),
         )
 
@@ -77,10 +90,20 @@ class Bench:
     gate: Gate
     metrics: Metrics
 
-    async def read(self, num_pages: int, task: Task = Task.FREE, max_new_tokens: int = 100) -> DocumentResult:
-        order = OcrRequest(task, None, Mode.TINY, SamplingParams(max_new_tokens), "fake", None)
+    async def read(
+        self,
+        num_pages: int,
+        task: Task = Task.FREE,
+        max_new_tokens: int = 100,
+        deadline_s: float = 60,
+        on_page: PageSink | None = None,
+        **options: Any,
+    ) -> DocumentResult:
+        order = OcrRequest(task, None, Mode.TINY, SamplingParams(max_new_tokens), "fake", None, **options)
+        deadline = Deadline(deadline_s)
         with self.gate.admit() as permit:
-            return await self.reader.read(str(num_pages).encode(), order, permit)
+            data = str(num_pages).encode()
+            return await self.reader.read(data, order, permit, deadline=deadline, on_page=on_page)
 
 
 @contextlib.asynccontextmanager
@@ -104,6 +127,11 @@ def expected_text(num_pages: int, page: int) -> str:
     prepared = PageViews(PLAN, view, np.zeros((0, 8, 8, 3), np.uint8))
     request = SequenceRequest("", prepared, prompt_for(Task.FREE), SamplingParams(100), "fake")
     return "".join(fake_tokens(request))
+
+
+def with_result(page: PageResult, **changes: Any) -> PageResult:
+    assert page.result is not None
+    return replace(page, result=replace(page.result, **changes))
 
 
 async def test_pages_are_joined_in_order_by_a_blank_line() -> None:
@@ -186,8 +214,8 @@ async def test_worst_finish_reason_speaks_for_the_document() -> None:
     async with bench() as it:
         reading = await it.read(2, max_new_tokens=2)
     assert reading.finish_reason is FinishReason.LENGTH
-    stopped = replace(reading.pages[0], result=replace(reading.pages[0].result, finish_reason=FinishReason.STOP))
-    looped = replace(stopped, result=replace(stopped.result, finish_reason=FinishReason.REPETITION))
+    stopped = with_result(reading.pages[0], finish_reason=FinishReason.STOP)
+    looped = with_result(stopped, finish_reason=FinishReason.REPETITION)
     assert DocumentResult("m", [stopped, reading.pages[1], looped]).finish_reason is FinishReason.REPETITION
     assert DocumentResult("m", [stopped]).finish_reason is FinishReason.STOP
 
@@ -195,21 +223,102 @@ async def test_worst_finish_reason_speaks_for_the_document() -> None:
 async def test_confidence_is_the_mean_over_tokens_not_pages() -> None:
     async with bench() as it:
         page = (await it.read(1)).pages[0]
-    sure = replace(page, result=replace(page.result, confidence=1.0, completion_tokens=3))
-    unsure = replace(page, result=replace(page.result, confidence=0.0625, completion_tokens=1))
-    silent = replace(page, result=replace(page.result, confidence=0.25, completion_tokens=0))
+    sure = with_result(page, confidence=1.0, completion_tokens=3)
+    unsure = with_result(page, confidence=0.0625, completion_tokens=1)
+    silent = with_result(page, confidence=0.25, completion_tokens=0)
     assert DocumentResult("m", [sure, unsure, silent]).confidence == pytest.approx(0.5)
     assert DocumentResult("m", [silent]).confidence == 0.25
 
 
-@pytest.mark.parametrize("position", [0, 1])
-async def test_page_that_cannot_be_decoded_ends_the_whole_request(position: int) -> None:
+@pytest.mark.parametrize("failing", [{1}, {2}, {3}, {1, 3}])
+async def test_page_that_cannot_be_decoded_costs_that_page(failing: set[int]) -> None:
+    async with bench() as it:
+        it.source.fail = failing
+        reading = await it.read(3)
+    assert [page.page for page in reading.pages] == [1, 2, 3]
+    assert {page.page for page in reading.pages if page.status is PageStatus.FAILED} == failing
+    assert all(isinstance(page.error, UndecodableError) for page in reading.pages if page.page in failing)
+    assert reading.text == "\n\n".join(expected_text(3, page) for page in sorted({1, 2, 3} - failing))
+    assert reading.is_partial
+
+
+async def test_document_of_failed_pages_alone_fails_with_the_first_error() -> None:
+    async with bench() as it:
+        it.source.fail = {1, 2}
+        with pytest.raises(UndecodableError):
+            await it.read(2)
+        assert it.engine.submitted == []
+
+
+async def test_page_without_print_is_blank_and_not_read_unless_asked_for() -> None:
+    async with bench() as it:
+        it.source.ink = {2: PageInk(marks=0, ink_ratio=0.0)}
+        reading = await it.read(3)
+        assert [page.status for page in reading.pages] == [PageStatus.OK, PageStatus.BLANK, PageStatus.OK]
+        assert len(it.engine.submitted) == 2
+        assert reading.text == "\n\n".join(expected_text(3, page) for page in (1, 3))
+        assert not reading.is_partial
+        reading = await it.read(3, reads_blank_pages=True)
+        assert [page.status for page in reading.pages] == [PageStatus.OK] * 3
+
+
+async def test_document_of_blank_pages_is_an_answer_without_confidence() -> None:
+    async with bench() as it:
+        it.source.ink = dict.fromkeys((1, 2), PageInk(marks=0, ink_ratio=0.0))
+        reading = await it.read(2)
+    assert (reading.text, reading.confidence, reading.finish_reason) == ("", None, FinishReason.STOP)
+
+
+async def test_text_that_the_page_cannot_hold_is_not_given() -> None:
+    async with bench() as it:
+        it.source.ink = {1: PageInk(marks=1, ink_ratio=0.01)}
+        page = (await it.read(1)).pages[0]
+    assert len(expected_text(1, 1)) > 24
+    assert (page.status, page.text, page.regions) == (PageStatus.UNREADABLE, "", ())
+    assert page.result is not None
+
+
+async def test_uncertain_answer_for_a_page_with_little_print_is_not_given() -> None:
+    async with bench() as it:
+        it.source.ink = {1: PageInk(marks=11, ink_ratio=0.01)}
+        page = (await it.read(1)).pages[0]
+        assert page.result is not None
+        assert page.status is PageStatus.OK
+        above = page.result.confidence + 0.001
+        assert (await it.read(1, min_confidence=above)).pages[0].status is PageStatus.UNREADABLE
+        # A task whose answer is not the page's text says nothing of the page.
+        it.source.ink = {1: PageInk(marks=1, ink_ratio=0.01)}
+        assert (await it.read(1, Task.DESCRIBE)).pages[0].status is PageStatus.OK
+
+
+async def test_each_finished_page_renews_the_deadline() -> None:
+    async with bench(page_slots=1, engine=FakeEngine(step_s=0.03)) as it:
+        start_s = time.monotonic()
+        reading = await it.read(12, max_new_tokens=10, deadline_s=1)
+        assert time.monotonic() - start_s > 1
+    assert [page.status for page in reading.pages] == [PageStatus.OK] * 12
+
+
+async def test_deadline_gives_the_finished_pages_and_names_the_others() -> None:
+    async with bench(page_slots=1) as it:
+        finished: list[int] = []
+
+        def note(page: PageResult) -> None:
+            finished.append(page.page)
+            it.engine.hold()
+
+        reading = await it.read(3, deadline_s=0.3, on_page=note)
+    assert [page.status for page in reading.pages] == [PageStatus.OK, PageStatus.FAILED, PageStatus.FAILED]
+    assert all(isinstance(page.error, DeadlineError) for page in reading.pages[1:])
+    assert finished == [1, 2, 3]
+
+
+async def test_deadline_without_any_page_is_an_error() -> None:
     async with bench() as it:
         it.engine.hold()
-        it.source.fail_at = position
-        with pytest.raises(UndecodableError):
-            await it.read(3)
-        assert it.engine.cancelled == [request.sequence_id for request in it.engine.submitted]
+        with pytest.raises(DeadlineError):
+            await it.read(3, deadline_s=0.05)
+        assert sorted(it.engine.cancelled) == sorted(request.sequence_id for request in it.engine.submitted)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +369,7 @@ async def test_page_that_no_sequence_could_hold_is_refused_at_once() -> None:
 
 async def test_error_of_a_known_kind_wins_over_what_it_caused() -> None:
     async with bench() as it:
-        it.source.fail_at = 0
+        it.source.fail = {1}
         with pytest.raises(UndecodableError) as failure:
             await it.read(1)
     assert not isinstance(failure.value, TooManyPixelsError)
@@ -272,6 +381,6 @@ async def test_counts_add_up() -> None:
         count = it.metrics.registry.get_sample_value
         assert count("deepsynth_pages_total") == 3
         assert count("deepsynth_inference_total", {"model_id": "fake", "status": "ok"}) == 3
-        assert count("deepsynth_output_tokens_total") == sum(page.result.completion_tokens for page in reading.pages)
+        assert count("deepsynth_output_tokens_total") == sum(result.completion_tokens for result in reading.results)
         assert count("deepsynth_finished_total", {"finish_reason": "stop"}) == 3
         assert count("deepsynth_stage_duration_seconds_count", {"stage": "decode"}) == 3

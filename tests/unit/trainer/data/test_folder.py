@@ -57,7 +57,7 @@ def test_every_kind_of_broken_row_is_named_and_the_others_are_read(tmp_path):
     for name, data in {
         "cut": whole[: len(whole) // 2],
         "empty": b"",
-        "gif": encoded(drawn("x"), "GIF"),
+        "netpbm": encoded(drawn("x"), "PPM"),
         "tiny": encoded(drawn("x", (4, 4))),
         "frames": encoded(drawn("a"), "TIFF", save_all=True, append_images=[drawn("b")]),
     }.items():
@@ -78,7 +78,7 @@ def test_every_kind_of_broken_row_is_named_and_the_others_are_read(tmp_path):
     assert {row.name: row.code for row in rejected.broken} == {
         "cut.png": RowCode.IMAGE_UNREADABLE,
         "empty.png": RowCode.IMAGE_FORMAT,
-        "gif.png": RowCode.IMAGE_FORMAT,
+        "netpbm.png": RowCode.IMAGE_FORMAT,
         "tiny.png": RowCode.IMAGE_UNREADABLE,
         "frames.png": RowCode.IMAGE_SEVERAL_FRAMES,
         "no-text.png": RowCode.TEXT_MISSING,

@@ -108,7 +108,7 @@ def test_broken_rows_end_a_run_only_past_the_stated_share_and_nothing_is_lost(tm
     words = (pages, "--out", out, "--validation-share", 0)
     status, _, errors = prepare(capsys, *words)
     assert status == 2
-    assert "row 4 (p03.png): it is not one of PNG" in errors
+    assert "row 4 (p03.png): it is plain text; supported are PNG" in errors
     assert "[too_many_broken_rows]" in errors
     assert not out.exists()
     # Allowing more goes on with the work that is done.

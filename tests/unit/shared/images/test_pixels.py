@@ -7,44 +7,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
-from service.errors import UnsupportedPixelsError
-from service.intake.decoding import OpenDocument
-from service.intake.limits import DecodeTask, IntakeLimits
-from service.intake.pixels import as_seen
-from shared.deepseek_ocr.geometry import GeometryConfig, Mode
-
-ORDER = DecodeTask(None, 0, Mode.GUNDAM, GeometryConfig(), IntakeLimits())
-BLACK_BOX = (4, 4, 28, 12)
-GREY_BOX = (40, 30, 60, 44)
-
-
-def scene() -> Image.Image:
-    """White paper, black ink top left, mid grey bottom right: no two orientations of it are alike."""
-    image = Image.new("L", (64, 48), 255)
-    image.paste(0, BLACK_BOX)
-    image.paste(128, GREY_BOX)
-    return image
-
-
-def encode(image: Image.Image, file_format: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
-    return buffer.getvalue()
-
-
-def seen(data: bytes) -> NDArray[np.uint8]:
-    page = OpenDocument(data).open_page(ORDER)[2]
-    assert page.mode == "RGB"
-    return np.asarray(page)
-
-
-def assert_looks_like(data: bytes, expected: Image.Image, tolerance: int = 0) -> None:
-    difference = np.abs(seen(data).astype(int) - np.asarray(expected.convert("RGB")).astype(int))
-    assert difference.max() <= tolerance
+from shared.images.errors import ImageError, ImageReason
+from shared.images.pixels import as_seen
+from tests.support.png import colour_png, grey_png
+from tests.support.scene import BLACK_BOX, GREY_BOX, assert_looks_like, encode, scene, seen
 
 
 def transparent(mode: str) -> Image.Image:
@@ -188,5 +157,86 @@ def test_phone_picture_with_a_second_frame_is_its_photograph() -> None:
 
 @pytest.mark.parametrize("mode", ["F", "I", "LAB", "HSV"])
 def test_unknown_pixel_type_is_refused_and_not_a_blank_page(mode: str) -> None:
-    with pytest.raises(UnsupportedPixelsError):
+    with pytest.raises(ImageError) as refused:
         as_seen(Image.new(mode, (16, 16)))
+    assert refused.value.reason is ImageReason.UNSUPPORTED_PIXELS
+
+
+def white_ink(mode: str) -> Image.Image:
+    """The scene in white on nothing; what is grey there is half transparent."""
+    layer = Image.new(mode[:-1], (64, 48), "white")
+    layer.putalpha(ImageOps.invert(scene()))
+    return layer
+
+
+def white_ink_by_value(depth: int) -> bytes:
+    samples = np.full((48, 64), 7, np.uint8)
+    samples[4:12, 4:28] = 255
+    if depth == 16:
+        return encode(Image.fromarray(samples.astype(np.uint16) * 257), "PNG", transparency=7 * 257)
+    return encode(Image.fromarray(samples), "PNG", transparency=7)
+
+
+WHITE_INK: dict[str, Callable[[], bytes]] = {
+    "rgba png": lambda: encode(white_ink("RGBA"), "PNG"),
+    "grey and alpha png": lambda: encode(white_ink("LA"), "PNG"),
+    "rgba webp": lambda: encode(white_ink("RGBA"), "WEBP", lossless=True),
+    "rgba tiff": lambda: encode(white_ink("RGBA"), "TIFF"),
+    "grey and alpha tiff": lambda: encode(white_ink("LA"), "TIFF"),
+    "rgba avif": lambda: encode(white_ink("RGBA"), "AVIF", quality=100),
+    "8 bit png with a transparent value": lambda: white_ink_by_value(8),
+    "16 bit png with a transparent value": lambda: white_ink_by_value(16),
+}
+
+
+@pytest.mark.parametrize("kind", WHITE_INK)
+def test_ink_that_white_paper_would_erase_is_shown_on_black(kind: str) -> None:
+    page = seen(WHITE_INK[kind]()).astype(int)
+    ink, ground = page[5:11, 6:26], page[14:28]
+    assert ink.min() > 250
+    assert ground.max() < 5
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (200, 30, 30), (150, 150, 150)])
+def test_ink_that_white_paper_shows_stays_on_white(colour: tuple[int, int, int]) -> None:
+    layer = Image.new("RGBA", (64, 48), (*colour, 0))
+    layer.paste((*colour, 255), BLACK_BOX)
+    page = seen(encode(layer, "PNG"))
+    assert tuple(page[6, 6]) == colour
+    assert page[20:].min() == 255
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_an_empty_alpha_channel_hides_nothing(file_format: str) -> None:
+    layer = scene().convert("RGB")
+    layer.putalpha(0)
+    assert_looks_like(encode(layer, file_format), scene())
+
+
+def test_a_page_that_is_white_with_and_without_its_alpha_stays_white() -> None:
+    assert seen(encode(Image.new("RGBA", (20, 20), (255, 255, 255, 255)), "PNG")).min() == 255
+    for colour in (0, 255):
+        assert seen(encode(Image.new("LA", (20, 20), (colour, 0)), "PNG")).min() == 255
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_transparent_value_of_a_grey_png_is_in_its_own_levels(bits: int) -> None:
+    levels = (1 << bits) - 1
+    samples = np.full((48, 64), levels - 1, np.uint8)
+    samples[4:12, 4:28] = 0
+    page = seen(grey_png(samples, bits, transparent=levels - 1))
+    assert page[6, 6].max() == 0
+    assert page[20:].min() == 255
+
+
+def test_transparent_value_of_a_16_bit_colour_png() -> None:
+    samples = np.full((48, 64, 3), 7 * 257, np.uint16)
+    samples[4:12, 4:28] = 0
+    page = seen(colour_png(samples, (7 * 257,) * 3))
+    assert page[6, 6].max() == 0
+    assert page[20:].min() == 255
+
+
+def test_16_bit_colour_png() -> None:
+    samples = np.repeat(np.asarray(scene())[:, :, None].astype(np.uint16) * 257, 3, axis=2)
+    assert_looks_like(colour_png(samples), scene())

@@ -1,0 +1,50 @@
+"""What became of a page: read, nothing to read, not readable, or failed."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from shared.images.ink import PageInk
+
+MIN_CONFIDENCE = 0.6
+"""Between answers that are on the page and those that are not, where there is little print (docs/outcomes.md)."""
+MANY_MARKS = 12
+"""A page with fewer shapes of print holds a few words at most, so an uncertain answer is likely to be invented."""
+CHARACTERS_A_MARK = 12
+"""More characters than this for each shape of print cannot be on the page, even where the letters of words touch."""
+
+
+class BlankPages(StrEnum):
+    """What to do with pages that show no print."""
+
+    SKIP = "skip"
+    READ = "read"
+
+
+class PageStatus(StrEnum):
+    """Outcome of one page."""
+
+    OK = "ok"
+    BLANK = "blank"
+    UNREADABLE = "unreadable"
+    FAILED = "failed"
+
+
+def status_of(ink: PageInk, text: str, confidence: float, min_confidence: float) -> PageStatus:
+    """Hold an answer against what the page shows.
+
+    Args:
+        ink: What was found on the page.
+        text: What the model read.
+        confidence: Of the answer, 0 to 1.
+        min_confidence: Answers for pages with little or no print must reach it.
+
+    Returns:
+        `ok`; `blank` where nothing was read and there is hardly anything; else `unreadable`.
+    """
+    num_characters = sum(not character.isspace() for character in text)
+    if not num_characters:
+        return PageStatus.BLANK if ink.marks < MANY_MARKS else PageStatus.UNREADABLE
+    is_doubtful = ink.marks < MANY_MARKS and confidence < min_confidence
+    is_too_long = num_characters > CHARACTERS_A_MARK * (ink.marks + 1)
+    return PageStatus.UNREADABLE if is_doubtful or is_too_long else PageStatus.OK
