@@ -132,7 +132,7 @@ class _Loop:
     inbox: queue.SimpleQueue[Command | _ReadAdapter]
     max_wait_s: float
     _pending: list[SequenceEvent] = field(default_factory=list)
-    _leaving: dict[str, UnloadAdapter] = field(default_factory=dict)
+    _unloading: dict[str, UnloadAdapter] = field(default_factory=dict)
     """Commands to unload adapters that still drain, by name."""
     _reported_s: float = 0.0
     _stopping: bool = False
@@ -229,14 +229,14 @@ class _Loop:
         if is_free:
             _send(self.pipe, AdapterReply(command.call))
         else:
-            self._leaving[command.model_id] = command
+            self._unloading[command.model_id] = command
 
     def _reply_unloaded(self) -> None:
-        if self._leaving:
+        if self._unloading:
             draining = self.engine.adapters.draining
             # Asked again, since a cancelled sequence leaves without a step.
-            for name in [name for name in self._leaving if name not in draining or self.engine.unload_adapter(name)]:
-                _send(self.pipe, AdapterReply(self._leaving.pop(name).call))
+            for name in [name for name in self._unloading if name not in draining or self.engine.unload_adapter(name)]:
+                _send(self.pipe, AdapterReply(self._unloading.pop(name).call))
 
     def _report(self) -> None:
         events, self._pending = tuple(self._pending), []
