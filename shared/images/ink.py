@@ -19,6 +19,8 @@ cv2.setNumThreads(1)
 
 MAX_SIDE_PX = 1500
 """Larger pages are made smaller first: A4 keeps 128 dots an inch, where the capitals of 6-point print are 8 px tall."""
+_LONGEST_SHEET = 3
+"""A strip is measured by so many times its width, as a till roll made as short as a sheet would lose its print."""
 _PAPER_SCALE = 4
 """The paper is estimated on a page that is this much smaller."""
 _PAPER_KERNEL = 13
@@ -62,8 +64,9 @@ def find_ink(page: Image.Image) -> PageInk:
 
 def _grey(page: Image.Image) -> NDArray[np.uint8]:
     """Bright paper with dark ink, whatever the colours: coloured ink is as dark as its darkest channel."""
-    if max(page.size) > MAX_SIDE_PX:
-        scale = MAX_SIDE_PX / max(page.size)
+    side_px = min(max(page.size), _LONGEST_SHEET * min(page.size))
+    if side_px > MAX_SIDE_PX:
+        scale = MAX_SIDE_PX / side_px
         size = max(1, round(page.width * scale)), max(1, round(page.height * scale))
         page = Image.fromarray(cv2.resize(np.asarray(page), size, interpolation=cv2.INTER_AREA))
     pixels_HWC = np.asarray(page)
