@@ -20,6 +20,8 @@ cv2.setNumThreads(1)
 
 MAX_SIDE_PX = 1500
 """Larger pages are made smaller first: A4 keeps 128 dots an inch, where the capitals of 6-point print are 8 px tall."""
+_LONGEST_SHEET = 3
+"""A strip is measured by so many times its width, as a till roll made as short as a sheet would lose its print."""
 _PAPER_SCALE = 4
 """The paper is estimated on a page that is this much smaller."""
 _PAPER_KERNEL = 13
@@ -88,19 +90,21 @@ def _densest_quarter(mask_HW: NDArray[np.uint8]) -> slice:
 def _grey(page: Image.Image) -> NDArray[np.uint8]:
     """Bright paper with dark ink, whatever the colours: coloured ink is as dark as its darkest channel."""
     pixels_HWC: Any = np.asarray(page)
+    longest_px = min(max(page.size), _LONGEST_SHEET * min(page.size))
     # By whole numbers OpenCV takes the mean of squares, which is fast and keeps thin strokes.
-    whole = max(page.size) // MAX_SIDE_PX
+    whole = longest_px // MAX_SIDE_PX
     if whole > 1:
         size = max(1, page.width // whole), max(1, page.height // whole)
         pixels_HWC = cv2.resize(pixels_HWC, size, interpolation=cv2.INTER_AREA)
+        longest_px //= whole
     red, green, blue = cv2.split(pixels_HWC)
-    bright_HW: Any = cv2.max(cv2.max(red, green), blue)
+    every_fourth_HWC = np.ascontiguousarray(pixels_HWC[::4, ::4])
     # More than half of it is dark: white print on black.
-    if _median(bright_HW[::4, ::4]) < _DARK:
-        grey_HW: Any = cv2.bitwise_not(bright_HW)
+    if _median(cv2.cvtColor(every_fourth_HWC, cv2.COLOR_RGB2GRAY)) < _DARK:
+        grey_HW: Any = cv2.bitwise_not(cv2.max(cv2.max(red, green), blue))
     else:
         grey_HW = cv2.min(cv2.min(red, green), blue)
-    scale = MAX_SIDE_PX / max(grey_HW.shape)
+    scale = MAX_SIDE_PX / longest_px
     if scale < 1:
         size = max(1, round(grey_HW.shape[1] * scale)), max(1, round(grey_HW.shape[0] * scale))
         grey_HW = cv2.resize(grey_HW, size, interpolation=cv2.INTER_LINEAR)
@@ -108,7 +112,7 @@ def _grey(page: Image.Image) -> NDArray[np.uint8]:
     return result
 
 
-def _median(values: NDArray[Any]) -> int:
+def _median(values: Any) -> int:
     """Of bytes; counting them is faster than sorting."""
     counts = np.bincount(np.ascontiguousarray(values).reshape(-1), minlength=256)
     return int(np.searchsorted(np.cumsum(counts), values.size / 2))
@@ -182,7 +186,7 @@ def _count_marks(
     is_rule = (long > 8 * short) & (fill > 0.4)
     is_blob = (fill > 0.62) & (short > 0.5 * long)
     # A punch hole or a bullet.
-    is_disc = (long > 9) & (long - short <= 0.1 * long + 1) & (area > 0.66 * w * h) & (fill > 0.45)
+    is_disc = (long > 9) & (long - short <= 0.04 * long + 1) & (area > 0.68 * w * h) & (fill > 0.52)
     # A hair or a scratch: the strokes of a letter of this size would be thicker.
     is_thin = (fill < 0.14) & (long > 30)
     marks = np.flatnonzero(is_sharp & ~is_rule & ~is_blob & ~is_disc)
