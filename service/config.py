@@ -146,11 +146,11 @@ class ServiceSettings(BaseSettings):
     max_side_px: Annotated[int, Field(ge=64, le=65_500)] = 12_000
     """Maximum width and height of a page in pixels."""
     max_frames: Annotated[int, Field(ge=1, le=1000)] = 16
-    """Maximum pages of a TIFF, or frames of another image, per request."""
+    """Maximum pages of a TIFF, or selected frames of another image, per request."""
     max_pdf_pages: Annotated[int, Field(ge=1, le=1000)] = 50
     """Maximum pages of a PDF per request."""
     pdf_dpi: Annotated[int, Field(ge=36, le=600)] = 150
-    """Resolution at which PDF pages are rendered, in dots per inch."""
+    """Resolution at which PDF pages are rendered, in dots per inch; less for sheets that would be too large."""
     body_idle_s: Annotated[float, Field(gt=0, le=600)] = 15.0
     """Maximum pause in an upload, in seconds; then 408."""
     body_total_s: Annotated[float, Field(gt=0, le=3600)] = 60.0

@@ -26,7 +26,7 @@ compile() { # compile OUTPUT ARGUMENTS...: one lock file
 
 cp deploy/env/dev.txt "$work/pins.txt" 2>/dev/null || touch "$work/pins.txt"
 # shellcheck disable=SC2086
-compile "$work/dev.txt" --constraint "$work/pins.txt" ${PIP_COMPILE_ARGS:-} --extra service --extra trainer --extra dev
+compile "$work/dev.txt" --constraint "$work/pins.txt" ${PIP_COMPILE_ARGS:-} --extra service --extra trainer --extra heif --extra dev
 cp "$work/dev.txt" "$work/pins.txt"
 compile "$work/service.txt" --constraint "$work/pins.txt" --extra service
 compile "$work/trainer.txt" --constraint "$work/pins.txt" --extra trainer

@@ -89,12 +89,20 @@ async def _reading(settings: ServiceSettings) -> AsyncIterator[_Bench]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and its flags."""
     parser.description, parser.epilog = "Read files and print their text.", _EPILOG
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="PNG, JPEG, WebP, TIFF or PDF")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="image (PNG, JPEG, WebP, TIFF, GIF, BMP, JPEG 2000, AVIF, HEIC) or PDF",
+    )
     parser.add_argument("--json", action="store_true", dest="as_json", help="print one JSON object per file")
     parser.add_argument("--task", choices=[str(task) for task in Task], default=str(Task.FREE), help="default: free")
     parser.add_argument("--query", help="what to look for; with --task locate")
     parser.add_argument("--mode", choices=[str(mode) for mode in Mode], help="resolution; default: the model's own")
-    parser.add_argument("--pages", help="pages of a PDF or TIFF, such as 1-3,7; default: all")
+    parser.add_argument(
+        "--pages", help="pages of a PDF or TIFF, such as 1-3,7; default: all, and the first frame of an animation"
+    )
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum tokens per page")
     parser.add_argument("--temperature", type=float, metavar="T", help="sample tokens, 0 to 2; default: 0, greedy")
     parser.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable; with --temperature")

@@ -23,7 +23,7 @@ POINTS_PER_INCH = 72
 _MOST_OF_A_PAGE = 0.5
 _OBJECT_STREAM = re.compile(rb"/ObjStm\b[^\0]{0,512}?>>\s*stream\r?\n", re.DOTALL)
 _USER_UNIT = re.compile(rb"/UserUnit\s+(\d{1,6}(?:\.\d*)?|\.\d+)")
-_MOST_OBJECT_STREAM_BYTES = 16 * 1024 * 1024
+_MOST_OBJECT_BYTES = 64 * 1024 * 1024
 _JPEG_END = b"\xff\xd9"
 
 
@@ -81,12 +81,15 @@ def has_user_units(data: bytes) -> bool:
     """
     if b"/UserUnit" in data:
         return True
+    most_bytes = _MOST_OBJECT_BYTES
     for match in _OBJECT_STREAM.finditer(data):
         try:
-            objects = zlib.decompressobj().decompress(memoryview(data)[match.end() :], _MOST_OBJECT_STREAM_BYTES)
+            objects = zlib.decompressobj().decompress(memoryview(data)[match.end() :], most_bytes)
         except zlib.error:
             continue
-        if b"/UserUnit" in objects:
+        most_bytes -= len(objects)
+        # Past the limit each page is looked at, which costs more and is as right.
+        if b"/UserUnit" in objects or most_bytes <= 0:
             return True
     return False
 

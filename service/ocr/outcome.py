@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from shared.images.ink import PageInk
+from shared.images.ink import MOST_MARKS, PageInk
 
 MIN_CONFIDENCE = 0.6
 """Between answers that are on the page and those that are not, where there is little print (docs/outcomes.md)."""
@@ -46,5 +46,5 @@ def status_of(ink: PageInk, text: str, confidence: float, min_confidence: float)
     if not num_characters:
         return PageStatus.BLANK if ink.marks < MANY_MARKS else PageStatus.UNREADABLE
     is_doubtful = ink.marks < MANY_MARKS and confidence < min_confidence
-    is_too_long = num_characters > CHARACTERS_A_MARK * (ink.marks + 1)
+    is_too_long = ink.marks < MOST_MARKS and num_characters > CHARACTERS_A_MARK * (ink.marks + 1)
     return PageStatus.UNREADABLE if is_doubtful or is_too_long else PageStatus.OK

@@ -39,7 +39,8 @@ function choose(file) {
 
 function showProblem(problem) {
   const facts = [].concat(problem.expected || []).join(", ");
-  byId("problem").textContent = `${problem.title}${facts ? ` Expected: ${facts}.` : ""} (${problem.code})`;
+  const found = problem.found ? ` It is ${problem.found}. ${problem.advice}` : "";
+  byId("problem").textContent = `${problem.title}${facts ? ` Expected: ${facts}.` : ""}${found} (${problem.code})`;
   byId("problem").hidden = false;
 }
 

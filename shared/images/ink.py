@@ -7,6 +7,7 @@ ruled lines and print that shows through from the other side are not marks. Know
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cv2
@@ -19,12 +20,20 @@ cv2.setNumThreads(1)
 
 MAX_SIDE_PX = 1500
 """Larger pages are made smaller first: A4 keeps 128 dots an inch, where the capitals of 6-point print are 8 px tall."""
+_LONGEST_SHEET = 3
+"""A strip is measured by so many times its width, as a till roll made as short as a sheet would lose its print."""
 _PAPER_SCALE = 4
 """The paper is estimated on a page that is this much smaller."""
 _PAPER_KERNEL = 13
 """Of the closing on the small page: strokes that are thinner than some 50 px vanish."""
+_DARK = 110
+"""Brightness below which the middle pixel is not of paper but of a dark ground, 0 to 255."""
+_BANDS = 20
 _CROP_PIXELS = 250_000
 """Smaller images are crops of a word or a line, where a small letter may be alone, and dust is rare."""
+
+
+MOST_MARKS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +41,8 @@ class PageInk:
     """What an image shows apart from its paper."""
 
     marks: int
-    """Shapes of the size, sharpness and form of characters, or of whole words where characters touch."""
+    """Shapes of the size, sharpness and form of characters, or of whole words where characters touch; counted up to
+    `MOST_MARKS`."""
     ink_ratio: float
     """Share of the page's area that differs from its paper, 0 to 1."""
 
@@ -56,24 +66,56 @@ def find_ink(page: Image.Image) -> PageInk:
     # Paper and a sensor's noise stay below; print that is fainter than this could not be read by a person either.
     threshold = max(14.0, 4.5 * noise)
     mask_HW = (depth_HW > threshold).astype(np.uint8)
-    ink_ratio = float(mask_HW.mean()) if mask_HW.size else 0.0
-    return PageInk(_count_marks(depth_HW, mask_HW, threshold, noise), ink_ratio)
+    ink_ratio = cv2.countNonZero(mask_HW) / mask_HW.size
+    # A part of a page of print tells enough, at a fraction of the time.
+    part = _densest_quarter(mask_HW)
+    # Print does not reach over a third of a page.
+    tallest = 0.35 * max(mask_HW.shape[0], 60)
+    count = partial(_count_marks, threshold=threshold, noise=noise, tallest=tallest)
+    marks = count(depth_HW[part], mask_HW[part], is_crop=False)
+    if marks < MOST_MARKS:
+        marks = count(depth_HW, mask_HW, is_crop=mask_HW.size < _CROP_PIXELS)
+    return PageInk(min(marks, MOST_MARKS), ink_ratio)
+
+
+def _densest_quarter(mask_HW: NDArray[np.uint8]) -> slice:
+    """Rows of the quarter of a page with most ink."""
+    rows = mask_HW.shape[0]
+    sums = np.concatenate([[0], np.cumsum(mask_HW.sum(axis=1, dtype=np.int64))])
+    height = max(rows // 4, min(rows, 64))
+    start = int(np.argmax(sums[height:] - sums[:-height]))
+    return slice(start, start + height)
 
 
 def _grey(page: Image.Image) -> NDArray[np.uint8]:
     """Bright paper with dark ink, whatever the colours: coloured ink is as dark as its darkest channel."""
-    if max(page.size) > MAX_SIDE_PX:
-        scale = MAX_SIDE_PX / max(page.size)
-        size = max(1, round(page.width * scale)), max(1, round(page.height * scale))
-        page = Image.fromarray(cv2.resize(np.asarray(page), size, interpolation=cv2.INTER_AREA))
-    pixels_HWC = np.asarray(page)
+    pixels_HWC: Any = np.asarray(page)
+    longest_px = min(max(page.size), _LONGEST_SHEET * min(page.size))
+    # By whole numbers OpenCV takes the mean of squares, which is fast and keeps thin strokes.
+    whole = longest_px // MAX_SIDE_PX
+    if whole > 1:
+        size = max(1, page.width // whole), max(1, page.height // whole)
+        pixels_HWC = cv2.resize(pixels_HWC, size, interpolation=cv2.INTER_AREA)
+        longest_px //= whole
     red, green, blue = cv2.split(pixels_HWC)
-    dark_HW = cv2.min(cv2.min(red, green), blue)
-    bright_HW = cv2.max(cv2.max(red, green), blue)
+    every_fourth_HWC = np.ascontiguousarray(pixels_HWC[::4, ::4])
     # More than half of it is dark: white print on black.
-    if float(np.median(bright_HW[::4, ::4])) < 110:
-        return cv2.bitwise_not(bright_HW)  # type: ignore[return-value]
-    return dark_HW  # type: ignore[return-value]
+    if _median(cv2.cvtColor(every_fourth_HWC, cv2.COLOR_RGB2GRAY)) < _DARK:
+        grey_HW: Any = cv2.bitwise_not(cv2.max(cv2.max(red, green), blue))
+    else:
+        grey_HW = cv2.min(cv2.min(red, green), blue)
+    scale = MAX_SIDE_PX / longest_px
+    if scale < 1:
+        size = max(1, round(grey_HW.shape[1] * scale)), max(1, round(grey_HW.shape[0] * scale))
+        grey_HW = cv2.resize(grey_HW, size, interpolation=cv2.INTER_LINEAR)
+    result: NDArray[np.uint8] = grey_HW
+    return result
+
+
+def _median(values: Any) -> int:
+    """Of bytes; counting them is faster than sorting."""
+    counts = np.bincount(np.ascontiguousarray(values).reshape(-1), minlength=256)
+    return int(np.searchsorted(np.cumsum(counts), values.size / 2))
 
 
 def _depth(grey_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -93,19 +135,32 @@ def _noise(depth_HW: NDArray[np.uint8]) -> float:
     """Standard deviation of what varies from pixel to pixel, from the median, which print does not move (Immerkaer)."""
     if min(depth_HW.shape) < 3:
         return 0.0
+    # Bands of rows: a fifth of a page tells as much as all of it.
+    step = max(1, depth_HW.shape[0] // _BANDS)
     kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
-    residual: Any = np.abs(cv2.filter2D(depth_HW, cv2.CV_16S, kernel)[1:-1, 1:-1])
-    return float(np.median(residual[::2, ::2])) / 0.6745 / 6
+    residuals = [
+        cv2.convertScaleAbs(cv2.filter2D(depth_HW[top : top + step // 5 + 3], cv2.CV_16S, kernel))[1:-1, 1:-1]
+        for top in range(0, depth_HW.shape[0] - 2, step)
+    ]
+    return _median(np.concatenate([residual.reshape(-1) for residual in residuals])) / 0.6745 / 6
 
 
-def _count_marks(depth_HW: NDArray[np.uint8], mask_HW: NDArray[np.uint8], threshold: float, noise: float) -> int:
+def _count_marks(
+    depth_HW: NDArray[np.uint8],
+    mask_HW: NDArray[np.uint8],
+    *,
+    threshold: float,
+    noise: float,
+    tallest: float,
+    is_crop: bool,
+) -> int:
     """Shapes of print among all that is darker than paper."""
     num_labels, labels_HW, stats, _ = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
     height, width = mask_HW.shape
     left, top, w, h, area = stats.T
     long, short = np.maximum(w, h), np.minimum(w, h)
-    # The paper itself is label 0; print reaches neither beyond the page nor over a third of it.
-    sized = (h >= 5) & (long >= 6) & (area >= 8) & (h <= 0.35 * max(height, 60)) & (np.arange(num_labels) > 0)
+    # The paper itself is label 0; print does not reach beyond the page.
+    sized = (h >= 5) & (long >= 6) & (area >= 8) & (h <= tallest) & (np.arange(num_labels) > 0)
     inside = (left > 1) & (top > 1) & (left + w < width - 1) & (top + h < height - 1)
     candidates = np.flatnonzero(sized & inside & (area > 0.04 * w * h))
     if not candidates.size:
@@ -131,14 +186,14 @@ def _count_marks(depth_HW: NDArray[np.uint8], mask_HW: NDArray[np.uint8], thresh
     is_rule = (long > 8 * short) & (fill > 0.4)
     is_blob = (fill > 0.62) & (short > 0.5 * long)
     # A punch hole or a bullet.
-    is_disc = (long > 9) & (long - short <= 0.1 * long + 1) & (area > 0.66 * w * h) & (fill > 0.45)
+    is_disc = (long > 9) & (long - short <= 0.04 * long + 1) & (area > 0.68 * w * h) & (fill > 0.52)
     # A hair or a scratch: the strokes of a letter of this size would be thicker.
     is_thin = (fill < 0.14) & (long > 30)
     marks = np.flatnonzero(is_sharp & ~is_rule & ~is_blob & ~is_disc)
     is_weak = (is_thin | (long < 10))[marks]
     x, y = (left + stats[:, 2] / 2)[candidates[marks]], (top + stats[:, 3] / 2)[candidates[marks]]
     strong = int((~is_weak).sum())
-    if mask_HW.size < _CROP_PIXELS:
+    if is_crop:
         return int(marks.size)
     return strong + _in_lines(x[is_weak], y[is_weak], long[marks][is_weak])
 

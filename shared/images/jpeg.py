@@ -21,6 +21,7 @@ _FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xC
 _JPEG_LS = 0xF7
 _ALL_COEFFICIENTS = frozenset(range(64))
 _BLOCK_PX = 8
+_MOST_SCANS = 1000
 
 
 @dataclass(slots=True)
@@ -126,6 +127,9 @@ def read_markers(data: bytes) -> JpegFile:
             _read_frame(file, marker, body)
         at += max(size, 2)
         if marker == _SOS:
+            if data.endswith(_END):
+                # Most files: no need to walk through the pixels.
+                return file
             after = _AFTER_SCAN.search(data, at)
             _read_scan(file, body, is_whole=after is not None)
             if after is None:
@@ -154,7 +158,7 @@ def _read_frame(file: JpegFile, marker: int, body: bytes) -> None:
 
 def _read_scan(file: JpegFile, body: bytes, *, is_whole: bool) -> None:
     count = body[0] if body else 0
-    if len(body) < 4 + 2 * count:
+    if len(body) < 4 + 2 * count or len(file.scans) == _MOST_SCANS:
         return
     spectral_start, spectral_end, approximation = body[1 + 2 * count : 4 + 2 * count]
     file.scans.append(

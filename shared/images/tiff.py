@@ -84,6 +84,7 @@ def _directories(data: bytes) -> Iterator[TiffDirectory]:
     count, entry, link = ("Q", "HHQ8s", "Q") if is_big else ("H", "HHI4s", "I")
     counts, entries, links = (struct.Struct(order + each) for each in (count, entry, link))
     seen: set[int] = set()
+    unread = len(data)
     try:
         (offset,) = links.unpack_from(data, 8 if is_big else 4)
         while offset and offset not in seen and len(seen) < MOST_DIRECTORIES:
@@ -91,7 +92,9 @@ def _directories(data: bytes) -> Iterator[TiffDirectory]:
             (num_entries,) = counts.unpack_from(data, offset)
             at = offset + counts.size
             end = at + num_entries * entries.size
-            if end > len(data):
+            # Directories that overlap could be as many as there are bytes.
+            unread -= end - at
+            if end > len(data) or unread < 0:
                 return
             tags: dict[int, int | None] = {}
             places: dict[int, int] = {}

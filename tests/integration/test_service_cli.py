@@ -57,7 +57,7 @@ def test_several_files_come_in_order_and_a_bad_one_does_not_stop_the_rest(folder
     ended = call("ocr", "one.png", "bad.png", "missing.png", "two.pdf", folder=folder)
     assert ended.returncode == 1
     assert [line for line in ended.stdout.splitlines() if line.startswith("==")] == ["== one.png ==", "== two.pdf =="]
-    assert "bad.png: The file is not a PNG, JPEG, WebP, TIFF or PDF. (unsupported_format)" in ended.stderr
+    assert "(unsupported_format, found: plain text, advice: " in ended.stderr
     assert "missing.png: No such file or directory" in ended.stderr
 
 

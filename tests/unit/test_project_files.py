@@ -19,7 +19,7 @@ FILES = {
     "pyproject.toml",
 }  # fmt: skip
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/development.md", "docs/architecture.md")
-LOCKS = {"dev": ("service", "trainer", "dev"), "service": ("service",), "trainer": ("trainer",)}
+LOCKS = {"dev": ("service", "trainer", "heif", "dev"), "service": ("service",), "trainer": ("trainer",)}
 BANNED_NAMES = {"utils.py", "common.py", "misc.py", "helpers.py"}
 LARGEST_FILE_BYTES = 20_000_000
 

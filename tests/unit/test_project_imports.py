@@ -130,7 +130,7 @@ def declared(*extras: str) -> set[str]:
 @pytest.mark.parametrize(
     ("package", "extras"),
     [
-        ("shared", ()),
+        ("shared", ("heif",)),
         ("service", ("service", "service-cuda")),
         ("trainer", ("trainer", "trainer-cuda", "trainer-tracing")),
     ],

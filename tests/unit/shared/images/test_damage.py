@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from random import Random
 
@@ -89,3 +90,13 @@ def test_a_prefix_is_an_error_of_ours(name: str) -> None:
     for cut in sorted({*range(1, 40), *range(40, len(data), max(len(data) // 40, 1))}):
         assert outcome(data[:cut]) in {"read", *ImageReason}
     assert outcome(data[: len(data) // 4]) != "read"
+
+
+def test_headers_made_to_take_long_do_not() -> None:
+    markers = b"\xff\xd8" + b"\xff\xda\0\x08\1\1\0\0\x3f\0" * 20_000
+    # A thousand directories of a thousand entries, each two bytes after the one before.
+    directories = b"II*\0\x08\0\0\0" + b"\xe8\x03" * 50_000
+    chunks = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\0teXt\0\0\0\0" * 20_000
+    start_s = time.process_time()
+    assert [outcome(each) for each in (markers, directories, chunks)] == [ImageReason.DAMAGED] * 3
+    assert time.process_time() - start_s < 5

@@ -94,6 +94,17 @@ def test_every_kind_of_broken_row_is_named_and_the_others_are_read(tmp_path):
     assert "--max-broken-share" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "form"),
+    [(".gif", "GIF"), (".bmp", "BMP"), (".jp2", "JPEG2000"), (".avif", "AVIF"), (".TIF", "TIFF"), (".webp", "WEBP")],
+)
+def test_every_image_format_is_found_by_its_suffix(tmp_path, suffix, form):
+    (tmp_path / f"page{suffix}").write_bytes(encoded(drawn("page"), form))
+    (tmp_path / "page.txt").write_text("page", encoding="utf-8")
+    samples, rejected = samples_of(tmp_path)
+    assert ([sample.text for sample in samples], rejected.broken) == (["page"], [])
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
 def test_an_index_names_images(tmp_path, suffix):
     write_pages(tmp_path, 2)

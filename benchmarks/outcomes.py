@@ -1,0 +1,124 @@
+"""How often the service says rightly that a page has nothing to read: recall, false alarms and invented text by kind.
+
+    make serve
+    python benchmarks/outcomes.py --of-each 20 --photos FOLDER [--out results.jsonl]
+
+Pages are drawn from a seed (`outcome_pages.py`), photographs are taken from a folder. A page without text is found if
+the answer has none; a page with text is missed if the answer is `blank` or `unreadable`. Prints a table by kind, and one
+JSON object last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import httpx
+
+from benchmarks.origin import command, keep, origin
+from benchmarks.outcome_pages import Drawer, OutcomePage
+
+FONTS = Path("/usr/share/fonts")
+LATIN = ("DejaVuSans", "DejaVuSerif", "Liberation", "FreeSans", "FreeSerif")
+"""Beginnings of the names of faces that are drawn with, where the machine has them."""
+PHOTO_ENDINGS = {".jpg", ".jpeg", ".png"}
+CLIENTS = 4
+
+
+@dataclass(slots=True)
+class Kind:
+    """Outcomes of one kind of page."""
+
+    has_text: bool
+    statuses: Counter[str] = field(default_factory=Counter)
+    invented: int = 0
+    """Pages without text for which the answer has some."""
+
+    @property
+    def pages(self) -> int:
+        """How many were read."""
+        return self.statuses.total()
+
+    @property
+    def without_text(self) -> int:
+        """Pages that were reported blank or unreadable."""
+        return self.statuses["blank"] + self.statuses["unreadable"]
+
+
+def read(client: httpx.Client, page: OutcomePage) -> tuple[OutcomePage, dict[str, Any]]:
+    """What the service says of a page."""
+    stream = io.BytesIO()
+    page.image.save(stream, "PNG", compress_level=1)
+    answer = client.post("/ocr", files={"file": ("page.png", stream.getvalue(), "image/png")})
+    answer.raise_for_status()
+    return page, answer.json()["pages"][0]
+
+
+def table(kinds: dict[str, Kind]) -> str:
+    """Outcomes by kind, in Markdown."""
+    lines = [
+        "| kind | has text | pages | ok | blank | unreadable | text invented |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, kind in kinds.items():
+        counts = " | ".join(str(kind.statuses[status]) for status in ("ok", "blank", "unreadable"))
+        invented = "" if kind.has_text else kind.invented
+        lines.append(f"| {name} | {'yes' if kind.has_text else 'no'} | {kind.pages} | {counts} | {invented} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Draw, read, count."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--of-each", type=int, default=20, metavar="N", help="pages of each kind")
+    parser.add_argument("--seed", type=int, default=1000)
+    parser.add_argument("--fonts", type=Path, default=FONTS)
+    parser.add_argument("--photos", type=Path, help="folder of photographs without text")
+    parser.add_argument("--out", help="append the row to this file; auto: to the committed results")
+    options = parser.parse_args()
+    fonts = sorted(
+        path for path in options.fonts.rglob("*.ttf") if path.name.startswith(LATIN) and "Mono" not in path.name
+    )
+    photos = sorted(p for p in options.photos.rglob("*") if p.suffix.lower() in PHOTO_ENDINGS) if options.photos else []
+    drawer = Drawer(options.seed, fonts, photos)
+    kinds: dict[str, Kind] = {}
+    with httpx.Client(base_url=options.url, timeout=600) as client, ThreadPoolExecutor(CLIENTS) as pool:
+        pages = list(drawer.pages(options.of_each))
+        for number, (page, answer) in enumerate(pool.map(lambda page: read(client, page), pages), 1):
+            kind = kinds.setdefault(page.kind, Kind(bool(page.text)))
+            kind.statuses[answer["status"]] += 1
+            kind.invented += not page.text and bool(answer["text"])
+            if (page.text and answer["status"] != "ok") or (not page.text and answer["text"]):
+                sys.stderr.write(f"{page.kind}: {answer['status']} {answer['confidence']} {answer['text'][:60]!r}\n")
+            if number % 50 == 0:
+                sys.stderr.write(f"{number} of {len(pages)} pages\n")
+    empty, printed = ([kind for kind in kinds.values() if kind.has_text is has_text] for has_text in (False, True))
+    num_empty, num_printed = sum(kind.pages for kind in empty), sum(kind.pages for kind in printed)
+    print(table(kinds))
+    row = {
+        "benchmark": "outcomes",
+        "pages": num_empty + num_printed,
+        "recall": round(sum(kind.without_text for kind in empty) / num_empty, 4),
+        "false_alarms": round(sum(kind.without_text for kind in printed) / num_printed, 4),
+        "invented": sum(kind.invented for kind in empty),
+        "kinds": {name: {**kind.statuses, "has_text": kind.has_text} for name, kind in kinds.items()},
+        "seed": options.seed,
+        "fonts": len(fonts),
+        "photos": len(photos),
+        "command": command(),
+        **origin("cpu"),
+    }
+    keep(row, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Print is told from dirty paper; the whole set is measured by `benchmarks/outcomes.py`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from benchmarks.outcome_pages import BLANK_KINDS, TEXT_KINDS, Drawer, OutcomePage
+from shared.images.ink import MOST_MARKS, find_ink
+
+OF_EACH = 3
+
+
+@pytest.fixture(scope="module")
+def pages() -> list[OutcomePage]:
+    # Pillow's own face, so that the pages are the same on every machine.
+    return list(Drawer(5, [], []).pages(OF_EACH))
+
+
+@pytest.mark.parametrize("kind", BLANK_KINDS)
+def test_paper_without_print_is_blank(pages: list[OutcomePage], kind: str) -> None:
+    marks = [find_ink(page.image).marks for page in pages if page.kind == kind]
+    assert len(marks) == OF_EACH
+    # Dust may look like a letter; the model then has to read nothing.
+    assert sum(count > 0 for count in marks) <= (1 if kind in {"dust", "speckle"} else 0)
+
+
+@pytest.mark.parametrize("kind", TEXT_KINDS)
+def test_page_with_print_is_not_blank(pages: list[OutcomePage], kind: str) -> None:
+    found = [find_ink(page.image) for page in pages if page.kind == kind]
+    assert len(found) == OF_EACH
+    assert not any(ink.is_blank for ink in found)
+
+
+def text_page(text: str, colours: tuple[str, str], size: tuple[int, int] = (900, 600)) -> Image.Image:
+    page = Image.new("RGB", size, colours[0])
+    ImageDraw.Draw(page).text((60, 60), text, font=ImageFont.load_default(24), fill=colours[1])
+    return page
+
+
+@pytest.mark.parametrize(
+    "colours",
+    [("white", "black"), ("black", "white"), ("white", "yellow"), ("#fffbe6", "#c8b400"), ("navy", "#8080ff"),
+     ("#dddddd", "red"), ("black", "#505050")],
+)  # fmt: skip
+def test_colours_do_not_hide_print(colours: tuple[str, str]) -> None:
+    assert find_ink(text_page("Total 318", colours)).marks >= 6
+    assert find_ink(text_page("", colours)).is_blank
+
+
+def test_marks_are_counted_up_to_a_page_of_print() -> None:
+    few, many = text_page("Total 318", ("white", "black")), text_page("Total 318 kg\n" * 15, ("white", "black"))
+    assert find_ink(few).marks <= 9
+    assert find_ink(many).marks == MOST_MARKS
+    assert 0 < find_ink(few).ink_ratio < find_ink(many).ink_ratio < 0.2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 2), (3, 40), (4000, 3)])
+def test_any_size_is_looked_at(size: tuple[int, int]) -> None:
+    assert find_ink(Image.new("RGB", size, "white")).is_blank
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    assert find_ink(Image.fromarray(noise)).ink_ratio >= 0
+
+
+def test_a_letter_alone_counts_in_a_crop_and_so_does_a_small_one() -> None:
+    assert not find_ink(text_page("a", ("white", "black"), (150, 150))).is_blank
