@@ -4,8 +4,8 @@
     python benchmarks/outcomes.py --of-each 20 --photos FOLDER [--out results.jsonl]
 
 Pages are drawn from a seed (`outcome_pages.py`), photographs are taken from a folder. A page without text is found if
-the answer has none; a page with text is missed if the answer is `blank` or `unreadable`. Prints a table by kind, and one
-JSON object last.
+the answer has none; a page with text is missed if the answer is `blank` or `unreadable`. Prints a table by kind, and
+one JSON object last.
 """
 
 from __future__ import annotations
