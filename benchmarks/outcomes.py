@@ -58,7 +58,8 @@ def read(client: httpx.Client, page: OutcomePage) -> tuple[OutcomePage, dict[str
     stream = io.BytesIO()
     page.image.save(stream, "PNG", compress_level=1)
     answer = client.post("/ocr", files={"file": ("page.png", stream.getvalue(), "image/png")})
-    answer.raise_for_status()
+    if answer.is_error:
+        return page, {"status": "failed", "confidence": None, "text": answer.json()["code"]}
     return page, answer.json()["pages"][0]
 
 
@@ -96,7 +97,7 @@ def main() -> None:
         for number, (page, answer) in enumerate(pool.map(lambda page: read(client, page), pages), 1):
             kind = kinds.setdefault(page.kind, Kind(bool(page.text)))
             kind.statuses[answer["status"]] += 1
-            kind.invented += not page.text and bool(answer["text"])
+            kind.invented += not page.text and answer["status"] == "ok" and bool(answer["text"])
             if (page.text and answer["status"] != "ok") or (not page.text and answer["text"]):
                 sys.stderr.write(f"{page.kind}: {answer['status']} {answer['confidence']} {answer['text'][:60]!r}\n")
             if number % 50 == 0:
