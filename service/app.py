@@ -209,6 +209,7 @@ class _Composition:
             reader=DocumentReader(
                 source=pool, engine=self._engine, gate=gate, limits=build_limits(settings), observer=observer
             ),
+            pdf_maker=pool,
             metrics=metrics,
             monitor=Monitor(engine=self._engine, gate=gate, metrics=metrics, on_engine_failed=self._on_failed),
             observer=observer,

@@ -15,6 +15,7 @@ from service.admission.request import RequestRecord, record_of
 from service.engine.protocol import EngineHandle, EngineState
 from service.errors import DrainingError, NotReadyError
 from service.monitor import Monitor
+from service.ocr.formats.output_format import PdfMaker
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.outcome import BlankPages
 from service.ocr.reader import DocumentReader
@@ -49,6 +50,7 @@ class Services:
     """Key of operators; None rejects all of their commands."""
     gate: Gate
     reader: DocumentReader
+    pdf_maker: PdfMaker
     metrics: Metrics
     monitor: Monitor
     observer: TelemetryObserver

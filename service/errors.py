@@ -11,6 +11,7 @@ nothing of HTTP frameworks, images or engines.
     |  |- AdminOffError                      403
     |  |- NotFoundError, ModelNotFoundError  404
     |  |- MethodNotAllowedError              405
+    |  |- NotAcceptableError                 406
     |  |- BodyTimeoutError                   408
     |  |- ModelRefusedError, AdapterConflictError, AdaptersOffError
     |  |                                     409
@@ -151,6 +152,14 @@ class MethodNotAllowedError(ClientError):
     status = 405
     code = "method_not_allowed"
     title = "This path does not support this method."
+
+
+class NotAcceptableError(ClientError):
+    """The client accepts none of the output formats."""
+
+    status = 406
+    code = "not_acceptable"
+    title = "No output format has a media type that the header Accept allows; available lists them."
 
 
 class BodyTimeoutError(ClientError):

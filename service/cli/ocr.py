@@ -21,10 +21,14 @@ from service.cli.startup import start
 from service.config import LogLevel, ServiceSettings
 from service.engine.protocol import EngineHandle
 from service.errors import DeepSynthError, EngineError, UploadTooLargeError
+from service.intake.pool import ImagePool
 from service.ocr.answer import to_answer
+from service.ocr.formats.document import ReadDocument
+from service.ocr.formats.registry import FORMATS
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.reader import DocumentReader
 from service.ocr.request import parse_request
+from service.routes.disposition import safe_name
 from service.schemas import OcrAnswer
 from service.telemetry.metrics import Metrics
 from shared.contract.prompts import Task, prompt_for
@@ -43,6 +47,8 @@ class ReadOptions:
 
     files: Sequence[Path]
     as_json: bool
+    format: str | None
+    """An output format; None prints the text."""
     task: Task
     query: str | None
     mode: Mode | None
@@ -60,6 +66,7 @@ class _Bench:
     engine: EngineHandle
     gate: Gate
     reader: DocumentReader
+    pool: ImagePool
     room: asyncio.Semaphore
     """As many concurrent files as there are page slots."""
 
@@ -78,7 +85,7 @@ async def _reading(settings: ServiceSettings) -> AsyncIterator[_Bench]:
         async with asyncio.TaskGroup() as group:
             group.create_task(pool.start())
             group.create_task(engine.start())
-        yield _Bench(settings, engine, gate, reader, asyncio.Semaphore(PAGES_AHEAD * batch_size(settings)))
+        yield _Bench(settings, engine, gate, reader, pool, asyncio.Semaphore(PAGES_AHEAD * batch_size(settings)))
     except* DeepSynthError as failures:
         raise EngineError(str(failures.exceptions[0])) from failures
     finally:
@@ -97,6 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="image (PNG, JPEG, WebP, TIFF, GIF, BMP, JPEG 2000, AVIF, HEIC) or PDF",
     )
     parser.add_argument("--json", action="store_true", dest="as_json", help="print one JSON object per file")
+    parser.add_argument("--format", choices=list(FORMATS), help="write this format of one FILE instead of its text")
     parser.add_argument("--task", choices=[str(task) for task in Task], default=str(Task.FREE), help="default: free")
     parser.add_argument("--query", help="what to look for; with --task locate")
     parser.add_argument("--mode", choices=[str(mode) for mode in Mode], help="resolution; default: the model's own")
@@ -118,6 +126,8 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         prompt_for(options.task, options.query)
     except ValueError as error:
         parser.error(str(error))
+    if options.format is not None and (options.as_json or len(options.files) > 1):
+        parser.error("--format takes one FILE and no --json")
     done: list[Path] = []
     try:
         return asyncio.run(_ocr(settings, options, done))
@@ -135,9 +145,14 @@ async def _ocr(settings: ServiceSettings, options: ReadOptions, done: list[Path]
         status = 0
         for path, task in zip(options.files, tasks, strict=True):
             outcome = await task
-            if isinstance(outcome, OcrAnswer):
-                _print_answer(path, outcome, options)
-                for page in outcome.pages:
+            if isinstance(outcome, tuple):
+                answer, body = outcome
+                if body is None:
+                    _print_answer(path, answer, options)
+                else:
+                    sys.stdout.buffer.write(body)
+                    sys.stdout.flush()
+                for page in answer.pages:
                     if page.error is not None:
                         status = EXIT_UNREADABLE
                         sys.stderr.write(f"{path}: page {page.page}: {page.error.title} ({page.error.code})\n")
@@ -148,7 +163,8 @@ async def _ocr(settings: ServiceSettings, options: ReadOptions, done: list[Path]
     return status
 
 
-async def _read_file(bench: _Bench, path: Path, options: ReadOptions) -> OcrAnswer | str:
+async def _read_file(bench: _Bench, path: Path, options: ReadOptions) -> tuple[OcrAnswer, bytes | None] | str:
+    """The answer and its bytes in the format that is asked for, or why there is none."""
     async with bench.room:
         start_s = time.monotonic()
         try:
@@ -171,12 +187,16 @@ async def _read_file(bench: _Bench, path: Path, options: ReadOptions) -> OcrAnsw
             )
             with bench.gate.admit() as permit:
                 document = await bench.reader.read(data, request, permit)
+            answer = to_answer(document, receive_s=0.0, latency_s=time.monotonic() - start_s)
+            if options.format is None:
+                return answer, None
+            read = ReadDocument(answer, options.task, data, safe_name(path.name), bench.reader.limits)
+            return answer, bytes(await FORMATS[options.format].render(read, bench.pool))
         except OSError as error:
             return error.strerror or "cannot be opened"
         except DeepSynthError as error:
             facts = "".join(f", {name}: {value}" for name, value in error.public.items())
             return f"{error.title} ({error.code}{facts})"
-        return to_answer(document, receive_s=0.0, latency_s=time.monotonic() - start_s)
 
 
 def _load(path: Path, limit_bytes: int) -> bytes:

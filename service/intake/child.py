@@ -92,14 +92,24 @@ def main() -> int:
             raise InternalError("no document is open")
         return wire.encode_page_reply(document.decode(wire.decode_task(header)))
 
+    def add_text() -> tuple[bytes, memoryview]:
+        if document is None:
+            raise InternalError("no document is open")
+        text = wire.decode_text(bytes(tail))
+        allow_cpu(cpu_s * text.num_shares)
+        return wire.PDF, memoryview(document.searchable_pdf(text))
+
     while True:
         try:
-            header, tail = frames.receive(pipe, max_tail_bytes=max_file_bytes)
+            header, tail = frames.receive(pipe, max_tail_bytes=max(max_file_bytes, wire.MAX_TEXT_BYTES))
         except (frames.BrokenFrameError, OSError):
             return 0
         allow_cpu(cpu_s)
         if wire.is_task(header):
             answer(pipe, decode)
+            continue
+        if wire.is_text(header):
+            answer(pipe, add_text)
             continue
         if document is not None:
             document.close()

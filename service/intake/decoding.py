@@ -1,4 +1,7 @@
-"""From a file's bytes to the pixels of one page: the work of an image process, without processes and sockets."""
+"""From a file's bytes to the pixels of one page, and with its text to a searchable PDF.
+
+The work of an image process, without processes and sockets.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,8 @@ from service.intake.document import Document
 from service.intake.formats import FileFormat, read_format
 from service.intake.limits import DecodeTask
 from service.intake.pdf import has_user_units, open_pdf, pdf_pages, read_pdf_page
+from service.intake.searchable import add_text, make_pdf
+from service.intake.text_layer import TextTask
 from shared.deepseek_ocr.forms import PageImage, PageViews, PreparedPage, may_be_image
 from shared.deepseek_ocr.geometry import plan_views
 from shared.deepseek_ocr.images import prepare_views
@@ -78,6 +83,7 @@ class OpenDocument:
     """
 
     def __init__(self, document: Document) -> None:
+        self._data = document.data
         self._limits = document.limits
         self._pdf: pypdfium2.PdfDocument | None = None
         self._raster: RasterFile | None = None
@@ -131,6 +137,25 @@ class OpenDocument:
                 raise InternalError("the document is closed")
             seen = self._raster.read(page)
             return seen.image, seen.is_damaged
+
+    def searchable_pdf(self, task: TextTask) -> bytes:
+        """Add text to the document.
+
+        Args:
+            task: The text.
+
+        Returns:
+            A PDF.
+
+        Raises:
+            DeepSynthError: Why it cannot be made, however a library fails on damaged bytes.
+        """
+        with _service_errors():
+            if self._pdf is not None:
+                return add_text(self._data, self._pdf, task.pages)
+            if self._raster is None:
+                raise InternalError("the document is closed")
+            return make_pdf(self._raster, task.pages)
 
     def close(self) -> None:
         """Free the file and what PDFium holds."""

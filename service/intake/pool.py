@@ -42,7 +42,8 @@ from service.intake import wire
 from service.intake.decoding import Contents, DecodedPage
 from service.intake.document import Document
 from service.intake.limits import DecodeTask
-from service.intake.replies import MAX_HEADER_BYTES, decode_contents, decode_reply, max_reply_bytes
+from service.intake.replies import MAX_HEADER_BYTES, decode_contents, decode_pdf, decode_reply, max_reply_bytes
+from service.intake.text_layer import TextTask
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -57,6 +58,7 @@ class ImageProcess:
 
     def __init__(self, *, memory_bytes: int, timeout_s: float, max_file_bytes: int) -> None:
         self._timeout_s = timeout_s
+        self._memory_bytes = memory_bytes
         self._is_ready = False
         self._is_ended_by_us = False
         self._stderr = ""
@@ -154,6 +156,33 @@ class ImageProcess:
                 deadline_s=deadline_s,
             )
             return decode_reply(*reply, task)
+
+    def add_text(self, document: Document, task: TextTask) -> memoryview:
+        """Make a searchable PDF; blocks for the time of one page for each of its pages, and one more.
+
+        Args:
+            document: Sent unless this process already holds it.
+            task: The text.
+
+        Returns:
+            The PDF.
+
+        Raises:
+            DeepSynthError: Why there is none; after a crash, a hang or a malformed reply, `is_alive` is false.
+        """
+        self._make_ready()
+        if self.document is not document:
+            self.open(document)
+        deadline_s = time.monotonic() + self._timeout_s * task.num_shares
+        with self._faults_explained():
+            frames.send(self._pipe, *wire.encode_text(task), deadline_s=deadline_s)
+            reply = frames.receive(
+                self._pipe,
+                max_header_bytes=MAX_HEADER_BYTES,
+                max_tail_bytes=self._memory_bytes,
+                deadline_s=deadline_s,
+            )
+            return decode_pdf(*reply)
 
     def _make_ready(self) -> None:
         try:
@@ -299,6 +328,20 @@ class ImagePool:
         """
         return await asyncio.get_running_loop().run_in_executor(
             self._threads, self._with_process, document, lambda process: process.decode(document, task)
+        )
+
+    async def add_text(self, document: Document, task: TextTask) -> memoryview:
+        """Make a searchable PDF in an idle process, or in the next one that becomes idle.
+
+        Args:
+            document: The file; the caller passes it to `close` afterwards.
+            task: The text.
+
+        Returns:
+            The PDF.
+        """
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, self._with_process, document, lambda process: process.add_text(document, task)
         )
 
     def close(self, document: Document) -> None:

@@ -14,7 +14,7 @@ from service.frames import BrokenFrameError, read_header
 from service.intake.decoding import Contents, DecodedPage
 from service.intake.document import Document
 from service.intake.limits import DecodeTask
-from service.intake.wire import ContentsReply, ErrorReply, PageReply
+from service.intake.wire import PDF, ContentsReply, ErrorReply, PageReply
 from service.page_codec import decode_page
 from shared.deepseek_ocr.forms import CHANNELS, MAX_IMAGE_PIXELS, PageImage
 from shared.deepseek_ocr.geometry import plan_views
@@ -87,6 +87,26 @@ def decode_reply(header: bytes, tail: memoryview, task: DecodeTask) -> DecodedPa
     return DecodedPage(
         reply.file_format, reply.page, reply.width_px, reply.height_px, reply.ink, reply.is_damaged, prepared
     )
+
+
+def decode_pdf(header: bytes, tail: memoryview) -> memoryview:
+    """Read the reply to a text.
+
+    Args:
+        header: The frame's header.
+        tail: The frame's tail.
+
+    Returns:
+        The PDF; not looked into, since only the client opens it.
+
+    Raises:
+        BrokenFrameError: It is no such reply.
+        DeepSynthError: The error that the process sent; one with an unknown code is an `InternalError`.
+    """
+    if header != PDF:
+        _decode(header)
+        raise BrokenFrameError("no PDF")
+    return tail
 
 
 def _decode(header: bytes) -> PageReply | ContentsReply:

@@ -15,11 +15,16 @@ from service.intake.decoding import Contents, DecodedPage
 from service.intake.document import Document
 from service.intake.formats import FileFormat
 from service.intake.limits import DecodeTask, IntakeLimits
+from service.intake.text_layer import TextTask
 from service.page_codec import PageHeader, encode_page
 from shared.images.ink import PageInk
 
+MAX_TEXT_BYTES = 64 * 1024 * 1024
+"""Of a text task; far more than all the tokens of the largest document."""
 CLOSE = b'{"kind": "close"}'
 """Header of a frame that closes the open document, and has no answer."""
+PDF = b'{"kind": "pdf"}'
+"""Header of a frame that brings a PDF as its tail."""
 READY = b'{"ready": true}'
 """Header of an image process's first frame."""
 
@@ -68,8 +73,13 @@ def decode_open(header: bytes, tail: bytes) -> Document:
 
 
 def is_task(header: bytes) -> bool:
-    """Whether a frame asks for a page; the others open or close a document."""
+    """Whether a frame asks for a page; the others open or close a document, or bring text."""
     return json.loads(header)["kind"] == "task"
+
+
+def is_text(header: bytes) -> bool:
+    """Whether a frame brings the text of a searchable PDF."""
+    return json.loads(header)["kind"] == "text"
 
 
 def encode_task(task: DecodeTask) -> bytes:
@@ -80,6 +90,16 @@ def encode_task(task: DecodeTask) -> bytes:
 def decode_task(header: bytes) -> DecodeTask:
     """The task that `encode_task` wrote."""
     return DecodeTask.from_wire(json.loads(header))
+
+
+def encode_text(task: TextTask) -> tuple[bytes, bytes]:
+    """Header and tail of a task that adds text to the open document."""
+    return b'{"kind": "text"}', task.to_wire()
+
+
+def decode_text(tail: bytes) -> TextTask:
+    """The task that `encode_text` wrote."""
+    return TextTask.from_wire(tail)
 
 
 def encode_page_reply(page: DecodedPage) -> tuple[bytes, *tuple[memoryview, ...]]:

@@ -31,7 +31,7 @@ def to_answer(document: DocumentResult, *, receive_s: float, latency_s: float) -
     return OcrAnswer(
         id=f"ocr-{uuid.uuid4().hex}",
         status="partial" if document.is_partial else "ok",
-        text=document.text,
+        text=_well_formed(document.text),
         model_id=document.model_id,
         seed=document.seed,
         finish_reason=document.finish_reason.value,
@@ -66,10 +66,22 @@ def to_page_answer(page: PageResult) -> PageAnswer:
         if error is None
         else PageError(code=error.code, title=error.title, retryable=error.retryable, **error.public),
         warnings=["damaged_image"] if page.is_damaged else [],
-        text=page.text,
+        text=_well_formed(page.text),
         width_px=page.width_px,
         height_px=page.height_px,
         finish_reason=None if finish_reason is None else finish_reason.value,
         confidence=_rounded(page.confidence),
-        regions=[RegionAnswer(label=region.label, box_px=region.box_px, text=region.text) for region in page.regions],
+        regions=[
+            RegionAnswer(label=_well_formed(region.label), box_px=region.box_px, text=_well_formed(region.text))
+            for region in page.regions
+        ],
     )
+
+
+def _well_formed(text: str) -> str:
+    """Text that UTF-8 can encode: lone surrogates, which no Unicode text has, become U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text

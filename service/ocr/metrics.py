@@ -126,6 +126,13 @@ class TelemetryObserver:
         self._metrics.counter("page_outcomes_total").labels(status).inc()
 
     @contextlib.contextmanager
+    def rendering(self, name: str) -> Iterator[None]:
+        """Around writing a document in an output format."""
+        with self._span("deepsynth.render") as span:
+            span.set_attribute("deepsynth.format", name)
+            yield
+
+    @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Around the wait for a page slot."""
         with self._span("deepsynth.queue"), self._stage("queue"):

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Any, get_args
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -30,8 +30,10 @@ from service.errors import (
     PublicValue,
     UploadTooLargeError,
 )
+from service.ocr.formats.registry import FORMATS
 from service.ocr.outcome import BlankPages
 from service.ocr.sampling import MAX_GIVEN_SEED, MIN_GIVEN_SEED, SEED_EXPECTED, TEMPERATURE_EXPECTED
+from service.routes.disposition import safe_name
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import Mode
 
@@ -67,8 +69,17 @@ class OcrFields(BaseModel):
     min_confidence: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     """An answer with a lower confidence for a page with little print is reported as unreadable, without its text. The
     service's setting when not given."""
+    format: str | None = Field(default=None, json_schema_extra={"enum": list(FORMATS)})
+    """Output format; the header Accept decides when not given, and JSON is the default. A stream is always JSON."""
     stream: bool = False
     """Answer as server-sent events while the pages are being read."""
+
+    @field_validator("format")
+    @classmethod
+    def _format_exists(cls, value: str | None) -> str | None:
+        if value is not None and value not in FORMATS:
+            raise ValueError("no such format")
+        return value
 
     @model_validator(mode="after")
     def _query_fits_task(self) -> OcrFields:
@@ -88,6 +99,8 @@ class OcrForm:
     """A received form."""
 
     data: bytes
+    name: str
+    """The file's, safe to show and to store."""
     fields: OcrFields
 
 
@@ -168,7 +181,7 @@ async def receive_form(request: Request, bounds: RequestBounds) -> OcrForm:
         bounds: Limits.
 
     Returns:
-        The file's bytes and the fields.
+        The file and the fields.
 
     Raises:
         NotMultipartError: The body is not multipart/form-data.
@@ -196,19 +209,19 @@ async def receive_form(request: Request, bounds: RequestBounds) -> OcrForm:
             parser.close_files()
             raise MalformedBodyError(public={"reason": "the body ends before its closing boundary"})
         fields = parse_fields([*in_url, *items])
-        return OcrForm(await _file(items, bounds), fields)
+        data, name = await _file(items, bounds)
+        return OcrForm(data, name, fields)
     finally:
         await form.close()
 
 
-async def _file(items: list[tuple[str, Any]], bounds: RequestBounds) -> bytes:
+async def _file(items: list[tuple[str, Any]], bounds: RequestBounds) -> tuple[bytes, str]:
     files = [value for name, value in items if isinstance(value, UploadFile) and name == FILE_FIELD]
     if len(files) != 1:
         raise InvalidFieldError(public={"field": FILE_FIELD, "expected": "one file, sent in the form with a file name"})
     if (files[0].size or 0) > bounds.max_upload_bytes:
         raise UploadTooLargeError(public={"limit_bytes": bounds.max_upload_bytes})
-    data: bytes = await files[0].read()
-    return data
+    return await files[0].read(), safe_name(files[0].filename)
 
 
 def parse_fields(items: Iterable[tuple[str, Any]]) -> OcrFields:
@@ -269,6 +282,8 @@ def _expected(kind: str, field: str) -> str | list[str]:
     for kind_of_value in (annotation, *get_args(annotation)):
         if isinstance(kind_of_value, type) and issubclass(kind_of_value, Enum):
             return [str(choice) for choice in kind_of_value]
+    if field == "format":
+        return list(FORMATS)
     if field == "query":
         return "text to look for with the task locate, and only with it"
     if field == "temperature":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -15,10 +16,17 @@ from service.admission.deadline import Deadline, run_to_outcome
 from service.admission.gate import Permit
 from service.admission.request import RequestRecord
 from service.deps import RecordDep, Services, ServicesDep, require_ready
+from service.errors import InvalidFieldError
 from service.ocr.answer import to_answer
+from service.ocr.formats.document import ReadDocument
+from service.ocr.formats.output_format import OutputFormat
+from service.ocr.formats.registry import DEFAULT, FORMATS
 from service.ocr.reader import DeltaSink, PageSink
 from service.ocr.request import OcrRequest, parse_request
-from service.routes.form import FILE_FIELD, OcrFields, receive_form
+from service.routes import stream
+from service.routes.accept import choose_format
+from service.routes.disposition import content_disposition
+from service.routes.form import FILE_FIELD, OcrFields, OcrForm, receive_form
 from service.routes.stream import ReadingStream, until_disconnect
 from service.schemas import OcrAnswer, Problem
 
@@ -56,16 +64,24 @@ def _description() -> dict[str, Any]:
     }
 
 
+STATUS_HEADER = "x-ocr-status"
+"""On answers that are not JSON: its member `status`, which tells a document of which some page failed."""
 _PROBLEM = {"model": Problem, "content": {"application/problem+json": {}}}
+_BODY = {"schema": {"type": "string"}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {}}},
-    **dict.fromkeys((400, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504), _PROBLEM),
+    200: {
+        "content": {
+            **{each.essence: _BODY for each in FORMATS.values() if each is not DEFAULT},
+            stream.MEDIA_TYPE: _BODY,
+        }
+    },
+    **dict.fromkeys((400, 404, 406, 408, 409, 413, 415, 422, 429, 500, 503, 504), _PROBLEM),
 }
 
 
 @router.post("/api/ocr/run", response_model=OcrAnswer, responses=_RESPONSES, openapi_extra=_description())
 @router.post("/ocr", response_model=OcrAnswer, responses=_RESPONSES, openapi_extra=_description())
-async def read_document(request: Request, services: ServicesDep, record: RecordDep) -> Response | OcrAnswer:
+async def read_document(request: Request, services: ServicesDep, record: RecordDep) -> Response:
     """Read the text of a document."""
     # Admission before the body: a request that is rejected has not uploaded for nothing.
     permit = record.resources.enter_context(services.gate.admit())
@@ -75,6 +91,7 @@ async def read_document(request: Request, services: ServicesDep, record: RecordD
         received(len(form.data))
         receive_s = time.monotonic() - start_s
     fields = form.fields
+    output = _output(request, fields)
     ocr_request = parse_request(
         data=form.data,
         info=services.engine.info,
@@ -97,7 +114,32 @@ async def read_document(request: Request, services: ServicesDep, record: RecordD
     work = partial(_answer, services, record, permit, form.data, ocr_request, receive_s, deadline)
     if fields.stream:
         return ReadingStream(work, record=record)
-    return await run_to_outcome(work(), disconnected=partial(until_disconnect, request.receive))
+    return await run_to_outcome(
+        _respond(services, form, output, work), disconnected=partial(until_disconnect, request.receive)
+    )
+
+
+def _output(request: Request, fields: OcrFields) -> OutputFormat:
+    """The format to answer in; a `DeepSynthError` if the client accepts none, or a stream in another than JSON."""
+    if fields.stream:
+        # As before there were formats: clients of streams accept whatever they like.
+        if fields.format not in (None, DEFAULT.name):
+            raise InvalidFieldError(public={"field": "format", "expected": f"{DEFAULT.name}, with a stream"})
+        return DEFAULT
+    return choose_format(request.headers.getlist("accept")) if fields.format is None else FORMATS[fields.format]
+
+
+async def _respond(
+    services: Services, form: OcrForm, output: OutputFormat, work: Callable[[], Awaitable[OcrAnswer]]
+) -> Response:
+    document = ReadDocument(await work(), form.fields.task, form.data, form.name, services.reader.limits)
+    with services.observer.rendering(output.name):
+        body = await output.render(document, services.pdf_maker)
+    headers = {}
+    if output is not DEFAULT:
+        headers["content-disposition"] = content_disposition(form.name, output.extension)
+        headers[STATUS_HEADER] = document.answer.status
+    return Response(body, media_type=output.media_type, headers=headers)
 
 
 async def _answer(

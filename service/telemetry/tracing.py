@@ -33,6 +33,7 @@ ALLOWED = frozenset(
         "deepsynth.adapter.bytes",
         "deepsynth.adapter.result",
         "deepsynth.upload.bytes",
+        "deepsynth.format",
         "deepsynth.image.format",
         "deepsynth.image.width_px",
         "deepsynth.image.height_px",

@@ -17,7 +17,7 @@ from shared.images.errors import ImageError, ImageReason
 
 _OPAQUE = {"1", "L", "P", "RGB", "RGBX", "YCbCr"}
 _TRANSPARENT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa"}
-_SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
+SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 SIDEWAYS = {5, 6, 7, 8}
 """EXIF orientations that swap width and height."""
 _WHITE_IS_ZERO = 0
@@ -38,11 +38,11 @@ def as_seen(image: Image.Image) -> Image.Image:
         ImageError: The pixel type is unknown.
     """
     # The flags live on the file object and are gone after load() or conversion.
-    inverted = _is_white_is_zero(image)
-    bits = _bits_per_sample(image)
+    inverted = is_white_is_zero(image)
+    bits = bits_per_sample(image)
     grey_levels = _png_grey_levels(image)
     image.load()
-    if image.mode in _SIXTEEN_BIT:
+    if image.mode in SIXTEEN_BIT:
         page = _from_sixteen_bit(image, bits, inverted=inverted)
     elif image.has_transparency_data:
         page = _on_ground(_transparent_layer(image, grey_levels))
@@ -73,11 +73,13 @@ def orientation_of(image: Image.Image) -> int:
     return orientation if isinstance(orientation, int) and orientation in _TURNS else 1
 
 
-def _is_white_is_zero(image: Image.Image) -> bool:
+def is_white_is_zero(image: Image.Image) -> bool:
+    """Whether a TIFF frame's samples count ink instead of light; ask before `load`."""
     return isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO
 
 
-def _bits_per_sample(image: Image.Image) -> int:
+def bits_per_sample(image: Image.Image) -> int:
+    """Significant bits of a 16-bit frame's samples; ask before `load`."""
     if not isinstance(image, TiffImageFile):
         return 16
     bits = image.tag_v2.get(BITSPERSAMPLE, (16,))

@@ -90,15 +90,17 @@ class RasterFile:
         self._limits = limits
         self._jpeg: JpegFile | None = None
         self._directories: list[TiffDirectory] = []
-        self._data = data
+        self.upload = data
+        self.data = data
+        """What the decoder gets: without damage that can be mended, and without a PNG's metadata."""
         if file_format is FileFormat.PNG:
-            self._data = without_metadata(data)
+            self.data = without_metadata(data)
         elif file_format is FileFormat.JPEG:
             self._jpeg = read_markers(data)
-            self._data = self._jpeg.data
+            self.data = self._jpeg.data
         elif file_format is FileFormat.HEIC:
             _register_heic()
-        self._is_mended = self._data is not data
+        self._is_mended = self.data is not data
 
     def pages(self, selection: tuple[int, ...] | None = None) -> tuple[int, ...]:
         """Find out which pages to read.
@@ -121,7 +123,7 @@ class RasterFile:
                     return pages
             else:
                 pages = selection or (1,)
-            with self._opened(pages[0]) as image:
+            with self.opened(pages[0]) as image:
                 if self.file_format is not FileFormat.TIFF:
                     num_frames = self._num_frames(image)
                     if pages[-1] > num_frames:
@@ -141,7 +143,7 @@ class RasterFile:
         Raises:
             ImageError: Why it cannot be read, however a library fails on damaged bytes.
         """
-        with decoding(), self._opened(page) as image:
+        with decoding(), self.opened(page) as image:
             if page > 1 and self.file_format is not FileFormat.TIFF:
                 image.seek(page - 1)
             self._limits.check_size(*image.size)
@@ -162,7 +164,7 @@ class RasterFile:
 
     def upright_size(self) -> tuple[int, int]:
         """Width and height in pixels that the first page will have; no pixels are decoded, except for PNG files."""
-        with decoding(), self._opened(1) as image:
+        with decoding(), self.opened(1) as image:
             # Pillow reports a TIFF as it will be once it is loaded.
             if image.format != "TIFF" and orientation_of(image) in SIDEWAYS:
                 return image.height, image.width
@@ -170,7 +172,7 @@ class RasterFile:
 
     def _tiff_pages(self, selection: tuple[int, ...] | None) -> tuple[int, ...]:
         limit = self._limits.max_frames
-        self._directories = page_directories(self._data, limit + 1 if selection is None else selection[-1])
+        self._directories = page_directories(self.data, limit + 1 if selection is None else selection[-1])
         found = len(self._directories)
         if selection is None:
             if found > limit:
@@ -181,18 +183,18 @@ class RasterFile:
         return selection
 
     @contextlib.contextmanager
-    def _opened(self, page: int) -> Iterator[Image.Image]:
+    def opened(self, page: int) -> Iterator[Image.Image]:
         """The file, opened; a TIFF at a page, all others at their first frame."""
         name = _PILLOW_NAMES.get(self.file_format, self.file_format.upper())
         with _pillow_limit(self._limits):
             try:
                 if self.file_format is FileFormat.TIFF:
                     if page > len(self._directories):
-                        self._directories = page_directories(self._data, page)
-                    with opened_page(self._data, self._directories[page - 1]) as image:
+                        self._directories = page_directories(self.data, page)
+                    with opened_page(self.data, self._directories[page - 1]) as image:
                         yield image
                 else:
-                    with Image.open(io.BytesIO(self._data), formats=(name,)) as image:
+                    with Image.open(io.BytesIO(self.data), formats=(name,)) as image:
                         yield image
             except Image.DecompressionBombError as error:
                 raise self._limits.too_many_pixels() from error

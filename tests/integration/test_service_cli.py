@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pypdf import PdfReader
 
 from service.__main__ import main
 from service.cli.serve import EXIT_ENGINE_FAILED
@@ -65,6 +67,16 @@ def test_json_is_one_object_a_file(folder: Path) -> None:
     ended = call("ocr", "--json", "--pages", "2", "two.pdf", folder=folder)
     answer = json.loads(ended.stdout)
     assert (answer["file"], [page["page"] for page in answer["pages"]]) == ("two.pdf", [2])
+
+
+def test_format_of_one_file_goes_to_standard_output(folder: Path) -> None:
+    command = [sys.executable, "-m", "service", "ocr", "--format", "searchable-pdf", "one.png"]
+    chosen = environment(ENGINE="fake", IMAGE_WORKERS="1", FAKE_STEP_MS="0")
+    ended = subprocess.run(command, cwd=folder, env=chosen, check=True, capture_output=True, timeout=60)
+    words = PdfReader(io.BytesIO(ended.stdout)).pages[0].extract_text()
+    assert words.split() == call("ocr", "one.png", folder=folder).stdout.split()
+    several = call("ocr", "--format", "alto", "one.png", "two.pdf", folder=folder)
+    assert (several.returncode, several.stdout) == (2, "")
 
 
 def test_task_and_query_reach_the_engine(folder: Path) -> None:

@@ -98,12 +98,14 @@ async def test_spans_of_a_request_form_one_tree() -> None:
         "deepsynth.queue": "POST /ocr",
         "deepsynth.decode": "POST /ocr",
         "deepsynth.inference": "POST /ocr",
+        "deepsynth.render": "POST /ocr",
     }
     assert {f"{span.context.trace_id:032x}" for span in spans if span.context} == {parent.split("-")[1]}
     by_name = {span.name: dict(span.attributes or {}) for span in spans}
     assert all(set(attributes) <= ALLOWED for attributes in by_name.values())
     assert by_name["POST /ocr"]["http.response.status_code"] == 200
     assert by_name["deepsynth.decode"]["deepsynth.image.width_px"] == 320
+    assert by_name["deepsynth.render"]["deepsynth.format"] == "json"
     assert by_name["deepsynth.inference"]["gen_ai.request.model"] == "fake"
     assert by_name["deepsynth.inference"]["gen_ai.usage.output_tokens"] > 0
     assert CANARY not in str([span.to_json() for span in spans])

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import resource
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pypdf import PdfReader
 
 from service.errors import (
     DecodeCrashError,
@@ -28,6 +31,7 @@ from service.errors import (
 from service.intake.document import Document
 from service.intake.limits import DecodeTask, IntakeLimits
 from service.intake.pool import ImagePool
+from service.intake.text_layer import TextLine, TextPage, TextTask
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
 from tests.support.pdf import make_pdf
 from tests.support.service import eventually, png
@@ -269,6 +273,34 @@ async def test_death_in_the_middle_costs_one_page_and_the_next_one_sends_the_doc
         await eventually(lambda: state_of(pool.pids[0]) == "Z")
         assert (await pool.decode(document, page_task(3))).page == 4
         assert (document.num_sent, restarts) == (3, ["decode_killed", "died_idle"])
+
+
+TEXT = TextTask((TextPage(1, 320, 200, (TextLine("found", (0, 0, 320, 200)),)),))
+
+
+async def test_searchable_pdf_comes_out_of_a_process() -> None:
+    async with running_pool() as (pool, restarts):
+        document = Document(png(), IntakeLimits())
+        pdf = bytes(await pool.add_text(document, TEXT))
+        pool.close(document)
+        assert held_by(pool) == [None]
+        assert PdfReader(io.BytesIO(pdf)).pages[0].extract_text().strip() == "found"
+        with pytest.raises(UndecodableError):
+            await pool.add_text(Document(b"%PDF-1.7\nnothing", IntakeLimits()), TEXT)
+        assert restarts == []
+
+
+async def test_process_that_hangs_over_a_pdf_is_killed_when_the_time_of_its_pages_is_up() -> None:
+    async with running_pool(timeout_s=0.5) as (pool, restarts):
+        document = Document(png(), IntakeLimits())
+        await pool.open(document)
+        (pid,) = pool.pids
+        os.kill(pid, signal.SIGSTOP)
+        start_s = time.monotonic()
+        with pytest.raises(DecodeTimeoutError):
+            await pool.add_text(document, TEXT)
+        assert time.monotonic() - start_s >= 1.0
+        assert restarts == ["decode_timeout"]
 
 
 async def test_process_is_confined() -> None:
