@@ -40,7 +40,7 @@ from service.intake.pool import ImagePool
 from service.monitor import Monitor
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.reader import DocumentReader
-from service.routes import adapters, health, models, ocr, playground
+from service.routes import adapters, chat, external_loader, health, mistral, models, ocr, playground
 from service.routes.middleware import RequestContextMiddleware
 from service.routes.problems import on_http_exception, on_known_error, problem_response
 from service.telemetry.metrics import Metrics
@@ -225,6 +225,7 @@ class _Composition:
                 min_confidence=settings.min_confidence,
             ),
             has_started=lambda: self._has_started,
+            created_s=int(time.time()),
         )
         return services, pool
 
@@ -333,8 +334,9 @@ def create_app(
         # A redirect would make clients send the document again, behind a TLS proxy to an http:// address.
         redirect_slashes=False,
     )
-    for router in (ocr.router, health.router, models.router, adapters.router, adapters.admin_router, playground.router):
-        app.include_router(router)
+    for part in (ocr, chat, mistral, external_loader, health, models, adapters, playground):
+        app.include_router(part.router)
+    app.include_router(adapters.admin_router)
     app.add_exception_handler(DeepSynthError, on_known_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     if settings.enable_metrics:

@@ -57,6 +57,8 @@ class Services:
     bounds: RequestBounds
     has_started: Callable[[], bool]
     """Whether the start has completed, checks included."""
+    created_s: int
+    """When they were built, in seconds since 1970."""
 
 
 class LifespanState(TypedDict):

@@ -5,7 +5,7 @@ nothing of HTTP frameworks, images or engines.
 
     DeepSynthError                        status  outcome
     |- ClientError                                client_error
-    |  |- MalformedBodyError, InvalidHostError
+    |  |- MalformedBodyError, MalformedJsonError, InvalidHostError, UnsupportedParameterError
     |  |                                     400
     |  |- AdminKeyError                      401
     |  |- AdminOffError                      403
@@ -18,9 +18,10 @@ nothing of HTTP frameworks, images or engines.
     |  |- TooLargeError                      413
     |  |  |- UploadTooLargeError, TooManyPixelsError, TooManyVisionTokensError
     |  |- UnsupportedTypeError               415
-    |  |  |- NotMultipartError, UnsupportedFormatError, UnsupportedPixelsError
+    |  |  |- NotMultipartError, NotJsonError, UnsupportedFormatError, UnsupportedPixelsError
     |  `- UnprocessableError                 422
-    |     |- InvalidFieldError, EmptyFileError, UndecodableError, TooManyPagesError, PageOutOfRangeError,
+    |     |- InvalidFieldError, RemoteUrlError, InvalidDataUrlError, NoTextError
+    |     |- EmptyFileError, UndecodableError, TooManyPagesError, PageOutOfRangeError,
     |     |  AspectRatioError, PdfEncryptedError
     |     `- DecodeTimeoutError, DecodeMemoryError, DecodeCrashError
     |- CapacityError
@@ -88,6 +89,20 @@ class InvalidHostError(ClientError):
 
     code = "invalid_host"
     title = "The Host header is not a host name or an address, with an optional port."
+
+
+class MalformedJsonError(ClientError):
+    """The body is not JSON that can be read within the limits."""
+
+    code = "malformed_json"
+    title = "The request body is not valid JSON, or is nested too deeply or has too many values."
+
+
+class UnsupportedParameterError(ClientError):
+    """A parameter of another service's API that would change the answer and that this one does not have."""
+
+    code = "unsupported_parameter"
+    title = "This parameter is not supported with this value."
 
 
 class AdminKeyError(ClientError):
@@ -213,6 +228,13 @@ class NotMultipartError(UnsupportedTypeError):
     title = "Send the file as multipart/form-data."
 
 
+class NotJsonError(UnsupportedTypeError):
+    """The body is not said to be JSON."""
+
+    code = "not_json"
+    title = "Send the request as application/json."
+
+
 class UnsupportedFormatError(UnsupportedTypeError):
     """The file's content, not its name, is in no supported format; `found` and `advice` say more where it is known."""
 
@@ -236,10 +258,31 @@ class UnprocessableError(ClientError):
 
 
 class InvalidFieldError(UnprocessableError):
-    """An option in the form or in the query string is missing, unknown, repeated or out of its range."""
+    """A field or an option is missing, unknown, repeated or out of its range."""
 
     code = "invalid_field"
-    title = "A field of the form or the query string is missing, unknown or not valid; field names it."
+    title = "A field of the request or the query string is missing, unknown or not valid; field names it."
+
+
+class RemoteUrlError(UnprocessableError):
+    """The file is named by a URL, which this service never fetches."""
+
+    code = "remote_url_not_allowed"
+    title = "The service fetches no URLs: send the file as a data URL, or upload it to POST /ocr."
+
+
+class InvalidDataUrlError(UnprocessableError):
+    """A data URL is not valid."""
+
+    code = "invalid_data_url"
+    title = "The file is not a valid data URL: send data:TYPE;base64,DATA."
+
+
+class NoTextError(UnprocessableError):
+    """The document was read, and there is no text on it; only for clients that cannot take an empty answer."""
+
+    code = "no_text"
+    title = "There is no text on the document."
 
 
 class EmptyFileError(UnprocessableError):

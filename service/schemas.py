@@ -118,6 +118,8 @@ class ModelAnswer(Wire):
 
     id: str
     object: Literal["model"] = "model"
+    created: int
+    """When this service started, in seconds since 1970."""
     owned_by: str = "deepsynth"
     root: str
     """The model that the name serves now; for an adapter `name@version`."""
@@ -134,6 +136,206 @@ class ModelsAnswer(Wire):
 
     object: Literal["list"] = "list"
     data: list[ModelAnswer]
+
+
+class ChatMessage(Wire):
+    """The message with the text."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    """All pages, joined by a blank line."""
+    refusal: None = None
+
+
+class ChatChoice(Wire):
+    """The one choice."""
+
+    index: Literal[0] = 0
+    message: ChatMessage
+    logprobs: None = None
+    finish_reason: Literal["stop", "length"]
+    """`length`: at least one page is incomplete; `pages` says which and why."""
+
+
+class PromptTokensDetails(Wire):
+    """The prompt's tokens by kind."""
+
+    image_tokens: int
+    text_tokens: int
+
+
+class ChatUsage(Wire):
+    """Tokens, summed over pages."""
+
+    prompt_tokens: int
+    """Of images and text."""
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class ChatWarning(Wire):
+    """What the service did differently from what a client may expect."""
+
+    code: Literal["prompt_ignored", "page_failed", "page_unreadable", "repetition"]
+    message: str
+
+
+class ChatAnswer(Wire):
+    """A completion in the format of OpenAI's API; `warnings` and `pages` are extensions."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    """Seconds since 1970."""
+    model: str
+    """The model that answered; an adapter as `name@version`."""
+    choices: list[ChatChoice]
+    usage: ChatUsage
+    warnings: list[ChatWarning]
+    pages: list[PageAnswer]
+    """As in the answer of `POST /ocr`."""
+
+
+class OpenAIError(Wire):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+    """As in docs/errors.md."""
+
+
+class OpenAIProblem(Wire):
+    """An error in the format of OpenAI's API."""
+
+    error: OpenAIError
+
+
+class MistralImage(Wire):
+    """A figure on a page; coordinates in pixels of `dimensions`."""
+
+    id: str
+    """As in the page's Markdown."""
+    top_left_x: int
+    top_left_y: int
+    bottom_right_x: int
+    bottom_right_y: int
+    image_base64: str | None
+    """A JPEG file as a data URL; null unless `include_image_base64` is true."""
+
+
+class MistralBlock(Wire):
+    """A labelled box; coordinates in pixels of `dimensions`."""
+
+    type: Literal[
+        "title", "text", "caption", "table", "image", "equation", "list", "code", "references", "header", "footer"
+    ]
+    top_left_x: int
+    top_left_y: int
+    bottom_right_x: int
+    bottom_right_y: int
+    content: str
+    image_id: str | None = None
+    """Of an image: its entry in `images`."""
+
+
+class MistralConfidence(Wire):
+    """Probabilities of the page's tokens."""
+
+    average_page_confidence_score: float
+    """Their geometric mean."""
+    minimum_page_confidence_score: float
+
+
+class MistralDimensions(Wire):
+    """Size of the upright page."""
+
+    dpi: int
+    """Of a PDF page, as rendered; 72 for an image, whose resolution is not known."""
+    height: int
+    width: int
+
+
+class MistralPage(Wire):
+    """One page."""
+
+    index: int
+    """In the document, from 0."""
+    markdown: str
+    images: list[MistralImage]
+    dimensions: MistralDimensions | None
+    """Null where the page could not be decoded."""
+    confidence_scores: MistralConfidence | None
+    """Null unless `confidence_scores_granularity` is `page`, or where the model read nothing."""
+    blocks: list[MistralBlock] | None
+    """Null if `include_blocks` is false; empty if the model gives no boxes."""
+    status: Literal["ok", "blank", "unreadable", "failed"]
+    """Extension: as in the answer of `POST /ocr`."""
+    error: PageError | None
+    """Extension: why the page failed."""
+
+
+class MistralUsage(Wire):
+    """What was read."""
+
+    pages_processed: int
+    doc_size_bytes: int
+
+
+class MistralAnswer(Wire):
+    """A document in the format of Mistral's OCR API."""
+
+    pages: list[MistralPage]
+    model: str
+    """The model that answered; an adapter as `name@version`."""
+    document_annotation: None = None
+    usage_info: MistralUsage
+
+
+class MistralDetail(Wire):
+    """What was wrong with a request."""
+
+    loc: list[str | int]
+    msg: str
+    type: str
+
+
+class MistralProblem(Wire):
+    """An error in the format of Mistral's API."""
+
+    object: Literal["error"] = "error"
+    message: str
+    type: str
+    param: str | None
+    code: str
+    """As in docs/errors.md."""
+    request_id: str
+    detail: list[MistralDetail] | None = None
+    """With 422 alone."""
+
+
+class LoadedMetadata(Wire):
+    """Where a page is from."""
+
+    source: str
+    """The file's name; empty if the client sent none."""
+    page: int
+    """From 0."""
+    page_label: str
+    """From 1."""
+    total_pages: int
+    model_id: str
+    finish_reason: Literal["stop", "length", "repetition"] | None
+    confidence: float | None
+
+
+class LoadedPage(Wire):
+    """A page as Open WebUI takes it."""
+
+    page_content: str
+    metadata: LoadedMetadata
 
 
 class AdapterVersionAnswer(Wire):

@@ -30,7 +30,10 @@ compile "$work/dev.txt" --constraint "$work/pins.txt" ${PIP_COMPILE_ARGS:-} --ex
 cp "$work/dev.txt" "$work/pins.txt"
 compile "$work/service.txt" --constraint "$work/pins.txt" --extra service
 compile "$work/trainer.txt" --constraint "$work/pins.txt" --extra trainer
-for name in dev service trainer; do
+# Some clients take another major version of openai than the one that dev has.
+sed -i '/^openai==/d' "$work/pins.txt"
+compile "$work/clients.txt" --constraint "$work/pins.txt" --extra service --extra clients
+for name in dev service trainer clients; do
   { echo "# Written by 'make lock' from pyproject.toml: change that file, then run it again."; cat "$work/$name.txt"; } \
     > "deploy/env/$name.txt"
 done

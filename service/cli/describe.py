@@ -97,6 +97,8 @@ def errors_page() -> str:
         "Every error is `application/problem+json` (RFC 9457) with `type`, `title`, `status`, `code`, `retryable` and",
         "`request_id`; some add members such as `field`, `expected` or a limit. `code` is stable. 429 and",
         "503 have a `Retry-After` header. Code and outcome are also the labels of `deepsynth_requests_total`.",
+        "Routes that speak another service's protocol send its shape, with the same status and code",
+        "([api.md](api.md#clients)).",
         "",
         "| Code | Status | Retry | Outcome | Title |",
         "|---|---|---|---|---|",

@@ -232,6 +232,7 @@ def _result(entry: _Sequence, reason: FinishReason) -> SequenceResult:
         text="".join(entry.done),
         finish_reason=reason,
         confidence=0.875,
+        min_confidence=0.5,
         vision_tokens=entry.request.page.plan.num_vision_tokens,
         prompt_tokens=len(entry.request.prompt.split()),
         completion_tokens=len(entry.done),

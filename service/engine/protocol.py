@@ -107,6 +107,8 @@ class SequenceResult:
     finish_reason: FinishReason
     confidence: float
     """Geometric mean of the chosen tokens' probabilities, 0 to 1."""
+    min_confidence: float
+    """The lowest of them."""
     vision_tokens: int
     prompt_tokens: int
     completion_tokens: int

@@ -151,6 +151,7 @@ class PageSequence:
             text=self.answer.text,
             finish_reason=reason,
             confidence=self.answer.confidence,
+            min_confidence=self.answer.min_confidence,
             vision_tokens=vision_tokens,
             prompt_tokens=self.num_prompt_tokens - vision_tokens,
             completion_tokens=len(self.answer.tokens),

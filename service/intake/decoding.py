@@ -6,6 +6,7 @@ The work of an image process, without processes and sockets.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,11 +27,18 @@ from service.errors import (
 )
 from service.intake.document import Document
 from service.intake.formats import FileFormat, read_format
-from service.intake.limits import DecodeTask
+from service.intake.limits import Box, DecodeTask
 from service.intake.pdf import has_user_units, open_pdf, pdf_pages, read_pdf_page
 from service.intake.searchable import add_text, make_pdf
 from service.intake.text_layer import TextTask
-from shared.deepseek_ocr.forms import PageImage, PageViews, PreparedPage, may_be_image
+from shared.deepseek_ocr.forms import (
+    MAX_IMAGE_PIXELS,
+    MAX_IMAGE_SIDE_PX,
+    PageImage,
+    PageViews,
+    PreparedPage,
+    may_be_image,
+)
 from shared.deepseek_ocr.geometry import plan_views
 from shared.deepseek_ocr.images import prepare_views
 from shared.images.errors import ImageError, ImageReason, decoding
@@ -72,6 +80,15 @@ class DecodedPage:
     prepared: PreparedPage
 
 
+def _cut(image: Image.Image, box_px: Box) -> Image.Image:
+    """A part of a page, made smaller if it could not be sent as an image."""
+    part = image.crop(box_px)
+    if not may_be_image(*part.size):
+        scale = min(math.sqrt(MAX_IMAGE_PIXELS / (part.width * part.height)), MAX_IMAGE_SIDE_PX / max(part.size))
+        part = part.resize((max(1, int(part.width * scale)), max(1, int(part.height * scale))))
+    return part
+
+
 class OpenDocument:
     """A file that is read page by page; a PDF stays parsed until `close`.
 
@@ -102,6 +119,8 @@ class OpenDocument:
     def decode(self, task: DecodeTask) -> DecodedPage:
         """Decode one page into the form that the task asks for; raises what `page_image` raises."""
         image, is_damaged = self.page_image(task.page)
+        if task.cut_px is not None:
+            image = _cut(image, task.cut_px)
         plan = plan_views(image.width, image.height, task.mode, task.geometry)
         prepared: PreparedPage
         if task.wants_image and may_be_image(image.width, image.height):

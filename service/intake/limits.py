@@ -9,6 +9,9 @@ from typing import Any
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling
 from shared.images.limits import ImageLimits
 
+Box = tuple[int, int, int, int]
+"""x1, y1, x2, y2 in pixels of the upright page."""
+
 
 @dataclass(frozen=True, slots=True)
 class IntakeLimits(ImageLimits):
@@ -28,6 +31,8 @@ class DecodeTask:
     geometry: GeometryConfig
     wants_image: bool = False
     """Return an upright image where that is possible (`forms.may_be_image`), else views."""
+    cut_px: Box | None = None
+    """With `wants_image`: return only this part of the page; one that is too large to be sent is made smaller."""
 
     def to_wire(self) -> dict[str, Any]:
         """The task as JSON takes it."""
@@ -46,4 +51,5 @@ class DecodeTask:
             mode=Mode(wire["mode"]),
             geometry=GeometryConfig(**geometry),
             wants_image=bool(wire["wants_image"]),
+            cut_px=None if wire["cut_px"] is None else tuple(wire["cut_px"]),
         )

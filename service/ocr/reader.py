@@ -30,12 +30,14 @@ from service.errors import (
     EngineError,
     EngineLostError,
     InternalError,
+    TooManyPagesError,
     TooManyVisionTokensError,
     error_classes,
 )
 from service.intake.decoding import Contents, DecodedPage
 from service.intake.document import Document
-from service.intake.limits import DecodeTask, IntakeLimits
+from service.intake.limits import Box, DecodeTask, IntakeLimits
+from service.ocr.jpeg import encode_jpeg
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.outcome import PageStatus, status_of
 from service.ocr.request import OcrRequest
@@ -44,7 +46,7 @@ from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.grounding import Region, parse_grounded
 
 PAGE_BREAK = "\n\n"
-_LABELS_ARE_TEXT = {Task.OCR, Task.LOCATE}
+LABELS_ARE_TEXT = {Task.OCR, Task.LOCATE}
 _TRANSCRIBES = {Task.FREE, Task.MARKDOWN, Task.OCR}
 """Tasks whose answer is the page's own text, so that it can be held against what the page shows."""
 _WORST_FIRST = (FinishReason.REPETITION, FinishReason.LENGTH, FinishReason.STOP)
@@ -103,9 +105,13 @@ PageSink = Callable[[PageResult], None]
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """What the pages of one document share."""
+    """What the pages of one file share."""
 
     document: Document
+    pages: Sequence[int]
+    """Those to read, by their numbers in the file."""
+    num_before: int
+    """Pages of the files before this one."""
     request: OcrRequest
     permit: Permit
     finish: PageSink
@@ -175,7 +181,7 @@ class DocumentReader:
 
     async def read(
         self,
-        data: bytes,
+        data: bytes | Sequence[bytes],
         request: OcrRequest,
         permit: Permit,
         *,
@@ -186,8 +192,8 @@ class DocumentReader:
         """Read a document. A page that fails costs that page; the rest is read.
 
         Args:
-            data: The file.
-            request: A checked request.
+            data: The file, or several whose pages are numbered as those of one document.
+            request: A checked request; its selection is of one file.
             permit: The request's place; marked running with the first page.
             deadline: Renewed by each finished page; when it passes, the pages that are missing have failed. None: none.
             on_delta: Called with each piece of text as it arrives, pages interleaved.
@@ -197,9 +203,10 @@ class DocumentReader:
             The result of every page.
 
         Raises:
-            DeepSynthError: The document could not be opened, or none of its pages could be read.
+            DeepSynthError: A file could not be opened, or no page could be read.
         """
-        document = Document(data, self.limits, request.selection)
+        files = [data] if isinstance(data, bytes) else data
+        documents = [Document(file, self.limits, request.selection) for file in files]
         finished: dict[int, PageResult] = {}
 
         def finish(page: PageResult) -> None:
@@ -210,21 +217,26 @@ class DocumentReader:
             if on_page is not None:
                 on_page(page)
 
-        reading = _Reading(document, request, permit, finish, on_delta)
-        numbers: tuple[int, ...] = ()
+        readings: list[_Reading] = []
+
+        def begin(document: Document, pages: Sequence[int]) -> _Reading:
+            num_before = sum(len(reading.pages) for reading in readings)
+            self._check_total(num_before + len(pages))
+            readings.append(_Reading(document, pages, num_before, request, permit, finish, on_delta))
+            return readings[-1]
+
         late: DeadlineError | None = None
         try:
             async with deadline.enforced() if deadline is not None else contextlib.nullcontext():
-                with self._observer.opening() as opened:
-                    numbers = (await self._source.open(document)).pages
-                    opened(len(numbers))
-                await self._read_pages(numbers, reading)
+                await self._read_files(documents, begin)
         except DeadlineError as error:
             late = error
         finally:
-            self._source.close(document)
-        if late is not None and not finished:
+            for document in documents:
+                self._source.close(document)
+        if late is not None and (not finished or len(readings) < len(documents)):
             raise late
+        numbers = [reading.num_before + page for reading in readings for page in reading.pages]
         for number in numbers:
             if number not in finished:
                 finish(PageResult(number, PageStatus.FAILED, error=late))
@@ -234,18 +246,59 @@ class DocumentReader:
             raise errors[0]
         return DocumentResult(request.model_id, pages, request.params.seed)
 
-    async def _read_pages(self, numbers: Sequence[int], reading: _Reading) -> None:
+    async def _read_files(
+        self, documents: Sequence[Document], begin: Callable[[Document, Sequence[int]], _Reading]
+    ) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                for number in numbers:
-                    await self._start_page(group, number, reading)
-                self._source.close(reading.document)
+                for document in documents:
+                    with self._observer.opening() as opened:
+                        pages = (await self._source.open(document)).pages
+                        opened(len(pages))
+                    reading = begin(document, pages)
+                    for page in pages:
+                        await self._start_page(group, page, reading)
+                    self._source.close(document)
         except BaseExceptionGroup as failures:
-            # What a page may fail with is its result, so this is a bug; it keeps its own traceback.
+            # What a page may fail with is its result, so this is a file that cannot be opened, or a bug; it keeps its
+            # own traceback.
             raise _first_reason(failures) from failures
 
-    async def _start_page(self, group: asyncio.TaskGroup, number: int, reading: _Reading) -> None:
+    def _check_total(self, num_pages: int) -> None:
+        """One file cannot exceed its own limit; several together may."""
+        most = max(self.limits.max_frames, self.limits.max_pdf_pages)
+        if num_pages > most:
+            raise TooManyPagesError(public={"limit": most})
+
+    async def cut(self, data: bytes, places: Sequence[tuple[int, Box]]) -> list[bytes]:
+        """Cut figures out of a document, each from its page decoded once more.
+
+        Args:
+            data: The file.
+            places: Page numbers, and x1, y1, x2, y2 on the upright page, as `Region.box_px`.
+
+        Returns:
+            A JPEG file for each place.
+        """
+        geometry = self._engine.info.geometry
+        pages = tuple(sorted({page for page, _ in places}))
+        document = Document(data, self.limits, pages)
+        cut: list[bytes] = []
+        if not pages:
+            return cut
+        try:
+            await self._source.open(document)
+            for page, box_px in places:
+                task = DecodeTask(page, geometry.default_mode, geometry, wants_image=True, cut_px=box_px)
+                figure = (await self._source.decode(document, task)).prepared
+                cut.append(await asyncio.to_thread(encode_jpeg, figure.arrays[0]))
+        finally:
+            self._source.close(document)
+        return cut
+
+    async def _start_page(self, group: asyncio.TaskGroup, page_of_file: int, reading: _Reading) -> None:
         """Decode a page, then let it be read while the next one is decoded."""
+        number = reading.num_before + page_of_file
         start_s = self._clock()
         with self._observer.waiting():
             await self._gate.page_slots.acquire()
@@ -253,7 +306,7 @@ class DocumentReader:
         is_handed_over = False
         try:
             reading.permit.mark_running()
-            page, decode_s = await self._decode(reading.document, reading.request, number)
+            page, decode_s = await self._decode(reading.document, reading.request, page_of_file)
             result = PageResult(
                 number,
                 PageStatus.BLANK,
@@ -295,16 +348,16 @@ class DocumentReader:
             sequence_id=uuid.uuid4().hex,
             page=page.prepared,
             prompt=prompt_for(request.task, request.query),
-            params=request.params.for_page(page.page),
+            params=request.params.for_page(decoded.page),
             model_id=request.model_id,
         )
         try:
-            result = await self._infer(sequence, page.page, reading.on_delta)
+            result = await self._infer(sequence, decoded.page, reading.on_delta)
         except DeepSynthError as error:
             reading.finish(replace(decoded, status=PageStatus.FAILED, error=error))
             return
         grounded = parse_grounded(
-            result.text, page.width_px, page.height_px, labels_are_text=request.task in _LABELS_ARE_TEXT
+            result.text, page.width_px, page.height_px, labels_are_text=request.task in LABELS_ARE_TEXT
         )
         status = PageStatus.OK
         if request.task in _TRANSCRIBES and not request.reads_blank_pages:

@@ -9,7 +9,7 @@ import asyncio
 import difflib
 import re
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, get_args
@@ -105,11 +105,11 @@ class OcrForm:
 
 
 class BoundedBody:
-    """A request's body with limits on bytes, pauses and total time."""
+    """A request's body with limits on bytes, pauses and total time; `limit_bytes` replaces the limit of a form."""
 
-    def __init__(self, request: Request, bounds: RequestBounds) -> None:
+    def __init__(self, request: Request, bounds: RequestBounds, limit_bytes: int | None = None) -> None:
         self._receive = request.receive
-        self._limit_bytes = bounds.max_upload_bytes + FORM_OVERHEAD_BYTES
+        self._limit_bytes = bounds.max_upload_bytes + FORM_OVERHEAD_BYTES if limit_bytes is None else limit_bytes
         self._bounds = bounds
         self.received_bytes = 0
         declared = request.headers.get("content-length", "")
@@ -269,10 +269,21 @@ def _unknown(name: str, *, is_file: bool) -> InvalidFieldError:
         return InvalidFieldError(public={"field": name, "expected": "one file, sent in the form with a file name"})
     if name in known:
         return InvalidFieldError(public={"field": name, "expected": "text without a file name"})
-    public: dict[str, PublicValue] = {"field": name if _PLAIN_NAME.fullmatch(name) else "", "expected": known}
+    if is_file:
+        public: dict[str, PublicValue] = {"field": _shown(name), "expected": known, "did_you_mean": FILE_FIELD}
+        return InvalidFieldError(public=public)
+    return unknown_field(name, known)
+
+
+def _shown(name: str) -> str:
+    return name if _PLAIN_NAME.fullmatch(name) else ""
+
+
+def unknown_field(name: str, known: Sequence[str]) -> InvalidFieldError:
+    """Names a field that is not known, if its name is plain text, and the known one that is nearest to it."""
     low = name.lower()
     near = [each for each in known if low and each.startswith(low)] or difflib.get_close_matches(low, known, n=1)
-    near = [FILE_FIELD] if is_file else near
+    public: dict[str, PublicValue] = {"field": _shown(name), "expected": list(known)}
     return InvalidFieldError(public=public | ({"did_you_mean": near[0]} if near else {}))
 
 

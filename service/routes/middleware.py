@@ -17,12 +17,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.admission.request import SCOPE_KEY, RequestRecord
 from service.errors import DeepSynthError, InternalError, InvalidHostError, MethodNotAllowedError
+from service.routes.problems import CHAT_PATH, MISTRAL_PATH
 from service.telemetry import logs
 from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-OCR_PATHS = frozenset({"/ocr", "/api/ocr/run"})
+OCR_ROUTES = frozenset(
+    {
+        ("POST", "/ocr"),
+        ("POST", "/api/ocr/run"),
+        ("POST", CHAT_PATH),
+        ("POST", MISTRAL_PATH),
+        ("PUT", "/process"),
+    }
+)
+"""Routes that read a document; `deepsynth_requests_total` and its kin count these."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HOST = re.compile(r"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
@@ -31,9 +41,7 @@ _HOST = re.compile(r"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,
 class RequestContextMiddleware:
     """Wraps the whole app and records how requests end."""
 
-    def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, respond: Callable[[DeepSynthError, RequestRecord], Response]
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, respond: Callable[[DeepSynthError, Scope], Response]) -> None:
         self._app = app
         self._metrics = metrics
         self._respond = respond
@@ -75,7 +83,7 @@ class RequestContextMiddleware:
                 error = InternalError()
                 record.fail(error)
         if error is not None and record.status is None:
-            await self._respond(error, record)(scope, exchange.receive, exchange.send)
+            await self._respond(error, scope)(scope, exchange.receive, exchange.send)
 
     def _finish(self, scope: Scope, record: RequestRecord) -> None:
         duration_s = time.monotonic() - record.started_s
@@ -84,12 +92,13 @@ class RequestContextMiddleware:
             # Cancelled before any response: the process is being stopped.
             error = InternalError()
         outcome, code = ("ok", "ok") if error is None else (error.outcome, error.code)
-        if scope["method"] == "POST" and scope["path"] in OCR_PATHS:
+        reads = (scope["method"], scope["path"]) in OCR_ROUTES
+        if reads:
             self._metrics.counter("requests_total").labels(outcome, code).inc()
             self._metrics.histogram("request_duration_seconds").labels(outcome).observe(duration_s)
             if error is not None and error.rejection is not None:
                 self._metrics.counter("image_rejected_total").labels(error.rejection).inc()
-        level = logging.INFO if scope["path"] in OCR_PATHS else logging.DEBUG
+        level = logging.INFO if reads else logging.DEBUG
         fields = {"status": record.status, "outcome": outcome, "code": code, "duration_s": round(duration_s, 4)}
         logger.log(level, "request", extra={"fields": fields})
 

@@ -1,29 +1,40 @@
-"""`GET /v1/models`: what is served."""
+"""`GET /v1/models` and `GET /v1/models/MODEL`: what is served."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Depends
 
-from service.deps import ServicesDep, require_ready
+from service.adapters.models import ListedModel
+from service.deps import Services, ServicesDep, require_ready
+from service.errors import ModelNotFoundError
 from service.schemas import ModelAnswer, ModelsAnswer, Problem
 
 router = APIRouter(tags=["models"], dependencies=[Depends(require_ready)])
 
 
+def _answer(services: Services, model: ListedModel) -> ModelAnswer:
+    info = services.engine.info
+    return ModelAnswer(
+        id=model.model_id,
+        created=services.created_s,
+        root=model.root,
+        parent=model.parent,
+        modes=[str(mode) for mode in info.geometry.modes],
+        default_mode=str(info.geometry.default_mode),
+        max_new_tokens=min(services.bounds.max_new_tokens, info.max_new_tokens),
+    )
+
+
 @router.get("/v1/models", responses={503: {"model": Problem}})
 async def list_models(services: ServicesDep) -> ModelsAnswer:
     """List the models that requests may name."""
-    info = services.engine.info
-    return ModelsAnswer(
-        data=[
-            ModelAnswer(
-                id=model.model_id,
-                root=model.root,
-                parent=model.parent,
-                modes=[str(mode) for mode in info.geometry.modes],
-                default_mode=str(info.geometry.default_mode),
-                max_new_tokens=min(services.bounds.max_new_tokens, info.max_new_tokens),
-            )
-            for model in services.models.listed()
-        ]
-    )
+    return ModelsAnswer(data=[_answer(services, model) for model in services.models.listed()])
+
+
+@router.get("/v1/models/{model_id}", responses={404: {"model": Problem}, 503: {"model": Problem}})
+async def get_model(model_id: str, services: ServicesDep) -> ModelAnswer:
+    """Describe one of these models."""
+    for model in services.models.listed():
+        if model.model_id == model_id:
+            return _answer(services, model)
+    raise ModelNotFoundError

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +25,7 @@ from service.routes import stream
 from service.routes.accept import choose_format
 from service.routes.disposition import content_disposition
 from service.routes.form import FILE_FIELD, OcrFields, OcrForm, receive_form
+from service.routes.reading import read_leased
 from service.routes.stream import ReadingStream, until_disconnect
 from service.schemas import OcrAnswer, Problem
 
@@ -153,14 +152,5 @@ async def _answer(
     on_delta: DeltaSink | None = None,
     on_page: PageSink | None = None,
 ) -> OcrAnswer:
-    async with AsyncExitStack() as stack:
-        # The whole document is read by one version, whatever is published meanwhile.
-        async with deadline.enforced():
-            lease = await stack.enter_async_context(services.models.lease(ocr_request.model_id))
-        leased = replace(ocr_request, model_id=lease.model_id)
-        document = await services.reader.read(
-            data, leased, permit, deadline=deadline, on_delta=on_delta, on_page=on_page
-        )
-        lease.finished(result.finish_reason for result in document.results)
-    permit.mark_finished()
+    document = await read_leased(services, permit, data, ocr_request, deadline, on_delta, on_page)
     return to_answer(document, receive_s=receive_s, latency_s=time.monotonic() - record.started_s)

@@ -1,24 +1,31 @@
-"""Errors as clients see them: RFC 9457 problem+json, without any text of an exception."""
+"""Errors as clients see them: RFC 9457 problem+json, without any text of an exception.
+
+Routes that speak another service's protocol send that service's shape, with the same codes.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from service.admission.request import RequestRecord, record_of
+from service.admission.request import record_of
 from service.errors import (
     CapacityError,
     DeepSynthError,
     InternalError,
     MalformedBodyError,
     MethodNotAllowedError,
+    ModelNotFoundError,
     NotFoundError,
 )
 
+CHAT_PATH = "/v1/chat/completions"
+MISTRAL_PATH = "/v1/ocr"
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -35,29 +42,81 @@ def problem(error: DeepSynthError, request_id: str) -> dict[str, Any]:
     }
 
 
-def problem_response(error: DeepSynthError, record: RequestRecord) -> Response:
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_OPENAI_NAMES = {"model_id": "model", "max_new_tokens": "max_completion_tokens"}
+
+
+def _message(error: DeepSynthError) -> str:
+    """The title, and the public members in brackets."""
+    members = {name: ", ".join(value) if isinstance(value, list) else value for name, value in error.public.items()}
+    facts = "; ".join(f"{name}: {value}" for name, value in members.items() if value != "")
+    return f"{error.title} ({facts})" if facts else error.title
+
+
+def _parameter(error: DeepSynthError) -> str | None:
+    """The parameter that an error is about, by the name it has in OpenAI's and Mistral's APIs."""
+    if isinstance(error, ModelNotFoundError):
+        return "model"
+    field = str(error.public.get("field") or "")
+    return _OPENAI_NAMES.get(field, field) or None
+
+
+def openai_error(error: DeepSynthError, request_id: str) -> dict[str, Any]:
+    """The body of an error as OpenAI's API has it; clients find the request's id in the header."""
+    del request_id
+    kind = _OPENAI_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+    return {"error": {"message": _message(error), "type": kind, "param": _parameter(error), "code": error.code}}
+
+
+def mistral_error(error: DeepSynthError, request_id: str) -> dict[str, Any]:
+    """The body of an error as Mistral's API has it; its client reads `detail` of 422 alone."""
+    parameter = _parameter(error)
+    body: dict[str, Any] = {
+        "object": "error",
+        "message": _message(error),
+        "type": error.outcome,
+        "param": parameter,
+        "code": error.code,
+        "request_id": request_id,
+    }
+    if error.status == 422:
+        place = [int(part) if part.isdecimal() else part for part in (parameter or "").split(".") if part]
+        body["detail"] = [{"loc": ["body", *place], "msg": _message(error), "type": error.code}]
+    return body
+
+
+_SHAPES: dict[str, Callable[[DeepSynthError, str], dict[str, Any]]] = {
+    CHAT_PATH: openai_error,
+    MISTRAL_PATH: mistral_error,
+}
+
+
+def problem_response(error: DeepSynthError, scope: Mapping[str, Any]) -> Response:
     """The response of an error, which is also recorded as the request's outcome."""
+    record = record_of(scope)
     record.fail(error)
     headers = {"cache-control": "no-store"}
     if isinstance(error, CapacityError):
         headers["retry-after"] = str(error.retry_after_s)
-    body = json.dumps(problem(error, record.request_id))
-    return Response(body, status_code=error.status, media_type=MEDIA_TYPE, headers=headers)
+    shape = _SHAPES.get(scope["path"])
+    body = json.dumps((shape or problem)(error, record.request_id))
+    media_type = "application/json" if shape else MEDIA_TYPE
+    return Response(body, status_code=error.status, media_type=media_type, headers=headers)
 
 
 async def on_known_error(request: Request, error: Exception) -> Response:
     """Handler for errors of the tree."""
     if not isinstance(error, DeepSynthError):
         error = InternalError()
-    return problem_response(error, record_of(request.scope))
+    return problem_response(error, request.scope)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Handler for errors of the framework: unknown paths and methods."""
     if not isinstance(error, HTTPException):
-        return problem_response(InternalError(), record_of(request.scope))
+        return problem_response(InternalError(), request.scope)
     known: dict[int, type[DeepSynthError]] = {404: NotFoundError, 405: MethodNotAllowedError, 400: MalformedBodyError}
-    response = problem_response(known.get(error.status_code, InternalError)(), record_of(request.scope))
+    response = problem_response(known.get(error.status_code, InternalError)(), request.scope)
     if error.headers and "Allow" in error.headers:
         response.headers["allow"] = error.headers["Allow"]
     return response

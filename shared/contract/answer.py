@@ -125,6 +125,11 @@ class AnswerTokens:
         """Geometric mean of the chosen tokens' probabilities."""
         return _geometric_mean(self._log_probabilities)
 
+    @property
+    def min_confidence(self) -> float:
+        """The lowest of the chosen tokens' probabilities."""
+        return math.exp(min(self._log_probabilities)) if self._log_probabilities else 0.0
+
     def push(self, token: int, log_probability: float, status: int, argument: int) -> FinishReason | Rewind | None:
         """Take the next token.
 

@@ -7,6 +7,7 @@ in a space, which the public code strips before it tokenises, so none is sent he
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -61,6 +62,37 @@ def prompt_for(task: Task, query: str | None = None) -> str:
     if query is None or not query.strip():
         raise ValueError("task locate needs a query")
     return f"{_LOCATE_BEFORE}{query.strip()}{_LOCATE_AFTER}"
+
+
+MAX_QUERY_CHARS = 1000
+
+
+def _plain(text: str) -> str:
+    """A prompt without markers, and without spacing or signs at its ends."""
+    return " ".join(re.sub(r"<image>|<\|/?(?:grounding|ref)\|>", " ", text).split()).strip(" .:!")
+
+
+_KNOWN = {_plain(prompt).casefold(): task for task, prompt in _FIXED.items()} | {str(task): task for task in _FIXED}
+_LOCATE = re.compile(r"locate (.+) in the image", re.IGNORECASE)
+
+
+def recognise(text: str) -> tuple[Task, str | None] | None:
+    """The task that a text asks for: a public prompt, with or without its markers, or a task's name.
+
+    Args:
+        text: What a client of a chat API wrote.
+
+    Returns:
+        The task, and with `locate` the query, as `prompt_for` takes them; None for any other text.
+    """
+    if len(text) > 2 * MAX_QUERY_CHARS:
+        return None
+    plain = _plain(text)
+    task = _KNOWN.get(plain.casefold())
+    if task is not None:
+        return task, None
+    found = _LOCATE.fullmatch(plain)
+    return (Task.LOCATE, found[1]) if found and len(found[1]) <= MAX_QUERY_CHARS else None
 
 
 def split_prompt(prompt: str) -> list[PromptPart]:

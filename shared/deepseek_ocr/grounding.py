@@ -16,12 +16,12 @@ from dataclasses import dataclass
 GRID = 999
 """The largest coordinate, on the right or bottom edge of the page."""
 
-_MARKER = re.compile(r"<\|(/?)(ref|det|grounding)\|>")
+MARKER = re.compile(r"<\|(/?)(ref|det|grounding)\|>")
 _NUMBER = r"\s{0,8}([+-]?[0-9]{1,12}(?:\.[0-9]{0,12})?)\s{0,8}"
 _BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 _CUT_BOXES = re.compile(r"[\[\]0-9,.\s]*")
 _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n){2,}")
-_OPEN_REF, _CLOSE_REF, _OPEN_DET, _CLOSE_DET = "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>"
+OPEN_REF, _CLOSE_REF, _OPEN_DET, _CLOSE_DET = "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class Region:
     label: str
     box_px: tuple[int, int, int, int]
     text: str
+    start: int
+    """Where its text begins in the answer's text, or would if it had any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,25 +70,46 @@ def parse_grounded(answer: str, width_px: int, height_px: int, *, labels_are_tex
     if len(pieces) == 1:
         return GroundedText(answer, ())
     texts: list[str] = []
-    regions: list[Region] = []
+    found: list[tuple[str, tuple[int, int, int, int], str]] = []
+    starts: list[int] = []
+    length = 0
     for passage in _passages(pieces):
-        text = passage.text.strip()
+        text, shown = passage.text.strip(), passage.text
         if labels_are_text and not text and passage.label:
-            text = passage.label
-            texts.append(f"{text}\n")
-        else:
-            texts.append(passage.text)
+            text, shown = passage.label, f"{passage.label}\n"
         if passage.label is not None:
-            boxes = _boxes(passage.payload, width_px, height_px)
-            regions += [Region(passage.label, box_px, text) for box_px in boxes]
-    return GroundedText(_BLANK_LINES.sub("\n\n", "".join(texts)).strip(), tuple(regions))
+            boxes = [(passage.label, box_px, text) for box_px in _boxes(passage.payload, width_px, height_px)]
+            found += boxes
+            starts += [length + len(shown) - len(shown.lstrip())] * len(boxes)
+        texts.append(shown)
+        length += len(shown)
+    whole, starts = _tidied("".join(texts), starts)
+    return GroundedText(whole, tuple(Region(*each, start) for each, start in zip(found, starts, strict=True)))
+
+
+def _tidied(text: str, starts: list[int]) -> tuple[str, list[int]]:
+    """The text stripped and with blank lines collapsed, and where rising positions in it are then."""
+    collapsed = _BLANK_LINES.sub("\n\n", text)
+    tidied = collapsed.strip()
+    shift = len(collapsed) - len(collapsed.lstrip())
+    breaks = [found.span() for found in _BLANK_LINES.finditer(text)]
+    moved: list[int] = []
+    index = 0
+    for start in starts:
+        while index < len(breaks) and breaks[index][1] <= start:
+            shift += breaks[index][1] - breaks[index][0] - 2
+            index += 1
+        within = index < len(breaks) and breaks[index][0] < start
+        place = min(start, breaks[index][0] + 2) if within else start
+        moved.append(min(max(place - shift, 0), len(tidied)))
+    return tidied, moved
 
 
 def _pieces(answer: str) -> list[str]:
     """Split the answer at its markers: text and markers alternate, text first and last."""
     pieces: list[str] = []
     start = 0
-    for found in _MARKER.finditer(answer):
+    for found in MARKER.finditer(answer):
         pieces += [answer[start : found.start()], found.group()]
         start = found.end()
     return [*pieces, answer[start:]]
@@ -113,7 +136,7 @@ def _passages(pieces: list[str]) -> Iterator[_Passage]:
 def _is_tag(pieces: list[str], index: int) -> bool:
     """Whether a tag starts at a marker; the last tag of an answer may be cut short within its boxes."""
     markers = pieces[index : index + 7 : 2]
-    if markers[:3] != [_OPEN_REF, _CLOSE_REF, _OPEN_DET] or pieces[index + 3].strip():
+    if markers[:3] != [OPEN_REF, _CLOSE_REF, _OPEN_DET] or pieces[index + 3].strip():
         return False
     return markers[3] == _CLOSE_DET if len(markers) > 3 else _CUT_BOXES.fullmatch(pieces[index + 5]) is not None
 

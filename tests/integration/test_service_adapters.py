@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from service.engine.protocol import SamplingParams, SequenceRequest
 from shared.contract.identity import AdapterRef
 from shared.contract.withdrawal import withdraw
 from shared.deepseek_ocr.geometry import GeometryConfig
+from tests.support.chat import chat, image_part
 from tests.support.live_adapters import live_service
-from tests.support.service import eventually
+from tests.support.service import eventually, png
 
 pytestmark = pytest.mark.integration
 
@@ -40,6 +42,30 @@ async def test_a_published_adapter_answers_under_its_name_and_the_base_as_before
             ("invoices", "invoices@1", "fake"),
             ("invoices@1", "invoices@1", "fake"),
         ]
+
+
+async def test_clients_of_other_apis_name_adapters_as_models() -> None:
+    image = image_part(png())
+    async with live_service() as live:
+        live.publish()
+        await live.serves("invoices", 1)
+        texts = {}
+        for model in ("fake", "invoices", "invoices@1"):
+            response = await live.service.client.post("/v1/chat/completions", json=chat(image, model=model))
+            texts[model] = response.json()["choices"][0]["message"]["content"]
+            assert response.json()["model"] == ("fake" if model == "fake" else "invoices@1")
+            streamed = await live.service.client.post(
+                "/v1/chat/completions", json=chat(image, model=model, stream=True)
+            )
+            first = json.loads(streamed.text.partition("\n")[0].removeprefix("data: "))
+            assert first["model"] == response.json()["model"]
+        assert texts["invoices"] == texts["invoices@1"] != texts["fake"]
+        document = {"type": "image_url", "image_url": image["image_url"]}
+        read = await live.service.client.post("/v1/ocr", json={"model": "invoices", "document": document})
+        assert read.json()["model"] == "invoices@1"
+        missing = await live.service.client.post("/v1/chat/completions", json=chat(image, model="invoices@7"))
+        assert (missing.status_code, missing.json()["error"]["param"]) == (404, "model")
+        assert "invoices" in missing.json()["error"]["message"]
 
 
 async def test_a_name_follows_the_volume_and_a_pin_stays() -> None:

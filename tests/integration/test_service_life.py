@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import httpx
@@ -90,8 +91,14 @@ async def test_lost_engine_is_not_ready() -> None:
 
 
 async def test_models_are_listed_with_their_modes() -> None:
+    before_s = int(time.time())
     async with running_service(max_new_tokens=77) as service:
         listed = (await service.client.get("/v1/models")).json()
+        one = await service.client.get("/v1/models/fake")
+        missing = await service.client.get("/v1/models/other")
+    assert one.json() == listed["data"][0]
+    assert (missing.status_code, missing.json()["code"]) == (404, "model_not_found")
+    assert before_s <= listed["data"][0].pop("created") <= time.time()
     assert listed["object"] == "list"
     assert listed["data"] == [
         {

@@ -93,7 +93,7 @@ def standin_result(request: SequenceRequest) -> SequenceResult:
     timings = SequenceTimings(0.25, 0.5, 0.125, 1.0)
     pixels = sum(int(array.sum()) for array in request.page.arrays)
     return SequenceResult(
-        request.sequence_id, text, FinishReason.STOP, 0.5, pixels, 2, request.params.max_new_tokens, timings
+        request.sequence_id, text, FinishReason.STOP, 0.5, 0.25, pixels, 2, request.params.max_new_tokens, timings
     )
 
 

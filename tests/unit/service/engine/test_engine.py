@@ -139,6 +139,7 @@ def test_confidence_is_the_geometric_mean_of_chosen_probabilities():
     )
     chosen = [logits.log_softmax(-1).max().item() for logits in out.logits]
     assert ALONE["page-0"].confidence == pytest.approx(np.exp(np.mean(chosen)), rel=1e-4)
+    assert ALONE["page-0"].min_confidence == pytest.approx(np.exp(min(chosen)), rel=1e-4)
 
 
 def test_a_cancelled_page_is_never_heard_of_again_and_frees_its_row():

@@ -143,3 +143,5 @@ def test_confidence_is_that_of_the_tokens_kept():
     page.say("ab", math.log(0.5))
     page.push(TOKENIZER.eos_id, math.log(0.125))
     assert answer.confidence == pytest.approx(0.5 ** (5 / 3))
+    assert answer.min_confidence == pytest.approx(0.125)
+    assert Page().answer.min_confidence == 0

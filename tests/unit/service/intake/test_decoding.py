@@ -378,3 +378,31 @@ def test_pdf_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for position in (0, 1):
         document.page_image(position + 1)
     assert len(parsed) == 1
+
+
+def test_a_part_of_a_page_is_cut_out_upright_and_as_it_is():
+    image = Image.new("RGB", (300, 200), "white")
+    image.paste((255, 0, 0), (40, 30, 90, 60))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    on_its_side = encode(image.transpose(Image.Transpose.ROTATE_90), exif=exif)
+    for data in (encode(image), on_its_side):
+        page = decode(data, replace(task(), wants_image=True, cut_px=(40, 30, 90, 60)))
+        assert isinstance(page.prepared, PageImage)
+        assert page.prepared.image_HWC.shape == (30, 50, 3)
+        assert (page.prepared.image_HWC == (255, 0, 0)).all()
+
+
+def test_a_part_that_is_too_large_to_send_is_made_smaller():
+    document = OpenDocument(Document(encode(Image.new("RGB", (4000, 3000))), IntakeLimits()))
+    page = document.decode(replace(task(), wants_image=True, cut_px=(0, 0, 4000, 2900)))
+    height_px, width_px, _ = page.prepared.arrays[0].shape
+    assert (page.width_px, page.height_px) == (width_px, height_px)
+    assert 8_900_000 < width_px * height_px <= 9_000_000
+    assert width_px / height_px == pytest.approx(4000 / 2900, rel=1e-3)
+
+
+@pytest.mark.parametrize("box", [(0, 0, 1, 200), (0, 0, 300, 1), (299, 199, 300, 200)])
+def test_the_thinnest_part_is_cut_out(box: tuple[int, int, int, int]):
+    page = decode(encode(Image.new("RGB", (300, 200))), replace(task(), wants_image=True, cut_px=box))
+    assert page.prepared.arrays[0].shape == (box[3] - box[1], box[2] - box[0], 3)

@@ -376,7 +376,7 @@ async def test_page_that_failed_has_no_size_and_no_text() -> None:
 
 
 def test_lone_surrogates_become_replacement_characters() -> None:
-    regions = (Region("a\udc00", (0, 0, 1, 1), "b\ud800"),)
+    regions = (Region("a\udc00", (0, 0, 1, 1), "b\ud800", 0),)
     result = PageResult(1, PageStatus.OK, 10, 10, "\ud83d\ude00 c\ud800", regions)
     answer = to_page_answer(result)
     assert (answer.text, answer.regions[0].label, answer.regions[0].text) == (

@@ -20,6 +20,7 @@ from service.errors import (
     EngineError,
     EngineLostError,
     ModelNotFoundError,
+    TooManyPagesError,
     TooManyPixelsError,
     TooManyVisionTokensError,
     UndecodableError,
@@ -384,3 +385,34 @@ async def test_counts_add_up() -> None:
         assert count("deepsynth_output_tokens_total") == sum(result.completion_tokens for result in reading.results)
         assert count("deepsynth_finished_total", {"finish_reason": "stop"}) == 3
         assert count("deepsynth_stage_duration_seconds_count", {"stage": "decode"}) == 3
+
+
+async def test_several_files_are_the_pages_of_one_document() -> None:
+    ended: list[int] = []
+    deltas: dict[int, str] = {}
+    async with bench(page_slots=2) as it:
+        request = OcrRequest(Task.FREE, None, Mode.TINY, SamplingParams(100, 1.0, 7), "fake", None)
+        with it.gate.admit() as permit:
+            document = await it.reader.read(
+                [b"2", b"1", b"3"],
+                request,
+                permit,
+                on_delta=lambda page, text: deltas.__setitem__(page, deltas.get(page, "") + text),
+                on_page=lambda page: ended.append(page.page),
+            )
+        seeds = {request.params.seed for request in it.engine.submitted}
+    assert [page.page for page in document.pages] == [1, 2, 3, 4, 5, 6]
+    assert sorted(ended) == [1, 2, 3, 4, 5, 6]
+    assert [deltas[page.page] for page in document.pages] == [page.text for page in document.pages]
+    assert seeds == {request.params.for_page(page).seed for page in range(1, 7)}
+
+
+async def test_several_files_have_no_more_pages_than_one_may() -> None:
+    limits = IntakeLimits()
+    request = OcrRequest(Task.FREE, None, Mode.TINY, SamplingParams(100), "fake", None)
+    files = [b"9"] * (limits.max_pdf_pages // 9 + 1)
+    async with bench() as it:
+        with it.gate.admit() as permit, pytest.raises(TooManyPagesError) as caught:
+            await it.reader.read(files, request, permit)
+        assert it.gate.num_running == 0
+    assert caught.value.public == {"limit": limits.max_pdf_pages}

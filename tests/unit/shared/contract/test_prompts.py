@@ -2,7 +2,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from shared.contract.prompts import Task, prompt_for, split_prompt
+from shared.contract.prompts import MAX_QUERY_CHARS, Task, prompt_for, recognise, split_prompt
 
 PUBLIC = {prompt_for(task) for task in Task if task is not Task.LOCATE}
 
@@ -52,3 +52,42 @@ def test_a_query_is_never_trusted(query: str):
 def test_a_prompt_of_ones_own_is_plain(prompt: str):
     assume(prompt not in PUBLIC)
     assert [(part.text, part.trusted) for part in split_prompt(prompt)] == [(prompt, False)]
+
+
+@pytest.mark.parametrize("task", [task for task in Task if task is not Task.LOCATE])
+def test_a_task_is_recognised_by_its_prompt_and_its_name(task: Task):
+    prompt = prompt_for(task)
+    bare = prompt.replace("<|grounding|>", "").strip()
+    for text in (prompt, f"<image>{prompt}", bare, bare.rstrip("."), bare.upper(), f"  {task}\n", str(task).title()):
+        assert recognise(text) == (task, None)
+
+
+def test_locate_is_recognised_with_its_query_as_it_was_written():
+    for text in (
+        prompt_for(Task.LOCATE, "the Total in EUR"),
+        "Locate the Total in EUR in the image.",
+        "<image>\nLOCATE  the Total in EUR  in the image",
+    ):
+        assert recognise(text) == (Task.LOCATE, "the Total in EUR")
+
+
+@given(st.text(min_size=1, max_size=20).map(lambda text: " ".join(text.split())).filter(bool))
+def test_the_prompt_of_a_query_gives_it_back(query: str):
+    assume("<" not in query)
+    assert recognise(prompt_for(Task.LOCATE, query)) == (Task.LOCATE, query)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Read this page",
+        "locate",
+        "Locate in the image",
+        "Free OCR, please",
+        "markdown " * 500,
+        f"Locate {'x' * (MAX_QUERY_CHARS + 1)} in the image.",
+    ],
+)
+def test_other_text_is_not_recognised(text: str):
+    assert recognise(text) is None

@@ -22,9 +22,9 @@ def test_markdown_answers_give_text_and_regions():
     assert parse_grounded(answer, 999, 1998) == GroundedText(
         "# Report\n\nFirst line\nsecond line.",
         (
-            Region("title", (100, 100, 900, 200), "# Report"),
-            Region("text", (0, 400, 999, 1000), "First line\nsecond line."),
-            Region("image", (10, 1200, 20, 1400), ""),
+            Region("title", (100, 100, 900, 200), "# Report", 0),
+            Region("text", (0, 400, 999, 1000), "First line\nsecond line.", 10),
+            Region("image", (10, 1200, 20, 1400), "", 33),
         ),
     )
 
@@ -38,7 +38,7 @@ def test_labels_are_the_text_of_ocr_answers():
 
 def test_text_after_a_tag_goes_before_its_label():
     grounded = parse_grounded(f"{tag('text', '[[0,0,9,9]]')}read", 999, 999, labels_are_text=True)
-    assert grounded == GroundedText("read", (Region("text", (0, 0, 9, 9), "read"),))
+    assert grounded == GroundedText("read", (Region("text", (0, 0, 9, 9), "read", 0),))
 
 
 def test_plain_answers_are_untouched():
@@ -100,7 +100,7 @@ def test_broken_tags_leave_their_words(answer: str, text: str):
 
 def test_an_answer_cut_within_its_boxes_keeps_the_complete_ones():
     grounded = parse_grounded("<|ref|>x<|/ref|><|det|>[[0,0,9,9],[10,1", 999, 999)
-    assert grounded.regions == (Region("x", (0, 0, 9, 9), ""),)
+    assert grounded.regions == (Region("x", (0, 0, 9, 9), "", 0),)
 
 
 @given(hostile, st.integers(1, 5000), st.integers(1, 5000), st.booleans())
@@ -116,3 +116,18 @@ def test_no_answer_raises_or_leaves_markers_or_the_page(answer: str, width: int,
 def test_long_hostile_answers_are_parsed_at_once(piece: str):
     answer = f"{tag('x', piece * 20_000)}{piece * 20_000}"
     assert len(parse_grounded(answer, 10, 10).regions) <= 1
+
+
+@given(st.lists(st.sampled_from([" ", "\n", "\n\n\n", "a", "b c", tag("image", "[[0,0,9,9]]")]), max_size=20))
+def test_regions_know_where_their_text_begins(pieces: list[str]):
+    grounded = parse_grounded("".join(pieces), 10, 10)
+    read_before = 0
+    words = [piece.split() for piece in pieces]
+    for region, index in zip(grounded.regions, [i for i, piece in enumerate(pieces) if "<|" in piece], strict=True):
+        read_before = len(
+            "".join(
+                "".join(each) for each, piece in zip(words[:index], pieces[:index], strict=True) if "<|" not in piece
+            )
+        )
+        assert len("".join(grounded.text[: region.start].split())) == read_before
+        assert not region.text or grounded.text[region.start] == region.text[0]

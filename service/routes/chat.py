@@ -1,0 +1,499 @@
+"""`POST /v1/chat/completions`, as clients of OpenAI's API send it: a chat becomes one document to read.
+
+Translates alone. Images and files of the user's messages, in order, are the pages of one document. Text names the task;
+other text is not followed, and a warning in the answer says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Tag
+from starlette.responses import Response
+
+from service.admission.deadline import Deadline
+from service.admission.gate import Permit
+from service.deps import RecordDep, Services, ServicesDep, require_ready
+from service.engine.protocol import MAX_TEMPERATURE
+from service.errors import DeepSynthError, InvalidFieldError, TooManyPagesError, UnsupportedParameterError
+from service.ocr.answer import to_page_answer
+from service.ocr.live_text import LiveText
+from service.ocr.outcome import PageStatus
+from service.ocr.reader import DocumentResult
+from service.ocr.request import OcrRequest, parse_request
+from service.ocr.sampling import MAX_GIVEN_SEED, MIN_GIVEN_SEED
+from service.routes.data_url import FileBudget
+from service.routes.form import unknown_field
+from service.routes.json_body import kind_by, receive_json
+from service.routes.openapi import json_body
+from service.routes.problems import CHAT_PATH, openai_error
+from service.routes.reading import read_leased, run_for_client
+from service.routes.stream import Emit, EventStream
+from service.schemas import (
+    ChatAnswer,
+    ChatChoice,
+    ChatMessage,
+    ChatUsage,
+    ChatWarning,
+    OpenAIProblem,
+    PromptTokensDetails,
+)
+from shared.contract.answer import FinishReason
+from shared.contract.prompts import MAX_QUERY_CHARS, Task, prompt_for, recognise
+from shared.deepseek_ocr.geometry import Mode
+
+router = APIRouter(tags=["clients"], dependencies=[Depends(require_ready)])
+
+_HARMLESS = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "user",
+    }
+)
+"""Parameters of OpenAI's API that change no answer of this service."""
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "modalities": (["text"],),
+    "moderation": (),
+    "n": (1,),
+    "presence_penalty": (0,),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "stop": ([], ""),
+    "store": (False,),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "top_p": (1,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+"""Parameters that would change it, with the values, besides null, that do not."""
+PROMPT_IGNORED = ChatWarning(
+    code="prompt_ignored",
+    message="Text that names no task is not followed. Name one of free, markdown, ocr, figure, describe, or write "
+    "'Locate ... in the image.'; docs/api.md has their prompts.",
+)
+PAGE_FAILED = ChatWarning(code="page_failed", message="A page could not be read and is missing; pages says why.")
+PAGE_UNREADABLE = ChatWarning(
+    code="page_unreadable", message="A page shows something, but no text that could be trusted; pages says which."
+)
+REPETITION = ChatWarning(
+    code="repetition", message="A page ended because its text repeated itself; finish_reason is length."
+)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class TextPart(_Part):
+    """Text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(_Part):
+    """An image, or a PDF, as a data URL."""
+
+    url: str
+    detail: Literal["auto", "low", "high", "original"] | None = Field(default=None, description="Not used.")
+
+
+class ImagePart(_Part):
+    """An image."""
+
+    type: Literal["image_url"]
+    image_url: Annotated[
+        ImageUrl,
+        BeforeValidator(lambda value: {"url": value} if isinstance(value, str) else value),
+    ]
+
+
+class FileData(_Part):
+    """A file's bytes."""
+
+    file_data: str | None = Field(default=None, description="A data URL, or base64 alone.")
+    file_id: str | None = Field(default=None, description="Refused: there is no store of files.")
+    filename: str | None = Field(default=None, description="Not used.")
+
+
+class FilePart(_Part):
+    """A document."""
+
+    type: Literal["file"]
+    file: FileData
+
+
+def _parts(value: Any) -> Any:
+    """Content in one form: text alone becomes a part, and no content no parts."""
+    if value is None:
+        return []
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")] | Annotated[FilePart, Tag("<file>")],
+    kind_by("type", "text", "image_url", "file"),
+]
+
+
+class UserMessage(_Part):
+    """Pages to read, and text that says what to do with them."""
+
+    role: Literal["user"]
+    content: Annotated[list[Part], BeforeValidator(_parts, json_schema_input_type=str | list[Part])]
+
+
+class SystemMessage(_Part):
+    """Text that may name a task."""
+
+    role: Literal["system", "developer"]
+    content: Annotated[list[TextPart], BeforeValidator(_parts, json_schema_input_type=str | list[TextPart])]
+
+
+class AssistantMessage(_Part):
+    """An earlier answer; not used."""
+
+    role: Literal["assistant"]
+
+
+Message = Annotated[
+    Annotated[UserMessage, Tag("<user>")]
+    | Annotated[SystemMessage, Tag("<system>")]
+    | Annotated[SystemMessage, Tag("<developer>")]
+    | Annotated[AssistantMessage, Tag("<assistant>")],
+    kind_by("role", "user", "system", "developer", "assistant"),
+]
+
+
+class StreamOptions(_Part):
+    """Options of a stream."""
+
+    include_usage: bool | None = None
+
+
+class ChatRequest(BaseModel):
+    """A request as OpenAI's API has it, with `task`, `query`, `mode` and `pages` of `POST /ocr` as extensions."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    model: str = Field(min_length=1, max_length=200)
+    """The base model, an adapter's name, or `name@version`; see /v1/models."""
+    messages: list[Message] = Field(min_length=1)
+    """Images and files of the user's messages are the pages of one document, in order."""
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    """Maximum tokens per page."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """The older name of `max_completion_tokens`."""
+    temperature: float | None = Field(default=None, ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)
+    """0 when not given."""
+    seed: int | None = Field(default=None, ge=MIN_GIVEN_SEED, le=MAX_GIVEN_SEED)
+    task: Task | None = None
+    """Extension: what to do with each page, whatever the text says."""
+    query: str | None = Field(default=None, max_length=MAX_QUERY_CHARS)
+    """Extension: what to look for, with the task `locate`."""
+    mode: Mode | None = None
+    """Extension: resolution mode."""
+    pages: str | None = Field(default=None, max_length=200)
+    """Extension: pages of the one file, such as `1-3,7`."""
+
+
+def check_parameters(chat: ChatRequest) -> None:
+    """Check what the model of a request leaves open.
+
+    Args:
+        chat: A request.
+
+    Raises:
+        UnsupportedParameterError: It has a parameter that would change the answer.
+        InvalidFieldError: It has one that OpenAI's API does not know, or two that contradict each other.
+    """
+    for name, value in (chat.model_extra or {}).items():
+        if name in _NEUTRAL:
+            neutral = _NEUTRAL[name]
+            if value is not None and value not in neutral:
+                raise UnsupportedParameterError(
+                    public={"field": name, "expected": " or ".join(["null", *(json.dumps(each) for each in neutral)])}
+                )
+        elif name not in _HARMLESS:
+            raise unknown_field(name, sorted([*ChatRequest.model_fields, *_HARMLESS, *_NEUTRAL]))
+    if chat.max_tokens is not None and chat.max_completion_tokens not in (None, chat.max_tokens):
+        raise InvalidFieldError(
+            public={"field": "max_tokens", "expected": "the same as max_completion_tokens, or null"}
+        )
+    if chat.stream_options is not None and not chat.stream:
+        raise InvalidFieldError(public={"field": "stream_options", "expected": "null, unless stream is true"})
+
+
+def choose_task(chat: ChatRequest) -> tuple[Task, str | None, tuple[ChatWarning, ...]]:
+    """What a chat asks for: its `task`, else the last text that names one, else the default.
+
+    Args:
+        chat: A request.
+
+    Returns:
+        The task, its query, and what to tell the client.
+
+    Raises:
+        InvalidFieldError: `query` is missing or of no use.
+    """
+    texts = [
+        part.text
+        for message in chat.messages
+        if not isinstance(message, AssistantMessage)
+        for part in message.content
+        if isinstance(part, TextPart) and part.text.strip()
+    ]
+    named = [recognise(text) for text in texts]
+    warnings = (PROMPT_IGNORED,) if None in named else ()
+    task, query = Task.FREE, chat.query
+    if chat.task is not None:
+        task = chat.task
+    elif chosen := [each for each in named if each is not None]:
+        task, query = chosen[-1][0], chat.query or chosen[-1][1]
+    try:
+        prompt_for(task, query)
+    except ValueError as error:
+        expected = "text to look for with the task locate, and only with it"
+        raise InvalidFieldError(public={"field": "query", "expected": expected}) from error
+    return task, query, warnings
+
+
+def decode_files(chat: ChatRequest, budget: FileBudget, most_files: int) -> list[bytes]:
+    """The files of a chat, in order.
+
+    Args:
+        chat: A request.
+        budget: Bounds their bytes.
+        most_files: Bounds their number.
+
+    Returns:
+        At least one file.
+
+    Raises:
+        InvalidFieldError: There is none.
+        TooManyPagesError: There are too many.
+        UnsupportedParameterError: One is named by an id.
+    """
+    places: list[tuple[str, str, bool]] = []
+    for number, message in enumerate(chat.messages):
+        if not isinstance(message, UserMessage):
+            continue
+        for index, part in enumerate(message.content):
+            place = f"messages.{number}.content.{index}"
+            if isinstance(part, ImagePart):
+                places.append((part.image_url.url, f"{place}.image_url.url", False))
+            elif isinstance(part, FilePart):
+                if part.file.file_data is None:
+                    field = f"{place}.file.file_id"
+                    raise UnsupportedParameterError(public={"field": field, "expected": "file_data instead"})
+                places.append((part.file.file_data, f"{place}.file.file_data", True))
+    if not places:
+        expected = "an image_url or file part with a data URL in a user's message"
+        raise InvalidFieldError(public={"field": "messages", "expected": expected})
+    if len(places) > most_files:
+        raise TooManyPagesError(public={"limit": most_files})
+    if chat.pages is not None and len(places) > 1:
+        raise InvalidFieldError(public={"field": "pages", "expected": "null with several files"})
+    return [budget.decode(url, field, may_be_bare=bare) for url, field, bare in places]
+
+
+@dataclass(frozen=True, slots=True)
+class _Chat:
+    """A request once its files are decoded; the strings that contained them are gone."""
+
+    files: list[bytes]
+    ocr_request: OcrRequest
+    warnings: tuple[ChatWarning, ...]
+    streams: bool
+    includes_usage: bool
+
+
+async def _receive(request: Request, services: Services) -> _Chat:
+    chat = await receive_json(request, services.bounds, ChatRequest)
+    check_parameters(chat)
+    task, query, warnings = choose_task(chat)
+    budget = FileBudget(services.bounds.max_upload_bytes)
+    files = await asyncio.to_thread(decode_files, chat, budget, services.bounds.max_frames)
+    ocr_request = parse_request(
+        data=files[0],
+        info=services.engine.info,
+        models=services.models,
+        limits=services.reader.limits,
+        max_new_tokens_cap=services.bounds.max_new_tokens,
+        task=task,
+        query=query,
+        mode=chat.mode,
+        model_id=chat.model,
+        max_new_tokens=chat.max_completion_tokens or chat.max_tokens,
+        pages=chat.pages,
+        temperature=chat.temperature,
+        seed=chat.seed,
+        blank_pages=services.bounds.blank_pages,
+        min_confidence=services.bounds.min_confidence,
+    )
+    includes_usage = bool(chat.stream_options and chat.stream_options.include_usage)
+    return _Chat(files, ocr_request, warnings, bool(chat.stream), includes_usage)
+
+
+_PROBLEM = {"model": OpenAIProblem}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {}}},
+    **dict.fromkeys((400, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504), _PROBLEM),
+}
+
+
+def _openapi() -> dict[str, Any]:
+    extra = json_body(ChatRequest)
+    schema = extra["requestBody"]["content"]["application/json"]["schema"]
+    for name in sorted(_HARMLESS):
+        schema["properties"][name] = {"description": "Taken and not used."}
+    for name, neutral in _NEUTRAL.items():
+        schema["properties"][name] = {"enum": [None, *neutral], "description": "Other values are refused."}
+    schema["additionalProperties"] = False
+    return extra
+
+
+@router.post(CHAT_PATH, response_model=ChatAnswer, responses=_RESPONSES, openapi_extra=_openapi())
+async def complete_chat(request: Request, services: ServicesDep, record: RecordDep) -> Response | ChatAnswer:
+    """Read the images and files of a chat, as clients of OpenAI's API send them."""
+    permit = record.resources.enter_context(services.gate.admit())
+    with services.observer.receiving() as received:
+        chat = await _receive(request, services)
+        received(sum(map(len, chat.files)))
+    deadline = Deadline(services.bounds.deadline_s)
+    if chat.streams:
+        return EventStream(partial(_stream, services, permit, chat, deadline), error_event=_error_event, record=record)
+    return await run_for_client(request, _complete(services, permit, chat, deadline))
+
+
+async def _complete(services: Services, permit: Permit, chat: _Chat, deadline: Deadline) -> ChatAnswer:
+    document = await read_leased(services, permit, chat.files, chat.ocr_request, deadline)
+    return ChatAnswer(
+        id=_new_id(),
+        created=int(time.time()),
+        model=document.model_id,
+        choices=[ChatChoice(message=ChatMessage(content=document.text), finish_reason=_finish(document))],
+        usage=_usage(document),
+        warnings=_warnings(document, chat),
+        pages=[to_page_answer(page) for page in document.pages],
+    )
+
+
+def _new_id() -> str:
+    return f"chatcmpl-{uuid.uuid4().hex}"
+
+
+def _finish(document: DocumentResult) -> Literal["stop", "length"]:
+    is_whole = document.finish_reason is FinishReason.STOP and not document.is_partial
+    return "stop" if is_whole else "length"
+
+
+def _warnings(document: DocumentResult, chat: _Chat) -> list[ChatWarning]:
+    statuses = {page.status for page in document.pages}
+    found = {
+        PAGE_FAILED: PageStatus.FAILED in statuses,
+        PAGE_UNREADABLE: PageStatus.UNREADABLE in statuses,
+        REPETITION: document.finish_reason is FinishReason.REPETITION,
+    }
+    return [*chat.warnings, *(warning for warning, applies in found.items() if applies)]
+
+
+def _usage(document: DocumentResult) -> ChatUsage:
+    results = document.results
+    image, text = sum(each.vision_tokens for each in results), sum(each.prompt_tokens for each in results)
+    completion = sum(each.completion_tokens for each in results)
+    return ChatUsage(
+        prompt_tokens=image + text,
+        completion_tokens=completion,
+        total_tokens=image + text + completion,
+        prompt_tokens_details=PromptTokensDetails(image_tokens=image, text_tokens=text),
+    )
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(data)}\n\n".encode()
+
+
+def _error_event(error: DeepSynthError, request_id: str) -> bytes:
+    return _event(openai_error(error, request_id))
+
+
+class _Chunks:
+    """Emits the chunks of one completion."""
+
+    def __init__(self, emit: Emit, chat: _Chat) -> None:
+        self._emit = emit
+        self._common = {"id": _new_id(), "object": "chat.completion.chunk", "created": int(time.time())}
+        self._includes_usage = chat.includes_usage
+        self._has_begun = False
+
+    def name_model(self, model_id: str) -> None:
+        self._common["model"] = model_id
+
+    def content(self, text: str) -> None:
+        if text or not self._has_begun:
+            role = {} if self._has_begun else {"role": "assistant"}
+            self._has_begun = True
+            self._choice({**role, "content": text}, None)
+
+    def finish(self, document: DocumentResult, warnings: list[ChatWarning]) -> None:
+        if not self._has_begun:
+            self.content("")
+        self._choice(
+            {},
+            _finish(document),
+            warnings=[each.model_dump() for each in warnings],
+            pages=[to_page_answer(page).model_dump() for page in document.pages],
+        )
+        if self._includes_usage:
+            self._emit(_event({**self._common, "choices": [], "usage": _usage(document).model_dump()}))
+        self._emit(b"data: [DONE]\n\n")
+
+    def _choice(self, delta: dict[str, str], finish_reason: str | None, **extensions: Any) -> None:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        usage = {"usage": None} if self._includes_usage else {}
+        self._emit(_event({**self._common, "choices": [choice], **usage, **extensions}))
+
+
+async def _stream(services: Services, permit: Permit, chat: _Chat, deadline: Deadline, emit: Emit) -> None:
+    chunks, live = _Chunks(emit, chat), LiveText(chat.ocr_request.task, chat.ocr_request.selection)
+
+    def show(text: str) -> None:
+        if text:
+            chunks.content(text)
+
+    document = await read_leased(
+        services,
+        permit,
+        chat.files,
+        chat.ocr_request,
+        deadline,
+        on_delta=lambda page, text: show(live.delta(page, text)),
+        on_page=lambda page: show(live.ended(page)),
+        on_model=chunks.name_model,
+    )
+    chunks.finish(document, _warnings(document, chat))

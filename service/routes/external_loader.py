@@ -1,0 +1,113 @@
+"""`PUT /process`, as Open WebUI's external document loader sends files. Translates alone.
+
+The body is the file, whatever its declared type; the answer is a list with the text of each page that has any.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import unquote
+
+from fastapi import APIRouter, Depends, Request
+
+from service.admission.deadline import Deadline
+from service.admission.gate import Permit
+from service.deps import RecordDep, Services, ServicesDep, require_ready
+from service.errors import NoTextError
+from service.ocr.answer import to_page_answer
+from service.ocr.reader import DocumentResult, PageResult
+from service.ocr.request import OcrRequest, parse_request
+from service.routes.form import BoundedBody
+from service.routes.reading import read_leased, run_for_client
+from service.schemas import LoadedMetadata, LoadedPage, Problem
+
+PATH = "/process"
+MAX_NAME_CHARS = 255
+
+router = APIRouter(tags=["clients"], dependencies=[Depends(require_ready)])
+
+
+def file_name(header: str) -> str:
+    """The last part of a URL-encoded path, without control characters; a name for people alone."""
+    name = re.split(r"[/\\]", unquote(header, errors="replace"))[-1]
+    return "".join(sign for sign in name if sign.isprintable())[:MAX_NAME_CHARS]
+
+
+_PROBLEM = {"model": Problem, "content": {"application/problem+json": {}}}
+_RESPONSES: dict[int | str, dict[str, Any]] = dict.fromkeys(
+    (404, 408, 409, 413, 415, 422, 429, 500, 503, 504), _PROBLEM
+)
+_OPENAPI = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        "description": "An image or a PDF; the content decides, never the declared type.",
+    },
+    "parameters": [
+        {
+            "name": "X-Filename",
+            "in": "header",
+            "required": False,
+            "schema": {"type": "string"},
+            "description": "The file's name, URL-encoded; comes back as `metadata.source`.",
+        }
+    ],
+}
+
+
+@router.put(PATH, responses=_RESPONSES, openapi_extra=_OPENAPI)
+async def load_document(request: Request, services: ServicesDep, record: RecordDep) -> list[LoadedPage]:
+    """Read a file for Open WebUI."""
+    permit = record.resources.enter_context(services.gate.admit())
+    with services.observer.receiving() as received:
+        data = await _receive(request, services)
+        received(len(data))
+    ocr_request = parse_request(
+        data=data,
+        info=services.engine.info,
+        models=services.models,
+        limits=services.reader.limits,
+        max_new_tokens_cap=services.bounds.max_new_tokens,
+        blank_pages=services.bounds.blank_pages,
+        min_confidence=services.bounds.min_confidence,
+    )
+    name = file_name(request.headers.get("x-filename", ""))
+    deadline = Deadline(services.bounds.deadline_s)
+    return await run_for_client(request, _read(services, permit, data, ocr_request, deadline, name))
+
+
+async def _receive(request: Request, services: Services) -> bytes:
+    pieces = BoundedBody(request, services.bounds, services.bounds.max_upload_bytes).stream()
+    try:
+        return b"".join([piece async for piece in pieces])
+    finally:
+        await pieces.aclose()
+
+
+async def _read(
+    services: Services, permit: Permit, data: bytes, ocr_request: OcrRequest, deadline: Deadline, name: str
+) -> list[LoadedPage]:
+    document = await read_leased(services, permit, data, ocr_request, deadline)
+    failed = next((page for page in document.pages if page.error is not None), None)
+    if failed is not None and failed.error is not None:
+        # The client could not tell that a page is missing, and would store the rest as the whole document.
+        failed.error.public["page"] = failed.page
+        raise failed.error
+    pages = [page for page in document.pages if page.text.strip()]
+    if not pages:
+        raise NoTextError
+    return [LoadedPage(page_content=page.text, metadata=_metadata(page, document, name)) for page in pages]
+
+
+def _metadata(page: PageResult, document: DocumentResult, name: str) -> LoadedMetadata:
+    said = to_page_answer(page)
+    return LoadedMetadata(
+        source=name,
+        page=page.page - 1,
+        page_label=str(page.page),
+        total_pages=len(document.pages),
+        model_id=document.model_id,
+        finish_reason=said.finish_reason,
+        confidence=said.confidence,
+    )

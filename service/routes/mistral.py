@@ -1,0 +1,368 @@
+"""`POST /v1/ocr`, as clients of Mistral's OCR API send it. Translates alone.
+
+Pages are read with the task `markdown`. Regions that the model labels as figures become the images of a page; a model
+that gives no boxes gives none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Tag
+
+from service.admission.deadline import Deadline
+from service.admission.gate import Permit
+from service.deps import RecordDep, Services, ServicesDep, require_ready
+from service.errors import InvalidFieldError, UnsupportedParameterError
+from service.intake.formats import FileFormat, detect_format
+from service.ocr.answer import to_page_answer
+from service.ocr.reader import PageResult
+from service.ocr.request import OcrRequest, parse_request
+from service.routes.data_url import FileBudget
+from service.routes.json_body import kind_by, receive_json
+from service.routes.openapi import json_body
+from service.routes.problems import MISTRAL_PATH
+from service.routes.reading import read_leased, run_for_client
+from service.schemas import (
+    MistralAnswer,
+    MistralBlock,
+    MistralConfidence,
+    MistralDimensions,
+    MistralImage,
+    MistralPage,
+    MistralProblem,
+    MistralUsage,
+)
+from shared.contract.prompts import Task
+from shared.deepseek_ocr.grounding import Region
+
+router = APIRouter(tags=["clients"], dependencies=[Depends(require_ready)])
+
+UNKNOWN_DPI = 72
+FIGURE_LABELS = frozenset({"image", "figure", "chart", "picture"})
+BlockType = Literal[
+    "title", "text", "caption", "table", "image", "equation", "list", "code", "references", "header", "footer"
+]
+_BLOCK_TYPES: dict[str, BlockType] = {
+    "title": "title",
+    "sub_title": "title",
+    "image_caption": "caption",
+    "figure_caption": "caption",
+    "table_caption": "caption",
+    "table_footnote": "caption",
+    "formula_caption": "caption",
+    "table": "table",
+    "equation": "equation",
+    "formula": "equation",
+    "isolate_formula": "equation",
+    "list": "list",
+    "code": "code",
+    "references": "references",
+    "header": "header",
+    "footer": "footer",
+    "page_number": "footer",
+    **dict.fromkeys(FIGURE_LABELS, "image"),
+}
+"""Labels that the public model is known to give; any other is text."""
+_UNSUPPORTED = (
+    "bbox_annotation_format",
+    "document_annotation_format",
+    "document_annotation_prompt",
+    "table_format",
+    "extract_header",
+    "extract_footer",
+)
+_RANGE = re.compile(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?")
+
+
+class _Chunk(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ImageUrl(_Chunk):
+    """An image as a data URL."""
+
+    url: str
+
+
+class ImageUrlChunk(_Chunk):
+    """An image."""
+
+    type: Literal["image_url"]
+    image_url: Annotated[
+        ImageUrl,
+        BeforeValidator(
+            lambda value: {"url": value} if isinstance(value, str) else value, json_schema_input_type=str | ImageUrl
+        ),
+    ]
+
+
+class DocumentUrlChunk(_Chunk):
+    """A document as a data URL."""
+
+    type: Literal["document_url"]
+    document_url: str
+    document_name: str | None = Field(default=None, description="Not used.")
+
+
+class FileChunk(_Chunk):
+    """Refused: there is no store of files."""
+
+    type: Literal["file"]
+    file_id: str
+
+
+Document = Annotated[
+    Annotated[DocumentUrlChunk, Tag("<document_url>")]
+    | Annotated[ImageUrlChunk, Tag("<image_url>")]
+    | Annotated[FileChunk, Tag("<file>")],
+    kind_by("type", "document_url", "image_url", "file"),
+]
+
+
+class MistralRequest(BaseModel):
+    """A request as Mistral's OCR API has it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    model: str | None = Field(default=None, max_length=200)
+    """The base model, an adapter's name, or `name@version`; the default model when null."""
+    document: Document
+    pages: list[Annotated[int, Field(ge=0)]] | str | None = Field(default=None, union_mode="left_to_right")
+    """Page numbers from 0, as a list or as text such as `0-2,6`; all when null."""
+    include_image_base64: bool | None = None
+    """Whether to cut figures out of the pages."""
+    image_limit: int | None = Field(default=None, ge=0)
+    """Maximum figures of the document."""
+    image_min_size: int | None = Field(default=None, ge=0)
+    """Minimum width and height of a figure in pixels."""
+    include_blocks: bool | None = True
+    confidence_scores_granularity: Literal["page", "word", "block"] | None = None
+    """`page` or null; others are refused."""
+    id: str | None = None
+    """Not used."""
+    bbox_annotation_format: Any = None
+    """Refused unless null."""
+    document_annotation_format: Any = None
+    """Refused unless null."""
+    document_annotation_prompt: str | None = None
+    """Refused unless null."""
+    table_format: Literal["markdown", "html"] | None = None
+    """Refused unless null: tables stay in the Markdown."""
+    extract_header: bool | None = None
+    """Refused unless false or null."""
+    extract_footer: bool | None = None
+    """Refused unless false or null."""
+
+
+def check_parameters(asked: MistralRequest) -> None:
+    """Check what this service does not have.
+
+    Args:
+        asked: A request.
+
+    Raises:
+        UnsupportedParameterError: It asks for something of it.
+    """
+    for name in _UNSUPPORTED:
+        if getattr(asked, name):
+            raise UnsupportedParameterError(public={"field": name, "expected": "null"})
+    if asked.confidence_scores_granularity not in (None, "page"):
+        raise UnsupportedParameterError(public={"field": "confidence_scores_granularity", "expected": "page or null"})
+    if isinstance(asked.document, FileChunk):
+        raise UnsupportedParameterError(public={"field": "document.file_id", "expected": "a data URL instead"})
+
+
+def pages_from_zero(pages: list[int] | str | None) -> str | None:
+    """A selection that counts from 0, as the field `pages` of `POST /ocr` has it.
+
+    Args:
+        pages: Numbers, or text such as `0-2,6`.
+
+    Returns:
+        Text that counts from 1; None for all pages.
+
+    Raises:
+        InvalidFieldError: It is empty, or the text cannot be read.
+    """
+    if pages is None:
+        return None
+    parts = [str(page) for page in pages] if isinstance(pages, list) else pages.split(",")
+    shifted = []
+    for part in parts:
+        found = _RANGE.fullmatch(part)
+        if found is None:
+            break
+        shifted.append("-".join(str(int(number) + 1) for number in found.groups() if number))
+    if not parts or len(shifted) < len(parts):
+        raise InvalidFieldError(public={"field": "pages", "expected": "page numbers from 0, such as 0-2,6"})
+    return ",".join(shifted)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A region to show as an image; `name` is unique in the document."""
+
+    name: str
+    page: int
+    region: Region
+
+
+def find_figures(pages: Sequence[PageResult], limit: int | None, min_size_px: int) -> list[Figure]:
+    """The figures of a document in the order of reading.
+
+    Args:
+        pages: Its pages.
+        limit: Maximum number; None for all.
+        min_size_px: Minimum width and height.
+
+    Returns:
+        Figures.
+    """
+    found = (
+        (page.page, region)
+        for page in pages
+        for region in page.regions
+        if region.label in FIGURE_LABELS and _is_at_least(region, max(min_size_px, 1))
+    )
+    figures = [Figure(f"img-{index}.jpeg", page, region) for index, (page, region) in enumerate(found)]
+    return figures[:limit]
+
+
+def _is_at_least(region: Region, side_px: int) -> bool:
+    x1, y1, x2, y2 = region.box_px
+    return x2 - x1 >= side_px and y2 - y1 >= side_px
+
+
+def to_markdown(page: PageResult, figures: Sequence[Figure]) -> str:
+    """A page's text with a link to each of its figures where the model saw it."""
+    parts: list[str] = []
+    end = 0
+    for figure in figures:
+        parts += [page.text[end : figure.region.start].strip(), f"![{figure.name}]({figure.name})"]
+        end = figure.region.start
+    parts.append(page.text[end:] if not figures else page.text[end:].strip())
+    return "\n\n".join(part for part in parts if part)
+
+
+def _blocks(page: PageResult, figures: Sequence[Figure]) -> Iterator[MistralBlock]:
+    """The page's regions; a figure that is no image of the answer is left out."""
+    names = {id(figure.region): figure.name for figure in figures}
+    for region in page.regions:
+        kind = _BLOCK_TYPES.get(region.label, "text")
+        name = names.get(id(region))
+        if kind == "image" and name is None:
+            continue
+        content = f"![{name}]({name})" if name else region.text
+        yield MistralBlock(type=kind, content=content, image_id=name, **_corners(region))
+
+
+def _corners(region: Region) -> dict[str, int]:
+    return dict(zip(("top_left_x", "top_left_y", "bottom_right_x", "bottom_right_y"), region.box_px, strict=True))
+
+
+_PROBLEM = {"model": MistralProblem}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    **dict.fromkeys((400, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504), _PROBLEM)
+}
+
+
+@router.post(MISTRAL_PATH, responses=_RESPONSES, openapi_extra=json_body(MistralRequest))
+async def read_as_mistral(request: Request, services: ServicesDep, record: RecordDep) -> MistralAnswer:
+    """Read a document, as clients of Mistral's OCR API send it."""
+    permit = record.resources.enter_context(services.gate.admit())
+    with services.observer.receiving() as received:
+        asked, data, ocr_request = await _receive(request, services)
+        received(len(data))
+    deadline = Deadline(services.bounds.deadline_s)
+    return await run_for_client(request, _read(services, permit, asked, data, ocr_request, deadline))
+
+
+async def _receive(request: Request, services: Services) -> tuple[MistralRequest, bytes, OcrRequest]:
+    asked = await receive_json(request, services.bounds, MistralRequest)
+    check_parameters(asked)
+    pages = pages_from_zero(asked.pages)
+    if isinstance(asked.document, ImageUrlChunk):
+        url, field = asked.document.image_url.url, "document.image_url"
+    else:
+        assert isinstance(asked.document, DocumentUrlChunk)
+        url, field = asked.document.document_url, "document.document_url"
+    data = await asyncio.to_thread(FileBudget(services.bounds.max_upload_bytes).decode, url, field)
+    ocr_request = parse_request(
+        data=data,
+        info=services.engine.info,
+        models=services.models,
+        limits=services.reader.limits,
+        max_new_tokens_cap=services.bounds.max_new_tokens,
+        task=Task.MARKDOWN,
+        model_id=asked.model,
+        pages=pages,
+        blank_pages=services.bounds.blank_pages,
+        min_confidence=services.bounds.min_confidence,
+    )
+    # The file's text is not kept while the file is read.
+    return asked.model_copy(update={"document": None}), data, ocr_request
+
+
+async def _read(
+    services: Services,
+    permit: Permit,
+    asked: MistralRequest,
+    data: bytes,
+    ocr_request: OcrRequest,
+    deadline: Deadline,
+) -> MistralAnswer:
+    document = await read_leased(services, permit, data, ocr_request, deadline)
+    figures = find_figures(document.pages, asked.image_limit, asked.image_min_size or 0)
+    cut: list[bytes] = []
+    if asked.include_image_base64:
+        deadline.renew()
+        async with deadline.enforced():
+            cut = await services.reader.cut(data, [(figure.page, figure.region.box_px) for figure in figures])
+    images = {figure.name: _data_url(each) for figure, each in zip(figures, cut, strict=False)}
+    is_pdf = detect_format(data) is FileFormat.PDF
+    dpi = services.reader.limits.pdf_dpi if is_pdf else UNKNOWN_DPI
+    return MistralAnswer(
+        pages=[
+            _page(page, [figure for figure in figures if figure.page == page.page], images, asked, dpi)
+            for page in document.pages
+        ],
+        model=document.model_id,
+        usage_info=MistralUsage(pages_processed=len(document.pages), doc_size_bytes=len(data)),
+    )
+
+
+def _data_url(jpeg: bytes) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+
+
+def _page(
+    page: PageResult, figures: Sequence[Figure], images: dict[str, str], asked: MistralRequest, dpi: int
+) -> MistralPage:
+    said, dimensions, confidence = to_page_answer(page), None, None
+    if page.width_px is not None and page.height_px is not None:
+        dimensions = MistralDimensions(dpi=dpi, height=page.height_px, width=page.width_px)
+    if asked.confidence_scores_granularity is not None and page.result is not None:
+        confidence = MistralConfidence(
+            average_page_confidence_score=round(page.result.confidence, 4),
+            minimum_page_confidence_score=round(page.result.min_confidence, 4),
+        )
+    return MistralPage(
+        index=page.page - 1,
+        markdown=to_markdown(page, figures),
+        images=[
+            MistralImage(id=figure.name, image_base64=images.get(figure.name), **_corners(figure.region))
+            for figure in figures
+        ],
+        dimensions=dimensions,
+        confidence_scores=confidence,
+        blocks=list(_blocks(page, figures)) if asked.include_blocks else None,
+        status=said.status,
+        error=said.error,
+    )

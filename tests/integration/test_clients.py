@@ -1,0 +1,275 @@
+"""Clients as they are on PyPI, against a server of its own: what they send is taken, what they get they can read."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import mistralai.client as mistral
+import openai
+import pytest
+from mistralai.client.errors import HTTPValidationError, SDKError
+
+from shared.contract.text import cer
+from tests.support.chat import data_url, image_part, text_part
+from tests.support.nano import needs_nano
+from tests.support.pdf import make_pdf
+from tests.support.programs import ROOT
+from tests.support.server import ServerProcess, form_body, running_server
+from tests.support.service import png
+
+pytestmark = pytest.mark.integration
+
+LIMIT = 300_000
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    with running_server(MAX_UPLOAD_BYTES=str(LIMIT), MAX_CONCURRENT_REQUESTS="2", FAKE_STEP_MS="1") as running:
+        yield running
+
+
+def read(server: ServerProcess, data: bytes, **fields: str) -> str:
+    """What `POST /ocr` reads."""
+    body, content_type = form_body(data, **fields)
+    response = httpx.post(f"{server.url}/ocr", content=body, headers={"content-type": content_type})
+    text: str = response.json()["text"]
+    return text
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def ask(*parts: dict) -> list:
+    return [{"role": "user", "content": list(parts)}]
+
+
+def test_openai_reads_a_page(server: ServerProcess, client: openai.OpenAI) -> None:
+    completion = client.chat.completions.create(
+        model="fake", messages=ask(text_part("Free OCR."), image_part(png())), max_completion_tokens=50, temperature=0
+    )
+    assert completion.choices[0].message.content == read(server, png())
+    assert completion.choices[0].finish_reason == "stop"
+    assert completion.model == "fake"
+    usage = completion.usage
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens > usage.completion_tokens > 0
+    assert usage.prompt_tokens_details.image_tokens > 0
+    assert completion.model_extra["warnings"] == []
+    assert completion.model_extra["pages"][0]["width_px"] == 320
+    # Validated, not only constructed.
+    type(completion).model_validate(completion.model_dump(exclude_unset=True))
+
+
+def test_openai_streams_a_page(server: ServerProcess, client: openai.OpenAI) -> None:
+    with client.chat.completions.create(
+        model="fake", messages=ask(image_part(png())), stream=True, stream_options={"include_usage": True}
+    ) as stream:
+        chunks = list(stream)
+    for chunk in chunks:
+        type(chunk).model_validate(chunk.model_dump(exclude_unset=True))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
+    assert text == read(server, png())
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [*[None] * (len(chunks) - 2), "stop"]
+    assert chunks[-1].usage.completion_tokens == len(text.split())
+
+
+def test_openais_stream_helper_puts_the_completion_together(server: ServerProcess, client: openai.OpenAI) -> None:
+    with client.chat.completions.stream(model="fake", messages=ask(image_part(png()))) as stream:
+        for _ in stream:
+            pass
+        completion = stream.get_final_completion()
+    assert completion.choices[0].message.content == read(server, png())
+
+
+def test_openai_reads_a_document_and_uses_extensions(server: ServerProcess, client: openai.OpenAI) -> None:
+    pdf = make_pdf(["one", "two"])
+    part = {"type": "file", "file": {"filename": "a.pdf", "file_data": data_url(pdf, "application/pdf")}}
+    completion = client.chat.completions.create(
+        model="fake", messages=ask(part), extra_body={"task": "markdown", "pages": "2"}
+    )
+    assert completion.choices[0].message.content == read(server, pdf, task="markdown", pages="2")
+
+
+def test_openai_tells_errors_apart(client: openai.OpenAI) -> None:
+    def create(**changes: Any) -> None:
+        request: dict[str, Any] = {"model": "fake", "messages": ask(image_part(png())), **changes}
+        client.chat.completions.create(**request)
+
+    with pytest.raises(openai.NotFoundError) as missing:
+        create(model="gpt-5")
+    assert (missing.value.code, missing.value.param, missing.value.type) == (
+        "model_not_found",
+        "model",
+        "invalid_request_error",
+    )
+    with pytest.raises(openai.BadRequestError) as unsupported:
+        create(logprobs=True)
+    assert (unsupported.value.code, unsupported.value.param) == ("unsupported_parameter", "logprobs")
+    with pytest.raises(openai.UnprocessableEntityError) as remote:
+        create(messages=ask({"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}))
+    assert remote.value.code == "remote_url_not_allowed"
+    with pytest.raises(openai.APIStatusError) as large:
+        create(messages=ask(image_part(b"\0" * (LIMIT + 1))))
+    assert (large.value.status_code, large.value.code) == (413, "upload_too_large")
+    with pytest.raises(openai.UnprocessableEntityError) as invalid:
+        create(stream=True, temperature=9)
+    assert (invalid.value.code, invalid.value.param) == ("invalid_field", "temperature")
+
+
+def test_openai_lists_and_finds_models(client: openai.OpenAI) -> None:
+    models = list(client.models.list())
+    assert [model.id for model in models] == ["fake"]
+    for model in models:
+        type(model).model_validate(model.model_dump(exclude_unset=True))
+    assert client.models.retrieve("fake") == models[0]
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+def test_openai_waits_as_it_is_told_when_the_service_is_full() -> None:
+    with running_server(MAX_CONCURRENT_REQUESTS="1", FAKE_STEP_MS="200") as server:
+        options = {"base_url": f"{server.url}/v1", "api_key": "none"}
+        with openai.OpenAI(**options, max_retries=0) as client, openai.OpenAI(**options, max_retries=9) as patient:
+            stream = client.chat.completions.create(model="fake", messages=ask(image_part(png())), stream=True)
+            next(iter(stream))
+            with pytest.raises(openai.RateLimitError) as full:
+                client.chat.completions.create(model="fake", messages=ask(image_part(png())))
+            assert full.value.code == "queue_full"
+            assert int(full.value.response.headers["retry-after"]) >= 1
+            completion = patient.chat.completions.create(model="fake", messages=ask(image_part(png())))
+            assert completion.choices[0].message.content == read(server, png())
+            stream.close()
+
+
+def test_a_client_that_leaves_its_stream_cancels_the_reading() -> None:
+    with (
+        running_server(FAKE_STEP_MS="60000") as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        stream = client.chat.completions.create(
+            model="fake", messages=ask(image_part(png())), stream=True, extra_headers={"connection": "close"}
+        )
+        next(iter(stream))
+        server.wait_metric("deepsynth_sequences_running", 1)
+        stream.close()
+        server.wait_metric('deepsynth_requests_total{code="client_disconnect",outcome="client_disconnect"}', 1)
+        server.wait_metric("deepsynth_sequences_running", 0)
+
+
+async def test_openais_asynchronous_client_streams(server: ServerProcess) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+        stream = await client.chat.completions.create(model="fake", messages=ask(image_part(png())), stream=True)
+        text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+    assert text == read(server, png())
+
+
+@pytest.fixture
+def ocr(server: ServerProcess) -> Iterator[mistral.Mistral]:
+    with mistral.Mistral(api_key="none", server_url=server.url) as client:
+        yield client
+
+
+def test_mistral_reads_a_document(server: ServerProcess, ocr: mistral.Mistral) -> None:
+    pdf = make_pdf(["one", "two", "three"])
+    document = {"type": "document_url", "document_url": data_url(pdf, "application/pdf")}
+    answer = ocr.ocr.process(
+        model="fake", document=document, pages=[0, 2], confidence_scores_granularity="page", include_image_base64=True
+    )
+    assert [page.index for page in answer.pages] == [0, 2]
+    assert "\n\n".join(page.markdown for page in answer.pages) == read(server, pdf, task="markdown", pages="1,3")
+    page = answer.pages[0]
+    assert (page.dimensions.dpi, page.dimensions.width, page.dimensions.height) == (150, 417, 209)
+    assert page.confidence_scores.average_page_confidence_score == 0.875
+    assert [type(block).__name__ for block in page.blocks] == ["OCRTextBlock"]
+    assert page.blocks[0].content == page.markdown
+    assert (answer.model, answer.usage_info.pages_processed, answer.usage_info.doc_size_bytes) == ("fake", 2, len(pdf))
+
+
+def test_mistral_reads_an_image(server: ServerProcess, ocr: mistral.Mistral) -> None:
+    answer = ocr.ocr.process(model="fake", document={"type": "image_url", "image_url": data_url(png())}, pages="0")
+    assert answer.pages[0].markdown == read(server, png(), task="markdown")
+    assert (answer.pages[0].dimensions.width, answer.pages[0].dimensions.height) == (320, 200)
+
+
+def test_mistral_tells_errors_apart(ocr: mistral.Mistral) -> None:
+    document = {"type": "image_url", "image_url": data_url(png())}
+    with pytest.raises(HTTPValidationError) as remote:
+        ocr.ocr.process(model="fake", document={"type": "image_url", "image_url": "https://example.com/a.png"})
+    assert remote.value.data.detail[0].type == "remote_url_not_allowed"
+    assert remote.value.data.detail[0].loc == ["body", "document", "image_url"]
+    with pytest.raises(SDKError) as missing:
+        ocr.ocr.process(model="mistral-ocr-latest", document=document)
+    assert missing.value.status_code == 404
+    assert "model_not_found" in missing.value.body
+    with pytest.raises(SDKError) as unsupported:
+        ocr.ocr.process(model="fake", document=document, table_format="html")
+    assert unsupported.value.status_code == 400
+    assert "table_format" in unsupported.value.body
+
+
+@needs_nano
+def test_examples_of_the_documentation_run_and_print_the_text() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 2
+    truth = (ROOT / "docs" / "samples" / "sample-block.txt").read_text(encoding="utf-8")
+    with running_server(ENGINE="native") as server:
+        for example in examples:
+            program = example.replace("http://127.0.0.1:8000", server.url)
+            command = [sys.executable, "-W", "error", "-c", program]
+            ended = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+            assert (ended.returncode, ended.stderr) == (0, "")
+            assert cer(truth, ended.stdout.removesuffix("\n")) < 0.05
+
+
+REASON = "install the extra clients, in an environment of its own"
+
+
+def test_langchain_reads_a_page_and_streams_it(server: ServerProcess) -> None:
+    langchain = pytest.importorskip("langchain_openai", reason=REASON)
+    model = langchain.ChatOpenAI(model="fake", base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    messages = [
+        ("system", "You read pages."),
+        ("human", [text_part("Read this page"), image_part(png())]),
+    ]
+    answer = model.invoke(messages)
+    assert answer.content == read(server, png())
+    assert answer.response_metadata["finish_reason"] == "stop"
+    assert answer.usage_metadata["output_tokens"] == len(answer.content.split())
+    assert "".join(chunk.content for chunk in model.stream(messages)) == answer.content
+
+
+def test_langchains_own_blocks_are_read(server: ServerProcess) -> None:
+    langchain = pytest.importorskip("langchain_openai", reason=REASON)
+    from langchain_core.messages import HumanMessage
+
+    model = langchain.ChatOpenAI(model="fake", base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    pdf = make_pdf(["one", "two"])
+    encoded = data_url(pdf).partition(",")[2]
+    blocks = [
+        {"type": "text", "text": "Convert the document to markdown."},
+        {"type": "file", "base64": encoded, "mime_type": "application/pdf", "filename": "a.pdf"},
+        {"type": "image", "base64": data_url(png()).partition(",")[2], "mime_type": "image/png"},
+    ]
+    answer = model.invoke([HumanMessage(content=blocks)])
+    assert answer.content == f"{read(server, pdf, task='markdown')}\n\n{read(server, png(), task='markdown')}"
+
+
+def test_llama_index_reads_a_page_and_streams_it(server: ServerProcess) -> None:
+    openai_like = pytest.importorskip("llama_index.llms.openai_like", reason=REASON)
+    from llama_index.core.llms import ChatMessage, ImageBlock, TextBlock
+
+    # It samples at 0.1 unless told otherwise.
+    options = {"is_chat_model": True, "max_retries": 0, "temperature": 0}
+    model = openai_like.OpenAILike(model="fake", api_base=f"{server.url}/v1", api_key="none", **options)
+    blocks = [TextBlock(text="Free OCR."), ImageBlock(image=png(), image_mimetype="image/png")]
+    messages = [ChatMessage(role="user", blocks=blocks)]
+    assert model.chat(messages).message.content == read(server, png())
+    assert "".join(part.delta or "" for part in model.stream_chat(messages)) == read(server, png())
