@@ -10,6 +10,8 @@ MIN_CONFIDENCE = 0.6
 """Between answers that are on the page and those that are not, where there is little print (docs/outcomes.md)."""
 MANY_MARKS = 12
 """A page with fewer shapes of print holds a few words at most, so an uncertain answer is likely to be invented."""
+FEW_MARKS = 3
+"""Fewer shapes than this, which the model reads as nothing, are dust."""
 CHARACTERS_A_MARK = 12
 """More characters than this for each shape of print cannot be on the page, even where the letters of words touch."""
 
@@ -44,7 +46,7 @@ def status_of(ink: PageInk, text: str, confidence: float, min_confidence: float)
     """
     num_characters = sum(not character.isspace() for character in text)
     if not num_characters:
-        return PageStatus.BLANK if ink.marks < MANY_MARKS else PageStatus.UNREADABLE
+        return PageStatus.BLANK if ink.marks < FEW_MARKS else PageStatus.UNREADABLE
     is_doubtful = ink.marks < MANY_MARKS and confidence < min_confidence
     is_too_long = ink.marks < MOST_MARKS and num_characters > CHARACTERS_A_MARK * (ink.marks + 1)
     return PageStatus.UNREADABLE if is_doubtful or is_too_long else PageStatus.OK
