@@ -182,11 +182,13 @@ async def test_stream_sends_deltas_then_the_whole_answer() -> None:
         plain = (await service.ocr(png())).json()
     assert response.headers["content-type"].startswith("text/event-stream")
     events = parse_events(response.text)
-    deltas = [data for name, data in events[:-1] if name == "delta"]
-    assert len(deltas) == len(events) - 1 > 3
+    *pieces, (second_last, page), (last, answer) = events
+    assert {name for name, _ in pieces} == {"delta"}
+    deltas = [data for _, data in pieces]
+    assert len(deltas) > 3
     assert {delta["page"] for delta in deltas} == {1}
-    name, answer = events[-1]
-    assert name == "answer"
+    assert (second_last, last) == ("page", "answer")
+    assert page == answer["pages"][0]
     assert "".join(delta["text"] for delta in deltas) == answer["text"] == plain["text"]
     assert list(answer) == list(plain)
 
