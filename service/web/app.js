@@ -390,6 +390,8 @@ function update() {
   byId("go").disabled = !running && (!pages || !served.length);
   const hasText = Boolean(shown && text.plain());
   byId("copy").disabled = !hasText || Boolean(running);
+  // Of two models, the first one's text is taken along.
+  byId("copy").title = byId("download").title = shown?.columns.length > 1 ? `The text of ${shown.columns[0].name}` : "";
   byId("download").disabled = !shown?.columns[0].answer || Boolean(running);
   showSnippet();
 }

@@ -25,8 +25,8 @@ export function withoutMarkers(text, task) {
     .replace(labels, "")
     .replace(/<\|det\|>[^]*?(?:<\|\/det\|>\n?|$)/g, "")
     .replace(/<\|ref\|>[^]*$/, (tail) => (task === "markdown" ? "" : tail))
-    .replace(/<\|\/?(?:grounding|ref|det)?\|?>?$/, "")
-    .replace(/<\|grounding\|>/g, "");
+    .replace(/<\|grounding\|>/g, "")
+    .replace(/<(?:\|[/a-z]*\|?)?$/, "");
 }
 
 // The page's text cut into [text, indices of its regions]; compared without white space, which the answer has lost in part.

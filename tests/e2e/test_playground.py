@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import shutil
 import time
 from collections.abc import Iterator
@@ -310,3 +311,63 @@ def test_code_is_the_request_and_is_copied_without_the_clipboard_interface(brows
         page.click("text=Python")
         compile(page.inner_text("#snippet"), "snippet", "exec")
         assert '"task": "ocr"' in page.inner_text("#snippet")
+
+
+def edits(before: str, after: str) -> int:
+    """Fewest characters to take away and to add."""
+    lengths = [0] * (len(after) + 1)
+    for left in before:
+        last = lengths
+        lengths = [0]
+        for index, right in enumerate(after, 1):
+            lengths.append(last[index - 1] + 1 if left == right else max(last[index], lengths[-1]))
+    return len(before) + len(after) - 2 * lengths[-1]
+
+
+def test_differences_are_complete_and_minimal(browser: Any, server: ServerProcess) -> None:
+    chance = random.Random(7)
+    texts = ["".join(chance.choices("abc ", k=chance.randrange(30))) for _ in range(400)]
+    pairs = list(zip(texts[::2], texts[1::2], strict=True))
+    pairs += [("", ""), ("a", ""), ("same", "same"), ("caf\U0001f600", "cafe\U0001f600")]
+    with opened(browser, server) as page:
+        found = page.evaluate(
+            "async (pairs) => { const { diff } = await import('/web/diff.js');"
+            " return pairs.map((pair) => diff(...pair)); }",
+            pairs,
+        )
+        # Too different for the algorithm's limit: still both texts, whole.
+        long = [chr(0x4E00 + number) for number in range(4000)]
+        apart = page.evaluate(
+            "async ([a, b]) => (await import('/web/diff.js')).diff(a, b)", ["".join(long), "".join(reversed(long))]
+        )
+    for (before, after), result in zip(pairs, found, strict=True):
+        assert "".join(text for text, _ in result["before"]) == before
+        assert "".join(text for text, _ in result["after"]) == after
+        kept = ["".join(text for text, changed in result[side] if not changed) for side in ("before", "after")]
+        assert kept[0] == kept[1]
+        assert result["changed"] == edits(before, after)
+    assert "".join(text for text, _ in apart["before"]) == "".join(long)
+    assert "".join(text for text, _ in apart["after"]) == "".join(reversed(long))
+
+
+@pytest.mark.parametrize(
+    ("task", "whole"),
+    [
+        ("markdown", "# Head\n2 < 3\n\nmore"),
+        ("ocr", "title# Head\n2 < 3\n\ntextmore"),
+        ("free", "title# Head\n2 < 3\n\ntextmore"),
+    ],
+)
+def test_no_part_of_a_marker_is_shown_while_text_arrives(
+    task: str, whole: str, browser: Any, server: ServerProcess
+) -> None:
+    first = "<|ref|>title<|/ref|><|det|>[[1, 2, 3, 4]]<|/det|>\n# Head\n2 < 3\n\n"
+    given = f"{first}<|ref|>text<|/ref|><|det|>[[5, 6, 7, 8]]<|/det|>\nmore"
+    with opened(browser, server) as page:
+        shown = page.evaluate(
+            "async ([text, task]) => { const { withoutMarkers } = await import('/web/text.js');"
+            " return [...text].map((_, end) => withoutMarkers(text.slice(0, end + 1), task)); }",
+            [given, task],
+        )
+    assert shown[-1] == whole
+    assert [each for each in shown if not whole.startswith(each)] == []
