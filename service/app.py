@@ -40,7 +40,7 @@ from service.intake.pool import ImagePool
 from service.monitor import Monitor
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.reader import DocumentReader
-from service.routes import adapters, chat, external_loader, health, mistral, models, ocr, playground
+from service.routes import adapters, chat, external_loader, health, mistral, models, ocr, playground, preview
 from service.routes.middleware import RequestContextMiddleware
 from service.routes.problems import on_http_exception, on_known_error, problem_response
 from service.telemetry.metrics import Metrics
@@ -210,6 +210,7 @@ class _Composition:
                 source=pool, engine=self._engine, gate=gate, limits=build_limits(settings), observer=observer
             ),
             pdf_maker=pool,
+            images=pool,
             metrics=metrics,
             monitor=Monitor(engine=self._engine, gate=gate, metrics=metrics, on_engine_failed=self._on_failed),
             observer=observer,
@@ -334,7 +335,7 @@ def create_app(
         # A redirect would make clients send the document again, behind a TLS proxy to an http:// address.
         redirect_slashes=False,
     )
-    for part in (ocr, chat, mistral, external_loader, health, models, adapters, playground):
+    for part in (ocr, preview, chat, mistral, external_loader, health, models, adapters, playground):
         app.include_router(part.router)
     app.include_router(adapters.admin_router)
     app.add_exception_handler(DeepSynthError, on_known_error)

@@ -14,6 +14,7 @@ from service.admission.gate import Gate
 from service.admission.request import RequestRecord, record_of
 from service.engine.protocol import EngineHandle, EngineState
 from service.errors import DrainingError, NotReadyError
+from service.intake.pool import ImagePool
 from service.monitor import Monitor
 from service.ocr.formats.output_format import PdfMaker
 from service.ocr.metrics import TelemetryObserver
@@ -51,6 +52,7 @@ class Services:
     gate: Gate
     reader: DocumentReader
     pdf_maker: PdfMaker
+    images: ImagePool
     metrics: Metrics
     monitor: Monitor
     observer: TelemetryObserver

@@ -92,6 +92,11 @@ def main() -> int:
             raise InternalError("no document is open")
         return wire.encode_page_reply(document.decode(wire.decode_task(header)))
 
+    def preview() -> tuple[bytes, memoryview]:
+        if document is None:
+            raise InternalError("no document is open")
+        return wire.encode_preview_reply(document.preview(wire.decode_preview(header)))
+
     def add_text() -> tuple[bytes, memoryview]:
         if document is None:
             raise InternalError("no document is open")
@@ -107,6 +112,9 @@ def main() -> int:
         allow_cpu(cpu_s)
         if wire.is_task(header):
             answer(pipe, decode)
+            continue
+        if wire.is_preview(header):
+            answer(pipe, preview)
             continue
         if wire.is_text(header):
             answer(pipe, add_text)

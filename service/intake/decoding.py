@@ -29,7 +29,9 @@ from service.intake.document import Document
 from service.intake.formats import FileFormat, read_format
 from service.intake.limits import Box, DecodeTask
 from service.intake.pdf import has_user_units, open_pdf, pdf_pages, read_pdf_page
+from service.intake.preview import Preview, PreviewTask, to_jpeg
 from service.intake.searchable import add_text, make_pdf
+from service.intake.selection import MAX_PAGE_NUMBER
 from service.intake.text_layer import TextTask
 from shared.deepseek_ocr.forms import (
     MAX_IMAGE_PIXELS,
@@ -156,6 +158,21 @@ class OpenDocument:
                 raise InternalError("the document is closed")
             seen = self._raster.read(page)
             return seen.image, seen.is_damaged
+
+    def preview(self, task: PreviewTask) -> Preview:
+        """Make a picture of one page to look at; raises what `page_image` raises."""
+        image, _ = self.page_image(task.page)
+        width_px, height_px = image.size
+        return Preview(task.page, self._num_pages(), width_px, height_px, to_jpeg(image))
+
+    def _num_pages(self) -> int:
+        """Pages that the file has, whatever was selected and whatever the limits; 1 for an animation."""
+        with _service_errors():
+            if self._pdf is not None:
+                return len(self._pdf)
+            if self._raster is None:
+                raise InternalError("the document is closed")
+            return self._raster.count_pages(MAX_PAGE_NUMBER)
 
     def searchable_pdf(self, task: TextTask) -> bytes:
         """Add text to the document.

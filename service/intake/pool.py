@@ -42,7 +42,15 @@ from service.intake import wire
 from service.intake.decoding import Contents, DecodedPage
 from service.intake.document import Document
 from service.intake.limits import DecodeTask
-from service.intake.replies import MAX_HEADER_BYTES, decode_contents, decode_pdf, decode_reply, max_reply_bytes
+from service.intake.preview import MAX_PREVIEW_BYTES, Preview, PreviewTask
+from service.intake.replies import (
+    MAX_HEADER_BYTES,
+    decode_contents,
+    decode_pdf,
+    decode_preview_reply,
+    decode_reply,
+    max_reply_bytes,
+)
 from service.intake.text_layer import TextTask
 
 logger = logging.getLogger(__name__)
@@ -156,6 +164,33 @@ class ImageProcess:
                 deadline_s=deadline_s,
             )
             return decode_reply(*reply, task)
+
+    def preview(self, document: Document, task: PreviewTask) -> Preview:
+        """Make a picture of one page to look at; blocks.
+
+        Args:
+            document: Sent unless this process already holds it.
+            task: Which page.
+
+        Returns:
+            The picture.
+
+        Raises:
+            DeepSynthError: Why there is none; after a crash, a hang or a malformed reply, `is_alive` is false.
+        """
+        self._make_ready()
+        if self.document is not document:
+            self.open(document)
+        deadline_s = time.monotonic() + self._timeout_s
+        with self._faults_explained():
+            frames.send(self._pipe, wire.encode_preview(task), deadline_s=deadline_s)
+            reply = frames.receive(
+                self._pipe,
+                max_header_bytes=MAX_HEADER_BYTES,
+                max_tail_bytes=MAX_PREVIEW_BYTES,
+                deadline_s=deadline_s,
+            )
+            return decode_preview_reply(*reply, task, document)
 
     def add_text(self, document: Document, task: TextTask) -> memoryview:
         """Make a searchable PDF; blocks for the time of one page for each of its pages, and one more.
@@ -328,6 +363,22 @@ class ImagePool:
         """
         return await asyncio.get_running_loop().run_in_executor(
             self._threads, self._with_process, document, lambda process: process.decode(document, task)
+        )
+
+    async def preview(self, document: Document, task: PreviewTask) -> Preview:
+        """Make a picture of one page to look at, in an idle process or in the next one that becomes idle.
+
+        Cancelling gives up waiting; a task that a process already works on runs to its own limits.
+
+        Args:
+            document: The file; the caller passes it to `close` afterwards.
+            task: Which page.
+
+        Returns:
+            The picture.
+        """
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, self._with_process, document, lambda process: process.preview(document, task)
         )
 
     async def add_text(self, document: Document, task: TextTask) -> memoryview:

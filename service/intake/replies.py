@@ -14,14 +14,15 @@ from service.frames import BrokenFrameError, read_header
 from service.intake.decoding import Contents, DecodedPage
 from service.intake.document import Document
 from service.intake.limits import DecodeTask
-from service.intake.wire import PDF, ContentsReply, ErrorReply, PageReply
+from service.intake.preview import JPEG_START, Preview, PreviewTask
+from service.intake.wire import PDF, ContentsReply, ErrorReply, PageReply, PreviewReply
 from service.page_codec import decode_page
 from shared.deepseek_ocr.forms import CHANNELS, MAX_IMAGE_PIXELS, PageImage
 from shared.deepseek_ocr.geometry import plan_views
 
 MAX_HEADER_BYTES = 64 * 1024
-_REPLIES: TypeAdapter[PageReply | ContentsReply | ErrorReply] = TypeAdapter(
-    Annotated[PageReply | ContentsReply | ErrorReply, Field(discriminator="kind")]
+_REPLIES: TypeAdapter[PageReply | PreviewReply | ContentsReply | ErrorReply] = TypeAdapter(
+    Annotated[PageReply | PreviewReply | ContentsReply | ErrorReply, Field(discriminator="kind")]
 )
 
 
@@ -89,6 +90,33 @@ def decode_reply(header: bytes, tail: memoryview, task: DecodeTask) -> DecodedPa
     )
 
 
+def decode_preview_reply(header: bytes, tail: memoryview, task: PreviewTask, document: Document) -> Preview:
+    """Read the reply to a task for a page to look at.
+
+    Args:
+        header: The frame's header.
+        tail: The frame's tail.
+        task: What was asked for.
+        document: What it is a page of.
+
+    Returns:
+        The page; its picture is not decoded, since only the client shows it.
+
+    Raises:
+        BrokenFrameError: It is no such reply, its numbers are impossible, or its picture is no JPEG.
+        DeepSynthError: The error that the process sent; one with an unknown code is an `InternalError`.
+    """
+    reply = _decode(header)
+    if not isinstance(reply, PreviewReply) or reply.page != task.page:
+        raise BrokenFrameError("not the page that was asked for")
+    sides = (reply.width_px, reply.height_px)
+    if reply.num_pages < reply.page or min(sides) < 1 or max(sides) > document.limits.max_side_px:
+        raise BrokenFrameError("no numbers of a page")
+    if tail[: len(JPEG_START)] != JPEG_START:
+        raise BrokenFrameError("no JPEG")
+    return Preview(reply.page, reply.num_pages, reply.width_px, reply.height_px, tail)
+
+
 def decode_pdf(header: bytes, tail: memoryview) -> memoryview:
     """Read the reply to a text.
 
@@ -109,7 +137,7 @@ def decode_pdf(header: bytes, tail: memoryview) -> memoryview:
     return tail
 
 
-def _decode(header: bytes) -> PageReply | ContentsReply:
+def _decode(header: bytes) -> PageReply | PreviewReply | ContentsReply:
     reply = read_header(_REPLIES, header)
     if isinstance(reply, ErrorReply):
         raise error_classes().get(reply.code, InternalError)(public=reply.public)

@@ -15,6 +15,7 @@ from service.intake.decoding import Contents, DecodedPage
 from service.intake.document import Document
 from service.intake.formats import FileFormat
 from service.intake.limits import DecodeTask, IntakeLimits
+from service.intake.preview import Preview, PreviewTask
 from service.intake.text_layer import TextTask
 from service.page_codec import PageHeader, encode_page
 from shared.images.ink import PageInk
@@ -41,6 +42,17 @@ class PageReply:
     is_damaged: bool
     prepared: PageHeader
     kind: Literal["page"] = "page"
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewReply:
+    """A `Preview` without its picture."""
+
+    page: int
+    num_pages: int
+    width_px: int
+    height_px: int
+    kind: Literal["preview"] = "preview"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +94,11 @@ def is_text(header: bytes) -> bool:
     return json.loads(header)["kind"] == "text"
 
 
+def is_preview(header: bytes) -> bool:
+    """Whether a frame asks for a page to look at."""
+    return json.loads(header)["kind"] == "preview"
+
+
 def encode_task(task: DecodeTask) -> bytes:
     """Header of a task."""
     return json.dumps({"kind": "task", **task.to_wire()}).encode()
@@ -90,6 +107,16 @@ def encode_task(task: DecodeTask) -> bytes:
 def decode_task(header: bytes) -> DecodeTask:
     """The task that `encode_task` wrote."""
     return DecodeTask.from_wire(json.loads(header))
+
+
+def encode_preview(task: PreviewTask) -> bytes:
+    """Header of a task that asks for a page to look at."""
+    return json.dumps({"kind": "preview", "page": task.page}).encode()
+
+
+def decode_preview(header: bytes) -> PreviewTask:
+    """The task that `encode_preview` wrote."""
+    return PreviewTask(json.loads(header)["page"])
 
 
 def encode_text(task: TextTask) -> tuple[bytes, bytes]:
@@ -109,6 +136,12 @@ def encode_page_reply(page: DecodedPage) -> tuple[bytes, *tuple[memoryview, ...]
     return _to_json(reply), *pixels
 
 
+def encode_preview_reply(preview: Preview) -> tuple[bytes, memoryview]:
+    """Header and tail of a page to look at."""
+    reply = PreviewReply(preview.page, preview.num_pages, preview.width_px, preview.height_px)
+    return _to_json(reply), memoryview(preview.jpeg)
+
+
 def encode_contents(contents: Contents) -> bytes:
     """Header of what a document has to read."""
     return _to_json(ContentsReply(contents))
@@ -119,6 +152,6 @@ def encode_error_reply(error: DeepSynthError) -> bytes:
     return _to_json(ErrorReply(error.code, error.public))
 
 
-def _to_json(reply: PageReply | ContentsReply | ErrorReply) -> bytes:
+def _to_json(reply: PageReply | PreviewReply | ContentsReply | ErrorReply) -> bytes:
     # Not `asdict`, which copies all that is inside: it takes ten times as long.
     return json.dumps(reply, default=lambda part: {name: getattr(part, name) for name in part.__slots__}).encode()

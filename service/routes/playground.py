@@ -1,4 +1,4 @@
-"""`GET /`: the playground, four static files that load nothing from other hosts."""
+"""`GET /`: the playground, static files that load nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_FILES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css", "icon.svg": "image/svg+xml"}
+_TYPES = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+}
 
 router = APIRouter(include_in_schema=False)
 # Read once, so that no file is opened by a path from a request.
-_CONTENT = {name: (WEB / name).read_bytes() for name in _FILES}
+_CONTENT = {path.name: path.read_bytes() for path in WEB.iterdir() if path.suffix in _TYPES}
 
 
 def _serve(name: str) -> Response:
@@ -28,7 +34,7 @@ def _serve(name: str) -> Response:
         "cache-control": "no-cache",
         "cross-origin-opener-policy": "same-origin",
     }
-    return Response(_CONTENT[name], media_type=_FILES[name], headers=headers)
+    return Response(_CONTENT[name], media_type=_TYPES[Path(name).suffix], headers=headers)
 
 
 @router.get("/")

@@ -131,6 +131,23 @@ class RasterFile:
                 self._limits.check_size(*image.size)
             return pages
 
+    def count_pages(self, most: int) -> int:
+        """Count the pages that there are to read.
+
+        Args:
+            most: Stop there.
+
+        Returns:
+            Pages of a TIFF without its thumbnails and masks; 1 for other files, also animations.
+
+        Raises:
+            ImageError: The file is damaged.
+        """
+        if self.file_format is not FileFormat.TIFF:
+            return 1
+        with decoding():
+            return len(page_directories(self.data, most))
+
     def read(self, page: int) -> SeenPage:
         """Decode one page.
 

@@ -9,6 +9,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
+from service.routes.playground import WEB
 from service.telemetry.logs import JsonFormatter
 from service.telemetry.tracing import ALLOWED
 from tests.support.pdf import make_pdf
@@ -142,7 +143,7 @@ async def test_nothing_of_a_document_is_logged(caplog: pytest.LogCaptureFixture)
 async def test_playground_is_served_with_a_strict_policy() -> None:
     async with running_service() as service:
         page = await service.client.get("/")
-        script = await service.client.get("/web/app.js")
+        scripts = [await service.client.get(f"/web/{path.name}") for path in WEB.glob("*.js")]
         style = await service.client.get("/web/style.css")
         missing = await service.client.get("/web/../config.py")
         other = await service.client.get("/web/secret")
@@ -150,11 +151,10 @@ async def test_playground_is_served_with_a_strict_policy() -> None:
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert "unsafe" not in page.headers["content-security-policy"]
     assert page.headers["x-content-type-options"] == "nosniff"
-    assert (script.headers["content-type"], style.headers["content-type"]) == (
-        "text/javascript; charset=utf-8",
-        "text/css; charset=utf-8",
-    )
-    assert "innerHTML" not in script.text
+    assert {script.headers["content-type"] for script in scripts} == {"text/javascript; charset=utf-8"}
+    assert style.headers["content-type"] == "text/css; charset=utf-8"
+    for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "DOMParser", "eval("):
+        assert not [script.url for script in scripts if way in script.text]
     assert " style=" not in page.text
     assert "onclick" not in page.text
     assert (missing.status_code, other.status_code) == (404, 404)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from service.errors import InternalError, TooManyPixelsError, UndecodableError
 from service.frames import BrokenFrameError
@@ -13,7 +15,8 @@ from service.intake.decoding import Contents, DecodedPage, OpenDocument
 from service.intake.document import Document
 from service.intake.formats import FileFormat
 from service.intake.limits import DecodeTask, IntakeLimits
-from service.intake.replies import decode_contents, decode_reply, max_reply_bytes
+from service.intake.preview import MAX_PREVIEW_BYTES, MAX_SIDE_PX, PreviewTask
+from service.intake.replies import decode_contents, decode_preview_reply, decode_reply, max_reply_bytes
 from shared.deepseek_ocr import forms
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
 from tests.support.service import png
@@ -154,3 +157,52 @@ def test_refusal_survives_the_wire_without_its_detail() -> None:
 def test_refusal_with_an_unknown_code_is_a_fault_of_ours(code: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         decode_reply(json.dumps({"kind": "error", "code": code, "public": {}}).encode(), NO_TAIL, ORDER)
+
+
+def preview_of(size: tuple[int, int]) -> tuple[Document, bytes, memoryview]:
+    document = Document(png(size=size), IntakeLimits(), (1,))
+    task = wire.decode_preview(wire.encode_preview(PreviewTask(1)))
+    return document, *wire.encode_preview_reply(OpenDocument(document).preview(task))
+
+
+@pytest.mark.parametrize("size", [(320, 200), (2000, 3000), (3200, 16)], ids=["small", "large", "narrow"])
+def test_preview_survives_the_wire_and_is_no_larger_than_allowed(size: tuple[int, int]) -> None:
+    document, header, tail = preview_of(size)
+    preview = decode_preview_reply(header, tail, PreviewTask(1), document)
+    assert len(tail) <= MAX_PREVIEW_BYTES
+    assert (preview.page, preview.num_pages, preview.width_px, preview.height_px) == (1, 1, *size)
+    with Image.open(io.BytesIO(preview.jpeg)) as picture:
+        scale = min(1, MAX_SIDE_PX / max(size))
+        assert picture.format == "JPEG"
+        assert picture.size == (round(size[0] * scale), round(size[1] * scale))
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"page": 2},
+        {"num_pages": 0},
+        {"num_pages": "1"},
+        {"width_px": 0},
+        {"height_px": -1},
+        {"width_px": 10**9},
+        {"kind": "pdf"},
+    ],
+)
+def test_preview_with_impossible_numbers_is_refused(lie: dict[str, object]) -> None:
+    document, header, tail = preview_of((320, 200))
+    with pytest.raises(BrokenFrameError):
+        decode_preview_reply(json.dumps(json.loads(header) | lie).encode(), tail, PreviewTask(1), document)
+
+
+def test_preview_that_is_no_jpeg_is_refused() -> None:
+    document, header, tail = preview_of((320, 200))
+    for other in (b"", b"<svg onload=alert(1)>", bytes(tail[1:])):
+        with pytest.raises(BrokenFrameError):
+            decode_preview_reply(header, memoryview(other), PreviewTask(1), document)
+
+
+def test_error_in_the_place_of_a_preview_keeps_its_code() -> None:
+    document, _, _ = preview_of((320, 200))
+    with pytest.raises(UndecodableError):
+        decode_preview_reply(wire.encode_error_reply(UndecodableError()), NO_TAIL, PreviewTask(1), document)

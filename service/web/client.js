@@ -1,0 +1,103 @@
+// Requests to the service. Addresses are relative to the page, so that it also works below a proxy's path.
+
+export const address = (path) => new URL(path, document.baseURI).href;
+
+export class Problem extends Error {
+  constructor(body, retryAfter = 0) {
+    super(body.title);
+    this.body = body;
+    this.retryAfter_s = retryAfter;
+  }
+
+  // One sentence or two for a person; every member comes from the service and is shown as text.
+  get text() {
+    const { title, expected, found, advice, limit, pages, limit_bytes: bytes, code } = this.body;
+    const facts = [
+      expected && `Expected: ${[].concat(expected).join(", ")}.`,
+      found && `It is ${found}.`,
+      advice,
+      limit !== undefined && `The limit is ${limit}.`,
+      bytes !== undefined && `The limit is ${Math.floor(bytes / 2 ** 20)} MiB.`,
+      pages !== undefined && `It has ${pages} page${pages === 1 ? "" : "s"}.`,
+    ].filter(Boolean);
+    return `${[title, ...facts].join(" ")} (${code})`;
+  }
+}
+
+async function send(path, options) {
+  let response;
+  try {
+    response = await fetch(address(path), options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem({ title: "The service could not be reached.", code: "network" });
+  }
+  if (response.ok) return response;
+  let body;
+  try {
+    body = await response.json();
+  } catch {
+    body = { title: `The answer was ${response.status} ${response.statusText}.`, code: "unexpected_answer" };
+  }
+  throw new Problem(body, Number(response.headers.get("retry-after")) || 0);
+}
+
+function form(file, fields) {
+  const body = new FormData();
+  body.append("file", file, file.name || "page");
+  for (const [name, value] of Object.entries(fields)) if (value) body.append(name, value);
+  return body;
+}
+
+export async function models() {
+  return (await (await send("v1/models", { cache: "no-store" })).json()).data;
+}
+
+export async function preview(file, page, signal) {
+  for (let attempt = 0; ; attempt += 1) {
+    try {
+      const response = await send("preview", { method: "POST", body: form(file, { pages: String(page) }), signal });
+      const [width, height] = response.headers.get("x-page-size").split("x").map(Number);
+      return { blob: await response.blob(), width, height, numPages: Number(response.headers.get("x-page-count")) };
+    } catch (error) {
+      if (!(error instanceof Problem) || !error.retryAfter_s || attempt === 5) throw error;
+      await new Promise((done) => setTimeout(done, error.retryAfter_s * 1000));
+      signal.throwIfAborted();
+    }
+  }
+}
+
+// Events of a stream: [name, data]. A stream that ends without `answer` or `error` was cut off.
+export async function* read(file, fields, signal) {
+  const response = await send("ocr", { method: "POST", body: form(file, { ...fields, stream: "true" }), signal });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let buffer = "";
+  let isComplete = false;
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) break;
+      buffer += value;
+      let end;
+      while ((end = buffer.indexOf("\n\n")) >= 0) {
+        const [name, data] = buffer.slice(0, end).split("\n");
+        buffer = buffer.slice(end + 2);
+        const event = name.slice("event: ".length);
+        isComplete ||= event === "answer" || event === "error";
+        yield [event, JSON.parse(data.slice("data: ".length))];
+      }
+    }
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+  }
+  if (!isComplete) throw new Problem({ title: "The connection ended before the answer was complete.", code: "stream_cut" });
+}
+
+// The document in another format: a file, and the name that the service gives it.
+export async function readAs(file, fields, format) {
+  const response = await send("ocr", { method: "POST", body: form(file, { ...fields, format }) });
+  const header = response.headers.get("content-disposition") || "";
+  const extended = /filename\*=UTF-8''([^;]+)/.exec(header);
+  const plain = /filename="([^"]*)"/.exec(header);
+  return { blob: await response.blob(), name: extended ? decodeURIComponent(extended[1]) : plain ? plain[1] : "text" };
+}

@@ -1,0 +1,225 @@
+// The text that was read: a section for each page, a column for each model. Text is only ever set as text.
+
+import { diff } from "./diff.js";
+import { render } from "./markdown.js";
+
+const STATES = { waiting: "Waiting", reading: "Reading", ok: "Read", blank: "Blank", unreadable: "Unreadable", failed: "Failed", stopped: "Stopped" };
+const EXPLAINED = {
+  blank: "Nothing is printed on this page.",
+  unreadable: "There is something on this page, but no text that could be trusted.",
+  stopped: "Reading ended before this page was finished.",
+};
+const MARKDOWN_TASKS = new Set(["markdown", "figure"]);
+
+export const make = (name, className, ...children) => {
+  const made = document.createElement(name);
+  if (className) made.className = className;
+  made.append(...children);
+  return made;
+};
+
+// The model's own text as it arrives, without markers and boxes.
+export function withoutMarkers(text, task) {
+  const labels = task === "markdown" ? /<\|ref\|>[^]*?<\|\/ref\|>\s*(?=<\|det\|>)/g : /<\|\/?ref\|>/g;
+  return text
+    .replace(labels, "")
+    .replace(/<\|det\|>[^]*?(?:<\|\/det\|>\n?|$)/g, "")
+    .replace(/<\|ref\|>[^]*$/, (tail) => (task === "markdown" ? "" : tail))
+    .replace(/<\|grounding\|>/g, "")
+    .replace(/<(?:\|[/a-z]*\|?)?$/, "");
+}
+
+// The page's text cut into [text, indices of its regions]; compared without white space, which the answer has lost in part.
+export function passages(page) {
+  const places = [];
+  for (let at = 0; at < page.text.length; at += 1) if (/\S/.test(page.text[at])) places.push(at);
+  const solid = places.map((at) => page.text[at]).join("");
+  places.push(page.text.length);
+  const found = [];
+  let at = 0;
+  let last = null;
+  page.regions.forEach((region, index) => {
+    const key = region.text.replace(/\s+/g, "");
+    if (!key) return;
+    if (last && last.key === key && last.label === region.label) {
+      // One text with several boxes.
+      last.indices.push(index);
+      return;
+    }
+    const start = solid.indexOf(key, at);
+    if (start < 0) return;
+    if (start > at) found.push({ text: page.text.slice(places[at], places[start]), indices: [] });
+    const end = start + key.length;
+    last = { text: page.text.slice(places[start], places[end]), indices: [index], key, label: region.label };
+    found.push(last);
+    at = end;
+  });
+  if (at < solid.length || !found.length) found.push({ text: page.text.slice(places[at] ?? 0), indices: [] });
+  return found;
+}
+
+export class TextPane {
+  // `onLight(page, index)` is told which region's text is under the pointer or has the focus, -1 for none.
+  constructor(root, { onLight }) {
+    this.root = root;
+    this.onLight = onLight;
+    this.sections = new Map();
+    this.dirty = new Set();
+    this.isRendered = true;
+    this.clear();
+  }
+
+  clear(task = "free", models = [], isLong = false) {
+    this.task = task;
+    this.models = models;
+    this.isLong = isLong;
+    this.columns = models.map(() => new Map());
+    this.sections.clear();
+    this.dirty.clear();
+    if (models.length) this.root.replaceChildren();
+  }
+
+  entry(column, page) {
+    const pages = this.columns[column];
+    if (!pages.has(page)) pages.set(page, { state: "waiting", text: "", answer: null });
+    return pages.get(page);
+  }
+
+  expect(pages) {
+    for (const page of pages) this.columns.forEach((_, column) => this.entry(column, page));
+    for (const page of pages) this.show(page);
+  }
+
+  delta(column, page, text) {
+    const entry = this.entry(column, page);
+    entry.state = "reading";
+    entry.text += text;
+    this.mark(page);
+  }
+
+  finish(column, answer) {
+    Object.assign(this.entry(column, answer.page), { state: answer.status, answer, text: answer.text });
+    this.mark(answer.page);
+  }
+
+  // What has not been finished will not be.
+  stop(column) {
+    for (const [page, entry] of this.columns[column]) {
+      if (!entry.answer) entry.state = "stopped";
+      this.mark(page);
+    }
+  }
+
+  setRendered(isRendered) {
+    this.isRendered = isRendered;
+    for (const page of this.sections.keys()) this.mark(page);
+  }
+
+  mark(page) {
+    if (!this.dirty.size) {
+      requestAnimationFrame(() => {
+        for (const each of this.dirty) this.show(each);
+        this.dirty.clear();
+      });
+    }
+    this.dirty.add(page);
+  }
+
+  state(page) {
+    return this.columns.map((pages) => pages.get(page)?.state).find(Boolean) ?? "";
+  }
+
+  answer(page) {
+    return this.columns[0]?.get(page)?.answer ?? null;
+  }
+
+  section(page) {
+    let section = this.sections.get(page);
+    if (!section) {
+      section = make("article", "page");
+      section.dataset.page = page;
+      this.sections.set(page, section);
+      const after = [...this.root.children].find((each) => Number(each.dataset.page) > page);
+      this.root.insertBefore(section, after ?? null);
+    }
+    return section;
+  }
+
+  show(page) {
+    const section = this.section(page);
+    const entries = this.columns.map((pages, column) => this.entry(column, page));
+    const parts = entries.map((entry) => this.parts(entry, page));
+    let difference = null;
+    if (entries.length === 2 && entries.every((entry) => entry.answer)) {
+      difference = diff(entries[0].text, entries[1].text);
+      [difference.before, difference.after].forEach((runs, column) => {
+        const name = column ? "ins" : "del";
+        const nodes = runs.map(([text, isChanged]) => (isChanged ? make(name, "", text) : text));
+        if (entries[column].text) parts[column] = [make("div", "source", ...nodes)];
+      });
+    }
+    const head = make("header", "page-head", make("h3", "", `Page ${page}`));
+    if (difference) {
+      const { changed } = difference;
+      head.append(make("span", "quiet", changed ? `${changed} character${changed === 1 ? "" : "s"} differ` : "The same text"));
+    }
+    const isCompared = entries.length > 1;
+    const columns = entries.map((entry, column) => {
+      const state = make("span", `state ${entry.state}`, STATES[entry.state] ?? entry.state);
+      const facts = make("p", "column-head quiet", ...(isCompared ? [make("strong", "", this.models[column])] : []), state, this.quality(entry));
+      if (!isCompared) head.append(...facts.childNodes);
+      return make("div", "column", ...(isCompared ? [facts] : []), ...parts[column]);
+    });
+    section.replaceChildren(head, make("div", isCompared ? "columns" : "", ...columns));
+    section.classList.toggle("alone", !this.isLong && !isCompared && entries[0].state === "ok");
+  }
+
+  quality({ answer }) {
+    const notes = [];
+    if (answer?.confidence != null && answer.status === "ok") notes.push(`${Math.round(answer.confidence * 100)} % confidence`);
+    if (answer?.finish_reason === "length") notes.push("cut at the limit of tokens");
+    if (answer?.finish_reason === "repetition") notes.push("ended because the text repeated itself");
+    if (answer?.warnings?.includes("damaged_image")) notes.push("a part of the page is damaged");
+    return make("span", "quiet", notes.join(", "));
+  }
+
+  parts(entry, page) {
+    if (entry.answer?.error) {
+      const { title, code, advice } = entry.answer.error;
+      return [make("p", "why", `${title}${advice ? ` ${advice}` : ""} (${code})`)];
+    }
+    const why = EXPLAINED[entry.state] ? [make("p", "why", EXPLAINED[entry.state])] : [];
+    if (entry.state === "waiting") return [make("p", "quiet lines", "")];
+    const pieces = entry.answer ? passages(entry.answer) : [{ text: withoutMarkers(entry.text, this.task), indices: [] }];
+    const isMarkdown = this.isRendered && MARKDOWN_TASKS.has(this.task);
+    const body = make("div", isMarkdown ? "rendered" : this.isRendered ? "plain" : "source");
+    for (const { text, indices } of pieces) {
+      if (!indices.length) {
+        body.append(isMarkdown ? render(text) : text);
+        continue;
+      }
+      const passage = make(isMarkdown ? "div" : "span", "passage", isMarkdown ? render(text) : text);
+      passage.dataset.regions = indices.join(" ");
+      passage.tabIndex = 0;
+      for (const event of ["pointerenter", "focus"]) passage.addEventListener(event, () => this.onLight(page, indices));
+      for (const event of ["pointerleave", "blur"]) passage.addEventListener(event, () => this.onLight(page, []));
+      body.append(passage);
+    }
+    return [...why, ...(entry.text || !why.length ? [body] : [])];
+  }
+
+  // Light the text of a region, -1 for none.
+  light(page, index, isScrolled = true) {
+    for (const passage of this.sections.get(page)?.querySelectorAll(".passage") ?? []) {
+      const isLit = passage.dataset.regions.split(" ").includes(String(index));
+      passage.classList.toggle("lit", isLit);
+      if (isLit && isScrolled) passage.scrollIntoView({ block: "nearest" });
+    }
+  }
+
+  // The texts of a column's pages, as the answer joins them.
+  plain(column = 0) {
+    const pages = [...(this.columns[column] ?? [])].sort(([a], [b]) => a - b);
+    return pages.map(([, entry]) => (entry.answer ? entry.text : withoutMarkers(entry.text, this.task))).filter(Boolean).join("\n\n");
+  }
+}

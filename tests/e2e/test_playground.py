@@ -1,0 +1,425 @@
+"""The playground in a browser, driven by Playwright: needs the package `playwright` and a Chromium."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from shared.contract.manifest import BaseIdentity
+from shared.contract.publication import publish
+from shared.contract.volume import AdapterVolume
+from tests.support.adapters import announcement, write_peft
+from tests.support.pdf import make_pdf
+from tests.support.server import ServerProcess, running_server
+from tests.support.service import encode, page_image, png
+
+pytestmark = pytest.mark.e2e
+
+PDF = {"name": "three.pdf", "mimeType": "application/pdf", "buffer": make_pdf(["one", "", "three"], size_pt=(300, 400))}
+PNG = {"name": "page.png", "mimeType": "image/png", "buffer": png(size=(640, 400))}
+HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=2</script>[a](javascript:window.hacked=3)'
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("adapters")
+    volume = folder / "volume"
+    volume.mkdir()
+    with running_server(ADAPTER_DIR=str(volume), ADAPTER_STATE_DIR=str(folder / "state")) as process:
+        base = BaseIdentity(model_id="fake", revision="ab" * 32)
+        publish(AdapterVolume(volume), write_peft(folder / "trained", seed=1), announcement("invoices", base=base))
+        end_s = time.monotonic() + 30
+        while "invoices" not in httpx.get(f"{process.url}/v1/models").text:
+            assert time.monotonic() < end_s, process.log.read_text()
+            time.sleep(0.1)
+        yield process
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no chromium is installed")
+    with api.sync_playwright() as driver:
+        # A container's root cannot start Chromium's own sandbox.
+        started = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@contextlib.contextmanager
+def opened(
+    browser: Any, server: ServerProcess, *, width: int = 1280, refusals: int = 0, **options: Any
+) -> Iterator[Any]:
+    """The page when its models are there; at the end, that it was quiet and asked no other host.
+
+    Chromium itself writes a line to the console for each of the `refusals`, answers of 400 and more.
+    """
+    context = browser.new_context(viewport={"width": width, "height": 800}, **options)
+    page = context.new_page()
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: said.append(f"error: {error}"))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(server.url)
+    page.wait_for_selector("#service.ready")
+    yield page
+    context.close()
+    assert [line for line in said if "Failed to load resource" not in line] == []
+    assert len(said) == refusals
+    assert [url for url in asked if not url.startswith((f"{server.url}/", f"blob:{server.url}/"))] == []
+
+
+def read(page: Any) -> None:
+    page.click("#go")
+    finished(page)
+
+
+def finished(page: Any) -> None:
+    page.wait_for_selector("#text[aria-busy=false] .page")
+    page.wait_for_selector('#go:text-is("Read"):enabled')
+
+
+def answer_with(page: Any, text: str, *, ends: bool = True, **changes: Any) -> None:
+    """Let `POST /ocr` answer a stream of one page with this text."""
+    one = {
+        "page": 1, "status": "ok", "error": None, "warnings": [], "text": text, "width_px": 640, "height_px": 400,
+        "finish_reason": "stop", "confidence": 0.9, "regions": [], **changes,
+    }  # fmt: skip
+    answer = {"text": text, "pages": [one], "usage": {"completion_tokens": 3}, "model_id": "fake"}
+    events: list[tuple[str, Any]] = [("delta", {"page": 1, "text": text})]
+    if ends:
+        events += [("page", one), ("answer", answer)]
+    body = "".join(f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in events)
+    page.route("**/ocr", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+
+
+def test_image_is_read_as_the_api_reads_it(browser: Any, server: ServerProcess) -> None:
+    expected = httpx.post(f"{server.url}/ocr", files={"file": png(size=(640, 400))}).json()["text"]
+    with opened(browser, server) as page:
+        page.set_input_files("#file", files=[PNG])
+        page.wait_for_selector("#image")
+        read(page)
+        assert page.inner_text("#text .plain") == expected
+        assert page.inner_text("#text .state") == "Read"
+        assert page.evaluate("document.getElementById('image').naturalWidth") == 640
+
+
+@pytest.mark.parametrize("kind", ["pdf", "tiff"])
+def test_document_is_shown_page_by_page(kind: str, browser: Any, server: ServerProcess) -> None:
+    pages = [page_image(f"Page {number} of a scanned report", (300, 400)) for number in range(3)]
+    tiff = encode(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    file = PDF if kind == "pdf" else {"name": "three.tif", "mimeType": "image/tiff", "buffer": tiff}
+    with opened(browser, server) as page:
+        page.set_input_files("#file", files=[file])
+        page.wait_for_selector("#thumbs li:nth-child(3) img")
+        assert page.inner_text("#position") == "1 / 3"
+        first = page.get_attribute("#image", "src")
+        page.keyboard.press("ArrowRight")
+        page.wait_for_selector('#thumbs li:nth-child(2) [aria-current="page"]')
+        page.wait_for_selector(f'#image:not([src="{first}"])')
+        page.click("#thumbs li:nth-child(3) button")
+        page.wait_for_selector('#position:text-is("3 / 3")')
+        assert page.is_disabled("#next")
+        read(page)
+        states = [each.inner_text() for each in page.query_selector_all("#text .state")]
+        assert states == (["Read", "Blank", "Read"] if kind == "pdf" else ["Read"] * 3)
+        assert page.get_attribute("#thumbs li:nth-child(1) button", "aria-label") == "Page 1, read"
+
+
+def test_hostile_text_is_shown_as_text(browser: Any, server: ServerProcess) -> None:
+    cell = f"<td rowspan=2 onmouseover='a()'>{HOSTILE}</td>"
+    table = f'<table onclick="window.hacked=4" style="x:y"><tr>{cell}</tr></table>'
+    with opened(browser, server) as page:
+        answer_with(page, f"# {HOSTILE}\n\n{HOSTILE}\n\n{table}\n\n<iframe src=//x.invalid></iframe><svg onload=a()>")
+        page.set_input_files("#file", files=[PNG])
+        page.select_option("#task", "markdown")
+        read(page)
+        shown = page.inner_text("#text .rendered")
+        assert shown.count('<img src=x onerror="window.hacked=1">') == 3
+        assert shown.count("<script>") == 3
+        assert "<iframe src=//x.invalid>" in shown
+        names = page.evaluate("[...document.querySelectorAll('#text .rendered *')].map((each) => each.nodeName)")
+        assert set(names) <= {"H4", "P", "DIV", "TABLE", "TR", "TD"}
+        kept = page.evaluate(
+            "[...document.querySelectorAll('#text .rendered *')].flatMap((each) => each.getAttributeNames())"
+        )
+        assert set(kept) <= {"class", "data-level", "rowspan"}
+        page.click("text=Source")
+        page.wait_for_selector("#text .source")
+        assert HOSTILE in page.inner_text("#text .source")
+        assert page.evaluate("typeof window.hacked") == "undefined"
+
+
+def test_markdown_is_rendered(browser: Any, server: ServerProcess) -> None:
+    table = "<table><tr><td colspan=2>m</td></tr></table>"
+    text = f"## Head\n\n- a **b**\n- c\n\n| x | y |\n|---|---|\n| 1 | 2 &lt; 3 |\n\n1 * 2 * 3\n\n{table}"
+    with opened(browser, server) as page:
+        answer_with(page, text)
+        page.set_input_files("#file", files=[PNG])
+        page.select_option("#task", "markdown")
+        read(page)
+        assert page.inner_text(".rendered [data-level='2']") == "Head"
+        assert [each.inner_text() for each in page.query_selector_all(".rendered li")] == ["a b", "c"]
+        assert page.inner_text(".rendered strong") == "b"
+        assert [each.inner_text() for each in page.query_selector_all(".rendered td")] == ["1", "2 < 3", "m"]
+        assert page.get_attribute(".rendered td[colspan]", "colspan") == "2"
+        assert "1 * 2 * 3" in page.inner_text(".rendered")
+
+
+def test_everything_is_reached_by_keyboard(browser: Any, server: ServerProcess) -> None:
+    with opened(browser, server) as page:
+        reached = []
+        for _ in range(20):
+            page.keyboard.press("Tab")
+            reached.append(page.evaluate("document.activeElement.id"))
+        controls = ["model", "other", "task", "mode", "pages", "choose", "sample", "text", "format"]
+        assert [each for each in dict.fromkeys(reached) if each in controls] == controls
+        page.focus("#sample")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#image")
+        page.focus("#pages")
+        page.keyboard.press("Enter")
+        finished(page)
+        page.set_input_files("#file", files=[PDF])
+        page.wait_for_selector("#thumbs img")
+        page.focus("#thumbs [aria-current=page]")
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("End")
+        page.keyboard.press("ArrowLeft")
+        assert page.evaluate("document.activeElement.dataset.page") == "2"
+        assert page.inner_text("#position") == "2 / 3"
+        # In a field, the keys belong to the field.
+        page.focus("#pages")
+        page.keyboard.press("ArrowRight")
+        assert page.inner_text("#position") == "2 / 3"
+
+
+@pytest.mark.parametrize("width", [320, 375, 768])
+def test_narrow_screen_needs_no_sideways_scrolling(width: int, browser: Any, server: ServerProcess) -> None:
+    with opened(browser, server, width=width, has_touch=True) as page:
+        row = "".join(f"<td>column {number}</td>" for number in range(12))
+        answer_with(page, f"{'w' * 300}\n\n<table><tr>{row}</tr></table>")
+        page.set_input_files("#file", files=[PDF])
+        page.wait_for_selector("#thumbs img")
+        page.select_option("#task", "markdown")
+        page.select_option("#other", "invoices")
+        read(page)
+        page.select_option("#other", "")
+        read(page)
+        page.click("#code summary")
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_base_and_adapter_are_compared(browser: Any, server: ServerProcess) -> None:
+    files = {"file": PNG["buffer"]}
+    texts = [
+        httpx.post(f"{server.url}/ocr", files=files, data={"model_id": each}).json()["text"]
+        for each in ("fake", "invoices")
+    ]
+    with opened(browser, server, color_scheme="dark") as page:
+        page.set_input_files("#file", files=[PNG])
+        page.select_option("#other", "invoices")
+        read(page)
+        columns = page.query_selector_all("#text .column")
+        assert [each.query_selector(".source").inner_text() for each in columns] == texts
+        assert columns[0].query_selector("del") is not None
+        assert columns[1].query_selector("ins") is not None
+        assert "differ" in page.inner_text("#text .page-head")
+        kept = [
+            page.evaluate(f"[...document.querySelector('#text .column:nth-child({column}) .source').childNodes]"
+                          ".filter((each) => each.nodeType === 3).map((each) => each.data).join('')")
+            for column in (1, 2)
+        ]  # fmt: skip
+        assert kept[0] == kept[1] != ""
+
+
+def test_boxes_and_their_text_light_each_other(browser: Any, server: ServerProcess) -> None:
+    regions = [
+        {"label": "title", "box_px": [10, 10, 300, 100], "text": "A title"},
+        {"label": "text", "box_px": [10, 150, 600, 380], "text": "Some text"},
+    ]
+    with opened(browser, server) as page:
+        answer_with(page, "A title\nSome text", regions=regions)
+        page.set_input_files("#file", files=[PNG])
+        page.select_option("#task", "ocr")
+        read(page)
+        page.hover('#boxes rect[data-region="1"]')
+        assert page.inner_text(".passage.lit") == "Some text"
+        page.hover("#text .passage >> nth=0")
+        page.wait_for_selector("#boxes rect.lit")
+        assert page.get_attribute("#boxes rect.lit", "data-region") == "0"
+
+
+def test_stream_that_breaks_off_is_told_from_one_that_ended(browser: Any, server: ServerProcess) -> None:
+    with opened(browser, server) as page:
+        answer_with(page, "half a te", ends=False)
+        page.set_input_files("#file", files=[PNG])
+        read(page)
+        assert "stream_cut" in page.inner_text("#problem")
+        assert page.inner_text("#text .state") == "Stopped"
+        assert "half a te" in page.inner_text("#text")
+
+
+def test_reading_is_stopped(browser: Any, server: ServerProcess) -> None:
+    with opened(browser, server) as page:
+        # Never answered.
+        page.route("**/ocr", lambda route: None)
+        page.set_input_files("#file", files=[PNG])
+        page.wait_for_selector("#image")
+        page.click("#go")
+        page.wait_for_selector('#go:text-is("Stop")')
+        page.click("#go")
+        finished(page)
+        assert page.inner_text("#text .state") == "Stopped"
+        assert page.is_hidden("#problem")
+
+
+def test_file_that_is_not_read_says_what_it_is(browser: Any, server: ServerProcess) -> None:
+    with opened(browser, server, refusals=1) as page:
+        page.set_input_files(
+            "#file", files=[{"name": "a.pdf", "mimeType": "application/pdf", "buffer": b"PK\3\4" * 99}]
+        )
+        page.wait_for_selector("#problem:visible")
+        assert "unsupported_format" in page.inner_text("#problem")
+        assert page.inner_text("#no-picture") == "This file cannot be shown."
+        page.set_input_files("#file", files=[PDF])
+        page.wait_for_selector("#thumbs li:nth-child(3) img")
+        assert page.is_hidden("#problem")
+
+
+def test_file_is_dropped_and_pasted(browser: Any, server: ServerProcess) -> None:
+    with opened(browser, server) as page:
+        for kind, member in (("drop", "dataTransfer"), ("paste", "clipboardData")):
+            page.evaluate(
+                """async ([kind, member, address]) => {
+                    const blob = await (await fetch(address)).blob();
+                    const carried = new DataTransfer();
+                    carried.items.add(new File([blob], `${kind}.png`, { type: "image/png" }));
+                    const event = kind === "drop"
+                        ? new DragEvent(kind, { [member]: carried, bubbles: true })
+                        : new ClipboardEvent(kind, { [member]: carried, bubbles: true });
+                    document.body.dispatchEvent(event);
+                }""",
+                [kind, member, "/web/sample-invoice.png"],
+            )
+            page.wait_for_selector(f'#name:text-is("{kind}.png")')
+            page.wait_for_selector("#sheet:visible")
+
+
+def test_failed_page_says_why(browser: Any, server: ServerProcess) -> None:
+    error = {"code": "undecodable_file", "title": "The page cannot be decoded.", "retryable": False}
+    with opened(browser, server) as page:
+        answer_with(page, "", status="failed", error=error)
+        page.set_input_files("#file", files=[PNG])
+        read(page)
+        assert page.inner_text("#text .state") == "Failed"
+        assert page.inner_text("#text .why") == "The page cannot be decoded. (undecodable_file)"
+
+
+def test_answer_is_downloaded_under_the_files_name(browser: Any, server: ServerProcess, tmp_path: Path) -> None:
+    with opened(browser, server, accept_downloads=True) as page:
+        page.set_input_files("#file", files=[PNG])
+        read(page)
+        for name, suffix, start in (
+            ("markdown", ".md", b""),
+            ("json", ".json", b"{"),
+            ("searchable-pdf", ".pdf", b"%PDF"),
+        ):
+            page.select_option("#format", name)
+            with page.expect_download() as saving:
+                page.click("#download")
+            assert saving.value.suggested_filename.startswith("page")
+            assert saving.value.suggested_filename.endswith(suffix)
+            saving.value.save_as(tmp_path / name)
+            assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_code_is_the_request_and_is_copied_without_the_clipboard_interface(browser: Any, server: ServerProcess) -> None:
+    with opened(browser, server) as page:
+        page.add_init_script("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+        page.reload()
+        page.wait_for_selector("#service.ready")
+        page.set_input_files("#file", files=[{**PNG, "name": "it's.png"}])
+        page.select_option("#task", "ocr")
+        page.click("#code summary")
+        assert page.inner_text("#snippet").split() == [
+            "curl", "-F", "file=@'it'\\''s.png'", "\\", "-F", "model_id=fake", "\\", "-F", "task=ocr", "\\",
+            f"{server.url}/ocr",
+        ]  # fmt: skip
+        page.click("#copy-code")
+        page.wait_for_selector('#note:text-is("Copied")')
+        page.click("text=Python")
+        compile(page.inner_text("#snippet"), "snippet", "exec")
+        assert '"task": "ocr"' in page.inner_text("#snippet")
+
+
+def edits(before: str, after: str) -> int:
+    """Fewest characters to take away and to add."""
+    lengths = [0] * (len(after) + 1)
+    for left in before:
+        last = lengths
+        lengths = [0]
+        for index, right in enumerate(after, 1):
+            lengths.append(last[index - 1] + 1 if left == right else max(last[index], lengths[-1]))
+    return len(before) + len(after) - 2 * lengths[-1]
+
+
+def test_differences_are_complete_and_minimal(browser: Any, server: ServerProcess) -> None:
+    chance = random.Random(7)
+    texts = ["".join(chance.choices("abc ", k=chance.randrange(30))) for _ in range(400)]
+    pairs = list(zip(texts[::2], texts[1::2], strict=True))
+    pairs += [("", ""), ("a", ""), ("same", "same"), ("caf\U0001f600", "cafe\U0001f600")]
+    with opened(browser, server) as page:
+        found = page.evaluate(
+            "async (pairs) => { const { diff } = await import('/web/diff.js');"
+            " return pairs.map((pair) => diff(...pair)); }",
+            pairs,
+        )
+        # Too different for the algorithm's limit: still both texts, whole.
+        long = [chr(0x4E00 + number) for number in range(4000)]
+        apart = page.evaluate(
+            "async ([a, b]) => (await import('/web/diff.js')).diff(a, b)", ["".join(long), "".join(reversed(long))]
+        )
+    for (before, after), result in zip(pairs, found, strict=True):
+        assert "".join(text for text, _ in result["before"]) == before
+        assert "".join(text for text, _ in result["after"]) == after
+        kept = ["".join(text for text, changed in result[side] if not changed) for side in ("before", "after")]
+        assert kept[0] == kept[1]
+        assert result["changed"] == edits(before, after)
+    assert "".join(text for text, _ in apart["before"]) == "".join(long)
+    assert "".join(text for text, _ in apart["after"]) == "".join(reversed(long))
+
+
+@pytest.mark.parametrize(
+    ("task", "whole"),
+    [
+        ("markdown", "# Head\n2 < 3\n\nmore"),
+        ("ocr", "title# Head\n2 < 3\n\ntextmore"),
+        ("free", "title# Head\n2 < 3\n\ntextmore"),
+    ],
+)
+def test_no_part_of_a_marker_is_shown_while_text_arrives(
+    task: str, whole: str, browser: Any, server: ServerProcess
+) -> None:
+    first = "<|ref|>title<|/ref|><|det|>[[1, 2, 3, 4]]<|/det|>\n# Head\n2 < 3\n\n"
+    given = f"{first}<|ref|>text<|/ref|><|det|>[[5, 6, 7, 8]]<|/det|>\nmore"
+    with opened(browser, server) as page:
+        shown = page.evaluate(
+            "async ([text, task]) => { const { withoutMarkers } = await import('/web/text.js');"
+            " return [...text].map((_, end) => withoutMarkers(text.slice(0, end + 1), task)); }",
+            [given, task],
+        )
+    assert shown[-1] == whole
+    assert [each for each in shown if not whole.startswith(each)] == []
