@@ -251,6 +251,6 @@ def _pillow_limit(limits: ImageLimits) -> Iterator[None]:
 def _register_heic() -> None:
     if not reads_heic():
         raise unsupported(HEIC)
-    import pi_heif  # type: ignore[import-not-found]
+    import pi_heif
 
     pi_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
