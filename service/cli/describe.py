@@ -1,4 +1,4 @@
-"""`python -m service describe`: reference pages generated from the code (settings, errors, metrics).
+"""`deepsynth describe`: reference pages generated from the code (settings, errors, metrics).
 
 `python -m service describe --write .` rewrites them; a test fails when one is stale.
 """
