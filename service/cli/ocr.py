@@ -132,7 +132,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         raise KeyboardInterrupt(report.how_far()) from interrupt
     except OutputError as error:
         report.close()
-        raise OutputError(f"{error} {report.how_far()}", error.status) from error
+        raise OutputError(f"{error}. {report.how_far()}", error.status) from error
     except (OptionError, ServiceUnreachableError, EngineError) as error:
         report.close()
         sys.stderr.write(f"deepsynth: {error}\n")

@@ -56,7 +56,7 @@ def print_output(content: str | bytes) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         discard_output()
-        raise OutputError("The reader of the output has closed it.", EXIT_PIPE_CLOSED) from None
+        raise OutputError("the reader of the output has closed it", EXIT_PIPE_CLOSED) from None
     except OSError as error:
         discard_output()
         raise OutputError(f"standard output: {error.strerror}") from None

@@ -111,7 +111,7 @@ def explain(code: str, title: str, facts: Mapping[str, Any]) -> FileError | Opti
         return OptionError(f"{_flag(field)}: expected {_plain(facts.get('expected', 'another value'))}")
     known = f"; known: {_plain(facts['known'])}" if facts.get("known") else ""
     reason = f"; reason: {_plain(facts['reason'])}" if facts.get("reason") else ""
-    return OptionError(f"--model-id: {_TITLES.get(code, title)}{known}{reason}")
+    return OptionError(f"--model-id: {_TITLES.get(code, title).rstrip('.')}{known}{reason}")
 
 
 def _flag(field: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
+import itertools
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -39,6 +40,8 @@ _MAX_WAIT_S = 60.0
 _WAIT_S = 1.0
 """Where the service does not say how long to wait."""
 _RETRIED = {429, 503}
+_NOT_THERE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol)
+_MAX_ATTEMPTS_UNANSWERED = 3
 _STATUS_HEADER = "x-ocr-status"
 
 
@@ -80,11 +83,12 @@ class RemoteReader:
     async def _send_until_taken(self, name: str, data: bytes) -> httpx.Response:
         """The first answer that is not 'retry later', or the last one of `PATIENCE_S`."""
         end_s = time.monotonic() + PATIENCE_S
-        while True:
+        for attempt in itertools.count(1):
             try:
                 response = await self._client.post("ocr", files={"file": (name, data)}, data=self._fields)
             except httpx.TransportError as error:
-                if not self._has_answered:
+                # A service that has no room may close the connection before it has taken the file.
+                if not self._has_answered and (isinstance(error, _NOT_THERE) or attempt == _MAX_ATTEMPTS_UNANSWERED):
                     raise ServiceUnreachableError(
                         f"{shown(self._client.base_url)}: {type(error).__name__}; is a service running there?"
                     ) from error
@@ -97,6 +101,7 @@ class RemoteReader:
                 if response.status_code not in _RETRIED or time.monotonic() + wait_s > end_s:
                     return response
             await asyncio.sleep(wait_s)
+        raise AssertionError("not reached")
 
 
 def _form(options: ReadOptions, output: OutputFormat | None) -> dict[str, str]:

@@ -88,12 +88,9 @@ def test_wheel_has_every_file_of_the_packages(source: Path, wheel: Path) -> None
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert f"shared/nano/{name}" in held
     assert "service/web/index.html" in held
-    tracked = {
-        path.relative_to(source).as_posix() for name in PACKAGES for path in (source / name).rglob("*") if path.is_file()
-    }
-    assert tracked - held == set()
+    files = {path.relative_to(source).as_posix() for name in PACKAGES for path in (source / name).rglob("*.*")}
     packaged = {name for name in held if not name.startswith("deepsynth_ocr-")}
-    assert packaged - tracked == set()
+    assert packaged == files
 
 
 @needs_nano
