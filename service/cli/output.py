@@ -42,6 +42,9 @@ def prints_unicode() -> bool:
 def print_output(content: str | bytes) -> None:
     """Write to standard output at once.
 
+    Args:
+        content: Text, or bytes of a file.
+
     Raises:
         OutputError: It is closed, or the disk is full.
     """

@@ -130,6 +130,9 @@ def load(file: InputFile, standard_input: bytes, limit_bytes: int) -> bytes:
         standard_input: What was read from there.
         limit_bytes: Largest size.
 
+    Returns:
+        All of them.
+
     Raises:
         FileError: It cannot be opened.
         UploadTooLargeError: It is longer.

@@ -120,10 +120,13 @@ def _form(options: ReadOptions, output: OutputFormat | None) -> dict[str, str]:
 
 
 def retry_after_s(header: str | None) -> float:
-    """Seconds to wait (RFC 9110, 10.2.3: a number of seconds, or a date), bounded.
+    """Read a header `Retry-After` (RFC 9110, 10.2.3: a number of seconds, or a date).
 
     Args:
-        header: The value of `Retry-After`, if there is one.
+        header: Its value, if there is one.
+
+    Returns:
+        Seconds to wait, from `_WAIT_S` to `_MAX_WAIT_S`.
     """
     if header is None:
         return _WAIT_S
