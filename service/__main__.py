@@ -1,4 +1,7 @@
-"""`python -m service`: the command line. Each command is a module of `service.cli` with `add_arguments` and `run`."""
+"""`deepsynth`, the same as `python -m service`: the command line.
+
+Each command is a module of `service.cli` with `add_arguments` and `run`.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,20 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from service.cli.output import OutputError, prepare_standard_output
 from service.errors import ConfigurationError
 
+PROGRAM = "deepsynth"
+"""The console script that the package installs."""
+OUR_PACKAGES = {"service", "shared"}
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 """As shells report a process that Ctrl-C has ended."""
 COMMANDS = {
     "serve": "serve the API and the playground",
-    "ocr": "read files and print their text; needs no server",
+    "ocr": "read files and print or write their text; needs no server",
     "adapters": "list, pin, roll back or refuse the adapters of a running service",
     "describe": "print or rewrite the generated reference pages",
 }
@@ -24,9 +32,10 @@ Settings are environment variables (DEEPSYNTH_PORT, DEEPSYNTH_MODEL, ...) or lin
 docs/configuration.md lists them all.
 
 examples:
-  python -m service serve
-  python -m service ocr scan.png
-  python -m service ocr --json --pages 1-3 report.pdf
+  {program} serve
+  {program} ocr scan.png
+  {program} ocr --json --pages 1-3 report.pdf
+  {program} ocr scans/ --format searchable-pdf --out out/
 """
 
 
@@ -39,10 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status.
     """
+    prepare_standard_output()
     given = sys.argv[1:] if argv is None else list(argv)
+    program = PROGRAM if Path(sys.argv[0]).stem == PROGRAM else "python -m service"
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m service", description="Read the text of documents.", epilog=_EPILOG, formatter_class=raw
+        prog=program,
+        description="Read the text of documents.",
+        epilog=_EPILOG.format(program=program),
+        formatter_class=raw,
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {name: subparsers.add_parser(name, help=text, formatter_class=raw) for name, text in COMMANDS.items()}
@@ -57,8 +71,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         sys.stderr.write(f"\nInterrupted.{''.join(f' {text}' for text in interrupt.args)}\n")
         return EXIT_INTERRUPTED
+    except OutputError as error:
+        sys.stderr.write(f"{PROGRAM}: {error}\n")
+        return error.status
     except ConfigurationError as error:
         sys.stderr.write(f"The service cannot start:\n{error}\n")
+        return EXIT_USAGE
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in OUR_PACKAGES:
+            raise
+        sys.stderr.write(
+            f"{PROGRAM}: the package {error.name} is missing; install what this command needs: "
+            'pip install "deepsynth-ocr[service]"\n'
+        )
         return EXIT_USAGE
     return status
 

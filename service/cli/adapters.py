@@ -1,4 +1,4 @@
-"""`python -m service adapters`: manages the adapters of a running service over HTTP.
+"""`deepsynth adapters`: manages the adapters of a running service over HTTP.
 
 Uses the API alone, no other part of the service.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from service.cli.output import print_output
 from service.cli.startup import start
 from service.config import LogLevel
 from shared.contract.identity import parse_reference
@@ -69,7 +70,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         sys.stderr.write(_explain(answer) + "\n")
         return EXIT_REFUSED
     found = answer["adapters"] if arguments.action == "list" else [answer]
-    sys.stdout.write(json.dumps(answer) + "\n" if arguments.as_json else _table(found))
+    print_output(json.dumps(answer) + "\n" if arguments.as_json else _table(found))
     return 0
 
 

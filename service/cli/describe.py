@@ -1,4 +1,4 @@
-"""`python -m service describe`: reference pages generated from the code (settings, errors, metrics).
+"""`deepsynth describe`: reference pages generated from the code (settings, errors, metrics).
 
 `python -m service describe --write .` rewrites them; a test fails when one is stale.
 """
@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from service.cli.output import print_output
 from service.config import PREFIX, RENAMED, TRAINER_PREFIX, ServiceSettings
 from service.errors import error_classes
 from service.telemetry.metrics import TABLE
@@ -161,9 +161,9 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     """Print a page, or write all of them, and return the exit status."""
     if arguments.write is not None:
         for path in write_pages(arguments.write):
-            sys.stdout.write(f"{path}\n")
+            print_output(f"{path}\n")
         return 0
     if arguments.page not in PAGES:
         parser.error(f"describe takes one of: {', '.join(PAGES)}")
-    sys.stdout.write(PAGES[arguments.page].render())
+    print_output(PAGES[arguments.page].render())
     return 0

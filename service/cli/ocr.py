@@ -1,216 +1,350 @@
-"""`python -m service ocr`: reads files and prints their text, without a server."""
+"""`deepsynth ocr`: reads files, with an engine in this process or with a running service, and prints or writes them."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import sys
-import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Protocol
 
-from opentelemetry.trace import NoOpTracer
+import httpx
+from tqdm import tqdm
 
-from service.adapters.models import ServedModels
-from service.admission.gate import Gate
+from service.cli.inputs import STANDARD_INPUT, InputFile, find_inputs
+from service.cli.local_reader import local_reader
+from service.cli.output import OutputError, OutputFolder, print_output, prints_unicode
+from service.cli.reading import FileError, FileReader, OptionError, Reading, ReadOptions, ServiceUnreachableError
+from service.cli.remote_reader import DEFAULT_JOBS, MAX_FILE_BYTES, remote_reader
 from service.cli.serve import EXIT_ENGINE_FAILED
 from service.cli.startup import start
 from service.config import LogLevel, ServiceSettings
-from service.engine.protocol import EngineHandle
-from service.errors import DeepSynthError, EngineError, UploadTooLargeError
-from service.intake.pool import ImagePool
-from service.ocr.answer import to_answer
-from service.ocr.formats.document import ReadDocument
+from service.errors import EngineError
+from service.ocr.formats.output_format import OutputFormat
 from service.ocr.formats.registry import FORMATS
-from service.ocr.metrics import TelemetryObserver
-from service.ocr.reader import DocumentReader
-from service.ocr.request import parse_request
-from service.routes.disposition import safe_name
-from service.schemas import OcrAnswer
-from service.telemetry.metrics import Metrics
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import Mode
 
 EXIT_UNREADABLE = 1
+EXIT_OPTIONS = 2
+EXIT_UNREACHABLE = 69
+"""EX_UNAVAILABLE: no service answers at the given address."""
+_FORMAT_IN_FOLDER = "text"
 _EPILOG = """\
-exit status: 0 every page was read, 1 some page was not, 2 wrong usage or settings, 70 the engine failed,
-130 Ctrl-C
+exit status: 0 every page was read, 1 some page was not, 2 wrong usage or settings, 69 no service at --url,
+70 the engine failed, 74 the output could not be written, 130 Ctrl-C, 141 the output was closed, as by `| head`
 """
 
 
 @dataclass(frozen=True, slots=True)
-class ReadOptions:
-    """Files and flags of the command."""
+class _Plan:
+    """What the command was asked to do, checked."""
 
-    files: Sequence[Path]
+    files: Sequence[InputFile]
+    skipped: int
+    """Files whose output is there already."""
+    options: ReadOptions
+    output: OutputFormat | None
+    """None prints the text, or the answer as a line of JSON."""
     as_json: bool
-    format: str | None
-    """An output format; None prints the text."""
-    task: Task
-    query: str | None
-    mode: Mode | None
-    pages: str | None
-    max_new_tokens: int | None
-    temperature: float | None
-    seed: int | None
+    folder: OutputFolder | None
+    """None prints."""
+    url: str | None
+    jobs: int | None
+    standard_input: bytes
 
-
-@dataclass(frozen=True, slots=True)
-class _Bench:
-    """What reading a file needs."""
-
-    settings: ServiceSettings
-    engine: EngineHandle
-    gate: Gate
-    reader: DocumentReader
-    pool: ImagePool
-    room: asyncio.Semaphore
-    """As many concurrent files as there are page slots."""
-
-
-@contextlib.asynccontextmanager
-async def _reading(settings: ServiceSettings) -> AsyncIterator[_Bench]:
-    # Imported here because it is slow, and `--help` does not need it.
-    from service.app import PAGES_AHEAD, batch_size, build_engine, build_gate, build_limits, build_pool
-
-    engine = build_engine(settings)
-    pool = build_pool(settings)
-    gate = build_gate(settings)
-    observer = TelemetryObserver(Metrics(), NoOpTracer())
-    reader = DocumentReader(source=pool, engine=engine, gate=gate, limits=build_limits(settings), observer=observer)
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(pool.start())
-            group.create_task(engine.start())
-        yield _Bench(settings, engine, gate, reader, pool, asyncio.Semaphore(PAGES_AHEAD * batch_size(settings)))
-    except* DeepSynthError as failures:
-        raise EngineError(str(failures.exceptions[0])) from failures
-    finally:
-        await engine.stop()
-        await pool.stop()
+    @property
+    def num_inputs(self) -> int:
+        """All files, read and skipped."""
+        return len(self.files) + self.skipped
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and its flags."""
-    parser.description, parser.epilog = "Read files and print their text.", _EPILOG
+    parser.description, parser.epilog = "Read files and print their text, or write them to a folder.", _EPILOG
     parser.add_argument(
         "files",
         nargs="+",
-        type=Path,
         metavar="FILE",
-        help="image (PNG, JPEG, WebP, TIFF, GIF, BMP, JPEG 2000, AVIF, HEIC) or PDF",
+        help="image (PNG, JPEG, WebP, TIFF, GIF, BMP, JPEG 2000, AVIF, HEIC) or PDF; a folder, with its subfolders; "
+        "a pattern such as 'scans/**/*.png'; - for standard input",
     )
-    parser.add_argument("--json", action="store_true", dest="as_json", help="print one JSON object per file")
-    parser.add_argument("--format", choices=list(FORMATS), help="write this format of one FILE instead of its text")
-    parser.add_argument("--task", choices=[str(task) for task in Task], default=str(Task.FREE), help="default: free")
-    parser.add_argument("--query", help="what to look for; with --task locate")
-    parser.add_argument("--mode", choices=[str(mode) for mode in Mode], help="resolution; default: the model's own")
-    parser.add_argument(
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", dest="as_json", help="print one JSON object per file")
+    output.add_argument("--format", choices=list(FORMATS), help="output format; with --out, the default is text")
+    output.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="write one file per input; those that are up to date are skipped",
+    )
+    output.add_argument("--overwrite", action="store_true", help="with --out: read and write every file again")
+    reading = parser.add_argument_group("reading")
+    reading.add_argument("--task", choices=[str(task) for task in Task], default=str(Task.FREE), help="default: free")
+    reading.add_argument("--query", help="what to look for; with --task locate")
+    reading.add_argument(
+        "--mode", choices=[str(mode) for mode in Mode], help="resolution, if the model has it; default: the model's own"
+    )
+    reading.add_argument("--model-id", metavar="NAME", help="adapter, NAME or NAME@VERSION; with --url")
+    reading.add_argument(
         "--pages", help="pages of a PDF or TIFF, such as 1-3,7; default: all, and the first frame of an animation"
     )
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum tokens per page")
-    parser.add_argument("--temperature", type=float, metavar="T", help="sample tokens, 0 to 2; default: 0, greedy")
-    parser.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable; with --temperature")
+    reading.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum tokens per page")
+    reading.add_argument("--temperature", type=float, metavar="T", help="sample tokens, 0 to 2; default: 0, greedy")
+    reading.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable; with --temperature")
+    where = parser.add_argument_group("where it runs")
+    where.add_argument("--url", help="read with a running service, such as http://127.0.0.1:8000, instead of here")
+    where.add_argument(
+        "--jobs", type=_positive, metavar="N", help=f"files at once; default: what fits, {DEFAULT_JOBS} with --url"
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+_positive.__name__ = "number from 1"  # what argparse calls a wrong value
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    """Read files and print their text; returns the exit status, see `_EPILOG`."""
+    """Read files and print or write them; returns the exit status, see `_EPILOG`."""
     settings = start(LogLevel.WARNING)
-    values = {name: value for name, value in vars(arguments).items() if name != "command"}
-    values["task"], values["mode"] = Task(arguments.task), arguments.mode and Mode(arguments.mode)
-    options = ReadOptions(**values)
     try:
-        prompt_for(options.task, options.query)
+        plan = _plan(arguments, settings)
     except ValueError as error:
         parser.error(str(error))
-    if options.format is not None and (options.as_json or len(options.files) > 1):
-        parser.error("--format takes one FILE and no --json")
-    done: list[Path] = []
+    report = _Report(plan)
     try:
-        return asyncio.run(_ocr(settings, options, done))
+        if plan.folder is not None:
+            plan.folder.prepare()
+        if plan.files:
+            asyncio.run(_read_all(_reader(settings, plan), plan, report))
     except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(f"Files printed: {len(done)} of {len(options.files)}.") from interrupt
-    except EngineError as error:
+        report.close()
+        raise KeyboardInterrupt(report.how_far()) from interrupt
+    except OutputError as error:
+        report.close()
+        raise OutputError(f"{error}. {report.how_far()}", error.status) from error
+    except (OptionError, ServiceUnreachableError, EngineError) as error:
+        report.close()
         sys.stderr.write(f"deepsynth: {error}\n")
-        return EXIT_ENGINE_FAILED
+        known = {OptionError: EXIT_OPTIONS, ServiceUnreachableError: EXIT_UNREACHABLE}
+        return known.get(type(error), EXIT_ENGINE_FAILED)
+    report.summarize()
+    return EXIT_UNREADABLE if report.failures else 0
 
 
-async def _ocr(settings: ServiceSettings, options: ReadOptions, done: list[Path]) -> int:
-    """Read all files and print them in order; `done` gets those whose text or error has been printed."""
-    async with _reading(settings) as bench, asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_read_file(bench, path, options)) for path in options.files]
-        status = 0
-        for path, task in zip(options.files, tasks, strict=True):
-            outcome = await task
-            if isinstance(outcome, tuple):
-                answer, body = outcome
-                if body is None:
-                    _print_answer(path, answer, options)
-                else:
-                    sys.stdout.buffer.write(body)
-                    sys.stdout.flush()
-                for page in answer.pages:
-                    if page.error is not None:
-                        status = EXIT_UNREADABLE
-                        sys.stderr.write(f"{path}: page {page.page}: {page.error.title} ({page.error.code})\n")
-            else:
-                status = EXIT_UNREADABLE
-                sys.stderr.write(f"{path}: {outcome}\n")
-            done.append(path)
-    return status
+def _plan(arguments: argparse.Namespace, settings: ServiceSettings) -> _Plan:
+    """Check the arguments and find the files; a `ValueError` says what does not fit together."""
+    task, out, url = Task(arguments.task), arguments.out, arguments.url
+    prompt_for(task, arguments.query)
+    given = {each.name: getattr(arguments, each.name) for each in fields(ReadOptions)}
+    options = ReadOptions(**{**given, "task": task, "mode": arguments.mode and Mode(arguments.mode)})
+    if url is not None:
+        _check_url(url)
+    if arguments.as_json and (arguments.format or out):
+        raise ValueError("--json prints; with --out use --format json")
+    if arguments.overwrite and out is None:
+        raise ValueError("--overwrite goes with --out")
+    files = find_inputs(arguments.files, leave_out=out)
+    output = FORMATS[arguments.format or _FORMAT_IN_FOLDER] if arguments.format or out else None
+    folder = None
+    chosen = files
+    if output is not None and out is not None:
+        folder = OutputFolder(out, output.extension, files)
+        chosen = [file for file in files if arguments.overwrite or not folder.has_current(file)]
+    elif output is not None:
+        if len(files) > 1:
+            raise ValueError("--format prints one file; to write several, add --out FOLDER")
+        if output.essence == "application/pdf" and sys.stdout is not None and sys.stdout.isatty():
+            raise ValueError("a PDF cannot be shown on a terminal; add --out FOLDER, or > FILE")
+    return _Plan(
+        files=chosen,
+        skipped=len(files) - len(chosen),
+        options=options,
+        output=output,
+        as_json=arguments.as_json,
+        folder=folder,
+        url=url,
+        jobs=arguments.jobs,
+        standard_input=_standard_input(files, MAX_FILE_BYTES if url else settings.max_upload_bytes),
+    )
 
 
-async def _read_file(bench: _Bench, path: Path, options: ReadOptions) -> tuple[OcrAnswer, bytes | None] | str:
-    """The answer and its bytes in the format that is asked for, or why there is none."""
-    async with bench.room:
-        start_s = time.monotonic()
+def _check_url(url: str) -> None:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"--url: {error}") from None
+    if parsed.scheme not in {"http", "https"} or not parsed.host:
+        raise ValueError("--url takes an address such as http://127.0.0.1:8000")
+
+
+def _standard_input(files: Sequence[InputFile], limit_bytes: int) -> bytes:
+    """What is piped in, if it is asked for, up to one byte more than the limit."""
+    if not any(file.name == STANDARD_INPUT for file in files):
+        return b""
+    if sys.stdin is None:
+        raise ValueError("standard input is closed")
+    return sys.stdin.buffer.read(limit_bytes + 1)
+
+
+def _reader(settings: ServiceSettings, plan: _Plan) -> AbstractAsyncContextManager[FileReader]:
+    if plan.url is not None:
+        return remote_reader(plan.url, plan.options, plan.output, plan.jobs, plan.standard_input)
+    return local_reader(settings, plan.options, plan.output, plan.jobs, plan.standard_input)
+
+
+async def _read_all(starting: AbstractAsyncContextManager[FileReader], plan: _Plan, report: _Report) -> None:
+    """Read all files, as many at once as the reader takes."""
+    sink: _Sink = _Printer(plan, report) if plan.folder is None else _Writer(plan.folder, report)
+    async with starting as reader:
+        numbered = iter(enumerate(plan.files))
+
+        async def work() -> None:
+            for index, file in numbered:
+                try:
+                    outcome: Reading | FileError = await reader.read(file)
+                except FileError as error:
+                    outcome = error
+                await sink.take(index, file, outcome)
+                report.advance()
+
+        workers = [asyncio.create_task(work()) for _ in range(min(reader.jobs, len(plan.files)))]
         try:
-            data = await asyncio.to_thread(_load, path, bench.settings.max_upload_bytes)
-            request = parse_request(
-                data=data,
-                info=bench.engine.info,
-                models=ServedModels(bench.engine),
-                limits=bench.reader.limits,
-                max_new_tokens_cap=bench.settings.max_new_tokens,
-                task=options.task,
-                query=options.query,
-                mode=options.mode,
-                max_new_tokens=options.max_new_tokens,
-                pages=options.pages,
-                temperature=options.temperature,
-                seed=options.seed,
-                blank_pages=bench.settings.blank_pages,
-                min_confidence=bench.settings.min_confidence,
-            )
-            with bench.gate.admit() as permit:
-                document = await bench.reader.read(data, request, permit)
-            answer = to_answer(document, receive_s=0.0, latency_s=time.monotonic() - start_s)
-            if options.format is None:
-                return answer, None
-            read = ReadDocument(answer, options.task, data, safe_name(path.name), bench.reader.limits)
-            return answer, bytes(await FORMATS[options.format].render(read, bench.pool))
-        except OSError as error:
-            return error.strerror or "cannot be opened"
-        except DeepSynthError as error:
-            facts = "".join(f", {name}: {value}" for name, value in error.public.items())
-            return f"{error.title} ({error.code}{facts})"
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
 
 
-def _load(path: Path, limit_bytes: int) -> bytes:
-    with path.open("rb") as stream:
-        data = stream.read(limit_bytes + 1)
-    if len(data) > limit_bytes:
-        raise UploadTooLargeError(public={"limit_bytes": limit_bytes})
-    return data
+class _Sink(Protocol):
+    """Takes what was read, in the order in which files are finished."""
+
+    async def take(self, index: int, file: InputFile, outcome: Reading | FileError) -> None:
+        """Print or write a file; an `OutputError` ends the command."""
 
 
-def _print_answer(path: Path, answer: OcrAnswer, options: ReadOptions) -> None:
-    if options.as_json:
-        sys.stdout.write(json.dumps({"file": str(path), **answer.model_dump(mode="json")}, ensure_ascii=False) + "\n")
+@dataclass
+class _Printer:
+    """Prints files in the order in which they were given."""
+
+    plan: _Plan
+    report: _Report
+    waiting: dict[int, tuple[InputFile, Reading | FileError]] = field(default_factory=dict)
+    """Finished before their turn."""
+    next_index: int = 0
+
+    async def take(self, index: int, file: InputFile, outcome: Reading | FileError) -> None:
+        self.waiting[index] = (file, outcome)
+        while self.next_index in self.waiting:
+            self._print(*self.waiting.pop(self.next_index))
+            self.next_index += 1
+
+    def _print(self, file: InputFile, outcome: Reading | FileError) -> None:
+        if self.plan.as_json:
+            print_output(_json_line(file, outcome))
+        elif isinstance(outcome, Reading) and outcome.body is not None:
+            print_output(outcome.body)
+        elif isinstance(outcome, Reading) and outcome.answer is not None:
+            heading = f"== {file.name} ==\n" if self.plan.num_inputs > 1 else ""
+            print_output(f"{heading}{outcome.answer.text}\n")
+        self.report.note(file, outcome)
+
+
+def _json_line(file: InputFile, outcome: Reading | FileError) -> str:
+    if isinstance(outcome, FileError):
+        found = {"error": {**outcome.facts, "code": outcome.code, "title": outcome.title}}
     else:
-        heading = f"== {path} ==\n" if len(options.files) > 1 else ""
-        sys.stdout.write(f"{heading}{answer.text}\n")
-    sys.stdout.flush()
+        found = {} if outcome.answer is None else outcome.answer.model_dump(mode="json")
+    return json.dumps({"file": file.name, **found}, ensure_ascii=not prints_unicode()) + "\n"
+
+
+@dataclass
+class _Writer:
+    """Writes each file to a folder as soon as it is read."""
+
+    folder: OutputFolder
+    report: _Report
+
+    async def take(self, _: int, file: InputFile, outcome: Reading | FileError) -> None:
+        if isinstance(outcome, Reading):
+            content = outcome.body or b""
+            await asyncio.to_thread(self.folder.write, file, content, is_partial=outcome.is_partial)
+        self.report.note(file, outcome)
+
+
+class _Report:
+    """Tells people on standard error what goes wrong, how far reading is, and at the end what was not read."""
+
+    def __init__(self, plan: _Plan) -> None:
+        self.failures: list[str] = []
+        """File, page and code of each."""
+        self._plan = plan
+        self._num_done = 0
+        self._num_read = 0
+        # Printed texts show the progress themselves.
+        is_shown = plan.folder is not None or (sys.stdout is not None and not sys.stdout.isatty())
+        self._bar = tqdm(
+            total=plan.num_inputs,
+            initial=plan.skipped,
+            unit="file",
+            file=sys.stderr,
+            leave=False,
+            disable=None if is_shown and plan.num_inputs > 1 else True,  # None: only on a terminal
+        )
+
+    def note(self, file: InputFile, outcome: Reading | FileError) -> None:
+        """Count a file that was printed or written, and tell what is wrong with it."""
+        self._num_done += 1
+        if isinstance(outcome, FileError):
+            self._fail(file.name, outcome.code, str(outcome))
+            return
+        self._num_read += 1
+        pages = [] if outcome.answer is None else outcome.answer.pages
+        for page in pages:
+            if page.error is not None:
+                place = f"{file.name}: page {page.page}"
+                self._fail(place, page.error.code, f"{page.error.title} ({page.error.code})")
+        if outcome.is_partial and outcome.answer is None:
+            self._fail(file.name, "partial", "Some pages failed; --format json says which. (partial)")
+
+    def _fail(self, place: str, code: str, text: str) -> None:
+        self.failures.append(f"{place}: {code}")
+        tqdm.write(f"{place}: {text}", file=sys.stderr)
+
+    def advance(self) -> None:
+        """Move the bar."""
+        self._bar.update()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
+
+    def how_far(self) -> str:
+        """A sentence for a run that ends early."""
+        done, total = self._num_done, len(self._plan.files)
+        if self._plan.folder is None:
+            return f"Files printed: {done} of {total}."
+        return f"Files done: {done} of {total}; the same command goes on from there."
+
+    def summarize(self) -> None:
+        """Say what was done: of several files that were printed, only if something went wrong."""
+        self.close()
+        lines = []
+        if self._plan.folder is not None:
+            skipped = f"; skipped, as they are up to date: {self._plan.skipped}" if self._plan.skipped else ""
+            lines.append(f"Files written to {self._plan.folder.root}: {self._num_read}{skipped}.")
+        if self.failures and self._plan.num_inputs > 1:
+            lines += ["Failed:", *(f"  {failure}" for failure in self.failures)]
+        if lines:
+            sys.stderr.write("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""`python -m service serve`: runs the API in a uvicorn server.
+"""`deepsynth serve`: runs the API in a uvicorn server.
 
 Owns how the server listens, how it stops, and its exit status.
 """
@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -22,7 +23,8 @@ from service.config import ServiceSettings
 EXIT_ENGINE_FAILED = 70
 """EX_SOFTWARE, so that a process supervisor sees a failure and restarts."""
 STOP_MARGIN_S = 5.0
-SAMPLE = "docs/samples/sample-block.png"
+SAMPLE = Path("docs/samples/sample-block.png")
+"""In a checkout; elsewhere the greeting names a file to be replaced."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +127,7 @@ class Server(uvicorn.Server):
         sys.stderr.write(
             f"\n  DeepSynth OCR is ready.\n\n"
             f"    Playground   {address}/\n"
-            f"    Try it       curl -F file=@{SAMPLE} {address}/ocr\n"
+            f"    Try it       curl -F file=@{SAMPLE if SAMPLE.is_file() else 'page.png'} {address}/ocr\n"
             f"    Stop         Ctrl-C\n\n"
         )
         sys.stderr.flush()

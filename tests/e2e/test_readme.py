@@ -110,7 +110,7 @@ def test_make_serve_prints_a_line_to_try_that_works(served: tuple[str, Path]) ->
 
 
 def test_the_command_line_reads_the_sample_without_a_server() -> None:
-    line = command(".venv/bin/python -m service ocr")
+    line = command(".venv/bin/deepsynth ocr")
     done = subprocess.run(
         shlex.split(line), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False
     )

@@ -1,0 +1,105 @@
+"""The files that a command was given: files, folders, patterns and standard input. Opens none of them."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from shared.images.formats import SUFFIXES
+
+STANDARD_INPUT = "-"
+_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """A file to read."""
+
+    name: str
+    """As people see it; `-` for standard input."""
+    path: Path | None
+    """None for standard input, and where nothing was found."""
+    place: PurePath
+    """Path of the file in a folder that mirrors the inputs."""
+    problem: str | None = None
+    """Why there is nothing to read, such as a pattern that no file matches."""
+
+
+def find_inputs(words: Sequence[str], leave_out: Path | None = None) -> list[InputFile]:
+    """Find the files that words on a command line mean.
+
+    Folders are searched with their subfolders for the usual file names of images and PDFs; hidden entries are skipped.
+
+    Args:
+        words: Files, folders, patterns such as `scans/**/*.png`, `-`.
+        leave_out: A folder that is not searched: where the outputs go.
+
+    Returns:
+        Every file once, folders and patterns in order of names. A file that does not exist is in it too.
+
+    Raises:
+        ValueError: A word can mean no file; the message says why.
+    """
+    found: dict[str, InputFile] = {}
+    for word in words:
+        if not word:
+            raise ValueError("a file's name is empty")
+        if _ADDRESS.match(word):
+            raise ValueError(f"{word} is an address; download it first, for example: curl {word} | deepsynth ocr -")
+        for file in _expand(word, leave_out and leave_out.resolve()):
+            found.setdefault(os.path.abspath(file.path) if file.path else file.name, file)
+    return list(found.values())
+
+
+def _expand(word: str, leave_out: Path | None) -> Iterator[InputFile]:
+    path = Path(word)
+    if word == STANDARD_INPUT:
+        yield InputFile(word, None, PurePath("stdin"))
+    elif path.is_dir():
+        yield from _in_folder(path, leave_out)
+    elif glob.has_magic(word) and not os.path.lexists(path):
+        yield from _matching(word, leave_out)
+    else:
+        yield InputFile(word, path, PurePath(path.name))
+
+
+def _in_folder(folder: Path, leave_out: Path | None, inside: PurePath | None = None) -> Iterator[InputFile]:
+    """Files of a folder; `inside` is the folder's own place."""
+    is_empty = True
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and Path(root, name).resolve() != leave_out
+        )
+        for name in sorted(names):
+            path = Path(root, name)
+            if not name.startswith(".") and path.suffix.lower() in _SUFFIXES:
+                is_empty = False
+                yield InputFile(str(path), path, (inside or PurePath()) / path.relative_to(folder))
+    if is_empty:
+        yield InputFile(str(folder), None, PurePath(folder.name), "the folder has no images and no PDFs")
+
+
+def _matching(pattern: str, leave_out: Path | None) -> Iterator[InputFile]:
+    parts = Path(pattern).parts
+    fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    base = Path(*parts[:fixed])
+    # `**` also matches folders, whose files it matches as well.
+    whole_folders = "**" not in parts
+    is_empty = True
+    for match in sorted(glob.glob(pattern, recursive=True)):
+        path = Path(match)
+        if leave_out is not None and path.resolve().is_relative_to(leave_out):
+            continue
+        if not path.is_dir():
+            is_empty = False
+            yield InputFile(match, path, path.relative_to(base))
+        elif whole_folders:
+            is_empty = False
+            yield from _in_folder(path, leave_out, path.relative_to(base))
+    if is_empty:
+        yield InputFile(pattern, None, PurePath("pattern"), "no file matches this pattern")

@@ -1,0 +1,179 @@
+"""Reads files with a running service, over HTTP. Uses the API alone, as any client could."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import email.utils
+import itertools
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+from pydantic import ValidationError
+
+from service.cli.inputs import InputFile
+from service.cli.reading import (
+    FileError,
+    OptionError,
+    Reading,
+    ReadOptions,
+    ServiceUnreachableError,
+    error_of,
+    explain,
+    load,
+)
+from service.errors import UploadTooLargeError
+from service.ocr.formats.output_format import OutputFormat
+from service.schemas import OcrAnswer
+
+DEFAULT_JOBS = 4
+MAX_FILE_BYTES = 1024 * 1024 * 1024
+"""What `DEEPSYNTH_MAX_UPLOAD_BYTES` can be at most; the service enforces its own limit."""
+CONNECT_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 3600.0
+"""A long document is answered when its last page is read."""
+PATIENCE_S = 600.0
+"""How long a file is sent again while the service is at capacity or restarts."""
+_MAX_WAIT_S = 60.0
+_WAIT_S = 1.0
+"""Where the service does not say how long to wait."""
+_RETRIED = {429, 503}
+_NOT_THERE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol)
+_MAX_ATTEMPTS_UNANSWERED = 3
+_STATUS_HEADER = "x-ocr-status"
+
+
+class RemoteReader:
+    """Sends files to `POST /ocr`, and again after `Retry-After` when the service has no room."""
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        options: ReadOptions,
+        output: OutputFormat | None,
+        jobs: int,
+        standard_input: bytes,
+    ) -> None:
+        self.jobs = jobs
+        self._client = client
+        self._output = output
+        self._fields = _form(options, output)
+        self._standard_input = standard_input
+        self._has_answered = False
+
+    async def read(self, file: InputFile) -> Reading:
+        """Send a file and take the answer apart, see `FileReader`."""
+        try:
+            data = await asyncio.to_thread(load, file, self._standard_input, MAX_FILE_BYTES)
+        except UploadTooLargeError as error:
+            raise error_of(error) from error
+        response = await self._send_until_taken(file.place.name, data)
+        if response.is_error:
+            raise _problem(response)
+        if self._output is not None and self._output.name != "json":
+            return Reading(None, response.content, is_partial=response.headers.get(_STATUS_HEADER) == "partial")
+        try:
+            answer = OcrAnswer.model_validate_json(response.content)
+        except ValidationError:
+            raise ServiceUnreachableError(f"{shown(self._client.base_url)}: not a DeepSynth OCR service") from None
+        return Reading(answer, response.content if self._output else None, is_partial=answer.status == "partial")
+
+    async def _send_until_taken(self, name: str, data: bytes) -> httpx.Response:
+        """The first answer that is not 'retry later', or the last one of `PATIENCE_S`."""
+        end_s = time.monotonic() + PATIENCE_S
+        for attempt in itertools.count(1):
+            try:
+                response = await self._client.post("ocr", files={"file": (name, data)}, data=self._fields)
+            except httpx.TransportError as error:
+                # A service that has no room may close the connection before it has taken the file.
+                if not self._has_answered and (isinstance(error, _NOT_THERE) or attempt == _MAX_ATTEMPTS_UNANSWERED):
+                    raise ServiceUnreachableError(
+                        f"{shown(self._client.base_url)}: {type(error).__name__}; is a service running there?"
+                    ) from error
+                wait_s = _WAIT_S
+                if time.monotonic() + wait_s > end_s or isinstance(error, httpx.ReadTimeout):
+                    raise FileError("connection_lost", f"The connection failed: {type(error).__name__}.") from error
+            else:
+                self._has_answered = True
+                wait_s = retry_after_s(response.headers.get("retry-after"))
+                if response.status_code not in _RETRIED or time.monotonic() + wait_s > end_s:
+                    return response
+            await asyncio.sleep(wait_s)
+        raise AssertionError("not reached")
+
+
+def _form(options: ReadOptions, output: OutputFormat | None) -> dict[str, str]:
+    given = {
+        "task": options.task,
+        "query": options.query,
+        "mode": options.mode,
+        "model_id": options.model_id,
+        "pages": options.pages,
+        "max_new_tokens": options.max_new_tokens,
+        "temperature": options.temperature,
+        "seed": options.seed,
+        "format": "json" if output is None else output.name,
+    }
+    return {name: str(value) for name, value in given.items() if value is not None}
+
+
+def retry_after_s(header: str | None) -> float:
+    """Read a header `Retry-After` (RFC 9110, 10.2.3: a number of seconds, or a date).
+
+    Args:
+        header: Its value, if there is one.
+
+    Returns:
+        Seconds to wait, from `_WAIT_S` to `_MAX_WAIT_S`.
+    """
+    if header is None:
+        return _WAIT_S
+    try:
+        wait_s = float(int(header))
+    except ValueError:
+        try:
+            wait_s = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
+        except ValueError:
+            return _WAIT_S
+    return min(max(wait_s, _WAIT_S), _MAX_WAIT_S)
+
+
+def _problem(response: httpx.Response) -> FileError | OptionError:
+    try:
+        found: Any = response.json()
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or "code" not in found:
+        # A proxy's page, say.
+        return FileError(f"http_{response.status_code}", f"The server answered {response.status_code}.")
+    return explain(str(found["code"]), str(found.get("title", "")), found)
+
+
+def shown(url: httpx.URL) -> str:
+    """An address without the password that may be in it."""
+    return str(url.copy_with(userinfo=b"")).rstrip("/")
+
+
+@contextlib.asynccontextmanager
+async def remote_reader(
+    url: str, options: ReadOptions, output: OutputFormat | None, jobs: int | None, standard_input: bytes
+) -> AsyncIterator[RemoteReader]:
+    """Keep connections to a service in the block.
+
+    Args:
+        url: Address of the service; it may have a path, where a proxy serves it under one.
+        options: How to read.
+        output: None for the answer alone.
+        jobs: Files at once; None for `DEFAULT_JOBS`.
+        standard_input: Its content, for the input `-`.
+
+    Yields:
+        The reader.
+    """
+    jobs = jobs or DEFAULT_JOBS
+    timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+    limits = httpx.Limits(max_connections=jobs)
+    async with httpx.AsyncClient(base_url=url, timeout=timeout, limits=limits, trust_env=False) as client:
+        yield RemoteReader(client, options, output, jobs, standard_input)

@@ -1,0 +1,280 @@
+"""`deepsynth ocr` with many files, folders, standard input, an output folder and a running service."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pypdf import PdfReader, PdfWriter
+
+from service.__main__ import main
+from service.cli.output import EXIT_OUTPUT_FAILED, EXIT_PIPE_CLOSED
+from shared.contract.text import cer
+from tests.support.nano import needs_nano
+from tests.support.pdf import make_pdf
+from tests.support.programs import ROOT, free_port
+from tests.support.server import ServerProcess, environment, running_server
+from tests.support.service import png
+
+pytestmark = pytest.mark.integration
+
+OCR = [sys.executable, "-m", "service", "ocr"]
+TWO_PAGES = make_pdf(["first", "second"])
+LARGEST_CER = 0.05
+BROKEN = b"\x89PNG\r\n\x1a\n broken"
+
+
+def chosen(**settings: str) -> dict[str, str]:
+    return environment(**{"ENGINE": "fake", "IMAGE_WORKERS": "1", "FAKE_STEP_MS": "0", **settings})
+
+
+def call(
+    *arguments: str | Path, folder: Path, given: bytes | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    command = [*OCR, *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=folder, env=env or chosen(), check=False, capture_output=True, timeout=60, input=given
+    )
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """A folder of pages: a PDF next to an image of the same name, subfolders, and what is no page."""
+    folder = tmp_path / "scans"
+    (folder / "may" / "deep").mkdir(parents=True)
+    (folder / "may" / "deep" / "third.JPG").write_bytes(png("third"))
+    (folder / "first.png").write_bytes(png("first"))
+    (folder / "first.pdf").write_bytes(TWO_PAGES)
+    (folder / "may" / "second.png").write_bytes(png("second"))
+    (folder / "notes.txt").write_text("no page")
+    (folder / "._first.png").write_bytes(b"what a Mac leaves")
+    return folder
+
+
+def test_folder_is_written_as_a_mirror_and_only_what_changed_is_read_again(scans: Path) -> None:
+    command = ["scans", "--out", "scans/out"]
+    first = call(*command, folder=scans.parent)
+    assert (first.returncode, first.stdout) == (0, b"")
+    assert first.stderr.decode().splitlines() == ["Files written to scans/out: 4."]
+    written = ["first.pdf.txt", "first.png.txt", "may/deep/third.txt", "may/second.txt"]
+    assert tree(scans / "out") == written
+    assert (scans / "out" / "may" / "second.txt").read_bytes() == call(
+        "scans/may/second.png", folder=scans.parent
+    ).stdout
+
+    (scans / "out" / "first.png.txt").write_text("mended by hand")
+    changed = scans / "may" / "second.png"
+    changed.write_bytes(png("another"))
+    os.utime(changed, (time.time() + 5, time.time() + 5))
+    again = call(*command, folder=scans.parent)
+    assert again.stderr.decode().splitlines() == ["Files written to scans/out: 1; skipped, as they are up to date: 3."]
+    assert (scans / "out" / "first.png.txt").read_text() == "mended by hand"
+
+    call(*command, "--overwrite", folder=scans.parent)
+    assert (scans / "out" / "first.png.txt").read_text() != "mended by hand"
+    assert tree(scans / "out") == written
+
+
+def test_nothing_to_do_starts_no_engine(scans: Path) -> None:
+    call("scans", "--out", "out", folder=scans.parent)
+    without_model = environment(MODEL="/does/not/exist")
+    again = call("scans", "--out", "out", folder=scans.parent, env=without_model)
+    assert (again.returncode, b"up to date: 4" in again.stderr) == (0, True)
+    assert call("scans", "--out", "out", "--overwrite", folder=scans.parent, env=without_model).returncode != 0
+
+
+def test_failures_are_summed_up_and_read_again_next_time(scans: Path) -> None:
+    (scans / "bad.png").write_bytes(BROKEN)
+    ended = call("scans", "nowhere.png", "none*.png", "--out", "out", folder=scans.parent)
+    assert ended.returncode == 1
+    lines = ended.stderr.decode().splitlines()
+    assert set(lines[lines.index("Failed:") + 1 :]) == {
+        "  scans/bad.png: undecodable_file",
+        "  nowhere.png: cannot_open",
+        "  none*.png: not_found",
+    }
+    assert "Files written to out: 4." in lines
+    (scans / "bad.png").write_bytes(png())
+    again = call("scans", "--out", "out", folder=scans.parent)
+    assert (again.returncode, b"Files written to out: 1; skipped" in again.stderr) == (0, True)
+
+
+def test_document_with_a_failed_page_is_marked_and_read_again(tmp_path: Path, server: ServerProcess) -> None:
+    document = PdfWriter(io.BytesIO(make_pdf(["a page"])))
+    document.add_blank_page(width=2000, height=4)
+    document.write(tmp_path / "two.pdf")
+    document.close()
+    for where in ([], ["--url", server.url]):
+        ended = call("two.pdf", "--format", "json", "--out", "out", *where, folder=tmp_path)
+        assert ended.returncode == 1
+        assert "two.pdf: page 2: " in ended.stderr.decode()
+        assert tree(tmp_path / "out") == ["two.partial.json"]
+    assert b"(partial)" in call("two.pdf", "-o", "out", "--url", server.url, folder=tmp_path).stderr
+    (tmp_path / "two.pdf").write_bytes(TWO_PAGES)
+    assert call("two.pdf", "--format", "json", "--out", "out", folder=tmp_path).returncode == 0
+    assert tree(tmp_path / "out") == ["two.json", "two.partial.txt"]
+
+
+def test_patterns_and_standard_input(scans: Path) -> None:
+    ended = call("scans/**/*.[pJ][nP]*", "--out", "out", folder=scans.parent)
+    assert ended.returncode == 0
+    assert tree(scans.parent / "out") == ["first.txt", "may/deep/third.txt", "may/second.txt"]
+    piped = call("-", folder=scans.parent, given=(scans / "first.png").read_bytes())
+    assert piped.stdout == (scans.parent / "out" / "first.txt").read_bytes()
+    made = call("-", "--format", "searchable-pdf", folder=scans.parent, given=(scans / "first.png").read_bytes())
+    assert PdfReader(io.BytesIO(made.stdout)).pages[0].extract_text().split() == piped.stdout.decode().split()
+    assert json.loads(call("-", "--json", folder=scans.parent, given=b"").stdout)["error"]["code"] == "empty_file"
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["https://host/a.png"], "https://host/a.png is an address; download it first"),
+        ([""], "a file's name is empty"),
+        (["scans", "--format", "alto"], "--format prints one file; to write several, add --out FOLDER"),
+        (["scans/first.png", "scans/may/../first.png", "more/first.png", "--out", "o"], "would both be written to"),
+        (["scans", "--json", "--out", "o"], "--json prints"),
+        (["scans", "--overwrite"], "--overwrite goes with --out"),
+        (["scans", "--jobs", "0"], "--jobs: invalid number from 1 value: '0'"),
+        (["scans", "--url", "host:80"], "--url takes an address such as"),
+    ],
+)
+def test_what_does_not_fit_together_is_said_before_anything_is_read(
+    scans: Path, words: list[str], complaint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(scans.parent)
+    with pytest.raises(SystemExit) as ended:
+        main(["ocr", *words])
+    output, errors = capsys.readouterr()
+    assert (ended.value.code, output) == (2, "")
+    assert complaint in errors.splitlines()[-1]
+
+
+def test_option_that_the_model_does_not_have_ends_the_command_in_its_own_words(scans: Path) -> None:
+    ended = call("scans", "--model-id", "invoices", folder=scans.parent)
+    assert (ended.returncode, ended.stdout) == (2, b"")
+    (line,) = ended.stderr.decode().splitlines()
+    assert line.startswith("deepsynth: --model-id: This model does not exist; known: ")
+
+
+def test_output_that_cannot_be_written_is_one_line_with_its_own_status(scans: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [*OCR, "scans"],
+            cwd=scans.parent,
+            env=chosen(),
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+        )
+    assert (ended.returncode, ended.stderr.decode()) == (
+        EXIT_OUTPUT_FAILED,
+        "deepsynth: standard output: No space left on device. Files printed: 0 of 4.\n",
+    )
+    closed = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *OCR, "scans/first.png"],
+        cwd=scans.parent, env=chosen(), check=False, stderr=subprocess.PIPE, timeout=60,
+    )  # fmt: skip
+    assert (closed.returncode, closed.stderr.decode().count("\n")) == (EXIT_OUTPUT_FAILED, 1)
+    (scans.parent / "file").touch()
+    taken = call("scans", "--out", "file", folder=scans.parent)
+    assert (taken.returncode, taken.stderr.decode().count("\n")) == (EXIT_OUTPUT_FAILED, 1)
+
+
+def test_reader_of_a_pipe_that_goes_away_is_one_line(scans: Path) -> None:
+    process = subprocess.Popen(
+        [*OCR, "--json", "scans"], cwd=scans.parent, env=chosen(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    with process.stderr as stream:
+        errors = stream.read().decode()
+    assert process.wait(30) == EXIT_PIPE_CLOSED
+    assert errors == "deepsynth: the reader of the output has closed it. Files printed: 0 of 4.\n"
+
+
+def test_character_outside_the_encoding_loses_nothing(scans: Path) -> None:
+    (scans / "first.png").rename(scans / "“first”.png")
+    plain = call("scans/“first”.png", "scans/may", folder=scans.parent, env={**chosen(), "PYTHONIOENCODING": "ascii"})
+    assert (plain.returncode, plain.stdout.count(b"== ")) == (0, 3)
+    assert b"\\u201cfirst\\u201d.png" in plain.stdout
+    lines = call("scans/“first”.png", "--json", folder=scans.parent, env={**chosen(), "PYTHONIOENCODING": "latin-1"})
+    assert json.loads(lines.stdout)["file"] == "scans/“first”.png"
+
+
+def test_interrupted_writing_keeps_what_is_done_and_goes_on(scans: Path) -> None:
+    (scans / "aa.png").write_bytes(png("one"))
+    slow = chosen(FAKE_STEP_MS="150", OCR_BATCH_SIZE="1")
+    command = [*OCR, "scans", "--out", "out", "--jobs", "1"]
+    process = subprocess.Popen(command, cwd=scans.parent, env=slow, stderr=subprocess.PIPE)
+    end_s = time.monotonic() + 50
+    while not tree(scans.parent / "out"):
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    done = tree(scans.parent / "out")
+    assert process.returncode == 130
+    assert errors.decode() == f"\nInterrupted. Files done: {len(done)} of 5; the same command goes on from there.\n"
+    again = call("scans", "--out", "out", folder=scans.parent)
+    assert f"written to out: {5 - len(done)}; skipped, as they are up to date: {len(done)}." in again.stderr.decode()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    """With room for one document, so that most are sent again after Retry-After."""
+    with running_server(MAX_CONCURRENT_REQUESTS="1", OCR_BATCH_SIZE="1", FAKE_STEP_MS="20") as running:
+        yield running
+
+
+def test_running_service_reads_the_same_and_is_asked_again_when_it_is_full(scans: Path, server: ServerProcess) -> None:
+    (scans / "bad.png").write_bytes(BROKEN)
+    here = call("scans", "--out", "here", "--format", "alto", folder=scans.parent)
+    there = call("scans", "--out", "there", "--format", "alto", "--url", server.url, folder=scans.parent)
+    assert (there.returncode, there.stderr.decode().replace("there", "here")) == (1, here.stderr.decode())
+    assert tree(scans.parent / "there") == tree(scans.parent / "here")
+    assert len(tree(scans.parent / "there")) == 4
+    assert server.metric('deepsynth_requests_total{code="queue_full",outcome="rejected"}')
+    texts = [call("scans/first.pdf", *where, folder=scans.parent).stdout for where in ([], ["--url", server.url + "/"])]
+    assert texts[0] == texts[1]
+
+
+def test_running_service_says_which_option_is_wrong(scans: Path, server: ServerProcess) -> None:
+    ended = call("scans", "--model-id", "invoices", "--url", server.url, folder=scans.parent)
+    assert (ended.returncode, ended.stdout) == (2, b"")
+    assert ended.stderr.decode().startswith("deepsynth: --model-id: This model does not exist")
+
+
+def test_no_service_there_is_said_once(scans: Path) -> None:
+    url = f"http://secret:word@127.0.0.1:{free_port()}"
+    ended = call("scans", "--url", url, folder=scans.parent)
+    (line,) = ended.stderr.decode().splitlines()
+    assert ended.returncode == 69
+    assert line.endswith("ConnectError; is a service running there?")
+    assert "word" not in line
+
+
+@needs_nano
+def test_nano_reads_a_page_into_every_kind_of_file(tmp_path: Path) -> None:
+    sample = ROOT / "docs" / "samples" / "sample-block.png"
+    truth = sample.with_suffix(".txt").read_text(encoding="utf-8")
+    for output, name in {"text": "sample-block.txt", "searchable-pdf": "sample-block.searchable.pdf"}.items():
+        ended = call(sample, "--format", output, "--out", "out", folder=tmp_path, env=environment(IMAGE_WORKERS="1"))
+        assert ended.returncode == 0
+        written = (tmp_path / "out" / name).read_bytes()
+        text = written.decode() if output == "text" else PdfReader(io.BytesIO(written)).pages[0].extract_text()
+        assert cer(" ".join(truth.split()), " ".join(text.split())) <= LARGEST_CER
