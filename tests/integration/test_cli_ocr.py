@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,6 +216,19 @@ def test_character_outside_the_encoding_loses_nothing(scans: Path) -> None:
     assert b"\\u201cfirst\\u201d.png" in plain.stdout
     lines = call("scans/“first”.png", "--json", folder=scans.parent, env={**chosen(), "PYTHONIOENCODING": "latin-1"})
     assert json.loads(lines.stdout)["file"] == "scans/“first”.png"
+
+
+def test_progress_bar_is_shown_on_a_terminal(scans: Path) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 90))
+    command = [*OCR, "scans", "--out", "out"]
+    ended = subprocess.run(command, cwd=scans.parent, env=chosen(), check=False, stderr=theirs, timeout=60)
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert ended.returncode == 0
+    assert "0/4 [" in shown
+    assert shown.endswith("\rFiles written to out: 4.\r\n")
 
 
 def test_interrupted_writing_keeps_what_is_done_and_goes_on(scans: Path) -> None:

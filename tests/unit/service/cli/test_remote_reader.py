@@ -36,7 +36,7 @@ async def test_file_is_sent_again_after_the_time_the_service_names(monkeypatch: 
         waits.append(seconds)
 
     monkeypatch.setattr(asyncio, "sleep", wait)
-    answers = [
+    answers: list[httpx.Response | Exception] = [
         httpx.Response(429, headers={"retry-after": "3"}),
         httpx.ConnectError("restarts"),
         httpx.Response(503),
