@@ -29,6 +29,13 @@ _PAPER_KERNEL = 13
 _DARK = 110
 """Brightness below which the middle pixel is not of paper but of a dark ground, 0 to 255."""
 _BANDS = 20
+_FAINTEST = 14.0
+"""Print must be darker than scanned paper by 1.7 times this, of 255: grain, folds and stains are not."""
+_FAINTEST_DIGITAL = 6.0
+"""On a page that was never paper."""
+_COARSE_NOISE = 5.0
+_HIDING_NOISE = 12.0
+"""Print that is paler than some five times this is lost in the noise, so the model has to look."""
 _CROP_PIXELS = 250_000
 """Smaller images are crops of a word or a line, where a small letter may be alone, and dust is rare."""
 
@@ -45,11 +52,13 @@ class PageInk:
     `MOST_MARKS`."""
     ink_ratio: float
     """Share of the page's area that differs from its paper, 0 to 1."""
+    noise: float = 0.0
+    """Standard deviation of what varies from pixel to pixel, of 255."""
 
     @property
     def is_blank(self) -> bool:
-        """Whether there is nothing that could be print."""
-        return self.marks == 0
+        """Whether there is nothing that could be print; noise may hide some."""
+        return self.marks == 0 and self.noise < _HIDING_NOISE
 
 
 def find_ink(page: Image.Image) -> PageInk:
@@ -61,10 +70,22 @@ def find_ink(page: Image.Image) -> PageInk:
     Returns:
         What was found.
     """
-    depth_HW = _depth(_grey(page))
+    grey_HW = _grey(page)
+    ink = _look(grey_HW)
+    if ink.marks < MOST_MARKS and ink.noise > _COARSE_NOISE:
+        # A dithered or grainy page: half its size has half the noise, and its print is still there.
+        size = max(1, grey_HW.shape[1] // 2), max(1, grey_HW.shape[0] // 2)
+        half_HW: Any = cv2.resize(grey_HW, size, interpolation=cv2.INTER_AREA)
+        half = _look(half_HW)
+        ink = PageInk(max(ink.marks, half.marks), ink.ink_ratio, half.noise)
+    return ink
+
+
+def _look(grey_HW: NDArray[np.uint8]) -> PageInk:
+    depth_HW = _depth(grey_HW)
     noise = _noise(depth_HW)
-    # Paper and a sensor's noise stay below; print that is fainter than this could not be read by a person either.
-    threshold = max(14.0, 4.5 * noise)
+    # Paper and a sensor's noise stay below.
+    threshold = max(_FAINTEST if noise else _FAINTEST_DIGITAL, 4.5 * noise)
     mask_HW = (depth_HW > threshold).astype(np.uint8)
     ink_ratio = cv2.countNonZero(mask_HW) / mask_HW.size
     # A part of a page of print tells enough, at a fraction of the time.
@@ -75,7 +96,7 @@ def find_ink(page: Image.Image) -> PageInk:
     marks = count(depth_HW[part], mask_HW[part], is_crop=False)
     if marks < MOST_MARKS:
         marks = count(depth_HW, mask_HW, is_crop=mask_HW.size < _CROP_PIXELS)
-    return PageInk(min(marks, MOST_MARKS), ink_ratio)
+    return PageInk(min(marks, MOST_MARKS), ink_ratio, noise)
 
 
 def _densest_quarter(mask_HW: NDArray[np.uint8]) -> slice:
