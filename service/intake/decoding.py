@@ -153,7 +153,7 @@ class OpenDocument:
         """
         with _service_errors():
             if self._pdf is not None:
-                return read_pdf_page(self._pdf, page, self._limits, has_user_units=self._has_user_units)
+                return read_pdf_page(self._pdf, page, self._limits, self._data, has_user_units=self._has_user_units)
             if self._raster is None:
                 raise InternalError("the document is closed")
             seen = self._raster.read(page)

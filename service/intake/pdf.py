@@ -9,8 +9,10 @@ import io
 import math
 import re
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
+import pikepdf
 import pypdfium2  # type: ignore[import-untyped] # ships no types
 from PIL import Image
 from pypdfium2 import raw
@@ -18,12 +20,16 @@ from pypdfium2 import raw
 from service.errors import PdfEncryptedError, UndecodableError
 from service.intake.limits import IntakeLimits
 from service.intake.selection import select
+from shared.images.errors import ImageError
+from shared.images.jpeg import read_markers
 
 POINTS_PER_INCH = 72
 _MOST_OF_A_PAGE = 0.5
 _OBJECT_STREAM = re.compile(rb"/ObjStm\b[^\0]{0,512}?>>\s*stream\r?\n", re.DOTALL)
 _USER_UNIT = re.compile(rb"/UserUnit\s+(\d{1,6}(?:\.\d*)?|\.\d+)")
 _MOST_OBJECT_BYTES = 64 * 1024 * 1024
+_PAINTING = re.compile(rb"(?<![A-Za-z*])(?:Tj|TJ|Do|sh|BI|[fFSsBb]\*?|'|\")(?![A-Za-z*])")
+"""Operators that draw something (ISO 32000-1, table 51)."""
 _JPEG_END = b"\xff\xd9"
 
 
@@ -95,7 +101,7 @@ def has_user_units(data: bytes) -> bool:
 
 
 def read_pdf_page(
-    document: pypdfium2.PdfDocument, page: int, limits: IntakeLimits, *, has_user_units: bool = False
+    document: pypdfium2.PdfDocument, page: int, limits: IntakeLimits, data: bytes, *, has_user_units: bool = False
 ) -> tuple[Image.Image, bool]:
     """Render one page.
 
@@ -103,6 +109,7 @@ def read_pdf_page(
         document: An open file.
         page: The page's number, from 1.
         limits: Limits of a page.
+        data: The file.
         has_user_units: Whether to look for a unit of this page.
 
     Returns:
@@ -110,7 +117,7 @@ def read_pdf_page(
         an image on it is damaged, so that a part of it is missing.
 
     Raises:
-        UndecodableError: It is damaged, or an image that makes up most of it is.
+        UndecodableError: It is damaged, an image that makes up most of it is, or nothing of its content can be drawn.
     """
     try:
         width_pt, height_pt = document.get_page_size(page - 1)
@@ -119,7 +126,7 @@ def read_pdf_page(
         limits.check_size(math.ceil(width_pt * scale), math.ceil(height_pt * scale))
         # Filled-in form fields are part of what a person sees. Only the first call does something.
         document.init_forms()
-        return _render(document, page, scale)
+        return _render(document, page, scale, data)
     except pypdfium2.PdfiumError as error:
         raise UndecodableError("PDFium does not render it") from error
 
@@ -163,30 +170,51 @@ def _user_unit(document: pypdfium2.PdfDocument, page: int) -> float:
     return unit if unit > 0 else 1.0
 
 
-def _render(document: pypdfium2.PdfDocument, number: int, scale: float) -> tuple[Image.Image, bool]:
+def _render(document: pypdfium2.PdfDocument, number: int, scale: float, data: bytes) -> tuple[Image.Image, bool]:
     page = document[number - 1]
     try:
         bitmap = page.render(scale=scale, fill_color=(255, 255, 255, 255), rev_byteorder=True)
         image = bitmap.to_pil().convert("RGB")
-        damaged_share = _damaged_share(page, image)
+        damaged = list(_damaged_shares(page, image))
+        has_objects = raw.FPDFPage_CountObjects(page) > 0
     finally:
         page.close()
-    if damaged_share >= _MOST_OF_A_PAGE:
+    if sum(damaged) >= _MOST_OF_A_PAGE:
         raise UndecodableError("the image that makes up the page is damaged")
-    return image, damaged_share > 0
+    if not has_objects and _paints(data, number):
+        raise UndecodableError("none of the page's content can be drawn")
+    return image, bool(damaged)
 
 
-def _damaged_share(page: pypdfium2.PdfPage, image: Image.Image) -> float:
-    """Share of a page that is images which PDFium could not draw or drew in part; it says nothing of them itself."""
+def _paints(data: bytes, number: int) -> bool:
+    """Whether a page's content is more than nothing, though PDFium finds nothing to draw in it."""
+    try:
+        with pikepdf.open(io.BytesIO(data)) as pdf:
+            contents = pdf.pages[number - 1].obj.get("/Contents")
+            streams = contents if isinstance(contents, pikepdf.Array) else [contents]
+            parts = [stream for stream in streams if isinstance(stream, pikepdf.Stream)]
+            try:
+                return _PAINTING.search(b"\n".join(part.read_bytes() for part in parts)) is not None
+            except pikepdf.PdfError:
+                # It cannot be decompressed.
+                return True
+    except (pikepdf.PikepdfError, RuntimeError, ValueError, LookupError):
+        # qpdf does not read what PDFium does.
+        return False
+
+
+def _damaged_shares(page: pypdfium2.PdfPage, image: Image.Image) -> Iterator[float]:
+    """Of each image that PDFium could not draw, or drew in part, what is missing as a share of the page."""
     width_pt, height_pt = page.get_size()
-    damaged_pt2 = 0.0
     for each in page.get_objects(filter=[raw.FPDF_PAGEOBJ_IMAGE]):
         left, bottom, right, top = each.get_bounds()
         across, down = image.width / width_pt, image.height / height_pt
         box = (left * across, (height_pt - top) * down, right * across, (height_pt - bottom) * down)
-        if _is_cut_short(each) or (_is_flat(image, box) and not _decodes(each)):
-            damaged_pt2 += (right - left) * (top - bottom)
-    return damaged_pt2 / (width_pt * height_pt)
+        missing = _missing_share(each)
+        if not missing and _is_flat(image, box) and not _decodes(each):
+            missing = 1.0
+        if missing:
+            yield missing * (right - left) * (top - bottom) / (width_pt * height_pt)
 
 
 def _is_flat(image: Image.Image, box: tuple[float, float, float, float]) -> bool:
@@ -204,16 +232,17 @@ def _decodes(picture: pypdfium2.PdfImage) -> bool:
     return True
 
 
-def _is_cut_short(picture: pypdfium2.PdfImage) -> bool:
-    """Whether it is a JPEG whose end is missing; PDFium fills the rest with grey."""
+def _missing_share(picture: pypdfium2.PdfImage) -> float:
+    """How much of a JPEG is missing at its end; PDFium fills it with grey."""
     if picture.get_filters()[-1:] != ["DCTDecode"]:
-        return False
+        return 0.0
     data = bytes(picture.get_data())
     if _JPEG_END in data[-64:]:
-        return False
+        return 0.0
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as jpeg:
+        file = read_markers(data)
+        with Image.open(io.BytesIO(file.data), formats=("JPEG",)) as jpeg:
             jpeg.load()
-    except (OSError, SyntaxError, ValueError):
-        return True
-    return False
+            return file.missing_share(jpeg)
+    except (ImageError, OSError, SyntaxError, ValueError):
+        return 1.0

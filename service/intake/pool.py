@@ -262,6 +262,8 @@ class ImageProcess:
     @property
     def cause_of_death(self) -> str:
         """Why it ended, once it is closed."""
+        if self._is_ended_by_us and self._process.returncode == -signal.SIGKILL:
+            return "ended by the service"
         return describe_exit(self._process.returncode, self._stderr)
 
     @property

@@ -11,7 +11,7 @@ import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, cast
 
 from service.admission.deadline import Deadline
@@ -26,6 +26,7 @@ from service.engine.protocol import (
 )
 from service.errors import (
     DeadlineError,
+    DecodeTimeoutError,
     DeepSynthError,
     EngineError,
     EngineLostError,
@@ -46,6 +47,8 @@ from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.grounding import Region, parse_grounded
 
 PAGE_BREAK = "\n\n"
+MAX_SLOW_PAGES = 3
+"""After so many pages that took too long to decode, the rest of a file is not tried: others wait for its process."""
 LABELS_ARE_TEXT = {Task.OCR, Task.LOCATE}
 _TRANSCRIBES = {Task.FREE, Task.MARKDOWN, Task.OCR}
 """Tasks whose answer is the page's own text, so that it can be held against what the page shows."""
@@ -116,6 +119,8 @@ class _Reading:
     permit: Permit
     finish: PageSink
     on_delta: DeltaSink | None
+    slow: list[int] = field(default_factory=list)
+    """Pages that took too long to decode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +304,9 @@ class DocumentReader:
     async def _start_page(self, group: asyncio.TaskGroup, page_of_file: int, reading: _Reading) -> None:
         """Decode a page, then let it be read while the next one is decoded."""
         number = reading.num_before + page_of_file
+        if len(reading.slow) >= MAX_SLOW_PAGES:
+            reading.finish(PageResult(number, PageStatus.FAILED, error=DecodeTimeoutError("so did pages before it")))
+            return
         start_s = self._clock()
         with self._observer.waiting():
             await self._gate.page_slots.acquire()
@@ -324,6 +332,8 @@ class DocumentReader:
             task.add_done_callback(lambda _: self._gate.page_slots.release())
             is_handed_over = True
         except DeepSynthError as error:
+            if isinstance(error, DecodeTimeoutError):
+                reading.slow.append(number)
             reading.finish(PageResult(number, PageStatus.FAILED, error=error, slot_wait_s=slot_wait_s))
         finally:
             if not is_handed_over:

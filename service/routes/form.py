@@ -293,14 +293,15 @@ def _expected(kind: str, field: str) -> str | list[str]:
     for kind_of_value in (annotation, *get_args(annotation)):
         if isinstance(kind_of_value, type) and issubclass(kind_of_value, Enum):
             return [str(choice) for choice in kind_of_value]
-    if field == "format":
-        return list(FORMATS)
-    if field == "query":
-        return "text to look for with the task locate, and only with it"
-    if field == "temperature":
-        return TEMPERATURE_EXPECTED
-    if field == "seed":
-        return SEED_EXPECTED
+    by_field: dict[str, str | list[str]] = {
+        "format": list(FORMATS),
+        "min_confidence": "a number from 0 to 1",
+        "query": "text to look for with the task locate, and only with it",
+        "seed": SEED_EXPECTED,
+        "temperature": TEMPERATURE_EXPECTED,
+    }
+    if field in by_field:
+        return by_field[field]
     return {
         "int_parsing": "a whole number",
         "greater_than_equal": "a number from 1",

@@ -17,6 +17,8 @@ from service.engine.fake import FakeEngine, fake_tokens
 from service.engine.protocol import SamplingParams, SequenceRequest
 from service.errors import (
     DeadlineError,
+    DecodeTimeoutError,
+    DeepSynthError,
     EngineError,
     EngineLostError,
     ModelNotFoundError,
@@ -31,7 +33,7 @@ from service.intake.formats import FileFormat
 from service.intake.limits import DecodeTask, IntakeLimits
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.outcome import PageStatus
-from service.ocr.reader import DocumentReader, DocumentResult, PageResult, PageSink
+from service.ocr.reader import MAX_SLOW_PAGES, DocumentReader, DocumentResult, PageResult, PageSink
 from service.ocr.request import OcrRequest
 from service.telemetry.metrics import Metrics
 from shared.contract.answer import FinishReason
@@ -54,6 +56,8 @@ class Source:
         self.held: set[Document] = set()
         self.fail: set[int] = set()
         """Pages that cannot be decoded."""
+        self.error: type[DeepSynthError] = UndecodableError
+        self.num_failed = 0
         self.ink: dict[int, PageInk] = {}
         """What pages show, where it is not a lot of print."""
 
@@ -66,7 +70,8 @@ class Source:
         self.held.add(document)
         await asyncio.sleep(0)
         if order.page in self.fail:
-            raise UndecodableError
+            self.num_failed += 1
+            raise self.error
         self.num_decoded += 1
         colour = 16 * int(document.data) + order.page - 1
         return DecodedPage(
@@ -241,6 +246,16 @@ async def test_page_that_cannot_be_decoded_costs_that_page(failing: set[int]) ->
     assert all(isinstance(page.error, UndecodableError) for page in reading.pages if page.page in failing)
     assert reading.text == "\n\n".join(expected_text(3, page) for page in sorted({1, 2, 3} - failing))
     assert reading.is_partial
+
+
+async def test_after_some_pages_that_took_too_long_the_rest_is_not_tried() -> None:
+    async with bench() as it:
+        it.source.fail = set(range(2, 10))
+        it.source.error = DecodeTimeoutError
+        reading = await it.read(10)
+    assert it.source.num_failed == MAX_SLOW_PAGES
+    assert it.source.num_decoded == 1
+    assert [type(page.error) for page in reading.pages[1:]] == [DecodeTimeoutError] * 9
 
 
 async def test_document_of_failed_pages_alone_fails_with_the_first_error() -> None:

@@ -49,6 +49,26 @@ def test_colours_do_not_hide_print(colours: tuple[str, str]) -> None:
     assert find_ink(text_page("", colours)).is_blank
 
 
+@pytest.mark.parametrize("tone", [200, 235])
+def test_print_on_a_dithered_ground_is_not_called_blank(tone: int) -> None:
+    page = Image.new("L", (900, 600), tone)
+    ImageDraw.Draw(page).multiline_text((60, 60), "Total 318 kg, paid\n" * 8, font=ImageFont.load_default(26), fill=0)
+    assert not find_ink(page.convert("1").convert("RGB")).is_blank
+
+
+@pytest.mark.parametrize("grain", [15, 30, 45])
+def test_print_under_grain_is_not_called_blank(grain: int) -> None:
+    page = np.asarray(text_page("Total 318 kg, paid\n" * 6, ("#c8c8c8", "black")), np.float64)
+    noise = np.random.default_rng(0).normal(0, grain, page.shape[:2])
+    grainy = np.clip(page + noise[:, :, None], 0, 255).astype(np.uint8)
+    assert not find_ink(Image.fromarray(grainy)).is_blank
+
+
+@pytest.mark.parametrize(("ground", "ink"), [("#ffffff", "#eeeeee"), ("#ebebeb", "#dedede")])
+def test_faint_print_on_a_page_that_was_never_paper_is_found(ground: str, ink: str) -> None:
+    assert not find_ink(text_page("Total 318 kg, paid", (ground, ink))).is_blank
+
+
 def test_marks_are_counted_up_to_a_page_of_print() -> None:
     few, many = text_page("Total 318", ("white", "black")), text_page("Total 318 kg\n" * 15, ("white", "black"))
     assert find_ink(few).marks <= 9
