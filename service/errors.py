@@ -282,7 +282,7 @@ class NoTextError(UnprocessableError):
     """The document was read, and there is no text on it; only for clients that cannot take an empty answer."""
 
     code = "no_text"
-    title = "There is no text on the document."
+    title = "No text was found in the document."
 
 
 class EmptyFileError(UnprocessableError):

@@ -198,7 +198,7 @@ def _pixels(pdf: pikepdf.Pdf, image: Image.Image, profile: object) -> tuple[pike
     """Decoded pixels without loss, and the orientation that is still to be undone."""
     inverted, bits = is_white_is_zero(image), bits_per_sample(image)
     if image.has_transparency_data:
-        # On the ground on which it was read: white text would not be seen on a page.
+        # On the background that it was read on: white text would not be seen on a page.
         seen = as_seen(image)
         return _compressed(pdf, seen.tobytes(), seen.size, 3, 8, profile), 1
     image.load()

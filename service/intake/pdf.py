@@ -28,8 +28,9 @@ _MOST_OF_A_PAGE = 0.5
 _OBJECT_STREAM = re.compile(rb"/ObjStm\b[^\0]{0,512}?>>\s*stream\r?\n", re.DOTALL)
 _USER_UNIT = re.compile(rb"/UserUnit\s+(\d{1,6}(?:\.\d*)?|\.\d+)")
 _MOST_OBJECT_BYTES = 64 * 1024 * 1024
-_PAINTING = re.compile(rb"(?<![A-Za-z*])(?:Tj|TJ|Do|sh|BI|[fFSsBb]\*?|'|\")(?![A-Za-z*])")
+_PAINTING = re.compile(rb"(?:^|(?<=[\s\])>]))(?:Tj|TJ|Do|sh|BI|[fFSsBb]\*?|'|\")(?=[\s/\[(<]|$)")
 """Operators that draw something (ISO 32000-1, table 51)."""
+_EMPTY_TEXT = re.compile(rb"\(\s*\)\s*(?:Tj|'|\")|<\s*>\s*(?:Tj|'|\")|\[[\s()]*\]\s*TJ")
 _JPEG_END = b"\xff\xd9"
 
 
@@ -194,7 +195,8 @@ def _paints(data: bytes, number: int) -> bool:
             streams = contents if isinstance(contents, pikepdf.Array) else [contents]
             parts = [stream for stream in streams if isinstance(stream, pikepdf.Stream)]
             try:
-                return _PAINTING.search(b"\n".join(part.read_bytes() for part in parts)) is not None
+                content = b"\n".join(part.read_bytes() for part in parts)
+                return _PAINTING.search(_EMPTY_TEXT.sub(b"", content)) is not None
             except pikepdf.PdfError:
                 # It cannot be decompressed.
                 return True

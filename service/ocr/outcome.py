@@ -9,7 +9,7 @@ from shared.images.ink import MOST_MARKS, PageInk
 MIN_CONFIDENCE = 0.6
 """Between answers that are on the page and those that are not, where there is little print (docs/outcomes.md)."""
 MANY_MARKS = 12
-"""A page with fewer shapes of print holds a few words at most, so an uncertain answer is likely to be invented."""
+"""A page with fewer marks has a few words at most, so an uncertain answer is likely to be invented."""
 FEW_MARKS = 3
 """Fewer shapes than this, which the model reads as nothing, are dust."""
 CHARACTERS_A_MARK = 12

@@ -255,7 +255,7 @@ def _by_name(items: Iterable[tuple[str, Any]]) -> dict[str, str]:
         if is_file or name not in OcrFields.model_fields:
             raise _unknown(name, is_file=is_file)
         if name in sent:
-            raise InvalidFieldError(public={"field": name, "expected": "to be sent once"})
+            raise InvalidFieldError(public={"field": name, "expected": "one value; it was sent more than once"})
         sent.add(name)
         if value.strip():
             given[name] = value.strip()

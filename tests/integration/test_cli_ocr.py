@@ -22,7 +22,7 @@ from service.cli.output import EXIT_OUTPUT_FAILED, EXIT_PIPE_CLOSED
 from shared.contract.text import cer
 from tests.support.nano import needs_nano
 from tests.support.pdf import make_pdf
-from tests.support.programs import ROOT, free_port
+from tests.support.programs import ROOT, free_port, take_interrupts
 from tests.support.server import ServerProcess, environment, running_server
 from tests.support.service import png
 
@@ -235,7 +235,13 @@ def test_interrupted_writing_keeps_what_is_done_and_goes_on(scans: Path) -> None
     (scans / "aa.png").write_bytes(png("one"))
     slow = chosen(FAKE_STEP_MS="150", OCR_BATCH_SIZE="1")
     command = [*OCR, "scans", "--out", "out", "--jobs", "1"]
-    process = subprocess.Popen(command, cwd=scans.parent, env=slow, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        cwd=scans.parent,
+        env=slow,
+        stderr=subprocess.PIPE,
+        preexec_fn=take_interrupts,  # noqa: PLW1509 -- it only sets a signal
+    )
     end_s = time.monotonic() + 50
     while not tree(scans.parent / "out"):
         assert time.monotonic() < end_s

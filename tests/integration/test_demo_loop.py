@@ -18,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 from benchmarks import demo_loop
 from benchmarks.demo_loop import DemoError, Loop, run, wait_served
 from shared.deepseek_ocr.checkpoint import save_checkpoint
-from tests.support.programs import ROOT
+from tests.support.programs import ROOT, take_interrupts
 from tests.support.service import page_image
 from tests.support.tiny_model import tiny_model
 from trainer.nano.corpus.tokenizer import train_tokenizer
@@ -103,7 +103,12 @@ def members(group: int) -> list[str]:
 
 def test_ctrl_c_ends_the_program_with_one_line_and_leaves_no_service() -> None:
     process = subprocess.Popen(
-        [sys.executable, "benchmarks/demo_loop.py"], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "benchmarks/demo_loop.py"],
+        cwd=ROOT,
+        preexec_fn=take_interrupts,  # noqa: PLW1509 -- it only sets a signal
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert process.stderr is not None
     shown = ""

@@ -19,7 +19,7 @@ from shared.contract.volume import AdapterVolume
 from tests.support.adapters import announcement, write_peft
 from tests.support.live_adapters import FAKE_BASE
 from tests.support.pdf import make_pdf
-from tests.support.programs import free_port
+from tests.support.programs import free_port, take_interrupts
 from tests.support.server import environment, running_server
 from tests.support.service import png
 
@@ -183,6 +183,7 @@ def test_interrupted_reading_says_how_far_it_came(tmp_path: Path) -> None:
         [sys.executable, "-m", "service", "ocr", "empty.png", "page.png"],
         cwd=tmp_path,
         env=environment(ENGINE="fake", FAKE_STEP_MS="60000", IMAGE_WORKERS="1"),
+        preexec_fn=take_interrupts,  # noqa: PLW1509 -- it only sets a signal
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

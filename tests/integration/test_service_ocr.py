@@ -329,7 +329,7 @@ async def test_an_option_in_both_places_is_refused() -> None:
     async with running_service() as service:
         response = await service.client.post("/ocr?task=free", files={"file": ("a.png", png())}, data={"task": "free"})
     assert (response.status_code, response.json()["field"]) == (422, "task")
-    assert response.json()["expected"] == "to be sent once"
+    assert response.json()["expected"] == "one value; it was sent more than once"
 
 
 async def test_a_file_under_another_name_is_told_the_right_one() -> None:

@@ -207,7 +207,7 @@ def test_no_process_is_left_when_the_service_is_killed() -> None:
 
 def test_start_says_how_to_try_it() -> None:
     with running_server() as server:
-        assert f"curl -F file=@docs/samples/sample-block.png {server.url}/ocr" in server.log.read_text()
+        assert f"curl -F file=@page.png {server.url}/ocr" in server.log.read_text()
         assert f"{server.url}/\n" in server.log.read_text()
 
 

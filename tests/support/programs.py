@@ -66,3 +66,9 @@ def stop_session(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(10)
         raise
+
+
+def take_interrupts() -> None:
+    """For `preexec_fn`: let Ctrl-C reach a program although the tests themselves run in the background, where shells
+    ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -110,7 +110,10 @@ def test_content_of_which_nothing_can_be_drawn_is_no_blank_page(content: bytes, 
         decode(data)
 
 
-@pytest.mark.parametrize("content", [b"", b"q Q", b"1 1 1 rg 0 0 300 200 re f", b"BT 3 Tr /F1 18 Tf (unseen) Tj ET"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"q Q", b"BT /F1 9 Tf () Tj [()] TJ ET", b"1 1 1 rg 0 0 300 200 re f", b"BT 3 Tr /F1 18 Tf (unseen) Tj ET"],
+)
 def test_blank_page_is_blank(content: bytes) -> None:
     page = decode(pdf(content))
     assert page.ink.is_blank
