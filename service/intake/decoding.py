@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pypdfium2  # type: ignore[import-untyped] # ships no types
@@ -28,6 +27,7 @@ from service.errors import (
 from service.intake.document import Document
 from service.intake.formats import FileFormat, read_format
 from service.intake.limits import Box, DecodeTask
+from service.intake.pages import Contents, DecodedPage
 from service.intake.pdf import has_user_units, open_pdf, pdf_pages, read_pdf_page
 from service.intake.preview import Preview, PreviewTask, to_jpeg
 from service.intake.searchable import add_text, make_pdf
@@ -44,7 +44,7 @@ from shared.deepseek_ocr.forms import (
 from shared.deepseek_ocr.geometry import plan_views
 from shared.deepseek_ocr.images import prepare_views
 from shared.images.errors import ImageError, ImageReason, decoding
-from shared.images.ink import PageInk, find_ink
+from shared.images.ink import find_ink
 from shared.images.raster import RasterFile
 
 _ERRORS: dict[ImageReason, type[DeepSynthError]] = {
@@ -56,30 +56,6 @@ _ERRORS: dict[ImageReason, type[DeepSynthError]] = {
     ImageReason.TOO_MANY_PAGES: TooManyPagesError,
     ImageReason.NO_SUCH_PAGE: PageOutOfRangeError,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """What an opened file has to read."""
-
-    file_format: FileFormat
-    pages: tuple[int, ...]
-    """Numbers of the pages to read, from 1, rising."""
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedPage:
-    """A decoded page, ready for the engine."""
-
-    file_format: FileFormat
-    page: int
-    """Its number in the document, from 1."""
-    width_px: int
-    height_px: int
-    ink: PageInk
-    is_damaged: bool
-    """Whether a part of it is missing, since an image on it cannot be decoded."""
-    prepared: PreparedPage
 
 
 def _cut(image: Image.Image, box_px: Box) -> Image.Image:

@@ -39,9 +39,9 @@ from service.errors import (
     EngineError,
 )
 from service.intake import wire
-from service.intake.decoding import Contents, DecodedPage
 from service.intake.document import Document
 from service.intake.limits import DecodeTask
+from service.intake.pages import Contents, DecodedPage
 from service.intake.preview import MAX_PREVIEW_BYTES, Preview, PreviewTask
 from service.intake.replies import (
     MAX_HEADER_BYTES,
@@ -151,19 +151,9 @@ class ImageProcess:
         Raises:
             DeepSynthError: Why there is none; after a crash, a hang or a malformed reply, `is_alive` is false.
         """
-        self._make_ready()
-        if self.document is not document:
-            self.open(document)
-        deadline_s = time.monotonic() + self._timeout_s
+        self._hold(document)
         with self._faults_explained():
-            frames.send(self._pipe, wire.encode_task(task), deadline_s=deadline_s)
-            reply = frames.receive(
-                self._pipe,
-                max_header_bytes=MAX_HEADER_BYTES,
-                max_tail_bytes=max_reply_bytes(task),
-                deadline_s=deadline_s,
-            )
-            return decode_reply(*reply, task)
+            return decode_reply(*self._ask(wire.encode_task(task), max_tail_bytes=max_reply_bytes(task)), task)
 
     def preview(self, document: Document, task: PreviewTask) -> Preview:
         """Make a picture of one page to look at; blocks.
@@ -178,18 +168,9 @@ class ImageProcess:
         Raises:
             DeepSynthError: Why there is none; after a crash, a hang or a malformed reply, `is_alive` is false.
         """
-        self._make_ready()
-        if self.document is not document:
-            self.open(document)
-        deadline_s = time.monotonic() + self._timeout_s
+        self._hold(document)
         with self._faults_explained():
-            frames.send(self._pipe, wire.encode_preview(task), deadline_s=deadline_s)
-            reply = frames.receive(
-                self._pipe,
-                max_header_bytes=MAX_HEADER_BYTES,
-                max_tail_bytes=MAX_PREVIEW_BYTES,
-                deadline_s=deadline_s,
-            )
+            reply = self._ask(wire.encode_preview(task), max_tail_bytes=MAX_PREVIEW_BYTES)
             return decode_preview_reply(*reply, task, document)
 
     def add_text(self, document: Document, task: TextTask) -> memoryview:
@@ -205,19 +186,27 @@ class ImageProcess:
         Raises:
             DeepSynthError: Why there is none; after a crash, a hang or a malformed reply, `is_alive` is false.
         """
+        self._hold(document)
+        with self._faults_explained():
+            parts = wire.encode_text(task)
+            reply = self._ask(*parts, max_tail_bytes=self._memory_bytes, num_shares=task.num_shares)
+            return decode_pdf(*reply)
+
+    def _hold(self, document: Document) -> None:
+        """Be ready, with this document open."""
         self._make_ready()
         if self.document is not document:
             self.open(document)
-        deadline_s = time.monotonic() + self._timeout_s * task.num_shares
-        with self._faults_explained():
-            frames.send(self._pipe, *wire.encode_text(task), deadline_s=deadline_s)
-            reply = frames.receive(
-                self._pipe,
-                max_header_bytes=MAX_HEADER_BYTES,
-                max_tail_bytes=self._memory_bytes,
-                deadline_s=deadline_s,
-            )
-            return decode_pdf(*reply)
+
+    def _ask(
+        self, header: bytes, *tail: bytes | memoryview, max_tail_bytes: int, num_shares: float = 1
+    ) -> tuple[bytes, memoryview]:
+        """Send a frame and receive the reply, within the time of so many pages."""
+        deadline_s = time.monotonic() + self._timeout_s * num_shares
+        frames.send(self._pipe, header, *tail, deadline_s=deadline_s)
+        return frames.receive(
+            self._pipe, max_header_bytes=MAX_HEADER_BYTES, max_tail_bytes=max_tail_bytes, deadline_s=deadline_s
+        )
 
     def _make_ready(self) -> None:
         try:

@@ -11,9 +11,9 @@ from pydantic import Field, TypeAdapter
 
 from service.errors import InternalError, error_classes
 from service.frames import BrokenFrameError, read_header
-from service.intake.decoding import Contents, DecodedPage
 from service.intake.document import Document
 from service.intake.limits import DecodeTask
+from service.intake.pages import Contents, DecodedPage
 from service.intake.preview import JPEG_START, Preview, PreviewTask
 from service.intake.wire import PDF, ContentsReply, ErrorReply, PageReply, PreviewReply
 from service.page_codec import decode_page

@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from service.errors import DeepSynthError, PublicValue
-from service.intake.decoding import Contents, DecodedPage
 from service.intake.document import Document
 from service.intake.formats import FileFormat
 from service.intake.limits import DecodeTask, IntakeLimits
+from service.intake.pages import Contents, DecodedPage
 from service.intake.preview import Preview, PreviewTask
 from service.intake.text_layer import TextTask
 from service.page_codec import PageHeader, encode_page
-from shared.images.ink import PageInk
+from shared.images.page_ink import PageInk
 
 MAX_TEXT_BYTES = 64 * 1024 * 1024
 """Of a text task; far more than all the tokens of the largest document."""

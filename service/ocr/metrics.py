@@ -10,7 +10,7 @@ from opentelemetry.trace import Span, Status, StatusCode, Tracer
 
 from service.engine.protocol import SequenceResult
 from service.errors import DeepSynthError
-from service.intake.decoding import DecodedPage
+from service.intake.pages import DecodedPage
 from service.ocr.outcome import PageStatus
 from service.telemetry.metrics import Metrics
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from shared.images.ink import MOST_MARKS, PageInk
+from shared.images.page_ink import MOST_MARKS, PageInk
 
 MIN_CONFIDENCE = 0.6
 """Between answers that are on the page and those that are not, where there is little print (docs/outcomes.md)."""

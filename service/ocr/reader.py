@@ -35,9 +35,9 @@ from service.errors import (
     TooManyVisionTokensError,
     error_classes,
 )
-from service.intake.decoding import Contents, DecodedPage
 from service.intake.document import Document
 from service.intake.limits import Box, DecodeTask, IntakeLimits
+from service.intake.pages import Contents, DecodedPage
 from service.ocr.jpeg import encode_jpeg
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.outcome import PageStatus, status_of

@@ -134,7 +134,7 @@ class FileData(_Part):
     """A file's bytes."""
 
     file_data: str | None = Field(default=None, description="A data URL, or base64 alone.")
-    file_id: str | None = Field(default=None, description="Refused: there is no store of files.")
+    file_id: str | None = Field(default=None, description="Not supported: files are not stored.")
     filename: str | None = Field(default=None, description="Not used.")
 
 

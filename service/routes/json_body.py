@@ -25,7 +25,7 @@ def kind_by(name: str, *kinds: str) -> Discriminator:
 
     def tag(value: Any) -> str | None:
         found = value.get(name) if isinstance(value, dict) else getattr(value, name, None)
-        # Signs that no field's name has, so that tags are not taken for fields in the place of an error.
+        # Field names never contain these characters, so an error's location shows which parts are tags.
         return f"<{found}>" if isinstance(found, str) and found in kinds else None
 
     expected = f"an object whose {name} is one of {', '.join(kinds)}"

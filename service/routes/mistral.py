@@ -112,7 +112,7 @@ class DocumentUrlChunk(_Chunk):
 
 
 class FileChunk(_Chunk):
-    """Refused: there is no store of files."""
+    """Not supported: files are not stored."""
 
     type: Literal["file"]
     file_id: str
@@ -252,7 +252,7 @@ def to_markdown(page: PageResult, figures: Sequence[Figure]) -> str:
 
 
 def _blocks(page: PageResult, figures: Sequence[Figure]) -> Iterator[MistralBlock]:
-    """The page's regions; a figure that is no image of the answer is left out."""
+    """The page's regions, without figures that are not in `images`."""
     names = {id(figure.region): figure.name for figure in figures}
     for region in page.regions:
         kind = _BLOCK_TYPES.get(region.label, "text")

@@ -74,6 +74,4 @@ def configure_logs(level: str, log_format: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # It logs client addresses and query strings; the middleware logs one line per request instead.
     logging.getLogger("uvicorn.access").disabled = True
-    # It says at its import that it can log.
-    logging.getLogger("pikepdf").setLevel(logging.WARNING)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

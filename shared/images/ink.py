@@ -1,4 +1,4 @@
-"""What stands on a page before anything is read: how many marks could be print.
+"""Looks for print on a page before a model reads it, and counts the marks that could be characters.
 
 A page without any is blank, however dirty its paper is. Dust, noise, paper, a scanner's edge, punch holes, folds,
 ruled lines and print that shows through from the other side are not marks. Knows OpenCV and numpy, no model.
@@ -6,7 +6,6 @@ ruled lines and print that shows through from the other side are not marks. Know
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,6 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from shared.images.page_ink import MOST_MARKS, PageInk
 
 # Callers look at one page for each core already.
 cv2.setNumThreads(1)
@@ -34,31 +35,8 @@ _FAINTEST = 14.0
 _FAINTEST_DIGITAL = 6.0
 """On a page that was never paper."""
 _COARSE_NOISE = 5.0
-_HIDING_NOISE = 12.0
-"""Print that is paler than some five times this is lost in the noise, so the model has to look."""
 _CROP_PIXELS = 250_000
 """Smaller images are crops of a word or a line, where a small letter may be alone, and dust is rare."""
-
-
-MOST_MARKS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class PageInk:
-    """What an image shows apart from its paper."""
-
-    marks: int
-    """Shapes of the size, sharpness and form of characters, or of whole words where characters touch; counted up to
-    `MOST_MARKS`."""
-    ink_ratio: float
-    """Share of the page's area that differs from its paper, 0 to 1."""
-    noise: float = 0.0
-    """Standard deviation of what varies from pixel to pixel, of 255."""
-
-    @property
-    def is_blank(self) -> bool:
-        """Whether there is nothing that could be print; noise may hide some."""
-        return self.marks == 0 and self.noise < _HIDING_NOISE
 
 
 def find_ink(page: Image.Image) -> PageInk:

@@ -16,7 +16,7 @@ def make_pdf(
 ) -> bytes:
     """One page per text.
 
-    `encrypted` adds a password that nobody has, `user_unit` a unit to each page; `is_compressed` stores objects as
+    `encrypted` adds an unknown password, `user_unit` a unit to each page; `is_compressed` stores objects as
     most programs do since PDF 1.5.
     """
     unit = f"/UserUnit {user_unit.decode()} " if user_unit else ""

@@ -28,10 +28,11 @@ from service.errors import (
     UnsupportedFormatError,
     UnsupportedPixelsError,
 )
-from service.intake.decoding import DecodedPage, OpenDocument
+from service.intake.decoding import OpenDocument
 from service.intake.document import Document
 from service.intake.formats import FileFormat, detect_format
 from service.intake.limits import DecodeTask, IntakeLimits
+from service.intake.pages import DecodedPage
 from service.intake.pdf import fitting_scale, has_user_units, open_pdf
 from shared.deepseek_ocr.forms import PageImage, PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode

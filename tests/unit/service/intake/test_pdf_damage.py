@@ -10,9 +10,10 @@ import pytest
 from pikepdf import Dictionary, Name
 
 from service.errors import UndecodableError
-from service.intake.decoding import DecodedPage, OpenDocument
+from service.intake.decoding import OpenDocument
 from service.intake.document import Document
 from service.intake.limits import DecodeTask, IntakeLimits
+from service.intake.pages import DecodedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
 from tests.support.service import encode, page_image
 

@@ -11,10 +11,11 @@ from PIL import Image
 from service.errors import InternalError, TooManyPixelsError, UndecodableError
 from service.frames import BrokenFrameError
 from service.intake import wire
-from service.intake.decoding import Contents, DecodedPage, OpenDocument
+from service.intake.decoding import OpenDocument
 from service.intake.document import Document
 from service.intake.formats import FileFormat
 from service.intake.limits import DecodeTask, IntakeLimits
+from service.intake.pages import Contents, DecodedPage
 from service.intake.preview import MAX_PREVIEW_BYTES, MAX_SIDE_PX, PreviewTask
 from service.intake.replies import decode_contents, decode_preview_reply, decode_reply, max_reply_bytes
 from shared.deepseek_ocr import forms

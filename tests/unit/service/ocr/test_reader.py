@@ -27,10 +27,10 @@ from service.errors import (
     TooManyVisionTokensError,
     UndecodableError,
 )
-from service.intake.decoding import Contents, DecodedPage
 from service.intake.document import Document
 from service.intake.formats import FileFormat
 from service.intake.limits import DecodeTask, IntakeLimits
+from service.intake.pages import Contents, DecodedPage
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.outcome import PageStatus
 from service.ocr.reader import MAX_SLOW_PAGES, DocumentReader, DocumentResult, PageResult, PageSink
@@ -40,7 +40,7 @@ from shared.contract.answer import FinishReason
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import Mode, ViewPlan
-from shared.images.ink import PageInk
+from shared.images.page_ink import PageInk
 from tests.support.fake_engine import SteeredEngine
 from tests.support.service import eventually
 

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.outcome_pages import BLANK_KINDS, TEXT_KINDS, Drawer, OutcomePage
-from shared.images.ink import MOST_MARKS, find_ink
+from shared.images.ink import find_ink
+from shared.images.page_ink import MOST_MARKS
 
 OF_EACH = 3
 
