@@ -10,6 +10,8 @@ times count from the scheduled moment. `--clients` is a closed loop: each client
 answer. Answers are streamed. TTFT is the time to the first text and TPOT the time per further token; both are of
 answered requests. Goodput is of requests within both limits. `lateness_ms` says how late the open loop was and
 `client_cpu_share` how much of one core this program took: near 1 the client is the bottleneck, not the service.
+For noise add `--field blank_pages=read`, or the service reads no page; for random weights `--field temperature=1`, or
+their answers loop.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,8 @@ class Load:
     requests: int | None = None
     duration_s: float | None = None
     seed: int = 0
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """Further form fields of each request."""
 
 
 async def events(response: httpx.Response) -> AsyncIterator[tuple[bytes, bytes]]:
@@ -93,7 +97,7 @@ async def events(response: httpx.Response) -> AsyncIterator[tuple[bytes, bytes]]
 async def send(client: httpx.AsyncClient, load: Load, number: int, due_s: float) -> Sent:
     """Send a request; its times count from `due_s` of `time.perf_counter`."""
     sent = Sent(late_s=time.perf_counter() - due_s)
-    fields = {"stream": "true"}
+    fields = {"stream": "true", **load.fields}
     if load.max_new_tokens:
         fields["max_new_tokens"] = str(load.max_new_tokens)
     if load.model_ids:
@@ -216,14 +220,20 @@ def table(row: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def pages_of(folder: Path, side: int | None, seed: int) -> list[bytes]:
-    """Documents of a folder, or 16 squares of noise with sides of `side` pixels."""
-    if side is None:
+def size_of(text: str) -> tuple[int, int]:
+    """Width and height in pixels: `640` or `1240x1754`."""
+    width, _, height = text.partition("x")
+    return int(width), int(height or width)
+
+
+def pages_of(folder: Path, size: tuple[int, int] | None, seed: int) -> list[bytes]:
+    """Documents of a folder, or 16 PNG of noise, `size` pixels wide and high."""
+    if size is None:
         return [path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
     noise, pages = np.random.default_rng(seed), []
     for _ in range(16):
         buffer = io.BytesIO()
-        Image.fromarray(noise.integers(0, 256, (side, side, 3), np.uint8)).save(buffer, "PNG")
+        Image.fromarray(noise.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(buffer, "PNG")
         pages.append(buffer.getvalue())
     return pages
 
@@ -271,8 +281,9 @@ def main() -> None:
     parser.add_argument("--duration", type=float, help="seconds in which requests are sent")
     parser.add_argument("--requests", type=int, help="how many are sent")
     parser.add_argument("--pages", type=Path, default=SAMPLES, help="folder of documents")
-    parser.add_argument("--side", type=int, help="noise of that many pixels a side instead")
+    parser.add_argument("--side", type=size_of, metavar="PX|WxH", help="noise of that size instead")
     parser.add_argument("--max-new-tokens", type=int)
+    parser.add_argument("--field", action="append", default=[], metavar="NAME=VALUE", help="form field of each request")
     parser.add_argument("--model-id", default="", help="models or adapters that requests name in turn, by commas")
     parser.add_argument("--slo-ttft-ms", type=float, default=math.inf)
     parser.add_argument("--slo-e2e-ms", type=float, default=math.inf)
@@ -285,7 +296,7 @@ def main() -> None:
         parser.error("--pages has no documents")
     model_ids = [each for each in given.model_id.split(",") if each]
     load = Load(pages, model_ids, given.max_new_tokens, given.rate, given.clients or 1, given.requests,
-                given.duration, given.seed)  # fmt: skip
+                given.duration, given.seed, dict(each.split("=", 1) for each in given.field))  # fmt: skip
     with url_of(given) as url:
         row = asyncio.run(measure(url, load, given.slo_ttft_ms, given.slo_e2e_ms))
     print(table(row), flush=True)

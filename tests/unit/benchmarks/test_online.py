@@ -30,14 +30,14 @@ def test_goodput_counts_requests_within_both_limits():
 @pytest.mark.parametrize("way", [{"clients": 4}, {"rate": 400.0}])
 async def test_every_request_is_answered_and_timed(way: dict[str, float]):
     async with running_service() as service:
-        sent, wall_s = await run_load(service.client, Load(pages_of(Path(), 64, 0), requests=12, **way))
+        sent, wall_s = await run_load(service.client, Load(pages_of(Path(), (64, 64), 0), requests=12, **way))
     row = summarise(sent, wall_s)
     assert (row["requests"], row["errors"], row["goodput_share"]) == (12, {}, 1.0)
     assert all(0 < each.ttft_s <= each.total_s and each.tokens > 1 and each.pages == 1 for each in sent)
 
 
 async def test_errors_are_counted_by_code():
-    pages = pages_of(Path(), 64, 0)
+    pages = pages_of(Path(), (64, 64), 0)
     async with running_service(max_concurrent_requests=1) as service:
         sent, wall_s = await run_load(service.client, Load(pages, clients=6, requests=6))
         unknown = await send(service.client, Load(pages, model_ids=["nothing"]), 0, time.perf_counter())
