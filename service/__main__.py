@@ -24,6 +24,7 @@ COMMANDS = {
     "serve": "serve the API and the playground",
     "ocr": "read files and print or write their text; needs no server",
     "adapters": "list, pin, roll back or refuse the adapters of a running service",
+    "keys": "create, list or revoke the keys that clients send",
     "describe": "print or rewrite the generated reference pages",
 }
 """Names of modules in `service.cli`, with the line that `--help` shows."""

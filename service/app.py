@@ -20,6 +20,10 @@ from opentelemetry.sdk.trace.export import SpanExporter
 from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.exceptions import HTTPException
 
+from service.access.access import Access
+from service.access.key import Key, Scope, digest_of
+from service.access.key_ring import KeyRing
+from service.access.limits import KeyLimits, WrongKeys
 from service.adapters.base_revision import base_revisions
 from service.adapters.manager import AdapterManager, AdapterOptions
 from service.adapters.metrics import AdapterObserver
@@ -56,6 +60,8 @@ _WEIGHT_FORMS = {
     Quantization.NONE: WeightForm.FULL,
     Quantization.INT8: WeightForm.INT8,
 }
+API_KEY_NAME, ADMIN_KEY_NAME = "api-key", "admin-key"
+"""What logs and metrics call the keys of the settings."""
 Notice = Callable[[], None]
 
 
@@ -135,6 +141,22 @@ def build_adapters(settings: ServiceSettings, engine: EngineHandle, observer: Ad
     return AdapterManager(engine, options, observer)
 
 
+def build_access(settings: ServiceSettings) -> Access:
+    """Keys and their limits; raises `ConfigurationError` if the key file cannot be read."""
+    fixed = []
+    if settings.api_key is not None:
+        fixed.append(Key(name=API_KEY_NAME, sha256=digest_of(settings.api_key.get_secret_value())))
+    if settings.admin_key is not None:
+        digest = digest_of(settings.admin_key.get_secret_value())
+        fixed.append(Key(name=ADMIN_KEY_NAME, sha256=digest, scopes=frozenset({Scope.ADMIN})))
+    return Access(
+        ring=KeyRing(fixed, settings.key_file),
+        limits=KeyLimits(time.monotonic),
+        wrong_keys=WrongKeys(time.monotonic),
+        needs_key=settings.needs_key,
+    )
+
+
 def build_limits(settings: ServiceSettings) -> IntakeLimits:
     """Bounds on documents."""
     return IntakeLimits(
@@ -191,6 +213,7 @@ class _Composition:
         self._on_ready = on_ready
         self._on_failed = on_failed
         self._has_started = False
+        self._access = build_access(settings)
         self._adapters = build_adapters(settings, engine, AdapterObserver(metrics, tracing.tracer))
 
     def build(self) -> tuple[Services, ImagePool]:
@@ -204,7 +227,7 @@ class _Composition:
             engine=self._engine,
             models=ServedModels(self._engine, self._adapters, settings.default_model),
             adapters=self._adapters,
-            admin_key=settings.admin_key.get_secret_value() if settings.admin_key else None,
+            access=self._access,
             gate=gate,
             reader=DocumentReader(
                 source=pool, engine=self._engine, gate=gate, limits=build_limits(settings), observer=observer

@@ -183,6 +183,13 @@ class ServiceSettings(BaseSettings):
     """Newest pages of a version and of its predecessor that automatic rollback compares; 0 turns it off."""
     adapter_rollback_margin: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of pages by which a version's loops, or failures, must exceed its predecessor's for a rollback."""
+
+    api_key: Annotated[SecretStr, Field(min_length=16, max_length=200)] | None = None
+    """One key that clients must send; at least 16 characters. For several, or for limits, use DEEPSYNTH_KEY_FILE."""
+    key_file: Path | None = None
+    """File with hashed keys, their scopes and limits, written by `deepsynth keys`; read again when it changes."""
+    require_keys: bool = False
+    """Refuse to start if neither DEEPSYNTH_API_KEY nor DEEPSYNTH_KEY_FILE is set."""
     admin_key: Annotated[SecretStr, Field(min_length=16, max_length=200)] | None = None
     """Key with which operators pin, roll back and refuse adapters; at least 16 characters. Disabled when unset."""
 
@@ -206,8 +213,15 @@ class ServiceSettings(BaseSettings):
     sample_dir: Path = Path("samples")
     """Folder for kept pages."""
 
+    @property
+    def needs_key(self) -> bool:
+        """Whether clients must send a key to read documents."""
+        return self.api_key is not None or self.key_file is not None
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        if self.require_keys and not self.needs_key:
+            raise ValueError("DEEPSYNTH_REQUIRE_KEYS=true, but neither DEEPSYNTH_API_KEY nor DEEPSYNTH_KEY_FILE is set")
         if self.ocr_save_samples:
             raise ValueError(
                 "DEEPSYNTH_OCR_SAVE_SAMPLES=true, but this version cannot keep samples yet; "

@@ -8,6 +8,7 @@ from typing import Annotated, TypedDict
 
 from fastapi import Depends, Request
 
+from service.access.access import Access
 from service.adapters.manager import AdapterManager
 from service.adapters.models import ServedModels
 from service.admission.gate import Gate
@@ -47,8 +48,7 @@ class Services:
     models: ServedModels
     adapters: AdapterManager | None
     """None if adapters are not served."""
-    admin_key: str | None
-    """Key of operators; None rejects all of their commands."""
+    access: Access
     gate: Gate
     reader: DocumentReader
     pdf_maker: PdfMaker

@@ -7,8 +7,9 @@ nothing of HTTP frameworks, images or engines.
     |- ClientError                                client_error
     |  |- MalformedBodyError, MalformedJsonError, InvalidHostError, UnsupportedParameterError
     |  |                                     400
-    |  |- AdminKeyError                      401
-    |  |- AdminOffError                      403
+    |  |- KeyMissingError, KeyInvalidError, AdminKeyError
+    |  |                                     401
+    |  |- KeyScopeError, AdminOffError       403
     |  |- NotFoundError, ModelNotFoundError  404
     |  |- MethodNotAllowedError              405
     |  |- NotAcceptableError                 406
@@ -25,7 +26,8 @@ nothing of HTTP frameworks, images or engines.
     |     |  AspectRatioError, PdfEncryptedError
     |     `- DecodeTimeoutError, DecodeMemoryError, DecodeCrashError
     |- CapacityError
-    |  |- QueueFullError                     429  rejected
+    |  |- QueueFullError, KeyRateError, KeyConcurrencyError, TooManyWrongKeysError
+    |  |                                     429  rejected
     |  `- NotReadyError, AdapterNotReadyError, DrainingError, EngineLostError, DecodeKilledError
     |                                        503  unavailable
     |- DeadlineError                         504  timeout
@@ -105,20 +107,44 @@ class UnsupportedParameterError(ClientError):
     title = "This parameter is not supported with this value."
 
 
+class KeyMissingError(ClientError):
+    """Keys are set, and the request has none."""
+
+    status = 401
+    code = "key_required"
+    title = "This service needs a key: Authorization: Bearer KEY."
+
+
+class KeyInvalidError(ClientError):
+    """The key is unknown, revoked or expired."""
+
+    status = 401
+    code = "key_invalid"
+    title = "This key is unknown, revoked or expired."
+
+
+class KeyScopeError(ClientError):
+    """The key is valid, but not for this route."""
+
+    status = 403
+    code = "key_scope"
+    title = "This key lacks the scope that the route needs."
+
+
 class AdminKeyError(ClientError):
-    """The route needs the admin key, and the request does not carry it."""
+    """The route needs an admin key, and the request does not carry one."""
 
     status = 401
     code = "admin_key_required"
-    title = "This route needs the admin key: Authorization: Bearer KEY."
+    title = "This route needs an admin key: Authorization: Bearer KEY."
 
 
 class AdminOffError(ClientError):
-    """The route needs the admin key, and none is set."""
+    """The route needs an admin key, and there is none."""
 
     status = 403
     code = "admin_off"
-    title = "DEEPSYNTH_ADMIN_KEY is not set, so routes that need it are off."
+    title = "Routes that need an admin key are off: neither DEEPSYNTH_ADMIN_KEY nor a key with the scope admin is set."
 
 
 class NotFoundError(ClientError):
@@ -384,6 +410,33 @@ class QueueFullError(CapacityError):
     status = 429
     code = "queue_full"
     title = "The service is at capacity; retry later."
+    outcome = "rejected"
+
+
+class KeyRateError(CapacityError):
+    """The key has sent as many documents as it may for now."""
+
+    status = 429
+    code = "key_rate_limited"
+    title = "This key has reached its documents per minute; retry later."
+    outcome = "rejected"
+
+
+class KeyConcurrencyError(CapacityError):
+    """The key has as many documents in work as it may."""
+
+    status = 429
+    code = "key_concurrency"
+    title = "This key has reached its limit of concurrent documents; retry when one is finished."
+    outcome = "rejected"
+
+
+class TooManyWrongKeysError(CapacityError):
+    """The address has sent too many wrong keys."""
+
+    status = 429
+    code = "too_many_wrong_keys"
+    title = "Too many wrong keys from this address; retry later."
     outcome = "rejected"
 
 

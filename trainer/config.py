@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 PREFIX = "DEEPSYNTH_TRAINER_"
 
@@ -28,6 +28,8 @@ class TrainerSettings:
     """Threads of torch on the CPU and processes of Tesseract; 0 for the number of cores."""
     tesseract: str = "tesseract"
     """Name or path of the Tesseract program."""
+    api_key: str = field(default="", repr=False)
+    """Key that a service asks for, where `evaluate --url` reads with one."""
     tracing: bool = False
     """Send OpenTelemetry spans of every command, configured by the OTEL_* variables."""
 
@@ -46,7 +48,7 @@ class TrainerSettings:
 def load_settings(environment: Mapping[str, str] | None = None) -> TrainerSettings:
     """Read the settings from `environment`, or else this process's; raises `SettingsError`."""
     variables = os.environ if environment is None else environment  # noqa: TID251 - this is the trainer's config
-    known = {f"{PREFIX}{field.name.upper()}": field.name for field in fields(TrainerSettings)}
+    known = {f"{PREFIX}{each.name.upper()}": each.name for each in fields(TrainerSettings)}
     given = {name: value for name, value in variables.items() if name.startswith(PREFIX)}
     for name in given.keys() - known.keys():
         near = difflib.get_close_matches(name, known, n=1)

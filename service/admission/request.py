@@ -23,6 +23,8 @@ class RequestRecord:
     """Closed when the response has been sent or the client is gone."""
     error: DeepSynthError | None = None
     status: int | None = None
+    key_name: str | None = None
+    """Of the caller's key; None without one."""
     is_body_complete: bool = False
 
     def fail(self, error: DeepSynthError) -> None:

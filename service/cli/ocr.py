@@ -199,7 +199,8 @@ def _standard_input(files: Sequence[InputFile], limit_bytes: int) -> bytes:
 
 def _reader(settings: ServiceSettings, plan: _Plan) -> AbstractAsyncContextManager[FileReader]:
     if plan.url is not None:
-        return remote_reader(plan.url, plan.options, plan.output, plan.jobs, plan.standard_input)
+        key = settings.api_key.get_secret_value() if settings.api_key else None
+        return remote_reader(plan.url, plan.options, plan.output, plan.jobs, plan.standard_input, key)
     return local_reader(settings, plan.options, plan.output, plan.jobs, plan.standard_input)
 
 

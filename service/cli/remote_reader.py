@@ -158,7 +158,12 @@ def shown(url: httpx.URL) -> str:
 
 @contextlib.asynccontextmanager
 async def remote_reader(
-    url: str, options: ReadOptions, output: OutputFormat | None, jobs: int | None, standard_input: bytes
+    url: str,
+    options: ReadOptions,
+    output: OutputFormat | None,
+    jobs: int | None,
+    standard_input: bytes,
+    key: str | None = None,
 ) -> AsyncIterator[RemoteReader]:
     """Keep connections to a service in the block.
 
@@ -168,6 +173,7 @@ async def remote_reader(
         output: None for the answer alone.
         jobs: Files at once; None for `DEFAULT_JOBS`.
         standard_input: Its content, for the input `-`.
+        key: The key that the service asks for.
 
     Yields:
         The reader.
@@ -175,5 +181,8 @@ async def remote_reader(
     jobs = jobs or DEFAULT_JOBS
     timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     limits = httpx.Limits(max_connections=jobs)
-    async with httpx.AsyncClient(base_url=url, timeout=timeout, limits=limits, trust_env=False) as client:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    async with httpx.AsyncClient(
+        base_url=url, headers=headers, timeout=timeout, limits=limits, trust_env=False
+    ) as client:
         yield RemoteReader(client, options, output, jobs, standard_input)

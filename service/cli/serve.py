@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ipaddress
+import logging
 import multiprocessing
 import os
 import signal
@@ -23,8 +25,22 @@ from service.config import ServiceSettings
 EXIT_ENGINE_FAILED = 70
 """EX_SOFTWARE, so that a process supervisor sees a failure and restarts."""
 STOP_MARGIN_S = 5.0
+OPEN_TO_ALL = (
+    "no keys are set, and the service listens on more than this machine: everyone who reaches it can read documents. "
+    "Set DEEPSYNTH_API_KEY or DEEPSYNTH_KEY_FILE (deepsynth keys create), or put an authenticating proxy in front"
+)
 SAMPLE = Path("docs/samples/sample-block.png")
 """In a checkout; elsewhere the greeting names a file to be replaced."""
+
+
+logger = logging.getLogger(__name__)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +87,7 @@ class Server(uvicorn.Server):
             )
         )
         self._drain_grace_s = settings.drain_grace_s
+        self._is_guarded = settings.needs_key or _is_loopback(settings.host)
         self._is_ready = False
         self._is_draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -111,6 +128,8 @@ class Server(uvicorn.Server):
 
     def _on_ready(self) -> None:
         self._is_ready = True
+        if not self._is_guarded:
+            logger.warning("%s", OPEN_TO_ALL)
         self._greet()
 
     def _on_failed(self) -> None:

@@ -1,4 +1,4 @@
-"""`GET /adapters`: the state of every version. `POST /adapters/{name}/...`: operators' commands, with the admin key."""
+"""`GET /adapters`: the state of every version. `POST /adapters/{name}/...`: operators' commands, with an admin key."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends, Request
 from pydantic import ValidationError
 
+from service.access.key import Scope
 from service.adapters.catalog import CatalogEntry
 from service.adapters.manager import AdapterManager
 from service.adapters.versions import AdapterVersion
 from service.deps import ServicesDep, require_ready
 from service.errors import AdaptersOffError, InvalidFieldError, UploadTooLargeError
-from service.routes.auth import has_admin_key, require_admin
+from service.routes.auth import SecretDep, is_admin, require, require_admin
 from service.schemas import (
     AdapterAnswer,
     AdapterCommand,
@@ -27,7 +28,7 @@ from service.schemas import (
 MAX_BODY_BYTES = 16 * 1024
 UNNAMED_OPERATOR = "operator"
 
-router = APIRouter(tags=["adapters"], dependencies=[Depends(require_ready)])
+router = APIRouter(tags=["adapters"], dependencies=[Depends(require(Scope.OCR)), Depends(require_ready)])
 admin_router = APIRouter(tags=["adapters"], dependencies=[Depends(require_admin), Depends(require_ready)])
 
 _PROBLEM = {"model": Problem, "content": {"application/problem+json": {}}}
@@ -73,11 +74,11 @@ async def _parse(request: Request, kind: type[CommandT]) -> CommandT:
 
 
 @router.get("/adapters", responses={503: {"model": Problem}})
-async def list_adapters(request: Request, services: ServicesDep) -> AdaptersAnswer:
-    """List every adapter and version with its state; details of refusals only with the admin key."""
+async def list_adapters(request: Request, services: ServicesDep, secret: SecretDep) -> AdaptersAnswer:
+    """List every adapter and version with its state; details of refusals only with an admin key."""
     if services.adapters is None:
         return AdaptersAnswer(enabled=False, volume="off", slots=0, slots_used=0, requests_waiting=0, adapters=[])
-    adapters, shows_details = services.adapters, has_admin_key(request, services)
+    adapters, shows_details = services.adapters, is_admin(request, services, secret)
     return AdaptersAnswer(
         enabled=True,
         volume=adapters.volume_fault or "ok",

@@ -1,26 +1,107 @@
-"""Who may call a route: keys, compared before a body is read. Routers take these checks as dependencies."""
+"""Who may call a route: keys, compared before a body is read. Routers take these checks as dependencies.
+
+OpenAI's and Mistral's clients and Open WebUI send `Authorization: Bearer KEY`; `X-API-Key: KEY` works as well.
+"""
 
 from __future__ import annotations
 
-import hmac
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Depends, Request
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
-from service.deps import Services, ServicesDep
-from service.errors import AdminKeyError, AdminOffError
+from service.access.key import PREFIX, Key, Scope
+from service.deps import RecordDep, Services, ServicesDep
+from service.errors import AdminKeyError, AdminOffError, DeepSynthError, KeyInvalidError, KeyMissingError, KeyScopeError
+
+logger = logging.getLogger(__name__)
+
+_bearer = HTTPBearer(auto_error=False, description="A key of the service; only where keys are set.")
+_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key in a header of its own.")
 
 
-def has_admin_key(request: Request, services: Services) -> bool:
-    """Whether the request carries the admin key; false if none is set."""
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    wanted = services.admin_key
-    # As bytes: compare_digest refuses text outside ASCII, which a header may hold.
-    return bool(wanted) and scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), str(wanted).encode())
+async def _secret(
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    header: Annotated[str | None, Depends(_header)],
+) -> str | None:
+    return bearer.credentials if bearer is not None else header
 
 
-async def require_admin(request: Request, services: ServicesDep) -> None:
-    """Let only requests with the admin key through: `AdminOffError` if none is set, else `AdminKeyError`."""
-    if not services.admin_key:
+SecretDep = Annotated[str | None, Depends(_secret)]
+
+
+def _identify(request: Request, services: Services, secret: str | None) -> Key:
+    """The caller's key; raises `KeyMissingError`, `KeyInvalidError` or `TooManyWrongKeysError`."""
+    if not secret:
+        raise KeyMissingError
+    access, address = services.access, request.client.host if request.client else ""
+    # Keys that we made cannot be guessed. They are exempt, or one client could lock out all others behind its proxy.
+    if not secret.startswith(PREFIX):
+        access.wrong_keys.check(address)
+    key = access.ring.find(secret)
+    if key is None or key.is_expired():
+        access.wrong_keys.count(address)
+        logger.warning("a wrong key", extra={"fields": {"address": address, "expired": key.name if key else None}})
+        raise KeyInvalidError
+    return key
+
+
+def _check(services: Services, find: Callable[[], Key], scope: Scope) -> Key:
+    try:
+        key = find()
+        if not key.allows(scope):
+            raise KeyScopeError(public={"scope": scope.value})
+    except DeepSynthError as error:
+        services.metrics.counter("key_rejections_total").labels(error.code).inc()
+        raise
+    return key
+
+
+def require(scope: Scope) -> Callable[..., Awaitable[None]]:
+    """A dependency that lets only keys with a scope through, where keys are set."""
+
+    async def check(request: Request, services: ServicesDep, record: RecordDep, secret: SecretDep) -> None:
+        if services.access.needs_key:
+            record.key_name = _check(services, lambda: _identify(request, services, secret), scope).name
+
+    return check
+
+
+async def use_key(request: Request, services: ServicesDep, record: RecordDep, secret: SecretDep) -> None:
+    """Let keys with the scope `ocr` through, where keys are set, and count a document against their limits."""
+    if not services.access.needs_key:
+        return
+
+    def find() -> Key:
+        key = _identify(request, services, secret)
+        record.key_name = key.name
+        if key.allows(Scope.OCR):
+            record.resources.enter_context(services.access.limits.using(key))
+        return key
+
+    key = _check(services, find, Scope.OCR)
+    services.metrics.counter("key_requests_total").labels(key.name).inc()
+
+
+def is_admin(request: Request, services: Services, secret: str | None) -> bool:
+    """Whether the caller has a key with the scope `admin`."""
+    try:
+        return _identify(request, services, secret).allows(Scope.ADMIN)
+    except DeepSynthError:
+        return False
+
+
+async def require_admin(request: Request, services: ServicesDep, record: RecordDep, secret: SecretDep) -> None:
+    """Let only keys with the scope `admin` through: `AdminOffError` if there is none, else `AdminKeyError`."""
+    if not services.access.has_admin:
         raise AdminOffError
-    if not has_admin_key(request, services):
-        raise AdminKeyError
+
+    def find() -> Key:
+        try:
+            return _identify(request, services, secret)
+        except (KeyMissingError, KeyInvalidError):
+            raise AdminKeyError from None
+
+    record.key_name = _check(services, find, Scope.ADMIN).name

@@ -29,6 +29,7 @@ from service.ocr.outcome import PageStatus
 from service.ocr.reader import DocumentResult
 from service.ocr.request import OcrRequest, parse_request
 from service.ocr.sampling import MAX_GIVEN_SEED, MIN_GIVEN_SEED
+from service.routes.auth import use_key
 from service.routes.data_url import FileBudget
 from service.routes.form import unknown_field
 from service.routes.json_body import kind_by, receive_json
@@ -49,7 +50,7 @@ from shared.contract.answer import FinishReason
 from shared.contract.prompts import MAX_QUERY_CHARS, Task, prompt_for, recognise
 from shared.deepseek_ocr.geometry import Mode
 
-router = APIRouter(tags=["clients"], dependencies=[Depends(require_ready)])
+router = APIRouter(tags=["clients"], dependencies=[Depends(use_key), Depends(require_ready)])
 
 _HARMLESS = frozenset(
     {

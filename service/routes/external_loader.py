@@ -18,6 +18,7 @@ from service.errors import NoTextError
 from service.ocr.answer import to_page_answer
 from service.ocr.reader import DocumentResult, PageResult
 from service.ocr.request import OcrRequest, parse_request
+from service.routes.auth import use_key
 from service.routes.form import BoundedBody
 from service.routes.reading import read_leased, run_for_client
 from service.schemas import LoadedMetadata, LoadedPage, Problem
@@ -25,7 +26,7 @@ from service.schemas import LoadedMetadata, LoadedPage, Problem
 PATH = "/process"
 MAX_NAME_CHARS = 255
 
-router = APIRouter(tags=["clients"], dependencies=[Depends(require_ready)])
+router = APIRouter(tags=["clients"], dependencies=[Depends(use_key), Depends(require_ready)])
 
 
 def file_name(header: str) -> str:

@@ -100,6 +100,8 @@ class RequestContextMiddleware:
                 self._metrics.counter("image_rejected_total").labels(error.rejection).inc()
         level = logging.INFO if reads else logging.DEBUG
         fields = {"status": record.status, "outcome": outcome, "code": code, "duration_s": round(duration_s, 4)}
+        if record.key_name is not None:
+            fields["key"] = record.key_name
         logger.log(level, "request", extra={"fields": fields})
 
 

@@ -24,6 +24,7 @@ from service.intake.formats import FileFormat, detect_format
 from service.ocr.answer import to_page_answer
 from service.ocr.reader import PageResult
 from service.ocr.request import OcrRequest, parse_request
+from service.routes.auth import use_key
 from service.routes.data_url import FileBudget
 from service.routes.json_body import kind_by, receive_json
 from service.routes.openapi import json_body
@@ -42,7 +43,7 @@ from service.schemas import (
 from shared.contract.prompts import Task
 from shared.deepseek_ocr.grounding import Region
 
-router = APIRouter(tags=["clients"], dependencies=[Depends(require_ready)])
+router = APIRouter(tags=["clients"], dependencies=[Depends(use_key), Depends(require_ready)])
 
 UNKNOWN_DPI = 72
 FIGURE_LABELS = frozenset({"image", "figure", "chart", "picture"})

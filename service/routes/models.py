@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Depends
 
+from service.access.key import Scope
 from service.adapters.models import ListedModel
 from service.deps import Services, ServicesDep, require_ready
 from service.errors import ModelNotFoundError
+from service.routes.auth import require
 from service.schemas import ModelAnswer, ModelsAnswer, Problem
 
-router = APIRouter(tags=["models"], dependencies=[Depends(require_ready)])
+router = APIRouter(tags=["models"], dependencies=[Depends(require(Scope.OCR)), Depends(require_ready)])
 
 
 def _answer(services: Services, model: ListedModel) -> ModelAnswer:

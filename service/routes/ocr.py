@@ -23,13 +23,14 @@ from service.ocr.reader import DeltaSink, PageSink
 from service.ocr.request import OcrRequest, parse_request
 from service.routes import stream
 from service.routes.accept import choose_format
+from service.routes.auth import use_key
 from service.routes.disposition import content_disposition
 from service.routes.form import FILE_FIELD, OcrFields, OcrForm, receive_form
 from service.routes.reading import read_leased
 from service.routes.stream import ReadingStream, until_disconnect
 from service.schemas import OcrAnswer, Problem
 
-router = APIRouter(tags=["ocr"], dependencies=[Depends(require_ready)])
+router = APIRouter(tags=["ocr"], dependencies=[Depends(use_key), Depends(require_ready)])
 
 
 _FORMATS = "PNG, JPEG, WebP, TIFF, GIF, BMP, JPEG 2000, AVIF, HEIC or PDF."

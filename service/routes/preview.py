@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from service.access.key import Scope
 from service.admission.deadline import Deadline, run_to_outcome
 from service.admission.gate import Permit
 from service.deps import RecordDep, Services, ServicesDep, require_ready
@@ -15,11 +16,12 @@ from service.errors import InvalidFieldError
 from service.intake.document import Document
 from service.intake.preview import MAX_SIDE_PX, Preview, PreviewTask
 from service.intake.selection import parse_pages
+from service.routes.auth import require
 from service.routes.form import FILE_FIELD, OcrFields, receive_form
 from service.routes.stream import until_disconnect
 from service.schemas import Problem
 
-router = APIRouter(tags=["ocr"], dependencies=[Depends(require_ready)])
+router = APIRouter(tags=["ocr"], dependencies=[Depends(require(Scope.OCR)), Depends(require_ready)])
 
 MEDIA_TYPE = "image/jpeg"
 PAGES_HEADER = "x-page-count"

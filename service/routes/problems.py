@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request
@@ -96,6 +97,8 @@ def problem_response(error: DeepSynthError, scope: Mapping[str, Any]) -> Respons
     record = record_of(scope)
     record.fail(error)
     headers = {"cache-control": "no-store"}
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["www-authenticate"] = "Bearer"
     if isinstance(error, CapacityError):
         headers["retry-after"] = str(error.retry_after_s)
     shape = _SHAPES.get(scope["path"])

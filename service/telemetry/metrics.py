@@ -46,6 +46,15 @@ FORMATS = ("png", "jpeg", "webp", "tiff", "gif", "bmp", "jpeg2000", "avif", "hei
 INFERENCE_STATUSES = ("ok", "failed", "cancelled")
 OUTCOMES = ("ok", "client_error", "rejected", "timeout", "server_error", "unavailable", "client_disconnect")
 REJECTIONS = tuple(dict.fromkeys(cls.rejection for cls in error_classes().values() if cls.rejection))
+KEY_REJECTIONS = (
+    "key_required",
+    "key_invalid",
+    "key_scope",
+    "key_rate_limited",
+    "key_concurrency",
+    "too_many_wrong_keys",
+    "admin_key_required",
+)
 ADAPTER_RESULTS = ("ok", "refused", "fault")
 ADAPTER_STAGES = ("verify", "place", "canary", "total")
 ADAPTER_REFUSALS = (*map(str, Reason), "canary_failed", "refused_by_operator", "rolled_back")
@@ -129,6 +138,8 @@ TABLE: tuple[MetricSpec, ...] = (
     _histogram("upload_bytes", "Bytes of uploaded files.", BYTES_BUCKETS),
     _counter("image_rejected_total", "Rejected files, by reason.", reason=REJECTIONS),
     _counter("decode_children_restarts_total", "Replaced image processes, by reason.", reason=RESTART_REASONS),
+    _counter("key_requests_total", "Documents accepted, by the name of the caller's key.", key=()),
+    _counter("key_rejections_total", "Requests refused because of their key, by error code.", code=KEY_REJECTIONS),
     _gauge("worker_up", "1 while the engine is ready."),
     _gauge("worker_state", "1 for the engine's current state.", state=ENGINE_STATES),
     _gauge("worker_seconds_since_progress", "Seconds since the engine's last step while it has work."),

@@ -1,5 +1,7 @@
 // Requests to the service. Addresses are relative to the page, so that it also works below a proxy's path.
 
+import { askForKey, keyHeaders } from "./key.js";
+
 export const address = (path) => new URL(path, document.baseURI).href;
 
 export class Problem extends Error {
@@ -27,7 +29,7 @@ export class Problem extends Error {
 async function send(path, options) {
   let response;
   try {
-    response = await fetch(address(path), options);
+    response = await fetch(address(path), { ...options, headers: keyHeaders() });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem({ title: "The service could not be reached.", code: "network" });
@@ -39,6 +41,7 @@ async function send(path, options) {
   } catch {
     body = { title: `The answer was ${response.status} ${response.statusText}.`, code: "unexpected_answer" };
   }
+  if (["key_required", "key_invalid"].includes(body.code) && (await askForKey(body.title))) return send(path, options);
   throw new Problem(body, Number(response.headers.get("retry-after")) || 0);
 }
 

@@ -162,7 +162,7 @@ async def test_an_order_that_cannot_be_carried_out_is_refused(
         assert (await live.listed())["serving"] == "invoices@1"
 
 
-@pytest.mark.parametrize("key", [None, "", "wrong horse battery", ADMIN_KEY + " ", "é" * 16])
+@pytest.mark.parametrize("key", [None, "", "wrong horse battery", ADMIN_KEY + "x", "é" * 16])
 async def test_nobody_gives_orders_without_the_key(key: str | None) -> None:
     async with live_service() as live:
         await two_versions(live)

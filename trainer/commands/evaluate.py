@@ -104,10 +104,10 @@ def _readers(options: argparse.Namespace, settings: TrainerSettings) -> list[Rea
     # First, to fail on a missing program before a model has read for minutes.
     if options.tesseract:
         readers.append(TesseractReader(child_environment(), settings.num_threads, program=settings.tesseract))
-    return [*(_service_readers(options) if options.url else _model_readers(options, settings)), *readers]
+    return [*(_service_readers(options, settings) if options.url else _model_readers(options, settings)), *readers]
 
 
-def _service_readers(options: argparse.Namespace) -> list[Reader]:
+def _service_readers(options: argparse.Namespace, settings: TrainerSettings) -> list[Reader]:
     """The adapter first, then the base model; or the one model asked for."""
     model_ids = [options.model_id]
     if options.adapter is not None:
@@ -121,7 +121,9 @@ def _service_readers(options: argparse.Namespace) -> list[Reader]:
     for model_id in model_ids:
         given = {name: value for name, value in {**fields, "model_id": model_id}.items() if value is not None}
         is_adapter = options.adapter is not None and model_id == options.adapter
-        readers.append(ServiceReader(options.url, given, options.concurrency, is_adapter=is_adapter))
+        readers.append(
+            ServiceReader(options.url, given, options.concurrency, key=settings.api_key, is_adapter=is_adapter)
+        )
     return readers
 
 

@@ -50,6 +50,7 @@ class ServiceReader:
         url: Base URL of the service, such as `http://127.0.0.1:8000`.
         fields: Form fields sent with every page, such as `task` and `model_id`.
         concurrency: Number of concurrent requests.
+        key: The key that the service asks for; empty for none.
         is_adapter: Whether `model_id` is an adapter; marks the reader as one in records.
         patience_s: How long a page waits for a busy or unreachable service.
 
@@ -63,6 +64,7 @@ class ServiceReader:
         fields: Mapping[str, str],
         concurrency: int = 8,
         *,
+        key: str = "",
         is_adapter: bool = False,
         patience_s: float = PATIENCE_S,
     ) -> None:
@@ -74,6 +76,7 @@ class ServiceReader:
         self._prefix = parts.path.rstrip("/")
         self._fields = dict(fields)
         self._concurrency = concurrency
+        self._key = key
         self._is_adapter = is_adapter
         self._patience_s = patience_s
         self._stopped = threading.Event()
@@ -159,7 +162,10 @@ class ServiceReader:
         make = http.client.HTTPSConnection if self._is_secure else http.client.HTTPConnection
         connection = make(self._host, self._port, timeout=TIMEOUT_S)
         try:
-            connection.request("POST", f"{self._prefix}/ocr", body, {"Content-Type": content_type})
+            headers = {"Content-Type": content_type}
+            if self._key:
+                headers["Authorization"] = f"Bearer {self._key}"
+            connection.request("POST", f"{self._prefix}/ocr", body, headers)
             response = connection.getresponse()
             content = response.read()
             return _Answer(response.status, content, retry_after_s(response.headers.get("Retry-After", "")))
