@@ -36,11 +36,7 @@ class _Content(BaseModel):
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:
-    """Read a key file.
-
-    Raises:
-        ConfigurationError: It is missing, too large or not valid; the message names the first fault, never a hash.
-    """
+    """Read a key file; a `ConfigurationError` names its first fault, never a hash."""
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
@@ -59,13 +55,19 @@ def read_keys(path: Path) -> tuple[Key, ...]:
 
 @contextlib.contextmanager
 def editing(path: Path) -> Iterator[list[Key]]:
-    """Let a block change the keys of a file, which is then replaced as a whole; a new file starts empty.
+    """Let a block change the keys of a file, which is then replaced as a whole; others that edit it wait.
 
-    Others that edit it wait. The file may be readable by all: secrets cannot be computed from their hashes.
+    The file may be readable by all: secrets cannot be computed from their hashes.
+
+    Args:
+        path: The file; it starts empty if it does not exist.
+
+    Yields:
+        Its keys, to be changed in place.
 
     Raises:
         ConfigurationError: The file is not valid.
-        OSError: It cannot be written; it is unchanged then.
+        OSError: It cannot be written, and is unchanged.
     """
     with closing_descriptor(folder_descriptor(path.parent)) as folder:
         fcntl.flock(folder, fcntl.LOCK_EX)

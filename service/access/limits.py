@@ -48,6 +48,12 @@ class KeyLimits:
     def using(self, key: Key) -> Iterator[None]:
         """Count a document until the block ends.
 
+        Args:
+            key: Whose limits apply.
+
+        Yields:
+            Nothing.
+
         Raises:
             KeyConcurrencyError: The key has as many in work as it may.
             KeyRateError: The key has sent as many as it may; the error says when to retry.
