@@ -373,5 +373,6 @@ def create_app(
         FastAPIInstrumentor.instrument_app(
             app, tracer_provider=tracing.provider, excluded_urls=UNTRACED, exclude_spans=["receive", "send"]
         )
-    app.add_middleware(RequestContextMiddleware, metrics=metrics, respond=problem_response)
+    hosts = frozenset(each.strip().lower() for each in settings.allowed_hosts.split(",") if each.strip())
+    app.add_middleware(RequestContextMiddleware, metrics=metrics, respond=problem_response, allowed_hosts=hosts)
     return app

@@ -101,6 +101,8 @@ class ServiceSettings(BaseSettings):
     """Address to listen on; 0.0.0.0 for every interface."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0 for any free port."""
+    allowed_hosts: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:\[\]~, -]*$")] = ""
+    """Host names and addresses under which requests may come, without port, separated by commas; any when empty."""
 
     model: Annotated[str, Field(min_length=1)] = SHIPPED_MODEL
     """Base model: a folder, a Hugging Face id such as `deepseek-ai/DeepSeek-OCR`, or `nano`, which is included."""
@@ -194,7 +196,8 @@ class ServiceSettings(BaseSettings):
     """Key with which operators pin, roll back and refuse adapters; at least 16 characters. Disabled when unset."""
 
     drain_grace_s: Annotated[float, Field(ge=0, le=300)] = 0.0
-    """How long a stopping process keeps listening and answers 503, so that load balancers notice; in seconds."""
+    """How long a stopping process still serves requests while `/readyz` says 503, so that load balancers notice; in
+    seconds."""
     enable_metrics: bool = True
     """Serve `/metrics` for Prometheus."""
     enable_tracing: bool = False

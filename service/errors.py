@@ -87,10 +87,10 @@ class MalformedBodyError(ClientError):
 
 
 class InvalidHostError(ClientError):
-    """The Host header is no host name or address."""
+    """The Host header is missing, repeated, no host name or address, or not an allowed one."""
 
     code = "invalid_host"
-    title = "The Host header is not a host name or an address, with an optional port."
+    title = "The Host header must be there once, with an allowed host name or address and an optional port."
 
 
 class MalformedJsonError(ClientError):

@@ -70,6 +70,7 @@ class Gate:
         self._num_waiting = 0
         self._num_running = 0
         self._service_s = 1.0
+        self._is_leaving = False
         self._is_draining = False
 
     @property
@@ -86,6 +87,11 @@ class Gate:
     def num_running(self) -> int:
         """Admitted requests with pages in work."""
         return self._num_running
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the process will stop soon, so that load balancers should send no more requests."""
+        return self._is_leaving
 
     @property
     def is_draining(self) -> bool:
@@ -126,6 +132,10 @@ class Gate:
         if finished:
             self._service_s += _SMOOTHING * (self._clock() - admitted_at_s - self._service_s)
 
+    def leave(self) -> None:
+        """Say that the process will stop; requests are still admitted."""
+        self._is_leaving = True
+
     def drain(self) -> None:
         """Reject new requests from now on."""
-        self._is_draining = True
+        self._is_leaving = self._is_draining = True

@@ -19,6 +19,7 @@ from typing import NoReturn
 
 import uvicorn
 
+from service.cli.http_protocol import BoundedProtocol
 from service.cli.startup import start
 from service.config import ServiceSettings
 
@@ -61,8 +62,9 @@ def run(_parser: argparse.ArgumentParser, _arguments: argparse.Namespace) -> int
 
 
 class Server(uvicorn.Server):
-    """Serves the app, and stops in two steps: it rejects new requests, then stops listening and finishes running ones.
+    """Serves the app and stops in two steps.
 
+    First `/readyz` says no; after the grace it stops listening, rejects new requests and finishes running ones.
     A second signal ends the process at once.
     """
 
@@ -76,6 +78,7 @@ class Server(uvicorn.Server):
                 self._app,
                 host=settings.host,
                 port=settings.port,
+                http=BoundedProtocol,
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -120,10 +123,12 @@ class Server(uvicorn.Server):
         os._exit(128 + sig)
 
     def _drain(self) -> None:
-        self._app.state.gate.drain()
+        # Requests are served during the grace: load balancers still send some until they have noticed.
+        self._app.state.gate.leave()
         asyncio.get_running_loop().call_later(self._drain_grace_s, self._stop_listening)
 
     def _stop_listening(self) -> None:
+        self._app.state.gate.drain()
         self.should_exit = True
 
     def _on_ready(self) -> None:

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
 from service.deps import ServicesDep, require_ready
+from service.errors import DrainingError
 from service.schemas import Problem, StatusAnswer
 
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
@@ -21,8 +22,10 @@ async def livez() -> StatusAnswer:
 
 
 @router.get("/readyz", responses={503: {"model": Problem}}, dependencies=[Depends(require_ready)])
-async def readyz() -> StatusAnswer:
-    """Say whether requests are served; a full queue is still ready."""
+async def readyz(services: ServicesDep) -> StatusAnswer:
+    """Say whether to send requests; a full queue is still ready, a process that is about to stop is not."""
+    if services.gate.is_leaving:
+        raise DrainingError
     return StatusAnswer(status="ready")
 
 

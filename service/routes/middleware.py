@@ -35,14 +35,30 @@ OCR_ROUTES = frozenset(
 """Routes that read a document; `deepsynth_requests_total` and its kin count these."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_HOST = re.compile(r"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
+_HOST = re.compile(r"(?P<name>[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
 
 
 class RequestContextMiddleware:
     """Wraps the whole app and records how requests end."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, respond: Callable[[DeepSynthError, Scope], Response]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        respond: Callable[[DeepSynthError, Scope], Response],
+        allowed_hosts: frozenset[str] = frozenset(),
+    ) -> None:
+        """Wrap an app.
+
+        Args:
+            app: The app.
+            metrics: Counts how requests end.
+            respond: Makes the response of an error.
+            allowed_hosts: Names for the header Host, in lower case and without port; any if empty.
+        """
         self._app = app
+        self._allowed_hosts = allowed_hosts
         self._metrics = metrics
         self._respond = respond
 
@@ -70,8 +86,7 @@ class RequestContextMiddleware:
         if scope["method"] not in METHODS:
             # First, because methods are labels of the HTTP metrics.
             error = MethodNotAllowedError()
-        elif _HOST.fullmatch(headers.get("host", "localhost")) is None:
-            # Libraries build URLs from this header; a malicious one can change the path that they see.
+        elif not self._is_host_allowed(scope, headers):
             error = InvalidHostError()
         else:
             # HEAD is a GET whose body is left out, on every route.
@@ -84,6 +99,18 @@ class RequestContextMiddleware:
                 record.fail(error)
         if error is not None and record.status is None:
             await self._respond(error, scope)(scope, exchange.receive, exchange.send)
+
+    def _is_host_allowed(self, scope: Scope, headers: Headers) -> bool:
+        """Whether the header Host is there once (RFC 9112, 3.2), well-formed and allowed.
+
+        Libraries build URLs from it, and a malicious one can change the path that they see.
+        """
+        given = headers.getlist("host")
+        if not given and scope["http_version"] == "1.0":
+            return True
+        if len(given) != 1 or (host := _HOST.fullmatch(given[0])) is None:
+            return False
+        return not self._allowed_hosts or host["name"].lower() in self._allowed_hosts
 
     def _finish(self, scope: Scope, record: RequestRecord) -> None:
         duration_s = time.monotonic() - record.started_s
@@ -127,6 +154,7 @@ class _Exchange:
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self._record.request_id
             headers["x-content-type-options"] = "nosniff"
+            headers.setdefault("cache-control", "no-store")
             if self._has_body and not self._record.is_body_complete:
                 # The rest of the upload will not be read, so the connection cannot be reused.
                 headers["connection"] = "close"

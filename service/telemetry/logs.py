@@ -64,7 +64,10 @@ class TextFormatter(logging.Formatter):
 
 
 def _plain(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("\n", "\\n")
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    # Operators' and clients' words could forge lines, or move a terminal's cursor.
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(value))
 
 
 def configure_logs(level: str, log_format: str) -> None:

@@ -6,12 +6,13 @@ through `AllowListExporter`, so that no file name, query, header or exception te
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.trace import NoOpTracer, Tracer
+from opentelemetry.trace import NoOpTracer, SpanContext, Tracer
 from opentelemetry.util.types import AttributeValue
 
 SERVICE_NAME = "deepsynth-ocr"
@@ -46,6 +47,7 @@ ALLOWED = frozenset(
     }
 )
 UNTRACED = "livez,readyz,metrics"
+SHUTDOWN_S = 3.0
 
 
 def _filtered(attributes: Mapping[str, AttributeValue] | None) -> dict[str, AttributeValue]:
@@ -72,6 +74,13 @@ class AllowListExporter(SpanExporter):
         return self._inner.force_flush(timeout_millis)
 
 
+def _without_state(context: SpanContext | None) -> SpanContext | None:
+    """The context without `tracestate`, in which a client can send anything."""
+    if context is None:
+        return None
+    return SpanContext(context.trace_id, context.span_id, context.is_remote, context.trace_flags)
+
+
 def _stripped(span: ReadableSpan) -> ReadableSpan:
     route = (span.attributes or {}).get("http.route")
     is_server = span.kind.name == "SERVER"
@@ -79,8 +88,8 @@ def _stripped(span: ReadableSpan) -> ReadableSpan:
     name = span.name if not is_server or route else str((span.attributes or {}).get("http.method", "HTTP"))
     return ReadableSpan(
         name=name,
-        context=span.context,
-        parent=span.parent,
+        context=_without_state(span.context),
+        parent=_without_state(span.parent),
         resource=span.resource,
         attributes=_filtered(span.attributes),
         events=[Event(event.name, _filtered(event.attributes), event.timestamp) for event in span.events],
@@ -128,6 +137,9 @@ class Tracing:
         return self._provider
 
     def shutdown(self) -> None:
-        """Send remaining spans; may block for seconds."""
+        """Send remaining spans; blocks for `SHUTDOWN_S` at most, whatever the collector does."""
         if self._provider is not None:
-            self._provider.shutdown()
+            # Exporters repeat what fails for much longer. A daemon thread ends with the process.
+            flushing = threading.Thread(target=self._provider.shutdown, name="spans", daemon=True)
+            flushing.start()
+            flushing.join(SHUTDOWN_S)

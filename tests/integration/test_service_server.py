@@ -142,7 +142,7 @@ def test_client_that_leaves_in_mid_upload_frees_its_place(server: ServerProcess)
     assert server.metric(gone) == before + 1
 
 
-def test_sigterm_finishes_what_is_inside_and_turns_the_rest_away() -> None:
+def test_sigterm_turns_readiness_first_and_finishes_what_is_inside() -> None:
     with (
         running_server(DRAIN_GRACE_S="1.5", FAKE_STEP_MS="100") as server,
         concurrent.futures.ThreadPoolExecutor() as threads,
@@ -153,8 +153,8 @@ def test_sigterm_finishes_what_is_inside_and_turns_the_rest_away() -> None:
         deadline_s = time.monotonic() + 5
         while httpx.get(f"{server.url}/readyz").status_code != 503:
             assert time.monotonic() < deadline_s
-        late = httpx.post(f"{server.url}/ocr", files={"file": png()})
-        assert (late.status_code, late.json()["code"]) == (503, "draining")
+        # Load balancers have not noticed yet, so requests are still served.
+        assert httpx.post(f"{server.url}/ocr", files={"file": png()}, timeout=20).status_code == 200
         assert inside.result().status_code == 200
         assert server.process.wait(timeout=20) in (0, -signal.SIGTERM)
 

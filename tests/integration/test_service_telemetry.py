@@ -76,6 +76,37 @@ async def test_hostile_host_or_method_is_refused_before_anything_uses_it() -> No
     assert (wrong.status_code, wrong.json()["code"], wrong.headers["allow"]) == (405, "method_not_allowed", "POST")
 
 
+async def test_only_allowed_hosts_are_served() -> None:
+    async with running_service(allowed_hosts="ocr.example.org, 127.0.0.1,[::1]") as service:
+        for host in ("ocr.example.org", "OCR.example.org:8000", "127.0.0.1:8000", "[::1]:8000"):
+            assert (await service.client.get("/livez", headers={"host": host})).status_code == 200, host
+        for host in ("example.org", "ocr.example.org.evil.org", "localhost"):
+            assert (await service.client.get("/livez", headers={"host": host})).status_code == 400, host
+
+
+async def test_two_hosts_are_refused() -> None:
+    async with running_service() as service:
+        headers = [("host", "a.example"), ("host", "b.example")]
+        assert (await service.client.get("/livez", headers=headers)).json()["code"] == "invalid_host"
+
+
+async def test_answers_are_not_stored_by_caches() -> None:
+    async with running_service() as service:
+        answers = [await service.ocr(png()), await service.client.get("/v1/models"), await service.client.get("/none")]
+    assert {answer.headers["cache-control"] for answer in answers} == {"no-store"}
+
+
+async def test_a_clients_tracestate_goes_nowhere() -> None:
+    exporter = InMemorySpanExporter()
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    async with running_service(app_options={"span_exporter": exporter}) as service:
+        headers = {"traceparent": parent, "tracestate": "spy=secret"}
+        await service.client.post("/ocr", files={"file": ("p.png", png())}, headers=headers)
+    spans = exporter.get_finished_spans()
+    assert any(span.context and f"{span.context.trace_id:032x}" == parent[3:35] for span in spans)
+    assert not any(span.context.trace_state for span in spans if span.context)
+
+
 def tree(spans: tuple[ReadableSpan, ...]) -> dict[str, str | None]:
     names = {span.context.span_id: span.name for span in spans if span.context}
     return {span.name: names.get(span.parent.span_id) if span.parent else None for span in spans}

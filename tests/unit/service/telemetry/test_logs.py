@@ -41,3 +41,9 @@ def test_exception_is_logged_by_type_and_place_without_its_text() -> None:
         assert "ValueError" in line
         assert "test_logs.py" in line
         assert "the text of a page" not in line
+
+
+def test_control_characters_cannot_forge_a_line_or_move_the_cursor() -> None:
+    why = "fine\r12:00:00 error all is lost\x1b[2J\u2028\udc80 ä"
+    line = TextFormatter().format(record("pinned", why=why))
+    assert line.endswith(r"why=fine\r12:00:00 error all is lost\x1b[2J\u2028\udc80 ä")

@@ -1,0 +1,133 @@
+"""Connections that send endless or slow headers, or read nothing, against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from service.cli import http_protocol
+from service.cli.http_protocol import MAX_HEAD_BYTES, BoundedProtocol
+
+HEAD = b"GET / HTTP/1.1\r\nhost: localhost\r\n"
+ended: list[str] = []
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    """`/` answers `ok`; `/flood` writes until the client is gone."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    if scope["path"] == "/flood":
+        leaving = asyncio.create_task(_left(receive))
+        while not leaving.done():
+            await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+            await asyncio.sleep(0)
+        ended.append("flood")
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+@contextlib.asynccontextmanager
+async def serving() -> AsyncIterator[int]:
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, http=BoundedProtocol, ws="none", lifespan="off", log_config=None)
+    )
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = server.force_exit = True
+        await task
+
+
+@pytest.fixture(autouse=True)
+def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_S", 0.5)
+    monkeypatch.setattr(http_protocol, "STALL_S", 0.5)
+    ended.clear()
+
+
+@contextlib.asynccontextmanager
+async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def closed(reader: asyncio.StreamReader, seconds: float = 5.0) -> bytes:
+    """What the server sends until it closes."""
+    async with asyncio.timeout(seconds):
+        with contextlib.suppress(ConnectionResetError):
+            return await reader.read()
+    return b""
+
+
+@pytest.mark.parametrize(
+    "piece", [b"a: " + b"x" * 4000 + b"\r\n", b"x" * 4000], ids=["many headers", "one header or URL"]
+)
+@pytest.mark.parametrize("start", [HEAD, b"GET /"], ids=["header", "url"])
+async def test_endless_head_is_refused_near_the_limit(start: bytes, piece: bytes):
+    async with serving() as port, connected(port) as (reader, writer):
+        answer = asyncio.create_task(closed(reader))
+        writer.write(start + (b"a: " if start == HEAD else b""))
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while not answer.done() and sent < 50 * MAX_HEAD_BYTES:
+                writer.write(piece)
+                sent += len(piece)
+                await writer.drain()
+                await asyncio.sleep(0.001)
+        assert sent < 10 * MAX_HEAD_BYTES
+        # A URL with line feeds is wrong before it is too long.
+        assert (await answer).partition(b"\r\n")[0] in {
+            b"HTTP/1.1 431 Request Header Fields Too Large",
+            b"HTTP/1.1 400 Bad Request",
+            b"",
+        }
+
+
+async def test_slow_heads_and_silent_connections_are_ended():
+    async with serving() as port, connected(port) as (silent, _), connected(port) as (slow, writer):
+        writer.write(HEAD)
+        assert await closed(silent) == b""
+        assert (await closed(slow)).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_large_and_slow_bodies_are_not_taken_for_heads():
+    async with serving() as port, connected(port) as (reader, writer):
+        size = 4 * MAX_HEAD_BYTES
+        writer.write(b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % size + b"x" * (size // 2))
+        await asyncio.sleep(0.8)
+        writer.write(b"x" * (size // 2))
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_connection_serves_many_requests():
+    async with serving() as port, connected(port) as (reader, writer):
+        for _ in range(40):
+            writer.write(HEAD + b"a: " + b"x" * 3000 + b"\r\n\r\n")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+            await reader.readuntil(b"0\r\n\r\n")
+
+
+async def test_a_client_that_reads_nothing_is_cut_off_and_a_slow_one_is_not():
+    async with serving() as port, connected(port) as (_, writer), connected(port) as (slow, slow_writer):
+        writer.write(b"GET /flood HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        slow_writer.write(b"GET /flood HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        async with asyncio.timeout(10):
+            while not ended:
+                assert await slow.read(1 << 20)
+                await asyncio.sleep(0.02)
+        assert ended == ["flood"]
+        assert await slow.read(1 << 16)
