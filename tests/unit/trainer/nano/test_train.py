@@ -75,8 +75,8 @@ def run(tokenizer: OcrTokenizer, out: Path, resume: Path | None = None, **values
     pool = RenderPool(partial(make_draw, tokens_of), num_workers=1, max_reuse=20, seed=1, max_held=400)
     stream = BatchStream(pool, SIDE, recipe.views_per_batch, threads=1)
     try:
-        validation = draw_validation(make_draw(tokens_of, 99), SIDE, 32, ["line", "page"])
-        trainer.run(pool, stream, validation)
+        validation = draw_validation(partial(make_draw, tokens_of), 99, 32, ["line", "page"])
+        trainer.run(pool, stream, lambda: validation)
     finally:
         stream.close()
         pool.close()
