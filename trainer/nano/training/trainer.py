@@ -293,7 +293,7 @@ class NanoTrainer:
         save_shards(self.model, self.paths.out / "shards-mean", run)
         self._put(last)
 
-    def _put(self, weights: Sequence[Tensor]) -> None:
+    def _put(self, weights: list[Tensor]) -> None:
         with torch.no_grad():
             torch._foreach_copy_(list(self.model.parameters()), weights)
 
