@@ -63,7 +63,7 @@ def typeset(paths: Sequence[Path], fonts: FontLibrary, browser: str, seed: int) 
             style = f"<meta charset='utf-8'><style>{random_style(fonts, rng)}</style>"
             page.write_text(f"<!DOCTYPE html>{style}{text}")
             command = [
-                browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer", "--disable-extensions",
+                browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer",
                 f"--user-data-dir={scratch}/profile", f"--print-to-pdf={printed}", page.as_uri(),
             ]  # fmt: skip
             try:
