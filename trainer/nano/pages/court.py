@@ -184,7 +184,7 @@ class CourtRenderer(PaperRenderer):
         indent = round(size * rng.uniform(1.5, 4)) if rng.random() < 0.8 else 0
         counted = rng.random() < 0.4
         for _ in range(rng.randint(2, 24)):
-            kind, text = rng.random(), self._corpus.passage(rng).text
+            kind, text = rng.random(), self._passage()
             if kind < 0.12:
                 text = f"{'IVX'[rng.randrange(3)]}. {' '.join(text.split()[: rng.randint(2, 6)]).upper()}"
                 going = rows.add(Cell(text, x, width, rng.choice(("center", "left"))))
@@ -201,6 +201,10 @@ class CourtRenderer(PaperRenderer):
                 rows.add()
         if rng.random() < 0.6:
             self._signature(rows, x, width)
+
+    def _passage(self) -> str:
+        languages = self._corpus.languages
+        return self._corpus.paragraph(self._rng, "en" if "en" in languages else languages[0])
 
     def _citation(self) -> str:
         rng = self._rng
@@ -239,7 +243,7 @@ class CourtRenderer(PaperRenderer):
         rng, size = self._rng, rows.size_px
         for _ in range(40):
             kind = rng.random()
-            text = " ".join(self._corpus.passage(rng).text.split()[: rng.randint(2, 40)])
+            text = " ".join(self._passage().split()[: rng.randint(2, 40)])
             if kind < 0.2:
                 name = synthetic_text.person(rng).split()[-1].upper()
                 text = f"{rng.choice(('MR.', 'MS.', 'BY MR.', 'BY MS.'))} {name}: {text if kind < 0.14 else ''}".strip()
