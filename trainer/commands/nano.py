@@ -74,6 +74,7 @@ def _add_train(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         ("--max-steps", int, "end after so many steps"),
         ("--views-per-batch", int, "640 px views of each step"),
         ("--start", float, "share of the curriculum that earlier runs covered; 1 to continue"),
+        ("--begin", float, "share of the schedule behind a run that was cut short, its run.json says how much"),
         ("--learning-rate", float, "of tables, norms and biases at its highest"),
         ("--matrix-learning-rate", float, "of matrices and convolutions at its highest"),
         ("--decay-share", float, "last share of the run over which both fall to zero"),

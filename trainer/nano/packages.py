@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 PACKAGE_LIST: Final = Path(__file__).with_name("packages.txt")
-PURPOSES: Final = frozenset({"fonts", "text", "text-heldout", "words", "pages", "pages-heldout"})
+PURPOSES: Final = frozenset({"fonts", "text", "text-heldout", "words", "pages", "pages-heldout", "web"})
 SKIPPED_PATTERNS: Final = ("*.png", "*.jpg", "*.ogg", "*.svg", "*.pdf", "*.js", "*.gif", "*.wav")
 
 

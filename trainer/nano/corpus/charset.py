@@ -41,6 +41,7 @@ _REPLACED: Final = str.maketrans(
         "\ufb02": "fl",
     }
 )
+_RUNS: Final = re.compile(r"(?:\. ?){4,}|(?:… ?){2,}|(?:_ ?){4,}|(?:- ?){4,}|(?:= ?){4,}|(?:\* ?){8,}")
 _SPACES: Final = re.compile(r"\s+")
 
 
@@ -48,3 +49,11 @@ def clean_text(text: str) -> str | None:
     """Normalise a text to NFC on one line with single spaces; None if it has a character outside `SUPPORTED`."""
     cleaned = _SPACES.sub(" ", unicodedata.normalize("NFC", text).translate(_REPLACED)).strip()
     return cleaned if SUPPORTED.issuperset(cleaned) else None
+
+
+def shorten_runs(text: str) -> str:
+    """Leaders and typed rules as three of their sign: how many there are cannot be counted by eye, and is of no use."""
+    lines = (
+        _RUNS.sub(lambda run: f"{run[0][0] * 3} ".replace("………", "..."), line).rstrip() for line in text.split("\n")
+    )
+    return "\n".join(lines)

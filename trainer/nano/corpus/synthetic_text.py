@@ -96,7 +96,7 @@ def phone(rng: Random, _corpus: Corpus | None = None) -> str:
     shape = rng.choice(
         ("+## ### #######", "(###) ###-####", "0## / ### ## ##", "+1-###-###-####", "0#### ######", "## ## ## ## ##")
     )
-    return _filled(rng, shape)
+    return filled(rng, shape)
 
 
 def iban(rng: Random, _corpus: Corpus | None = None) -> str:
@@ -118,7 +118,7 @@ def iban(rng: Random, _corpus: Corpus | None = None) -> str:
             "#.###.###/####-##",
         )
     )
-    return _filled(rng, shape)
+    return filled(rng, shape)
 
 
 def code_line(rng: Random, corpus: Corpus) -> str:
@@ -183,7 +183,7 @@ def address(rng: Random, corpus: Corpus) -> list[str]:
     number = f"{rng.randrange(1, 300)}{rng.choice(('', '', 'a', 'b', '/2'))}"
     front = rng.choice((f"{number} {street} {kind}", f"{street}{kind if kind.islower() else ' ' + kind} {number}"))
     place = rng.choice(
-        (f"{_filled(rng, '#####')} {town}", f"{town}, {_filled(rng, '@@ #####')}", f"{_filled(rng, '@@# #@@')} {town}")
+        (f"{filled(rng, '#####')} {town}", f"{town}, {filled(rng, '@@ #####')}", f"{filled(rng, '@@# #@@')} {town}")
     )
     lines = [person(rng), front, place]
     if rng.random() < 0.5:
@@ -221,7 +221,8 @@ def _slug(rng: Random, corpus: Corpus) -> str:
     return plain[:12] or "".join(rng.choices(string.ascii_lowercase, k=5))
 
 
-def _filled(rng: Random, shape: str) -> str:
+def filled(rng: Random, shape: str) -> str:
+    """A shape with random digits for `#` and capital letters for `@`."""
     return "".join(
         rng.choice(string.digits) if mark == "#" else rng.choice(string.ascii_uppercase) if mark == "@" else mark
         for mark in shape

@@ -97,6 +97,19 @@ class Sheet:
         columns = slice(self.border + min(max(x0, 0), width), self.border + min(max(x1, 0), width))
         np.maximum(self.ink[rows, columns], strength, out=self.ink[rows, columns])
 
+    def invert(self, x0: int, y0: int, x1: int, y1: int, strength: int = 255) -> None:
+        """Turn what stands in a rectangle inside the page into light text on a dark ground.
+
+        Args:
+            x0: left edge.
+            y0: upper edge.
+            x1: right edge, exclusive.
+            y1: lower edge, exclusive.
+            strength: amount of ink of the ground.
+        """
+        region = self.page()[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)]
+        region[:] = strength - np.minimum(region, strength)
+
     def is_border_blank(self) -> bool:
         """Whether the border has no ink, so that nothing is cut off."""
         edge = self.border
@@ -206,7 +219,7 @@ def _fits(column: Column, glyphs: Glyphs) -> bool:
     return not column.is_full and column.y + glyphs.ascent + glyphs.descent <= column.bottom
 
 
-def _place_line(
+def place_line(
     column: Column,
     text: str,
     glyphs: Glyphs,
@@ -278,7 +291,7 @@ def _set_words(
             if not line:
                 column.characters = 0
                 break
-        _place_line(column, line, glyphs, style, rng, x + indent, room - indent, align, last=not words)
+        place_line(column, line, glyphs, style, rng, x + indent, room - indent, align, last=not words)
         _record(column, line)
         indent = 0
 
@@ -320,7 +333,7 @@ def _set_items(column: Column, block: Items, style: TextStyle, rng: Random) -> N
         ink = style.glyphs.draw_cells(mark, style.spacing)
         column.sheet.place(ink.ink, column.x - ink.origin, column.y + style.glyphs.ascent - ink.baseline)
         body = " ".join(body.split())
-        _place_line(column, body, style.glyphs, replace(bare, spacing=0), rng, column.x + hang, room, "left")
+        place_line(column, body, style.glyphs, replace(bare, spacing=0), rng, column.x + hang, room, "left")
         _record(column, f"{mark} {body}")
 
 
@@ -349,9 +362,7 @@ def _set_table(column: Column, table: Table, style: TextStyle, rng: Random) -> N
             column.y = start + pad // 4 + 2
         for cell, width, align in zip(cells, widths, aligns, strict=True):
             line_y = column.y
-            _place_line(
-                column, cell, glyphs, replace(style, spacing=0, strokes=0), rng, x + pad, width - 2 * pad, align
-            )
+            place_line(column, cell, glyphs, replace(style, spacing=0, strokes=0), rng, x + pad, width - 2 * pad, align)
             column.y = line_y
             x += width
         _record(column, text)

@@ -30,7 +30,7 @@ LEAST_BAND_LINES: Final = 4
 
 
 @dataclass(slots=True)
-class _Page:
+class BandedPage:
     """A page being filled from top to bottom."""
 
     sheet: Sheet
@@ -45,6 +45,7 @@ class _Page:
     drawable: frozenset[str]
 
     def column(self, x: int, width: int, bottom: int | None = None, characters: int | None = None) -> Column:
+        """A column from the page's present position down, to `bottom` and of `characters` or what the page has left."""
         room = self.characters if characters is None else characters
         return Column(self.sheet, x, width, self.y, self.bottom if bottom is None else bottom, room)
 
@@ -85,7 +86,7 @@ class MosaicRenderer(PageRenderer):
         small, more = self._style(face, max(round(size * 0.8), 11))
         small = replace(small, spacing=0, strokes=0.0, align="left", leading=1.2)
         margin = rng.randint(width // 40, width // 9)
-        page = _Page(
+        page = BandedPage(
             Sheet.blank(width, height), margin, width - 2 * margin, rng.randint(margin // 2, margin),
             height - rng.randint(margin // 2, margin), rng.randint(700, 4200), [], style, small,
             frozenset.intersection(*(frozenset(each.characters) | {" "} for each in [*faces, *more])),
@@ -97,10 +98,10 @@ class MosaicRenderer(PageRenderer):
         files = tuple(face.file for face in faces)
         return RenderedPage(255 - page.sheet.page(), text, Tier.PAGE, files, (size,), tuple(page.sheet.marks))
 
-    def _fill_bands(self, page: _Page) -> None:
+    def _fill_bands(self, page: BandedPage) -> None:
         rng = self._rng
         foot = self._foot(page) if rng.random() < 0.5 else ""
-        bands: dict[Callable[[_Page], None], float] = {
+        bands: dict[Callable[[BandedPage], None], float] = {
             self._title: 0.1, self._prose: 0.15, self._columns: 0.3, self._letterhead: 0.12, self._table: 0.18,
             self._form: 0.14, self._numbered: 0.06, self._side_box: 0.1, self._picture: 0.05,
         }  # fmt: skip
@@ -116,10 +117,10 @@ class MosaicRenderer(PageRenderer):
         if foot:
             page.texts.append(foot)
 
-    def _gap(self, page: _Page) -> int:
+    def _gap(self, page: BandedPage) -> int:
         return round(page.style.glyphs.size_px * self._rng.uniform(0.6, 2.2))
 
-    def _blocks(self, page: _Page) -> Iterator[Block]:
+    def _blocks(self, page: BandedPage) -> Iterator[Block]:
         rng, corpus = self._rng, self._corpus
         language = corpus.passage(rng).language
         while True:
@@ -135,28 +136,28 @@ class MosaicRenderer(PageRenderer):
             if adapted is not None:
                 yield adapted
 
-    def _height(self, page: _Page) -> int:
+    def _height(self, page: BandedPage) -> int:
         """Where a band ends: a part of what is left, or all of it."""
         room = page.bottom - page.y
         share = self._rng.choice((self._rng.uniform(0.15, 0.5), self._rng.uniform(0.3, 1.0)))
         return page.y + max(round(room * share), 6 * page.style.glyphs.size_px)
 
-    def _set(self, column: Column, block: Block, style: TextStyle, page: _Page) -> None:
+    def _set(self, column: Column, block: Block, style: TextStyle, page: BandedPage) -> None:
         adapted = adapt_block(block, page.drawable)
         if adapted is not None:
             set_block(column, adapted, style, self._rng)
 
-    def _title(self, page: _Page) -> None:
+    def _title(self, page: BandedPage) -> None:
         column = page.column(page.left, page.width)
         self._set(column, heading(self._rng, self._corpus, level=0), page.style, page)
         page.close([column], self._gap(page))
 
-    def _prose(self, page: _Page) -> None:
+    def _prose(self, page: BandedPage) -> None:
         column = page.column(page.left, page.width, min(self._height(page), page.bottom))
         fill(column, self._blocks(page), page.style, self._rng)
         page.close([column], self._gap(page))
 
-    def _columns(self, page: _Page) -> None:
+    def _columns(self, page: BandedPage) -> None:
         rng = self._rng
         most = max(min(page.width // (9 * page.style.glyphs.size_px), 4), 1)
         count = min(rng.choices((2, 3, 4), (0.55, 0.33, 0.12))[0], most)
@@ -175,7 +176,7 @@ class MosaicRenderer(PageRenderer):
                 page.sheet.rule(middle, top, middle + 1, max(c.y for c in columns))
         page.close(columns, self._gap(page))
 
-    def _letterhead(self, page: _Page) -> None:
+    def _letterhead(self, page: BandedPage) -> None:
         """Addresses, dates and numbers next to each other."""
         rng, corpus = self._rng, self._corpus
         count = rng.choice((2, 2, 3))
@@ -195,7 +196,7 @@ class MosaicRenderer(PageRenderer):
             self._set(column, block, replace(style, align=align, ruled=0), page)
         page.close(columns, self._gap(page))
 
-    def _table(self, page: _Page) -> None:
+    def _table(self, page: BandedPage) -> None:
         rng, corpus = self._rng, self._corpus
         column = page.column(page.left, page.width)
         style = replace(rng.choice((page.style, page.small)), align="left")
@@ -212,7 +213,7 @@ class MosaicRenderer(PageRenderer):
         self._set(column, table, style, page)
         page.close([column], self._gap(page))
 
-    def _form(self, page: _Page) -> None:
+    def _form(self, page: BandedPage) -> None:
         """Ruled cells, each with a small label and a value below or after it."""
         rng, corpus = self._rng, self._corpus
         size, small = page.small.glyphs.size_px, page.small
@@ -246,7 +247,7 @@ class MosaicRenderer(PageRenderer):
             page.y = bottom + (0 if ruled and rng.random() < 0.7 else pad)
         page.y += self._gap(page)
 
-    def _numbered(self, page: _Page) -> None:
+    def _numbered(self, page: BandedPage) -> None:
         """Lines with numbers before them, widely set, as courts and parliaments print."""
         rng = self._rng
         style = replace(page.style, leading=rng.uniform(1.4, 2.0), ruled=0, align="left")
@@ -264,7 +265,7 @@ class MosaicRenderer(PageRenderer):
         self._set(column, Table(tuple(rows)), style, page)
         page.close([column], self._gap(page))
 
-    def _side_box(self, page: _Page) -> None:
+    def _side_box(self, page: BandedPage) -> None:
         """A wide and a narrow part next to each other; the narrow one framed at times."""
         rng = self._rng
         gutter = round(page.style.glyphs.size_px * rng.uniform(1.5, 3))
@@ -289,7 +290,7 @@ class MosaicRenderer(PageRenderer):
                 page.sheet.rule(*sides)
         page.close(columns, self._gap(page))
 
-    def _picture(self, page: _Page) -> None:
+    def _picture(self, page: BandedPage) -> None:
         """Clouds where a photo would be, and a caption at times."""
         rng = self._rng
         high = rng.randint(60, max(min(400, (page.bottom - page.y) // 2), 61))
@@ -306,7 +307,7 @@ class MosaicRenderer(PageRenderer):
             page.close([column], self._gap(page))
         page.y += page.small.glyphs.size_px
 
-    def _foot(self, page: _Page) -> str:
+    def _foot(self, page: BandedPage) -> str:
         """Notes or a page number at the lower edge, read last."""
         rng, size = self._rng, page.small.glyphs.size_px
         lines = rng.choice((1, 1, 2, 3))

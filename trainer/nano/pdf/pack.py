@@ -10,20 +10,26 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import pikepdf
 import pypdfium2 as pdfium  # type: ignore[import-untyped] # ships no types
 
-from trainer.nano.packages import read_package_list, unpack_packages
+from trainer.nano.fonts.library import FontLibrary
+from trainer.nano.packages import SourcePackage, read_package_list, unpack_packages
 from trainer.nano.pdf.pages import INDEX_NAME
 from trainer.nano.pdf.text import PageText, RefusedPageError, line_key, read_page
+from trainer.nano.pdf.typeset import choose_documents, find_browser, typeset
 
 logger = logging.getLogger(__name__)
 
 PAGES_PER_DOCUMENT: Final = 8
 TRIES_PER_PAGE: Final = 2
+PRINTED_DOCUMENTS: Final = 12
+"""Most documents in HTML of a package."""
 MAX_DOCUMENT_BYTES: Final = 40_000_000
 MAX_PACKED_BYTES_A_PAGE: Final = 60_000
 MIN_CHARACTERS: Final = 200
@@ -47,6 +53,9 @@ def build_pdfs(out_dir: Path, cache_dir: Path, *, pages_per_document: int = PAGE
     """
     packages = [package for package in read_package_list() if package.purpose in {"pages", "pages-heldout"}]
     folders = unpack_packages(packages, cache_dir, keep=("*.pdf", "*.pdf.gz"))
+    printed = [package for package in read_package_list() if package.purpose == "web"]
+    folders |= {f"web {name}": folder for name, folder in unpack_packages(printed, cache_dir).items()}
+    packages += [replace(package, name=f"web {package.name}") for package in printed]
     known = frozenset(EVALUATION_LINES.read_text().split())
     counts: Counter[str] = Counter()
     seen: set[str] = set()
@@ -59,8 +68,7 @@ def build_pdfs(out_dir: Path, cache_dir: Path, *, pages_per_document: int = PAGE
         for package in packages:
             if (package.purpose == "pages-heldout") != (folder == "pdf-heldout"):
                 continue
-            for path in _documents(folders[package.name]):
-                data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            for path, data in _documents(package, folders[package.name], out_dir / "fonts"):
                 name = hashlib.sha256(data).hexdigest()[:16] + ".pdf"
                 if len(data) > MAX_DOCUMENT_BYTES or name in seen:
                     continue
@@ -126,11 +134,32 @@ def pack_document(
     packed.save(out)
     packed.close()
     document.close()
+    drop_pictures(out)
     if out.stat().st_size > MAX_PACKED_BYTES_A_PAGE * (len(chosen) + 2):
         out.unlink()
         counts["refused_large"] += len(chosen)
         return 0
     return len(chosen)
+
+
+def drop_pictures(path: Path) -> None:
+    """Put one grey point in each picture of a document: samples lay clouds over them, and they are most of its bytes.
+
+    Args:
+        path: the document, which is replaced.
+    """
+    with pikepdf.open(path, allow_overwriting_input=True) as document:
+        document.remove_unreferenced_resources()
+        for thing in document.objects:
+            if isinstance(thing, pikepdf.Stream) and thing.get("/Subtype") == "/Image":
+                for name in ("/SMask", "/Mask", "/ImageMask", "/Decode", "/DecodeParms", "/Filter", "/Intent"):
+                    if name in thing:
+                        del thing[name]
+                thing["/Width"] = thing["/Height"] = 1
+                thing["/BitsPerComponent"] = 8
+                thing["/ColorSpace"] = pikepdf.Name.DeviceGray
+                thing.write(b"\x80")
+        document.save(path, object_stream_mode=pikepdf.ObjectStreamMode.generate)
 
 
 def check_page(page: pdfium.PdfPage, content: PageText, known: frozenset[str]) -> None:
@@ -163,5 +192,15 @@ def check_page(page: pdfium.PdfPage, content: PageText, known: frozenset[str]) -
         raise RefusedPageError("invisible words")
 
 
-def _documents(folder: Path) -> Iterator[Path]:
-    yield from sorted(path for path in folder.rglob("*.pdf*") if path.is_file() and not path.is_symlink())
+def _documents(package: SourcePackage, folder: Path, fonts: Path) -> Iterator[tuple[Path, bytes]]:
+    if package.purpose == "web":
+        browser = find_browser()
+        if browser is None or not fonts.is_dir():
+            logger.warning("%s is left out: it needs a browser, and the faces that `nano fonts` packs", package.name)
+            return
+        yield from typeset(
+            choose_documents(folder, PRINTED_DOCUMENTS), FontLibrary(fonts), browser, seed=len(package.name)
+        )
+        return
+    for path in sorted(path for path in folder.rglob("*.pdf*") if path.is_file() and not path.is_symlink()):
+        yield path, gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -19,7 +18,7 @@ from typing import Final
 import pypdfium2 as pdfium  # type: ignore[import-untyped] # ships no types
 import pypdfium2.raw as pdfium_c  # type: ignore[import-untyped]
 
-from trainer.nano.corpus.charset import clean_text
+from trainer.nano.corpus.charset import clean_text, shorten_runs
 
 MAX_UNKNOWN_SHARE: Final = 0.04
 """Most of a page's words that may hold characters nano does not know; they are painted over."""
@@ -40,7 +39,6 @@ _SPELT_OUT: Final = str.maketrans(
     }
 )  # fmt: skip
 """Ligatures, and characters that look like one nano knows."""
-_LEADERS: Final = re.compile(r"(?:\.\s?){4,}|(?:_\s?){4,}|(?:…\s?){2,}")
 
 
 class RefusedPageError(ValueError):
@@ -184,7 +182,7 @@ class PageText:
                 row = _around(word.box for word in words)
                 if parts and (above is None or row.y0 - above.y1 > ROOM * min(row.height, above.height)):
                     parts.append("")
-                parts.append(_LEADERS.sub("... ", " ".join(word.text or "" for word in words)).rstrip())
+                parts.append(shorten_runs(" ".join(word.text or "" for word in words)))
                 above = row
         return "\n".join(parts)
 

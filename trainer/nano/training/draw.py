@@ -10,11 +10,14 @@ from PIL import Image
 
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, plan_views
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
-from trainer.nano.corpus.charset import SUPPORTED
+from trainer.nano.corpus.charset import SUPPORTED, shorten_runs
 from trainer.nano.corpus.corpus import Corpus
 from trainer.nano.fonts.library import FontLibrary
+from trainer.nano.pages.court import CourtRenderer
+from trainer.nano.pages.invoices import InvoiceRenderer
 from trainer.nano.pages.mosaic import MosaicRenderer, blank_page
 from trainer.nano.pages.render import SCANS, RenderedPage, Tier
+from trainer.nano.pages.tables import TableRenderer
 from trainer.nano.pdf.pages import PdfPages, PdfSample
 from trainer.nano.training.pool import Drawing
 from trainer.nano.training.recipe import PDF_TIERS
@@ -34,7 +37,14 @@ class Draw:
     def __init__(
         self, fonts: Path, corpus: Path, pdfs: Path | None, tokenizer: Path, geometry: GeometryConfig, seed: int
     ) -> None:
-        self._renderer = MosaicRenderer(FontLibrary(fonts), Corpus(corpus), seed)
+        library, texts = FontLibrary(fonts), Corpus(corpus)
+        self._renderer = MosaicRenderer(library, texts, seed)
+        self._whole = {
+            "mosaic": self._renderer.render_mosaic,
+            "court": CourtRenderer(library, texts, seed).render_court,
+            "invoice": InvoiceRenderer(library, texts, seed).render_invoice,
+            "table": TableRenderer(library, texts, seed).render_table,
+        }
         self._pdfs = None if pdfs is None else PdfPages(pdfs, geometry, seed)
         self._tokenizer = OcrTokenizer.from_file(tokenizer)
         self._geometry = geometry
@@ -51,15 +61,15 @@ class Draw:
         if scale < 1:
             size = max(1, round(width * scale)), max(1, round(height * scale))
             ink = np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BICUBIC))
-        tokens = [*self._tokenizer.encode_plain(page.text), self._tokenizer.eos_id]
+        tokens = [*self._tokenizer.encode_plain(shorten_runs(page.text)), self._tokenizer.eos_id]
         marks = [(max(x * scale, 0), max(y * scale, 0), CHARSET[c]) for x, y, c in page.marks if c in CHARSET]
         return Drawing(ink, np.array(marks).reshape(-1, 3), tokens, plan.tile_columns, plan.tile_rows)
 
     def _page(self, tier: str, longest: int) -> RenderedPage | PdfSample:
         if tier == "blank":
             return PdfSample(blank_page(self._rng), "", ())
-        if tier == "mosaic":
-            return self._renderer.render_mosaic()
+        if tier in self._whole:
+            return self._whole[tier]()
         if tier in PDF_TIERS:
             if self._pdfs is None:
                 raise ValueError(f"no PDFs were given to draw {tier} from")

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-TIERS = ("line", "few", "block", "half", "page", "crop", "sheet", "mosaic", "blank", "pdf-page", "pdf-cut")
+TIERS = (
+    "line", "few", "block", "half", "page", "crop", "sheet", "mosaic", "court", "invoice", "table", "blank", "pdf-page",
+    "pdf-cut",
+)  # fmt: skip
 PDF_TIERS = frozenset({"pdf-page", "pdf-cut"})
 """Tiers that need pages of PDFs; a run without them goes without these."""
 
@@ -40,6 +43,10 @@ class Recipe:
     """Uses of a rendered page, each with fresh degradation, before it leaves the pool."""
     start: float = 0.0
     """Share of the curriculum that earlier runs have covered; a run that carries on starts at 1."""
+    begin: float = 0.0
+    """Share of the schedule that lies behind: where a run went on from was cut short there."""
+    average_decay: float = 0.998
+    """Share of the mean of the weights so far that each step keeps."""
     seed: int = 0
 
 
@@ -57,8 +64,8 @@ class Stage:
 
 
 LAST_MIX = {
-    "line": 0.05, "few": 0.03, "block": 0.12, "half": 0.04, "page": 0.08, "crop": 0.13, "sheet": 0.05,
-    "mosaic": 0.12, "blank": 0.02, "pdf-page": 0.24, "pdf-cut": 0.12,
+    "line": 0.05, "few": 0.03, "block": 0.09, "half": 0.03, "page": 0.06, "crop": 0.11, "sheet": 0.05, "mosaic": 0.09,
+    "court": 0.07, "invoice": 0.08, "table": 0.06, "blank": 0.02, "pdf-page": 0.18, "pdf-cut": 0.08,
 }  # fmt: skip
 
 CURRICULUM = (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,18 +72,18 @@ def train_nano(data: DataPaths, paths: RunPaths, recipe: Recipe, *, device: str,
     )
     tiers = frozenset(TIERS) - (PDF_TIERS if data.pdfs is None else frozenset())
     stream = BatchStream(pool, geometry.tile_px, recipe.views_per_batch, seed=recipe.seed + 100 * peers.rank)
+    measured = tiers - {"blank"} - (PDF_TIERS if data.heldout_pdfs is None else frozenset())
+    held_out = MakeDraw(data.heldout_fonts, data.heldout_corpus, data.heldout_pdfs, data.tokenizer, geometry)
+    # In a process of its own: it takes half a minute, in which blocks compile.
+    aside = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     try:
-        validation = []
-        if peers.is_first:
-            measured = tiers - {"blank"} - (PDF_TIERS if data.heldout_pdfs is None else frozenset())
-            held_out = MakeDraw(
-                data.heldout_fonts, data.heldout_corpus, data.heldout_pdfs, data.tokenizer, geometry
-            )(12345)  # fmt: skip
-            validation = draw_validation(held_out, geometry.tile_px, recipe.views_per_batch, sorted(measured))
-        trainer.run(pool, stream, validation, tiers)
+        wanted = sorted(measured) if peers.is_first else []
+        pages = aside.submit(draw_validation, held_out, 12345, recipe.views_per_batch, wanted)
+        trainer.run(pool, stream, pages.result, tiers)
     finally:
         stream.close()
         pool.close()
+        aside.shutdown(cancel_futures=True)
         peers.leave()
 
 

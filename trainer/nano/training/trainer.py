@@ -12,7 +12,7 @@ import random
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,7 @@ class NanoTrainer:
         self.optimizers = build_optimizers(
             nn.ModuleList([model, self.spotter]), recipe.learning_rate, recipe.matrix_learning_rate, recipe.weight_decay
         )
+        self._mean = [parameter.detach().clone() for parameter in self.model.parameters()]
         self._base_rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
         self._prompts = [
             torch.tensor(tokenizer.encode_trusted(prompt_for(task)), device=device)
@@ -190,17 +191,22 @@ class NanoTrainer:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        if self.peers.is_first:
+            torch._foreach_lerp_(
+                self._mean, [p.detach() for p in self.model.parameters()], 1 - self.recipe.average_decay
+            )
         self.step += 1
         return {name: value.detach() for name, value in {**result, "norm": norm}.items()}
 
-    def validate(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Loss and token accuracy on held-out pages, clean and fully degraded, with the same draws each time.
+    def validate(self, pages: Sequence[list[Sample]]) -> dict[str, float]:
+        """Loss and token accuracy on held-out pages of one bucket each, clean and degraded, the same draws each time.
 
         Runs the graphs that training compiled (nano has no dropout), so that looking costs no compilation.
         """
         sums: dict[str, list[Tensor]] = defaultdict(list)
-        for severity, kind in ((0.0, "clean"), (1.0, "degraded")):
-            for batch in batches:
+        for samples in pages:
+            batch = build_batch(samples, self.side_px)
+            for severity, kind in ((0.0, "clean"), (1.0, "degraded")):
                 generator = torch.Generator(device=self.device).manual_seed(7)
                 result = self.loss(batch, severity, self._prompts[0], generator)
                 sums[f"{batch.tier}_{kind}_right"].append(result["right"])
@@ -212,7 +218,7 @@ class NanoTrainer:
         self,
         pool: RenderPool,
         stream: BatchStream,
-        validation: Sequence[Batch],
+        validation: Callable[[], Sequence[list[Sample]]],
         tiers: Collection[str] = DRAWN_TIERS,
     ) -> None:
         """Train until the budget is spent, or the file `stop` appears in the run's folder.
@@ -220,7 +226,7 @@ class NanoTrainer:
         Args:
             pool: where pages are drawn.
             stream: batches of them.
-            validation: what the first process looks at now and then.
+            validation: gives the pages that the first process looks at now and then.
             tiers: those that can be drawn; the curriculum's others are left out.
         """
         recipe = self.recipe
@@ -229,11 +235,10 @@ class NanoTrainer:
         pages, recent = 0, []
         self.model.train()
         for batch in stream:
-            share = max((time.monotonic() - began) / budget_s, self.step / recipe.max_steps)
-            if (self.paths.out / "stop").exists():
-                share = max(share, 1.0)
-            share = self.peers.agree(share)
-            stopping = share >= 1
+            passed = (time.monotonic() - began) / budget_s
+            share = max(recipe.begin + (1 - recipe.begin) * passed, self.step / recipe.max_steps)
+            stopping = self.peers.agree(float(share >= 1 or (self.paths.out / "stop").exists())) > 0
+            share = min(self.peers.agree(share), 1.0)
             stage = stage_at(recipe.start + (1 - recipe.start) * share)
             if self.step % 20 == 0:
                 weights = {tier: weight for tier, weight in stage.tiers.items() if tier in tiers}
@@ -258,23 +263,39 @@ class NanoTrainer:
                 self._report(recent, pool, pages, now - began, now - last_log, share)
                 recent, last_log = [], now
             if now - last_save > 90:
-                self._write({"validation": self.validate(validation), "share": round(share, 4)})
-                self.save(pages, now - began)
+                self._write({"validation": self.validate(validation()), "share": round(share, 4)})
+                self.save(pages, now - began, share)
                 last_save = time.monotonic()
         if self.peers.is_first:
-            self._write({"validation": self.validate(validation), "share": 1.0})
-            self.save(pages, time.monotonic() - began)
+            self._write({"validation": self.validate(validation()), "share": round(share, 4)})
+            self.save(pages, time.monotonic() - began, share)
 
-    def save(self, pages: int, seconds: float) -> None:
-        """Write shards with the history of all runs so far."""
+    def save(self, pages: int, seconds: float, share: float) -> None:
+        """Write shards of the last weights and, beside them, of their mean, with the history of all runs so far.
+
+        Args:
+            pages: read in this run.
+            seconds: this run has trained.
+            share: of the schedule that lies behind.
+        """
         run = {
             "steps": self.history.get("steps", 0) + self.step,
             "seconds": round(self.history.get("seconds", 0) + seconds),
             "pages": self.history.get("pages", 0) + pages,
+            "share": share,
             "recipe": asdict(self.recipe),
             "config": self.model.config.to_dict(),
         }
-        save_shards(self.model, self.paths.out / "shards", json.loads(json.dumps(run, default=str)), self.spotter)
+        run = json.loads(json.dumps(run, default=str))
+        save_shards(self.model, self.paths.out / "shards", run, self.spotter)
+        last = [parameter.detach().clone() for parameter in self.model.parameters()]
+        self._put(self._mean)
+        save_shards(self.model, self.paths.out / "shards-mean", run)
+        self._put(last)
+
+    def _put(self, weights: list[Tensor]) -> None:
+        with torch.no_grad():
+            torch._foreach_copy_(list(self.model.parameters()), weights)
 
     def _report(
         self, recent: list[dict[str, Tensor]], pool: RenderPool, pages: int, seconds: float, span: float, share: float
@@ -323,7 +344,8 @@ def spoil_tokens(answer_BT: Tensor, share: float, generator: torch.Generator) ->
 
 _PAGES_PER_BATCH = {
     "line": 1.0, "few": 1.0, "block": 1.0, "half": 1 / 3, "page": 1 / 6, "crop": 1 / 4, "sheet": 1 / 9,
-    "mosaic": 1 / 7, "blank": 1 / 3, "pdf-page": 1 / 8, "pdf-cut": 1 / 3,
+    "mosaic": 1 / 7, "court": 1 / 8, "invoice": 1 / 6, "table": 1 / 6, "blank": 1 / 3, "pdf-page": 1 / 8,
+    "pdf-cut": 1 / 3,
 }  # fmt: skip
 """Pages that a batch of a tier holds, against one of single views."""
 
@@ -332,9 +354,11 @@ def _pages_drawn(tier_weights: dict[str, float] | Any) -> dict[str, float]:
     return {tier: weight * _PAGES_PER_BATCH[tier] for tier, weight in tier_weights.items()}
 
 
-def draw_validation(draw: DrawFunction, side_px: int, views_per_batch: int, tiers: Sequence[str]) -> list[Batch]:
-    """One batch per tier from held-out fonts and texts; short tiers of one grid, pages as they come."""
-    batches = []
+def draw_validation(
+    make_draw: Callable[[int], DrawFunction], seed: int, views_per_batch: int, tiers: Sequence[str]
+) -> list[list[Sample]]:
+    """Pages of one bucket per tier from held-out fonts and texts, as many as half a batch holds."""
+    draw, batches = make_draw(seed), []
     for tier in tiers:
         buckets: dict[tuple[int, int, int], list[Sample]] = defaultdict(list)
         while True:
@@ -345,7 +369,7 @@ def draw_validation(draw: DrawFunction, side_px: int, views_per_batch: int, tier
             samples = buckets[sample.bucket]
             samples.append(sample)
             if len(samples) >= max(1, views_per_batch // (drawing.columns * drawing.rows + 1) // 2):
-                batches.append(build_batch(samples, side_px))
+                batches.append(samples)
                 break
     return batches
 

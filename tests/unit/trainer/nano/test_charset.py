@@ -1,4 +1,6 @@
-from trainer.nano.corpus.charset import REQUIRED, SUPPORTED, clean_text
+import pytest
+
+from trainer.nano.corpus.charset import REQUIRED, SUPPORTED, clean_text, shorten_runs
 
 
 def test_white_space_of_every_kind_becomes_single_spaces():
@@ -23,3 +25,20 @@ def test_every_supported_character_survives_cleaning():
 
 def test_required_characters_are_supported():
     assert REQUIRED < SUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("printed", "told"),
+    [
+        ("Contents ......... 17", "Contents ... 17"),
+        ("Contents . . . . . 17", "Contents ... 17"),
+        ("Contents …… 17", "Contents ... 17"),
+        ("Name: ______________", "Name: ___"),
+        ("-----------------x\n- an item", "--- x\n- an item"),
+        ("==========", "==="),
+        ("card ****1234, wait... what -- or a---b", "card ****1234, wait... what -- or a---b"),
+    ],
+)
+def test_leaders_and_rules_are_told_as_three_signs(printed, told):
+    assert shorten_runs(printed) == told
+    assert shorten_runs(told) == told

@@ -7,12 +7,13 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pikepdf
 import pypdfium2 as pdfium  # type: ignore[import-untyped] # ships no types
 import pytest
 
 from shared.deepseek_ocr.nano_config import NANO_GEOMETRY
 from trainer.nano.corpus.charset import SUPPORTED
-from trainer.nano.pdf.pack import EVALUATION_LINES, check_page, pack_document
+from trainer.nano.pdf.pack import EVALUATION_LINES, check_page, drop_pictures, pack_document
 from trainer.nano.pdf.pages import INDEX_NAME, PdfPages
 from trainer.nano.pdf.text import Box, Glyph, PageText, RefusedPageError, Word, line_key, make_words, read_page
 
@@ -169,3 +170,21 @@ def test_text_of_a_window_holds_whole_words_only():
     page = PageText(100, 20, (Block([[word("one", 0), word("two", 30), word("six", 60)]]),), ())
     assert page.text() == "one two six"
     assert page.text(Box(10, -1, 90, 20)) == "two six"
+
+
+def test_pictures_of_a_packed_document_are_one_point_and_stay_where_they_are(tmp_path):
+    document = pikepdf.new()
+    page = document.add_blank_page(page_size=(200, 200))
+    picture = pikepdf.Stream(document, bytes(64 * 64 * 3), Width=64, Height=64, BitsPerComponent=8)
+    picture.Type, picture.Subtype, picture.ColorSpace = pikepdf.Name.XObject, pikepdf.Name.Image, pikepdf.Name.DeviceRGB
+    page.Resources = pikepdf.Dictionary(XObject=pikepdf.Dictionary(P=picture))
+    page.Contents = pikepdf.Stream(document, b"q 80 0 0 60 40 50 cm /P Do Q")
+    document.save(tmp_path / "a.pdf", compress_streams=False)
+    before = first_page((tmp_path / "a.pdf").read_bytes())
+    drop_pictures(tmp_path / "a.pdf")
+    after = first_page((tmp_path / "a.pdf").read_bytes())
+    (old,), (new,) = (list(page.get_objects()) for page in (before, after))
+    assert old.get_bounds() == new.get_bounds()
+    assert old.get_px_size() == (64, 64)
+    assert new.get_px_size() == (1, 1)
+    assert (tmp_path / "a.pdf").stat().st_size < 2000

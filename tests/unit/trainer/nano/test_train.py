@@ -18,6 +18,7 @@ from shared.deepseek_ocr.tokenizer import OcrTokenizer
 from trainer.nano.corpus.tokenizer import train_tokenizer
 from trainer.nano.training.pool import BatchStream, Drawing, RenderPool
 from trainer.nano.training.recipe import Recipe
+from trainer.nano.training.shards import load_shards
 from trainer.nano.training.trainer import NanoTrainer, RunPaths, draw_validation
 
 SIDE = 64
@@ -75,8 +76,8 @@ def run(tokenizer: OcrTokenizer, out: Path, resume: Path | None = None, **values
     pool = RenderPool(partial(make_draw, tokens_of), num_workers=1, max_reuse=20, seed=1, max_held=400)
     stream = BatchStream(pool, SIDE, recipe.views_per_batch, threads=1)
     try:
-        validation = draw_validation(make_draw(tokens_of, 99), SIDE, 32, ["line", "page"])
-        trainer.run(pool, stream, validation)
+        validation = draw_validation(partial(make_draw, tokens_of), 99, 32, ["line", "page"])
+        trainer.run(pool, stream, lambda: validation)
     finally:
         stream.close()
         pool.close()
@@ -108,3 +109,25 @@ def test_torn_shards_are_refused(tokenizer: OcrTokenizer, tmp_path: Path) -> Non
     shard.write_bytes(shard.read_bytes()[:-10])
     with pytest.raises(ValueError, match="torn"):
         run(tokenizer, tmp_path / "b", resume=tmp_path / "a/shards", max_steps=1)
+
+
+def test_a_run_cut_short_says_how_far_its_schedule_went_and_another_goes_on_there(
+    tokenizer: OcrTokenizer, tmp_path: Path
+) -> None:
+    run(tokenizer, tmp_path / "a", max_steps=4)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/stop").touch()
+    stopped = run(tokenizer, tmp_path / "b", resume=tmp_path / "a/shards", begin=0.25)
+    state = json.loads((tmp_path / "b/shards/run.json").read_text())
+    assert stopped.step == 0
+    assert 0.25 <= state["share"] < 0.95
+
+
+def test_the_mean_of_the_weights_is_kept_beside_the_last(tokenizer: OcrTokenizer, tmp_path: Path) -> None:
+    trainer = run(tokenizer, tmp_path / "a", max_steps=3, average_decay=0.5)
+    last = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    load_shards(trainer.model, tmp_path / "a/shards-mean")
+    apart = sum((last[name] - value).abs().sum().item() for name, value in trainer.model.state_dict().items())
+    load_shards(trainer.model, tmp_path / "a/shards")
+    rounded = sum((last[name] - value).abs().sum().item() for name, value in trainer.model.state_dict().items())
+    assert apart > 2 * rounded > 0
