@@ -313,14 +313,16 @@ class JobManager:
                 job = await self._call(self._store.next_to_read, frozenset(self._running))
                 if job is None:
                     break
-                task = asyncio.create_task(self._run(job), name=job.id)
-                self._running[job.id] = task
-                task.add_done_callback(lambda _, job_id=job.id: self._ended(job_id))
+                self._start(job)
             await self._work_changed.wait()
 
-    def _ended(self, job_id: str) -> None:
-        del self._running[job_id]
-        self._work_changed.set()
+    def _start(self, job: Job) -> None:
+        def ended(_: asyncio.Task[None]) -> None:
+            del self._running[job.id]
+            self._work_changed.set()
+
+        self._running[job.id] = asyncio.create_task(self._run(job), name=job.id)
+        self._running[job.id].add_done_callback(ended)
 
     async def _run(self, job: Job) -> None:
         try:
