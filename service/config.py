@@ -139,7 +139,7 @@ class ServiceSettings(BaseSettings):
     document has as long as its pages need. Pages that are missing then have failed; without any page, 504."""
     document_deadline_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
     """Maximum time for all pages of a request, in seconds, such as the limit of a proxy in front; none when unset. A
-    document that cannot be read in that time, as long as pages take at present, is refused at once."""
+    document that cannot be read in that time, at the pace of the pages before it, is refused at once."""
     blank_pages: BlankPages = BlankPages.SKIP
     """What to do with pages that show no print: `skip` reports them as blank, `read` lets the model read them."""
     min_confidence: Annotated[float, Field(ge=0, le=1)] = MIN_CONFIDENCE

@@ -158,6 +158,11 @@ class JobManager:
             async with asyncio.timeout(self.options.deadline_s):
                 await self._slots.until_unused()
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether a job is being read."""
+        return bool(self._running)
+
     async def check_room(self) -> None:
         """Check that a job may be submitted, before its document is received; raises what `submit` does."""
         self._require_open()

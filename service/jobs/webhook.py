@@ -75,7 +75,9 @@ class WebhookSender:
         self._clock = clock
         self._retry_after_s = retry_after_s
         self._jitter = jitter
-        self._client = httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=TIMEOUT_S)
+        self._client = httpx.AsyncClient(
+            follow_redirects=False, trust_env=False, timeout=TIMEOUT_S, headers={"user-agent": "deepsynth-ocr"}
+        )
 
     async def close(self) -> None:
         """Close connections."""

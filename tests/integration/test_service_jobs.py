@@ -362,14 +362,20 @@ async def test_a_request_that_is_late_is_told_of_jobs(tmp_path: Path) -> None:
     async with running_service(slow(), job_dir=tmp_path, deadline_s=2, ocr_batch_size=1) as service:
         service.engine.hold()
         late = (await service.ocr(png())).json()
+        # With a job next to it, it was not alone.
+        job = await submit(service, png())
+        await eventually(lambda: len(service.engine.submitted) == 2)
+        beside = (await service.ocr(png())).json()
         service.engine.release()
+        await ended(service, job)
         reading = asyncio.create_task(service.ocr(make_pdf(WORDS)))
-        await eventually(lambda: len(service.engine.submitted) >= 4)
+        await eventually(lambda: len(service.engine.submitted) >= 6)
         service.engine.hold()
         partial = (await reading).json()
         service.engine.release()
     advice = "POST /jobs reads up to 1000 pages without a deadline"
     assert (late["code"], late["advice"], late["retryable"]) == ("deadline_exceeded", advice, False)
+    assert (beside["code"], beside["advice"], beside["retryable"]) == ("deadline_exceeded", advice, True)
     errors = [page["error"] for page in partial["pages"] if page["status"] == "failed"]
     assert errors
     assert {(error["code"], error["advice"], error["retryable"]) for error in errors} == {

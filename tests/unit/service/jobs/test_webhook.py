@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import base64
+import re
+from pathlib import Path
 
 import pytest
 
 from service.jobs.origins import SECRET_PREFIX, origin_of, parse_origins, parse_secret
 from service.jobs.webhook import sign
+
+ROOT = Path(__file__).resolve().parents[4]
 
 
 def test_signature_is_that_of_the_standards_example() -> None:
@@ -19,6 +23,15 @@ def test_signature_is_that_of_the_standards_example() -> None:
         "webhook-timestamp": "1731705121",
         "webhook-signature": "v1,rAvfW3dJ/X/qxhsaXPOyyCGmRKsaKWcsNccKXlIktD0=",
     }
+
+
+def test_signature_in_the_documentation_is_that_of_its_message() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    found = re.search(r"    POST /jobs HTTP/1.1\n(.*?)\n\n(.*?)\n\n.*?`(whsec_.*?)`", page, re.DOTALL)
+    assert found is not None
+    headers = dict(line.strip().split(": ") for line in found[1].splitlines())
+    body = " ".join(line.strip() for line in found[2].splitlines()).encode()
+    assert headers == sign(parse_secret(found[3]), headers["webhook-id"], int(headers["webhook-timestamp"]), body)
 
 
 @pytest.mark.parametrize(
