@@ -217,7 +217,7 @@ async def test_cancelled_job_frees_the_engine_and_leaves_nothing(tmp_path: Path)
         for job in (running, waiting, done):
             assert (await service.client.delete(f"/jobs/{job['id']}")).status_code == 204
             assert (await service.client.get(f"/jobs/{job['id']}")).status_code == 404
-        assert len(service.engine.cancelled) == 2
+        assert {request.sequence_id for request in service.engine.submitted[6:8]} <= set(service.engine.cancelled)
         service.engine.release()
         assert (await ended(service, later))["state"] == "done"
         assert await service.metric('deepsynth_jobs_ended_total{outcome="cancelled"}') == 2
