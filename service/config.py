@@ -213,9 +213,9 @@ class ServiceSettings(BaseSettings):
     """Maximum bytes of documents and results of jobs; further jobs get 507."""
     job_ttl_s: Annotated[float, Field(gt=0, le=31_536_000)] = 86_400.0
     """How long a job is kept after its end, in seconds; then its document and result are erased."""
-    job_owner_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] = "authorization"
-    """Request header whose value says whose a job is; for a proxy that authenticates clients and sets one, such as
-    `X-Forwarded-User`."""
+    job_owner_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] | None = None
+    """Request header whose value says whose a job is, such as `X-Forwarded-User`, where a proxy authenticates clients and
+    always sets it; when unset, the key of the request."""
     job_webhook_origins: str | None = None
     """Where webhooks may be sent when a job ends, such as `https://hooks.example.org,http://10.0.0.5:8080`; nowhere
     when unset."""

@@ -146,7 +146,7 @@ class JobKeyError(ClientError):
 
     status = 401
     code = "job_key_required"
-    title = "GET /jobs lists the jobs of one key: send the one that they were submitted with."
+    title = "GET /jobs lists the jobs of one client: send the key that they were submitted with."
 
 
 class AdminOffError(ClientError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -98,6 +99,6 @@ class Job:
         return tuple(page for page, status in self.statuses.items() if status is None)
 
 
-def owner_of(key: str | None) -> str | None:
-    """Who a request is from, without the key itself: the SHA-256 of the header that identifies clients."""
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest() if key else None
+def owner_of(*marks: str | None) -> str | None:
+    """Who a request is from: the SHA-256 of what tells clients apart, such as a key; None if there is nothing."""
+    return hashlib.sha256(json.dumps(marks).encode()).hexdigest() if any(marks) else None

@@ -62,8 +62,8 @@ class JobOptions:
     max_bytes: int
     deadline_s: float
     """How long pages in work may take once the process is being stopped."""
-    owner_header: str
-    """The header that identifies a client."""
+    owner_header: str | None
+    """A header that tells clients apart; None: their keys do."""
     webhook_origins: frozenset[str] = frozenset()
     webhook_secret: bytes = b""
 

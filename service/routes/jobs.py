@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from service.access.key import Scope
 from service.admission.deadline import Deadline
 from service.admission.gate import Permit
 from service.deps import RecordDep, Services, ServicesDep, require_ready
@@ -21,6 +22,7 @@ from service.ocr.formats.document import ReadDocument
 from service.ocr.formats.output_format import OutputFormat
 from service.ocr.formats.registry import DEFAULT, FORMATS
 from service.routes.accept import choose_format
+from service.routes.auth import SecretDep, require, use_key
 from service.routes.form import OcrFields, OcrForm, receive_form, unknown_field
 from service.routes.ocr import document_response, form_description, request_of
 from service.routes.reading import run_for_client
@@ -38,7 +40,7 @@ class JobFields(OcrFields):
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return dict.fromkeys((401, 404, 409, 422, 500, 503, *statuses), _PROBLEM)
+    return dict.fromkeys((401, 403, 404, 409, 422, 429, 500, 503, *statuses), _PROBLEM)
 
 
 def _in_query(**schemas: dict[str, Any]) -> dict[str, Any]:
@@ -53,18 +55,33 @@ async def _require_jobs(services: ServicesDep) -> JobManager:
 
 
 JobsDep = Annotated[JobManager, Depends(_require_jobs)]
+
+
+async def _owner(
+    request: Request, services: ServicesDep, record: RecordDep, secret: SecretDep, jobs: JobsDep
+) -> str | None:
+    """Whose jobs a request may see. A key by its name, so that a new secret does not lose them."""
+    header = jobs.options.owner_header
+    if header is not None:
+        return owner_of(record.key_name, request.headers.get(header))
+    # Where the service has no keys, a client may send one of its own choice.
+    return owner_of(record.key_name, None if services.access.needs_key else secret)
+
+
+OwnerDep = Annotated[str | None, Depends(_owner)]
 router = APIRouter(tags=["jobs"])
+_VISIBLE = [Depends(require(Scope.OCR))]
 
 
 @router.post(
     "/jobs",
     status_code=202,
-    responses=_problems(400, 408, 413, 415, 429, 504, 507),
+    responses=_problems(400, 408, 413, 415, 504, 507),
     openapi_extra=form_description(JobFields),
-    dependencies=[Depends(_require_jobs), Depends(require_ready)],
+    dependencies=[Depends(use_key), Depends(_require_jobs), Depends(require_ready)],
 )
 async def submit_job(
-    request: Request, response: Response, services: ServicesDep, record: RecordDep, jobs: JobsDep
+    request: Request, response: Response, services: ServicesDep, record: RecordDep, jobs: JobsDep, owner: OwnerDep
 ) -> JobAnswer:
     """Read a document in the background; what is wrong with it is said at once."""
     permit = record.resources.enter_context(services.gate.admit())
@@ -78,7 +95,6 @@ async def submit_job(
         raise InvalidFieldError(public={"field": "stream", "expected": "false: a job is not streamed"})
     if form.fields.webhook_url is not None:
         jobs.check_webhook(form.fields.webhook_url)
-    owner = _owner(request, jobs)
     job = await run_for_client(request, _submit(services, jobs, permit, form, owner, receive_s))
     # Relative, so that it is right below a proxy's path.
     response.headers["location"] = f"jobs/{job.id}"
@@ -104,18 +120,18 @@ async def _submit(
 @router.get(
     "/jobs",
     responses=_problems(),
+    dependencies=_VISIBLE,
     openapi_extra=_in_query(
         limit={"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT},
         before={"type": "string", "description": "Only jobs that were submitted before this one."},
     ),
 )
-async def list_jobs(request: Request, jobs: JobsDep) -> JobsAnswer:
+async def list_jobs(request: Request, jobs: JobsDep, owner: OwnerDep) -> JobsAnswer:
     """List the jobs that were submitted with the key of this request, newest first."""
     options = _options(request, "limit", "before")
     limit = options.get("limit", str(DEFAULT_LIMIT))
     if not (limit.isascii() and limit.isdecimal() and len(limit) < 4 and 1 <= int(limit) <= MAX_LIMIT):
         raise InvalidFieldError(public={"field": "limit", "expected": f"a number from 1 to {MAX_LIMIT}"})
-    owner = _owner(request, jobs)
     if owner is None:
         raise JobKeyError
     found = await jobs.listed(owner, int(limit) + 1, options.get("before"))
@@ -126,18 +142,18 @@ async def list_jobs(request: Request, jobs: JobsDep) -> JobsAnswer:
     )
 
 
-@router.get("/jobs/{job_id}", responses=_problems())
-async def show_job(job_id: str, request: Request, jobs: JobsDep) -> JobAnswer:
+@router.get("/jobs/{job_id}", responses=_problems(), dependencies=_VISIBLE)
+async def show_job(job_id: str, request: Request, jobs: JobsDep, owner: OwnerDep) -> JobAnswer:
     """Show the state of a job, and what became of each page."""
     _options(request)
-    return to_job_answer(await jobs.find(job_id, _owner(request, jobs)), jobs.options.ttl_s)
+    return to_job_answer(await jobs.find(job_id, owner), jobs.options.ttl_s)
 
 
-@router.delete("/jobs/{job_id}", status_code=204, responses=_problems())
-async def erase_job(job_id: str, request: Request, jobs: JobsDep) -> None:
+@router.delete("/jobs/{job_id}", status_code=204, responses=_problems(), dependencies=_VISIBLE)
+async def erase_job(job_id: str, request: Request, jobs: JobsDep, owner: OwnerDep) -> None:
     """Stop reading a document, and erase it with everything that was read."""
     _options(request)
-    await jobs.erase(await jobs.find(job_id, _owner(request, jobs)))
+    await jobs.erase(await jobs.find(job_id, owner))
 
 
 @router.get(
@@ -149,18 +165,19 @@ async def erase_job(job_id: str, request: Request, jobs: JobsDep) -> None:
                 each.essence: {"schema": {"type": "string"}} for each in FORMATS.values() if each is not DEFAULT
             }
         },
-        **_problems(406, 413, 415, 429, 504),
+        **_problems(406, 413, 415, 504),
     },
+    dependencies=_VISIBLE,
     openapi_extra=_in_query(format={"type": "string", "enum": list(FORMATS)}),
 )
 async def show_result(
-    job_id: str, request: Request, services: ServicesDep, record: RecordDep, jobs: JobsDep
+    job_id: str, request: Request, services: ServicesDep, record: RecordDep, jobs: JobsDep, owner: OwnerDep
 ) -> Response:
     """Show what a job has read: as JSON at any time, in other formats once it is done."""
     options = _options(request, "format")
     if options.get("format", DEFAULT.name) not in FORMATS:
         raise InvalidFieldError(public={"field": "format", "expected": list(FORMATS)})
-    job = await jobs.find(job_id, _owner(request, jobs))
+    job = await jobs.find(job_id, owner)
     name = options.get("format") or job.format_name
     output = choose_format(request.headers.getlist("accept")) if name is None else FORMATS[name]
     if output is not DEFAULT:
@@ -180,10 +197,6 @@ async def _result(services: Services, jobs: JobManager, job: Job, output: Output
     data = await jobs.document(job) if output is not DEFAULT else b""
     document = ReadDocument(result, job.request.task, data, job.name, jobs.options.limits)
     return await document_response(services, document, output)
-
-
-def _owner(request: Request, jobs: JobManager) -> str | None:
-    return owner_of(request.headers.get(jobs.options.owner_header))
 
 
 def _options(request: Request, *known: str) -> dict[str, str]:

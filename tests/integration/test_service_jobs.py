@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sqlite3
 import stat
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service.access.key import digest_of
 from service.engine.fake import FakeEngine
 from shared.contract.prompts import Task, prompt_for
 from tests.support.fake_engine import SteeredEngine
@@ -204,6 +206,41 @@ async def test_jobs_belong_to_the_key_that_they_came_with(tmp_path: Path) -> Non
         rest = (await service.client.get(f"/jobs?limit=2&before={first['next']}", headers=KEY)).json()
     assert [job["id"] for job in first["jobs"] + rest["jobs"]] == [job["id"] for job in reversed(mine)]
     assert rest["next"] is None
+
+
+async def test_with_keys_a_job_belongs_to_the_name_of_its_key(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+
+    def write(**secrets: str) -> None:
+        keys = [{"name": name, "sha256": digest_of(secret)} for name, secret in secrets.items()]
+        file.write_text(json.dumps({"keys": keys}))
+
+    write(ann="dso_ann", bob="dso_bob")
+    ann, bob = {"authorization": "Bearer dso_ann"}, {"x-api-key": "dso_bob"}
+    async with running_service(job_dir=tmp_path / "jobs", key_file=file) as service:
+        job = await submit(service, png(), ann)
+        for method, path in (("GET", ""), ("GET", "/result"), ("DELETE", "")):
+            nobody = await service.client.request(method, f"/jobs/{job['id']}{path}")
+            assert (nobody.status_code, nobody.json()["code"]) == (401, "key_required")
+            other = await service.client.request(method, f"/jobs/{job['id']}{path}", headers=bob)
+            assert (other.status_code, other.json()["code"]) == (404, "job_not_found")
+        refused = await service.client.post("/jobs", files={"file": png()})
+        assert (refused.status_code, refused.json()["code"]) == (401, "key_required")
+        assert (await service.client.get("/jobs", headers=bob)).json()["jobs"] == []
+        assert await service.metric('deepsynth_key_requests_total{key="ann"}') == 1
+    write(ann="dso_new")
+    async with running_service(job_dir=tmp_path / "jobs", key_file=file) as service:
+        listed = (await service.client.get("/jobs", headers={"x-api-key": "dso_new"})).json()["jobs"]
+    assert [each["id"] for each in listed] == [job["id"]]
+
+
+async def test_behind_a_proxy_a_job_belongs_to_whom_the_proxy_names(tmp_path: Path) -> None:
+    ann, bob = ({"x-forwarded-user": name, **KEY} for name in ("ann", "bob"))
+    async with running_service(job_dir=tmp_path, job_owner_header="X-Forwarded-User") as service:
+        job = await submit(service, png(), ann)
+        assert (await service.client.get(f"/jobs/{job['id']}", headers=ann)).status_code == 200
+        assert (await service.client.get(f"/jobs/{job['id']}", headers=bob)).status_code == 404
+        assert (await service.client.get(f"/jobs/{job['id']}", headers=KEY)).status_code == 404
 
 
 async def test_cancelled_job_frees_the_engine_and_leaves_nothing(tmp_path: Path) -> None:
