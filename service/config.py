@@ -214,8 +214,8 @@ class ServiceSettings(BaseSettings):
     job_ttl_s: Annotated[float, Field(gt=0, le=31_536_000)] = 86_400.0
     """How long a job is kept after its end, in seconds; then its document and result are erased."""
     job_owner_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] | None = None
-    """Request header whose value says whose a job is, such as `X-Forwarded-User`, where a proxy authenticates clients and
-    always sets it; when unset, the key of the request."""
+    """Request header whose value says whose a job is, such as `X-Forwarded-User`, where a proxy authenticates clients
+    and always sets it; when unset, the key of the request."""
     job_webhook_origins: str | None = None
     """Where webhooks may be sent when a job ends, such as `https://hooks.example.org,http://10.0.0.5:8080`; nowhere
     when unset."""

@@ -141,6 +141,7 @@ class JobManager:
         self._slots.close()
         if self._stopping is not None:
             if not self._gate.is_draining:
+                # The app was broken off, without a signal.
                 self._stopping.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._stopping
@@ -291,6 +292,10 @@ class JobManager:
         await self._call(self._store.begin, job, self._clock())
         await self._show()
 
+    async def pause(self, job: Job) -> None:
+        """Store that reading ended before the last page, and the process did not."""
+        await self._call(self._store.pause, job.id)
+
     def save(self, job: Job, page: PageResult) -> asyncio.Future[None]:
         """Store a finished page, after those that came before it."""
 
@@ -334,14 +339,14 @@ class JobManager:
             await self._runner.run(job)
             await self._finish(job)
         except asyncio.CancelledError:
-            await self._call(self._store.pause, job.id)
+            await self.pause(job)
             raise
         except Exception as error:  # noqa: BLE001 -- logged; the other jobs go on
             _log.exception("jobs: a job could not go on, and will be tried again", extra={"fields": {"job": job.id}})
             if isinstance(error, (OSError, sqlite3.Error)):
                 # A full disk, most likely, which is not the fault of the job.
                 with contextlib.suppress(OSError, sqlite3.Error):
-                    await self._call(self._store.pause, job.id)
+                    await self.pause(job)
             await asyncio.sleep(FAULT_PAUSE_S)
 
     async def _finish(self, job: Job) -> None:

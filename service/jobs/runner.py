@@ -31,6 +31,9 @@ class Results(Protocol):
     async def begin(self, job: Job) -> None:
         """Reading begins or goes on, with this request."""
 
+    async def pause(self, job: Job) -> None:
+        """Reading ended before the last page, and the process did not."""
+
     async def document(self, job: Job) -> bytes:
         """The uploaded file."""
 
@@ -76,6 +79,7 @@ class JobRunner:
                     await self._fail(job, unread, error)
             if not unread:
                 return
+            await self._results.pause(job)
             await self._sleep(PAUSE_S * number)
 
     async def _read(self, job: Job, unread: set[int], *, is_last: bool) -> Job:

@@ -309,7 +309,7 @@ class JobStore:
             )
 
     def pause(self, job_id: str) -> None:
-        """Reading was stopped on purpose."""
+        """Reading ended before the last page, and the process did not, so it is not the pages that end it."""
         with self._transaction() as database:
             database.execute("UPDATE jobs SET num_fruitless = 0 WHERE id = ?", (job_id,))
 

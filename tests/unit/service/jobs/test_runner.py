@@ -35,6 +35,7 @@ class Bench:
     begun: list[Job] = field(default_factory=list)
     saved: list[PageResult] = field(default_factory=list)
     pauses: list[float] = field(default_factory=list)
+    num_paused: int = 0
 
     @contextlib.asynccontextmanager
     async def lease(self, model_id: str) -> AsyncIterator[Any]:
@@ -66,6 +67,9 @@ class Bench:
 
     async def begin(self, job: Job) -> None:
         self.begun.append(job)
+
+    async def pause(self, job: Job) -> None:
+        self.num_paused += 1
 
     async def document(self, job: Job) -> bytes:
         return b""
@@ -107,6 +111,8 @@ async def test_page_that_meets_a_passing_fault_is_read_again() -> None:
     it = Bench(faults={2: [EngineLostError(), EngineLostError()], 3: [UndecodableError()]})
     assert await it.run() == {1: "ok", 2: "ok", 3: "undecodable_file"}
     assert [request.selection for request in it.asked] == [(1, 2, 3), (2,), (2,)]
+    # Otherwise a fault of the engine would count as an end of the process.
+    assert it.num_paused == 2
 
 
 async def test_fault_that_does_not_pass_is_the_pages_outcome() -> None:
