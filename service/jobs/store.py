@@ -1,6 +1,6 @@
 """Where jobs are kept: a SQLite database, and the documents as files beside it.
 
-    <folder>/lock               held by the one process that uses the folder
+    <folder>/lock               locked by the one process that uses the folder
     <folder>/jobs.sqlite3       jobs, and the results of their pages
     <folder>/documents/<id>     uploaded files, until their jobs are erased
 
