@@ -110,6 +110,8 @@ class JobStore:
             raise ConfigurationError(
                 f"DEEPSYNTH_JOB_DIR: {self._folder} is in use by another process; give each service its own"
             ) from None
+        except FileExistsError:
+            raise ConfigurationError(f"DEEPSYNTH_JOB_DIR: {self._folder} is not a folder") from None
         except OSError as error:
             raise ConfigurationError(f"DEEPSYNTH_JOB_DIR: {self._folder} cannot be used: {error.strerror}") from error
         except sqlite3.Error as error:

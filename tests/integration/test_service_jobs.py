@@ -372,7 +372,11 @@ async def test_a_folder_that_cannot_be_used_stops_the_start_with_one_line(
         await failed.wait()
         assert (await service.client.get("/readyz")).status_code == 503
         assert (await service.client.get("/jobs/job-1")).json()["code"] == "not_ready"
-    assert f"DEEPSYNTH_JOB_DIR: {tmp_path}/file cannot be used: " in caplog.text
+    assert f"DEEPSYNTH_JOB_DIR: {tmp_path}/file is not a folder" in caplog.text
+    failed.clear()
+    async with running_service(wait_ready=False, app_options=options, job_dir=Path("/proc/jobs")):
+        await failed.wait()
+    assert "DEEPSYNTH_JOB_DIR: /proc/jobs cannot be used: No such file or directory" in caplog.text
     failed.clear()
     async with (
         running_service(job_dir=tmp_path / "shared"),
