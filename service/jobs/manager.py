@@ -152,7 +152,7 @@ class JobManager:
         self._thread.shutdown()
 
     async def _stop_when_draining(self) -> None:
-        """From the signal on, no further page is begun, and those in work have as long as requests have."""
+        """Begin no further page once requests are rejected; those in work have as long as requests have."""
         await self._gate.until_draining()
         self._slots.close()
         with contextlib.suppress(TimeoutError):
