@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import partial
 
 from fastapi import FastAPI
@@ -41,10 +42,13 @@ from service.engine.resolve import CPU_BATCH_SIZE, GPU_BATCH_SIZE, choose_source
 from service.errors import ConfigurationError, DeepSynthError
 from service.intake.limits import IntakeLimits
 from service.intake.pool import ImagePool
+from service.jobs.manager import JobManager, JobOptions
+from service.jobs.metrics import JobObserver
+from service.jobs.origins import parse_origins, parse_secret
 from service.monitor import Monitor
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.reader import DocumentReader
-from service.routes import adapters, chat, external_loader, health, mistral, models, ocr, playground, preview
+from service.routes import adapters, chat, external_loader, health, jobs, mistral, models, ocr, playground, preview
 from service.routes.middleware import RequestContextMiddleware
 from service.routes.problems import on_http_exception, on_known_error, problem_response
 from service.telemetry.metrics import Metrics
@@ -157,6 +161,43 @@ def build_access(settings: ServiceSettings) -> Access:
     )
 
 
+def build_jobs(
+    settings: ServiceSettings,
+    *,
+    source: ImagePool,
+    engine: EngineHandle,
+    models: ServedModels,
+    gate: Gate,
+    metrics: Metrics,
+    reading: TelemetryObserver,
+) -> JobManager | None:
+    """The jobs, not started yet; None without a folder for them."""
+    if settings.job_dir is None:
+        return None
+    origins, secret = settings.job_webhook_origins, settings.job_webhook_secret
+    options = JobOptions(
+        folder=settings.job_dir,
+        limits=replace(build_limits(settings), max_frames=settings.job_max_pages, max_pdf_pages=settings.job_max_pages),
+        num_slots=max(1, int(settings.job_share * batch_size(settings))),
+        ttl_s=settings.job_ttl_s,
+        max_unfinished=settings.job_max_unfinished,
+        max_bytes=settings.job_max_bytes,
+        deadline_s=settings.deadline_s,
+        owner_header=settings.job_owner_header,
+        webhook_origins=frozenset() if origins is None else parse_origins(origins),
+        webhook_secret=b"" if secret is None else parse_secret(secret.get_secret_value()),
+    )
+    return JobManager(
+        options,
+        source=source,
+        engine=engine,
+        models=models,
+        gate=gate,
+        reading=reading,
+        observer=JobObserver(metrics),
+    )
+
+
 def build_limits(settings: ServiceSettings) -> IntakeLimits:
     """Bounds on documents."""
     return IntakeLimits(
@@ -223,11 +264,21 @@ class _Composition:
         restarts = metrics.counter("decode_children_restarts_total")
         pool = build_pool(settings, lambda reason: restarts.labels(reason).inc())
         observer = TelemetryObserver(metrics, self._tracing.tracer)
+        models = ServedModels(self._engine, self._adapters, settings.default_model)
         services = Services(
             engine=self._engine,
-            models=ServedModels(self._engine, self._adapters, settings.default_model),
+            models=models,
             adapters=self._adapters,
             access=self._access,
+            jobs=build_jobs(
+                settings,
+                source=pool,
+                engine=self._engine,
+                models=models,
+                gate=gate,
+                metrics=metrics,
+                reading=observer,
+            ),
             gate=gate,
             reader=DocumentReader(
                 source=pool, engine=self._engine, gate=gate, limits=build_limits(settings), observer=observer
@@ -242,6 +293,7 @@ class _Composition:
                 body_idle_s=settings.body_idle_s,
                 body_total_s=settings.body_total_s,
                 deadline_s=settings.deadline_s,
+                document_deadline_s=settings.document_deadline_s,
                 max_new_tokens=settings.max_new_tokens,
                 max_frames=settings.max_frames,
                 max_pdf_pages=settings.max_pdf_pages,
@@ -259,6 +311,9 @@ class _Composition:
         A failure is logged and reported to `on_failed`, since no one awaits this task.
         """
         try:
+            if services.jobs is not None:
+                # Before the model is loaded, which takes time: the folder may be unusable.
+                await services.jobs.open()
             await pool.start()
             await self._engine.start()
             check_default_model(self._settings, self._engine)
@@ -275,6 +330,8 @@ class _Composition:
             return
         services.monitor.engine_ready(version())
         await services.monitor.refresh()
+        if services.jobs is not None:
+            services.jobs.start()
         self._has_started = True
         logger.info(
             "ready", extra={"fields": {"model": self._engine.info.model_id, "device": self._engine.info.device}}
@@ -313,6 +370,8 @@ class _Composition:
             loading.add_done_callback(self._loading_ended)
             if self._adapters is not None:
                 stack.push_async_callback(self._adapters.stop)
+            if services.jobs is not None:
+                stack.push_async_callback(services.jobs.stop)
             stack.push_async_callback(_end, loading)
             yield {"services": services}
             services.gate.drain()
@@ -358,7 +417,7 @@ def create_app(
         # A redirect would make clients send the document again, behind a TLS proxy to an http:// address.
         redirect_slashes=False,
     )
-    for part in (ocr, preview, chat, mistral, external_loader, health, models, adapters, playground):
+    for part in (ocr, jobs, preview, chat, mistral, external_loader, health, models, adapters, playground):
         app.include_router(part.router)
     app.include_router(adapters.admin_router)
     app.add_exception_handler(DeepSynthError, on_known_error)

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Annotated, Self
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.errors import ConfigurationError
+from service.jobs.origins import parse_origins, parse_secret
 from service.ocr.outcome import MIN_CONFIDENCE, BlankPages
 
 PREFIX = "DEEPSYNTH_"
@@ -136,6 +137,9 @@ class ServiceSettings(BaseSettings):
     deadline_s: Annotated[float, Field(gt=0, le=3600)] = 120.0
     """Maximum time until a request's next page is finished, in seconds, counted from the end of its upload: a long
     document has as long as its pages need. Pages that are missing then have failed; without any page, 504."""
+    document_deadline_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    """Maximum time for all pages of a request, in seconds, such as the limit of a proxy in front; none when unset. A
+    document that cannot be read in that time, at the pace of the pages before it, is refused at once."""
     blank_pages: BlankPages = BlankPages.SKIP
     """What to do with pages that show no print: `skip` reports them as blank, `read` lets the model read them."""
     min_confidence: Annotated[float, Field(ge=0, le=1)] = MIN_CONFIDENCE
@@ -195,6 +199,29 @@ class ServiceSettings(BaseSettings):
     admin_key: Annotated[SecretStr, Field(min_length=16, max_length=200)] | None = None
     """Key with which operators pin, roll back and refuse adapters; at least 16 characters. Disabled when unset."""
 
+    job_dir: Path | None = None
+    """Folder for the documents and results of jobs (`POST /jobs`), not shared with another service; no jobs are taken
+    when unset."""
+    job_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of DEEPSYNTH_OCR_BATCH_SIZE that pages of jobs may take at once, at least one page; the rest is left for
+    requests, also while there are none."""
+    job_max_pages: Annotated[int, Field(ge=1, le=5000)] = 1000
+    """Maximum pages per job."""
+    job_max_unfinished: Annotated[int, Field(ge=1, le=100_000)] = 100
+    """Maximum jobs that wait or run; further ones get 429."""
+    job_max_bytes: Annotated[int, Field(ge=MIB)] = 2048 * MIB
+    """Maximum bytes of documents and results of jobs; further jobs get 507."""
+    job_ttl_s: Annotated[float, Field(gt=0, le=31_536_000)] = 86_400.0
+    """How long a job is kept after its end, in seconds; then its document and result are erased."""
+    job_owner_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] | None = None
+    """Request header whose value says whose a job is, such as `X-Forwarded-User`, where a proxy authenticates clients
+    and always sets it; when unset, the key of the request."""
+    job_webhook_origins: str | None = None
+    """Where webhooks may be sent when a job ends, such as `https://hooks.example.org,http://10.0.0.5:8080`; nowhere
+    when unset."""
+    job_webhook_secret: SecretStr | None = None
+    """Signs webhooks: `whsec_` and 24 to 64 bytes in base64, as of `echo whsec_$(openssl rand -base64 32)`."""
+
     drain_grace_s: Annotated[float, Field(ge=0, le=300)] = 0.0
     """How long a stopping process still serves requests while `/readyz` says 503, so that load balancers notice; in
     seconds."""
@@ -236,7 +263,29 @@ class ServiceSettings(BaseSettings):
             )
         if self.max_side_px**2 < self.max_pixels:
             raise ValueError("DEEPSYNTH_MAX_PIXELS is more than DEEPSYNTH_MAX_SIDE_PX squared")
+        if self.job_max_bytes < self.max_upload_bytes:
+            raise ValueError(
+                "DEEPSYNTH_JOB_MAX_BYTES is smaller than DEEPSYNTH_MAX_UPLOAD_BYTES, so a document may never fit"
+            )
+        if self.job_webhook_origins is not None and self.job_webhook_secret is None:
+            raise ValueError(
+                "DEEPSYNTH_JOB_WEBHOOK_ORIGINS is set, but not DEEPSYNTH_JOB_WEBHOOK_SECRET, which signs them"
+            )
         return self
+
+    @field_validator("job_webhook_origins")
+    @classmethod
+    def _check_origins(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_origins(value)
+        return value
+
+    @field_validator("job_webhook_secret")
+    @classmethod
+    def _check_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            parse_secret(value.get_secret_value())
+        return value
 
     @classmethod
     def settings_customise_sources(

@@ -16,6 +16,7 @@ from service.admission.request import RequestRecord, record_of
 from service.engine.protocol import EngineHandle, EngineState
 from service.errors import DrainingError, NotReadyError
 from service.intake.pool import ImagePool
+from service.jobs.manager import JobManager
 from service.monitor import Monitor
 from service.ocr.formats.output_format import PdfMaker
 from service.ocr.metrics import TelemetryObserver
@@ -32,6 +33,7 @@ class RequestBounds:
     body_idle_s: float
     body_total_s: float
     deadline_s: float
+    document_deadline_s: float | None
     max_new_tokens: int
     max_frames: int
     max_pdf_pages: int
@@ -49,6 +51,8 @@ class Services:
     adapters: AdapterManager | None
     """None if adapters are not served."""
     access: Access
+    jobs: JobManager | None
+    """None if this service takes no jobs."""
     gate: Gate
     reader: DocumentReader
     pdf_maker: PdfMaker

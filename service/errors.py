@@ -7,31 +7,33 @@ nothing of HTTP frameworks, images or engines.
     |- ClientError                                client_error
     |  |- MalformedBodyError, MalformedJsonError, InvalidHostError, UnsupportedParameterError
     |  |                                     400
-    |  |- KeyMissingError, KeyInvalidError, AdminKeyError
+    |  |- KeyMissingError, KeyInvalidError, AdminKeyError, JobKeyError
     |  |                                     401
     |  |- KeyScopeError, AdminOffError       403
-    |  |- NotFoundError, ModelNotFoundError  404
+    |  |- NotFoundError, ModelNotFoundError, JobNotFoundError
+    |  |                                     404
     |  |- MethodNotAllowedError              405
     |  |- NotAcceptableError                 406
     |  |- BodyTimeoutError                   408
-    |  |- ModelRefusedError, AdapterConflictError, AdaptersOffError
+    |  |- ModelRefusedError, AdapterConflictError, AdaptersOffError, JobsOffError, JobNotFinishedError
     |  |                                     409
     |  |- TooLargeError                      413
     |  |  |- UploadTooLargeError, TooManyPixelsError, TooManyVisionTokensError
     |  |- UnsupportedTypeError               415
     |  |  |- NotMultipartError, NotJsonError, UnsupportedFormatError, UnsupportedPixelsError
     |  `- UnprocessableError                 422
-    |     |- InvalidFieldError, RemoteUrlError, InvalidDataUrlError, NoTextError
-    |     |- EmptyFileError, UndecodableError, TooManyPagesError, PageOutOfRangeError,
-    |     |  AspectRatioError, PdfEncryptedError
+    |     |- InvalidFieldError, RemoteUrlError, InvalidDataUrlError, NoTextError, WebhookNotAllowedError
+    |     |- EmptyFileError, UndecodableError, TooManyPagesError, DocumentTooLongError,
+    |     |  PageOutOfRangeError, AspectRatioError, PdfEncryptedError
     |     `- DecodeTimeoutError, DecodeMemoryError, DecodeCrashError
     |- CapacityError
-    |  |- QueueFullError, KeyRateError, KeyConcurrencyError, TooManyWrongKeysError
+    |  |- QueueFullError, KeyRateError, KeyConcurrencyError, TooManyWrongKeysError, JobQueueFullError
     |  |                                     429  rejected
-    |  `- NotReadyError, AdapterNotReadyError, DrainingError, EngineLostError, DecodeKilledError
-    |                                        503  unavailable
+    |  |- NotReadyError, AdapterNotReadyError, DrainingError, EngineLostError, DecodeKilledError
+    |  |                                     503  unavailable
+    |  `- JobStorageFullError                507  unavailable
     |- DeadlineError                         504  timeout
-    |- EngineError                           500  server_error
+    |- EngineError, JobInterruptedError      500  server_error
     |- InternalError                         500  server_error
     `- ClientGoneError                       499  client_disconnect (counted, never sent)
 
@@ -57,7 +59,7 @@ class DeepSynthError(Exception):
     code: ClassVar[str] = ""
     title: ClassVar[str] = ""
     outcome: ClassVar[str] = "server_error"
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
     rejection: ClassVar[str | None] = None
     """Its label in `deepsynth_image_rejected_total`; None if the file is not the cause."""
 
@@ -139,6 +141,14 @@ class AdminKeyError(ClientError):
     title = "This route needs an admin key: Authorization: Bearer KEY."
 
 
+class JobKeyError(ClientError):
+    """A list of jobs was asked for without a key, which says whose."""
+
+    status = 401
+    code = "job_key_required"
+    title = "GET /jobs lists the jobs of one client: send the key that they were submitted with."
+
+
 class AdminOffError(ClientError):
     """The route needs an admin key, and there is none."""
 
@@ -163,6 +173,14 @@ class ModelNotFoundError(ClientError):
     title = "This model does not exist; GET /v1/models lists the served models."
 
 
+class JobNotFoundError(ClientError):
+    """No such job, or it belongs to another key."""
+
+    status = 404
+    code = "job_not_found"
+    title = "This job does not exist, has been erased, or was submitted with another key."
+
+
 class ModelRefusedError(ClientError):
     """The request names an adapter that was refused."""
 
@@ -185,6 +203,23 @@ class AdaptersOffError(ClientError):
     status = 409
     code = "adapters_off"
     title = "DEEPSYNTH_ADAPTER_DIR is not set, so no adapters are served."
+
+
+class JobsOffError(ClientError):
+    """No folder for jobs is configured."""
+
+    status = 409
+    code = "jobs_off"
+    title = "DEEPSYNTH_JOB_DIR is not set, so this service takes no jobs."
+
+
+class JobNotFinishedError(ClientError):
+    """A whole document was asked for while its pages are being read."""
+
+    status = 409
+    code = "job_not_finished"
+    title = "The job is not finished; until then, its result is JSON with the pages that are."
+    retryable = True
 
 
 class MethodNotAllowedError(ClientError):
@@ -311,6 +346,13 @@ class NoTextError(UnprocessableError):
     title = "No text was found in the document."
 
 
+class WebhookNotAllowedError(UnprocessableError):
+    """A webhook to an address that the operator has not listed."""
+
+    code = "webhook_not_allowed"
+    title = "webhook_url is not at one of the origins that DEEPSYNTH_JOB_WEBHOOK_ORIGINS lists."
+
+
 class EmptyFileError(UnprocessableError):
     """The file has no bytes."""
 
@@ -333,6 +375,13 @@ class TooManyPagesError(UnprocessableError):
     code = "too_many_pages"
     title = "The document exceeds the maximum number of pages; select some with the field pages."
     rejection = "too_many_pages"
+
+
+class DocumentTooLongError(UnprocessableError):
+    """At the pace of the pages before, a document would not be finished before its deadline."""
+
+    code = "document_too_long"
+    title = "The document cannot be read before its deadline; limit is the number of pages that can."
 
 
 class PageOutOfRangeError(UnprocessableError):
@@ -440,6 +489,23 @@ class TooManyWrongKeysError(CapacityError):
     outcome = "rejected"
 
 
+class JobQueueFullError(CapacityError):
+    """The maximum of unfinished jobs is reached; raised before the body is read."""
+
+    status = 429
+    code = "job_queue_full"
+    title = "Too many jobs are unfinished; retry later."
+    outcome = "rejected"
+
+
+class JobStorageFullError(CapacityError):
+    """The documents and results of jobs take all the space that they may, or all that there is."""
+
+    status = 507
+    code = "job_storage_full"
+    title = "There is no space for another job; erase finished ones, or retry later."
+
+
 class NotReadyError(CapacityError):
     """The model is still loading."""
 
@@ -490,6 +556,13 @@ class EngineError(DeepSynthError):
 
     code = "engine_failed"
     title = "The engine failed on this request."
+
+
+class JobInterruptedError(DeepSynthError):
+    """The process ended several times while it read the same pages of a job, which may be why."""
+
+    code = "job_interrupted"
+    title = "The service ended each time it tried to read this page."
 
 
 class InternalError(DeepSynthError):

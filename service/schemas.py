@@ -100,6 +100,69 @@ class OcrAnswer(Wire):
     pages: list[PageAnswer]
 
 
+class WebhookAnswer(Wire):
+    """The message that tells of a job's end."""
+
+    url: str
+    status: Literal["waiting", "delivered", "failed"]
+    """`waiting`: for the job's end, or for another attempt. `failed`: given up."""
+    attempts: int
+
+
+class JobSummary(Wire):
+    """A document that is read in the background. Times are in seconds since 1970."""
+
+    id: str
+    state: Literal["waiting", "running", "done", "failed"]
+    """`done`: every page is finished. `failed`: so it is, and none could be read; error says why."""
+    name: str
+    """The file's."""
+    model_id: str
+    """An adapter as `name@version` once reading has begun."""
+    task: str
+    created: int
+    started: int | None
+    ended: int | None
+    expires: int | None
+    """When it will be erased; null until it has ended."""
+    num_pages: int
+    num_finished: int
+    """Pages with an outcome, failed ones among them."""
+    num_failed: int
+    error: PageError | None
+    """Of a job that failed: that of its first page."""
+    webhook: WebhookAnswer | None
+
+
+class JobPage(Wire):
+    """Progress of one page."""
+
+    page: int
+    status: Literal["ok", "blank", "unreadable", "failed"] | None
+    """Null until it is finished."""
+
+
+class JobAnswer(JobSummary):
+    """A job with each of its pages."""
+
+    pages: list[JobPage]
+
+
+class JobsAnswer(Wire):
+    """Jobs, newest first."""
+
+    jobs: list[JobSummary]
+    next: str | None
+    """The value of `before` for the jobs that follow; null if there are none."""
+
+
+class JobResult(OcrAnswer):
+    """What a job has read: the answer of `POST /ocr`, with those pages alone that are finished."""
+
+    status: Literal["incomplete", "ok", "partial"]  # type: ignore[assignment] # wider than that of POST /ocr
+    """`incomplete`: pages are still being read. `partial`: some pages failed."""
+
+
 class Problem(BaseModel):
     """An error in the format of RFC 9457; further members depend on the code."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -13,16 +14,30 @@ Result = TypeVar("Result")
 
 
 class Deadline:
-    """Passes when nothing has been finished for `seconds`, so a long document has as long as its pages need."""
+    """Passes when nothing has been finished for `seconds`, so a long document has as long as its pages need.
 
-    def __init__(self, seconds: float) -> None:
+    Args:
+        seconds: From now, and again from each finished page.
+        total_s: From now for everything; None: no limit.
+    """
+
+    def __init__(self, seconds: float, total_s: float | None = None) -> None:
         self._seconds = seconds
-        self._at_s = asyncio.get_running_loop().time() + seconds
+        self._end_s = math.inf if total_s is None else asyncio.get_running_loop().time() + total_s
+        self._at_s = self._next_s()
         self._timeout: asyncio.Timeout | None = None
+
+    def _next_s(self) -> float:
+        return min(asyncio.get_running_loop().time() + self._seconds, self._end_s)
+
+    @property
+    def total_left_s(self) -> float:
+        """Seconds until it passes however many pages are finished; infinite without such a limit."""
+        return self._end_s - asyncio.get_running_loop().time()
 
     def renew(self) -> None:
         """A page has been finished."""
-        self._at_s = asyncio.get_running_loop().time() + self._seconds
+        self._at_s = self._next_s()
         # One that has expired is already cancelling its block, and can no longer be moved.
         if self._timeout is not None and not self._timeout.expired():
             self._timeout.reschedule(self._at_s)

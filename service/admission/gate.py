@@ -71,7 +71,7 @@ class Gate:
         self._num_running = 0
         self._service_s = 1.0
         self._is_leaving = False
-        self._is_draining = False
+        self._draining = asyncio.Event()
 
     @property
     def capacity(self) -> int:
@@ -96,7 +96,7 @@ class Gate:
     @property
     def is_draining(self) -> bool:
         """Whether new requests are rejected."""
-        return self._is_draining
+        return self._draining.is_set()
 
     def admit(self) -> Permit:
         """Admit a request.
@@ -108,7 +108,7 @@ class Gate:
             DrainingError: The process is shutting down.
             QueueFullError: The service is at capacity; the error says when to retry.
         """
-        if self._is_draining:
+        if self.is_draining:
             raise DrainingError
         if self._num_waiting + self._num_running >= self._capacity:
             raise QueueFullError(retry_after_s=self._retry_after_s())
@@ -138,4 +138,9 @@ class Gate:
 
     def drain(self) -> None:
         """Reject new requests from now on."""
-        self._is_leaving = self._is_draining = True
+        self._is_leaving = True
+        self._draining.set()
+
+    async def until_draining(self) -> None:
+        """Wait until new requests are rejected."""
+        await self._draining.wait()

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable
 
 from service.engine.protocol import SequenceTimings
+from service.errors import DeepSynthError
 from service.ocr.reader import DocumentResult, PageResult
 from service.schemas import OcrAnswer, PageAnswer, PageError, RegionAnswer, TimingsAnswer, UsageAnswer
 
@@ -31,7 +32,7 @@ def to_answer(document: DocumentResult, *, receive_s: float, latency_s: float) -
     return OcrAnswer(
         id=f"ocr-{uuid.uuid4().hex}",
         status="partial" if document.is_partial else "ok",
-        text=_well_formed(document.text),
+        text=well_formed(document.text),
         model_id=document.model_id,
         seed=document.seed,
         finish_reason=document.finish_reason.value,
@@ -62,23 +63,26 @@ def to_page_answer(page: PageResult) -> PageAnswer:
     return PageAnswer(
         page=page.page,
         status=page.status.value,
-        error=None
-        if error is None
-        else PageError(code=error.code, title=error.title, retryable=error.retryable, **error.public),
+        error=None if error is None else to_page_error(error),
         warnings=["damaged_image"] if page.is_damaged else [],
-        text=_well_formed(page.text),
+        text=well_formed(page.text),
         width_px=page.width_px,
         height_px=page.height_px,
         finish_reason=None if finish_reason is None else finish_reason.value,
         confidence=_rounded(page.confidence),
         regions=[
-            RegionAnswer(label=_well_formed(region.label), box_px=region.box_px, text=_well_formed(region.text))
+            RegionAnswer(label=well_formed(region.label), box_px=region.box_px, text=well_formed(region.text))
             for region in page.regions
         ],
     )
 
 
-def _well_formed(text: str) -> str:
+def to_page_error(error: DeepSynthError) -> PageError:
+    """An error as an answer contains it."""
+    return PageError(code=error.code, title=error.title, retryable=error.retryable, **error.public)
+
+
+def well_formed(text: str) -> str:
     """Text that UTF-8 can encode: lone surrogates, which no Unicode text has, become U+FFFD."""
     try:
         text.encode()

@@ -16,6 +16,7 @@ from typing import Protocol, cast
 
 from service.admission.deadline import Deadline
 from service.admission.gate import Gate, Permit
+from service.admission.slots import PageSlots
 from service.engine.protocol import (
     EngineHandle,
     SequenceDelta,
@@ -28,6 +29,7 @@ from service.errors import (
     DeadlineError,
     DecodeTimeoutError,
     DeepSynthError,
+    DocumentTooLongError,
     EngineError,
     EngineLostError,
     InternalError,
@@ -47,6 +49,8 @@ from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.grounding import Region, parse_grounded
 
 PAGE_BREAK = "\n\n"
+PACE_SMOOTHING = 0.2
+"""Weight of the newest page in the time that a page is expected to take."""
 MAX_SLOW_PAGES = 3
 """After so many pages that took too long to decode, the rest of a file is not tried: others wait for its process."""
 LABELS_ARE_TEXT = {Task.OCR, Task.LOCATE}
@@ -116,7 +120,7 @@ class _Reading:
     num_before: int
     """Pages of the files before this one."""
     request: OcrRequest
-    permit: Permit
+    permit: Permit | None
     finish: PageSink
     on_delta: DeltaSink | None
     slow: list[int] = field(default_factory=list)
@@ -165,7 +169,17 @@ class DocumentResult:
 
 
 class DocumentReader:
-    """Reads documents; holds no state of any of them."""
+    """Reads documents; holds no state of any of them.
+
+    Args:
+        source: Turns files into pages.
+        engine: Reads pages.
+        gate: Of the requests.
+        limits: Bounds on documents.
+        observer: Counts pages and times.
+        slots: Where each page takes a slot; None for the gate's own.
+        clock: In seconds.
+    """
 
     def __init__(
         self,
@@ -175,11 +189,14 @@ class DocumentReader:
         gate: Gate,
         limits: IntakeLimits,
         observer: TelemetryObserver,
+        slots: PageSlots | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
         self._engine = engine
         self._gate = gate
+        self._slots = slots or gate.page_slots
+        self._page_s = 0.0
         self.limits = limits
         self._observer = observer
         self._clock = clock
@@ -188,7 +205,7 @@ class DocumentReader:
         self,
         data: bytes | Sequence[bytes],
         request: OcrRequest,
-        permit: Permit,
+        permit: Permit | None,
         *,
         deadline: Deadline | None = None,
         on_delta: DeltaSink | None = None,
@@ -199,7 +216,7 @@ class DocumentReader:
         Args:
             data: The file, or several whose pages are numbered as those of one document.
             request: A checked request; its selection is of one file.
-            permit: The request's place; marked running with the first page.
+            permit: The request's place, marked running with the first page; None: it has none.
             deadline: Renewed by each finished page; when it passes, the pages that are missing have failed. None: none.
             on_delta: Called with each piece of text as it arrives, pages interleaved.
             on_page: Called with each page when it is finished, in the order in which they finish.
@@ -227,6 +244,8 @@ class DocumentReader:
         def begin(document: Document, pages: Sequence[int]) -> _Reading:
             num_before = sum(len(reading.pages) for reading in readings)
             self._check_total(num_before + len(pages))
+            if deadline is not None:
+                self._check_time(num_before + len(pages) - len(finished), deadline)
             readings.append(_Reading(document, pages, num_before, request, permit, finish, on_delta))
             return readings[-1]
 
@@ -236,6 +255,8 @@ class DocumentReader:
                 await self._read_files(documents, begin)
         except DeadlineError as error:
             late = error
+            # Alone, and without one page in all that time: the same again would end the same way.
+            late.retryable = bool(finished) or self._gate.num_waiting + self._gate.num_running > 1
         finally:
             for document in documents:
                 self._source.close(document)
@@ -275,6 +296,16 @@ class DocumentReader:
         if num_pages > most:
             raise TooManyPagesError(public={"limit": most})
 
+    def _check_time(self, num_pages: int, deadline: Deadline) -> None:
+        """Refuse what would certainly be late: pages are taken to be read in full batches, as quickly as lately."""
+        if not self._page_s or math.isinf(deadline.total_left_s):
+            return
+        batch_size = self._engine.info.batch_size
+        # One batch is always tried: times of pages differ.
+        most = max(int(deadline.total_left_s / self._page_s), 1) * batch_size
+        if num_pages > most:
+            raise DocumentTooLongError(public={"limit": most})
+
     async def cut(self, data: bytes, places: Sequence[tuple[int, Box]]) -> list[bytes]:
         """Cut figures out of a document, each from its page decoded once more.
 
@@ -309,11 +340,12 @@ class DocumentReader:
             return
         start_s = self._clock()
         with self._observer.waiting():
-            await self._gate.page_slots.acquire()
+            await self._slots.acquire()
         slot_wait_s = self._clock() - start_s
         is_handed_over = False
         try:
-            reading.permit.mark_running()
+            if reading.permit is not None:
+                reading.permit.mark_running()
             page, decode_s = await self._decode(reading.document, reading.request, page_of_file)
             result = PageResult(
                 number,
@@ -329,7 +361,7 @@ class DocumentReader:
                 return
             task = group.create_task(self._read_page(page, result, reading))
             # Not in the coroutine: a task that is cancelled before it starts never runs its body.
-            task.add_done_callback(lambda _: self._gate.page_slots.release())
+            task.add_done_callback(lambda _: self._slots.release())
             is_handed_over = True
         except DeepSynthError as error:
             if isinstance(error, DecodeTimeoutError):
@@ -337,7 +369,7 @@ class DocumentReader:
             reading.finish(PageResult(number, PageStatus.FAILED, error=error, slot_wait_s=slot_wait_s))
         finally:
             if not is_handed_over:
-                self._gate.page_slots.release()
+                self._slots.release()
 
     async def _decode(self, document: Document, request: OcrRequest, number: int) -> tuple[DecodedPage, float]:
         start_s = self._clock()
@@ -399,10 +431,16 @@ class DocumentReader:
                                 on_delta(page, text)
                         case SequenceResult():
                             inference.finished(event)
+                            self._note_pace(event)
                             return event
                         case SequenceFailure(code=code, detail=detail):
                             raise _failure(code, detail)
         raise EngineLostError("the engine's events ended without a result")
+
+    def _note_pace(self, result: SequenceResult) -> None:
+        timings = result.timings
+        page_s = timings.encode_s + timings.prefill_s + timings.generate_s
+        self._page_s += (PACE_SMOOTHING if self._page_s else 1.0) * (page_s - self._page_s)
 
 
 def _failure(code: str, detail: str) -> DeepSynthError:

@@ -385,7 +385,7 @@ async def complete_chat(request: Request, services: ServicesDep, record: RecordD
     with services.observer.receiving() as received:
         chat = await _receive(request, services)
         received(sum(map(len, chat.files)))
-    deadline = Deadline(services.bounds.deadline_s)
+    deadline = Deadline(services.bounds.deadline_s, services.bounds.document_deadline_s)
     if chat.streams:
         return EventStream(partial(_stream, services, permit, chat, deadline), error_event=_error_event, record=record)
     return await run_for_client(request, _complete(services, permit, chat, deadline))

@@ -74,7 +74,7 @@ async def load_document(request: Request, services: ServicesDep, record: RecordD
         min_confidence=services.bounds.min_confidence,
     )
     name = file_name(request.headers.get("x-filename", ""))
-    deadline = Deadline(services.bounds.deadline_s)
+    deadline = Deadline(services.bounds.deadline_s, services.bounds.document_deadline_s)
     return await run_for_client(request, _read(services, permit, data, ocr_request, deadline, name))
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, get_args
+from typing import Any, Generic, TypeVar, get_args
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -87,6 +87,7 @@ class OcrFields(BaseModel):
         return self
 
 
+FieldsT = TypeVar("FieldsT", bound=OcrFields)
 MAX_FIELDS = 64
 """More than there are, so that an unknown or repeated field is named instead of the form being refused as a whole."""
 _FILENAME = re.compile(rb";\s*filename\s*=", re.IGNORECASE)
@@ -95,13 +96,13 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
-class OcrForm:
+class OcrForm(Generic[FieldsT]):
     """A received form."""
 
     data: bytes
     name: str
     """The file's, safe to show and to store."""
-    fields: OcrFields
+    fields: FieldsT
 
 
 class BoundedBody:
@@ -173,12 +174,13 @@ class _InMemoryParser(MultiPartParser):
         self.is_complete = True
 
 
-async def receive_form(request: Request, bounds: RequestBounds) -> OcrForm:
+async def receive_form(request: Request, bounds: RequestBounds, kind: type[FieldsT]) -> OcrForm[FieldsT]:
     """Receive and validate a form and the options in the query string.
 
     Args:
         request: Its body must not have been read.
         bounds: Limits.
+        kind: What the route takes.
 
     Returns:
         The file and the fields.
@@ -189,7 +191,7 @@ async def receive_form(request: Request, bounds: RequestBounds) -> OcrForm:
     """
     # Before the body: a misspelt option does not cost an upload.
     in_url = request.query_params.multi_items()
-    _by_name(in_url)
+    _by_name(in_url, kind)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         raise NotMultipartError
     bounded = BoundedBody(request, bounds)
@@ -208,7 +210,7 @@ async def receive_form(request: Request, bounds: RequestBounds) -> OcrForm:
         if bounded.received_bytes and not parser.is_complete:
             parser.close_files()
             raise MalformedBodyError(public={"reason": "the body ends before its closing boundary"})
-        fields = parse_fields([*in_url, *items])
+        fields = parse_fields([*in_url, *items], kind)
         data, name = await _file(items, bounds)
         return OcrForm(data, name, fields)
     finally:
@@ -224,11 +226,12 @@ async def _file(items: list[tuple[str, Any]], bounds: RequestBounds) -> tuple[by
     return await files[0].read(), safe_name(files[0].filename)
 
 
-def parse_fields(items: Iterable[tuple[str, Any]]) -> OcrFields:
+def parse_fields(items: Iterable[tuple[str, Any]], kind: type[FieldsT]) -> FieldsT:
     """Validate the options.
 
     Args:
         items: Names and values in the order sent; the file is skipped.
+        kind: What the route takes.
 
     Returns:
         The fields.
@@ -237,14 +240,14 @@ def parse_fields(items: Iterable[tuple[str, Any]]) -> OcrFields:
         InvalidFieldError: A field is unknown, repeated or not valid; the error says which, without quoting values.
     """
     try:
-        return OcrFields.model_validate(_by_name(items))
+        return kind.model_validate(_by_name(items, kind))
     except ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
         field = str(problem["loc"][0]) if problem["loc"] else "query"
-        raise InvalidFieldError(public={"field": field, "expected": _expected(problem["type"], field)}) from error
+        raise InvalidFieldError(public={"field": field, "expected": _expected(problem["type"], field, kind)}) from error
 
 
-def _by_name(items: Iterable[tuple[str, Any]]) -> dict[str, str]:
+def _by_name(items: Iterable[tuple[str, Any]], kind: type[OcrFields]) -> dict[str, str]:
     """The options that are not empty; `InvalidFieldError` for unknown and repeated ones."""
     given: dict[str, str] = {}
     sent: set[str] = set()
@@ -252,8 +255,8 @@ def _by_name(items: Iterable[tuple[str, Any]]) -> dict[str, str]:
         is_file = isinstance(value, UploadFile)
         if is_file and name == FILE_FIELD:
             continue
-        if is_file or name not in OcrFields.model_fields:
-            raise _unknown(name, is_file=is_file)
+        if is_file or name not in kind.model_fields:
+            raise _unknown(name, kind, is_file=is_file)
         if name in sent:
             raise InvalidFieldError(public={"field": name, "expected": "one value; it was sent more than once"})
         sent.add(name)
@@ -262,9 +265,9 @@ def _by_name(items: Iterable[tuple[str, Any]]) -> dict[str, str]:
     return given
 
 
-def _unknown(name: str, *, is_file: bool) -> InvalidFieldError:
+def _unknown(name: str, kind: type[OcrFields], *, is_file: bool) -> InvalidFieldError:
     """Names the field if that is plain text, and the known one that is nearest to it."""
-    known = [FILE_FIELD, *OcrFields.model_fields]
+    known = [FILE_FIELD, *kind.model_fields]
     if name == FILE_FIELD:
         return InvalidFieldError(public={"field": name, "expected": "one file, sent in the form with a file name"})
     if name in known:
@@ -287,9 +290,9 @@ def unknown_field(name: str, known: Sequence[str]) -> InvalidFieldError:
     return InvalidFieldError(public=public | ({"did_you_mean": near[0]} if near else {}))
 
 
-def _expected(kind: str, field: str) -> str | list[str]:
+def _expected(problem: str, field: str, kind: type[OcrFields]) -> str | list[str]:
     """What is valid for a field, in fixed words that quote no value."""
-    annotation = OcrFields.model_fields[field].annotation
+    annotation = kind.model_fields[field].annotation
     for kind_of_value in (annotation, *get_args(annotation)):
         if isinstance(kind_of_value, type) and issubclass(kind_of_value, Enum):
             return [str(choice) for choice in kind_of_value]
@@ -307,4 +310,4 @@ def _expected(kind: str, field: str) -> str | list[str]:
         "greater_than_equal": "a number from 1",
         "bool_parsing": "true or false",
         "string_too_long": "a shorter text",
-    }.get(kind, "a valid value")
+    }.get(problem, "a valid value")

@@ -281,7 +281,7 @@ async def read_as_mistral(request: Request, services: ServicesDep, record: Recor
     with services.observer.receiving() as received:
         asked, data, ocr_request = await _receive(request, services)
         received(len(data))
-    deadline = Deadline(services.bounds.deadline_s)
+    deadline = Deadline(services.bounds.deadline_s, services.bounds.document_deadline_s)
     return await run_for_client(request, _read(services, permit, asked, data, ocr_request, deadline))
 
 

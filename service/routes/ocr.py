@@ -14,7 +14,8 @@ from service.admission.deadline import Deadline, run_to_outcome
 from service.admission.gate import Permit
 from service.admission.request import RequestRecord
 from service.deps import RecordDep, Services, ServicesDep, require_ready
-from service.errors import InvalidFieldError
+from service.errors import InvalidFieldError, TooManyPagesError
+from service.intake.limits import IntakeLimits
 from service.ocr.answer import to_answer
 from service.ocr.formats.document import ReadDocument
 from service.ocr.formats.output_format import OutputFormat
@@ -25,8 +26,8 @@ from service.routes import stream
 from service.routes.accept import choose_format
 from service.routes.auth import use_key
 from service.routes.disposition import content_disposition
-from service.routes.form import FILE_FIELD, OcrFields, OcrForm, receive_form
-from service.routes.reading import read_leased
+from service.routes.form import FILE_FIELD, FieldsT, OcrFields, OcrForm, receive_form
+from service.routes.reading import point_to_jobs, read_leased
 from service.routes.stream import ReadingStream, until_disconnect
 from service.schemas import OcrAnswer, Problem
 
@@ -36,9 +37,9 @@ router = APIRouter(tags=["ocr"], dependencies=[Depends(use_key), Depends(require
 _FORMATS = "PNG, JPEG, WebP, TIFF, GIF, BMP, JPEG 2000, AVIF, HEIC or PDF."
 
 
-def _description() -> dict[str, Any]:
+def form_description(kind: type[OcrFields]) -> dict[str, Any]:
     """OpenAPI's description of the options and the form, which the handler parses itself, after admission."""
-    schema = OcrFields.model_json_schema()
+    schema = kind.model_json_schema()
     definitions = schema.pop("$defs", {})
     for field in schema["properties"].values():
         reference = field.pop("$ref", "").rpartition("/")[2]
@@ -79,24 +80,42 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("/api/ocr/run", response_model=OcrAnswer, responses=_RESPONSES, openapi_extra=_description())
-@router.post("/ocr", response_model=OcrAnswer, responses=_RESPONSES, openapi_extra=_description())
+@router.post("/api/ocr/run", response_model=OcrAnswer, responses=_RESPONSES, openapi_extra=form_description(OcrFields))
+@router.post("/ocr", response_model=OcrAnswer, responses=_RESPONSES, openapi_extra=form_description(OcrFields))
 async def read_document(request: Request, services: ServicesDep, record: RecordDep) -> Response:
     """Read the text of a document."""
     # Admission before the body: a request that is rejected has not uploaded for nothing.
     permit = record.resources.enter_context(services.gate.admit())
     with services.observer.receiving() as received:
         start_s = time.monotonic()
-        form = await receive_form(request, services.bounds)
+        form = await receive_form(request, services.bounds, OcrFields)
         received(len(form.data))
         receive_s = time.monotonic() - start_s
     fields = form.fields
     output = _output(request, fields)
-    ocr_request = parse_request(
+    try:
+        ocr_request = request_of(services, form, services.reader.limits)
+    except TooManyPagesError as error:
+        point_to_jobs(services, error)
+        raise
+    # From the end of the upload.
+    deadline = Deadline(services.bounds.deadline_s, services.bounds.document_deadline_s)
+    work = partial(_answer, services, record, permit, form.data, ocr_request, receive_s, deadline)
+    if fields.stream:
+        return ReadingStream(work, record=record)
+    return await run_to_outcome(
+        _respond(services, form, output, work), disconnected=partial(until_disconnect, request.receive)
+    )
+
+
+def request_of(services: Services, form: OcrForm[FieldsT], limits: IntakeLimits) -> OcrRequest:
+    """The checked request of a form; a `DeepSynthError` says what is wrong with it."""
+    fields = form.fields
+    return parse_request(
         data=form.data,
         info=services.engine.info,
         models=services.models,
-        limits=services.reader.limits,
+        limits=limits,
         max_new_tokens_cap=services.bounds.max_new_tokens,
         task=fields.task,
         query=fields.query,
@@ -108,14 +127,6 @@ async def read_document(request: Request, services: ServicesDep, record: RecordD
         seed=fields.seed,
         blank_pages=fields.blank_pages or services.bounds.blank_pages,
         min_confidence=services.bounds.min_confidence if fields.min_confidence is None else fields.min_confidence,
-    )
-    # From the end of the upload.
-    deadline = Deadline(services.bounds.deadline_s)
-    work = partial(_answer, services, record, permit, form.data, ocr_request, receive_s, deadline)
-    if fields.stream:
-        return ReadingStream(work, record=record)
-    return await run_to_outcome(
-        _respond(services, form, output, work), disconnected=partial(until_disconnect, request.receive)
     )
 
 
@@ -130,14 +141,19 @@ def _output(request: Request, fields: OcrFields) -> OutputFormat:
 
 
 async def _respond(
-    services: Services, form: OcrForm, output: OutputFormat, work: Callable[[], Awaitable[OcrAnswer]]
+    services: Services, form: OcrForm[OcrFields], output: OutputFormat, work: Callable[[], Awaitable[OcrAnswer]]
 ) -> Response:
     document = ReadDocument(await work(), form.fields.task, form.data, form.name, services.reader.limits)
+    return await document_response(services, document, output)
+
+
+async def document_response(services: Services, document: ReadDocument, output: OutputFormat) -> Response:
+    """A document in an output format."""
     with services.observer.rendering(output.name):
         body = await output.render(document, services.pdf_maker)
     headers = {}
     if output is not DEFAULT:
-        headers["content-disposition"] = content_disposition(form.name, output.extension)
+        headers["content-disposition"] = content_disposition(document.name, output.extension)
         headers[STATUS_HEADER] = document.answer.status
     return Response(body, media_type=output.media_type, headers=headers)
 

@@ -58,7 +58,7 @@ _BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"
 async def preview_page(request: Request, services: ServicesDep, record: RecordDep) -> Response:
     """Show one page of a document as it will be read: upright, at most 1600 pixels wide and high."""
     permit = record.resources.enter_context(services.gate.admit())
-    form = await receive_form(request, services.bounds)
+    form = await receive_form(request, services.bounds, OcrFields)
     preview = await run_to_outcome(
         _preview(services, permit, form.data, _page(form.fields)),
         disconnected=partial(until_disconnect, request.receive),

@@ -13,7 +13,8 @@ from fastapi import Request
 from service.admission.deadline import Deadline, run_to_outcome
 from service.admission.gate import Permit
 from service.deps import Services
-from service.ocr.reader import DeltaSink, DocumentResult, PageSink
+from service.errors import DeadlineError, DeepSynthError, DocumentTooLongError, TooManyPagesError
+from service.ocr.reader import DeltaSink, DocumentResult, PageResult, PageSink
 from service.ocr.request import OcrRequest
 from service.routes.stream import until_disconnect
 
@@ -45,18 +46,40 @@ async def read_leased(
     Returns:
         The document.
     """
-    async with AsyncExitStack() as stack:
-        async with deadline.enforced():
-            lease = await stack.enter_async_context(services.models.lease(ocr_request.model_id))
-        if on_model is not None:
-            on_model(lease.model_id)
-        leased = replace(ocr_request, model_id=lease.model_id)
-        document = await services.reader.read(
-            data, leased, permit, deadline=deadline, on_delta=on_delta, on_page=on_page
-        )
-        lease.finished(result.finish_reason for result in document.results)
+
+    def finish(page: PageResult) -> None:
+        if isinstance(page.error, DeadlineError):
+            point_to_jobs(services, page.error)
+        if on_page is not None:
+            on_page(page)
+
+    try:
+        async with AsyncExitStack() as stack:
+            async with deadline.enforced():
+                lease = await stack.enter_async_context(services.models.lease(ocr_request.model_id))
+            if on_model is not None:
+                on_model(lease.model_id)
+            leased = replace(ocr_request, model_id=lease.model_id)
+            document = await services.reader.read(
+                data, leased, permit, deadline=deadline, on_delta=on_delta, on_page=finish
+            )
+            lease.finished(result.finish_reason for result in document.results)
+    except (DeadlineError, DocumentTooLongError, TooManyPagesError) as error:
+        point_to_jobs(services, error)
+        raise
     permit.mark_finished()
     return document
+
+
+def point_to_jobs(services: Services, error: DeepSynthError) -> None:
+    """Tell a client whose document is too long for a request that jobs have no deadline, if this service takes them."""
+    if services.jobs is None:
+        return
+    most = services.jobs.options.limits.max_pdf_pages
+    error.public["advice"] = f"POST /jobs reads up to {most} pages without a deadline"
+    if isinstance(error, DeadlineError) and services.jobs.is_reading:
+        # The request was not alone with the engine, so that it may be in time without the job.
+        error.retryable = True
 
 
 async def run_for_client(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

@@ -78,3 +78,5 @@ def configure_logs(level: str, log_format: str) -> None:
     # It logs client addresses and query strings; the middleware logs one line per request instead.
     logging.getLogger("uvicorn.access").disabled = True
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    # It logs whole URLs, which may contain a webhook's secret.
+    logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -60,6 +60,9 @@ ADAPTER_STAGES = ("verify", "place", "canary", "total")
 ADAPTER_REFUSALS = (*map(str, Reason), "canary_failed", "refused_by_operator", "rolled_back")
 ADAPTER_OUTCOMES = ("fine", "loop", "failure")
 ROLLBACK_CAUSES = ("operator", "automatic")
+JOB_STATES = ("waiting", "running", "done", "failed")
+JOB_OUTCOMES = ("done", "failed", "cancelled")
+WEBHOOK_RESULTS = ("delivered", "retried", "failed", "refused")
 MAX_MODEL_LABELS = 32
 """Models and adapters with series of their own; pages of further ones count as `_other`."""
 RESTART_REASONS = (
@@ -132,7 +135,7 @@ TABLE: tuple[MetricSpec, ...] = (
     _counter("output_tokens_total", "Generated tokens of finished pages."),
     _counter("output_characters_total", "Characters of finished pages."),
     _counter("finished_total", "Finished pages, by finish reason.", finish_reason=FINISH_REASONS),
-    _counter("page_outcomes_total", "Pages of answered requests, by outcome.", status=PAGE_STATUSES),
+    _counter("page_outcomes_total", "Pages of answered requests and of jobs, by outcome.", status=PAGE_STATUSES),
     _counter("blank_input_total", "Pages without print."),
     _histogram("image_pixels", "Pixels of decoded pages.", PIXEL_BUCKETS, format=FORMATS),
     _histogram("upload_bytes", "Bytes of uploaded files.", BYTES_BUCKETS),
@@ -161,6 +164,15 @@ TABLE: tuple[MetricSpec, ...] = (
     _counter("adapter_refusals_total", "Refused versions, by reason.", reason=ADAPTER_REFUSALS),
     _counter("adapter_evictions_total", "Adapters evicted for another."),
     _counter("adapter_rollbacks_total", "Rollbacks, by cause.", cause=ROLLBACK_CAUSES),
+    _gauge("jobs", "Jobs that are kept, by state.", state=JOB_STATES),
+    _gauge("job_bytes", "Bytes of documents and results that are kept for jobs."),
+    _counter("jobs_ended_total", "Jobs by how they ended; cancelled ones were erased before.", outcome=JOB_OUTCOMES),
+    _counter("job_pages_total", "Pages finished by jobs, by outcome.", status=PAGE_STATUSES),
+    _counter(
+        "job_webhooks_total",
+        "Attempts at sending webhooks, by result; failed and refused ones are not tried again.",
+        result=WEBHOOK_RESULTS,
+    ),
     _gauge("build_info", "1, with what is running as labels.", version=(), model_id=(), device=(), dtype=()),
 )
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -215,12 +216,12 @@ def test_mistral_tells_errors_apart(ocr: mistral.Mistral) -> None:
 
 
 @needs_nano
-def test_examples_of_the_documentation_run_and_print_the_text() -> None:
+def test_examples_of_the_documentation_run_and_print_the_text(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 3
     truth = (ROOT / "docs" / "samples" / "sample-block.txt").read_text(encoding="utf-8")
-    with running_server(ENGINE="native") as server:
+    with running_server(ENGINE="native", JOB_DIR=str(tmp_path)) as server:
         for example in examples:
             program = example.replace("http://127.0.0.1:8000", server.url)
             command = [sys.executable, "-W", "error", "-c", program]

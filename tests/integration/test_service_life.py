@@ -158,6 +158,7 @@ async def test_deadline_is_504_and_frees_everything() -> None:
         service.engine.hold()
         response = await service.ocr(png())
         assert (response.status_code, response.json()["code"]) == (504, "deadline_exceeded")
+        assert not response.json()["retryable"]
         assert service.engine.cancelled == [request.sequence_id for request in service.engine.submitted]
         assert service.services.gate.num_running == 0
         service.engine.release()

@@ -34,6 +34,7 @@ LIGHT = (
     "service.engine.sequence",
     "service.frames",
     "service.intake",
+    "service.jobs",
     "service.ocr",
     "service.page_codec",
     "service.routes",

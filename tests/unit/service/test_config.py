@@ -55,6 +55,20 @@ def test_misspelt_name_stops_the_start_with_the_nearest_one(name: str, nearest: 
         load(**{name: "1"})
 
 
+def test_webhooks_need_origins_and_a_secret() -> None:
+    secret = "whsec_" + "QUJD" * 8
+    settings = load(JOB_WEBHOOK_ORIGINS="https://a.example", JOB_WEBHOOK_SECRET=secret)
+    assert settings.job_webhook_secret is not None
+    assert secret not in repr(settings)
+    with pytest.raises(ConfigurationError, match="JOB_WEBHOOK_SECRET, which signs them"):
+        load(JOB_WEBHOOK_ORIGINS="https://a.example")
+    with pytest.raises(ConfigurationError, match=r"DEEPSYNTH_JOB_WEBHOOK_ORIGINS: 'a\.example' is no origin"):
+        load(JOB_WEBHOOK_ORIGINS="a.example", JOB_WEBHOOK_SECRET=secret)
+    with pytest.raises(ConfigurationError, match="DEEPSYNTH_JOB_WEBHOOK_SECRET: a secret is whsec_") as refused:
+        load(JOB_WEBHOOK_SECRET="not-a-good-one")
+    assert "not-a-good-one" not in str(refused.value)
+
+
 def test_unlike_name_is_refused_without_a_guess() -> None:
     with pytest.raises(ConfigurationError, match="DEEPSYNTH_QQQQQQ is not a setting; trainer settings"):
         load_settings({"DEEPSYNTH_QQQQQQ": "1"}, env_file=None)

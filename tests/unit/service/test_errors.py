@@ -33,10 +33,17 @@ def test_docstrings_tree_shows_every_class(code: str) -> None:
 @pytest.mark.parametrize("code", CLASSES)
 def test_outcome_follows_the_status(code: str) -> None:
     cls = CLASSES[code]
-    expected = {429: "rejected", 503: "unavailable", 504: "timeout", 500: "server_error", 499: "client_disconnect"}
+    expected = {
+        429: "rejected",
+        503: "unavailable",
+        504: "timeout",
+        507: "unavailable",
+        500: "server_error",
+        499: "client_disconnect",
+    }
     assert cls.outcome == expected.get(cls.status, "client_error")
 
 
 def test_capacity_errors_say_when_to_come_back() -> None:
     assert all(cls().retry_after_s >= 1 for cls in CLASSES.values() if issubclass(cls, CapacityError))
-    assert {cls.status for cls in CLASSES.values() if issubclass(cls, CapacityError)} == {429, 503}
+    assert {cls.status for cls in CLASSES.values() if issubclass(cls, CapacityError)} == {429, 503, 507}

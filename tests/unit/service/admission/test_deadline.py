@@ -86,6 +86,20 @@ async def test_renewed_deadline_counts_from_then_on() -> None:
         await asyncio.sleep(0)
 
 
+async def test_finished_pages_do_not_move_the_end_of_the_whole() -> None:
+    deadline = Deadline(10, total_s=0.1)
+
+    async def finish_many() -> None:
+        async with deadline.enforced():
+            while True:
+                await asyncio.sleep(0.02)
+                deadline.renew()
+
+    with pytest.raises(DeadlineError):
+        await finish_many()
+    assert deadline.total_left_s <= 0
+
+
 async def test_other_timeouts_within_a_deadline_keep_their_own_error() -> None:
     with pytest.raises(TimeoutError):
         async with Deadline(10).enforced(), asyncio.timeout(0.01):

@@ -14,11 +14,12 @@ from opentelemetry.trace import NoOpTracer
 from service.admission.deadline import Deadline
 from service.admission.gate import Gate
 from service.engine.fake import FakeEngine, fake_tokens
-from service.engine.protocol import SamplingParams, SequenceRequest
+from service.engine.protocol import SamplingParams, SequenceRequest, SequenceTimings
 from service.errors import (
     DeadlineError,
     DecodeTimeoutError,
     DeepSynthError,
+    DocumentTooLongError,
     EngineError,
     EngineLostError,
     ModelNotFoundError,
@@ -102,11 +103,12 @@ class Bench:
         task: Task = Task.FREE,
         max_new_tokens: int = 100,
         deadline_s: float = 60,
+        deadline: Deadline | None = None,
         on_page: PageSink | None = None,
         **options: Any,
     ) -> DocumentResult:
         order = OcrRequest(task, None, Mode.TINY, SamplingParams(max_new_tokens), "fake", None, **options)
-        deadline = Deadline(deadline_s)
+        deadline = deadline or Deadline(deadline_s)
         with self.gate.admit() as permit:
             data = str(num_pages).encode()
             return await self.reader.read(data, order, permit, deadline=deadline, on_page=on_page)
@@ -325,7 +327,7 @@ async def test_deadline_gives_the_finished_pages_and_names_the_others() -> None:
 
         reading = await it.read(3, deadline_s=0.3, on_page=note)
     assert [page.status for page in reading.pages] == [PageStatus.OK, PageStatus.FAILED, PageStatus.FAILED]
-    assert all(isinstance(page.error, DeadlineError) for page in reading.pages[1:])
+    assert all(isinstance(page.error, DeadlineError) and page.error.retryable for page in reading.pages[1:])
     assert finished == [1, 2, 3]
 
 
@@ -335,6 +337,43 @@ async def test_deadline_without_any_page_is_an_error() -> None:
         with pytest.raises(DeadlineError):
             await it.read(3, deadline_s=0.05)
         assert sorted(it.engine.cancelled) == sorted(request.sequence_id for request in it.engine.submitted)
+
+
+async def test_trying_again_after_the_deadline_helps_only_who_was_not_alone() -> None:
+    async with bench(page_slots=8) as it:
+        it.engine.hold()
+        with pytest.raises(DeadlineError) as alone:
+            await it.read(3, deadline_s=0.05)
+        other = asyncio.create_task(it.read(1))
+        with pytest.raises(DeadlineError) as among_others:
+            await it.read(3, deadline_s=0.05)
+        it.engine.release()
+        await other
+    assert not alone.value.retryable
+    assert among_others.value.retryable
+
+
+async def test_a_document_that_certainly_takes_too_long_is_refused_with_the_pages_that_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.engine.fake.SequenceTimings", lambda **_: SequenceTimings(0, 1, 2, 7))
+    async with bench(engine=FakeEngine(batch_size=2)) as it:
+
+        async def read(num_pages: int, total_s: float | None) -> DocumentResult:
+            return await it.read(num_pages, deadline=Deadline(60, total_s))
+
+        # Nothing is known yet.
+        assert len((await read(9, 25)).pages) == 9
+        num_decoded = it.source.num_decoded
+        with pytest.raises(DocumentTooLongError) as refused:
+            await read(5, 25)
+        # Two batches of two pages, ten seconds each.
+        assert refused.value.public == {"limit": 4}
+        assert it.source.num_decoded == num_decoded
+        assert len((await read(4, 25)).pages) == 4
+        # A page may be quicker than those before it, and a batch is always tried.
+        assert len((await read(2, 5)).pages) == 2
+        assert len((await read(9, None)).pages) == 9
 
 
 @pytest.mark.parametrize(

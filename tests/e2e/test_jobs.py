@@ -1,0 +1,50 @@
+"""Jobs of a real service process that is killed in the middle, and started again."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.pdf import make_pdf
+from tests.support.server import ServerProcess, running_server
+
+pytestmark = pytest.mark.e2e
+
+PDF = make_pdf([f"page number {number}" for number in range(12)], size_pt=(400, 100))
+
+
+def follow(server: ServerProcess, job: str, num_finished: int) -> Any:
+    end_s = time.monotonic() + 60
+    while (shown := httpx.get(f"{server.url}/jobs/{job}").json())["num_finished"] < num_finished:
+        assert time.monotonic() < end_s, shown
+        time.sleep(0.02)
+    return shown
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_job_goes_on_after_the_process_was_ended(tmp_path: Path, number: signal.Signals) -> None:
+    settings = {"JOB_DIR": str(tmp_path / "jobs"), "OCR_BATCH_SIZE": "2", "FAKE_STEP_MS": "30", "DEADLINE_S": "20"}
+    with running_server(**settings) as server:
+        request = httpx.post(f"{server.url}/ocr", files={"file": PDF}, timeout=60).json()
+        job = httpx.post(f"{server.url}/jobs", files={"file": ("a.pdf", PDF)}).json()["id"]
+        follow(server, job, 3)
+        server.process.send_signal(number)
+        assert server.process.wait(timeout=30) == -number
+    with running_server(**settings) as server:
+        shown = follow(server, job, 12)
+        read = httpx.get(f"{server.url}/jobs/{job}/result").json()
+        num_read = sum(
+            server.metric(f'deepsynth_job_pages_total{{status="{status}"}}') or 0 for status in ("ok", "unreadable")
+        )
+        resumed = [line for line in server.log.read_text().splitlines() if "job resumed" in line]
+    assert shown["num_failed"] == 0
+    assert [page["text"] for page in read["pages"]] == [page["text"] for page in request["pages"]]
+    # Pages that were stored before are not read again.
+    assert len(resumed) == 1
+    assert f"unread={num_read:.0f}" in resumed[0]
+    assert 0 < num_read <= 9
