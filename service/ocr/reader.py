@@ -38,6 +38,7 @@ from service.errors import (
 from service.intake.document import Document
 from service.intake.limits import Box, DecodeTask, IntakeLimits
 from service.intake.pages import Contents, DecodedPage
+from service.ocr.confidence import PageConfidence, judge
 from service.ocr.jpeg import encode_jpeg
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.outcome import PageStatus, status_of
@@ -86,6 +87,8 @@ class PageResult:
     """None where the engine read nothing: a blank page, or one that failed."""
     is_damaged: bool = False
     """Whether a part of it is missing in the file."""
+    words: PageConfidence | None = None
+    """Confidences of its words; None where the request asks for none, or the page has no text to show."""
     error: DeepSynthError | None = None
     """Why it failed."""
     slot_wait_s: float = 0.0
@@ -360,6 +363,7 @@ class DocumentReader:
             prompt=prompt_for(request.task, request.query),
             params=request.params.for_page(decoded.page),
             model_id=request.model_id,
+            wants_token_scores=request.confidence.needs_words,
         )
         try:
             result = await self._infer(sequence, decoded.page, reading.on_delta)
@@ -374,12 +378,16 @@ class DocumentReader:
             status = status_of(page.ink, grounded.text, result.confidence, request.min_confidence)
         # Words that the page cannot hold would be taken for what is printed on it.
         is_shown = status is PageStatus.OK
+        info = self._engine.info
+        # It was measured without adapters.
+        calibration = info.calibration if request.model_id == info.model_id else None
         reading.finish(
             replace(
                 decoded,
                 status=status,
                 text=grounded.text if is_shown else "",
                 regions=grounded.regions if is_shown else (),
+                words=judge(result, grounded, request.confidence, calibration) if is_shown else None,
                 result=result,
             )
         )

@@ -24,6 +24,7 @@ from service.deps import RecordDep, Services, ServicesDep, require_ready
 from service.engine.protocol import MAX_TEMPERATURE
 from service.errors import DeepSynthError, InvalidFieldError, TooManyPagesError, UnsupportedParameterError
 from service.ocr.answer import to_page_answer
+from service.ocr.confidence import Granularity
 from service.ocr.live_text import LiveText
 from service.ocr.outcome import PageStatus
 from service.ocr.reader import DocumentResult
@@ -220,6 +221,10 @@ class ChatRequest(BaseModel):
     """Extension: resolution mode."""
     pages: str | None = Field(default=None, max_length=200)
     """Extension: pages of the one file, such as `1-3,7`."""
+    confidence: Granularity | None = None
+    """Extension: how fine the confidences in `pages` are."""
+    review_threshold: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    """Extension: `pages` lists words and digits whose confidence is below it; the service's setting when null."""
 
 
 def check_parameters(chat: ChatRequest) -> None:
@@ -355,6 +360,8 @@ async def _receive(request: Request, services: Services) -> _Chat:
         seed=chat.seed,
         blank_pages=services.bounds.blank_pages,
         min_confidence=services.bounds.min_confidence,
+        confidence=chat.confidence,
+        review_threshold=services.bounds.review_threshold if chat.review_threshold is None else chat.review_threshold,
     )
     includes_usage = bool(chat.stream_options and chat.stream_options.include_usage)
     return _Chat(files, ocr_request, warnings, bool(chat.stream), includes_usage)
