@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from service.engine.protocol import SequenceTimings
-from service.ocr.confidence import Granularity, PageConfidence, Span, mean_of
+from service.ocr.confidence import CONFIDENCE_DIGITS, Granularity, PageConfidence, Span, mean_of
 from service.ocr.reader import DocumentResult, PageResult
 from service.schemas import (
     OcrAnswer,
@@ -19,7 +19,6 @@ from service.schemas import (
     UsageAnswer,
 )
 
-_CONFIDENCE_DIGITS = 4
 _MS_DIGITS = 2
 
 
@@ -28,7 +27,7 @@ def _ms(seconds: float) -> float:
 
 
 def _rounded(confidence: float | None) -> float | None:
-    return None if confidence is None else round(confidence, _CONFIDENCE_DIGITS)
+    return None if confidence is None else round(confidence, CONFIDENCE_DIGITS)
 
 
 def to_answer(document: DocumentResult, *, receive_s: float, latency_s: float) -> OcrAnswer:
@@ -118,7 +117,7 @@ def _spans(text: str, spans: Iterable[Span]) -> list[SpanAnswer]:
             start=span.start,
             end=span.end,
             line=span.line,
-            confidence=round(span.confidence, _CONFIDENCE_DIGITS),
+            confidence=round(span.confidence, CONFIDENCE_DIGITS),
         )
         for span in spans
     ]

@@ -19,6 +19,10 @@ from shared.contract.confidence import MonotoneMap, ScoredSpan, score_words
 from shared.deepseek_ocr.grounding import GroundedText, Region
 
 
+CONFIDENCE_DIGITS = 4
+"""Decimals of confidences in answers."""
+
+
 class Granularity(StrEnum):
     """How fine confidences are given."""
 
@@ -103,7 +107,8 @@ def judge(
 
     def span(scored: ScoredSpan, line: int, fitted: MonotoneMap | None) -> Span:
         share = fitted.share(scored.log_probability, tokens.mean) if fitted else exp(scored.log_probability)
-        return Span(scored.start, scored.end, line, share)
+        # Rounded here, so that what is listed as below a threshold is below it in the answer too.
+        return Span(scored.start, scored.end, line, round(share, CONFIDENCE_DIGITS))
 
     scored = score_words(grounded.text, result.text, grounded.sources, tokens)
     words = tuple(span(word, word.line, of_word) for word in scored)
