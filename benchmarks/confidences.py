@@ -1,7 +1,7 @@
 """What confidences of words cost, on a page of 500 words: nothing while it is streamed, a few milliseconds at its end.
 
-Times are CPU time of one thread, the median of many runs, so that other work on the machine counts little. The last line
-is a JSON object.
+Times are CPU time of one thread, the median of many runs, so that other work on the machine counts little. The last
+line is a JSON object.
 
     python benchmarks/confidences.py
 """

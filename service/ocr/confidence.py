@@ -18,7 +18,6 @@ from shared.contract.calibration import Calibration
 from shared.contract.confidence import MonotoneMap, ScoredSpan, score_words
 from shared.deepseek_ocr.grounding import GroundedText, Region
 
-
 CONFIDENCE_DIGITS = 4
 """Decimals of confidences in answers."""
 
