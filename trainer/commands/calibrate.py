@@ -15,7 +15,7 @@ from typing import Any
 
 from shared.contract.calibration import Calibration, write_calibration
 from trainer.calibration.cases import PageCases, cases_of
-from trainer.calibration.fit import fit_map
+from trainer.calibration.fit import TooFewCasesError, fit_map
 from trainer.calibration.reliability import confidences, reliability, review
 from trainer.calibration.report import Measured, picture, report
 from trainer.commands.flags import DEFAULT_MODEL, UsageError, add_page_flags, add_reading_flags, page_sets
@@ -75,7 +75,7 @@ def run_calibrate(options: argparse.Namespace, settings: TrainerSettings) -> str
         reader = load_model_reader(options.model, device, settings.num_threads, options_of_reading(options))
         read = [(each, _cases(reader, each, any_order=False)) for each in fitted]
         pages = [page for _, cases in read for page in cases]
-        maps = Calibration(fit_map([page.words for page in pages]), fit_map([page.digits for page in pages]))
+        maps = _fit(pages)
         measured = [_measure(each.name, cases, maps, is_fitted=True) for each, cases in read]
         for each, any_order in checks:
             measured.append(_measure(each.name, _cases(reader, each, any_order=any_order), maps))
@@ -87,6 +87,15 @@ def run_calibrate(options: argparse.Namespace, settings: TrainerSettings) -> str
         f"{each.name}: ECE of words {each.words.error:.4f}, of digits {each.digits.error:.4f}" for each in measured
     ]
     return "\n".join([f"wrote {path}", *lines])
+
+
+def _fit(pages: Sequence[PageCases]) -> Calibration:
+    words = fit_map([page.words for page in pages])
+    try:
+        return Calibration(words, fit_map([page.digits for page in pages]))
+    except TooFewCasesError:
+        # Of pages without many numbers: a digit is then taken for a word of one token.
+        return Calibration(words, words)
 
 
 def _load(name: str, scratch: Path, limit: int | None) -> SampleSet:
