@@ -49,6 +49,9 @@ class PageError(BaseModel):
     retryable: bool
 
 
+PageWarning = Literal["damaged_image", "low_accuracy"]
+
+
 class PageAnswer(Wire):
     """One page."""
 
@@ -59,8 +62,9 @@ class PageAnswer(Wire):
     trusted. `failed`: error says why."""
     error: PageError | None = None
     """Why the page failed."""
-    warnings: list[Literal["damaged_image"]] = []
-    """`damaged_image`: an image on the page cannot be decoded, so a part of it is missing."""
+    warnings: list[PageWarning] = []
+    """`damaged_image`: an image on the page cannot be decoded, so a part of it is missing. `low_accuracy`: most of the
+    words are expected to be wrong, as where the page is in a script or a hand that the model does not read."""
     text: str
     width_px: int | None
     """Width of the upright page; of a PDF page as rendered. Null, as the height, where it could not be decoded."""
@@ -73,7 +77,8 @@ class PageAnswer(Wire):
     regions: list[RegionAnswer]
     calibrated: bool | None = None
     """Whether confidences of words are probabilities, measured for this model; else they are its own scores, which are
-    often too high. Null, as what follows, unless `confidence` is `block` or `word`, or `review_threshold` is given."""
+    often too high. Null, as `word_accuracy`, for models without a calibration unless `confidence` is `block` or `word`
+    or `review_threshold` is given, and for pages without text."""
     word_accuracy: float | None = None
     """Share of the words that is expected to be right: the mean of their confidences."""
     lines: list[SpanAnswer] | None = None
@@ -205,7 +210,7 @@ class ChatUsage(Wire):
 class ChatWarning(Wire):
     """What the service did differently from what a client may expect."""
 
-    code: Literal["prompt_ignored", "page_failed", "page_unreadable", "repetition"]
+    code: Literal["prompt_ignored", "page_failed", "page_unreadable", "low_accuracy", "repetition"]
     message: str
 
 

@@ -13,6 +13,7 @@ from service.schemas import (
     OcrAnswer,
     PageAnswer,
     PageError,
+    PageWarning,
     RegionAnswer,
     SpanAnswer,
     TimingsAnswer,
@@ -74,7 +75,7 @@ def to_page_answer(page: PageResult) -> PageAnswer:
         error=None
         if error is None
         else PageError(code=error.code, title=error.title, retryable=error.retryable, **error.public),
-        warnings=["damaged_image"] if page.is_damaged else [],
+        warnings=list(_warnings(page)),
         text=_well_formed(page.text),
         width_px=page.width_px,
         height_px=page.height_px,
@@ -83,6 +84,13 @@ def to_page_answer(page: PageResult) -> PageAnswer:
         regions=list(_regions(page)),
         **({} if page.words is None else _words(page.text, page.words)),
     )
+
+
+def _warnings(page: PageResult) -> Iterator[PageWarning]:
+    if page.is_damaged:
+        yield "damaged_image"
+    if page.words is not None and page.words.is_mostly_wrong:
+        yield "low_accuracy"
 
 
 def _regions(page: PageResult) -> Iterator[RegionAnswer]:

@@ -22,6 +22,11 @@ CONFIDENCE_DIGITS = 4
 """Decimals of confidences in answers."""
 
 
+LOW_ACCURACY = 0.5
+"""Below it, most words of a page are expected to be wrong, as where its script is none of the model's
+(docs/confidence.md)."""
+
+
 class Granularity(StrEnum):
     """How fine confidences are given."""
 
@@ -74,6 +79,11 @@ class PageConfidence:
     def word_accuracy(self) -> float | None:
         """The share of words that is expected to be right; None without words."""
         return mean_of(self.words)
+
+    @property
+    def is_mostly_wrong(self) -> bool:
+        """Whether most of the words are expected to be wrong; never without a calibration, which could tell."""
+        return self.is_calibrated and bool(self.words) and (self.word_accuracy or 0.0) < LOW_ACCURACY
 
     @property
     def lines(self) -> tuple[Span, ...]:

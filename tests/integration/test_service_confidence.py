@@ -82,6 +82,17 @@ async def test_calibration_makes_confidences_probabilities() -> None:
     assert page["doubtful_words"] == []
 
 
+async def test_text_that_is_mostly_wrong_is_told_everywhere() -> None:
+    wrong = Calibration(*2 * (MonotoneMap(0.0, (0.0,), (0.25,)),))
+    async with running_service(SteeredEngine(FakeEngine(calibration=wrong))) as service:
+        page = await page_of(service)
+        described = await page_of(service, task="describe")
+        chatted = (await service.client.post("/v1/chat/completions", json=chat(image_part(png())))).json()
+    assert (page["warnings"], page["word_accuracy"], page["words"]) == (["low_accuracy"], 0.25, None)
+    assert (described["warnings"], described["word_accuracy"]) == ([], None)
+    assert [warning["code"] for warning in chatted["warnings"]] == ["low_accuracy"]
+
+
 async def test_stream_and_pages_without_text() -> None:
     pdf = make_pdf(["one", ""])
     async with running_service() as service:

@@ -14,6 +14,8 @@ from shared.deepseek_ocr.grounding import parse_grounded
 
 HALVED = Calibration(MonotoneMap(0.0, (-50.0, 0.0), (0.0, 0.5)), MonotoneMap(0.0, (0.0,), (0.125,)))
 
+HALVED_TWICE = Calibration(*2 * (MonotoneMap(0.0, (0.0,), (0.5,)),))
+
 
 def result(*tokens: tuple[str, float]) -> SequenceResult:
     scores = score_tokens((text.encode() for text, _ in tokens), (math.log(each) for _, each in tokens))
@@ -63,6 +65,15 @@ def test_calibration_replaces_the_models_own_scores():
     assert found.words[3].confidence == pytest.approx(0.5 + math.log(0.875) / 100)
     assert found.doubtful_digits is not None
     assert {span.confidence for span in found.doubtful_digits} == {0.125}
+
+
+def test_page_of_mostly_wrong_words_is_known_by_its_calibration_alone():
+    guessed = result(("H", 0.9), (" aujBaan", 0.9))
+    third = Calibration(*2 * (MonotoneMap(0.0, (0.0,), (0.3,)),))
+    assert judged(guessed, Wanted(), third).is_mostly_wrong
+    assert not judged(guessed, Wanted(), HALVED_TWICE).is_mostly_wrong
+    assert not judged(result(("H", 0.1), (" a", 0.1)), Wanted()).is_mostly_wrong
+    assert not judged(result((" ", 0.1)), Wanted(), third).is_mostly_wrong
 
 
 def test_regions_have_the_words_of_their_own_text():

@@ -436,17 +436,18 @@ async def test_several_files_have_no_more_pages_than_one_may() -> None:
     assert caught.value.public == {"limit": limits.max_pdf_pages}
 
 
-async def test_calibration_is_not_used_for_what_an_adapter_read() -> None:
+async def test_calibration_is_not_used_for_adapters_and_samples() -> None:
     half = Calibration(*2 * (MonotoneMap(0.0, (0.0,), (0.5,)),))
     async with bench(engine=FakeEngine(adapter_slots=1, calibration=half)) as it:
         it.engine.fake.load_adapter("letters@1", b"weights")
         with it.gate.admit() as permit:
             found = {}
-            for model_id in ("fake", "letters@1"):
-                params, wanted = SamplingParams(100), Wanted(Granularity.WORD)
+            for model_id, temperature in (("fake", 0.0), ("letters@1", 0.0), ("fake", 1.0)):
+                params, wanted = SamplingParams(100, temperature, 1), Wanted(Granularity.WORD)
                 request = OcrRequest(Task.FREE, None, Mode.TINY, params, model_id, None, confidence=wanted)
-                found[model_id] = (await it.reader.read(b"1", request, permit)).pages[0].words
-    assert found["fake"].is_calibrated
-    assert {word.confidence for word in found["fake"].words} == {0.5}
-    assert not found["letters@1"].is_calibrated
-    assert {word.confidence for word in found["letters@1"].words} != {0.5}
+                found[model_id, temperature] = (await it.reader.read(b"1", request, permit)).pages[0].words
+    assert found["fake", 0.0].is_calibrated
+    assert {word.confidence for word in found["fake", 0.0].words} == {0.5}
+    for other in (("letters@1", 0.0), ("fake", 1.0)):
+        assert not found[other].is_calibrated
+        assert {word.confidence for word in found[other].words} != {0.5}
