@@ -48,9 +48,7 @@ WANTED = Wanted(Granularity.WORD, 0.9)
 def main() -> None:
     """Measure and print."""
     rng = random.Random(1)
-    pieces = [
-        piece for word in range(NUM_WORDS) for piece in (f" w{word % 97}", "or", "d\n" if word % 10 == 9 else "d")
-    ]
+    pieces = [piece for word in range(NUM_WORDS) for piece in (" w", "or", "d1\n" if word % 10 == 9 else "ds")]
     encoded = [piece.encode() for piece in pieces]
     chances = [math.log(rng.random()) for _ in pieces]
     scores = score_tokens(encoded, chances)

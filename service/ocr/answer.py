@@ -120,7 +120,8 @@ def _words(text: str, words: PageConfidence) -> dict[str, Any]:
 
 def _spans(text: str, spans: Iterable[Span]) -> list[SpanAnswer]:
     return [
-        SpanAnswer(
+        # Without checks: a page may have thousands, all of them ours.
+        SpanAnswer.model_construct(
             text=_well_formed(text[span.start : span.end]),
             start=span.start,
             end=span.end,

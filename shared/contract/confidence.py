@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 _WORD = re.compile(r"\S+")
+_DIGIT = re.compile(r"\d")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +105,7 @@ def score_words(text: str, answer: str, sources: Sequence[tuple[int, int]], toke
         start, end = found.span()
         digits = tuple(
             ScoredSpan(place, place + 1, _log_probability(tokens, sums, places[place], places[place] + 1))
-            for place in range(start, end)
-            if text[place].isdecimal()
+            for place in (digit.start() for digit in _DIGIT.finditer(text, start, end))
         )
         score = _log_probability(tokens, sums, places[start], places[end - 1] + 1)
         words.append(ScoredWord(start, end, score, bisect_left(breaks, start) + 1, digits))
