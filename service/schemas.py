@@ -63,7 +63,7 @@ class PageAnswer(Wire):
     error: PageError | None = None
     """Why the page failed."""
     warnings: list[PageWarning] = []
-    """`damaged_image`: an image on the page cannot be decoded, so a part of it is missing. `low_accuracy`: most of the
+    """`damaged_image`: an image on the page cannot be decoded, so a part of it is missing. `low_accuracy`: many of the
     words are expected to be wrong, as where the page is in a script or a hand that the model does not read."""
     text: str
     width_px: int | None

@@ -89,7 +89,7 @@ def to_page_answer(page: PageResult) -> PageAnswer:
 def _warnings(page: PageResult) -> Iterator[PageWarning]:
     if page.is_damaged:
         yield "damaged_image"
-    if page.words is not None and page.words.is_mostly_wrong:
+    if page.words is not None and page.words.has_low_accuracy:
         yield "low_accuracy"
 
 

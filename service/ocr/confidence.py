@@ -22,8 +22,8 @@ CONFIDENCE_DIGITS = 4
 """Decimals of confidences in answers."""
 
 
-LOW_ACCURACY = 0.5
-"""Below it, most words of a page are expected to be wrong, as where its script is none of the model's
+LOW_ACCURACY = 0.6
+"""Share of right words. nano's pages in other scripts are below it, scans that it reads are far above
 (docs/confidence.md)."""
 
 
@@ -81,8 +81,8 @@ class PageConfidence:
         return mean_of(self.words)
 
     @property
-    def is_mostly_wrong(self) -> bool:
-        """Whether most of the words are expected to be wrong; never without a calibration, which could tell."""
+    def has_low_accuracy(self) -> bool:
+        """Whether many of the words are expected to be wrong; never without a calibration, which alone can tell."""
         return self.is_calibrated and bool(self.words) and (self.word_accuracy or 0.0) < LOW_ACCURACY
 
     @property

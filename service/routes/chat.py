@@ -101,8 +101,8 @@ PAGE_UNREADABLE = ChatWarning(
 )
 LOW_ACCURACY = ChatWarning(
     code="low_accuracy",
-    message="Most of the words of a page are expected to be wrong: its script or its hand may be none that the model "
-    "reads; pages says which.",
+    message="Many words of a page are expected to be wrong: its script or its hand may be none that the model reads; "
+    "pages says which.",
 )
 REPETITION = ChatWarning(
     code="repetition", message="A page ended because its text repeated itself; finish_reason is length."
@@ -430,7 +430,7 @@ def _warnings(document: DocumentResult, chat: _Chat) -> list[ChatWarning]:
     found = {
         PAGE_FAILED: PageStatus.FAILED in statuses,
         PAGE_UNREADABLE: PageStatus.UNREADABLE in statuses,
-        LOW_ACCURACY: any(page.words is not None and page.words.is_mostly_wrong for page in document.pages),
+        LOW_ACCURACY: any(page.words is not None and page.words.has_low_accuracy for page in document.pages),
         REPETITION: document.finish_reason is FinishReason.REPETITION,
     }
     return [*chat.warnings, *(warning for warning, applies in found.items() if applies)]

@@ -183,7 +183,7 @@ export class TextPane {
     if (answer?.finish_reason === "length") notes.push("cut at the limit of tokens");
     if (answer?.finish_reason === "repetition") notes.push("ended because the text repeated itself");
     if (answer?.warnings?.includes("damaged_image")) notes.push("a part of the page is damaged");
-    if (answer?.warnings?.includes("low_accuracy")) notes.push("most words are probably wrong: a script or a hand that the model does not read?");
+    if (answer?.warnings?.includes("low_accuracy")) notes.push("many words are probably wrong: a script or a hand that the model does not read?");
     return make("span", "quiet", notes.join(", "));
   }
 

@@ -148,6 +148,9 @@ class MonotoneMap:
         Args:
             log_probability: Its own.
             page_mean: `TokenScores.mean` of its page.
+
+        Returns:
+            From 0 to 1.
         """
         score = log_probability + self.page_weight * page_mean
         above = bisect_right(self.scores, score)

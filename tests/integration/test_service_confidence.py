@@ -82,7 +82,7 @@ async def test_calibration_makes_confidences_probabilities() -> None:
     assert page["doubtful_words"] == []
 
 
-async def test_text_that_is_mostly_wrong_is_told_everywhere() -> None:
+async def test_text_with_many_wrong_words_is_told_everywhere() -> None:
     wrong = Calibration(*2 * (MonotoneMap(0.0, (0.0,), (0.25,)),))
     async with running_service(SteeredEngine(FakeEngine(calibration=wrong))) as service:
         page = await page_of(service)

@@ -73,6 +73,9 @@ def reliability(judged: Sequence[tuple[float, bool]]) -> Reliability:
 
     Args:
         judged: Confidence and whether it is right.
+
+    Returns:
+        The curve.
     """
     groups: list[list[tuple[float, bool]]] = [[] for _ in range(NUM_BINS)]
     for confidence, is_right in judged:
