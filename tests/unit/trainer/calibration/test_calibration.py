@@ -82,6 +82,8 @@ def test_too_little_is_not_fitted():
     with pytest.raises(TooFewCasesError):
         fit_map([page])
     with pytest.raises(TooFewCasesError):
+        fit_map([[*page, Case(-1.0, -0.1, False)]])
+    with pytest.raises(TooFewCasesError):
         fit_map([[*page[:20], Case(-1.0, -0.1, False)]])
 
 
