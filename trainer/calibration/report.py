@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, Final
 
-from trainer.calibration.reliability import Reliability, Review
+from trainer.calibration.reliability import NUM_BINS, Bin, Reliability, Review
 
 SIDE, LEFT, TOP, GAP = 260, 48, 34, 40
 COLOURS: Final = ("#1b6ca8", "#d1495b", "#5b8c5a", "#7a5195", "#c77d0a")
@@ -49,7 +49,7 @@ def report(sets: Sequence[Measured], facts: Mapping[str, Any], picture: str) -> 
         *(_row(each) for each in sets),
         "",
         "`error by page` is the mean distance, over pages, of the mean confidence of a page's words and the share of",
-        "them that are right.",
+        "them that are right. Digits cannot be judged where the truth is in another order than the page is read.",
         "",
         "## What a review threshold finds",
         "",
@@ -64,12 +64,12 @@ def report(sets: Sequence[Measured], facts: Mapping[str, Any], picture: str) -> 
         "",
         "## Words by confidence",
         "",
-        "| set | bin | words | mean confidence | right |",
+        "| set | confidence | words | mean | right |",
         "|---|---|---|---|---|",
         *(
-            f"| {each.name} | {number} | {found.cases} | {found.confidence:.3f} | {found.right:.3f} |"
+            f"| {each.name} | {_range(found)} | {found.cases} | {found.confidence:.3f} | {found.right:.3f} |"
             for each in sets
-            for number, found in enumerate(each.words.bins, 1)
+            for found in each.words.bins
         ),
         "",
         "## Where this comes from",
@@ -94,6 +94,11 @@ def _row(measured: Measured) -> str:
         f"{measured.page_error:.3f}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _range(found: Bin) -> str:
+    lower = min(int(found.confidence * NUM_BINS), NUM_BINS - 1)
+    return f"{lower / NUM_BINS:g} to {(lower + 1) / NUM_BINS:g}"
 
 
 def _percent(share: float) -> str:
