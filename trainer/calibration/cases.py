@@ -45,7 +45,7 @@ def cases_of(sample: Sample, reading: Reading, *, any_order: bool = False) -> Pa
             truths that are not in reading order.
 
     Returns:
-        A case for each word, and for each digit unless `any_order`, where nothing tells which digit is meant.
+        A case for each word and each digit.
 
     Raises:
         ValueError: The reading has no scores.
@@ -65,7 +65,7 @@ def cases_of(sample: Sample, reading: Reading, *, any_order: bool = False) -> Pa
                 left[word] -= 1
                 is_right[place] = True
     mean = reading.token_scores.mean
-    digits = [] if any_order else _digit_cases(text, scored, is_right, " ".join(truth), mean)
+    digits = _digit_cases(text, scored, is_right, " ".join(truth), mean)
     return PageCases(
         tuple(Case(word.log_probability, mean, right) for word, right in zip(scored, is_right, strict=True)),
         tuple(digits),
