@@ -26,6 +26,9 @@ LOW_ACCURACY = 0.6
 """Share of right words. nano's pages in other scripts are below it, scans that it reads are far above
 (docs/confidence.md)."""
 
+FEWEST_WORDS = 5
+"""Of fewer words the mean says little about a page."""
+
 
 class Granularity(StrEnum):
     """How fine confidences are given."""
@@ -83,7 +86,8 @@ class PageConfidence:
     @property
     def has_low_accuracy(self) -> bool:
         """Whether many of the words are expected to be wrong; never without a calibration, which alone can tell."""
-        return self.is_calibrated and bool(self.words) and (self.word_accuracy or 0.0) < LOW_ACCURACY
+        accuracy = self.word_accuracy if len(self.words) >= FEWEST_WORDS else None
+        return self.is_calibrated and accuracy is not None and accuracy < LOW_ACCURACY
 
     @property
     def lines(self) -> tuple[Span, ...]:

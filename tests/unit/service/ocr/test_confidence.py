@@ -68,11 +68,12 @@ def test_calibration_replaces_the_models_own_scores():
 
 
 def test_page_with_many_wrong_words_is_known_by_its_calibration_alone():
-    guessed = result(("H", 0.9), (" aujBaan", 0.9))
+    guessed = result(*[(" aujBaan", 0.9)] * 5)
     third = Calibration(*2 * (MonotoneMap(0.0, (0.0,), (0.3,)),))
     assert judged(guessed, Wanted(), third).has_low_accuracy
     assert not judged(guessed, Wanted(), MOSTLY_RIGHT).has_low_accuracy
-    assert not judged(result(("H", 0.1), (" a", 0.1)), Wanted()).has_low_accuracy
+    assert not judged(result(*[(" aujBaan", 0.1)] * 5), Wanted()).has_low_accuracy
+    assert not judged(result(*[(" aujBaan", 0.9)] * 4), Wanted(), third).has_low_accuracy
     assert not judged(result((" ", 0.1)), Wanted(), third).has_low_accuracy
 
 
