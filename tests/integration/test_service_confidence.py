@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from lxml import etree
+from PIL import Image, ImageDraw, ImageFont
 
+from service.app import build_engine
 from service.engine.fake import FakeEngine
 from shared.contract.calibration import Calibration
 from shared.contract.confidence import MonotoneMap
 from tests.support.chat import chat, data_url, image_part
 from tests.support.fake_engine import SteeredEngine
+from tests.support.nano import NANO, needs_nano
 from tests.support.pdf import make_pdf
-from tests.support.service import RunningService, png, running_service
+from tests.support.programs import ROOT
+from tests.support.service import RunningService, encode, make_settings, png, running_service
 
 pytestmark = pytest.mark.integration
 
+CYRILLIC_FACE = Path("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf")
 ALWAYS_HALF = Calibration(*2 * (MonotoneMap(0.0, (0.0,), (0.5,)),))
 NOTHING = dict.fromkeys(("calibrated", "word_accuracy", "lines", "words", "doubtful_words", "doubtful_digits"))
 
@@ -91,6 +97,25 @@ async def test_text_with_many_wrong_words_is_told_everywhere() -> None:
     assert (page["warnings"], page["word_accuracy"], page["words"]) == (["low_accuracy"], 0.25, None)
     assert (described["warnings"], described["word_accuracy"]) == ([], None)
     assert [warning["code"] for warning in chatted["warnings"]] == ["low_accuracy"]
+
+
+@needs_nano
+async def test_nano_is_calibrated_and_doubts_what_it_cannot_read() -> None:
+    options = {"device": "cpu", "model": str(NANO)}
+    engine = cast("Any", build_engine(make_settings(engine="native", **options)))
+    async with running_service(engine, kind="native", **options) as service:
+        sample = (ROOT / "docs" / "samples" / "sample-block.png").read_bytes()
+        page = await page_of(service, sample, confidence="word", review_threshold="0.9")
+        assert page["calibrated"] is True
+        assert page["word_accuracy"] > 0.95
+        assert page["warnings"] == []
+        assert [word["text"] for word in page["words"]] == page["text"].split()
+        if not CYRILLIC_FACE.is_file():
+            pytest.skip(f"{CYRILLIC_FACE} is not installed")
+        image = Image.new("L", (640, 300), 255)
+        text = "Договор подписан сторонами\nв городе Казань. Оплата\nпроизводится ежемесячно\nдо пятого числа."
+        ImageDraw.Draw(image).multiline_text((20, 20), text, font=ImageFont.truetype(CYRILLIC_FACE, 26), fill=0)
+        assert (await page_of(service, encode(image)))["warnings"] == ["low_accuracy"]
 
 
 async def test_stream_and_pages_without_text() -> None:
