@@ -299,6 +299,7 @@ class _Composition:
                 max_pdf_pages=settings.max_pdf_pages,
                 blank_pages=settings.blank_pages,
                 min_confidence=settings.min_confidence,
+                review_threshold=settings.review_threshold,
             ),
             has_started=lambda: self._has_started,
             created_s=int(time.time()),

@@ -144,6 +144,8 @@ class ServiceSettings(BaseSettings):
     """What to do with pages that show no print: `skip` reports them as blank, `read` lets the model read them."""
     min_confidence: Annotated[float, Field(ge=0, le=1)] = MIN_CONFIDENCE
     """Below it, an answer for a page with little print is reported as unreadable, without its text."""
+    review_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Answers list the words whose confidence is below it (docs/confidence.md); none are listed when unset."""
 
     max_upload_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB)] = 20 * MIB
     """Maximum file size in bytes."""

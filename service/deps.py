@@ -40,6 +40,8 @@ class RequestBounds:
     blank_pages: BlankPages
     """What a request that does not say gets; so with `min_confidence`."""
     min_confidence: float
+    review_threshold: float | None
+    """None: words are not reviewed unless a request asks for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,21 @@ class RegionAnswer(Wire):
     """x1, y1, x2, y2 in the uploaded page's upright pixels."""
     text: str
     """Text read there; may be empty."""
+    confidence: float | None = None
+    """Mean confidence of its words; null unless `confidence` is `block` or `word`, or where it has none."""
+
+
+class SpanAnswer(Wire):
+    """A part of the page's text. Offsets count Unicode code points."""
+
+    text: str
+    start: int
+    end: int
+    """After its last code point."""
+    line: int
+    """Line of the page's text, from 1."""
+    confidence: float
+    """0 to 1: of a word or a digit that it is right, of a line the mean of its words'."""
 
 
 class PageError(BaseModel):
@@ -34,6 +49,9 @@ class PageError(BaseModel):
     retryable: bool
 
 
+PageWarning = Literal["damaged_image", "low_accuracy"]
+
+
 class PageAnswer(Wire):
     """One page."""
 
@@ -44,8 +62,9 @@ class PageAnswer(Wire):
     trusted. `failed`: error says why."""
     error: PageError | None = None
     """Why the page failed."""
-    warnings: list[Literal["damaged_image"]] = []
-    """`damaged_image`: an image on the page cannot be decoded, so a part of it is missing."""
+    warnings: list[PageWarning] = []
+    """`damaged_image`: an image on the page cannot be decoded, so a part of it is missing. `low_accuracy`: many of the
+    words are expected to be wrong, as where the page is in a script or a hand that the model does not read."""
     text: str
     width_px: int | None
     """Width of the upright page; of a PDF page as rendered. Null, as the height, where it could not be decoded."""
@@ -56,6 +75,20 @@ class PageAnswer(Wire):
     confidence: float | None
     """Geometric mean of the chosen tokens' probabilities, 0 to 1; null where the model read nothing."""
     regions: list[RegionAnswer]
+    calibrated: bool | None = None
+    """Whether confidences of words are probabilities, measured for this model; else they are its own scores, which are
+    often too high. Null, as `word_accuracy`, for models without a calibration unless `confidence` is `block` or `word`
+    or `review_threshold` is given, and for pages without text."""
+    word_accuracy: float | None = None
+    """Share of the words that is expected to be right: the mean of their confidences."""
+    lines: list[SpanAnswer] | None = None
+    """With `confidence=word`."""
+    words: list[SpanAnswer] | None = None
+    """With `confidence=word`: all words, which white space separates."""
+    doubtful_words: list[SpanAnswer] | None = None
+    """With `review_threshold`: words whose confidence is below it."""
+    doubtful_digits: list[SpanAnswer] | None = None
+    """With `review_threshold`: digits whose own confidence is below it; adjacent ones together, with the lowest."""
 
 
 class TimingsAnswer(Wire):
@@ -240,7 +273,7 @@ class ChatUsage(Wire):
 class ChatWarning(Wire):
     """What the service did differently from what a client may expect."""
 
-    code: Literal["prompt_ignored", "page_failed", "page_unreadable", "repetition"]
+    code: Literal["prompt_ignored", "page_failed", "page_unreadable", "low_accuracy", "repetition"]
     message: str
 
 
@@ -289,6 +322,15 @@ class MistralImage(Wire):
     """A JPEG file as a data URL; null unless `include_image_base64` is true."""
 
 
+class MistralBlockConfidence(Wire):
+    """Confidences of a block's words; null where it has none."""
+
+    average_content_confidence_score: float | None
+    minimum_content_confidence_score: float | None
+    block_type_confidence_score: None = None
+    """Not known."""
+
+
 class MistralBlock(Wire):
     """A labelled box; coordinates in pixels of `dimensions`."""
 
@@ -302,14 +344,27 @@ class MistralBlock(Wire):
     content: str
     image_id: str | None = None
     """Of an image: its entry in `images`."""
+    confidence_scores: MistralBlockConfidence | None = None
+    """Null unless `confidence_scores_granularity` is `block`."""
+
+
+class MistralWordConfidence(Wire):
+    """How sure the model is of a word."""
+
+    text: str
+    confidence: float
+    start_index: int
+    """In the page's Markdown, in code points."""
 
 
 class MistralConfidence(Wire):
-    """Probabilities of the page's tokens."""
+    """Probabilities of the page's tokens; with the granularity `word`, confidences of its words."""
 
     average_page_confidence_score: float
-    """Their geometric mean."""
+    """Geometric mean of tokens, mean of words."""
     minimum_page_confidence_score: float
+    word_confidence_scores: list[MistralWordConfidence] | None = None
+    """Null unless `confidence_scores_granularity` is `word`."""
 
 
 class MistralDimensions(Wire):
@@ -331,7 +386,7 @@ class MistralPage(Wire):
     dimensions: MistralDimensions | None
     """Null where the page could not be decoded."""
     confidence_scores: MistralConfidence | None
-    """Null unless `confidence_scores_granularity` is `page`, or where the model read nothing."""
+    """Null unless `confidence_scores_granularity` is given, or where the model read nothing."""
     blocks: list[MistralBlock] | None
     """Null if `include_blocks` is false; empty if the model gives no boxes."""
     status: Literal["ok", "blank", "unreadable", "failed"]

@@ -11,7 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from shared.contract.refusals import ContractError
+from trainer.calibration.fit import TooFewCasesError
 from trainer.commands.benchmark import add_benchmark
+from trainer.commands.calibrate import add_calibrate
 from trainer.commands.evaluate import add_evaluate
 from trainer.commands.flags import UsageError
 from trainer.commands.nano import add_nano
@@ -38,6 +40,7 @@ USERS_ERRORS = (
     DataError,
     SampleError,
     ReaderError,
+    TooFewCasesError,
     CardError,
     ResultError,
     ContractError,
@@ -65,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_prepare(commands)
     add_train(commands)
     add_evaluate(commands)
+    add_calibrate(commands)
     add_publish(commands)
     add_push(commands)
     add_report(commands)

@@ -18,6 +18,7 @@ from service.engine.protocol import EngineHandle
 from service.errors import DeepSynthError, EngineError
 from service.intake.pool import ImagePool
 from service.ocr.answer import to_answer
+from service.ocr.confidence import Granularity
 from service.ocr.formats.document import ReadDocument
 from service.ocr.formats.output_format import OutputFormat
 from service.ocr.metrics import TelemetryObserver
@@ -87,7 +88,17 @@ class LocalReader:
             seed=options.seed,
             blank_pages=self._settings.blank_pages,
             min_confidence=self._settings.min_confidence,
+            confidence=options.confidence or self._finest(),
+            review_threshold=self._review_threshold(),
         )
+
+    def _finest(self) -> Granularity:
+        """What the output shows, where nothing is asked for."""
+        return Granularity.WORD if self._output is not None and self._output.has_word_confidences else Granularity.PAGE
+
+    def _review_threshold(self) -> float | None:
+        given = self._options.review_threshold
+        return self._settings.review_threshold if given is None else given
 
 
 @contextlib.asynccontextmanager

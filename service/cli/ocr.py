@@ -24,6 +24,7 @@ from service.cli.serve import EXIT_ENGINE_FAILED
 from service.cli.startup import start
 from service.config import LogLevel, ServiceSettings
 from service.errors import EngineError
+from service.ocr.confidence import Granularity
 from service.ocr.formats.output_format import OutputFormat
 from service.ocr.formats.registry import FORMATS
 from shared.contract.prompts import Task, prompt_for
@@ -97,6 +98,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reading.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum tokens per page")
     reading.add_argument("--temperature", type=float, metavar="T", help="sample tokens, 0 to 2; default: 0, greedy")
     reading.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable; with --temperature")
+    reading.add_argument(
+        "--confidence",
+        choices=[str(each) for each in Granularity],
+        help="how fine confidences are given; with --json, or the formats json, hocr and alto",
+    )
+    reading.add_argument(
+        "--review-threshold",
+        type=float,
+        metavar="P",
+        help="list words and digits whose confidence is below it, 0 to 1; with --json or --format json",
+    )
     where = parser.add_argument_group("where it runs")
     where.add_argument("--url", help="read with a running service, such as http://127.0.0.1:8000, instead of here")
     where.add_argument(
@@ -147,7 +159,9 @@ def _plan(arguments: argparse.Namespace, settings: ServiceSettings) -> _Plan:
     task, out, url = Task(arguments.task), arguments.out, arguments.url
     prompt_for(task, arguments.query)
     given = {each.name: getattr(arguments, each.name) for each in fields(ReadOptions)}
-    options = ReadOptions(**{**given, "task": task, "mode": arguments.mode and Mode(arguments.mode)})
+    chosen_confidence = arguments.confidence and Granularity(arguments.confidence)
+    mode = arguments.mode and Mode(arguments.mode)
+    options = ReadOptions(**{**given, "task": task, "mode": mode, "confidence": chosen_confidence})
     if url is not None:
         _check_url(url)
     if arguments.as_json and (arguments.format or out):
@@ -156,6 +170,7 @@ def _plan(arguments: argparse.Namespace, settings: ServiceSettings) -> _Plan:
         raise ValueError("--overwrite goes with --out")
     files = find_inputs(arguments.files, leave_out=out)
     output = FORMATS[arguments.format or _FORMAT_IN_FOLDER] if arguments.format or out else None
+    _check_confidence(options, output, as_json=arguments.as_json)
     folder = None
     chosen = files
     if output is not None and out is not None:
@@ -177,6 +192,19 @@ def _plan(arguments: argparse.Namespace, settings: ServiceSettings) -> _Plan:
         jobs=arguments.jobs,
         standard_input=_standard_input(files, MAX_FILE_BYTES if url else settings.max_upload_bytes),
     )
+
+
+def _check_confidence(options: ReadOptions, output: OutputFormat | None, *, as_json: bool) -> None:
+    """Refuse what the output has no place for."""
+    is_json = as_json or output is FORMATS["json"]
+    if options.review_threshold is not None:
+        if not 0 <= options.review_threshold <= 1:
+            raise ValueError("--review-threshold takes a number from 0 to 1")
+        if not is_json:
+            raise ValueError("--review-threshold goes with --json or --format json")
+    shows_words = is_json or (output is not None and output.has_word_confidences)
+    if options.confidence not in (None, Granularity.PAGE) and not shows_words:
+        raise ValueError("--confidence goes with --json, or with --format json, hocr or alto")
 
 
 def _check_url(url: str) -> None:
@@ -316,6 +344,9 @@ class _Report:
             if page.error is not None:
                 place = f"{file.name}: page {page.page}"
                 self._fail(place, page.error.code, f"{page.error.title} ({page.error.code})")
+            if "low_accuracy" in page.warnings:
+                text = "Many of the words are probably wrong: a script or a hand that the model does not read?"
+                tqdm.write(f"{file.name}: page {page.page}: {text}", file=sys.stderr)
         if outcome.is_partial and outcome.answer is None:
             self._fail(file.name, "partial", "Some pages failed; --format json says which. (partial)")
 

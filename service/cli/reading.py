@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from service.cli.inputs import InputFile
 from service.errors import DeepSynthError, UploadTooLargeError
+from service.ocr.confidence import Granularity
 from service.schemas import OcrAnswer
 from shared.contract.prompts import Task
 from shared.deepseek_ocr.geometry import Mode
@@ -40,6 +41,8 @@ class ReadOptions:
     max_new_tokens: int | None = None
     temperature: float | None = None
     seed: int | None = None
+    confidence: Granularity | None = None
+    review_threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

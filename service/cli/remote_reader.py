@@ -114,6 +114,8 @@ def _form(options: ReadOptions, output: OutputFormat | None) -> dict[str, str]:
         "max_new_tokens": options.max_new_tokens,
         "temperature": options.temperature,
         "seed": options.seed,
+        "confidence": options.confidence,
+        "review_threshold": options.review_threshold,
         "format": "json" if output is None else output.name,
     }
     return {name: str(value) for name, value in given.items() if value is not None}

@@ -26,6 +26,8 @@ from service.engine.protocol import (
     SequenceTimings,
 )
 from shared.contract.answer import FinishReason
+from shared.contract.calibration import Calibration
+from shared.contract.confidence import TokenScores, score_tokens
 from shared.deepseek_ocr.geometry import GeometryConfig
 
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "inlet", "jetty", "knoll", "larch")
@@ -77,6 +79,7 @@ class FakeEngine:
         adapter_slots: Adapters at once.
         refuse_with: Maps an adapter to the reason for which it is refused.
         step_s: Seconds between two words of a page.
+        calibration: Of its words; they have probabilities from 1/16 to 1, a hash of their letters.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class FakeEngine:
         adapter_slots: int = 0,
         refuse_with: dict[str, str] | None = None,
         step_s: float = 0.0,
+        calibration: Calibration | None = None,
     ) -> None:
         self._info = EngineInfo(
             model_id="fake",
@@ -99,6 +103,7 @@ class FakeEngine:
             batch_size=batch_size,
             adapter_slots=adapter_slots,
             adapter_max_rank=64 if adapter_slots else 0,
+            calibration=calibration,
         )
         self._refuse_with = refuse_with or {}
         self._step_s = step_s
@@ -226,6 +231,12 @@ class FakeEngine:
         return {entry.adapter for entry in (*self._waiting, *self._running)}
 
 
+def _scores(tokens: list[str]) -> TokenScores:
+    pieces = [token.encode() for token in tokens]
+    chances = ((1 + hashlib.sha256(piece.strip()).digest()[0] % 16) / 16 for piece in pieces)
+    return score_tokens(pieces, map(math.log, chances))
+
+
 def _result(entry: _Sequence, reason: FinishReason) -> SequenceResult:
     return SequenceResult(
         sequence_id=entry.request.sequence_id,
@@ -237,4 +248,5 @@ def _result(entry: _Sequence, reason: FinishReason) -> SequenceResult:
         prompt_tokens=len(entry.request.prompt.split()),
         completion_tokens=len(entry.done),
         timings=SequenceTimings(queue_s=0.0, encode_s=0.001, prefill_s=0.001, generate_s=0.001 * len(entry.done)),
+        token_scores=_scores(entry.done) if entry.request.wants_token_scores else None,
     )

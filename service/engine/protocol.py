@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from shared.contract.answer import FinishReason
+from shared.contract.calibration import Calibration
+from shared.contract.confidence import TokenScores
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig
 
@@ -76,6 +78,7 @@ class SequenceRequest:
     """Base model, or an adapter as `name@version`."""
     is_canary: bool = False
     """Tests an adapter: read before all waiting pages, and encoded once, as every canary is the same page."""
+    wants_token_scores: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,8 @@ class SequenceResult:
     prompt_tokens: int
     completion_tokens: int
     timings: SequenceTimings
+    token_scores: TokenScores | None = None
+    """Of the text; None unless the request wants them."""
     kind: Literal["result"] = "result"
 
 
@@ -146,6 +151,8 @@ class EngineInfo:
     """Adapters that can be resident at once."""
     adapter_max_rank: int = 0
     """Largest rank of one."""
+    calibration: Calibration | None = None
+    """Of the base model; None if its checkpoint has none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,7 @@ class RequestValidator:
             params=replace(request.params, max_new_tokens=max_new_tokens),
             adapter=adapter,
             canary=canary,
+            wants_token_scores=request.wants_token_scores,
         )
 
     def _validation_error(self, request: SequenceRequest) -> str | None:

@@ -16,6 +16,7 @@ from service.engine.lora.registry import NO_ADAPTER
 from service.engine.protocol import SamplingParams, SequenceResult, SequenceTimings
 from service.engine.scheduler import PageCost
 from shared.contract.answer import AnswerTokens, FinishReason
+from shared.contract.confidence import TokenScores, score_tokens
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import ViewPlan
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
@@ -66,6 +67,10 @@ class Answer(AnswerTokens):
         unfinished_character = self._decoder.decode(b"", final=True)
         self._text.append(unfinished_character)
         return rest + unfinished_character
+
+    def token_scores(self) -> TokenScores:
+        """Scores of the tokens in the whole text; taken once, after the end, as they cost a pass over all tokens."""
+        return score_tokens(map(self._token_bytes.__getitem__, self._tokens), self.log_probabilities)
 
     def _show(self, count: int) -> str:
         new = self._decoder.decode(b"".join(map(self._token_bytes.__getitem__, self._tokens[self._num_shown : count])))
@@ -122,6 +127,7 @@ class PageSequence:
     """Slot of the adapter that its request names."""
     canary: CanaryFeatures | None = None
     """Where a canary's features are, or go."""
+    wants_token_scores: bool = False
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -156,4 +162,5 @@ class PageSequence:
             prompt_tokens=self.num_prompt_tokens - vision_tokens,
             completion_tokens=len(self.answer.tokens),
             timings=self.stages.timings(now_s),
+            token_scores=self.answer.token_scores() if self.wants_token_scores else None,
         )

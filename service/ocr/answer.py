@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from service.engine.protocol import SequenceTimings
 from service.errors import DeepSynthError
+from service.ocr.confidence import CONFIDENCE_DIGITS, Granularity, PageConfidence, Span, mean_of
 from service.ocr.reader import DocumentResult, PageResult
-from service.schemas import OcrAnswer, PageAnswer, PageError, RegionAnswer, TimingsAnswer, UsageAnswer
+from service.schemas import (
+    OcrAnswer,
+    PageAnswer,
+    PageError,
+    PageWarning,
+    RegionAnswer,
+    SpanAnswer,
+    TimingsAnswer,
+    UsageAnswer,
+)
 
-_CONFIDENCE_DIGITS = 4
 _MS_DIGITS = 2
 
 
@@ -19,7 +29,7 @@ def _ms(seconds: float) -> float:
 
 
 def _rounded(confidence: float | None) -> float | None:
-    return None if confidence is None else round(confidence, _CONFIDENCE_DIGITS)
+    return None if confidence is None else round(confidence, CONFIDENCE_DIGITS)
 
 
 def to_answer(document: DocumentResult, *, receive_s: float, latency_s: float) -> OcrAnswer:
@@ -64,17 +74,61 @@ def to_page_answer(page: PageResult) -> PageAnswer:
         page=page.page,
         status=page.status.value,
         error=None if error is None else to_page_error(error),
-        warnings=["damaged_image"] if page.is_damaged else [],
+        warnings=list(_warnings(page)),
         text=well_formed(page.text),
         width_px=page.width_px,
         height_px=page.height_px,
         finish_reason=None if finish_reason is None else finish_reason.value,
         confidence=_rounded(page.confidence),
-        regions=[
-            RegionAnswer(label=well_formed(region.label), box_px=region.box_px, text=well_formed(region.text))
-            for region in page.regions
-        ],
+        regions=list(_regions(page)),
+        **({} if page.words is None else _words(page.text, page.words)),
     )
+
+
+def _warnings(page: PageResult) -> Iterator[PageWarning]:
+    if page.is_damaged:
+        yield "damaged_image"
+    if page.words is not None and page.words.has_low_accuracy:
+        yield "low_accuracy"
+
+
+def _regions(page: PageResult) -> Iterator[RegionAnswer]:
+    is_fine = page.words is not None and page.words.granularity is not Granularity.PAGE
+    words = page.words.regions if page.words is not None and is_fine else [()] * len(page.regions)
+    for region, within in zip(page.regions, words, strict=True):
+        yield RegionAnswer(
+            label=well_formed(region.label),
+            box_px=region.box_px,
+            text=well_formed(region.text),
+            confidence=_rounded(mean_of(within)),
+        )
+
+
+def _words(text: str, words: PageConfidence) -> dict[str, Any]:
+    """The answer's members about words."""
+    is_finest = words.granularity is Granularity.WORD
+    return {
+        "calibrated": words.is_calibrated,
+        "word_accuracy": _rounded(words.word_accuracy),
+        "lines": _spans(text, words.lines) if is_finest else None,
+        "words": _spans(text, words.words) if is_finest else None,
+        "doubtful_words": None if words.doubtful_words is None else _spans(text, words.doubtful_words),
+        "doubtful_digits": None if words.doubtful_digits is None else _spans(text, words.doubtful_digits),
+    }
+
+
+def _spans(text: str, spans: Iterable[Span]) -> list[SpanAnswer]:
+    return [
+        # Without checks: a page may have thousands, all of them ours.
+        SpanAnswer.model_construct(
+            text=well_formed(text[span.start : span.end]),
+            start=span.start,
+            end=span.end,
+            line=span.line,
+            confidence=round(span.confidence, CONFIDENCE_DIGITS),
+        )
+        for span in spans
+    ]
 
 
 def to_page_error(error: DeepSynthError) -> PageError:

@@ -40,6 +40,7 @@ from service.errors import (
 from service.intake.document import Document
 from service.intake.limits import Box, DecodeTask, IntakeLimits
 from service.intake.pages import Contents, DecodedPage
+from service.ocr.confidence import PageConfidence, judge
 from service.ocr.jpeg import encode_jpeg
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.outcome import PageStatus, status_of
@@ -90,6 +91,9 @@ class PageResult:
     """None where the engine read nothing: a blank page, or one that failed."""
     is_damaged: bool = False
     """Whether a part of it is missing in the file."""
+    words: PageConfidence | None = None
+    """Confidences of its words; None where the request asks for none and the model has no calibration, or the page has
+    no text to show."""
     error: DeepSynthError | None = None
     """Why it failed."""
     slot_wait_s: float = 0.0
@@ -385,13 +389,18 @@ class DocumentReader:
         return page, self._clock() - start_s
 
     async def _read_page(self, page: DecodedPage, decoded: PageResult, reading: _Reading) -> None:
-        request = reading.request
+        request, info = reading.request, self._engine.info
+        # It was measured on the base model's most probable tokens.
+        is_measured = request.model_id == info.model_id and not request.params.temperature
+        calibration = info.calibration if is_measured else None
+        is_transcribed = request.task in _TRANSCRIBES
         sequence = SequenceRequest(
             sequence_id=uuid.uuid4().hex,
             page=page.prepared,
             prompt=prompt_for(request.task, request.query),
             params=request.params.for_page(decoded.page),
             model_id=request.model_id,
+            wants_token_scores=request.confidence.needs_words or (is_transcribed and calibration is not None),
         )
         try:
             result = await self._infer(sequence, decoded.page, reading.on_delta)
@@ -402,7 +411,7 @@ class DocumentReader:
             result.text, page.width_px, page.height_px, labels_are_text=request.task in LABELS_ARE_TEXT
         )
         status = PageStatus.OK
-        if request.task in _TRANSCRIBES and not request.reads_blank_pages:
+        if is_transcribed and not request.reads_blank_pages:
             status = status_of(page.ink, grounded.text, result.confidence, request.min_confidence)
         # Words that the page cannot hold would be taken for what is printed on it.
         is_shown = status is PageStatus.OK
@@ -412,6 +421,7 @@ class DocumentReader:
                 status=status,
                 text=grounded.text if is_shown else "",
                 regions=grounded.regions if is_shown else (),
+                words=judge(result, grounded, request.confidence, calibration) if is_shown else None,
                 result=result,
             )
         )

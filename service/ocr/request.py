@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.engine.protocol import EngineInfo, SamplingParams
@@ -10,6 +10,7 @@ from service.errors import InvalidFieldError
 from service.intake.formats import FileFormat, detect_format
 from service.intake.limits import IntakeLimits
 from service.intake.selection import parse_pages
+from service.ocr.confidence import Granularity, Wanted
 from service.ocr.outcome import MIN_CONFIDENCE, BlankPages
 from service.ocr.sampling import sampling_params
 from shared.contract.prompts import Task
@@ -31,6 +32,7 @@ class OcrRequest:
     """Whether pages without print are read too, and every answer is given as it is."""
     min_confidence: float = MIN_CONFIDENCE
     """Below it, an answer for a page with little print counts as unreadable; 0 to 1."""
+    confidence: Wanted = field(default_factory=Wanted)
 
 
 class ModelNames(Protocol):
@@ -57,6 +59,8 @@ def parse_request(
     seed: int | None = None,
     blank_pages: BlankPages = BlankPages.SKIP,
     min_confidence: float = MIN_CONFIDENCE,
+    confidence: Granularity | None = None,
+    review_threshold: float | None = None,
 ) -> OcrRequest:
     """Check a request against the loaded model.
 
@@ -76,6 +80,8 @@ def parse_request(
         seed: None for a random one.
         blank_pages: Whether the model reads pages that show no print.
         min_confidence: Below it, an answer for a page with little print is not given.
+        confidence: How finely confidences are given; None for pages alone.
+        review_threshold: Words with a lower confidence are listed; None for no list.
 
     Returns:
         The request. Errors of `models.check` pass through.
@@ -99,4 +105,5 @@ def parse_request(
         selection=None if pages is None else parse_pages(pages, most_pages),
         reads_blank_pages=blank_pages is BlankPages.READ,
         min_confidence=min_confidence,
+        confidence=Wanted(confidence or Granularity.PAGE, review_threshold),
     )

@@ -24,6 +24,7 @@ from service.deps import RecordDep, Services, ServicesDep, require_ready
 from service.engine.protocol import MAX_TEMPERATURE
 from service.errors import DeepSynthError, InvalidFieldError, TooManyPagesError, UnsupportedParameterError
 from service.ocr.answer import to_page_answer
+from service.ocr.confidence import Granularity
 from service.ocr.live_text import LiveText
 from service.ocr.outcome import PageStatus
 from service.ocr.reader import DocumentResult
@@ -97,6 +98,11 @@ PROMPT_IGNORED = ChatWarning(
 PAGE_FAILED = ChatWarning(code="page_failed", message="A page could not be read and is missing; pages says why.")
 PAGE_UNREADABLE = ChatWarning(
     code="page_unreadable", message="A page shows something, but no text that could be trusted; pages says which."
+)
+LOW_ACCURACY = ChatWarning(
+    code="low_accuracy",
+    message="Many words of a page are expected to be wrong: its script or its hand may be none that the model reads; "
+    "pages says which.",
 )
 REPETITION = ChatWarning(
     code="repetition", message="A page ended because its text repeated itself; finish_reason is length."
@@ -220,6 +226,10 @@ class ChatRequest(BaseModel):
     """Extension: resolution mode."""
     pages: str | None = Field(default=None, max_length=200)
     """Extension: pages of the one file, such as `1-3,7`."""
+    confidence: Granularity | None = None
+    """Extension: how fine the confidences in `pages` are."""
+    review_threshold: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    """Extension: `pages` lists words and digits whose confidence is below it; the service's setting when null."""
 
 
 def check_parameters(chat: ChatRequest) -> None:
@@ -355,6 +365,8 @@ async def _receive(request: Request, services: Services) -> _Chat:
         seed=chat.seed,
         blank_pages=services.bounds.blank_pages,
         min_confidence=services.bounds.min_confidence,
+        confidence=chat.confidence,
+        review_threshold=services.bounds.review_threshold if chat.review_threshold is None else chat.review_threshold,
     )
     includes_usage = bool(chat.stream_options and chat.stream_options.include_usage)
     return _Chat(files, ocr_request, warnings, bool(chat.stream), includes_usage)
@@ -418,6 +430,7 @@ def _warnings(document: DocumentResult, chat: _Chat) -> list[ChatWarning]:
     found = {
         PAGE_FAILED: PageStatus.FAILED in statuses,
         PAGE_UNREADABLE: PageStatus.UNREADABLE in statuses,
+        LOW_ACCURACY: any(page.words is not None and page.words.has_low_accuracy for page in document.pages),
         REPETITION: document.finish_reason is FinishReason.REPETITION,
     }
     return [*chat.warnings, *(warning for warning, applies in found.items() if applies)]

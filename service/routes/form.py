@@ -30,6 +30,7 @@ from service.errors import (
     PublicValue,
     UploadTooLargeError,
 )
+from service.ocr.confidence import Granularity
 from service.ocr.formats.registry import FORMATS
 from service.ocr.outcome import BlankPages
 from service.ocr.sampling import MAX_GIVEN_SEED, MIN_GIVEN_SEED, SEED_EXPECTED, TEMPERATURE_EXPECTED
@@ -69,6 +70,11 @@ class OcrFields(BaseModel):
     min_confidence: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     """An answer with a lower confidence for a page with little print is reported as unreadable, without its text. The
     service's setting when not given."""
+    confidence: Granularity | None = None
+    """How fine confidences are given: `page` (default), `block` or `word`; in JSON, and in hOCR and ALTO, which have
+    those of words when not given. Other formats have none."""
+    review_threshold: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    """Lists the words and digits whose confidence is below it, in JSON alone. The service's setting when not given."""
     format: str | None = Field(default=None, json_schema_extra={"enum": list(FORMATS)})
     """Output format; the header Accept decides when not given, and JSON is the default. A stream is always JSON."""
     stream: bool = False
@@ -299,6 +305,7 @@ def _expected(problem: str, field: str, kind: type[OcrFields]) -> str | list[str
     by_field: dict[str, str | list[str]] = {
         "format": list(FORMATS),
         "min_confidence": "a number from 0 to 1",
+        "review_threshold": "a number from 0 to 1",
         "query": "text to look for with the task locate, and only with it",
         "seed": SEED_EXPECTED,
         "temperature": TEMPERATURE_EXPECTED,

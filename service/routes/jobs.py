@@ -108,7 +108,7 @@ async def _submit(
     async with Deadline(services.bounds.deadline_s).enforced():
         return await jobs.submit(
             form.data,
-            request_of(services, form, jobs.options.limits),
+            request_of(services, form, jobs.options.limits, FORMATS[form.fields.format or DEFAULT.name]),
             owner=owner,
             name=form.name,
             format_name=form.fields.format,

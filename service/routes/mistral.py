@@ -19,9 +19,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Tag
 from service.admission.deadline import Deadline
 from service.admission.gate import Permit
 from service.deps import RecordDep, Services, ServicesDep, require_ready
+from service.engine.protocol import SequenceResult
 from service.errors import InvalidFieldError, UnsupportedParameterError
 from service.intake.formats import FileFormat, detect_format
 from service.ocr.answer import to_page_answer
+from service.ocr.confidence import Granularity, Span, mean_of
 from service.ocr.reader import PageResult
 from service.ocr.request import OcrRequest, parse_request
 from service.routes.auth import use_key
@@ -33,12 +35,14 @@ from service.routes.reading import read_leased, run_for_client
 from service.schemas import (
     MistralAnswer,
     MistralBlock,
+    MistralBlockConfidence,
     MistralConfidence,
     MistralDimensions,
     MistralImage,
     MistralPage,
     MistralProblem,
     MistralUsage,
+    MistralWordConfidence,
 )
 from shared.contract.prompts import Task
 from shared.deepseek_ocr.grounding import Region
@@ -145,7 +149,7 @@ class MistralRequest(BaseModel):
     """Minimum width and height of a figure in pixels."""
     include_blocks: bool | None = True
     confidence_scores_granularity: Literal["page", "word", "block"] | None = None
-    """`page` or null; others are refused."""
+    """Null for no confidences."""
     id: str | None = None
     """Not used."""
     bbox_annotation_format: Any = None
@@ -174,8 +178,6 @@ def check_parameters(asked: MistralRequest) -> None:
     for name in _UNSUPPORTED:
         if getattr(asked, name):
             raise UnsupportedParameterError(public={"field": name, "expected": "null"})
-    if asked.confidence_scores_granularity not in (None, "page"):
-        raise UnsupportedParameterError(public={"field": "confidence_scores_granularity", "expected": "page or null"})
     if isinstance(asked.document, FileChunk):
         raise UnsupportedParameterError(public={"field": "document.file_id", "expected": "a data URL instead"})
 
@@ -255,17 +257,65 @@ def to_markdown(page: PageResult, figures: Sequence[Figure]) -> str:
 def _blocks(page: PageResult, figures: Sequence[Figure]) -> Iterator[MistralBlock]:
     """The page's regions, without figures that are not in `images`."""
     names = {id(figure.region): figure.name for figure in figures}
-    for region in page.regions:
+    words = None
+    if page.words is not None and page.words.granularity is Granularity.BLOCK:
+        words = page.words.regions
+    for index, region in enumerate(page.regions):
         kind = _BLOCK_TYPES.get(region.label, "text")
         name = names.get(id(region))
         if kind == "image" and name is None:
             continue
         content = f"![{name}]({name})" if name else region.text
-        yield MistralBlock(type=kind, content=content, image_id=name, **_corners(region))
+        confidence = None if words is None else block_confidence(words[index])
+        yield MistralBlock(type=kind, content=content, image_id=name, confidence_scores=confidence, **_corners(region))
 
 
 def _corners(region: Region) -> dict[str, int]:
     return dict(zip(("top_left_x", "top_left_y", "bottom_right_x", "bottom_right_y"), region.box_px, strict=True))
+
+
+def block_confidence(words: Sequence[Span]) -> MistralBlockConfidence:
+    """What Mistral's API says of a block's words."""
+    mean = mean_of(words)
+    return MistralBlockConfidence(
+        average_content_confidence_score=None if mean is None else round(mean, 4),
+        minimum_content_confidence_score=round(min(word.confidence for word in words), 4) if words else None,
+    )
+
+
+def page_confidence(page: PageResult, result: SequenceResult, markdown: str) -> MistralConfidence:
+    """What Mistral's API says of a page: of its tokens, or with the granularity `word` of its words.
+
+    Args:
+        page: The page.
+        result: What the model read on it.
+        markdown: Its text, to which links to figures may have been added.
+
+    Returns:
+        The member `confidence_scores`.
+    """
+    words = page.words
+    if words is None or words.granularity is not Granularity.WORD:
+        return MistralConfidence(
+            average_page_confidence_score=round(result.confidence, 4),
+            minimum_page_confidence_score=round(result.min_confidence, 4),
+        )
+    scores = []
+    places = re.finditer(r"\S+", markdown)
+    for word in words.words:
+        text = page.text[word.start : word.end]
+        start = next((place.start() for place in places if place.group() == text), None)
+        if start is None:
+            break
+        scores.append(MistralWordConfidence(text=text, confidence=round(word.confidence, 4), start_index=start))
+    mean = mean_of(words.words)
+    return MistralConfidence(
+        average_page_confidence_score=round(result.confidence if mean is None else mean, 4),
+        minimum_page_confidence_score=min(
+            (score.confidence for score in scores), default=round(result.min_confidence, 4)
+        ),
+        word_confidence_scores=scores,
+    )
 
 
 _PROBLEM = {"model": MistralProblem}
@@ -306,6 +356,9 @@ async def _receive(request: Request, services: Services) -> tuple[MistralRequest
         pages=pages,
         blank_pages=services.bounds.blank_pages,
         min_confidence=services.bounds.min_confidence,
+        confidence=None
+        if asked.confidence_scores_granularity is None
+        else Granularity(asked.confidence_scores_granularity),
     )
     # The file's text is not kept while the file is read.
     return asked.model_copy(update={"document": None}), data, ocr_request
@@ -349,14 +402,12 @@ def _page(
     said, dimensions, confidence = to_page_answer(page), None, None
     if page.width_px is not None and page.height_px is not None:
         dimensions = MistralDimensions(dpi=dpi, height=page.height_px, width=page.width_px)
+    markdown = to_markdown(page, figures)
     if asked.confidence_scores_granularity is not None and page.result is not None:
-        confidence = MistralConfidence(
-            average_page_confidence_score=round(page.result.confidence, 4),
-            minimum_page_confidence_score=round(page.result.min_confidence, 4),
-        )
+        confidence = page_confidence(page, page.result, markdown)
     return MistralPage(
         index=page.page - 1,
-        markdown=to_markdown(page, figures),
+        markdown=markdown,
         images=[
             MistralImage(id=figure.name, image_base64=images.get(figure.name), **_corners(figure.region))
             for figure in figures

@@ -13,10 +13,11 @@ from starlette.responses import Response
 from service.admission.deadline import Deadline, run_to_outcome
 from service.admission.gate import Permit
 from service.admission.request import RequestRecord
-from service.deps import RecordDep, Services, ServicesDep, require_ready
+from service.deps import RecordDep, RequestBounds, Services, ServicesDep, require_ready
 from service.errors import InvalidFieldError, TooManyPagesError
 from service.intake.limits import IntakeLimits
 from service.ocr.answer import to_answer
+from service.ocr.confidence import Granularity
 from service.ocr.formats.document import ReadDocument
 from service.ocr.formats.output_format import OutputFormat
 from service.ocr.formats.registry import DEFAULT, FORMATS
@@ -94,7 +95,7 @@ async def read_document(request: Request, services: ServicesDep, record: RecordD
     fields = form.fields
     output = _output(request, fields)
     try:
-        ocr_request = request_of(services, form, services.reader.limits)
+        ocr_request = request_of(services, form, services.reader.limits, output)
     except TooManyPagesError as error:
         point_to_jobs(services, error)
         raise
@@ -108,8 +109,10 @@ async def read_document(request: Request, services: ServicesDep, record: RecordD
     )
 
 
-def request_of(services: Services, form: OcrForm[FieldsT], limits: IntakeLimits) -> OcrRequest:
-    """The checked request of a form; a `DeepSynthError` says what is wrong with it."""
+def request_of(
+    services: Services, form: OcrForm[FieldsT], limits: IntakeLimits, output: OutputFormat = DEFAULT
+) -> OcrRequest:
+    """The checked request of a form, to be answered in a format; a `DeepSynthError` says what is wrong with it."""
     fields = form.fields
     return parse_request(
         data=form.data,
@@ -127,6 +130,7 @@ def request_of(services: Services, form: OcrForm[FieldsT], limits: IntakeLimits)
         seed=fields.seed,
         blank_pages=fields.blank_pages or services.bounds.blank_pages,
         min_confidence=services.bounds.min_confidence if fields.min_confidence is None else fields.min_confidence,
+        **_confidence(fields, output, services.bounds),
     )
 
 
@@ -138,6 +142,21 @@ def _output(request: Request, fields: OcrFields) -> OutputFormat:
             raise InvalidFieldError(public={"field": "format", "expected": f"{DEFAULT.name}, with a stream"})
         return DEFAULT
     return choose_format(request.headers.getlist("accept")) if fields.format is None else FORMATS[fields.format]
+
+
+def _confidence(fields: OcrFields, output: OutputFormat, bounds: RequestBounds) -> dict[str, Any]:
+    """How fine confidences are scored; an `InvalidFieldError` if the format has no place for what was asked for."""
+    if output is DEFAULT:
+        threshold = bounds.review_threshold if fields.review_threshold is None else fields.review_threshold
+        return {"confidence": fields.confidence, "review_threshold": threshold}
+    if fields.review_threshold is not None:
+        raise InvalidFieldError(public={"field": "review_threshold", "expected": f"the format {DEFAULT.name}"})
+    if output.has_word_confidences:
+        return {"confidence": fields.confidence or Granularity.WORD}
+    if fields.confidence not in (None, Granularity.PAGE):
+        formats = [DEFAULT.name, *(name for name, each in FORMATS.items() if each.has_word_confidences)]
+        raise InvalidFieldError(public={"field": "confidence", "expected": f"one of the formats {', '.join(formats)}"})
+    return {}
 
 
 async def _respond(

@@ -2,6 +2,7 @@
 
 import { Problem, address, models, read, readAs } from "./client.js";
 import { Pages } from "./pages.js";
+import { Review } from "./review.js";
 import { curl, program } from "./snippets.js";
 import { TextPane, make } from "./text.js";
 
@@ -10,7 +11,11 @@ const MODELS_EVERY_MS = 15000;
 const LOADING_EVERY_MS = 1500;
 const STATE_WORDS = { ok: "read", blank: "blank", unreadable: "unreadable", failed: "failed", reading: "being read", waiting: "waiting", stopped: "stopped" };
 
-const text = new TextPane(byId("text"), { onLight: (page, indices) => lightBoxes(page, indices) });
+const review = new Review(byId("review"), () => [...byId("text").querySelectorAll(".page")]);
+const text = new TextPane(byId("text"), {
+  onLight: (page, indices) => lightBoxes(page, indices),
+  onShown: (section, answer) => review.show(section, answer),
+});
 let served = [];
 let pages = null;
 let current = 1;
@@ -74,6 +79,7 @@ async function choose(files) {
   current = 1;
   shown = null;
   showProblem(null);
+  review.clear();
   text.clear();
   const name = file.name || "pasted image";
   byId("name").textContent = name;
@@ -254,6 +260,7 @@ async function start() {
   shown = reading;
   showProblem(null);
   note("");
+  review.clear();
   text.clear(byId("task").value, chosen, pages.count > 1);
   text.expect(expected());
   showBoxes();
@@ -274,7 +281,7 @@ async function readColumn(column, reading, signal) {
   const { fields: chosen } = reading.columns[column];
   let outcome = "done";
   try {
-    for await (const [name, data] of read(reading.file, chosen, signal)) {
+    for await (const [name, data] of read(reading.file, { ...chosen, confidence: "word" }, signal)) {
       if (reading !== shown) return "stopped";
       if (name === "delta") text.delta(column, data.page, data.text);
       else if (name === "page") finishPage(column, data);

@@ -60,9 +60,11 @@ export function passages(page) {
 
 export class TextPane {
   // `onLight(page, index)` is told which region's text is under the pointer or has the focus, -1 for none.
-  constructor(root, { onLight }) {
+  // `onShown(section, answer)` is told when a page was drawn; its answer is null unless it is one model's, and finished.
+  constructor(root, { onLight, onShown }) {
     this.root = root;
     this.onLight = onLight;
+    this.onShown = onShown;
     this.sections = new Map();
     this.dirty = new Set();
     this.isRendered = true;
@@ -172,6 +174,7 @@ export class TextPane {
     });
     section.replaceChildren(head, make("div", isCompared ? "columns" : "", ...columns));
     section.classList.toggle("alone", !this.isLong && !isCompared && entries[0].state === "ok");
+    this.onShown(section, isCompared ? null : entries[0].answer);
   }
 
   quality({ answer }) {
@@ -180,6 +183,7 @@ export class TextPane {
     if (answer?.finish_reason === "length") notes.push("cut at the limit of tokens");
     if (answer?.finish_reason === "repetition") notes.push("ended because the text repeated itself");
     if (answer?.warnings?.includes("damaged_image")) notes.push("a part of the page is damaged");
+    if (answer?.warnings?.includes("low_accuracy")) notes.push("many words are probably wrong: a script or a hand that the model does not read?");
     return make("span", "quiet", notes.join(", "));
   }
 

@@ -121,6 +121,11 @@ class AnswerTokens:
         return self._tokens
 
     @property
+    def log_probabilities(self) -> Sequence[float]:
+        """Natural logarithms of the probabilities of `tokens`."""
+        return self._log_probabilities[: len(self._tokens)]
+
+    @property
     def confidence(self) -> float:
         """Geometric mean of the chosen tokens' probabilities."""
         return _geometric_mean(self._log_probabilities)

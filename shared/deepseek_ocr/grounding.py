@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 
 GRID = 999
 """The largest coordinate, on the right or bottom edge of the page."""
@@ -41,6 +42,9 @@ class GroundedText:
 
     text: str
     regions: tuple[Region, ...]
+    sources: tuple[tuple[int, int], ...] = field(default=(), compare=False)
+    """Start and end of the parts of the answer that the text consists of, in order; only white space between and in
+    them is dropped or changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,9 @@ class _Passage:
     label: str | None
     payload: str
     text: str
+    pieces: tuple[int, ...]
+    """Of the answer, that the text consists of."""
+    label_piece: int | None
 
 
 def parse_grounded(answer: str, width_px: int, height_px: int, *, labels_are_text: bool = False) -> GroundedText:
@@ -68,15 +75,17 @@ def parse_grounded(answer: str, width_px: int, height_px: int, *, labels_are_tex
     """
     pieces = _pieces(answer)
     if len(pieces) == 1:
-        return GroundedText(answer, ())
+        return GroundedText(answer, (), ((0, len(answer)),))
     texts: list[str] = []
     found: list[tuple[str, tuple[int, int, int, int], str]] = []
     starts: list[int] = []
     length = 0
+    shown_pieces: list[int] = []
     for passage in _passages(pieces):
-        text, shown = passage.text.strip(), passage.text
-        if labels_are_text and not text and passage.label:
-            text, shown = passage.label, f"{passage.label}\n"
+        text, shown, kept = passage.text.strip(), passage.text, passage.pieces
+        if labels_are_text and not text and passage.label and passage.label_piece is not None:
+            text, shown, kept = passage.label, f"{passage.label}\n", (passage.label_piece,)
+        shown_pieces += kept
         if passage.label is not None:
             boxes = [(passage.label, box_px, text) for box_px in _boxes(passage.payload, width_px, height_px)]
             found += boxes
@@ -84,7 +93,12 @@ def parse_grounded(answer: str, width_px: int, height_px: int, *, labels_are_tex
         texts.append(shown)
         length += len(shown)
     whole, starts = _tidied("".join(texts), starts)
-    return GroundedText(whole, tuple(Region(*each, start) for each, start in zip(found, starts, strict=True)))
+    ends = [0, *accumulate(map(len, pieces))]
+    return GroundedText(
+        whole,
+        tuple(Region(*each, start) for each, start in zip(found, starts, strict=True)),
+        tuple((ends[piece], ends[piece + 1]) for piece in shown_pieces),
+    )
 
 
 def _tidied(text: str, starts: list[int]) -> tuple[str, list[int]]:
@@ -117,20 +131,25 @@ def _pieces(answer: str) -> list[str]:
 
 def _passages(pieces: list[str]) -> Iterator[_Passage]:
     """Passages in order; markers in the right sequence form a tag, any other marker is dropped."""
-    label: str | None = None
+    label_piece: int | None = None
     payload = ""
-    text = [pieces[0]]
+    texts = [0]
     index = 1
+
+    def passage() -> _Passage:
+        label = None if label_piece is None else pieces[label_piece].strip()
+        return _Passage(label, payload, "".join(pieces[text] for text in texts), tuple(texts), label_piece)
+
     while index < len(pieces):
         if _is_tag(pieces, index):
-            yield _Passage(label, payload, "".join(text))
-            label, payload = pieces[index + 1].strip(), pieces[index + 5]
-            text = pieces[index + 7 : index + 8]
+            yield passage()
+            label_piece, payload = index + 1, pieces[index + 5]
+            texts = [index + 7] if index + 7 < len(pieces) else []
             index += 8
         else:
-            text.append(pieces[index + 1])
+            texts.append(index + 1)
             index += 2
-    yield _Passage(label, payload, "".join(text))
+    yield passage()
 
 
 def _is_tag(pieces: list[str], index: int) -> bool:

@@ -16,6 +16,8 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from shared.contract.calibration import FILE_NAME as CALIBRATION_FILE
+from shared.contract.calibration import Calibration, CalibrationError, read_calibration
 from shared.deepseek_ocr.checkpoint import CheckpointError, read_config
 from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.registry import MODELS, find_kind
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from shared.deepseek_ocr.tokenizer import OcrTokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
-HUB_FILES = ["config.json", TOKENIZER_FILE, "*.safetensors", "*.safetensors.index.json"]
+HUB_FILES = ["config.json", TOKENIZER_FILE, CALIBRATION_FILE, "*.safetensors", "*.safetensors.index.json"]
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -39,6 +41,8 @@ class LoadedCheckpoint:
     geometry: GeometryConfig
     model_id: str
     """The repository, or the folder's name."""
+    calibration: Calibration | None = None
+    """None if the checkpoint has none."""
 
 
 def load_checkpoint(
@@ -70,8 +74,12 @@ def load_checkpoint(
     if kind is None:
         known = " and ".join(map(repr, MODELS))
         raise CheckpointError(f"{folder}: config.json has model_type {model_type!r}; known: {known}")
+    try:
+        maps = read_calibration(folder)
+    except CalibrationError as error:
+        raise CheckpointError(str(error)) from error
     model: OcrModel = pkgutil.resolve_name(kind.loader)(folder, device, dtype, layers_device)
-    return LoadedCheckpoint(model, load_tokenizer(folder, model.config), model.geometry, model_id)
+    return LoadedCheckpoint(model, load_tokenizer(folder, model.config), model.geometry, model_id, maps)
 
 
 def find_checkpoint(folder_or_repo: str | Path) -> tuple[Path, str]:

@@ -262,6 +262,69 @@ def test_boxes_and_their_text_light_each_other(browser: Any, server: ServerProce
         assert page.get_attribute("#boxes rect.lit", "data-region") == "0"
 
 
+WORDS = [("**Total**", 0.4), ("due:", 0.97), ("12,40", 0.85), ("due:", 0.3)]
+
+
+def answer_with_words(page: Any, text: str, **changes: Any) -> None:
+    words = [{"text": word, "start": 0, "end": 0, "line": 1, "confidence": confidence} for word, confidence in WORDS]
+    answer_with(page, text, words=words, calibrated=True, **changes)
+
+
+@pytest.mark.parametrize(("task", "first"), [("free", "**Total**"), ("markdown", "Total")])
+def test_doubtful_words_are_marked_and_reached_by_keyboard(
+    task: str, first: str, browser: Any, server: ServerProcess
+) -> None:
+    with opened(browser, server) as page:
+        answer_with_words(page, "**Total** due: 12,40\n\ndue:")
+        page.set_input_files("#file", files=[PNG])
+        page.select_option("#task", task)
+        assert page.is_hidden("#review")
+        read(page)
+        marks = page.locator("mark.doubtful")
+        assert marks.all_inner_texts() == [first, "12,40", "due:"]
+        assert marks.nth(0).get_attribute("aria-description") == "doubtful, 40 % sure"
+        # Not by colour alone.
+        assert "wavy" in marks.nth(0).evaluate("mark => getComputedStyle(mark).textDecoration")
+        assert page.inner_text("#review-said") == "3 doubtful words"
+        page.keyboard.press("F8")
+        page.keyboard.press("F8")
+        assert page.evaluate("document.activeElement.textContent") == "12,40"
+        assert page.inner_text("#review-said") == "2 of 3: 12,40, 85 % sure"
+        page.keyboard.press("Shift+F8")
+        page.keyboard.press("Shift+F8")
+        assert page.inner_text("#review-said") == "3 of 3: due:, 30 % sure"
+        page.click("#doubtful-next")
+        assert page.evaluate("document.activeElement.textContent") == first
+
+
+def test_threshold_is_changed_without_reading_again(browser: Any, server: ServerProcess) -> None:
+    with opened(browser, server) as page:
+        answer_with_words(page, "**Total** due: 12,40\n\ndue:")
+        page.set_input_files("#file", files=[PNG])
+        read(page)
+        text = page.inner_text("#text .plain")
+        page.fill("#threshold", "0.35")
+        assert page.locator("mark.doubtful").all_inner_texts() == ["due:"]
+        page.fill("#threshold", "0")
+        assert page.inner_text("#review-said") == "No doubtful words"
+        assert page.is_disabled("#doubtful-next")
+        page.fill("#threshold", "1")
+        assert page.locator("mark.doubtful").count() == 4
+        assert page.inner_text("#text .plain") == text
+
+
+def test_words_of_the_service_are_reviewed(browser: Any, server: ServerProcess) -> None:
+    answer = httpx.post(f"{server.url}/ocr", files={"file": png(size=(640, 400))}, data={"review_threshold": "0.9"})
+    expected = [word["text"] for word in answer.json()["pages"][0]["doubtful_words"]]
+    with opened(browser, server) as page:
+        page.set_input_files("#file", files=[PNG])
+        read(page)
+        assert page.locator("mark.doubtful").all_inner_texts() == expected
+        assert "not calibrated" in page.evaluate(
+            "getComputedStyle(document.querySelector('#review label'), '::after').content"
+        )
+
+
 def test_stream_that_breaks_off_is_told_from_one_that_ended(browser: Any, server: ServerProcess) -> None:
     with opened(browser, server) as page:
         answer_with(page, "half a te", ends=False)

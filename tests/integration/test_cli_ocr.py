@@ -129,6 +129,22 @@ def test_document_with_a_failed_page_is_marked_and_read_again(tmp_path: Path, se
     assert tree(tmp_path / "out") == ["two.json", "two.partial.txt"]
 
 
+def test_words_are_reviewed_here_and_with_a_service(scans: Path, server: ServerProcess) -> None:
+    (scans / "first.png").write_bytes(png())
+    command = ["scans/first.png", "--json", "--confidence", "word", "--review-threshold", "0.5"]
+    found = [
+        json.loads(call(*command, *where, folder=scans.parent).stdout)["pages"][0]
+        for where in ([], ["--url", server.url])
+    ]
+    assert found[0]["words"] == found[1]["words"] != []
+    assert [each["doubtful_words"] for each in found] == [
+        [word for word in each["words"] if word["confidence"] < 0.5] for each in found
+    ]
+    for where in ([], ["--url", server.url]):
+        alto = call("scans/first.png", "--format", "alto", *where, folder=scans.parent).stdout.decode()
+        assert alto.count(" WC=") == len(found[0]["words"])
+
+
 def test_patterns_and_standard_input(scans: Path) -> None:
     ended = call("scans/**/*.[pJ][nP]*", "--out", "out", folder=scans.parent)
     assert ended.returncode == 0
@@ -149,6 +165,9 @@ def test_patterns_and_standard_input(scans: Path) -> None:
         (["scans/first.png", "scans/may/../first.png", "more/first.png", "--out", "o"], "would both be written to"),
         (["scans", "--json", "--out", "o"], "--json prints"),
         (["scans", "--overwrite"], "--overwrite goes with --out"),
+        (["scans", "--review-threshold", "0.5"], "--review-threshold goes with --json"),
+        (["scans", "--json", "--review-threshold", "2"], "takes a number from 0 to 1"),
+        (["scans", "--confidence", "word", "--format", "html", "--out", "o"], "--confidence goes with --json"),
         (["scans", "--jobs", "0"], "--jobs: invalid number from 1 value: '0'"),
         (["scans", "--url", "host:80"], "--url takes an address such as"),
     ],

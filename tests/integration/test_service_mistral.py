@@ -43,7 +43,7 @@ async def test_document_is_read_page_by_page_as_markdown() -> None:
     region = read["pages"][0]["regions"][0]
     corners = zip(("top_left_x", "top_left_y", "bottom_right_x", "bottom_right_y"), region["box_px"], strict=True)
     assert answer["pages"][0]["blocks"] == [
-        {"type": "text", **dict(corners), "content": region["text"], "image_id": None}
+        {"type": "text", **dict(corners), "content": region["text"], "image_id": None, "confidence_scores": None}
     ]
     assert answer["pages"][0]["confidence_scores"] is None
 
@@ -169,6 +169,7 @@ async def test_confidence_of_a_page_is_given_if_asked_for() -> None:
     assert page["confidence_scores"] == {
         "average_page_confidence_score": 0.875,
         "minimum_page_confidence_score": 0.5,
+        "word_confidence_scores": None,
     }
 
 
@@ -181,7 +182,6 @@ async def test_what_the_service_does_not_have_is_refused_by_name() -> None:
         "table_format": "html",
         "extract_header": True,
         "extract_footer": True,
-        "confidence_scores_granularity": "word",
     }
     async with running_service() as service:
         for name, value in refused.items():

@@ -14,6 +14,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.contract.confidence import TokenScores
 from shared.contract.text import ErrorCount, char_errors, normalise, total, word_errors
 from trainer.evaluation.overlap import Overlap, corpus_bleu, overlap
 
@@ -31,6 +32,8 @@ class Reading:
     """Wall time of the page; its share if pages are read together."""
     ended: bool = True
     """Whether the reader finished: neither stopped for a loop nor at a limit."""
+    token_scores: TokenScores | None = field(default=None, compare=False)
+    """Of the text, where a model read it in this process."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, cast
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from shared.contract.answer import AnswerTokens, FinishReason, Rewind, TokenJudge
+from shared.contract.confidence import TokenScores, score_tokens
 from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import ViewPlan
@@ -48,6 +49,7 @@ class Generated:
     num_tokens: int
     """Tokens of the answer, without the end token."""
     finish_reason: FinishReason
+    token_scores: TokenScores | None = field(default=None, compare=False)
 
     @property
     def ended(self) -> bool:
@@ -285,7 +287,8 @@ def _as_texts(answers: Sequence[_Answer], tokenizer: OcrTokenizer) -> list[Gener
     for answer in answers:
         assert isinstance(answer.outcome, FinishReason)
         tokens = list(answer.kept.tokens)
-        texts.append(Generated(tokenizer.decode(tokens), len(tokens), answer.outcome))
+        scores = score_tokens(map(tokenizer.token_bytes, tokens), answer.kept.log_probabilities)
+        texts.append(Generated(tokenizer.decode(tokens), len(tokens), answer.outcome, scores))
     return texts
 
 

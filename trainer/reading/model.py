@@ -116,7 +116,7 @@ class ModelReader:
             self._options.batch_size,
         )
         seconds = (time.perf_counter() - start) / len(samples)
-        return [Reading(answer.text, seconds, answer.ended) for answer in generated]
+        return [Reading(answer.text, seconds, answer.ended, answer.token_scores) for answer in generated]
 
 
 class BaseReader:

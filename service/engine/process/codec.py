@@ -114,6 +114,7 @@ class _SubmitHeader:
     params: SamplingParams
     model_id: str
     is_canary: bool
+    wants_token_scores: bool
     kind: Literal["submit"] = "submit"
 
 
@@ -139,7 +140,13 @@ def encode_command(command: Command) -> Frame:
     request = command.request
     page, pixels = encode_page(request.page)
     header = _SubmitHeader(
-        request.sequence_id, page, request.prompt, request.params, request.model_id, request.is_canary
+        request.sequence_id,
+        page,
+        request.prompt,
+        request.params,
+        request.model_id,
+        request.is_canary,
+        request.wants_token_scores,
     )
     return _COMMANDS.dump_json(header), *pixels
 
@@ -151,7 +158,15 @@ def decode_command(header: bytes, tail: memoryview) -> Command:
         return command
     page = decode_page(command.page, tail)
     return Submit(
-        SequenceRequest(command.sequence_id, page, command.prompt, command.params, command.model_id, command.is_canary)
+        SequenceRequest(
+            command.sequence_id,
+            page,
+            command.prompt,
+            command.params,
+            command.model_id,
+            command.is_canary,
+            command.wants_token_scores,
+        )
     )
 
 

@@ -88,9 +88,10 @@ def _line(block: ET.Element, line: Line, place: str) -> None:
     for index, word in enumerate(line.words, 1):
         if index > 1:
             ET.SubElement(element, "SP")
-        ET.SubElement(
-            element, "String", {"ID": f"word_{place}_{index}", **_position(word.box_px), "CONTENT": word.text}
-        )
+        entries = {"ID": f"word_{place}_{index}", **_position(word.box_px), "CONTENT": word.text}
+        if word.confidence is not None:
+            entries["WC"] = f"{word.confidence:.4f}"
+        ET.SubElement(element, "String", entries)
 
 
 def _position(box_px: BoxPx) -> dict[str, str]:
@@ -98,4 +99,4 @@ def _position(box_px: BoxPx) -> dict[str, str]:
     return {"HPOS": str(left), "VPOS": str(top), "WIDTH": str(right - left), "HEIGHT": str(bottom - top)}
 
 
-FORMAT = OutputFormat("alto", "application/alto+xml", ".alto.xml", in_thread(render))
+FORMAT = OutputFormat("alto", "application/alto+xml", ".alto.xml", in_thread(render), has_word_confidences=True)

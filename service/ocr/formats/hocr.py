@@ -1,7 +1,7 @@
 """hOCR 1.2: pages, blocks, lines and words with their boxes, as XHTML.
 
 Boxes of blocks are the model's where it gave some; those of lines and words are estimated, which the document says in a
-`meta`. `x_wconf` is the model's confidence in a whole page.
+`meta`. `x_wconf` is the model's confidence in a whole page or in a word, where that is known.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from service.ocr.formats.document import ReadDocument
-from service.ocr.formats.layout import Block, BoxPx, Line, blocks_of
+from service.ocr.formats.layout import Block, BoxPx, Line, Word, blocks_of
 from service.ocr.formats.markup import escape
 from service.ocr.formats.output_format import OutputFormat, in_thread
 from service.schemas import PageAnswer
@@ -63,15 +63,22 @@ def _page(document: ReadDocument, page: PageAnswer, blocks: list[Block]) -> Iter
 
 def _line(line: Line, place: str) -> str:
     words = " ".join(
-        f'<span class="ocrx_word" id="word_{place}_{index}" title="{_bbox(word.box_px)}">{escape(word.text)}</span>'
+        f'<span class="ocrx_word" id="word_{place}_{index}" title="{_word(word)}">{escape(word.text)}</span>'
         for index, word in enumerate(line.words, 1)
     )
     direction = ' dir="rtl"' if line.is_rtl else ""
     return f'<span class="ocr_line" id="line_{place}"{direction} title="{_bbox(line.box_px)}">{words}</span>'
 
 
+def _word(word: Word) -> str:
+    confidence = "" if word.confidence is None else f"; x_wconf {100 * word.confidence:.2f}"
+    return f"{_bbox(word.box_px)}{confidence}"
+
+
 def _bbox(box_px: BoxPx) -> str:
     return "bbox {} {} {} {}".format(*box_px)
 
 
-FORMAT = OutputFormat("hocr", "text/vnd.hocr+html; charset=utf-8", ".hocr", in_thread(render))
+FORMAT = OutputFormat(
+    "hocr", "text/vnd.hocr+html; charset=utf-8", ".hocr", in_thread(render), has_word_confidences=True
+)

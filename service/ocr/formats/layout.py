@@ -11,9 +11,10 @@ import re
 import textwrap
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from service.ocr.formats.markup import plain_text, xml_text
+from service.ocr.formats.word_confidence import confidences_of
 from service.schemas import PageAnswer, RegionAnswer
 
 BoxPx = tuple[int, int, int, int]
@@ -32,6 +33,8 @@ class Word:
 
     text: str
     box_px: BoxPx
+    confidence: float | None = None
+    """None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,22 @@ def blocks_of(page: PageAnswer, *, is_markdown: bool) -> list[Block]:
         texts = [" ".join(line.split()) for line in plain.split("\n") if line.strip()]
         if texts or (region is not None and not region.text):
             blocks.append(Block(box_px, tuple(_lines(texts, box_px))))
-    return blocks
+    return _with_confidences(blocks, page) if page.words else blocks
+
+
+def _with_confidences(blocks: list[Block], page: PageAnswer) -> list[Block]:
+    texts = (word.text for block in blocks for line in block.lines for word in line.words)
+    confidences = iter(confidences_of(texts, page.text, page.words or ()))
+    return [
+        replace(
+            block,
+            lines=tuple(
+                replace(line, words=tuple(replace(word, confidence=next(confidences)) for word in line.words))
+                for line in block.lines
+            ),
+        )
+        for block in blocks
+    ]
 
 
 def _passages(page: PageAnswer) -> Iterator[tuple[RegionAnswer | None, str]]:

@@ -37,6 +37,8 @@ class OutputFormat:
     """Of a file, with its dot."""
     render: Render
     """Writes a document without blocking the event loop."""
+    has_word_confidences: bool = False
+    """Whether it shows the confidence of each word."""
 
     @property
     def essence(self) -> str:

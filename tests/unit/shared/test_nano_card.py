@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from shared.contract.calibration import FILE_NAME as CALIBRATION_FILE
+from shared.contract.calibration import read_calibration
 from shared.contract.identity import weights_revision
 from trainer.evaluation.card import record_path, table_of
 from trainer.evaluation.results import load_result
@@ -26,3 +29,11 @@ def test_the_record_is_of_the_weights_that_ship_and_of_committed_code():
     result = load_result(record)
     assert result.readers[0].details["weights"] == weights_revision(CARD.parent)
     assert not result.commit.endswith("-dirty")
+
+
+def test_the_calibration_is_of_the_weights_that_ship():
+    record = json.loads((CARD.parent / CALIBRATION_FILE).read_text(encoding="utf-8"))
+    assert record["weights"] == weights_revision(CARD.parent)
+    assert read_calibration(CARD.parent) is not None
+    # What docs/confidence.md promises of drawn pages that it was not fitted to.
+    assert all(each["ece_words"] <= 0.05 for each in record["sets"] if each["name"].startswith("calibration-"))

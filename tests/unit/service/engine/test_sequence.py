@@ -145,3 +145,26 @@ def test_confidence_is_that_of_the_tokens_kept():
     assert answer.confidence == pytest.approx(0.5 ** (5 / 3))
     assert answer.min_confidence == pytest.approx(0.125)
     assert Page().answer.min_confidence == 0
+
+
+def test_scores_are_those_of_the_tokens_kept_at_their_places():
+    page = Page()
+    page.say("a\u20acb", math.log(0.5))
+    page.push(TOKENIZER.eos_id, math.log(0.125))
+    page.answer.finish()
+    scores = page.answer.token_scores()
+    assert len(scores.starts) == len(scores.ends) == len(page.answer.tokens)
+    assert (scores.starts[0], scores.ends[-1]) == (0, len(page.answer.text))
+    assert set(scores.log_probabilities) == {math.log(0.5)}
+
+
+def test_scores_end_where_a_loop_was_cut_off():
+    page = Page(max_new_tokens=50)
+    page.say("start " + "abcd" * 9)
+    for token in TOKENIZER.encode_plain("".join(chr(ord("0") + n % 70) for n in range(60))):
+        if page.push(token, UNSURE) is not None:
+            break
+    page.answer.finish()
+    scores = page.answer.token_scores()
+    assert scores.ends[-1] == len(page.answer.text) == len("start abcda")
+    assert UNSURE not in scores.log_probabilities

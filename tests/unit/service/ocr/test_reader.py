@@ -32,12 +32,15 @@ from service.intake.document import Document
 from service.intake.formats import FileFormat
 from service.intake.limits import DecodeTask, IntakeLimits
 from service.intake.pages import Contents, DecodedPage
+from service.ocr.confidence import Granularity, Wanted
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.outcome import PageStatus
 from service.ocr.reader import MAX_SLOW_PAGES, DocumentReader, DocumentResult, PageResult, PageSink
 from service.ocr.request import OcrRequest
 from service.telemetry.metrics import Metrics
 from shared.contract.answer import FinishReason
+from shared.contract.calibration import Calibration
+from shared.contract.confidence import MonotoneMap
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import Mode, ViewPlan
@@ -470,3 +473,20 @@ async def test_several_files_have_no_more_pages_than_one_may() -> None:
             await it.reader.read(files, request, permit)
         assert it.gate.num_running == 0
     assert caught.value.public == {"limit": limits.max_pdf_pages}
+
+
+async def test_calibration_is_not_used_for_adapters_and_samples() -> None:
+    half = Calibration(*2 * (MonotoneMap(0.0, (0.0,), (0.5,)),))
+    async with bench(engine=FakeEngine(adapter_slots=1, calibration=half)) as it:
+        it.engine.fake.load_adapter("letters@1", b"weights")
+        with it.gate.admit() as permit:
+            found = {}
+            for model_id, temperature in (("fake", 0.0), ("letters@1", 0.0), ("fake", 1.0)):
+                params, wanted = SamplingParams(100, temperature, 1), Wanted(Granularity.WORD)
+                request = OcrRequest(Task.FREE, None, Mode.TINY, params, model_id, None, confidence=wanted)
+                found[model_id, temperature] = (await it.reader.read(b"1", request, permit)).pages[0].words
+    assert found["fake", 0.0].is_calibrated
+    assert {word.confidence for word in found["fake", 0.0].words} == {0.5}
+    for other in (("letters@1", 0.0), ("fake", 1.0)):
+        assert not found[other].is_calibrated
+        assert {word.confidence for word in found[other].words} != {0.5}

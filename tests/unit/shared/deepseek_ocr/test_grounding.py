@@ -131,3 +131,11 @@ def test_regions_know_where_their_text_begins(pieces: list[str]):
         )
         assert len("".join(grounded.text[: region.start].split())) == read_before
         assert not region.text or grounded.text[region.start] == region.text[0]
+
+
+@given(hostile, st.booleans())
+def test_text_consists_of_its_sources(answer: str, labels_are_text: bool):
+    grounded = parse_grounded(answer, 100, 100, labels_are_text=labels_are_text)
+    kept = "".join(answer[start:end] for start, end in grounded.sources)
+    assert "".join(kept.split()) == "".join(grounded.text.split())
+    assert list(grounded.sources) == sorted(grounded.sources)

@@ -13,6 +13,8 @@ from service.engine.config import EngineLimits
 from service.engine.factory import make_engine
 from service.engine.protocol import SequenceResult
 from service.errors import EngineError
+from shared.contract.calibration import Calibration, write_calibration
+from shared.contract.confidence import MonotoneMap
 from shared.deepseek_ocr.checkpoint import CheckpointError, load_model, save_checkpoint
 from shared.deepseek_ocr.loading import load_checkpoint
 from shared.deepseek_ocr.registry import MODELS, V1, ModelKind
@@ -97,3 +99,23 @@ def test_a_checkpoint_is_not_loaded_as_another_model_than_its_own(tmp_path: Path
 def test_what_the_registry_names_is_there(kind: ModelKind):
     for name in filter(None, (kind.loader, kind.adopter)):
         assert callable(pkgutil.resolve_name(name))
+
+
+def test_calibration_next_to_the_weights_reaches_the_service(tmp_path: Path):
+    folder = write(tiny_model(), tmp_path / "tiny")
+    maps = Calibration(*2 * (MonotoneMap(2.0, (-1.0, 0.0), (0.25, 1.0)),))
+    assert load_checkpoint(folder).calibration is None
+    path = write_calibration(folder, maps, {})
+    engine = make_engine(load_checkpoint(folder), EngineLimits(batch_size=2))
+    assert engine.info.calibration == maps
+    for name, wants in (("plain", False), ("scored", True)):
+        request = tiny_request(name, max_new_tokens=16, width_px=128, model_id=folder.name)
+        engine.submit(replace(request, wants_token_scores=wants))
+    results = {event.sequence_id: event for event in drain(engine) if isinstance(event, SequenceResult)}
+    assert results["plain"].token_scores is None
+    scores = results["scored"].token_scores
+    assert scores is not None
+    assert len(scores.log_probabilities) == results["scored"].completion_tokens
+    path.write_text("{}")
+    with pytest.raises(CheckpointError, match=r"calibration\.json"):
+        load_checkpoint(folder)

@@ -16,6 +16,8 @@ from service.engine.process.codec import (
 )
 from service.engine.protocol import MAX_SEED, EngineState, EngineStats, SamplingParams, SequenceDelta, SequenceFailure
 from service.frames import BrokenFrameError
+from shared.contract.calibration import Calibration
+from shared.contract.confidence import MonotoneMap, TokenScores
 from tests.support.frames import through_pipe
 from tests.unit.service.engine.standin import INFO, standin_request, standin_result
 
@@ -41,6 +43,12 @@ def test_a_canary_arrives_as_one():
     assert arrived.request.is_canary
 
 
+def test_wish_for_scores_arrives():
+    arrived = through_pipe(Submit(replace(standin_request("a"), wants_token_scores=True)))
+    assert isinstance(arrived, Submit)
+    assert arrived.request.wants_token_scores
+
+
 @pytest.mark.parametrize("command", [Cancel("a"), Ping(), Stop()])
 def test_commands_arrive_unchanged(command):
     assert through_pipe(command) == command
@@ -50,6 +58,11 @@ def test_commands_arrive_unchanged(command):
     "message",
     [
         Ready(INFO),
+        Ready(replace(INFO, calibration=Calibration(*2 * (MonotoneMap(2.0, (-1.5, 0.0), (0.25, 1.0)),)))),
+        EngineOutputs(
+            (replace(standin_result(standin_request("b")), token_scores=TokenScores((0, 1), (2, 2), (-0.5, -0.0))),),
+            EngineStats(EngineState.READY),
+        ),
         Broken("what happened"),
         EngineOutputs(
             (
