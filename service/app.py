@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from functools import partial
 
 from fastapi import FastAPI
@@ -30,7 +31,7 @@ from service.adapters.metrics import AdapterObserver
 from service.adapters.models import ServedModels
 from service.adapters.rollback import RollbackRule
 from service.admission.gate import Gate
-from service.config import EngineKind, Quantization, ServiceSettings
+from service.config import EngineKind, Quantization, SampleImages, ServiceSettings
 from service.deps import LifespanState, RequestBounds, Services
 from service.engine.config import EngineLimits, WeightForm
 from service.engine.factory import load_engine
@@ -44,9 +45,12 @@ from service.intake.pool import ImagePool
 from service.monitor import Monitor
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.reader import DocumentReader
-from service.routes import adapters, chat, external_loader, health, mistral, models, ocr, playground, preview
+from service.routes import adapters, chat, external_loader, health, mistral, models, ocr, playground, preview, samples
 from service.routes.middleware import RequestContextMiddleware
 from service.routes.problems import on_http_exception, on_known_error, problem_response
+from service.samples.keeper import SampleKeeper
+from service.samples.metrics import SampleObserver
+from service.samples.store import SampleStore
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import UNTRACED, Tracing
 
@@ -55,6 +59,8 @@ logger = logging.getLogger(__name__)
 PAGES_AHEAD = 2
 """Page slots per place in a batch: one batch running and one prepared after it."""
 MAX_IMAGE_WORKERS = 16
+SAMPLE_NICENESS = 10
+"""Of the process that copies pages for samples; requests go first."""
 _WEIGHT_FORMS = {
     Quantization.AUTO: WeightForm.AUTO,
     Quantization.NONE: WeightForm.FULL,
@@ -185,6 +191,50 @@ def build_pool(settings: ServiceSettings, on_restart: Callable[[str], None] = la
     )
 
 
+def build_samples(settings: ServiceSettings, metrics: Metrics) -> SampleKeeper | None:
+    """What keeps pages, not started yet; None unless both settings allow it."""
+    if not (settings.ocr_save_samples and settings.ocr_privacy_allowed):
+        return None
+    store = SampleStore(
+        settings.sample_dir,
+        quota_bytes=settings.sample_quota_bytes,
+        time_to_live=timedelta(days=settings.sample_ttl_days),
+    )
+    copier = ImagePool(
+        workers=1,
+        memory_bytes=settings.image_memory_bytes,
+        timeout_s=settings.image_timeout_s,
+        max_file_bytes=settings.max_upload_bytes,
+        niceness=SAMPLE_NICENESS,
+    )
+    return SampleKeeper(
+        store,
+        copier,
+        build_limits(settings),
+        SampleObserver(metrics),
+        are_thumbnails=settings.sample_images is SampleImages.THUMBNAIL,
+    )
+
+
+def log_samples(settings: ServiceSettings) -> None:
+    """Say at the start whether pages are kept, and if not, what is missing."""
+    missing = [
+        name
+        for name, is_set in {
+            "DEEPSYNTH_OCR_SAVE_SAMPLES": settings.ocr_save_samples,
+            "DEEPSYNTH_OCR_PRIVACY_ALLOWED": settings.ocr_privacy_allowed,
+        }.items()
+        if not is_set
+    ]
+    if not missing:
+        fields = {"kept": str(settings.sample_images), "days": settings.sample_ttl_days}
+        logger.warning("samples are on: pages are kept unless a request opts out", extra={"fields": fields})
+        return
+    # With one of the two, someone expects samples.
+    level = logging.WARNING if settings.ocr_save_samples else logging.INFO
+    logger.log(level, "samples are off: no page is kept, as %s is not true", " and ".join(missing))
+
+
 def check_default_model(settings: ServiceSettings, engine: EngineHandle) -> None:
     """Raise a `ConfigurationError` if the default model is neither the loaded model nor possibly an adapter."""
     if settings.adapter_dir is None and settings.default_model not in (None, engine.info.model_id):
@@ -234,6 +284,7 @@ class _Composition:
             ),
             pdf_maker=pool,
             images=pool,
+            samples=build_samples(settings, metrics),
             metrics=metrics,
             monitor=Monitor(engine=self._engine, gate=gate, metrics=metrics, on_engine_failed=self._on_failed),
             observer=observer,
@@ -261,6 +312,9 @@ class _Composition:
         try:
             await pool.start()
             await self._engine.start()
+            log_samples(self._settings)
+            if services.samples is not None:
+                await services.samples.start()
             check_default_model(self._settings, self._engine)
             if self._adapters is not None:
                 await self._adapters.start(await self._base_revisions())
@@ -313,6 +367,8 @@ class _Composition:
             loading.add_done_callback(self._loading_ended)
             if self._adapters is not None:
                 stack.push_async_callback(self._adapters.stop)
+            if services.samples is not None:
+                stack.push_async_callback(services.samples.stop)
             stack.push_async_callback(_end, loading)
             yield {"services": services}
             services.gate.drain()
@@ -358,9 +414,10 @@ def create_app(
         # A redirect would make clients send the document again, behind a TLS proxy to an http:// address.
         redirect_slashes=False,
     )
-    for part in (ocr, preview, chat, mistral, external_loader, health, models, adapters, playground):
+    for part in (ocr, preview, chat, mistral, external_loader, health, models, adapters, playground, samples):
         app.include_router(part.router)
     app.include_router(adapters.admin_router)
+    app.include_router(samples.admin_router)
     app.add_exception_handler(DeepSynthError, on_known_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     if settings.enable_metrics:

@@ -74,6 +74,13 @@ class EngineKind(StrEnum):
     FAKE = "fake"
 
 
+class SampleImages(StrEnum):
+    """What is kept of a page."""
+
+    FULL = "full"
+    THUMBNAIL = "thumbnail"
+
+
 class LogFormat(StrEnum):
     """Format of log lines."""
 
@@ -210,11 +217,17 @@ class ServiceSettings(BaseSettings):
     """`text` for people, `json` for log collectors."""
 
     ocr_save_samples: bool = False
-    """Keep pages that clients consented to; not available in this version, so `true` refuses to start."""
+    """Keep pages and what was read on them, to learn from; requires `DEEPSYNTH_OCR_PRIVACY_ALLOWED` as well."""
     ocr_privacy_allowed: bool = False
-    """The operator's statement that keeping pages is lawful here; saving samples requires both."""
+    """The operator's statement that keeping pages is lawful here; without it none is kept."""
     sample_dir: Path = Path("samples")
-    """Folder for kept pages."""
+    """Folder for kept pages, not shared with another service; readable by its owner alone."""
+    sample_images: SampleImages = SampleImages.FULL
+    """`full` keeps each page without loss; `thumbnail` a small picture that shows no print and cannot be trained on."""
+    sample_quota_bytes: Annotated[int, Field(ge=MIB)] = 1024 * MIB
+    """Maximum bytes of kept pages; then the oldest ones without a correction are erased."""
+    sample_ttl_days: Annotated[float, Field(gt=0, le=3650)] = 30.0
+    """Days after which a kept page is erased, corrected or not, counted from the last time it was read."""
 
     @property
     def needs_key(self) -> bool:
@@ -225,11 +238,6 @@ class ServiceSettings(BaseSettings):
     def _check_together(self) -> Self:
         if self.require_keys and not self.needs_key:
             raise ValueError("DEEPSYNTH_REQUIRE_KEYS=true, but neither DEEPSYNTH_API_KEY nor DEEPSYNTH_KEY_FILE is set")
-        if self.ocr_save_samples:
-            raise ValueError(
-                "DEEPSYNTH_OCR_SAVE_SAMPLES=true, but this version cannot keep samples yet; "
-                "unset it, so that no one believes pages are being collected"
-            )
         if self.ocr_batch_size is not None and self.max_concurrent_requests < self.ocr_batch_size:
             raise ValueError(
                 "DEEPSYNTH_MAX_CONCURRENT_REQUESTS is smaller than DEEPSYNTH_OCR_BATCH_SIZE, so no batch could fill"

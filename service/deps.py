@@ -21,6 +21,7 @@ from service.ocr.formats.output_format import PdfMaker
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.outcome import BlankPages
 from service.ocr.reader import DocumentReader
+from service.samples.keeper import SampleKeeper
 from service.telemetry.metrics import Metrics
 
 
@@ -53,6 +54,8 @@ class Services:
     reader: DocumentReader
     pdf_maker: PdfMaker
     images: ImagePool
+    samples: SampleKeeper | None
+    """None if no pages are kept."""
     metrics: Metrics
     monitor: Monitor
     observer: TelemetryObserver

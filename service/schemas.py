@@ -292,6 +292,8 @@ class MistralAnswer(Wire):
     """The model that answered; an adapter as `name@version`."""
     document_annotation: None = None
     usage_info: MistralUsage
+    id: str
+    """Extension: names the answer in `POST /feedback`."""
 
 
 class MistralDetail(Wire):
@@ -326,6 +328,8 @@ class LoadedMetadata(Wire):
     page_label: str
     """From 1."""
     total_pages: int
+    answer_id: str
+    """Names the document's answer in `POST /feedback`."""
     model_id: str
     finish_reason: Literal["stop", "length", "repetition"] | None
     confidence: float | None
@@ -417,7 +421,45 @@ class RefuseCommand(AdapterCommand):
     version: int = Field(ge=1, le=999_999_999)
 
 
+class FeedbackRequest(BaseModel):
+    """A corrected page."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    id: str = Field(min_length=1, max_length=200)
+    """Of the answer."""
+    text: str
+    """What is printed on the page, all of it, in the form that the task asked for; empty if nothing is."""
+    page: int | None = Field(default=None, ge=1)
+    """Its number in the document; needed if the answer has several pages."""
+
+
+class FeedbackAnswer(Wire):
+    """A correction that was stored."""
+
+    id: str
+    """Of the answer."""
+    page: int
+    status: Literal["stored"] = "stored"
+
+
+class ErasedAnswer(Wire):
+    """Pages of an answer that were erased."""
+
+    id: str
+    """Of the answer."""
+    pages: list[int]
+
+
 class StatusAnswer(Wire):
-    """Life or readiness."""
+    """Life."""
 
     status: str
+
+
+class ReadyAnswer(Wire):
+    """Readiness, and what is kept of requests."""
+
+    status: str
+    samples: Literal["off", "full", "thumbnail"]
+    """What is kept of pages that are read: nothing, the page, or a small picture of it; with its text."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 
 from service.engine.protocol import SequenceTimings
@@ -21,7 +20,7 @@ def _rounded(confidence: float | None) -> float | None:
     return None if confidence is None else round(confidence, _CONFIDENCE_DIGITS)
 
 
-def to_answer(document: DocumentResult, *, receive_s: float, latency_s: float) -> OcrAnswer:
+def to_answer(document: DocumentResult, answer_id: str, *, receive_s: float, latency_s: float) -> OcrAnswer:
     """The answer; `receive_s` is the upload's time, `latency_s` the time since the request arrived."""
     results = document.results
 
@@ -29,7 +28,7 @@ def to_answer(document: DocumentResult, *, receive_s: float, latency_s: float) -
         return _ms(sum(seconds(result.timings) for result in results))
 
     return OcrAnswer(
-        id=f"ocr-{uuid.uuid4().hex}",
+        id=answer_id,
         status="partial" if document.is_partial else "ok",
         text=_well_formed(document.text),
         model_id=document.model_id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,9 +14,14 @@ from fastapi import Request
 from service.admission.deadline import Deadline, run_to_outcome
 from service.admission.gate import Permit
 from service.deps import Services
-from service.ocr.reader import DeltaSink, DocumentResult, PageSink
+from service.ocr.answer import to_page_answer
+from service.ocr.outcome import PageStatus
+from service.ocr.reader import DeltaSink, DocumentResult, PageResult, PageSink
 from service.ocr.request import OcrRequest
+from service.routes.consent import Consent
 from service.routes.stream import until_disconnect
+from service.samples.answered import AnsweredDocument
+from shared.contract.samples import SampleReading
 
 Result = TypeVar("Result")
 
@@ -26,6 +32,7 @@ async def read_leased(
     data: bytes | Sequence[bytes],
     ocr_request: OcrRequest,
     deadline: Deadline,
+    consent: Consent,
     on_delta: DeltaSink | None = None,
     on_page: PageSink | None = None,
     on_model: Callable[[str], None] | None = None,
@@ -38,6 +45,7 @@ async def read_leased(
         data: The file, or several in order.
         ocr_request: How to read it.
         deadline: Runs from the end of the upload.
+        consent: Whether the pages may be kept.
         on_delta: As `DocumentReader.read` has it.
         on_page: As `DocumentReader.read` has it.
         on_model: Called with the model's name once it is known, before any text.
@@ -56,7 +64,54 @@ async def read_leased(
         )
         lease.finished(result.finish_reason for result in document.results)
     permit.mark_finished()
+    _offer_samples(services, [data] if isinstance(data, bytes) else data, leased, document, consent)
     return document
+
+
+def _offer_samples(
+    services: Services, files: Sequence[bytes], ocr_request: OcrRequest, document: DocumentResult, consent: Consent
+) -> None:
+    """Keep the pages, where the service does and the client allows it."""
+    if services.samples is None:
+        return
+    if not consent.may_store:
+        services.samples.opt_out(consent.answer_id)
+        return
+    read = [page for page in document.pages if page.status is not PageStatus.FAILED]
+    services.samples.offer(
+        AnsweredDocument(
+            consent.answer_id,
+            files,
+            ocr_request.selection,
+            ocr_request.task,
+            len(document.pages),
+            {page.page: _reading(page, ocr_request) for page in read},
+        )
+    )
+
+
+def _reading(page: PageResult, ocr_request: OcrRequest) -> SampleReading:
+    said = to_page_answer(page)
+    assert said.status != "failed"
+    timings_s = {"decode": page.decode_s, "slot_wait": page.slot_wait_s}
+    if page.result is not None:
+        timings = page.result.timings
+        timings_s |= {
+            "queue": timings.queue_s,
+            "encode": timings.encode_s,
+            "prefill": timings.prefill_s,
+            "generate": timings.generate_s,
+        }
+    return SampleReading(
+        model_id=ocr_request.model_id,
+        mode=str(ocr_request.mode),
+        status=said.status,
+        text=said.text,
+        confidence=said.confidence,
+        finish_reason=said.finish_reason,
+        timings_ms={stage: round(seconds * 1000, 2) for stage, seconds in timings_s.items()},
+        read_at=datetime.now(UTC),
+    )
 
 
 async def run_for_client(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

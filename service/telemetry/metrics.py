@@ -60,6 +60,8 @@ ADAPTER_STAGES = ("verify", "place", "canary", "total")
 ADAPTER_REFUSALS = (*map(str, Reason), "canary_failed", "refused_by_operator", "rolled_back")
 ADAPTER_OUTCOMES = ("fine", "loop", "failure")
 ROLLBACK_CAUSES = ("operator", "automatic")
+SAMPLE_CHANGES = ("stored", "corrected", "read", "erased")
+SAMPLE_LOSSES = ("busy", "quota", "disk_full", "disk", "image", "fault")
 MAX_MODEL_LABELS = 32
 """Models and adapters with series of their own; pages of further ones count as `_other`."""
 RESTART_REASONS = (
@@ -161,6 +163,14 @@ TABLE: tuple[MetricSpec, ...] = (
     _counter("adapter_refusals_total", "Refused versions, by reason.", reason=ADAPTER_REFUSALS),
     _counter("adapter_evictions_total", "Adapters evicted for another."),
     _counter("adapter_rollbacks_total", "Rollbacks, by cause.", cause=ROLLBACK_CAUSES),
+    _gauge("samples_kept", "Kept pages."),
+    _gauge("sample_bytes", "Bytes of kept pages and their records."),
+    _counter("samples_total", "Pages that were kept, corrected, exported or erased.", what=SAMPLE_CHANGES),
+    _counter(
+        "samples_lost_total",
+        "Pages that could not be kept, and corrections that could not be stored, by reason.",
+        reason=SAMPLE_LOSSES,
+    ),
     _gauge("build_info", "1, with what is running as labels.", version=(), model_id=(), device=(), dtype=()),
 )
 

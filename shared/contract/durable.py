@@ -96,7 +96,7 @@ def read_small(name: str, inside: int, limit_bytes: int) -> bytes | None:
         return b"".join(chunks_of(descriptor, limit_bytes))
 
 
-def write_new(name: str, chunks: Iterator[bytes], inside: int, *, sync: bool = True) -> None:
+def write_new(name: str, chunks: Iterator[bytes], inside: int, *, sync: bool = True, mode: int = 0o644) -> None:
     """Write a file that must not exist yet.
 
     Args:
@@ -104,9 +104,10 @@ def write_new(name: str, chunks: Iterator[bytes], inside: int, *, sync: bool = T
         chunks: Its content, in order.
         inside: Descriptor of its folder.
         sync: Call `fsync` before returning.
+        mode: Who may read and write it, less the process's umask.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(name, flags, 0o644, dir_fd=inside)
+    descriptor = os.open(name, flags, mode, dir_fd=inside)
     try:
         for chunk in chunks:
             view = memoryview(chunk)
@@ -119,7 +120,7 @@ def write_new(name: str, chunks: Iterator[bytes], inside: int, *, sync: bool = T
         os.close(descriptor)
 
 
-def replace_file(name: str, data: bytes, inside: int, temporary_prefix: str) -> None:
+def replace_file(name: str, data: bytes, inside: int, temporary_prefix: str, mode: int = 0o644) -> None:
     """Create or replace a small file in one step; readers see either the old content or the new.
 
     Args:
@@ -127,10 +128,11 @@ def replace_file(name: str, data: bytes, inside: int, temporary_prefix: str) -> 
         data: Its new content.
         inside: Descriptor of its folder.
         temporary_prefix: Begins the name of a temporary file in the same folder.
+        mode: Who may read and write it, less the process's umask.
     """
     temporary = f"{temporary_prefix}{uuid.uuid4().hex}"
     try:
-        write_new(temporary, iter([data]), inside)
+        write_new(temporary, iter([data]), inside, mode=mode)
         os.replace(temporary, name, src_dir_fd=inside, dst_dir_fd=inside)
     except OSError:
         with suppress(OSError):
