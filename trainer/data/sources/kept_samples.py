@@ -138,10 +138,10 @@ class KeptSamples(ShardedSource):
         try:
             record = parse_record(path.read_bytes())
         except (OSError, ValueError) as error:
-            reason = error.strerror or "" if isinstance(error, OSError) else f"the record is not valid: {error}"
-            return _Entry(path, None, "", reason)
+            fault = error.strerror or "" if isinstance(error, OSError) else f"the record is not valid: {error}"
+            return _Entry(path, None, "", fault)
         text = _text(record, use, tasks)
-        reason = None
+        reason: str | None = None
         if text is None:
             reason = "of another task" if not tasks & record.readings.keys() else "without a correction"
         elif not text.strip():
