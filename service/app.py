@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from functools import partial
 
+import httpx
 from fastapi import FastAPI
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.sdk.trace.export import SpanExporter
@@ -43,11 +44,13 @@ from service.errors import ConfigurationError, DeepSynthError
 from service.intake.limits import IntakeLimits
 from service.intake.pool import ImagePool
 from service.monitor import Monitor
+from service.ocr.cascade import AUTO, Cascade, RemoteReader
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.reader import DocumentReader
 from service.routes import adapters, chat, external_loader, health, mistral, models, ocr, playground, preview, samples
 from service.routes.middleware import RequestContextMiddleware
 from service.routes.problems import on_http_exception, on_known_error, problem_response
+from service.routes.second_reader import LocalReader
 from service.samples.keeper import SampleKeeper
 from service.samples.metrics import SampleObserver
 from service.samples.store import SampleStore
@@ -59,6 +62,7 @@ logger = logging.getLogger(__name__)
 PAGES_AHEAD = 2
 """Page slots per place in a batch: one batch running and one prepared after it."""
 MAX_IMAGE_WORKERS = 16
+CASCADE_CONNECT_S = 5.0
 SAMPLE_NICENESS = 10
 """Of the process that copies pages for samples; requests go first."""
 _WEIGHT_FORMS = {
@@ -191,6 +195,27 @@ def build_pool(settings: ServiceSettings, on_restart: Callable[[str], None] = la
     )
 
 
+def build_cascade(
+    settings: ServiceSettings, models: ServedModels, reader: DocumentReader, observer: TelemetryObserver
+) -> tuple[Cascade | None, httpx.AsyncClient | None]:
+    """What reads pages again, and the client to close; None without a second reader."""
+    if settings.cascade_url is not None:
+        key = settings.cascade_key
+        client = httpx.AsyncClient(
+            base_url=f"{settings.cascade_url.rstrip('/')}/",
+            headers={} if key is None else {"authorization": f"Bearer {key.get_secret_value()}"},
+            # The deadline bounds the whole; a service that is not there is noticed sooner.
+            timeout=httpx.Timeout(settings.deadline_s, connect=CASCADE_CONNECT_S),
+            trust_env=False,
+        )
+        second = RemoteReader(client, settings.cascade_model)
+        return Cascade(second, settings.cascade_min_confidence, observer), client
+    if settings.cascade_model is not None:
+        local = LocalReader(models, reader, settings.cascade_model)
+        return Cascade(local, settings.cascade_min_confidence, observer), None
+    return None, None
+
+
 def build_samples(settings: ServiceSettings, metrics: Metrics) -> SampleKeeper | None:
     """What keeps pages, not started yet; None unless both settings allow it."""
     if not (settings.ocr_save_samples and settings.ocr_privacy_allowed):
@@ -237,7 +262,9 @@ def log_samples(settings: ServiceSettings) -> None:
 
 def check_default_model(settings: ServiceSettings, engine: EngineHandle) -> None:
     """Raise a `ConfigurationError` if the default model is neither the loaded model nor possibly an adapter."""
-    if settings.adapter_dir is None and settings.default_model not in (None, engine.info.model_id):
+    has_cascade = settings.cascade_url is not None or settings.cascade_model is not None
+    known = (None, engine.info.model_id, *([AUTO] if has_cascade else []))
+    if settings.adapter_dir is None and settings.default_model not in known:
         raise ConfigurationError(
             f"DEEPSYNTH_DEFAULT_MODEL names {settings.default_model!r}, but {engine.info.model_id!r} is loaded; "
             "unset it, name the loaded model, or set DEEPSYNTH_ADAPTER_DIR if it is an adapter"
@@ -264,6 +291,7 @@ class _Composition:
         self._on_failed = on_failed
         self._has_started = False
         self._access = build_access(settings)
+        self._cascade_client: httpx.AsyncClient | None = None
         self._adapters = build_adapters(settings, engine, AdapterObserver(metrics, tracing.tracer))
 
     def build(self) -> tuple[Services, ImagePool]:
@@ -273,15 +301,22 @@ class _Composition:
         restarts = metrics.counter("decode_children_restarts_total")
         pool = build_pool(settings, lambda reason: restarts.labels(reason).inc())
         observer = TelemetryObserver(metrics, self._tracing.tracer)
+        has_cascade = settings.cascade_url is not None or settings.cascade_model is not None
+        models = ServedModels(
+            self._engine, self._adapters, settings.default_model, cascade=AUTO if has_cascade else None
+        )
+        reader = DocumentReader(
+            source=pool, engine=self._engine, gate=gate, limits=build_limits(settings), observer=observer
+        )
+        cascade, self._cascade_client = build_cascade(settings, models, reader, observer)
         services = Services(
             engine=self._engine,
-            models=ServedModels(self._engine, self._adapters, settings.default_model),
+            models=models,
             adapters=self._adapters,
             access=self._access,
             gate=gate,
-            reader=DocumentReader(
-                source=pool, engine=self._engine, gate=gate, limits=build_limits(settings), observer=observer
-            ),
+            reader=reader,
+            cascade=cascade,
             pdf_maker=pool,
             images=pool,
             samples=build_samples(settings, metrics),
@@ -369,6 +404,8 @@ class _Composition:
                 stack.push_async_callback(self._adapters.stop)
             if services.samples is not None:
                 stack.push_async_callback(services.samples.stop)
+            if self._cascade_client is not None:
+                stack.push_async_callback(self._cascade_client.aclose)
             stack.push_async_callback(_end, loading)
             yield {"services": services}
             services.gate.drain()

@@ -202,6 +202,17 @@ class ServiceSettings(BaseSettings):
     admin_key: Annotated[SecretStr, Field(min_length=16, max_length=200)] | None = None
     """Key with which operators pin, roll back and refuse adapters; at least 16 characters. Disabled when unset."""
 
+    cascade_url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    """Another service that reads pages again of which this one is unsure, for requests with the model `auto`. Pages of
+    these requests are sent there."""
+    cascade_key: SecretStr | None = None
+    """Sent to that service as `Authorization: Bearer KEY`."""
+    cascade_model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """Model that reads these pages: one of the other service if that is set, else an adapter or the base model of this
+    one."""
+    cascade_min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """With the model `auto`, pages below it are read again."""
+
     drain_grace_s: Annotated[float, Field(ge=0, le=300)] = 0.0
     """How long a stopping process still serves requests while `/readyz` says 503, so that load balancers notice; in
     seconds."""
@@ -238,6 +249,8 @@ class ServiceSettings(BaseSettings):
     def _check_together(self) -> Self:
         if self.require_keys and not self.needs_key:
             raise ValueError("DEEPSYNTH_REQUIRE_KEYS=true, but neither DEEPSYNTH_API_KEY nor DEEPSYNTH_KEY_FILE is set")
+        if self.cascade_key is not None and self.cascade_url is None:
+            raise ValueError("DEEPSYNTH_CASCADE_KEY is set without DEEPSYNTH_CASCADE_URL")
         if self.ocr_batch_size is not None and self.max_concurrent_requests < self.ocr_batch_size:
             raise ValueError(
                 "DEEPSYNTH_MAX_CONCURRENT_REQUESTS is smaller than DEEPSYNTH_OCR_BATCH_SIZE, so no batch could fill"

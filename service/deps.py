@@ -17,6 +17,7 @@ from service.engine.protocol import EngineHandle, EngineState
 from service.errors import DrainingError, NotReadyError
 from service.intake.pool import ImagePool
 from service.monitor import Monitor
+from service.ocr.cascade import Cascade
 from service.ocr.formats.output_format import PdfMaker
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.outcome import BlankPages
@@ -54,6 +55,8 @@ class Services:
     reader: DocumentReader
     pdf_maker: PdfMaker
     images: ImagePool
+    cascade: Cascade | None
+    """None if there is no second reader."""
     samples: SampleKeeper | None
     """None if no pages are kept."""
     metrics: Metrics

@@ -34,6 +34,9 @@ class PageError(BaseModel):
     retryable: bool
 
 
+PageWarning = Literal["damaged_image", "second_reading_failed"]
+
+
 class PageAnswer(Wire):
     """One page."""
 
@@ -44,8 +47,11 @@ class PageAnswer(Wire):
     trusted. `failed`: error says why."""
     error: PageError | None = None
     """Why the page failed."""
-    warnings: list[Literal["damaged_image"]] = []
-    """`damaged_image`: an image on the page cannot be decoded, so a part of it is missing."""
+    model_id: str | None = None
+    """The model that read the page; an adapter as `name@version`. Null where the model read nothing."""
+    warnings: list[PageWarning] = []
+    """`damaged_image`: an image on the page cannot be decoded, so a part of it is missing. `second_reading_failed`:
+    with the model `auto`, the larger model should have read the page and could not."""
     text: str
     width_px: int | None
     """Width of the upright page; of a PDF page as rendered. Null, as the height, where it could not be decoded."""
@@ -86,7 +92,7 @@ class OcrAnswer(Wire):
     text: str
     """Pages with text, joined by a blank line."""
     model_id: str
-    """The model that answered; an adapter as `name@version`."""
+    """The model that answered; an adapter as `name@version`. With `auto` the pages say who read them."""
     seed: int | None
     """The seed of sampling, given or random; null at temperature 0."""
     finish_reason: Literal["stop", "length", "repetition"]

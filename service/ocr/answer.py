@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from service.engine.protocol import SequenceTimings
 from service.ocr.reader import DocumentResult, PageResult
-from service.schemas import OcrAnswer, PageAnswer, PageError, RegionAnswer, TimingsAnswer, UsageAnswer
+from service.schemas import OcrAnswer, PageAnswer, PageError, PageWarning, RegionAnswer, TimingsAnswer, UsageAnswer
 
 _CONFIDENCE_DIGITS = 4
 _MS_DIGITS = 2
@@ -64,7 +64,8 @@ def to_page_answer(page: PageResult) -> PageAnswer:
         error=None
         if error is None
         else PageError(code=error.code, title=error.title, retryable=error.retryable, **error.public),
-        warnings=["damaged_image"] if page.is_damaged else [],
+        model_id=page.model_id,
+        warnings=_warnings(page),
         text=_well_formed(page.text),
         width_px=page.width_px,
         height_px=page.height_px,
@@ -75,6 +76,11 @@ def to_page_answer(page: PageResult) -> PageAnswer:
             for region in page.regions
         ],
     )
+
+
+def _warnings(page: PageResult) -> list[PageWarning]:
+    found: dict[PageWarning, bool] = {"damaged_image": page.is_damaged, "second_reading_failed": page.second_failed}
+    return [warning for warning, applies in found.items() if applies]
 
 
 def _well_formed(text: str) -> str:

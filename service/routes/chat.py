@@ -23,6 +23,7 @@ from service.deps import RecordDep, Services, ServicesDep, require_ready
 from service.engine.protocol import MAX_TEMPERATURE
 from service.errors import DeepSynthError, InvalidFieldError, TooManyPagesError, UnsupportedParameterError
 from service.ocr.answer import to_page_answer
+from service.ocr.cascade import AUTO
 from service.ocr.live_text import LiveText
 from service.ocr.outcome import PageStatus
 from service.ocr.reader import DocumentResult
@@ -502,7 +503,8 @@ async def _stream(
         chat.ocr_request,
         deadline,
         consent,
-        on_delta=lambda page, text: show(live.delta(page, text)),
+        # Text that was sent cannot be taken back when a larger model reads the page again.
+        on_delta=None if chat.ocr_request.model_id == AUTO else lambda page, text: show(live.delta(page, text)),
         on_page=lambda page: show(live.ended(page)),
         on_model=chunks.name_model,
     )

@@ -15,6 +15,7 @@ from service.admission.deadline import Deadline, run_to_outcome
 from service.admission.gate import Permit
 from service.deps import Services
 from service.ocr.answer import to_page_answer
+from service.ocr.cascade import AUTO
 from service.ocr.outcome import PageStatus
 from service.ocr.reader import DeltaSink, DocumentResult, PageResult, PageSink
 from service.ocr.request import OcrRequest
@@ -53,18 +54,23 @@ async def read_leased(
     Returns:
         The document.
     """
+    cascade = services.cascade if ocr_request.model_id == AUTO else None
     async with AsyncExitStack() as stack:
         async with deadline.enforced():
             lease = await stack.enter_async_context(services.models.lease(ocr_request.model_id))
         if on_model is not None:
-            on_model(lease.model_id)
+            on_model(lease.model_id if cascade is None else AUTO)
         leased = replace(ocr_request, model_id=lease.model_id)
-        document = await services.reader.read(
-            data, leased, permit, deadline=deadline, on_delta=on_delta, on_page=on_page
-        )
+        sink = on_page if cascade is None or on_page is None else cascade.settled(on_page)
+        document = await services.reader.read(data, leased, permit, deadline=deadline, on_delta=on_delta, on_page=sink)
         lease.finished(result.finish_reason for result in document.results)
+    files = [data] if isinstance(data, bytes) else data
+    if cascade is not None:
+        document = await cascade.read_again(
+            document, files, leased, permit, deadline, on_page, may_store=consent.may_store
+        )
     permit.mark_finished()
-    _offer_samples(services, [data] if isinstance(data, bytes) else data, leased, document, consent)
+    _offer_samples(services, files, leased, document, consent)
     return document
 
 
@@ -103,7 +109,7 @@ def _reading(page: PageResult, ocr_request: OcrRequest) -> SampleReading:
             "generate": timings.generate_s,
         }
     return SampleReading(
-        model_id=ocr_request.model_id,
+        model_id=page.model_id or ocr_request.model_id,
         mode=str(ocr_request.mode),
         status=said.status,
         text=said.text,

@@ -60,6 +60,7 @@ ADAPTER_STAGES = ("verify", "place", "canary", "total")
 ADAPTER_REFUSALS = (*map(str, Reason), "canary_failed", "refused_by_operator", "rolled_back")
 ADAPTER_OUTCOMES = ("fine", "loop", "failure")
 ROLLBACK_CAUSES = ("operator", "automatic")
+CASCADE_OUTCOMES = ("read_again", "failed")
 SAMPLE_CHANGES = ("stored", "corrected", "read", "erased")
 SAMPLE_LOSSES = ("busy", "quota", "disk_full", "disk", "image", "fault")
 MAX_MODEL_LABELS = 32
@@ -163,6 +164,7 @@ TABLE: tuple[MetricSpec, ...] = (
     _counter("adapter_refusals_total", "Refused versions, by reason.", reason=ADAPTER_REFUSALS),
     _counter("adapter_evictions_total", "Adapters evicted for another."),
     _counter("adapter_rollbacks_total", "Rollbacks, by cause.", cause=ROLLBACK_CAUSES),
+    _counter("cascade_pages_total", "Pages that were to be read again by a larger model.", outcome=CASCADE_OUTCOMES),
     _gauge("samples_kept", "Kept pages."),
     _gauge("sample_bytes", "Bytes of kept pages and their records."),
     _counter("samples_total", "Pages that were kept, corrected, exported or erased.", what=SAMPLE_CHANGES),
