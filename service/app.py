@@ -454,7 +454,7 @@ def create_app(
     for part in (ocr, preview, chat, mistral, external_loader, health, models, adapters, playground, samples):
         app.include_router(part.router)
     app.include_router(adapters.admin_router)
-    app.include_router(samples.admin_router)
+    app.include_router(samples.export_router)
     app.add_exception_handler(DeepSynthError, on_known_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     if settings.enable_metrics:

@@ -93,6 +93,13 @@ def is_admin(request: Request, services: Services, secret: str | None) -> bool:
         return False
 
 
+async def require_samples(request: Request, services: ServicesDep, record: RecordDep, secret: SecretDep) -> None:
+    """Let only keys with the scope `samples` through; `AdminOffError` if no key is set."""
+    if not (services.access.needs_key or services.access.has_admin):
+        raise AdminOffError
+    record.key_name = _check(services, lambda: _identify(request, services, secret), Scope.SAMPLES).name
+
+
 async def require_admin(request: Request, services: ServicesDep, record: RecordDep, secret: SecretDep) -> None:
     """Let only keys with the scope `admin` through: `AdminOffError` if there is none, else `AdminKeyError`."""
     if not services.access.has_admin:

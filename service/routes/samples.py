@@ -12,6 +12,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response, StreamingResponse
 
+from service.access.key import Scope
 from service.deps import Services, ServicesDep, require_ready
 from service.errors import (
     InvalidFieldError,
@@ -22,7 +23,7 @@ from service.errors import (
     TextNotUnicodeError,
     TextTooLongError,
 )
-from service.routes.auth import require_admin
+from service.routes.auth import require, require_samples
 from service.routes.consent import MayStoreDep
 from service.routes.form import BoundedBody
 from service.routes.json_body import parse_json
@@ -35,8 +36,8 @@ MAX_BODY_BYTES = 12 * MAX_TEXT_CHARACTERS + 4096
 """As many as the longest text takes when each of its characters is written as two escapes."""
 TAR = "application/x-tar"
 
-router = APIRouter(tags=["samples"], dependencies=[Depends(require_ready)])
-admin_router = APIRouter(tags=["samples"], dependencies=[Depends(require_admin), Depends(require_ready)])
+router = APIRouter(tags=["samples"], dependencies=[Depends(require(Scope.OCR)), Depends(require_ready)])
+export_router = APIRouter(tags=["samples"], dependencies=[Depends(require_samples), Depends(require_ready)])
 
 _PROBLEM = {"model": Problem, "content": {"application/problem+json": {}}}
 
@@ -121,7 +122,7 @@ async def erase_samples(answer_id: str, samples: SamplesDep) -> ErasedAnswer:
     return ErasedAnswer(id=answer_id, pages=await samples.erase(answer_id))
 
 
-@admin_router.get(
+@export_router.get(
     "/samples",
     response_class=Response,
     responses={

@@ -29,7 +29,7 @@ export class Problem extends Error {
 async function send(path, options) {
   let response;
   try {
-    response = await fetch(address(path), { ...options, headers: keyHeaders() });
+    response = await fetch(address(path), { ...options, headers: { ...options?.headers, ...keyHeaders() } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem({ title: "The service could not be reached.", code: "network" });

@@ -17,6 +17,8 @@ import httpx
 import pytest
 from PIL import Image
 
+from service.access.key import Key, Scope, digest_of, new_secret
+from service.access.key_file import editing
 from service.engine.fake import FakeEngine
 from service.samples import keeper as keeper_module
 from service.samples import store as store_module
@@ -399,6 +401,31 @@ async def test_export_unpacks_to_a_folder_of_samples(tmp_path: Path) -> None:
         for record in copies:
             image = (tmp_path / f"export{count}" / "pages" / record.image_name).read_bytes()
             assert check_image(image).pixels_sha256 == record.sha256
+
+
+async def test_keys_correct_and_erase_but_export_with_their_scope_alone(tmp_path: Path) -> None:
+    secrets = {scope: new_secret() for scope in Scope}
+    with editing(tmp_path / "keys.json") as keys:
+        for scope, secret in secrets.items():
+            keys.append(Key.model_validate({"name": str(scope), "sha256": digest_of(secret), "scopes": [scope]}))
+    bearer = {scope: {"authorization": f"Bearer {secret}"} for scope, secret in secrets.items()}
+    settings = {**ON, "sample_dir": tmp_path / "samples", "key_file": tmp_path / "keys.json"}
+    async with running_service(**settings) as service:
+        client = service.client
+        exports = {scope: (await client.get("/samples", headers=bearer[scope])).status_code for scope in Scope}
+        read = await client.post("/ocr", files={"file": png()}, headers=bearer[Scope.OCR])
+        body = {"id": read.json()["id"], "text": "right"}
+        closed = await client.post("/feedback", json=body)
+        given = await client.post("/feedback", json=body, headers=bearer[Scope.OCR])
+        erased = await client.delete(f"/samples/{body['id']}", headers=bearer[Scope.OCR])
+    assert exports == {Scope.OCR: 403, Scope.SAMPLES: 200, Scope.ADMIN: 200}
+    assert (closed.status_code, given.status_code, erased.status_code) == (401, 200, 200)
+
+
+async def test_export_is_closed_where_there_are_no_keys(tmp_path: Path) -> None:
+    async with running_service(**ON, sample_dir=tmp_path) as service:
+        answer = await service.client.get("/samples")
+    assert (answer.status_code, answer.json()["code"]) == (403, "admin_off")
 
 
 # No request ever waits or fails
