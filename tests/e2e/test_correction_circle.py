@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +46,6 @@ def trainer(*words: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "trainer", *words],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
         check=False,
@@ -83,11 +81,11 @@ def test_corrected_pages_teach_the_running_service(tmp_path: Path) -> None:
             shares = ("--validation-share", "0.1", "--test-share", "0.15")
             trainer("prepare", "--source", "samples", "--path", str(samples), *shares, "--out", pages)
             trainer(
-                "train", "--preset", "smoke", "--dataset-name", pages, "--output-dir", run, "--max-steps", "40",
-                "--eval-steps", "40", "--max-eval-samples", "4", "--max-new-tokens", "48",
+                "train", "--preset", "smoke", "--dataset-name", pages, "--output-dir", run, "--batch-size", "4",
+                "--max-steps", "40", "--eval-steps", "40", "--max-eval-samples", "2", "--max-new-tokens", "32",
             )  # fmt: skip
             trainer(
-                "evaluate", "--adapter", run, "--data", pages, "--split", "test", "--max-new-tokens", "48",
+                "evaluate", "--adapter", run, "--data", pages, "--split", "test", "--max-new-tokens", "32",
                 "--json", str(tmp_path / "run" / "evaluation.json"),
             )  # fmt: skip
             trainer(
