@@ -36,7 +36,7 @@ MAX_BODY_BYTES = 12 * MAX_TEXT_CHARACTERS + 4096
 """As many as the longest text takes when each of its characters is written as two escapes."""
 TAR = "application/x-tar"
 
-router = APIRouter(tags=["samples"], dependencies=[Depends(require(Scope.OCR)), Depends(require_ready)])
+router = APIRouter(tags=["samples"], dependencies=[Depends(require_ready)])
 export_router = APIRouter(tags=["samples"], dependencies=[Depends(require_samples), Depends(require_ready)])
 
 _PROBLEM = {"model": Problem, "content": {"application/problem+json": {}}}
@@ -53,6 +53,7 @@ SamplesDep = Annotated[SampleKeeper, Depends(_require_samples)]
 
 @router.post(
     "/feedback",
+    dependencies=[Depends(require(Scope.OCR))],
     responses=dict.fromkeys((400, 404, 408, 409, 413, 415, 422, 503), _PROBLEM),
     openapi_extra=json_body(FeedbackRequest),
 )
@@ -116,7 +117,11 @@ def parse_feedback(body: bytes | bytearray) -> FeedbackRequest:
     return feedback.model_copy(update={"text": text})
 
 
-@router.delete("/samples/{answer_id}", responses=dict.fromkeys((404, 409, 503), _PROBLEM))
+@router.delete(
+    "/samples/{answer_id}",
+    dependencies=[Depends(require(Scope.OCR, Scope.SAMPLES))],
+    responses=dict.fromkeys((404, 409, 503), _PROBLEM),
+)
 async def erase_samples(answer_id: str, samples: SamplesDep) -> ErasedAnswer:
     """Erase every page of an answer that is kept, with all that was read on it and corrected."""
     return ErasedAnswer(id=answer_id, pages=await samples.erase(answer_id))

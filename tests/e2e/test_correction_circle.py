@@ -20,7 +20,7 @@ from tests.support.programs import ROOT
 
 pytestmark = [pytest.mark.e2e, needs_nano, pytest.mark.timeout(1800)]
 
-NUM_PAGES = 64
+NUM_PAGES = 48
 
 
 def boxed(text: str) -> bytes:
@@ -82,7 +82,7 @@ def test_corrected_pages_teach_the_running_service(tmp_path: Path) -> None:
             trainer("prepare", "--source", "samples", "--path", str(samples), *shares, "--out", pages)
             trainer(
                 "train", "--preset", "smoke", "--dataset-name", pages, "--output-dir", run, "--batch-size", "4",
-                "--max-steps", "40", "--eval-steps", "40", "--max-eval-samples", "2", "--max-new-tokens", "32",
+                "--max-steps", "28", "--eval-steps", "28", "--max-eval-samples", "2", "--max-new-tokens", "32",
             )  # fmt: skip
             trainer(
                 "evaluate", "--adapter", run, "--data", pages, "--split", "test", "--max-new-tokens", "32",

@@ -418,6 +418,8 @@ async def test_keys_correct_and_erase_but_export_with_their_scope_alone(tmp_path
         closed = await client.post("/feedback", json=body)
         given = await client.post("/feedback", json=body, headers=bearer[Scope.OCR])
         erased = await client.delete(f"/samples/{body['id']}", headers=bearer[Scope.OCR])
+        again = await client.delete(f"/samples/{body['id']}", headers=bearer[Scope.SAMPLES])
+    assert again.json()["code"] == "sample_not_found"
     assert exports == {Scope.OCR: 403, Scope.SAMPLES: 200, Scope.ADMIN: 200}
     assert (closed.status_code, given.status_code, erased.status_code) == (401, 200, 200)
 
