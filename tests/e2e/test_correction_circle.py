@@ -20,7 +20,7 @@ from tests.support.programs import ROOT
 
 pytestmark = [pytest.mark.e2e, needs_nano, pytest.mark.timeout(1800)]
 
-NUM_PAGES = 48
+NUM_PAGES = 40
 
 
 def boxed(text: str) -> bytes:
@@ -55,7 +55,7 @@ def trainer(*words: str) -> None:
 
 def test_corrected_pages_teach_the_running_service(tmp_path: Path) -> None:
     rng = Random(1)
-    corrected, fresh = [numbers(rng) for _ in range(NUM_PAGES)], [numbers(rng) for _ in range(6)]
+    corrected, fresh = [numbers(rng) for _ in range(NUM_PAGES)], [numbers(rng) for _ in range(4)]
     volume, samples = tmp_path / "volume", tmp_path / "samples"
     volume.mkdir()
     settings = {"OCR_SAVE_SAMPLES": "true", "OCR_PRIVACY_ALLOWED": "true", "SAMPLE_DIR": str(samples)}
@@ -82,7 +82,7 @@ def test_corrected_pages_teach_the_running_service(tmp_path: Path) -> None:
             trainer("prepare", "--source", "samples", "--path", str(samples), *shares, "--out", pages)
             trainer(
                 "train", "--preset", "smoke", "--dataset-name", pages, "--output-dir", run, "--batch-size", "4",
-                "--max-steps", "28", "--eval-steps", "28", "--max-eval-samples", "2", "--max-new-tokens", "32",
+                "--max-steps", "24", "--eval-steps", "24", "--max-eval-samples", "2", "--max-new-tokens", "32",
             )  # fmt: skip
             trainer(
                 "evaluate", "--adapter", run, "--data", pages, "--split", "test", "--max-new-tokens", "32",
