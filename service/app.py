@@ -13,8 +13,10 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 
+import httpx
 from fastapi import FastAPI
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.sdk.trace.export import SpanExporter
@@ -31,7 +33,7 @@ from service.adapters.metrics import AdapterObserver
 from service.adapters.models import ServedModels
 from service.adapters.rollback import RollbackRule
 from service.admission.gate import Gate
-from service.config import EngineKind, Quantization, ServiceSettings
+from service.config import EngineKind, Quantization, SampleImages, ServiceSettings
 from service.deps import LifespanState, RequestBounds, Services
 from service.engine.config import EngineLimits, WeightForm
 from service.engine.factory import load_engine
@@ -46,11 +48,28 @@ from service.jobs.manager import JobManager, JobOptions
 from service.jobs.metrics import JobObserver
 from service.jobs.origins import parse_origins, parse_secret
 from service.monitor import Monitor
+from service.ocr.cascade import AUTO, Cascade, RemoteReader
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.reader import DocumentReader
-from service.routes import adapters, chat, external_loader, health, jobs, mistral, models, ocr, playground, preview
+from service.routes import (
+    adapters,
+    chat,
+    external_loader,
+    health,
+    jobs,
+    mistral,
+    models,
+    ocr,
+    playground,
+    preview,
+    samples,
+)
 from service.routes.middleware import RequestContextMiddleware
 from service.routes.problems import on_http_exception, on_known_error, problem_response
+from service.routes.second_reader import LocalReader
+from service.samples.keeper import SampleKeeper
+from service.samples.metrics import SampleObserver
+from service.samples.store import SampleStore
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import UNTRACED, Tracing
 
@@ -59,6 +78,9 @@ logger = logging.getLogger(__name__)
 PAGES_AHEAD = 2
 """Page slots per place in a batch: one batch running and one prepared after it."""
 MAX_IMAGE_WORKERS = 16
+CASCADE_CONNECT_S = 5.0
+SAMPLE_NICENESS = 10
+"""Of the process that copies pages for samples; requests go first."""
 _WEIGHT_FORMS = {
     Quantization.AUTO: WeightForm.AUTO,
     Quantization.NONE: WeightForm.FULL,
@@ -226,9 +248,76 @@ def build_pool(settings: ServiceSettings, on_restart: Callable[[str], None] = la
     )
 
 
+def build_cascade(
+    settings: ServiceSettings, models: ServedModels, reader: DocumentReader, observer: TelemetryObserver
+) -> tuple[Cascade | None, httpx.AsyncClient | None]:
+    """What reads pages again, and the client to close; None without a second reader."""
+    if settings.cascade_url is not None:
+        key = settings.cascade_key
+        client = httpx.AsyncClient(
+            base_url=f"{settings.cascade_url.rstrip('/')}/",
+            headers={} if key is None else {"authorization": f"Bearer {key.get_secret_value()}"},
+            # The deadline bounds the whole; a service that is not there is noticed sooner.
+            timeout=httpx.Timeout(settings.deadline_s, connect=CASCADE_CONNECT_S),
+            trust_env=False,
+        )
+        second = RemoteReader(client, settings.cascade_model)
+        return Cascade(second, settings.cascade_min_confidence, observer), client
+    if settings.cascade_model is not None:
+        local = LocalReader(models, reader, settings.cascade_model)
+        return Cascade(local, settings.cascade_min_confidence, observer), None
+    return None, None
+
+
+def build_samples(settings: ServiceSettings, metrics: Metrics) -> SampleKeeper | None:
+    """What keeps pages, not started yet; None unless both settings allow it."""
+    if not (settings.ocr_save_samples and settings.ocr_privacy_allowed):
+        return None
+    store = SampleStore(
+        settings.sample_dir,
+        quota_bytes=settings.sample_quota_bytes,
+        time_to_live=timedelta(days=settings.sample_ttl_days),
+    )
+    copier = ImagePool(
+        workers=1,
+        memory_bytes=settings.image_memory_bytes,
+        timeout_s=settings.image_timeout_s,
+        max_file_bytes=settings.max_upload_bytes,
+        niceness=SAMPLE_NICENESS,
+    )
+    return SampleKeeper(
+        store,
+        copier,
+        build_limits(settings),
+        SampleObserver(metrics),
+        are_thumbnails=settings.sample_images is SampleImages.THUMBNAIL,
+    )
+
+
+def log_samples(settings: ServiceSettings) -> None:
+    """Say at the start whether pages are kept, and if not, what is missing."""
+    missing = [
+        name
+        for name, is_set in {
+            "DEEPSYNTH_OCR_SAVE_SAMPLES": settings.ocr_save_samples,
+            "DEEPSYNTH_OCR_PRIVACY_ALLOWED": settings.ocr_privacy_allowed,
+        }.items()
+        if not is_set
+    ]
+    if not missing:
+        fields = {"kept": str(settings.sample_images), "days": settings.sample_ttl_days}
+        logger.warning("samples are on: pages are kept unless a request opts out", extra={"fields": fields})
+        return
+    # With one of the two, someone expects samples.
+    level = logging.WARNING if settings.ocr_save_samples else logging.INFO
+    logger.log(level, "samples are off: no page is kept, as %s is not true", " and ".join(missing))
+
+
 def check_default_model(settings: ServiceSettings, engine: EngineHandle) -> None:
     """Raise a `ConfigurationError` if the default model is neither the loaded model nor possibly an adapter."""
-    if settings.adapter_dir is None and settings.default_model not in (None, engine.info.model_id):
+    has_cascade = settings.cascade_url is not None or settings.cascade_model is not None
+    known = (None, engine.info.model_id, *([AUTO] if has_cascade else []))
+    if settings.adapter_dir is None and settings.default_model not in known:
         raise ConfigurationError(
             f"DEEPSYNTH_DEFAULT_MODEL names {settings.default_model!r}, but {engine.info.model_id!r} is loaded; "
             "unset it, name the loaded model, or set DEEPSYNTH_ADAPTER_DIR if it is an adapter"
@@ -255,6 +344,7 @@ class _Composition:
         self._on_failed = on_failed
         self._has_started = False
         self._access = build_access(settings)
+        self._cascade_client: httpx.AsyncClient | None = None
         self._adapters = build_adapters(settings, engine, AdapterObserver(metrics, tracing.tracer))
 
     def build(self) -> tuple[Services, ImagePool]:
@@ -264,7 +354,14 @@ class _Composition:
         restarts = metrics.counter("decode_children_restarts_total")
         pool = build_pool(settings, lambda reason: restarts.labels(reason).inc())
         observer = TelemetryObserver(metrics, self._tracing.tracer)
-        models = ServedModels(self._engine, self._adapters, settings.default_model)
+        has_cascade = settings.cascade_url is not None or settings.cascade_model is not None
+        models = ServedModels(
+            self._engine, self._adapters, settings.default_model, cascade=AUTO if has_cascade else None
+        )
+        reader = DocumentReader(
+            source=pool, engine=self._engine, gate=gate, limits=build_limits(settings), observer=observer
+        )
+        cascade, self._cascade_client = build_cascade(settings, models, reader, observer)
         services = Services(
             engine=self._engine,
             models=models,
@@ -280,11 +377,11 @@ class _Composition:
                 reading=observer,
             ),
             gate=gate,
-            reader=DocumentReader(
-                source=pool, engine=self._engine, gate=gate, limits=build_limits(settings), observer=observer
-            ),
+            reader=reader,
+            cascade=cascade,
             pdf_maker=pool,
             images=pool,
+            samples=build_samples(settings, metrics),
             metrics=metrics,
             monitor=Monitor(engine=self._engine, gate=gate, metrics=metrics, on_engine_failed=self._on_failed),
             observer=observer,
@@ -317,6 +414,9 @@ class _Composition:
                 await services.jobs.open()
             await pool.start()
             await self._engine.start()
+            log_samples(self._settings)
+            if services.samples is not None:
+                await services.samples.start()
             check_default_model(self._settings, self._engine)
             if self._adapters is not None:
                 await self._adapters.start(await self._base_revisions())
@@ -373,6 +473,10 @@ class _Composition:
                 stack.push_async_callback(self._adapters.stop)
             if services.jobs is not None:
                 stack.push_async_callback(services.jobs.stop)
+            if services.samples is not None:
+                stack.push_async_callback(services.samples.stop)
+            if self._cascade_client is not None:
+                stack.push_async_callback(self._cascade_client.aclose)
             stack.push_async_callback(_end, loading)
             yield {"services": services}
             services.gate.drain()
@@ -418,9 +522,10 @@ def create_app(
         # A redirect would make clients send the document again, behind a TLS proxy to an http:// address.
         redirect_slashes=False,
     )
-    for part in (ocr, jobs, preview, chat, mistral, external_loader, health, models, adapters, playground):
+    for part in (ocr, jobs, preview, chat, mistral, external_loader, health, models, adapters, playground, samples):
         app.include_router(part.router)
     app.include_router(adapters.admin_router)
+    app.include_router(samples.export_router)
     app.add_exception_handler(DeepSynthError, on_known_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     if settings.enable_metrics:

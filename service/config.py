@@ -75,6 +75,13 @@ class EngineKind(StrEnum):
     FAKE = "fake"
 
 
+class SampleImages(StrEnum):
+    """What is kept of a page."""
+
+    FULL = "full"
+    THUMBNAIL = "thumbnail"
+
+
 class LogFormat(StrEnum):
     """Format of log lines."""
 
@@ -223,6 +230,16 @@ class ServiceSettings(BaseSettings):
     when unset."""
     job_webhook_secret: SecretStr | None = None
     """Signs webhooks: `whsec_` and 24 to 64 bytes in base64, as of `echo whsec_$(openssl rand -base64 32)`."""
+    cascade_url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    """Another service that reads pages again of which this one is unsure, for requests with the model `auto`. Pages of
+    these requests are sent there."""
+    cascade_key: SecretStr | None = None
+    """Sent to that service as `Authorization: Bearer KEY`."""
+    cascade_model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """Model that reads these pages: one of the other service if that is set, else an adapter or the base model of this
+    one."""
+    cascade_min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """With the model `auto`, pages below it are read again."""
 
     drain_grace_s: Annotated[float, Field(ge=0, le=300)] = 0.0
     """How long a stopping process still serves requests while `/readyz` says 503, so that load balancers notice; in
@@ -239,11 +256,17 @@ class ServiceSettings(BaseSettings):
     """`text` for people, `json` for log collectors."""
 
     ocr_save_samples: bool = False
-    """Keep pages that clients consented to; not available in this version, so `true` refuses to start."""
+    """Keep pages and what was read on them, to learn from; requires `DEEPSYNTH_OCR_PRIVACY_ALLOWED` as well."""
     ocr_privacy_allowed: bool = False
-    """The operator's statement that keeping pages is lawful here; saving samples requires both."""
+    """The operator's statement that keeping pages is lawful here; without it none is kept."""
     sample_dir: Path = Path("samples")
-    """Folder for kept pages."""
+    """Folder for kept pages, not shared with another service; readable by its owner alone."""
+    sample_images: SampleImages = SampleImages.FULL
+    """`full` keeps each page without loss; `thumbnail` a small picture that shows no print and cannot be trained on."""
+    sample_quota_bytes: Annotated[int, Field(ge=MIB)] = 1024 * MIB
+    """Maximum bytes of kept pages; then the oldest ones without a correction are erased."""
+    sample_ttl_days: Annotated[float, Field(gt=0, le=3650)] = 30.0
+    """Days after which a kept page is erased, corrected or not, counted from the last time it was read."""
 
     @property
     def needs_key(self) -> bool:
@@ -254,11 +277,8 @@ class ServiceSettings(BaseSettings):
     def _check_together(self) -> Self:
         if self.require_keys and not self.needs_key:
             raise ValueError("DEEPSYNTH_REQUIRE_KEYS=true, but neither DEEPSYNTH_API_KEY nor DEEPSYNTH_KEY_FILE is set")
-        if self.ocr_save_samples:
-            raise ValueError(
-                "DEEPSYNTH_OCR_SAVE_SAMPLES=true, but this version cannot keep samples yet; "
-                "unset it, so that no one believes pages are being collected"
-            )
+        if self.cascade_key is not None and self.cascade_url is None:
+            raise ValueError("DEEPSYNTH_CASCADE_KEY is set without DEEPSYNTH_CASCADE_URL")
         if self.ocr_batch_size is not None and self.max_concurrent_requests < self.ocr_batch_size:
             raise ValueError(
                 "DEEPSYNTH_MAX_CONCURRENT_REQUESTS is smaller than DEEPSYNTH_OCR_BATCH_SIZE, so no batch could fill"

@@ -18,10 +18,12 @@ from service.errors import DrainingError, NotReadyError
 from service.intake.pool import ImagePool
 from service.jobs.manager import JobManager
 from service.monitor import Monitor
+from service.ocr.cascade import Cascade
 from service.ocr.formats.output_format import PdfMaker
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.outcome import BlankPages
 from service.ocr.reader import DocumentReader
+from service.samples.keeper import SampleKeeper
 from service.telemetry.metrics import Metrics
 
 
@@ -59,6 +61,10 @@ class Services:
     reader: DocumentReader
     pdf_maker: PdfMaker
     images: ImagePool
+    cascade: Cascade | None
+    """None if there is no second reader."""
+    samples: SampleKeeper | None
+    """None if no pages are kept."""
     metrics: Metrics
     monitor: Monitor
     observer: TelemetryObserver

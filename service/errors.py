@@ -10,26 +10,28 @@ nothing of HTTP frameworks, images or engines.
     |  |- KeyMissingError, KeyInvalidError, AdminKeyError, JobKeyError
     |  |                                     401
     |  |- KeyScopeError, AdminOffError       403
-    |  |- NotFoundError, ModelNotFoundError, JobNotFoundError
+    |  |- NotFoundError, ModelNotFoundError, JobNotFoundError, SampleNotFoundError
     |  |                                     404
     |  |- MethodNotAllowedError              405
     |  |- NotAcceptableError                 406
     |  |- BodyTimeoutError                   408
-    |  |- ModelRefusedError, AdapterConflictError, AdaptersOffError, JobsOffError, JobNotFinishedError
+    |  |- ModelRefusedError, AdapterConflictError, AdaptersOffError, JobsOffError, JobNotFinishedError,
+    |  |  SamplesOffError, SampleOptedOutError
     |  |                                     409
     |  |- TooLargeError                      413
-    |  |  |- UploadTooLargeError, TooManyPixelsError, TooManyVisionTokensError
+    |  |  |- UploadTooLargeError, TooManyPixelsError, TooManyVisionTokensError, TextTooLongError
     |  |- UnsupportedTypeError               415
     |  |  |- NotMultipartError, NotJsonError, UnsupportedFormatError, UnsupportedPixelsError
     |  `- UnprocessableError                 422
-    |     |- InvalidFieldError, RemoteUrlError, InvalidDataUrlError, NoTextError, WebhookNotAllowedError
+    |     |- InvalidFieldError, RemoteUrlError, InvalidDataUrlError, NoTextError, WebhookNotAllowedError,
+    |     |  TextNotUnicodeError
     |     |- EmptyFileError, UndecodableError, TooManyPagesError, DocumentTooLongError,
     |     |  PageOutOfRangeError, AspectRatioError, PdfEncryptedError
     |     `- DecodeTimeoutError, DecodeMemoryError, DecodeCrashError
     |- CapacityError
     |  |- QueueFullError, KeyRateError, KeyConcurrencyError, TooManyWrongKeysError, JobQueueFullError
     |  |                                     429  rejected
-    |  |- NotReadyError, AdapterNotReadyError, DrainingError, EngineLostError, DecodeKilledError
+    |  |- NotReadyError, AdapterNotReadyError, DrainingError, EngineLostError, DecodeKilledError, SampleStorageError
     |  |                                     503  unavailable
     |  `- JobStorageFullError                507  unavailable
     |- DeadlineError                         504  timeout
@@ -222,6 +224,30 @@ class JobNotFinishedError(ClientError):
     retryable = True
 
 
+class SampleNotFoundError(ClientError):
+    """No sample is kept of the answer, or of that page of it."""
+
+    status = 404
+    code = "sample_not_found"
+    title = "No page of an answer with this id is kept: it is unknown, has expired, or was erased."
+
+
+class SamplesOffError(ClientError):
+    """The service keeps no samples."""
+
+    status = 409
+    code = "samples_off"
+    title = "This service keeps no samples; DEEPSYNTH_OCR_SAVE_SAMPLES and DEEPSYNTH_OCR_PRIVACY_ALLOWED turn them on."
+
+
+class SampleOptedOutError(ClientError):
+    """The client asked that nothing be stored."""
+
+    status = 409
+    code = "sample_opted_out"
+    title = "Nothing of this answer may be stored: its request or this one said so."
+
+
 class MethodNotAllowedError(ClientError):
     """The route exists with another method."""
 
@@ -274,6 +300,13 @@ class TooManyVisionTokensError(TooLargeError):
 
     code = "too_many_vision_tokens"
     title = "A page needs more tokens than the model supports; choose a smaller mode."
+
+
+class TextTooLongError(TooLargeError):
+    """A corrected text is longer than any page."""
+
+    code = "text_too_long"
+    title = "The text exceeds the maximum length."
 
 
 class UnsupportedTypeError(ClientError):
@@ -351,6 +384,13 @@ class WebhookNotAllowedError(UnprocessableError):
 
     code = "webhook_not_allowed"
     title = "webhook_url is not at one of the origins that DEEPSYNTH_JOB_WEBHOOK_ORIGINS lists."
+
+
+class TextNotUnicodeError(UnprocessableError):
+    """A corrected text cannot be stored as UTF-8."""
+
+    code = "text_not_unicode"
+    title = "The text is not valid UTF-8, or has half of a surrogate pair."
 
 
 class EmptyFileError(UnprocessableError):
@@ -539,6 +579,13 @@ class DecodeKilledError(CapacityError):
 
     code = "decode_killed"
     title = "The process that decoded the file was killed from outside; send the file again."
+
+
+class SampleStorageError(CapacityError):
+    """A correction could not be written; a page that could not is only counted."""
+
+    code = "sample_storage_failed"
+    title = "The correction could not be stored; the service's log says why."
 
 
 class DeadlineError(DeepSynthError):

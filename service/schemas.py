@@ -49,7 +49,7 @@ class PageError(BaseModel):
     retryable: bool
 
 
-PageWarning = Literal["damaged_image", "low_accuracy"]
+PageWarning = Literal["damaged_image", "low_accuracy", "second_reading_failed"]
 
 
 class PageAnswer(Wire):
@@ -62,9 +62,12 @@ class PageAnswer(Wire):
     trusted. `failed`: error says why."""
     error: PageError | None = None
     """Why the page failed."""
+    model_id: str | None = None
+    """The model that read the page; an adapter as `name@version`. Null where the model read nothing."""
     warnings: list[PageWarning] = []
     """`damaged_image`: an image on the page cannot be decoded, so a part of it is missing. `low_accuracy`: many of the
-    words are expected to be wrong, as where the page is in a script or a hand that the model does not read."""
+    words are expected to be wrong, as where the page is in a script or a hand that the model does not read.
+    `second_reading_failed`: with the model `auto`, the larger model should have read the page and could not."""
     text: str
     width_px: int | None
     """Width of the upright page; of a PDF page as rendered. Null, as the height, where it could not be decoded."""
@@ -119,7 +122,7 @@ class OcrAnswer(Wire):
     text: str
     """Pages with text, joined by a blank line."""
     model_id: str
-    """The model that answered; an adapter as `name@version`."""
+    """The model that answered; an adapter as `name@version`. With `auto` the pages say who read them."""
     seed: int | None
     """The seed of sampling, given or random; null at temperature 0."""
     finish_reason: Literal["stop", "length", "repetition"]
@@ -410,6 +413,8 @@ class MistralAnswer(Wire):
     """The model that answered; an adapter as `name@version`."""
     document_annotation: None = None
     usage_info: MistralUsage
+    id: str
+    """Extension: names the answer in `POST /feedback`."""
 
 
 class MistralDetail(Wire):
@@ -444,6 +449,8 @@ class LoadedMetadata(Wire):
     page_label: str
     """From 1."""
     total_pages: int
+    answer_id: str
+    """Names the document's answer in `POST /feedback`."""
     model_id: str
     finish_reason: Literal["stop", "length", "repetition"] | None
     confidence: float | None
@@ -535,7 +542,45 @@ class RefuseCommand(AdapterCommand):
     version: int = Field(ge=1, le=999_999_999)
 
 
+class FeedbackRequest(BaseModel):
+    """A corrected page."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    id: str = Field(min_length=1, max_length=200)
+    """Of the answer."""
+    text: str
+    """What is printed on the page, all of it, in the form that the task asked for; empty if nothing is."""
+    page: int | None = Field(default=None, ge=1)
+    """Its number in the document; needed if the answer has several pages."""
+
+
+class FeedbackAnswer(Wire):
+    """A correction that was stored."""
+
+    id: str
+    """Of the answer."""
+    page: int
+    status: Literal["stored"] = "stored"
+
+
+class ErasedAnswer(Wire):
+    """Pages of an answer that were erased."""
+
+    id: str
+    """Of the answer."""
+    pages: list[int]
+
+
 class StatusAnswer(Wire):
-    """Life or readiness."""
+    """Life."""
 
     status: str
+
+
+class ReadyAnswer(Wire):
+    """Readiness, and what is kept of requests."""
+
+    status: str
+    samples: Literal["off", "full", "thumbnail"]
+    """What is kept of pages that are read: nothing, the page, or a small picture of it; with its text."""

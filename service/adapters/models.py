@@ -52,14 +52,25 @@ class ServedModels:
         engine: Has the base model.
         adapters: None if adapters are not served.
         default: Model for requests that name none; None for the base model.
+        cascade: Name that stands for two models, the default one first; None if there is none.
     """
 
     def __init__(
-        self, engine: EngineHandle, adapters: AdapterManager | None = None, default: str | None = None
+        self,
+        engine: EngineHandle,
+        adapters: AdapterManager | None = None,
+        default: str | None = None,
+        cascade: str | None = None,
     ) -> None:
         self._engine = engine
         self._adapters = adapters
         self._default = default
+        self._cascade = cascade
+
+    @property
+    def _first(self) -> str:
+        """The model that reads first in a cascade."""
+        return self._engine.info.model_id if self._default in (None, self._cascade) else str(self._default)
 
     def check(self, model_id: str | None) -> str:
         """Check that a request may name a model.
@@ -75,8 +86,8 @@ class ServedModels:
         """
         base = self._engine.info.model_id
         wanted = model_id or self._default or base
-        if wanted == base:
-            return base
+        if wanted in (base, self._cascade):
+            return wanted
         if self._adapters is None:
             raise ModelNotFoundError(public={"known": [base]})
         try:
@@ -87,7 +98,9 @@ class ServedModels:
         return wanted
 
     def lease(self, model_id: str) -> contextlib.AbstractAsyncContextManager[Lease]:
-        """Keep a model, as `check` returned it, loaded while a document is read."""
+        """Keep a model, as `check` returned it, loaded while a document is read; of a cascade the first one."""
+        if model_id == self._cascade:
+            return self.lease(self.check(self._first))
         if self._adapters is None or model_id == self._engine.info.model_id:
             return contextlib.nullcontext(BaseLease(model_id))
         return self._adapters.lease(model_id)
@@ -96,6 +109,8 @@ class ServedModels:
         """The base model, then each adapter's name, followed by its versions that have passed."""
         base = self._engine.info.model_id
         models = [ListedModel(base, base, None)]
+        if self._cascade is not None:
+            models.append(ListedModel(self._cascade, self._first, base))
         if self._adapters is None:
             return models
         for name, entry in sorted(self._adapters.catalog.entries.items()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import uuid
 from collections.abc import AsyncIterator
 
 from opentelemetry.trace import NoOpTracer
@@ -61,7 +62,7 @@ class LocalReader:
             request = self._request(data)
             with self._gate.admit() as permit:
                 document = await self._reader.read(data, request, permit)
-            answer = to_answer(document, receive_s=0.0, latency_s=time.monotonic() - start_s)
+            answer = to_answer(document, f"ocr-{uuid.uuid4().hex}", receive_s=0.0, latency_s=time.monotonic() - start_s)
             body = None
             if self._output is not None:
                 read = ReadDocument(answer, request.task, data, safe_name(file.place.name), self._reader.limits)

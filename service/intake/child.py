@@ -97,6 +97,11 @@ def main() -> int:
             raise InternalError("no document is open")
         return wire.encode_preview_reply(document.preview(wire.decode_preview(header)))
 
+    def copy() -> tuple[bytes, memoryview]:
+        if document is None:
+            raise InternalError("no document is open")
+        return wire.encode_copy_reply(document.copy(wire.decode_copy(header)))
+
     def add_text() -> tuple[bytes, memoryview]:
         if document is None:
             raise InternalError("no document is open")
@@ -115,6 +120,9 @@ def main() -> int:
             continue
         if wire.is_preview(header):
             answer(pipe, preview)
+            continue
+        if wire.is_copy(header):
+            answer(pipe, copy)
             continue
         if wire.is_text(header):
             answer(pipe, add_text)

@@ -27,6 +27,7 @@ from service.errors import (
 from service.intake.document import Document
 from service.intake.formats import FileFormat, read_format
 from service.intake.limits import Box, DecodeTask
+from service.intake.page_copy import CopyTask, PageCopy, copy_page
 from service.intake.pages import Contents, DecodedPage
 from service.intake.pdf import has_user_units, open_pdf, pdf_pages, read_pdf_page
 from service.intake.preview import Preview, PreviewTask, to_jpeg
@@ -140,6 +141,11 @@ class OpenDocument:
         image, _ = self.page_image(task.page)
         width_px, height_px = image.size
         return Preview(task.page, self._num_pages(), width_px, height_px, to_jpeg(image))
+
+    def copy(self, task: CopyTask) -> PageCopy:
+        """Copy one page at full size or as a thumbnail; raises what `page_image` raises."""
+        image, _ = self.page_image(task.page)
+        return copy_page(image, task)
 
     def _num_pages(self) -> int:
         """Pages that the file has, whatever was selected and whatever the limits; 1 for an animation."""

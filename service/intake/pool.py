@@ -41,14 +41,17 @@ from service.errors import (
 from service.intake import wire
 from service.intake.document import Document
 from service.intake.limits import DecodeTask
+from service.intake.page_copy import CopyTask, PageCopy
 from service.intake.pages import Contents, DecodedPage
 from service.intake.preview import MAX_PREVIEW_BYTES, Preview, PreviewTask
 from service.intake.replies import (
     MAX_HEADER_BYTES,
     decode_contents,
+    decode_copy_reply,
     decode_pdf,
     decode_preview_reply,
     decode_reply,
+    max_copy_bytes,
     max_reply_bytes,
 )
 from service.intake.text_layer import TextTask
@@ -64,7 +67,7 @@ MAX_REMEMBERED_FILES = 256
 class ImageProcess:
     """One child and the socket to it; used by one thread at a time."""
 
-    def __init__(self, *, memory_bytes: int, timeout_s: float, max_file_bytes: int) -> None:
+    def __init__(self, *, memory_bytes: int, timeout_s: float, max_file_bytes: int, niceness: int = 0) -> None:
         self._timeout_s = timeout_s
         self._memory_bytes = memory_bytes
         self._is_ready = False
@@ -87,6 +90,10 @@ class ImageProcess:
                 env={"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1"},
                 start_new_session=True,
             )
+        if niceness:
+            # It may have ended already, which `wait_ready` explains.
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, self._process.pid, niceness)
 
     @property
     def pid(self) -> int:
@@ -172,6 +179,24 @@ class ImageProcess:
         with self._faults_explained():
             reply = self._ask(wire.encode_preview(task), max_tail_bytes=MAX_PREVIEW_BYTES)
             return decode_preview_reply(*reply, task, document)
+
+    def copy(self, document: Document, task: CopyTask) -> PageCopy:
+        """Copy one page; blocks.
+
+        Args:
+            document: Sent unless this process already holds it.
+            task: Which page, and how.
+
+        Returns:
+            The copy.
+
+        Raises:
+            DeepSynthError: Why there is none; after a crash, a hang or a malformed reply, `is_alive` is false.
+        """
+        self._hold(document)
+        with self._faults_explained():
+            reply = self._ask(wire.encode_copy(task), max_tail_bytes=max_copy_bytes(document))
+            return decode_copy_reply(*reply, task, document)
 
     def add_text(self, document: Document, task: TextTask) -> memoryview:
         """Make a searchable PDF; blocks for the time of one page for each of its pages, and one more.
@@ -290,10 +315,13 @@ class ImagePool:
         memory_bytes: int,
         timeout_s: float,
         max_file_bytes: int,
+        niceness: int = 0,
         on_restart: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._workers = workers
-        self._make = lambda: ImageProcess(memory_bytes=memory_bytes, timeout_s=timeout_s, max_file_bytes=max_file_bytes)
+        self._make = lambda: ImageProcess(
+            memory_bytes=memory_bytes, timeout_s=timeout_s, max_file_bytes=max_file_bytes, niceness=niceness
+        )
         self._idle: list[ImageProcess] = []
         """Least recently used first."""
         self._lock = threading.Lock()
@@ -370,6 +398,22 @@ class ImagePool:
         """
         return await asyncio.get_running_loop().run_in_executor(
             self._threads, self._with_process, document, lambda process: process.preview(document, task)
+        )
+
+    async def copy(self, document: Document, task: CopyTask) -> PageCopy:
+        """Copy one page in an idle process, or in the next one that becomes idle.
+
+        Cancelling gives up waiting; a task that a process already works on runs to its own limits.
+
+        Args:
+            document: One that has been opened.
+            task: Which page, and how.
+
+        Returns:
+            The copy.
+        """
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, self._with_process, document, lambda process: process.copy(document, task)
         )
 
     async def add_text(self, document: Document, task: TextTask) -> memoryview:

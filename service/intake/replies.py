@@ -5,6 +5,7 @@ A hostile file may take over an image process, so every number of a reply is che
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import Field, TypeAdapter
@@ -13,17 +14,19 @@ from service.errors import InternalError, error_classes
 from service.frames import BrokenFrameError, read_header
 from service.intake.document import Document
 from service.intake.limits import DecodeTask
+from service.intake.page_copy import PNG_START, CopyTask, PageCopy
 from service.intake.pages import Contents, DecodedPage
 from service.intake.preview import JPEG_START, Preview, PreviewTask
-from service.intake.wire import PDF, ContentsReply, ErrorReply, PageReply, PreviewReply
+from service.intake.wire import PDF, ContentsReply, CopyReply, ErrorReply, PageReply, PreviewReply
 from service.page_codec import decode_page
 from shared.deepseek_ocr.forms import CHANNELS, MAX_IMAGE_PIXELS, PageImage
 from shared.deepseek_ocr.geometry import plan_views
 
 MAX_HEADER_BYTES = 64 * 1024
-_REPLIES: TypeAdapter[PageReply | PreviewReply | ContentsReply | ErrorReply] = TypeAdapter(
-    Annotated[PageReply | PreviewReply | ContentsReply | ErrorReply, Field(discriminator="kind")]
+_REPLIES: TypeAdapter[PageReply | PreviewReply | CopyReply | ContentsReply | ErrorReply] = TypeAdapter(
+    Annotated[PageReply | PreviewReply | CopyReply | ContentsReply | ErrorReply, Field(discriminator="kind")]
 )
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def max_reply_bytes(task: DecodeTask) -> int:
@@ -117,6 +120,41 @@ def decode_preview_reply(header: bytes, tail: memoryview, task: PreviewTask, doc
     return Preview(reply.page, reply.num_pages, reply.width_px, reply.height_px, tail)
 
 
+def max_copy_bytes(document: Document) -> int:
+    """Upper bound of a copied page: as many bytes as its pixels have, and room for PNG's own."""
+    pixels = CHANNELS * document.limits.max_pixels
+    return pixels + pixels // 64 + document.limits.max_side_px + 64 * 1024
+
+
+def decode_copy_reply(header: bytes, tail: memoryview, task: CopyTask, document: Document) -> PageCopy:
+    """Read the reply to a task for a copy of a page.
+
+    Args:
+        header: The frame's header.
+        tail: The frame's tail.
+        task: What was asked for.
+        document: What it is a page of.
+
+    Returns:
+        The page; its picture is not decoded.
+
+    Raises:
+        BrokenFrameError: It is no such reply, its numbers are impossible, or its picture is in another format.
+        DeepSynthError: The error that the process sent; one with an unknown code is an `InternalError`.
+    """
+    reply = _decode(header)
+    if not isinstance(reply, CopyReply) or reply.page != task.page:
+        raise BrokenFrameError("not the page that was asked for")
+    sides = (reply.width_px, reply.height_px)
+    # The digest becomes the name of a file.
+    if min(sides) < 1 or max(sides) > document.limits.max_side_px or not _SHA256.fullmatch(reply.sha256):
+        raise BrokenFrameError("no numbers of a page")
+    start = JPEG_START if task.is_thumbnail else PNG_START
+    if tail[: len(start)] != start:
+        raise BrokenFrameError("not the format that was asked for")
+    return PageCopy(reply.page, reply.width_px, reply.height_px, reply.sha256, tail)
+
+
 def decode_pdf(header: bytes, tail: memoryview) -> memoryview:
     """Read the reply to a text.
 
@@ -137,7 +175,7 @@ def decode_pdf(header: bytes, tail: memoryview) -> memoryview:
     return tail
 
 
-def _decode(header: bytes) -> PageReply | PreviewReply | ContentsReply:
+def _decode(header: bytes) -> PageReply | PreviewReply | CopyReply | ContentsReply:
     reply = read_header(_REPLIES, header)
     if isinstance(reply, ErrorReply):
         raise error_classes().get(reply.code, InternalError)(public=reply.public)

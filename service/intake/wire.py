@@ -14,6 +14,7 @@ from service.errors import DeepSynthError, PublicValue
 from service.intake.document import Document
 from service.intake.formats import FileFormat
 from service.intake.limits import DecodeTask, IntakeLimits
+from service.intake.page_copy import CopyTask, PageCopy
 from service.intake.pages import Contents, DecodedPage
 from service.intake.preview import Preview, PreviewTask
 from service.intake.text_layer import TextTask
@@ -53,6 +54,17 @@ class PreviewReply:
     width_px: int
     height_px: int
     kind: Literal["preview"] = "preview"
+
+
+@dataclass(frozen=True, slots=True)
+class CopyReply:
+    """A `PageCopy` without its picture."""
+
+    page: int
+    width_px: int
+    height_px: int
+    sha256: str
+    kind: Literal["copy"] = "copy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +111,11 @@ def is_preview(header: bytes) -> bool:
     return json.loads(header)["kind"] == "preview"
 
 
+def is_copy(header: bytes) -> bool:
+    """Whether a frame asks for a copy of a page."""
+    return json.loads(header)["kind"] == "copy"
+
+
 def encode_task(task: DecodeTask) -> bytes:
     """Header of a task."""
     return json.dumps({"kind": "task", **task.to_wire()}).encode()
@@ -117,6 +134,17 @@ def encode_preview(task: PreviewTask) -> bytes:
 def decode_preview(header: bytes) -> PreviewTask:
     """The task that `encode_preview` wrote."""
     return PreviewTask(json.loads(header)["page"])
+
+
+def encode_copy(task: CopyTask) -> bytes:
+    """Header of a task that asks for a copy of a page."""
+    return json.dumps({"kind": "copy", "page": task.page, "is_thumbnail": task.is_thumbnail}).encode()
+
+
+def decode_copy(header: bytes) -> CopyTask:
+    """The task that `encode_copy` wrote."""
+    members = json.loads(header)
+    return CopyTask(members["page"], members["is_thumbnail"])
 
 
 def encode_text(task: TextTask) -> tuple[bytes, bytes]:
@@ -142,6 +170,11 @@ def encode_preview_reply(preview: Preview) -> tuple[bytes, memoryview]:
     return _to_json(reply), memoryview(preview.jpeg)
 
 
+def encode_copy_reply(copy: PageCopy) -> tuple[bytes, memoryview]:
+    """Header and tail of a copied page."""
+    return _to_json(CopyReply(copy.page, copy.width_px, copy.height_px, copy.sha256)), memoryview(copy.data)
+
+
 def encode_contents(contents: Contents) -> bytes:
     """Header of what a document has to read."""
     return _to_json(ContentsReply(contents))
@@ -152,6 +185,6 @@ def encode_error_reply(error: DeepSynthError) -> bytes:
     return _to_json(ErrorReply(error.code, error.public))
 
 
-def _to_json(reply: PageReply | PreviewReply | ContentsReply | ErrorReply) -> bytes:
+def _to_json(reply: PageReply | PreviewReply | CopyReply | ContentsReply | ErrorReply) -> bytes:
     # Not `asdict`, which copies all that is inside: it takes ten times as long.
     return json.dumps(reply, default=lambda part: {name: getattr(part, name) for name in part.__slots__}).encode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -32,7 +31,7 @@ def _rounded(confidence: float | None) -> float | None:
     return None if confidence is None else round(confidence, CONFIDENCE_DIGITS)
 
 
-def to_answer(document: DocumentResult, *, receive_s: float, latency_s: float) -> OcrAnswer:
+def to_answer(document: DocumentResult, answer_id: str, *, receive_s: float, latency_s: float) -> OcrAnswer:
     """The answer; `receive_s` is the upload's time, `latency_s` the time since the request arrived."""
     results = document.results
 
@@ -40,7 +39,7 @@ def to_answer(document: DocumentResult, *, receive_s: float, latency_s: float) -
         return _ms(sum(seconds(result.timings) for result in results))
 
     return OcrAnswer(
-        id=f"ocr-{uuid.uuid4().hex}",
+        id=answer_id,
         status="partial" if document.is_partial else "ok",
         text=well_formed(document.text),
         model_id=document.model_id,
@@ -74,6 +73,7 @@ def to_page_answer(page: PageResult) -> PageAnswer:
         page=page.page,
         status=page.status.value,
         error=None if error is None else to_page_error(error),
+        model_id=page.model_id,
         warnings=list(_warnings(page)),
         text=well_formed(page.text),
         width_px=page.width_px,
@@ -90,6 +90,8 @@ def _warnings(page: PageResult) -> Iterator[PageWarning]:
         yield "damaged_image"
     if page.words is not None and page.words.has_low_accuracy:
         yield "low_accuracy"
+    if page.second_failed:
+        yield "second_reading_failed"
 
 
 def _regions(page: PageResult) -> Iterator[RegionAnswer]:

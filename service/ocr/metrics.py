@@ -125,6 +125,10 @@ class TelemetryObserver:
         """Count what became of a page."""
         self._metrics.counter("page_outcomes_total").labels(status).inc()
 
+    def read_again(self, *, has_failed: bool) -> None:
+        """Count a page that the first model was unsure of."""
+        self._metrics.counter("cascade_pages_total").labels("failed" if has_failed else "read_again").inc()
+
     @contextlib.contextmanager
     def rendering(self, name: str) -> Iterator[None]:
         """Around writing a document in an output format."""

@@ -98,6 +98,10 @@ class PageResult:
     """Why it failed."""
     slot_wait_s: float = 0.0
     decode_s: float = 0.0
+    model_id: str | None = None
+    """What read it; None where nothing did."""
+    second_failed: bool = False
+    """Whether it should have been read again by a larger model, and could not."""
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -139,6 +143,17 @@ class DocumentResult:
     pages: Sequence[PageResult]
     seed: int | None = None
     """Of sampling; None if greedy."""
+    page_counts: tuple[int, ...] = ()
+    """Pages of each of its files."""
+
+    def place_of(self, page: int) -> tuple[int, int]:
+        """Index of a page's file, and its number there."""
+        file = 0
+        # Pages of one file keep their numbers, whatever is selected; several files are read whole.
+        while file < len(self.page_counts) - 1 and page > self.page_counts[file]:
+            page -= self.page_counts[file]
+            file += 1
+        return file, page
 
     @property
     def results(self) -> list[SequenceResult]:
@@ -274,7 +289,8 @@ class DocumentReader:
         errors = [page.error for page in pages if page.error is not None]
         if len(errors) == len(pages):
             raise errors[0]
-        return DocumentResult(request.model_id, pages, request.params.seed)
+        counts = tuple(len(reading.pages) for reading in readings)
+        return DocumentResult(request.model_id, pages, request.params.seed, counts)
 
     async def _read_files(
         self, documents: Sequence[Document], begin: Callable[[Document, Sequence[int]], _Reading]
@@ -423,6 +439,7 @@ class DocumentReader:
                 regions=grounded.regions if is_shown else (),
                 words=judge(result, grounded, request.confidence, calibration) if is_shown else None,
                 result=result,
+                model_id=request.model_id,
             )
         )
 

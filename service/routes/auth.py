@@ -48,23 +48,23 @@ def _identify(request: Request, services: Services, secret: str | None) -> Key:
     return key
 
 
-def _check(services: Services, find: Callable[[], Key], scope: Scope) -> Key:
+def _check(services: Services, find: Callable[[], Key], *scopes: Scope) -> Key:
     try:
         key = find()
-        if not key.allows(scope):
-            raise KeyScopeError(public={"scope": scope.value})
+        if not any(key.allows(scope) for scope in scopes):
+            raise KeyScopeError(public={"scope": scopes[0].value})
     except DeepSynthError as error:
         services.metrics.counter("key_rejections_total").labels(error.code).inc()
         raise
     return key
 
 
-def require(scope: Scope) -> Callable[..., Awaitable[None]]:
-    """A dependency that lets only keys with a scope through, where keys are set."""
+def require(*scopes: Scope) -> Callable[..., Awaitable[None]]:
+    """A dependency that lets only keys with one of the scopes through, where keys are set."""
 
     async def check(request: Request, services: ServicesDep, record: RecordDep, secret: SecretDep) -> None:
         if services.access.needs_key:
-            record.key_name = _check(services, lambda: _identify(request, services, secret), scope).name
+            record.key_name = _check(services, lambda: _identify(request, services, secret), *scopes).name
 
     return check
 
@@ -91,6 +91,13 @@ def is_admin(request: Request, services: Services, secret: str | None) -> bool:
         return _identify(request, services, secret).allows(Scope.ADMIN)
     except DeepSynthError:
         return False
+
+
+async def require_samples(request: Request, services: ServicesDep, record: RecordDep, secret: SecretDep) -> None:
+    """Let only keys with the scope `samples` through; `AdminOffError` if no key is set."""
+    if not (services.access.needs_key or services.access.has_admin):
+        raise AdminOffError
+    record.key_name = _check(services, lambda: _identify(request, services, secret), Scope.SAMPLES).name
 
 
 async def require_admin(request: Request, services: ServicesDep, record: RecordDep, secret: SecretDep) -> None:

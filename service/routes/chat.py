@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-import uuid
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -24,6 +23,7 @@ from service.deps import RecordDep, Services, ServicesDep, require_ready
 from service.engine.protocol import MAX_TEMPERATURE
 from service.errors import DeepSynthError, InvalidFieldError, TooManyPagesError, UnsupportedParameterError
 from service.ocr.answer import to_page_answer
+from service.ocr.cascade import AUTO
 from service.ocr.confidence import Granularity
 from service.ocr.live_text import LiveText
 from service.ocr.outcome import PageStatus
@@ -31,6 +31,7 @@ from service.ocr.reader import DocumentResult
 from service.ocr.request import OcrRequest, parse_request
 from service.ocr.sampling import MAX_GIVEN_SEED, MIN_GIVEN_SEED
 from service.routes.auth import use_key
+from service.routes.consent import Consent, MayStoreDep, new_consent
 from service.routes.data_url import FileBudget
 from service.routes.form import unknown_field
 from service.routes.json_body import kind_by, receive_json
@@ -341,6 +342,8 @@ class _Chat:
     warnings: tuple[ChatWarning, ...]
     streams: bool
     includes_usage: bool
+    stores: bool
+    """False if the request has `store: false`."""
 
 
 async def _receive(request: Request, services: Services) -> _Chat:
@@ -369,7 +372,8 @@ async def _receive(request: Request, services: Services) -> _Chat:
         review_threshold=services.bounds.review_threshold if chat.review_threshold is None else chat.review_threshold,
     )
     includes_usage = bool(chat.stream_options and chat.stream_options.include_usage)
-    return _Chat(files, ocr_request, warnings, bool(chat.stream), includes_usage)
+    stores = (chat.model_extra or {}).get("store") is not False
+    return _Chat(files, ocr_request, warnings, bool(chat.stream), includes_usage, stores)
 
 
 _PROBLEM = {"model": OpenAIProblem}
@@ -391,22 +395,28 @@ def _openapi() -> dict[str, Any]:
 
 
 @router.post(CHAT_PATH, response_model=ChatAnswer, responses=_RESPONSES, openapi_extra=_openapi())
-async def complete_chat(request: Request, services: ServicesDep, record: RecordDep) -> Response | ChatAnswer:
+async def complete_chat(
+    request: Request, services: ServicesDep, record: RecordDep, may_store: MayStoreDep
+) -> Response | ChatAnswer:
     """Read the images and files of a chat, as clients of OpenAI's API send them."""
     permit = record.resources.enter_context(services.gate.admit())
     with services.observer.receiving() as received:
         chat = await _receive(request, services)
         received(sum(map(len, chat.files)))
     deadline = Deadline(services.bounds.deadline_s, services.bounds.document_deadline_s)
+    consent = new_consent(may_store and chat.stores, "chatcmpl")
     if chat.streams:
-        return EventStream(partial(_stream, services, permit, chat, deadline), error_event=_error_event, record=record)
-    return await run_for_client(request, _complete(services, permit, chat, deadline))
+        work = partial(_stream, services, permit, chat, deadline, consent)
+        return EventStream(work, error_event=_error_event, record=record)
+    return await run_for_client(request, _complete(services, permit, chat, deadline, consent))
 
 
-async def _complete(services: Services, permit: Permit, chat: _Chat, deadline: Deadline) -> ChatAnswer:
-    document = await read_leased(services, permit, chat.files, chat.ocr_request, deadline)
+async def _complete(
+    services: Services, permit: Permit, chat: _Chat, deadline: Deadline, consent: Consent
+) -> ChatAnswer:
+    document = await read_leased(services, permit, chat.files, chat.ocr_request, deadline, consent)
     return ChatAnswer(
-        id=_new_id(),
+        id=consent.answer_id,
         created=int(time.time()),
         model=document.model_id,
         choices=[ChatChoice(message=ChatMessage(content=document.text), finish_reason=_finish(document))],
@@ -414,10 +424,6 @@ async def _complete(services: Services, permit: Permit, chat: _Chat, deadline: D
         warnings=_warnings(document, chat),
         pages=[to_page_answer(page) for page in document.pages],
     )
-
-
-def _new_id() -> str:
-    return f"chatcmpl-{uuid.uuid4().hex}"
 
 
 def _finish(document: DocumentResult) -> Literal["stop", "length"]:
@@ -459,9 +465,9 @@ def _error_event(error: DeepSynthError, request_id: str) -> bytes:
 class _Chunks:
     """Emits the chunks of one completion."""
 
-    def __init__(self, emit: Emit, chat: _Chat) -> None:
+    def __init__(self, emit: Emit, chat: _Chat, answer_id: str) -> None:
         self._emit = emit
-        self._common = {"id": _new_id(), "object": "chat.completion.chunk", "created": int(time.time())}
+        self._common = {"id": answer_id, "object": "chat.completion.chunk", "created": int(time.time())}
         self._includes_usage = chat.includes_usage
         self._has_begun = False
 
@@ -493,8 +499,11 @@ class _Chunks:
         self._emit(_event({**self._common, "choices": [choice], **usage, **extensions}))
 
 
-async def _stream(services: Services, permit: Permit, chat: _Chat, deadline: Deadline, emit: Emit) -> None:
-    chunks, live = _Chunks(emit, chat), LiveText(chat.ocr_request.task, chat.ocr_request.selection)
+async def _stream(
+    services: Services, permit: Permit, chat: _Chat, deadline: Deadline, consent: Consent, emit: Emit
+) -> None:
+    chunks = _Chunks(emit, chat, consent.answer_id)
+    live = LiveText(chat.ocr_request.task, chat.ocr_request.selection)
 
     def show(text: str) -> None:
         if text:
@@ -506,7 +515,9 @@ async def _stream(services: Services, permit: Permit, chat: _Chat, deadline: Dea
         chat.files,
         chat.ocr_request,
         deadline,
-        on_delta=lambda page, text: show(live.delta(page, text)),
+        consent,
+        # Text that was sent cannot be taken back when a larger model reads the page again.
+        on_delta=None if chat.ocr_request.model_id == AUTO else lambda page, text: show(live.delta(page, text)),
         on_page=lambda page: show(live.ended(page)),
         on_model=chunks.name_model,
     )

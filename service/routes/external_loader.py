@@ -19,6 +19,7 @@ from service.ocr.answer import to_page_answer
 from service.ocr.reader import DocumentResult, PageResult
 from service.ocr.request import OcrRequest, parse_request
 from service.routes.auth import use_key
+from service.routes.consent import Consent, MayStoreDep, new_consent
 from service.routes.form import BoundedBody
 from service.routes.reading import read_leased, run_for_client
 from service.schemas import LoadedMetadata, LoadedPage, Problem
@@ -58,7 +59,9 @@ _OPENAPI = {
 
 
 @router.put(PATH, responses=_RESPONSES, openapi_extra=_OPENAPI)
-async def load_document(request: Request, services: ServicesDep, record: RecordDep) -> list[LoadedPage]:
+async def load_document(
+    request: Request, services: ServicesDep, record: RecordDep, may_store: MayStoreDep
+) -> list[LoadedPage]:
     """Read a file for Open WebUI."""
     permit = record.resources.enter_context(services.gate.admit())
     with services.observer.receiving() as received:
@@ -75,7 +78,8 @@ async def load_document(request: Request, services: ServicesDep, record: RecordD
     )
     name = file_name(request.headers.get("x-filename", ""))
     deadline = Deadline(services.bounds.deadline_s, services.bounds.document_deadline_s)
-    return await run_for_client(request, _read(services, permit, data, ocr_request, deadline, name))
+    consent = new_consent(may_store)
+    return await run_for_client(request, _read(services, permit, data, ocr_request, deadline, consent, name))
 
 
 async def _receive(request: Request, services: Services) -> bytes:
@@ -87,9 +91,15 @@ async def _receive(request: Request, services: Services) -> bytes:
 
 
 async def _read(
-    services: Services, permit: Permit, data: bytes, ocr_request: OcrRequest, deadline: Deadline, name: str
+    services: Services,
+    permit: Permit,
+    data: bytes,
+    ocr_request: OcrRequest,
+    deadline: Deadline,
+    consent: Consent,
+    name: str,
 ) -> list[LoadedPage]:
-    document = await read_leased(services, permit, data, ocr_request, deadline)
+    document = await read_leased(services, permit, data, ocr_request, deadline, consent)
     failed = next((page for page in document.pages if page.error is not None), None)
     if failed is not None and failed.error is not None:
         # The client could not tell that a page is missing, and would store the rest as the whole document.
@@ -98,16 +108,17 @@ async def _read(
     pages = [page for page in document.pages if page.text.strip()]
     if not pages:
         raise NoTextError
-    return [LoadedPage(page_content=page.text, metadata=_metadata(page, document, name)) for page in pages]
+    return [LoadedPage(page_content=page.text, metadata=_metadata(page, document, consent, name)) for page in pages]
 
 
-def _metadata(page: PageResult, document: DocumentResult, name: str) -> LoadedMetadata:
+def _metadata(page: PageResult, document: DocumentResult, consent: Consent, name: str) -> LoadedMetadata:
     said = to_page_answer(page)
     return LoadedMetadata(
         source=name,
         page=page.page - 1,
         page_label=str(page.page),
         total_pages=len(document.pages),
+        answer_id=consent.answer_id,
         model_id=document.model_id,
         finish_reason=said.finish_reason,
         confidence=said.confidence,

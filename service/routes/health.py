@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from service.deps import ServicesDep, require_ready
 from service.errors import DrainingError
-from service.schemas import Problem, StatusAnswer
+from service.schemas import Problem, ReadyAnswer, StatusAnswer
 
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -22,11 +22,16 @@ async def livez() -> StatusAnswer:
 
 
 @router.get("/readyz", responses={503: {"model": Problem}}, dependencies=[Depends(require_ready)])
-async def readyz(services: ServicesDep) -> StatusAnswer:
-    """Say whether to send requests; a full queue is still ready, a process that is about to stop is not."""
+async def readyz(services: ServicesDep) -> ReadyAnswer:
+    """Say whether to send requests, and whether their pages are kept.
+
+    A full queue is still ready, a process that is about to stop is not.
+    """
     if services.gate.is_leaving:
         raise DrainingError
-    return StatusAnswer(status="ready")
+    if services.samples is None:
+        return ReadyAnswer(status="ready", samples="off")
+    return ReadyAnswer(status="ready", samples="thumbnail" if services.samples.are_thumbnails else "full")
 
 
 @metrics_router.get("/metrics", include_in_schema=False)

@@ -18,6 +18,7 @@ from service.jobs.answer import to_job_answer, to_job_summary
 from service.jobs.job import Job, owner_of
 from service.jobs.manager import JobManager
 from service.ocr.answer import to_answer
+from service.ocr.cascade import AUTO
 from service.ocr.formats.document import ReadDocument
 from service.ocr.formats.output_format import OutputFormat
 from service.ocr.formats.registry import DEFAULT, FORMATS
@@ -105,10 +106,13 @@ async def _submit(
     services: Services, jobs: JobManager, permit: Permit, form: OcrForm[JobFields], owner: str | None, receive_s: float
 ) -> Job:
     permit.mark_running()
+    ocr_request = request_of(services, form, jobs.options.limits, FORMATS[form.fields.format or DEFAULT.name])
+    if ocr_request.model_id == AUTO:
+        raise InvalidFieldError(public={"field": "model_id", "expected": f"a model other than {AUTO}, for a job"})
     async with Deadline(services.bounds.deadline_s).enforced():
         return await jobs.submit(
             form.data,
-            request_of(services, form, jobs.options.limits, FORMATS[form.fields.format or DEFAULT.name]),
+            ocr_request,
             owner=owner,
             name=form.name,
             format_name=form.fields.format,
@@ -191,8 +195,8 @@ async def show_result(
 async def _result(services: Services, jobs: JobManager, job: Job, output: OutputFormat) -> Response:
     read = await jobs.result(job)
     latency_s = (time.time() if job.ended_s is None else job.ended_s) - job.created_s
-    answer = to_answer(read, receive_s=job.receive_s, latency_s=latency_s)
-    changes = {"id": job.id} if job.has_ended else {"id": job.id, "status": "incomplete"}
+    answer = to_answer(read, job.id, receive_s=job.receive_s, latency_s=latency_s)
+    changes = {} if job.has_ended else {"status": "incomplete"}
     result = JobResult.model_construct(**{**dict(answer), **changes})
     data = await jobs.document(job) if output is not DEFAULT else b""
     document = ReadDocument(result, job.request.task, data, job.name, jobs.options.limits)

@@ -27,6 +27,7 @@ from service.ocr.confidence import Granularity, Span, mean_of
 from service.ocr.reader import PageResult
 from service.ocr.request import OcrRequest, parse_request
 from service.routes.auth import use_key
+from service.routes.consent import Consent, MayStoreDep, new_consent
 from service.routes.data_url import FileBudget
 from service.routes.json_body import kind_by, receive_json
 from service.routes.openapi import json_body
@@ -325,14 +326,17 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 @router.post(MISTRAL_PATH, responses=_RESPONSES, openapi_extra=json_body(MistralRequest))
-async def read_as_mistral(request: Request, services: ServicesDep, record: RecordDep) -> MistralAnswer:
+async def read_as_mistral(
+    request: Request, services: ServicesDep, record: RecordDep, may_store: MayStoreDep
+) -> MistralAnswer:
     """Read a document, as clients of Mistral's OCR API send it."""
     permit = record.resources.enter_context(services.gate.admit())
     with services.observer.receiving() as received:
         asked, data, ocr_request = await _receive(request, services)
         received(len(data))
     deadline = Deadline(services.bounds.deadline_s, services.bounds.document_deadline_s)
-    return await run_for_client(request, _read(services, permit, asked, data, ocr_request, deadline))
+    consent = new_consent(may_store)
+    return await run_for_client(request, _read(services, permit, asked, data, ocr_request, deadline, consent))
 
 
 async def _receive(request: Request, services: Services) -> tuple[MistralRequest, bytes, OcrRequest]:
@@ -371,8 +375,9 @@ async def _read(
     data: bytes,
     ocr_request: OcrRequest,
     deadline: Deadline,
+    consent: Consent,
 ) -> MistralAnswer:
-    document = await read_leased(services, permit, data, ocr_request, deadline)
+    document = await read_leased(services, permit, data, ocr_request, deadline, consent)
     figures = find_figures(document.pages, asked.image_limit, asked.image_min_size or 0)
     cut: list[bytes] = []
     if asked.include_image_base64:
@@ -389,6 +394,7 @@ async def _read(
         ],
         model=document.model_id,
         usage_info=MistralUsage(pages_processed=len(document.pages), doc_size_bytes=len(data)),
+        id=consent.answer_id,
     )
 
 

@@ -26,6 +26,7 @@ from service.ocr.request import OcrRequest, parse_request
 from service.routes import stream
 from service.routes.accept import choose_format
 from service.routes.auth import use_key
+from service.routes.consent import Consent, MayStoreDep, new_consent
 from service.routes.disposition import content_disposition
 from service.routes.form import FILE_FIELD, FieldsT, OcrFields, OcrForm, receive_form
 from service.routes.reading import point_to_jobs, read_leased
@@ -83,7 +84,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 @router.post("/api/ocr/run", response_model=OcrAnswer, responses=_RESPONSES, openapi_extra=form_description(OcrFields))
 @router.post("/ocr", response_model=OcrAnswer, responses=_RESPONSES, openapi_extra=form_description(OcrFields))
-async def read_document(request: Request, services: ServicesDep, record: RecordDep) -> Response:
+async def read_document(request: Request, services: ServicesDep, record: RecordDep, may_store: MayStoreDep) -> Response:
     """Read the text of a document."""
     # Admission before the body: a request that is rejected has not uploaded for nothing.
     permit = record.resources.enter_context(services.gate.admit())
@@ -101,7 +102,8 @@ async def read_document(request: Request, services: ServicesDep, record: RecordD
         raise
     # From the end of the upload.
     deadline = Deadline(services.bounds.deadline_s, services.bounds.document_deadline_s)
-    work = partial(_answer, services, record, permit, form.data, ocr_request, receive_s, deadline)
+    consent = new_consent(may_store)
+    work = partial(_answer, services, record, permit, form.data, ocr_request, receive_s, deadline, consent)
     if fields.stream:
         return ReadingStream(work, record=record)
     return await run_to_outcome(
@@ -185,8 +187,9 @@ async def _answer(
     ocr_request: OcrRequest,
     receive_s: float,
     deadline: Deadline,
+    consent: Consent,
     on_delta: DeltaSink | None = None,
     on_page: PageSink | None = None,
 ) -> OcrAnswer:
-    document = await read_leased(services, permit, data, ocr_request, deadline, on_delta, on_page)
-    return to_answer(document, receive_s=receive_s, latency_s=time.monotonic() - record.started_s)
+    document = await read_leased(services, permit, data, ocr_request, deadline, consent, on_delta, on_page)
+    return to_answer(document, consent.answer_id, receive_s=receive_s, latency_s=time.monotonic() - record.started_s)

@@ -63,6 +63,9 @@ ROLLBACK_CAUSES = ("operator", "automatic")
 JOB_STATES = ("waiting", "running", "done", "failed")
 JOB_OUTCOMES = ("done", "failed", "cancelled")
 WEBHOOK_RESULTS = ("delivered", "retried", "failed", "refused")
+CASCADE_OUTCOMES = ("read_again", "failed")
+SAMPLE_CHANGES = ("stored", "corrected", "read", "erased")
+SAMPLE_LOSSES = ("busy", "quota", "disk_full", "disk", "image", "fault")
 MAX_MODEL_LABELS = 32
 """Models and adapters with series of their own; pages of further ones count as `_other`."""
 RESTART_REASONS = (
@@ -172,6 +175,15 @@ TABLE: tuple[MetricSpec, ...] = (
         "job_webhooks_total",
         "Attempts at sending webhooks, by result; failed and refused ones are not tried again.",
         result=WEBHOOK_RESULTS,
+    ),
+    _counter("cascade_pages_total", "Pages that were to be read again by a larger model.", outcome=CASCADE_OUTCOMES),
+    _gauge("samples_kept", "Kept pages."),
+    _gauge("sample_bytes", "Bytes of kept pages and their records."),
+    _counter("samples_total", "Pages that were kept, corrected, exported or erased.", what=SAMPLE_CHANGES),
+    _counter(
+        "samples_lost_total",
+        "Pages that could not be kept, and corrections that could not be stored, by reason.",
+        reason=SAMPLE_LOSSES,
     ),
     _gauge("build_info", "1, with what is running as labels.", version=(), model_id=(), device=(), dtype=()),
 )

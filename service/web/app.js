@@ -1,6 +1,6 @@
 // The playground: a document on the left, what POST /ocr reads from it on the right.
 
-import { Problem, address, models, read, readAs } from "./client.js";
+import { Problem, address, correct, kept, models, read, readAs, storing } from "./client.js";
 import { Pages } from "./pages.js";
 import { Review } from "./review.js";
 import { curl, program } from "./snippets.js";
@@ -9,14 +9,17 @@ import { TextPane, make } from "./text.js";
 const byId = (id) => document.getElementById(id);
 const MODELS_EVERY_MS = 15000;
 const LOADING_EVERY_MS = 1500;
-const STATE_WORDS = { ok: "read", blank: "blank", unreadable: "unreadable", failed: "failed", reading: "being read", waiting: "waiting", stopped: "stopped" };
+const STATE_WORDS = { ok: "read", blank: "blank", unreadable: "unreadable", failed: "failed", reading: "being read", waiting: "waiting", stopped: "stopped", corrected: "corrected" };
+const CORRECTED_TASKS = new Set(["free", "markdown", "ocr"]);
 
 const review = new Review(byId("review"), () => [...byId("text").querySelectorAll(".page")]);
 const text = new TextPane(byId("text"), {
   onLight: (page, indices) => lightBoxes(page, indices),
   onShown: (section, answer) => review.show(section, answer),
+  onCorrect: (page, words) => saveCorrection(page, words),
 });
 let served = [];
+let samples = "off";
 let pages = null;
 let current = 1;
 let running = null;
@@ -41,7 +44,8 @@ async function showModels() {
   let delay_ms = MODELS_EVERY_MS;
   try {
     if (document.visibilityState === "visible" || !served.length) {
-      served = await models();
+      [served, samples] = await Promise.all([models(), kept()]);
+      byId("keep-label").hidden = samples === "off";
       const names = served.map((model) => [model.id, nameOf(model)]);
       fill(byId("model"), names);
       byId("model").disabled = false;
@@ -256,7 +260,8 @@ async function start() {
   const chosen = [byId("model").value, byId("other").value].filter((name, index) => index === 0 || name);
   running = new AbortController();
   const { signal } = running;
-  const reading = { file: pages.file, columns: chosen.map((name) => ({ name, fields: fields(name), answer: null })) };
+  const isKept = samples !== "off" && byId("keep").checked;
+  const reading = { file: pages.file, isKept, headers: headers(), task: byId("task").value, columns: chosen.map((name) => ({ name, fields: fields(name), answer: null })) };
   shown = reading;
   showProblem(null);
   note("");
@@ -281,7 +286,7 @@ async function readColumn(column, reading, signal) {
   const { fields: chosen } = reading.columns[column];
   let outcome = "done";
   try {
-    for await (const [name, data] of read(reading.file, { ...chosen, confidence: "word" }, signal)) {
+    for await (const [name, data] of read(reading.file, { ...chosen, confidence: "word" }, signal, reading.headers)) {
       if (reading !== shown) return "stopped";
       if (name === "delta") text.delta(column, data.page, data.text);
       else if (name === "page") finishPage(column, data);
@@ -298,6 +303,24 @@ async function readColumn(column, reading, signal) {
     if (outcome === "failed") showProblem(error instanceof Problem ? error : new Problem({ title: String(error.message), code: "page_script" }));
   }
   return outcome;
+}
+
+function headers() {
+  return samples === "off" ? {} : storing(byId("keep").checked);
+}
+
+// Once the answer is there, since a correction names it.
+function canCorrect() {
+  return Boolean(!running && shown?.isKept && shown.columns.length === 1 && shown.columns[0].answer && CORRECTED_TASKS.has(shown.task));
+}
+
+async function saveCorrection(page, words) {
+  const reading = shown;
+  await correct(reading.columns[0].answer.id, page, words);
+  if (reading !== shown) return;
+  note(`The correction of page ${page} is saved.`);
+  // The pane shows it only after this.
+  setTimeout(() => { showThumb(page); update(); });
 }
 
 function finishPage(column, page) {
@@ -363,7 +386,7 @@ async function download() {
   const format = byId("format").value;
   const stem = (file.name || "page").replace(/\.[^.]*$/, "") || "page";
   if (format === "json") save(new Blob([JSON.stringify(answer, null, 2), "\n"], { type: "application/json" }), `${stem}.json`);
-  else if (format === "markdown") save(new Blob([answer.text, "\n"], { type: "text/markdown" }), `${stem}.md`);
+  else if (format === "markdown") save(new Blob([text.plain(), "\n"], { type: "text/markdown" }), `${stem}.md`);
   else {
     byId("download").disabled = true;
     note("Preparing the file");
@@ -383,7 +406,7 @@ function showSnippet() {
   const name = pages?.file.name || "page.png";
   const url = address("ocr");
   const isPython = document.querySelector("input[name=language]:checked").value === "python";
-  byId("snippet").textContent = isPython ? program(url, name, given) : curl(url, name, given);
+  byId("snippet").textContent = isPython ? program(url, name, given, headers()) : curl(url, name, given, headers());
 }
 
 /* What can be done now */
@@ -399,6 +422,7 @@ function update() {
   byId("copy").disabled = !hasText || Boolean(running);
   // Of two models, the first one's text is taken along.
   byId("copy").title = byId("download").title = shown?.columns.length > 1 ? `The text of ${shown.columns[0].name}` : "";
+  text.setCorrectable(canCorrect());
   byId("download").disabled = !shown?.columns[0].answer || Boolean(running);
   showSnippet();
 }

@@ -29,7 +29,7 @@ export class Problem extends Error {
 async function send(path, options) {
   let response;
   try {
-    response = await fetch(address(path), { ...options, headers: keyHeaders() });
+    response = await fetch(address(path), { ...options, headers: { ...options?.headers, ...keyHeaders() } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem({ title: "The service could not be reached.", code: "network" });
@@ -52,6 +52,26 @@ function form(file, fields) {
   return body;
 }
 
+const NO_STORE = { "X-Deepsynth-No-Store": "1" };
+
+// The headers of a reading: whether the service may keep its pages, where it keeps any.
+export const storing = (isKept) => (isKept ? {} : NO_STORE);
+
+// What the service keeps of pages that are read: "off", "full" or "thumbnail"; "off" where a proxy does not tell.
+export async function kept() {
+  try {
+    return (await (await send("readyz", { cache: "no-store" })).json()).samples ?? "off";
+  } catch {
+    return "off";
+  }
+}
+
+// Say what is printed on a page of an answer.
+export async function correct(id, page, text) {
+  const body = JSON.stringify({ id, page, text });
+  await send("feedback", { method: "POST", headers: { "content-type": "application/json" }, body });
+}
+
 export async function models() {
   return (await (await send("v1/models", { cache: "no-store" })).json()).data;
 }
@@ -71,8 +91,8 @@ export async function preview(file, page, signal) {
 }
 
 // Events of a stream: [name, data]. A stream that ends without `answer` or `error` was cut off.
-export async function* read(file, fields, signal) {
-  const response = await send("ocr", { method: "POST", body: form(file, { ...fields, stream: "true" }), signal });
+export async function* read(file, fields, signal, headers = {}) {
+  const response = await send("ocr", { method: "POST", body: form(file, { ...fields, stream: "true" }), headers, signal });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
   let isComplete = false;
@@ -96,9 +116,9 @@ export async function* read(file, fields, signal) {
   if (!isComplete) throw new Problem({ title: "The connection ended before the answer was complete.", code: "stream_cut" });
 }
 
-// The document in another format: a file, and the name that the service gives it.
+// The document in another format: a file, and the name that the service gives it. Its pages were offered when they were read.
 export async function readAs(file, fields, format) {
-  const response = await send("ocr", { method: "POST", body: form(file, { ...fields, format }) });
+  const response = await send("ocr", { method: "POST", body: form(file, { ...fields, format }), headers: NO_STORE });
   const header = response.headers.get("content-disposition") || "";
   const extended = /filename\*=UTF-8''([^;]+)/.exec(header);
   const plain = /filename="([^"]*)"/.exec(header);

@@ -1,9 +1,10 @@
 // The text that was read: a section for each page, a column for each model. Text is only ever set as text.
 
+import { correctionForm } from "./correction.js";
 import { diff } from "./diff.js";
 import { render } from "./markdown.js";
 
-const STATES = { waiting: "Waiting", reading: "Reading", ok: "Read", blank: "Blank", unreadable: "Unreadable", failed: "Failed", stopped: "Stopped" };
+const STATES = { waiting: "Waiting", reading: "Reading", ok: "Read", blank: "Blank", unreadable: "Unreadable", failed: "Failed", stopped: "Stopped", corrected: "Corrected" };
 const EXPLAINED = {
   blank: "Nothing is printed on this page.",
   unreadable: "There is something on this page, but no text that could be trusted.",
@@ -61,10 +62,13 @@ export function passages(page) {
 export class TextPane {
   // `onLight(page, index)` is told which region's text is under the pointer or has the focus, -1 for none.
   // `onShown(section, answer)` is told when a page was drawn; its answer is null unless it is one model's, and finished.
-  constructor(root, { onLight, onShown }) {
+  // `onCorrect(page, text)` stores a correction, and may throw a Problem.
+  constructor(root, { onLight, onShown, onCorrect }) {
     this.root = root;
     this.onLight = onLight;
     this.onShown = onShown;
+    this.onCorrect = onCorrect;
+    this.isCorrectable = false;
     this.sections = new Map();
     this.dirty = new Set();
     this.isRendered = true;
@@ -117,6 +121,29 @@ export class TextPane {
     for (const page of this.sections.keys()) this.mark(page);
   }
 
+  // Whether pages that were read can be corrected.
+  setCorrectable(isCorrectable) {
+    if (isCorrectable === this.isCorrectable) return;
+    this.isCorrectable = isCorrectable;
+    for (const page of this.sections.keys()) this.mark(page);
+  }
+
+  edit(page) {
+    const entry = this.entry(0, page);
+    const finish = (corrected) => {
+      entry.form = null;
+      if (corrected !== null) Object.assign(entry, { text: corrected, state: "corrected", answer: { ...entry.answer, text: corrected } });
+      this.show(page);
+      this.sections.get(page)?.querySelector(".correct")?.focus();
+    };
+    const { form, focus } = correctionForm(page, entry.text, { onSave: (words) => this.onCorrect(page, words), onEnd: finish });
+    this.show(page);
+    entry.form = form;
+    this.section(page).lastChild.replaceChildren(form);
+    this.section(page).querySelector(".correct")?.remove();
+    focus();
+  }
+
   mark(page) {
     if (!this.dirty.size) {
       requestAnimationFrame(() => {
@@ -150,6 +177,8 @@ export class TextPane {
   show(page) {
     const section = this.section(page);
     const entries = this.columns.map((pages, column) => this.entry(column, page));
+    // The form stays as it is while someone writes.
+    if (entries[0]?.form) return;
     const parts = entries.map((entry) => this.parts(entry, page));
     let difference = null;
     if (entries.length === 2 && entries.every((entry) => entry.answer)) {
@@ -172,14 +201,21 @@ export class TextPane {
       if (!isCompared) head.append(...facts.childNodes);
       return make("div", "column", ...(isCompared ? [facts] : []), ...parts[column]);
     });
+    if (this.isCorrectable && !isCompared && entries[0].answer && !entries[0].answer.error) {
+      const button = make("button", "correct", "Correct");
+      button.type = "button";
+      button.setAttribute("aria-label", `Correct the text of page ${page}`);
+      button.addEventListener("click", () => this.edit(page));
+      head.append(button);
+    }
     section.replaceChildren(head, make("div", isCompared ? "columns" : "", ...columns));
-    section.classList.toggle("alone", !this.isLong && !isCompared && entries[0].state === "ok");
+    section.classList.toggle("alone", !this.isLong && !isCompared && ["ok", "corrected"].includes(entries[0].state));
     this.onShown(section, isCompared ? null : entries[0].answer);
   }
 
-  quality({ answer }) {
+  quality({ answer, state }) {
     const notes = [];
-    if (answer?.confidence != null && answer.status === "ok") notes.push(`${Math.round(answer.confidence * 100)} % confidence`);
+    if (answer?.confidence != null && answer.status === "ok" && state !== "corrected") notes.push(`${Math.round(answer.confidence * 100)} % confidence`);
     if (answer?.finish_reason === "length") notes.push("cut at the limit of tokens");
     if (answer?.finish_reason === "repetition") notes.push("ended because the text repeated itself");
     if (answer?.warnings?.includes("damaged_image")) notes.push("a part of the page is damaged");

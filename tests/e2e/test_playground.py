@@ -45,6 +45,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 @pytest.fixture(scope="module")
+def keeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerProcess, Path]]:
+    """A service that keeps samples, and its folder."""
+    folder = tmp_path_factory.mktemp("samples")
+    with running_server(OCR_SAVE_SAMPLES="true", OCR_PRIVACY_ALLOWED="true", SAMPLE_DIR=str(folder)) as process:
+        yield process, folder
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -417,15 +425,15 @@ def test_code_is_the_request_and_is_copied_without_the_clipboard_interface(brows
         page.set_input_files("#file", files=[{**PNG, "name": "it's.png"}])
         page.select_option("#task", "ocr")
         page.click("#code summary")
-        assert page.inner_text("#snippet").split() == [
+        assert page.text_content("#snippet").split() == [
             "curl", "-F", "file=@'it'\\''s.png'", "\\", "-F", "model_id=fake", "\\", "-F", "task=ocr", "\\",
             f"{server.url}/ocr",
         ]  # fmt: skip
         page.click("#copy-code")
         page.wait_for_selector('#note:text-is("Copied")')
         page.click("text=Python")
-        compile(page.inner_text("#snippet"), "snippet", "exec")
-        assert '"task": "ocr"' in page.inner_text("#snippet")
+        compile(page.text_content("#snippet"), "snippet", "exec")
+        assert '"task": "ocr"' in page.text_content("#snippet")
 
 
 def edits(before: str, after: str) -> int:
@@ -486,3 +494,88 @@ def test_no_part_of_a_marker_is_shown_while_text_arrives(
         )
     assert shown[-1] == whole
     assert [each for each in shown if not whole.startswith(each)] == []
+
+
+def kept_records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted((folder / "pages").glob("*.json"))]
+
+
+def test_page_is_corrected_in_place_by_keyboard(browser: Any, keeping: tuple[ServerProcess, Path]) -> None:
+    server, folder = keeping
+    with opened(browser, server) as page:
+        page.set_input_files("#file", files=[PDF])
+        page.wait_for_selector("#thumbs img")
+        read(page)
+        labels = [each.get_attribute("aria-label") for each in page.query_selector_all("#text .correct")]
+        assert labels == [f"Correct the text of page {number}" for number in (1, 2, 3)]
+        before = page.inner_text("#text article:nth-of-type(3) .plain")
+        page.focus("#text article:nth-of-type(3) .correct")
+        page.keyboard.press("Enter")
+        area = page.get_by_label("What is printed on page 3")
+        assert area.input_value() == before
+        assert page.evaluate("document.activeElement.tagName") == "TEXTAREA"
+        # Escape leaves everything as it was, and the focus where it came from.
+        page.keyboard.type("never saved")
+        page.keyboard.press("Escape")
+        assert page.inner_text("#text article:nth-of-type(3) .plain") == before
+        assert page.evaluate("document.activeElement.className") == "correct"
+        page.keyboard.press("Enter")
+        area.fill("Zeile eins \u20ac\nline <b>two</b>")
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector('#note:text-is("The correction of page 3 is saved.")')
+        assert page.get_attribute("#note", "role") == "status"
+        assert page.inner_text("#text article:nth-of-type(3) .plain") == "Zeile eins \u20ac\nline <b>two</b>"
+        assert page.inner_text("#text article:nth-of-type(3) .state") == "Corrected"
+        assert page.inner_text("#text article:nth-of-type(2) .state") == "Blank"
+        assert page.get_attribute("#thumbs li:nth-child(3) button", "aria-label") == "Page 3, corrected"
+    corrected = [record for record in kept_records(folder) if record["corrections"]]
+    assert [record["answers"][-1]["page"] for record in corrected] == [3]
+    assert corrected[0]["corrections"]["free"]["text"] == "Zeile eins \u20ac\nline <b>two</b>"
+    assert corrected[0]["readings"]["free"]["text"] == before
+
+
+def test_correction_that_is_refused_keeps_what_was_written(browser: Any, keeping: tuple[ServerProcess, Path]) -> None:
+    server, _ = keeping
+    with opened(browser, server, refusals=1) as page:
+        page.set_input_files("#file", files=[PNG])
+        page.wait_for_selector("#image")
+        read(page)
+        page.click("#text .correct")
+        page.fill("#text textarea", "x" * 70_000)
+        page.click('#text .correction button[type="submit"]')
+        page.wait_for_selector("#text .correction [role=alert]:visible")
+        assert "text_too_long" in page.inner_text("#text .correction [role=alert]")
+        assert len(page.input_value("#text textarea")) == 70_000
+        page.fill("#text textarea", "short")
+        page.click('#text .correction button[type="submit"]')
+        page.wait_for_selector('#text .state:text-is("Corrected")')
+        assert page.inner_text("#text .plain") == "short"
+
+
+def test_page_that_may_not_be_kept_is_not_and_cannot_be_corrected(
+    browser: Any, keeping: tuple[ServerProcess, Path]
+) -> None:
+    server, folder = keeping
+    before = len(kept_records(folder))
+    with opened(browser, server) as page:
+        page.uncheck("#keep")
+        assert "-H 'X-Deepsynth-No-Store: 1'" in page.text_content("#snippet")
+        page.set_input_files("#file", files=[{**PNG, "buffer": png("private", (640, 400))}])
+        page.wait_for_selector("#image")
+        read(page)
+        assert page.query_selector("#text .correct") is None
+        page.select_option("#format", "text")
+        with page.expect_download():
+            page.click("#download")
+        page.check("#keep")
+        assert "No-Store" not in page.text_content("#snippet")
+    assert len(kept_records(folder)) == before
+
+
+def test_service_without_samples_offers_no_correction(browser: Any, server: ServerProcess) -> None:
+    with opened(browser, server) as page:
+        page.set_input_files("#file", files=[PNG])
+        page.wait_for_selector("#image")
+        read(page)
+        assert page.is_hidden("#keep-label")
+        assert page.query_selector("#text .correct") is None

@@ -52,6 +52,7 @@ async def test_page_is_read() -> None:
             "page": 1,
             "status": "ok",
             "error": None,
+            "model_id": "fake",
             "warnings": [],
             "text": answer["text"],
             "width_px": 320,

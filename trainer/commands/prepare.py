@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from trainer.data.sources.protocol import PageSource
 
 LOG_EVERY_S = 30.0
+SAMPLES = "samples"
+_FOR_SAMPLES = ("path", "samples", "samples_task")
+_NOT_FOR_SAMPLES = (
+    "dataset_config", "dataset_revision", "streaming", "image_root", "image_column", "text_column", "read_column",
+    "split_column", "text_is_file", "convert_to_images",
+)  # fmt: skip
 
 
 def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,6 +40,10 @@ def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     source = parser.add_argument_group("source")
     source.add_argument("source", nargs="?", metavar="SOURCE", help="folder, index, Parquet, shards or OWNER/NAME")
     source.add_argument("--dataset-name", metavar="SOURCE", help="another way to name the source")
+    source.add_argument("--source", dest="kind", choices=(SAMPLES,), help="pages that a service has kept, at --path")
+    source.add_argument("--path", type=Path, metavar="DIR", help="the service's sample folder, or its unpacked export")
+    source.add_argument("--samples", choices=("corrected", "all"), help="which kept pages (corrected)")
+    source.add_argument("--samples-task", choices=("free", "markdown"), help="what they were read for (free)")
     source.add_argument("--dataset-config", metavar="NAME", help="configuration of a Hub data set")
     source.add_argument("--dataset-revision", metavar="REV", help="branch, tag or commit of a Hub data set")
     source.add_argument("--streaming", action="store_true", help="read a Hub data set without a copy on disk")
@@ -90,18 +100,11 @@ def run_prepare(options: argparse.Namespace, _: TrainerSettings) -> str:
     """Run the command; returns what was prepared."""
     # Imported late: pyarrow takes a moment, which --help does not need.
     from trainer.data.prepare.run import prepare
-    from trainer.data.sources.resolve import SourceOptions, open_source
 
-    spec = options.source or options.dataset_name
-    if not spec or (options.source and options.dataset_name):
-        raise DataError(DataCode.OPTIONS_CONFLICT, "there must be exactly one source", "give SOURCE or --dataset-name")
-    source = open_source(
-        spec,
-        SourceOptions(options.image_root, options.dataset_config, options.dataset_revision, options.streaming),
-    )
+    source = _source(options)
     columns = _columns(options, source)
     converter = _converter(options, columns, source)
-    request = _request(options, columns, converter)
+    request = _request(options, columns, converter, source)
     with _progress() as progress:
         summary = prepare(
             source,
@@ -113,6 +116,46 @@ def run_prepare(options: argparse.Namespace, _: TrainerSettings) -> str:
             progress=progress,
         )
     return str(summary)
+
+
+def _source(options: argparse.Namespace) -> PageSource:
+    from trainer.data.sources.resolve import SourceOptions, open_source
+
+    spec = options.source or options.dataset_name
+    if sum(map(bool, (options.source, options.dataset_name, options.kind))) != 1:
+        raise DataError(
+            DataCode.OPTIONS_CONFLICT,
+            "there must be exactly one source",
+            "give SOURCE, --dataset-name or --source samples --path DIR",
+        )
+    _refuse_unused(options)
+    if options.kind == SAMPLES:
+        return _kept_samples(options)
+    return open_source(
+        spec,
+        SourceOptions(options.image_root, options.dataset_config, options.dataset_revision, options.streaming),
+    )
+
+
+def _refuse_unused(options: argparse.Namespace) -> None:
+    """Raise `DataError` for an option that the kind of source has no use for."""
+    is_samples = options.kind == SAMPLES
+    unused = [name for name in (_NOT_FOR_SAMPLES if is_samples else _FOR_SAMPLES) if getattr(options, name)]
+    if unused:
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in unused)
+        where = "with" if is_samples else "without"
+        raise DataError(DataCode.OPTIONS_CONFLICT, f"{flags} has no effect {where} --source samples", "leave it out")
+
+
+def _kept_samples(options: argparse.Namespace) -> PageSource:
+    from shared.contract.prompts import Task
+    from trainer.data.sources.kept_samples import KeptSamples, SampleUse
+
+    if options.path is None:
+        raise DataError(DataCode.OPTIONS_CONFLICT, "the samples have no folder", "name it with --path DIR")
+    samples = KeptSamples(options.path, SampleUse(options.samples or "corrected"), Task(options.samples_task or "free"))
+    samples.audit()
+    return samples
 
 
 def _columns(options: argparse.Namespace, source: PageSource) -> Columns:
@@ -129,7 +172,9 @@ def _converter(options: argparse.Namespace, columns: Columns, source: PageSource
     from trainer.data.sources.columns import holds_lists
 
     if not options.convert_to_images:
-        return ReadConverter(columns, source.image_root, holds_lists(source, columns))
+        return ReadConverter(
+            columns, source.image_root, holds_lists(source, columns), groups_by_image=options.kind == SAMPLES
+        )
     from trainer.data.prepare.drawing import DrawConverter
     from trainer.data.render.pages import PageStyle
 
@@ -153,15 +198,21 @@ def _converter(options: argparse.Namespace, columns: Columns, source: PageSource
     return converter
 
 
-def _request(options: argparse.Namespace, columns: Columns, converter: Converter) -> PrepareRequest:
+def _request(options: argparse.Namespace, columns: Columns, converter: Converter, source: PageSource) -> PrepareRequest:
     from trainer.data.prepare.request import PrepareRequest
     from trainer.data.prepare.shards import SetFormat
+    from trainer.data.sources.kept_samples import KeptSamples
     from trainer.data.sources.splits import SplitShares
 
     try:
         shares = SplitShares(options.validation_share, options.test_share, options.split_salt)
     except ValueError as error:
         raise DataError(DataCode.OPTIONS_CONFLICT, str(error), "lower --validation-share and --test-share") from error
+    settings = {"columns": asdict(columns), **_drawing_settings(options)}
+    if isinstance(source, KeptSamples):
+        settings["samples"] = {
+            "use": source.use, "task": source.task, "passed_over": dict(source.passed_over),
+        }  # fmt: skip
     return PrepareRequest(
         out=options.out,
         form=SetFormat(options.format),
@@ -170,7 +221,7 @@ def _request(options: argparse.Namespace, columns: Columns, converter: Converter
         limit=options.limit,
         step_rows=options.rows_per_file,
         several_images=converter.several_images,
-        settings={"columns": asdict(columns), **_drawing_settings(options)},
+        settings=settings,
     )
 
 

@@ -104,11 +104,6 @@ def test_empty_value_counts_as_unset() -> None:
     assert load(PORT="", MODEL="") == load()
 
 
-def test_saving_samples_is_refused_while_it_is_not_built() -> None:
-    with pytest.raises(ConfigurationError, match="cannot keep samples yet"):
-        load(OCR_SAVE_SAMPLES="true", OCR_PRIVACY_ALLOWED="true")
-
-
 def test_queue_smaller_than_a_batch_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="DEEPSYNTH_MAX_CONCURRENT_REQUESTS is smaller"):
         load(MAX_CONCURRENT_REQUESTS="2", OCR_BATCH_SIZE="3")

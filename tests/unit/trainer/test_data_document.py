@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.page_sources import LONG, drawn, write_pages
+from tests.support.samples import SampleFolder
 from trainer.cli import main
 from trainer.data.errors import DataCode, RowCode
 from trainer.data.prepare.manifest import verify_set
@@ -36,6 +37,9 @@ def workplace(tmp_path, fonts_dir, monkeypatch):
     (tmp_path / "letters.jsonl").write_text("\n".join(letters), encoding="utf-8")
     news = [json.dumps({"article": f"{LONG} {number}", "highlights": f"News {number}"}) for number in range(60)]
     (tmp_path / "news.jsonl").write_text("\n".join(news), encoding="utf-8")
+    kept = SampleFolder(tmp_path / "samples")
+    for number in range(40):
+        kept.add(f"kept {number}", correction=f"{LONG} {number}")
     shutil.copytree(fonts_dir, tmp_path / "fonts")
     monkeypatch.chdir(tmp_path)
     return tmp_path

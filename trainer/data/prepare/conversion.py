@@ -74,11 +74,13 @@ class ReadConverter:
         columns: resolved names.
         image_root: folder that paths may not leave.
         several_images: rows may hold lists of images.
+        groups_by_image: the images alone decide the split, for sources whose texts change.
     """
 
     columns: Columns
     image_root: Path | None
     several_images: bool = False
+    groups_by_image: bool = False
 
     def convert(self, row: Row) -> list[PreparedSample]:
         """See `Converter`."""
@@ -88,7 +90,8 @@ class ReadConverter:
         if len(images) > 1 and not self.several_images:
             reason = f"it has {len(images)} images where the first row has one: prepare such rows as a set of their own"
             raise RowError(RowCode.IMAGE_SEVERAL, reason)
-        group = text_key(text) or hashlib.sha256(b"".join(image_key(each.pixels_sha256) for each in images)).digest()
+        of_text = None if self.groups_by_image else text_key(text)
+        group = of_text or hashlib.sha256(b"".join(image_key(each.pixels_sha256) for each in images)).digest()
         return [PreparedSample(row.number, 1, row.name, images, text, split, group)]
 
 

@@ -62,8 +62,10 @@ class Summary:
 
     def __str__(self) -> str:
         splits = ", ".join(f"{record['num_samples']} {name}" for name, record in self.manifest["splits"].items())
+        passed_over = self.manifest["request"].get("samples", {}).get("passed_over", {})
+        others = "".join(f", {number} {reason}" for reason, number in passed_over.items())
         left_out = sum(self.manifest["broken_rows"].values())
         return (
             f"{self.out}: {splits}; {left_out} of {self.manifest['num_rows']} rows left out"
-            f", {self.manifest['num_duplicates']} duplicates refused; see {self.out / 'README.md'}"
+            f", {self.manifest['num_duplicates']} duplicates refused{others}; see {self.out / 'README.md'}"
         )

@@ -6,13 +6,13 @@ rows.
 
 from __future__ import annotations
 
-import hashlib
 import io
 from dataclasses import dataclass
 from typing import Final
 
 from PIL import Image
 
+from shared.images.digest import pixels_sha256
 from shared.images.errors import ImageError, ImageReason
 from shared.images.formats import FileFormat
 from shared.images.limits import ImageLimits
@@ -75,7 +75,7 @@ def check_image(data: bytes) -> PageImage:
     if seen.is_damaged:
         # Its text would teach a model to write what it cannot see.
         raise RowError(RowCode.IMAGE_UNREADABLE, "a part of the image is missing")
-    digest = hashlib.sha256(f"{upright.width}x{upright.height}\0".encode() + upright.tobytes()).hexdigest()
+    digest = pixels_sha256(upright)
     suffix = "png"
     if seen.is_plain:
         suffix = KEPT_SUFFIXES[file_format]

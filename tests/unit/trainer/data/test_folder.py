@@ -12,15 +12,17 @@ import pytest
 from tests.support.page_sources import drawn, encoded, names_of, write_pages
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
 from trainer.data.sources.columns import Columns
+from trainer.data.sources.protocol import BrokenRow, Part, Row
 from trainer.data.sources.rejected_rows import EARLY_ROWS, RejectedRows
 from trainer.data.sources.resolve import SourceOptions, open_source
-from trainer.data.sources.protocol import BrokenRow, Part, Row
 from trainer.data.sources.samples import read_samples
 
 
 def samples_of(spec, columns=None, **options):
     rejected = RejectedRows()
-    return list(read_samples(open_source(str(spec), SourceOptions(**options)), columns or Columns(), rejected)), rejected
+    return list(
+        read_samples(open_source(str(spec), SourceOptions(**options)), columns or Columns(), rejected)
+    ), rejected
 
 
 def test_images_have_the_texts_beside_them(tmp_path):

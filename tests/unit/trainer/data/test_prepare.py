@@ -24,9 +24,9 @@ from trainer.data.prepare.conversion import convert_rows
 from trainer.data.prepare.manifest import TrainingPart, load_manifest, training_part, verify_set
 from trainer.data.prepare.output import OutputFolder
 from trainer.data.sources.columns import Columns
+from trainer.data.sources.protocol import Row
 from trainer.data.sources.rejected_rows import RejectedRows
 from trainer.data.sources.resolve import open_source
-from trainer.data.sources.protocol import Row
 from trainer.data.sources.samples import read_samples
 
 ROOT = Path(__file__).resolve().parents[4]

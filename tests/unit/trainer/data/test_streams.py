@@ -17,9 +17,9 @@ from tests.support.page_sources import drawn, encoded, names_of, rows_of
 from trainer.data.errors import DataCode, DataError, RowCode
 from trainer.data.sources import webdataset
 from trainer.data.sources.columns import Columns
+from trainer.data.sources.protocol import Part, Row
 from trainer.data.sources.rejected_rows import RejectedRows
 from trainer.data.sources.resolve import SourceOptions, open_source
-from trainer.data.sources.protocol import Part, Row
 from trainer.data.sources.samples import read_samples
 from trainer.data.sources.webdataset import expand_braces
 

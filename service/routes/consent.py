@@ -1,0 +1,41 @@
+"""Whether a client allows that pages of its request are kept, told by a header that every route reads the same way."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Header, Request
+
+from service.errors import InvalidFieldError
+
+NO_STORE_HEADER = "X-Deepsynth-No-Store"
+_REFUSES = {"1": True, "true": True, "0": False, "false": False, "": False}
+_DESCRIPTION = "`1`: keep nothing of this request, where the service keeps samples."
+
+
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """Whether the pages of an answer may be kept, and the id under which they are found."""
+
+    answer_id: str
+    may_store: bool
+
+
+async def _may_store(
+    request: Request, _: Annotated[str | None, Header(alias=NO_STORE_HEADER, description=_DESCRIPTION)] = None
+) -> bool:
+    """False if any of the headers says so; raises `InvalidFieldError` for one that says neither."""
+    said = [_REFUSES.get(value.strip().lower()) for value in request.headers.getlist(NO_STORE_HEADER)]
+    if None in said:
+        raise InvalidFieldError(public={"field": NO_STORE_HEADER, "expected": ["1", "0"]})
+    return True not in said
+
+
+MayStoreDep = Annotated[bool, Depends(_may_store)]
+
+
+def new_consent(may_store: bool, prefix: str = "ocr") -> Consent:
+    """The consent of a new answer."""
+    return Consent(f"{prefix}-{uuid.uuid4().hex}", may_store)

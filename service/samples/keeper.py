@@ -1,0 +1,291 @@
+"""Keeps the pages of answered documents in the background, and takes corrections of them.
+
+An answer is never late and never fails for its samples: documents wait in a bounded queue, pages are decoded once more
+in an image process of their own with low priority, and what cannot be kept is counted. One thread owns the folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
+from tarfile import BLOCKSIZE, NUL, TarInfo
+from typing import Protocol, TypeVar
+
+from service.errors import (
+    DeepSynthError,
+    InvalidFieldError,
+    SampleOptedOutError,
+    SampleStorageError,
+)
+from service.intake.document import Document
+from service.intake.limits import IntakeLimits
+from service.intake.page_copy import CopyTask, PageCopy
+from service.intake.pages import Contents
+from service.samples.answered import AnsweredDocument
+from service.samples.metrics import Lost, SampleObserver
+from service.samples.store import QuotaError, SampleStore
+from shared.contract.samples import PAGES_FOLDER, AnswerPage
+
+MAX_WAITING_BYTES = 64 * 1024 * 1024
+"""Files that wait to be kept; one document may be larger."""
+MAX_REMEMBERED_REFUSALS = 10_000
+"""Ids of answers whose clients opted out, newest last: nothing else of them is known."""
+EXPIRE_EVERY_S = 60.0
+STOP_TIMEOUT_S = 10.0
+
+logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class PageCopier(Protocol):
+    """Copies pages; implemented by `service.intake.pool.ImagePool`."""
+
+    async def start(self) -> None:
+        """Start."""
+
+    async def stop(self) -> None:
+        """Stop."""
+
+    async def open(self, document: Document) -> Contents:
+        """Find out which pages a document has."""
+
+    async def copy(self, document: Document, task: CopyTask) -> PageCopy:
+        """Copy one page."""
+
+    def close(self, document: Document) -> None:
+        """Free what is kept of a document between its pages."""
+
+
+class SampleKeeper:
+    """Keeps samples as long as the app runs.
+
+    Args:
+        store: The folder.
+        copier: Processes of its own, so that no request waits for them.
+        limits: Bounds on documents, as those that they were read with.
+        observer: Counts.
+        are_thumbnails: Keep a small picture of each page instead of the page.
+    """
+
+    def __init__(
+        self,
+        store: SampleStore,
+        copier: PageCopier,
+        limits: IntakeLimits,
+        observer: SampleObserver,
+        *,
+        are_thumbnails: bool,
+    ) -> None:
+        self._store = store
+        self._copier = copier
+        self._limits = limits
+        self._observer = observer
+        self.are_thumbnails = are_thumbnails
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="samples")
+        self._waiting: OrderedDict[str, tuple[AnsweredDocument, asyncio.Future[None]]] = OrderedDict()
+        """By id of the answer, the next one in front; stays here until it has been kept."""
+        self._waiting_bytes = 0
+        self._has_more = asyncio.Event()
+        self._opted_out: OrderedDict[str, None] = OrderedDict()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def num_waiting(self) -> int:
+        """Documents that have not been kept yet."""
+        return len(self._waiting)
+
+    async def start(self) -> None:
+        """Open the folder; a `ConfigurationError` says why it cannot be used."""
+        await self._copier.start()
+        await self._in_thread(self._store.open)
+        await self._in_thread(self._expire)
+        self._task = asyncio.create_task(self._run(), name="samples")
+
+    async def stop(self) -> None:
+        """Keep what waits, for `STOP_TIMEOUT_S` at most, and close the folder."""
+        if self._task is not None:
+            waiting = [future for _, future in self._waiting.values()]
+            if waiting:
+                await asyncio.wait(waiting, timeout=STOP_TIMEOUT_S)
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        for document, future in self._waiting.values():
+            self._observer.lost(Lost.BUSY, len(document.readings))
+            future.cancel()
+        await self._copier.stop()
+        await self._in_thread(self._store.close)
+        self._thread.shutdown()
+
+    def offer(self, document: AnsweredDocument) -> None:
+        """Keep an answered document soon; returns at once."""
+        num_bytes = document.num_bytes
+        if not document.readings:
+            return
+        if self._waiting and self._waiting_bytes + num_bytes > MAX_WAITING_BYTES:
+            self._observer.lost(Lost.BUSY, len(document.readings))
+            return
+        self._waiting[document.answer_id] = (document, asyncio.get_running_loop().create_future())
+        self._waiting_bytes += num_bytes
+        self._has_more.set()
+
+    def opt_out(self, answer_id: str) -> None:
+        """Remember that nothing of an answer may be stored, so that a correction of it is refused with that reason."""
+        self._opted_out[answer_id] = None
+        if len(self._opted_out) > MAX_REMEMBERED_REFUSALS:
+            self._opted_out.popitem(last=False)
+
+    async def correct(self, answer_id: str, page: int | None, text: str) -> int:
+        """Store what a person says is on a page.
+
+        Args:
+            answer_id: Of the answer that was corrected.
+            page: In the document; None for the only page of an answer.
+            text: The whole page's.
+
+        Returns:
+            The page.
+
+        Raises:
+            SampleOptedOutError: The request opted out.
+            SampleStorageError: It could not be written.
+            InvalidFieldError: The answer has several pages, and none is named.
+        """
+        await self._settled(answer_id)
+        try:
+            corrected = await self._in_thread(partial(self._store.correct, answer_id, page, text))
+        except ValueError as error:
+            expected = f"the number of the page, as the answer has {error} pages"
+            raise InvalidFieldError(public={"field": "page", "expected": expected}) from error
+        except OSError as error:
+            self._observer.lost_to(error)
+            raise SampleStorageError from error
+        self._observer.done("corrected")
+        self._show_size()
+        return corrected
+
+    async def erase(self, answer_id: str) -> list[int]:
+        """Erase every page of an answer.
+
+        Args:
+            answer_id: Of the answer.
+
+        Returns:
+            The pages.
+
+        Raises:
+            SampleOptedOutError: The request opted out, so there is nothing.
+            SampleStorageError: They could not be erased.
+        """
+        await self._settled(answer_id)
+        before = len(self._store)
+        try:
+            pages = await self._in_thread(partial(self._store.erase, answer_id))
+        except OSError as error:
+            logger.error("samples could not be erased: %s", error.strerror)  # noqa: TRY400 -- the text suffices
+            raise SampleStorageError from error
+        self._observer.done("erased", before - len(self._store))
+        self._show_size()
+        return pages
+
+    async def export(self, *, only_corrected: bool) -> AsyncIterator[bytes]:
+        """Give all samples away, one after another.
+
+        Args:
+            only_corrected: Leave out those without a correction.
+
+        Yields:
+            Pieces of a tar file that unpacks to a sample folder.
+        """
+        for sha256 in await self._in_thread(partial(self._store.listed, only_corrected=only_corrected)):
+            files = await self._in_thread(partial(self._store.read, sha256))
+            if not files:
+                continue
+            self._observer.done("read")
+            for name, data in files:
+                member = TarInfo(f"{PAGES_FOLDER}/{name}")
+                member.size, member.mode, member.mtime = len(data), 0o600, int(datetime.now(UTC).timestamp())
+                yield member.tobuf() + data + NUL * (-len(data) % BLOCKSIZE)
+        yield NUL * (2 * BLOCKSIZE)
+
+    async def _settled(self, answer_id: str) -> None:
+        """Wait until an answer has been kept, if it is about to be; raises `SampleOptedOutError`."""
+        if answer_id in self._opted_out:
+            raise SampleOptedOutError
+        if answer_id in self._waiting:
+            await asyncio.wait({self._waiting[answer_id][1]})
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def _run(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EXPIRE_EVERY_S):
+                    await self._has_more.wait()
+            self._has_more.clear()
+            while self._waiting:
+                answer_id, (document, future) = next(iter(self._waiting.items()))
+                try:
+                    await self._keep(document)
+                except DeepSynthError as error:
+                    self._observer.lost(Lost.IMAGE, len(document.readings), error.code)
+                except Exception:
+                    # Boundary of this task: one document must not end it.
+                    logger.exception("a document was not kept")
+                    self._observer.lost(Lost.FAULT, len(document.readings))
+                finally:
+                    if not future.done():
+                        future.set_result(None)
+                del self._waiting[answer_id]
+                self._waiting_bytes -= document.num_bytes
+            try:
+                await self._in_thread(self._expire)
+            except OSError as error:
+                logger.error("expired samples could not be erased: %s", error.strerror)  # noqa: TRY400 -- the text suffices
+
+    async def _keep(self, answered: AnsweredDocument) -> None:
+        num_before = 0
+        for data in answered.files:
+            document = Document(data, self._limits, answered.selection)
+            try:
+                pages = (await self._copier.open(document)).pages
+                for page in pages:
+                    if num_before + page in answered.readings:
+                        await self._keep_page(document, page, num_before + page, answered)
+                num_before += len(pages)
+            finally:
+                self._copier.close(document)
+
+    async def _keep_page(self, document: Document, page: int, number: int, answered: AnsweredDocument) -> None:
+        answer = AnswerPage(id=answered.answer_id, page=number, num_pages=answered.num_pages, task=answered.task)
+        is_thumbnail = self.are_thumbnails
+        try:
+            copy = await self._copier.copy(document, CopyTask(page, is_thumbnail))
+            reading = answered.readings[number]
+            num_erased = await self._in_thread(
+                partial(self._store.keep, answer, copy, reading, is_thumbnail=is_thumbnail)
+            )
+        except DeepSynthError as error:
+            self._observer.lost(Lost.IMAGE, detail=error.code)
+        except QuotaError:
+            self._observer.lost(Lost.QUOTA)
+        except OSError as error:
+            self._observer.lost_to(error)
+        else:
+            self._observer.done("stored")
+            self._observer.done("erased", num_erased)
+        self._show_size()
+
+    def _expire(self) -> None:
+        self._observer.done("erased", self._store.expire())
+        self._show_size()
+
+    def _show_size(self) -> None:
+        self._observer.size(len(self._store), self._store.num_bytes)

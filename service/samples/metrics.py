@@ -1,0 +1,51 @@
+"""Counts and log lines of samples; the only writer of their metrics."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from enum import StrEnum
+
+from service.telemetry.metrics import Metrics
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+logger = logging.getLogger(__name__)
+
+
+class Lost(StrEnum):
+    """Why a page was not kept, or a correction not stored."""
+
+    BUSY = "busy"
+    QUOTA = "quota"
+    DISK_FULL = "disk_full"
+    DISK = "disk"
+    IMAGE = "image"
+    FAULT = "fault"
+
+
+class SampleObserver:
+    """Counts what becomes of samples."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def done(self, what: str, num: int = 1) -> None:
+        """Count samples that were `stored`, `corrected`, `read` or `erased`."""
+        self._metrics.counter("samples_total").labels(what).inc(num)
+
+    def lost(self, reason: Lost, num_pages: int = 1, detail: str | None = None) -> None:
+        """Count and log pages that are not kept, with the reason alone."""
+        self._metrics.counter("samples_lost_total").labels(reason).inc(num_pages)
+        logger.warning(
+            "samples were not kept", extra={"fields": {"reason": str(reason), "pages": num_pages, "detail": detail}}
+        )
+
+    def lost_to(self, error: OSError) -> None:
+        """Count and log a page that could not be written."""
+        self.lost(Lost.DISK_FULL if error.errno in _FULL else Lost.DISK, detail=error.strerror)
+
+    def size(self, num_samples: int, num_bytes: int) -> None:
+        """Set how much is kept."""
+        self._metrics.gauge("samples_kept").set(num_samples)
+        self._metrics.gauge("sample_bytes").set(num_bytes)
