@@ -247,6 +247,8 @@ class _Composition:
                 max_pdf_pages=settings.max_pdf_pages,
                 blank_pages=settings.blank_pages,
                 min_confidence=settings.min_confidence,
+                min_coverage=settings.min_coverage,
+                orientation=settings.orientation,
             ),
             has_started=lambda: self._has_started,
             created_s=int(time.time()),

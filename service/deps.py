@@ -19,7 +19,7 @@ from service.intake.pool import ImagePool
 from service.monitor import Monitor
 from service.ocr.formats.output_format import PdfMaker
 from service.ocr.metrics import TelemetryObserver
-from service.ocr.outcome import BlankPages
+from service.ocr.outcome import BlankPages, Orientation
 from service.ocr.reader import DocumentReader
 from service.telemetry.metrics import Metrics
 
@@ -36,8 +36,10 @@ class RequestBounds:
     max_frames: int
     max_pdf_pages: int
     blank_pages: BlankPages
-    """What a request that does not say gets; so with `min_confidence`."""
+    """What a request that does not say gets; so with the settings below."""
     min_confidence: float
+    min_coverage: float
+    orientation: Orientation
 
 
 @dataclass(frozen=True, slots=True)

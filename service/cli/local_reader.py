@@ -87,6 +87,8 @@ class LocalReader:
             seed=options.seed,
             blank_pages=self._settings.blank_pages,
             min_confidence=self._settings.min_confidence,
+            min_coverage=self._settings.min_coverage,
+            orientation=self._settings.orientation,
         )
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 from shared.contract.answer import FinishReason
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig
+from shared.images.page_ink import InkLine
 
 MAX_TEMPERATURE = 2.0
 MAX_SEED = 2**63 - 1
@@ -76,6 +77,8 @@ class SequenceRequest:
     """Base model, or an adapter as `name@version`."""
     is_canary: bool = False
     """Tests an adapter: read before all waiting pages, and encoded once, as every canary is the same page."""
+    lines: tuple[InkLine, ...] = ()
+    """The page's print, by which true rows are told from a loop; none: the loop rule decides alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,3 +31,5 @@ class DecodedPage:
     is_damaged: bool
     """Whether a part of it is missing, since an image on it cannot be decoded."""
     prepared: PreparedPage
+    turned_degrees: int = 0
+    """By how much it was turned clockwise."""

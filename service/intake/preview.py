@@ -21,6 +21,8 @@ class PreviewTask:
 
     page: int
     """Its number, from 1."""
+    turn_degrees: int | None = None
+    """As in `DecodeTask`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ class PageReply:
     ink: PageInk
     is_damaged: bool
     prepared: PageHeader
+    turned_degrees: Literal[0, 90, 180, 270]
     kind: Literal["page"] = "page"
 
 
@@ -111,12 +112,13 @@ def decode_task(header: bytes) -> DecodeTask:
 
 def encode_preview(task: PreviewTask) -> bytes:
     """Header of a task that asks for a page to look at."""
-    return json.dumps({"kind": "preview", "page": task.page}).encode()
+    return json.dumps({"kind": "preview", "page": task.page, "turn_degrees": task.turn_degrees}).encode()
 
 
 def decode_preview(header: bytes) -> PreviewTask:
     """The task that `encode_preview` wrote."""
-    return PreviewTask(json.loads(header)["page"])
+    members = json.loads(header)
+    return PreviewTask(members["page"], members["turn_degrees"])
 
 
 def encode_text(task: TextTask) -> tuple[bytes, bytes]:
@@ -132,7 +134,16 @@ def decode_text(tail: bytes) -> TextTask:
 def encode_page_reply(page: DecodedPage) -> tuple[bytes, *tuple[memoryview, ...]]:
     """Header and tail of a decoded page."""
     prepared, pixels = encode_page(page.prepared)
-    reply = PageReply(page.file_format, page.page, page.width_px, page.height_px, page.ink, page.is_damaged, prepared)
+    reply = PageReply(
+        page.file_format,
+        page.page,
+        page.width_px,
+        page.height_px,
+        page.ink,
+        page.is_damaged,
+        prepared,
+        page.turned_degrees,
+    )
     return _to_json(reply), *pixels
 
 

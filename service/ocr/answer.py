@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from typing import Literal
 
 from service.engine.protocol import SequenceTimings
 from service.ocr.reader import DocumentResult, PageResult
@@ -65,17 +66,29 @@ def to_page_answer(page: PageResult) -> PageAnswer:
         error=None
         if error is None
         else PageError(code=error.code, title=error.title, retryable=error.retryable, **error.public),
-        warnings=["damaged_image"] if page.is_damaged else [],
+        warnings=_warnings(page),
         text=_well_formed(page.text),
         width_px=page.width_px,
         height_px=page.height_px,
+        turned_degrees=page.turned_degrees,
         finish_reason=None if finish_reason is None else finish_reason.value,
         confidence=_rounded(page.confidence),
+        coverage=_rounded(page.account and page.account.coverage),
+        unread=list(page.account.unread) if page.account else [],
         regions=[
             RegionAnswer(label=_well_formed(region.label), box_px=region.box_px, text=_well_formed(region.text))
             for region in page.regions
         ],
     )
+
+
+def _warnings(page: PageResult) -> list[Literal["damaged_image", "partly_read"]]:
+    warnings: list[Literal["damaged_image", "partly_read"]] = []
+    if page.is_damaged:
+        warnings.append("damaged_image")
+    if page.is_partly_read:
+        warnings.append("partly_read")
+    return warnings
 
 
 def _well_formed(text: str) -> str:

@@ -10,7 +10,7 @@ from service.errors import InvalidFieldError
 from service.intake.formats import FileFormat, detect_format
 from service.intake.limits import IntakeLimits
 from service.intake.selection import parse_pages
-from service.ocr.outcome import MIN_CONFIDENCE, BlankPages
+from service.ocr.outcome import MIN_CONFIDENCE, MIN_COVERAGE, BlankPages, Orientation
 from service.ocr.sampling import sampling_params
 from shared.contract.prompts import Task
 from shared.deepseek_ocr.geometry import Mode
@@ -31,6 +31,10 @@ class OcrRequest:
     """Whether pages without print are read too, and every answer is given as it is."""
     min_confidence: float = MIN_CONFIDENCE
     """Below it, an answer for a page with little print counts as unreadable; 0 to 1."""
+    min_coverage: float = MIN_COVERAGE
+    """Below it, a page counts as partly read; 0 to 1."""
+    finds_turned_pages: bool = True
+    """Whether pages that are not upright are turned."""
 
 
 class ModelNames(Protocol):
@@ -57,6 +61,8 @@ def parse_request(
     seed: int | None = None,
     blank_pages: BlankPages = BlankPages.SKIP,
     min_confidence: float = MIN_CONFIDENCE,
+    min_coverage: float = MIN_COVERAGE,
+    orientation: Orientation = Orientation.AUTO,
 ) -> OcrRequest:
     """Check a request against the loaded model.
 
@@ -76,6 +82,8 @@ def parse_request(
         seed: None for a random one.
         blank_pages: Whether the model reads pages that show no print.
         min_confidence: Below it, an answer for a page with little print is not given.
+        min_coverage: Share of a page's print; a text that accounts for less gets a warning.
+        orientation: Whether pages that are not upright are turned.
 
     Returns:
         The request. Errors of `models.check` pass through.
@@ -99,4 +107,6 @@ def parse_request(
         selection=None if pages is None else parse_pages(pages, most_pages),
         reads_blank_pages=blank_pages is BlankPages.READ,
         min_confidence=min_confidence,
+        min_coverage=min_coverage,
+        finds_turned_pages=orientation is Orientation.AUTO,
     )

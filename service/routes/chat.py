@@ -355,6 +355,8 @@ async def _receive(request: Request, services: Services) -> _Chat:
         seed=chat.seed,
         blank_pages=services.bounds.blank_pages,
         min_confidence=services.bounds.min_confidence,
+        min_coverage=services.bounds.min_coverage,
+        orientation=services.bounds.orientation,
     )
     includes_usage = bool(chat.stream_options and chat.stream_options.include_usage)
     return _Chat(files, ocr_request, warnings, bool(chat.stream), includes_usage)

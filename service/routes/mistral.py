@@ -306,6 +306,8 @@ async def _receive(request: Request, services: Services) -> tuple[MistralRequest
         pages=pages,
         blank_pages=services.bounds.blank_pages,
         min_confidence=services.bounds.min_confidence,
+        min_coverage=services.bounds.min_coverage,
+        orientation=services.bounds.orientation,
     )
     # The file's text is not kept while the file is read.
     return asked.model_copy(update={"document": None}), data, ocr_request
@@ -325,7 +327,9 @@ async def _read(
     if asked.include_image_base64:
         deadline.renew()
         async with deadline.enforced():
-            cut = await services.reader.cut(data, [(figure.page, figure.region.box_px) for figure in figures])
+            places = [(figure.page, figure.region.box_px) for figure in figures]
+            turns = {page.page: page.turned_degrees for page in document.pages}
+            cut = await services.reader.cut(data, places, turns)
     images = {figure.name: _data_url(each) for figure, each in zip(figures, cut, strict=False)}
     is_pdf = detect_format(data) is FileFormat.PDF
     dpi = services.reader.limits.pdf_dpi if is_pdf else UNKNOWN_DPI
@@ -351,7 +355,7 @@ def _page(
         dimensions = MistralDimensions(dpi=dpi, height=page.height_px, width=page.width_px)
     if asked.confidence_scores_granularity is not None and page.result is not None:
         confidence = MistralConfidence(
-            average_page_confidence_score=round(page.result.confidence, 4),
+            average_page_confidence_score=round(page.confidence or 0.0, 4),
             minimum_page_confidence_score=round(page.result.min_confidence, 4),
         )
     return MistralPage(

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from service.engine.protocol import EngineInfo, EngineStats, SamplingParams, SequenceEvent, SequenceRequest
 from service.frames import read_header
 from service.page_codec import PageHeader, decode_page, encode_page
+from shared.images.page_ink import InkLine
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,7 @@ class _SubmitHeader:
     params: SamplingParams
     model_id: str
     is_canary: bool
+    lines: tuple[InkLine, ...]
     kind: Literal["submit"] = "submit"
 
 
@@ -139,7 +141,7 @@ def encode_command(command: Command) -> Frame:
     request = command.request
     page, pixels = encode_page(request.page)
     header = _SubmitHeader(
-        request.sequence_id, page, request.prompt, request.params, request.model_id, request.is_canary
+        request.sequence_id, page, request.prompt, request.params, request.model_id, request.is_canary, request.lines
     )
     return _COMMANDS.dump_json(header), *pixels
 
@@ -151,7 +153,15 @@ def decode_command(header: bytes, tail: memoryview) -> Command:
         return command
     page = decode_page(command.page, tail)
     return Submit(
-        SequenceRequest(command.sequence_id, page, command.prompt, command.params, command.model_id, command.is_canary)
+        SequenceRequest(
+            command.sequence_id,
+            page,
+            command.prompt,
+            command.params,
+            command.model_id,
+            command.is_canary,
+            command.lines,
+        )
     )
 
 

@@ -1,0 +1,297 @@
+"""Holds a text against the print on its page: which lines of print it accounts for, and how often it may repeat.
+
+Words are compared by their widths, so nothing is recognised here: a line of print is accounted for if somewhere in the
+text as many words follow each other with the same widths. Every word of the text accounts for print once. Knows numpy,
+no OpenCV and no model.
+
+Shape letters: S scales, T words of the text.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.images.page_ink import InkLine
+
+Box = tuple[int, int, int, int]
+"""x1, y1, x2, y2 on the page."""
+
+_SCALES = np.array([1.25, 1.45, 1.68, 1.95, 2.25])[:, None]
+"""Em sizes by heights of characters that are tried for each line: capitals and digits are 0.72 em high, other letters
+mostly 0.52 em."""
+_TYPICAL_SCALE = 1.72
+_SPACE_EM = 0.28
+_JOINED = 0.4
+"""What it costs that a space was missed or seen where there is none, in em."""
+_MOST_DIFFERENT = 0.2
+"""A line and words of the text whose widths differ by more than this share are not the same."""
+_LONG_EM = 7.0
+"""Lines of some 14 characters and more are found anywhere in the text; shorter ones fit too many places."""
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>|^\s*[|:\s-]*-{3,}[|:\s-]*$|^#{1,6}\s|^\s*[-*]\s(?=\S)|\*\*|[|]", re.MULTILINE)
+_NARROW, _WIDE = frozenset("iljtfrI.,;:'|!()[]{}`\"-*^°·’‘"), frozenset("mwMW@%—…œæŒÆ")
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What of a page's print a text accounts for."""
+
+    coverage: float
+    """Share of the print, by characters, 0 to 1; 1 where there is no print."""
+    unread: tuple[Box, ...]
+    """Where the rest is, in blocks from top to bottom."""
+
+
+def account(text: str, lines: Sequence[InkLine]) -> Account:
+    """Find the print that a text accounts for.
+
+    Args:
+        text: What was read, plain, in Markdown or with HTML tables.
+        lines: The print of the page, or of the part that was read.
+
+    Returns:
+        The share that was read, and where the rest is.
+    """
+    reading = _Reading(text)
+    sizes = np.array([_ems(line) for line in lines])
+    if not sizes.size:
+        return Account(1.0, ())
+    found = _match(reading, lines, sizes)
+    unread = _spread_rest(reading, lines, sizes, found)
+    blocks = _blocks([lines[index] for index in unread])
+    kept = [block for block in blocks if _is_worth_telling(block)]
+    missing = sum(_ems(line) for block in kept for line in block)
+    boxes = sorted((_around(block) for block in kept), key=lambda box: (box[1], box[0]))
+    return Account(1.0 - missing / float(sizes.sum()), tuple(boxes))
+
+
+def repeats(unit: str, lines: Sequence[InkLine]) -> int:
+    """How many times a text that repeats can be on the page.
+
+    Args:
+        unit: What is repeated, once.
+        lines: The page's print.
+
+    Returns:
+        As often as there is print like it; 0 if there is none.
+    """
+    once = _Reading(unit)
+    num_words = len(once.ems)
+    if not num_words:
+        return 0
+    longest = max((len(line.words_px) for line in lines), default=0)
+    cyclic = _Reading(" ".join([unit] * (2 + longest // num_words + 1)))
+    count = 0
+    for line in lines:
+        match = _find(cyclic, line)
+        if match is not None:
+            count += match.end - match.start
+    return round(count / num_words)
+
+
+_GRAM = 4
+"""So many words in a row that come twice are a repeat."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    start: int
+    end: int
+    cost: float
+
+
+class _Reading:
+    """The words of a text, and which of them have been used."""
+
+    def __init__(self, text: str) -> None:
+        plain = html.unescape(_TAG.sub(" ", text))
+        self._words = plain.split()
+        self.ems = np.array([_width(word) for word in self._words], np.float64)
+        self.is_free = np.ones(len(self.ems), np.bool_)
+
+    @property
+    def is_repeat(self) -> NDArray[np.bool_]:
+        """Which words say again what other words, that a line has, say already."""
+        grams = [tuple(self._words[place : place + _GRAM]) for place in range(len(self._words) - _GRAM + 1)]
+        has_line = {gram for place, gram in enumerate(grams) if not self.is_free[place : place + _GRAM].any()}
+        result = np.zeros(len(self._words), np.bool_)
+        for place, gram in enumerate(grams):
+            if gram in has_line:
+                result[place : place + _GRAM] = True
+        return result
+
+    def use(self, match: _Match) -> None:
+        """Let a line have its words."""
+        self.is_free[match.start : match.end] = False
+
+
+def _width(word: str) -> float:
+    """Width of a word in em, as common faces have it."""
+    width = 0.0
+    for character in word:
+        if character in _NARROW:
+            width += 0.31
+        elif character in _WIDE:
+            width += 0.86
+        elif character.isupper():
+            width += 0.68
+        elif ord(character) >= 0x2E80:
+            width += 1.0
+        else:
+            width += 0.53
+    return width
+
+
+def _ems(line: InkLine) -> float:
+    """Width of a line's words in em."""
+    return sum(line.words_px) / (line.body_px * _TYPICAL_SCALE)
+
+
+def _find(reading: _Reading, line: InkLine, first: int = 0, last: int | None = None) -> _Match | None:
+    """The words of a text between two places whose widths are most like a line's; None if none are like it.
+
+    Each word of the line is one word of the text, a part of one, or several that touch.
+    """
+    ems = reading.ems[first:last]
+    num_text = len(ems)
+    if not num_text:
+        return None
+    is_used = ~reading.is_free[first:last]
+    size_S1 = line.body_px * _SCALES
+    blocked_T = np.where(is_used, np.inf, 0.0)
+    one_T = ems
+    two_T = np.full(num_text, np.inf)
+    two_T[:-1] = ems[:-1] + ems[1:] + _SPACE_EM
+    blocked_two_T = blocked_T.copy()
+    blocked_two_T[:-1] += blocked_T[1:]
+    words = np.array(line.words_px, np.float64)
+    space_S1 = _SPACE_EM * size_S1
+    # cost_S[e]: of all words so far, the last of which ends before word e of the text; begin[e]: where they begin.
+    shape = (len(_SCALES), num_text + 1)
+    costs: list[Any] = [np.zeros(shape)]
+    begins: list[Any] = [np.broadcast_to(np.arange(num_text + 1), shape)]
+    joined_S1 = _JOINED * size_S1
+    for number, word in enumerate(words):
+        cost = np.full(shape, np.inf)
+        begin = np.zeros(shape, np.int64)
+        before, before_begin = costs[number], begins[number]
+        _take(cost, begin, 1, before[:, :-1] + np.abs(word - size_S1 * one_T) + blocked_T, before_begin[:, :-1])
+        if num_text > 1:
+            _take(
+                cost, begin, 2,
+                before[:, :-2] + np.abs(word - size_S1 * two_T[:-1]) + joined_S1 + blocked_two_T[:-1],
+                before_begin[:, :-2],
+            )  # fmt: skip
+        if number:
+            whole = words[number - 1] + word + 0.6 * space_S1
+            earlier = costs[number - 1][:, :-1] + np.abs(whole - size_S1 * one_T) + joined_S1 + blocked_T
+            _take(cost, begin, 1, earlier, begins[number - 1][:, :-1])
+        costs.append(cost)
+        begins.append(begin)
+    share = costs[-1] / words.sum()
+    scale, end = np.unravel_index(int(share.argmin()), shape)
+    best = float(share[scale, end])
+    if best > _MOST_DIFFERENT:
+        return None
+    return _Match(first + int(begins[-1][scale, end]), first + int(end), best)
+
+
+def _take(
+    cost: NDArray[np.float64],
+    begin: NDArray[np.int64],
+    step: int,
+    offered: NDArray[np.float64],
+    offered_begin: NDArray[np.int64],
+) -> None:
+    """Keep the cheaper way to each place of the text, `step` words on."""
+    is_better = offered < cost[:, step:]
+    np.copyto(cost[:, step:], offered, where=is_better)
+    np.copyto(begin[:, step:], offered_begin, where=is_better)
+
+
+def _match(reading: _Reading, lines: Sequence[InkLine], sizes: NDArray[np.float64]) -> dict[int, _Match]:
+    """Give lines their words: long lines first, those that fit best first among them."""
+    found: dict[int, _Match] = {}
+    alone = {index: _find(reading, line) for index, line in enumerate(lines)}
+    order = [index for index, match in alone.items() if match is not None]
+    order.sort(key=lambda index: (sizes[index] < _LONG_EM, alone[index].cost - 0.01 * len(lines[index].words_px)))
+    for index in order:
+        match = alone[index]
+        if not reading.is_free[match.start : match.end].all():
+            match = _find(reading, lines[index])
+        if match is not None:
+            reading.use(match)
+            found[index] = match
+    return found
+
+
+def _spread_rest(
+    reading: _Reading, lines: Sequence[InkLine], sizes: NDArray[np.float64], found: dict[int, _Match]
+) -> list[int]:
+    """Lines without words after the rest of the text went to them: words that were misread have other widths.
+
+    Words that no line has go to the lines nearest to those that have theirs.
+    """
+    open_lines = {index for index in range(len(lines)) if index not in found}
+    used = float(reading.ems[~reading.is_free].sum())
+    per_em = float(sizes[list(found)].sum()) / used if used else 1.0
+    room = float(reading.ems[reading.is_free & ~reading.is_repeat].sum()) * min(max(per_em, 0.7), 1.4)
+    box_N4 = np.array([line.box_px for line in lines])
+    far_N = np.full(len(lines), np.inf)
+    for index in found:
+        far_N = np.minimum(far_N, _distances(box_N4, index))
+    if not found:
+        far_N = box_N4[:, 1].astype(np.float64)
+    while open_lines:
+        nearest = min(open_lines, key=lambda index: far_N[index])
+        if room < 0.5 * sizes[nearest]:
+            break
+        room -= float(sizes[nearest])
+        open_lines.remove(nearest)
+        far_N = np.minimum(far_N, _distances(box_N4, nearest))
+    return sorted(open_lines)
+
+
+def _distances(box_N4: NDArray[np.int64], index: int) -> NDArray[np.float64]:
+    """How far lines are from one of them."""
+    x1, y1, x2, y2 = box_N4[index]
+    across_N = np.maximum(box_N4[:, 0] - x2, x1 - box_N4[:, 2])
+    down_N = np.maximum(box_N4[:, 1] - y2, y1 - box_N4[:, 3])
+    return np.maximum(across_N, 0) + 2.0 * np.maximum(down_N, 0)
+
+
+def _blocks(lines: Sequence[InkLine]) -> list[list[InkLine]]:
+    """Lines that are next to each other, as blocks."""
+    blocks: list[list[InkLine]] = []
+    for line in lines:
+        near = [block for block in blocks if any(_touch(line, other) for other in block)]
+        blocks = [block for block in blocks if block not in near]
+        blocks.append([*(each for block in near for each in block), line])
+    return blocks
+
+
+def _touch(one: InkLine, other: InkLine) -> bool:
+    reach = 2.5 * max(one.body_px, other.body_px)
+    a, b = one.box_px, other.box_px
+    return a[0] < b[2] + reach and b[0] < a[2] + reach and a[1] < b[3] + reach and b[1] < a[3] + reach
+
+
+_FEWEST_EM = 4.0
+"""An unread block must have some 8 characters, else it may be a stain or a picture's edge."""
+
+
+def _is_worth_telling(block: Sequence[InkLine]) -> bool:
+    return sum(_ems(line) for line in block) >= _FEWEST_EM
+
+
+def _around(lines: Sequence[InkLine]) -> Box:
+    boxes = np.array([line.box_px for line in lines])
+    x1, y1 = boxes[:, :2].min(axis=0)
+    x2, y2 = boxes[:, 2:].max(axis=0)
+    return int(x1), int(y1), int(x2), int(y2)
