@@ -178,7 +178,9 @@ def _rows(drawer: Drawer) -> PrintedPage:
     count = int(chance.integers(6, (sheet.height - 160) // sheet.step))
     for number in range(count):
         sheet.write(row, 40, 90 + number * sheet.step)
-    sheet.write(f"TOTAL {chance.integers(100, 9999)} euros, due on {chance.integers(1, 28)} May", 40, 110 + count * sheet.step)
+    sheet.write(
+        f"TOTAL {chance.integers(100, 9999)} euros, due on {chance.integers(1, 28)} May", 40, 110 + count * sheet.step
+    )
     return sheet.finish("equal rows")
 
 

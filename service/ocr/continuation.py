@@ -34,7 +34,9 @@ def parts_to_read(account: Account, width_px: int, height_px: int) -> list[Box]:
     parts = []
     for x1, y1, x2, y2 in account.unread:
         margin = round(min(_MARGIN * (y2 - y1), _MOST_MARGIN_PX)) + 2
-        parts.append((max(0, x1 - margin), max(0, y1 - margin), min(width_px, x2 + margin), min(height_px, y2 + margin)))
+        parts.append(
+            (max(0, x1 - margin), max(0, y1 - margin), min(width_px, x2 + margin), min(height_px, y2 + margin))
+        )
     return parts
 
 

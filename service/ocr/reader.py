@@ -380,9 +380,7 @@ class DocumentReader:
     async def _read_page(self, page: DecodedPage, decoded: PageResult, reading: _Reading) -> None:
         request = reading.request
         try:
-            result = await self._infer(
-                self._sequence(page, request, decoded.page), decoded.page, reading.on_delta
-            )
+            result = await self._infer(self._sequence(page, request, decoded.page), decoded.page, reading.on_delta)
         except DeepSynthError as error:
             reading.finish(replace(decoded, status=PageStatus.FAILED, error=error))
             return
@@ -428,7 +426,9 @@ class DocumentReader:
                 info = self._engine.info
                 part = await self._source.decode(
                     document,
-                    DecodeTask(page.page, request.mode, info.geometry, info.prepares_views, box_px, page.turned_degrees),
+                    DecodeTask(
+                        page.page, request.mode, info.geometry, info.prepares_views, box_px, page.turned_degrees
+                    ),
                 )
                 if reading.on_delta is not None:
                     reading.on_delta(decoded.page, separator(text))

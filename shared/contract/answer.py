@@ -194,7 +194,7 @@ class AnswerTokens:
         tail = repeating_tail(self._tokens, longest_run, self._rule.max_period)
         if tail is not None:
             start, period = tail
-            rows = self._find_rows(self._tokens[start : start + period])
+            rows = self._find_rows(self._tokens[:start], self._tokens[start : start + period])
             if rows.count >= self._rule.fewest_rows:
                 self._allowance = Allowance(start, period, rows)
 

@@ -56,8 +56,8 @@ class Rows:
     """Tokens of spacing with which the text begins."""
 
 
-FindRows = Callable[[Sequence[int]], Rows]
-"""From the tokens of one period to the page's rows of its text."""
+FindRows = Callable[[Sequence[int], Sequence[int]], Rows]
+"""From the tokens before a repeating text, and those of one period, to the page's rows of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,17 @@ from shared.images.accounting import repeats
 from shared.images.page_ink import InkLine
 
 
-def find_rows(pieces: Sequence[bytes], lines: Sequence[InkLine]) -> Rows:
+def find_rows(before: Sequence[bytes], pieces: Sequence[bytes], lines: Sequence[InkLine]) -> Rows:
     """Find rows of print like a repeating text.
 
     Args:
-        pieces: UTF-8 of the tokens of one period.
+        before: UTF-8 of the tokens before it.
+        pieces: Of the tokens of one period.
         lines: The page's print.
 
     Returns:
         Their number, and the spacing with which the text begins.
     """
     spacing = sum(1 for _ in takewhile(lambda piece: not piece.strip(), pieces))
-    return Rows(repeats(b"".join(pieces).decode(errors="replace"), lines), spacing)
+    unit, text = (b"".join(part).decode(errors="replace") for part in (pieces, before))
+    return Rows(repeats(unit, text, lines), spacing)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,9 +33,12 @@ _JOINED = 0.4
 """What it costs that a space was missed or seen where there is none, in em."""
 _MOST_DIFFERENT = 0.2
 """A line and words of the text whose widths differ by more than this share are not the same."""
+_SAME_TEXT = 0.02
 _LONG_EM = 7.0
 """Lines of some 14 characters and more are found anywhere in the text; shorter ones fit too many places."""
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>|^\s*[|:\s-]*-{3,}[|:\s-]*$|^#{1,6}\s|^\s*[-*]\s(?=\S)|\*\*|[|]", re.MULTILINE)
+_LEADER = re.compile(r"[.\-_·…‥–—]+")
+"""Dots and dashes have no height, so they are not among the words of print."""
 _NARROW, _WIDE = frozenset("iljtfrI.,;:'|!()[]{}`\"-*^°·’‘"), frozenset("mwMW@%—…œæŒÆ")
 
 
@@ -71,30 +75,63 @@ def account(text: str, lines: Sequence[InkLine]) -> Account:
     return Account(1.0 - missing / float(sizes.sum()), tuple(boxes))
 
 
-def repeats(unit: str, lines: Sequence[InkLine]) -> int:
+def repeats(unit: str, before: str, lines: Sequence[InkLine]) -> int:
     """How many times a text that repeats can be on the page.
+
+    Rows that are the same have words of the same widths, so print counts if it is like the text and has its like on the
+    page. What is like it in the text before has its print already.
 
     Args:
         unit: What is repeated, once.
+        before: The text before the first time.
         lines: The page's print.
 
     Returns:
-        As often as there is print like it; 0 if there is none.
+        As often as there is print; 0 if there is none, or if the text has neither letters nor digits.
     """
     once = _Reading(unit)
     num_words = len(once.ems)
-    if not num_words:
+    if not any(character.isalnum() for character in unit):
         return 0
-    longest = max((len(line.words_px) for line in lines), default=0)
+    has_like = _have_like(lines)
+    written = [_as_print(line) for line in before.split("\n") if line.strip()]
+    longest = max((len(line.words_px) for line in (*lines, *written)), default=0)
     cyclic = _Reading(" ".join([unit] * (2 + longest // num_words + 1)))
-    count = 0
-    for line in lines:
-        match = _find(cyclic, line)
-        if match is not None:
-            count += match.end - match.start
-    return round(count / num_words)
+    shown = _words_like(cyclic, [line for line, has in zip(lines, has_like, strict=True) if has])
+    return max(0, round((shown - _words_like(cyclic, written, _SAME_TEXT)) / num_words))
 
 
+def _words_like(cyclic: _Reading, lines: Sequence[InkLine], most_different: float = _MOST_DIFFERENT) -> int:
+    """Words of a repeating text that lines have."""
+    matches = [_find(cyclic, line) for line in lines]
+    return sum(match.end - match.start for match in matches if match is not None and match.cost <= most_different)
+
+
+def _have_like(lines: Sequence[InkLine]) -> list[bool]:
+    """Which lines have two others with words of the same widths."""
+    result = [False] * len(lines)
+    by_words: dict[int, list[int]] = defaultdict(list)
+    for index, line in enumerate(lines):
+        by_words[len(line.words_px)].append(index)
+    for indices in by_words.values():
+        widths_NW = np.array([lines[index].words_px for index in indices], np.float64)
+        body_N1 = np.array([[lines[index].body_px] for index in indices])
+        room_NW = np.maximum(_SAME_BODY * body_N1, _SAME_SHARE * widths_NW)
+        for index, widths_W, room_W in zip(indices, widths_NW, room_NW, strict=True):
+            alike_N = (np.abs(widths_NW - widths_W) <= room_W).all(axis=1)
+            result[index] = int(alike_N.sum()) > _FEWEST_LIKE
+    return result
+
+
+def _as_print(text: str) -> InkLine:
+    """A line of text as if it were printed."""
+    ems = _Reading(text).ems
+    return InkLine((0, 0, 1, 1), tuple(max(1, round(100 * em)) for em in ems), 100 / _TYPICAL_SCALE)
+
+
+_SAME_BODY, _SAME_SHARE = 0.35, 0.04
+"""Words of one width differ by less, in heights of a character and as a share, from pixels and noise."""
+_FEWEST_LIKE = 2
 _GRAM = 4
 """So many words in a row that come twice are a repeat."""
 
@@ -111,7 +148,7 @@ class _Reading:
 
     def __init__(self, text: str) -> None:
         plain = html.unescape(_TAG.sub(" ", text))
-        self._words = plain.split()
+        self._words = [word for word in plain.split() if _LEADER.fullmatch(word) is None]
         self.ems = np.array([_width(word) for word in self._words], np.float64)
         self.is_free = np.ones(len(self.ems), np.bool_)
 

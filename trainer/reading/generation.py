@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from shared.contract.answer import AnswerTokens, FinishReason, Rewind, TokenJudge
-from shared.contract.repetition import FindRows, LoopRule
+from shared.contract.repetition import FindRows, LoopRule, Rows
 from shared.contract.rows import find_rows
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import ViewPlan
@@ -159,7 +159,11 @@ def generate_from_features(
 def _find_rows(tokenizer: OcrTokenizer, lines: Sequence[InkLine]) -> FindRows | None:
     if not lines:
         return None
-    return lambda period: find_rows([tokenizer.token_bytes(token) for token in period], lines)
+
+    def rows_like(before: Sequence[int], period: Sequence[int]) -> Rows:
+        return find_rows(*([tokenizer.token_bytes(token) for token in part] for part in (before, period)), lines)
+
+    return rows_like
 
 
 def batches_of_equal_plan(plans: Sequence[ViewPlan], batch_size: int) -> Iterator[list[int]]:
