@@ -152,9 +152,9 @@ def _answer(tokenizer: OcrTokenizer, texts: list[str], loop: int | None, lines: 
     """What is kept of a reader that copies the lines, and at one of them repeats it until it is made to go on."""
     rule = LoopRule()
     judge = TokenJudge(tokenizer.eos_id, _MOST_TOKENS, rule)
+    pieces = tokenizer.token_bytes
     answer = AnswerTokens(
-        rule,
-        lambda *parts: find_rows(*([tokenizer.token_bytes(token) for token in part] for part in parts), lines),
+        rule, lambda before, period: find_rows([pieces(id_) for id_ in before], [pieces(id_) for id_ in period], lines)
     )
     source = _reader(tokenizer, texts, loop)
     outcome: FinishReason | Rewind | None = None

@@ -6,11 +6,13 @@ code as in the service. A window is shown in its four turns, and the network lea
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,7 +76,7 @@ def train(recipe: OrientationRecipe, out: Path) -> dict[str, float]:
     network = _network()
     _fit(network, torch.from_numpy(train_NHW), recipe)
     layers = [layer for layer in network if isinstance(layer, nn.Linear)]
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for number, layer in enumerate(layers):
         arrays[f"w{number}"] = layer.weight.detach().numpy().T.astype(np.float16)
         arrays[f"b{number}"] = layer.bias.detach().numpy().astype(np.float16)
@@ -142,7 +144,7 @@ def _lines(folders: tuple[Path, ...]) -> list[str]:
 def _network() -> nn.Sequential:
     sizes = (WINDOW_PX * WINDOW_PX, *HIDDEN, 1)
     layers: list[nn.Module] = []
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in itertools.pairwise(sizes):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -166,7 +168,7 @@ def _fit(network: nn.Sequential, windows_NHW: Tensor, recipe: OrientationRecipe)
             upright = torch.zeros(len(batch), dtype=torch.long)
             loss = nn.functional.cross_entropy(_scores(network, batch), upright)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
             total += float(loss.detach())

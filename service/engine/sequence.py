@@ -49,7 +49,7 @@ class Answer(AnswerTokens):
 
     def __init__(self, token_bytes: TokenBytes, rule: LoopRule, lines: Sequence[InkLine] = ()) -> None:
         def rows_like(before: Sequence[int], period: Sequence[int]) -> Rows:
-            return find_rows(*([token_bytes[token] for token in part] for part in (before, period)), lines)
+            return find_rows([token_bytes[token] for token in before], [token_bytes[token] for token in period], lines)
 
         super().__init__(rule, rows_like if lines else None)
         self._token_bytes = token_bytes

@@ -46,6 +46,7 @@ from shared.deepseek_ocr.images import prepare_views
 from shared.images.errors import ImageError, ImageReason, decoding
 from shared.images.ink import Relief, ink_of, relief_of
 from shared.images.orientation import find_orientation
+from shared.images.page_ink import Turn
 from shared.images.raster import RasterFile
 
 _ERRORS: dict[ImageReason, type[DeepSynthError]] = {
@@ -76,7 +77,7 @@ _TRANSPOSES = {
 """Pillow turns counter-clockwise."""
 
 
-def _upright(image: Image.Image, turn_degrees: int | None) -> tuple[Image.Image, Relief, int]:
+def _upright(image: Image.Image, turn_degrees: Turn | None) -> tuple[Image.Image, Relief, Turn]:
     """The page turned clockwise, with its relief and the turn; None finds the turn by the page's print."""
     relief = relief_of(image)
     if turn_degrees is None:

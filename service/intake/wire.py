@@ -18,7 +18,7 @@ from service.intake.pages import Contents, DecodedPage
 from service.intake.preview import Preview, PreviewTask
 from service.intake.text_layer import TextTask
 from service.page_codec import PageHeader, encode_page
-from shared.images.page_ink import PageInk
+from shared.images.page_ink import PageInk, Turn
 
 MAX_TEXT_BYTES = 64 * 1024 * 1024
 """Of a text task; far more than all the tokens of the largest document."""
@@ -41,7 +41,7 @@ class PageReply:
     ink: PageInk
     is_damaged: bool
     prepared: PageHeader
-    turned_degrees: Literal[0, 90, 180, 270]
+    turned_degrees: Turn
     kind: Literal["page"] = "page"
 
 

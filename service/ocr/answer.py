@@ -73,7 +73,7 @@ def to_page_answer(page: PageResult) -> PageAnswer:
         turned_degrees=page.turned_degrees,
         finish_reason=None if finish_reason is None else finish_reason.value,
         confidence=_rounded(page.confidence),
-        coverage=_rounded(page.account and page.account.coverage),
+        coverage=_rounded(None if page.account is None else page.account.coverage),
         unread=list(page.account.unread) if page.account else [],
         regions=[
             RegionAnswer(label=_well_formed(region.label), box_px=region.box_px, text=_well_formed(region.text))

@@ -49,6 +49,7 @@ from shared.contract.answer import FinishReason
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.grounding import Region, parse_grounded
 from shared.images.accounting import Account
+from shared.images.page_ink import Turn
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class PageResult:
     """None where the engine read nothing: a blank page, or one that failed."""
     is_damaged: bool = False
     """Whether a part of it is missing in the file."""
-    turned_degrees: int = 0
+    turned_degrees: Turn = 0
     """By how much it was turned clockwise, after what the file says, to be upright."""
     account: Account | None = None
     """What of its print the text accounts for; None where that is not known."""
@@ -290,7 +291,7 @@ class DocumentReader:
         if num_pages > most:
             raise TooManyPagesError(public={"limit": most})
 
-    async def cut(self, data: bytes, places: Sequence[tuple[int, Box]], turns: Mapping[int, int]) -> list[bytes]:
+    async def cut(self, data: bytes, places: Sequence[tuple[int, Box]], turns: Mapping[int, Turn]) -> list[bytes]:
         """Cut figures out of a document, each from its page decoded once more.
 
         Args:

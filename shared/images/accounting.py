@@ -27,7 +27,7 @@ Box = tuple[int, int, int, int]
 _SCALES = np.array([1.25, 1.45, 1.68, 1.95, 2.25])[:, None]
 """Em sizes by heights of characters that are tried for each line: capitals and digits are 0.72 em high, other letters
 mostly 0.52 em."""
-_TYPICAL_SCALE = 1.72
+_TYPICAL_SCALE = 1.68
 _SPACE_EM = 0.28
 _JOINED = 0.4
 """What it costs that a space was missed or seen where there is none, in em."""
@@ -93,45 +93,61 @@ def repeats(unit: str, before: str, lines: Sequence[InkLine]) -> int:
     num_words = len(once.ems)
     if not any(character.isalnum() for character in unit):
         return 0
-    has_like = _have_like(lines)
     written = [_as_print(line) for line in before.split("\n") if line.strip()]
     longest = max((len(line.words_px) for line in (*lines, *written)), default=0)
     cyclic = _Reading(" ".join([unit] * (2 + longest // num_words + 1)))
-    shown = _words_like(cyclic, [line for line, has in zip(lines, has_like, strict=True) if has])
-    return max(0, round((shown - _words_like(cyclic, written, _SAME_TEXT)) / num_words))
+    groups = [_words_like(cyclic, num_words, group) for group in _groups(lines)]
+    # Any word is like words of one other width at another size of print, so a single word has one group.
+    shown = max(groups, default=0) if num_words == 1 else sum(groups)
+    return max(0, round((shown - _words_like(cyclic, num_words, written, _SAME_TEXT)) / num_words))
 
 
-def _words_like(cyclic: _Reading, lines: Sequence[InkLine], most_different: float = _MOST_DIFFERENT) -> int:
-    """Words of a repeating text that lines have."""
-    matches = [_find(cyclic, line) for line in lines]
+def _words_like(
+    cyclic: _Reading, period: int, lines: Sequence[InkLine], most_different: float = _MOST_DIFFERENT
+) -> int:
+    """Words of a text, which repeats after so many of them, that lines have."""
+    matches = [_find(cyclic, line) for line in lines if _may_repeat(line, period)]
     return sum(match.end - match.start for match in matches if match is not None and match.cost <= most_different)
 
 
-def _have_like(lines: Sequence[InkLine]) -> list[bool]:
-    """Which lines have two others with words of the same widths."""
-    result = [False] * len(lines)
-    by_words: dict[int, list[int]] = defaultdict(list)
-    for index, line in enumerate(lines):
-        by_words[len(line.words_px)].append(index)
-    for indices in by_words.values():
-        widths_NW = np.array([lines[index].words_px for index in indices], np.float64)
-        body_N1 = np.array([[lines[index].body_px] for index in indices])
-        room_NW = np.maximum(_SAME_BODY * body_N1, _SAME_SHARE * widths_NW)
-        for index, widths_W, room_W in zip(indices, widths_NW, room_NW, strict=True):
-            alike_N = (np.abs(widths_NW - widths_W) <= room_W).all(axis=1)
-            result[index] = int(alike_N.sum()) > _FEWEST_LIKE
-    return result
+def _may_repeat(line: InkLine, period: int) -> bool:
+    """Whether a line's words repeat after so many of them, as far as it is longer than that."""
+    widths = np.array(line.words_px, np.float64)
+    return bool(_are_same(widths[:-period], widths[period:], line.body_px).all())
+
+
+def _are_same(one: NDArray[np.float64], other: NDArray[np.float64], body_px: float) -> NDArray[np.bool_]:
+    """Which words have one width, but for pixels and noise."""
+    return np.abs(one - other) <= np.maximum(_SAME_BODY * body_px, _SAME_SHARE * one)
+
+
+def _groups(lines: Sequence[InkLine]) -> list[list[InkLine]]:
+    """Lines whose words have the same widths, at least three in a group."""
+    by_words: dict[int, list[InkLine]] = defaultdict(list)
+    for line in lines:
+        by_words[len(line.words_px)].append(line)
+    groups: list[list[InkLine]] = []
+    for rest in by_words.values():
+        while len(rest) >= _FEWEST_LIKE:
+            first = np.array(rest[len(rest) // 2].words_px, np.float64)
+            widths_NW = np.array([line.words_px for line in rest], np.float64)
+            is_same_N = _are_same(widths_NW, first, rest[0].body_px).all(axis=1)
+            group = [line for line, is_same in zip(rest, is_same_N, strict=True) if is_same]
+            rest = [line for line, is_same in zip(rest, is_same_N, strict=True) if not is_same]  # noqa: PLW2901
+            if len(group) >= _FEWEST_LIKE:
+                groups.append(group)
+    return groups
 
 
 def _as_print(text: str) -> InkLine:
     """A line of text as if it were printed."""
     ems = _Reading(text).ems
-    return InkLine((0, 0, 1, 1), tuple(max(1, round(100 * em)) for em in ems), 100 / _TYPICAL_SCALE)
+    return InkLine((0, 0, 1, 1), tuple(max(1, round(100 * em)) for em in ems) or (1,), 100 / _TYPICAL_SCALE)
 
 
 _SAME_BODY, _SAME_SHARE = 0.35, 0.04
 """Words of one width differ by less, in heights of a character and as a share, from pixels and noise."""
-_FEWEST_LIKE = 2
+_FEWEST_LIKE = 3
 _GRAM = 4
 """So many words in a row that come twice are a repeat."""
 
@@ -255,12 +271,12 @@ def _take(
 def _match(reading: _Reading, lines: Sequence[InkLine], sizes: NDArray[np.float64]) -> dict[int, _Match]:
     """Give lines their words: long lines first, those that fit best first among them."""
     found: dict[int, _Match] = {}
-    alone = {index: _find(reading, line) for index, line in enumerate(lines)}
-    order = [index for index, match in alone.items() if match is not None]
-    order.sort(key=lambda index: (sizes[index] < _LONG_EM, alone[index].cost - 0.01 * len(lines[index].words_px)))
-    for index in order:
-        match = alone[index]
-        if not reading.is_free[match.start : match.end].all():
+    alone = ((index, _find(reading, line)) for index, line in enumerate(lines))
+    order = [(index, match) for index, match in alone if match is not None]
+    order.sort(key=lambda place: (sizes[place[0]] < _LONG_EM, place[1].cost - 0.01 * len(lines[place[0]].words_px)))
+    for index, first in order:
+        match: _Match | None = first
+        if not reading.is_free[first.start : first.end].all():
             match = _find(reading, lines[index])
         if match is not None:
             reading.use(match)

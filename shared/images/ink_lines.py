@@ -42,7 +42,7 @@ def find_lines(depth_HW: NDArray[np.uint8], threshold: float, scale: float) -> t
     boxes = find_shapes(depth_HW, threshold, _MIN_POINT_PX)
     if not boxes.size:
         return ()
-    left, top, width, height = boxes.T
+    height = boxes[:, 3]
     whole = height[height >= _MIN_HEIGHT_PX]
     if not whole.size:
         return ()

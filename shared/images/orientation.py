@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.images.ink_lines import find_shapes
+from shared.images.page_ink import Turn
 
 WEIGHTS = Path(__file__).with_name("orientation.npz")
 WINDOW_PX = 24
@@ -28,15 +29,14 @@ _MARGIN = 0.25
 """A page is turned if its windows favour that by so much on average, in nats."""
 _EVIDENCE = 6.0
 """And by so much together."""
-TURNS = (0, 90, 180, 270)
-"""Degrees clockwise."""
+TURNS: tuple[Turn, ...] = (0, 90, 180, 270)
 
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
     """How a page has to be turned to be upright."""
 
-    turn_degrees: int
+    turn_degrees: Turn
     """Clockwise: 0, 90, 180 or 270."""
     margin: float
     """By how much the windows favour it over the second best, in nats a window."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+Turn = Literal[0, 90, 180, 270]
+"""Degrees clockwise."""
 _HIDING_NOISE = 12.0
 """Print that is paler than some five times this is lost in the noise, so the model has to look."""
 MOST_MARKS = 64
@@ -41,4 +44,6 @@ class PageInk:
     @property
     def is_blank(self) -> bool:
         """Whether there is nothing that could be print; noise may hide some."""
-        return self.marks == 0 and self.noise < _HIDING_NOISE
+        return self.marks == 0 and self.noise < Turn = Literal[0, 90, 180, 270]
+"""Degrees clockwise."""
+_HIDING_NOISE

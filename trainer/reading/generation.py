@@ -161,7 +161,8 @@ def _find_rows(tokenizer: OcrTokenizer, lines: Sequence[InkLine]) -> FindRows | 
         return None
 
     def rows_like(before: Sequence[int], period: Sequence[int]) -> Rows:
-        return find_rows(*([tokenizer.token_bytes(token) for token in part] for part in (before, period)), lines)
+        pieces = tokenizer.token_bytes
+        return find_rows([pieces(token) for token in before], [pieces(token) for token in period], lines)
 
     return rows_like
 
