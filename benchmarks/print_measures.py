@@ -1,7 +1,7 @@
 """What `outcomes.py` measures without a model: coverage, rows and turns, on pages whose print is known.
 
-A reader is imitated: it copies the page's text with some characters wrong, leaves parts out, or repeats a line for ever.
-So the figures are those of the rules, not of a model.
+A reader is imitated: it copies the page's text with some characters wrong, leaves parts out, or repeats a line for
+ever. So the figures are those of the rules, not of a model.
 """
 
 from __future__ import annotations

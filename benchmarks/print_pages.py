@@ -5,6 +5,7 @@ Drawn from a seed with Pillow and numpy; thresholds were set on pages of other s
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +16,13 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from benchmarks.outcome_pages import SENTENCES, WORDS, Drawer, Grey, to_image
 
 Box = tuple[int, int, int, int]
-PROSE = (
+PROSE = re.findall(
+    r"\w+",
     "the harbour was quiet that morning and the boats lay side by side until noon prices rose again in june so the "
-    "council met twice and decided to repair the bridge before winter although most of the money had already been spent "
-    "on a new roof nobody had asked for the letter and it stayed in a drawer where spring found it we counted forty "
-    "crates of apples eleven of pears and one that held nothing but straw each was weighed marked and signed for"
-).split()
+    "council met twice and decided to repair the bridge before winter although most of the money had already been "
+    "spent on a new roof nobody had asked for the letter and it stayed in a drawer where spring found it we counted "
+    "forty crates of apples eleven of pears and one that held nothing but straw each was weighed marked and signed for",
+)
 PLACES = ("Bergen", "Lyon", "Ghent", "Porto", "Leeds", "Graz", "Turku", "Brno", "Cork", "Malmö")
 NAMES = ("A. Holm", "M. Dubois", "T. Novak", "E. Rossi", "J. Meyer", "K. Lind")
 

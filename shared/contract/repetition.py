@@ -10,10 +10,10 @@ above the length of a line or table row of a dense page. A numbered list is neve
 Where the page's print is known, it decides: once `ask_tokens` tokens have repeated, the rows of print that are like the
 period are counted. If there are at least `fewest_rows`, the tail may repeat as often as there are rows, and no more.
 
-The steps: (1) as requested, greedy or sampled; (2) once a loop is certain, back to the end of the last row that the page
-has, or of the first period, and on from there in the same way, with the loop's next token forbidden and no n-gram
-repeated within a window; (3) the text up to there. The engine chooses between (2) and (3) with `is_better`, and ends (2)
-early with `is_hopeless`.
+The steps: (1) as requested, greedy or sampled; (2) once a loop is certain, back to the end of the last row that the
+page has, or of the first period, and on from there in the same way, with the loop's next token forbidden and no n-gram
+repeated within a window; (3) the text up to there. The engine chooses between (2) and (3) with `is_better`, and ends
+(2) early with `is_hopeless`.
 """
 
 from __future__ import annotations

@@ -44,6 +44,4 @@ class PageInk:
     @property
     def is_blank(self) -> bool:
         """Whether there is nothing that could be print; noise may hide some."""
-        return self.marks == 0 and self.noise < Turn = Literal[0, 90, 180, 270]
-"""Degrees clockwise."""
-_HIDING_NOISE
+        return self.marks == 0 and self.noise < _HIDING_NOISE
