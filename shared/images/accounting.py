@@ -31,7 +31,7 @@ _TYPICAL_SCALE = 1.68
 _SPACE_EM = 0.28
 _JOINED = 0.4
 """What it costs that a space was missed or seen where there is none, in em."""
-_MOST_DIFFERENT = 0.2
+_MOST_DIFFERENT = 0.12
 """A line and words of the text whose widths differ by more than this share are not the same."""
 _SAME_TEXT = 0.02
 _LONG_EM = 7.0
@@ -66,13 +66,15 @@ def account(text: str, lines: Sequence[InkLine]) -> Account:
     sizes = np.array([_ems(line) for line in lines])
     if not sizes.size:
         return Account(1.0, ())
+    if not _groups(lines):
+        reading.drop_repeats()
     found = _match(reading, lines, sizes)
     unread = _spread_rest(reading, lines, sizes, found)
     blocks = _blocks([lines[index] for index in unread])
     kept = [block for block in blocks if _is_worth_telling(block)]
     missing = sum(_ems(line) for block in kept for line in block)
     boxes = sorted((_around(block) for block in kept), key=lambda box: (box[1], box[0]))
-    return Account(1.0 - missing / float(sizes.sum()), tuple(boxes))
+    return Account(max(0.0, 1.0 - missing / float(sizes.sum())), tuple(boxes))
 
 
 def repeats(unit: str, before: str, lines: Sequence[InkLine]) -> int:
@@ -148,6 +150,8 @@ def _as_print(text: str) -> InkLine:
 _SAME_BODY, _SAME_SHARE = 0.35, 0.04
 """Words of one width differ by less, in heights of a character and as a share, from pixels and noise."""
 _FEWEST_LIKE = 3
+_PASSAGE = 12
+"""Words of a passage."""
 _GRAM = 4
 """So many words in a row that come twice are a repeat."""
 
@@ -178,6 +182,16 @@ class _Reading:
             if gram in has_line:
                 result[place : place + _GRAM] = True
         return result
+
+    def drop_repeats(self) -> None:
+        """Leave out words that say a passage again: a page without rows that are alike has it once."""
+        seen: set[tuple[str, ...]] = set()
+        for place in range(len(self._words) - _PASSAGE + 1):
+            passage = tuple(self._words[place : place + _PASSAGE])
+            if passage in seen:
+                self.is_free[place : place + _PASSAGE] = False
+                self.ems[place : place + _PASSAGE] = 0.0
+            seen.add(passage)
 
     def use(self, match: _Match) -> None:
         """Let a line have its words."""
