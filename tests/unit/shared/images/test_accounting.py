@@ -19,9 +19,14 @@ def words(*lines: str) -> str:
 
 @pytest.mark.parametrize(
     "text",
-    [words(*LEFT, *RIGHT), words(*RIGHT, *LEFT), " ".join((*LEFT, *RIGHT)), "# " + words(*LEFT) + "\n\n**" + words(*RIGHT) + "**"],
+    [
+        words(*LEFT, *RIGHT),
+        words(*RIGHT, *LEFT),
+        " ".join((*LEFT, *RIGHT)),
+        f"# {words(*LEFT)}\n\n**{words(*RIGHT)}**",
+    ],
     ids=["lines", "other order", "flowing", "markdown"],
-)  # fmt: skip
+)
 def test_whole_text_accounts_for_all_print(text: str) -> None:
     found = account(text, COLUMNS)
     assert (found.coverage, found.unread) == (1.0, ())
@@ -51,8 +56,10 @@ def test_no_text_accounts_for_nothing_and_no_print_is_read_whole() -> None:
 
 
 def test_cells_of_an_html_table_account_for_print() -> None:
-    page = page_of((40, 40, ["Item", "Apples", "Pears"]), (420, 40, ["Weight", "12.50", "318.00"]))
-    table = "<table><tr><td>Item</td><td>Weight</td></tr><tr><td>Apples</td><td>12.50</td></tr><tr><td>Pears</td><td>318.00</td></tr></table>"
+    columns = ["Item", "Apples", "Pears"], ["Weight", "12.50", "318.00"]
+    page = page_of((40, 40, columns[0]), (420, 40, columns[1]))
+    rows = "".join(f"<tr><td>{left}</td><td>{right}</td></tr>" for left, right in zip(*columns, strict=True))
+    table = f"<table>{rows}</table>"
     assert account(table, find_ink(page).lines).coverage == 1.0
 
 

@@ -12,7 +12,7 @@ def test_columns_are_lines_of_their_own_with_a_width_for_each_word() -> None:
     left = [line for line in lines if line.box_px[0] < 500]
     for line, text in zip(left, LEFT, strict=True):
         assert abs(len(line.words_px) - len(text.split())) <= 1
-    assert all(40 <= line.box_px[0] and line.box_px[2] <= 460 for line in left)
+    assert all(line.box_px[0] >= 40 and line.box_px[2] <= 460 for line in left)
 
 
 def test_points_and_commas_belong_to_their_line() -> None:

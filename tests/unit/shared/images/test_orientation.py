@@ -13,7 +13,7 @@ TRANSPOSES = {90: Image.Transpose.ROTATE_270, 180: Image.Transpose.ROTATE_180, 2
 PAGES = {
     "columns": two_columns(),
     "register": register(12),
-    "digits": page_of(*((40 + 300 * column, 40, ["4711.50", "318.27", "962.14", "75.40", "1299.63"]) for column in range(3))),
+    "digits": page_of(*((40 + 300 * column, 40, ["4711.50", "318.27", "962.14", "75.40"]) for column in range(3))),
     "capitals": page_of((40, 40, ["DELIVERY NOTE OF THE HARBOUR", "PLEASE SIGN AND RETURN", "ALL PRICES ARE NET"])),
     "small": two_columns().resize((560, 202), Image.Resampling.LANCZOS),
 }  # fmt: skip
