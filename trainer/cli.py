@@ -15,6 +15,7 @@ from trainer.commands.benchmark import add_benchmark
 from trainer.commands.evaluate import add_evaluate
 from trainer.commands.flags import UsageError
 from trainer.commands.nano import add_nano
+from trainer.commands.orientation import add_orientation
 from trainer.commands.prepare import add_prepare
 from trainer.commands.publish import add_publish
 from trainer.commands.push import add_push
@@ -71,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_benchmark(commands)
     add_smoke(commands, main)
     add_nano(commands)
+    add_orientation(commands)
     return parser
 
 

@@ -51,7 +51,7 @@ class OrientationRecipe:
     fonts: tuple[Path, ...]
     texts: tuple[Path, ...]
     """Folders with UTF-8 files `*.txt`."""
-    pages: int = 6000
+    pages: int = 700
     epochs: int = 8
     seed: int = 0
 
