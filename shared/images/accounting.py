@@ -33,7 +33,10 @@ _JOINED = 0.4
 """What it costs that a space was missed or seen where there is none, in em."""
 _MOST_DIFFERENT = 0.12
 """A line and words of the text whose widths differ by more than this share are not the same."""
+_ROWS_DIFFERENT = 0.2
+"""Of rows that are alike less is asked."""
 _SAME_TEXT = 0.02
+"""And of the same text in other widths, nothing but rounding."""
 _LONG_EM = 7.0
 """Lines of some 14 characters and more are found anywhere in the text; shorter ones fit too many places."""
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>|^\s*[|:\s-]*-{3,}[|:\s-]*$|^#{1,6}\s|^\s*[-*]\s(?=\S)|\*\*|[|]", re.MULTILINE)
@@ -105,11 +108,11 @@ def repeats(unit: str, before: str, lines: Sequence[InkLine]) -> int:
 
 
 def _words_like(
-    cyclic: _Reading, period: int, lines: Sequence[InkLine], most_different: float = _MOST_DIFFERENT
+    cyclic: _Reading, period: int, lines: Sequence[InkLine], most_different: float = _ROWS_DIFFERENT
 ) -> int:
     """Words of a text, which repeats after so many of them, that lines have."""
-    matches = [_find(cyclic, line) for line in lines if _may_repeat(line, period)]
-    return sum(match.end - match.start for match in matches if match is not None and match.cost <= most_different)
+    matches = [_find(cyclic, line, most_different) for line in lines if _may_repeat(line, period)]
+    return sum(match.end - match.start for match in matches if match is not None)
 
 
 def _may_repeat(line: InkLine, period: int) -> bool:
@@ -220,16 +223,16 @@ def _ems(line: InkLine) -> float:
     return sum(line.words_px) / (line.body_px * _TYPICAL_SCALE)
 
 
-def _find(reading: _Reading, line: InkLine, first: int = 0, last: int | None = None) -> _Match | None:
-    """The words of a text between two places whose widths are most like a line's; None if none are like it.
+def _find(reading: _Reading, line: InkLine, most_different: float = _MOST_DIFFERENT) -> _Match | None:
+    """The words of a text whose widths are most like a line's; None if none are like it.
 
     Each word of the line is one word of the text, a part of one, or several that touch.
     """
-    ems = reading.ems[first:last]
+    ems = reading.ems
     num_text = len(ems)
     if not num_text:
         return None
-    is_used = ~reading.is_free[first:last]
+    is_used = ~reading.is_free
     size_S1 = line.body_px * _SCALES
     blocked_T = np.where(is_used, np.inf, 0.0)
     one_T = ems
@@ -264,9 +267,9 @@ def _find(reading: _Reading, line: InkLine, first: int = 0, last: int | None = N
     share = costs[-1] / words.sum()
     scale, end = np.unravel_index(int(share.argmin()), shape)
     best = float(share[scale, end])
-    if best > _MOST_DIFFERENT:
+    if best > most_different:
         return None
-    return _Match(first + int(begins[-1][scale, end]), first + int(end), best)
+    return _Match(int(begins[-1][scale, end]), int(end), best)
 
 
 def _take(
