@@ -367,7 +367,7 @@ class DocumentReader:
     async def _decode(self, document: Document, request: OcrRequest, number: int) -> tuple[DecodedPage, float]:
         start_s = self._clock()
         info = self._engine.info
-        turn = None if request.finds_turned_pages else 0
+        turn: Turn | None = None if request.finds_turned_pages else 0
         task = DecodeTask(number, request.mode, info.geometry, wants_image=info.prepares_views, turn_degrees=turn)
         with self._observer.decoding() as decoded:
             page = await self._source.decode(document, task)

@@ -136,7 +136,7 @@ def _groups(lines: Sequence[InkLine]) -> list[list[InkLine]]:
         while len(rest) >= _FEWEST_LIKE:
             first = np.array(rest[len(rest) // 2].words_px, np.float64)
             widths_NW = np.array([line.words_px for line in rest], np.float64)
-            is_same_N = _are_same(widths_NW, first, rest[0].body_px).all(axis=1)
+            is_same_N = np.asarray(_are_same(widths_NW, first, rest[0].body_px).all(axis=1))
             group = [line for line, is_same in zip(rest, is_same_N, strict=True) if is_same]
             rest = [line for line, is_same in zip(rest, is_same_N, strict=True) if not is_same]  # noqa: PLW2901
             if len(group) >= _FEWEST_LIKE:
