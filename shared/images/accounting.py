@@ -40,8 +40,6 @@ _SAME_TEXT = 0.02
 _LONG_EM = 7.0
 """Lines of some 14 characters and more are found anywhere in the text; shorter ones fit too many places."""
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>|^\s*[|:\s-]*-{3,}[|:\s-]*$|^#{1,6}\s|^\s*[-*]\s(?=\S)|\*\*|[|]", re.MULTILINE)
-_EMPTY_BOX = re.compile(r"\[\s+\]")
-"""A box to tick is one shape."""
 _LEADER = re.compile(r"[.\-_·…‥–—]+")
 """Dots and dashes have no height, so they are not among the words of print."""
 _NARROW, _WIDE = frozenset("iljtfrI.,;:'|!()[]{}`\"-*^°·’‘"), frozenset("mwMW@%—…œæŒÆ")
@@ -172,7 +170,7 @@ class _Reading:
     """The words of a text, and which of them have been used."""
 
     def __init__(self, text: str) -> None:
-        plain = _EMPTY_BOX.sub("[]", html.unescape(_TAG.sub(" ", text)))
+        plain = html.unescape(_TAG.sub(" ", text))
         self._words = [word for word in plain.split() if _LEADER.fullmatch(word) is None]
         self.ems = np.array([_width(word) for word in self._words], np.float64)
         self.is_free = np.ones(len(self.ems), np.bool_)
