@@ -88,7 +88,7 @@ class Drawer:
         for _ in range(of_each):
             for kind, draw in kinds.items():
                 page, text = draw(self)
-                yield OutcomePage(kind, _image(page), text)
+                yield OutcomePage(kind, to_image(page), text)
 
     def size(self) -> tuple[int, int]:
         """Width and height of a page, px."""
@@ -152,7 +152,8 @@ class Drawer:
 Draw = Callable[[Drawer], tuple[Grey, str]]
 
 
-def _image(page: Grey) -> Image.Image:
+def to_image(page: Grey) -> Image.Image:
+    """A page as it is uploaded."""
     return Image.fromarray(np.clip(page, 0, 255).astype(np.uint8)).convert("RGB")
 
 

@@ -1,11 +1,15 @@
-"""How often the service says rightly that a page has nothing to read: recall, false alarms and invented text by kind.
+"""How often the service is right about a page: that there is nothing to read, how much was read, rows, turns.
 
     make serve
     python benchmarks/outcomes.py --of-each 20 --photos FOLDER [--out results.jsonl]
+    python benchmarks/outcomes.py --about coverage --of-each 50
+    python benchmarks/outcomes.py --about rows --of-each 50
+    python benchmarks/outcomes.py --about turns --of-each 20 [--pages FOLDER]
 
-Pages are drawn from a seed (`outcome_pages.py`), photographs are taken from a folder. A page without text is found if
-the answer has none; a page with text is missed if the answer is `blank` or `unreadable`. Prints a table by kind, and
-one JSON object last.
+Pages are drawn from a seed (`outcome_pages.py`, `print_pages.py`), photographs are taken from a folder. A page without
+text is found if the answer has none; a page with text is missed if the answer is `blank` or `unreadable`. With
+`--about` no model reads: `print_measures.py` holds the rules against pages whose print is known. Prints a table by
+kind, and one JSON object last.
 """
 
 from __future__ import annotations
@@ -76,9 +80,26 @@ def table(kinds: dict[str, Kind]) -> str:
     return "\n".join(lines)
 
 
+def _measure_print(options: argparse.Namespace, drawer: Drawer, fonts: int) -> None:
+    """Measure what needs no model."""
+    from benchmarks import print_measures
+
+    if options.about == "coverage":
+        found, figures = print_measures.coverage(drawer, options.of_each)
+    elif options.about == "rows":
+        found, figures = print_measures.rows(drawer, options.of_each)
+    else:
+        found, figures = print_measures.turns(drawer, options.of_each, options.pages)
+    print(found)
+    facts = {"seed": options.seed, "fonts": fonts, "command": command(), **origin("cpu")}
+    keep({"benchmark": "outcomes", "about": options.about, **figures, **facts}, options.out)
+
+
 def main() -> None:
     """Draw, read, count."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--about", choices=("blank", "coverage", "rows", "turns"), default="blank")
+    parser.add_argument("--pages", type=Path, help="with `--about turns`: folder of upright pages, PNG")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--of-each", type=int, default=20, metavar="N", help="pages of each kind")
     parser.add_argument("--seed", type=int, default=1000)
@@ -91,6 +112,9 @@ def main() -> None:
     )
     photos = sorted(p for p in options.photos.rglob("*") if p.suffix.lower() in PHOTO_ENDINGS) if options.photos else []
     drawer = Drawer(options.seed, fonts, photos)
+    if options.about != "blank":
+        _measure_print(options, drawer, len(fonts))
+        return
     kinds: dict[str, Kind] = {}
     with httpx.Client(base_url=options.url, timeout=600) as client, ThreadPoolExecutor(CLIENTS) as pool:
         pages = list(drawer.pages(options.of_each))

@@ -397,6 +397,8 @@ class _Composition:
                 blank_pages=settings.blank_pages,
                 min_confidence=settings.min_confidence,
                 review_threshold=settings.review_threshold,
+                min_coverage=settings.min_coverage,
+                orientation=settings.orientation,
             ),
             has_started=lambda: self._has_started,
             created_s=int(time.time()),

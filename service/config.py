@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from service.errors import ConfigurationError
 from service.jobs.origins import parse_origins, parse_secret
-from service.ocr.outcome import MIN_CONFIDENCE, BlankPages
+from service.ocr.outcome import MIN_CONFIDENCE, MIN_COVERAGE, BlankPages, Orientation
 
 PREFIX = "DEEPSYNTH_"
 TRAINER_PREFIX = "DEEPSYNTH_TRAINER_"
@@ -153,6 +153,11 @@ class ServiceSettings(BaseSettings):
     """Below it, an answer for a page with little print is reported as unreadable, without its text."""
     review_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     """Answers list the words whose confidence is below it (docs/confidence.md); none are listed when unset."""
+    min_coverage: Annotated[float, Field(ge=0, le=1)] = MIN_COVERAGE
+    """A page of whose print the text accounts for less than this share gets the warning `partly_read`."""
+    orientation: Orientation = Orientation.AUTO
+    """What to do with pages that are not upright: `auto` finds them by their print and turns them, `as-is` reads every
+    page as the file has it."""
 
     max_upload_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB)] = 20 * MIB
     """Maximum file size in bytes."""

@@ -21,7 +21,7 @@ from service.monitor import Monitor
 from service.ocr.cascade import Cascade
 from service.ocr.formats.output_format import PdfMaker
 from service.ocr.metrics import TelemetryObserver
-from service.ocr.outcome import BlankPages
+from service.ocr.outcome import BlankPages, Orientation
 from service.ocr.reader import DocumentReader
 from service.samples.keeper import SampleKeeper
 from service.telemetry.metrics import Metrics
@@ -40,10 +40,12 @@ class RequestBounds:
     max_frames: int
     max_pdf_pages: int
     blank_pages: BlankPages
-    """What a request that does not say gets; so with `min_confidence`."""
+    """What a request that does not say gets; so with the settings below."""
     min_confidence: float
     review_threshold: float | None
     """None: words are not reviewed unless a request asks for it."""
+    min_coverage: float
+    orientation: Orientation
 
 
 @dataclass(frozen=True, slots=True)

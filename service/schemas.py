@@ -49,7 +49,7 @@ class PageError(BaseModel):
     retryable: bool
 
 
-PageWarning = Literal["damaged_image", "low_accuracy", "second_reading_failed"]
+PageWarning = Literal["damaged_image", "partly_read", "low_accuracy", "second_reading_failed"]
 
 
 class PageAnswer(Wire):
@@ -65,18 +65,27 @@ class PageAnswer(Wire):
     model_id: str | None = None
     """The model that read the page; an adapter as `name@version`. Null where the model read nothing."""
     warnings: list[PageWarning] = []
-    """`damaged_image`: an image on the page cannot be decoded, so a part of it is missing. `low_accuracy`: many of the
-    words are expected to be wrong, as where the page is in a script or a hand that the model does not read.
-    `second_reading_failed`: with the model `auto`, the larger model should have read the page and could not."""
+    """`damaged_image`: an image on the page cannot be decoded, so a part of it is missing. `partly_read`: the text
+    accounts for less of the page's print than `min_coverage`. `low_accuracy`: many of the words are expected to be
+    wrong, as where the page is in a script or a hand that the model does not read. `second_reading_failed`: with the
+    model `auto`, the larger model should have read the page and could not."""
     text: str
     width_px: int | None
     """Width of the upright page; of a PDF page as rendered. Null, as the height, where it could not be decoded."""
     height_px: int | None
+    turned_degrees: Literal[0, 90, 180, 270] = 0
+    """By how much the page was turned clockwise to be upright, after what the file itself says of its orientation."""
     finish_reason: Literal["stop", "length", "repetition"] | None
     """`stop`: read to the end. `length`: cut at max_new_tokens. `repetition`: ended because it repeated itself. Null
     where the model read nothing."""
     confidence: float | None
-    """Geometric mean of the chosen tokens' probabilities, 0 to 1; null where the model read nothing."""
+    """Geometric mean of the chosen tokens' probabilities, times `coverage`, 0 to 1; null where the model read
+    nothing."""
+    coverage: float | None = None
+    """Share of the page's print that the text accounts for, by estimated characters, 0 to 1; null where the text is not
+    the page's own, or nothing was read."""
+    unread: list[tuple[int, int, int, int]] = []
+    """Boxes of print that the text does not account for: x1, y1, x2, y2 in the uploaded page's upright pixels."""
     regions: list[RegionAnswer]
     calibrated: bool | None = None
     """Whether confidences of words are probabilities, measured for this model; else they are its own scores, which are

@@ -17,6 +17,7 @@ from trainer.commands.calibrate import add_calibrate
 from trainer.commands.evaluate import add_evaluate
 from trainer.commands.flags import UsageError
 from trainer.commands.nano import add_nano
+from trainer.commands.orientation import add_orientation
 from trainer.commands.prepare import add_prepare
 from trainer.commands.publish import add_publish
 from trainer.commands.push import add_push
@@ -75,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_benchmark(commands)
     add_smoke(commands, main)
     add_nano(commands)
+    add_orientation(commands)
     return parser
 
 

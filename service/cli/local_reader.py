@@ -91,6 +91,8 @@ class LocalReader:
             min_confidence=self._settings.min_confidence,
             confidence=options.confidence or self._finest(),
             review_threshold=self._review_threshold(),
+            min_coverage=self._settings.min_coverage,
+            orientation=self._settings.orientation,
         )
 
     def _finest(self) -> Granularity:

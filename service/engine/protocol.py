@@ -19,6 +19,7 @@ from shared.contract.calibration import Calibration
 from shared.contract.confidence import TokenScores
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig
+from shared.images.page_ink import InkLine
 
 MAX_TEMPERATURE = 2.0
 MAX_SEED = 2**63 - 1
@@ -79,6 +80,8 @@ class SequenceRequest:
     is_canary: bool = False
     """Tests an adapter: read before all waiting pages, and encoded once, as every canary is the same page."""
     wants_token_scores: bool = False
+    lines: tuple[InkLine, ...] = ()
+    """The page's print, by which true rows are told from a loop; none: the loop rule decides alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ class RequestValidator:
             plan=request.page.plan,
             page=request.page if cost.num_views else None,
             prompt_ids=prompt_ids,
-            answer=Answer(self._token_bytes, self._limits.loop_rule.suspicion),
+            answer=Answer(self._token_bytes, self._limits.loop_rule, request.lines),
             stages=Stages(submitted_s=self._clock()),
             cost=cost,
             params=replace(request.params, max_new_tokens=max_new_tokens),

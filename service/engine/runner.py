@@ -141,14 +141,14 @@ class Runner(Protocol):
             DeviceStuckError: It did not come.
         """
 
-    def rewind(self, slot: int, *, kept: int, newest_token: int, forbidden: int) -> None:
-        """Begin the second attempt of an answer whose status was LOOP.
+    def rewind(self, slot: int, *, kept: int, newest_token: int, forbidden: int | None) -> None:
+        """Let an answer go on from an earlier token, or one whose status was LOOP from its last.
 
         Args:
             slot: Its slot.
             kept: Answer tokens kept, at least 1.
             newest_token: The last of them.
-            forbidden: The token that led into the loop.
+            forbidden: With a second attempt, the token that led into the loop; None: there are no bans.
         """
 
     def close(self, slot: int) -> None:

@@ -17,9 +17,12 @@ from service.engine.protocol import SamplingParams, SequenceResult, SequenceTimi
 from service.engine.scheduler import PageCost
 from shared.contract.answer import AnswerTokens, FinishReason
 from shared.contract.confidence import TokenScores, score_tokens
+from shared.contract.repetition import LoopRule, Rows
+from shared.contract.rows import find_rows
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import ViewPlan
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
+from shared.images.page_ink import InkLine
 
 
 class TokenBytes(dict[int, bytes]):
@@ -41,11 +44,15 @@ class Answer(AnswerTokens):
 
     Args:
         token_bytes: Of the checkpoint's tokenizer, shared by all answers.
-        suspicion: See `LoopRule`.
+        rule: When a repeating tail counts as a loop.
+        lines: The page's print; none if it is not known.
     """
 
-    def __init__(self, token_bytes: TokenBytes, suspicion: int) -> None:
-        super().__init__(suspicion)
+    def __init__(self, token_bytes: TokenBytes, rule: LoopRule, lines: Sequence[InkLine] = ()) -> None:
+        def rows_like(before: Sequence[int], period: Sequence[int]) -> Rows:
+            return find_rows([token_bytes[token] for token in before], [token_bytes[token] for token in period], lines)
+
+        super().__init__(rule, rows_like if lines else None)
         self._token_bytes = token_bytes
         # Holds back incomplete characters.
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")

@@ -45,7 +45,9 @@ from shared.deepseek_ocr.forms import (
 from shared.deepseek_ocr.geometry import plan_views
 from shared.deepseek_ocr.images import prepare_views
 from shared.images.errors import ImageError, ImageReason, decoding
-from shared.images.ink import find_ink
+from shared.images.ink import Relief, ink_of, relief_of
+from shared.images.orientation import find_orientation
+from shared.images.page_ink import Turn
 from shared.images.raster import RasterFile
 
 _ERRORS: dict[ImageReason, type[DeepSynthError]] = {
@@ -66,6 +68,25 @@ def _cut(image: Image.Image, box_px: Box) -> Image.Image:
         scale = min(math.sqrt(MAX_IMAGE_PIXELS / (part.width * part.height)), MAX_IMAGE_SIDE_PX / max(part.size))
         part = part.resize((max(1, int(part.width * scale)), max(1, int(part.height * scale))))
     return part
+
+
+_TRANSPOSES = {
+    90: Image.Transpose.ROTATE_270,
+    180: Image.Transpose.ROTATE_180,
+    270: Image.Transpose.ROTATE_90,
+}
+"""Pillow turns counter-clockwise."""
+
+
+def _upright(image: Image.Image, turn_degrees: Turn | None) -> tuple[Image.Image, Relief, Turn]:
+    """The page turned clockwise, with its relief and the turn; None finds the turn by the page's print."""
+    relief = relief_of(image)
+    if turn_degrees is None:
+        turn_degrees = find_orientation(relief.depth_HW, relief.threshold).turn_degrees
+    if turn_degrees:
+        image = image.transpose(_TRANSPOSES[turn_degrees])
+        relief = relief_of(image)
+    return image, relief, turn_degrees
 
 
 class OpenDocument:
@@ -98,8 +119,10 @@ class OpenDocument:
     def decode(self, task: DecodeTask) -> DecodedPage:
         """Decode one page into the form that the task asks for; raises what `page_image` raises."""
         image, is_damaged = self.page_image(task.page)
+        image, relief, turned_degrees = _upright(image, task.turn_degrees)
         if task.cut_px is not None:
             image = _cut(image, task.cut_px)
+            relief = relief_of(image)
         plan = plan_views(image.width, image.height, task.mode, task.geometry)
         prepared: PreparedPage
         if task.wants_image and may_be_image(image.width, image.height):
@@ -111,9 +134,10 @@ class OpenDocument:
             task.page,
             image.width,
             image.height,
-            find_ink(image),
+            ink_of(relief),
             is_damaged,
             prepared,
+            turned_degrees,
         )
 
     def page_image(self, page: int) -> tuple[Image.Image, bool]:
@@ -139,6 +163,7 @@ class OpenDocument:
     def preview(self, task: PreviewTask) -> Preview:
         """Make a picture of one page to look at; raises what `page_image` raises."""
         image, _ = self.page_image(task.page)
+        image, _, _ = _upright(image, task.turn_degrees)
         width_px, height_px = image.size
         return Preview(task.page, self._num_pages(), width_px, height_px, to_jpeg(image))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling
 from shared.images.limits import ImageLimits
+from shared.images.page_ink import Turn
 
 Box = tuple[int, int, int, int]
 """x1, y1, x2, y2 in pixels of the upright page."""
@@ -33,6 +34,8 @@ class DecodeTask:
     """Return an upright image where that is possible (`forms.may_be_image`), else views."""
     cut_px: Box | None = None
     """With `wants_image`: return only this part of the page; one that is too large to be sent is made smaller."""
+    turn_degrees: Turn | None = 0
+    """Turn the page by so much clockwise, a multiple of 90, after what the file says; None: find out by its print."""
 
     def to_wire(self) -> dict[str, Any]:
         """The task as JSON takes it."""
@@ -52,4 +55,5 @@ class DecodeTask:
             geometry=GeometryConfig(**geometry),
             wants_image=bool(wire["wants_image"]),
             cut_px=None if wire["cut_px"] is None else tuple(wire["cut_px"]),
+            turn_degrees=wire["turn_degrees"],
         )

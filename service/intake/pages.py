@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.images.formats import FileFormat
-from shared.images.page_ink import PageInk
+from shared.images.page_ink import PageInk, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +31,5 @@ class DecodedPage:
     is_damaged: bool
     """Whether a part of it is missing, since an image on it cannot be decoded."""
     prepared: PreparedPage
+    turned_degrees: Turn = 0
+    """By how much it was turned clockwise."""

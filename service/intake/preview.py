@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from shared.images.page_ink import Turn
+
 MAX_SIDE_PX = 1600
 """The longer side of a preview."""
 MAX_PREVIEW_BYTES = 3 * MAX_SIDE_PX**2 + 64 * 1024
@@ -21,6 +23,8 @@ class PreviewTask:
 
     page: int
     """Its number, from 1."""
+    turn_degrees: Turn | None = None
+    """As in `DecodeTask`."""
 
 
 @dataclass(frozen=True, slots=True)

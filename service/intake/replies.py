@@ -21,8 +21,10 @@ from service.intake.wire import PDF, ContentsReply, CopyReply, ErrorReply, PageR
 from service.page_codec import decode_page
 from shared.deepseek_ocr.forms import CHANNELS, MAX_IMAGE_PIXELS, PageImage
 from shared.deepseek_ocr.geometry import plan_views
+from shared.images.page_ink import MOST_LINES, MOST_WORDS
 
-MAX_HEADER_BYTES = 64 * 1024
+MAX_HEADER_BYTES = 256 * 1024
+"""Of a page with `MOST_LINES` lines of print, and far more than any other reply."""
 _REPLIES: TypeAdapter[PageReply | PreviewReply | CopyReply | ContentsReply | ErrorReply] = TypeAdapter(
     Annotated[PageReply | PreviewReply | CopyReply | ContentsReply | ErrorReply, Field(discriminator="kind")]
 )
@@ -88,9 +90,31 @@ def decode_reply(header: bytes, tail: memoryview, task: DecodeTask) -> DecodedPa
         raise BrokenFrameError("no size of a page") from error
     if plan != prepared.plan:
         raise BrokenFrameError("the plan is not that of the page's size")
+    if task.turn_degrees not in (None, reply.turned_degrees):
+        raise BrokenFrameError("the page was not turned as it should be")
+    _check_lines(reply)
     return DecodedPage(
-        reply.file_format, reply.page, reply.width_px, reply.height_px, reply.ink, reply.is_damaged, prepared
+        reply.file_format,
+        reply.page,
+        reply.width_px,
+        reply.height_px,
+        reply.ink,
+        reply.is_damaged,
+        prepared,
+        reply.turned_degrees,
     )
+
+
+def _check_lines(reply: PageReply) -> None:
+    """Coverage is computed from these numbers, in time that grows with them."""
+    lines = reply.ink.lines
+    if len(lines) > MOST_LINES or sum(len(line.words_px) for line in lines) > MOST_WORDS:
+        raise BrokenFrameError("too many lines of print")
+    for line in lines:
+        x1, y1, x2, y2 = line.box_px
+        is_inside = 0 <= x1 <= x2 <= reply.width_px + 1 and 0 <= y1 <= y2 <= reply.height_px + 1
+        if not is_inside or line.body_px <= 0 or not line.words_px or min(line.words_px) < 1:
+            raise BrokenFrameError("no numbers of a line")
 
 
 def decode_preview_reply(header: bytes, tail: memoryview, task: PreviewTask, document: Document) -> Preview:

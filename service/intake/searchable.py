@@ -81,8 +81,9 @@ def make_pdf(file: RasterFile, pages: Sequence[TextPage]) -> bytes:
             target.obj.Resources = Dictionary(XObject=Dictionary(Image=frame.image))
             cm = " ".join(_number(value) for value in frame.matrix)
             target.obj.Contents = pdf.make_stream(f"q {cm} cm /Image Do Q\n".encode())
-            scale = (frame.width_pt / page.width_px, 0.0, 0.0, frame.height_pt / page.height_px, 0.0, 0.0)
-            _draw(pdf, target, page, font, resource, scale)
+            width_px, height_px = _uploaded_size(page)
+            scale = (frame.width_pt / width_px, 0.0, 0.0, frame.height_pt / height_px, 0.0, 0.0)
+            _draw(pdf, target, page, font, resource, _after(_turned_back(page), scale))
         return _save(pdf)
 
 
@@ -116,17 +117,48 @@ def _has_text(document: pypdfium2.PdfDocument, number: int) -> bool:
 
 def _from_upright(target: pikepdf.Page, page: TextPage) -> Matrix:
     """From pixels of the upright page, y upwards, to the page's own space, which /Rotate turns."""
+    return _after(_turned_back(page), _from_shown(target, _uploaded_size(page)))
+
+
+def _uploaded_size(page: TextPage) -> tuple[int, int]:
+    """Width and height of the page before the service turned it, px."""
+    is_across = page.turned_degrees in (90, 270)
+    return (page.height_px, page.width_px) if is_across else (page.width_px, page.height_px)
+
+
+def _turned_back(page: TextPage) -> Matrix:
+    """From pixels of the upright page to those of the page as it was uploaded, both y upwards."""
+    width, height = float(page.width_px), float(page.height_px)
+    matrices: dict[int, Matrix] = {
+        0: (1.0, 0.0, 0.0, 1.0, 0.0, 0.0),
+        90: (0.0, 1.0, -1.0, 0.0, height, 0.0),
+        180: (-1.0, 0.0, 0.0, -1.0, width, height),
+        270: (0.0, -1.0, 1.0, 0.0, 0.0, width),
+    }
+    return matrices[page.turned_degrees]
+
+
+def _after(first: Matrix, then: Matrix) -> Matrix:
+    """One matrix for two, as PDF multiplies them."""
+    a, b, c, d, e, f = first
+    p, q, r, s, t, u = then
+    return a * p + b * r, a * q + b * s, c * p + d * r, c * q + d * s, e * p + f * r + t, e * q + f * s + u
+
+
+def _from_shown(target: pikepdf.Page, size_px: tuple[int, int]) -> Matrix:
+    """From pixels of the page as it is shown, y upwards, to its own space."""
+    width_px, height_px = size_px
     left, bottom, right, top = _visible_box(target)
     width, height = right - left, top - bottom
     # Not through the page's attributes: /Rotate may be inherited.
     turn = int(target.rotation) % 360
     if turn == 90:
-        return (0.0, height / page.width_px, -width / page.height_px, 0.0, right, bottom)
+        return (0.0, height / width_px, -width / height_px, 0.0, right, bottom)
     if turn == 180:
-        return (-width / page.width_px, 0.0, 0.0, -height / page.height_px, right, top)
+        return (-width / width_px, 0.0, 0.0, -height / height_px, right, top)
     if turn == 270:
-        return (0.0, -height / page.width_px, width / page.height_px, 0.0, left, top)
-    return (width / page.width_px, 0.0, 0.0, height / page.height_px, left, bottom)
+        return (0.0, -height / width_px, width / height_px, 0.0, left, top)
+    return (width / width_px, 0.0, 0.0, height / height_px, left, bottom)
 
 
 def _visible_box(target: pikepdf.Page) -> tuple[float, float, float, float]:

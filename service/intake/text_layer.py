@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from shared.images.page_ink import Turn
+
 
 @dataclass(frozen=True, slots=True)
 class TextLine:
@@ -25,6 +27,8 @@ class TextPage:
     width_px: int
     height_px: int
     lines: tuple[TextLine, ...]
+    turned_degrees: Turn = 0
+    """By how much the uploaded page was turned clockwise to be upright."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,13 @@ class TextTask:
     def to_wire(self) -> bytes:
         """The task as JSON."""
         pages = [
-            [page.page, page.width_px, page.height_px, [[line.text, line.box_px, line.is_rtl] for line in page.lines]]
+            [
+                page.page,
+                page.width_px,
+                page.height_px,
+                [[line.text, line.box_px, line.is_rtl] for line in page.lines],
+                page.turned_degrees,
+            ]
             for page in self.pages
         ]
         return json.dumps(pages).encode()
@@ -51,8 +61,12 @@ class TextTask:
         """The task that `to_wire` wrote."""
         pages = tuple(
             TextPage(
-                number, width_px, height_px, tuple(TextLine(text, tuple(box), is_rtl) for text, box, is_rtl in lines)
+                number,
+                width_px,
+                height_px,
+                tuple(TextLine(text, tuple(box), is_rtl) for text, box, is_rtl in lines),
+                turned_degrees,
             )
-            for number, width_px, height_px, lines in json.loads(payload)
+            for number, width_px, height_px, lines, turned_degrees in json.loads(payload)
         )
         return cls(pages)

@@ -19,7 +19,7 @@ from service.intake.pages import Contents, DecodedPage
 from service.intake.preview import Preview, PreviewTask
 from service.intake.text_layer import TextTask
 from service.page_codec import PageHeader, encode_page
-from shared.images.page_ink import PageInk
+from shared.images.page_ink import PageInk, Turn
 
 MAX_TEXT_BYTES = 64 * 1024 * 1024
 """Of a text task; far more than all the tokens of the largest document."""
@@ -42,6 +42,7 @@ class PageReply:
     ink: PageInk
     is_damaged: bool
     prepared: PageHeader
+    turned_degrees: Turn
     kind: Literal["page"] = "page"
 
 
@@ -128,12 +129,13 @@ def decode_task(header: bytes) -> DecodeTask:
 
 def encode_preview(task: PreviewTask) -> bytes:
     """Header of a task that asks for a page to look at."""
-    return json.dumps({"kind": "preview", "page": task.page}).encode()
+    return json.dumps({"kind": "preview", "page": task.page, "turn_degrees": task.turn_degrees}).encode()
 
 
 def decode_preview(header: bytes) -> PreviewTask:
     """The task that `encode_preview` wrote."""
-    return PreviewTask(json.loads(header)["page"])
+    members = json.loads(header)
+    return PreviewTask(members["page"], members["turn_degrees"])
 
 
 def encode_copy(task: CopyTask) -> bytes:
@@ -160,7 +162,16 @@ def decode_text(tail: bytes) -> TextTask:
 def encode_page_reply(page: DecodedPage) -> tuple[bytes, *tuple[memoryview, ...]]:
     """Header and tail of a decoded page."""
     prepared, pixels = encode_page(page.prepared)
-    reply = PageReply(page.file_format, page.page, page.width_px, page.height_px, page.ink, page.is_damaged, prepared)
+    reply = PageReply(
+        page.file_format,
+        page.page,
+        page.width_px,
+        page.height_px,
+        page.ink,
+        page.is_damaged,
+        prepared,
+        page.turned_degrees,
+    )
     return _to_json(reply), *pixels
 
 

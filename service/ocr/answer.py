@@ -78,8 +78,11 @@ def to_page_answer(page: PageResult) -> PageAnswer:
         text=well_formed(page.text),
         width_px=page.width_px,
         height_px=page.height_px,
+        turned_degrees=page.turned_degrees,
         finish_reason=None if finish_reason is None else finish_reason.value,
         confidence=_rounded(page.confidence),
+        coverage=_rounded(None if page.account is None else page.account.coverage),
+        unread=list(page.account.unread) if page.account else [],
         regions=list(_regions(page)),
         **({} if page.words is None else _words(page.text, page.words)),
     )
@@ -88,6 +91,8 @@ def to_page_answer(page: PageResult) -> PageAnswer:
 def _warnings(page: PageResult) -> Iterator[PageWarning]:
     if page.is_damaged:
         yield "damaged_image"
+    if page.is_partly_read:
+        yield "partly_read"
     if page.words is not None and page.words.has_low_accuracy:
         yield "low_accuracy"
     if page.second_failed:

@@ -10,6 +10,8 @@ MIN_CONFIDENCE = 0.6
 """Between answers that are on the page and those that are not, where there is little print (docs/outcomes.md)."""
 MANY_MARKS = 12
 """A page with fewer marks has a few words at most, so an uncertain answer is likely to be invented."""
+MIN_COVERAGE = 0.9
+"""Of clean pages that were read to the end all but a few have more (docs/outcomes.md)."""
 FEW_MARKS = 3
 """Fewer shapes than this, which the model reads as nothing, are dust."""
 CHARACTERS_A_MARK = 12
@@ -21,6 +23,13 @@ class BlankPages(StrEnum):
 
     SKIP = "skip"
     READ = "read"
+
+
+class Orientation(StrEnum):
+    """What to do with pages that are not upright."""
+
+    AUTO = "auto"
+    AS_IS = "as-is"
 
 
 class PageStatus(StrEnum):

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, cast
 
@@ -41,13 +42,20 @@ from service.intake.document import Document
 from service.intake.limits import Box, DecodeTask, IntakeLimits
 from service.intake.pages import Contents, DecodedPage
 from service.ocr.confidence import PageConfidence, judge
+from service.ocr.continuation import joined, parts_to_read, separator
+from service.ocr.coverage import account_for
 from service.ocr.jpeg import encode_jpeg
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.outcome import PageStatus, status_of
 from service.ocr.request import OcrRequest
 from shared.contract.answer import FinishReason
+from shared.contract.calibration import Calibration
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.grounding import Region, parse_grounded
+from shared.images.accounting import Account
+from shared.images.page_ink import Turn
+
+_log = logging.getLogger(__name__)
 
 PAGE_BREAK = "\n\n"
 PACE_SMOOTHING = 0.2
@@ -94,6 +102,12 @@ class PageResult:
     words: PageConfidence | None = None
     """Confidences of its words; None where the request asks for none and the model has no calibration, or the page has
     no text to show."""
+    turned_degrees: Turn = 0
+    """By how much it was turned clockwise, after what the file says, to be upright."""
+    account: Account | None = None
+    """What of its print the text accounts for; None where that is not known."""
+    is_partly_read: bool = False
+    """Whether that is less than was asked for."""
     error: DeepSynthError | None = None
     """Why it failed."""
     slot_wait_s: float = 0.0
@@ -110,8 +124,8 @@ class PageResult:
 
     @property
     def confidence(self) -> float | None:
-        """Geometric mean of the chosen tokens' probabilities; None where the engine read nothing."""
-        return None if self.result is None else self.result.confidence
+        """Geometric mean of the chosen tokens' probabilities, times coverage; None where the engine read nothing."""
+        return None if self.result is None else self.result.confidence * (self.account.coverage if self.account else 1)
 
 
 PageSink = Callable[[PageResult], None]
@@ -178,13 +192,16 @@ class DocumentResult:
 
     @property
     def confidence(self) -> float | None:
-        """Geometric mean over all tokens of all pages; None where the engine read none."""
-        results = self.results
-        tokens = sum(result.completion_tokens for result in results)
+        """Geometric mean of the pages', weighted by their tokens; None where the engine read none."""
+        read = [
+            (page.result.completion_tokens, page.confidence)
+            for page in self.pages
+            if page.result is not None and page.confidence is not None
+        ]
+        tokens = sum(count for count, _ in read)
         if not tokens:
-            return min((result.confidence for result in results), default=None)
-        logs = [result.completion_tokens * math.log(max(result.confidence, 1e-9)) for result in results]
-        return math.exp(sum(logs) / tokens)
+            return min((confidence for _, confidence in read), default=None)
+        return math.exp(sum(count * math.log(max(confidence, 1e-9)) for count, confidence in read) / tokens)
 
 
 class DocumentReader:
@@ -326,12 +343,13 @@ class DocumentReader:
         if num_pages > most:
             raise DocumentTooLongError(public={"limit": most})
 
-    async def cut(self, data: bytes, places: Sequence[tuple[int, Box]]) -> list[bytes]:
+    async def cut(self, data: bytes, places: Sequence[tuple[int, Box]], turns: Mapping[int, Turn]) -> list[bytes]:
         """Cut figures out of a document, each from its page decoded once more.
 
         Args:
             data: The file.
             places: Page numbers, and x1, y1, x2, y2 on the upright page, as `Region.box_px`.
+            turns: `PageResult.turned_degrees` of these pages.
 
         Returns:
             A JPEG file for each place.
@@ -345,7 +363,14 @@ class DocumentReader:
         try:
             await self._source.open(document)
             for page, box_px in places:
-                task = DecodeTask(page, geometry.default_mode, geometry, wants_image=True, cut_px=box_px)
+                task = DecodeTask(
+                    page,
+                    geometry.default_mode,
+                    geometry,
+                    wants_image=True,
+                    cut_px=box_px,
+                    turn_degrees=turns.get(page, 0),
+                )
                 figure = (await self._source.decode(document, task)).prepared
                 cut.append(await asyncio.to_thread(encode_jpeg, figure.arrays[0]))
         finally:
@@ -373,6 +398,7 @@ class DocumentReader:
                 page.width_px,
                 page.height_px,
                 is_damaged=page.is_damaged,
+                turned_degrees=page.turned_degrees,
                 slot_wait_s=slot_wait_s,
                 decode_s=decode_s,
             )
@@ -394,7 +420,8 @@ class DocumentReader:
     async def _decode(self, document: Document, request: OcrRequest, number: int) -> tuple[DecodedPage, float]:
         start_s = self._clock()
         info = self._engine.info
-        task = DecodeTask(number, request.mode, info.geometry, wants_image=info.prepares_views)
+        turn: Turn | None = None if request.finds_turned_pages else 0
+        task = DecodeTask(number, request.mode, info.geometry, wants_image=info.prepares_views, turn_degrees=turn)
         with self._observer.decoding() as decoded:
             page = await self._source.decode(document, task)
             decoded(page)
@@ -405,24 +432,15 @@ class DocumentReader:
         return page, self._clock() - start_s
 
     async def _read_page(self, page: DecodedPage, decoded: PageResult, reading: _Reading) -> None:
-        request, info = reading.request, self._engine.info
-        # It was measured on the base model's most probable tokens.
-        is_measured = request.model_id == info.model_id and not request.params.temperature
-        calibration = info.calibration if is_measured else None
+        request = reading.request
         is_transcribed = request.task in _TRANSCRIBES
-        sequence = SequenceRequest(
-            sequence_id=uuid.uuid4().hex,
-            page=page.prepared,
-            prompt=prompt_for(request.task, request.query),
-            params=request.params.for_page(decoded.page),
-            model_id=request.model_id,
-            wants_token_scores=request.confidence.needs_words or (is_transcribed and calibration is not None),
-        )
         try:
-            result = await self._infer(sequence, decoded.page, reading.on_delta)
+            result = await self._infer(self._sequence(page, request, decoded.page), decoded.page, reading.on_delta)
         except DeepSynthError as error:
             reading.finish(replace(decoded, status=PageStatus.FAILED, error=error))
             return
+        if result.finish_reason is FinishReason.REPETITION and request.task in _TRANSCRIBES:
+            result = await self._read_on(page, decoded, result, reading)
         grounded = parse_grounded(
             result.text, page.width_px, page.height_px, labels_are_text=request.task in LABELS_ARE_TEXT
         )
@@ -431,17 +449,72 @@ class DocumentReader:
             status = status_of(page.ink, grounded.text, result.confidence, request.min_confidence)
         # Words that the page cannot hold would be taken for what is printed on it.
         is_shown = status is PageStatus.OK
+        account = None
+        if is_shown and request.task in _TRANSCRIBES and page.ink.lines:
+            account = await asyncio.to_thread(account_for, grounded, page.ink.lines)
         reading.finish(
             replace(
                 decoded,
                 status=status,
                 text=grounded.text if is_shown else "",
                 regions=grounded.regions if is_shown else (),
-                words=judge(result, grounded, request.confidence, calibration) if is_shown else None,
+                words=judge(result, grounded, request.confidence, self._calibration(request)) if is_shown else None,
+                account=account,
+                is_partly_read=account is not None and account.coverage < request.min_coverage,
                 result=result,
                 model_id=request.model_id,
             )
         )
+
+    async def _read_on(
+        self, page: DecodedPage, decoded: PageResult, result: SequenceResult, reading: _Reading
+    ) -> SequenceResult:
+        """Read the parts of the page that an answer left when it was cut for repeating itself; a fault costs them."""
+        grounded = parse_grounded(result.text, page.width_px, page.height_px)
+        if grounded.regions or not page.ink.lines:
+            # Boxes in the answer for a part would be those of the part.
+            return result
+        account = await asyncio.to_thread(account_for, grounded, page.ink.lines)
+        request, text = reading.request, result.text
+        document = Document(reading.document.data, self.limits, (page.page,))
+        rest: list[SequenceResult] = []
+        try:
+            for box_px in parts_to_read(account, page.width_px, page.height_px):
+                info = self._engine.info
+                part = await self._source.decode(
+                    document,
+                    DecodeTask(
+                        page.page, request.mode, info.geometry, info.prepares_views, box_px, page.turned_degrees
+                    ),
+                )
+                if reading.on_delta is not None:
+                    reading.on_delta(decoded.page, separator(text))
+                sequence = self._sequence(part, request, decoded.page)
+                rest.append(await self._infer(sequence, decoded.page, reading.on_delta))
+                text += separator(text) + rest[-1].text
+        except DeepSynthError:
+            _log.warning("page %d could not be read on", decoded.page, exc_info=True)
+        finally:
+            self._source.close(document)
+        return joined(result, rest)
+
+    def _sequence(self, page: DecodedPage, request: OcrRequest, number: int) -> SequenceRequest:
+        return SequenceRequest(
+            sequence_id=uuid.uuid4().hex,
+            page=page.prepared,
+            prompt=prompt_for(request.task, request.query),
+            params=request.params.for_page(number),
+            model_id=request.model_id,
+            wants_token_scores=request.confidence.needs_words
+            or (request.task in _TRANSCRIBES and self._calibration(request) is not None),
+            lines=page.ink.lines,
+        )
+
+    def _calibration(self, request: OcrRequest) -> Calibration | None:
+        """The model's calibration, which was measured on the base model's most probable tokens."""
+        info = self._engine.info
+        is_measured = request.model_id == info.model_id and not request.params.temperature
+        return info.calibration if is_measured else None
 
     async def _infer(self, sequence: SequenceRequest, page: int, on_delta: DeltaSink | None) -> SequenceResult:
         events = cast("AsyncGenerator[SequenceEvent, None]", self._engine.submit(sequence))

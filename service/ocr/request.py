@@ -11,7 +11,7 @@ from service.intake.formats import FileFormat, detect_format
 from service.intake.limits import IntakeLimits
 from service.intake.selection import parse_pages
 from service.ocr.confidence import Granularity, Wanted
-from service.ocr.outcome import MIN_CONFIDENCE, BlankPages
+from service.ocr.outcome import MIN_CONFIDENCE, MIN_COVERAGE, BlankPages, Orientation
 from service.ocr.sampling import sampling_params
 from shared.contract.prompts import Task
 from shared.deepseek_ocr.geometry import Mode
@@ -33,6 +33,10 @@ class OcrRequest:
     min_confidence: float = MIN_CONFIDENCE
     """Below it, an answer for a page with little print counts as unreadable; 0 to 1."""
     confidence: Wanted = field(default_factory=Wanted)
+    min_coverage: float = MIN_COVERAGE
+    """Below it, a page counts as partly read; 0 to 1."""
+    finds_turned_pages: bool = True
+    """Whether pages that are not upright are turned."""
 
 
 class ModelNames(Protocol):
@@ -61,6 +65,8 @@ def parse_request(
     min_confidence: float = MIN_CONFIDENCE,
     confidence: Granularity | None = None,
     review_threshold: float | None = None,
+    min_coverage: float = MIN_COVERAGE,
+    orientation: Orientation = Orientation.AUTO,
 ) -> OcrRequest:
     """Check a request against the loaded model.
 
@@ -82,6 +88,8 @@ def parse_request(
         min_confidence: Below it, an answer for a page with little print is not given.
         confidence: How finely confidences are given; None for pages alone.
         review_threshold: Words with a lower confidence are listed; None for no list.
+        min_coverage: Share of a page's print; a text that accounts for less gets a warning.
+        orientation: Whether pages that are not upright are turned.
 
     Returns:
         The request. Errors of `models.check` pass through.
@@ -106,4 +114,6 @@ def parse_request(
         reads_blank_pages=blank_pages is BlankPages.READ,
         min_confidence=min_confidence,
         confidence=Wanted(confidence or Granularity.PAGE, review_threshold),
+        min_coverage=min_coverage,
+        finds_turned_pages=orientation is Orientation.AUTO,
     )

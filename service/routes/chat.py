@@ -370,6 +370,8 @@ async def _receive(request: Request, services: Services) -> _Chat:
         min_confidence=services.bounds.min_confidence,
         confidence=chat.confidence,
         review_threshold=services.bounds.review_threshold if chat.review_threshold is None else chat.review_threshold,
+        min_coverage=services.bounds.min_coverage,
+        orientation=services.bounds.orientation,
     )
     includes_usage = bool(chat.stream_options and chat.stream_options.include_usage)
     stores = (chat.model_extra or {}).get("store") is not False

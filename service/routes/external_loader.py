@@ -75,6 +75,8 @@ async def load_document(
         max_new_tokens_cap=services.bounds.max_new_tokens,
         blank_pages=services.bounds.blank_pages,
         min_confidence=services.bounds.min_confidence,
+        min_coverage=services.bounds.min_coverage,
+        orientation=services.bounds.orientation,
     )
     name = file_name(request.headers.get("x-filename", ""))
     deadline = Deadline(services.bounds.deadline_s, services.bounds.document_deadline_s)

@@ -32,7 +32,7 @@ from service.errors import (
 )
 from service.ocr.confidence import Granularity
 from service.ocr.formats.registry import FORMATS
-from service.ocr.outcome import BlankPages
+from service.ocr.outcome import BlankPages, Orientation
 from service.ocr.sampling import MAX_GIVEN_SEED, MIN_GIVEN_SEED, SEED_EXPECTED, TEMPERATURE_EXPECTED
 from service.routes.disposition import safe_name
 from shared.contract.prompts import Task, prompt_for
@@ -75,6 +75,12 @@ class OcrFields(BaseModel):
     those of words when not given. Other formats have none."""
     review_threshold: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     """Lists the words and digits whose confidence is below it, in JSON alone. The service's setting when not given."""
+    min_coverage: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    """A page of whose print the text accounts for less than this share gets the warning `partly_read`. The service's
+    setting when not given."""
+    orientation: Orientation | None = None
+    """What to do with pages that are not upright: `auto` finds and turns them, `as-is` reads them as they are. The
+    service's setting when not given."""
     format: str | None = Field(default=None, json_schema_extra={"enum": list(FORMATS)})
     """Output format; the header Accept decides when not given, and JSON is the default. A stream is always JSON."""
     stream: bool = False
@@ -306,6 +312,7 @@ def _expected(problem: str, field: str, kind: type[OcrFields]) -> str | list[str
         "format": list(FORMATS),
         "min_confidence": "a number from 0 to 1",
         "review_threshold": "a number from 0 to 1",
+        "min_coverage": "a number from 0 to 1",
         "query": "text to look for with the task locate, and only with it",
         "seed": SEED_EXPECTED,
         "temperature": TEMPERATURE_EXPECTED,

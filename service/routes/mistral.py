@@ -363,6 +363,8 @@ async def _receive(request: Request, services: Services) -> tuple[MistralRequest
         confidence=None
         if asked.confidence_scores_granularity is None
         else Granularity(asked.confidence_scores_granularity),
+        min_coverage=services.bounds.min_coverage,
+        orientation=services.bounds.orientation,
     )
     # The file's text is not kept while the file is read.
     return asked.model_copy(update={"document": None}), data, ocr_request
@@ -383,7 +385,9 @@ async def _read(
     if asked.include_image_base64:
         deadline.renew()
         async with deadline.enforced():
-            cut = await services.reader.cut(data, [(figure.page, figure.region.box_px) for figure in figures])
+            places = [(figure.page, figure.region.box_px) for figure in figures]
+            turns = {page.page: page.turned_degrees for page in document.pages}
+            cut = await services.reader.cut(data, places, turns)
     images = {figure.name: _data_url(each) for figure, each in zip(figures, cut, strict=False)}
     is_pdf = detect_format(data) is FileFormat.PDF
     dpi = services.reader.limits.pdf_dpi if is_pdf else UNKNOWN_DPI

@@ -132,6 +132,8 @@ def request_of(
         seed=fields.seed,
         blank_pages=fields.blank_pages or services.bounds.blank_pages,
         min_confidence=services.bounds.min_confidence if fields.min_confidence is None else fields.min_confidence,
+        min_coverage=services.bounds.min_coverage if fields.min_coverage is None else fields.min_coverage,
+        orientation=fields.orientation or services.bounds.orientation,
         **_confidence(fields, output, services.bounds),
     )
 

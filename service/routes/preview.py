@@ -16,6 +16,7 @@ from service.errors import InvalidFieldError
 from service.intake.document import Document
 from service.intake.preview import MAX_SIDE_PX, Preview, PreviewTask
 from service.intake.selection import parse_pages
+from service.ocr.outcome import Orientation
 from service.routes.auth import require
 from service.routes.form import FILE_FIELD, OcrFields, receive_form
 from service.routes.stream import until_disconnect
@@ -49,6 +50,11 @@ _FORM = {
     "properties": {
         FILE_FIELD: {"type": "string", "format": "binary", "description": "A file that POST /ocr reads."},
         "pages": {"type": "string", "description": "The number of one page; the first when not given."},
+        "orientation": {
+            "type": "string",
+            "enum": [str(each) for each in Orientation],
+            "description": "As POST /ocr has it.",
+        },
     },
 }
 _BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}}
@@ -60,7 +66,7 @@ async def preview_page(request: Request, services: ServicesDep, record: RecordDe
     permit = record.resources.enter_context(services.gate.admit())
     form = await receive_form(request, services.bounds, OcrFields)
     preview = await run_to_outcome(
-        _preview(services, permit, form.data, _page(form.fields)),
+        _preview(services, permit, form.data, _task(form.fields, services.bounds.orientation)),
         disconnected=partial(until_disconnect, request.receive),
     )
     headers = {
@@ -74,19 +80,20 @@ async def preview_page(request: Request, services: ServicesDep, record: RecordDe
     return Response(bytes(preview.jpeg), media_type=MEDIA_TYPE, headers=headers)
 
 
-def _page(fields: OcrFields) -> int:
+def _task(fields: OcrFields, default: Orientation) -> PreviewTask:
     """The page to show; an `InvalidFieldError` for more than one, and for options of reading."""
-    others = sorted(fields.model_fields_set - {"pages"})
+    others = sorted(fields.model_fields_set - {"pages", "orientation"})
     if others:
         raise InvalidFieldError(public={"field": others[0], "expected": "not to be sent to this route"})
-    return parse_pages(fields.pages or "1", 1)[0]
+    is_as_is = (fields.orientation or default) is Orientation.AS_IS
+    return PreviewTask(parse_pages(fields.pages or "1", 1)[0], 0 if is_as_is else None)
 
 
-async def _preview(services: Services, permit: Permit, data: bytes, page: int) -> Preview:
-    document = Document(data, services.reader.limits, (page,))
+async def _preview(services: Services, permit: Permit, data: bytes, task: PreviewTask) -> Preview:
+    document = Document(data, services.reader.limits, (task.page,))
     permit.mark_running()
     try:
         async with Deadline(services.bounds.deadline_s).enforced():
-            return await services.images.preview(document, PreviewTask(page))
+            return await services.images.preview(document, task)
     finally:
         services.images.close(document)

@@ -11,7 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
-from shared.contract.repetition import LoopDetector, LoopRule, RepetitionGuard, is_better, is_hopeless
+from shared.contract.repetition import (
+    Allowance,
+    FindRows,
+    LoopDetector,
+    LoopRule,
+    RepetitionGuard,
+    is_better,
+    is_hopeless,
+    repeating_tail,
+)
 
 
 class FinishReason(StrEnum):
@@ -37,11 +46,15 @@ class TokenStatus(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rewind:
-    """Start of a second attempt: the number of tokens kept, the last of them, and the token that must not come next."""
+    """Where an answer goes on from."""
 
     kept: int
+    """Number of tokens kept."""
     newest_token: int
-    forbidden: int
+    """The last of them."""
+    forbidden: int | None
+    """With a second attempt, the token that must not come next. None: the answer goes on as before, since the page has
+    more of what it repeats."""
 
 
 class TokenJudge:
@@ -87,12 +100,12 @@ class TokenJudge:
         status = TokenStatus.LENGTH if count >= self._max_new_tokens else TokenStatus.RUN
         return status, count - self._restart - self._detector.num_settled
 
-    def rewind(self, kept: int, forbidden: int) -> None:
-        """Begin the second attempt after the first `kept` tokens; `forbidden` must not come next."""
+    def rewind(self, kept: int, forbidden: int | None) -> None:
+        """Go on after the first `kept` tokens, as `Rewind` says."""
         del self.tokens[kept:]
         self._restart = kept
         self._detector = LoopDetector(self._rule)
-        self._guard = RepetitionGuard(self.tokens, forbidden)
+        self._guard = None if forbidden is None else RepetitionGuard(self.tokens, forbidden)
 
     def banned(self) -> list[int]:
         """Ids of tokens that must not come next."""
@@ -103,11 +116,15 @@ class AnswerTokens:
     """The tokens of an answer, and those its result keeps.
 
     Args:
-        suspicion: `LoopRule.suspicion`, in tokens.
+        rule: When a repeating tail counts as a loop.
+        find_rows: Finds rows of the page that are like what the answer repeats; None if nothing is known of the page.
     """
 
-    def __init__(self, suspicion: int) -> None:
-        self._suspicion = suspicion
+    def __init__(self, rule: LoopRule, find_rows: FindRows | None = None) -> None:
+        self._rule = rule
+        self._find_rows = find_rows
+        self._allowance: Allowance | None = None
+        """Of the tail, once it has repeated for long enough to ask."""
         self._tokens: list[int] = []
         self._log_probabilities: list[float] = []
         self._num_settled = 0
@@ -153,9 +170,7 @@ class AnswerTokens:
         self._tokens.append(token)
         if status == TokenStatus.RUN:
             if self._restart is None:
-                num_settled = len(self._tokens) - (argument if argument >= self._suspicion else 0)
-                self._num_settled = max(self._num_settled, num_settled)
-                return None
+                return self._go_on(argument)
             # A second attempt is shown as a whole or not at all.
             if not self._is_hopeless(self._restart):
                 return None
@@ -163,10 +178,45 @@ class AnswerTokens:
             return self._leave_loop(argument)
         return self._judge_continuation(FinishReason.LENGTH)
 
+    def _go_on(self, longest_run: int) -> Rewind | None:
+        """Settle tokens; leave a tail that repeats more often than the page shows it."""
+        self._ask(longest_run)
+        allowance, count = self._allowance, len(self._tokens)
+        settled = count - (longest_run if longest_run >= self._rule.suspicion else 0)
+        if allowance is not None:
+            settled = min(settled, allowance.end)
+        self._num_settled = max(self._num_settled, settled)
+        if allowance is not None and count >= allowance.end + allowance.period:
+            return self._second_attempt(allowance.end)
+        return None
+
+    def _ask(self, longest_run: int) -> None:
+        """Find out how often the page shows what the tail repeats, once for each tail."""
+        if self._allowance is not None and not self._allowance.is_of(self._tokens):
+            self._allowance = None
+        if self._find_rows is None or self._allowance is not None or longest_run != self._rule.ask_tokens:
+            return
+        tail = repeating_tail(self._tokens, longest_run, self._rule.max_period)
+        if tail is not None:
+            start, period = tail
+            rows = self._find_rows(self._tokens[:start], self._tokens[start : start + period])
+            if rows.count >= self._rule.fewest_rows:
+                self._allowance = Allowance(start, period, rows)
+
     def _leave_loop(self, keep: int) -> FinishReason | Rewind:
         if self._restart is not None:
             self._cut(keep)
             return self._judge_continuation(FinishReason.REPETITION)
+        allowance = self._allowance
+        if allowance is None or not allowance.is_of(self._tokens):
+            return self._second_attempt(keep)
+        count = len(self._tokens)
+        if count < allowance.end + allowance.period:
+            # The page has as many rows and may have more below.
+            return Rewind(count, self._tokens[-1], None)
+        return self._second_attempt(allowance.end)
+
+    def _second_attempt(self, keep: int) -> Rewind:
         # What a stream may have sent is kept, with and without streaming, so that both give the same text.
         keep = max(keep, self._num_settled)
         forbidden = self._tokens[keep]

@@ -7,15 +7,19 @@ The rule: the last tokens repeat with a period of at most `max_period` tokens, a
 least `min_tokens` tokens. Real pages repeat too (rules, dotted leaders, empty table cells, forms), so both bounds are
 above the length of a line or table row of a dense page. A numbered list is never periodic, since its numbers change.
 
-The steps: (1) as requested, greedy or sampled; (2) once a loop is certain, back to the end of its first period and on
-from there in the same way, with the loop's next token forbidden and no n-gram repeated within a window; (3) the text up
-to the end of the first period. The engine chooses between (2) and (3) with `is_better`, and ends (2) early with
-`is_hopeless`.
+Where the page's print is known, it decides: once `ask_tokens` tokens have repeated, the rows of print that are like the
+period are counted. If there are at least `fewest_rows`, the tail may repeat as often as there are rows, and no more.
+
+The steps: (1) as requested, greedy or sampled; (2) once a loop is certain, back to the end of the last row that the
+page has, or of the first period, and on from there in the same way, with the loop's next token forbidden and no n-gram
+repeated within a window; (3) the text up to there. The engine chooses between (2) and (3) with `is_better`, and ends
+(2) early with `is_hopeless`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +40,62 @@ class LoopRule:
     min_repeats: int = 6
     suspicion: int = 4
     """Length in tokens from which a repeating tail is held back from the stream, until it ends or is certain."""
+    ask_tokens: int = 48
+    """Length in tokens of a repeating tail, without its first period, at which the page's rows are counted."""
+    fewest_rows: int = 3
+    """Fewer rows of print like the period are taken for chance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a page shows of a repeating text."""
+
+    count: int
+    """Rows of print that are like it."""
+    spacing: int
+    """Tokens of spacing with which the text begins."""
+
+
+FindRows = Callable[[Sequence[int], Sequence[int]], Rows]
+"""From the tokens before a repeating text, and those of one period, to the page's rows of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """How often a repeating tail may repeat."""
+
+    start: int
+    """Tokens before its first period."""
+    period: int
+    rows: Rows
+
+    @property
+    def end(self) -> int:
+        """Tokens up to the end of its last true period, with the spacing after it: what follows has a choice."""
+        return self.start + self.period * self.rows.count + self.rows.spacing
+
+    def is_of(self, tokens: Sequence[int]) -> bool:
+        """Whether the tail still repeats with the newest token."""
+        return tokens[-1] == tokens[-1 - self.period]
+
+
+def repeating_tail(tokens: Sequence[int], longest_run: int, max_period: int) -> tuple[int, int] | None:
+    """Where a repeating tail begins.
+
+    Args:
+        tokens: The answer so far.
+        longest_run: Tokens at its end that equal those one period before them.
+        max_period: Of the rule.
+
+    Returns:
+        Tokens before its first period, and the period; None if there is no such tail.
+    """
+    count = len(tokens)
+    for period in range(1, min(max_period, count - longest_run) + 1):
+        start = count - longest_run - period
+        if all(tokens[index] == tokens[index + period] for index in range(start, count - period)):
+            return start, period
+    return None
 
 
 class LoopDetector:

@@ -6,6 +6,7 @@ ruled lines and print that shows through from the other side are not marks. Know
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from shared.images.ink_lines import find_lines
 from shared.images.page_ink import MOST_MARKS, PageInk
 
 # Callers look at one page for each core already.
@@ -39,6 +41,25 @@ _CROP_PIXELS = 250_000
 """Smaller images are crops of a word or a line, where a small letter may be alone, and dust is rare."""
 
 
+@dataclass(frozen=True, slots=True)
+class Relief:
+    """A page's print, apart from its paper.
+
+    Shapes:
+        grey_HW: the page, 255 is paper
+        depth_HW: how much darker each pixel is than the paper around it
+    """
+
+    grey_HW: NDArray[np.uint8]
+    depth_HW: NDArray[np.uint8]
+    noise: float
+    """Standard deviation of what varies from pixel to pixel, of 255."""
+    threshold: float
+    """Paper and a sensor's noise stay below."""
+    scale: float
+    """Pixels of the page for each of the relief."""
+
+
 def find_ink(page: Image.Image) -> PageInk:
     """Look for print on a page.
 
@@ -48,22 +69,36 @@ def find_ink(page: Image.Image) -> PageInk:
     Returns:
         What was found.
     """
+    return ink_of(relief_of(page))
+
+
+def relief_of(page: Image.Image) -> Relief:
+    """Tell the print of a page, mode RGB, from its paper; a large page is made smaller."""
     grey_HW = _grey(page)
-    ink = _look(grey_HW)
+    return _relief(grey_HW, page.height / grey_HW.shape[0])
+
+
+def ink_of(relief: Relief) -> PageInk:
+    """Look for print in a page's relief."""
+    ink = _look(relief)
     if ink.marks < MOST_MARKS and ink.noise > _COARSE_NOISE:
         # A dithered or grainy page: half its size has half the noise, and its print is still there.
+        grey_HW = relief.grey_HW
         size = max(1, grey_HW.shape[1] // 2), max(1, grey_HW.shape[0] // 2)
         half_HW: Any = cv2.resize(grey_HW, size, interpolation=cv2.INTER_AREA)
-        half = _look(half_HW)
-        ink = PageInk(max(ink.marks, half.marks), ink.ink_ratio, half.noise)
+        half = _look(_relief(half_HW, relief.scale * grey_HW.shape[0] / half_HW.shape[0]))
+        ink = PageInk(max(ink.marks, half.marks), ink.ink_ratio, half.noise, half.lines)
     return ink
 
 
-def _look(grey_HW: NDArray[np.uint8]) -> PageInk:
+def _relief(grey_HW: NDArray[np.uint8], scale: float) -> Relief:
     depth_HW = _depth(grey_HW)
     noise = _noise(depth_HW)
-    # Paper and a sensor's noise stay below.
-    threshold = max(_FAINTEST if noise else _FAINTEST_DIGITAL, 4.5 * noise)
+    return Relief(grey_HW, depth_HW, noise, max(_FAINTEST if noise else _FAINTEST_DIGITAL, 4.5 * noise), scale)
+
+
+def _look(relief: Relief) -> PageInk:
+    depth_HW, threshold, noise = relief.depth_HW, relief.threshold, relief.noise
     mask_HW = (depth_HW > threshold).astype(np.uint8)
     ink_ratio = cv2.countNonZero(mask_HW) / mask_HW.size
     # A part of a page of print tells enough, at a fraction of the time.
@@ -74,7 +109,8 @@ def _look(grey_HW: NDArray[np.uint8]) -> PageInk:
     marks = count(depth_HW[part], mask_HW[part], is_crop=False)
     if marks < MOST_MARKS:
         marks = count(depth_HW, mask_HW, is_crop=mask_HW.size < _CROP_PIXELS)
-    return PageInk(min(marks, MOST_MARKS), ink_ratio, noise)
+    lines = find_lines(depth_HW, threshold, relief.scale) if marks else ()
+    return PageInk(min(marks, MOST_MARKS), ink_ratio, noise, lines)
 
 
 def _densest_quarter(mask_HW: NDArray[np.uint8]) -> slice:

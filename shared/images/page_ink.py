@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+Turn = Literal[0, 90, 180, 270]
+"""Degrees clockwise."""
 _HIDING_NOISE = 12.0
 """Print that is paler than some five times this is lost in the noise, so the model has to look."""
 MOST_MARKS = 64
+MOST_LINES = 1500
+"""A page with more lines or words of print is too dense to be held against a text."""
+MOST_WORDS = 6000
+
+
+@dataclass(frozen=True, slots=True)
+class InkLine:
+    """Print along one line, up to the next wide gap: a line of text, or a cell of a table."""
+
+    box_px: tuple[int, int, int, int]
+    """x1, y1, x2, y2 on the page."""
+    words_px: tuple[int, ...]
+    """Widths of its words, from left to right."""
+    body_px: float
+    """Median height of its characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +38,8 @@ class PageInk:
     """Share of the page's area that differs from its paper, 0 to 1."""
     noise: float = 0.0
     """Standard deviation of what varies from pixel to pixel, of 255."""
+    lines: tuple[InkLine, ...] = ()
+    """Where print is, from top to bottom; empty where it was not looked for, or is more than `MOST_LINES`."""
 
     @property
     def is_blank(self) -> bool:

@@ -57,8 +57,11 @@ async def test_page_is_read() -> None:
             "text": answer["text"],
             "width_px": 320,
             "height_px": 200,
+            "turned_degrees": 0,
             "finish_reason": "stop",
             "confidence": 0.875,
+            "coverage": 1.0,
+            "unread": [],
             "regions": [],
         }
     ]

@@ -87,4 +87,5 @@ async def test_preview_is_described() -> None:
         described = (await service.client.get("/openapi.json")).json()["paths"]["/preview"]["post"]
     assert list(described["responses"]["200"]["content"]) == ["image/jpeg"]
     assert set(described["responses"]["200"]["headers"]) == {"X-Page-Count", "X-Page-Size"}
-    assert set(described["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]) == {"file", "pages"}
+    properties = described["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    assert set(properties) == {"file", "pages", "orientation"}

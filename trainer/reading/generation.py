@@ -22,9 +22,11 @@ from torch import Tensor
 
 from shared.contract.answer import AnswerTokens, FinishReason, Rewind, TokenJudge
 from shared.contract.confidence import TokenScores, score_tokens
-from shared.contract.repetition import LoopRule
+from shared.contract.repetition import FindRows, LoopRule, Rows
+from shared.contract.rows import find_rows
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import ViewPlan
+from shared.images.page_ink import InkLine
 from trainer.reading.kv_cache import growing_cache
 
 if TYPE_CHECKING:
@@ -60,9 +62,9 @@ class Generated:
 class _Answer:
     """A growing answer, under the same rules as in the service."""
 
-    def __init__(self, eos_id: int, max_new_tokens: int) -> None:
+    def __init__(self, eos_id: int, max_new_tokens: int, rows: FindRows | None = None) -> None:
         self.judge = TokenJudge(eos_id, max_new_tokens, LOOP_RULE)
-        self.kept = AnswerTokens(LOOP_RULE.suspicion)
+        self.kept = AnswerTokens(LOOP_RULE, rows)
         self.outcome: FinishReason | Rewind | None = None
 
     def push(self, token_id: int, log_probability: float) -> None:
@@ -80,6 +82,7 @@ def generate_texts(
     max_new_tokens: int,
     device: torch.device | str,
     batch_size: int = 8,
+    prints: Sequence[Sequence[InkLine]] | None = None,
 ) -> list[Generated]:
     """Read pages greedily.
 
@@ -94,6 +97,7 @@ def generate_texts(
         max_new_tokens: Limit of an answer's length, end token included.
         device: Of the model.
         batch_size: Largest number of pages decoded together.
+        prints: Each page's lines of print, by which true rows are told from loops.
 
     Returns:
         One reading for each page, in the order of `batch`.
@@ -110,7 +114,9 @@ def generate_texts(
             pages = [batch[index] for index in indices]
             prompt_ids = tokenizer.encode_prompt(pages[0].plan, prompt)
             features = _encode(model, pages, device)
-            answers = _decode(model, features, [prompt_ids] * len(pages), max_new_tokens, tokenizer.eos_id, device)
+            rows = [_find_rows(tokenizer, prints[index]) if prints else None for index in indices]
+            answers = [_Answer(tokenizer.eos_id, max_new_tokens, find) for find in rows]
+            _decode(model, features, [prompt_ids] * len(pages), answers, max_new_tokens, device)
             readings.update(zip(indices, _as_texts(answers, tokenizer), strict=True))
     return [readings[index] for index in range(len(batch))]
 
@@ -146,9 +152,21 @@ def generate_from_features(
             while indices := list(islice(group, batch_size)):
                 features = [features_of(index).to(device) for index in indices]
                 asked = [prompts[index] for index in indices]
-                answers = _decode(model, features, asked, max_new_tokens, tokenizer.eos_id, device)
+                answers = [_Answer(tokenizer.eos_id, max_new_tokens) for _ in indices]
+                _decode(model, features, asked, answers, max_new_tokens, device)
                 readings.update(zip(indices, _as_texts(answers, tokenizer), strict=True))
     return [readings[index] for index in range(len(prompts))]
+
+
+def _find_rows(tokenizer: OcrTokenizer, lines: Sequence[InkLine]) -> FindRows | None:
+    if not lines:
+        return None
+
+    def rows_like(before: Sequence[int], period: Sequence[int]) -> Rows:
+        pieces = tokenizer.token_bytes
+        return find_rows([pieces(token) for token in before], [pieces(token) for token in period], lines)
+
+    return rows_like
 
 
 def batches_of_equal_plan(plans: Sequence[ViewPlan], batch_size: int) -> Iterator[list[int]]:
@@ -190,19 +208,17 @@ def _decode(
     model: OcrModel,
     features: Sequence[Tensor],
     prompts: Sequence[Sequence[int]],
+    answers: Sequence[_Answer],
     max_new_tokens: int,
-    eos_id: int,
     device: torch.device,
-) -> list[_Answer]:
-    """Answers to prompts of one length; one that loops gets a second attempt by itself, as in the service."""
-    answers = [_Answer(eos_id, max_new_tokens) for _ in prompts]
+) -> None:
+    """Answer prompts of one length; an answer that loops goes on by itself, as in the service."""
     _decode_batch(model, features, prompts, answers, max_new_tokens, device)
     for answer, prompt, feature in zip(answers, prompts, features, strict=True):
-        if isinstance(answer.outcome, Rewind):
+        while isinstance(answer.outcome, Rewind):
             answer.judge.rewind(answer.outcome.kept, answer.outcome.forbidden)
             answer.outcome = None
             _decode_again(model, feature, prompt, answer, device)
-    return answers
 
 
 def _decode_batch(
@@ -240,7 +256,7 @@ def _decode_batch(
 def _decode_again(
     model: OcrModel, features_LD: Tensor, prompt: Sequence[int], answer: _Answer, device: torch.device
 ) -> None:
-    """Second attempt: the kept tokens are part of the prompt, and the guard bans tokens."""
+    """After a loop: the kept tokens are part of the prompt, and the guard of a second attempt bans tokens."""
     cache = growing_cache()
     ids_1L = torch.tensor([[*prompt, *answer.judge.tokens]], device=device)
     logits_1V = _next_logits(model, model.embed_inputs(ids_1L, [features_LD]), cache)

@@ -17,6 +17,7 @@ from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan, plan_views
 from shared.deepseek_ocr.images import prepare_views
+from shared.images.ink import find_ink
 from trainer.evaluation.samples import Layout, Sample, open_page, upright_size
 from trainer.evaluation.scores import Reading
 from trainer.reading.generation import batches_of_equal_plan, generate_texts
@@ -103,9 +104,8 @@ class ModelReader:
 
     def _read_batch(self, samples: Sequence[Sample], plan: ViewPlan) -> list[Reading]:
         start = time.perf_counter()
-        pages = [
-            PageViews(plan, *prepare_views(open_page(sample.image_path), plan, self._geometry)) for sample in samples
-        ]
+        images = [open_page(sample.image_path) for sample in samples]
+        pages = [PageViews(plan, *prepare_views(image, plan, self._geometry)) for image in images]
         generated = generate_texts(
             self._model,
             self._tokenizer,
@@ -114,6 +114,7 @@ class ModelReader:
             self._options.max_new_tokens or MAX_NEW_TOKENS[samples[0].layout],
             self._device,
             self._options.batch_size,
+            [find_ink(image).lines for image in images],
         )
         seconds = (time.perf_counter() - start) / len(samples)
         return [Reading(answer.text, seconds, answer.ended, answer.token_scores) for answer in generated]

@@ -201,8 +201,8 @@ class CpuRunner:
         """Take the oldest output."""
         return self._pending.popleft() if self._pending else None
 
-    def rewind(self, slot: int, *, kept: int, newest_token: int, forbidden: int) -> None:
-        """Begin the second attempt of an answer whose status was LOOP."""
+    def rewind(self, slot: int, *, kept: int, newest_token: int, forbidden: int | None) -> None:
+        """See `runner.Runner`."""
         state = self._states[slot]
         state.judge.rewind(kept, forbidden)
         assert state.judge.tokens[-1] == newest_token

@@ -218,8 +218,8 @@ class GpuRunner:
         return self._reports.collect()
 
     @torch.inference_mode()
-    def rewind(self, slot: int, *, kept: int, newest_token: int, forbidden: int) -> None:
-        """Begin the second attempt of an answer whose status was LOOP."""
+    def rewind(self, slot: int, *, kept: int, newest_token: int, forbidden: int | None) -> None:
+        """See `runner.Runner`."""
         position = self._prompt_tokens[slot] + kept - 1
         self._state.rewind(slot, position=position, kept_tokens=kept, newest_token=newest_token, forbidden=forbidden)
 

@@ -142,22 +142,22 @@ class AnswerState:
             zeroed.index_fill_(0, slots_R, 0)
         self.forbidden_S.index_fill_(0, slots_R, -1)
 
-    def rewind(self, slot: int, *, position: int, kept_tokens: int, newest_token: int, forbidden: int) -> None:
-        """Begin the second attempt of an answer that ended in a loop.
+    def rewind(self, slot: int, *, position: int, kept_tokens: int, newest_token: int, forbidden: int | None) -> None:
+        """Let an answer go on from one of its tokens.
 
         Args:
             slot: Its slot.
             position: Of its last kept token: prompt tokens + `kept_tokens` - 1.
             kept_tokens: Answer tokens kept, at least 1.
             newest_token: The last of them, to be fed next.
-            forbidden: The token that led into the loop.
+            forbidden: With a second attempt, the token that led into the loop; None: there are no bans.
         """
         self.token_S[slot] = newest_token
         self.position_S[slot] = position
         self.count_S[slot] = kept_tokens
         self.restart_S[slot] = kept_tokens
-        self.forbidden_S[slot] = forbidden
-        self.guard_S[slot] = True
+        self.forbidden_S[slot] = -1 if forbidden is None else forbidden
+        self.guard_S[slot] = forbidden is not None
         self.runs_SP[slot] = 0
         self.done_S[slot] = False
 

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from service.engine.protocol import EngineInfo, EngineStats, SamplingParams, SequenceEvent, SequenceRequest
 from service.frames import read_header
 from service.page_codec import PageHeader, decode_page, encode_page
+from shared.images.page_ink import InkLine
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,7 @@ class _SubmitHeader:
     model_id: str
     is_canary: bool
     wants_token_scores: bool
+    lines: tuple[InkLine, ...]
     kind: Literal["submit"] = "submit"
 
 
@@ -147,6 +149,7 @@ def encode_command(command: Command) -> Frame:
         request.model_id,
         request.is_canary,
         request.wants_token_scores,
+        request.lines,
     )
     return _COMMANDS.dump_json(header), *pixels
 
@@ -166,6 +169,7 @@ def decode_command(header: bytes, tail: memoryview) -> Command:
             command.model_id,
             command.is_canary,
             command.wants_token_scores,
+            command.lines,
         )
     )
 

@@ -34,6 +34,7 @@ def text_task(document: ReadDocument) -> TextTask:
                 for block in blocks_of(page, is_markdown=document.is_markdown)
                 for line in block.lines
             ),
+            page.turned_degrees,
         )
         for page in document.answer.pages
         # A page that could not be decoded has no size.

@@ -16,7 +16,7 @@ class Page:
     """An answer and a runner's part in it: ends, loops and the guard, for tokens that the test chooses."""
 
     def __init__(self, max_new_tokens: int = 200) -> None:
-        self.answer = Answer(TokenBytes(TOKENIZER), RULE.suspicion)
+        self.answer = Answer(TokenBytes(TOKENIZER), RULE)
         self.max_new_tokens = max_new_tokens
         self.tokens: list[int] = []
         self.restart = 0

@@ -34,9 +34,13 @@ from service.intake.formats import FileFormat, detect_format
 from service.intake.limits import DecodeTask, IntakeLimits
 from service.intake.pages import DecodedPage
 from service.intake.pdf import fitting_scale, has_user_units, open_pdf
+from service.intake.preview import PreviewTask
 from shared.deepseek_ocr.forms import PageImage, PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
+from shared.images.ink import find_ink
+from shared.images.page_ink import Turn
 from tests.support.pdf import make_pdf
+from tests.support.printed import two_columns
 from tests.support.service import encode, page_image
 
 LIMITS = IntakeLimits(max_pixels=200_000, max_side_px=1000, max_frames=4, max_pdf_pages=3)
@@ -407,3 +411,21 @@ def test_a_part_that_is_too_large_to_send_is_made_smaller():
 def test_the_thinnest_part_is_cut_out(box: tuple[int, int, int, int]):
     page = decode(encode(Image.new("RGB", (300, 200))), replace(task(), wants_image=True, cut_px=box))
     assert page.prepared.arrays[0].shape == (box[3] - box[1], box[2] - box[0], 3)
+
+
+@pytest.mark.parametrize(("turn", "turned"), [(None, 90), (0, 0), (180, 180)])
+def test_page_is_turned_by_its_print_or_as_it_is_told(turn: Turn | None, turned: int) -> None:
+    upright = two_columns()
+    upload = encode(upright.transpose(Image.Transpose.ROTATE_90))
+    limits = IntakeLimits(max_pixels=upright.width * upright.height)
+    document = OpenDocument(Document(upload, limits))
+    page = document.decode(replace(task(), turn_degrees=turn))
+    assert page.turned_degrees == turned
+    assert (page.width_px, page.height_px) == (upright.size if turned == 90 else upright.size[::-1])
+    if turned == 90:
+        assert page.ink.lines == find_ink(upright).lines
+        part = document.decode(replace(task(), wants_image=True, cut_px=(20, 20, 500, 140), turn_degrees=90))
+        assert part.prepared.arrays[0].tolist() == np.asarray(upright.crop((20, 20, 500, 140))).tolist()
+        assert len(part.ink.lines) == 2
+    preview = document.preview(PreviewTask(1, turn))
+    assert (preview.width_px, preview.height_px) == (page.width_px, page.height_px)

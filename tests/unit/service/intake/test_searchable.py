@@ -24,6 +24,7 @@ from service.intake.document import Document
 from service.intake.glyphless import font_program
 from service.intake.limits import IntakeLimits
 from service.intake.text_layer import TextLine, TextPage, TextTask
+from shared.images.page_ink import Turn
 from tests.support.pdf import make_pdf
 from tests.support.programs import require
 from tests.support.service import encode, page_image
@@ -396,3 +397,21 @@ def test_same_document_gives_the_same_bytes() -> None:
     task = text_page((320, 200), "Hello")
     assert searchable(encode(page_image()), task) == searchable(encode(page_image()), task)
     assert searchable(scan(), task) == searchable(scan(), task)
+
+
+@pytest.mark.parametrize("turn", [90, 180, 270])
+@pytest.mark.parametrize("as_pdf", [False, True])
+def test_text_of_a_page_that_was_turned_is_where_the_page_has_it(turn: Turn, as_pdf: bool) -> None:
+    upright = (300, 200)
+    uploaded = upright if turn == 180 else upright[::-1]
+    upload = encode(picture(uploaded), "PNG", dpi=(72, 72))
+    if as_pdf:
+        upload = searchable(upload, text_page(uploaded))
+    line = TextLine("corner", (0, 0, 60, 20))
+    pdf = searchable(upload, TextPage(1, *upright, (line,), turn))
+    x, y = place_of(pdf, "corner", uploaded)
+    # The upper left corner of the upright page is another one of the uploaded page.
+    expected = {90: (10, 270), 180: (270, 190), 270: (190, 30)}[turn]
+    assert abs(x - expected[0]) < 12
+    assert abs(y - expected[1]) < 12
+    np.testing.assert_allclose(shown(pdf, uploaded), shown(upload, uploaded) if as_pdf else picture(uploaded), atol=3)

@@ -43,6 +43,11 @@ def with_lie(header: bytes, lie: dict[str, object]) -> bytes:
     return changed
 
 
+def line_of(**lies: object) -> dict[str, object]:
+    """A line of print, with other values."""
+    return {"box_px": [1, 1, 40, 9], "words_px": [4, 5], "body_px": 5.0} | lies
+
+
 @pytest.mark.parametrize("header", [b"[]", b"{,}", b"", b'{"kind": "other"}'], ids=["list", "no json", "empty", "kind"])
 def test_what_is_no_reply_is_refused(header: bytes) -> None:
     with pytest.raises(BrokenFrameError):
@@ -112,6 +117,14 @@ def test_no_page_has_more_bytes_than_are_accepted(wants_image: bool) -> None:
         {"page": 2},
         {"is_damaged": 0},
         {"ink": {"marks": "many", "ink_ratio": 0.1}},
+        {"turned_degrees": 45},
+        {"turned_degrees": 90},
+        {"ink": {"marks": 1, "ink_ratio": 0.1, "lines": [line_of(box_px=[0, 0, 9000, 9])]}},
+        {"ink": {"marks": 1, "ink_ratio": 0.1, "lines": [line_of(words_px=[])]}},
+        {"ink": {"marks": 1, "ink_ratio": 0.1, "lines": [line_of(words_px=[0])]}},
+        {"ink": {"marks": 1, "ink_ratio": 0.1, "lines": [line_of(body_px=0)]}},
+        {"ink": {"marks": 1, "ink_ratio": 0.1, "lines": [line_of()] * 1501}},
+        {"ink": {"marks": 1, "ink_ratio": 0.1, "lines": [line_of(words_px=[1] * 6001)]}},
     ],
 )
 @pytest.mark.parametrize("size", [(320, 200), (700, 900)], ids=["one view", "tiles"])

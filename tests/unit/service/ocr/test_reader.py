@@ -14,7 +14,7 @@ from opentelemetry.trace import NoOpTracer
 from service.admission.deadline import Deadline
 from service.admission.gate import Gate
 from service.engine.fake import FakeEngine, fake_tokens
-from service.engine.protocol import SamplingParams, SequenceRequest, SequenceTimings
+from service.engine.protocol import SamplingParams, SequenceEvent, SequenceRequest, SequenceResult, SequenceTimings
 from service.errors import (
     DeadlineError,
     DecodeTimeoutError,
@@ -44,7 +44,7 @@ from shared.contract.confidence import MonotoneMap
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import Mode, ViewPlan
-from shared.images.page_ink import PageInk
+from shared.images.page_ink import InkLine, PageInk
 from tests.support.fake_engine import SteeredEngine
 from tests.support.service import eventually
 
@@ -62,6 +62,7 @@ class Source:
         """Pages that cannot be decoded."""
         self.error: type[DeepSynthError] = UndecodableError
         self.num_failed = 0
+        self.orders: list[DecodeTask] = []
         self.ink: dict[int, PageInk] = {}
         """What pages show, where it is not a lot of print."""
 
@@ -77,6 +78,7 @@ class Source:
             self.num_failed += 1
             raise self.error
         self.num_decoded += 1
+        self.orders.append(order)
         colour = 16 * int(document.data) + order.page - 1
         return DecodedPage(
             file_format=FileFormat.PDF,
@@ -310,6 +312,61 @@ async def test_uncertain_answer_for_a_page_with_little_print_is_not_given() -> N
         # A task whose answer is not the page's text says nothing of the page.
         it.source.ink = {1: PageInk(marks=1, ink_ratio=0.01)}
         assert (await it.read(1, Task.DESCRIBE)).pages[0].status is PageStatus.OK
+
+
+async def test_print_that_nothing_answers_to_is_told_and_lowers_the_confidence() -> None:
+    line = InkLine((40, 40, 360, 70), (45, 93, 45, 60), 14.0)
+    column = tuple(replace(line, box_px=(520, y, 860, y + 24)) for y in range(40, 400, 40))
+    async with bench() as it:
+        it.source.ink = {1: PageInk(500, 0.1, lines=column)}
+        page, other = (await it.read(2)).pages
+        assert page.result is not None
+        assert page.account is not None
+        assert page.account.coverage < 0.6
+        assert all(box[0] == 520 for box in page.account.unread)
+        assert page.is_partly_read
+        assert page.confidence == pytest.approx(page.result.confidence * page.account.coverage)
+        assert (other.account, other.is_partly_read) == (None, False)
+        assert not (await it.read(1, min_coverage=0.0)).pages[0].is_partly_read
+        assert (await it.read(1, Task.DESCRIBE)).pages[0].account is None
+
+
+class LoopingEngine(FakeEngine):
+    """Reads every first page as a loop that was cut."""
+
+    def step(self) -> list[SequenceEvent]:
+        events = super().step()
+        return [
+            replace(event, finish_reason=FinishReason.REPETITION)
+            if isinstance(event, SequenceResult) and self.num_results < 1
+            else event
+            for event in events
+        ]
+
+    @property
+    def num_results(self) -> int:
+        self._results = getattr(self, "_results", -1) + 1
+        return self._results
+
+
+async def test_reading_goes_on_in_what_a_loop_left_unread() -> None:
+    line = InkLine((40, 40, 360, 70), (45, 93, 45, 60), 14.0)
+    column = tuple(replace(line, box_px=(520, y, 860, y + 24)) for y in range(40, 400, 40))
+    deltas: list[str] = []
+    async with bench(engine=LoopingEngine()) as it:
+        it.source.ink = {1: PageInk(500, 0.1, lines=column)}
+        order = OcrRequest(Task.FREE, None, Mode.TINY, SamplingParams(100), "fake", None)
+        with it.gate.admit() as permit:
+            reading = await it.reader.read(b"1", order, permit, on_delta=lambda _, text: deltas.append(text))
+        (page,) = reading.pages
+        whole, part = it.engine.submitted
+    assert page.result is not None
+    assert page.finish_reason is FinishReason.STOP
+    assert "".join(deltas) == page.text == "\n".join("".join(fake_tokens(each)) for each in (whole, part))
+    assert page.result.completion_tokens == len(fake_tokens(whole)) + len(fake_tokens(part))
+    ((_, box_px),) = [(order.page, order.cut_px) for order in it.source.orders if order.cut_px]
+    assert box_px is not None
+    assert box_px[0] < 520 < 860 < box_px[2]
 
 
 async def test_each_finished_page_renews_the_deadline() -> None:

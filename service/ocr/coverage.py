@@ -1,0 +1,31 @@
+"""How much of a page's print a model's answer accounts for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shared.deepseek_ocr.grounding import GroundedText
+from shared.images.accounting import Account, account
+from shared.images.page_ink import InkLine
+
+_PICTURES = {"image", "figure"}
+"""Labels of boxes whose print is part of a picture."""
+
+
+def account_for(answer: GroundedText, lines: Sequence[InkLine]) -> Account:
+    """Hold an answer against the page's print; print in boxes of pictures needs no text.
+
+    Args:
+        answer: The page's text, and the boxes where the model gives them.
+        lines: The page's print.
+
+    Returns:
+        The share that was read, and where the rest is.
+    """
+    pictures = [region.box_px for region in answer.regions if region.label.lower() in _PICTURES]
+    return account(answer.text, [line for line in lines if not any(_is_in(line, box) for box in pictures)])
+
+
+def _is_in(line: InkLine, box: tuple[int, int, int, int]) -> bool:
+    x, y = (line.box_px[0] + line.box_px[2]) / 2, (line.box_px[1] + line.box_px[3]) / 2
+    return box[0] <= x <= box[2] and box[1] <= y <= box[3]

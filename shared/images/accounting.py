@@ -1,0 +1,367 @@
+"""Holds a text against the print on its page: which lines of print it accounts for, and how often it may repeat.
+
+Words are compared by their widths, so nothing is recognised here: a line of print is accounted for if somewhere in the
+text as many words follow each other with the same widths. Every word of the text accounts for print once. Knows numpy,
+no OpenCV and no model.
+
+Shape letters: S scales, T words of the text.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.images.page_ink import InkLine
+
+Box = tuple[int, int, int, int]
+"""x1, y1, x2, y2 on the page."""
+
+_SCALES = np.array([1.25, 1.45, 1.68, 1.95, 2.25])[:, None]
+"""Em sizes by heights of characters that are tried for each line: capitals and digits are 0.72 em high, other letters
+mostly 0.52 em."""
+_TYPICAL_SCALE = 1.68
+_SPACE_EM = 0.28
+_JOINED = 0.4
+"""What it costs that a space was missed or seen where there is none, in em."""
+_MOST_DIFFERENT = 0.12
+"""A line and words of the text whose widths differ by more than this share are not the same."""
+_ROWS_DIFFERENT = 0.2
+"""Of rows that are alike less is asked."""
+_SAME_TEXT = 0.02
+"""And of the same text in other widths, nothing but rounding."""
+_LONG_EM = 7.0
+"""Lines of some 14 characters and more are found anywhere in the text; shorter ones fit too many places."""
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>|^\s*[|:\s-]*-{3,}[|:\s-]*$|^#{1,6}\s|^\s*[-*]\s(?=\S)|\*\*|[|]", re.MULTILINE)
+_LEADER = re.compile(r"[.\-_·…‥–—]+")
+"""Dots and dashes have no height, so they are not among the words of print."""
+_NARROW, _WIDE = frozenset("iljtfrI.,;:'|!()[]{}`\"-*^°·’‘"), frozenset("mwMW@%—…œæŒÆ")
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What of a page's print a text accounts for."""
+
+    coverage: float
+    """Share of the print, by characters, 0 to 1; 1 where there is no print."""
+    unread: tuple[Box, ...]
+    """Where the rest is, in blocks from top to bottom."""
+
+
+def account(text: str, lines: Sequence[InkLine]) -> Account:
+    """Find the print that a text accounts for.
+
+    Args:
+        text: What was read, plain, in Markdown or with HTML tables.
+        lines: The print of the page, or of the part that was read.
+
+    Returns:
+        The share that was read, and where the rest is.
+    """
+    reading = _Reading(text)
+    sizes = np.array([_ems(line) for line in lines])
+    if not sizes.size:
+        return Account(1.0, ())
+    if not _groups(lines):
+        reading.drop_repeats()
+    found = _match(reading, lines, sizes)
+    unread = _spread_rest(reading, lines, sizes, found)
+    blocks = _blocks([lines[index] for index in unread])
+    kept = [block for block in blocks if _is_worth_telling(block)]
+    missing = sum(_ems(line) for block in kept for line in block)
+    boxes = sorted((_around(block) for block in kept), key=lambda box: (box[1], box[0]))
+    return Account(max(0.0, 1.0 - missing / float(sizes.sum())), tuple(boxes))
+
+
+def repeats(unit: str, before: str, lines: Sequence[InkLine]) -> int:
+    """How many times a text that repeats can be on the page.
+
+    Rows that are the same have words of the same widths, so print counts if it is like the text and has its like on the
+    page. What is like it in the text before has its print already.
+
+    Args:
+        unit: What is repeated, once.
+        before: The text before the first time.
+        lines: The page's print.
+
+    Returns:
+        As often as there is print; 0 if there is none, or if the text has neither letters nor digits.
+    """
+    once = _Reading(unit)
+    num_words = len(once.ems)
+    if not any(character.isalnum() for character in unit):
+        return 0
+    written = [_as_print(line) for line in before.split("\n") if line.strip()]
+    longest = max((len(line.words_px) for line in (*lines, *written)), default=0)
+    cyclic = _Reading(" ".join([unit] * (2 + longest // num_words + 1)))
+    groups = [_words_like(cyclic, num_words, group) for group in _groups(lines)]
+    # Any word is like words of one other width at another size of print, so a single word has one group.
+    shown = max(groups, default=0) if num_words == 1 else sum(groups)
+    return max(0, round((shown - _words_like(cyclic, num_words, written, _SAME_TEXT)) / num_words))
+
+
+def _words_like(
+    cyclic: _Reading, period: int, lines: Sequence[InkLine], most_different: float = _ROWS_DIFFERENT
+) -> int:
+    """Words of a text, which repeats after so many of them, that lines have."""
+    matches = [_find(cyclic, line, most_different) for line in lines if _may_repeat(line, period)]
+    return sum(match.end - match.start for match in matches if match is not None)
+
+
+def _may_repeat(line: InkLine, period: int) -> bool:
+    """Whether a line's words repeat after so many of them, as far as it is longer than that."""
+    widths = np.array(line.words_px, np.float64)
+    return bool(_are_same(widths[:-period], widths[period:], line.body_px).all())
+
+
+def _are_same(one: NDArray[np.float64], other: NDArray[np.float64], body_px: float) -> NDArray[np.bool_]:
+    """Which words have one width, but for pixels and noise."""
+    return np.abs(one - other) <= np.maximum(_SAME_BODY * body_px, _SAME_SHARE * one)
+
+
+def _groups(lines: Sequence[InkLine]) -> list[list[InkLine]]:
+    """Lines whose words have the same widths, at least three in a group."""
+    by_words: dict[int, list[InkLine]] = defaultdict(list)
+    for line in lines:
+        by_words[len(line.words_px)].append(line)
+    groups: list[list[InkLine]] = []
+    for rest in by_words.values():
+        while len(rest) >= _FEWEST_LIKE:
+            first = np.array(rest[len(rest) // 2].words_px, np.float64)
+            widths_NW = np.array([line.words_px for line in rest], np.float64)
+            is_same_N = np.asarray(_are_same(widths_NW, first, rest[0].body_px).all(axis=1))
+            group = [line for line, is_same in zip(rest, is_same_N, strict=True) if is_same]
+            rest = [line for line, is_same in zip(rest, is_same_N, strict=True) if not is_same]  # noqa: PLW2901
+            if len(group) >= _FEWEST_LIKE:
+                groups.append(group)
+    return groups
+
+
+def _as_print(text: str) -> InkLine:
+    """A line of text as if it were printed."""
+    ems = _Reading(text).ems
+    return InkLine((0, 0, 1, 1), tuple(max(1, round(100 * em)) for em in ems) or (1,), 100 / _TYPICAL_SCALE)
+
+
+_SAME_BODY, _SAME_SHARE = 0.35, 0.04
+"""Words of one width differ by less, in heights of a character and as a share, from pixels and noise."""
+_FEWEST_LIKE = 3
+_PASSAGE = 12
+"""Words of a passage."""
+_GRAM = 4
+"""So many words in a row that come twice are a repeat."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    start: int
+    end: int
+    cost: float
+
+
+class _Reading:
+    """The words of a text, and which of them have been used."""
+
+    def __init__(self, text: str) -> None:
+        plain = html.unescape(_TAG.sub(" ", text))
+        self._words = [word for word in plain.split() if _LEADER.fullmatch(word) is None]
+        self.ems = np.array([_width(word) for word in self._words], np.float64)
+        self.is_free = np.ones(len(self.ems), np.bool_)
+
+    @property
+    def is_repeat(self) -> NDArray[np.bool_]:
+        """Which words say again what other words, that a line has, say already."""
+        grams = [tuple(self._words[place : place + _GRAM]) for place in range(len(self._words) - _GRAM + 1)]
+        has_line = {gram for place, gram in enumerate(grams) if not self.is_free[place : place + _GRAM].any()}
+        result = np.zeros(len(self._words), np.bool_)
+        for place, gram in enumerate(grams):
+            if gram in has_line:
+                result[place : place + _GRAM] = True
+        return result
+
+    def drop_repeats(self) -> None:
+        """Leave out words that say a passage again: a page without rows that are alike has it once."""
+        seen: set[tuple[str, ...]] = set()
+        for place in range(len(self._words) - _PASSAGE + 1):
+            passage = tuple(self._words[place : place + _PASSAGE])
+            if passage in seen:
+                self.is_free[place : place + _PASSAGE] = False
+                self.ems[place : place + _PASSAGE] = 0.0
+            seen.add(passage)
+
+    def use(self, match: _Match) -> None:
+        """Let a line have its words."""
+        self.is_free[match.start : match.end] = False
+
+
+def _width(word: str) -> float:
+    """Width of a word in em, as common faces have it."""
+    width = 0.0
+    for character in word:
+        if character in _NARROW:
+            width += 0.31
+        elif character in _WIDE:
+            width += 0.86
+        elif character.isupper():
+            width += 0.68
+        elif ord(character) >= 0x2E80:
+            width += 1.0
+        else:
+            width += 0.53
+    return width
+
+
+def _ems(line: InkLine) -> float:
+    """Width of a line's words in em."""
+    return sum(line.words_px) / (line.body_px * _TYPICAL_SCALE)
+
+
+def _find(reading: _Reading, line: InkLine, most_different: float = _MOST_DIFFERENT) -> _Match | None:
+    """The words of a text whose widths are most like a line's; None if none are like it.
+
+    Each word of the line is one word of the text, a part of one, or several that touch.
+    """
+    ems = reading.ems
+    num_text = len(ems)
+    if not num_text:
+        return None
+    is_used = ~reading.is_free
+    size_S1 = line.body_px * _SCALES
+    blocked_T = np.where(is_used, np.inf, 0.0)
+    one_T = ems
+    two_T = np.full(num_text, np.inf)
+    two_T[:-1] = ems[:-1] + ems[1:] + _SPACE_EM
+    blocked_two_T = blocked_T.copy()
+    blocked_two_T[:-1] += blocked_T[1:]
+    words = np.array(line.words_px, np.float64)
+    space_S1 = _SPACE_EM * size_S1
+    # cost_S[e]: of all words so far, the last of which ends before word e of the text; begin[e]: where they begin.
+    shape = (len(_SCALES), num_text + 1)
+    costs: list[Any] = [np.zeros(shape)]
+    begins: list[Any] = [np.broadcast_to(np.arange(num_text + 1), shape)]
+    joined_S1 = _JOINED * size_S1
+    for number, word in enumerate(words):
+        cost = np.full(shape, np.inf)
+        begin = np.zeros(shape, np.int64)
+        before, before_begin = costs[number], begins[number]
+        _take(cost, begin, 1, before[:, :-1] + np.abs(word - size_S1 * one_T) + blocked_T, before_begin[:, :-1])
+        if num_text > 1:
+            _take(
+                cost, begin, 2,
+                before[:, :-2] + np.abs(word - size_S1 * two_T[:-1]) + joined_S1 + blocked_two_T[:-1],
+                before_begin[:, :-2],
+            )  # fmt: skip
+        if number:
+            whole = words[number - 1] + word + 0.6 * space_S1
+            earlier = costs[number - 1][:, :-1] + np.abs(whole - size_S1 * one_T) + joined_S1 + blocked_T
+            _take(cost, begin, 1, earlier, begins[number - 1][:, :-1])
+        costs.append(cost)
+        begins.append(begin)
+    share = costs[-1] / words.sum()
+    scale, end = np.unravel_index(int(share.argmin()), shape)
+    best = float(share[scale, end])
+    if best > most_different:
+        return None
+    return _Match(int(begins[-1][scale, end]), int(end), best)
+
+
+def _take(
+    cost: NDArray[np.float64],
+    begin: NDArray[np.int64],
+    step: int,
+    offered: NDArray[np.float64],
+    offered_begin: NDArray[np.int64],
+) -> None:
+    """Keep the cheaper way to each place of the text, `step` words on."""
+    is_better = offered < cost[:, step:]
+    np.copyto(cost[:, step:], offered, where=is_better)
+    np.copyto(begin[:, step:], offered_begin, where=is_better)
+
+
+def _match(reading: _Reading, lines: Sequence[InkLine], sizes: NDArray[np.float64]) -> dict[int, _Match]:
+    """Give lines their words: long lines first, those that fit best first among them."""
+    found: dict[int, _Match] = {}
+    alone = ((index, _find(reading, line)) for index, line in enumerate(lines))
+    order = [(index, match) for index, match in alone if match is not None]
+    order.sort(key=lambda place: (sizes[place[0]] < _LONG_EM, place[1].cost - 0.01 * len(lines[place[0]].words_px)))
+    for index, first in order:
+        match: _Match | None = first
+        if not reading.is_free[first.start : first.end].all():
+            match = _find(reading, lines[index])
+        if match is not None:
+            reading.use(match)
+            found[index] = match
+    return found
+
+
+def _spread_rest(
+    reading: _Reading, lines: Sequence[InkLine], sizes: NDArray[np.float64], found: dict[int, _Match]
+) -> list[int]:
+    """Lines without words after the rest of the text went to them: words that were misread have other widths.
+
+    Words that no line has go to the lines nearest to those that have theirs.
+    """
+    open_lines = {index for index in range(len(lines)) if index not in found}
+    used = float(reading.ems[~reading.is_free].sum())
+    per_em = float(sizes[list(found)].sum()) / used if used else 1.0
+    room = float(reading.ems[reading.is_free & ~reading.is_repeat].sum()) * min(max(per_em, 0.7), 1.4)
+    box_N4 = np.array([line.box_px for line in lines])
+    far_N = np.full(len(lines), np.inf)
+    for index in found:
+        far_N = np.minimum(far_N, _distances(box_N4, index))
+    if not found:
+        far_N = box_N4[:, 1].astype(np.float64)
+    while open_lines:
+        nearest = min(open_lines, key=lambda index: far_N[index])
+        if room < 0.5 * sizes[nearest]:
+            break
+        room -= float(sizes[nearest])
+        open_lines.remove(nearest)
+        far_N = np.minimum(far_N, _distances(box_N4, nearest))
+    return sorted(open_lines)
+
+
+def _distances(box_N4: NDArray[np.int64], index: int) -> NDArray[np.float64]:
+    """How far lines are from one of them."""
+    x1, y1, x2, y2 = box_N4[index]
+    across_N = np.maximum(box_N4[:, 0] - x2, x1 - box_N4[:, 2])
+    down_N = np.maximum(box_N4[:, 1] - y2, y1 - box_N4[:, 3])
+    return np.maximum(across_N, 0) + 2.0 * np.maximum(down_N, 0)
+
+
+def _blocks(lines: Sequence[InkLine]) -> list[list[InkLine]]:
+    """Lines that are next to each other, as blocks."""
+    blocks: list[list[InkLine]] = []
+    for line in lines:
+        near = [block for block in blocks if any(_touch(line, other) for other in block)]
+        blocks = [block for block in blocks if block not in near]
+        blocks.append([*(each for block in near for each in block), line])
+    return blocks
+
+
+def _touch(one: InkLine, other: InkLine) -> bool:
+    reach = 2.5 * max(one.body_px, other.body_px)
+    a, b = one.box_px, other.box_px
+    return a[0] < b[2] + reach and b[0] < a[2] + reach and a[1] < b[3] + reach and b[1] < a[3] + reach
+
+
+_FEWEST_EM = 4.0
+"""An unread block must have some 8 characters, else it may be a stain or a picture's edge."""
+
+
+def _is_worth_telling(block: Sequence[InkLine]) -> bool:
+    return sum(_ems(line) for line in block) >= _FEWEST_EM
+
+
+def _around(lines: Sequence[InkLine]) -> Box:
+    boxes = np.array([line.box_px for line in lines])
+    x1, y1 = boxes[:, :2].min(axis=0)
+    x2, y2 = boxes[:, 2:].max(axis=0)
+    return int(x1), int(y1), int(x2), int(y2)

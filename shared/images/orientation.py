@@ -1,0 +1,120 @@
+"""Finds how a page of print has been turned: by 0, 90, 180 or 270 degrees. Knows OpenCV and numpy, no model of OCR.
+
+A small network looks at windows around shapes of print, each three characters wide, in all four turns, and says how
+upright they look; the turn in which most of them do wins. `trainer.orientation` is the recipe of its weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.images.ink_lines import find_shapes
+from shared.images.page_ink import Turn
+
+WEIGHTS = Path(__file__).with_name("orientation.npz")
+WINDOW_PX = 24
+_CHARACTER_PX = 8
+"""Longer side of a usual shape in a window."""
+MOST_WINDOWS = 160
+_FEWEST_WINDOWS = 6
+"""Fewer shapes than this, such as a page number, tell nothing."""
+_MARGIN = 0.25
+"""A page is turned if its windows favour that by so much on average, in nats."""
+_EVIDENCE = 6.0
+"""And by so much together."""
+TURNS: tuple[Turn, ...] = (0, 90, 180, 270)
+
+
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """How a page has to be turned to be upright."""
+
+    turn_degrees: Turn
+    """Clockwise: 0, 90, 180 or 270."""
+    margin: float
+    """By how much the windows favour it over the second best, in nats a window."""
+    windows: int
+
+
+def find_orientation(depth_HW: NDArray[np.uint8], threshold: float) -> Orientation:
+    """Find out how a page is turned.
+
+    Args:
+        depth_HW: How much darker each pixel is than the paper around it.
+        threshold: What paper and noise stay below.
+
+    Returns:
+        The turn; 0 where print is too little, or tells too little.
+    """
+    windows_NHW = cut_windows(depth_HW, threshold)
+    if len(windows_NHW) < _FEWEST_WINDOWS:
+        return Orientation(0, 0.0, len(windows_NHW))
+    score_R = np.mean(_log_shares(windows_NHW), axis=0)
+    best = int(score_R.argmax())
+    ahead = float(score_R[best] - score_R[0])
+    if best and (ahead < _MARGIN or ahead * len(windows_NHW) < _EVIDENCE):
+        best = 0
+    margin = float(score_R[best] - np.delete(score_R, best).max())
+    return Orientation(TURNS[best], margin, len(windows_NHW))
+
+
+def cut_windows(depth_HW: NDArray[np.uint8], threshold: float, most: int = MOST_WINDOWS) -> NDArray[np.uint8]:
+    """Windows around shapes of print.
+
+    Args:
+        depth_HW: How much darker each pixel is than the paper around it.
+        threshold: What paper and noise stay below.
+        most: How many at most, spread over the page.
+
+    Returns:
+        `[N, WINDOW_PX, WINDOW_PX]`, 255 is the darkest print.
+    """
+    boxes = find_shapes(depth_HW, threshold)
+    empty = np.zeros((0, WINDOW_PX, WINDOW_PX), np.uint8)
+    if not boxes.size:
+        return empty
+    long = boxes[:, 2:].max(axis=1)
+    usual = float(np.median(long[long >= np.percentile(long, 25)]))
+    boxes = boxes[(long > 0.45 * usual) & (long < 2.5 * usual)]
+    if not len(boxes):
+        return empty
+    boxes = boxes[np.linspace(0, len(boxes) - 1, min(most, len(boxes))).round().astype(int)]
+    scale = min(_CHARACTER_PX / usual, 4.0)
+    size = max(1, round(depth_HW.shape[1] * scale)), max(1, round(depth_HW.shape[0] * scale))
+    small_HW: Any = cv2.resize(depth_HW, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    half = WINDOW_PX // 2
+    padded_HW = np.pad(small_HW, half)
+    centres = ((boxes[:, :2] + boxes[:, 2:] / 2) * scale).round().astype(int)
+    centres = np.minimum(centres, [size[0] - 1, size[1] - 1])
+    windows = np.stack([padded_HW[y : y + WINDOW_PX, x : x + WINDOW_PX] for x, y in centres.tolist()])
+    darkest = np.maximum(windows.reshape(len(windows), -1).max(axis=1), 1)[:, None, None]
+    return (windows.astype(np.uint16) * 255 // darkest).astype(np.uint8)
+
+
+def _log_shares(windows_NHW: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """How much each window favours each turn, `[N, 4]`, as logarithms of shares."""
+    weights = _weights()
+    columns = [np.rot90(windows_NHW, -turn, axes=(1, 2)).reshape(len(windows_NHW), -1) for turn in range(len(TURNS))]
+    values = np.concatenate(columns).astype(np.float32) / 255
+    last = len(weights) // 2 - 1
+    for layer in range(last + 1):
+        values = values @ weights[f"w{layer}"] + weights[f"b{layer}"]
+        if layer < last:
+            np.maximum(values, 0, out=values)
+    score_NR = values.reshape(len(TURNS), len(windows_NHW)).T
+    score_NR = score_NR - score_NR.max(axis=1, keepdims=True)
+    result: NDArray[np.float32] = score_NR - np.log(np.exp(score_NR).sum(axis=1, keepdims=True))
+    return result
+
+
+@cache
+def _weights() -> dict[str, NDArray[np.float32]]:
+    with np.load(WEIGHTS) as file:
+        return {name: file[name].astype(np.float32) for name in file.files}

@@ -1,0 +1,79 @@
+"""Texts are held against drawn print; how often that is right is measured by `benchmarks/outcomes.py`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.print_pages import misread
+from shared.images.accounting import account, repeats
+from shared.images.ink import find_ink
+from tests.support.printed import LEFT, RIGHT, ROW, TITLE, page_of, register, two_columns
+
+COLUMNS = find_ink(two_columns()).lines
+
+
+def words(*lines: str) -> str:
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        words(*LEFT, *RIGHT),
+        words(*RIGHT, *LEFT),
+        " ".join((*LEFT, *RIGHT)),
+        f"# {words(*LEFT)}\n\n**{words(*RIGHT)}**",
+    ],
+    ids=["lines", "other order", "flowing", "markdown"],
+)
+def test_whole_text_accounts_for_all_print(text: str) -> None:
+    found = account(text, COLUMNS)
+    assert (found.coverage, found.unread) == (1.0, ())
+
+
+def test_misread_text_does_too() -> None:
+    text = misread(words(*LEFT, *RIGHT), 0.08, np.random.default_rng(3))
+    assert text != words(*LEFT, *RIGHT)
+    assert account(text, COLUMNS).coverage == 1.0
+
+
+@pytest.mark.parametrize(("text", "x"), [(LEFT, 520), (RIGHT, 40)])
+def test_column_that_is_missing_is_found(text: tuple[str, ...], x: int) -> None:
+    found = account(words(*text), COLUMNS)
+    assert found.coverage == pytest.approx(0.5, abs=0.05)
+    in_column = [box for box in found.unread if abs(box[0] - x) < 8]
+    assert sum(box[3] - box[1] for box in in_column) > 150
+
+
+def test_column_that_comes_twice_does_not_stand_for_the_other() -> None:
+    assert account(words(*LEFT, *LEFT), COLUMNS).coverage == pytest.approx(0.5, abs=0.05)
+
+
+def test_no_text_accounts_for_nothing_and_no_print_is_read_whole() -> None:
+    assert account("", COLUMNS).coverage == 0.0
+    assert account("text", ()).coverage == 1.0
+
+
+def test_cells_of_an_html_table_account_for_print() -> None:
+    columns = ["Item", "Apples", "Pears"], ["Weight", "12.50", "318.00"]
+    page = page_of((40, 40, columns[0]), (420, 40, columns[1]))
+    rows = "".join(f"<tr><td>{left}</td><td>{right}</td></tr>" for left, right in zip(*columns, strict=True))
+    table = f"<table>{rows}</table>"
+    assert account(table, find_ink(page).lines).coverage == 1.0
+
+
+@pytest.mark.parametrize("rows", [6, 14, 20])
+def test_rows_are_counted(rows: int) -> None:
+    assert repeats(f"{ROW}\n", TITLE, find_ink(register(rows)).lines) == rows
+
+
+def test_rows_that_were_written_before_are_not_counted_again() -> None:
+    assert repeats(f"{ROW}\n", f"{TITLE}\n{ROW}\n{ROW}", find_ink(register(14)).lines) == 12
+
+
+def test_cells_are_counted_and_words_of_a_paragraph_are_not() -> None:
+    cells = page_of(*((40 + 120 * column, 40, ["0.00"] * 5) for column in range(6)))
+    assert repeats("0.00 ", "", find_ink(cells).lines) == 30
+    assert repeats("the boats ", words(*LEFT[:2]), COLUMNS) == 0
+    assert repeats("____", "", COLUMNS) == 0

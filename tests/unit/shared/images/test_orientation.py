@@ -1,0 +1,36 @@
+"""Turned pages are found; how often is measured by `benchmarks/outcomes.py`."""
+
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+
+from shared.images.ink import relief_of
+from shared.images.orientation import TURNS, Orientation, find_orientation
+from tests.support.printed import page_of, register, two_columns
+
+TRANSPOSES = {90: Image.Transpose.ROTATE_270, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_90}
+PAGES = {
+    "columns": two_columns(),
+    "register": register(12),
+    "digits": page_of(*((40 + 300 * column, 40, ["4711.50", "318.27", "962.14", "75.40"]) for column in range(3))),
+    "capitals": page_of((40, 40, ["DELIVERY NOTE OF THE HARBOUR", "PLEASE SIGN AND RETURN", "ALL PRICES ARE NET"])),
+    "small": two_columns().resize((560, 202), Image.Resampling.LANCZOS),
+}  # fmt: skip
+
+
+def orientation(image: Image.Image) -> Orientation:
+    relief = relief_of(image)
+    return find_orientation(relief.depth_HW, relief.threshold)
+
+
+@pytest.mark.parametrize("turn", TURNS)
+@pytest.mark.parametrize("name", PAGES)
+def test_turned_page_is_found(name: str, turn: int) -> None:
+    page = PAGES[name].transpose(TRANSPOSES[turn]) if turn else PAGES[name]
+    assert orientation(page).turn_degrees == -turn % 360
+
+
+def test_page_that_tells_nothing_stays_as_it_is() -> None:
+    assert orientation(Image.new("RGB", (600, 800), "white")).turn_degrees == 0
+    assert orientation(page_of((400, 150, ["oxo"])).transpose(Image.Transpose.ROTATE_180)).turn_degrees == 0
