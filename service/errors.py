@@ -21,7 +21,7 @@ nothing of HTTP frameworks, images or engines.
     |  |- UnsupportedTypeError               415
     |  |  |- NotMultipartError, NotJsonError, UnsupportedFormatError, UnsupportedPixelsError
     |  `- UnprocessableError                 422
-    |     |- InvalidFieldError, RemoteUrlError, InvalidDataUrlError, NoTextError
+    |     |- InvalidFieldError, RemoteUrlError, InvalidDataUrlError, NoTextError, UnreadableError
     |     |- EmptyFileError, UndecodableError, TooManyPagesError, PageOutOfRangeError,
     |     |  AspectRatioError, PdfEncryptedError
     |     `- DecodeTimeoutError, DecodeMemoryError, DecodeCrashError
@@ -311,6 +311,13 @@ class NoTextError(UnprocessableError):
     title = "No text was found in the document."
 
 
+class UnreadableError(UnprocessableError):
+    """The document shows something, but no text that can be trusted; for clients that cannot take an empty answer."""
+
+    code = "unreadable"
+    title = "The document shows something, but no text that could be trusted; pages lists where."
+
+
 class EmptyFileError(UnprocessableError):
     """The file has no bytes."""
 
@@ -331,7 +338,7 @@ class TooManyPagesError(UnprocessableError):
     """The document has too many pages for one request."""
 
     code = "too_many_pages"
-    title = "The document exceeds the maximum number of pages; select some with the field pages."
+    title = "The document exceeds the maximum number of pages; select some with pages."
     rejection = "too_many_pages"
 
 
@@ -339,7 +346,7 @@ class PageOutOfRangeError(UnprocessableError):
     """The selection includes a page that the document does not have."""
 
     code = "page_out_of_range"
-    title = "The field pages selects a page that the document does not have."
+    title = "The selection in pages has a page that the document does not have."
     rejection = "page_out_of_range"
 
 

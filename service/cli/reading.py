@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from service.cli.inputs import InputFile
 from service.errors import DeepSynthError, UploadTooLargeError
+from service.ocr.outcome import BlankPages
+from service.ocr.tables import TableFormat
 from service.schemas import OcrAnswer
 from shared.contract.prompts import Task
 from shared.deepseek_ocr.geometry import Mode
@@ -40,6 +42,12 @@ class ReadOptions:
     max_new_tokens: int | None = None
     temperature: float | None = None
     seed: int | None = None
+    blank_pages: BlankPages | None = None
+    min_confidence: float | None = None
+    table_format: TableFormat | None = None
+    omit: str | None = None
+    figures: bool = False
+    join_pages: bool = False
 
 
 @dataclass(frozen=True, slots=True)

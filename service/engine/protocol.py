@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from shared.contract.answer import FinishReason
+from shared.contract.prompts import Task
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig
 
@@ -146,6 +147,8 @@ class EngineInfo:
     """Adapters that can be resident at once."""
     adapter_max_rank: int = 0
     """Largest rank of one."""
+    tasks: tuple[Task, ...] = tuple(Task)
+    """What the base model can do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,18 @@ import uuid
 from collections.abc import Callable
 
 from service.engine.protocol import SequenceTimings
+from service.ocr.arrangement import Arranged
 from service.ocr.reader import DocumentResult, PageResult
-from service.schemas import OcrAnswer, PageAnswer, PageError, RegionAnswer, TimingsAnswer, UsageAnswer
+from service.schemas import (
+    FigureAnswer,
+    JoinAnswer,
+    OcrAnswer,
+    PageAnswer,
+    PageError,
+    RegionAnswer,
+    TimingsAnswer,
+    UsageAnswer,
+)
 
 _CONFIDENCE_DIGITS = 4
 _MS_DIGITS = 2
@@ -21,8 +31,22 @@ def _rounded(confidence: float | None) -> float | None:
     return None if confidence is None else round(confidence, _CONFIDENCE_DIGITS)
 
 
-def to_answer(document: DocumentResult, *, receive_s: float, latency_s: float) -> OcrAnswer:
-    """The answer; `receive_s` is the upload's time, `latency_s` the time since the request arrived."""
+def to_answer(
+    document: DocumentResult, *, receive_s: float, latency_s: float, arranged: Arranged | None = None
+) -> OcrAnswer:
+    """The answer to a document.
+
+    Args:
+        document: As it was read.
+        receive_s: Time of its upload.
+        latency_s: Time since the request arrived.
+        arranged: The document as the client wants its text; None: as it was read.
+
+    Returns:
+        The answer.
+    """
+    arranged = arranged or Arranged(document.pages, document.text)
+    wanted = arranged.wanted
     results = document.results
 
     def stage(seconds: Callable[[SequenceTimings], float]) -> float:
@@ -31,7 +55,7 @@ def to_answer(document: DocumentResult, *, receive_s: float, latency_s: float) -
     return OcrAnswer(
         id=f"ocr-{uuid.uuid4().hex}",
         status="partial" if document.is_partial else "ok",
-        text=_well_formed(document.text),
+        text=_well_formed(arranged.text),
         model_id=document.model_id,
         seed=document.seed,
         finish_reason=document.finish_reason.value,
@@ -52,7 +76,16 @@ def to_answer(document: DocumentResult, *, receive_s: float, latency_s: float) -
             prompt_tokens=sum(result.prompt_tokens for result in results),
             completion_tokens=sum(result.completion_tokens for result in results),
         ),
-        pages=[to_page_answer(page) for page in document.pages],
+        pages=[to_page_answer(page) for page in arranged.pages],
+        joins=[JoinAnswer(page=each.page, next_page=each.next_page, kind=each.kind) for each in arranged.joins]
+        if wanted.join_pages
+        else None,
+        figures=[
+            FigureAnswer(name=each.name, page=each.page, label=_well_formed(each.label), box_px=each.box_px, image=url)
+            for each, url in arranged.figures
+        ]
+        if wanted.figures
+        else None,
     )
 
 

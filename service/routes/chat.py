@@ -25,13 +25,13 @@ from service.engine.protocol import MAX_TEMPERATURE
 from service.errors import DeepSynthError, InvalidFieldError, TooManyPagesError, UnsupportedParameterError
 from service.ocr.answer import to_page_answer
 from service.ocr.live_text import LiveText
-from service.ocr.outcome import PageStatus
+from service.ocr.outcome import BlankPages, PageStatus
 from service.ocr.reader import DocumentResult
 from service.ocr.request import OcrRequest, parse_request
 from service.ocr.sampling import MAX_GIVEN_SEED, MIN_GIVEN_SEED
 from service.routes.auth import use_key
 from service.routes.data_url import FileBudget
-from service.routes.form import unknown_field
+from service.routes.form import refuse_query, unknown_field
 from service.routes.json_body import kind_by, receive_json
 from service.routes.openapi import json_body
 from service.routes.problems import CHAT_PATH, openai_error
@@ -47,10 +47,10 @@ from service.schemas import (
     PromptTokensDetails,
 )
 from shared.contract.answer import FinishReason
-from shared.contract.prompts import MAX_QUERY_CHARS, Task, prompt_for, recognise
+from shared.contract.prompts import MAX_QUERY_CHARS, Task, recognise
 from shared.deepseek_ocr.geometry import Mode
 
-router = APIRouter(tags=["clients"], dependencies=[Depends(use_key), Depends(require_ready)])
+router = APIRouter(tags=["clients"], dependencies=[Depends(use_key), Depends(require_ready), Depends(refuse_query)])
 
 _HARMLESS = frozenset(
     {
@@ -195,7 +195,7 @@ class StreamOptions(_Part):
 
 
 class ChatRequest(BaseModel):
-    """A request as OpenAI's API has it, with `task`, `query`, `mode` and `pages` of `POST /ocr` as extensions."""
+    """A request as OpenAI's API has it, with options of `POST /ocr` as extensions."""
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
@@ -212,14 +212,18 @@ class ChatRequest(BaseModel):
     temperature: float | None = Field(default=None, ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)
     """0 when not given."""
     seed: int | None = Field(default=None, ge=MIN_GIVEN_SEED, le=MAX_GIVEN_SEED)
-    task: Task | None = None
+    task: str | None = Field(default=None, json_schema_extra={"enum": [*Task, None]})
     """Extension: what to do with each page, whatever the text says."""
     query: str | None = Field(default=None, max_length=MAX_QUERY_CHARS)
     """Extension: what to look for, with the task `locate`."""
-    mode: Mode | None = None
+    mode: str | None = Field(default=None, json_schema_extra={"enum": [*Mode, None]})
     """Extension: resolution mode."""
     pages: str | None = Field(default=None, max_length=200)
     """Extension: pages of the one file, such as `1-3,7`."""
+    blank_pages: BlankPages | None = None
+    """Extension: `skip` or `read` pages that show no print; the service's setting when not given."""
+    min_confidence: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    """Extension: answers below it, for pages with little print, are not given; the service's setting when not given."""
 
 
 def check_parameters(chat: ChatRequest) -> None:
@@ -249,7 +253,7 @@ def check_parameters(chat: ChatRequest) -> None:
         raise InvalidFieldError(public={"field": "stream_options", "expected": "null, unless stream is true"})
 
 
-def choose_task(chat: ChatRequest) -> tuple[Task, str | None, tuple[ChatWarning, ...]]:
+def choose_task(chat: ChatRequest) -> tuple[str, str | None, tuple[ChatWarning, ...]]:
     """What a chat asks for: its `task`, else the last text that names one, else the default.
 
     Args:
@@ -257,9 +261,6 @@ def choose_task(chat: ChatRequest) -> tuple[Task, str | None, tuple[ChatWarning,
 
     Returns:
         The task, its query, and what to tell the client.
-
-    Raises:
-        InvalidFieldError: `query` is missing or of no use.
     """
     texts = [
         part.text
@@ -270,17 +271,12 @@ def choose_task(chat: ChatRequest) -> tuple[Task, str | None, tuple[ChatWarning,
     ]
     named = [recognise(text) for text in texts]
     warnings = (PROMPT_IGNORED,) if None in named else ()
-    task, query = Task.FREE, chat.query
     if chat.task is not None:
-        task = chat.task
-    elif chosen := [each for each in named if each is not None]:
-        task, query = chosen[-1][0], chat.query or chosen[-1][1]
-    try:
-        prompt_for(task, query)
-    except ValueError as error:
-        expected = "text to look for with the task locate, and only with it"
-        raise InvalidFieldError(public={"field": "query", "expected": expected}) from error
-    return task, query, warnings
+        return chat.task, chat.query, warnings
+    chosen = [each for each in named if each is not None]
+    if not chosen:
+        return Task.FREE, chat.query, warnings
+    return chosen[-1][0], chat.query or chosen[-1][1], warnings
 
 
 def decode_files(chat: ChatRequest, budget: FileBudget, most_files: int) -> list[bytes]:
@@ -353,8 +349,8 @@ async def _receive(request: Request, services: Services) -> _Chat:
         pages=chat.pages,
         temperature=chat.temperature,
         seed=chat.seed,
-        blank_pages=services.bounds.blank_pages,
-        min_confidence=services.bounds.min_confidence,
+        blank_pages=chat.blank_pages or services.bounds.blank_pages,
+        min_confidence=services.bounds.min_confidence if chat.min_confidence is None else chat.min_confidence,
     )
     includes_usage = bool(chat.stream_options and chat.stream_options.include_usage)
     return _Chat(files, ocr_request, warnings, bool(chat.stream), includes_usage)

@@ -14,19 +14,20 @@ from fastapi import APIRouter, Depends, Request
 from service.admission.deadline import Deadline
 from service.admission.gate import Permit
 from service.deps import RecordDep, Services, ServicesDep, require_ready
-from service.errors import NoTextError
+from service.errors import NoTextError, UnreadableError
 from service.ocr.answer import to_page_answer
+from service.ocr.outcome import PageStatus
 from service.ocr.reader import DocumentResult, PageResult
 from service.ocr.request import OcrRequest, parse_request
 from service.routes.auth import use_key
-from service.routes.form import BoundedBody
+from service.routes.form import BoundedBody, refuse_query
 from service.routes.reading import read_leased, run_for_client
 from service.schemas import LoadedMetadata, LoadedPage, Problem
 
 PATH = "/process"
 MAX_NAME_CHARS = 255
 
-router = APIRouter(tags=["clients"], dependencies=[Depends(use_key), Depends(require_ready)])
+router = APIRouter(tags=["clients"], dependencies=[Depends(use_key), Depends(require_ready), Depends(refuse_query)])
 
 
 def file_name(header: str) -> str:
@@ -97,7 +98,8 @@ async def _read(
         raise failed.error
     pages = [page for page in document.pages if page.text.strip()]
     if not pages:
-        raise NoTextError
+        unreadable = [str(page.page) for page in document.pages if page.status is PageStatus.UNREADABLE]
+        raise UnreadableError(public={"pages": unreadable}) if unreadable else NoTextError
     return [LoadedPage(page_content=page.text, metadata=_metadata(page, document, name)) for page in pages]
 
 

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Any, get_args
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -32,9 +32,11 @@ from service.errors import (
 )
 from service.ocr.formats.registry import FORMATS
 from service.ocr.outcome import BlankPages
+from service.ocr.request import QUERY_EXPECTED
 from service.ocr.sampling import MAX_GIVEN_SEED, MIN_GIVEN_SEED, SEED_EXPECTED, TEMPERATURE_EXPECTED
-from service.routes.disposition import safe_name
-from shared.contract.prompts import Task, prompt_for
+from service.ocr.tables import TableFormat
+from service.routes.disposition import browser_name, extended_name, safe_name
+from shared.contract.prompts import Task
 from shared.deepseek_ocr.geometry import Mode
 
 FORM_OVERHEAD_BYTES = 64 * 1024
@@ -49,9 +51,9 @@ class OcrFields(BaseModel):
 
     model_id: str | None = Field(default=None, max_length=200)
     """Model that answers; see /v1/models."""
-    task: Task = Task.FREE
-    """What to do with the page."""
-    mode: Mode | None = None
+    task: str = Field(default=Task.FREE, json_schema_extra={"enum": list(Task)})
+    """What to do with the page; /v1/models lists what a model can do."""
+    mode: str | None = Field(default=None, json_schema_extra={"enum": list(Mode)})
     """Resolution mode; the model's default when not given."""
     query: str | None = Field(default=None, max_length=1000)
     """What to look for; required by the task `locate`, refused with others."""
@@ -69,6 +71,14 @@ class OcrFields(BaseModel):
     min_confidence: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     """An answer with a lower confidence for a page with little print is reported as unreadable, without its text. The
     service's setting when not given."""
+    table_format: TableFormat | None = None
+    """How tables in Markdown are written; as the model wrote them when not given."""
+    omit: str | None = Field(default=None, max_length=200)
+    """Parts of Markdown to leave out by their labels: `header`, `footer`, `page_number`, several with commas."""
+    figures: bool = False
+    """Cut out the figures that the model saw, and link them in the Markdown."""
+    join_pages: bool = False
+    """Join paragraphs and tables that go on across pages in the document's text; `joins` says which."""
     format: str | None = Field(default=None, json_schema_extra={"enum": list(FORMATS)})
     """Output format; the header Accept decides when not given, and JSON is the default. A stream is always JSON."""
     stream: bool = False
@@ -80,11 +90,6 @@ class OcrFields(BaseModel):
         if value is not None and value not in FORMATS:
             raise ValueError("no such format")
         return value
-
-    @model_validator(mode="after")
-    def _query_fits_task(self) -> OcrFields:
-        prompt_for(self.task, self.query)
-        return self
 
 
 MAX_FIELDS = 64
@@ -158,10 +163,13 @@ class _InMemoryParser(MultiPartParser):
     def on_headers_finished(self) -> None:
         """Take `filename*` alone as a file name: the parser overlooks it, and some clients send no other."""
         header = self._current_part.content_disposition or b""
-        if _EXTENDED_FILENAME.search(header) and not _FILENAME.search(header):
-            # What it is does not matter, as the content decides the format.
-            self._current_part.content_disposition = header + b'; filename="file"'
+        is_extended = _EXTENDED_FILENAME.search(header) is not None and _FILENAME.search(header) is None
+        if is_extended:
+            self._current_part.content_disposition = header + b'; filename=""'
         super().on_headers_finished()
+        if self._current_part.file is not None:
+            name = extended_name(header) if is_extended else self._current_part.file.filename
+            self._current_part.file.filename = browser_name(name or "")
 
     def close_files(self) -> None:
         """Free the files of parts that have no end, which are not in the form."""
@@ -240,7 +248,7 @@ def parse_fields(items: Iterable[tuple[str, Any]]) -> OcrFields:
         return OcrFields.model_validate(_by_name(items))
     except ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
-        field = str(problem["loc"][0]) if problem["loc"] else "query"
+        field = str(problem["loc"][0])
         raise InvalidFieldError(public={"field": field, "expected": _expected(problem["type"], field)}) from error
 
 
@@ -257,6 +265,9 @@ def _by_name(items: Iterable[tuple[str, Any]]) -> dict[str, str]:
         if name in sent:
             raise InvalidFieldError(public={"field": name, "expected": "one value; it was sent more than once"})
         sent.add(name)
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            # A charset of the form that can write half a character.
+            raise InvalidFieldError(public={"field": name, "expected": "valid Unicode"})
         if value.strip():
             given[name] = value.strip()
     return given
@@ -273,6 +284,19 @@ def _unknown(name: str, *, is_file: bool) -> InvalidFieldError:
         public: dict[str, PublicValue] = {"field": _shown(name), "expected": known, "did_you_mean": FILE_FIELD}
         return InvalidFieldError(public=public)
     return unknown_field(name, known)
+
+
+async def refuse_query(request: Request) -> None:
+    """Depend on this in a route that takes no options in the URL.
+
+    Args:
+        request: Any.
+
+    Raises:
+        InvalidFieldError: It has some.
+    """
+    for name in request.query_params:
+        raise InvalidFieldError(public={"field": _shown(name), "expected": "no options in the URL of this route"})
 
 
 def _shown(name: str) -> str:
@@ -296,7 +320,7 @@ def _expected(kind: str, field: str) -> str | list[str]:
     by_field: dict[str, str | list[str]] = {
         "format": list(FORMATS),
         "min_confidence": "a number from 0 to 1",
-        "query": "text to look for with the task locate, and only with it",
+        "query": QUERY_EXPECTED,
         "seed": SEED_EXPECTED,
         "temperature": TEMPERATURE_EXPECTED,
     }

@@ -8,10 +8,14 @@ from service.access.key import Scope
 from service.adapters.models import ListedModel
 from service.deps import Services, ServicesDep, require_ready
 from service.errors import ModelNotFoundError
+from service.ocr.arrangement import gives_boxes
 from service.routes.auth import require
+from service.routes.form import refuse_query
 from service.schemas import ModelAnswer, ModelsAnswer, Problem
 
-router = APIRouter(tags=["models"], dependencies=[Depends(require(Scope.OCR)), Depends(require_ready)])
+router = APIRouter(
+    tags=["models"], dependencies=[Depends(require(Scope.OCR)), Depends(require_ready), Depends(refuse_query)]
+)
 
 
 def _answer(services: Services, model: ListedModel) -> ModelAnswer:
@@ -21,7 +25,9 @@ def _answer(services: Services, model: ListedModel) -> ModelAnswer:
         created=services.created_s,
         root=model.root,
         parent=model.parent,
+        tasks=[str(task) for task in model.tasks],
         modes=[str(mode) for mode in info.geometry.modes],
+        boxes=gives_boxes(model.tasks),
         default_mode=str(info.geometry.default_mode),
         max_new_tokens=min(services.bounds.max_new_tokens, info.max_new_tokens),
     )

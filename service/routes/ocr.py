@@ -16,10 +16,11 @@ from service.admission.request import RequestRecord
 from service.deps import RecordDep, Services, ServicesDep, require_ready
 from service.errors import InvalidFieldError
 from service.ocr.answer import to_answer
+from service.ocr.arrangement import Arrangement, arrange, arrange_page, check_arrangement, parse_omit
 from service.ocr.formats.document import ReadDocument
 from service.ocr.formats.output_format import OutputFormat
 from service.ocr.formats.registry import DEFAULT, FORMATS
-from service.ocr.reader import DeltaSink, PageSink
+from service.ocr.reader import DeltaSink, PageResult, PageSink
 from service.ocr.request import OcrRequest, parse_request
 from service.routes import stream
 from service.routes.accept import choose_format
@@ -29,6 +30,7 @@ from service.routes.form import FILE_FIELD, OcrFields, OcrForm, receive_form
 from service.routes.reading import read_leased
 from service.routes.stream import ReadingStream, until_disconnect
 from service.schemas import OcrAnswer, Problem
+from shared.contract.prompts import Task
 
 router = APIRouter(tags=["ocr"], dependencies=[Depends(use_key), Depends(require_ready)])
 
@@ -109,13 +111,16 @@ async def read_document(request: Request, services: ServicesDep, record: RecordD
         blank_pages=fields.blank_pages or services.bounds.blank_pages,
         min_confidence=services.bounds.min_confidence if fields.min_confidence is None else fields.min_confidence,
     )
+    wanted = Arrangement(fields.table_format, parse_omit(fields.omit), fields.figures, fields.join_pages)
+    check_arrangement(wanted, ocr_request, services.models.tasks(ocr_request.model_id), output)
     # From the end of the upload.
     deadline = Deadline(services.bounds.deadline_s)
-    work = partial(_answer, services, record, permit, form.data, ocr_request, receive_s, deadline)
+    work = partial(_answer, services, record, permit, form.data, ocr_request, wanted, receive_s, deadline)
     if fields.stream:
         return ReadingStream(work, record=record)
     return await run_to_outcome(
-        _respond(services, form, output, work), disconnected=partial(until_disconnect, request.receive)
+        _respond(services, form, ocr_request.task, output, work),
+        disconnected=partial(until_disconnect, request.receive),
     )
 
 
@@ -130,9 +135,9 @@ def _output(request: Request, fields: OcrFields) -> OutputFormat:
 
 
 async def _respond(
-    services: Services, form: OcrForm, output: OutputFormat, work: Callable[[], Awaitable[OcrAnswer]]
+    services: Services, form: OcrForm, task: Task, output: OutputFormat, work: Callable[[], Awaitable[OcrAnswer]]
 ) -> Response:
-    document = ReadDocument(await work(), form.fields.task, form.data, form.name, services.reader.limits)
+    document = ReadDocument(await work(), task, form.data, form.name, services.reader.limits)
     with services.observer.rendering(output.name):
         body = await output.render(document, services.pdf_maker)
     headers = {}
@@ -148,10 +153,18 @@ async def _answer(
     permit: Permit,
     data: bytes,
     ocr_request: OcrRequest,
+    wanted: Arrangement,
     receive_s: float,
     deadline: Deadline,
     on_delta: DeltaSink | None = None,
     on_page: PageSink | None = None,
 ) -> OcrAnswer:
-    document = await read_leased(services, permit, data, ocr_request, deadline, on_delta, on_page)
-    return to_answer(document, receive_s=receive_s, latency_s=time.monotonic() - record.started_s)
+    def show(page: PageResult) -> None:
+        if on_page is not None:
+            on_page(arrange_page(page, wanted))
+
+    document = await read_leased(services, permit, data, ocr_request, deadline, on_delta, on_page and show)
+    deadline.renew()
+    async with deadline.enforced():
+        arranged = await arrange(document, wanted, data, services.reader)
+    return to_answer(document, receive_s=receive_s, latency_s=time.monotonic() - record.started_s, arranged=arranged)

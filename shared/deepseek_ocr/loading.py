@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from shared.contract.prompts import Task
 from shared.deepseek_ocr.checkpoint import CheckpointError, read_config
 from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.registry import MODELS, find_kind
@@ -39,6 +40,8 @@ class LoadedCheckpoint:
     geometry: GeometryConfig
     model_id: str
     """The repository, or the folder's name."""
+    tasks: tuple[Task, ...] = tuple(Task)
+    """What it can do."""
 
 
 def load_checkpoint(
@@ -63,7 +66,8 @@ def load_checkpoint(
         CheckpointError: The checkpoint is missing or broken; the message names the file, key or value.
     """
     folder, model_id = find_checkpoint(folder_or_repo)
-    model_type = read_config(folder).get("model_type")
+    config = read_config(folder)
+    tasks, model_type = _tasks(folder, config), config.get("model_type")
     if not (folder / TOKENIZER_FILE).is_file():
         raise CheckpointError(f"{folder / TOKENIZER_FILE} does not exist")
     kind = find_kind(model_type)
@@ -71,7 +75,18 @@ def load_checkpoint(
         known = " and ".join(map(repr, MODELS))
         raise CheckpointError(f"{folder}: config.json has model_type {model_type!r}; known: {known}")
     model: OcrModel = pkgutil.resolve_name(kind.loader)(folder, device, dtype, layers_device)
-    return LoadedCheckpoint(model, load_tokenizer(folder, model.config), model.geometry, model_id)
+    return LoadedCheckpoint(model, load_tokenizer(folder, model.config), model.geometry, model_id, tasks)
+
+
+def _tasks(folder: Path, config: dict[str, Any]) -> tuple[Task, ...]:
+    """What a checkpoint's config.json says that it can do: all, if it says nothing, as public ones do."""
+    named = config.get("tasks")
+    if named is None:
+        return tuple(Task)
+    known = tuple(task for task in Task if isinstance(named, list) and str(task) in named)
+    if not known or len(known) != len(named):
+        raise CheckpointError(f"{folder}: config.json has tasks {named!r}; known: {', '.join(Task)}")
+    return known
 
 
 def find_checkpoint(folder_or_repo: str | Path) -> tuple[Path, str]:

@@ -37,6 +37,10 @@ class OutputFormat:
     """Of a file, with its dot."""
     render: Render
     """Writes a document without blocking the event loop."""
+    takes_joined: bool = False
+    """Whether it can hold the text of a document whose pages are joined."""
+    takes_figures: bool = False
+    """Whether it can hold figures."""
 
     @property
     def essence(self) -> str:

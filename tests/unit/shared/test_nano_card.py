@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from shared.contract.identity import weights_revision
+from shared.contract.prompts import Task
+from shared.deepseek_ocr.nano_config import nano_config
 from trainer.evaluation.card import record_path, table_of
 from trainer.evaluation.results import load_result
 from trainer.evaluation.table import markdown_table
@@ -26,3 +29,9 @@ def test_the_record_is_of_the_weights_that_ship_and_of_committed_code():
     result = load_result(record)
     assert result.readers[0].details["weights"] == weights_revision(CARD.parent)
     assert not result.commit.endswith("-dirty")
+
+
+def test_the_weights_are_offered_for_the_tasks_that_the_card_names():
+    tasks = json.loads((CARD.parent / "config.json").read_text(encoding="utf-8"))["tasks"]
+    card = CARD.read_text(encoding="utf-8")
+    assert [task for task in Task if f"(task `{task}`)" in card] == tasks == nano_config().tasks
