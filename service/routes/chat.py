@@ -33,7 +33,7 @@ from service.routes.auth import use_key
 from service.routes.data_url import FileBudget
 from service.routes.form import refuse_query, unknown_field
 from service.routes.json_body import kind_by, receive_json
-from service.routes.openapi import json_body
+from service.routes.openapi import json_body, problems
 from service.routes.problems import CHAT_PATH, openai_error
 from service.routes.reading import read_leased, run_for_client
 from service.routes.stream import Emit, EventStream
@@ -356,10 +356,9 @@ async def _receive(request: Request, services: Services) -> _Chat:
     return _Chat(files, ocr_request, warnings, bool(chat.stream), includes_usage)
 
 
-_PROBLEM = {"model": OpenAIProblem}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {}}},
-    **dict.fromkeys((400, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504), _PROBLEM),
+    **problems(404, reads=True, shape=OpenAIProblem),
 }
 
 

@@ -6,7 +6,6 @@ The body is the file, whatever its declared type; the answer is a list with the 
 from __future__ import annotations
 
 import re
-from typing import Any
 from urllib.parse import unquote
 
 from fastapi import APIRouter, Depends, Request
@@ -21,8 +20,9 @@ from service.ocr.reader import DocumentResult, PageResult
 from service.ocr.request import OcrRequest, parse_request
 from service.routes.auth import use_key
 from service.routes.form import BoundedBody, refuse_query
+from service.routes.openapi import problems
 from service.routes.reading import read_leased, run_for_client
-from service.schemas import LoadedMetadata, LoadedPage, Problem
+from service.schemas import LoadedMetadata, LoadedPage
 
 PATH = "/process"
 MAX_NAME_CHARS = 255
@@ -36,10 +36,7 @@ def file_name(header: str) -> str:
     return "".join(sign for sign in name if sign.isprintable())[:MAX_NAME_CHARS]
 
 
-_PROBLEM = {"model": Problem, "content": {"application/problem+json": {}}}
-_RESPONSES: dict[int | str, dict[str, Any]] = dict.fromkeys(
-    (404, 408, 409, 413, 415, 422, 429, 500, 503, 504), _PROBLEM
-)
+_RESPONSES = problems(404, reads=True)
 _OPENAPI = {
     "requestBody": {
         "required": True,

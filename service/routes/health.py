@@ -7,7 +7,8 @@ from starlette.responses import Response
 
 from service.deps import ServicesDep, require_ready
 from service.errors import DrainingError
-from service.schemas import Problem, StatusAnswer
+from service.routes.openapi import problems
+from service.schemas import StatusAnswer
 
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -15,13 +16,13 @@ router = APIRouter(tags=["health"])
 metrics_router = APIRouter(tags=["health"])
 
 
-@router.get("/livez")
+@router.get("/livez", responses=problems())
 async def livez() -> StatusAnswer:
     """Say that the process is alive."""
     return StatusAnswer(status="alive")
 
 
-@router.get("/readyz", responses={503: {"model": Problem}}, dependencies=[Depends(require_ready)])
+@router.get("/readyz", responses=problems(503), dependencies=[Depends(require_ready)])
 async def readyz(services: ServicesDep) -> StatusAnswer:
     """Say whether to send requests; a full queue is still ready, a process that is about to stop is not."""
     if services.gate.is_leaving:

@@ -31,7 +31,7 @@ from service.routes.auth import use_key
 from service.routes.data_url import FileBudget
 from service.routes.form import refuse_query
 from service.routes.json_body import kind_by, receive_json
-from service.routes.openapi import json_body
+from service.routes.openapi import json_body, problems
 from service.routes.problems import MISTRAL_PATH
 from service.routes.reading import read_leased, run_for_client
 from service.schemas import (
@@ -292,10 +292,7 @@ def _corners(region: Region) -> dict[str, int]:
     return dict(zip(("top_left_x", "top_left_y", "bottom_right_x", "bottom_right_y"), region.box_px, strict=True))
 
 
-_PROBLEM = {"model": MistralProblem}
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    **dict.fromkeys((400, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504), _PROBLEM)
-}
+_RESPONSES = problems(404, reads=True, shape=MistralProblem)
 
 
 @router.post(MISTRAL_PATH, responses=_RESPONSES, openapi_extra=json_body(MistralRequest))

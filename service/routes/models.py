@@ -11,7 +11,8 @@ from service.errors import ModelNotFoundError
 from service.ocr.arrangement import gives_boxes
 from service.routes.auth import require
 from service.routes.form import refuse_query
-from service.schemas import ModelAnswer, ModelsAnswer, Problem
+from service.routes.openapi import problems
+from service.schemas import ModelAnswer, ModelsAnswer
 
 router = APIRouter(
     tags=["models"], dependencies=[Depends(require(Scope.OCR)), Depends(require_ready), Depends(refuse_query)]
@@ -33,13 +34,13 @@ def _answer(services: Services, model: ListedModel) -> ModelAnswer:
     )
 
 
-@router.get("/v1/models", responses={503: {"model": Problem}})
+@router.get("/v1/models", responses=problems(422, 503))
 async def list_models(services: ServicesDep) -> ModelsAnswer:
     """List the models that requests may name."""
     return ModelsAnswer(data=[_answer(services, model) for model in services.models.listed()])
 
 
-@router.get("/v1/models/{model_id}", responses={404: {"model": Problem}, 503: {"model": Problem}})
+@router.get("/v1/models/{model_id}", responses=problems(404, 422, 503))
 async def get_model(model_id: str, services: ServicesDep) -> ModelAnswer:
     """Describe one of these models."""
     for model in services.models.listed():

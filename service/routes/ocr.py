@@ -27,9 +27,10 @@ from service.routes.accept import choose_format
 from service.routes.auth import use_key
 from service.routes.disposition import content_disposition
 from service.routes.form import FILE_FIELD, OcrFields, OcrForm, receive_form
+from service.routes.openapi import problems
 from service.routes.reading import read_leased
 from service.routes.stream import ReadingStream, until_disconnect
-from service.schemas import OcrAnswer, Problem
+from service.schemas import OcrAnswer
 from shared.contract.prompts import Task
 
 router = APIRouter(tags=["ocr"], dependencies=[Depends(use_key), Depends(require_ready)])
@@ -68,7 +69,6 @@ def _description() -> dict[str, Any]:
 
 STATUS_HEADER = "x-ocr-status"
 """On answers that are not JSON: its member `status`, which tells a document of which some page failed."""
-_PROBLEM = {"model": Problem, "content": {"application/problem+json": {}}}
 _BODY = {"schema": {"type": "string"}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -77,7 +77,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
             stream.MEDIA_TYPE: _BODY,
         }
     },
-    **dict.fromkeys((400, 404, 406, 408, 409, 413, 415, 422, 429, 500, 503, 504), _PROBLEM),
+    **problems(404, 406, reads=True),
 }
 
 
