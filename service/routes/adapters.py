@@ -31,7 +31,7 @@ UNNAMED_OPERATOR = "operator"
 router = APIRouter(tags=["adapters"], dependencies=[Depends(require(Scope.OCR)), Depends(require_ready)])
 admin_router = APIRouter(tags=["adapters"], dependencies=[Depends(require_admin), Depends(require_ready)])
 
-_RESPONSES = problems(401, 403, 404, 409, 413, 422, 503)
+_RESPONSES = problems(404, 409, 413, 422)
 CommandT = TypeVar("CommandT", bound=AdapterCommand)
 
 
@@ -72,7 +72,7 @@ async def _parse(request: Request, kind: type[CommandT]) -> CommandT:
         raise InvalidFieldError(public={"field": field, "expected": list(kind.model_fields)}) from error
 
 
-@router.get("/adapters", responses=problems(401, 403, 429, 503))
+@router.get("/adapters", responses=problems())
 async def list_adapters(request: Request, services: ServicesDep, secret: SecretDep) -> AdaptersAnswer:
     """List every adapter and version with its state; details of refusals only with an admin key."""
     if services.adapters is None:

@@ -16,13 +16,13 @@ router = APIRouter(tags=["health"])
 metrics_router = APIRouter(tags=["health"])
 
 
-@router.get("/livez", responses=problems())
+@router.get("/livez", responses=problems(needs_key=False))
 async def livez() -> StatusAnswer:
     """Say that the process is alive."""
     return StatusAnswer(status="alive")
 
 
-@router.get("/readyz", responses=problems(503), dependencies=[Depends(require_ready)])
+@router.get("/readyz", responses=problems(503, needs_key=False), dependencies=[Depends(require_ready)])
 async def readyz(services: ServicesDep) -> StatusAnswer:
     """Say whether to send requests; a full queue is still ready, a process that is about to stop is not."""
     if services.gate.is_leaving:

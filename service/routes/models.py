@@ -34,13 +34,13 @@ def _answer(services: Services, model: ListedModel) -> ModelAnswer:
     )
 
 
-@router.get("/v1/models", responses=problems(422, 503))
+@router.get("/v1/models", responses=problems(422))
 async def list_models(services: ServicesDep) -> ModelsAnswer:
     """List the models that requests may name."""
     return ModelsAnswer(data=[_answer(services, model) for model in services.models.listed()])
 
 
-@router.get("/v1/models/{model_id}", responses=problems(404, 422, 503))
+@router.get("/v1/models/{model_id}", responses=problems(404, 422))
 async def get_model(model_id: str, services: ServicesDep) -> ModelAnswer:
     """Describe one of these models."""
     for model in services.models.listed():

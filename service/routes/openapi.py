@@ -13,15 +13,20 @@ from service.schemas import MistralProblem, OpenAIProblem, Problem
 PROBLEM_TYPE = "application/problem+json"
 _ALWAYS = (400, 500)
 """Statuses that every route may answer: a Host header that is none, and a fault of ours."""
-_READS = (408, 409, 413, 415, 422, 429, 503, 504)
+_NEEDS_KEY = (401, 403, 429, 503)
+"""Statuses of every route that asks for a key, where keys are set, and for a model that is ready."""
+_READS = (408, 409, 413, 415, 422, 504)
 """Statuses of every route that reads a file."""
 
 
-def problems(*statuses: int, reads: bool = False, shape: type[BaseModel] = Problem) -> dict[int | str, dict[str, Any]]:
+def problems(
+    *statuses: int, needs_key: bool = True, reads: bool = False, shape: type[BaseModel] = Problem
+) -> dict[int | str, dict[str, Any]]:
     """The errors of a route, each status with the codes that may come with it.
 
     Args:
         *statuses: Besides those that every route has.
+        needs_key: Whether the route asks for a key.
         reads: Whether the route reads a file.
         shape: The shape of its errors.
 
@@ -29,7 +34,7 @@ def problems(*statuses: int, reads: bool = False, shape: type[BaseModel] = Probl
         What FastAPI takes as `responses`.
     """
     media_type = PROBLEM_TYPE if shape is Problem else "application/json"
-    every = sorted({*_ALWAYS, *statuses, *(_READS if reads else ())})
+    every = sorted({*_ALWAYS, *statuses, *(_READS if reads else ()), *(_NEEDS_KEY if needs_key else ())})
     return {
         status: {"description": HTTPStatus(status).phrase, "content": _content(status, shape, media_type)}
         for status in every
