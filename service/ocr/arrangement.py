@@ -181,10 +181,11 @@ async def arrange(document: DocumentResult, wanted: Arrangement, data: bytes, cu
     figures = [figure for page in document.pages for figure in figures_of(page)] if wanted.figures else []
     cut = await cutter.cut(data, [(figure.page, figure.box_px) for figure in figures])
     urls = [f"data:image/jpeg;base64,{base64.b64encode(each).decode()}" for each in cut]
-    text, joins = replace(document, pages=pages).text, ()
-    if wanted.join_pages:
-        text, joins = await asyncio.to_thread(join_pages, pages)
-    return Arranged(pages, text, wanted, joins, tuple(zip(figures, urls, strict=True)))
+    cut_out = tuple(zip(figures, urls, strict=True))
+    if not wanted.join_pages:
+        return Arranged(pages, replace(document, pages=pages).text, wanted, figures=cut_out)
+    text, joins = await asyncio.to_thread(join_pages, pages)
+    return Arranged(pages, text, wanted, joins, cut_out)
 
 
 def embed_figures(markdown: str, urls: Mapping[str, str]) -> str:
