@@ -7,7 +7,7 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,13 @@ def browser() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def opened(
-    browser: Any, server: ServerProcess, *, width: int = 1280, refusals: int = 0, **options: Any
+    browser: Any,
+    server: ServerProcess,
+    *,
+    width: int = 1280,
+    refusals: int = 0,
+    before: Callable[[Any], None] = lambda _: None,
+    **options: Any,
 ) -> Iterator[Any]:
     """The page when its models are there; at the end, that it was quiet and asked no other host.
 
@@ -72,6 +78,7 @@ def opened(
     page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: said.append(f"error: {error}"))
     page.on("request", lambda request: asked.append(request.url))
+    before(page)
     page.goto(server.url)
     page.wait_for_selector("#service.ready")
     yield page
@@ -423,3 +430,24 @@ def test_no_part_of_a_marker_is_shown_while_text_arrives(
         )
     assert shown[-1] == whole
     assert [each for each in shown if not whole.startswith(each)] == []
+
+
+def test_only_tasks_that_the_chosen_model_can_do_are_offered(browser: Any, server: ServerProcess) -> None:
+    def limited(route: Any) -> None:
+        answer = httpx.get(f"{server.url}/v1/models").json()
+        for model in answer["data"]:
+            model["tasks"] = ["free", "markdown"] if model["id"] == "fake" else ["free", "ocr"]
+        route.fulfill(json=answer)
+
+    def offered(page: Any) -> list[str]:
+        return page.eval_on_selector_all("#task option", "options => options.map(option => option.value)")
+
+    with opened(browser, server, before=lambda page: page.route("**/v1/models", limited)) as page:
+        assert offered(page) == ["free", "markdown"]
+        page.select_option("#task", "markdown")
+        page.select_option("#model", "invoices")
+        assert offered(page) == ["free", "ocr"]
+        assert page.input_value("#task") == "free"
+        page.select_option("#task", "ocr")
+        others = page.eval_on_selector_all("#other option", "options => options.map(option => option.value)")
+        assert others == ["", "invoices@1"]
