@@ -57,7 +57,7 @@ def _description() -> dict[str, Any]:
             field.update(field.pop("anyOf")[0])
         if field.get("default", "") is None:
             del field["default"]
-    options = schema["properties"]
+    options = {name: _or_empty(option) for name, option in schema["properties"].items()}
     file = {"type": "string", "format": "binary", "description": _FORMATS}
     schema["properties"] = {FILE_FIELD: file, **options}
     schema["required"] = [FILE_FIELD]
@@ -65,6 +65,16 @@ def _description() -> dict[str, Any]:
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}},
         "parameters": [{"name": name, "in": "query", "schema": option} for name, option in options.items()],
     }
+
+
+def _or_empty(option: dict[str, Any]) -> dict[str, Any]:
+    """An option that may also be empty, which counts as not given."""
+    if "enum" in option:
+        return {**option, "enum": [*option["enum"], ""]}
+    if option.get("type") == "string":
+        return option
+    said = {name: option[name] for name in ("description", "default") if name in option}
+    return {**said, "anyOf": [{name: value for name, value in option.items() if name not in said}, {"const": ""}]}
 
 
 STATUS_HEADER = "x-ocr-status"
