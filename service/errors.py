@@ -23,8 +23,8 @@ nothing of HTTP frameworks, images or engines.
     |  |- UnsupportedTypeError               415
     |  |  |- NotMultipartError, NotJsonError, UnsupportedFormatError, UnsupportedPixelsError
     |  `- UnprocessableError                 422
-    |     |- InvalidFieldError, RemoteUrlError, InvalidDataUrlError, NoTextError, WebhookNotAllowedError,
-    |     |  TextNotUnicodeError
+    |     |- InvalidFieldError, RemoteUrlError, InvalidDataUrlError, NoTextError, UnreadableError,
+    |     |  WebhookNotAllowedError, TextNotUnicodeError
     |     |- EmptyFileError, UndecodableError, TooManyPagesError, DocumentTooLongError,
     |     |  PageOutOfRangeError, AspectRatioError, PdfEncryptedError
     |     `- DecodeTimeoutError, DecodeMemoryError, DecodeCrashError
@@ -393,6 +393,13 @@ class TextNotUnicodeError(UnprocessableError):
     title = "The text is not valid UTF-8, or has half of a surrogate pair."
 
 
+class UnreadableError(UnprocessableError):
+    """The document shows something, but no text that can be trusted; for clients that cannot take an empty answer."""
+
+    code = "unreadable"
+    title = "The document shows something, but no text that could be trusted; pages lists where."
+
+
 class EmptyFileError(UnprocessableError):
     """The file has no bytes."""
 
@@ -413,7 +420,7 @@ class TooManyPagesError(UnprocessableError):
     """The document has too many pages for one request."""
 
     code = "too_many_pages"
-    title = "The document exceeds the maximum number of pages; select some with the field pages."
+    title = "The document exceeds the maximum number of pages; select some with pages."
     rejection = "too_many_pages"
 
 
@@ -428,7 +435,7 @@ class PageOutOfRangeError(UnprocessableError):
     """The selection includes a page that the document does not have."""
 
     code = "page_out_of_range"
-    title = "The field pages selects a page that the document does not have."
+    title = "The selection in pages has a page that the document does not have."
     rejection = "page_out_of_range"
 
 

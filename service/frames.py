@@ -7,6 +7,7 @@ often, of pydantic at run time.
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import time
@@ -89,6 +90,23 @@ def read_header(adapter: TypeAdapter[_T], header: bytes) -> _T:
         return adapter.validate_json(header, strict=True)
     except ValueError as error:  # pydantic's ValidationError is one
         raise BrokenFrameError("the header is not one of the messages") from error
+
+
+def write_header(adapter: TypeAdapter[_T], message: _T) -> bytes:
+    """Write a header.
+
+    Args:
+        adapter: Writes the message.
+        message: Lone surrogates in its texts, which UTF-8 cannot encode, become U+FFFD.
+
+    Returns:
+        JSON.
+    """
+    try:
+        return adapter.dump_json(message)
+    except ValueError:  # pydantic's PydanticSerializationError is one
+        text = json.dumps(adapter.dump_python(message), ensure_ascii=False)
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
 
 
 def _receive_exactly(pipe: socket.socket, num_bytes: int, deadline_s: float | None) -> memoryview:

@@ -103,6 +103,29 @@ class PageAnswer(Wire):
     """With `review_threshold`: digits whose own confidence is below it; adjacent ones together, with the lowest."""
 
 
+class FigureAnswer(Wire):
+    """A picture, cut out of its page."""
+
+    name: str
+    """As the page's text links it."""
+    page: int
+    label: str
+    """The model's label."""
+    box_px: tuple[int, int, int, int]
+    """As in `regions`."""
+    image: str
+    """A JPEG file as a data URL."""
+
+
+class JoinAnswer(Wire):
+    """Something that goes on from one page to the next."""
+
+    page: int
+    next_page: int
+    kind: Literal["word", "paragraph", "table"]
+    """`word`: a paragraph, within a divided word whose hyphen was removed."""
+
+
 class TimingsAnswer(Wire):
     """Milliseconds spent per stage; summed over pages, which overlap."""
 
@@ -129,7 +152,7 @@ class OcrAnswer(Wire):
     status: Literal["ok", "partial"]
     """`partial`: some pages failed."""
     text: str
-    """Pages with text, joined by a blank line."""
+    """Pages with text, joined by a blank line, or as `joins` says."""
     model_id: str
     """The model that answered; an adapter as `name@version`. With `auto` the pages say who read them."""
     seed: int | None
@@ -143,6 +166,10 @@ class OcrAnswer(Wire):
     timings_ms: TimingsAnswer
     usage: UsageAnswer
     pages: list[PageAnswer]
+    joins: list[JoinAnswer] | None = None
+    """What was joined across pages in `text`; null unless `join_pages` is true."""
+    figures: list[FigureAnswer] | None = None
+    """Null unless `figures` is true."""
 
 
 class WebhookAnswer(Wire):
@@ -233,9 +260,13 @@ class ModelAnswer(Wire):
     """The model that the name serves now; for an adapter `name@version`."""
     parent: str | None
     """The base model of an adapter."""
+    tasks: list[str]
+    """Values that the field `task` may take with this model."""
     modes: list[str]
     """Values that the field `mode` may take."""
     default_mode: str
+    boxes: bool
+    """Whether it gives boxes with labels, which the options `omit` and `figures` need."""
     max_new_tokens: int
 
 
@@ -420,7 +451,8 @@ class MistralAnswer(Wire):
     pages: list[MistralPage]
     model: str
     """The model that answered; an adapter as `name@version`."""
-    document_annotation: None = None
+    document_annotation: str | None = None
+    """JSON with `pages_not_read`, a list of index, status, code and title; null if every page was read."""
     usage_info: MistralUsage
     id: str
     """Extension: names the answer in `POST /feedback`."""

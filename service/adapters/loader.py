@@ -22,6 +22,7 @@ from service.adapters.versions import AdapterVersion, Refusal, ServiceReason
 from service.engine.lora.registry import AdapterError
 from service.engine.protocol import EngineHandle, EngineState
 from service.errors import AdapterNotReadyError, EngineLostError
+from shared.contract.prompts import Task
 from shared.contract.refusals import AdapterRefusedError, Reason, VolumeError
 from shared.contract.verification import ServingPolicy, VerifiedAdapter, verify
 from shared.contract.volume import AdapterVolume
@@ -202,6 +203,8 @@ class AdapterLoader:
             self._storage.drop_copy(copy.folder)
             raise AdapterRefusedError(Reason.CHECKSUM_MISMATCH, "other weights than this version had before")
         version.weights_sha256 = digest
+        evaluation = copy.manifest.evaluation
+        version.task = next((task for task in Task if evaluation and evaluation.task == str(task)), None)
         return copy
 
     def _raise_refusal(self, version: AdapterVersion, error: AdapterError) -> None:

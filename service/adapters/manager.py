@@ -163,9 +163,9 @@ class AdapterManager:
         """Loaded adapters; read-only."""
         return self._cache
 
-    def check(self, model_id: str) -> None:
-        """Check that a request may name this adapter; raises what `AdapterCatalog.find` raises."""
-        self.catalog.find(model_id)
+    def check(self, model_id: str) -> AdapterVersion:
+        """The version that a request names, prepared or not; raises what `AdapterCatalog.find` raises."""
+        return self.catalog.find(model_id)[1]
 
     @contextlib.asynccontextmanager
     async def lease(self, model_id: str) -> AsyncIterator[AdapterLease]:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from service.adapters.manager import AdapterManager
+from service.adapters.versions import AdapterVersion
 from service.engine.protocol import EngineHandle
 from service.errors import ModelNotFoundError
 from shared.contract.answer import FinishReason
+from shared.contract.prompts import Task
 
 
 class Lease(Protocol):
@@ -43,6 +45,8 @@ class ListedModel:
     """The model itself, or `name@version`."""
     parent: str | None
     """The base model of an adapter."""
+    tasks: tuple[Task, ...]
+    """What it can do."""
 
 
 class ServedModels:
@@ -97,6 +101,25 @@ class ServedModels:
             raise ModelNotFoundError(public={"known": [base, *(known if isinstance(known, list) else [])]}) from None
         return wanted
 
+    def tasks(self, model_id: str) -> tuple[Task, ...]:
+        """What a model can do: the base model's tasks, and the one that an adapter was evaluated for.
+
+        Args:
+            model_id: As `check` returned it.
+
+        Returns:
+            The tasks; all of an adapter's version whose manifest has not been read yet.
+        """
+        if self._adapters is None or model_id == self._engine.info.model_id:
+            return self._engine.info.tasks
+        return self._with(self._adapters.check(model_id))
+
+    def _with(self, version: AdapterVersion) -> tuple[Task, ...]:
+        if version.weights_sha256 is None:
+            return tuple(Task)
+        able = {*self._engine.info.tasks, version.task}
+        return tuple(task for task in Task if task in able)
+
     def lease(self, model_id: str) -> contextlib.AbstractAsyncContextManager[Lease]:
         """Keep a model, as `check` returned it, loaded while a document is read; of a cascade the first one."""
         if model_id == self._cascade:
@@ -108,14 +131,16 @@ class ServedModels:
     def listed(self) -> list[ListedModel]:
         """The base model, then each adapter's name, followed by its versions that have passed."""
         base = self._engine.info.model_id
-        models = [ListedModel(base, base, None)]
+        tasks = self._engine.info.tasks
+        models = [ListedModel(base, base, None, tasks)]
         if self._cascade is not None:
-            models.append(ListedModel(self._cascade, self._first, base))
+            models.append(ListedModel(self._cascade, self._first, base, tasks))
         if self._adapters is None:
             return models
         for name, entry in sorted(self._adapters.catalog.entries.items()):
             passed = [each for _, each in sorted(entry.versions.items()) if each.has_passed and not each.refusal]
             if entry.active is not None:
-                models.append(ListedModel(name, entry.versions[entry.active].model_id, base))
-            models += [ListedModel(version.model_id, version.model_id, base) for version in passed]
+                active = entry.versions[entry.active]
+                models.append(ListedModel(name, active.model_id, base, self._with(active)))
+            models += [ListedModel(version.model_id, version.model_id, base, self._with(version)) for version in passed]
         return models

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from service.adapters.rollback import Outcome
 from shared.contract.identity import AdapterRef
+from shared.contract.prompts import Task
 from shared.contract.refusals import Reason
 from shared.contract.verification import VerifiedAdapter
 
@@ -55,6 +56,8 @@ class AdapterVersion:
     """The verified private copy; None before verification and after the copy was dropped."""
     weights_sha256: str | None = None
     """Of the copy, kept after it was dropped: the weights of a version must not change."""
+    task: Task | None = None
+    """What it was evaluated for, as far as its manifest says so; None before verification."""
     has_passed: bool = False
     """Whether it has read the canary page."""
     refusal: Refusal | None = None

@@ -19,6 +19,7 @@ from service.engine.protocol import EngineHandle
 from service.errors import DeepSynthError, EngineError
 from service.intake.pool import ImagePool
 from service.ocr.answer import to_answer
+from service.ocr.arrangement import Arrangement, arrange, check_arrangement, parse_omit
 from service.ocr.confidence import Granularity
 from service.ocr.formats.document import ReadDocument
 from service.ocr.formats.output_format import OutputFormat
@@ -60,9 +61,14 @@ class LocalReader:
         try:
             data = await asyncio.to_thread(load, file, self._standard_input, self._settings.max_upload_bytes)
             request = self._request(data)
+            wanted = self._arrangement(request)
             with self._gate.admit() as permit:
                 document = await self._reader.read(data, request, permit)
-            answer = to_answer(document, f"ocr-{uuid.uuid4().hex}", receive_s=0.0, latency_s=time.monotonic() - start_s)
+            arranged = await arrange(document, wanted, data, self._reader)
+            latency_s = time.monotonic() - start_s
+            answer = to_answer(
+                document, f"ocr-{uuid.uuid4().hex}", receive_s=0.0, latency_s=latency_s, arranged=arranged
+            )
             body = None
             if self._output is not None:
                 read = ReadDocument(answer, request.task, data, safe_name(file.place.name), self._reader.limits)
@@ -70,6 +76,12 @@ class LocalReader:
         except DeepSynthError as error:
             raise error_of(error) from error
         return Reading(answer, body, is_partial=answer.status == "partial")
+
+    def _arrangement(self, request: OcrRequest) -> Arrangement:
+        options = self._options
+        wanted = Arrangement(options.table_format, parse_omit(options.omit), options.figures, options.join_pages)
+        check_arrangement(wanted, request, self._engine.info.tasks, self._output)
+        return wanted
 
     def _request(self, data: bytes) -> OcrRequest:
         options = self._options
@@ -87,8 +99,8 @@ class LocalReader:
             pages=options.pages,
             temperature=options.temperature,
             seed=options.seed,
-            blank_pages=self._settings.blank_pages,
-            min_confidence=self._settings.min_confidence,
+            blank_pages=options.blank_pages or self._settings.blank_pages,
+            min_confidence=self._settings.min_confidence if options.min_confidence is None else options.min_confidence,
             confidence=options.confidence or self._finest(),
             review_threshold=self._review_threshold(),
             min_coverage=self._settings.min_coverage,

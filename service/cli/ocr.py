@@ -24,9 +24,12 @@ from service.cli.serve import EXIT_ENGINE_FAILED
 from service.cli.startup import start
 from service.config import LogLevel, ServiceSettings
 from service.errors import EngineError
+from service.ocr import labels
 from service.ocr.confidence import Granularity
 from service.ocr.formats.output_format import OutputFormat
 from service.ocr.formats.registry import FORMATS
+from service.ocr.outcome import BlankPages
+from service.ocr.tables import TableFormat
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import Mode
 
@@ -109,6 +112,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="list words and digits whose confidence is below it, 0 to 1; with --json or --format json",
     )
+    reading.add_argument(
+        "--blank-pages",
+        choices=[str(choice) for choice in BlankPages],
+        help="skip pages that show no print, or read them and give every answer; default: DEEPSYNTH_BLANK_PAGES",
+    )
+    reading.add_argument(
+        "--min-confidence",
+        type=_share,
+        metavar="SHARE",
+        help="leave out less certain answers for pages with little print; default: DEEPSYNTH_MIN_CONFIDENCE",
+    )
+    text = parser.add_argument_group("text")
+    text.add_argument(
+        "--table-format",
+        choices=[str(choice) for choice in TableFormat],
+        help="how tables in Markdown are written; default: as the model wrote them",
+    )
+    text.add_argument(
+        "--omit", metavar="LABELS", help=f"parts to leave out by their labels: {', '.join(labels.REPEATED)}"
+    )
+    text.add_argument(
+        "--figures",
+        action="store_true",
+        help="cut figures out: into a folder next to the Markdown with --format markdown --out, else into the output",
+    )
+    text.add_argument("--join-pages", action="store_true", help="join paragraphs and tables that go on across pages")
     where = parser.add_argument_group("where it runs")
     where.add_argument("--url", help="read with a running service, such as http://127.0.0.1:8000, instead of here")
     where.add_argument(
@@ -124,6 +153,16 @@ def _positive(text: str) -> int:
 
 
 _positive.__name__ = "number from 1"  # what argparse calls a wrong value
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise ValueError
+    return number
+
+
+_share.__name__ = "number from 0 to 1"
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
@@ -159,9 +198,14 @@ def _plan(arguments: argparse.Namespace, settings: ServiceSettings) -> _Plan:
     task, out, url = Task(arguments.task), arguments.out, arguments.url
     prompt_for(task, arguments.query)
     given = {each.name: getattr(arguments, each.name) for each in fields(ReadOptions)}
-    chosen_confidence = arguments.confidence and Granularity(arguments.confidence)
-    mode = arguments.mode and Mode(arguments.mode)
-    options = ReadOptions(**{**given, "task": task, "mode": mode, "confidence": chosen_confidence})
+    chosen_by_name = {
+        "task": task,
+        "mode": arguments.mode and Mode(arguments.mode),
+        "confidence": arguments.confidence and Granularity(arguments.confidence),
+        "blank_pages": arguments.blank_pages and BlankPages(arguments.blank_pages),
+        "table_format": arguments.table_format and TableFormat(arguments.table_format),
+    }
+    options = ReadOptions(**{**given, **chosen_by_name})
     if url is not None:
         _check_url(url)
     if arguments.as_json and (arguments.format or out):

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePath
+from urllib.parse import quote
 
 from service.cli.inputs import InputFile
+from service.ocr.formats import markdown
 from shared.contract.durable import closing_descriptor, folder_descriptor, replace_file
 
 EXIT_OUTPUT_FAILED = 74
 """EX_IOERR: the output could not be written."""
 EXIT_PIPE_CLOSED = 141
 """As shells report a process that wrote to a pipe without a reader."""
+_FIGURE = re.compile(rb"!\[(page-\d{1,9}-figure-\d{1,9}\.jpeg)\]\(data:image/jpeg;base64,([A-Za-z0-9+/]+={0,2})\)")
 _TEMPORARY_PREFIX = ".deepsynth-"
 
 
@@ -139,6 +144,8 @@ class OutputFolder:
     def write(self, file: InputFile, content: bytes, *, is_partial: bool) -> Path:
         """Write an output in one step: under its name there is never half a file.
 
+        Figures that Markdown holds as data URLs go to files in a folder next to it before.
+
         Args:
             file: The input.
             content: Its output.
@@ -154,6 +161,7 @@ class OutputFolder:
         path = partial if is_partial else self.path(file)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            content = self._with_figures_apart(self._stems[file], content)
             with closing_descriptor(folder_descriptor(path.parent)) as folder:
                 replace_file(path.name, content, folder, _TEMPORARY_PREFIX)
             if not is_partial:
@@ -161,3 +169,17 @@ class OutputFolder:
         except OSError as error:
             raise OutputError(f"{path}: {error.strerror}") from None
         return path
+
+    def _with_figures_apart(self, stem: PurePath, content: bytes) -> bytes:
+        """Write the figures of Markdown to files, and link these instead."""
+        if self._extension != markdown.FORMAT.extension or b"(data:" not in content:
+            return content
+        place = self.root / stem.with_name(f"{stem.name}.figures")
+
+        def write(found: re.Match[bytes]) -> bytes:
+            place.mkdir(exist_ok=True)
+            with closing_descriptor(folder_descriptor(place)) as folder:
+                replace_file(found[1].decode(), base64.b64decode(found[2]), folder, _TEMPORARY_PREFIX)
+            return b"![%b](%b/%b)" % (found[1], quote(place.name).encode(), found[1])
+
+        return _FIGURE.sub(write, content)

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from service.cli.inputs import InputFile
 from service.errors import DeepSynthError, UploadTooLargeError
 from service.ocr.confidence import Granularity
+from service.ocr.outcome import BlankPages
+from service.ocr.tables import TableFormat
 from service.schemas import OcrAnswer
 from shared.contract.prompts import Task
 from shared.deepseek_ocr.geometry import Mode
@@ -43,6 +45,12 @@ class ReadOptions:
     seed: int | None = None
     confidence: Granularity | None = None
     review_threshold: float | None = None
+    blank_pages: BlankPages | None = None
+    min_confidence: float | None = None
+    table_format: TableFormat | None = None
+    omit: str | None = None
+    figures: bool = False
+    join_pages: bool = False
 
 
 @dataclass(frozen=True, slots=True)

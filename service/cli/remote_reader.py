@@ -116,6 +116,12 @@ def _form(options: ReadOptions, output: OutputFormat | None) -> dict[str, str]:
         "seed": options.seed,
         "confidence": options.confidence,
         "review_threshold": options.review_threshold,
+        "blank_pages": options.blank_pages,
+        "min_confidence": options.min_confidence,
+        "table_format": options.table_format,
+        "omit": options.omit,
+        "figures": "true" if options.figures else None,
+        "join_pages": "true" if options.join_pages else None,
         "format": "json" if output is None else output.name,
     }
     return {name: str(value) for name, value in given.items() if value is not None}

@@ -93,6 +93,7 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         adapter_slots=limits.adapter_slots,
         adapter_max_rank=limits.adapter_max_rank if limits.adapter_slots else 0,
         calibration=checkpoint.calibration,
+        tasks=checkpoint.tasks,
     )
     return TorchEngine(runner, checkpoint.tokenizer, info, limits)
 

@@ -28,6 +28,7 @@ from service.engine.protocol import (
 from shared.contract.answer import FinishReason
 from shared.contract.calibration import Calibration
 from shared.contract.confidence import TokenScores, score_tokens
+from shared.contract.prompts import Task
 from shared.deepseek_ocr.geometry import GeometryConfig
 
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "inlet", "jetty", "knoll", "larch")
@@ -75,6 +76,7 @@ class FakeEngine:
     Args:
         batch_size: Pages at once.
         geometry: Of its views.
+        tasks: What it can do.
         fail_with: Maps a prompt, or an adapter's name, to the failure code that its pages meet.
         adapter_slots: Adapters at once.
         refuse_with: Maps an adapter to the reason for which it is refused.
@@ -92,6 +94,7 @@ class FakeEngine:
         refuse_with: dict[str, str] | None = None,
         step_s: float = 0.0,
         calibration: Calibration | None = None,
+        tasks: tuple[Task, ...] = tuple(Task),
     ) -> None:
         self._info = EngineInfo(
             model_id="fake",
@@ -104,6 +107,7 @@ class FakeEngine:
             adapter_slots=adapter_slots,
             adapter_max_rank=64 if adapter_slots else 0,
             calibration=calibration,
+            tasks=tasks,
         )
         self._refuse_with = refuse_with or {}
         self._step_s = step_s

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 from shared.contract.answer import FinishReason
 from shared.contract.calibration import Calibration
 from shared.contract.confidence import TokenScores
+from shared.contract.prompts import Task
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.images.page_ink import InkLine
@@ -156,6 +157,8 @@ class EngineInfo:
     """Largest rank of one."""
     calibration: Calibration | None = None
     """Of the base model; None if its checkpoint has none."""
+    tasks: tuple[Task, ...] = tuple(Task)
+    """What the base model can do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,3 +19,7 @@ class Document:
     """No page will be asked for any more, so no image process needs to keep it."""
     num_sent: int = 0
     """How often it went to an image process: once, and once more after each eviction or crash."""
+    used_s: float = 0.0
+    """Time of image processes that counts as used, see `Turns`."""
+    is_slow: bool = False
+    """Whether its last page took a process long."""

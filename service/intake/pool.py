@@ -7,7 +7,7 @@ A document is sent to a process with its first page and stays open there until `
 pages the process is free for any other document, so a slow reader blocks no one. A process holds one document, since
 its memory limit is meant for one: with more documents than processes, the one that has waited longest for its next page
 is evicted, and that page sends it again. So the worst case, more long documents than processes at the same time, costs
-what sending the document with each page would.
+what sending the document with each page would. `turns` decides whose page is next.
 """
 
 from __future__ import annotations
@@ -55,11 +55,14 @@ from service.intake.replies import (
     max_reply_bytes,
 )
 from service.intake.text_layer import TextTask
+from service.intake.turns import Turns
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 START_TIMEOUT_S = 60.0
+SLOW_RATIO = 0.25
+"""Share of the time limit of a page from which on a document counts as slow."""
 MAX_REMEMBERED_FILES = 256
 """Files whose process was killed, newest last; only their hashes are kept."""
 
@@ -327,6 +330,7 @@ class ImagePool:
         self._lock = threading.Lock()
         """Guards `_idle`, `Document.is_closed`, `_killed_by` and the documents of idle processes."""
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="image-process")
+        self._turns = Turns(workers, timeout_s * SLOW_RATIO)
         self._on_restart = on_restart
         self._all: set[ImageProcess] = set()
         self._stopping = False
@@ -364,9 +368,7 @@ class ImagePool:
         Returns:
             Its pages.
         """
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._with_process, document, lambda process: process.open(document)
-        )
+        return await self._run(document, lambda process: process.open(document))
 
     async def decode(self, document: Document, task: DecodeTask) -> DecodedPage:
         """Decode one page in an idle process, or in the next one that becomes idle.
@@ -380,9 +382,7 @@ class ImagePool:
         Returns:
             The page.
         """
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._with_process, document, lambda process: process.decode(document, task)
-        )
+        return await self._run(document, lambda process: process.decode(document, task))
 
     async def preview(self, document: Document, task: PreviewTask) -> Preview:
         """Make a picture of one page to look at, in an idle process or in the next one that becomes idle.
@@ -396,9 +396,7 @@ class ImagePool:
         Returns:
             The picture.
         """
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._with_process, document, lambda process: process.preview(document, task)
-        )
+        return await self._run(document, lambda process: process.preview(document, task))
 
     async def copy(self, document: Document, task: CopyTask) -> PageCopy:
         """Copy one page in an idle process, or in the next one that becomes idle.
@@ -426,9 +424,7 @@ class ImagePool:
         Returns:
             The PDF.
         """
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._with_process, document, lambda process: process.add_text(document, task)
-        )
+        return await self._run(document, lambda process: process.add_text(document, task))
 
     def close(self, document: Document) -> None:
         """Free the process that holds a document, at once or as soon as it has finished the page it works on."""
@@ -437,6 +433,24 @@ class ImagePool:
             for process in self._idle:
                 if process.document is document:
                     process.forget()
+
+    async def _run(self, document: Document, work: Callable[[ImageProcess], _T]) -> _T:
+        turn = await self._turns.take(document)
+        start_s = time.monotonic()
+        loop = asyncio.get_running_loop()
+
+        def end(_: object) -> None:
+            # Not when the caller gives up, but when the process is idle. The loop may be gone by then.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._turns.give_back, turn, time.monotonic() - start_s)
+
+        try:
+            future = self._threads.submit(self._with_process, document, work)
+        except RuntimeError as error:
+            self._turns.give_back(turn, 0.0)
+            raise DrainingError("the image processes were stopped") from error
+        future.add_done_callback(end)
+        return await asyncio.wrap_future(future)
 
     def _with_process(self, document: Document, work: Callable[[ImageProcess], _T]) -> _T:
         process = self._take(document)

@@ -7,9 +7,12 @@ from typing import Any
 
 from service.engine.protocol import SequenceTimings
 from service.errors import DeepSynthError
+from service.ocr.arrangement import Arranged
 from service.ocr.confidence import CONFIDENCE_DIGITS, Granularity, PageConfidence, Span, mean_of
 from service.ocr.reader import DocumentResult, PageResult
 from service.schemas import (
+    FigureAnswer,
+    JoinAnswer,
     OcrAnswer,
     PageAnswer,
     PageError,
@@ -31,8 +34,23 @@ def _rounded(confidence: float | None) -> float | None:
     return None if confidence is None else round(confidence, CONFIDENCE_DIGITS)
 
 
-def to_answer(document: DocumentResult, answer_id: str, *, receive_s: float, latency_s: float) -> OcrAnswer:
-    """The answer; `receive_s` is the upload's time, `latency_s` the time since the request arrived."""
+def to_answer(
+    document: DocumentResult, answer_id: str, *, receive_s: float, latency_s: float, arranged: Arranged | None = None
+) -> OcrAnswer:
+    """The answer to a document.
+
+    Args:
+        document: As it was read.
+        answer_id: By which the client can refer to it.
+        receive_s: Time of its upload.
+        latency_s: Time since the request arrived.
+        arranged: The document as the client wants its text; None: as it was read.
+
+    Returns:
+        The answer.
+    """
+    arranged = arranged or Arranged(document.pages, document.text)
+    wanted = arranged.wanted
     results = document.results
 
     def stage(seconds: Callable[[SequenceTimings], float]) -> float:
@@ -41,7 +59,7 @@ def to_answer(document: DocumentResult, answer_id: str, *, receive_s: float, lat
     return OcrAnswer(
         id=answer_id,
         status="partial" if document.is_partial else "ok",
-        text=well_formed(document.text),
+        text=well_formed(arranged.text),
         model_id=document.model_id,
         seed=document.seed,
         finish_reason=document.finish_reason.value,
@@ -62,7 +80,16 @@ def to_answer(document: DocumentResult, answer_id: str, *, receive_s: float, lat
             prompt_tokens=sum(result.prompt_tokens for result in results),
             completion_tokens=sum(result.completion_tokens for result in results),
         ),
-        pages=[to_page_answer(page) for page in document.pages],
+        pages=[to_page_answer(page) for page in arranged.pages],
+        joins=[JoinAnswer(page=each.page, next_page=each.next_page, kind=each.kind) for each in arranged.joins]
+        if wanted.join_pages
+        else None,
+        figures=[
+            FigureAnswer(name=each.name, page=each.page, label=well_formed(each.label), box_px=each.box_px, image=url)
+            for each, url in arranged.figures
+        ]
+        if wanted.figures
+        else None,
     )
 
 

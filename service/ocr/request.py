@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from service.engine.protocol import EngineInfo, SamplingParams
 from service.errors import InvalidFieldError
@@ -13,8 +14,11 @@ from service.intake.selection import parse_pages
 from service.ocr.confidence import Granularity, Wanted
 from service.ocr.outcome import MIN_CONFIDENCE, MIN_COVERAGE, BlankPages, Orientation
 from service.ocr.sampling import sampling_params
-from shared.contract.prompts import Task
+from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import Mode
+
+QUERY_EXPECTED = "text to look for with the task locate, and only with it"
+_Choice = TypeVar("_Choice", Task, Mode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,9 @@ class ModelNames(Protocol):
     def check(self, model_id: str | None) -> str:
         """The name of the model to use; a `DeepSynthError` if it is not served."""
 
+    def tasks(self, model_id: str) -> tuple[Task, ...]:
+        """What a model can do, by the name that `check` gave."""
+
 
 def parse_request(
     *,
@@ -53,9 +60,9 @@ def parse_request(
     models: ModelNames,
     limits: IntakeLimits,
     max_new_tokens_cap: int,
-    task: Task = Task.FREE,
+    task: str = Task.FREE,
     query: str | None = None,
-    mode: Mode | None = None,
+    mode: str | None = None,
     model_id: str | None = None,
     max_new_tokens: int | None = None,
     pages: str | None = None,
@@ -76,7 +83,7 @@ def parse_request(
         models: The served models.
         limits: Bounds on documents.
         max_new_tokens_cap: Maximum tokens per page.
-        task: What to do with each page.
+        task: What to do with each page; checked here, so that every refusal lists what this model can do.
         query: What to look for, with the task `locate`.
         mode: Resolution; None for the model's default.
         model_id: None for the default model.
@@ -95,19 +102,24 @@ def parse_request(
         The request. Errors of `models.check` pass through.
 
     Raises:
-        InvalidFieldError: The model has no such mode, or a number is out of its range.
+        InvalidFieldError: The model has no such task or mode, the query does not fit the task, or a number is out of
+            its range.
     """
     model_id = models.check(model_id)
-    if mode is not None and mode not in info.geometry.modes:
-        raise InvalidFieldError(public={"field": "mode", "expected": [str(each) for each in info.geometry.modes]})
+    chosen_task = _one_of("task", task, models.tasks(model_id))
+    chosen_mode = info.geometry.default_mode if mode is None else _one_of("mode", mode, info.geometry.modes)
+    try:
+        prompt_for(chosen_task, query)
+    except ValueError as error:
+        raise InvalidFieldError(public={"field": "query", "expected": QUERY_EXPECTED}) from error
     cap = min(max_new_tokens_cap, info.max_new_tokens)
     if max_new_tokens is not None and not 1 <= max_new_tokens <= cap:
         raise InvalidFieldError(public={"field": "max_new_tokens", "expected": f"a number from 1 to {cap}"})
     most_pages = limits.max_pdf_pages if detect_format(data) is FileFormat.PDF else limits.max_frames
     return OcrRequest(
-        task=task,
+        task=chosen_task,
         query=query,
-        mode=mode or info.geometry.default_mode,
+        mode=chosen_mode,
         params=sampling_params(max_new_tokens or cap, temperature, seed),
         model_id=model_id,
         selection=None if pages is None else parse_pages(pages, most_pages),
@@ -117,3 +129,10 @@ def parse_request(
         min_coverage=min_coverage,
         finds_turned_pages=orientation is Orientation.AUTO,
     )
+
+
+def _one_of(field: str, value: str, choices: Sequence[_Choice]) -> _Choice:
+    for choice in choices:
+        if choice == value:
+            return choice
+    raise InvalidFieldError(public={"field": field, "expected": [str(choice) for choice in choices]})

@@ -14,13 +14,13 @@ from service.adapters.versions import AdapterVersion
 from service.deps import ServicesDep, require_ready
 from service.errors import AdaptersOffError, InvalidFieldError, UploadTooLargeError
 from service.routes.auth import SecretDep, is_admin, require, require_admin
+from service.routes.openapi import json_body, problems
 from service.schemas import (
     AdapterAnswer,
     AdapterCommand,
     AdaptersAnswer,
     AdapterVersionAnswer,
     PinCommand,
-    Problem,
     RefuseCommand,
     RollbackCommand,
 )
@@ -31,14 +31,13 @@ UNNAMED_OPERATOR = "operator"
 router = APIRouter(tags=["adapters"], dependencies=[Depends(require(Scope.OCR)), Depends(require_ready)])
 admin_router = APIRouter(tags=["adapters"], dependencies=[Depends(require_admin), Depends(require_ready)])
 
-_PROBLEM = {"model": Problem, "content": {"application/problem+json": {}}}
-_RESPONSES: dict[int | str, dict[str, Any]] = dict.fromkeys((401, 403, 404, 409, 413, 422, 503), _PROBLEM)
+_RESPONSES = problems(404, 409, 413, 422)
 CommandT = TypeVar("CommandT", bound=AdapterCommand)
 
 
 def _body(command: type[AdapterCommand]) -> dict[str, Any]:
     """OpenAPI's description of a command, which is parsed by hand, after the key has been checked."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": command.model_json_schema()}}}}
+    return json_body(command)
 
 
 async def _require_adapters(services: ServicesDep) -> AdapterManager:
@@ -73,7 +72,7 @@ async def _parse(request: Request, kind: type[CommandT]) -> CommandT:
         raise InvalidFieldError(public={"field": field, "expected": list(kind.model_fields)}) from error
 
 
-@router.get("/adapters", responses={503: {"model": Problem}})
+@router.get("/adapters", responses=problems())
 async def list_adapters(request: Request, services: ServicesDep, secret: SecretDep) -> AdaptersAnswer:
     """List every adapter and version with its state; details of refusals only with an admin key."""
     if services.adapters is None:

@@ -26,16 +26,16 @@ from service.ocr.answer import to_page_answer
 from service.ocr.cascade import AUTO
 from service.ocr.confidence import Granularity
 from service.ocr.live_text import LiveText
-from service.ocr.outcome import PageStatus
+from service.ocr.outcome import BlankPages, PageStatus
 from service.ocr.reader import DocumentResult
 from service.ocr.request import OcrRequest, parse_request
 from service.ocr.sampling import MAX_GIVEN_SEED, MIN_GIVEN_SEED
 from service.routes.auth import use_key
 from service.routes.consent import Consent, MayStoreDep, new_consent
 from service.routes.data_url import FileBudget
-from service.routes.form import unknown_field
+from service.routes.form import refuse_query, unknown_field
 from service.routes.json_body import kind_by, receive_json
-from service.routes.openapi import json_body
+from service.routes.openapi import json_body, problems
 from service.routes.problems import CHAT_PATH, openai_error
 from service.routes.reading import read_leased, run_for_client
 from service.routes.stream import Emit, EventStream
@@ -49,10 +49,10 @@ from service.schemas import (
     PromptTokensDetails,
 )
 from shared.contract.answer import FinishReason
-from shared.contract.prompts import MAX_QUERY_CHARS, Task, prompt_for, recognise
+from shared.contract.prompts import MAX_QUERY_CHARS, Task, recognise
 from shared.deepseek_ocr.geometry import Mode
 
-router = APIRouter(tags=["clients"], dependencies=[Depends(use_key), Depends(require_ready)])
+router = APIRouter(tags=["clients"], dependencies=[Depends(use_key), Depends(require_ready), Depends(refuse_query)])
 
 _HARMLESS = frozenset(
     {
@@ -202,7 +202,7 @@ class StreamOptions(_Part):
 
 
 class ChatRequest(BaseModel):
-    """A request as OpenAI's API has it, with `task`, `query`, `mode` and `pages` of `POST /ocr` as extensions."""
+    """A request as OpenAI's API has it, with options of `POST /ocr` as extensions."""
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
@@ -219,11 +219,11 @@ class ChatRequest(BaseModel):
     temperature: float | None = Field(default=None, ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)
     """0 when not given."""
     seed: int | None = Field(default=None, ge=MIN_GIVEN_SEED, le=MAX_GIVEN_SEED)
-    task: Task | None = None
+    task: str | None = Field(default=None, json_schema_extra={"enum": [*Task, None]})
     """Extension: what to do with each page, whatever the text says."""
     query: str | None = Field(default=None, max_length=MAX_QUERY_CHARS)
     """Extension: what to look for, with the task `locate`."""
-    mode: Mode | None = None
+    mode: str | None = Field(default=None, json_schema_extra={"enum": [*Mode, None]})
     """Extension: resolution mode."""
     pages: str | None = Field(default=None, max_length=200)
     """Extension: pages of the one file, such as `1-3,7`."""
@@ -231,6 +231,10 @@ class ChatRequest(BaseModel):
     """Extension: how fine the confidences in `pages` are."""
     review_threshold: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     """Extension: `pages` lists words and digits whose confidence is below it; the service's setting when null."""
+    blank_pages: BlankPages | None = None
+    """Extension: `skip` or `read` pages that show no print; the service's setting when not given."""
+    min_confidence: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    """Extension: answers below it, for pages with little print, are not given; the service's setting when not given."""
 
 
 def check_parameters(chat: ChatRequest) -> None:
@@ -260,7 +264,7 @@ def check_parameters(chat: ChatRequest) -> None:
         raise InvalidFieldError(public={"field": "stream_options", "expected": "null, unless stream is true"})
 
 
-def choose_task(chat: ChatRequest) -> tuple[Task, str | None, tuple[ChatWarning, ...]]:
+def choose_task(chat: ChatRequest) -> tuple[str, str | None, tuple[ChatWarning, ...]]:
     """What a chat asks for: its `task`, else the last text that names one, else the default.
 
     Args:
@@ -268,9 +272,6 @@ def choose_task(chat: ChatRequest) -> tuple[Task, str | None, tuple[ChatWarning,
 
     Returns:
         The task, its query, and what to tell the client.
-
-    Raises:
-        InvalidFieldError: `query` is missing or of no use.
     """
     texts = [
         part.text
@@ -281,17 +282,12 @@ def choose_task(chat: ChatRequest) -> tuple[Task, str | None, tuple[ChatWarning,
     ]
     named = [recognise(text) for text in texts]
     warnings = (PROMPT_IGNORED,) if None in named else ()
-    task, query = Task.FREE, chat.query
     if chat.task is not None:
-        task = chat.task
-    elif chosen := [each for each in named if each is not None]:
-        task, query = chosen[-1][0], chat.query or chosen[-1][1]
-    try:
-        prompt_for(task, query)
-    except ValueError as error:
-        expected = "text to look for with the task locate, and only with it"
-        raise InvalidFieldError(public={"field": "query", "expected": expected}) from error
-    return task, query, warnings
+        return chat.task, chat.query, warnings
+    chosen = [each for each in named if each is not None]
+    if not chosen:
+        return Task.FREE, chat.query, warnings
+    return chosen[-1][0], chat.query or chosen[-1][1], warnings
 
 
 def decode_files(chat: ChatRequest, budget: FileBudget, most_files: int) -> list[bytes]:
@@ -366,8 +362,8 @@ async def _receive(request: Request, services: Services) -> _Chat:
         pages=chat.pages,
         temperature=chat.temperature,
         seed=chat.seed,
-        blank_pages=services.bounds.blank_pages,
-        min_confidence=services.bounds.min_confidence,
+        blank_pages=chat.blank_pages or services.bounds.blank_pages,
+        min_confidence=services.bounds.min_confidence if chat.min_confidence is None else chat.min_confidence,
         confidence=chat.confidence,
         review_threshold=services.bounds.review_threshold if chat.review_threshold is None else chat.review_threshold,
         min_coverage=services.bounds.min_coverage,
@@ -378,10 +374,9 @@ async def _receive(request: Request, services: Services) -> _Chat:
     return _Chat(files, ocr_request, warnings, bool(chat.stream), includes_usage, stores)
 
 
-_PROBLEM = {"model": OpenAIProblem}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {}}},
-    **dict.fromkeys((400, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504), _PROBLEM),
+    **problems(404, reads=True, shape=OpenAIProblem),
 }
 
 

@@ -6,7 +6,6 @@ The body is the file, whatever its declared type; the answer is a list with the 
 from __future__ import annotations
 
 import re
-from typing import Any
 from urllib.parse import unquote
 
 from fastapi import APIRouter, Depends, Request
@@ -14,20 +13,22 @@ from fastapi import APIRouter, Depends, Request
 from service.admission.deadline import Deadline
 from service.admission.gate import Permit
 from service.deps import RecordDep, Services, ServicesDep, require_ready
-from service.errors import NoTextError
+from service.errors import NoTextError, UnreadableError
 from service.ocr.answer import to_page_answer
+from service.ocr.outcome import PageStatus
 from service.ocr.reader import DocumentResult, PageResult
 from service.ocr.request import OcrRequest, parse_request
 from service.routes.auth import use_key
 from service.routes.consent import Consent, MayStoreDep, new_consent
-from service.routes.form import BoundedBody
+from service.routes.form import BoundedBody, refuse_query
+from service.routes.openapi import problems
 from service.routes.reading import read_leased, run_for_client
-from service.schemas import LoadedMetadata, LoadedPage, Problem
+from service.schemas import LoadedMetadata, LoadedPage
 
 PATH = "/process"
 MAX_NAME_CHARS = 255
 
-router = APIRouter(tags=["clients"], dependencies=[Depends(use_key), Depends(require_ready)])
+router = APIRouter(tags=["clients"], dependencies=[Depends(use_key), Depends(require_ready), Depends(refuse_query)])
 
 
 def file_name(header: str) -> str:
@@ -36,10 +37,7 @@ def file_name(header: str) -> str:
     return "".join(sign for sign in name if sign.isprintable())[:MAX_NAME_CHARS]
 
 
-_PROBLEM = {"model": Problem, "content": {"application/problem+json": {}}}
-_RESPONSES: dict[int | str, dict[str, Any]] = dict.fromkeys(
-    (404, 408, 409, 413, 415, 422, 429, 500, 503, 504), _PROBLEM
-)
+_RESPONSES = problems(404, reads=True)
 _OPENAPI = {
     "requestBody": {
         "required": True,
@@ -109,7 +107,8 @@ async def _read(
         raise failed.error
     pages = [page for page in document.pages if page.text.strip()]
     if not pages:
-        raise NoTextError
+        unreadable = [str(page.page) for page in document.pages if page.status is PageStatus.UNREADABLE]
+        raise UnreadableError(public={"pages": unreadable}) if unreadable else NoTextError
     return [LoadedPage(page_content=page.text, metadata=_metadata(page, document, consent, name)) for page in pages]
 
 

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Any, Generic, TypeVar, get_args
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -33,9 +33,11 @@ from service.errors import (
 from service.ocr.confidence import Granularity
 from service.ocr.formats.registry import FORMATS
 from service.ocr.outcome import BlankPages, Orientation
+from service.ocr.request import QUERY_EXPECTED
 from service.ocr.sampling import MAX_GIVEN_SEED, MIN_GIVEN_SEED, SEED_EXPECTED, TEMPERATURE_EXPECTED
-from service.routes.disposition import safe_name
-from shared.contract.prompts import Task, prompt_for
+from service.ocr.tables import TableFormat
+from service.routes.disposition import browser_name, extended_name, safe_name
+from shared.contract.prompts import Task
 from shared.deepseek_ocr.geometry import Mode
 
 FORM_OVERHEAD_BYTES = 64 * 1024
@@ -50,9 +52,9 @@ class OcrFields(BaseModel):
 
     model_id: str | None = Field(default=None, max_length=200)
     """Model that answers; see /v1/models."""
-    task: Task = Task.FREE
-    """What to do with the page."""
-    mode: Mode | None = None
+    task: str = Field(default=Task.FREE, json_schema_extra={"enum": list(Task)})
+    """What to do with the page; /v1/models lists what a model can do."""
+    mode: str | None = Field(default=None, json_schema_extra={"enum": list(Mode)})
     """Resolution mode; the model's default when not given."""
     query: str | None = Field(default=None, max_length=1000)
     """What to look for; required by the task `locate`, refused with others."""
@@ -81,6 +83,14 @@ class OcrFields(BaseModel):
     orientation: Orientation | None = None
     """What to do with pages that are not upright: `auto` finds and turns them, `as-is` reads them as they are. The
     service's setting when not given."""
+    table_format: TableFormat | None = None
+    """How tables in Markdown are written; as the model wrote them when not given."""
+    omit: str | None = Field(default=None, max_length=200)
+    """Parts of Markdown to leave out by their labels: `header`, `footer`, `page_number`, several with commas."""
+    figures: bool = False
+    """Cut out the figures that the model saw, and link them in the Markdown."""
+    join_pages: bool = False
+    """Join paragraphs and tables that go on across pages in the document's text; `joins` says which."""
     format: str | None = Field(default=None, json_schema_extra={"enum": list(FORMATS)})
     """Output format; the header Accept decides when not given, and JSON is the default. A stream is always JSON."""
     stream: bool = False
@@ -92,11 +102,6 @@ class OcrFields(BaseModel):
         if value is not None and value not in FORMATS:
             raise ValueError("no such format")
         return value
-
-    @model_validator(mode="after")
-    def _query_fits_task(self) -> OcrFields:
-        prompt_for(self.task, self.query)
-        return self
 
 
 FieldsT = TypeVar("FieldsT", bound=OcrFields)
@@ -171,10 +176,13 @@ class _InMemoryParser(MultiPartParser):
     def on_headers_finished(self) -> None:
         """Take `filename*` alone as a file name: the parser overlooks it, and some clients send no other."""
         header = self._current_part.content_disposition or b""
-        if _EXTENDED_FILENAME.search(header) and not _FILENAME.search(header):
-            # What it is does not matter, as the content decides the format.
-            self._current_part.content_disposition = header + b'; filename="file"'
+        is_extended = _EXTENDED_FILENAME.search(header) is not None and _FILENAME.search(header) is None
+        if is_extended:
+            self._current_part.content_disposition = header + b'; filename=""'
         super().on_headers_finished()
+        if self._current_part.file is not None:
+            name = extended_name(header) if is_extended else self._current_part.file.filename
+            self._current_part.file.filename = browser_name(name or "")
 
     def close_files(self) -> None:
         """Free the files of parts that have no end, which are not in the form."""
@@ -272,6 +280,9 @@ def _by_name(items: Iterable[tuple[str, Any]], kind: type[OcrFields]) -> dict[st
         if name in sent:
             raise InvalidFieldError(public={"field": name, "expected": "one value; it was sent more than once"})
         sent.add(name)
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            # A charset of the form that can write half a character.
+            raise InvalidFieldError(public={"field": name, "expected": "valid Unicode"})
         if value.strip():
             given[name] = value.strip()
     return given
@@ -288,6 +299,19 @@ def _unknown(name: str, kind: type[OcrFields], *, is_file: bool) -> InvalidField
         public: dict[str, PublicValue] = {"field": _shown(name), "expected": known, "did_you_mean": FILE_FIELD}
         return InvalidFieldError(public=public)
     return unknown_field(name, known)
+
+
+async def refuse_query(request: Request) -> None:
+    """Depend on this in a route that takes no options in the URL.
+
+    Args:
+        request: Any.
+
+    Raises:
+        InvalidFieldError: It has some.
+    """
+    for name in request.query_params:
+        raise InvalidFieldError(public={"field": _shown(name), "expected": "no options in the URL of this route"})
 
 
 def _shown(name: str) -> str:
@@ -313,7 +337,7 @@ def _expected(problem: str, field: str, kind: type[OcrFields]) -> str | list[str
         "min_confidence": "a number from 0 to 1",
         "review_threshold": "a number from 0 to 1",
         "min_coverage": "a number from 0 to 1",
-        "query": "text to look for with the task locate, and only with it",
+        "query": QUERY_EXPECTED,
         "seed": SEED_EXPECTED,
         "temperature": TEMPERATURE_EXPECTED,
     }

@@ -7,7 +7,8 @@ from starlette.responses import Response
 
 from service.deps import ServicesDep, require_ready
 from service.errors import DrainingError
-from service.schemas import Problem, ReadyAnswer, StatusAnswer
+from service.routes.openapi import problems
+from service.schemas import ReadyAnswer, StatusAnswer
 
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -15,13 +16,13 @@ router = APIRouter(tags=["health"])
 metrics_router = APIRouter(tags=["health"])
 
 
-@router.get("/livez")
+@router.get("/livez", responses=problems(needs_key=False))
 async def livez() -> StatusAnswer:
     """Say that the process is alive."""
     return StatusAnswer(status="alive")
 
 
-@router.get("/readyz", responses={503: {"model": Problem}}, dependencies=[Depends(require_ready)])
+@router.get("/readyz", responses=problems(503, needs_key=False), dependencies=[Depends(require_ready)])
 async def readyz(services: ServicesDep) -> ReadyAnswer:
     """Say whether to send requests, and whether their pages are kept.
 

@@ -107,6 +107,10 @@ async def _submit(
 ) -> Job:
     permit.mark_running()
     ocr_request = request_of(services, form, jobs.options.limits, FORMATS[form.fields.format or DEFAULT.name])
+    fields = form.fields
+    for name in ("table_format", "omit", "figures", "join_pages"):
+        if getattr(fields, name):
+            raise InvalidFieldError(public={"field": name, "expected": "not to be sent with a job"})
     if ocr_request.model_id == AUTO:
         raise InvalidFieldError(public={"field": "model_id", "expected": f"a model other than {AUTO}, for a job"})
     async with Deadline(services.bounds.deadline_s).enforced():

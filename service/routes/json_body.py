@@ -79,14 +79,15 @@ def parse_json(body: bytes | bytearray, model: type[ModelT]) -> ModelT:
         InvalidFieldError: A field is not valid; the error says which, without quoting values.
     """
     if sum(body.count(sign) for sign in (b",", b"[", b"{")) > MAX_VALUES:
-        raise MalformedJsonError
+        raise MalformedJsonError(public={"reason": f"more than {MAX_VALUES} values"})
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
         # Cheap even for many errors, as no input is quoted.
         problem: Any = error.errors(include_input=False, include_url=False)[0]
     if problem["type"] == "json_invalid":
-        raise MalformedJsonError
+        # Says what was expected and in which line and column, and quotes nothing.
+        raise MalformedJsonError(public={"reason": str(problem["ctx"]["error"])})
     if problem["type"] == "extra_forbidden":
         raise unknown_field(str(problem["loc"][-1]), list(model.model_fields))
     raise InvalidFieldError(public={"field": _place(problem["loc"]), "expected": str(problem["msg"])})

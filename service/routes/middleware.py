@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.admission.request import SCOPE_KEY, RequestRecord
-from service.errors import DeepSynthError, InternalError, InvalidHostError, MethodNotAllowedError
+from service.errors import DeepSynthError, InternalError, InvalidHostError
 from service.routes.problems import CHAT_PATH, MISTRAL_PATH
 from service.telemetry import logs
 from service.telemetry.metrics import Metrics
@@ -36,6 +36,15 @@ OCR_ROUTES = frozenset(
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HOST = re.compile(r"(?P<name>[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
+
+
+def _method(given: str) -> str:
+    """The method that routes see.
+
+    HEAD is a GET whose body is left out, on every route. A method that no route has is answered as OPTIONS is: with 405
+    and those that the route has. It is not passed on, since methods are labels of the HTTP metrics.
+    """
+    return "GET" if given == "HEAD" else given if given in METHODS else "OPTIONS"
 
 
 class RequestContextMiddleware:
@@ -83,16 +92,11 @@ class RequestContextMiddleware:
 
     async def _serve(self, scope: Scope, headers: Headers, exchange: _Exchange, record: RequestRecord) -> None:
         error: DeepSynthError | None = None
-        if scope["method"] not in METHODS:
-            # First, because methods are labels of the HTTP metrics.
-            error = MethodNotAllowedError()
-        elif not self._is_host_allowed(scope, headers):
+        if not self._is_host_allowed(scope, headers):
             error = InvalidHostError()
         else:
-            # HEAD is a GET whose body is left out, on every route.
-            inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
             try:
-                await self._app(inner, exchange.receive, exchange.send)
+                await self._app({**scope, "method": _method(scope["method"])}, exchange.receive, exchange.send)
             except Exception:
                 logger.exception("request failed")
                 error = InternalError()

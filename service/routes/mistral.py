@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,15 +23,18 @@ from service.deps import RecordDep, Services, ServicesDep, require_ready
 from service.engine.protocol import SequenceResult
 from service.errors import InvalidFieldError, UnsupportedParameterError
 from service.intake.formats import FileFormat, detect_format
+from service.ocr import labels
 from service.ocr.answer import to_page_answer
 from service.ocr.confidence import Granularity, Span, mean_of
+from service.ocr.outcome import PageStatus
 from service.ocr.reader import PageResult
 from service.ocr.request import OcrRequest, parse_request
 from service.routes.auth import use_key
 from service.routes.consent import Consent, MayStoreDep, new_consent
 from service.routes.data_url import FileBudget
+from service.routes.form import refuse_query
 from service.routes.json_body import kind_by, receive_json
-from service.routes.openapi import json_body
+from service.routes.openapi import json_body, problems
 from service.routes.problems import MISTRAL_PATH
 from service.routes.reading import read_leased, run_for_client
 from service.schemas import (
@@ -48,10 +52,9 @@ from service.schemas import (
 from shared.contract.prompts import Task
 from shared.deepseek_ocr.grounding import Region
 
-router = APIRouter(tags=["clients"], dependencies=[Depends(use_key), Depends(require_ready)])
+router = APIRouter(tags=["clients"], dependencies=[Depends(use_key), Depends(require_ready), Depends(refuse_query)])
 
 UNKNOWN_DPI = 72
-FIGURE_LABELS = frozenset({"image", "figure", "chart", "picture"})
 BlockType = Literal[
     "title", "text", "caption", "table", "image", "equation", "list", "code", "references", "header", "footer"
 ]
@@ -73,7 +76,7 @@ _BLOCK_TYPES: dict[str, BlockType] = {
     "header": "header",
     "footer": "footer",
     "page_number": "footer",
-    **dict.fromkeys(FIGURE_LABELS, "image"),
+    **dict.fromkeys(labels.FIGURES, "image"),
 }
 """Labels that the public model is known to give; any other is text."""
 _UNSUPPORTED = (
@@ -84,6 +87,7 @@ _UNSUPPORTED = (
     "extract_header",
     "extract_footer",
 )
+_NOT_READ = {PageStatus.FAILED, PageStatus.UNREADABLE}
 _RANGE = re.compile(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?")
 
 
@@ -233,7 +237,7 @@ def find_figures(pages: Sequence[PageResult], limit: int | None, min_size_px: in
         (page.page, region)
         for page in pages
         for region in page.regions
-        if region.label in FIGURE_LABELS and _is_at_least(region, max(min_size_px, 1))
+        if region.label in labels.FIGURES and _is_at_least(region, max(min_size_px, 1))
     )
     figures = [Figure(f"img-{index}.jpeg", page, region) for index, (page, region) in enumerate(found)]
     return figures[:limit]
@@ -245,7 +249,13 @@ def _is_at_least(region: Region, side_px: int) -> bool:
 
 
 def to_markdown(page: PageResult, figures: Sequence[Figure]) -> str:
-    """A page's text with a link to each of its figures where the model saw it."""
+    """A page's text with a link to each of its figures where the model saw it.
+
+    Clients drop the page's `status`, so a comment tells a page without a reading from an empty one.
+    """
+    if page.status in _NOT_READ:
+        code = f" ({page.error.code})" if page.error is not None else ""
+        return f"<!-- page {page.page}: {page.status}{code} -->"
     parts: list[str] = []
     end = 0
     for figure in figures:
@@ -253,6 +263,20 @@ def to_markdown(page: PageResult, figures: Sequence[Figure]) -> str:
         end = figure.region.start
     parts.append(page.text[end:] if not figures else page.text[end:].strip())
     return "\n\n".join(part for part in parts if part)
+
+
+def annotation(pages: Sequence[PageResult]) -> str | None:
+    """What became of the pages that were not read, as JSON in the one member of the document that clients keep."""
+    missing = [
+        {
+            "index": page.page - 1,
+            "status": page.status,
+            **({} if page.error is None else {"code": page.error.code, "title": page.error.title}),
+        }
+        for page in pages
+        if page.status in _NOT_READ
+    ]
+    return json.dumps({"pages_not_read": missing}) if missing else None
 
 
 def _blocks(page: PageResult, figures: Sequence[Figure]) -> Iterator[MistralBlock]:
@@ -319,10 +343,7 @@ def page_confidence(page: PageResult, result: SequenceResult, markdown: str) -> 
     )
 
 
-_PROBLEM = {"model": MistralProblem}
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    **dict.fromkeys((400, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504), _PROBLEM)
-}
+_RESPONSES = problems(404, reads=True, shape=MistralProblem)
 
 
 @router.post(MISTRAL_PATH, responses=_RESPONSES, openapi_extra=json_body(MistralRequest))
@@ -397,6 +418,7 @@ async def _read(
             for page in document.pages
         ],
         model=document.model_id,
+        document_annotation=annotation(document.pages),
         usage_info=MistralUsage(pages_processed=len(document.pages), doc_size_bytes=len(data)),
         id=consent.answer_id,
     )

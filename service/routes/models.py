@@ -8,10 +8,15 @@ from service.access.key import Scope
 from service.adapters.models import ListedModel
 from service.deps import Services, ServicesDep, require_ready
 from service.errors import ModelNotFoundError
+from service.ocr.arrangement import gives_boxes
 from service.routes.auth import require
-from service.schemas import ModelAnswer, ModelsAnswer, Problem
+from service.routes.form import refuse_query
+from service.routes.openapi import problems
+from service.schemas import ModelAnswer, ModelsAnswer
 
-router = APIRouter(tags=["models"], dependencies=[Depends(require(Scope.OCR)), Depends(require_ready)])
+router = APIRouter(
+    tags=["models"], dependencies=[Depends(require(Scope.OCR)), Depends(require_ready), Depends(refuse_query)]
+)
 
 
 def _answer(services: Services, model: ListedModel) -> ModelAnswer:
@@ -21,19 +26,21 @@ def _answer(services: Services, model: ListedModel) -> ModelAnswer:
         created=services.created_s,
         root=model.root,
         parent=model.parent,
+        tasks=[str(task) for task in model.tasks],
         modes=[str(mode) for mode in info.geometry.modes],
+        boxes=gives_boxes(model.tasks),
         default_mode=str(info.geometry.default_mode),
         max_new_tokens=min(services.bounds.max_new_tokens, info.max_new_tokens),
     )
 
 
-@router.get("/v1/models", responses={503: {"model": Problem}})
+@router.get("/v1/models", responses=problems(422))
 async def list_models(services: ServicesDep) -> ModelsAnswer:
     """List the models that requests may name."""
     return ModelsAnswer(data=[_answer(services, model) for model in services.models.listed()])
 
 
-@router.get("/v1/models/{model_id}", responses={404: {"model": Problem}, 503: {"model": Problem}})
+@router.get("/v1/models/{model_id}", responses=problems(404, 422))
 async def get_model(model_id: str, services: ServicesDep) -> ModelAnswer:
     """Describe one of these models."""
     for model in services.models.listed():

@@ -17,11 +17,12 @@ from service.deps import RecordDep, RequestBounds, Services, ServicesDep, requir
 from service.errors import InvalidFieldError, TooManyPagesError
 from service.intake.limits import IntakeLimits
 from service.ocr.answer import to_answer
+from service.ocr.arrangement import Arrangement, arrange, arrange_page, check_arrangement, parse_omit
 from service.ocr.confidence import Granularity
 from service.ocr.formats.document import ReadDocument
 from service.ocr.formats.output_format import OutputFormat
 from service.ocr.formats.registry import DEFAULT, FORMATS
-from service.ocr.reader import DeltaSink, PageSink
+from service.ocr.reader import DeltaSink, PageResult, PageSink
 from service.ocr.request import OcrRequest, parse_request
 from service.routes import stream
 from service.routes.accept import choose_format
@@ -29,9 +30,11 @@ from service.routes.auth import use_key
 from service.routes.consent import Consent, MayStoreDep, new_consent
 from service.routes.disposition import content_disposition
 from service.routes.form import FILE_FIELD, FieldsT, OcrFields, OcrForm, receive_form
+from service.routes.openapi import problems
 from service.routes.reading import point_to_jobs, read_leased
 from service.routes.stream import ReadingStream, until_disconnect
-from service.schemas import OcrAnswer, Problem
+from service.schemas import OcrAnswer
+from shared.contract.prompts import Task
 
 router = APIRouter(tags=["ocr"], dependencies=[Depends(use_key), Depends(require_ready)])
 
@@ -57,7 +60,7 @@ def form_description(kind: type[OcrFields]) -> dict[str, Any]:
             field.update(field.pop("anyOf")[0])
         if field.get("default", "") is None:
             del field["default"]
-    options = schema["properties"]
+    options = {name: _or_empty(option) for name, option in schema["properties"].items()}
     file = {"type": "string", "format": "binary", "description": _FORMATS}
     schema["properties"] = {FILE_FIELD: file, **options}
     schema["required"] = [FILE_FIELD]
@@ -67,9 +70,18 @@ def form_description(kind: type[OcrFields]) -> dict[str, Any]:
     }
 
 
+def _or_empty(option: dict[str, Any]) -> dict[str, Any]:
+    """An option that may also be empty, which counts as not given."""
+    if "enum" in option:
+        return {**option, "enum": [*option["enum"], ""]}
+    if option.get("type") == "string":
+        return option
+    said: dict[str, Any] = {name: option[name] for name in ("description", "default") if name in option}
+    return {**said, "anyOf": [{name: value for name, value in option.items() if name not in said}, {"const": ""}]}
+
+
 STATUS_HEADER = "x-ocr-status"
 """On answers that are not JSON: its member `status`, which tells a document of which some page failed."""
-_PROBLEM = {"model": Problem, "content": {"application/problem+json": {}}}
 _BODY = {"schema": {"type": "string"}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -78,7 +90,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
             stream.MEDIA_TYPE: _BODY,
         }
     },
-    **dict.fromkeys((400, 404, 406, 408, 409, 413, 415, 422, 429, 500, 503, 504), _PROBLEM),
+    **problems(404, 406, reads=True),
 }
 
 
@@ -100,14 +112,17 @@ async def read_document(request: Request, services: ServicesDep, record: RecordD
     except TooManyPagesError as error:
         point_to_jobs(services, error)
         raise
+    wanted = Arrangement(fields.table_format, parse_omit(fields.omit), fields.figures, fields.join_pages)
+    check_arrangement(wanted, ocr_request, services.models.tasks(ocr_request.model_id), output)
     # From the end of the upload.
     deadline = Deadline(services.bounds.deadline_s, services.bounds.document_deadline_s)
     consent = new_consent(may_store)
-    work = partial(_answer, services, record, permit, form.data, ocr_request, receive_s, deadline, consent)
+    work = partial(_answer, services, record, permit, form.data, ocr_request, wanted, receive_s, deadline, consent)
     if fields.stream:
         return ReadingStream(work, record=record)
     return await run_to_outcome(
-        _respond(services, form, output, work), disconnected=partial(until_disconnect, request.receive)
+        _respond(services, form, ocr_request.task, output, work),
+        disconnected=partial(until_disconnect, request.receive),
     )
 
 
@@ -164,9 +179,13 @@ def _confidence(fields: OcrFields, output: OutputFormat, bounds: RequestBounds) 
 
 
 async def _respond(
-    services: Services, form: OcrForm[OcrFields], output: OutputFormat, work: Callable[[], Awaitable[OcrAnswer]]
+    services: Services,
+    form: OcrForm[OcrFields],
+    task: Task,
+    output: OutputFormat,
+    work: Callable[[], Awaitable[OcrAnswer]],
 ) -> Response:
-    document = ReadDocument(await work(), form.fields.task, form.data, form.name, services.reader.limits)
+    document = ReadDocument(await work(), task, form.data, form.name, services.reader.limits)
     return await document_response(services, document, output)
 
 
@@ -187,11 +206,20 @@ async def _answer(
     permit: Permit,
     data: bytes,
     ocr_request: OcrRequest,
+    wanted: Arrangement,
     receive_s: float,
     deadline: Deadline,
     consent: Consent,
     on_delta: DeltaSink | None = None,
     on_page: PageSink | None = None,
 ) -> OcrAnswer:
-    document = await read_leased(services, permit, data, ocr_request, deadline, consent, on_delta, on_page)
-    return to_answer(document, consent.answer_id, receive_s=receive_s, latency_s=time.monotonic() - record.started_s)
+    def show(page: PageResult) -> None:
+        if on_page is not None:
+            on_page(arrange_page(page, wanted))
+
+    document = await read_leased(services, permit, data, ocr_request, deadline, consent, on_delta, on_page and show)
+    deadline.renew()
+    async with deadline.enforced():
+        arranged = await arrange(document, wanted, data, services.reader)
+    latency_s = time.monotonic() - record.started_s
+    return to_answer(document, consent.answer_id, receive_s=receive_s, latency_s=latency_s, arranged=arranged)

@@ -19,8 +19,8 @@ from service.intake.selection import parse_pages
 from service.ocr.outcome import Orientation
 from service.routes.auth import require
 from service.routes.form import FILE_FIELD, OcrFields, receive_form
+from service.routes.openapi import problems
 from service.routes.stream import until_disconnect
-from service.schemas import Problem
 
 router = APIRouter(tags=["ocr"], dependencies=[Depends(require(Scope.OCR)), Depends(require_ready)])
 
@@ -35,14 +35,13 @@ _HEADERS = {
         "schema": {"type": "string", "pattern": "^[0-9]+x[0-9]+$"},
     },
 }
-_PROBLEM = {"model": Problem, "content": {"application/problem+json": {}}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": f"The page as JPEG, no side longer than {MAX_SIDE_PX} pixels.",
         "content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
         "headers": _HEADERS,
     },
-    **dict.fromkeys((400, 408, 413, 415, 422, 429, 500, 503, 504), _PROBLEM),
+    **problems(reads=True),
 }
 _FORM = {
     "type": "object",

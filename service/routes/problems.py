@@ -50,6 +50,10 @@ _OPENAI_NAMES = {"model_id": "model", "max_new_tokens": "max_completion_tokens"}
 def _message(error: DeepSynthError) -> str:
     """The title, and the public members in brackets."""
     members = {name: ", ".join(value) if isinstance(value, list) else value for name, value in error.public.items()}
+    if "field" in members:
+        # Both APIs have parameters, by their own names.
+        members = {"parameter": _parameter(error) or "", **members}
+        del members["field"]
     facts = "; ".join(f"{name}: {value}" for name, value in members.items() if value != "")
     return f"{error.title} ({facts})" if facts else error.title
 

@@ -18,6 +18,7 @@ const text = new TextPane(byId("text"), {
   onShown: (section, answer) => review.show(section, answer),
   onCorrect: (page, words) => saveCorrection(page, words),
 });
+const TASKS = [...byId("task").options].map((option) => [option.value, option.text]);
 let served = [];
 let samples = "off";
 let pages = null;
@@ -62,11 +63,12 @@ async function showModels() {
   setTimeout(showModels, delay_ms);
 }
 
-// What the chosen model can be compared with, and its modes.
+// What the chosen model can do, its modes, and what it can be compared with.
 function showChoices() {
   const model = served.find((each) => each.id === byId("model").value);
   if (!model) return;
-  const others = served.filter((each) => each !== model);
+  fill(byId("task"), TASKS.filter(([task]) => model.tasks.includes(task)));
+  const others = served.filter((each) => each !== model && each.tasks.includes(byId("task").value));
   byId("other-label").hidden = !others.length;
   fill(byId("other"), [["", "nothing"], ...others.map((each) => [each.id, nameOf(each)])]);
   fill(byId("mode"), [["", `default (${model.default_mode})`], ...model.modes.map((mode) => [mode, mode])]);

@@ -18,7 +18,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from shared.contract.identity import MAX_VERSION, NAME_PATTERN, REVISION_PATTERN, AdapterRef
 from shared.contract.refusals import AdapterRefusedError, Reason
 
-FORMAT_MAJOR, FORMAT_MINOR = 1, 0
+FORMAT_MAJOR, FORMAT_MINOR = 1, 1
 FORMAT = f"{FORMAT_MAJOR}.{FORMAT_MINOR}"
 MAX_MANIFEST_BYTES = 256 * 1024
 MAX_NAMED_PROBLEMS = 5
@@ -113,6 +113,8 @@ class Evaluation(_Record):
     """Relative reduction of the base's error rate that was required."""
     max_tier_loss: Ratio
     """Largest increase of the error rate that was allowed in any tier."""
+    task: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")] | None = None
+    """What both were asked to do with the pages; since format 1.1."""
     base: Metrics
     adapter: Metrics
 

@@ -155,6 +155,8 @@ class DeepseekOcrConfig(PreTrainedConfig):
     text_config: Any = None
     geometry: dict[str, Any] | None = None
     """Values of `GeometryConfig` in JSON; None: those of DeepSeek-OCR."""
+    tasks: list[str] | None = None
+    """Names of the tasks that the checkpoint was trained for; None: all."""
     image_token_id: int = 128815
     tie_word_embeddings: bool = False
 

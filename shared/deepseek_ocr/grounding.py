@@ -92,7 +92,7 @@ def parse_grounded(answer: str, width_px: int, height_px: int, *, labels_are_tex
             starts += [length + len(shown) - len(shown.lstrip())] * len(boxes)
         texts.append(shown)
         length += len(shown)
-    whole, starts = _tidied("".join(texts), starts)
+    whole, starts = tidied("".join(texts), starts)
     ends = [0, *accumulate(map(len, pieces))]
     return GroundedText(
         whole,
@@ -101,7 +101,7 @@ def parse_grounded(answer: str, width_px: int, height_px: int, *, labels_are_tex
     )
 
 
-def _tidied(text: str, starts: list[int]) -> tuple[str, list[int]]:
+def tidied(text: str, starts: list[int]) -> tuple[str, list[int]]:
     """The text stripped and with blank lines collapsed, and where rising positions in it are then."""
     collapsed = _BLANK_LINES.sub("\n\n", text)
     tidied = collapsed.strip()

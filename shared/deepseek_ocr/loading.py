@@ -18,6 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Repo
 
 from shared.contract.calibration import FILE_NAME as CALIBRATION_FILE
 from shared.contract.calibration import Calibration, CalibrationError, read_calibration
+from shared.contract.prompts import Task
 from shared.deepseek_ocr.checkpoint import CheckpointError, read_config
 from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.registry import MODELS, find_kind
@@ -43,6 +44,8 @@ class LoadedCheckpoint:
     """The repository, or the folder's name."""
     calibration: Calibration | None = None
     """None if the checkpoint has none."""
+    tasks: tuple[Task, ...] = tuple(Task)
+    """What it can do."""
 
 
 def load_checkpoint(
@@ -67,7 +70,8 @@ def load_checkpoint(
         CheckpointError: The checkpoint is missing or broken; the message names the file, key or value.
     """
     folder, model_id = find_checkpoint(folder_or_repo)
-    model_type = read_config(folder).get("model_type")
+    config = read_config(folder)
+    tasks, model_type = _tasks(folder, config), config.get("model_type")
     if not (folder / TOKENIZER_FILE).is_file():
         raise CheckpointError(f"{folder / TOKENIZER_FILE} does not exist")
     kind = find_kind(model_type)
@@ -79,7 +83,18 @@ def load_checkpoint(
     except CalibrationError as error:
         raise CheckpointError(str(error)) from error
     model: OcrModel = pkgutil.resolve_name(kind.loader)(folder, device, dtype, layers_device)
-    return LoadedCheckpoint(model, load_tokenizer(folder, model.config), model.geometry, model_id, maps)
+    return LoadedCheckpoint(model, load_tokenizer(folder, model.config), model.geometry, model_id, maps, tasks)
+
+
+def _tasks(folder: Path, config: dict[str, Any]) -> tuple[Task, ...]:
+    """What a checkpoint's config.json says that it can do: all, if it says nothing, as public ones do."""
+    named = config.get("tasks")
+    if named is None:
+        return tuple(Task)
+    known = tuple(task for task in Task if isinstance(named, list) and str(task) in named)
+    if not known or len(known) != len(named):
+        raise CheckpointError(f"{folder}: config.json has tasks {named!r}; known: {', '.join(Task)}")
+    return known
 
 
 def find_checkpoint(folder_or_repo: str | Path) -> tuple[Path, str]:

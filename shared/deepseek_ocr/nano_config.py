@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shared.contract.prompts import Task
 from shared.deepseek_ocr.configuration import ClipConfig, DeepseekOcrConfig, SamConfig, TextConfig, geometry_to_json
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling
 
@@ -60,5 +61,6 @@ def nano_config() -> DeepseekOcrConfig:
             pad_token_id=2,
         ),
         geometry=geometry_to_json(NANO_GEOMETRY),
+        tasks=[str(Task.FREE), str(Task.MARKDOWN)],
         image_token_id=3,
     )

@@ -91,7 +91,7 @@ def config_from_public(
     clip = _part(widths, "clip-l-14-224")
     clip_values = _renamed(clip, _CLIP_NAMES)
     clip_values.setdefault("intermediate_size", 4 * clip_values.get("hidden_size", ClipConfig().hidden_size))
-    extra = {name: values[name] for name in ("image_token_id", "geometry") if name in values}
+    extra = {name: values[name] for name in ("image_token_id", "geometry", "tasks") if name in values}
     try:
         config = config_class(
             sam_config=SamConfig(**_renamed(_part(widths, "sam_vit_b"), _SAM_NAMES)),
@@ -148,6 +148,8 @@ def config_to_public(config: DeepseekOcrConfig) -> dict[str, Any]:
     }
     if config.geometry is not None:
         public["geometry"] = config.geometry
+    if config.tasks is not None:
+        public["tasks"] = config.tasks
     return public
 
 

@@ -118,14 +118,14 @@ def _text_kind(head: bytes) -> OtherFormat | None:
         if b"<svg" in start:
             return _SVG
         return _HTML if b"<html" in start or b"<!doctype html" in start else _XML
-    if start.startswith((b"data:image/", b"data:application/pdf")) or _is_base64(head):
+    if start.startswith((b"data:image/", b"data:application/pdf")) or is_base64_of_a_file(head):
         return _BASE64
     if start.startswith((b"http://", b"https://", b"file://", b"s3://")):
         return _URL
     return _TEXT if _is_text(head) else None
 
 
-def _is_base64(head: bytes) -> bool:
+def is_base64_of_a_file(head: bytes) -> bool:
     """Whether it is base64 of a format that is known, so that no plain word counts."""
     text = head[:_PREFIX_BYTES].strip()
     if not _BASE64_TEXT.fullmatch(text):

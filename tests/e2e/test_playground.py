@@ -7,7 +7,7 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,13 @@ def browser() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def opened(
-    browser: Any, server: ServerProcess, *, width: int = 1280, refusals: int = 0, **options: Any
+    browser: Any,
+    server: ServerProcess,
+    *,
+    width: int = 1280,
+    refusals: int = 0,
+    before: Callable[[Any], None] = lambda _: None,
+    **options: Any,
 ) -> Iterator[Any]:
     """The page when its models are there; at the end, that it was quiet and asked no other host.
 
@@ -80,6 +86,7 @@ def opened(
     page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: said.append(f"error: {error}"))
     page.on("request", lambda request: asked.append(request.url))
+    before(page)
     page.goto(server.url)
     page.wait_for_selector("#service.ready")
     yield page
@@ -579,3 +586,24 @@ def test_service_without_samples_offers_no_correction(browser: Any, server: Serv
         read(page)
         assert page.is_hidden("#keep-label")
         assert page.query_selector("#text .correct") is None
+
+
+def test_only_tasks_that_the_chosen_model_can_do_are_offered(browser: Any, server: ServerProcess) -> None:
+    def limited(route: Any) -> None:
+        answer = httpx.get(f"{server.url}/v1/models").json()
+        for model in answer["data"]:
+            model["tasks"] = ["free", "markdown"] if model["id"] == "fake" else ["free", "ocr"]
+        route.fulfill(json=answer)
+
+    def offered(page: Any) -> list[str]:
+        return page.eval_on_selector_all("#task option", "options => options.map(option => option.value)")
+
+    with opened(browser, server, before=lambda page: page.route("**/v1/models", limited)) as page:
+        assert offered(page) == ["free", "markdown"]
+        page.select_option("#task", "markdown")
+        page.select_option("#model", "invoices")
+        assert offered(page) == ["free", "ocr"]
+        assert page.input_value("#task") == "free"
+        page.select_option("#task", "ocr")
+        others = page.eval_on_selector_all("#other option", "options => options.map(option => option.value)")
+        assert others == ["", "invoices@1"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from typing import Any
 import httpx
 import mistralai.client as mistral
 import openai
+import pikepdf
 import pytest
 from mistralai.client.errors import HTTPValidationError, SDKError
 
@@ -197,6 +200,21 @@ def test_mistral_reads_an_image(server: ServerProcess, ocr: mistral.Mistral) -> 
     answer = ocr.ocr.process(model="fake", document={"type": "image_url", "image_url": data_url(png())}, pages="0")
     assert answer.pages[0].markdown == read(server, png(), task="markdown")
     assert (answer.pages[0].dimensions.width, answer.pages[0].dimensions.height) == (320, 200)
+
+
+def test_mistral_shows_which_page_was_not_read(ocr: mistral.Mistral) -> None:
+    with pikepdf.open(io.BytesIO(make_pdf(["one", "two", "three"]))) as pdf:
+        pdf.pages[1].MediaBox = pikepdf.Array([0, 0, 3000, 2])
+        stream = io.BytesIO()
+        pdf.save(stream)
+    document = {"type": "document_url", "document_url": data_url(stream.getvalue(), "application/pdf")}
+    answer = ocr.ocr.process(model="fake", document=document)
+    assert [page.index for page in answer.pages] == [0, 1, 2]
+    assert answer.pages[1].markdown == "<!-- page 2: failed (extreme_aspect_ratio) -->"
+    (missing,) = json.loads(answer.document_annotation)["pages_not_read"]
+    assert (missing["index"], missing["status"], missing["code"]) == (1, "failed", "extreme_aspect_ratio")
+    whole = ocr.ocr.process(model="fake", document=document, pages=[0, 2])
+    assert whole.document_annotation is None
 
 
 def test_mistral_tells_errors_apart(ocr: mistral.Mistral) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from service.engine.fake import FakeEngine
 from service.errors import EngineError
@@ -17,7 +18,7 @@ from shared.contract.prompts import Task, prompt_for
 from tests.support.chat import chat, data_url, file_part, image_part, text_part
 from tests.support.fake_engine import SteeredEngine
 from tests.support.pdf import make_pdf
-from tests.support.service import RunningService, eventually, png, running_service
+from tests.support.service import RunningService, encode, eventually, png, running_service
 
 pytestmark = pytest.mark.integration
 
@@ -464,3 +465,47 @@ async def test_openapi_is_complete() -> None:
     assert set(body["required"]) == {"model", "messages"}
     assert {"stream", "max_completion_tokens", "logprobs", "user", "task"} <= set(body["properties"])
     assert body["properties"]["n"]["enum"] == [None, 1]
+
+
+async def test_how_pages_without_print_are_read_can_be_chosen() -> None:
+    blank = encode(Image.new("L", (320, 200), 255))
+    async with running_service() as service:
+        skipped = (await post(service, chat(image_part(blank)))).json()
+        read = (await post(service, chat(image_part(blank), blank_pages="read"))).json()
+        doubted = (await post(service, chat(image_part(png("a word")), min_confidence=1))).json()
+        trusted = (await post(service, chat(image_part(png("a word")), min_confidence=0))).json()
+        assert await refusal_of(service, chat(image_part(blank), blank_pages="keep")) == (
+            422,
+            "invalid_field",
+            "blank_pages",
+        )
+        assert await refusal_of(service, chat(image_part(blank), min_confidence=2)) == (
+            422,
+            "invalid_field",
+            "min_confidence",
+        )
+    statuses = [answer["pages"][0]["status"] for answer in (skipped, read, doubted)]
+    assert statuses == ["blank", "ok", "unreadable"]
+    assert trusted["pages"][0]["status"] != "unreadable"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", PATH),
+        ("POST", "/v1/ocr"),
+        ("PUT", "/process"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/fake"),
+    ],
+)
+async def test_options_in_the_url_are_refused_where_they_do_nothing(method: str, path: str) -> None:
+    async with running_service() as service:
+        response = await service.client.request(method, f"{path}?pages=1&secret=2", content=png())
+        strange = await service.client.request(method, f"{path}?%3Cb%3Esecret=2", content=png())
+        assert not service.engine.submitted
+    problem = response.json()
+    assert response.status_code == strange.status_code == 422
+    problem = problem.get("error", problem)
+    assert (problem["code"], problem.get("param", problem.get("field"))) == ("invalid_field", "pages")
+    assert "secret" not in response.text + strange.text

@@ -195,3 +195,15 @@ def test_interrupted_reading_says_how_far_it_came(tmp_path: Path) -> None:
     output, errors = process.communicate(timeout=30)
     assert (process.returncode, output) == (130, "")
     assert errors == "\nInterrupted. Files printed: 1 of 2.\n"
+
+
+def test_how_pages_without_print_are_read_can_be_chosen(folder: Path) -> None:
+    (folder / "blank.pdf").write_bytes(make_pdf([""]))
+    statuses = {
+        chosen: json.loads(call("ocr", "--json", *chosen, "blank.pdf", folder=folder).stdout)["pages"][0]["status"]
+        for chosen in [(), ("--blank-pages", "read")]
+    }
+    assert list(statuses.values()) == ["blank", "ok"]
+    wrong = call("ocr", "--min-confidence", "2", "one.png", folder=folder)
+    assert wrong.returncode == 2
+    assert "number from 0 to 1" in wrong.stderr

@@ -7,6 +7,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from service.ocr.outcome import PageStatus
 from tests.support.pdf import make_pdf
 from tests.support.service import RunningService, png, running_service
 
@@ -58,10 +59,9 @@ async def test_type_and_name_are_not_needed_and_not_believed() -> None:
     assert (plain[0]["metadata"]["source"], odd[0]["metadata"]["source"]) == ("", "a.pdf")
 
 
-async def test_document_without_text_is_422(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.engine.fake.fake_tokens", lambda request, adapter=b"": [" ", "\n"])
+async def test_document_without_text_is_422() -> None:
     async with running_service() as service:
-        response = await put(service, png())
+        response = await put(service, make_pdf(["", ""]))
         assert await service.metric('deepsynth_requests_total{code="no_text",outcome="client_error"}') == 1
     assert (response.status_code, response.json()["code"]) == (422, "no_text")
 
@@ -89,3 +89,14 @@ async def test_errors_are_problems_with_a_stable_code() -> None:
             assert response.headers["content-type"] == "application/problem+json"
         assert (await service.client.post("/process", content=data)).status_code == 405
         assert service.services.gate.num_waiting + service.services.gate.num_running == 0
+
+
+async def test_a_document_that_shows_no_text_to_trust_is_told_apart_from_an_empty_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    statuses = iter([PageStatus.BLANK, PageStatus.UNREADABLE, PageStatus.UNREADABLE])
+    monkeypatch.setattr("service.ocr.reader.status_of", lambda *_: next(statuses))
+    async with running_service(ocr_batch_size=1) as service:
+        response = await put(service, make_pdf(["a", "b", "c"]))
+    assert (response.status_code, response.json()["code"]) == (422, "unreadable")
+    assert len(response.json()["pages"]) == 2

@@ -107,8 +107,10 @@ async def test_models_are_listed_with_their_modes() -> None:
             "owned_by": "deepsynth",
             "root": "fake",
             "parent": None,
+            "tasks": ["free", "markdown", "ocr", "figure", "describe", "locate"],
             "modes": ["tiny", "small", "base", "large", "gundam"],
             "default_mode": "gundam",
+            "boxes": True,
             "max_new_tokens": 77,
         }
     ]

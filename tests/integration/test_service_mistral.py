@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from typing import Any
 
 import httpx
@@ -29,7 +30,7 @@ async def post(service: RunningService, **body: Any) -> httpx.Response:
 
 async def test_document_is_read_page_by_page_as_markdown() -> None:
     pdf = make_pdf(["one", "two"], size_pt=(144, 72))
-    async with running_service(pdf_dpi=100) as service:
+    async with running_service(pdf_dpi=100, blank_pages="read") as service:
         answer = (await post(service, model="fake", document=document(pdf))).json()
         read = (await service.ocr(pdf, task="markdown")).json()
     assert [page["markdown"] for page in answer["pages"]] == [page["text"] for page in read["pages"]]
@@ -152,14 +153,14 @@ async def test_a_page_that_failed_says_so(monkeypatch: pytest.MonkeyPatch) -> No
 
         monkeypatch.setattr(service.services.reader, "_infer", failing)
         body = {"document": document(make_pdf(["one", "two"])), "confidence_scores_granularity": "page"}
-        pages = (await post(service, **body)).json()["pages"]
+        answer = (await post(service, **body)).json()
+        pages = answer["pages"]
         put = await service.client.put("/process", content=make_pdf(["one", "two"]))
     assert [page["status"] for page in pages] == ["ok", "failed"]
-    assert (pages[1]["markdown"], pages[1]["error"]["code"], pages[1]["confidence_scores"]) == (
-        "",
-        "engine_failed",
-        None,
-    )
+    assert (pages[1]["error"]["code"], pages[1]["confidence_scores"]) == ("engine_failed", None)
+    assert pages[1]["markdown"] == "<!-- page 2: failed (engine_failed) -->"
+    failed = {"index": 1, "status": "failed", "code": "engine_failed", "title": "The engine failed on this request."}
+    assert json.loads(answer["document_annotation"]) == {"pages_not_read": [failed]}
     assert (put.status_code, put.json()["code"], put.json()["page"]) == (500, "engine_failed", 2)
 
 

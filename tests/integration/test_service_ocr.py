@@ -286,10 +286,35 @@ async def test_a_body_that_was_cut_off_is_told_apart_from_a_missing_file() -> No
             assert response.json()["reason"] == "the body ends before its closing boundary"
 
 
-async def test_an_extended_file_name_alone_makes_a_file() -> None:
-    body = part(b"name=\"file\"; filename*=utf-8''M%C3%BCller.png", png()) + b"--b--\r\n"
+@pytest.mark.parametrize(
+    ("disposition", "saved"),
+    [
+        (b"filename*=utf-8''M%C3%BCller.png", "filename=\"M_ller.txt\"; filename*=UTF-8''M%C3%BCller.txt"),
+        (b"filename*=UTF-8'en'plain.png", 'filename="plain.txt"'),
+        (b"filename*=iso-8859-1''M%FCller.png", "filename=\"M_ller.txt\"; filename*=UTF-8''M%C3%BCller.txt"),
+        (b"filename*=utf-16''x", 'filename="document.txt"'),
+        (b"filename*=nonsense", 'filename="document.txt"'),
+        (b"filename=\"plain.png\"; filename*=utf-8''other.png", 'filename="plain.txt"'),
+        (b'filename="a%22b%22.png"', "filename=\"a_b_.txt\"; filename*=UTF-8''a%22b%22.txt"),
+        (b'filename="a%0D%0Ab.png"', 'filename="ab.txt"'),
+        (b'filename="50%25.png"', "filename=\"50_25.txt\"; filename*=UTF-8''50%2525.txt"),
+    ],
+)
+async def test_an_answer_is_saved_under_the_name_of_the_upload(disposition: bytes, saved: str) -> None:
+    body = part(b'name="file"; ' + disposition, png()) + b"--b--\r\n"
     async with running_service() as service:
-        assert (await service.client.post("/ocr", content=body, headers={"content-type": FORM})).status_code == 200
+        response = await service.client.post("/ocr?format=text", content=body, headers={"content-type": FORM})
+    assert (response.status_code, response.headers["content-disposition"]) == (200, f"attachment; {saved}")
+
+
+async def test_half_a_character_in_a_field_is_refused() -> None:
+    body = (
+        part(b'name="task"', b"locate") + part(b'name="query"', rb"\ud800") + part(b'name="file"; filename="a"', png())
+    )
+    kind = f"{FORM}; charset=unicode_escape"
+    async with running_service() as service:
+        response = await service.client.post("/ocr", content=body + b"--b--\r\n", headers={"content-type": kind})
+    assert (response.status_code, response.json()["field"]) == (422, "query")
 
 
 @pytest.mark.parametrize("path", ["/ocr", "/api/ocr/run"])
@@ -418,6 +443,6 @@ async def test_openapi_describes_the_form() -> None:
     form = schema["paths"]["/ocr"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["file"]
     assert form["properties"]["file"]["format"] == "binary"
-    assert form["properties"]["task"]["enum"] == [str(task) for task in Task]
+    assert form["properties"]["task"]["enum"] == [*map(str, Task), ""]
     assert "$ref" not in json.dumps(form)
     assert "429" in schema["paths"]["/ocr"]["post"]["responses"]

@@ -33,10 +33,10 @@ class LiveService:
     volume: AdapterVolume
     trained: Path
 
-    def publish(self, name: str = "invoices", seed: int = 0, *, activate: bool = True) -> int:
-        """Publish a version whose answers depend on the seed; its number."""
+    def publish(self, name: str = "invoices", seed: int = 0, *, activate: bool = True, **changes: object) -> int:
+        """Publish a version whose answers depend on the seed, with `changes` of its announcement; its number."""
         source = write_peft(self.trained / f"{name}-{seed}-{time.monotonic_ns()}", seed=seed)
-        done = publish(self.volume, source, announcement(name, base=FAKE_BASE), activate=activate)
+        done = publish(self.volume, source, announcement(name, base=FAKE_BASE, **changes), activate=activate)
         return done.reference.version
 
     async def answer(self, model_id: str | None = None, data: bytes = PAGE) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class RowCode(StrEnum):
     ROW_UNREADABLE = "row_unreadable"
     IMAGE_MISSING = "image_missing"
     IMAGE_OUTSIDE = "image_outside"
+    IMAGE_REMOTE = "image_remote"
     IMAGE_UNREADABLE = "image_unreadable"
     IMAGE_FORMAT = "image_format"
     IMAGE_PIXELS = "image_pixels"

@@ -32,6 +32,7 @@ from trainer.evaluation.provenance import package_version, source_commit
 from trainer.evaluation.results import (
     ADAPTER_KEY,
     NORMALISATION,
+    TASK_KEY,
     WEIGHTS_KEY,
     EvaluationResult,
     ReaderResult,
@@ -46,7 +47,7 @@ MIN_IMPROVEMENT_RATIO = 0.05
 """Share of the base's character errors that must disappear; a smaller change may be due to the choice of pages."""
 MAX_TIER_LOSS = 0.01
 """Largest increase of the CER of any kind of page: one percentage point."""
-_ASKED_KEYS = ("task", "mode", "max_new_tokens")
+_ASKED_KEYS = (TASK_KEY, "mode", "max_new_tokens")
 _WEIGHT_SUFFIX = ".weight"
 _LINEAR_DIMENSIONS = 2
 
@@ -125,6 +126,7 @@ def compare(base: Measurement, adapter: Measurement, margins: Margins) -> Evalua
         normalisation=NORMALISATION,
         min_improvement_ratio=margins.min_improvement_ratio,
         max_tier_loss=margins.max_tier_loss,
+        task=adapter.reader.details.get(TASK_KEY),
         base=_metrics(base.reader),
         adapter=_metrics(adapter.reader),
     )

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from service.engine.protocol import EngineInfo, EngineStats, SamplingParams, SequenceEvent, SequenceRequest
-from service.frames import read_header
+from service.frames import read_header, write_header
 from service.page_codec import PageHeader, decode_page, encode_page
 from shared.images.page_ink import InkLine
 
@@ -138,7 +138,7 @@ _MESSAGES: TypeAdapter[Message] = TypeAdapter(
 def encode_command(command: Command) -> Frame:
     """The frame of a command; its pixels stay where they are."""
     if not isinstance(command, Submit):
-        return (_COMMANDS.dump_json(command),)
+        return (write_header(_COMMANDS, command),)
     request = command.request
     page, pixels = encode_page(request.page)
     header = _SubmitHeader(
@@ -151,7 +151,7 @@ def encode_command(command: Command) -> Frame:
         request.wants_token_scores,
         request.lines,
     )
-    return _COMMANDS.dump_json(header), *pixels
+    return write_header(_COMMANDS, header), *pixels
 
 
 def decode_command(header: bytes, tail: memoryview) -> Command:
@@ -176,7 +176,7 @@ def decode_command(header: bytes, tail: memoryview) -> Command:
 
 def encode_message(message: Message) -> bytes:
     """Header of a message, which has no tail."""
-    return _MESSAGES.dump_json(message)
+    return write_header(_MESSAGES, message)
 
 
 def decode_message(header: bytes) -> Message:

@@ -24,6 +24,11 @@ class ReadDocument:
     limits: IntakeLimits
 
     @property
+    def is_joined(self) -> bool:
+        """Whether the document's text is one text, in which pages may be joined."""
+        return self.answer.joins is not None
+
+    @property
     def is_markdown(self) -> bool:
         """Whether the model was asked for Markdown, which may have HTML tables in it."""
         return self.task in _MARKDOWN_TASKS

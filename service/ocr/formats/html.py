@@ -31,15 +31,24 @@ td, th {{ border: 1px solid #999; padding: 0.2rem 0.5rem; }}
 
 def render(document: ReadDocument) -> bytes:
     """The document; Markdown is rendered, other text keeps its lines."""
-    sections = [_section(page, is_markdown=document.is_markdown) for page in document.answer.pages]
+    pages, is_markdown = document.answer.pages, document.is_markdown
+    if document.is_joined:
+        joined = f"<section>\n{_content(document.answer.text, is_markdown=is_markdown)}</section>\n"
+        sections = [joined, *(_section(page, is_markdown=is_markdown) for page in pages if page.error is not None)]
+    else:
+        sections = [_section(page, is_markdown=is_markdown) for page in pages]
     return (_HEAD.format(title=escape(document.name)) + "".join(sections) + "</body>\n</html>\n").encode()
 
 
 def _section(page: PageAnswer, *, is_markdown: bool) -> str:
-    content = safe_html(page.text) if is_markdown else f'<p class="lines">{escape(page.text)}</p>\n'
+    content = _content(page.text, is_markdown=is_markdown)
     if page.error is not None:
         content = f"<p>This page could not be read: {escape(page.error.title)} ({escape(page.error.code)})</p>\n"
     return f'<section id="page-{page.page}" aria-label="Page {page.page}">\n{content}</section>\n'
 
 
-FORMAT = OutputFormat("html", "text/html; charset=utf-8", ".html", in_thread(render))
+def _content(text: str, *, is_markdown: bool) -> str:
+    return safe_html(text) if is_markdown else f'<p class="lines">{escape(text)}</p>\n'
+
+
+FORMAT = OutputFormat("html", "text/html; charset=utf-8", ".html", in_thread(render), takes_joined=True)

@@ -11,4 +11,4 @@ async def render(document: ReadDocument, _: PdfMaker) -> bytes:
     return document.answer.model_dump_json().encode()
 
 
-FORMAT = OutputFormat("json", "application/json", ".json", render)
+FORMAT = OutputFormat("json", "application/json", ".json", render, takes_joined=True, takes_figures=True)

@@ -39,6 +39,10 @@ class OutputFormat:
     """Writes a document without blocking the event loop."""
     has_word_confidences: bool = False
     """Whether it shows the confidence of each word."""
+    takes_joined: bool = False
+    """Whether it can hold the text of a document whose pages are joined."""
+    takes_figures: bool = False
+    """Whether it can hold figures."""
 
     @property
     def essence(self) -> str:

@@ -10,9 +10,11 @@ PAGE_BREAK = "\f"
 
 
 def render(document: ReadDocument) -> bytes:
-    """All pages, each with its last line ended, without Markdown's marks and control characters."""
+    """All pages, each with its last line ended, without Markdown's marks and control characters; or joined, as one."""
+    if document.is_joined:
+        return f"{plain_text(document.answer.text, is_markdown=document.is_markdown)}\n".encode()
     pages = [plain_text(page.text, is_markdown=document.is_markdown) + "\n" for page in document.answer.pages]
     return PAGE_BREAK.join(pages).encode()
 
 
-FORMAT = OutputFormat("text", "text/plain; charset=utf-8", ".txt", in_thread(render))
+FORMAT = OutputFormat("text", "text/plain; charset=utf-8", ".txt", in_thread(render), takes_joined=True)

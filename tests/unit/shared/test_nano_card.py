@@ -8,6 +8,8 @@ from pathlib import Path
 from shared.contract.calibration import FILE_NAME as CALIBRATION_FILE
 from shared.contract.calibration import read_calibration
 from shared.contract.identity import weights_revision
+from shared.contract.prompts import Task
+from shared.deepseek_ocr.nano_config import nano_config
 from trainer.evaluation.card import record_path, table_of
 from trainer.evaluation.results import load_result
 from trainer.evaluation.table import markdown_table
@@ -37,3 +39,9 @@ def test_the_calibration_is_of_the_weights_that_ship():
     assert read_calibration(CARD.parent) is not None
     # What docs/confidence.md promises of drawn pages that it was not fitted to.
     assert all(each["ece_words"] <= 0.05 for each in record["sets"] if each["name"].startswith("calibration-"))
+
+
+def test_the_weights_are_offered_for_the_tasks_that_the_card_names():
+    tasks = json.loads((CARD.parent / "config.json").read_text(encoding="utf-8"))["tasks"]
+    card = CARD.read_text(encoding="utf-8")
+    assert [task for task in Task if f"(task `{task}`)" in card] == tasks == nano_config().tasks

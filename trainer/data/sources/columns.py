@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
+from trainer.data.sources.encoded import decode_text, shown
 from trainer.data.sources.images import PageImage, check_image
 from trainer.data.sources.protocol import IMAGES_COLUMN, SPLIT_COLUMN, PageSource, Row
 from trainer.data.sources.splits import SPLITS, split_named
@@ -91,7 +92,7 @@ def image_bytes(value: Any, column: str, root: Path | None) -> bytes:
     """Bytes of one image, however the source stores it.
 
     Args:
-        value: bytes, a mapping with `bytes` or `path`, or a path.
+        value: bytes, base64, a data URL, a path, or a mapping with one of them as `bytes`, `path` or `url`.
         column: its column, for the message.
         root: folder that paths may not leave.
 
@@ -99,19 +100,22 @@ def image_bytes(value: Any, column: str, root: Path | None) -> bytes:
         The file's bytes.
 
     Raises:
-        RowError: there is no image, or a path does not exist or is outside the folder.
+        RowError: there is no image, it is named by a URL, or a path does not exist or is outside the folder.
     """
     if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
+        value = value.get("bytes") or value.get("path") or value.get("url")
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if value is None or value == "":
         raise RowError(RowCode.IMAGE_MISSING, f"there is no image in column {column!r}")
     if not isinstance(value, str | Path):
         raise RowError(RowCode.IMAGE_MISSING, f"column {column!r} holds a {type(value).__name__}, no image and no path")
+    data = decode_text(value) if isinstance(value, str) else None
+    if data is not None:
+        return data
     if root is None:
         raise RowError(
-            RowCode.IMAGE_OUTSIDE, f"{value} is a path, and this source has no folder: give --image-root DIR"
+            RowCode.IMAGE_OUTSIDE, f"{shown(value)} is a path, and this source has no folder: give --image-root DIR"
         )
     return _read_inside(root, Path(value))
 
@@ -184,10 +188,12 @@ def _read_inside(root: Path, path: Path) -> bytes:
     try:
         full = (root / path).resolve()
         if not full.is_relative_to(root.resolve()):
-            raise RowError(RowCode.IMAGE_OUTSIDE, f"{path} is outside the source's folder: give --image-root DIR")
+            raise RowError(
+                RowCode.IMAGE_OUTSIDE, f"{shown(path)} is outside the source's folder: give --image-root DIR"
+            )
         return full.read_bytes()
     except (OSError, ValueError) as error:
         if isinstance(error, RowError):
             raise
         reason = (error.strerror if isinstance(error, OSError) else None) or "not a path"
-        raise RowError(RowCode.IMAGE_MISSING, f"{path}: {reason}") from error
+        raise RowError(RowCode.IMAGE_MISSING, f"{shown(path)}: {reason}") from error

@@ -41,6 +41,26 @@ def test_what_is_no_json_within_the_limits_is_malformed(body: bytes, model: Any)
         parse_json(body, model)
 
 
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"model": "swordfish",\n "messages": [}', "expected value at line 2 column 15"),
+        (
+            b'{"model": "swordfish\n"}',
+            "control character (\\u0000-\\u001F) found while parsing a string at line 2 column 0",
+        ),
+        (b'{"model": swordfish}', "expected value at line 1 column 11"),
+        (b"[" + b"0," * MAX_VALUES + b"0]", f"more than {MAX_VALUES} values"),
+        (HOSTILE["deep and closed"], "recursion limit exceeded at line 1 column 213"),
+    ],
+)
+def test_the_error_says_where_and_quotes_nothing(body: bytes, reason: str):
+    with pytest.raises(MalformedJsonError) as caught:
+        parse_json(body, ChatRequest)
+    assert caught.value.public == {"reason": reason}
+    assert SECRET not in reason
+
+
 @pytest.mark.parametrize("body", [b"null", b"[]", b'"text"', b"1e999", b"NaN", b"true", b"{}", b'{"model": null}'])
 def test_json_of_another_kind_is_not_valid(body: bytes):
     with pytest.raises(DeepSynthError) as caught:
@@ -70,7 +90,7 @@ def request(**changes: Any) -> dict[str, Any]:
         ({"max_tokens": 0}, "max_tokens"),
         ({"temperature": 10**400}, "temperature"),
         ({"seed": 2**64}, "seed"),
-        ({"task": SECRET}, "task"),
+        ({"task": [SECRET]}, "task"),
         ({"stream_options": SECRET}, "stream_options"),
     ],
 )

@@ -55,7 +55,7 @@ def test_parameter_has_the_name_that_clients_know(error: DeepSynthError, paramet
 def test_message_says_what_is_expected():
     error = InvalidFieldError(public={"field": "mode", "expected": ["tiny", "base"]})
     message = openai_error(error, "id")["error"]["message"]
-    assert message == f"{error.title} (field: mode; expected: tiny, base)"
+    assert message == f"{error.title} (parameter: mode; expected: tiny, base)"
 
 
 def test_detail_of_a_mistral_error_has_the_place_as_parts():

@@ -1,5 +1,6 @@
 """A model is added to the family by one file and one entry of the registry."""
 
+import json
 import pkgutil
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from service.engine.protocol import SequenceResult
 from service.errors import EngineError
 from shared.contract.calibration import Calibration, write_calibration
 from shared.contract.confidence import MonotoneMap
+from shared.contract.prompts import Task
 from shared.deepseek_ocr.checkpoint import CheckpointError, load_model, save_checkpoint
 from shared.deepseek_ocr.loading import load_checkpoint
 from shared.deepseek_ocr.registry import MODELS, V1, ModelKind
@@ -118,4 +120,25 @@ def test_calibration_next_to_the_weights_reaches_the_service(tmp_path: Path):
     assert len(scores.log_probabilities) == results["scored"].completion_tokens
     path.write_text("{}")
     with pytest.raises(CheckpointError, match=r"calibration\.json"):
+        load_checkpoint(folder)
+
+
+def test_a_checkpoint_can_do_every_task_unless_it_says_which(tmp_path: Path) -> None:
+    folder = write(tiny_model(), tmp_path / "all")
+    assert load_checkpoint(folder).tasks == tuple(Task)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tasks": ["ocr", "free"]}))
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.tasks == (Task.FREE, Task.OCR)
+    assert make_engine(checkpoint, EngineLimits(batch_size=1)).info.tasks == (Task.FREE, Task.OCR)
+    again = write(checkpoint.model, tmp_path / "again")
+    assert load_checkpoint(again).tasks == (Task.FREE, Task.OCR)
+
+
+@pytest.mark.parametrize("tasks", [[], ["sing"], ["free", "sing"], "free", ["free", "free"]])
+def test_tasks_that_do_not_exist_stop_the_load(tmp_path: Path, tasks: object) -> None:
+    folder = write(tiny_model(), tmp_path / "odd")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tasks": tasks}))
+    with pytest.raises(CheckpointError, match="tasks"):
         load_checkpoint(folder)

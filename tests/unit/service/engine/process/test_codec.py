@@ -79,6 +79,16 @@ def test_messages_arrive_unchanged(message):
     assert decode_message(encode_message(message)) == message
 
 
+def test_half_characters_do_not_break_the_pipe():
+    stats = EngineStats(EngineState.READY, seconds_since_progress=float("inf"))
+    for text in ("a\ud83d", "\ude00b \ud7ff\U0001f600", "\udfff\ud800"):
+        message = decode_message(encode_message(EngineOutputs((SequenceDelta("a", text),), stats)))
+        whole = "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in text)
+        assert message == EngineOutputs((SequenceDelta("a", whole),), stats)
+    arrived = through_pipe(Submit(standin_request("a", prompt="find \ud83d")))
+    assert arrived.request.prompt == "find \ufffd"
+
+
 @pytest.mark.parametrize(
     "header",
     [b"", b"[]", b'{"kind": "pickle"}', b'{"kind": "broken"}', b'{"kind": "broken", "detail": 3}'],
