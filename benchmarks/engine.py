@@ -142,9 +142,7 @@ class Run:
         def make() -> TorchEngine:
             checkpoint = load(arguments.model, arguments.device, self.dtype)
             engine = leave_out(idea, make_engine(checkpoint, limits))
-            load_random_adapters(
-                engine, checkpoint.model.decoder.config, arguments.adapters, arguments.adapter_rank
-            )
+            load_random_adapters(engine, checkpoint.model.decoder.config, arguments.adapters, arguments.adapter_rank)
             return engine
 
         with without(idea, arguments.device):

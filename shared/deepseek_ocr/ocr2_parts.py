@@ -100,7 +100,8 @@ def sam_config(config: DeepseekOcr2Config) -> SamConfig:
     Raises:
         ConfigError: A value is not supported.
     """
-    sam: Any = config.vision_config.sam_config
+    vision: Any = config.vision_config
+    sam = vision.sam_config
     _require("sam_config", sam, _SAM_FIXED)
     return SamConfig(
         **{ours: getattr(sam, theirs) for theirs, ours in _SAM_NAMES.items()}, mlp_ratio=sam.mlp_dim / sam.hidden_size

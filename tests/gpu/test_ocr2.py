@@ -38,10 +38,12 @@ VALUES = {
 
 @torch.inference_mode()
 @pytest.mark.parametrize("kernels", ["reference", "fused"])
-@pytest.mark.parametrize(("side_px", "patch_px"), [(768, 64), (1024, 64), *([(768, 16), (1024, 16)] if HAS_GPU else [])])
+@pytest.mark.parametrize(
+    ("side_px", "patch_px"), [(768, 64), (1024, 64), *([(768, 16), (1024, 16)] if HAS_GPU else [])]
+)
 def test_views_are_encoded_as_by_transformers(side_px: int, patch_px: int, kernels: str):
     chosen = import_kernels("service.engine.kernels.triton.vision") if kernels == "fused" else vision_reference
-    theirs = tiny_ocr2(1, patch_px)
+    theirs = tiny_ocr2(1, patch_px, is_global=True)
     views = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, side_px, side_px, 3), np.uint8)).to(DEVICE)
 
     def encode(dtype: torch.dtype) -> torch.Tensor:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
+from torch import Tensor
 from transformers import DeepseekOcr2Config, DeepseekOcr2ForConditionalGeneration, DynamicCache
 
 from service.engine.config import EngineLimits
@@ -52,15 +52,15 @@ def text_of(tokens: Sequence[int]) -> str:
     return "".join(f"[{token}]" for token in tokens if token != 1)
 
 
-def tiny_config(patch_px: int = 16, **text: object) -> DeepseekOcr2Config:
-    """Windows that do not divide a view, a global layer, key heads shared by query heads, shared experts of two."""
+def tiny_config(patch_px: int = 16, *, is_global: bool = False, **text: object) -> DeepseekOcr2Config:
+    """Windows that do not divide a view, key heads shared by query heads, shared experts of two."""
     sam = {
         "patch_size": patch_px,
         "hidden_size": 32,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 2 if is_global else 1,
         "num_attention_heads": 2,
         "output_channels": 16,
-        "global_attn_indexes": [1],
+        "global_attn_indexes": [1] if is_global else [],
         "image_size": 1024,
         "downsample_channels": [24, 32],
         "mlp_dim": 48,
@@ -96,10 +96,19 @@ def tiny_config(patch_px: int = 16, **text: object) -> DeepseekOcr2Config:
     )
 
 
-def tiny_ocr2(seed: int = 0, patch_px: int = 16, **text: object) -> DeepseekOcr2ForConditionalGeneration:
-    """Transformers' model with activations of order one everywhere; pages need patches of 16 px."""
+def tiny_ocr2(
+    seed: int = 0, patch_px: int = 16, *, is_global: bool = False, **text: object
+) -> DeepseekOcr2ForConditionalGeneration:
+    """Transformers' model with activations of order one everywhere.
+
+    Args:
+        seed: Of the weights.
+        patch_px: 16 for pages; 32 makes quick views of fewer tokens than pages are planned with.
+        is_global: Whether a layer of the first encoder looks at the whole view, which takes seconds at 16 px.
+        **text: Changes of the decoder's configuration.
+    """
     torch.manual_seed(seed)
-    model = DeepseekOcr2ForConditionalGeneration(tiny_config(patch_px, **text)).eval()
+    model = DeepseekOcr2ForConditionalGeneration(tiny_config(patch_px, is_global=is_global, **text)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             fan_in = parameter[0].numel() if parameter.ndim == 4 else parameter.shape[-1]
@@ -140,7 +149,9 @@ def noise_page(size: str, seed: int) -> PageViews:
     )
 
 
-def their_images(page: PageViews, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, object]:
+def their_images(
+    page: PageViews, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> dict[str, object]:
     """Transformers' arguments for a page's image."""
 
     def pixels(views: np.ndarray) -> Tensor:
@@ -157,7 +168,9 @@ def their_logits(model: torch.nn.Module, page: PageViews, ids: Sequence[int], co
     """Greedy tokens of transformers' `forward` over its own cache, and the logits that they were chosen by."""
     device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
     cache = DynamicCache()
-    inputs: dict[str, object] = {"input_ids": torch.tensor([list(ids)], device=device)} | their_images(page, device, dtype)
+    inputs: dict[str, object] = {"input_ids": torch.tensor([list(ids)], device=device)} | their_images(
+        page, device, dtype
+    )
     tokens: list[int] = []
     found = []
     while len(tokens) < count and (not tokens or tokens[-1] != 1):
@@ -190,7 +203,10 @@ def forced_logits(model: torch.nn.Module, page: PageViews, ids: Sequence[int], t
 
 
 def engine_logits(
-    model: DeepseekOcr2Reader, pages: Sequence[tuple[PageViews, str]], limits: EngineLimits, adapters: Mapping[str, AdapterFiles]
+    model: DeepseekOcr2Reader,
+    pages: Sequence[tuple[PageViews, str]],
+    limits: EngineLimits,
+    adapters: Mapping[str, AdapterFiles],
 ) -> list[tuple[list[int], Tensor]]:
     """Read pages together on a GPU, and note the logits of each.
 

@@ -10,6 +10,7 @@ import logging
 import pkgutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,7 +53,7 @@ def choose_weights(folder: Path, device: torch.device | str, dtype: torch.dtype,
     if kind is None or not kind.has_fast_decoder:
         return WeightForm.FULL
     try:
-        model: OcrModel = pkgutil.resolve_name(kind.skeleton)(values)
+        model: Any = pkgutil.resolve_name(kind.skeleton)(values)
     except ConfigError:
         return WeightForm.FULL  # loading says what is wrong
     full_bytes = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize

@@ -150,7 +150,9 @@ class AdapterBank:
         if rank > self.max_rank:
             raise AdapterError("rank_too_large", f"rank {rank}, the slots are for at most {self.max_rank}")
         packed: list[dict[str, LowRank]] = [{} for _ in self._shapes]
-        for pair in find_pairs(files.tensors, rank, self._text, prefixes=self._prefixes, takes_experts=self.has_experts):
+        for pair in find_pairs(
+            files.tensors, rank, self._text, prefixes=self._prefixes, takes_experts=self.has_experts
+        ):
             # In the model's type: a value that is finite in float32 may not be finite in float16.
             a_ERI, b_EOR = pair.a_ERI.to(self._dtype), (pair.b_EOR.float() * scaling).to(self._dtype)
             if not _is_finite(a_ERI) or not _is_finite(b_EOR):

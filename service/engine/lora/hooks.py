@@ -32,15 +32,16 @@ def adapted(decoder: Decoder, bank: AdapterBank, slots_T: Tensor) -> Iterator[No
         slots_T: Slot of each token, in the order in which the modules take the tokens; -1: base model alone.
     """
     groups = rows_by_slot(slots_T.tolist(), slots_T.device)
+    layers: list[Any] = list(decoder.layers)
     with ExitStack() as stack:
         for group in groups:
-            for layer, matrices in zip(decoder.layers, bank.compact(group.slot), strict=True):
+            for layer, matrices in zip(layers, bank.compact(group.slot), strict=True):
                 for module, name, part in _projections(layer):
                     if name in matrices:
                         hook = partial(_add, matrices=matrices[name].part(part), rows=group.rows)
                         stack.callback(module.register_forward_hook(hook).remove)
         if any(group.slot in bank.expert_slots for group in groups):
-            for index, layer in enumerate(decoder.layers):
+            for index, layer in enumerate(layers):
                 low = bank.experts(index)
                 if low:
                     hook = partial(_mix_again, low=low, slots_T=slots_T)

@@ -1,4 +1,4 @@
-"""Layers of the vision encoders as the flat passes take them: weights by name, with the biases of their products summed.
+"""Layers of the vision encoders as the flat passes take them: weights by name, biases of their products summed.
 
 A product adds to the residual stream itself; the biases it would add are constants, so they are summed beforehand and
 enter where the stream is read, in the norms.

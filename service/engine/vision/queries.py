@@ -1,15 +1,15 @@
 """The vision encoders and the projector of DeepSeek-OCR-2 as one flat pass over a batch of views.
 
-The same function as `model.encode_views`: `sam.SamPass`, then a causal transformer over a view's patches and its learned
-queries, then the projector. Patches see one another, a query sees all patches and the queries before it; only queries
-become vision tokens, so the last layer computes nothing else. Calls nothing that waits for the device, so a pass can
-be captured.
+The same function as `model.encode_views`: `sam.SamPass`, then a causal transformer over a view's patches and its
+learned queries, then the projector. Patches see one another, a query sees all patches and the queries before it; only
+queries become vision tokens, so the last layer computes nothing else. Calls nothing that waits for the device, so a
+pass can be captured.
 
 Joins queries, keys and values of a layer into one matrix, and gates and ups into another; the model's own weights
 become views of them.
 
-Shape letters: V views, P pixels, M patches, N queries, L = M + N tokens of a view, T = V * L, C channels, H heads, G key
-and value heads, D head width, E = (H + 2 * G) * D, J gates and ups.
+Shape letters: V views, P pixels, M patches, N queries, L = M + N tokens of a view, T = V * L, C channels, H heads,
+G key and value heads, D head width, E = (H + 2 * G) * D, J gates and ups.
 """
 
 from __future__ import annotations

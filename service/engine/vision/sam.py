@@ -107,7 +107,7 @@ class SamPass:
             `[V, N, C]`.
         """
         sam, kernels, side = self._sam, self._kernels, constants.side
-        heads, views = sam.blocks[0].attn.heads, views_VPPC.shape[0]
+        heads, views = self._config.num_attention_heads, views_VPPC.shape[0]
         x_TC = self._embed(views_VPPC, constants)
         for layer, (rows_KD, columns_KD), block in zip(self._layers, constants.tables, sam.blocks, strict=True):
             qkv_TE = torch.addmm(layer.qkv_bias_E, self._norm(x_TC, layer.before_attention), layer.qkv_weight_EC.t())
@@ -132,7 +132,9 @@ class SamPass:
             x_VHWC = self._sam.patch_embed(normalise_views(views_VPPC, self._dtype))
             return (x_VHWC.flatten(1, 2) + constants.positions_TC).flatten(0, 1)
         x_TC = constants.positions_TC.repeat(views, 1)
-        return x_TC.addmm_(self._kernels.patches(views_VPPC, self._config.patch_size, self._dtype), self._patch_weight_CE.t())
+        return x_TC.addmm_(
+            self._kernels.patches(views_VPPC, self._config.patch_size, self._dtype), self._patch_weight_CE.t()
+        )
 
     def _shrink(self, x_TC: Tensor, views: int, side: int) -> Tensor:
         """The convolutions at the end of the first encoder: `[V, N, C]`."""

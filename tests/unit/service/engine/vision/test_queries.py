@@ -18,7 +18,7 @@ def noise(count: int, side_px: int) -> torch.Tensor:
 @pytest.mark.parametrize(("side_px", "patch_px", "tokens"), [(768, 16, 144), (1024, 16, 256), (1024, 32, 144)])
 @torch.inference_mode()
 def test_views_are_encoded_as_by_transformers(side_px: int, patch_px: int, tokens: int):
-    theirs = tiny_ocr2(1, patch_px)
+    theirs = tiny_ocr2(1, patch_px, is_global=True)
     views = noise(2 if patch_px == 32 else 1, side_px)
     hidden = theirs.model.vision_tower(normalise_views(views, torch.float32)).last_hidden_state
     expected = theirs.model.multi_modal_projector(hidden)
@@ -29,7 +29,7 @@ def test_views_are_encoded_as_by_transformers(side_px: int, patch_px: int, token
 
 @torch.inference_mode()
 def test_packing_keeps_one_copy_of_the_weights_and_the_model_as_it_was():
-    model = reader_of(tiny_ocr2(1, 32))
+    model = reader_of(tiny_ocr2(1, 32, is_global=True))
     views = noise(1, 768)
     before, weights = model.encode_views(views), sum(p.numel() for p in model.parameters())
     vision = GpuVision(model)
