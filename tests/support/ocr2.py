@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,12 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 from transformers import DeepseekOcr2Config, DeepseekOcr2ForConditionalGeneration, DynamicCache
 
-from service.engine.config import EngineLimits
-from service.engine.factory import make_engine
+from service.engine.engine import TorchEngine
 from service.engine.lora.files import AdapterFiles
 from service.engine.protocol import SamplingParams, SequenceRequest, SequenceResult
 from shared.contract.peft_config import parse_config
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import Mode, plan_views
-from shared.deepseek_ocr.loading import LoadedCheckpoint
 from shared.deepseek_ocr.ocr2 import OCR2_GEOMETRY, DeepseekOcr2Reader
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
 from shared.deepseek_ocr.vision import normalise_views
@@ -196,33 +194,29 @@ def lora_of(theirs: DeepseekOcr2ForConditionalGeneration, seed: int, rank: int) 
 
 @torch.inference_mode()
 def forced_logits(model: torch.nn.Module, page: PageViews, ids: Sequence[int], tokens: Sequence[int]) -> Tensor:
-    """Logits of transformers' `forward` by which each of these tokens would be chosen, in one pass."""
+    """Logits of transformers' `forward` by which each of these tokens would be chosen."""
     device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
-    whole = torch.tensor([[*ids, *tokens[:-1]]], device=device)
-    return model(input_ids=whole, **their_images(page, device, dtype), logits_to_keep=len(tokens)).logits[0]
+    cache = DynamicCache()
+    prompt = torch.tensor([list(ids)], device=device)
+    first = model(prompt, **their_images(page, device, dtype), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    # In a pass of their own, as an answer may have image tokens.
+    rest = model(torch.tensor([list(tokens[:-1])], device=device), past_key_values=cache, use_cache=True)
+    return torch.cat((first.logits[0], rest.logits[0]))
 
 
 def engine_logits(
-    model: DeepseekOcr2Reader,
-    pages: Sequence[tuple[PageViews, str]],
-    limits: EngineLimits,
-    adapters: Mapping[str, AdapterFiles],
+    engine: TorchEngine, pages: Sequence[tuple[PageViews, str]], count: int
 ) -> list[tuple[list[int], Tensor]]:
-    """Read pages together on a GPU, and note the logits of each.
+    """Read pages together through a GPU's runner without captured graphs, and note the logits of each.
 
     Args:
-        model: On the device.
+        engine: With `numbered_tokenizer`; nothing was read with it before.
         pages: Views, and who reads them: `ocr2` or an adapter.
-        limits: `max_new_tokens` is what each page gets, unless it ends.
-        adapters: Loaded before.
+        count: Tokens of a page, unless it ends.
 
     Returns:
         Tokens and logits `[tokens, vocabulary]` of each page.
     """
-    tokenizer = numbered_tokenizer()
-    engine = make_engine(LoadedCheckpoint(model, tokenizer, OCR2_GEOMETRY, "ocr2"), limits)
-    for name, files in adapters.items():
-        engine.load_adapter(name, files)
     kernels: Any = engine._runner._kernels  # type: ignore[attr-defined] # of a GPU's runner
     noted: dict[int, list[Tensor]] = {}
 
@@ -238,7 +232,7 @@ def engine_logits(
 
     engine._runner._kernels = Noting()  # type: ignore[attr-defined]
     for index, (page, model_id) in enumerate(pages):
-        engine.submit(SequenceRequest(str(index), page, PROMPT, SamplingParams(limits.max_new_tokens), model_id))
+        engine.submit(SequenceRequest(str(index), page, PROMPT, SamplingParams(count), model_id))
     found: dict[int, tuple[list[int], Tensor]] = {}
     while engine.has_work:
         for event in engine.step():
