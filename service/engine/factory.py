@@ -77,7 +77,7 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         raise EngineError("adapters are not served for this kind of model; set adapter_slots to 0")
     runs_on_gpu = device.type == "cuda" and kind_of(model).has_fast_decoder
     if limits.weights is WeightForm.INT8 and not runs_on_gpu:
-        raise EngineError("8-bit weights need a GPU and a model whose decoder it knows; set weights to full")
+        raise EngineError("8-bit weights need a GPU and a model that its decoder supports; set weights to full")
     make_runner = _make_gpu_runner if runs_on_gpu else _make_cpu_runner
     runner, limits = make_runner(checkpoint, limits)
     info = EngineInfo(
