@@ -149,9 +149,7 @@ class QueryVisionEncoder:
         v_VGLD = qkv_VLED[:, :, self._heads + self._key_heads :].transpose(1, 2)
         # Fused attention with a mask takes as many key heads as query heads.
         repeats = self._heads // self._key_heads
-        k_VHLD, v_VHLD = (
-            side.unsqueeze(2).expand(-1, -1, repeats, -1, -1).flatten(1, 2) for side in (k_VGLD, v_VGLD)
-        )
+        k_VHLD, v_VHLD = (side.unsqueeze(2).expand(-1, -1, repeats, -1, -1).flatten(1, 2) for side in (k_VGLD, v_VGLD))
         out_VHLD = F.scaled_dot_product_attention(q_VHLD, k_VHLD, v_VHLD, attn_mask=constants.mask_LL[first:])
         return out_VHLD.transpose(1, 2).flatten(2)
 
