@@ -188,10 +188,16 @@ class ModelAnswer(Wire):
     """The model that the name serves now; for an adapter `name@version`."""
     parent: str | None
     """The base model of an adapter."""
+    family: str
+    """What kind of model reads, such as `DeepSeek-OCR-2`; nano is a `DeepSeek-OCR`."""
     modes: list[str]
     """Values that the field `mode` may take."""
     default_mode: str
     max_new_tokens: int
+    context_tokens: int
+    """Limit of image, prompt and answer of one page together."""
+    takes_adapters: bool
+    """Whether adapters of this model can be loaded; false for adapters themselves."""
 
 
 class ModelsAnswer(Wire):

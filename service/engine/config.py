@@ -15,7 +15,7 @@ class WeightForm(StrEnum):
     """In full, unless the card is too small for that."""
     FULL = "full"
     INT8 = "int8"
-    """As 8-bit rows, see `int8_rows`; CUDA and DeepSeek-OCR (v1) only."""
+    """As 8-bit rows, see `int8_rows`; CUDA only."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING
 
 from service.engine.config import EngineLimits, EngineSource, WeightForm
 from service.engine.protocol import EngineInfo
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from service.engine.engine import TorchEngine
     from service.engine.runner import Runner
     from shared.deepseek_ocr.loading import LoadedCheckpoint
-    from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 
 
 def load_engine(source: EngineSource) -> TorchEngine:
@@ -76,9 +75,9 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
     )
     if limits.adapter_slots and not kind_of(model).takes_adapters:
         raise EngineError("adapters are not served for this kind of model; set adapter_slots to 0")
-    runs_on_gpu = device.type == "cuda" and _has_gpu_path(model)
+    runs_on_gpu = device.type == "cuda" and kind_of(model).has_fast_decoder
     if limits.weights is WeightForm.INT8 and not runs_on_gpu:
-        raise EngineError("8-bit weights need a GPU and DeepSeek-OCR (v1); set weights to full")
+        raise EngineError("8-bit weights need a GPU and a model that its decoder supports; set weights to full")
     make_runner = _make_gpu_runner if runs_on_gpu else _make_cpu_runner
     runner, limits = make_runner(checkpoint, limits)
     info = EngineInfo(
@@ -92,12 +91,9 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         prepares_views=runner.prepares_views,
         adapter_slots=limits.adapter_slots,
         adapter_max_rank=limits.adapter_max_rank if limits.adapter_slots else 0,
+        family=kind_of(model).family,
     )
     return TorchEngine(runner, checkpoint.tokenizer, info, limits)
-
-
-def _has_gpu_path(model: object) -> TypeGuard[DeepseekOcrForConditionalGeneration]:
-    return kind_of(model).has_fast_decoder
 
 
 def _make_cpu_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tuple[Runner, EngineLimits]:
@@ -119,5 +115,4 @@ def _make_cpu_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tupl
 def _make_gpu_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tuple[Runner, EngineLimits]:
     from service.engine.gpu.factory import make_gpu_runner
 
-    assert _has_gpu_path(checkpoint.model)
     return make_gpu_runner(checkpoint.model, checkpoint.geometry, checkpoint.tokenizer.eos_id, limits)

@@ -99,6 +99,7 @@ class FakeEngine:
             batch_size=batch_size,
             adapter_slots=adapter_slots,
             adapter_max_rank=64 if adapter_slots else 0,
+            family="fake",
         )
         self._refuse_with = refuse_with or {}
         self._step_s = step_s

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 from shared.contract.answer import FinishReason
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig
+from shared.deepseek_ocr.registry import V1
 
 MAX_TEMPERATURE = 2.0
 MAX_SEED = 2**63 - 1
@@ -146,6 +147,8 @@ class EngineInfo:
     """Adapters that can be resident at once."""
     adapter_max_rank: int = 0
     """Largest rank of one."""
+    family: str = V1.family
+    """Which model of the family it is, as users call it."""
 
 
 @dataclass(frozen=True, slots=True)

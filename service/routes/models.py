@@ -21,9 +21,12 @@ def _answer(services: Services, model: ListedModel) -> ModelAnswer:
         created=services.created_s,
         root=model.root,
         parent=model.parent,
+        family=info.family,
         modes=[str(mode) for mode in info.geometry.modes],
         default_mode=str(info.geometry.default_mode),
         max_new_tokens=min(services.bounds.max_new_tokens, info.max_new_tokens),
+        context_tokens=info.max_sequence_tokens,
+        takes_adapters=model.parent is None and info.adapter_slots > 0,
     )
 
 

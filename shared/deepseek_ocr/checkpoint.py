@@ -101,6 +101,19 @@ def load_model(
     return model.eval()
 
 
+def skeleton(values: dict[str, Any]) -> DeepseekOcrForConditionalGeneration:
+    """The model without weights.
+
+    Args:
+        values: of config.json in the public layout.
+
+    Returns:
+        On the device `meta`.
+    """
+    with torch.device("meta"):
+        return DeepseekOcrForConditionalGeneration(config_from_public(values))
+
+
 def save_checkpoint(model: DeepseekOcrForConditionalGeneration, folder: Path, storage: Storage = "bfloat16") -> None:
     """Write a model in the public layout.
 

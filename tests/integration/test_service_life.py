@@ -110,6 +110,9 @@ async def test_models_are_listed_with_their_modes() -> None:
             "modes": ["tiny", "small", "base", "large", "gundam"],
             "default_mode": "gundam",
             "max_new_tokens": 77,
+            "family": "fake",
+            "context_tokens": 8192,
+            "takes_adapters": False,
         }
     ]
 

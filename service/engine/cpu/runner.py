@@ -37,6 +37,7 @@ from shared.deepseek_ocr.forms import PageImage, PageViews, PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
 from shared.deepseek_ocr.images import prepare_views
 from shared.deepseek_ocr.protocol import OcrModel
+from shared.deepseek_ocr.registry import kind_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,8 @@ class CpuRunner:
     ) -> None:
         text = model.config.text_config
         self._model = model
+        # Adapters are hooks on these layers.
+        self._decode_embedded = model.decoder.decode if kind_of(model).has_fast_decoder else model.decode
         self._bank = bank
         self._device = model.lm_head.weight.device
         self._eos_id = eos_id
@@ -303,14 +306,14 @@ class CpuRunner:
             return contextlib.nullcontext()
         assert self._bank is not None
         slots_T = torch.tensor(adapters, dtype=torch.int32, device=self._device).repeat_interleave(tokens)
-        return adapted(self._model, self._bank, slots_T)
+        return adapted(self._model.decoder, self._bank, slots_T)
 
     def _logits(
         self, embeds_BLD: Tensor, positions_BL: Tensor, mask: Tensor | None, cache: PrefillWindow | DecodeWindow
     ) -> Tensor:
         """Logits `[B, vocabulary]` of the last token, float32."""
         # Not through `forward`, which would build its masks again in each step.
-        hidden_BLD, _ = self._model.decode(embeds_BLD, positions_BL, mask, cache)
+        hidden_BLD, _ = self._decode_embedded(embeds_BLD, positions_BL, mask, cache)
         return self._model.lm_head(hidden_BLD[:, -1]).float()
 
     def _choose(

@@ -11,7 +11,7 @@ E experts, J twice the expert width, W expert width, K experts per token, V voca
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from service.engine.gpu.prompts import PromptBatch
 from service.engine.gpu.state import AnswerState
 from service.engine.lora.bank import AdapterBank
 from shared.deepseek_ocr.decoder import DecoderLayer, rotary_tables
-from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+from shared.deepseek_ocr.protocol import OcrModel
 
 
 class GpuDecoder:
@@ -45,7 +45,7 @@ class GpuDecoder:
 
     def __init__(
         self,
-        model: DeepseekOcrForConditionalGeneration,
+        model: OcrModel,
         kernels: Any,
         *,
         max_positions: int,
@@ -53,11 +53,12 @@ class GpuDecoder:
         takes_adapters: bool = False,
         is_int8: bool = False,
     ) -> None:
-        text = model.config.text_config
+        parts = model.decoder
+        text = parts.config
         self.max_positions = max_positions
         self._kernels = kernels
-        self._embeddings_VH = model.model.embed_tokens.weight.detach()
-        self._norm_H = model.model.norm.weight.detach()
+        self._embeddings_VH = parts.embed_tokens.weight.detach()
+        self._norm_H = cast("Tensor", parts.norm.weight).detach()
         device = model.lm_head.weight.device
         packing = Packing(device, is_int8, takes_adapters)
         self._head_VH = packing.matrix(model.lm_head.weight)
@@ -68,11 +69,11 @@ class GpuDecoder:
         cos, sin = rotary_tables(positions, text.head_dim, text.rope_theta, torch.float32)
         self._cos_PD, self._sin_PD = cos[0, 0].contiguous(), sin[0, 0].contiguous()
         self._layers: list[PackedLayer] = []
-        for index, layer in enumerate(model.model.layers):
+        for index, layer in enumerate(parts.layers):
             assert isinstance(layer, DecoderLayer)
             self._layers.append(packing.layer(layer))
             if takes_over:
-                model.model.layers[index] = nn.Identity()
+                parts.release(index)
         if takes_over and is_int8:
             # A head of no rows: the model's device and type can still be read from it.
             model.lm_head.weight = nn.Parameter(model.lm_head.weight.new_empty(0, text.hidden_size))

@@ -37,7 +37,7 @@ from shared.contract.answer import TokenStatus
 from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
-from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+from shared.deepseek_ocr.protocol import OcrModel
 
 MAX_COMPILING_THREADS = 16
 """8, 16 and 32 threads compile in 11.4, 11.0 and 11.1 s (H200 with 32 cores, 558e320, `engine_settings.py start`)."""
@@ -70,7 +70,7 @@ class GpuRunner:
 
     def __init__(
         self,
-        model: DeepseekOcrForConditionalGeneration,
+        model: OcrModel,
         *,
         decoder: GpuDecoder,
         vision: GpuVision,
