@@ -431,6 +431,7 @@ class ReadyRunner:
     prepares_views = False
     kv_tokens = 1 << 30
     block_tokens = 64
+    kept_answer_tokens = None
 
     def __init__(self, rows: int, step_s: float) -> None:
         self._step_s = step_s

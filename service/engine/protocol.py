@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from shared.contract.answer import FinishReason
+from shared.contract.prompts import PromptSet
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig
 
@@ -66,7 +67,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class SequenceRequest:
-    """One page to read."""
+    """One page to read, or several in one pass."""
 
     sequence_id: str
     page: PreparedPage
@@ -76,6 +77,13 @@ class SequenceRequest:
     """Base model, or an adapter as `name@version`."""
     is_canary: bool = False
     """Tests an adapter: read before all waiting pages, and encoded once, as every canary is the same page."""
+    more_pages: tuple[PreparedPage, ...] = ()
+    """Pages after the first, read in the same pass; only where `EngineInfo.reads_pages_together`."""
+
+    @property
+    def pages(self) -> tuple[PreparedPage, ...]:
+        """All pages, in the order of the prompt."""
+        return (self.page, *self.more_pages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +154,12 @@ class EngineInfo:
     """Adapters that can be resident at once."""
     adapter_max_rank: int = 0
     """Largest rank of one."""
+    family: str = "DeepSeek-OCR"
+    """Which model of the family it is."""
+    prompts: PromptSet = PromptSet.DEEPSEEK
+    """What it is asked with."""
+    reads_pages_together: bool = False
+    """Whether one sequence may have several pages."""
 
 
 @dataclass(frozen=True, slots=True)

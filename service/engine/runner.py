@@ -92,6 +92,10 @@ class Runner(Protocol):
     def block_tokens(self) -> int:
         """Unit in which a slot's share of them is counted; a slot takes whole blocks."""
 
+    @property
+    def kept_answer_tokens(self) -> int | None:
+        """Newest answer tokens whose keys a slot keeps; None: all."""
+
     def warm_up(self) -> None:
         """Do one-time work that would otherwise slow the first steps."""
 

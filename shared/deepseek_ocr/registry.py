@@ -7,8 +7,10 @@ named, and imported when a checkpoint needs them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from shared.contract.prompts import PromptSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,8 @@ class ModelKind:
     """Prefix of the names of the decoder's layers, where adapters go."""
     vision: tuple[str, ...]
     """Prefixes of names in the vision part, which is trained only on request."""
+    family: str = "DeepSeek-OCR"
+    """What `GET /v1/models` calls it."""
     has_fast_decoder: bool = False
     """Whether the engine's paged decoder (GPU), packed decoder (CPU) and 8-bit weights support its layers."""
     has_fast_vision: bool = False
@@ -29,6 +33,12 @@ class ModelKind:
     """Whether the engine serves adapters on it."""
     names_are_tensors: bool = False
     """Whether its dense modules have the same names as the checkpoint's tensors."""
+    configurator: str = "shared.deepseek_ocr.public_config:config_from_public"
+    """`module:function` that makes the configuration of a model with a fast decoder from config.json's values."""
+    prompts: PromptSet = PromptSet.DEEPSEEK
+    """What it is asked with."""
+    reads_pages_together: bool = False
+    """Whether it was trained to read several pages in one prompt."""
     adopter: str | None = None
     """`module:function` that turns an object of transformers' class, loaded by another library, into an `OcrModel`.
     None: only `loader` can load the model."""
@@ -45,10 +55,22 @@ V1 = ModelKind(
 )
 """DeepSeek-OCR and nano; a model that differs in numbers alone is `replace(V1, loader=...)`."""
 
+UNLIMITED = replace(
+    V1,
+    loader="shared.deepseek_ocr.unlimited:load_unlimited",
+    family="Unlimited-OCR",
+    configurator="shared.deepseek_ocr.unlimited:config_from_values",
+    prompts=PromptSet.UNLIMITED,
+    reads_pages_together=True,
+)
+
 MODELS = {
     "deepseek_vl_v2": V1,
+    "unlimited-ocr": UNLIMITED,
+    "unlimited_ocr": UNLIMITED,
     "deepseek_ocr2": ModelKind(
         loader="shared.deepseek_ocr.ocr2:load_ocr2",
+        family="DeepSeek-OCR-2",
         decoder="model.language_model.layers.",
         vision=("model.vision_tower.", "model.multi_modal_projector."),
         adopter="shared.deepseek_ocr.ocr2:adopt",

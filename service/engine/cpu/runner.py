@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from service.engine.answer_ring import AnswerRing
 from service.engine.cpu.kv_cache import DecodeWindow, PrefillWindow, SlotCache
 from service.engine.cpu.packed_decoder import PackedDecoder, can_pack
 from service.engine.lora.bank import AdapterBank, PackedAdapter
@@ -120,6 +121,7 @@ class CpuRunner:
         self._eos_id = eos_id
         self._rule = rule
         self._kv_tokens = kv_tokens or max_rows * max_tokens
+        self._ring = AnswerRing.of(model, rule)
         self._slots: list[int] = []
         self._states: dict[int, _SlotState] = {}
         self._pending: deque[StepOutput] = deque()
@@ -130,6 +132,7 @@ class CpuRunner:
             head_dim=text.head_dim,
             max_rows=max_rows,
             max_tokens=max_tokens + 1,
+            ring=self._ring,
             growth_tokens=growth_tokens,
             device=self._device,
             dtype=model.lm_head.weight.dtype,
@@ -140,6 +143,11 @@ class CpuRunner:
     def kv_tokens(self) -> int:
         """Key and value tokens that all slots hold together."""
         return self._kv_tokens
+
+    @property
+    def kept_answer_tokens(self) -> int | None:
+        """Newest answer tokens whose keys a slot keeps; None: all."""
+        return self._ring.cells if self._ring else None
 
     def warm_up(self) -> None:
         """Nothing to prepare."""

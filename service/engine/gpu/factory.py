@@ -7,11 +7,13 @@ fit. Called once, at the start.
 from __future__ import annotations
 
 import logging
+import pkgutil
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from service.engine.answer_ring import AnswerRing
 from service.engine.config import EngineLimits, WeightForm
 from service.engine.gpu.decoder import GpuDecoder
 from service.engine.gpu.memory import DecoderShape, MemoryPlan, plan_memory
@@ -23,10 +25,10 @@ from service.engine.lora.shapes import bank_bytes
 from service.engine.vision.runner import GpuVision
 from service.errors import EngineError
 from shared.deepseek_ocr.checkpoint import read_config
-from shared.deepseek_ocr.configuration import TextConfig
+from shared.deepseek_ocr.configuration import DeepseekOcrConfig, TextConfig
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, global_view_px
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
-from shared.deepseek_ocr.public_config import ConfigError, config_from_public
+from shared.deepseek_ocr.public_config import ConfigError
 from shared.deepseek_ocr.registry import find_kind
 
 _log = logging.getLogger(__name__)
@@ -51,11 +53,15 @@ def choose_weights(folder: Path, device: torch.device | str, dtype: torch.dtype,
     if kind is None or not kind.has_fast_decoder:
         return WeightForm.FULL
     try:
-        config = config_from_public(values)
+        config: DeepseekOcrConfig = pkgutil.resolve_name(kind.configurator)(values)
     except ConfigError:
         return WeightForm.FULL  # loading says what is wrong
     with torch.device("meta"):
         model = DeepseekOcrForConditionalGeneration(config)
+    limits = replace(
+        limits,
+        max_sequence_tokens=min(limits.max_sequence_tokens, config.text_config.max_position_embeddings),
+    )
     full_bytes = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     try:
         _plan(config.text_config, torch.device(device), dtype, limits, coming_bytes=full_bytes)
@@ -87,6 +93,7 @@ def make_gpu_runner(
 
     text: TextConfig = model.config.text_config
     device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
+    ring = AnswerRing.of(model, limits.loop_rule)
     decoder = GpuDecoder(
         model,
         fused,
@@ -94,6 +101,7 @@ def make_gpu_runner(
         takes_over=True,
         takes_adapters=limits.adapter_slots > 0,
         is_int8=limits.weights is WeightForm.INT8,
+        ring=ring,
     )
     # Packing leaves the largest temporary tensor in the allocator's cache.
     torch.cuda.empty_cache()
@@ -119,6 +127,7 @@ def make_gpu_runner(
         rule=limits.loop_rule,
         view_sizes_px=_usual_views(geometry),
         uses_graphs=limits.cuda_graphs,
+        ring=ring,
         bank=make_bank(model, limits, splits_shared=True),
     )
     filled = replace(

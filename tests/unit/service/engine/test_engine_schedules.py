@@ -131,6 +131,7 @@ class ScriptRunner:
     block_tokens: int
     seats: dict[int, Seat] = field(default_factory=dict)
     owed: deque[StepOutput] = field(default_factory=deque)
+    kept_answer_tokens: int | None = None
     most_slots: int = 0
     most_views: int = 0
 
