@@ -129,6 +129,17 @@ class ModelAnswer(Wire):
     """Values that the field `mode` may take."""
     default_mode: str
     max_new_tokens: int
+    """Most tokens that a request may ask for, per page."""
+    family: str
+    """Which model of the family it is, such as `DeepSeek-OCR`."""
+    tasks: list[str]
+    """Values that the field `task` may take."""
+    max_sequence_tokens: int
+    """Positions: pages, prompt and answer together."""
+    max_pages_together: int
+    """Most pages with `pages_together`; 1 if the model reads each page alone."""
+    takes_adapters: bool
+    """Whether adapters are served on it."""
 
 
 class ModelsAnswer(Wire):

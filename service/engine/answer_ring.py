@@ -1,8 +1,8 @@
 """How much of an answer a cache keeps, for models whose answer tokens see only a window of it.
 
-The answer's tokens go round in a ring of cells after the prompt's, so that a sequence never takes more cells than prompt
-and ring, however long its answer. The ring is longer than the window because the second attempt at an answer that loops
-takes tokens back, and needs the keys of those before them.
+The answer's tokens go round in a ring of cells after the prompt's, so that a sequence never takes more cells than
+prompt and ring, however long its answer. The ring is longer than the window because the second attempt at an answer
+that loops takes tokens back, and needs the keys of those before them.
 """
 
 from __future__ import annotations

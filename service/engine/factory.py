@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeGuard
 
 from service.engine.config import EngineLimits, EngineSource, WeightForm
-from service.engine.protocol import EngineInfo
+from service.engine.protocol import TOGETHER_MODE, EngineInfo
 from service.errors import EngineError
 from shared.deepseek_ocr.registry import kind_of
 
@@ -98,7 +98,7 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         adapter_max_rank=limits.adapter_max_rank if limits.adapter_slots else 0,
         family=kind.family,
         prompts=kind.prompts,
-        reads_pages_together=kind.reads_pages_together,
+        reads_pages_together=kind.reads_pages_together and TOGETHER_MODE in checkpoint.geometry.modes,
     )
     return TorchEngine(runner, checkpoint.tokenizer, info, limits)
 

@@ -41,8 +41,8 @@ def fake_tokens(request: SequenceRequest, adapter: bytes = b"") -> list[str]:
         adapter: Weights of the adapter that reads it; empty for the base.
 
     Returns:
-        Pieces of text; with a grounding prompt or a query, the first are a labelled box. Several pages each begin with a
-        mark.
+        Pieces of text; with a grounding prompt or a query, the first are a labelled box. Each of several pages begins
+        with a mark.
     """
     if request.more_pages:
         alone = [replace(request, page=page, more_pages=()) for page in request.pages]

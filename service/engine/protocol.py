@@ -17,8 +17,12 @@ from typing import Any, Literal, Protocol
 from shared.contract.answer import FinishReason
 from shared.contract.prompts import PromptSet
 from shared.deepseek_ocr.forms import PreparedPage
-from shared.deepseek_ocr.geometry import GeometryConfig
+from shared.deepseek_ocr.geometry import GeometryConfig, Mode, count_vision_tokens, global_view_px
 
+TOGETHER_MODE = Mode.BASE
+"""Mode of pages that are read together: the published recipe has no tiles then."""
+ANSWER_TOKENS_TOGETHER = 256
+"""Room for a page's answer and its share of the prompt without which no page is added to a pass."""
 MAX_TEMPERATURE = 2.0
 MAX_SEED = 2**63 - 1
 
@@ -160,6 +164,14 @@ class EngineInfo:
     """What it is asked with."""
     reads_pages_together: bool = False
     """Whether one sequence may have several pages."""
+
+    @property
+    def max_pages_together(self) -> int:
+        """Pages of one sequence at most; 1 if each page is read alone."""
+        if not self.reads_pages_together:
+            return 1
+        vision_tokens = count_vision_tokens(global_view_px(TOGETHER_MODE, self.geometry), 0, 0, self.geometry)
+        return max(1, self.max_sequence_tokens // (vision_tokens + ANSWER_TOKENS_TOGETHER))
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,7 @@ async def read_document(request: Request, services: ServicesDep, record: RecordD
         seed=fields.seed,
         blank_pages=fields.blank_pages or services.bounds.blank_pages,
         min_confidence=services.bounds.min_confidence if fields.min_confidence is None else fields.min_confidence,
+        pages_together=fields.pages_together,
     )
     # From the end of the upload.
     deadline = Deadline(services.bounds.deadline_s)

@@ -40,9 +40,7 @@ class LoopRule:
     @property
     def max_rewind(self) -> int:
         """Most tokens that a second attempt takes back: a loop without its first period, when it becomes certain."""
-        return max(
-            max(self.min_tokens, self.min_repeats * period) - period for period in range(1, self.max_period + 1)
-        )
+        return max(max(self.min_tokens, self.min_repeats * period) - period for period in range(1, self.max_period + 1))
 
 
 class LoopDetector:

@@ -1,7 +1,7 @@
 """Unlimited-OCR: DeepSeek-OCR (v1) with an attention window over the answer, 32k positions and several pages a prompt.
 
-Owns what differs from v1: the window, the geometry, and two layouts of config.json (`baidu/Unlimited-OCR`'s own, and that
-of transformers' `UnlimitedOcr*`). Weights have v1's names and layout.
+Owns what differs from v1: the window, the geometry, and two layouts of config.json (`baidu/Unlimited-OCR`'s own, and
+that of transformers' `UnlimitedOcr*`). Weights have v1's names and layout.
 
 Shape letters: B sequences, L tokens, S tokens attended to.
 """

@@ -282,9 +282,8 @@ def test_decode_attention_over_a_ring(fused, shares, dtype):
     expected = reference.decode_attention(
         qkv.clone(), *arguments, *others, tables, lengths_B, 0.2, ring=ring, prompts_B=prompts_B
     )
-    out = attend(
-        qkv.clone(), *arguments, keys, values, tables, lengths_B, 0.2, AttentionConfig(16, 4, 1), shares, ring, prompts_B
-    )
+    config = AttentionConfig(16, 4, 1)
+    out = attend(qkv.clone(), *arguments, keys, values, tables, lengths_B, 0.2, config, shares, ring, prompts_B)
     assert_near(out, expected)
     for row, (prompt, answer) in enumerate(zip(prompts[:-1], answers[:-1], strict=True)):
         # Spelt out: the prompt's cells, and those of the newest answer tokens, in any order.

@@ -118,9 +118,9 @@ def decode_attention(
     block, last = keys.shape[2], tables_BX.shape[1] - 1
     blocks_BS = tables_BX.gather(1, (cells_BS // block).clamp(0, last).long()).clamp(0, len(keys) - 1).long()
     # Laid out anew, one token a block, in the order in which they are seen.
-    laid = [cache[blocks_BS, :, cells_BS % block].flatten(0, 1)[:, :, None] for cache in (keys, values)]
+    keys, values = (cache[blocks_BS, :, cells_BS % block].flatten(0, 1)[:, :, None] for cache in (keys, values))
     tables_BS = torch.arange(seen_BS.numel(), device=keys.device).view(seen_BS.shape)
-    return paged_attention(qkv_B3ND[:, 0], *laid, tables_BS, lengths_B, scale)
+    return paged_attention(qkv_B3ND[:, 0], keys, values, tables_BS, lengths_B, scale)
 
 
 def prefill_attention(

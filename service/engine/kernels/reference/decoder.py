@@ -83,8 +83,8 @@ def begin_step(
         ring: Where the answer's tokens go round; None: nowhere.
 
     Returns:
-        Embeddings `[B, H]`, positions `[B]` int32, lengths `[B]` int32 (tokens that the new one sees, itself included; 0
-        where a slot is done), cells `[B]` int64 (-1 where a slot is done), tables `[B, X]` int32.
+        Embeddings `[B, H]`, positions `[B]` int32, lengths `[B]` int32 (tokens that the new one sees, itself included;
+        0 where a slot is done), cells `[B]` int64 (-1 where a slot is done), tables `[B, X]` int32.
     """
     positions_B, done_B, tables_BX = state.position_S[slots_B], state.done_S[slots_B], tables_SX[slots_B]
     places_B, lengths_B = positions_B, positions_B + 1

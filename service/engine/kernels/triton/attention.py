@@ -263,7 +263,8 @@ def attend(
         tickets(device), out_BND, scale, qkv.stride(0), tables_BX.stride(0),
         HEADS=heads, WIDTH=width, BLOCK=block, TOKENS=config.tokens, SHARES=shares,
         SHARES_POWER=triton.next_power_of_2(shares), STORE=cells_B is not None,
-        RING=ring.cells if ring else 0, STAGES=config.num_stages, EARLY=is_early, **launch_options(config.num_warps, 1, is_early),
+        RING=ring.cells if ring else 0, STAGES=config.num_stages, EARLY=is_early,
+        **launch_options(config.num_warps, 1, is_early),
     )  # fmt: skip
     return out_BND
 

@@ -91,8 +91,8 @@ def begin_step(
     if rows:
         launch(
             _begin, (rows,),
-            slots_B, state.token_S, state.position_S, state.prompt_S, state.done_S, embeddings_VH, tables_SX, x_BH, positions_B,
-            lengths_B, cells_B, tables_BX, tables_SX.shape[1],
+            slots_B, state.token_S, state.position_S, state.prompt_S, state.done_S, embeddings_VH, tables_SX, x_BH,
+            positions_B, lengths_B, cells_B, tables_BX, tables_SX.shape[1],
             WIDTH=width, WIDTH_POWER=triton.next_power_of_2(width), BLOCK=block_tokens, CHUNK=128,
             RING=ring.cells if ring else 0, WINDOW=ring.window if ring else 0, EARLY=is_early,
             **launch_options(_NUM_WARPS, 1, is_early),
