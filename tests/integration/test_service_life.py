@@ -110,6 +110,11 @@ async def test_models_are_listed_with_their_modes() -> None:
             "modes": ["tiny", "small", "base", "large", "gundam"],
             "default_mode": "gundam",
             "max_new_tokens": 77,
+            "family": "fake",
+            "tasks": ["free", "markdown", "ocr", "figure", "describe", "locate"],
+            "max_sequence_tokens": 8192,
+            "max_pages_together": 1,
+            "takes_adapters": False,
         }
     ]
 

@@ -11,14 +11,19 @@ from typing import Any
 import pytest
 import torch
 
+from service.engine.config import EngineLimits
 from service.engine.cpu.runner import CpuRunner, Prompt
+from service.engine.factory import make_engine
+from service.engine.protocol import SequenceResult
 from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.checkpoint import CheckpointError, save_checkpoint
 from shared.deepseek_ocr.geometry import Mode
-from shared.deepseek_ocr.loading import load_checkpoint
+from shared.deepseek_ocr.loading import LoadedCheckpoint, load_checkpoint
 from shared.deepseek_ocr.protocol import OcrModel
-from shared.deepseek_ocr.unlimited import UNLIMITED_GEOMETRY, UnlimitedOcr
+from shared.deepseek_ocr.unlimited import UNLIMITED_GEOMETRY, UnlimitedOcr, UnlimitedOcrConfig
+from tests.support.lora import merged, random_adapter
 from tests.support.programs import ROOT
+from tests.unit.service.engine.tiny import drain, tiny_model, tiny_request, tiny_tokenizer
 from tests.unit.shared.deepseek_ocr.test_model_ocr2 import write_tokenizer
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -134,6 +139,26 @@ def test_a_checkpoint_says_what_it_is_and_keeps_it(folder: Path, tmp_path: Path)
     again = load_checkpoint(tmp_path).model
     assert again.config.to_dict() == loaded.model.config.to_dict()
     assert again.config.text_config.answer_window == 24
+
+
+def test_an_adapter_in_pefts_names_is_served_as_if_it_were_merged(tmp_path: Path):
+    known = tiny_model()
+    model = UnlimitedOcr(UnlimitedOcrConfig(**known.config.to_dict() | {"model_type": "unlimited-ocr"})).eval()
+    model.load_state_dict(known.state_dict())
+    model.config.text_config.answer_window = 8
+    files = random_adapter(model, 1, strength=2.0)
+
+    def text_of(each: OcrModel, model_id: str = "m") -> str:
+        limits = EngineLimits(batch_size=2, adapter_slots=1, adapter_max_rank=8, loop_rule=RULE)
+        engine = make_engine(LoadedCheckpoint(each, tiny_tokenizer(), each.geometry, "m"), limits)
+        assert (engine.info.family, engine.info.adapter_slots) == ("Unlimited-OCR", 1)
+        engine.load_adapter("invoices@1", files)
+        engine.submit(tiny_request("a", max_new_tokens=60, model_id=model_id))
+        (result,) = (event for event in drain(engine) if isinstance(event, SequenceResult))
+        return result.text
+
+    adapted = text_of(model, "invoices@1")
+    assert adapted == text_of(merged(model, files)) != text_of(model)
 
 
 def test_layers_that_see_the_whole_answer_are_refused(tmp_path: Path):
