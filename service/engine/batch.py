@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from service.engine.protocol import SequenceFailure
 from service.engine.runner import DeviceFullError, NewRow, Runner
 from service.engine.scheduler import ActivePage, Decision, Limits, PageCost, decide, queue_index
@@ -176,8 +174,7 @@ class RunningBatch:
     def _features_of(self, sequence: PageSequence) -> Any:
         """One vector for each image token of the prompt."""
         if sequence.cost.num_views:
-            pages = [self._runner.assemble(plan, views) for plan, views in sequence.encoded_pages()]
-            features_LD = pages[0] if len(pages) == 1 else torch.cat(pages)
+            features_LD = self._runner.assemble(sequence.encoded_pages())
             if sequence.canary:
                 sequence.canary.features_LD = features_LD
             return features_LD

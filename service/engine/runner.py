@@ -126,8 +126,15 @@ class Runner(Protocol):
             DeviceFullError: Not even one view at a time fits.
         """
 
-    def assemble(self, plan: ViewPlan, tokens: Sequence[Tensor]) -> Tensor:
-        """Join a page's encoded views, the global one first among them, to `[num_vision_tokens, D]`."""
+    def assemble(self, pages: Sequence[tuple[ViewPlan, Sequence[Tensor]]]) -> Tensor:
+        """Join the encoded views of a prompt's pages, the global one first among each page's.
+
+        Args:
+            pages: Plan and views of each, in the order of the prompt.
+
+        Returns:
+            `[L, D]`, as many vectors as the prompt has image tokens.
+        """
 
     def open(self, rows: Sequence[NewRow]) -> None:
         """Read prompts into free slots and choose their first tokens."""

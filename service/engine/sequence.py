@@ -7,8 +7,9 @@ Knows the tokenizer, no tensor and no other sequence. Used by the engine's singl
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from service.engine.canary_features import CanaryFeatures
@@ -146,12 +147,10 @@ class PageSequence:
         """Let go of what encoding needed."""
         self.pages, self.views = (), None
 
-    def encoded_pages(self) -> Iterator[tuple[ViewPlan, list[Any]]]:
+    def encoded_pages(self) -> list[tuple[ViewPlan, list[Any]]]:
         """Each page's plan and encoded views; all views are encoded."""
-        first = 0
-        for plan in self.plans:
-            yield plan, self.encoded_views[first : first + plan.num_views]
-            first += plan.num_views
+        views = iter(self.encoded_views)
+        return [(plan, list(islice(views, plan.num_views))) for plan in self.plans]
 
     def result(self, reason: FinishReason, now_s: float) -> SequenceResult:
         """What is reported once the answer has finished."""

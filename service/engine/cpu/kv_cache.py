@@ -145,7 +145,7 @@ class SlotCache:
             ValueError: A row is full.
         """
         if max(row.length for row in self._rows) >= self.max_tokens:
-            raise ValueError(f"a row is full with {self.max_tokens} tokens")
+            raise ValueError(f"{self.max_tokens + 1} tokens do not fit into rows of {self.max_tokens}")
         cells = [row.next_cell(self._ring) for row in self._rows]
         used = max(row.num_cells(row.length + 1, self._ring) for row in self._rows)
         self._reserve(used)

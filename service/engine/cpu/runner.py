@@ -176,10 +176,15 @@ class CpuRunner:
         return [tokens[index] for index in range(len(views))]
 
     @torch.inference_mode()
-    def assemble(self, plan: ViewPlan, tokens: Sequence[Tensor]) -> Tensor:
-        """Join a page's encoded views, the global one first among them, to `[num_vision_tokens, D]`."""
-        tiles = torch.stack(list(tokens[1:])) if len(tokens) > 1 else None
-        return self._model.assemble_page(tokens[0], tiles, plan.tile_columns, plan.tile_rows)
+    def assemble(self, pages: Sequence[tuple[ViewPlan, Sequence[Tensor]]]) -> Tensor:
+        """Join the encoded views of a prompt's pages, `[L, D]`."""
+        joined = [
+            self._model.assemble_page(
+                views[0], torch.stack(list(views[1:])) if len(views) > 1 else None, plan.tile_columns, plan.tile_rows
+            )
+            for plan, views in pages
+        ]
+        return joined[0] if len(joined) == 1 else torch.cat(joined)
 
     def open(self, rows: Sequence[NewRow]) -> None:
         """Read prompts into free slots and choose their first tokens."""

@@ -145,7 +145,8 @@ class ScriptRunner:
         self.most_views = max(self.most_views, len(views))
         return [int(view.flat[0]) for view in views]
 
-    def assemble(self, plan, tokens):
+    def assemble(self, pages):
+        ((plan, tokens),) = pages
         assert len(tokens) == 1 + plan.num_tiles
         assert len(set(tokens)) == 1
         return tokens[0]
