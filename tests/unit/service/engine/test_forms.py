@@ -109,7 +109,7 @@ def test_a_page_keeps_no_pixels_once_its_views_are_encoded():
     engine = paged_engine(MODEL, max_sequence_tokens=512, views_per_step=5)
     engine.submit(request_of(image_page(1), "a"))
     engine.step()
-    assert [(s.page, s.views) for s in engine._pages.active.values()] == [(None, None)]
+    assert [(s.pages, s.views) for s in engine._pages.active.values()] == [((), None)]
     drain(engine)
 
 
