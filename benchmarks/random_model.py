@@ -53,10 +53,11 @@ class StubTokenizer(OcrTokenizer):
     def __init__(self, image_id: int) -> None:  # no backend: there is no vocabulary
         self.bos_id, self.eos_id, self.pad_id, self.image_id = 0, -1, 2, image_id
 
-    def encode_prompt(self, plan: ViewPlan, prompt: str) -> list[int]:
+    def encode_prompt(self, plan: ViewPlan, prompt: str, more_plans: Sequence[ViewPlan] = ()) -> list[int]:
         """The public model's number of ids, whatever the prompt says."""
         del prompt
-        return [self.bos_id, *[self.image_id] * plan.num_vision_tokens, *PROMPT_TEXT_IDS]
+        num_image_tokens = sum(each.num_vision_tokens for each in (plan, *more_plans))
+        return [self.bos_id, *[self.image_id] * num_image_tokens, *PROMPT_TEXT_IDS]
 
     def token_bytes(self, token_id: int) -> bytes:
         """The id in angle brackets."""

@@ -194,8 +194,13 @@ class ModelAnswer(Wire):
     """Values that the field `mode` may take."""
     default_mode: str
     max_new_tokens: int
-    context_tokens: int
-    """Limit of image, prompt and answer of one page together."""
+    """Most tokens that a request may ask for, per page."""
+    tasks: list[str]
+    """Values that the field `task` may take."""
+    max_sequence_tokens: int
+    """Positions: pages, prompt and answer together."""
+    max_pages_together: int
+    """Most pages with `pages_together`; 1 if the model reads each page alone."""
     takes_adapters: bool
     """Whether adapters of this model can be loaded; false for adapters themselves."""
 

@@ -87,6 +87,7 @@ class LocalReader:
             seed=options.seed,
             blank_pages=self._settings.blank_pages,
             min_confidence=self._settings.min_confidence,
+            pages_together=options.pages_together,
         )
 
 

@@ -97,6 +97,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reading.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum tokens per page")
     reading.add_argument("--temperature", type=float, metavar="T", help="sample tokens, 0 to 2; default: 0, greedy")
     reading.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable; with --temperature")
+    reading.add_argument(
+        "--pages-together", action="store_true", help="read all pages of a file in one pass, where the model can"
+    )
     where = parser.add_argument_group("where it runs")
     where.add_argument("--url", help="read with a running service, such as http://127.0.0.1:8000, instead of here")
     where.add_argument(

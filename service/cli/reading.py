@@ -40,6 +40,7 @@ class ReadOptions:
     max_new_tokens: int | None = None
     temperature: float | None = None
     seed: int | None = None
+    pages_together: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,7 @@ def _form(options: ReadOptions, output: OutputFormat | None) -> dict[str, str]:
         "max_new_tokens": options.max_new_tokens,
         "temperature": options.temperature,
         "seed": options.seed,
+        "pages_together": "true" if options.pages_together else None,
         "format": "json" if output is None else output.name,
     }
     return {name: str(value) for name, value in given.items() if value is not None}

@@ -24,8 +24,8 @@ class EngineLimits:
 
     batch_size: int = 8
     max_new_tokens: int = 4096
-    max_sequence_tokens: int = 8192
-    """Vision, prompt and answer of one page together; never more than the checkpoint's positions."""
+    max_sequence_tokens: int = 32_768
+    """Vision, prompt and answer of one sequence together; never more than the checkpoint's positions."""
     kv_tokens: int | None = None
     """Key and value tokens of all sequences together; None: as many as full rows hold, or as fit onto the GPU."""
     views_per_step: int | None = None

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from service.engine.config import EngineLimits, EngineSource, WeightForm
-from service.engine.protocol import EngineInfo
+from service.engine.protocol import TOGETHER_MODE, EngineInfo
 from service.errors import EngineError
 from shared.deepseek_ocr.registry import kind_of
 
@@ -67,15 +67,19 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
     if model.lm_head.weight.dtype == torch.float32:
         # Who asks for float32 means it: torch lets convolutions round their inputs to 10 bits unless told otherwise.
         torch.backends.cudnn.allow_tf32 = False
+    kind = kind_of(model)
     max_sequence_tokens = min(limits.max_sequence_tokens, model.config.text_config.max_position_embeddings)
     limits = replace(
         limits,
         max_sequence_tokens=max_sequence_tokens,
-        max_new_tokens=min(limits.max_new_tokens, max_sequence_tokens),
+        # Several pages together get as many tokens as fit; a request for one page has its own bound.
+        max_new_tokens=max_sequence_tokens
+        if kind.reads_pages_together
+        else min(limits.max_new_tokens, max_sequence_tokens),
     )
-    if limits.adapter_slots and not kind_of(model).takes_adapters:
+    if limits.adapter_slots and not kind.takes_adapters:
         raise EngineError("adapters are not served for this kind of model; set adapter_slots to 0")
-    runs_on_gpu = device.type == "cuda" and kind_of(model).has_fast_decoder
+    runs_on_gpu = device.type == "cuda" and kind.has_fast_decoder
     if limits.weights is WeightForm.INT8 and not runs_on_gpu:
         raise EngineError("8-bit weights need a GPU and a model that its decoder supports; set weights to full")
     make_runner = _make_gpu_runner if runs_on_gpu else _make_cpu_runner
@@ -91,7 +95,9 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         prepares_views=runner.prepares_views,
         adapter_slots=limits.adapter_slots,
         adapter_max_rank=limits.adapter_max_rank if limits.adapter_slots else 0,
-        family=kind_of(model).family,
+        family=kind.family,
+        prompts=kind.prompts,
+        reads_pages_together=kind.reads_pages_together and TOGETHER_MODE in checkpoint.geometry.modes,
     )
     return TorchEngine(runner, checkpoint.tokenizer, info, limits)
 

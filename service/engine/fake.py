@@ -10,7 +10,7 @@ import hashlib
 import math
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from service.engine.lora.registry import NO_ADAPTER, AdapterError, AdapterRegistry
@@ -26,6 +26,7 @@ from service.engine.protocol import (
     SequenceTimings,
 )
 from shared.contract.answer import FinishReason
+from shared.contract.prompts import PAGE_MARK, PromptSet
 from shared.deepseek_ocr.geometry import GeometryConfig
 
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "inlet", "jetty", "knoll", "larch")
@@ -40,8 +41,12 @@ def fake_tokens(request: SequenceRequest, adapter: bytes = b"") -> list[str]:
         adapter: Weights of the adapter that reads it; empty for the base.
 
     Returns:
-        Pieces of text; with a grounding prompt or a query, the first are a labelled box.
+        Pieces of text; with a grounding prompt or a query, the first are a labelled box. Each of several pages begins
+        with a mark.
     """
+    if request.more_pages:
+        alone = [replace(request, page=page, more_pages=()) for page in request.pages]
+        return [token for each in alone for token in (PAGE_MARK, *fake_tokens(each, adapter))]
     seed = hashlib.sha256()
     for array in request.page.arrays:
         seed.update(array.tobytes())
@@ -77,6 +82,7 @@ class FakeEngine:
         adapter_slots: Adapters at once.
         refuse_with: Maps an adapter to the reason for which it is refused.
         step_s: Seconds between two words of a page.
+        reads_pages_together: Whether it is asked like Unlimited-OCR, for one page or several.
     """
 
     def __init__(
@@ -88,6 +94,7 @@ class FakeEngine:
         adapter_slots: int = 0,
         refuse_with: dict[str, str] | None = None,
         step_s: float = 0.0,
+        reads_pages_together: bool = False,
     ) -> None:
         self._info = EngineInfo(
             model_id="fake",
@@ -100,6 +107,8 @@ class FakeEngine:
             adapter_slots=adapter_slots,
             adapter_max_rank=64 if adapter_slots else 0,
             family="fake",
+            prompts=PromptSet.UNLIMITED if reads_pages_together else PromptSet.DEEPSEEK,
+            reads_pages_together=reads_pages_together,
         )
         self._refuse_with = refuse_with or {}
         self._step_s = step_s
@@ -234,7 +243,7 @@ def _result(entry: _Sequence, reason: FinishReason) -> SequenceResult:
         finish_reason=reason,
         confidence=0.875,
         min_confidence=0.5,
-        vision_tokens=entry.request.page.plan.num_vision_tokens,
+        vision_tokens=sum(page.plan.num_vision_tokens for page in entry.request.pages),
         prompt_tokens=len(entry.request.prompt.split()),
         completion_tokens=len(entry.done),
         timings=SequenceTimings(queue_s=0.0, encode_s=0.001, prefill_s=0.001, generate_s=0.001 * len(entry.done)),

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.engine.protocol import EngineInfo, SamplingParams
-from service.errors import InvalidFieldError
+from service.engine.protocol import TOGETHER_MODE, EngineInfo, SamplingParams
+from service.errors import InvalidFieldError, PagesTogetherError
 from service.intake.formats import FileFormat, detect_format
 from service.intake.limits import IntakeLimits
 from service.intake.selection import parse_pages
 from service.ocr.outcome import MIN_CONFIDENCE, BlankPages
 from service.ocr.sampling import sampling_params
-from shared.contract.prompts import Task
+from shared.contract.prompts import Task, tasks_of
 from shared.deepseek_ocr.geometry import Mode
 
 
@@ -31,6 +31,8 @@ class OcrRequest:
     """Whether pages without print are read too, and every answer is given as it is."""
     min_confidence: float = MIN_CONFIDENCE
     """Below it, an answer for a page with little print counts as unreadable; 0 to 1."""
+    pages_together: bool = False
+    """Whether the model reads all pages in one pass."""
 
 
 class ModelNames(Protocol):
@@ -57,6 +59,7 @@ def parse_request(
     seed: int | None = None,
     blank_pages: BlankPages = BlankPages.SKIP,
     min_confidence: float = MIN_CONFIDENCE,
+    pages_together: bool = False,
 ) -> OcrRequest:
     """Check a request against the loaded model.
 
@@ -76,14 +79,24 @@ def parse_request(
         seed: None for a random one.
         blank_pages: Whether the model reads pages that show no print.
         min_confidence: Below it, an answer for a page with little print is not given.
+        pages_together: Whether the model is to read all pages in one pass.
 
     Returns:
         The request. Errors of `models.check` pass through.
 
     Raises:
-        InvalidFieldError: The model has no such mode, or a number is out of its range.
+        InvalidFieldError: The model has no such task or mode, or a number is out of its range.
+        PagesTogetherError: The model reads each page alone.
     """
     model_id = models.check(model_id)
+    if task not in tasks_of(info.prompts):
+        raise InvalidFieldError(public={"field": "task", "expected": [str(each) for each in tasks_of(info.prompts)]})
+    if pages_together:
+        if not info.reads_pages_together:
+            raise PagesTogetherError
+        if mode not in (None, TOGETHER_MODE):
+            raise InvalidFieldError(public={"field": "mode", "expected": f"{TOGETHER_MODE}, with pages_together"})
+        mode = TOGETHER_MODE
     if mode is not None and mode not in info.geometry.modes:
         raise InvalidFieldError(public={"field": "mode", "expected": [str(each) for each in info.geometry.modes]})
     cap = min(max_new_tokens_cap, info.max_new_tokens)
@@ -99,4 +112,5 @@ def parse_request(
         selection=None if pages is None else parse_pages(pages, most_pages),
         reads_blank_pages=blank_pages is BlankPages.READ,
         min_confidence=min_confidence,
+        pages_together=pages_together,
     )

@@ -220,6 +220,8 @@ class ChatRequest(BaseModel):
     """Extension: resolution mode."""
     pages: str | None = Field(default=None, max_length=200)
     """Extension: pages of the one file, such as `1-3,7`."""
+    pages_together: bool = False
+    """Extension: read all pages in one pass, where the model can."""
 
 
 def check_parameters(chat: ChatRequest) -> None:
@@ -355,6 +357,7 @@ async def _receive(request: Request, services: Services) -> _Chat:
         seed=chat.seed,
         blank_pages=services.bounds.blank_pages,
         min_confidence=services.bounds.min_confidence,
+        pages_together=chat.pages_together,
     )
     includes_usage = bool(chat.stream_options and chat.stream_options.include_usage)
     return _Chat(files, ocr_request, warnings, bool(chat.stream), includes_usage)
@@ -481,7 +484,8 @@ class _Chunks:
 
 
 async def _stream(services: Services, permit: Permit, chat: _Chat, deadline: Deadline, emit: Emit) -> None:
-    chunks, live = _Chunks(emit, chat), LiveText(chat.ocr_request.task, chat.ocr_request.selection)
+    chunks = _Chunks(emit, chat)
+    live = LiveText(chat.ocr_request.task, chat.ocr_request.selection, services.engine.info.prompts)
 
     def show(text: str) -> None:
         if text:

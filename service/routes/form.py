@@ -69,6 +69,9 @@ class OcrFields(BaseModel):
     min_confidence: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     """An answer with a lower confidence for a page with little print is reported as unreadable, without its text. The
     service's setting when not given."""
+    pages_together: bool = False
+    """Read all pages in one pass, so that each is read with the others in view; only for models that can, see
+    /v1/models."""
     format: str | None = Field(default=None, json_schema_extra={"enum": list(FORMATS)})
     """Output format; the header Accept decides when not given, and JSON is the default. A stream is always JSON."""
     stream: bool = False

@@ -10,6 +10,7 @@ from service.deps import Services, ServicesDep, require_ready
 from service.errors import ModelNotFoundError
 from service.routes.auth import require
 from service.schemas import ModelAnswer, ModelsAnswer, Problem
+from shared.contract.prompts import tasks_of
 
 router = APIRouter(tags=["models"], dependencies=[Depends(require(Scope.OCR)), Depends(require_ready)])
 
@@ -25,7 +26,9 @@ def _answer(services: Services, model: ListedModel) -> ModelAnswer:
         modes=[str(mode) for mode in info.geometry.modes],
         default_mode=str(info.geometry.default_mode),
         max_new_tokens=min(services.bounds.max_new_tokens, info.max_new_tokens),
-        context_tokens=info.max_sequence_tokens,
+        tasks=[str(task) for task in tasks_of(info.prompts)],
+        max_sequence_tokens=info.max_sequence_tokens,
+        max_pages_together=info.max_pages_together,
         takes_adapters=model.parent is None and info.adapter_slots > 0,
     )
 

@@ -127,6 +127,7 @@ def request_of(services: Services, form: OcrForm[FieldsT], limits: IntakeLimits)
         seed=fields.seed,
         blank_pages=fields.blank_pages or services.bounds.blank_pages,
         min_confidence=services.bounds.min_confidence if fields.min_confidence is None else fields.min_confidence,
+        pages_together=fields.pages_together,
     )
 
 

@@ -37,6 +37,11 @@ class LoopRule:
     suspicion: int = 4
     """Length in tokens from which a repeating tail is held back from the stream, until it ends or is certain."""
 
+    @property
+    def max_rewind(self) -> int:
+        """Most tokens that a second attempt takes back: a loop without its first period, when it becomes certain."""
+        return max(max(self.min_tokens, self.min_repeats * period) - period for period in range(1, self.max_period + 1))
+
 
 class LoopDetector:
     """The periods of a growing token sequence; O(max_period) integers of state and work for each token.

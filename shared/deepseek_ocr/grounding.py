@@ -2,7 +2,8 @@
 
 The model writes `<|ref|>label<|/ref|><|det|>[[x1, y1, x2, y2], ...]<|/det|>` and then the text it read there.
 Coordinates run from 0 to 999 along each side of the uploaded page, whatever its views (the public code scales by the
-page's own width and height). For the prompt "OCR this image" it writes the text itself as the label.
+page's own width and height). For the prompt "OCR this image" it writes the text itself as the label. Unlimited-OCR
+writes `<|det|>label [x1, y1, x2, y2]<|/det|>` and then the text.
 
 An answer is untrusted: nothing here evaluates it, raises an error for it, or takes more than linear time.
 """
@@ -21,7 +22,10 @@ _NUMBER = r"\s{0,8}([+-]?[0-9]{1,12}(?:\.[0-9]{0,12})?)\s{0,8}"
 _BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 _CUT_BOXES = re.compile(r"[\[\]0-9,.\s]*")
 _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n){2,}")
-OPEN_REF, _CLOSE_REF, _OPEN_DET, _CLOSE_DET = "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>"
+_LABELLED = re.compile(r"\s*([^\s\[\]]{1,64})\s*(\[[0-9,.+\-\s]*\]?)\s*")
+_OPEN_REF, _CLOSE_REF, _OPEN_DET, _CLOSE_DET = "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>"
+OPEN_TAG = re.compile(r"<\|ref\|>|(?<!<\|/ref\|>)<\|det\|>")
+"""What a tag begins with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,11 @@ def _passages(pieces: list[str]) -> Iterator[_Passage]:
             label, payload = pieces[index + 1].strip(), pieces[index + 5]
             text = pieces[index + 7 : index + 8]
             index += 8
+        elif labelled := _labelled(pieces, index):
+            yield _Passage(label, payload, "".join(text))
+            label, payload = labelled
+            text = pieces[index + 3 : index + 4]
+            index += 4
         else:
             text.append(pieces[index + 1])
             index += 2
@@ -136,9 +145,17 @@ def _passages(pieces: list[str]) -> Iterator[_Passage]:
 def _is_tag(pieces: list[str], index: int) -> bool:
     """Whether a tag starts at a marker; the last tag of an answer may be cut short within its boxes."""
     markers = pieces[index : index + 7 : 2]
-    if markers[:3] != [OPEN_REF, _CLOSE_REF, _OPEN_DET] or pieces[index + 3].strip():
+    if markers[:3] != [_OPEN_REF, _CLOSE_REF, _OPEN_DET] or pieces[index + 3].strip():
         return False
     return markers[3] == _CLOSE_DET if len(markers) > 3 else _CUT_BOXES.fullmatch(pieces[index + 5]) is not None
+
+
+def _labelled(pieces: list[str], index: int) -> tuple[str, str] | None:
+    """Label and box of a tag without `<|ref|>`; the last one may be cut short."""
+    if pieces[index] != _OPEN_DET or pieces[index + 2 : index + 3] not in ([_CLOSE_DET], []):
+        return None
+    found = _LABELLED.fullmatch(pieces[index + 1])
+    return (found[1], found[2]) if found else None
 
 
 def _boxes(payload: str, width_px: int, height_px: int) -> Iterator[tuple[int, int, int, int]]:

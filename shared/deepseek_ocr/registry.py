@@ -7,9 +7,11 @@ named, and imported when a checkpoint needs them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
+
+from shared.contract.prompts import PromptSet
 
 
 class SecondEncoder(StrEnum):
@@ -44,6 +46,10 @@ class ModelKind:
     """Whether the engine serves adapters on it."""
     names_are_tensors: bool = False
     """Whether its dense modules have the same names as the checkpoint's tensors."""
+    prompts: PromptSet = PromptSet.DEEPSEEK
+    """What it is asked with."""
+    reads_pages_together: bool = False
+    """Whether it was trained to read several pages in one prompt."""
     adopter: str | None = None
     """`module:function` that turns an object of transformers' class, loaded by another library, into an `OcrModel`.
     None: only `loader` can load the model."""
@@ -62,8 +68,19 @@ V1 = ModelKind(
 )
 """DeepSeek-OCR and nano; a model that differs in numbers alone is `replace(V1, loader=...)`."""
 
+UNLIMITED = replace(
+    V1,
+    family="Unlimited-OCR",
+    loader="shared.deepseek_ocr.unlimited:load_unlimited",
+    skeleton="shared.deepseek_ocr.unlimited:skeleton",
+    prompts=PromptSet.UNLIMITED,
+    reads_pages_together=True,
+)
+
 MODELS = {
     "deepseek_vl_v2": V1,
+    "unlimited-ocr": UNLIMITED,
+    "unlimited_ocr": UNLIMITED,
     "deepseek_ocr2": ModelKind(
         family="DeepSeek-OCR-2",
         loader="shared.deepseek_ocr.ocr2:load_ocr2",

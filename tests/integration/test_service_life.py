@@ -111,7 +111,9 @@ async def test_models_are_listed_with_their_modes() -> None:
             "default_mode": "gundam",
             "max_new_tokens": 77,
             "family": "fake",
-            "context_tokens": 8192,
+            "tasks": ["free", "markdown", "ocr", "figure", "describe", "locate"],
+            "max_sequence_tokens": 8192,
+            "max_pages_together": 1,
             "takes_adapters": False,
         }
     ]

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from service.engine.answer_ring import AnswerRing
 from service.engine.cpu.kv_cache import DecodeWindow, PrefillWindow, SlotCache
 from service.engine.cpu.packed_decoder import PackedDecoder, can_pack
 from service.engine.lora.bank import AdapterBank, PackedAdapter
@@ -123,6 +124,7 @@ class CpuRunner:
         self._eos_id = eos_id
         self._rule = rule
         self._kv_tokens = kv_tokens or max_rows * max_tokens
+        self._ring = AnswerRing.of(model, rule)
         self._slots: list[int] = []
         self._states: dict[int, _SlotState] = {}
         self._pending: deque[StepOutput] = deque()
@@ -133,6 +135,7 @@ class CpuRunner:
             head_dim=text.head_dim,
             max_rows=max_rows,
             max_tokens=max_tokens + 1,
+            ring=self._ring,
             growth_tokens=growth_tokens,
             device=self._device,
             dtype=model.lm_head.weight.dtype,
@@ -143,6 +146,11 @@ class CpuRunner:
     def kv_tokens(self) -> int:
         """Key and value tokens that all slots hold together."""
         return self._kv_tokens
+
+    @property
+    def kept_answer_tokens(self) -> int | None:
+        """Newest answer tokens whose keys a slot keeps; None: all."""
+        return self._ring.cells if self._ring else None
 
     def warm_up(self) -> None:
         """Nothing to prepare."""
@@ -171,10 +179,15 @@ class CpuRunner:
         return [tokens[index] for index in range(len(views))]
 
     @torch.inference_mode()
-    def assemble(self, plan: ViewPlan, tokens: Sequence[Tensor]) -> Tensor:
-        """Join a page's encoded views, the global one first among them, to `[num_vision_tokens, D]`."""
-        tiles = torch.stack(list(tokens[1:])) if len(tokens) > 1 else None
-        return self._model.assemble_page(tokens[0], tiles, plan.tile_columns, plan.tile_rows)
+    def assemble(self, pages: Sequence[tuple[ViewPlan, Sequence[Tensor]]]) -> Tensor:
+        """Join the encoded views of a prompt's pages, `[L, D]`."""
+        joined = [
+            self._model.assemble_page(
+                views[0], torch.stack(list(views[1:])) if len(views) > 1 else None, plan.tile_columns, plan.tile_rows
+            )
+            for plan, views in pages
+        ]
+        return joined[0] if len(joined) == 1 else torch.cat(joined)
 
     def open(self, rows: Sequence[NewRow]) -> None:
         """Read prompts into free slots and choose their first tokens."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from service.engine.answer_ring import AnswerRing
 from service.engine.gpu.lora_layers import LoraLayers
 from service.engine.gpu.packing import PackedLayer, Packing
 from service.engine.gpu.paged_cache import PagedCache
@@ -38,6 +39,7 @@ class GpuDecoder:
             at most; the model cannot decode afterwards.
         takes_adapters: Whether passes may have adapters; the shared experts' downs are then held twice.
         is_int8: Whether matrices become 8-bit rows, all but the embeddings and the routers.
+        ring: Where the answers' tokens go round; None: nowhere.
 
     Attributes:
         max_positions: Tokens of a sequence at most.
@@ -52,10 +54,12 @@ class GpuDecoder:
         takes_over: bool = False,
         takes_adapters: bool = False,
         is_int8: bool = False,
+        ring: AnswerRing | None = None,
     ) -> None:
         parts = model.decoder
         text = parts.config
         self.max_positions = max_positions
+        self._ring = ring
         self._kernels = kernels
         self._embeddings_VH = parts.embed_tokens.weight.detach()
         self._norm_H = cast("Tensor", parts.norm.weight).detach()
@@ -146,8 +150,9 @@ class GpuDecoder:
         """
         kernels, eps = self._kernels, self._eps
         x_BH, positions_B, lengths_B, cells_B, tables_BX = kernels.begin_step(
-            slots_B, state, self._embeddings_VH, cache.tables_SX, cache.block_tokens
+            slots_B, state, self._embeddings_VH, cache.tables_SX, cache.block_tokens, self._ring
         )
+        prompts_B = state.prompt_S[slots_B] if self._ring else None
         adapted = LoraLayers(kernels, bank, state.adapter_S[slots_B], has_experts) if bank else None
         # A dense MLP is one expert that every token uses.
         one_B1 = torch.ones((len(slots_B), 1), dtype=torch.float32, device=slots_B.device)
@@ -169,6 +174,8 @@ class GpuDecoder:
                 tables_BX,
                 lengths_B,
                 self._scale,
+                self._ring,
+                prompts_B,
             )
             if adapted:
                 adapted.linear_add(index, "out", seen_BND.flatten(1), layer.out_HH, x_BH)

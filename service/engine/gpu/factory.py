@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from service.engine.answer_ring import AnswerRing
 from service.engine.config import EngineLimits, WeightForm
 from service.engine.gpu.decoder import GpuDecoder
 from service.engine.gpu.memory import DecoderShape, MemoryPlan, plan_memory
@@ -56,9 +57,11 @@ def choose_weights(folder: Path, device: torch.device | str, dtype: torch.dtype,
         model: Any = pkgutil.resolve_name(kind.skeleton)(values)
     except ConfigError:
         return WeightForm.FULL  # loading says what is wrong
+    text: TextConfig = model.decoder.config
+    limits = replace(limits, max_sequence_tokens=min(limits.max_sequence_tokens, text.max_position_embeddings))
     full_bytes = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     try:
-        _plan(model.decoder.config, torch.device(device), dtype, limits, coming_bytes=full_bytes)
+        _plan(text, torch.device(device), dtype, limits, coming_bytes=full_bytes)
     except EngineError as error:
         _log.warning("weights become 8-bit rows, as in full they do not fit: %s", error)
         return WeightForm.INT8
@@ -87,6 +90,7 @@ def make_gpu_runner(
 
     text = model.decoder.config
     device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
+    ring = AnswerRing.of(model, limits.loop_rule)
     decoder = GpuDecoder(
         model,
         fused,
@@ -94,6 +98,7 @@ def make_gpu_runner(
         takes_over=True,
         takes_adapters=limits.adapter_slots > 0,
         is_int8=limits.weights is WeightForm.INT8,
+        ring=ring,
     )
     # Packing leaves the largest temporary tensor in the allocator's cache.
     torch.cuda.empty_cache()
@@ -119,6 +124,7 @@ def make_gpu_runner(
         rule=limits.loop_rule,
         view_sizes_px=_usual_views(geometry),
         uses_graphs=limits.cuda_graphs,
+        ring=ring,
         bank=make_bank(model, limits, splits_shared=True),
     )
     filled = replace(
