@@ -20,9 +20,7 @@ from trainer.data.sources.samples import read_samples
 
 def samples_of(spec, columns=None, **options):
     rejected = RejectedRows()
-    return list(
-        read_samples(open_source(str(spec), SourceOptions(**options)), columns or Columns(), rejected)
-    ), rejected
+    return list(read_samples(open_source(str(spec), SourceOptions(**options)), columns or Columns(), rejected)), rejected
 
 
 def test_images_have_the_texts_beside_them(tmp_path):
