@@ -76,12 +76,12 @@ class FakeEngine:
     Args:
         batch_size: Pages at once.
         geometry: Of its views.
-        tasks: What it can do.
         fail_with: Maps a prompt, or an adapter's name, to the failure code that its pages meet.
         adapter_slots: Adapters at once.
         refuse_with: Maps an adapter to the reason for which it is refused.
         step_s: Seconds between two words of a page.
         calibration: Of its words; they have probabilities from 1/16 to 1, a hash of their letters.
+        tasks: What it can do.
     """
 
     def __init__(
