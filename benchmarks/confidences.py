@@ -8,6 +8,7 @@ line is a JSON object.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import random
@@ -47,6 +48,7 @@ WANTED = Wanted(Granularity.WORD, 0.9)
 
 def main() -> None:
     """Measure and print."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rng = random.Random(1)
     pieces = [piece for word in range(NUM_WORDS) for piece in (" w", "or", "d1\n" if word % 10 == 9 else "ds")]
     encoded = [piece.encode() for piece in pieces]

@@ -26,11 +26,11 @@ from service.routes.accept import choose_format
 from service.routes.auth import SecretDep, require, use_key
 from service.routes.form import OcrFields, OcrForm, receive_form, unknown_field
 from service.routes.ocr import document_response, form_description, request_of
+from service.routes.openapi import problems
 from service.routes.reading import run_for_client
-from service.schemas import JobAnswer, JobResult, JobsAnswer, Problem
+from service.schemas import JobAnswer, JobResult, JobsAnswer
 
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100
-_PROBLEM = {"model": Problem, "content": {"application/problem+json": {}}}
 
 
 class JobFields(OcrFields):
@@ -38,10 +38,6 @@ class JobFields(OcrFields):
 
     webhook_url: str | None = Field(default=None, max_length=2000)
     """Gets a signed POST request when the job has ended; at an origin that the service's operator has listed."""
-
-
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return dict.fromkeys((401, 403, 404, 409, 422, 429, 500, 503, *statuses), _PROBLEM)
 
 
 def _in_query(**schemas: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +73,7 @@ _VISIBLE = [Depends(require(Scope.OCR))]
 @router.post(
     "/jobs",
     status_code=202,
-    responses=_problems(400, 408, 413, 415, 504, 507),
+    responses=problems(404, 409, 507, reads=True),
     openapi_extra=form_description(JobFields),
     dependencies=[Depends(use_key), Depends(_require_jobs), Depends(require_ready)],
 )
@@ -127,7 +123,7 @@ async def _submit(
 
 @router.get(
     "/jobs",
-    responses=_problems(),
+    responses=problems(404, 409, 422, 429),
     dependencies=_VISIBLE,
     openapi_extra=_in_query(
         limit={"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT},
@@ -150,14 +146,14 @@ async def list_jobs(request: Request, jobs: JobsDep, owner: OwnerDep) -> JobsAns
     )
 
 
-@router.get("/jobs/{job_id}", responses=_problems(), dependencies=_VISIBLE)
+@router.get("/jobs/{job_id}", responses=problems(404, 409, 422, 429), dependencies=_VISIBLE)
 async def show_job(job_id: str, request: Request, jobs: JobsDep, owner: OwnerDep) -> JobAnswer:
     """Show the state of a job, and what became of each page."""
     _options(request)
     return to_job_answer(await jobs.find(job_id, owner), jobs.options.ttl_s)
 
 
-@router.delete("/jobs/{job_id}", status_code=204, responses=_problems(), dependencies=_VISIBLE)
+@router.delete("/jobs/{job_id}", status_code=204, responses=problems(404, 409, 422, 429), dependencies=_VISIBLE)
 async def erase_job(job_id: str, request: Request, jobs: JobsDep, owner: OwnerDep) -> None:
     """Stop reading a document, and erase it with everything that was read."""
     _options(request)
@@ -173,7 +169,7 @@ async def erase_job(job_id: str, request: Request, jobs: JobsDep, owner: OwnerDe
                 each.essence: {"schema": {"type": "string"}} for each in FORMATS.values() if each is not DEFAULT
             }
         },
-        **_problems(406, 413, 415, 504),
+        **problems(404, 406, 409, 413, 415, 422, 429, 504),
     },
     dependencies=_VISIBLE,
     openapi_extra=_in_query(format={"type": "string", "enum": list(FORMATS)}),

@@ -27,9 +27,9 @@ from service.routes.auth import require, require_samples
 from service.routes.consent import MayStoreDep
 from service.routes.form import BoundedBody
 from service.routes.json_body import parse_json
-from service.routes.openapi import json_body
+from service.routes.openapi import json_body, problems
 from service.samples.keeper import SampleKeeper
-from service.schemas import ErasedAnswer, FeedbackAnswer, FeedbackRequest, Problem
+from service.schemas import ErasedAnswer, FeedbackAnswer, FeedbackRequest
 from shared.contract.samples import MAX_TEXT_CHARACTERS
 
 MAX_BODY_BYTES = 12 * MAX_TEXT_CHARACTERS + 4096
@@ -38,8 +38,6 @@ TAR = "application/x-tar"
 
 router = APIRouter(tags=["samples"], dependencies=[Depends(require_ready)])
 export_router = APIRouter(tags=["samples"], dependencies=[Depends(require_samples), Depends(require_ready)])
-
-_PROBLEM = {"model": Problem, "content": {"application/problem+json": {}}}
 
 
 async def _require_samples(services: ServicesDep) -> SampleKeeper:
@@ -54,7 +52,7 @@ SamplesDep = Annotated[SampleKeeper, Depends(_require_samples)]
 @router.post(
     "/feedback",
     dependencies=[Depends(require(Scope.OCR))],
-    responses=dict.fromkeys((400, 404, 408, 409, 413, 415, 422, 503), _PROBLEM),
+    responses=problems(400, 404, 408, 409, 413, 415, 422, 503),
     openapi_extra=json_body(FeedbackRequest),
 )
 async def give_feedback(
@@ -120,7 +118,7 @@ def parse_feedback(body: bytes | bytearray) -> FeedbackRequest:
 @router.delete(
     "/samples/{answer_id}",
     dependencies=[Depends(require(Scope.OCR, Scope.SAMPLES))],
-    responses=dict.fromkeys((404, 409, 503), _PROBLEM),
+    responses=problems(404, 409, 503),
 )
 async def erase_samples(answer_id: str, samples: SamplesDep) -> ErasedAnswer:
     """Erase every page of an answer that is kept, with all that was read on it and corrected."""
@@ -132,7 +130,7 @@ async def erase_samples(answer_id: str, samples: SamplesDep) -> ErasedAnswer:
     response_class=Response,
     responses={
         200: {"content": {TAR: {"schema": {"type": "string", "format": "binary"}}}},
-        **dict.fromkeys((401, 403, 409, 422, 503), _PROBLEM),
+        **problems(409, 422, 503),
     },
     openapi_extra={
         "parameters": [{"name": "only", "in": "query", "schema": {"type": "string", "enum": ["corrected"]}}]

@@ -65,7 +65,14 @@ def test_all_but_health_routes_say_that_they_may_need_a_key() -> None:
 def test_schemathesis_finds_no_violation(tmp_path: Path) -> None:
     pytest.importorskip("schemathesis", reason="the package schemathesis is not installed")
     with running_server(ADMIN_KEY="a key for every case") as server:
-        command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(ROOT / "schemathesis.toml"), "run"]
+        command = [
+            sys.executable,
+            "-m",
+            "schemathesis.cli",
+            "--config-file",
+            str(ROOT / "tests/support/schemathesis.toml"),
+            "run",
+        ]
         ended = subprocess.run(
             [*command, f"{server.url}/openapi.json", "--phases", "fuzzing", "-n", "15", "--seed", "1"],
             cwd=tmp_path,

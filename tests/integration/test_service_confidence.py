@@ -115,7 +115,7 @@ async def test_nano_is_calibrated_and_doubts_what_it_cannot_read() -> None:
         image = Image.new("L", (640, 300), 255)
         text = "Договор подписан сторонами\nв городе Казань. Оплата\nпроизводится ежемесячно\nдо пятого числа."
         ImageDraw.Draw(image).multiline_text((20, 20), text, font=ImageFont.truetype(CYRILLIC_FACE, 26), fill=0)
-        assert (await page_of(service, encode(image)))["warnings"] == ["low_accuracy"]
+        assert "low_accuracy" in (await page_of(service, encode(image)))["warnings"]
 
 
 async def test_stream_and_pages_without_text() -> None:

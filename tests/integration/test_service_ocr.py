@@ -42,6 +42,8 @@ async def test_page_is_read() -> None:
         "timings_ms",
         "usage",
         "pages",
+        "joins",
+        "figures",
     ]
     assert list(answer["timings_ms"]) == ["receive", "decode", "queue", "encode", "prefill", "generate"]
     assert answer["text"] == again.json()["text"] != other.json()["text"]

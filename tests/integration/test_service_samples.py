@@ -436,7 +436,7 @@ async def test_export_is_closed_where_there_are_no_keys(tmp_path: Path) -> None:
 async def test_full_disk_costs_a_count_and_a_log_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     async with running_service(**ON, sample_dir=tmp_path) as service:

@@ -256,7 +256,7 @@ def test_erasing_needs_no_audit_log(tmp_path: Path, caplog: pytest.LogCaptureFix
 def test_full_disk_leaves_no_half_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = opened(tmp_path)
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(store_module, "replace_file", full)
