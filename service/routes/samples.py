@@ -118,7 +118,7 @@ def parse_feedback(body: bytes | bytearray) -> FeedbackRequest:
 @router.delete(
     "/samples/{answer_id}",
     dependencies=[Depends(require(Scope.OCR, Scope.SAMPLES))],
-    responses=problems(404, 409, 503),
+    responses=problems(404, 409, 422, 503),
 )
 async def erase_samples(answer_id: str, samples: SamplesDep) -> ErasedAnswer:
     """Erase every page of an answer that is kept, with all that was read on it and corrected."""

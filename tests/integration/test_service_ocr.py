@@ -65,6 +65,12 @@ async def test_page_is_read() -> None:
             "coverage": 1.0,
             "unread": [],
             "regions": [],
+            "calibrated": None,
+            "word_accuracy": None,
+            "lines": None,
+            "words": None,
+            "doubtful_words": None,
+            "doubtful_digits": None,
         }
     ]
     assert answer["usage"]["vision_tokens"] > 0
