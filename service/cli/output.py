@@ -12,7 +12,6 @@ from pathlib import Path, PurePath
 from urllib.parse import quote
 
 from service.cli.inputs import InputFile
-from service.ocr.formats import markdown
 from shared.contract.durable import closing_descriptor, folder_descriptor, replace_file
 
 EXIT_OUTPUT_FAILED = 74
@@ -172,6 +171,9 @@ class OutputFolder:
 
     def _with_figures_apart(self, stem: PurePath, content: bytes) -> bytes:
         """Write the figures of Markdown to files, and link these instead."""
+        # Needs packages that `--help` does without.
+        from service.ocr.formats import markdown
+
         if self._extension != markdown.FORMAT.extension or b"(data:" not in content:
             return content
         place = self.root / stem.with_name(f"{stem.name}.figures")
