@@ -50,7 +50,7 @@ class NewJob:
 
     id: str
     owner: str | None
-    """From `owner_of`; None: whoever knows the id."""
+    """From `owner_of`; None: anyone who knows the id."""
     name: str
     """The file's, safe to show."""
     request: OcrRequest

@@ -1,4 +1,4 @@
-"""Where jobs are kept: a SQLite database, and the documents as files beside it.
+"""Where jobs are kept: a SQLite database, and the documents as files next to it.
 
     <folder>/lock               locked by the one process that uses the folder
     <folder>/jobs.sqlite3       jobs, and the results of their pages

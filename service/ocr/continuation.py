@@ -13,7 +13,7 @@ from shared.contract.confidence import TokenScores
 from shared.images.accounting import Account
 
 MOST_PARTS = 4
-"""A page that is unread in more places is no page of rows."""
+"""With more unread places, a page is unlikely to consist of rows."""
 _MARGIN = 0.6
 """Around a part, by its height, as a line needs paper around it."""
 _MOST_MARGIN_PX = 40

@@ -1,6 +1,6 @@
 """`POST /feedback`: a corrected page. `DELETE /samples/ID`: erase it. `GET /samples`: all, for operators.
 
-Whoever has the id of an answer may correct and erase its pages: only the client that got the answer has it.
+The id of an answer allows correcting and erasing its pages: only the client that got the answer knows it.
 """
 
 from __future__ import annotations
