@@ -57,7 +57,7 @@ def test_calibration_is_written_next_to_the_weights_and_measured_on_other_pages(
     model = tmp_path / "model"
     model.mkdir()
     fitted, other = drawn_set(tmp_path / "fitted", 1), drawn_set(tmp_path / "other", 2)
-    report = tmp_path / "docs" / "reliability.md"
+    report = tmp_path / "docs" / "calibration.md"
     command = ["calibrate", "--model", model, "--data", fitted, "--check", other, "--report", report]
     assert main([str(each) for each in command]) == 0
     maps = read_calibration(model)
