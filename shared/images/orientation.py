@@ -29,6 +29,10 @@ _MARGIN = 0.25
 """A page is turned if its windows favour that by so much on average, in nats."""
 _EVIDENCE = 6.0
 """And by so much together."""
+_EVIDENCE_UPSIDE_DOWN = 12.0
+"""By so much where it would be upside down: digits and capitals look alike from both sides."""
+_LARGEST_CELL = 6
+"""A frame up to so many times a usual shape's size is a cell of a form, and hides how print would look around it."""
 TURNS: tuple[Turn, ...] = (0, 90, 180, 270)
 
 
@@ -59,7 +63,8 @@ def find_orientation(depth_HW: NDArray[np.uint8], threshold: float) -> Orientati
     score_R = np.mean(_log_shares(windows_NHW), axis=0)
     best = int(score_R.argmax())
     ahead = float(score_R[best] - score_R[0])
-    if best and (ahead < _MARGIN or ahead * len(windows_NHW) < _EVIDENCE):
+    enough = _EVIDENCE_UPSIDE_DOWN if TURNS[best] == 180 else _EVIDENCE
+    if best and (ahead < _MARGIN or ahead * len(windows_NHW) < enough):
         best = 0
     margin = float(score_R[best] - np.delete(score_R, best).max())
     return Orientation(TURNS[best], margin, len(windows_NHW))
@@ -82,10 +87,13 @@ def cut_windows(depth_HW: NDArray[np.uint8], threshold: float, most: int = MOST_
         return empty
     long = boxes[:, 2:].max(axis=1)
     usual = float(np.median(long[long >= np.percentile(long, 25)]))
+    around = boxes[(long > 0.45 * usual) & (long < _LARGEST_CELL * usual)]
     boxes = boxes[(long > 0.45 * usual) & (long < 2.5 * usual)]
+    if len(boxes):
+        boxes = boxes[np.linspace(0, len(boxes) - 1, min(most, len(boxes))).round().astype(int)]
+        boxes = boxes[~_in_cells(boxes, around)]
     if not len(boxes):
         return empty
-    boxes = boxes[np.linspace(0, len(boxes) - 1, min(most, len(boxes))).round().astype(int)]
     scale = min(_CHARACTER_PX / usual, 4.0)
     size = max(1, round(depth_HW.shape[1] * scale)), max(1, round(depth_HW.shape[0] * scale))
     small_HW: Any = cv2.resize(depth_HW, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
@@ -96,6 +104,17 @@ def cut_windows(depth_HW: NDArray[np.uint8], threshold: float, most: int = MOST_
     windows = np.stack([padded_HW[y : y + WINDOW_PX, x : x + WINDOW_PX] for x, y in centres.tolist()])
     darkest = np.maximum(windows.reshape(len(windows), -1).max(axis=1), 1)[:, None, None]
     return (windows.astype(np.uint16) * 255 // darkest).astype(np.uint8)
+
+
+def _in_cells(boxes_N4: NDArray[np.int32], around_M4: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which boxes hold another one or are held by one."""
+    left_N, top_N, width_N, height_N = boxes_N4.T[:, :, None]
+    left_M, top_M, width_M, height_M = around_M4.T[:, None]
+    right_N, bottom_N, right_M, bottom_M = left_N + width_N, top_N + height_N, left_M + width_M, top_M + height_M
+    held_NM = (left_M < left_N) & (right_N < right_M) & (top_M < top_N) & (bottom_N < bottom_M)
+    holds_NM = (left_N < left_M) & (right_M < right_N) & (top_N < top_M) & (bottom_M < bottom_N)
+    result: NDArray[np.bool_] = (held_NM | holds_NM).any(axis=1)
+    return result
 
 
 def _log_shares(windows_NHW: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -11,11 +11,11 @@ from random import Random
 
 import httpx
 import pytest
-from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.demo_loop import service, wait_served
 from shared.contract.text import cer
 from tests.support.nano import needs_nano
+from tests.support.printed import number_cells
 from tests.support.programs import ROOT
 
 pytestmark = [pytest.mark.e2e, needs_nano, pytest.mark.timeout(1800)]
@@ -24,17 +24,9 @@ NUM_PAGES = 40
 
 
 def boxed(text: str) -> bytes:
-    """A form's numbers, a cell for each digit, as no face that nano has seen draws them."""
-    image = Image.new("RGB", (480, 160), "white")
-    draw, face = ImageDraw.Draw(image), ImageFont.load_default(28)
-    for row, line in enumerate(text.split("\n")):
-        for place, digit in enumerate(line):
-            left, top = 24 + 36 * place, 24 + 60 * row
-            if digit != " ":
-                draw.rectangle((left, top, left + 32, top + 44), outline="black", width=2)
-                draw.text((left + 8, top + 4), digit, fill="black", font=face)
+    """Numbers in cells, as no face that nano has seen draws them."""
     stream = io.BytesIO()
-    image.save(stream, "PNG")
+    number_cells(text).save(stream, "PNG")
     return stream.getvalue()
 
 

@@ -45,3 +45,16 @@ def two_columns() -> Image.Image:
 def register(rows: int) -> Image.Image:
     """A title, equal rows and a total."""
     return page_of((20, 14, [TITLE, *[ROW] * rows, TOTAL]), size=(1000, 120 + rows * 44), step=44)
+
+
+def number_cells(text: str) -> Image.Image:
+    """A form's numbers, a cell for each digit: lines of digits and spaces, at most twelve a line, two lines."""
+    image = Image.new("RGB", (480, 160), "white")
+    draw, face = ImageDraw.Draw(image), ImageFont.load_default(28)
+    for row, line in enumerate(text.split("\n")):
+        for place, digit in enumerate(line):
+            left, top = 24 + 36 * place, 24 + 60 * row
+            if digit != " ":
+                draw.rectangle((left, top, left + 32, top + 44), outline="black", width=2)
+                draw.text((left + 8, top + 4), digit, fill="black", font=face)
+    return image

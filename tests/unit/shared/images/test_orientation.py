@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from PIL import Image
 
 from shared.images.ink import relief_of
 from shared.images.orientation import TURNS, Orientation, find_orientation
-from tests.support.printed import page_of, register, two_columns
+from tests.support.printed import number_cells, page_of, register, two_columns
 
 TRANSPOSES = {90: Image.Transpose.ROTATE_270, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_90}
 PAGES = {
@@ -34,3 +36,10 @@ def test_turned_page_is_found(name: str, turn: int) -> None:
 def test_page_that_tells_nothing_stays_as_it_is() -> None:
     assert orientation(Image.new("RGB", (600, 800), "white")).turn_degrees == 0
     assert orientation(page_of((400, 150, ["oxo"])).transpose(Image.Transpose.ROTATE_180)).turn_degrees == 0
+
+
+def test_numbers_in_cells_are_not_turned() -> None:
+    rng = Random(1)
+    for _ in range(5):
+        numbers = "\n".join(f"{rng.randrange(10**5):05} {rng.randrange(10**5):05}" for _ in range(2))
+        assert orientation(number_cells(numbers)).turn_degrees == 0
