@@ -188,7 +188,7 @@ def turns(drawer: Drawer, of_each: int, folder: Path | None) -> tuple[str, dict[
         for turn in TURNS:
             relief = relief_of(image.transpose(_TRANSPOSES[turn]) if turn else image)
             start_s = time.process_time()
-            found = find_orientation(relief.depth_HW, relief.threshold).turn_degrees
+            found = find_orientation(relief).turn_degrees
             spent_s.append(time.process_time() - start_s)
             is_right = found == -turn % 360
             counts[kind] += [not turn, not turn and is_right, bool(turn), bool(turn) and is_right]

@@ -95,7 +95,7 @@ def draw_windows(faces: FaceSet, lines: list[str], pages: int, rng: Random) -> N
         image = _page(faces, lines, rng)
         if image is not None:
             relief = relief_of(image.convert("RGB"))
-            windows.append(cut_windows(relief.depth_HW, relief.threshold, WINDOWS_A_PAGE))
+            windows.append(cut_windows(relief, WINDOWS_A_PAGE))
             if len(windows) % 500 == 0:
                 sys.stderr.write(f"{len(windows)} pages, {time.monotonic() - start_s:.0f} s\n")
     return np.concatenate(windows)

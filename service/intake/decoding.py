@@ -82,7 +82,7 @@ def _upright(image: Image.Image, turn_degrees: Turn | None) -> tuple[Image.Image
     """The page turned clockwise, with its relief and the turn; None finds the turn by the page's print."""
     relief = relief_of(image)
     if turn_degrees is None:
-        turn_degrees = find_orientation(relief.depth_HW, relief.threshold).turn_degrees
+        turn_degrees = find_orientation(relief).turn_degrees
     if turn_degrees:
         image = image.transpose(_TRANSPOSES[turn_degrees])
         relief = relief_of(image)

@@ -7,7 +7,7 @@ ruled lines and print that shows through from the other side are not marks. Know
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import cv2
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.images.ink_lines import find_lines
+from shared.images.ink_lines import find_lines, find_shapes
 from shared.images.page_ink import MOST_MARKS, PageInk
 
 # Callers look at one page for each core already.
@@ -41,7 +41,7 @@ _CROP_PIXELS = 250_000
 """Smaller images are crops of a word or a line, where a small letter may be alone, and dust is rare."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Relief:
     """A page's print, apart from its paper.
 
@@ -58,6 +58,11 @@ class Relief:
     """Paper and a sensor's noise stay below."""
     scale: float
     """Pixels of the page for each of the relief."""
+
+    @cached_property
+    def shapes_N4(self) -> NDArray[np.int32]:
+        """Boxes of connected shapes that may be characters, words or points, `[N, 4]`: left, top, width, height."""
+        return find_shapes(self.depth_HW, self.threshold)
 
 
 def find_ink(page: Image.Image) -> PageInk:
@@ -109,7 +114,7 @@ def _look(relief: Relief) -> PageInk:
     marks = count(depth_HW[part], mask_HW[part], is_crop=False)
     if marks < MOST_MARKS:
         marks = count(depth_HW, mask_HW, is_crop=mask_HW.size < _CROP_PIXELS)
-    lines = find_lines(depth_HW, threshold, relief.scale) if marks else ()
+    lines = find_lines(relief.shapes_N4, depth_HW.shape, relief.scale) if marks else ()
     return PageInk(min(marks, MOST_MARKS), ink_ratio, noise, lines)
 
 

@@ -6,6 +6,7 @@ line ends at a wide gap, so that columns and the cells of a table are lines of t
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 import cv2
@@ -28,18 +29,17 @@ _TALLEST_SHARE = 0.12
 """Of the page's longer side: higher shapes are pictures or frames."""
 
 
-def find_lines(depth_HW: NDArray[np.uint8], threshold: float, scale: float) -> tuple[InkLine, ...]:
+def find_lines(boxes: NDArray[np.int32], size_HW: tuple[int, ...], scale: float) -> tuple[InkLine, ...]:
     """Find the lines of print on a page.
 
     Args:
-        depth_HW: How much darker each pixel is than the paper around it.
-        threshold: What paper and noise stay below.
-        scale: Pixels of the page for each of `depth_HW`.
+        boxes: Its shapes, as `find_shapes` gives them.
+        size_HW: Height and width of what they were found on.
+        scale: Pixels of the page for each of its pixels.
 
     Returns:
         Lines from top to bottom, boxes and widths in pixels of the page.
     """
-    boxes = find_shapes(depth_HW, threshold, _MIN_POINT_PX)
     if not boxes.size:
         return ()
     height = boxes[:, 3]
@@ -47,7 +47,7 @@ def find_lines(depth_HW: NDArray[np.uint8], threshold: float, scale: float) -> t
     if not whole.size:
         return ()
     typical = float(np.median(whole[whole >= np.percentile(whole, 25)]))
-    strip_HW = np.zeros(depth_HW.shape, np.uint8)
+    strip_HW = np.zeros(size_HW, np.uint8)
     is_point = height < _POINT_SHARE * typical
     # The middle of each shape, so that a descender does not join its line to the next.
     for x, y, w, h in boxes[~is_point].tolist():
@@ -58,9 +58,10 @@ def find_lines(depth_HW: NDArray[np.uint8], threshold: float, scale: float) -> t
     line_of = _labels_of(labels_HW, boxes, np.where(is_point, round(_POINT_SHARE * typical), 0))
     boxes, line_of = boxes[line_of > 0], line_of[line_of > 0]
     order = np.lexsort((boxes[:, 0], line_of))
-    boxes, line_of = boxes[order], line_of[order]
-    starts = np.flatnonzero(np.r_[True, line_of[1:] != line_of[:-1]])
-    found = [_line(part, scale) for part in np.split(boxes, starts[1:])]
+    shapes_of: dict[int, list[list[int]]] = {}
+    for label, shape in zip(line_of[order].tolist(), boxes[order].tolist(), strict=True):
+        shapes_of.setdefault(label, []).append(shape)
+    found = [_line(shapes, scale) for shapes in shapes_of.values()]
     lines = _without_points([line for line in found if line is not None])
     if len(lines) > MOST_LINES or sum(len(line.words_px) for line in lines) > MOST_WORDS:
         return ()
@@ -79,8 +80,16 @@ def _labels_of(labels_HW: NDArray[np.int32], boxes: NDArray[np.int32], reach_N: 
     return found
 
 
-def find_shapes(depth_HW: NDArray[np.uint8], threshold: float, least_px: int = _MIN_HEIGHT_PX) -> NDArray[np.int32]:
-    """Boxes of connected shapes that may be characters or words, `[N, 4]`: left, top, width, height."""
+def find_shapes(depth_HW: NDArray[np.uint8], threshold: float) -> NDArray[np.int32]:
+    """Find connected shapes that may be characters, words or points.
+
+    Args:
+        depth_HW: How much darker each pixel is than the paper around it.
+        threshold: What paper and noise stay below.
+
+    Returns:
+        Boxes, `[N, 4]`: left, top, width, height.
+    """
     # Soft edges join characters, so only the darker half of print counts.
     inked = depth_HW[depth_HW > threshold]
     if not inked.size:
@@ -96,7 +105,7 @@ def find_shapes(depth_HW: NDArray[np.uint8], threshold: float, least_px: int = _
     is_rule = (long > 10 * short) & (fill > 0.5)
     is_frame = (fill < 0.1) & (short > 30)
     is_cut = (left <= 0) | (top <= 0) | (left + width >= page_width) | (top + height >= page_height)
-    is_print = (height >= least_px) & (height <= tallest) & (area >= 1.5 * least_px) & ~is_rule & ~is_frame & ~is_cut
+    is_print = (height >= _MIN_POINT_PX) & (height <= tallest) & (area >= 1.5 * _MIN_POINT_PX) & ~is_rule & ~is_frame & ~is_cut
     result: NDArray[np.int32] = stats[1:][is_print][:, :4]
     return result
 
@@ -120,25 +129,28 @@ def _without_points(lines: list[InkLine]) -> list[InkLine]:
     return kept
 
 
-def _line(boxes: NDArray[np.int32], scale: float) -> InkLine | None:
-    """One line of shapes from left to right; None for dust."""
-    left, top, width, height = boxes.T
-    right = left + width
-    whole = height[height >= _MIN_HEIGHT_PX]
-    if not whole.size:
+def _line(shapes: list[list[int]], scale: float) -> InkLine | None:
+    """One line of shapes (left, top, width, height) from left to right; None for dust."""
+    # Lists, since lines are short: numpy takes longer to call than to count.
+    whole = [height for _, _, _, height in shapes if height >= _MIN_HEIGHT_PX]
+    if not whole:
         return None
-    body = float(np.median(whole[whole >= _POINT_SHARE * whole.max()]))
-    reached = np.maximum.accumulate(right)
-    gaps = left[1:] - reached[:-1]
-    ends = np.flatnonzero(gaps > max(1.0, _WORD_GAP * body))
-    firsts, lasts = np.r_[0, ends + 1], np.r_[ends, len(left) - 1]
-    highest = np.maximum.reduceat(height, firsts)
-    is_word = highest >= _POINT_SHARE * body
-    words = (reached[lasts] - left[firsts])[is_word]
-    if not words.size:
+    body = float(median(height for height in whole if height >= _POINT_SHARE * max(whole)))
+    space = max(1.0, _WORD_GAP * body)
+    # Left, right and highest shape of each word.
+    words: list[list[int]] = []
+    for left, _, width, height in shapes:
+        if words and left - words[-1][1] <= space:
+            words[-1][1:] = max(words[-1][1], left + width), max(words[-1][2], height)
+        else:
+            words.append([left, left + width, height])
+    words = [word for word in words if word[2] >= _POINT_SHARE * body]
+    if not words:
         return None
-    box = (left[firsts[is_word][0]], top.min(), reached[lasts[is_word][-1]], (top + height).max())
-    x1, y1, x2, y2 = (round(float(value) * scale) for value in box)
+    top, bottom = min(shape[1] for shape in shapes), max(shape[1] + shape[3] for shape in shapes)
+    x1, y1, x2, y2 = (round(float(value) * scale) for value in (words[0][0], top, words[-1][1], bottom))
     return InkLine(
-        (x1, y1, x2, y2), tuple(max(1, round(float(word) * scale)) for word in words), round(body * scale, 1)
+        (x1, y1, x2, y2),
+        tuple(max(1, round(float(right - left) * scale)) for left, right, _ in words),
+        round(body * scale, 1),
     )

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.images.ink_lines import find_shapes
+from shared.images.ink import Relief
 from shared.images.page_ink import Turn
 
 WEIGHTS = Path(__file__).with_name("orientation.npz")
@@ -33,6 +33,13 @@ _EVIDENCE_UPSIDE_DOWN = 12.0
 """By so much where it would be upside down: digits and capitals look alike from both sides."""
 _LARGEST_CELL = 6
 """A frame up to so many times a usual shape's size is a cell of a form, and hides how print would look around it."""
+_LEAST_PX = 4
+"""Lower shapes are points and dashes."""
+_FIRST_LOOK = 32
+"""So many windows are looked at first: most pages are upright, and a few windows tell."""
+_CLEAR_MARGIN = 0.8
+_CLEAR_EVIDENCE = 24.0
+"""By how much upright has to be ahead there, a window and together, for the rest not to be looked at."""
 TURNS: tuple[Turn, ...] = (0, 90, 180, 270)
 
 
@@ -47,17 +54,15 @@ class Orientation:
     windows: int
 
 
-def find_orientation(depth_HW: NDArray[np.uint8], threshold: float) -> Orientation:
-    """Find out how a page is turned.
-
-    Args:
-        depth_HW: How much darker each pixel is than the paper around it.
-        threshold: What paper and noise stay below.
-
-    Returns:
-        The turn; 0 where print is too little, or tells too little.
-    """
-    windows_NHW = cut_windows(depth_HW, threshold)
+def find_orientation(relief: Relief) -> Orientation:
+    """Find out how a page is turned: 0 where print is too little, or tells too little."""
+    first_NHW = cut_windows(relief, _FIRST_LOOK)
+    if len(first_NHW) >= _FEWEST_WINDOWS:
+        score_R = np.mean(_log_shares(first_NHW), axis=0)
+        margin = float(score_R[0] - score_R[1:].max())
+        if margin >= _CLEAR_MARGIN and margin * len(first_NHW) >= _CLEAR_EVIDENCE:
+            return Orientation(0, margin, len(first_NHW))
+    windows_NHW = cut_windows(relief)
     if len(windows_NHW) < _FEWEST_WINDOWS:
         return Orientation(0, 0.0, len(windows_NHW))
     score_R = np.mean(_log_shares(windows_NHW), axis=0)
@@ -70,18 +75,14 @@ def find_orientation(depth_HW: NDArray[np.uint8], threshold: float) -> Orientati
     return Orientation(TURNS[best], margin, len(windows_NHW))
 
 
-def cut_windows(depth_HW: NDArray[np.uint8], threshold: float, most: int = MOST_WINDOWS) -> NDArray[np.uint8]:
-    """Windows around shapes of print.
-
-    Args:
-        depth_HW: How much darker each pixel is than the paper around it.
-        threshold: What paper and noise stay below.
-        most: How many at most, spread over the page.
+def cut_windows(relief: Relief, most: int = MOST_WINDOWS) -> NDArray[np.uint8]:
+    """Windows around at most `most` shapes of print, spread over the page.
 
     Returns:
         `[N, WINDOW_PX, WINDOW_PX]`, 255 is the darkest print.
     """
-    boxes = find_shapes(depth_HW, threshold)
+    depth_HW, boxes = relief.depth_HW, relief.shapes_N4
+    boxes = boxes[boxes[:, 3] >= _LEAST_PX]
     empty = np.zeros((0, WINDOW_PX, WINDOW_PX), np.uint8)
     if not boxes.size:
         return empty
@@ -119,21 +120,24 @@ def _in_cells(boxes_N4: NDArray[np.int32], around_M4: NDArray[np.int32]) -> NDAr
 
 def _log_shares(windows_NHW: NDArray[np.uint8]) -> NDArray[np.float32]:
     """How much each window favours each turn, `[N, 4]`, as logarithms of shares."""
-    weights = _weights()
-    columns = [np.rot90(windows_NHW, -turn, axes=(1, 2)).reshape(len(windows_NHW), -1) for turn in range(len(TURNS))]
-    values = np.concatenate(columns).astype(np.float32) / 255
-    last = len(weights) // 2 - 1
-    for layer in range(last + 1):
-        values = values @ weights[f"w{layer}"] + weights[f"b{layer}"]
-        if layer < last:
-            np.maximum(values, 0, out=values)
-    score_NR = values.reshape(len(TURNS), len(windows_NHW)).T
+    layers = _layers()
+    (first_IO, bias_O), *rest = layers
+    values = windows_NHW.reshape(len(windows_NHW), -1).astype(np.float32) / 255
+    values = (values @ first_IO).reshape(len(windows_NHW), len(TURNS), -1) + bias_O
+    for weight_IO, bias_O in rest:
+        values = np.maximum(values, 0) @ weight_IO + bias_O
+    score_NR = values[..., 0]
     score_NR = score_NR - score_NR.max(axis=1, keepdims=True)
     result: NDArray[np.float32] = score_NR - np.log(np.exp(score_NR).sum(axis=1, keepdims=True))
     return result
 
 
 @cache
-def _weights() -> dict[str, NDArray[np.float32]]:
+def _layers() -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]:
+    """Weights and biases. The first layer's weights are there for each turn, so that no window has to be turned."""
     with np.load(WEIGHTS) as file:
-        return {name: file[name].astype(np.float32) for name in file.files}
+        weights = {name: file[name].astype(np.float32) for name in file.files}
+    layers = [(weights[f"w{layer}"], weights[f"b{layer}"]) for layer in range(len(weights) // 2)]
+    first_HWO = layers[0][0].reshape(WINDOW_PX, WINDOW_PX, -1)
+    turned = [np.rot90(first_HWO, turn).reshape(WINDOW_PX * WINDOW_PX, -1) for turn in range(len(TURNS))]
+    return (np.concatenate(turned, axis=1), layers[0][1]), *layers[1:]

@@ -313,6 +313,8 @@ async def test_process_is_confined() -> None:
             b"PYTHONPATH",
             b"PYTHONDONTWRITEBYTECODE",
             b"OPENBLAS_NUM_THREADS",
+            b"MALLOC_MMAP_THRESHOLD_",
+            b"MALLOC_TRIM_THRESHOLD_",
             b"LC_CTYPE",
         }
 

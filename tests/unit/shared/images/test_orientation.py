@@ -23,7 +23,7 @@ PAGES = {
 
 def orientation(image: Image.Image) -> Orientation:
     relief = relief_of(image)
-    return find_orientation(relief.depth_HW, relief.threshold)
+    return find_orientation(relief)
 
 
 @pytest.mark.parametrize("turn", TURNS)
