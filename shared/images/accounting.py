@@ -4,12 +4,13 @@ Words are compared by their widths, so nothing is recognised here: a line of pri
 text as many words follow each other with the same widths. Every word of the text accounts for print once. Knows numpy,
 no OpenCV and no model.
 
-Shape letters: S scales, T words of the text.
+Shape letters: L lines of print, N words of a line, S scales, T words of the text.
 """
 
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -24,13 +25,17 @@ from shared.images.page_ink import InkLine
 Box = tuple[int, int, int, int]
 """x1, y1, x2, y2 on the page."""
 
-_SCALES = np.array([1.25, 1.45, 1.68, 1.95, 2.25])[:, None]
+_SCALES = np.array([1.25, 1.45, 1.68, 1.95, 2.25], np.float32)[:, None]
 """Em sizes by heights of characters that are tried for each line: capitals and digits are 0.72 em high, other letters
 mostly 0.52 em."""
 _TYPICAL_SCALE = 1.68
+_MOST_CELLS = 1 << 16
+"""Lines, scales and words of the text that are looked at together, so that arrays stay in the processor's cache."""
 _SPACE_EM = 0.28
 _JOINED = 0.4
 """What it costs that a space was missed or seen where there is none, in em."""
+_JOINED_SPACE = 0.6 * _SPACE_EM
+"""Where a word was taken for two, the gap in it is narrower than a space."""
 _MOST_DIFFERENT = 0.12
 """A line and words of the text whose widths differ by more than this share are not the same."""
 _ROWS_DIFFERENT = 0.2
@@ -224,72 +229,110 @@ def _ems(line: InkLine) -> float:
 
 
 def _find(reading: _Reading, line: InkLine, most_different: float = _MOST_DIFFERENT) -> _Match | None:
-    """The words of a text whose widths are most like a line's; None if none are like it.
+    """The words of a text whose widths are most like a line's; None if none are like it."""
+    return _find_all(reading, [line], most_different)[0]
 
-    Each word of the line is one word of the text, a part of one, or several that touch.
+
+def _find_all(
+    reading: _Reading, lines: Sequence[InkLine], most_different: float = _MOST_DIFFERENT
+) -> list[_Match | None]:
+    """For each line, as if it were the only one, the words of a text whose widths are most like its own.
+
+    Each word of a line is one word of the text, a part of one, or several that touch.
     """
-    ems = reading.ems
-    num_text = len(ems)
-    if not num_text:
-        return None
-    is_used = ~reading.is_free
-    size_S1 = line.body_px * _SCALES
-    blocked_T = np.where(is_used, np.inf, 0.0)
-    one_T = ems
-    two_T = np.full(num_text, np.inf)
-    two_T[:-1] = ems[:-1] + ems[1:] + _SPACE_EM
-    blocked_two_T = blocked_T.copy()
-    blocked_two_T[:-1] += blocked_T[1:]
-    words = np.array(line.words_px, np.float64)
-    space_S1 = _SPACE_EM * size_S1
-    # cost_S[e]: of all words so far, the last of which ends before word e of the text; begin[e]: where they begin.
-    shape = (len(_SCALES), num_text + 1)
-    costs: list[Any] = [np.zeros(shape)]
-    begins: list[Any] = [np.broadcast_to(np.arange(num_text + 1), shape)]
-    joined_S1 = _JOINED * size_S1
-    for number, word in enumerate(words):
-        cost = np.full(shape, np.inf)
-        begin = np.zeros(shape, np.int64)
-        before, before_begin = costs[number], begins[number]
-        _take(cost, begin, 1, before[:, :-1] + np.abs(word - size_S1 * one_T) + blocked_T, before_begin[:, :-1])
-        if num_text > 1:
-            _take(
-                cost, begin, 2,
-                before[:, :-2] + np.abs(word - size_S1 * two_T[:-1]) + joined_S1 + blocked_two_T[:-1],
-                before_begin[:, :-2],
-            )  # fmt: skip
-        if number:
-            whole = words[number - 1] + word + 0.6 * space_S1
-            earlier = costs[number - 1][:, :-1] + np.abs(whole - size_S1 * one_T) + joined_S1 + blocked_T
-            _take(cost, begin, 1, earlier, begins[number - 1][:, :-1])
-        costs.append(cost)
-        begins.append(begin)
-    share = costs[-1] / words.sum()
-    scale, end = np.unravel_index(int(share.argmin()), shape)
-    best = float(share[scale, end])
-    if best > most_different:
-        return None
-    return _Match(int(begins[-1][scale, end]), int(end), best)
+    found: list[_Match | None] = [None] * len(lines)
+    if not len(reading.ems):
+        return found
+    # The longest first, so that those which still have words are at the front of each step.
+    order = sorted(range(len(lines)), key=lambda index: -len(lines[index].words_px))
+    at_once = max(1, _MOST_CELLS // (len(_SCALES) * len(reading.ems)))
+    for first in range(0, len(order), at_once):
+        part = order[first : first + at_once]
+        alignment = _Alignment(reading, [lines[index] for index in part])
+        for index, match in zip(part, alignment.best(most_different), strict=True):
+            found[index] = match
+    return found
 
 
-def _take(
-    cost: NDArray[np.float64],
-    begin: NDArray[np.int64],
-    step: int,
-    offered: NDArray[np.float64],
-    offered_begin: NDArray[np.int64],
-) -> None:
-    """Keep the cheaper way to each place of the text, `step` words on."""
-    is_better = offered < cost[:, step:]
-    np.copyto(cost[:, step:], offered, where=is_better)
-    np.copyto(begin[:, step:], offered_begin, where=is_better)
+class _Alignment:
+    """Where the words of lines, the longest line first, may be in a text: dynamic programming for all of them together."""
+
+    def __init__(self, reading: _Reading, lines: Sequence[InkLine]) -> None:
+        self._ems_T = reading.ems.astype(np.float32)
+        self._is_free_T = reading.is_free.copy()
+        self._words = [line.words_px for line in lines]
+        self._size_LS1 = np.array([line.body_px for line in lines], np.float32)[:, None, None] * _SCALES
+        blocked_T = np.where(reading.is_free, 0.0, np.inf).astype(np.float32)
+        self._costs = self._place(blocked_T)
+        """Of the first n words of each line that has as many, by scale, the last of which ends before word e of the text."""
+
+    def _place(self, blocked_T: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        counts, size_LS1, ems_T = [len(words) for words in self._words], self._size_LS1, self._ems_T
+        width_LN = np.zeros((len(counts), counts[0]), np.float32)
+        for row, words in enumerate(self._words):
+            width_LN[row, : counts[row]] = words
+        two_LST = size_LS1 * (ems_T[:-1] + ems_T[1:] + np.float32(_SPACE_EM))
+        one_LST = size_LS1 * ems_T
+        joined_LST = np.float32(_JOINED) * size_LS1 + blocked_T
+        joined_two_LST = joined_LST[..., :-1] + blocked_T[1:]
+        costs = [np.zeros((*one_LST.shape[:2], len(ems_T) + 1), np.float32)]
+        active = len(counts)
+        for number in range(counts[0]):
+            while counts[active - 1] <= number:
+                active -= 1
+            before, word_L11 = costs[-1][:active], width_LN[:active, number, None, None]
+            cost = np.full(before.shape, np.inf, np.float32)
+            offered = np.abs(word_L11 - one_LST[:active])
+            offered += blocked_T
+            np.add(offered, before[..., :-1], out=cost[..., 1:])
+            offered = np.abs(word_L11 - two_LST[:active])
+            offered += joined_two_LST[:active]
+            offered += before[..., :-2]
+            np.minimum(cost[..., 2:], offered, out=cost[..., 2:])
+            if number:
+                space_LS1 = np.float32(_JOINED_SPACE) * size_LS1[:active]
+                offered = np.abs(width_LN[:active, number - 1, None, None] + word_L11 + space_LS1 - one_LST[:active])
+                offered += joined_LST[:active]
+                offered += costs[-2][:active, :, :-1]
+                np.minimum(cost[..., 1:], offered, out=cost[..., 1:])
+            costs.append(cost)
+        return costs
+
+    def best(self, most_different: float) -> list[_Match | None]:
+        """The cheapest place of each line; None where widths differ by more than a share."""
+        found: list[_Match | None] = []
+        for line, words in enumerate(self._words):
+            cost_SE = self._costs[len(words)][line]
+            scale, end = divmod(int(cost_SE.argmin()), cost_SE.shape[1])
+            share = float(cost_SE[scale, end]) / sum(words)
+            is_like = share <= most_different
+            found.append(_Match(self._begin(line, scale, end), end, share) if is_like else None)
+        return found
+
+    def _begin(self, line: int, scale: int, end: int) -> int:
+        """Where the words begin whose cheapest place ends there."""
+        words, size = self._words[line], float(self._size_LS1[line, scale, 0])
+        number = len(words)
+        while number:
+            word, em = words[number - 1], float(self._ems_T[end - 1])
+            one = float(self._costs[number - 1][line, scale, end - 1]) + abs(word - size * em)
+            two = part = math.inf
+            if end > 1 and self._is_free_T[end - 2]:
+                both = float(self._ems_T[end - 2]) + em + _SPACE_EM
+                two = float(self._costs[number - 1][line, scale, end - 2]) + abs(word - size * both) + _JOINED * size
+            if number > 1:
+                whole = words[number - 2] + word + _JOINED_SPACE * size
+                part = float(self._costs[number - 2][line, scale, end - 1]) + abs(whole - size * em) + _JOINED * size
+            cheapest = min(one, two, part)
+            end -= 2 if cheapest == two else 1
+            number -= 2 if cheapest == part else 1
+        return end
 
 
 def _match(reading: _Reading, lines: Sequence[InkLine], sizes: NDArray[np.float64]) -> dict[int, _Match]:
     """Give lines their words: long lines first, those that fit best first among them."""
     found: dict[int, _Match] = {}
-    alone = ((index, _find(reading, line)) for index, line in enumerate(lines))
-    order = [(index, match) for index, match in alone if match is not None]
+    order = [(index, match) for index, match in enumerate(_find_all(reading, lines)) if match is not None]
     order.sort(key=lambda place: (sizes[place[0]] < _LONG_EM, place[1].cost - 0.01 * len(lines[place[0]].words_px)))
     for index, first in order:
         match: _Match | None = first
