@@ -5,6 +5,7 @@
     python benchmarks/outcomes.py --about coverage --of-each 50
     python benchmarks/outcomes.py --about rows --of-each 50
     python benchmarks/outcomes.py --about turns --of-each 20 [--pages FOLDER]
+    python benchmarks/outcomes.py --about costs [--pages FOLDER]
 
 Pages are drawn from a seed (`outcome_pages.py`, `print_pages.py`), photographs are taken from a folder. A page without
 text is found if the answer has none; a page with text is missed if the answer is `blank` or `unreadable`. With
@@ -30,6 +31,7 @@ import httpx
 from benchmarks.origin import command, keep, origin
 from benchmarks.outcome_pages import Drawer, OutcomePage
 
+SAMPLES = Path(__file__).resolve().parents[1] / "docs/samples"
 FONTS = Path("/usr/share/fonts")
 LATIN = ("DejaVuSans", "DejaVuSerif", "Liberation", "FreeSans", "FreeSerif")
 """Beginnings of the names of faces that are drawn with, where the machine has them."""
@@ -88,6 +90,8 @@ def _measure_print(options: argparse.Namespace, drawer: Drawer, fonts: int) -> N
         found, figures = print_measures.coverage(drawer, options.of_each)
     elif options.about == "rows":
         found, figures = print_measures.rows(drawer, options.of_each)
+    elif options.about == "costs":
+        found, figures = print_measures.costs(options.pages or SAMPLES)
     else:
         found, figures = print_measures.turns(drawer, options.of_each, options.pages)
     print(found)
@@ -98,8 +102,8 @@ def _measure_print(options: argparse.Namespace, drawer: Drawer, fonts: int) -> N
 def main() -> None:
     """Draw, read, count."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--about", choices=("blank", "coverage", "rows", "turns"), default="blank")
-    parser.add_argument("--pages", type=Path, help="with `--about turns`: folder of upright pages, PNG")
+    parser.add_argument("--about", choices=("blank", "costs", "coverage", "rows", "turns"), default="blank")
+    parser.add_argument("--pages", type=Path, help="folder of upright pages, PNG, for `turns`; with texts for `costs`")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--of-each", type=int, default=20, metavar="N", help="pages of each kind")
     parser.add_argument("--seed", type=int, default=1000)

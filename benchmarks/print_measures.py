@@ -22,7 +22,7 @@ from shared.contract.repetition import LoopRule
 from shared.contract.rows import find_rows
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
 from shared.images.accounting import account
-from shared.images.ink import find_ink, relief_of
+from shared.images.ink import find_ink, ink_of, relief_of
 from shared.images.orientation import TURNS, find_orientation
 from shared.images.page_ink import InkLine
 
@@ -202,3 +202,30 @@ def turns(drawer: Drawer, of_each: int, folder: Path | None) -> tuple[str, dict[
         "turned_found": round(found / turned, 4),
         "orientation_ms": round(1000 * float(np.median(spent_s)), 2),
     }
+
+
+def costs(folder: Path, runs: int = 15) -> tuple[str, dict[str, Any]]:
+    """What looking at pages costs, for files `NAME.png` with their text in `NAME.txt`."""
+    table = [
+        "| page | px | paper, ms | turn, ms | print, ms | coverage, ms |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    figures: dict[str, Any] = {}
+    for file in sorted(folder.glob("*.png")):
+        image, text = Image.open(file).convert("RGB"), file.with_suffix(".txt").read_text(encoding="utf-8")
+        spent_ms = np.full((runs, 4), np.inf)
+        for run in range(runs):
+            times = [time.thread_time()]
+            relief = relief_of(image)
+            times.append(time.thread_time())
+            find_orientation(relief)
+            times.append(time.thread_time())
+            lines = ink_of(relief).lines
+            times.append(time.thread_time())
+            account(text, lines)
+            times.append(time.thread_time())
+            spent_ms[run] = 1000 * np.diff(times)
+        fastest = spent_ms.min(axis=0).round(1).tolist()
+        table.append(f"| {file.name} | {image.width} x {image.height} | {' | '.join(map(str, fastest))} |")
+        figures[file.stem] = dict(zip(("paper_ms", "turn_ms", "print_ms", "coverage_ms"), fastest, strict=True))
+    return "\n".join(table), figures

@@ -105,7 +105,9 @@ def find_shapes(depth_HW: NDArray[np.uint8], threshold: float) -> NDArray[np.int
     is_rule = (long > 10 * short) & (fill > 0.5)
     is_frame = (fill < 0.1) & (short > 30)
     is_cut = (left <= 0) | (top <= 0) | (left + width >= page_width) | (top + height >= page_height)
-    is_print = (height >= _MIN_POINT_PX) & (height <= tallest) & (area >= 1.5 * _MIN_POINT_PX) & ~is_rule & ~is_frame & ~is_cut
+    is_print = (
+        (height >= _MIN_POINT_PX) & (height <= tallest) & (area >= 1.5 * _MIN_POINT_PX) & ~is_rule & ~is_frame & ~is_cut
+    )
     result: NDArray[np.int32] = stats[1:][is_print][:, :4]
     return result
 
