@@ -15,7 +15,6 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -255,7 +254,7 @@ def _find_all(
 
 
 class _Alignment:
-    """Where the words of lines, the longest line first, may be in a text: dynamic programming for all of them together."""
+    """Where lines, the longest first, may be in a text: dynamic programming over words, for all lines together."""
 
     def __init__(self, reading: _Reading, lines: Sequence[InkLine]) -> None:
         self._ems_T = reading.ems.astype(np.float32)
@@ -264,9 +263,10 @@ class _Alignment:
         self._size_LS1 = np.array([line.body_px for line in lines], np.float32)[:, None, None] * _SCALES
         blocked_T = np.where(reading.is_free, 0.0, np.inf).astype(np.float32)
         self._costs = self._place(blocked_T)
-        """Of the first n words of each line that has as many, by scale, the last of which ends before word e of the text."""
+        """[n][l, s, e]: of the first n words of line l, the last of which ends before word e of the text."""
 
     def _place(self, blocked_T: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """What the cheapest placing of each line's first words costs: none of them, one, and so on."""
         counts, size_LS1, ems_T = [len(words) for words in self._words], self._size_LS1, self._ems_T
         width_LN = np.zeros((len(counts), counts[0]), np.float32)
         for row, words in enumerate(self._words):

@@ -60,7 +60,7 @@ class Relief:
     """Pixels of the page for each of the relief."""
 
     @cached_property
-    def shapes_N4(self) -> NDArray[np.int32]:
+    def shapes(self) -> NDArray[np.int32]:
         """Boxes of connected shapes that may be characters, words or points, `[N, 4]`: left, top, width, height."""
         return find_shapes(self.depth_HW, self.threshold)
 
@@ -114,7 +114,7 @@ def _look(relief: Relief) -> PageInk:
     marks = count(depth_HW[part], mask_HW[part], is_crop=False)
     if marks < MOST_MARKS:
         marks = count(depth_HW, mask_HW, is_crop=mask_HW.size < _CROP_PIXELS)
-    lines = find_lines(relief.shapes_N4, depth_HW.shape, relief.scale) if marks else ()
+    lines = find_lines(relief.shapes, depth_HW.shape, relief.scale) if marks else ()
     return PageInk(min(marks, MOST_MARKS), ink_ratio, noise, lines)
 
 

@@ -81,7 +81,7 @@ def cut_windows(relief: Relief, most: int = MOST_WINDOWS) -> NDArray[np.uint8]:
     Returns:
         `[N, WINDOW_PX, WINDOW_PX]`, 255 is the darkest print.
     """
-    depth_HW, boxes = relief.depth_HW, relief.shapes_N4
+    depth_HW, boxes = relief.depth_HW, relief.shapes
     boxes = boxes[boxes[:, 3] >= _LEAST_PX]
     empty = np.zeros((0, WINDOW_PX, WINDOW_PX), np.uint8)
     if not boxes.size:
@@ -122,7 +122,7 @@ def _log_shares(windows_NHW: NDArray[np.uint8]) -> NDArray[np.float32]:
     """How much each window favours each turn, `[N, 4]`, as logarithms of shares."""
     layers = _layers()
     (first_IO, bias_O), *rest = layers
-    values = windows_NHW.reshape(len(windows_NHW), -1).astype(np.float32) / 255
+    values: NDArray[np.float32] = windows_NHW.reshape(len(windows_NHW), -1).astype(np.float32) / np.float32(255)
     values = (values @ first_IO).reshape(len(windows_NHW), len(TURNS), -1) + bias_O
     for weight_IO, bias_O in rest:
         values = np.maximum(values, 0) @ weight_IO + bias_O
