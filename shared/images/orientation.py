@@ -76,7 +76,11 @@ def find_orientation(relief: Relief) -> Orientation:
 
 
 def cut_windows(relief: Relief, most: int = MOST_WINDOWS) -> NDArray[np.uint8]:
-    """Windows around at most `most` shapes of print, spread over the page.
+    """Windows around shapes of print.
+
+    Args:
+        relief: The page's.
+        most: How many at most, spread over the page.
 
     Returns:
         `[N, WINDOW_PX, WINDOW_PX]`, 255 is the darkest print.
