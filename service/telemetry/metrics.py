@@ -25,6 +25,7 @@ from prometheus_client import (
 )
 
 from service.errors import error_classes
+from service.telemetry.gateway import GatewayMetrics
 from shared.contract.refusals import Reason
 
 PREFIX = "deepsynth_"
@@ -37,7 +38,7 @@ BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 BYTES_BUCKETS = tuple(1024.0 * 4**power for power in range(9))
 PIXEL_BUCKETS = tuple(10_000.0 * 4**power for power in range(8))
 
-STAGES = ("receive", "decode", "queue", "encode", "prefill", "generate")
+STAGES = ("receive", "decode", "queue", "encode", "prefill", "generate", "render", "persist")
 # Repeated here, since telemetry must not import the modules that define them; a test compares.
 FINISH_REASONS = ("stop", "length", "repetition")
 PAGE_STATUSES = ("ok", "blank", "unreadable", "failed")
@@ -197,6 +198,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
+        self.gateway = GatewayMetrics()
+        self.registry.register(self.gateway)
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
         self._histograms: dict[str, Histogram] = {}
