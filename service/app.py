@@ -72,6 +72,7 @@ from service.routes.second_reader import LocalReader
 from service.samples.keeper import SampleKeeper
 from service.samples.metrics import SampleObserver
 from service.samples.store import SampleStore
+from service.telemetry.disk import DiskGauges
 from service.telemetry.exposition import Exposition
 from service.telemetry.links import LoadSpans
 from service.telemetry.metrics import Metrics
@@ -276,7 +277,9 @@ def build_cascade(
 
 def build_samples(settings: ServiceSettings, metrics: Metrics, tracer: Tracer) -> SampleKeeper | None:
     """What keeps pages, not started yet; None unless both settings allow it."""
-    if not (settings.ocr_save_samples and settings.ocr_privacy_allowed):
+    is_allowed = settings.ocr_save_samples and settings.ocr_privacy_allowed
+    metrics.gauge("samples_allowed").set(is_allowed)
+    if not is_allowed:
         return None
     store = SampleStore(
         settings.sample_dir,
@@ -316,6 +319,22 @@ def log_samples(settings: ServiceSettings) -> None:
     # With one of the two, someone expects samples.
     level = logging.WARNING if settings.ocr_save_samples else logging.INFO
     logger.log(level, "samples are off: no page is kept, as %s is not true", " and ".join(missing))
+
+
+def build_exposition(settings: ServiceSettings, metrics: Metrics, monitor: Monitor) -> Exposition:
+    """What scrapes read."""
+    folders = {
+        "adapters": settings.adapter_state_dir,
+        "jobs": settings.job_dir,
+        "samples": settings.sample_dir if settings.ocr_save_samples and settings.ocr_privacy_allowed else None,
+    }
+    disks = DiskGauges(metrics, {name: path for name, path in folders.items() if path is not None})
+
+    async def refresh() -> None:
+        await monitor.refresh()
+        await disks.refresh()
+
+    return Exposition(refresh=refresh, render=metrics.render, max_age_s=settings.metrics_cache_s)
 
 
 def check_default_model(settings: ServiceSettings, engine: EngineHandle) -> None:
@@ -392,7 +411,7 @@ class _Composition:
             samples=build_samples(settings, metrics, self._tracing.tracer),
             metrics=metrics,
             monitor=monitor,
-            exposition=Exposition(refresh=monitor.refresh, render=metrics.render, max_age_s=settings.metrics_cache_s),
+            exposition=build_exposition(settings, metrics, monitor),
             observer=observer,
             bounds=RequestBounds(
                 max_upload_bytes=settings.max_upload_bytes,

@@ -108,7 +108,8 @@ class ServedModels:
             model_id: As `check` returned it.
 
         Returns:
-            The tasks, of a cascade those of its first model; all of an adapter's version whose manifest has not been read yet.
+            The tasks, of a cascade those of its first model; all of an adapter's version whose manifest has not been
+            read yet.
         """
         if model_id == self._cascade:
             return self.tasks(self.check(self._first))

@@ -193,7 +193,7 @@ class SampleKeeper:
         try:
             pages = await self._in_thread(partial(self._store.erase, answer_id))
         except OSError as error:
-            logger.error("samples could not be erased: %s", error.strerror)  # noqa: TRY400 -- the text suffices
+            self._observer.not_erased(error)
             raise SampleStorageError from error
         self._observer.done("erased", before - len(self._store))
         self._show_size()
@@ -254,7 +254,7 @@ class SampleKeeper:
             try:
                 await self._in_thread(self._expire)
             except OSError as error:
-                logger.error("expired samples could not be erased: %s", error.strerror)  # noqa: TRY400 -- the text suffices
+                self._observer.not_erased(error)
 
     async def _keep(self, answered: AnsweredDocument) -> None:
         num_before = 0

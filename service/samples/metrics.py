@@ -60,6 +60,11 @@ class SampleObserver:
         """Count and log a page that could not be written."""
         self.lost(Lost.DISK_FULL if error.errno in _FULL else Lost.DISK, detail=error.strerror)
 
+    def not_erased(self, error: OSError) -> None:
+        """Count and log samples that could not be erased."""
+        self._metrics.counter("sample_erasures_failed_total").inc()
+        logger.error("samples could not be erased: %s", error.strerror)
+
     def size(self, num_samples: int, num_bytes: int) -> None:
         """Set how much is kept."""
         self._metrics.gauge("samples_kept").set(num_samples)

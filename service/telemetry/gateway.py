@@ -1,4 +1,4 @@
-"""Metrics that Kubernetes' Gateway API Inference Extension reads to choose a server, by the names that it reads by default.
+"""Metrics by which Kubernetes' Gateway API Inference Extension chooses a server, with the names that it looks for.
 
 The extension's model server protocol (kubernetes-sigs/gateway-api-inference-extension,
 docs/proposals/003-model-server-protocol) takes names of adapters from labels, which change with every load. So this is

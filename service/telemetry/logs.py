@@ -1,4 +1,4 @@
-"""Log lines: text for people or JSON for log collectors, each with its request and trace ids, without content of documents.
+"""Log lines: text for people or JSON for log collectors, with request and trace ids, without content of documents.
 
 Call sites pass `extra={"fields": {...}}` with ids, sizes, times and codes. Exceptions are logged by type and stack
 frames; their messages are left out, since they may quote a document.

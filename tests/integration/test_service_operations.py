@@ -9,6 +9,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -130,12 +131,13 @@ async def test_stages_of_the_engine_fill_the_time_before_its_last_token() -> Non
         await service.ocr(png())
     found = named(spans)
     stages = [found[f"deepsynth.{name}"][0] for name in ("engine_queue", "encode", "prefill", "generate")]
-    for before, after in zip(stages, stages[1:], strict=False):
+    for before, after in pairwise(stages):
         assert before.end_time == after.start_time
     (page,) = found["deepsynth.inference"]
-    assert page.start_time and page.end_time and stages[0].start_time and stages[-1].end_time
-    assert stages[-1].end_time <= page.end_time
-    assert all(stage.start_time <= stage.end_time for stage in stages if stage.start_time and stage.end_time)
+    times = [time or 0 for stage in stages for time in (stage.start_time, stage.end_time)]
+    assert 0 < times[0]
+    assert times == sorted(times)
+    assert times[-1] <= (page.end_time or 0)
 
 
 async def test_sample_is_stored_in_the_trace_of_its_request(tmp_path: Path) -> None:
@@ -147,7 +149,9 @@ async def test_sample_is_stored_in_the_trace_of_its_request(tmp_path: Path) -> N
         assert await service.metric('deepsynth_stage_duration_seconds_count{stage="persist"}') == 1
     (stored,) = named(spans)["deepsynth.persist"]
     (request,) = named(spans)["POST /ocr"]
-    assert stored.parent and request.context and stored.context
+    assert stored.parent
+    assert stored.context
+    assert request.context
     assert stored.parent.span_id == request.context.span_id
     assert f"{stored.context.trace_id:032x}" == TRACE
 
