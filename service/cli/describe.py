@@ -132,7 +132,7 @@ def metrics_page() -> str:
         lines.append(f"| `{spec.name}` | {spec.kind} | {labels} | {spec.help} |")
     lines += [
         "",
-        "The endpoint picker of Kubernetes' Gateway API Inference Extension reads these, by the names that it looks for",
+        "The endpoint picker of Kubernetes' Gateway API Inference Extension reads these, by the names that it expects",
         "by default. Labels of the last one are names of adapters and change with every load, so Prometheus should not",
         "keep it: `deploy/prometheus/prometheus.yml` drops all three.",
         "",

@@ -135,7 +135,7 @@ async def test_stages_of_the_engine_fill_the_time_before_its_last_token() -> Non
         assert before.end_time == after.start_time
     (page,) = found["deepsynth.inference"]
     times = [time or 0 for stage in stages for time in (stage.start_time, stage.end_time)]
-    assert 0 < times[0]
+    assert times[0] > 0
     assert times == sorted(times)
     assert times[-1] <= (page.end_time or 0)
 
