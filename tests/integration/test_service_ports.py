@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from fastapi.routing import APIRoute
 
+from service.cli.adapters import _address
 from service.config import ServiceSettings, load_settings
 from service.errors import ConfigurationError
 from service.routes import adapters, health, samples
 from tests.support.live_adapters import ADMIN_KEY, live_service
+from tests.support.programs import free_port
+from tests.support.server import environment
 from tests.support.service import RunningService, make_settings, png, running_service
 
 pytestmark = pytest.mark.integration
@@ -74,6 +80,37 @@ def test_what_is_for_operators_is_written_down() -> None:
 def test_ports_that_cannot_be_are_refused(options: dict[str, str], says: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=says):
         load_settings({f"DEEPSYNTH_{name}": value for name, value in options.items()}, tmp_path / "none")
+
+
+def test_a_port_that_is_taken_ends_the_start_with_a_line_that_says_so(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        settings = {"ENGINE": "fake", "IMAGE_WORKERS": "1", "PORT": str(free_port()), "ADMIN_PORT": str(port)}
+        done = subprocess.run(
+            [sys.executable, "-m", "service", "serve"],
+            cwd=tmp_path,
+            env=environment(**settings),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert f"cannot listen on DEEPSYNTH_ADMIN_PORT={port}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "address"),
+    [
+        ({}, "http://127.0.0.1:8000"),
+        ({"admin_port": 9000}, "http://127.0.0.1:9000"),
+        ({"admin_port": 9000, "admin_host": "10.0.0.1"}, "http://10.0.0.1:9000"),
+    ],
+)
+def test_the_command_line_finds_the_operators_port(options: dict[str, object], address: str) -> None:
+    assert _address(make_settings(**options)) == address
 
 
 def test_metrics_are_cached_for_a_second_unless_a_test_says_otherwise() -> None:
