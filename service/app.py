@@ -20,6 +20,7 @@ import httpx
 from fastapi import FastAPI
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.sdk.trace.export import SpanExporter
+from opentelemetry.trace import Tracer
 from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.exceptions import HTTPException
 
@@ -65,11 +66,15 @@ from service.routes import (
     samples,
 )
 from service.routes.middleware import RequestContextMiddleware
+from service.routes.ports import AdminPort
 from service.routes.problems import on_http_exception, on_known_error, problem_response
 from service.routes.second_reader import LocalReader
 from service.samples.keeper import SampleKeeper
 from service.samples.metrics import SampleObserver
 from service.samples.store import SampleStore
+from service.telemetry.disk import DiskGauges
+from service.telemetry.exposition import Exposition
+from service.telemetry.links import LoadSpans
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import UNTRACED, Tracing
 
@@ -192,6 +197,7 @@ def build_jobs(
     gate: Gate,
     metrics: Metrics,
     reading: TelemetryObserver,
+    tracer: Tracer,
 ) -> JobManager | None:
     """The jobs, not started yet; None without a folder for them."""
     if settings.job_dir is None:
@@ -216,7 +222,7 @@ def build_jobs(
         models=models,
         gate=gate,
         reading=reading,
-        observer=JobObserver(metrics),
+        observer=JobObserver(metrics, tracer),
     )
 
 
@@ -269,9 +275,11 @@ def build_cascade(
     return None, None
 
 
-def build_samples(settings: ServiceSettings, metrics: Metrics) -> SampleKeeper | None:
+def build_samples(settings: ServiceSettings, metrics: Metrics, tracer: Tracer) -> SampleKeeper | None:
     """What keeps pages, not started yet; None unless both settings allow it."""
-    if not (settings.ocr_save_samples and settings.ocr_privacy_allowed):
+    is_allowed = settings.ocr_save_samples and settings.ocr_privacy_allowed
+    metrics.gauge("samples_allowed").set(is_allowed)
+    if not is_allowed:
         return None
     store = SampleStore(
         settings.sample_dir,
@@ -289,7 +297,7 @@ def build_samples(settings: ServiceSettings, metrics: Metrics) -> SampleKeeper |
         store,
         copier,
         build_limits(settings),
-        SampleObserver(metrics),
+        SampleObserver(metrics, tracer),
         are_thumbnails=settings.sample_images is SampleImages.THUMBNAIL,
     )
 
@@ -311,6 +319,22 @@ def log_samples(settings: ServiceSettings) -> None:
     # With one of the two, someone expects samples.
     level = logging.WARNING if settings.ocr_save_samples else logging.INFO
     logger.log(level, "samples are off: no page is kept, as %s is not true", " and ".join(missing))
+
+
+def build_exposition(settings: ServiceSettings, metrics: Metrics, monitor: Monitor) -> Exposition:
+    """What scrapes read."""
+    folders = {
+        "adapters": settings.adapter_state_dir,
+        "jobs": settings.job_dir,
+        "samples": settings.sample_dir if settings.ocr_save_samples and settings.ocr_privacy_allowed else None,
+    }
+    disks = DiskGauges(metrics, {name: path for name, path in folders.items() if path is not None})
+
+    async def refresh() -> None:
+        await monitor.refresh()
+        await disks.refresh()
+
+    return Exposition(refresh=refresh, render=metrics.render, max_age_s=settings.metrics_cache_s)
 
 
 def check_default_model(settings: ServiceSettings, engine: EngineHandle) -> None:
@@ -340,12 +364,13 @@ class _Composition:
         self._engine = engine
         self._tracing = tracing
         self._metrics = metrics
+        self._loads = LoadSpans()
         self._on_ready = on_ready
         self._on_failed = on_failed
         self._has_started = False
         self._access = build_access(settings)
         self._cascade_client: httpx.AsyncClient | None = None
-        self._adapters = build_adapters(settings, engine, AdapterObserver(metrics, tracing.tracer))
+        self._adapters = build_adapters(settings, engine, AdapterObserver(metrics, tracing.tracer, self._loads))
 
     def build(self) -> tuple[Services, ImagePool]:
         """Build everything that needs a running loop."""
@@ -353,7 +378,7 @@ class _Composition:
         gate = build_gate(settings)
         restarts = metrics.counter("decode_children_restarts_total")
         pool = build_pool(settings, lambda reason: restarts.labels(reason).inc())
-        observer = TelemetryObserver(metrics, self._tracing.tracer)
+        observer = TelemetryObserver(metrics, self._tracing.tracer, self._loads)
         has_cascade = settings.cascade_url is not None or settings.cascade_model is not None
         models = ServedModels(
             self._engine, self._adapters, settings.default_model, cascade=AUTO if has_cascade else None
@@ -362,6 +387,7 @@ class _Composition:
             source=pool, engine=self._engine, gate=gate, limits=build_limits(settings), observer=observer
         )
         cascade, self._cascade_client = build_cascade(settings, models, reader, observer)
+        monitor = Monitor(engine=self._engine, gate=gate, metrics=metrics, on_engine_failed=self._on_failed)
         services = Services(
             engine=self._engine,
             models=models,
@@ -375,15 +401,17 @@ class _Composition:
                 gate=gate,
                 metrics=metrics,
                 reading=observer,
+                tracer=self._tracing.tracer,
             ),
             gate=gate,
             reader=reader,
             cascade=cascade,
             pdf_maker=pool,
             images=pool,
-            samples=build_samples(settings, metrics),
+            samples=build_samples(settings, metrics, self._tracing.tracer),
             metrics=metrics,
-            monitor=Monitor(engine=self._engine, gate=gate, metrics=metrics, on_engine_failed=self._on_failed),
+            monitor=monitor,
+            exposition=build_exposition(settings, metrics, monitor),
             observer=observer,
             bounds=RequestBounds(
                 max_upload_bytes=settings.max_upload_bytes,
@@ -541,5 +569,22 @@ def create_app(
             app, tracer_provider=tracing.provider, excluded_urls=UNTRACED, exclude_spans=["receive", "send"]
         )
     hosts = frozenset(each.strip().lower() for each in settings.allowed_hosts.split(",") if each.strip())
-    app.add_middleware(RequestContextMiddleware, metrics=metrics, respond=problem_response, allowed_hosts=hosts)
+    app.add_middleware(
+        RequestContextMiddleware,
+        metrics=metrics,
+        respond=problem_response,
+        allowed_hosts=hosts,
+        admin_port=divide_routes(settings),
+    )
     return app
+
+
+def divide_routes(settings: ServiceSettings) -> AdminPort | None:
+    """Which routes are on the port for operators; None without one."""
+    if settings.admin_port is None:
+        return None
+    return AdminPort(
+        settings.admin_port,
+        admin=(health.metrics_router, adapters.admin_router, samples.export_router),
+        shared=(health.router, adapters.router),
+    )

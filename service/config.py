@@ -251,6 +251,14 @@ class ServiceSettings(BaseSettings):
     seconds."""
     enable_metrics: bool = True
     """Serve `/metrics` for Prometheus."""
+    metrics_cache_s: Annotated[float, Field(ge=0, le=60)] = 1.0
+    """For how long scrapes of `/metrics` get the same text, in seconds, which bounds what they cost; 0 writes it for
+    each."""
+    admin_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Port for `/metrics`, operators' commands and exports of samples, which DEEPSYNTH_PORT then refuses; health and
+    `GET /adapters` are on both. All are on DEEPSYNTH_PORT when unset."""
+    admin_host: str | None = None
+    """Address for DEEPSYNTH_ADMIN_PORT; DEEPSYNTH_HOST when unset."""
     enable_tracing: bool = False
     """Send OpenTelemetry spans."""
     otlp_endpoint: Annotated[str, Field(pattern=r"^https?://\S+$")] = "http://127.0.0.1:4318/v1/traces"
@@ -282,6 +290,10 @@ class ServiceSettings(BaseSettings):
     def _check_together(self) -> Self:
         if self.require_keys and not self.needs_key:
             raise ValueError("DEEPSYNTH_REQUIRE_KEYS=true, but neither DEEPSYNTH_API_KEY nor DEEPSYNTH_KEY_FILE is set")
+        if self.admin_port is not None and self.admin_port == self.port:
+            raise ValueError("DEEPSYNTH_ADMIN_PORT is the same as DEEPSYNTH_PORT")
+        if self.admin_host is not None and self.admin_port is None:
+            raise ValueError("DEEPSYNTH_ADMIN_HOST is set without DEEPSYNTH_ADMIN_PORT")
         if self.cascade_key is not None and self.cascade_url is None:
             raise ValueError("DEEPSYNTH_CASCADE_KEY is set without DEEPSYNTH_CASCADE_URL")
         if self.ocr_batch_size is not None and self.max_concurrent_requests < self.ocr_batch_size:

@@ -24,6 +24,7 @@ from service.ocr.metrics import TelemetryObserver
 from service.ocr.outcome import BlankPages, Orientation
 from service.ocr.reader import DocumentReader
 from service.samples.keeper import SampleKeeper
+from service.telemetry.exposition import Exposition
 from service.telemetry.metrics import Metrics
 
 
@@ -69,6 +70,7 @@ class Services:
     """None if no pages are kept."""
     metrics: Metrics
     monitor: Monitor
+    exposition: Exposition
     observer: TelemetryObserver
     bounds: RequestBounds
     has_started: Callable[[], bool]

@@ -77,6 +77,7 @@ class Monitor:
             self._metrics.gauge("worker_state").labels(each).set(each is state)
         self._metrics.gauge("queue_depth").set(self._gate.num_waiting)
         self._metrics.gauge("requests_running").set(self._gate.num_running)
+        self._metrics.gateway.set_requests(waiting=self._gate.num_waiting, running=self._gate.num_running)
         if state is EngineState.READY:
             # A stuck engine must not block the metrics.
             with contextlib.suppress(TimeoutError):

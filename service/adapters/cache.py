@@ -74,7 +74,13 @@ class LoraCache:
     @property
     def num_waiting(self) -> int:
         """Requests that wait for an adapter."""
-        return sum(not waiter.done() for demand in self._demands.values() for waiter in demand.waiters)
+        return len(self.waiting)
+
+    @property
+    def waiting(self) -> list[str]:
+        """What requests wait for, once a request."""
+        demands = self._demands.items()
+        return [name for name, demand in demands for waiter in demand.waiters if not waiter.done()]
 
     def num_holds(self, model_id: str) -> int:
         """Holds on an adapter; 0 if it is not loaded."""

@@ -315,7 +315,7 @@ class AdapterManager:
             self._observer.served(name, entry.active, created)
         self._observer.slots(
             total=self._engine.info.adapter_slots,
-            used=len(self._engine.adapters),
-            waiting=self._cache.num_waiting,
+            loaded=self._engine.adapters,
+            waiting=self._cache.waiting,
             evicted=self._cache.num_evicted,
         )

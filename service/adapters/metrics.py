@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 
+from opentelemetry.context import Context
 from opentelemetry.trace import Span, Status, StatusCode, Tracer, set_span_in_context
 
 from service.adapters.rollback import Outcome
+from service.telemetry.links import LoadSpans
 from service.telemetry.metrics import ADAPTER_OUTCOMES, OTHER_MODEL, Metrics
 from shared.contract.identity import AdapterRef
 
@@ -56,20 +58,22 @@ class LoadObserver:
 class AdapterObserver:
     """Observes the parts of `service.adapters`."""
 
-    def __init__(self, metrics: Metrics, tracer: Tracer) -> None:
+    def __init__(self, metrics: Metrics, tracer: Tracer, loads: LoadSpans | None = None) -> None:
         self._metrics = metrics
         self._tracer = tracer
+        self._loads = loads or LoadSpans()
         self._num_evicted = 0
 
     @contextlib.contextmanager
     def loading(self, reference: AdapterRef, stages_s: dict[str, float]) -> Iterator[LoadObserver]:
         """Around preparing one version; `stages_s` is filled with seconds by stage."""
         with self._tracer.start_as_current_span(
-            "deepsynth.adapter.load", record_exception=False, set_status_on_exception=False
+            "deepsynth.adapter.load", Context(), record_exception=False, set_status_on_exception=False
         ) as span:
             span.set_attributes(
                 {"deepsynth.adapter.name": reference.name, "deepsynth.adapter.version": reference.version}
             )
+            self._loads.note(str(reference), span)
             load = LoadObserver(self._metrics, self._tracer, span, stages_s)
             try:
                 yield load
@@ -106,14 +110,26 @@ class AdapterObserver:
         for outcome in ADAPTER_OUTCOMES:
             self._metrics.counter("adapter_pages_total").labels(label, outcome)
 
-    def slots(self, *, total: int, used: int, waiting: int, evicted: int) -> None:
-        """Use of the slots; `evicted` counts from the start."""
+    def slots(self, *, total: int, loaded: Collection[str], waiting: Collection[str], evicted: int) -> None:
+        """Update the gauges of the slots.
+
+        Args:
+            total: Slots.
+            loaded: What is in them, each as `name@version`.
+            waiting: What requests wait for, once a request.
+            evicted: Adapters evicted since the start.
+        """
         values: Mapping[str, float] = {
             "adapter_slots": total,
-            "adapter_slots_used": used,
-            "adapter_requests_waiting": waiting,
+            "adapter_slots_used": len(loaded),
+            "adapter_requests_waiting": len(waiting),
         }
+        self._metrics.gateway.set_adapters(most=total, running=_names(loaded), waiting=_names(waiting))
         for name, value in values.items():
             self._metrics.gauge(name).set(value)
         self._metrics.counter("adapter_evictions_total").inc(evicted - self._num_evicted)
         self._num_evicted = evicted
+
+
+def _names(model_ids: Collection[str]) -> set[str]:
+    return {model_id.partition("@")[0] for model_id in model_ids}

@@ -108,8 +108,11 @@ class ServedModels:
             model_id: As `check` returned it.
 
         Returns:
-            The tasks; all of an adapter's version whose manifest has not been read yet.
+            The tasks, of a cascade those of its first model; all of an adapter's version whose manifest has not been
+            read yet.
         """
+        if model_id == self._cascade:
+            return self.tasks(self.check(self._first))
         if self._adapters is None or model_id == self._engine.info.model_id:
             return self._engine.info.tasks
         return self._with(self._adapters.check(model_id))

@@ -16,7 +16,7 @@ import httpx
 
 from service.cli.output import print_output
 from service.cli.startup import start
-from service.config import LogLevel
+from service.config import LogLevel, ServiceSettings
 from shared.contract.identity import parse_reference
 from shared.contract.refusals import VolumeError
 
@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command, its actions and their flags."""
     parser.description = (
         "Manage the adapters of a running service. DEEPSYNTH_ADMIN_KEY is the key it was started with; "
-        "its address is DEEPSYNTH_HOST and DEEPSYNTH_PORT, or --url."
+        "its address is DEEPSYNTH_HOST and DEEPSYNTH_PORT, or DEEPSYNTH_ADMIN_HOST and DEEPSYNTH_ADMIN_PORT where "
+        "that is set, or --url."
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     for action, text in _ACTIONS.items():
@@ -49,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--json", action="store_true", dest="as_json", help="print the service's answer")
 
 
+def _address(settings: ServiceSettings) -> str:
+    if settings.admin_port is None:
+        return f"http://{settings.host}:{settings.port}"
+    return f"http://{settings.admin_host or settings.host}:{settings.admin_port}"
+
+
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     """Send a command to the service and print its answer; the exit status is 1 if it refused or was not reached."""
     settings = start(LogLevel.WARNING)
@@ -56,7 +63,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         path, body = _request(arguments)
     except _UsageError as error:
         parser.error(str(error))
-    url = arguments.url or f"http://{settings.host}:{settings.port}"
+    url = arguments.url or _address(settings)
     key = settings.admin_key.get_secret_value() if settings.admin_key else None
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:

@@ -15,6 +15,7 @@ from typing import Any
 from service.cli.output import print_output
 from service.config import PREFIX, RENAMED, TRAINER_PREFIX, ServiceSettings
 from service.errors import error_classes
+from service.telemetry import gateway
 from service.telemetry.metrics import TABLE
 
 _GENERATED = "Written by `python -m service describe --write .`; do not edit by hand."
@@ -95,8 +96,9 @@ def errors_page() -> str:
         f"<!-- {_GENERATED} -->",
         "",
         "Every error is `application/problem+json` (RFC 9457) with `type`, `title`, `status`, `code`, `retryable` and",
-        "`request_id`; some add members such as `field`, `expected` or a limit. `code` is stable. 429, 503",
-        "and 507 have a `Retry-After` header. Code and outcome are also the labels of `deepsynth_requests_total`.",
+        "`request_id`, and `trace_id` where tracing is on; some add members such as `field`, `expected` or a limit.",
+        "`code` is stable. 429, 503 and 507 have a `Retry-After` header. Code and outcome are also the labels of",
+        "`deepsynth_requests_total`.",
         "Routes that speak another service's protocol send its shape, with the same status and code",
         "([api.md](api.md#clients)).",
         "",
@@ -128,6 +130,18 @@ def metrics_page() -> str:
         shown = [f"`{name}`" + (f" ({', '.join(values)})" if values else "") for name, values in spec.labels.items()]
         labels = ", ".join(shown)
         lines.append(f"| `{spec.name}` | {spec.kind} | {labels} | {spec.help} |")
+    lines += [
+        "",
+        "The endpoint picker of Kubernetes' Gateway API Inference Extension reads these, by the names that it expects",
+        "by default. Labels of the last one are names of adapters and change with every load, so Prometheus should not",
+        "keep it: `deploy/prometheus/prometheus.yml` drops all three.",
+        "",
+        "| Metric | Type | Labels | Meaning |",
+        "|---|---|---|---|",
+    ]
+    for name, meaning in gateway.TABLE.items():
+        labels = ", ".join(f"`{label}`" for label in gateway.LORA_LABELS) if name == gateway.LORA_INFO else ""
+        lines.append(f"| `{name}` | gauge | {labels} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 

@@ -58,7 +58,7 @@ def run(_parser: argparse.ArgumentParser, _arguments: argparse.Namespace) -> int
         return 128 + signal.SIGINT
     if server.has_failed:
         return EXIT_ENGINE_FAILED
-    return 0 if server.started else 1
+    return 0 if server.started and server.listens else 1
 
 
 class Server(uvicorn.Server):
@@ -89,18 +89,36 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=int(settings.deadline_s + STOP_MARGIN_S),
             )
         )
+        self._admin_port, self._admin_host = settings.admin_port, settings.admin_host or settings.host
         self._drain_grace_s = settings.drain_grace_s
         self._is_guarded = settings.needs_key or _is_loopback(settings.host)
         self._is_ready = False
         self._is_draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self.has_failed = False
+        self.listens = True
+        """Whether every port could be opened."""
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override] # narrower upstream
         """Start, and keep the loop for signal handlers."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)  # type: ignore[arg-type]
+        if self._admin_port is not None:
+            await self._listen_for_operators(self._admin_port)
         self._greet()
+
+    async def _listen_for_operators(self, port: int) -> None:
+        def make_protocol() -> asyncio.Protocol:
+            return BoundedProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+        loop = asyncio.get_running_loop()
+        try:
+            server = await loop.create_server(make_protocol, self._admin_host, port, backlog=self.config.backlog)
+        except OSError as error:
+            logger.error("cannot listen on DEEPSYNTH_ADMIN_PORT=%d: %s", port, error.strerror)  # noqa: TRY400 -- the text suffices
+            self.listens, self.should_exit = False, True
+        else:
+            self.servers.append(server)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain at the first signal, end at the second."""

@@ -300,7 +300,8 @@ class JobManager:
         """Store a finished page, after those that came before it."""
 
         async def save() -> None:
-            await stored
+            with self._observer.persisting():
+                await stored
             self._observer.page_finished(page.status)
 
         # Handed over at once: a task would do so later, in an order of its own.
@@ -336,8 +337,9 @@ class JobManager:
 
     async def _run(self, job: Job) -> None:
         try:
-            await self._runner.run(job)
-            await self._finish(job)
+            with self._observer.reading(job):
+                await self._runner.run(job)
+                await self._finish(job)
         except asyncio.CancelledError:
             await self.pause(job)
             raise
@@ -381,7 +383,8 @@ class JobManager:
                     await self._webhooks_changed.wait()
 
     async def _send_webhook(self, job: Job) -> None:
-        status, due_s = await self._webhooks.send(job)
+        with self._observer.sending():
+            status, due_s = await self._webhooks.send(job)
         await self._call(self._store.note_webhook, job.id, status, due_s)
 
     async def _cancel(self, job_id: str) -> None:

@@ -1,13 +1,20 @@
-"""Metrics and log lines of jobs; the only writer of these metrics."""
+"""Metrics, spans and log lines of jobs; the only writer of these metrics."""
 
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from opentelemetry.context import Context
+from opentelemetry.trace import Tracer
 
 from service.jobs.job import Job, JobState
 from service.jobs.store import Counts
 from service.ocr.outcome import PageStatus
 from service.telemetry.metrics import Metrics
+from service.telemetry.spans import operation
 
 _log = logging.getLogger(__name__)
 
@@ -15,8 +22,30 @@ _log = logging.getLogger(__name__)
 class JobObserver:
     """Observes the jobs of one service."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, tracer: Tracer) -> None:
         self._metrics = metrics
+        self._tracer = tracer
+
+    @contextmanager
+    def reading(self, job: Job) -> Iterator[None]:
+        """Around reading a job: a trace of its own, as it outlives the request that submitted it."""
+        with operation(self._tracer, "deepsynth.job", Context()) as span:
+            span.set_attribute("deepsynth.page.count", len(job.unread))
+            yield
+
+    @contextmanager
+    def persisting(self) -> Iterator[None]:
+        """Around storing a page."""
+        began_s = time.monotonic()
+        with operation(self._tracer, "deepsynth.persist"):
+            yield
+        self._metrics.histogram("stage_duration_seconds").labels("persist").observe(time.monotonic() - began_s)
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """Around an attempt at sending a webhook."""
+        with operation(self._tracer, "deepsynth.webhook", Context()):
+            yield
 
     def kept(self, counts: Counts) -> None:
         """Update the gauges."""

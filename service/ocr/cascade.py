@@ -181,7 +181,8 @@ class Cascade:
         async def read(page: PageResult) -> None:
             file, number = document.place_of(page.page)
             async with places:
-                result = await self._result(page, files[file], request, number, permit, may_store=may_store)
+                with self._observer.reading_again():
+                    result = await self._result(page, files[file], request, number, permit, may_store=may_store)
             finish(result)
             deadline.renew()
 

@@ -6,21 +6,25 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from opentelemetry.trace import Span, Status, StatusCode, Tracer
+from opentelemetry.trace import Span, Tracer, set_span_in_context
 
-from service.engine.protocol import SequenceResult
+from service.engine.protocol import SequenceResult, SequenceTimings
 from service.errors import DeepSynthError
 from service.intake.pages import DecodedPage
 from service.ocr.outcome import PageStatus
+from service.telemetry.links import BatchSpans, LoadSpans
 from service.telemetry.metrics import Metrics
+from service.telemetry.spans import operation
 
 
 class SequenceObserver:
     """Observes one sequence from submission to its last token."""
 
-    def __init__(self, metrics: Metrics, span: Span) -> None:
+    def __init__(self, metrics: Metrics, tracer: Tracer, span: Span) -> None:
         self._metrics = metrics
+        self._tracer = tracer
         self._span = span
+        self.output_tokens = 0
         self._start_s = time.monotonic()
         self.is_finished = False
 
@@ -32,6 +36,7 @@ class SequenceObserver:
     def finished(self, result: SequenceResult) -> None:
         """Record tokens, stages and finish reason."""
         self.is_finished = True
+        self.output_tokens = result.completion_tokens
         metrics, timings = self._metrics, result.timings
         metrics.histogram("inference_latency_seconds").observe(time.monotonic() - self._start_s)
         metrics.counter("pages_total").inc()
@@ -54,26 +59,36 @@ class SequenceObserver:
                 "gen_ai.response.finish_reasons": [str(result.finish_reason)],
             }
         )
+        if self._span.is_recording():
+            self._trace_stages(timings)
+
+    def _trace_stages(self, timings: SequenceTimings) -> None:
+        """Spans of what the engine's process did, laid end to end before the last token: it reports durations alone."""
+        context = set_span_in_context(self._span)
+        stages = {
+            "engine_queue": timings.queue_s,
+            "encode": timings.encode_s,
+            "prefill": timings.prefill_s,
+            "generate": timings.generate_s,
+        }
+        begin_ns = time.time_ns() - sum(int(seconds * 1e9) for seconds in stages.values())
+        for name, seconds in stages.items():
+            end_ns = begin_ns + int(seconds * 1e9)
+            self._tracer.start_span(f"deepsynth.{name}", context, start_time=begin_ns).end(end_ns)
+            begin_ns = end_ns
 
 
 class TelemetryObserver:
     """Observes the stages of a request."""
 
-    def __init__(self, metrics: Metrics, tracer: Tracer) -> None:
+    def __init__(self, metrics: Metrics, tracer: Tracer, loads: LoadSpans | None = None) -> None:
         self._metrics = metrics
         self._tracer = tracer
+        self._loads = loads or LoadSpans()
+        self._batches = BatchSpans(tracer)
 
-    @contextlib.contextmanager
-    def _span(self, name: str) -> Iterator[Span]:
-        # Exceptions are not recorded, since their text may quote a page.
-        with self._tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False) as span:
-            try:
-                yield span
-            except DeepSynthError as error:
-                span.set_attribute("error.type", error.code)
-                if error.status >= 500:
-                    span.set_status(Status(StatusCode.ERROR))
-                raise
+    def _span(self, name: str) -> contextlib.AbstractContextManager[Span]:
+        return operation(self._tracer, name)
 
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -125,6 +140,10 @@ class TelemetryObserver:
         """Count what became of a page."""
         self._metrics.counter("page_outcomes_total").labels(status).inc()
 
+    def reading_again(self) -> contextlib.AbstractContextManager[Span]:
+        """Around reading a page with the second model."""
+        return self._span("deepsynth.cascade")
+
     def read_again(self, *, has_failed: bool) -> None:
         """Count a page that the first model was unsure of."""
         self._metrics.counter("cascade_pages_total").labels("failed" if has_failed else "read_again").inc()
@@ -132,7 +151,7 @@ class TelemetryObserver:
     @contextlib.contextmanager
     def rendering(self, name: str) -> Iterator[None]:
         """Around writing a document in an output format."""
-        with self._span("deepsynth.render") as span:
+        with self._span("deepsynth.render") as span, self._stage("render"):
             span.set_attribute("deepsynth.format", name)
             yield
 
@@ -147,7 +166,9 @@ class TelemetryObserver:
         """Around one sequence."""
         with self._span("deepsynth.inference") as span:
             span.set_attribute("gen_ai.request.model", model_id)
-            sequence = SequenceObserver(self._metrics, span)
+            self._loads.link(model_id, span)
+            batch = self._batches.join(span)
+            sequence = SequenceObserver(self._metrics, self._tracer, span)
             status = "cancelled"
             try:
                 yield sequence
@@ -156,5 +177,6 @@ class TelemetryObserver:
                 status = "failed"
                 raise
             finally:
+                self._batches.leave(batch, sequence.output_tokens)
                 status = "ok" if sequence.is_finished else status
                 self._metrics.counter("inference_total").labels(self._metrics.model_label(model_id), status).inc()

@@ -37,6 +37,6 @@ async def readyz(services: ServicesDep) -> ReadyAnswer:
 
 @metrics_router.get("/metrics", include_in_schema=False)
 async def metrics(services: ServicesDep) -> Response:
-    """Every metric, with gauges updated for this scrape."""
-    await services.monitor.refresh()
-    return Response(services.metrics.render(), headers={"content-type": EXPOSITION, "cache-control": "no-store"})
+    """Every metric, at most DEEPSYNTH_METRICS_CACHE_S old."""
+    text = await services.exposition.text()
+    return Response(text, headers={"content-type": EXPOSITION, "cache-control": "no-store"})

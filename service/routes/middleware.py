@@ -16,7 +16,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.admission.request import SCOPE_KEY, RequestRecord
-from service.errors import DeepSynthError, InternalError, InvalidHostError
+from service.errors import DeepSynthError, InternalError, InvalidHostError, NotFoundError
+from service.routes.ports import AdminPort
 from service.routes.problems import CHAT_PATH, MISTRAL_PATH
 from service.telemetry import logs
 from service.telemetry.metrics import Metrics
@@ -57,6 +58,7 @@ class RequestContextMiddleware:
         metrics: Metrics,
         respond: Callable[[DeepSynthError, Scope], Response],
         allowed_hosts: frozenset[str] = frozenset(),
+        admin_port: AdminPort | None = None,
     ) -> None:
         """Wrap an app.
 
@@ -65,9 +67,11 @@ class RequestContextMiddleware:
             metrics: Counts how requests end.
             respond: Makes the response of an error.
             allowed_hosts: Names for the header Host, in lower case and without port; any if empty.
+            admin_port: Of operators; None if they use the same as clients.
         """
         self._app = app
         self._allowed_hosts = allowed_hosts
+        self._admin_port = admin_port
         self._metrics = metrics
         self._respond = respond
 
@@ -94,6 +98,8 @@ class RequestContextMiddleware:
         error: DeepSynthError | None = None
         if not self._is_host_allowed(scope, headers):
             error = InvalidHostError()
+        elif self._admin_port is not None and not self._admin_port.serves(scope):
+            error = NotFoundError()
         else:
             try:
                 await self._app({**scope, "method": _method(scope["method"])}, exchange.receive, exchange.send)

@@ -24,6 +24,7 @@ from service.errors import (
     ModelNotFoundError,
     NotFoundError,
 )
+from service.telemetry import logs
 
 CHAT_PATH = "/v1/chat/completions"
 MISTRAL_PATH = "/v1/ocr"
@@ -31,7 +32,11 @@ MEDIA_TYPE = "application/problem+json"
 
 
 def problem(error: DeepSynthError, request_id: str) -> dict[str, Any]:
-    """The body of an error, as members of a JSON object; public members never replace a standard one."""
+    """The body of an error, as members of a JSON object; public members never replace a standard one.
+
+    Where tracing is on, `trace_id` is the trace that the error belongs to.
+    """
+    traced = logs.trace_id()
     return {
         **error.public,
         "type": f"urn:deepsynth:error:{error.code}",
@@ -40,6 +45,7 @@ def problem(error: DeepSynthError, request_id: str) -> dict[str, Any]:
         "code": error.code,
         "retryable": error.retryable,
         "request_id": request_id,
+        **({} if traced is None else {"trace_id": traced}),
     }
 
 

@@ -17,6 +17,8 @@ from functools import partial
 from tarfile import BLOCKSIZE, NUL, TarInfo
 from typing import Protocol, TypeVar
 
+from opentelemetry import trace
+
 from service.errors import (
     DeepSynthError,
     InvalidFieldError,
@@ -88,7 +90,9 @@ class SampleKeeper:
         self._observer = observer
         self.are_thumbnails = are_thumbnails
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="samples")
-        self._waiting: OrderedDict[str, tuple[AnsweredDocument, asyncio.Future[None]]] = OrderedDict()
+        self._waiting: OrderedDict[str, tuple[AnsweredDocument, asyncio.Future[None], trace.SpanContext]] = (
+            OrderedDict()
+        )
         """By id of the answer, the next one in front; stays here until it has been kept."""
         self._waiting_bytes = 0
         self._has_more = asyncio.Event()
@@ -110,13 +114,13 @@ class SampleKeeper:
     async def stop(self) -> None:
         """Keep what waits, for `STOP_TIMEOUT_S` at most, and close the folder."""
         if self._task is not None:
-            waiting = [future for _, future in self._waiting.values()]
+            waiting = [future for _, future, _ in self._waiting.values()]
             if waiting:
                 await asyncio.wait(waiting, timeout=STOP_TIMEOUT_S)
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        for document, future in self._waiting.values():
+        for document, future, _ in self._waiting.values():
             self._observer.lost(Lost.BUSY, len(document.readings))
             future.cancel()
         await self._copier.stop()
@@ -131,7 +135,8 @@ class SampleKeeper:
         if self._waiting and self._waiting_bytes + num_bytes > MAX_WAITING_BYTES:
             self._observer.lost(Lost.BUSY, len(document.readings))
             return
-        self._waiting[document.answer_id] = (document, asyncio.get_running_loop().create_future())
+        kept = asyncio.get_running_loop().create_future()
+        self._waiting[document.answer_id] = (document, kept, trace.get_current_span().get_span_context())
         self._waiting_bytes += num_bytes
         self._has_more.set()
 
@@ -188,7 +193,7 @@ class SampleKeeper:
         try:
             pages = await self._in_thread(partial(self._store.erase, answer_id))
         except OSError as error:
-            logger.error("samples could not be erased: %s", error.strerror)  # noqa: TRY400 -- the text suffices
+            self._observer.not_erased(error)
             raise SampleStorageError from error
         self._observer.done("erased", before - len(self._store))
         self._show_size()
@@ -231,9 +236,10 @@ class SampleKeeper:
                     await self._has_more.wait()
             self._has_more.clear()
             while self._waiting:
-                answer_id, (document, future) = next(iter(self._waiting.items()))
+                answer_id, (document, future, request) = next(iter(self._waiting.items()))
                 try:
-                    await self._keep(document)
+                    with self._observer.persisting(request):
+                        await self._keep(document)
                 except DeepSynthError as error:
                     self._observer.lost(Lost.IMAGE, len(document.readings), error.code)
                 except Exception:
@@ -248,7 +254,7 @@ class SampleKeeper:
             try:
                 await self._in_thread(self._expire)
             except OSError as error:
-                logger.error("expired samples could not be erased: %s", error.strerror)  # noqa: TRY400 -- the text suffices
+                self._observer.not_erased(error)
 
     async def _keep(self, answered: AnsweredDocument) -> None:
         num_before = 0

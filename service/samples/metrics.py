@@ -1,12 +1,18 @@
-"""Counts and log lines of samples; the only writer of their metrics."""
+"""Counts, spans and log lines of samples; the only writer of their metrics."""
 
 from __future__ import annotations
 
 import errno
 import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 
+from opentelemetry.trace import NonRecordingSpan, SpanContext, Tracer, set_span_in_context
+
 from service.telemetry.metrics import Metrics
+from service.telemetry.spans import operation
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -27,8 +33,17 @@ class Lost(StrEnum):
 class SampleObserver:
     """Counts what becomes of samples."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, tracer: Tracer) -> None:
         self._metrics = metrics
+        self._tracer = tracer
+
+    @contextmanager
+    def persisting(self, request: SpanContext) -> Iterator[None]:
+        """Around keeping an answered document, in the trace of its request, which has ended by then."""
+        began_s = time.monotonic()
+        with operation(self._tracer, "deepsynth.persist", set_span_in_context(NonRecordingSpan(request))):
+            yield
+        self._metrics.histogram("stage_duration_seconds").labels("persist").observe(time.monotonic() - began_s)
 
     def done(self, what: str, num: int = 1) -> None:
         """Count samples that were `stored`, `corrected`, `read` or `erased`."""
@@ -44,6 +59,11 @@ class SampleObserver:
     def lost_to(self, error: OSError) -> None:
         """Count and log a page that could not be written."""
         self.lost(Lost.DISK_FULL if error.errno in _FULL else Lost.DISK, detail=error.strerror)
+
+    def not_erased(self, error: OSError) -> None:
+        """Count and log samples that could not be erased."""
+        self._metrics.counter("sample_erasures_failed_total").inc()
+        logger.error("samples could not be erased: %s", error.strerror)
 
     def size(self, num_samples: int, num_bytes: int) -> None:
         """Set how much is kept."""

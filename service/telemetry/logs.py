@@ -1,4 +1,4 @@
-"""Log lines: text for people or JSON for log collectors, each with its request id, without content of documents.
+"""Log lines: text for people or JSON for log collectors, with request and trace ids, without content of documents.
 
 Call sites pass `extra={"fields": {...}}` with ids, sizes, times and codes. Exceptions are logged by type and stack
 frames; their messages are left out, since they may quote a document.
@@ -15,15 +15,25 @@ import traceback
 from collections.abc import Mapping
 from types import TracebackType
 
+from opentelemetry import trace
+
 request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("request_id", default=None)
 
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+
+def trace_id() -> str | None:
+    """The current span's trace, in 32 hexadecimal digits; None outside of one, as where tracing is off."""
+    context = trace.get_current_span().get_span_context()
+    return trace.format_trace_id(context.trace_id) if context.is_valid else None
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
     fields: dict[str, object] = {}
     if (current := request_id.get()) is not None:
         fields["request_id"] = current
+    if (traced := trace_id()) is not None:
+        fields["trace_id"] = traced
     given = getattr(record, "fields", None)
     if isinstance(given, Mapping):
         fields.update(given)

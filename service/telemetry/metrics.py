@@ -25,6 +25,7 @@ from prometheus_client import (
 )
 
 from service.errors import error_classes
+from service.telemetry.gateway import GatewayMetrics
 from shared.contract.refusals import Reason
 
 PREFIX = "deepsynth_"
@@ -37,11 +38,12 @@ BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 BYTES_BUCKETS = tuple(1024.0 * 4**power for power in range(9))
 PIXEL_BUCKETS = tuple(10_000.0 * 4**power for power in range(8))
 
-STAGES = ("receive", "decode", "queue", "encode", "prefill", "generate")
+STAGES = ("receive", "decode", "queue", "encode", "prefill", "generate", "render", "persist")
 # Repeated here, since telemetry must not import the modules that define them; a test compares.
 FINISH_REASONS = ("stop", "length", "repetition")
 PAGE_STATUSES = ("ok", "blank", "unreadable", "failed")
 ENGINE_STATES = ("loading", "ready", "draining", "failed")
+ENGINE_LOSSES = ("exit", "signal", "exception", "stall", "stopped", "startup")
 FORMATS = ("png", "jpeg", "webp", "tiff", "gif", "bmp", "jpeg2000", "avif", "heic", "pdf")
 INFERENCE_STATUSES = ("ok", "failed", "cancelled")
 OUTCOMES = ("ok", "client_error", "rejected", "timeout", "server_error", "unavailable", "client_disconnect")
@@ -149,6 +151,9 @@ TABLE: tuple[MetricSpec, ...] = (
     _gauge("worker_up", "1 while the engine is ready."),
     _gauge("worker_state", "1 for the engine's current state.", state=ENGINE_STATES),
     _gauge("worker_seconds_since_progress", "Seconds since the engine's last step while it has work."),
+    _counter("worker_restarts_total", "Losses of the engine and failed restarts, by kind.", reason=ENGINE_LOSSES),
+    _counter("pages_retried_total", "Pages that were lost with the engine and read again."),
+    _counter("poison_pages_total", "Pages refused because they were in work at two deaths of the engine."),
     _histogram("event_loop_lag_seconds", "How late the event loop runs a timer.", LAG_BUCKETS),
     _gauge("adapter_slots", "Slots for adapters."),
     _gauge("adapter_slots_used", "Loaded adapters."),
@@ -177,6 +182,7 @@ TABLE: tuple[MetricSpec, ...] = (
         result=WEBHOOK_RESULTS,
     ),
     _counter("cascade_pages_total", "Pages that were to be read again by a larger model.", outcome=CASCADE_OUTCOMES),
+    _gauge("samples_allowed", "1 where the settings allow that pages are kept."),
     _gauge("samples_kept", "Kept pages."),
     _gauge("sample_bytes", "Bytes of kept pages and their records."),
     _counter("samples_total", "Pages that were kept, corrected, exported or erased.", what=SAMPLE_CHANGES),
@@ -185,6 +191,9 @@ TABLE: tuple[MetricSpec, ...] = (
         "Pages that could not be kept, and corrections that could not be stored, by reason.",
         reason=SAMPLE_LOSSES,
     ),
+    _counter("sample_erasures_failed_total", "Attempts at erasing samples that failed; expired ones are tried again."),
+    _gauge("disk_free_bytes", "Free bytes of the disk with a folder of the service.", folder=()),
+    _gauge("disk_size_bytes", "Size of the disk with a folder of the service.", folder=()),
     _gauge("build_info", "1, with what is running as labels.", version=(), model_id=(), device=(), dtype=()),
 )
 
@@ -197,6 +206,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
+        self.gateway = GatewayMetrics()
+        self.registry.register(self.gateway)
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
         self._histograms: dict[str, Histogram] = {}

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.trace import NoOpTracer, SpanContext, Tracer
+from opentelemetry.trace import Link, NoOpTracer, SpanContext, Tracer
 from opentelemetry.util.types import AttributeValue
 
 SERVICE_NAME = "deepsynth-ocr"
@@ -33,6 +33,7 @@ ALLOWED = frozenset(
         "deepsynth.adapter.version",
         "deepsynth.adapter.bytes",
         "deepsynth.adapter.result",
+        "deepsynth.batch.pages",
         "deepsynth.upload.bytes",
         "deepsynth.format",
         "deepsynth.image.format",
@@ -81,6 +82,11 @@ def _without_state(context: SpanContext | None) -> SpanContext | None:
     return SpanContext(context.trace_id, context.span_id, context.is_remote, context.trace_flags)
 
 
+def _link(link: Link) -> Link:
+    context = link.context
+    return Link(SpanContext(context.trace_id, context.span_id, context.is_remote, context.trace_flags))
+
+
 def _stripped(span: ReadableSpan) -> ReadableSpan:
     route = (span.attributes or {}).get("http.route")
     is_server = span.kind.name == "SERVER"
@@ -93,6 +99,7 @@ def _stripped(span: ReadableSpan) -> ReadableSpan:
         resource=span.resource,
         attributes=_filtered(span.attributes),
         events=[Event(event.name, _filtered(event.attributes), event.timestamp) for event in span.events],
+        links=[_link(link) for link in span.links],
         kind=span.kind,
         instrumentation_scope=span.instrumentation_scope,
         status=span.status,

@@ -63,7 +63,7 @@ def environment(**settings: str) -> dict[str, str]:
 def running_server(**settings: str) -> Iterator[ServerProcess]:
     """Start `python -m service serve` with the fake engine and wait until it is ready."""
     port = free_port()
-    chosen = {"ENGINE": "fake", "PORT": str(port), "IMAGE_WORKERS": "1", **settings}
+    chosen = {"ENGINE": "fake", "PORT": str(port), "IMAGE_WORKERS": "1", "METRICS_CACHE_S": "0", **settings}
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("wb") as stream:

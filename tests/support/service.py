@@ -20,7 +20,7 @@ from tests.support.fake_engine import SteeredEngine
 
 
 def make_settings(**changes: Any) -> ServiceSettings:
-    return ServiceSettings(**{"engine": "fake", "image_workers": 1, **changes})
+    return ServiceSettings(**{"engine": "fake", "image_workers": 1, "metrics_cache_s": 0, **changes})
 
 
 def page_image(text: str = "Hello, page", size: tuple[int, int] = (320, 200)) -> Image.Image:

@@ -49,6 +49,7 @@ from trainer.publishing.gate import (
     require_better,
     training_data_of_run,
 )
+from trainer.tracing import span
 
 
 def add_publish(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -133,7 +134,8 @@ def run_publish(options: argparse.Namespace, settings: TrainerSettings) -> str:
     )
     volume = AdapterVolume(options.volume)
     _sweep(volume, options.name)
-    published = publish(volume, place.folder, announcement, activate=not options.no_activate, policy=policy)
+    with span("publish.write"):
+        published = publish(volume, place.folder, announcement, activate=not options.no_activate, policy=policy)
     report = _report(published, evaluation, options.force is not None and forced is None)
     if repository is None:
         return report

@@ -12,6 +12,7 @@ from shared.contract.volume import MANIFEST_FILE, AdapterVolume
 from trainer.commands.flags import UsageError
 from trainer.config import TrainerSettings
 from trainer.publishing.hub import HubRepository, adapter_card, open_repository, push_folder
+from trainer.tracing import span
 
 
 def add_push(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -57,5 +58,6 @@ def push_version(volume: AdapterVolume, reference: AdapterRef, repository: HubRe
     except FileNotFoundError as error:
         raise AdapterRefusedError(Reason.MANIFEST_MISSING, f"{reference} has none") from error
     again = f"python -m trainer push {reference} --volume DIR --hub-model-id {repository.repo_id}"
-    url = push_folder(repository, folder, adapter_card(manifest), f"{reference}", private=private, again=again)
+    with span("push.upload"):
+        url = push_folder(repository, folder, adapter_card(manifest), f"{reference}", private=private, again=again)
     return f"pushed {reference} to {url}"

@@ -15,6 +15,7 @@ from trainer.evaluation.results import EvaluationResult, ReaderResult, SetRecord
 from trainer.evaluation.samples import Sample, SampleSet
 from trainer.evaluation.scores import PageScore, Reading, score_page, score_tier
 from trainer.reading.protocol import Reader
+from trainer.tracing import span
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +55,10 @@ def read_all(reader: Reader, samples: Sequence[Sample], progress_stream: TextIO)
     """Readings of one reader in the order of the samples; raises `RuntimeError` if it left out a page."""
     progress = Progress(reader.name, len(samples), progress_stream)
     readings: dict[int, Reading] = {}
-    for index, reading in reader.read(samples):
-        readings[index] = reading
-        progress.advance()
+    with span("evaluate.read", {"deepsynth.samples": len(samples)}):
+        for index, reading in reader.read(samples):
+            readings[index] = reading
+            progress.advance()
     if len(readings) != len(samples):
         raise RuntimeError(f"{reader.name} read {len(readings)} of {len(samples)} pages")
     return [readings[index] for index in range(len(samples))]
