@@ -35,7 +35,8 @@ nothing of HTTP frameworks, images or engines.
     |  |                                     503  unavailable
     |  `- JobStorageFullError                507  unavailable
     |- DeadlineError                         504  timeout
-    |- EngineError, JobInterruptedError      500  server_error
+    |- EngineError, PoisonPageError, JobInterruptedError
+    |                                         500  server_error
     |- InternalError                         500  server_error
     `- ClientGoneError                       499  client_disconnect (counted, never sent)
 
@@ -44,9 +45,11 @@ nothing of HTTP frameworks, images or engines.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
+MAX_RETRY_AFTER_S = 600
 PublicValue = str | int | float | list[str]
 
 
@@ -500,6 +503,11 @@ class CapacityError(DeepSynthError):
         self.retry_after_s = retry_after_s
 
 
+def whole_seconds(seconds: float) -> int:
+    """A wait as the header Retry-After has it: whole seconds, 1 to `MAX_RETRY_AFTER_S`."""
+    return min(max(math.ceil(seconds), 1), MAX_RETRY_AFTER_S)
+
+
 class QueueFullError(CapacityError):
     """The maximum of concurrent requests is reached; raised before the body is read."""
 
@@ -610,6 +618,13 @@ class EngineError(DeepSynthError):
 
     code = "engine_failed"
     title = "The engine failed on this request."
+
+
+class PoisonPageError(DeepSynthError):
+    """The engine died twice while it read this page, the second time alone; its content is refused for a time."""
+
+    code = "poison_request"
+    title = "The engine stopped twice while it read this page; it is refused for ten minutes."
 
 
 class JobInterruptedError(DeepSynthError):

@@ -42,6 +42,7 @@ STAGES = ("receive", "decode", "queue", "encode", "prefill", "generate")
 FINISH_REASONS = ("stop", "length", "repetition")
 PAGE_STATUSES = ("ok", "blank", "unreadable", "failed")
 ENGINE_STATES = ("loading", "ready", "draining", "failed")
+ENGINE_LOSSES = ("exit", "signal", "exception", "stall", "stopped", "startup")
 FORMATS = ("png", "jpeg", "webp", "tiff", "gif", "bmp", "jpeg2000", "avif", "heic", "pdf")
 INFERENCE_STATUSES = ("ok", "failed", "cancelled")
 OUTCOMES = ("ok", "client_error", "rejected", "timeout", "server_error", "unavailable", "client_disconnect")
@@ -149,6 +150,9 @@ TABLE: tuple[MetricSpec, ...] = (
     _gauge("worker_up", "1 while the engine is ready."),
     _gauge("worker_state", "1 for the engine's current state.", state=ENGINE_STATES),
     _gauge("worker_seconds_since_progress", "Seconds since the engine's last step while it has work."),
+    _counter("worker_restarts_total", "Losses of the engine and failed restarts, by kind.", reason=ENGINE_LOSSES),
+    _counter("pages_retried_total", "Pages that were lost with the engine and read again."),
+    _counter("poison_pages_total", "Pages refused because they were in work at two deaths of the engine."),
     _histogram("event_loop_lag_seconds", "How late the event loop runs a timer.", LAG_BUCKETS),
     _gauge("adapter_slots", "Slots for adapters."),
     _gauge("adapter_slots_used", "Loaded adapters."),
