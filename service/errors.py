@@ -650,6 +650,24 @@ class ClientGoneError(DeepSynthError):
     outcome = "client_disconnect"
 
 
+def let_go(error: BaseException | None) -> None:
+    """Cut an error, and those that it came from, off the frames that it passed.
+
+    A frame that has the error in a variable, and the traceback that has the frame, keep each other until the garbage
+    collector runs, and the request's upload with them. Tracebacks are for the log, so this comes after it.
+    """
+    rest, seen = [error], set()
+    while rest:
+        each = rest.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        each.__traceback__ = None
+        rest += [each.__cause__, each.__context__]
+        if isinstance(each, BaseExceptionGroup):
+            rest += each.exceptions
+
+
 def _leaves(branch: type[DeepSynthError]) -> Iterator[type[DeepSynthError]]:
     for child in branch.__subclasses__():
         if child.code:

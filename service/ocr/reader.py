@@ -38,6 +38,7 @@ from service.errors import (
     TooManyPagesError,
     TooManyVisionTokensError,
     error_classes,
+    let_go,
     whole_seconds,
 )
 from service.intake.document import Document
@@ -270,6 +271,8 @@ class DocumentReader:
         finished: dict[int, PageResult] = {}
 
         def finish(page: PageResult) -> None:
+            # Its frames hold the page, and this document.
+            let_go(page.error)
             finished[page.page] = page
             if deadline is not None:
                 deadline.renew()

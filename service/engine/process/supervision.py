@@ -23,7 +23,7 @@ class Supervision:
     backoff_s: float = 0.5
     """Before the first restart; doubles each time."""
     max_backoff_s: float = 30.0
-    hold_s: float = 15.0
+    hold_s: float = 30.0
     """Longest time for which pages wait for a lost engine. If it will take longer, they fail at once."""
     quarantine_s: float = 600.0
     """How long pages are remembered that were in work when the engine died."""
