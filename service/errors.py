@@ -31,9 +31,11 @@ nothing of HTTP frameworks, images or engines.
     |- CapacityError
     |  |- QueueFullError, KeyRateError, KeyConcurrencyError, TooManyWrongKeysError, JobQueueFullError
     |  |                                     429  rejected
-    |  |- NotReadyError, AdapterNotReadyError, DrainingError, EngineLostError, DecodeKilledError, SampleStorageError
+    |  |- NotReadyError, AdapterNotReadyError, DrainingError, EngineLostError, DecodeKilledError,
+    |  |  DecodeUnavailableError, SampleStorageError
     |  |                                     503  unavailable
-    |  `- JobStorageFullError                507  unavailable
+    |  `- JobStorageFullError, AdapterStateError
+    |                                         507  unavailable
     |- DeadlineError                         504  timeout
     |- EngineError, PoisonPageError, JobInterruptedError
     |                                         500  server_error
@@ -561,6 +563,14 @@ class JobStorageFullError(CapacityError):
     title = "There is no space for another job; erase finished ones, or retry later."
 
 
+class AdapterStateError(CapacityError):
+    """An operator's decision could not be saved, so it was not taken."""
+
+    status = 507
+    code = "adapter_state_unwritable"
+    title = "The decision could not be saved in DEEPSYNTH_ADAPTER_STATE_DIR, so it was not taken; make room there."
+
+
 class NotReadyError(CapacityError):
     """The model is still loading."""
 
@@ -594,6 +604,13 @@ class DecodeKilledError(CapacityError):
 
     code = "decode_killed"
     title = "The process that decoded the file was killed from outside; send the file again."
+
+
+class DecodeUnavailableError(CapacityError):
+    """There is no process to decode the file in: the system has no memory, processes or descriptors left."""
+
+    code = "decode_unavailable"
+    title = "No process could be started to decode the file; send the file again later."
 
 
 class SampleStorageError(CapacityError):
