@@ -40,6 +40,7 @@ from service.engine.config import EngineLimits, WeightForm
 from service.engine.factory import load_engine
 from service.engine.fake import FakeEngine
 from service.engine.process.engines import ProcessEngine
+from service.engine.process.supervision import Supervision
 from service.engine.protocol import EngineHandle
 from service.engine.resolve import CPU_BATCH_SIZE, GPU_BATCH_SIZE, choose_source, has_cuda, runs_on_cuda
 from service.errors import ConfigurationError, DeepSynthError
@@ -83,6 +84,7 @@ logger = logging.getLogger(__name__)
 PAGES_AHEAD = 2
 """Page slots per place in a batch: one batch running and one prepared after it."""
 MAX_IMAGE_WORKERS = 16
+CPU_STALL_S, GPU_STALL_S = 60.0, 10.0
 CASCADE_CONNECT_S = 5.0
 SAMPLE_NICENESS = 10
 """Of the process that copies pages for samples; requests go first."""
@@ -131,7 +133,8 @@ def build_engine(settings: ServiceSettings) -> EngineHandle:
                 batch_size=batch_size(settings),
                 adapter_slots=adapter_slots(settings),
                 step_s=settings.fake_step_ms / 1000,
-            )
+            ),
+            supervision=supervision(settings),
         )
     source = choose_source(
         model=settings.model,
@@ -149,8 +152,21 @@ def build_engine(settings: ServiceSettings) -> EngineHandle:
         cuda=has_cuda(),
     )
     return ProcessEngine(
-        partial(load_engine, source), max_wait_s=settings.ocr_max_wait_ms / 1000, num_threads=settings.cpu_threads
+        partial(load_engine, source),
+        max_wait_s=settings.ocr_max_wait_ms / 1000,
+        num_threads=settings.cpu_threads,
+        supervision=supervision(settings),
     )
+
+
+def supervision(settings: ServiceSettings) -> Supervision:
+    """When the engine counts as lost."""
+    stall_s = settings.engine_stall_s
+    if stall_s is None:
+        stall_s = GPU_STALL_S if _has_gpu(settings) else CPU_STALL_S
+        if settings.engine is EngineKind.FAKE:
+            stall_s = max(stall_s, 2 * settings.fake_step_ms / 1000)
+    return Supervision(stall_s=stall_s)
 
 
 def adapter_slots(settings: ServiceSettings) -> int:

@@ -133,6 +133,10 @@ class ServiceSettings(BaseSettings):
     cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads of the engine on a CPU; one per core when unset."""
 
+    engine_stall_s: Annotated[float, Field(ge=1, le=3600)] | None = None
+    """Longest time without a step of the engine while pages wait, in seconds; then it is restarted. 60 on a CPU and 10
+    on a GPU when unset; more than its slowest step takes."""
+
     ocr_batch_size: Annotated[int, Field(ge=1, le=256)] | None = None
     """Maximum pages that are read together; 8 on a CPU and 64 on a GPU when unset."""
     ocr_max_wait_ms: Annotated[float, Field(ge=0, le=1000)] = 5.0

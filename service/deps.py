@@ -14,7 +14,7 @@ from service.adapters.models import ServedModels
 from service.admission.gate import Gate
 from service.admission.request import RequestRecord, record_of
 from service.engine.protocol import EngineHandle, EngineState
-from service.errors import DrainingError, NotReadyError
+from service.errors import DrainingError, NotReadyError, whole_seconds
 from service.intake.pool import ImagePool
 from service.jobs.manager import JobManager
 from service.monitor import Monitor
@@ -104,4 +104,4 @@ async def require_ready(services: ServicesDep) -> None:
     if services.gate.is_draining:
         raise DrainingError
     if not services.has_started() or services.engine.state is not EngineState.READY:
-        raise NotReadyError
+        raise NotReadyError(retry_after_s=whole_seconds(services.engine.life.ready_in_s))

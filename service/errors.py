@@ -31,11 +31,14 @@ nothing of HTTP frameworks, images or engines.
     |- CapacityError
     |  |- QueueFullError, KeyRateError, KeyConcurrencyError, TooManyWrongKeysError, JobQueueFullError
     |  |                                     429  rejected
-    |  |- NotReadyError, AdapterNotReadyError, DrainingError, EngineLostError, DecodeKilledError, SampleStorageError
+    |  |- NotReadyError, AdapterNotReadyError, DrainingError, EngineLostError, DecodeKilledError,
+    |  |  DecodeUnavailableError, SampleStorageError
     |  |                                     503  unavailable
-    |  `- JobStorageFullError                507  unavailable
+    |  `- JobStorageFullError, AdapterStateError
+    |                                         507  unavailable
     |- DeadlineError                         504  timeout
-    |- EngineError, JobInterruptedError      500  server_error
+    |- EngineError, PoisonPageError, JobInterruptedError
+    |                                         500  server_error
     |- InternalError                         500  server_error
     `- ClientGoneError                       499  client_disconnect (counted, never sent)
 
@@ -44,9 +47,11 @@ nothing of HTTP frameworks, images or engines.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
+MAX_RETRY_AFTER_S = 600
 PublicValue = str | int | float | list[str]
 
 
@@ -500,6 +505,11 @@ class CapacityError(DeepSynthError):
         self.retry_after_s = retry_after_s
 
 
+def whole_seconds(seconds: float) -> int:
+    """A wait as the header Retry-After has it: whole seconds, 1 to `MAX_RETRY_AFTER_S`."""
+    return min(max(math.ceil(seconds), 1), MAX_RETRY_AFTER_S)
+
+
 class QueueFullError(CapacityError):
     """The maximum of concurrent requests is reached; raised before the body is read."""
 
@@ -553,6 +563,14 @@ class JobStorageFullError(CapacityError):
     title = "There is no space for another job; erase finished ones, or retry later."
 
 
+class AdapterStateError(CapacityError):
+    """An operator's decision could not be saved, so it was not taken."""
+
+    status = 507
+    code = "adapter_state_unwritable"
+    title = "The decision could not be saved in DEEPSYNTH_ADAPTER_STATE_DIR, so it was not taken; make room there."
+
+
 class NotReadyError(CapacityError):
     """The model is still loading."""
 
@@ -588,6 +606,13 @@ class DecodeKilledError(CapacityError):
     title = "The process that decoded the file was killed from outside; send the file again."
 
 
+class DecodeUnavailableError(CapacityError):
+    """There is no process to decode the file in: the system has no memory, processes or descriptors left."""
+
+    code = "decode_unavailable"
+    title = "No process could be started to decode the file; send the file again later."
+
+
 class SampleStorageError(CapacityError):
     """A correction could not be written; a page that could not is only counted."""
 
@@ -612,6 +637,13 @@ class EngineError(DeepSynthError):
     title = "The engine failed on this request."
 
 
+class PoisonPageError(DeepSynthError):
+    """The engine died twice while it read this page, the second time alone; its content is refused for a time."""
+
+    code = "poison_request"
+    title = "The engine stopped twice while it read this page; it is refused for ten minutes."
+
+
 class JobInterruptedError(DeepSynthError):
     """The process ended several times while it read the same pages of a job, which may be why."""
 
@@ -633,6 +665,24 @@ class ClientGoneError(DeepSynthError):
     code = "client_disconnect"
     title = "The client closed the connection."
     outcome = "client_disconnect"
+
+
+def let_go(error: BaseException | None) -> None:
+    """Cut an error, and those that it came from, off the frames that it passed.
+
+    A frame that has the error in a variable, and the traceback that has the frame, keep each other until the garbage
+    collector runs, and the request's upload with them. Tracebacks are for the log, so this comes after it.
+    """
+    rest, seen = [error], set()
+    while rest:
+        each = rest.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        each.__traceback__ = None
+        rest += [each.__cause__, each.__context__]
+        if isinstance(each, BaseExceptionGroup):
+            rest += each.exceptions
 
 
 def _leaves(branch: type[DeepSynthError]) -> Iterator[type[DeepSynthError]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from service.admission.gate import Gate
@@ -13,8 +14,6 @@ from service.telemetry.metrics import Metrics
 
 PERIOD_S = 0.5
 STATS_TIMEOUT_S = 1.0
-FAILED_FOR_GOOD_S = 330.0
-"""An engine reports failed while it restarts, and a start may take 300 s."""
 
 
 class Monitor:
@@ -27,16 +26,15 @@ class Monitor:
         gate: Gate,
         metrics: Metrics,
         on_engine_failed: Callable[[], None],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._gate = gate
         self._metrics = metrics
         self._on_engine_failed = on_engine_failed
         self._has_reported_failure = False
-        self._failed_since_s: float | None = None
-        self._clock = clock
         self._steps = 0
+        self._losses: Counter[str] = Counter()
+        self._num_retried = self._num_refused = 0
         self._device = "cpu"
         self._task: asyncio.Task[None] | None = None
         metrics.gauge("queue_capacity").set(gate.capacity)
@@ -83,14 +81,17 @@ class Monitor:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STATS_TIMEOUT_S):
                     await self._read_engine()
-        self._watch_failure(is_failed=state is EngineState.FAILED)
+        self._read_life()
 
-    def _watch_failure(self, *, is_failed: bool) -> None:
-        if not is_failed:
-            self._failed_since_s = None
-        elif self._failed_since_s is None:
-            self._failed_since_s = self._clock()
-        elif self._clock() - self._failed_since_s > FAILED_FOR_GOOD_S and not self._has_reported_failure:
+    def _read_life(self) -> None:
+        life = self._engine.life
+        for kind, count in life.losses.items():
+            self._metrics.counter("worker_restarts_total").labels(kind).inc(count - self._losses[kind])
+        self._losses = Counter(life.losses)
+        self._metrics.counter("pages_retried_total").inc(life.num_retried - self._num_retried)
+        self._metrics.counter("poison_pages_total").inc(life.num_refused - self._num_refused)
+        self._num_retried, self._num_refused = life.num_retried, life.num_refused
+        if life.is_down and not self._has_reported_failure:
             self._has_reported_failure = True
             self._on_engine_failed()
 

@@ -538,15 +538,17 @@ class AdapterAnswer(Wire):
 
 
 class AdaptersAnswer(Wire):
-    """Every adapter."""
+    """Adapters, in the order of their names."""
 
     enabled: bool
     volume: str
-    """`ok`, `off`, or what was wrong with the volume at the last scan."""
+    """`ok`, `off`, or what was wrong with the volume at the last scan: a code, and after a colon which part of it."""
     slots: int
     slots_used: int
     requests_waiting: int
     adapters: list[AdapterAnswer]
+    next: str | None
+    """If there are more: the `after` of the next request."""
 
 
 class AdapterCommand(BaseModel):

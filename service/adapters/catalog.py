@@ -18,7 +18,7 @@ from service.adapters.policy import candidates
 from service.adapters.rollback import Outcome, RollbackRule
 from service.adapters.storage import Decisions, Storage
 from service.adapters.versions import AdapterVersion, Refusal, VersionState
-from service.errors import ModelNotFoundError, ModelRefusedError
+from service.errors import AdapterStateError, ModelNotFoundError, ModelRefusedError
 from shared.contract.identity import AdapterRef, parse_reference
 from shared.contract.refusals import Reason, VolumeError
 from shared.contract.volume import AdapterListing
@@ -41,6 +41,8 @@ class CatalogEntry:
     """Those that this service has used or examined."""
     active: int | None = None
     """The version that the name serves."""
+    chosen: int | None = None
+    """The last one that it served because the pointer or a pin named it."""
     former: list[int] = field(default_factory=list)
     """Versions that it served here before, newest first."""
     is_settled: bool = False
@@ -58,7 +60,7 @@ class AdapterCatalog:
     Invariant: the version that a name serves has passed and is not refused.
 
     Args:
-        decisions: Pins and refusals; changed here, saved by `storage`.
+        decisions: Pins and refusals; replaced here, saved by `storage`.
         storage: Saves decisions, copies and the audit log.
         cache: Loaded adapters.
         loader: Prepares versions.
@@ -79,6 +81,7 @@ class AdapterCatalog:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.decisions = decisions
+        self._has_unsaved = False
         self._storage = storage
         self._cache = cache
         self._loader = loader
@@ -148,7 +151,9 @@ class AdapterCatalog:
     def _servable(self, entry: CatalogEntry, pin: int | None) -> Iterator[AdapterVersion]:
         """Versions that a name may serve, best first."""
         kept = {number for number, version in entry.versions.items() if version.copy is not None}
-        for number in candidates(entry.listing, pin=pin, former=entry.former, kept=kept):
+        for number in candidates(
+            entry.listing, pin=pin, chosen=entry.chosen, active=entry.active, former=entry.former, kept=kept
+        ):
             version = self.version(entry, number)
             if version.refusal is None:
                 yield version
@@ -199,7 +204,14 @@ class AdapterCatalog:
         return entry, version
 
     def refuse(
-        self, entry: CatalogEntry, version: AdapterVersion, refusal: Refusal, *, who: str, keeps: bool = False
+        self,
+        entry: CatalogEntry,
+        version: AdapterVersion,
+        refusal: Refusal,
+        *,
+        who: str,
+        keeps: bool = False,
+        must_save: bool = True,
     ) -> None:
         """Take a version out of service; documents that are being read with it are finished.
 
@@ -209,20 +221,46 @@ class AdapterCatalog:
             refusal: Reason and detail.
             who: Who decided, for the audit log.
             keeps: Whether the decision is saved and outlives the process.
+            must_save: As `decide` has it.
+
+        Raises:
+            AdapterStateError: The decision could not be saved, so nothing has changed.
         """
-        version.refusal = refusal
         if keeps:
-            facts = {"reason": refusal.reason, "why": refusal.detail, "who": who}
-            self.decisions.refusals[version.model_id] = facts
+            wanted = self.decisions.copy()
+            wanted.refusals[version.model_id] = {"reason": refusal.reason, "why": refusal.detail, "who": who}
             if self._pin(entry) == version.reference.version:
-                del self.decisions.pins[entry.name]
-            self._storage.save(self.decisions)
+                del wanted.pins[entry.name]
+            self.decide(wanted, must_save=must_save)
+        version.refusal = refusal
         self._observer.refused(refusal.reason)
         self._storage.record(
             "refused", who=who, why=refusal.detail, reason=refusal.reason,
             name=entry.name, version=version.reference.version,
         )  # fmt: skip
         self.update(entry)
+
+    def decide(self, wanted: Decisions, *, must_save: bool = True) -> None:
+        """Save decisions, and let them hold.
+
+        Args:
+            wanted: All of them.
+            must_save: False if they hold although they cannot be saved now; `keep_saving` then tries again.
+
+        Raises:
+            AdapterStateError: They could not be saved, so those before still hold.
+        """
+        is_saved = self._storage.save(wanted)
+        if not is_saved and must_save:
+            raise AdapterStateError
+        self.decisions = wanted
+        self._has_unsaved = not is_saved
+
+    def keep_saving(self) -> None:
+        """Save decisions that could not be saved before."""
+        if self._has_unsaved and self._storage.save(self.decisions):
+            self._has_unsaved = False
+            self._storage.record("saved", who="service", why="there is room again")
 
     def state(self, entry: CatalogEntry, version: AdapterVersion) -> VersionState:
         """The state of a version."""
@@ -260,6 +298,8 @@ class AdapterCatalog:
         if before is not None:
             self._leave(entry, before)
         entry.active = number
+        if number in (self._pin(entry), entry.listing.current):
+            entry.chosen = number
         entry.former = [each for each in entry.former if each != number]
         self._storage.record(
             "activated", who="service", why="pinned" if self._pin(entry) == number else "in use on the volume",

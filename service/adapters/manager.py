@@ -201,27 +201,39 @@ class AdapterManager:
 
         Raises:
             ModelRefusedError: The version failed its checks; nothing has changed.
+            AdapterStateError: The decision could not be saved; nothing has changed.
         """
-        decisions = self.catalog.decisions
         if version is None:
             entry = self._entry(name)
+            decisions = self.catalog.decisions.copy()
             decisions.pins.pop(name, None)
+            self.catalog.decide(decisions)
         else:
             entry, wanted = self._find(name, version)
-            if wanted.refusal is not None and wanted.refusal.reason not in LIFTABLE:
-                raise refused(wanted)
-            if wanted.refusal is not None:
-                wanted.refusal, wanted.num_losses = None, 0
-                wanted.outcomes.clear()
-                decisions.refusals.pop(wanted.model_id, None)
-            await self._prepare(wanted)
-            if wanted.refusal is not None:
-                raise refused(wanted)
-            decisions.pins[name] = version
-        self._storage.save(decisions)
+            await self._pin(name, wanted)
         what = "unpinned" if version is None else "pinned"
         self._storage.record(what, who=who, why=why, name=name, version=version)
         self.catalog.update(entry)
+
+    async def _pin(self, name: str, wanted: AdapterVersion) -> None:
+        lifted = wanted.refusal
+        if lifted is not None:
+            if lifted.reason not in LIFTABLE:
+                raise refused(wanted)
+            wanted.refusal, wanted.num_losses = None, 0
+            wanted.outcomes.clear()
+        try:
+            await self._prepare(wanted)
+            if wanted.refusal is None:
+                decisions = self.catalog.decisions.copy()
+                decisions.refusals.pop(wanted.model_id, None)
+                decisions.pins[name] = wanted.reference.version
+                self.catalog.decide(decisions)
+        except BaseException:
+            wanted.refusal = wanted.refusal or lifted
+            raise
+        if wanted.refusal is not None:
+            raise refused(wanted)
 
     async def refuse(self, name: str, version: int, *, who: str, why: str) -> None:
         """Take a version out of service; if its name serves it, the last good version replaces it."""
@@ -304,11 +316,12 @@ class AdapterManager:
         if verdict is not None:
             _log.error("%s is rolled back: %s", version.model_id, verdict)
             refusal = Refusal(ServiceReason.ROLLED_BACK, str(verdict))
-            self.catalog.refuse(entry, version, refusal, who=AUTOMATIC, keeps=True)
+            self.catalog.refuse(entry, version, refusal, who=AUTOMATIC, keeps=True, must_save=False)
             self._observer.rolled_back("automatic")
 
     def _show(self) -> None:
-        """Update the gauges."""
+        """Update the gauges, and save what could not be saved before."""
+        self.catalog.keep_saving()
         for name, entry in self.catalog.entries.items():
             active = entry.versions.get(entry.active) if entry.active is not None else None
             created = active.copy.manifest.created if active and active.copy else None

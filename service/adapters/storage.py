@@ -41,6 +41,10 @@ class Decisions:
     refusals: dict[str, dict[str, str]] = field(default_factory=dict)
     """`reason`, `who` and `why` by `name@version`."""
 
+    def copy(self) -> Decisions:
+        """Decisions that can be changed apart from these."""
+        return Decisions(dict(self.pins), dict(self.refusals))
+
 
 class Storage:
     """The state folder.
@@ -97,14 +101,16 @@ class Storage:
         """Delete a copy."""
         shutil.rmtree(folder, ignore_errors=True)
 
-    def save(self, decisions: Decisions) -> None:
-        """Save decisions; if that fails it is logged, and they hold until the process ends."""
+    def save(self, decisions: Decisions) -> bool:
+        """Save decisions; whether that succeeded, and if not, the log says why."""
         data = json.dumps({"format": 1, "pins": decisions.pins, "refusals": decisions.refusals}, indent=1)
         try:
             with closing_descriptor(folder_descriptor(self._folder)) as folder:
                 replace_file(DECISIONS_FILE, data.encode() + b"\n", folder, _TEMPORARY_PREFIX)
         except OSError as error:
             _log.error("decisions about adapters could not be saved: %s", error.strerror)
+            return False
+        return True
 
     def record(self, what: str, *, who: str, why: str = "", **facts: object) -> None:
         """Write a change to the audit log and to the log.

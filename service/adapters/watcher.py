@@ -1,7 +1,7 @@
 """Scans the adapter volume periodically, which also works on network file systems that report no changes.
 
-Owns the period, and the rule that a volume which fails or hangs takes nothing out of service. The catalog decides what
-the findings mean.
+Owns the period, and the rule that a volume, or a folder on it, which fails or hangs takes nothing out of service. The
+catalog decides what the findings mean.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from service.adapters.metrics import AdapterObserver
 from service.adapters.threads import in_thread
 from shared.contract.refusals import VolumeError
-from shared.contract.volume import AdapterListing, AdapterVolume
+from shared.contract.volume import AdapterListing, AdapterVolume, VolumeContent
 
 MAX_LOOKING_RATIO = 0.2
 """Share of the time that scanning may take: a slow scan is followed by a longer pause."""
@@ -52,9 +52,9 @@ class Watcher:
         self._on_looked = on_looked
         self._observer = observer
         self._task: asyncio.Task[None] | None = None
-        self._look: asyncio.Task[dict[str, AdapterListing]] | None = None
+        self._look: asyncio.Task[VolumeContent] | None = None
         self.fault: str | None = None
-        """What was wrong with the volume at the last scan."""
+        """What was wrong with the volume at the last scan: a code, and after a colon what of the volume it is about."""
 
     async def start(self) -> None:
         """Scan once and start the task."""
@@ -72,21 +72,21 @@ class Watcher:
     async def look(self) -> None:
         """Scan the volume."""
         if self._look is None:
-            self._look = asyncio.create_task(in_thread(self._volume.discover, "adapter-watcher"))
+            self._look = asyncio.create_task(in_thread(self._volume.look, "adapter-watcher"))
         done, _ = await asyncio.wait({self._look}, timeout=LOOK_TIMEOUT_S)
         fault: str | None = "timeout"
         if done:
             look, self._look = self._look, None
             try:
-                listings = look.result()
+                content = look.result()
             except VolumeError as error:
                 fault = error.code
             except Exception:  # noqa: BLE001 -- the boundary: nothing on a shared volume may end the task
                 _log.exception("the adapter volume could not be scanned")
                 fault = "internal_error"
             else:
-                fault = None
-                self._on_found(listings)
+                fault = _fault_of(content)
+                self._on_found(content.listings)
         if fault != self.fault:
             _log.warning("adapter volume: %s", fault or "back", extra={"fields": {"volume": str(self._volume.root)}})
         self.fault = fault
@@ -100,6 +100,16 @@ class Watcher:
             began_s = time.monotonic()
             await self.look()
             pause_s = pause_after_s(time.monotonic() - began_s, self._period_s)
+
+
+def _fault_of(content: VolumeContent) -> str | None:
+    """What to tell of a volume that could be read, but not all of it."""
+    if content.faults:
+        # A name is from a folder that anything may have made, but a valid one.
+        name, fault = next(iter(content.faults.items()))
+        more = f" and {len(content.faults) - 1} more" if len(content.faults) > 1 else ""
+        return f"{fault}: {name}{more}"
+    return f"too_many_names: {content.num_left_out} left out" if content.num_left_out else None
 
 
 def pause_after_s(look_s: float, period_s: float) -> float:

@@ -70,6 +70,10 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=False) as client:
             response = client.get(path) if body is None else client.post(path, json=body)
             answer: Any = response.json()
+            while not response.is_error and answer.get("next"):
+                response = client.get(path, params={"after": answer["next"]})
+                part: Any = response.json()
+                answer = part if response.is_error else {**part, "adapters": [*answer["adapters"], *part["adapters"]]}
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         sys.stderr.write(f"{url}: {type(error).__name__}; is a service running there? See --url\n")
         return EXIT_REFUSED

@@ -157,6 +157,8 @@ class Server(uvicorn.Server):
 
     def _on_failed(self) -> None:
         self.has_failed = True
+        # Otherwise uploads would still be received, and hold up the end.
+        self._app.state.gate.drain()
         self.should_exit = True
 
     def _greet(self) -> None:

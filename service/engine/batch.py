@@ -31,6 +31,7 @@ class RunningBatch:
         waiting: By id, in the scheduler's order.
         active: By id, in order of admission.
         may_start: Whether a change since the last step may let a page be admitted, encoded or prefilled.
+        has_started_work: Whether the last `start` admitted, encoded, prefilled or failed a page.
     """
 
     def __init__(self, runner: Runner, schedule: Limits, geometry: GeometryConfig, clock: Callable[[], float]) -> None:
@@ -41,6 +42,7 @@ class RunningBatch:
         self.waiting: dict[str, PageSequence] = {}
         self.active: dict[str, PageSequence] = {}
         self.may_start = False
+        self.has_started_work = False
         self._free_slots = list(reversed(range(schedule.slots)))
         self._failures: list[SequenceFailure] = []
 
@@ -107,6 +109,7 @@ class RunningBatch:
         # Waiting pages cannot start before another one leaves.
         self.may_start |= any(sequence.slot is None for sequence in self.active.values())
         failures, self._failures = self._failures, []
+        self.has_started_work = bool(decision.admit or decision.encode or opened or failures)
         return opened, failures
 
     def check_integrity(self) -> None:

@@ -195,8 +195,10 @@ class TorchEngine:
         """Admit what fits, encode and prefill a bounded share of it, and launch a token for every running sequence."""
         now_s = self._clock()
         elapsed_s, self._progress_s = now_s - self._progress_s, now_s
+        has_moved = bool(self._events or self._in_flight)
         if self._pages.may_start:
             opened, failures = self._pages.start()
+            has_moved |= self._pages.has_started_work
             self._events += failures
             if opened:
                 self._in_flight.append(
@@ -208,7 +210,8 @@ class TorchEngine:
         # Without a new launch, pending outputs are all there is to wait for.
         self._drain(self._runner.depth if has_launched else 0)
         self._show_texts(self._throttle.take(list(self._pages.active.values()), elapsed_s))
-        self._steps += 1
+        # A step that moves nothing is none: the supervisor takes an engine that turns without progress for lost.
+        self._steps += has_moved or has_launched
         if self._adapters.draining:
             self._adapters.sweep(self._pages.adapters_in_use)
         events, self._events = self._events, []

@@ -8,7 +8,7 @@ the process (or, in tests, the thread) that owns an `Engine`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -176,6 +176,22 @@ class EngineStats:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineLife:
+    """How the engine has fared since the service started, and when it is expected back."""
+
+    losses: Mapping[str, int]
+    """How often it was lost or could not be restarted, by kind; each is followed by a restart until it stays down."""
+    num_retried: int
+    """Pages that were lost with it and read again."""
+    num_refused: int
+    """Pages refused because they were in work at two of its deaths."""
+    is_down: bool
+    """Whether it stays down: it was lost again and again without health between."""
+    ready_in_s: float
+    """Seconds until it should be ready, from what its last start took; 0 while it is."""
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterLoad:
     """What making an adapter resident cost the engine, in seconds."""
 
@@ -276,6 +292,10 @@ class EngineHandle(Protocol):
     def state(self) -> EngineState:
         """Life of the engine."""
 
+    @property
+    def life(self) -> EngineLife:
+        """How it has fared, and when it is expected to be ready."""
+
     async def start(self) -> None:
         """Load, warm up and return when ready.
 
@@ -286,8 +306,8 @@ class EngineHandle(Protocol):
     def submit(self, request: SequenceRequest) -> AsyncIterator[SequenceEvent]:
         """Read one page; closing the iterator cancels the sequence.
 
-        The last event is a `SequenceResult` or a `SequenceFailure`; a lost engine yields a failure with the
-        code `engine_lost`, never silence.
+        The last event is a `SequenceResult` or a `SequenceFailure`. A page that is lost with the engine is read once
+        more; if it cannot be soon, the failure is `engine_lost`, and if it was in work at two deaths `poison_request`.
         """
 
     @property

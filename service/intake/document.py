@@ -23,3 +23,7 @@ class Document:
     """Time of image processes that counts as used, see `Turns`."""
     is_slow: bool = False
     """Whether its last page took a process long."""
+    worked_s: float = 0.0
+    """Time that image processes have worked on it."""
+    num_turns: int = 0
+    """How often."""

@@ -1,7 +1,8 @@
 """The image processes: a fixed number, each with one thread of the service that talks to it.
 
-A process that crashes, hangs or overruns its memory costs only the page it worked on, and is replaced. The threads
-only move bytes, so the event loop and the interpreter lock stay free.
+A process that crashes, hangs or overruns its memory costs only the page it worked on, and is replaced. One that is
+killed or stopped from outside costs nothing but time: its page is tried once more in another one. The threads only move
+bytes, so the event loop and the interpreter lock stay free.
 
 A document is sent to a process with its first page and stays open there until `ImagePool.close`. Between two of its
 pages the process is free for any other document, so a slow reader blocks no one. A process holds one document, since
@@ -34,6 +35,7 @@ from service.errors import (
     DecodeKilledError,
     DecodeMemoryError,
     DecodeTimeoutError,
+    DecodeUnavailableError,
     DeepSynthError,
     DrainingError,
     EngineError,
@@ -55,7 +57,7 @@ from service.intake.replies import (
     max_reply_bytes,
 )
 from service.intake.text_layer import TextTask
-from service.intake.turns import Turns
+from service.intake.turns import Turn, Turns
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -63,6 +65,12 @@ _T = TypeVar("_T")
 START_TIMEOUT_S = 60.0
 SLOW_RATIO = 0.25
 """Share of the time limit of a page from which on a document counts as slow."""
+STOP_CHECK_S = 1.0
+"""Between two looks for processes that a signal has stopped; one that is seen twice is replaced."""
+ABANDONED_S = 1.0
+"""How long a page whose reader has left may go on; then its process is replaced, which costs a second."""
+MAX_SLOW_PAGES = 3
+"""A document may use processes for the time limit of so many pages, and in total as long as pages that are not slow."""
 MAX_REMEMBERED_FILES = 256
 """Files whose process was killed, newest last; only their hashes are kept."""
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(16 << 20), "MALLOC_TRIM_THRESHOLD_": str(32 << 20)}
@@ -78,6 +86,9 @@ class ImageProcess:
         self._memory_bytes = memory_bytes
         self._is_ready = False
         self._is_ended_by_us = False
+        self._was_stopped = False
+        self.is_abandoned = False
+        """Whether it was ended because its page was not wanted any more."""
         self._stderr = ""
         self.document: Document | None = None
         """What it holds open."""
@@ -245,7 +256,7 @@ class ImageProcess:
         except EngineError as error:
             if self._was_killed:
                 raise DecodeKilledError("killed by SIGKILL before it was ready") from error
-            raise
+            raise DecodeUnavailableError(str(error)) from error
 
     @contextlib.contextmanager
     def _faults_explained(self) -> Iterator[None]:
@@ -270,6 +281,8 @@ class ImageProcess:
         status = self._process.returncode
         if status == -signal.SIGXCPU:
             return DecodeTimeoutError("out of CPU time")
+        if self._was_stopped:
+            return DecodeKilledError("stopped by a signal")
         if self._was_killed:
             return DecodeKilledError("killed by SIGKILL")
         return DecodeCrashError(f"exit {status}")
@@ -290,6 +303,20 @@ class ImageProcess:
     def is_alive(self) -> bool:
         """Whether it can take another task."""
         return self._process.poll() is None and self._pipe.fileno() >= 0
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a signal has stopped it, so that it answers nothing until SIGCONT."""
+        try:
+            # Without WEXITED, so that the exit status stays.
+            return os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return False
+
+    def end_stopped(self) -> None:
+        """End it because a signal has stopped it."""
+        self._was_stopped = True
+        self.kill()
 
     def kill(self) -> None:
         """End it now; the thread that waits for its answer sees the closed socket."""
@@ -322,9 +349,13 @@ class ImagePool:
         timeout_s: float,
         max_file_bytes: int,
         niceness: int = 0,
+        stop_check_s: float = STOP_CHECK_S,
         on_restart: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._workers = workers
+        self._timeout_s = timeout_s
+        self._stop_check_s = stop_check_s
+        self._watch: asyncio.Task[None] | None = None
         self._make = lambda: ImageProcess(
             memory_bytes=memory_bytes, timeout_s=timeout_s, max_file_bytes=max_file_bytes, niceness=niceness
         )
@@ -355,6 +386,17 @@ class ImagePool:
         loop = asyncio.get_running_loop()
         started = [loop.run_in_executor(self._threads, self._start_one) for _ in range(self._workers)]
         await asyncio.gather(*started)
+        self._watch = asyncio.create_task(self._end_stopped(), name="image-process-watch")
+
+    async def _end_stopped(self) -> None:
+        """Replace processes that a signal has stopped; without this they are noticed when the time of a page is up."""
+        seen: set[ImageProcess] = set()
+        while True:
+            await asyncio.sleep(self._stop_check_s)
+            stopped = {process for process in self._all if process.is_alive and process.is_stopped}
+            for process in stopped & seen:
+                process.end_stopped()
+            seen = stopped - seen
 
     def _start_one(self) -> None:
         process = self._make()
@@ -376,7 +418,7 @@ class ImagePool:
     async def decode(self, document: Document, task: DecodeTask) -> DecodedPage:
         """Decode one page in an idle process, or in the next one that becomes idle.
 
-        Cancelling gives up waiting; a task that a process already works on runs to its own limits.
+        Cancelling gives up waiting; a process that already works on it is ended if it does not finish soon.
 
         Args:
             document: One that has been opened.
@@ -390,7 +432,7 @@ class ImagePool:
     async def preview(self, document: Document, task: PreviewTask) -> Preview:
         """Make a picture of one page to look at, in an idle process or in the next one that becomes idle.
 
-        Cancelling gives up waiting; a task that a process already works on runs to its own limits.
+        Cancelling gives up waiting; a process that already works on it is ended if it does not finish soon.
 
         Args:
             document: The file; the caller passes it to `close` afterwards.
@@ -404,7 +446,7 @@ class ImagePool:
     async def copy(self, document: Document, task: CopyTask) -> PageCopy:
         """Copy one page in an idle process, or in the next one that becomes idle.
 
-        Cancelling gives up waiting; a task that a process already works on runs to its own limits.
+        Cancelling gives up waiting; a process that already works on it is ended if it does not finish soon.
 
         Args:
             document: One that has been opened.
@@ -414,7 +456,7 @@ class ImagePool:
             The copy.
         """
         return await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._with_process, document, lambda process: process.copy(document, task)
+            self._threads, self._with_process, document, lambda process: process.copy(document, task), []
         )
 
     async def add_text(self, document: Document, task: TextTask) -> memoryview:
@@ -438,45 +480,83 @@ class ImagePool:
                     process.forget()
 
     async def _run(self, document: Document, work: Callable[[ImageProcess], _T]) -> _T:
+        self._check_total(document)
         turn = await self._turns.take(document)
         start_s = time.monotonic()
         loop = asyncio.get_running_loop()
+        at_work: list[ImageProcess] = []
+        """The process, while it works."""
 
         def end(_: object) -> None:
             # Not when the caller gives up, but when the process is idle. The loop may be gone by then.
+            duration_s = time.monotonic() - start_s
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._turns.give_back, turn, time.monotonic() - start_s)
+                loop.call_soon_threadsafe(self._end_turn, turn, duration_s)
 
         try:
-            future = self._threads.submit(self._with_process, document, work)
+            future = self._threads.submit(self._with_process, document, work, at_work)
         except RuntimeError as error:
             self._turns.give_back(turn, 0.0)
             raise DrainingError("the image processes were stopped") from error
         future.add_done_callback(end)
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            loop.call_later(ABANDONED_S, self._abandon, at_work)
+            raise
 
-    def _with_process(self, document: Document, work: Callable[[ImageProcess], _T]) -> _T:
+    def _check_total(self, document: Document) -> None:
+        """Refuse a document that has used more than its share, so that its rest costs no one else."""
+        limit_s = self._timeout_s * (MAX_SLOW_PAGES + SLOW_RATIO * document.num_turns)
+        if document.worked_s > limit_s:
+            raise DecodeTimeoutError("the document has used all of its time", public={"limit_s": round(limit_s)})
+
+    def _end_turn(self, turn: Turn, duration_s: float) -> None:
+        turn.document.worked_s += duration_s
+        turn.document.num_turns += 1
+        self._turns.give_back(turn, duration_s)
+
+    def _abandon(self, at_work: list[ImageProcess]) -> None:
+        """End a process that still works for a reader who has left."""
+        with self._lock:
+            for process in at_work:
+                process.is_abandoned = True
+                process.kill()
+
+    def _with_process(self, document: Document, work: Callable[[ImageProcess], _T], at_work: list[ImageProcess]) -> _T:
+        try:
+            return self._try(document, work, at_work, is_last=False)
+        except (DecodeKilledError, DecodeUnavailableError):
+            # From outside, so another process may finish it.
+            return self._try(document, work, at_work, is_last=True)
+
+    def _try(
+        self, document: Document, work: Callable[[ImageProcess], _T], at_work: list[ImageProcess], *, is_last: bool
+    ) -> _T:
         process = self._take(document)
         try:
             if not process.is_alive:
                 process = self._replace(process, "died_idle")
+            at_work.append(process)
             return work(process)
         except DeepSynthError as error:
             if self._stopping and not process.is_alive:
                 raise DrainingError("the image processes were stopped") from error
             had_document = process.document is document
             if not process.is_alive:
-                process = self._replace(process, error.code)
-            if isinstance(error, DecodeKilledError) and had_document and self._has_killed_before(document):
+                process = self._replace(process, "abandoned" if process.is_abandoned else error.code)
+            if is_last and isinstance(error, DecodeKilledError) and had_document and self._has_killed_before(document):
                 raise DecodeMemoryError("killed by SIGKILL again") from error
             raise
         finally:
+            with self._lock:
+                at_work.clear()
             self._put_back(process)
 
     def _has_killed_before(self, document: Document) -> bool:
-        """Whether a process was killed before while it decoded the same bytes; remembers them.
+        """Whether two processes were killed before while they decoded the same bytes; remembers them.
 
-        Once may be chance: the kernel frees memory by ending any process. Twice, the file is the likely cause.
+        That may be chance: the kernel frees memory by ending any process. Two more, and the file is the likely cause.
         """
         digest = hashlib.sha256(document.data).digest()
         with self._lock:
@@ -505,13 +585,18 @@ class ImagePool:
         self._on_restart(reason)
         fields = {"reason": reason, "cause": dead.cause_of_death}
         logger.warning("image process replaced", extra={"fields": fields})
-        fresh = self._make()
+        try:
+            fresh = self._make()
+        except OSError as error:
+            raise DecodeUnavailableError(f"no image process could be started: {error.strerror}") from error
         self._all.discard(dead)
         self._all.add(fresh)
         return fresh
 
     async def stop(self) -> None:
         """End every process; pages at work are lost."""
+        if self._watch is not None:
+            self._watch.cancel()
         await asyncio.to_thread(self._stop)
 
     def _stop(self) -> None:

@@ -27,6 +27,7 @@ from service.engine.protocol import (
     SequenceResult,
 )
 from service.errors import (
+    CapacityError,
     DeadlineError,
     DecodeTimeoutError,
     DeepSynthError,
@@ -37,6 +38,8 @@ from service.errors import (
     TooManyPagesError,
     TooManyVisionTokensError,
     error_classes,
+    let_go,
+    whole_seconds,
 )
 from service.intake.document import Document
 from service.intake.limits import Box, DecodeTask, IntakeLimits
@@ -268,6 +271,8 @@ class DocumentReader:
         finished: dict[int, PageResult] = {}
 
         def finish(page: PageResult) -> None:
+            # Its frames hold the page, and this document.
+            let_go(page.error)
             finished[page.page] = page
             if deadline is not None:
                 deadline.renew()
@@ -534,7 +539,7 @@ class DocumentReader:
                             self._note_pace(event)
                             return event
                         case SequenceFailure(code=code, detail=detail):
-                            raise _failure(code, detail)
+                            raise _failure(code, detail, self._engine.life.ready_in_s)
         raise EngineLostError("the engine's events ended without a result")
 
     def _note_pace(self, result: SequenceResult) -> None:
@@ -543,9 +548,10 @@ class DocumentReader:
         self._page_s += (PACE_SMOOTHING if self._page_s else 1.0) * (page_s - self._page_s)
 
 
-def _failure(code: str, detail: str) -> DeepSynthError:
+def _failure(code: str, detail: str, ready_in_s: float) -> DeepSynthError:
     """The engine speaks in the codes of our own tree; one it invents is a fault of its own."""
-    return error_classes().get(code, EngineError)(f"{code}: {detail}")
+    kind, detail = error_classes().get(code, EngineError), f"{code}: {detail}"
+    return kind(detail, retry_after_s=whole_seconds(ready_in_s)) if issubclass(kind, CapacityError) else kind(detail)
 
 
 def _first_reason(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -25,6 +25,8 @@ from service.schemas import (
     RollbackCommand,
 )
 
+DEFAULT_LISTED, MAX_LISTED = 100, 1000
+"""Adapters in an answer."""
 MAX_BODY_BYTES = 16 * 1024
 UNNAMED_OPERATOR = "operator"
 
@@ -72,23 +74,54 @@ async def _parse(request: Request, kind: type[CommandT]) -> CommandT:
         raise InvalidFieldError(public={"field": field, "expected": list(kind.model_fields)}) from error
 
 
-@router.get("/adapters", responses=problems())
+@router.get(
+    "/adapters",
+    responses=problems(422),
+    openapi_extra={
+        "parameters": [
+            {
+                "name": "limit",
+                "in": "query",
+                "schema": {"type": "integer", "minimum": 1, "maximum": MAX_LISTED, "default": DEFAULT_LISTED},
+            },
+            {"name": "after", "in": "query", "schema": {"type": "string"}},
+        ]
+    },
+)
 async def list_adapters(request: Request, services: ServicesDep, secret: SecretDep) -> AdaptersAnswer:
-    """List every adapter and version with its state; details of refusals only with an admin key."""
+    """List adapters by name with the state of their versions; details of refusals only with an admin key.
+
+    The query string may have `limit`, the number of adapters, 100 unless it says otherwise and 1000 at most, and
+    `after`, the name after which the list starts; `next` of an answer is the `after` of the next one.
+    """
+    limit, after = _page_of(request)
     if services.adapters is None:
-        return AdaptersAnswer(enabled=False, volume="off", slots=0, slots_used=0, requests_waiting=0, adapters=[])
+        return AdaptersAnswer(
+            enabled=False, volume="off", slots=0, slots_used=0, requests_waiting=0, adapters=[], next=None
+        )
     adapters, shows_details = services.adapters, is_admin(request, services, secret)
+    names = sorted(name for name in adapters.catalog.entries if name > after)
+    shown = names[:limit]
     return AdaptersAnswer(
         enabled=True,
         volume=adapters.volume_fault or "ok",
         slots=services.engine.info.adapter_slots,
         slots_used=len(services.engine.adapters),
         requests_waiting=adapters.cache.num_waiting,
-        adapters=[
-            _answer(adapters, entry, shows_details=shows_details)
-            for _, entry in sorted(adapters.catalog.entries.items())
-        ],
+        adapters=[_answer(adapters, adapters.catalog.entries[name], shows_details=shows_details) for name in shown],
+        next=shown[-1] if len(shown) < len(names) else None,
     )
+
+
+def _page_of(request: Request) -> tuple[int, str]:
+    """Which part of the list is wanted; raises `InvalidFieldError`."""
+    given = request.query_params
+    if unknown := [name for name in given if name not in {"limit", "after"}]:
+        raise InvalidFieldError(public={"field": unknown[0][:64], "expected": ["limit", "after"]})
+    limit = given.get("limit", str(DEFAULT_LISTED))
+    if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:5]) <= MAX_LISTED):
+        raise InvalidFieldError(public={"field": "limit", "expected": f"1 to {MAX_LISTED}"})
+    return int(limit[:5]), given.get("after", "")
 
 
 @admin_router.post("/adapters/{name}/pin", responses=_RESPONSES, openapi_extra=_body(PinCommand))

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.admission.request import SCOPE_KEY, RequestRecord
-from service.errors import DeepSynthError, InternalError, InvalidHostError, NotFoundError
+from service.errors import DeepSynthError, InternalError, InvalidHostError, NotFoundError, let_go
 from service.routes.ports import AdminPort
 from service.routes.problems import CHAT_PATH, MISTRAL_PATH
 from service.telemetry import logs
@@ -92,6 +92,7 @@ class RequestContextMiddleware:
                 await self._serve(scope, headers, exchange, record)
         finally:
             self._finish(scope, record)
+            let_go(record.error)
             logs.request_id.reset(token)
 
     async def _serve(self, scope: Scope, headers: Headers, exchange: _Exchange, record: RequestRecord) -> None:

@@ -76,7 +76,8 @@ RESTART_REASONS = (
     "decode_out_of_memory",
     "decode_crash",
     "decode_killed",
-    "engine_failed",
+    "decode_unavailable",
+    "abandoned",
 )
 
 

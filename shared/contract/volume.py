@@ -35,7 +35,9 @@ MARK_PREFIX = ".mark-"
 MAX_LISTED_VERSIONS = 256
 """Only so many of an adapter's newest versions are examined, and those that the pointer names. Limits a poll's cost."""
 MAX_NAMES = 4096
-"""Adapters that are listed at most, in the order of their names."""
+"""Adapters that are listed at most: those with a pointer first, then in the order of their names."""
+MAX_FOLDERS = 16 * MAX_NAMES
+"""Folders among which adapters with a pointer are looked for. Limits a poll's cost."""
 
 _NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
@@ -60,6 +62,18 @@ class AdapterListing:
     """Highest number ever used; the next version gets a higher one."""
 
 
+@dataclass(frozen=True, slots=True)
+class VolumeContent:
+    """What a volume holds, as far as it could be read."""
+
+    listings: dict[str, AdapterListing]
+    """By name."""
+    faults: dict[str, Fault]
+    """Why other adapters could not be listed, by name."""
+    num_left_out: int = 0
+    """Folders beyond `MAX_NAMES`, which were not looked at."""
+
+
 class AdapterVolume:
     """Adapters under one folder. Its only state is the path, so any number of processes may use one volume."""
 
@@ -70,14 +84,49 @@ class AdapterVolume:
         """Names of the adapters on the volume.
 
         Returns:
-            Names of folders that are valid names of adapters, sorted; other entries are ignored.
+            Names of folders that are valid names of adapters, sorted, `MAX_NAMES` at most; other entries are ignored.
 
         Raises:
             VolumeError: The volume is missing. A missing volume is never treated as an empty one.
         """
-        with self._root() as root, reporting("looking at the volume"), os.scandir(root) as entries:
-            found = [entry.name for entry in entries if _is_name(entry.name) and entry.is_dir(follow_symlinks=False)]
-        return sorted(found)[:MAX_NAMES]
+        return self._names()[0]
+
+    def _names(self) -> tuple[list[str], int]:
+        """Names, and how many were left out."""
+        with self._root() as root, reporting("looking at the volume"):
+            with os.scandir(root) as entries:
+                found = [
+                    entry.name for entry in entries if _is_name(entry.name) and entry.is_dir(follow_symlinks=False)
+                ]
+            found.sort()
+            if len(found) <= MAX_NAMES:
+                return found, 0
+            # Folders that anything else has left there must not hide an adapter in use.
+            looked_at = found[:MAX_FOLDERS]
+            has_pointer = {name for name in looked_at if _is_there(f"{name}/{CURRENT_FILE}", root)}
+        kept = sorted(sorted(looked_at, key=lambda name: name not in has_pointer)[:MAX_NAMES])
+        return kept, len(found) - len(kept)
+
+    def look(self) -> VolumeContent:
+        """List every adapter on the volume; one that cannot be read hides no other.
+
+        Returns:
+            Listings and faults, without adapters that vanish in the meantime.
+
+        Raises:
+            VolumeError: The volume is missing.
+        """
+        names, num_left_out = self._names()
+        content = VolumeContent({}, {}, num_left_out)
+        for name in names:
+            try:
+                content.listings[name] = self.listing(name)
+            except VolumeError as error:
+                if error.fault is Fault.VOLUME_UNAVAILABLE:
+                    raise
+                if error.fault is not Fault.UNKNOWN_ADAPTER:
+                    content.faults[name] = error.fault
+        return content
 
     def discover(self) -> dict[str, AdapterListing]:
         """List every adapter on the volume.
@@ -86,16 +135,12 @@ class AdapterVolume:
             Listings by name, without adapters that vanish in the meantime.
 
         Raises:
-            VolumeError: The volume is missing.
+            VolumeError: The volume is missing, or an adapter's folder cannot be read.
         """
-        listings = {}
-        for name in self.names():
-            try:
-                listings[name] = self.listing(name)
-            except VolumeError as error:
-                if error.fault is not Fault.UNKNOWN_ADAPTER:
-                    raise
-        return listings
+        content = self.look()
+        for name, fault in content.faults.items():
+            raise VolumeError(fault, f"{name} cannot be listed")
+        return content.listings
 
     def listing(self, name: str, besides: int = 0) -> AdapterListing:
         """List one adapter.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -247,3 +248,73 @@ async def test_a_pinned_version_is_not_taken_back() -> None:
         await live.order("invoices/pin", version=2)
         await read_pages(live, "invoices", [LOOP] * 20)
         assert (await live.answer("invoices"))["model_id"] == "invoices@2"
+
+
+async def test_an_order_that_cannot_be_saved_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with live_service(adapter_state_dir=tmp_path) as live:
+        await two_versions(live)
+
+        def fill(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("service.adapters.storage.replace_file", fill)
+            for path, body in (("refuse", {"version": 2}), ("pin", {"version": 1}), ("rollback", {})):
+                answer = await live.order(f"invoices/{path}", **body)
+                assert (answer.status_code, answer.json()["code"]) == (507, "adapter_state_unwritable")
+                shown = await live.listed()
+                assert (shown["serving"], shown["pinned"]) == ("invoices@2", None)
+                assert (await live.states())[2] == "active"
+        assert (await live.order("invoices/refuse", version=2)).status_code == 200
+        assert (await live.listed())["serving"] == "invoices@1"
+    assert "invoices@2" in json.loads((tmp_path / "decisions.json").read_text())["refusals"]
+
+
+async def test_an_automatic_rollback_holds_on_a_full_disk_and_is_saved_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = {"adapter_rollback_pages": 20, "adapter_rollback_margin": 0.1}
+    async with live_service(adapter_state_dir=tmp_path, **rule) as live:
+        live.publish(seed=1)
+        await live.serves("invoices", 1)
+        await read_pages(live, "invoices@1", [FinishReason.STOP] * 20)
+        live.publish(seed=2)
+        await live.serves("invoices", 2)
+
+        def fill(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("service.adapters.storage.replace_file", fill)
+            await read_pages(live, "invoices@2", [FinishReason.REPETITION] * 20)
+            await live.serves("invoices", 1)
+            assert not (tmp_path / "decisions.json").exists()
+        await eventually((tmp_path / "decisions.json").exists)
+    assert "invoices@2" in json.loads((tmp_path / "decisions.json").read_text())["refusals"]
+
+
+async def test_adapters_are_listed_in_pages() -> None:
+    async with live_service(slots=1) as live:
+        names = sorted(f"adapter-{number}" for number in range(5))
+        for name in names:
+            live.publish(name)
+        entries = live.service.services.adapters.catalog.entries
+        await eventually(lambda: len(entries) == len(names))
+        listed: list[str] = []
+        query: dict[str, str] | None = {"limit": "2"}
+        while query is not None:
+            answer = (await live.service.client.get("/adapters", params=query)).json()
+            assert len(answer["adapters"]) <= 2
+            listed += [each["name"] for each in answer["adapters"]]
+            query = {"limit": "2", "after": answer["next"]} if answer["next"] else None
+        assert listed == names
+        assert (await live.service.client.get("/adapters")).json()["next"] is None
+        for query, field in (
+            ({"limit": "0"}, "limit"),
+            ({"limit": "1001"}, "limit"),
+            ({"limit": "-1"}, "limit"),
+            ({"limit": "99999999999999"}, "limit"),
+            ({"page": "2"}, "page"),
+        ):
+            refused = await live.service.client.get("/adapters", params=query)
+            assert (refused.status_code, refused.json()["field"]) == (422, field)

@@ -19,7 +19,8 @@ from service.adapters import catalog
 from service.engine.fake import FakeEngine
 from service.engine.process.engines import ThreadEngine
 from service.engine.protocol import EngineState, SequenceEvent
-from shared.contract.volume import AdapterVolume
+from shared.contract.refusals import Fault, VolumeError
+from shared.contract.volume import AdapterListing, AdapterVolume
 from tests.support.adapters import write_peft
 from tests.support.fake_engine import SteeredEngine
 from tests.support.live_adapters import ADMIN_KEY, LiveService, live_service
@@ -174,3 +175,44 @@ async def test_killed_publishers_never_bring_anything_half_into_service() -> Non
             await live.serves(name, current)
             refused = [each for each in adapters.catalog.entries[name].versions.values() if each.refusal]
             assert refused == []
+
+
+async def test_a_pointer_to_a_version_that_cannot_be_served_leaves_the_one_in_use() -> None:
+    async with live_service() as live:
+        for seed in (1, 2):
+            live.publish(seed=seed)
+            await live.serves("invoices", seed)
+        number = live.publish(seed=3, activate=False)
+        folder = live.volume.root / "invoices"
+        weights = folder / str(number) / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-10])
+        entry = live.service.services.adapters.catalog.entries["invoices"]
+        for named in (number, 99):
+            # As docs/adapters.md has it, without the versions before.
+            (folder / ".c").write_text(f"{named}\n")
+            (folder / ".c").rename(folder / "current")
+            await eventually(lambda named=named: entry.listing.current == named)
+            if named == number:
+                await eventually(lambda: entry.versions[number].refusal is not None)
+            assert entry.active == 2
+            assert (await live.answer("invoices"))["model_id"] == "invoices@2"
+
+
+async def test_a_folder_that_cannot_be_read_is_told_and_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with live_service() as live:
+        live.publish(seed=1)
+        await live.serves("invoices", 1)
+        (live.volume.root / "broken").mkdir()
+        listing = AdapterVolume.listing
+
+        def deny(self: AdapterVolume, name: str, besides: int = 0) -> AdapterListing:
+            if name == "broken":
+                raise VolumeError(Fault.PERMISSION_DENIED, "looking at broken")
+            return listing(self, name, besides)
+
+        monkeypatch.setattr(AdapterVolume, "listing", deny)
+        await eventually(lambda: live.service.services.adapters.volume_fault is not None)
+        assert (await live.service.client.get("/adapters")).json()["volume"] == "permission_denied: broken"
+        assert await live.service.metric("deepsynth_adapter_volume_up") == 0
+        live.publish(seed=2)
+        await live.serves("invoices", 2)

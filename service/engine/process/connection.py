@@ -62,6 +62,14 @@ class EngineConnection:
         """Why the worker has gone; blocks briefly."""
         return self._worker.describe_exit()
 
+    def is_stopped(self) -> bool:
+        """Whether a signal has stopped the worker."""
+        return self._worker.is_stopped()
+
+    def was_killed(self) -> bool:
+        """Whether a signal has ended the worker; after `describe_exit`."""
+        return self._worker.was_killed()
+
     def close(self, grace_s: float) -> None:
         """End the worker and both threads; blocks."""
         self._worker.end(grace_s)

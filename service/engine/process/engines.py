@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from service.engine.process.launcher import ProcessWorker, ThreadWorker
-from service.engine.process.supervisor import SupervisedEngine, Supervision
+from service.engine.process.supervision import Supervision
+from service.engine.process.supervisor import SupervisedEngine
 from service.engine.process.worker import EngineFactory
 
 

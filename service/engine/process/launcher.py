@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import multiprocessing
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -34,11 +36,21 @@ class Worker(Protocol):
     def describe_exit(self) -> str:
         """Why it ended, in one line; blocks for `EXIT_S` at most."""
 
+    def was_killed(self) -> bool:
+        """Whether a signal ended it."""
+
+    def is_stopped(self) -> bool:
+        """Whether a signal has stopped it."""
+
 
 Launcher = Callable[[], Worker]
 
 EXIT_S = 0.5
 """Longest wait for the exit status of a process whose connection has closed."""
+KILL_S = 10.0
+"""Longest wait for the end of a process that was killed."""
+
+_log = logging.getLogger(__name__)
 
 
 class ProcessWorker:
@@ -72,14 +84,32 @@ class ProcessWorker:
             self._process.join(EXIT_S)
             return describe_exit(self._process.exitcode)
 
+    def was_killed(self) -> bool:
+        """Whether a signal ended the child."""
+        return (self._process.exitcode or 0) < 0
+
+    def is_stopped(self) -> bool:
+        """Whether SIGSTOP or another signal has stopped the child; it answers nothing until SIGCONT."""
+        if self.pid is None:
+            return False
+        try:
+            # Without WEXITED, so that the exit status stays for `describe_exit`.
+            return os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return False
+
     def end(self, grace_s: float) -> None:
         """Wait for the child, kill it if it stays, and reap it."""
         atexit.unregister(self._process.kill)
         with self._reaping:
             self._process.join(grace_s)
             self._process.kill()
-            self._process.join()
-            self._process.close()
+            self._process.join(KILL_S)
+            if self._process.exitcode is None:
+                # In the kernel, such as in a driver's call that does not return.
+                _log.error("the engine's process %d cannot be killed", self._process.pid)
+            else:
+                self._process.close()
         shut_down(self.pipe)
 
 
@@ -96,6 +126,14 @@ class ThreadWorker:
     def describe_exit(self) -> str:
         """A thread has no exit status."""
         return "a thread"
+
+    def was_killed(self) -> bool:
+        """A thread cannot be killed."""
+        return False
+
+    def is_stopped(self) -> bool:
+        """A thread cannot be stopped."""
+        return False
 
     def end(self, grace_s: float) -> None:
         """Wait for the thread and shut the connection down."""

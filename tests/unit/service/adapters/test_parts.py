@@ -54,18 +54,22 @@ def listing(versions, current, former=()):
 
 
 @pytest.mark.parametrize(
-    ("found", "pin", "former", "kept", "expected"),
+    ("found", "pin", "chosen", "former", "kept", "expected"),
     [
-        (listing([1, 2, 3], 3, [1]), None, [], [], [3, 1]),
-        (listing([1, 2, 3], 3, [1]), 2, [], [], [2, 3, 1]),
-        (listing([1, 2, 3], 3), None, [2], [], [3, 2]),
-        (listing([1], 3, [2, 1]), None, [], [2], [2, 1]),
-        (listing([1, 2], None), None, [], [], []),
-        (listing([1, 2], 1, [1]), 1, [1], [1], [1]),
+        (listing([1, 2, 3], 3, [1]), None, None, [], [], [3, 1]),
+        (listing([1, 2, 3], 3, [1]), 2, None, [], [], [2, 3, 1]),
+        (listing([1, 2, 3], 3), None, None, [2], [], [3, 2]),
+        (listing([1], 3, [2, 1]), None, None, [], [2], [2, 1]),
+        (listing([1, 2], None), None, None, [], [], []),
+        (listing([1, 2], 1, [1]), 1, None, [1], [1], [1]),
+        # The version that was chosen before comes before those that were in use.
+        (listing([1, 2, 3], 3), None, 2, [1], [2], [3, 2, 1]),
+        (listing([1, 2, 3], 3, [1]), None, 2, [], [2], [3, 2, 1]),
+        (listing([1, 2], 9), None, 2, [1], [2], [2, 1]),
     ],
 )
-def test_candidates_come_in_order_and_only_if_they_can_be_had(found, pin, former, kept, expected):
-    assert candidates(found, pin=pin, former=former, kept=kept) == expected
+def test_candidates_come_in_order_and_only_if_they_can_be_had(found, pin, chosen, former, kept, expected):
+    assert candidates(found, pin=pin, chosen=chosen, former=former, kept=kept) == expected
 
 
 def test_the_least_recently_used_of_the_idle_leaves_first():

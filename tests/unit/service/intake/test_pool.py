@@ -22,6 +22,7 @@ from service.errors import (
     DecodeKilledError,
     DecodeMemoryError,
     DecodeTimeoutError,
+    DecodeUnavailableError,
     DeepSynthError,
     DrainingError,
     EngineError,
@@ -30,7 +31,8 @@ from service.errors import (
 )
 from service.intake.document import Document
 from service.intake.limits import DecodeTask, IntakeLimits
-from service.intake.pool import ImagePool
+from service.intake.pages import DecodedPage
+from service.intake.pool import ImagePool, ImageProcess
 from service.intake.text_layer import TextLine, TextPage, TextTask
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
 from tests.support.pdf import make_pdf
@@ -41,13 +43,16 @@ ORDER = DecodeTask(1, Mode.GUNDAM, GeometryConfig())
 
 
 @contextlib.asynccontextmanager
-async def running_pool(workers: int = 1, timeout_s: float = 10.0) -> AsyncIterator[tuple[ImagePool, list[str]]]:
+async def running_pool(
+    workers: int = 1, timeout_s: float = 10.0, stop_check_s: float = 600.0
+) -> AsyncIterator[tuple[ImagePool, list[str]]]:
     restarts: list[str] = []
     pool = ImagePool(
         workers=workers,
         memory_bytes=1024 * MIB,
         timeout_s=timeout_s,
         max_file_bytes=20 * MIB,
+        stop_check_s=stop_check_s,  # long, as tests stop processes to hold them
         on_restart=restarts.append,
     )
     try:
@@ -94,7 +99,6 @@ async def test_refusal_comes_out_with_its_public_facts_and_costs_no_process() ->
     [
         (signal.SIGSEGV, DecodeCrashError, "decode_crash"),
         (signal.SIGXCPU, DecodeTimeoutError, "decode_timeout"),
-        (signal.SIGKILL, DecodeKilledError, "decode_killed"),
     ],
 )
 async def test_death_at_work_costs_one_order_and_is_told_apart(
@@ -115,42 +119,101 @@ async def test_death_at_work_costs_one_order_and_is_told_apart(
         assert pool.pids != [pid]
 
 
-async def killed_while_decoding(pool: ImagePool, data: bytes) -> DeepSynthError:
-    """Kill the process from outside while it decodes a file; what the caller gets."""
-    await pool.decode(Document(png(), IntakeLimits()), ORDER)  # it is ready
-    (pid,) = pool.pids
-    os.kill(pid, signal.SIGSTOP)
-    await eventually(lambda: is_stopped(pid))
-    victim = asyncio.create_task(pool.decode(Document(data, IntakeLimits()), ORDER))
-    await eventually(lambda: pool.num_busy == 1)
-    os.kill(pid, signal.SIGKILL)
-    with pytest.raises(DeepSynthError) as caught:
-        await victim
-    return caught.value
+@pytest.fixture
+def killed_at_work(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Processes to kill from outside once they have a file, how many; counts down."""
+    left = [0]
+    decode = ImageProcess.decode
+
+    def decode_if_alive(self: ImageProcess, document: Document, task: DecodeTask) -> DecodedPage:
+        if left[0]:
+            left[0] -= 1
+            self.open(document)
+            os.kill(self.pid, signal.SIGKILL)
+        return decode(self, document, task)
+
+    monkeypatch.setattr(ImageProcess, "decode", decode_if_alive)
+    return left
 
 
-async def test_a_file_that_is_sent_again_after_its_process_was_killed_is_refused_at_the_second_time() -> None:
+async def test_a_page_whose_process_is_killed_from_outside_is_tried_once_more(killed_at_work: list[int]) -> None:
     async with running_pool() as (pool, restarts):
-        first = await killed_while_decoding(pool, png("one"))
-        assert isinstance(first, DecodeKilledError)
-        assert (first.status, first.retryable) == (503, True)
-        assert isinstance(await killed_while_decoding(pool, png("two")), DecodeKilledError)
-        again = await killed_while_decoding(pool, png("one"))
-        assert isinstance(again, DecodeMemoryError)
-        assert (again.status, again.retryable) == (422, False)
+        for _ in range(3):
+            killed_at_work[0] = 1
+            assert (await pool.decode(Document(png(), IntakeLimits()), ORDER)).width_px == 320
         assert restarts == ["decode_killed"] * 3
 
 
-async def test_a_process_that_is_killed_before_it_has_the_file_says_nothing_about_the_file() -> None:
+async def test_a_file_is_held_responsible_when_its_processes_are_killed_each_time_it_is_sent(
+    killed_at_work: list[int],
+) -> None:
+    async with running_pool() as (pool, restarts):
+
+        async def send(text: str) -> DeepSynthError:
+            killed_at_work[0] = 2
+            with pytest.raises(DeepSynthError) as caught:
+                await pool.decode(Document(png(text), IntakeLimits()), ORDER)
+            return caught.value
+
+        first = await send("one")
+        assert (type(first), first.status, first.retryable) == (DecodeKilledError, 503, True)
+        assert isinstance(await send("two"), DecodeKilledError)
+        again = await send("one")
+        assert (type(again), again.status, again.retryable) == (DecodeMemoryError, 422, False)
+        assert restarts == ["decode_killed"] * 6
+
+
+async def test_a_stopped_process_is_replaced_and_its_page_tried_once_more() -> None:
+    async with running_pool(stop_check_s=0.1) as (pool, restarts):
+        (pid,) = pool.pids
+        os.kill(pid, signal.SIGSTOP)
+        began_s = time.monotonic()
+        assert (await pool.decode(Document(png(), IntakeLimits()), ORDER)).width_px == 320
+        assert time.monotonic() - began_s < 8.0
+        assert restarts in (["decode_killed"], ["died_idle"])
+        assert state_of(pid) == ""
+
+
+async def test_without_descriptors_for_a_process_the_client_is_told_to_come_back() -> None:
     async with running_pool() as (pool, _):
-        assert isinstance(await killed_while_decoding(pool, png("one")), DecodeKilledError)
-        (fresh,) = pool.pids
-        os.kill(fresh, signal.SIGSTOP)
-        victim = asyncio.create_task(pool.decode(Document(png("one"), IntakeLimits()), ORDER))
+        (pid,) = pool.pids
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: state_of(pid) == "Z")
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lowest_free = os.dup(0)
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+        try:
+            with pytest.raises(DecodeUnavailableError) as caught:
+                await pool.decode(Document(png(), IntakeLimits()), ORDER)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert (caught.value.status, caught.value.retryable) == (503, True)
+        assert (await pool.decode(Document(png(), IntakeLimits()), ORDER)).width_px == 320
+
+
+async def test_a_page_whose_reader_has_left_is_not_decoded_to_its_end() -> None:
+    async with running_pool() as (pool, restarts):
+        (pid,) = pool.pids
+        os.kill(pid, signal.SIGSTOP)
+        given_up = asyncio.create_task(pool.decode(Document(png(), IntakeLimits()), ORDER))
         await eventually(lambda: pool.num_busy == 1)
-        os.kill(fresh, signal.SIGKILL)
-        with pytest.raises(DecodeKilledError):
-            await victim
+        given_up.cancel()
+        assert (await pool.decode(Document(png("next"), IntakeLimits()), ORDER)).width_px == 320
+        assert restarts == ["abandoned"]
+
+
+async def test_a_document_may_use_so_much_time_and_no_more() -> None:
+    async with running_pool(timeout_s=0.8) as (pool, _):
+        document = long_document()
+        await pool.decode(document, page_task(0))
+        assert document.num_turns == 1
+        assert 0 < document.worked_s < 0.8
+        document.worked_s = 0.8 * (3 + 0.25) + 0.01
+        with pytest.raises(DecodeTimeoutError) as caught:
+            await pool.decode(document, page_task(1))
+        assert caught.value.public == {"limit_s": 3}
+        assert (await pool.decode(Document(png(), IntakeLimits()), ORDER)).width_px == 320
 
 
 async def test_a_malformed_reply_is_the_files_fault_although_we_kill_the_process() -> None:
@@ -265,14 +328,15 @@ async def test_death_in_the_middle_costs_one_page_and_the_next_one_sends_the_doc
         os.kill(pool.pids[0], signal.SIGSTOP)
         victim = asyncio.create_task(pool.decode(document, page_task(1)))
         await eventually(lambda: pool.num_busy == 1)
-        os.kill(pool.pids[0], signal.SIGKILL)
-        with pytest.raises(DecodeKilledError):
+        os.kill(pool.pids[0], signal.SIGSEGV)
+        os.kill(pool.pids[0], signal.SIGCONT)
+        with pytest.raises(DecodeCrashError):
             await victim
         assert (await pool.decode(document, page_task(2))).page == 3
         os.kill(pool.pids[0], signal.SIGKILL)
         await eventually(lambda: state_of(pool.pids[0]) == "Z")
         assert (await pool.decode(document, page_task(3))).page == 4
-        assert (document.num_sent, restarts) == (3, ["decode_killed", "died_idle"])
+        assert (document.num_sent, restarts) == (3, ["decode_crash", "died_idle"])
 
 
 TEXT = TextTask((TextPage(1, 320, 200, (TextLine("found", (0, 0, 320, 200)),)),))

@@ -131,6 +131,33 @@ def test_a_volume_that_vanishes_during_discovery_is_a_fault(volume, monkeypatch)
     assert fault_of(volume.discover) is Fault.VOLUME_UNAVAILABLE
 
 
+def test_folders_that_are_no_adapters_do_not_hide_one_that_is_in_use(volume, monkeypatch):
+    monkeypatch.setattr("shared.contract.volume.MAX_NAMES", 10)
+    for number in range(30):
+        (volume.root / f"empty-{number}").mkdir()
+    content = volume.look()
+    assert "invoices" in content.listings
+    assert len(content.listings) == 10
+    assert content.num_left_out == 21
+    assert volume.names() == list(content.listings)
+
+
+def test_a_folder_that_cannot_be_read_hides_no_other(volume, monkeypatch):
+    (volume.root / "broken").mkdir()
+    listing = AdapterVolume.listing
+
+    def deny(self, name, besides=0):
+        if name == "broken":
+            raise VolumeError(Fault.PERMISSION_DENIED, "looking at broken")
+        return listing(self, name, besides)
+
+    monkeypatch.setattr(AdapterVolume, "listing", deny)
+    content = volume.look()
+    assert list(content.listings) == ["invoices"]
+    assert content.faults == {"broken": Fault.PERMISSION_DENIED}
+    assert fault_of(volume.discover) is Fault.PERMISSION_DENIED
+
+
 def test_resolving(volume):
     assert volume.resolve("invoices") == AdapterRef("invoices", 2)
     assert volume.resolve("invoices@3") == AdapterRef("invoices", 3)

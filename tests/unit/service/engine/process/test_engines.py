@@ -1,17 +1,20 @@
 import asyncio
+import contextlib
+import dataclasses
 import logging
 import os
 import random
 import signal
 import sys
+import time
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from service.engine.process.engines import ProcessEngine, ThreadEngine
-from service.engine.process.supervisor import Supervision
-from service.engine.protocol import EngineState, SequenceDelta, SequenceFailure, SequenceResult
+from service.engine.process.supervision import Supervision
+from service.engine.protocol import EngineState, SamplingParams, SequenceDelta, SequenceFailure, SequenceResult
 from service.errors import EngineError
 from tests.unit.service.engine.standin import (
     GATE,
@@ -71,26 +74,163 @@ async def test_the_process_ignores_signals_meant_for_its_group_and_ends_on_stop(
         os.kill(pid, 0)
 
 
-async def test_a_killed_process_fails_its_pages_and_comes_back():
+async def test_pages_of_a_killed_process_are_read_again_and_told_what_they_lacked():
     async with started(ProcessEngine(make_standin, supervision=QUICK)) as engine:
-        streams = [engine.submit(standin_request(str(n), prompt="wait")) for n in range(3)]
-        firsts = [asyncio.ensure_future(anext(stream)) for stream in streams]
-        await until(lambda: len(engine._open) == 3)
+        requests = [standin_request(str(n), max_new_tokens=2000, ink=n) for n in range(3)]
+        tasks = [asyncio.ensure_future(read(engine, request)) for request in requests]
+        await until(lambda: all(page._texts for page in engine._line.sent) and len(engine._line.sent) == 3)
         os.kill(engine._connection._worker.pid, signal.SIGKILL)
-        failures = await asyncio.gather(*firsts)
-        assert [(f.sequence_id, f.code) for f in failures] == [(str(n), "engine_lost") for n in range(3)]
-        assert engine.state is EngineState.FAILED
-        await until(lambda: engine.state is EngineState.READY)
-        assert isinstance((await read(engine, standin_request("later")))[-1], SequenceResult)
+        await until(lambda: engine.state is EngineState.FAILED)
+        assert not any(task.done() for task in tasks)
+        for request, events in zip(requests, await asyncio.gather(*tasks), strict=True):
+            assert events[-1] == standin_result(request)
+            assert "".join(event.text for event in events[:-1]) == events[-1].text
+        assert engine.life.losses == {"signal": 1}
+        assert engine.life.num_retried == 3
+        assert engine._quarantine.is_empty
 
 
-@pytest.mark.parametrize("prompt", ["die", "hang"])
-async def test_a_page_that_takes_the_process_with_it_fails_alone_in_the_end(prompt):
-    async with started(ProcessEngine(make_standin, supervision=QUICK)) as engine:
-        events = await read(engine, standin_request("bad", prompt=prompt))
-        assert events[-1].code == "engine_lost"
+async def test_pages_fail_at_once_when_the_engine_will_not_be_back_soon():
+    supervision = dataclasses.replace(QUICK, backoff_s=30.0, hold_s=5.0)
+    async with started(ProcessEngine(make_standin, supervision=supervision)) as engine:
+        task = asyncio.ensure_future(read(engine, standin_request("a", max_new_tokens=10**9)))
+        await until(lambda: engine._line.sent)
+        os.kill(engine._connection._worker.pid, signal.SIGKILL)
+        assert (await task)[-1].code == "engine_lost"
+        assert 25 < engine.life.ready_in_s < 60
+        assert (await read(engine, standin_request("b")))[-1].code == "engine_lost"
+
+
+async def test_pages_do_not_wait_longer_than_stated():
+    supervision = dataclasses.replace(QUICK, backoff_s=2.0, hold_s=60.0)
+    async with started(ThreadEngine(make_standin, supervision=supervision)) as engine:
+        engine._supervision = dataclasses.replace(supervision, hold_s=2.1)
+        began_s = time.monotonic()
+        engine._start_s = 0.0
+
+        def refuse():
+            time.sleep(2)
+            raise OSError("no descriptors")
+
+        engine._launch = refuse
+        assert (await read(engine, standin_request("a", prompt="raise")))[-1].code == "engine_lost"
+        assert 2.0 < time.monotonic() - began_s < 3.5
+
+
+@pytest.mark.parametrize(
+    ("engine_class", "prompt", "kind"),
+    [(ProcessEngine, "die", "exit"), (ThreadEngine, "wait", "stall"), (ThreadEngine, "raise", "exception")],
+)
+async def test_a_page_that_ends_the_engine_twice_is_refused_and_costs_no_other(engine_class, prompt, kind):
+    GATE.clear()
+    async with started(engine_class(make_standin, supervision=QUICK)) as engine:
+        mates = [standin_request(str(n), max_new_tokens=10**4, ink=n) for n in range(3)]
+        tasks = [asyncio.ensure_future(read(engine, mate)) for mate in mates]
+        await until(lambda: len(engine._line.sent) == 3)
+        bad = await read(engine, standin_request("bad", prompt=prompt, ink=200))
+        assert [event.code for event in bad] == ["poison_request"]
+        assert engine.life.losses == {kind: 2}
+        for mate in mates:
+            await engine_cancelled(tasks.pop(0))
+            assert (await read(engine, dataclasses.replace(mate, params=SamplingParams(3))))[-1].kind == "result"
+        # Its content is what is refused, whatever else is asked of it.
+        again = await read(engine, standin_request("again", ink=200))
+        assert [event.code for event in again] == ["poison_request"]
+        assert (await read(engine, standin_request("good", ink=201)))[-1].kind == "result"
+        assert engine.life.losses == {kind: 2}
+        assert engine.life.num_refused == 2
+
+
+async def engine_cancelled(task):
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def test_a_page_whose_reader_leaves_at_each_death_is_known_all_the_same():
+    async with started(ThreadEngine(make_standin, supervision=QUICK)) as engine:
+        GATE.clear()
+        for number in range(2):
+            task = asyncio.ensure_future(read(engine, standin_request(f"bad{number}", prompt="wait", ink=99)))
+            await until(lambda: engine._line.sent)
+            await asyncio.sleep(0.1)
+            await engine_cancelled(task)
+            await until(lambda number=number: engine.life.losses == {"stall": number + 1})
+            await until(lambda: engine.state is EngineState.READY)
+        GATE.set()
+        assert (await read(engine, standin_request("bad", ink=99)))[-1].code == "poison_request"
+        assert (await read(engine, standin_request("good", ink=98)))[-1].kind == "result"
+
+
+async def test_a_page_that_was_read_before_its_mate_ended_the_engine_is_no_suspect():
+    async with started(ThreadEngine(make_standin, supervision=QUICK)) as engine:
+        await read(engine, standin_request("early", ink=5))
+        assert (await read(engine, standin_request("bad", prompt="raise", ink=6)))[-1].code == "poison_request"
+        assert engine.life.num_retried == 1
+        assert (await read(engine, standin_request("late", ink=5)))[-1].kind == "result"
+
+
+async def test_a_canary_page_is_not_held_against_its_content():
+    async with started(ThreadEngine(make_standin, supervision=QUICK)) as engine:
+        canary = dataclasses.replace(standin_request("canary", prompt="raise", ink=7), is_canary=True)
+        assert (await read(engine, canary))[-1].code == "engine_lost"
         await until(lambda: engine.state is EngineState.READY)
-        assert isinstance((await read(engine, standin_request("good")))[-1], SequenceResult)
+        assert (await read(engine, standin_request("page", ink=7)))[-1].kind == "result"
+
+
+async def test_a_stopped_process_is_noticed_at_once_and_its_pages_are_read_again():
+    async with started(ProcessEngine(make_standin, supervision=dataclasses.replace(QUICK, stall_s=60.0))) as engine:
+        request = standin_request("a", max_new_tokens=2000)
+        task = asyncio.ensure_future(read(engine, request))
+        await until(lambda: engine._line.sent)
+        began_s = time.monotonic()
+        os.kill(engine._connection._worker.pid, signal.SIGSTOP)
+        await until(lambda: engine.state is EngineState.FAILED)
+        assert time.monotonic() - began_s < 1.0
+        assert (await task)[-1] == standin_result(request)
+        assert engine.life.losses == {"stopped": 1}
+        assert engine._quarantine.is_empty
+
+
+async def test_an_engine_that_answers_but_makes_no_step_is_noticed():
+    class Idling(StandIn):
+        def step(self):
+            time.sleep(0.001)
+            return []
+
+    made = []
+
+    def make():
+        made.append(Idling() if not made else StandIn())
+        return made[-1]
+
+    async with started(ThreadEngine(make, supervision=QUICK)) as engine:
+        began_s = time.monotonic()
+        assert (await read(engine, standin_request("a")))[-1].kind == "result"
+        assert time.monotonic() - began_s < 0.5 + 2.0
+        assert engine.life.losses == {"stall": 1}
+
+
+async def test_deaths_with_health_between_are_no_loop():
+    supervision = dataclasses.replace(QUICK, healthy_s=0.1, max_restarts=2)
+    async with started(ThreadEngine(make_standin, supervision=supervision)) as engine:
+        for number in range(6):
+            await until(lambda: engine.state is EngineState.READY)
+            await asyncio.sleep(0.15)
+            engine._connection._worker.end(0.0)
+            await until(lambda number=number: engine.life.losses == {"exit": number + 1})
+        await until(lambda: engine.state is EngineState.READY)
+        assert (await read(engine, standin_request("a")))[-1].kind == "result"
+        assert not engine.life.is_down
+
+
+async def test_a_loop_of_pages_that_end_the_engine_brings_it_down():
+    supervision = dataclasses.replace(QUICK, max_restarts=3)
+    async with started(ThreadEngine(make_standin, supervision=supervision)) as engine:
+        codes = [(await read(engine, standin_request(str(n), prompt="raise", ink=n)))[-1].code for n in range(3)]
+        assert codes == ["poison_request", "poison_request", "engine_lost"]
+        await until(lambda: engine.life.is_down)
+        assert engine.life.losses == {"exception": 4}
 
 
 async def test_the_process_ends_with_its_parent():
@@ -178,16 +318,16 @@ async def test_a_stuck_step_is_noticed():
     GATE.clear()
     async with started(ThreadEngine(make_standin, supervision=QUICK)) as engine:
         events = await read(engine, standin_request("a", prompt="wait"))
-        assert events[-1].code == "engine_lost"
-        assert "silent" in events[-1].detail
+        assert events[-1].code == "poison_request"
+        assert "made no step" in events[-1].detail
         await until(lambda: engine.state is EngineState.READY)
         GATE.set()
-        assert isinstance((await read(engine, standin_request("b")))[-1], SequenceResult)
+        assert isinstance((await read(engine, standin_request("b", ink=2)))[-1], SequenceResult)
 
 
 async def test_an_exception_in_a_step_loses_the_engine_and_it_comes_back():
     async with started(ThreadEngine(make_standin, supervision=QUICK)) as engine:
-        assert (await read(engine, standin_request("a", prompt="raise")))[-1].code == "engine_lost"
+        assert (await read(engine, standin_request("a", prompt="raise")))[-1].code == "poison_request"
         await until(lambda: engine.state is EngineState.READY)
 
 
@@ -227,7 +367,7 @@ async def test_closing_the_iterator_cancels():
         async with aclosing(engine.submit(standin_request("a", max_new_tokens=10**9))) as stream:
             assert isinstance(await anext(stream), SequenceDelta)
         await until(lambda: not engines[0].has_work)
-        assert engine._open == {}
+        assert not len(engine._line)
 
 
 async def test_cancelling_the_reading_task_cancels_the_sequence():
@@ -250,7 +390,7 @@ async def test_stop_fails_what_is_open():
     engine = ThreadEngine(make_standin, supervision=QUICK)
     await engine.start()
     task = asyncio.create_task(read(engine, standin_request("a", max_new_tokens=10**9)))
-    await until(lambda: engine._open)
+    await until(lambda: engine._line.sent)
     await engine.stop()
     assert (await task)[-1].code == "engine_lost"
     assert engine.state is EngineState.DRAINING
@@ -305,4 +445,4 @@ async def test_every_request_gets_one_reply_whatever_happens():
 
         for start in range(0, 2000, 20):
             await asyncio.gather(*(one(number) for number in range(start, start + 20)))
-        assert engine._open == {}
+        assert not len(engine._line)
