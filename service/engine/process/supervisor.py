@@ -342,8 +342,7 @@ class SupervisedEngine:
         try:
             await self._connect()
             _log.info("engine ready again")
-        except Exception:
-            # Whatever it was, such as no descriptors left for a child, the next try must not be lost with it.
+        except Exception:  # noqa: BLE001 -- whatever it was, the next try must not be lost with it
             self._losses[LossKind.STARTUP] += 1
             self._fail_open("the engine could not be restarted")
             _log.exception("restart %d of the engine failed", self._failures)
