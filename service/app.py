@@ -192,6 +192,7 @@ def build_jobs(
     gate: Gate,
     metrics: Metrics,
     reading: TelemetryObserver,
+    cascade: Cascade | None,
 ) -> JobManager | None:
     """The jobs, not started yet; None without a folder for them."""
     if settings.job_dir is None:
@@ -217,6 +218,7 @@ def build_jobs(
         gate=gate,
         reading=reading,
         observer=JobObserver(metrics),
+        cascade=cascade,
     )
 
 
@@ -375,6 +377,7 @@ class _Composition:
                 gate=gate,
                 metrics=metrics,
                 reading=observer,
+                cascade=cascade,
             ),
             gate=gate,
             reader=reader,

@@ -620,8 +620,10 @@ class StatusAnswer(Wire):
 
 
 class ReadyAnswer(Wire):
-    """Readiness, and what is kept of requests."""
+    """Readiness, and what clients may need to know before they send a document."""
 
     status: str
+    jobs: bool
+    """Whether `POST /jobs` takes documents."""
     samples: Literal["off", "full", "thumbnail"]
     """What is kept of pages that are read: nothing, the page, or a small picture of it; with its text."""

@@ -107,13 +107,7 @@ def check_arrangement(
         InvalidFieldError: It would have no effect with this task, this model or this format.
     """
     if output is not None:
-        for field, is_refused in (
-            ("figures", wanted.figures and not output.takes_figures),
-            ("join_pages", wanted.join_pages and not output.takes_joined),
-        ):
-            if is_refused:
-                expected = f"not to be sent with the format {output.name}"
-                raise InvalidFieldError(public={"field": field, "expected": expected})
+        check_output(wanted, output)
     if wanted.table_format is not None and request.task not in _WRITES_TABLES:
         expected = f"not to be sent with the task {request.task}; it is for {' and '.join(_WRITES_TABLES)}"
         raise InvalidFieldError(public={"field": "table_format", "expected": expected})
@@ -125,6 +119,25 @@ def check_arrangement(
             raise InvalidFieldError(
                 public={"field": field, "expected": "not to be sent to this model, which gives no boxes and labels"}
             )
+
+
+def check_output(wanted: Arrangement, output: OutputFormat) -> None:
+    """Check that an output format has a place for what an arrangement adds.
+
+    Args:
+        wanted: The arrangement.
+        output: The format.
+
+    Raises:
+        InvalidFieldError: It has none.
+    """
+    for field, is_refused in (
+        ("figures", wanted.figures and not output.takes_figures),
+        ("join_pages", wanted.join_pages and not output.takes_joined),
+    ):
+        if is_refused:
+            expected = f"not to be sent with the format {output.name}"
+            raise InvalidFieldError(public={"field": field, "expected": expected})
 
 
 def gives_boxes(tasks: Sequence[Task]) -> bool:

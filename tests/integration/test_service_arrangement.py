@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -181,3 +183,38 @@ async def test_what_needs_labels_is_refused_for_a_model_without_boxes(field: str
     assert (refused.status_code, refused.json()["field"]) == (422, field)
     assert "no boxes" in refused.json()["expected"]
     assert (joined.status_code, joined.json()["joins"]) == (200, [])
+
+
+@pytest.mark.usefixtures("two_pages_are_read")
+@pytest.mark.parametrize(
+    ("data", "fields"),
+    [
+        (TWO_PAGES, {"join_pages": "true", "omit": "header,footer", "table_format": "markdown"}),
+        (drawn(), {"figures": "true"}),
+    ],
+    ids=["text", "figures"],
+)
+async def test_result_of_a_job_is_arranged_as_that_of_a_request(
+    data: bytes, fields: dict[str, str], tmp_path: Path
+) -> None:
+    expected = await answer_of(data, **fields)
+    async with running_service(ocr_batch_size=1, blank_pages="read", job_dir=tmp_path) as service:
+        if "figures" in fields:
+            # The engine is at the second page now.
+            await service.ocr(png(), task="markdown")
+        form = {"files": {"file": data}, "data": {"task": "markdown", **fields}}
+        job = (await service.client.post("/jobs", **form)).json()
+        async with asyncio.timeout(20):
+            while job["state"] not in ("done", "failed"):
+                await asyncio.sleep(0.01)
+                job = (await service.client.get(f"/jobs/{job['id']}")).json()
+        address = f"/jobs/{job['id']}/result"
+        answer = (await service.client.get(address)).json()
+        refused = await service.client.get(address, params={"format": "hocr"})
+        wrong = await service.client.post("/jobs", files={"file": data}, data={"task": "free", "omit": "header"})
+    times = ("id", "latency_ms", "timings_ms")
+    assert {name: value for name, value in answer.items() if name not in times} == {
+        name: value for name, value in expected.items() if name not in times
+    }
+    assert (refused.status_code, refused.json()["field"]) == (422, next(iter(fields)))
+    assert (wrong.status_code, wrong.json()["field"]) == (422, "omit")

@@ -446,4 +446,4 @@ async def test_folder_of_another_version_is_refused(tmp_path: Path, caplog: pyte
     failed = asyncio.Event()
     async with running_service(wait_ready=False, app_options={"on_failed": failed.set}, job_dir=tmp_path):
         await failed.wait()
-    assert "was written by another version of the service (format 99, not 1)" in caplog.text
+    assert "was written by another version of the service (format 99, not 2)" in caplog.text
