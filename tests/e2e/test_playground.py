@@ -58,7 +58,7 @@ def keeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerPr
 def background(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A service that takes jobs, and few pages in a request."""
     folder = tmp_path_factory.mktemp("jobs")
-    with running_server(JOB_DIR=str(folder), MAX_PDF_PAGES="5") as process:
+    with running_server(JOB_DIR=str(folder), MAX_PDF_PAGES="5", FAKE_STEP_MS="30") as process:
         yield process
 
 
@@ -754,9 +754,8 @@ def test_print_that_is_not_in_the_text_has_boxes(browser: Any, server: ServerPro
         assert "50 % of the print read" in page.inner_text("#text .page")
 
 
-# Large sheets, which take a while to draw.
 LONG = {"name": "long.pdf", "mimeType": "application/pdf", "buffer": make_pdf(
-    [f"Section {number} of a long report" for number in range(1, 9)], size_pt=(1500, 2000)
+    [f"Section {number} of a long report" for number in range(1, 9)], size_pt=(300, 400)
 )}  # fmt: skip
 
 
