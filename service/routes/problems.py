@@ -19,10 +19,12 @@ from service.errors import (
     CapacityError,
     DeepSynthError,
     InternalError,
+    InvalidFieldError,
     MalformedBodyError,
     MethodNotAllowedError,
     ModelNotFoundError,
     NotFoundError,
+    PageOutOfRangeError,
 )
 
 CHAT_PATH = "/v1/chat/completions"
@@ -44,24 +46,29 @@ def problem(error: DeepSynthError, request_id: str) -> dict[str, Any]:
 
 
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+PARAMETER_TITLE = "A parameter is missing, unknown or not valid."
 _OPENAI_NAMES = {"model_id": "model", "max_new_tokens": "max_completion_tokens"}
 
 
 def _message(error: DeepSynthError) -> str:
     """The title, and the public members in brackets."""
+    # These APIs have no forms, and name what is wrong in `param`.
+    title = PARAMETER_TITLE if isinstance(error, InvalidFieldError) else error.title
     members = {name: ", ".join(value) if isinstance(value, list) else value for name, value in error.public.items()}
     if "field" in members:
         # Both APIs have parameters, by their own names.
         members = {"parameter": _parameter(error) or "", **members}
         del members["field"]
     facts = "; ".join(f"{name}: {value}" for name, value in members.items() if value != "")
-    return f"{error.title} ({facts})" if facts else error.title
+    return f"{title} ({facts})" if facts else title
 
 
 def _parameter(error: DeepSynthError) -> str | None:
     """The parameter that an error is about, by the name it has in OpenAI's and Mistral's APIs."""
     if isinstance(error, ModelNotFoundError):
         return "model"
+    if isinstance(error, PageOutOfRangeError):
+        return "pages"
     field = str(error.public.get("field") or "")
     return _OPENAI_NAMES.get(field, field) or None
 

@@ -218,3 +218,23 @@ async def test_result_of_a_job_is_arranged_as_that_of_a_request(
     }
     assert (refused.status_code, refused.json()["field"]) == (422, next(iter(fields)))
     assert (wrong.status_code, wrong.json()["field"]) == (422, "omit")
+
+
+@pytest.mark.usefixtures("two_pages_are_read")
+@pytest.mark.parametrize("options", [{"omit": "header,page_number"}, {"table_format": "markdown"}, {"figures": "true"}])
+async def test_words_keep_their_confidences_where_the_text_moves(options: dict[str, str]) -> None:
+    plain = await answer_of(confidence="word", review_threshold="1")
+    answer = await answer_of(confidence="word", review_threshold="1", **options)
+    for before, page in zip(plain["pages"], answer["pages"], strict=True):
+        shown = [word["text"] for word in page["words"]]
+        assert all(page["text"][word["start"] : word["end"]] == word["text"] for word in page["words"])
+        assert all(word["line"] == page["text"][: word["start"]].count("\n") + 1 for word in page["words"])
+        assert {(word["text"], word["confidence"]) for word in page["words"]} <= {
+            (word["text"], word["confidence"]) for word in before["words"]
+        }
+        # Links and rewritten tables have none.
+        left_out = {"omit": {"Report", "1"}, "table_format": set(), "figures": set()}[next(iter(options))]
+        expected = [word["text"] for word in before["words"] if word["text"] not in left_out]
+        assert shown == [word for word in expected if "<" not in word or "table_format" not in options]
+        assert [word["text"] for word in page["doubtful_words"]] == shown
+        assert page["calibrated"] is before["calibrated"]
