@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import compile_path
 
 from service.admission.request import record_of
 from service.errors import (
@@ -132,5 +133,12 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     known: dict[int, type[DeepSynthError]] = {404: NotFoundError, 405: MethodNotAllowedError, 400: MalformedBodyError}
     response = problem_response(known.get(error.status_code, InternalError)(), request.scope)
     if error.headers and "Allow" in error.headers:
-        response.headers["allow"] = error.headers["Allow"]
+        response.headers["allow"] = ", ".join(_methods(request)) or error.headers["Allow"]
     return response
+
+
+def _methods(request: Request) -> list[str]:
+    """Methods of all routes at the request's path; the framework names those of the first alone."""
+    paths = request.app.openapi()["paths"]
+    found = (paths[path] for path in paths if compile_path(path)[0].match(request.scope["path"]))
+    return sorted({method.upper() for operations in found for method in operations})
