@@ -214,6 +214,7 @@ def build_jobs(
     metrics: Metrics,
     reading: TelemetryObserver,
     tracer: Tracer,
+    cascade: Cascade | None,
 ) -> JobManager | None:
     """The jobs, not started yet; None without a folder for them."""
     if settings.job_dir is None:
@@ -239,6 +240,7 @@ def build_jobs(
         gate=gate,
         reading=reading,
         observer=JobObserver(metrics, tracer),
+        cascade=cascade,
     )
 
 
@@ -418,6 +420,7 @@ class _Composition:
                 metrics=metrics,
                 reading=observer,
                 tracer=self._tracing.tracer,
+                cascade=cascade,
             ),
             gate=gate,
             reader=reader,

@@ -286,12 +286,36 @@ class ChatMessage(Wire):
     refusal: None = None
 
 
+class ChatTopLogprob(Wire):
+    """A token that could be chosen."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    """UTF-8 of the token."""
+
+
+class ChatTokenLogprob(ChatTopLogprob):
+    """A token of the text, or several that share a character, with the sum of their logarithms."""
+
+    top_logprobs: list[ChatTopLogprob]
+    """With `top_logprobs` 1: the token itself, since the most probable one is chosen."""
+
+
+class ChatLogprobs(Wire):
+    """The text token by token; what the service adds, such as the break between pages, has the logprob 0."""
+
+    content: list[ChatTokenLogprob]
+    refusal: None = None
+
+
 class ChatChoice(Wire):
     """The one choice."""
 
     index: Literal[0] = 0
     message: ChatMessage
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
+    """Null unless `logprobs` is true."""
     finish_reason: Literal["stop", "length"]
     """`length`: at least one page is incomplete; `pages` says which and why."""
 
@@ -321,7 +345,7 @@ class ChatWarning(Wire):
 
 
 class ChatAnswer(Wire):
-    """A completion in the format of OpenAI's API; `warnings` and `pages` are extensions."""
+    """A completion in the format of OpenAI's API; `warnings`, `pages`, `joins` and `figures` are extensions."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -333,7 +357,9 @@ class ChatAnswer(Wire):
     usage: ChatUsage
     warnings: list[ChatWarning]
     pages: list[PageAnswer]
-    """As in the answer of `POST /ocr`."""
+    """As in the answer of `POST /ocr`, as the next two."""
+    joins: list[JoinAnswer] | None = None
+    figures: list[FigureAnswer] | None = None
 
 
 class OpenAIError(Wire):
@@ -622,8 +648,10 @@ class StatusAnswer(Wire):
 
 
 class ReadyAnswer(Wire):
-    """Readiness, and what is kept of requests."""
+    """Readiness, and what clients may need to know before they send a document."""
 
     status: str
+    jobs: bool
+    """Whether `POST /jobs` takes documents."""
     samples: Literal["off", "full", "thumbnail"]
     """What is kept of pages that are read: nothing, the page, or a small picture of it; with its text."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from service.errors import DeepSynthError
+from service.ocr.arrangement import AS_READ, Arrangement
 from service.ocr.outcome import PageStatus
 from service.ocr.request import OcrRequest
 
@@ -63,6 +64,8 @@ class NewJob:
     created_s: float
     """Seconds since 1970, as all times of jobs."""
     webhook_url: str | None
+    wanted: Arrangement = AS_READ
+    """How its client wants the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,8 @@ class Job:
     webhook: Webhook | None
     statuses: Mapping[int, PageStatus | None]
     """Of each page; None until it is finished."""
+    wanted: Arrangement = AS_READ
+    """How its client wants the text."""
 
     @property
     def has_ended(self) -> bool:

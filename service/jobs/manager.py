@@ -31,6 +31,8 @@ from service.jobs.metrics import JobObserver
 from service.jobs.runner import JobRunner
 from service.jobs.store import JobStore
 from service.jobs.webhook import WebhookSender
+from service.ocr.arrangement import AS_READ, Arrangement, FigureCutter
+from service.ocr.cascade import Cascade
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.reader import DocumentReader, DocumentResult, PageResult, PageSource
 from service.ocr.request import OcrRequest
@@ -79,6 +81,7 @@ class JobManager:
         gate: Of the requests; jobs take a share of its page slots, and end when it drains.
         reading: Counts pages and times of reading.
         observer: Counts jobs.
+        cascade: Reads doubtful pages of jobs for the model `auto` again; None without a second reader.
         clock: Seconds since 1970.
     """
 
@@ -92,6 +95,7 @@ class JobManager:
         gate: Gate,
         reading: TelemetryObserver,
         observer: JobObserver,
+        cascade: Cascade | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.options = options
@@ -105,7 +109,8 @@ class JobManager:
         reader = DocumentReader(
             source=source, engine=engine, gate=gate, limits=options.limits, observer=reading, slots=self._slots
         )
-        self._runner = JobRunner(reader=reader, models=models, engine=engine, results=self)
+        self.cutter: FigureCutter = reader
+        self._runner = JobRunner(reader=reader, models=models, engine=engine, results=self, cascade=cascade)
         self._webhooks = WebhookSender(
             origins=options.webhook_origins,
             secret=options.webhook_secret,
@@ -183,6 +188,7 @@ class JobManager:
         format_name: str | None,
         receive_s: float,
         webhook_url: str | None,
+        wanted: Arrangement = AS_READ,
     ) -> Job:
         """Open a document, so that one that cannot be read is refused at once, and store it.
 
@@ -194,6 +200,7 @@ class JobManager:
             format_name: Output format of its result.
             receive_s: How long the upload took.
             webhook_url: A checked address.
+            wanted: How the text is wanted; checked.
 
         Returns:
             The job. A `DeepSynthError` says why there is none.
@@ -213,6 +220,7 @@ class JobManager:
             receive_s=receive_s,
             created_s=self._clock(),
             webhook_url=webhook_url,
+            wanted=wanted,
         )
         await self._call(self._store.add, job, data)
         self._observer.accepted(job.id, len(pages), len(data))

@@ -1,4 +1,4 @@
-"""Results of pages, errors and requests, as JSON that a later process can read."""
+"""Results of pages, errors, requests and arrangements, as JSON that a later process can read."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic import PlainSerializer, PlainValidator, TypeAdapter
 
 from service.errors import DeepSynthError, InternalError, error_classes
 from service.ocr.answer import well_formed
+from service.ocr.arrangement import Arrangement
 from service.ocr.reader import PageResult
 from service.ocr.request import OcrRequest
 
@@ -35,6 +36,7 @@ class _StoredPage(PageResult):
 
 _PAGE = TypeAdapter(_StoredPage)
 _REQUEST = TypeAdapter(OcrRequest)
+_ARRANGEMENT = TypeAdapter(Arrangement)
 
 
 def encode_page(page: PageResult) -> str:
@@ -67,3 +69,13 @@ def encode_request(request: OcrRequest) -> str:
 def decode_request(text: str) -> OcrRequest:
     """The request that `encode_request` wrote."""
     return _REQUEST.validate_json(text)
+
+
+def encode_arrangement(wanted: Arrangement) -> str:
+    """The JSON of an arrangement."""
+    return _ARRANGEMENT.dump_json(wanted).decode()
+
+
+def decode_arrangement(text: str) -> Arrangement:
+    """The arrangement that `encode_arrangement` wrote."""
+    return _ARRANGEMENT.validate_json(text)

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 from service.adapters.models import ServedModels
 from service.engine.protocol import EngineHandle, EngineState
-from service.errors import DeepSynthError, JobInterruptedError
+from service.errors import DeepSynthError, JobInterruptedError, ModelNotFoundError
 from service.jobs.job import Job
+from service.ocr.cascade import AUTO, Cascade
 from service.ocr.outcome import PageStatus
 from service.ocr.reader import DocumentReader, PageResult
 
@@ -51,12 +52,14 @@ class JobRunner:
         models: ServedModels,
         engine: EngineHandle,
         results: Results,
+        cascade: Cascade | None = None,
         sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep,
     ) -> None:
         self._reader = reader
         self._models = models
         self._engine = engine
         self._results = results
+        self._cascade = cascade
         self._sleep = sleep
 
     async def run(self, job: Job) -> None:
@@ -67,6 +70,10 @@ class JobRunner:
             return
         if job.num_fruitless >= MAX_FRUITLESS:
             await self._fail(job, unread, JobInterruptedError())
+            return
+        if job.request.model_id == AUTO and self._cascade is None:
+            # The service was started again without a second reader.
+            await self._fail(job, unread, ModelNotFoundError())
             return
         for number in range(1, MAX_PASSES + 1):
             while self._engine.state is not EngineState.READY:
@@ -91,15 +98,22 @@ class JobRunner:
                 unread.remove(page.page)
                 stored.append(self._results.save(job, page))
 
+        cascade = self._cascade if job.request.model_id == AUTO else None
         try:
             async with self._models.lease(job.request.model_id) as lease:
-                # From now on this version, also after a restart.
-                job = replace(job, request=replace(job.request, model_id=lease.model_id))
+                if cascade is None:
+                    # From now on this version, also after a restart.
+                    job = replace(job, request=replace(job.request, model_id=lease.model_id))
                 await self._results.begin(job)
                 data = await self._results.document(job)
-                request = replace(job.request, selection=tuple(sorted(unread)))
-                document = await self._reader.read(data, request, None, on_page=finish)
+                request = replace(job.request, model_id=lease.model_id, selection=tuple(sorted(unread)))
+                # Pages to be read again are stored after that: until then, a restart reads them from the beginning.
+                sink = finish if cascade is None else cascade.settled(finish)
+                document = await self._reader.read(data, request, None, on_page=sink)
                 lease.finished(result.finish_reason for result in document.results)
+            if cascade is not None:
+                # Jobs are not kept as samples, and have no deadline.
+                await cascade.read_again(document, [data], request, None, None, finish, may_store=False)
         finally:
             # Also when this is cancelled: what is on its way to the disk is not waited for twice.
             if stored:

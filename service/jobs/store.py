@@ -21,14 +21,23 @@ from pathlib import Path
 
 from service.errors import ConfigurationError, DeepSynthError, JobQueueFullError, JobStorageFullError
 from service.jobs.job import ENDED, Job, JobState, NewJob, Webhook, WebhookStatus
-from service.jobs.pages import decode_error, decode_page, decode_request, encode_error, encode_page, encode_request
+from service.jobs.pages import (
+    decode_arrangement,
+    decode_error,
+    decode_page,
+    decode_request,
+    encode_arrangement,
+    encode_error,
+    encode_page,
+    encode_request,
+)
 from service.ocr.outcome import PageStatus
 from service.ocr.reader import PageResult
 from shared.contract.durable import closing_descriptor, folder_descriptor, replace_file
 
 LOCK_FILE, DATABASE_FILE, DOCUMENTS = "lock", "jobs.sqlite3", "documents"
-FORMAT = 1
-"""Of the tables; stored in the database's `user_version`."""
+FORMAT = 2
+"""Of the tables; stored in the database's `user_version`. Format 1, without arrangements, is brought up to date."""
 RETRY_AFTER_S = 30
 _TEMPORARY_PREFIX = ".new-"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -51,7 +60,8 @@ CREATE TABLE jobs (
     webhook_url TEXT,
     webhook_status TEXT,
     webhook_attempts INTEGER NOT NULL DEFAULT 0,
-    webhook_due_s REAL
+    webhook_due_s REAL,
+    arrangement TEXT NOT NULL DEFAULT '{}'
 ) STRICT;
 CREATE TABLE pages (
     job INTEGER NOT NULL REFERENCES jobs (number) ON DELETE CASCADE,
@@ -63,6 +73,7 @@ CREATE TABLE pages (
 CREATE INDEX jobs_by_owner ON jobs (owner, number);
 CREATE INDEX jobs_by_state ON jobs (state, number);
 """
+_FROM_1 = "ALTER TABLE jobs ADD COLUMN arrangement TEXT NOT NULL DEFAULT '{}';"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +139,8 @@ class JobStore:
         found = database.execute("PRAGMA user_version").fetchone()[0]
         if found == 0:
             database.executescript(f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version = {FORMAT};COMMIT;")
+        elif found == 1:
+            database.executescript(f"BEGIN IMMEDIATE;{_FROM_1}PRAGMA user_version = {FORMAT};COMMIT;")
         elif found != FORMAT:
             raise ConfigurationError(
                 f"DEEPSYNTH_JOB_DIR: {self._folder} was written by another version of the service (format {found}, "
@@ -203,7 +216,7 @@ class JobStore:
             with self._transaction() as database:
                 cursor = database.execute(
                     "INSERT INTO jobs (id, owner, state, name, request, format_name, receive_s, created_s, kept_bytes, "
-                    "webhook_url, webhook_status) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    "webhook_url, webhook_status, arrangement) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         job.id,
                         job.owner,
@@ -216,6 +229,7 @@ class JobStore:
                         len(data),
                         job.webhook_url,
                         None if job.webhook_url is None else WebhookStatus.WAITING,
+                        encode_arrangement(job.wanted),
                     ),
                 )
                 number = cursor.lastrowid
@@ -271,6 +285,7 @@ class JobStore:
             num_fruitless=row["num_fruitless"],
             webhook=webhook,
             statuses={page: None if status is None else PageStatus(status) for page, status in pages},
+            wanted=decode_arrangement(row["arrangement"]),
         )
 
     def document(self, job_id: str) -> bytes:

@@ -50,7 +50,6 @@ def to_answer(
         The answer.
     """
     arranged = arranged or Arranged(document.pages, document.text)
-    wanted = arranged.wanted
     results = document.results
 
     def stage(seconds: Callable[[SequenceTimings], float]) -> float:
@@ -81,16 +80,26 @@ def to_answer(
             completion_tokens=sum(result.completion_tokens for result in results),
         ),
         pages=[to_page_answer(page) for page in arranged.pages],
-        joins=[JoinAnswer(page=each.page, next_page=each.next_page, kind=each.kind) for each in arranged.joins]
-        if wanted.join_pages
-        else None,
-        figures=[
-            FigureAnswer(name=each.name, page=each.page, label=well_formed(each.label), box_px=each.box_px, image=url)
-            for each, url in arranged.figures
-        ]
-        if wanted.figures
-        else None,
+        joins=to_joins(arranged),
+        figures=to_figures(arranged),
     )
+
+
+def to_joins(arranged: Arranged) -> list[JoinAnswer] | None:
+    """What was joined across pages; None if that was not asked for."""
+    if not arranged.wanted.join_pages:
+        return None
+    return [JoinAnswer(page=each.page, next_page=each.next_page, kind=each.kind) for each in arranged.joins]
+
+
+def to_figures(arranged: Arranged) -> list[FigureAnswer] | None:
+    """The figures that were cut out; None if that was not asked for."""
+    if not arranged.wanted.figures:
+        return None
+    return [
+        FigureAnswer(name=each.name, page=each.page, label=well_formed(each.label), box_px=each.box_px, image=url)
+        for each, url in arranged.figures
+    ]
 
 
 def to_page_answer(page: PageResult) -> PageAnswer:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Protocol
 
 from service.errors import InvalidFieldError
 from service.intake.limits import Box
 from service.ocr import labels
+from service.ocr.confidence import PageConfidence, Span, words_of
 from service.ocr.formats.output_format import OutputFormat
 from service.ocr.joining import Join, join_pages
 from service.ocr.pieces import pieces_of, with_pieces
@@ -107,13 +110,7 @@ def check_arrangement(
         InvalidFieldError: It would have no effect with this task, this model or this format.
     """
     if output is not None:
-        for field, is_refused in (
-            ("figures", wanted.figures and not output.takes_figures),
-            ("join_pages", wanted.join_pages and not output.takes_joined),
-        ):
-            if is_refused:
-                expected = f"not to be sent with the format {output.name}"
-                raise InvalidFieldError(public={"field": field, "expected": expected})
+        check_output(wanted, output)
     if wanted.table_format is not None and request.task not in _WRITES_TABLES:
         expected = f"not to be sent with the task {request.task}; it is for {' and '.join(_WRITES_TABLES)}"
         raise InvalidFieldError(public={"field": "table_format", "expected": expected})
@@ -127,6 +124,25 @@ def check_arrangement(
             )
 
 
+def check_output(wanted: Arrangement, output: OutputFormat) -> None:
+    """Check that an output format has a place for what an arrangement adds.
+
+    Args:
+        wanted: The arrangement.
+        output: The format.
+
+    Raises:
+        InvalidFieldError: It has none.
+    """
+    for field, is_refused in (
+        ("figures", wanted.figures and not output.takes_figures),
+        ("join_pages", wanted.join_pages and not output.takes_joined),
+    ):
+        if is_refused:
+            expected = f"not to be sent with the format {output.name}"
+            raise InvalidFieldError(public={"field": field, "expected": expected})
+
+
 def gives_boxes(tasks: Sequence[Task]) -> bool:
     """Whether a model with these tasks labels the parts of a page: the task `ocr` is text with boxes."""
     return Task.OCR in tasks
@@ -138,7 +154,10 @@ def arrange_page(page: PageResult, wanted: Arrangement) -> PageResult:
         return page
     names = {(figure.label, figure.box_px): figure.name for figure in figures_of(page)} if wanted.figures else {}
     pieces = []
+    kept: list[tuple[int, int, int]] = []
+    at = num_solid = 0
     for piece in pieces_of(page.text, page.regions):
+        start, at = at, at + len(piece.text)
         if piece.label in wanted.omit:
             continue
         body = text = piece.text.rstrip()
@@ -146,11 +165,59 @@ def arrange_page(page: PageResult, wanted: Arrangement) -> PageResult:
             text = convert_tables(text, wanted.table_format)
         keys = [(each.label, each.box_px) for each in piece.regions]
         links = [f"![{names[key]}]({names[key]})" for key in keys if key in names]
+        if text == body:
+            kept.append((start, at, num_solid + sum(map(_num_solid, links))))
         text = PAGE_BREAK.join(part for part in (*links, text) if part)
+        num_solid += _num_solid(text)
         # Tables and figures need blank lines around them.
         pieces.append(piece if text == body else replace(piece, text=f"{PAGE_BREAK}{text}{PAGE_BREAK}"))
-    # Their places are those of the text as it was read.
-    return replace(with_pieces(page, pieces), words=None)
+    arranged = with_pieces(page, pieces)
+    return arranged if page.words is None else replace(arranged, words=_moved(page.words, page, arranged, kept))
+
+
+def _num_solid(text: str) -> int:
+    """Characters other than white space."""
+    return sum(not character.isspace() for character in text)
+
+
+def _moved(
+    words: PageConfidence, page: PageResult, arranged: PageResult, kept: Sequence[tuple[int, int, int]]
+) -> PageConfidence:
+    """The confidences of the words that are left as they were, at their new places.
+
+    Args:
+        words: Of the page.
+        page: As it was read.
+        arranged: With another text; white space may differ everywhere.
+        kept: Start and end of each part of the page's text that is left as it was, and how many characters other than
+            white space the new text has before it.
+
+    Returns:
+        Words of rewritten tables have no confidence, and are left out.
+    """
+    before = [0, *accumulate(not character.isspace() for character in page.text)]
+    places = [place for place, character in enumerate(arranged.text) if not character.isspace()]
+    breaks = [place for place, character in enumerate(arranged.text) if character == "\n"]
+    starts = [start for start, _, _ in kept]
+
+    def move(spans: Sequence[Span]) -> Iterator[Span]:
+        for span in spans:
+            part = bisect_right(starts, span.start) - 1
+            if part < 0 or span.end > kept[part][1]:
+                continue
+            start, _, first = kept[part]
+            solid = first + before[span.start] - before[start]
+            begin, end = places[solid], places[solid + span.end - span.start - 1] + 1
+            yield replace(span, start=begin, end=end, line=bisect_left(breaks, begin) + 1)
+
+    moved = tuple(move(words.words))
+    return replace(
+        words,
+        words=moved,
+        regions=tuple(words_of(region, moved) for region in arranged.regions),
+        doubtful_words=None if words.doubtful_words is None else tuple(move(words.doubtful_words)),
+        doubtful_digits=None if words.doubtful_digits is None else tuple(move(words.doubtful_digits)),
+    )
 
 
 def figures_of(page: PageResult) -> list[Figure]:

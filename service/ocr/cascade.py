@@ -39,7 +39,9 @@ logger = logging.getLogger(__name__)
 class SecondReader(Protocol):
     """Reads single pages with a larger model."""
 
-    async def read(self, data: bytes, request: OcrRequest, page: int, permit: Permit, *, may_store: bool) -> PageResult:
+    async def read(
+        self, data: bytes, request: OcrRequest, page: int, permit: Permit | None, *, may_store: bool
+    ) -> PageResult:
         """Read one page, by its number in the file; raises a `DeepSynthError` if that fails."""
 
 
@@ -55,7 +57,9 @@ class RemoteReader:
         self._client = client
         self._model_id = model_id
 
-    async def read(self, data: bytes, request: OcrRequest, page: int, permit: Permit, *, may_store: bool) -> PageResult:
+    async def read(
+        self, data: bytes, request: OcrRequest, page: int, permit: Permit | None, *, may_store: bool
+    ) -> PageResult:
         """See `SecondReader`."""
         del permit
         fields = {
@@ -155,8 +159,8 @@ class Cascade:
         document: DocumentResult,
         files: Sequence[bytes],
         request: OcrRequest,
-        permit: Permit,
-        deadline: Deadline,
+        permit: Permit | None,
+        deadline: Deadline | None,
         on_page: PageSink | None,
         *,
         may_store: bool,
@@ -167,8 +171,8 @@ class Cascade:
             document: As the first model read it.
             files: Its files.
             request: As it was read.
-            permit: The request's place.
-            deadline: Renewed by each page; pages that are not read by then stay as they are.
+            permit: The request's place; None: it has none.
+            deadline: Renewed by each page; pages that are not read by then stay as they are. None: none.
             on_page: Called with each of these pages.
             may_store: Whether the client allows that its pages are kept.
 
@@ -184,7 +188,8 @@ class Cascade:
                 with self._observer.reading_again():
                     result = await self._result(page, files[file], request, number, permit, may_store=may_store)
             finish(result)
-            deadline.renew()
+            if deadline is not None:
+                deadline.renew()
 
         def finish(page: PageResult) -> None:
             again[page.page] = page
@@ -193,9 +198,10 @@ class Cascade:
                 on_page(page)
 
         doubtful = [page for page in document.pages if self.is_doubtful(page)]
-        deadline.renew()
+        if deadline is not None:
+            deadline.renew()
         with contextlib.suppress(DeadlineError):
-            async with deadline.enforced(), asyncio.TaskGroup() as group:
+            async with deadline.enforced() if deadline else contextlib.nullcontext(), asyncio.TaskGroup() as group:
                 for page in doubtful:
                     group.create_task(read(page))
         for page in doubtful:
@@ -204,7 +210,14 @@ class Cascade:
         return replace(document, model_id=AUTO, pages=[again.get(page.page, page) for page in document.pages])
 
     async def _result(
-        self, first: PageResult, data: bytes, request: OcrRequest, number: int, permit: Permit, *, may_store: bool
+        self,
+        first: PageResult,
+        data: bytes,
+        request: OcrRequest,
+        number: int,
+        permit: Permit | None,
+        *,
+        may_store: bool,
     ) -> PageResult:
         """The second reading; the first where that fails or has no text."""
         try:

@@ -135,7 +135,7 @@ def judge(
         wanted.granularity,
         calibration is not None,
         words,
-        tuple(_words_of(region, words) for region in grounded.regions),
+        tuple(words_of(region, words) for region in grounded.regions),
         doubtful_words,
         doubtful_digits,
     )
@@ -153,7 +153,7 @@ def _joined(spans: Iterable[Span]) -> tuple[Span, ...]:
     return tuple(joined)
 
 
-def _words_of(region: Region, words: tuple[Span, ...]) -> tuple[Span, ...]:
+def words_of(region: Region, words: tuple[Span, ...]) -> tuple[Span, ...]:
     """The words of a region: as many characters from its start as its text has, white space aside."""
     num_left = sum(not character.isspace() for character in region.text)
     first = bisect_left(words, region.start, key=lambda word: word.start)

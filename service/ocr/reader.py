@@ -510,7 +510,8 @@ class DocumentReader:
             prompt=prompt_for(request.task, request.query),
             params=request.params.for_page(number),
             model_id=request.model_id,
-            wants_token_scores=request.confidence.needs_words
+            wants_token_scores=request.wants_token_scores
+            or request.confidence.needs_words
             or (request.task in _TRANSCRIBES and self._calibration(request) is not None),
             lines=page.ink.lines,
         )

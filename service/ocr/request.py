@@ -41,6 +41,8 @@ class OcrRequest:
     """Below it, a page counts as partly read; 0 to 1."""
     finds_turned_pages: bool = True
     """Whether pages that are not upright are turned."""
+    wants_token_scores: bool = False
+    """Whether each token's probability is needed, whatever confidences are given."""
 
 
 class ModelNames(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -22,14 +22,17 @@ from service.admission.gate import Permit
 from service.deps import RecordDep, Services, ServicesDep, require_ready
 from service.engine.protocol import MAX_TEMPERATURE
 from service.errors import DeepSynthError, InvalidFieldError, TooManyPagesError, UnsupportedParameterError
-from service.ocr.answer import to_page_answer
+from service.ocr.answer import to_figures, to_joins, to_page_answer, well_formed
+from service.ocr.arrangement import AS_READ, Arranged, Arrangement, arrange, arrange_page, check_arrangement, parse_omit
 from service.ocr.cascade import AUTO
 from service.ocr.confidence import Granularity
 from service.ocr.live_text import LiveText
-from service.ocr.outcome import BlankPages, PageStatus
+from service.ocr.logprobs import document_pieces
+from service.ocr.outcome import BlankPages, Orientation, PageStatus
 from service.ocr.reader import DocumentResult
 from service.ocr.request import OcrRequest, parse_request
 from service.ocr.sampling import MAX_GIVEN_SEED, MIN_GIVEN_SEED
+from service.ocr.tables import TableFormat
 from service.routes.auth import use_key
 from service.routes.consent import Consent, MayStoreDep, new_consent
 from service.routes.data_url import FileBudget
@@ -42,7 +45,10 @@ from service.routes.stream import Emit, EventStream
 from service.schemas import (
     ChatAnswer,
     ChatChoice,
+    ChatLogprobs,
     ChatMessage,
+    ChatTokenLogprob,
+    ChatTopLogprob,
     ChatUsage,
     ChatWarning,
     OpenAIProblem,
@@ -74,7 +80,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "logit_bias": ({},),
-    "logprobs": (False,),
     "modalities": (["text"],),
     "moderation": (),
     "n": (1,),
@@ -85,7 +90,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "store": (False,),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_logprobs": (0,),
     "top_p": (1,),
     "verbosity": ("medium",),
     "web_search_options": (),
@@ -235,6 +239,27 @@ class ChatRequest(BaseModel):
     """Extension: `skip` or `read` pages that show no print; the service's setting when not given."""
     min_confidence: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     """Extension: answers below it, for pages with little print, are not given; the service's setting when not given."""
+    min_coverage: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    """Extension: pages of whose print the text accounts for less get the warning `partly_read`."""
+    orientation: Orientation | None = None
+    """Extension: `auto` turns pages that are not upright, `as-is` does not; the service's setting when not given."""
+    table_format: TableFormat | None = None
+    """Extension: how tables in Markdown are written."""
+    omit: str | None = Field(default=None, max_length=200)
+    """Extension: parts of Markdown to leave out: `header`, `footer`, `page_number`, several with commas."""
+    figures: bool | None = None
+    """Extension: cut out the figures of the one file."""
+    join_pages: bool | None = None
+    """Extension: join what goes on across pages; not with a stream."""
+    logprobs: bool | None = None
+    """Whether to give the probability of each token of the text."""
+    top_logprobs: int | None = None
+    """0 or 1: the most probable token at each place, which is the one chosen at temperature 0."""
+
+    @property
+    def arrangement(self) -> Arrangement:
+        """How the text is wanted; an `InvalidFieldError` if `omit` cannot be read."""
+        return Arrangement(self.table_format, parse_omit(self.omit), bool(self.figures), bool(self.join_pages))
 
 
 def check_parameters(chat: ChatRequest) -> None:
@@ -262,6 +287,22 @@ def check_parameters(chat: ChatRequest) -> None:
         )
     if chat.stream_options is not None and not chat.stream:
         raise InvalidFieldError(public={"field": "stream_options", "expected": "null, unless stream is true"})
+    if chat.join_pages and chat.stream:
+        raise InvalidFieldError(public={"field": "join_pages", "expected": "null, unless stream is false"})
+    _check_logprobs(chat)
+
+
+def _check_logprobs(chat: ChatRequest) -> None:
+    if chat.top_logprobs:
+        if not chat.logprobs:
+            raise InvalidFieldError(public={"field": "top_logprobs", "expected": "null, unless logprobs is true"})
+        if chat.top_logprobs != 1 or chat.temperature:
+            expected = "0, or at temperature 0 also 1"
+            raise UnsupportedParameterError(public={"field": "top_logprobs", "expected": expected})
+    is_changed = chat.arrangement != AS_READ
+    if chat.logprobs and (is_changed or chat.model == AUTO):
+        expected = "null with table_format, omit, figures, join_pages or the model auto"
+        raise UnsupportedParameterError(public={"field": "logprobs", "expected": expected})
 
 
 def choose_task(chat: ChatRequest) -> tuple[str, str | None, tuple[ChatWarning, ...]]:
@@ -324,8 +365,9 @@ def decode_files(chat: ChatRequest, budget: FileBudget, most_files: int) -> list
         raise InvalidFieldError(public={"field": "messages", "expected": expected})
     if len(places) > most_files:
         raise TooManyPagesError(public={"limit": most_files})
-    if chat.pages is not None and len(places) > 1:
-        raise InvalidFieldError(public={"field": "pages", "expected": "null with several files"})
+    for name in ("pages", "figures"):
+        if getattr(chat, name) and len(places) > 1:
+            raise InvalidFieldError(public={"field": name, "expected": "null with several files"})
     return [budget.decode(url, field, may_be_bare=bare) for url, field, bare in places]
 
 
@@ -340,6 +382,9 @@ class _Chat:
     includes_usage: bool
     stores: bool
     """False if the request has `store: false`."""
+    wanted: Arrangement
+    top_logprobs: int | None
+    """None: no logprobs are wanted."""
 
 
 async def _receive(request: Request, services: Services) -> _Chat:
@@ -366,12 +411,17 @@ async def _receive(request: Request, services: Services) -> _Chat:
         min_confidence=services.bounds.min_confidence if chat.min_confidence is None else chat.min_confidence,
         confidence=chat.confidence,
         review_threshold=services.bounds.review_threshold if chat.review_threshold is None else chat.review_threshold,
-        min_coverage=services.bounds.min_coverage,
-        orientation=services.bounds.orientation,
+        min_coverage=services.bounds.min_coverage if chat.min_coverage is None else chat.min_coverage,
+        orientation=chat.orientation or services.bounds.orientation,
     )
+    check_arrangement(chat.arrangement, ocr_request, services.models.tasks(ocr_request.model_id), None)
+    ocr_request = replace(ocr_request, wants_token_scores=bool(chat.logprobs))
+    top_logprobs = (chat.top_logprobs or 0) if chat.logprobs else None
     includes_usage = bool(chat.stream_options and chat.stream_options.include_usage)
     stores = (chat.model_extra or {}).get("store") is not False
-    return _Chat(files, ocr_request, warnings, bool(chat.stream), includes_usage, stores)
+    return _Chat(
+        files, ocr_request, warnings, bool(chat.stream), includes_usage, stores, chat.arrangement, top_logprobs
+    )
 
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -412,15 +462,41 @@ async def _complete(
     services: Services, permit: Permit, chat: _Chat, deadline: Deadline, consent: Consent
 ) -> ChatAnswer:
     document = await read_leased(services, permit, chat.files, chat.ocr_request, deadline, consent)
+    arranged = await _arranged(services, chat, document, deadline)
     return ChatAnswer(
         id=consent.answer_id,
         created=int(time.time()),
         model=document.model_id,
-        choices=[ChatChoice(message=ChatMessage(content=document.text), finish_reason=_finish(document))],
+        choices=[
+            ChatChoice(
+                message=ChatMessage(content=arranged.text),
+                logprobs=_logprobs(document, chat),
+                finish_reason=_finish(document),
+            )
+        ],
         usage=_usage(document),
         warnings=_warnings(document, chat),
-        pages=[to_page_answer(page) for page in document.pages],
+        pages=[to_page_answer(page) for page in arranged.pages],
+        joins=to_joins(arranged),
+        figures=to_figures(arranged),
     )
+
+
+async def _arranged(services: Services, chat: _Chat, document: DocumentResult, deadline: Deadline) -> Arranged:
+    deadline.renew()
+    async with deadline.enforced():
+        # Figures are of one file.
+        return await arrange(document, chat.wanted, chat.files[0], services.reader)
+
+
+def _logprobs(document: DocumentResult, chat: _Chat) -> ChatLogprobs | None:
+    if chat.top_logprobs is None:
+        return None
+    content = []
+    for text, score in document_pieces(document.pages, chat.ocr_request.task):
+        token = ChatTopLogprob(token=well_formed(text), logprob=score, bytes=list(well_formed(text).encode()))
+        content.append(ChatTokenLogprob(**dict(token), top_logprobs=[token] * chat.top_logprobs))
+    return ChatLogprobs(content=content)
 
 
 def _finish(document: DocumentResult) -> Literal["stop", "length"]:
@@ -477,21 +553,35 @@ class _Chunks:
             self._has_begun = True
             self._choice({**role, "content": text}, None)
 
-    def finish(self, document: DocumentResult, warnings: list[ChatWarning]) -> None:
+    def finish(
+        self, document: DocumentResult, arranged: Arranged, logprobs: ChatLogprobs | None, warnings: list[ChatWarning]
+    ) -> None:
         if not self._has_begun:
             self.content("")
+        if logprobs is not None:
+            # Of the whole text at once: the engine knows them at a page's end.
+            self._choice({}, None, logprobs.model_dump())
+        figures = to_figures(arranged)
+        extensions: dict[str, Any] = {} if figures is None else {"figures": [each.model_dump() for each in figures]}
         self._choice(
             {},
             _finish(document),
             warnings=[each.model_dump() for each in warnings],
-            pages=[to_page_answer(page).model_dump() for page in document.pages],
+            pages=[to_page_answer(page).model_dump() for page in arranged.pages],
+            **extensions,
         )
         if self._includes_usage:
             self._emit(_event({**self._common, "choices": [], "usage": _usage(document).model_dump()}))
         self._emit(b"data: [DONE]\n\n")
 
-    def _choice(self, delta: dict[str, str], finish_reason: str | None, **extensions: Any) -> None:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def _choice(
+        self,
+        delta: dict[str, str],
+        finish_reason: str | None,
+        logprobs: dict[str, Any] | None = None,
+        **extensions: Any,
+    ) -> None:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         usage = {"usage": None} if self._includes_usage else {}
         self._emit(_event({**self._common, "choices": [choice], **usage, **extensions}))
 
@@ -501,6 +591,8 @@ async def _stream(
 ) -> None:
     chunks = _Chunks(emit, chat, consent.answer_id)
     live = LiveText(chat.ocr_request.task, chat.ocr_request.selection)
+
+    is_whole = chat.ocr_request.model_id == AUTO or chat.wanted.changes_pages
 
     def show(text: str) -> None:
         if text:
@@ -513,9 +605,10 @@ async def _stream(
         chat.ocr_request,
         deadline,
         consent,
-        # Text that was sent cannot be taken back when a larger model reads the page again.
-        on_delta=None if chat.ocr_request.model_id == AUTO else lambda page, text: show(live.delta(page, text)),
-        on_page=lambda page: show(live.ended(page)),
+        # Text that was sent cannot be taken back when a larger model reads the page again, or when it is arranged.
+        on_delta=None if is_whole else lambda page, text: show(live.delta(page, text)),
+        on_page=lambda page: show(live.ended(arrange_page(page, chat.wanted))),
         on_model=chunks.name_model,
     )
-    chunks.finish(document, _warnings(document, chat))
+    arranged = await _arranged(services, chat, document, deadline)
+    chunks.finish(document, arranged, _logprobs(document, chat), _warnings(document, chat))

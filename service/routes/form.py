@@ -108,6 +108,7 @@ FieldsT = TypeVar("FieldsT", bound=OcrFields)
 MAX_FIELDS = 64
 """More than there are, so that an unknown or repeated field is named instead of the form being refused as a whole."""
 _FILENAME = re.compile(rb";\s*filename\s*=", re.IGNORECASE)
+_NAMELESS = re.compile(rb';\s*filename\s*=\s*(?:""\s*)?(?:;|$)', re.IGNORECASE)
 _EXTENDED_FILENAME = re.compile(rb";\s*filename\*\s*=", re.IGNORECASE)
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -174,10 +175,13 @@ class _InMemoryParser(MultiPartParser):
     """Whether the closing boundary has come."""
 
     def on_headers_finished(self) -> None:
-        """Take `filename*` alone as a file name: the parser overlooks it, and some clients send no other."""
+        """Take `filename*` as the file name where there is no other: the parser overlooks it."""
         header = self._current_part.content_disposition or b""
-        is_extended = _EXTENDED_FILENAME.search(header) is not None and _FILENAME.search(header) is None
-        if is_extended:
+        has_plain = _FILENAME.search(header) is not None
+        is_extended = _EXTENDED_FILENAME.search(header) is not None and (
+            not has_plain or bool(_NAMELESS.search(header))
+        )
+        if is_extended and not has_plain:
             self._current_part.content_disposition = header + b'; filename=""'
         super().on_headers_finished()
         if self._current_part.file is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
@@ -30,9 +32,10 @@ async def readyz(services: ServicesDep) -> ReadyAnswer:
     """
     if services.gate.is_leaving:
         raise DrainingError
-    if services.samples is None:
-        return ReadyAnswer(status="ready", samples="off")
-    return ReadyAnswer(status="ready", samples="thumbnail" if services.samples.are_thumbnails else "full")
+    samples: Literal["off", "full", "thumbnail"] = "off"
+    if services.samples is not None:
+        samples = "thumbnail" if services.samples.are_thumbnails else "full"
+    return ReadyAnswer(status="ready", jobs=services.jobs is not None, samples=samples)
 
 
 @metrics_router.get("/metrics", include_in_schema=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -18,14 +19,14 @@ from service.jobs.answer import to_job_answer, to_job_summary
 from service.jobs.job import Job, owner_of
 from service.jobs.manager import JobManager
 from service.ocr.answer import to_answer
-from service.ocr.cascade import AUTO
+from service.ocr.arrangement import arrange, check_arrangement, check_output
 from service.ocr.formats.document import ReadDocument
 from service.ocr.formats.output_format import OutputFormat
 from service.ocr.formats.registry import DEFAULT, FORMATS
 from service.routes.accept import choose_format
 from service.routes.auth import SecretDep, require, use_key
 from service.routes.form import OcrFields, OcrForm, receive_form, unknown_field
-from service.routes.ocr import document_response, form_description, request_of
+from service.routes.ocr import arrangement_of, document_response, form_description, request_of
 from service.routes.openapi import problems
 from service.routes.reading import run_for_client
 from service.schemas import JobAnswer, JobResult, JobsAnswer
@@ -102,13 +103,10 @@ async def _submit(
     services: Services, jobs: JobManager, permit: Permit, form: OcrForm[JobFields], owner: str | None, receive_s: float
 ) -> Job:
     permit.mark_running()
-    ocr_request = request_of(services, form, jobs.options.limits, FORMATS[form.fields.format or DEFAULT.name])
-    fields = form.fields
-    for name in ("table_format", "omit", "figures", "join_pages"):
-        if getattr(fields, name):
-            raise InvalidFieldError(public={"field": name, "expected": "not to be sent with a job"})
-    if ocr_request.model_id == AUTO:
-        raise InvalidFieldError(public={"field": "model_id", "expected": f"a model other than {AUTO}, for a job"})
+    output = FORMATS[form.fields.format or DEFAULT.name]
+    ocr_request = request_of(services, form, jobs.options.limits, output)
+    wanted = arrangement_of(form.fields)
+    check_arrangement(wanted, ocr_request, services.models.tasks(ocr_request.model_id), output)
     async with Deadline(services.bounds.deadline_s).enforced():
         return await jobs.submit(
             form.data,
@@ -118,6 +116,7 @@ async def _submit(
             format_name=form.fields.format,
             receive_s=receive_s,
             webhook_url=form.fields.webhook_url,
+            wanted=wanted,
         )
 
 
@@ -184,9 +183,10 @@ async def show_result(
     job = await jobs.find(job_id, owner)
     name = options.get("format") or job.format_name
     output = choose_format(request.headers.getlist("accept")) if name is None else FORMATS[name]
-    if output is not DEFAULT:
-        if not job.has_ended:
-            raise JobNotFinishedError
+    check_output(job.wanted, output)
+    if output is not DEFAULT and not job.has_ended:
+        raise JobNotFinishedError
+    if output is not DEFAULT or (job.wanted.figures and job.has_ended):
         # The document is read into memory, and the result may be made in an image process.
         record.resources.enter_context(services.gate.admit()).mark_running()
     return await run_for_client(request, _result(services, jobs, job, output))
@@ -194,11 +194,15 @@ async def show_result(
 
 async def _result(services: Services, jobs: JobManager, job: Job, output: OutputFormat) -> Response:
     read = await jobs.result(job)
+    # Figures are cut once, out of a document that is whole.
+    wanted = job.wanted if job.has_ended else replace(job.wanted, figures=False)
+    data = await jobs.document(job) if output is not DEFAULT or wanted.figures else b""
+    async with Deadline(services.bounds.deadline_s).enforced():
+        arranged = await arrange(read, wanted, data, jobs.cutter)
     latency_s = (time.time() if job.ended_s is None else job.ended_s) - job.created_s
-    answer = to_answer(read, job.id, receive_s=job.receive_s, latency_s=latency_s)
+    answer = to_answer(read, job.id, receive_s=job.receive_s, latency_s=latency_s, arranged=arranged)
     changes = {} if job.has_ended else {"status": "incomplete"}
     result = JobResult.model_construct(**{**dict(answer), **changes})
-    data = await jobs.document(job) if output is not DEFAULT else b""
     document = ReadDocument(result, job.request.task, data, job.name, jobs.options.limits)
     return await document_response(services, document, output)
 

@@ -112,7 +112,7 @@ async def read_document(request: Request, services: ServicesDep, record: RecordD
     except TooManyPagesError as error:
         point_to_jobs(services, error)
         raise
-    wanted = Arrangement(fields.table_format, parse_omit(fields.omit), fields.figures, fields.join_pages)
+    wanted = arrangement_of(fields)
     check_arrangement(wanted, ocr_request, services.models.tasks(ocr_request.model_id), output)
     # From the end of the upload.
     deadline = Deadline(services.bounds.deadline_s, services.bounds.document_deadline_s)
@@ -151,6 +151,11 @@ def request_of(
         orientation=fields.orientation or services.bounds.orientation,
         **_confidence(fields, output, services.bounds),
     )
+
+
+def arrangement_of(fields: OcrFields) -> Arrangement:
+    """How a form's client wants the text; an `InvalidFieldError` if it cannot be read."""
+    return Arrangement(fields.table_format, parse_omit(fields.omit), fields.figures, fields.join_pages)
 
 
 def _output(request: Request, fields: OcrFields) -> OutputFormat:

@@ -13,16 +13,19 @@ from typing import Any
 from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import compile_path
 
 from service.admission.request import record_of
 from service.errors import (
     CapacityError,
     DeepSynthError,
     InternalError,
+    InvalidFieldError,
     MalformedBodyError,
     MethodNotAllowedError,
     ModelNotFoundError,
     NotFoundError,
+    PageOutOfRangeError,
 )
 from service.telemetry import logs
 
@@ -50,24 +53,29 @@ def problem(error: DeepSynthError, request_id: str) -> dict[str, Any]:
 
 
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+PARAMETER_TITLE = "A parameter is missing, unknown or not valid."
 _OPENAI_NAMES = {"model_id": "model", "max_new_tokens": "max_completion_tokens"}
 
 
 def _message(error: DeepSynthError) -> str:
     """The title, and the public members in brackets."""
+    # These APIs have no forms, and name what is wrong in `param`.
+    title = PARAMETER_TITLE if isinstance(error, InvalidFieldError) else error.title
     members = {name: ", ".join(value) if isinstance(value, list) else value for name, value in error.public.items()}
     if "field" in members:
         # Both APIs have parameters, by their own names.
         members = {"parameter": _parameter(error) or "", **members}
         del members["field"]
     facts = "; ".join(f"{name}: {value}" for name, value in members.items() if value != "")
-    return f"{error.title} ({facts})" if facts else error.title
+    return f"{title} ({facts})" if facts else title
 
 
 def _parameter(error: DeepSynthError) -> str | None:
     """The parameter that an error is about, by the name it has in OpenAI's and Mistral's APIs."""
     if isinstance(error, ModelNotFoundError):
         return "model"
+    if isinstance(error, PageOutOfRangeError):
+        return "pages"
     field = str(error.public.get("field") or "")
     return _OPENAI_NAMES.get(field, field) or None
 
@@ -131,5 +139,12 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     known: dict[int, type[DeepSynthError]] = {404: NotFoundError, 405: MethodNotAllowedError, 400: MalformedBodyError}
     response = problem_response(known.get(error.status_code, InternalError)(), request.scope)
     if error.headers and "Allow" in error.headers:
-        response.headers["allow"] = error.headers["Allow"]
+        response.headers["allow"] = ", ".join(_methods(request)) or error.headers["Allow"]
     return response
+
+
+def _methods(request: Request) -> list[str]:
+    """Methods of all routes at the request's path; the framework names those of the first alone."""
+    paths = request.app.openapi()["paths"]
+    found = (paths[path] for path in paths if compile_path(path)[0].match(request.scope["path"]))
+    return sorted({method.upper() for operations in found for method in operations})

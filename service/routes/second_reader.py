@@ -24,7 +24,9 @@ class LocalReader:
         self._reader = reader
         self._model_id = model_id
 
-    async def read(self, data: bytes, request: OcrRequest, page: int, permit: Permit, *, may_store: bool) -> PageResult:
+    async def read(
+        self, data: bytes, request: OcrRequest, page: int, permit: Permit | None, *, may_store: bool
+    ) -> PageResult:
         """See `service.ocr.cascade.SecondReader`."""
         del may_store
         async with self._models.lease(self._models.check(self._model_id)) as lease:

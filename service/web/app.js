@@ -1,14 +1,20 @@
 // The playground: a document on the left, what POST /ocr reads from it on the right.
 
-import { Problem, address, correct, kept, models, read, readAs, storing } from "./client.js";
+import { drawBoxes, light } from "./boxes.js";
+import { Problem, abilities, address, correct, models, read, readAs, resultAs, storing } from "./client.js";
+import { onFiles } from "./incoming.js";
+import { follow, storedJob, submit } from "./jobs.js";
+import { Options } from "./options.js";
 import { Pages } from "./pages.js";
 import { Review } from "./review.js";
+import { copy, save } from "./saving.js";
 import { curl, program } from "./snippets.js";
 import { TextPane, make } from "./text.js";
 
 const byId = (id) => document.getElementById(id);
 const MODELS_EVERY_MS = 15000;
 const LOADING_EVERY_MS = 1500;
+const MOST_PAGES_AHEAD = 40;
 const STATE_WORDS = { ok: "read", blank: "blank", unreadable: "unreadable", failed: "failed", reading: "being read", waiting: "waiting", stopped: "stopped", corrected: "corrected" };
 const CORRECTED_TASKS = new Set(["free", "markdown", "ocr"]);
 
@@ -18,9 +24,11 @@ const text = new TextPane(byId("text"), {
   onShown: (section, answer) => review.show(section, answer),
   onCorrect: (page, words) => saveCorrection(page, words),
 });
+const options = new Options(byId("options"), byId("more"));
 const TASKS = [...byId("task").options].map((option) => [option.value, option.text]);
 let served = [];
 let samples = "off";
+let hasJobs = false;
 let pages = null;
 let current = 1;
 let running = null;
@@ -45,7 +53,9 @@ async function showModels() {
   let delay_ms = MODELS_EVERY_MS;
   try {
     if (document.visibilityState === "visible" || !served.length) {
-      [served, samples] = await Promise.all([models(), kept()]);
+      const found = await Promise.all([models(), abilities()]);
+      served = found[0];
+      ({ samples, jobs: hasJobs } = found[1]);
       byId("keep-label").hidden = samples === "off";
       const names = served.map((model) => [model.id, nameOf(model)]);
       fill(byId("model"), names);
@@ -71,8 +81,11 @@ function showChoices() {
   const others = served.filter((each) => each !== model && each.tasks.includes(byId("task").value));
   byId("other-label").hidden = !others.length;
   fill(byId("other"), [["", "nothing"], ...others.map((each) => [each.id, nameOf(each)])]);
+  options.show(situation(model));
   fill(byId("mode"), [["", `default (${model.default_mode})`], ...model.modes.map((mode) => [mode, mode])]);
 }
+
+const situation = (model) => ({ model, task: byId("task").value, numPages: pages?.count ?? 1, hasJobs });
 
 /* Document */
 
@@ -109,9 +122,10 @@ async function choose(files) {
   }
   if (opened !== pages) return;
   showThumbs();
+  showChoices();
   goTo(1);
   if (!opened.isSmall) return;
-  for (let page = 2; page <= opened.count && opened === pages; page += 1) {
+  for (let page = 2; page <= Math.min(opened.count, MOST_PAGES_AHEAD) && opened === pages; page += 1) {
     try {
       await opened.picture(page);
     } catch {
@@ -183,11 +197,12 @@ function showThumbs() {
 }
 
 function showThumb(page) {
+  if (!pages) return;
   const button = byId("thumbs").children[page - 1]?.firstChild;
   if (!button) return;
   const picture = pages.pictures.get(page);
-  if (picture && !button.querySelector("img")) {
-    const image = make("img");
+  if (picture) {
+    const image = button.querySelector("img") ?? make("img");
     image.src = picture.url;
     image.alt = "";
     button.prepend(image);
@@ -200,27 +215,13 @@ function showThumb(page) {
 /* Boxes */
 
 function showBoxes() {
-  const boxes = byId("boxes");
-  boxes.replaceChildren();
+  byId("boxes").replaceChildren();
   const answer = text.answer(current);
-  if (!answer?.regions.length || byId("sheet").hidden) return;
-  boxes.setAttribute("viewBox", `0 0 ${answer.width_px} ${answer.height_px}`);
-  // The largest first, so that a box within another can be reached.
-  const area = ([left, top, right, bottom]) => (right - left) * (bottom - top);
-  const order = answer.regions.map((region, index) => ({ region, index })).sort((a, b) => area(b.region.box_px) - area(a.region.box_px));
-  for (const { region, index } of order) {
-    const [left, top, right, bottom] = region.box_px;
-    const box = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-    const sides = { x: left, y: top, width: Math.max(right - left, 1), height: Math.max(bottom - top, 1) };
-    for (const [name, value] of Object.entries(sides)) box.setAttribute(name, value);
-    box.dataset.region = index;
-    const title = document.createElementNS("http://www.w3.org/2000/svg", "title");
-    title.textContent = region.label;
-    box.append(title);
-    box.addEventListener("pointerenter", () => { lightBoxes(current, [index]); text.light(current, index); });
-    box.addEventListener("pointerleave", () => { lightBoxes(current, []); text.light(current, -1); });
-    boxes.append(box);
-  }
+  if (answer?.width_px == null || byId("sheet").hidden) return;
+  drawBoxes(byId("boxes"), answer, (index) => {
+    lightBoxes(current, index < 0 ? [] : [index]);
+    text.light(current, index);
+  });
 }
 
 async function lightBoxes(page, indices) {
@@ -229,7 +230,7 @@ async function lightBoxes(page, indices) {
   // The text stays where it is: it is under the pointer.
   if (indices.length && page !== current) await goTo(page, false);
   if (page !== current || wanted !== lit) return;
-  for (const box of byId("boxes").children) box.classList.toggle("lit", indices.includes(Number(box.dataset.region)));
+  light(byId("boxes"), indices);
   for (const index of indices) text.light(page, index, false);
   if (!indices.length) text.light(page, -1);
 }
@@ -237,7 +238,11 @@ async function lightBoxes(page, indices) {
 /* Reading */
 
 function fields(model = byId("model").value) {
-  const values = { model_id: model, task: byId("task").value, mode: byId("mode").value, pages: byId("pages").value.trim() };
+  const found = served.find((each) => each.id === model);
+  const values = {
+    model_id: model, task: byId("task").value, mode: byId("mode").value, pages: byId("pages").value.trim(),
+    ...(found ? options.values(situation(found)) : {}),
+  };
   if (served.length < 2) values.model_id = "";
   if (values.task === "free") values.task = "";
   if (values.task === "locate") values.query = byId("query").value;
@@ -251,7 +256,7 @@ function stop() {
 
 function expected() {
   const given = byId("pages").value.trim();
-  return given || !pages.pictures.size ? [] : Array.from({ length: pages.count }, (_, index) => index + 1);
+  return given || !pages?.pictures.size ? [] : Array.from({ length: pages.count }, (_, index) => index + 1);
 }
 
 async function start() {
@@ -262,14 +267,27 @@ async function start() {
   const chosen = [byId("model").value, byId("other").value].filter((name, index) => index === 0 || name);
   running = new AbortController();
   const { signal } = running;
-  const isKept = samples !== "off" && byId("keep").checked;
-  const reading = { file: pages.file, isKept, headers: headers(), task: byId("task").value, columns: chosen.map((name) => ({ name, fields: fields(name), answer: null })) };
+  const { isJob } = options;
+  const isKept = !isJob && samples !== "off" && byId("keep").checked;
+  const threshold = fields().review_threshold;
+  if (threshold) byId("threshold").value = threshold;
+  await readAll({
+    file: pages.file, isKept, isJob, headers: headers(), task: byId("task").value,
+    columns: chosen.map((name) => ({ name, fields: fields(name), answer: null, jobId: null })),
+  }, signal);
+}
+
+async function readAll(reading, signal) {
   shown = reading;
   showProblem(null);
   note("");
   review.clear();
-  text.clear(byId("task").value, chosen, pages.count > 1);
-  text.expect(expected());
+  const names = reading.columns.map(({ name }) => name);
+  text.clear(reading.task, names, (pages?.count ?? 2) > 1);
+  if (pages) {
+    pages.orientation = reading.columns[0].fields.orientation ?? "";
+    if (!reading.isJob) text.expect(expected());
+  }
   showBoxes();
   byId("text").setAttribute("aria-busy", "true");
   byId("facts").textContent = "Reading";
@@ -280,7 +298,7 @@ async function start() {
   running = null;
   byId("text").setAttribute("aria-busy", "false");
   showFacts(outcomes, (performance.now() - started_ms) / 1000);
-  for (let page = 1; page <= pages.count; page += 1) showThumb(page);
+  for (let page = 1; page <= (pages?.count ?? 0); page += 1) showThumb(page);
   update();
 }
 
@@ -288,12 +306,15 @@ async function readColumn(column, reading, signal) {
   const { fields: chosen } = reading.columns[column];
   let outcome = "done";
   try {
-    for await (const [name, data] of read(reading.file, { ...chosen, confidence: "word" }, signal, reading.headers)) {
+    for await (const [name, data] of events(reading, column, { ...chosen, confidence: chosen.confidence || "word" }, signal)) {
       if (reading !== shown) return "stopped";
       if (name === "delta") text.delta(column, data.page, data.text);
+      else if (name === "job") showProgress(reading, column, data);
       else if (name === "page") finishPage(column, data);
       else if (name === "answer") {
         reading.columns[column].answer = data;
+        text.setFigures(column, data.figures ?? []);
+        if (data.joins) text.setJoins(column, data);
         for (const page of data.pages) finishPage(column, page);
       } else if (name === "error") throw new Problem(data);
       if (column === 0 && data.page) showThumb(data.page);
@@ -301,10 +322,32 @@ async function readColumn(column, reading, signal) {
   } catch (error) {
     outcome = error.name === "AbortError" ? "stopped" : "failed";
     if (reading !== shown) return outcome;
-    text.stop(column);
+    text.stop(column, outcome === "failed");
     if (outcome === "failed") showProblem(error instanceof Problem ? error : new Problem({ title: String(error.message), code: "page_script" }));
   }
   return outcome;
+}
+
+async function* events(reading, column, chosen, signal) {
+  const entry = reading.columns[column];
+  if (!reading.isJob) yield* read(reading.file, chosen, signal, reading.headers);
+  else {
+    entry.jobId ??= (await submit(reading.file, chosen, signal)).id;
+    yield* follow(entry.jobId, signal);
+  }
+}
+
+// The job that this tab left behind when it was closed or loaded again; the service does not show its pages.
+async function resume() {
+  const job = storedJob();
+  if (!job || running || pages) return;
+  running = new AbortController();
+  byId("name").textContent = job.name;
+  byId("empty").hidden = true;
+  byId("replace").hidden = false;
+  showPicture(null, "This document is read in the background. Its pages can be seen once the file is opened again.");
+  const column = { name: job.model_id, fields: {}, answer: null, jobId: job.id };
+  await readAll({ file: { name: job.name }, isKept: false, isJob: true, headers: {}, task: job.task, columns: [column] }, running.signal);
 }
 
 function headers() {
@@ -313,7 +356,7 @@ function headers() {
 
 // Once the answer is there, since a correction names it.
 function canCorrect() {
-  return Boolean(!running && shown?.isKept && shown.columns.length === 1 && shown.columns[0].answer && CORRECTED_TASKS.has(shown.task));
+  return Boolean(!running && shown?.isKept && !shown.isJob && shown.columns.length === 1 && shown.columns[0].answer && CORRECTED_TASKS.has(shown.task));
 }
 
 async function saveCorrection(page, words) {
@@ -327,7 +370,29 @@ async function saveCorrection(page, words) {
 
 function finishPage(column, page) {
   text.finish(column, page);
-  if (column === 0 && page.page === current) showBoxes();
+  showPagesRead(column);
+  if (column !== 0) return;
+  if (pages && page.width_px != null && !pages.isAsRead(page)) {
+    pages.picture(page.page).then(() => showThumb(page.page), () => {});
+    if (page.page === current) goTo(current, false);
+  } else if (page.page === current) showBoxes();
+}
+
+function showProgress(reading, column, job) {
+  if (column !== 0) return;
+  if (!text.columns[column].size) text.expect(job.pages.map(({ page }) => page));
+  reading.numPages = job.num_pages;
+  if (job.state === "waiting") byId("facts").textContent = "Waiting for its turn";
+  else showPagesRead(column);
+}
+
+function showPagesRead(column) {
+  const total = shown.numPages ?? expected().length;
+  if (column !== 0 || total < 2 || !running) return;
+  const num = text.numFinished(column);
+  byId("facts").textContent = `${num} of ${total} pages`;
+  byId("progress").hidden = false;
+  Object.assign(byId("progress"), { max: total, value: num });
 }
 
 function showFacts(outcomes, seconds) {
@@ -346,6 +411,11 @@ function showFacts(outcomes, seconds) {
 function showProblem(problem) {
   byId("problem").hidden = !problem;
   byId("problem").textContent = problem ? problem.text : "";
+  if (!problem?.body.advice?.startsWith("POST /jobs") || !hasJobs || !pages) return;
+  const button = make("button", "", "Read it in the background");
+  button.type = "button";
+  button.addEventListener("click", () => { options.isJob = true; showChoices(); start(); });
+  byId("problem").append(button);
 }
 
 function note(words) {
@@ -354,46 +424,21 @@ function note(words) {
 
 /* Taking it along */
 
-async function copy(words) {
-  try {
-    // Only in a secure context, which plain HTTP on another host is not.
-    await navigator.clipboard.writeText(words);
-    return true;
-  } catch {
-    const area = make("textarea", "aside", words);
-    document.body.append(area);
-    const { activeElement } = document;
-    area.select();
-    const isCopied = document.execCommand("copy");
-    area.remove();
-    activeElement?.focus();
-    return isCopied;
-  }
-}
-
 const copied = async (words) => note((await copy(words)) ? "Copied" : "The browser did not allow copying.");
 
-function save(blob, name) {
-  const link = make("a", "aside");
-  link.href = URL.createObjectURL(blob);
-  link.download = name;
-  document.body.append(link);
-  link.click();
-  link.remove();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
-}
-
 async function download() {
-  const { file, columns: [{ answer, fields: chosen }] } = shown;
+  const { file, isJob, columns: [{ answer, fields: chosen, jobId }] } = shown;
   const format = byId("format").value;
   const stem = (file.name || "page").replace(/\.[^.]*$/, "") || "page";
   if (format === "json") save(new Blob([JSON.stringify(answer, null, 2), "\n"], { type: "application/json" }), `${stem}.json`);
-  else if (format === "markdown") save(new Blob([text.plain(), "\n"], { type: "text/markdown" }), `${stem}.md`);
+  else if (format === "markdown") save(new Blob([text.markdown(), "\n"], { type: "text/markdown" }), `${stem}.md`);
   else {
     byId("download").disabled = true;
     note("Preparing the file");
     try {
-      const { blob, name } = await readAs(file, chosen, format);
+      // What was drawn at a temperature is drawn once more.
+      const seed = answer.seed == null ? {} : { seed: answer.seed };
+      const { blob, name } = await (isJob ? resultAs(jobId, format) : readAs(file, { ...chosen, ...seed }, format));
       save(blob, name);
       note("");
     } catch (error) {
@@ -406,9 +451,10 @@ async function download() {
 function showSnippet() {
   const given = Object.entries(fields()).filter(([, value]) => value);
   const name = pages?.file.name || "page.png";
-  const url = address("ocr");
+  const { isJob } = options;
+  const url = address(isJob ? "jobs" : "ocr");
   const isPython = document.querySelector("input[name=language]:checked").value === "python";
-  byId("snippet").textContent = isPython ? program(url, name, given, headers()) : curl(url, name, given, headers());
+  byId("snippet").textContent = (isPython ? program : curl)(url, name, given, isJob ? {} : headers(), isJob);
 }
 
 /* What can be done now */
@@ -420,6 +466,7 @@ function update() {
   byId("go").textContent = running ? "Stop" : "Read";
   byId("go").classList.toggle("stop", Boolean(running));
   byId("go").disabled = !running && (!pages || !served.length);
+  byId("progress").hidden ||= !running;
   const hasText = Boolean(shown && text.plain());
   byId("copy").disabled = !hasText || Boolean(running);
   // Of two models, the first one's text is taken along.
@@ -467,20 +514,7 @@ document.addEventListener("keydown", (event) => {
   goTo(page);
   if (event.target.closest("#thumbs")) byId("thumbs").children[current - 1].firstChild.focus();
 });
-document.addEventListener("paste", (event) => choose([...event.clipboardData.files]));
-let depth = 0;
-const over = (change) => {
-  depth = Math.max(depth + change, 0);
-  document.body.classList.toggle("over", depth > 0);
-};
-document.addEventListener("dragenter", (event) => { event.preventDefault(); over(1); });
-document.addEventListener("dragleave", () => over(-1));
-document.addEventListener("dragover", (event) => event.preventDefault());
-document.addEventListener("drop", (event) => {
-  event.preventDefault();
-  over(-depth);
-  choose([...event.dataTransfer.files]);
-});
+onFiles(choose);
 
 showSnippet();
-showModels();
+showModels().then(resume);

@@ -17,7 +17,7 @@ export class Problem extends Error {
     const facts = [
       expected && `Expected: ${[].concat(expected).join(", ")}.`,
       found && `It is ${found}.`,
-      advice,
+      advice && `${advice.replace(/[.]$/, "")}.`,
       limit !== undefined && `The limit is ${limit}.`,
       bytes !== undefined && `The limit is ${Math.floor(bytes / 2 ** 20)} MiB.`,
       pages !== undefined && `It has ${pages} page${pages === 1 ? "" : "s"}.`,
@@ -26,7 +26,7 @@ export class Problem extends Error {
   }
 }
 
-async function send(path, options) {
+export async function send(path, options) {
   let response;
   try {
     response = await fetch(address(path), { ...options, headers: { ...options?.headers, ...keyHeaders() } });
@@ -45,7 +45,7 @@ async function send(path, options) {
   throw new Problem(body, Number(response.headers.get("retry-after")) || 0);
 }
 
-function form(file, fields) {
+export function form(file, fields) {
   const body = new FormData();
   body.append("file", file, file.name || "page");
   for (const [name, value] of Object.entries(fields)) if (value) body.append(name, value);
@@ -57,12 +57,16 @@ const NO_STORE = { "X-Deepsynth-No-Store": "1" };
 // The headers of a reading: whether the service may keep its pages, where it keeps any.
 export const storing = (isKept) => (isKept ? {} : NO_STORE);
 
-// What the service keeps of pages that are read: "off", "full" or "thumbnail"; "off" where a proxy does not tell.
-export async function kept() {
+export const json = async (path, options) => (await send(path, { cache: "no-store", ...options })).json();
+
+export const erase = (path) => send(path, { method: "DELETE" });
+
+// What the service has: `samples`, what it keeps of pages ("off", "full" or "thumbnail"), and `jobs`. A proxy may not tell.
+export async function abilities() {
   try {
-    return (await (await send("readyz", { cache: "no-store" })).json()).samples ?? "off";
+    return { samples: "off", jobs: false, ...(await json("readyz")) };
   } catch {
-    return "off";
+    return { samples: "off", jobs: false };
   }
 }
 
@@ -73,13 +77,13 @@ export async function correct(id, page, text) {
 }
 
 export async function models() {
-  return (await (await send("v1/models", { cache: "no-store" })).json()).data;
+  return (await json("v1/models")).data;
 }
 
-export async function preview(file, page, signal) {
+export async function preview(file, page, orientation, signal) {
   for (let attempt = 0; ; attempt += 1) {
     try {
-      const response = await send("preview", { method: "POST", body: form(file, { pages: String(page) }), signal });
+      const response = await send("preview", { method: "POST", body: form(file, { pages: String(page), orientation }), signal });
       const [width, height] = response.headers.get("x-page-size").split("x").map(Number);
       return { blob: await response.blob(), width, height, numPages: Number(response.headers.get("x-page-count")) };
     } catch (error) {
@@ -116,9 +120,23 @@ export async function* read(file, fields, signal, headers = {}) {
   if (!isComplete) throw new Problem({ title: "The connection ended before the answer was complete.", code: "stream_cut" });
 }
 
-// The document in another format: a file, and the name that the service gives it. Its pages were offered when they were read.
-export async function readAs(file, fields, format) {
-  const response = await send("ocr", { method: "POST", body: form(file, { ...fields, format }), headers: NO_STORE });
+// What a format has no place for, or needs no saying.
+const ONLY_JSON = ["review_threshold", "confidence"];
+const WITHOUT = { "searchable-pdf": ["join_pages"], hocr: ["join_pages"], alto: ["join_pages"] };
+
+// The document in another format. Its pages were offered when they were read.
+export function readAs(file, fields, format) {
+  const left = new Set([...ONLY_JSON, ...(format === "markdown" ? [] : ["figures"]), ...(WITHOUT[format] ?? [])]);
+  const given = Object.fromEntries(Object.entries(fields).filter(([name]) => !left.has(name)));
+  return named(send("ocr", { method: "POST", body: form(file, { ...given, format }), headers: NO_STORE }));
+}
+
+// What a job has read, in another format.
+export const resultAs = (id, format) => named(send(`jobs/${id}/result?format=${format}`));
+
+// A file, and the name that the service gives it.
+async function named(sent) {
+  const response = await sent;
   const header = response.headers.get("content-disposition") || "";
   const extended = /filename\*=UTF-8''([^;]+)/.exec(header);
   const plain = /filename="([^"]*)"/.exec(header);

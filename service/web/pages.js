@@ -27,6 +27,8 @@ export class Pages {
   constructor(file) {
     this.file = file;
     this.count = 1;
+    // Empty for what the service does by itself.
+    this.orientation = "";
     this.pictures = new Map();
     this.waiting = new Map();
     this.stopped = new AbortController();
@@ -39,7 +41,7 @@ export class Pages {
       const url = URL.createObjectURL(this.file);
       const size = await sizeOf(url);
       if (size) {
-        this.pictures.set(1, { url, ...size });
+        this.pictures.set(1, { url, ...size, isAsIs: true });
         return;
       }
       URL.revokeObjectURL(url);
@@ -66,11 +68,22 @@ export class Pages {
   async fetch(page) {
     if (this.pictures.has(page)) return this.pictures.get(page);
     this.stopped.signal.throwIfAborted();
-    const { blob, width, height, numPages } = await preview(this.file, page, this.stopped.signal);
+    const { orientation } = this;
+    const { blob, width, height, numPages } = await preview(this.file, page, orientation, this.stopped.signal);
     this.count = numPages;
-    const picture = { url: URL.createObjectURL(blob), width, height };
+    const picture = { url: URL.createObjectURL(blob), width, height, orientation };
     this.pictures.set(page, picture);
     return picture;
+  }
+
+  // Whether the picture of a page that was read is as it was read, so that boxes fit; if not, it will be made again.
+  isAsRead({ page, turned_degrees: turned }) {
+    const picture = this.pictures.get(page);
+    if (!picture || (picture.isAsIs ? turned === 0 : picture.orientation === this.orientation)) return true;
+    URL.revokeObjectURL(picture.url);
+    this.pictures.delete(page);
+    this.waiting.delete(page);
+    return false;
   }
 
   close() {

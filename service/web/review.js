@@ -48,12 +48,13 @@ export class Review {
 
   // Mark a page's doubtful words; `answer` is null while it is read, or where two models are compared.
   show(section, answer) {
-    if (!answer?.words?.length) {
+    const words = answer?.words ?? answer?.doubtful_words;
+    if (!words?.length) {
       this.answers.delete(section);
       return;
     }
-    this.answers.set(section, answer);
-    this.mark(section, answer);
+    this.answers.set(section, { words });
+    this.mark(section, { words });
     this.root.hidden = false;
     this.root.classList.toggle("raw", !answer.calibrated);
     this.count();

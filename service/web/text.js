@@ -59,6 +59,25 @@ export function passages(page) {
   return found;
 }
 
+// Links to the figures of the answer as pictures; all others stay text, since nothing is loaded from elsewhere.
+function withFigures(fragment, figures) {
+  if (!figures.size) return fragment;
+  const walker = document.createTreeWalker(fragment, NodeFilter.SHOW_TEXT);
+  const nodes = [];
+  while (walker.nextNode()) nodes.push(walker.currentNode);
+  for (const node of nodes) {
+    const parts = node.data.split(/(!\[[^\]\n]*\]\([^)\s]+\))/);
+    node.replaceWith(...parts.map((part) => {
+      const name = /^!\[[^\]\n]*\]\(([^)\s]+)\)$/.exec(part)?.[1];
+      if (!figures.has(name)) return part;
+      const image = make("img", "figure");
+      Object.assign(image, { src: figures.get(name), alt: name });
+      return image;
+    }));
+  }
+  return fragment;
+}
+
 export class TextPane {
   // `onLight(page, index)` is told which region's text is under the pointer or has the focus, -1 for none.
   // `onShown(section, answer)` is told when a page was drawn; its answer is null unless it is one model's, and finished.
@@ -80,6 +99,11 @@ export class TextPane {
     this.models = models;
     this.isLong = isLong;
     this.columns = models.map(() => new Map());
+    for (const url of this.figures?.values() ?? []) URL.revokeObjectURL(url);
+    this.figures = new Map();
+    this.images = new Map();
+    this.joins = [];
+    this.joined = null;
     this.sections.clear();
     this.dirty.clear();
     if (models.length) this.root.replaceChildren();
@@ -108,12 +132,38 @@ export class TextPane {
     this.mark(answer.page);
   }
 
-  // What has not been finished will not be.
-  stop(column) {
+  // What has not been finished will not be; where nothing came and an error says why, the pages say nothing.
+  stop(column, isFailed) {
+    if (isFailed && this.columns.length === 1 && ![...this.columns[0].values()].some((entry) => entry.answer || entry.text)) {
+      this.clear(this.task, this.models, this.isLong);
+      return;
+    }
     for (const [page, entry] of this.columns[column]) {
       if (!entry.answer) entry.state = "stopped";
       this.mark(page);
     }
+  }
+
+  // Of the first column: pictures that its pages link, each with a JPEG file as a data URL.
+  setFigures(column, figures) {
+    if (column !== 0) return;
+    for (const { name, image } of figures) {
+      const bytes = Uint8Array.from(atob(image.slice(image.indexOf(",") + 1)), (each) => each.charCodeAt(0));
+      // The policy lets no data URL be shown.
+      this.figures.set(name, URL.createObjectURL(new Blob([bytes], { type: "image/jpeg" })));
+      this.images.set(name, image);
+    }
+  }
+
+  // Of the first column: what goes on from a page to the next.
+  setJoins(column, { joins, text }) {
+    if (column !== 0) return;
+    this.joins = joins;
+    this.joined = text;
+  }
+
+  numFinished(column) {
+    return [...this.columns[column].values()].filter((entry) => entry.answer).length;
   }
 
   setRendered(isRendered) {
@@ -216,9 +266,15 @@ export class TextPane {
   quality({ answer, state }) {
     const notes = [];
     if (answer?.confidence != null && answer.status === "ok" && state !== "corrected") notes.push(`${Math.round(answer.confidence * 100)} % confidence`);
+    if (answer?.turned_degrees) notes.push(`turned by ${answer.turned_degrees}\u00b0`);
+    if (this.models[0] === "auto" && answer?.model_id) notes.push(`read by ${answer.model_id}`);
+    const join = this.joins.find((each) => each.page === answer?.page);
+    if (join) notes.push(`its last ${join.kind} goes on on page ${join.next_page}`);
     if (answer?.finish_reason === "length") notes.push("cut at the limit of tokens");
     if (answer?.finish_reason === "repetition") notes.push("ended because the text repeated itself");
     if (answer?.warnings?.includes("damaged_image")) notes.push("a part of the page is damaged");
+    if (answer?.warnings?.includes("partly_read")) notes.push(`${Math.round(answer.coverage * 100)} % of the print read; the rest has dashed boxes`);
+    if (answer?.warnings?.includes("second_reading_failed")) notes.push("the larger model could not read it");
     if (answer?.warnings?.includes("low_accuracy")) notes.push("many words are probably wrong: a script or a hand that the model does not read?");
     return make("span", "quiet", notes.join(", "));
   }
@@ -233,12 +289,13 @@ export class TextPane {
     const pieces = entry.answer ? passages(entry.answer) : [{ text: withoutMarkers(entry.text, this.task), indices: [] }];
     const isMarkdown = this.isRendered && MARKDOWN_TASKS.has(this.task);
     const body = make("div", isMarkdown ? "rendered" : this.isRendered ? "plain" : "source");
+    const rendered = (words) => withFigures(render(words), this.figures);
     for (const { text, indices } of pieces) {
       if (!indices.length) {
-        body.append(isMarkdown ? render(text) : text);
+        body.append(isMarkdown ? rendered(text) : text);
         continue;
       }
-      const passage = make(isMarkdown ? "div" : "span", "passage", isMarkdown ? render(text) : text);
+      const passage = make(isMarkdown ? "div" : "span", "passage", isMarkdown ? rendered(text) : text);
       passage.dataset.regions = indices.join(" ");
       passage.tabIndex = 0;
       for (const event of ["pointerenter", "focus"]) passage.addEventListener(event, () => this.onLight(page, indices));
@@ -259,7 +316,15 @@ export class TextPane {
 
   // The texts of a column's pages, as the answer joins them.
   plain(column = 0) {
+    const entries = [...(this.columns[column]?.values() ?? [])];
+    if (column === 0 && this.joined !== null && !entries.some((entry) => entry.state === "corrected")) return this.joined;
     const pages = [...(this.columns[column] ?? [])].sort(([a], [b]) => a - b);
     return pages.map(([, entry]) => (entry.answer ? entry.text : withoutMarkers(entry.text, this.task))).filter(Boolean).join("\n\n");
+  }
+  // The text of the first column as a file that needs no other.
+  markdown() {
+    let whole = this.plain();
+    for (const [name, image] of this.images) whole = whole.replaceAll(`![${name}](${name})`, `![${name}](${image})`);
+    return whole;
   }
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import random
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import ImageDraw
 
 from shared.contract.manifest import BaseIdentity
 from shared.contract.publication import publish
@@ -50,6 +52,14 @@ def keeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerPr
     folder = tmp_path_factory.mktemp("samples")
     with running_server(OCR_SAVE_SAMPLES="true", OCR_PRIVACY_ALLOWED="true", SAMPLE_DIR=str(folder)) as process:
         yield process, folder
+
+
+@pytest.fixture(scope="module")
+def background(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A service that takes jobs, and few pages in a request."""
+    folder = tmp_path_factory.mktemp("jobs")
+    with running_server(JOB_DIR=str(folder), MAX_PDF_PAGES="5", FAKE_STEP_MS="30") as process:
+        yield process
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +116,15 @@ def finished(page: Any) -> None:
     page.wait_for_selector('#go:text-is("Read"):enabled')
 
 
-def answer_with(page: Any, text: str, *, ends: bool = True, **changes: Any) -> None:
+def answer_with(
+    page: Any, text: str, *, ends: bool = True, whole: dict[str, Any] | None = None, **changes: Any
+) -> None:
     """Let `POST /ocr` answer a stream of one page with this text."""
     one = {
         "page": 1, "status": "ok", "error": None, "warnings": [], "text": text, "width_px": 640, "height_px": 400,
-        "finish_reason": "stop", "confidence": 0.9, "regions": [], **changes,
+        "finish_reason": "stop", "confidence": 0.9, "turned_degrees": 0, "unread": [], "regions": [], **changes,
     }  # fmt: skip
-    answer = {"text": text, "pages": [one], "usage": {"completion_tokens": 3}, "model_id": "fake"}
+    answer = {"text": text, "pages": [one], "usage": {"completion_tokens": 3}, "model_id": "fake", **(whole or {})}
     events: list[tuple[str, Any]] = [("delta", {"page": 1, "text": text})]
     if ends:
         events += [("page", one), ("answer", answer)]
@@ -607,3 +619,197 @@ def test_only_tasks_that_the_chosen_model_can_do_are_offered(browser: Any, serve
         page.select_option("#task", "ocr")
         others = page.eval_on_selector_all("#other option", "options => options.map(option => option.value)")
         assert others == ["", "invoices@1"]
+
+
+def turned_page() -> bytes:
+    image = page_image("", (500, 700))
+    draw = ImageDraw.Draw(image)
+    for line in range(12):
+        draw.text((40, 40 + 50 * line), f"line {line} of an upright page, with words", fill="black", font_size=22)
+    return encode(image.rotate(90, expand=True))
+
+
+def test_turned_image_is_shown_upright_once_it_is_read(browser: Any, server: ServerProcess) -> None:
+    data = turned_page()
+    answer = httpx.post(f"{server.url}/ocr", files={"file": data}).json()["pages"][0]
+    assert (answer["turned_degrees"], answer["width_px"], answer["height_px"]) == (90, 500, 700)
+    with opened(browser, server) as page:
+        size = "(image => [image.naturalWidth, image.naturalHeight])(document.getElementById('image'))"
+        page.set_input_files("#file", files=[{**PNG, "buffer": data}])
+        page.wait_for_selector("#image")
+        assert page.evaluate(size) == [700, 500]
+        read(page)
+        page.wait_for_function(f"{size}[0] === 500")
+        assert page.get_attribute("#boxes", "viewBox") == "0 0 500 700"
+        assert "turned by 90" in page.inner_text("#text .page")
+        # As the file has it: the picture follows what was read.
+        page.click("#more")
+        page.select_option("[name=orientation]", "as-is")
+        read(page)
+        page.wait_for_function(f"{size}[0] === 700")
+        assert page.get_attribute("#boxes", "viewBox") == "0 0 700 500"
+
+
+def shown_options(page: Any) -> list[str]:
+    return page.eval_on_selector_all(
+        "#options [data-option]",
+        "all => all.filter(each => each.checkVisibility()).map(each => each.dataset.option)",
+    )
+
+
+# The fields of forms that are sent; Chromium shows no body that has a file in it.
+RECORDED = """
+    window.sent = [];
+    const send = window.fetch;
+    window.fetch = (address, options) => {
+        const body = options?.body;
+        if (body instanceof FormData) sent.push(Object.fromEntries([...body].filter(([name]) => name !== "file")));
+        return send(address, options);
+    };
+"""
+
+
+def test_options_are_those_that_model_and_task_take_and_are_sent(browser: Any, server: ServerProcess) -> None:
+    always = ["orientation", "blank_pages", "confidence", "review_threshold"]
+    numbers = ["min_confidence", "min_coverage", "max_new_tokens", "temperature"]
+    with opened(browser, server, before=lambda page: page.add_init_script(RECORDED)) as page:
+        assert page.is_hidden("#options")
+        page.focus("#more")
+        page.keyboard.press("Enter")
+        assert page.get_attribute("#more", "aria-expanded") == "true"
+        assert shown_options(page) == [*always, *numbers]
+        page.select_option("#task", "markdown")
+        assert shown_options(page) == ["table_format", *always, *numbers, "omit", "figures"]
+        page.select_option("#task", "describe")
+        assert shown_options(page) == [*always, "max_new_tokens", "temperature"]
+        page.select_option("#task", "markdown")
+        page.set_input_files("#file", files=[PDF])
+        page.wait_for_selector("#options [name=join_pages]:visible")
+        page.select_option("[name=table_format]", "html")
+        page.check("[name=omit][value=header]")
+        page.check("[name=omit][value=page_number]")
+        page.check("[name=join_pages]")
+        page.fill("[name=temperature]", "0.5")
+        page.fill("[name=seed]", "7")
+        page.fill("[name=max_new_tokens]", "9")
+        page.fill("[name=review_threshold]", "0.75")
+        assert page.inner_text("#more") == "Options (7)"
+        read(page)
+        fields = page.evaluate("window.sent.at(-1)")
+        assert fields == {
+            "model_id": "fake", "task": "markdown", "table_format": "html", "omit": "header,page_number",
+            "join_pages": "true", "temperature": "0.5", "seed": "7", "max_new_tokens": "9", "review_threshold": "0.75",
+            "confidence": "word", "stream": "true",
+        }  # fmt: skip
+        assert page.input_value("#threshold") == "0.75"
+        assert "-F omit=header,page_number" in page.text_content("#snippet")
+        # A file in a format without a place for them.
+        page.select_option("#format", "hocr")
+        with page.expect_download() as saving:
+            page.click("#download")
+        assert saving.value.suggested_filename == "three.hocr"
+        page.click("#options-reset")
+        assert page.inner_text("#more") == "Options"
+        assert "omit" not in page.text_content("#snippet")
+
+
+def test_field_that_is_not_valid_is_shown(browser: Any, server: ServerProcess) -> None:
+    with opened(browser, server) as page:
+        page.set_input_files("#file", files=[PNG])
+        page.click("#more")
+        page.fill("[name=min_coverage]", "7")
+        page.click("#more")
+        page.click("#go")
+        assert page.is_visible("#options")
+        assert page.evaluate("document.activeElement.name") == "min_coverage"
+
+
+def test_figures_are_shown_and_saved_within_the_text(browser: Any, server: ServerProcess, tmp_path: Path) -> None:
+    jpeg = base64.b64encode(encode(page_image("figure", (60, 40)), "JPEG")).decode()
+    name = "page-1-figure-1.jpeg"
+    image = f"data:image/jpeg;base64,{jpeg}"
+    figure = {"name": name, "page": 1, "label": "image", "box_px": [1, 1, 9, 9], "image": image}
+    text = f"Above\n\n![{name}]({name})\n\n![x](http://other.invalid/x.png)"
+    with opened(browser, server, accept_downloads=True) as page:
+        answer_with(page, text, whole={"figures": [figure]})
+        page.set_input_files("#file", files=[PNG])
+        page.select_option("#task", "markdown")
+        read(page)
+        page.wait_for_function("document.querySelector('#text img.figure')?.naturalWidth === 60")
+        assert page.locator("#text img").count() == 1
+        assert "http://other.invalid/x.png" in page.inner_text("#text")
+        page.select_option("#format", "markdown")
+        with page.expect_download() as saving:
+            page.click("#download")
+        saving.value.save_as(tmp_path / "saved.md")
+    assert f"![{name}]({image})" in (tmp_path / "saved.md").read_text()
+
+
+def test_print_that_is_not_in_the_text_has_boxes(browser: Any, server: ServerProcess) -> None:
+    with opened(browser, server) as page:
+        answer_with(page, "half", unread=[[10, 200, 600, 380]], coverage=0.5, warnings=["partly_read"])
+        page.set_input_files("#file", files=[PNG])
+        read(page)
+        assert page.text_content("#boxes rect.unread title") == "Not in the text"
+        assert "50 % of the print read" in page.inner_text("#text .page")
+
+
+LONG = {"name": "long.pdf", "mimeType": "application/pdf", "buffer": make_pdf(
+    [f"Section {number} of a long report" for number in range(1, 9)], size_pt=(300, 400)
+)}  # fmt: skip
+
+
+def test_long_document_is_read_in_the_background_page_by_page(browser: Any, background: ServerProcess) -> None:
+    with opened(browser, background, refusals=1) as page:
+        page.set_input_files("#file", files=[LONG])
+        page.wait_for_selector("#thumbs li:nth-child(8)")
+        page.click("#go")
+        page.click("text=Read it in the background")
+        page.wait_for_selector("#progress:visible")
+        page.wait_for_selector("#thumbs li:nth-child(1) [data-state=ok]")
+        finished(page)
+        assert page.is_hidden("#progress")
+        assert page.locator("#text .state").all_inner_texts() == ["Read"] * 8
+        assert page.inner_text("#facts").startswith("8 pages")
+        page.select_option("#format", "searchable-pdf")
+        with page.expect_download() as saving:
+            page.click("#download")
+        assert saving.value.suggested_filename == "long.searchable.pdf"
+        page.click("#code summary")
+        assert f"{background.url}/jobs/ID/result" in page.text_content("#snippet")
+        page.click("text=Python")
+        compile(page.text_content("#snippet"), "snippet", "exec")
+
+
+def test_job_that_is_stopped_is_erased(browser: Any, background: ServerProcess) -> None:
+    with opened(browser, background) as page:
+        page.set_input_files("#file", files=[LONG])
+        page.click("#more")
+        page.check("[name=job]")
+        page.wait_for_selector("#thumbs img")
+        with page.expect_response("**/jobs") as answered:
+            page.click("#go")
+        job = answered.value.json()["id"]
+        page.wait_for_selector('#text .state:text-is("Read")')
+        with page.expect_request(lambda request: request.method == "DELETE"):
+            page.click("#go")
+        finished(page)
+        end_s = time.monotonic() + 10
+        while httpx.get(f"{background.url}/jobs/{job}").status_code != 404:
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
+
+
+def test_job_is_followed_after_the_page_was_loaded_again(browser: Any, background: ServerProcess) -> None:
+    with opened(browser, background) as page:
+        page.set_input_files("#file", files=[LONG])
+        page.click("#more")
+        page.check("[name=job]")
+        page.wait_for_selector("#thumbs img")
+        with page.expect_response("**/jobs"):
+            page.click("#go")
+        page.wait_for_selector("#progress:visible")
+        page.reload()
+        page.wait_for_selector('#name:text-is("long.pdf")')
+        page.wait_for_selector("#text[aria-busy=false] .page")
+        assert page.locator("#text .state").all_inner_texts() == ["Read"] * 8

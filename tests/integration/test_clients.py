@@ -101,6 +101,26 @@ def test_openai_reads_a_document_and_uses_extensions(server: ServerProcess, clie
     assert completion.choices[0].message.content == read(server, pdf, task="markdown", pages="2")
 
 
+def test_openai_gets_logprobs_and_sends_options(client: openai.OpenAI) -> None:
+    request: dict[str, Any] = {
+        "model": "fake",
+        "messages": ask(image_part(png())),
+        "logprobs": True,
+        "top_logprobs": 1,
+        "extra_body": {"task": "free", "orientation": "as-is", "min_coverage": 0.5, "confidence": "word"},
+    }
+    completion = client.chat.completions.create(**request)
+    content = completion.choices[0].logprobs.content
+    assert "".join(token.token for token in content) == completion.choices[0].message.content
+    assert all(token.top_logprobs[0].logprob == token.logprob <= 0 for token in content)
+    assert len(completion.model_extra["pages"][0]["words"]) == len(completion.choices[0].message.content.split())
+    with client.chat.completions.stream(**request) as stream:
+        for _ in stream:
+            pass
+        streamed = stream.get_final_completion().choices[0]
+    assert [token.logprob for token in streamed.logprobs.content] == [token.logprob for token in content]
+
+
 def test_openai_tells_errors_apart(client: openai.OpenAI) -> None:
     def create(**changes: Any) -> None:
         request: dict[str, Any] = {"model": "fake", "messages": ask(image_part(png())), **changes}
@@ -114,8 +134,8 @@ def test_openai_tells_errors_apart(client: openai.OpenAI) -> None:
         "invalid_request_error",
     )
     with pytest.raises(openai.BadRequestError) as unsupported:
-        create(logprobs=True)
-    assert (unsupported.value.code, unsupported.value.param) == ("unsupported_parameter", "logprobs")
+        create(logprobs=True, top_logprobs=5)
+    assert (unsupported.value.code, unsupported.value.param) == ("unsupported_parameter", "top_logprobs")
     with pytest.raises(openai.UnprocessableEntityError) as remote:
         create(messages=ask({"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}))
     assert remote.value.code == "remote_url_not_allowed"

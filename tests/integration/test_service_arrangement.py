@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -181,3 +183,58 @@ async def test_what_needs_labels_is_refused_for_a_model_without_boxes(field: str
     assert (refused.status_code, refused.json()["field"]) == (422, field)
     assert "no boxes" in refused.json()["expected"]
     assert (joined.status_code, joined.json()["joins"]) == (200, [])
+
+
+@pytest.mark.usefixtures("two_pages_are_read")
+@pytest.mark.parametrize(
+    ("data", "fields"),
+    [
+        (TWO_PAGES, {"join_pages": "true", "omit": "header,footer", "table_format": "markdown"}),
+        (drawn(), {"figures": "true"}),
+    ],
+    ids=["text", "figures"],
+)
+async def test_result_of_a_job_is_arranged_as_that_of_a_request(
+    data: bytes, fields: dict[str, str], tmp_path: Path
+) -> None:
+    expected = await answer_of(data, **fields)
+    async with running_service(ocr_batch_size=1, blank_pages="read", job_dir=tmp_path) as service:
+        if "figures" in fields:
+            # The engine is at the second page now.
+            await service.ocr(png(), task="markdown")
+        form = {"files": {"file": data}, "data": {"task": "markdown", **fields}}
+        job = (await service.client.post("/jobs", **form)).json()
+        async with asyncio.timeout(20):
+            while job["state"] not in ("done", "failed"):
+                await asyncio.sleep(0.01)
+                job = (await service.client.get(f"/jobs/{job['id']}")).json()
+        address = f"/jobs/{job['id']}/result"
+        answer = (await service.client.get(address)).json()
+        refused = await service.client.get(address, params={"format": "hocr"})
+        wrong = await service.client.post("/jobs", files={"file": data}, data={"task": "free", "omit": "header"})
+    times = ("id", "latency_ms", "timings_ms")
+    assert {name: value for name, value in answer.items() if name not in times} == {
+        name: value for name, value in expected.items() if name not in times
+    }
+    assert (refused.status_code, refused.json()["field"]) == (422, next(iter(fields)))
+    assert (wrong.status_code, wrong.json()["field"]) == (422, "omit")
+
+
+@pytest.mark.usefixtures("two_pages_are_read")
+@pytest.mark.parametrize("options", [{"omit": "header,page_number"}, {"table_format": "markdown"}, {"figures": "true"}])
+async def test_words_keep_their_confidences_where_the_text_moves(options: dict[str, str]) -> None:
+    plain = await answer_of(confidence="word", review_threshold="1")
+    answer = await answer_of(confidence="word", review_threshold="1", **options)
+    for before, page in zip(plain["pages"], answer["pages"], strict=True):
+        shown = [word["text"] for word in page["words"]]
+        assert all(page["text"][word["start"] : word["end"]] == word["text"] for word in page["words"])
+        assert all(word["line"] == page["text"][: word["start"]].count("\n") + 1 for word in page["words"])
+        assert {(word["text"], word["confidence"]) for word in page["words"]} <= {
+            (word["text"], word["confidence"]) for word in before["words"]
+        }
+        # Links and rewritten tables have none.
+        left_out = {"omit": {"Report", "1"}, "table_format": set(), "figures": set()}[next(iter(options))]
+        expected = [word["text"] for word in before["words"] if word["text"] not in left_out]
+        assert shown == [word for word in expected if "<" not in word or "table_format" not in options]
+        assert [word["text"] for word in page["doubtful_words"]] == shown
+        assert page["calibrated"] is before["calibrated"]

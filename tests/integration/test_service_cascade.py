@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -212,3 +213,31 @@ async def test_auto_may_be_the_default(small: SteeredEngine) -> None:
 def test_key_without_an_address_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="DEEPSYNTH_CASCADE_URL"):
         load_settings({"DEEPSYNTH_CASCADE_KEY": "secret"}, env_file=None)
+
+
+async def test_job_reads_doubtful_pages_again(small: SteeredEngine, tmp_path: Path) -> None:
+    async with two_services(small, job_dir=tmp_path) as (service, _):
+        expected = (await service.ocr(PDF, model_id="auto")).json()
+        form = {"files": {"file": ("a.pdf", PDF)}, "data": {"model_id": "auto"}}
+        job = (await service.client.post("/jobs", **form)).json()
+        assert job["model_id"] == "auto"
+        async with asyncio.timeout(20):
+            while job["state"] not in ("done", "failed"):
+                await asyncio.sleep(0.02)
+                job = (await service.client.get(f"/jobs/{job['id']}")).json()
+        answer = await service.client.get(f"/jobs/{job['id']}/result")
+    assert (job["state"], job["model_id"]) == ("done", "auto")
+    read = [(page["model_id"], page["text"]) for page in pages_of(answer)]
+    assert read == [(page["model_id"], page["text"]) for page in expected["pages"]]
+    assert {"small", "fake"} <= {model_id for model_id, _ in read}
+
+
+async def test_job_for_auto_fails_where_the_second_reader_is_gone(small: SteeredEngine, tmp_path: Path) -> None:
+    async with two_services(small, job_dir=tmp_path) as (service, _):
+        small.hold()
+        job = (await service.client.post("/jobs", files={"file": PDF}, data={"model_id": "auto"})).json()
+    async with running_service(job_dir=tmp_path) as service, asyncio.timeout(20):
+        while job["state"] not in ("done", "failed"):
+            await asyncio.sleep(0.02)
+            job = (await service.client.get(f"/jobs/{job['id']}")).json()
+    assert (job["state"], job["error"]["code"]) == ("failed", "model_not_found")

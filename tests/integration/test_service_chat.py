@@ -267,8 +267,6 @@ async def test_parameters_that_change_nothing_are_taken() -> None:
 
 
 CHANGING = {
-    "logprobs": True,
-    "top_logprobs": 3,
     "n": 2,
     "top_p": 0.5,
     "stop": ["\n"],
@@ -509,3 +507,59 @@ async def test_options_in_the_url_are_refused_where_they_do_nothing(method: str,
     problem = problem.get("error", problem)
     assert (problem["code"], problem.get("param", problem.get("field"))) == ("invalid_field", "pages")
     assert "secret" not in response.text + strange.text
+
+
+async def test_logprobs_are_those_of_the_text() -> None:
+    pdf = file_part(make_pdf(["one of two", "the other one"]))
+    for task in ("free", "ocr"):
+        async with running_service(blank_pages="read") as service:
+            body = chat(pdf, task=task, logprobs=True, top_logprobs=1)
+            choice = (await post(service, body)).json()["choices"][0]
+            streamed = chunks_of((await post(service, {**body, "stream": True})).text)
+            bare = (await post(service, chat(pdf, task=task, logprobs=True))).json()["choices"][0]["logprobs"]
+        tokens = choice["logprobs"]["content"]
+        assert "".join(token["token"] for token in tokens) == choice["message"]["content"]
+        assert "\n\n" in choice["message"]["content"]
+        assert len(tokens) > 6
+        for token in tokens:
+            assert bytes(token["bytes"]).decode() == token["token"]
+            assert token["logprob"] <= 0
+            assert token["top_logprobs"] == [{name: token[name] for name in ("token", "logprob", "bytes")}]
+        assert any(token["logprob"] < 0 for token in tokens)
+        given = [chunk["choices"][0]["logprobs"] for chunk in streamed if chunk["choices"][0]["logprobs"]]
+        assert given == [choice["logprobs"]]
+        assert bare["content"] == [{**token, "top_logprobs": []} for token in tokens]
+
+
+@pytest.mark.parametrize(
+    ("members", "refusal"),
+    [
+        ({"logprobs": True, "top_logprobs": 2}, (400, "unsupported_parameter", "top_logprobs")),
+        ({"logprobs": True, "top_logprobs": 1, "temperature": 0.5}, (400, "unsupported_parameter", "top_logprobs")),
+        ({"top_logprobs": 1}, (422, "invalid_field", "top_logprobs")),
+        ({"logprobs": True, "join_pages": True}, (400, "unsupported_parameter", "logprobs")),
+        ({"logprobs": True, "model": "auto"}, (400, "unsupported_parameter", "logprobs")),
+        ({"stream": True, "join_pages": True}, (422, "invalid_field", "join_pages")),
+        ({"omit": "margin"}, (422, "invalid_field", "omit")),
+        ({"omit": "header"}, (422, "invalid_field", "omit")),
+        ({"table_format": "html"}, (422, "invalid_field", "table_format")),
+        ({"orientation": "left"}, (422, "invalid_field", "orientation")),
+    ],
+)
+async def test_options_that_would_have_no_effect_are_refused(
+    members: dict[str, Any], refusal: tuple[int, str, str]
+) -> None:
+    async with running_service() as service:
+        assert await refusal_of(service, chat(image_part(png()), **members)) == refusal
+
+
+async def test_options_of_a_reading_are_those_of_the_ocr_route() -> None:
+    pdf = make_pdf(["The ships go", "on here"])
+    options = {"task": "markdown", "join_pages": True, "orientation": "as-is", "min_coverage": 1.0, "omit": "header"}
+    async with running_service() as service:
+        chatted = (await post(service, chat(file_part(pdf), **options))).json()
+        read = (await service.ocr(pdf, "a.pdf", **{name: str(value) for name, value in options.items()})).json()
+        figures = chat(image_part(png()), image_part(png()), task="markdown", figures=True)
+        assert await refusal_of(service, figures) == (422, "invalid_field", "figures")
+    assert chatted["choices"][0]["message"]["content"] == read["text"]
+    assert (chatted["pages"], chatted["joins"], chatted["figures"]) == (read["pages"], read["joins"], None)

@@ -446,4 +446,14 @@ async def test_folder_of_another_version_is_refused(tmp_path: Path, caplog: pyte
     failed = asyncio.Event()
     async with running_service(wait_ready=False, app_options={"on_failed": failed.set}, job_dir=tmp_path):
         await failed.wait()
-    assert "was written by another version of the service (format 99, not 1)" in caplog.text
+    assert "was written by another version of the service (format 99, not 2)" in caplog.text
+
+
+async def test_every_method_of_a_path_is_allowed(tmp_path: Path) -> None:
+    async with running_service(job_dir=tmp_path) as service:
+        answers = [await service.client.options(path) for path in ("/jobs", "/jobs/job-1", "/ocr")]
+    assert [(answer.status_code, answer.headers["allow"]) for answer in answers] == [
+        (405, "GET, POST"),
+        (405, "DELETE, GET"),
+        (405, "POST"),
+    ]

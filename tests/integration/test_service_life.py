@@ -58,7 +58,7 @@ async def test_alive_at_once_and_ready_only_when_the_engine_is() -> None:
         assert await service.metric('deepsynth_worker_state{state="loading"}') == 1
         engine.loaded.set()
         await eventually(service.services.has_started)
-        assert (await service.client.get("/readyz")).json() == {"status": "ready", "samples": "off"}
+        assert (await service.client.get("/readyz")).json() == {"status": "ready", "jobs": False, "samples": "off"}
         assert (await service.ocr(png())).status_code == 200
         assert await service.metric("deepsynth_worker_up") == 1
 

@@ -303,6 +303,8 @@ async def test_a_body_that_was_cut_off_is_told_apart_from_a_missing_file() -> No
         (b"filename*=utf-16''x", 'filename="document.txt"'),
         (b"filename*=nonsense", 'filename="document.txt"'),
         (b"filename=\"plain.png\"; filename*=utf-8''other.png", 'filename="plain.txt"'),
+        (b"filename=\"\"; filename*=utf-8''other.png", 'filename="other.txt"'),
+        (b"filename*=utf-8''other.png; filename=\"\"", 'filename="other.txt"'),
         (b'filename="a%22b%22.png"', "filename=\"a_b_.txt\"; filename*=UTF-8''a%22b%22.txt"),
         (b'filename="a%0D%0Ab.png"', 'filename="ab.txt"'),
         (b'filename="50%25.png"', "filename=\"50_25.txt\"; filename*=UTF-8''50%2525.txt"),

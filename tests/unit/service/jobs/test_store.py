@@ -4,6 +4,7 @@ import errno
 import os
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from service.engine.protocol import SamplingParams
 from service.errors import JobQueueFullError, JobStorageFullError
 from service.jobs.job import JobState, NewJob
 from service.jobs.store import JobStore
+from service.ocr.arrangement import AS_READ, Arrangement
 from service.ocr.outcome import PageStatus
 from service.ocr.reader import PageResult
 from service.ocr.request import OcrRequest
+from service.ocr.tables import TableFormat
 from shared.contract.prompts import Task
 from shared.deepseek_ocr.geometry import Mode
 
@@ -138,3 +141,32 @@ def test_webhooks_are_due_from_the_end_on(store: JobStore) -> None:
     assert store.next_webhook_s() == 50.0
     assert store.webhooks_due(49.0, 10) == []
     assert [job.id for job in store.webhooks_due(50.0, 10)] == ["a"]
+
+
+def test_how_the_text_is_wanted_is_there_after_a_restart(tmp_path: Path) -> None:
+    wanted = Arrangement(TableFormat.HTML, frozenset({"header", "footer"}), figures=True, join_pages=True)
+    store = JobStore(tmp_path, max_unfinished=3, max_bytes=1000)
+    store.open()
+    store.add(replace(new("a"), wanted=wanted), b"x")
+    store.close()
+    store.open()
+    found = store.find("a")
+    store.close()
+    assert found is not None
+    assert found.wanted == wanted
+
+
+def test_folder_of_the_format_before_arrangements_is_read_on(store: JobStore, tmp_path: Path) -> None:
+    store.add(new("a"), b"x")
+    store.close()
+    with sqlite3.connect(tmp_path / "jobs.sqlite3") as database:
+        database.executescript("ALTER TABLE jobs DROP COLUMN arrangement; PRAGMA user_version = 1;")
+    database.close()
+    store.open()
+    found = store.find("a")
+    assert found is not None
+    assert found.wanted == AS_READ
+    store.add(replace(new("b"), wanted=Arrangement(join_pages=True)), b"y")
+    later = store.find("b")
+    assert later is not None
+    assert later.wanted.join_pages

@@ -2,7 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from service.errors import DeepSynthError, InvalidFieldError, ModelNotFoundError, error_classes
+from service.errors import (
+    DeepSynthError,
+    InvalidFieldError,
+    ModelNotFoundError,
+    PageOutOfRangeError,
+    error_classes,
+)
 from service.routes.problems import mistral_error, openai_error
 from service.schemas import MistralProblem, OpenAIProblem
 
@@ -46,6 +52,7 @@ def test_types_of_openais_errors_follow_the_status(status: int, kind: str):
         (InvalidFieldError(public={"field": "max_new_tokens", "expected": "a number"}), "max_completion_tokens"),
         (InvalidFieldError(public={"field": "messages.0.content", "expected": "text"}), "messages.0.content"),
         (InvalidFieldError(public={"field": "", "expected": ["model"]}), None),
+        (PageOutOfRangeError(public={"pages": 3}), "pages"),
     ],
 )
 def test_parameter_has_the_name_that_clients_know(error: DeepSynthError, parameter: str | None):
@@ -55,7 +62,7 @@ def test_parameter_has_the_name_that_clients_know(error: DeepSynthError, paramet
 def test_message_says_what_is_expected():
     error = InvalidFieldError(public={"field": "mode", "expected": ["tiny", "base"]})
     message = openai_error(error, "id")["error"]["message"]
-    assert message == f"{error.title} (parameter: mode; expected: tiny, base)"
+    assert message == "A parameter is missing, unknown or not valid. (parameter: mode; expected: tiny, base)"
 
 
 def test_detail_of_a_mistral_error_has_the_place_as_parts():

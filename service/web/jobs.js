@@ -1,0 +1,75 @@
+// A document that the service reads in the background, followed page by page.
+
+import { Problem, erase, form, json, send } from "./client.js";
+
+const STORE = "deepsynth-job";
+const LOOK_EVERY_MS = 1000;
+const MOST_FAILURES = 10;
+const isOver = ({ state }) => state === "done" || state === "failed";
+
+// The job of this tab that may still be read: { id, name, task, model_id }, or null.
+export function storedJob() {
+  try {
+    return JSON.parse(sessionStorage.getItem(STORE));
+  } catch {
+    return null;
+  }
+}
+
+const store = (job) => (job ? sessionStorage.setItem(STORE, JSON.stringify(job)) : sessionStorage.removeItem(STORE));
+
+function pause(ms, signal) {
+  return new Promise((done, failed) => {
+    const stop = () => { clearTimeout(timer); failed(signal.reason); };
+    const timer = setTimeout(() => { signal.removeEventListener("abort", stop); done(); }, ms);
+    signal.addEventListener("abort", stop, { once: true });
+  });
+}
+
+export async function submit(file, fields, signal) {
+  const job = await (await send("jobs", { method: "POST", body: form(file, fields), signal })).json();
+  const { id, name, task, model_id } = job;
+  store({ id, name, task, model_id });
+  return job;
+}
+
+// A look at the service while it may be away: the job goes on without this page.
+async function look(path, signal) {
+  for (let failures = 1; ; failures += 1) {
+    try {
+      return await json(path, { signal });
+    } catch (error) {
+      if (!["network", "not_ready", "draining"].includes(error.body?.code) || failures === MOST_FAILURES) throw error;
+      await pause(LOOK_EVERY_MS * failures, signal);
+    }
+  }
+}
+
+// Events as those of a stream: `job` with its progress, `page`, `answer`. Where this is stopped, so is the job.
+export async function* follow(id, signal) {
+  const given = new Set();
+  try {
+    for (let wait_ms = LOOK_EVERY_MS; ; await pause(wait_ms, signal)) {
+      const job = await look(`jobs/${id}`, signal);
+      yield ["job", job];
+      if (job.num_finished === given.size && !isOver(job)) continue;
+      const start_ms = performance.now();
+      const result = await look(`jobs/${id}/result`, signal);
+      // A long result is not fetched all the time.
+      wait_ms = Math.max(LOOK_EVERY_MS, 5 * (performance.now() - start_ms));
+      for (const page of result.pages) {
+        if (!given.has(page.page)) yield ["page", page];
+        given.add(page.page);
+      }
+      if (isOver(job)) {
+        store(null);
+        yield ["answer", result];
+        return;
+      }
+    }
+  } catch (error) {
+    if (error.name === "AbortError") erase(`jobs/${id}`).catch(() => {});
+    if (error instanceof Problem || error.name === "AbortError") store(null);
+    throw error;
+  }
+}
