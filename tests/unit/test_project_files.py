@@ -18,7 +18,9 @@ FILES = {
     "CONTRIBUTING.md", "Dockerfile.api", "Dockerfile.train", "LICENSE", "Makefile", "README.md", "docker-compose.yml",
     "pyproject.toml",
 }  # fmt: skip
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/development.md", "docs/architecture.md")
+DOCUMENTS = (
+    "README.md", "CONTRIBUTING.md", "docs/index.md", "docs/deployment.md", "docs/development.md", "docs/architecture.md",
+)  # fmt: skip
 LOCKS = {
     "dev": ("service", "trainer", "heif", "dev"),
     "service": ("service",),
