@@ -19,7 +19,8 @@ FILES = {
     "pyproject.toml",
 }  # fmt: skip
 DOCUMENTS = (
-    "README.md", "CONTRIBUTING.md", "docs/index.md", "docs/deployment.md", "docs/development.md", "docs/architecture.md",
+    "README.md", "CONTRIBUTING.md", "docs/index.md", "docs/deployment.md", "docs/development.md",
+    "docs/architecture.md",
 )  # fmt: skip
 LOCKS = {
     "dev": ("service", "trainer", "heif", "dev"),
