@@ -71,9 +71,8 @@ class Rows:
 class BulkTables:
     """The output folder of one run; one process at a time.
 
-    Raises:
-        OutputError: From every method: the folder cannot be written, belongs to a run that still goes on, or has rows
-            that were read with other options.
+    An `OutputError`, from every method, says that the folder cannot be written, belongs to a run that still goes on, or
+    was begun with other options.
     """
 
     def __init__(self, folder: Path, options: Mapping[str, Any], rows_per_file: int) -> None:
