@@ -17,12 +17,15 @@ from service.errors import ConfigurationError
 PROGRAM = "deepsynth"
 """The console script that the package installs."""
 OUR_PACKAGES = {"service", "shared"}
+EXTRAS = {"pyarrow": "service,bulk"}
+"""Extras that bring packages which the extra `service` does not."""
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 """As shells report a process that Ctrl-C has ended."""
 COMMANDS = {
     "serve": "serve the API and the playground",
     "ocr": "read files and print or write their text; needs no server",
+    "bulk": "read many documents into Parquet files, and go on after an interruption",
     "adapters": "list, pin, roll back or refuse the adapters of a running service",
     "keys": "create, list or revoke the keys that clients send",
     "describe": "print or rewrite the generated reference pages",
@@ -81,9 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in OUR_PACKAGES:
             raise
+        extras = EXTRAS.get(error.name.partition(".")[0], "service")
         sys.stderr.write(
             f"{PROGRAM}: the package {error.name} is missing; install what this command needs: "
-            'pip install "deepsynth-ocr[service]"\n'
+            f'pip install "deepsynth-ocr[{extras}]"\n'
         )
         return EXIT_USAGE
     return status

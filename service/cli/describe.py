@@ -79,12 +79,27 @@ def configuration_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+COMPOSE_VARIABLES = {
+    "BASE_IMAGE": ("python:3.11-slim-bookworm", "Image that the images are built upon, with Python 3.11 or newer."),
+    "PIP_ARGS": ("", "More arguments for pip while images are built, such as the index that has torch without CUDA."),
+    "GPU_MODEL": ("deepseek-ai/DeepSeek-OCR", "What api-gpu reads with."),
+    "HF_TOKEN": ("", "Token for private models of the Hugging Face Hub."),
+    "TRAINING_DATA": ("./docs/samples", "Folder that the trainer sees as /data, read-only."),
+    "TRAINER_MEMORY": ("16g", "Maximum memory of the trainer."),
+    "DEEPSYNTH_TRAINER_THREADS": ("", "Threads of the trainer on a CPU; one per core when unset."),
+}
+"""Variables that docker-compose.yml reads apart from the service's settings: default and meaning."""
+
+
 def env_page() -> str:
     """`.env.example`."""
     lines = [f"# {_GENERATED.replace('`', '')}", "# Copy to .env and remove the # of lines that you change.", ""]
     for name, field in ServiceSettings.model_fields.items():
         lines.append("# " + " ".join((field.description or "").split()).replace("`", ""))
         lines.append(f"#{PREFIX}{name.upper()}={_shown(field.default)}")
+    lines += ["", "# For docker compose alone."]
+    for name, (default, meaning) in COMPOSE_VARIABLES.items():
+        lines += [f"# {meaning}", f"#{name}={default}"]
     return "\n".join(lines) + "\n"
 
 

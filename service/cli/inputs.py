@@ -28,6 +28,8 @@ class InputFile:
     """Path of the file in a folder that mirrors the inputs."""
     problem: str | None = None
     """Why there is nothing to read, such as a pattern that no file matches."""
+    data: bytes | None = None
+    """The content, where it is no file of its own but a cell of a table."""
 
 
 def find_inputs(words: Sequence[str], leave_out: Path | None = None) -> list[InputFile]:

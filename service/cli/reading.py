@@ -150,7 +150,9 @@ def load(file: InputFile, standard_input: bytes, limit_bytes: int) -> bytes:
     """
     if file.problem is not None:
         raise FileError("not_found", file.problem)
-    if file.path is None:
+    if file.data is not None:
+        data = file.data
+    elif file.path is None:
         data = standard_input
     else:
         try:

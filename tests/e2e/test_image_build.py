@@ -1,4 +1,7 @@
-"""The API image: built by buildah from Debian's own bootstrap, then run and asked to read a page."""
+"""The images of the API and of the trainer, for a CPU: built by buildah from Debian's own bootstrap, then run.
+
+The API's is asked to read a page. The trainer's goes through its smoke job, with too few steps to pass the gate.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +26,20 @@ from tests.support.programs import ROOT, absent, free_port, require, stop_sessio
 pytestmark = pytest.mark.e2e
 
 BASE = "localhost/deepsynth-base"
-IMAGE = "localhost/deepsynth-api"
 USER = "10001:10001"
+HOME = "/var/lib/deepsynth"
 SAMPLE = ROOT / "docs" / "samples" / "sample-block.png"
+LARGEST_API_BYTES = 2_000_000_000
+WRITABLE = ("proc", "sys", "dev", "run", "tmp", HOME.lstrip("/"))
+"""What stays writable where the root is not: volumes and /tmp."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """The built image and one container of it; each container is a whole copy on this storage, so there is one."""
+    """A built image and one container of it; each container is a whole copy on this storage, so there is one."""
 
     buildah: Buildah
+    name: str
     container: str
     config: dict[str, Any]
     port: int
@@ -41,8 +48,19 @@ class Image:
         environment = {"DEEPSYNTH_HOST": "127.0.0.1", "DEEPSYNTH_PORT": str(port or self.port), "OMP_NUM_THREADS": "2"}
         return self.buildah.run_command(self.container, command, environment)
 
-    def run(self, command: Sequence[str], port: int | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(command, port), capture_output=True, text=True, check=False, timeout=60)
+    def run(
+        self, command: Sequence[str], port: int | None = None, timeout_s: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(command, port), capture_output=True, text=True, check=False, timeout=timeout_s
+        )
+
+    def root(self) -> Path:
+        """The container's files."""
+        return Path(self.buildah("mount", self.container))
+
+    def size_bytes(self) -> int:
+        return sum(each.lstat().st_size for each in self.root().rglob("*") if not each.is_dir())
 
 
 @dataclass(frozen=True)
@@ -57,7 +75,7 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def image() -> Iterator[Image]:
+def buildah() -> Iterator[Buildah]:
     require("debootstrap")
     require("buildah")
     if os.geteuid() != 0:
@@ -66,12 +84,28 @@ def image() -> Iterator[Image]:
     base = Path(made.stdout.strip())
     folder = Path(tempfile.mkdtemp(prefix="deepsynth-image-"))
     try:
-        buildah = Buildah(folder, cache=base.parent)
-        buildah.import_root(base, BASE)
-        buildah.build(ROOT, "Dockerfile.api", IMAGE, BASE, host_pip_mounts(folder))
-        yield Image(buildah, buildah("from", "--pull-never", IMAGE), buildah.config(IMAGE), free_port())
+        store = Buildah(folder, cache=base.parent)
+        store.import_root(base, BASE)
+        yield store
     finally:
         shutil.rmtree(folder)
+
+
+def built(buildah: Buildah, dockerfile: str, name: str, **arguments: str) -> Image:
+    options = [*host_pip_mounts(buildah.folder), *(f"--build-arg={key}={value}" for key, value in arguments.items())]
+    buildah.build(ROOT, dockerfile, name, BASE, options)
+    return Image(buildah, name, buildah("from", "--pull-never", name), buildah.config(name), free_port())
+
+
+@pytest.fixture(scope="module")
+def image(buildah: Buildah) -> Image:
+    return built(buildah, "Dockerfile.api", "localhost/deepsynth-api", VARIANT="cpu")
+
+
+@pytest.fixture(scope="module")
+def trainer(buildah: Buildah) -> Image:
+    # One family of fonts in place of all: the others are ten times as much to fetch.
+    return built(buildah, "Dockerfile.train", "localhost/deepsynth-trainer", VARIANT="cpu", FONTS="fonts-dejavu-core")
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +169,56 @@ def test_the_health_check_succeeds_in_the_running_container_and_fails_elsewhere(
     assert check[0] == "CMD"
     assert image.run(check[1:], port=running.port).returncode == 0
     assert image.run(check[1:], port=free_port()).returncode != 0
+
+
+@needs_nano
+def test_the_running_image_writes_nothing_outside_its_volumes(image: Image, running: Running) -> None:
+    read_sample(running)
+    root, made = image.root(), (image.root() / "etc/passwd").stat().st_mtime
+    written = [
+        str(each.relative_to(root))
+        for top in root.iterdir()
+        if top.name not in WRITABLE
+        for each in ([top] if not top.is_dir() else top.rglob("*"))
+        if not str(each.relative_to(root)).startswith(WRITABLE) and each.lstat().st_mtime > made + 1
+    ]
+    assert written == []
+
+
+def test_the_cpu_image_has_no_compiler_and_no_cuda_libraries(image: Image) -> None:
+    assert image.run(["sh", "-c", "command -v gcc || command -v cc || command -v make"]).stdout == ""
+    listed = image.run(["pip", "list", "--format=freeze"]).stdout
+    assert "torch==" in listed
+    assert [line for line in listed.splitlines() if line.startswith(("nvidia-", "triton", "cuda-"))] == []
+    size = image.size_bytes()
+    print(f"{image.name}: {size / 1e6:.0f} MB")
+    assert size < LARGEST_API_BYTES
+
+
+def test_the_training_image_runs_as_an_ordinary_user_and_has_no_service(trainer: Image) -> None:
+    assert trainer.config["User"] == USER
+    assert trainer.run(["id", "-u"]).stdout.strip() == USER.partition(":")[0]
+    code = "import importlib.util; find = importlib.util.find_spec; print(find('service'), find('fastapi'))"
+    assert trainer.run(["python", "-c", code]).stdout.split() == ["None", "None"]
+    print(f"{trainer.name}: {trainer.size_bytes() / 1e6:.0f} MB")
+
+
+def test_the_training_image_draws_right_to_left_and_has_fonts(trainer: Image) -> None:
+    code = "from PIL import features; print(features.check('raqm'), features.check('fribidi'))"
+    assert trainer.run(["python", "-c", code]).stdout.split() == ["True", "True"]
+    assert trainer.run(["sh", "-c", "ls /usr/share/fonts/truetype/dejavu/*.ttf"]).stdout.split()
+
+
+@needs_nano
+def test_the_smoke_job_runs_in_the_training_image_and_its_adapter_is_published(trainer: Image) -> None:
+    command = [*trainer.config["Entrypoint"], "smoke", "--texts", "24", "--train-flags", "--max-steps 2"]
+    done = trainer.run(command, timeout_s=600)
+    # Prepared, trained and measured; two steps teach nothing, so the gate refuses.
+    assert (done.returncode, "`trainer publish` ended with status 2" in done.stderr) == (2, True), done.stderr[-4000:]
+    publish = [
+        "publish", "--adapter", "runs/smoke/run", "--base", "shared/nano", "--volume", "adapters", "--name", "comb",
+        "--force", "a test of the image",
+    ]  # fmt: skip
+    done = trainer.run([*trainer.config["Entrypoint"], *publish], timeout_s=120)
+    assert done.returncode == 0, done.stderr
+    assert (trainer.root() / HOME.lstrip("/") / "adapters/comb/1/manifest.json").is_file()

@@ -53,6 +53,7 @@ class Buildah:
         return self(
             "bud", "--isolation=chroot", f"--format={ENGINE_IMAGE_FORMAT}", "--pull-never", f"--tag={name}",
             f"--build-arg=BASE_IMAGE={base}", f"--file={context / dockerfile}", *options, str(context),
+            timeout_s=1800,  # on a busy machine
         )  # fmt: skip
 
     def config(self, image: str) -> dict[str, Any]:

@@ -18,8 +18,20 @@ FILES = {
     "CONTRIBUTING.md", "Dockerfile.api", "Dockerfile.train", "LICENSE", "Makefile", "README.md", "docker-compose.yml",
     "pyproject.toml",
 }  # fmt: skip
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/development.md", "docs/architecture.md")
-LOCKS = {"dev": ("service", "trainer", "heif", "dev"), "service": ("service",), "trainer": ("trainer",)}
+DOCUMENTS = (
+    "README.md", "CONTRIBUTING.md", "docs/index.md", "docs/deployment.md", "docs/development.md",
+    "docs/architecture.md",
+)  # fmt: skip
+LOCKS = {
+    "dev": ("service", "trainer", "heif", "dev"),
+    "service": ("service",),
+    "service-cuda": ("service", "service-cuda"),
+    "trainer": ("trainer",),
+    "trainer-cuda": ("trainer", "trainer-cuda"),
+}
+FOR_IMAGES = sorted(set(LOCKS) - {"dev"})
+STACK = ("accelerate", "numpy", "peft", "torch", "transformers")
+"""What trains and runs the model: the same in every environment."""
 BANNED_NAMES = {"utils.py", "common.py", "misc.py", "helpers.py"}
 LARGEST_FILE_BYTES = 20_000_000
 
@@ -118,6 +130,29 @@ def test_lock_files_pin_every_declared_dependency(name: str) -> None:
 def test_lock_files_agree_on_versions(name: str) -> None:
     everything = set(re.findall(r"^\S+==\S+", text("deploy/env/dev.txt"), re.MULTILINE))
     assert set(re.findall(r"^\S+==\S+", text(f"deploy/env/{name}.txt"), re.MULTILINE)) - everything == set()
+
+
+@pytest.mark.parametrize("name", FOR_IMAGES)
+def test_every_distribution_in_an_image_has_a_hash_but_torch_for_any_build(name: str) -> None:
+    entries = re.split(r"^(?=[a-z0-9])", text(f"deploy/env/{name}.txt"), flags=re.MULTILINE)[1:]
+    assert len(entries) > 50
+    bare = [entry.split()[0] for entry in entries if "--hash=sha256:" not in entry]
+    assert [entry.partition("==")[0] for entry in bare] == ([] if name.endswith("-cuda") else ["torch"])
+
+
+@pytest.mark.parametrize("name", FOR_IMAGES)
+def test_only_cuda_images_have_cuda(name: str) -> None:
+    pinned = re.findall(r"^(\S+)==", text(f"deploy/env/{name}.txt"), re.MULTILINE)
+    assert any(each.startswith("nvidia-") for each in pinned) is name.endswith("-cuda")
+
+
+def test_the_trainer_on_cuda_has_the_same_stack_as_elsewhere_and_unsloth() -> None:
+    pins = [
+        dict(re.findall(r"^(\S+)==(\S+)", text(f"deploy/env/{name}.txt"), re.MULTILINE))
+        for name in ("dev", "trainer-cuda")
+    ]
+    assert {each: pins[0][each] for each in STACK} == {each: pins[1][each] for each in STACK}
+    assert "unsloth" in pins[1]
 
 
 def test_lock_files_name_no_build_of_torch_and_no_address() -> None:

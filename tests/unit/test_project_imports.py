@@ -132,7 +132,7 @@ def declared(*extras: str) -> set[str]:
     ("package", "extras"),
     [
         ("shared", ("heif",)),
-        ("service", ("service", "service-cuda")),
+        ("service", ("service", "service-cuda", "bulk")),
         ("trainer", ("trainer", "trainer-cuda", "trainer-tracing")),
     ],
 )

@@ -1,0 +1,16 @@
+#!/bin/sh
+# Installs a lock file in an image: install.sh service|trainer cpu|cuda
+#
+# Every distribution must have a hash of the lock file. The one line without is torch where any build of it will do: pip
+# takes that one from where PIP_ARGS says, after everything that it needs.
+set -eu
+lock="$(dirname "$0")/$1$([ "$2" = cuda ] && echo -cuda || true).txt"
+rest=$(mktemp)
+grep -v '^torch==[^ ]*$' "$lock" >"$rest"
+pip install --disable-pip-version-check --require-hashes --no-deps -r "$rest"
+if torch=$(grep '^torch==[^ ]*$' "$lock"); then
+  # shellcheck disable=SC2086  # a list of words
+  pip install --disable-pip-version-check ${PIP_ARGS:-} "$torch"
+fi
+rm "$rest"
+pip check --disable-pip-version-check

@@ -1,0 +1,198 @@
+"""`deepsynth bulk`: reads many documents into Parquet files; the same command goes on where a run ended."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from service.cli.bulk_sources import COLUMNS, find_documents, name_of
+from service.cli.bulk_tables import EXIT_OPTIONS, BulkTables, Rows
+from service.cli.inputs import InputFile
+from service.cli.local_reader import local_reader
+from service.cli.ocr import EXIT_UNREACHABLE, EXIT_UNREADABLE
+from service.cli.output import OutputError
+from service.cli.reading import FileError, FileReader, OptionError, ReadOptions, ServiceUnreachableError
+from service.cli.remote_reader import DEFAULT_JOBS, remote_reader
+from service.cli.serve import EXIT_ENGINE_FAILED
+from service.cli.startup import start
+from service.config import LogLevel, ServiceSettings
+from service.errors import EngineError
+from service.schemas import OcrAnswer
+from shared.contract.prompts import Task
+from shared.deepseek_ocr.geometry import Mode
+
+_EPILOG = """\
+exit status: 0 every page was read, 1 some page was not (see DEST/failures), 2 wrong usage or settings, 69 no service
+at --url, 70 the engine failed, 74 the output could not be written, 130 Ctrl-C
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its flags."""
+    parser.description = (
+        "Read many documents into Parquet files: DEST/pages with a row for each page, DEST/failures with what could "
+        "not be read and why. The same command goes on where a run ended, and reads no finished document again."
+    )
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "source", type=Path, metavar="SOURCE", help="folder of images, PDFs and Parquet files, or one of these files"
+    )
+    parser.add_argument("dest", type=Path, metavar="DEST", help="folder for the output; made where it is missing")
+    parser.add_argument(
+        "--column", metavar="NAME", help=f"column of Parquet files with documents; default: {', '.join(COLUMNS)}"
+    )
+    parser.add_argument(
+        "--rows-per-file", type=int, default=10_000, metavar="N", help="about how many pages a file has (%(default)s)"
+    )
+    parser.add_argument("--task", choices=[str(task) for task in Task], default=str(Task.FREE), help="default: free")
+    parser.add_argument("--mode", choices=[str(mode) for mode in Mode], help="resolution; default: the model's own")
+    parser.add_argument("--model-id", metavar="NAME", help="adapter, NAME or NAME@VERSION; with --url")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum tokens per page")
+    parser.add_argument("--url", help="read with a running service, such as http://127.0.0.1:8000, instead of here")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help=f"documents at once; default: what fits, {DEFAULT_JOBS} with --url"
+    )
+
+
+def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    """Read the documents; returns the exit status, see `_EPILOG`."""
+    settings = start(LogLevel.WARNING)
+    if not arguments.source.exists():
+        parser.error(f"{arguments.source} does not exist")
+    if arguments.rows_per_file < 1 or (arguments.jobs or 1) < 1:
+        parser.error("--rows-per-file and --jobs take a number from 1")
+    task = Task(arguments.task)
+    if task is Task.LOCATE:
+        parser.error("--task locate needs a query for each page; use deepsynth ocr --task locate")
+    mode = Mode(arguments.mode) if arguments.mode else None
+    options = ReadOptions(task=task, mode=mode, model_id=arguments.model_id, max_new_tokens=arguments.max_new_tokens)
+    # What decides about the text; where it is read, and by how many, does not.
+    chosen = {
+        "task": task,
+        "mode": mode,
+        "model": arguments.model_id or (None if arguments.url else settings.model),
+        "max_new_tokens": arguments.max_new_tokens,
+    }
+    with BulkTables(arguments.dest, chosen, arguments.rows_per_file) as tables:
+        progress = _Progress(len(tables.done))
+        documents = find_documents(arguments.source, arguments.column, arguments.dest)
+        unread = (file for file in documents if name_of(file) not in tables.done)
+        try:
+            first = next(unread, None)
+            if first is not None:
+                reader = _reader(settings, options, arguments.url, arguments.jobs)
+                asyncio.run(_read_all(reader, _chain(first, unread), tables, progress))
+            tables.flush()
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(progress.how_far()) from interrupt
+        except (OptionError, ServiceUnreachableError, EngineError) as error:
+            sys.stderr.write(f"deepsynth: {error}\n")
+            known = {OptionError: EXIT_OPTIONS, ServiceUnreachableError: EXIT_UNREACHABLE}
+            return known.get(type(error), EXIT_ENGINE_FAILED)
+        finally:
+            progress.close()
+    sys.stderr.write(progress.summary())
+    return EXIT_UNREADABLE if any((arguments.dest / "failures").glob("part-*.parquet")) else 0
+
+
+def _chain(first: InputFile, others: Iterator[InputFile]) -> Iterator[InputFile]:
+    yield first
+    yield from others
+
+
+def _reader(
+    settings: ServiceSettings, options: ReadOptions, url: str | None, jobs: int | None
+) -> AbstractAsyncContextManager[FileReader]:
+    if url is None:
+        return local_reader(settings, options, None, jobs, b"")
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    return remote_reader(url, options, None, jobs, b"", key)
+
+
+async def _read_all(
+    starting: AbstractAsyncContextManager[FileReader],
+    documents: Iterator[InputFile],
+    tables: BulkTables,
+    progress: _Progress,
+) -> None:
+    """Read all documents, as many at once as the reader takes; a document is fetched when there is room for it."""
+
+    async def work(reader: FileReader) -> None:
+        for file in documents:
+            rows = await _rows(reader, file)
+            # Not in a thread: two documents at once would end up in each other's lines.
+            tables.add(rows)
+            progress.note(rows)
+
+    async with starting as reader:
+        workers = [asyncio.create_task(work(reader)) for _ in range(reader.jobs)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+
+async def _rows(reader: FileReader, file: InputFile) -> Rows:
+    source = name_of(file)
+    try:
+        reading = await reader.read(file)
+    except FileError as error:
+        return Rows(source, failures=[{"source": source, "page": None, "code": error.code, "title": str(error)}])
+    if reading.answer is None:
+        raise OutputError("the service answered in another format than JSON")
+    return _rows_of(source, reading.answer)
+
+
+def _rows_of(source: str, answer: OcrAnswer) -> Rows:
+    pages: list[dict[str, Any]] = []
+    failures: list[dict[str, Any]] = []
+    for page in answer.pages:
+        given = page.model_dump(mode="json")
+        names = ("page", "status", "text", "confidence", "coverage", "model_id", "finish_reason", "warnings")
+        shape = ("width_px", "height_px", "turned_degrees")
+        pages.append({"source": source, **{name: given[name] for name in (*names, *shape)}})
+        if page.error is not None:
+            failures.append({"source": source, "page": page.page, "code": page.error.code, "title": page.error.title})
+    return Rows(source, pages, failures)
+
+
+class _Progress:
+    """Counts pages, and shows them on a terminal."""
+
+    def __init__(self, num_before: int) -> None:
+        self._num_before = num_before
+        self._num_documents = self._num_pages = self._num_failures = 0
+        self._start_s = time.monotonic()
+        self._bar = tqdm(unit="page", file=sys.stderr, leave=False, disable=None)
+
+    def note(self, rows: Rows) -> None:
+        self._num_documents += 1
+        self._num_pages += len(rows.pages)
+        self._num_failures += len(rows.failures)
+        self._bar.update(len(rows.pages))
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
+
+    def how_far(self) -> str:
+        """A sentence for a run that ends early."""
+        return f"Documents read: {self._num_documents}; the same command goes on from there."
+
+    def summary(self) -> str:
+        """What was done, and how fast, with the start of the engine."""
+        took_s = time.monotonic() - self._start_s
+        return (
+            f"Documents: {self._num_documents} read, {self._num_before} before. Pages: {self._num_pages}, "
+            f"failed: {self._num_failures}, {self._num_pages / took_s:.2f} a second.\n"
+        )

@@ -1,0 +1,209 @@
+"""`deepsynth bulk`: folders and Parquet files in, Parquet files out, and nothing lost or twice after kills."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from service.__main__ import main
+from service.cli.bulk_tables import BulkTables
+from service.cli.output import EXIT_OUTPUT_FAILED
+from tests.support.pdf import make_pdf
+from tests.support.programs import ROOT
+from tests.support.server import ServerProcess, environment, running_server
+from tests.support.service import png
+
+pytestmark = pytest.mark.integration
+
+BULK = [sys.executable, "-m", "service", "bulk"]
+BROKEN = b"\x89PNG\r\n\x1a\n broken"
+
+
+def fake(**settings: str) -> dict[str, str]:
+    return environment(**{"ENGINE": "fake", "IMAGE_WORKERS": "1", "FAKE_STEP_MS": "0", **settings})
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Call(Protocol):
+    def __call__(self, *arguments: str | Path, command: str = "bulk") -> Done: ...
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Runs a command in this process, which saves its start."""
+    for name, value in fake().items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments: str | Path, command: str = "bulk") -> Done:
+        capsys.readouterr()
+        try:
+            status = main([command, *map(str, arguments)])
+        except SystemExit as end:  # as argparse ends
+            status = int(end.code or 0)
+        return Done(status, *capsys.readouterr())
+
+    return run
+
+
+def rows(dest: Path, table: str) -> list[dict[str, Any]]:
+    parts = sorted((dest / table).glob("part-*.parquet"))
+    return [row for part in parts for row in pyarrow.parquet.read_table(part).to_pylist()]
+
+
+def pages(dest: Path) -> list[tuple[str, int]]:
+    return sorted((row["source"], row["page"]) for row in rows(dest, "pages"))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "in"
+    (folder / "may").mkdir(parents=True)
+    (folder / "first.png").write_bytes((ROOT / "docs/samples/sample-block.png").read_bytes())
+    (folder / "may" / "second.pdf").write_bytes(make_pdf(["one", "two", "three"]))
+    (folder / "broken.png").write_bytes(BROKEN)
+    images = [{"bytes": png("cell"), "path": "a.png"}, {"bytes": None, "path": "b.png"}]
+    pyarrow.parquet.write_table(pyarrow.table({"id": [1, 2], "image": images}), folder / "may" / "set.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    with running_server(FAKE_STEP_MS="0") as running:
+        yield running
+
+
+def test_every_page_is_a_row_and_every_failure_says_why(call: Call, source: Path, tmp_path: Path) -> None:
+    done = call(source, tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Documents: 5 read, 0 before. Pages: 5, failed: 2, ")
+    assert pages(tmp_path / "out") == [
+        ("first.png", 1), ("may/second.pdf", 1), ("may/second.pdf", 2), ("may/second.pdf", 3), ("may/set.parquet#0", 1),
+    ]  # fmt: skip
+    first = next(row for row in rows(tmp_path / "out", "pages") if row["source"] == "first.png")
+    (read,) = json.loads(call("--json", source / "first.png", command="ocr").stdout)["pages"]
+    assert first["text"]
+    assert {name: value for name, value in first.items() if name != "source"} == {
+        name: read[name] for name in first if name != "source"
+    }
+    failures = {row["source"]: (row["page"], row["code"]) for row in rows(tmp_path / "out", "failures")}
+    assert failures == {"broken.png": (None, "undecodable_file"), "may/set.parquet#1": (None, "not_found")}
+
+
+def test_a_second_run_reads_what_is_new_and_starts_no_engine_for_nothing(
+    call: Call, source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    call(source, out)
+    before = pages(out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.cli.bulk.local_reader", None)
+        again = call(source, out)
+    assert again.stderr.startswith("Documents: 0 read, 5 before.")
+    (source / "new.png").write_bytes(png("new"))
+    assert call(source, out).stderr.startswith("Documents: 1 read, 5 before.")
+    assert pages(out) == sorted([*before, ("new.png", 1)])
+
+
+def test_two_kills_lose_nothing_and_read_nothing_twice(call: Call, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    names = [f"{number:03}.png" for number in range(40)]
+    for name in names:
+        (folder / name).write_bytes(png(name))
+    command = [*BULK, str(folder), str(out), "--rows-per-file", "7", "--jobs", "4"]
+    for least in (8, 24):
+        process = subprocess.Popen(command, env=fake(FAKE_STEP_MS="5"), stderr=subprocess.DEVNULL)
+        end_s = time.monotonic() + 60
+        while _finished(out) < least:
+            assert process.poll() is None
+            assert time.monotonic() < end_s
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    kept = _finished(out)
+    # As if the first of the kills had also cut a line in two.
+    with (out / "journal.jsonl").open("ab") as journal:
+        journal.write(b'{"source": "039.png", "pa')
+    done = call(folder, out, "--rows-per-file", "7")
+    assert done.returncode == 0, done.stderr
+    assert f"{kept} before." in done.stderr
+    assert pages(out) == [(name, 1) for name in names]
+    assert (out / "journal.jsonl").read_bytes() == b""
+
+
+def _finished(out: Path) -> int:
+    """Documents that are in the journal or in a file."""
+    journal = out / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
+    known = {json.loads(line)["source"] for line in lines if line.endswith(b"\n")}
+    return len(known | {source for source, _ in pages(out)}) if out.exists() else 0
+
+
+def test_a_kill_between_file_and_journal_writes_nothing_twice(call: Call, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    call(source / "first.png", out)
+    row = rows(out, "pages")[0]
+    (out / "journal.jsonl").write_text(json.dumps({"source": "first.png", "pages": [row], "failures": []}) + "\n")
+    assert "1 before" in call(source / "first.png", out).stderr
+    assert pages(out) == [("first.png", 1)]
+
+
+def test_a_folder_of_another_run_is_refused_in_one_line(call: Call, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    call(source / "first.png", out)
+    other = call(source, out, "--max-new-tokens", "3")
+    assert other.returncode == 2
+    assert "begun with other options" in other.stderr
+    with BulkTables(tmp_path / "held", {}, 1):
+        refused = call(source, tmp_path / "held")
+    assert refused.returncode == EXIT_OUTPUT_FAILED
+    assert "another process writes" in refused.stderr
+
+
+def test_a_running_service_reads_the_same(call: Call, source: Path, tmp_path: Path, server: ServerProcess) -> None:
+    call(source, tmp_path / "here")
+    call(source, tmp_path / "there", "--url", server.url)
+    texts = [
+        {(row["source"], row["page"]): row["text"] for row in rows(tmp_path / name, "pages")}
+        for name in ("here", "there")
+    ]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["nowhere", "out"], "does not exist"),
+        ([".", "out", "--rows-per-file", "0"], "number from 1"),
+        ([".", "out", "--task", "locate"], "locate"),
+    ],
+)
+def test_wrong_usage_is_refused_before_anything_is_read(call: Call, arguments: list[str], complaint: str) -> None:
+    done = call(*arguments)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+
+
+def test_a_parquet_file_without_documents_is_a_failure_that_names_its_columns(call: Call, tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"id": [1]}), tmp_path / "numbers.parquet")
+    assert call(tmp_path / "numbers.parquet", tmp_path / "out").returncode == 1
+    (failure,) = rows(tmp_path / "out", "failures")
+    assert (failure["source"], failure["page"]) == ("numbers.parquet", None)
+    assert "columns: id" in failure["title"]
