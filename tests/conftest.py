@@ -17,6 +17,11 @@ def pytest_addoption(parser):
         type=Path,
         help="folder of a set as `python -m trainer evaluate --data` takes it: tests of exactness read all of it",
     )
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="tests/chaos: as many cases as docs/reliability.md says, which takes minutes, instead of a few",
+    )
 
 
 @pytest.fixture(autouse=True)
