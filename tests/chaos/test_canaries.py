@@ -25,6 +25,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from service.access.key import Key, digest_of
+from service.jobs.origins import SECRET_PREFIX
 from tests.support.load import children_of, engine_pid
 from tests.support.pdf import make_pdf
 from tests.support.server import ServerProcess, running_server
@@ -259,7 +260,7 @@ def test_canaries_are_found_nowhere(temporary, tmp_path, figures):
         CASCADE_KEY=plant("key of the second reader"),
         JOB_DIR=str(tmp_path / "jobs"),
         JOB_WEBHOOK_ORIGINS="http://127.0.0.1:9",
-        JOB_WEBHOOK_SECRET="whsec_" + base64.b64encode(plant("webhook secret").encode()).decode(),
+        JOB_WEBHOOK_SECRET=SECRET_PREFIX + base64.b64encode(plant("webhook secret").encode()).decode(),
         ENABLE_TRACING="true",
         OTLP_ENDPOINT=f"{url}/v1/traces",
         LOG_LEVEL="debug",
