@@ -10,8 +10,8 @@ import pytest
 @pytest.fixture
 def length(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
     """Chooses between the short and the long form's number of cases."""
-    is_long = request.config.getoption("--long")
-    return lambda short, long: long if is_long else short
+    is_long, share = request.config.getoption("--long"), request.config.getoption("--share")
+    return lambda short, long: max(short, round(long * share)) if is_long else short
 
 
 @pytest.fixture
