@@ -78,13 +78,15 @@ def answers_to(server: ServerProcess, request: bytes) -> list[bytes]:
 
 
 def test_no_request_hides_in_the_body_of_another(server, figures):
-    wrong = {}
     shapes = framings()
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
         everything = list(threads.map(lambda request: answers_to(server, request), shapes.values()))
-    for name, answers in zip(shapes, everything, strict=True):
-        if len(answers) > 1 or not all(answer[9:12] in (b"400", b"401", b"404", b"405") for answer in answers):
-            wrong[name] = answers
+    refusals = (b"400", b"401", b"404", b"405")
+    wrong = {
+        name: answers
+        for name, answers in zip(shapes, everything, strict=True)
+        if len(answers) > 1 or not all(answer[9:12] in refusals for answer in answers)
+    }
     figures(shapes=len(shapes))
     assert wrong == {}
     assert server.process.poll() is None
