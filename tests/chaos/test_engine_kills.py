@@ -25,7 +25,8 @@ LONGEST_S = 10.0
 PAUSE_S = 0.2
 """Of a client that was told to come back later."""
 KILL_CODES = {"ok", "engine_lost", "not_ready", "poison_request"}
-READINESS_S = 1.0
+READINESS_S = {True: 1.0, False: 5.0}
+"""In the long and the short form, whose machine does much else."""
 
 
 async def kill_engine(server: ServerProcess, client: httpx.AsyncClient) -> tuple[float, float]:
@@ -47,7 +48,7 @@ async def kill_engine(server: ServerProcess, client: httpx.AsyncClient) -> tuple
         await asyncio.sleep(0.01)
 
 
-async def test_engine_killed_under_load(length, figures):
+async def test_engine_killed_under_load(is_long, length, figures):
     draw = random.Random(100)
     kills: list[tuple[float, float]] = []
     answered: list[Sent] = []
@@ -101,4 +102,4 @@ async def test_engine_killed_under_load(length, figures):
     refused = [each for each in sent if each.status == 503]
     assert refused
     assert all(int(each.retry_after or 0) >= 1 for each in refused)
-    assert max(noticed) < READINESS_S
+    assert max(noticed) < READINESS_S[is_long]
