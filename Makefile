@@ -15,13 +15,16 @@ STAMP := $(VENV)/.installed
 PACKAGES := service trainer shared
 SOURCES := $(wildcard service trainer shared tests benchmarks)
 YAML := docker-compose.yml deploy
+# Where keys could be left by mistake; digests of weights and results are all over the rest.
+READABLE := '*.py' '*.js' '*.md' '*.sh' '*.toml' '*.yml' '.env.example' 'Dockerfile*' Makefile
+LOCKED := service trainer
 # A test process for each core, four at most: each holds torch and a model. Tests of a file stay together, as they share
 # what it takes time to make.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test check format lock test-gpu e2e bench clean \
+.PHONY: help setup serve test check audit sbom format lock test-gpu e2e chaos fuzz bench clean \
 	demo-loop deepseek-ocr-smoke deepseek-ocr-train deepseek-ocr-eval
 
 help: ## List the targets
@@ -54,15 +57,34 @@ test-gpu: setup ## Run the tests that need a CUDA device
 bench: setup ## Run the benchmark programs that need no GPU
 	$(BIN)/python -m pytest -m bench --timeout=600 $(ARGS)
 
-check: setup ## Formatting, lint, types, import rules, docstrings, deployment files
+chaos: setup ## Run the long form of each proof of docs/reliability.md, which takes an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/chaos -m "" --long $(ARGS)
+
+fuzz: setup ## Fuzz the intake, guided by coverage: make fuzz ARGS="form -max_total_time=1800"
+	$(BIN)/python tests/chaos/fuzz_intake.py $(ARGS)
+
+check: setup ## Formatting, lint, types, import rules, docstrings, deployment files, secrets
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pydoclint --quiet $(PACKAGES)
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive $(PACKAGES)
+	git ls-files -- $(READABLE) | xargs -P 4 -n 200 $(BIN)/detect-secrets-hook \
+		--disable-plugin HexHighEntropyString --exclude-lines 'api_key="none"'
 	$(BIN)/yamllint --strict $(YAML)
 	@if [ -x $(BIN)/hadolint ]; then echo "hadolint Dockerfile.api Dockerfile.train"; \
 		$(BIN)/hadolint Dockerfile.api Dockerfile.train; else echo "hadolint is not built for this platform: skipped"; fi
+
+audit: setup ## Look up the pinned packages in PyPI's database of vulnerabilities, which not every mirror has
+	@for name in $(LOCKED); do echo "pip-audit deploy/env/$$name.txt"; \
+		$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement deploy/env/$$name.txt || exit 1; done
+
+sbom: setup ## Write CycloneDX bills of materials of both images' packages to dist/
+	@mkdir -p dist
+	@for name in $(LOCKED); do echo "dist/sbom-$$name.cdx.json"; \
+		$(BIN)/cyclonedx-py requirements deploy/env/$$name.txt --pyproject pyproject.toml --mc-type application \
+			--output-reproducible --of JSON --output-file dist/sbom-$$name.cdx.json || exit 1; done
 
 format: setup ## Format the code and mend what the linter can mend
 	$(BIN)/ruff check --fix-only $(SOURCES)

@@ -17,6 +17,12 @@ def pytest_addoption(parser):
         type=Path,
         help="folder of a set as `python -m trainer evaluate --data` takes it: tests of exactness read all of it",
     )
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="tests/chaos: as many cases as docs/reliability.md says, which takes minutes each, instead of a few",
+    )
+    parser.addoption("--share", type=float, default=1.0, help="with --long: only this share of the cases, such as 0.1")
 
 
 @pytest.fixture(autouse=True)

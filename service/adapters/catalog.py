@@ -18,7 +18,7 @@ from service.adapters.policy import candidates
 from service.adapters.rollback import Outcome, RollbackRule
 from service.adapters.storage import Decisions, Storage
 from service.adapters.versions import AdapterVersion, Refusal, VersionState
-from service.errors import AdapterStateError, ModelNotFoundError, ModelRefusedError
+from service.errors import AdapterNotReadyError, AdapterStateError, ModelNotFoundError, ModelRefusedError
 from shared.contract.identity import AdapterRef, parse_reference
 from shared.contract.refusals import Reason, VolumeError
 from shared.contract.volume import AdapterListing
@@ -288,7 +288,10 @@ class AdapterCatalog:
         named = candidates(entry.listing, pin=self._pin(entry), former=entry.former, kept=kept)
         if not named:
             raise self._unknown()
-        raise refused(self.version(entry, named[0]))
+        version = self.version(entry, named[0])
+        if version.refusal is None:
+            raise AdapterNotReadyError(f"{version.model_id} is neither on the volume nor kept here")
+        raise refused(version)
 
     def _switch(self, entry: CatalogEntry, version: AdapterVersion) -> None:
         number = version.reference.version

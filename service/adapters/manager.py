@@ -202,6 +202,7 @@ class AdapterManager:
         Raises:
             ModelRefusedError: The version failed its checks; nothing has changed.
             AdapterStateError: The decision could not be saved; nothing has changed.
+            AdapterConflictError: It is neither on the volume nor kept here; nothing has changed.
         """
         if version is None:
             entry = self._entry(name)
@@ -210,6 +211,10 @@ class AdapterManager:
             self.catalog.decide(decisions)
         else:
             entry, wanted = self._find(name, version)
+            is_final = wanted.refusal is not None and wanted.refusal.reason not in LIFTABLE
+            if not is_final and wanted.copy is None and version not in entry.listing.versions:
+                reason = f"{wanted.model_id} is neither on the volume nor kept here; publish it again"
+                raise AdapterConflictError(public={"reason": reason})
             await self._pin(name, wanted)
         what = "unpinned" if version is None else "pinned"
         self._storage.record(what, who=who, why=why, name=name, version=version)

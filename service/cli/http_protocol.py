@@ -1,10 +1,14 @@
-"""uvicorn's HTTP protocol with the bounds that it lacks: size and time of headers, and clients that stop reading."""
+"""uvicorn's HTTP protocol with the bounds that it lacks: size and time of headers, and clients that stop reading.
+
+It also closes politely: a client whose upload was refused before its end can read why. A plain close would answer what
+is still coming with a reset (RFC 9112, 9.6), and many clients then report that instead of the 429.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -14,6 +18,31 @@ HEAD_S = 15.0
 """Until the headers of a connection's first request, and of each request that has begun, are complete."""
 STALL_S = 30.0
 """How long a client may read nothing while an answer waits for it; then its connection is cut."""
+
+LINGER_S = 5.0
+"""How long the rest of a refused upload is received, and thrown away, before its connection is closed."""
+MAX_LINGER_BYTES = 32 * 1024 * 1024
+"""Of the rest of an upload that said how long it is."""
+MAX_UNDECLARED_LINGER_BYTES = 512 * 1024
+"""Of one that did not, or that is longer."""
+
+
+class _ClosingTransport:
+    """A transport that asks its protocol how to close; uvicorn closes in many places."""
+
+    def __init__(self, transport: asyncio.Transport, protocol: BoundedProtocol) -> None:
+        self._transport = transport
+        self._protocol = protocol
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._protocol.is_lingering or self._transport.is_closing()
+
+    def close(self) -> None:
+        if not self._protocol.linger(self._transport):
+            self._transport.close()
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -25,10 +54,19 @@ class BoundedProtocol(HttpToolsProtocol):
         self._has_begun = False
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
+        self._body_bytes = 0
+        self._rest_bytes = 0
+        """Of a refused upload, that are still received."""
+
+    @property
+    def is_lingering(self) -> bool:
+        """Whether the last answer was sent, and the rest of an upload is thrown away."""
+        return self._linger_timer is not None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
         """Start to wait for the first request."""
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", _ClosingTransport(transport, self)))
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -38,6 +76,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse, and refuse headers that are too long."""
+        if self.is_lingering:
+            self._rest_bytes -= len(data)
+            if self._rest_bytes <= 0:
+                self.transport.close()
+            return
         super().data_received(data)
         if self._has_begun:
             self._head_bytes += len(data)
@@ -47,7 +90,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request has begun."""
         super().on_message_begin()
-        self._head_bytes, self._has_begun = 0, True
+        self._head_bytes, self._has_begun, self._body_bytes = 0, True, 0
         self._wait_for_head()
 
     def on_headers_complete(self) -> None:
@@ -57,6 +100,34 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body has come."""
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def linger(self, transport: asyncio.Transport) -> bool:
+        """End the answer of an upload that is still coming, and receive its rest for a while.
+
+        Args:
+            transport: The connection.
+
+        Returns:
+            False if there is nothing to wait for: the connection is to be closed at once.
+        """
+        is_uploading = self.cycle is not None and self.cycle.response_complete and self.cycle.more_body
+        if self.is_lingering or not is_uploading or transport.is_closing():
+            return False
+        self._rest_bytes = self._bytes_to_come()
+        self._linger_timer = self.loop.call_later(LINGER_S, transport.close)
+        transport.write_eof()
+        self.flow.resume_reading()
+        return True
+
+    def _bytes_to_come(self) -> int:
+        declared = next((value for name, value in self.cycle.scope["headers"] if name == b"content-length"), b"")
+        rest = int(declared) - self._body_bytes if declared.isdigit() else -1
+        return rest if 0 < rest <= MAX_LINGER_BYTES else MAX_UNDECLARED_LINGER_BYTES
 
     def pause_writing(self) -> None:
         """The client does not read: the buffers are full."""
@@ -90,7 +161,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _cancel_timers(self) -> None:
-        for timer in (self._head_timer, self._stall_timer):
+        for timer in (self._head_timer, self._stall_timer, self._linger_timer):
             if timer is not None:
                 timer.cancel()
         self._head_timer = self._stall_timer = None

@@ -166,7 +166,7 @@ class Server(uvicorn.Server):
         if not (self._is_ready and self.started):
             return
         host, port = self.servers[0].sockets[0].getsockname()[:2]
-        reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 -- compared, not bound
+        reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 -- compared, not bound  # nosec B104
         address = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
         sys.stderr.write(
             f"\n  DeepSynth OCR is ready.\n\n"

@@ -10,7 +10,7 @@ import binascii
 
 import httpx
 
-SECRET_PREFIX = "whsec_"  # noqa: S105 -- what a secret begins with
+SECRET_PREFIX = "whsec_"  # noqa: S105 -- a beginning  # pragma: allowlist secret  # nosec B105
 MIN_SECRET_BYTES, MAX_SECRET_BYTES = 24, 64
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 

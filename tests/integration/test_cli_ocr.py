@@ -300,7 +300,7 @@ def test_running_service_says_which_option_is_wrong(scans: Path, server: ServerP
 
 
 def test_no_service_there_is_said_once(scans: Path) -> None:
-    url = f"http://secret:word@127.0.0.1:{free_port()}"
+    url = f"http://secret:word@127.0.0.1:{free_port()}"  # pragma: allowlist secret
     ended = call("scans", "--url", url, folder=scans.parent)
     (line,) = ended.stderr.decode().splitlines()
     assert ended.returncode == 69

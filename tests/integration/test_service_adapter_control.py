@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,41 @@ async def test_refusing_the_only_version_leaves_nothing_and_a_pin_takes_it_back(
         assert (status, problem["reason"]) == (409, "refused_by_operator")
         assert (await live.order("invoices/pin", version=1)).json()["serving"] == "invoices@1"
         assert (await live.answer("invoices"))["model_id"] == "invoices@1"
+
+
+async def test_a_version_that_is_gone_cannot_be_pinned() -> None:
+    async with live_service() as live:
+        live.publish(seed=1)
+        await live.serves("invoices", 1)
+        await live.order("invoices/refuse", version=1)
+        shutil.rmtree(live.volume.root / "invoices" / "1")
+        entry = live.service.services.adapters.catalog.entries["invoices"]
+        await eventually(lambda: not entry.listing.versions and entry.versions[1].copy is None)
+        answer = await live.order("invoices/pin", version=1)
+        assert (answer.status_code, answer.json()["code"]) == (409, "adapter_conflict")
+        assert "publish it again" in answer.json()["reason"]
+        assert (await live.listed())["pinned"] is None
+        for model_id in ("invoices", "invoices@1"):
+            status, problem = await live.failure(model_id)
+            assert (status, problem["reason"]) == (409, "refused_by_operator")
+
+
+async def test_a_pinned_version_that_is_gone_is_not_ready_under_its_name(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    async with live_service(adapter_state_dir=state, adapter_wait_s=0.2) as live:
+        live.publish(seed=1)
+        await live.serves("invoices", 1)
+        await live.order("invoices/pin", version=1)
+        catalog = live.service.services.adapters.catalog
+        shutil.rmtree(live.volume.root / "invoices" / "1")
+        entry = catalog.entries["invoices"]
+        await eventually(lambda: not entry.listing.versions)
+        # As after a loss of the state folder's copies.
+        entry.versions[1].copy, entry.active = None, None
+        for model_id in ("invoices", "invoices@1"):
+            status, problem = await live.failure(model_id)
+            assert (status, problem["code"]) == (503, "adapter_not_ready")
+            assert problem["retryable"]
 
 
 async def test_decisions_outlive_the_process(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.support.service import RunningService, eventually, png, running_servi
 
 OPEN = {"/livez", "/readyz", "/metrics", "/", "/web/{name}"}
 """Health, metrics, and the playground's files, which ask for a key themselves."""
-API_KEY = "a key for everyone"
+API_KEY = "a key for everyone"  # pragma: allowlist secret
 ADMIN_KEY = "a key for operators"
 
 

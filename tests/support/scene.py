@@ -22,7 +22,9 @@ HEIC = base64.b64decode(
     "AAMAHroCQGEAAQAqQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbq5Ka5uAhoMCAAAAMDIAAAAwAhYgABAAZEAcFzwIkAAAATY29scm5j"
     "bHgAAQANAAaAAAAAFGlzcGUAAAAAAAAAQAAAAEAAAAAoY2xhcAAAAEAAAAABAAAAMAAAAAEAAAAAAAAAAv////AAAAACAAAAEHBp"
     "eGkAAAAAAwgICAAAABhpcG1hAAAAAAAAAAEAAQWBAgMFhAAAAJZtZGF0AAAAiigBrwng432oeawb4ALxVOGdqcl71w+oKwWJP9AI"
+    # pragma: allowlist nextline secret
     "WivI3Mqee1w1xuUugi2cYqvwi2y2ElzaX8ksYw2jNTsE7fmYmTtz0MLiJuj/SQbLp3AHDb2/4k40TnPGhrsuTO6XihkUifGAKDkS"
+    # pragma: allowlist nextline secret
     "Q4v1Z2fukPSkPqH7/vxFANXrYCTLLNmfthuW3v171cLTdg=="
 )
 """The scene as HEVC at quality 60, made with pillow-heif 1.8, since what reads HEIC does not write it."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {"service", "trainer", "shared", "deploy", "tests", "docs", "benchmarks", ".ci"}
@@ -32,6 +33,15 @@ LOCKS = {
 FOR_IMAGES = sorted(set(LOCKS) - {"dev"})
 STACK = ("accelerate", "numpy", "peft", "torch", "transformers")
 """What trains and runs the model: the same in every environment."""
+FLOORS = {
+    "h11": "0.16",  # CVE-2025-43859
+    "pillow": "13.0.0",  # CVE-2026-42311, CVE-2026-96639
+    "python-multipart": "0.0.30",  # CVE-2026-42561, CVE-2026-53537
+    "safetensors": "0.8.0",
+    "starlette": "1.0.1",  # CVE-2026-48710
+    "torch": "2.10",  # CVE-2026-24747
+}
+"""Lowest versions without a hole that concerns this project."""
 BANNED_NAMES = {"utils.py", "common.py", "misc.py", "helpers.py"}
 LARGEST_FILE_BYTES = 20_000_000
 
@@ -161,3 +171,10 @@ def test_lock_files_name_no_build_of_torch_and_no_address() -> None:
         assert re.search(r"^torch==2\.13\.0(\s|$)", lock, re.MULTILINE)
         assert "://" not in lock
         assert "/tmp/" not in lock
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_lock_files_are_above_known_vulnerabilities(package: str) -> None:
+    for name in LOCKS:
+        for version in re.findall(rf"^{re.escape(package)}==([0-9.]+)", text(f"deploy/env/{name}.txt"), re.MULTILINE):
+            assert Version(version) >= Version(FLOORS[package]), name

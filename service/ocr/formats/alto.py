@@ -8,7 +8,7 @@ Source: http://www.loc.gov/standards/alto/v4/alto-4-4.xsd
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
+import xml.etree.ElementTree as ET  # written, never parsed  # nosec B405
 
 from service.ocr.formats.document import ReadDocument
 from service.ocr.formats.layout import Block, BoxPx, Line, blocks_of

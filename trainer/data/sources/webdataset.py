@@ -221,7 +221,7 @@ def _requested(url: str, method: str) -> Any:
     pause_s = HTTP_PAUSE_S
     for attempt in range(HTTP_TRIES):
         try:
-            return urllib.request.urlopen(request, timeout=HTTP_TIMEOUT_S)  # noqa: S310 - see above
+            return urllib.request.urlopen(request, timeout=HTTP_TIMEOUT_S)  # noqa: S310 - see above  # nosec B310
         except OSError as error:
             is_final = isinstance(error, urllib.error.HTTPError) and error.code < 500
             if is_final or attempt == HTTP_TRIES - 1:

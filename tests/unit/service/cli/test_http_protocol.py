@@ -18,7 +18,11 @@ ended: list[str] = []
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """`/` answers `ok`; `/flood` writes until the client is gone."""
+    """`/` answers `ok`; `/flood` writes until the client is gone; `/full` refuses an upload before it has come."""
+    if scope["path"] == "/full":
+        await send({"type": "http.response.start", "status": 429, "headers": [(b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": b"later"})
+        return
     await send({"type": "http.response.start", "status": 200, "headers": []})
     if scope["path"] == "/flood":
         leaving = asyncio.create_task(_left(receive))
@@ -131,3 +135,49 @@ async def test_a_client_that_reads_nothing_is_cut_off_and_a_slow_one_is_not():
                 await asyncio.sleep(0.02)
         assert ended == ["flood"]
         assert await slow.read(1 << 16)
+
+
+@pytest.mark.parametrize("size", [100, 3_000_000])
+@pytest.mark.parametrize("framing", [b"content-length: %d", b"transfer-encoding: chunked"])
+async def test_a_client_that_was_refused_while_it_uploads_can_read_why(size: int, framing: bytes):
+    is_chunked = framing.startswith(b"transfer")
+    size = min(size, http_protocol.MAX_UNDECLARED_LINGER_BYTES // 2) if is_chunked else size
+    async with serving() as port, connected(port) as (reader, writer):
+        writer.write(
+            b"POST /full HTTP/1.1\r\nhost: localhost\r\n" + (framing if is_chunked else framing % size) + b"\r\n\r\n"
+        )
+        await asyncio.sleep(0.05)
+        body = b"x" * size
+        pieces = [b"%x\r\n" % size + body + b"\r\n", b"0\r\n\r\n"] if is_chunked else [body]
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        async with asyncio.timeout(5):
+            answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 429 ")
+    assert b"later" in answer
+
+
+async def test_a_refused_upload_without_end_is_cut_off():
+    async with serving() as port, connected(port) as (_, writer):
+        writer.write(b"POST /full HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 40 * http_protocol.MAX_UNDECLARED_LINGER_BYTES:
+                writer.write(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+                sent += 65536
+                await writer.drain()
+    assert sent < 20 * http_protocol.MAX_UNDECLARED_LINGER_BYTES
+
+
+async def test_a_refused_upload_that_stalls_is_closed_in_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(http_protocol, "LINGER_S", 0.3)
+    async with serving() as port, connected(port) as (reader, writer):
+        writer.write(b"POST /full HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n")
+        assert (await closed(reader)).endswith(b"later\r\n0\r\n\r\n")
+        async with asyncio.timeout(5):
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    writer.write(b"x")
+                    await writer.drain()
+                    await asyncio.sleep(0.05)

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import socket
+import time
+
+import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import NoOpTracer, SpanKind
 
+from service.telemetry import tracing as module
 from service.telemetry.tracing import Tracing
 
 
@@ -35,3 +40,14 @@ def test_old_http_names_are_renamed_and_unmatched_paths_left_out() -> None:
     assert sent.name == "GET"
     assert sent.attributes == {"http.request.method": "GET", "http.response.status_code": 404}
     tracing.shutdown()
+
+
+def test_a_collector_that_says_nothing_does_not_hold_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHUTDOWN_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tracing = Tracing(endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}/v1/traces", version="1")
+        with tracing.tracer.start_as_current_span("page"):
+            pass
+        start_s = time.monotonic()
+        tracing.shutdown()
+        assert time.monotonic() - start_s < 2

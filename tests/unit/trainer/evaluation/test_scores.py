@@ -25,6 +25,7 @@ def test_white_space_and_composition_do_not_count_but_case_does():
     assert score_page("Word", Reading("word", 0.1)).chars.edits == 1
 
 
+# pragma: allowlist nextline secret
 def test_a_tiers_rate_weighs_pages_by_length_and_its_median_does_not():
     tier = score_tier([page(0, 100), page(10, 100), page(8, 10)])
     assert tier.cer == pytest.approx(18 / 210)

@@ -1,0 +1,93 @@
+"""Memory, descriptors and threads after many requests of all kinds: as before.
+
+python -m pytest tests/chaos/test_memory_growth.py --long        10,000 requests after 1,000
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.load import Sent, children_of, closed_loop, memory_kib, numbered_page, requests_counted, send_page
+from tests.support.server import ServerProcess, form_body, running_server
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
+
+PLACES = 6
+CLIENTS = 8
+"""More than there are places, so that some requests are turned away."""
+CHECKPOINTS = 20
+MAX_DESCRIPTORS = 5
+
+
+def resources(server: ServerProcess) -> Counter[str]:
+    """KiB of each kind of process, and descriptors and threads of the one that listens."""
+    folder = Path(f"/proc/{server.process.pid}")
+    found = Counter({"api_kib": memory_kib(server.process.pid)})
+    for pid, line in children_of(server.process.pid).items():
+        kind = "images" if "intake" in line else "engine" if "spawn_main" in line else "tracker"
+        found[f"{kind}_kib"] += memory_kib(pid)
+    found["descriptors"] = len(list((folder / "fd").iterdir()))
+    found["threads"] = len(list((folder / "task").iterdir()))
+    return found
+
+
+async def abort(server: ServerProcess, number: int) -> Sent:
+    """Send a part of a request, or all of it, and leave."""
+    body, content_type = form_body(numbered_page(number))
+    head = f"POST /ocr HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(head.encode() + body[: len(body) if number % 2 else len(body) // 2])
+    await writer.drain()
+    await asyncio.sleep(0.01)
+    writer.transport.abort()
+    return Sent(number, 0, "left", "", time.monotonic(), 0.0)
+
+
+async def test_nothing_grows_with_the_number_of_requests(is_long, length, figures):
+    warm_up, total = length(120, 1000), length(300, 10_000)
+    limits = httpx.Limits(max_keepalive_connections=CLIENTS)
+    with running_server(LOG_LEVEL="warning", MAX_CONCURRENT_REQUESTS=str(PLACES), OCR_BATCH_SIZE="4") as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
+
+            async def send(number: int) -> Sent:
+                if number % 10 == 0:
+                    return await abort(server, number)
+                if number % 10 == 1:
+                    return await send_page(client, number, task="none such")
+                return await send_page(client, number)
+
+            async def load(count: int) -> list[Sent]:
+                remaining = iter(range(count))
+                return await closed_loop(send, CLIENTS, lambda: next(remaining, None) is not None)
+
+            async def settled() -> Counter[str]:
+                while server.metric("deepsynth_requests_running") or server.metric("deepsynth_queue_depth"):
+                    await asyncio.sleep(0.05)
+                return resources(server)
+
+            await load(warm_up)
+            before = await settled()
+            points = [(0, before["api_kib"])]
+            sent: list[Sent] = []
+            for _ in range(CHECKPOINTS):
+                sent += await load(total // CHECKPOINTS)
+                points.append((len(sent), (await settled())["api_kib"]))
+            after = await settled()
+            counted = requests_counted(server)
+    codes = Counter(each.code for each in sent)
+    slope = statistics.linear_regression(*zip(*points, strict=True)).slope
+    growth = {name: after[name] - before[name] for name in after}
+    figures(requests=len(sent), codes=dict(codes), before=dict(before), growth=growth, slope_kib_per_request=slope)
+    figures(counted=counted)
+    assert set(codes) == {"ok", "invalid_field", "left", "queue_full"}
+    assert growth["api_kib"] <= (50 if is_long else 12) * 1024
+    assert growth["images_kib"] + growth["engine_kib"] <= (50 if is_long else 12) * 1024
+    assert abs(growth["descriptors"]) <= MAX_DESCRIPTORS
+    assert growth["threads"] <= 0
