@@ -24,19 +24,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from trainer.data.sources.splits import DISTINCT_CHARACTERS
+
 NUM_HASHES: Final = 64
 """Of a text; the share of equal ones estimates the share of common groups with a standard error of at most 6 %."""
 BAND_HASHES: Final = 4
 """Hashes that must all be equal for two texts to be compared at all: of texts that share 70 %, 99 % are."""
 GROUP_CHARACTERS: Final = 5
-LONG_CHARACTERS: Final = 40
-"""Letters and digits of a text that identifies a page; shorter ones recur."""
-SAME_TEXT: Final = 0.9
-LIKE_TEXT: Final = 0.6
+LONG_CHARACTERS: Final = 100
+"""Letters and digits; in shorter texts one word more or less makes another page."""
+SAME_TEXT: Final = 0.95
+LIKE_TEXT: Final = 0.85
 """Share of common groups that is enough where the images look the same."""
 LOOK_SIDE: Final = 16
-SAME_LOOK_BITS: Final = 38
-"""Of 256; other pages of one layout mostly differ in more than 60, copies of one page in less than 30."""
+SAME_LOOK_BITS: Final = 20
+"""Of 256."""
 _TRANSFORM_PX: Final = 64
 _PRIME: Final = (1 << 61) - 1
 _NO_TEXT: Final = np.zeros(NUM_HASHES, np.uint32)
@@ -47,17 +49,17 @@ class PageLikeness:
     """What is kept of a page to know it again; 330 bytes or so.
 
     Attributes:
-        text: minimum hashes, `[NUM_HASHES]`.
+        text: minimum hashes of a long text, `[NUM_HASHES]`; zeros for a short one.
         words: digest of letters and digits.
         digits: digest of digits alone.
-        is_long: the text identifies a page.
+        num_characters: letters and digits.
         looks: of the images.
     """
 
     text: NDArray[np.uint32]
     words: bytes
     digits: bytes
-    is_long: bool
+    num_characters: int
     looks: tuple[bytes, ...]
 
     def is_like(self, other: PageLikeness) -> bool:
@@ -65,24 +67,28 @@ class PageLikeness:
         if self.digits != other.digits:
             return False
         looks_same = any(distance(a, b) <= SAME_LOOK_BITS for a in self.looks for b in other.looks)
-        if not (self.is_long and other.is_long):
-            return looks_same and self.words == other.words
+        if self.words == other.words:
+            # Short texts recur on unrelated pages.
+            return looks_same or self.num_characters >= DISTINCT_CHARACTERS
+        if min(self.num_characters, other.num_characters) < LONG_CHARACTERS:
+            return False
         shared = float((self.text == other.text).mean())
         return shared >= SAME_TEXT or (looks_same and shared >= LIKE_TEXT)
 
     def as_text(self) -> str:
         """For a line of a journal."""
         parts = [self.text.tobytes(), self.words, self.digits, *self.looks]
-        return f"{int(self.is_long)}{'.'.join(part.hex() for part in parts)}"
+        return ".".join([str(self.num_characters), *(part.hex() for part in parts)])
 
     @classmethod
     def from_text(cls, value: str) -> PageLikeness:
         """What `as_text` gave; raises `ValueError` if it is something else."""
-        hashes, words, digits, *looks = (bytes.fromhex(part) for part in value[1:].split("."))
+        count, *parts = value.split(".")
+        hashes, words, digits, *looks = (bytes.fromhex(part) for part in parts)
         text = np.frombuffer(hashes, np.uint32)
-        if text.size != NUM_HASHES or value[0] not in "01":
+        if text.size != NUM_HASHES:
             raise ValueError("not the likeness of a page")
-        return cls(text, words, digits, value[0] == "1", tuple(looks))
+        return cls(text, words, digits, int(count), tuple(looks))
 
 
 @dataclass(slots=True)
@@ -112,9 +118,8 @@ def likeness_of(text: str, looks: Sequence[bytes]) -> PageLikeness:
     folded = unicodedata.normalize("NFKC", text).casefold()
     bare = "".join(character for character in folded if character.isalnum())
     digits = "".join(character for character in bare if character.isdigit())
-    is_long = len(bare) >= LONG_CHARACTERS
-    hashes = _minimum_hashes(bare) if is_long else _NO_TEXT
-    return PageLikeness(hashes, _digest(bare), _digest(digits), is_long, tuple(looks))
+    hashes = _minimum_hashes(bare) if len(bare) >= LONG_CHARACTERS else _NO_TEXT
+    return PageLikeness(hashes, _digest(bare), _digest(digits), len(bare), tuple(looks))
 
 
 def look_of(image: Image.Image) -> bytes:
@@ -133,10 +138,10 @@ def distance(one: bytes, other: bytes) -> int:
 
 def _keys(page: PageLikeness) -> Iterable[bytes]:
     """Pages that share one of these are compared."""
-    if not page.is_long:
-        return [b"words" + page.words]
-    bands = page.text.reshape(-1, BAND_HASHES)
-    return [bytes([place]) + band.tobytes() for place, band in enumerate(bands)]
+    keys = [b"words" + page.words]
+    if page.num_characters >= LONG_CHARACTERS:
+        keys += [bytes([place]) + band.tobytes() for place, band in enumerate(page.text.reshape(-1, BAND_HASHES))]
+    return keys
 
 
 def _minimum_hashes(bare: str) -> NDArray[np.uint32]:

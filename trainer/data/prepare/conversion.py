@@ -98,12 +98,9 @@ class ReadConverter:
         if len(images) > 1 and not self.several_images:
             reason = f"it has {len(images)} images where the first row has one: prepare such rows as a set of their own"
             raise RowError(RowCode.IMAGE_SEVERAL, reason)
+        of_images = hashlib.sha256(b"".join(image_key(each.pixels_sha256) for each in images)).digest()
         of_text = None if self.groups_by_image else text_key(text)
-        group = (
-            group_key(row.group)
-            or of_text
-            or hashlib.sha256(b"".join(image_key(each.pixels_sha256) for each in images)).digest()
-        )
+        group = group_key(row.group) or of_text or of_images
         prompt = row.fields.get(PROMPT_COLUMN)
         return [
             PreparedSample(

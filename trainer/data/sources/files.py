@@ -1,4 +1,4 @@
-"""The files of a source's folder: which there are, which are not looked at, and reading them without leaving the folder.
+"""The files of a source's folder: which there are, what is passed over, and reading without leaving the folder.
 
 A foreign data set may hold links and paths to anything on this machine, so every file is resolved before it is read.
 """

@@ -122,9 +122,7 @@ def open_hub(
 def _advice(error: BaseException) -> tuple[DataCode, str]:
     """Code and remedy of a data set that cannot be opened."""
     if _SCRIPT in str(error):
-        remedy = (
-            "no code of a data set is run: try --dataset-revision refs/convert/parquet, which the Hub makes of many"
-        )
+        remedy = "a data set's code is never run: try --dataset-revision refs/convert/parquet"
         return DataCode.SOURCE_UNREADABLE, remedy
     if isinstance(error, datasets.exceptions.DatasetGenerationError | pa.ArrowException):
         return DataCode.SOURCE_UNREADABLE, "correct its files, or choose others with --dataset-config"

@@ -31,7 +31,6 @@ from trainer.data.sources.shards import ShardedSource, SourceShard, files_finger
 from trainer.data.sources.splits import split_of_folders
 
 Point = tuple[float, float]
-LARGEST_FILE_BYTES: Final = 100_000_000
 SIZE_TOLERANCE_PX: Final = 2
 """Tools round a page's size."""
 
@@ -130,12 +129,7 @@ class TranscriptionSource(ShardedSource):
         file = self._transcriptions[shard.place]
         place = file.relative_to(self._folder).as_posix()
         try:
-            data = read_inside(self._folder, place)
-            if len(data) > LARGEST_FILE_BYTES:
-                raise RowError(RowCode.ROW_UNREADABLE, f"it has more than {LARGEST_FILE_BYTES} bytes")
-            pages = self._form.read(data)
-            if not pages:
-                raise RowError(RowCode.TEXT_MISSING, "it has no page")
+            pages = self._form.read(read_inside(self._folder, place))
         except RowError as error:
             yield BrokenRow(1, place, error.code, error.reason)
             return
@@ -304,7 +298,7 @@ def _whole_text(page: TranscribedPage) -> str:
     if empty:
         raise RowError(
             RowCode.TEXT_MISSING,
-            f"{empty} of its {len(lines)} lines have no text: transcribe them, or prepare single lines with --level line",
+            f"{empty} of its {len(lines)} lines have no text: transcribe them, or use --level line",
         )
     return page.text
 
