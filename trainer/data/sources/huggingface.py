@@ -113,10 +113,11 @@ def open_hub(
     """
     try:
         opened = datasets.load_dataset(name, config, revision=revision, streaming=streaming)
+        # Columns of a stream are only known by reading its first row.
+        return HuggingFaceSource(Path(name).name if Path(name).exists() else name, _by_split(opened, split))
     except _FAULTS as error:
         code, remedy = _advice(error)
         raise DataError(code, f"the data set {name} cannot be opened: {_cause(error)}", remedy) from error
-    return HuggingFaceSource(Path(name).name if Path(name).exists() else name, _by_split(opened, split))
 
 
 def _advice(error: BaseException) -> tuple[DataCode, str]:
