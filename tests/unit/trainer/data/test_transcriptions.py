@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,6 +26,7 @@ from trainer.data.prepare.manifest import load_manifest
 from trainer.data.sources.alto import read_alto
 from trainer.data.sources.columns import Columns
 from trainer.data.sources.hocr import read_hocr
+from trainer.data.sources.kinds import SourceKind
 from trainer.data.sources.page_xml import read_page_xml
 from trainer.data.sources.rejected_rows import RejectedRows
 from trainer.data.sources.resolve import SourceOptions, open_source
@@ -85,7 +88,7 @@ def test_what_is_outside_of_a_lines_outline_is_paper(tmp_path):
     assert [sample.text for sample in samples][-1] == LINES[2]
     (tmp_path / "scan.xml").write_text(text.replace(outline, f"{x},{top} {x + w},{top} {x},{top + h * 2}"))
     samples, _ = samples_of(tmp_path, level="line")
-    shown = np.asarray(Image.open(__import__("io").BytesIO(samples[0].images[0].data)).convert("L"))
+    shown = np.asarray(Image.open(io.BytesIO(samples[0].images[0].data)).convert("L"))
     assert shown[-4:, -40:].min() == 255
 
 
@@ -157,10 +160,8 @@ def test_two_transcriptions_of_one_page_are_not_guessed_at(tmp_path):
     write(tmp_path / "page", "page-xml")
     write(tmp_path / "alto", "alto")
     (tmp_path / "mets.xml").write_text("<mets/>")
-    with pytest.raises(DataError, match="alto .1 files., page-xml .1 files."):
+    with pytest.raises(DataError, match=r"alto .1 files., page-xml .1 files."):
         open_source(str(tmp_path))
-    from trainer.data.sources.kinds import SourceKind
-
     samples, _ = samples_of(tmp_path, kind=SourceKind.ALTO)
     assert [sample.text for sample in samples] == [TEXT]
 
