@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,7 @@ from typing import Any, Final
 from trainer.backends.protocol import AdaptedModel
 from trainer.config import process_rank
 from trainer.evaluation.provenance import current_date, machine, package_version, package_versions, source_commit
+from trainer.evaluation.seen import SEEN_FILE
 from trainer.training.checkpoints import restore_replaced, writing_to
 from trainer.training.data import RunData
 from trainer.training.distributed import barrier
@@ -122,6 +123,15 @@ def settle_record(output: Path, record: dict[str, Any], *, resume: bool) -> None
             partial = path.with_suffix(".partial")
             partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             partial.replace(path)
+
+
+def write_seen(output: Path, lines: Sequence[str]) -> None:
+    """Write what identifies the pages that are trained on, so that none of them can prove the adapter."""
+    if rank() == 0:
+        with writing_to(output):
+            partial = output / f"{SEEN_FILE}.partial"
+            partial.write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
+            partial.replace(output / SEEN_FILE)
 
 
 def _settle(output: Path, *, resume: bool, overwrite: bool) -> None:

@@ -28,7 +28,7 @@ from trainer.training.distributed import broadcast_first
 from trainer.training.errors import TrainingCode, TrainingError, TrainingStopped
 from trainer.training.loop import BEST, CHECKPOINTS
 from trainer.training.options import TrainingOptions
-from trainer.training.output import CACHE, LOG_FILE, make_record, rank, run_folder, settle_record
+from trainer.training.output import CACHE, LOG_FILE, make_record, rank, run_folder, settle_record, write_seen
 from trainer.training.setup import TrainingSetup, adapter_request, sample_reader, set_up
 
 
@@ -94,6 +94,7 @@ def train(
             pages = (data or (lambda into: load_data(options, into)))(reader)
             reading.set_attribute("deepsynth.samples", len(pages.train))
         settle_record(output, make_record(options, adapted, pages), resume=resume)
+        write_seen(output, pages.train.seen)
         run = set_up(options, adapted, reader, pages, device, stack, progress)
         run.trainer.add_callback(StopCallback(request))
         if pages.note:

@@ -65,7 +65,7 @@ def read_samples(
             rejected.skip(row)
             continue
         try:
-            if split is not None and row_split(row, settled) not in {None, split}:
+            if split is not None and row_split(row, settled) != split:
                 continue
             sample = sample_of(row, settled, source)
         except RowError as error:
