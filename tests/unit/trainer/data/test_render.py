@@ -82,6 +82,7 @@ def test_without_folders_there_is_pillows_own_face():
     assert [face.name for face in faces.choose("Plain text, 5 words only.", Random(0))] == [BUILT_IN]
 
 
+@needs_raqm
 @pytest.mark.parametrize(
     ("text", "base", "expected"),
     [
@@ -102,6 +103,7 @@ def test_levels_are_those_of_the_unicode_algorithm(text, base, expected):
     assert "".join(map(str, levels(text, base))) == expected
 
 
+@needs_raqm
 @pytest.mark.parametrize(
     "text",
     ["המחיר הוא (USD) 45.50 [ref] לשעה (1) בלבד", "الوزن (kg) 12.5", 'סה"כ (EUR) 1,299.00', "ספר (ISBN) 978-3-16",
