@@ -30,9 +30,9 @@ CACHE: Final = "cache"
 LOCK: Final = ".lock"
 _FREE_OPTIONS: Final = frozenset({
     "device", "feature_disk_gb", "feature_memory_gb", "hub_model_id", "keep_checkpoints", "logging_steps", "output_dir",
-    "push_to_hub", "use_tensorboard", "use_wandb", "wandb_project",
+    "max_steps", "num_epochs", "push_to_hub", "use_tensorboard", "use_wandb", "wandb_project",
 })  # fmt: skip
-"""Options that a resumed run may change, as they do not affect what is learnt."""
+"""Options that a resumed run may change: they do not affect what is learnt, or say for how long."""
 _PACKAGES: Final = ("peft", "accelerate", "unsloth", "bitsandbytes")
 
 
@@ -141,8 +141,10 @@ def _settle(output: Path, *, resume: bool, overwrite: bool) -> None:
     if not strange or resume:
         return
     is_run = (output / RUN_FILE).is_file() or strange <= {CHECKPOINTS, CACHE}
+    # One that was refused before its first event, for a missing package or a full disk, is nothing to keep.
+    has_begun = (output / RUN_FILE).is_file() and bool(strange & {LOG_FILE, BEST})
     # Only delete what this program made: --overwrite on a home folder must not empty it.
-    if not is_run or (not overwrite and (output / RUN_FILE).is_file()):
+    if not is_run or (not overwrite and has_begun):
         raise TrainingError(
             TrainingCode.OUTPUT_EXISTS,
             f"{output} holds {'a run' if is_run else 'something else'} already",
