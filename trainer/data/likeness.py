@@ -125,7 +125,7 @@ def likeness_of(text: str, looks: Sequence[bytes]) -> PageLikeness:
 def look_of(image: Image.Image) -> bytes:
     """How an image looks: a sign for each of its lowest frequencies, `LOOK_SIDE` squared bits."""
     factors = tuple(max(side // (2 * _TRANSFORM_PX), 1) for side in image.size)
-    small = image.reduce((factors[0], factors[1])).convert("L")  # type: ignore[arg-type] # a pair is fine, too
+    small = image.reduce((factors[0], factors[1])).convert("L")
     grey = np.asarray(small.resize((_TRANSFORM_PX, _TRANSFORM_PX), Image.Resampling.BOX), np.float32)
     low: Any = cv2.dct(grey)[:LOOK_SIDE, :LOOK_SIDE]
     return np.packbits(low > np.median(low)).tobytes()

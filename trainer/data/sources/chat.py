@@ -47,6 +47,7 @@ class ChatSource:
     """
 
     def __init__(self, source: PageSource) -> None:
+        """Wrap a source of chats."""
         self._source = source
         self.name = source.name
         self.passed_over = source.passed_over

@@ -23,6 +23,7 @@ class ListedSource(ShardedSource, Generic[Entry]):
     """
 
     def __init__(self, folder: Path, entries: Sequence[Entry]) -> None:
+        """Take the rows' entries, in order."""
         self._folder = folder
         self._entries = entries
         self.name = folder.resolve().name
