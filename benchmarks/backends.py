@@ -121,7 +121,7 @@ def load_backend(name: str) -> Backend:
     if name == "unsloth":
         from trainer.backends.select import unsloth_backend
 
-        return unsloth_backend(required=True)
+        return unsloth_backend(None, required=True)
     from trainer.backends.peft import adapt
 
     return adapt

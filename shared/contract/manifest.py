@@ -18,9 +18,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from shared.contract.identity import MAX_VERSION, NAME_PATTERN, REVISION_PATTERN, AdapterRef
 from shared.contract.refusals import AdapterRefusedError, Reason
 
-FORMAT_MAJOR, FORMAT_MINOR = 1, 1
+FORMAT_MAJOR, FORMAT_MINOR = 1, 2
 FORMAT = f"{FORMAT_MAJOR}.{FORMAT_MINOR}"
 MAX_MANIFEST_BYTES = 256 * 1024
+TRAIN_SPLIT = "train"
 MAX_NAMED_PROBLEMS = 5
 """Invalid fields that a message lists; it only counts the rest."""
 
@@ -31,6 +32,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
 Count = Annotated[int, Field(ge=0, le=10**15)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
+Change = Annotated[float, Field(ge=-(10**6), le=10**6)]
 Rate = Annotated[float, Field(ge=0, le=10**6)]
 Dtype = Literal["F32", "F16", "BF16"]
 
@@ -78,6 +80,10 @@ class EvaluatedSet(_Record):
     pages: Count
     sha256: Sha256
     """Fingerprint over every image and truth, in order."""
+    split: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")] | None = None
+    """Split of a source that was read; None for a whole source or a set with tiers. Since format 1.2."""
+    seen_pages: Count | None = None
+    """Pages that the adapter was trained on, or copies of them; None where that is not known. Since format 1.2."""
 
 
 class TierMetrics(_Record):
@@ -115,23 +121,51 @@ class Evaluation(_Record):
     """Largest increase of the error rate that was allowed in any tier."""
     task: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")] | None = None
     """What both were asked to do with the pages; since format 1.1."""
+    mode: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")] | None = None
+    """Resolution at which both read; since format 1.2."""
+    min_pages: Count | None = None
+    """Pages that were required; since format 1.2."""
+    cer_change: tuple[Change, Change] | None = None
+    """95 % interval of the adapter's error rate minus the base's, over other pages of this kind; since format 1.2."""
     base: Metrics
     adapter: Metrics
 
     @property
     def objections(self) -> tuple[str, ...]:
         """Why the adapter is not better than the base by its publisher's margins; empty if it is."""
-        found = []
+        found = self._faults_of_pages()
         wanted = self.base.cer * (1 - self.min_improvement_ratio)
         if self.adapter.cer >= self.base.cer or self.adapter.cer > wanted:
             found.append(
                 f"CER {self.adapter.cer:.2%} against {self.base.cer:.2%} of the base, wanted is at most {wanted:.2%}"
             )
+        elif self.cer_change is not None and self.cer_change[1] >= 0:
+            low, high = (100 * end for end in self.cer_change)
+            found.append(f"the change of the CER is between {low:+.2f} and {high:+.2f} points, so there may be no gain")
         for tier, before in self.base.tiers.items():
             loss = self.adapter.tiers[tier].cer - before.cer
             if loss > self.max_tier_loss:
                 found.append(f"tier {tier!a} loses {100 * loss:.2f} points, allowed are {100 * self.max_tier_loss:.2f}")
         return tuple(found)
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of all sets."""
+        return sum(each.pages for each in self.sets)
+
+    def _faults_of_pages(self) -> list[str]:
+        """Why the pages prove nothing: they were trained on, or are too few."""
+        if self.min_pages is None:
+            return []  # of a format that did not ask
+        found = []
+        seen = sum(each.seen_pages or 0 for each in self.sets)
+        if seen:
+            found.append(f"{seen} of {self.num_pages} pages were trained on, or are copies of such pages")
+        elif any(each.split == TRAIN_SPLIT for each in self.sets) or TRAIN_SPLIT in self.base.tiers:
+            found.append(f"pages of the split {TRAIN_SPLIT} are for training: measure on held-out ones")
+        if self.num_pages < self.min_pages:
+            found.append(f"{self.num_pages} pages are too few, wanted are at least {self.min_pages}")
+        return found
 
     @model_validator(mode="after")
     def _check_tiers(self) -> Self:

@@ -160,12 +160,20 @@ def _made_folder(volume: AdapterVolume, name: str) -> Iterator[int]:
     except OSError as error:
         raise VolumeError(Fault.VOLUME_UNAVAILABLE, f"{volume.root} is no folder") from error
     with closing_descriptor(root), reporting(f"making a folder for {name}"):
-        if not entry_exists(name, root):
+        is_new = not entry_exists(name, root)
+        if is_new:
             with suppress(FileExistsError):
                 os.mkdir(name, dir_fd=root)
             sync_folder(root)
-    with volume.folder(name) as folder:
-        yield folder
+    try:
+        with volume.folder(name) as folder:
+            yield folder
+    except BaseException:
+        if is_new:
+            # A refused adapter leaves nothing; the folder stays if another publisher has put something into it.
+            with suppress(OSError):
+                (volume.root / name).rmdir()
+        raise
 
 
 def _fill(

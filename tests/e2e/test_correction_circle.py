@@ -82,7 +82,7 @@ def test_corrected_pages_teach_the_running_service(tmp_path: Path) -> None:
             )  # fmt: skip
             trainer(
                 "publish", "--adapter", run, "--base", "shared/nano", "--volume", str(volume), "--name", "boxes",
-                "--min-improvement", "0.5",
+                "--min-improvement", "0.5", "--min-pages", "3",
             )  # fmt: skip
             assert wait_served(running.url, "boxes") == "boxes@1"
             after = error_rate(model_id="boxes")

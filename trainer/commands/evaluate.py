@@ -23,9 +23,10 @@ from trainer.commands.flags import (
 from trainer.commands.report import REPORT_NAME, report_of
 from trainer.config import TrainerSettings, child_environment
 from trainer.evaluation.card import RECORD_NAME, update_card
-from trainer.evaluation.paths import locate_adapter
+from trainer.evaluation.paths import locate_adapter, run_folder
 from trainer.evaluation.results import EvaluationResult, load_result, to_json
 from trainer.evaluation.run import ScoredPage, evaluate
+from trainer.evaluation.seen import SeenPages
 from trainer.evaluation.table import text_table
 from trainer.evaluation.transcript import write_transcript
 from trainer.reading.protocol import Reader
@@ -95,8 +96,15 @@ def run_evaluate(options: argparse.Namespace, settings: TrainerSettings) -> str:
         # Fail on missing models before a model has read for minutes.
         add_bert_scores = _bert_scores(options, settings)
         readers = _readers(options, settings)
-        result, pages = evaluate(sets, readers, sys.stderr)
+        result, pages = evaluate(sets, readers, sys.stderr, _seen(options))
         return _show(add_bert_scores(result, pages), pages, options)
+
+
+def _seen(options: argparse.Namespace) -> SeenPages | None:
+    """Pages that the adapter was trained on, if it is a run's."""
+    if options.adapter is None or options.url:
+        return None
+    return SeenPages.of_run(run_folder(locate_adapter(options.adapter, options.volume).folder))
 
 
 def _readers(options: argparse.Namespace, settings: TrainerSettings) -> list[Reader]:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from trainer.config import TrainerSettings
 from trainer.data.errors import DataCode, DataError
+from trainer.data.sources.kinds import SourceKind
 
 if TYPE_CHECKING:
     from trainer.data.prepare.conversion import Converter
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
     from trainer.data.sources.protocol import PageSource
 
 LOG_EVERY_S = 30.0
-SAMPLES = "samples"
+AUTO, SAMPLES = "auto", "samples"
 _FOR_SAMPLES = ("path", "samples", "samples_task")
 _NOT_FOR_SAMPLES = (
     "dataset_config", "dataset_revision", "streaming", "image_root", "image_column", "text_column", "read_column",
-    "split_column", "text_is_file", "convert_to_images",
+    "split_column", "text_is_file", "convert_to_images", "level", "dpi", "delimiter", "encoding",
 )  # fmt: skip
 
 
@@ -40,7 +41,13 @@ def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     source = parser.add_argument_group("source")
     source.add_argument("source", nargs="?", metavar="SOURCE", help="folder, index, Parquet, shards or OWNER/NAME")
     source.add_argument("--dataset-name", metavar="SOURCE", help="another way to name the source")
-    source.add_argument("--source", dest="kind", choices=(SAMPLES,), help="pages that a service has kept, at --path")
+    source.add_argument(
+        "--source",
+        dest="kind",
+        choices=(AUTO, *SourceKind, SAMPLES),
+        default=AUTO,
+        help="what a folder is read as; samples: pages that a service has kept, at --path (%(default)s)",
+    )
     source.add_argument("--path", type=Path, metavar="DIR", help="the service's sample folder, or its unpacked export")
     source.add_argument("--samples", choices=("corrected", "all"), help="which kept pages (corrected)")
     source.add_argument("--samples-task", choices=("free", "markdown"), help="what they were read for (free)")
@@ -48,6 +55,10 @@ def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     source.add_argument("--dataset-revision", metavar="REV", help="branch, tag or commit of a Hub data set")
     source.add_argument("--streaming", action="store_true", help="read a Hub data set without a copy on disk")
     source.add_argument("--image-root", type=Path, metavar="DIR", help="folder that image paths are relative to")
+    source.add_argument("--level", choices=("page", "line"), help="a row of PAGE-XML, ALTO or hOCR (page)")
+    source.add_argument("--dpi", type=_positive, metavar="N", help="resolution of pages of PDFs (150)")
+    source.add_argument("--delimiter", metavar="CHARACTER", help="of a CSV file; default: as its header says")
+    source.add_argument("--encoding", metavar="NAME", help="of an index, such as cp1252 (UTF-8)")
     source.add_argument("--limit", type=_positive, metavar="N", help="only the first N rows")
     columns = parser.add_argument_group("columns")
     columns.add_argument("--image-column", metavar="NAME", help="the image, or a list of images")
@@ -91,7 +102,7 @@ def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     output.add_argument("--overwrite", action="store_true", help="replace an existing prepared set")
     output.add_argument("--restart", action="store_true", help="delete unfinished work of an earlier run")
     output.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes; 0 for one per core (%(default)s)"
+        "--workers", type=_workers, default=1, metavar="N", help="processes; 0 for one per core (%(default)s)"
     )
     parser.set_defaults(run=run_prepare)
 
@@ -119,22 +130,41 @@ def run_prepare(options: argparse.Namespace, _: TrainerSettings) -> str:
 
 
 def _source(options: argparse.Namespace) -> PageSource:
+    from trainer.data.sources.index import TableFormat
     from trainer.data.sources.resolve import SourceOptions, open_source
 
+    is_samples = options.kind == SAMPLES
     spec = options.source or options.dataset_name
-    if sum(map(bool, (options.source, options.dataset_name, options.kind))) != 1:
+    if sum(map(bool, (options.source, options.dataset_name, is_samples))) != 1:
         raise DataError(
             DataCode.OPTIONS_CONFLICT,
             "there must be exactly one source",
             "give SOURCE, --dataset-name or --source samples --path DIR",
         )
     _refuse_unused(options)
-    if options.kind == SAMPLES:
+    if is_samples:
         return _kept_samples(options)
-    return open_source(
+    source = open_source(
         spec,
-        SourceOptions(options.image_root, options.dataset_config, options.dataset_revision, options.streaming),
+        SourceOptions(
+            image_root=options.image_root,
+            config=options.dataset_config,
+            revision=options.dataset_revision,
+            streaming=options.streaming,
+            kind=None if options.kind == AUTO else SourceKind(options.kind),
+            level=options.level or "page",
+            dpi=options.dpi,
+            table=TableFormat(options.delimiter, options.encoding),
+        ),
     )
+    _refuse_out_in_source(options, spec)
+    return source
+
+
+def _refuse_out_in_source(options: argparse.Namespace, spec: str) -> None:
+    """Raise `DataError` where the set would be the source itself; below it, it is passed over as a prepared set."""
+    if Path(spec).is_dir() and Path(spec).resolve() == options.out.resolve():
+        raise DataError(DataCode.OPTIONS_CONFLICT, f"--out is the source, {spec}", "name another folder")
 
 
 def _refuse_unused(options: argparse.Namespace) -> None:
@@ -210,9 +240,9 @@ def _request(options: argparse.Namespace, columns: Columns, converter: Converter
         raise DataError(DataCode.OPTIONS_CONFLICT, str(error), "lower --validation-share and --test-share") from error
     settings = {"columns": asdict(columns), **_drawing_settings(options)}
     if isinstance(source, KeptSamples):
-        settings["samples"] = {
-            "use": source.use, "task": source.task, "passed_over": dict(source.passed_over),
-        }  # fmt: skip
+        settings["samples"] = {"use": source.use, "task": source.task}
+    opened = {"level": options.level, "delimiter": options.delimiter, "encoding": options.encoding}
+    settings |= {name: value for name, value in opened.items() if value is not None}
     return PrepareRequest(
         out=options.out,
         form=SetFormat(options.format),
@@ -261,6 +291,13 @@ def _size_range(text: str) -> tuple[int, int]:
 def _page_size(text: str) -> tuple[int, int]:
     width, _, height = text.partition("x")
     return _positive(width), _positive(height)
+
+
+def _workers(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative; 0 is one for each core")
+    return number
 
 
 def _positive(text: str) -> int:

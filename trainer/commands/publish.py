@@ -36,9 +36,11 @@ from trainer.evaluation.card import RECORD_NAME
 from trainer.evaluation.paths import AdapterLocation, locate_adapter, run_folder
 from trainer.evaluation.results import EvaluationResult, load_result, to_json
 from trainer.evaluation.run import evaluate
+from trainer.evaluation.seen import SeenPages
 from trainer.publishing.gate import (
     MAX_TIER_LOSS,
     MIN_IMPROVEMENT_RATIO,
+    MIN_PAGES,
     Margins,
     base_identity,
     check_records,
@@ -88,6 +90,13 @@ def add_publish(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="maximum increase of a tier's error rate (%(default)s)",
     )
     proof.add_argument(
+        "--min-pages",
+        type=positive,
+        default=MIN_PAGES,
+        metavar="N",
+        help="held-out pages that it must be measured on (%(default)s)",
+    )
+    proof.add_argument(
         "--force", metavar="REASON", help="publish although it is not proven better; the manifest records the reason"
     )
     add_page_flags(parser, "pages to measure on, without a record")
@@ -118,7 +127,8 @@ def run_publish(options: argparse.Namespace, settings: TrainerSettings) -> str:
     evaluation = None
     if parts is not None:
         check_records(place.folder, base, *parts)
-        evaluation = compare(*parts, Margins(options.min_improvement, options.max_tier_loss))
+        margins = Margins(options.min_improvement, options.max_tier_loss, options.min_pages)
+        evaluation = compare(*parts, margins)
     forced = require_better(evaluation, options.force)
     announcement = Announcement(
         name=options.name,
@@ -185,7 +195,7 @@ def _measure(
     with TemporaryDirectory(prefix="deepsynth-publish-") as scratch:
         sets = page_sets(options, Path(scratch))
         readers = load_adapter_readers(base_model, place, device, settings.num_threads, reading_options(options))
-        result, _ = evaluate(sets, readers, sys.stderr)
+        result, _ = evaluate(sets, readers, sys.stderr, SeenPages.of_run(run_folder(place.folder)))
     if options.json is not None:
         options.json.write_text(to_json(result), encoding="utf-8")
     return result
@@ -211,10 +221,19 @@ def _sweep(volume: AdapterVolume, name: str) -> None:
             raise
 
 
+def _proof(evaluation: Evaluation) -> str:
+    """What the proof rests on, as the manifest says it."""
+    sets = ", ".join(each.name + (f" ({each.split})" if each.split else "") for each in evaluation.sets)
+    change = evaluation.cer_change
+    interval = f"; change {100 * change[0]:+.2f} to {100 * change[1]:+.2f} points" if change else ""
+    return f"measured on {evaluation.num_pages} pages of {sets}{interval}"
+
+
 def _report(published: Published, evaluation: Evaluation | None, unneeded_force: bool) -> str:
     lines = [f"published {published.reference}"]
     if evaluation is not None:
         lines.append(f"CER {evaluation.base.cer:.2%} of the base, {evaluation.adapter.cer:.2%} of the adapter")
+        lines.append(_proof(evaluation))
     if published.manifest.forced is not None:
         lines.append(f"forced: {published.manifest.forced}")
     if unneeded_force:

@@ -23,7 +23,7 @@ from trainer.nano.corpus.words import FIRST_NAMES, LABELS, LAST_NAMES, STREETS
 from trainer.training.errors import TrainingCode, TrainingError
 
 CELL = "|"
-NUM_TEXTS = 150
+NUM_TEXTS = 180
 TEXTS_FILE = "texts.jsonl"
 MARKER_FILE = ".deepsynth-smoke"
 _CONSONANTS, _VOWELS = "bcdfghklmnprstvwz", "aeiou"
@@ -71,7 +71,7 @@ def smoke_commands(out: Path, train_flags: list[str]) -> list[list[str]]:
         [
             "prepare", texts, "--convert-to-images", "--read-column", "comb", "--text-column", "text",
             "--page-size", "640x640", "--margin", "24", "--font-size", "22-30",
-            "--validation-share", "0.15", "--test-share", "0.1", "--out", pages,
+            "--validation-share", "0.12", "--test-share", "0.2", "--out", pages,
         ],
         ["train", "--preset", "smoke", "--dataset-name", pages, "--output-dir", run, *train_flags],
         [

@@ -73,6 +73,10 @@ def run_train(options: argparse.Namespace, settings: TrainerSettings) -> str:
             "there is nothing to train on",
             "name a prepared set or a source with --dataset-name",
         )
+    if chosen.cuda_graphs and not has_gpu:
+        raise TrainingError(
+            TrainingCode.GPU_MISSING, "CUDA graphs need a CUDA device", "leave --cuda-graphs out, or use a GPU"
+        )
     # Fail on a missing token before hours of training.
     repository = open_repository(chosen.hub_model_id) if chosen.push_to_hub and chosen.hub_model_id else None
     summary = str(run_options(chosen, device, settings, resume=options.resume, overwrite=options.overwrite))
@@ -150,7 +154,7 @@ def choose_backend(options: TrainingOptions, device: str) -> Backend:
         return adapt
     from trainer.backends.select import unsloth_backend
 
-    return unsloth_backend(required=wants_unsloth)
+    return unsloth_backend(options.model, required=wants_unsloth)
 
 
 def _shown(default: Any) -> str:

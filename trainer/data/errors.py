@@ -17,9 +17,11 @@ class DataCode(StrEnum):
     SOURCE_MISSING = "source_missing"
     SOURCE_UNREADABLE = "source_unreadable"
     SOURCE_EMPTY = "source_empty"
+    SOURCE_AMBIGUOUS = "source_ambiguous"
     COLUMN_MISSING = "column_missing"
     OPTIONS_CONFLICT = "options_conflict"
     TOO_MANY_BROKEN_ROWS = "too_many_broken_rows"
+    ROWS_LOST = "rows_lost"
     SPLIT_EMPTY = "split_empty"
     FONTS_MISSING = "fonts_missing"
     SHAPING_MISSING = "shaping_missing"
@@ -48,10 +50,13 @@ class RowCode(StrEnum):
     TEXT_MISSING = "text_missing"
     TEXT_EMPTY = "text_empty"
     TEXT_NOT_TEXT = "text_not_text"
+    TEXT_UNTRUSTED = "text_untrusted"
+    CHAT_INVALID = "chat_invalid"
     SPLIT_UNKNOWN = "split_unknown"
     GLYPH_MISSING = "glyph_missing"
     TOO_MANY_PAGES = "too_many_pages"
     DUPLICATE_ACROSS_SPLITS = "duplicate_across_splits"
+    NEAR_DUPLICATE_ACROSS_SPLITS = "near_duplicate_across_splits"
 
 
 class DataError(Exception):

@@ -6,7 +6,7 @@ Knows neither how it was made nor how it is shown. Has no local folders, so it c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,10 @@ class SetRecord:
     name: str
     pages: int
     sha256: str
+    split: str | None = None
+    """The split of a source that was read; None for a whole source or a set with tiers."""
+    seen_pages: int | None = None
+    """Pages that the adapter was trained on, or copies of them; None where its run kept no record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,8 @@ class ReaderResult:
     details: Mapping[str, str]
     """What identifies the reader: version, checksum of weights, device, options."""
     tiers: Mapping[str, TierScore]
+    cer_change: tuple[float, float] | None = None
+    """95 % interval of an adapter's CER on all pages minus the base model's; None for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,10 @@ def to_json(result: EvaluationResult) -> str:
     record = {"format": FORMAT, "normalisation": NORMALISATION, **asdict(result)}
     for reader in record["readers"]:
         reader["tiers"] = {tier: _rounded(score) for tier, score in reader["tiers"].items()}
+        change = reader.pop("cer_change")
+        if change is not None:
+            reader["cer_change"] = [round(end, 6) for end in change]
+    record["sets"] = [{name: value for name, value in each.items() if value is not None} for each in record["sets"]]
     return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -106,6 +116,7 @@ def from_json(text: str) -> EvaluationResult:
                     entry["name"],
                     entry["details"],
                     {tier: _tier_score(score) for tier, score in entry["tiers"].items()},
+                    _interval(entry.get("cer_change")),
                 )
                 for entry in record["readers"]
             ),
@@ -117,6 +128,10 @@ def from_json(text: str) -> EvaluationResult:
 def load_result(path: Path) -> EvaluationResult:
     """Read a record from a file; raises `FileNotFoundError`, or `ResultError` if it is not a record of this format."""
     return from_json(path.read_text(encoding="utf-8"))
+
+
+def _interval(ends: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if ends is None else (float(ends[0]), float(ends[1]))
 
 
 def _tier_score(score: Mapping[str, Any]) -> TierScore:

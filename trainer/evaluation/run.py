@@ -13,7 +13,8 @@ from trainer.evaluation.progress import Progress
 from trainer.evaluation.provenance import current_date, machine, package_versions, source_commit
 from trainer.evaluation.results import EvaluationResult, ReaderResult, SetRecord, is_adapter, is_base
 from trainer.evaluation.samples import Sample, SampleSet
-from trainer.evaluation.scores import PageScore, Reading, score_page, score_tier
+from trainer.evaluation.scores import PageScore, Reading, change_interval, score_page, score_tier
+from trainer.evaluation.seen import SeenPages
 from trainer.reading.protocol import Reader
 from trainer.tracing import span
 
@@ -28,12 +29,24 @@ class ScoredPage:
 
 
 def evaluate(
-    sets: Sequence[SampleSet], readers: Sequence[Reader], progress_stream: TextIO
+    sets: Sequence[SampleSet], readers: Sequence[Reader], progress_stream: TextIO, seen: SeenPages | None = None
 ) -> tuple[EvaluationResult, list[ScoredPage]]:
     """Read all sets with each reader in turn, and score them; the first reader is the one that the evaluation is about.
 
-    Returns the record, and every page with its readings. Raises `ReaderError` if a reader cannot work.
+    Args:
+        sets: the pages.
+        readers: at least one.
+        progress_stream: where progress is written to.
+        seen: pages that the adapter among the readers was trained on; None if unknown.
+
+    Returns:
+        The record, and every page with its readings.
+
+    Raises:
+        ReaderError: a reader cannot work.
     """
+    # Before any model reads for minutes.
+    counts = [None if seen is None else seen.count(pages) for pages in sets]
     samples = [sample for pages in sets for sample in pages.samples]
     readings = [read_all(reader, samples, progress_stream) for reader in readers]
     pages = [
@@ -45,7 +58,10 @@ def evaluate(
         commit=source_commit(),
         machine=machine(),
         versions=package_versions(),
-        sets=tuple(SetRecord(pages.name, len(pages.samples), pages.sha256) for pages in sets),
+        sets=tuple(
+            SetRecord(pages.name, len(pages.samples), pages.sha256, pages.split, count)
+            for pages, count in zip(sets, counts, strict=True)
+        ),
         readers=tuple(summarise(reader, place, pages, base_place(readers)) for place, reader in enumerate(readers)),
     )
     return result, pages
@@ -97,4 +113,7 @@ def summarise(reader: Reader, place: int, pages: Sequence[ScoredPage], base_plac
             )
             for tier, chosen in tiers.items()
         },
+        None
+        if compared is None
+        else change_interval([page.scores[place] for page in pages], [page.scores[compared] for page in pages]),
     )

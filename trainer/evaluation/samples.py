@@ -59,6 +59,8 @@ class SampleSet:
     samples: tuple[Sample, ...]
     sha256: str
     """Over every image's bytes and truth, in order; says which pages the figures are about."""
+    split: str | None = None
+    """The split of a source that was asked for."""
 
 
 def is_set(folder: Path) -> bool:

@@ -130,8 +130,7 @@ def score_tier(pages: Sequence[PageScore], base: Sequence[PageScore] | None = No
     if bleu_interval is not None:
         intervals["bleu"] = bleu_interval
     if base is not None:
-        change_R = _rates(chars, draws_RN) - _rates([page.chars for page in base], draws_RN)
-        intervals["cer_change"] = _interval(change_R)
+        intervals["cer_change"] = change_interval(pages, base)
     return TierScore(
         pages=len(pages),
         characters=total(chars).length,
@@ -148,6 +147,13 @@ def score_tier(pages: Sequence[PageScore], base: Sequence[PageScore] | None = No
         intervals=intervals,
         **rouge,
     )
+
+
+def change_interval(pages: Sequence[PageScore], base: Sequence[PageScore]) -> tuple[float, float]:
+    """95 % interval of the micro rate of `pages` minus that of `base`, the same pages by another reader."""
+    draws_RN = _draws(len(pages))
+    chars, base_chars = [page.chars for page in pages], [page.chars for page in base]
+    return _interval(_rates(chars, draws_RN) - _rates(base_chars, draws_RN))
 
 
 def _draws(num_pages: int) -> NDArray[np.float64]:

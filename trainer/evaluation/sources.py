@@ -6,6 +6,7 @@ An evaluation judges a model, not its data: a source with broken rows is refused
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -43,7 +44,11 @@ def load_source(spec: str, folder: Path, split: str | None, layout: Layout, limi
             f"{rejected.num_broken} of {rejected.num_rows} rows cannot be used, first {rejected.broken[0]}; "
             "correct them, or leave them out with `python -m trainer prepare` and measure on the set"
         )
-    return make_set(source.name, pages, None)
+    if split is not None and not pages:
+        raise SampleError(
+            f"{spec} has no page in the split {split}; prepare it with --{split}-share, or leave --split out"
+        )
+    return replace(make_set(source.name, pages, None), split=split)
 
 
 def _written(samples: Iterator[PageSample], folder: Path, layout: Layout) -> Iterator[Sample]:

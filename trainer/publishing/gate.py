@@ -45,9 +45,12 @@ RUN_FILE = "run.json"
 """Record of a training run: its options, its data and its versions."""
 MIN_IMPROVEMENT_RATIO = 0.05
 """Share of the base's character errors that must disappear; a smaller change may be due to the choice of pages."""
+MIN_PAGES = 20
+"""Pages that a proof takes; the interval of fewer says little about other pages."""
 MAX_TIER_LOSS = 0.01
 """Largest increase of the CER of any kind of page: one percentage point."""
-_ASKED_KEYS = (TASK_KEY, "mode", "max_new_tokens")
+MODE_KEY = "mode"
+_ASKED_KEYS = (TASK_KEY, MODE_KEY, "max_new_tokens")
 _WEIGHT_SUFFIX = ".weight"
 _LINEAR_DIMENSIONS = 2
 
@@ -62,6 +65,7 @@ class Margins:
 
     min_improvement_ratio: float = MIN_IMPROVEMENT_RATIO
     max_tier_loss: float = MAX_TIER_LOSS
+    min_pages: int = MIN_PAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +126,19 @@ def compare(base: Measurement, adapter: Measurement, margins: Margins) -> Evalua
     if _sizes(base.reader) != _sizes(adapter.reader):
         raise PublicationError("base and adapter read different tiers or numbers of pages; give both the same flags")
     return Evaluation(
-        sets=tuple(EvaluatedSet(name=pages.name, pages=pages.pages, sha256=pages.sha256) for pages in base.sets),
+        sets=tuple(
+            EvaluatedSet(
+                name=pages.name, pages=pages.pages, sha256=pages.sha256, split=pages.split, seen_pages=pages.seen_pages
+            )
+            for pages in adapter.sets
+        ),
         normalisation=NORMALISATION,
         min_improvement_ratio=margins.min_improvement_ratio,
         max_tier_loss=margins.max_tier_loss,
+        min_pages=margins.min_pages,
+        cer_change=_change(base.reader, adapter.reader),
         task=adapter.reader.details.get(TASK_KEY),
+        mode=adapter.reader.details.get(MODE_KEY),
         base=_metrics(base.reader),
         adapter=_metrics(adapter.reader),
     )
@@ -274,6 +286,20 @@ def _identity(name: str, revision: str | None) -> BaseIdentity:
         raise PublicationError(
             f"{revision!r} is no revision: give a commit (40 hex digits) or a SHA-256 of weights (64)"
         ) from error
+
+
+def _change(base: ReaderResult, adapter: ReaderResult) -> tuple[float, float]:
+    """95 % interval of the change of the CER over all pages.
+
+    Of records made apart, whose pages cannot be paired, the ends of both readers' own intervals: at least as wide.
+    """
+    if adapter.cer_change is not None:
+        return adapter.cer_change
+    total = max(sum(score.characters for score in base.tiers.values()), 1)
+    pairs = [(base.tiers[tier], score) for tier, score in adapter.tiers.items()]
+    low = sum((after.cer_low - before.cer_high) * before.characters for before, after in pairs) / total
+    high = sum((after.cer_high - before.cer_low) * before.characters for before, after in pairs) / total
+    return float(low), float(high)
 
 
 def _sizes(reader: ReaderResult) -> dict[str, tuple[int, int]]:

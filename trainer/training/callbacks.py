@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -110,7 +111,8 @@ class EventLog(TrainerCallback):
         """Log an event with its figures."""
         if not self._is_main:
             return
-        record: dict[str, Any] = {"event": event, "seconds": round(time.monotonic() - self._start_s, 2)}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        record: dict[str, Any] = {"event": event, "time": now, "seconds": round(time.monotonic() - self._start_s, 2)}
         if state is not None:
             record |= {"step": state.global_step, "max_steps": state.max_steps, "epoch": round(state.epoch or 0, 4)}
         record |= {name: _short(value) for name, value in figures.items()}
@@ -118,6 +120,11 @@ class EventLog(TrainerCallback):
             file.write(json.dumps(record) + "\n")
         if self._caller is not None:
             self._caller(record)
+
+    def say(self, text: str) -> None:
+        """Tell a person at once what the log says, too."""
+        if self._is_main:
+            tqdm.write(text, file=self._stream)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Show the bar."""

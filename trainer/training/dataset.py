@@ -22,7 +22,8 @@ from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan, plan_views
 from shared.deepseek_ocr.images import prepare_views
 from trainer.data.sources.samples import PageSample
-from trainer.data.sources.splits import SplitShares, image_key, text_key
+from trainer.data.sources.splits import SplitShares, group_key, image_key, text_key
+from trainer.evaluation.seen import seen_line
 
 IDS = "I"
 """Type code of answers' tokens: 32 bits, without a sign."""
@@ -92,10 +93,12 @@ class TrainingSet:
     Attributes:
         samples: the samples.
         num_too_long: how many were left out for their length.
+        seen: what identifies the pages, for evaluations; see `trainer.evaluation.seen`.
     """
 
     samples: list[TrainingSample] = field(default_factory=list)
     num_too_long: int = 0
+    seen: list[str] = field(default_factory=list)
     _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     def add(self, sample: TrainingSample, content: bytes) -> None:
@@ -145,6 +148,7 @@ class SampleReader:
             return
         places = tuple(self.store.add(image.data) for image in sample.images)
         content = b"".join(bytes.fromhex(image.pixels_sha256) for image in sample.images)
+        into.seen.append(seen_line(sample.images, sample.text))
         into.add(TrainingSample(sample.name, plans, places, ids, sample.text), content)
 
     def views(self, sample: TrainingSample) -> list[PageViews]:
@@ -158,5 +162,6 @@ class SampleReader:
 def split_samples(samples: Iterable[PageSample], shares: SplitShares) -> Iterator[tuple[str, PageSample]]:
     """Pair each sample with its split: the one that the source names, else one by the digest of its content."""
     for sample in samples:
-        key = text_key(sample.text) or b"".join(image_key(image.pixels_sha256) for image in sample.images)
+        of_images = b"".join(image_key(image.pixels_sha256) for image in sample.images)
+        key = group_key(sample.group) or text_key(sample.text) or of_images
         yield sample.split or shares.split_of(key), sample

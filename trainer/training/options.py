@@ -51,7 +51,7 @@ class TrainingOptions:
     validation_share: float = _option(0.1, "share held out by content if the source names no splits")
     max_broken_share: float = _option(0.01, "maximum share of broken rows, which are left out")
     max_train_samples: int | None = _option(None, "train on the first N samples")
-    max_eval_samples: int | None = _option(64, "check on the first N held-out samples")
+    max_eval_samples: int | None = _option(64, "check on the first N held-out samples, or on all")
     max_length: int = _option(4096, "tokens of a sample, image included; longer ones are left out")
 
     batch_size: int = _option(4, "samples per step and device")
@@ -83,7 +83,7 @@ class TrainingOptions:
     logging_steps: int = _option(10, "log every N updates")
     keep_checkpoints: int = _option(2, "number of newest checkpoints to keep")
     max_new_tokens: int | None = _option(None, "longest answer in checks; default: twice the longest known one")
-    early_stopping_patience: int | None = _option(5, "stop after N checks without a better error rate")
+    early_stopping_patience: int | None = _option(5, "stop after N checks without a better error rate, or none")
 
     use_tensorboard: bool = _option(True, "write TensorBoard files if it is installed")
     use_wandb: bool = _option(False, "log to Weights & Biases; WANDB_MODE=offline works")
@@ -116,6 +116,8 @@ class TrainingOptions:
         return values | {"output_dir": str(self.output_dir), "target_modules": list(self.target_modules)}
 
 
+_NO_LIMIT: Final = ("none", "all")
+"""For a number that is a limit: there is none."""
 _POSITIVE: Final = (
     "batch_size", "gradient_accumulation_steps", "num_epochs", "max_steps", "learning_rate", "max_grad_norm",
     "lora_rank", "lora_alpha", "max_length", "max_train_samples", "max_eval_samples", "eval_steps", "save_steps",
@@ -169,7 +171,7 @@ def value_of(name: str, value: Any) -> Any:
     """Convert a value from a file or a flag to the type of its option; raises `TrainingError` if that is impossible."""
     hint = _HINTS[name]
     is_optional = type(None) in typing.get_args(hint)
-    if value is None and is_optional:
+    if is_optional and (value is None or (hint != str | None and value in _NO_LIMIT)):
         return None
     kind = next((part for part in typing.get_args(hint) if part is not type(None)), hint) if is_optional else hint
     if typing.get_origin(kind) is tuple:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,7 @@ from typing import Any, Final
 from trainer.backends.protocol import AdaptedModel
 from trainer.config import process_rank
 from trainer.evaluation.provenance import current_date, machine, package_version, package_versions, source_commit
+from trainer.evaluation.seen import SEEN_FILE
 from trainer.training.checkpoints import restore_replaced, writing_to
 from trainer.training.data import RunData
 from trainer.training.distributed import barrier
@@ -29,9 +30,9 @@ CACHE: Final = "cache"
 LOCK: Final = ".lock"
 _FREE_OPTIONS: Final = frozenset({
     "device", "feature_disk_gb", "feature_memory_gb", "hub_model_id", "keep_checkpoints", "logging_steps", "output_dir",
-    "push_to_hub", "use_tensorboard", "use_wandb", "wandb_project",
+    "max_steps", "num_epochs", "push_to_hub", "use_tensorboard", "use_wandb", "wandb_project",
 })  # fmt: skip
-"""Options that a resumed run may change, as they do not affect what is learnt."""
+"""Options that a resumed run may change: they do not affect what is learnt, or say for how long."""
 _PACKAGES: Final = ("peft", "accelerate", "unsloth", "bitsandbytes")
 
 
@@ -124,6 +125,15 @@ def settle_record(output: Path, record: dict[str, Any], *, resume: bool) -> None
             partial.replace(path)
 
 
+def write_seen(output: Path, lines: Sequence[str]) -> None:
+    """Write what identifies the pages that are trained on, so that none of them can prove the adapter."""
+    if rank() == 0:
+        with writing_to(output):
+            partial = output / f"{SEEN_FILE}.partial"
+            partial.write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
+            partial.replace(output / SEEN_FILE)
+
+
 def _settle(output: Path, *, resume: bool, overwrite: bool) -> None:
     for name in (BEST,):
         restore_replaced(output / name)
@@ -131,8 +141,10 @@ def _settle(output: Path, *, resume: bool, overwrite: bool) -> None:
     if not strange or resume:
         return
     is_run = (output / RUN_FILE).is_file() or strange <= {CHECKPOINTS, CACHE}
+    # One that was refused before its first event, for a missing package or a full disk, is nothing to keep.
+    has_begun = (output / RUN_FILE).is_file() and bool(strange & {LOG_FILE, BEST})
     # Only delete what this program made: --overwrite on a home folder must not empty it.
-    if not is_run or (not overwrite and (output / RUN_FILE).is_file()):
+    if not is_run or (not overwrite and has_begun):
         raise TrainingError(
             TrainingCode.OUTPUT_EXISTS,
             f"{output} holds {'a run' if is_run else 'something else'} already",

@@ -11,7 +11,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from trainer.training.distributed import broadcast_first
 from trainer.training.errors import TrainingCode, TrainingError, TrainingStopped
 from trainer.training.loop import BEST, CHECKPOINTS
 from trainer.training.options import TrainingOptions
-from trainer.training.output import CACHE, LOG_FILE, make_record, rank, run_folder, settle_record
+from trainer.training.output import CACHE, LOG_FILE, make_record, rank, run_folder, settle_record, write_seen
 from trainer.training.setup import TrainingSetup, adapter_request, sample_reader, set_up
 
 
@@ -41,17 +41,28 @@ class RunSummary:
         steps: updates made.
         best_cer: lowest error rate of a check; None without held-out pages.
         base_cer: error rate of the base model on the same pages.
+        num_held_out: pages that it was measured on.
+        max_steps: updates that were planned.
     """
 
     output: Path
     steps: int
     best_cer: float | None
     base_cer: float | None
+    num_held_out: int = 0
+    max_steps: int = 0
 
     def __str__(self) -> str:
-        cer = "" if self.best_cer is None else f"; held-out pages: CER {100 * self.best_cer:.2f} %"
+        if self.best_cer is None:
+            return (
+                f"{self.output / BEST}: the last adapter of {self.steps} updates; nothing was held out to measure it on"
+            )
         was = "" if self.base_cer is None else f", base model {100 * self.base_cer:.2f} %"
-        return f"{self.output / BEST}: the best adapter of {self.steps} updates{cer}{was}"
+        early = f"; stopped early, {self.max_steps} were planned" if self.steps < self.max_steps else ""
+        return (
+            f"{self.output / BEST}: the best adapter of {self.steps} updates; {self.num_held_out} held-out pages: "
+            f"CER {100 * self.best_cer:.2f} %{was}{early}"
+        )
 
 
 def train(
@@ -94,10 +105,12 @@ def train(
             pages = (data or (lambda into: load_data(options, into)))(reader)
             reading.set_attribute("deepsynth.samples", len(pages.train))
         settle_record(output, make_record(options, adapted, pages), resume=resume)
+        write_seen(output, pages.train.seen)
         run = set_up(options, adapted, reader, pages, device, stack, progress)
         run.trainer.add_callback(StopCallback(request))
         if pages.note:
             run.log.write("data", note=pages.note)
+            run.log.say(pages.note)
         checkpoint = _checkpoint(output, run) if resume else None
         with span("train.fit") as fitting:
             _fit(run, checkpoint, output)
@@ -108,7 +121,7 @@ def train(
                 "the same command with --resume continues from there",
                 request.signal_number or signal.SIGTERM,
             )
-        summary = _finish(run, output)
+        summary = replace(_finish(run, output), num_held_out=len(pages.validation))
     shutil.rmtree(output / CACHE, ignore_errors=True)
     return summary
 
@@ -132,7 +145,7 @@ def _finish(run: TrainingSetup, output: Path) -> RunSummary:
     base_cer = None if base is None else float(base["cer"])
     best_cer = None if trainer.best_cer is None else float(trainer.best_cer)
     run.log.write("finished", trainer.state, best_cer=best_cer, base_cer=base_cer)
-    return RunSummary(output, trainer.state.global_step, best_cer, base_cer)
+    return RunSummary(output, trainer.state.global_step, best_cer, base_cer, max_steps=trainer.state.max_steps)
 
 
 def _checkpoint(output: Path, run: TrainingSetup) -> Path | None:

@@ -187,7 +187,8 @@ def training_arguments(
         max_steps=options.max_steps or -1,
         learning_rate=options.learning_rate,
         lr_scheduler_type=options.lr_scheduler,
-        warmup_steps=options.warmup_ratio,
+        # Rounded down: a run of a few updates would otherwise begin, and end, with a learning rate of 0.
+        warmup_steps=int(options.warmup_ratio * (options.max_steps or per_pass * options.num_epochs)),
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
         seed=options.seed,

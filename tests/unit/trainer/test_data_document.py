@@ -1,4 +1,4 @@
-"""The section on data in docs/training.md: its commands run as they stand there, and its codes are all there are."""
+"""docs/data.md: its commands run as they stand there, and its codes are all there are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.data.errors import DataCode, RowCode
 from trainer.data.prepare.manifest import verify_set
 
 ROOT = Path(__file__).resolve().parents[3]
-TEXT = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("## Data\n")[2].partition("\n## ")[0]
+TEXT = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -61,13 +61,15 @@ def test_every_command_runs(workplace, capsys):
 
 
 def test_every_code_is_explained_and_none_else():
-    named = set(re.findall(r"`([a-z]+_[a-z_]+)`", TEXT.partition("### When it stops")[2]))
+    named = set(re.findall(r"`([a-z]+_[a-z_]+)`", TEXT.partition("## When it stops")[2]))
     assert named == {code.value for code in (*DataCode, *RowCode)}
 
 
 def test_every_flag_that_is_named_exists(capsys):
-    with pytest.raises(SystemExit):
-        main(["prepare", "--help"])
-    help_text = capsys.readouterr().out
+    help_text = ""
+    for command in ("prepare", "train"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        help_text += capsys.readouterr().out
     flags = set(re.findall(r"(?<!-)--[a-z][a-z-]+", TEXT))
     assert {flag for flag in flags if flag not in help_text} == set()

@@ -59,6 +59,7 @@ def card_text(manifest: dict[str, Any], stats: SetStats) -> str:
         "",
         *_left_out(manifest),
         "",
+        *_doubtful(manifest),
         "## Characters",
         "",
         f"{len(stats.characters)} different ones.",
@@ -119,7 +120,7 @@ def _images_of_file(source: PageSource, count: int) -> list[Image.Image]:
 def _left_out(manifest: dict[str, Any]) -> list[str]:
     codes = {**manifest["broken_rows"]}
     if manifest["num_duplicates"]:
-        codes["duplicate_across_splits"] = manifest["num_duplicates"]
+        codes["duplicates across splits"] = manifest["num_duplicates"]
     if not codes:
         return [f"None of {manifest['num_rows']}."]
     return [
@@ -128,6 +129,21 @@ def _left_out(manifest: dict[str, Any]) -> list[str]:
         "| reason | rows |",
         "|---|---|",
         *(f"| {code} | {count} |" for code, count in sorted(codes.items())),
+    ]
+
+
+def _doubtful(manifest: dict[str, Any]) -> list[str]:
+    if not manifest["doubtful_rows"]:
+        return []
+    return [
+        "## Rows to look at",
+        "",
+        "They are in the set and may teach a model to invent; `doubtful-rows.jsonl` names each.",
+        "",
+        "| reason | rows |",
+        "|---|---|",
+        *(f"| {reason} | {count} |" for reason, count in sorted(manifest["doubtful_rows"].items())),
+        "",
     ]
 
 

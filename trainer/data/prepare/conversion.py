@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
-from trainer.data.sources.columns import Columns, images_of, split_of, text_of
+from trainer.data.likeness import PageLikeness, likeness_of
+from trainer.data.sources.columns import Columns, images_of, row_split, text_of
 from trainer.data.sources.images import PageImage
-from trainer.data.sources.protocol import BrokenRow, Row
-from trainer.data.sources.splits import image_key, text_key
+from trainer.data.sources.protocol import PROMPT_COLUMN, BrokenRow, Row
+from trainer.data.sources.splits import group_key, image_key, text_key
 
 AHEAD: Final = 4
 """Rows queued for each worker: enough to keep it busy, few enough to fit in memory."""
@@ -38,6 +39,7 @@ class PreparedSample:
         split: the split that the source names, if it does.
         group: key of the content that decides the split; the same for all samples of a row.
         fonts: faces that the text was drawn with.
+        prompt: what a chat asked for; empty where the source has no questions.
     """
 
     row: int
@@ -48,6 +50,12 @@ class PreparedSample:
     split: str | None
     group: bytes
     fonts: tuple[str, ...] = ()
+    prompt: str = ""
+
+    @property
+    def likeness(self) -> PageLikeness:
+        """By which a copy of the page is known again."""
+        return likeness_of(self.text, [image.look for image in self.images])
 
     def content_keys(self) -> tuple[bytes, ...]:
         """Contents that may not be in two splits."""
@@ -85,14 +93,20 @@ class ReadConverter:
     def convert(self, row: Row) -> list[PreparedSample]:
         """See `Converter`."""
         text = text_of(row, str(self.columns.text), self.image_root, is_file=self.columns.text_is_file)
-        split = split_of(row, self.columns.split) if self.columns.split is not None else None
-        images = images_of(row, self.columns, self.image_root)
+        split = row_split(row, self.columns)
+        images = images_of(row, self.columns, self.image_root, looks_for_print=True)
         if len(images) > 1 and not self.several_images:
             reason = f"it has {len(images)} images where the first row has one: prepare such rows as a set of their own"
             raise RowError(RowCode.IMAGE_SEVERAL, reason)
+        of_images = hashlib.sha256(b"".join(image_key(each.pixels_sha256) for each in images)).digest()
         of_text = None if self.groups_by_image else text_key(text)
-        group = of_text or hashlib.sha256(b"".join(image_key(each.pixels_sha256) for each in images)).digest()
-        return [PreparedSample(row.number, 1, row.name, images, text, split, group)]
+        group = group_key(row.group) or of_text or of_images
+        prompt = row.fields.get(PROMPT_COLUMN)
+        return [
+            PreparedSample(
+                row.number, 1, row.name, images, text, split, group, prompt=prompt if isinstance(prompt, str) else ""
+            )
+        ]
 
 
 Outcome = list[PreparedSample] | BrokenRow

@@ -21,7 +21,7 @@ from trainer.data.prepare.conversion import PreparedSample
 from trainer.data.render.degrade import degrade
 from trainer.data.render.faces import FaceSet
 from trainer.data.render.pages import DrawnPage, PageStyle, draw_pages
-from trainer.data.sources.columns import Columns, split_of, text_of
+from trainer.data.sources.columns import Columns, row_split, text_of
 from trainer.data.sources.images import PageImage, check_image, encode_png
 from trainer.data.sources.protocol import Row
 from trainer.data.sources.splits import text_key
@@ -64,7 +64,7 @@ class DrawConverter:
         is_file = self.columns.text_is_file
         answer = text_of(row, str(self.columns.text), self.image_root, is_file=is_file)
         read = text_of(row, str(self.columns.read), self.image_root, is_file=is_file) if self.several_images else answer
-        split = split_of(row, self.columns.split) if self.columns.split is not None else None
+        split = row_split(row, self.columns)
         group = text_key(read) or hashlib.sha256(read.encode()).digest()
         rng = Random(f"{self.seed}/{row.number}/{group.hex()}")
         pages = list(islice(draw_pages(read, self.faces, self.style, rng), self.max_pages + 1))

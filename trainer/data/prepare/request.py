@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -61,11 +62,19 @@ class Summary:
     manifest: dict[str, Any]
 
     def __str__(self) -> str:
-        splits = ", ".join(f"{record['num_samples']} {name}" for name, record in self.manifest["splits"].items())
-        passed_over = self.manifest["request"].get("samples", {}).get("passed_over", {})
-        others = "".join(f", {number} {reason}" for reason, number in passed_over.items())
-        left_out = sum(self.manifest["broken_rows"].values())
-        return (
-            f"{self.out}: {splits}; {left_out} of {self.manifest['num_rows']} rows left out"
-            f", {self.manifest['num_duplicates']} duplicates refused{others}; see {self.out / 'README.md'}"
-        )
+        made = self.manifest
+        splits = ", ".join(f"{record['num_samples']} {name}" for name, record in made["splits"].items())
+        left_out = sum(made["broken_rows"].values())
+        lines = [
+            f"{self.out}: {splits}; {left_out} of {made['num_rows']} rows left out"
+            f", {made['num_duplicates']} duplicates refused; see {self.out / 'README.md'}",
+            _counted("passed over", made.get("passed_over")),
+            _counted("to look at, in doubtful-rows.jsonl", made.get("doubtful_rows")),
+            _counted("prompts, of which `train --task` trains one", made.get("prompts")),
+        ]
+        return "\n".join(line for line in lines if line)
+
+
+def _counted(what: str, counts: Mapping[str, int] | None) -> str:
+    """Counts by kind as a line; empty without any."""
+    return f"{what}: {', '.join(f'{count} {kind}' for kind, count in counts.items())}" if counts else ""

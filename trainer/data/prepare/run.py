@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -18,18 +18,23 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainer.data.errors import DataCode, DataError, RowCode
+from trainer.data.likeness import LikenessRegister, PageLikeness
 from trainer.data.prepare.card import write_card
 from trainer.data.prepare.conversion import Converter, Outcome, PreparedSample, convert_rows
 from trainer.data.prepare.manifest import FORMAT_VERSION, MANIFEST_NAME, load_manifest
 from trainer.data.prepare.output import OutputFolder, write_file, writing_to
 from trainer.data.prepare.request import PrepareRequest, Summary
-from trainer.data.prepare.shards import ShardFile, ShardRecord
+from trainer.data.prepare.shards import ShardFile, ShardRecord, rows_of_shard
 from trainer.data.prepare.stats import SetStats
 from trainer.data.sources.protocol import BrokenRow, PageSource, Row
 from trainer.data.sources.rejected_rows import NAMED_ROWS, RejectedRows
-from trainer.data.sources.splits import VALIDATION, SplitRegister
+from trainer.data.sources.splits import VALIDATION, SplitRegister, image_key, text_digest
 
 BROKEN_NAME: Final = "broken-rows.jsonl"
+DOUBTFUL_NAME: Final = "doubtful-rows.jsonl"
+"""Rows that are in the set and may teach a model to invent; people have to look at them."""
+_DUPLICATES: Final = (RowCode.DUPLICATE_ACROSS_SPLITS, RowCode.NEAR_DUPLICATE_ACROSS_SPLITS)
+_SHOWN_ROWS: Final = 5
 
 Progress = Callable[[int, int | None], None]
 
@@ -66,7 +71,7 @@ def prepare(
             return Summary(request.out, load_manifest(request.out))
         run = _Run(request, output)
         done = run.num_rows_done
-        rows = _numbered(islice(source.rows(start=done), _rest(request.limit, done)), done + 1)
+        rows = run.counted(islice(source.rows(start=done), _rest(request.limit, done)), done + 1)
         outcomes = convert_rows(rows, converter, workers)
         total = _total(source.num_rows, request.limit)
         report = progress or (lambda done, total: None)
@@ -76,13 +81,15 @@ def prepare(
                 pass
         try:
             run.judge()
+            run.account(total)
         except DataError:
             # Corrected rows or another share start again; allowing more broken rows continues from here.
             output.refuse()
             raise
-        manifest = run.manifest(described, fingerprint)
+        manifest = {**run.manifest(described, fingerprint), "passed_over": dict(source.passed_over)}
         with writing_to(request.out):
-            _write_broken(output.folder / BROKEN_NAME, output.journal())
+            _write_lines(output.folder / BROKEN_NAME, (note for note in output.journal() if "code" in note))
+            _write_lines(output.folder / DOUBTFUL_NAME, (note for note in output.journal() if "doubt" in note))
             write_card(output.folder, manifest, run.stats)
             write_file(output.folder / MANIFEST_NAME, _as_bytes(manifest))
             output.publish()
@@ -101,16 +108,53 @@ class _Run:
         self.stats = SetStats.from_json(state["tally"]) if state else SetStats()
         self.rejected = RejectedRows(request.max_broken_share)
         self._register = SplitRegister()
+        self._pages = LikenessRegister()
+        self._texts: dict[bytes, bytes] = {}
+        self._num_read = self._num_done_before = 0
         if state:
             self.rejected.num_rows = state["num_rows"]
             self.rejected.codes = Counter(state["codes"])
         for note in output.journal():
             self._recall(note)
+        self._num_done_before = self.num_rows_done
 
     @property
     def num_rows_done(self) -> int:
         """Rows read by finished steps."""
         return self.rejected.num_rows + self.stats.duplicates
+
+    def counted(self, rows: Iterable[Row | BrokenRow], first: int) -> Iterator[Row | BrokenRow]:
+        """Rows numbered over the whole source, and counted: shards and streams number their own rows."""
+        for number, row in enumerate(rows, first):
+            self._num_read += 1
+            yield replace(row, number=number)
+
+    def account(self, total: int | None) -> None:
+        """Check that every row of the source is in the set's files, or is named with the reason why it is not.
+
+        Args:
+            total: rows that the source says it has; None if it does not know.
+
+        Raises:
+            DataError: a row is neither, or is both (`rows_lost`).
+        """
+        num_rows = self._num_done_before + self._num_read
+        named = Counter(note["number"] for note in self._output.journal() if "code" in note)
+        written = {row for shard in self._shards for row in rows_of_shard(self._output.folder / shard.name)}
+        wanted = set(range(1, num_rows + 1))
+        lost = sorted(wanted - written - named.keys())
+        twice = sorted((written & named.keys()) | {row for row, count in named.items() if count > 1})
+        strange = sorted((written | named.keys()) - wanted)
+        if not (lost or twice or strange or (total is not None and total != num_rows)):
+            return
+        shown = ", ".join(map(str, (lost or twice or strange)[:_SHOWN_ROWS])) or "none"
+        raise DataError(
+            DataCode.ROWS_LOST,
+            f"of {num_rows if total is None else total} rows {num_rows} were read, {len(written)} are in the set and "
+            f"{len(named)} are named as left out (rows {shown})",
+            "the source may have changed meanwhile: run the command again with --restart; if this stays, it is a fault "
+            "of the program",
+        )
 
     def step(self, outcomes: Iterator[Outcome], report: Callable[[int], None]) -> bool:
         """Convert, write and commit the next rows; False if there were no more. `report` gets the rows done so far."""
@@ -179,6 +223,8 @@ class _Run:
             "num_rows": self.num_rows_done,
             "broken_rows": dict(self.rejected.codes),
             "num_duplicates": self.stats.duplicates,
+            "doubtful_rows": dict(self.stats.doubts),
+            "prompts": dict(self.stats.prompts),
         }
 
     def _take(
@@ -189,21 +235,58 @@ class _Run:
         if samples[0].split is not None:
             self._named_splits.add(split)
         keys = tuple(key for sample in samples for key in sample.content_keys())
-        other = self._register.clash(keys, split)
-        if other is not None:
-            reason = f"its image or its text is in {other} already, so it cannot be in {split}"
-            row = BrokenRow(samples[0].row, samples[0].name, RowCode.DUPLICATE_ACROSS_SPLITS, reason)
+        pages = [sample.likeness for sample in samples]
+        refused = self._duplicate(keys, pages, split)
+        if refused is not None:
             self.stats.duplicates += 1
-            notes.append(_noted(row))
+            notes.append(_noted(BrokenRow(samples[0].row, samples[0].name, *refused)))
             return
         self.rejected.take()
-        notes.append({"split": split, "keys": [key[:16].hex() for key in keys]})
+        for page in pages:
+            self._pages.add(page, split)
+        doubts = [doubt for sample in samples for doubt in self._doubts(sample)]
+        self.stats.doubts.update(doubt.partition(":")[0] for doubt in doubts)
+        images = {image_key(image.pixels_sha256)[:16].hex(): text_digest(sample.text).hex()
+                  for sample in samples for image in sample.images}  # fmt: skip
+        notes.append(
+            {
+                "split": split,
+                "keys": [key[:16].hex() for key in keys],
+                "pages": [page.as_text() for page in pages],
+                "images": images,
+            }
+        )
+        notes += [{"number": samples[0].row, "name": samples[0].name, "doubt": doubt} for doubt in doubts]
         with writing_to(self._request.out):
             for sample in samples:
                 if split not in open_files:
                     open_files[split] = self._open(split)
                 open_files[split].add(sample)
                 self.stats.add(sample, split)
+
+    def _duplicate(
+        self, keys: tuple[bytes, ...], pages: Sequence[PageLikeness], split: str
+    ) -> tuple[RowCode, str] | None:
+        """Why a row cannot be in its split: another one has its content, or a copy of its page."""
+        other = self._register.clash(keys, split)
+        if other is not None:
+            reason = f"its image or its text is in {other} already, so it cannot be in {split}"
+            return RowCode.DUPLICATE_ACROSS_SPLITS, reason
+        other = next((label for page in pages if (label := self._pages.find(page, but=split))), None)
+        if other is not None:
+            reason = f"a page of nearly the same text and look is in {other} already, so it cannot be in {split}"
+            return RowCode.NEAR_DUPLICATE_ACROSS_SPLITS, reason
+        return None
+
+    def _doubts(self, sample: PreparedSample) -> Iterator[str]:
+        """What is wrong with a sample that is usable all the same."""
+        digest = text_digest(sample.text)
+        for image in sample.images:
+            if image.is_blank:
+                yield "blank_image: nothing is printed on its image, and it has a text"
+            key = image_key(image.pixels_sha256)[:16]
+            if self._texts.setdefault(key, digest) != digest:
+                yield "other_text: another row has the same image and another text"
 
     def _open(self, split: str) -> ShardFile:
         request = self._request
@@ -213,7 +296,11 @@ class _Run:
     def _recall(self, note: dict[str, Any]) -> None:
         if "keys" in note:
             self._register.clash(tuple(bytes.fromhex(key) for key in note["keys"]), note["split"])
-        elif note["code"] != RowCode.DUPLICATE_ACROSS_SPLITS and len(self.rejected.broken) < NAMED_ROWS:
+            for page in note["pages"]:
+                self._pages.add(PageLikeness.from_text(page), note["split"])
+            for image, text in note["images"].items():
+                self._texts.setdefault(bytes.fromhex(image), bytes.fromhex(text))
+        elif "code" in note and note["code"] not in _DUPLICATES and len(self.rejected.broken) < NAMED_ROWS:
             self.rejected.broken.append(BrokenRow(**{**note, "code": RowCode(note["code"])}))
 
     def _state(self) -> dict[str, Any]:
@@ -228,17 +315,12 @@ class _Run:
         }
 
 
-def _numbered(rows: Iterable[Row | BrokenRow], first: int) -> Iterator[Row | BrokenRow]:
-    """Rows numbered over the whole source: shards and streams number their own rows, but keys must be unique."""
-    return (replace(row, number=number) for number, row in enumerate(rows, first))
-
-
 def _noted(row: BrokenRow) -> dict[str, Any]:
     return {"number": row.number, "name": row.name, "code": row.code.value, "reason": row.reason}
 
 
-def _write_broken(path: Path, notes: list[dict[str, Any]]) -> None:
-    lines = "".join(json.dumps(note) + "\n" for note in notes if "code" in note)
+def _write_lines(path: Path, notes: Iterable[dict[str, Any]]) -> None:
+    lines = "".join(json.dumps(note) + "\n" for note in notes)
     write_file(path, lines.encode())
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.data.prepare.conversion import PreparedSample
-from trainer.data.sources.protocol import IMAGE_COLUMN, IMAGES_COLUMN
+from trainer.data.sources.protocol import IMAGE_COLUMN, IMAGES_COLUMN, PROMPT_COLUMN
 
 GROUP_ROWS: Final = 32
 """Samples of a row group, which a reader must decode to get any of them."""
@@ -89,6 +89,7 @@ class ParquetShard:
             "page": _value("int32"),
             "image_sha256": {"_type": "List", "feature": _value("string")},
             "fonts": {"_type": "List", "feature": _value("string")},
+            "prompt": _value("string"),
         }
         schema = pa.schema(
             [
@@ -99,6 +100,7 @@ class ParquetShard:
                 ("page", pa.int32()),
                 ("image_sha256", pa.list_(pa.string())),
                 ("fonts", pa.list_(pa.string())),
+                (PROMPT_COLUMN, pa.string()),
             ],
             metadata={"huggingface": json.dumps({"info": {"features": features}})},
         )
@@ -118,6 +120,7 @@ class ParquetShard:
                 "page": sample.page,
                 "image_sha256": [image.pixels_sha256 for image in sample.images],
                 "fonts": list(sample.fonts),
+                PROMPT_COLUMN: sample.prompt,
             }
         )
         if len(self._held) == GROUP_ROWS:
@@ -158,6 +161,7 @@ class TarShard:
             "page": sample.page,
             "image_sha256": [image.pixels_sha256 for image in sample.images],
             "fonts": list(sample.fonts),
+            PROMPT_COLUMN: sample.prompt,
         }
         self._member(f"{key}.json", json.dumps(facts, ensure_ascii=False).encode(errors="replace"))
 
@@ -211,6 +215,14 @@ class ShardFile:
         """Close the file, finished or not; an unfinished one is deleted when the work continues."""
         self._shard.abandon()
         self._file.close()
+
+
+def rows_of_shard(path: Path) -> set[int]:
+    """Numbers of the source's rows that a finished file holds, read from the file."""
+    if path.suffix == SetFormat.PARQUET.suffix:
+        return set(pq.read_table(path, columns=["row"])["row"].to_pylist())
+    with tarfile.open(path) as archive:
+        return {int(name.partition("-")[0]) for name in archive.getnames()}
 
 
 def _key(sample: PreparedSample) -> str:

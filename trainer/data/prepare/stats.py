@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from shared.contract.prompts import recognise
 from trainer.data.prepare.conversion import PreparedSample
 
 
@@ -24,6 +25,8 @@ class SetStats:
         longest_text: characters of the longest text.
         largest_px: greatest width and height of an image.
         num_text_characters: characters of all texts.
+        prompts: what samples of chats ask for, by task; `other` where it is no public prompt.
+        doubts: samples in the set that people have to look at, by reason.
         duplicates: rows refused because another split has their content.
         lowest_place: lowest position of any content between 0 and 1; a share above it holds something out.
         digest: over all samples in order.
@@ -33,6 +36,8 @@ class SetStats:
     images: Counter[str] = field(default_factory=Counter)
     characters: Counter[str] = field(default_factory=Counter)
     faces: Counter[str] = field(default_factory=Counter)
+    prompts: Counter[str] = field(default_factory=Counter)
+    doubts: Counter[str] = field(default_factory=Counter)
     longest_text: int = 0
     largest_px: tuple[int, int] = (0, 0)
     num_text_characters: int = 0
@@ -46,6 +51,9 @@ class SetStats:
         self.images[split] += len(sample.images)
         self.characters.update(character for character in sample.text if not character.isspace())
         self.faces.update(sample.fonts)
+        if sample.prompt:
+            asked = recognise(sample.prompt)
+            self.prompts[asked[0].value if asked else OTHER_PROMPT] += 1
         self.longest_text = max(self.longest_text, len(sample.text))
         self.num_text_characters += len(sample.text)
         for image in sample.images:
@@ -69,8 +77,10 @@ class SetStats:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> SetStats:
         """What `as_json` gave."""
-        counters = {name: Counter(value[name]) for name in ("samples", "images", "characters", "faces")}
+        counters = {name: Counter(value[name]) for name in _COUNTERS}
         return cls(**{**value, **counters, "largest_px": tuple(value["largest_px"])})
 
 
+OTHER_PROMPT = "other"
+_COUNTERS = ("samples", "images", "characters", "faces", "prompts", "doubts")
 _KINDS = {"N": "Digits", "P": "Punctuation", "S": "Symbols"}

@@ -1,20 +1,30 @@
 """Order of a line's characters where scripts of two directions meet.
 
-The implicit part of the Unicode bidirectional algorithm (UAX #9: P2-P3, W1-W7, N1-N2, I1-I2, L1-L2), enough for text
-without embedding controls. Pillow's shaper has it too, but only for one face at a time; a line of several faces must
-be cut and ordered before.
+Levels are those of FriBiDi, the implementation of the Unicode bidirectional algorithm that Pillow's shaper loads as
+well. Pillow orders only one face at a time; a line of several faces must be cut and ordered before.
 
-Source: Unicode Standard Annex #9, Unicode Bidirectional Algorithm.
+Source: Unicode Standard Annex #9, Unicode Bidirectional Algorithm; FriBiDi 1.0, fribidi-bidi.h.
 """
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, Final, TypeVar
+
+from trainer.data.errors import DataCode, DataError
 
 Piece = TypeVar("Piece")
+_LEFT_TO_RIGHT, _RIGHT_TO_LEFT = 0x110, 0x111
+"""FriBiDi's types of a paragraph: a strong letter, and its direction."""
+_LIBRARIES: Final = ("libfribidi.so.0", "libfribidi.0.dylib", "fribidi-0.dll", "fribidi.dll")
+_ORDERED: Final = frozenset({"R", "AL", "AN"})
+"""Without characters of these kinds a line has one direction."""
 
 
 def base_level(text: str) -> int:
@@ -27,17 +37,24 @@ def base_level(text: str) -> int:
 
 
 def levels(line: str, base: int) -> list[int]:
-    """Embedding level of each character of a line in logical order; odd levels run right to left."""
-    edge = "R" if base else "L"
-    kinds = _resolve_neutrals(_resolve_weak([unicodedata.bidirectional(each) or "L" for each in line], edge), edge)
-    out = []
-    for kind in kinds:
-        if base:
-            out.append(1 if kind == "R" else 2)
-        else:
-            out.append({"L": 0, "R": 1}.get(kind, 2))
+    """Embedding level of each character of a line in logical order; odd levels run right to left.
+
+    Raises `DataError` if the line has two directions and there is no FriBiDi.
+    """
+    if not base and not any(unicodedata.bidirectional(each) in _ORDERED for each in line):
+        return [0] * len(line)
+    count = len(line)
+    characters = (ctypes.c_uint32 * count)(*map(ord, line))
+    kinds, brackets = (ctypes.c_uint32 * count)(), (ctypes.c_uint32 * count)()
+    found = (ctypes.c_int8 * count)()
+    direction = ctypes.c_uint32(_RIGHT_TO_LEFT if base else _LEFT_TO_RIGHT)
+    library = _fribidi()
+    library.fribidi_get_bidi_types(characters, count, kinds)
+    library.fribidi_get_bracket_types(characters, count, kinds, brackets)
+    if not library.fribidi_get_par_embedding_levels_ex(kinds, brackets, count, ctypes.byref(direction), found):
+        raise MemoryError("FriBiDi has no memory")
     end = len(line.rstrip())
-    return [*out[:end], *([base] * (len(line) - end))]
+    return [*list(found)[:end], *([base] * (count - end))]
 
 
 def visual_order(pieces: Sequence[tuple[int, Piece]]) -> list[tuple[int, Piece]]:
@@ -55,49 +72,15 @@ def visual_order(pieces: Sequence[tuple[int, Piece]]) -> list[tuple[int, Piece]]
     return ordered
 
 
-def _resolve_weak(kinds: list[str], edge: str) -> list[str]:
-    before, strong = edge, edge
-    for index, original in enumerate(kinds):  # W1-W3
-        kind = before if original == "NSM" else original
-        if kind in {"L", "R", "AL"}:
-            strong = kind
-        elif kind == "EN" and strong == "AL":
-            kind = "AN"
-        kinds[index] = before = kind
-    kinds = ["R" if kind == "AL" else kind for kind in kinds]
-    for index in range(1, len(kinds) - 1):  # W4
-        left, kind, right = kinds[index - 1 : index + 2]
-        if left == right and ((kind == "ES" and left == "EN") or (kind == "CS" and left in {"EN", "AN"})):
-            kinds[index] = left
-    for kind, start, end in _runs(kinds):  # W5-W6
-        if kind == "ET":
-            touches = kinds[start - 1 : start] == ["EN"] or kinds[end : end + 1] == ["EN"]
-            kinds[start:end] = ["EN" if touches else "ON"] * (end - start)
-    kinds = ["ON" if kind in {"ES", "CS"} else kind for kind in kinds]
-    strong = edge
-    for index, kind in enumerate(kinds):  # W7
-        if kind in {"L", "R"}:
-            strong = kind
-        elif kind == "EN" and strong == "L":
-            kinds[index] = "L"
-    return kinds
-
-
-def _resolve_neutrals(kinds: list[str], edge: str) -> list[str]:
-    settled = {"L", "R", "EN", "AN"}
-    sides = ["neutral" if kind not in settled else "L" if kind == "L" else "R" for kind in kinds]
-    for side, start, end in _runs(sides):  # N1-N2
-        if side == "neutral":
-            left = sides[start - 1] if start else edge
-            right = sides[end] if end < len(sides) else edge
-            kinds[start:end] = [left if left == right else edge] * (end - start)
-    return kinds
-
-
-def _runs(kinds: Sequence[str]) -> list[tuple[str, int, int]]:
-    runs, start = [], 0
-    for kind, group in groupby(list(kinds)):
-        end = start + len(list(group))
-        runs.append((kind, start, end))
-        start = end
-    return runs
+@cache
+def _fribidi() -> Any:
+    """The library; raises `DataError` if this machine has none."""
+    for name in (ctypes.util.find_library("fribidi"), *_LIBRARIES):
+        with suppress(OSError):
+            if name:
+                return ctypes.CDLL(name)
+    raise DataError(
+        DataCode.SHAPING_MISSING,
+        "text from right to left cannot be ordered: there is no FriBiDi",
+        "install it (Debian: libfribidi0)",
+    )

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
 from trainer.data.sources.encoded import decode_text, shown
+from trainer.data.sources.files import read_inside
 from trainer.data.sources.images import PageImage, check_image
 from trainer.data.sources.protocol import IMAGES_COLUMN, SPLIT_COLUMN, PageSource, Row
 from trainer.data.sources.splits import SPLITS, split_named
@@ -68,16 +69,17 @@ class Columns:
         )
 
 
-def images_of(row: Row, columns: Columns, root: Path | None) -> tuple[PageImage, ...]:
+def images_of(row: Row, columns: Columns, root: Path | None, *, looks_for_print: bool = False) -> tuple[PageImage, ...]:
     """The images of a row, decoded, at least one; raises `RowError` if one is missing or cannot be used.
 
-    `root` is the folder that paths may not leave; None refuses paths.
+    `root` is the folder that paths may not leave; None refuses paths. For `looks_for_print` see `check_image`.
     """
     value = row.fields.get(columns.image or "")
     values = value if isinstance(value, list | tuple) else [value]
     if not values:
         raise RowError(RowCode.IMAGE_MISSING, f"column {columns.image!r} is an empty list")
-    return tuple(check_image(image_bytes(each, str(columns.image), root)) for each in values)
+    files = (image_bytes(each, str(columns.image), root, row.folder) for each in values)
+    return tuple(check_image(data, looks_for_print=looks_for_print) for data in files)
 
 
 def holds_lists(source: PageSource, columns: Columns) -> bool:
@@ -88,13 +90,14 @@ def holds_lists(source: PageSource, columns: Columns) -> bool:
     return first is not None and isinstance(first.fields.get(columns.image or ""), list | tuple)
 
 
-def image_bytes(value: Any, column: str, root: Path | None) -> bytes:
+def image_bytes(value: Any, column: str, root: Path | None, folder: str = "") -> bytes:
     """Bytes of one image, however the source stores it.
 
     Args:
         value: bytes, base64, a data URL, a path, or a mapping with one of them as `bytes`, `path` or `url`.
         column: its column, for the message.
         root: folder that paths may not leave.
+        folder: below it; paths are relative to this one.
 
     Returns:
         The file's bytes.
@@ -117,7 +120,7 @@ def image_bytes(value: Any, column: str, root: Path | None) -> bytes:
         raise RowError(
             RowCode.IMAGE_OUTSIDE, f"{shown(value)} is a path, and this source has no folder: give --image-root DIR"
         )
-    return _read_inside(root, Path(value))
+    return read_inside(root, value, folder)
 
 
 def text_of(row: Row, column: str, root: Path | None = None, *, is_file: bool = False) -> str:
@@ -141,16 +144,28 @@ def text_of(row: Row, column: str, root: Path | None = None, *, is_file: bool = 
     if not isinstance(value, str):
         raise RowError(RowCode.TEXT_NOT_TEXT, f"column {column!r} holds a {type(value).__name__}")
     if is_file:
-        value = _read_text(value, root)
-    elif root is not None and _is_text_file(value, root):
+        value = _read_text(value, root, row.folder)
+    elif root is not None and _is_text_file(value, root / row.folder):
         raise RowError(RowCode.TEXT_NOT_TEXT, f"{value} is the name of a text file: give --text-is-file to prepare")
     text = unicodedata.normalize("NFC", value.replace("\r\n", "\n").replace("\r", "\n")).strip()
     if not text:
         raise RowError(RowCode.TEXT_EMPTY, f"the text in column {column!r} is empty")
     odd = next((character for character in text if _is_unusable(character)), None)
     if odd is not None:
-        raise RowError(RowCode.TEXT_NOT_TEXT, f"the text holds U+{ord(odd):04X}: is the file UTF-8?")
+        raise RowError(
+            RowCode.TEXT_NOT_TEXT,
+            f"the text holds U+{ord(odd):04X}: is the file UTF-8? For an index, see --encoding",
+        )
     return text
+
+
+def row_split(row: Row, columns: Columns) -> str | None:
+    """The split that a row names; None where it names none. Raises `RowError` if it is not one of `SPLITS`.
+
+    A row may have the usual column although the first ones, which decide a source's columns, do not.
+    """
+    column = columns.split or (SPLIT_COLUMN if SPLIT_COLUMN in row.fields else None)
+    return split_of(row, column) if column is not None else None
 
 
 def split_of(row: Row, column: str) -> str:
@@ -172,28 +187,12 @@ def _is_text_file(value: str, root: Path) -> bool:
     return len(value) <= LONGEST_NAME and value.endswith(".txt") and (root / value).is_file()
 
 
-def _read_text(value: str, root: Path | None) -> str:
+def _read_text(value: str, root: Path | None, folder: str) -> str:
     if root is None:
         raise RowError(RowCode.TEXT_MISSING, f"{value} is a path, and this source has no folder: give --image-root DIR")
     try:
-        return _read_inside(root, Path(value)).decode("utf-8-sig")
+        return read_inside(root, value, folder).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RowError(RowCode.TEXT_NOT_TEXT, f"{value} is not UTF-8") from error
     except RowError as error:
         raise RowError(RowCode.TEXT_MISSING, error.reason) from error
-
-
-def _read_inside(root: Path, path: Path) -> bytes:
-    """Bytes of a file below a folder; a foreign data set must not read other files of this machine."""
-    try:
-        full = (root / path).resolve()
-        if not full.is_relative_to(root.resolve()):
-            raise RowError(
-                RowCode.IMAGE_OUTSIDE, f"{shown(path)} is outside the source's folder: give --image-root DIR"
-            )
-        return full.read_bytes()
-    except (OSError, ValueError) as error:
-        if isinstance(error, RowError):
-            raise
-        reason = (error.strerror if isinstance(error, OSError) else None) or "not a path"
-        raise RowError(RowCode.IMAGE_MISSING, f"{shown(path)}: {reason}") from error

@@ -20,7 +20,11 @@ from trainer.data.sources.shards import ShardedSource, SourceShard
 from trainer.data.sources.splits import of_split, split_named
 
 SHARD_ROWS: Final = 64
-_FAULTS: Final = (OSError, ValueError, KeyError, pa.ArrowException)
+_FAULTS: Final = (
+    OSError, ValueError, KeyError, TypeError, RuntimeError, pa.ArrowException, datasets.exceptions.DatasetsError,
+)  # fmt: skip
+"""What the library raises for a data set that cannot be had or read."""
+_SCRIPT: Final = "scripts are no longer supported"
 
 
 class HuggingFaceSource(ShardedSource):
@@ -109,13 +113,24 @@ def open_hub(
     """
     try:
         opened = datasets.load_dataset(name, config, revision=revision, streaming=streaming)
+        # Columns of a stream are only known by reading its first row.
+        return HuggingFaceSource(Path(name).name if Path(name).exists() else name, _by_split(opened, split))
     except _FAULTS as error:
-        raise DataError(
-            DataCode.SOURCE_MISSING,
-            f"the data set {name} cannot be opened: {_first_line(error)}",
-            "check its name, --dataset-config and the connection; for a private one set HF_TOKEN",
-        ) from error
-    return HuggingFaceSource(Path(name).name if Path(name).exists() else name, _by_split(opened, split))
+        code, remedy = _advice(error)
+        raise DataError(code, f"the data set {name} cannot be opened: {_cause(error)}", remedy) from error
+
+
+def _advice(error: BaseException) -> tuple[DataCode, str]:
+    """Code and remedy of a data set that cannot be opened."""
+    if _SCRIPT in str(error):
+        remedy = "a data set's code is never run: try --dataset-revision refs/convert/parquet"
+        return DataCode.SOURCE_UNREADABLE, remedy
+    if isinstance(error, datasets.exceptions.DatasetGenerationError | pa.ArrowException):
+        return DataCode.SOURCE_UNREADABLE, "correct its files, or choose others with --dataset-config"
+    return (
+        DataCode.SOURCE_MISSING,
+        "check its name, --dataset-config and the connection; for a private one set HF_TOKEN",
+    )
 
 
 def _by_split(opened: Any, split: str | None) -> dict[str, Any]:
@@ -179,6 +194,13 @@ def _loaded(value: Any) -> Any:
         with xopen(value["path"], "rb") as file:
             return {"bytes": file.read(), "path": value["path"]}
     return value
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what went wrong first: the library wraps it."""
+    while isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
+        error = error.__cause__
+    return _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,14 +15,17 @@ from PIL import Image
 from shared.images.digest import pixels_sha256
 from shared.images.errors import ImageError, ImageReason
 from shared.images.formats import FileFormat
+from shared.images.ink import find_ink
 from shared.images.limits import ImageLimits
 from shared.images.other_formats import HEIC
 from shared.images.raster import SeenPage, open_raster
 from trainer.data.errors import RowCode, RowError
+from trainer.data.likeness import look_of
 
 LIMITS: Final = ImageLimits()
 """The service's."""
 MIN_SIDE_PX: Final = 8
+_SMALL_PX: Final = 600
 FORMATS: Final = "PNG, JPEG, WebP, TIFF, GIF, BMP, JPEG 2000, AVIF and HEIC"
 KEPT_SUFFIXES: Final = {FileFormat.PNG: "png", FileFormat.JPEG: "jpg", FileFormat.WEBP: "webp"}
 _CODES: Final = {
@@ -54,6 +57,8 @@ class PageImage:
         width_px: as a person sees it.
         height_px: as a person sees it.
         pixels_sha256: of the upright RGB pixels, so the same page in two formats without loss has one digest.
+        look: by which a copy of the page is known again; see `likeness.look_of`.
+        is_blank: there is nothing on it that could be print; None where it was not looked for.
     """
 
     data: bytes
@@ -61,12 +66,22 @@ class PageImage:
     width_px: int
     height_px: int
     pixels_sha256: str
+    look: bytes = b""
+    is_blank: bool | None = None
 
 
-def check_image(data: bytes) -> PageImage:
+def check_image(data: bytes, *, looks_for_print: bool = False) -> PageImage:
     """Decode an image file completely; the image is upright and without transparency.
 
-    Raises `RowError` if it is broken, too large, of another format or has several pages.
+    Args:
+        data: the file.
+        looks_for_print: say whether the page is blank, which takes longer than to decode it.
+
+    Returns:
+        The image.
+
+    Raises:
+        RowError: it is broken, too large, of another format or has several pages.
     """
     file_format, seen = _read(data)
     upright = seen.image
@@ -81,7 +96,8 @@ def check_image(data: bytes) -> PageImage:
         suffix = KEPT_SUFFIXES[file_format]
     else:
         data = encode_png(upright)
-    return PageImage(data, suffix, upright.width, upright.height, digest)
+    is_blank = _is_blank(upright) if looks_for_print else None
+    return PageImage(data, suffix, upright.width, upright.height, digest, look_of(upright), is_blank)
 
 
 def encode_png(image: Image.Image) -> bytes:
@@ -89,6 +105,12 @@ def encode_png(image: Image.Image) -> bytes:
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return stream.getvalue()
+
+
+def _is_blank(upright: Image.Image) -> bool:
+    """Whether a page has no print, looked for on a small copy first: most pages have some."""
+    factor = max(upright.size) // _SMALL_PX
+    return (factor < 2 or find_ink(upright.reduce(factor)).is_blank) and find_ink(upright).is_blank
 
 
 def _read(data: bytes) -> tuple[FileFormat, SeenPage]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -19,10 +19,9 @@ from shared.contract.samples import (
     parse_record,
     record_files,
 )
-from trainer.data.errors import DataCode, DataError, RowCode
-from trainer.data.sources.folder import SHARD_ROWS
-from trainer.data.sources.protocol import IMAGE_COLUMN, TEXT_COLUMN, BrokenRow, Row
-from trainer.data.sources.shards import ShardedSource, SourceShard, files_fingerprint
+from trainer.data.errors import DataCode, DataError, RowCode, RowError
+from trainer.data.sources.listed import ListedSource
+from trainer.data.sources.protocol import IMAGE_COLUMN, TEXT_COLUMN, Row
 
 SAMPLE_TASKS: Final = (Task.FREE, Task.MARKDOWN)
 """Tasks that a set can be made for; plain text takes the text of samples with boxes, too."""
@@ -45,11 +44,10 @@ class _Entry:
     fault: str = ""
 
 
-class KeptSamples(ShardedSource):
+class KeptSamples(ListedSource[_Entry]):
     """Samples in order of their digests.
 
     Attributes:
-        name: of the folder.
         columns: image and text.
         use: which samples are rows.
         task: what the model will be asked for.
@@ -67,12 +65,10 @@ class KeptSamples(ShardedSource):
         Raises:
             DataError: there is no such folder, or it has no such sample.
         """
-        self._folder = folder
         self.use = use
         self.task = task
-        self.name = folder.resolve().name
         self.columns = (IMAGE_COLUMN, TEXT_COLUMN)
-        self.passed_over: Counter[str] = Counter()
+        self._others: Counter[str] = Counter()
         tasks = TEXT_TASKS if task in TEXT_TASKS else {task}
         if not (folder / PAGES_FOLDER).is_dir():
             raise DataError(
@@ -80,8 +76,10 @@ class KeptSamples(ShardedSource):
                 f"{folder} is no folder of samples",
                 "give the service's DEEPSYNTH_SAMPLE_DIR, or its unpacked export",
             )
-        self._entries = [entry for path in record_files(folder) if (entry := self._entry(path, use, tasks)) is not None]
-        if not self._entries:
+        found = [entry for path in record_files(folder) if (entry := self._entry(path, use, tasks)) is not None]
+        super().__init__(folder, found)
+        self.passed_over = self._others
+        if not found:
             reasons = ", ".join(f"{number} {reason}" for reason, number in self.passed_over.items()) or "no sample"
             raise DataError(
                 DataCode.SOURCE_EMPTY,
@@ -89,31 +87,20 @@ class KeptSamples(ShardedSource):
                 "correct pages through POST /feedback, or take --samples all",
             )
 
-    @property
-    def image_root(self) -> Path:
-        """The folder."""
-        return self._folder
+    def row(self, number: int, entry: _Entry) -> Row:
+        """See `ListedSource`."""
+        if entry.image is None:
+            raise RowError(RowCode.ROW_UNREADABLE, entry.fault)
+        path = str(entry.image.relative_to(self._folder))
+        return Row(number, self.entry_name(entry), {IMAGE_COLUMN: path, TEXT_COLUMN: entry.text})
 
-    @property
-    def shards(self) -> Sequence[SourceShard]:
-        """Ranges of the list of records."""
-        total = len(self._entries)
-        return [SourceShard(start, start + 1, min(SHARD_ROWS, total - start)) for start in range(0, total, SHARD_ROWS)]
+    def entry_name(self, entry: _Entry) -> str:
+        """See `ListedSource`."""
+        return entry.record.stem
 
-    def read_shard(self, shard: SourceShard) -> Iterator[Row | BrokenRow]:
-        """See `ShardedSource`."""
-        for number, entry in enumerate(self._entries[shard.place : shard.place + SHARD_ROWS], shard.place + 1):
-            name = entry.record.stem
-            if entry.image is None:
-                yield BrokenRow(number, name, RowCode.ROW_UNREADABLE, entry.fault)
-            else:
-                path = str(entry.image.relative_to(self._folder))
-                yield Row(number, name, {IMAGE_COLUMN: path, TEXT_COLUMN: entry.text})
-
-    def fingerprint(self) -> str:
-        """See `PageSource`."""
-        files = [file for entry in self._entries for file in (entry.record, entry.image) if file and file.exists()]
-        return files_fingerprint(files, self._folder)
+    def files(self, entry: _Entry) -> Iterable[Path]:
+        """See `ListedSource`."""
+        return [entry.record, entry.image] if entry.image else [entry.record]
 
     def audit(self) -> None:
         """Write that these samples are read to the audit log, if the folder is a service's own.
@@ -149,7 +136,7 @@ class KeptSamples(ShardedSource):
         elif record.is_thumbnail:
             reason = "kept as a thumbnail alone"
         if text is None or reason is not None:
-            self.passed_over[str(reason)] += 1
+            self._others[str(reason)] += 1
             return None
         return _Entry(path, path.with_name(record.image_name), text)
 

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.data.errors import DataCode, DataError, RowCode
+from trainer.data.sources.files import list_files, require_inside
 from trainer.data.sources.protocol import SPLIT_COLUMN, BrokenRow, Row
 from trainer.data.sources.shards import ShardedSource, SourceShard, files_fingerprint
-from trainer.data.sources.splits import split_named
+from trainer.data.sources.splits import split_named, split_of_folders
 
 BATCH_ROWS: Final = 16
 _SPLIT_FILE: Final = re.compile(r"([a-z]+)(?:[-_.]\d.*)?\.parquet", re.IGNORECASE)
@@ -39,8 +40,10 @@ class ParquetSource(ShardedSource):
         self._root = path if path.is_dir() else path.parent
         self._images = image_root or self._root
         self.name = path.resolve().name
-        files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-        self._files = [file for file in files if split is None or split_of_file(file) in {None, split}]
+        files = list_files(path).with_suffix(".parquet") if path.is_dir() else [path]
+        if path.is_dir():
+            require_inside(path, files)
+        self._files = [file for file in files if split is None or self._split_of(file) in {None, split}]
         self._places: list[tuple[Path, int]] = []
         self._shards: list[SourceShard] = []
         names: list[str] | None = None
@@ -63,7 +66,7 @@ class ParquetSource(ShardedSource):
             raise DataError(
                 DataCode.SOURCE_EMPTY, f"{path} holds no rows", "give a folder with *.parquet files, or another split"
             )
-        has_split = any(split_of_file(file) for file in self._files) and SPLIT_COLUMN not in (names or [])
+        has_split = any(self._split_of(file) for file in self._files) and SPLIT_COLUMN not in (names or [])
         self.columns = (*(names or []), *([SPLIT_COLUMN] if has_split else []))
 
     @property
@@ -80,7 +83,7 @@ class ParquetSource(ShardedSource):
         """See `ShardedSource`."""
         file, group = self._places[shard.place]
         place = file.relative_to(self._root).as_posix()
-        split = split_of_file(file) if SPLIT_COLUMN in self.columns else None
+        split = self._split_of(file) if SPLIT_COLUMN in self.columns else None
         number = shard.first_number or 1
         end = number + (shard.num_rows or 0)
         try:
@@ -98,11 +101,11 @@ class ParquetSource(ShardedSource):
         """See `PageSource`."""
         return files_fingerprint(self._files, self._root)
 
-
-def split_of_file(file: Path) -> str | None:
-    """The split that a file's name begins with, as in `train-00000-of-00004.parquet`."""
-    match = _SPLIT_FILE.fullmatch(file.name)
-    return split_named(match[1]) if match else None
+    def _split_of(self, file: Path) -> str | None:
+        """The split that a file is named for, as in `train-00000-of-00004.parquet`, or one of its folders."""
+        match = _SPLIT_FILE.fullmatch(file.name)
+        named = split_named(match[1]) if match else None
+        return named or split_of_folders(file.relative_to(self._root).as_posix())
 
 
 def _with_split(fields: dict[str, Any], split: str | None) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from trainer.data.errors import RowCode
 IMAGE_COLUMN = "image"
 IMAGES_COLUMN = "images"
 TEXT_COLUMN = "text"
+PROMPT_COLUMN = "prompt"
+"""What a chat asks for; kept in a prepared set, and not trained on."""
 SPLIT_COLUMN = "split"
 """Column that sources add if a file's name or a named split says which split a row belongs to."""
 
@@ -28,11 +30,15 @@ class Row:
         number: its position in the source, from 1, shown in reports.
         name: where to find it, for people: a file, a key, or the number again.
         fields: values by column. An image is bytes, a mapping with `bytes` and `path`, or a path; several are a list.
+        folder: below the source's image root; paths of this row are relative to it.
+        group: rows of one group, such as the lines of a page, belong to one split; empty where content alone decides.
     """
 
     number: int
     name: str
     fields: Mapping[str, Any]
+    folder: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,10 @@ class PageSource(Protocol):
     @property
     def image_root(self) -> Path | None:
         """Folder that image paths are relative to and may not leave; None refuses paths."""
+
+    @property
+    def passed_over(self) -> Mapping[str, int]:
+        """What is there and is no row, by kind: files of other kinds, samples without a correction."""
 
     def rows(self, part: Part = WHOLE, start: int = 0, seed: int | None = None) -> Iterator[Row | BrokenRow]:
         """Read rows.

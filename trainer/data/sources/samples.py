@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trainer.data.errors import RowError
-from trainer.data.sources.columns import Columns, images_of, split_of, text_of
+from trainer.data.sources.columns import Columns, images_of, row_split, text_of
 from trainer.data.sources.images import PageImage
 from trainer.data.sources.protocol import WHOLE, BrokenRow, PageSource, Part, Row
 from trainer.data.sources.rejected_rows import RejectedRows
@@ -25,6 +25,7 @@ class PageSample:
         images: one, or all pages of a longer document.
         text: NFC, line feeds only, never empty.
         split: the split that the source names, if it names one.
+        group: samples of one group belong to one split; empty where content alone decides.
     """
 
     number: int
@@ -32,6 +33,7 @@ class PageSample:
     images: tuple[PageImage, ...]
     text: str
     split: str | None = None
+    group: str = ""
 
 
 def read_samples(
@@ -63,7 +65,7 @@ def read_samples(
             rejected.skip(row)
             continue
         try:
-            if split is not None and settled.split is not None and split_of(row, settled.split) != split:
+            if split is not None and row_split(row, settled) != split:
                 continue
             sample = sample_of(row, settled, source)
         except RowError as error:
@@ -76,5 +78,5 @@ def read_samples(
 def sample_of(row: Row, columns: Columns, source: PageSource) -> PageSample:
     """Make a sample of one row, with resolved columns; raises `RowError` if the row cannot be used."""
     text = text_of(row, str(columns.text), source.image_root, is_file=columns.text_is_file)
-    split = split_of(row, columns.split) if columns.split is not None else None
-    return PageSample(row.number, row.name, images_of(row, columns, source.image_root), text, split)
+    images = images_of(row, columns, source.image_root)
+    return PageSample(row.number, row.name, images, text, row_split(row, columns), row.group)

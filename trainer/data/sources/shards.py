@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
+from types import MappingProxyType
 from typing import TypeVar
 
 from trainer.data.sources.protocol import WHOLE, BrokenRow, Part, Row
@@ -37,7 +38,13 @@ class SourceShard:
 
 
 class ShardedSource(ABC):
-    """Order, sharing and skipping for a `PageSource` that is stored in shards."""
+    """Order, sharing and skipping for a `PageSource` that is stored in shards.
+
+    Attributes:
+        passed_over: see `PageSource`.
+    """
+
+    passed_over: Mapping[str, int] = MappingProxyType({})
 
     @property
     @abstractmethod

@@ -22,6 +22,8 @@ _OTHER_NAMES: Final = {
     "train": TRAIN, "training": TRAIN, "validation": VALIDATION, "valid": VALIDATION, "val": VALIDATION,
     "dev": VALIDATION, "eval": VALIDATION, "test": TEST, "testing": TEST,
 }  # fmt: skip
+_HIVE: Final = "split="
+"""Begins a folder's name where data are partitioned as Hive does it."""
 DISTINCT_CHARACTERS: Final = 40
 """Shorter texts (a date, "Total") recur on unrelated pages; only longer ones identify a page."""
 
@@ -87,16 +89,34 @@ def text_key(text: str) -> bytes | None:
     return hashlib.sha256(f"text\0{normal}".encode()).digest() if len(normal) >= DISTINCT_CHARACTERS else None
 
 
+def text_digest(text: str) -> bytes:
+    """Short digest of a text of any length, to tell whether two are the same."""
+    return hashlib.sha256(normalise(text).encode()).digest()[:8]
+
+
+def group_key(group: str) -> bytes | None:
+    """Key of a group of rows that belong together; None without a group."""
+    return hashlib.sha256(f"group\0{group}".encode()).digest() if group else None
+
+
 def image_key(pixels_sha256: str) -> bytes:
     """Key of an image's pixels."""
     return hashlib.sha256(f"image\0{pixels_sha256}".encode()).digest()
 
 
 def of_split(names: Sequence[str], split: str | None) -> list[str]:
-    """The names of files or parts that are named for this split (None for all) or for no split."""
+    """The names of parts that are named for this split (None for all) or for no split."""
     return [name for name in names if split is None or split_named(name) in {None, split}]
 
 
 def split_named(name: str) -> str | None:
     """The split that a folder, file or column value names; None where it names none."""
-    return _OTHER_NAMES.get(re.split(r"[-_.]", name.strip().lower(), maxsplit=1)[0])
+    return _OTHER_NAMES.get(re.split(r"[-_.]", name.strip().lower().removeprefix(_HIVE), maxsplit=1)[0])
+
+
+def split_of_folders(name: str) -> str | None:
+    """The split that the innermost folder of a path names, such as `data/train/0.png` or `split=train/a.parquet`.
+
+    The path is relative to the source, with slashes; its last part is a file's name, which does not count.
+    """
+    return next((split for part in reversed(name.split("/")[:-1]) if (split := split_named(part))), None)

@@ -22,11 +22,14 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
-from trainer.data.sources.folder import IMAGE_SUFFIXES, parse_object
+from trainer.data.sources.files import list_files, require_inside
+from trainer.data.sources.folder import IMAGE_SUFFIXES
+from trainer.data.sources.index import parse_object
 from trainer.data.sources.protocol import IMAGE_COLUMN, IMAGES_COLUMN, SPLIT_COLUMN, TEXT_COLUMN, BrokenRow, Row
 from trainer.data.sources.shards import ShardedSource, SourceShard, files_fingerprint
-from trainer.data.sources.splits import of_split, split_named
+from trainer.data.sources.splits import split_named, split_of_folders
 
+ARCHIVE_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz")
 TEXT_MEMBERS: Final = ("txt", "text", "gt.txt")
 HTTP_TIMEOUT_S: Final = 60.0
 HTTP_TRIES: Final = 4
@@ -52,13 +55,18 @@ class WebDatasetSource(ShardedSource):
             DataError: there are no shards.
         """
         folder = Path(spec)
-        names = sorted(map(str, folder.rglob("*.tar"))) if folder.is_dir() else expand_braces(spec)
+        self._root = folder if folder.is_dir() else None
+        names = expand_braces(spec)
+        if folder.is_dir():
+            archives = list_files(folder).with_suffix(*ARCHIVE_SUFFIXES)
+            require_inside(folder, archives)
+            names = list(map(str, archives))
         missing = [name for name in names if not is_url(name) and not Path(name).is_file()]
         if missing or not names:
             raise DataError(
                 DataCode.SOURCE_MISSING, f"there is no shard {missing[0] if missing else spec}", "check the name"
             )
-        self._archives = [name for name in names if of_split([_short(name)], split)]
+        self._archives = [name for name in names if split is None or self._split_of(name) in {None, split}]
         if not self._archives:
             raise DataError(DataCode.SOURCE_EMPTY, f"{spec} has no shard of {split}", "choose another split")
         self.name = folder.resolve().name if not is_url(spec) else spec.rpartition("/")[2]
@@ -72,21 +80,27 @@ class WebDatasetSource(ShardedSource):
     def columns(self) -> tuple[str, ...]:
         """Columns of the first rows; others may have others."""
         found: dict[str, None] = {}
+        fault = ""
         for number, row in enumerate(self.read_shard(SourceShard(0))):
             found.update(dict.fromkeys(row.fields) if isinstance(row, Row) else {})
             if number == 8:
                 break
+            if isinstance(row, BrokenRow):
+                fault = fault or row.reason
         if not found:
             raise DataError(
-                DataCode.SOURCE_EMPTY, f"{self._archives[0]} holds no row that can be read", "check that it is a tar"
+                DataCode.SOURCE_EMPTY,
+                f"{self._archives[0]} holds no row that can be read: {fault or 'it has no members'}",
+                "check that it is a tar whose members of one row share a name up to the first dot",
             )
-        return tuple(found)
+        # Whether there are splits is a matter of all shards, not of the first rows of the first one.
+        return tuple({**found, **({SPLIT_COLUMN: None} if any(map(self._split_of, self._archives)) else {})})
 
     def read_shard(self, shard: SourceShard) -> Iterator[Row | BrokenRow]:
         """See `ShardedSource`; rows are numbered within their shard."""
         archive = self._archives[shard.place]
         short = _short(archive)
-        split = split_named(short.removesuffix(".tar"))
+        split = self._split_of(archive)
         number = 0
         for key, members in _grouped(_members(archive)):
             number += 1
@@ -100,6 +114,11 @@ class WebDatasetSource(ShardedSource):
                 yield BrokenRow(number, name, error.code, error.reason)
                 continue
             yield Row(number, name, {**({SPLIT_COLUMN: split} if split else {}), **fields})
+
+    def _split_of(self, archive: str) -> str | None:
+        """The split that a shard is named for, or one of its folders."""
+        within = Path(archive).relative_to(self._root).as_posix() if self._root is not None else _short(archive)
+        return split_named(_short(archive)) or split_of_folders(within)
 
     def fingerprint(self) -> str:
         """See `PageSource`; of URLs, their names and what the server says of each."""
@@ -157,9 +176,9 @@ def _read(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
 def _grouped(
     members: Iterator[tuple[str, bytes] | RowError],
 ) -> Iterator[tuple[str, dict[str, bytes] | RowError]]:
-    """Members by key; those of one key are adjacent."""
+    """Members by key; those of one key are adjacent. Rows whose keys are not their own are errors, one for each."""
     key = ""
-    held: dict[str, bytes] = {}
+    held: list[tuple[str, bytes]] = []
     for member in members:
         if isinstance(member, RowError):
             # The current row is incomplete.
@@ -172,12 +191,37 @@ def _grouped(
             continue
         this = f"{folder}/{stem}" if folder else stem
         if this != key and held:
-            yield key, held
-            held = {}
+            yield from _settled(key, held)
+            held = []
         key = this
-        held[suffix.lower()] = data
+        held.append((suffix.lower(), data))
     if held:
-        yield key, held
+        yield from _settled(key, held)
+
+
+def _settled(key: str, held: list[tuple[str, bytes]]) -> Iterator[tuple[str, dict[str, bytes] | RowError]]:
+    """The row of a key, or an error for each of the rows that share it."""
+    suffixes = [suffix for suffix, _ in held]
+    if any(map(_is_dotted, suffixes)):
+        for stem in dict.fromkeys(suffix.rpartition(".")[0] for suffix in suffixes):
+            name = f"{key}.{stem}" if stem else key
+            reason = f"its name {name} has a dot, and only what is before the first dot is its key: rename it"
+            yield name, RowError(RowCode.ROW_UNREADABLE, reason)
+    elif len(set(suffixes)) < len(suffixes):
+        # As many rows as the suffix that comes most often.
+        for _ in range(max(map(suffixes.count, suffixes))):
+            yield key, RowError(RowCode.ROW_UNREADABLE, f"the key {key} comes more than once: give each row its own")
+    else:
+        yield key, dict(held)
+
+
+def _is_dotted(suffix: str) -> bool:
+    """Whether a suffix is none, but begins with a part of the name: `2024.03.01.png` is not a part of `2024`."""
+    before, _, last = suffix.rpartition(".")
+    if suffix in TEXT_MEMBERS or not before:
+        return False
+    is_image = f".{last}" in IMAGE_SUFFIXES
+    return (is_image and not before.isdigit()) or last in (*TEXT_MEMBERS, "json")
 
 
 def _fields(members: dict[str, bytes]) -> dict[str, Any]:

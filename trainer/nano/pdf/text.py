@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -163,11 +163,12 @@ class PageText:
                 return max(height, 1.0)
         return 10.0
 
-    def text(self, inside: Box | None = None) -> str:
+    def text(self, inside: Box | None = None, *, keep_runs: bool = False) -> str:
         """The truth: lines as printed, and a blank line where the page leaves room.
 
         Args:
             inside: where given, only words that lie in it.
+            keep_runs: keep every dot of a leader; else three stand for all.
 
         Returns:
             The text; empty where no word is left.
@@ -182,16 +183,18 @@ class PageText:
                 row = _around(word.box for word in words)
                 if parts and (above is None or row.y0 - above.y1 > ROOM * min(row.height, above.height)):
                     parts.append("")
-                parts.append(shorten_runs(" ".join(word.text or "" for word in words)))
+                row_text = " ".join(word.text or "" for word in words)
+                parts.append(row_text if keep_runs else shorten_runs(row_text))
                 above = row
         return "\n".join(parts)
 
 
-def read_page(page: pdfium.PdfPage) -> PageText:
+def read_page(page: pdfium.PdfPage, clean: Callable[[str], str | None] = clean_text) -> PageText:
     """Read a page's words and put them in order.
 
     Args:
         page: upright, of any producer.
+        clean: normalises a word; None for one whose characters are not wanted.
 
     Returns:
         What is written on it.
@@ -212,7 +215,7 @@ def read_page(page: pdfium.PdfPage) -> PageText:
     if sum(box.area for box in pictures) > MAX_PICTURE_SHARE * width * height:
         raise RefusedPageError("picture")
     glyphs = _glyphs(page, left, top)
-    words = make_words(glyphs)
+    words = make_words(glyphs, clean)
     if len(words) < MIN_WORDS:
         raise RefusedPageError("empty")
     if sum(word.text is None for word in words) > MAX_UNKNOWN_SHARE * len(words):
@@ -226,7 +229,7 @@ def read_page(page: pdfium.PdfPage) -> PageText:
     return PageText(width, height, tuple(blocks), tuple(pictures))
 
 
-def make_words(glyphs: Sequence[Glyph]) -> list[Word]:
+def make_words(glyphs: Sequence[Glyph], clean: Callable[[str], str | None] = clean_text) -> list[Word]:
     """Join characters to words where no white space, no gap and no other line parts them."""
     words: list[list[Glyph]] = []
     for glyph in glyphs:
@@ -240,7 +243,7 @@ def make_words(glyphs: Sequence[Glyph]) -> list[Word]:
         ):
             words.append([])
         words[-1].append(glyph)
-    return [_word(each) for each in words]
+    return [_word(each, clean) for each in words]
 
 
 def make_blocks(words: Sequence[Word]) -> list[Block]:
@@ -347,14 +350,14 @@ def _around(boxes: Iterable[Box]) -> Box:
     return Box(min(x0), min(y0), max(x1), max(y1))
 
 
-def _word(glyphs: Sequence[Glyph]) -> Word:
+def _word(glyphs: Sequence[Glyph], clean: Callable[[str], str | None]) -> Word:
     box = _around(glyph.box for glyph in glyphs)
     size = max(glyph.size for glyph in glyphs)
     letters = [glyph.text if glyph.upright else None for glyph in glyphs]
-    text = None if None in letters else clean_text("".join(filter(None, letters)))
+    text = None if None in letters else clean("".join(filter(None, letters)))
     marks: list[tuple[float, float, str]] = []
     for glyph in glyphs if text else ():
-        known = clean_text(glyph.text or "") or ""
+        known = clean(glyph.text or "") or ""
         step = (glyph.box.x1 - glyph.box.x0) / max(len(known), 1)
         middle = (glyph.box.y0 + glyph.box.y1) / 2
         marks += [(glyph.box.x0 + step * (i + 0.5), middle, character) for i, character in enumerate(known)]

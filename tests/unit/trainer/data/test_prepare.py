@@ -408,4 +408,4 @@ def test_parquet_files_say_to_hugging_face_what_an_image_is(tmp_path, pages, cap
     schema = pq.read_schema(tmp_path / "set" / "data" / "train-00000.parquet")
     features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
     assert features["image"] == {"_type": "Image"}
-    assert schema.names == ["image", "text", "name", "row", "page", "image_sha256", "fonts"]
+    assert schema.names == ["image", "text", "name", "row", "page", "image_sha256", "fonts", "prompt"]

@@ -10,6 +10,7 @@ from PIL import features
 
 from tests.support.fonts import write_font
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
+from trainer.data.render import bidi
 from trainer.data.render.bidi import base_level, levels, visual_order
 from trainer.data.render.faces import BUILT_IN, FaceSet
 from trainer.data.render.lines import LineSetter, clusters
@@ -81,6 +82,7 @@ def test_without_folders_there_is_pillows_own_face():
     assert [face.name for face in faces.choose("Plain text, 5 words only.", Random(0))] == [BUILT_IN]
 
 
+@needs_raqm
 @pytest.mark.parametrize(
     ("text", "base", "expected"),
     [
@@ -99,6 +101,35 @@ def test_without_folders_there_is_pillows_own_face():
 )
 def test_levels_are_those_of_the_unicode_algorithm(text, base, expected):
     assert "".join(map(str, levels(text, base))) == expected
+
+
+@needs_raqm
+@pytest.mark.parametrize(
+    "text",
+    ["המחיר הוא (USD) 45.50 [ref] לשעה (1) בלבד", "الوزن (kg) 12.5", 'סה"כ (EUR) 1,299.00', "ספר (ISBN) 978-3-16",
+     "السعر 20% و 5-7 كم (km) 1/2", "שלום {a [b] c} 12"],
+)  # fmt: skip
+def test_brackets_of_a_pair_have_the_direction_of_their_paragraph(text):
+    # Rule N0: a pair around letters of the other direction follows the text before it.
+    found = levels(text, base_level(text))
+    brackets = [level for character, level in zip(text, found, strict=True) if character in "()[]{}"]
+    pairs = [level for character, level in zip(text, found, strict=True) if character in "()"] or brackets[:1]
+    assert set(pairs) == {1}
+    assert levels("Say (שלום) עולם", 0)[4] == levels("Say (שלום) עולם", 0)[9] == 0
+
+
+def test_without_fribidi_lines_of_one_direction_are_drawn_and_others_refused(monkeypatch):
+    def missing(name):
+        raise OSError(name)
+
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    bidi._fribidi.cache_clear()
+    try:
+        assert levels("ab (cd) 12", 0) == [0] * 10
+        with pytest.raises(DataError, match="libfribidi0"):
+            levels("אב", 1)
+    finally:
+        bidi._fribidi.cache_clear()
 
 
 def test_visual_order_turns_inner_runs_first():

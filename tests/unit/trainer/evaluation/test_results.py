@@ -33,7 +33,7 @@ def test_rows_keep_a_tiers_readers_together_and_leave_out_what_was_not_read():
         ("page", "nano"),
     ]
     assert rows(small_result())[0] == (
-        "line", "nano", "40", "1.23 %", "1.00-2.00 %", "0.50 %", "1.22 %", "3.45 %", "55 %", "2.5 %", "0.43",
+        "line", "nano", "40", "1.23 %", "1.11-1.36 %", "0.50 %", "1.22 %", "3.45 %", "55 %", "2.5 %", "0.43",
     )  # fmt: skip
 
 

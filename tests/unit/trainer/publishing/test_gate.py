@@ -24,15 +24,15 @@ from trainer.evaluation.results import EvaluationResult, ReaderResult, SetRecord
 MODULES = {"model.layers.0.self_attn.q_proj": (12, 8), "model.layers.0.self_attn.v_proj": (6, 8)}
 
 
-def record(cer=0.5, tiers=None, sha256="ab" * 32, **details) -> EvaluationResult:
+def record(cer=0.5, tiers=None, sha256="ab" * 32, *, change=None, pages=None, **details) -> EvaluationResult:
     scores = {"line": tier_score(cer), "page": tier_score(cer)} if tiers is None else tiers
     return EvaluationResult(
         date="2026-11-22T12:00:00+00:00",
         commit="0" * 40,
         machine={},
         versions={},
-        sets=(SetRecord("held-out", 80, sha256),),
-        readers=(ReaderResult("nano", {"task": "free", **details}, scores),),
+        sets=(pages or SetRecord("held-out", 80, sha256),),
+        readers=(ReaderResult("nano", {"task": "free", **details}, scores, change),),
     )
 
 
@@ -82,6 +82,7 @@ def test_a_better_adapter_is_published_and_in_use(tmp_path, base, publish, capsy
     assert output.splitlines() == [
         "published invoices@1",
         "CER 50.00% of the base, 10.00% of the adapter",
+        "measured on 80 pages of held-out; change -46.00 to -34.00 points",
         "in use: invoices@1",
     ]
     published = manifest(tmp_path)
@@ -135,7 +136,49 @@ def test_an_adapter_that_is_not_better_stays_out(tmp_path, publish, capsys, afte
 
 def test_a_margin_of_zero_still_asks_for_fewer_errors(publish):
     assert publish("--min-improvement", "0", after=record(0.5)) == 2
-    assert publish("--min-improvement", "0", after=record(0.499)) == 0
+    assert publish("--min-improvement", "0", after=record(0.499, change=(-0.002, -0.0001))) == 0
+
+
+HELD_OUT = SetRecord("held-out", 80, "ab" * 32, "test", 0)
+
+
+@pytest.mark.parametrize(
+    ("after", "words", "message"),
+    [
+        (record(0.4, change=(-0.21, 0.01)), [], "between -21.00 and +1.00 points, so there may be no gain"),
+        (record(0.4, change=(-0.21, 0.0)), [], "no gain"),
+        (record(0.45), [], "between -14.50 and +4.50 points"),
+        (
+            record(0.1, pages=dataclasses.replace(HELD_OUT, pages=19)),
+            [],
+            "19 pages are too few, wanted are at least 20",
+        ),
+        (record(0.1, pages=HELD_OUT), ["--min-pages", "81"], "80 pages are too few"),
+        (record(0.1, pages=dataclasses.replace(HELD_OUT, seen_pages=3)), [], "3 of 80 pages were trained on"),
+        (record(0.1, pages=dataclasses.replace(HELD_OUT, split="train")), [], "split train are for training"),
+    ],
+)
+def test_what_proves_nothing_stays_out_unless_forced(tmp_path, publish, capsys, after, words, message):
+    before = record(pages=after.sets[0])
+    assert publish(*words, before=before, after=after) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "volume" / "invoices").exists()
+    assert publish(*words, "--force", "a trial", before=before, after=after) == 0
+    assert manifest(tmp_path).forced == "a trial"
+
+
+def test_tiers_that_are_for_training_prove_nothing(publish, capsys):
+    tiers = {"train": tier_score(0.1), "test": tier_score(0.1)}
+    assert publish(before=record(tiers={name: tier_score(0.5) for name in tiers}), after=record(tiers=tiers)) == 2
+    assert "split train" in capsys.readouterr().err
+
+
+def test_the_manifest_says_what_the_proof_rests_on(tmp_path, publish):
+    after = record(0.1, change=(-0.45, -0.31), pages=HELD_OUT, mode="base")
+    assert publish("--min-pages", "30", before=record(pages=HELD_OUT, mode="base"), after=after) == 0
+    proof = manifest(tmp_path).evaluation
+    assert (proof.cer_change, proof.min_pages, proof.mode) == ((-0.45, -0.31), 30, "base")
+    assert (proof.sets[0].split, proof.sets[0].seen_pages, proof.num_pages) == ("test", 0, 80)
 
 
 def test_force_publishes_and_the_manifest_says_why(tmp_path, publish, capsys):

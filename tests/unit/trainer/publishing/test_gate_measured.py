@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
+from PIL import Image
 
 from shared.contract.manifest import parse_manifest
 from shared.deepseek_ocr.checkpoint import save_checkpoint
 from tests.support.evaluation import write_set
 from tests.support.lora import random_adapter, write_files
+from tests.support.page_sources import drawn, encoded
 from tests.support.tiny_model import tiny_model, tiny_tokenizer
 from trainer.cli import main
+from trainer.data.sources.images import check_image
 from trainer.evaluation.results import load_result
+from trainer.evaluation.seen import SEEN_FILE, seen_line
 
 
 @pytest.fixture
@@ -33,7 +38,7 @@ def flags(tmp_path):
             page = json.loads(line)
             text = page["readings"][whose]["text"]
             (pages / page["file"]).with_suffix(".txt").write_text(text, encoding="utf-8")
-        place = f"--volume {tmp_path}/volume --name letters --json {tmp_path}/r.json"
+        place = f"--volume {tmp_path}/volume --name letters --json {tmp_path}/r.json --min-pages 2"
         return f"publish --from {adapter} --base {base} {asked} {place}".split()
 
     return make
@@ -49,6 +54,36 @@ def test_an_adapter_made_elsewhere_is_measured_and_published(tmp_path, flags, ca
     assert manifest.evaluation.base.cer > 0.3
     assert manifest.evaluation.sets[0].sha256 == result.sets[0].sha256
     assert result.adapter.details["adapter"] == manifest.files["adapter_model.safetensors"].sha256
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_pages_that_were_trained_on_prove_nothing(tmp_path, flags, capsys, copied):
+    words = flags(whose=0)
+    lines = []
+    for name in ("a", "b"):
+        image = Image.open(tmp_path / "held-out" / f"{name}.png")
+        if copied:  # lossy, so that no pixel is the same
+            image = Image.open(io.BytesIO(encoded(image.convert("RGB"), "JPEG", quality=70)))
+        text = (tmp_path / "held-out" / f"{name}.txt").read_text()
+        lines.append(seen_line([check_image(encoded(image))], text))
+    (tmp_path / "elsewhere" / SEEN_FILE).write_text("\n".join(lines))
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "2 of 2 pages were trained on, or are copies" in capsys.readouterr().err
+    assert not (tmp_path / "volume" / "letters").exists()
+    assert main([*words, "--force", "a trial"]) == 0
+    manifest = parse_manifest((tmp_path / "volume" / "letters" / "1" / "manifest.json").read_bytes())
+    assert (manifest.forced, manifest.evaluation.sets[0].seen_pages) == ("a trial", 2)
+
+
+def test_pages_that_were_not_trained_on_are_counted_as_none(tmp_path, flags):
+    words = flags(whose=0)
+    lines = [seen_line([check_image(encoded(drawn("q", (200, 60))))], "another page")]
+    (tmp_path / "elsewhere" / SEEN_FILE).write_text("\n".join(lines))
+    assert main(words) == 0
+    manifest = parse_manifest((tmp_path / "volume" / "letters" / "1" / "manifest.json").read_bytes())
+    assert manifest.evaluation.sets[0].seen_pages == 0
+    assert manifest.evaluation.cer_change[1] < 0
 
 
 def test_one_that_reads_worse_stays_out_unless_forced(tmp_path, flags, capsys):
