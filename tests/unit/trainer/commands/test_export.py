@@ -20,14 +20,15 @@ from trainer.cli import main
 from trainer.publishing import hub, merging
 
 
-@pytest.fixture
-def run(tmp_path):
-    """A training run on words, and its base model in bfloat16."""
-    write_checkpoint(tmp_path / "model")
-    write_words(tmp_path / "words", 12)
-    run_small(tmp_path, max_steps=4, eval_steps=4)
-    assert events(tmp_path / "run", "finished")
-    return tmp_path / "run"
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A training run on words next to its base model in bfloat16; tests only read them."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_checkpoint(folder / "model")
+    write_words(folder / "words", 12)
+    run_small(folder, max_steps=4, eval_steps=4)
+    assert events(folder / "run", "finished")
+    return folder / "run"
 
 
 def test_a_run_is_merged_after_its_own_validation_pages_were_read_with_both(tmp_path, run, capsys):
@@ -38,11 +39,11 @@ def test_a_run_is_merged_after_its_own_validation_pages_were_read_with_both(tmp_
     assert f"wrote {out}: 8 matrices changed, in float32" in said
     assert "checked: 3 of 3 pages read the same, texts differ by 0.00%" in said
     record = json.loads((out / "merge.json").read_text())
-    assert record["base"] == {"model_id": "model", "revision": base_of(tmp_path / "model").revision}
+    assert record["base"] == {"model_id": "model", "revision": base_of(run.parent / "model").revision}
     assert record["adapter"]["name"] == "run"
     assert record["check"]["sets"][0]["pages"] == record["check"]["equal_pages"] == 3
     assert "Checked on 3 held-out pages" in (out / "README.md").read_text()
-    assert str(tmp_path) not in (out / "merge.json").read_text() + (out / "README.md").read_text()
+    assert str(run.parent) not in (out / "merge.json").read_text() + (out / "README.md").read_text()
     assert load_checkpoint(out).model_id == "merged"
     assert main(words) == 2
     assert "exists already" in capsys.readouterr().err
@@ -89,11 +90,11 @@ def test_an_exported_adapter_is_what_peft_loads(tmp_path, run, capsys):
     assert main(["export", "--to", "peft", "--adapter", str(run), "--out", str(out)]) == 0
     assert f"wrote {out}: 8 adapted modules for model" in capsys.readouterr().out
     assert {path.name for path in out.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
-    loaded = PeftModel.from_pretrained(load_checkpoint(tmp_path / "model").model, str(out))
+    loaded = PeftModel.from_pretrained(load_checkpoint(run.parent / "model").model, str(out))
     weights = {name: tensor for name, tensor in loaded.state_dict().items() if "lora_B" in name}
     assert len(weights) == 8
     assert all(torch.count_nonzero(tensor) for tensor in weights.values())
-    assert str(tmp_path) not in (out / "adapter_config.json").read_text()
+    assert str(run.parent) not in (out / "adapter_config.json").read_text()
 
 
 def test_both_forms_are_pushed_from_their_folders(tmp_path, run, capsys, monkeypatch):
@@ -108,5 +109,5 @@ def test_both_forms_are_pushed_from_their_folders(tmp_path, run, capsys, monkeyp
         assert files == {path.name: path.read_bytes() for path in (tmp_path / form).iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "merge.json"} <= files.keys()
     capsys.readouterr()
-    assert main(["push", str(tmp_path / "words"), "--hub-model-id", "team/x"]) == 2
+    assert main(["push", str(run.parent / "words"), "--hub-model-id", "team/x"]) == 2
     assert "is not what `trainer merge` or `trainer export` wrote" in capsys.readouterr().err
