@@ -20,6 +20,7 @@ from trainer.commands.flags import UsageError
 from trainer.commands.merge import add_merge
 from trainer.commands.nano import add_nano
 from trainer.commands.orientation import add_orientation
+from trainer.commands.parser import CommandParser
 from trainer.commands.prepare import add_prepare
 from trainer.commands.publish import add_publish
 from trainer.commands.push import add_push
@@ -71,7 +72,7 @@ KEPT = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with every command."""
-    parser = argparse.ArgumentParser(prog="python -m trainer", description="Train and measure DeepSeek-OCR models.")
+    parser = CommandParser(prog="python -m trainer", description="Train and measure DeepSeek-OCR models.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     add_prepare(commands)
     add_train(commands)
