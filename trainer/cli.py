@@ -26,6 +26,7 @@ from trainer.commands.publish import add_publish
 from trainer.commands.push import add_push
 from trainer.commands.report import add_report
 from trainer.commands.smoke import add_smoke
+from trainer.commands.sweep import add_sweep
 from trainer.commands.train import add_train
 from trainer.commands.volume import add_volume_commands
 from trainer.config import SettingsError, load_settings
@@ -63,6 +64,7 @@ KEPT = {
     "prepare": "finished steps are kept: the same command continues",
     "train": "with --resume the same command continues from the newest checkpoint, if there is one",
     "evaluate": "no record was written",
+    "sweep": "with --resume the same command continues, interrupted trials included",
     "merge": "no folder was written",
     "export": "no folder was written",
     "publish": "a version is on the volume as a whole or not at all",
@@ -76,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     add_prepare(commands)
     add_train(commands)
+    add_sweep(commands)
     add_evaluate(commands)
     add_calibrate(commands)
     add_publish(commands)

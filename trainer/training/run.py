@@ -96,6 +96,7 @@ def train(
             reading.set_attribute("deepsynth.samples", len(pages.train))
         settle_record(output, make_record(options, adapted, pages), resume=resume)
         run = set_up(options, adapted, reader, pages, device, stack, progress)
+        stack.callback(run.log.close)
         run.trainer.add_callback(StopCallback(request))
         if pages.note:
             run.log.write("data", note=pages.note)
