@@ -128,10 +128,7 @@ def run_options(
     if process.world_size > 1:
         from accelerate import PartialState
 
-        state = PartialState(cpu=device == "cpu")  # connects the processes that torchrun has started
-        if device == "cpu":
-            # It numbers CPUs as if they were GPUs, and torch loads no checkpoint onto "cpu:0".
-            state.device = torch.device("cpu")
+        PartialState(cpu=device == "cpu")  # connects the processes that torchrun has started
     return train(options, backend, torch.device(device), resume=resume, overwrite=overwrite)
 
 
