@@ -144,8 +144,8 @@ def find_origin(given: str, volume: Path | None, base: str | None) -> AdapterOri
     record = _json(run_folder(place.folder) / RUN_FILE)
     trained = record.get("options") or {}
     stated = _manifest_base(place.folder)
-    is_default = stated is None or stated.model_id == Path(DEFAULT_MODEL).name
-    chosen = base or trained.get("model") or (DEFAULT_MODEL if is_default else stated.model_id)
+    named = stated.model_id if stated is not None else ""
+    chosen = base or trained.get("model") or (DEFAULT_MODEL if named in {"", Path(DEFAULT_MODEL).name} else named)
     return AdapterOrigin(
         place,
         chosen,
