@@ -108,7 +108,7 @@ def _range(name: str, low: str, high: str, *, is_log: bool) -> Range:
         )
     for end in ends:
         make_options({name: end})
-    return Range(name, *ends, all(isinstance(end, int) for end in ends), is_log)
+    return Range(name, ends[0], ends[1], all(isinstance(end, int) for end in ends), is_log)
 
 
 def _value(name: str, value: Any) -> Any:
