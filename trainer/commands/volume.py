@@ -76,7 +76,7 @@ def _version(text: str) -> AdapterRef:
 def _rows(volume: AdapterVolume, listing: AdapterListing) -> list[tuple[str, ...]]:
     in_use = served_version(listing)
     numbers = sorted({*listing.versions, *listing.withdrawn, *listing.incomplete})
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for number in numbers:
         reference = AdapterRef(listing.name, number)
         if number in listing.withdrawn:
