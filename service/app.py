@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import importlib.metadata
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -78,6 +77,7 @@ from service.telemetry.exposition import Exposition
 from service.telemetry.links import LoadSpans
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import UNTRACED, Tracing
+from shared.contract.processors import usable_processors
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def image_workers(settings: ServiceSettings) -> int:
     """Image processes: the setting; else few if the engine needs the cores itself."""
     if settings.image_workers is not None:
         return settings.image_workers
-    return min(MAX_IMAGE_WORKERS, max(2, (os.cpu_count() or 2) // 2)) if _has_gpu(settings) else 2
+    return min(MAX_IMAGE_WORKERS, max(2, usable_processors() // 2)) if _has_gpu(settings) else 2
 
 
 def _has_gpu(settings: ServiceSettings) -> bool:

@@ -131,7 +131,7 @@ class ServiceSettings(BaseSettings):
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of the GPU's memory that may be in use, counting other processes on the same GPU."""
     cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """Threads of the engine on a CPU; one per core when unset."""
+    """Threads of the engine on a CPU; when unset, the processors that affinity and the container's quota leave it."""
 
     engine_stall_s: Annotated[float, Field(ge=1, le=3600)] | None = None
     """Longest time without a step of the engine while pages wait, in seconds; then it is restarted. 60 on a CPU and 10

@@ -15,20 +15,26 @@ from trainer.calibration.fit import TooFewCasesError
 from trainer.commands.benchmark import add_benchmark
 from trainer.commands.calibrate import add_calibrate
 from trainer.commands.evaluate import add_evaluate
+from trainer.commands.export import add_export
 from trainer.commands.flags import UsageError
+from trainer.commands.merge import add_merge
 from trainer.commands.nano import add_nano
 from trainer.commands.orientation import add_orientation
+from trainer.commands.parser import CommandParser
 from trainer.commands.prepare import add_prepare
 from trainer.commands.publish import add_publish
 from trainer.commands.push import add_push
 from trainer.commands.report import add_report
 from trainer.commands.smoke import add_smoke
+from trainer.commands.sweep import add_sweep
 from trainer.commands.train import add_train
+from trainer.commands.volume import add_volume_commands
 from trainer.config import SettingsError, load_settings
 from trainer.data.errors import DataError
 from trainer.evaluation.card import CardError
 from trainer.evaluation.results import ResultError
 from trainer.evaluation.samples import SampleError
+from trainer.publishing.agreement import MergeError
 from trainer.publishing.gate import PublicationError
 from trainer.publishing.hub import HubError
 from trainer.reading.protocol import ReaderError
@@ -46,6 +52,7 @@ USERS_ERRORS = (
     ResultError,
     ContractError,
     PublicationError,
+    MergeError,
     HubError,
     TrainingError,
     FileNotFoundError,
@@ -57,6 +64,9 @@ KEPT = {
     "prepare": "finished steps are kept: the same command continues",
     "train": "with --resume the same command continues from the newest checkpoint, if there is one",
     "evaluate": "no record was written",
+    "sweep": "with --resume the same command continues, interrupted trials included",
+    "merge": "no folder was written",
+    "export": "no folder was written",
     "publish": "a version is on the volume as a whole or not at all",
 }
 """What an interrupted command leaves behind."""
@@ -64,13 +74,17 @@ KEPT = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with every command."""
-    parser = argparse.ArgumentParser(prog="python -m trainer", description="Train and measure DeepSeek-OCR models.")
+    parser = CommandParser(prog="python -m trainer", description="Train and measure DeepSeek-OCR models.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     add_prepare(commands)
     add_train(commands)
+    add_sweep(commands)
     add_evaluate(commands)
     add_calibrate(commands)
     add_publish(commands)
+    add_volume_commands(commands)
+    add_merge(commands)
+    add_export(commands)
     add_push(commands)
     add_report(commands)
     add_benchmark(commands)

@@ -1,7 +1,7 @@
 """The trainer's settings: the only module in `trainer` that reads the environment.
 
 Settings of a machine are `DEEPSYNTH_TRAINER_*` variables; what differs from run to run is a flag of its command.
-Imports the standard library only, so a training machine needs nothing but torch and transformers.
+Imports nothing outside the standard library, so a training machine needs nothing but torch and transformers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+
+from shared.contract.processors import usable_processors
 
 PREFIX = "DEEPSYNTH_TRAINER_"
 
@@ -25,7 +27,7 @@ class TrainerSettings:
     device: str = "auto"
     """`auto` (CUDA where there is a device), `cpu`, `cuda` or `cuda:N`."""
     threads: int = 0
-    """Threads of torch on the CPU and processes of Tesseract; 0 for the number of cores."""
+    """Threads of torch on the CPU and processes of Tesseract; 0 for the processors that this process may use."""
     tesseract: str = "tesseract"
     """Name or path of the Tesseract program."""
     api_key: str = field(default="", repr=False)
@@ -42,7 +44,7 @@ class TrainerSettings:
     @property
     def num_threads(self) -> int:
         """Threads to use."""
-        return self.threads or os.cpu_count() or 1
+        return self.threads or usable_processors()
 
 
 def load_settings(environment: Mapping[str, str] | None = None) -> TrainerSettings:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeGuard
 from service.engine.config import EngineLimits, EngineSource, WeightForm
 from service.engine.protocol import EngineInfo
 from service.errors import EngineError
+from shared.contract.processors import usable_processors
 from shared.deepseek_ocr.registry import kind_of
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def load_engine(source: EngineSource) -> TorchEngine:
 
     from shared.deepseek_ocr.loading import find_checkpoint, load_checkpoint
 
+    # Torch knows the affinity of this process, but no container's quota: threads beyond it wait for their turn.
+    torch.set_num_threads(min(torch.get_num_threads(), usable_processors()))
     folder, name = find_checkpoint(source.checkpoint)
     limits, dtype = source.limits, getattr(torch, source.dtype)
     if torch.device(source.device).type == "cuda":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(tmp_path):
     write_words(tmp_path / "words", 24)
     run_small(tmp_path, batch_size=4, max_steps=4, eval_steps=4)
     alone = weights(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "alone")
     words = ("--max-steps", "4", "--eval-steps", "4", "--batch-size", "2", "--overwrite")
     process = start_small(tmp_path, *words, processes=2)
     _, errors = process.communicate(timeout=240)
@@ -32,6 +35,51 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(tmp_path):
     for key, tensor in alone.items():
         torch.testing.assert_close(together[key], tensor, atol=2e-4, rtol=1e-3)
     assert len(events(tmp_path / "run", "evaluate")) == 1
+    losses = [[event["loss"] for event in events(tmp_path / name, "log")] for name in ("alone", "run")]
+    assert len(losses[0]) == 4
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_run_with_one_line_and_the_run_resumes(tmp_path, killed):
+    write_checkpoint(tmp_path / "model")
+    write_words(tmp_path / "words", 24)
+    run_small(tmp_path, output_dir=tmp_path / "whole", max_steps=30, save_steps=2, eval_steps=30)
+    words = ("--max-steps", "30", "--save-steps", "2", "--eval-steps", "30", "--batch-size", "2", "--resume")
+    process = start_small(tmp_path, *words, processes=2)
+    wait_for(tmp_path / "run" / "log.jsonl", '"save"', process)
+    os.kill(process_of_rank(process.pid, killed), signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors
+    lost = [line for line in errors.splitlines() if line.endswith("[process_lost]")]
+    assert [line.startswith(f"error: process {1 - killed} lost another process") for line in lost] == [True]
+    assert "Signal 9 (SIGKILL)" in errors, "torchrun names the one that was killed"
+    assert "[rank" not in errors, "no traceback of ours"
+
+    process = start_small(tmp_path, *words, processes=2)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    losses = [{e["step"]: e["loss"] for e in events(tmp_path / name, "log")} for name in ("whole", "run")]
+    assert losses[1].keys() == losses[0].keys() == set(range(1, 31))
+    # Rounding grows over the updates; in the first ones, before and after the kill, it is small.
+    assert [losses[1][step] for step in range(1, 6)] == pytest.approx(
+        [losses[0][step] for step in range(1, 6)], rel=1e-2
+    )
+    assert losses[1][30] < losses[1][1]
+
+
+def process_of_rank(torchrun: int, rank: int) -> int:
+    children = Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split()
+    (found,) = [pid for pid in children if f"\0RANK={rank}\0" in "\0" + Path(f"/proc/{pid}/environ").read_text()]
+    return int(found)
+
+
+def wait_for(log, text, process, limit_s=240):
+    end = time.monotonic() + limit_s
+    while not (log.exists() and text in log.read_text()):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -39,12 +87,7 @@ def test_a_signal_ends_the_program_with_a_checkpoint_and_its_own_status(tmp_path
     write_checkpoint(tmp_path / "model")
     write_words(tmp_path / "words", 24)
     process = start_small(tmp_path, "--max-steps", "2000", "--eval-steps", "2000")
-    log = tmp_path / "run" / "log.jsonl"
-    end = time.monotonic() + 60
-    while not (log.exists() and '"log"' in log.read_text()):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_for(tmp_path / "run" / "log.jsonl", '"log"', process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, errors

@@ -133,7 +133,7 @@ def declared(*extras: str) -> set[str]:
     [
         ("shared", ("heif",)),
         ("service", ("service", "service-cuda", "bulk")),
-        ("trainer", ("trainer", "trainer-cuda", "trainer-tracing")),
+        ("trainer", ("trainer", "trainer-cuda", "trainer-sweep", "trainer-tracing")),
     ],
 )
 def test_every_import_is_a_declared_dependency(package: str, extras: tuple[str, ...]) -> None:

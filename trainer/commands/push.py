@@ -1,4 +1,7 @@
-"""`python -m trainer push`: upload a published version to the Hugging Face Hub, by `trainer.publishing.hub`."""
+"""`python -m trainer push`: upload a published version, or an exported folder, to the Hugging Face Hub.
+
+`trainer.publishing.hub` does the upload.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,29 @@ from pathlib import Path
 from shared.contract.identity import AdapterRef
 from shared.contract.manifest import MAX_MANIFEST_BYTES, parse_manifest
 from shared.contract.refusals import AdapterRefusedError, Reason
-from shared.contract.volume import MANIFEST_FILE, AdapterVolume
+from shared.contract.volume import CONFIG_FILE, MANIFEST_FILE, AdapterVolume
 from trainer.commands.flags import UsageError
 from trainer.config import TrainerSettings
-from trainer.publishing.hub import HubRepository, adapter_card, open_repository, push_folder
+from trainer.publishing.hub import (
+    CARD_FILE,
+    MERGE_FILE,
+    HubRepository,
+    adapter_card,
+    open_repository,
+    push_folder,
+)
 from trainer.tracing import span
 
 
 def add_push(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser("push", help="upload a published adapter to the Hugging Face Hub", description=__doc__)
-    parser.add_argument("reference", metavar="NAME[@VERSION]", help="the adapter; without a version, the one in use")
-    parser.add_argument("--volume", type=Path, required=True, metavar="DIR", help="the adapter volume")
+    parser = commands.add_parser(
+        "push", help="upload an adapter or a merged checkpoint to the Hugging Face Hub", description=__doc__
+    )
+    parser.add_argument(
+        "reference", metavar="NAME[@VERSION]|DIR", help="the adapter, in use without a version; or an exported folder"
+    )
+    parser.add_argument("--volume", type=Path, metavar="DIR", help="the adapter volume, for a published adapter")
     add_hub_flags(parser)
     parser.set_defaults(run=run_push)
 
@@ -34,6 +48,8 @@ def add_hub_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> 
 
 def run_push(options: argparse.Namespace, _: TrainerSettings) -> str:
     """Run the command; returns what was uploaded."""
+    if options.volume is None:
+        return push_exported(Path(options.reference), hub_repository(options), private=options.hub_private)
     volume = AdapterVolume(options.volume)
     reference = volume.resolve(options.reference)
     return push_version(volume, reference, hub_repository(options), private=options.hub_private)
@@ -44,6 +60,22 @@ def hub_repository(options: argparse.Namespace) -> HubRepository:
     if options.hub_model_id is None:
         raise UsageError("name the repository with --hub-model-id OWNER/NAME")
     return open_repository(options.hub_model_id)
+
+
+def push_exported(folder: Path, repository: HubRepository, *, private: bool) -> str:
+    """Upload a folder that `merge` or `export` wrote, with its card; `private` applies to a new repository.
+
+    Raises `UsageError` if the folder is another, or `HubError`.
+    """
+    is_exported = (folder / MERGE_FILE).is_file() or (folder / CONFIG_FILE).is_file()
+    if not (is_exported and (folder / CARD_FILE).is_file()):
+        raise UsageError(
+            f"{folder} is not what `trainer merge` or `trainer export` wrote; for a published adapter give --volume"
+        )
+    again = f"python -m trainer push {folder} --hub-model-id {repository.repo_id}"
+    card = (folder / CARD_FILE).read_text(encoding="utf-8")
+    url = push_folder(repository, folder, card, folder.resolve().name, private=private, again=again)
+    return f"pushed {folder} to {url}"
 
 
 def push_version(volume: AdapterVolume, reference: AdapterRef, repository: HubRepository, *, private: bool) -> str:

@@ -34,11 +34,17 @@ _GROUPS = {
 def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
     parser = commands.add_parser("train", help="train an adapter on a set of pages", description=__doc__)
+    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint, if there is one")
+    parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in the folder")
+    add_option_flags(parser)
+    parser.set_defaults(run=run_train)
+
+
+def add_option_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for every option of a run, and for the file and the preset that they may come from."""
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML with the options below; flags override it")
     goals = "; ".join(f"{name}: {preset.goal}" for name, preset in PRESETS.items())
     parser.add_argument("--preset", choices=PRESETS, help=goals)
-    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint, if there is one")
-    parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in the folder")
     group: Any = parser
     for name, entry in option_fields().items():
         if name in _GROUPS:
@@ -54,11 +60,21 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         else:
             arguments["metavar"] = "|".join(entry.metadata["choices"] or ()) or "VALUE"
         group.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, **arguments)
-    parser.set_defaults(run=run_train)
 
 
 def run_train(options: argparse.Namespace, settings: TrainerSettings) -> str:
     """Run the command; returns what was trained. Raises `TrainingError`."""
+    chosen, device = chosen_options(options, settings)
+    # Fail on a missing token before hours of training.
+    repository = open_repository(chosen.hub_model_id) if chosen.push_to_hub and chosen.hub_model_id else None
+    summary = str(run_options(chosen, device, settings, resume=options.resume, overwrite=options.overwrite))
+    if repository is None:
+        return summary
+    return f"{summary}\n{push_adapter(repository, chosen.output_dir / BEST)}"
+
+
+def chosen_options(options: argparse.Namespace, settings: TrainerSettings) -> tuple[TrainingOptions, str]:
+    """The options of a run from preset, file and flags, and its device; raises `TrainingError`."""
     given = {name: value for name, value in vars(options).items() if name in option_fields()}
     written = load_file(options.config) if options.config else {}
     written_preset = written.pop("preset", None)
@@ -77,12 +93,7 @@ def run_train(options: argparse.Namespace, settings: TrainerSettings) -> str:
         raise TrainingError(
             TrainingCode.GPU_MISSING, "CUDA graphs need a CUDA device", "leave --cuda-graphs out, or use a GPU"
         )
-    # Fail on a missing token before hours of training.
-    repository = open_repository(chosen.hub_model_id) if chosen.push_to_hub and chosen.hub_model_id else None
-    summary = str(run_options(chosen, device, settings, resume=options.resume, overwrite=options.overwrite))
-    if repository is None:
-        return summary
-    return f"{summary}\n{push_adapter(repository, chosen.output_dir / BEST)}"
+    return chosen, device
 
 
 def push_adapter(repository: HubRepository, folder: Path) -> str:

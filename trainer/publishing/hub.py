@@ -1,11 +1,12 @@
-"""Adapters on the Hugging Face Hub: a repository per adapter, a commit per version.
+"""Adapters and merged checkpoints on the Hugging Face Hub: a repository for each, a commit per version.
 
-Owns what is uploaded and how the Hub's errors are reported. The token is that of the Hub's client (`hf auth login`, or
-HF_TOKEN). Only the files named here are uploaded.
+Owns what is uploaded, its cards, and how the Hub's errors are reported. The token is that of the Hub's client (`hf auth
+login`, or HF_TOKEN). Of an adapter's folder only the files named here are uploaded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from shared.contract.manifest import AdapterManifest, Metrics
+from shared.contract.peft_config import PeftConfig
 from shared.contract.volume import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 
 CARD_FILE = "README.md"
+MERGE_FILE = "merge.json"
+"""The record of a merged checkpoint: what it was made of, and how it was checked."""
 _UPLOADED = (WEIGHTS_FILE, CONFIG_FILE, MANIFEST_FILE)
 _REASONS = {
     401: "the Hub does not take the token; log in again with `hf auth login`, or set HF_TOKEN",
@@ -74,7 +78,7 @@ def push_folder(
 
     Args:
         repository: From `open_repository`; made if it is new.
-        folder: A PEFT folder, with a manifest if it was published.
+        folder: A PEFT folder, with a manifest if it was published, or a merged checkpoint.
         card: Content of README.md.
         title: First line of the commit's message.
         private: Make a new repository private; an existing one is not changed.
@@ -86,7 +90,10 @@ def push_folder(
     Raises:
         HubError: The Hub failed; nothing or everything was uploaded.
     """
-    files = [folder / name for name in _UPLOADED if (folder / name).is_file()]
+    if (folder / MERGE_FILE).is_file():
+        files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CARD_FILE)
+    else:
+        files = [folder / name for name in _UPLOADED if (folder / name).is_file()]
     operations = [CommitOperationAdd(path.name, path) for path in files]
     operations.append(CommitOperationAdd(CARD_FILE, card.encode()))
     try:
@@ -109,8 +116,7 @@ def adapter_card(manifest: AdapterManifest) -> str:
     """
     lora, base = manifest.lora, manifest.base
     head = ["---", "library_name: peft", "pipeline_tag: image-to-text", "tags:", "- lora", "- ocr"]
-    if "/" in base.model_id:
-        head += [f"base_model: {base.model_id}"]
+    head += _base_line(base.model_id)
     text = [
         f"# {manifest.reference}",
         f"A LoRA for `{base.model_id}` (revision `{base.revision}`): rank {lora.rank}, alpha {lora.alpha:g}, on "
@@ -132,6 +138,51 @@ def adapter_card(manifest: AdapterManifest) -> str:
     code = manifest.code
     text.append(f"Published by {code.program} {code.version}, commit `{code.commit}`.")
     return "\n".join([*head, "---", "", "\n\n".join(text), ""])
+
+
+def peft_card(name: str, base: str, config: PeftConfig) -> str:
+    """README.md of an exported adapter.
+
+    Args:
+        name: Title.
+        base: Public name of the base model.
+        config: The adapter's.
+
+    Returns:
+        Markdown with the Hub's head.
+    """
+    head = ["---", "library_name: peft", "pipeline_tag: image-to-text", "tags:", "- lora", "- ocr", *_base_line(base)]
+    text = f"A LoRA for `{base}`: rank {config.rank}, alpha {config.alpha:g}."
+    return "\n".join([*head, "---", "", f"# {name}", "", text, ""])
+
+
+def merged_card(name: str, record: Mapping[str, Any]) -> str:
+    """README.md of a merged checkpoint.
+
+    Args:
+        name: Title.
+        record: Content of its `merge.json`.
+
+    Returns:
+        Markdown with the Hub's head.
+    """
+    base, adapter, check = record["base"], record["adapter"], record["check"]
+    head = ["---", "library_name: transformers", "pipeline_tag: image-to-text", "tags:", "- ocr"]
+    head += [*_base_line(base["model_id"]), *(["base_model_relation: finetune"] if "/" in base["model_id"] else [])]
+    text = [
+        f"# {name}",
+        f"`{base['model_id']}` (revision `{base['revision']}`) with the adapter `{adapter['name']}` (SHA-256 of its "
+        f"weights `{adapter['sha256']}`) merged into its weights, as {record['weights']['dtype']}.",
+        f"Checked on {check['pages']} held-out pages: {check['equal_pages']} read the same as with base and adapter, "
+        f"the texts differ by {check['difference']:.2%} of their characters; CER {check['adapter_cer']:.2%} before, "
+        f"{check['merged_cer']:.2%} merged.",
+        "Adapters of the base model do not fit these weights.",
+    ]
+    return "\n".join([*head, "---", "", "\n\n".join(text), ""])
+
+
+def _base_line(base: str) -> list[str]:
+    return [f"base_model: {base}"] if "/" in base else []
 
 
 def _rows(name: str, metrics: Metrics) -> list[str]:

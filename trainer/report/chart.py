@@ -24,6 +24,7 @@ class Line:
     kind: str
     points: Sequence[tuple[float, float]]
     has_dots: bool = False
+    has_line: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ def curves(
     form: Callable[[float], str],
     axis_form: Callable[[float], str],
     level: Line | None = None,
+    across_name: str = "step",
 ) -> str:
     """An `svg` element of lines over steps, from zero up.
 
@@ -54,6 +56,7 @@ def curves(
         form: formats values.
         axis_form: formats round values at the axis.
         level: a value to compare with, drawn across; the steps of its points are ignored.
+        across_name: what a step is.
 
     Returns:
         An `svg` element.
@@ -68,7 +71,7 @@ def curves(
         parts.append(_rule(LEFT, up.place(value), WIDTH - RIGHT, up.place(value)))
         parts.append(_text(LEFT - 8, up.place(value) + 4, axis_form(value), "end"))
     parts += [_text(across.place(value), HEIGHT - BOTTOM + 18, f"{value:g}") for value in across.ticks()]
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "step"))
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, across_name))
     if level is not None:
         height = up.place(level.points[0][1])
         parts.append(
@@ -77,12 +80,13 @@ def curves(
     for line in lines:
         places = [(across.place(step), up.place(value)) for step, value in line.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        parts.append(f'<polyline class="{line.kind}" points="{path}"/>')
+        if line.has_line:
+            parts.append(f'<polyline class="{line.kind}" points="{path}"/>')
         if line.has_dots or len(places) == 1:
             parts += [f'<circle class="{line.kind}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in places]
     last = "; ".join(
-        f"{line.name}: {form(line.points[0][1])} at step {line.points[0][0]:g}, {form(line.points[-1][1])} at step "
-        f"{line.points[-1][0]:g}"
+        f"{line.name}: {form(line.points[0][1])} at {across_name} {line.points[0][0]:g}, "
+        f"{form(line.points[-1][1])} at {across_name} {line.points[-1][0]:g}"
         for line in lines
     )
     return _svg(identity, title, last, WIDTH, HEIGHT, parts)

@@ -52,9 +52,14 @@ def report_page(
     if worst:
         body.append(_worst_section(worst))
     body.append(_details(result, run))
+    return document(f"{title}: report", body)
+
+
+def document(title: str, body: Sequence[str]) -> str:
+    """An HTML document with the style of reports; the parts of `body` are HTML already."""
     style = STYLE_FILE.read_text(encoding="utf-8")
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}: report</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{escape(_POLICY)}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head>'
         f"<body><main>{''.join(body)}</main></body></html>\n"

@@ -185,9 +185,13 @@ class EventLog(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Close the bar."""
         del args, control
+        self.close()
+        self.write("end", state)
+
+    def close(self) -> None:
+        """End the bar's line, so that what an error prints begins one of its own."""
         if self._bar is not None:
             self._bar.close()
-        self.write("end", state)
 
 
 def _short(value: Any) -> Any:

@@ -30,6 +30,7 @@ class TrainingCode(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     LOSS_NOT_FINITE = "loss_not_finite"
     STEP_FAILED = "step_failed"
+    PROCESS_LOST = "process_lost"
 
 
 class TrainingError(Exception):

@@ -22,6 +22,14 @@ DEFAULT_OUTPUT: Final = Path("runs/adapter")
 SCHEDULES: Final = ("cosine", "linear", "constant_with_warmup", "constant")
 BACKENDS: Final = ("auto", "peft", "unsloth")
 TASKS: Final = ("free", "markdown", "ocr")
+ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
+    "image_field": ("image_column",),
+    "text_field": ("text_column",),
+    "model_path": ("model", "base"),
+    "source_type": ("source",),
+    "num_samples": ("max_train_samples", "limit"),
+}
+"""The specification's names of flags, each with those that a command may have for it; see `docs/specification.md`."""
 
 
 def _option(default: Any, meaning: str, *choices: str) -> Any:
@@ -141,6 +149,7 @@ def make_options(*layers: Mapping[str, Any]) -> TrainingOptions:
     for layer in layers:
         for given, value in layer.items():
             name = str(given).replace("-", "_")
+            name = next((each for each in (name, *ALIASES.get(name, ())) if each in known), name)
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 raise TrainingError(
@@ -177,7 +186,8 @@ def value_of(name: str, value: Any) -> Any:
     if typing.get_origin(kind) is tuple:
         parts = value.replace(",", " ").split() if isinstance(value, str) else value
         if isinstance(parts, list | tuple) and all(isinstance(part, str) for part in parts):
-            return tuple(parts)
+            # A flag takes several words, and people write commas between them, too.
+            return tuple(name for part in parts for name in part.replace(",", " ").split())
         raise _invalid(name, value, "a list of names")
     if kind is bool:
         if isinstance(value, bool):

@@ -24,7 +24,7 @@ from trainer.training.callbacks import ProgressCallback, StopCallback, StopReque
 from trainer.training.checkpoints import newest_valid, validation_error, verify_adapter
 from trainer.training.data import RunData, load_data
 from trainer.training.dataset import ImageStore, SampleReader
-from trainer.training.distributed import broadcast_first
+from trainer.training.distributed import broadcast_first, reporting_lost_processes
 from trainer.training.errors import TrainingCode, TrainingError, TrainingStopped
 from trainer.training.loop import BEST, CHECKPOINTS
 from trainer.training.options import TrainingOptions
@@ -95,6 +95,7 @@ def train(
     """
     output = options.output_dir
     with ExitStack() as stack:
+        stack.enter_context(reporting_lost_processes())
         stack.enter_context(run_folder(output, resume=resume, overwrite=overwrite))
         request = stack.enter_context(StopRequest().listening())
         with span("train.model"):
@@ -107,6 +108,7 @@ def train(
         settle_record(output, make_record(options, adapted, pages), resume=resume)
         write_seen(output, pages.train.seen)
         run = set_up(options, adapted, reader, pages, device, stack, progress)
+        stack.callback(run.log.close)
         run.trainer.add_callback(StopCallback(request))
         if pages.note:
             run.log.write("data", note=pages.note)

@@ -214,6 +214,9 @@ def training_arguments(
     )
     # Other GPUs are for torchrun's other processes; by default the library splits each batch over all it sees.
     arguments._n_gpu = min(arguments.n_gpu, 1)
+    if not is_cuda and process_rank().world_size > 1:
+        # Accelerate numbers CPUs as if they were GPUs, and torch loads no checkpoint onto "cpu:0".
+        arguments.distributed_state.device = arguments._setup_devices = device
     return arguments
 
 

@@ -10,7 +10,6 @@ Shape letters: B rows, T tokens of all prompts, R prompts.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -34,6 +33,7 @@ from service.engine.runner import DeviceFullError, NewRow, StepOutput, View
 from service.engine.vision.preparation import Preparation
 from service.engine.vision.runner import GpuVision
 from shared.contract.answer import TokenStatus
+from shared.contract.processors import usable_processors
 from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
@@ -264,7 +264,7 @@ class GpuRunner:
         """Compile kernels, several at once, so that what warms up finds them compiled."""
         from service.engine.kernels.triton.launch import compiling_ahead  # Triton is not everywhere
 
-        with compiling_ahead(min(MAX_COMPILING_THREADS, os.cpu_count() or 1)):
+        with compiling_ahead(min(MAX_COMPILING_THREADS, usable_processors())):
             self._vision.rehearse(self._view_sizes_px)
             self._preparation.warm_up()
             self._prompts.rehearse(self._choose_nowhere)
