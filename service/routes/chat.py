@@ -235,6 +235,8 @@ class ChatRequest(BaseModel):
     """Extension: `skip` or `read` pages that show no print; the service's setting when not given."""
     min_confidence: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     """Extension: answers below it, for pages with little print, are not given; the service's setting when not given."""
+    pages_together: bool = False
+    """Extension: read all pages in one pass, where the model can."""
 
 
 def check_parameters(chat: ChatRequest) -> None:
@@ -368,6 +370,7 @@ async def _receive(request: Request, services: Services) -> _Chat:
         review_threshold=services.bounds.review_threshold if chat.review_threshold is None else chat.review_threshold,
         min_coverage=services.bounds.min_coverage,
         orientation=services.bounds.orientation,
+        pages_together=chat.pages_together,
     )
     includes_usage = bool(chat.stream_options and chat.stream_options.include_usage)
     stores = (chat.model_extra or {}).get("store") is not False
@@ -500,7 +503,7 @@ async def _stream(
     services: Services, permit: Permit, chat: _Chat, deadline: Deadline, consent: Consent, emit: Emit
 ) -> None:
     chunks = _Chunks(emit, chat, consent.answer_id)
-    live = LiveText(chat.ocr_request.task, chat.ocr_request.selection)
+    live = LiveText(chat.ocr_request.task, chat.ocr_request.selection, services.engine.info.prompts)
 
     def show(text: str) -> None:
         if text:

@@ -36,6 +36,16 @@ def test_a_submitted_page_arrives_with_its_pixels():
     assert not arrived.request.is_canary
 
 
+def test_several_pages_arrive_in_their_order():
+    first, *more = (standin_request("a", ink=ink).page for ink in (10, 20, 30))
+    arrived = through_pipe(Submit(replace(standin_request("a"), page=first, more_pages=tuple(more))))
+    assert isinstance(arrived, Submit)
+    assert len(arrived.request.pages) == 3
+    for page, sent in zip(arrived.request.pages, (first, *more), strict=True):
+        for ours, theirs in zip(page.arrays, sent.arrays, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 def test_a_canary_arrives_as_one():
     request = replace(standin_request("a"), is_canary=True)
     arrived = through_pipe(Submit(request))
