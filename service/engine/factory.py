@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from service.engine.config import EngineLimits, EngineSource, WeightForm
 from service.engine.protocol import TOGETHER_MODE, EngineInfo
 from service.errors import EngineError
-from shared.contract.prompts import tasks_of
 from shared.deepseek_ocr.registry import kind_of
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         adapter_slots=limits.adapter_slots,
         adapter_max_rank=limits.adapter_max_rank if limits.adapter_slots else 0,
         calibration=checkpoint.calibration,
-        tasks=tuple(task for task in checkpoint.tasks if task in tasks_of(kind.prompts)),
+        tasks=checkpoint.tasks,
         family=kind.family,
         prompts=kind.prompts,
         reads_pages_together=kind.reads_pages_together and TOGETHER_MODE in checkpoint.geometry.modes,

@@ -160,7 +160,7 @@ def _to_public_layout(values: dict[str, Any]) -> dict[str, Any]:
     if "mlp_dim" in sam and "hidden_size" in sam:
         public_sam["mlp_ratio"] = sam["mlp_dim"] / sam["hidden_size"]
     public_clip = {_CLIP_NAMES[name]: value for name, value in clip.items() if name in _CLIP_NAMES}
-    extra: dict[str, Any] = {name: values[name] for name in ("image_token_id", "geometry") if name in values}
+    extra: dict[str, Any] = {name: values[name] for name in ("image_token_id", "geometry", "tasks") if name in values}
     width = {"sam_vit_b": public_sam, "clip-l-14-224": public_clip}
     return {**extra, "language_config": language, "vision_config": {"width": width}}
 

@@ -1,6 +1,6 @@
 """Models whose answers see a window of themselves: the cache keeps little more than the window, and nothing is lost."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,8 +13,9 @@ from service.engine.gpu.runner import GpuRunner
 from service.engine.protocol import SamplingParams, SequenceResult
 from service.engine.scheduler import PageCost
 from shared.contract.answer import FinishReason
-from shared.contract.repetition import LoopDetector, LoopRule
+from shared.contract.repetition import LoopDetector, LoopRule, Rows
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+from shared.images.page_ink import InkLine
 from tests.unit.service.engine.gpu_tiny import paged_engine
 from tests.unit.service.engine.tiny import drain, tiny_engine, tiny_model, tiny_request
 
@@ -24,6 +25,7 @@ RING = AnswerRing(WINDOW + RULE.max_rewind, WINDOW)
 SEED = 1
 """Of a drawn answer that does not end soon."""
 MAKERS = [tiny_engine, paged_engine]
+LINES = (InkLine((40, 40, 360, 70), (45, 93), 14.0),)
 
 
 def windowed(seed: int = 0) -> DeepseekOcrForConditionalGeneration:
@@ -32,9 +34,12 @@ def windowed(seed: int = 0) -> DeepseekOcrForConditionalGeneration:
     return model
 
 
-def read(engine: TorchEngine, num_pages: int, tokens: int) -> dict[str, tuple[str, FinishReason]]:
+def read(
+    engine: TorchEngine, num_pages: int, tokens: int, lines: tuple[InkLine, ...] = ()
+) -> dict[str, tuple[str, FinishReason]]:
     for seed in range(num_pages):
-        engine.submit(tiny_request(f"page-{seed}", seed=seed, width_px=64 * (1 + seed % 2), max_new_tokens=tokens))
+        request = tiny_request(f"page-{seed}", seed=seed, width_px=64 * (1 + seed % 2), max_new_tokens=tokens)
+        engine.submit(replace(request, lines=lines))
     results = [event for event in drain(engine) if isinstance(event, SequenceResult)]
     return {result.sequence_id: (result.text, result.finish_reason) for result in results}
 
@@ -48,6 +53,26 @@ def test_answers_with_loops_and_second_attempts_are_as_if_the_cache_kept_all(
     monkeypatch.setattr(AnswerRing, "of", staticmethod(lambda *_: AnswerRing(10_000, WINDOW)))
     assert read(make(windowed(), **limits), 4, 80) == kept_little
     assert any(len(text) > 2 * RING.cells for text, _ in kept_little.values())
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_rows_that_a_page_shows_do_not_disturb_the_ring(
+    make: Callable[..., TorchEngine], monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[int] = []
+
+    def find_rows(before: Sequence[bytes], period: Sequence[bytes], lines: Sequence[InkLine]) -> Rows:
+        del before, period
+        asked.append(len(lines))
+        return Rows(25, 0)
+
+    monkeypatch.setattr("service.engine.sequence.find_rows", find_rows)
+    limits = {"loop_rule": replace(RULE, ask_tokens=6), "batch_size": 3, "max_new_tokens": 80}
+    kept_little = read(make(windowed(), **limits), 4, 80, lines=LINES)
+    assert asked
+    assert kept_little != read(make(windowed(), **limits), 4, 80)
+    monkeypatch.setattr(AnswerRing, "of", staticmethod(lambda *_: AnswerRing(10_000, WINDOW)))
+    assert read(make(windowed(), **limits), 4, 80, lines=LINES) == kept_little
 
 
 def test_both_runners_read_the_same_and_the_window_matters():

@@ -15,6 +15,7 @@ from service.engine.config import EngineLimits
 from service.engine.cpu.runner import CpuRunner, Prompt
 from service.engine.factory import make_engine
 from service.engine.protocol import SequenceResult
+from shared.contract.prompts import Task
 from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.checkpoint import CheckpointError, save_checkpoint
 from shared.deepseek_ocr.geometry import Mode
@@ -134,11 +135,17 @@ def test_a_checkpoint_says_what_it_is_and_keeps_it(folder: Path, tmp_path: Path)
     assert isinstance(loaded.model, UnlimitedOcr)
     assert loaded.geometry == UNLIMITED_GEOMETRY
     assert loaded.geometry.modes == (Mode.BASE, Mode.GUNDAM)
+    assert loaded.tasks == (Task.FREE, Task.MARKDOWN, Task.OCR)
     save_checkpoint(loaded.model, tmp_path, "float32")
     write_tokenizer(tmp_path)
     again = load_checkpoint(tmp_path).model
     assert again.config.to_dict() == loaded.model.config.to_dict()
     assert again.config.text_config.answer_window == 24
+
+
+def test_a_task_that_the_model_has_no_prompt_for_stops_the_load(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="tasks"):
+        load_checkpoint(write_public(tmp_path / "model", 24, tasks=["free", "figure"]))
 
 
 def test_an_adapter_in_pefts_names_is_served_as_if_it_were_merged(tmp_path: Path):
