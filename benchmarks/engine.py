@@ -18,10 +18,11 @@ row of `adapters` has `base_ratio`, its pages a second over those of `throughput
 `--weights int8` keeps the engine's matrices as 8-bit rows. Rows and the last line then have `weights`; floors stay
 those of full weights.
 
-`--model random` has the public dimensions of DeepSeek-OCR and random weights. Peers run in processes of their own
+`--model random` has the public dimensions of DeepSeek-OCR and random weights, `--model random-ocr2` those of
+DeepSeek-OCR-2, for which there are neither floors nor targets. Peers run in processes of their own
 before the engine uses the device; one that is not installed is left out. Prints a table and, last, one JSON object
 with the ratios to peers and floors. `--out FILE` appends a JSON line for each run to a file as soon as it is known, and
-that object last; `auto` is `benchmarks/results/engine-CARD.jsonl`.
+that object last; `auto` is `benchmarks/results/engine-CARD.jsonl`, or `engine-ocr2-CARD.jsonl`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,12 @@ from benchmarks.floors import Ceilings, measure_ceilings
 from benchmarks.origin import card, command, origin, slug
 from benchmarks.peers import PEERS, run_peer
 from benchmarks.preparation import DevicePreparation, InlinePreparation, Preparation, ProcessPreparation
-from benchmarks.random_model import adapter_names, load_random_adapters, random_checkpoint
+from benchmarks.random_model import (
+    adapter_names,
+    load_random_adapters,
+    random_checkpoint,
+    random_ocr2_checkpoint,
+)
 from benchmarks.ratios import OURS, RESULTS, TARGETS, recorded_peers, summary
 from service.engine.config import EngineLimits, WeightForm
 from service.engine.engine import TorchEngine
@@ -58,6 +64,7 @@ from shared.deepseek_ocr.configuration import DeepseekOcrConfig
 from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.loading import LoadedCheckpoint, load_checkpoint
 from shared.deepseek_ocr.nano_config import nano_config
+from shared.deepseek_ocr.ocr2 import OCR2_GEOMETRY
 
 NANO = Path(__file__).resolve().parents[1] / "shared" / "nano"
 NEVER = 1_000_000
@@ -71,7 +78,7 @@ def load(model: str, device: str, dtype: torch.dtype) -> LoadedCheckpoint:
         checkpoint = load_checkpoint(NANO, device, dtype)
         checkpoint.tokenizer.eos_id = NO_END
         return checkpoint
-    return random_checkpoint(device, dtype)
+    return random_ocr2_checkpoint(device, dtype) if model == "random-ocr2" else random_checkpoint(device, dtype)
 
 
 @dataclass(slots=True)
@@ -135,9 +142,7 @@ class Run:
         def make() -> TorchEngine:
             checkpoint = load(arguments.model, arguments.device, self.dtype)
             engine = leave_out(idea, make_engine(checkpoint, limits))
-            load_random_adapters(
-                engine, checkpoint.model.config.text_config, arguments.adapters, arguments.adapter_rank
-            )
+            load_random_adapters(engine, checkpoint.model.decoder.config, arguments.adapters, arguments.adapter_rank)
             return engine
 
         with without(idea, arguments.device):
@@ -243,7 +248,7 @@ def parse_arguments() -> argparse.Namespace:
         return [word for word in text.split(",") if word]
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("nano", "random"), default="nano")
+    parser.add_argument("--model", choices=("nano", "random", "random-ocr2"), default="nano")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="none: float32 on a CPU, bfloat16 elsewhere")
     parser.add_argument("--weights", type=WeightForm, choices=(WeightForm.FULL, WeightForm.INT8), default="full")
@@ -293,8 +298,9 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    config: DeepseekOcrConfig = nano_config() if arguments.model == "nano" else DeepseekOcrConfig()
-    geometry: GeometryConfig = config.geometry_config()
+    is_ocr2 = arguments.model == "random-ocr2"
+    config = nano_config() if arguments.model == "nano" else DeepseekOcrConfig()
+    geometry: GeometryConfig = OCR2_GEOMETRY if is_ocr2 else config.geometry_config()
     run = Run(arguments, {}, Ceilings(0, 0), [])
     # Workers are forked before anything touches the device.
     most = dict(_sizes(run))
@@ -303,7 +309,8 @@ def main() -> None:
     preparations["processes"] = ProcessPreparation(images, geometry, arguments.workers, most)
     card_slug = slug(card(arguments.device))
     if arguments.out:
-        run.path = RESULTS / f"engine-{card_slug}.jsonl" if arguments.out == "auto" else Path(arguments.out)
+        kind = "engine-ocr2" if is_ocr2 else "engine"
+        run.path = RESULTS / f"{kind}-{card_slug}.jsonl" if arguments.out == "auto" else Path(arguments.out)
     try:
         run.ceilings = measure_ceilings(arguments.device, run.dtype)
         # After the ceilings: an idle card shows a low clock.
@@ -325,7 +332,7 @@ def main() -> None:
             preparation.close()
     # Peers and targets are of the public dimensions.
     recorded, targets = (recorded_peers(card_slug), TARGETS) if arguments.model == "random" else ([], {})
-    last = summary(run.rows, recorded, config, arguments.batch_size, run.ceilings, targets)
+    last = summary(run.rows, recorded, None if is_ocr2 else config, arguments.batch_size, run.ceilings, targets)
     last |= {"model": arguments.model} | run.weights | run.origin
     run.write(last)
     print(json.dumps(last), flush=True)

@@ -431,6 +431,7 @@ class ReadyRunner:
     prepares_views = False
     kv_tokens = 1 << 30
     block_tokens = 64
+    kept_answer_tokens = None
 
     def __init__(self, rows: int, step_s: float) -> None:
         self._step_s = step_s
@@ -455,10 +456,9 @@ class ReadyRunner:
         """Anything will do."""
         return list(views)
 
-    def assemble(self, plan: ViewPlan, tokens: Sequence[Any]) -> Any:
+    def assemble(self, pages: Sequence[tuple[ViewPlan, Sequence[Any]]]) -> Any:
         """Anything will do."""
-        del plan
-        return tokens[0]
+        return pages[0][1][0]
 
     def open(self, rows: Sequence[NewRow]) -> None:
         """Owe their first tokens."""

@@ -11,7 +11,7 @@ import string
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ from shared.deepseek_ocr.loading import TOKENIZER_FILE, LoadedCheckpoint
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
 
+if TYPE_CHECKING:
+    from transformers import DeepseekOcr2Config
+
 NO_LOOPS = LoopRule(min_tokens=1_000_000)
 SMALL, PAGE = (640, 640), (1240, 1754)
 """Width and height in pixels of the two pages that are measured: 276 and 906 prompt tokens."""
@@ -50,10 +53,11 @@ class StubTokenizer(OcrTokenizer):
     def __init__(self, image_id: int) -> None:  # no backend: there is no vocabulary
         self.bos_id, self.eos_id, self.pad_id, self.image_id = 0, -1, 2, image_id
 
-    def encode_prompt(self, plan: ViewPlan, prompt: str) -> list[int]:
+    def encode_prompt(self, plan: ViewPlan, prompt: str, more_plans: Sequence[ViewPlan] = ()) -> list[int]:
         """The public model's number of ids, whatever the prompt says."""
         del prompt
-        return [self.bos_id, *[self.image_id] * plan.num_vision_tokens, *PROMPT_TEXT_IDS]
+        num_image_tokens = sum(each.num_vision_tokens for each in (plan, *more_plans))
+        return [self.bos_id, *[self.image_id] * num_image_tokens, *PROMPT_TEXT_IDS]
 
     def token_bytes(self, token_id: int) -> bytes:
         """The id in angle brackets."""
@@ -135,7 +139,7 @@ def adapter_names(count: int) -> list[str]:
 
 
 def load_random_adapters(engine: TorchEngine, text: TextConfig, count: int, rank: int) -> None:
-    """Fill an engine's slots; it has as many, for this rank."""
+    """Fill an engine's slots; it has as many, for this rank. Names are those of v1's layers."""
     for seed, name in enumerate(adapter_names(count)):
         engine.load_adapter(name, random_adapter(text, rank, seed))
 
@@ -178,20 +182,9 @@ def write_random_adapter(
     return weights.stat().st_size
 
 
-def write_random_ocr2(folder: Path, *, tiny: bool) -> None:
-    """Write a checkpoint of DeepSeek-OCR-2 with random weights and a byte-level tokenizer of few tokens.
-
-    A tiny one is for trying a program on a CPU; its views still have 1024 px and 257 tokens.
-    """
-    from transformers import (
-        DeepseekOcr2Config,
-        DeepseekOcr2ForConditionalGeneration,
-        DeepseekOcr2Processor,
-        PreTrainedTokenizerFast,
-    )
-    from transformers.models.deepseek_ocr2.image_processing_pil_deepseek_ocr2 import DeepseekOcr2ImageProcessorPil
-
-    from trainer.nano.corpus.tokenizer import train_tokenizer
+def ocr2_config(*, tiny: bool = False) -> DeepseekOcr2Config:
+    """DeepSeek-OCR-2 with its public dimensions, or a tiny one, whose views still have 1024 px and 257 tokens."""
+    from transformers import DeepseekOcr2Config
 
     text = {
         "vocab_size": 129280, "hidden_size": 1280, "intermediate_size": 6848, "num_hidden_layers": 12,
@@ -219,9 +212,47 @@ def write_random_ocr2(folder: Path, *, tiny: bool) -> None:
             "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "global_attn_indexes": [],
             "output_channels": 16, "downsample_channels": [16, 32], "mlp_dim": 32,
         }  # fmt: skip
-    config = DeepseekOcr2Config(
+    return DeepseekOcr2Config(
         text_config=text, vision_config={"sam_config": sam, "encoder_config": encoder}, image_token_id=3
     )
+
+
+def random_ocr2_checkpoint(
+    device: torch.device | str = "cuda", dtype: torch.dtype = torch.bfloat16, seed: int = 0
+) -> LoadedCheckpoint:
+    """What `load_checkpoint` would give for DeepSeek-OCR-2, except its weights and tokenizer."""
+    from shared.deepseek_ocr.ocr2 import OCR2_GEOMETRY, DeepseekOcr2Reader
+
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = DeepseekOcr2Reader(ocr2_config())
+    finally:
+        torch.set_default_dtype(default)
+    generator = torch.Generator(device).manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, WEIGHT_STD, generator=generator)
+    return LoadedCheckpoint(model.eval(), StubTokenizer(3), OCR2_GEOMETRY, "deepseek-ocr-2-random")
+
+
+def write_random_ocr2(folder: Path, *, tiny: bool) -> None:
+    """Write a checkpoint of DeepSeek-OCR-2 with random weights and a byte-level tokenizer of few tokens.
+
+    A tiny one is for trying a program on a CPU; its views still have 1024 px and 257 tokens.
+    """
+    from transformers import (
+        DeepseekOcr2ForConditionalGeneration,
+        DeepseekOcr2Processor,
+        PreTrainedTokenizerFast,
+    )
+    from transformers.models.deepseek_ocr2.image_processing_pil_deepseek_ocr2 import DeepseekOcr2ImageProcessorPil
+
+    from trainer.nano.corpus.tokenizer import train_tokenizer
+
+    config = ocr2_config(tiny=tiny)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16 if device == "cuda" else torch.float32)

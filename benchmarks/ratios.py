@@ -94,7 +94,7 @@ def times_faster(name: str, ours: float, theirs: float) -> float:
 def summary(
     rows: Sequence[Row],
     recorded: Sequence[Row],
-    config: DeepseekOcrConfig,
+    config: DeepseekOcrConfig | None,
     batch_size: int,
     ceilings: Ceilings,
     targets: Mapping[str, float],
@@ -102,7 +102,7 @@ def summary(
     """The last line of a run: for each case the engine's figure and its ratios to peers, floor and target.
 
     A ratio above 1 is faster than the peer; a share of the floor is at most 1. `rows` include peers of this run,
-    `recorded` are peers of earlier runs.
+    `recorded` are peers of earlier runs. Without `config` there are no floors.
     """
     ours = best_rows(rows, OURS)
     cases: dict[str, Any] = {}
@@ -110,9 +110,10 @@ def summary(
         value = measure(ours, name)
         if value is None:
             continue
-        floor = floor_of(name, config, batch_size, ceilings)
-        entry = {"unit": unit, "value": _rounded(value), "floor": _rounded(floor)}
-        entry["floor_share_ratio"] = _rounded(times_faster(name, value, floor))
+        entry: dict[str, Any] = {"unit": unit, "value": _rounded(value)}
+        if config is not None:
+            floor = floor_of(name, config, batch_size, ceilings)
+            entry |= {"floor": _rounded(floor), "floor_share_ratio": _rounded(times_faster(name, value, floor))}
         for engine in ("vllm", "transformers"):
             entry |= _against(name, value, engine, rows, recorded)
         if name in targets:

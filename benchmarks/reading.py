@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -28,6 +28,7 @@ from shared.deepseek_ocr.geometry import GeometryConfig, plan_views
 from shared.deepseek_ocr.images import prepare_views
 from shared.deepseek_ocr.loading import LoadedCheckpoint
 from shared.deepseek_ocr.protocol import OcrModel
+from shared.deepseek_ocr.registry import kind_of
 from trainer.evaluation.samples import Layout, Sample, load_set, open_page
 
 NO_LOOPS = LoopRule(min_tokens=1_000_000)
@@ -101,7 +102,8 @@ def exact_engine(
     `plain` leaves out a GPU's kernels, to tell their rounding from the type's.
     """
     limits = EngineLimits(batch_size=batch_size, max_new_tokens=max_new_tokens, loop_rule=NO_LOOPS)
-    with patch.object(loader, "_has_gpu_path", lambda _: False) if plain else nullcontext():
+    slow_kind = replace(kind_of(checkpoint.model), has_fast_decoder=False)
+    with patch.object(loader, "kind_of", lambda _: slow_kind) if plain else nullcontext():
         return loader.make_engine(checkpoint, limits)
 
 

@@ -23,8 +23,8 @@ nothing of HTTP frameworks, images or engines.
     |  |- UnsupportedTypeError               415
     |  |  |- NotMultipartError, NotJsonError, UnsupportedFormatError, UnsupportedPixelsError
     |  `- UnprocessableError                 422
-    |     |- InvalidFieldError, RemoteUrlError, InvalidDataUrlError, NoTextError, UnreadableError,
-    |     |  WebhookNotAllowedError, TextNotUnicodeError
+    |     |- InvalidFieldError, PagesTogetherError, RemoteUrlError, InvalidDataUrlError, NoTextError,
+    |     |  UnreadableError, WebhookNotAllowedError, TextNotUnicodeError
     |     |- EmptyFileError, UndecodableError, TooManyPagesError, DocumentTooLongError,
     |     |  PageOutOfRangeError, AspectRatioError, PdfEncryptedError
     |     `- DecodeTimeoutError, DecodeMemoryError, DecodeCrashError
@@ -361,6 +361,13 @@ class InvalidFieldError(UnprocessableError):
 
     code = "invalid_field"
     title = "A field of the request or the query string is missing, unknown or not valid; field names it."
+
+
+class PagesTogetherError(UnprocessableError):
+    """The model reads each page alone, and several in one pass were asked for."""
+
+    code = "pages_together_unsupported"
+    title = "This model reads each page alone; GET /v1/models says which models read several pages in one pass."
 
 
 class RemoteUrlError(UnprocessableError):

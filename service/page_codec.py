@@ -24,6 +24,22 @@ class PageHeader:
     image_px: tuple[int, int] | None
     """Height and width of an image; None: the tail is the views of the plan."""
 
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of the page's arrays; of any numbers."""
+        plan = self.plan
+        if self.image_px:
+            return [(*self.image_px, CHANNELS)]
+        return [
+            (plan.global_px, plan.global_px, CHANNELS),
+            (plan.num_tiles, plan.tile_px, plan.tile_px, CHANNELS),
+        ]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the page's pixels."""
+        return sum(map(math.prod, self.shapes))
+
 
 def encode_page(page: PreparedPage) -> tuple[PageHeader, list[memoryview]]:
     """The header of a page, and its pixels where they are."""
@@ -44,15 +60,9 @@ def decode_page(header: PageHeader, tail: memoryview) -> PreparedPage:
     Raises:
         BrokenFrameError: The numbers contradict each other or the number of bytes.
     """
-    plan, image_px = header.plan, header.image_px
-    shapes: list[tuple[int, ...]] = [
-        (plan.global_px, plan.global_px, CHANNELS),
-        (plan.num_tiles, plan.tile_px, plan.tile_px, CHANNELS),
-    ]
-    if image_px:
-        shapes = [(*image_px, CHANNELS)]
+    plan, image_px, shapes = header.plan, header.image_px, header.shapes
     sides = (plan.global_px, plan.tile_px, plan.num_vision_tokens, *(image_px or ()))
-    if min(sides) < 1 or min(plan.tile_columns, plan.tile_rows) < 0 or sum(map(math.prod, shapes)) != len(tail):
+    if min(sides) < 1 or min(plan.tile_columns, plan.tile_rows) < 0 or header.num_bytes != len(tail):
         raise BrokenFrameError("a page's numbers do not agree with its pixels")
     pixels = np.split(np.frombuffer(tail, np.uint8), [math.prod(shapes[0])])
     arrays = [part.reshape(shape) for part, shape in zip(pixels, shapes, strict=False)]

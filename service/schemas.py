@@ -260,6 +260,8 @@ class ModelAnswer(Wire):
     """The model that the name serves now; for an adapter `name@version`."""
     parent: str | None
     """The base model of an adapter."""
+    family: str
+    """What kind of model reads, such as `DeepSeek-OCR-2`; nano is a `DeepSeek-OCR`."""
     tasks: list[str]
     """Values that the field `task` may take with this model."""
     modes: list[str]
@@ -268,6 +270,13 @@ class ModelAnswer(Wire):
     boxes: bool
     """Whether it gives boxes with labels, which the options `omit` and `figures` need."""
     max_new_tokens: int
+    """Most tokens that a request may ask for, per page."""
+    max_sequence_tokens: int
+    """Positions: pages, prompt and answer together."""
+    max_pages_together: int
+    """Most pages with `pages_together`; 1 if the model reads each page alone."""
+    takes_adapters: bool
+    """Whether adapters of this model can be loaded; false for adapters themselves."""
 
 
 class ModelsAnswer(Wire):

@@ -63,7 +63,7 @@ async def read_canary(engine: EngineHandle, model_id: str, *, timeout_s: float) 
     request = SequenceRequest(
         f"canary-{uuid.uuid4().hex}",
         canary_page(engine.info.geometry),
-        prompt_for(Task.FREE),
+        prompt_for(Task.FREE, prompts=engine.info.prompts),
         SamplingParams(CANARY_TOKENS),
         model_id,
         is_canary=True,

@@ -12,7 +12,7 @@ from service.adapters.versions import AdapterVersion
 from service.engine.protocol import EngineHandle
 from service.errors import ModelNotFoundError
 from shared.contract.answer import FinishReason
-from shared.contract.prompts import Task
+from shared.contract.prompts import Task, tasks_of
 
 
 class Lease(Protocol):
@@ -118,10 +118,11 @@ class ServedModels:
         return self._with(self._adapters.check(model_id))
 
     def _with(self, version: AdapterVersion) -> tuple[Task, ...]:
+        has_prompts = tasks_of(self._engine.info.prompts)
         if version.weights_sha256 is None:
-            return tuple(Task)
+            return has_prompts
         able = {*self._engine.info.tasks, version.task}
-        return tuple(task for task in Task if task in able)
+        return tuple(task for task in has_prompts if task in able)
 
     def lease(self, model_id: str) -> contextlib.AbstractAsyncContextManager[Lease]:
         """Keep a model, as `check` returned it, loaded while a document is read; of a cascade the first one."""

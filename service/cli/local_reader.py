@@ -105,6 +105,7 @@ class LocalReader:
             review_threshold=self._review_threshold(),
             min_coverage=self._settings.min_coverage,
             orientation=self._settings.orientation,
+            pages_together=options.pages_together,
         )
 
     def _finest(self) -> Granularity:

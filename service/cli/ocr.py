@@ -123,6 +123,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="leave out less certain answers for pages with little print; default: DEEPSYNTH_MIN_CONFIDENCE",
     )
+    reading.add_argument(
+        "--pages-together", action="store_true", help="read all pages of a file in one pass, where the model can"
+    )
     text = parser.add_argument_group("text")
     text.add_argument(
         "--table-format",

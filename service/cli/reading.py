@@ -51,6 +51,7 @@ class ReadOptions:
     omit: str | None = None
     figures: bool = False
     join_pages: bool = False
+    pages_together: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,9 +145,10 @@ class RunningBatch:
     def _prepare(self, sequence: PageSequence) -> bool:
         """Make a page's views; False if there is no memory for them and the page has failed."""
         if sequence.views is None:
-            assert sequence.page is not None
+            assert sequence.pages
             try:
-                sequence.views = self._runner.prepare(sequence.page, self._geometry)
+                prepared = [self._runner.prepare(page, self._geometry) for page in sequence.pages]
+                sequence.views = [view for views in prepared for view in views]
             except DeviceFullError as error:
                 self._fail(sequence, error)
                 return False
@@ -174,9 +175,9 @@ class RunningBatch:
         self._runner.open(rows)
 
     def _features_of(self, sequence: PageSequence) -> Any:
-        """One vector for each image token of a page."""
+        """One vector for each image token of the prompt."""
         if sequence.cost.num_views:
-            features_LD = self._runner.assemble(sequence.plan, sequence.encoded_views)
+            features_LD = self._runner.assemble(sequence.encoded_pages())
             if sequence.canary:
                 sequence.canary.features_LD = features_LD
             return features_LD

@@ -15,7 +15,7 @@ class WeightForm(StrEnum):
     """In full, unless the card is too small for that."""
     FULL = "full"
     INT8 = "int8"
-    """As 8-bit rows, see `int8_rows`; CUDA and DeepSeek-OCR (v1) only."""
+    """As 8-bit rows, see `int8_rows`; CUDA only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class EngineLimits:
 
     batch_size: int = 8
     max_new_tokens: int = 4096
-    max_sequence_tokens: int = 8192
-    """Vision, prompt and answer of one page together; never more than the checkpoint's positions."""
+    max_sequence_tokens: int = 32_768
+    """Vision, prompt and answer of one sequence together; never more than the checkpoint's positions."""
     kv_tokens: int | None = None
     """Key and value tokens of all sequences together; None: as many as full rows hold, or as fit onto the GPU."""
     views_per_step: int | None = None

@@ -91,7 +91,9 @@ class TorchEngine:
             idle_multiplier=limits.idle_multiplier or 1,
         )
         self._pages = RunningBatch(runner, schedule, info.geometry, clock)
-        self._validator = RequestValidator(tokenizer, info, limits, self._pages, runner.block_tokens, clock)
+        self._validator = RequestValidator(
+            tokenizer, info, limits, self._pages, runner.block_tokens, runner.kept_answer_tokens, clock
+        )
         self._in_flight: deque[_InFlightStep] = deque()
         self._events: list[SequenceEvent] = []
         self._steps = 0
@@ -122,7 +124,13 @@ class TorchEngine:
         plan = plan_views(side, side, geometry.default_mode, geometry)
         page = PageImage(plan, np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
         self.submit(
-            SequenceRequest("warm-up", page, prompt_for(Task.FREE), SamplingParams(WARM_UP_TOKENS), self._info.model_id)
+            SequenceRequest(
+                "warm-up",
+                page,
+                prompt_for(Task.FREE, prompts=self._info.prompts),
+                SamplingParams(WARM_UP_TOKENS),
+                self._info.model_id,
+            )
         )
         while self.has_work:
             for event in self.step():

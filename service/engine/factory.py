@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING
 
 from service.engine.config import EngineLimits, EngineSource, WeightForm
-from service.engine.protocol import EngineInfo
+from service.engine.protocol import TOGETHER_MODE, EngineInfo
 from service.errors import EngineError
 from shared.contract.processors import usable_processors
 from shared.deepseek_ocr.registry import kind_of
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from service.engine.engine import TorchEngine
     from service.engine.runner import Runner
     from shared.deepseek_ocr.loading import LoadedCheckpoint
-    from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 
 
 def load_engine(source: EngineSource) -> TorchEngine:
@@ -71,17 +70,21 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
     if model.lm_head.weight.dtype == torch.float32:
         # Who asks for float32 means it: torch lets convolutions round their inputs to 10 bits unless told otherwise.
         torch.backends.cudnn.allow_tf32 = False
+    kind = kind_of(model)
     max_sequence_tokens = min(limits.max_sequence_tokens, model.config.text_config.max_position_embeddings)
     limits = replace(
         limits,
         max_sequence_tokens=max_sequence_tokens,
-        max_new_tokens=min(limits.max_new_tokens, max_sequence_tokens),
+        # Several pages together get as many tokens as fit; a request for one page has its own bound.
+        max_new_tokens=max_sequence_tokens
+        if kind.reads_pages_together
+        else min(limits.max_new_tokens, max_sequence_tokens),
     )
-    if limits.adapter_slots and not kind_of(model).takes_adapters:
+    if limits.adapter_slots and not kind.takes_adapters:
         raise EngineError("adapters are not served for this kind of model; set adapter_slots to 0")
-    runs_on_gpu = device.type == "cuda" and _has_gpu_path(model)
+    runs_on_gpu = device.type == "cuda" and kind.has_fast_decoder
     if limits.weights is WeightForm.INT8 and not runs_on_gpu:
-        raise EngineError("8-bit weights need a GPU and DeepSeek-OCR (v1); set weights to full")
+        raise EngineError("8-bit weights need a GPU and a model that its decoder supports; set weights to full")
     make_runner = _make_gpu_runner if runs_on_gpu else _make_cpu_runner
     runner, limits = make_runner(checkpoint, limits)
     info = EngineInfo(
@@ -97,12 +100,11 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         adapter_max_rank=limits.adapter_max_rank if limits.adapter_slots else 0,
         calibration=checkpoint.calibration,
         tasks=checkpoint.tasks,
+        family=kind.family,
+        prompts=kind.prompts,
+        reads_pages_together=kind.reads_pages_together and TOGETHER_MODE in checkpoint.geometry.modes,
     )
     return TorchEngine(runner, checkpoint.tokenizer, info, limits)
-
-
-def _has_gpu_path(model: object) -> TypeGuard[DeepseekOcrForConditionalGeneration]:
-    return kind_of(model).has_fast_decoder
 
 
 def _make_cpu_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tuple[Runner, EngineLimits]:
@@ -124,5 +126,4 @@ def _make_cpu_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tupl
 def _make_gpu_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tuple[Runner, EngineLimits]:
     from service.engine.gpu.factory import make_gpu_runner
 
-    assert _has_gpu_path(checkpoint.model)
     return make_gpu_runner(checkpoint.model, checkpoint.geometry, checkpoint.tokenizer.eos_id, limits)

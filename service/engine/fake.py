@@ -10,7 +10,7 @@ import hashlib
 import math
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from service.engine.lora.registry import NO_ADAPTER, AdapterError, AdapterRegistry
@@ -28,7 +28,7 @@ from service.engine.protocol import (
 from shared.contract.answer import FinishReason
 from shared.contract.calibration import Calibration
 from shared.contract.confidence import TokenScores, score_tokens
-from shared.contract.prompts import Task
+from shared.contract.prompts import PAGE_MARK, PromptSet, Task, tasks_of
 from shared.deepseek_ocr.geometry import GeometryConfig
 
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "inlet", "jetty", "knoll", "larch")
@@ -43,8 +43,12 @@ def fake_tokens(request: SequenceRequest, adapter: bytes = b"") -> list[str]:
         adapter: Weights of the adapter that reads it; empty for the base.
 
     Returns:
-        Pieces of text; with a grounding prompt or a query, the first are a labelled box.
+        Pieces of text; with a grounding prompt or a query, the first are a labelled box. Each of several pages begins
+        with a mark.
     """
+    if request.more_pages:
+        alone = [replace(request, page=page, more_pages=()) for page in request.pages]
+        return [token for each in alone for token in (PAGE_MARK, *fake_tokens(each, adapter))]
     seed = hashlib.sha256()
     for array in request.page.arrays:
         seed.update(array.tobytes())
@@ -82,6 +86,7 @@ class FakeEngine:
         step_s: Seconds between two words of a page.
         calibration: Of its words; they have probabilities from 1/16 to 1, a hash of their letters.
         tasks: What it can do.
+        reads_pages_together: Whether it is asked like Unlimited-OCR, for one page or several.
     """
 
     def __init__(
@@ -95,7 +100,9 @@ class FakeEngine:
         step_s: float = 0.0,
         calibration: Calibration | None = None,
         tasks: tuple[Task, ...] = tuple(Task),
+        reads_pages_together: bool = False,
     ) -> None:
+        prompts = PromptSet.UNLIMITED if reads_pages_together else PromptSet.DEEPSEEK
         self._info = EngineInfo(
             model_id="fake",
             device="cpu",
@@ -107,7 +114,10 @@ class FakeEngine:
             adapter_slots=adapter_slots,
             adapter_max_rank=64 if adapter_slots else 0,
             calibration=calibration,
-            tasks=tasks,
+            tasks=tuple(task for task in tasks if task in tasks_of(prompts)),
+            family="fake",
+            prompts=prompts,
+            reads_pages_together=reads_pages_together,
         )
         self._refuse_with = refuse_with or {}
         self._step_s = step_s
@@ -248,7 +258,7 @@ def _result(entry: _Sequence, reason: FinishReason) -> SequenceResult:
         finish_reason=reason,
         confidence=0.875,
         min_confidence=0.5,
-        vision_tokens=entry.request.page.plan.num_vision_tokens,
+        vision_tokens=sum(page.plan.num_vision_tokens for page in entry.request.pages),
         prompt_tokens=len(entry.request.prompt.split()),
         completion_tokens=len(entry.done),
         timings=SequenceTimings(queue_s=0.0, encode_s=0.001, prefill_s=0.001, generate_s=0.001 * len(entry.done)),

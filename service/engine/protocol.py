@@ -17,11 +17,16 @@ from typing import Any, Literal, Protocol
 from shared.contract.answer import FinishReason
 from shared.contract.calibration import Calibration
 from shared.contract.confidence import TokenScores
-from shared.contract.prompts import Task
+from shared.contract.prompts import PromptSet, Task
 from shared.deepseek_ocr.forms import PreparedPage
-from shared.deepseek_ocr.geometry import GeometryConfig
+from shared.deepseek_ocr.geometry import GeometryConfig, Mode, count_vision_tokens, global_view_px
+from shared.deepseek_ocr.registry import V1
 from shared.images.page_ink import InkLine
 
+TOGETHER_MODE = Mode.BASE
+"""Mode of pages that are read together: the published recipe has no tiles then."""
+ANSWER_TOKENS_TOGETHER = 256
+"""Room for a page's answer and its share of the prompt without which no page is added to a pass."""
 MAX_TEMPERATURE = 2.0
 MAX_SEED = 2**63 - 1
 
@@ -70,7 +75,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class SequenceRequest:
-    """One page to read."""
+    """One page to read, or several in one pass."""
 
     sequence_id: str
     page: PreparedPage
@@ -83,6 +88,13 @@ class SequenceRequest:
     wants_token_scores: bool = False
     lines: tuple[InkLine, ...] = ()
     """The page's print, by which true rows are told from a loop; none: the loop rule decides alone."""
+    more_pages: tuple[PreparedPage, ...] = ()
+    """Pages after the first, read in the same pass; only where `EngineInfo.reads_pages_together`."""
+
+    @property
+    def pages(self) -> tuple[PreparedPage, ...]:
+        """All pages, in the order of the prompt."""
+        return (self.page, *self.more_pages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +171,20 @@ class EngineInfo:
     """Of the base model; None if its checkpoint has none."""
     tasks: tuple[Task, ...] = tuple(Task)
     """What the base model can do."""
+    family: str = V1.family
+    """Which model of the family it is, as users call it."""
+    prompts: PromptSet = PromptSet.DEEPSEEK
+    """What it is asked with."""
+    reads_pages_together: bool = False
+    """Whether one sequence may have several pages."""
+
+    @property
+    def max_pages_together(self) -> int:
+        """Pages of one sequence at most; 1 if each page is read alone."""
+        if not self.reads_pages_together:
+            return 1
+        vision_tokens = count_vision_tokens(global_view_px(TOGETHER_MODE, self.geometry), 0, 0, self.geometry)
+        return max(1, self.max_sequence_tokens // (vision_tokens + ANSWER_TOKENS_TOGETHER))
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ class RequestValidator:
         limits: What the engine may hold and do.
         pages: The sequences that are here already.
         block_tokens: Unit in which the key and value cache is allocated.
+        kept_answer_tokens: Newest answer tokens that it keeps; None: all.
         clock: Monotonic seconds.
     """
 
@@ -38,6 +39,7 @@ class RequestValidator:
         limits: EngineLimits,
         pages: RunningBatch,
         block_tokens: int,
+        kept_answer_tokens: int | None,
         clock: Callable[[], float],
     ) -> None:
         self._tokenizer = tokenizer
@@ -46,6 +48,7 @@ class RequestValidator:
         self._limits = limits
         self._pages = pages
         self._block_tokens = block_tokens
+        self._kept_answer_tokens = kept_answer_tokens
         self._clock = clock
         self._canary: CanaryFeatures | None = None
 
@@ -67,7 +70,8 @@ class RequestValidator:
         error = self._validation_error(request)
         if error:
             return SequenceFailure(name, "engine_failed", error)
-        prompt_ids = self._tokenizer.encode_prompt(request.page.plan, request.prompt)
+        plans = [page.plan for page in request.pages]
+        prompt_ids = self._tokenizer.encode_prompt(plans[0], request.prompt, plans[1:])
         room = self._info.max_sequence_tokens - len(prompt_ids)
         max_new_tokens = min(request.params.max_new_tokens, self._info.max_new_tokens, room)
         if max_new_tokens < 1:
@@ -75,16 +79,17 @@ class RequestValidator:
         canary = self._canary_features(request)
         cost = PageCost(
             name,
-            0 if canary and canary.features_LD is not None else 1 + request.page.plan.num_tiles,
+            0 if canary and canary.features_LD is not None else sum(plan.num_views for plan in plans),
             len(prompt_ids),
             max_new_tokens,
             self._block_tokens,
             has_priority=request.is_canary,
+            kept_answer_tokens=self._kept_answer_tokens,
         )
         return self._pages.refusal(cost) or PageSequence(
             sequence_id=name,
-            plan=request.page.plan,
-            page=request.page if cost.num_views else None,
+            plans=plans,
+            pages=request.pages if cost.num_views else (),
             prompt_ids=prompt_ids,
             answer=Answer(self._token_bytes, self._limits.loop_rule, request.lines),
             stages=Stages(submitted_s=self._clock()),
@@ -98,7 +103,10 @@ class RequestValidator:
     def _validation_error(self, request: SequenceRequest) -> str | None:
         if request.sequence_id in self._pages:
             return "the id is in use"
-        return request.params.validation_error() or request.page.find_fault(self._info.geometry)
+        if request.more_pages and not self._info.reads_pages_together:
+            return "several pages for a model that reads one at a time"
+        faults = (page.find_fault(self._info.geometry) for page in request.pages)
+        return request.params.validation_error() or next(filter(None, faults), None)
 
     def _canary_features(self, request: SequenceRequest) -> CanaryFeatures | None:
         """Features kept of the last canary if this one is the same page; None for other pages."""

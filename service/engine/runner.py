@@ -92,6 +92,10 @@ class Runner(Protocol):
     def block_tokens(self) -> int:
         """Unit in which a slot's share of them is counted; a slot takes whole blocks."""
 
+    @property
+    def kept_answer_tokens(self) -> int | None:
+        """Newest answer tokens whose keys a slot keeps; None: all."""
+
     def warm_up(self) -> None:
         """Do one-time work that would otherwise slow the first steps."""
 
@@ -122,8 +126,15 @@ class Runner(Protocol):
             DeviceFullError: Not even one view at a time fits.
         """
 
-    def assemble(self, plan: ViewPlan, tokens: Sequence[Tensor]) -> Tensor:
-        """Join a page's encoded views, the global one first among them, to `[num_vision_tokens, D]`."""
+    def assemble(self, pages: Sequence[tuple[ViewPlan, Sequence[Tensor]]]) -> Tensor:
+        """Join the encoded views of a prompt's pages, the global one first among each page's.
+
+        Args:
+            pages: Plan and views of each, in the order of the prompt.
+
+        Returns:
+            `[L, D]`, as many vectors as the prompt has image tokens.
+        """
 
     def open(self, rows: Sequence[NewRow]) -> None:
         """Read prompts into free slots and choose their first tokens."""

@@ -37,11 +37,16 @@ class PageCost:
     """Unit in which the key and value cache is allocated."""
     has_priority: bool = False
     """Whether it overtakes pages that wait or are being started; for pages that are few and short."""
+    kept_answer_tokens: int | None = None
+    """Newest answer tokens whose keys and values are kept; None: all."""
 
     @property
     def kv_tokens(self) -> int:
         """Tokens of key and value cache that the page may fill, in whole blocks; reserved as a whole."""
-        return -(-(self.prompt_tokens + self.max_new_tokens) // self.block_tokens) * self.block_tokens
+        answer = self.max_new_tokens
+        if self.kept_answer_tokens is not None:
+            answer = min(answer, self.kept_answer_tokens)
+        return -(-(self.prompt_tokens + answer) // self.block_tokens) * self.block_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""One page in the engine: its answer, its stages and its result.
+"""One page in the engine, or several read in one pass: the answer, its stages and its result.
 
 `shared.contract.answer` decides what follows from each token; this adds the text that may be streamed, and timings.
 Knows the tokenizer, no tensor and no other sequence. Used by the engine's single thread.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from service.engine.canary_features import CanaryFeatures
@@ -107,24 +108,27 @@ class Stages:
 
 @dataclass(slots=True)
 class PageSequence:
-    """A page that waits or runs.
+    """A page that waits or runs, or several in one prompt.
 
     Invariant: `slot` is None until the prompt was handed to the device; the encoded views are dropped then, pixels as
     soon as all of them are encoded.
     """
 
     sequence_id: str
-    plan: ViewPlan
-    page: PreparedPage | None
+    plans: Sequence[ViewPlan]
+    """Of each page."""
+    pages: Sequence[PreparedPage]
+    """Empty once they are not needed."""
     prompt_ids: list[int]
     answer: Answer
     stages: Stages
     cost: PageCost
     params: SamplingParams
     views: Sequence[Any] | None = None
-    """All, `[px, px, 3]` each, the global one first, on the host or the device; None until the first is needed."""
+    """All, `[px, px, 3]` each, page by page, the global one of each first, on the host or the device; None until the
+    first is needed."""
     encoded_views: list[Any] = field(default_factory=list)
-    """Tensors, the global view's first."""
+    """Tensors, in the same order."""
     slot: int | None = None
     epoch: int = 0
     """Grows when the answer takes another way than its next token; what the device chose for an older one is void."""
@@ -154,11 +158,16 @@ class PageSequence:
 
     def drop_pixels(self) -> None:
         """Let go of what encoding needed."""
-        self.page = self.views = None
+        self.pages, self.views = (), None
+
+    def encoded_pages(self) -> list[tuple[ViewPlan, list[Any]]]:
+        """Each page's plan and encoded views; all views are encoded."""
+        views = iter(self.encoded_views)
+        return [(plan, list(islice(views, plan.num_views))) for plan in self.plans]
 
     def result(self, reason: FinishReason, now_s: float) -> SequenceResult:
         """What is reported once the answer has finished."""
-        vision_tokens = self.plan.num_vision_tokens
+        vision_tokens = sum(plan.num_vision_tokens for plan in self.plans)
         return SequenceResult(
             sequence_id=self.sequence_id,
             text=self.answer.text,

@@ -6,9 +6,9 @@ import itertools
 import re
 from collections import defaultdict
 
-from service.ocr.reader import LABELS_ARE_TEXT, PAGE_BREAK, PageResult
-from shared.contract.prompts import Task
-from shared.deepseek_ocr.grounding import MARKER, OPEN_REF, parse_grounded
+from service.ocr.reader import PAGE_BREAK, PageResult, labels_are_text
+from shared.contract.prompts import PromptSet, Task
+from shared.deepseek_ocr.grounding import MARKER, OPEN_TAG, parse_grounded
 
 _LONGEST_MARKER = len("<|/grounding|>")
 _BEGUN_MARKER = re.compile(r"<(?:\|/?[a-z]{0,9}\|?)?\Z")
@@ -24,10 +24,13 @@ class LiveText:
     Args:
         task: How the pages are read.
         selection: Their numbers in order; None if they are counted from 1.
+        prompts: The model's.
     """
 
-    def __init__(self, task: Task, selection: tuple[int, ...] | None = None) -> None:
-        self._labels_are_text = task in LABELS_ARE_TEXT
+    def __init__(
+        self, task: Task, selection: tuple[int, ...] | None = None, prompts: PromptSet = PromptSet.DEEPSEEK
+    ) -> None:
+        self._labels_are_text = labels_are_text(task, prompts)
         self._raw: defaultdict[int, str] = defaultdict(str)
         self._ended: dict[int, PageResult] = {}
         self._order = itertools.count(1) if selection is None else iter((*selection, 0))
@@ -82,7 +85,7 @@ class LiveText:
             self._shown += new
             return new
         self._has_markers = True
-        tag_at = raw.rfind(OPEN_REF, start)
+        tag_at = max((found.start() for found in OPEN_TAG.finditer(raw, start)), default=-1)
         if tag_at <= self._tag_at:
             return ""
         # What comes before a tag ends with it.

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol, cast
 
 from service.admission.deadline import Deadline
@@ -51,9 +52,10 @@ from service.ocr.jpeg import encode_jpeg
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.outcome import PageStatus, status_of
 from service.ocr.request import OcrRequest
+from service.ocr.together import PageSplitter, split_result
 from shared.contract.answer import FinishReason
 from shared.contract.calibration import Calibration
-from shared.contract.prompts import Task, prompt_for
+from shared.contract.prompts import PromptSet, Task, prompt_for
 from shared.deepseek_ocr.grounding import Region, parse_grounded
 from shared.images.accounting import Account
 from shared.images.page_ink import Turn
@@ -148,8 +150,18 @@ class _Reading:
     permit: Permit | None
     finish: PageSink
     on_delta: DeltaSink | None
+    renew: Callable[[], None]
+    """Renews the deadline."""
     slow: list[int] = field(default_factory=list)
     """Pages that took too long to decode."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """A page that is to be read, and what is known of its result."""
+
+    page: DecodedPage
+    result: PageResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +268,8 @@ class DocumentReader:
             data: The file, or several whose pages are numbered as those of one document.
             request: A checked request; its selection is of one file.
             permit: The request's place, marked running with the first page; None: it has none.
-            deadline: Renewed by each finished page; when it passes, the pages that are missing have failed. None: none.
+            deadline: Renewed by each finished page, and by each that is begun where pages are read together; when it
+                passes, the pages that are missing have failed. None: none.
             on_delta: Called with each piece of text as it arrives, pages interleaved.
             on_page: Called with each page when it is finished, in the order in which they finish.
 
@@ -270,12 +283,15 @@ class DocumentReader:
         documents = [Document(file, self.limits, request.selection) for file in files]
         finished: dict[int, PageResult] = {}
 
+        def renew() -> None:
+            if deadline is not None:
+                deadline.renew()
+
         def finish(page: PageResult) -> None:
             # Its frames hold the page, and this document.
             let_go(page.error)
             finished[page.page] = page
-            if deadline is not None:
-                deadline.renew()
+            renew()
             self._observer.page_finished(page.status)
             if on_page is not None:
                 on_page(page)
@@ -287,13 +303,14 @@ class DocumentReader:
             self._check_total(num_before + len(pages))
             if deadline is not None:
                 self._check_time(num_before + len(pages) - len(finished), deadline)
-            readings.append(_Reading(document, pages, num_before, request, permit, finish, on_delta))
+            readings.append(_Reading(document, pages, num_before, request, permit, finish, on_delta, renew))
             return readings[-1]
 
         late: DeadlineError | None = None
         try:
             async with deadline.enforced() if deadline is not None else contextlib.nullcontext():
-                await self._read_files(documents, begin)
+                read = self._read_together if request.pages_together else self._read_files
+                await read(documents, begin)
         except DeadlineError as error:
             late = error
             # Alone, and without one page in all that time: the same again would end the same way.
@@ -320,17 +337,43 @@ class DocumentReader:
         try:
             async with asyncio.TaskGroup() as group:
                 for document in documents:
-                    with self._observer.opening() as opened:
-                        pages = (await self._source.open(document)).pages
-                        opened(len(pages))
-                    reading = begin(document, pages)
-                    for page in pages:
+                    reading = begin(document, await self._open(document))
+                    for page in reading.pages:
                         await self._start_page(group, page, reading)
                     self._source.close(document)
         except BaseExceptionGroup as failures:
             # What a page may fail with is its result, so this is a file that cannot be opened, or a bug; it keeps its
             # own traceback.
             raise _first_reason(failures) from failures
+
+    async def _open(self, document: Document) -> Sequence[int]:
+        """The pages to read of a file."""
+        with self._observer.opening() as opened:
+            pages = (await self._source.open(document)).pages
+            opened(len(pages))
+        return pages
+
+    async def _read_together(
+        self, documents: Sequence[Document], begin: Callable[[Document, Sequence[int]], _Reading]
+    ) -> None:
+        """Decode all pages, then read those with print in one pass, which takes one page slot."""
+        readings = [begin(document, await self._open(document)) for document in documents]
+        most = self._engine.info.max_pages_together
+        if sum(len(reading.pages) for reading in readings) > most:
+            raise TooManyPagesError(public={"field": "pages_together", "limit": most})
+        slot_wait_s = await self._take_slot()
+        try:
+            pages = []
+            for reading in readings:
+                for page in reading.pages:
+                    decoded = await self._decode_page(page, reading, slot_wait_s)
+                    slot_wait_s = 0.0
+                    if decoded is not None:
+                        pages.append(decoded)
+            if pages:
+                await self._read_pass(pages, readings[0])
+        finally:
+            self._slots.release()
 
     def _check_total(self, num_pages: int) -> None:
         """One file cannot exceed its own limit; several together may."""
@@ -384,49 +427,72 @@ class DocumentReader:
 
     async def _start_page(self, group: asyncio.TaskGroup, page_of_file: int, reading: _Reading) -> None:
         """Decode a page, then let it be read while the next one is decoded."""
-        number = reading.num_before + page_of_file
-        if len(reading.slow) >= MAX_SLOW_PAGES:
-            reading.finish(PageResult(number, PageStatus.FAILED, error=DecodeTimeoutError("so did pages before it")))
+        if self._gives_up(page_of_file, reading):
             return
+        slot_wait_s = await self._take_slot()
+        is_handed_over = False
+        try:
+            decoded = await self._decode_page(page_of_file, reading, slot_wait_s)
+            if decoded is not None:
+                task = group.create_task(self._read_page(decoded, reading))
+                # Not in the coroutine: a task that is cancelled before it starts never runs its body.
+                task.add_done_callback(lambda _: self._slots.release())
+                is_handed_over = True
+        finally:
+            if not is_handed_over:
+                self._slots.release()
+
+    async def _take_slot(self) -> float:
+        """Seconds that it took."""
         start_s = self._clock()
         with self._observer.waiting():
             await self._slots.acquire()
-        slot_wait_s = self._clock() - start_s
-        is_handed_over = False
+        return self._clock() - start_s
+
+    def _gives_up(self, page_of_file: int, reading: _Reading) -> bool:
+        """Whether a page is not tried, as too many before it were slow; it has failed then."""
+        if len(reading.slow) < MAX_SLOW_PAGES:
+            return False
+        number = reading.num_before + page_of_file
+        reading.finish(PageResult(number, PageStatus.FAILED, error=DecodeTimeoutError("so did pages before it")))
+        return True
+
+    async def _decode_page(self, page_of_file: int, reading: _Reading, slot_wait_s: float) -> _Decoded | None:
+        """Decode a page; None if it is finished by that: it is blank, or has failed."""
+        number = reading.num_before + page_of_file
+        if self._gives_up(page_of_file, reading):
+            return None
         try:
             if reading.permit is not None:
                 reading.permit.mark_running()
             page, decode_s = await self._decode(reading.document, reading.request, page_of_file)
-            result = PageResult(
-                number,
-                PageStatus.BLANK,
-                page.width_px,
-                page.height_px,
-                is_damaged=page.is_damaged,
-                turned_degrees=page.turned_degrees,
-                slot_wait_s=slot_wait_s,
-                decode_s=decode_s,
-            )
-            if page.ink.is_blank and not reading.request.reads_blank_pages:
-                reading.finish(result)
-                return
-            task = group.create_task(self._read_page(page, result, reading))
-            # Not in the coroutine: a task that is cancelled before it starts never runs its body.
-            task.add_done_callback(lambda _: self._slots.release())
-            is_handed_over = True
         except DeepSynthError as error:
             if isinstance(error, DecodeTimeoutError):
                 reading.slow.append(number)
             reading.finish(PageResult(number, PageStatus.FAILED, error=error, slot_wait_s=slot_wait_s))
-        finally:
-            if not is_handed_over:
-                self._slots.release()
+            return None
+        result = PageResult(
+            number,
+            PageStatus.BLANK,
+            page.width_px,
+            page.height_px,
+            is_damaged=page.is_damaged,
+            turned_degrees=page.turned_degrees,
+            slot_wait_s=slot_wait_s,
+            decode_s=decode_s,
+        )
+        if page.ink.is_blank and not reading.request.reads_blank_pages:
+            reading.finish(result)
+            return None
+        return _Decoded(page, result)
 
     async def _decode(self, document: Document, request: OcrRequest, number: int) -> tuple[DecodedPage, float]:
         start_s = self._clock()
         info = self._engine.info
         turn: Turn | None = None if request.finds_turned_pages else 0
-        task = DecodeTask(number, request.mode, info.geometry, wants_image=info.prepares_views, turn_degrees=turn)
+        # Many images at once would be too large; all their views are small.
+        wants_image = info.prepares_views and not request.pages_together
+        task = DecodeTask(number, request.mode, info.geometry, wants_image=wants_image, turn_degrees=turn)
         with self._observer.decoding() as decoded:
             page = await self._source.decode(document, task)
             decoded(page)
@@ -436,45 +502,85 @@ class DocumentReader:
             raise TooManyVisionTokensError(public={"vision_tokens": vision_tokens, "limit": info.max_sequence_tokens})
         return page, self._clock() - start_s
 
-    async def _read_page(self, page: DecodedPage, decoded: PageResult, reading: _Reading) -> None:
-        request = reading.request
-        is_transcribed = request.task in _TRANSCRIBES
+    async def _read_page(self, decoded: _Decoded, reading: _Reading) -> None:
+        request, number, on_delta = reading.request, decoded.result.page, reading.on_delta
+        on_text = None if on_delta is None else partial(on_delta, number)
         try:
-            result = await self._infer(self._sequence(page, request, decoded.page), decoded.page, reading.on_delta)
+            result = await self._infer(self._sequence([decoded.page], request, number), on_text)
         except DeepSynthError as error:
-            reading.finish(replace(decoded, status=PageStatus.FAILED, error=error))
+            reading.finish(replace(decoded.result, status=PageStatus.FAILED, error=error))
             return
         if result.finish_reason is FinishReason.REPETITION and request.task in _TRANSCRIBES:
-            result = await self._read_on(page, decoded, result, reading)
+            result = await self._read_on(decoded, result, reading, on_text)
+        reading.finish(await self._outcome(decoded, request, result))
+
+    async def _read_pass(self, pages: Sequence[_Decoded], reading: _Reading) -> None:
+        """Read several pages as one sequence."""
+        numbers = [decoded.result.page for decoded in pages]
+        splitter = PageSplitter(len(pages))
+
+        def show(pieces: Sequence[tuple[int, str]]) -> None:
+            for index, piece in pieces:
+                if reading.on_delta is not None:
+                    reading.on_delta(numbers[index], piece)
+
+        def on_text(text: str) -> None:
+            before = splitter.page
+            show(splitter.push(text))
+            if splitter.page != before:
+                reading.renew()
+
+        sequence = self._sequence([decoded.page for decoded in pages], reading.request, numbers[0])
+        try:
+            result = await self._infer(sequence, on_text)
+        except DeepSynthError as error:
+            for decoded in pages:
+                reading.finish(replace(decoded.result, status=PageStatus.FAILED, error=error))
+            return
+        show(splitter.finish())
+        vision_tokens = [decoded.page.prepared.plan.num_vision_tokens for decoded in pages]
+        for decoded, part in zip(pages, split_result(result, vision_tokens), strict=True):
+            reading.finish(await self._outcome(decoded, reading.request, part))
+
+    async def _outcome(self, decoded: _Decoded, request: OcrRequest, result: SequenceResult | None) -> PageResult:
+        """What becomes of a page with this answer; None if the pass that it was part of ended before it."""
+        page, is_transcribed = decoded.page, request.task in _TRANSCRIBES
+        if result is None:
+            is_missing = not request.reads_blank_pages
+            return replace(decoded.result, status=PageStatus.UNREADABLE if is_missing else PageStatus.OK)
         grounded = parse_grounded(
-            result.text, page.width_px, page.height_px, labels_are_text=request.task in LABELS_ARE_TEXT
+            result.text,
+            page.width_px,
+            page.height_px,
+            labels_are_text=labels_are_text(request.task, self._engine.info.prompts),
         )
         status = PageStatus.OK
         if is_transcribed and not request.reads_blank_pages:
             status = status_of(page.ink, grounded.text, result.confidence, request.min_confidence)
         # Words that the page cannot hold would be taken for what is printed on it.
         is_shown = status is PageStatus.OK
-        account = None
-        if is_shown and request.task in _TRANSCRIBES and page.ink.lines:
+        account = words = None
+        if is_shown and is_transcribed and page.ink.lines:
             account = await asyncio.to_thread(account_for, grounded, page.ink.lines)
-        reading.finish(
-            replace(
-                decoded,
-                status=status,
-                text=grounded.text if is_shown else "",
-                regions=grounded.regions if is_shown else (),
-                words=judge(result, grounded, request.confidence, self._calibration(request)) if is_shown else None,
-                account=account,
-                is_partly_read=account is not None and account.coverage < request.min_coverage,
-                result=result,
-                model_id=request.model_id,
-            )
+        if is_shown and self._wants_words(request):
+            words = judge(result, grounded, request.confidence, self._calibration(request))
+        return replace(
+            decoded.result,
+            status=status,
+            text=grounded.text if is_shown else "",
+            regions=grounded.regions if is_shown else (),
+            words=words,
+            account=account,
+            is_partly_read=account is not None and account.coverage < request.min_coverage,
+            result=result,
+            model_id=request.model_id,
         )
 
     async def _read_on(
-        self, page: DecodedPage, decoded: PageResult, result: SequenceResult, reading: _Reading
+        self, decoded: _Decoded, result: SequenceResult, reading: _Reading, on_text: Callable[[str], None] | None
     ) -> SequenceResult:
         """Read the parts of the page that an answer left when it was cut for repeating itself; a fault costs them."""
+        page, number = decoded.page, decoded.result.page
         grounded = parse_grounded(result.text, page.width_px, page.height_px)
         if grounded.regions or not page.ink.lines:
             # Boxes in the answer for a part would be those of the part.
@@ -492,29 +598,37 @@ class DocumentReader:
                         page.page, request.mode, info.geometry, info.prepares_views, box_px, page.turned_degrees
                     ),
                 )
-                if reading.on_delta is not None:
-                    reading.on_delta(decoded.page, separator(text))
-                sequence = self._sequence(part, request, decoded.page)
-                rest.append(await self._infer(sequence, decoded.page, reading.on_delta))
+                if on_text is not None:
+                    on_text(separator(text))
+                rest.append(await self._infer(self._sequence([part], request, number), on_text))
                 text += separator(text) + rest[-1].text
         except DeepSynthError:
-            _log.warning("page %d could not be read on", decoded.page, exc_info=True)
+            _log.warning("page %d could not be read on", number, exc_info=True)
         finally:
             self._source.close(document)
         return joined(result, rest)
 
-    def _sequence(self, page: DecodedPage, request: OcrRequest, number: int) -> SequenceRequest:
+    def _sequence(self, pages: Sequence[DecodedPage], request: OcrRequest, number: int) -> SequenceRequest:
+        """What is asked of the engine for a page, or for all pages of a pass; `number` is the first one's."""
+        prompts, is_together = self._engine.info.prompts, request.pages_together
+        params = replace(request.params, max_new_tokens=request.params.max_new_tokens * len(pages))
         return SequenceRequest(
             sequence_id=uuid.uuid4().hex,
-            page=page.prepared,
-            prompt=prompt_for(request.task, request.query),
-            params=request.params.for_page(number),
+            page=pages[0].prepared,
+            prompt=prompt_for(request.task, request.query, prompts, is_together=is_together),
+            params=params.for_page(number),
             model_id=request.model_id,
-            wants_token_scores=request.wants_token_scores
-            or request.confidence.needs_words
-            or (request.task in _TRANSCRIBES and self._calibration(request) is not None),
-            lines=page.ink.lines,
+            # A pass is split by them.
+            wants_token_scores=is_together or request.wants_token_scores or self._wants_words(request),
+            # The loop rule cannot tell in which of several pages an answer is.
+            lines=() if is_together else pages[0].ink.lines,
+            more_pages=tuple(page.prepared for page in pages[1:]),
         )
+
+    def _wants_words(self, request: OcrRequest) -> bool:
+        """Whether words are scored: the request asks for it, or a calibration makes them tell of the whole page."""
+        is_measured = request.task in _TRANSCRIBES and self._calibration(request) is not None
+        return request.confidence.needs_words or is_measured
 
     def _calibration(self, request: OcrRequest) -> Calibration | None:
         """The model's calibration, which was measured on the base model's most probable tokens."""
@@ -522,7 +636,7 @@ class DocumentReader:
         is_measured = request.model_id == info.model_id and not request.params.temperature
         return info.calibration if is_measured else None
 
-    async def _infer(self, sequence: SequenceRequest, page: int, on_delta: DeltaSink | None) -> SequenceResult:
+    async def _infer(self, sequence: SequenceRequest, on_text: Callable[[str], None] | None) -> SequenceResult:
         events = cast("AsyncGenerator[SequenceEvent, None]", self._engine.submit(sequence))
         is_first = True
         async with contextlib.aclosing(events):
@@ -533,20 +647,25 @@ class DocumentReader:
                             if is_first:
                                 inference.first_text()
                                 is_first = False
-                            if on_delta is not None:
-                                on_delta(page, text)
+                            if on_text is not None:
+                                on_text(text)
                         case SequenceResult():
                             inference.finished(event)
-                            self._note_pace(event)
+                            self._note_pace(event, len(sequence.pages))
                             return event
                         case SequenceFailure(code=code, detail=detail):
                             raise _failure(code, detail, self._engine.life.ready_in_s)
         raise EngineLostError("the engine's events ended without a result")
 
-    def _note_pace(self, result: SequenceResult) -> None:
+    def _note_pace(self, result: SequenceResult, num_pages: int) -> None:
         timings = result.timings
-        page_s = timings.encode_s + timings.prefill_s + timings.generate_s
+        page_s = (timings.encode_s + timings.prefill_s + timings.generate_s) / num_pages
         self._page_s += (PACE_SMOOTHING if self._page_s else 1.0) * (page_s - self._page_s)
+
+
+def labels_are_text(task: Task, prompts: PromptSet) -> bool:
+    """Whether a model writes the text that it reads as the labels of boxes."""
+    return prompts is PromptSet.DEEPSEEK and task in LABELS_ARE_TEXT
 
 
 def _failure(code: str, detail: str, ready_in_s: float) -> DeepSynthError:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from service.engine.protocol import EngineInfo, SamplingParams
-from service.errors import InvalidFieldError
+from service.engine.protocol import TOGETHER_MODE, EngineInfo, SamplingParams
+from service.errors import InvalidFieldError, PagesTogetherError
 from service.intake.formats import FileFormat, detect_format
 from service.intake.limits import IntakeLimits
 from service.intake.selection import parse_pages
@@ -43,6 +43,8 @@ class OcrRequest:
     """Whether pages that are not upright are turned."""
     wants_token_scores: bool = False
     """Whether each token's probability is needed, whatever confidences are given."""
+    pages_together: bool = False
+    """Whether the model reads all pages in one pass."""
 
 
 class ModelNames(Protocol):
@@ -76,6 +78,7 @@ def parse_request(
     review_threshold: float | None = None,
     min_coverage: float = MIN_COVERAGE,
     orientation: Orientation = Orientation.AUTO,
+    pages_together: bool = False,
 ) -> OcrRequest:
     """Check a request against the loaded model.
 
@@ -99,6 +102,7 @@ def parse_request(
         review_threshold: Words with a lower confidence are listed; None for no list.
         min_coverage: Share of a page's print; a text that accounts for less gets a warning.
         orientation: Whether pages that are not upright are turned.
+        pages_together: Whether the model is to read all pages in one pass.
 
     Returns:
         The request. Errors of `models.check` pass through.
@@ -106,12 +110,13 @@ def parse_request(
     Raises:
         InvalidFieldError: The model has no such task or mode, the query does not fit the task, or a number is out of
             its range.
+        PagesTogetherError: The model reads each page alone.
     """
     model_id = models.check(model_id)
     chosen_task = _one_of("task", task, models.tasks(model_id))
-    chosen_mode = info.geometry.default_mode if mode is None else _one_of("mode", mode, info.geometry.modes)
+    chosen_mode = _mode(mode, info, is_together=pages_together)
     try:
-        prompt_for(chosen_task, query)
+        prompt_for(chosen_task, query, info.prompts)
     except ValueError as error:
         raise InvalidFieldError(public={"field": "query", "expected": QUERY_EXPECTED}) from error
     cap = min(max_new_tokens_cap, info.max_new_tokens)
@@ -130,7 +135,19 @@ def parse_request(
         confidence=Wanted(confidence or Granularity.PAGE, review_threshold),
         min_coverage=min_coverage,
         finds_turned_pages=orientation is Orientation.AUTO,
+        pages_together=pages_together,
     )
+
+
+def _mode(mode: str | None, info: EngineInfo, *, is_together: bool) -> Mode:
+    """The mode of a request; the model's own where it names none."""
+    if not is_together:
+        return info.geometry.default_mode if mode is None else _one_of("mode", mode, info.geometry.modes)
+    if not info.reads_pages_together:
+        raise PagesTogetherError
+    if mode not in (None, TOGETHER_MODE):
+        raise InvalidFieldError(public={"field": "mode", "expected": f"{TOGETHER_MODE}, with pages_together"})
+    return TOGETHER_MODE
 
 
 def _one_of(field: str, value: str, choices: Sequence[_Choice]) -> _Choice:

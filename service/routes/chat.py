@@ -251,6 +251,8 @@ class ChatRequest(BaseModel):
     """Extension: cut out the figures of the one file."""
     join_pages: bool | None = None
     """Extension: join what goes on across pages; not with a stream."""
+    pages_together: bool = False
+    """Extension: read all pages in one pass, where the model can."""
     logprobs: bool | None = None
     """Whether to give the probability of each token of the text."""
     top_logprobs: int | None = None
@@ -413,6 +415,7 @@ async def _receive(request: Request, services: Services) -> _Chat:
         review_threshold=services.bounds.review_threshold if chat.review_threshold is None else chat.review_threshold,
         min_coverage=services.bounds.min_coverage if chat.min_coverage is None else chat.min_coverage,
         orientation=chat.orientation or services.bounds.orientation,
+        pages_together=chat.pages_together,
     )
     check_arrangement(chat.arrangement, ocr_request, services.models.tasks(ocr_request.model_id), None)
     ocr_request = replace(ocr_request, wants_token_scores=bool(chat.logprobs))
@@ -590,7 +593,7 @@ async def _stream(
     services: Services, permit: Permit, chat: _Chat, deadline: Deadline, consent: Consent, emit: Emit
 ) -> None:
     chunks = _Chunks(emit, chat, consent.answer_id)
-    live = LiveText(chat.ocr_request.task, chat.ocr_request.selection)
+    live = LiveText(chat.ocr_request.task, chat.ocr_request.selection, services.engine.info.prompts)
 
     is_whole = chat.ocr_request.model_id == AUTO or chat.wanted.changes_pages
 

@@ -91,6 +91,9 @@ class OcrFields(BaseModel):
     """Cut out the figures that the model saw, and link them in the Markdown."""
     join_pages: bool = False
     """Join paragraphs and tables that go on across pages in the document's text; `joins` says which."""
+    pages_together: bool = False
+    """Read all pages in one pass, so that each is read with the others in view; only for models that can, see
+    /v1/models."""
     format: str | None = Field(default=None, json_schema_extra={"enum": list(FORMATS)})
     """Output format; the header Accept decides when not given, and JSON is the default. A stream is always JSON."""
     stream: bool = False

@@ -26,11 +26,15 @@ def _answer(services: Services, model: ListedModel) -> ModelAnswer:
         created=services.created_s,
         root=model.root,
         parent=model.parent,
+        family=info.family,
         tasks=[str(task) for task in model.tasks],
         modes=[str(mode) for mode in info.geometry.modes],
         boxes=gives_boxes(model.tasks),
         default_mode=str(info.geometry.default_mode),
         max_new_tokens=min(services.bounds.max_new_tokens, info.max_new_tokens),
+        max_sequence_tokens=info.max_sequence_tokens,
+        max_pages_together=info.max_pages_together,
+        takes_adapters=model.parent is None and info.adapter_slots > 0,
     )
 
 

@@ -150,6 +150,7 @@ def request_of(
         min_coverage=services.bounds.min_coverage if fields.min_coverage is None else fields.min_coverage,
         orientation=fields.orientation or services.bounds.orientation,
         **_confidence(fields, output, services.bounds),
+        pages_together=fields.pages_together,
     )
 
 

@@ -30,7 +30,7 @@ class LocalReader:
         """See `service.ocr.cascade.SecondReader`."""
         del may_store
         async with self._models.lease(self._models.check(self._model_id)) as lease:
-            asked = replace(request, model_id=lease.model_id, selection=(page,))
+            asked = replace(request, model_id=lease.model_id, selection=(page,), pages_together=False)
             document = await self._reader.read(data, asked, permit)
             lease.finished(result.finish_reason for result in document.results)
         return document.pages[0]

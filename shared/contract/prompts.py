@@ -1,4 +1,4 @@
-r"""The public prompts of DeepSeek-OCR, as text after the image.
+r"""The public prompts of DeepSeek-OCR and Unlimited-OCR, as text after the image.
 
 Also separates a prompt's trusted words from a user's own, so that the tokenizer never makes special tokens from a
 user's text. Wording and spacing: the README and `config.py` of deepseek-ai/DeepSeek-OCR. Some public examples end
@@ -23,6 +23,14 @@ class Task(StrEnum):
     LOCATE = "locate"
 
 
+class PromptSet(StrEnum):
+    """The prompts that a model was trained with."""
+
+    DEEPSEEK = "deepseek"
+    UNLIMITED = "unlimited"
+    """Unlimited-OCR reads whole pages as Markdown with boxes, and knows nothing else."""
+
+
 @dataclass(frozen=True, slots=True)
 class PromptPart:
     """A part of a prompt; special tokens are recognised only in trusted parts."""
@@ -42,19 +50,41 @@ _FIXED = {
 }
 
 
-def prompt_for(task: Task, query: str | None = None) -> str:
+_PARSE, _PARSE_TOGETHER = "document parsing.", "Multi page parsing."
+"""Unlimited-OCR's prompts for one page, and for several: README of baidu/Unlimited-OCR."""
+_PARSING_TASKS = (Task.FREE, Task.MARKDOWN, Task.OCR)
+PAGE_MARK = "<PAGE>"
+"""What Unlimited-OCR writes before the text of each of several pages."""
+
+
+def tasks_of(prompts: PromptSet) -> tuple[Task, ...]:
+    """The tasks that a model was trained for."""
+    return _PARSING_TASKS if prompts is PromptSet.UNLIMITED else tuple(Task)
+
+
+def prompt_for(
+    task: Task, query: str | None = None, prompts: PromptSet = PromptSet.DEEPSEEK, *, is_together: bool = False
+) -> str:
     """The prompt of a task.
 
     Args:
-        task: Any task.
+        task: One of `tasks_of(prompts)`.
         query: Text to look for; required by `locate`, not accepted by the others.
+        prompts: The model's.
+        is_together: Whether the prompt is of several pages.
 
     Returns:
-        The text that follows the image.
+        The text that follows the image or images.
 
     Raises:
-        ValueError: `query` is missing, blank, or not accepted by the task.
+        ValueError: `query` is missing, blank, or not accepted by the task; or the model has no such prompt.
     """
+    if task not in tasks_of(prompts) or (is_together and prompts is not PromptSet.UNLIMITED):
+        raise ValueError(f"the model was not trained for the task {task!s}{' of several pages' * is_together}")
+    if prompts is PromptSet.UNLIMITED:
+        if query is not None:
+            raise ValueError(f"task {task!s} takes no query")
+        return _PARSE_TOGETHER if is_together else _PARSE
     if task is not Task.LOCATE:
         if query is not None:
             raise ValueError(f"task {task!s} takes no query")
@@ -72,7 +102,11 @@ def _plain(text: str) -> str:
     return " ".join(re.sub(r"<image>|<\|/?(?:grounding|ref)\|>", " ", text).split()).strip(" .:!")
 
 
-_KNOWN = {_plain(prompt).casefold(): task for task, prompt in _FIXED.items()} | {str(task): task for task in _FIXED}
+_KNOWN = (
+    {_plain(prompt).casefold(): task for task, prompt in _FIXED.items()}
+    | {str(task): task for task in _FIXED}
+    | {_plain(_PARSE).casefold(): Task.MARKDOWN}
+)
 _LOCATE = re.compile(r"locate (.+) in the image", re.IGNORECASE)
 
 

@@ -45,6 +45,11 @@ class LoopRule:
     fewest_rows: int = 3
     """Fewer rows of print like the period are taken for chance."""
 
+    @property
+    def max_rewind(self) -> int:
+        """Most tokens that a second attempt takes back: a loop without its first period, when it becomes certain."""
+        return max(max(self.min_tokens, self.min_repeats * period) - period for period in range(1, self.max_period + 1))
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:

@@ -7,7 +7,7 @@ missing, unknown or of the wrong shape. Knows neither the Hub nor tokenizers; se
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from shared.deepseek_ocr.configuration import DeepseekOcrConfig
 from shared.deepseek_ocr.layout import is_unused, public_slots
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.public_config import ConfigError, config_from_public, config_to_public
@@ -64,6 +65,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     layers_device: torch.device | str | None = None,
     model_class: type[DeepseekOcrForConditionalGeneration] = DeepseekOcrForConditionalGeneration,
+    make_config: Callable[..., DeepseekOcrConfig] = config_from_public,
 ) -> DeepseekOcrForConditionalGeneration:
     """Build the model of a checkpoint and load its weights.
 
@@ -76,6 +78,7 @@ def load_model(
         layers_device: of the weights in the decoder's layers, for a caller that moves the layers one by one; None: as
             the others.
         model_class: of the model; its configuration's `model_type` has to be the folder's.
+        make_config: has the signature of `config_from_public`; for files of another layout.
 
     Returns:
         The model in evaluation mode.
@@ -85,10 +88,10 @@ def load_model(
     """
     values = read_config(folder)
     config_class, given = model_class.config_class, values.get("model_type")
-    if given != config_class.model_type:
+    if given not in (config_class.model_type, *config_class.other_model_types):
         raise CheckpointError(f"{folder}: config.json: model_type is {given!r}, expected {config_class.model_type!r}")
     try:
-        config = config_from_public(values, config_class)
+        config = make_config(values, config_class)
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     with torch.device("meta"):
@@ -99,6 +102,19 @@ def load_model(
     _fill(state, folder)
     model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+def skeleton(values: dict[str, Any]) -> DeepseekOcrForConditionalGeneration:
+    """The model without weights.
+
+    Args:
+        values: of config.json in the public layout.
+
+    Returns:
+        On the device `meta`.
+    """
+    with torch.device("meta"):
+        return DeepseekOcrForConditionalGeneration(config_from_public(values))
 
 
 def save_checkpoint(model: DeepseekOcrForConditionalGeneration, folder: Path, storage: Storage = "bfloat16") -> None:

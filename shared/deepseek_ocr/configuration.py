@@ -99,6 +99,8 @@ class TextConfig(PreTrainedConfig):
     num_hidden_layers: int = 12
     num_attention_heads: int = 10
     max_position_embeddings: int = 8192
+    answer_window: int | None = None
+    """Answer tokens that a token of the answer sees, itself included, besides all of the prompt; None: all of them."""
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
     first_k_dense_replace: int = 1
@@ -128,6 +130,8 @@ class TextConfig(PreTrainedConfig):
                 f"text_config: num_experts_per_tok is {self.num_experts_per_tok}, "
                 f"there are {self.n_routed_experts} routed experts"
             )
+        if self.answer_window is not None and self.answer_window < 1:
+            raise ValueError(f"text_config: answer_window is {self.answer_window}, a token sees itself at least")
 
     @property
     def num_key_value_heads(self) -> int:
@@ -144,6 +148,10 @@ class DeepseekOcrConfig(PreTrainedConfig):
     """The whole model: two vision encoders, a projector, a decoder, and the geometry of its views."""
 
     model_type: ClassVar[str] = "deepseek_vl_v2"
+    other_model_types: ClassVar[tuple[str, ...]] = ()
+    """Other spellings in config.json."""
+    default_geometry: ClassVar[GeometryConfig] = GeometryConfig()
+    """What `geometry` leaves out."""
     sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {
         "sam_config": SamConfig,
         "clip_config": ClipConfig,
@@ -154,7 +162,7 @@ class DeepseekOcrConfig(PreTrainedConfig):
     clip_config: Any = None
     text_config: Any = None
     geometry: dict[str, Any] | None = None
-    """Values of `GeometryConfig` in JSON; None: those of DeepSeek-OCR."""
+    """Values of `GeometryConfig` in JSON; what is missing is that of `default_geometry`."""
     tasks: list[str] | None = None
     """Names of the tasks that the checkpoint was trained for; None: all."""
     image_token_id: int = 128815
@@ -187,14 +195,15 @@ class DeepseekOcrConfig(PreTrainedConfig):
         Raises:
             ValueError: `geometry` has an unknown name or value.
         """
-        return geometry_from_json(self.geometry or {})
+        return geometry_from_json(self.geometry or {}, self.default_geometry)
 
 
-def geometry_from_json(values: dict[str, Any]) -> GeometryConfig:
+def geometry_from_json(values: dict[str, Any], default: GeometryConfig | None = None) -> GeometryConfig:
     """Build a `GeometryConfig` from JSON values.
 
     Args:
-        values: any subset of its fields; the others keep DeepSeek-OCR's values.
+        values: any subset of its fields.
+        default: has the values of the others; None: those of DeepSeek-OCR.
 
     Returns:
         The typed values.
@@ -213,7 +222,7 @@ def geometry_from_json(values: dict[str, Any]) -> GeometryConfig:
         typed["default_mode"] = Mode(typed["default_mode"])
     if "tiling" in typed:
         typed["tiling"] = Tiling(typed["tiling"])
-    return GeometryConfig(**typed)
+    return dataclasses.replace(default or GeometryConfig(), **typed)
 
 
 def geometry_to_json(geometry: GeometryConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Shape letters: B sequences, L new tokens, S tokens attended to, H hidden width, 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -134,3 +135,44 @@ class DecoderLayer(nn.Module):
             out, penalty = self.mlp(normed)
             return x_BLH + out, penalty
         return x_BLH + self.mlp(normed), None
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """A model's decoder for callers that run its layers themselves, such as an engine; shares the model's weights."""
+
+    config: TextConfig
+    embed_tokens: nn.Embedding
+    layers: nn.ModuleList
+    """Of `DecoderLayer`."""
+    norm: nn.Module
+    originals: nn.ModuleList
+    """The model's own list of layers: `layers` itself, or layers of another class with the same weights."""
+
+    def decode(
+        self, embeds_BLD: Tensor, position_ids_BL: Tensor, mask: Tensor | None = None, cache: Any | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the layers.
+
+        Args:
+            embeds_BLD: embedded tokens.
+            position_ids_BL: their positions, `[1, L]` where all rows share them.
+            mask: see `Attention.forward`.
+            cache: see `Attention.forward`.
+
+        Returns:
+            Normalised hidden states `[B, L, D]`, and the mean load-balance penalty while training.
+        """
+        rotary = rotary_tables(position_ids_BL, self.config.head_dim, self.config.rope_theta, embeds_BLD.dtype)
+        penalties = []
+        x_BLD = embeds_BLD
+        for layer in self.layers:
+            x_BLD, penalty = layer(x_BLD, rotary, mask, cache)
+            if penalty is not None:
+                penalties.append(penalty)
+        return self.norm(x_BLD), torch.stack(penalties).mean() if penalties else None
+
+    def release(self, index: int) -> None:
+        """Drop the model's references to a layer's weights; neither it nor its model can decode afterwards."""
+        for layers in (self.layers, self.originals):
+            layers[index] = nn.Identity()

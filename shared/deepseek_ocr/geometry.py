@@ -76,6 +76,11 @@ class ViewPlan:
         """Number of tiles, without the global view."""
         return self.tile_columns * self.tile_rows
 
+    @property
+    def num_views(self) -> int:
+        """Number of views, the global one included."""
+        return 1 + self.num_tiles
+
 
 class UnsupportedModeError(ValueError):
     """The checkpoint does not support the mode; the message lists the modes it supports."""

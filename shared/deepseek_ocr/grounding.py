@@ -2,7 +2,8 @@
 
 The model writes `<|ref|>label<|/ref|><|det|>[[x1, y1, x2, y2], ...]<|/det|>` and then the text it read there.
 Coordinates run from 0 to 999 along each side of the uploaded page, whatever its views (the public code scales by the
-page's own width and height). For the prompt "OCR this image" it writes the text itself as the label.
+page's own width and height). For the prompt "OCR this image" it writes the text itself as the label. Unlimited-OCR
+writes `<|det|>label [x1, y1, x2, y2]<|/det|>` and then the text.
 
 An answer is untrusted: nothing here evaluates it, raises an error for it, or takes more than linear time.
 """
@@ -22,7 +23,10 @@ _NUMBER = r"\s{0,8}([+-]?[0-9]{1,12}(?:\.[0-9]{0,12})?)\s{0,8}"
 _BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 _CUT_BOXES = re.compile(r"[\[\]0-9,.\s]*")
 _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n){2,}")
-OPEN_REF, _CLOSE_REF, _OPEN_DET, _CLOSE_DET = "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>"
+_LABELLED = re.compile(r"\s*([^\s\[\]]{1,64})\s*(\[[0-9,.+\-\s]*\]?)\s*")
+_OPEN_REF, _CLOSE_REF, _OPEN_DET, _CLOSE_DET = "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>"
+OPEN_TAG = re.compile(r"<\|ref\|>|(?<!<\|/ref\|>)<\|det\|>")
+"""What a tag begins with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ class _Passage:
     pieces: tuple[int, ...]
     """Of the answer, that the text consists of."""
     label_piece: int | None
+    """The label, where the answer has it alone between two markers."""
 
 
 def parse_grounded(answer: str, width_px: int, height_px: int, *, labels_are_text: bool = False) -> GroundedText:
@@ -131,21 +136,28 @@ def _pieces(answer: str) -> list[str]:
 
 def _passages(pieces: list[str]) -> Iterator[_Passage]:
     """Passages in order; markers in the right sequence form a tag, any other marker is dropped."""
+    label: str | None = None
     label_piece: int | None = None
     payload = ""
     texts = [0]
     index = 1
 
     def passage() -> _Passage:
-        label = None if label_piece is None else pieces[label_piece].strip()
         return _Passage(label, payload, "".join(pieces[text] for text in texts), tuple(texts), label_piece)
 
     while index < len(pieces):
         if _is_tag(pieces, index):
             yield passage()
             label_piece, payload = index + 1, pieces[index + 5]
+            label = pieces[label_piece].strip()
             texts = [index + 7] if index + 7 < len(pieces) else []
             index += 8
+        elif labelled := _labelled(pieces, index):
+            yield passage()
+            label_piece = None
+            label, payload = labelled
+            texts = [index + 3] if index + 3 < len(pieces) else []
+            index += 4
         else:
             texts.append(index + 1)
             index += 2
@@ -155,9 +167,17 @@ def _passages(pieces: list[str]) -> Iterator[_Passage]:
 def _is_tag(pieces: list[str], index: int) -> bool:
     """Whether a tag starts at a marker; the last tag of an answer may be cut short within its boxes."""
     markers = pieces[index : index + 7 : 2]
-    if markers[:3] != [OPEN_REF, _CLOSE_REF, _OPEN_DET] or pieces[index + 3].strip():
+    if markers[:3] != [_OPEN_REF, _CLOSE_REF, _OPEN_DET] or pieces[index + 3].strip():
         return False
     return markers[3] == _CLOSE_DET if len(markers) > 3 else _CUT_BOXES.fullmatch(pieces[index + 5]) is not None
+
+
+def _labelled(pieces: list[str], index: int) -> tuple[str, str] | None:
+    """Label and box of a tag without `<|ref|>`; the last one may be cut short."""
+    if pieces[index] != _OPEN_DET or pieces[index + 2 : index + 3] not in ([_CLOSE_DET], []):
+        return None
+    found = _LABELLED.fullmatch(pieces[index + 1])
+    return (found[1], found[2]) if found else None
 
 
 def _boxes(payload: str, width_px: int, height_px: int) -> Iterator[tuple[int, int, int, int]]:

@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Repo
 
 from shared.contract.calibration import FILE_NAME as CALIBRATION_FILE
 from shared.contract.calibration import Calibration, CalibrationError, read_calibration
-from shared.contract.prompts import Task
+from shared.contract.prompts import Task, tasks_of
 from shared.deepseek_ocr.checkpoint import CheckpointError, read_config
 from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.registry import MODELS, find_kind
@@ -71,13 +71,14 @@ def load_checkpoint(
     """
     folder, model_id = find_checkpoint(folder_or_repo)
     config = read_config(folder)
-    tasks, model_type = _tasks(folder, config), config.get("model_type")
+    model_type = config.get("model_type")
     if not (folder / TOKENIZER_FILE).is_file():
         raise CheckpointError(f"{folder / TOKENIZER_FILE} does not exist")
     kind = find_kind(model_type)
     if kind is None:
         known = " and ".join(map(repr, MODELS))
         raise CheckpointError(f"{folder}: config.json has model_type {model_type!r}; known: {known}")
+    tasks = _tasks(folder, config, tasks_of(kind.prompts))
     try:
         maps = read_calibration(folder)
     except CalibrationError as error:
@@ -86,14 +87,14 @@ def load_checkpoint(
     return LoadedCheckpoint(model, load_tokenizer(folder, model.config), model.geometry, model_id, maps, tasks)
 
 
-def _tasks(folder: Path, config: dict[str, Any]) -> tuple[Task, ...]:
-    """What a checkpoint's config.json says that it can do: all, if it says nothing, as public ones do."""
+def _tasks(folder: Path, config: dict[str, Any], prompted: tuple[Task, ...]) -> tuple[Task, ...]:
+    """What a checkpoint's config.json says that it can do; public ones say nothing and can do all that has a prompt."""
     named = config.get("tasks")
     if named is None:
-        return tuple(Task)
-    known = tuple(task for task in Task if isinstance(named, list) and str(task) in named)
+        return prompted
+    known = tuple(task for task in prompted if isinstance(named, list) and str(task) in named)
     if not known or len(known) != len(named):
-        raise CheckpointError(f"{folder}: config.json has tasks {named!r}; known: {', '.join(Task)}")
+        raise CheckpointError(f"{folder}: config.json has tasks {named!r}; known: {', '.join(prompted)}")
     return known
 
 

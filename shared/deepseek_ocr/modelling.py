@@ -20,7 +20,7 @@ from transformers.utils.generic import ModelOutput
 
 from shared.deepseek_ocr.clip import ClipEncoder
 from shared.deepseek_ocr.configuration import DeepseekOcrConfig
-from shared.deepseek_ocr.decoder import DecoderLayer, RMSNorm, rotary_tables
+from shared.deepseek_ocr.decoder import Decoder, DecoderLayer, RMSNorm
 from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.initialisation import initialise
 from shared.deepseek_ocr.loss import loss_in_pieces, next_token_loss
@@ -77,6 +77,11 @@ class DeepseekOcrModel(nn.Module):
         clip_VNC = self.vision_model(sam_VCHW)
         return self.projector(torch.cat((clip_VNC, sam_VCHW.flatten(2).transpose(1, 2)), dim=-1))
 
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder's parts."""
+        return Decoder(self.config.text_config, self.embed_tokens, self.layers, self.norm, self.layers)
+
     def decode(
         self, embeds_BLD: Tensor, position_ids_BL: Tensor, mask: Tensor | None = None, cache: Any | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -91,15 +96,7 @@ class DeepseekOcrModel(nn.Module):
         Returns:
             Normalised hidden states `[B, L, D]`, and the mean load-balance penalty while training.
         """
-        text = self.config.text_config
-        rotary = rotary_tables(position_ids_BL, text.head_dim, text.rope_theta, embeds_BLD.dtype)
-        penalties = []
-        x_BLD = embeds_BLD
-        for layer in self.layers:
-            x_BLD, penalty = layer(x_BLD, rotary, mask, cache)
-            if penalty is not None:
-                penalties.append(penalty)
-        return self.norm(x_BLD), torch.stack(penalties).mean() if penalties else None
+        return self.decoder.decode(embeds_BLD, position_ids_BL, mask, cache)
 
 
 class DeepseekOcrForConditionalGeneration(PageInputMixin, PreTrainedModel, GenerationMixin):  # type: ignore[misc] # looser signature
@@ -129,6 +126,11 @@ class DeepseekOcrForConditionalGeneration(PageInputMixin, PreTrainedModel, Gener
     def geometry(self) -> GeometryConfig:
         """Sizes and rules for cutting pages into views, from the configuration."""
         return self.config.geometry_config()
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder's parts."""
+        return self.model.decoder
 
     def encode_views(self, views_VHWC: Tensor) -> Tensor:
         """Encode views of one size, from any number of pages.

@@ -2,6 +2,7 @@
 
 Owns only the adaptation: views as uint8, pages assembled without line breaks, and the first encoder's attention
 computed without storing its relative-position bias, for which transformers' version takes 48 GiB at 8 views of 1024 px.
+For an engine, `ocr2_parts` makes our own modules over the same weights.
 
 Shape letters: B sequences, L tokens, V views, T tiles, H and W pixels, C colours, N tokens of a view, D decoder width.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,9 +20,13 @@ from torch import Tensor, nn
 from transformers import DeepseekOcr2Config, DeepseekOcr2ForConditionalGeneration
 from transformers.modeling_outputs import CausalLMOutput
 
+from shared.deepseek_ocr.checkpoint import MAX_NAMED_KEYS, CheckpointError
+from shared.deepseek_ocr.decoder import Decoder
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
 from shared.deepseek_ocr.loss import loss_in_pieces
+from shared.deepseek_ocr.ocr2_parts import native_decoder, sam_config, text_config
 from shared.deepseek_ocr.pages import PageInputMixin
+from shared.deepseek_ocr.public_config import ConfigError
 from shared.deepseek_ocr.relative_attention import relative_attention, relative_table
 from shared.deepseek_ocr.vision import normalise_views
 
@@ -33,6 +39,8 @@ OCR2_GEOMETRY = GeometryConfig(
     line_breaks=False,
 )
 """Sizes of transformers' image processor; its pages have no line breaks."""
+LAYERS = "model.language_model.layers."
+"""Prefix of the names of the decoder's layers."""
 
 
 class FusedSamAttention(nn.Module):
@@ -183,6 +191,11 @@ class DeepseekOcr2Reader(Ocr2Mixin, DeepseekOcr2ForConditionalGeneration):  # ty
         super().__init__(config)
         _fuse_attention(self)
 
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The decoder in our own modules; not for a model whose modules PEFT or Unsloth have replaced."""
+        return native_decoder(self)
+
 
 def adopt(model: Any) -> Any:
     """Add v1's interface to a model that another library has loaded, whatever it has changed in the model's class.
@@ -205,7 +218,7 @@ def _fuse_attention(model: Any) -> None:
 
 
 def load_ocr2(
-    folder: Path, device: torch.device | str, dtype: torch.dtype, _layers_device: torch.device | str | None = None
+    folder: Path, device: torch.device | str, dtype: torch.dtype, layers_device: torch.device | str | None = None
 ) -> DeepseekOcr2Reader:
     """Load a checkpoint with transformers, from local files only.
 
@@ -213,14 +226,63 @@ def load_ocr2(
         folder: has config.json and safetensors of DeepSeek-OCR-2.
         device: of the weights.
         dtype: of the weights, whatever the files have.
-        _layers_device: ignored; all weights are on `device`.
+        layers_device: of the weights in the decoder's layers; None: as the others.
 
     Returns:
         The model in evaluation mode.
+
+    Raises:
+        CheckpointError: A value in config.json is not supported, or a tensor is missing or has the wrong shape.
     """
+    config = DeepseekOcr2Config.from_pretrained(folder, local_files_only=True)
+    try:
+        text_config(config), sam_config(config)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
     # Straight to the device if accelerate is installed: 6.8 GB through the memory of a busy host took a minute.
-    straight = importlib.util.find_spec("accelerate") is not None and torch.device(device).type == "cuda"
-    model: nn.Module = DeepseekOcr2Reader.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, device_map={"": device} if straight else None
+    straight = (
+        layers_device is None
+        and importlib.util.find_spec("accelerate") is not None
+        and torch.device(device).type == "cuda"
     )
-    return cast("DeepseekOcr2Reader", model.to(device).eval())
+    loaded: Any = DeepseekOcr2Reader.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        local_files_only=True,
+        device_map={"": device} if straight else None,
+        output_loading_info=True,
+    )
+    model, report = loaded
+    absent = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if absent:
+        raise CheckpointError(f"{folder}: missing or of another shape: {', '.join(absent[:MAX_NAMED_KEYS])}")
+    if not straight:
+        _move(model, torch.device(device), torch.device(layers_device or device))
+    return cast("DeepseekOcr2Reader", model.eval())
+
+
+def _move(model: nn.Module, device: torch.device, layers_device: torch.device) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(layers_device if name.startswith(LAYERS) else device)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+
+
+def skeleton(values: dict[str, Any]) -> DeepseekOcr2Reader:
+    """The model without weights.
+
+    Args:
+        values: of config.json.
+
+    Returns:
+        On the device `meta`.
+
+    Raises:
+        ConfigError: A value is not supported.
+    """
+    with torch.device("meta"):
+        model = DeepseekOcr2Reader(DeepseekOcr2Config.from_dict(values))
+    text_config(model.config)
+    return model

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from shared.deepseek_ocr.decoder import Decoder
 from shared.deepseek_ocr.geometry import GeometryConfig
 
 
@@ -25,6 +26,10 @@ class OcrModel(Protocol):
     @property
     def geometry(self) -> GeometryConfig:
         """Sizes and rules for cutting pages into views."""
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder's parts; only models whose `ModelKind.has_fast_decoder` is true have them."""
 
     def encode_views(self, views_VHWC: Tensor) -> Tensor:
         """Encode uint8 views of one size: `[V, N, D]`."""

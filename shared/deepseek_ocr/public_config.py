@@ -53,6 +53,8 @@ _TEXT_NAMES = (
     "eos_token_id",
     "pad_token_id",
 )
+_WINDOW = "sliding_window_size"
+"""Name of `answer_window` in Unlimited-OCR's file; others have none."""
 _TEXT_FIXED: dict[str, tuple[Any, ...]] = {
     "use_mla": (False,),
     "topk_method": ("greedy",),
@@ -123,6 +125,8 @@ def config_to_public(config: DeepseekOcrConfig) -> dict[str, Any]:
     # In the public file, head widths of 0 mean that there is no latent attention.
     language |= {"kv_lora_rank": None, "q_lora_rank": None, "qk_nope_head_dim": 0, "qk_rope_head_dim": 0}
     language |= {"v_head_dim": 0, "n_group": 1, "topk_group": 1, "lm_head": True, "rm_head": False}
+    if text.answer_window is not None:
+        language[_WINDOW] = text.answer_window
     public: dict[str, Any] = {
         "architectures": ["DeepseekOCRForCausalLM"],
         "model_type": config.model_type,
@@ -179,7 +183,8 @@ def _text_config(language: dict[str, Any]) -> TextConfig:
     heads = language.get("num_attention_heads")
     if language.get("num_key_value_heads", heads) != heads:
         raise ConfigError("config.json: num_key_value_heads differs from num_attention_heads")
-    return TextConfig(**{name: language[name] for name in _TEXT_NAMES if name in language})
+    values = {name: language[name] for name in _TEXT_NAMES if name in language}
+    return TextConfig(**values, answer_window=language.get(_WINDOW))
 
 
 def _check_projector(projector: dict[str, Any], config: DeepseekOcrConfig) -> None:

@@ -7,7 +7,7 @@ models; ids from a checkpoint's `config.json` are passed in as numbers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -112,7 +112,7 @@ class OcrTokenizer:
             raise TokenizerError(f"the vocabulary lacks {token!r}")
         return found
 
-    def encode_prompt(self, plan: ViewPlan, prompt: str) -> list[int]:
+    def encode_prompt(self, plan: ViewPlan, prompt: str, more_plans: Sequence[ViewPlan] = ()) -> list[int]:
         """Ids of a page and its prompt: bos, the image's placeholders, then the prompt's text.
 
         Special strings are recognised only in the words of the public prompts; in a query, or in a user's own prompt,
@@ -121,11 +121,13 @@ class OcrTokenizer:
         Args:
             plan: Views of the page.
             prompt: Text after the image, from `shared.contract.prompts.prompt_for` or written by a user.
+            more_plans: Of the pages after the first, for models that read several in one prompt.
 
         Returns:
             Input ids for the prefill.
         """
-        ids = [self.bos_id] + [self.image_id] * plan.num_vision_tokens
+        num_image_tokens = sum(each.num_vision_tokens for each in (plan, *more_plans))
+        ids = [self.bos_id] + [self.image_id] * num_image_tokens
         for part in split_prompt(prompt):
             ids += self.encode_trusted(part.text) if part.trusted else self.encode_plain(part.text)
         return ids

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from service.engine.answer_ring import AnswerRing
 from service.engine.gpu.state import AnswerState
 from service.engine.kernels.reference import decoder as reference
 from shared.contract.repetition import LoopRule
@@ -258,6 +259,46 @@ def test_decode_attention(fused, lengths, shares, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shares", [None, 1, 3])
+def test_decode_attention_over_a_ring(fused, shares, dtype):
+    """Rows whose answers have not begun, fill the window, the ring, and have gone round it; and one that is done."""
+    from service.engine.kernels.triton.attention import AttentionConfig, attend
+
+    ring = AnswerRing(cells=40, window=12)
+    prompts, answers = [5, 20, 33, 18, 7, 9], [1, 12, 13, 40, 175, 3]
+    prompts_B = torch.tensor(prompts, dtype=torch.int32, device=DEVICE)
+    positions_B = prompts_B + torch.tensor(answers, dtype=torch.int32, device=DEVICE) - 1
+    filled = [prompt + min(answer, ring.cells) for prompt, answer in zip(prompts, answers, strict=True)]
+    keys, values, tables, _ = paged_rows(filled, 16, dtype)
+    seen = [prompt + min(answer, ring.window) for prompt, answer in zip(prompts, answers, strict=True)]
+    lengths_B = torch.tensor([*seen[:-1], 0], dtype=torch.int32, device=DEVICE)
+    newest = [ring.cell(*each) for each in zip(prompts, positions_B.tolist(), strict=True)]
+    cells = torch.stack([tables[row, cell // 16].long() * 16 + cell % 16 for row, cell in enumerate(newest)])
+    cells[-1] = -1
+    qkv = noise(len(prompts), 3, HEADS, HEAD_WIDTH, dtype=dtype)
+    cos, sin = rotary(1000)
+    others = keys.clone(), values.clone()
+    arguments = (cos, sin, positions_B, cells)
+    expected = reference.decode_attention(
+        qkv.clone(), *arguments, *others, tables, lengths_B, 0.2, ring=ring, prompts_B=prompts_B
+    )
+    config = AttentionConfig(16, 4, 1)
+    out = attend(qkv.clone(), *arguments, keys, values, tables, lengths_B, 0.2, config, shares, ring, prompts_B)
+    assert_near(out, expected)
+    for row, (prompt, answer) in enumerate(zip(prompts[:-1], answers[:-1], strict=True)):
+        # Spelt out: the prompt's cells, and those of the newest answer tokens, in any order.
+        places = [*range(prompt), *(ring.cell(prompt, prompt + i) for i in range(max(0, answer - 12), answer))]
+        blocks = tables[row, [place // 16 for place in places]].long()
+        offsets = torch.tensor(places, device=DEVICE) % 16
+        one_key, one_value = (cache[blocks, :, offsets].float() for cache in others)
+        turned = qkv[row : row + 1].clone()
+        nowhere = torch.tensor([-1], device=DEVICE)
+        reference.rotate_and_store(turned, cos, sin, positions_B[row : row + 1], nowhere, *others)
+        weights = (torch.einsum("nd,snd->ns", turned[0, 0].float(), one_key) * 0.2).softmax(dim=-1)
+        assert_near(expected[row].float(), torch.einsum("ns,snd->nd", weights, one_value), 1e-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("lengths", [[1], [65, 3, 130], [276, 906, 64]] if HAS_GPU else [[1], [33, 3, 70]])
 def test_prefill_attention(fused, lengths, dtype):
     tokens = sum(lengths)
@@ -265,6 +306,24 @@ def test_prefill_attention(fused, lengths, dtype):
     starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32, device=DEVICE)
     arguments = (*qkv.unbind(1), starts, max(lengths), 0.2)
     assert_near(fused.prefill_attention(*arguments), reference.prefill_attention(*arguments))
+
+
+def test_begin_step_with_a_ring(fused):
+    ring = AnswerRing(cells=20, window=6)
+    state = AnswerState.create(4, 50, LoopRule(), 1, DEVICE)
+    state.open([0, 3, 1], [5, 14, 9], [40, 40, 40])
+    state.position_S[:4] = torch.tensor([7, 31, 9, 45], dtype=torch.int32)
+    state.close(1)
+    tables = torch.arange(15, dtype=torch.int32, device=DEVICE).view(5, 3).flip(0).contiguous()
+    slots = torch.tensor([3, 0, 1, 4], device=DEVICE)
+    arguments = (slots, state, noise(10, HIDDEN, dtype=BF16), tables, 16, ring)
+    out, expected = fused.begin_step(*arguments), reference.begin_step(*arguments)
+    for ours, theirs in zip(out, expected, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+    # 14 prompt tokens, then answer token 31 in cell 11 of the ring; it sees six of the answer.
+    assert out[2].tolist() == [20, 8, 0, 0]
+    assert out[3].tolist()[:3] == [int(tables[3, 25 // 16]) * 16 + 25 % 16, int(tables[0, 0]) * 16 + 7, -1]
 
 
 def test_begin_step(fused):

@@ -21,7 +21,20 @@ pytestmark = pytest.mark.integration
 RULE = LoopRule(min_tokens=12, min_repeats=3)
 
 
-@pytest.mark.parametrize("make_model", [tiny_model, looping_model])
+def windowed_model():
+    """Its answers see a part of themselves alone."""
+    model = tiny_model()
+    model.config.text_config.answer_window = 8
+    return model
+
+
+def windowed_looping_model():
+    model = looping_model()
+    model.config.text_config.answer_window = 8
+    return model
+
+
+@pytest.mark.parametrize("make_model", [tiny_model, looping_model, windowed_model, windowed_looping_model])
 def test_the_trainer_reads_as_the_engine_does(make_model, monkeypatch):
     monkeypatch.setattr("trainer.reading.generation.LOOP_RULE", RULE)
     model = make_model()
@@ -35,7 +48,7 @@ def test_the_trainer_reads_as_the_engine_does(make_model, monkeypatch):
         (served[str(number)].text, served[str(number)].completion_tokens, served[str(number)].finish_reason)
         for number in range(len(pages))
     ]
-    if make_model is looping_model:
+    if make_model in (looping_model, windowed_looping_model):
         assert {reading.finish_reason for reading in read} == {"repetition"}
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +25,9 @@ from tests.support.adapters import announcement
 from tests.support.checkpoint_adapters import base_of, write_adapter
 from tests.support.fake_engine import SteeredEngine
 from tests.support.live_adapters import LiveService
+from tests.support.lora import random_adapter, write_files
 from tests.support.nano import NANO, needs_nano
+from tests.support.ocr2 import tiny_ocr2, write_ocr2
 from tests.support.service import eventually, make_settings, png, running_service
 from tests.support.tiny_model import tiny_model
 from trainer.nano.corpus.tokenizer import train_tokenizer
@@ -92,6 +95,27 @@ async def test_eight_adapters_in_one_batch_read_as_each_alone_and_after_a_restar
         status, problem = await live.failure("a0@2")
         assert (status, problem["reason"]) == (409, "wrong_base_revision")
         assert (await read(live, "a0"))["text"] == texts[0]
+
+
+async def test_deepseek_ocr_2_serves_an_adapter_and_refuses_one_of_the_encoder(tmp_path: Path) -> None:
+    folder = write_ocr2(tmp_path / "ocr2", tiny_ocr2())
+    files = random_adapter(load_checkpoint(folder).model, 0, strength=4.0)
+    names = {name: name.replace("language_model", "vision_tower.vision_encoder") for name in files.tensors}
+    encoder = replace(files, tensors={names[name]: tensor for name, tensor in files.tensors.items()})
+    async with native_service(tmp_path, str(folder)) as live:
+        for name, content in (("pages", files), ("encoder", encoder)):
+            announced = announcement(name, base=base_of(folder))
+            publish(live.volume, write_files(tmp_path / name, content), announced)
+        await live.serves("pages", 1)
+        base, adapted = [await read(live, name) for name in (None, "pages")]
+        assert (adapted["model_id"], adapted["text"] != base["text"]) == ("pages@1", True)
+        status, problem = await live.failure("encoder@1")
+        assert (status, problem["reason"]) == (409, "target_not_allowed")
+        listed = (await live.service.client.get("/v1/models")).json()["data"]
+    assert [(model["id"], model["family"], model["takes_adapters"], model["modes"]) for model in listed[:2]] == [
+        ("ocr2", "DeepSeek-OCR-2", True, ["base", "gundam"]),
+        ("pages", "DeepSeek-OCR-2", False, ["base", "gundam"]),
+    ]
 
 
 @needs_nano

@@ -111,6 +111,20 @@ async def test_result_is_that_of_a_request(tmp_path: Path, fields: dict[str, str
     assert hocr.headers["content-type"].startswith("text/vnd.hocr+html")
 
 
+async def test_a_job_reads_pages_together(tmp_path: Path) -> None:
+    pdf = make_pdf(WORDS[:3])
+    fields = {"pages_together": "true", "blank_pages": "read", "confidence": "word"}
+    async with running_service(SteeredEngine(FakeEngine(reads_pages_together=True)), job_dir=tmp_path) as service:
+        job = await submit(service, pdf, **fields)
+        await ended(service, job)
+        read = (await result(service, job)).json()
+        (sequence,) = service.engine.submitted
+        request = (await service.ocr(pdf, **fields)).json()
+    assert len(sequence.pages) == 3
+    assert all(page["words"] for page in read["pages"])
+    assert without_times(read) == without_times(request)
+
+
 async def test_pages_are_given_while_the_rest_is_read(tmp_path: Path) -> None:
     async with running_service(slow(), job_dir=tmp_path, ocr_batch_size=1) as service:
         job = await submit(service, make_pdf(WORDS), format="text")

@@ -112,6 +112,10 @@ async def test_models_are_listed_with_their_modes() -> None:
             "default_mode": "gundam",
             "boxes": True,
             "max_new_tokens": 77,
+            "family": "fake",
+            "max_sequence_tokens": 8192,
+            "max_pages_together": 1,
+            "takes_adapters": False,
         }
     ]
 

@@ -75,6 +75,21 @@ async def test_every_route_lists_the_same_choices_whatever_was_asked_for(field: 
             assert ", ".join(model[f"{field}s"]) in in_json["message"]
 
 
+async def test_a_model_that_knows_one_prompt_lists_what_it_serves_and_takes_no_more_from_adapters() -> None:
+    proof = evaluation().model_copy(update={"task": "figure"})
+    async with live_service(engine=FakeEngine(reads_pages_together=True, adapter_slots=4)) as live:
+        live.publish("charts", evaluation=proof)
+        await live.serves("charts", 1)
+        models = (await live.service.client.get("/v1/models")).json()["data"]
+        refused = await live.service.ocr(png(), model_id="charts", task="figure")
+        omitting = await live.service.ocr(png(), task="markdown", omit="header")
+    assert [model["tasks"] for model in models] == [["free", "markdown", "ocr"]] * 3
+    assert [model["boxes"] for model in models] == [True] * 3
+    assert [model["takes_adapters"] for model in models] == [True, False, False]
+    assert (refused.status_code, refused.json()["field"]) == (422, "task")
+    assert omitting.status_code == 200
+
+
 async def test_an_adapter_can_also_do_what_it_was_evaluated_for() -> None:
     proof = evaluation().model_copy(update={"task": "ocr"})
     async with live_service(engine=FakeEngine(tasks=READS, adapter_slots=4)) as live:

@@ -17,6 +17,7 @@ from service.engine.lora.files import AdapterFiles
 from shared.contract.peft_config import parse_config
 from shared.contract.volume import CONFIG_FILE, WEIGHTS_FILE
 from shared.deepseek_ocr.moe import MixtureOfExperts
+from shared.deepseek_ocr.registry import kind_of
 from tests.support.adapters import peft_config
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -25,10 +26,11 @@ ALL = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 
 def adapted_modules(model: Any, targets: Collection[str] = ALL) -> dict[str, torch.nn.Linear]:
     """Linear modules of the decoder that an adapter may have, by name."""
+    prefix = kind_of(model).decoder
     return {
         name: module
         for name, module in model.named_modules()
-        if name.startswith("model.layers.") and isinstance(module, torch.nn.Linear) and name.split(".")[-1] in targets
+        if name.startswith(prefix) and isinstance(module, torch.nn.Linear) and name.split(".")[-1] in targets
     }
 
 

@@ -24,6 +24,7 @@ from shared.contract.answer import AnswerTokens, FinishReason, Rewind, TokenJudg
 from shared.contract.confidence import TokenScores, score_tokens
 from shared.contract.repetition import FindRows, LoopRule, Rows
 from shared.contract.rows import find_rows
+from shared.deepseek_ocr.answer_window import answer_window, window_mask
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import ViewPlan
 from shared.images.page_ink import InkLine
@@ -233,7 +234,8 @@ def _decode_batch(
     running = list(answers)
     cache = growing_cache()
     ids_BL = torch.tensor([list(prompt) for prompt in prompts], device=device)
-    logits_BV = _next_logits(model, model.embed_inputs(ids_BL, features), cache)
+    prompt_tokens = ids_BL.shape[1]
+    logits_BV = _next_logits(model, model.embed_inputs(ids_BL, features), cache, prompt_tokens)
     steps_per_check = STEPS_PER_CHECK.get(device.type, STEPS_PER_CHECK_ELSEWHERE)
     unseen: list[Tensor] = []
     for step in range(1, max_new_tokens + 1):
@@ -250,7 +252,7 @@ def _decode_batch(
                 cache.batch_select_indices(rows)
                 token_B = token_B[rows]
                 running = [running[row] for row in kept]
-        logits_BV = _step(model, token_B, cache)
+        logits_BV = _step(model, token_B, cache, prompt_tokens)
 
 
 def _decode_again(
@@ -259,13 +261,13 @@ def _decode_again(
     """After a loop: the kept tokens are part of the prompt, and the guard of a second attempt bans tokens."""
     cache = growing_cache()
     ids_1L = torch.tensor([[*prompt, *answer.judge.tokens]], device=device)
-    logits_1V = _next_logits(model, model.embed_inputs(ids_1L, [features_LD]), cache)
+    logits_1V = _next_logits(model, model.embed_inputs(ids_1L, [features_LD]), cache, len(prompt))
     while True:
         token_1, pair_12 = _choose(logits_1V, answer.judge.banned())
         _take([answer], [pair_12])
         if answer.outcome is not None:
             return
-        logits_1V = _step(model, token_1, cache)
+        logits_1V = _step(model, token_1, cache, len(prompt))
 
 
 def _choose(logits_BV: Tensor, banned: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
@@ -308,14 +310,17 @@ def _as_texts(answers: Sequence[_Answer], tokenizer: OcrTokenizer) -> list[Gener
     return texts
 
 
-def _step(model: OcrModel, token_B: Tensor, cache: Cache) -> Tensor:
+def _step(model: OcrModel, token_B: Tensor, cache: Cache, prompt_tokens: int) -> Tensor:
     """Logits `[B, V]` after one more token."""
-    return _next_logits(model, model.embed_inputs(token_B[:, None], []), cache)
+    return _next_logits(model, model.embed_inputs(token_B[:, None], []), cache, prompt_tokens)
 
 
-def _next_logits(model: OcrModel, embeds_BLD: Tensor, cache: Cache) -> Tensor:
-    seen = cache.get_seq_length()
-    position_ids = torch.arange(seen, seen + embeds_BLD.shape[1], device=embeds_BLD.device)[None]
-    hidden_BLD, _ = model.decode(embeds_BLD, position_ids, None, cache)
+def _next_logits(model: OcrModel, embeds_BLD: Tensor, cache: Cache, prompt_tokens: int) -> Tensor:
+    seen, num_new = cache.get_seq_length(), embeds_BLD.shape[1]
+    position_ids = torch.arange(seen, seen + num_new, device=embeds_BLD.device)[None]
+    window, mask = answer_window(model), None
+    if window is not None and seen + num_new > prompt_tokens:
+        mask = window_mask(seen, num_new, prompt_tokens, window, embeds_BLD.device)
+    hidden_BLD, _ = model.decode(embeds_BLD, position_ids, mask, cache)
     logits_BV: Tensor = model.lm_head(hidden_BLD[:, -1])
     return logits_BV

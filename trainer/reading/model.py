@@ -17,6 +17,7 @@ from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan, plan_views
 from shared.deepseek_ocr.images import prepare_views
+from shared.deepseek_ocr.registry import kind_of
 from shared.images.ink import find_ink
 from trainer.evaluation.samples import Layout, Sample, open_page, upright_size
 from trainer.evaluation.scores import Reading
@@ -110,7 +111,7 @@ class ModelReader:
             self._model,
             self._tokenizer,
             pages,
-            prompt_for(self._options.task),
+            prompt_for(self._options.task, prompts=kind_of(self._model).prompts),
             self._options.max_new_tokens or MAX_NEW_TOKENS[samples[0].layout],
             self._device,
             self._options.batch_size,

@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from shared.contract.prompts import Task, prompt_for
+from shared.contract.prompts import Task, prompt_for, tasks_of
 from shared.deepseek_ocr.geometry import Mode
+from shared.deepseek_ocr.registry import kind_of
 from trainer.backends.protocol import AdaptedModel, AdapterRequest
 from trainer.config import process_rank
 from trainer.training.callbacks import EarlyStop, EventLog, ProgressCallback
@@ -76,9 +77,21 @@ def sample_reader(options: TrainingOptions, adapted: AdaptedModel, store: ImageS
     if mode not in adapted.geometry.modes:
         known = ", ".join(adapted.geometry.modes)
         raise TrainingError(TrainingCode.OPTION_INVALID, f"the checkpoint has no mode {mode}", f"it knows {known}")
-    prompt = adapted.tokenizer.encode_trusted(prompt_for(Task(options.task)))
+    prompt = adapted.tokenizer.encode_trusted(_prompt_of(options, adapted))
     room = options.max_length - len(prompt) - 2
     return SampleReader(store, adapted.geometry, mode, adapted.tokenizer.encode_trusted, room)
+
+
+def _prompt_of(options: TrainingOptions, adapted: AdaptedModel) -> str:
+    """The task's prompt; a `TrainingError` if the model has none."""
+    prompts = kind_of(adapted.model).prompts
+    try:
+        return prompt_for(Task(options.task), prompts=prompts)
+    except ValueError as error:
+        known = ", ".join(map(str, tasks_of(prompts)))
+        raise TrainingError(
+            TrainingCode.OPTION_INVALID, f"the model has no prompt for the task {options.task!r}", f"it knows {known}"
+        ) from error
 
 
 def set_up(
@@ -99,7 +112,7 @@ def set_up(
     collator = Collator(
         before=[tokenizer.bos_id],
         image_id=tokenizer.image_id,
-        after=tokenizer.encode_trusted(prompt_for(Task(options.task))),
+        after=tokenizer.encode_trusted(_prompt_of(options, adapted)),
         ends=(tokenizer.eos_id, tokenizer.pad_id),
         views=reader.views if is_vision_trained else None,
         multiple=GRAPHED_MULTIPLE if options.cuda_graphs else 1,

@@ -6,17 +6,43 @@ engine's single thread.
 Rows in use are always 0 to `num_rows - 1`, so that a decode step reads one strided view and gathers nothing: when a
 row leaves, the last one moves into its place.
 
+Token i of a row is in cell i, unless the answer's tokens go round in an `AnswerRing`.
+
 Shape letters: B rows, N heads, L new tokens, S tokens attended to, D head width.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from service.engine.answer_ring import AnswerRing
 
 CLEARED_AHEAD = 32
 """Positions cleared at once beyond those in use. It hardly matters: a step of eight rows takes 9.7, 9.9 and 9.1 ms with
 8, 32 and 128 of them (2 EPYC cores, torch 2.13, `benchmarks/engine_settings.py cache`)."""
+
+
+@dataclass(slots=True)
+class _Row:
+    """A row in use."""
+
+    prompt: int
+    """Tokens of its prompt."""
+    length: int
+    """Tokens of prompt and answer."""
+    finite: int
+    """Cells that have been written since it was opened."""
+
+    def next_cell(self, ring: AnswerRing | None) -> int:
+        """Where the next token goes."""
+        return ring.cell(self.prompt, self.length) if ring else self.length
+
+    def num_cells(self, length: int, ring: AnswerRing | None) -> int:
+        """Cells that so many tokens take."""
+        return length if ring is None else min(length, self.prompt + ring.cells)
 
 
 class SlotCache:
@@ -31,6 +57,7 @@ class SlotCache:
         head_dim: Width of one head.
         max_rows: Rows at most.
         max_tokens: Tokens of one row at most.
+        ring: How much of an answer is kept; None: all.
         growth_tokens: Capacity is a multiple of this; small steps waste little, large ones copy seldom. A step of eight
             rows takes 9.7, 9.9 and 10.1 ms with 64, 256 and 1024 (as `CLEARED_AHEAD`).
         device: Where the tensors live.
@@ -45,32 +72,32 @@ class SlotCache:
         head_dim: int,
         max_rows: int,
         max_tokens: int,
+        ring: AnswerRing | None = None,
         growth_tokens: int = 256,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.max_rows = max_rows
         self.max_tokens = max_tokens
+        self._ring = ring
         self._growth_tokens = growth_tokens
-        self._lengths: list[int] = []
-        self._finite: list[int] = []
-        """For each row in use, how many of its positions have been written since it was opened."""
+        self._rows: list[_Row] = []
         shape = (2, num_layers, max_rows, num_heads, 0, head_dim)
         self._storage = torch.empty(shape, device=device, dtype=dtype)
 
     @property
     def num_rows(self) -> int:
         """Rows in use."""
-        return len(self._lengths)
+        return len(self._rows)
 
     @property
     def capacity(self) -> int:
-        """Tokens that each row holds before the storage must grow."""
+        """Cells of each row before the storage must grow."""
         return self._storage.shape[4]
 
     def length(self, row: int) -> int:
-        """Tokens that a row holds."""
-        return self._lengths[row]
+        """Tokens of a row's prompt and answer."""
+        return self._rows[row].length
 
     def open_rows(self, count: int, length: int) -> PrefillWindow:
         """Add rows of equal length at the end, to be filled through the window.
@@ -89,24 +116,24 @@ class SlotCache:
         if first + count > self.max_rows:
             raise ValueError(f"{first + count} rows do not fit into {self.max_rows}")
         self._reserve(length + 1)
-        self._lengths += [length] * count
-        self._finite += [length] * count
+        self._rows += [_Row(length, length, length) for _ in range(count)]
         return PrefillWindow(self._storage[:, :, first : first + count, :, :length])
 
     def close_row(self, row: int) -> None:
         """Drop a row; the last one moves into its place."""
         last = self.num_rows - 1
         if row != last:
-            written = self._finite[last]
+            written = self._rows[last].finite
             self._storage[:, :, row, :, :written] = self._storage[:, :, last, :, :written]
-            self._lengths[row], self._finite[row] = self._lengths[last], written
-        self._lengths.pop()
-        self._finite.pop()
+            self._rows[row] = self._rows[last]
+        self._rows.pop()
 
     def truncate(self, row: int, length: int) -> None:
-        """Forget a row's newest tokens."""
-        assert 0 < length <= self._lengths[row]
-        self._lengths[row] = length
+        """Forget a row's newest tokens; with a ring no more than it has cells beside the window."""
+        forgotten = self._rows[row].length - length
+        assert length > 0
+        assert 0 <= forgotten <= (self._ring.cells - self._ring.window if self._ring else forgotten)
+        self._rows[row].length = length
 
     def open_step(self) -> DecodeWindow:
         """Make room for one token in every row.
@@ -117,20 +144,41 @@ class SlotCache:
         Raises:
             ValueError: A row is full.
         """
-        positions = list(self._lengths)
-        used = max(positions) + 1
+        if max(row.length for row in self._rows) >= self.max_tokens:
+            raise ValueError(f"{self.max_tokens + 1} tokens do not fit into rows of {self.max_tokens}")
+        cells = [row.next_cell(self._ring) for row in self._rows]
+        used = max(row.num_cells(row.length + 1, self._ring) for row in self._rows)
         self._reserve(used)
         self._clear_ahead(used)
-        self._lengths = [length + 1 for length in positions]
-        return DecodeWindow(self._storage, positions, used)
+        positions = [row.length for row in self._rows]
+        for row in self._rows:
+            row.length += 1
+        is_hidden_BS = self._hidden_of(self._ring, positions, used) if self._ring else None
+        return DecodeWindow(self._storage, positions, cells, used, is_hidden_BS)
+
+    def _hidden_of(self, ring: AnswerRing, positions: list[int], used: int) -> Tensor | None:
+        """Cells that are too old for a row's token or not filled, `[B, S]`; None if no row has any.
+
+        A cell's age is the number of tokens since the newest that belongs there. Tokens taken back by a rewind lie in
+        cells whose age exceeds the window.
+        """
+        if all(row.length - row.prompt <= ring.window and row.length == used for row in self._rows):
+            return None
+        device = self._storage.device
+        prompts_B1 = torch.tensor([[row.prompt] for row in self._rows], device=device)
+        newest_B1 = torch.tensor(positions, device=device)[:, None] - prompts_B1
+        place_BS = torch.arange(used, device=device) - prompts_B1
+        age_BS = (newest_B1 - place_BS) % ring.cells
+        is_hidden_BS = (age_BS >= ring.window) | (age_BS > newest_B1) | (place_BS >= ring.cells)
+        return is_hidden_BS & (place_BS >= 0)
 
     def _clear_ahead(self, used: int) -> None:
-        for row, written in enumerate(self._finite):
-            if written < used:
-                # Some positions more, so that most steps clear nothing.
+        for index, row in enumerate(self._rows):
+            if row.finite < used:
+                # Some cells more, so that most steps clear nothing.
                 end = min(used + CLEARED_AHEAD, self.capacity)
-                self._storage[:, :, row, :, written:end] = 0
-                self._finite[row] = end
+                self._storage[:, :, index, :, row.finite : end] = 0
+                row.finite = end
 
     def _reserve(self, tokens: int) -> None:
         if tokens > self.max_tokens:
@@ -186,15 +234,24 @@ class DecodeWindow(_Window):
 
     Args:
         storage: The cache's tensor, `[2, layers, rows, N, capacity, D]`.
-        positions: Tokens of each row before this one.
-        used: Tokens of the longest row, this one included.
+        positions: Of each row's token.
+        cells: Where each row's token goes.
+        used: Cells of the row with most, this token's included.
+        is_hidden_BS: Cells where a row may not look; None: those after its own token's.
 
     Attributes:
         position_ids_B1: Position of each row's token, int64.
-        mask_B11S: 0 where a row may look and minus infinity beyond its length; None when all lengths are equal.
+        mask_B11S: 0 where a row may look and minus infinity elsewhere; None if all rows may look everywhere.
     """
 
-    def __init__(self, storage: Tensor, positions: list[int], used: int) -> None:
+    def __init__(
+        self,
+        storage: Tensor,
+        positions: list[int],
+        cells: list[int],
+        used: int,
+        is_hidden_BS: Tensor | None = None,
+    ) -> None:
         super().__init__(used - 1, used)
         rows, (heads, capacity) = len(positions), storage.shape[3:5]
         device = storage.device
@@ -202,13 +259,15 @@ class DecodeWindow(_Window):
         self._read = storage[:, :, :rows, :, :used]
         self._keys, self._values = (kind.unbind(0) for kind in self._read.unbind(0))
         self.position_ids_B1 = torch.tensor(positions, device=device).unsqueeze(1)
+        cells_B1 = torch.tensor(cells, device=device).unsqueeze(1)
         heads_BN = torch.arange(rows * heads, device=device).view(rows, heads)
-        self._index = (heads_BN * capacity + self.position_ids_B1).flatten()
+        self._index = (heads_BN * capacity + cells_B1).flatten()
+        if is_hidden_BS is None and min(cells) + 1 < used:
+            is_hidden_BS = torch.arange(used, device=device) > cells_B1
         self.mask_B11S: Tensor | None = None
-        if min(positions) + 1 < used:
-            ahead = torch.arange(used, device=device) > self.position_ids_B1
-            mask = torch.zeros((rows, used), device=device, dtype=storage.dtype)
-            self.mask_B11S = mask.masked_fill_(ahead, float("-inf"))[:, None, None]
+        if is_hidden_BS is not None:
+            mask_BS = torch.zeros((rows, used), device=device, dtype=storage.dtype)
+            self.mask_B11S = mask_BS.masked_fill_(is_hidden_BS, float("-inf"))[:, None, None]
 
     def update(self, keys_BN1D: Tensor, values_BN1D: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Store a layer's token and return all that its rows may hold, `[B, N, S, D]`."""

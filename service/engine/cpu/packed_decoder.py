@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeGuard, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -30,7 +30,6 @@ from service.engine.kernels.reference.decoder import lora_add
 from service.engine.lora.bank import AdapterBank
 from service.engine.lora.low_rank import SlotMatrices, SlotRows, rows_by_slot
 from shared.deepseek_ocr.decoder import DecoderLayer, rotary_tables
-from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.moe import MixtureOfExperts, Mlp
 from shared.deepseek_ocr.protocol import OcrModel
 from shared.deepseek_ocr.registry import kind_of
@@ -93,14 +92,14 @@ class _Layer:
     experts: _Experts | None
 
 
-def can_pack(model: OcrModel) -> TypeGuard[DeepseekOcrForConditionalGeneration]:
+def can_pack(model: OcrModel) -> bool:
     """Whether a packed copy is possible and worth its memory."""
     if not kind_of(model).has_fast_decoder:
         return False
-    known = cast("DeepseekOcrForConditionalGeneration", model)
-    weights = sum(parameter.numel() for parameter in known.model.layers.parameters())
-    is_small = known.config.text_config.n_routed_experts <= MAX_EXPERTS and weights <= MAX_WEIGHTS
-    return known.device.type == "cpu" and known.dtype == torch.float32 and is_small
+    decoder, head = model.decoder, model.lm_head.weight
+    weights = sum(parameter.numel() for parameter in decoder.layers.parameters())
+    is_small = decoder.config.n_routed_experts <= MAX_EXPERTS and weights <= MAX_WEIGHTS
+    return head.device.type == "cpu" and head.dtype == torch.float32 and is_small
 
 
 class PackedDecoder:
@@ -111,11 +110,12 @@ class PackedDecoder:
         max_tokens: Positions that may occur.
     """
 
-    def __init__(self, model: DeepseekOcrForConditionalGeneration, max_tokens: int) -> None:
-        text = model.config.text_config
-        self._embeddings_VH = model.model.embed_tokens.weight.detach()
-        self._layers = [_pack_layer(layer) for layer in model.model.layers]
-        self._norm_H = _pack_norm(model.model.norm.weight)
+    def __init__(self, model: OcrModel, max_tokens: int) -> None:
+        decoder = model.decoder
+        text = decoder.config
+        self._embeddings_VH = decoder.embed_tokens.weight.detach()
+        self._layers = [_pack_layer(cast("DecoderLayer", layer)) for layer in decoder.layers]
+        self._norm_H = _pack_norm(cast("Tensor", decoder.norm.weight))
         self._head = pack(model.lm_head.weight)
         self._heads, self._head_dim = text.num_attention_heads, text.head_dim
         self._floor_11 = torch.full((1, 1), text.rms_norm_eps * text.hidden_size)

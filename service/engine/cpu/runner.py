@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from service.engine.answer_ring import AnswerRing
 from service.engine.cpu.kv_cache import DecodeWindow, PrefillWindow, SlotCache
 from service.engine.cpu.packed_decoder import PackedDecoder, can_pack
 from service.engine.lora.bank import AdapterBank, PackedAdapter
@@ -37,6 +38,7 @@ from shared.deepseek_ocr.forms import PageImage, PageViews, PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
 from shared.deepseek_ocr.images import prepare_views
 from shared.deepseek_ocr.protocol import OcrModel
+from shared.deepseek_ocr.registry import kind_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +117,14 @@ class CpuRunner:
     ) -> None:
         text = model.config.text_config
         self._model = model
+        # Adapters are hooks on these layers.
+        self._decode_embedded = model.decoder.decode if kind_of(model).has_fast_decoder else model.decode
         self._bank = bank
         self._device = model.lm_head.weight.device
         self._eos_id = eos_id
         self._rule = rule
         self._kv_tokens = kv_tokens or max_rows * max_tokens
+        self._ring = AnswerRing.of(model, rule)
         self._slots: list[int] = []
         self._states: dict[int, _SlotState] = {}
         self._pending: deque[StepOutput] = deque()
@@ -130,6 +135,7 @@ class CpuRunner:
             head_dim=text.head_dim,
             max_rows=max_rows,
             max_tokens=max_tokens + 1,
+            ring=self._ring,
             growth_tokens=growth_tokens,
             device=self._device,
             dtype=model.lm_head.weight.dtype,
@@ -140,6 +146,11 @@ class CpuRunner:
     def kv_tokens(self) -> int:
         """Key and value tokens that all slots hold together."""
         return self._kv_tokens
+
+    @property
+    def kept_answer_tokens(self) -> int | None:
+        """Newest answer tokens whose keys a slot keeps; None: all."""
+        return self._ring.cells if self._ring else None
 
     def warm_up(self) -> None:
         """Nothing to prepare."""
@@ -168,10 +179,15 @@ class CpuRunner:
         return [tokens[index] for index in range(len(views))]
 
     @torch.inference_mode()
-    def assemble(self, plan: ViewPlan, tokens: Sequence[Tensor]) -> Tensor:
-        """Join a page's encoded views, the global one first among them, to `[num_vision_tokens, D]`."""
-        tiles = torch.stack(list(tokens[1:])) if len(tokens) > 1 else None
-        return self._model.assemble_page(tokens[0], tiles, plan.tile_columns, plan.tile_rows)
+    def assemble(self, pages: Sequence[tuple[ViewPlan, Sequence[Tensor]]]) -> Tensor:
+        """Join the encoded views of a prompt's pages, `[L, D]`."""
+        joined = [
+            self._model.assemble_page(
+                views[0], torch.stack(list(views[1:])) if len(views) > 1 else None, plan.tile_columns, plan.tile_rows
+            )
+            for plan, views in pages
+        ]
+        return joined[0] if len(joined) == 1 else torch.cat(joined)
 
     def open(self, rows: Sequence[NewRow]) -> None:
         """Read prompts into free slots and choose their first tokens."""
@@ -303,14 +319,14 @@ class CpuRunner:
             return contextlib.nullcontext()
         assert self._bank is not None
         slots_T = torch.tensor(adapters, dtype=torch.int32, device=self._device).repeat_interleave(tokens)
-        return adapted(self._model, self._bank, slots_T)
+        return adapted(self._model.decoder, self._bank, slots_T)
 
     def _logits(
         self, embeds_BLD: Tensor, positions_BL: Tensor, mask: Tensor | None, cache: PrefillWindow | DecodeWindow
     ) -> Tensor:
         """Logits `[B, vocabulary]` of the last token, float32."""
         # Not through `forward`, which would build its masks again in each step.
-        hidden_BLD, _ = self._model.decode(embeds_BLD, positions_BL, mask, cache)
+        hidden_BLD, _ = self._decode_embedded(embeds_BLD, positions_BL, mask, cache)
         return self._model.lm_head(hidden_BLD[:, -1]).float()
 
     def _choose(

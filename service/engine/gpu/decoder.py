@@ -11,12 +11,13 @@ E experts, J twice the expert width, W expert width, K experts per token, V voca
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from service.engine.answer_ring import AnswerRing
 from service.engine.gpu.lora_layers import LoraLayers
 from service.engine.gpu.packing import PackedLayer, Packing
 from service.engine.gpu.paged_cache import PagedCache
@@ -24,7 +25,7 @@ from service.engine.gpu.prompts import PromptBatch
 from service.engine.gpu.state import AnswerState
 from service.engine.lora.bank import AdapterBank
 from shared.deepseek_ocr.decoder import DecoderLayer, rotary_tables
-from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+from shared.deepseek_ocr.protocol import OcrModel
 
 
 class GpuDecoder:
@@ -38,6 +39,7 @@ class GpuDecoder:
             at most; the model cannot decode afterwards.
         takes_adapters: Whether passes may have adapters; the shared experts' downs are then held twice.
         is_int8: Whether matrices become 8-bit rows, all but the embeddings and the routers.
+        ring: Where the answers' tokens go round; None: nowhere.
 
     Attributes:
         max_positions: Tokens of a sequence at most.
@@ -45,19 +47,22 @@ class GpuDecoder:
 
     def __init__(
         self,
-        model: DeepseekOcrForConditionalGeneration,
+        model: OcrModel,
         kernels: Any,
         *,
         max_positions: int,
         takes_over: bool = False,
         takes_adapters: bool = False,
         is_int8: bool = False,
+        ring: AnswerRing | None = None,
     ) -> None:
-        text = model.config.text_config
+        parts = model.decoder
+        text = parts.config
         self.max_positions = max_positions
+        self._ring = ring
         self._kernels = kernels
-        self._embeddings_VH = model.model.embed_tokens.weight.detach()
-        self._norm_H = model.model.norm.weight.detach()
+        self._embeddings_VH = parts.embed_tokens.weight.detach()
+        self._norm_H = cast("Tensor", parts.norm.weight).detach()
         device = model.lm_head.weight.device
         packing = Packing(device, is_int8, takes_adapters)
         self._head_VH = packing.matrix(model.lm_head.weight)
@@ -68,11 +73,11 @@ class GpuDecoder:
         cos, sin = rotary_tables(positions, text.head_dim, text.rope_theta, torch.float32)
         self._cos_PD, self._sin_PD = cos[0, 0].contiguous(), sin[0, 0].contiguous()
         self._layers: list[PackedLayer] = []
-        for index, layer in enumerate(model.model.layers):
+        for index, layer in enumerate(parts.layers):
             assert isinstance(layer, DecoderLayer)
             self._layers.append(packing.layer(layer))
             if takes_over:
-                model.model.layers[index] = nn.Identity()
+                parts.release(index)
         if takes_over and is_int8:
             # A head of no rows: the model's device and type can still be read from it.
             model.lm_head.weight = nn.Parameter(model.lm_head.weight.new_empty(0, text.hidden_size))
@@ -145,8 +150,9 @@ class GpuDecoder:
         """
         kernels, eps = self._kernels, self._eps
         x_BH, positions_B, lengths_B, cells_B, tables_BX = kernels.begin_step(
-            slots_B, state, self._embeddings_VH, cache.tables_SX, cache.block_tokens
+            slots_B, state, self._embeddings_VH, cache.tables_SX, cache.block_tokens, self._ring
         )
+        prompts_B = state.prompt_S[slots_B] if self._ring else None
         adapted = LoraLayers(kernels, bank, state.adapter_S[slots_B], has_experts) if bank else None
         # A dense MLP is one expert that every token uses.
         one_B1 = torch.ones((len(slots_B), 1), dtype=torch.float32, device=slots_B.device)
@@ -168,6 +174,8 @@ class GpuDecoder:
                 tables_BX,
                 lengths_B,
                 self._scale,
+                self._ring,
+                prompts_B,
             )
             if adapted:
                 adapted.linear_add(index, "out", seen_BND.flatten(1), layer.out_HH, x_BH)

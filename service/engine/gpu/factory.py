@@ -7,11 +7,14 @@ fit. Called once, at the start.
 from __future__ import annotations
 
 import logging
+import pkgutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from service.engine.answer_ring import AnswerRing
 from service.engine.config import EngineLimits, WeightForm
 from service.engine.gpu.decoder import GpuDecoder
 from service.engine.gpu.memory import DecoderShape, MemoryPlan, plan_memory
@@ -25,8 +28,8 @@ from service.errors import EngineError
 from shared.deepseek_ocr.checkpoint import read_config
 from shared.deepseek_ocr.configuration import TextConfig
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, global_view_px
-from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
-from shared.deepseek_ocr.public_config import ConfigError, config_from_public
+from shared.deepseek_ocr.protocol import OcrModel
+from shared.deepseek_ocr.public_config import ConfigError
 from shared.deepseek_ocr.registry import find_kind
 
 _log = logging.getLogger(__name__)
@@ -51,14 +54,14 @@ def choose_weights(folder: Path, device: torch.device | str, dtype: torch.dtype,
     if kind is None or not kind.has_fast_decoder:
         return WeightForm.FULL
     try:
-        config = config_from_public(values)
+        model: Any = pkgutil.resolve_name(kind.skeleton)(values)
     except ConfigError:
         return WeightForm.FULL  # loading says what is wrong
-    with torch.device("meta"):
-        model = DeepseekOcrForConditionalGeneration(config)
+    text: TextConfig = model.decoder.config
+    limits = replace(limits, max_sequence_tokens=min(limits.max_sequence_tokens, text.max_position_embeddings))
     full_bytes = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     try:
-        _plan(config.text_config, torch.device(device), dtype, limits, coming_bytes=full_bytes)
+        _plan(text, torch.device(device), dtype, limits, coming_bytes=full_bytes)
     except EngineError as error:
         _log.warning("weights become 8-bit rows, as in full they do not fit: %s", error)
         return WeightForm.INT8
@@ -67,7 +70,7 @@ def choose_weights(folder: Path, device: torch.device | str, dtype: torch.dtype,
 
 @torch.inference_mode()
 def make_gpu_runner(
-    model: DeepseekOcrForConditionalGeneration, geometry: GeometryConfig, eos_id: int, limits: EngineLimits
+    model: OcrModel, geometry: GeometryConfig, eos_id: int, limits: EngineLimits
 ) -> tuple[GpuRunner, EngineLimits]:
     """Lay the decoder's weights out, share out the card and reserve the cache.
 
@@ -85,8 +88,9 @@ def make_gpu_runner(
     """
     from service.engine.kernels.triton import decoder as fused
 
-    text: TextConfig = model.config.text_config
+    text = model.decoder.config
     device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
+    ring = AnswerRing.of(model, limits.loop_rule)
     decoder = GpuDecoder(
         model,
         fused,
@@ -94,6 +98,7 @@ def make_gpu_runner(
         takes_over=True,
         takes_adapters=limits.adapter_slots > 0,
         is_int8=limits.weights is WeightForm.INT8,
+        ring=ring,
     )
     # Packing leaves the largest temporary tensor in the allocator's cache.
     torch.cuda.empty_cache()
@@ -119,6 +124,7 @@ def make_gpu_runner(
         rule=limits.loop_rule,
         view_sizes_px=_usual_views(geometry),
         uses_graphs=limits.cuda_graphs,
+        ring=ring,
         bank=make_bank(model, limits, splits_shared=True),
     )
     filled = replace(

@@ -22,9 +22,9 @@ PATCH_BYTES = 13_000
 """Scratch of one patch in the encoder at public dimensions, see `vision.runner`."""
 VIEW_BYTES = 3 * 1280 * 1280
 """Of the largest view of the public checkpoints, mode large. Views made on the device wait there for the encoder."""
-PREPARATION_BYTES = 64 << 20
+PREPARATION_BYTES = 112 << 20
 """Of the page whose views are being made: its image (27 MB at most, see `forms`), its rows or columns between the two
-passes (18 MB for the public geometries), and those of its views that wait for a later step (14 MB)."""
+passes (39 MB with the 32 tiles of Unlimited-OCR), and those of its views that wait for a later step (42 MB)."""
 GRAPH_PATCHES = 16_384
 """Patches of the largest encoder batch whose graph, and so its scratch, is kept; see `vision.runner`."""
 GRAPH_TOKENS = 4_096

@@ -25,7 +25,7 @@ from service.engine.gpu.prompts import PromptBatch, lay_out
 from service.engine.lora.bank import AdapterBank
 from service.engine.lora.registry import NO_ADAPTER
 from service.engine.runner import NewRow
-from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+from shared.deepseek_ocr.protocol import OcrModel
 
 WARM_UP_LENGTHS = ((16,), (276,), (906,), (64,) * 64, (4096,))
 """Prompts whose shapes choose all of the kernels' variants: tiny, short, a full page, many, long."""
@@ -47,7 +47,7 @@ class PromptReader:
 
     def __init__(
         self,
-        model: DeepseekOcrForConditionalGeneration,
+        model: OcrModel,
         decoder: GpuDecoder,
         cache: PagedCache,
         *,

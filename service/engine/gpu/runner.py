@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from service.engine.answer_ring import AnswerRing
 from service.engine.gpu.decoder import GpuDecoder
 from service.engine.gpu.graphs import StepGraphs
 from service.engine.gpu.lora_layers import LoraLevel
@@ -37,7 +38,7 @@ from shared.contract.processors import usable_processors
 from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
-from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+from shared.deepseek_ocr.protocol import OcrModel
 
 MAX_COMPILING_THREADS = 16
 """8, 16 and 32 threads compile in 11.4, 11.0 and 11.1 s (H200 with 32 cores, 558e320, `engine_settings.py start`)."""
@@ -60,6 +61,7 @@ class GpuRunner:
         rule: What counts as a loop.
         view_sizes_px: Views that will come, for `warm_up`.
         uses_graphs: Whether steps are captured.
+        ring: The decoder's.
         bank: Adapters, made with `splits_shared`; None: there are none. With one, all graphs are captured twice, and a
             third time where adapters may change routed experts: a step does what its rows' adapters need, and steps
             in which no row has one are what they would be without a bank.
@@ -70,7 +72,7 @@ class GpuRunner:
 
     def __init__(
         self,
-        model: DeepseekOcrForConditionalGeneration,
+        model: OcrModel,
         *,
         decoder: GpuDecoder,
         vision: GpuVision,
@@ -80,9 +82,11 @@ class GpuRunner:
         rule: LoopRule,
         view_sizes_px: Sequence[int] = (),
         uses_graphs: bool = True,
+        ring: AnswerRing | None = None,
         bank: AdapterBank | None = None,
     ) -> None:
         self._model = model
+        self._ring = ring
         self._decoder = decoder
         self._vision = vision
         self._cache = cache
@@ -110,6 +114,11 @@ class GpuRunner:
     def block_tokens(self) -> int:
         """Tokens of a block of the cache."""
         return self._cache.block_tokens
+
+    @property
+    def kept_answer_tokens(self) -> int | None:
+        """Newest answer tokens whose keys a slot keeps; None: all."""
+        return self._ring.cells if self._ring else None
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -186,10 +195,15 @@ class GpuRunner:
         return self.encode(views[:half]) + self.encode(views[half:])
 
     @torch.inference_mode()
-    def assemble(self, plan: ViewPlan, tokens: Sequence[Tensor]) -> Tensor:
-        """Join a page's encoded views, the global one first among them, to `[num_vision_tokens, D]`."""
-        tiles = torch.stack(list(tokens[1:])) if len(tokens) > 1 else None
-        return self._model.assemble_page(tokens[0], tiles, plan.tile_columns, plan.tile_rows)
+    def assemble(self, pages: Sequence[tuple[ViewPlan, Sequence[Tensor]]]) -> Tensor:
+        """Join the encoded views of a prompt's pages, `[L, D]`."""
+        joined = [
+            self._model.assemble_page(
+                views[0], torch.stack(list(views[1:])) if len(views) > 1 else None, plan.tile_columns, plan.tile_rows
+            )
+            for plan, views in pages
+        ]
+        return joined[0] if len(joined) == 1 else torch.cat(joined)
 
     @torch.inference_mode()
     def open(self, rows: Sequence[NewRow]) -> None:
@@ -198,7 +212,8 @@ class GpuRunner:
         A prompt for which there is no memory, even alone, is reported as a fault.
         """
         slots = [row.slot for row in rows]
-        self._cache.open(slots, [len(row.prompt_ids) + row.params.max_new_tokens for row in rows])
+        kept = [min(row.params.max_new_tokens, self.kept_answer_tokens or row.params.max_new_tokens) for row in rows]
+        self._cache.open(slots, [len(row.prompt_ids) + count for row, count in zip(rows, kept, strict=True)])
         self._prompt_tokens |= {row.slot: len(row.prompt_ids) for row in rows}
         self._adapters |= {row.slot: row.adapter for row in rows if row.adapter >= 0}
         self._reports.add(self._read(rows))

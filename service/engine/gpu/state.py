@@ -37,6 +37,8 @@ class AnswerState:
     """int64: newest token, fed next."""
     position_S: Tensor
     """int32: position of the newest token, hence the tokens in the cache before the step that feeds it."""
+    prompt_S: Tensor
+    """int32: tokens of the prompt."""
     count_S: Tensor
     """int32: answer tokens so far."""
     limit_S: Tensor
@@ -85,6 +87,7 @@ class AnswerState:
             eos_id=eos_id,
             token_S=zeros(slots, dtype=torch.int64),
             position_S=zeros(slots),
+            prompt_S=zeros(slots),
             count_S=zeros(slots),
             limit_S=zeros(slots),
             history_SL=zeros(slots, max_answer_tokens),
@@ -129,10 +132,11 @@ class AnswerState:
             raise ValueError(f"{max(limits)} answer tokens wanted, the state holds {self.history_SL.shape[1]}")
         seeds = seeds or [0] * len(slots)
         adapters = adapters or [-1] * len(slots)
-        numbers_5R = self._upload(torch.tensor([slots, [n - 1 for n in prompt_tokens], limits, seeds, adapters]))
+        numbers_5R = self._upload(torch.tensor([slots, prompt_tokens, limits, seeds, adapters]))
         slots_R = numbers_5R[0]
+        self.prompt_S[slots_R] = numbers_5R[1].int()
         # The first choice moves on to the position after the prompt's last.
-        self.position_S[slots_R] = numbers_5R[1].int()
+        self.position_S[slots_R] = numbers_5R[1].int() - 1
         self.limit_S[slots_R] = numbers_5R[2].int()
         self.seed_S[slots_R] = numbers_5R[3]
         self.adapter_S[slots_R] = numbers_5R[4].int()

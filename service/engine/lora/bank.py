@@ -10,6 +10,7 @@ block, O = G * P * W outputs, T tokens, E experts, I their width, J = 2 * I thei
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from service.engine.lora.low_rank import SlotMatrices, compact
 from service.engine.lora.registry import AdapterError
 from service.engine.lora.shapes import GroupShape, layer_shapes
 from shared.deepseek_ocr.configuration import TextConfig
+from shared.deepseek_ocr.registry import V1, kind_of
 
 if TYPE_CHECKING:
     from service.engine.config import EngineLimits
@@ -94,6 +96,7 @@ class AdapterBank:
         dtype: Of the matrices, the same as the model's.
         splits_shared: See `layer_shapes`.
         has_experts: Whether adapters may change routed experts.
+        prefixes: Of the names of the decoder's layers in adapters.
     """
 
     def __init__(
@@ -106,8 +109,10 @@ class AdapterBank:
         dtype: torch.dtype,
         splits_shared: bool = False,
         has_experts: bool = False,
+        prefixes: Collection[str] = (V1.decoder,),
     ) -> None:
         self._text = text
+        self._prefixes = prefixes
         self._dtype = dtype
         self.has_experts = has_experts
         self.expert_slots: set[int] = set()
@@ -145,7 +150,9 @@ class AdapterBank:
         if rank > self.max_rank:
             raise AdapterError("rank_too_large", f"rank {rank}, the slots are for at most {self.max_rank}")
         packed: list[dict[str, LowRank]] = [{} for _ in self._shapes]
-        for pair in find_pairs(files.tensors, rank, self._text, takes_experts=self.has_experts):
+        for pair in find_pairs(
+            files.tensors, rank, self._text, prefixes=self._prefixes, takes_experts=self.has_experts
+        ):
             # In the model's type: a value that is finite in float32 may not be finite in float16.
             a_ERI, b_EOR = pair.a_ERI.to(self._dtype), (pair.b_EOR.float() * scaling).to(self._dtype)
             if not _is_finite(a_ERI) or not _is_finite(b_EOR):
@@ -211,14 +218,16 @@ def make_bank(model: OcrModel, limits: EngineLimits, *, splits_shared: bool = Fa
     """The bank for an engine's limits, on the model's device; None if there are no slots."""
     if not limits.adapter_slots:
         return None
+    kind = kind_of(model)
     return AdapterBank(
-        model.config.text_config,
+        model.decoder.config,
         num_slots=limits.adapter_slots,
         max_rank=limits.adapter_max_rank,
         device=model.lm_head.weight.device,
         dtype=model.lm_head.weight.dtype,
         splits_shared=splits_shared,
         has_experts=limits.adapter_experts,
+        prefixes=(kind.decoder, *kind.decoder_aliases),
     )
 
 

@@ -13,7 +13,7 @@ Shape letters: R rank, I inputs, O outputs, E experts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,8 @@ from shared.contract.refusals import AdapterRefusedError
 from shared.contract.volume import CONFIG_FILE, WEIGHTS_FILE
 from shared.deepseek_ocr.configuration import TextConfig
 
-_MODULE = re.compile(r"model\.layers\.(\d+)\.(.+)")
+_MODULE = re.compile(r"(.+?\.)(\d+)\.(.+)")
+"""Prefix, layer and name in the layer; only routed experts have a second number."""
 _STACKED = ("mlp.experts", "mlp.experts.base_layer")
 _EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(\w+)")
 _ATTENTION = {"self_attn.q_proj": ("qkv", 0), "self_attn.k_proj": ("qkv", 1), "self_attn.v_proj": ("qkv", 2),
@@ -87,13 +88,16 @@ class Pair:
     """Before scaling."""
 
 
-def find_pairs(tensors: Mapping[str, Tensor], rank: int, text: TextConfig, *, takes_experts: bool) -> list[Pair]:
+def find_pairs(
+    tensors: Mapping[str, Tensor], rank: int, text: TextConfig, *, prefixes: Collection[str], takes_experts: bool
+) -> list[Pair]:
     """Find the projection that each of an adapter's matrices changes.
 
     Args:
         tensors: By PEFT's names.
         rank: R, the same for every module.
         text: Dimensions of the base model's decoder.
+        prefixes: Of the names of its layers.
         takes_experts: Whether routed experts may be changed.
 
     Returns:
@@ -109,9 +113,9 @@ def find_pairs(tensors: Mapping[str, Tensor], rank: int, text: TextConfig, *, ta
         if not a.is_floating_point() or not b.is_floating_point():
             raise AdapterError("wrong_dtype", f"{module} has {a.dtype} and {b.dtype}")
         match = _MODULE.fullmatch(module)
-        if match is None:
+        if match is None or match[1] not in prefixes:
             raise AdapterError("target_not_allowed", f"{module[:120]!a} is no projection of a decoder layer")
-        name = match[2]
+        name = match[3]
         if name in _STACKED or name.startswith("mlp.experts."):
             if not takes_experts:
                 detail = "adapters of routed experts are not served; set adapter_experts"
@@ -119,7 +123,7 @@ def find_pairs(tensors: Mapping[str, Tensor], rank: int, text: TextConfig, *, ta
             read = _read_experts
         else:
             read = _read_projection
-        pairs += read(int(match[1]), name, a, b, rank, text)
+        pairs += read(int(match[2]), name, a, b, rank, text)
     taken: set[tuple[int, str, int, int]] = set()
     for pair in pairs:
         places = {(pair.layer, pair.group, pair.part, expert) for expert in range(pair.first, pair.last + 1)}

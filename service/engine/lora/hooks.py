@@ -18,28 +18,30 @@ from torch import Tensor, nn
 from service.engine.kernels.reference.decoder import mixture_lora
 from service.engine.lora.bank import AdapterBank, ExpertLowRank
 from service.engine.lora.low_rank import SlotMatrices, rows_by_slot
+from shared.deepseek_ocr.decoder import Decoder
 from shared.deepseek_ocr.moe import Experts, MixtureOfExperts
 
 
 @contextmanager
-def adapted(model: Any, bank: AdapterBank, slots_T: Tensor) -> Iterator[None]:
-    """Make a model's decoder layers add the adapters' sums within a block.
+def adapted(decoder: Decoder, bank: AdapterBank, slots_T: Tensor) -> Iterator[None]:
+    """Make a decoder's layers add the adapters' sums within a block.
 
     Args:
-        model: Has `model.layers`, whose modules take tokens `[..., H]`.
+        decoder: Its layers' modules take tokens `[..., H]`.
         bank: Made without `splits_shared`.
         slots_T: Slot of each token, in the order in which the modules take the tokens; -1: base model alone.
     """
     groups = rows_by_slot(slots_T.tolist(), slots_T.device)
+    layers: list[Any] = list(decoder.layers)
     with ExitStack() as stack:
         for group in groups:
-            for layer, matrices in zip(model.model.layers, bank.compact(group.slot), strict=True):
+            for layer, matrices in zip(layers, bank.compact(group.slot), strict=True):
                 for module, name, part in _projections(layer):
                     if name in matrices:
                         hook = partial(_add, matrices=matrices[name].part(part), rows=group.rows)
                         stack.callback(module.register_forward_hook(hook).remove)
         if any(group.slot in bank.expert_slots for group in groups):
-            for index, layer in enumerate(model.model.layers):
+            for index, layer in enumerate(layers):
                 low = bank.experts(index)
                 if low:
                     hook = partial(_mix_again, low=low, slots_T=slots_T)

@@ -110,7 +110,7 @@ class _SubmitHeader:
     """A `Submit` without the pixels."""
 
     sequence_id: str
-    page: PageHeader
+    pages: tuple[PageHeader, ...]
     prompt: str
     params: SamplingParams
     model_id: str
@@ -140,10 +140,10 @@ def encode_command(command: Command) -> Frame:
     if not isinstance(command, Submit):
         return (write_header(_COMMANDS, command),)
     request = command.request
-    page, pixels = encode_page(request.page)
+    encoded = [encode_page(page) for page in request.pages]
     header = _SubmitHeader(
         request.sequence_id,
-        page,
+        tuple(page for page, _ in encoded),
         request.prompt,
         request.params,
         request.model_id,
@@ -151,7 +151,7 @@ def encode_command(command: Command) -> Frame:
         request.wants_token_scores,
         request.lines,
     )
-    return write_header(_COMMANDS, header), *pixels
+    return write_header(_COMMANDS, header), *(part for _, pixels in encoded for part in pixels)
 
 
 def decode_command(header: bytes, tail: memoryview) -> Command:
@@ -159,17 +159,23 @@ def decode_command(header: bytes, tail: memoryview) -> Command:
     command = read_header(_COMMANDS, header)
     if not isinstance(command, _SubmitHeader):
         return command
-    page = decode_page(command.page, tail)
+    pages, first = [], 0
+    for header_of_page in command.pages[:-1]:
+        pages.append(decode_page(header_of_page, tail[first : first + header_of_page.num_bytes]))
+        first += header_of_page.num_bytes
+    # The last one has to take all that is left.
+    pages.append(decode_page(command.pages[-1], tail[first:]))
     return Submit(
         SequenceRequest(
             command.sequence_id,
-            page,
+            pages[0],
             command.prompt,
             command.params,
             command.model_id,
             command.is_canary,
             command.wants_token_scores,
             command.lines,
+            tuple(pages[1:]),
         )
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from itertools import chain
 
 from shared.deepseek_ocr.forms import PreparedPage
 
@@ -15,10 +16,10 @@ MAX_REMEMBERED_PAGES = 4096
 """Of each kind, newest last; 32 bytes a page."""
 
 
-def digest_of(page: PreparedPage) -> bytes:
-    """SHA-256 of a page's pixels and their shapes; a millisecond or more for each page, so not for the event loop."""
+def digest_of(pages: Iterable[PreparedPage]) -> bytes:
+    """SHA-256 of the pixels of pages that are read together; takes a millisecond a page, so not for the event loop."""
     digest = hashlib.sha256()
-    for array in page.arrays:
+    for array in chain.from_iterable(page.arrays for page in pages):
         digest.update(f"{array.dtype} {array.shape};".encode())
         digest.update(array.data if array.flags.c_contiguous else array.tobytes())
     return digest.digest()

@@ -144,7 +144,7 @@ class SupervisedEngine:
             return
         page = OpenPage(request)
         if not self._quarantine.is_empty and not request.is_canary:
-            page.digest = await asyncio.to_thread(digest_of, request.page)
+            page.digest = await asyncio.to_thread(digest_of, request.pages)
             if self._quarantine.is_refused(page.digest):
                 self._num_refused += 1
                 yield SequenceFailure(name, POISON, "it was in work at two deaths of the engine")
@@ -472,4 +472,4 @@ class SupervisedEngine:
 
 def _hash(pages: Sequence[OpenPage]) -> None:
     for page in pages:
-        page.digest = page.digest or digest_of(page.request.page)
+        page.digest = page.digest or digest_of(page.request.pages)

@@ -11,7 +11,7 @@ Shape letters: V views, P pixels, N tokens of a view, D decoder width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -21,8 +21,15 @@ import torch
 from torch import Tensor
 
 from service.engine.runner import View
-from service.engine.vision.encoder import VisionEncoder, can_pack_vision
+from service.engine.vision.encoder import VisionEncoder
+from service.engine.vision.queries import QueryVisionEncoder
 from shared.deepseek_ocr.protocol import OcrModel
+from shared.deepseek_ocr.registry import SecondEncoder, kind_of
+
+_ENCODERS: Mapping[SecondEncoder | None, type[VisionEncoder | QueryVisionEncoder]] = {
+    SecondEncoder.CLIP: VisionEncoder,
+    SecondEncoder.QUERIES: QueryVisionEncoder,
+}
 
 CHUNK_PATCHES = 65_536
 """Patches encoded at once: 16 views of 1024 px, or 40 of 640 px. H100: 299 TFLOP/s with 8 of 640 px, 326 with 32."""
@@ -69,13 +76,13 @@ class GpuVision:
         self._device: torch.device = model.lm_head.weight.device
         self._on_cuda = self._device.type == "cuda"
         self._chunk_patches = chunk_patches
-        self._patch_px: int = getattr(getattr(model.config, "sam_config", None), "patch_size", 16)
+        self._patch_px = model.geometry.patch_px
+        encoder = _ENCODERS.get(kind_of(model).second_encoder)
+        self._capturable = graphs and self._on_cuda and encoder is not None
         self._encode_batch: Callable[[Tensor], Tensor] = model.encode_views
-        self._capturable = graphs and self._on_cuda and can_pack_vision(model)
-        if can_pack_vision(model):
-            self._encode_batch = VisionEncoder(
-                model, kernels or _kernels_for(self._device, model.lm_head.weight.dtype)
-            ).encode
+        if encoder is not None:
+            kernels = kernels or _kernels_for(self._device, model.lm_head.weight.dtype)
+            self._encode_batch = encoder(model, kernels).encode
         self._captured: dict[int, _Captured] = {}
         self._pool: Any = None
 

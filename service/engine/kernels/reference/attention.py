@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from service.engine.answer_ring import AnswerRing
+
 
 def rotate_and_store(
     qkv_T3ND: Tensor,
@@ -82,6 +84,8 @@ def decode_attention(
     tables_BX: Tensor,
     lengths_B: Tensor,
     scale: float,
+    ring: AnswerRing | None = None,
+    prompts_B: Tensor | None = None,
 ) -> Tensor:
     """`rotate_and_store` and `paged_attention` of one new token a row.
 
@@ -95,14 +99,28 @@ def decode_attention(
         keys: One layer's cache.
         values: One layer's cache.
         tables_BX: int32, each row's blocks in order.
-        lengths_B: int32, tokens of each row, the new one included; 0 gives zeros.
+        lengths_B: int32, tokens that each row's new one sees, itself included; 0 gives zeros.
         scale: Of the products.
+        ring: Where the answer's tokens go round; the new one then sees the prompt and the newest of the answer, as far
+            as its length goes. None: nowhere.
+        prompts_B: int32, tokens of each row's prompt; with a ring only.
 
     Returns:
         `[B, N, D]`.
     """
     rotate_and_store(qkv_B3ND, cos_PD, sin_PD, positions_B, cells_B, keys, values)
-    return paged_attention(qkv_B3ND[:, 0], keys, values, tables_BX, lengths_B, scale)
+    if ring is None or prompts_B is None:
+        return paged_attention(qkv_B3ND[:, 0], keys, values, tables_BX, lengths_B, scale)
+    seen_BS = torch.arange(int(lengths_B.max()), device=keys.device).expand(len(lengths_B), -1)
+    # Answer tokens before the newest that are seen are skipped.
+    newest_BS = seen_BS + (positions_B + 1 - lengths_B - prompts_B)[:, None]
+    cells_BS = torch.where(seen_BS < prompts_B[:, None], seen_BS, prompts_B[:, None] + newest_BS % ring.cells)
+    block, last = keys.shape[2], tables_BX.shape[1] - 1
+    blocks_BS = tables_BX.gather(1, (cells_BS // block).clamp(0, last).long()).clamp(0, len(keys) - 1).long()
+    # Laid out anew, one token a block, in the order in which they are seen.
+    keys, values = (cache[blocks_BS, :, cells_BS % block].flatten(0, 1)[:, :, None] for cache in (keys, values))
+    tables_BS = torch.arange(seen_BS.numel(), device=keys.device).view(seen_BS.shape)
+    return paged_attention(qkv_B3ND[:, 0], keys, values, tables_BS, lengths_B, scale)
 
 
 def prefill_attention(

@@ -12,10 +12,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from service.engine.kernels.reference.linear import gated, rms_norm
 from shared.deepseek_ocr.sam import join_windows, split_windows
 from shared.deepseek_ocr.vision import normalise_views
 
 QUICK_GELU = 1.702
+
+__all__ = [
+    "gated",
+    "grid_attention",
+    "layer_norm",
+    "linear_gelu",
+    "linear_quick_gelu",
+    "patches",
+    "rms_norm",
+    "window_attention",
+]
 
 
 def layer_norm(x_TC: Tensor, shift_C: Tensor | None, weight_C: Tensor, bias_C: Tensor, eps: float) -> Tensor:

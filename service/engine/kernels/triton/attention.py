@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from service.engine.answer_ring import AnswerRing
 from service.engine.kernels.triton.launch import (
     NUM_TICKETS,
     early,
@@ -78,6 +79,7 @@ def _attend(  # noqa: PLR0915 -- what a helper would take and return is most of 
     values: tl.tensor,
     tables: tl.tensor,
     lengths: tl.tensor,
+    prompts: tl.tensor,
     partial: tl.tensor,
     ticket: tl.tensor,
     out: tl.tensor,
@@ -91,10 +93,14 @@ def _attend(  # noqa: PLR0915 -- what a helper would take and return is most of 
     SHARES: tl.constexpr,
     SHARES_POWER: tl.constexpr,
     STORE: tl.constexpr,
+    RING: tl.constexpr,
     STAGES: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    """Grid `[heads, rows, shares]`; `qkv` is the row's three vectors a head if `STORE`, else its query."""
+    """Grid `[heads, rows, shares]`; `qkv` is the row's three vectors a head if `STORE`, else its query.
+
+    `RING` is 0 without one; it needs `STORE`.
+    """
     head = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
     share = tl.program_id(2)
@@ -125,6 +131,10 @@ def _attend(  # noqa: PLR0915 -- what a helper would take and return is most of 
             most = tl.where(mine, tl.sum(query * key.to(tl.float32)), most)
             total = tl.where(mine, 1.0, total)
             sums = tl.where(mine[:, None], value[None].to(tl.float32), sums)
+        if RING > 0:
+            prompt = tl.load(prompts + row)
+            # Answer tokens that the new one does not see.
+            skipped = position + 1 - length
         length = tl.maximum(length - 1, 0)
     else:
         query = tl.load(qkv + column).to(tl.float32) * (scale * LOG2_E)
@@ -136,8 +146,11 @@ def _attend(  # noqa: PLR0915 -- what a helper would take and return is most of 
     for start in tl.range(first, end, TOKENS, num_stages=STAGES):
         token = start + lane
         inside = token < end
-        block = tl.load(tables + token // BLOCK, inside, other=0).to(tl.int64)
-        source = ((block * HEADS + head) * BLOCK + token % BLOCK) * WIDTH
+        place = token
+        if RING > 0:
+            place = tl.where(token < prompt, token, prompt + (token - prompt + skipped) % RING)
+        block = tl.load(tables + place // BLOCK, inside, other=0).to(tl.int64)
+        source = ((block * HEADS + head) * BLOCK + place % BLOCK) * WIDTH
         key = tl.load(keys + source[:, None] + column[None], inside[:, None], other=0.0)
         value = tl.load(values + source[:, None] + column[None], inside[:, None], other=0.0)
         score = tl.where(inside, tl.sum(key.to(tl.float32) * query[None], 1), -1e30)
@@ -193,9 +206,24 @@ def decode_attention(
     tables_BX: Tensor,
     lengths_B: Tensor,
     scale: float,
+    ring: AnswerRing | None = None,
+    prompts_B: Tensor | None = None,
 ) -> Tensor:
     """See `reference.decode_attention`."""
-    return attend(qkv_B3ND, cos_PD, sin_PD, positions_B, cells_B, keys, values, tables_BX, lengths_B, scale)
+    return attend(
+        qkv_B3ND,
+        cos_PD,
+        sin_PD,
+        positions_B,
+        cells_B,
+        keys,
+        values,
+        tables_BX,
+        lengths_B,
+        scale,
+        ring=ring,
+        prompts_B=prompts_B,
+    )
 
 
 def attend(
@@ -211,6 +239,8 @@ def attend(
     scale: float,
     config: AttentionConfig | None = None,
     shares: int | None = None,
+    ring: AnswerRing | None = None,
+    prompts_B: Tensor | None = None,
 ) -> Tensor:
     """`decode_attention`, or `paged_attention` where there are no cells; `qkv` accordingly."""
     (rows, heads), (_, _, block, width) = (len(qkv), qkv.shape[-2]), keys.shape
@@ -229,11 +259,12 @@ def attend(
     is_early = early(device, rows)
     launch(
         _attend, (heads, rows, shares),
-        qkv, cos_PD, sin_PD, positions_B, cells_B, keys, values, tables_BX, lengths_B, partial, tickets(device),
-        out_BND, scale, qkv.stride(0), tables_BX.stride(0),
+        qkv, cos_PD, sin_PD, positions_B, cells_B, keys, values, tables_BX, lengths_B, prompts_B, partial,
+        tickets(device), out_BND, scale, qkv.stride(0), tables_BX.stride(0),
         HEADS=heads, WIDTH=width, BLOCK=block, TOKENS=config.tokens, SHARES=shares,
-        SHARES_POWER=triton.next_power_of_2(shares), STORE=cells_B is not None, STAGES=config.num_stages,
-        EARLY=is_early, **launch_options(config.num_warps, 1, is_early),
+        SHARES_POWER=triton.next_power_of_2(shares), STORE=cells_B is not None,
+        RING=ring.cells if ring else 0, STAGES=config.num_stages, EARLY=is_early,
+        **launch_options(config.num_warps, 1, is_early),
     )  # fmt: skip
     return out_BND
 

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from service.engine.answer_ring import AnswerRing
 from service.engine.gpu.state import AnswerState
 from service.engine.kernels.triton.launch import early, launch, launch_options, let_next_start, wait_for_inputs
 
@@ -24,6 +25,7 @@ def _begin(
     slots: tl.tensor,
     tokens: tl.tensor,
     positions: tl.tensor,
+    prompts: tl.tensor,
     dones: tl.tensor,
     embeddings: tl.tensor,
     tables: tl.tensor,
@@ -37,20 +39,28 @@ def _begin(
     WIDTH_POWER: tl.constexpr,
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
+    RING: tl.constexpr,
+    WINDOW: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    """Grid `[rows]`."""
+    """Grid `[rows]`; `RING` is 0 without one."""
     wait_for_inputs(EARLY)
     let_next_start(EARLY)
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row)
     position = tl.load(positions + slot)
     done = tl.load(dones + slot) != 0
+    place = position
+    length = position + 1
+    if RING > 0:
+        prompt = tl.load(prompts + slot)
+        place = tl.where(position < prompt, position, prompt + (position - prompt) % RING)
+        length = tl.minimum(length, prompt + WINDOW)
     tables += slot * table_width
-    block = tl.load(tables + tl.minimum(position // BLOCK, table_width - 1)).to(tl.int64)
+    block = tl.load(tables + tl.minimum(place // BLOCK, table_width - 1)).to(tl.int64)
     tl.store(row_positions + row, position)
-    tl.store(lengths + row, tl.where(done, 0, position + 1))
-    tl.store(cells + row, tl.where(done, -1, block * BLOCK + position % BLOCK))
+    tl.store(lengths + row, tl.where(done, 0, length))
+    tl.store(cells + row, tl.where(done, -1, block * BLOCK + place % BLOCK))
     for start in range(0, table_width, CHUNK):
         column = start + tl.arange(0, CHUNK)
         inside = column < table_width
@@ -62,7 +72,12 @@ def _begin(
 
 
 def begin_step(
-    slots_B: Tensor, state: AnswerState, embeddings_VH: Tensor, tables_SX: Tensor, block_tokens: int
+    slots_B: Tensor,
+    state: AnswerState,
+    embeddings_VH: Tensor,
+    tables_SX: Tensor,
+    block_tokens: int,
+    ring: AnswerRing | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `reference.begin_step`."""
     assert embeddings_VH.is_contiguous()
@@ -76,9 +91,10 @@ def begin_step(
     if rows:
         launch(
             _begin, (rows,),
-            slots_B, state.token_S, state.position_S, state.done_S, embeddings_VH, tables_SX, x_BH, positions_B,
-            lengths_B, cells_B, tables_BX, tables_SX.shape[1],
-            WIDTH=width, WIDTH_POWER=triton.next_power_of_2(width), BLOCK=block_tokens, CHUNK=128, EARLY=is_early,
+            slots_B, state.token_S, state.position_S, state.prompt_S, state.done_S, embeddings_VH, tables_SX, x_BH,
+            positions_B, lengths_B, cells_B, tables_BX, tables_SX.shape[1],
+            WIDTH=width, WIDTH_POWER=triton.next_power_of_2(width), BLOCK=block_tokens, CHUNK=128,
+            RING=ring.cells if ring else 0, WINDOW=ring.window if ring else 0, EARLY=is_early,
             **launch_options(_NUM_WARPS, 1, is_early),
         )  # fmt: skip
     return x_BH, positions_B, lengths_B, cells_B, tables_BX

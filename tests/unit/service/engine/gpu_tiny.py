@@ -1,5 +1,6 @@
 """The GPU's runner on a CPU, with plain kernels: everything but the kernels is what runs on a card."""
 
+from service.engine.answer_ring import AnswerRing
 from service.engine.config import EngineLimits, WeightForm
 from service.engine.engine import TorchEngine
 from service.engine.gpu.decoder import GpuDecoder
@@ -16,6 +17,7 @@ from tests.unit.service.engine.tiny import GEOMETRY, tiny_model, tiny_tokenizer
 def paged_runner(model, limits: EngineLimits, eos_id: int, *, block_tokens: int = 16, kernels=reference) -> GpuRunner:
     text = model.config.text_config
     device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
+    ring = AnswerRing.of(model, limits.loop_rule)
     kv_tokens = limits.kv_tokens or limits.batch_size * limits.max_sequence_tokens
     cache = PagedCache(
         num_layers=text.num_hidden_layers,
@@ -40,6 +42,7 @@ def paged_runner(model, limits: EngineLimits, eos_id: int, *, block_tokens: int 
             max_positions=limits.max_sequence_tokens,
             takes_adapters=bool(limits.adapter_slots),
             is_int8=limits.weights is WeightForm.INT8,
+            ring=ring,
         ),
         vision=GpuVision(model),
         cache=cache,
@@ -49,6 +52,7 @@ def paged_runner(model, limits: EngineLimits, eos_id: int, *, block_tokens: int 
         view_sizes_px=(GEOMETRY.global_px,),
         # The plain kernels wait for the device here and there, which a capture forbids.
         uses_graphs=kernels is not reference,
+        ring=ring,
         bank=make_bank(model, limits, splits_shared=True),
     )
 

@@ -131,6 +131,7 @@ class ScriptRunner:
     block_tokens: int
     seats: dict[int, Seat] = field(default_factory=dict)
     owed: deque[StepOutput] = field(default_factory=deque)
+    kept_answer_tokens: int | None = None
     most_slots: int = 0
     most_views: int = 0
 
@@ -144,7 +145,8 @@ class ScriptRunner:
         self.most_views = max(self.most_views, len(views))
         return [int(view.flat[0]) for view in views]
 
-    def assemble(self, plan, tokens):
+    def assemble(self, pages):
+        ((plan, tokens),) = pages
         assert len(tokens) == 1 + plan.num_tiles
         assert len(set(tokens)) == 1
         return tokens[0]

@@ -16,6 +16,7 @@ from service.engine.vision.preparation import Preparation, Staging
 from shared.deepseek_ocr.forms import MAX_IMAGE_PIXELS, PageImage, PageViews, may_be_image
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, plan_views
 from shared.deepseek_ocr.images import prepare_views
+from shared.deepseek_ocr.unlimited import UNLIMITED_GEOMETRY
 from tests.support.frames import through_pipe
 from tests.unit.service.engine.gpu_tiny import paged_engine
 from tests.unit.service.engine.test_engine import MODEL
@@ -108,7 +109,7 @@ def test_a_page_keeps_no_pixels_once_its_views_are_encoded():
     engine = paged_engine(MODEL, max_sequence_tokens=512, views_per_step=5)
     engine.submit(request_of(image_page(1), "a"))
     engine.step()
-    assert [(s.page, s.views) for s in engine._pages.active.values()] == [(None, None)]
+    assert [(s.pages, s.views) for s in engine._pages.active.values()] == [((), None)]
     drain(engine)
 
 
@@ -176,7 +177,7 @@ def test_memory_is_written_only_where_nothing_is_copied_from_any_more(monkeypatc
 def test_the_public_geometries_stay_within_what_memory_is_planned_for():
     from service.engine.gpu.memory import PREPARATION_BYTES
 
-    for geometry in (GeometryConfig(), GEOMETRY):
+    for geometry in (GeometryConfig(), UNLIMITED_GEOMETRY, GEOMETRY):
         for width_px in range(1, 8192, 61):
             for height_px in {1, min(8192, MAX_IMAGE_PIXELS // width_px), max(1, width_px // 3)}:
                 if not may_be_image(width_px, height_px):

@@ -57,6 +57,12 @@ def test_text_with_boxes_is_shown_tag_by_tag():
     assert shown == ["", "", "", "# A", "", "", "", "\n\nB"]
 
 
+def test_text_with_labels_within_the_boxes_tag_is_shown_tag_by_tag():
+    first, second = ("<|det|>title [1, 2, 3, 4]<|/det|>", "<|det|>text [1, 2, 3, 4]<|/det|>")
+    shown = shown_of(Task.MARKDOWN, [(1, piece) for piece in (first, "# A\n", second, "B")], 1)
+    assert shown == ["", "", "# A", "", "\nB"]
+
+
 def test_pages_without_text_leave_no_gap():
     assert shown_of(Task.FREE, [(1, " "), (2, "two"), (3, "\n"), (4, "four")], 5) == [
         *["", "", "two", "", "", "", "\n\nfour", "", ""]

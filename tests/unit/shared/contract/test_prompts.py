@@ -2,7 +2,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from shared.contract.prompts import MAX_QUERY_CHARS, Task, prompt_for, recognise, split_prompt
+from shared.contract.prompts import MAX_QUERY_CHARS, PromptSet, Task, prompt_for, recognise, split_prompt, tasks_of
 
 PUBLIC = {prompt_for(task) for task in Task if task is not Task.LOCATE}
 
@@ -24,6 +24,20 @@ def test_public_prompts_are_trusted_as_a_whole(task: Task, prompt: str):
 
 def test_locate_frames_its_query():
     assert prompt_for(Task.LOCATE, " the total ") == "\nLocate <|ref|>the total<|/ref|> in the image."
+
+
+def test_unlimited_ocr_is_asked_as_it_was_trained():
+    assert tasks_of(PromptSet.UNLIMITED) == (Task.FREE, Task.MARKDOWN, Task.OCR)
+    for task in tasks_of(PromptSet.UNLIMITED):
+        assert prompt_for(task, prompts=PromptSet.UNLIMITED) == "document parsing."
+        assert prompt_for(task, prompts=PromptSet.UNLIMITED, is_together=True) == "Multi page parsing."
+    assert recognise("Document parsing.") == (Task.MARKDOWN, None)
+    with pytest.raises(ValueError, match="not trained for the task figure"):
+        prompt_for(Task.FIGURE, prompts=PromptSet.UNLIMITED)
+    with pytest.raises(ValueError, match="of several pages"):
+        prompt_for(Task.FREE, is_together=True)
+    with pytest.raises(ValueError, match="takes no query"):
+        prompt_for(Task.FREE, "x", PromptSet.UNLIMITED)
 
 
 def test_every_task_has_a_prompt():

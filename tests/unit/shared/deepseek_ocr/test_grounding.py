@@ -29,6 +29,25 @@ def test_markdown_answers_give_text_and_regions():
     )
 
 
+def test_labels_within_the_boxes_tag_are_read_too():
+    """As Unlimited-OCR writes them."""
+    title, image = "<|det|>title [333, 201, 558, 230]<|/det|>", "<|det|>image [0, 0, 999, 999]<|/det|>"
+    answer = f"{title}QUALITY\nFORM\n{image}\n<|det|>text [1, 2"
+    grounded = parse_grounded(answer, 999, 999)
+    assert grounded.text == "QUALITY\nFORM"
+    assert [(region.label, region.box_px, region.text) for region in grounded.regions] == [
+        ("title", (333, 201, 558, 230), "QUALITY\nFORM"),
+        ("image", (0, 0, 999, 999), ""),
+    ]
+
+
+@pytest.mark.parametrize("payload", ["[1, 2, 3, 4]", "two words [1, 2, 3, 4]", "title", "", "title [1, 2, 3, 4] more"])
+def test_boxes_without_a_label_are_no_tag(payload: str):
+    grounded = parse_grounded(f"before <|det|>{payload}<|/det|> after", 999, 999)
+    assert grounded.regions == ()
+    assert grounded.text == f"before {payload} after"
+
+
 def test_labels_are_the_text_of_ocr_answers():
     answer = f"{tag('Total', '[[0,0,500,10]]')}\n{tag('42.00', '[[500,0,999,10]]')}\n"
     grounded = parse_grounded(answer, 999, 999, labels_are_text=True)

@@ -85,7 +85,7 @@ def test_a_model_of_one_file_and_one_entry_reads_a_page_through_the_engine(
     text = text_read(folder)
     assert text != text_read(write(known, tmp_path / "known"))
 
-    own_code = ModelKind(loader=MODELS["made_up"].loader, decoder="model.layers.", vision=())
+    own_code = ModelKind("Made up", MODELS["made_up"].loader, V1.skeleton, decoder="model.layers.", vision=())
     monkeypatch.setitem(MODELS, "made_up", own_code)
     assert text_read(folder) == text
     with pytest.raises(EngineError, match="adapters are not served for this kind of model"):
@@ -99,7 +99,7 @@ def test_a_checkpoint_is_not_loaded_as_another_model_than_its_own(tmp_path: Path
 
 @pytest.mark.parametrize("kind", MODELS.values(), ids=list(MODELS))
 def test_what_the_registry_names_is_there(kind: ModelKind):
-    for name in filter(None, (kind.loader, kind.adopter)):
+    for name in filter(None, (kind.loader, kind.skeleton, kind.adopter)):
         assert callable(pkgutil.resolve_name(name))
 
 

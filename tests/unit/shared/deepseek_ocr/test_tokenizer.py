@@ -87,6 +87,13 @@ def test_files_are_read_and_broken_ones_named(tmp_path: Path):
         OcrTokenizer.from_file(tmp_path / "none.json")
 
 
+def test_the_images_of_several_pages_follow_one_another(tokenizer: OcrTokenizer):
+    ids = tokenizer.encode_prompt(PLAN, "Multi page parsing.", [PLAN, PLAN])
+    count = 3 * PLAN.num_vision_tokens
+    assert ids[: 1 + count] == [tokenizer.bos_id, *[tokenizer.image_id] * count]
+    assert tokenizer.decode(ids[1 + count :]) == "Multi page parsing."
+
+
 def test_a_prompt_is_bos_then_the_image_then_text(tokenizer: OcrTokenizer):
     ids = tokenizer.encode_prompt(PLAN, prompt_for(Task.MARKDOWN))
     count = PLAN.num_vision_tokens

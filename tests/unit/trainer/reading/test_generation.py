@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from shared.contract.answer import FinishReason
+from shared.deepseek_ocr.configuration import TextConfig
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import Mode, plan_views
 from tests.support.tiny_model import SIDE_PX, TINY_GEOMETRY, tiny_model, tiny_tokenizer
@@ -71,6 +73,7 @@ class ScriptedModel(torch.nn.Module):
 
     def __init__(self, scripts: dict[int, list[int]], vocab_size: int) -> None:
         super().__init__()
+        self.config = SimpleNamespace(text_config=TextConfig())
         self.scripts = scripts
         self.vocab_size = vocab_size
         self.batches: list[int] = []

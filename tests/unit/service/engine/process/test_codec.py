@@ -18,6 +18,7 @@ from service.engine.protocol import MAX_SEED, EngineState, EngineStats, Sampling
 from service.frames import BrokenFrameError
 from shared.contract.calibration import Calibration
 from shared.contract.confidence import MonotoneMap, TokenScores
+from shared.images.page_ink import InkLine
 from tests.support.frames import through_pipe
 from tests.unit.service.engine.standin import INFO, standin_request, standin_result
 
@@ -34,6 +35,19 @@ def test_a_submitted_page_arrives_with_its_pixels():
     assert (arrived.request.prompt, arrived.request.params) == (request.prompt, request.params)
     assert (arrived.request.sequence_id, arrived.request.model_id) == ("a", "stand-in")
     assert not arrived.request.is_canary
+
+
+def test_several_pages_arrive_in_their_order():
+    first, *more = (standin_request("a", ink=ink).page for ink in (10, 20, 30))
+    lines = (InkLine((40, 40, 360, 70), (45, 93), 14.0),)
+    sent = replace(standin_request("a"), page=first, more_pages=tuple(more), wants_token_scores=True, lines=lines)
+    arrived = through_pipe(Submit(sent))
+    assert isinstance(arrived, Submit)
+    assert len(arrived.request.pages) == 3
+    assert (arrived.request.wants_token_scores, arrived.request.lines) == (True, lines)
+    for page, original in zip(arrived.request.pages, (first, *more), strict=True):
+        for ours, theirs in zip(page.arrays, original.arrays, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_canary_arrives_as_one():

@@ -11,11 +11,11 @@ def views(ink=1, shape=(2, 2, 3), tiles=0):
 
 
 def test_a_digest_is_of_pixels_and_shapes():
-    assert digest_of(views()) == digest_of(views())
+    assert digest_of([views()]) == digest_of([views()])
     different = [views(), views(2), views(shape=(1, 4, 3)), views(shape=(4, 1, 3)), views(tiles=1)]
-    assert len({digest_of(page) for page in different}) == len(different)
+    assert len({digest_of([page]) for page in different}) == len(different)
     turned = PageViews(PLAN, np.zeros((4, 2, 3), np.uint8).transpose(1, 0, 2), np.zeros((0, 1, 1, 3), np.uint8))
-    assert digest_of(turned) == digest_of(views(0, (2, 4, 3)))
+    assert digest_of([turned]) == digest_of([views(0, (2, 4, 3))])
 
 
 def test_suspects_are_acquitted_refused_or_forgotten():
@@ -39,3 +39,7 @@ def test_no_more_pages_are_remembered_than_stated(monkeypatch):
     pages = Quarantine(10.0, lambda: 0.0)
     pages.suspect([b"a", b"b", b"c"])
     assert [pages.is_suspect(each) for each in (b"a", b"b", b"c")] == [False, True, True]
+
+
+def test_all_pages_of_a_pass_count() -> None:
+    assert len({digest_of(pages) for pages in ([views(0)], [views(0), views(1)], [views(1), views(0)])}) == 3

@@ -140,15 +140,15 @@ TO_PUBLIC = [
 ]
 
 
-def build_model() -> UnlimitedOcrForConditionalGeneration:
+def build_model(seed: int = 26, **text: object) -> UnlimitedOcrForConditionalGeneration:
     """A small model with weights large enough that attention, routing and positions all matter."""
     config = UnlimitedOcrConfig(
-        vision_config={"sam_config": SAM, "encoder_config": CLIP}, text_config=TEXT, image_token_id=IMAGE_TOKEN
+        vision_config={"sam_config": SAM, "encoder_config": CLIP}, text_config=TEXT | text, image_token_id=IMAGE_TOKEN
     )
     # Plain matrix products everywhere: the most literal form that transformers has.
     config._attn_implementation = "eager"
     model = UnlimitedOcrForConditionalGeneration(config).eval()
-    generator = torch.Generator().manual_seed(26)
+    generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         values = torch.randn(parameter.shape, generator=generator)
         if parameter.ndim == 1 and "norm" in name and name.endswith("weight"):
