@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from shared.contract.refusals import ContractError
 from trainer.calibration.fit import TooFewCasesError
@@ -75,7 +76,9 @@ KEPT = {
 def build_parser() -> argparse.ArgumentParser:
     """The parser with every command."""
     parser = CommandParser(prog="python -m trainer", description="Train and measure DeepSeek-OCR models.")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    commands: argparse._SubParsersAction[Any] = parser.add_subparsers(
+        title="commands", metavar="COMMAND", dest="command", required=True
+    )
     add_prepare(commands)
     add_train(commands)
     add_sweep(commands)

@@ -22,7 +22,7 @@ compile() { # compile OUTPUT ARGUMENTS...: one lock file, for Linux and the olde
   "$work/venv/bin/uv" pip compile --quiet --no-header --native-tls --annotation-style=line \
     --python-version 3.11 --python-platform x86_64-manylinux_2_28 ${COMPILE_ARGS:-} "$@" \
     --output-file "$output" pyproject.toml
-  sed -i -e "s#,\{0,1\} *-c $work/[a-z]*.txt##" -e '/^ *# via$/d' -e 's/ *# via$//' "$output"
+  sed -i -e "s#,\{0,1\} *-c $work/[a-z]*.txt##" -e 's/# via, /# via /' -e '/^ *# via$/d' -e 's/ *# via$//' "$output"
 }
 
 any_torch() { # any_torch FILE: torch without hashes, and none of what only its CUDA builds bring

@@ -126,6 +126,6 @@ def test_jobs_share_the_trials(tmp_path, runs):
 
 
 def test_without_optuna_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(study_module.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(TrainingError, match=r"trainer-sweep.*\[package_missing\]"):
         sweep(tmp_path / "s", RATE).run(resume=False)

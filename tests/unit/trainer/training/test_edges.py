@@ -88,7 +88,7 @@ def test_auto_takes_unsloth_for_models_that_it_knows(tmp_path, monkeypatch, mode
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     # Unsloth is installed as far as anybody asks; importing it is not tried.
     asked = []
-    monkeypatch.setattr(select.importlib.util, "find_spec", asked.append)
+    monkeypatch.setattr("importlib.util.find_spec", asked.append)
     assert select.unsloth_backend(str(tmp_path), required=False) is peft.adapt
     assert asked == (["unsloth"] if is_unsloth else [])
     with pytest.raises(TrainingError, match="not installed"):
