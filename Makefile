@@ -16,7 +16,7 @@ PACKAGES := service trainer shared
 SOURCES := $(wildcard service trainer shared tests benchmarks)
 YAML := docker-compose.yml deploy
 # Where keys could be left by mistake; digests of weights and results are all over the rest.
-READABLE := '*.py' '*.js' '*.md' '*.sh' '*.toml' '*.yml' '.env.example' 'Dockerfile*' Makefile
+READABLE := '*.py' '*.js' '*.md' '*.sh' '*.toml' '*.yml' '*.yaml' '.env.example' 'Dockerfile*' Makefile
 LOCKED := service trainer
 # A test process for each core, four at most: each holds torch and a model. Tests of a file stay together, as they share
 # what it takes time to make.

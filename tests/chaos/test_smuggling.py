@@ -25,7 +25,8 @@ HOSTS = [
 @pytest.fixture(scope="module")
 def server():
     with running_server(
-        API_KEY="a key for clients", ADMIN_KEY="a key for operators"
+        API_KEY="a key for clients",
+        ADMIN_KEY="a key for operators",  # pragma: allowlist secret
     ) as running:  # pragma: allowlist secret
         yield running
 

@@ -110,7 +110,7 @@ def test_a_text_layer_that_is_not_what_the_page_shows_is_refused(tmp_path, name)
 
 def test_files_that_cannot_be_opened_are_one_row_each(tmp_path):
     write_pdf(tmp_path / "ok.pdf", content(LINES))
-    write_pdf(tmp_path / "locked.pdf", content(LINES), password="secret")
+    write_pdf(tmp_path / "locked.pdf", content(LINES), password="secret")  # pragma: allowlist secret
     (tmp_path / "torn.pdf").write_bytes(b"%PDF-1.4\nnothing")
     (tmp_path / "outside.pdf").symlink_to(write_pdf(tmp_path.parent / "outside.pdf", content(LINES)))
     samples, broken = samples_of(tmp_path)
