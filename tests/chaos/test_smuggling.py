@@ -25,9 +25,9 @@ HOSTS = [
 @pytest.fixture(scope="module")
 def server():
     with running_server(
-        API_KEY="a key for clients",
+        API_KEY="a key for clients",  # pragma: allowlist secret
         ADMIN_KEY="a key for operators",  # pragma: allowlist secret
-    ) as running:  # pragma: allowlist secret
+    ) as running:
         yield running
 
 
