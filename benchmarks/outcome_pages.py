@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-Chance = np.random.Generator
 Grey = NDArray[np.float32]
 """A page, `[height, width]`, 0 is black and 255 white."""
 

@@ -1,9 +1,9 @@
 """Drawing a token at a temperature, in plain torch: greedy choice among scores with noise of a seed.
 
-Owns the rule of every runner; the Triton kernel in `kernels/choose.py` computes the same. The greatest of logits over
-temperature plus standard Gumbel noise is a draw from the softmax at that temperature. The noise is a function of seed,
-answer tokens so far and token alone, so neither neighbours nor a row's place change what is drawn. Knows no answers and
-no slots.
+Owns the rule of every runner; the Triton kernel in `kernels/triton/sampler.py` computes the same. The greatest of
+logits over temperature plus standard Gumbel noise is a draw from the softmax at that temperature. The noise is a
+function of seed, answer tokens so far and token alone, so neither neighbours nor a row's place change what is drawn.
+Knows no answers and no slots.
 
 Shape letters: B rows, V vocabulary.
 """

@@ -97,20 +97,6 @@ def split_result(result: SequenceResult, vision_tokens: Sequence[int]) -> list[S
     return [*results, *[None] * (len(vision_tokens) - len(results))]
 
 
-def split_pages(text: str, num_pages: int) -> list[str]:
-    """The text of each page, without spacing at its ends.
-
-    Args:
-        text: The whole answer.
-        num_pages: Pages of the pass.
-
-    Returns:
-        As many texts as pages; empty for a page whose mark the answer does not have.
-    """
-    texts = [_joined(text, segments).strip() for segments in _segments(text, num_pages)]
-    return texts + [""] * (num_pages - len(texts))
-
-
 def _page_after(num_marks: int, num_pages: int) -> int:
     """The page, from 0, that is written after so many marks."""
     return min(max(num_marks - 1, 0), num_pages - 1)

@@ -27,6 +27,7 @@ from shared.contract.durable import (
     write_new,
 )
 from shared.contract.identity import MAX_VERSION, AdapterRef, check_name
+from shared.contract.leftovers import discard
 from shared.contract.lora_content import ContentLimits, LoraContent, check_modules, read_content
 from shared.contract.manifest import (
     MAX_MANIFEST_BYTES,
@@ -42,7 +43,6 @@ from shared.contract.manifest import (
 )
 from shared.contract.peft_config import MAX_CONFIG_BYTES, parse_config, published_config
 from shared.contract.refusals import AdapterRefusedError, Fault, Reason, VolumeError, reporting
-from shared.contract.sweeping import discard
 from shared.contract.verification import ServingPolicy, check_manifest
 from shared.contract.volume import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, AdapterVolume
 

@@ -110,19 +110,6 @@ class Placement:
     offset_x_px: int
     offset_y_px: int
 
-    def to_canvas_px(self, x: float, y: float) -> tuple[float, float]:
-        """Convert a point of the page to the canvas."""
-        return (
-            self.offset_x_px + x * self.content_width_px / self.page_width_px,
-            self.offset_y_px + y * self.content_height_px / self.page_height_px,
-        )
-
-    def to_page_px(self, x: float, y: float) -> tuple[float, float]:
-        """Convert a point of the canvas to the page; points on the padding move to the nearest edge of the page."""
-        page_x = (x - self.offset_x_px) * self.page_width_px / self.content_width_px
-        page_y = (y - self.offset_y_px) * self.page_height_px / self.content_height_px
-        return (min(max(page_x, 0.0), float(self.page_width_px)), min(max(page_y, 0.0), float(self.page_height_px)))
-
 
 def plan_views(width_px: int, height_px: int, mode: Mode, config: GeometryConfig) -> ViewPlan:
     """Decide the views of a page from its size.

@@ -15,9 +15,9 @@ import sys
 import time
 from pathlib import Path
 
+from shared.contract.leftovers import sweep
 from shared.contract.manifest import BaseIdentity
 from shared.contract.publication import Announcement, publish
-from shared.contract.sweeping import sweep
 from shared.contract.volume import AdapterVolume
 from tests.support.adapters import BASE, announcement
 

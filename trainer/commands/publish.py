@@ -12,11 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from shared.contract.identity import check_name
+from shared.contract.leftovers import sweep
 from shared.contract.lora_content import ContentLimits
 from shared.contract.manifest import Evaluation, TrainingData
 from shared.contract.publication import Announcement, Published, publish
 from shared.contract.refusals import Fault, VolumeError
-from shared.contract.sweeping import sweep
 from shared.contract.verification import ServingPolicy
 from shared.contract.volume import AdapterVolume
 from trainer.commands.flags import (

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
 
 from shared.contract.prompts import Task
 from shared.contract.samples import (
@@ -22,9 +21,6 @@ from shared.contract.samples import (
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
 from trainer.data.sources.listed import ListedSource
 from trainer.data.sources.protocol import IMAGE_COLUMN, TEXT_COLUMN, Row
-
-SAMPLE_TASKS: Final = (Task.FREE, Task.MARKDOWN)
-"""Tasks that a set can be made for; plain text takes the text of samples with boxes, too."""
 
 
 class SampleUse(StrEnum):

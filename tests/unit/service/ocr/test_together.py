@@ -15,7 +15,7 @@ from service.errors import EngineError, TooManyPagesError, UndecodableError
 from service.ocr.confidence import Granularity, Wanted
 from service.ocr.outcome import PageStatus
 from service.ocr.request import OcrRequest
-from service.ocr.together import PageSplitter, split_pages, split_result
+from service.ocr.together import PageSplitter, split_result
 from shared.contract.answer import FinishReason
 from shared.contract.calibration import Calibration
 from shared.contract.confidence import MonotoneMap, score_tokens
@@ -25,6 +25,15 @@ from shared.images.page_ink import InkLine, PageInk
 from tests.unit.service.ocr.test_reader import Bench, bench
 
 PROMPT = "Multi page parsing."
+
+
+def pages_of(text: str, num_pages: int) -> list[str]:
+    """The text of each page of an answer that comes at once, without spacing at its ends."""
+    splitter = PageSplitter(num_pages)
+    pages = [""] * num_pages
+    for page, piece in [*splitter.push(text), *splitter.finish()]:
+        pages[page] += piece
+    return [page.strip() for page in pages]
 
 
 def reads_together(**options: Any) -> FakeEngine:
@@ -177,7 +186,7 @@ def test_results_of_pages_add_up_to_that_of_the_pass(tokens: list[str], num_page
     results = split_result(whole, [7] * num_pages)
     assert len(results) == num_pages
     found = [result for result in results if result is not None]
-    assert [result.text for result in found] == split_pages(text, num_pages)[: len(found)]
+    assert [result.text for result in found] == pages_of(text, num_pages)[: len(found)]
     assert sum(result.completion_tokens for result in found) == len(tokens)
     assert sum(result.vision_tokens for result in found) == 7 * num_pages
     assert sum(result.prompt_tokens for result in found) == 5
@@ -211,7 +220,7 @@ def test_how_many_pages_fit_follows_from_positions_and_tokens_of_a_page():
     ],
 )
 def test_an_answer_is_cut_at_its_marks(text: str, expected: list[str]):
-    assert split_pages(text, 2) == expected
+    assert pages_of(text, 2) == expected
 
 
 @given(st.lists(st.sampled_from(["<PAGE>", "<PAGE", "<", ">", "a", "\n", "PAGE>"]), max_size=12), st.data())
@@ -225,4 +234,4 @@ def test_however_an_answer_arrives_it_is_cut_alike(parts: list[str], data: st.Da
             pages[page] += piece
     for page, piece in splitter.finish():
         pages[page] += piece
-    assert [page.strip() for page in pages] == split_pages(text, 3)
+    assert [page.strip() for page in pages] == pages_of(text, 3)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from shared.contract.identity import AdapterRef
+from shared.contract.leftovers import sweep
 from shared.contract.publication import publish
-from shared.contract.sweeping import sweep
 from shared.contract.verification import ServingPolicy, verify
 from shared.contract.volume import AdapterVolume
 from tests.support.adapters import announcement, write_peft

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from shared.contract import publication, sweeping
+from shared.contract import leftovers, publication
 from shared.contract.identity import AdapterRef
+from shared.contract.leftovers import sweep
 from shared.contract.lora_content import ContentLimits
 from shared.contract.manifest import parse_manifest, to_json
 from shared.contract.publication import bring_forward, publish
 from shared.contract.refusals import AdapterRefusedError, Fault, Reason, VolumeError
-from shared.contract.sweeping import sweep
 from shared.contract.verification import ServingPolicy, verify
 from shared.contract.volume import AdapterVolume
 from shared.contract.withdrawal import withdraw
@@ -427,5 +427,5 @@ def test_what_is_swept_cannot_be_published_any_more(volume, source, monkeypatch)
 def test_what_cannot_be_removed_is_not_reported_as_removed(volume, source, monkeypatch):
     publish(volume, source, announcement())
     (volume.root / "invoices" / ".trash-left").mkdir()
-    monkeypatch.setattr(sweeping, "remove_entry", lambda *_: False)
+    monkeypatch.setattr(leftovers, "remove_entry", lambda *_: False)
     assert sweep(volume, "invoices") == []
