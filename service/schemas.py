@@ -160,7 +160,7 @@ class OcrAnswer(Wire):
     finish_reason: Literal["stop", "length", "repetition"]
     """The worst of the pages'."""
     confidence: float | None
-    """Geometric mean over all tokens, 0 to 1; null where the model read nothing."""
+    """Geometric mean of the pages', weighted by their tokens, 0 to 1; null where the model read nothing."""
     latency_ms: float
     """From the request's arrival to this answer."""
     timings_ms: TimingsAnswer
