@@ -172,7 +172,7 @@ def drawn_pages(folder: Path, count: int, text_tokens: int) -> Callable[[SampleR
 
 
 def _text(chance: random.Random, encode: Callable[[str], list[int]], text_tokens: int) -> str:
-    """Words of random letters, as many tokens long as wanted but for the last word."""
+    """Words of random letters, as many tokens long as wanted, except for the last word."""
     words: list[str] = []
     while len(encode(" ".join(words))) < text_tokens:
         new = (

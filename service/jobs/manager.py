@@ -252,7 +252,7 @@ class JobManager:
 
         Args:
             owner: Who asks.
-            limit: Most jobs to return.
+            limit: Maximum number of jobs.
             before: Id of a job.
 
         Returns:

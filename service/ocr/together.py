@@ -37,7 +37,7 @@ class PageSplitter:
         return _page_after(self._num_marks, self._num_pages)
 
     def push(self, text: str) -> list[tuple[int, str]]:
-        """Take more of the answer; gives what can be told of it, in order, by page."""
+        """Take more of the answer; returns the text that is certain now, in order, by page."""
         *whole, rest = (self._held + text).split(PAGE_MARK)
         self._held = _begun_mark(rest)
         found: list[tuple[int, str]] = []

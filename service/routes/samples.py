@@ -58,7 +58,7 @@ SamplesDep = Annotated[SampleKeeper, Depends(_require_samples)]
 async def give_feedback(
     request: Request, services: ServicesDep, samples: SamplesDep, may_store: MayStoreDep
 ) -> FeedbackAnswer:
-    """Store what is printed on a page that was read wrongly, beside the page."""
+    """Store what is printed on a page that was read wrongly, with the page."""
     if not may_store:
         raise SampleOptedOutError
     feedback = await _receive(request, services)

@@ -18,7 +18,7 @@ FORMAT = 1
 
 
 class CalibrationError(ValueError):
-    """A file that is no calibration of this format; the message says why."""
+    """A file that is not a calibration in this format; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)

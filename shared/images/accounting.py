@@ -126,7 +126,7 @@ def _may_repeat(line: InkLine, period: int) -> bool:
 
 
 def _are_same(one: NDArray[np.float64], other: NDArray[np.float64], body_px: float) -> NDArray[np.bool_]:
-    """Which words have one width, but for pixels and noise."""
+    """Which words have one width, apart from pixels and noise."""
     return np.abs(one - other) <= np.maximum(_SAME_BODY * body_px, _SAME_SHARE * one)
 
 

@@ -75,7 +75,7 @@ def cases_of(sample: Sample, reading: Reading, *, any_order: bool = False) -> Pa
 def _digit_cases(
     text: str, words: Sequence[ScoredWord], is_right: Sequence[bool], truth: str, mean: float
 ) -> list[Case]:
-    # Words are joined anew, so that white space does not count; NFC would move the digits, and changes none.
+    # Words are joined again, so that white space does not count; NFC would move the digits, and changes none.
     starts, joined = [], ""
     for word in words:
         starts.append(len(joined))

@@ -68,7 +68,7 @@ def document(title: str, body: Sequence[str]) -> str:
 
 def _header(title: str, result: EvaluationResult | None) -> str:
     if result is None:
-        return f'<h1>{escape(title)}</h1><p class="quiet">Not measured yet: there is no evaluation of this run.</p>'
+        return f'<h1>{escape(title)}</h1><p class="quiet">Not measured yet: this run has not been evaluated.</p>'
     sets = ", ".join(f"{entry.name} ({entry.pages} pages)" for entry in result.sets)
     base = f" and its base model {result.base.name}" if result.base else ""
     said = f"{result.readers[0].name}{base}, measured on {sets}, {result.date[:10]}."

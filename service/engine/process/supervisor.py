@@ -133,7 +133,7 @@ class SupervisedEngine:
         return now_s - since_s if since_s else 0.0
 
     async def submit(self, request: SequenceRequest) -> AsyncIterator[SequenceEvent]:
-        """Read one page, its id unlike any before: deltas, then one result or failure; closing the iterator cancels.
+        """Read one page, whose id must be new: deltas, then one result or failure; closing the iterator cancels.
 
         A page that is lost with the engine is read once more. The failure is `engine_lost` if the engine is not ready
         and will not be soon, or is lost again, and `poison_request` for a page that was in work at two deaths.
@@ -221,7 +221,7 @@ class SupervisedEngine:
         await self._adapter_calls.unload(self._connection, model_id)
 
     async def stats(self) -> EngineStats:
-        """The engine's latest figures, with the state and the number that wait as this side knows them."""
+        """The engine's latest figures, with the state and the number of waiting pages as this side counts them."""
         now_s = asyncio.get_running_loop().time()
         batch_sizes = tuple(self._batch_sizes)
         self._batch_sizes.clear()
@@ -322,7 +322,7 @@ class SupervisedEngine:
         return min(self._supervision.backoff_s * 2**self._failures, self._supervision.max_backoff_s)
 
     def _expect(self) -> None:
-        """Foresee when the engine is ready again, and let pages wait for it if that is soon."""
+        """Estimate when the engine is ready again, and let pages wait for it if that is soon."""
         loop, hold_s = asyncio.get_running_loop(), self._supervision.hold_s
         needed_s = self._delay_s + (self._start_s or 0.0)
         self._expected_s = loop.time() + needed_s

@@ -69,7 +69,7 @@ class KeptSamples(ListedSource[_Entry]):
         if not (folder / PAGES_FOLDER).is_dir():
             raise DataError(
                 DataCode.SOURCE_MISSING,
-                f"{folder} is no folder of samples",
+                f"{folder} is not a folder of samples",
                 "give the service's DEEPSYNTH_SAMPLE_DIR, or its unpacked export",
             )
         found = [entry for path in record_files(folder) if (entry := self._entry(path, use, tasks)) is not None]

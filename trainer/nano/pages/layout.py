@@ -98,7 +98,7 @@ class Sheet:
         np.maximum(self.ink[rows, columns], strength, out=self.ink[rows, columns])
 
     def invert(self, x0: int, y0: int, x1: int, y1: int, strength: int = 255) -> None:
-        """Turn what stands in a rectangle inside the page into light text on a dark ground.
+        """Turn what is in a rectangle inside the page into light text on a dark ground.
 
         Args:
             x0: left edge.

@@ -1,8 +1,8 @@
-"""A second task while nano learns: name the characters that stand in each vision token's square.
+"""A second task while nano learns: name the characters in each vision token's square.
 
-The decoder can learn its language without looking, and an encoder that nobody looks at learns nothing: its features
-can drift until no image shows in them. Naming characters where they stand teaches the encoder directly; the decoder
-then finds features worth looking at. The head travels with a run's shards, and is no part of a checkpoint.
+The decoder can learn its language without looking, and an encoder that the decoder ignores learns nothing: its
+features can drift until no image shows in them. Naming characters where they are teaches the encoder directly; the
+decoder then finds features worth looking at. The head travels with a run's shards, and is not part of a checkpoint.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ class NanoTrainer:
         start = torch.full((B, 1), self.tokenizer.bos_id, device=self.device)
         text = torch.cat([prompt_K.expand(B, -1), answer_BT], 1)
         embeds = torch.cat([embed(start), page_BPD.to(embed.weight.dtype), embed(text)], 1)
-        # Position i predicts token i + 1: from the prompt's last token on, but for the answer's last.
+        # Position i predicts token i + 1: from the prompt's last token on, except for the answer's last.
         kept = answer_BT.shape[1] + 1
         outputs = self.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=kept)
         return outputs.logits[:, :-1], outputs.aux_loss
@@ -271,7 +271,7 @@ class NanoTrainer:
             self.save(pages, time.monotonic() - began, share)
 
     def save(self, pages: int, seconds: float, share: float) -> None:
-        """Write shards of the last weights and, beside them, of their mean, with the history of all runs so far.
+        """Write shards of the last weights and of their mean, with the history of all runs so far.
 
         Args:
             pages: read in this run.
