@@ -126,7 +126,8 @@ class ServiceReader:
             reading = json.loads(answer.body)
             text, finish = str(reading["text"]), reading.get("finish_reason")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ReaderError(f"what answered {sample.name} is not this service's API: {answer.body[:200]!r}") from error
+            said = answer.body[:200]
+            raise ReaderError(f"the answer to {sample.name} is not one of this service: {said!r}") from error
         return Reading(text, time.perf_counter() - start, finish == "stop")
 
     def _ask_patiently(self, sample: Sample, body: bytes, content_type: str) -> _Answer:

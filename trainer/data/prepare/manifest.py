@@ -49,11 +49,11 @@ class TrainingPart:
 
 
 def training_part(folder: Path) -> TrainingPart:
-    """Fingerprint and training samples of a prepared set, from its manifest alone.
+    """Fingerprint and training samples of a prepared set, whose files are checked first.
 
-    Raises `DataError` if the folder is not a prepared set or has no training split.
+    Raises `DataError` if the folder is not a prepared set, has no training split, or is no longer what was prepared.
     """
-    manifest = load_manifest(folder)
+    manifest = verify_set(folder)
     try:
         return TrainingPart(str(manifest["fingerprint"]), int(manifest["splits"][TRAIN]["num_samples"]))
     except (KeyError, TypeError, ValueError) as error:

@@ -107,6 +107,10 @@ def test_the_set_that_it_was_trained_on_is_named_by_its_folder(tmp_path, publish
     capsys.readouterr()
     assert publish("--trained-on", str(tmp_path / "none")) == 2
     assert "[set_corrupt]" in capsys.readouterr().err
+    file = prepared / "data" / "train-00000.parquet"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert publish("--trained-on", str(prepared)) == 2
+    assert "has changed" in capsys.readouterr().err
 
 
 def test_no_activate_leaves_the_version_in_use(tmp_path, publish, capsys):
