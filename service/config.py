@@ -18,13 +18,13 @@ from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from service.engine.config import SHIPPED_MODEL
 from service.errors import ConfigurationError
 from service.jobs.origins import parse_origins, parse_secret
 from service.ocr.outcome import MIN_CONFIDENCE, MIN_COVERAGE, BlankPages, Orientation
 
 PREFIX = "DEEPSYNTH_"
 TRAINER_PREFIX = "DEEPSYNTH_TRAINER_"
-SHIPPED_MODEL = "nano"
 MIB = 1024 * 1024
 RENAMED = {
     "QUEUE_SIZE": "MAX_CONCURRENT_REQUESTS",

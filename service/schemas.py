@@ -1,10 +1,15 @@
-"""JSON bodies of the API. Their docstrings are the descriptions in the OpenAPI document."""
+"""JSON bodies of the API, and headers of its own. Docstrings are the descriptions in the OpenAPI document."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+STATUS_HEADER = "x-ocr-status"
+"""On answers that are not JSON: its member `status`, which tells a document of which some page failed."""
+NO_STORE_HEADER = "X-Deepsynth-No-Store"
+"""On requests of which nothing may be kept."""
 
 
 class Wire(BaseModel):

@@ -26,7 +26,7 @@ from service.cli.reading import (
 )
 from service.errors import UploadTooLargeError
 from service.ocr.formats.output_format import OutputFormat
-from service.schemas import OcrAnswer
+from service.schemas import STATUS_HEADER, OcrAnswer
 
 DEFAULT_JOBS = 4
 MAX_FILE_BYTES = 1024 * 1024 * 1024
@@ -42,7 +42,6 @@ _WAIT_S = 1.0
 _RETRIED = {429, 503}
 _NOT_THERE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol)
 _MAX_ATTEMPTS_UNANSWERED = 3
-_STATUS_HEADER = "x-ocr-status"
 
 
 class RemoteReader:
@@ -73,7 +72,7 @@ class RemoteReader:
         if response.is_error:
             raise _problem(response)
         if self._output is not None and self._output.name != "json":
-            return Reading(None, response.content, is_partial=response.headers.get(_STATUS_HEADER) == "partial")
+            return Reading(None, response.content, is_partial=response.headers.get(STATUS_HEADER) == "partial")
         try:
             answer = OcrAnswer.model_validate_json(response.content)
         except ValidationError:

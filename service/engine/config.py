@@ -7,6 +7,9 @@ from enum import StrEnum
 
 from shared.contract.repetition import LoopRule
 
+SHIPPED_MODEL = "nano"
+"""Name of the included model."""
+
 
 class WeightForm(StrEnum):
     """How a GPU holds the decoder's matrices."""

@@ -9,11 +9,10 @@ import importlib.metadata
 from pathlib import Path
 
 import shared.nano
-from service.engine.config import EngineLimits, EngineSource, WeightForm
+from service.engine.config import SHIPPED_MODEL, EngineLimits, EngineSource, WeightForm
 from service.errors import ConfigurationError
 
 AUTO, CPU, CUDA = "auto", "cpu", "cuda"
-SHIPPED_MODEL = "nano"
 SHIPPED_FOLDER = Path(shared.nano.__path__[0])
 _CUDA_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 """The driver's control device on Linux, and its counterpart under WSL."""

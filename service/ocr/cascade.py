@@ -23,7 +23,7 @@ from service.ocr.metrics import TelemetryObserver
 from service.ocr.outcome import PageStatus
 from service.ocr.reader import DocumentResult, PageResult, PageSink
 from service.ocr.request import OcrRequest
-from service.schemas import OcrAnswer, PageAnswer
+from service.schemas import NO_STORE_HEADER, OcrAnswer, PageAnswer
 from shared.contract.answer import FinishReason
 from shared.deepseek_ocr.grounding import Region
 
@@ -31,7 +31,6 @@ AUTO = "auto"
 """Name of the model that chooses the reader page by page."""
 MAX_PAGES_AT_ONCE = 4
 """Of one document that are read again together."""
-NO_STORE_HEADER = "X-Deepsynth-No-Store"
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Annotated
 from fastapi import Depends, Header, Request
 
 from service.errors import InvalidFieldError
+from service.schemas import NO_STORE_HEADER
 
-NO_STORE_HEADER = "X-Deepsynth-No-Store"
 _REFUSES = {"1": True, "true": True, "0": False, "false": False, "": False}
 _DESCRIPTION = "`1`: keep nothing of this request, where the service keeps samples."
 

@@ -33,7 +33,7 @@ from service.routes.form import FILE_FIELD, FieldsT, OcrFields, OcrForm, receive
 from service.routes.openapi import problems
 from service.routes.reading import point_to_jobs, read_leased
 from service.routes.stream import ReadingStream, until_disconnect
-from service.schemas import OcrAnswer
+from service.schemas import STATUS_HEADER, OcrAnswer
 from shared.contract.prompts import Task
 
 router = APIRouter(tags=["ocr"], dependencies=[Depends(use_key), Depends(require_ready)])
@@ -80,8 +80,6 @@ def _or_empty(option: dict[str, Any]) -> dict[str, Any]:
     return {**said, "anyOf": [{name: value for name, value in option.items() if name not in said}, {"const": ""}]}
 
 
-STATUS_HEADER = "x-ocr-status"
-"""On answers that are not JSON: its member `status`, which tells a document of which some page failed."""
 _BODY = {"schema": {"type": "string"}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import time
 from collections.abc import Iterator
@@ -13,8 +12,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, Tracer, set_span_
 
 from service.telemetry.metrics import Metrics
 from service.telemetry.spans import operation
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from shared.contract.durable import DISK_FULL
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +56,7 @@ class SampleObserver:
 
     def lost_to(self, error: OSError) -> None:
         """Count and log a page that could not be written."""
-        self.lost(Lost.DISK_FULL if error.errno in _FULL else Lost.DISK, detail=error.strerror)
+        self.lost(Lost.DISK_FULL if error.errno in DISK_FULL else Lost.DISK, detail=error.strerror)
 
     def not_erased(self, error: OSError) -> None:
         """Count and log samples that could not be erased."""

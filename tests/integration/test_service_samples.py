@@ -121,7 +121,7 @@ async def test_page_is_kept_exactly_when_settings_and_client_allow_it(
         ready = (await service.client.get("/readyz")).json()
         if service.services.samples is not None:
             await kept(service)
-    assert ready == {"status": "ready", "samples": "full" if is_saving and is_allowed else "off"}
+    assert ready == {"status": "ready", "samples": "full" if is_saving and is_allowed else "off", "jobs": False}
     assert {record.sha256 for record in records(tmp_path / "samples")} == expected
     assert bool(expected) == (is_saving and is_allowed)
     assert (tmp_path / "samples").exists() == (is_saving and is_allowed)

@@ -31,6 +31,7 @@ from trainer.commands.flags import (
     reading_options,
 )
 from trainer.config import TrainerSettings
+from trainer.data.sources.splits import VALIDATION
 from trainer.evaluation.paths import AdapterLocation, locate_adapter, run_folder
 from trainer.evaluation.provenance import current_date, package_versions, source_commit
 from trainer.evaluation.run import read_all
@@ -49,7 +50,6 @@ from trainer.reading.protocol import ReaderError
 if TYPE_CHECKING:
     from trainer.evaluation.samples import SampleSet
 
-VALIDATION = "validation"
 DTYPE_NAMES = ("bfloat16", "float16", "float32")
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from trainer.commands.flags import positive
 from trainer.config import TrainerSettings
 from trainer.data.errors import DataCode, DataError
 from trainer.data.sources.kinds import SourceKind
@@ -56,10 +57,10 @@ def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     source.add_argument("--streaming", action="store_true", help="read a Hub data set without a copy on disk")
     source.add_argument("--image-root", type=Path, metavar="DIR", help="folder that image paths are relative to")
     source.add_argument("--level", choices=("page", "line"), help="a row of PAGE-XML, ALTO or hOCR (page)")
-    source.add_argument("--dpi", type=_positive, metavar="N", help="resolution of pages of PDFs (150)")
+    source.add_argument("--dpi", type=positive, metavar="N", help="resolution of pages of PDFs (150)")
     source.add_argument("--delimiter", metavar="CHARACTER", help="of a CSV file; default: as its header says")
     source.add_argument("--encoding", metavar="NAME", help="of an index, such as cp1252 (UTF-8)")
-    source.add_argument("--limit", type=_positive, metavar="N", help="only the first N rows")
+    source.add_argument("--limit", type=positive, metavar="N", help="only the first N rows")
     columns = parser.add_argument_group("columns")
     columns.add_argument("--image-column", metavar="NAME", help="the image, or a list of images")
     columns.add_argument("--text-column", metavar="NAME", help="the text to produce")
@@ -73,8 +74,8 @@ def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     drawing.add_argument("--font-size", type=_size_range, default=(20, 28), metavar="A-B", help="pixels (20-28)")
     drawing.add_argument("--page-size", type=_page_size, default=(1024, 1448), metavar="WxH", help="pixels (1024x1448)")
-    drawing.add_argument("--margin", type=_positive, default=64, metavar="N", help="pixels (%(default)s)")
-    drawing.add_argument("--max-pages", type=_positive, default=16, metavar="N", help="of one text (%(default)s)")
+    drawing.add_argument("--margin", type=positive, default=64, metavar="N", help="pixels (%(default)s)")
+    drawing.add_argument("--max-pages", type=positive, default=16, metavar="N", help="of one text (%(default)s)")
     drawing.add_argument(
         "--degraded-share",
         type=float,
@@ -98,7 +99,7 @@ def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--out", type=Path, required=True, metavar="DIR", help="the set; written to a temporary folder and renamed"
     )
     output.add_argument("--format", choices=("parquet", "webdataset"), default="parquet", help="(%(default)s)")
-    output.add_argument("--rows-per-file", type=_positive, default=1000, metavar="N", help="(%(default)s)")
+    output.add_argument("--rows-per-file", type=positive, default=1000, metavar="N", help="(%(default)s)")
     output.add_argument("--overwrite", action="store_true", help="replace an existing prepared set")
     output.add_argument("--restart", action="store_true", help="delete unfinished work of an earlier run")
     output.add_argument(
@@ -290,18 +291,11 @@ def _size_range(text: str) -> tuple[int, int]:
 
 def _page_size(text: str) -> tuple[int, int]:
     width, _, height = text.partition("x")
-    return _positive(width), _positive(height)
+    return positive(width), positive(height)
 
 
 def _workers(text: str) -> int:
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative; 0 is one for each core")
-    return number
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return number

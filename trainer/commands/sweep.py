@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from trainer.commands.flags import positive
+from trainer.commands.report import REPORT_NAME
 from trainer.commands.train import add_option_flags, chosen_options
 from trainer.config import TrainerSettings, child_environment
 from trainer.report.sweep import sweep_page
 from trainer.training.errors import TrainingCode, TrainingError
 
-REPORT_NAME = "report.html"
 DEFAULT_TRIALS = 20
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainer.config import child_environment
+from trainer.report.curves import LOG_NAME
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.options import TrainingOptions
 
-LOG_NAME: Final = "log.jsonl"
 POLL_S: Final = 0.2
 STOPPED: Final = (128 + signal.SIGTERM, 128 + signal.SIGINT)
 """Statuses of a run that was told to stop, and has a checkpoint."""

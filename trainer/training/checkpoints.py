@@ -6,7 +6,6 @@ it, or with other content, is not a checkpoint. Knows neither steps nor training
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -20,13 +19,13 @@ from typing import Any, Final
 import torch
 from safetensors import SafetensorError, safe_open
 
+from shared.contract.durable import DISK_FULL
 from shared.contract.volume import CONFIG_FILE, WEIGHTS_FILE
 from trainer.training.errors import TrainingCode, TrainingError
 
 FILES: Final = "files.json"
 PARTIAL: Final = ".partial"
 _STEP: Final = re.compile(r"step-(\d+)")
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS: Final = ("No space left", "Disk quota exceeded", "File too large", "file write failed")
 """How torch's and safetensors' own errors report a full disk."""
 
@@ -126,7 +125,7 @@ def writing_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _FULL_WORDS):
+        if getattr(error, "errno", None) in DISK_FULL or any(words in str(error) for words in _FULL_WORDS):
             raise TrainingError(
                 TrainingCode.DISK_FULL,
                 f"the disk of {folder} is full",

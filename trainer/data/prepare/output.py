@@ -7,7 +7,6 @@ the work continues. Does not know what the files hold.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -15,12 +14,11 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Self
+from typing import Any, BinaryIO, Self
 
+from shared.contract.durable import DISK_FULL
 from trainer.data.errors import DataCode, DataError
 from trainer.data.prepare.manifest import MANIFEST_NAME
-
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class OutputFolder:
@@ -188,7 +186,7 @@ def writing_to(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in DISK_FULL:
             raise DataError(
                 DataCode.DISK_FULL,
                 f"the disk of {out} is full",
