@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from service.config import variable_names
 from service.telemetry.metrics import TABLE, Kind, Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -184,6 +185,12 @@ def test_prometheus_scrapes_the_job_and_the_port_that_the_rest_expects() -> None
     for target in [target for config in job["static_configs"] for target in config["targets"]]:
         name, port = target.split(":")
         assert services[name]["environment"]["DEEPSYNTH_PORT"] == port
+
+
+@pytest.mark.parametrize("name", ["api", "api-gpu"])
+def test_compose_passes_every_setting_on(name: str) -> None:
+    environment = yaml_file("docker-compose.yml")["services"][name]["environment"]
+    assert set(variable_names()) - set(environment) == set()
 
 
 def test_the_dashboard_uses_the_provisioned_data_source() -> None:
