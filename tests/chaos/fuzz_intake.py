@@ -185,7 +185,7 @@ def main() -> None:
     atheris.Setup(
         [
             sys.argv[0],
-            "-rss_limit_mb=2048",
+            "-rss_limit_mb=4096",
             "-timeout=20",
             "-max_len=100000",
             f"-artifact_prefix={CORPUS}/",

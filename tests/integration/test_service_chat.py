@@ -179,7 +179,7 @@ async def test_a_document_comes_as_a_file_or_an_image_and_its_pages_may_be_chose
         assert await text_of(service, chat(file_part(pdf), pages="2")) == second
         chunks = chunks_of((await post(service, chat(file_part(pdf), pages="2", stream=True))).text)
         assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == second
-        assert await refusal_of(service, chat(file_part(pdf), pages="4")) == (422, "page_out_of_range", None)
+        assert await refusal_of(service, chat(file_part(pdf), pages="4")) == (422, "page_out_of_range", "pages")
         two = chat(file_part(pdf), image_part(png()), pages="1")
         assert await refusal_of(service, two) == (422, "invalid_field", "pages")
 

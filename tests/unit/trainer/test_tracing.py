@@ -30,6 +30,12 @@ COMMANDS = {
     "smoke",
     "nano",
     "orientation",
+    "activate",
+    "export",
+    "list",
+    "merge",
+    "sweep",
+    "withdraw",
 }
 """Each is an operation with a span of its own."""
 STEPS = {
