@@ -38,7 +38,11 @@ def command(start: str) -> str:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("DEEPSYNTH_")}
+    # Words that `make e2e` was given are not for the make of the README.
+    words = {"ARGS", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS"}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith("DEEPSYNTH_") and name not in words
+    }
     return {**kept, "OMP_NUM_THREADS": "2", **changes}
 
 

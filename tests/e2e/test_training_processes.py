@@ -44,15 +44,18 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(tmp_path):
 def test_a_killed_process_ends_the_run_with_one_line_and_the_run_resumes(tmp_path, killed):
     write_checkpoint(tmp_path / "model")
     write_words(tmp_path / "words", 24)
-    run_small(tmp_path, output_dir=tmp_path / "whole", max_steps=30, save_steps=2, eval_steps=30)
     words = ("--max-steps", "30", "--save-steps", "2", "--eval-steps", "30", "--batch-size", "2", "--resume")
+    process = start_small(tmp_path, *words, "--output-dir", str(tmp_path / "whole"), processes=2)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
     process = start_small(tmp_path, *words, processes=2)
     wait_for(tmp_path / "run" / "log.jsonl", '"save"', process)
     os.kill(process_of_rank(process.pid, killed), signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1, errors
     lost = [line for line in errors.splitlines() if line.endswith("[process_lost]")]
-    assert [line.startswith(f"error: process {1 - killed} lost another process") for line in lost] == [True]
+    assert len(lost) == 1, errors
+    assert f"error: process {1 - killed} lost another process" in lost[0]
     assert "Signal 9 (SIGKILL)" in errors, "torchrun names the one that was killed"
     assert "[rank" not in errors, "no traceback of ours"
 
@@ -61,11 +64,7 @@ def test_a_killed_process_ends_the_run_with_one_line_and_the_run_resumes(tmp_pat
     assert process.returncode == 0, errors
     losses = [{e["step"]: e["loss"] for e in events(tmp_path / name, "log")} for name in ("whole", "run")]
     assert losses[1].keys() == losses[0].keys() == set(range(1, 31))
-    # Rounding grows over the updates; in the first ones, before and after the kill, it is small.
-    assert [losses[1][step] for step in range(1, 6)] == pytest.approx(
-        [losses[0][step] for step in range(1, 6)], rel=1e-2
-    )
-    assert losses[1][30] < losses[1][1]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def process_of_rank(torchrun: int, rank: int) -> int:
