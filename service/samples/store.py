@@ -164,7 +164,7 @@ class SampleStore:
         return num_erased
 
     def correct(self, answer_id: str, page: int | None, text: str) -> int:
-        """Store what a person says is on a page, beside what was read.
+        """Store what a person says is on a page, with what was read.
 
         Args:
             answer_id: Of the answer that was corrected.

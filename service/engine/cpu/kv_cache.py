@@ -129,7 +129,7 @@ class SlotCache:
         self._rows.pop()
 
     def truncate(self, row: int, length: int) -> None:
-        """Forget a row's newest tokens; with a ring no more than it has cells beside the window."""
+        """Forget a row's newest tokens; with a ring at most as many as it has cells outside the window."""
         forgotten = self._rows[row].length - length
         assert length > 0
         assert 0 <= forgotten <= (self._ring.cells - self._ring.window if self._ring else forgotten)

@@ -117,7 +117,7 @@ def decode_attention(
     cells_BS = torch.where(seen_BS < prompts_B[:, None], seen_BS, prompts_B[:, None] + newest_BS % ring.cells)
     block, last = keys.shape[2], tables_BX.shape[1] - 1
     blocks_BS = tables_BX.gather(1, (cells_BS // block).clamp(0, last).long()).clamp(0, len(keys) - 1).long()
-    # Laid out anew, one token a block, in the order in which they are seen.
+    # Laid out again, one token a block, in the order in which they are seen.
     keys, values = (cache[blocks_BS, :, cells_BS % block].flatten(0, 1)[:, :, None] for cache in (keys, values))
     tables_BS = torch.arange(seen_BS.numel(), device=keys.device).view(seen_BS.shape)
     return paged_attention(qkv_B3ND[:, 0], keys, values, tables_BS, lengths_B, scale)

@@ -1,6 +1,6 @@
 """Reads with transformers' own Unlimited-OCR, answer window and all: what `test_unlimited.py` compares with.
 
-Needs transformers 5.23.0 (see docs/development.md) and torch 2.13. Writes `unlimited_expected.json` beside itself, of
+Needs transformers 5.23.0 (see docs/development.md) and torch 2.13. Writes `unlimited_expected.json` next to itself, of
 the model whose weights are in `model/`:
 
     PYTHONPATH=.venv-judge python tests/unit/shared/deepseek_ocr/reference/judge_unlimited.py
