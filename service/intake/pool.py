@@ -96,17 +96,26 @@ class ImageProcess:
         arguments = [str(memory_bytes), str(timeout_s), str(max_file_bytes)]
         # The parent's module path is all that the child inherits: the environment may hold secrets.
         path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 -- our own interpreter and module, no shell
-                [sys.executable, "-P", "-m", "service.intake.child", *arguments],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                # Only until the child is ready; then it closes its end, so the pipe never fills.
-                stderr=subprocess.PIPE,
-                cwd="/",
-                env={"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1", **_KEEP_MEMORY},
-                start_new_session=True,
-            )
+        try:
+            with theirs:
+                self._process = subprocess.Popen(  # noqa: S603 -- our own interpreter and module, no shell
+                    [sys.executable, "-P", "-m", "service.intake.child", *arguments],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    # Only until the child is ready; then it closes its end, so the pipe never fills.
+                    stderr=subprocess.PIPE,
+                    cwd="/",
+                    env={
+                        "PYTHONPATH": path,
+                        "PYTHONDONTWRITEBYTECODE": "1",
+                        "OPENBLAS_NUM_THREADS": "1",
+                        **_KEEP_MEMORY,
+                    },
+                    start_new_session=True,
+                )
+        except OSError:
+            self._pipe.close()
+            raise
         if niceness:
             # It may have ended already, which `wait_ready` explains.
             with contextlib.suppress(OSError):

@@ -65,10 +65,14 @@ class ProcessWorker:
             name="deepsynth-engine",
             daemon=True,
         )
-        self._process.start()
         self._reaping = threading.Lock()
         """If two threads wait for a child at once, one may miss that it has ended."""
-        theirs.close()
+        try:
+            with theirs:
+                self._process.start()
+        except BaseException:
+            self.pipe.close()
+            raise
         # At exit multiprocessing sends SIGTERM, which the child ignores, and waits for ever. Registered later, this
         # runs earlier.
         atexit.register(self._process.kill)
