@@ -211,7 +211,7 @@ def test_the_training_image_draws_right_to_left_and_has_fonts(trainer: Image) ->
 
 @needs_nano
 def test_the_smoke_job_runs_in_the_training_image_and_its_adapter_is_published(trainer: Image) -> None:
-    command = [*trainer.config["Entrypoint"], "smoke", "--texts", "60", "--train-flags", "--max-steps 2"]
+    command = [*trainer.config["Entrypoint"], "smoke", "--texts", "30", "--train-flags", "--max-steps 2"]
     done = trainer.run(command, timeout_s=600)
     # Prepared, trained and measured; two steps teach nothing, so the gate refuses.
     assert (done.returncode, "`trainer publish` ended with status 2" in done.stderr) == (2, True), done.stderr[-4000:]
