@@ -29,7 +29,7 @@ class InputFile:
     problem: str | None = None
     """Why there is nothing to read, such as a pattern that no file matches."""
     data: bytes | None = None
-    """The content, where it is no file of its own but a cell of a table."""
+    """The content, if it comes from a table's cell instead of a file."""
 
 
 def find_inputs(words: Sequence[str], leave_out: Path | None = None) -> list[InputFile]:

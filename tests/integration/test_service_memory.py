@@ -100,7 +100,7 @@ UPLOADS = {
     "damaged for Mistral": (Upload("/v1/ocr", DAMAGED), 422),
     "damaged for a preview": (Upload("/preview", DAMAGED), 422),
     "wrong field": (Upload("/ocr", WHOLE, task="nonsense"), 422),
-    "unknown model": (Upload("/ocr", WHOLE, model_id="nobody"), 404),
+    "unknown model": (Upload("/ocr", WHOLE, model_id="missing"), 404),
     "read": (Upload("/ocr", WHOLE), 200),
 }
 

@@ -150,7 +150,7 @@ def test_the_grace_covers_the_wait_and_the_longest_page(drain: dict[str, int]) -
     longest = float(given["DEEPSYNTH_DEADLINE_S"]) + float(given["DEEPSYNTH_DRAIN_GRACE_S"]) + STOP_MARGIN_S
     assert wait == drain.get("preStopSeconds", 10)
     assert pod["terminationGracePeriodSeconds"] >= wait + longest + 5
-    # Readiness goes before the service stops listening: endpoints forget it during the wait.
+    # The pod turns unready first and keeps serving until Kubernetes has removed its endpoint.
     assert wait > 0
 
 

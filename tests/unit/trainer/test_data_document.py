@@ -1,4 +1,4 @@
-"""docs/data.md: its commands run as they stand there, and its codes are all there are."""
+"""Every command in docs/data.md runs as written, and the document lists every error code."""
 
 from __future__ import annotations
 

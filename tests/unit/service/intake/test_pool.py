@@ -407,3 +407,21 @@ async def test_stop_does_not_wait_for_a_process_that_hangs() -> None:
             await eventually(lambda: pool.num_busy == 1)
     with pytest.raises(DrainingError):
         await victim
+
+
+def test_a_process_that_cannot_be_started_leaves_no_socket_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[socket.socket] = []
+    make_pair = socket.socketpair
+
+    def noted_pair() -> tuple[socket.socket, socket.socket]:
+        ends.extend(make_pair())
+        return ends[0], ends[1]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no descriptors")
+
+    monkeypatch.setattr("socket.socketpair", noted_pair)
+    monkeypatch.setattr("subprocess.Popen", refuse)
+    with pytest.raises(OSError, match="no descriptors"):
+        ImageProcess(memory_bytes=1024 * MIB, timeout_s=1.0, max_file_bytes=MIB)
+    assert [end.fileno() for end in ends] == [-1, -1]

@@ -22,7 +22,7 @@ RATE = "learning-rate=1e-4..1e-1:log"
 
 
 class Runs:
-    """In the place of training: the error rate is lowest at a rate of 0.01."""
+    """Replaces training; the error rate is lowest at a learning rate of 0.01."""
 
     def __init__(self):
         self.options = []
