@@ -32,7 +32,7 @@ from shared.contract.answer import FinishReason
 from shared.deepseek_ocr.loss import PIECE_LOGITS
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
 from trainer.reading.sampling import Sampling, draw_answers
-from trainer.rewards.page_tests import load_tests, derive_tests
+from trainer.rewards.page_tests import derive_tests, load_tests
 from trainer.rewards.rewards import REWARDS, Judged
 from trainer.training.checked import CheckedTrainer, RunParts, base_of
 from trainer.training.errors import TrainingCode, TrainingError

@@ -12,10 +12,10 @@ from trainer.rewards.page_tests import (
     Cell,
     Order,
     Present,
+    derive_tests,
     load_tests,
     passed_ratio,
     tables_of,
-    derive_tests,
 )
 from trainer.training.errors import TrainingCode, TrainingError
 
