@@ -47,6 +47,7 @@ def main() -> int:
     parser.add_argument("--updates", type=int, default=200, help="N (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="pages of a supervised update (%(default)s)")
     parser.add_argument("--learning-rate", default="3e-4", help="of supervised training (%(default)s)")
+    parser.add_argument("--train-flags", default="", help="more flags of `train`, as one word")
     parser.add_argument("--reward-flags", default="", help="more flags of `reinforce`, as one word")
     parser.add_argument("--real", type=Path, action="append", default=[], help="folder with images/ and truth/")
     parser.add_argument("--real-tokens", type=int, default=2048, help="longest answer on them (%(default)s)")
@@ -108,7 +109,7 @@ def _train(options: argparse.Namespace, name: str, updates: int) -> float:
     run = options.out / name
     words = ["train", *_data_flags(options, run), *SHAPE, "--batch-size", str(options.batch_size), "--learning-rate",
              options.learning_rate, "--max-steps", str(updates), "--eval-steps", str(max(updates // 4, 1)),
-             "--early-stopping-patience", "none"]  # fmt: skip
+             "--early-stopping-patience", "none", *options.train_flags.split()]  # fmt: skip
     process = _start([sys.executable, "-m", "trainer", *words], options.out / f"{name}.txt")
     if process.wait():
         raise SystemExit(f"{name} failed: see {options.out / name}.txt")
