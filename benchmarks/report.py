@@ -37,6 +37,8 @@ LABELS = {
     "throughput-page": "PAGE, 128 requests, 512 new tokens",
     "prefill-page": "PAGE, 128 requests, 1 new token",
 }
+FAMILY = {"random": "DeepSeek-OCR", "random-ocr2": "DeepSeek-OCR-2", "random-unlimited": "Unlimited-OCR"}
+"""Models of random weights by what `engine.py --model` calls them."""
 BATCH_SIZE = 256
 LOAD_STAGES = ("copy", "load", "place", "canary", "answer", "total")
 PLAIN = "plain"
@@ -71,6 +73,35 @@ def newest(rows: Iterable[Row]) -> list[Row]:
     for row in kept:
         dates[key(row)] = max(dates.get(key(row), ""), row["date"])
     return [row for row in kept if row["date"] == dates[key(row)]]
+
+
+def family_table(rows: Sequence[Row]) -> str:
+    """The models of the family side by side."""
+    parts = []
+    for card in _cards(row for row in rows if row.get("model") in FAMILY):
+        own = {
+            name: best_rows((row for row in rows if row["card"] == card and row.get("model") == name), OURS)
+            for name in FAMILY
+        }
+        known = {name: best for name, best in own.items() if best}
+        if len(known) < 2:
+            continue
+        lines = [_line(["case", "unit", *(FAMILY[name] for name in known)]), _line(["---"] * (2 + len(known)))]
+        for case, unit in MEASURES.items():
+            figures = [measure(best, case) for best in known.values()]
+            lines.append(_line([LABELS[case], UNITS[unit], *("-" if it is None else f"{it:.4g}" for it in figures)]))
+        parts.append("\n".join(lines) + "\n")
+        parts += [
+            _origin_line([row for row in best.values() if row["case"] in MEASURES], None) for best in known.values()
+        ]
+    return "\n".join(parts) or NOTHING
+
+
+def of_ablated_commits(rows: Iterable[Row]) -> list[Row]:
+    """Newest rows of each card's ablation and of the whole engine at the same commit."""
+    kept = list(rows)
+    last = {row["card"]: row["commit"] for row in sorted(kept, key=lambda row: str(row["date"])) if row.get("ablation")}
+    return newest(row for row in kept if last.get(row["card"]) == row["commit"])
 
 
 def engine_table(rows: Sequence[Row], recorded: Sequence[Row]) -> str:
@@ -401,14 +432,16 @@ def picture(rows: Sequence[Row]) -> str | None:
 
 def render(page: str, results: Path = RESULTS) -> tuple[str, str | None]:
     """The page with its tables, and the picture; no picture without a sweep."""
-    measured = newest(read_rows(sorted(results.glob("engine-*.jsonl"))))
+    rows = read_rows(sorted(results.glob("engine-*.jsonl")))
+    measured = newest(rows)
     engine = [row for row in measured if not row.get("weights")]
     rounded = [row for row in measured if row.get("weights")]
     recorded = read_rows(sorted(results.glob("peers-*.jsonl")))
     drawn = picture(engine)
     tables: dict[str, Callable[[], str]] = {
         "engine": lambda: engine_table(engine, recorded),
-        "ablation": lambda: ablation_table(engine),
+        "family": lambda: family_table(engine),
+        "ablation": lambda: ablation_table(of_ablated_commits(row for row in rows if not row.get("weights"))),
         "weights": lambda: weights_table(rounded, engine),
         "adapters": lambda: adapters_table(engine),
         "loading": lambda: loading_table(read_rows(sorted(results.glob("adapter-load-*.jsonl")))),
