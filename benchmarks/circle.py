@@ -38,7 +38,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -213,7 +213,8 @@ class Circle:
                 sys.executable, "-m", "trainer", *words, cwd=ROOT, stdout=stream, stderr=stream,
                 env={**child_environment(), **cache},
             )  # fmt: skip
-            status = await process.wait()
+            async with ending(process):
+                status = await process.wait()
         if status:
             raise CircleError(f"`trainer {words[0]}` ended with status {status}:\n{log.read_text()[-3000:]}")
 
@@ -458,6 +459,17 @@ async def read_all(folder: Path, plan: Plan, ways: Sequence[Trained]) -> dict[st
     return found
 
 
+@contextlib.asynccontextmanager
+async def ending(process: asyncio.subprocess.Process) -> AsyncIterator[None]:
+    """Leave no process behind where a step next to it has failed."""
+    try:
+        yield
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 async def child(plan: Plan, folder: Path, *words: str) -> str:
     """Run this program for one step; its standard output.
 
@@ -471,7 +483,8 @@ async def child(plan: Plan, folder: Path, *words: str) -> str:
         "--child", *words, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         env={**child_environment(), **cache},
     )  # fmt: skip
-    output, errors = await process.communicate()
+    async with ending(process):
+        output, errors = await process.communicate()
     if process.returncode:
         raise CircleError(f"{' '.join(words)} ended with status {process.returncode}:\n{errors.decode()[-3000:]}")
     return output.decode()
@@ -582,34 +595,32 @@ def finish(plan: Plan, model: str, folder: Path, write_s: float, served: Served)
     }
 
 
-def run_models(plan: Plan, out: Path) -> Iterator[tuple[str, dict[str, Any] | CircleError]]:
-    """Each model's row, or why there is none.
+def run_models(plan: Plan, out: Path, report: Callable[[str, dict[str, Any] | CircleError], None]) -> None:
+    """Run each model's circle; `report` gets its row, or why there is none, as soon as that is known.
 
     Checkpoints are written together, and a model is read again while the next one's service starts.
     """
     with ThreadPoolExecutor(len(plan.models)) as pool:
         writing = {model: pool.submit(write, plan, model, out / model) for model in plan.models}
-        finishing: dict[str, Future[dict[str, Any]]] = {}
+        finishing: list[Future[None]] = []
+
+        def finished(model: str, write_s: float, served: Served) -> None:
+            try:
+                report(model, finish(plan, model, out / model, write_s, served))
+            except CircleError as error:
+                report(model, error)
+
         for model in plan.models:
             try:
                 write_s = writing[model].result()
                 say(f"\n== {model}: the service, under load; training, publishing, answering")
-                served = serve_model(plan, out / model, partial(wait, finishing.values()))
-                finishing[model] = pool.submit(finish, plan, model, out / model, write_s, served)
+                served = serve_model(plan, out / model, partial(wait, finishing))
             except (CircleError, DemoError) as error:
-                yield model, CircleError(str(error))
-            for done in [name for name, row in finishing.items() if row.done()]:
-                yield done, outcome(finishing.pop(done))
-        for model, row in finishing.items():
-            yield model, outcome(row)
-
-
-def outcome(row: Future[dict[str, Any]]) -> dict[str, Any] | CircleError:
-    """A row, once it is there, or the step that failed."""
-    try:
-        return row.result()
-    except CircleError as error:
-        return error
+                report(model, CircleError(str(error)))
+            else:
+                finishing.append(pool.submit(finished, model, write_s, served))
+    for row in finishing:
+        row.result()
 
 
 def run_child(arguments: argparse.Namespace, plan: Plan) -> None:
@@ -673,21 +684,27 @@ def main() -> int:
     if arguments.child:
         run_child(arguments, plan)
         return 0
-    failed = False
+    failed: set[str] = set()
     with contextlib.ExitStack() as stack:
         out = (arguments.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()
-        for model, row in run_models(plan, out):
+
+        def report(model: str, row: dict[str, Any] | CircleError) -> None:
             if isinstance(row, CircleError):
                 log = out / model / "service.log"
                 say(f"error: {model}: {row}\n{log.read_text(errors='replace')[-2000:] if log.is_file() else ''}")
-                failed = True
+                failed.add(model)
             else:
-                failed |= bool(row["faults"])
+                failed.update([model] if row["faults"] else [])
                 say("\n".join(f"{model}: {fault}" for fault in row["faults"]) or f"{model}: the circle closes")
                 keep({"benchmark": "circle", "command": command(), **origin(plan.device), **row}, arguments.out)
             if not arguments.keep:
                 shutil.rmtree(out / model, ignore_errors=True)
-    return int(failed)
+
+        if any((out / model).exists() for model in plan.models):
+            say(f"error: {out} has a model's folder already; name another one")
+            return 2
+        run_models(plan, out, report)
+    return int(bool(failed))
 
 
 if __name__ == "__main__":
