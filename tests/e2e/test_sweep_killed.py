@@ -24,7 +24,8 @@ def test_a_killed_sweep_goes_on_with_the_trial_that_it_was_in(tmp_path):
     write_words(tmp_path / "words", 16)
     out = tmp_path / "sweep"
     command = [sys.executable, "-m", "trainer", "sweep", "--model", str(tmp_path / "model"), "--dataset-name",
-               str(tmp_path / "words"), "--out", str(out), "--search", "lora-rank=2,4", "--trials", "2", "--device", "cpu",
+               str(tmp_path / "words"), "--out", str(out), "--search", "lora-rank=2,4", "--trials", "2",
+               "--device", "cpu",
                "--max-steps", "400", "--eval-steps", "100", "--save-steps", "5", "--max-new-tokens", "4",
                "--max-eval-samples", "2", "--no-use-tensorboard"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DEEPSYNTH_TRAINER_THREADS": "1"}
