@@ -130,6 +130,9 @@ def is_disk_full(error: BaseException) -> bool:
 def reporting_full_disk(run: Path) -> Iterator[None]:
     """Turn a full disk, wherever in a run it is noticed, into an error that says what is kept.
 
+    Args:
+        run: its folder.
+
     Yields:
         Nothing.
 

@@ -253,6 +253,6 @@ def _score_tokens(
 
 def _numbers_alone(tokenizer: OcrTokenizer) -> PreTrainedTokenizerFast:
     """TRL asks a tokenizer for the ids of padding and end, and for texts that nothing reads here."""
-    words = {"<bos>": tokenizer.bos_id, "<eos>": tokenizer.eos_id, "<pad>": tokenizer.pad_id}
-    named = {f"{word.strip('<>')}_token": word for word in words}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="<pad>")), **named)  # noqa: S106
+    named = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
+    backend = Tokenizer(WordLevel(named, unk_token=next(iter(named))))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **{name: name for name in named})
