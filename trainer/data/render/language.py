@@ -32,12 +32,13 @@ def han_language(text: str) -> str | None:
     """
     if not any(_in(character, _HAN) for character in text):
         return None
-    for language, ranges in ((JAPANESE, _KANA), (KOREAN, _HANGUL), (TRADITIONAL, _BOPOMOFO)):
+    for written, ranges in ((JAPANESE, _KANA), (KOREAN, _HANGUL), (TRADITIONAL, _BOPOMOFO)):
         if any(_in(character, ranges) for character in text):
-            return language
+            return written
     told = Counter(language for character in text if _in(character, _HAN) and (language := _only_in(character)))
-    (most, count), (_, second) = [*told.most_common(2), (None, 0), (None, 0)][:2]
-    return most if count > second else None
+    most = told.most_common(2)
+    is_told = len(most) == 1 or (len(most) == 2 and most[0][1] > most[1][1])
+    return most[0][0] if is_told else None
 
 
 @cache
