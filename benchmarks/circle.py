@@ -228,7 +228,7 @@ class Circle:
         trained.train_ended_s = time.perf_counter()
 
     async def close(self, trained: Trained, load: Load) -> None:
-        """Publish an adapter while somebody asks for it all the time, until the service has answered."""
+        """Publish an adapter while a client asks for it all the time, until the service has answered."""
         began_s = time.perf_counter()
         asking = asyncio.create_task(self._first_answer(trained.way, load))
         renaming = asyncio.create_task(self._rename(trained.way))
@@ -279,7 +279,7 @@ def checkpoint_of(folder: Path) -> Path:
 
 
 def say(text: str) -> None:
-    """Tell whoever watches."""
+    """A line on standard error, for people."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 

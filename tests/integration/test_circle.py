@@ -1,4 +1,4 @@
-"""The program that closes the circle, in miniature on a CPU: trained beside a service under load, and served by it."""
+"""The program that closes the circle, in miniature on a CPU: trained while a service is under load, served by it."""
 
 from __future__ import annotations
 
