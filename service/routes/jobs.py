@@ -82,7 +82,7 @@ async def submit_job(
     request: Request, response: Response, services: ServicesDep, record: RecordDep, jobs: JobsDep, owner: OwnerDep
 ) -> JobAnswer:
     """Read a document in the background; what is wrong with it is said at once."""
-    permit = record.resources.enter_context(services.gate.admit())
+    permit = record.resources.enter_context(services.gate.admit(record.client))
     await jobs.check_room()
     with services.observer.receiving() as received:
         start_s = time.monotonic()
@@ -188,7 +188,7 @@ async def show_result(
         raise JobNotFinishedError
     if output is not DEFAULT or (job.wanted.figures and job.has_ended):
         # The document is read into memory, and the result may be made in an image process.
-        record.resources.enter_context(services.gate.admit()).mark_running()
+        record.resources.enter_context(services.gate.admit(record.client)).mark_running()
     return await run_for_client(request, _result(services, jobs, job, output))
 
 

@@ -97,7 +97,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 async def read_document(request: Request, services: ServicesDep, record: RecordDep, may_store: MayStoreDep) -> Response:
     """Read the text of a document."""
     # Admission before the body: a request that is rejected has not uploaded for nothing.
-    permit = record.resources.enter_context(services.gate.admit())
+    permit = record.resources.enter_context(services.gate.admit(record.client))
     with services.observer.receiving() as received:
         start_s = time.monotonic()
         form = await receive_form(request, services.bounds, OcrFields)

@@ -62,7 +62,7 @@ _BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"
 @router.post("/preview", response_class=Response, responses=_RESPONSES, openapi_extra=_BODY)
 async def preview_page(request: Request, services: ServicesDep, record: RecordDep) -> Response:
     """Show one page of a document as it will be read: upright, at most 1600 pixels wide and high."""
-    permit = record.resources.enter_context(services.gate.admit())
+    permit = record.resources.enter_context(services.gate.admit(record.client))
     form = await receive_form(request, services.bounds, OcrFields)
     preview = await run_to_outcome(
         _preview(services, permit, form.data, _task(form.fields, services.bounds.orientation)),
@@ -89,7 +89,7 @@ def _task(fields: OcrFields, default: Orientation) -> PreviewTask:
 
 
 async def _preview(services: Services, permit: Permit, data: bytes, task: PreviewTask) -> Preview:
-    document = Document(data, services.reader.limits, (task.page,))
+    document = Document(data, services.reader.limits, (task.page,), client=permit.client)
     permit.mark_running()
     try:
         async with Deadline(services.bounds.deadline_s).enforced():
