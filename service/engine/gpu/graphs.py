@@ -68,7 +68,7 @@ class StepGraphs:
         self._buckets = buckets_for(max_rows)
         self._named: list[int] = [scratch_slot] * max_rows
         self._slots_B = torch.full((max_rows,), scratch_slot, dtype=torch.int64, device=device)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, BorrowedTensor]] = {}
 
     def warm_up(self, pool: Any) -> None:
         """Compile what a step needs, capture the graphs, and wait for all that.
@@ -86,7 +86,7 @@ class StepGraphs:
             if not self._is_captured:
                 continue
             graph, (report_BC, logits_BV) = capture(partial(self._step, slots_B), pool)
-            self._graphs[bucket] = graph, report_BC, _borrowed(logits_BV)
+            self._graphs[bucket] = graph, report_BC, BorrowedTensor(logits_BV)
         torch.cuda.synchronize(self._device)
 
     def rehearse(self) -> None:
@@ -94,11 +94,12 @@ class StepGraphs:
         for bucket in self._buckets:
             self._step(self._slots_B[:bucket])
 
-    def run(self, slots: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def run(self, slots: Sequence[int], *, wants_logits: bool = False) -> tuple[Tensor, Tensor | None]:
         """Enqueue a step.
 
         Args:
             slots: Rows, none twice.
+            wants_logits: Whether the logits are needed.
 
         Returns:
             What the step gives for them, `[len(slots), columns]` and `[len(slots), V]`; valid until another graph is
@@ -114,9 +115,9 @@ class StepGraphs:
         if captured is None:
             report_BC, logits_BV = self._step(self._slots_B[:bucket])
             return report_BC[:count], logits_BV[:count]
-        graph, report_BC, logits_BV = captured
+        graph, report_BC, borrowed = captured
         graph.replay()
-        return report_BC[:count], logits_BV[:count]
+        return report_BC[:count], borrowed.tensor()[:count] if wants_logits else None
 
 
 class PromptGraphs:
@@ -244,11 +245,19 @@ class PromptGraphs:
         return (5 if self._has_adapters else 4) * bucket + 2 * MAX_PROMPTS + 2
 
 
-class _Memory:
-    """A tensor's memory as other libraries offer theirs, without a claim to it."""
+class BorrowedTensor:
+    """A graph's tensor in memory that later captures may use as well; it has its values from a replay to the next.
+
+    The logits of all captured steps by themselves would take a gigabyte at 256 rows and 129,280 tokens.
+
+    Args:
+        tensor: Made while a graph was captured; not kept.
+    """
 
     def __init__(self, tensor: Tensor) -> None:
         assert tensor.is_contiguous()
+        self._device, self._dtype, self._shape = tensor.device, tensor.dtype, tensor.shape
+        # What `torch.as_tensor` looks for; it keeps this object, which has no claim to the memory.
         self.__cuda_array_interface__ = {
             "shape": (tensor.nbytes,),
             "typestr": "|u1",
@@ -256,13 +265,9 @@ class _Memory:
             "version": 3,
         }
 
-
-def _borrowed(tensor: Tensor) -> Tensor:
-    """A graph's tensor in memory that later captures may use as well; it has its values from a replay to the next.
-
-    All steps' logits by themselves would take gigabytes at 256 rows and 129,280 tokens.
-    """
-    return torch.as_tensor(_Memory(tensor), device=tensor.device).view(tensor.dtype).view(tensor.shape)
+    def tensor(self) -> Tensor:
+        """The tensor as it is now."""
+        return torch.as_tensor(self, device=self._device).view(self._dtype).view(self._shape)
 
 
 def capture(work: Callable[[], Result], pool: Any) -> tuple[torch.cuda.CUDAGraph, Result]:

@@ -85,12 +85,12 @@ class Reports:
         self._device = device
         self._pending: deque[_PendingReport] = deque()
 
-    def to_host(self, report_BC: Tensor, logits_BV: Tensor, wanted: Mapping[int, int]) -> ReportPart:
+    def to_host(self, report_BC: Tensor, logits_BV: Tensor | None, wanted: Mapping[int, int]) -> ReportPart:
         """Enqueue the copy of a report's rows; they may be read once it has been collected.
 
         Args:
             report_BC: The rows.
-            logits_BV: What their tokens were chosen by.
+            logits_BV: What their tokens were chosen by; None if none is wanted.
             wanted: How many alternatives rows are asked for, by their index; others are asked for none.
 
         Returns:
@@ -98,6 +98,7 @@ class Reports:
         """
         if not wanted:
             return ReportPart(self._copy(report_BC))
+        assert logits_BV is not None
         rows_R = to_device(np.array(list(wanted)), self._device)
         ids_RK, logs_RK = most_probable(logits_BV[rows_R], max(wanted.values()))
         tops_R2K = torch.cat((ids_RK.int(), logs_RK.contiguous().view(torch.int32)), dim=1)

@@ -225,8 +225,9 @@ class GpuRunner:
     def launch(self, slots: Sequence[int]) -> None:
         """Choose one more token for these slots."""
         level = LoraLevel.of(self._bank, (self._adapters[slot] for slot in slots if slot in self._adapters))
-        report_BC, logits_BV = self._steps[level].run(slots)
-        self._reports.add([self._reports.to_host(report_BC, logits_BV, self._wanted(slots))])
+        wanted = self._wanted(slots)
+        report_BC, logits_BV = self._steps[level].run(slots, wants_logits=bool(wanted))
+        self._reports.add([self._reports.to_host(report_BC, logits_BV, wanted)])
 
     def collect(self) -> StepOutput | None:
         """Wait for the oldest pending report and take it.
