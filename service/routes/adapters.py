@@ -68,7 +68,7 @@ async def _parse(request: Request, kind: type[CommandT]) -> CommandT:
         if len(data) > MAX_BODY_BYTES:
             raise UploadTooLargeError(public={"limit_bytes": MAX_BODY_BYTES})
     try:
-        return kind.model_validate_json(data or b"{}")
+        return kind.model_validate_json(data or b"{}", strict=True)
     except ValidationError as error:
         place = error.errors(include_input=False, include_url=False)[0]["loc"]
         field = str(place[0]) if place and place[0] in kind.model_fields else ""
