@@ -17,12 +17,14 @@ from trainer.backends.protocol import AdaptedModel
 from trainer.config import process_rank
 from trainer.evaluation.provenance import current_date, machine, package_version, package_versions, source_commit
 from trainer.evaluation.seen import SEEN_FILE
+from trainer.training.checked import BEST, CHECKPOINTS
 from trainer.training.checkpoints import restore_replaced, writing_to
 from trainer.training.data import RunData
 from trainer.training.distributed import barrier
 from trainer.training.errors import TrainingCode, TrainingError
-from trainer.training.loop import BEST, CHECKPOINTS
 from trainer.training.options import TrainingOptions
+from trainer.training.reward_options import RewardOptions
+from trainer.training.start import StartAdapter
 
 RUN_FILE: Final = "run.json"
 LOG_FILE: Final = "log.jsonl"
@@ -33,7 +35,9 @@ _FREE_OPTIONS: Final = frozenset({
     "max_steps", "num_epochs", "push_to_hub", "use_tensorboard", "use_wandb", "wandb_project",
 })  # fmt: skip
 """Options that a resumed run may change: they do not affect what is learnt, or say for how long."""
-_PACKAGES: Final = ("peft", "accelerate", "unsloth", "bitsandbytes")
+_PACKAGES: Final = ("peft", "accelerate", "unsloth", "bitsandbytes", "trl")
+NAMED: Final = {"init_from": "adapter to begin with", "rewards": "choice of rewards"}
+"""Parts of the record that a resumed run must have again, as messages name them."""
 
 
 def rank() -> int:
@@ -77,7 +81,13 @@ def run_folder(output: Path, *, resume: bool, overwrite: bool) -> Iterator[None]
         lock.close()
 
 
-def make_record(options: TrainingOptions, adapted: AdaptedModel, pages: RunData) -> dict[str, Any]:
+def make_record(
+    options: TrainingOptions,
+    adapted: AdaptedModel,
+    pages: RunData,
+    start: StartAdapter | None = None,
+    rewards: RewardOptions | None = None,
+) -> dict[str, Any]:
     """The content of `run.json`: options, data, model and versions; no local paths except those in the options."""
     trainable = sum(each.numel() for each in adapted.model.parameters() if each.requires_grad)
     return {
@@ -85,6 +95,8 @@ def make_record(options: TrainingOptions, adapted: AdaptedModel, pages: RunData)
         "date": current_date(),
         "commit": source_commit(),
         "options": options.as_json(),
+        "init_from": start.as_json() if start else None,
+        "rewards": rewards.as_json() if rewards else None,
         "base_model": adapted.base_name,
         "backend": adapted.details,
         "modules": len(adapted.modules),
@@ -109,6 +121,8 @@ def settle_record(output: Path, record: dict[str, Any], *, resume: bool) -> None
             for name, value in now["options"].items()
             if name not in _FREE_OPTIONS and before["options"].get(name) != value
         ]
+        # A run from before these were recorded had neither.
+        changed += [NAMED[name] for name in NAMED if before.get(name) != now[name]]
         parts, earlier = now["data"]["parts"], before["data"]["parts"]
         changed += [f"set of {name} pages" for name, value in parts.items() if earlier.get(name) != value]
         if changed:

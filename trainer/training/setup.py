@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,22 +19,25 @@ from shared.deepseek_ocr.registry import kind_of
 from trainer.backends.protocol import AdaptedModel, AdapterRequest
 from trainer.config import process_rank
 from trainer.training.callbacks import EarlyStop, EventLog, ProgressCallback
+from trainer.training.checked import CHECKPOINTS, CheckedTrainer, RunParts, base_of
 from trainer.training.collator import Collator, image_arguments
 from trainer.training.data import RunData
 from trainer.training.dataset import ImageStore, SampleReader, TrainingSet
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.features import GIB, CachedEncoder, FeatureCache
-from trainer.training.loop import CHECKPOINTS, PageTrainer, RunParts, base_of
+from trainer.training.loop import PageTrainer
 from trainer.training.options import TrainingOptions
 from trainer.training.output import CACHE, LOG_FILE, rank
+from trainer.training.reward_options import RewardOptions
 from trainer.training.targets import choose_modules, touches_vision
-from trainer.training.validation import Checker, HeldOut
+from trainer.training.validation import Checker, HeldOut, longest_answer
 
 PAGES_AT_ONCE_ON_GPU = 8
 """A page of seven views already fills a GPU; more only take memory."""
 CHECKS_PER_PASS = 4
 GRAPHED_MULTIPLE = 64
 """Tokens: a CUDA graph fits batches of one shape only, and padding is computed too."""
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
 HELD_OUT_SHARE = 0.25
 """Share of the feature caches for held-out pages, which every check reads."""
 
@@ -43,7 +46,7 @@ HELD_OUT_SHARE = 0.25
 class TrainingSetup:
     """A run, ready to start."""
 
-    trainer: PageTrainer
+    trainer: CheckedTrainer
     log: EventLog
     check: Checker | None
 
@@ -102,10 +105,11 @@ def set_up(
     device: torch.device,
     stack: ExitStack,
     progress: ProgressCallback | None,
+    rewards: RewardOptions | None = None,
 ) -> TrainingSetup:
     """Set up a run: collator, feature caches, checks, log and trainer.
 
-    `stack` closes the caches; `progress` gets every event.
+    `stack` closes the caches; `progress` gets every event; with `rewards` the loop learns from them.
     """
     tokenizer = adapted.tokenizer
     is_vision_trained = touches_vision(adapted.modules)
@@ -157,11 +161,12 @@ def set_up(
         is_graphed=options.cuda_graphs,
     )
     log = EventLog(options.output_dir / LOG_FILE, sys.stderr, progress, is_main=rank() == 0)
-    trainer = PageTrainer(
-        adapted.model,
-        parts,
-        args=training_arguments(options, len(pages.train), device, has_check=check is not None),
-        callbacks=[log, *_callbacks(options, has_check=check is not None)],
+    values = argument_values(options, len(pages.train), device, has_check=check is not None)
+    callbacks = [log, *_callbacks(options, has_check=check is not None)]
+    trainer = (
+        PageTrainer(adapted.model, parts, args=on_device(TrainingArguments(**values), device), callbacks=callbacks)
+        if rewards is None
+        else _policy_trainer(options, adapted, parts, rewards, values, device, callbacks)
     )
     trainer.remove_callback(PrinterCallback)
     return TrainingSetup(trainer, log, check)
@@ -184,15 +189,57 @@ def encode_samples(
     return [torch.cat([next(rest) for _ in pages]) for pages in pages_of]
 
 
-def training_arguments(
+def _policy_trainer(
+    options: TrainingOptions,
+    adapted: AdaptedModel,
+    parts: RunParts,
+    rewards: RewardOptions,
+    values: dict[str, Any],
+    device: torch.device,
+    callbacks: list[TrainerCallback],
+) -> CheckedTrainer:
+    """The loop that learns from rewards; raises `TrainingError` where it cannot."""
+    if parts.encoder is None or options.cuda_graphs or process_rank().world_size > 1:
+        raise TrainingError(
+            TrainingCode.OPTION_INVALID,
+            "training by rewards has one process, a frozen encoder and no recorded steps",
+            "leave out --cuda-graphs, --train-vision and torchrun",
+        )
+    per_update = options.batch_size * options.gradient_accumulation_steps
+    if len(parts.samples) < per_update:
+        raise TrainingError(
+            TrainingCode.NO_SAMPLES,
+            f"an update takes {per_update} pages, and there are {len(parts.samples)}",
+            f"lower --batch-size to {max(len(parts.samples) // options.gradient_accumulation_steps, 1)} or less",
+        )
+    if importlib.util.find_spec("trl") is None:
+        raise TrainingError(
+            TrainingCode.PACKAGE_MISSING,
+            "training by rewards needs the package trl",
+            "install the extra: pip install 'deepsynth-ocr[trainer-rewards]'",
+        )
+    from trainer.training.policy import PolicyTrainer, RewardParts, policy_arguments
+
+    longest = max(len(sample.answer_ids) for sample in parts.samples)
+    max_new_tokens = options.max_new_tokens or longest_answer(longest)
+    return PolicyTrainer(
+        adapted.model,
+        parts,
+        RewardParts(rewards, adapted.tokenizer, max_new_tokens, device),
+        args=on_device(policy_arguments(values, rewards, max_new_tokens), device),
+        callbacks=callbacks,
+    )
+
+
+def argument_values(
     options: TrainingOptions, num_samples: int, device: torch.device, *, has_check: bool
-) -> TrainingArguments:
+) -> dict[str, Any]:
     """Arguments of transformers' `Trainer` for `num_samples`; reporting is added by callbacks."""
     is_cuda = device.type == "cuda"
     per_update = options.batch_size * options.gradient_accumulation_steps
     per_pass = max(-(-num_samples // per_update), 1)
     eval_steps = options.eval_steps or max(per_pass // CHECKS_PER_PASS, 1)
-    arguments = TrainingArguments(
+    return dict(  # noqa: C408 - they are a call's arguments
         output_dir=str(options.output_dir / CHECKPOINTS),
         per_device_train_batch_size=options.batch_size,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
@@ -225,6 +272,11 @@ def training_arguments(
         dataloader_pin_memory=is_cuda,
         ddp_find_unused_parameters=False,
     )
+
+
+def on_device(arguments: Arguments, device: torch.device) -> Arguments:
+    """Arguments that use this process's device alone."""
+    is_cuda = device.type == "cuda"
     # Other GPUs are for torchrun's other processes; by default the library splits each batch over all it sees.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     if not is_cuda and process_rank().world_size > 1:

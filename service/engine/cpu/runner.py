@@ -25,10 +25,10 @@ from torch import Tensor
 from service.engine.answer_ring import AnswerRing
 from service.engine.cpu.kv_cache import DecodeWindow, PrefillWindow, SlotCache
 from service.engine.cpu.packed_decoder import PackedDecoder, can_pack
-from service.engine.lora.bank import AdapterBank, PackedAdapter
+from service.engine.lora.bank import AdapterBank, PackedAdapter, pack_adapter
 from service.engine.lora.files import AdapterFiles
 from service.engine.lora.hooks import adapted
-from service.engine.lora.registry import NO_ADAPTER, AdapterError
+from service.engine.lora.registry import NO_ADAPTER
 from service.engine.protocol import SamplingParams
 from service.engine.runner import Alternatives, NewRow, StepOutput, View
 from service.engine.sampling import Draw, draw_scores, most_probable
@@ -37,6 +37,7 @@ from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.forms import PageImage, PageViews, PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
 from shared.deepseek_ocr.images import prepare_views
+from shared.deepseek_ocr.pages import assemble_pages
 from shared.deepseek_ocr.protocol import OcrModel
 from shared.deepseek_ocr.registry import kind_of
 
@@ -183,14 +184,8 @@ class CpuRunner:
 
     @torch.inference_mode()
     def assemble(self, pages: Sequence[tuple[ViewPlan, Sequence[Tensor]]]) -> Tensor:
-        """Join the encoded views of a prompt's pages, `[L, D]`."""
-        joined = [
-            self._model.assemble_page(
-                views[0], torch.stack(list(views[1:])) if len(views) > 1 else None, plan.tile_columns, plan.tile_rows
-            )
-            for plan, views in pages
-        ]
-        return joined[0] if len(joined) == 1 else torch.cat(joined)
+        """See `runner.Runner`."""
+        return assemble_pages(self._model, pages)
 
     def open(self, rows: Sequence[NewRow]) -> None:
         """Read prompts into free slots and choose their first tokens."""
@@ -292,9 +287,7 @@ class CpuRunner:
 
     def pack_adapter(self, files: AdapterFiles) -> PackedAdapter:
         """See `runner.Runner`."""
-        if self._bank is None:
-            raise AdapterError("adapters_off", "the engine has no slots for adapters")
-        return self._bank.pack(files)
+        return pack_adapter(self._bank, files)
 
     def load_adapter(self, adapter: int, packed: PackedAdapter) -> None:
         """See `runner.Runner`."""

@@ -27,9 +27,8 @@ from service.engine.gpu.paged_cache import PagedCache, to_device
 from service.engine.gpu.prefill import PromptReader
 from service.engine.gpu.reports import ReportPart, Reports
 from service.engine.gpu.state import AnswerState
-from service.engine.lora.bank import AdapterBank, PackedAdapter
+from service.engine.lora.bank import AdapterBank, PackedAdapter, pack_adapter
 from service.engine.lora.files import AdapterFiles
-from service.engine.lora.registry import AdapterError
 from service.engine.runner import DeviceFullError, NewRow, StepOutput, View
 from service.engine.vision.preparation import Preparation
 from service.engine.vision.runner import GpuVision
@@ -38,6 +37,7 @@ from shared.contract.processors import usable_processors
 from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
+from shared.deepseek_ocr.pages import assemble_pages
 from shared.deepseek_ocr.protocol import OcrModel
 
 MAX_COMPILING_THREADS = 16
@@ -198,14 +198,8 @@ class GpuRunner:
 
     @torch.inference_mode()
     def assemble(self, pages: Sequence[tuple[ViewPlan, Sequence[Tensor]]]) -> Tensor:
-        """Join the encoded views of a prompt's pages, `[L, D]`."""
-        joined = [
-            self._model.assemble_page(
-                views[0], torch.stack(list(views[1:])) if len(views) > 1 else None, plan.tile_columns, plan.tile_rows
-            )
-            for plan, views in pages
-        ]
-        return joined[0] if len(joined) == 1 else torch.cat(joined)
+        """See `runner.Runner`."""
+        return assemble_pages(self._model, pages)
 
     @torch.inference_mode()
     def open(self, rows: Sequence[NewRow]) -> None:
@@ -254,9 +248,7 @@ class GpuRunner:
 
     def pack_adapter(self, files: AdapterFiles) -> PackedAdapter:
         """See `runner.Runner`."""
-        if self._bank is None:
-            raise AdapterError("adapters_off", "the engine has no slots for adapters")
-        return self._bank.pack(files)
+        return pack_adapter(self._bank, files)
 
     def load_adapter(self, adapter: int, packed: PackedAdapter) -> None:
         """Put an adapter where no open slot's is; work enqueued before it does not see it.
