@@ -381,7 +381,10 @@ def read_again(checkpoint: Path, page: Path, run: Path | None, plan: Plan, way: 
     prompt = prompt_for(Task.FREE, prompts=kind_of(model).prompts)
     (answer,) = generate_texts(model, loaded.tokenizer, [prepared], prompt, ANSWER_TOKENS, device)
     assert answer.token_scores is not None
-    return text_pieces(answer.text, answer.text, [(0, len(answer.text))], answer.token_scores) if answer.text else []
+    if not answer.text:
+        return []
+    pieces = text_pieces(answer.text, answer.text, [(0, len(answer.text))], answer.token_scores)
+    return [(piece.text, piece.log_probability) for piece in pieces]
 
 
 def compare(served: Sequence[tuple[str, float]], read: Sequence[tuple[str, float]]) -> dict[str, Any]:

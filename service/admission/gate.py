@@ -27,14 +27,11 @@ _JITTER = 0.2
 
 
 class Permit:
-    """One admitted request; a context manager that gives its place back however the request ends.
-
-    Attributes:
-        client: Whose request it is.
-    """
+    """One admitted request; a context manager that gives its place back however the request ends."""
 
     def __init__(self, gate: Gate, admitted_at_s: float, client: str) -> None:
         self.client = client
+        """Whose request it is."""
         self._gate = gate
         self._admitted_at_s = admitted_at_s
         self._is_running = False

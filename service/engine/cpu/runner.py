@@ -339,7 +339,7 @@ class CpuRunner:
         logits_BK: Tensor,
         banned: Mapping[int, Sequence[int]],
         draws: Mapping[int, Draw],
-        wanted: Mapping[int, int],
+        wanted: Mapping[int, int] = MappingProxyType({}),
     ) -> list[Choice]:
         # Before the ban, so that a token chosen only because better ones are banned has its true, low probability.
         logs_BK = logits_BK.log_softmax(dim=-1)
