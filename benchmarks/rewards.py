@@ -1,16 +1,19 @@
 r"""Rewards after supervised training, against supervised training alone for the same seconds on one GPU.
 
-    python benchmarks/rewards.py sets/comb --updates 200 --out runs/rewards --real scans --real pages
+    python benchmarks/rewards.py sets/comb --updates 200 --out runs/rewards --real scans
 
-`sets/comb` is what `benchmarks/comb_domain.py write` made. Two arms run at the same time on one card:
+`sets/comb` is what `benchmarks/comb_domain.py write` made. Three runs one after another, each alone on the card:
 
 - *supervised*: 2 N updates on forms and general pages, on one schedule;
-- *rewards*: N updates on a schedule of their own, then `trainer reinforce` on the same pages, stopped after as many
-  seconds as those N updates took.
+- *first-half*: N updates on a schedule of their own;
+- *rewards*: goes on from the first half with `trainer reinforce`, stopped after the seconds that N more supervised
+  updates took.
 
-Both begin with the same seed. Then base model, both arms and the rewards arm's first half read held-out forms, general
-pages and each folder of scans or whole pages (`--real`, never trained on). A table shows character error rate, answers
-that looped or met the limit, and the share of words that are not on the page. The last line is JSON.
+The same seed throughout. Then base model and all three read held-out forms, general pages and each folder of scans
+(`--real`, never trained on). Every row is printed as soon as it is known: character error rate, answers that looped or
+met the limit, and the share of words that are not on the page. The last line is JSON.
+
+More flags for `train` and `reinforce` are one word each, written with `=`: `--train-flags="--cuda-graphs"`.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,13 +38,15 @@ SHAPE = ("--backend", "peft", "--lora-rank", "16", "--lora-alpha", "32", "--targ
          "v_proj", "o_proj")  # fmt: skip
 START_S = 600.0
 """A process that has not begun to train after this is taken for stuck."""
+MOST_TOKENS = 1024
+"""Of an answer that is measured; otherwise twice what the longest truth of the set has."""
 
 
 def main() -> int:
-    """Parse, then run both arms and measure, or measure one adapter in its own process."""
+    """Parse, train, measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", type=Path, help="sets of benchmarks/comb_domain.py")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs; must not exist")
     parser.add_argument("--model", default="shared/nano")
     parser.add_argument("--updates", type=int, default=200, help="N (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="pages of a supervised update (%(default)s)")
@@ -50,59 +54,20 @@ def main() -> int:
     parser.add_argument("--train-flags", default="", help="more flags of `train`, as one word")
     parser.add_argument("--reward-flags", default="", help="more flags of `reinforce`, as one word")
     parser.add_argument("--real", type=Path, action="append", default=[], help="folder with images/ and truth/")
-    parser.add_argument("--real-tokens", type=int, default=2048, help="longest answer on them (%(default)s)")
-    parser.add_argument("--limit", type=int, help="pages of each set that are measured on")
-    parser.add_argument("--measure", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--limit", type=int, default=60, help="pages of each set or tier to measure on (%(default)s)")
     options = parser.parse_args()
-    if options.measure:
-        print(json.dumps(measure(options, options.measure)))
-        return 0
     options.out.mkdir(parents=True)
-    seconds = train_arms(options)
-    # The arms' readings share the card as their training did.
-    processes = {arm: _start(_own_command(arm), options.out / f"measure-{arm}.txt") for arm in ARMS}
-    found: dict[str, Any] = {}
-    for arm, process in processes.items():
-        process.wait()
-        text = (options.out / f"measure-{arm}.txt").read_text(encoding="utf-8")
-        if process.returncode:
-            raise SystemExit(f"measuring {arm} failed:\n{text[-3000:]}")
-        found[arm] = json.loads(text.splitlines()[-1])
-    figures = {arm: each["sets"] for arm, each in found.items()}
-    show(figures)
+    seconds = {"supervised": _train(options, "supervised", 2 * options.updates)}
+    seconds["first-half"] = _train(options, "first-half", options.updates)
+    seconds["rewards"] = _reinforce(options, max(seconds["supervised"] - seconds["first-half"], 1.0))
+    updates = len(_events(options.out / "rewards", "log"))
+    print(f"seconds of training: {json.dumps(seconds)}, updates by rewards: {updates}", flush=True)
+    figures, device = measure(options)
     from benchmarks.origin import command, origin
 
-    row = {"case": "rewards", "updates": options.updates, "seconds": seconds, "figures": figures}
-    print(json.dumps(row | origin(found["base"]["device"]) | {"command": command()}))
+    row = {"case": "rewards", "updates": options.updates, "reward_updates": updates, "seconds": seconds}
+    print(json.dumps(row | {"figures": figures} | origin(device) | {"command": command()}))
     return 0
-
-
-def train_arms(options: argparse.Namespace) -> dict[str, float]:
-    """Run both arms at once; seconds of training of each part, from first to last update, checks included."""
-    seconds: dict[str, float] = {}
-    faults: list[BaseException] = []
-
-    def supervised() -> None:
-        seconds["supervised"] = _train(options, "supervised", 2 * options.updates)
-
-    def rewards() -> None:
-        seconds["first-half"] = _train(options, "first-half", options.updates)
-        seconds["rewards"] = _reinforce(options, seconds["first-half"])
-
-    def guarded(arm: Any) -> None:
-        try:
-            arm()
-        except BaseException as error:  # noqa: BLE001 - raised again in the main thread
-            faults.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(arm,)) for arm in (supervised, rewards)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if faults:
-        raise faults[0]
-    return {name: round(each, 1) for name, each in seconds.items()}
 
 
 def _train(options: argparse.Namespace, name: str, updates: int) -> float:
@@ -113,22 +78,20 @@ def _train(options: argparse.Namespace, name: str, updates: int) -> float:
     process = _start([sys.executable, "-m", "trainer", *words], options.out / f"{name}.txt")
     if process.wait():
         raise SystemExit(f"{name} failed: see {options.out / name}.txt")
-    start, end = _at(run, "start"), _at(run, "end")
-    assert start is not None
-    assert end is not None
-    return end - start
+    return round(_events(run, "end")[-1]["seconds"] - _events(run, "start")[-1]["seconds"], 1)
 
 
 def _reinforce(options: argparse.Namespace, budget_s: float) -> float:
     """Go on by rewards for a number of seconds, counted from the first update."""
     run = options.out / "rewards"
+    # As many updates as it can make in that time: without a schedule, as its end is not known.
     words = ["reinforce", *_data_flags(options, run), "--backend", "peft",
-             "--init-from", str(options.out / "first-half"),
-             "--max-steps", "100000", "--eval-steps", "8", "--early-stopping-patience", "none",
-             *options.reward_flags.split()]  # fmt: skip
+             "--init-from", str(options.out / "first-half"), "--max-steps", "100000", "--warmup-ratio", "0",
+             "--lr-scheduler", "constant", "--logging-steps", "1", "--eval-steps", "8",
+             "--early-stopping-patience", "none", *options.reward_flags.split()]  # fmt: skip
     process = _start([sys.executable, "-m", "trainer", *words], options.out / "rewards.txt")
     began = time.monotonic()
-    while _at(run, "start") is None and process.poll() is None and time.monotonic() - began < START_S:
+    while not _events(run, "start") and process.poll() is None and time.monotonic() - began < START_S:
         time.sleep(0.1)
     first = time.monotonic()
     while time.monotonic() - first < budget_s and process.poll() is None:
@@ -137,7 +100,7 @@ def _reinforce(options: argparse.Namespace, budget_s: float) -> float:
         process.send_signal(signal.SIGTERM)  # ends after the current update, with its checkpoint
     if process.wait() not in {0, 128 + signal.SIGTERM}:
         raise SystemExit(f"reinforce failed: see {options.out / 'rewards.txt'}")
-    return time.monotonic() - first
+    return round(time.monotonic() - first, 1)
 
 
 def _data_flags(options: argparse.Namespace, run: Path) -> list[str]:
@@ -145,8 +108,8 @@ def _data_flags(options: argparse.Namespace, run: Path) -> list[str]:
             "--max-eval-samples", "32", "--seed", "0"]  # fmt: skip
 
 
-def measure(options: argparse.Namespace, arm: str) -> dict[str, Any]:
-    """Read every set with one adapter, or with the base model alone: the device, and figures by set."""
+def measure(options: argparse.Namespace) -> tuple[dict[str, dict[str, dict[str, float]]], str]:
+    """Read every set with every arm, one after another; returns figures by arm and set, and the device."""
     from trainer.config import load_settings
     from trainer.evaluation.paths import locate_adapter
     from trainer.evaluation.run import read_all
@@ -158,48 +121,43 @@ def measure(options: argparse.Namespace, arm: str) -> dict[str, Any]:
     from trainer.rewards.rewards import invented_ratio
 
     settings = load_settings()
-    figures: dict[str, Any] = {}
+    figures: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in ARMS}
+    print(f"{'set':<16}{'reader':<14}{'CER, %':>24}{'unfinished, %':>15}{'invented, %':>13}{'seconds':>9}", flush=True)
     with TemporaryDirectory() as scratch:
         forms = load_source(str(options.sets / "heldout"), Path(scratch), None, Layout.BLOCK, options.limit)
-        sets = [(forms, 128), (load_set(options.sets / "general", [], options.limit), 512)]
-        sets += [(load_scans(folder, options.limit), options.real_tokens) for folder in options.real]
-        for pages, max_new_tokens in sets:
-            reading = ReadingOptions(max_new_tokens=max_new_tokens, batch_size=32)
-            if arm == "base":
-                reader = load_model_reader(options.model, settings.device, settings.num_threads, reading)
-            else:
-                place = locate_adapter(str(options.out / arm))
-                reader, _ = load_adapter_readers(options.model, place, settings.device, settings.num_threads, reading)
+        sets = [forms, load_set(options.sets / "general", [], options.limit)]
+        for pages in [*sets, *(load_scans(folder, options.limit) for folder in options.real)]:
             truths = [page.truth for page in pages.samples]
-            read = read_all(reader, pages.samples, sys.stderr)
-            score = score_tier([score_page(truth, each) for truth, each in zip(truths, read, strict=True)])
-            invented = [invented_ratio(truth, each.text) for truth, each in zip(truths, read, strict=True)]
-            figures[pages.name] = {
-                "pages": score.pages,
-                "cer": round(score.cer, 5),
-                "cer_low": round(score.cer_low, 5),
-                "cer_high": round(score.cer_high, 5),
-                "unfinished_ratio": round(score.unfinished_ratio, 5),
-                "invented_ratio": round(sum(invented) / len(invented), 5),
-            }
-    return {"device": str(choose_device(settings.device)), "sets": figures}
-
-
-def show(found: dict[str, Any]) -> None:
-    """Print a table for people."""
-    print(f"{'set':<16}{'reader':<14}{'CER, %':>20}{'unfinished, %':>15}{'invented, %':>13}")
-    for name in found["base"]:
-        for arm in ARMS:
-            cer, low, high, unfinished, invented = (
-                100 * found[arm][name][key]
-                for key in ("cer", "cer_low", "cer_high", "unfinished_ratio", "invented_ratio")
-            )
-            rate = f"{cer:.2f} ({low:.2f} to {high:.2f})"
-            print(f"{name:<16}{arm:<14}{rate:>20}{unfinished:>15.1f}{invented:>13.1f}")
-
-
-def _own_command(arm: str) -> list[str]:
-    return [sys.executable, *sys.argv, "--measure", arm]
+            # A token is a character at least, so this is far more than a reading needs.
+            most = min(max(map(len, truths)) + 32, MOST_TOKENS)
+            reading = ReadingOptions(max_new_tokens=most, batch_size=64)
+            for arm in ARMS:
+                began = time.monotonic()
+                if arm == "base":
+                    reader = load_model_reader(options.model, settings.device, settings.num_threads, reading)
+                else:
+                    place = locate_adapter(str(options.out / arm))
+                    device = settings.device, settings.num_threads
+                    reader, _ = load_adapter_readers(options.model, place, *device, reading)
+                read = read_all(reader, pages.samples, sys.stderr)
+                score = score_tier([score_page(truth, each) for truth, each in zip(truths, read, strict=True)])
+                invented = [invented_ratio(truth, each.text) for truth, each in zip(truths, read, strict=True)]
+                row = {
+                    "pages": score.pages,
+                    "cer": round(score.cer, 5),
+                    "cer_low": round(score.cer_low, 5),
+                    "cer_high": round(score.cer_high, 5),
+                    "unfinished_ratio": round(score.unfinished_ratio, 5),
+                    "invented_ratio": round(sum(invented) / len(invented), 5),
+                }
+                figures[arm][pages.name] = row
+                rate = f"{100 * row['cer']:.2f} ({100 * row['cer_low']:.2f} to {100 * row['cer_high']:.2f})"
+                print(
+                    f"{pages.name:<16}{arm:<14}{rate:>24}{100 * row['unfinished_ratio']:>15.1f}"
+                    f"{100 * row['invented_ratio']:>13.1f}{time.monotonic() - began:>9.1f}",
+                    flush=True,
+                )
+    return figures, str(choose_device(settings.device))
 
 
 def _start(command: Sequence[str], output: Path) -> subprocess.Popen[bytes]:
@@ -208,19 +166,18 @@ def _start(command: Sequence[str], output: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
 
 
-def _at(run: Path, name: str) -> float | None:
-    """Seconds at which a run logged an event; None before."""
+def _events(run: Path, name: str) -> list[dict[str, Any]]:
+    """What a run has logged so far; the last line may be unfinished."""
     log = run / "log.jsonl"
-    if not log.is_file():
-        return None
-    for line in log.read_text(encoding="utf-8").splitlines():
+    found = []
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
         try:
             event = json.loads(line)
         except ValueError:
             continue
         if event["event"] == name:
-            return float(event["seconds"])
-    return None
+            found.append(event)
+    return found
 
 
 if __name__ == "__main__":

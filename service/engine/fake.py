@@ -245,7 +245,7 @@ class FakeEngine:
         return {entry.adapter for entry in (*self._waiting, *self._running)}
 
 
-def _scores(tokens: list[str], num_alternatives: int) -> TokenScores:
+def _scores(tokens: list[str], num_alternatives: int = 0) -> TokenScores:
     pieces = [token.encode() for token in tokens]
     logs = [math.log((1 + hashlib.sha256(piece.strip()).digest()[0] % 16) / 16) for piece in pieces]
     scores = score_tokens(pieces, logs)

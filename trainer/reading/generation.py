@@ -186,6 +186,10 @@ def batches_of_equal_plan(plans: Sequence[ViewPlan], batch_size: int) -> Iterato
 def inference(model: OcrModel, device: torch.device) -> Iterator[None]:
     """Evaluation mode, no gradients and, on CUDA, products in bfloat16 within a block.
 
+    Args:
+        model: Its mode is restored.
+        device: Of the model.
+
     Yields:
         Nothing.
     """

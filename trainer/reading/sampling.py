@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from shared.contract.answer import FinishReason, TokenJudge, TokenStatus
+from shared.deepseek_ocr.answer_window import answer_window
+from shared.deepseek_ocr.registry import kind_of
 from trainer.reading.generation import (
     LOOP_RULE,
     STEPS_PER_CHECK,
@@ -25,11 +27,14 @@ from trainer.reading.generation import (
     next_logits,
 )
 from trainer.reading.kv_cache import growing_cache
+from trainer.reading.step_program import StepPrograms, draw_tokens
 
 if TYPE_CHECKING:
     from shared.deepseek_ocr.protocol import OcrModel
     from shared.deepseek_ocr.tokenizer import OcrTokenizer
 
+PROMPTS_AT_ONCE = 32
+"""Prompts read together; their answers are decoded all together."""
 _REASONS = {
     TokenStatus.STOP: FinishReason.STOP,
     TokenStatus.LENGTH: FinishReason.LENGTH,
@@ -74,6 +79,7 @@ def draw_answers(
     features_of: Callable[[int], Tensor],
     sampling: Sampling,
     device: torch.device,
+    programs: StepPrograms | None = None,
 ) -> list[list[DrawnAnswer]]:
     """Answer each prompt several times.
 
@@ -84,11 +90,14 @@ def draw_answers(
         features_of: From a prompt's index to the features `[L, D]` of its images.
         sampling: Number, temperature and limit.
         device: Of the model.
+        programs: Decode all prompts together, in steps that are recorded on a GPU; for models that `can_be_recorded`.
+            None: prompts of one length together, and rows leave the batch as they end, which is faster on a CPU.
 
     Returns:
-        The answers to each prompt. Prompts of one length are decoded together, so the batch is as large as the caller
-        makes it.
+        The answers to each prompt.
     """
+    if programs is not None:
+        return _draw_recorded(model, tokenizer, prompts, features_of, sampling, device, programs)
     answers: dict[int, list[DrawnAnswer]] = {}
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     with inference(model, device):
@@ -126,7 +135,7 @@ def _draw(
     per_check = STEPS_PER_CHECK.get(device.type, STEPS_PER_CHECK_ELSEWHERE)
     unseen: list[Tensor] = []
     for step in range(1, sampling.max_new_tokens + 1):
-        token_B = torch.multinomial((logits_BV.float() / sampling.temperature).softmax(dim=-1), 1)[:, 0]
+        token_B = draw_tokens(logits_BV, sampling.temperature)
         unseen.append(token_B)
         if step % per_check == 0 or step == sampling.max_new_tokens:
             for row, tokens in zip(running, torch.stack(unseen, dim=1).tolist(), strict=True):
@@ -144,6 +153,57 @@ def _draw(
                 running = [running[place] for place in kept]
         logits_BV = next_logits(model, model.embed_inputs(token_B[:, None], []), cache, prompt_tokens)
     return list(zip(judges, outcomes, strict=True))
+
+
+def can_be_recorded(model: OcrModel) -> bool:
+    """Whether a model has the decoder that `StepPrograms` need."""
+    return kind_of(model).has_fast_decoder and answer_window(model) is None
+
+
+def _draw_recorded(
+    model: OcrModel,
+    tokenizer: OcrTokenizer,
+    prompts: Sequence[Sequence[int]],
+    features_of: Callable[[int], Tensor],
+    sampling: Sampling,
+    device: torch.device,
+    programs: StepPrograms,
+) -> list[list[DrawnAnswer]]:
+    times, longest = sampling.num_answers, max(map(len, prompts))
+    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    with inference(model, device):
+        program = programs.of(model, len(prompts) * times, longest, sampling.max_new_tokens, sampling.temperature)
+        logits: list[Tensor] = []
+        for length, group in groupby(by_length, key=lambda index: len(prompts[index])):
+            indices = list(group)
+            for start in range(0, len(indices), PROMPTS_AT_ONCE):
+                chunk = indices[start : start + PROMPTS_AT_ONCE]
+                cache = growing_cache()
+                ids_BL = torch.tensor([list(prompts[index]) for index in chunk], device=device)
+                embeds = model.embed_inputs(ids_BL, [features_of(index).to(device) for index in chunk])
+                first = sum(map(len, logits))
+                logits.append(next_logits(model, embeds, cache, length).repeat_interleave(times, dim=0))
+                rows = slice(first, first + len(chunk) * times)
+                program.cache.fill(rows, cache, times, program.num_tokens)
+        lengths = [len(prompts[index]) for index in by_length for _ in range(times)]
+        program.begin(torch.cat(logits), lengths)
+        judges = [TokenJudge(tokenizer.eos_id, sampling.max_new_tokens, LOOP_RULE) for _ in lengths]
+        outcomes = [TokenStatus.RUN] * len(lengths)
+        per_check = STEPS_PER_CHECK.get(device.type, STEPS_PER_CHECK_ELSEWHERE)
+        seen, drawn = 0, 1
+        while True:
+            for row, tokens in enumerate(program.drawn_BS[:, seen:drawn].tolist()):
+                for token in tokens:
+                    if outcomes[row] is TokenStatus.RUN:
+                        outcomes[row], _ = judges[row].push(token)
+            if TokenStatus.RUN not in outcomes:
+                break
+            steps = min(per_check, sampling.max_new_tokens - drawn)
+            program.advance(steps)
+            seen, drawn = drawn, drawn + steps
+    finished = iter(zip(judges, outcomes, strict=True))
+    answers = {index: [_as_answer(*next(finished), tokenizer) for _ in range(times)] for index in by_length}
+    return [answers[index] for index in range(len(prompts))]
 
 
 def _as_answer(judge: TokenJudge, status: TokenStatus, tokenizer: OcrTokenizer) -> DrawnAnswer:

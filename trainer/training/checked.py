@@ -19,7 +19,7 @@ from transformers import Trainer
 
 from trainer.tracing import span
 from trainer.training.adapter import adapter_shapes, load_adapter, save_adapter
-from trainer.training.checkpoints import PARTIAL, commit, prune, writing_to
+from trainer.training.checkpoints import CHECKPOINTS, PARTIAL, commit, prune, writing_to
 from trainer.training.collator import Collator
 from trainer.training.dataset import TrainingSet
 from trainer.training.distributed import broadcast_first
@@ -27,7 +27,6 @@ from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.features import CachedEncoder
 
 BEST = "best"
-CHECKPOINTS = "checkpoints"
 STEP_FILE = "step.json"
 """In `best/`: after which update it was kept, and its error rate."""
 Check = Callable[[nn.Module], dict[str, float]]

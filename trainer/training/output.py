@@ -5,7 +5,6 @@ Owns the lock and `run.json`. Knows neither model nor loop.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,19 +16,19 @@ from trainer.backends.protocol import AdaptedModel
 from trainer.config import process_rank
 from trainer.evaluation.provenance import current_date, machine, package_version, package_versions, source_commit
 from trainer.evaluation.seen import SEEN_FILE
-from trainer.training.checked import BEST, CHECKPOINTS
-from trainer.training.checkpoints import restore_replaced, writing_to
+from trainer.training.checked import BEST
+from trainer.training.checkpoints import CHECKPOINTS, restore_replaced, writing_to
 from trainer.training.data import RunData
 from trainer.training.distributed import barrier
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.options import TrainingOptions
 from trainer.training.reward_options import RewardOptions
+from trainer.training.run_lock import LOCK, lock_run
 from trainer.training.start import StartAdapter
 
 RUN_FILE: Final = "run.json"
 LOG_FILE: Final = "log.jsonl"
 CACHE: Final = "cache"
-LOCK: Final = ".lock"
 _FREE_OPTIONS: Final = frozenset({
     "device", "feature_disk_gb", "feature_memory_gb", "hub_model_id", "keep_checkpoints", "logging_steps", "output_dir",
     "max_steps", "num_epochs", "push_to_hub", "use_tensorboard", "use_wandb", "wandb_project",
@@ -62,14 +61,12 @@ def run_folder(output: Path, *, resume: bool, overwrite: bool) -> Iterator[None]
     """
     with writing_to(output):
         output.mkdir(parents=True, exist_ok=True)
-        lock = (output / f"{LOCK}-{rank()}").open("ab")
+        lock = lock_run(output, rank())
+    if lock is None:
+        raise TrainingError(
+            TrainingCode.OUTPUT_BUSY, f"another process is training in {output}", "wait for it, or stop it"
+        )
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise TrainingError(
-                TrainingCode.OUTPUT_BUSY, f"another process is training in {output}", "wait for it, or stop it"
-            ) from error
         with writing_to(output):
             if rank() == 0:
                 _settle(output, resume=resume, overwrite=overwrite)

@@ -31,7 +31,8 @@ from trl import GRPOConfig, GRPOTrainer
 from shared.contract.answer import FinishReason
 from shared.deepseek_ocr.loss import PIECE_LOGITS
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
-from trainer.reading.sampling import Sampling, draw_answers
+from trainer.reading.sampling import Sampling, can_be_recorded, draw_answers
+from trainer.reading.step_program import StepPrograms
 from trainer.rewards.page_tests import derive_tests, load_tests
 from trainer.rewards.rewards import REWARDS, Judged
 from trainer.training.checked import CheckedTrainer, RunParts, base_of
@@ -81,6 +82,8 @@ class PolicyTrainer(CheckedTrainer, GRPOTrainer):
                 f"no test of {given} names a page of the set",
                 f"write its names, such as {parts.samples[0].name!r}",
             )
+        is_recorded = reward_parts.device.type == "cuda" and can_be_recorded(base_of(model))
+        self._programs = StepPrograms() if is_recorded else None
         weights = {name: weight for name, weight in reward_parts.rewards.weights.items() if weight}
         kwargs["args"].reward_weights = list(weights.values())
         with warnings.catch_warnings():
@@ -124,6 +127,7 @@ class PolicyTrainer(CheckedTrainer, GRPOTrainer):
             lambda index: features[pages[index]],
             Sampling(options.num_answers, options.temperature, self._reward_parts.max_new_tokens),
             device,
+            self._programs,
         )
         left = {row: iter(answers) for row, answers in zip(pages, drawn, strict=True)}
         answers = [next(left[row]) for row in rows]
@@ -253,6 +257,6 @@ def _score_tokens(
 
 def _numbers_alone(tokenizer: OcrTokenizer) -> PreTrainedTokenizerFast:
     """TRL asks a tokenizer for the ids of padding and end, and for texts that nothing reads here."""
-    words = {"<bos>": tokenizer.bos_id, "<eos>": tokenizer.eos_id, "<pad>": tokenizer.pad_id}
-    named = {f"{word.strip('<>')}_token": word for word in words}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="<pad>")), **named)  # noqa: S106
+    named = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
+    backend = Tokenizer(WordLevel(named, unk_token=next(iter(named))))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **{name: name for name in named})

@@ -21,8 +21,14 @@ from trainer.backends.protocol import Backend
 from trainer.tracing import span
 from trainer.training.adapter import adapter_shapes
 from trainer.training.callbacks import ProgressCallback, StopCallback, StopRequest
-from trainer.training.checked import BEST, CHECKPOINTS
-from trainer.training.checkpoints import newest_valid, validation_error, verify_adapter
+from trainer.training.checked import BEST
+from trainer.training.checkpoints import (
+    CHECKPOINTS,
+    newest_valid,
+    reporting_full_disk,
+    validation_error,
+    verify_adapter,
+)
 from trainer.training.data import RunData, load_data
 from trainer.training.dataset import ImageStore, SampleReader
 from trainer.training.distributed import broadcast_first, reporting_lost_processes
@@ -100,6 +106,7 @@ def train(
     output = options.output_dir
     with ExitStack() as stack:
         stack.enter_context(reporting_lost_processes())
+        stack.enter_context(reporting_full_disk(output))
         stack.enter_context(run_folder(output, resume=resume, overwrite=overwrite))
         request = stack.enter_context(StopRequest().listening())
         with span("train.model"):
@@ -142,6 +149,9 @@ def _fit(run: TrainingSetup, checkpoint: Path | None, output: Path, *, has_start
         with run.trainer.adapter_model.disable_adapter():
             base = run.trainer.read_held_out()
         run.log.write("base", None, **base)
+    logged = broadcast_first(_logged(output, "base"))
+    if logged is not None:
+        run.facts.add("base/cer", float(logged["cer"]))
     if run.check is not None and has_start and checkpoint is None:
         run.trainer.evaluate()  # no later adapter is kept that reads worse than the one it began with
     run.trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

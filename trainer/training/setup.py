@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,8 +19,9 @@ from shared.deepseek_ocr.geometry import Mode
 from shared.deepseek_ocr.registry import kind_of
 from trainer.backends.protocol import AdaptedModel, AdapterRequest
 from trainer.config import process_rank
-from trainer.training.callbacks import EarlyStop, EventLog, ProgressCallback
-from trainer.training.checked import CHECKPOINTS, CheckedTrainer, RunParts, base_of
+from trainer.training.callbacks import EarlyStop, EventLog, ProgressCallback, RunFacts
+from trainer.training.checked import CheckedTrainer, RunParts, base_of
+from trainer.training.checkpoints import CHECKPOINTS
 from trainer.training.collator import Collator, image_arguments
 from trainer.training.data import RunData
 from trainer.training.dataset import ImageStore, SampleReader, TrainingSet
@@ -49,6 +51,7 @@ class TrainingSetup:
     trainer: CheckedTrainer
     log: EventLog
     check: Checker | None
+    facts: RunFacts
 
 
 def adapter_request(options: TrainingOptions, device: torch.device) -> AdapterRequest:
@@ -162,14 +165,16 @@ def set_up(
     )
     log = EventLog(options.output_dir / LOG_FILE, sys.stderr, progress, is_main=rank() == 0)
     values = argument_values(options, len(pages.train), device, has_check=check is not None)
-    callbacks = [log, *_callbacks(options, has_check=check is not None)]
+    reports, facts = _reports(options, adapted, pages)
+    callbacks = [log, *_callbacks(options, has_check=check is not None), *reports]
     trainer = (
         PageTrainer(adapted.model, parts, args=on_device(TrainingArguments(**values), device), callbacks=callbacks)
         if rewards is None
         else _policy_trainer(options, adapted, parts, rewards, values, device, callbacks)
     )
     trainer.remove_callback(PrinterCallback)
-    return TrainingSetup(trainer, log, check)
+    trainer.add_callback(facts)  # after the library's own
+    return TrainingSetup(trainer, log, check, facts)
 
 
 def encode_samples(
@@ -299,9 +304,27 @@ def _callbacks(options: TrainingOptions, *, has_check: bool) -> list[TrainerCall
     callbacks: list[TrainerCallback] = []
     if has_check and options.early_stopping_patience:
         callbacks.append(EarlyStop(options.early_stopping_patience))
+    return callbacks
+
+
+def _reports(options: TrainingOptions, adapted: AdaptedModel, pages: RunData) -> tuple[list[TrainerCallback], RunFacts]:
+    """TensorBoard's callback if it is installed, and what the reports say of the run."""
+    facts: dict[str, Any] = {
+        "data/name": Path(options.dataset_name).name or options.dataset_name,
+        "data/fingerprint": pages.train.fingerprint,
+        "data/train_samples": len(pages.train),
+        "data/validation_samples": len(pages.validation),
+        "model/base": adapted.base_name,
+        "adapter/rank": options.lora_rank,
+        "adapter/alpha": float(options.lora_alpha),
+        "adapter/modules": len(adapted.modules),
+    }
+    callbacks: list[TrainerCallback] = []
+    writer = None
     if options.use_tensorboard and rank() == 0 and importlib.util.find_spec("tensorboard") is not None:
         from torch.utils.tensorboard import SummaryWriter
         from transformers.integrations.integration_utils import TensorBoardCallback
 
-        callbacks.append(TensorBoardCallback(SummaryWriter(str(options.output_dir / "tensorboard"))))
-    return callbacks
+        writer = SummaryWriter(str(options.output_dir / "tensorboard"))
+        callbacks.append(TensorBoardCallback(writer))
+    return callbacks, RunFacts(facts, writer, use_wandb=options.use_wandb)
