@@ -159,6 +159,11 @@ class AdapterManager:
         return self._watcher.fault if self._watcher else None
 
     @property
+    def misnamed(self) -> tuple[str, ...]:
+        """Folders of the volume whose names are none of adapters, at the last scan."""
+        return self._watcher.misnamed if self._watcher else ()
+
+    @property
     def cache(self) -> LoraCache:
         """Loaded adapters; read-only."""
         return self._cache
