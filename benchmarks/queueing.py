@@ -90,8 +90,10 @@ class _Replica:
     for_slot: deque[int] = field(default_factory=deque)
     for_worker: deque[int] = field(default_factory=deque)
     for_batch: deque[int] = field(default_factory=deque)
-    running: dict[int, int] = field(default_factory=dict)
-    """Tokens left of each request."""
+    num_running: int = 0
+    num_steps: int = 0
+    last_step: dict[int, list[int]] = field(default_factory=dict)
+    """Running requests by the step that makes their last token."""
     is_stepping: bool = False
 
 
@@ -140,14 +142,14 @@ class _Simulation:
 
     def _step(self, now_s: float, number: int) -> None:
         replica = self._replicas[number]
-        for each in list(replica.running):
-            replica.running[each] -= 1
-            if replica.running[each] == 0:
-                del replica.running[each]
-                replica.free_slots += 1
-                replica.num_inside -= 1
-                self._num_inside -= 1
-                self.ended_s[each] = now_s + self._plan.overhead_s - self._arrivals_s[each]
+        replica.num_steps += 1
+        done = replica.last_step.pop(replica.num_steps, [])
+        replica.num_running -= len(done)
+        replica.free_slots += len(done)
+        replica.num_inside -= len(done)
+        self._num_inside -= len(done)
+        for each in done:
+            self.ended_s[each] = now_s + self._plan.overhead_s - self._arrivals_s[each]
         replica.is_stepping = False
         self._advance(replica, now_s)
 
@@ -159,10 +161,11 @@ class _Simulation:
             replica.free_workers -= 1
             self._later(now_s + self._plan.intake_s, self._decoded, replica.for_worker.popleft())
         if not replica.is_stepping:
-            while replica.for_batch and len(replica.running) < self._plan.batch:
+            while replica.for_batch and replica.num_running < self._plan.batch:
                 number = replica.for_batch.popleft()
-                replica.running[number] = self._tokens[number]
-            if replica.running:
+                replica.num_running += 1
+                replica.last_step.setdefault(replica.num_steps + self._tokens[number], []).append(number)
+            if replica.num_running:
                 replica.is_stepping = True
                 self._later(now_s + self._plan.step_s, self._step, self._replicas.index(replica))
 

@@ -1,6 +1,6 @@
 """Ray: the service with replicas, and bulk reading with workers, on a real cluster of this machine, with kills.
 
-The fake engine reads. `python -m pytest tests/chaos/test_ray_bulk.py -m "" --long` reads 10,000 pages.
+The fake engine reads. Two hosts, and 10,000 pages, are in `tests/chaos/test_ray_hosts.py`.
 """
 
 from __future__ import annotations

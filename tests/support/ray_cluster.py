@@ -12,7 +12,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +33,10 @@ QUIET = {
     # Ray listens on every interface; who has no token is not heard.
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    # Seconds until a node that does not answer is given up, instead of a minute.
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "5",
 }
 
 
@@ -91,15 +95,15 @@ class Cluster:
         # No proxy: Serve and Ray talk to loopback alone.
         return {**environment(**settings), **QUIET, "RAY_ADDRESS": self.address}
 
-    def add_node(self, *arguments: str, host: str = HOST, settings: Mapping[str, str] | None = None) -> Node:
+    def add_node(self, *arguments: str, address: str = HOST, prefix: Sequence[str] = ()) -> Node:
         """Start a node and wait until its processes are there."""
         for attempt in range(1, TRIES + 1):
             log = self.folder / f"node{len(self.nodes)}.log"
             with log.open("wb") as stream:
                 process = subprocess.Popen(
-                    [self.programs / "ray", "start", "--block", "--disable-usage-stats", *_loopback(host), *arguments],
+                    [*prefix, self.programs / "ray", "start", "--block", *_own(address), *arguments],
                     cwd=self.folder,
-                    env={**self.environment(**(settings or {}))},
+                    env=self.environment(),
                     stdout=stream,
                     stderr=stream,
                     start_new_session=True,
@@ -149,32 +153,35 @@ class Cluster:
         return found
 
 
-def _loopback(host: str) -> list[str]:
-    ports = (
-        "dashboard-agent-grpc-port",
-        "dashboard-agent-listen-port",
-        "runtime-env-agent-port",
-        "metrics-export-port",
-    )
+def _own(address: str) -> list[str]:
+    """Options of a node for its address, ports and silence."""
     # Ray's node waits for agents to say which ports they have found, but not for those that are named.
-    named = [f"--{name}={free_port()}" for name in ports]
-    return [f"--node-ip-address={host}", "--min-worker-port=0", "--max-worker-port=0", *named]
+    names = ("dashboard-agent-grpc", "dashboard-agent-listen", "runtime-env-agent", "metrics-export")
+    ports = [f"--{name}-port={free_port()}" for name in names]
+    free = ["--min-worker-port=0", "--max-worker-port=0", "--include-log-monitor=false", "--disable-usage-stats"]
+    return [f"--node-ip-address={address}", "--object-store-memory=200000000", *free, *ports]
 
 
 @contextlib.contextmanager
-def ray_cluster(num_cpus: int = 8) -> Iterator[Cluster]:
-    """A head node in a network of its own, which the calling thread is in as well; without a dashboard."""
+def head_node(address: str, num_cpus: int) -> Iterator[Cluster]:
+    """A head node without a dashboard; it ends, with all nodes that were added, after the block."""
     programs = ray_programs()
     # Ray makes sockets below this folder, whose names must be short.
-    with own_network(), tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
         port = free_port()
-        cluster = Cluster(programs, f"{HOST}:{port}", Path(folder))
+        cluster = Cluster(programs, f"{address}:{port}", Path(folder))
         try:
             cluster.add_node(
-                "--head", f"--port={port}", f"--num-cpus={num_cpus}",
-                "--include-dashboard=false", f"--temp-dir={folder}/t", "--object-store-memory=200000000",
-                f"--ray-client-server-port={free_port()}", "--no-monitor", "--include-log-monitor=false",
+                "--head", f"--port={port}", f"--num-cpus={num_cpus}", "--include-dashboard=false", "--no-monitor",
+                f"--temp-dir={folder}/t", f"--ray-client-server-port={free_port()}", address=address,
             )  # fmt: skip
             yield cluster
         finally:
             cluster.stop()
+
+
+@contextlib.contextmanager
+def ray_cluster(num_cpus: int = 8) -> Iterator[Cluster]:
+    """One node in a network of its own, which the calling thread is in as well."""
+    with own_network(), head_node(HOST, num_cpus) as cluster:
+        yield cluster
