@@ -11,7 +11,7 @@ says what each stage would be at its limit.
 
 The model: a request takes a place among `capacity`, or is refused; the front, one event loop, works on it for
 `front_s`; it waits for one of `2 * batch` page slots of its replica, then for one of `intake_workers`, which takes
-`intake_s`; it waits for a place among `batch` and gets a token each step of `step_s`. A request goes to that one of
+`intake_s`; it waits for a place among `batch` and gets a token each step. A request goes to that one of
 two replicas, drawn at random, that has fewer. What it leaves out: garbage collection, other work on the machine, a
 step that is longer when more run, pages of different sizes.
 """
@@ -91,6 +91,7 @@ class _Replica:
     for_worker: deque[int] = field(default_factory=deque)
     for_batch: deque[int] = field(default_factory=deque)
     num_running: int = 0
+    stepped_s: float = -math.inf
     num_steps: int = 0
     last_step: dict[int, list[int]] = field(default_factory=dict)
     """Running requests by the step that makes their last token."""
@@ -142,6 +143,8 @@ class _Simulation:
 
     def _step(self, now_s: float, number: int) -> None:
         replica = self._replicas[number]
+        self._fill(replica)
+        replica.stepped_s = now_s
         replica.num_steps += 1
         done = replica.last_step.pop(replica.num_steps, [])
         replica.num_running -= len(done)
@@ -161,13 +164,17 @@ class _Simulation:
             replica.free_workers -= 1
             self._later(now_s + self._plan.intake_s, self._decoded, replica.for_worker.popleft())
         if not replica.is_stepping:
-            while replica.for_batch and replica.num_running < self._plan.batch:
-                number = replica.for_batch.popleft()
-                replica.num_running += 1
-                replica.last_step.setdefault(replica.num_steps + self._tokens[number], []).append(number)
+            self._fill(replica)
             if replica.num_running:
                 replica.is_stepping = True
-                self._later(now_s + self._plan.step_s, self._step, self._replicas.index(replica))
+                due_s = max(now_s, replica.stepped_s + self._plan.step_s)
+                self._later(due_s, self._step, self._replicas.index(replica))
+
+    def _fill(self, replica: _Replica) -> None:
+        while replica.for_batch and replica.num_running < self._plan.batch:
+            number = replica.for_batch.popleft()
+            replica.num_running += 1
+            replica.last_step.setdefault(replica.num_steps + self._tokens[number], []).append(number)
 
 
 def simulate(arrivals_s: Sequence[float], tokens: Sequence[int], plan: Plan, seed: int = 0) -> list[float]:
@@ -260,7 +267,7 @@ def check(given: argparse.Namespace) -> dict[str, Any]:
     with fake_service(given.batch, given.step_ms, given.workers, given.capacity) as running:
         tokens, alone = asyncio.run(idle(running.url, load, running.pid))
         plan = Plan(given.batch, step_s, given.workers, alone["intake_s"], alone["front_s"], capacity=given.capacity)
-        waits_s = alone["intake_s"] + alone["front_s"] + alone["steps"] * step_s
+        waits_s = alone["intake_s"] + alone["front_s"] + (alone["steps"] - 1) * step_s
         plan = replace(plan, overhead_s=max(0.0, alone["total_s"] - waits_s))
         rows = []
         for rate in map(float, given.rates.split(",")):

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 ADAPTERS = "adapters"
 """Key of a replica's report: names of adapters that answer there without being loaded first."""
 NUM_CHOICES = 2
-"""Of so many replicas taken at random, Serve takes the one with fewer requests (power of two choices)."""
+"""Of so many replicas, taken at random, Serve takes the one with fewer requests (power of two choices)."""
 
 
 class Reporting(Protocol):

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,15 +28,10 @@ TRIES = 5
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "OMP_NUM_THREADS": "1",
     # Ray listens on every interface; who has no token is not heard.
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    # Seconds until a node that does not answer is given up, instead of a minute.
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "5000",
-    "RAY_health_check_failure_threshold": "5",
 }
 
 
@@ -47,7 +42,7 @@ def ray_programs() -> Path:
     for place in places:
         if (place / "serve").exists():
             return place
-    absent("Ray is not installed: python3 -m venv .venv-ray && .venv-ray/bin/pip install -r deploy/env/ray.txt")
+    absent("Ray is not installed: make ray-env")
 
 
 @dataclass
@@ -87,13 +82,15 @@ class Cluster:
     programs: Path
     address: str
     folder: Path
+    more: Mapping[str, str]
+    """Further variables of its processes."""
     nodes: list[Node] = field(default_factory=list)
     _seen: dict[int, str] = field(default_factory=dict)
 
     def environment(self, **settings: str) -> dict[str, str]:
         """Of a command that uses this cluster."""
         # No proxy: Serve and Ray talk to loopback alone.
-        return {**environment(**settings), **QUIET, "RAY_ADDRESS": self.address}
+        return {**environment(**settings), **QUIET, "RAY_ADDRESS": self.address, **self.more}
 
     def add_node(self, *arguments: str, address: str = HOST, prefix: Sequence[str] = ()) -> Node:
         """Start a node and wait until its processes are there."""
@@ -163,13 +160,13 @@ def _own(address: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def head_node(address: str, num_cpus: int) -> Iterator[Cluster]:
+def head_node(address: str, num_cpus: int, **more: str) -> Iterator[Cluster]:
     """A head node without a dashboard; it ends, with all nodes that were added, after the block."""
     programs = ray_programs()
     # Ray makes sockets below this folder, whose names must be short.
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
         port = free_port()
-        cluster = Cluster(programs, f"{address}:{port}", Path(folder))
+        cluster = Cluster(programs, f"{address}:{port}", Path(folder), more)
         try:
             cluster.add_node(
                 "--head", f"--port={port}", f"--num-cpus={num_cpus}", "--include-dashboard=false", "--no-monitor",

@@ -20,7 +20,7 @@ def at_rest(**changes) -> Plan:
 def test_a_request_alone_takes_the_sum_of_its_stages():
     plan = Plan(batch=4, step_s=0.1, intake_workers=1, intake_s=0.05, front_s=0.01, overhead_s=0.002)
     (alone,) = simulate([5.0], [7], plan)
-    assert alone == pytest.approx(0.01 + 0.05 + 7 * 0.1 + 0.002)
+    assert alone == pytest.approx(0.01 + 0.05 + 6 * 0.1 + 0.002)
 
 
 @pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
@@ -39,9 +39,9 @@ def test_a_full_engine_is_as_fast_as_its_limit():
 
 
 def test_requests_share_a_batch_and_the_next_waits_for_a_place():
-    # The first begins a step at once; the others join it at its second.
-    ended_s = simulate([0.0] * 5, [3] * 5, at_rest())
-    assert ended_s == pytest.approx([0.3, 0.4, 0.4, 0.4, 0.6])
+    # The first has its token at once; three join it for its second, and the last when it has ended.
+    ended_s = simulate([0.0] + [0.05] * 4, [3] * 5, at_rest())
+    assert ended_s == pytest.approx([0.2, 0.25, 0.25, 0.25, 0.45])
 
 
 def test_what_the_service_has_no_place_for_is_refused():
