@@ -230,13 +230,14 @@ def fake_service(batch: int, step_ms: float, workers: int, capacity: int) -> Ite
             yield running
 
 
-async def idle(url: str, load: Load, pid: int) -> tuple[list[int], dict[str, float]]:
+async def idle(url: str, load: Load, pid: int, pause_s: float) -> tuple[list[int], dict[str, float]]:
     """Ask each page alone, twice.
 
     Args:
         url: Of the service.
         load: Its pages.
         pid: Of the service's process.
+        pause_s: Before each.
 
     Returns:
         Tokens of each page, and medians: `intake_s`, `total_s`, `front_s` (CPU time of the process for a request).
@@ -247,7 +248,12 @@ async def idle(url: str, load: Load, pid: int) -> tuple[list[int], dict[str, flo
         for number in range(3):
             if number == 1:
                 before_s = cpu_s(pid)
-            rounds.append([await send(client, load, page, time.perf_counter()) for page in range(len(load.pages))])
+            answers = []
+            for page in range(len(load.pages)):
+                # A page would wait for the step after the last one of the page before.
+                await asyncio.sleep(pause_s)
+                answers.append(await send(client, load, page, time.perf_counter()))
+            rounds.append(answers)
         num = 2 * len(load.pages)
         front_s = (cpu_s(pid) - before_s) / num
     asked = [each for answers in rounds[1:] for each in answers]
@@ -265,7 +271,7 @@ def check(given: argparse.Namespace) -> dict[str, Any]:
     load = Load(pages_of(Path(), (given.side, given.side), given.seed), fields={"blank_pages": "read", "mode": "tiny"})
     step_s = given.step_ms / 1000
     with fake_service(given.batch, given.step_ms, given.workers, given.capacity) as running:
-        tokens, alone = asyncio.run(idle(running.url, load, running.pid))
+        tokens, alone = asyncio.run(idle(running.url, load, running.pid, 2 * step_s))
         plan = Plan(given.batch, step_s, given.workers, alone["intake_s"], alone["front_s"], capacity=given.capacity)
         waits_s = alone["intake_s"] + alone["front_s"] + (alone["steps"] - 1) * step_s
         plan = replace(plan, overhead_s=max(0.0, alone["total_s"] - waits_s))
