@@ -1,19 +1,20 @@
 """A service as a queue: where it saturates, and how long requests then wait. Measured and simulated side by side.
 
     python benchmarks/queueing.py check --rates 8,16,24,40 --duration 20 --out auto
+    python benchmarks/queueing.py stages --out auto
     python benchmarks/queueing.py plan --pages-per-s 92.3 --tokens 512 --replicas 1,2,4,8,16,32,64
 
 `check` starts the service with the fake engine, whose step takes as long as it is told, asks each page alone, and
-takes from these answers what the simulation needs: tokens of each page, times of the stages, CPU time of a request
-in the service's process. Then it sends requests at random moments at each rate, and simulates the same moments.
-`plan` simulates replicas of an engine that was measured elsewhere, behind one process that takes every request, and
-says what each stage would be at its limit.
+takes from these answers what the simulation needs: tokens of each page, times of the stages, CPU time of a request in
+the service's process. Then it sends requests at random moments at each rate, and simulates the same moments. `stages`
+measures CPU time of a page in an image process, and of a request in the service's process. `plan` simulates replicas of
+an engine that was measured elsewhere, and says what each stage would be at its limit.
 
-The model: a request takes a place among `capacity`, or is refused; the front, one event loop, works on it for
-`front_s`; it waits for one of `2 * batch` page slots of its replica, then for one of `intake_workers`, which takes
-`intake_s`; it waits for a place among `batch` and gets a token each step. A request goes to that one of
-two replicas, drawn at random, that has fewer. What it leaves out: garbage collection, other work on the machine, a
-step that is longer when more run, pages of different sizes.
+The model: a request takes a place among `capacity`, or is refused; what is before all replicas works on it for
+`shared_s`; it goes to that one of two replicas, drawn at random, that has fewer, whose process, one event loop, works
+on it for `front_s`; it waits for one of `2 * batch` page slots, then for one of `intake_workers`, which takes
+`intake_s`; it waits for a place among `batch` and gets a token each step. What it leaves out: garbage collection, other
+work on the machine, a step that is longer when more run, pages of different sizes, what each token costs the process.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ import argparse
 import asyncio
 import contextlib
 import heapq
+import io
 import itertools
 import json
 import math
 import os
 import random
+import resource
 import statistics
 import sys
 import tempfile
@@ -40,10 +43,19 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import httpx
+from PIL import Image
 
 from benchmarks.demo_loop import Running, service
-from benchmarks.online import Load, measure, pages_of, percentile, send
+from benchmarks.online import SAMPLES, Load, measure, pages_of, percentile, send
 from benchmarks.origin import command, keep, origin
+from service.intake.document import Document
+from service.intake.limits import DecodeTask, IntakeLimits
+from service.intake.pool import ImagePool
+from shared.deepseek_ocr.geometry import GeometryConfig, Mode
+
+MIB = 1024 * 1024
+SIZES = {"SMALL": (640, 640), "PAGE": (1240, 1754)}
+"""As in `docs/performance.md`, in pixels."""
 
 PAGES_AHEAD = 2
 """As in `service/app.py`: page slots for each place of a batch."""
@@ -54,13 +66,14 @@ ENOUGH = 20
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One service, or several replicas behind one front."""
+    """One service, or several replicas behind one process that shares requests out."""
 
     batch: int
     step_s: float
     intake_workers: int
     intake_s: float
     front_s: float = 0.0
+    shared_s: float = 0.0
     overhead_s: float = 0.0
     """Of a request that waits for nothing: what no stage accounts for."""
     capacity: int = 1 << 30
@@ -76,7 +89,8 @@ class Plan:
             Of all replicas together.
         """
         return {
-            "front": math.inf if self.front_s == 0 else 1 / self.front_s,
+            "shared": math.inf if self.shared_s == 0 else 1 / self.shared_s,
+            "front": math.inf if self.front_s == 0 else self.replicas / self.front_s,
             "intake": math.inf if self.intake_s == 0 else self.replicas * self.intake_workers / self.intake_s,
             "engine": self.replicas * self.batch / (tokens * self.step_s),
         }
@@ -87,6 +101,7 @@ class _Replica:
     free_slots: int
     free_workers: int
     num_inside: int = 0
+    front_free_s: float = 0.0
     for_slot: deque[int] = field(default_factory=deque)
     for_worker: deque[int] = field(default_factory=deque)
     for_batch: deque[int] = field(default_factory=deque)
@@ -109,7 +124,7 @@ class _Simulation:
         self._at: dict[int, _Replica] = {}
         self._order = itertools.count()
         self._events: list[tuple[float, int, Callable[[float, int], None], int]] = []
-        self._num_inside, self._front_free_s = 0, 0.0
+        self._num_inside, self._shared_free_s = 0, 0.0
         for number, moment_s in enumerate(arrivals_s):
             self._later(moment_s, self._arrive, number)
 
@@ -125,13 +140,18 @@ class _Simulation:
     def _arrive(self, now_s: float, number: int) -> None:
         if self._num_inside < self._plan.capacity:
             self._num_inside += 1
-            self._front_free_s = max(self._front_free_s, now_s) + self._plan.front_s
-            self._later(self._front_free_s, self._take, number)
+            self._shared_free_s = max(self._shared_free_s, now_s) + self._plan.shared_s
+            self._later(self._shared_free_s, self._share_out, number)
 
-    def _take(self, now_s: float, number: int) -> None:
+    def _share_out(self, now_s: float, number: int) -> None:
         drawn = self._chance.sample(self._replicas, min(2, len(self._replicas)))
         self._at[number] = replica = min(drawn, key=lambda each: each.num_inside)
         replica.num_inside += 1
+        replica.front_free_s = max(replica.front_free_s, now_s) + self._plan.front_s
+        self._later(replica.front_free_s, self._take, number)
+
+    def _take(self, now_s: float, number: int) -> None:
+        replica = self._at[number]
         replica.for_slot.append(number)
         self._advance(replica, now_s)
 
@@ -266,6 +286,47 @@ async def idle(url: str, load: Load, pid: int, pause_s: float) -> tuple[list[int
     }
 
 
+async def decode(data: bytes, times: int) -> None:
+    """Let an image process open and decode a page so often, as for an engine that makes views itself."""
+    pool = ImagePool(workers=1, memory_bytes=1536 * MIB, timeout_s=60.0, max_file_bytes=20 * MIB)
+    await pool.start()
+    for _ in range(times):
+        document = Document(data, IntakeLimits())
+        await pool.open(document)
+        await pool.decode(document, DecodeTask(1, Mode.BASE, GeometryConfig(), wants_image=True, turn_degrees=None))
+        pool.close(document)
+    await pool.stop()
+
+
+def children_cpu_s() -> float:
+    """CPU time of children that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def stages(given: argparse.Namespace) -> dict[str, Any]:
+    """CPU milliseconds of a page: in an image process, and in the service's process."""
+    rows = {}
+    with fake_service(8, 0, 1, 64) as running:
+        for name, size in SIZES.items():
+            picture = Image.open(SAMPLES / "sample-block.png").convert("L").resize(size)
+            picture.save(buffer := io.BytesIO(), "PNG")
+            before_s = children_cpu_s()
+            asyncio.run(decode(buffer.getvalue(), 1))
+            start_s = children_cpu_s() - before_s
+            asyncio.run(decode(buffer.getvalue(), 1 + given.times))
+            image_s = (children_cpu_s() - before_s - 2 * start_s) / given.times
+            load = Load([buffer.getvalue()] * given.times, fields={"mode": "tiny"})
+            _, alone = asyncio.run(idle(running.url, load, running.pid, 0.0))
+            rows[name] = {
+                "png_kib": round(buffer.tell() / 1024),
+                "image_process_cpu_ms": round(1000 * image_s, 2),
+                "front_cpu_ms": round(1000 * alone["front_s"], 2),
+            }
+            print(name, rows[name], flush=True)
+    return {"times": given.times, "stages": rows}
+
+
 def check(given: argparse.Namespace) -> dict[str, Any]:
     """Measure and simulate each rate."""
     load = Load(pages_of(Path(), (given.side, given.side), given.seed), fields={"blank_pages": "read", "mode": "tiny"})
@@ -308,7 +369,15 @@ def plan(given: argparse.Namespace) -> dict[str, Any]:
     rows = []
     step_s = given.batch / (given.pages_per_s * given.tokens)
     for count in map(int, given.replicas.split(",")):
-        one = Plan(given.batch, step_s, given.workers, given.intake_ms / 1000, given.front_ms / 1000, replicas=count)
+        one = Plan(
+            given.batch,
+            step_s,
+            given.workers,
+            given.intake_ms / 1000,
+            given.front_ms / 1000,
+            given.shared_ms / 1000,
+            replicas=count,
+        )
         limits = one.limits(given.tokens)
         least = min(limits, key=lambda name: limits[name])
         arrivals_s = moments(0.95 * limits[least], ENOUGH * given.batch * count / limits[least], given.seed)
@@ -330,7 +399,8 @@ def main() -> None:
     """Run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ways = parser.add_subparsers(dest="way", required=True)
-    checking, planning = ways.add_parser("check"), ways.add_parser("plan")
+    checking, planning, staging = (ways.add_parser(name) for name in ("check", "plan", "stages"))
+    staging.add_argument("--times", type=int, default=40, help="requests of each size")
     checking.add_argument("--rates", default="8,16,24,40", help="requests per second, by commas")
     checking.add_argument("--duration", type=float, default=20.0, help="seconds of each rate")
     checking.add_argument("--step-ms", type=float, default=40.0, help="of the fake engine")
@@ -343,13 +413,14 @@ def main() -> None:
     planning.add_argument("--batch", type=int, default=256)
     planning.add_argument("--workers", type=int, default=8, help="image processes of a replica")
     planning.add_argument("--intake-ms", type=float, default=0.0, help="of a page in an image process")
-    planning.add_argument("--front-ms", type=float, default=0.0, help="of a request in the one process before all")
+    planning.add_argument("--front-ms", type=float, default=0.0, help="of a request in a replica's process")
+    planning.add_argument("--shared-ms", type=float, default=0.0, help="of a request in the one process before all")
     planning.add_argument("--replicas", default="1,2,4,8,16")
-    for each in (checking, planning):
+    for each in (checking, planning, staging):
         each.add_argument("--seed", type=int, default=0)
         each.add_argument("--out", help="file that the line is appended to, or `auto`")
     given = parser.parse_args()
-    row = check(given) if given.way == "check" else plan(given)
+    row = {"check": check, "plan": plan, "stages": stages}[given.way](given)
     keep({"benchmark": "queueing", "way": given.way, "command": command(), **origin("cpu"), **row}, given.out)
 
 

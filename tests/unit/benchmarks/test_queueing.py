@@ -50,7 +50,9 @@ def test_what_the_service_has_no_place_for_is_refused():
     assert measures([0.0, 0.0, 0.0, 10.0], ended_s)["refused_share"] == 0.25
 
 
-def test_the_front_is_one_for_all_replicas():
-    plan = at_rest(front_s=0.05, replicas=8)
-    ended_s = simulate([0.0] * 200, [1] * 200, plan)
-    assert 200 / max(ended_s) == pytest.approx(plan.limits(1)["front"], rel=0.05)
+@pytest.mark.parametrize(("stage", "times"), [("front", 8), ("shared", 1)])
+def test_each_replica_has_a_front_and_what_is_before_them_is_one(stage, times):
+    plan = at_rest(replicas=8, **{f"{stage}_s": 0.05})
+    assert plan.limits(1)[stage] == pytest.approx(times / 0.05)
+    ended_s = simulate([0.0] * 800, [1] * 800, plan)
+    assert 800 / max(ended_s) == pytest.approx(times / 0.05, rel=0.15)
