@@ -2,12 +2,14 @@
 
     python benchmarks/queueing.py check --rates 8,16,24,40 --duration 20 --out auto
     python benchmarks/queueing.py stages --out auto
+    python benchmarks/queueing.py bulk --on ray --out auto      on the cluster that runs here
     python benchmarks/queueing.py plan --pages-per-s 92.3 --tokens 512 --replicas 1,2,4,8,16,32,64
 
 `check` starts the service with the fake engine, whose step takes as long as it is told, asks each page alone, and
 takes from these answers what the simulation needs: tokens of each page, times of the stages, CPU time of a request in
 the service's process. Then it sends requests at random moments at each rate, and simulates the same moments. `stages`
-measures CPU time of a page in an image process, and of a request in the service's process. `plan` simulates replicas of
+measures CPU time of a page in an image process, and of a request in the service's process; `bulk` that of a document in
+the command `deepsynth bulk`, which is before all workers. `plan` simulates replicas of
 an engine that was measured elsewhere, and says what each stage would be at its limit.
 
 The model: a request takes a place among `capacity`, or is refused; what is before all replicas works on it for
@@ -31,6 +33,7 @@ import os
 import random
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -327,6 +330,29 @@ def stages(given: argparse.Namespace) -> dict[str, Any]:
     return {"times": given.times, "stages": rows}
 
 
+def bulk(given: argparse.Namespace) -> dict[str, Any]:
+    """CPU milliseconds of a document in `deepsynth bulk`, beyond its start: one run of few, one of many."""
+    few, many = 10, 10 + given.times
+    taken_s = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for count in (few, many):
+            (source := Path(scratch) / f"in{count}").mkdir()
+            for number, data in enumerate(pages_of(Path(), (64, 64), count) * (count // 16 + 1)):
+                if number < count:
+                    (source / f"{number}.png").write_bytes(data)
+            words = [sys.executable, "-m", "service", "bulk", str(source), f"{source}.out", "--mode", "tiny"]
+            kept = {name: value for name, value in os.environ.items() if not name.startswith("DEEPSYNTH_")}  # noqa: TID251
+            settings = {"DEEPSYNTH_ENGINE": "fake", "DEEPSYNTH_BLANK_PAGES": "read", "DEEPSYNTH_FAKE_STEP_MS": "0"}
+            root = str(Path(__file__).resolve().parents[1])
+            process = subprocess.Popen([*words, "--on", given.on], env={**kept, **settings, "PYTHONPATH": root})
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                raise SystemExit(f"the command ended with {process.returncode}")
+            taken_s[count] = usage.ru_utime + usage.ru_stime
+    return {"on": given.on, "command_cpu_ms": round(1000 * (taken_s[many] - taken_s[few]) / given.times, 2)}
+
+
 def check(given: argparse.Namespace) -> dict[str, Any]:
     """Measure and simulate each rate."""
     load = Load(pages_of(Path(), (given.side, given.side), given.seed), fields={"blank_pages": "read", "mode": "tiny"})
@@ -399,8 +425,10 @@ def main() -> None:
     """Run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ways = parser.add_subparsers(dest="way", required=True)
-    checking, planning, staging = (ways.add_parser(name) for name in ("check", "plan", "stages"))
+    checking, planning, staging, reading = (ways.add_parser(name) for name in ("check", "plan", "stages", "bulk"))
     staging.add_argument("--times", type=int, default=40, help="requests of each size")
+    reading.add_argument("--times", type=int, default=300, help="documents")
+    reading.add_argument("--on", choices=["ray"], default="ray", help="where the command reads")
     checking.add_argument("--rates", default="8,16,24,40", help="requests per second, by commas")
     checking.add_argument("--duration", type=float, default=20.0, help="seconds of each rate")
     checking.add_argument("--step-ms", type=float, default=40.0, help="of the fake engine")
@@ -416,11 +444,11 @@ def main() -> None:
     planning.add_argument("--front-ms", type=float, default=0.0, help="of a request in a replica's process")
     planning.add_argument("--shared-ms", type=float, default=0.0, help="of a request in the one process before all")
     planning.add_argument("--replicas", default="1,2,4,8,16")
-    for each in (checking, planning, staging):
+    for each in (checking, planning, staging, reading):
         each.add_argument("--seed", type=int, default=0)
         each.add_argument("--out", help="file that the line is appended to, or `auto`")
     given = parser.parse_args()
-    row = {"check": check, "plan": plan, "stages": stages}[given.way](given)
+    row = {"check": check, "plan": plan, "stages": stages, "bulk": bulk}[given.way](given)
     keep({"benchmark": "queueing", "way": given.way, "command": command(), **origin("cpu"), **row}, given.out)
 
 
