@@ -15,33 +15,14 @@ from ray.serve.config import RequestRouterConfig
 from service.cli.startup import start
 from service.cluster.ranking import ADAPTERS
 from service.cluster.replica_app import ReplicaApp
-from service.config import ServiceSettings
+from service.cluster.replica_settings import check_settings
 from service.deps import Services
-from service.errors import ConfigurationError, EngineError
+from service.errors import EngineError
 
 STATS_PERIOD_S = 1.0
 """Between two reports of a replica's adapters to the routers."""
 
 logger = logging.getLogger(__name__)
-
-
-def check_settings(settings: ServiceSettings) -> None:
-    """Refuse settings that give a service folders or a port of its own, which replicas would have to share.
-
-    Args:
-        settings: Of every replica.
-
-    Raises:
-        ConfigurationError: One of them is set.
-    """
-    wrong = {
-        "DEEPSYNTH_ADAPTER_STATE_DIR": settings.adapter_state_dir is not None,
-        "DEEPSYNTH_JOB_DIR": settings.job_dir is not None,
-        "DEEPSYNTH_ADMIN_PORT": settings.admin_port is not None,
-        "DEEPSYNTH_OCR_SAVE_SAMPLES": settings.ocr_save_samples,
-    }
-    if named := [name for name, is_set in wrong.items() if is_set]:
-        raise ConfigurationError(f"replicas on Ray cannot share what these settings are for; unset {', '.join(named)}")
 
 
 class Replica:
