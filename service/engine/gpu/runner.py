@@ -304,7 +304,8 @@ class GpuRunner:
             slots_B, self._state, self._cache, bank, has_experts=level is LoraLevel.EXPERTS
         )
         report_BC: Tensor = self._kernels.choose(logits_BV, slots_B, self._state, self._rule)
-        return report_BC, logits_BV
+        # A captured step lends its logits as they lie in memory; theirs lie in one piece already.
+        return report_BC, logits_BV.contiguous()
 
     def _wanted(self, slots: Sequence[int]) -> dict[int, int]:
         """How many alternatives rows report, by their index; rows that report none are left out."""
