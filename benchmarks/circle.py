@@ -385,7 +385,10 @@ def read_again(checkpoint: Path, page: Path, run: Path | None, plan: Plan, way: 
     assert answer.token_scores is not None
     # As the service cleans it.
     grounded = parse_grounded(answer.text, *image.size)
-    return text_pieces(grounded.text, answer.text, grounded.sources, answer.token_scores) if grounded.text else []
+    if not grounded.text:
+        return []
+    pieces = text_pieces(grounded.text, answer.text, grounded.sources, answer.token_scores)
+    return [(piece.text, piece.log_probability) for piece in pieces]
 
 
 def compare(served: Sequence[tuple[str, float]], read: Sequence[tuple[str, float]]) -> dict[str, Any]:

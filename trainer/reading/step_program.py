@@ -42,7 +42,8 @@ class FixedCache:
 
     def fill(self, rows: slice, prefilled: Cache, times: int, num_tokens: int) -> None:
         """Copy the prompts of another cache, each `times` times, to these rows; buffers have `num_tokens`."""
-        for number, layer in enumerate(prefilled.layers):
+        layers: Any = prefilled.layers
+        for number, layer in enumerate(layers):
             keys_BNLD, values_BNLD = _tensor(layer.keys), _tensor(layer.values)
             if number == len(self._keys):
                 _, heads, _, width = keys_BNLD.shape

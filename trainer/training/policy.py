@@ -26,7 +26,8 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerFast
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from shared.contract.answer import FinishReason
 from shared.deepseek_ocr.loss import PIECE_LOGITS
@@ -85,13 +86,14 @@ class PolicyTrainer(CheckedTrainer, GRPOTrainer):
         is_recorded = reward_parts.device.type == "cuda" and can_be_recorded(base_of(model))
         self._programs = StepPrograms() if is_recorded else None
         weights = {name: weight for name, weight in reward_parts.rewards.weights.items() if weight}
+        rewards: list[Any] = [self._reward(name) for name in weights]
         kwargs["args"].reward_weights = list(weights.values())
         with warnings.catch_warnings():
             # The rollout hook may change between releases, which the pin allows for.
             warnings.filterwarnings("ignore", message=".*rollout_func.*", category=UserWarning)
             super().__init__(
                 model=model,
-                reward_funcs=[self._reward(name) for name in weights],
+                reward_funcs=rewards,
                 train_dataset=pages,
                 # Unused, but the library requires one: `evaluate` reads pages instead of computing losses.
                 eval_dataset=pages if parts.check else None,
@@ -100,10 +102,12 @@ class PolicyTrainer(CheckedTrainer, GRPOTrainer):
                 **kwargs,
             )
 
-    def _reward(self, name: str) -> Callable[..., list[float]]:
+    def _reward(self, name: str) -> Callable[..., list[float | None]]:
         judge = REWARDS[name]
 
-        def rewards(prompts: Sequence[str], answer: Sequence[str], finish: Sequence[str], **_: Any) -> list[float]:
+        def rewards(
+            prompts: Sequence[str], answer: Sequence[str], finish: Sequence[str], **_: Any
+        ) -> list[float | None]:
             rows = map(int, prompts)
             return [
                 judge(Judged(self._parts.samples[row].text, text, FinishReason(reason), self._tests[row]))
