@@ -124,9 +124,7 @@ def _are_columns(box: np.ndarray, words: np.ndarray, left: np.ndarray, right: np
     return aligned < 1 - _ALIGNED_SHARE and len(fewer) >= _LEAST_LINES + 1 and any(prose)
 
 
-def _lines(
-    box: np.ndarray, words: np.ndarray, side: np.ndarray, em: float
-) -> list[tuple[float, float, float, float]]:
+def _lines(box: np.ndarray, words: np.ndarray, side: np.ndarray, em: float) -> list[tuple[float, float, float, float]]:
     """Middle, length, words and inked share of each line of a column."""
     middle = box[side][:, [1, 3]].mean(axis=1)
     order = side[np.argsort(middle)]

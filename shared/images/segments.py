@@ -121,7 +121,9 @@ class LevelPage:
             x1, x2 = float(xy[:, 0].min()), float(xy[:, 0].max())
             half = (y2 - y1) / 2 + min(slope, (y2 - y1) / 4)
             y1, y2 = float(middle[1]) - half, float(middle[1]) + half
-        return round(x1), round(y1), round(x2), round(y2)
+        height, width = self.grey_HW.shape
+        left, top = min(max(round(x1), 0), width - 1), min(max(round(y1), 0), height - 1)
+        return left, top, min(max(round(x2), left + 1), width), min(max(round(y2), top + 1), height)
 
 
 def find_segments(page: Image.Image) -> LevelPage:
@@ -228,7 +230,11 @@ def _bars(small_hw: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
             own = labels_hw[place] == number
             dark, edge = dark_hw[place] > 0, own & (inner_hw[place] == 0)
             light = float((own & ~dark).sum()) / area
-            if not 0.01 < light < 0.45 or float((edge & dark).sum()) < _SOLID_EDGE * float(edge.sum()) or w < _BAR_WIDE_PX:
+            if (
+                not 0.01 < light < 0.45
+                or float((edge & dark).sum()) < _SOLID_EDGE * float(edge.sum())
+                or w < _BAR_WIDE_PX
+            ):
                 continue
             ground = max(1, int(np.median(small_hw[place][own & dark])))
             # Dark print on a tinted ground needs nothing.
@@ -304,7 +310,9 @@ def _levelled(grey_HW: NDArray[np.uint8], angle: float) -> tuple[NDArray[np.uint
     """The page turned so that its lines are level, and the matrix back."""
     height, width = grey_HW.shape
     matrix: Any = cv2.getRotationMatrix2D((width / 2, height / 2), math.degrees(angle), 1.0)
-    turned: Any = cv2.warpAffine(grey_HW, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    turned: Any = cv2.warpAffine(
+        grey_HW, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
     back: Any = cv2.invertAffineTransform(matrix)
     return turned, back
 
@@ -447,7 +455,9 @@ def _evened(segments: list[Segment]) -> tuple[Segment, ...]:
     result = []
     for index, segment in enumerate(segments):
         ratio = em / em[index]
-        near = np.flatnonzero((ratio > 1 / _ALIKE) & (ratio < _ALIKE) & (np.abs(middle - middle[index]) < 5 * em[index]))
+        near = np.flatnonzero(
+            (ratio > 1 / _ALIKE) & (ratio < _ALIKE) & (np.abs(middle - middle[index]) < 5 * em[index])
+        )
         order = near[np.argsort(em[near])]
         half = np.searchsorted(np.cumsum(weight[order]), weight[order].sum() / 2)
         result.append(replace(segment, em_px=float(em[order[half]])))
@@ -548,9 +558,8 @@ def _attach_small(boxes_N4: NDArray[np.int32], line_of: NDArray[np.int32], cap: 
                 left[members].min(), top[members].min(), (left + w)[members].max(), (top + h)[members].max(),
             )  # fmt: skip
             size[label] = np.percentile(h[members], 75)
-    x, y = left + w / 2, top + h / 2
+    y = top + h / 2
     # Whole lines of small shapes that lie in a larger line, such as the dots of its letters.
-    heights = bounds[:, 3] - bounds[:, 1]
     for label in np.argsort(size)[:].tolist():
         if not label or not size[label]:
             continue
@@ -567,7 +576,6 @@ def _attach_small(boxes_N4: NDArray[np.int32], line_of: NDArray[np.int32], cap: 
             line_of[line_of == label] = target
             size[label] = 0
             bounds[label] = (-1e9, -1e9, -1e9, -1e9)
-    del heights
     is_leader = _leaders(boxes_N4, line_of, cap)
     for index in np.flatnonzero((line_of == 0) & ~is_leader).tolist():
         gap_x = np.maximum(np.maximum(bounds[:, 0] - (left[index] + w[index]), left[index] - bounds[:, 2]), 0)
@@ -634,9 +642,7 @@ def _alone(
     return line_of
 
 
-def _segment(
-    boxes_M4: NDArray[np.int32], area_M: NDArray[np.int32], page_cap: float, scale: float
-) -> Segment | None:
+def _segment(boxes_M4: NDArray[np.int32], area_M: NDArray[np.int32], page_cap: float, scale: float) -> Segment | None:
     """A segment of shapes; None for dust."""
     left, top, w, h = boxes_M4.T
     whole = h >= min(4, int(h.max()))

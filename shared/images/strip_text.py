@@ -5,78 +5,110 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shared.images.canvases import Canvas, Strip
+from shared.images.canvases import Box, Strip
+
+Span = tuple[int, int]
+"""Start and end, in code points."""
 
 
-def lines_of(answer: str, count: int) -> list[str] | None:
-    """The line of each strip.
+def lines_of(answer: str, count: int) -> list[Span] | None:
+    """Find the line of each strip in the answer to a canvas.
 
     Args:
-        answer: To a canvas.
-        count: Strips on it.
+        answer: A line for each strip.
+        count: Strips on the canvas.
 
     Returns:
-        None where the answer has another number of lines, so that none can be trusted to be where it seems.
+        Where each line is, without white space around it; None where the answer has another number of lines, so that
+        none can be trusted to be where it seems.
     """
-    if count == 1:
-        return [" ".join(answer.split())]
-    lines = [" ".join(line.split()) for line in answer.split("\n")]
-    if len(lines) == count:
-        return lines
+    if count == 1 and "\n" in answer.strip():
+        return None
+    spans: list[Span] = []
+    at = 0
+    for line in (answer.strip("\n") if count == 1 else answer).split("\n"):
+        start = at + len(line) - len(line.lstrip())
+        spans.append((start, start + len(line.strip())))
+        at += len(line) + 1
+    if len(spans) == count:
+        return spans
     # Room between strips may be read as that between blocks.
-    written = [line for line in lines if line]
+    written = [span for span in spans if span[0] < span[1]]
     return written if len(written) == count else None
 
 
-def halves(canvas: Canvas) -> tuple[tuple[Strip, ...], tuple[Strip, ...]]:
-    """The strips of a canvas in two parts."""
-    middle = (len(canvas.strips) + 1) // 2
-    return canvas.strips[:middle], canvas.strips[middle:]
+def first_line(answer: str) -> Span:
+    """The first line with text of an answer to a single strip, which can have no other."""
+    for start in range(len(answer)):
+        if not answer[start].isspace():
+            end = answer.find("\n", start)
+            end = len(answer) if end < 0 else end
+            return start, start + len(answer[start:end].rstrip())
+    return 0, 0
 
 
 @dataclass(frozen=True, slots=True)
-class LineText:
+class TextLine:
     """A line of a page's text."""
 
     text: str
-    strips: tuple[tuple[Strip, str], ...]
-    """What it was read from, each with its part."""
-    block: int
+    box_px: Box
+    words_px: tuple[Box, ...]
+    """Of its ink's words, as many as gaps part."""
 
 
-def join_strips(strips: Sequence[Strip], texts: Sequence[str]) -> list[LineText]:
-    """Lines of a page: strips of one row are joined by a space; rows without text are left out.
+class PageText:
+    """A page's text, growing strip by strip in reading order."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.lines: list[tuple[int, TextLine]] = []
+        """With the place of each in the text."""
+        self._last: Strip | None = None
+
+    def add(self, strip: Strip, text: str) -> int:
+        """Add a strip's text.
+
+        Args:
+            strip: The next one.
+            text: One line, without white space around it; may be empty.
+
+        Returns:
+            Where its text begins in the page's.
+        """
+        if not text:
+            return len(self.text)
+        last, self._last = self._last, strip
+        if last is not None and last.row == strip.row:
+            start = len(self.text) + 1
+            self.text += f" {text}"
+            at, line = self.lines[-1]
+            joined = TextLine(f"{line.text} {text}", _around(line.box_px, strip.box_px), line.words_px + strip.words_px)
+            self.lines[-1] = at, joined
+            return start
+        if last is not None:
+            self.text += "\n" if last.block == strip.block else "\n\n"
+        start = len(self.text)
+        self.text += text
+        self.lines.append((start, TextLine(text, strip.box_px, strip.words_px)))
+        return start
+
+
+def page_text(strips: Sequence[Strip], texts: Sequence[str]) -> PageText:
+    """The text of a page.
 
     Args:
         strips: In reading order.
-        texts: Of each.
+        texts: Of each, one line.
 
     Returns:
-        The lines in order.
+        Strips of one row are joined by a space, blocks parted by a blank line.
     """
-    lines: list[LineText] = []
-    parts: list[tuple[Strip, str]] = []
-
-    def close() -> None:
-        text = " ".join(part for _, part in parts if part)
-        if text:
-            lines.append(LineText(text, tuple(parts), parts[0][0].block))
-        parts.clear()
-
+    page = PageText()
     for strip, text in zip(strips, texts, strict=True):
-        if parts and parts[-1][0].row != strip.row:
-            close()
-        parts.append((strip, text))
-    if parts:
-        close()
-    return lines
+        page.add(strip, text)
+    return page
 
 
-def page_text(lines: Sequence[LineText]) -> str:
-    """The text of a page, a blank line between blocks."""
-    text = ""
-    for index, line in enumerate(lines):
-        if index:
-            text += "\n" if lines[index - 1].block == line.block else "\n\n"
-        text += line.text
-    return text
+def _around(one: Box, other: Box) -> Box:
+    return min(one[0], other[0]), min(one[1], other[1]), max(one[2], other[2]), max(one[3], other[3])

@@ -17,9 +17,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from shared.images.canvases import EDGE_EM, EM_PX, MARGIN_PX, Canvas, Piece, Strip, cut_strips, pack
+from shared.images.canvases import EDGE_EM, EM_PX, MARGIN_PX, Canvas, Piece, Strip, pack
 from shared.images.reading_order import reading_order
 from shared.images.segments import LevelPage, find_segments
+from shared.images.strip_cutting import cut_strips
 from trainer.data.render.degrade import degrade
 from trainer.nano.fonts.glyphs import Ink
 
@@ -167,7 +168,9 @@ class _Marks:
         """Characters of a piece, from left to right."""
         words = level.segments[piece.segment].words
         low = -np.inf if piece.first_word == 0 else (words[piece.first_word - 1][1] + words[piece.first_word][0]) / 2
-        high = np.inf if piece.last_word == len(words) else (words[piece.last_word - 1][1] + words[piece.last_word][0]) / 2
+        high = (
+            np.inf if piece.last_word == len(words) else (words[piece.last_word - 1][1] + words[piece.last_word][0]) / 2
+        )
         # What a strip does not show is not asked for, such as a period that the finder missed.
         reach = EDGE_REACH_EM * level.segments[piece.segment].em_px
         low, high = max(low, piece.x1 - reach), min(high, piece.x2 + reach)
