@@ -189,8 +189,8 @@ def encode_page_reply(page: DecodedPage) -> tuple[bytes, *tuple[memoryview, ...]
         page.turned_degrees,
         tuple(_strip_header(strip) for strip in page.strips),
     )
-    strips = (np.ascontiguousarray(strip.pixels_HW).reshape(-1).data for strip in page.strips)
-    return _to_json(reply), *pixels, *strips
+    pixels += [np.ascontiguousarray(strip.pixels_HW).reshape(-1).data for strip in page.strips]
+    return _to_json(reply), *pixels
 
 
 def _strip_header(strip: Strip) -> StripHeader:

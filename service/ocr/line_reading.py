@@ -77,6 +77,8 @@ class _Answer:
 
     result: SequenceResult
     span: Span
+    is_missing: bool = False
+    """Whether the page's limit ended the answer before it."""
 
     @property
     def text(self) -> str:
@@ -110,7 +112,8 @@ class _LinesReading:
         self._page = PageText()
         self._num_added = 0
         self._num_tokens = 0.0
-        self._is_cut = False
+        self._has_ended = False
+        """Whether the page's limit has left something out."""
         self._starts: list[int] = []
 
     async def read(self, first: int, strips: Sequence[Strip]) -> None:
@@ -131,7 +134,7 @@ class _LinesReading:
             spans = _few_lines(result, count, is_short=is_short)
         self._kept.append(result)
         for index, span in enumerate(spans, first):
-            self._answers[index] = _Answer(result, span)
+            self._answers[index] = _Answer(result, span, is_missing=is_short and span[0] == span[1])
         self._add()
 
     def _add(self) -> None:
@@ -142,9 +145,9 @@ class _LinesReading:
             if answer is None:
                 break
             self._num_tokens += answer.num_tokens
-            if self._num_tokens > self._max_new_tokens:
-                self._is_cut = True
-            text = "" if self._is_cut else answer.text
+            # What the limit cut is the end of the page, whatever was read after it.
+            self._has_ended |= self._num_tokens > self._max_new_tokens or answer.is_missing
+            text = "" if self._has_ended else answer.text
             self._starts.append(self._page.add(self._strips[self._num_added], text))
             self._num_added += 1
         new = self._page.text[before:]
@@ -156,12 +159,11 @@ class _LinesReading:
         results, first = self._results, self._kept[0]
         tokens = sum(result.completion_tokens for result in self._kept)
         logs = sum(result.completion_tokens * math.log(max(result.confidence, 1e-9)) for result in self._kept)
-        is_cut = self._is_cut or any(result.finish_reason is FinishReason.LENGTH for result in self._kept)
         timings = [result.timings for result in results]
         page = replace(
             first,
             text=self._page.text,
-            finish_reason=FinishReason.LENGTH if is_cut else FinishReason.STOP,
+            finish_reason=FinishReason.LENGTH if self._has_ended else FinishReason.STOP,
             confidence=math.exp(logs / tokens) if tokens else first.confidence,
             min_confidence=min(result.min_confidence for result in self._kept),
             token_scores=self._scores(),

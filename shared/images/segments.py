@@ -264,8 +264,8 @@ def _mask(relief: Relief) -> NDArray[np.uint8]:
 
 
 def _shapes(mask_HW: NDArray[np.uint8]) -> NDArray[np.int32]:
-    _, _, stats, _ = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
-    result: NDArray[np.int32] = stats[1:]
+    found: Any = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
+    result: NDArray[np.int32] = found[2][1:]
     return result
 
 
@@ -319,8 +319,11 @@ def _levelled(grey_HW: NDArray[np.uint8], angle: float) -> tuple[NDArray[np.uint
 
 def _rules(mask_HW: NDArray[np.uint8], cap: float) -> NDArray[np.uint8]:
     """Pixels of straight strokes that are too long for letters and too thin for pictures."""
-    found = _level_rules(mask_HW, max(36, round(_LEVEL_CAPS * cap)), cap)
+    found: Any = _level_rules(mask_HW, max(36, round(_LEVEL_CAPS * cap)), cap)
+    found = cv2.dilate(found, np.ones((3, 1), np.uint8))
     upright: Any = _level_rules(np.ascontiguousarray(mask_HW.T), max(24, round(_RULE_CAPS * cap)), cap).T
+    # Their soft edges too, or they would be strokes.
+    upright = cv2.dilate(np.ascontiguousarray(upright), np.ones((1, 3), np.uint8))
     result: NDArray[np.uint8] = (found | upright) & mask_HW
     return result
 
@@ -389,7 +392,8 @@ def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
     rules_HW = _rules(faint_HW, cap)
     mask_HW = mask_HW & ~rules_HW
     _part_touching(mask_HW, _shapes(mask_HW), cap)
-    _, labels_HW, stats, _ = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
+    found: Any = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
+    _, labels_HW, stats, _ = found
     owner_of = np.zeros(len(stats), np.int32)
     left, top, w, h, area = stats.T
     long, short = np.maximum(w, h), np.minimum(w, h)

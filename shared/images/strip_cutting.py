@@ -209,6 +209,7 @@ def _paint_over_others(
     if not others.any():
         return
     own: Any = (part == owner).astype(np.uint8)
-    others = cv2.dilate(others, np.ones((3, 3), np.uint8)) & ~cv2.dilate(own, np.ones((2, 2), np.uint8))
+    own = cv2.dilate(own, np.ones((2, 2), np.uint8))
+    others = cv2.dilate(others, np.ones((3, 3), np.uint8)) & ~own
     height, width = strip_HW.shape
     strip_HW[cv2.resize(others, (width, height), interpolation=cv2.INTER_NEAREST) > 0] = 255
