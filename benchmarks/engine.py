@@ -19,10 +19,12 @@ row of `adapters` has `base_ratio`, its pages a second over those of `throughput
 those of full weights.
 
 `--model random` has the public dimensions of DeepSeek-OCR and random weights, `--model random-ocr2` those of
-DeepSeek-OCR-2, for which there are neither floors nor targets. Peers run in processes of their own
+DeepSeek-OCR-2 and `--model random-unlimited` those of Unlimited-OCR, for which there are neither floors nor targets.
+`benchmarks/long_answer.py` measures Unlimited-OCR's long answers. Peers run in processes of their own
 before the engine uses the device; one that is not installed is left out. Prints a table and, last, one JSON object
 with the ratios to peers and floors. `--out FILE` appends a JSON line for each run to a file as soon as it is known, and
-that object last; `auto` is `benchmarks/results/engine-CARD.jsonl`, or `engine-ocr2-CARD.jsonl`.
+that object last; `auto` is `benchmarks/results/engine-CARD.jsonl`, `engine-ocr2-CARD.jsonl` or
+`engine-unlimited-CARD.jsonl`.
 """
 
 from __future__ import annotations
@@ -65,6 +67,7 @@ from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.loading import LoadedCheckpoint, load_checkpoint
 from shared.deepseek_ocr.nano_config import nano_config
 from shared.deepseek_ocr.ocr2 import OCR2_GEOMETRY
+from shared.deepseek_ocr.unlimited import UnlimitedOcrConfig
 
 NANO = Path(__file__).resolve().parents[1] / "shared" / "nano"
 NEVER = 1_000_000
@@ -78,7 +81,16 @@ def load(model: str, device: str, dtype: torch.dtype) -> LoadedCheckpoint:
         checkpoint = load_checkpoint(NANO, device, dtype)
         checkpoint.tokenizer.eos_id = NO_END
         return checkpoint
-    return random_ocr2_checkpoint(device, dtype) if model == "random-ocr2" else random_checkpoint(device, dtype)
+    if model == "random-ocr2":
+        return random_ocr2_checkpoint(device, dtype)
+    return random_checkpoint(device, dtype, config_of(model))
+
+
+def config_of(model: str) -> DeepseekOcrConfig:
+    """Dimensions of a model of v1's class."""
+    if model == "nano":
+        return nano_config()
+    return UnlimitedOcrConfig() if model == "random-unlimited" else DeepseekOcrConfig()
 
 
 @dataclass(slots=True)
@@ -248,7 +260,7 @@ def parse_arguments() -> argparse.Namespace:
         return [word for word in text.split(",") if word]
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("nano", "random", "random-ocr2"), default="nano")
+    parser.add_argument("--model", choices=("nano", "random", "random-ocr2", "random-unlimited"), default="nano")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="none: float32 on a CPU, bfloat16 elsewhere")
     parser.add_argument("--weights", type=WeightForm, choices=(WeightForm.FULL, WeightForm.INT8), default="full")
@@ -298,9 +310,8 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    is_ocr2 = arguments.model == "random-ocr2"
-    config = nano_config() if arguments.model == "nano" else DeepseekOcrConfig()
-    geometry: GeometryConfig = OCR2_GEOMETRY if is_ocr2 else config.geometry_config()
+    config = config_of(arguments.model)
+    geometry: GeometryConfig = OCR2_GEOMETRY if arguments.model == "random-ocr2" else config.geometry_config()
     run = Run(arguments, {}, Ceilings(0, 0), [])
     # Workers are forked before anything touches the device.
     most = dict(_sizes(run))
@@ -309,7 +320,7 @@ def main() -> None:
     preparations["processes"] = ProcessPreparation(images, geometry, arguments.workers, most)
     card_slug = slug(card(arguments.device))
     if arguments.out:
-        kind = "engine-ocr2" if is_ocr2 else "engine"
+        kind = {"random-ocr2": "engine-ocr2", "random-unlimited": "engine-unlimited"}.get(arguments.model, "engine")
         run.path = RESULTS / f"{kind}-{card_slug}.jsonl" if arguments.out == "auto" else Path(arguments.out)
     try:
         run.ceilings = measure_ceilings(arguments.device, run.dtype)
@@ -332,7 +343,8 @@ def main() -> None:
             preparation.close()
     # Peers and targets are of the public dimensions.
     recorded, targets = (recorded_peers(card_slug), TARGETS) if arguments.model == "random" else ([], {})
-    last = summary(run.rows, recorded, None if is_ocr2 else config, arguments.batch_size, run.ceilings, targets)
+    floors_of = config if arguments.model in ("nano", "random") else None
+    last = summary(run.rows, recorded, floors_of, arguments.batch_size, run.ceilings, targets)
     last |= {"model": arguments.model} | run.weights | run.origin
     run.write(last)
     print(json.dumps(last), flush=True)

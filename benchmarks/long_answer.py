@@ -3,15 +3,13 @@
 Random weights; tokens are drawn at temperature 1, so that answers neither loop nor end. Prints a table and, as its last
 line, one JSON object.
 
-    python benchmarks/long_answer.py                                     # a small model on a CPU
-    python benchmarks/long_answer.py --device cuda --dimensions public   # Unlimited-OCR's dimensions on a GPU
+    python benchmarks/long_answer.py                                                 # a small model on a CPU
+    python benchmarks/long_answer.py --device cuda --dimensions public --out auto    # Unlimited-OCR's on a GPU
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -22,6 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.origin import command, keep, origin
 from benchmarks.random_model import noise_page, random_checkpoint
 from service.engine.config import EngineLimits
 from service.engine.engine import TorchEngine
@@ -97,6 +96,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=16_385)
     parser.add_argument("--every", type=int, default=2048)
+    parser.add_argument("--out", help="file that the line is appended to, or `auto`")
     parser.add_argument("--window", type=int, default=PUBLIC_WINDOW, help="0: the whole answer is seen")
     arguments = parser.parse_args()
     dtype = torch.bfloat16 if arguments.device == "cuda" else torch.float32
@@ -108,15 +108,9 @@ def main() -> None:
     print(f"{'answer tokens':>14} {'kept tokens':>12} {'ms per step':>12} {'device MiB':>11}")
     for each in readings:
         print(f"{each.answer_tokens:>14} {each.kept_tokens:>12} {each.ms_per_step:>12} {each.device_mib:>11}")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    row = {
-        **vars(arguments),
-        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip(),
-        "readings": [asdict(each) for each in readings],
-    }
-    print(json.dumps(row))
+    asked = {name: value for name, value in vars(arguments).items() if name != "out"}
+    facts = {"benchmark": "long_answer", "command": command(), **origin(arguments.device), **asked}
+    keep({**facts, "readings": [asdict(each) for each in readings]}, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
-"""Load through HTTP: how soon and how fast a running service answers many clients. Any device.
+r"""Load through HTTP: how soon and how fast a running service answers many clients. Any device.
 
     python benchmarks/online.py --model nano --clients 2 --requests 20 --out auto               nano on a CPU
     python benchmarks/online.py --model fake --clients 64 --duration 10 --side 64               no model at all
     python benchmarks/online.py --model random --device cuda --rate 20 --duration 60 --side 640   random v1 weights
+    python benchmarks/online.py --model random --device cuda --clients 64 256 --processes 4 --duration 9 --side 640 \
+        --text
     python benchmarks/online.py --url http://127.0.0.1:8000 --rate 5 --duration 60 --pages FOLDER
 
 `--rate` is an open loop: requests arrive at random (Poisson) moments whether or not earlier ones were answered, and
 times count from the scheduled moment. `--clients` is a closed loop: each client sends its next request once it has its
 answer. Answers are streamed. TTFT is the time to the first text and TPOT the time per further token; both are of
 answered requests. Goodput is of requests within both limits. `lateness_ms` says how late the open loop was and
-`client_cpu_share` how much of one core this program took: near 1 the client is the bottleneck, not the service.
-For noise add `--field blank_pages=read`, or the service reads no page; for random weights `--field temperature=1`, or
-their answers loop.
+`client_cpu_share` how much of one core the busiest client process took: near 1 the client is the bottleneck, not the
+service. `--processes` shares clients or arrivals out among several, which start together; the row is of all of them.
+With `--side`, pages are noise, which takes the service longest to decode, or with `--text` rows of text. For noise add
+`--field blank_pages=read`, or the service reads no page; for random weights `--field temperature=1`, or their answers
+loop.
 """
 
 from __future__ import annotations
@@ -22,14 +26,16 @@ import contextlib
 import io
 import json
 import math
+import multiprocessing
+import queue
 import random
 import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import httpx
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.demo_loop import service
 from benchmarks.origin import command, keep, origin
@@ -226,16 +232,32 @@ def size_of(text: str) -> tuple[int, int]:
     return int(width), int(height or width)
 
 
-def pages_of(folder: Path, size: tuple[int, int] | None, seed: int) -> list[bytes]:
-    """Documents of a folder, or 16 PNG of noise, `size` pixels wide and high."""
+def pages_of(folder: Path, size: tuple[int, int] | None, seed: int, *, text: bool = False) -> list[bytes]:
+    """Documents of a folder, or 16 PNG of noise or text, `size` pixels wide and high."""
     if size is None:
         return [path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
     noise, pages = np.random.default_rng(seed), []
-    for _ in range(16):
+    for number in range(16):
+        if text:
+            pages.append(text_page(number, size))
+            continue
         buffer = io.BytesIO()
         Image.fromarray(noise.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(buffer, "PNG")
         pages.append(buffer.getvalue())
     return pages
+
+
+def text_page(number: int, size: tuple[int, int]) -> bytes:
+    """A PNG with rows of text from edge to edge; another one for each number."""
+    image = Image.new("RGB", size, "white")
+    canvas, row_px = ImageDraw.Draw(image), max(min(size) // 32, 9)
+    font = ImageFont.load_default(0.7 * row_px)
+    for row in range(1, size[1] // row_px - 1):
+        words = f"Page {number}, row {row}: {number * 7919 + row * 104729}. "
+        canvas.text((row_px, row * row_px), 3 * words, "black", font=font)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @contextlib.contextmanager
@@ -258,14 +280,85 @@ def url_of(arguments: argparse.Namespace) -> Iterator[str]:
             yield running.url
 
 
-async def measure(url: str, load: Load, slo_ttft_ms: float, slo_e2e_ms: float) -> dict[str, Any]:
-    """Warm up with one request, then load."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one client process sent, and between which moments of `time.perf_counter`, which all processes share."""
+
+    sent: Sequence[Sent]
+    began_s: float
+    ended_s: float
+    cpu_s: float
+
+
+async def take_part(url: str, load: Load, start: Callable[[], object]) -> Part:
+    """Warm up with one request, wait for the start, then load."""
     async with httpx.AsyncClient(base_url=url, timeout=600.0, limits=httpx.Limits(), trust_env=False) as client:
         await send(client, load, 0, time.perf_counter())
-        cpu_s = time.process_time()
+        start()
+        cpu_s, began_s = time.process_time(), time.perf_counter()
         sent, wall_s = await run_load(client, load)
-        share = (time.process_time() - cpu_s) / wall_s
-    return summarise(sent, wall_s, slo_ttft_ms, slo_e2e_ms) | {"client_cpu_share": round(share, 3)}
+        return Part(sent, began_s, began_s + wall_s, time.process_time() - cpu_s)
+
+
+def shares_of(load: Load, processes: int) -> list[Load]:
+    """A load shared out; arrivals of the parts together are as random as those of the whole."""
+
+    def share(number: int | None, index: int) -> int | None:
+        return None if number is None else number // processes + (index < number % processes)
+
+    return [
+        replace(
+            load,
+            pages=[*load.pages[index:], *load.pages[:index]],
+            rate=None if load.rate is None else load.rate / processes,
+            clients=share(load.clients, index) or 1,
+            requests=share(load.requests, index),
+            seed=load.seed + index,
+        )
+        for index in range(processes)
+    ]
+
+
+def _in_process(url: str, load: Load, start: Any, parts: Any) -> None:
+    parts.put(asyncio.run(take_part(url, load, start.wait)))
+
+
+def load_from(url: str, load: Load, processes: int) -> list[Part]:
+    """Load a service from several processes at once.
+
+    Raises:
+        RuntimeError: One of them ended without a result.
+    """
+    if processes == 1:
+        return [asyncio.run(take_part(url, load, lambda: None))]
+    # Spawned, since this process has threads of libraries.
+    context = multiprocessing.get_context("spawn")
+    start, parts = context.Barrier(processes), context.Queue()
+    started = [
+        context.Process(target=_in_process, args=(url, share, start, parts), daemon=True)
+        for share in shares_of(load, processes)
+    ]
+    for process in started:
+        process.start()
+    found: list[Part] = []
+    while len(found) < processes:
+        try:
+            found.append(parts.get(timeout=1.0))
+        except queue.Empty:
+            if any(process.exitcode for process in started):
+                raise RuntimeError("a client process failed; it said why above") from None
+    for process in started:
+        process.join()
+    return found
+
+
+def measure(url: str, load: Load, processes: int, slo_ttft_ms: float, slo_e2e_ms: float) -> dict[str, Any]:
+    """Load a service; the row's measures."""
+    parts = load_from(url, load, processes)
+    sent = [each for part in parts for each in part.sent]
+    wall_s = max(part.ended_s for part in parts) - min(part.began_s for part in parts)
+    busiest = max(part.cpu_s / (part.ended_s - part.began_s) for part in parts)
+    return summarise(sent, wall_s, slo_ttft_ms, slo_e2e_ms) | {"client_cpu_share": round(busiest, 3)}
 
 
 def main() -> None:
@@ -277,11 +370,13 @@ def main() -> None:
     parser.add_argument("--setting", action="append", default=[], metavar="NAME=VALUE", help="of the started service")
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--rate", type=float, help="requests per second, open loop")
-    way.add_argument("--clients", type=int, help="closed loop")
+    way.add_argument("--clients", type=int, nargs="+", help="closed loop; several: one after another, a row each")
+    parser.add_argument("--processes", type=int, default=1, help="client processes that share it (%(default)s)")
     parser.add_argument("--duration", type=float, help="seconds in which requests are sent")
     parser.add_argument("--requests", type=int, help="how many are sent")
     parser.add_argument("--pages", type=Path, default=SAMPLES, help="folder of documents")
     parser.add_argument("--side", type=size_of, metavar="PX|WxH", help="noise of that size instead")
+    parser.add_argument("--text", action="store_true", help="with --side, text of that size")
     parser.add_argument("--max-new-tokens", type=int)
     parser.add_argument("--field", action="append", default=[], metavar="NAME=VALUE", help="form field of each request")
     parser.add_argument("--model-id", default="", help="models or adapters that requests name in turn, by commas")
@@ -292,19 +387,31 @@ def main() -> None:
     given = parser.parse_args()
     if given.duration is None and given.requests is None:
         parser.error("give --duration, --requests or both")
-    if not (pages := pages_of(given.pages, given.side, given.seed)):
+    if given.text and not given.side:
+        parser.error("--text needs --side")
+    if given.processes < 1:
+        parser.error("--processes is at least 1")
+    if not (pages := pages_of(given.pages, given.side, given.seed, text=given.text)):
         parser.error("--pages has no documents")
     model_ids = [each for each in given.model_id.split(",") if each]
-    load = Load(pages, model_ids, given.max_new_tokens, given.rate, given.clients or 1, given.requests,
-                given.duration, given.seed, dict(each.split("=", 1) for each in given.field))  # fmt: skip
-    with url_of(given) as url:
-        row = asyncio.run(measure(url, load, given.slo_ttft_ms, given.slo_e2e_ms))
-    print(table(row), flush=True)
+    fields = dict(each.split("=", 1) for each in given.field)
     facts = {"model": "url" if given.url else Path(given.model).name, "rate_requests_per_s": given.rate}
-    facts |= {name: getattr(given, name) for name in ("clients", "max_new_tokens")}
+    facts |= {name: getattr(given, name) for name in ("max_new_tokens", "side", "text")}
     for name in ("slo_ttft_ms", "slo_e2e_ms"):
         facts[name] = getattr(given, name) if math.isfinite(getattr(given, name)) else None
-    keep({"benchmark": "online", "command": command(), **origin(given.device), **facts, **row}, given.out)
+    with url_of(given) as url:
+        for clients in given.clients or [None]:
+            load = Load(pages, model_ids, given.max_new_tokens, given.rate, clients or 1, given.requests,
+                        given.duration, given.seed, fields)  # fmt: skip
+            # A client cannot be shared out.
+            processes = min(given.processes, clients or given.processes)
+            row = measure(url, load, processes, given.slo_ttft_ms, given.slo_e2e_ms)
+            print(table(row), flush=True)
+            asked = {"clients": clients, "processes": processes}
+            keep(
+                {"benchmark": "online", "command": command(), **origin(given.device), **facts, **asked, **row},
+                given.out,
+            )
 
 
 if __name__ == "__main__":

@@ -25,9 +25,15 @@ from service.engine.lora.shapes import layer_shapes
 from shared.contract.peft_config import parse_config
 from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.checkpoint import read_config, save_checkpoint
-from shared.deepseek_ocr.configuration import DeepseekOcrConfig, TextConfig
+from shared.deepseek_ocr.configuration import (
+    ClipConfig,
+    DeepseekOcrConfig,
+    SamConfig,
+    TextConfig,
+    geometry_to_json,
+)
 from shared.deepseek_ocr.forms import PageViews
-from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan, plan_views
+from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan, plan_views
 from shared.deepseek_ocr.loading import TOKENIZER_FILE, LoadedCheckpoint
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
@@ -38,6 +44,7 @@ if TYPE_CHECKING:
 NO_LOOPS = LoopRule(min_tokens=1_000_000)
 SMALL, PAGE = (640, 640), (1240, 1754)
 """Width and height in pixels of the two pages that are measured: 276 and 906 prompt tokens."""
+TINY_PX = 64
 PROMPT_TEXT_IDS = (201, 2)
 """As many as the public tokenizer makes of the public prompts' line break and text in the measured peers."""
 WEIGHT_STD = 0.02
@@ -95,6 +102,47 @@ def random_checkpoint(
     return LoadedCheckpoint(model, tokenizer, model.config.geometry_config(), "deepseek-ocr-random")
 
 
+def tiny_config(kind: type[DeepseekOcrConfig] = DeepseekOcrConfig) -> DeepseekOcrConfig:
+    """A model of v1's class in miniature, or Unlimited-OCR's, with nano's tokens: 16 tokens for a page of 64 px."""
+    return kind(
+        sam_config=SamConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=TINY_PX,
+            window_size=2,
+            global_layers=(1,),
+            neck_channels=16,
+            downsample_channels=(32, 32),
+            downsample_strides=(2, 1),
+        ),
+        clip_config=ClipConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=28
+        ),
+        text_config=TextConfig(
+            vocab_size=2048,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            moe_intermediate_size=32,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            n_shared_experts=1,
+        ),
+        geometry=geometry_to_json(
+            GeometryConfig(
+                downsample=2,
+                base_px=TINY_PX,
+                tile_px=TINY_PX,
+                global_px=TINY_PX,
+                squash=(),
+                modes=(Mode.BASE, Mode.GUNDAM),
+            )
+        ),
+    )
+
+
 def noise_page(size: tuple[int, int], geometry: GeometryConfig, seed: int = 0) -> PageViews:
     """Views of a page of noise in the default mode; `size` is width and height in pixels."""
     plan = plan_views(*size, geometry.default_mode, geometry)
@@ -124,13 +172,19 @@ def write_random_checkpoint(
     config.image_token_id = own["image_token_id"]
     for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config.text_config, role, own["language_config"][role])
-    tokenizer = json.loads((tokenizer_of / TOKENIZER_FILE).read_text(encoding="utf-8"))
+    save_checkpoint(random_model(device, torch.bfloat16, config), folder)
+    text = (tokenizer_of / TOKENIZER_FILE).read_text(encoding="utf-8")
+    (folder / TOKENIZER_FILE).write_text(with_every_token(text, config.text_config.vocab_size), encoding="utf-8")
+    return folder
+
+
+def with_every_token(tokenizer_json: str, vocab_size: int) -> str:
+    """A tokenizer.json in which ids without a text read as `t2048`, so that drawn answers can be read."""
+    tokenizer = json.loads(tokenizer_json)
     vocabulary = tokenizer["model"]["vocab"]
     taken = {*vocabulary.values(), *(each["id"] for each in tokenizer["added_tokens"])}
-    vocabulary |= {f"t{number}": number for number in range(config.text_config.vocab_size) if number not in taken}
-    save_checkpoint(random_model(device, torch.bfloat16, config), folder)
-    (folder / TOKENIZER_FILE).write_text(json.dumps(tokenizer), encoding="utf-8")
-    return folder
+    vocabulary |= {f"t{number}": number for number in range(vocab_size) if number not in taken}
+    return json.dumps(tokenizer)
 
 
 def adapter_names(count: int) -> list[str]:
@@ -144,8 +198,13 @@ def load_random_adapters(engine: TorchEngine, text: TextConfig, count: int, rank
         engine.load_adapter(name, random_adapter(text, rank, seed))
 
 
-def random_adapter(text: TextConfig, rank: int, seed: int, strength: float = ADAPTER_STD) -> AdapterFiles:
-    """One adapter, as PEFT would write it, in every projection that the engine takes."""
+def random_adapter(
+    text: TextConfig, rank: int, seed: int, strength: float = ADAPTER_STD, layers: str = "model.layers."
+) -> AdapterFiles:
+    """One adapter, as PEFT would write it, in every projection that the engine takes.
+
+    `layers` is what the names of the model's decoder layers begin with.
+    """
     noise = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}
     for layer in range(text.num_hidden_layers):
@@ -158,7 +217,7 @@ def random_adapter(text: TextConfig, rank: int, seed: int, strength: float = ADA
         }
         for group, shape in layer_shapes(text, layer).items():
             for module in modules[group]:
-                key = f"base_model.model.model.layers.{layer}.{module}"
+                key = f"base_model.model.{layers}{layer}.{module}"
                 tensors[f"{key}.lora_A.weight"] = torch.randn(rank, shape.inputs, generator=noise)
                 ups = torch.randn(shape.part_width, rank, generator=noise)
                 tensors[f"{key}.lora_B.weight"] = ups * strength
@@ -168,12 +227,19 @@ def random_adapter(text: TextConfig, rank: int, seed: int, strength: float = ADA
 
 
 def write_random_adapter(
-    folder: Path, text: TextConfig, rank: int, seed: int, *, strength: float = ADAPTER_STD, dtype: torch.dtype
+    folder: Path,
+    text: TextConfig,
+    rank: int,
+    seed: int,
+    *,
+    strength: float = ADAPTER_STD,
+    dtype: torch.dtype,
+    layers: str = "model.layers.",
 ) -> int:
     """Write a random adapter as PEFT does, into a new folder; the weights' size in bytes."""
     from safetensors.torch import save_file
 
-    files = random_adapter(text, rank, seed, strength)
+    files = random_adapter(text, rank, seed, strength, layers)
     folder.mkdir()
     weights = folder / "adapter_model.safetensors"
     save_file({name: tensor.to(dtype) for name, tensor in files.tensors.items()}, weights)
@@ -241,7 +307,8 @@ def random_ocr2_checkpoint(
 def write_random_ocr2(folder: Path, *, tiny: bool) -> None:
     """Write a checkpoint of DeepSeek-OCR-2 with random weights and a byte-level tokenizer of few tokens.
 
-    A tiny one is for trying a program on a CPU; its views still have 1024 px and 257 tokens.
+    A tiny one is for trying a program on a CPU; its views still have 1024 px and 257 tokens. Ids beyond the tokenizer's
+    read as `t2048`.
     """
     from transformers import (
         DeepseekOcr2ForConditionalGeneration,
@@ -272,4 +339,6 @@ def write_random_ocr2(folder: Path, *, tiny: bool) -> None:
         tokenizer_object=core, bos_token=bos, eos_token=eos, pad_token=pad, extra_special_tokens={"image_token": image}
     )
     tokenizer.save_pretrained(folder)
+    path = folder / TOKENIZER_FILE
+    path.write_text(with_every_token(path.read_text(encoding="utf-8"), config.get_text_config().vocab_size))
     DeepseekOcr2Processor(image_processor=DeepseekOcr2ImageProcessorPil(), tokenizer=tokenizer).save_pretrained(folder)

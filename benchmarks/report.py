@@ -37,9 +37,13 @@ LABELS = {
     "throughput-page": "PAGE, 128 requests, 512 new tokens",
     "prefill-page": "PAGE, 128 requests, 1 new token",
 }
+FAMILY = {"random": "DeepSeek-OCR", "random-ocr2": "DeepSeek-OCR-2", "random-unlimited": "Unlimited-OCR"}
+"""Models of random weights by what `engine.py --model` calls them."""
 BATCH_SIZE = 256
 LOAD_STAGES = ("copy", "load", "place", "canary", "answer", "total")
 PLAIN = "plain"
+DIMENSIONS = {"ocr2": "DeepSeek-OCR-2", "v1": "DeepSeek-OCR and Unlimited-OCR"}
+"""Whose dimensions rows of training have."""
 SAME_TRAINING = ("card", "mode", "case", "batch", "text_tokens", "memory_gib", "unsloth_compile")
 
 Row = Mapping[str, Any]
@@ -57,6 +61,35 @@ def newest(rows: Iterable[Row]) -> list[Row]:
     for row in kept:
         dates[key(row)] = max(dates.get(key(row), ""), row["date"])
     return [row for row in kept if row["date"] == dates[key(row)]]
+
+
+def family_table(rows: Sequence[Row]) -> str:
+    """The models of the family side by side."""
+    parts = []
+    for card in _cards(row for row in rows if row.get("model") in FAMILY):
+        own = {
+            name: best_rows((row for row in rows if row["card"] == card and row.get("model") == name), OURS)
+            for name in FAMILY
+        }
+        known = {name: best for name, best in own.items() if best}
+        if len(known) < 2:
+            continue
+        lines = [_line(["case", "unit", *(FAMILY[name] for name in known)]), _line(["---"] * (2 + len(known)))]
+        for case, unit in MEASURES.items():
+            figures = [measure(best, case) for best in known.values()]
+            lines.append(_line([LABELS[case], UNITS[unit], *("-" if it is None else f"{it:.4g}" for it in figures)]))
+        parts.append("\n".join(lines) + "\n")
+        parts += [
+            _origin_line([row for row in best.values() if row["case"] in MEASURES], None) for best in known.values()
+        ]
+    return "\n".join(parts) or NOTHING
+
+
+def of_ablated_commits(rows: Iterable[Row]) -> list[Row]:
+    """Newest rows of each card's ablation and of the whole engine at the same commit."""
+    kept = list(rows)
+    last = {row["card"]: row["commit"] for row in sorted(kept, key=lambda row: str(row["date"])) if row.get("ablation")}
+    return newest(row for row in kept if last.get(row["card"]) == row["commit"])
 
 
 def engine_table(rows: Sequence[Row], recorded: Sequence[Row]) -> str:
@@ -245,16 +278,43 @@ def _adapter_origin(row: Row) -> str:
 
 
 def training_table(rows: Iterable[Row]) -> str:
-    """Steps and longest texts of each card; the newest of rows that measured the same."""
-    last = {tuple(row.get(name) for name in SAME_TRAINING): row for row in rows}
+    """Steps and longest texts of each model and card; the newest of rows that measured the same."""
+    # Rows from before there were two models name none.
+    last = {
+        (model, *(row.get(name) for name in SAME_TRAINING)): row for row in rows for model in [row.get("model", "ocr2")]
+    }
     parts = []
-    for card in dict.fromkeys(row["card"] for row in last.values()):
-        own = [row for row in last.values() if row["card"] == card]
+    for model, card in dict.fromkeys((key[0], row["card"]) for key, row in last.items()):
+        own = [row for key, row in last.items() if (key[0], row["card"]) == (model, card)]
         steps = [row for row in own if row["case"] == "step"]
         longest = [row for row in own if row["case"] == "longest"]
+        parts += [f"{DIMENSIONS[model]}, {card}:\n"]
         parts += [_training_steps(steps)] if steps else []
         parts += [_longest_texts(longest)] if longest else []
         parts += [_training_origin(found) for found in (steps, longest) if found]
+    return "\n".join(parts) or NOTHING
+
+
+def circle_table(rows: Iterable[Row]) -> str:
+    """Adapters that were trained, published and served on one device; the newest row of each model and card."""
+    parts = []
+    last = _last(rows, "card", "model")
+    for card in dict.fromkeys(row["card"] for row in last):
+        own = [row for row in last if row["card"] == card]
+        head = ["model", "way", "training", "loss", "rename to first text", "to the whole answer",
+                "others open then", "log probabilities, largest difference"]  # fmt: skip
+        lines = [_line(head), _line(["---"] * len(head))]
+        for row in own:
+            for way, each in row["ways"].items():
+                judge = each["logarithms"]["full" if each["four_bit"] else "trained"]
+                others = sum(each["open_meanwhile"].values())
+                same = f"{judge['max_difference']} ({judge['same_tokens']} of {judge['tokens']} tokens the same)"
+                lines.append(_line([
+                    row["model"], f"{row['backend']}, {'4 bits' if each['four_bit'] else way}",
+                    f"{row['steps']} updates, {each['train_s']:g} s", f"{each['first_loss']} to {each['last_loss']}",
+                    f"{each['rename_to_first_text_s']:g} s", f"{each['rename_to_answer_s']:g} s", str(others), same,
+                ]))  # fmt: skip
+        parts += ["\n".join(lines) + "\n", *(_adapter_origin(row) for row in _last(own, "command", "commit"))]
     return "\n".join(parts) or NOTHING
 
 
@@ -337,20 +397,23 @@ def picture(rows: Sequence[Row]) -> str | None:
 
 def render(page: str, results: Path = RESULTS) -> tuple[str, str | None]:
     """The page with its tables, and the picture; no picture without a sweep."""
-    measured = newest(read_rows(sorted(results.glob("engine-*.jsonl"))))
+    rows = read_rows(sorted(results.glob("engine-*.jsonl")))
+    measured = newest(rows)
     engine = [row for row in measured if not row.get("weights")]
     rounded = [row for row in measured if row.get("weights")]
     recorded = read_rows(sorted(results.glob("peers-*.jsonl")))
     drawn = picture(engine)
     tables: dict[str, Callable[[], str]] = {
         "engine": lambda: engine_table(engine, recorded),
-        "ablation": lambda: ablation_table(engine),
+        "family": lambda: family_table(engine),
+        "ablation": lambda: ablation_table(of_ablated_commits(row for row in rows if not row.get("weights"))),
         "weights": lambda: weights_table(rounded, engine),
         "adapters": lambda: adapters_table(engine),
         "loading": lambda: loading_table(read_rows(sorted(results.glob("adapter-load-*.jsonl")))),
         "publishing": lambda: publishing_table(read_rows(sorted(results.glob("adapters-*.jsonl")))),
         "concurrency": lambda: concurrency_table(engine),
         "cpu": lambda: cpu_table(_last_run(read_rows(sorted(results.glob("cpu-reading-*.jsonl"))))),
+        "circle": lambda: circle_table(read_rows(sorted(results.glob("circle-*.jsonl")))),
         "training": lambda: training_table(read_rows(sorted(results.glob("training-*.jsonl")))),
         "exactness": lambda: exactness_table(newest(read_rows(sorted(results.glob("exactness*.jsonl"))))),
     }

@@ -1,6 +1,7 @@
 """How long a LoRA training step takes, and how long a text fits into memory: Unsloth, plain PEFT and this project.
 
     python benchmarks/training.py --modes plain unsloth cached unsloth-cached --text-tokens 512 2048
+    python benchmarks/training.py --model v1 --modes plain unsloth unsloth-cached cached-chunked cached-kept
     python benchmarks/training.py --modes plain unsloth --longest --memory-gib 24
     python benchmarks/training.py --tiny --device cpu --modes plain cached       to try the program on a CPU
 
@@ -8,16 +9,19 @@ Needs one GPU. This is the step alone, without the training loop around it, so t
 compared on the same inputs. `python -m trainer benchmark` times the loop itself, also with 4-bit weights and your own
 pages.
 
-The model has DeepSeek-OCR-2's dimensions and random weights, since speed and memory do not depend on their values. Rank
-16 on the queries, keys, values and outputs of the decoder's attention, vision frozen, one view of 1024 px (257 tokens)
-a sample, AdamW, bfloat16. Modes that share a model run in their own process, as Unsloth patches what it finds, and have
-a time limit. Steps are the median of seven after three; memory is the peak of what torch has allocated. `--longest`
-searches for the longest answer that fits into `--memory-gib` with one sample a step.
+The model has DeepSeek-OCR-2's dimensions, or with `--model v1` those of DeepSeek-OCR and Unlimited-OCR, and random
+weights, since speed and memory do not depend on their values. Rank 16 on the queries, keys, values and outputs of the
+decoder's attention, vision frozen, one view of 1024 px (257 tokens, v1 273) a sample, AdamW, bfloat16. Modes that share
+a model run in their own process, as Unsloth patches what it finds, and have a time limit. Steps are the median of seven
+after three; memory is the peak of what torch has allocated. `--longest` searches for the longest answer that fits into
+`--memory-gib` with one sample a step.
 
 Modes:
 
-- `plain` is transformers and PEFT alone, with gradient checkpointing.
-- `unsloth` is Unsloth's loading, patches and checkpointing.
+- `plain` is transformers and PEFT alone, with gradient checkpointing. transformers 5.17 has no class of v1, so
+  there it is this project's class with PEFT, used in the same way.
+- `unsloth` is Unsloth's loading, patches and checkpointing. Of v1, which it cannot load, it is what `--backend unsloth`
+  does: its adapter and its checkpoints in host memory on this project's class, with the loss piece by piece.
 - `plain-cached` and `unsloth-cached` take the page's vision features from the host's memory instead of pixels, since a
   frozen encoder gives the same ones in every epoch.
 - `cached` is this project's own class of the model without Unsloth: cached features, logits for the answer alone.
@@ -55,14 +59,17 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.origin import command, origin, version_of
+from shared.deepseek_ocr.geometry import count_vision_tokens
 from trainer.config import child_environment
 from trainer.training.graphs import GraphedLoss
 
+NANO = Path(__file__).resolve().parents[1] / "shared" / "nano"
 PACKAGES = ("unsloth", "unsloth_zoo", "bitsandbytes")
-IMAGE_TOKENS = 257
+IMAGE_TOKENS = {"ocr2": 257, "v1": 273}
+"""Of a view of 1024 px, by model."""
 ROW_MARK = "ROW "
 RANK = 16
-TARGETS = r".*language_model.*self_attn\.(q_proj|k_proj|v_proj|o_proj)"
+TARGETS = r"(.*language_model|model\.layers\.).*self_attn\.(q_proj|k_proj|v_proj|o_proj)"
 """Explicit: without it Unsloth also adapts the 64 routed experts (61 M trainable parameters instead of 2 M)."""
 IGNORED_LABEL = -100
 WHOLE_LOGITS = "cached"
@@ -81,7 +88,7 @@ def main() -> int:
     options = _options()
     if options.child:
         return _child(options)
-    checkpoint = write_checkpoint(options.checkpoint, tiny=options.tiny)
+    checkpoint = write_checkpoint(options.checkpoint, tiny=options.tiny, model=options.model)
     rows, failed = [], False
     for modes in _families(options.modes):
         found, trouble = _run(modes, checkpoint, options)
@@ -98,6 +105,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=tuple(IMAGE_TOKENS), default="ocr2", help="whose dimensions (%(default)s)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["plain", "unsloth", "cached", "unsloth-cached"])
     parser.add_argument("--text-tokens", nargs="+", type=int, default=[512, 2048], metavar="N")
     parser.add_argument("--batch", type=int, default=4, metavar="N")
@@ -112,7 +120,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FILE", help="append the JSON lines")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.checkpoint = options.checkpoint or Path("/tmp") / ("ocr2-tiny" if options.tiny else "ocr2-random")  # noqa: S108
+    name = f"{options.model}-{'tiny' if options.tiny else 'random'}"
+    options.checkpoint = options.checkpoint or Path("/tmp") / name  # noqa: S108
     return options
 
 
@@ -126,7 +135,7 @@ def _run(
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Run modes of one family in their own process: their rows, and what went wrong."""
     words = [sys.executable, __file__, "--child", "--modes", *modes, "--checkpoint", str(checkpoint)]
-    words += ["--text-tokens", *map(str, options.text_tokens), "--batch", str(options.batch)]
+    words += ["--text-tokens", *map(str, options.text_tokens), "--batch", str(options.batch), "--model", options.model]
     words += ["--device", options.device, "--memory-gib", str(options.memory_gib)]
     words += ["--limit-tokens", str(options.limit_tokens), "--limit-s", str(options.limit_s)]
     words += ["--longest"] if options.longest else []
@@ -172,8 +181,10 @@ def _child(options: argparse.Namespace) -> int:
     if options.longest:
         limit_memory(device, options.memory_gib)
     longest = max(4096, *options.text_tokens)
-    trained = load(options.modes[0], str(options.checkpoint), device, longest, IMAGE_TOKENS)
-    shared = {"benchmark": "training", "image_tokens": IMAGE_TOKENS, "trainable": trained.trainable}
+    trained = load(options.modes[0], str(options.checkpoint), device, longest)
+    shared = {"benchmark": "training", "model": "v1" if trained.is_v1 else "ocr2"}
+    shared["image_tokens"] = trained.image_tokens
+    shared["trainable"] = trained.trainable
     shared["load_s"] = round(time.monotonic() - start_s, 1)
 
     def report(row: dict[str, Any]) -> None:
@@ -312,6 +323,16 @@ class Trained:
         return self.mode.startswith(OURS)
 
     @property
+    def is_v1(self) -> bool:
+        """Whether the model is this project's class in every mode."""
+        return self.model.config.model_type != "deepseek_ocr2"
+
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether steps ask for the loss of the answer's tokens alone."""
+        return self.is_ours or (self.is_v1 and self.mode.startswith("unsloth"))
+
+    @property
     def is_graphed(self) -> bool:
         """Whether forward and backward are recorded once."""
         return self.mode.startswith("graphed")
@@ -329,29 +350,56 @@ def family(mode: str) -> str:
     return mode.partition("-")[0]
 
 
-def load(mode: str, checkpoint: str, device: torch.device, max_seq_length: int, image_tokens: int) -> Trained:
-    """Load a checkpoint of DeepSeek-OCR-2 and add an adapter, in one of `MODES`; in training mode."""
-    if mode.startswith("unsloth"):
+def load(mode: str, checkpoint: str, device: torch.device, max_seq_length: int) -> Trained:
+    """Load a checkpoint and add an adapter, in one of `MODES`; in training mode."""
+    is_v1 = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))["model_type"] != "deepseek_ocr2"
+    if is_v1 and mode.startswith("unsloth"):
+        model = _unsloth_v1(checkpoint, device, max_seq_length)
+    elif mode.startswith("unsloth"):
         model = _unsloth(checkpoint, max_seq_length)
-    elif mode.startswith(OURS):
-        from shared.deepseek_ocr.ocr2 import DeepseekOcr2Reader
-        from trainer.backends.peft import recompute_layers
-
-        base: torch.nn.Module = DeepseekOcr2Reader.from_pretrained(checkpoint, dtype=_dtype(device))
-        model = _with_peft(base.to(device))
+    elif is_v1 or mode.startswith(OURS):
+        model = _ours(checkpoint, device, recomputes=mode not in KEPT)
     else:
         from transformers import AutoModelForImageTextToText
 
         model = _with_peft(
             AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=_dtype(device), device_map={"": str(device)})
         )
-    if mode.startswith(OURS):
-        if mode not in KEPT:
-            recompute_layers(model.get_base_model(), keeps_chance=False)
-    elif not mode.startswith("unsloth"):
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return Trained(mode, model.train(), device, image_tokens, model.config.vision_config.sam_config.image_size)
+    config = model.config
+    if not is_v1:
+        return Trained(mode, model.train(), device, IMAGE_TOKENS["ocr2"], config.vision_config.sam_config.image_size)
+    geometry = config.geometry_config()
+    tokens = count_vision_tokens(geometry.base_px, 0, 0, geometry)
+    return Trained(mode, model.train(), device, tokens, geometry.base_px)
+
+
+def _ours(checkpoint: str, device: torch.device, *, recomputes: bool) -> Any:
+    from shared.deepseek_ocr.loading import load_checkpoint
+    from trainer.backends.peft import recompute_layers, stack_experts
+
+    base: Any = load_checkpoint(checkpoint, device, _dtype(device)).model
+    if device.type == "cuda":
+        stack_experts(base)
+    model = _with_peft(base)
+    if recomputes:
+        recompute_layers(base, keeps_chance=False)
+    return model
+
+
+def _unsloth_v1(checkpoint: str, device: torch.device, max_seq_length: int) -> Any:
+    from trainer.backends.protocol import AdapterRequest
+    from trainer.backends.unsloth import adapt
+    from trainer.training.options import ATTENTION
+    from trainer.training.targets import choose_modules
+
+    request = AdapterRequest(
+        checkpoint=checkpoint, device=device, rank=RANK, alpha=RANK, dropout=0.0, use_rslora=False, in_4bit=False,
+        gradient_checkpointing=True, max_length=max_seq_length, seed=SEED,
+        choose=lambda model: choose_modules(model, ATTENTION, with_vision=False),
+    )  # fmt: skip
+    return adapt(request).model
 
 
 def make_step(trained: Trained, batch: int, text_tokens: int) -> Callable[[], Tensor]:
@@ -363,9 +411,14 @@ def make_step(trained: Trained, batch: int, text_tokens: int) -> Callable[[], Te
             each.data.zero_()  # whatever was trained before, the first loss is the base model's
     optimizer = torch.optim.AdamW(weights, lr=1e-4, fused=device.type == "cuda")
     torch.manual_seed(SEED)
-    size = (batch, 3, trained.image_px, trained.image_px)
-    pixels_BCHW = torch.randn(size, dtype=_dtype(device)).to(device)
-    features = _features(trained, pixels_BCHW) if trained.is_cached else []
+    if trained.is_v1:
+        size = (batch, trained.image_px, trained.image_px, 3)
+        views_BHWC = torch.randint(256, size, dtype=torch.uint8).to(device)
+        images: dict[str, Any] = {"global_views_BHWC": views_BHWC}
+    else:
+        pixels_BCHW = torch.randn((batch, 3, trained.image_px, trained.image_px), dtype=_dtype(device)).to(device)
+        images = {"pixel_values": pixels_BCHW, "num_local_patches": [0] * batch}
+    features = _features(trained, images) if trained.is_cached else []
     fixed = _arguments(trained, text_tokens)
 
     def loss_of(inputs: Mapping[str, Any]) -> Tensor:
@@ -378,7 +431,7 @@ def make_step(trained: Trained, batch: int, text_tokens: int) -> Callable[[], Te
     def step() -> Tensor:
         inputs = _inputs(trained, batch, text_tokens, features)
         if not trained.is_cached:
-            inputs |= {"pixel_values": pixels_BCHW, "num_local_patches": [0] * batch}
+            inputs |= images
         loss: Tensor
         if graphed is not None:
             loss = graphed.backward(inputs)
@@ -416,11 +469,15 @@ def _with_peft(base: Any) -> Any:
     return get_peft_model(base, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS))
 
 
-def _features(trained: Trained, pixels_BCHW: Tensor) -> list[Tensor]:
+def _features(trained: Trained, images: dict[str, Any]) -> list[Tensor]:
     """Vision features `[L, D]` of each page, kept where the training loop keeps them."""
-    inner = trained.model.get_base_model().model
+    base = trained.model.get_base_model()
     with torch.no_grad(), _autocast(trained.device):
-        found = [inner.get_image_features(page_CHW[None]).pooler_output[0] for page_CHW in pixels_BCHW]
+        if trained.is_v1:
+            found = base.image_features(images["global_views_BHWC"])
+        else:
+            pages = images["pixel_values"]
+            found = [base.model.get_image_features(page_CHW[None]).pooler_output[0] for page_CHW in pages]
     kept = [features_LD.to("cpu", _dtype(trained.device)) for features_LD in found]
     return [features_LD.pin_memory() if trained.device.type == "cuda" else features_LD for features_LD in kept]
 
@@ -433,21 +490,22 @@ def _inputs(trained: Trained, batch: int, text_tokens: int, features: list[Tenso
     ids_BL = torch.cat([torch.zeros(batch, 1, dtype=torch.long), image_BL, text_BL], 1).to(device)
     labels_BL = ids_BL.clone()
     labels_BL[:, : trained.image_tokens + 1] = IGNORED_LABEL
+    kept_labels_BL = labels_BL[:, -text_tokens - 1 :] if trained.keeps_logits else labels_BL
+    # Our own class needs no mask for causal attention.
+    masks = {} if trained.is_ours or trained.is_v1 else {"attention_mask": torch.ones_like(ids_BL)}
     if not features:
-        return {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL), "labels": labels_BL}
+        return {"input_ids": ids_BL, "labels": kept_labels_BL, **masks}
     features_BLD = torch.stack([features_LD.to(device, non_blocking=True) for features_LD in features])
     embeds_BLD = trained.model.get_input_embeddings()(ids_BL)
     start, stop = 1, 1 + trained.image_tokens
     embeds_BLD = torch.cat([embeds_BLD[:, :start], features_BLD.to(embeds_BLD.dtype), embeds_BLD[:, stop:]], 1)
-    if not trained.is_ours:
-        return {"inputs_embeds": embeds_BLD, "attention_mask": torch.ones_like(ids_BL), "labels": labels_BL}
-    return {"inputs_embeds": embeds_BLD, "labels": labels_BL[:, -text_tokens - 1 :]}
+    return {"inputs_embeds": embeds_BLD, "labels": kept_labels_BL, **masks}
 
 
 def _arguments(trained: Trained, text_tokens: int) -> dict[str, Any]:
     """What each step says besides its tensors."""
-    if not trained.is_ours:
-        return {}
+    if not trained.keeps_logits:
+        return {"use_cache": False} if trained.is_v1 else {}
     return {"logits_to_keep": text_tokens + 1, "use_cache": False, "loss_alone": trained.mode != WHOLE_LOGITS}
 
 
@@ -459,17 +517,21 @@ def _dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def write_checkpoint(folder: Path, *, tiny: bool = False) -> Path:
+def write_checkpoint(folder: Path, *, tiny: bool = False, model: str = "ocr2") -> Path:
     """Write the checkpoint unless it exists; several processes may call this at the same time."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
-            from benchmarks.random_model import write_random_ocr2
+            from benchmarks.random_model import tiny_config, write_random_checkpoint, write_random_ocr2
 
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
-            write_random_ocr2(partial, tiny=tiny)
+            if model == "ocr2":
+                write_random_ocr2(partial, tiny=tiny)
+            else:
+                device = "cuda" if torch.cuda.is_available() else "cpu"
+                write_random_checkpoint(partial, NANO, device, tiny_config() if tiny else None)
             partial.rename(folder)
     return folder
 

@@ -25,6 +25,7 @@ from trainer.commands.parser import CommandParser
 from trainer.commands.prepare import add_prepare
 from trainer.commands.publish import add_publish
 from trainer.commands.push import add_push
+from trainer.commands.reinforce import add_reinforce
 from trainer.commands.report import add_report
 from trainer.commands.smoke import add_smoke
 from trainer.commands.sweep import add_sweep
@@ -64,6 +65,7 @@ STATUS_OF_INTERRUPTED_COMMANDS = 130
 KEPT = {
     "prepare": "finished steps are kept: the same command continues",
     "train": "with --resume the same command continues from the newest checkpoint, if there is one",
+    "reinforce": "with --resume the same command continues from the newest checkpoint, if there is one",
     "evaluate": "no record was written",
     "sweep": "with --resume the same command continues, interrupted trials included",
     "merge": "no folder was written",
@@ -81,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_prepare(commands)
     add_train(commands)
+    add_reinforce(commands)
     add_sweep(commands)
     add_evaluate(commands)
     add_calibrate(commands)

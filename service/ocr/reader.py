@@ -283,7 +283,8 @@ class DocumentReader:
             DeepSynthError: A file could not be opened, or no page could be read.
         """
         files = [data] if isinstance(data, bytes) else data
-        documents = [Document(file, self.limits, request.selection) for file in files]
+        client = permit.client if permit is not None else ""
+        documents = [Document(file, self.limits, request.selection, client=client) for file in files]
         finished: dict[int, PageResult] = {}
 
         def renew() -> None:
@@ -364,7 +365,7 @@ class DocumentReader:
         most = self._engine.info.max_pages_together
         if sum(len(reading.pages) for reading in readings) > most:
             raise TooManyPagesError(public={"field": "pages_together", "limit": most})
-        slot_wait_s = await self._take_slot()
+        slot_wait_s = await self._take_slot(readings[0])
         try:
             pages = []
             for reading in readings:
@@ -432,7 +433,7 @@ class DocumentReader:
         """Decode a page, then let it be read while the next one is decoded."""
         if self._gives_up(page_of_file, reading):
             return
-        slot_wait_s = await self._take_slot()
+        slot_wait_s = await self._take_slot(reading)
         is_handed_over = False
         try:
             decoded = await self._decode_page(page_of_file, reading, slot_wait_s)
@@ -445,11 +446,11 @@ class DocumentReader:
             if not is_handed_over:
                 self._slots.release()
 
-    async def _take_slot(self) -> float:
+    async def _take_slot(self, reading: _Reading) -> float:
         """Seconds that it took."""
         start_s = self._clock()
         with self._observer.waiting():
-            await self._slots.acquire()
+            await self._slots.acquire(reading.document.client)
         return self._clock() - start_s
 
     def _gives_up(self, page_of_file: int, reading: _Reading) -> bool:
@@ -634,7 +635,7 @@ class DocumentReader:
             return result
         account = await asyncio.to_thread(account_for, grounded, page.ink.lines)
         request, text = reading.request, result.text
-        document = Document(reading.document.data, self.limits, (page.page,))
+        document = Document(reading.document.data, self.limits, (page.page,), client=reading.document.client)
         rest: list[SequenceResult] = []
         try:
             for box_px in parts_to_read(account, page.width_px, page.height_px):

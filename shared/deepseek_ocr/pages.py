@@ -13,8 +13,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from shared.deepseek_ocr.geometry import ViewPlan
+
+if TYPE_CHECKING:
+    from shared.deepseek_ocr.protocol import OcrModel
+
 IMAGE_ARGUMENTS = ("global_views_BHWC", "tiles_THWC", "tile_grids_B2")
 """Arguments of `forward` that only the prefill needs."""
+
+
+def assemble_pages(model: OcrModel, pages: Sequence[tuple[ViewPlan, Sequence[Tensor]]]) -> Tensor:
+    """Join the encoded views of a prompt's pages, the global one first among each page's: `[L, D]`."""
+    joined = []
+    for plan, (global_ND, *tiles) in pages:
+        tiles_TND = torch.stack(tiles) if tiles else None
+        joined.append(model.assemble_page(global_ND, tiles_TND, plan.tile_columns, plan.tile_rows))
+    return joined[0] if len(joined) == 1 else torch.cat(joined)
 
 
 class PageInputMixin:

@@ -22,6 +22,7 @@ from tests.support.ocr2 import (
     PAGES,
     engine_logits,
     forced_logits,
+    in_type,
     lora_of,
     noise_page,
     numbered_tokenizer,
@@ -46,13 +47,11 @@ def test_views_are_encoded_as_by_transformers(side_px: int, patch_px: int, kerne
     views = torch.from_numpy(pixels).to(DEVICE)
 
     def encode(dtype: torch.dtype) -> torch.Tensor:
-        theirs.to(DEVICE, dtype)
-        return theirs.model.multi_modal_projector(
-            theirs.model.vision_tower(normalise_views(views, dtype)).last_hidden_state
-        )
+        model = in_type(theirs, DEVICE, dtype).model
+        return model.multi_modal_projector(model.vision_tower(normalise_views(views, dtype)).last_hidden_state)
 
     exact, near = encode(torch.float32), encode(DTYPE)
-    found = QueryVisionEncoder(reader_of(theirs).to(DEVICE, DTYPE), chosen).encode(views)
+    found = QueryVisionEncoder(in_type(reader_of(theirs), DEVICE, DTYPE), chosen).encode(views)
     assert relative_error(found, exact) < relative_error(near, exact) + TOLERANCE
 
 
@@ -83,13 +82,13 @@ def test_adapters_and_base_in_one_batch_have_the_logits_of_peft():
 def engine_of(theirs: DeepseekOcr2ForConditionalGeneration, **limits: Any) -> TorchEngine:
     never = LoopRule(min_tokens=10_000)
     chosen = EngineLimits(batch_size=4, max_sequence_tokens=1300, loop_rule=never, cuda_graphs=False, **limits)
-    model = reader_of(theirs).to(DEVICE, DTYPE)
+    model = in_type(reader_of(theirs), DEVICE, DTYPE)
     return make_engine(LoadedCheckpoint(model, numbered_tokenizer(), OCR2_GEOMETRY, "ocr2"), chosen)
 
 
 def excess(theirs: torch.nn.Module, page: PageViews, tokens: list[int], found: torch.Tensor) -> float:
     """How much further from float32 the logits are than those of transformers' class in the same type."""
     ids = numbered_tokenizer().encode_prompt(page.plan, PROMPT)
-    exact = forced_logits(theirs.to(DEVICE, torch.float32), page, ids, tokens)
-    same_type = forced_logits(theirs.to(DEVICE, DTYPE), page, ids, tokens)
+    exact = forced_logits(in_type(theirs, DEVICE, torch.float32), page, ids, tokens)
+    same_type = forced_logits(in_type(theirs, DEVICE, DTYPE), page, ids, tokens)
     return relative_error(found, exact) - relative_error(same_type, exact)

@@ -11,7 +11,16 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 EM = 1000
 
 
-def write_font(path: Path, widths: Mapping[str, int], extra: Mapping[str, int] | None = None, rules: str = "") -> Path:
+def write_font(
+    path: Path,
+    widths: Mapping[str, int],
+    extra: Mapping[str, int] | None = None,
+    rules: str = "",
+    *,
+    family: str = "",
+    weight: int = 400,
+    code_pages: int = 0,
+) -> Path:
     """Write a TrueType font.
 
     Args:
@@ -19,6 +28,9 @@ def write_font(path: Path, widths: Mapping[str, int], extra: Mapping[str, int] |
         widths: advance of each character, in thousandths of an em.
         extra: further glyphs by name, for rules to name.
         rules: OpenType features.
+        family: default: the file's name.
+        weight: usWeightClass.
+        code_pages: ulCodePageRange1.
 
     Returns:
         The file.
@@ -40,8 +52,9 @@ def write_font(path: Path, widths: Mapping[str, int], extra: Mapping[str, int] |
     builder.setupGlyf(glyphs)
     builder.setupHorizontalMetrics({name: (advance, 50) for name, advance in advances.items()})
     builder.setupHorizontalHeader(ascent=800, descent=-200)
-    builder.setupNameTable({"familyName": path.stem, "styleName": "Regular"})
-    builder.setupOS2(sTypoAscender=800, sTypoDescender=-200, usWinAscent=800, usWinDescent=200)
+    builder.setupNameTable({"familyName": family or path.stem, "styleName": "Regular"})
+    builder.setupOS2(sTypoAscender=800, sTypoDescender=-200, usWinAscent=800, usWinDescent=200,
+                     usWeightClass=weight, ulCodePageRange1=code_pages)  # fmt: skip
     builder.setupPost()
     if rules:
         builder.addOpenTypeFeatures(rules)

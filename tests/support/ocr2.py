@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Sequence
@@ -128,6 +129,18 @@ def reader_of(theirs: DeepseekOcr2ForConditionalGeneration) -> DeepseekOcr2Reade
     model = DeepseekOcr2Reader(theirs.config).eval()
     model.load_state_dict(theirs.state_dict())
     return model
+
+
+def in_type(model: torch.nn.Module, device: torch.device | str, dtype: torch.dtype) -> Any:
+    """A copy with the weights of a bfloat16 file, as `from_pretrained` would load it in a type.
+
+    `model.to(dtype)` would round the frequencies of rotary positions too, and back in float32 they stay rounded: the
+    logits of a page with six tiles are then 7 times as far off.
+    """
+    model = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().to(dtype)
+    return model.to(device)
 
 
 def write_ocr2(folder: Path, theirs: DeepseekOcr2ForConditionalGeneration) -> Path:

@@ -25,6 +25,7 @@ PREFIX = "base_model.model."
 """PEFT's name for the base model inside."""
 _KEPT_WHOLE = ("lm_head",)
 """Never quantised: it decides every token."""
+_torch_checkpoint = partial(checkpoint, use_reentrant=False)
 
 
 def adapt(request: AdapterRequest) -> AdaptedModel:
@@ -98,15 +99,19 @@ def check_adapter(model: nn.Module, modules: tuple[str, ...]) -> None:
         )
 
 
-def recompute_layers(base: nn.Module, *, keeps_chance: bool) -> None:
+def recompute_layers(base: nn.Module, *, keeps_chance: bool, recompute: Callable[..., Any] = _torch_checkpoint) -> None:
     """Do not keep activations inside the decoder's layers; recompute them in the backward pass.
 
-    `keeps_chance` says whether layers have dropout, so that the second pass must drop the same values.
+    Args:
+        base: the model.
+        keeps_chance: whether layers have dropout, so that the second pass must drop the same values.
+        recompute: calls a layer so; takes its forward, `preserve_rng_state` and the layer's arguments.
     """
+    again = partial(recompute, preserve_rng_state=keeps_chance)
     for name, module in base.named_modules():
         is_layer = name.startswith(DECODERS) and name.rsplit(".", 1)[-1].isdigit() and name.count(".") <= 3
         if is_layer:
-            module.forward = partial(_recomputed, module, module.forward, keeps_chance)
+            module.forward = partial(_recomputed, module, module.forward, again)
 
 
 def stack_experts(base: Any) -> None:
@@ -145,7 +150,9 @@ def quantise(base: nn.Module, device: torch.device) -> None:
     base.to(device)
 
 
-def _recomputed(module: nn.Module, forward: Callable[..., Any], keeps_chance: bool, *args: Any, **kwargs: Any) -> Any:
+def _recomputed(
+    module: nn.Module, forward: Callable[..., Any], again: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
     if not (module.training and torch.is_grad_enabled()):
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=keeps_chance, **kwargs)
+    return again(forward, *args, **kwargs)

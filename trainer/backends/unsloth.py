@@ -1,8 +1,8 @@
 """Unsloth on CUDA: the only file that imports it. Import it before anything that imports transformers.
 
-DeepSeek-OCR-2 is loaded by `FastVisionModel` and given our interface; DeepSeek-OCR and nano are our own class, whose
-loading Unsloth does not know, so they use only its adapter and checkpointing. Pages in training are embeddings, so
-the vision part does not pass through it.
+DeepSeek-OCR-2 is loaded by `FastVisionModel` and given our interface; DeepSeek-OCR, Unlimited-OCR and nano are our own
+class, whose loading Unsloth does not know, so they use only its adapter and its checkpoints in host memory. Pages in
+training are embeddings, so the vision part does not pass through it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any
 from unsloth import FastVisionModel  # isort: skip - it changes what is imported after it
 
 import torch
+from unsloth_zoo.gradient_checkpointing import unsloth_offloaded_gradient_checkpoint
 
 from shared.deepseek_ocr.checkpoint import CheckpointError, read_config
 from shared.deepseek_ocr.loading import find_checkpoint, load_checkpoint, load_tokenizer
 from shared.deepseek_ocr.registry import find_kind
-from trainer.backends.peft import check_adapter, quantise, stack_experts
+from trainer.backends.peft import check_adapter, quantise, recompute_layers, stack_experts
 from trainer.backends.protocol import AdaptedModel, AdapterRequest, as_pattern
 from trainer.training.errors import TrainingCode, TrainingError
 
@@ -52,10 +53,13 @@ def adapt(request: AdapterRequest) -> AdaptedModel:
         use_rslora=request.use_rslora,
         bias="none",
         random_state=request.seed,
-        use_gradient_checkpointing=CHECKPOINTING if request.gradient_checkpointing else False,
+        # Only layers of transformers' own kind can be told to; it refuses a model without any.
+        use_gradient_checkpointing=CHECKPOINTING if request.gradient_checkpointing and adopter else False,
     )
     FastVisionModel.for_training(model)
     check_adapter(model, modules)
+    if request.gradient_checkpointing and not adopter:
+        recompute_layers(base, keeps_chance=request.dropout > 0, recompute=unsloth_offloaded_gradient_checkpoint)
     return AdaptedModel(
         model=model,
         tokenizer=tokenizer,

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from trainer.commands.flags import positive
 from trainer.config import TrainerSettings
 from trainer.data.errors import DataCode, DataError
+from trainer.data.render.language import LANGUAGES
 from trainer.data.sources.kinds import SourceKind
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     drawing.add_argument("--convert-to-images", action="store_true", help="draw the text; the source needs no images")
     drawing.add_argument(
         "--fonts", type=Path, nargs="+", default=[], metavar="DIR", help="folders with fonts; without any, Latin only"
+    )
+    drawing.add_argument(
+        "--language", choices=LANGUAGES, help="of Han characters, which faces draw differently; default: by each text"
     )
     drawing.add_argument("--font-size", type=_size_range, default=(20, 28), metavar="A-B", help="pixels (20-28)")
     drawing.add_argument("--page-size", type=_page_size, default=(1024, 1448), metavar="WxH", help="pixels (1024x1448)")
@@ -218,6 +222,7 @@ def _converter(options: argparse.Namespace, columns: Columns, source: PageSource
         options.degraded_share,
         options.max_pages,
         options.seed,
+        options.language,
     )
     if min(width, height) - 2 * options.margin < 4 * options.font_size[1]:
         raise DataError(
@@ -253,6 +258,7 @@ def _request(options: argparse.Namespace, columns: Columns, converter: Converter
         step_rows=options.rows_per_file,
         several_images=converter.several_images,
         settings=settings,
+        caption_fonts=tuple(options.fonts),
     )
 
 
@@ -262,7 +268,8 @@ def _drawing_settings(options: argparse.Namespace) -> dict[str, Any]:
         return {}
     from trainer.data.render.faces import SUFFIXES
 
-    names = ("font_size", "page_size", "margin", "max_pages", "degraded_share", "seed")
+    names = ["font_size", "page_size", "margin", "max_pages", "degraded_share", "seed"]
+    names += ["language"] if options.language else []
     files = (path for folder in options.fonts for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     fonts = sorted(path.name for path in files)
     return {"drawing": {**{name: getattr(options, name) for name in names}, "fonts": fonts}}

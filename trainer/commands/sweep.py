@@ -51,7 +51,7 @@ def run_sweep(options: argparse.Namespace, settings: TrainerSettings) -> str:
     space = parse_space(options.search)
     fixed, device = chosen_options(options, settings)
     seconds = None if options.hours is None else 3600 * options.hours
-    budget = Budget(options.trials, seconds, _devices(options.jobs, device))
+    budget = Budget(options.trials, seconds, devices_of(options.jobs, device))
     record = Sweep(options.out, fixed, space, budget, sys.stderr).run(resume=options.resume)
     report = options.out / REPORT_NAME
     report.write_text(sweep_page(record, options.out.resolve().name), encoding="utf-8")
@@ -67,7 +67,7 @@ def _said(trials: Path, best: Any) -> str:
     return f"best: trial {best['number'] + 1} in {folder}: CER {best['cer']:.2%} with {values}"
 
 
-def _devices(jobs: int, device: str) -> tuple[str | None, ...]:
+def devices_of(jobs: int, device: str) -> tuple[str | None, ...]:
     """CUDA_VISIBLE_DEVICES of each job; None leaves it.
 
     Raises `TrainingError` for more jobs than GPUs.

@@ -6,6 +6,7 @@ Its flags are the fields of `TrainingOptions`. Chooses device and backend; `trai
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,11 @@ from trainer.publishing.hub import HubRepository, open_repository, push_folder
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.options import TrainingOptions, load_file, make_options, option_fields
 from trainer.training.presets import PRESETS, preset_values
+from trainer.training.start import SHAPING, shaping_options
 
 if TYPE_CHECKING:
     from trainer.backends.protocol import Backend
+    from trainer.training.reward_options import RewardOptions
 
 BEST = "best"
 _GROUPS = {
@@ -40,8 +43,11 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.set_defaults(run=run_train)
 
 
-def add_option_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every option of a run, and for the file and the preset that they may come from."""
+def add_option_flags(parser: argparse.ArgumentParser, defaults: Mapping[str, Any] | None = None) -> None:
+    """Add a flag for every option of a run, and for the file and the preset that they may come from.
+
+    `defaults` are those of a command where they differ, for the help.
+    """
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML with the options below; flags override it")
     goals = "; ".join(f"{name}: {preset.goal}" for name, preset in PRESETS.items())
     parser.add_argument("--preset", choices=PRESETS, help=goals)
@@ -49,7 +55,7 @@ def add_option_flags(parser: argparse.ArgumentParser) -> None:
     for name, entry in option_fields().items():
         if name in _GROUPS:
             group = parser.add_argument_group(_GROUPS[name])
-        shown = _shown(entry.default)
+        shown = _shown((defaults or {}).get(name, entry.default))
         arguments: dict[str, Any] = {
             "help": f"{entry.metadata['help']}{f' ({shown})' if shown else ''}".replace("%", "%%")
         }
@@ -73,8 +79,13 @@ def run_train(options: argparse.Namespace, settings: TrainerSettings) -> str:
     return f"{summary}\n{push_adapter(repository, chosen.output_dir / BEST)}"
 
 
-def chosen_options(options: argparse.Namespace, settings: TrainerSettings) -> tuple[TrainingOptions, str]:
-    """The options of a run from preset, file and flags, and its device; raises `TrainingError`."""
+def chosen_options(
+    options: argparse.Namespace, settings: TrainerSettings, defaults: Mapping[str, Any] | None = None
+) -> tuple[TrainingOptions, str]:
+    """The options of a run and its device; raises `TrainingError`.
+
+    Flags win over the file, the file over the adapter to begin with, that over the preset, and all over `defaults`.
+    """
     given = {name: value for name, value in vars(options).items() if name in option_fields()}
     written = load_file(options.config) if options.config else {}
     written_preset = written.pop("preset", None)
@@ -82,7 +93,13 @@ def chosen_options(options: argparse.Namespace, settings: TrainerSettings) -> tu
     wanted = make_options(written, given)
     # Presets depend on the device, and the device on the other options.
     device, has_gpu = choose_device(wanted.device if wanted.device != "auto" else settings.device)
-    chosen = make_options(preset_values(preset, has_gpu=has_gpu) if preset else {}, written, given)
+    layers = [defaults or {}, preset_values(preset, has_gpu=has_gpu) if preset else {}]
+    if wanted.init_from:
+        explicit = {name.replace("-", "_") for name in (*written, *given)}
+        layers.append(
+            shaping_options(wanted.init_from, {name: getattr(wanted, name) for name in SHAPING if name in explicit})
+        )
+    chosen = make_options(*layers, written, given)
     if not chosen.dataset_name:
         raise TrainingError(
             TrainingCode.OPTION_INVALID,
@@ -106,9 +123,15 @@ def push_adapter(repository: HubRepository, folder: Path) -> str:
 
 
 def run_options(
-    options: TrainingOptions, device: str, settings: TrainerSettings, *, resume: bool, overwrite: bool
+    options: TrainingOptions,
+    device: str,
+    settings: TrainerSettings,
+    *,
+    resume: bool,
+    overwrite: bool,
+    rewards: RewardOptions | None = None,
 ) -> object:
-    """Train on a device by its name; returns the run's summary."""
+    """Train on a device by its name, by rewards if there are any; returns the run's summary."""
     # Must come first: unsloth patches what is imported after it.
     backend = choose_backend(options, device)
     import torch
@@ -133,7 +156,7 @@ def run_options(
         from accelerate import PartialState
 
         PartialState(cpu=device == "cpu")  # connects the processes that torchrun has started
-    return train(options, backend, torch.device(device), resume=resume, overwrite=overwrite)
+    return train(options, backend, torch.device(device), resume=resume, overwrite=overwrite, rewards=rewards)
 
 
 def choose_device(name: str) -> tuple[str, bool]:

@@ -14,6 +14,7 @@ from trainer.data.sources.columns import Columns
 from trainer.data.sources.rejected_rows import RejectedRows
 from trainer.data.sources.resolve import SourceOptions, open_source
 from trainer.data.sources.samples import PageSample, read_samples
+from trainer.data.sources.splits import TRAIN
 from trainer.evaluation.samples import Layout, Sample, SampleError, SampleSet, make_set
 
 TIER_WITHOUT_SPLIT = "all"
@@ -45,9 +46,8 @@ def load_source(spec: str, folder: Path, split: str | None, layout: Layout, limi
             "correct them, or leave them out with `python -m trainer prepare` and measure on the set"
         )
     if split is not None and not pages:
-        raise SampleError(
-            f"{spec} has no page in the split {split}; prepare it with --{split}-share, or leave --split out"
-        )
+        share = "" if split == TRAIN else f"prepare its source with --{split}-share 0.2, or "
+        raise SampleError(f"{spec} has no page in the split {split}; {share}leave --split out to read all its pages")
     return replace(make_set(source.name, pages, None), split=split)
 
 

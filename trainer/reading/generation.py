@@ -110,7 +110,7 @@ def generate_texts(
         raise ValueError("max_new_tokens and batch_size must be at least 1")
     device = torch.device(device)
     readings: dict[int, Generated] = {}
-    with _inference(model, device):
+    with inference(model, device):
         for indices in batches_of_equal_plan([page.plan for page in batch], batch_size):
             pages = [batch[index] for index in indices]
             prompt_ids = tokenizer.encode_prompt(pages[0].plan, prompt)
@@ -148,7 +148,7 @@ def generate_from_features(
     device = torch.device(device)
     readings: dict[int, Generated] = {}
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    with _inference(model, device):
+    with inference(model, device):
         for _, group in groupby(by_length, key=lambda index: len(prompts[index])):
             while indices := list(islice(group, batch_size)):
                 features = [features_of(index).to(device) for index in indices]
@@ -183,7 +183,16 @@ def batches_of_equal_plan(plans: Sequence[ViewPlan], batch_size: int) -> Iterato
 
 
 @contextmanager
-def _inference(model: OcrModel, device: torch.device) -> Iterator[None]:
+def inference(model: OcrModel, device: torch.device) -> Iterator[None]:
+    """Evaluation mode, no gradients and, on CUDA, products in bfloat16 within a block.
+
+    Args:
+        model: Its mode is restored.
+        device: Of the model.
+
+    Yields:
+        Nothing.
+    """
     module = cast("torch.nn.Module", model)
     was_training = module.training
     module.eval()
@@ -235,7 +244,7 @@ def _decode_batch(
     cache = growing_cache()
     ids_BL = torch.tensor([list(prompt) for prompt in prompts], device=device)
     prompt_tokens = ids_BL.shape[1]
-    logits_BV = _next_logits(model, model.embed_inputs(ids_BL, features), cache, prompt_tokens)
+    logits_BV = next_logits(model, model.embed_inputs(ids_BL, features), cache, prompt_tokens)
     steps_per_check = STEPS_PER_CHECK.get(device.type, STEPS_PER_CHECK_ELSEWHERE)
     unseen: list[Tensor] = []
     for step in range(1, max_new_tokens + 1):
@@ -260,8 +269,13 @@ def _decode_again(
 ) -> None:
     """After a loop: the kept tokens are part of the prompt, and the guard of a second attempt bans tokens."""
     cache = growing_cache()
-    ids_1L = torch.tensor([[*prompt, *answer.judge.tokens]], device=device)
-    logits_1V = _next_logits(model, model.embed_inputs(ids_1L, [features_LD]), cache, len(prompt))
+    kept_1L = torch.tensor([answer.judge.tokens], device=device, dtype=torch.long)
+    # Apart from the prompt: an image token that the model wrote has no features.
+    embeds = (
+        model.embed_inputs(torch.tensor([list(prompt)], device=device), [features_LD]),
+        model.embed_inputs(kept_1L, []),
+    )
+    logits_1V = next_logits(model, torch.cat(embeds, dim=1), cache, len(prompt))
     while True:
         token_1, pair_12 = _choose(logits_1V, answer.judge.banned())
         _take([answer], [pair_12])
@@ -312,10 +326,11 @@ def _as_texts(answers: Sequence[_Answer], tokenizer: OcrTokenizer) -> list[Gener
 
 def _step(model: OcrModel, token_B: Tensor, cache: Cache, prompt_tokens: int) -> Tensor:
     """Logits `[B, V]` after one more token."""
-    return _next_logits(model, model.embed_inputs(token_B[:, None], []), cache, prompt_tokens)
+    return next_logits(model, model.embed_inputs(token_B[:, None], []), cache, prompt_tokens)
 
 
-def _next_logits(model: OcrModel, embeds_BLD: Tensor, cache: Cache, prompt_tokens: int) -> Tensor:
+def next_logits(model: OcrModel, embeds_BLD: Tensor, cache: Cache, prompt_tokens: int) -> Tensor:
+    """Logits `[B, V]` after more tokens of the sequences in a cache, whose first `prompt_tokens` are the prompt."""
     seen, num_new = cache.get_seq_length(), embeds_BLD.shape[1]
     position_ids = torch.arange(seen, seen + num_new, device=embeds_BLD.device)[None]
     window, mask = answer_window(model), None

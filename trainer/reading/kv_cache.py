@@ -41,6 +41,11 @@ class GrowingLayer(DynamicLayer):
         # The remaining rows have no free room; the next token makes a new buffer.
         self._key_room, self._value_room = self.keys, self.values
 
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each sequence, to answer one prompt several times."""
+        super().batch_repeat_interleave(repeats)
+        self._key_room, self._value_room = self.keys, self.values
+
 
 def growing_cache() -> Cache:
     """An empty cache for any number of layers."""

@@ -15,6 +15,8 @@ from trainer.report.figures import percent
 from trainer.report.html import facts, figure, legend, table
 from trainer.report.page import document
 
+SWEEP_FILE = "sweep.json"
+"""Record of a sweep, in its folder."""
 COMPLETE = "complete"
 
 

@@ -21,6 +21,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from trainer.evaluation.provenance import current_date, machine, package_version, package_versions, source_commit
+from trainer.report.sweep import SWEEP_FILE
 from trainer.sweeping.space import Choices, Dimension, options_of, size_of
 from trainer.sweeping.trial import End, TrialResult, run_trial
 from trainer.training.callbacks import StopRequest
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     import optuna
 
 STUDY_FILE: Final = "study.jsonl"
-RECORD_FILE: Final = "sweep.json"
+RECORD_FILE: Final = SWEEP_FILE
 TRIALS: Final = "trials"
 STARTUP_TRIALS: Final = 4
 """Trials whose checks are compared with before the first one is pruned."""

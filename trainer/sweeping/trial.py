@@ -20,6 +20,7 @@ from trainer.config import child_environment
 from trainer.report.curves import LOG_NAME
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.options import TrainingOptions
+from trainer.training.run_lock import is_busy
 
 POLL_S: Final = 0.2
 STOPPED: Final = (128 + signal.SIGTERM, 128 + signal.SIGINT)
@@ -79,16 +80,24 @@ def run_trial(
     config = folder.with_name(f"{folder.name}.yaml")
     config.write_text(json.dumps(options.as_json(), indent=1) + "\n", encoding="utf-8")  # JSON is YAML
     environment = child_environment() | ({"CUDA_VISIBLE_DEVICES": device} if device is not None else {})
-    command = [sys.executable, "-m", "trainer", "train", "--config", str(config), "--resume"]
+    command = [sys.executable, "-m", "trainer.sweeping.child", "train", "--config", str(config), "--resume"]
+    _wait_until_free(folder, is_over)
     start_s = time.monotonic()
     with folder.with_name(f"{folder.name}.txt").open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - this program, no shell
-            command, stdout=output, stderr=output, env=environment
+            # The pipe tells the run when this process is gone, however it went.
+            command,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env=environment,
         )
         try:
             end = _watch(process, folder / LOG_NAME, report, is_over)
         finally:
             _end(process)
+            assert process.stdin is not None
+            process.stdin.close()
     seconds = time.monotonic() - start_s
     rates = [float(event["cer"]) for event in _events(folder / LOG_NAME, "evaluate")]
     best = min(rates, default=None)
@@ -104,6 +113,13 @@ def run_trial(
             "name some with --eval-dataset-name, or raise --validation-share",
         )
     return TrialResult(End.COMPLETE, best, seconds)
+
+
+def _wait_until_free(folder: Path, is_over: Callable[[], bool]) -> None:
+    """Wait for the run of a sweep that was killed: it is still writing its checkpoint."""
+    deadline_s = time.monotonic() + GRACE_S
+    while is_busy(folder) and time.monotonic() < deadline_s and not is_over():
+        time.sleep(POLL_S)
 
 
 def _watch(

@@ -81,6 +81,42 @@ class StopCallback(TrainerCallback):
         return control
 
 
+class RunFacts(TrainerCallback):
+    """Tells TensorBoard and Weights & Biases what a run is: data, adapter, and how the base model reads."""
+
+    def __init__(self, facts: Mapping[str, Any], writer: Any | None, *, use_wandb: bool) -> None:
+        """Take what is known before the first update.
+
+        Args:
+            facts: plain values by name, such as `data/name` or `adapter/rank`.
+            writer: TensorBoard's, or None.
+            use_wandb: whether the library logs to Weights & Biases, whose run then exists when training begins.
+        """
+        self._facts, self._writer, self._use_wandb = dict(facts), writer, use_wandb
+
+    def add(self, name: str, value: Any) -> None:
+        """Add a fact that became known later, such as the base model's error rate."""
+        self._facts[name] = value
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Write them: this comes after the library's own callbacks, which open the run."""
+        del args, control
+        if not state.is_world_process_zero:
+            return
+        if self._writer is not None:
+            rows = "".join(f"| {name} | {value} |\n" for name, value in self._facts.items())
+            self._writer.add_text("run", f"| | |\n|---|---|\n{rows}", state.global_step)
+            for name, value in self._facts.items():
+                if isinstance(value, float):
+                    self._writer.add_scalar(name, value, state.global_step)
+        if self._use_wandb:
+            import wandb
+
+            if wandb.run is not None:
+                wandb.config.update(self._facts, allow_val_change=True)
+                wandb.run.summary.update({name: each for name, each in self._facts.items() if isinstance(each, float)})
+
+
 class EarlyStop(EarlyStoppingCallback):
     """The library's, without its advice to load the best weights at the end: they are in `best/`."""
 
@@ -106,6 +142,10 @@ class EventLog(TrainerCallback):
         self._path, self._stream, self._caller = path, stream, caller
         self._bar: tqdm[Any] | None = None
         self._start_s = time.monotonic()
+        if is_main and path.is_file() and not path.read_bytes().endswith(b"\n"):
+            # A kill or a full disk has cut the last line; the next one begins a line of its own.
+            with path.open("ab") as file:
+                file.write(b"\n")
 
     def write(self, event: str, state: TrainerState | None = None, **figures: Any) -> None:
         """Log an event with its figures."""

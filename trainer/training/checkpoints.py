@@ -24,9 +24,11 @@ from shared.contract.volume import CONFIG_FILE, WEIGHTS_FILE
 from trainer.training.errors import TrainingCode, TrainingError
 
 FILES: Final = "files.json"
+CHECKPOINTS: Final = "checkpoints"
+"""Folder of a run's checkpoints."""
 PARTIAL: Final = ".partial"
 _STEP: Final = re.compile(r"step-(\d+)")
-_FULL_WORDS: Final = ("No space left", "Disk quota exceeded", "File too large", "file write failed")
+_FULL_WORDS: Final = ("No space left", "Disk quota exceeded", "File too large", "file write failed", "unexpected pos ")
 """How torch's and safetensors' own errors report a full disk."""
 
 
@@ -119,18 +121,55 @@ def verify_adapter(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> Non
         raise _corrupt(folder, f"it does not load ({type(error).__name__})") from error
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that a disk has no room, whichever library raised it."""
+    return getattr(error, "errno", None) in DISK_FULL or any(words in str(error) for words in _FULL_WORDS)
+
+
 @contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
-    """Turn disk errors while writing into `folder` into a `TrainingError` that says what to do."""
+def reporting_full_disk(run: Path) -> Iterator[None]:
+    """Turn a full disk, wherever in a run it is noticed, into an error that says what is kept.
+
+    Args:
+        run: its folder.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        TrainingError: the disk is full (`disk_full`).
+    """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if getattr(error, "errno", None) in DISK_FULL or any(words in str(error) for words in _FULL_WORDS):
-            raise TrainingError(
-                TrainingCode.DISK_FULL,
-                f"the disk of {folder} is full",
-                "the last checkpoint is complete: make room and repeat the command with --resume",
-            ) from error
+        if not is_disk_full(error):
+            raise
+        # What was begun helps nobody, and takes room that the next try needs.
+        for partial in list(run.rglob(f"*{PARTIAL}")):
+            if partial.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                partial.unlink(missing_ok=True)
+        kept, _ = newest_valid(run / CHECKPOINTS)
+        said = f"{kept.name} is complete" if kept is not None else "there is no checkpoint yet"
+        raise TrainingError(
+            TrainingCode.DISK_FULL,
+            f"the disk of {run} is full; {said}",
+            "make room and repeat the command with --resume",
+        ) from error
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn disk errors while writing into `folder` into a `TrainingError` that says what to do.
+
+    A full disk is left to `reporting_full_disk`.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if is_disk_full(error):
+            raise  # `reporting_full_disk` knows what the run has kept
         if isinstance(error, OSError):
             raise TrainingError(
                 TrainingCode.OUTPUT_UNWRITABLE,

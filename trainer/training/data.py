@@ -24,6 +24,7 @@ class RunData:
         forgetting: general pages; may be empty.
         sources: what was read, for the record.
         note: what was left out, for people; empty where nothing was.
+        num_named: samples whose split the source names.
     """
 
     train: TrainingSet = field(default_factory=TrainingSet)
@@ -31,6 +32,7 @@ class RunData:
     forgetting: TrainingSet = field(default_factory=TrainingSet)
     sources: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+    num_named: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """For `run.json`: what an adapter's manifest needs, and what a resumed run must have again."""
@@ -59,13 +61,28 @@ def load_data(options: TrainingOptions, reader: SampleReader) -> RunData:
         notes.append("there are no held-out pages, so the last adapter is kept, whether or not it reads best")
     data.note = "; ".join(note for note in notes if note)
     if not data.train.samples:
-        reason = f" ({data.train.num_too_long} are too long)" if data.train.num_too_long else ""
-        raise TrainingError(
-            TrainingCode.NO_SAMPLES,
-            f"{options.dataset_name} has no samples to train on{reason}",
-            "raise --max-length, lower --validation-share, or see the set's card",
-        )
+        raise _no_samples(options, data, reader)
     return data
+
+
+def _no_samples(options: TrainingOptions, data: RunData, reader: SampleReader) -> TrainingError:
+    """Nothing to train on, with the way out that fits."""
+    too_long = data.train.num_too_long
+    reason = f" ({too_long} are too long)" if too_long else ""
+    if too_long:
+        # What a sample may have is less than --max-length by prompt and ends.
+        needed = data.train.shortest_too_long + options.max_length - reader.max_tokens
+        remedy = f"--max-length {needed} takes the shortest of them"
+    elif data.num_named:
+        remedy = "it names splits, and has nothing in `train`: put pages there, or take its names of splits away"
+    elif data.validation.samples and options.eval_dataset_name is None:
+        remedy = (
+            f"all {len(data.validation)} are held out: add --validation-share 0 to train on them, "
+            "or prepare the set with a lower --validation-share"
+        )
+    else:
+        remedy = "add pages, or see the set's card"
+    return TrainingError(TrainingCode.NO_SAMPLES, f"{options.dataset_name} has no samples to train on{reason}", remedy)
 
 
 def _read(
@@ -91,6 +108,7 @@ def _read(
     if whole:  # a source used only for checks
         samples = ((VALIDATION, sample) for _, sample in samples)
     for split, sample in samples:
+        data.num_named += sample.split is not None
         into = wanted.get(split)
         if into is None or _is_full(into, limits[split]):
             if all(_is_full(each, limits[key]) for key, each in wanted.items()):

@@ -93,11 +93,13 @@ class TrainingSet:
     Attributes:
         samples: the samples.
         num_too_long: how many were left out for their length.
+        shortest_too_long: tokens of the shortest of them.
         seen: what identifies the pages, for evaluations; see `trainer.evaluation.seen`.
     """
 
     samples: list[TrainingSample] = field(default_factory=list)
     num_too_long: int = 0
+    shortest_too_long: int = 0
     seen: list[str] = field(default_factory=list)
     _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
@@ -143,8 +145,10 @@ class SampleReader:
         """Add a source's sample to a set, unless it is too long."""
         plans = tuple(plan_views(image.width_px, image.height_px, self.mode, self.geometry) for image in sample.images)
         ids = array(IDS, self.encode(sample.text))
-        if len(ids) + sum(plan.num_vision_tokens for plan in plans) > self.max_tokens:
+        num_tokens = len(ids) + sum(plan.num_vision_tokens for plan in plans)
+        if num_tokens > self.max_tokens:
             into.num_too_long += 1
+            into.shortest_too_long = min(into.shortest_too_long or num_tokens, num_tokens)
             return
         places = tuple(self.store.add(image.data) for image in sample.images)
         content = b"".join(bytes.fromhex(image.pixels_sha256) for image in sample.images)

@@ -1,4 +1,4 @@
-"""transformers' Trainer on pages: features from the cache, loss on answers, checks by reading, checkpoints that count.
+"""transformers' Trainer on pages: features from the cache, loss on the answers' tokens.
 
 Owns what differs from the library's loop. Gradient accumulation, schedules, several GPUs, logging and the order of
 everything remain the library's.
@@ -8,68 +8,24 @@ Shape letters: B samples, L tokens, D decoder width.
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer
 
-from trainer.tracing import span
-from trainer.training.adapter import adapter_shapes, load_adapter, save_adapter
-from trainer.training.checkpoints import PARTIAL, commit, prune, writing_to
-from trainer.training.collator import INDICES, KEPT, Collator
-from trainer.training.dataset import TrainingSet
-from trainer.training.distributed import broadcast_first
+from trainer.training.checked import CheckedTrainer, RunParts, base_of
+from trainer.training.collator import INDICES, KEPT
 from trainer.training.errors import TrainingCode, TrainingError
-from trainer.training.features import CachedEncoder
 from trainer.training.graphs import GraphedLoss
 from trainer.training.order import LengthGroupedOrder
 
-BEST = "best"
-CHECKPOINTS = "checkpoints"
 _VIEW_KEYS = ("global_views_BHWC", "tiles_THWC", "tile_grids_B2")
-Check = Callable[[nn.Module], dict[str, float]]
-"""Reads held-out pages with the model in training; returns figures by name, including `cer`."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunParts:
-    """What the loop works with.
-
-    Attributes:
-        output: the run's folder.
-        base_model: name of the base model.
-        modules: whole names of adapted modules.
-        samples: to train on.
-        collator: makes batches.
-        encoder: gives cached features; None where the encoder is trained.
-        check: reads held-out pages; None where there are none.
-        keep_checkpoints: newest ones that stay.
-        keeps_logits: whether the model's forward takes `logits_to_keep` together with labels.
-        is_graphed: whether forward and backward are recorded; needs an encoder, and a model that keeps logits.
-    """
-
-    output: Path
-    base_model: str
-    modules: tuple[str, ...]
-    samples: TrainingSet
-    collator: Collator
-    encoder: CachedEncoder | None
-    check: Check | None
-    keep_checkpoints: int
-    keeps_logits: bool = True
-    is_graphed: bool = False
-
-
-class PageTrainer(Trainer):
+class PageTrainer(CheckedTrainer):
     """The loop; one per run."""
 
     def __init__(self, model: PeftModel, parts: RunParts, **kwargs: Any) -> None:
@@ -83,17 +39,10 @@ class PageTrainer(Trainer):
             data_collator=self._collate,
             **kwargs,
         )
-        self.last_check_step = -1
-        self.best_cer: float | None = None
         self._pieces = 1
         self._graphed: GraphedLoss | None = None
         # The model is called with `num_items_in_batch`, which its signature hides behind PEFT's.
         self.model_accepts_loss_kwargs = True
-
-    @property
-    def adapter_model(self) -> PeftModel:
-        """The model without its wrapper for several devices."""
-        return cast("PeftModel", self.accelerator.unwrap_model(self.model_wrapped))
 
     @property
     def pieces(self) -> int:
@@ -211,90 +160,6 @@ class PageTrainer(Trainer):
         features = encoder.features(inputs[INDICES].tolist(), ids_BL.device)
         embeds_BLD: Tensor = base_of(self.accelerator.unwrap_model(model)).embed_inputs(ids_BL, features)
         return embeds_BLD
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log figures; raises `TrainingError` if the loss is not finite."""
-        super().log(logs, start_time)
-        if not math.isfinite(logs.get("loss", 0.0)):
-            raise TrainingError(
-                TrainingCode.LOSS_NOT_FINITE,
-                f"the loss is {logs['loss']} before update {self.state.global_step}",
-                "lower --learning-rate or raise --warmup-ratio, and start again with --overwrite",
-            )
-
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Read the held-out pages; keep the adapter that reads them best.
-
-        Returns:
-            Figures, each name behind `eval_`.
-        """
-        metrics = {f"eval_{name}": value for name, value in self.read_held_out().items()}
-        self.last_check_step = self.state.global_step
-        if self.best_cer is None:
-            self.best_cer = self.state.best_metric  # of a resumed run
-        if self.best_cer is None or metrics["eval_cer"] < self.best_cer:
-            self.best_cer = metrics["eval_cer"]
-            self.save_best()
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def read_held_out(self) -> dict[str, float]:
-        """Figures of the model as it is; the same on every process."""
-        figures: dict[str, float] = {}
-        if self._parts.check is not None and self.args.should_save:
-            with span("train.check") as checking:
-                figures = self._parts.check(base_of(self.adapter_model))
-                checking.set_attribute("deepsynth.cer", figures["cer"])
-        return broadcast_first(figures)
-
-    def save_best(self) -> None:
-        """Write the current adapter to `best/`."""
-        if not self.args.should_save:
-            return
-        target = self._parts.output / BEST
-        partial = target.with_name(f".{BEST}{PARTIAL}")
-        model = self.adapter_model
-        with writing_to(target):
-            shutil.rmtree(partial, ignore_errors=True)
-            save_adapter(model, partial, self._parts.base_model, self._parts.modules)
-            (partial / "step.json").write_text(json.dumps({"step": self.state.global_step}), encoding="utf-8")
-            commit(partial, target, adapter_shapes(model))
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write the adapter's two files, and none of the pickles that the library adds."""
-        del state_dict
-        save_adapter(self.adapter_model, Path(str(output_dir)), self._parts.base_model, self._parts.modules)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        del model
-        load_adapter(self.adapter_model, Path(resume_from_checkpoint))
-
-    def _get_output_dir(self, trial: Any) -> str:
-        del trial
-        return str(self._parts.output / CHECKPOINTS / PARTIAL)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint to a temporary folder, verify it and rename it."""
-        folder = self._parts.output / CHECKPOINTS
-        staging = folder / PARTIAL
-        with writing_to(folder):
-            if self.args.should_save:
-                shutil.rmtree(staging, ignore_errors=True)
-            self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if not self.args.should_save:
-                return
-            (written,) = staging.iterdir()
-            commit(written, folder / f"step-{self.state.global_step}", adapter_shapes(self.adapter_model))
-            shutil.rmtree(staging, ignore_errors=True)
-            prune(folder, self._parts.keep_checkpoints)
-
-
-def base_of(model: nn.Module) -> Any:
-    """The base model inside, with its adapter: it reads pages."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

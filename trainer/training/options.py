@@ -50,6 +50,7 @@ class TrainingOptions:
     output_dir: Path = _option(DEFAULT_OUTPUT, "the run's folder")  # noqa: RUF009 - a constant
     model: str = _option("shared/nano", "base model: folder or repository")
     backend: str = _option("auto", "library that adds the adapter; auto: unsloth if possible, else peft", *BACKENDS)
+    init_from: str | None = _option(None, "adapter to go on from: a run or a PEFT folder; rank and modules are its own")
     device: str = _option("auto", "auto, cpu, cuda or cuda:N")
     task: str = _option("free", "the prompt to train", *TASKS)
     mode: str | None = _option(None, "resolution; default: the checkpoint's")
@@ -162,16 +163,24 @@ def make_options(*layers: Mapping[str, Any]) -> TrainingOptions:
 
 
 def load_file(path: Path) -> dict[str, Any]:
-    """Read options from a YAML file; raises `TrainingError` if it is not a mapping."""
+    """Read options from a YAML file; raises `TrainingError` if it cannot be read or is not a mapping."""
     import yaml
 
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TrainingError(
+            TrainingCode.OPTION_INVALID,
+            f"{path} cannot be read: {error.strerror or error}",
+            "give the path of a YAML file to --config, or leave it out",
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise TrainingError(TrainingCode.OPTION_INVALID, f"{path} is not YAML: {error}", "correct it") from error
     if not isinstance(values, dict):
         raise TrainingError(
-            TrainingCode.OPTION_INVALID, f"{path} holds no options", "write one `name: value` a line, such as rank: 16"
+            TrainingCode.OPTION_INVALID,
+            f"{path} holds no options",
+            "write one `name: value` a line, such as `lora-rank: 16`",
         )
     return values
 

@@ -5,7 +5,6 @@ Owns the lock and `run.json`. Knows neither model nor loop.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,23 +16,27 @@ from trainer.backends.protocol import AdaptedModel
 from trainer.config import process_rank
 from trainer.evaluation.provenance import current_date, machine, package_version, package_versions, source_commit
 from trainer.evaluation.seen import SEEN_FILE
-from trainer.training.checkpoints import restore_replaced, writing_to
+from trainer.training.checked import BEST
+from trainer.training.checkpoints import CHECKPOINTS, restore_replaced, writing_to
 from trainer.training.data import RunData
 from trainer.training.distributed import barrier
 from trainer.training.errors import TrainingCode, TrainingError
-from trainer.training.loop import BEST, CHECKPOINTS
 from trainer.training.options import TrainingOptions
+from trainer.training.reward_options import RewardOptions
+from trainer.training.run_lock import LOCK, lock_run
+from trainer.training.start import StartAdapter
 
 RUN_FILE: Final = "run.json"
 LOG_FILE: Final = "log.jsonl"
 CACHE: Final = "cache"
-LOCK: Final = ".lock"
 _FREE_OPTIONS: Final = frozenset({
     "device", "feature_disk_gb", "feature_memory_gb", "hub_model_id", "keep_checkpoints", "logging_steps", "output_dir",
     "max_steps", "num_epochs", "push_to_hub", "use_tensorboard", "use_wandb", "wandb_project",
 })  # fmt: skip
 """Options that a resumed run may change: they do not affect what is learnt, or say for how long."""
-_PACKAGES: Final = ("peft", "accelerate", "unsloth", "bitsandbytes")
+_PACKAGES: Final = ("peft", "accelerate", "unsloth", "bitsandbytes", "trl")
+NAMED: Final = {"init_from": "adapter to begin with", "rewards": "choice of rewards"}
+"""Parts of the record that a resumed run must have again, as messages name them."""
 
 
 def rank() -> int:
@@ -58,14 +61,12 @@ def run_folder(output: Path, *, resume: bool, overwrite: bool) -> Iterator[None]
     """
     with writing_to(output):
         output.mkdir(parents=True, exist_ok=True)
-        lock = (output / f"{LOCK}-{rank()}").open("ab")
+        lock = lock_run(output, rank())
+    if lock is None:
+        raise TrainingError(
+            TrainingCode.OUTPUT_BUSY, f"another process is training in {output}", "wait for it, or stop it"
+        )
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise TrainingError(
-                TrainingCode.OUTPUT_BUSY, f"another process is training in {output}", "wait for it, or stop it"
-            ) from error
         with writing_to(output):
             if rank() == 0:
                 _settle(output, resume=resume, overwrite=overwrite)
@@ -77,7 +78,13 @@ def run_folder(output: Path, *, resume: bool, overwrite: bool) -> Iterator[None]
         lock.close()
 
 
-def make_record(options: TrainingOptions, adapted: AdaptedModel, pages: RunData) -> dict[str, Any]:
+def make_record(
+    options: TrainingOptions,
+    adapted: AdaptedModel,
+    pages: RunData,
+    start: StartAdapter | None = None,
+    rewards: RewardOptions | None = None,
+) -> dict[str, Any]:
     """The content of `run.json`: options, data, model and versions; no local paths except those in the options."""
     trainable = sum(each.numel() for each in adapted.model.parameters() if each.requires_grad)
     return {
@@ -85,6 +92,8 @@ def make_record(options: TrainingOptions, adapted: AdaptedModel, pages: RunData)
         "date": current_date(),
         "commit": source_commit(),
         "options": options.as_json(),
+        "init_from": start.as_json() if start else None,
+        "rewards": rewards.as_json() if rewards else None,
         "base_model": adapted.base_name,
         "backend": adapted.details,
         "modules": len(adapted.modules),
@@ -109,6 +118,8 @@ def settle_record(output: Path, record: dict[str, Any], *, resume: bool) -> None
             for name, value in now["options"].items()
             if name not in _FREE_OPTIONS and before["options"].get(name) != value
         ]
+        # A run from before these were recorded had neither.
+        changed += [NAMED[name] for name in NAMED if before.get(name) != now[name]]
         parts, earlier = now["data"]["parts"], before["data"]["parts"]
         changed += [f"set of {name} pages" for name, value in parts.items() if earlier.get(name) != value]
         if changed:

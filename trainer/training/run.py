@@ -21,15 +21,23 @@ from trainer.backends.protocol import Backend
 from trainer.tracing import span
 from trainer.training.adapter import adapter_shapes
 from trainer.training.callbacks import ProgressCallback, StopCallback, StopRequest
-from trainer.training.checkpoints import newest_valid, validation_error, verify_adapter
+from trainer.training.checked import BEST
+from trainer.training.checkpoints import (
+    CHECKPOINTS,
+    newest_valid,
+    reporting_full_disk,
+    validation_error,
+    verify_adapter,
+)
 from trainer.training.data import RunData, load_data
 from trainer.training.dataset import ImageStore, SampleReader
 from trainer.training.distributed import broadcast_first, reporting_lost_processes
 from trainer.training.errors import TrainingCode, TrainingError, TrainingStopped
-from trainer.training.loop import BEST, CHECKPOINTS
 from trainer.training.options import TrainingOptions
 from trainer.training.output import CACHE, LOG_FILE, make_record, rank, run_folder, settle_record, write_seen
+from trainer.training.reward_options import RewardOptions
 from trainer.training.setup import TrainingSetup, adapter_request, sample_reader, set_up
+from trainer.training.start import begin_with
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +81,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     progress: ProgressCallback | None = None,
+    rewards: RewardOptions | None = None,
     data: Callable[[SampleReader], RunData] | None = None,
 ) -> RunSummary:
     """Train an adapter.
@@ -84,6 +93,7 @@ def train(
         resume: continue from the newest valid checkpoint, if there is one.
         overwrite: delete an earlier run in the same folder.
         progress: gets every event.
+        rewards: learn from drawn answers and their rewards; None: from the true texts.
         data: makes the samples; None to read what the options name.
 
     Returns:
@@ -96,26 +106,31 @@ def train(
     output = options.output_dir
     with ExitStack() as stack:
         stack.enter_context(reporting_lost_processes())
+        stack.enter_context(reporting_full_disk(output))
         stack.enter_context(run_folder(output, resume=resume, overwrite=overwrite))
         request = stack.enter_context(StopRequest().listening())
         with span("train.model"):
             adapted = backend(adapter_request(options, device))
+            start = begin_with(adapted, options.init_from) if options.init_from else None
         store = stack.enter_context(ImageStore(output / CACHE / f"pages-{rank()}.bin"))
         reader = sample_reader(options, adapted, store)
         with span("train.data") as reading:
             pages = (data or (lambda into: load_data(options, into)))(reader)
             reading.set_attribute("deepsynth.samples", len(pages.train))
-        settle_record(output, make_record(options, adapted, pages), resume=resume)
-        write_seen(output, pages.train.seen)
-        run = set_up(options, adapted, reader, pages, device, stack, progress)
+        settle_record(output, make_record(options, adapted, pages, start, rewards), resume=resume)
+        # What the first adapter saw, the last one has seen.
+        write_seen(output, list(dict.fromkeys([*(start.seen if start else ()), *pages.train.seen])))
+        run = set_up(options, adapted, reader, pages, device, stack, progress, rewards)
         stack.callback(run.log.close)
         run.trainer.add_callback(StopCallback(request))
         if pages.note:
             run.log.write("data", note=pages.note)
             run.log.say(pages.note)
+        if start is not None and not start.seen:
+            run.log.say(f"what {start.label} was trained on is unknown: name its set with `publish --trained-on`, too")
         checkpoint = _checkpoint(output, run) if resume else None
         with span("train.fit") as fitting:
-            _fit(run, checkpoint, output)
+            _fit(run, checkpoint, output, has_start=start is not None)
             fitting.set_attribute("deepsynth.updates", run.trainer.state.global_step)
         if request.is_set:
             raise TrainingStopped(
@@ -128,10 +143,17 @@ def train(
     return summary
 
 
-def _fit(run: TrainingSetup, checkpoint: Path | None, output: Path) -> None:
+def _fit(run: TrainingSetup, checkpoint: Path | None, output: Path, *, has_start: bool) -> None:
     if run.check is not None and broadcast_first(_logged(output, "base")) is None:
-        # Before the first update an adapter changes nothing: this is the base model, which it has to be better than.
-        run.log.write("base", None, **run.trainer.read_held_out())
+        # What the adapter has to be better than.
+        with run.trainer.adapter_model.disable_adapter():
+            base = run.trainer.read_held_out()
+        run.log.write("base", None, **base)
+    logged = broadcast_first(_logged(output, "base"))
+    if logged is not None:
+        run.facts.add("base/cer", float(logged["cer"]))
+    if run.check is not None and has_start and checkpoint is None:
+        run.trainer.evaluate()  # no later adapter is kept that reads worse than the one it began with
     run.trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 

@@ -6,7 +6,8 @@ import importlib.util
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,23 +19,27 @@ from shared.deepseek_ocr.geometry import Mode
 from shared.deepseek_ocr.registry import kind_of
 from trainer.backends.protocol import AdaptedModel, AdapterRequest
 from trainer.config import process_rank
-from trainer.training.callbacks import EarlyStop, EventLog, ProgressCallback
+from trainer.training.callbacks import EarlyStop, EventLog, ProgressCallback, RunFacts
+from trainer.training.checked import CheckedTrainer, RunParts, base_of
+from trainer.training.checkpoints import CHECKPOINTS
 from trainer.training.collator import Collator, image_arguments
 from trainer.training.data import RunData
 from trainer.training.dataset import ImageStore, SampleReader, TrainingSet
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.features import GIB, CachedEncoder, FeatureCache
-from trainer.training.loop import CHECKPOINTS, PageTrainer, RunParts, base_of
+from trainer.training.loop import PageTrainer
 from trainer.training.options import TrainingOptions
 from trainer.training.output import CACHE, LOG_FILE, rank
+from trainer.training.reward_options import RewardOptions
 from trainer.training.targets import choose_modules, touches_vision
-from trainer.training.validation import Checker, HeldOut
+from trainer.training.validation import Checker, HeldOut, longest_answer
 
 PAGES_AT_ONCE_ON_GPU = 8
 """A page of seven views already fills a GPU; more only take memory."""
 CHECKS_PER_PASS = 4
 GRAPHED_MULTIPLE = 64
 """Tokens: a CUDA graph fits batches of one shape only, and padding is computed too."""
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
 HELD_OUT_SHARE = 0.25
 """Share of the feature caches for held-out pages, which every check reads."""
 
@@ -43,9 +48,10 @@ HELD_OUT_SHARE = 0.25
 class TrainingSetup:
     """A run, ready to start."""
 
-    trainer: PageTrainer
+    trainer: CheckedTrainer
     log: EventLog
     check: Checker | None
+    facts: RunFacts
 
 
 def adapter_request(options: TrainingOptions, device: torch.device) -> AdapterRequest:
@@ -102,10 +108,11 @@ def set_up(
     device: torch.device,
     stack: ExitStack,
     progress: ProgressCallback | None,
+    rewards: RewardOptions | None = None,
 ) -> TrainingSetup:
     """Set up a run: collator, feature caches, checks, log and trainer.
 
-    `stack` closes the caches; `progress` gets every event.
+    `stack` closes the caches; `progress` gets every event; with `rewards` the loop learns from them.
     """
     tokenizer = adapted.tokenizer
     is_vision_trained = touches_vision(adapted.modules)
@@ -157,14 +164,17 @@ def set_up(
         is_graphed=options.cuda_graphs,
     )
     log = EventLog(options.output_dir / LOG_FILE, sys.stderr, progress, is_main=rank() == 0)
-    trainer = PageTrainer(
-        adapted.model,
-        parts,
-        args=training_arguments(options, len(pages.train), device, has_check=check is not None),
-        callbacks=[log, *_callbacks(options, has_check=check is not None)],
+    values = argument_values(options, len(pages.train), device, has_check=check is not None)
+    reports, facts = _reports(options, adapted, pages)
+    callbacks = [log, *_callbacks(options, has_check=check is not None), *reports]
+    trainer = (
+        PageTrainer(adapted.model, parts, args=on_device(TrainingArguments(**values), device), callbacks=callbacks)
+        if rewards is None
+        else _policy_trainer(options, adapted, parts, rewards, values, device, callbacks)
     )
     trainer.remove_callback(PrinterCallback)
-    return TrainingSetup(trainer, log, check)
+    trainer.add_callback(facts)  # after the library's own
+    return TrainingSetup(trainer, log, check, facts)
 
 
 def encode_samples(
@@ -184,15 +194,57 @@ def encode_samples(
     return [torch.cat([next(rest) for _ in pages]) for pages in pages_of]
 
 
-def training_arguments(
+def _policy_trainer(
+    options: TrainingOptions,
+    adapted: AdaptedModel,
+    parts: RunParts,
+    rewards: RewardOptions,
+    values: dict[str, Any],
+    device: torch.device,
+    callbacks: list[TrainerCallback],
+) -> CheckedTrainer:
+    """The loop that learns from rewards; raises `TrainingError` where it cannot."""
+    if parts.encoder is None or options.cuda_graphs or process_rank().world_size > 1:
+        raise TrainingError(
+            TrainingCode.OPTION_INVALID,
+            "training by rewards has one process, a frozen encoder and no recorded steps",
+            "leave out --cuda-graphs, --train-vision and torchrun",
+        )
+    per_update = options.batch_size * options.gradient_accumulation_steps
+    if len(parts.samples) < per_update:
+        raise TrainingError(
+            TrainingCode.NO_SAMPLES,
+            f"an update takes {per_update} pages, and there are {len(parts.samples)}",
+            f"lower --batch-size to {max(len(parts.samples) // options.gradient_accumulation_steps, 1)} or less",
+        )
+    if importlib.util.find_spec("trl") is None:
+        raise TrainingError(
+            TrainingCode.PACKAGE_MISSING,
+            "training by rewards needs the package trl",
+            "install the extra: pip install 'deepsynth-ocr[trainer-rewards]'",
+        )
+    from trainer.training.policy import PolicyTrainer, RewardParts, policy_arguments
+
+    longest = max(len(sample.answer_ids) for sample in parts.samples)
+    max_new_tokens = options.max_new_tokens or longest_answer(longest)
+    return PolicyTrainer(
+        adapted.model,
+        parts,
+        RewardParts(rewards, adapted.tokenizer, max_new_tokens, device),
+        args=on_device(policy_arguments(values, rewards, max_new_tokens), device),
+        callbacks=callbacks,
+    )
+
+
+def argument_values(
     options: TrainingOptions, num_samples: int, device: torch.device, *, has_check: bool
-) -> TrainingArguments:
+) -> dict[str, Any]:
     """Arguments of transformers' `Trainer` for `num_samples`; reporting is added by callbacks."""
     is_cuda = device.type == "cuda"
     per_update = options.batch_size * options.gradient_accumulation_steps
     per_pass = max(-(-num_samples // per_update), 1)
     eval_steps = options.eval_steps or max(per_pass // CHECKS_PER_PASS, 1)
-    arguments = TrainingArguments(
+    return dict(  # noqa: C408 - they are a call's arguments
         output_dir=str(options.output_dir / CHECKPOINTS),
         per_device_train_batch_size=options.batch_size,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
@@ -225,6 +277,11 @@ def training_arguments(
         dataloader_pin_memory=is_cuda,
         ddp_find_unused_parameters=False,
     )
+
+
+def on_device(arguments: Arguments, device: torch.device) -> Arguments:
+    """Arguments that use this process's device alone."""
+    is_cuda = device.type == "cuda"
     # Other GPUs are for torchrun's other processes; by default the library splits each batch over all it sees.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     if not is_cuda and process_rank().world_size > 1:
@@ -247,9 +304,27 @@ def _callbacks(options: TrainingOptions, *, has_check: bool) -> list[TrainerCall
     callbacks: list[TrainerCallback] = []
     if has_check and options.early_stopping_patience:
         callbacks.append(EarlyStop(options.early_stopping_patience))
+    return callbacks
+
+
+def _reports(options: TrainingOptions, adapted: AdaptedModel, pages: RunData) -> tuple[list[TrainerCallback], RunFacts]:
+    """TensorBoard's callback if it is installed, and what the reports say of the run."""
+    facts: dict[str, Any] = {
+        "data/name": Path(options.dataset_name).name or options.dataset_name,
+        "data/fingerprint": pages.train.fingerprint,
+        "data/train_samples": len(pages.train),
+        "data/validation_samples": len(pages.validation),
+        "model/base": adapted.base_name,
+        "adapter/rank": options.lora_rank,
+        "adapter/alpha": float(options.lora_alpha),
+        "adapter/modules": len(adapted.modules),
+    }
+    callbacks: list[TrainerCallback] = []
+    writer = None
     if options.use_tensorboard and rank() == 0 and importlib.util.find_spec("tensorboard") is not None:
         from torch.utils.tensorboard import SummaryWriter
         from transformers.integrations.integration_utils import TensorBoardCallback
 
-        callbacks.append(TensorBoardCallback(SummaryWriter(str(options.output_dir / "tensorboard"))))
-    return callbacks
+        writer = SummaryWriter(str(options.output_dir / "tensorboard"))
+        callbacks.append(TensorBoardCallback(writer))
+    return callbacks, RunFacts(facts, writer, use_wandb=options.use_wandb)

@@ -26,6 +26,11 @@ FIGURES = ("cer", "cer_capped", "wer", "exact_ratio", "unfinished_ratio")
 MOST_NEW_TOKENS = 4096
 
 
+def longest_answer(longest_known: int) -> int:
+    """Limit of an answer's tokens where the longest known one has so many."""
+    return min(2 * longest_known + 16, MOST_NEW_TOKENS)
+
+
 @dataclass(frozen=True, slots=True)
 class HeldOut:
     """Pages that are read.
@@ -90,7 +95,7 @@ class Checker:
                 self.tokenizer,
                 [self.collator.prompt_ids(sample) for sample in held_out.samples],
                 self._features_of(held_out),
-                self.max_new_tokens or min(2 * longest + 16, MOST_NEW_TOKENS),
+                self.max_new_tokens or longest_answer(longest),
                 self.device,
                 batch_size,
             )

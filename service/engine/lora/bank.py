@@ -231,6 +231,13 @@ def make_bank(model: OcrModel, limits: EngineLimits, *, splits_shared: bool = Fa
     )
 
 
+def pack_adapter(bank: AdapterBank | None, files: AdapterFiles) -> PackedAdapter:
+    """As `AdapterBank.pack`, for an engine that may have no bank."""
+    if bank is None:
+        raise AdapterError("adapters_off", "the engine has no slots for adapters")
+    return bank.pack(files)
+
+
 def _place(pair: Pair, shape: GroupShape, group: LowRank, rank: int) -> None:
     """Write a projection's matrices into its group's; ranks beyond the adapter's stay zeros."""
     max_rank, experts = group.B_SOR.shape[-1], max(shape.experts, 1)

@@ -1,9 +1,26 @@
+import io
+import json
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from benchmarks.online import Load, Sent, pages_of, percentile, run_load, send, spread_ms, summarise
+from benchmarks import online
+from benchmarks.online import (
+    Load,
+    Sent,
+    load_from,
+    pages_of,
+    percentile,
+    run_load,
+    send,
+    shares_of,
+    spread_ms,
+    summarise,
+)
+from shared.images.ink import find_ink
 from tests.support.service import running_service
 
 
@@ -45,3 +62,39 @@ async def test_errors_are_counted_by_code():
     assert sum(errors.values()) > 0
     assert set(errors) <= {"queue_full", "overloaded"}
     assert unknown.error == "model_not_found"
+
+
+def test_a_load_is_shared_out_whole():
+    load = Load([b"0", b"1", b"2"], clients=7, requests=8, seed=5)
+    shares = shares_of(load, 3)
+    assert [each.clients for each in shares] == [3, 2, 2]
+    assert [each.requests for each in shares] == [3, 3, 2]
+    assert len({each.seed for each in shares}) == 3
+    assert [each.pages[0] for each in shares] == [b"0", b"1", b"2"]
+    open_loop = shares_of(Load([b""], rate=30.0, duration_s=2.0), 3)
+    assert [(each.rate, each.clients, each.requests, each.duration_s) for each in open_loop] == 3 * [(10.0, 1, None, 2)]
+
+
+def test_several_processes_load_one_service_and_make_one_row(monkeypatch, capsys):
+    words = ["--model", "fake", "--processes", "2", "--clients", "1", "4", "--requests", "12", "--side", "64", "--text"]
+    monkeypatch.setattr(sys, "argv", [online.__file__, *words])
+    online.main()
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [(row["clients"], row["processes"], row["requests"], row["errors"]) for row in rows] == [
+        (1, 1, 12, {}),
+        (4, 2, 12, {}),
+    ]
+    assert all(row["text"] and row["client_cpu_share"] > 0 for row in rows)
+
+
+def test_a_client_process_that_fails_ends_the_run():
+    with pytest.raises(RuntimeError, match="a client process failed"):
+        load_from("http://127.0.0.1:1", Load([], clients=2, requests=2), 2)
+
+
+def test_pages_of_text_have_print_and_differ():
+    pages = pages_of(Path(), (320, 240), 0, text=True)
+    assert len(set(pages)) == len(pages) == 16
+    image = Image.open(io.BytesIO(pages[3]))
+    assert image.size == (320, 240)
+    assert len(find_ink(image).lines) > 10

@@ -19,6 +19,7 @@ EMPTY = "".join(
     f"<!-- results: {name} -->\n<!-- end -->\n"
     for name in (
         "engine",
+        "family",
         "ablation",
         "weights",
         "adapters",
@@ -72,6 +73,27 @@ def results(tmp_path):
     exactness = {"benchmark": "exactness", "company": company, "dtype": "bfloat16", "weights": "0123456789ab", **ORIGIN}
     write(tmp_path, "exactness.jsonl", [exactness, exactness | {"runner": "plain"}])
     return tmp_path
+
+
+def test_an_idea_counts_against_the_engine_of_its_own_commit(results):
+    page, _ = render(EMPTY, results)
+    with (results / "engine-card-x.jsonl").open("a", encoding="utf-8") as out:
+        later = {"commit": "d" * 40, "date": "2026-11-24T12:00:00+00:00"}
+        ceilings = {"copy_bytes_per_s": 3e12, "matmul_flops_per_s": 5e14, "bytes_per_weight": 2}
+        for each in (row("prefill", 256, 1, 0.25, **later), {"ceilings": ceilings, **ORIGIN, **later}):
+            out.write(json.dumps(each) + "\n")
+    newer, _ = render(EMPTY, results)
+    assert "| vision-batching | 42.67 pages/s, 3.00x slower |" in page
+    assert "| vision-batching | 42.67 pages/s, 3.00x slower |" in newer
+    assert "**1024**" in newer
+
+
+def test_models_of_the_family_are_side_by_side(results):
+    assert "| case | unit | DeepSeek-OCR |" not in render(EMPTY, results)[0]
+    write(results, "engine-ocr2-card-x.jsonl", [row("prefill", 256, 1, 4.0, model="random-ocr2")])
+    page, _ = render(EMPTY, results)
+    assert "| case | unit | DeepSeek-OCR | DeepSeek-OCR-2 |" in page
+    assert "| SMALL, 256 requests, 1 new token | pages/s | 128 | 64 |" in page
 
 
 def test_tables_say_what_the_rows_say(results):

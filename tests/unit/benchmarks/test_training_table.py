@@ -46,3 +46,13 @@ def test_what_did_not_fit_and_what_was_not_searched_to_its_end_are_said():
 
 def test_without_results_the_page_says_so():
     assert training_table([]) == NOTHING
+
+
+def test_each_models_rows_stand_for_themselves():
+    rows = [step("plain", 512, 480.0, 12.0), step("plain", 512, 300.0, 10.0, model="v1"),
+            step("unsloth", 512, 150.0, 5.0, model="v1"), step("plain", 512, 400.0, 12.0, model="ocr2")]  # fmt: skip
+    table = training_table(rows)
+    second, first = table.index("DeepSeek-OCR-2, Card X:"), table.index("DeepSeek-OCR and Unlimited-OCR, Card X:")
+    assert "| unsloth | 4 | 512 | 150 | 2.00 x | 5 | 50% |" in table[first:]
+    assert "| plain | 4 | 512 | 400 | 1.00 x | 12 | 100% |" in table[second:first]
+    assert "480" not in table

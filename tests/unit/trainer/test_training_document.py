@@ -13,6 +13,7 @@ from tests.support.training import events, write_checkpoint, write_words
 from trainer.cli import main
 from trainer.training.errors import TrainingCode
 from trainer.training.presets import PRESETS
+from trainer.training.reward_options import DEFAULT_WEIGHTS
 
 DOCUMENT = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 TEXT = DOCUMENT.partition("## Training\n")[2].partition("\n## ")[0]
@@ -70,3 +71,20 @@ def test_every_preset_is_explained_and_none_else():
 def test_every_code_is_explained_and_none_else():
     table = TROUBLES.partition("| code |")[2].partition("\n\n")[0]
     assert set(re.findall(r"^\| `([a-z_]+)`", table, re.MULTILINE)) == {code.value for code in TrainingCode}
+
+
+def test_rewards_are_explained_with_their_weights_and_their_flags_exist(capsys):
+    section = DOCUMENT.partition("## Training by rewards\n")[2].partition("\n## ")[0]
+    table = section.partition("| reward |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| `([a-z]+)` \|.*\| ([0-9.]+) \|$", table, re.MULTILINE)
+    assert {name: float(weight) for name, weight in rows} == DEFAULT_WEIGHTS
+    with pytest.raises(SystemExit):
+        main(["reinforce", "--help"])
+    help_text = capsys.readouterr().out
+    assert (
+        set(re.findall(r"--[a-z][a-z-]+[a-z]", section)) - set(re.findall(r"--[a-z][a-z-]+[a-z]", help_text)) == set()
+    )
+
+
+def test_the_page_stays_short():
+    assert len(DOCUMENT.splitlines()) <= 250

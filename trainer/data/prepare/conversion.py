@@ -6,7 +6,6 @@ The same row gives the same samples in any process and at any position.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
@@ -15,6 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Final, Protocol
 
+from shared.contract.processors import usable_processors
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
 from trainer.data.likeness import PageLikeness, likeness_of
 from trainer.data.sources.columns import Columns, images_of, row_split, text_of
@@ -118,7 +118,7 @@ def convert_rows(rows: Iterable[Row | BrokenRow], converter: Converter, workers:
     Args:
         rows: the rows.
         converter: makes samples of a row.
-        workers: processes; 0 for one per core, 1 to convert in this process.
+        workers: processes; 0 for one per usable processor, 1 to convert in this process.
 
     Yields:
         For each row, in order, its samples or why it is left out.
@@ -126,7 +126,7 @@ def convert_rows(rows: Iterable[Row | BrokenRow], converter: Converter, workers:
     Raises:
         DataError: a worker was killed.
     """
-    workers = workers or os.cpu_count() or 1
+    workers = workers or usable_processors()
     if workers == 1:
         yield from (_convert(converter, row) for row in rows)
         return

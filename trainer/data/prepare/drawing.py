@@ -39,6 +39,7 @@ class DrawConverter:
         degraded_share: share of degraded pages.
         max_pages: maximum pages of one text.
         seed: of faces, sizes and degradation.
+        language: of Han characters; None to guess it for each text.
     """
 
     columns: Columns
@@ -48,6 +49,7 @@ class DrawConverter:
     degraded_share: float = 0.0
     max_pages: int = 16
     seed: int = 0
+    language: str | None = None
 
     @cached_property
     def faces(self) -> FaceSet:
@@ -67,7 +69,7 @@ class DrawConverter:
         split = row_split(row, self.columns)
         group = text_key(read) or hashlib.sha256(read.encode()).digest()
         rng = Random(f"{self.seed}/{row.number}/{group.hex()}")
-        pages = list(islice(draw_pages(read, self.faces, self.style, rng), self.max_pages + 1))
+        pages = list(islice(draw_pages(read, self.faces, self.style, rng, self.language), self.max_pages + 1))
         if len(pages) > self.max_pages:
             raise RowError(RowCode.TOO_MANY_PAGES, f"its text needs more than {self.max_pages} pages: see --max-pages")
         if not pages:

@@ -27,6 +27,7 @@ class PrepareRequest:
         step_rows: rows of a step.
         several_images: samples may have several images.
         settings: further settings, as written to the manifest.
+        caption_fonts: folders of fonts for the texts on the contact sheet.
     """
 
     out: Path
@@ -37,6 +38,7 @@ class PrepareRequest:
     step_rows: int = STEP_ROWS
     several_images: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
+    caption_fonts: tuple[Path, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """For the manifest: without the share of broken rows, which may be raised for unfinished work."""

@@ -90,7 +90,7 @@ def prepare(
         with writing_to(request.out):
             _write_lines(output.folder / BROKEN_NAME, (note for note in output.journal() if "code" in note))
             _write_lines(output.folder / DOUBTFUL_NAME, (note for note in output.journal() if "doubt" in note))
-            write_card(output.folder, manifest, run.stats)
+            write_card(output.folder, manifest, run.stats, request.caption_fonts)
             write_file(output.folder / MANIFEST_NAME, _as_bytes(manifest))
             output.publish()
     return Summary(request.out, manifest)

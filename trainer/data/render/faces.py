@@ -18,9 +18,17 @@ from fontTools.ttLib import TTCollection, TTFont, TTLibError
 from PIL import ImageFont, features
 
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
+from trainer.data.render.language import JAPANESE, KOREAN, SIMPLIFIED, TRADITIONAL, han_language
 
 SUFFIXES: Final = (".ttf", ".otf", ".ttc", ".otc")
 LOADED: Final = 64
+REGULAR: Final = 400
+_NAMED_LANGUAGES: Final = {
+    "JP": JAPANESE, "KR": KOREAN, "SC": SIMPLIFIED, "CN": SIMPLIFIED, "TC": TRADITIONAL, "TW": TRADITIONAL,
+    "HK": TRADITIONAL,
+}  # fmt: skip
+_CODE_PAGES: Final = {17: JAPANESE, 18: SIMPLIFIED, 19: KOREAN, 20: TRADITIONAL, 21: KOREAN}
+"""Bits of OS/2's ulCodePageRange1. Source: OpenType specification 1.9, OS/2."""
 BUILT_IN: Final = "pillow-default"
 """Pillow's built-in face: Latin letters, for first tries."""
 JOINERS: Final = "\u200c\u200d"
@@ -36,12 +44,20 @@ class Face:
         path: the file; None for the built-in face.
         index: number inside a collection.
         characters: code points that it draws.
+        family: the name that its weights and slopes share.
+        weight: from 1 to 1000; 400 is regular.
+        is_italic: whether it slopes.
+        languages: of Han characters that it is made for, of `trainer.data.render.language`; empty if it does not say.
     """
 
     name: str
     path: Path | None
     index: int
     characters: frozenset[int]
+    family: str = ""
+    weight: int = REGULAR
+    is_italic: bool = False
+    languages: frozenset[str] = frozenset()
 
 
 class FaceSet:
@@ -60,18 +76,38 @@ class FaceSet:
         self._loaded: OrderedDict[tuple[str, int], ImageFont.FreeTypeFont] = OrderedDict()
         self.has_shaper = bool(features.check("raqm"))
 
-    def choose(self, text: str, rng: Random) -> list[Face]:
+    def choose(self, text: str, rng: Random, language: str | None = None) -> list[Face]:
         """Choose faces for a text: its main face, then those for characters it lacks, in order of use.
 
-        `rng` picks among faces that cover the text equally well. Raises `RowError` if no face has a character.
+        Args:
+            text: to draw.
+            rng: picks among families that cover the text equally well, then among the family's faces: one with
+                eighteen weights is as likely as one with a single face.
+            language: of its Han characters; None to guess.
+
+        Returns:
+            At least one face. Those that stand in are as heavy as the main one, as nearly as there are any.
+
+        Raises:
+            RowError: no face has a character.
         """
         wanted = {ord(character) for character in text if not is_invisible(character)} | {ord(" ")}
+        language = language or han_language(text)
         covered = [len(wanted & face.characters) for face in self.faces]
         best = max(covered)
-        first = rng.choice([face for face, count in zip(self.faces, covered, strict=True) if count == best])
+        able = [face for face, count in zip(self.faces, covered, strict=True) if count == best]
+        closest = min(_distance(face, language) for face in able)
+        able = [face for face in able if _distance(face, language) == closest]
+        family = rng.choice(sorted({face.family for face in able}))
+        first = rng.choice([face for face in able if face.family == family])
         chosen, missing = [first], wanted - first.characters
+
+        def likeness(face: Face) -> tuple[int, int, int, bool]:
+            likes = -_distance(face, language), -abs(face.weight - first.weight), face.is_italic == first.is_italic
+            return (len(missing & face.characters), *likes)
+
         while missing:
-            face = max(self.faces, key=lambda each: len(missing & each.characters))
+            face = max(self.faces, key=likeness)
             if not missing & face.characters:
                 raise RowError(RowCode.GLYPH_MISSING, _missing_message(missing))
             chosen.append(face)
@@ -102,6 +138,13 @@ class FaceSet:
                 f"{describe(needy)} is of a script whose letters join or change order, and Pillow has no Raqm here",
                 "install FriBiDi (Debian: apt-get install libfribidi0) with a Pillow wheel from PyPI",
             )
+
+
+def _distance(face: Face, language: str | None) -> int:
+    """0 for a face made for a language, 2 for one made for others, 1 for one that does not say."""
+    if language is None or not face.languages:
+        return int(language is not None)
+    return 0 if language in face.languages else 2
 
 
 def is_invisible(character: str) -> bool:
@@ -162,7 +205,33 @@ def _faces_of(file: Path) -> list[Face]:
 
 def _face(file: Path, index: int, font: TTFont) -> Face:
     characters = frozenset(font.getBestCmap() or {})
-    return Face(f"{file.name}#{index}" if index else file.name, file, index, characters)
+    name = f"{file.name}#{index}" if index else file.name
+    table = font.get("OS/2")
+    family = _family(font) or file.stem
+    return Face(
+        name,
+        file,
+        index,
+        characters,
+        family,
+        int(getattr(table, "usWeightClass", REGULAR)),
+        bool(getattr(table, "fsSelection", 0) & 1),
+        _languages(family, int(getattr(table, "ulCodePageRange1", 0))),
+    )
+
+
+def _family(font: TTFont) -> str:
+    """The typographic family, which includes weights, else the older one of at most four styles."""
+    names = font.get("name")
+    return str((names and (names.getDebugName(16) or names.getDebugName(1))) or "")
+
+
+def _languages(family: str, code_pages: int) -> frozenset[str]:
+    """By the family's name, as `Noto Sans CJK JP`, else by the code pages that the face says it supports."""
+    named = next((_NAMED_LANGUAGES[word] for word in family.split() if word in _NAMED_LANGUAGES), None)
+    if named is not None:
+        return frozenset({named})
+    return frozenset(language for bit, language in _CODE_PAGES.items() if code_pages >> bit & 1)
 
 
 def _built_in_data() -> io.BytesIO:

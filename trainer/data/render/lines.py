@@ -16,10 +16,15 @@ from PIL import ImageDraw, ImageFont
 from trainer.data.render.bidi import base_level, levels, visual_order
 from trainer.data.render.faces import JOINERS, Face, FaceSet, is_invisible
 
-_NO_START: Final = frozenset("、。，．・：；？！）］｝〉》」』】〕〗ー々…‥’”%),.:;?!]}ะาำๅๆฯ")
-"""Characters that may not start a line."""
+_NO_START: Final = frozenset(
+    "、。，．・：；？！）］｝〉》」』】〕〗｠»〞〟々〻ヽヾゝゞ゛゜ー〜～゠…‥’”%),.:;?!]}％‰℃°′″￠｡､｣･ｰ"
+    "ぁぃぅぇぉっゃゅょゎゕゖァィゥェォッャュョヮヵヶㇰㇱㇲㇳㇴㇵㇶㇷㇸㇹㇺㇻㇼㇽㇾㇿｧｨｩｪｫｬｭｮｯ"
+    "ะาำๅๆฯ"
+)
+"""Characters that may not start a line: closing marks, small kana, marks after a number, Thai vowels after their
+consonant. Source: JIS X 4051:2004 (line breaking), classes cl-02 to cl-07, cl-09 to cl-11 and cl-13 of JLREQ."""
 _IDEOGRAPHIC: Final = ((0x2E80, 0x9FFF), (0xF900, 0xFAFF), (0xFF00, 0xFFEF), (0x20000, 0x3FFFF))
-_NO_END: Final = frozenset("（［｛〈《「『【〔〖‘“([{เแโใไ")
+_NO_END: Final = frozenset("（［｛〈《「『【〔〖｟«〝‘“([{￥＄￡＃№เแโใไ")
 """Characters that may not end one, including Thai vowels written before their consonant."""
 
 

@@ -48,11 +48,16 @@ class DrawnPage:
     fonts: tuple[str, ...]
 
 
-def draw_pages(text: str, faces: FaceSet, style: PageStyle, rng: Random) -> Iterator[DrawnPage]:
-    """Draw a text on as many pages as it needs; a line feed ends a paragraph, a blank line is kept."""
+def draw_pages(
+    text: str, faces: FaceSet, style: PageStyle, rng: Random, language: str | None = None
+) -> Iterator[DrawnPage]:
+    """Draw a text on as many pages as it needs; a line feed ends a paragraph, a blank line is kept.
+
+    `language` is that of its Han characters; None to guess.
+    """
     text = visible(text)
     faces.check_shaping(text)
-    chosen = faces.choose(text, rng)
+    chosen = faces.choose(text, rng, language)
     setter = LineSetter(faces, chosen, rng.randint(*style.size_px))
     names = tuple(face.name for face in chosen)
     step = max(round((setter.ascent + setter.descent) * style.leading), 1)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from shared.contract.processors import usable_processors
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.nano_config import nano_config
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
@@ -66,7 +66,7 @@ def train_nano(data: DataPaths, paths: RunPaths, recipe: Recipe, *, device: str,
     geometry = config.geometry_config()
     pool = RenderPool(
         MakeDraw(data.fonts, data.corpus, data.pdfs, data.tokenizer, geometry),
-        workers or max(1, (os.cpu_count() or 2) // peers.count - 1),
+        workers or max(1, usable_processors() // peers.count - 1),
         recipe.max_reuse,
         recipe.seed + peers.rank,
     )

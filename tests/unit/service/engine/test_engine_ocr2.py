@@ -16,8 +16,12 @@ from service.engine.protocol import EngineInfo, SamplingParams, SequenceRequest
 from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.loading import LoadedCheckpoint
 from shared.deepseek_ocr.ocr2 import OCR2_GEOMETRY
+from tests.support.interpreter import relative_error
 from tests.support.ocr2 import (
     PAGES,
+    engine_logits,
+    forced_logits,
+    in_type,
     lora_of,
     noise_page,
     numbered_tokenizer,
@@ -109,6 +113,17 @@ def test_logits_with_an_adapter_are_those_of_peft():
         assert read(engine, [replace(request, model_id="a@1", params=SamplingParams(4))])
     assert len(found) == len(tokens)
     torch.testing.assert_close(torch.stack(found), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_logits_in_bfloat16_are_as_near_to_float32_as_those_of_transformers():
+    theirs = tiny_ocr2(2)
+    page, name = noise_page("six tiles", 2), "ocr2"
+    ids = TOKENIZER.encode_prompt(page.plan, PROMPT)
+    engine = engine_of("paged", in_type(reader_of(theirs), "cpu", torch.bfloat16))
+    ((tokens, found),) = engine_logits(engine, [(page, name)], 4)
+    exact = forced_logits(in_type(theirs, "cpu", torch.float32), page, ids, tokens)
+    same_type = forced_logits(in_type(theirs, "cpu", torch.bfloat16), page, ids, tokens)
+    assert relative_error(found, exact) < relative_error(same_type, exact) + 0.02
 
 
 def test_an_adapter_with_the_names_of_the_public_code_reads_the_same():

@@ -13,6 +13,7 @@ from trainer.data.errors import DataCode, DataError, RowCode, RowError
 from trainer.data.render import bidi
 from trainer.data.render.bidi import base_level, levels, visual_order
 from trainer.data.render.faces import BUILT_IN, FaceSet
+from trainer.data.render.language import JAPANESE, KOREAN, SIMPLIFIED, TRADITIONAL, han_language
 from trainer.data.render.lines import LineSetter, clusters
 from trainer.data.render.pages import PageStyle, draw_pages, visible
 
@@ -226,3 +227,106 @@ def test_a_right_to_left_paragraph_stands_at_the_right(fonts):
     columns = [np.flatnonzero(band.any(axis=0)) for band in bands]
     assert columns[0].min() > 300
     assert columns[1].max() < 100
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("東京の駅で", JAPANESE),
+        ("한국어 漢字", KOREAN),
+        ("图书馆里有很多书", SIMPLIFIED),
+        ("圖書館裡有很多書", TRADITIONAL),
+        ("駅前広場", JAPANESE),
+        ("人口大小", None),
+        ("plain text", None),
+        ("かな", None),
+    ],
+)
+def test_the_language_of_han_characters_is_guessed_by_those_that_tell(text, language):
+    assert han_language(text) == language
+
+
+@pytest.fixture(scope="module")
+def han_faces(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("han")
+    letters = dict.fromkeys("人口図图圖の ", 1000)
+    for word in ("JP", "SC", "TC"):
+        write_font(folder / f"{word}.ttf", letters, family=f"Some Sans {word}")
+    write_font(folder / "pages.ttf", letters, family="By Pages", code_pages=1 << 19)
+    return FaceSet([folder])
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "family"),
+    [
+        ("人口の", None, "Some Sans JP"),
+        ("图人", None, "Some Sans SC"),
+        ("圖人", None, "Some Sans TC"),
+        ("人口", "zh-Hans", "Some Sans SC"),
+        ("人口の", "ko", "By Pages"),
+    ],
+)
+def test_han_characters_are_drawn_with_a_face_of_their_language(han_faces, text, given, family):
+    drawn = {han_faces.choose(text, Random(seed), given)[0].family for seed in range(12)}
+    assert drawn == {family}
+
+
+def test_families_are_equally_likely_however_many_files_they_have(tmp_path):
+    for weight in range(1, 10):
+        write_font(tmp_path / f"many-{weight}.ttf", dict.fromkeys(LATIN, 500), family="Many", weight=100 * weight)
+    write_font(tmp_path / "one.ttf", dict.fromkeys(LATIN, 500), family="One")
+    faces, rng = FaceSet([tmp_path]), Random(0)
+    chosen = [faces.choose("abc", rng)[0] for _ in range(400)]
+    assert 160 < sum(face.family == "One" for face in chosen) < 240
+    assert len({face.name for face in chosen}) == 10
+
+
+def test_a_face_that_stands_in_has_the_weight_of_the_main_one(tmp_path):
+    for weight in (300, 700):
+        write_font(tmp_path / f"latin-{weight}.ttf", dict.fromkeys("abc ", 500), family="Latin", weight=weight)
+    for weight in (900, 300, 700):
+        write_font(tmp_path / f"greek-{weight}.ttf", dict.fromkeys("λ ", 500), family=f"Greek {weight}", weight=weight)
+    faces = FaceSet([tmp_path])
+    pairs = {tuple(face.weight for face in faces.choose("abc λ", Random(seed))) for seed in range(20)}
+    assert pairs == {(300, 300), (700, 700)}
+
+
+@pytest.mark.parametrize("follower", ["ゃ", "ッ", "ー", "々", "」", "％", "ｮ", "〟"])
+def test_no_line_begins_with_what_belongs_to_the_one_before(tmp_path, follower):
+    write_font(tmp_path / "kana.ttf", dict.fromkeys(f"あ {follower}", 1000))
+    setter = setter_for(FaceSet([tmp_path]), f"あ{follower}")
+    assert list(setter.break_paragraph(f"ああ{follower}あ", 2 * SIZE_PX)) == ["あ", f"あ{follower}", "あ"]
+
+
+def mixed_phrases(count):
+    """Everyday phrases of both directions: words, brackets, numbers, prices, dates, percentages."""
+    rng = Random(7)
+    parts = [
+        ["שלום", "מחיר", "לשעה", "ספר", 'סה"כ'],
+        ["سعر", "كيلو", "الوزن", "كتاب"],
+        ["abc", "USD", "km", "ISBN", "A4"],
+        ["12.5", "1,299.00", "978-3-16", "20%", "1/2", "5-7", "$45"],
+        ["(", ")", "[", "]", "-", ":", ".", ",", "!"],
+    ]
+    for _ in range(count):
+        words = [rng.choice(rng.choice(parts)) for _ in range(rng.randint(2, 8))]
+        if rng.random() < 0.5:
+            at = rng.randrange(len(words))
+            words[at] = f"({words[at]})"
+        yield " ".join(words) if rng.random() < 0.7 else "".join(words)
+
+
+@needs_raqm
+def test_two_thousand_mixed_phrases_are_ordered_as_another_implementation_does():
+    """python-bidi is the algorithm of unicode-bidi, in Rust; it gives no levels, so what is compared are characters."""
+    from bidi import get_display
+
+    def unmirrored(text):
+        # One of them turns brackets itself, of the other the shaper does it.
+        return text.translate(str.maketrans(")]", "(["))
+
+    for phrase in mixed_phrases(2000):
+        base = base_level(phrase)
+        ordered = "".join(letter for _, letter in visual_order(list(zip(levels(phrase, base), phrase, strict=True))))
+        expected = get_display(phrase, base_dir="R" if base else "L")
+        assert unmirrored(ordered) == unmirrored(expected), phrase

@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
+from collections import Counter
 
 import pytest
 
 pytest.importorskip("optuna")
 
+from trainer.cli import main
+from trainer.commands.sweep import devices_of
 from trainer.report.sweep import sweep_page
 from trainer.sweeping import study as study_module
 from trainer.sweeping.space import parse_space
@@ -129,3 +133,64 @@ def test_without_optuna_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(TrainingError, match=r"trainer-sweep.*\[package_missing\]"):
         sweep(tmp_path / "s", RATE).run(resume=False)
+
+
+def test_jobs_keep_the_gpus_they_were_given(tmp_path, monkeypatch):
+    """Three jobs on three GPUs: no two trials on one at a time, and each GPU has trials."""
+    busy, used, clashes = set(), Counter(), []
+    meet = threading.Barrier(3, timeout=10)
+
+    def run(options, device, report, is_over):
+        if device in busy:
+            clashes.append(device)
+        busy.add(device)
+        if used.total() < 3:
+            used[device] += 1
+            meet.wait()  # the first three run at once
+        else:
+            used[device] += 1
+        busy.discard(device)
+        return TrialResult(End.COMPLETE, 0.1 * options.lora_rank, 1.0, "")
+
+    monkeypatch.setattr(study_module, "run_trial", run)
+    fixed = make_options({"dataset_name": "d"})
+    budget = Budget(6, None, ("4", "5", "7"))
+    space = parse_space(["lora-rank=1,2,3,4,5,6"])
+    record = Sweep(tmp_path / "s", fixed, space, budget, io.StringIO()).run(resume=False)
+    assert len(record["trials"]) == 6
+    assert not clashes
+    assert set(used) == {"4", "5", "7"}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "device", "visible", "names"),
+    [
+        (1, "cuda", "4,5", (None,)),
+        (2, "cpu", "", (None, None)),
+        (2, "cuda", "", ("0", "1")),
+        (2, "cuda", "4,5,7", ("4", "5")),
+        (2, "cuda", "GPU-8f,GPU-a1", ("GPU-8f", "GPU-a1")),
+    ],
+)
+def test_each_job_gets_a_gpu_of_those_that_are_visible(monkeypatch, jobs, device, visible, names):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert devices_of(jobs, device) == names
+
+
+def test_more_jobs_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(TrainingError, match=r"3 jobs need as many GPUs; there are 2.*\[gpu_missing\]"):
+        devices_of(3, "cuda")
+
+
+def test_the_report_of_a_sweep_can_be_written_again(tmp_path, runs, capsys):
+    sweep(tmp_path / "s", RATE, trials=3).run(resume=False)
+    assert main(["report", str(tmp_path / "s")]) == 0
+    assert "wrote" in capsys.readouterr().out
+    page = (tmp_path / "s" / "report.html").read_text()
+    assert "3 trials" in page
+    assert "learning-rate" in page
+    (tmp_path / "s" / "sweep.json").write_text("{")
+    assert main(["report", str(tmp_path / "s")]) == 2

@@ -1,0 +1,184 @@
+r"""Rewards after supervised training, against supervised training alone for the same seconds on one GPU.
+
+    python benchmarks/rewards.py sets/comb --updates 200 --out runs/rewards --real scans
+
+`sets/comb` is what `benchmarks/comb_domain.py write` made. Three runs one after another, each alone on the card:
+
+- *supervised*: 2 N updates on forms and general pages, on one schedule;
+- *first-half*: N updates on a schedule of their own;
+- *rewards*: goes on from the first half with `trainer reinforce`, stopped after the seconds that N more supervised
+  updates took.
+
+The same seed throughout. Then base model and all three read held-out forms, general pages and each folder of scans
+(`--real`, never trained on). Every row is printed as soon as it is known: character error rate, answers that looped or
+met the limit, and the share of words that are not on the page. The last line is JSON.
+
+More flags for `train` and `reinforce` are one word each, written with `=`: `--train-flags="--cuda-graphs"`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+ARMS = ("base", "first-half", "supervised", "rewards")
+SHAPE = ("--backend", "peft", "--lora-rank", "16", "--lora-alpha", "32", "--target-modules", "q_proj", "k_proj",
+         "v_proj", "o_proj")  # fmt: skip
+START_S = 600.0
+"""A process that has not begun to train after this is taken for stuck."""
+MOST_TOKENS = 1024
+"""Of an answer that is measured; otherwise twice what the longest truth of the set has."""
+
+
+def main() -> int:
+    """Parse, train, measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", type=Path, help="sets of benchmarks/comb_domain.py")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs; must not exist")
+    parser.add_argument("--model", default="shared/nano")
+    parser.add_argument("--updates", type=int, default=200, help="N (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, help="pages of a supervised update (%(default)s)")
+    parser.add_argument("--learning-rate", default="3e-4", help="of supervised training (%(default)s)")
+    parser.add_argument("--train-flags", default="", help="more flags of `train`, as one word")
+    parser.add_argument("--reward-flags", default="", help="more flags of `reinforce`, as one word")
+    parser.add_argument("--real", type=Path, action="append", default=[], help="folder with images/ and truth/")
+    parser.add_argument("--limit", type=int, default=60, help="pages of each set or tier to measure on (%(default)s)")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True)
+    seconds = {"supervised": _train(options, "supervised", 2 * options.updates)}
+    seconds["first-half"] = _train(options, "first-half", options.updates)
+    seconds["rewards"] = _reinforce(options, max(seconds["supervised"] - seconds["first-half"], 1.0))
+    updates = len(_events(options.out / "rewards", "log"))
+    print(f"seconds of training: {json.dumps(seconds)}, updates by rewards: {updates}", flush=True)
+    figures, device = measure(options)
+    from benchmarks.origin import command, origin
+
+    row = {"case": "rewards", "updates": options.updates, "reward_updates": updates, "seconds": seconds}
+    print(json.dumps(row | {"figures": figures} | origin(device) | {"command": command()}))
+    return 0
+
+
+def _train(options: argparse.Namespace, name: str, updates: int) -> float:
+    run = options.out / name
+    words = ["train", *_data_flags(options, run), *SHAPE, "--batch-size", str(options.batch_size), "--learning-rate",
+             options.learning_rate, "--max-steps", str(updates), "--eval-steps", str(max(updates // 4, 1)),
+             "--early-stopping-patience", "none", *options.train_flags.split()]  # fmt: skip
+    process = _start([sys.executable, "-m", "trainer", *words], options.out / f"{name}.txt")
+    if process.wait():
+        raise SystemExit(f"{name} failed: see {options.out / name}.txt")
+    return round(_events(run, "end")[-1]["seconds"] - _events(run, "start")[-1]["seconds"], 1)
+
+
+def _reinforce(options: argparse.Namespace, budget_s: float) -> float:
+    """Go on by rewards for a number of seconds, counted from the first update."""
+    run = options.out / "rewards"
+    # As many updates as it can make in that time: without a schedule, as its end is not known.
+    words = ["reinforce", *_data_flags(options, run), "--backend", "peft",
+             "--init-from", str(options.out / "first-half"), "--max-steps", "100000", "--warmup-ratio", "0",
+             "--lr-scheduler", "constant", "--logging-steps", "1", "--eval-steps", "8",
+             "--early-stopping-patience", "none", *options.reward_flags.split()]  # fmt: skip
+    process = _start([sys.executable, "-m", "trainer", *words], options.out / "rewards.txt")
+    began = time.monotonic()
+    while not _events(run, "start") and process.poll() is None and time.monotonic() - began < START_S:
+        time.sleep(0.1)
+    first = time.monotonic()
+    while time.monotonic() - first < budget_s and process.poll() is None:
+        time.sleep(0.1)
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)  # ends after the current update, with its checkpoint
+    if process.wait() not in {0, 128 + signal.SIGTERM}:
+        raise SystemExit(f"reinforce failed: see {options.out / 'rewards.txt'}")
+    return round(time.monotonic() - first, 1)
+
+
+def _data_flags(options: argparse.Namespace, run: Path) -> list[str]:
+    return ["--dataset-name", str(options.sets / "mixed"), "--model", options.model, "--output-dir", str(run),
+            "--max-eval-samples", "32", "--seed", "0"]  # fmt: skip
+
+
+def measure(options: argparse.Namespace) -> tuple[dict[str, dict[str, dict[str, float]]], str]:
+    """Read every set with every arm, one after another; returns figures by arm and set, and the device."""
+    from trainer.config import load_settings
+    from trainer.evaluation.paths import locate_adapter
+    from trainer.evaluation.run import read_all
+    from trainer.evaluation.samples import Layout, load_scans, load_set
+    from trainer.evaluation.scores import score_page, score_tier
+    from trainer.evaluation.sources import load_source
+    from trainer.reading.loading import choose_device, load_adapter_readers, load_model_reader
+    from trainer.reading.model import ReadingOptions
+    from trainer.rewards.rewards import invented_ratio
+
+    settings = load_settings()
+    figures: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in ARMS}
+    print(f"{'set':<16}{'reader':<14}{'CER, %':>24}{'unfinished, %':>15}{'invented, %':>13}{'seconds':>9}", flush=True)
+    with TemporaryDirectory() as scratch:
+        forms = load_source(str(options.sets / "heldout"), Path(scratch), None, Layout.BLOCK, options.limit)
+        sets = [forms, load_set(options.sets / "general", [], options.limit)]
+        for pages in [*sets, *(load_scans(folder, options.limit) for folder in options.real)]:
+            truths = [page.truth for page in pages.samples]
+            # A token is a character at least, so this is far more than a reading needs.
+            most = min(max(map(len, truths)) + 32, MOST_TOKENS)
+            reading = ReadingOptions(max_new_tokens=most, batch_size=64)
+            for arm in ARMS:
+                began = time.monotonic()
+                if arm == "base":
+                    reader = load_model_reader(options.model, settings.device, settings.num_threads, reading)
+                else:
+                    place = locate_adapter(str(options.out / arm))
+                    device = settings.device, settings.num_threads
+                    reader, _ = load_adapter_readers(options.model, place, *device, reading)
+                read = read_all(reader, pages.samples, sys.stderr)
+                score = score_tier([score_page(truth, each) for truth, each in zip(truths, read, strict=True)])
+                invented = [invented_ratio(truth, each.text) for truth, each in zip(truths, read, strict=True)]
+                row = {
+                    "pages": score.pages,
+                    "cer": round(score.cer, 5),
+                    "cer_low": round(score.cer_low, 5),
+                    "cer_high": round(score.cer_high, 5),
+                    "unfinished_ratio": round(score.unfinished_ratio, 5),
+                    "invented_ratio": round(sum(invented) / len(invented), 5),
+                }
+                figures[arm][pages.name] = row
+                rate = f"{100 * row['cer']:.2f} ({100 * row['cer_low']:.2f} to {100 * row['cer_high']:.2f})"
+                print(
+                    f"{pages.name:<16}{arm:<14}{rate:>24}{100 * row['unfinished_ratio']:>15.1f}"
+                    f"{100 * row['invented_ratio']:>13.1f}{time.monotonic() - began:>9.1f}",
+                    flush=True,
+                )
+    return figures, str(choose_device(settings.device))
+
+
+def _start(command: Sequence[str], output: Path) -> subprocess.Popen[bytes]:
+    with output.open("wb") as stream:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}  # noqa: TID251
+        return subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
+
+
+def _events(run: Path, name: str) -> list[dict[str, Any]]:
+    """What a run has logged so far; the last line may be unfinished."""
+    log = run / "log.jsonl"
+    found = []
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if event["event"] == name:
+            found.append(event)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
