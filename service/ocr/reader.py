@@ -52,7 +52,7 @@ from service.ocr.jpeg import encode_jpeg
 from service.ocr.line_reading import read_lines
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.outcome import PageStatus, status_of
-from service.ocr.reading_layout import lines_from_views
+from service.ocr.reading_layout import ReadingLayout, lines_from_views
 from service.ocr.request import OcrRequest
 from service.ocr.together import PageSplitter, split_result
 from shared.contract.answer import FinishReason
@@ -496,7 +496,10 @@ class DocumentReader:
         turn: Turn | None = None if request.finds_turned_pages else 0
         # Many images at once would be too large; all their views are small.
         wants_image = info.prepares_views and not request.pages_together
-        from_views = lines_from_views(request.layout, info.geometry, is_base=request.model_id == info.model_id)
+        is_base = request.model_id == info.model_id
+        # Tokens that are given one by one must join to the text, and those between lines have none.
+        layout = ReadingLayout.PAGE if request.wants_token_scores else request.layout
+        from_views = 0 if request.pages_together else lines_from_views(layout, info.geometry, is_base=is_base)
         task = DecodeTask(
             number,
             request.mode,

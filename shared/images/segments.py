@@ -43,6 +43,7 @@ _POINT = 0.42
 """Shapes lower than this share of a capital are points, dashes and accents."""
 _GRAINY = 3.0
 """Standard deviation of a page's noise, of 255, from which it is smoothed."""
+_FAINT_RULE_SHARE = 0.1
 _FAINT_SHARE = 0.18
 """Of the page's darkest print: what is fainter is grain."""
 _FAINTEST_SHARE = 0.3
@@ -387,9 +388,10 @@ def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
     mask_HW, scale = _mask(relief), relief.scale
     height, width = mask_HW.shape
     cap = _cap_of(_shapes(mask_HW)[:, 3])
-    # Fainter than print, and broken where print is near, if they were looked for in the same way.
-    faint_HW: Any = (relief.depth_HW > relief.threshold).astype(np.uint8) | mask_HW
-    rules_HW = _rules(faint_HW, cap)
+    # Some are fainter than print and broken where print is near; others lie on a tinted ground, which joins faint ones.
+    least = max(relief.threshold, _FAINT_RULE_SHARE * float(np.percentile(relief.depth_HW, 99.7)))
+    faint_HW: Any = (relief.depth_HW > least).astype(np.uint8) | mask_HW
+    rules_HW = _rules(mask_HW, cap) | (_rules(faint_HW, cap) & faint_HW)
     mask_HW = mask_HW & ~rules_HW
     _part_touching(mask_HW, _shapes(mask_HW), cap)
     found: Any = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
@@ -406,6 +408,7 @@ def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
     is_shape &= ~(is_cut & ((h > 1.6 * cap) | (w > 6 * cap)))
     is_shape[0] = False
     is_shape &= ~_frames(stats, is_shape, cap)
+    is_shape &= ~_bits_of_rules(stats, is_shape, cap)
     kept = np.flatnonzero(is_shape)
     if kept.size > _MOST_SHAPES:
         # Grain: what is smaller than a letter is left out.
@@ -446,6 +449,19 @@ def _frames(stats: NDArray[np.int32], is_shape: NDArray[np.bool_], cap: float) -
         inside = is_whole & (x > left[index]) & (x < left[index] + w[index])
         inside &= (y > top[index]) & (y < top[index] + h[index])
         result[index] = inside.sum() > 2
+    return result
+
+
+def _bits_of_rules(stats: NDArray[np.int32], is_shape: NDArray[np.bool_], cap: float) -> NDArray[np.bool_]:
+    """Which shapes are upright strokes with no letter of their height near."""
+    left, top, w, h, area = stats.T
+    result = np.zeros(len(stats), np.bool_)
+    is_letter = is_shape & (w > 0.35 * h)
+    for index in np.flatnonzero(is_shape & (h > 1.4 * cap) & (w < 0.3 * h) & (area > 0.7 * w * h)).tolist():
+        near = is_letter & (h > 0.65 * h[index]) & (h < 1.6 * h[index])
+        near &= (left < left[index] + 4 * h[index]) & (left + w > left[index] - 4 * h[index])
+        near &= (top < top[index] + h[index]) & (top + h > top[index])
+        result[index] = not near.any()
     return result
 
 
