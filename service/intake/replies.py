@@ -23,7 +23,7 @@ from service.page_codec import decode_page
 from shared.deepseek_ocr.forms import CHANNELS, MAX_IMAGE_PIXELS, PageImage
 from shared.deepseek_ocr.geometry import plan_views
 from shared.deepseek_ocr.line_views import view_of
-from shared.images.canvases import MOST_STRIP_WORDS, MOST_STRIPS, SIDE_PX, Strip, pack
+from shared.images.canvases import MOST_STRIP_PARTS, MOST_STRIPS, SIDE_PX, Strip, pack
 from shared.images.page_ink import MOST_LINES, MOST_WORDS
 
 MAX_HEADER_BYTES = 1024 * 1024
@@ -121,7 +121,7 @@ def decode_reply(header: bytes, tail: memoryview, task: DecodeTask) -> DecodedPa
 
 def _strips(reply: PageReply, tail: memoryview) -> tuple[Strip, ...]:
     """The strips of a page's lines; their pixels share the tail."""
-    if len(reply.strips) > MOST_STRIPS or sum(len(strip.words_px) for strip in reply.strips) > MOST_STRIP_WORDS:
+    if len(reply.strips) > MOST_STRIPS or sum(len(strip.parts_px) for strip in reply.strips) > MOST_STRIP_PARTS:
         raise BrokenFrameError("too many strips")
     strips: list[Strip] = []
     at = 0
@@ -131,12 +131,12 @@ def _strips(reply: PageReply, tail: memoryview) -> tuple[Strip, ...]:
         end = at + height * width
         if not (0 < height <= SIDE_PX and 0 < width <= SIDE_PX and end <= len(tail)) or header.row < row:
             raise BrokenFrameError("no numbers of a strip")
-        for x1, y1, x2, y2 in (header.box_px, *header.words_px):
+        for x1, y1, x2, y2 in (header.box_px, *header.parts_px):
             if not (0 <= x1 <= x2 <= reply.width_px and 0 <= y1 <= y2 <= reply.height_px):
                 raise BrokenFrameError("a strip outside the page")
         row = header.row
         pixels_HW = np.frombuffer(tail[at:end], np.uint8).reshape(height, width)
-        strips.append(Strip(header.block, header.row, header.box_px, header.words_px, pixels_HW))
+        strips.append(Strip(header.block, header.row, header.box_px, header.parts_px, pixels_HW))
         at = end
     if at != len(tail):
         raise BrokenFrameError("the pixels are not those of the strips")

@@ -41,7 +41,7 @@ class StripHeader:
     block: int
     row: int
     box_px: Box
-    words_px: tuple[Box, ...]
+    parts_px: tuple[Box, ...]
     size_px: tuple[int, int]
     """Height and width."""
 
@@ -195,7 +195,7 @@ def encode_page_reply(page: DecodedPage) -> tuple[bytes, *tuple[memoryview, ...]
 
 def _strip_header(strip: Strip) -> StripHeader:
     height, width = strip.pixels_HW.shape
-    return StripHeader(strip.block, strip.row, strip.box_px, strip.words_px, (height, width))
+    return StripHeader(strip.block, strip.row, strip.box_px, strip.parts_px, (height, width))
 
 
 def encode_preview_reply(preview: Preview) -> tuple[bytes, memoryview]:

@@ -22,8 +22,8 @@ EDGE_EM = 0.1
 _LEADING_EM = 0.34
 MOST_LINES = 18
 MOST_STRIPS = 1200
-"""A page with more strips, or words on them, has no lines that could be told apart."""
-MOST_STRIP_WORDS = 8000
+"""A page with more strips, or parts of them, has no lines that could be told apart."""
+MOST_STRIP_PARTS = 12_000
 
 Box = tuple[int, int, int, int]
 """x1, y1, x2, y2 on the page as it came, upright."""
@@ -53,8 +53,8 @@ class Strip:
     row: int
     """Which row of all; strips of one row are one line of the text."""
     box_px: Box
-    words_px: tuple[Box, ...]
-    """Boxes of its words, as far as gaps tell them."""
+    parts_px: tuple[Box, ...]
+    """Boxes of what gaps part in its print, words and letters, from left to right."""
     pixels_HW: NDArray[np.uint8]
     """Dark print on white paper."""
     pieces: tuple[Piece, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from shared.images.canvases import MARGIN_PX, MOST_STRIP_WORDS, MOST_STRIPS, SIDE_PX, Strip
+from shared.images.canvases import MARGIN_PX, MOST_STRIP_PARTS, MOST_STRIPS, SIDE_PX, Strip
 from shared.images.reading_order import reading_order
 from shared.images.segments import find_segments
 from shared.images.strip_cutting import cut_strips
@@ -23,6 +23,6 @@ def lines_of_page(page: Image.Image) -> tuple[Strip, ...]:
     strips = cut_strips(level, reading_order(level.segments))
     # A strip higher than a canvas is a picture.
     strips = [strip for strip in strips if strip.pixels_HW.shape[0] <= SIDE_PX - 2 * MARGIN_PX]
-    if len(strips) > MOST_STRIPS or sum(len(strip.words_px) for strip in strips) > MOST_STRIP_WORDS:
+    if len(strips) > MOST_STRIPS or sum(len(strip.parts_px) for strip in strips) > MOST_STRIP_PARTS:
         return ()
     return tuple(strips)

@@ -75,7 +75,9 @@ class Segment:
     """x1, y1, x2, y2."""
     em_px: float
     words: tuple[tuple[int, int], ...]
-    """Left and right of each word."""
+    """Left and right of each word, as far as gaps tell."""
+    parts: tuple[tuple[int, int, int, int], ...] = ()
+    """Boxes of all that any gap parts, letters too, from left to right."""
 
     @property
     def middle(self) -> float:
@@ -685,8 +687,17 @@ def _segment(boxes_M4: NDArray[np.int32], area_M: NDArray[np.int32], page_cap: f
             words[-1][1] = max(words[-1][1], left[index] + w[index])
         else:
             words.append([left[index], left[index] + w[index]])
+    parts: list[list[int]] = []
+    for index in order.tolist():
+        box = [left[index], top[index], left[index] + w[index], top[index] + h[index]]
+        if parts and box[0] - parts[-1][2] <= 1:
+            last = parts[-1]
+            parts[-1] = [last[0], min(last[1], box[1]), max(last[2], box[2]), max(last[3], box[3])]
+        else:
+            parts.append(box)
     return Segment(
         (round(x1 * scale), round(y1 * scale), round(x2 * scale), round(y2 * scale)),
         cap / _CAP_EM * scale,
         tuple((round(a * scale), round(b * scale)) for a, b in words),
+        tuple((round(a * scale), round(b * scale), round(c * scale), round(d * scale)) for a, b, c, d in parts),
     )

@@ -56,17 +56,18 @@ def cut_strips(
         for row in rows:
             for pieces, top, bottom, scale in _laid_out(row, index_of, em_px):
                 pixels_HW = _draw(page, pieces, top, bottom, scale, em_px, keeps_neighbours)
-                boxes = [_word_boxes(page, piece) for piece in pieces]
-                words_px = tuple(box for part in boxes for box in part)
-                strips.append(Strip(block, number, _around(words_px), words_px, pixels_HW, tuple(pieces), top, scale))
+                boxes = [_parts_of(page, piece) for piece in pieces]
+                parts_px = tuple(box for part in boxes for box in part)
+                strips.append(Strip(block, number, _around(parts_px), parts_px, pixels_HW, tuple(pieces), top, scale))
             number += 1
     return strips
 
 
-def _word_boxes(page: LevelPage, piece: Piece) -> list[tuple[int, int, int, int]]:
+def _parts_of(page: LevelPage, piece: Piece) -> list[tuple[int, int, int, int]]:
     segment = page.segments[piece.segment]
-    _, y1, _, y2 = segment.box
-    return [page.on_page((x1, y1, x2, y2)) for x1, x2 in segment.words[piece.first_word : piece.last_word]]
+    parts = [part for part in segment.parts if piece.x1 <= (part[0] + part[2]) / 2 <= piece.x2]
+    whole = round(piece.x1), segment.box[1], round(piece.x2), segment.box[3]
+    return [page.on_page(part) for part in parts or [whole]]
 
 
 def _around(boxes: Sequence[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:

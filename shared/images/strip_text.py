@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from shared.images.canvases import Box, Strip
 
@@ -54,7 +55,7 @@ class TextLine:
     text: str
     box_px: Box
     words_px: tuple[Box, ...]
-    """Of its ink's words, as many as gaps part."""
+    """One for each word of the text; none where the print has too few gaps."""
 
 
 class PageText:
@@ -83,15 +84,43 @@ class PageText:
             start = len(self.text) + 1
             self.text += f" {text}"
             at, line = self.lines[-1]
-            joined = TextLine(f"{line.text} {text}", _around(line.box_px, strip.box_px), line.words_px + strip.words_px)
+            words_px = word_boxes(strip.parts_px, len(text.split()))
+            words_px = line.words_px + words_px if line.words_px and words_px else ()
+            joined = TextLine(f"{line.text} {text}", _around(line.box_px, strip.box_px), words_px)
             self.lines[-1] = at, joined
             return start
         if last is not None:
             self.text += "\n" if last.block == strip.block else "\n\n"
         start = len(self.text)
         self.text += text
-        self.lines.append((start, TextLine(text, strip.box_px, strip.words_px)))
+        words_px = word_boxes(strip.parts_px, len(text.split()))
+        self.lines.append((start, TextLine(text, strip.box_px, words_px)))
         return start
+
+
+def word_boxes(parts_px: Sequence[Box], count: int) -> tuple[Box, ...]:
+    """Boxes of words: the parts of a line's print joined over its narrowest gaps.
+
+    Args:
+        parts_px: From left to right.
+        count: Words of its text.
+
+    Returns:
+        As many boxes; none where there are fewer parts.
+    """
+    if not 0 < count <= len(parts_px):
+        return ()
+    gaps = [right[0] - left[2] for left, right in pairwise(parts_px)]
+    widest = sorted(range(len(gaps)), key=lambda place: -gaps[place])[: count - 1]
+    words: list[Box] = []
+    start = 0
+    for end in [*sorted(widest), len(parts_px) - 1]:
+        word = parts_px[start]
+        for part in parts_px[start + 1 : end + 1]:
+            word = _around(word, part)
+        words.append(word)
+        start = end + 1
+    return tuple(words)
 
 
 def page_text(strips: Sequence[Strip], texts: Sequence[str]) -> PageText:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from shared.images.page_lines import lines_of_page
 from shared.images.reading_order import reading_order
 from shared.images.segments import find_segments
-from shared.images.strip_text import page_text
+from shared.images.strip_text import page_text, word_boxes
 
 Box = tuple[int, int, int, int]
 PROSE = (
@@ -77,7 +77,20 @@ def test_lines_have_true_boxes():
         )  # fmt: skip
     overlaps = [overlap(box, truth) for box, (_, truth) in zip(found.values(), sheet.lines, strict=True)]
     assert np.mean(overlaps) > 0.8
-    assert sum(len(strip.words_px) for strip in strips) == sum(len(text.split()) for text, _ in sheet.lines)
+
+
+def test_words_have_true_boxes_once_their_text_is_known():
+    sheet = Sheet()
+    font = ImageFont.load_default(24)
+    sheet.write(80, 60, "Numbers, (such as) 12,345.00 or words: done.", 24)
+    (text, _), x, overlaps = sheet.lines[0], 80.0, []
+    (strip,) = lines_of_page(sheet.image)
+    boxes = word_boxes(strip.parts_px, len(text.split()))
+    for word, box in zip(text.split(), boxes, strict=True):
+        left, _, right, _ = sheet.draw.textbbox((x, 60), word, font=font)
+        overlaps.append(overlap((round(left), 0, round(right), 1), (box[0], 0, box[2], 1)))
+        x += font.getlength(word + " ")
+    assert min(overlaps) > 0.85
 
 
 @pytest.mark.parametrize("degrees", [-3.0, 1.2, 4.0])
