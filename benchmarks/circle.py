@@ -228,7 +228,7 @@ class Circle:
         trained.train_ended_s = time.perf_counter()
 
     async def close(self, trained: Trained, load: Load) -> None:
-        """Publish an adapter while somebody asks for it all the time, until the service has answered."""
+        """Publish an adapter while a client asks for it all the time, until the service has answered."""
         began_s = time.perf_counter()
         asking = asyncio.create_task(self._first_answer(trained.way, load))
         renaming = asyncio.create_task(self._rename(trained.way))
@@ -279,7 +279,7 @@ def checkpoint_of(folder: Path) -> Path:
 
 
 def say(text: str) -> None:
-    """Tell whoever watches."""
+    """A line on standard error, for people."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
@@ -450,9 +450,13 @@ async def turn(circle: Circle, load: Load) -> tuple[list[Trained], dict[str, Any
 
 
 async def read_all(folder: Path, plan: Plan, ways: Sequence[Trained]) -> dict[str, Pieces]:
-    """The trainer's readings: `base` and `full-WAY` in one process, `trained-WAY` in one each."""
+    """The trainer's readings: `base`, `full-WAY` and `trained-WAY`.
+
+    Unsloth changes what it finds, so the last are in processes of their own with it.
+    """
     names = [f"{kind}-{way.way}" for kind in ("full", "trained") for way in ways]
-    groups = [["base", *names[: len(ways)]], *([name] for name in names[len(ways) :])]
+    shared = len(ways) if plan.backend == "unsloth" else len(names)
+    groups = [["base", *names[:shared]], *([name] for name in names[shared:])]
     outputs = await asyncio.gather(*(child(plan, folder, "read", *group) for group in groups))
     found: dict[str, Pieces] = {}
     for output in outputs:
@@ -551,7 +555,11 @@ def write(plan: Plan, model: str, folder: Path) -> float:
     (folder / "volume").mkdir(parents=True)
     for way in plan.ways:
         write_pages(folder / f"pages-{way}", WAYS[way], plan.page_px[model])
-    asyncio.run(child(plan, folder, "write", model))
+    if plan.device == "cpu":
+        write_model(model, folder, plan.device, tiny=plan.tiny, rank=plan.rank)
+    else:
+        # A process that has used the device keeps some of its memory until it ends.
+        asyncio.run(child(plan, folder, "write", model))
     return time.perf_counter() - began_s
 
 
