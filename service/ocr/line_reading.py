@@ -1,7 +1,7 @@
 """Reads a page by its lines: canvases of them are sequences of their own, and their texts go back into reading order.
 
 An answer whose lines cannot be told apart is read again in halves, down to one line, so a page neither drifts nor loops
-for long. Knows the engine by a function alone, and nothing of the page's pixels besides its strips.
+for long. Knows the engine by a function alone, and of the page's pixels nothing more than its strips.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def _columns(
             left, right = inside & on_left, inside & ~on_left
             if left.sum() < _LEAST_LINES or right.sum() < _LEAST_LINES:
                 continue
-            # Heights that both sides share: a column beside nothing is none.
+            # Heights that both sides share: a column next to nothing is none.
             top = max(y1[left].min(), y1[right].min())
             bottom = min(y2[left].max(), y2[right].max())
             if bottom - top < 3.0 * typical:
