@@ -29,6 +29,8 @@ class RegionAnswer(Wire):
     """Text read there; may be empty."""
     confidence: float | None = None
     """Mean confidence of its words; null unless `confidence` is `block` or `word`, or where it has none."""
+    words_px: tuple[tuple[int, int, int, int], ...] = Field(default=(), exclude=True)
+    """Boxes of its words, where they are known; for hOCR, ALTO and searchable PDFs."""
 
 
 class SpanAnswer(Wire):

@@ -149,6 +149,7 @@ def request_of(
         orientation=fields.orientation or services.bounds.orientation,
         **_confidence(fields, output, services.bounds),
         pages_together=fields.pages_together,
+        layout=fields.layout,
     )
 
 
