@@ -145,7 +145,7 @@ class RayReader:
                     self._lost(place, outcome.raised())
                     continue
                 raise outcome.raised()
-            return outcome  # type: ignore[no-any-return] # Ray's results have no types
+            return outcome  # type: ignore[no-any-return, unused-ignore] # Ray's results have no types, where it is installed
         raise FileError("worker_lost", f"The worker was lost {MAX_LOSSES} times while it read this document.")
 
     def follow(self, place: _Place) -> None:

@@ -1,4 +1,4 @@
-"""Which settings replicas cannot have: those for folders and a port that belong to one service. Knows nothing of Ray."""
+"""Settings that replicas cannot have: folders and a port that belong to one service. Knows nothing of Ray."""
 
 from __future__ import annotations
 
