@@ -1,12 +1,14 @@
 # One door for people, hooks and CI. `make` alone lists the targets.
 #
 #   PYTHON     the interpreter that makes .venv (3.11 or newer)
-#   VENV       the folder of the virtual environment
+#   VENV       the folder of the virtual environment; DOCS_VENV and RAY_VENV those of `make docs` and `make ray-env`
 #   PIP_ARGS   more arguments for pip, e.g. another package index for another build of torch
 #   ARGS       more arguments for the command a target runs
 
 PYTHON ?= python3
 VENV ?= .venv
+DOCS_VENV ?= .venv-docs
+RAY_VENV ?= .venv-ray
 PIP_ARGS ?=
 ARGS ?=
 
@@ -24,7 +26,7 @@ SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test check audit sbom format lock test-gpu e2e chaos fuzz bench clean \
+.PHONY: help setup serve test check docs ray-env audit sbom format lock test-gpu e2e chaos fuzz bench clean \
 	demo-loop deepseek-ocr-smoke deepseek-ocr-train deepseek-ocr-eval
 
 help: ## List the targets
@@ -76,6 +78,26 @@ check: setup ## Formatting, lint, types, import rules, docstrings, deployment fi
 	@if [ -x $(BIN)/hadolint ]; then echo "hadolint Dockerfile.api Dockerfile.train"; \
 		$(BIN)/hadolint Dockerfile.api Dockerfile.train; else echo "hadolint is not built for this platform: skipped"; fi
 
+docs: $(DOCS_VENV)/.installed ## Build the documents as a site in build/site; a broken link or a page without a place fails
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --quiet --config-file deploy/site/mkdocs.yml
+
+$(DOCS_VENV)/.installed: deploy/env/docs.txt
+	@[ -x $(DOCS_VENV)/bin/python ] || $(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r deploy/env/docs.txt
+	@touch $@
+
+ray-env: $(RAY_VENV)/.installed ## Make .venv-ray: the packages of .venv, and Ray with what it needs, for the tests on a cluster
+
+# The packages of .venv are found through a .pth file; pins that both locks have agree, so they need not be installed twice.
+$(RAY_VENV)/.installed: $(STAMP) deploy/env/ray.txt
+	@[ -x $(RAY_VENV)/bin/python ] || $(PYTHON) -m venv $(RAY_VENV)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+		"$$($(RAY_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth"
+	@grep -ohE '^[A-Za-z0-9._-]+==[^ ]+' deploy/env/dev.txt | sort > $(RAY_VENV)/has.txt
+	@grep -ohE '^[A-Za-z0-9._-]+==[^ ]+' deploy/env/ray.txt | sort | comm -23 - $(RAY_VENV)/has.txt > $(RAY_VENV)/wants.txt
+	$(RAY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(PIP_ARGS) -r $(RAY_VENV)/wants.txt
+	@touch $@
+
 audit: setup ## Look up the pinned packages in PyPI's database of vulnerabilities, which not every mirror has
 	@for name in $(LOCKED); do echo "pip-audit deploy/env/$$name.txt"; \
 		$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement deploy/env/$$name.txt || exit 1; done
@@ -106,5 +128,5 @@ deepseek-ocr-eval: setup ## Measure error rates: make deepseek-ocr-eval ARGS="--
 	$(BIN)/python -m trainer evaluate $(ARGS)
 
 clean: ## Remove the virtual environment and every cache
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis .coverage
+	rm -rf $(VENV) $(DOCS_VENV) $(RAY_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis .coverage
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,8 +12,8 @@ For each model of the family, with its public dimensions and random weights:
    base, both at once, each a text of its own, on pages drawn here.
 3. `python -m trainer publish` puts each on the volume, with `--force`, as random weights have no error rate to beat.
    Other requests ask for its name all the time: the time from the rename of the version's folder to the first text
-   and to the whole answer is theirs. `open_meanwhile` counts the requests of others that began before that answer's
-   request and ended after its end, so that they were in its batches.
+   and to the whole answer is theirs. `open_meanwhile` counts the requests of others that had no whole answer yet when
+   that text came, and so were in its batches or waited for them.
 4. Base and all adapters read one page at the same time, with probabilities (`POST /v1/chat/completions`, `logprobs`).
    Then the service stops, and they are compared with what the trainer's own reading says of the same page: `trained`
    is the model that was trained, loaded as it was trained with the adapter from the run's folder, `full` is the base in
@@ -22,8 +22,8 @@ For each model of the family, with its public dimensions and random weights:
    is served over a base in 16 bits, so it has to equal `full`; `trained` then shows what 4 bits change.
 
 Prints what it does, and for each model a JSON line; `--out FILE` appends the lines, `auto` to `benchmarks/results`. The
-status is 1 if an answer is not the adapter's, differs from the trained model's by more than the tolerance, or had no
-others in its batches.
+status is 1 if an answer is not the adapter's, differs from the trained model's by more than the tolerance, or came
+while no others were open.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -107,7 +107,7 @@ class Plan:
         return [
             "train", "--model", str(checkpoint), "--dataset-name", str(pages), "--output-dir", str(run),
             "--backend", self.backend, "--device", self.device, "--mode", MODE, "--validation-share", "0",
-            "--batch-size", "4", "--max-steps", str(self.steps), "--learning-rate", "2e-3", "--logging-steps", "1",
+            "--batch-size", "4", "--max-steps", str(self.steps), "--learning-rate", "1e-3", "--logging-steps", "1",
             "--lora-rank", str(self.rank), "--lora-alpha", str(2 * self.rank), "--target-modules", *TARGETS,
             "--gradient-checkpointing", "--no-use-tensorboard", *(["--use-qlora"] if way == "qlora" else []),
         ]  # fmt: skip
@@ -152,9 +152,9 @@ class Traffic:
             if sent.error:
                 await asyncio.sleep(PAUSE_S)
 
-    def open_meanwhile(self, began_s: float, ended_s: float) -> dict[str, int]:
-        """Requests of the load that were open from before a moment until after another, by model; ask at the end."""
-        found = Counter(each.model_id for each in self.asked if each.began_s <= began_s and each.ended_s >= ended_s)
+    def open_at(self, moment_s: float) -> dict[str, int]:
+        """Requests of the load that were open at a moment, by model; ask at the end."""
+        found = Counter(each.model_id for each in self.asked if each.began_s <= moment_s <= each.ended_s)
         return dict(sorted(found.items()))
 
     def rate(self, began_s: float, ended_s: float) -> float | None:
@@ -213,7 +213,8 @@ class Circle:
                 sys.executable, "-m", "trainer", *words, cwd=ROOT, stdout=stream, stderr=stream,
                 env={**child_environment(), **cache},
             )  # fmt: skip
-            status = await process.wait()
+            async with ending(process):
+                status = await process.wait()
         if status:
             raise CircleError(f"`trainer {words[0]}` ended with status {status}:\n{log.read_text()[-3000:]}")
 
@@ -227,7 +228,7 @@ class Circle:
         trained.train_ended_s = time.perf_counter()
 
     async def close(self, trained: Trained, load: Load) -> None:
-        """Publish an adapter while somebody asks for it all the time, until the service has answered."""
+        """Publish an adapter while a client asks for it all the time, until the service has answered."""
         began_s = time.perf_counter()
         asking = asyncio.create_task(self._first_answer(trained.way, load))
         renaming = asyncio.create_task(self._rename(trained.way))
@@ -278,7 +279,7 @@ def checkpoint_of(folder: Path) -> Path:
 
 
 def say(text: str) -> None:
-    """Tell whoever watches."""
+    """A line on standard error, for people."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
@@ -352,6 +353,7 @@ def read_again(checkpoint: Path, page: Path, run: Path | None, plan: Plan, way: 
     from shared.contract.prompts import Task, prompt_for
     from shared.deepseek_ocr.forms import PageViews
     from shared.deepseek_ocr.geometry import Mode, plan_views
+    from shared.deepseek_ocr.grounding import parse_grounded
     from shared.deepseek_ocr.images import prepare_views
     from shared.deepseek_ocr.loading import load_checkpoint
     from shared.deepseek_ocr.registry import kind_of
@@ -381,7 +383,12 @@ def read_again(checkpoint: Path, page: Path, run: Path | None, plan: Plan, way: 
     prompt = prompt_for(Task.FREE, prompts=kind_of(model).prompts)
     (answer,) = generate_texts(model, loaded.tokenizer, [prepared], prompt, ANSWER_TOKENS, device)
     assert answer.token_scores is not None
-    return text_pieces(answer.text, answer.text, [(0, len(answer.text))], answer.token_scores) if answer.text else []
+    # As the service cleans it.
+    grounded = parse_grounded(answer.text, *image.size)
+    if not grounded.text:
+        return []
+    pieces = text_pieces(grounded.text, answer.text, grounded.sources, answer.token_scores)
+    return [(piece.text, piece.log_probability) for piece in pieces]
 
 
 def compare(served: Sequence[tuple[str, float]], read: Sequence[tuple[str, float]]) -> dict[str, Any]:
@@ -429,7 +436,7 @@ async def turn(circle: Circle, load: Load) -> tuple[list[Trained], dict[str, Any
     return ways, {
         "base_pieces": answers[0][1],
         "open_meanwhile": {
-            way.way: traffic.open_meanwhile(way.first.began_s, way.first.ended_s) for way in ways if way.first
+            way.way: traffic.open_at(way.first.began_s + way.first.sent.ttft_s) for way in ways if way.first
         },
         "load": {
             "streams": plan.streams,
@@ -443,9 +450,13 @@ async def turn(circle: Circle, load: Load) -> tuple[list[Trained], dict[str, Any
 
 
 async def read_all(folder: Path, plan: Plan, ways: Sequence[Trained]) -> dict[str, Pieces]:
-    """The trainer's readings: `base` and `full-WAY` in one process, `trained-WAY` in one each."""
+    """The trainer's readings: `base`, `full-WAY` and `trained-WAY`.
+
+    Unsloth changes what it finds, so the last are in processes of their own with it.
+    """
     names = [f"{kind}-{way.way}" for kind in ("full", "trained") for way in ways]
-    groups = [["base", *names[: len(ways)]], *([name] for name in names[len(ways) :])]
+    shared = len(ways) if plan.backend == "unsloth" else len(names)
+    groups = [["base", *names[:shared]], *([name] for name in names[shared:])]
     outputs = await asyncio.gather(*(child(plan, folder, "read", *group) for group in groups))
     found: dict[str, Pieces] = {}
     for output in outputs:
@@ -453,6 +464,17 @@ async def read_all(folder: Path, plan: Plan, ways: Sequence[Trained]) -> dict[st
             name: [(text, log) for text, log in each] for name, each in json.loads(output.splitlines()[-1]).items()
         }
     return found
+
+
+@contextlib.asynccontextmanager
+async def ending(process: asyncio.subprocess.Process) -> AsyncIterator[None]:
+    """Leave no process behind where a step next to it has failed."""
+    try:
+        yield
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 async def child(plan: Plan, folder: Path, *words: str) -> str:
@@ -468,7 +490,8 @@ async def child(plan: Plan, folder: Path, *words: str) -> str:
         "--child", *words, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         env={**child_environment(), **cache},
     )  # fmt: skip
-    output, errors = await process.communicate()
+    async with ending(process):
+        output, errors = await process.communicate()
     if process.returncode:
         raise CircleError(f"{' '.join(words)} ended with status {process.returncode}:\n{errors.decode()[-3000:]}")
     return output.decode()
@@ -508,7 +531,7 @@ def row_of(plan: Plan, ways: Sequence[Trained], rest: dict[str, Any], readings: 
         if way.text == base_text:
             faults.append(f"{way.way}: the same text as the base's")
         if len(open_meanwhile) < 1 + len(OTHERS):
-            faults.append(f"{way.way}: not all others were open during its first answer: {open_meanwhile}")
+            faults.append(f"{way.way}: not all others were open when its first text came: {open_meanwhile}")
     base = compare(rest["base_pieces"], readings["base"])
     if base["max_difference"] is None or base["max_difference"] > tolerance:
         faults.append(f"base: served and read differ: {base}")
@@ -532,7 +555,11 @@ def write(plan: Plan, model: str, folder: Path) -> float:
     (folder / "volume").mkdir(parents=True)
     for way in plan.ways:
         write_pages(folder / f"pages-{way}", WAYS[way], plan.page_px[model])
-    asyncio.run(child(plan, folder, "write", model))
+    if plan.device == "cpu":
+        write_model(model, folder, plan.device, tiny=plan.tiny, rank=plan.rank)
+    else:
+        # A process that has used the device keeps some of its memory until it ends.
+        asyncio.run(child(plan, folder, "write", model))
     return time.perf_counter() - began_s
 
 
@@ -579,34 +606,32 @@ def finish(plan: Plan, model: str, folder: Path, write_s: float, served: Served)
     }
 
 
-def run_models(plan: Plan, out: Path) -> Iterator[tuple[str, dict[str, Any] | CircleError]]:
-    """Each model's row, or why there is none.
+def run_models(plan: Plan, out: Path, report: Callable[[str, dict[str, Any] | CircleError], None]) -> None:
+    """Run each model's circle; `report` gets its row, or why there is none, as soon as that is known.
 
     Checkpoints are written together, and a model is read again while the next one's service starts.
     """
     with ThreadPoolExecutor(len(plan.models)) as pool:
         writing = {model: pool.submit(write, plan, model, out / model) for model in plan.models}
-        finishing: dict[str, Future[dict[str, Any]]] = {}
+        finishing: list[Future[None]] = []
+
+        def finished(model: str, write_s: float, served: Served) -> None:
+            try:
+                report(model, finish(plan, model, out / model, write_s, served))
+            except CircleError as error:
+                report(model, error)
+
         for model in plan.models:
             try:
                 write_s = writing[model].result()
                 say(f"\n== {model}: the service, under load; training, publishing, answering")
-                served = serve_model(plan, out / model, partial(wait, finishing.values()))
-                finishing[model] = pool.submit(finish, plan, model, out / model, write_s, served)
+                served = serve_model(plan, out / model, partial(wait, finishing))
             except (CircleError, DemoError) as error:
-                yield model, CircleError(str(error))
-            for done in [name for name, row in finishing.items() if row.done()]:
-                yield done, outcome(finishing.pop(done))
-        for model, row in finishing.items():
-            yield model, outcome(row)
-
-
-def outcome(row: Future[dict[str, Any]]) -> dict[str, Any] | CircleError:
-    """A row, once it is there, or the step that failed."""
-    try:
-        return row.result()
-    except CircleError as error:
-        return error
+                report(model, CircleError(str(error)))
+            else:
+                finishing.append(pool.submit(finished, model, write_s, served))
+    for row in finishing:
+        row.result()
 
 
 def run_child(arguments: argparse.Namespace, plan: Plan) -> None:
@@ -633,7 +658,7 @@ def parse_arguments() -> tuple[argparse.Namespace, Plan]:
     parser.add_argument("--backend", choices=("unsloth", "peft"), help="Unsloth, on a CPU PEFT")
     parser.add_argument("--device", default="cuda", help="cpu or cuda (%(default)s)")
     parser.add_argument("--tiny", action="store_true", help="models in miniature")
-    parser.add_argument("--steps", type=int, default=16, help="updates of a training run (%(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="updates of a training run (%(default)s)")
     parser.add_argument("--rank", type=int, default=16, help="of all adapters (%(default)s)")
     parser.add_argument("--streams", type=int, help="requests of the load that are open at once; 16, in miniature 4")
     parser.add_argument("--tokens", type=int, default=512, help="of an answer of the load (%(default)s)")
@@ -670,21 +695,27 @@ def main() -> int:
     if arguments.child:
         run_child(arguments, plan)
         return 0
-    failed = False
+    failed: set[str] = set()
     with contextlib.ExitStack() as stack:
         out = (arguments.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()
-        for model, row in run_models(plan, out):
+
+        def report(model: str, row: dict[str, Any] | CircleError) -> None:
             if isinstance(row, CircleError):
                 log = out / model / "service.log"
                 say(f"error: {model}: {row}\n{log.read_text(errors='replace')[-2000:] if log.is_file() else ''}")
-                failed = True
+                failed.add(model)
             else:
-                failed |= bool(row["faults"])
+                failed.update([model] if row["faults"] else [])
                 say("\n".join(f"{model}: {fault}" for fault in row["faults"]) or f"{model}: the circle closes")
                 keep({"benchmark": "circle", "command": command(), **origin(plan.device), **row}, arguments.out)
             if not arguments.keep:
                 shutil.rmtree(out / model, ignore_errors=True)
-    return int(failed)
+
+        if any((out / model).exists() for model in plan.models):
+            say(f"error: {out} has a model's folder already; name another one")
+            return 2
+        run_models(plan, out, report)
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

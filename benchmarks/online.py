@@ -352,9 +352,13 @@ def load_from(url: str, load: Load, processes: int) -> list[Part]:
     return found
 
 
-def measure(url: str, load: Load, processes: int, slo_ttft_ms: float, slo_e2e_ms: float) -> dict[str, Any]:
-    """Load a service; the row's measures."""
-    parts = load_from(url, load, processes)
+async def measure(url: str, load: Load, slo_ttft_ms: float, slo_e2e_ms: float) -> dict[str, Any]:
+    """Load a service from this process; the row's measures."""
+    return measures_of([await take_part(url, load, lambda: None)], slo_ttft_ms, slo_e2e_ms)
+
+
+def measures_of(parts: Sequence[Part], slo_ttft_ms: float, slo_e2e_ms: float) -> dict[str, Any]:
+    """The row's measures, of all client processes together."""
     sent = [each for part in parts for each in part.sent]
     wall_s = max(part.ended_s for part in parts) - min(part.began_s for part in parts)
     busiest = max(part.cpu_s / (part.ended_s - part.began_s) for part in parts)
@@ -405,7 +409,7 @@ def main() -> None:
                         given.duration, given.seed, fields)  # fmt: skip
             # A client cannot be shared out.
             processes = min(given.processes, clients or given.processes)
-            row = measure(url, load, processes, given.slo_ttft_ms, given.slo_e2e_ms)
+            row = measures_of(load_from(url, load, processes), given.slo_ttft_ms, given.slo_e2e_ms)
             print(table(row), flush=True)
             asked = {"clients": clients, "processes": processes}
             keep(

@@ -103,7 +103,7 @@ def random_checkpoint(
 
 
 def tiny_config(kind: type[DeepseekOcrConfig] = DeepseekOcrConfig) -> DeepseekOcrConfig:
-    """A model of v1's class in miniature, or Unlimited-OCR's, with nano's tokens: 16 tokens for a page of 64 px."""
+    """A model of v1's class in miniature, or Unlimited-OCR's, with nano's vocabulary; a page of 64 px has 7 tokens."""
     return kind(
         sam_config=SamConfig(
             hidden_size=32,

@@ -44,18 +44,6 @@ LOAD_STAGES = ("copy", "load", "place", "canary", "answer", "total")
 PLAIN = "plain"
 DIMENSIONS = {"ocr2": "DeepSeek-OCR-2", "v1": "DeepSeek-OCR and Unlimited-OCR"}
 """Whose dimensions rows of training have."""
-NOT_PLAIN = ("ablation", "adapters", "weights", "clients")
-"""Keys of rows that measure something besides an engine's own speed."""
-CASES_SHOWN = (
-    "ttft",
-    "latency",
-    "ttft-page",
-    "latency-page",
-    "throughput",
-    "prefill",
-    "throughput-page",
-    "prefill-page",
-)
 SAME_TRAINING = ("card", "mode", "case", "batch", "text_tokens", "memory_gib", "unsloth_compile")
 
 Row = Mapping[str, Any]
@@ -314,7 +302,7 @@ def circle_table(rows: Iterable[Row]) -> str:
     for card in dict.fromkeys(row["card"] for row in last):
         own = [row for row in last if row["card"] == card]
         head = ["model", "way", "training", "loss", "rename to first text", "to the whole answer",
-                "requests in its batches", "log probabilities, largest difference"]  # fmt: skip
+                "others open then", "log probabilities, largest difference"]  # fmt: skip
         lines = [_line(head), _line(["---"] * len(head))]
         for row in own:
             for way, each in row["ways"].items():
@@ -327,29 +315,6 @@ def circle_table(rows: Iterable[Row]) -> str:
                     f"{each['rename_to_first_text_s']:g} s", f"{each['rename_to_answer_s']:g} s", str(others), same,
                 ]))  # fmt: skip
         parts += ["\n".join(lines) + "\n", *(_adapter_origin(row) for row in _last(own, "command", "commit"))]
-    return "\n".join(parts) or NOTHING
-
-
-def family_table(rows: Iterable[Row]) -> str:
-    """The engine's cases with the dimensions of each model, the best of the newest run of each card."""
-    measured = [row for row in rows if str(row.get("model", "")).startswith("random") and row.get("engine") == OURS]
-    measured = [row for row in measured if not any(row.get(name) for name in NOT_PLAIN) and row["case"] in CASES_SHOWN]
-    parts = []
-    for card in _cards(row for row in measured if row["model"] != "random"):
-        own = [row for row in measured if row["card"] == card]
-        models = list(dict.fromkeys(row["model"] for row in own))
-        lines = [_line(["case", "requests", *models]), _line(["---"] * (2 + len(models)))]
-        for case, requests, tokens in dict.fromkeys((row["case"], row["requests"], row["new_tokens"]) for row in own):
-            cells = []
-            for model in models:
-                same = [row for row in own if (row["model"], row["case"], row["requests"], row["new_tokens"]) ==
-                        (model, case, requests, tokens)]  # fmt: skip
-                best = max(same, key=lambda row: row["pages_per_s"], default=None)
-                wall = f"{1000 * best['wall_s']:.4g} ms" if best and requests == 1 else ""
-                cells.append(wall or (f"{best['pages_per_s']:.4g} pages/s" if best else "-"))
-            lines.append(_line([case, f"{requests} of {tokens} tokens", *cells]))
-        origins = (_origin_line([row for row in own if row["model"] == model], None) for model in models)
-        parts += ["\n".join(lines) + "\n", *origins]
     return "\n".join(parts) or NOTHING
 
 
@@ -448,7 +413,6 @@ def render(page: str, results: Path = RESULTS) -> tuple[str, str | None]:
         "publishing": lambda: publishing_table(read_rows(sorted(results.glob("adapters-*.jsonl")))),
         "concurrency": lambda: concurrency_table(engine),
         "cpu": lambda: cpu_table(_last_run(read_rows(sorted(results.glob("cpu-reading-*.jsonl"))))),
-        "family": lambda: family_table(measured),
         "circle": lambda: circle_table(read_rows(sorted(results.glob("circle-*.jsonl")))),
         "training": lambda: training_table(read_rows(sorted(results.glob("training-*.jsonl")))),
         "exactness": lambda: exactness_table(newest(read_rows(sorted(results.glob("exactness*.jsonl"))))),

@@ -182,7 +182,7 @@ def _child(options: argparse.Namespace) -> int:
         limit_memory(device, options.memory_gib)
     longest = max(4096, *options.text_tokens)
     trained = load(options.modes[0], str(options.checkpoint), device, longest)
-    shared = {"benchmark": "training", "model": "v1" if trained.is_v1 else "ocr2"}
+    shared: dict[str, Any] = {"benchmark": "training", "model": "v1" if trained.is_v1 else "ocr2"}
     shared["image_tokens"] = trained.image_tokens
     shared["trainable"] = trained.trainable
     shared["load_s"] = round(time.monotonic() - start_s, 1)

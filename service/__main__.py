@@ -17,7 +17,7 @@ from service.errors import ConfigurationError
 PROGRAM = "deepsynth"
 """The console script that the package installs."""
 OUR_PACKAGES = {"service", "shared"}
-EXTRAS = {"pyarrow": "service,bulk"}
+EXTRAS = {"pyarrow": "service,bulk", "ray": "service,bulk,ray"}
 """Extras that bring packages which the extra `service` does not."""
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130

@@ -144,7 +144,8 @@ class ServiceSettings(BaseSettings):
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 4096
     """Maximum tokens per page that a request may ask for; the default for requests that do not say."""
     max_concurrent_requests: Annotated[int, Field(ge=1, le=10000)] = 64
-    """Maximum concurrent requests, waiting and running; further ones get 429."""
+    """Maximum concurrent requests, waiting and running; further ones get 429. A client without any in work, by its key
+    or address, still finds one of as many further places as an eighth of them."""
     deadline_s: Annotated[float, Field(gt=0, le=3600)] = 120.0
     """Maximum time until a request's next page is finished, in seconds, counted from the end of its upload: a long
     document has as long as its pages need. Pages that are missing then have failed; without any page, 504."""

@@ -7,6 +7,7 @@ often, of pydantic at run time.
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import struct
@@ -105,8 +106,13 @@ def write_header(adapter: TypeAdapter[_T], message: _T) -> bytes:
     try:
         return adapter.dump_json(message)
     except ValueError:  # pydantic's PydanticSerializationError is one
-        text = json.dumps(adapter.dump_python(message), ensure_ascii=False)
+        text = json.dumps(adapter.dump_python(message), ensure_ascii=False, default=_base64)
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+
+
+def _base64(value: bytes) -> str:
+    """Bytes as pydantic writes them with `ser_json_bytes="base64"`."""
+    return base64.urlsafe_b64encode(value).decode()
 
 
 def _receive_exactly(pipe: socket.socket, num_bytes: int, deadline_s: float | None) -> memoryview:

@@ -29,6 +29,8 @@ class RegionAnswer(Wire):
     """Text read there; may be empty."""
     confidence: float | None = None
     """Mean confidence of its words; null unless `confidence` is `block` or `word`, or where it has none."""
+    words_px: tuple[tuple[int, int, int, int], ...] = Field(default=(), exclude=True)
+    """Boxes of its words, where they are known; for hOCR, ALTO and searchable PDFs."""
 
 
 class SpanAnswer(Wire):
@@ -306,14 +308,14 @@ class ChatTopLogprob(Wire):
     token: str
     logprob: float
     bytes: list[int]
-    """UTF-8 of the token."""
+    """UTF-8 of the token, perhaps of a part of a character."""
 
 
 class ChatTokenLogprob(ChatTopLogprob):
     """A token of the text, or several that share a character, with the sum of their logarithms."""
 
     top_logprobs: list[ChatTopLogprob]
-    """With `top_logprobs` 1: the token itself, since the most probable one is chosen."""
+    """The most probable tokens, as the model has them; of a piece of several tokens the piece itself alone."""
 
 
 class ChatLogprobs(Wire):
@@ -427,6 +429,8 @@ class MistralBlock(Wire):
     content: str
     image_id: str | None = None
     """Of an image: its entry in `images`."""
+    table_id: str | None = None
+    """Of a table: its entry in `tables`."""
     confidence_scores: MistralBlockConfidence | None = None
     """Null unless `confidence_scores_granularity` is `block`."""
 
@@ -450,6 +454,18 @@ class MistralConfidence(Wire):
     """Null unless `confidence_scores_granularity` is `word`."""
 
 
+class MistralTable(Wire):
+    """A table that was taken out of the page's Markdown."""
+
+    id: str
+    """As in the page's Markdown."""
+    content: str
+    format: Literal["html", "markdown"]
+    word_confidence_scores: list[MistralWordConfidence] | None
+    """Null unless `confidence_scores_granularity` is `word` and the model wrote the table in this form; `start_index`
+    is in `content`."""
+
+
 class MistralDimensions(Wire):
     """Size of the upright page."""
 
@@ -466,6 +482,12 @@ class MistralPage(Wire):
     """In the document, from 0."""
     markdown: str
     images: list[MistralImage]
+    tables: list[MistralTable]
+    """Empty unless `table_format` is given; a table that cannot be written in that form stays in the Markdown."""
+    header: str | None
+    """With `extract_header`, if the page has one."""
+    footer: str | None
+    """With `extract_footer`, if the page has one, page numbers included."""
     dimensions: MistralDimensions | None
     """Null where the page could not be decoded."""
     confidence_scores: MistralConfidence | None
@@ -562,6 +584,14 @@ class AdapterVersionAnswer(Wire):
     """Seconds per stage of its preparation."""
 
 
+class UnpublishedFolder(Wire):
+    """A folder that looks like a version but was not published."""
+
+    folder: str
+    """Below that of its name; `.` for files in the name's own folder."""
+    reason: Literal["manifest_missing"]
+
+
 class AdapterAnswer(Wire):
     """All versions under one name."""
 
@@ -574,6 +604,8 @@ class AdapterAnswer(Wire):
     """The version that the volume's pointer names."""
     published: list[int]
     """Complete versions on the volume."""
+    unpublished: list[UnpublishedFolder]
+    """What lies there without a manifest, and so is not served."""
     versions: list[AdapterVersionAnswer]
 
 
@@ -587,6 +619,8 @@ class AdaptersAnswer(Wire):
     slots_used: int
     requests_waiting: int
     adapters: list[AdapterAnswer]
+    misnamed: list[str]
+    """Folders of the volume that are not looked into: their names are none of adapters. 50 at most."""
     next: str | None
     """If there are more: the `after` of the next request."""
 

@@ -14,15 +14,19 @@ trap 'rm -rf "$work"' EXIT
 # shellcheck disable=SC2086  # PIP_ARGS and COMPILE_ARGS are lists of words
 "$work/venv/bin/pip" install --quiet ${PIP_ARGS:-} "uv==0.13.9"
 
-compile() { # compile OUTPUT ARGUMENTS...: one lock file, for Linux and the oldest Python
-  local output=$1
-  shift
+compile() { # compile OUTPUT ARGUMENTS...: the lock file of extras
+  compile_file "$1" pyproject.toml "${@:2}"
+}
+
+compile_file() { # compile_file OUTPUT SOURCE ARGUMENTS...: one lock file, for Linux and the oldest Python
+  local output=$1 source=$2
+  shift 2
   # The absence of addresses and of the command keeps the files the same wherever they are made.
   # shellcheck disable=SC2086
   "$work/venv/bin/uv" pip compile --quiet --no-header --native-tls --annotation-style=line \
     --python-version 3.11 --python-platform x86_64-manylinux_2_28 ${COMPILE_ARGS:-} "$@" \
-    --output-file "$output" pyproject.toml
-  sed -i -e "s#,\{0,1\} *-c $work/[a-z]*.txt##" -e 's/# via, /# via /' -e '/^ *# via$/d' -e 's/ *# via$//' "$output"
+    --output-file "$output" "$source"
+  sed -i -e "s#,\{0,1\} *-[cr] $work/[a-z]*.\(txt\|in\)##" -e 's/# via, /# via /' -e '/^ *# via$/d' -e 's/ *# via$//' "$output"
 }
 
 any_torch() { # any_torch FILE: torch without hashes, and none of what only its CUDA builds bring
@@ -47,7 +51,12 @@ compile "$work/trainer-cuda.txt" --generate-hashes --constraint "$work/stack.txt
 sed -i '/^openai==/d' "$work/pins.txt"
 compile "$work/clients.txt" --constraint "$work/pins.txt" --extra service --extra clients
 any_torch "$work/clients.txt"
-for name in dev service service-cuda trainer trainer-cuda clients; do
+compile "$work/ray.txt" --constraint "$work/pins.txt" --extra service --extra bulk --extra ray
+any_torch "$work/ray.txt"
+# The site needs none of the project's packages, and the resolver would bring them.
+grep '^docs = \[' pyproject.toml | grep -o '"[^"]*"' | tr -d '"' >"$work/docs.in"
+compile_file "$work/docs.txt" "$work/docs.in"
+for name in dev service service-cuda trainer trainer-cuda clients ray docs; do
   { echo "# Written by 'make lock' from pyproject.toml: change that file, then run it again."; cat "$work/$name.txt"; } \
     > "deploy/env/$name.txt"
 done

@@ -6,9 +6,10 @@ takes time. Knows nothing of requests. Runs on the event loop.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from service.adapters.cache import LoraCache
@@ -29,6 +30,8 @@ MAX_KEPT_RECORDS = 32
 """Version records kept per name; more only while they are in use."""
 MAX_SHOWN_NAMES = 50
 """Names listed in an error."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -103,6 +106,8 @@ class AdapterCatalog:
     def observe(self, listings: Mapping[str, AdapterListing]) -> None:
         """Update entries with what is on the volume; a name that is gone from it stays as it was."""
         for name, listing in listings.items():
+            known = self._entries.get(name)
+            _tell_unpublished(listing, known.listing.unpublished if known else ())
             entry = self._entries.setdefault(name, CatalogEntry(listing))
             entry.is_settled &= entry.listing == listing
             entry.listing = listing
@@ -197,7 +202,7 @@ class AdapterCatalog:
             return entry, self._by_name(entry)
         known = {*entry.versions, *entry.listing.versions, *entry.listing.withdrawn}
         if number not in known:
-            raise self._unknown()
+            raise self._unknown(Reason.MANIFEST_MISSING if number in entry.listing.incomplete else None)
         version = self.version(entry, number)
         if version.refusal is not None:
             raise refused(version)
@@ -287,7 +292,7 @@ class AdapterCatalog:
         kept = set(entry.versions)
         named = candidates(entry.listing, pin=self._pin(entry), former=entry.former, kept=kept)
         if not named:
-            raise self._unknown()
+            raise self._unknown(Reason.MANIFEST_MISSING if entry.listing.unpublished else None)
         version = self.version(entry, named[0])
         if version.refusal is None:
             raise AdapterNotReadyError(f"{version.model_id} is neither on the volume nor kept here")
@@ -337,8 +342,17 @@ class AdapterCatalog:
         version = entry.versions[number]
         return self._cache.is_wanted(version.model_id) or self._loader.is_busy_with(version)
 
-    def _unknown(self) -> ModelNotFoundError:
-        return ModelNotFoundError(public={"known": self.known_names})
+    def _unknown(self, reason: Reason | None = None) -> ModelNotFoundError:
+        why = {} if reason is None else {"reason": reason.value}
+        return ModelNotFoundError(public={"known": self.known_names, **why})
+
+
+def _tell_unpublished(listing: AdapterListing, told: Collection[str]) -> None:
+    """Say once of each folder without a manifest that it is not served."""
+    for folder in listing.unpublished:
+        if folder not in told:
+            place = listing.name if folder == "." else f"{listing.name}/{folder}"
+            _log.warning("%s is not served: it has no manifest.json; publish it, do not copy", place)
 
 
 def refused(version: AdapterVersion) -> ModelRefusedError:

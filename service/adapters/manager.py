@@ -159,9 +159,23 @@ class AdapterManager:
         return self._watcher.fault if self._watcher else None
 
     @property
+    def misnamed(self) -> tuple[str, ...]:
+        """Folders of the volume whose names are none of adapters, at the last scan."""
+        return self._watcher.misnamed if self._watcher else ()
+
+    @property
     def cache(self) -> LoraCache:
         """Loaded adapters; read-only."""
         return self._cache
+
+    def resident(self) -> list[str]:
+        """Names that are answered without loading an adapter first: `name@version`, and `name` where it serves one."""
+        names = set()
+        for entry in self.catalog.entries.values():
+            for number, version in entry.versions.items():
+                if self._cache.is_resident(version.model_id):
+                    names |= {version.model_id, entry.name} if number == entry.active else {version.model_id}
+        return sorted(names)
 
     def check(self, model_id: str) -> AdapterVersion:
         """The version that a request names, prepared or not; raises what `AdapterCatalog.find` raises."""

@@ -98,7 +98,8 @@ class ServedModels:
             self._adapters.check(wanted)
         except ModelNotFoundError as error:
             known = error.public.get("known")
-            raise ModelNotFoundError(public={"known": [base, *(known if isinstance(known, list) else [])]}) from None
+            models = [base, *(known if isinstance(known, list) else [])]
+            raise ModelNotFoundError(public={**error.public, "known": models}) from None
         return wanted
 
     def tasks(self, model_id: str) -> tuple[Task, ...]:

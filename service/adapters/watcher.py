@@ -53,6 +53,8 @@ class Watcher:
         self._observer = observer
         self._task: asyncio.Task[None] | None = None
         self._look: asyncio.Task[VolumeContent] | None = None
+        self.misnamed: tuple[str, ...] = ()
+        """Folders that are not looked into, since their names are none of adapters."""
         self.fault: str | None = None
         """What was wrong with the volume at the last scan: a code, and after a colon what of the volume it is about."""
 
@@ -86,12 +88,21 @@ class Watcher:
                 fault = "internal_error"
             else:
                 fault = _fault_of(content)
+                self._tell_misnamed(content.misnamed)
                 self._on_found(content.listings)
         if fault != self.fault:
             _log.warning("adapter volume: %s", fault or "back", extra={"fields": {"volume": str(self._volume.root)}})
         self.fault = fault
         self._observer.volume(is_up=fault is None)
         self._on_looked()
+
+    def _tell_misnamed(self, names: tuple[str, ...]) -> None:
+        for name in set(names) - set(self.misnamed):
+            _log.warning(
+                "a folder on the adapter volume is not served: its name is none of an adapter (a-z, 0-9 and -)",
+                extra={"fields": {"folder": name}},
+            )
+        self.misnamed = names
 
     async def _run(self) -> None:
         pause_s = self._period_s

@@ -1,8 +1,8 @@
 """Admission: a bound on concurrent requests, and slots for pages in work.
 
-A request is admitted before its body is read, or rejected at once. A page takes a slot before its image is decoded, in
-order of arrival across requests, so that long documents alternate with short ones and only as many pages are prepared
-ahead of the engine as it can soon use. Runs on the event loop.
+A request is admitted before its body is read, or rejected at once. A page takes a slot before its image is decoded,
+clients by turns and those of a client in order of arrival across its requests, so that long documents alternate with
+short ones and only as many pages are prepared ahead of the engine as it can soon use. Runs on the event loop.
 """
 
 from __future__ import annotations
@@ -10,13 +10,18 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from service.admission.fair_slots import FairSlots
 from service.errors import DrainingError, QueueFullError
 
 MAX_RETRY_AFTER_S = 60
+NEWCOMERS = 8
+"""One place for so many is added for clients that have no request inside, one each: those that fill the gate do not
+shut others out."""
 _SMOOTHING = 0.2
 _JITTER = 0.2
 
@@ -24,7 +29,9 @@ _JITTER = 0.2
 class Permit:
     """One admitted request; a context manager that gives its place back however the request ends."""
 
-    def __init__(self, gate: Gate, admitted_at_s: float) -> None:
+    def __init__(self, gate: Gate, admitted_at_s: float, client: str) -> None:
+        self.client = client
+        """Whose request it is."""
         self._gate = gate
         self._admitted_at_s = admitted_at_s
         self._is_running = False
@@ -46,13 +53,14 @@ class Permit:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._gate._left(self._admitted_at_s, was_running=self._is_running, finished=self._is_finished)
+        self._gate._left(self._admitted_at_s, self.client, was_running=self._is_running, finished=self._is_finished)
 
 
 class Gate:
     """Admits requests and counts them.
 
-    Invariant: `num_waiting + num_running <= capacity`, and both return to 0 when no request is left.
+    Invariant: `num_waiting + num_running <= capacity + capacity // NEWCOMERS`, of one client `capacity`, and both
+    return to 0 when no request is left.
     """
 
     def __init__(
@@ -64,7 +72,9 @@ class Gate:
         jitter: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._capacity = capacity
-        self.page_slots = asyncio.Semaphore(page_slots)
+        self.page_slots = FairSlots(page_slots)
+        self._inside: Counter[str] = Counter()
+        """Requests of each client."""
         self._clock = clock
         self._jitter = jitter
         self._num_waiting = 0
@@ -75,7 +85,7 @@ class Gate:
 
     @property
     def capacity(self) -> int:
-        """Maximum concurrent requests."""
+        """Maximum concurrent requests of one client, and of all but for newcomers."""
         return self._capacity
 
     @property
@@ -98,8 +108,11 @@ class Gate:
         """Whether new requests are rejected."""
         return self._draining.is_set()
 
-    def admit(self) -> Permit:
+    def admit(self, client: str = "") -> Permit:
         """Admit a request.
+
+        Args:
+            client: Whose it is; a client without a request inside finds room even at capacity.
 
         Returns:
             A context manager that gives the place back.
@@ -110,10 +123,12 @@ class Gate:
         """
         if self.is_draining:
             raise DrainingError
-        if self._num_waiting + self._num_running >= self._capacity:
+        places = self._capacity if self._inside[client] else self._capacity + self._capacity // NEWCOMERS
+        if self._num_waiting + self._num_running >= places:
             raise QueueFullError(retry_after_s=self._retry_after_s())
         self._num_waiting += 1
-        return Permit(self, self._clock())
+        self._inside[client] += 1
+        return Permit(self, self._clock(), client)
 
     def _retry_after_s(self) -> int:
         # With jitter, so that rejected clients do not all retry at once.
@@ -124,7 +139,10 @@ class Gate:
         self._num_waiting -= 1
         self._num_running += 1
 
-    def _left(self, admitted_at_s: float, *, was_running: bool, finished: bool) -> None:
+    def _left(self, admitted_at_s: float, client: str, *, was_running: bool, finished: bool) -> None:
+        self._inside[client] -= 1
+        if not self._inside[client]:
+            del self._inside[client]
         if was_running:
             self._num_running -= 1
         else:

@@ -25,7 +25,14 @@ class RequestRecord:
     status: int | None = None
     key_name: str | None = None
     """Of the caller's key; None without one."""
+    address: str = ""
+    """Of the caller, or of the proxy before it."""
     is_body_complete: bool = False
+
+    @property
+    def client(self) -> str:
+        """Whose turn the request takes: the key's, else the address's. No name of one is a name of the other."""
+        return f"key {self.key_name}" if self.key_name is not None else f"address {self.address}"
 
     def fail(self, error: DeepSynthError) -> None:
         """Set the error, unless there is one already."""

@@ -7,24 +7,28 @@ from typing import Protocol
 
 
 class PageSlots(Protocol):
-    """Where a page takes a slot before it is decoded; `asyncio.Semaphore` is one."""
+    """Where a page takes a slot before it is decoded."""
 
-    async def acquire(self) -> object:
-        """Wait for a slot."""
+    async def acquire(self, client: str = "") -> None:
+        """Wait for a slot, in the turn of a client."""
 
     def release(self) -> None:
         """Give it back."""
 
 
+_CLIENT = "jobs"
+"""No address, and no key's name as the gate has it."""
+
+
 class SharedSlots:
-    """A bounded part of the slots of others, taken in order of arrival among them.
+    """A bounded part of the slots of others, taken in order of arrival; to the others, all of it is one client.
 
     Args:
         slots: Where each slot is taken from.
         share: Maximum slots at once.
     """
 
-    def __init__(self, slots: asyncio.Semaphore, share: int) -> None:
+    def __init__(self, slots: PageSlots, share: int) -> None:
         self._slots = slots
         self._share = asyncio.Semaphore(share)
         self._is_closed = False
@@ -32,11 +36,16 @@ class SharedSlots:
         self._unused = asyncio.Event()
         self._unused.set()
 
-    async def acquire(self) -> None:
-        """Wait for a slot; once this is closed, until the caller is cancelled."""
+    async def acquire(self, client: str = "") -> None:
+        """Wait for a slot; once this is closed, until the caller is cancelled.
+
+        Args:
+            client: Not used.
+        """
+        del client
         await self._share.acquire()
         try:
-            await self._slots.acquire()
+            await self._slots.acquire(_CLIENT)
         except asyncio.CancelledError:
             self._share.release()
             raise

@@ -9,7 +9,7 @@ import argparse
 import getpass
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -81,7 +81,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         sys.stderr.write(_explain(answer) + "\n")
         return EXIT_REFUSED
     found = answer["adapters"] if arguments.action == "list" else [answer]
-    print_output(json.dumps(answer) + "\n" if arguments.as_json else _table(found))
+    print_output(json.dumps(answer) + "\n" if arguments.as_json else _table(found, answer.get("misnamed", ())))
     return 0
 
 
@@ -119,11 +119,9 @@ def _explain(problem: Mapping[str, Any]) -> str:
     return " ".join([f"{problem.get('title', 'The service answered with an error.')}", *facts])
 
 
-def _table(found: list[dict[str, Any]]) -> str:
-    """Each name, followed by its versions."""
-    if not found:
-        return "no adapters\n"
-    lines = []
+def _table(found: Sequence[Mapping[str, Any]], misnamed: Sequence[str]) -> str:
+    """Each name, followed by its versions; then folders that are none."""
+    lines = [] if found else ["no adapters"]
     for adapter in found:
         pin = f", pinned to {adapter['pinned']}" if adapter["pinned"] else ""
         lines.append(f"{adapter['name']}: serving {adapter['serving'] or 'nothing'}{pin}")
@@ -132,4 +130,6 @@ def _table(found: list[dict[str, Any]]) -> str:
             lines.append(
                 f"  {version['version']:>6}  {version['state']:<9} {version['pages']:>7} pages  {why}".rstrip()
             )
+        lines += [f"  {each['folder']:>6}  not served {each['reason']}" for each in adapter.get("unpublished", ())]
+    lines += [f"{name!r}: not served, this is not the name of an adapter" for name in misnamed]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,7 @@
-"""`deepsynth bulk`: reads many documents into Parquet files; the same command goes on where a run ended."""
+"""`deepsynth bulk`: reads many documents into Parquet files; the same command goes on where a run ended.
+
+Documents are read here, by a running service, or by workers on a Ray cluster; the files are written here in any case.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ from shared.deepseek_ocr.geometry import Mode
 
 _EPILOG = """\
 exit status: 0 every page was read, 1 some page was not (see DEST/failures), 2 wrong usage or settings, 69 no service
-at --url, 70 the engine failed, 74 the output could not be written, 130 Ctrl-C
+at --url or no Ray cluster, 70 the engine failed, 74 the output could not be written, 130 Ctrl-C
 """
 
 
@@ -43,7 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = _EPILOG
     parser.add_argument(
-        "source", type=Path, metavar="SOURCE", help="folder of images, PDFs and Parquet files, or one of these files"
+        "source",
+        type=Path,
+        metavar="SOURCE",
+        help="folder of images, PDFs, Parquet files and tar archives (WebDataset), or one of these files",
     )
     parser.add_argument("dest", type=Path, metavar="DEST", help="folder for the output; made where it is missing")
     parser.add_argument(
@@ -58,6 +64,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum tokens per page")
     parser.add_argument("--url", help="read with a running service, such as http://127.0.0.1:8000, instead of here")
     parser.add_argument(
+        "--on",
+        choices=["here", "ray"],
+        default="here",
+        help="ray: with workers on the cluster of RAY_ADDRESS (%(default)s)",
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="with --on ray; default: one for each GPU, or for each machine without"
+    )
+    parser.add_argument(
         "--jobs", type=int, metavar="N", help=f"documents at once; default: what fits, {DEFAULT_JOBS} with --url"
     )
 
@@ -67,8 +82,14 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     settings = start(LogLevel.WARNING)
     if not arguments.source.exists():
         parser.error(f"{arguments.source} does not exist")
-    if arguments.rows_per_file < 1 or (arguments.jobs or 1) < 1:
-        parser.error("--rows-per-file and --jobs take a number from 1")
+    if any(
+        number is not None and number < 1 for number in (arguments.rows_per_file, arguments.jobs, arguments.workers)
+    ):
+        parser.error("--rows-per-file, --jobs and --workers take a number from 1")
+    if arguments.on == "ray" and arguments.url:
+        parser.error("--on ray and --url exclude each other")
+    if arguments.workers and arguments.on != "ray":
+        parser.error("--workers needs --on ray")
     task = Task(arguments.task)
     if task is Task.LOCATE:
         parser.error("--task locate needs a query for each page; use deepsynth ocr --task locate")
@@ -88,7 +109,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         try:
             first = next(unread, None)
             if first is not None:
-                reader = _reader(settings, options, arguments.url, arguments.jobs)
+                reader = _reader(settings, options, arguments)
                 asyncio.run(_read_all(reader, _chain(first, unread), tables, progress))
             tables.flush()
         except KeyboardInterrupt as interrupt:
@@ -109,12 +130,17 @@ def _chain(first: InputFile, others: Iterator[InputFile]) -> Iterator[InputFile]
 
 
 def _reader(
-    settings: ServiceSettings, options: ReadOptions, url: str | None, jobs: int | None
+    settings: ServiceSettings, options: ReadOptions, arguments: argparse.Namespace
 ) -> AbstractAsyncContextManager[FileReader]:
-    if url is None:
-        return local_reader(settings, options, None, jobs, b"")
+    if arguments.on == "ray":
+        # Imported here because Ray is an extra of its own.
+        from service.cli.ray_reader import ray_reader
+
+        return ray_reader(settings, options, arguments.workers, arguments.jobs)
+    if arguments.url is None:
+        return local_reader(settings, options, None, arguments.jobs, b"")
     key = settings.api_key.get_secret_value() if settings.api_key else None
-    return remote_reader(url, options, None, jobs, b"", key)
+    return remote_reader(arguments.url, options, None, arguments.jobs, b"", key)
 
 
 async def _read_all(

@@ -1,8 +1,11 @@
-"""The documents that `deepsynth bulk` reads: files, and cells of Parquet files, one after the other."""
+"""The documents that `deepsynth bulk` reads: files, cells of Parquet files, and members of tar archives, in turn."""
 
 from __future__ import annotations
 
 import os
+import tarfile
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
@@ -12,40 +15,78 @@ import pyarrow.parquet
 
 from service.cli.inputs import InputFile, find_inputs
 from service.cli.reading import FileError
+from service.cli.remote_reader import MAX_FILE_BYTES
+from shared.images.formats import SUFFIXES
 
 SUFFIX = ".parquet"
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+"""Shards of a WebDataset, or any archive of images and PDFs."""
 COLUMNS = ("image", "document", "file", "bytes", "content")
 """Columns that are looked for, in this order."""
 _ROWS_AT_ONCE = 16
 """Cells may be whole documents: few are in memory."""
 
 
+_MEMBER_SUFFIXES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+
+
 def find_documents(source: Path, column: str | None, leave_out: Path) -> Iterator[InputFile]:
     """Find every document of a source.
 
     Args:
-        source: A file, a folder with its subfolders, or a Parquet file.
+        source: A file, a folder with its subfolders, a Parquet file, or a tar archive.
         column: Which column of a Parquet file has the documents; None for the first of `COLUMNS`.
         leave_out: A folder that is not searched: where the output goes.
 
     Yields:
-        Files by their paths under the source, cells as `FILE.parquet#ROW`, counted from 0. A Parquet file that cannot
-        be read is one document with a problem.
+        Files by their paths under the source, cells as `FILE.parquet#ROW`, counted from 0, and members as
+        `FILE.tar#MEMBER`. A Parquet file or an archive that cannot be read is one document with a problem; members
+        before the damage are documents.
     """
     if source.is_dir():
         away = leave_out.resolve()
-        tables = [path for path in sorted(source.rglob(f"*{SUFFIX}")) if not path.resolve().is_relative_to(away)]
-        yield from (file for file in find_inputs([str(source)], leave_out) if file.problem is None or not tables)
+        holders = [path for path in sorted(source.rglob("*")) if _holds_documents(path)]
+        holders = [path for path in holders if not path.resolve().is_relative_to(away)]
+        yield from (file for file in find_inputs([str(source)], leave_out) if file.problem is None or not holders)
     else:
-        tables = [source] if source.suffix == SUFFIX else []
-        if not tables:
+        holders = [source] if _holds_documents(source) else []
+        if not holders:
             yield from find_inputs([str(source)], leave_out)
-    for path in tables:
+    for path in holders:
         place = PurePath(path.name) if path == source else path.relative_to(source)
-        try:
-            yield from _cells(path, place, column)
-        except (FileError, OSError, pyarrow.ArrowException) as error:
-            yield InputFile(str(path), None, place, f"the Parquet file cannot be read: {error}")
+        if path.suffix == SUFFIX:
+            try:
+                yield from _cells(path, place, column)
+            except (FileError, OSError, pyarrow.ArrowException) as error:
+                yield InputFile(str(path), None, place, f"the Parquet file cannot be read: {error}")
+        else:
+            try:
+                yield from _members(path, place)
+            except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+                yield InputFile(str(path), None, place, f"the archive cannot be read: {error}")
+
+
+def _holds_documents(path: Path) -> bool:
+    return path.name.endswith((SUFFIX, *ARCHIVE_SUFFIXES)) and path.is_file()
+
+
+def _members(path: Path, place: PurePath) -> Iterator[InputFile]:
+    """Images and PDFs of an archive, read front to back; what else a WebDataset keeps with them is left out."""
+    seen: Counter[str] = Counter()
+    with tarfile.open(path, "r|*") as archive:
+        for member in archive:
+            file_name = PurePath(member.name).name
+            if not member.isfile() or file_name.startswith(".") or not file_name.lower().endswith(_MEMBER_SUFFIXES):
+                continue
+            seen[member.name] += 1
+            # An archive may hold a name more than once, and each is a document.
+            again = f"#{seen[member.name]}" if seen[member.name] > 1 else ""
+            name = f"{place}#{member.name}{again}"
+            if member.size > MAX_FILE_BYTES:
+                yield InputFile(name, None, PurePath(name), f"the member has {member.size} bytes, which is too much")
+                continue
+            content = archive.extractfile(member)
+            yield InputFile(name, None, PurePath(name), None, content.read() if content else b"")
 
 
 def name_of(file: InputFile) -> str:

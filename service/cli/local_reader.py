@@ -74,6 +74,9 @@ class LocalReader:
                 read = ReadDocument(answer, request.task, data, safe_name(file.place.name), self._reader.limits)
                 body = bytes(await self._output.render(read, self._pool))
         except DeepSynthError as error:
+            if self._engine.life.is_down:
+                # Every other file would fail as well.
+                raise EngineError("the engine cannot be restarted") from error
             raise error_of(error) from error
         return Reading(answer, body, is_partial=answer.status == "partial")
 

@@ -42,6 +42,10 @@ _WAIT_S = 1.0
 _RETRIED = {429, 503}
 _NOT_THERE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol)
 _MAX_ATTEMPTS_UNANSWERED = 3
+_MAX_ATTEMPTS_UNEXPLAINED = 4
+"""Errors without a problem of the service: something between has lost the process that read the document."""
+MODEL_HEADER = "serve-multiplexed-model-id"
+"""By which Ray Serve finds a replica that holds the adapter; ignored elsewhere."""
 
 
 class RemoteReader:
@@ -97,7 +101,8 @@ class RemoteReader:
             else:
                 self._has_answered = True
                 wait_s = retry_after_s(response.headers.get("retry-after"))
-                if response.status_code not in _RETRIED or time.monotonic() + wait_s > end_s:
+                has_ended = attempt >= _MAX_ATTEMPTS_UNEXPLAINED or not _is_unexplained(response)
+                if (response.status_code not in _RETRIED and has_ended) or time.monotonic() + wait_s > end_s:
                     return response
             await asyncio.sleep(wait_s)
         raise AssertionError("not reached")
@@ -148,6 +153,10 @@ def retry_after_s(header: str | None) -> float:
     return min(max(wait_s, _WAIT_S), _MAX_WAIT_S)
 
 
+def _is_unexplained(response: httpx.Response) -> bool:
+    return response.is_server_error and "json" not in response.headers.get("content-type", "")
+
+
 def _problem(response: httpx.Response) -> FileError | OptionError:
     try:
         found: Any = response.json()
@@ -190,6 +199,8 @@ async def remote_reader(
     timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     limits = httpx.Limits(max_connections=jobs)
     headers = {"authorization": f"Bearer {key}"} if key else {}
+    if options.model_id is not None:
+        headers[MODEL_HEADER] = options.model_id
     async with httpx.AsyncClient(
         base_url=url, headers=headers, timeout=timeout, limits=limits, trust_env=False
     ) as client:

@@ -275,13 +275,17 @@ class TorchEngine:
     def _take(self, step: _InFlightStep, output: StepOutput) -> None:
         """Give each sequence its token, and rewind or finish it if that follows."""
         columns = zip(output.tokens, output.log_probabilities, output.statuses, output.arguments, strict=True)
-        for (sequence, epoch), (token, log_probability, status, argument) in zip(step.rows, columns, strict=True):
+        for row, ((sequence, epoch), (token, log_probability, status, argument)) in enumerate(
+            zip(step.rows, columns, strict=True)
+        ):
             if sequence.epoch != epoch:
                 continue
             if status >= TokenStatus.FAULT:
                 self._pages.leave(sequence)
                 self._fail(sequence.sequence_id, "engine_failed", "the model's logits are not numbers")
                 continue
+            if row in output.alternatives:
+                sequence.answer.note(output.alternatives[row], token, log_probability)
             turn = sequence.answer.push(token, log_probability, status, argument)
             if turn is None:
                 continue

@@ -245,10 +245,21 @@ class FakeEngine:
         return {entry.adapter for entry in (*self._waiting, *self._running)}
 
 
-def _scores(tokens: list[str]) -> TokenScores:
+def _scores(tokens: list[str], num_alternatives: int = 0) -> TokenScores:
     pieces = [token.encode() for token in tokens]
-    chances = ((1 + hashlib.sha256(piece.strip()).digest()[0] % 16) / 16 for piece in pieces)
-    return score_tokens(pieces, map(math.log, chances))
+    logs = [math.log((1 + hashlib.sha256(piece.strip()).digest()[0] % 16) / 16) for piece in pieces]
+    scores = score_tokens(pieces, logs)
+    if not num_alternatives:
+        return scores
+    others = [f" {word}".encode() for word in WORDS]
+    alternatives = (
+        (
+            (piece, log),
+            *((other, log - rank) for rank, other in enumerate((each for each in others if each != piece), 1)),
+        )
+        for piece, log in zip(pieces, logs, strict=True)
+    )
+    return replace(scores, alternatives=tuple(each[:num_alternatives] for each in alternatives))
 
 
 def _result(entry: _Sequence, reason: FinishReason) -> SequenceResult:
@@ -262,5 +273,7 @@ def _result(entry: _Sequence, reason: FinishReason) -> SequenceResult:
         prompt_tokens=len(entry.request.prompt.split()),
         completion_tokens=len(entry.done),
         timings=SequenceTimings(queue_s=0.0, encode_s=0.001, prefill_s=0.001, generate_s=0.001 * len(entry.done)),
-        token_scores=_scores(entry.done) if entry.request.wants_token_scores else None,
+        token_scores=_scores(entry.done, entry.request.params.num_alternatives)
+        if entry.request.wants_token_scores
+        else None,
     )

@@ -29,6 +29,8 @@ ANSWER_TOKENS_TOGETHER = 256
 """Room for a page's answer and its share of the prompt without which no page is added to a pass."""
 MAX_TEMPERATURE = 2.0
 MAX_SEED = 2**63 - 1
+MAX_ALTERNATIVES = 20
+"""Most probable tokens that can be asked for at each place; as many as OpenAI's API has."""
 
 
 class EngineState(StrEnum):
@@ -49,6 +51,8 @@ class SamplingParams:
     """0 chooses the most probable token; above it, tokens are drawn."""
     seed: int | None = None
     """Of a document, any integer of 64 bits; of a page, 0 to `MAX_SEED`. None where nothing is drawn."""
+    num_alternatives: int = 0
+    """Most probable tokens to report at each place, 0 to `MAX_ALTERNATIVES`; they come with the token scores."""
 
     def for_page(self, page: int) -> SamplingParams:
         """The parameters of one page: its seed is 63 bits of the SHA-256 of `SEED:PAGE`, in decimal.
@@ -70,6 +74,8 @@ class SamplingParams:
             return f"a temperature of {self.temperature}"
         if self.temperature and self.seed is None:
             return "a temperature without a seed"
+        if not 0 <= self.num_alternatives <= MAX_ALTERNATIVES:
+            return f"{self.num_alternatives} alternatives"
         return None if 0 <= (self.seed or 0) <= MAX_SEED else f"a seed of {self.seed}"
 
 

@@ -53,6 +53,10 @@ class NewRow:
     """Slot of the adapter that answers."""
 
 
+Alternatives = Sequence[tuple[int, float]]
+"""Most probable tokens with the natural logarithms of their probabilities, falling; before bans, at temperature 1."""
+
+
 @dataclass(slots=True)
 class StepOutput:
     """The tokens that one `open` or `launch` chose: lists with an entry per slot, in the order of the call."""
@@ -64,13 +68,8 @@ class StepOutput:
     """Values of `shared.contract.answer.TokenStatus`."""
     arguments: list[int] = field(default_factory=list)
     """With LOOP: answer tokens up to the end of the loop's first period; else the longest run of repeated tokens."""
-
-    def extend(self, other: StepOutput) -> None:
-        """Append another output's rows."""
-        self.tokens += other.tokens
-        self.log_probabilities += other.log_probabilities
-        self.statuses += other.statuses
-        self.arguments += other.arguments
+    alternatives: dict[int, Alternatives] = field(default_factory=dict)
+    """By index in the lists, of the slots whose parameters ask for them."""
 
 
 class Runner(Protocol):

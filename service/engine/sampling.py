@@ -5,7 +5,7 @@ logits over temperature plus standard Gumbel noise is a draw from the softmax at
 function of seed, answer tokens so far and token alone, so neither neighbours nor a row's place change what is drawn.
 Knows no answers and no slots.
 
-Shape letters: B rows, V vocabulary.
+Shape letters: B rows, V vocabulary, K most probable tokens.
 """
 
 from __future__ import annotations
@@ -49,6 +49,21 @@ def draw_scores(scores_BV: Tensor, temperature_B1: Tensor, seed_B1: Tensor, coun
     # 23 bits and a half: neither 0 nor 1, whose logarithms have none themselves.
     uniform_BV = ((bits_BV >> 9).float() + 0.5) * 2.0**-23
     return scores_BV / temperature_B1.clamp(min=MIN_TEMPERATURE) - torch.log(-torch.log(uniform_BV))
+
+
+def most_probable(logits_BV: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The most probable tokens of each row, at temperature 1 and before bans.
+
+    Args:
+        logits_BV: Of any float dtype; computed in float32.
+        count: How many; all tokens if there are fewer.
+
+    Returns:
+        Ids, int64, and natural logarithms of their probabilities, float32: `[B, count]` each, falling.
+    """
+    wide_BV = logits_BV.float()
+    top_BK, ids_BK = wide_BV.topk(min(count, wide_BV.shape[1]), dim=-1)
+    return ids_BK, top_BK - wide_BV.logsumexp(dim=-1, keepdim=True)
 
 
 def philox(seed: Tensor, first: Tensor, second: Tensor) -> Tensor:

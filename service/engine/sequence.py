@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 from service.engine.canary_features import CanaryFeatures
 from service.engine.lora.registry import NO_ADAPTER
 from service.engine.protocol import SamplingParams, SequenceResult, SequenceTimings
+from service.engine.runner import Alternatives
 from service.engine.scheduler import PageCost
 from shared.contract.answer import AnswerTokens, FinishReason
 from shared.contract.confidence import TokenScores, score_tokens
@@ -24,6 +25,9 @@ from shared.deepseek_ocr.forms import PreparedPage
 from shared.deepseek_ocr.geometry import ViewPlan
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
 from shared.images.page_ink import InkLine
+
+_SAME = 1e-5
+"""Logarithms of one probability differ less, whichever way they were computed."""
 
 
 class TokenBytes(dict[int, bytes]):
@@ -59,6 +63,8 @@ class Answer(AnswerTokens):
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._num_shown = 0
         self._text: list[str] = []
+        self._alternatives: dict[int, tuple[tuple[bytes, float], ...]] = {}
+        """By the place of the token that was chosen; a second attempt overwrites those that it takes back."""
 
     @property
     def text(self) -> str:
@@ -76,9 +82,31 @@ class Answer(AnswerTokens):
         self._text.append(unfinished_character)
         return rest + unfinished_character
 
+    def note(self, alternatives: Alternatives, token: int, log_probability: float) -> None:
+        """Keep what could have been the next token; called before `push`.
+
+        Args:
+            alternatives: Most probable tokens. Of equal ones any may be missing, so the chosen one takes the place of
+                the last that is no more probable.
+            token: The one that was chosen.
+            log_probability: Its own.
+        """
+        others = [each for each in alternatives if each[0] != token]
+        if len(others) == len(alternatives) and others and others[-1][1] <= log_probability + _SAME:
+            others.pop()
+        if len(others) < len(alternatives):
+            is_no_better = (score <= log_probability + _SAME for _, score in others)
+            others.insert(
+                next((at for at, said in enumerate(is_no_better) if said), len(others)), (token, log_probability)
+            )
+        self._alternatives[len(self._tokens)] = tuple((self._token_bytes[each], score) for each, score in others)
+
     def token_scores(self) -> TokenScores:
         """Scores of the tokens in the whole text; taken once, after the end, as they cost a pass over all tokens."""
-        return score_tokens(map(self._token_bytes.__getitem__, self._tokens), self.log_probabilities)
+        scores = score_tokens(map(self._token_bytes.__getitem__, self._tokens), self.log_probabilities)
+        if not self._alternatives:
+            return scores
+        return replace(scores, alternatives=tuple(self._alternatives.get(at, ()) for at in range(len(self._tokens))))
 
     def _show(self, count: int) -> str:
         new = self._decoder.decode(b"".join(map(self._token_bytes.__getitem__, self._tokens[self._num_shown : count])))

@@ -44,10 +44,13 @@ from shared.deepseek_ocr.forms import (
 )
 from shared.deepseek_ocr.geometry import plan_views
 from shared.deepseek_ocr.images import prepare_views
+from shared.deepseek_ocr.line_views import view_of
+from shared.images.canvases import pack
 from shared.images.errors import ImageError, ImageReason, decoding
 from shared.images.ink import Relief, ink_of, relief_of
 from shared.images.orientation import find_orientation
 from shared.images.page_ink import Turn
+from shared.images.page_lines import lines_of_page
 from shared.images.raster import RasterFile
 
 _ERRORS: dict[ImageReason, type[DeepSynthError]] = {
@@ -124,8 +127,11 @@ class OpenDocument:
             image = _cut(image, task.cut_px)
             relief = relief_of(image)
         plan = plan_views(image.width, image.height, task.mode, task.geometry)
+        strips = lines_of_page(image) if 0 < task.lines_from_views <= plan.num_views else ()
         prepared: PreparedPage
-        if task.wants_image and may_be_image(image.width, image.height):
+        if strips:
+            prepared = view_of(pack(strips)[0], task.geometry)
+        elif task.wants_image and may_be_image(image.width, image.height):
             prepared = PageImage(plan, np.asarray(image))
         else:
             prepared = PageViews(plan, *prepare_views(image, plan, task.geometry))
@@ -138,6 +144,7 @@ class OpenDocument:
             is_damaged,
             prepared,
             turned_degrees,
+            strips,
         )
 
     def page_image(self, page: int) -> tuple[Image.Image, bool]:

@@ -15,12 +15,14 @@ class Document:
     limits: IntakeLimits
     selection: tuple[int, ...] | None = None
     """Numbers of the pages to read, from 1, rising; None for all."""
+    client: str = ""
+    """Who sent it."""
     is_closed: bool = False
     """No page will be asked for any more, so no image process needs to keep it."""
     num_sent: int = 0
     """How often it went to an image process: once, and once more after each eviction or crash."""
     used_s: float = 0.0
-    """Time of image processes that counts as used, see `Turns`."""
+    """Time of image processes that counts as used among those of its client, see `Turns`."""
     is_slow: bool = False
     """Whether its last page took a process long."""
     worked_s: float = 0.0

@@ -36,6 +36,8 @@ class DecodeTask:
     """With `wants_image`: return only this part of the page; one that is too large to be sent is made smaller."""
     turn_degrees: Turn | None = 0
     """Turn the page by so much clockwise, a multiple of 90, after what the file says; None: find out by its print."""
+    lines_from_views: int = 0
+    """Return a page of so many views or more as strips of its lines, where any are found; 0: never."""
 
     def to_wire(self) -> dict[str, Any]:
         """The task as JSON takes it."""
@@ -55,5 +57,6 @@ class DecodeTask:
             geometry=GeometryConfig(**geometry),
             wants_image=bool(wire["wants_image"]),
             cut_px=None if wire["cut_px"] is None else tuple(wire["cut_px"]),
+            lines_from_views=int(wire["lines_from_views"]),
             turn_degrees=wire["turn_degrees"],
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shared.deepseek_ocr.forms import PreparedPage
+from shared.images.canvases import Strip
 from shared.images.formats import FileFormat
 from shared.images.page_ink import PageInk, Turn
 
@@ -33,3 +34,5 @@ class DecodedPage:
     prepared: PreparedPage
     turned_degrees: Turn = 0
     """By how much it was turned clockwise."""
+    strips: tuple[Strip, ...] = ()
+    """Its lines, to be read instead of the page; `prepared` is their first canvas then."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
+import numpy as np
 from pydantic import Field, TypeAdapter
 
 from service.errors import InternalError, error_classes
@@ -21,10 +22,14 @@ from service.intake.wire import PDF, ContentsReply, CopyReply, ErrorReply, PageR
 from service.page_codec import decode_page
 from shared.deepseek_ocr.forms import CHANNELS, MAX_IMAGE_PIXELS, PageImage
 from shared.deepseek_ocr.geometry import plan_views
+from shared.deepseek_ocr.line_views import view_of
+from shared.images.canvases import MOST_STRIP_PARTS, MOST_STRIPS, SIDE_PX, Strip, pack
 from shared.images.page_ink import MOST_LINES, MOST_WORDS
 
-MAX_HEADER_BYTES = 256 * 1024
-"""Of a page with `MOST_LINES` lines of print, and far more than any other reply."""
+MAX_HEADER_BYTES = 1024 * 1024
+"""Of a page with `MOST_LINES` lines of print and `MOST_STRIPS` strips, and far more than any other reply."""
+MAX_STRIP_BYTES = 40 * SIDE_PX * SIDE_PX
+"""Of all strips of a page: as many canvases as no page fills."""
 _REPLIES: TypeAdapter[PageReply | PreviewReply | CopyReply | ContentsReply | ErrorReply] = TypeAdapter(
     Annotated[PageReply | PreviewReply | CopyReply | ContentsReply | ErrorReply, Field(discriminator="kind")]
 )
@@ -36,7 +41,8 @@ def max_reply_bytes(task: DecodeTask) -> int:
     geometry = task.geometry
     global_px = max(geometry.global_px, geometry.tiny_px, geometry.small_px, geometry.base_px, geometry.large_px)
     views = global_px**2 + geometry.max_tiles * geometry.tile_px**2
-    return CHANNELS * (max(views, MAX_IMAGE_PIXELS) if task.wants_image else views)
+    strips = MAX_STRIP_BYTES if task.lines_from_views else 0
+    return CHANNELS * (max(views, MAX_IMAGE_PIXELS) if task.wants_image else views) + strips
 
 
 def decode_contents(header: bytes, document: Document) -> Contents:
@@ -81,11 +87,18 @@ def decode_reply(header: bytes, tail: memoryview, task: DecodeTask) -> DecodedPa
     reply = _decode(header)
     if not isinstance(reply, PageReply) or reply.page != task.page:
         raise BrokenFrameError("not the page that was asked for")
-    prepared = decode_page(reply.prepared, tail)
+    num_bytes = reply.prepared.num_bytes
+    prepared = decode_page(reply.prepared, tail[: max(num_bytes, 0)])
+    strips = _strips(reply, tail[len(tail) if num_bytes < 0 else num_bytes :])
+    if strips and not task.lines_from_views:
+        raise BrokenFrameError("lines that were not asked for")
     if isinstance(prepared, PageImage) and prepared.image_HWC.shape[:2] != (reply.height_px, reply.width_px):
         raise BrokenFrameError("the image does not have the size of the page")
     try:
-        plan = plan_views(reply.width_px, reply.height_px, task.mode, task.geometry)
+        if strips:
+            plan = view_of(pack(strips)[0], task.geometry).plan
+        else:
+            plan = plan_views(reply.width_px, reply.height_px, task.mode, task.geometry)
     except (ValueError, ArithmeticError) as error:
         raise BrokenFrameError("no size of a page") from error
     if plan != prepared.plan:
@@ -102,7 +115,32 @@ def decode_reply(header: bytes, tail: memoryview, task: DecodeTask) -> DecodedPa
         reply.is_damaged,
         prepared,
         reply.turned_degrees,
+        strips,
     )
+
+
+def _strips(reply: PageReply, tail: memoryview) -> tuple[Strip, ...]:
+    """The strips of a page's lines; their pixels share the tail."""
+    if len(reply.strips) > MOST_STRIPS or sum(len(strip.parts_px) for strip in reply.strips) > MOST_STRIP_PARTS:
+        raise BrokenFrameError("too many strips")
+    strips: list[Strip] = []
+    at = 0
+    row = 0
+    for header in reply.strips:
+        height, width = header.size_px
+        end = at + height * width
+        if not (0 < height <= SIDE_PX and 0 < width <= SIDE_PX and end <= len(tail)) or header.row < row:
+            raise BrokenFrameError("no numbers of a strip")
+        for x1, y1, x2, y2 in (header.box_px, *header.parts_px):
+            if not (0 <= x1 <= x2 <= reply.width_px and 0 <= y1 <= y2 <= reply.height_px):
+                raise BrokenFrameError("a strip outside the page")
+        row = header.row
+        pixels_HW = np.frombuffer(tail[at:end], np.uint8).reshape(height, width)
+        strips.append(Strip(header.block, header.row, header.box_px, header.parts_px, pixels_HW))
+        at = end
+    if at != len(tail):
+        raise BrokenFrameError("the pixels are not those of the strips")
+    return tuple(strips)
 
 
 def _check_lines(reply: PageReply) -> None:

@@ -1,9 +1,9 @@
 """Whose turn it is to use an image process, so that a few slow files do not keep the others waiting.
 
-Documents share the time of the processes fairly (start-time fair queueing): the next turn goes to the one that has used
-the least. A new document starts level with those that are being read, so it neither waits for their long history nor
-starves them. While there are several processes, documents with slow pages leave one to the others. Runs on the event
-loop.
+Clients share the time of the processes fairly, and so do the documents of a client (start-time fair queueing): the next
+turn goes to the client that has used the least, and to its document that has. A new one starts level with those that
+are being read, so it neither waits for their long history nor starves them. While there are several processes,
+documents with slow pages leave one to the others. Runs on the event loop.
 
 Source: Goyal, Vin, Cheng, "Start-time Fair Queuing", SIGCOMM 1996.
 """
@@ -14,6 +14,9 @@ import asyncio
 from dataclasses import dataclass
 
 from service.intake.document import Document
+
+MAX_SHARES = 1024
+"""Clients that are remembered until some are forgotten who have nothing to lose by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,15 @@ class _Waiting:
     granted: asyncio.Future[Turn]
 
 
+@dataclass(slots=True)
+class _Share:
+    """What a client has used."""
+
+    used_s: float
+    reached_s: float = 0.0
+    """Time used by its document whose turn began last; where its new documents start."""
+
+
 class Turns:
     """Grants as many turns at a time as there are processes.
 
@@ -40,17 +52,21 @@ class Turns:
     """
 
     def __init__(self, places: int, slow_s: float) -> None:
-        self._num_free = places
+        self._places = self._num_free = places
         self._num_free_for_slow = max(1, places - 1)
         self._slow_s = slow_s
         self._reached_s = 0.0
-        """Time used by the document whose turn began last; where new documents start."""
+        """Time used by the client whose turn began last; where new clients start."""
+        self._shares: dict[str, _Share] = {}
+        """By client: those that wait, and those that have used more than a new one would start with."""
         self._waiting: list[_Waiting] = []
         """In order of arrival."""
 
     async def take(self, document: Document) -> Turn:
         """Wait for a turn, which is then to be given back."""
-        document.used_s = max(document.used_s, self._reached_s)
+        share = self._share(document.client)
+        share.used_s = max(share.used_s, self._reached_s)
+        document.used_s = max(document.used_s, share.reached_s)
         entry = _Waiting(document, asyncio.get_running_loop().create_future())
         self._waiting.append(entry)
         self._grant()
@@ -72,19 +88,44 @@ class Turns:
         """
         self._num_free += 1
         self._num_free_for_slow += turn.is_slow
+        self._share(turn.document.client).used_s += duration_s
         turn.document.used_s += duration_s
         turn.document.is_slow = duration_s > self._slow_s
         self._grant()
+        if self._num_free == self._places:
+            # No one has to catch up with what was used while no one else wanted it.
+            self._reached_s = max(self._reached_s, *(share.used_s for share in self._shares.values()))
+
+    def _used(self, entry: _Waiting) -> tuple[float, float]:
+        return self._share(entry.document.client).used_s, entry.document.used_s
+
+    def _share(self, client: str) -> _Share:
+        share = self._shares.get(client)
+        if share is None:
+            if len(self._shares) >= MAX_SHARES:
+                self._forget()
+            share = self._shares[client] = _Share(self._reached_s)
+        return share
+
+    def _forget(self) -> None:
+        """Drop clients who would start where they are, or further on."""
+        waiting = {entry.document.client for entry in self._waiting}
+        self._shares = {
+            client: share
+            for client, share in self._shares.items()
+            if client in waiting or share.used_s > self._reached_s
+        }
 
     def _grant(self) -> None:
         while self._num_free:
             able = [each for each in self._waiting if not each.document.is_slow or self._num_free_for_slow]
             if not able:
                 return
-            entry = min(able, key=lambda each: each.document.used_s)
+            entry = min(able, key=self._used)
             self._waiting.remove(entry)
             turn = Turn(entry.document, entry.document.is_slow)
-            self._reached_s = entry.document.used_s
+            share = self._share(entry.document.client)
+            self._reached_s, share.reached_s = share.used_s, entry.document.used_s
             self._num_free -= 1
             self._num_free_for_slow -= turn.is_slow
             entry.granted.set_result(turn)

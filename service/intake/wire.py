@@ -10,6 +10,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+import numpy as np
+
 from service.errors import DeepSynthError, PublicValue
 from service.intake.document import Document
 from service.intake.formats import FileFormat
@@ -19,6 +21,7 @@ from service.intake.pages import Contents, DecodedPage
 from service.intake.preview import Preview, PreviewTask
 from service.intake.text_layer import TextTask
 from service.page_codec import PageHeader, encode_page
+from shared.images.canvases import Box, Strip
 from shared.images.page_ink import PageInk, Turn
 
 MAX_TEXT_BYTES = 64 * 1024 * 1024
@@ -29,6 +32,18 @@ PDF = b'{"kind": "pdf"}'
 """Header of a frame that brings a PDF as its tail."""
 READY = b'{"ready": true}'
 """Header of an image process's first frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class StripHeader:
+    """A strip of a page's lines without its pixels, which follow those of the page."""
+
+    block: int
+    row: int
+    box_px: Box
+    parts_px: tuple[Box, ...]
+    size_px: tuple[int, int]
+    """Height and width."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +58,7 @@ class PageReply:
     is_damaged: bool
     prepared: PageHeader
     turned_degrees: Turn
+    strips: tuple[StripHeader, ...] = ()
     kind: Literal["page"] = "page"
 
 
@@ -171,8 +187,15 @@ def encode_page_reply(page: DecodedPage) -> tuple[bytes, *tuple[memoryview, ...]
         page.is_damaged,
         prepared,
         page.turned_degrees,
+        tuple(_strip_header(strip) for strip in page.strips),
     )
+    pixels += [np.ascontiguousarray(strip.pixels_HW).reshape(-1).data for strip in page.strips]
     return _to_json(reply), *pixels
+
+
+def _strip_header(strip: Strip) -> StripHeader:
+    height, width = strip.pixels_HW.shape
+    return StripHeader(strip.block, strip.row, strip.box_px, strip.parts_px, (height, width))
 
 
 def encode_preview_reply(preview: Preview) -> tuple[bytes, memoryview]:

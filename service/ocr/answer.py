@@ -144,6 +144,7 @@ def _regions(page: PageResult) -> Iterator[RegionAnswer]:
             box_px=region.box_px,
             text=well_formed(region.text),
             confidence=_rounded(mean_of(within)),
+            words_px=region.words_px,
         )
 
 

@@ -7,7 +7,7 @@ makes a score the probability that the word is right; it was measured without ad
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
@@ -15,7 +15,7 @@ from math import exp
 
 from service.engine.protocol import SequenceResult
 from shared.contract.calibration import Calibration
-from shared.contract.confidence import MonotoneMap, ScoredSpan, score_words
+from shared.contract.confidence import ScoredSpan, score_words
 from shared.deepseek_ocr.grounding import GroundedText, Region
 
 CONFIDENCE_DIGITS = 4
@@ -116,10 +116,10 @@ def judge(
     tokens = result.token_scores
     if tokens is None:
         return None
-    of_word, of_digit = (calibration.words, calibration.digits) if calibration else (None, None)
+    of_word, of_digit = (calibration.words.share, calibration.digit_share) if calibration else (None, None)
 
-    def span(scored: ScoredSpan, line: int, fitted: MonotoneMap | None) -> Span:
-        share = fitted.share(scored.log_probability, tokens.mean) if fitted else exp(scored.log_probability)
+    def span(scored: ScoredSpan, line: int, share_of: Callable[[float, float], float] | None) -> Span:
+        share = share_of(scored.log_probability, tokens.mean) if share_of else exp(scored.log_probability)
         # Rounded here, so that what is listed as below a threshold is below it in the answer too.
         return Span(scored.start, scored.end, line, round(share, CONFIDENCE_DIGITS))
 

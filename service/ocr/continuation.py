@@ -80,10 +80,12 @@ def _joined_scores(results: Sequence[SequenceResult], offsets: Sequence[int]) ->
     starts: list[int] = []
     ends: list[int] = []
     log_probabilities: list[float] = []
+    alternatives: list[tuple[tuple[bytes, float], ...]] = []
     for result, offset in zip(results, offsets, strict=True):
         if result.token_scores is None:
             return None
         starts += [start + offset for start in result.token_scores.starts]
         ends += [end + offset for end in result.token_scores.ends]
         log_probabilities += result.token_scores.log_probabilities
-    return TokenScores(tuple(starts), tuple(ends), tuple(log_probabilities))
+        alternatives += result.token_scores.alternatives
+    return TokenScores(tuple(starts), tuple(ends), tuple(log_probabilities), tuple(alternatives))

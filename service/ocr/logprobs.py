@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from service.ocr.reader import LABELS_ARE_TEXT, PAGE_BREAK, PageResult
 from shared.contract.confidence import TokenScores
@@ -14,8 +15,15 @@ from shared.deepseek_ocr.grounding import parse_grounded
 CERTAIN = 0.0
 """Of text that the service adds."""
 
-Piece = tuple[str, float]
-"""Text and its log probability."""
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A token of a text, or several that share a character."""
+
+    text: str
+    log_probability: float
+    alternatives: tuple[tuple[bytes, float], ...] = ()
+    """As `TokenScores` has them; of one token alone."""
 
 
 def document_pieces(pages: Sequence[PageResult], task: Task) -> list[Piece]:
@@ -31,7 +39,7 @@ def document_pieces(pages: Sequence[PageResult], task: Task) -> list[Piece]:
     pieces: list[Piece] = []
     for page in pages:
         if page.text:
-            pieces += [(PAGE_BREAK, CERTAIN)] if pieces else []
+            pieces += [Piece(PAGE_BREAK, CERTAIN)] if pieces else []
             pieces += _of_page(page, task)
     return pieces
 
@@ -61,7 +69,7 @@ def text_pieces(text: str, answer: str, sources: Sequence[tuple[int, int]], toke
     """
     places = _places(text, answer, sources)
     if places is None:
-        return [(text, math.fsum(tokens.log_probabilities))]
+        return [Piece(text, math.fsum(tokens.log_probabilities))]
     starts: list[int] = []
     spans: list[tuple[int, int]] = []
     for index, span in _spans(places, tokens):
@@ -72,10 +80,14 @@ def text_pieces(text: str, answer: str, sources: Sequence[tuple[int, int]], toke
         starts.append(_skipped(places, index) if starts else 0)
         spans.append(span)
     ends = [*starts[1:], len(text)]
-    scores = (math.fsum(tokens.log_probabilities[first:last]) for first, last in spans)
-    return [(text[start:end], score) for start, end, score in zip(starts, ends, scores, strict=True)] or [
-        (text, CERTAIN)
-    ]
+    return [
+        Piece(
+            text[start:end],
+            math.fsum(tokens.log_probabilities[first:last]),
+            tokens.alternatives[first] if tokens.alternatives and last == first + 1 else (),
+        )
+        for start, end, (first, last) in zip(starts, ends, spans, strict=True)
+    ] or [Piece(text, CERTAIN)]
 
 
 def _places(text: str, answer: str, sources: Sequence[tuple[int, int]]) -> list[int | None] | None:

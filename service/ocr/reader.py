@@ -49,13 +49,16 @@ from service.ocr.confidence import PageConfidence, judge
 from service.ocr.continuation import joined, parts_to_read, separator
 from service.ocr.coverage import account_for
 from service.ocr.jpeg import encode_jpeg
+from service.ocr.line_reading import read_lines
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.outcome import PageStatus, status_of
+from service.ocr.reading_layout import ReadingLayout, lines_from_views
 from service.ocr.request import OcrRequest
 from service.ocr.together import PageSplitter, split_result
 from shared.contract.answer import FinishReason
 from shared.contract.calibration import Calibration
 from shared.contract.prompts import PromptSet, Task, prompt_for
+from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.grounding import Region, parse_grounded
 from shared.images.accounting import Account
 from shared.images.page_ink import Turn
@@ -280,7 +283,8 @@ class DocumentReader:
             DeepSynthError: A file could not be opened, or no page could be read.
         """
         files = [data] if isinstance(data, bytes) else data
-        documents = [Document(file, self.limits, request.selection) for file in files]
+        client = permit.client if permit is not None else ""
+        documents = [Document(file, self.limits, request.selection, client=client) for file in files]
         finished: dict[int, PageResult] = {}
 
         def renew() -> None:
@@ -361,7 +365,7 @@ class DocumentReader:
         most = self._engine.info.max_pages_together
         if sum(len(reading.pages) for reading in readings) > most:
             raise TooManyPagesError(public={"field": "pages_together", "limit": most})
-        slot_wait_s = await self._take_slot()
+        slot_wait_s = await self._take_slot(readings[0])
         try:
             pages = []
             for reading in readings:
@@ -429,7 +433,7 @@ class DocumentReader:
         """Decode a page, then let it be read while the next one is decoded."""
         if self._gives_up(page_of_file, reading):
             return
-        slot_wait_s = await self._take_slot()
+        slot_wait_s = await self._take_slot(reading)
         is_handed_over = False
         try:
             decoded = await self._decode_page(page_of_file, reading, slot_wait_s)
@@ -442,11 +446,11 @@ class DocumentReader:
             if not is_handed_over:
                 self._slots.release()
 
-    async def _take_slot(self) -> float:
+    async def _take_slot(self, reading: _Reading) -> float:
         """Seconds that it took."""
         start_s = self._clock()
         with self._observer.waiting():
-            await self._slots.acquire()
+            await self._slots.acquire(reading.document.client)
         return self._clock() - start_s
 
     def _gives_up(self, page_of_file: int, reading: _Reading) -> bool:
@@ -492,7 +496,18 @@ class DocumentReader:
         turn: Turn | None = None if request.finds_turned_pages else 0
         # Many images at once would be too large; all their views are small.
         wants_image = info.prepares_views and not request.pages_together
-        task = DecodeTask(number, request.mode, info.geometry, wants_image=wants_image, turn_degrees=turn)
+        is_base = request.model_id == info.model_id
+        # Tokens that are given one by one must join to the text, and those between lines have none.
+        layout = ReadingLayout.PAGE if request.wants_token_scores else request.layout
+        from_views = 0 if request.pages_together else lines_from_views(layout, info.geometry, is_base=is_base)
+        task = DecodeTask(
+            number,
+            request.mode,
+            info.geometry,
+            wants_image=wants_image,
+            turn_degrees=turn,
+            lines_from_views=from_views,
+        )
         with self._observer.decoding() as decoded:
             page = await self._source.decode(document, task)
             decoded(page)
@@ -505,6 +520,9 @@ class DocumentReader:
     async def _read_page(self, decoded: _Decoded, reading: _Reading) -> None:
         request, number, on_delta = reading.request, decoded.result.page, reading.on_delta
         on_text = None if on_delta is None else partial(on_delta, number)
+        if decoded.page.strips:
+            await self._read_by_lines(decoded, reading, on_text)
+            return
         try:
             result = await self._infer(self._sequence([decoded.page], request, number), on_text)
         except DeepSynthError as error:
@@ -513,6 +531,28 @@ class DocumentReader:
         if result.finish_reason is FinishReason.REPETITION and request.task in _TRANSCRIBES:
             result = await self._read_on(decoded, result, reading, on_text)
         reading.finish(await self._outcome(decoded, request, result))
+
+    async def _read_by_lines(self, decoded: _Decoded, reading: _Reading, on_text: Callable[[str], None] | None) -> None:
+        """Read a page's lines, several canvases of them at once."""
+        request, number, strips = reading.request, decoded.result.page, decoded.page.strips
+
+        async def read(canvas: PageViews, max_new_tokens: int) -> SequenceResult:
+            page = replace(decoded.page, prepared=canvas, ink=replace(decoded.page.ink, lines=()))
+            sequence = self._sequence([page], request, number)
+            params = replace(sequence.params, max_new_tokens=max_new_tokens)
+            return await self._infer(replace(sequence, params=params), None, notes_pace=False)
+
+        try:
+            most = request.params.max_new_tokens
+            lines = await read_lines(strips, self._engine.info.geometry, most, read, on_text)
+        except BaseExceptionGroup as failures:
+            reason = _first_reason(failures)
+            if not isinstance(reason, DeepSynthError):
+                raise reason from failures
+            reading.finish(replace(decoded.result, status=PageStatus.FAILED, error=reason))
+            return
+        self._note_pace(lines.busy_s)
+        reading.finish(await self._outcome(decoded, request, lines.result, lines.regions))
 
     async def _read_pass(self, pages: Sequence[_Decoded], reading: _Reading) -> None:
         """Read several pages as one sequence."""
@@ -542,8 +582,17 @@ class DocumentReader:
         for decoded, part in zip(pages, split_result(result, vision_tokens), strict=True):
             reading.finish(await self._outcome(decoded, reading.request, part))
 
-    async def _outcome(self, decoded: _Decoded, request: OcrRequest, result: SequenceResult | None) -> PageResult:
-        """What becomes of a page with this answer; None if the pass that it was part of ended before it."""
+    async def _outcome(
+        self,
+        decoded: _Decoded,
+        request: OcrRequest,
+        result: SequenceResult | None,
+        lines: tuple[Region, ...] = (),
+    ) -> PageResult:
+        """What becomes of a page with this answer; None if the pass that it was part of ended before it.
+
+        `lines` are boxes in its text that were known before it was read.
+        """
         page, is_transcribed = decoded.page, request.task in _TRANSCRIBES
         if result is None:
             is_missing = not request.reads_blank_pages
@@ -554,6 +603,8 @@ class DocumentReader:
             page.height_px,
             labels_are_text=labels_are_text(request.task, self._engine.info.prompts),
         )
+        if lines and grounded.text == result.text and not grounded.regions:
+            grounded = replace(grounded, regions=lines)
         status = PageStatus.OK
         if is_transcribed and not request.reads_blank_pages:
             status = status_of(page.ink, grounded.text, result.confidence, request.min_confidence)
@@ -587,7 +638,7 @@ class DocumentReader:
             return result
         account = await asyncio.to_thread(account_for, grounded, page.ink.lines)
         request, text = reading.request, result.text
-        document = Document(reading.document.data, self.limits, (page.page,))
+        document = Document(reading.document.data, self.limits, (page.page,), client=reading.document.client)
         rest: list[SequenceResult] = []
         try:
             for box_px in parts_to_read(account, page.width_px, page.height_px):
@@ -636,7 +687,9 @@ class DocumentReader:
         is_measured = request.model_id == info.model_id and not request.params.temperature
         return info.calibration if is_measured else None
 
-    async def _infer(self, sequence: SequenceRequest, on_text: Callable[[str], None] | None) -> SequenceResult:
+    async def _infer(
+        self, sequence: SequenceRequest, on_text: Callable[[str], None] | None, *, notes_pace: bool = True
+    ) -> SequenceResult:
         events = cast("AsyncGenerator[SequenceEvent, None]", self._engine.submit(sequence))
         is_first = True
         async with contextlib.aclosing(events):
@@ -651,15 +704,17 @@ class DocumentReader:
                                 on_text(text)
                         case SequenceResult():
                             inference.finished(event)
-                            self._note_pace(event, len(sequence.pages))
+                            timings = event.timings
+                            busy_s = timings.encode_s + timings.prefill_s + timings.generate_s
+                            if notes_pace:
+                                self._note_pace(busy_s / len(sequence.pages))
                             return event
                         case SequenceFailure(code=code, detail=detail):
                             raise _failure(code, detail, self._engine.life.ready_in_s)
         raise EngineLostError("the engine's events ended without a result")
 
-    def _note_pace(self, result: SequenceResult, num_pages: int) -> None:
-        timings = result.timings
-        page_s = (timings.encode_s + timings.prefill_s + timings.generate_s) / num_pages
+    def _note_pace(self, page_s: float) -> None:
+        """Seconds that a page kept its slots of the engine busy, those of its canvases together."""
         self._page_s += (PACE_SMOOTHING if self._page_s else 1.0) * (page_s - self._page_s)
 
 

@@ -13,6 +13,7 @@ from service.intake.limits import IntakeLimits
 from service.intake.selection import parse_pages
 from service.ocr.confidence import Granularity, Wanted
 from service.ocr.outcome import MIN_CONFIDENCE, MIN_COVERAGE, BlankPages, Orientation
+from service.ocr.reading_layout import ReadingLayout
 from service.ocr.sampling import sampling_params
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import Mode
@@ -45,6 +46,7 @@ class OcrRequest:
     """Whether each token's probability is needed, whatever confidences are given."""
     pages_together: bool = False
     """Whether the model reads all pages in one pass."""
+    layout: ReadingLayout = ReadingLayout.AUTO
 
 
 class ModelNames(Protocol):
@@ -79,6 +81,7 @@ def parse_request(
     min_coverage: float = MIN_COVERAGE,
     orientation: Orientation = Orientation.AUTO,
     pages_together: bool = False,
+    layout: ReadingLayout = ReadingLayout.AUTO,
 ) -> OcrRequest:
     """Check a request against the loaded model.
 
@@ -103,6 +106,7 @@ def parse_request(
         min_coverage: Share of a page's print; a text that accounts for less gets a warning.
         orientation: Whether pages that are not upright are turned.
         pages_together: Whether the model is to read all pages in one pass.
+        layout: Whether pages are read as a whole or by their lines.
 
     Returns:
         The request. Errors of `models.check` pass through.
@@ -136,7 +140,17 @@ def parse_request(
         min_coverage=min_coverage,
         finds_turned_pages=orientation is Orientation.AUTO,
         pages_together=pages_together,
+        layout=_layout(layout, info, chosen_task, is_together=pages_together),
     )
+
+
+def _layout(layout: ReadingLayout, info: EngineInfo, task: Task, *, is_together: bool) -> ReadingLayout:
+    """The layout of a request; pages read together, and tasks that do not write a page's text, take pages whole."""
+    is_possible = task in (Task.FREE, Task.MARKDOWN) and not is_together
+    if layout is ReadingLayout.LINES and not (info.geometry.reads_lines and is_possible):
+        wanted = [str(each) for each in (ReadingLayout.AUTO, ReadingLayout.PAGE)]
+        raise InvalidFieldError(public={"field": "layout", "expected": wanted})
+    return layout if is_possible else ReadingLayout.PAGE
 
 
 def _mode(mode: str | None, info: EngineInfo, *, is_together: bool) -> Mode:

@@ -160,6 +160,47 @@ def only_table(text: str) -> tuple[Table, TableFormat] | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class FoundTable:
+    """A table in a text."""
+
+    start: int
+    end: int
+    text: str
+    """As it is written there."""
+    table: Table
+    form: TableFormat
+
+    def written(self, to: TableFormat) -> str | None:
+        """The table in a form, unchanged if it is in it; None if it cannot be."""
+        if to is self.form:
+            return self.text
+        return self.table.to_html() if to is TableFormat.HTML else self.table.to_markdown()
+
+
+def find_tables(text: str) -> list[FoundTable]:
+    """Every table of a text.
+
+    Args:
+        text: Markdown, which may have HTML tables in it.
+
+    Returns:
+        Tables in order, without those that cannot be understood.
+    """
+    found, places = [], list(html_places(text))
+    for start, end in places:
+        table = _parse_html(text[start:end])
+        if table is not None:
+            found.append(FoundTable(start, end, text[start:end], table, TableFormat.HTML))
+    starts = [0, *(place + 1 for place, character in enumerate(text) if character == "\n"), len(text) + 1]
+    for first, last, table in _markdown_places(text):
+        start, end = starts[first], min(starts[last] - 1, len(text))
+        end = start + len(text[start:end].rstrip())
+        if not any(start < stop and begin < end for begin, stop in places):
+            found.append(FoundTable(start, end, text[start:end], table, TableFormat.MARKDOWN))
+    return sorted(found, key=lambda each: each.start)
+
+
 def html_places(text: str) -> Iterator[tuple[int, int]]:
     """Where HTML tables begin and end in a text."""
     at = 0

@@ -123,14 +123,16 @@ def _scores_of(scores: TokenScores, segments: Sequence[tuple[int, int]], num_cut
     starts: list[int] = []
     ends: list[int] = []
     log_probabilities: list[float] = []
+    alternatives: list[tuple[tuple[bytes, float], ...]] = []
     at = -num_cut
     for start, end in segments:
         first, last = bisect_right(scores.ends, start), bisect_left(scores.starts, end)
         starts += [max(at + max(place - start, 0), 0) for place in scores.starts[first:last]]
         ends += [max(at + min(place, end) - start, 0) for place in scores.ends[first:last]]
         log_probabilities += scores.log_probabilities[first:last]
+        alternatives += scores.alternatives[first:last]
         at += end - start
-    return TokenScores(tuple(starts), tuple(ends), tuple(log_probabilities))
+    return TokenScores(tuple(starts), tuple(ends), tuple(log_probabilities), tuple(alternatives))
 
 
 def _mean(log_probabilities: Sequence[float]) -> float:

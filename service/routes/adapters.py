@@ -23,6 +23,7 @@ from service.schemas import (
     PinCommand,
     RefuseCommand,
     RollbackCommand,
+    UnpublishedFolder,
 )
 
 DEFAULT_LISTED, MAX_LISTED = 100, 1000
@@ -67,7 +68,7 @@ async def _parse(request: Request, kind: type[CommandT]) -> CommandT:
         if len(data) > MAX_BODY_BYTES:
             raise UploadTooLargeError(public={"limit_bytes": MAX_BODY_BYTES})
     try:
-        return kind.model_validate_json(data or b"{}")
+        return kind.model_validate_json(data or b"{}", strict=True)
     except ValidationError as error:
         place = error.errors(include_input=False, include_url=False)[0]["loc"]
         field = str(place[0]) if place and place[0] in kind.model_fields else ""
@@ -97,7 +98,7 @@ async def list_adapters(request: Request, services: ServicesDep, secret: SecretD
     limit, after = _page_of(request)
     if services.adapters is None:
         return AdaptersAnswer(
-            enabled=False, volume="off", slots=0, slots_used=0, requests_waiting=0, adapters=[], next=None
+            enabled=False, volume="off", slots=0, slots_used=0, requests_waiting=0, adapters=[], misnamed=[], next=None
         )
     adapters, shows_details = services.adapters, is_admin(request, services, secret)
     names = sorted(name for name in adapters.catalog.entries if name > after)
@@ -109,6 +110,7 @@ async def list_adapters(request: Request, services: ServicesDep, secret: SecretD
         slots_used=len(services.engine.adapters),
         requests_waiting=adapters.cache.num_waiting,
         adapters=[_answer(adapters, adapters.catalog.entries[name], shows_details=shows_details) for name in shown],
+        misnamed=[name.encode("utf-8", "backslashreplace").decode() for name in adapters.misnamed],
         next=shown[-1] if len(shown) < len(names) else None,
     )
 
@@ -156,6 +158,9 @@ def _answer(adapters: AdapterManager, entry: CatalogEntry, *, shows_details: boo
         pinned=adapters.catalog.decisions.pins.get(entry.name),
         on_volume=entry.listing.current,
         published=list(entry.listing.versions),
+        unpublished=[
+            UnpublishedFolder(folder=folder, reason="manifest_missing") for folder in entry.listing.unpublished
+        ],
         versions=[
             _version(adapters, entry, version, shows_details=shows_details)
             for _, version in sorted(entry.versions.items())

@@ -20,14 +20,14 @@ from starlette.responses import Response
 from service.admission.deadline import Deadline
 from service.admission.gate import Permit
 from service.deps import RecordDep, Services, ServicesDep, require_ready
-from service.engine.protocol import MAX_TEMPERATURE
+from service.engine.protocol import MAX_ALTERNATIVES, MAX_TEMPERATURE
 from service.errors import DeepSynthError, InvalidFieldError, TooManyPagesError, UnsupportedParameterError
 from service.ocr.answer import to_figures, to_joins, to_page_answer, well_formed
 from service.ocr.arrangement import AS_READ, Arranged, Arrangement, arrange, arrange_page, check_arrangement, parse_omit
 from service.ocr.cascade import AUTO
 from service.ocr.confidence import Granularity
 from service.ocr.live_text import LiveText
-from service.ocr.logprobs import document_pieces
+from service.ocr.logprobs import Piece, document_pieces
 from service.ocr.outcome import BlankPages, Orientation, PageStatus
 from service.ocr.reader import DocumentResult
 from service.ocr.request import OcrRequest, parse_request
@@ -255,8 +255,8 @@ class ChatRequest(BaseModel):
     """Extension: read all pages in one pass, where the model can."""
     logprobs: bool | None = None
     """Whether to give the probability of each token of the text."""
-    top_logprobs: int | None = None
-    """0 or 1: the most probable token at each place, which is the one chosen at temperature 0."""
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_ALTERNATIVES)
+    """How many of the most probable tokens at each place to give; at temperature 0 the first is the one chosen."""
 
     @property
     def arrangement(self) -> Arrangement:
@@ -295,12 +295,8 @@ def check_parameters(chat: ChatRequest) -> None:
 
 
 def _check_logprobs(chat: ChatRequest) -> None:
-    if chat.top_logprobs:
-        if not chat.logprobs:
-            raise InvalidFieldError(public={"field": "top_logprobs", "expected": "null, unless logprobs is true"})
-        if chat.top_logprobs != 1 or chat.temperature:
-            expected = "0, or at temperature 0 also 1"
-            raise UnsupportedParameterError(public={"field": "top_logprobs", "expected": expected})
+    if chat.top_logprobs and not chat.logprobs:
+        raise InvalidFieldError(public={"field": "top_logprobs", "expected": "null, unless logprobs is true"})
     is_changed = chat.arrangement != AS_READ
     if chat.logprobs and (is_changed or chat.model == AUTO):
         expected = "null with table_format, omit, figures, join_pages or the model auto"
@@ -418,8 +414,9 @@ async def _receive(request: Request, services: Services) -> _Chat:
         pages_together=chat.pages_together,
     )
     check_arrangement(chat.arrangement, ocr_request, services.models.tasks(ocr_request.model_id), None)
-    ocr_request = replace(ocr_request, wants_token_scores=bool(chat.logprobs))
     top_logprobs = (chat.top_logprobs or 0) if chat.logprobs else None
+    params = replace(ocr_request.params, num_alternatives=top_logprobs or 0)
+    ocr_request = replace(ocr_request, wants_token_scores=bool(chat.logprobs), params=params)
     includes_usage = bool(chat.stream_options and chat.stream_options.include_usage)
     stores = (chat.model_extra or {}).get("store") is not False
     return _Chat(
@@ -449,7 +446,7 @@ async def complete_chat(
     request: Request, services: ServicesDep, record: RecordDep, may_store: MayStoreDep
 ) -> Response | ChatAnswer:
     """Read the images and files of a chat, as clients of OpenAI's API send them."""
-    permit = record.resources.enter_context(services.gate.admit())
+    permit = record.resources.enter_context(services.gate.admit(record.client))
     with services.observer.receiving() as received:
         chat = await _receive(request, services)
         received(sum(map(len, chat.files)))
@@ -496,10 +493,24 @@ def _logprobs(document: DocumentResult, chat: _Chat) -> ChatLogprobs | None:
     if chat.top_logprobs is None:
         return None
     content = []
-    for text, score in document_pieces(document.pages, chat.ocr_request.task):
-        token = ChatTopLogprob(token=well_formed(text), logprob=score, bytes=list(well_formed(text).encode()))
-        content.append(ChatTokenLogprob(**dict(token), top_logprobs=[token] * chat.top_logprobs))
+    for piece in document_pieces(document.pages, chat.ocr_request.task):
+        text = well_formed(piece.text)
+        token = ChatTopLogprob(token=text, logprob=piece.log_probability, bytes=list(text.encode()))
+        tops = _top_logprobs(token, piece) if chat.top_logprobs else []
+        content.append(ChatTokenLogprob(**dict(token), top_logprobs=tops))
     return ChatLogprobs(content=content)
+
+
+def _top_logprobs(token: ChatTopLogprob, piece: Piece) -> list[ChatTopLogprob]:
+    """What could have been chosen, the chosen token as the text has it; alone if it is more than one token."""
+    if not piece.alternatives:
+        return [token]
+    logs = [log for _, log in piece.alternatives]
+    chosen = logs.index(piece.log_probability) if piece.log_probability in logs else None
+    return [
+        token if index == chosen else ChatTopLogprob(token=text.decode(errors="replace"), logprob=log, bytes=list(text))
+        for index, (text, log) in enumerate(piece.alternatives)
+    ]
 
 
 def _finish(document: DocumentResult) -> Literal["stop", "length"]:

@@ -11,7 +11,8 @@ from fastapi import Depends, Header, Request
 from service.errors import InvalidFieldError
 from service.schemas import NO_STORE_HEADER
 
-_REFUSES = {"1": True, "true": True, "0": False, "false": False, "": False}
+_REFUSES = {"1": True, "true": True, "0": False, "false": False}
+"""An empty value says neither: it may be what is left of a variable that was not set."""
 _DESCRIPTION = "`1`: keep nothing of this request, where the service keeps samples."
 
 
@@ -26,7 +27,10 @@ class Consent:
 async def _may_store(
     request: Request, _: Annotated[str | None, Header(alias=NO_STORE_HEADER, description=_DESCRIPTION)] = None
 ) -> bool:
-    """False if any of the headers says so; raises `InvalidFieldError` for one that says neither."""
+    """False if any of the headers says so; raises `InvalidFieldError` for one that says neither.
+
+    Routes that keep nothing check it too, so that a misspelt wish is never overlooked.
+    """
     said = [_REFUSES.get(value.strip().lower()) for value in request.headers.getlist(NO_STORE_HEADER)]
     if None in said:
         raise InvalidFieldError(public={"field": NO_STORE_HEADER, "expected": ["1", "0"]})

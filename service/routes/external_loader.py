@@ -61,7 +61,7 @@ async def load_document(
     request: Request, services: ServicesDep, record: RecordDep, may_store: MayStoreDep
 ) -> list[LoadedPage]:
     """Read a file for Open WebUI."""
-    permit = record.resources.enter_context(services.gate.admit())
+    permit = record.resources.enter_context(services.gate.admit(record.client))
     with services.observer.receiving() as received:
         data = await _receive(request, services)
         received(len(data))

@@ -33,6 +33,7 @@ from service.errors import (
 from service.ocr.confidence import Granularity
 from service.ocr.formats.registry import FORMATS
 from service.ocr.outcome import BlankPages, Orientation
+from service.ocr.reading_layout import ReadingLayout
 from service.ocr.request import QUERY_EXPECTED
 from service.ocr.sampling import MAX_GIVEN_SEED, MIN_GIVEN_SEED, SEED_EXPECTED, TEMPERATURE_EXPECTED
 from service.ocr.tables import TableFormat
@@ -83,6 +84,9 @@ class OcrFields(BaseModel):
     orientation: Orientation | None = None
     """What to do with pages that are not upright: `auto` finds and turns them, `as-is` reads them as they are. The
     service's setting when not given."""
+    layout: ReadingLayout = ReadingLayout.AUTO
+    """Whether a page goes to the model whole (`page`) or by its `lines`. With `auto` a base model that reads lines, as
+    nano does, gets pages of more than one view by lines; adapters get whole pages."""
     table_format: TableFormat | None = None
     """How tables in Markdown are written; as the model wrote them when not given."""
     omit: str | None = Field(default=None, max_length=200)

@@ -25,8 +25,9 @@ from service.ocr.formats.output_format import OutputFormat
 from service.ocr.formats.registry import DEFAULT, FORMATS
 from service.routes.accept import choose_format
 from service.routes.auth import SecretDep, require, use_key
+from service.routes.consent import MayStoreDep
 from service.routes.form import OcrFields, OcrForm, receive_form, unknown_field
-from service.routes.ocr import arrangement_of, document_response, form_description, request_of
+from service.routes.ocr import arrangement_of, document_response, form_description, or_empty, request_of
 from service.routes.openapi import problems
 from service.routes.reading import run_for_client
 from service.schemas import JobAnswer, JobResult, JobsAnswer
@@ -42,8 +43,10 @@ class JobFields(OcrFields):
 
 
 def _in_query(**schemas: dict[str, Any]) -> dict[str, Any]:
-    """OpenAPI's description of options in the query string, which `_options` checks."""
-    return {"parameters": [{"name": name, "in": "query", "schema": schema} for name, schema in schemas.items()]}
+    """OpenAPI's description of options in the query string, which `_options` checks; an empty one is not given."""
+    return {
+        "parameters": [{"name": name, "in": "query", "schema": or_empty(schema)} for name, schema in schemas.items()]
+    }
 
 
 async def _require_jobs(services: ServicesDep) -> JobManager:
@@ -79,10 +82,16 @@ _VISIBLE = [Depends(require(Scope.OCR))]
     dependencies=[Depends(use_key), Depends(_require_jobs), Depends(require_ready)],
 )
 async def submit_job(
-    request: Request, response: Response, services: ServicesDep, record: RecordDep, jobs: JobsDep, owner: OwnerDep
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    record: RecordDep,
+    jobs: JobsDep,
+    owner: OwnerDep,
+    _: MayStoreDep,
 ) -> JobAnswer:
     """Read a document in the background; what is wrong with it is said at once."""
-    permit = record.resources.enter_context(services.gate.admit())
+    permit = record.resources.enter_context(services.gate.admit(record.client))
     await jobs.check_room()
     with services.observer.receiving() as received:
         start_s = time.monotonic()
@@ -188,7 +197,7 @@ async def show_result(
         raise JobNotFinishedError
     if output is not DEFAULT or (job.wanted.figures and job.has_ended):
         # The document is read into memory, and the result may be made in an image process.
-        record.resources.enter_context(services.gate.admit()).mark_running()
+        record.resources.enter_context(services.gate.admit(record.client)).mark_running()
     return await run_for_client(request, _result(services, jobs, job, output))
 
 

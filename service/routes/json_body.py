@@ -81,7 +81,8 @@ def parse_json(body: bytes | bytearray, model: type[ModelT]) -> ModelT:
     if sum(body.count(sign) for sign in (b",", b"[", b"{")) > MAX_VALUES:
         raise MalformedJsonError(public={"reason": f"more than {MAX_VALUES} values"})
     try:
-        return model.model_validate_json(body)
+        # Strict: true is no number, and no number or text is true.
+        return model.model_validate_json(body, strict=True)
     except ValidationError as error:
         # Cheap even for many errors, as no input is quoted.
         problem: Any = error.errors(include_input=False, include_url=False)[0]

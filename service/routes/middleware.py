@@ -83,7 +83,8 @@ class RequestContextMiddleware:
         headers = Headers(scope=scope)
         given_id = headers.get("x-request-id", "")
         request_id = given_id if _REQUEST_ID.fullmatch(given_id) else uuid.uuid4().hex
-        record = RequestRecord(request_id, time.monotonic())
+        client = scope.get("client")
+        record = RequestRecord(request_id, time.monotonic(), address=client[0] if client else "")
         scope[SCOPE_KEY] = record
         token = logs.request_id.set(request_id)
         exchange = _Exchange(scope, headers, receive, send, record)

@@ -25,10 +25,13 @@ from service.errors import InvalidFieldError, UnsupportedParameterError
 from service.intake.formats import FileFormat, detect_format
 from service.ocr import labels
 from service.ocr.answer import to_page_answer
+from service.ocr.arrangement import gives_boxes
 from service.ocr.confidence import Granularity, Span, mean_of
+from service.ocr.extraction import Cut, ExtractedTable, Kept, cut_out, labelled, tables_of
 from service.ocr.outcome import PageStatus
 from service.ocr.reader import PageResult
 from service.ocr.request import OcrRequest, parse_request
+from service.ocr.tables import TableFormat, convert_tables
 from service.routes.auth import use_key
 from service.routes.consent import Consent, MayStoreDep, new_consent
 from service.routes.data_url import FileBudget
@@ -46,6 +49,7 @@ from service.schemas import (
     MistralImage,
     MistralPage,
     MistralProblem,
+    MistralTable,
     MistralUsage,
     MistralWordConfidence,
 )
@@ -83,10 +87,9 @@ _UNSUPPORTED = (
     "bbox_annotation_format",
     "document_annotation_format",
     "document_annotation_prompt",
-    "table_format",
-    "extract_header",
-    "extract_footer",
 )
+_HEADERS = frozenset({"header"})
+_FOOTERS = frozenset({"footer", "page_number"})
 _NOT_READ = {PageStatus.FAILED, PageStatus.UNREADABLE}
 _RANGE = re.compile(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?")
 
@@ -163,12 +166,12 @@ class MistralRequest(BaseModel):
     """Refused unless null."""
     document_annotation_prompt: str | None = None
     """Refused unless null."""
-    table_format: Literal["markdown", "html"] | None = None
-    """Refused unless null: tables stay in the Markdown."""
+    table_format: TableFormat | None = None
+    """Take tables out of the Markdown, which keeps a link to each, and give them in `tables` in this form."""
     extract_header: bool | None = None
-    """Refused unless false or null."""
+    """Take headers out of the Markdown and give them in `header`; for models with boxes."""
     extract_footer: bool | None = None
-    """Refused unless false or null."""
+    """Take footers and page numbers out of the Markdown and give them in `footer`; for models with boxes."""
 
 
 def check_parameters(asked: MistralRequest) -> None:
@@ -248,21 +251,57 @@ def _is_at_least(region: Region, side_px: int) -> bool:
     return x2 - x1 >= side_px and y2 - y1 >= side_px
 
 
-def to_markdown(page: PageResult, figures: Sequence[Figure]) -> str:
-    """A page's text with a link to each of its figures where the model saw it.
+@dataclass(frozen=True, slots=True)
+class PageParts:
+    """A page's text and what was taken out of it."""
+
+    markdown: str
+    kept: tuple[Kept, ...]
+    """Where the parts of the Markdown are from, except its links."""
+    tables: tuple[ExtractedTable, ...] = ()
+    header: str | None = None
+    footer: str | None = None
+
+
+def take_apart(
+    page: PageResult,
+    figures: Sequence[Figure],
+    *,
+    table_format: TableFormat | None = None,
+    first_table: int = 0,
+    header: bool = False,
+    footer: bool = False,
+) -> PageParts:
+    """A page as Mistral's API gives it.
 
     Clients drop the page's `status`, so a comment tells a page without a reading from an empty one.
+
+    Args:
+        page: The page.
+        figures: Those of its regions that are linked.
+        table_format: The form of tables, if they are to be taken out.
+        first_table: Number of its first table.
+        header: Whether headers are to be taken out.
+        footer: Whether footers and page numbers are.
+
+    Returns:
+        Its parts.
     """
     if page.status in _NOT_READ:
         code = f" ({page.error.code})" if page.error is not None else ""
-        return f"<!-- page {page.page}: {page.status}{code} -->"
-    parts: list[str] = []
-    end = 0
-    for figure in figures:
-        parts += [page.text[end : figure.region.start].strip(), f"![{figure.name}]({figure.name})"]
-        end = figure.region.start
-    parts.append(page.text[end:] if not figures else page.text[end:].strip())
-    return "\n\n".join(part for part in parts if part)
+        return PageParts(f"<!-- page {page.page}: {page.status}{code} -->", ())
+    headers = labelled(page, _HEADERS) if header else []
+    footers = labelled(page, _FOOTERS) if footer else []
+    edges = [*headers, *footers]
+    tables = [] if table_format is None else tables_of(page, table_format, first_table, edges)
+    cuts = [Cut(figure.region.start, figure.region.start, f"![{figure.name}]({figure.name})") for figure in figures]
+    cuts += [Cut(table.start, table.end, f"[{table.name}]({table.name})") for table in tables]
+    markdown, kept = cut_out(page.text, [*cuts, *edges])
+    return PageParts(markdown, kept, tuple(tables), _text_of(page, headers), _text_of(page, footers))
+
+
+def _text_of(page: PageResult, cuts: Sequence[Cut]) -> str | None:
+    return "\n".join(page.text[cut.start : cut.end].strip() for cut in cuts) or None
 
 
 def annotation(pages: Sequence[PageResult]) -> str | None:
@@ -279,7 +318,9 @@ def annotation(pages: Sequence[PageResult]) -> str | None:
     return json.dumps({"pages_not_read": missing}) if missing else None
 
 
-def _blocks(page: PageResult, figures: Sequence[Figure]) -> Iterator[MistralBlock]:
+def _blocks(
+    page: PageResult, figures: Sequence[Figure], parts: PageParts, table_format: TableFormat | None
+) -> Iterator[MistralBlock]:
     """The page's regions, without figures that are not in `images`."""
     names = {id(figure.region): figure.name for figure in figures}
     words = None
@@ -291,8 +332,20 @@ def _blocks(page: PageResult, figures: Sequence[Figure]) -> Iterator[MistralBloc
         if kind == "image" and name is None:
             continue
         content = f"![{name}]({name})" if name else region.text
+        table_id = None
+        if kind == "table" and table_format is not None:
+            content = convert_tables(region.text, table_format)
+            inside = range(region.start, region.start + max(len(region.text), 1))
+            table_id = next((table.name for table in parts.tables if table.start in inside), None)
         confidence = None if words is None else block_confidence(words[index])
-        yield MistralBlock(type=kind, content=content, image_id=name, confidence_scores=confidence, **_corners(region))
+        yield MistralBlock(
+            type=kind,
+            content=content,
+            image_id=name,
+            table_id=table_id,
+            confidence_scores=confidence,
+            **_corners(region),
+        )
 
 
 def _corners(region: Region) -> dict[str, int]:
@@ -308,13 +361,13 @@ def block_confidence(words: Sequence[Span]) -> MistralBlockConfidence:
     )
 
 
-def page_confidence(page: PageResult, result: SequenceResult, markdown: str) -> MistralConfidence:
+def page_confidence(page: PageResult, result: SequenceResult, kept: Sequence[Kept]) -> MistralConfidence:
     """What Mistral's API says of a page: of its tokens, or with the granularity `word` of its words.
 
     Args:
         page: The page.
         result: What the model read on it.
-        markdown: Its text, to which links to figures may have been added.
+        kept: The parts of its text that its Markdown has; words of others, such as tables, are elsewhere.
 
     Returns:
         The member `confidence_scores`.
@@ -325,22 +378,32 @@ def page_confidence(page: PageResult, result: SequenceResult, markdown: str) -> 
             average_page_confidence_score=round(result.confidence, 4),
             minimum_page_confidence_score=round(result.min_confidence, 4),
         )
-    scores = []
-    places = re.finditer(r"\S+", markdown)
-    for word in words.words:
-        text = page.text[word.start : word.end]
-        start = next((place.start() for place in places if place.group() == text), None)
-        if start is None:
-            break
-        scores.append(MistralWordConfidence(text=text, confidence=round(word.confidence, 4), start_index=start))
+    scores = [score for part in kept for score in _word_scores(page, words.words, part)]
     mean = mean_of(words.words)
     return MistralConfidence(
         average_page_confidence_score=round(result.confidence if mean is None else mean, 4),
-        minimum_page_confidence_score=min(
-            (score.confidence for score in scores), default=round(result.min_confidence, 4)
+        minimum_page_confidence_score=round(
+            min((word.confidence for word in words.words), default=result.min_confidence), 4
         ),
         word_confidence_scores=scores,
     )
+
+
+def _word_scores(page: PageResult, words: Sequence[Span], part: Kept) -> Iterator[MistralWordConfidence]:
+    """The words of a part of the page's text, where they are in what is left."""
+    for word in words:
+        at = part.moved(word.start, word.end)
+        if at is not None:
+            text = page.text[word.start : word.end]
+            yield MistralWordConfidence(text=text, confidence=round(word.confidence, 4), start_index=at)
+
+
+def _table(page: PageResult, table: ExtractedTable, to: TableFormat) -> MistralTable:
+    words = page.words
+    scores = None
+    if words is not None and words.granularity is Granularity.WORD and table.is_as_read:
+        scores = list(_word_scores(page, words.words, Kept(table.start, table.end, 0)))
+    return MistralTable(id=table.name, content=table.content, format=to.value, word_confidence_scores=scores)
 
 
 _RESPONSES = problems(404, reads=True, shape=MistralProblem)
@@ -351,7 +414,7 @@ async def read_as_mistral(
     request: Request, services: ServicesDep, record: RecordDep, may_store: MayStoreDep
 ) -> MistralAnswer:
     """Read a document, as clients of Mistral's OCR API send it."""
-    permit = record.resources.enter_context(services.gate.admit())
+    permit = record.resources.enter_context(services.gate.admit(record.client))
     with services.observer.receiving() as received:
         asked, data, ocr_request = await _receive(request, services)
         received(len(data))
@@ -387,8 +450,16 @@ async def _receive(request: Request, services: Services) -> tuple[MistralRequest
         min_coverage=services.bounds.min_coverage,
         orientation=services.bounds.orientation,
     )
+    _check_boxes(asked, services.models.tasks(ocr_request.model_id))
     # The file's text is not kept while the file is read.
     return asked.model_copy(update={"document": None}), data, ocr_request
+
+
+def _check_boxes(asked: MistralRequest, tasks: Sequence[Task]) -> None:
+    for name in ("extract_header", "extract_footer"):
+        if getattr(asked, name) and not gives_boxes(tasks):
+            expected = "false with this model, which gives no boxes and labels"
+            raise UnsupportedParameterError(public={"field": name, "expected": expected})
 
 
 async def _read(
@@ -412,11 +483,21 @@ async def _read(
     images = {figure.name: _data_url(each) for figure, each in zip(figures, cut, strict=False)}
     is_pdf = detect_format(data) is FileFormat.PDF
     dpi = services.reader.limits.pdf_dpi if is_pdf else UNKNOWN_DPI
+    pages, num_tables = [], 0
+    for page in document.pages:
+        shown = [figure for figure in figures if figure.page == page.page]
+        parts = take_apart(
+            page,
+            shown,
+            table_format=asked.table_format,
+            first_table=num_tables,
+            header=bool(asked.extract_header),
+            footer=bool(asked.extract_footer),
+        )
+        num_tables += len(parts.tables)
+        pages.append(_page(page, shown, parts, images, asked, dpi))
     return MistralAnswer(
-        pages=[
-            _page(page, [figure for figure in figures if figure.page == page.page], images, asked, dpi)
-            for page in document.pages
-        ],
+        pages=pages,
         model=document.model_id,
         document_annotation=annotation(document.pages),
         usage_info=MistralUsage(pages_processed=len(document.pages), doc_size_bytes=len(data)),
@@ -429,24 +510,31 @@ def _data_url(jpeg: bytes) -> str:
 
 
 def _page(
-    page: PageResult, figures: Sequence[Figure], images: dict[str, str], asked: MistralRequest, dpi: int
+    page: PageResult,
+    figures: Sequence[Figure],
+    parts: PageParts,
+    images: dict[str, str],
+    asked: MistralRequest,
+    dpi: int,
 ) -> MistralPage:
     said, dimensions, confidence = to_page_answer(page), None, None
     if page.width_px is not None and page.height_px is not None:
         dimensions = MistralDimensions(dpi=dpi, height=page.height_px, width=page.width_px)
-    markdown = to_markdown(page, figures)
     if asked.confidence_scores_granularity is not None and page.result is not None:
-        confidence = page_confidence(page, page.result, markdown)
+        confidence = page_confidence(page, page.result, parts.kept)
     return MistralPage(
         index=page.page - 1,
-        markdown=markdown,
+        markdown=parts.markdown,
         images=[
             MistralImage(id=figure.name, image_base64=images.get(figure.name), **_corners(figure.region))
             for figure in figures
         ],
+        tables=[_table(page, table, asked.table_format) for table in parts.tables] if asked.table_format else [],
+        header=parts.header,
+        footer=parts.footer,
         dimensions=dimensions,
         confidence_scores=confidence,
-        blocks=list(_blocks(page, figures)) if asked.include_blocks else None,
+        blocks=list(_blocks(page, figures, parts, asked.table_format)) if asked.include_blocks else None,
         status=said.status,
         error=said.error,
     )

@@ -60,7 +60,7 @@ def form_description(kind: type[OcrFields]) -> dict[str, Any]:
             field.update(field.pop("anyOf")[0])
         if field.get("default", "") is None:
             del field["default"]
-    options = {name: _or_empty(option) for name, option in schema["properties"].items()}
+    options = {name: or_empty(option) for name, option in schema["properties"].items()}
     file = {"type": "string", "format": "binary", "description": _FORMATS}
     schema["properties"] = {FILE_FIELD: file, **options}
     schema["required"] = [FILE_FIELD]
@@ -70,7 +70,7 @@ def form_description(kind: type[OcrFields]) -> dict[str, Any]:
     }
 
 
-def _or_empty(option: dict[str, Any]) -> dict[str, Any]:
+def or_empty(option: dict[str, Any]) -> dict[str, Any]:
     """An option that may also be empty, which counts as not given."""
     if "enum" in option:
         return {**option, "enum": [*option["enum"], ""]}
@@ -97,7 +97,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 async def read_document(request: Request, services: ServicesDep, record: RecordDep, may_store: MayStoreDep) -> Response:
     """Read the text of a document."""
     # Admission before the body: a request that is rejected has not uploaded for nothing.
-    permit = record.resources.enter_context(services.gate.admit())
+    permit = record.resources.enter_context(services.gate.admit(record.client))
     with services.observer.receiving() as received:
         start_s = time.monotonic()
         form = await receive_form(request, services.bounds, OcrFields)
@@ -149,6 +149,7 @@ def request_of(
         orientation=fields.orientation or services.bounds.orientation,
         **_confidence(fields, output, services.bounds),
         pages_together=fields.pages_together,
+        layout=fields.layout,
     )
 
 

@@ -18,7 +18,9 @@ from service.intake.preview import MAX_SIDE_PX, Preview, PreviewTask
 from service.intake.selection import parse_pages
 from service.ocr.outcome import Orientation
 from service.routes.auth import require
+from service.routes.consent import MayStoreDep
 from service.routes.form import FILE_FIELD, OcrFields, receive_form
+from service.routes.ocr import or_empty
 from service.routes.openapi import problems
 from service.routes.stream import until_disconnect
 
@@ -49,20 +51,18 @@ _FORM = {
     "properties": {
         FILE_FIELD: {"type": "string", "format": "binary", "description": "A file that POST /ocr reads."},
         "pages": {"type": "string", "description": "The number of one page; the first when not given."},
-        "orientation": {
-            "type": "string",
-            "enum": [str(each) for each in Orientation],
-            "description": "As POST /ocr has it.",
-        },
+        "orientation": or_empty(
+            {"type": "string", "enum": [str(each) for each in Orientation], "description": "As POST /ocr has it."}
+        ),
     },
 }
 _BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}}
 
 
 @router.post("/preview", response_class=Response, responses=_RESPONSES, openapi_extra=_BODY)
-async def preview_page(request: Request, services: ServicesDep, record: RecordDep) -> Response:
+async def preview_page(request: Request, services: ServicesDep, record: RecordDep, _: MayStoreDep) -> Response:
     """Show one page of a document as it will be read: upright, at most 1600 pixels wide and high."""
-    permit = record.resources.enter_context(services.gate.admit())
+    permit = record.resources.enter_context(services.gate.admit(record.client))
     form = await receive_form(request, services.bounds, OcrFields)
     preview = await run_to_outcome(
         _preview(services, permit, form.data, _task(form.fields, services.bounds.orientation)),
@@ -89,7 +89,7 @@ def _task(fields: OcrFields, default: Orientation) -> PreviewTask:
 
 
 async def _preview(services: Services, permit: Permit, data: bytes, task: PreviewTask) -> Preview:
-    document = Document(data, services.reader.limits, (task.page,))
+    document = Document(data, services.reader.limits, (task.page,), client=permit.client)
     permit.mark_running()
     try:
         async with Deadline(services.bounds.deadline_s).enforced():

@@ -14,7 +14,9 @@ from typing import Any
 from shared.contract.confidence import MonotoneMap
 
 FILE_NAME = "calibration.json"
-FORMAT = 1
+FORMAT = 2
+"""Since 2 with `readable`, which 1 did not have."""
+_FORMATS = (1, 2)
 
 
 class CalibrationError(ValueError):
@@ -27,6 +29,26 @@ class Calibration:
 
     words: MonotoneMap
     digits: MonotoneMap
+    """With `readable`: of digits on pages that the model reads."""
+    readable: MonotoneMap | None = None
+    """From a page's mean log probability to the chance that it is one the model reads at all: in its script, say. None:
+    the digits' map knows of such pages."""
+
+    def digit_share(self, log_probability: float, page_mean: float) -> float:
+        """The probability that a digit is right: that its page is readable, and that it is right on such a page.
+
+        One map cannot tell a doubtful digit on a page that is read well from one on a page in another script, which is
+        almost surely wrong.
+
+        Args:
+            log_probability: Its own.
+            page_mean: `TokenScores.mean` of its page.
+
+        Returns:
+            From 0 to 1.
+        """
+        share = self.digits.share(log_probability, page_mean)
+        return share if self.readable is None else share * self.readable.share(page_mean, 0.0)
 
 
 def read_calibration(folder: Path) -> Calibration | None:
@@ -49,9 +71,10 @@ def read_calibration(folder: Path) -> Calibration | None:
     except (OSError, ValueError) as error:
         raise CalibrationError(f"{path} cannot be read: {error}") from error
     try:
-        if record["format"] != FORMAT:
-            raise CalibrationError(f"{path} has format {record['format']!r}, not {FORMAT}")
-        return Calibration(_map(record["words"]), _map(record["digits"]))
+        if record["format"] not in _FORMATS:
+            raise CalibrationError(f"{path} has format {record['format']!r}, not {' or '.join(map(str, _FORMATS))}")
+        readable = record.get("readable")
+        return Calibration(_map(record["words"]), _map(record["digits"]), None if readable is None else _map(readable))
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, CalibrationError):
             raise

@@ -27,6 +27,9 @@ class TokenScores:
     ends: tuple[int, ...]
     log_probabilities: tuple[float, ...]
     """Natural logarithms."""
+    alternatives: tuple[tuple[tuple[bytes, float], ...], ...] = ()
+    """At each token's place the most probable tokens, falling: UTF-8, perhaps a part of a character, and the logarithm
+    of its probability. Empty unless they were asked for."""
 
     @property
     def mean(self) -> float:

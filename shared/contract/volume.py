@@ -39,6 +39,9 @@ MAX_NAMES = 4096
 MAX_FOLDERS = 16 * MAX_NAMES
 """Folders among which adapters with a pointer are looked for. Limits a poll's cost."""
 
+MAX_MISNAMED = 50
+"""Folders whose names are none of adapters, listed so that operators see why they are not served."""
+SYSTEM_FOLDERS = frozenset({"lost+found"})
 _NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
@@ -60,6 +63,13 @@ class AdapterListing:
     """Set if the pointer cannot be parsed."""
     newest: int = 0
     """Highest number ever used; the next version gets a higher one."""
+    has_loose_files: bool = False
+    """Whether files of an adapter lie in the name's own folder instead of a version's."""
+
+    @property
+    def unpublished(self) -> tuple[str, ...]:
+        """Folders below the name's that look like adapters but were not published: versions, or `.` for its own."""
+        return (*map(str, self.incomplete), *(["."] if self.has_loose_files else []))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +82,8 @@ class VolumeContent:
     """Why other adapters could not be listed, by name."""
     num_left_out: int = 0
     """Folders beyond `MAX_NAMES`, which were not looked at."""
+    misnamed: tuple[str, ...] = ()
+    """Folders whose names adapters cannot have, sorted, `MAX_MISNAMED` at most; hidden ones are not meant."""
 
 
 class AdapterVolume:
@@ -91,21 +103,23 @@ class AdapterVolume:
         """
         return self._names()[0]
 
-    def _names(self) -> tuple[list[str], int]:
-        """Names, and how many were left out."""
+    def _names(self) -> tuple[list[str], int, tuple[str, ...]]:
+        """Names, how many were left out, and folders with other names."""
         with self._root() as root, reporting("looking at the volume"):
             with os.scandir(root) as entries:
-                found = [
-                    entry.name for entry in entries if _is_name(entry.name) and entry.is_dir(follow_symlinks=False)
-                ]
-            found.sort()
+                folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+            found = sorted(filter(_is_name, folders))
+            others = sorted(
+                name for name in folders if not (_is_name(name) or name.startswith(".") or name in SYSTEM_FOLDERS)
+            )
+            misnamed = tuple(others[:MAX_MISNAMED])
             if len(found) <= MAX_NAMES:
-                return found, 0
+                return found, 0, misnamed
             # Folders that anything else has left there must not hide an adapter in use.
             looked_at = found[:MAX_FOLDERS]
             has_pointer = {name for name in looked_at if _is_there(f"{name}/{CURRENT_FILE}", root)}
         kept = sorted(sorted(looked_at, key=lambda name: name not in has_pointer)[:MAX_NAMES])
-        return kept, len(found) - len(kept)
+        return kept, len(found) - len(kept), misnamed
 
     def look(self) -> VolumeContent:
         """List every adapter on the volume; one that cannot be read hides no other.
@@ -116,8 +130,8 @@ class AdapterVolume:
         Raises:
             VolumeError: The volume is missing.
         """
-        names, num_left_out = self._names()
-        content = VolumeContent({}, {}, num_left_out)
+        names, num_left_out, misnamed = self._names()
+        content = VolumeContent({}, {}, num_left_out, misnamed)
         for name in names:
             try:
                 content.listings[name] = self.listing(name)
@@ -174,6 +188,7 @@ class AdapterVolume:
             former=pointer.former if pointer else (),
             fault=fault,
             newest=max(numbers | withdrawn | named, default=0),
+            has_loose_files=not {WEIGHTS_FILE, CONFIG_FILE}.isdisjoint(entries),
         )
 
     def resolve(self, reference: str) -> AdapterRef:

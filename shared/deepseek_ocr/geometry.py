@@ -14,6 +14,8 @@ from math import ceil, inf
 
 SLACK = Fraction(9, 10)
 """NATIVE accepts a view or a grid that shows the image at this scale or more."""
+PADDING_GREY = 127
+"""Of what a page leaves of a view: the published mean 0.5 of each channel, rounded down as in the public code."""
 NEAR_BEST = Fraction(95, 100)
 """If no grid reaches `SLACK`, NATIVE takes the fewest tiles that reach this share of the best scale."""
 
@@ -58,6 +60,8 @@ class GeometryConfig:
     """Whether a token ends each row of vision tokens; DeepSeek-OCR-2 has none."""
     modes: tuple[Mode, ...] = tuple(Mode)
     default_mode: Mode = Mode.GUNDAM
+    reads_lines: bool = False
+    """Whether a page of more than one view is better read as canvases of its lines (`shared.images.canvases`)."""
 
 
 @dataclass(frozen=True, slots=True)

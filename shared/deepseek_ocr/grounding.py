@@ -38,6 +38,8 @@ class Region:
     text: str
     start: int
     """Where its text begins in the answer's text, or would if it had any."""
+    words_px: tuple[tuple[int, int, int, int], ...] = ()
+    """Boxes of its words, where the page was read by its lines: as many as gaps in the print part."""
 
 
 @dataclass(frozen=True, slots=True)

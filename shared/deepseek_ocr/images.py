@@ -10,10 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.deepseek_ocr.geometry import GeometryConfig, Placement, ViewPlan, place_global, place_tiles
-
-PADDING_GREY = 127
-"""The published mean 0.5 of each channel, rounded down to an integer as in the public code."""
+from shared.deepseek_ocr.geometry import PADDING_GREY, GeometryConfig, Placement, ViewPlan, place_global, place_tiles
 
 
 def prepare_views(

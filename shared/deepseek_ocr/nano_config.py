@@ -19,6 +19,7 @@ NANO_GEOMETRY = GeometryConfig(
     tiling=Tiling.NATIVE,
     modes=(Mode.SMALL, Mode.GUNDAM),
     default_mode=Mode.GUNDAM,
+    reads_lines=True,
 )
 
 

@@ -15,6 +15,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,11 +40,15 @@ _MOST_DIFFERENT = 0.12
 """A line and words of the text whose widths differ by more than this share are not the same."""
 _ROWS_DIFFERENT = 0.2
 """Of rows that are alike less is asked."""
+_MISREAD_DIFFERENT = 0.2
+"""Of words that no other line has, less is asked as well: misread ones have other widths."""
 _SAME_TEXT = 0.02
 """And of the same text in other widths, nothing but rounding."""
 _LONG_EM = 7.0
 """Lines of some 14 characters and more are found anywhere in the text; shorter ones fit too many places."""
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>|^\s*[|:\s-]*-{3,}[|:\s-]*$|^#{1,6}\s|^\s*[-*]\s(?=\S)|\*\*|[|]", re.MULTILINE)
+_CELL_END = re.compile(r"</?(?:t[dhr]|table|p|div|li|br|h[1-6])\b[^<>]*>|[|]", re.IGNORECASE)
+"""Where print has a gap or a new line, though the text may have neither."""
 _LEADER = re.compile(r"[.\-_·…‥–—]+")
 """Dots and dashes have no height, so they are not among the words of print."""
 _NARROW, _WIDE = frozenset("iljtfrI.,;:'|!()[]{}`\"-*^°·’‘"), frozenset("mwMW@%—…œæŒÆ")
@@ -76,10 +81,12 @@ def account(text: str, lines: Sequence[InkLine]) -> Account:
     if not _groups(lines):
         reading.drop_repeats()
     found = _match(reading, lines, sizes)
+    sizes = _sizes(reading, lines, found)
     unread = _spread_rest(reading, lines, sizes, found)
+    size_of = {id(lines[index]): float(sizes[index]) for index in unread}
     blocks = _blocks([lines[index] for index in unread])
     kept = [block for block in blocks if _is_worth_telling(block)]
-    missing = sum(_ems(line) for block in kept for line in block)
+    missing = sum(size_of[id(line)] for block in kept for line in block)
     boxes = sorted((_around(block) for block in kept), key=lambda box: (box[1], box[0]))
     return Account(max(0.0, 1.0 - missing / float(sizes.sum())), tuple(boxes))
 
@@ -174,8 +181,11 @@ class _Reading:
     """The words of a text, and which of them have been used."""
 
     def __init__(self, text: str) -> None:
-        plain = html.unescape(_TAG.sub(" ", text))
-        self._words = [word for word in plain.split() if _LEADER.fullmatch(word) is None]
+        plain = html.unescape(_TAG.sub(" ", _CELL_END.sub("\n", text)))
+        lines = [[word for word in line.split() if _LEADER.fullmatch(word) is None] for line in plain.split("\n")]
+        self._words = [word for line in lines for word in line]
+        self._breaks = {0, *accumulate(map(len, lines))}
+        """Before which words, and after the last one, a line or a cell of the text ends."""
         self.ems = np.array([_width(word) for word in self._words], np.float64)
         self.is_free = np.ones(len(self.ems), np.bool_)
 
@@ -199,6 +209,10 @@ class _Reading:
                 self.is_free[place : place + _PASSAGE] = False
                 self.ems[place : place + _PASSAGE] = 0.0
             seen.add(passage)
+
+    def is_whole(self, match: _Match) -> bool:
+        """Whether the words are all of a line, or of several, as the text has them."""
+        return match.start in self._breaks and match.end in self._breaks
 
     def use(self, match: _Match) -> None:
         """Let a line have its words."""
@@ -330,18 +344,53 @@ class _Alignment:
 
 
 def _match(reading: _Reading, lines: Sequence[InkLine], sizes: NDArray[np.float64]) -> dict[int, _Match]:
-    """Give lines their words: long lines first, those that fit best first among them."""
+    """Give lines their words: those first whose words are a line of the text too; lines that were misread last."""
     found: dict[int, _Match] = {}
-    order = [(index, match) for index, match in enumerate(_find_all(reading, lines)) if match is not None]
-    order.sort(key=lambda place: (sizes[place[0]] < _LONG_EM, place[1].cost - 0.01 * len(lines[place[0]].words_px)))
-    for index, first in order:
-        match: _Match | None = first
-        if not reading.is_free[first.start : first.end].all():
-            match = _find(reading, lines[index])
-        if match is not None:
-            reading.use(match)
-            found[index] = match
+    for most_different in (_MOST_DIFFERENT, _MISREAD_DIFFERENT):
+        left = [index for index in range(len(lines)) if index not in found]
+        matches = _find_all(reading, [lines[index] for index in left], most_different)
+        order = [(index, match) for index, match in zip(left, matches, strict=True) if match is not None]
+        order.sort(
+            key=lambda place: (
+                not reading.is_whole(place[1]),
+                sizes[place[0]] < _LONG_EM,
+                place[1].cost - 0.01 * len(lines[place[0]].words_px),
+            )
+        )
+        for index, first in order:
+            match: _Match | None = first
+            if not reading.is_free[first.start : first.end].all():
+                match = _find(reading, lines[index], most_different)
+            if match is not None:
+                reading.use(match)
+                found[index] = match
     return found
+
+
+def _sizes(reading: _Reading, lines: Sequence[InkLine], found: dict[int, _Match]) -> NDArray[np.float64]:
+    """Widths of lines in em: of those that have words by these, of others by the lines near them.
+
+    The height of characters alone does not tell: it is that of capitals in one line and of small letters in the next.
+    """
+    sizes = np.array([_ems(line) for line in lines])
+    if not found:
+        return sizes
+    known = np.array(sorted(found))
+    read_em = np.array([reading.ems[found[index].start : found[index].end].sum() for index in known])
+    width_N = np.array([sum(line.words_px) for line in lines], np.float64)
+    em_px = width_N[known] / np.maximum(read_em, 0.1)
+    box_N4, body_N = np.array([line.box_px for line in lines]), np.array([line.body_px for line in lines])
+    # Short words say little of their size.
+    is_long = read_em >= _FEWEST_EM
+    for index in range(len(lines)):
+        is_like = is_long & (np.abs(np.log(body_N[known] / body_N[index])) < _LIKE_BODY)
+        if index in found or not is_like.any():
+            continue
+        far_N = _distances(box_N4, index)[known[is_like]]
+        near = np.argsort(far_N, kind="stable")[:_NEIGHBOURS]
+        sizes[index] = width_N[index] / float(np.median(em_px[is_like][near]))
+    sizes[known] = np.where(is_long, read_em, sizes[known])
+    return sizes
 
 
 def _spread_rest(
@@ -395,6 +444,10 @@ def _touch(one: InkLine, other: InkLine) -> bool:
     return a[0] < b[2] + reach and b[0] < a[2] + reach and a[1] < b[3] + reach and b[1] < a[3] + reach
 
 
+_NEIGHBOURS = 7
+"""Lines by which the size of print is told."""
+_LIKE_BODY = 0.6
+"""Logarithm of the ratio of two heights of characters in print of one size, at most."""
 _FEWEST_EM = 4.0
 """An unread block must have some 8 characters, else it may be a stain or a picture's edge."""
 

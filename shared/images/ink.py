@@ -83,6 +83,11 @@ def relief_of(page: Image.Image) -> Relief:
     return _relief(grey_HW, page.height / grey_HW.shape[0])
 
 
+def relief_of_grey(grey_HW: NDArray[np.uint8], scale: float) -> Relief:
+    """Tell print from paper on a page that is grey already, 255 is paper; `scale` is pixels of the page for each."""
+    return _relief(grey_HW, scale)
+
+
 def ink_of(relief: Relief) -> PageInk:
     """Look for print in a page's relief."""
     ink = _look(relief)

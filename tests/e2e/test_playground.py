@@ -23,6 +23,7 @@ from tests.support.adapters import announcement, write_peft
 from tests.support.pdf import make_pdf
 from tests.support.server import ServerProcess, running_server
 from tests.support.service import encode, page_image, png
+from tests.support.sub_path import below_a_path
 
 pytestmark = pytest.mark.e2e
 
@@ -83,9 +84,10 @@ def opened(
     width: int = 1280,
     refusals: int = 0,
     before: Callable[[Any], None] = lambda _: None,
+    url: str | None = None,
     **options: Any,
 ) -> Iterator[Any]:
-    """The page when its models are there; at the end, that it was quiet and asked no other host.
+    """The page when its models are there; at the end, that it was quiet and asked nothing outside its own address.
 
     Chromium itself writes a line to the console for each of the `refusals`, answers of 400 and more.
     """
@@ -97,13 +99,15 @@ def opened(
     page.on("pageerror", lambda error: said.append(f"error: {error}"))
     page.on("request", lambda request: asked.append(request.url))
     before(page)
-    page.goto(server.url)
+    home = url or server.url
+    page.goto(f"{home}/")
     page.wait_for_selector("#service.ready")
     yield page
     context.close()
     assert [line for line in said if "Failed to load resource" not in line] == []
     assert len(said) == refusals
-    assert [url for url in asked if not url.startswith((f"{server.url}/", f"blob:{server.url}/"))] == []
+    origin = "/".join(home.split("/")[:3])
+    assert [each for each in asked if not each.startswith((f"{home}/", f"blob:{origin}/"))] == []
 
 
 def read(page: Any) -> None:
@@ -813,3 +817,12 @@ def test_job_is_followed_after_the_page_was_loaded_again(browser: Any, backgroun
         page.wait_for_selector('#name:text-is("long.pdf")')
         page.wait_for_selector("#text[aria-busy=false] .page")
         assert page.locator("#text .state").all_inner_texts() == ["Read"] * 8
+
+
+def test_page_works_below_a_path_of_a_proxy(browser: Any, server: ServerProcess) -> None:
+    with below_a_path(server.url) as url, opened(browser, server, url=url) as page:
+        page.set_input_files("#file", [PDF])
+        read(page)
+        assert page.locator("#text .page").count() == 3
+        page.click("#code summary")
+        assert f"{url}/ocr" in page.text_content("#snippet")

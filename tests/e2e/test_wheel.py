@@ -1,4 +1,7 @@
-"""The wheel: everything the package needs is in it, and its command works in a folder that is no checkout."""
+"""Wheel and sdist: everything the package needs is in them, and the command works in a folder that is no checkout.
+
+The wheel that is tested is built from the sdist, so that one stands for both.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -36,10 +40,19 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sdist(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sdist")
+    build = f"import setuptools.build_meta as backend; backend.build_sdist({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True, timeout=300)
+    (built,) = folder.glob("*.tar.gz")
+    return built
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "--wheel-dir", str(folder), str(source)], check=True, timeout=300)
+    subprocess.run([*command, "--wheel-dir", str(folder), str(sdist)], check=True, timeout=300)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -81,6 +94,15 @@ def call(programs: Path, *arguments: str, folder: Path) -> subprocess.CompletedP
         text=True,
         timeout=300,
     )
+
+
+def test_both_are_named_for_the_version(sdist: Path, wheel: Path) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert sdist.name == f"deepsynth_ocr-{version}.tar.gz"
+    assert wheel.name == f"deepsynth_ocr-{version}-py3-none-any.whl"
+    metadata = zipfile.ZipFile(wheel).read(f"deepsynth_ocr-{version}.dist-info/METADATA").decode()
+    assert f"\nVersion: {version}\n" in metadata
+    assert "\nProvides-Extra: ray\n" in metadata
 
 
 def test_wheel_has_every_file_of_the_packages(source: Path, wheel: Path) -> None:

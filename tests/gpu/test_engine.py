@@ -1,5 +1,7 @@
 """The engine over Triton kernels: on a GPU in both types, elsewhere in Triton's interpreter in float32."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -61,6 +63,37 @@ def test_a_batch_of_adapters_and_base_reads_as_merged_models_do(kernels):
             engine.submit(tiny_request(name, seed=seed, max_new_tokens=tokens, model_id=name))
         found = {event.sequence_id: event.text for event in drain(engine) if isinstance(event, SequenceResult)}
         assert found == expected
+
+
+@pytest.mark.parametrize("kernels", ["reference", "fused"])
+def test_alternatives_are_those_of_plain_torch(kernels):
+    """Rows that ask, next to rows that do not, in captured steps too."""
+    counts = (5, 0, 20) if HAS_GPU else (5,)
+
+    def asked():
+        for seed, count in enumerate(counts):
+            request = tiny_request(f"page-{seed}", seed=seed, max_new_tokens=24 if HAS_GPU else 3)
+            params = replace(request.params, num_alternatives=count)
+            yield replace(request, params=params, wants_token_scores=True)
+
+    def results(engine):
+        for request in asked():
+            engine.submit(request)
+        return {event.sequence_id: event for event in drain(engine) if isinstance(event, SequenceResult)}
+
+    expected = results(tiny_engine(tiny_model(), loop_rule=RULE))
+    engine = paged_engine(tiny_model().to(DEVICE), kernels=kernel_set(kernels), loop_rule=RULE)
+    engine.warm_up()
+    for _ in range(2):
+        found = results(engine)
+        for seed, count in enumerate(counts):
+            scores, right = (each[f"page-{seed}"].token_scores for each in (found, expected))
+            assert len(scores.alternatives) == (len(scores.log_probabilities) if count else 0)
+            for tops, wanted in zip(scores.alternatives, right.alternatives, strict=True):
+                assert len(tops) == count
+                # Neighbours that are as likely as each other may change places.
+                assert tops[0][0] == wanted[0][0]
+                assert [log for _, log in tops] == pytest.approx([log for _, log in wanted], abs=1e-3)
 
 
 @pytest.mark.skipif(not HAS_GPU, reason="takes minutes in the interpreter, which runs each of these kernels by itself")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +21,11 @@ import pytest
 from service.__main__ import main
 from service.cli.bulk_tables import BulkTables
 from service.cli.output import EXIT_OUTPUT_FAILED
+from service.engine.process.engines import ProcessEngine
+from service.engine.protocol import EngineLife
+from service.errors import EngineLostError
+from service.ocr.reader import DocumentReader
+from tests.support.bulk import write_tar
 from tests.support.pdf import make_pdf
 from tests.support.programs import ROOT
 from tests.support.server import ServerProcess, environment, running_server
@@ -193,12 +200,72 @@ def test_a_running_service_reads_the_same(call: Call, source: Path, tmp_path: Pa
         (["nowhere", "out"], "does not exist"),
         ([".", "out", "--rows-per-file", "0"], "number from 1"),
         ([".", "out", "--task", "locate"], "locate"),
+        ([".", "out", "--on", "ray", "--url", "http://127.0.0.1:1"], "exclude each other"),
+        ([".", "out", "--workers", "2"], "--on ray"),
     ],
 )
 def test_wrong_usage_is_refused_before_anything_is_read(call: Call, arguments: list[str], complaint: str) -> None:
     done = call(*arguments)
     assert done.returncode == 2
     assert complaint in done.stderr
+
+
+def test_archives_are_read_member_by_member_and_damage_costs_what_follows(call: Call, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    members = {f"a/{n}.png": png(f"page {n}") for n in range(3)}
+    write_tar(folder / "one.tar", {**members, "a/0.txt": b"its text", "a/0.json": b"{}", "a/.hidden.png": b"no"})
+    write_tar(folder / "two.tgz", {"PDF.PDF": make_pdf(["one", "two"])})
+    whole = (folder / "one.tar").read_bytes()
+    second = whole.index(b"a/1.png")
+    (folder / "cut.tar").write_bytes(whole[: second + 700])
+    twice = tmp_path / "twice.tar"
+    write_tar(twice, {"page.png": png("first")})
+    with tarfile.open(twice, "a") as archive:
+        info = tarfile.TarInfo("page.png")
+        info.size = len(data := png("second"))
+        archive.addfile(info, io.BytesIO(data))
+    done = call(folder, out)
+    assert done.returncode == 1
+    assert [source for source, _ in pages(out)] == [
+        "cut.tar#a/0.png", "one.tar#a/0.png", "one.tar#a/1.png", "one.tar#a/2.png",
+        "two.tgz#PDF.PDF", "two.tgz#PDF.PDF",
+    ]  # fmt: skip
+    (failure,) = rows(out, "failures")
+    assert failure["source"] == "cut.tar"
+    assert "the archive cannot be read" in failure["title"]
+    assert "6 before" in call(folder, out).stderr
+    call(twice, tmp_path / "again")
+    texts = {row["source"]: row["text"] for row in rows(tmp_path / "again", "pages")}
+    assert sorted(texts) == ["twice.tar#page.png", "twice.tar#page.png#2"]
+    assert len(set(texts.values())) == 2
+
+
+def test_a_file_that_is_no_archive_is_a_failure(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("empty.tar", "text.tar.gz"):
+        (tmp_path / "in" / name).write_bytes(b"" if name == "empty.tar" else b"no archive at all")
+    assert call(tmp_path / "in", tmp_path / "out").returncode == 1
+    assert [row["source"] for row in rows(tmp_path / "out", "failures")] == ["empty.tar", "text.tar.gz"]
+
+
+def test_an_engine_that_is_lost_for_good_ends_the_run_and_fails_no_document(call: Call, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for number in range(30):
+        (folder / f"{number:02}.png").write_bytes(png(str(number)))
+
+    async def lose(*_: object, **__: object) -> None:
+        raise EngineLostError
+
+    down = EngineLife({"exit": 5}, num_retried=0, num_refused=0, is_down=True, ready_in_s=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DocumentReader, "read", lose)
+        patch.setattr(ProcessEngine, "life", down)
+        done = call(folder, out)
+    assert "the engine cannot be restarted" in done.stderr
+    assert (done.returncode, pages(out)) == (70, [])
+    assert rows(out, "failures") == []
 
 
 def test_a_parquet_file_without_documents_is_a_failure_that_names_its_columns(call: Call, tmp_path: Path) -> None:

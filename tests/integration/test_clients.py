@@ -106,7 +106,7 @@ def test_openai_gets_logprobs_and_sends_options(client: openai.OpenAI) -> None:
         "model": "fake",
         "messages": ask(image_part(png())),
         "logprobs": True,
-        "top_logprobs": 1,
+        "top_logprobs": 3,
         "extra_body": {"task": "free", "orientation": "as-is", "min_coverage": 0.5, "confidence": "word"},
     }
     completion = client.chat.completions.create(**request)
@@ -134,8 +134,8 @@ def test_openai_tells_errors_apart(client: openai.OpenAI) -> None:
         "invalid_request_error",
     )
     with pytest.raises(openai.BadRequestError) as unsupported:
-        create(logprobs=True, top_logprobs=5)
-    assert (unsupported.value.code, unsupported.value.param) == ("unsupported_parameter", "top_logprobs")
+        create(response_format={"type": "json_object"})
+    assert (unsupported.value.code, unsupported.value.param) == ("unsupported_parameter", "response_format")
     with pytest.raises(openai.UnprocessableEntityError) as remote:
         create(messages=ask({"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}))
     assert remote.value.code == "remote_url_not_allowed"
@@ -222,6 +222,15 @@ def test_mistral_reads_an_image(server: ServerProcess, ocr: mistral.Mistral) -> 
     assert (answer.pages[0].dimensions.width, answer.pages[0].dimensions.height) == (320, 200)
 
 
+def test_mistral_gets_tables_headers_and_footers_apart(ocr: mistral.Mistral) -> None:
+    document = {"type": "image_url", "image_url": data_url(png())}
+    options = {"table_format": "html", "extract_header": True, "extract_footer": True, "include_blocks": True}
+    page = ocr.ocr.process(model="fake", document=document, **options).pages[0]
+    assert (page.tables, page.header, page.footer) == ([], None, None)
+    assert page.markdown
+    assert [block.type for block in page.blocks] == ["text"]
+
+
 def test_mistral_shows_which_page_was_not_read(ocr: mistral.Mistral) -> None:
     with pikepdf.open(io.BytesIO(make_pdf(["one", "two", "three"]))) as pdf:
         pdf.pages[1].MediaBox = pikepdf.Array([0, 0, 3000, 2])
@@ -248,9 +257,9 @@ def test_mistral_tells_errors_apart(ocr: mistral.Mistral) -> None:
     assert missing.value.status_code == 404
     assert "model_not_found" in missing.value.body
     with pytest.raises(SDKError) as unsupported:
-        ocr.ocr.process(model="fake", document=document, table_format="html")
+        ocr.ocr.process(model="fake", document=document, document_annotation_prompt="What is it?")
     assert unsupported.value.status_code == 400
-    assert "table_format" in unsupported.value.body
+    assert "document_annotation_prompt" in unsupported.value.body
 
 
 @needs_nano

@@ -64,7 +64,10 @@ def test_all_but_health_routes_say_that_they_may_need_a_key() -> None:
 
 def test_schemathesis_finds_no_violation(tmp_path: Path) -> None:
     pytest.importorskip("schemathesis", reason="the package schemathesis is not installed")
-    with running_server(ADMIN_KEY="a key for every case") as server:
+    folders = {f"{name}_DIR": str(tmp_path / name) for name in ("JOB", "SAMPLE", "ADAPTER")}
+    (tmp_path / "ADAPTER").mkdir()
+    samples = {"OCR_SAVE_SAMPLES": "true", "OCR_PRIVACY_ALLOWED": "true"}
+    with running_server(ADMIN_KEY="a key for every case", **folders, **samples) as server:
         command = [
             sys.executable,
             "-m",

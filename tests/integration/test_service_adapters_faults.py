@@ -216,3 +216,36 @@ async def test_a_folder_that_cannot_be_read_is_told_and_costs_no_other(monkeypat
         assert await live.service.metric("deepsynth_adapter_volume_up") == 0
         live.publish(seed=2)
         await live.serves("invoices", 2)
+
+
+async def test_what_lies_on_the_volume_and_is_not_served_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    async with live_service() as live:
+        live.publish("invoices", seed=1)
+        await live.serves("invoices", 1)
+        for place in ("Invoices_DE/1", "receipts/1", "invoices/2", "letters"):
+            write_peft(live.volume.root / place, seed=1)
+        for ignored in ("lost+found", ".snapshot"):
+            (live.volume.root / ignored).mkdir()
+        (live.volume.root / "receipts" / "current").write_text("1\n")
+        adapters = live.service.services.adapters
+        assert adapters is not None
+        await eventually(lambda: {"receipts", "letters"} <= set(adapters.catalog.entries) and adapters.misnamed)
+        await eventually(lambda: adapters.catalog.entries["invoices"].listing.incomplete == (2,))
+        answer = (await live.service.client.get("/adapters")).json()
+        assert answer["misnamed"] == ["Invoices_DE"]
+        unpublished = {each["name"]: each["unpublished"] for each in answer["adapters"]}
+        assert unpublished == {
+            "invoices": [{"folder": "2", "reason": "manifest_missing"}],
+            "letters": [{"folder": ".", "reason": "manifest_missing"}],
+            "receipts": [{"folder": "1", "reason": "manifest_missing"}],
+        }
+        for model_id in ("receipts", "receipts@1", "letters", "invoices@2"):
+            status, problem = await live.failure(model_id)
+            assert (status, problem["code"], problem["reason"]) == (404, "model_not_found", "manifest_missing")
+        assert "reason" not in (await live.failure("unheard-of"))[1]
+        await live.answer("invoices")
+        await asyncio.sleep(0.5)
+    told = [record.getMessage() for record in caplog.records if "not served" in record.getMessage()]
+    assert len(told) == 4
+    assert sum("receipts/1 is not served" in each for each in told) == 1
+    assert sum("letters is not served" in each for each in told) == 1

@@ -533,11 +533,25 @@ async def test_logprobs_are_those_of_the_text() -> None:
         assert bare["content"] == [{**token, "top_logprobs": []} for token in tokens]
 
 
+async def test_as_many_alternatives_are_given_as_are_asked_for() -> None:
+    async with running_service() as service:
+        body = chat(image_part(png()), task="ocr", logprobs=True, top_logprobs=5)
+        tokens = (await post(service, body)).json()["choices"][0]["logprobs"]["content"]
+        drawn = (await post(service, {**body, "temperature": 0.5})).json()["choices"][0]["logprobs"]["content"]
+    assert len(tokens) > 3
+    for token in (*tokens, *drawn):
+        tops = token["top_logprobs"]
+        assert len(tops) == len({top["token"] for top in tops}) == 5
+        assert tops[0] == {name: token[name] for name in ("token", "logprob", "bytes")}
+        logs = [top["logprob"] for top in tops]
+        assert logs == sorted(logs, reverse=True)
+
+
 @pytest.mark.parametrize(
     ("members", "refusal"),
     [
-        ({"logprobs": True, "top_logprobs": 2}, (400, "unsupported_parameter", "top_logprobs")),
-        ({"logprobs": True, "top_logprobs": 1, "temperature": 0.5}, (400, "unsupported_parameter", "top_logprobs")),
+        ({"logprobs": True, "top_logprobs": 21}, (422, "invalid_field", "top_logprobs")),
+        ({"logprobs": True, "top_logprobs": -1}, (422, "invalid_field", "top_logprobs")),
         ({"top_logprobs": 1}, (422, "invalid_field", "top_logprobs")),
         ({"logprobs": True, "join_pages": True}, (400, "unsupported_parameter", "logprobs")),
         ({"logprobs": True, "model": "auto"}, (400, "unsupported_parameter", "logprobs")),

@@ -274,7 +274,7 @@ async def test_cancelled_job_frees_the_engine_and_leaves_nothing(tmp_path: Path)
         assert await service.metric('deepsynth_jobs_ended_total{outcome="cancelled"}') == 2
         await metric_becomes(service, 'deepsynth_jobs{state="running"}', 0)
         # Every slot is back.
-        assert service.services.gate.page_slots._value == 8
+        assert service.services.gate.page_slots.num_free == 8
     assert await _files(tmp_path) == {later["id"]}
     assert b"needle-in-a-query" not in (tmp_path / "jobs.sqlite3").read_bytes()
 

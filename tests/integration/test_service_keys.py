@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute
 
 from service.access.key import Key, digest_of, new_secret
 from service.access.key_file import editing
+from service.engine.fake import FakeEngine
 from tests.support.fake_engine import SteeredEngine
 from tests.support.service import RunningService, eventually, png, running_service
 
@@ -172,3 +173,29 @@ async def test_openapi_names_the_schemes():
     assert document["components"]["securitySchemes"].keys() == {"HTTPBearer", "APIKeyHeader"}
     assert document["paths"]["/ocr"]["post"]["security"]
     assert "security" not in document["paths"]["/livez"]["get"]
+
+
+async def test_a_client_with_many_requests_does_not_keep_another_waiting(key_file: Path):
+    many, one = add(key_file, "many"), add(key_file, "one")
+    engine = SteeredEngine(FakeEngine(batch_size=1, step_s=0.002))
+    limits = {"ocr_batch_size": 1, "max_concurrent_requests": 64}
+    async with running_service(engine, key_file=key_file, **limits) as service:
+        order = []
+
+        async def send(secret: str, name: str) -> None:
+            answer = await ocr(service, **bearer(secret))
+            if answer.status_code == 200:
+                order.append(name)
+            else:
+                assert (answer.status_code, name) == (429, "many")
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(200):
+                group.create_task(send(many, "many"))
+            await eventually(lambda: len(order) >= 3)
+            assert service.services.gate.num_waiting + service.services.gate.num_running > 40
+            num_before = len(order)
+            group.create_task(send(one, "one"))
+    # Behind the pages that had slots, and one page that came before it.
+    assert order.index("one") - num_before <= 8
+    assert len(order) >= 64

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from service.engine.fake import FakeEngine
 from service.errors import EngineError
+from shared.contract.prompts import Task
 from tests.support.chat import data_url
+from tests.support.fake_engine import SteeredEngine
 from tests.support.pdf import make_pdf
 from tests.support.service import RunningService, encode, png, running_service
 
@@ -45,7 +48,8 @@ async def test_document_is_read_page_by_page_as_markdown() -> None:
     region = read["pages"][0]["regions"][0]
     corners = zip(("top_left_x", "top_left_y", "bottom_right_x", "bottom_right_y"), region["box_px"], strict=True)
     assert answer["pages"][0]["blocks"] == [
-        {"type": "text", **dict(corners), "content": region["text"], "image_id": None, "confidence_scores": None}
+        {"type": "text", **dict(corners), "content": region["text"], "image_id": None}
+        | {"table_id": None, "confidence_scores": None}
     ]
     assert answer["pages"][0]["confidence_scores"] is None
 
@@ -143,6 +147,56 @@ async def test_figures_are_limited_in_number_and_size_and_blocks_can_be_left_out
             assert page["blocks"] is None
 
 
+PARTED = [
+    *("<|ref|>", "header", "<|/ref|>", "<|det|>", "[[0, 0, 999, 40]]", "<|/det|>", "\n", "Annual report\n\n"),
+    *("<|ref|>", "table", "<|/ref|>", "<|det|>", "[[0, 50, 999, 400]]", "<|/det|>", "\n"),
+    *("<table><tr><td>ships ", "sunk</td>", "<td>7</td></tr></table>\n\n"),
+    *("<|ref|>", "text", "<|/ref|>", "<|det|>", "[[0, 500, 999, 600]]", "<|/det|>", "\n", "Seven ", "ships\n\n"),
+    *("<|ref|>", "page_number", "<|/ref|>", "<|det|>", "[[0, 900, 999, 999]]", "<|/det|>", "\n", "12"),
+]
+
+
+async def test_tables_headers_and_footers_are_given_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.engine.fake.fake_tokens", lambda request, adapter=b"": PARTED)
+    asked = {"extract_header": True, "extract_footer": True, "confidence_scores_granularity": "word"}
+    pdf = make_pdf(["one", "two"])
+    async with running_service(blank_pages="read") as service:
+        answer = (await post(service, document=document(pdf), table_format="html", **asked)).json()
+        piped = (await post(service, document=document(pdf), table_format="markdown", pages=[1], **asked)).json()
+        plain = (await post(service, document=document(pdf), pages=[0])).json()["pages"][0]
+    first, second = answer["pages"]
+    assert first["markdown"] == "[tbl-0.html](tbl-0.html)\n\nSeven ships"
+    assert second["markdown"] == "[tbl-1.html](tbl-1.html)\n\nSeven ships"
+    assert (first["header"], first["footer"]) == ("Annual report", "12")
+    (table,) = first["tables"]
+    assert (table["id"], table["format"]) == ("tbl-0.html", "html")
+    assert table["content"] == "<table><tr><td>ships sunk</td><td>7</td></tr></table>"
+    for scores, text in ((first["confidence_scores"], first["markdown"]), (table, table["content"])):
+        words = scores["word_confidence_scores"]
+        assert words
+        assert all(text[each["start_index"] :].startswith(each["text"]) for each in words)
+    assert [each["text"] for each in first["confidence_scores"]["word_confidence_scores"]] == ["Seven", "ships"]
+    assert [(block["type"], block["table_id"]) for block in first["blocks"]] == [
+        ("header", None), ("table", "tbl-0.html"), ("text", None), ("footer", None)
+    ]  # fmt: skip
+    (table,) = piped["pages"][0]["tables"]
+    assert (table["id"], table["content"]) == ("tbl-0.md", "| ships sunk | 7 |\n| --- | --- |")
+    assert table["word_confidence_scores"] is None
+    assert (plain["tables"], plain["header"], plain["footer"]) == ([], None, None)
+    assert plain["markdown"].startswith("Annual report\n\n<table>")
+
+
+async def test_headers_cannot_be_taken_out_by_a_model_without_boxes() -> None:
+    engine = SteeredEngine(FakeEngine(tasks=(Task.FREE, Task.MARKDOWN)))
+    async with running_service(engine) as service:
+        for name in ("extract_header", "extract_footer"):
+            response = await post(service, document=document(png()), **{name: True})
+            problem = response.json()
+            assert (response.status_code, problem["code"], problem["param"]) == (400, "unsupported_parameter", name)
+        assert not engine.submitted
+        assert (await post(service, document=document(png()), table_format="html")).status_code == 200
+
+
 async def test_a_page_that_failed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running_service() as service:
         infer = service.services.reader._infer
@@ -183,9 +237,6 @@ async def test_what_the_service_does_not_have_is_refused_by_name() -> None:
         "bbox_annotation_format": schema,
         "document_annotation_format": schema,
         "document_annotation_prompt": "What is it?",
-        "table_format": "html",
-        "extract_header": True,
-        "extract_footer": True,
     }
     async with running_service() as service:
         for name, value in refused.items():
@@ -194,7 +245,10 @@ async def test_what_the_service_does_not_have_is_refused_by_name() -> None:
             assert (response.status_code, problem["code"], problem["param"]) == (400, "unsupported_parameter", name)
         response = await post(service, document={"type": "file", "file_id": "1"})
         assert (response.status_code, response.json()["param"]) == (400, "document.file_id")
-        neutral = dict.fromkeys(refused) | {"extract_header": False, "image_limit": None}
+        neutral = dict.fromkeys((*refused, "table_format", "extract_footer")) | {
+            "extract_header": False,
+            "image_limit": None,
+        }
         assert (await post(service, document=document(png()), **neutral)).status_code == 200
 
 

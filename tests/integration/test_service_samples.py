@@ -137,11 +137,13 @@ async def test_two_headers_that_disagree_keep_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_saving", [False, True])
 async def test_unclear_header_is_refused_before_a_page_is_read(is_saving: bool, tmp_path: Path) -> None:
-    async with running_service(ocr_save_samples=is_saving, ocr_privacy_allowed=True, sample_dir=tmp_path) as service:
-        for name, send in READING.items():
-            answer = await send(service.client, png(), {"x-deepsynth-no-store": "perhaps"})
-            assert answer.status_code == 422, name
-            assert "X-Deepsynth-No-Store" in answer.text
+    folders = {"sample_dir": tmp_path / "samples", "job_dir": tmp_path / "jobs"}
+    async with running_service(ocr_save_samples=is_saving, ocr_privacy_allowed=True, **folders) as service:
+        for name, send in {**READING, **NOT_KEEPING, "job": form("/jobs")}.items():
+            for value in ("perhaps", "", "1, 1"):
+                answer = await send(service.client, png(), {"x-deepsynth-no-store": value})
+                assert answer.status_code == 422, (name, value)
+                assert "X-Deepsynth-No-Store" in answer.text
         assert service.engine.submitted == []
 
 

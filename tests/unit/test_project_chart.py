@@ -18,7 +18,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from cloudcoil.models.keda.v1alpha1 import ScaledObject
-from cloudcoil.models.prometheus_operator.v1 import PodMonitor
+from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
 
 from service.cli.serve import STOP_MARGIN_S
 from service.config import load_settings, variable_names
@@ -31,7 +31,7 @@ if importlib.util.find_spec("helm_python") is None:
     pytest.skip("Helm's library is not built for this platform", allow_module_level=True)
 
 OLDEST, NEWEST = "1.30.0", "1.37.0"
-CUSTOM: dict[str, Any] = {"PodMonitor": PodMonitor, "ScaledObject": ScaledObject}
+CUSTOM: dict[str, Any] = {"PodMonitor": PodMonitor, "PrometheusRule": PrometheusRule, "ScaledObject": ScaledObject}
 NAMES = values_files()
 
 
@@ -266,6 +266,30 @@ def test_prometheus_finds_the_job_name_of_the_alerts(charts: dict[str, Rendered]
     assert endpoint["port"] in {port["name"] for port in api(charts["gpu"])["ports"]}
 
 
+def test_the_rules_are_those_of_prometheus(charts: dict[str, Rendered]) -> None:
+    written = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text(encoding="utf-8"))
+    rule = charts["gpu"].one("PrometheusRule")
+    assert rule["spec"]["groups"] == written["groups"]
+    assert rule["metadata"]["labels"]["release"] == "prometheus"
+    assert charts["default"].of("PrometheusRule") == []
+
+
+def test_the_port_for_operators_is_scraped_and_opened_to_those_alone(charts: dict[str, Rendered]) -> None:
+    rendered = charts["gpu"]
+    ports = {port["name"]: port["containerPort"] for port in api(rendered)["ports"]}
+    assert environment(api(rendered))["DEEPSYNTH_ADMIN_PORT"] == str(ports["admin"])
+    assert rendered.one("PodMonitor")["spec"]["podMetricsEndpoints"][0]["port"] == "admin"
+    rules = {rule["ports"][0]["port"]: rule["from"] for rule in rendered.one("NetworkPolicy", "api")["spec"]["ingress"]}
+    monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    assert rules["admin"] == [monitoring]
+    # What Prometheus and operators reach is no business of the service's address.
+    (service,) = [each for each in rendered.of("Service") if each["spec"].get("clusterIP") != "None"]
+    assert [port["name"] for port in service["spec"]["ports"]] == ["http"]
+    assert [port["name"] for port in api(charts["default"])["ports"]] == ["http"]
+    same = render({"admin": {"enabled": True}}).one("NetworkPolicy", "api")["spec"]["ingress"]
+    assert same[0]["from"] == same[1]["from"]
+
+
 def test_the_network_lets_in_the_api_alone_and_out_what_values_name(charts: dict[str, Rendered]) -> None:
     def ports_out(policy: dict[str, Any]) -> set[int]:
         return {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
@@ -293,6 +317,8 @@ def test_the_network_lets_in_the_api_alone_and_out_what_values_name(charts: dict
         ({"image": {"digest": "sha256:short"}}, "digest"),
         ({"keys": {"secretName": ""}}, "secretName"),
         ({"networkPolicy": {"from": []}}, "from"),
+        ({"admin": {"enabled": True, "port": 8000}}, "port"),
+        ({"settings": {"DEEPSYNTH_ADMIN_PORT": "9000"}}, "DEEPSYNTH_ADMIN_PORT"),
     ],
 )
 def test_values_that_would_not_work_are_refused_with_the_name_of_the_value(

@@ -29,8 +29,9 @@ LOCKS = {
     "service-cuda": ("service", "service-cuda"),
     "trainer": ("trainer",),
     "trainer-cuda": ("trainer", "trainer-cuda"),
+    "ray": ("service", "bulk", "ray"),
 }
-FOR_IMAGES = sorted(set(LOCKS) - {"dev"})
+FOR_IMAGES = sorted(set(LOCKS) - {"dev", "ray"})
 STACK = ("accelerate", "numpy", "peft", "torch", "transformers")
 """What trains and runs the model: the same in every environment."""
 FLOORS = {

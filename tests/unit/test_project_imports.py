@@ -132,7 +132,7 @@ def declared(*extras: str) -> set[str]:
     ("package", "extras"),
     [
         ("shared", ("heif",)),
-        ("service", ("service", "service-cuda", "bulk")),
+        ("service", ("service", "service-cuda", "bulk", "ray")),
         ("trainer", ("trainer", "trainer-cuda", "trainer-sweep", "trainer-tracing")),
     ],
 )

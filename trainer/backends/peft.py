@@ -19,7 +19,7 @@ from shared.deepseek_ocr.loading import load_checkpoint
 from trainer.backends.protocol import AdaptedModel, AdapterRequest
 from trainer.training.adapter import ADAPTER
 from trainer.training.errors import TrainingCode, TrainingError
-from trainer.training.targets import DECODERS
+from trainer.training.targets import DECODERS, is_vision
 
 PREFIX = "base_model.model."
 """PEFT's name for the base model inside."""
@@ -121,9 +121,10 @@ def stack_experts(base: Any) -> None:
 
 
 def quantise(base: nn.Module, device: torch.device) -> None:
-    """Turn frozen linear modules into 4-bit ones while they move from the CPU to a CUDA device.
+    """Turn the decoder's frozen linear modules into 4-bit ones while the model moves from the CPU to a CUDA device.
 
-    Routed experts are left as they are: they are stacked tensors, which bitsandbytes does not support.
+    Routed experts are left as they are: they are stacked tensors, which bitsandbytes does not support. So is the vision
+    part, as Unsloth leaves it: a service encodes in full, and an adapter must learn from what it will be given.
     Raises `TrainingError` if bitsandbytes is not installed.
     """
     try:
@@ -134,7 +135,7 @@ def quantise(base: nn.Module, device: torch.device) -> None:
         ) from error
     linear = [(name, module) for name, module in base.named_modules() if type(module) is nn.Linear]
     for name, module in linear:
-        if name.rsplit(".", 1)[-1] in _KEPT_WHOLE:
+        if name.rsplit(".", 1)[-1] in _KEPT_WHOLE or is_vision(name):
             continue
         small = Linear4bit(
             module.in_features,

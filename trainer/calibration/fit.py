@@ -11,14 +11,19 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Final
 
+from shared.contract.calibration import Calibration
 from shared.contract.confidence import MonotoneMap
-from trainer.calibration.cases import Case
+from trainer.calibration.cases import Case, PageCases
 
 PAGE_WEIGHTS: Final = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 FOLDS: Final = 5
 MOST_GROUPS: Final = 100
 FEWEST_CASES: Final = 25
 """Of a group: with fewer, the share is mostly chance."""
+FEWEST_PAGES: Final = 10
+"""Of each kind, readable or not."""
+PAGES_OF_A_GROUP: Final = 5
+"""Few, as the two kinds are far apart: a larger group has pages of both, and doubts those between."""
 _DIGITS: Final = 5
 
 
@@ -47,6 +52,41 @@ def fit_map(pages: Sequence[Sequence[Case]]) -> MonotoneMap:
         )
     weight = min(PAGE_WEIGHTS, key=lambda weight: _held_back_loss(pages, weight))
     return _isotonic(cases, weight)
+
+
+def fit_calibration(pages: Sequence[PageCases]) -> Calibration:
+    """Fit the maps of a checkpoint.
+
+    Args:
+        pages: What was read, and whether it is right.
+
+    Returns:
+        Digits have a map of their own where there are enough of them. Where some pages are unreadable, it is of the
+        others, with a map of which pages those are.
+
+    Raises:
+        TooFewCasesError: There are not enough words.
+    """
+    words = fit_map([page.words for page in pages])
+    try:
+        chances = [[Case(page.words[0].page_mean, 0.0, page.is_readable)] for page in pages if page.words]
+        readable = _isotonic([case for (case,) in chances], 0.0, PAGES_OF_A_GROUP) if _has_both(chances) else None
+        of_readable = fit_map([page.digits for page in pages if page.is_readable or readable is None])
+    except TooFewCasesError:
+        # Too few wrong digits on pages that are read, say: one map for all pages then.
+        readable = None
+        try:
+            of_readable = fit_map([page.digits for page in pages])
+        except TooFewCasesError:
+            # Of pages without many numbers: a digit is then taken for a word of one token.
+            of_readable = words
+    return Calibration(words, of_readable, readable)
+
+
+def _has_both(pages: Sequence[Sequence[Case]]) -> bool:
+    """Whether enough pages are readable, and enough are not."""
+    num_readable = sum(case.is_right for page in pages for case in page)
+    return min(num_readable, len(pages) - num_readable) >= FEWEST_PAGES and len(pages) >= 2 * FEWEST_CASES
 
 
 def _held_back_loss(pages: Sequence[Sequence[Case]], weight: float) -> float:
@@ -87,10 +127,10 @@ class _Pool:
         return _Pool(self.first, after.last, self.right + after.right, self.cases + after.cases)
 
 
-def _isotonic(cases: Sequence[Case], weight: float) -> MonotoneMap:
-    """Pool adjacent violators over groups of cases with similar scores."""
+def _isotonic(cases: Sequence[Case], weight: float, fewest: int = FEWEST_CASES) -> MonotoneMap:
+    """Pool adjacent violators over groups of cases with similar scores, at least so many in a group."""
     scored = sorted((case.log_probability + weight * case.page_mean, case.is_right) for case in cases)
-    size = max(FEWEST_CASES, math.ceil(len(scored) / MOST_GROUPS))
+    size = max(fewest, math.ceil(len(scored) / MOST_GROUPS))
     pools: list[_Pool] = []
     for start in range(0, len(scored) - size + 1, size):
         # The last group takes what is left over.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from shared.contract.confidence import MonotoneMap
 from trainer.calibration.cases import Case
 
 NUM_BINS: Final = 10
@@ -63,9 +62,9 @@ class Review:
     """Share of the reviewed ones that are wrong."""
 
 
-def confidences(cases: Sequence[Case], fitted: MonotoneMap) -> list[tuple[float, bool]]:
-    """The confidence of each case, and whether it is right."""
-    return [(fitted.share(case.log_probability, case.page_mean), case.is_right) for case in cases]
+def confidences(cases: Sequence[Case], share_of: Callable[[float, float], float]) -> list[tuple[float, bool]]:
+    """The confidence of each case, and whether it is right; `share_of` is `MonotoneMap.share` or what is like it."""
+    return [(share_of(case.log_probability, case.page_mean), case.is_right) for case in cases]
 
 
 def reliability(judged: Sequence[tuple[float, bool]]) -> Reliability:

@@ -24,6 +24,8 @@ class Measured:
     """Whether the maps were fitted to it."""
     words: Reliability
     digits: Reliability
+    digits_elsewhere: int
+    """Digits that are right, but at another place of the truth's order."""
     page_error: float
     """Mean distance, over pages, of the mean confidence of a page's words and the share of them that are right."""
     reviews: tuple[Review, ...]
@@ -44,13 +46,14 @@ def report(sets: Sequence[Measured], facts: Mapping[str, Any], picture: str) -> 
         "",
         f"![Reliability curves]({picture})",
         "",
-        "| set | pages | words | right | confidence | ECE of words | digits | right | ECE of digits | error by page |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| set | pages | words | right | confidence | ECE of words | digits | right | elsewhere | ECE of digits "
+        "| error by page |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
         *(_row(each) for each in sets),
         "",
         "`error by page` is the mean distance, over pages, of the mean confidence of a page's words and the share of",
-        "them that are right. Where a truth is in another order than the page is read,",
-        "digits in wrong words count as wrong unless they are at their place, so their share is a lower bound.",
+        "them that are right. `elsewhere` is the share of digits that are right, but not where an alignment with the",
+        "truth has them: it is in another order. All others that are not right were misread, or are not on the page.",
         "",
         "## What a review threshold finds",
         "",
@@ -91,7 +94,11 @@ def _row(measured: Measured) -> str:
         f"{words.confidence:.3f}",
         f"{words.error:.3f}",
         str(digits.cases),
-        *((f"{digits.right:.3f}", f"{digits.error:.3f}") if digits.cases else ("-", "-")),
+        *(
+            (f"{digits.right:.3f}", f"{measured.digits_elsewhere / digits.cases:.3f}", f"{digits.error:.3f}")
+            if digits.cases
+            else ("-", "-", "-")
+        ),
         f"{measured.page_error:.3f}",
     ]
     return f"| {' | '.join(cells)} |"

@@ -15,7 +15,7 @@ from typing import Any
 
 from shared.contract.calibration import Calibration, write_calibration
 from trainer.calibration.cases import PageCases, cases_of
-from trainer.calibration.fit import TooFewCasesError, fit_map
+from trainer.calibration.fit import fit_calibration
 from trainer.calibration.reliability import confidences, reliability, review
 from trainer.calibration.report import Measured, picture, report
 from trainer.commands.flags import DEFAULT_MODEL, UsageError, add_page_flags, add_reading_flags, page_sets
@@ -75,7 +75,7 @@ def run_calibrate(options: argparse.Namespace, settings: TrainerSettings) -> str
         reader = load_model_reader(options.model, device, settings.num_threads, options_of_reading(options))
         read = [(each, _cases(reader, each, any_order=False)) for each in fitted]
         pages = [page for _, cases in read for page in cases]
-        maps = _fit(pages)
+        maps = fit_calibration(pages)
         measured = [_measure(each.name, cases, maps, is_fitted=True) for each, cases in read]
         for each, any_order in checks:
             measured.append(_measure(each.name, _cases(reader, each, any_order=any_order), maps))
@@ -87,15 +87,6 @@ def run_calibrate(options: argparse.Namespace, settings: TrainerSettings) -> str
         f"{each.name}: ECE of words {each.words.error:.4f}, of digits {each.digits.error:.4f}" for each in measured
     ]
     return "\n".join([f"wrote {path}", *lines])
-
-
-def _fit(pages: Sequence[PageCases]) -> Calibration:
-    words = fit_map([page.words for page in pages])
-    try:
-        return Calibration(words, fit_map([page.digits for page in pages]))
-    except TooFewCasesError:
-        # Of pages without many numbers: a digit is then taken for a word of one token.
-        return Calibration(words, words)
 
 
 def _load(name: str, scratch: Path, limit: int | None) -> SampleSet:
@@ -120,9 +111,9 @@ def _cases(reader: Reader, pages: SampleSet, *, any_order: bool) -> list[PageCas
 
 
 def _measure(name: str, pages: Sequence[PageCases], maps: Calibration, *, is_fitted: bool = False) -> Measured:
-    by_page = [confidences(page.words, maps.words) for page in pages]
+    by_page = [confidences(page.words, maps.words.share) for page in pages]
     words = [judged for page in by_page for judged in page]
-    digits = [judged for page in pages for judged in confidences(page.digits, maps.digits)]
+    digits = [judged for page in pages for judged in confidences(page.digits, maps.digit_share)]
     distances = [
         abs(sum(confidence for confidence, _ in page) - sum(is_right for _, is_right in page)) / len(page)
         for page in by_page
@@ -134,6 +125,7 @@ def _measure(name: str, pages: Sequence[PageCases], maps: Calibration, *, is_fit
         is_fitted=is_fitted,
         words=reliability(words),
         digits=reliability(digits),
+        digits_elsewhere=sum(digit.is_elsewhere for page in pages for digit in page.digits),
         page_error=sum(distances) / max(len(distances), 1),
         reviews=tuple(review(words, threshold) for threshold in THRESHOLDS),
     )
@@ -154,6 +146,7 @@ def _facts(reader: Reader, sets: Sequence[SampleSet], measured: Sequence[Measure
                 "words": each.words.cases,
                 "ece_words": round(each.words.error, 4),
                 "digits": each.digits.cases,
+                "digits_elsewhere": each.digits_elsewhere,
                 "ece_digits": round(each.digits.error, 4),
             }
             for pages, each in zip(sets, measured, strict=True)

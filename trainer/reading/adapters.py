@@ -118,20 +118,24 @@ def attach_adapter(model: Any, adapter: AdapterFolder | Path | str) -> AttachedA
     files = adapter if isinstance(adapter, AdapterFolder) else read_adapter(adapter)
     _check_fit(model, files)
     # PEFT takes seconds to import.
-    from peft import PeftModel, set_peft_model_state_dict
+    from peft import PeftModel
+    from peft.utils import get_peft_model_state_dict
 
     # The tensors say which modules are adapted, so no pattern from the folder is evaluated. They get the model's dtype:
     # PEFT would make them float32, which is slower and differs from the service.
     wrapper = PeftModel(model, _lora_config(files), autocast_adapter_dtype=False)
-    try:
-        result: Any = set_peft_model_state_dict(wrapper, dict(files.tensors))
-    except RuntimeError as error:
-        wrapper.unload()
-        raise AdapterError(f"{CONFIG_FILE} and the weights are of different ranks; save the adapter again") from error
-    lost = [name for name in result.missing_keys if ".lora_" in name] + list(result.unexpected_keys)
-    if lost:
+    # Value by value: PEFT's own loading renames keys by transformers' table for old checkpoints, and for DeepSeek-OCR-2
+    # (PEFT 0.21.2, transformers 5.17) then finds none of the keys that it wrote itself.
+    own = get_peft_model_state_dict(wrapper, save_embedding_layers=False)
+    if lost := sorted(own.keys() ^ files.tensors.keys()):
         wrapper.unload()
         raise AdapterError(f"the adapter and PEFT disagree about {lost[0]}; save it with PEFT 0.18 or newer")
+    if any(tensor.shape != files.tensors[name].shape for name, tensor in own.items()):
+        wrapper.unload()
+        raise AdapterError(f"{CONFIG_FILE} and the weights are of different ranks; save the adapter again")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(files.tensors[name])
     wrapper.requires_grad_(requires_grad=False)
     return AttachedAdapter(wrapper.eval().get_base_model(), files.sha256, wrapper)
 

@@ -19,15 +19,21 @@ from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan, plan_vi
 from shared.deepseek_ocr.images import prepare_views
 from shared.deepseek_ocr.registry import kind_of
 from shared.images.ink import find_ink
+from shared.images.page_lines import lines_of_page
 from trainer.evaluation.samples import Layout, Sample, open_page, upright_size
 from trainer.evaluation.scores import Reading
-from trainer.reading.generation import batches_of_equal_plan, generate_texts
+from trainer.reading.generation import Generated, batches_of_equal_plan, generate_texts
+from trainer.reading.lines import read_lines
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from shared.deepseek_ocr.protocol import OcrModel
     from shared.deepseek_ocr.tokenizer import OcrTokenizer
     from trainer.reading.adapters import AttachedAdapter
 
+MOST_TOKENS_OF_A_CANVAS = 1980
+"""Eighteen lines of a page, 110 tokens each, as the service has it."""
 MAX_NEW_TOKENS = {Layout.LINE: 256, Layout.BLOCK: 2048, Layout.PAGE: 4096}
 """More tokens than a page of this layout has, at one or two characters a token; limits a runaway answer's cost."""
 
@@ -106,6 +112,8 @@ class ModelReader:
     def _read_batch(self, samples: Sequence[Sample], plan: ViewPlan) -> list[Reading]:
         start = time.perf_counter()
         images = [open_page(sample.image_path) for sample in samples]
+        if self._reads_lines and plan.num_tiles:
+            return [self._read_by_lines(image) for image in images]
         pages = [PageViews(plan, *prepare_views(image, plan, self._geometry)) for image in images]
         generated = generate_texts(
             self._model,
@@ -119,6 +127,31 @@ class ModelReader:
         )
         seconds = (time.perf_counter() - start) / len(samples)
         return [Reading(answer.text, seconds, answer.ended, answer.token_scores) for answer in generated]
+
+    @property
+    def _reads_lines(self) -> bool:
+        """As in the service: the base model alone, since adapters are trained on whole pages."""
+        is_whole = self._options.task in (Task.FREE, Task.MARKDOWN) and self._mode is self._geometry.default_mode
+        return self._geometry.reads_lines and is_whole and self._checksums["adapter"] is None
+
+    def _read_by_lines(self, image: Image.Image) -> Reading:
+        start = time.perf_counter()
+        strips = lines_of_page(image)
+        if not strips:
+            # A page without lines is read whole, as the service does.
+            plan = plan_views(image.width, image.height, self._mode, self._geometry)
+            views = [PageViews(plan, *prepare_views(image, plan, self._geometry))]
+            whole = self._generate(views, MAX_NEW_TOKENS[Layout.PAGE])[0]
+            return Reading(whole.text, time.perf_counter() - start, whole.ended, whole.token_scores)
+        answer = read_lines(strips, self._geometry, lambda views: self._generate(views, MOST_TOKENS_OF_A_CANVAS))
+        return Reading(answer.text, time.perf_counter() - start, True, answer.token_scores)
+
+    def _generate(self, views: Sequence[PageViews], most: int) -> Sequence[Generated]:
+        prompt = prompt_for(self._options.task, prompts=kind_of(self._model).prompts)
+        limit = self._options.max_new_tokens or most
+        return generate_texts(
+            self._model, self._tokenizer, views, prompt, limit, self._device, self._options.batch_size
+        )
 
 
 class BaseReader:

@@ -37,7 +37,7 @@ def choose_modules(model: nn.Module, targets: Sequence[str], *, with_vision: boo
     """
     linear = linear_modules(model)
     scopes = (*DECODERS, *VISION) if with_vision else DECODERS
-    in_scope = [name for name in linear if name.startswith(scopes)]
+    in_scope = [name for name in linear if f"{name}.".startswith(scopes)]
     chosen: dict[str, None] = {}
     for target in targets:
         # A name must match completely, at any depth.
@@ -55,7 +55,12 @@ def linear_modules(model: nn.Module) -> tuple[str, ...]:
 
 def touches_vision(modules: Iterable[str]) -> bool:
     """Whether an adapter changes what the encoder sees, so that its features cannot be kept."""
-    return any(name.startswith(VISION) for name in modules)
+    return any(is_vision(name) for name in modules)
+
+
+def is_vision(module: str) -> bool:
+    """Whether a module, by its full name, is in the vision part; DeepSeek-OCR-2's projector is one itself."""
+    return f"{module}.".startswith(VISION)
 
 
 def _unmatched(target: str, in_scope: Sequence[str], linear: Sequence[str]) -> TrainingError:

@@ -30,8 +30,8 @@ from service.engine.lora.files import AdapterFiles
 from service.engine.lora.hooks import adapted
 from service.engine.lora.registry import NO_ADAPTER
 from service.engine.protocol import SamplingParams
-from service.engine.runner import NewRow, StepOutput, View
-from service.engine.sampling import Draw, draw_scores
+from service.engine.runner import Alternatives, NewRow, StepOutput, View
+from service.engine.sampling import Draw, draw_scores, most_probable
 from shared.contract.answer import TokenJudge, TokenStatus
 from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.forms import PageImage, PageViews, PreparedPage
@@ -49,6 +49,8 @@ class Choice:
     token: int
     log_probability: float
     """Natural logarithm, before bans and at temperature 1; not finite when the logits were not numbers."""
+    alternatives: Alternatives | None = None
+    """None unless they are asked for."""
 
     @property
     def is_valid(self) -> bool:
@@ -66,6 +68,7 @@ class Prompt:
     adapter: int = NO_ADAPTER
     draw: Draw | None = None
     """How the first token is chosen; None: greedily."""
+    num_alternatives: int = 0
 
 
 @dataclass(slots=True)
@@ -193,7 +196,9 @@ class CpuRunner:
             state = _SlotState(len(row.prompt_ids), row.params, judge, row.adapter)
             self._slots.append(row.slot)
             self._states[row.slot] = state
-            prompts.append(Prompt(row.prompt_ids, row.features_LD, row.adapter, state.draw()))
+            prompts.append(
+                Prompt(row.prompt_ids, row.features_LD, row.adapter, state.draw(), row.params.num_alternatives)
+            )
         choices = self.prefill(prompts)
         self._report([row.slot for row in rows], choices)
 
@@ -204,7 +209,8 @@ class CpuRunner:
         banned = {index: ids for index, row in enumerate(rows) if (ids := row.judge.banned())}
         draws = {index: draw for index, row in enumerate(rows) if (draw := row.draw())}
         newest, adapters = [row.judge.tokens[-1] for row in rows], [row.adapter for row in rows]
-        choices = self.decode(newest, banned, adapters, draws)
+        wanted = {index: row.params.num_alternatives for index, row in enumerate(rows) if row.params.num_alternatives}
+        choices = self.decode(newest, banned, adapters, draws, wanted)
         choice_of = dict(zip(self._slots, choices, strict=True))
         self._report(slots, [choice_of[slot] for slot in slots])
 
@@ -245,7 +251,9 @@ class CpuRunner:
             window = self._cache.open_rows(len(batch), ids_BL.shape[1])
             with self._adapted([prompt.adapter for prompt in batch], ids_BL.shape[1]):
                 logits_BK = self._logits(embeds_BLD, positions_1L, None, window)
-            choices += self._choose(logits_BK, {}, {row: each.draw for row, each in enumerate(batch) if each.draw})
+            draws = {row: each.draw for row, each in enumerate(batch) if each.draw}
+            wanted = {row: each.num_alternatives for row, each in enumerate(batch) if each.num_alternatives}
+            choices += self._choose(logits_BK, {}, draws, wanted)
         return choices
 
     @torch.inference_mode()
@@ -255,6 +263,7 @@ class CpuRunner:
         banned: Mapping[int, Sequence[int]],
         adapters: Sequence[int] = (),
         draws: Mapping[int, Draw] = MappingProxyType({}),
+        wanted: Mapping[int, int] = MappingProxyType({}),
     ) -> list[Choice]:
         """Feed each row its newest token and choose the next; for `launch`, which knows the slots.
 
@@ -263,17 +272,18 @@ class CpuRunner:
             banned: Ids that a row may not choose; rows without any are left out.
             adapters: One for each row, -1 the base alone; empty: all the base alone.
             draws: How rows choose that are not greedy.
+            wanted: How many alternatives rows report that are asked for some.
 
         Returns:
             One choice for each row.
         """
         window = self._cache.open_step()
         if self._packed:
-            return self._choose(self._packed.logits(tokens, window, self._bank, adapters), banned, draws)
+            return self._choose(self._packed.logits(tokens, window, self._bank, adapters), banned, draws, wanted)
         embeds_B1D = self._model.embed_inputs(torch.tensor(tokens, device=self._device).unsqueeze(1), [])
         with self._adapted(adapters, 1):
             logits_BK = self._logits(embeds_B1D, window.position_ids_B1, window.mask_B11S, window)
-        return self._choose(logits_BK, banned, draws)
+        return self._choose(logits_BK, banned, draws, wanted)
 
     def pack_adapter(self, files: AdapterFiles) -> PackedAdapter:
         """See `runner.Runner`."""
@@ -304,6 +314,8 @@ class CpuRunner:
             output.log_probabilities.append(choice.log_probability)
             output.statuses.append(status)
             output.arguments.append(argument)
+            if choice.alternatives is not None:
+                output.alternatives[len(output.tokens) - 1] = choice.alternatives
         self._pending.append(output)
 
     def _adapted(self, adapters: Sequence[int], tokens: int) -> contextlib.AbstractContextManager[None]:
@@ -323,10 +335,15 @@ class CpuRunner:
         return self._model.lm_head(hidden_BLD[:, -1]).float()
 
     def _choose(
-        self, logits_BK: Tensor, banned: Mapping[int, Sequence[int]], draws: Mapping[int, Draw]
+        self,
+        logits_BK: Tensor,
+        banned: Mapping[int, Sequence[int]],
+        draws: Mapping[int, Draw],
+        wanted: Mapping[int, int] = MappingProxyType({}),
     ) -> list[Choice]:
         # Before the ban, so that a token chosen only because better ones are banned has its true, low probability.
         logs_BK = logits_BK.log_softmax(dim=-1)
+        alternatives = self._alternatives(logits_BK, wanted)
         for row, ids in banned.items():
             logits_BK[row, torch.tensor(ids, device=self._device)] = float("-inf")
         if draws:
@@ -335,7 +352,20 @@ class CpuRunner:
         token_B1 = logits_BK.argmax(dim=-1, keepdim=True)
         # Token ids are exact in float64, so that both come in one copy.
         pairs = torch.cat((token_B1.double(), logs_BK.gather(1, token_B1).double()), dim=1).tolist()
-        return [Choice(int(token), log_probability) for token, log_probability in pairs]
+        return [
+            Choice(int(token), log_probability, alternatives.get(row))
+            for row, (token, log_probability) in enumerate(pairs)
+        ]
+
+    def _alternatives(self, logits_BK: Tensor, wanted: Mapping[int, int]) -> dict[int, Alternatives]:
+        if not wanted:
+            return {}
+        rows = torch.tensor(list(wanted), device=self._device)
+        ids, logs = (each.tolist() for each in most_probable(logits_BK[rows], max(wanted.values())))
+        return {
+            row: list(zip(ids[index][:count], logs[index][:count], strict=True))
+            for index, (row, count) in enumerate(wanted.items())
+        }
 
     def _drawn(self, logits_BK: Tensor, draws: Sequence[Draw]) -> Tensor:
         """Scores of rows that draw."""

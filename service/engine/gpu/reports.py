@@ -3,23 +3,24 @@
 Owns the order of pending reports. Knows the columns and nothing else of what the numbers mean. Used by the engine's
 single thread.
 
-Shape letters: B rows, C columns of a report.
+Shape letters: B rows, C columns of a report, V vocabulary, R rows that report alternatives, K of them.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from service.engine.gpu.state import REPORT_COLUMNS
-from service.engine.runner import DeviceStuckError, StepOutput
+from service.engine.gpu.paged_cache import to_device
+from service.engine.runner import Alternatives, DeviceStuckError, StepOutput
+from service.engine.sampling import most_probable
 
 STUCK_S = 30.0
 """The longest step, a full prefill on a small card, takes a few seconds."""
@@ -55,10 +56,21 @@ def wait_for(event: Event) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportPart:
+    """Some rows of a report on their way to the host."""
+
+    report_BC: Tensor
+    wanted: Mapping[int, int] = field(default_factory=dict)
+    """How many alternatives rows report, by their index; as `tops_R2K` has them in its rows."""
+    tops_R2K: Tensor | None = None
+    """Ids, then the bits of the logarithms of their probabilities, int32; falling."""
+
+
+@dataclass(frozen=True, slots=True)
 class _PendingReport:
     """A report on its way to the host, in parts; complete once the event is done."""
 
-    parts: Sequence[Tensor]
+    parts: Sequence[ReportPart]
     event: torch.cuda.Event | None
 
 
@@ -73,14 +85,32 @@ class Reports:
         self._device = device
         self._pending: deque[_PendingReport] = deque()
 
-    def to_host(self, report_BC: Tensor) -> Tensor:
-        """Enqueue the copy of a report's rows; they may be read once it has been collected."""
-        if self._device.type != "cuda":
-            return report_BC.clone()
-        host_BC = torch.empty((len(report_BC), REPORT_COLUMNS), dtype=torch.int32, pin_memory=True)
-        return host_BC.copy_(report_BC, non_blocking=True)
+    def to_host(self, report_BC: Tensor, logits_BV: Tensor | None, wanted: Mapping[int, int]) -> ReportPart:
+        """Enqueue the copy of a report's rows; they may be read once it has been collected.
 
-    def add(self, parts: Sequence[Tensor]) -> None:
+        Args:
+            report_BC: The rows.
+            logits_BV: What their tokens were chosen by; None if none is wanted.
+            wanted: How many alternatives rows are asked for, by their index; others are asked for none.
+
+        Returns:
+            The part of the report.
+        """
+        if not wanted:
+            return ReportPart(self._copy(report_BC))
+        assert logits_BV is not None
+        rows_R = to_device(np.array(list(wanted)), self._device)
+        ids_RK, logs_RK = most_probable(logits_BV[rows_R], max(wanted.values()))
+        tops_R2K = torch.cat((ids_RK.int(), logs_RK.contiguous().view(torch.int32)), dim=1)
+        return ReportPart(self._copy(report_BC), wanted, self._copy(tops_R2K))
+
+    def _copy(self, numbers: Tensor) -> Tensor:
+        if self._device.type != "cuda":
+            return numbers.clone()
+        host = torch.empty(numbers.shape, dtype=torch.int32, pin_memory=True)
+        return host.copy_(numbers, non_blocking=True)
+
+    def add(self, parts: Sequence[ReportPart]) -> None:
         """Add a report whose rows are all being copied."""
         event = None
         if self._device.type == "cuda":
@@ -95,6 +125,21 @@ class Reports:
         report = self._pending.popleft()
         if report.event:
             wait_for(report.event)
-        rows = np.concatenate([part.numpy() for part in report.parts])
+        rows = np.concatenate([part.report_BC.numpy() for part in report.parts])
         tokens, bits, statuses, arguments = np.ascontiguousarray(rows.T)
-        return StepOutput(tokens.tolist(), bits.view(np.float32).tolist(), statuses.tolist(), arguments.tolist())
+        output = StepOutput(tokens.tolist(), bits.view(np.float32).tolist(), statuses.tolist(), arguments.tolist())
+        first = 0
+        for part in report.parts:
+            output.alternatives |= {first + row: each for row, each in _alternatives(part)}
+            first += len(part.report_BC)
+        return output
+
+
+def _alternatives(part: ReportPart) -> Iterator[tuple[int, Alternatives]]:
+    """Rows that are asked for alternatives, with theirs."""
+    if part.tops_R2K is None:
+        return
+    ids_RK, bits_RK = np.split(part.tops_R2K.numpy(), 2, axis=1)
+    logs_RK = np.ascontiguousarray(bits_RK).view(np.float32)
+    for (row, count), ids, logs in zip(part.wanted.items(), ids_RK, logs_RK, strict=True):
+        yield row, list(zip(ids[:count].tolist(), logs[:count].tolist(), strict=True))

@@ -25,7 +25,7 @@ from service.engine.gpu.graphs import StepGraphs
 from service.engine.gpu.lora_layers import LoraLevel
 from service.engine.gpu.paged_cache import PagedCache, to_device
 from service.engine.gpu.prefill import PromptReader
-from service.engine.gpu.reports import Reports
+from service.engine.gpu.reports import ReportPart, Reports
 from service.engine.gpu.state import AnswerState
 from service.engine.lora.bank import AdapterBank, PackedAdapter, pack_adapter
 from service.engine.lora.files import AdapterFiles
@@ -101,6 +101,8 @@ class GpuRunner:
         self._bank = bank
         self._adapters: dict[int, int] = {}
         """Of the slots that are open and have one."""
+        self._num_alternatives: dict[int, int] = {}
+        """Of the slots that are open and are asked for some."""
         self._reports = Reports(self._device)
         self._prompts = PromptReader(model, decoder, cache, bank=bank, uses_graphs=uses_graphs)
         self._steps = [self._step_graphs(level, uses_graphs) for level in LoraLevel.levels(bank)]
@@ -210,13 +212,16 @@ class GpuRunner:
         self._cache.open(slots, [len(row.prompt_ids) + count for row, count in zip(rows, kept, strict=True)])
         self._prompt_tokens |= {row.slot: len(row.prompt_ids) for row in rows}
         self._adapters |= {row.slot: row.adapter for row in rows if row.adapter >= 0}
+        self._num_alternatives |= {row.slot: row.params.num_alternatives for row in rows if row.params.num_alternatives}
         self._reports.add(self._read(rows))
 
     @torch.inference_mode()
     def launch(self, slots: Sequence[int]) -> None:
         """Choose one more token for these slots."""
         level = LoraLevel.of(self._bank, (self._adapters[slot] for slot in slots if slot in self._adapters))
-        self._reports.add([self._reports.to_host(self._steps[level].run(slots))])
+        wanted = self._wanted(slots)
+        report_BC, logits_BV = self._steps[level].run(slots, wants_logits=bool(wanted))
+        self._reports.add([self._reports.to_host(report_BC, logits_BV, wanted)])
 
     def collect(self) -> StepOutput | None:
         """Wait for the oldest pending report and take it.
@@ -239,6 +244,7 @@ class GpuRunner:
         self._cache.close(slot)
         del self._prompt_tokens[slot]
         self._adapters.pop(slot, None)
+        self._num_alternatives.pop(slot, None)
 
     def pack_adapter(self, files: AdapterFiles) -> PackedAdapter:
         """See `runner.Runner`."""
@@ -292,26 +298,33 @@ class GpuRunner:
             is_captured=is_captured,
         )
 
-    def _step(self, level: LoraLevel, slots_B: Tensor) -> Tensor:
+    def _step(self, level: LoraLevel, slots_B: Tensor) -> tuple[Tensor, Tensor]:
         bank = self._bank if level else None
         logits_BV = self._decoder.decode(
             slots_B, self._state, self._cache, bank, has_experts=level is LoraLevel.EXPERTS
         )
         report_BC: Tensor = self._kernels.choose(logits_BV, slots_B, self._state, self._rule)
-        return report_BC
+        # A captured step lends its logits as they lie in memory; theirs lie in one piece already.
+        return report_BC, logits_BV.contiguous()
 
-    def _read(self, rows: Sequence[NewRow]) -> list[Tensor]:
+    def _wanted(self, slots: Sequence[int]) -> dict[int, int]:
+        """How many alternatives rows report, by their index; rows that report none are left out."""
+        if not self._num_alternatives:
+            return {}
+        return {row: self._num_alternatives[slot] for row, slot in enumerate(slots) if slot in self._num_alternatives}
+
+    def _read(self, rows: Sequence[NewRow]) -> list[ReportPart]:
         try:
             return [self._prefill(rows)]
         except torch.cuda.OutOfMemoryError:
             self._make_room("reading %d prompts", len(rows))
         if len(rows) == 1:
             self._state.close(rows[0].slot)
-            return [torch.tensor([[0, 0, int(TokenStatus.FAULT), 0]], dtype=torch.int32)]
+            return [ReportPart(torch.tensor([[0, 0, int(TokenStatus.FAULT), 0]], dtype=torch.int32))]
         half = len(rows) // 2
         return self._read(rows[:half]) + self._read(rows[half:])
 
-    def _prefill(self, rows: Sequence[NewRow]) -> Tensor:
+    def _prefill(self, rows: Sequence[NewRow]) -> ReportPart:
         """One pass over prompts; the report's rows on their way to the host."""
         slots = [row.slot for row in rows]
         lengths = [len(row.prompt_ids) for row in rows]
@@ -326,7 +339,8 @@ class GpuRunner:
             adapters=[row.adapter for row in rows],
         )
         slots_R = to_device(np.array(slots), self._device)
-        return self._reports.to_host(self._kernels.choose(logits_RV, slots_R, self._state, self._rule))
+        report_RC = self._kernels.choose(logits_RV, slots_R, self._state, self._rule)
+        return self._reports.to_host(report_RC, logits_RV, self._wanted(slots))
 
     def _make_room(self, doing: str, count: int) -> None:
         _log.warning("out of device memory while " + doing + "; trying again with less", count)

@@ -131,7 +131,11 @@ _COMMANDS: TypeAdapter[_SubmitHeader | _SimpleCommand] = TypeAdapter(
 )
 _MESSAGES: TypeAdapter[Message] = TypeAdapter(
     Annotated[Message, Field(discriminator="kind")],
-    config=ConfigDict(ser_json_inf_nan="constants"),  # as null, a figure that is no number would break the frame
+    config=ConfigDict(
+        ser_json_inf_nan="constants",  # as null, a figure that is no number would break the frame
+        ser_json_bytes="base64",  # a token may be a part of a character
+        val_json_bytes="base64",
+    ),
 )
 
 

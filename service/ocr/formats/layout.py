@@ -10,7 +10,7 @@ import math
 import re
 import textwrap
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from service.ocr.formats.markup import plain_text, xml_text
@@ -76,7 +76,8 @@ def blocks_of(page: PageAnswer, *, is_markdown: bool) -> list[Block]:
         plain = xml_text(plain_text(text, is_markdown=is_markdown))
         texts = [" ".join(line.split()) for line in plain.split("\n") if line.strip()]
         if texts or (region is not None and not region.text):
-            blocks.append(Block(box_px, tuple(_lines(texts, box_px))))
+            known = region.words_px if region is not None else ()
+            blocks.append(Block(box_px, tuple(_known_line(texts, box_px, known) or _lines(texts, box_px))))
     return _with_confidences(blocks, page) if page.words else blocks
 
 
@@ -130,6 +131,15 @@ def _between(size_px: tuple[int, int], passages: list[tuple[RegionAnswer | None,
     top = before.box_px[3] if before else 0
     bottom = after.box_px[1] if after else size_px[1]
     return (0, top, size_px[0], bottom) if top < bottom else (0, 0, size_px[0], size_px[1])
+
+
+def _known_line(texts: list[str], box_px: BoxPx, words_px: Sequence[BoxPx]) -> list[Line]:
+    """The line of a box whose words have boxes of their own; none where these are not as many as its words."""
+    words = texts[0].split() if len(texts) == 1 else []
+    if not words or len(words) != len(words_px):
+        return []
+    placed = tuple(Word(text, box) for text, box in zip(words, words_px, strict=True))
+    return [Line(texts[0], box_px, _is_rtl(texts[0]), placed)]
 
 
 def _lines(texts: list[str], box_px: BoxPx) -> Iterator[Line]:

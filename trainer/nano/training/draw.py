@@ -15,6 +15,7 @@ from trainer.nano.corpus.corpus import Corpus
 from trainer.nano.fonts.library import FontLibrary
 from trainer.nano.pages.court import CourtRenderer
 from trainer.nano.pages.invoices import InvoiceRenderer
+from trainer.nano.pages.line_canvases import CanvasSample, LineCanvases
 from trainer.nano.pages.mosaic import MosaicRenderer, blank_page
 from trainer.nano.pages.render import SCANS, RenderedPage, Tier
 from trainer.nano.pages.tables import TableRenderer
@@ -29,6 +30,12 @@ CHARSET = {character: index for index, character in enumerate(sorted(SUPPORTED))
 SMALL_SHARE = 0.4
 """Share of images of several lines that are set in small print, which is learnt last and misread most."""
 SMALL_PX = (10, 18)
+
+
+PAGES_OF_LINES = {
+    "page": 0.15, "sheet": 0.1, "mosaic": 0.15, "court": 0.1, "invoice": 0.1, "table": 0.1, "pdf-page": 0.3,
+}  # fmt: skip
+"""Shares of the pages that canvases of lines are cut from."""
 
 
 class Draw:
@@ -46,6 +53,7 @@ class Draw:
             "table": TableRenderer(library, texts, seed).render_table,
         }
         self._pdfs = None if pdfs is None else PdfPages(pdfs, geometry, seed)
+        self._canvases = LineCanvases(self._page_of_lines, seed)
         self._tokenizer = OcrTokenizer.from_file(tokenizer)
         self._geometry = geometry
         self._rng = random.Random(seed)
@@ -65,7 +73,9 @@ class Draw:
         marks = [(max(x * scale, 0), max(y * scale, 0), CHARSET[c]) for x, y, c in page.marks if c in CHARSET]
         return Drawing(ink, np.array(marks).reshape(-1, 3), tokens, plan.tile_columns, plan.tile_rows)
 
-    def _page(self, tier: str, longest: int) -> RenderedPage | PdfSample:
+    def _page(self, tier: str, longest: int) -> RenderedPage | PdfSample | CanvasSample:
+        if tier == "lines":
+            return self._canvases.next()
         if tier == "blank":
             return PdfSample(blank_page(self._rng), "", ())
         if tier in self._whole:
@@ -75,6 +85,13 @@ class Draw:
                 raise ValueError(f"no PDFs were given to draw {tier} from")
             return self._pdfs.whole() if tier == "pdf-page" else self._pdfs.cut()
         return self._render(Tier(tier), longest)
+
+    def _page_of_lines(self) -> RenderedPage | PdfSample:
+        """A page to cut into lines."""
+        kinds = {kind: share for kind, share in PAGES_OF_LINES.items() if self._pdfs or kind not in PDF_TIERS}
+        page = self._page(self._rng.choices([*kinds], [*kinds.values()])[0], 90)
+        assert not isinstance(page, CanvasSample)
+        return page
 
     def _render(self, tier: Tier, longest: int) -> RenderedPage:
         if tier == Tier.LINE:

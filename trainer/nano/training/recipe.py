@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 TIERS = (
     "line", "few", "block", "half", "page", "crop", "sheet", "mosaic", "court", "invoice", "table", "blank", "pdf-page",
-    "pdf-cut",
+    "pdf-cut", "lines",
 )  # fmt: skip
 PDF_TIERS = frozenset({"pdf-page", "pdf-cut"})
 """Tiers that need pages of PDFs; a run without them goes without these."""
@@ -64,8 +64,8 @@ class Stage:
 
 
 LAST_MIX = {
-    "line": 0.05, "few": 0.03, "block": 0.09, "half": 0.03, "page": 0.06, "crop": 0.11, "sheet": 0.05, "mosaic": 0.09,
-    "court": 0.07, "invoice": 0.08, "table": 0.06, "blank": 0.02, "pdf-page": 0.18, "pdf-cut": 0.08,
+    "lines": 0.45, "line": 0.03, "few": 0.02, "block": 0.07, "half": 0.02, "page": 0.03, "crop": 0.08, "sheet": 0.03,
+    "mosaic": 0.04, "court": 0.03, "invoice": 0.04, "table": 0.03, "blank": 0.01, "pdf-page": 0.08, "pdf-cut": 0.04,
 }  # fmt: skip
 
 CURRICULUM = (

@@ -345,7 +345,7 @@ def spoil_tokens(answer_BT: Tensor, share: float, generator: torch.Generator) ->
 _PAGES_PER_BATCH = {
     "line": 1.0, "few": 1.0, "block": 1.0, "half": 1 / 3, "page": 1 / 6, "crop": 1 / 4, "sheet": 1 / 9,
     "mosaic": 1 / 7, "court": 1 / 8, "invoice": 1 / 6, "table": 1 / 6, "blank": 1 / 3, "pdf-page": 1 / 8,
-    "pdf-cut": 1 / 3,
+    "pdf-cut": 1 / 3, "lines": 1.0,
 }  # fmt: skip
 """Pages that a batch of a tier holds, against one of single views."""
 

@@ -17,6 +17,9 @@
 {{- if .Values.keys.required }}
 - {name: DEEPSYNTH_KEY_FILE, value: /etc/deepsynth/keys/keys.json}
 {{- end }}
+{{- if .Values.admin.enabled }}
+- {name: DEEPSYNTH_ADMIN_PORT, value: {{ .Values.admin.port | quote }}}
+{{- end }}
 {{- if .Values.tracing.endpoint }}
 - {name: DEEPSYNTH_ENABLE_TRACING, value: "true"}
 - {name: DEEPSYNTH_OTLP_ENDPOINT, value: {{ .Values.tracing.endpoint | quote }}}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.deepseek_ocr.images import PADDING_GREY
+from shared.deepseek_ocr.geometry import PADDING_GREY
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,27 @@ def test_full_house_turns_the_next_one_away() -> None:
         assert gate.num_waiting == 1
 
 
+def test_a_client_that_fills_the_gate_does_not_shut_others_out() -> None:
+    gate = make_gate(16)
+    inside = [gate.admit("many").__enter__() for _ in range(16)]
+    with pytest.raises(QueueFullError):
+        gate.admit("many")
+    first, second = gate.admit("one").__enter__(), gate.admit("another").__enter__()
+    for client in ("many", "one", "another", "a third"):
+        with pytest.raises(QueueFullError):
+            gate.admit(client)
+    first.__exit__(None, None, None)
+    with pytest.raises(QueueFullError):
+        gate.admit("another")
+    with gate.admit("a third"):
+        assert gate.num_waiting == 18
+    for permit in (*inside, second):
+        permit.__exit__(None, None, None)
+    assert gate.num_waiting == 0
+    with gate.admit("one"), gate.admit("one"):
+        assert gate.num_waiting == 2
+
+
 def test_running_requests_keep_their_place() -> None:
     gate = make_gate(1)
     with gate.admit() as permit:

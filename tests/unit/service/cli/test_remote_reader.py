@@ -12,7 +12,7 @@ import pytest
 
 from service.cli.inputs import InputFile
 from service.cli.reading import FileError, ReadOptions
-from service.cli.remote_reader import RemoteReader, retry_after_s
+from service.cli.remote_reader import MODEL_HEADER, RemoteReader, remote_reader, retry_after_s
 
 FILE = InputFile("-", None, PurePath("stdin"))
 
@@ -54,3 +54,37 @@ async def test_file_is_sent_again_after_the_time_the_service_names(monkeypatch: 
         with pytest.raises(FileError, match="502") as failed:
             await reader.read(FILE)
     assert (failed.value.code, waits, answers) == ("http_502", [3, 1, 1], [])
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "times"),
+    [
+        (httpx.Response(500, text="Internal Server Error"), "http_500", 4),
+        (httpx.Response(500, json={"code": "poison_request", "title": "x"}), "poison_request", 1),
+    ],
+)
+async def test_an_error_of_something_between_is_tried_again_and_the_services_own_is_not(
+    monkeypatch: pytest.MonkeyPatch, answer: httpx.Response, code: str, times: int
+) -> None:
+    async def wait(_: float) -> None:
+        pass
+
+    monkeypatch.setattr(asyncio, "sleep", wait)
+    asked: list[httpx.Request] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(answer.status_code, content=answer.content, headers=answer.headers)
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(respond), base_url="http://service") as client:
+        reader = RemoteReader(client, ReadOptions(), None, jobs=1, standard_input=b"page")
+        with pytest.raises(FileError) as failed:
+            await reader.read(FILE)
+    assert (failed.value.code, len(asked)) == (code, times)
+
+
+async def test_the_adapter_is_named_where_ray_serve_looks_for_it() -> None:
+    async with remote_reader("http://service", ReadOptions(model_id="invoices"), None, None, b"") as reader:
+        assert reader._client.headers[MODEL_HEADER] == "invoices"
+    async with remote_reader("http://service", ReadOptions(), None, None, b"") as reader:
+        assert MODEL_HEADER not in reader._client.headers

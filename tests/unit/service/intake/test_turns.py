@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from service.intake.document import Document
 from service.intake.limits import IntakeLimits
-from service.intake.turns import Turn, Turns
+from service.intake.turns import MAX_SHARES, Turn, Turns
 
 SLOW_S = 2.5
 
 
-def document() -> Document:
-    return Document(b"", IntakeLimits())
+def document(client: str = "") -> Document:
+    return Document(b"", IntakeLimits(), client=client)
 
 
 async def settle() -> None:
@@ -34,6 +34,33 @@ async def test_a_document_that_has_used_less_goes_first() -> None:
     assert (first.done(), again.done()) == (True, False)
     turns.give_back(first.result(), 0.1)
     assert (await again).document is long
+
+
+async def test_clients_take_turns_however_many_documents_they_have() -> None:
+    turns, order = Turns(1, SLOW_S), []
+
+    async def page(client: str) -> None:
+        turn = await turns.take(document(client))
+        order.append(client)
+        await asyncio.sleep(0)
+        turns.give_back(turn, 0.1)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(200):
+            group.create_task(page("many"))
+        await settle()
+        group.create_task(page("one"))
+        for _ in range(3):
+            group.create_task(page("few"))
+    assert order.index("one") < 5
+    assert [place for place, client in enumerate(order) if client == "few"][-1] < 12
+
+
+async def test_clients_that_have_nothing_to_lose_are_forgotten() -> None:
+    turns = Turns(1, SLOW_S)
+    for number in range(3 * MAX_SHARES):
+        turns.give_back(await turns.take(document(str(number))), 0.1 if number % 2 else 0.0)
+    assert len(turns._shares) <= MAX_SHARES
 
 
 async def test_slow_documents_never_have_all_processes() -> None:

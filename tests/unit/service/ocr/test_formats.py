@@ -264,6 +264,15 @@ def lines_of(blocks: list[Block]) -> list[Line]:
     return [line for block in blocks for line in block.lines]
 
 
+def test_words_with_boxes_are_where_they_are() -> None:
+    known = region("Two words").model_copy(update={"words_px": ((10, 20, 60, 60), (150, 20, 210, 60))})
+    (line,) = lines_of(blocks_of(page("Two words", known), is_markdown=False))
+    assert [word.box_px for word in line.words] == [(10, 20, 60, 60), (150, 20, 210, 60)]
+    unsure = known.model_copy(update={"words_px": ((10, 20, 60, 60),)})
+    (line,) = lines_of(blocks_of(page("Two words", unsure), is_markdown=False))
+    assert [word.text for word in line.words] == ["Two", "words"]
+
+
 def test_page_without_boxes_is_one_block_of_even_lines() -> None:
     (block,) = blocks_of(page("One two\nthree\n\nfour"), is_markdown=False)
     assert block.box_px == (0, 0, 400, 200)

@@ -132,7 +132,7 @@ async def bench(page_slots: int = 4, engine: FakeEngine | None = None, plan: Vie
     finally:
         await handle.stop()
         assert not source.held
-        assert gate.page_slots._value == page_slots
+        assert gate.page_slots.num_free == page_slots
 
 
 def expected_text(num_pages: int, page: int) -> str:

@@ -14,6 +14,7 @@ from service.routes.data_url import FileBudget
 from service.routes.json_body import MAX_VALUES, parse_json
 from service.routes.mistral import MistralRequest, pages_from_zero
 from service.routes.mistral import check_parameters as check_mistral
+from service.schemas import FeedbackRequest
 
 SECRET = "swordfish"  # pragma: allowlist secret
 
@@ -165,3 +166,41 @@ def test_any_request_of_mistrals_is_one_or_an_error_of_ours(body: dict[str, Any]
         asked = parse_json(json.dumps(body).encode(), MistralRequest)
         check_mistral(asked)
         pages_from_zero(asked.pages)
+
+
+CHAT = {"model": "fake", "messages": [{"role": "user", "content": "x"}]}
+PAGE = {"document": {"type": "image_url", "image_url": "data:,x"}}
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "changes"),
+    [
+        (ChatRequest, CHAT, {"max_tokens": True}),
+        (ChatRequest, CHAT, {"max_tokens": "5"}),
+        (ChatRequest, CHAT, {"temperature": True}),
+        (ChatRequest, CHAT, {"min_confidence": "0.5"}),
+        (ChatRequest, CHAT, {"stream": 1}),
+        (ChatRequest, CHAT, {"stream": "true"}),
+        (ChatRequest, CHAT, {"figures": "no"}),
+        (MistralRequest, PAGE, {"image_limit": True}),
+        (MistralRequest, PAGE, {"pages": [True]}),
+        (MistralRequest, PAGE, {"include_blocks": 1}),
+        (FeedbackRequest, {"id": "ocr-1", "text": "x"}, {"page": True}),
+        (FeedbackRequest, {"id": "ocr-1", "text": "x"}, {"page": "1"}),
+    ],
+)
+def test_booleans_numbers_and_text_are_not_taken_for_each_other(
+    model: Any, body: dict[str, Any], changes: dict[str, Any]
+):
+    parse_json(json.dumps(body).encode(), model)
+    with pytest.raises(InvalidFieldError) as caught:
+        parse_json(json.dumps({**body, **changes}).encode(), model)
+    (name,) = changes
+    assert str(caught.value.public["field"]).startswith(name)
+
+
+def test_values_of_closed_lists_are_text_and_whole_numbers_are_numbers():
+    chat = parse_json(
+        json.dumps({**CHAT, "temperature": 0, "confidence": "word", "table_format": "html"}).encode(), ChatRequest
+    )
+    assert (chat.temperature, chat.confidence, chat.table_format) == (0.0, "word", "html")

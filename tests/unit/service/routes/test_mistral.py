@@ -5,7 +5,8 @@ import pytest
 from service.errors import InvalidFieldError
 from service.ocr.outcome import PageStatus
 from service.ocr.reader import PageResult
-from service.routes.mistral import find_figures, pages_from_zero, to_markdown
+from service.ocr.tables import TableFormat
+from service.routes.mistral import find_figures, pages_from_zero, take_apart
 from shared.deepseek_ocr.grounding import parse_grounded
 
 
@@ -29,15 +30,15 @@ def test_figures_are_numbered_through_the_document_and_linked_where_they_are():
         ("img-1.jpeg", 1),
         ("img-2.jpeg", 3),
     ]
-    assert to_markdown(PAGES[0], figures[:2]) == (
+    assert take_apart(PAGES[0], figures[:2]).markdown == (
         "# Report\n\n![img-0.jpeg](img-0.jpeg)\n\nA ship.\n\n![img-1.jpeg](img-1.jpeg)"
     )
-    assert to_markdown(PAGES[2], figures[2:]) == "![img-2.jpeg](img-2.jpeg)\n\nLast."
+    assert take_apart(PAGES[2], figures[2:]).markdown == "![img-2.jpeg](img-2.jpeg)\n\nLast."
 
 
 def test_text_without_figures_is_untouched():
     page = page_of(1, "  as it is \n")
-    assert to_markdown(page, find_figures([page], None, 0)) == page.text == "  as it is \n"
+    assert take_apart(page, find_figures([page], None, 0)).markdown == page.text == "  as it is \n"
 
 
 def test_figures_are_limited_in_number_and_size():
@@ -46,6 +47,26 @@ def test_figures_are_limited_in_number_and_size():
     assert len(find_figures(PAGES, None, 49)) == 3
     assert find_figures(PAGES, None, 50) == []
     assert find_figures([page_of(1, tag("image", "[[5, 5, 5, 90]]"))], None, 0) == []
+
+
+def test_headers_footers_and_tables_are_taken_out():
+    table = "<table><tr><td>a</td><td>b</td></tr></table>"
+    page = page_of(
+        1,
+        f"{tag('header')}Annual report\n\n{tag('title')}# Ships\n\n{tag('table')}{table}\n\n{tag('text')}Below.\n\n"
+        f"{tag('footer')}Confidential\n\n{tag('page_number')}7",
+    )
+    parts = take_apart(page, [], table_format=TableFormat.MARKDOWN, first_table=4, header=True, footer=True)
+    assert parts.markdown == "# Ships\n\n[tbl-4.md](tbl-4.md)\n\nBelow."
+    assert (parts.header, parts.footer) == ("Annual report", "Confidential\n7")
+    assert [(each.name, each.content) for each in parts.tables] == [("tbl-4.md", "| a | b |\n| --- | --- |")]
+    for kept in parts.kept:
+        length = kept.end - kept.start
+        assert page.text[kept.start : kept.end] == parts.markdown[kept.at : kept.at + length]
+    as_read = take_apart(page, [], table_format=TableFormat.HTML)
+    assert [each.content for each in as_read.tables] == [table]
+    assert as_read.markdown.startswith("Annual report\n\n# Ships\n\n[tbl-0.html](tbl-0.html)")
+    assert (as_read.header, as_read.footer) == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,8 @@ def test_discovery_sees_complete_versions_alone(volume):
     assert volume.names() == ["invoices"]
     assert listing.versions == (1, 2, 3)
     assert listing.incomplete == (4,)
+    assert not listing.has_loose_files
+    assert volume.look().misnamed == ("Not-a-name",)
     assert (listing.current, listing.former, listing.fault, listing.newest) == (2, (1,), None, 4)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling, plan_views
-from shared.deepseek_ocr.images import PADDING_GREY, cut_tiles, prepare_views
+from shared.deepseek_ocr.geometry import PADDING_GREY, GeometryConfig, Mode, Tiling, plan_views
+from shared.deepseek_ocr.images import cut_tiles, prepare_views
 
 PUBLIC = GeometryConfig()
 NANO = GeometryConfig(

@@ -8,6 +8,8 @@ import pytest
 from benchmarks.print_pages import misread
 from shared.images.accounting import account, repeats
 from shared.images.ink import find_ink
+from shared.images.page_ink import InkLine
+from tests.support.found_print import SHORT_LINES, SHORT_LINES_TEXT, TABLE, TABLE_TEXT
 from tests.support.printed import LEFT, RIGHT, ROW, TITLE, page_of, register, two_columns
 
 COLUMNS = find_ink(two_columns()).lines
@@ -77,3 +79,16 @@ def test_cells_are_counted_and_words_of_a_paragraph_are_not() -> None:
     assert repeats("0.00 ", "", find_ink(cells).lines) == 30
     assert repeats("the boats ", words(*LEFT[:2]), COLUMNS) == 0
     assert repeats("____", "", COLUMNS) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"), [(SHORT_LINES_TEXT, SHORT_LINES), (TABLE_TEXT, TABLE)], ids=["short lines", "misread title"]
+)
+def test_whole_readings_of_other_pages_are_not_taken_for_partial_ones(text: str, lines: tuple[InkLine, ...]) -> None:
+    assert account(text, lines).coverage > 0.95
+
+
+def test_what_is_left_out_of_them_is_still_found() -> None:
+    rows = TABLE_TEXT.strip().split("\n")
+    assert account("\n".join(rows[: len(rows) // 2]), TABLE).coverage < 0.7
+    assert account("\n".join(SHORT_LINES_TEXT.strip().split("\n")[:8]), SHORT_LINES).coverage < 0.45

@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ class FastVisionModel:
 
     @staticmethod
     def from_pretrained(folder, *, dtype, **_):
-        model = type(tiny_ocr2()).from_pretrained(folder, dtype=dtype)
+        model: Any = type(tiny_ocr2()).from_pretrained(folder, dtype=dtype)
         model.max_seq_length = 8
         return model, None
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from shared.contract.refusals import ADVICE
 from tests.support.adapters import REFUSED_CONFIGS
 from tests.support.lora import merged, random_adapter, write_files
+from tests.support.ocr2 import lora_of, reader_of, tiny_ocr2
 from tests.support.tiny_model import tiny_model
 from trainer.reading.adapters import AdapterError, attach_adapter, read_adapter
 
@@ -61,6 +62,16 @@ def test_what_peft_saved_with_its_own_options_is_read(tmp_path):
     trained.eval().save_pretrained(str(tmp_path / "saved"))
     attached = attach_adapter(tiny_model(), tmp_path / "saved")
     assert torch.allclose(logits(attached.model), logits(trained.get_base_model()), atol=1e-5)
+
+
+def test_an_adapter_of_deepseek_ocr_2_reads_as_the_model_that_it_was_trained_on(tmp_path):
+    files, trained = lora_of(tiny_ocr2(), 0, 4)
+    model = reader_of(tiny_ocr2())
+    before = logits(model)
+    attached = attach_adapter(model, write_files(tmp_path / "trained", files))
+    reference = trained(input_ids=torch.tensor([[0, 5, 6, 7, 8, 9]])).logits
+    assert torch.allclose(logits(attached.model), reference, atol=1e-4)
+    assert not torch.allclose(logits(attached.model), before, atol=1e-2)
 
 
 def broken_config(folder, **changes):

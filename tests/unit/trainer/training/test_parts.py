@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from shared.deepseek_ocr.geometry import Mode, plan_views
+from tests.support.ocr2 import tiny_ocr2
 from tests.support.tiny_model import TINY_GEOMETRY, tiny_model, tiny_tokenizer
 from trainer.backends.protocol import as_pattern
 from trainer.reading.generation import generate_from_features, generate_texts
@@ -109,6 +110,11 @@ class TestTargets:
         assert touches_vision(choose_modules(model, ("qkv_proj",), with_vision=True))
         with pytest.raises(TrainingError, match="--train-vision"):
             choose_modules(model, ("qkv_proj",), with_vision=False)
+
+    def test_a_projector_that_is_one_module_is_vision(self):
+        chosen = choose_modules(tiny_ocr2(), ("multi_modal_projector",), with_vision=True)
+        assert chosen == ("model.multi_modal_projector",)
+        assert touches_vision(chosen)
 
     def test_one_target_that_matches_nothing_is_an_error_that_names_what_there_is(self):
         with pytest.raises(TrainingError, match=r"'qproj' matches no module.*q_proj \(2\).*down_proj") as caught:

@@ -77,6 +77,15 @@ def test_commands_arrive_unchanged(command):
             (replace(standin_result(standin_request("b")), token_scores=TokenScores((0, 1), (2, 2), (-0.5, -0.0))),),
             EngineStats(EngineState.READY),
         ),
+        EngineOutputs(
+            (
+                replace(
+                    standin_result(standin_request("b")),
+                    token_scores=TokenScores((0,), (1,), (-0.5,), (((b"a", -0.5), (b"\xe2\x82\xfe", -1.5)),)),
+                ),
+            ),
+            EngineStats(EngineState.READY),
+        ),
         Broken("what happened"),
         EngineOutputs(
             (
@@ -99,6 +108,10 @@ def test_half_characters_do_not_break_the_pipe():
         message = decode_message(encode_message(EngineOutputs((SequenceDelta("a", text),), stats)))
         whole = "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in text)
         assert message == EngineOutputs((SequenceDelta("a", whole),), stats)
+    scores = TokenScores((0,), (1,), (-0.5,), (((b"\xe2\xfe", -0.5),),))
+    result = replace(standin_result(standin_request("b")), token_scores=scores)
+    message = decode_message(encode_message(EngineOutputs((SequenceDelta("a", "\ud83d"), result), stats)))
+    assert message == EngineOutputs((SequenceDelta("a", "\ufffd"), result), stats)
     arrived = through_pipe(Submit(standin_request("a", prompt="find \ud83d")))
     assert arrived.request.prompt == "find \ufffd"
 

@@ -1,0 +1,122 @@
+"""Replicas of the service on the cards of one host: what a second card gives, through HTTP.
+
+    python benchmarks/replicas.py --model random --cards 2 --clients 256 --duration 30 --side 640 --max-new-tokens 512 \
+        --field temperature=1 --setting OCR_BATCH_SIZE=256 --setting MAX_CONCURRENT_REQUESTS=512 --out auto
+    python benchmarks/replicas.py --model fake --device cpu --cards 2 --clients 8 --duration 5 --side 64
+
+Starts a service for each card, which sees that card alone, and loads first one of them, then all at once, each from a
+client process of its own that has its own closed loop. No gateway is between: how requests are shared out is not
+measured. Add `--field blank_pages=read` for pages of noise, as with `online.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import math
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.demo_loop import service
+from benchmarks.online import NANO, Load, measure, pages_of, size_of
+from benchmarks.origin import command, keep, origin
+
+
+@contextlib.contextmanager
+def one_card(number: int | None) -> Iterator[None]:
+    """Let processes that are started in the block see one card; all where `number` is None."""
+    environment = os.environ  # noqa: TID251 -- what CUDA and the started process read
+    before = environment.get("CUDA_VISIBLE_DEVICES")
+    if number is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = str(number) if before is None else before.split(",")[number]
+    try:
+        yield
+    finally:
+        if before is None:
+            environment.pop("CUDA_VISIBLE_DEVICES", None)
+        else:
+            environment["CUDA_VISIBLE_DEVICES"] = before
+
+
+@contextlib.contextmanager
+def services(count: int, model: str, device: str, settings: Mapping[str, str]) -> Iterator[list[str]]:
+    """Addresses of so many services, each with a card of its own where `device` is cuda."""
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        folder = Path(scratch)
+        if model == "random":
+            from benchmarks.random_model import write_random_checkpoint
+
+            model = str(write_random_checkpoint(folder / "deepseek-ocr-random", NANO, device))
+        chosen = {"ENGINE": "fake"} if model == "fake" else {"MODEL": model, "DEVICE": device}
+        urls = []
+        for number in range(count):
+            (volume := folder / f"volume{number}").mkdir()
+            with one_card(number if device == "cuda" else None):
+                running = stack.enter_context(service(volume, folder / f"{number}.log", **chosen, **settings))
+            urls.append(running.url)
+        yield urls
+
+
+def drive(url: str, load: Load) -> dict[str, Any]:
+    """Load one service; runs in a client process."""
+    return asyncio.run(measure(url, load, math.inf, math.inf))
+
+
+def main() -> None:
+    """Run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="nano", help="nano, fake, random (v1 weights) or a checkpoint's folder")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--cards", type=int, default=2, help="cards, and so services")
+    parser.add_argument("--clients", type=int, default=256, help="of each service")
+    parser.add_argument("--duration", type=float, default=30.0, help="seconds in which requests are sent")
+    parser.add_argument("--side", type=size_of, default=(640, 640), metavar="PX|WxH", help="noise of that size")
+    parser.add_argument("--max-new-tokens", type=int)
+    parser.add_argument("--setting", action="append", default=[], metavar="NAME=VALUE", help="of the services")
+    parser.add_argument("--field", action="append", default=[], metavar="NAME=VALUE", help="form field of each request")
+    parser.add_argument("--out", help="file that the line is appended to, or `auto`")
+    given = parser.parse_args()
+    load = Load(
+        pages_of(Path(), given.side, 0),
+        max_new_tokens=given.max_new_tokens,
+        clients=given.clients,
+        duration_s=given.duration,
+        fields={"blank_pages": "read", **dict(each.split("=", 1) for each in given.field)},
+    )
+    settings = dict(each.split("=", 1) for each in given.setting)
+    rows = []
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        services(given.cards, given.model, given.device, settings) as urls,
+        ProcessPoolExecutor(given.cards, mp_context=spawn) as clients,
+    ):
+        for count in (1, given.cards):
+            seen = [each.result() for each in [clients.submit(drive, url, load) for url in urls[:count]]]
+            rows.append(
+                {
+                    "services": count,
+                    "pages_per_s": round(sum(each["pages_per_s"] for each in seen), 2),
+                    "each_pages_per_s": [each["pages_per_s"] for each in seen],
+                    "p50_ms": [each["e2e_ms"]["p50"] for each in seen],
+                    "errors": [each["errors"] for each in seen],
+                    "client_cpu_share": [each["client_cpu_share"] for each in seen],
+                }
+            )
+            print(rows[-1], flush=True)
+    gain = rows[-1]["pages_per_s"] / rows[0]["pages_per_s"] if rows[0]["pages_per_s"] else math.nan
+    facts = {name: getattr(given, name) for name in ("cards", "clients", "max_new_tokens")}
+    facts |= {"model": Path(given.model).name, "side_px": list(given.side), "times_one": round(gain, 3), "rows": rows}
+    keep({"benchmark": "replicas", "command": command(), **origin(given.device), **facts}, given.out)
+
+
+if __name__ == "__main__":
+    main()

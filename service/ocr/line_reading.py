@@ -1,0 +1,213 @@
+"""Reads a page by its lines: canvases of them are sequences of their own, and their texts go back into reading order.
+
+An answer whose lines cannot be told apart is read again in halves, down to one line, so a page neither drifts nor loops
+for long. Knows the engine by a function alone, and of the page's pixels nothing more than its strips.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+
+from service.engine.protocol import SequenceResult, SequenceTimings
+from shared.contract.answer import FinishReason
+from shared.contract.confidence import TokenScores
+from shared.deepseek_ocr.forms import PageViews
+from shared.deepseek_ocr.geometry import GeometryConfig
+from shared.deepseek_ocr.grounding import Region
+from shared.deepseek_ocr.line_views import view_of
+from shared.images.canvases import Strip, pack
+from shared.images.strip_text import PageText, Span, first_line, lines_of
+
+TOKENS_A_STRIP = 110
+"""At most, on average over a canvas: a strip holds some 60 characters, of which few take a token each."""
+LABEL = "text"
+"""Of a line's box, as the public model calls running text."""
+
+Read = Callable[[PageViews, int], Awaitable[SequenceResult]]
+"""Reads a canvas with so many tokens at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinesResult:
+    """A page read by its lines."""
+
+    result: SequenceResult
+    """As if the page had been one sequence; stages of canvases overlap, so its times are those of the longest."""
+    regions: tuple[Region, ...]
+    """A box for each line of the text."""
+    busy_s: float
+    """Seconds of all canvases together."""
+
+
+async def read_lines(
+    strips: Sequence[Strip],
+    geometry: GeometryConfig,
+    max_new_tokens: int,
+    read: Read,
+    on_text: Callable[[str], None] | None = None,
+) -> LinesResult:
+    """Read a page's strips.
+
+    Args:
+        strips: In reading order; at least one.
+        geometry: The checkpoint's.
+        max_new_tokens: For the whole page; what is beyond is left out, and the page ends with `length`.
+        read: Called for several canvases at once; what it raises ends all of them and comes in a group.
+        on_text: Called with each piece of the text, in order.
+
+    Returns:
+        The page's text and boxes.
+    """
+    reading = _LinesReading(strips, geometry, max_new_tokens, read, on_text)
+    first = 0
+    async with asyncio.TaskGroup() as group:
+        for canvas in pack(strips):
+            group.create_task(reading.read(first, canvas.strips))
+            first += len(canvas.strips)
+    return reading.result()
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What was read on a strip: a part of an answer, none where it was nonsense."""
+
+    result: SequenceResult
+    span: Span
+    is_missing: bool = False
+    """Whether the page's limit ended the answer before it."""
+
+    @property
+    def text(self) -> str:
+        return self.result.text[self.span[0] : self.span[1]]
+
+    @property
+    def num_tokens(self) -> float:
+        """Its share of the answer's."""
+        start, end = self.span
+        return self.result.completion_tokens * (end - start) / max(len(self.result.text), 1)
+
+
+class _LinesReading:
+    def __init__(
+        self,
+        strips: Sequence[Strip],
+        geometry: GeometryConfig,
+        max_new_tokens: int,
+        read: Read,
+        on_text: Callable[[str], None] | None,
+    ) -> None:
+        self._strips = strips
+        self._geometry = geometry
+        self._max_new_tokens = max_new_tokens
+        self._read = read
+        self._on_text = on_text
+        self._answers: list[_Answer | None] = [None] * len(strips)
+        self._results: list[SequenceResult] = []
+        self._kept: list[SequenceResult] = []
+        """Results whose lines are the page's."""
+        self._page = PageText()
+        self._num_added = 0
+        self._num_tokens = 0.0
+        self._has_ended = False
+        """Whether the page's limit has left something out."""
+        self._starts: list[int] = []
+
+    async def read(self, first: int, strips: Sequence[Strip]) -> None:
+        """Read the strips of a canvas, the first of which has this number."""
+        count = len(strips)
+        limit = min(self._max_new_tokens, TOKENS_A_STRIP * count)
+        result = await self._read(view_of(pack(strips)[0], self._geometry), limit)
+        self._results.append(result)
+        is_short = limit == self._max_new_tokens and result.finish_reason is FinishReason.LENGTH
+        spans = lines_of(result.text, count) if result.finish_reason is FinishReason.STOP else None
+        if spans is None and count > 1 and not is_short:
+            middle = (count + 1) // 2
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.read(first, strips[:middle]))
+                group.create_task(self.read(first + middle, strips[middle:]))
+            return
+        if spans is None:
+            spans = _few_lines(result, count, is_short=is_short)
+        self._kept.append(result)
+        for index, span in enumerate(spans, first):
+            self._answers[index] = _Answer(result, span, is_missing=is_short and span[0] == span[1])
+        self._add()
+
+    def _add(self) -> None:
+        """Add what is next in reading order to the text."""
+        before = len(self._page.text)
+        while self._num_added < len(self._strips):
+            answer = self._answers[self._num_added]
+            if answer is None:
+                break
+            self._num_tokens += answer.num_tokens
+            # What the limit cut is the end of the page, whatever was read after it.
+            self._has_ended |= self._num_tokens > self._max_new_tokens or answer.is_missing
+            text = "" if self._has_ended else answer.text
+            self._starts.append(self._page.add(self._strips[self._num_added], text))
+            self._num_added += 1
+        new = self._page.text[before:]
+        if new and self._on_text is not None:
+            self._on_text(new)
+
+    def result(self) -> LinesResult:
+        """After all strips were read."""
+        results, first = self._results, self._kept[0]
+        tokens = sum(result.completion_tokens for result in self._kept)
+        logs = sum(result.completion_tokens * math.log(max(result.confidence, 1e-9)) for result in self._kept)
+        timings = [result.timings for result in results]
+        page = replace(
+            first,
+            text=self._page.text,
+            finish_reason=FinishReason.LENGTH if self._has_ended else FinishReason.STOP,
+            confidence=math.exp(logs / tokens) if tokens else first.confidence,
+            min_confidence=min(result.min_confidence for result in self._kept),
+            token_scores=self._scores(),
+            vision_tokens=sum(result.vision_tokens for result in results),
+            prompt_tokens=sum(result.prompt_tokens for result in results),
+            completion_tokens=sum(result.completion_tokens for result in results),
+            timings=SequenceTimings(
+                queue_s=max(each.queue_s for each in timings),
+                encode_s=max(each.encode_s for each in timings),
+                prefill_s=max(each.prefill_s for each in timings),
+                generate_s=max(each.generate_s for each in timings),
+            ),
+        )
+        regions = tuple(Region(LABEL, line.box_px, line.text, start, line.words_px) for start, line in self._page.lines)
+        busy_s = sum(each.encode_s + each.prefill_s + each.generate_s for each in timings)
+        return LinesResult(page, regions, busy_s)
+
+    def _scores(self) -> TokenScores | None:
+        """Scores of the tokens of each line, at their places in the page's text; None if an answer has none."""
+        starts: list[int] = []
+        ends: list[int] = []
+        log_probabilities: list[float] = []
+        for answer, at in zip(self._answers, self._starts, strict=True):
+            if answer is None or answer.result.token_scores is None:
+                return None
+            (begin, end), scores = answer.span, answer.result.token_scores
+            if begin == end or at >= len(self._page.text):
+                continue
+            low, high = bisect_right(scores.ends, begin), bisect_left(scores.starts, end)
+            starts += [at + max(place - begin, 0) for place in scores.starts[low:high]]
+            ends += [at + min(place, end) - begin for place in scores.ends[low:high]]
+            log_probabilities += scores.log_probabilities[low:high]
+        return TokenScores(tuple(starts), tuple(ends), tuple(log_probabilities))
+
+
+def _few_lines(result: SequenceResult, count: int, *, is_short: bool) -> list[Span]:
+    """Lines of an answer to a single strip, or of one that the limit cut: what is left has none."""
+    if not is_short:
+        return [first_line(result.text) if result.finish_reason is FinishReason.STOP else (0, 0)]
+    spans: list[Span] = []
+    at = 0
+    for line in result.text.split("\n"):
+        if line.strip():
+            start = at + len(line) - len(line.lstrip())
+            spans.append((start, start + len(line.strip())))
+        at += len(line) + 1
+    return [*spans[:count], *[(0, 0)] * (count - len(spans))]

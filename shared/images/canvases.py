@@ -1,0 +1,110 @@
+"""Strips of print packed onto small images, for a reader that writes a line for each strip.
+
+`strip_cutting` makes strips of a page. Knows numpy alone, so that the service's own process can pack them.
+
+Shape letters: H and W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+SIDE_PX = 640
+EM_PX = 22.0
+"""Size of print on a canvas."""
+MARGIN_PX = 10
+EDGE_EM = 0.1
+"""Room left and right of a piece."""
+_LEADING_EM = 0.34
+MOST_LINES = 18
+MOST_STRIPS = 1200
+"""A page with more strips, or parts of them, has no lines that could be told apart."""
+MOST_STRIP_PARTS = 12_000
+
+Box = tuple[int, int, int, int]
+"""x1, y1, x2, y2 on the page as it came, upright."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Words of one segment, and where they are on their strip."""
+
+    segment: int
+    """Index in the level page's segments."""
+    first_word: int
+    last_word: int
+    """One past it."""
+    x1: float
+    x2: float
+    """On the level page."""
+    at_px: float
+    """Its left on the strip."""
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """What one line of a reader's text is to be."""
+
+    block: int
+    row: int
+    """Which row of all; strips of one row are one line of the text."""
+    box_px: Box
+    parts_px: tuple[Box, ...]
+    """Boxes of what gaps part in its print, words and letters, from left to right."""
+    pixels_HW: NDArray[np.uint8]
+    """Dark print on white paper."""
+    pieces: tuple[Piece, ...] = ()
+    """What it was cut from; none where that is not known any more."""
+    top: float = 0.0
+    scale: float = 1.0
+    """Its top on the level page, and its pixels for each of that page's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """Strips below each other.
+
+    Shapes:
+        pixels_HW: at most `SIDE_PX` a side, 255 is paper
+    """
+
+    strips: tuple[Strip, ...]
+    tops_px: tuple[int, ...]
+    pixels_HW: NDArray[np.uint8]
+
+
+def pack(strips: Sequence[Strip], em_px: float = EM_PX, most_lines: int = MOST_LINES) -> list[Canvas]:
+    """Put strips on canvases, in their order."""
+    canvases: list[Canvas] = []
+    waiting: list[Strip] = []
+    leading = max(3, round(_LEADING_EM * em_px))
+    height = 2 * MARGIN_PX
+    for strip in strips:
+        more = strip.pixels_HW.shape[0] + (leading if waiting else 0)
+        if waiting and (height + more > SIDE_PX or len(waiting) >= most_lines):
+            canvases.append(_canvas(waiting, leading))
+            waiting, height = [], 2 * MARGIN_PX
+            more = strip.pixels_HW.shape[0]
+        waiting.append(strip)
+        height += more
+    if waiting:
+        canvases.append(_canvas(waiting, leading))
+    return canvases
+
+
+def _canvas(strips: Sequence[Strip], leading: int) -> Canvas:
+    width = min(SIDE_PX, max(strip.pixels_HW.shape[1] for strip in strips) + 2 * MARGIN_PX)
+    height = sum(strip.pixels_HW.shape[0] for strip in strips) + leading * (len(strips) - 1) + 2 * MARGIN_PX
+    pixels_HW = np.full((min(height, SIDE_PX), width), 255, np.uint8)
+    tops = []
+    y = MARGIN_PX
+    for strip in strips:
+        part = strip.pixels_HW[: pixels_HW.shape[0] - y, : width - MARGIN_PX]
+        pixels_HW[y : y + part.shape[0], MARGIN_PX : MARGIN_PX + part.shape[1]] = part
+        tops.append(y)
+        y += strip.pixels_HW.shape[0] + leading
+    return Canvas(tuple(strips), tuple(tops), pixels_HW)

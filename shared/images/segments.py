@@ -1,0 +1,703 @@
+"""Finds the lines of print on a page, well enough to cut them out: a reader of lines gets nothing else.
+
+`ink_lines` finds print to hold a text against; here each line is also told from its neighbours, from rules and frames,
+and turned level. A line ends at a wide gap, so cells of a table and columns are segments of their own. Knows OpenCV
+and numpy, no model.
+
+Shape letters: N shapes, H and W pixels of the level page.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from shared.images.ink import MAX_SIDE_PX, Relief, relief_of_grey
+
+_DARKER_SHARE = 0.42
+"""Of the darkest print around: only this much counts, so that soft edges do not join letters."""
+_CAP_EM = 0.7
+"""Height of a capital in em."""
+_LEAST_SKEW = math.radians(0.15)
+_MOST_SKEW = math.radians(6)
+_RULE_CAPS, _LEVEL_CAPS = 2.6, 4.0
+"""An upright and a level stroke longer than so many capitals is a rule, not a letter's."""
+_BARE_SHARE = 0.22
+"""Less than about this share of a rule's edge has ink beyond; of a long one, on one side at least."""
+_UNDERLINE_SHARE = 0.6
+"""And on the other no more than under letters."""
+_LONGEST_WORD_CAPS = 10
+_RULE_THICK_PX = 7
+_WORD_REACH = 0.35
+_LINE_REACH = 0.62
+"""Half the gap that ends a segment, in capitals."""
+_WORD_GAP = 0.33
+"""A gap wider than this share of a capital is a space."""
+_POINT = 0.42
+"""Shapes lower than this share of a capital are points, dashes and accents."""
+_GRAINY = 3.0
+"""Standard deviation of a page's noise, of 255, from which it is smoothed."""
+_FAINT_RULE_SHARE = 0.1
+_FAINT_SHARE = 0.18
+"""Of the page's darkest print: what is fainter is grain."""
+_FAINTEST_SHARE = 0.3
+"""Of the darkness of most print: what is fainter shines through."""
+_MOST_ALONE = 500
+"""With more points on a page they are dirt."""
+_MOST_POINTS = 2500
+_ALIKE = 1.5
+"""Sizes within this ratio may be one, measured on different letters."""
+_MOST_SHAPES = 9_000
+_BAR_SHARE = 0.75
+"""Of the paper's brightness: what is darker may be a bar with light print."""
+_SOLID_EDGE = 0.65
+"""Of a bar's edge so much is dark; print has gaps."""
+_BAR_WIDE_PX = 56
+_BAR_PRINT_PX = (15, 41)
+"""Heights of light print that bars are looked for with."""
+_BLACK_PAGE, _DARK_PAGE = 90, 190
+"""Brightness, 0 to 255, of pages whose print must be light, and may be."""
+_SHARP = 0.3
+"""Print's edges are steeper than this share of its depth in a pixel; those of pictures are not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Print along one line up to the next wide gap, in pixels of the level page."""
+
+    box: tuple[int, int, int, int]
+    """x1, y1, x2, y2."""
+    em_px: float
+    words: tuple[tuple[int, int], ...]
+    """Left and right of each word, as far as gaps tell."""
+    parts: tuple[tuple[int, int, int, int], ...] = ()
+    """Boxes of all that any gap parts, letters too, from left to right."""
+
+    @property
+    def middle(self) -> float:
+        """Of its height."""
+        return (self.box[1] + self.box[3]) / 2
+
+    @property
+    def height(self) -> int:
+        """Of its ink."""
+        return self.box[3] - self.box[1]
+
+    @property
+    def width(self) -> int:
+        """Of its ink."""
+        return self.box[2] - self.box[0]
+
+
+@dataclass(frozen=True, slots=True)
+class LevelPage:
+    """A page turned level, and its segments.
+
+    Shapes:
+        grey_HW: the page, light print on dark grounds inverted, 255 is paper
+        owner_hw: which segment, from 1, each of the finder's pixels belongs to; 0 is paper, -1 a rule
+    """
+
+    grey_HW: NDArray[np.uint8]
+    owner_hw: NDArray[np.int32]
+    segments: tuple[Segment, ...]
+    scale: float
+    """Pixels of the page for each of the finder's."""
+    turn: NDArray[np.float64] | None
+    """Affine matrix from the level page to the page as it came; None where it was level."""
+
+    def on_page(self, box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+        """A box on the page as it came, around the turned one."""
+        x1, y1, x2, y2 = box
+        if self.turn is not None:
+            corners = np.array([[x1, y1, 1], [x2, y1, 1], [x1, y2, 1], [x2, y2, 1]], np.float64)
+            # Of a line turned a little only its ends are off, so its height is that of its middle.
+            middle = self.turn @ np.array([(x1 + x2) / 2, (y1 + y2) / 2, 1])
+            xy = corners @ self.turn.T
+            slope = abs(self.turn[0, 1]) * (x2 - x1) / 2
+            x1, x2 = float(xy[:, 0].min()), float(xy[:, 0].max())
+            half = (y2 - y1) / 2 + min(slope, (y2 - y1) / 4)
+            y1, y2 = float(middle[1]) - half, float(middle[1]) + half
+        height, width = self.grey_HW.shape
+        left, top = min(max(round(x1), 0), width - 1), min(max(round(y1), 0), height - 1)
+        return left, top, min(max(round(x2), left + 1), width), min(max(round(y2), top + 1), height)
+
+
+def find_segments(page: Image.Image) -> LevelPage:
+    """Find a page's segments of lines.
+
+    Args:
+        page: Upright, mode RGB.
+
+    Returns:
+        The level page; its segments are in no order.
+    """
+    grey_HW = _ink_grey(page)
+    small_hw, scale = _made_small(grey_HW)
+    bars_hw = _bars(small_hw)
+    if bars_hw is not None:
+        ground_HW: Any = cv2.resize(bars_hw, page.size, interpolation=cv2.INTER_NEAREST)
+        grey_HW = _inverted(grey_HW, ground_HW)
+        small_hw, scale = _made_small(grey_HW)
+    relief = _relief(small_hw, scale)
+    angle = _skew(_shapes(_mask(relief)))
+    turn = None
+    if abs(angle) > _LEAST_SKEW:
+        grey_HW, turn = _levelled(grey_HW, angle)
+        small_hw, scale = _made_small(grey_HW)
+        relief = _relief(small_hw, scale)
+    owner_hw, segments = _segments(relief)
+    return LevelPage(grey_HW, owner_hw, segments, scale, turn)
+
+
+def _relief(small_hw: NDArray[np.uint8], scale: float) -> Relief:
+    """Print apart from paper; grain is smoothed first, since lines are looked for where it is darkest around."""
+    relief = relief_of_grey(small_hw, scale)
+    if relief.noise < _GRAINY:
+        return relief
+    smooth: Any = cv2.GaussianBlur(cv2.medianBlur(small_hw, 3), (3, 3), 0)
+    relief = relief_of_grey(smooth, scale)
+    dark = float(np.percentile(relief.depth_HW, 99.5))
+    return replace(relief, threshold=max(relief.threshold, 0.33 * dark))
+
+
+def _inverted(grey_HW: NDArray[np.uint8], ground_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Light print on a ground of this brightness as dark print on white; 0 is no ground."""
+    ground = ground_HW.astype(np.float32)
+    lighter = np.clip((grey_HW - ground) * (255.0 / np.maximum(255.0 - ground, 1.0)), 0, 255)
+    result: NDArray[np.uint8] = np.where(ground_HW > 0, 255 - lighter, grey_HW).astype(np.uint8)
+    return result
+
+
+def _ink_grey(page: Image.Image) -> NDArray[np.uint8]:
+    """Grey paper with dark ink; coloured ink is darker than its brightness, but a yellow marker is not black."""
+    pixels_HWC: Any = np.asarray(page)
+    grey_HW: Any = cv2.cvtColor(pixels_HWC, cv2.COLOR_RGB2GRAY)
+    if int(cv2.absdiff(pixels_HWC[:, :, 0], pixels_HWC[:, :, 2]).max()) > 8:
+        red, green, blue = cv2.split(pixels_HWC)
+        grey_HW = cv2.addWeighted(cv2.min(cv2.min(red, green), blue), 0.5, grey_HW, 0.5, 0)
+    if _is_light_on_dark(grey_HW):
+        grey_HW = 255 - grey_HW
+    result: NDArray[np.uint8] = grey_HW
+    return result
+
+
+def _is_light_on_dark(grey_HW: NDArray[np.uint8]) -> bool:
+    """Whether print is lighter than its paper, as on a negative or a slide."""
+    step = max(1, max(grey_HW.shape) // 800)
+    small = np.ascontiguousarray(grey_HW[::step, ::step])
+    middle = float(np.percentile(small, 60))
+    if not _BLACK_PAGE < middle < _DARK_PAGE:
+        return middle <= _BLACK_PAGE
+    kernel = np.ones((9, 9), np.uint8)
+    dark: Any = cv2.morphologyEx(small, cv2.MORPH_BLACKHAT, kernel)
+    light: Any = cv2.morphologyEx(small, cv2.MORPH_TOPHAT, kernel)
+    return int((light > 30).sum()) > 1.3 * int((dark > 30).sum())
+
+
+def _made_small(grey_HW: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], float]:
+    """The page as large as lines are looked for, and its pixels for each of these."""
+    height, width = grey_HW.shape
+    longest = min(max(height, width), 3 * min(height, width))
+    scale = max(1.0, longest / MAX_SIDE_PX)
+    if scale == 1.0:
+        return grey_HW, 1.0
+    size = max(1, round(width / scale)), max(1, round(height / scale))
+    small: Any = cv2.resize(grey_HW, size, interpolation=cv2.INTER_AREA)
+    return small, height / size[1]
+
+
+def _bars(small_hw: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+    """The brightness, at least 1, of dark bars with light print on them, as of a table's head; None without any."""
+    paper = float(np.percentile(small_hw[::4, ::4], 80))
+    dark_hw: Any = (small_hw < _BAR_SHARE * paper).astype(np.uint8)
+    # Print has no solid ground of this height and width, a bar has above and below its print.
+    solid_hw: Any = cv2.morphologyEx(dark_hw, cv2.MORPH_OPEN, np.ones((2, 28), np.uint8))
+    found_hw = np.zeros_like(dark_hw)
+    for high in _BAR_PRINT_PX:
+        joined_hw: Any = cv2.morphologyEx(solid_hw, cv2.MORPH_CLOSE, np.ones((high, 9), np.uint8))
+        joined_hw = cv2.morphologyEx(joined_hw, cv2.MORPH_OPEN, np.ones((9, 24), np.uint8))
+        count, labels_hw, stats, _ = cv2.connectedComponentsWithStats(joined_hw, connectivity=4)
+        inner_hw: Any = cv2.erode(joined_hw, np.ones((5, 5), np.uint8))
+        for number in range(1, count):
+            x, y, w, h, area = stats[number].tolist()
+            if h > 0.25 * small_hw.shape[0]:
+                continue
+            place = slice(y, y + h), slice(x, x + w)
+            own = labels_hw[place] == number
+            dark, edge = dark_hw[place] > 0, own & (inner_hw[place] == 0)
+            light = float((own & ~dark).sum()) / area
+            if (
+                not 0.01 < light < 0.45
+                or float((edge & dark).sum()) < _SOLID_EDGE * float(edge.sum())
+                or w < _BAR_WIDE_PX
+            ):
+                continue
+            ground = max(1, int(np.median(small_hw[place][own & dark])))
+            # Dark print on a tinted ground needs nothing.
+            darker = float((own & (small_hw[place] < 0.6 * ground)).sum()) / area
+            lighter = float((own & (small_hw[place] > 0.5 * (ground + paper))).sum()) / area
+            if lighter > 1.5 * darker:
+                found_hw[place][own] = ground
+    if not found_hw.any():
+        return None
+    # Its outermost rows too, or they would be a frame.
+    grown_hw: Any = cv2.dilate(found_hw, np.ones((7, 7), np.uint8))
+    result: NDArray[np.uint8] = np.where((found_hw == 0) & (dark_hw > 0), grown_hw, found_hw)
+    return result
+
+
+def _mask(relief: Relief) -> NDArray[np.uint8]:
+    depth_HW = relief.depth_HW
+    inked = depth_HW[depth_HW > relief.threshold]
+    if not inked.size:
+        return np.zeros(depth_HW.shape, np.uint8)
+    # Soft edges join letters, so print counts where it is dark for what is around it.
+    height, width = depth_HW.shape
+    around: Any = cv2.dilate(cv2.dilate(depth_HW, np.ones((5, 5), np.uint8))[::4, ::4], np.ones((7, 7), np.uint8))
+    around = cv2.resize(around, (width, height), interpolation=cv2.INTER_LINEAR)
+    least = max(relief.threshold, _FAINT_SHARE * float(np.percentile(depth_HW, 99.7)))
+    return ((depth_HW > least) & (depth_HW > _DARKER_SHARE * around)).astype(np.uint8)
+
+
+def _shapes(mask_HW: NDArray[np.uint8]) -> NDArray[np.int32]:
+    found: Any = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
+    result: NDArray[np.int32] = found[2][1:]
+    return result
+
+
+def _cap_of(heights: NDArray[Any]) -> float:
+    """Height of a capital, from heights of shapes."""
+    whole = heights[heights >= 5]
+    if not whole.size:
+        return 10.0
+    low = whole[whole >= np.percentile(whole, 20)]
+    return float(max(np.percentile(low, 70), 6.0))
+
+
+def _skew(shapes_N5: NDArray[np.int32]) -> float:
+    """Angle in radians by which lines fall to the right, from where shapes stand."""
+    _, _, w, h, _ = shapes_N5.T
+    cap = _cap_of(h)
+    kept = (h > 0.45 * cap) & (h < 2 * cap) & (w < 6 * cap)
+    if kept.sum() < 12:
+        return 0.0
+    left, top, w, h, _ = shapes_N5[kept].T
+    x, y = left + w / 2, (top + h).astype(np.float64)
+    if np.ptp(x) < 12 * cap:
+        return 0.0
+    best, best_score = 0.0, -1.0
+    for step, around, reach in ((0.25, 0.0, math.degrees(_MOST_SKEW)), (0.05, None, 0.25)):
+        middle = math.degrees(best) if around is None else around
+        for degrees in np.arange(middle - reach, middle + reach + 1e-6, step):
+            angle = math.radians(float(degrees))
+            level = y - x * math.tan(angle)
+            bins = np.bincount(((level - level.min()) / 2).astype(np.int64))
+            score = float((bins.astype(np.float64) ** 2).sum())
+            # Level unless another angle is clearly better.
+            score *= 1.0 - 0.002 * abs(float(degrees))
+            if score > best_score:
+                best, best_score = angle, score
+    if abs(best) >= _MOST_SKEW - math.radians(0.3):
+        return 0.0
+    return best
+
+
+def _levelled(grey_HW: NDArray[np.uint8], angle: float) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """The page turned so that its lines are level, and the matrix back."""
+    height, width = grey_HW.shape
+    matrix: Any = cv2.getRotationMatrix2D((width / 2, height / 2), math.degrees(angle), 1.0)
+    turned: Any = cv2.warpAffine(
+        grey_HW, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    back: Any = cv2.invertAffineTransform(matrix)
+    return turned, back
+
+
+def _rules(mask_HW: NDArray[np.uint8], cap: float) -> NDArray[np.uint8]:
+    """Pixels of straight strokes that are too long for letters and too thin for pictures."""
+    found: Any = _level_rules(mask_HW, max(36, round(_LEVEL_CAPS * cap)), cap)
+    found = cv2.dilate(found, np.ones((3, 1), np.uint8))
+    upright: Any = _level_rules(np.ascontiguousarray(mask_HW.T), max(24, round(_RULE_CAPS * cap)), cap).T
+    # Their soft edges too, or they would be strokes.
+    upright = cv2.dilate(np.ascontiguousarray(upright), np.ones((1, 3), np.uint8))
+    result: NDArray[np.uint8] = (found | upright) & mask_HW
+    return result
+
+
+def _level_rules(mask_HW: NDArray[np.uint8], long: int, cap: float) -> NDArray[np.uint8]:
+    # A scanned rule is not quite straight: gaps of a pixel in it are closed first.
+    thick_HW: Any = cv2.dilate(mask_HW, np.ones((3, 1), np.uint8))
+    opened_HW: Any = cv2.morphologyEx(thick_HW, cv2.MORPH_OPEN, np.ones((1, long), np.uint8))
+    count, labels_HW, stats, _ = cv2.connectedComponentsWithStats(opened_HW, connectivity=8)
+    if count == 1:
+        return np.zeros_like(mask_HW)
+    _, _, w, h, area = stats.T
+    thickness = area / np.maximum(w, 1) - 2
+    is_rule = (thickness <= max(4.0, 0.35 * cap)) & (h <= np.maximum(_RULE_THICK_PX + 2, 0.02 * w + 6))
+    # Letters that touch make long strokes too, but there is ink above and below these.
+    edge_HW: Any = opened_HW & ~np.roll(opened_HW, 1, axis=0)
+    above = _share_inked(labels_HW, edge_HW, np.roll(mask_HW, 2, axis=0), count)
+    edge_HW = opened_HW & ~np.roll(opened_HW, -1, axis=0)
+    below = _share_inked(labels_HW, edge_HW, np.roll(mask_HW, -2, axis=0), count)
+    is_bare = np.maximum(above, below) < 1.4 * _BARE_SHARE
+    # No word is as long as this, and gaps between words end what is joined.
+    is_long = w > _LONGEST_WORD_CAPS * cap
+    is_bare |= is_long & (np.minimum(above, below) < _BARE_SHARE) & (np.maximum(above, below) < _UNDERLINE_SHARE)
+    is_rule &= is_bare
+    is_rule[0] = False
+    result: NDArray[np.uint8] = is_rule[labels_HW].astype(np.uint8)
+    return result
+
+
+def _share_inked(
+    labels_HW: NDArray[np.int32], edge_HW: NDArray[np.uint8], beyond_HW: NDArray[np.uint8], count: int
+) -> NDArray[np.float64]:
+    """Of each shape, how much of its edge has ink a little beyond."""
+    labels = labels_HW[edge_HW > 0]
+    inked = np.bincount(labels, beyond_HW[edge_HW > 0], count)
+    result: NDArray[np.float64] = inked / np.maximum(np.bincount(labels, minlength=count), 1)
+    return result
+
+
+def _part_touching(mask_HW: NDArray[np.uint8], shapes_N5: NDArray[np.int32], cap: float) -> None:
+    """Cut shapes in two that reach over two lines."""
+    left, top, w, h, _ = shapes_N5.T
+    tall = np.flatnonzero((h > 1.55 * cap) & (h < 4.5 * cap) & (w < 12 * cap))
+    normal = (h > 0.4 * cap) & (h < 1.5 * cap)
+    nx1, nx2, nc = left[normal], (left + w)[normal], (top + h / 2)[normal]
+    nh = h[normal]
+    for index in tall.tolist():
+        x, y, width, height = left[index], top[index], w[index], h[index]
+        near = (nx2 > x - 2.5 * cap) & (nx1 < x + width + 2.5 * cap) & (nc > y) & (nc < y + height)
+        near &= nh < 0.66 * height
+        place = (nc[near] - y) / height
+        above, below = int((place < 0.4).sum()), int((place > 0.6).sum())
+        if above < 1 or below < 1 or above + below < 0.75 * place.size:
+            continue
+        part = mask_HW[y + round(0.3 * height) : y + round(0.7 * height) + 1, x : x + width]
+        row = int(part.sum(axis=1).argmin()) + y + round(0.3 * height)
+        mask_HW[row, x : x + width] = 0
+
+
+def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
+    mask_HW, scale = _mask(relief), relief.scale
+    height, width = mask_HW.shape
+    cap = _cap_of(_shapes(mask_HW)[:, 3])
+    # Some are fainter than print and broken where print is near; others lie on a tinted ground, which joins faint ones.
+    least = max(relief.threshold, _FAINT_RULE_SHARE * float(np.percentile(relief.depth_HW, 99.7)))
+    faint_HW: Any = (relief.depth_HW > least).astype(np.uint8) | mask_HW
+    rules_HW = _rules(mask_HW, cap) | (_rules(faint_HW, cap) & faint_HW)
+    mask_HW = mask_HW & ~rules_HW
+    _part_touching(mask_HW, _shapes(mask_HW), cap)
+    found: Any = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
+    _, labels_HW, stats, _ = found
+    owner_of = np.zeros(len(stats), np.int32)
+    left, top, w, h, area = stats.T
+    long, short = np.maximum(w, h), np.minimum(w, h)
+    fill = area / np.maximum(w * h, 1)
+    is_shape = (area >= 2) & (h <= max(0.12 * max(mask_HW.shape), 60))
+    is_shape &= ~((fill < 0.1) & (short > 30))
+    is_shape &= ~((fill > 0.8) & (short > 1.6 * cap) & (long > 3 * cap))
+    is_shape &= ~((long > 12 * short) & (long > 2 * cap))
+    is_cut = (left <= 0) | (top <= 0) | (left + w >= width) | (top + h >= height)
+    is_shape &= ~(is_cut & ((h > 1.6 * cap) | (w > 6 * cap)))
+    is_shape[0] = False
+    is_shape &= ~_frames(stats, is_shape, cap)
+    is_shape &= ~_bits_of_rules(stats, is_shape, cap)
+    kept = np.flatnonzero(is_shape)
+    if kept.size > _MOST_SHAPES:
+        # Grain: what is smaller than a letter is left out.
+        kept = np.sort(kept[np.argsort(-area[kept], kind="stable")[:_MOST_SHAPES]])
+    if not kept.size:
+        return _owners(owner_of, labels_HW, rules_HW), ()
+    boxes_N4 = stats[kept][:, :4]
+    line_of = _join(boxes_N4, cap, mask_HW.shape)
+    depths: list[float] = []
+    members_of: list[NDArray[np.int64]] = []
+    steepness_HW: Any = cv2.morphologyEx(relief.depth_HW, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    segments: list[Segment] = []
+    for label in range(1, int(line_of.max(initial=0)) + 1):
+        members = np.flatnonzero(line_of == label)
+        if not members.size or not _is_sharp(boxes_N4[members], relief.depth_HW, steepness_HW):
+            continue
+        made = _segment(boxes_N4[members], area[kept][members], cap, scale)
+        if made is not None:
+            segments.append(made)
+            depths.append(_depth_of(boxes_N4[members], relief.depth_HW))
+            members_of.append(kept[members])
+    is_print = _is_print(segments, depths, mask_HW.shape, cap, scale)
+    segments = [segment for segment, is_kept in zip(segments, is_print, strict=True) if is_kept]
+    for number, members in enumerate(
+        (members for members, is_kept in zip(members_of, is_print, strict=True) if is_kept), 1
+    ):
+        owner_of[members] = number
+    return _owners(owner_of, labels_HW, rules_HW), _evened(segments)
+
+
+def _frames(stats: NDArray[np.int32], is_shape: NDArray[np.bool_], cap: float) -> NDArray[np.bool_]:
+    """Which shapes have others inside, as no letter has."""
+    left, top, w, h, _ = stats.T
+    x, y = left + w / 2, top + h / 2
+    is_whole = is_shape & (h > 0.5 * cap)
+    result = np.zeros(len(stats), np.bool_)
+    for index in np.flatnonzero(is_shape & (h > 1.6 * cap) & (w > 2.5 * cap)).tolist():
+        inside = is_whole & (x > left[index]) & (x < left[index] + w[index])
+        inside &= (y > top[index]) & (y < top[index] + h[index])
+        result[index] = inside.sum() > 2
+    return result
+
+
+def _bits_of_rules(stats: NDArray[np.int32], is_shape: NDArray[np.bool_], cap: float) -> NDArray[np.bool_]:
+    """Which shapes are upright strokes with no letter of their height near."""
+    left, top, w, h, area = stats.T
+    result = np.zeros(len(stats), np.bool_)
+    is_letter = is_shape & (w > 0.35 * h)
+    for index in np.flatnonzero(is_shape & (h > 1.4 * cap) & (w < 0.3 * h) & (area > 0.7 * w * h)).tolist():
+        near = is_letter & (h > 0.65 * h[index]) & (h < 1.6 * h[index])
+        near &= (left < left[index] + 4 * h[index]) & (left + w > left[index] - 4 * h[index])
+        near &= (top < top[index] + h[index]) & (top + h > top[index])
+        result[index] = not near.any()
+    return result
+
+
+def _evened(segments: list[Segment]) -> tuple[Segment, ...]:
+    """The same with sizes like those around: a word without capitals seems smaller than it is."""
+    if not segments:
+        return ()
+    em = np.array([segment.em_px for segment in segments])
+    middle = np.array([segment.middle for segment in segments])
+    weight = np.array([min(len(segment.words), 12) + 1.0 for segment in segments])
+    result = []
+    for index, segment in enumerate(segments):
+        ratio = em / em[index]
+        near = np.flatnonzero(
+            (ratio > 1 / _ALIKE) & (ratio < _ALIKE) & (np.abs(middle - middle[index]) < 5 * em[index])
+        )
+        order = near[np.argsort(em[near])]
+        half = np.searchsorted(np.cumsum(weight[order]), weight[order].sum() / 2)
+        result.append(replace(segment, em_px=float(em[order[half]])))
+    return tuple(result)
+
+
+def _depth_of(boxes_M4: NDArray[np.int32], depth_HW: NDArray[np.uint8]) -> float:
+    """How dark a segment's print is, at its darkest."""
+    x, y = boxes_M4[:, 0].min(), boxes_M4[:, 1].min()
+    place = slice(y, (boxes_M4[:, 1] + boxes_M4[:, 3]).max()), slice(x, (boxes_M4[:, 0] + boxes_M4[:, 2]).max())
+    return float(np.percentile(depth_HW[place], 95))
+
+
+def _is_print(
+    segments: list[Segment], depths: list[float], size: tuple[int, ...], cap: float, scale: float
+) -> list[bool]:
+    """Which segments are neither show-through nor dirt."""
+    if not segments:
+        return []
+    weights = np.array([len(segment.words) * segment.width for segment in segments], np.float64)
+    order = np.argsort(depths)
+    half = np.searchsorted(np.cumsum(weights[order]), weights.sum() / 2)
+    usual = depths[int(order[half])]
+    height, width = size[0] * scale, size[1] * scale
+    cap *= scale
+    result = []
+    for segment, depth in zip(segments, depths, strict=True):
+        x1, y1, x2, y2 = segment.box
+        at_edge = min(x1, y1, width - x2, height - y2) < 0.012 * max(width, height)
+        is_small = segment.width < 3 * cap
+        odd = not 0.5 * cap < segment.height < 2.2 * cap
+        result.append(depth > _FAINTEST_SHARE * usual and not (at_edge and (odd or is_small) and len(segments) > 8))
+    return result
+
+
+def _is_sharp(boxes_M4: NDArray[np.int32], depth_HW: NDArray[np.uint8], steepness_HW: NDArray[np.uint8]) -> bool:
+    """Whether shapes have print's edges."""
+    x, y = boxes_M4[:, 0].min(), boxes_M4[:, 1].min()
+    place = slice(y, (boxes_M4[:, 1] + boxes_M4[:, 3]).max()), slice(x, (boxes_M4[:, 0] + boxes_M4[:, 2]).max())
+    deep = float(np.percentile(depth_HW[place], 95))
+    return float(np.percentile(steepness_HW[place], 92)) > _SHARP * deep
+
+
+def _owners(
+    owner_of: NDArray[np.int32], labels_HW: NDArray[np.int32], rules_HW: NDArray[np.uint8]
+) -> NDArray[np.int32]:
+    owner_hw: NDArray[np.int32] = owner_of[labels_HW]
+    owner_hw[rules_HW > 0] = -1
+    return owner_hw
+
+
+def _join(boxes_N4: NDArray[np.int32], cap: float, size: tuple[int, ...]) -> NDArray[np.int32]:
+    """Number of the line, from 1, of each shape; 0 for shapes of none."""
+    h = boxes_N4[:, 3]
+    is_point = h < _POINT * cap
+    words_of = _strips(boxes_N4[~is_point], np.maximum(h[~is_point] * _WORD_REACH, 2), size)
+    sizes = h[~is_point].astype(np.float64)
+    # Of each word the height of its higher letters; letters of a word are alike.
+    order = np.lexsort((sizes, words_of))
+    ends = np.searchsorted(words_of[order], np.arange(1, int(words_of.max(initial=0)) + 2))
+    size_of_word = np.zeros(len(ends) + 1)
+    for number, (start, end) in enumerate(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)):
+        if end > start:
+            size_of_word[number] = sizes[order[start + int(0.75 * (end - start - 1))]]
+    word_size = np.maximum(size_of_word[words_of], sizes)
+    # A line's size: letters standing alone are as large as what is around them.
+    line_of = np.zeros(len(boxes_N4), np.int32)
+    line_of[~is_point] = _strips(boxes_N4[~is_point], np.maximum(word_size * _LINE_REACH, 0.5 * cap), size)
+    return _attach_small(boxes_N4, line_of, cap)
+
+
+def _strips(boxes_N4: NDArray[np.int32], reach_N: NDArray[np.float64], size: tuple[int, ...]) -> NDArray[np.int32]:
+    """Joins shapes whose middles, drawn out to both sides by their reach, touch."""
+    strip_HW = np.zeros(size, np.uint8)
+    reach = np.round(reach_N).astype(np.int64)
+    left, top, w, h = boxes_N4.T
+    x1, x2 = np.maximum(left - reach, 0), np.minimum(left + w + reach, size[1])
+    y1, y2 = top + h // 4, top + h - h // 4
+    for a, b, c, d in zip(x1.tolist(), x2.tolist(), y1.tolist(), y2.tolist(), strict=True):
+        strip_HW[c:d, a:b] = 1
+    _, labels_HW = cv2.connectedComponents(strip_HW, connectivity=4)
+    result: NDArray[np.int32] = labels_HW[np.minimum(top + h // 2, size[0] - 1), np.minimum(left + w // 2, size[1] - 1)]
+    return result
+
+
+def _attach_small(boxes_N4: NDArray[np.int32], line_of: NDArray[np.int32], cap: float) -> NDArray[np.int32]:
+    """Give points, accents and what is left of letters to the line that they are part of."""
+    count = int(line_of.max(initial=0))
+    if not count:
+        return line_of
+    left, top, w, h = boxes_N4.T
+    bounds = np.zeros((count + 1, 4))
+    size = np.zeros(count + 1)
+    for label in range(1, count + 1):
+        members = line_of == label
+        if members.any():
+            bounds[label] = (
+                left[members].min(), top[members].min(), (left + w)[members].max(), (top + h)[members].max(),
+            )  # fmt: skip
+            size[label] = np.percentile(h[members], 75)
+    y = top + h / 2
+    # Whole lines of small shapes that lie in a larger line, such as the dots of its letters.
+    for label in np.argsort(size)[:].tolist():
+        if not label or not size[label]:
+            continue
+        bx1, by1, bx2, by2 = bounds[label]
+        middle_x, middle_y = (bx1 + bx2) / 2, (by1 + by2) / 2
+        around = (
+            (bounds[:, 0] - 0.95 * size <= middle_x) & (middle_x <= bounds[:, 2] + 0.95 * size)
+            & (bounds[:, 1] - 0.3 * size <= middle_y) & (middle_y <= bounds[:, 3] + 0.25 * size)
+            & (size > 1.4 * size[label]) & (bx2 - bx1 < 3.0 * size) & (by2 - by1 < 0.65 * size)
+        )  # fmt: skip
+        around[0] = False
+        if around.any():
+            target = int(np.flatnonzero(around)[0])
+            line_of[line_of == label] = target
+            size[label] = 0
+            bounds[label] = (-1e9, -1e9, -1e9, -1e9)
+    is_leader = _leaders(boxes_N4, line_of, cap)
+    for index in np.flatnonzero((line_of == 0) & ~is_leader).tolist():
+        gap_x = np.maximum(np.maximum(bounds[:, 0] - (left[index] + w[index]), left[index] - bounds[:, 2]), 0)
+        gap_y = np.maximum(np.maximum(bounds[:, 1] - y[index], y[index] - bounds[:, 3]), 0)
+        near = (gap_x < 0.95 * size) & (gap_y < 0.45 * size) & (size > 0)
+        if near.any():
+            candidates = np.flatnonzero(near)
+            line_of[index] = candidates[int(np.argmin((gap_x + 0.5 * gap_y)[candidates]))]
+    return _alone(boxes_N4, line_of, is_leader, bounds, size)
+
+
+def _leaders(boxes_N4: NDArray[np.int32], line_of: NDArray[np.int32], cap: float) -> NDArray[np.bool_]:
+    """Which points are of dotted lines: at least five alike on one height, close together."""
+    result = np.zeros(len(boxes_N4), np.bool_)
+    free = np.flatnonzero(line_of == 0)
+    if not 5 <= free.size <= _MOST_POINTS:
+        return result
+    left, top, w, h = boxes_N4[free].T.astype(np.float64)
+    x, y = left + w / 2, top + h / 2
+    near = (np.abs(y[:, None] - y) < 0.2 * cap) & (np.abs(x[:, None] - x) < 4.5 * cap)
+    near &= (np.abs(h[:, None] - h) <= 2) & (np.abs(w[:, None] - w) <= 0.3 * cap)
+    result[free[near.sum(axis=1) >= 5]] = True
+    return result
+
+
+def _alone(
+    boxes_N4: NDArray[np.int32],
+    line_of: NDArray[np.int32],
+    is_leader: NDArray[np.bool_],
+    bounds: NDArray[np.float64],
+    size: NDArray[np.float64],
+) -> NDArray[np.int32]:
+    """Make dashes and bullets that stand alone on the height of a line segments; leaders are left out."""
+    left, top, w, h = boxes_N4.T
+    free = np.flatnonzero((line_of == 0) & ~is_leader)
+    if free.size > _MOST_ALONE:
+        return line_of
+    y = top + h / 2
+    number = len(size)
+    for index in free.tolist():
+        on_height = (bounds[:, 1] < y[index]) & (y[index] < bounds[:, 3]) & (size > 0)
+        gap_x = np.maximum(np.maximum(bounds[:, 0] - (left[index] + w[index]), left[index] - bounds[:, 2]), 0)
+        near = np.flatnonzero(on_height & (gap_x < 25 * size))
+        if not near.size:
+            continue
+        cap = float(size[near[np.argmin(gap_x[near])]])
+        is_dash = w[index] > max(0.3 * cap, 1.6 * h[index]) and h[index] < 0.3 * cap
+        is_bullet = min(w[index], h[index]) > 0.28 * cap and bool(
+            (on_height & (bounds[:, 0] > left[index]) & (bounds[:, 0] - left[index] < 3.5 * size)).any()
+        )
+        # The two points of a colon.
+        pair = free[(np.abs(left[free] - left[index]) < 0.3 * cap) & (np.abs(y[free] - y[index]) > 0.15 * cap)
+                    & (np.abs(y[free] - y[index]) < cap)]  # fmt: skip
+        if pair.size == 1 and line_of[pair[0]] == 0 and max(w[index], h[index]) < 0.45 * cap:
+            line_of[index] = line_of[pair[0]] = number
+            number += 1
+            continue
+        if line_of[index]:
+            continue
+        like = free[(np.abs(y[free] - y[index]) < 0.2 * cap) & (np.abs(left[free] - left[index]) < 1.6 * cap)]
+        if (is_dash or is_bullet) and like.size <= 2 and w[index] < 2 * cap:
+            line_of[index] = number
+            number += 1
+    return line_of
+
+
+def _segment(boxes_M4: NDArray[np.int32], area_M: NDArray[np.int32], page_cap: float, scale: float) -> Segment | None:
+    """A segment of shapes; None for dust."""
+    left, top, w, h = boxes_M4.T
+    whole = h >= min(4, int(h.max()))
+    cap = float(np.percentile(h[whole], 80))
+    if cap < _POINT * page_cap:
+        # A dash or a colon says nothing of the size of print.
+        cap = page_cap
+    x1, y1, x2, y2 = left.min(), top.min(), (left + w).max(), (top + h).max()
+    # A single speck, or a lone stroke.
+    if int(area_M.sum()) < 3 or (len(boxes_M4) == 1 and max(int(w[0]), int(h[0])) < 3):
+        return None
+    # What is left of an upright rule.
+    if len(boxes_M4) == 1 and w[0] < 0.25 * h[0] and h[0] > 1.35 * page_cap:
+        return None
+    order = np.argsort(left)
+    space = max(1.5, _WORD_GAP * cap)
+    words: list[list[float]] = []
+    for index in order.tolist():
+        if words and left[index] - words[-1][1] <= space:
+            words[-1][1] = max(words[-1][1], left[index] + w[index])
+        else:
+            words.append([left[index], left[index] + w[index]])
+    parts: list[list[int]] = []
+    for index in order.tolist():
+        box = [left[index], top[index], left[index] + w[index], top[index] + h[index]]
+        if parts and box[0] - parts[-1][2] <= 1:
+            last = parts[-1]
+            parts[-1] = [last[0], min(last[1], box[1]), max(last[2], box[2]), max(last[3], box[3])]
+        else:
+            parts.append(box)
+    return Segment(
+        (round(x1 * scale), round(y1 * scale), round(x2 * scale), round(y2 * scale)),
+        cap / _CAP_EM * scale,
+        tuple((round(a * scale), round(b * scale)) for a, b in words),
+        tuple((round(a * scale), round(b * scale), round(c * scale), round(d * scale)) for a, b, c, d in parts),
+    )

@@ -1,0 +1,149 @@
+"""A page read by its lines: whatever answers are like, its text is in order, and each line where it was found."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from service.engine.protocol import SequenceResult, SequenceTimings
+from service.errors import EngineLostError
+from service.ocr.line_reading import LinesResult, read_lines
+from shared.contract.answer import FinishReason
+from shared.contract.confidence import score_tokens
+from shared.deepseek_ocr.forms import PageViews
+from shared.deepseek_ocr.nano_config import NANO_GEOMETRY
+from shared.images.canvases import Strip
+
+HEIGHT = 24
+
+
+def strips_of(count: int) -> list[Strip]:
+    """Strips whose darkness says which they are; two of three rows have one strip, the third has two."""
+    strips = []
+    for number in range(count):
+        box = (5, 30 * number, 90, 30 * number + 20)
+        pixels = np.full((HEIGHT, 200), number, np.uint8)
+        strips.append(Strip(number // 8, number - (number % 3 == 2), box, (box,), pixels))
+    return strips
+
+
+def numbers_on(view: PageViews) -> list[int]:
+    """Which strips a canvas shows."""
+    column = view.global_view_HWC[:, :, 0]
+    x = int(np.argmax((column < 100).any(axis=0)))
+    found = [int(value) for value in column[:, x] if value < 100]
+    return list(dict.fromkeys(found))
+
+
+class Reader:
+    """Gives each strip's number in words, and counts what it was asked."""
+
+    def __init__(self, answer: Callable[[list[int]], tuple[str, FinishReason]] | None = None) -> None:
+        self.answer = answer or (lambda numbers: ("\n".join(f"line {n}" for n in numbers), FinishReason.STOP))
+        self.asked: list[list[int]] = []
+
+    async def __call__(self, view: PageViews, max_new_tokens: int) -> SequenceResult:
+        numbers = numbers_on(view)
+        self.asked.append(numbers)
+        await asyncio.sleep(random.Random(len(self.asked)).random() / 500)
+        text, reason = self.answer(numbers)
+        if len(text) > max_new_tokens:
+            text, reason = text[:max_new_tokens], FinishReason.LENGTH
+        scores = score_tokens([letter.encode() for letter in text], [-0.01] * len(text))
+        timings = SequenceTimings(0.1, 0.2, 0.3, 0.4)
+        return SequenceResult("x", text, reason, 0.99, 0.9, 400, 410, len(text), timings, scores)
+
+
+def run(strips: list[Strip], reader: Reader, most: int = 4000) -> tuple[LinesResult, str]:
+    shown: list[str] = []
+    result = asyncio.run(read_lines(strips, NANO_GEOMETRY, most, reader, shown.append))
+    return result, "".join(shown)
+
+
+def expected(count: int) -> str:
+    text = ""
+    for number in range(count):
+        joint = "" if not number else " " if number % 3 == 2 else "\n\n" if not number % 8 else "\n"
+        text += f"{joint}line {number}"
+    return text
+
+
+def test_text_is_in_order_and_streamed_as_it_is():
+    reader = Reader()
+    result, shown = run(strips_of(40), reader)
+    assert result.result.text == shown == expected(40)
+    assert len(reader.asked) == 3
+    assert result.result.vision_tokens == 1200
+    assert result.result.finish_reason is FinishReason.STOP
+    assert result.busy_s == pytest.approx(2.7)
+
+
+def test_boxes_and_scores_are_those_of_the_lines():
+    result, _ = run(strips_of(20), Reader())
+    text, scores = result.result.text, result.result.token_scores
+    for region in result.regions:
+        assert text[region.start : region.start + len(region.text)] == region.text
+        number = int(region.text.split()[1])
+        assert region.box_px[1] == 30 * number
+    assert scores is not None
+    assert "".join(text[a:b] for a, b in zip(scores.starts, scores.ends, strict=True)) == "".join(
+        f"line {number}" for number in range(20)
+    )
+
+
+@pytest.mark.parametrize("fault", ["joins", "splits", "loops"])
+def test_canvas_that_went_wrong_is_read_in_smaller_groups(fault):
+    def answer(numbers: list[int]) -> tuple[str, FinishReason]:
+        lines = [f"line {n}" for n in numbers]
+        if len(numbers) > 3 and 5 in numbers:
+            if fault == "loops":
+                return "no " * 50, FinishReason.REPETITION
+            if fault == "joins":
+                lines = [" ".join(lines[:2]), *lines[2:]]
+            else:
+                lines.insert(3, "from nowhere")
+        return "\n".join(lines), FinishReason.STOP
+
+    reader = Reader(answer)
+    result, shown = run(strips_of(24), reader)
+    assert result.result.text == shown == expected(24)
+    assert len(reader.asked) > 2
+
+
+def test_strip_of_nonsense_has_no_text_and_costs_no_other():
+    def answer(numbers: list[int]) -> tuple[str, FinishReason]:
+        if 4 in numbers:
+            return "no " * 40, FinishReason.REPETITION
+        return "\n".join(f"line {n}" for n in numbers), FinishReason.STOP
+
+    result, _ = run(strips_of(9), Reader(answer))
+    assert "no" not in result.result.text
+    assert [f"line {n}" in result.result.text for n in range(9)] == [n != 4 for n in range(9)]
+    assert result.result.finish_reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize("most", [1, 10, 40, 100])
+def test_limit_holds_for_the_page(most):
+    result, shown = run(strips_of(40), Reader(), most)
+    text = result.result.text
+    assert text == shown
+    assert expected(40).startswith(text)
+    assert len(text.replace("\n", "")) <= most + 20
+    assert result.result.finish_reason is FinishReason.LENGTH
+
+
+def test_lost_engine_ends_the_page():
+    class Lost(Reader):
+        async def __call__(self, view: PageViews, max_new_tokens: int) -> SequenceResult:
+            result = await super().__call__(view, max_new_tokens)
+            if len(self.asked) >= 2:
+                raise EngineLostError
+            return result
+
+    with pytest.raises(BaseExceptionGroup) as failure:
+        run(strips_of(40), Lost())
+    assert failure.group_contains(EngineLostError)

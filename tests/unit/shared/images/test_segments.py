@@ -1,0 +1,196 @@
+"""Lines of print on drawn pages: each found once, in the order in which a person reads, with true boxes."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from shared.images.page_lines import lines_of_page
+from shared.images.reading_order import reading_order
+from shared.images.segments import find_segments
+from shared.images.strip_text import page_text, word_boxes
+
+Box = tuple[int, int, int, int]
+PROSE = (
+    "The queue belongs to one task and",
+    "drops what has been cancelled before",
+    "it forms a batch of those that are left",
+)
+
+
+class Sheet:
+    """A page that knows where its lines are."""
+
+    def __init__(self, width: int = 1200, height: int = 900, paper: int = 255) -> None:
+        self.image = Image.new("RGB", (width, height), (paper,) * 3)
+        self.draw = ImageDraw.Draw(self.image)
+        self.lines: list[tuple[str, Box]] = []
+
+    def write(self, x: int, y: int, text: str, size: int = 22, fill: int = 0) -> None:
+        font = ImageFont.load_default(size)
+        self.draw.text((x, y), text, fill=(fill,) * 3, font=font)
+        self.lines.append((text, tuple(map(round, self.draw.textbbox((x, y), text, font=font)))))
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Intersection over union."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    shared = max(width, 0) * max(height, 0)
+    area = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    return shared / (area - shared)
+
+
+def read(image: Image.Image, lines: list[tuple[str, Box]]) -> str:
+    """The page's text as a perfect reader would give it: each strip reads as the words in its box."""
+    strips = lines_of_page(image)
+
+    def text_of(box: Box) -> str:
+        words = []
+        for text, place in lines:
+            parts = text.split()
+            step = (place[2] - place[0]) / max(len(text), 1)
+            at = float(place[0])
+            for word in parts:
+                middle = at + step * len(word) / 2, (place[1] + place[3]) / 2
+                if box[0] <= middle[0] <= box[2] and box[1] - 3 <= middle[1] <= box[3] + 3:
+                    words.append(word)
+                at += step * (len(word) + 1)
+        return " ".join(words)
+
+    return page_text(strips, [text_of(strip.box_px) for strip in strips]).text
+
+
+def test_lines_have_true_boxes():
+    sheet = Sheet()
+    for number, size in enumerate((14, 22, 22, 40)):
+        sheet.write(80, 60 + 90 * number, PROSE[number % 3], size)
+    strips = lines_of_page(sheet.image)
+    found: dict[int, Box] = {}
+    for strip in strips:
+        box = found.get(strip.row, strip.box_px)
+        found[strip.row] = (
+            min(box[0], strip.box_px[0]), min(box[1], strip.box_px[1]),
+            max(box[2], strip.box_px[2]), max(box[3], strip.box_px[3]),
+        )  # fmt: skip
+    overlaps = [overlap(box, truth) for box, (_, truth) in zip(found.values(), sheet.lines, strict=True)]
+    assert np.mean(overlaps) > 0.8
+
+
+def test_words_have_true_boxes_once_their_text_is_known():
+    sheet = Sheet()
+    font = ImageFont.load_default(24)
+    sheet.write(80, 60, "Numbers, (such as) 12,345.00 or words: done.", 24)
+    (text, _), x, overlaps = sheet.lines[0], 80.0, []
+    (strip,) = lines_of_page(sheet.image)
+    boxes = word_boxes(strip.parts_px, len(text.split()))
+    for word, box in zip(text.split(), boxes, strict=True):
+        left, _, right, _ = sheet.draw.textbbox((x, 60), word, font=font)
+        overlaps.append(overlap((round(left), 0, round(right), 1), (box[0], 0, box[2], 1)))
+        x += font.getlength(word + " ")
+    assert min(overlaps) > 0.85
+
+
+@pytest.mark.parametrize("degrees", [-3.0, 1.2, 4.0])
+def test_turned_page_is_levelled_and_boxes_are_on_it(degrees):
+    sheet = Sheet(paper=240)
+    for number in range(9):
+        sheet.write(120, 120 + 60 * number, PROSE[number % 3] + " " + PROSE[(number + 1) % 3])
+    matrix = cv2.getRotationMatrix2D((600, 450), degrees, 1.0)
+    turned = Image.fromarray(cv2.warpAffine(np.asarray(sheet.image), matrix, (1200, 900), borderValue=(240,) * 3))
+    level = find_segments(turned)
+    assert level.turn is not None
+    rows = [row for block in reading_order(level.segments) for row in block]
+    assert len(rows) == 9
+    # The middle of each line, where the turn put it.
+    for row, (_, (x1, y1, x2, y2)) in zip(rows, sheet.lines, strict=True):
+        boxes = [level.on_page(segment.box) for segment in row]
+        x, y = matrix @ np.array([(x1 + x2) / 2, (y1 + y2) / 2, 1.0])
+        around = min(box[0] for box in boxes), min(box[1] for box in boxes), boxes[-1][2], max(box[3] for box in boxes)
+        assert around[0] < x < around[2]
+        assert around[1] - 12 < y < around[3] + 12
+
+
+def test_columns_are_read_one_after_the_other():
+    sheet = Sheet()
+    sheet.write(80, 40, "A heading across both of the columns", 30)
+    for number in range(8):
+        sheet.write(80, 120 + 36 * number, f"left{number} " + PROSE[number % 3][:30])
+        sheet.write(620, 131 + 36 * number, f"right{number} " + PROSE[number % 3][:30])
+    text = read(sheet.image, sheet.lines)
+    places = [text.index(f"{side}{number} ") for side in ("left", "right") for number in range(8)]
+    assert places == sorted(places)
+    assert text.startswith("A heading")
+
+
+def test_rows_of_a_ruled_table_are_lines():
+    sheet = Sheet()
+    for row in range(7):
+        top = 80 + 40 * row
+        for column, text in enumerate((f"Article number {row}", f"{row},50", "-", f"{3 * row}.00 EUR")):
+            sheet.write(90 + 250 * column, top + 8, text)
+        sheet.draw.line((80, top, 1090, top), fill=0, width=2)
+    for x in (80, 330, 580, 830, 1090):
+        sheet.draw.line((x, 80, x, 360), fill=0, width=2)
+    lines = [line for line in read(sheet.image, sheet.lines).split("\n") if line]
+    assert lines == [f"Article number {row} {row},50 - {3 * row}.00 EUR" for row in range(7)]
+
+
+def test_light_print_on_a_dark_bar_is_found_and_cut_out_dark():
+    sheet = Sheet()
+    sheet.draw.rectangle((80, 80, 900, 122), fill=(60, 60, 60))
+    sheet.write(100, 88, "Description and quantity", fill=255)
+    sheet.write(100, 150, "An ordinary line of print below it")
+    strips = lines_of_page(sheet.image)
+    assert len({strip.row for strip in strips}) == 2
+    for strip in strips:
+        assert np.median(strip.pixels_HW) > 240
+        assert strip.pixels_HW.min() < 80
+
+
+def test_negative_page_is_read():
+    sheet = Sheet(paper=20)
+    for number in range(5):
+        sheet.write(80, 80 + 50 * number, PROSE[number % 3], fill=235)
+    assert len({strip.row for strip in lines_of_page(sheet.image)}) == 5
+
+
+def test_rules_frames_pictures_and_dust_are_no_lines():
+    sheet = Sheet()
+    sheet.draw.rectangle((60, 60, 1100, 400), outline=0, width=3)
+    sheet.draw.line((60, 200, 1100, 200), fill=0, width=1)
+    chance = np.random.default_rng(1)
+    for x, y in chance.integers(20, 880, (60, 2)):
+        sheet.draw.point((int(x), int(y)), fill=(0, 0, 0))
+    clouds = Image.fromarray(chance.integers(60, 200, (6, 8), dtype=np.uint8)).resize(
+        (300, 200), Image.Resampling.BICUBIC
+    )
+    sheet.image.paste(clouds.convert("RGB"), (600, 500))
+    sheet.write(100, 110, "The only line in this frame")
+    assert {strip.row for strip in lines_of_page(sheet.image)} == {0}
+
+
+def test_blank_page_has_no_strips():
+    assert lines_of_page(Sheet().image) == ()
+
+
+def test_neighbours_are_not_on_a_strip():
+    sheet = Sheet()
+    for number in range(4):
+        sheet.write(80, 80 + 21 * number, "gypsy jumping quickly" if number % 2 else "tall bridled blithe", 24)
+    for strip in lines_of_page(sheet.image):
+        ink = (strip.pixels_HW < 128).sum(axis=1)
+        # The line's own ink is one run of rows; another line's remains would be a second one.
+        runs = np.flatnonzero(np.diff(np.concatenate([[0], (ink > 0).astype(int), [0]])) == 1)
+        assert len(runs) == 1
+
+
+def test_underlined_text_is_one_line():
+    sheet = Sheet()
+    sheet.write(80, 80, "Underlined and read")
+    left, _, right, bottom = sheet.lines[0][1]
+    sheet.draw.line((left, bottom + 1, right, bottom + 1), fill=0, width=2)
+    sheet.write(80, 150, "Not underlined")
+    assert read(sheet.image, sheet.lines).split("\n") == ["Underlined and read", "", "Not underlined"]

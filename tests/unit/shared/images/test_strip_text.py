@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from shared.images.canvases import MOST_LINES, SIDE_PX, Strip, pack
+from shared.images.strip_text import PageText, first_line, lines_of
+
+
+def strip(row: int, block: int = 0, *, width: int = 300, height: int = 26, grey: int = 0) -> Strip:
+    return Strip(block, row, (0, 10 * row, 100, 10 * row + 8), ((0, 10 * row, 100, 10 * row + 8),),
+                 np.full((height, width), grey, np.uint8))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answer", "count", "lines"),
+    [
+        ("one\ntwo", 2, ["one", "two"]),
+        ("one\n\ntwo", 2, ["one", "two"]),
+        ("one\n\ntwo", 3, ["one", "", "two"]),
+        (" one \ntwo  ", 2, ["one", "two"]),
+        ("\none", 2, ["", "one"]),
+        ("one", 1, ["one"]),
+        ("", 1, [""]),
+        ("", 2, None),
+        ("one\ntwo\nthree", 2, None),
+        ("one\ntwo", 1, None),
+    ],
+)
+def test_lines_are_those_of_the_strips_or_none(answer, count, lines):
+    spans = lines_of(answer, count)
+    assert (None if spans is None else [answer[start:end] for start, end in spans]) == lines
+
+
+@pytest.mark.parametrize(("answer", "line"), [("one\ntwo", "one"), ("\n one ", "one"), (" \n", ""), ("", "")])
+def test_single_strip_has_the_first_line(answer, line):
+    start, end = first_line(answer)
+    assert answer[start:end] == line
+
+
+def test_page_text_joins_rows_and_parts_blocks():
+    page = PageText()
+    strips = [strip(0), strip(0), strip(1), strip(2, 1), strip(3, 1)]
+    starts = [page.add(each, text) for each, text in zip(strips, ["a long", "line", "next", "block", ""], strict=True)]
+    assert page.text == "a long line\nnext\n\nblock"
+    assert starts == [0, 7, 12, 18, 23]
+    assert [(start, line.text) for start, line in page.lines] == [(0, "a long line"), (12, "next"), (18, "block")]
+    # One part cannot be two words.
+    assert [len(line.words_px) for _, line in page.lines] == [0, 1, 1]
+
+
+def test_each_strip_is_on_one_canvas_whole():
+    strips = [strip(number, width=600, height=20 + number % 30, grey=number % 200) for number in range(100)]
+    canvases = pack(strips)
+    assert [each for canvas in canvases for each in canvas.strips] == strips
+    for canvas in canvases:
+        height, width = canvas.pixels_HW.shape
+        assert max(height, width) <= SIDE_PX
+        assert len(canvas.strips) <= MOST_LINES
+        for each, top in zip(canvas.strips, canvas.tops_px, strict=True):
+            assert (canvas.pixels_HW[top : top + each.pixels_HW.shape[0], 10:610] == each.pixels_HW).all()
