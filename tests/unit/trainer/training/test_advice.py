@@ -81,5 +81,9 @@ def test_a_split_that_is_not_there(place, capsys):
     assert "leave --split out" in said
     assert main([*words, "--data", str(source), "--limit", "2"]) == 0
     (share,) = re.findall(r"--test-share [0-9.]+[0-9]", said)
-    assert main(["prepare", str(source), "--out", str(place / "set"), *share.split(), "--validation-share", "0"]) == 0
+    prepare = ["prepare", str(source), "--out", str(place / "set"), "--validation-share", "0"]
+    # Of so few pages none may fall into a fifth, and then that has advice of its own.
+    assert main([*prepare, *share.split()]) == 2
+    assert "larger shares" in advice(capsys)
+    assert main([*prepare, "--test-share", "0.4"]) == 0
     assert main([*words, "--data", str(place / "set"), "--split", "test"]) == 0
