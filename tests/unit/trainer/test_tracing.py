@@ -34,6 +34,7 @@ COMMANDS = {
     "export",
     "list",
     "merge",
+    "reinforce",
     "sweep",
     "withdraw",
 }

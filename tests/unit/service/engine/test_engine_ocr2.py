@@ -105,9 +105,9 @@ def test_logits_with_an_adapter_are_those_of_peft():
     found = []
     choose = CpuRunner._choose
 
-    def note(runner, logits, banned, draws):
+    def note(runner, logits, *more):
         found.append(logits[0].clone())
-        return choose(runner, logits, banned, draws)
+        return choose(runner, logits, *more)
 
     with mock.patch.object(CpuRunner, "_choose", note):
         assert read(engine, [replace(request, model_id="a@1", params=SamplingParams(4))])

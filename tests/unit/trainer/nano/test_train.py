@@ -49,9 +49,9 @@ def tiny_config(vocab_size: int) -> DeepseekOcrConfig:
 
 
 def draw_digits(tokens_of: dict[str, int], rng: np.random.Generator, tier: str, longest: int):
-    """One digit, large; the `page` tier is two tiles wide."""
+    """One digit, large; in one view where the tier is of single views, else two tiles wide."""
     digit = str(rng.integers(0, 2))
-    width = SIDE if tier == "line" else 2 * SIDE
+    width = SIDE if tier in ("line", "lines") else 2 * SIDE
     image = Image.new("L", (width, 40), 255)
     ImageDraw.Draw(image).text((10, 2), digit, font=ImageFont.load_default(30), fill=0)
     marks = np.array([[18, 18, int(digit)]])

@@ -50,9 +50,9 @@ def plain_logits(model, prompts, tokens, bank=None, adapters=()):
     runner = CpuRunner(model, max_rows=len(prompts), max_tokens=64, eos_id=1, rule=LoopRule(), bank=bank)
     choose = runner._choose
 
-    def note(logits, banned, draws):
+    def note(logits, *more):
         found.append(logits.clone())
-        return choose(logits, banned, draws)
+        return choose(logits, *more)
 
     none = torch.zeros(0, model.config.text_config.hidden_size)
     adapters = adapters or [-1] * len(prompts)
