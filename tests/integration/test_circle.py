@@ -34,6 +34,7 @@ def check(row: dict) -> None:
     assert way["last_loss"] < way["first_loss"]
 
 
+@pytest.mark.bench
 @pytest.mark.timeout(600)
 def test_the_circle_closes_for_deepseek_ocr(monkeypatch, capsys, tmp_path):
     status, (row,) = run(monkeypatch, capsys, "--models", "deepseek-ocr", "--out", str(tmp_path / "rows.jsonl"))

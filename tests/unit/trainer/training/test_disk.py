@@ -49,7 +49,7 @@ def train_in(place, run, *words):
     return main(["train", *flags, "--device", "cpu", *words])
 
 
-@pytest.mark.parametrize("size_kib", [8, 200, 600])
+@pytest.mark.parametrize("size_kib", [8, 200, pytest.param(600, marks=pytest.mark.bench)])
 def test_a_full_disk_is_said_truly_and_the_run_goes_on_after_room_is_made(tmp_path, mounted, capsys, size_kib):
     """It is full before the first update, at the first checkpoint, and at the second."""
     write_checkpoint(tmp_path / "model")
