@@ -44,7 +44,7 @@ from shared.deepseek_ocr.forms import (
 )
 from shared.deepseek_ocr.geometry import plan_views
 from shared.deepseek_ocr.images import prepare_views
-from shared.deepseek_ocr.line_views import view_of
+from shared.deepseek_ocr.line_views import is_crop, view_of
 from shared.images.canvases import pack
 from shared.images.errors import ImageError, ImageReason, decoding
 from shared.images.ink import Relief, ink_of, relief_of
@@ -128,6 +128,8 @@ class OpenDocument:
             relief = relief_of(image)
         plan = plan_views(image.width, image.height, task.mode, task.geometry)
         strips = lines_of_page(image) if 0 < task.lines_from_views <= plan.num_views else ()
+        if task.lines_from_views > 1 and is_crop(plan, strips):
+            strips = ()
         prepared: PreparedPage
         if strips:
             prepared = view_of(pack(strips)[0], task.geometry)

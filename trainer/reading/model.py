@@ -17,8 +17,10 @@ from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan, plan_views
 from shared.deepseek_ocr.images import prepare_views
+from shared.deepseek_ocr.line_views import is_crop
 from shared.deepseek_ocr.registry import kind_of
 from shared.images.ink import find_ink
+from shared.images.page_ink import InkLine
 from shared.images.page_lines import lines_of_page
 from trainer.evaluation.samples import Layout, Sample, open_page, upright_size
 from trainer.evaluation.scores import Reading
@@ -137,20 +139,22 @@ class ModelReader:
     def _read_by_lines(self, image: Image.Image) -> Reading:
         start = time.perf_counter()
         strips = lines_of_page(image)
-        if not strips:
-            # A page without lines is read whole, as the service does.
-            plan = plan_views(image.width, image.height, self._mode, self._geometry)
+        plan = plan_views(image.width, image.height, self._mode, self._geometry)
+        if not strips or is_crop(plan, strips):
+            # Read whole, as the service does.
             views = [PageViews(plan, *prepare_views(image, plan, self._geometry))]
-            whole = self._generate(views, MAX_NEW_TOKENS[Layout.PAGE])[0]
+            whole = self._generate(views, MAX_NEW_TOKENS[Layout.PAGE], [find_ink(image).lines])[0]
             return Reading(whole.text, time.perf_counter() - start, whole.ended, whole.token_scores)
         answer = read_lines(strips, self._geometry, lambda views: self._generate(views, MOST_TOKENS_OF_A_CANVAS))
         return Reading(answer.text, time.perf_counter() - start, True, answer.token_scores)
 
-    def _generate(self, views: Sequence[PageViews], most: int) -> Sequence[Generated]:
+    def _generate(
+        self, views: Sequence[PageViews], most: int, prints: Sequence[Sequence[InkLine]] | None = None
+    ) -> Sequence[Generated]:
         prompt = prompt_for(self._options.task, prompts=kind_of(self._model).prompts)
         limit = self._options.max_new_tokens or most
         return generate_texts(
-            self._model, self._tokenizer, views, prompt, limit, self._device, self._options.batch_size
+            self._model, self._tokenizer, views, prompt, limit, self._device, self._options.batch_size, prints
         )
 
 
