@@ -15,13 +15,16 @@ CROP_VIEWS, CROP_CANVASES = 5, 2
 
 
 def is_crop(plan: ViewPlan, strips: Sequence[Strip]) -> bool:
-    """Whether an image is read whole although it has lines, being a part of a page.
+    """Tell a part of a page, which is read whole although it has lines.
 
     nano reads 0.2 % of the characters of such crops wrongly as a whole and 1.6 % by their lines.
 
     Args:
         plan: Views of the whole.
         strips: Its lines.
+
+    Returns:
+        False for a page.
     """
     return plan.num_views <= CROP_VIEWS and len(pack(strips)) <= CROP_CANVASES
 
