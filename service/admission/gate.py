@@ -85,7 +85,7 @@ class Gate:
 
     @property
     def capacity(self) -> int:
-        """Maximum concurrent requests of one client, and of all but for newcomers."""
+        """Maximum concurrent requests; newcomers find a few places more."""
         return self._capacity
 
     @property

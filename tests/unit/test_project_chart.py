@@ -282,7 +282,7 @@ def test_the_port_for_operators_is_scraped_and_opened_to_those_alone(charts: dic
     rules = {rule["ports"][0]["port"]: rule["from"] for rule in rendered.one("NetworkPolicy", "api")["spec"]["ingress"]}
     monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
     assert rules["admin"] == [monitoring]
-    # What Prometheus and operators reach is no business of the service's address.
+    # Prometheus and operators have a port of their own, which the service's address does not lead to.
     (service,) = [each for each in rendered.of("Service") if each["spec"].get("clusterIP") != "None"]
     assert [port["name"] for port in service["spec"]["ports"]] == ["http"]
     assert [port["name"] for port in api(charts["default"])["ports"]] == ["http"]

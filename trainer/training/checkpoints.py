@@ -144,7 +144,7 @@ def reporting_full_disk(run: Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         if not is_disk_full(error):
             raise
-        # What was begun helps nobody, and takes room that the next try needs.
+        # A checkpoint cut short is of no use, and takes room that the next try needs.
         for partial in list(run.rglob(f"*{PARTIAL}")):
             if partial.is_dir():
                 shutil.rmtree(partial, ignore_errors=True)

@@ -86,7 +86,7 @@ class FaceSet:
             language: of its Han characters; None to guess.
 
         Returns:
-            At least one face. Those that stand in are as heavy as the main one, as nearly as there are any.
+            At least one face. Substitutes are those nearest in weight to the main one.
 
         Raises:
             RowError: no face has a character.

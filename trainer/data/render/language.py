@@ -1,7 +1,7 @@
 """Which language a text in Han characters is written in, as far as its characters say.
 
 Unicode gives one code point to a character whose form differs between Japanese, Korean and both ways of writing
-Chinese, so a face made for one language draws another's text as nobody there would. Knows no fonts.
+Chinese, so a face made for one language draws another's text wrongly. Knows no fonts.
 """
 
 from __future__ import annotations
