@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.evaluation.results import EvaluationResult, to_json
+from trainer.evaluation.results import EvaluationResult, from_json, to_json
 from trainer.evaluation.table import markdown_table
 
 BEGIN = "<!-- evaluation: begin, written by `python -m trainer evaluate --update-card` -->"
@@ -29,8 +29,10 @@ def update_card(card: Path, result: EvaluationResult) -> None:
 
     Raises `FileNotFoundError` without a card, or `CardError` if it lacks its markers.
     """
-    text = with_table(card.read_text(encoding="utf-8"), markdown_table(result))
-    record_path(card).write_text(to_json(result), encoding="utf-8")
+    record = to_json(result)
+    # Of the record, whose figures are rounded: rounded once more, the measured ones may give others.
+    text = with_table(card.read_text(encoding="utf-8"), markdown_table(from_json(record)))
+    record_path(card).write_text(record, encoding="utf-8")
     card.write_text(text, encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -62,6 +63,15 @@ def test_a_card_gets_the_table_and_its_record_and_keeps_the_rest(tmp_path):
     assert text.endswith(f"{END}\n\nAfter.\n")
     assert "old" not in text
     assert table_of(text) == markdown_table(from_json(record_path(card).read_text()))
+
+
+def test_a_cards_figures_are_rounded_once(tmp_path):
+    card, result = tmp_path / "README.md", small_result()
+    card.write_text(f"{BEGIN}\n{END}")
+    reader = result.readers[0]
+    tiers = {**reader.tiers, "line": replace(reader.tiers["line"], wer=0.0325496)}
+    update_card(card, replace(result, readers=[replace(reader, tiers=tiers)]))
+    assert table_of(card.read_text()) == markdown_table(from_json(record_path(card).read_text()))
 
 
 def test_a_card_without_markers_is_left_alone(tmp_path):
