@@ -758,9 +758,13 @@ def test_print_that_is_not_in_the_text_has_boxes(browser: Any, server: ServerPro
         assert "50 % of the print read" in page.inner_text("#text .page")
 
 
-LONG = {"name": "long.pdf", "mimeType": "application/pdf", "buffer": make_pdf(
-    [f"Section {number} of a long report" for number in range(1, 9)], size_pt=(300, 400)
-)}  # fmt: skip
+def report(pages: int) -> dict[str, Any]:
+    """A PDF as the file field takes it."""
+    texts = [f"Section {number} of a long report" for number in range(1, pages + 1)]
+    return {"name": "long.pdf", "mimeType": "application/pdf", "buffer": make_pdf(texts, size_pt=(300, 400))}
+
+
+LONG = report(8)
 
 
 def test_long_document_is_read_in_the_background_page_by_page(browser: Any, background: ServerProcess) -> None:
@@ -787,14 +791,15 @@ def test_long_document_is_read_in_the_background_page_by_page(browser: Any, back
 
 def test_job_that_is_stopped_is_erased(browser: Any, background: ServerProcess) -> None:
     with opened(browser, background) as page:
-        page.set_input_files("#file", files=[LONG])
+        # So long that it cannot be read before the click that stops it.
+        page.set_input_files("#file", files=[report(80)])
         page.click("#more")
         page.check("[name=job]")
         page.wait_for_selector("#thumbs img")
         with page.expect_response("**/jobs") as answered:
             page.click("#go")
         job = answered.value.json()["id"]
-        page.wait_for_selector('#text .state:text-is("Read")')
+        page.wait_for_selector('#text .state:text-is("Read") >> nth=0')
         with page.expect_request(lambda request: request.method == "DELETE"):
             page.click("#go")
         finished(page)
