@@ -1,4 +1,4 @@
-"""Canvases of lines that nano learns from: what their truth says stands on their strips."""
+"""Canvases of lines that nano learns from: each strip shows the line that the truth gives it."""
 
 from __future__ import annotations
 
