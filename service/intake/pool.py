@@ -19,7 +19,6 @@ import hashlib
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -92,7 +91,7 @@ class ImageProcess:
         self._stderr = ""
         self.document: Document | None = None
         """What it holds open."""
-        self._pipe, theirs = socket.socketpair()
+        self._pipe, theirs = frames.connected()
         arguments = [str(memory_bytes), str(timeout_s), str(max_file_bytes)]
         # The parent's module path is all that the child inherits: the environment may hold secrets.
         path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
@@ -283,8 +282,7 @@ class ImageProcess:
         self.document = None
         # A dead process is noticed and replaced before its next task.
         with contextlib.suppress(OSError):
-            self._pipe.settimeout(0)
-            frames.send(self._pipe, wire.CLOSE)
+            frames.send_at_once(self._pipe, wire.CLOSE)
 
     def _cause_of_death(self) -> DeepSynthError:
         status = self._process.returncode
