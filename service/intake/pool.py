@@ -45,8 +45,10 @@ from service.intake.limits import DecodeTask
 from service.intake.page_copy import CopyTask, PageCopy
 from service.intake.pages import Contents, DecodedPage
 from service.intake.preview import MAX_PREVIEW_BYTES, Preview, PreviewTask
+from service.intake.print_task import PrintTask
 from service.intake.replies import (
     MAX_HEADER_BYTES,
+    decode_account,
     decode_contents,
     decode_copy_reply,
     decode_pdf,
@@ -57,6 +59,7 @@ from service.intake.replies import (
 )
 from service.intake.text_layer import TextTask
 from service.intake.turns import Turn, Turns
+from shared.images.accounting import Account, account
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -222,6 +225,23 @@ class ImageProcess:
         with self._faults_explained():
             reply = self._ask(wire.encode_copy(task), max_tail_bytes=max_copy_bytes(document))
             return decode_copy_reply(*reply, task, document)
+
+    def account(self, task: PrintTask) -> Account:
+        """Hold a text against print; blocks. Leaves the document that this process holds.
+
+        Args:
+            task: The text and the print.
+
+        Returns:
+            What the text accounts for.
+
+        Raises:
+            DeepSynthError: Why it is not known; after a crash, a hang or a malformed reply, `is_alive` is false.
+        """
+        self._make_ready()
+        with self._faults_explained():
+            header, _ = self._ask(*wire.encode_print(task), max_tail_bytes=0)
+            return decode_account(header, task)
 
     def add_text(self, document: Document, task: TextTask) -> memoryview:
         """Make a searchable PDF; blocks for the time of one page for each of its pages, and one more.
@@ -465,6 +485,23 @@ class ImagePool:
         return await asyncio.get_running_loop().run_in_executor(
             self._threads, self._with_process, document, lambda process: process.copy(document, task), []
         )
+
+    async def account(self, document: Document, task: PrintTask) -> Account:
+        """Hold a text against the print of a page, in a process, as it takes as long as the rest of the service's work.
+
+        Args:
+            document: The page's, whose turn it takes.
+            task: The text and the print.
+
+        Returns:
+            What the text accounts for.
+        """
+        try:
+            return await self._run(document, lambda process: process.account(task))
+        except DeepSynthError as error:
+            # The page has been read, so the processes' troubles need not cost it.
+            logger.warning("a text is held against its page here", extra={"fields": {"code": error.code}})
+            return await asyncio.to_thread(account, task.text, task.lines)
 
     async def add_text(self, document: Document, task: TextTask) -> memoryview:
         """Make a searchable PDF in an idle process, or in the next one that becomes idle.

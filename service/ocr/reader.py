@@ -45,9 +45,10 @@ from service.errors import (
 from service.intake.document import Document
 from service.intake.limits import Box, DecodeTask, IntakeLimits
 from service.intake.pages import Contents, DecodedPage
+from service.intake.print_task import PrintTask
 from service.ocr.confidence import PageConfidence, judge
 from service.ocr.continuation import joined, parts_to_read, separator
-from service.ocr.coverage import account_for
+from service.ocr.coverage import print_task
 from service.ocr.jpeg import encode_jpeg
 from service.ocr.line_reading import read_lines
 from service.ocr.metrics import TelemetryObserver
@@ -87,6 +88,9 @@ class PageSource(Protocol):
 
     async def decode(self, document: Document, task: DecodeTask) -> DecodedPage:
         """Decode one page, or raise the `DeepSynthError` that concerns it."""
+
+    async def account(self, document: Document, task: PrintTask) -> Account:
+        """Hold a text against the print of one of its pages."""
 
     def close(self, document: Document) -> None:
         """Free what is kept of a document between its pages."""
@@ -530,7 +534,7 @@ class DocumentReader:
             return
         if result.finish_reason is FinishReason.REPETITION and request.task in _TRANSCRIBES:
             result = await self._read_on(decoded, result, reading, on_text)
-        reading.finish(await self._outcome(decoded, request, result))
+        reading.finish(await self._outcome(decoded, reading, result))
 
     async def _read_by_lines(self, decoded: _Decoded, reading: _Reading, on_text: Callable[[str], None] | None) -> None:
         """Read a page's lines, several canvases of them at once."""
@@ -552,7 +556,7 @@ class DocumentReader:
             reading.finish(replace(decoded.result, status=PageStatus.FAILED, error=reason))
             return
         self._note_pace(lines.busy_s)
-        reading.finish(await self._outcome(decoded, request, lines.result, lines.regions))
+        reading.finish(await self._outcome(decoded, reading, lines.result, lines.regions))
 
     async def _read_pass(self, pages: Sequence[_Decoded], reading: _Reading) -> None:
         """Read several pages as one sequence."""
@@ -580,12 +584,12 @@ class DocumentReader:
         show(splitter.finish())
         vision_tokens = [decoded.page.prepared.plan.num_vision_tokens for decoded in pages]
         for decoded, part in zip(pages, split_result(result, vision_tokens), strict=True):
-            reading.finish(await self._outcome(decoded, reading.request, part))
+            reading.finish(await self._outcome(decoded, reading, part))
 
     async def _outcome(
         self,
         decoded: _Decoded,
-        request: OcrRequest,
+        reading: _Reading,
         result: SequenceResult | None,
         lines: tuple[Region, ...] = (),
     ) -> PageResult:
@@ -593,7 +597,8 @@ class DocumentReader:
 
         `lines` are boxes in its text that were known before it was read.
         """
-        page, is_transcribed = decoded.page, request.task in _TRANSCRIBES
+        page, request, document = decoded.page, reading.request, reading.document
+        is_transcribed = request.task in _TRANSCRIBES
         if result is None:
             is_missing = not request.reads_blank_pages
             return replace(decoded.result, status=PageStatus.UNREADABLE if is_missing else PageStatus.OK)
@@ -612,7 +617,7 @@ class DocumentReader:
         is_shown = status is PageStatus.OK
         account = words = None
         if is_shown and is_transcribed and page.ink.lines:
-            account = await asyncio.to_thread(account_for, grounded, page.ink.lines)
+            account = await self._source.account(document, print_task(grounded, page.ink.lines))
         if is_shown and self._wants_words(request):
             words = judge(result, grounded, request.confidence, self._calibration(request))
         return replace(
@@ -636,7 +641,7 @@ class DocumentReader:
         if grounded.regions or not page.ink.lines:
             # Boxes in the answer for a part would be those of the part.
             return result
-        account = await asyncio.to_thread(account_for, grounded, page.ink.lines)
+        account = await self._source.account(reading.document, print_task(grounded, page.ink.lines))
         request, text = reading.request, result.text
         document = Document(reading.document.data, self.limits, (page.page,), client=reading.document.client)
         rest: list[SequenceResult] = []

@@ -32,6 +32,7 @@ from service.intake.document import Document
 from service.intake.formats import FileFormat
 from service.intake.limits import DecodeTask, IntakeLimits
 from service.intake.pages import Contents, DecodedPage
+from service.intake.print_task import PrintTask
 from service.ocr.confidence import Granularity, Wanted
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.outcome import PageStatus
@@ -44,6 +45,7 @@ from shared.contract.confidence import MonotoneMap
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import Mode, ViewPlan
+from shared.images.accounting import Account, account
 from shared.images.page_ink import InkLine, PageInk
 from tests.support.fake_engine import SteeredEngine
 from tests.support.service import eventually
@@ -89,6 +91,10 @@ class Source:
             is_damaged=False,
             prepared=PageViews(self.plan, np.full((8, 8, 3), colour, np.uint8), np.zeros((0, 8, 8, 3), np.uint8)),
         )
+
+    async def account(self, document: Document, task: PrintTask) -> Account:
+        await asyncio.sleep(0)
+        return account(task.text, task.lines)
 
     def close(self, document: Document) -> None:
         self.held.discard(document)
