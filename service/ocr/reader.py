@@ -528,7 +528,8 @@ class DocumentReader:
             await self._read_by_lines(decoded, reading, on_text)
             return
         try:
-            result = await self._infer(self._sequence([decoded.page], request, number), on_text)
+            sequence = self._sequence([decoded.page], request, number, is_alone=self._is_alone(reading))
+            result = await self._infer(sequence, on_text)
         except DeepSynthError as error:
             reading.finish(replace(decoded.result, status=PageStatus.FAILED, error=error))
             return
@@ -664,7 +665,14 @@ class DocumentReader:
             self._source.close(document)
         return joined(result, rest)
 
-    def _sequence(self, pages: Sequence[DecodedPage], request: OcrRequest, number: int) -> SequenceRequest:
+    def _is_alone(self, reading: _Reading) -> bool:
+        """Whether no other page is on its way to the engine, apart from those of jobs, which can wait."""
+        num_requests = self._gate.num_waiting + self._gate.num_running
+        return reading.permit is not None and num_requests == 1 and len(reading.pages) == 1
+
+    def _sequence(
+        self, pages: Sequence[DecodedPage], request: OcrRequest, number: int, *, is_alone: bool = False
+    ) -> SequenceRequest:
         """What is asked of the engine for a page, or for all pages of a pass; `number` is the first one's."""
         prompts, is_together = self._engine.info.prompts, request.pages_together
         params = replace(request.params, max_new_tokens=request.params.max_new_tokens * len(pages))
@@ -679,6 +687,7 @@ class DocumentReader:
             # The loop rule cannot tell in which of several pages an answer is.
             lines=() if is_together else pages[0].ink.lines,
             more_pages=tuple(page.prepared for page in pages[1:]),
+            is_alone=is_alone,
         )
 
     def _wants_words(self, request: OcrRequest) -> bool:

@@ -169,6 +169,16 @@ async def test_pages_of_one_document_run_together() -> None:
         await task
 
 
+async def test_a_page_is_alone_when_no_other_page_and_no_other_request_is_on_its_way() -> None:
+    async with bench() as it:
+        await it.read(1)
+        await it.read(2)
+        with it.gate.admit():
+            await it.read(1)
+        await it.read(1)
+    assert [each.is_alone for each in it.engine.submitted] == [True, False, False, False, True]
+
+
 async def test_no_more_pages_are_decoded_ahead_than_there_are_slots() -> None:
     async with bench(page_slots=2) as it:
         it.engine.hold()
