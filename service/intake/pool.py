@@ -171,7 +171,9 @@ class ImageProcess:
             header, _ = frames.receive(
                 self._pipe, max_header_bytes=MAX_HEADER_BYTES, max_tail_bytes=0, deadline_s=deadline_s
             )
-            return decode_contents(header, document)
+            contents = decode_contents(header, document)
+            document.is_unopened = False
+            return contents
 
     def decode(self, document: Document, task: DecodeTask) -> DecodedPage:
         """Decode one page; blocks.

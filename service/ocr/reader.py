@@ -42,7 +42,7 @@ from service.errors import (
     let_go,
     whole_seconds,
 )
-from service.intake.document import Document
+from service.intake.document import Document, contents_by_format
 from service.intake.limits import Box, DecodeTask, IntakeLimits
 from service.intake.pages import Contents, DecodedPage
 from service.intake.print_task import PrintTask
@@ -357,7 +357,10 @@ class DocumentReader:
     async def _open(self, document: Document) -> Sequence[int]:
         """The pages to read of a file."""
         with self._observer.opening() as opened:
-            pages = (await self._source.open(document)).pages
+            contents = contents_by_format(document)
+            # Opened with its page: a call of its own would take a turn more.
+            document.is_unopened = contents is not None
+            pages = (contents or await self._source.open(document)).pages
             opened(len(pages))
         return pages
 
@@ -475,6 +478,8 @@ class DocumentReader:
                 reading.permit.mark_running()
             page, decode_s = await self._decode(reading.document, reading.request, page_of_file)
         except DeepSynthError as error:
+            if reading.document.is_unopened:
+                raise
             if isinstance(error, DecodeTimeoutError):
                 reading.slow.append(number)
             reading.finish(PageResult(number, PageStatus.FAILED, error=error, slot_wait_s=slot_wait_s))

@@ -63,12 +63,15 @@ class Source:
         self.fail: set[int] = set()
         """Pages that cannot be decoded."""
         self.error: type[DeepSynthError] = UndecodableError
-        self.num_failed = 0
+        self.num_failed = self.num_opened = 0
+        self.is_opened = True
+        """Whether files turn out to be what they seem."""
         self.orders: list[DecodeTask] = []
         self.ink: dict[int, PageInk] = {}
         """What pages show, where it is not a lot of print."""
 
     async def open(self, document: Document) -> Contents:
+        self.num_opened += 1
         self.held.add(document)
         await asyncio.sleep(0)
         return Contents(FileFormat.PDF, document.selection or tuple(range(1, int(document.data) + 1)))
@@ -76,6 +79,7 @@ class Source:
     async def decode(self, document: Document, order: DecodeTask) -> DecodedPage:
         self.held.add(document)
         await asyncio.sleep(0)
+        document.is_unopened = document.is_unopened and not self.is_opened
         if order.page in self.fail:
             self.num_failed += 1
             raise self.error
@@ -269,6 +273,18 @@ async def test_page_that_cannot_be_decoded_costs_that_page(failing: set[int]) ->
     assert all(isinstance(page.error, UndecodableError) for page in reading.pages if page.page in failing)
     assert reading.text == "\n\n".join(expected_text(3, page) for page in sorted({1, 2, 3} - failing))
     assert reading.is_partial
+
+
+@pytest.mark.parametrize("is_opened", [False, True])
+async def test_an_image_that_cannot_be_opened_is_refused_and_is_no_failed_page(is_opened: bool) -> None:
+    async with bench() as it:
+        order = OcrRequest(Task.FREE, None, Mode.TINY, SamplingParams(9), "fake", None)
+        it.source.fail = {1}
+        it.source.is_opened = is_opened
+        with it.gate.admit() as permit, pytest.raises(UndecodableError):
+            await it.reader.read(b"\x89PNG\r\n\x1a\n", order, permit)
+        failed = it.metrics.registry.get_sample_value("deepsynth_page_outcomes_total", {"status": "failed"})
+        assert (failed, it.source.num_opened) == (int(is_opened), 0)
 
 
 async def test_after_some_pages_that_took_too_long_the_rest_is_not_tried() -> None:
