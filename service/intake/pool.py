@@ -489,7 +489,10 @@ class ImagePool:
         )
 
     async def account(self, document: Document, task: PrintTask) -> Account:
-        """Hold a text against the print of a page, in a process, as it takes as long as the rest of the service's work.
+        """Hold a text against the print of a page, in a process that is idle, else in a thread of this one.
+
+        It takes as much of the interpreter lock as all else that the service does for a page. But a page that has been
+        read does not wait for others to be decoded.
 
         Args:
             document: The page's, whose turn it takes.
@@ -498,6 +501,8 @@ class ImagePool:
         Returns:
             What the text accounts for.
         """
+        if self._turns.are_all_taken:
+            return await asyncio.to_thread(account, task.text, task.lines)
         try:
             return await self._run(document, lambda process: process.account(task))
         except DeepSynthError as error:

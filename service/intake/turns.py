@@ -62,6 +62,11 @@ class Turns:
         self._waiting: list[_Waiting] = []
         """In order of arrival."""
 
+    @property
+    def are_all_taken(self) -> bool:
+        """Whether a new turn would have to wait."""
+        return not self._num_free
+
     async def take(self, document: Document) -> Turn:
         """Wait for a turn, which is then to be given back."""
         share = self._share(document.client)

@@ -356,6 +356,19 @@ async def test_text_is_held_against_print_in_a_process_that_keeps_its_document()
         assert (document.num_sent, restarts) == (1, [])
 
 
+async def test_text_is_held_against_print_without_waiting_for_a_page_that_is_decoded() -> None:
+    async with running_pool() as (pool, restarts):
+        (pid,) = pool.pids
+        os.kill(pid, signal.SIGSTOP)
+        decoding = asyncio.create_task(pool.decode(Document(png(), IntakeLimits()), ORDER))
+        await eventually(lambda: pool.num_busy == 1)
+        assert await pool.account(Document(png(), IntakeLimits()), TASK) == account(TASK.text, TASK.lines)
+        assert not decoding.done()
+        os.kill(pid, signal.SIGCONT)
+        await decoding
+        assert restarts == []
+
+
 async def test_text_is_held_against_print_although_no_process_can_do_it() -> None:
     async with running_pool(timeout_s=0.5) as (pool, restarts):
         (pid,) = pool.pids
