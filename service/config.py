@@ -140,7 +140,8 @@ class ServiceSettings(BaseSettings):
     ocr_batch_size: Annotated[int, Field(ge=1, le=256)] | None = None
     """Maximum pages that are read together; 8 on a CPU and 64 on a GPU when unset."""
     ocr_max_wait_ms: Annotated[float, Field(ge=0, le=1000)] = 5.0
-    """Batching window: how long an idle engine waits for more pages before its first step, in milliseconds."""
+    """Batching window: how long an idle engine waits for more pages before its first step, in milliseconds. A page that
+    is alone in the service does not wait."""
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 4096
     """Maximum tokens per page that a request may ask for; the default for requests that do not say."""
     max_concurrent_requests: Annotated[int, Field(ge=1, le=10000)] = 64

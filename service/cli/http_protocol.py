@@ -28,11 +28,15 @@ MAX_UNDECLARED_LINGER_BYTES = 512 * 1024
 
 
 class _ClosingTransport:
-    """A transport that asks its protocol how to close; uvicorn closes in many places."""
+    """A transport that asks its protocol how to close; uvicorn closes in many places.
+
+    It sends what is written in one turn of the event loop together, such as the head of an answer and its body.
+    """
 
     def __init__(self, transport: asyncio.Transport, protocol: BoundedProtocol) -> None:
         self._transport = transport
         self._protocol = protocol
+        self._unsent: list[bytes] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -40,7 +44,18 @@ class _ClosingTransport:
     def is_closing(self) -> bool:
         return self._protocol.is_lingering or self._transport.is_closing()
 
+    def write(self, data: bytes) -> None:
+        if not self._unsent:
+            self._protocol.loop.call_soon(self._send)
+        self._unsent.append(data)
+
+    def _send(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        if unsent and not self._transport.is_closing():
+            self._transport.writelines(unsent)
+
     def close(self) -> None:
+        self._send()
         if not self._protocol.linger(self._transport):
             self._transport.close()
 

@@ -26,6 +26,9 @@ from service.config import ServiceSettings
 EXIT_ENGINE_FAILED = 70
 """EX_SOFTWARE, so that a process supervisor sees a failure and restarts."""
 STOP_MARGIN_S = 5.0
+SWITCH_INTERVAL_S = 0.001
+"""A thread that brings a page waits so long at most for the event loop to give the interpreter lock up, which it needs
+several times a page. With Python's own 5 ms the threads hold pages up as soon as the loop is busy."""
 OPEN_TO_ALL = (
     "no keys are set, and the service listens on more than this machine: everyone who reaches it can read documents. "
     "Set DEEPSYNTH_API_KEY or DEEPSYNTH_KEY_FILE (deepsynth keys create), or put an authenticating proxy in front"
@@ -102,6 +105,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override] # narrower upstream
         """Start, and keep the loop for signal handlers."""
         self._loop = asyncio.get_running_loop()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         await super().startup(sockets)  # type: ignore[arg-type]
         if self._admin_port is not None:
             await self._listen_for_operators(self._admin_port)

@@ -96,6 +96,8 @@ class SequenceRequest:
     """The page's print, by which true rows are told from a loop; none: the loop rule decides alone."""
     more_pages: tuple[PreparedPage, ...] = ()
     """Pages after the first, read in the same pass; only where `EngineInfo.reads_pages_together`."""
+    is_alone: bool = False
+    """No other page is on its way, so that an idle engine need not wait for one."""
 
     @property
     def pages(self) -> tuple[PreparedPage, ...]:

@@ -1,7 +1,7 @@
 """An image process: reads documents and tasks from its standard input, answers on the same socket, ends when it closes.
 
-It keeps one document open until the next one arrives. It has no secrets and no other request's file, writes no files,
-and the kernel limits its memory and CPU time.
+It keeps one document open until the next one arrives. It also holds texts against the print of pages. It has no
+secrets and no other request's file, writes no files, and the kernel limits its memory and CPU time.
 Started by `service.intake.pool` as `python -m service.intake.child`; never imported by the service itself.
 """
 
@@ -17,6 +17,7 @@ from service import frames
 from service.errors import DecodeMemoryError, DeepSynthError, InternalError
 from service.intake import wire
 from service.intake.decoding import OpenDocument
+from shared.images.accounting import account
 
 OPEN_FILES = 64
 
@@ -102,6 +103,10 @@ def main() -> int:
             raise InternalError("no document is open")
         return wire.encode_copy_reply(document.copy(wire.decode_copy(header)))
 
+    def hold_against_print() -> tuple[bytes]:
+        task = wire.decode_print(bytes(tail))
+        return (wire.encode_account(account(task.text, task.lines)),)
+
     def add_text() -> tuple[bytes, memoryview]:
         if document is None:
             raise InternalError("no document is open")
@@ -117,6 +122,9 @@ def main() -> int:
         allow_cpu(cpu_s)
         if wire.is_task(header):
             answer(pipe, decode)
+            continue
+        if wire.is_print(header):
+            answer(pipe, hold_against_print)
             continue
         if wire.is_preview(header):
             answer(pipe, preview)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from service.intake.limits import IntakeLimits
+from service.intake.pages import Contents
+from shared.images.formats import FileFormat, detect_format
+
+_SEVERAL_PAGES = {FileFormat.TIFF, FileFormat.PDF}
 
 
 @dataclass(eq=False, slots=True)
@@ -17,6 +21,8 @@ class Document:
     """Numbers of the pages to read, from 1, rising; None for all."""
     client: str = ""
     """Who sent it."""
+    is_unopened: bool = False
+    """Its contents are known, but no image process has opened it yet: it may not be what it seems."""
     is_closed: bool = False
     """No page will be asked for any more, so no image process needs to keep it."""
     num_sent: int = 0
@@ -29,3 +35,11 @@ class Document:
     """Time that image processes have worked on it."""
     num_turns: int = 0
     """How often."""
+
+
+def contents_by_format(document: Document) -> Contents | None:
+    """What there is to read of a file of a format that has one page; None where an image process has to look."""
+    found = detect_format(document.data)
+    if found is None or found in _SEVERAL_PAGES or document.selection not in (None, (1,)):
+        return None
+    return Contents(found, (1,))

@@ -19,7 +19,6 @@ import hashlib
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -46,8 +45,10 @@ from service.intake.limits import DecodeTask
 from service.intake.page_copy import CopyTask, PageCopy
 from service.intake.pages import Contents, DecodedPage
 from service.intake.preview import MAX_PREVIEW_BYTES, Preview, PreviewTask
+from service.intake.print_task import PrintTask
 from service.intake.replies import (
     MAX_HEADER_BYTES,
+    decode_account,
     decode_contents,
     decode_copy_reply,
     decode_pdf,
@@ -58,6 +59,7 @@ from service.intake.replies import (
 )
 from service.intake.text_layer import TextTask
 from service.intake.turns import Turn, Turns
+from shared.images.accounting import Account, account
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -92,7 +94,7 @@ class ImageProcess:
         self._stderr = ""
         self.document: Document | None = None
         """What it holds open."""
-        self._pipe, theirs = socket.socketpair()
+        self._pipe, theirs = frames.connected()
         arguments = [str(memory_bytes), str(timeout_s), str(max_file_bytes)]
         # The parent's module path is all that the child inherits: the environment may hold secrets.
         path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
@@ -169,7 +171,9 @@ class ImageProcess:
             header, _ = frames.receive(
                 self._pipe, max_header_bytes=MAX_HEADER_BYTES, max_tail_bytes=0, deadline_s=deadline_s
             )
-            return decode_contents(header, document)
+            contents = decode_contents(header, document)
+            document.is_unopened = False
+            return contents
 
     def decode(self, document: Document, task: DecodeTask) -> DecodedPage:
         """Decode one page; blocks.
@@ -223,6 +227,23 @@ class ImageProcess:
         with self._faults_explained():
             reply = self._ask(wire.encode_copy(task), max_tail_bytes=max_copy_bytes(document))
             return decode_copy_reply(*reply, task, document)
+
+    def account(self, task: PrintTask) -> Account:
+        """Hold a text against print; blocks. Leaves the document that this process holds.
+
+        Args:
+            task: The text and the print.
+
+        Returns:
+            What the text accounts for.
+
+        Raises:
+            DeepSynthError: Why it is not known; after a crash, a hang or a malformed reply, `is_alive` is false.
+        """
+        self._make_ready()
+        with self._faults_explained():
+            header, _ = self._ask(*wire.encode_print(task), max_tail_bytes=0)
+            return decode_account(header, task)
 
     def add_text(self, document: Document, task: TextTask) -> memoryview:
         """Make a searchable PDF; blocks for the time of one page for each of its pages, and one more.
@@ -283,8 +304,7 @@ class ImageProcess:
         self.document = None
         # A dead process is noticed and replaced before its next task.
         with contextlib.suppress(OSError):
-            self._pipe.settimeout(0)
-            frames.send(self._pipe, wire.CLOSE)
+            frames.send_at_once(self._pipe, wire.CLOSE)
 
     def _cause_of_death(self) -> DeepSynthError:
         status = self._process.returncode
@@ -467,6 +487,28 @@ class ImagePool:
         return await asyncio.get_running_loop().run_in_executor(
             self._threads, self._with_process, document, lambda process: process.copy(document, task), []
         )
+
+    async def account(self, document: Document, task: PrintTask) -> Account:
+        """Hold a text against the print of a page, in a process that is idle, else in a thread of this one.
+
+        It takes as much of the interpreter lock as all else that the service does for a page. But a page that has been
+        read does not wait for others to be decoded.
+
+        Args:
+            document: The page's, whose turn it takes.
+            task: The text and the print.
+
+        Returns:
+            What the text accounts for.
+        """
+        if self._turns.are_all_taken:
+            return await asyncio.to_thread(account, task.text, task.lines)
+        try:
+            return await self._run(document, lambda process: process.account(task))
+        except DeepSynthError as error:
+            # The page has been read, so the processes' troubles need not cost it.
+            logger.warning("a text is held against its page here", extra={"fields": {"code": error.code}})
+            return await asyncio.to_thread(account, task.text, task.lines)
 
     async def add_text(self, document: Document, task: TextTask) -> memoryview:
         """Make a searchable PDF in an idle process, or in the next one that becomes idle.

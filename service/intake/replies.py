@@ -18,11 +18,13 @@ from service.intake.limits import DecodeTask
 from service.intake.page_copy import PNG_START, CopyTask, PageCopy
 from service.intake.pages import Contents, DecodedPage
 from service.intake.preview import JPEG_START, Preview, PreviewTask
-from service.intake.wire import PDF, ContentsReply, CopyReply, ErrorReply, PageReply, PreviewReply
+from service.intake.print_task import PrintTask
+from service.intake.wire import PDF, AccountReply, ContentsReply, CopyReply, ErrorReply, PageReply, PreviewReply
 from service.page_codec import decode_page
 from shared.deepseek_ocr.forms import CHANNELS, MAX_IMAGE_PIXELS, PageImage
 from shared.deepseek_ocr.geometry import plan_views
 from shared.deepseek_ocr.line_views import view_of
+from shared.images.accounting import Account
 from shared.images.canvases import MOST_STRIP_PARTS, MOST_STRIPS, SIDE_PX, Strip, pack
 from shared.images.page_ink import MOST_LINES, MOST_WORDS
 
@@ -30,8 +32,10 @@ MAX_HEADER_BYTES = 1024 * 1024
 """Of a page with `MOST_LINES` lines of print and `MOST_STRIPS` strips, and far more than any other reply."""
 MAX_STRIP_BYTES = 40 * SIDE_PX * SIDE_PX
 """Of all strips of a page: as many canvases as no page fills."""
-_REPLIES: TypeAdapter[PageReply | PreviewReply | CopyReply | ContentsReply | ErrorReply] = TypeAdapter(
-    Annotated[PageReply | PreviewReply | CopyReply | ContentsReply | ErrorReply, Field(discriminator="kind")]
+_REPLIES: TypeAdapter[PageReply | PreviewReply | CopyReply | ContentsReply | AccountReply | ErrorReply] = TypeAdapter(
+    Annotated[
+        PageReply | PreviewReply | CopyReply | ContentsReply | AccountReply | ErrorReply, Field(discriminator="kind")
+    ]
 )
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -217,6 +221,33 @@ def decode_copy_reply(header: bytes, tail: memoryview, task: CopyTask, document:
     return PageCopy(reply.page, reply.width_px, reply.height_px, reply.sha256, tail)
 
 
+def decode_account(header: bytes, task: PrintTask) -> Account:
+    """Read the reply to a text that was to be held against print.
+
+    Args:
+        header: The frame's header.
+        task: What was asked.
+
+    Returns:
+        What the text accounts for.
+
+    Raises:
+        BrokenFrameError: It is no such reply, or its numbers are impossible.
+        DeepSynthError: The error that the process sent; one with an unknown code is an `InternalError`.
+    """
+    reply = _decode(header)
+    if not isinstance(reply, AccountReply):
+        raise BrokenFrameError("not what was asked for")
+    account = reply.account
+    if not 0 <= account.coverage <= 1 or len(account.unread) > len(task.lines):
+        raise BrokenFrameError("no numbers of an account")
+    right, bottom = (max((line.box_px[side] for line in task.lines), default=0) for side in (2, 3))
+    for x1, y1, x2, y2 in account.unread:
+        if not (0 <= x1 <= x2 <= right and 0 <= y1 <= y2 <= bottom):
+            raise BrokenFrameError("print outside the page")
+    return account
+
+
 def decode_pdf(header: bytes, tail: memoryview) -> memoryview:
     """Read the reply to a text.
 
@@ -237,7 +268,7 @@ def decode_pdf(header: bytes, tail: memoryview) -> memoryview:
     return tail
 
 
-def _decode(header: bytes) -> PageReply | PreviewReply | CopyReply | ContentsReply:
+def _decode(header: bytes) -> PageReply | PreviewReply | CopyReply | ContentsReply | AccountReply:
     reply = read_header(_REPLIES, header)
     if isinstance(reply, ErrorReply):
         raise error_classes().get(reply.code, InternalError)(public=reply.public)

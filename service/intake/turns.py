@@ -62,11 +62,18 @@ class Turns:
         self._waiting: list[_Waiting] = []
         """In order of arrival."""
 
+    @property
+    def are_all_taken(self) -> bool:
+        """Whether a new turn would have to wait."""
+        return not self._num_free
+
     async def take(self, document: Document) -> Turn:
         """Wait for a turn, which is then to be given back."""
         share = self._share(document.client)
         share.used_s = max(share.used_s, self._reached_s)
         document.used_s = max(document.used_s, share.reached_s)
+        if not self._waiting and self._has_room(document):
+            return self._begin(document)
         entry = _Waiting(document, asyncio.get_running_loop().create_future())
         self._waiting.append(entry)
         self._grant()
@@ -117,15 +124,18 @@ class Turns:
         }
 
     def _grant(self) -> None:
-        while self._num_free:
-            able = [each for each in self._waiting if not each.document.is_slow or self._num_free_for_slow]
-            if not able:
-                return
+        while able := [each for each in self._waiting if self._has_room(each.document)]:
             entry = min(able, key=self._used)
             self._waiting.remove(entry)
-            turn = Turn(entry.document, entry.document.is_slow)
-            share = self._share(entry.document.client)
-            self._reached_s, share.reached_s = share.used_s, entry.document.used_s
-            self._num_free -= 1
-            self._num_free_for_slow -= turn.is_slow
-            entry.granted.set_result(turn)
+            entry.granted.set_result(self._begin(entry.document))
+
+    def _has_room(self, document: Document) -> bool:
+        return self._num_free > 0 and (not document.is_slow or self._num_free_for_slow > 0)
+
+    def _begin(self, document: Document) -> Turn:
+        turn = Turn(document, document.is_slow)
+        share = self._share(document.client)
+        self._reached_s, share.reached_s = share.used_s, document.used_s
+        self._num_free -= 1
+        self._num_free_for_slow -= turn.is_slow
+        return turn

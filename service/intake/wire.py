@@ -19,8 +19,10 @@ from service.intake.limits import DecodeTask, IntakeLimits
 from service.intake.page_copy import CopyTask, PageCopy
 from service.intake.pages import Contents, DecodedPage
 from service.intake.preview import Preview, PreviewTask
+from service.intake.print_task import PrintTask
 from service.intake.text_layer import TextTask
 from service.page_codec import PageHeader, encode_page
+from shared.images.accounting import Account
 from shared.images.canvases import Box, Strip
 from shared.images.page_ink import PageInk, Turn
 
@@ -85,6 +87,14 @@ class CopyReply:
 
 
 @dataclass(frozen=True, slots=True)
+class AccountReply:
+    """What of a page's print a text accounts for."""
+
+    account: Account
+    kind: Literal["account"] = "account"
+
+
+@dataclass(frozen=True, slots=True)
 class ErrorReply:
     """An error without its detail, which may quote the file."""
 
@@ -121,6 +131,11 @@ def is_task(header: bytes) -> bool:
 def is_text(header: bytes) -> bool:
     """Whether a frame brings the text of a searchable PDF."""
     return json.loads(header)["kind"] == "text"
+
+
+def is_print(header: bytes) -> bool:
+    """Whether a frame brings a text that is to be held against print."""
+    return json.loads(header)["kind"] == "print"
 
 
 def is_preview(header: bytes) -> bool:
@@ -175,6 +190,21 @@ def decode_text(tail: bytes) -> TextTask:
     return TextTask.from_wire(tail)
 
 
+def encode_print(task: PrintTask) -> tuple[bytes, bytes]:
+    """Header and tail of a task that holds a text against print."""
+    return b'{"kind": "print"}', task.to_wire()
+
+
+def decode_print(tail: bytes) -> PrintTask:
+    """The task that `encode_print` wrote."""
+    return PrintTask.from_wire(tail)
+
+
+def encode_account(account: Account) -> bytes:
+    """Header of what a text accounts for."""
+    return _to_json(AccountReply(account))
+
+
 def encode_page_reply(page: DecodedPage) -> tuple[bytes, *tuple[memoryview, ...]]:
     """Header and tail of a decoded page."""
     prepared, pixels = encode_page(page.prepared)
@@ -219,6 +249,6 @@ def encode_error_reply(error: DeepSynthError) -> bytes:
     return _to_json(ErrorReply(error.code, error.public))
 
 
-def _to_json(reply: PageReply | PreviewReply | CopyReply | ContentsReply | ErrorReply) -> bytes:
+def _to_json(reply: PageReply | PreviewReply | CopyReply | ContentsReply | AccountReply | ErrorReply) -> bytes:
     # Not `asdict`, which copies all that is inside: it takes ten times as long.
     return json.dumps(reply, default=lambda part: {name: getattr(part, name) for name in part.__slots__}).encode()

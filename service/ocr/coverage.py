@@ -1,29 +1,29 @@
-"""How much of a page's print a model's answer accounts for."""
+"""The print of a page that a model's answer has to account for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from service.intake.print_task import PrintTask
 from shared.deepseek_ocr.grounding import GroundedText
-from shared.images.accounting import Account, account
 from shared.images.page_ink import InkLine
 
 _PICTURES = {"image", "figure"}
 """Labels of boxes whose print is part of a picture."""
 
 
-def account_for(answer: GroundedText, lines: Sequence[InkLine]) -> Account:
-    """Hold an answer against the page's print; print in boxes of pictures needs no text.
+def print_task(answer: GroundedText, lines: Sequence[InkLine]) -> PrintTask:
+    """What holds an answer against the page's print; print in boxes of pictures needs no text.
 
     Args:
         answer: The page's text, and the boxes where the model gives them.
         lines: The page's print.
 
     Returns:
-        The share that was read, and where the rest is.
+        The text, and the print that it has to account for.
     """
     pictures = [region.box_px for region in answer.regions if region.label.lower() in _PICTURES]
-    return account(answer.text, [line for line in lines if not any(_is_in(line, box) for box in pictures)])
+    return PrintTask(answer.text, tuple(line for line in lines if not any(_is_in(line, box) for box in pictures)))
 
 
 def _is_in(line: InkLine, box: tuple[int, int, int, int]) -> bool:

@@ -42,12 +42,13 @@ from service.errors import (
     let_go,
     whole_seconds,
 )
-from service.intake.document import Document
+from service.intake.document import Document, contents_by_format
 from service.intake.limits import Box, DecodeTask, IntakeLimits
 from service.intake.pages import Contents, DecodedPage
+from service.intake.print_task import PrintTask
 from service.ocr.confidence import PageConfidence, judge
 from service.ocr.continuation import joined, parts_to_read, separator
-from service.ocr.coverage import account_for
+from service.ocr.coverage import print_task
 from service.ocr.jpeg import encode_jpeg
 from service.ocr.line_reading import read_lines
 from service.ocr.metrics import TelemetryObserver
@@ -87,6 +88,9 @@ class PageSource(Protocol):
 
     async def decode(self, document: Document, task: DecodeTask) -> DecodedPage:
         """Decode one page, or raise the `DeepSynthError` that concerns it."""
+
+    async def account(self, document: Document, task: PrintTask) -> Account:
+        """Hold a text against the print of one of its pages."""
 
     def close(self, document: Document) -> None:
         """Free what is kept of a document between its pages."""
@@ -353,7 +357,10 @@ class DocumentReader:
     async def _open(self, document: Document) -> Sequence[int]:
         """The pages to read of a file."""
         with self._observer.opening() as opened:
-            pages = (await self._source.open(document)).pages
+            contents = contents_by_format(document)
+            # Opened with its page: a call of its own would take a turn more.
+            document.is_unopened = contents is not None
+            pages = (contents or await self._source.open(document)).pages
             opened(len(pages))
         return pages
 
@@ -471,6 +478,8 @@ class DocumentReader:
                 reading.permit.mark_running()
             page, decode_s = await self._decode(reading.document, reading.request, page_of_file)
         except DeepSynthError as error:
+            if reading.document.is_unopened:
+                raise
             if isinstance(error, DecodeTimeoutError):
                 reading.slow.append(number)
             reading.finish(PageResult(number, PageStatus.FAILED, error=error, slot_wait_s=slot_wait_s))
@@ -524,13 +533,14 @@ class DocumentReader:
             await self._read_by_lines(decoded, reading, on_text)
             return
         try:
-            result = await self._infer(self._sequence([decoded.page], request, number), on_text)
+            sequence = self._sequence([decoded.page], request, number, is_alone=self._is_alone(reading))
+            result = await self._infer(sequence, on_text)
         except DeepSynthError as error:
             reading.finish(replace(decoded.result, status=PageStatus.FAILED, error=error))
             return
         if result.finish_reason is FinishReason.REPETITION and request.task in _TRANSCRIBES:
             result = await self._read_on(decoded, result, reading, on_text)
-        reading.finish(await self._outcome(decoded, request, result))
+        reading.finish(await self._outcome(decoded, reading, result))
 
     async def _read_by_lines(self, decoded: _Decoded, reading: _Reading, on_text: Callable[[str], None] | None) -> None:
         """Read a page's lines, several canvases of them at once."""
@@ -552,7 +562,7 @@ class DocumentReader:
             reading.finish(replace(decoded.result, status=PageStatus.FAILED, error=reason))
             return
         self._note_pace(lines.busy_s)
-        reading.finish(await self._outcome(decoded, request, lines.result, lines.regions))
+        reading.finish(await self._outcome(decoded, reading, lines.result, lines.regions))
 
     async def _read_pass(self, pages: Sequence[_Decoded], reading: _Reading) -> None:
         """Read several pages as one sequence."""
@@ -580,12 +590,12 @@ class DocumentReader:
         show(splitter.finish())
         vision_tokens = [decoded.page.prepared.plan.num_vision_tokens for decoded in pages]
         for decoded, part in zip(pages, split_result(result, vision_tokens), strict=True):
-            reading.finish(await self._outcome(decoded, reading.request, part))
+            reading.finish(await self._outcome(decoded, reading, part))
 
     async def _outcome(
         self,
         decoded: _Decoded,
-        request: OcrRequest,
+        reading: _Reading,
         result: SequenceResult | None,
         lines: tuple[Region, ...] = (),
     ) -> PageResult:
@@ -593,7 +603,8 @@ class DocumentReader:
 
         `lines` are boxes in its text that were known before it was read.
         """
-        page, is_transcribed = decoded.page, request.task in _TRANSCRIBES
+        page, request, document = decoded.page, reading.request, reading.document
+        is_transcribed = request.task in _TRANSCRIBES
         if result is None:
             is_missing = not request.reads_blank_pages
             return replace(decoded.result, status=PageStatus.UNREADABLE if is_missing else PageStatus.OK)
@@ -612,7 +623,7 @@ class DocumentReader:
         is_shown = status is PageStatus.OK
         account = words = None
         if is_shown and is_transcribed and page.ink.lines:
-            account = await asyncio.to_thread(account_for, grounded, page.ink.lines)
+            account = await self._source.account(document, print_task(grounded, page.ink.lines))
         if is_shown and self._wants_words(request):
             words = judge(result, grounded, request.confidence, self._calibration(request))
         return replace(
@@ -636,7 +647,7 @@ class DocumentReader:
         if grounded.regions or not page.ink.lines:
             # Boxes in the answer for a part would be those of the part.
             return result
-        account = await asyncio.to_thread(account_for, grounded, page.ink.lines)
+        account = await self._source.account(reading.document, print_task(grounded, page.ink.lines))
         request, text = reading.request, result.text
         document = Document(reading.document.data, self.limits, (page.page,), client=reading.document.client)
         rest: list[SequenceResult] = []
@@ -659,7 +670,14 @@ class DocumentReader:
             self._source.close(document)
         return joined(result, rest)
 
-    def _sequence(self, pages: Sequence[DecodedPage], request: OcrRequest, number: int) -> SequenceRequest:
+    def _is_alone(self, reading: _Reading) -> bool:
+        """Whether no other page is on its way to the engine, apart from those of jobs, which can wait."""
+        num_requests = self._gate.num_waiting + self._gate.num_running
+        return reading.permit is not None and num_requests == 1 and len(reading.pages) == 1
+
+    def _sequence(
+        self, pages: Sequence[DecodedPage], request: OcrRequest, number: int, *, is_alone: bool = False
+    ) -> SequenceRequest:
         """What is asked of the engine for a page, or for all pages of a pass; `number` is the first one's."""
         prompts, is_together = self._engine.info.prompts, request.pages_together
         params = replace(request.params, max_new_tokens=request.params.max_new_tokens * len(pages))
@@ -674,6 +692,7 @@ class DocumentReader:
             # The loop rule cannot tell in which of several pages an answer is.
             lines=() if is_together else pages[0].ink.lines,
             more_pages=tuple(page.prepared for page in pages[1:]),
+            is_alone=is_alone,
         )
 
     def _wants_words(self, request: OcrRequest) -> bool:

@@ -6,13 +6,14 @@ import contextlib
 from collections.abc import Iterator
 
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, Status, StatusCode, Tracer
+from opentelemetry.trace import INVALID_SPAN, NoOpTracer, Span, Status, StatusCode, Tracer
 
 from service.errors import DeepSynthError
 
+_UNTRACED: contextlib.AbstractContextManager[Span] = contextlib.nullcontext(INVALID_SPAN)
 
-@contextlib.contextmanager
-def operation(tracer: Tracer, name: str, context: Context | None = None) -> Iterator[Span]:
+
+def operation(tracer: Tracer, name: str, context: Context | None = None) -> contextlib.AbstractContextManager[Span]:
     """Around an operation.
 
     Args:
@@ -20,9 +21,15 @@ def operation(tracer: Tracer, name: str, context: Context | None = None) -> Iter
         name: The span's.
         context: Has the parent; None for the current span, an empty one for a trace of its own.
 
-    Yields:
-        The span, which is current in the block.
+    Returns:
+        A context with the span, which is current in the block.
     """
+    # Where nothing is traced, its contexts would cost as much as a request's metrics.
+    return _UNTRACED if isinstance(tracer, NoOpTracer) else _recorded(tracer, name, context)
+
+
+@contextlib.contextmanager
+def _recorded(tracer: Tracer, name: str, context: Context | None) -> Iterator[Span]:
     # Exceptions are not recorded, since their text may quote a page.
     with tracer.start_as_current_span(name, context, record_exception=False, set_status_on_exception=False) as span:
         try:

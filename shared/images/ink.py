@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.images.ink_lines import find_lines, find_shapes
+from shared.images.ink_lines import find_lines, find_shapes, label_shapes
 from shared.images.page_ink import MOST_MARKS, PageInk
 
 # Callers look at one page for each core already.
@@ -126,7 +126,8 @@ def _look(relief: Relief) -> PageInk:
 def _densest_quarter(mask_HW: NDArray[np.uint8]) -> slice:
     """Rows of the quarter of a page with most ink."""
     rows = mask_HW.shape[0]
-    sums = np.concatenate([[0], np.cumsum(mask_HW.sum(axis=1, dtype=np.int64))])
+    inked_H: Any = cv2.reduce(mask_HW, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S)
+    sums = np.concatenate([[0], np.cumsum(inked_H, dtype=np.int64)])
     height = max(rows // 4, min(rows, 64))
     start = int(np.argmax(sums[height:] - sums[:-height]))
     return slice(start, start + height)
@@ -200,7 +201,7 @@ def _count_marks(
     is_crop: bool,
 ) -> int:
     """Shapes of print among all that is darker than paper."""
-    num_labels, labels_HW, stats, _ = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
+    num_labels, labels_HW, stats = label_shapes(mask_HW)
     height, width = mask_HW.shape
     left, top, w, h, area = stats.T
     long, short = np.maximum(w, h), np.minimum(w, h)

@@ -6,7 +6,7 @@ line ends at a wide gap, so that columns and the cells of a table are lines of t
 
 from __future__ import annotations
 
-from statistics import median
+from bisect import bisect_left
 from typing import Any
 
 import cv2
@@ -80,6 +80,23 @@ def _labels_of(labels_HW: NDArray[np.int32], boxes: NDArray[np.int32], reach_N: 
     return found
 
 
+def label_shapes(mask_HW: NDArray[np.uint8]) -> tuple[int, NDArray[np.int32], NDArray[np.int32]]:
+    """Label the connected shapes of a mask, corners included.
+
+    Args:
+        mask_HW: 0 is background.
+
+    Returns:
+        How many labels there are, the label of each pixel, `[H, W]`, and for each label its left, top, width, height
+        and area, `[N, 5]`; label 0 is the background.
+    """
+    # The same labels as by OpenCV's own choice, in a third to nine tenths of the time.
+    num_labels, labels_HW, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(
+        mask_HW, 8, cv2.CV_32S, cv2.CCL_BBDT
+    )
+    return num_labels, labels_HW, stats  # type: ignore[return-value] # OpenCV says no more than "array"
+
+
 def find_shapes(depth_HW: NDArray[np.uint8], threshold: float) -> NDArray[np.int32]:
     """Find connected shapes that may be characters, words or points.
 
@@ -96,7 +113,7 @@ def find_shapes(depth_HW: NDArray[np.uint8], threshold: float) -> NDArray[np.int
         return np.zeros((0, 4), np.int32)
     darkest = float(np.percentile(inked, 90))
     mask_HW = (depth_HW > max(threshold, _CAP_SHARE * darkest)).astype(np.uint8)
-    _, _, stats, _ = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
+    _, _, stats = label_shapes(mask_HW)
     left, top, width, height, area = stats[1:].T
     page_height, page_width = depth_HW.shape
     tallest = max(_TALLEST_SHARE * max(depth_HW.shape), 60)
@@ -118,41 +135,40 @@ def _without_points(lines: list[InkLine]) -> list[InkLine]:
         return lines
     box_N4 = np.array([line.box_px for line in lines])
     body_N = np.array([line.body_px for line in lines])
-    x_N, y_N = box_N4[:, ::2].mean(axis=1), box_N4[:, 1::2].mean(axis=1)
-    kept = []
-    for number, line in enumerate(lines):
-        around_N = (
-            (box_N4[:, 0] - body_N <= x_N[number]) & (x_N[number] <= box_N4[:, 2] + body_N)
-            & (box_N4[:, 1] - 0.3 * body_N <= y_N[number]) & (y_N[number] <= box_N4[:, 3] + 0.3 * body_N)
-            & (body_N > 1.5 * line.body_px)
-        )  # fmt: skip
-        if not around_N.any():
-            kept.append(line)
-    return kept
+    x_M1, y_M1 = box_N4[:, ::2].mean(axis=1)[:, None], box_N4[:, 1::2].mean(axis=1)[:, None]
+    around_MN = (
+        (box_N4[:, 0] - body_N <= x_M1) & (x_M1 <= box_N4[:, 2] + body_N)
+        & (box_N4[:, 1] - 0.3 * body_N <= y_M1) & (y_M1 <= box_N4[:, 3] + 0.3 * body_N)
+        & (body_N > 1.5 * body_N[:, None])
+    )  # fmt: skip
+    return [line for line, is_point in zip(lines, around_MN.any(axis=1).tolist(), strict=True) if not is_point]
 
 
 def _line(shapes: list[list[int]], scale: float) -> InkLine | None:
     """One line of shapes (left, top, width, height) from left to right; None for dust."""
     # Lists, since lines are short: numpy takes longer to call than to count.
-    whole = [height for _, _, _, height in shapes if height >= _MIN_HEIGHT_PX]
+    whole = sorted([shape[3] for shape in shapes if shape[3] >= _MIN_HEIGHT_PX])
     if not whole:
         return None
-    body = float(median(height for height in whole if height >= _POINT_SHARE * max(whole)))
+    whole = whole[bisect_left(whole, _POINT_SHARE * whole[-1]) :]
+    body = (whole[(len(whole) - 1) // 2] + whole[len(whole) // 2]) / 2
     space = max(1.0, _WORD_GAP * body)
     # Left, right and highest shape of each word.
-    words: list[list[int]] = []
-    for left, _, width, height in shapes:
-        if words and left - words[-1][1] <= space:
-            words[-1][1:] = max(words[-1][1], left + width), max(words[-1][2], height)
-        else:
-            words.append([left, left + width, height])
+    words: list[tuple[int, int, int]] = []
+    start, end, highest = shapes[0][0], shapes[0][0], 0
+    top, bottom = shapes[0][1], 0
+    for left, above, width, height in shapes:
+        if left - end > space:
+            words.append((start, end, highest))
+            start, end, highest = left, left, 0
+        end, highest = max(end, left + width), max(highest, height)
+        top, bottom = min(top, above), max(bottom, above + height)
+    words.append((start, end, highest))
     words = [word for word in words if word[2] >= _POINT_SHARE * body]
     if not words:
         return None
-    top, bottom = min(shape[1] for shape in shapes), max(shape[1] + shape[3] for shape in shapes)
-    x1, y1, x2, y2 = (round(float(value) * scale) for value in (words[0][0], top, words[-1][1], bottom))
     return InkLine(
-        (x1, y1, x2, y2),
-        tuple(max(1, round(float(right - left) * scale)) for left, right, _ in words),
+        (round(words[0][0] * scale), round(top * scale), round(words[-1][1] * scale), round(bottom * scale)),
+        tuple([max(1, round((right - left) * scale)) for left, right, _ in words]),
         round(body * scale, 1),
     )

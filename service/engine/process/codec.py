@@ -117,6 +117,7 @@ class _SubmitHeader:
     is_canary: bool
     wants_token_scores: bool
     lines: tuple[InkLine, ...]
+    is_alone: bool
     kind: Literal["submit"] = "submit"
 
 
@@ -154,6 +155,7 @@ def encode_command(command: Command) -> Frame:
         request.is_canary,
         request.wants_token_scores,
         request.lines,
+        request.is_alone,
     )
     return write_header(_COMMANDS, header), *(part for _, pixels in encoded for part in pixels)
 
@@ -180,6 +182,7 @@ def decode_command(header: bytes, tail: memoryview) -> Command:
             command.wants_token_scores,
             command.lines,
             tuple(pages[1:]),
+            command.is_alone,
         )
     )
 

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
+from service import frames
 from service.child_exit import describe_exit
 from service.engine.process.worker import EngineFactory, run, run_process
 
@@ -58,7 +59,7 @@ class ProcessWorker:
 
     def __init__(self, factory: EngineFactory, max_wait_s: float, num_threads: int | None) -> None:
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = socket.socketpair()
+        self.pipe, theirs = frames.connected()
         self._process = context.Process(
             target=run_process,
             args=(theirs, factory, max_wait_s, num_threads),

@@ -144,8 +144,10 @@ class _Loop:
                 self._step()
             else:
                 self._report()
-                self._take(self.inbox.get())
-                self._fill_batch()
+                command = self.inbox.get()
+                self._take(command)
+                if not (isinstance(command, Submit) and command.request.is_alone):
+                    self._fill_batch()
 
     def _step(self) -> None:
         if self._stopping:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any, cast
 
 import pytest
 import uvicorn
@@ -39,10 +40,8 @@ async def _left(receive: Receive) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving() -> AsyncIterator[int]:
-    server = uvicorn.Server(
-        uvicorn.Config(app, port=0, http=BoundedProtocol, ws="none", lifespan="off", log_config=None)
-    )
+async def serving(protocol: type[BoundedProtocol] = BoundedProtocol) -> AsyncIterator[int]:
+    server = uvicorn.Server(uvicorn.Config(app, port=0, http=protocol, ws="none", lifespan="off", log_config=None))
     task = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
@@ -51,6 +50,25 @@ async def serving() -> AsyncIterator[int]:
     finally:
         server.should_exit = server.force_exit = True
         await task
+
+
+class Recorded:
+    """A transport that keeps what is sent by each call."""
+
+    def __init__(self, transport: asyncio.Transport, calls: list[bytes]) -> None:
+        self._transport = transport
+        self._calls = calls
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        self._calls.append(data)
+        self._transport.write(data)
+
+    def writelines(self, parts: list[bytes]) -> None:
+        self._calls.append(b"".join(parts))
+        self._transport.writelines(parts)
 
 
 @pytest.fixture(autouse=True)
@@ -181,3 +199,21 @@ async def test_a_refused_upload_that_stalls_is_closed_in_time(monkeypatch: pytes
                     writer.write(b"x")
                     await writer.drain()
                     await asyncio.sleep(0.05)
+
+
+async def test_head_and_body_of_an_answer_are_sent_together() -> None:
+    calls: list[bytes] = []
+
+    class Recording(BoundedProtocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in the base class
+            super().connection_made(cast("asyncio.Transport", Recorded(transport, calls)))
+
+    async with serving(Recording) as port, connected(port) as (reader, writer):
+        for num_answers in (1, 2):
+            writer.write(HEAD + b"\r\n")
+            async with asyncio.timeout(5):
+                answer = await reader.readuntil(b"\r\n0\r\n\r\n")
+            assert calls[-1] == answer
+            assert len(calls) == num_answers
+        writer.write(HEAD + b"connection: close\r\n\r\n")
+        assert (await closed(reader)).endswith(b"\r\n0\r\n\r\n")

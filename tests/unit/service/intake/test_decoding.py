@@ -29,7 +29,7 @@ from service.errors import (
     UnsupportedPixelsError,
 )
 from service.intake.decoding import OpenDocument
-from service.intake.document import Document
+from service.intake.document import Document, contents_by_format
 from service.intake.formats import FileFormat, detect_format
 from service.intake.limits import DecodeTask, IntakeLimits
 from service.intake.pages import DecodedPage
@@ -429,3 +429,21 @@ def test_page_is_turned_by_its_print_or_as_it_is_told(turn: Turn | None, turned:
         assert len(part.ink.lines) == 2
     preview = document.preview(PreviewTask(1, turn))
     assert (preview.width_px, preview.height_px) == (page.width_px, page.height_px)
+
+
+@pytest.mark.parametrize("selection", [None, (1,), (2,), (1, 2)])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_contents_that_a_format_tells_are_those_that_opening_finds(
+    form: str, selection: tuple[int, ...] | None
+) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 30), "white").save(stream, form)
+    document = Document(stream.getvalue(), IntakeLimits(), selection)
+    told = contents_by_format(document)
+    assert (told is None) == (form == "TIFF" or selection not in (None, (1,)))
+    assert told is None or told == OpenDocument(document).contents
+
+
+@pytest.mark.parametrize("data", [b"", b"text", b"%PDF-1.7"])
+def test_no_contents_are_told_of_what_is_no_image(data: bytes) -> None:
+    assert contents_by_format(Document(data, IntakeLimits())) is None

@@ -33,8 +33,11 @@ from service.intake.document import Document
 from service.intake.limits import DecodeTask, IntakeLimits
 from service.intake.pages import DecodedPage
 from service.intake.pool import ImagePool, ImageProcess
+from service.intake.print_task import PrintTask
 from service.intake.text_layer import TextLine, TextPage, TextTask
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
+from shared.images.accounting import account
+from shared.images.page_ink import InkLine
 from tests.support.pdf import make_pdf
 from tests.support.service import eventually, png
 
@@ -337,6 +340,41 @@ async def test_death_in_the_middle_costs_one_page_and_the_next_one_sends_the_doc
         await eventually(lambda: state_of(pool.pids[0]) == "Z")
         assert (await pool.decode(document, page_task(3))).page == 4
         assert (document.num_sent, restarts) == (3, ["decode_crash", "died_idle"])
+
+
+TASK = PrintTask("one line", (InkLine((10, 10, 90, 22), (30, 40), 9.0), InkLine((10, 60, 250, 72), (70, 90, 60), 9.0)))
+
+
+async def test_text_is_held_against_print_in_a_process_that_keeps_its_document() -> None:
+    async with running_pool() as (pool, restarts):
+        document = Document(png(), IntakeLimits())
+        await pool.open(document)
+        found = await pool.account(Document(png("other"), IntakeLimits()), TASK)
+        assert found == account(TASK.text, TASK.lines)
+        assert 0 < found.coverage < 1
+        await pool.decode(document, ORDER)
+        assert (document.num_sent, restarts) == (1, [])
+
+
+async def test_text_is_held_against_print_without_waiting_for_a_page_that_is_decoded() -> None:
+    async with running_pool() as (pool, restarts):
+        (pid,) = pool.pids
+        os.kill(pid, signal.SIGSTOP)
+        decoding = asyncio.create_task(pool.decode(Document(png(), IntakeLimits()), ORDER))
+        await eventually(lambda: pool.num_busy == 1)
+        assert await pool.account(Document(png(), IntakeLimits()), TASK) == account(TASK.text, TASK.lines)
+        assert not decoding.done()
+        os.kill(pid, signal.SIGCONT)
+        await decoding
+        assert restarts == []
+
+
+async def test_text_is_held_against_print_although_no_process_can_do_it() -> None:
+    async with running_pool(timeout_s=0.5) as (pool, restarts):
+        (pid,) = pool.pids
+        os.kill(pid, signal.SIGSTOP)
+        assert await pool.account(Document(png(), IntakeLimits()), TASK) == account(TASK.text, TASK.lines)
+        assert restarts == ["decode_timeout"]
 
 
 TEXT = TextTask((TextPage(1, 320, 200, (TextLine("found", (0, 0, 320, 200)),)),))

@@ -17,9 +17,12 @@ from service.intake.formats import FileFormat
 from service.intake.limits import DecodeTask, IntakeLimits
 from service.intake.pages import Contents, DecodedPage
 from service.intake.preview import MAX_PREVIEW_BYTES, MAX_SIDE_PX, PreviewTask
-from service.intake.replies import decode_contents, decode_preview_reply, decode_reply, max_reply_bytes
+from service.intake.print_task import PrintTask
+from service.intake.replies import decode_account, decode_contents, decode_preview_reply, decode_reply, max_reply_bytes
 from shared.deepseek_ocr import forms
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
+from shared.images.accounting import Account
+from shared.images.page_ink import InkLine
 from tests.support.service import png
 
 ORDER = DecodeTask(1, Mode.GUNDAM, GeometryConfig())
@@ -220,3 +223,40 @@ def test_error_in_the_place_of_a_preview_keeps_its_code() -> None:
     document, _, _ = preview_of((320, 200))
     with pytest.raises(UndecodableError):
         decode_preview_reply(wire.encode_error_reply(UndecodableError()), NO_TAIL, PreviewTask(1), document)
+
+
+PRINT = PrintTask(
+    "half \ud800 of it", (InkLine((10, 20, 90, 32), (30, 40), 9.5), InkLine((10, 60, 250, 72), (70,), 9.0))
+)
+
+
+def test_text_and_print_and_what_is_read_of_it_survive_the_wire() -> None:
+    header, tail = wire.encode_print(PRINT)
+    assert wire.is_print(header)
+    assert wire.decode_print(tail) == PRINT
+    found = Account(0.25, ((10, 60, 250, 72),))
+    assert decode_account(wire.encode_account(found), PRINT) == found
+
+
+@pytest.mark.parametrize(
+    "account",
+    [
+        Account(1.5, ()),
+        Account(-0.1, ()),
+        Account(float("nan"), ()),
+        Account(0.5, ((10, 60, 251, 72),)),
+        Account(0.5, ((-1, 60, 250, 72),)),
+        Account(0.5, ((90, 60, 10, 72),)),
+        Account(0.5, ((10, 60, 250, 72),) * 3),
+    ],
+)
+def test_account_with_impossible_numbers_is_refused(account: Account) -> None:
+    with pytest.raises(BrokenFrameError):
+        decode_account(wire.encode_account(account), PRINT)
+
+
+def test_another_reply_in_the_place_of_an_account_is_refused() -> None:
+    with pytest.raises(BrokenFrameError):
+        decode_account(wire.encode_contents(Contents(FileFormat.PNG, (1,))), PRINT)
+    with pytest.raises(UndecodableError):
+        decode_account(wire.encode_error_reply(UndecodableError()), PRINT)

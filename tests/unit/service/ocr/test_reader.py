@@ -32,6 +32,7 @@ from service.intake.document import Document
 from service.intake.formats import FileFormat
 from service.intake.limits import DecodeTask, IntakeLimits
 from service.intake.pages import Contents, DecodedPage
+from service.intake.print_task import PrintTask
 from service.ocr.confidence import Granularity, Wanted
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.outcome import PageStatus
@@ -44,6 +45,7 @@ from shared.contract.confidence import MonotoneMap
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import Mode, ViewPlan
+from shared.images.accounting import Account, account
 from shared.images.page_ink import InkLine, PageInk
 from tests.support.fake_engine import SteeredEngine
 from tests.support.service import eventually
@@ -61,12 +63,15 @@ class Source:
         self.fail: set[int] = set()
         """Pages that cannot be decoded."""
         self.error: type[DeepSynthError] = UndecodableError
-        self.num_failed = 0
+        self.num_failed = self.num_opened = 0
+        self.is_opened = True
+        """Whether files turn out to be what they seem."""
         self.orders: list[DecodeTask] = []
         self.ink: dict[int, PageInk] = {}
         """What pages show, where it is not a lot of print."""
 
     async def open(self, document: Document) -> Contents:
+        self.num_opened += 1
         self.held.add(document)
         await asyncio.sleep(0)
         return Contents(FileFormat.PDF, document.selection or tuple(range(1, int(document.data) + 1)))
@@ -74,6 +79,7 @@ class Source:
     async def decode(self, document: Document, order: DecodeTask) -> DecodedPage:
         self.held.add(document)
         await asyncio.sleep(0)
+        document.is_unopened = document.is_unopened and not self.is_opened
         if order.page in self.fail:
             self.num_failed += 1
             raise self.error
@@ -89,6 +95,10 @@ class Source:
             is_damaged=False,
             prepared=PageViews(self.plan, np.full((8, 8, 3), colour, np.uint8), np.zeros((0, 8, 8, 3), np.uint8)),
         )
+
+    async def account(self, document: Document, task: PrintTask) -> Account:
+        await asyncio.sleep(0)
+        return account(task.text, task.lines)
 
     def close(self, document: Document) -> None:
         self.held.discard(document)
@@ -161,6 +171,16 @@ async def test_pages_of_one_document_run_together() -> None:
         await eventually(lambda: len(it.engine.submitted) == 3)
         it.engine.release()
         await task
+
+
+async def test_a_page_is_alone_when_no_other_page_and_no_other_request_is_on_its_way() -> None:
+    async with bench() as it:
+        await it.read(1)
+        await it.read(2)
+        with it.gate.admit():
+            await it.read(1)
+        await it.read(1)
+    assert [each.is_alone for each in it.engine.submitted] == [True, False, False, False, True]
 
 
 async def test_no_more_pages_are_decoded_ahead_than_there_are_slots() -> None:
@@ -253,6 +273,18 @@ async def test_page_that_cannot_be_decoded_costs_that_page(failing: set[int]) ->
     assert all(isinstance(page.error, UndecodableError) for page in reading.pages if page.page in failing)
     assert reading.text == "\n\n".join(expected_text(3, page) for page in sorted({1, 2, 3} - failing))
     assert reading.is_partial
+
+
+@pytest.mark.parametrize("is_opened", [False, True])
+async def test_an_image_that_cannot_be_opened_is_refused_and_is_no_failed_page(is_opened: bool) -> None:
+    async with bench() as it:
+        order = OcrRequest(Task.FREE, None, Mode.TINY, SamplingParams(9), "fake", None)
+        it.source.fail = {1}
+        it.source.is_opened = is_opened
+        with it.gate.admit() as permit, pytest.raises(UndecodableError):
+            await it.reader.read(b"\x89PNG\r\n\x1a\n", order, permit)
+        failed = it.metrics.registry.get_sample_value("deepsynth_page_outcomes_total", {"status": "failed"})
+        assert (failed, it.source.num_opened) == (int(is_opened), 0)
 
 
 async def test_after_some_pages_that_took_too_long_the_rest_is_not_tried() -> None:

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import cv2
+import numpy as np
+import pytest
 from PIL import Image, ImageDraw
 
 from shared.images.ink import find_ink
+from shared.images.ink_lines import label_shapes
 from tests.support.printed import LEFT, page_of, register, two_columns
 
 
@@ -39,3 +43,21 @@ def test_rules_and_frames_are_no_lines() -> None:
 
 def test_blank_page_has_none() -> None:
     assert find_ink(Image.new("RGB", (600, 800), "white")).lines == ()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (7, 3), (64, 64), (333, 501)])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 0.6, 1.0])
+def test_shapes_have_the_labels_that_opencv_gives_them(size: tuple[int, int], share: float) -> None:
+    mask_HW = (np.random.default_rng(3).random(size) < share).astype(np.uint8)
+    num_labels, labels_HW, stats = label_shapes(mask_HW)
+    expected = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
+    assert num_labels == expected[0]
+    np.testing.assert_array_equal(labels_HW, np.asarray(expected[1]))
+    np.testing.assert_array_equal(stats, np.asarray(expected[2]))
+
+
+def test_a_dot_before_a_line_is_no_line() -> None:
+    page = page_of((40, 40, ["A line of print that has an end"]), (40, 120, ["and a second line"]))
+    expected = len(find_ink(page).lines)
+    ImageDraw.Draw(page).ellipse((30, 66, 35, 71), fill="black")
+    assert len(find_ink(page).lines) == expected

@@ -418,6 +418,12 @@ async def test_an_idle_engine_waits_for_company_and_a_full_set_starts_at_once():
         assert (await engine.stats()).batch_sizes[0] == INFO.batch_size
 
 
+async def test_an_idle_engine_does_not_wait_for_company_that_is_not_on_its_way():
+    async with started(ThreadEngine(make_standin, max_wait_s=30.0, supervision=QUICK)) as engine:
+        async with asyncio.timeout(20):
+            await read(engine, dataclasses.replace(standin_request("0"), is_alone=True))
+
+
 async def test_every_request_gets_one_reply_whatever_happens():
     """Random traffic with cancels, failing pages and lost engines: one last event each, of the right page."""
     choose = random.Random(5)
