@@ -12,9 +12,9 @@ from lxml import etree
 from PIL import Image
 from pypdf import PdfReader
 
-from service.app import build_engine
 from service.engine import fake
 from service.ocr.formats.registry import FORMATS
+from service.reader_parts import build_engine
 from tests.support.nano import NANO, needs_nano
 from tests.support.pdf import make_pdf
 from tests.support.programs import ROOT

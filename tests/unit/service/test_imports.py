@@ -31,6 +31,13 @@ def test_codecs_are_loaded_in_image_processes_alone(codec: str) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("heavy", ["fastapi", "huggingface_hub"])
+def test_commands_that_read_here_never_load_what_only_serving_needs(heavy: str) -> None:
+    program = f"import sys, service.cli.local_reader, service.reader_parts; sys.exit({heavy!r} in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_middleware_is_pure_asgi(path: Path) -> None:
     # BaseHTTPMiddleware hides the client's disconnect from the handlers beneath it.
