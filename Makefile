@@ -21,8 +21,8 @@ YAML := docker-compose.yml deploy
 READABLE := '*.py' '*.js' '*.md' '*.sh' '*.toml' '*.yml' '*.yaml' '.env.example' 'Dockerfile*' Makefile
 LOCKED := service trainer
 # A test process for each core, four at most: each holds torch and a model. Tests of a file stay together, as they share
-# what it takes time to make.
-SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile
+# what it takes time to make; tests/conftest.py says which file comes first.
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

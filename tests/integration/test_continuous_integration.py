@@ -21,7 +21,9 @@ case "$*" in
   test)
     until grep -q "end ray-env" "$0.log"; do sleep 0.02; done
     [ "$SLOW" = no ] || until [ -s "$0.pid" ]; do sleep 0.02; done ;;
-  *test_image_build.py\\ --numprocesses*) echo "image of the API"; [ "$SLOW" = no ] || { echo $$ > "$0.pid"; exec sleep 600; } ;;
+  *test_image_build.py\\ --numprocesses*)
+    echo "image of the API"
+    [ "$SLOW" = no ] || { echo $$ > "$0.pid"; exec sleep 600; } ;;
 esac
 case "$FAILS" in "") ;; *) case "$*" in $FAILS) echo "$1 failed" >&2; exit 3 ;; esac ;; esac
 echo "end $*" >> "$0.log"
@@ -54,7 +56,8 @@ def run(checkout: Path, *, fails: str = "", is_slow: bool = False) -> tuple[int,
 def test_every_part_runs_once_and_what_runs_in_the_background_is_shown(checkout: Path) -> None:
     status, output, log = run(checkout)
     assert status == 0, output
-    images, others = "e2e ARGS=tests/e2e/test_image_build.py", "e2e ARGS=tests/e2e --ignore tests/e2e/test_image_build.py"
+    images = "e2e ARGS=tests/e2e/test_image_build.py"
+    others = "e2e ARGS=tests/e2e --ignore tests/e2e/test_image_build.py"
     parts = ["check", "docs", "ray-env", "test", images, others]
     begun = [line.removeprefix("begin ").partition(" --numprocesses")[0] for line in log if line.startswith("begin ")]
     assert begun[0].startswith("setup ")
