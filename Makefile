@@ -21,8 +21,8 @@ YAML := docker-compose.yml deploy
 READABLE := '*.py' '*.js' '*.md' '*.sh' '*.toml' '*.yml' '*.yaml' '.env.example' 'Dockerfile*' Makefile
 LOCKED := service trainer
 # A test process for each core, four at most: each holds torch and a model. Tests of a file stay together, as they share
-# what it takes time to make.
-SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile
+# what it takes time to make; tests/conftest.py says which file comes first.
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -51,7 +51,7 @@ test: setup ## Run every test that needs neither a GPU nor anything outside Pyth
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 e2e: setup ## Run the tests that start servers, build images and need Debian packages
-	$(BIN)/python -m pytest -m e2e --timeout=900 $(SIDE_BY_SIDE) $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m e2e --timeout=900 $(SIDE_BY_SIDE) $(or $(ARGS),tests/e2e)
 
 test-gpu: setup ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu --timeout=600 $(ARGS)

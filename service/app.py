@@ -13,7 +13,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 
 import httpx
 from fastapi import FastAPI
@@ -33,17 +32,12 @@ from service.adapters.metrics import AdapterObserver
 from service.adapters.models import ServedModels
 from service.adapters.rollback import RollbackRule
 from service.admission.gate import Gate
-from service.config import EngineKind, Quantization, SampleImages, ServiceSettings
+from service.config import EngineKind, SampleImages, ServiceSettings
 from service.deps import LifespanState, RequestBounds, Services
-from service.engine.config import EngineLimits, WeightForm
-from service.engine.factory import load_engine
-from service.engine.fake import FakeEngine
-from service.engine.process.engines import ProcessEngine
-from service.engine.process.supervision import Supervision
+from service.engine.config import EngineLimits
 from service.engine.protocol import EngineHandle
-from service.engine.resolve import CPU_BATCH_SIZE, GPU_BATCH_SIZE, choose_source, has_cuda, runs_on_cuda
+from service.engine.resolve import choose_source
 from service.errors import ConfigurationError, DeepSynthError
-from service.intake.limits import IntakeLimits
 from service.intake.pool import ImagePool
 from service.jobs.manager import JobManager, JobOptions
 from service.jobs.metrics import JobObserver
@@ -52,6 +46,7 @@ from service.monitor import Monitor
 from service.ocr.cascade import AUTO, Cascade, RemoteReader
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.reader import DocumentReader
+from service.reader_parts import batch_size, build_engine, build_gate, build_limits, build_pool
 from service.routes import (
     adapters,
     chat,
@@ -77,22 +72,12 @@ from service.telemetry.exposition import Exposition
 from service.telemetry.links import LoadSpans
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import UNTRACED, Tracing
-from shared.contract.processors import usable_processors
 
 logger = logging.getLogger(__name__)
 
-PAGES_AHEAD = 2
-"""Page slots per place in a batch: one batch running and one prepared after it."""
-MAX_IMAGE_WORKERS = 16
-CPU_STALL_S, GPU_STALL_S = 60.0, 10.0
 CASCADE_CONNECT_S = 5.0
 SAMPLE_NICENESS = 10
 """Of the process that copies pages for samples; requests go first."""
-_WEIGHT_FORMS = {
-    Quantization.AUTO: WeightForm.AUTO,
-    Quantization.NONE: WeightForm.FULL,
-    Quantization.INT8: WeightForm.INT8,
-}
 API_KEY_NAME, ADMIN_KEY_NAME = "api-key", "admin-key"
 """What logs and metrics call the keys of the settings."""
 Notice = Callable[[], None]
@@ -104,74 +89,6 @@ def version() -> str:
         return importlib.metadata.version("deepsynth-ocr")
     except importlib.metadata.PackageNotFoundError:
         return "0"
-
-
-def batch_size(settings: ServiceSettings) -> int:
-    """Pages read together: the setting, or a default for the device."""
-    if settings.ocr_batch_size is not None:
-        return settings.ocr_batch_size
-    return min(GPU_BATCH_SIZE if _has_gpu(settings) else CPU_BATCH_SIZE, settings.max_concurrent_requests)
-
-
-def image_workers(settings: ServiceSettings) -> int:
-    """Image processes: the setting; else few if the engine needs the cores itself."""
-    if settings.image_workers is not None:
-        return settings.image_workers
-    return min(MAX_IMAGE_WORKERS, max(2, usable_processors() // 2)) if _has_gpu(settings) else 2
-
-
-def _has_gpu(settings: ServiceSettings) -> bool:
-    return settings.engine is EngineKind.NATIVE and runs_on_cuda(settings.device.value, cuda=has_cuda())
-
-
-def build_engine(settings: ServiceSettings) -> EngineHandle:
-    """The configured engine, not started yet."""
-    if settings.engine is EngineKind.FAKE:
-        return ProcessEngine(
-            partial(
-                FakeEngine,
-                batch_size=batch_size(settings),
-                adapter_slots=adapter_slots(settings),
-                step_s=settings.fake_step_ms / 1000,
-            ),
-            supervision=supervision(settings),
-        )
-    source = choose_source(
-        model=settings.model,
-        device=settings.device.value,
-        dtype=settings.dtype.value,
-        limits=EngineLimits(
-            batch_size=batch_size(settings),
-            max_new_tokens=settings.max_new_tokens,
-            gpu_memory_fraction=settings.gpu_memory_fraction,
-            weights=_WEIGHT_FORMS[settings.quantization],
-            adapter_slots=adapter_slots(settings),
-            adapter_max_rank=settings.adapter_max_rank,
-            adapter_experts=settings.adapter_experts,
-        ),
-        cuda=has_cuda(),
-    )
-    return ProcessEngine(
-        partial(load_engine, source),
-        max_wait_s=settings.ocr_max_wait_ms / 1000,
-        num_threads=settings.cpu_threads,
-        supervision=supervision(settings),
-    )
-
-
-def supervision(settings: ServiceSettings) -> Supervision:
-    """When the engine counts as lost."""
-    stall_s = settings.engine_stall_s
-    if stall_s is None:
-        stall_s = GPU_STALL_S if _has_gpu(settings) else CPU_STALL_S
-        if settings.engine is EngineKind.FAKE:
-            stall_s = max(stall_s, 2 * settings.fake_step_ms / 1000)
-    return Supervision(stall_s=stall_s)
-
-
-def adapter_slots(settings: ServiceSettings) -> int:
-    """Slots for adapters: none without an adapter volume."""
-    return settings.adapter_slots if settings.adapter_dir is not None else 0
 
 
 def build_adapters(settings: ServiceSettings, engine: EngineHandle, observer: AdapterObserver) -> AdapterManager | None:
@@ -241,34 +158,6 @@ def build_jobs(
         reading=reading,
         observer=JobObserver(metrics, tracer),
         cascade=cascade,
-    )
-
-
-def build_limits(settings: ServiceSettings) -> IntakeLimits:
-    """Bounds on documents."""
-    return IntakeLimits(
-        max_pixels=settings.max_pixels,
-        max_side_px=settings.max_side_px,
-        max_frames=settings.max_frames,
-        max_pdf_pages=settings.max_pdf_pages,
-        pdf_dpi=settings.pdf_dpi,
-    )
-
-
-def build_gate(settings: ServiceSettings) -> Gate:
-    """Admission of requests."""
-    page_slots = PAGES_AHEAD * batch_size(settings)
-    return Gate(capacity=settings.max_concurrent_requests, page_slots=page_slots, clock=time.monotonic)
-
-
-def build_pool(settings: ServiceSettings, on_restart: Callable[[str], None] = lambda _: None) -> ImagePool:
-    """The image processes, not started yet."""
-    return ImagePool(
-        workers=image_workers(settings),
-        memory_bytes=settings.image_memory_bytes,
-        timeout_s=settings.image_timeout_s,
-        max_file_bytes=settings.max_upload_bytes,
-        on_restart=on_restart,
     )
 
 

@@ -1,5 +1,6 @@
 """Options of the whole test suite."""
 
+from collections import Counter
 from pathlib import Path
 
 import hypothesis
@@ -23,6 +24,14 @@ def pytest_addoption(parser):
         help="tests/chaos: as many cases as docs/reliability.md says, which takes minutes each, instead of a few",
     )
     parser.addoption("--share", type=float, default=1.0, help="with --long: only this share of the cases, such as 0.1")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Slow files come first, then those with most tests, so that processes side by side end at about the same time."""
+    counts = Counter(item.path for item in items)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, -counts[item.path]))
 
 
 @pytest.fixture(autouse=True)

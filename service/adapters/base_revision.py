@@ -8,9 +8,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
-
 from shared.contract.identity import weights_revision
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -31,6 +28,10 @@ def base_revisions(checkpoint: str) -> frozenset[str]:
         commit = folder.resolve().name
         revision = weights_revision(folder)
         return frozenset({revision} if revision else ()) | frozenset({commit} if _COMMIT.fullmatch(commit) else ())
+    # Imported here because it is slow, and a folder does not need it.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     try:
         snapshot = Path(snapshot_download(checkpoint, allow_patterns=["config.json"], local_files_only=True))
     except (LocalEntryNotFoundError, ValueError, OSError):

@@ -144,7 +144,7 @@ async def local_reader(
         EngineError: The engine does not start.
     """
     # Imported here because it is slow, and `--help` does not need it.
-    from service.app import PAGES_AHEAD, batch_size, build_engine, build_gate, build_limits, build_pool
+    from service.reader_parts import PAGES_AHEAD, batch_size, build_engine, build_gate, build_limits, build_pool
 
     engine = build_engine(settings)
     pool = build_pool(settings)

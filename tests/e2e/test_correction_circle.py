@@ -18,7 +18,7 @@ from tests.support.nano import needs_nano
 from tests.support.printed import number_cells
 from tests.support.programs import ROOT
 
-pytestmark = [pytest.mark.e2e, needs_nano, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, needs_nano, pytest.mark.timeout(1800)]
 
 NUM_PAGES = 40
 

@@ -29,7 +29,7 @@ from tests.support.programs import ROOT, free_port
 from tests.support.ray_cluster import Cluster, ray_cluster, ray_programs
 from tests.support.server import environment
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
 CONFIG = ROOT / "deploy" / "ray" / "serve.yaml"
 MODEL_HEADER = "serve-multiplexed-model-id"

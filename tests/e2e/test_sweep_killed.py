@@ -14,7 +14,7 @@ import pytest
 from tests.support.programs import ROOT
 from tests.support.training import events, write_checkpoint, write_words
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 WAIT_S = 240.0
 
 

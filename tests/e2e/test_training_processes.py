@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.support.training import events, run_small, start_small, write_checkpoint, write_words
 from trainer.training import checkpoints
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 def weights(run):

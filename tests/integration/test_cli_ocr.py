@@ -43,7 +43,7 @@ def call(
 ) -> subprocess.CompletedProcess[bytes]:
     command = [*OCR, *map(str, arguments)]
     return subprocess.run(
-        command, cwd=folder, env=env or chosen(), check=False, capture_output=True, timeout=60, input=given
+        command, cwd=folder, env=env or chosen(), check=False, capture_output=True, timeout=180, input=given
     )
 
 
@@ -309,12 +309,11 @@ def test_no_service_there_is_said_once(scans: Path) -> None:
 
 
 @needs_nano
-def test_nano_reads_a_page_into_every_kind_of_file(tmp_path: Path) -> None:
+def test_nano_reads_a_page_into_a_searchable_file(tmp_path: Path) -> None:
     sample = ROOT / "docs" / "samples" / "sample-block.png"
     truth = sample.with_suffix(".txt").read_text(encoding="utf-8")
-    for output, name in {"text": "sample-block.txt", "searchable-pdf": "sample-block.searchable.pdf"}.items():
-        ended = call(sample, "--format", output, "--out", "out", folder=tmp_path, env=environment(IMAGE_WORKERS="1"))
-        assert ended.returncode == 0
-        written = (tmp_path / "out" / name).read_bytes()
-        text = written.decode() if output == "text" else PdfReader(io.BytesIO(written)).pages[0].extract_text()
-        assert cer(" ".join(truth.split()), " ".join(text.split())) <= LARGEST_CER
+    env = environment(IMAGE_WORKERS="1")
+    ended = call(sample, "--format", "searchable-pdf", "--out", "out", folder=tmp_path, env=env)
+    assert ended.returncode == 0
+    text = PdfReader(tmp_path / "out" / "sample-block.searchable.pdf").pages[0].extract_text()
+    assert cer(" ".join(truth.split()), " ".join(text.split())) <= LARGEST_CER

@@ -14,9 +14,9 @@ from typing import Any, cast
 
 import pytest
 
-from service.app import build_engine
 from service.engine.process.engines import ProcessEngine
 from service.engine.protocol import EngineState
+from service.reader_parts import build_engine
 from shared.contract.publication import publish
 from shared.contract.volume import AdapterVolume
 from shared.deepseek_ocr.checkpoint import save_checkpoint

@@ -10,8 +10,8 @@ import pytest
 from lxml import etree
 from PIL import Image, ImageDraw, ImageFont
 
-from service.app import build_engine
 from service.engine.fake import FakeEngine
+from service.reader_parts import build_engine
 from shared.contract.calibration import Calibration
 from shared.contract.confidence import MonotoneMap
 from tests.support.chat import chat, data_url, image_part

@@ -11,9 +11,9 @@ from typing import cast
 
 import pytest
 
-from service.app import build_engine
 from service.engine.process.engines import ProcessEngine
 from service.engine.protocol import EngineState
+from service.reader_parts import build_engine
 from shared.deepseek_ocr.checkpoint import save_checkpoint
 from tests.support.fake_engine import SteeredEngine
 from tests.support.service import eventually, make_settings, png, running_service

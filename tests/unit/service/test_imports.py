@@ -24,9 +24,22 @@ def test_http_side_never_loads_the_device_side(heavy: str) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+def test_serving_loads_the_client_of_the_hub_only_where_a_repository_is_named() -> None:
+    program = "import sys, service.app; sys.exit('huggingface_hub' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("codec", ["cv2", "pikepdf", "pypdfium2"])
 def test_codecs_are_loaded_in_image_processes_alone(codec: str) -> None:
     program = f"import sys, service.app, service.intake.pool, service.ocr.reader; sys.exit({codec!r} in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("heavy", ["fastapi", "huggingface_hub"])
+def test_commands_that_read_here_never_load_what_only_serving_needs(heavy: str) -> None:
+    program = f"import sys, service.cli.local_reader, service.reader_parts; sys.exit({heavy!r} in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
 

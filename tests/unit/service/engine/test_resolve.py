@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from service.app import build_engine
 from service.config import ServiceSettings
 from service.engine import resolve as choice
 from service.engine.config import EngineLimits, EngineSource, WeightForm
 from service.engine.process.engines import ProcessEngine
 from service.engine.resolve import choose_source
 from service.errors import ConfigurationError
+from service.reader_parts import build_engine
 
 
 @pytest.fixture
