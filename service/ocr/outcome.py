@@ -14,6 +14,10 @@ MIN_COVERAGE = 0.9
 """Of clean pages that were read to the end all but a few have more (docs/outcomes.md)."""
 FEW_MARKS = 3
 """Fewer shapes than this, which the model reads as nothing, are dust."""
+SURE = 0.85
+"""Invented text is less certain than this, print that is joined by rules more."""
+CHARACTERS_A_BODY = 3
+"""At most, for a width as large as a character's height."""
 CHARACTERS_A_MARK = 12
 """More characters than this for each shape of print cannot be on the page, even where the letters of words touch."""
 
@@ -58,4 +62,12 @@ def status_of(ink: PageInk, text: str, confidence: float, min_confidence: float)
         return PageStatus.BLANK if ink.marks < FEW_MARKS else PageStatus.UNREADABLE
     is_doubtful = ink.marks < MANY_MARKS and confidence < min_confidence
     is_too_long = ink.marks < MOST_MARKS and num_characters > CHARACTERS_A_MARK * (ink.marks + 1)
+    if is_too_long and confidence >= SURE:
+        # Underlined or on ruled paper, a line of print is a single shape.
+        is_too_long = num_characters > _room_for(ink)
     return PageStatus.UNREADABLE if is_doubtful or is_too_long else PageStatus.OK
+
+
+def _room_for(ink: PageInk) -> float:
+    """Characters that the lines of a page have room for."""
+    return sum(CHARACTERS_A_BODY * sum(line.words_px) / max(line.body_px, 1.0) for line in ink.lines)

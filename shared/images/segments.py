@@ -25,7 +25,7 @@ _DARKER_SHARE = 0.42
 _CAP_EM = 0.7
 """Height of a capital in em."""
 _LEAST_SKEW = math.radians(0.15)
-_MOST_SKEW = math.radians(6)
+_MOST_SKEW = math.radians(10)
 _RULE_CAPS, _LEVEL_CAPS = 2.6, 4.0
 """An upright and a level stroke longer than so many capitals is a rule, not a letter's."""
 _BARE_SHARE = 0.22
@@ -33,6 +33,11 @@ _BARE_SHARE = 0.22
 _UNDERLINE_SHARE = 0.6
 """And on the other no more than under letters."""
 _LONGEST_WORD_CAPS = 10
+_BOX_CAPS = 0.6
+_BOX_FILL = 0.55
+_BOX_SIDE = 0.85
+"""Share of each side of a box that has ink; no letter has as much on all four."""
+_LEAST_TICKS = 4
 _RULE_THICK_PX = 7
 _WORD_REACH = 0.35
 _LINE_REACH = 0.62
@@ -50,7 +55,7 @@ _FAINTEST_SHARE = 0.3
 """Of the darkness of most print: what is fainter shines through."""
 _MOST_ALONE = 500
 """With more points on a page they are dirt."""
-_MOST_POINTS = 2500
+_POINTS_AT_ONCE = 1000
 _ALIKE = 1.5
 """Sizes within this ratio may be one, measured on different letters."""
 _MOST_SHAPES = 9_000
@@ -320,15 +325,14 @@ def _levelled(grey_HW: NDArray[np.uint8], angle: float) -> tuple[NDArray[np.uint
     return turned, back
 
 
-def _rules(mask_HW: NDArray[np.uint8], cap: float) -> NDArray[np.uint8]:
-    """Pixels of straight strokes that are too long for letters and too thin for pictures."""
+def _rules(mask_HW: NDArray[np.uint8], cap: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Pixels of straight strokes that are too long for letters and too thin for pictures, and the upright of these."""
     found: Any = _level_rules(mask_HW, max(36, round(_LEVEL_CAPS * cap)), cap)
     found = cv2.dilate(found, np.ones((3, 1), np.uint8))
     upright: Any = _level_rules(np.ascontiguousarray(mask_HW.T), max(24, round(_RULE_CAPS * cap)), cap).T
     # Their soft edges too, or they would be strokes.
     upright = cv2.dilate(np.ascontiguousarray(upright), np.ones((1, 3), np.uint8))
-    result: NDArray[np.uint8] = (found | upright) & mask_HW
-    return result
+    return (found | upright) & mask_HW, upright & mask_HW
 
 
 def _level_rules(mask_HW: NDArray[np.uint8], long: int, cap: float) -> NDArray[np.uint8]:
@@ -393,7 +397,9 @@ def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
     # Some are fainter than print and broken where print is near; others lie on a tinted ground, which joins faint ones.
     least = max(relief.threshold, _FAINT_RULE_SHARE * float(np.percentile(relief.depth_HW, 99.7)))
     faint_HW: Any = (relief.depth_HW > least).astype(np.uint8) | mask_HW
-    rules_HW = _rules(mask_HW, cap) | (_rules(faint_HW, cap) & faint_HW)
+    rules_HW, upright_HW = _rules(mask_HW, cap)
+    faint_rules_HW, faint_upright_HW = _rules(faint_HW, cap)
+    rules_HW, upright_HW = rules_HW | faint_rules_HW, upright_HW | faint_upright_HW
     mask_HW = mask_HW & ~rules_HW
     _part_touching(mask_HW, _shapes(mask_HW), cap)
     found: Any = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
@@ -409,6 +415,9 @@ def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
     is_cut = (left <= 0) | (top <= 0) | (left + w >= width) | (top + h >= height)
     is_shape &= ~(is_cut & ((h > 1.6 * cap) | (w > 6 * cap)))
     is_shape[0] = False
+    is_box = _boxes(labels_HW, stats, is_shape, cap) | _ticks(stats, is_shape, rules_HW)
+    owner_of[is_box] = -1
+    is_shape &= ~is_box
     is_shape &= ~_frames(stats, is_shape, cap)
     is_shape &= ~_bits_of_rules(stats, is_shape, cap)
     kept = np.flatnonzero(is_shape)
@@ -418,7 +427,7 @@ def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
     if not kept.size:
         return _owners(owner_of, labels_HW, rules_HW), ()
     boxes_N4 = stats[kept][:, :4]
-    line_of = _join(boxes_N4, cap, mask_HW.shape)
+    line_of = _join(boxes_N4, cap, upright_HW)
     depths: list[float] = []
     members_of: list[NDArray[np.int64]] = []
     steepness_HW: Any = cv2.morphologyEx(relief.depth_HW, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
@@ -439,6 +448,50 @@ def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
     ):
         owner_of[members] = number
     return _owners(owner_of, labels_HW, rules_HW), _evened(segments)
+
+
+def _boxes(
+    labels_HW: NDArray[np.int32], stats: NDArray[np.int32], is_shape: NDArray[np.bool_], cap: float
+) -> NDArray[np.bool_]:
+    """Which shapes are boxes to write in or to tick, one or a row of them: all four sides are straight."""
+    result = np.zeros(len(stats), np.bool_)
+    left, top, w, h, area = stats.T
+    hollow = is_shape & (h > _BOX_CAPS * cap) & (w > _BOX_CAPS * cap) & (area < _BOX_FILL * w * h)
+    for index in np.flatnonzero(hollow).tolist():
+        x, y, width, height = (int(value[index]) for value in (left, top, w, h))
+        own = labels_HW[y : y + height, x : x + width] == index
+        edge = max(2, round(0.06 * min(width, height)))
+        sides = own[:edge].any(axis=0), own[-edge:].any(axis=0), own[:, :edge].any(axis=1), own[:, -edge:].any(axis=1)
+        result[index] = min(float(side.mean()) for side in sides) > _BOX_SIDE
+    return result
+
+
+def _ticks(stats: NDArray[np.int32], is_shape: NDArray[np.bool_], rules_HW: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which shapes part the cells of a comb: upright strokes on a rule, alike and equally far from each other."""
+    result = np.zeros(len(stats), np.bool_)
+    left, top, w, h, area = stats.T
+    thin = np.flatnonzero(is_shape & (w <= np.maximum(3, 0.22 * h)) & (h >= 6) & (area > 0.6 * w * h))
+    if thin.size < _LEAST_TICKS:
+        return result
+    rows = rules_HW.shape[0]
+    x = left[thin] + w[thin] // 2
+    # A rule is removed with its soft edge, so the stroke ends a little above it.
+    reach = 5
+    ends = top[thin] + h[thin]
+    on_rule = np.array(
+        [rules_HW[max(0, end - 1) : min(rows, end + reach), at].any() for end, at in zip(ends, x, strict=True)]
+    )
+    thin, x = thin[on_rule], x[on_rule]
+    for start in range(thin.size):
+        alike = (np.abs(top[thin] - top[thin[start]]) <= 3) & (np.abs(h[thin] - h[thin[start]]) <= 3)
+        places = np.sort(x[alike])
+        gaps = np.diff(places)
+        if gaps.size + 1 < _LEAST_TICKS:
+            continue
+        usual = float(np.median(gaps))
+        even = np.abs(gaps - usual) < 0.12 * usual
+        result[thin[start]] = even.sum() >= _LEAST_TICKS - 1 and usual > 0.7 * h[thin[start]]
+    return result
 
 
 def _frames(stats: NDArray[np.int32], is_shape: NDArray[np.bool_], cap: float) -> NDArray[np.bool_]:
@@ -531,11 +584,11 @@ def _owners(
     return owner_hw
 
 
-def _join(boxes_N4: NDArray[np.int32], cap: float, size: tuple[int, ...]) -> NDArray[np.int32]:
-    """Number of the line, from 1, of each shape; 0 for shapes of none."""
+def _join(boxes_N4: NDArray[np.int32], cap: float, upright_HW: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Number of the line, from 1, of each shape; 0 for shapes of none. No line crosses an upright rule."""
     h = boxes_N4[:, 3]
     is_point = h < _POINT * cap
-    words_of = _strips(boxes_N4[~is_point], np.maximum(h[~is_point] * _WORD_REACH, 2), size)
+    words_of = _strips(boxes_N4[~is_point], np.maximum(h[~is_point] * _WORD_REACH, 2), upright_HW)
     sizes = h[~is_point].astype(np.float64)
     # Of each word the height of its higher letters; letters of a word are alike.
     order = np.lexsort((sizes, words_of))
@@ -547,12 +600,15 @@ def _join(boxes_N4: NDArray[np.int32], cap: float, size: tuple[int, ...]) -> NDA
     word_size = np.maximum(size_of_word[words_of], sizes)
     # A line's size: letters standing alone are as large as what is around them.
     line_of = np.zeros(len(boxes_N4), np.int32)
-    line_of[~is_point] = _strips(boxes_N4[~is_point], np.maximum(word_size * _LINE_REACH, 0.5 * cap), size)
+    line_of[~is_point] = _strips(boxes_N4[~is_point], np.maximum(word_size * _LINE_REACH, 0.5 * cap), upright_HW)
     return _attach_small(boxes_N4, line_of, cap)
 
 
-def _strips(boxes_N4: NDArray[np.int32], reach_N: NDArray[np.float64], size: tuple[int, ...]) -> NDArray[np.int32]:
+def _strips(
+    boxes_N4: NDArray[np.int32], reach_N: NDArray[np.float64], upright_HW: NDArray[np.uint8]
+) -> NDArray[np.int32]:
     """Joins shapes whose middles, drawn out to both sides by their reach, touch."""
+    size = upright_HW.shape
     strip_HW = np.zeros(size, np.uint8)
     reach = np.round(reach_N).astype(np.int64)
     left, top, w, h = boxes_N4.T
@@ -560,6 +616,9 @@ def _strips(boxes_N4: NDArray[np.int32], reach_N: NDArray[np.float64], size: tup
     y1, y2 = top + h // 4, top + h - h // 4
     for a, b, c, d in zip(x1.tolist(), x2.tolist(), y1.tolist(), y2.tolist(), strict=True):
         strip_HW[c:d, a:b] = 1
+    strip_HW[upright_HW > 0] = 0
+    # A letter that a rule touches keeps its middle.
+    strip_HW[top + h // 2, left + w // 2] = 1
     _, labels_HW = cv2.connectedComponents(strip_HW, connectivity=4)
     result: NDArray[np.int32] = labels_HW[np.minimum(top + h // 2, size[0] - 1), np.minimum(left + w // 2, size[1] - 1)]
     return result
@@ -613,13 +672,19 @@ def _leaders(boxes_N4: NDArray[np.int32], line_of: NDArray[np.int32], cap: float
     """Which points are of dotted lines: at least five alike on one height, close together."""
     result = np.zeros(len(boxes_N4), np.bool_)
     free = np.flatnonzero(line_of == 0)
-    if not 5 <= free.size <= _MOST_POINTS:
+    if free.size < 5:
         return result
     left, top, w, h = boxes_N4[free].T.astype(np.float64)
     x, y = left + w / 2, top + h / 2
-    near = (np.abs(y[:, None] - y) < 0.2 * cap) & (np.abs(x[:, None] - x) < 4.5 * cap)
-    near &= (np.abs(h[:, None] - h) <= 2) & (np.abs(w[:, None] - w) <= 0.3 * cap)
-    result[free[near.sum(axis=1) >= 5]] = True
+    order = np.argsort(y)
+    for start in range(0, free.size, _POINTS_AT_ONCE):
+        part = order[start : start + _POINTS_AT_ONCE]
+        low, high = np.searchsorted(y[order], (y[part[0]] - 0.2 * cap, y[part[-1]] + 0.2 * cap))
+        # A page of dirt has as many on each height.
+        around = order[low : min(int(high), int(low) + 4 * _POINTS_AT_ONCE)]
+        near = (np.abs(y[part, None] - y[around]) < 0.2 * cap) & (np.abs(x[part, None] - x[around]) < 4.5 * cap)
+        near &= (np.abs(h[part, None] - h[around]) <= 2) & (np.abs(w[part, None] - w[around]) <= 0.3 * cap)
+        result[free[part[near.sum(axis=1) >= 5]]] = True
     return result
 
 

@@ -10,6 +10,26 @@ from shared.images.canvases import Box, Strip
 
 Span = tuple[int, int]
 """Start and end, in code points."""
+_TOKENS_A_STRIP, _LEAST_TOKENS = 64, 40
+"""A strip holds some 60 characters, of which few take a token each."""
+
+
+def most_tokens(count: int) -> int:
+    """Longest answer to a canvas of so many strips, in tokens; one that goes on is no text."""
+    return _LEAST_TOKENS + _TOKENS_A_STRIP * count
+
+
+def is_texture(num_runaway: int, num_canvases: int) -> bool:
+    """Whether a page's canvases show no text, so that none is read again in parts.
+
+    Args:
+        num_runaway: Canvases whose answers have no end.
+        num_canvases: All of them.
+
+    Returns:
+        False for a single canvas, of which a hard line may be the reason.
+    """
+    return num_canvases > 1 and 2 * num_runaway > num_canvases
 
 
 def lines_of(answer: str, count: int) -> list[Span] | None:
