@@ -20,10 +20,8 @@ from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.grounding import Region
 from shared.deepseek_ocr.line_views import view_of
 from shared.images.canvases import Strip, pack
-from shared.images.strip_text import PageText, Span, first_line, lines_of
+from shared.images.strip_text import PageText, Span, first_line, is_texture, lines_of, most_tokens
 
-TOKENS_A_STRIP = 110
-"""At most, on average over a canvas: a strip holds some 60 characters, of which few take a token each."""
 LABEL = "text"
 """Of a line's box, as the public model calls running text."""
 
@@ -46,7 +44,7 @@ class LinesResult:
 async def read_lines(
     strips: Sequence[Strip],
     geometry: GeometryConfig,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     read: Read,
     on_text: Callable[[str], None] | None = None,
 ) -> LinesResult:
@@ -55,7 +53,8 @@ async def read_lines(
     Args:
         strips: In reading order; at least one.
         geometry: The checkpoint's.
-        max_new_tokens: For the whole page; what is beyond is left out, and the page ends with `length`.
+        max_new_tokens: For the whole page; what is beyond is left out, and the page ends with `length`. None: as many
+            as its lines can have.
         read: Called for several canvases at once; what it raises ends all of them and comes in a group.
         on_text: Called with each piece of the text, in order.
 
@@ -64,9 +63,11 @@ async def read_lines(
     """
     reading = _LinesReading(strips, geometry, max_new_tokens, read, on_text)
     first = 0
+    canvases = pack(strips)
+    reading.num_canvases = reading.num_waiting = len(canvases)
     async with asyncio.TaskGroup() as group:
-        for canvas in pack(strips):
-            group.create_task(reading.read(first, canvas.strips))
+        for canvas in canvases:
+            group.create_task(reading.read(first, canvas.strips, is_whole=True))
             first += len(canvas.strips)
     return reading.result()
 
@@ -96,7 +97,7 @@ class _LinesReading:
         self,
         strips: Sequence[Strip],
         geometry: GeometryConfig,
-        max_new_tokens: int,
+        max_new_tokens: int | None,
         read: Read,
         on_text: Callable[[str], None] | None,
     ) -> None:
@@ -115,15 +116,29 @@ class _LinesReading:
         self._has_ended = False
         """Whether the page's limit has left something out."""
         self._starts: list[int] = []
+        self.num_canvases = self.num_waiting = 0
+        self._num_runaway = 0
+        self._all_answered = asyncio.Event()
 
-    async def read(self, first: int, strips: Sequence[Strip]) -> None:
-        """Read the strips of a canvas, the first of which has this number."""
+    async def read(self, first: int, strips: Sequence[Strip], *, is_whole: bool = False) -> None:
+        """Read the strips of a canvas, or of a part of one; the first of them has this number."""
         count = len(strips)
-        limit = min(self._max_new_tokens, TOKENS_A_STRIP * count)
+        most = self._max_new_tokens
+        limit = most_tokens(count) if most is None else min(most, most_tokens(count))
         result = await self._read(view_of(pack(strips)[0], self._geometry), limit)
         self._results.append(result)
-        is_short = limit == self._max_new_tokens and result.finish_reason is FinishReason.LENGTH
-        spans = lines_of(result.text, count) if result.finish_reason is FinishReason.STOP else None
+        has_ended = result.finish_reason is FinishReason.STOP
+        is_short = limit == most and result.finish_reason is FinishReason.LENGTH
+        if is_whole:
+            self.num_waiting -= 1
+            self._num_runaway += not has_ended and not is_short
+            if not self.num_waiting:
+                self._all_answered.set()
+        spans = lines_of(result.text, count) if has_ended else None
+        if spans is None and is_whole and not has_ended and not is_short:
+            await self._all_answered.wait()
+            if is_texture(self._num_runaway, self.num_canvases):
+                spans = [(0, 0)] * count
         if spans is None and count > 1 and not is_short:
             middle = (count + 1) // 2
             async with asyncio.TaskGroup() as group:
@@ -146,7 +161,8 @@ class _LinesReading:
                 break
             self._num_tokens += answer.num_tokens
             # What the limit cut is the end of the page, whatever was read after it.
-            self._has_ended |= self._num_tokens > self._max_new_tokens or answer.is_missing
+            is_over = self._max_new_tokens is not None and self._num_tokens > self._max_new_tokens
+            self._has_ended |= is_over or answer.is_missing
             text = "" if self._has_ended else answer.text
             self._starts.append(self._page.add(self._strips[self._num_added], text))
             self._num_added += 1

@@ -10,7 +10,7 @@ from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.line_views import view_of
 from shared.images.canvases import Strip, pack
-from shared.images.strip_text import PageText, Span, first_line, lines_of
+from shared.images.strip_text import PageText, Span, first_line, is_texture, lines_of
 from trainer.reading.generation import Generated
 
 
@@ -40,11 +40,16 @@ def read_lines(
     for canvas in pack(strips):
         first = waiting[-1][0] + len(waiting[-1][1]) if waiting else 0
         waiting.append((first, canvas.strips))
+    num_canvases, is_first = len(waiting), True
     while waiting:
         answers = read([view_of(pack(part)[0], geometry) for _, part in waiting])
         again: list[tuple[int, tuple[Strip, ...]]] = []
+        gives_up = is_first and is_texture(sum(not answer.ended for answer in answers), num_canvases)
+        is_first = False
         for (first, part), answer in zip(waiting, answers, strict=True):
             spans = lines_of(answer.text, len(part)) if answer.ended else None
+            if gives_up and not answer.ended:
+                spans = [(0, 0)] * len(part)
             if spans is None and len(part) > 1:
                 middle = (len(part) + 1) // 2
                 again += [(first, part[:middle]), (first + middle, part[middle:])]
