@@ -20,7 +20,15 @@ from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.grounding import Region
 from shared.deepseek_ocr.line_views import view_of
 from shared.images.canvases import Strip, pack
-from shared.images.strip_text import PageText, Span, first_line, is_texture, lines_of, most_tokens
+from shared.images.strip_text import (
+    PROBED_CANVASES,
+    PageText,
+    Span,
+    first_line,
+    is_texture,
+    lines_of,
+    most_tokens,
+)
 
 LABEL = "text"
 """Of a line's box, as the public model calls running text."""
@@ -64,10 +72,12 @@ async def read_lines(
     reading = _LinesReading(strips, geometry, max_new_tokens, read, on_text)
     first = 0
     canvases = pack(strips)
-    reading.num_canvases = reading.num_waiting = len(canvases)
+    reading.probe = _Probe(min(PROBED_CANVASES, len(canvases)))
     async with asyncio.TaskGroup() as group:
-        for canvas in canvases:
-            group.create_task(reading.read(first, canvas.strips, is_whole=True))
+        for number, canvas in enumerate(canvases):
+            task = group.create_task(reading.read_canvas(first, canvas.strips, number))
+            if number >= PROBED_CANVASES:
+                reading.probe.others.append(task)
             first += len(canvas.strips)
     return reading.result()
 
@@ -92,6 +102,33 @@ class _Answer:
         return self.result.completion_tokens * (end - start) / max(len(self.result.text), 1)
 
 
+class _Probe:
+    """Whether the first canvases of a page show text."""
+
+    def __init__(self, num_canvases: int) -> None:
+        self.others: list[asyncio.Task[None]] = []
+        """Read the canvases after these."""
+        self.is_texture = False
+        self.end = 0
+        """Of their strips."""
+        self._num_canvases = num_canvases
+        self._has_ended: list[bool] = []
+        self._is_known = asyncio.Event()
+
+    async def shows_texture(self, *, has_ended: bool) -> bool:
+        """Take note of a canvas; one whose answer has no end waits for the others before it is given up."""
+        self._has_ended.append(has_ended)
+        if len(self._has_ended) == self._num_canvases:
+            self.is_texture = is_texture(self._has_ended)
+            self._is_known.set()
+            for task in self.others if self.is_texture else ():
+                task.cancel()
+        if has_ended:
+            return False
+        await self._is_known.wait()
+        return self.is_texture
+
+
 class _LinesReading:
     def __init__(
         self,
@@ -108,19 +145,29 @@ class _LinesReading:
         self._on_text = on_text
         self._answers: list[_Answer | None] = [None] * len(strips)
         self._results: list[SequenceResult] = []
-        self._kept: list[SequenceResult] = []
-        """Results whose lines are the page's."""
+        self._kept: list[tuple[int, SequenceResult]] = []
+        """Results whose lines are the page's, with the number of the first."""
         self._page = PageText()
         self._num_added = 0
         self._num_tokens = 0.0
         self._has_ended = False
         """Whether the page's limit has left something out."""
         self._starts: list[int] = []
-        self.num_canvases = self.num_waiting = 0
-        self._num_runaway = 0
-        self._all_answered = asyncio.Event()
+        self.probe = _Probe(0)
 
-    async def read(self, first: int, strips: Sequence[Strip], *, is_whole: bool = False) -> None:
+    async def read_canvas(self, first: int, strips: Sequence[Strip], number: int) -> None:
+        """Read the strips of a canvas, the first of which has this number; those of a texture have no text."""
+        if number < PROBED_CANVASES:
+            self.probe.end = first + len(strips)
+            await self.read(first, strips, self.probe)
+            return
+        try:
+            await self.read(first, strips)
+        except asyncio.CancelledError:
+            if not self.probe.is_texture:
+                raise
+
+    async def read(self, first: int, strips: Sequence[Strip], probe: _Probe | None = None) -> None:
         """Read the strips of a canvas, or of a part of one; the first of them has this number."""
         count = len(strips)
         most = self._max_new_tokens
@@ -129,16 +176,9 @@ class _LinesReading:
         self._results.append(result)
         has_ended = result.finish_reason is FinishReason.STOP
         is_short = limit == most and result.finish_reason is FinishReason.LENGTH
-        if is_whole:
-            self.num_waiting -= 1
-            self._num_runaway += not has_ended and not is_short
-            if not self.num_waiting:
-                self._all_answered.set()
         spans = lines_of(result.text, count) if has_ended else None
-        if spans is None and is_whole and not has_ended and not is_short:
-            await self._all_answered.wait()
-            if is_texture(self._num_runaway, self.num_canvases):
-                spans = [(0, 0)] * count
+        if probe is not None and await probe.shows_texture(has_ended=has_ended or is_short):
+            spans = [(0, 0)] * count
         if spans is None and count > 1 and not is_short:
             middle = (count + 1) // 2
             async with asyncio.TaskGroup() as group:
@@ -147,7 +187,7 @@ class _LinesReading:
             return
         if spans is None:
             spans = _few_lines(result, count, is_short=is_short)
-        self._kept.append(result)
+        self._kept.append((first, result))
         for index, span in enumerate(spans, first):
             self._answers[index] = _Answer(result, span, is_missing=is_short and span[0] == span[1])
         self._add()
@@ -157,6 +197,9 @@ class _LinesReading:
         before = len(self._page.text)
         while self._num_added < len(self._strips):
             answer = self._answers[self._num_added]
+            if self.probe.is_texture and self._num_added >= self.probe.end:
+                # Also where it was read by then: a page's text does not depend on what was faster.
+                answer = self._answers[self._num_added] = _Answer(self._kept[0][1], (0, 0))
             if answer is None:
                 break
             self._num_tokens += answer.num_tokens
@@ -172,16 +215,17 @@ class _LinesReading:
 
     def result(self) -> LinesResult:
         """After all strips were read."""
-        results, first = self._results, self._kept[0]
-        tokens = sum(result.completion_tokens for result in self._kept)
-        logs = sum(result.completion_tokens * math.log(max(result.confidence, 1e-9)) for result in self._kept)
+        results = self._results
+        kept = [result for first, result in self._kept if first < self.probe.end or not self.probe.is_texture]
+        tokens = sum(result.completion_tokens for result in kept)
+        logs = sum(result.completion_tokens * math.log(max(result.confidence, 1e-9)) for result in kept)
         timings = [result.timings for result in results]
         page = replace(
-            first,
+            kept[0],
             text=self._page.text,
             finish_reason=FinishReason.LENGTH if self._has_ended else FinishReason.STOP,
-            confidence=math.exp(logs / tokens) if tokens else first.confidence,
-            min_confidence=min(result.min_confidence for result in self._kept),
+            confidence=math.exp(logs / tokens) if tokens else kept[0].confidence,
+            min_confidence=min(result.min_confidence for result in kept),
             token_scores=self._scores(),
             vision_tokens=sum(result.vision_tokens for result in results),
             prompt_tokens=sum(result.prompt_tokens for result in results),

@@ -9,7 +9,7 @@ from shared.images.reading_order import reading_order
 from shared.images.segments import find_segments
 from shared.images.strip_cutting import cut_strips
 
-_MOST_SEGMENTS = 3000
+_MOST_SEGMENTS = 1500
 """More are a texture, or print that is too small; the front page of a newspaper has 700."""
 
 

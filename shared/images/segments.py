@@ -53,6 +53,8 @@ _FAINT_SHARE = 0.18
 """Of the page's darkest print: what is fainter is grain."""
 _FAINTEST_SHARE = 0.3
 """Of the darkness of most print: what is fainter shines through."""
+_UPRIGHT_EM, _UPRIGHT_LETTERS = 1.6, 6
+"""Widest letter of a line that runs up or down, and how many it has at least."""
 _MOST_ALONE = 500
 """With more points on a page they are dirt."""
 _POINTS_AT_ONCE = 1000
@@ -441,7 +443,7 @@ def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
             segments.append(made)
             depths.append(_depth_of(boxes_N4[members], relief.depth_HW))
             members_of.append(kept[members])
-    is_print = _is_print(segments, depths, mask_HW.shape, cap, scale)
+    is_print = _is_print(segments, depths, mask_HW.shape, cap, scale) & ~_is_upright(segments)
     segments = [segment for segment, is_kept in zip(segments, is_print, strict=True) if is_kept]
     for number, members in enumerate(
         (members for members, is_kept in zip(members_of, is_print, strict=True) if is_kept), 1
@@ -548,10 +550,10 @@ def _depth_of(boxes_M4: NDArray[np.int32], depth_HW: NDArray[np.uint8]) -> float
 
 def _is_print(
     segments: list[Segment], depths: list[float], size: tuple[int, ...], cap: float, scale: float
-) -> list[bool]:
+) -> NDArray[np.bool_]:
     """Which segments are neither show-through nor dirt."""
     if not segments:
-        return []
+        return np.zeros(0, np.bool_)
     weights = np.array([len(segment.words) * segment.width for segment in segments], np.float64)
     order = np.argsort(depths)
     half = np.searchsorted(np.cumsum(weights[order]), weights.sum() / 2)
@@ -565,6 +567,39 @@ def _is_print(
         is_small = segment.width < 3 * cap
         odd = not 0.5 * cap < segment.height < 2.2 * cap
         result.append(depth > _FAINTEST_SHARE * usual and not (at_edge and (odd or is_small) and len(segments) > 8))
+    return np.array(result)
+
+
+def _is_upright(segments: list[Segment]) -> NDArray[np.bool_]:
+    """Which segments are letters of a line that runs up or down the page: each below the other, closer than lines."""
+    result = np.zeros(len(segments), np.bool_)
+    em = float(np.median([segment.em_px for segment in segments])) if segments else 0.0
+    narrow = [
+        index
+        for index, segment in enumerate(segments)
+        if len(segment.parts) <= 2 and len(segment.words) == 1 and segment.width < _UPRIGHT_EM * em
+    ]
+    narrow.sort(key=lambda index: segments[index].box[1])
+    x1, y1, x2, y2 = np.array([segments[index].box for index in narrow], np.float64).reshape(-1, 4).T
+    before: dict[int, int] = {}
+    for place in range(len(narrow)):
+        width = x2[place] - x1[place]
+        shared = np.minimum(x2, x2[place]) - np.maximum(x1, x1[place])
+        gap = y1 - y2[place]
+        follows = (shared > 0.6 * np.minimum(x2 - x1, width)) & (gap > -0.2 * width) & (gap < 0.7 * width)
+        follows[: place + 1] = False
+        if follows.any():
+            nearest = int(np.flatnonzero(follows)[np.argmin(gap[follows])])
+            before.setdefault(nearest, place)
+    chains: dict[int, list[int]] = {}
+    root: dict[int, int] = {}
+    for place in range(len(narrow)):
+        root[place] = root[before[place]] if place in before else place
+        chains.setdefault(root[place], []).append(place)
+    for chain in chains.values():
+        gaps = y1[chain[1:]] - y2[chain[:-1]]
+        if len(chain) >= _UPRIGHT_LETTERS and np.median(gaps) < 0.25 * np.median((x2 - x1)[chain]):
+            result[[narrow[place] for place in chain]] = True
     return result
 
 

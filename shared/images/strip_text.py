@@ -19,17 +19,20 @@ def most_tokens(count: int) -> int:
     return _LEAST_TOKENS + _TOKENS_A_STRIP * count
 
 
-def is_texture(num_runaway: int, num_canvases: int) -> bool:
-    """Whether a page's canvases show no text, so that none is read again in parts.
+PROBED_CANVASES = 8
+"""As many of a page, from its beginning, tell whether it shows text."""
+
+
+def is_texture(has_ended: Sequence[bool]) -> bool:
+    """Whether a page shows no text, so that no more of its canvases are read.
 
     Args:
-        num_runaway: Canvases whose answers have no end.
-        num_canvases: All of them.
+        has_ended: Of the probed canvases, whether their answers have an end.
 
     Returns:
         False for a single canvas, of which a hard line may be the reason.
     """
-    return num_canvases > 1 and 2 * num_runaway > num_canvases
+    return len(has_ended) > 1 and 2 * sum(has_ended) < len(has_ended)
 
 
 def lines_of(answer: str, count: int) -> list[Span] | None:
