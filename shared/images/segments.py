@@ -38,6 +38,8 @@ _BOX_FILL = 0.55
 _BOX_SIDE = 0.85
 """Share of each side of a box that has ink; no letter has as much on all four."""
 _LEAST_TICKS = 4
+_FOOT_CAPS = 0.3
+"""Height of a stroke that stays where it meets an underline."""
 _RULE_THICK_PX = 7
 _WORD_REACH = 0.35
 _LINE_REACH = 0.62
@@ -334,7 +336,24 @@ def _rules(mask_HW: NDArray[np.uint8], cap: float) -> tuple[NDArray[np.uint8], N
     upright: Any = _level_rules(np.ascontiguousarray(mask_HW.T), max(24, round(_RULE_CAPS * cap)), cap).T
     # Their soft edges too, or they would be strokes.
     upright = cv2.dilate(np.ascontiguousarray(upright), np.ones((1, 3), np.uint8))
-    return (found | upright) & mask_HW, upright & mask_HW
+    return (found & ~_crossing(mask_HW, found, upright, cap) | upright) & mask_HW, upright & mask_HW
+
+
+def _crossing(
+    mask_HW: NDArray[np.uint8], found_HW: NDArray[np.uint8], upright_HW: NDArray[np.uint8], cap: float
+) -> NDArray[np.uint8]:
+    """Pixels of level rules below a letter's stroke: without them underlined letters would lose their feet."""
+    strokes_HW: Any = mask_HW & ~found_HW & ~upright_HW
+    # A rule's own rough edge is lower than this.
+    strokes_HW = cv2.morphologyEx(strokes_HW, cv2.MORPH_OPEN, np.ones((max(3, round(_FOOT_CAPS * cap)), 1), np.uint8))
+    result = np.zeros_like(found_HW)
+    reached_HW = strokes_HW
+    for _ in range(_RULE_THICK_PX + 2):
+        below_HW = np.zeros_like(found_HW)
+        below_HW[1:] = reached_HW[:-1]
+        reached_HW = below_HW & found_HW
+        result |= reached_HW
+    return result
 
 
 def _level_rules(mask_HW: NDArray[np.uint8], long: int, cap: float) -> NDArray[np.uint8]:
@@ -392,16 +411,21 @@ def _part_touching(mask_HW: NDArray[np.uint8], shapes_N5: NDArray[np.int32], cap
         mask_HW[row, x : x + width] = 0
 
 
-def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
-    mask_HW, scale = _mask(relief), relief.scale
-    height, width = mask_HW.shape
-    cap = _cap_of(_shapes(mask_HW)[:, 3])
+def _all_rules(relief: Relief, mask_HW: NDArray[np.uint8], cap: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Pixels of rules, faint ones too, and of the upright of these."""
     # Some are fainter than print and broken where print is near; others lie on a tinted ground, which joins faint ones.
     least = max(relief.threshold, _FAINT_RULE_SHARE * float(np.percentile(relief.depth_HW, 99.7)))
     faint_HW: Any = (relief.depth_HW > least).astype(np.uint8) | mask_HW
     rules_HW, upright_HW = _rules(mask_HW, cap)
     faint_rules_HW, faint_upright_HW = _rules(faint_HW, cap)
-    rules_HW, upright_HW = rules_HW | faint_rules_HW, upright_HW | faint_upright_HW
+    return rules_HW | faint_rules_HW, upright_HW | faint_upright_HW
+
+
+def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
+    mask_HW, scale = _mask(relief), relief.scale
+    height, width = mask_HW.shape
+    cap = _cap_of(_shapes(mask_HW)[:, 3])
+    rules_HW, upright_HW = _all_rules(relief, mask_HW, cap)
     mask_HW = mask_HW & ~rules_HW
     _part_touching(mask_HW, _shapes(mask_HW), cap)
     found: Any = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
@@ -417,9 +441,12 @@ def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
     is_cut = (left <= 0) | (top <= 0) | (left + w >= width) | (top + h >= height)
     is_shape &= ~(is_cut & ((h > 1.6 * cap) | (w > 6 * cap)))
     is_shape[0] = False
-    is_box = _boxes(labels_HW, stats, is_shape, cap) | _ticks(stats, is_shape, rules_HW)
+    is_box = _boxes(labels_HW, stats, ~is_cut, cap) | _ticks(stats, is_shape, rules_HW)
     owner_of[is_box] = -1
     is_shape &= ~is_box
+    if is_box.any():
+        # Boxes are higher than print, which would count as points.
+        cap = _cap_of(h[is_shape])
     is_shape &= ~_frames(stats, is_shape, cap)
     is_shape &= ~_bits_of_rules(stats, is_shape, cap)
     kept = np.flatnonzero(is_shape)
@@ -453,12 +480,12 @@ def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
 
 
 def _boxes(
-    labels_HW: NDArray[np.int32], stats: NDArray[np.int32], is_shape: NDArray[np.bool_], cap: float
+    labels_HW: NDArray[np.int32], stats: NDArray[np.int32], is_whole: NDArray[np.bool_], cap: float
 ) -> NDArray[np.bool_]:
     """Which shapes are boxes to write in or to tick, one or a row of them: all four sides are straight."""
     result = np.zeros(len(stats), np.bool_)
     left, top, w, h, area = stats.T
-    hollow = is_shape & (h > _BOX_CAPS * cap) & (w > _BOX_CAPS * cap) & (area < _BOX_FILL * w * h)
+    hollow = is_whole & (h > _BOX_CAPS * cap) & (w > _BOX_CAPS * cap) & (area < _BOX_FILL * w * h)
     for index in np.flatnonzero(hollow).tolist():
         x, y, width, height = (int(value[index]) for value in (left, top, w, h))
         own = labels_HW[y : y + height, x : x + width] == index
@@ -475,13 +502,14 @@ def _ticks(stats: NDArray[np.int32], is_shape: NDArray[np.bool_], rules_HW: NDAr
     thin = np.flatnonzero(is_shape & (w <= np.maximum(3, 0.22 * h)) & (h >= 6) & (area > 0.6 * w * h))
     if thin.size < _LEAST_TICKS:
         return result
-    rows = rules_HW.shape[0]
     x = left[thin] + w[thin] // 2
-    # A rule is removed with its soft edge, so the stroke ends a little above it.
-    reach = 5
-    ends = top[thin] + h[thin]
+    # Next to its foot, since the rule stays below strokes.
+    ends, reach = top[thin] + h[thin], _RULE_THICK_PX + 2
     on_rule = np.array(
-        [rules_HW[max(0, end - 1) : min(rows, end + reach), at].any() for end, at in zip(ends, x, strict=True)]
+        [
+            rules_HW[max(0, end - reach) : end + reach, max(0, at - reach) : at + reach].any()
+            for end, at in zip(ends, x, strict=True)
+        ]
     )
     thin, x = thin[on_rule], x[on_rule]
     for start in range(thin.size):
@@ -492,7 +520,8 @@ def _ticks(stats: NDArray[np.int32], is_shape: NDArray[np.bool_], rules_HW: NDAr
             continue
         usual = float(np.median(gaps))
         even = np.abs(gaps - usual) < 0.12 * usual
-        result[thin[start]] = even.sum() >= _LEAST_TICKS - 1 and usual > 0.7 * h[thin[start]]
+        # Letters on a line are as high as each other too, but not evenly spread.
+        result[thin[start]] = even.mean() > 0.8 and usual > 0.7 * h[thin[start]]
     return result
 
 

@@ -55,7 +55,7 @@ WAYS = [form, query, conversation, job]
 @pytest.mark.parametrize("send", WAYS)
 async def test_page_is_read_as_it_is_asked_for(send: Send, tmp_path) -> None:
     steered = engine()
-    async with running_service(steered, state_dir=tmp_path) as service:
+    async with running_service(steered, job_dir=tmp_path) as service:
         for wish, has_tiles in (("page", True), ("lines", False), ("auto", True)):
             steered.submitted.clear()
             assert (await send(service, {"layout": wish})).status_code == 200
@@ -66,7 +66,7 @@ async def test_page_is_read_as_it_is_asked_for(send: Send, tmp_path) -> None:
 @pytest.mark.parametrize("send", WAYS)
 @pytest.mark.parametrize("fields", [{"layout": "lines", "task": "describe"}, {"layout": "spiral"}])
 async def test_wish_that_cannot_be_met_is_refused(send: Send, fields: dict[str, Any], tmp_path) -> None:
-    async with running_service(engine(), state_dir=tmp_path) as service:
+    async with running_service(engine(), job_dir=tmp_path) as service:
         answer = await send(service, fields)
     assert answer.status_code == 422
     assert "layout" in answer.text
@@ -74,7 +74,7 @@ async def test_wish_that_cannot_be_met_is_refused(send: Send, fields: dict[str, 
 
 @pytest.mark.parametrize("send", WAYS)
 async def test_model_that_reads_no_lines_says_so(send: Send, tmp_path) -> None:
-    async with running_service(engine(reads_lines=False), state_dir=tmp_path) as service:
+    async with running_service(engine(reads_lines=False), job_dir=tmp_path) as service:
         answer = await send(service, {"layout": "lines"})
     assert answer.status_code == 422
     assert "layout" in answer.text
