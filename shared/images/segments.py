@@ -48,6 +48,8 @@ _WORD_GAP = 0.33
 """A gap wider than this share of a capital is a space."""
 _POINT = 0.42
 """Shapes lower than this share of a capital are points, dashes and accents."""
+_SMALLEST, _MOST_SMALL = 0.12, 3000
+"""Share of a capital from which a shape may be a letter of smaller print, and how many such are looked at."""
 _GRAINY = 3.0
 """Standard deviation of a page's noise, of 255, from which it is smoothed."""
 _FAINT_RULE_SHARE = 0.1
@@ -461,9 +463,12 @@ def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
     members_of: list[NDArray[np.int64]] = []
     steepness_HW: Any = cv2.morphologyEx(relief.depth_HW, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
     segments: list[Segment] = []
+    is_hole = _holes(boxes_N4, area[kept], line_of)
     for label in range(1, int(line_of.max(initial=0)) + 1):
         members = np.flatnonzero(line_of == label)
         if not members.size or not _is_sharp(boxes_N4[members], relief.depth_HW, steepness_HW):
+            continue
+        if is_hole[members].all():
             continue
         made = _segment(boxes_N4[members], area[kept][members], cap, scale)
         if made is not None:
@@ -477,6 +482,19 @@ def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
     ):
         owner_of[members] = number
     return _owners(owner_of, labels_HW, rules_HW), _evened(segments)
+
+
+def _holes(boxes_N4: NDArray[np.int32], area_N: NDArray[np.int32], line_of: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which shapes are solid discs with no print right of them, as bullets have."""
+    left, top, w, h = boxes_N4.T
+    is_disc = (np.abs(w - h) <= 0.06 * np.maximum(w, h) + 1) & (area_N > 0.68 * w * h) & (h >= 8)
+    result = np.zeros(len(boxes_N4), np.bool_)
+    for index in np.flatnonzero(is_disc).tolist():
+        gap = left - left[index] - w[index]
+        middle = top[index] + h[index] / 2
+        follows = (gap > 0) & (gap < 4 * w[index]) & (top < middle) & (top + h > middle) & (line_of > 0) & ~is_disc
+        result[index] = not follows.any()
+    return result
 
 
 def _boxes(
@@ -651,7 +669,7 @@ def _owners(
 def _join(boxes_N4: NDArray[np.int32], cap: float, upright_HW: NDArray[np.uint8]) -> NDArray[np.int32]:
     """Number of the line, from 1, of each shape; 0 for shapes of none. No line crosses an upright rule."""
     h = boxes_N4[:, 3]
-    is_point = h < _POINT * cap
+    is_point = (h < _POINT * cap) & ~_small_letters(boxes_N4, cap)
     words_of = _strips(boxes_N4[~is_point], np.maximum(h[~is_point] * _WORD_REACH, 2), upright_HW)
     sizes = h[~is_point].astype(np.float64)
     # Of each word the height of its higher letters; letters of a word are alike.
@@ -666,6 +684,30 @@ def _join(boxes_N4: NDArray[np.int32], cap: float, upright_HW: NDArray[np.uint8]
     line_of = np.zeros(len(boxes_N4), np.int32)
     line_of[~is_point] = _strips(boxes_N4[~is_point], np.maximum(word_size * _LINE_REACH, 0.5 * cap), upright_HW)
     return _attach_small(boxes_N4, line_of, cap)
+
+
+def _small_letters(boxes_N4: NDArray[np.int32], cap: float) -> NDArray[np.bool_]:
+    """Which shapes as low as points are letters of small print: they have others of their size in line."""
+    left, top, w, h = boxes_N4.T
+    result = np.zeros(len(boxes_N4), np.bool_)
+    low = np.flatnonzero((h < _POINT * cap) & (h >= np.maximum(_SMALLEST * cap, 4)))
+    order = np.argsort(top, kind="stable")
+    alike_of: dict[int, NDArray[np.int64]] = {}
+    for index in low[:_MOST_SMALL].tolist():
+        start, end = np.searchsorted(top[order], (top[index] - h[index], top[index] + h[index]))
+        near = order[start:end]
+        gap = np.maximum(left[near] - left[index] - w[index], left[index] - left[near] - w[near])
+        shared = np.minimum(top[near] + h[near], top[index] + h[index]) - np.maximum(top[near], top[index])
+        alike = (h[near] > 0.62 * h[index]) & (h[near] < 1.62 * h[index])
+        alike_of[index] = near[alike & (gap < 2 * h[index]) & (2 * shared >= h[index])]
+        widths = w[alike_of[index]]
+        # The dots of leaders are as wide as each other.
+        result[index] = widths.size > 2 and widths.max() > 1.4 * widths.min() + 1
+    # The last letters of a word have fewer others near.
+    for _ in range(2):
+        found = [index for index, others in alike_of.items() if others.size > 1 and result[others].any()]
+        result[found] = True
+    return result
 
 
 def _strips(

@@ -305,3 +305,31 @@ def test_texture_takes_no_longer_than_a_page():
     start_s = time.process_time()
     reading_order(page.segments[:1500])
     assert time.process_time() - start_s < 5
+
+
+def test_small_print_under_large_print_keeps_its_letters():
+    sheet = Sheet()
+    for number in range(5):
+        sheet.write(80, 40 + 170 * number, "12,95 EUR 48,50 EUR", 62)
+        sheet.write(80, 125 + 170 * number, "a new museum can see our sea or one", 15)
+        alone = Sheet()
+        alone.write(80, 125, "a new museum can see our sea or one", 15)
+    rows = {}
+    for strip in lines_of_page(sheet.image):
+        rows.setdefault(strip.row, []).append(strip)
+    assert len(rows) == 10
+    (whole,) = {len(strip.parts_px) for strip in lines_of_page(alone.image)}
+    for number in range(5):
+        assert sum(len(strip.parts_px) for strip in rows[2 * number + 1]) == whole
+
+
+def test_punch_holes_are_no_lines_but_bullets_are_read():
+    sheet = Sheet()
+    for number in range(4):
+        y = 100 + 200 * number
+        sheet.draw.ellipse((30, y, 52, y + 22), fill=(60,) * 3)
+    assert lines_of_page(sheet.image) == ()
+    sheet.write(160, 100, "An entry of a list", 24)
+    sheet.draw.ellipse((130, 112, 142, 124), fill=(0,) * 3)
+    (strip,) = lines_of_page(sheet.image)
+    assert strip.box_px[0] in range(126, 134)
