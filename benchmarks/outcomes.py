@@ -59,11 +59,12 @@ class Kind:
         return self.statuses["blank"] + self.statuses["unreadable"]
 
 
-def read(client: httpx.Client, page: OutcomePage) -> tuple[OutcomePage, dict[str, Any]]:
+def read(client: httpx.Client, page: OutcomePage, layout: str) -> tuple[OutcomePage, dict[str, Any]]:
     """What the service says of a page."""
     stream = io.BytesIO()
     page.image.save(stream, "PNG", compress_level=1)
-    answer = client.post("/ocr", files={"file": ("page.png", stream.getvalue(), "image/png")})
+    files = {"file": ("page.png", stream.getvalue(), "image/png")}
+    answer = client.post("/ocr", files=files, data={"layout": layout})
     if answer.is_error:
         return page, {"status": "failed", "confidence": None, "text": answer.json()["code"]}
     return page, answer.json()["pages"][0]
@@ -105,6 +106,7 @@ def main() -> None:
     parser.add_argument("--about", choices=("blank", "costs", "coverage", "rows", "turns"), default="blank")
     parser.add_argument("--pages", type=Path, help="folder of upright pages, PNG, for `turns`; with texts for `costs`")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--layout", choices=("auto", "page", "lines"), default="auto", help="how pages are read")
     parser.add_argument("--of-each", type=int, default=20, metavar="N", help="pages of each kind")
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--fonts", type=Path, default=FONTS)
@@ -122,7 +124,7 @@ def main() -> None:
     kinds: dict[str, Kind] = {}
     with httpx.Client(base_url=options.url, timeout=600) as client, ThreadPoolExecutor(CLIENTS) as pool:
         pages = list(drawer.pages(options.of_each))
-        for number, (page, answer) in enumerate(pool.map(lambda page: read(client, page), pages), 1):
+        for number, (page, answer) in enumerate(pool.map(lambda page: read(client, page, options.layout), pages), 1):
             kind = kinds.setdefault(page.kind, Kind(bool(page.text)))
             kind.statuses[answer["status"]] += 1
             kind.invented += not page.text and answer["status"] == "ok" and bool(answer["text"])
@@ -143,6 +145,7 @@ def main() -> None:
         "seed": options.seed,
         "fonts": len(fonts),
         "photos": len(photos),
+        "layout": options.layout,
         "command": command(),
         **origin("cpu"),
     }

@@ -274,6 +274,8 @@ class ModelAnswer(Wire):
     modes: list[str]
     """Values that the field `mode` may take."""
     default_mode: str
+    layouts: list[str]
+    """Values that the field `layout` may take, `lines` with the tasks `free` and `markdown`."""
     boxes: bool
     """Whether it gives boxes with labels, which the options `omit` and `figures` need."""
     max_new_tokens: int

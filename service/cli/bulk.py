@@ -31,6 +31,7 @@ from service.errors import EngineError
 from service.schemas import OcrAnswer
 from shared.contract.prompts import Task
 from shared.deepseek_ocr.geometry import Mode
+from shared.deepseek_ocr.reading_layout import ReadingLayout
 
 _EPILOG = """\
 exit status: 0 every page was read, 1 some page was not (see DEST/failures), 2 wrong usage or settings, 69 no service
@@ -61,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=[str(task) for task in Task], default=str(Task.FREE), help="default: free")
     parser.add_argument("--mode", choices=[str(mode) for mode in Mode], help="resolution; default: the model's own")
     parser.add_argument("--model-id", metavar="NAME", help="adapter, NAME or NAME@VERSION; with --url")
+    parser.add_argument(
+        "--layout",
+        choices=[str(layout) for layout in ReadingLayout],
+        help="read pages whole or by their lines, if the model does; default: auto, as suits the model",
+    )
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum tokens per page")
     parser.add_argument("--url", help="read with a running service, such as http://127.0.0.1:8000, instead of here")
     parser.add_argument(
@@ -94,13 +100,18 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if task is Task.LOCATE:
         parser.error("--task locate needs a query for each page; use deepsynth ocr --task locate")
     mode = Mode(arguments.mode) if arguments.mode else None
-    options = ReadOptions(task=task, mode=mode, model_id=arguments.model_id, max_new_tokens=arguments.max_new_tokens)
+    layout = ReadingLayout(arguments.layout) if arguments.layout else None
+    options = ReadOptions(
+        task=task, mode=mode, model_id=arguments.model_id, max_new_tokens=arguments.max_new_tokens, layout=layout
+    )
     # What decides about the text; where it is read, and by how many, does not.
     chosen = {
         "task": task,
         "mode": mode,
         "model": arguments.model_id or (None if arguments.url else settings.model),
         "max_new_tokens": arguments.max_new_tokens,
+        # Runs that were begun without it go on.
+        **({} if layout is None else {"layout": layout}),
     }
     with BulkTables(arguments.dest, chosen, arguments.rows_per_file) as tables:
         progress = _Progress(len(tables.done))

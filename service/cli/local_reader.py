@@ -28,6 +28,7 @@ from service.ocr.reader import DocumentReader
 from service.ocr.request import OcrRequest, parse_request
 from service.routes.disposition import safe_name
 from service.telemetry.metrics import Metrics
+from shared.deepseek_ocr.reading_layout import ReadingLayout
 
 
 class LocalReader:
@@ -109,6 +110,7 @@ class LocalReader:
             min_coverage=self._settings.min_coverage,
             orientation=self._settings.orientation,
             pages_together=options.pages_together,
+            layout=options.layout or ReadingLayout.AUTO,
         )
 
     def _finest(self) -> Granularity:

@@ -32,6 +32,7 @@ from service.ocr.outcome import BlankPages
 from service.ocr.tables import TableFormat
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import Mode
+from shared.deepseek_ocr.reading_layout import ReadingLayout
 
 EXIT_UNREADABLE = 1
 EXIT_OPTIONS = 2
@@ -126,6 +127,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reading.add_argument(
         "--pages-together", action="store_true", help="read all pages of a file in one pass, where the model can"
     )
+    reading.add_argument(
+        "--layout",
+        choices=[str(layout) for layout in ReadingLayout],
+        help="read pages whole or by their lines, if the model does; default: auto, as suits the model",
+    )
     text = parser.add_argument_group("text")
     text.add_argument(
         "--table-format",
@@ -207,6 +213,7 @@ def _plan(arguments: argparse.Namespace, settings: ServiceSettings) -> _Plan:
         "confidence": arguments.confidence and Granularity(arguments.confidence),
         "blank_pages": arguments.blank_pages and BlankPages(arguments.blank_pages),
         "table_format": arguments.table_format and TableFormat(arguments.table_format),
+        "layout": arguments.layout and ReadingLayout(arguments.layout),
     }
     options = ReadOptions(**{**given, **chosen_by_name})
     if url is not None:

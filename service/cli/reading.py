@@ -15,6 +15,7 @@ from service.ocr.tables import TableFormat
 from service.schemas import OcrAnswer
 from shared.contract.prompts import Task
 from shared.deepseek_ocr.geometry import Mode
+from shared.deepseek_ocr.reading_layout import ReadingLayout
 
 _OPTION_CODES = {"invalid_field", "model_not_found", "model_refused", "adapters_off"}
 """Errors of the options, which every other file would meet as well."""
@@ -52,6 +53,7 @@ class ReadOptions:
     figures: bool = False
     join_pages: bool = False
     pages_together: bool = False
+    layout: ReadingLayout | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,7 @@ def _form(options: ReadOptions, output: OutputFormat | None) -> dict[str, str]:
         "figures": "true" if options.figures else None,
         "join_pages": "true" if options.join_pages else None,
         "pages_together": "true" if options.pages_together else None,
+        "layout": options.layout,
         "format": "json" if output is None else output.name,
     }
     return {name: str(value) for name, value in given.items() if value is not None}

@@ -127,7 +127,10 @@ class OpenDocument:
             image = _cut(image, task.cut_px)
             relief = relief_of(image)
         plan = plan_views(image.width, image.height, task.mode, task.geometry)
-        strips = lines_of_page(image) if 0 < task.lines_from_views <= plan.num_views else ()
+        ink = ink_of(relief)
+        # Lines can be found on every texture; without marks of print none is one.
+        has_lines = 0 < task.lines_from_views <= plan.num_views and ink.marks > 0
+        strips = lines_of_page(image) if has_lines else ()
         if task.lines_from_views > 1 and is_crop(plan, strips):
             strips = ()
         prepared: PreparedPage
@@ -142,7 +145,7 @@ class OpenDocument:
             task.page,
             image.width,
             image.height,
-            ink_of(relief),
+            ink,
             is_damaged,
             prepared,
             turned_degrees,

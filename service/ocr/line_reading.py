@@ -20,10 +20,16 @@ from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.grounding import Region
 from shared.deepseek_ocr.line_views import view_of
 from shared.images.canvases import Strip, pack
-from shared.images.strip_text import PageText, Span, first_line, lines_of
+from shared.images.strip_text import (
+    PROBED_CANVASES,
+    PageText,
+    Span,
+    first_line,
+    is_texture,
+    lines_of,
+    most_tokens,
+)
 
-TOKENS_A_STRIP = 110
-"""At most, on average over a canvas: a strip holds some 60 characters, of which few take a token each."""
 LABEL = "text"
 """Of a line's box, as the public model calls running text."""
 
@@ -46,7 +52,7 @@ class LinesResult:
 async def read_lines(
     strips: Sequence[Strip],
     geometry: GeometryConfig,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     read: Read,
     on_text: Callable[[str], None] | None = None,
 ) -> LinesResult:
@@ -55,7 +61,8 @@ async def read_lines(
     Args:
         strips: In reading order; at least one.
         geometry: The checkpoint's.
-        max_new_tokens: For the whole page; what is beyond is left out, and the page ends with `length`.
+        max_new_tokens: For the whole page; what is beyond is left out, and the page ends with `length`. None: as many
+            as its lines can have.
         read: Called for several canvases at once; what it raises ends all of them and comes in a group.
         on_text: Called with each piece of the text, in order.
 
@@ -64,9 +71,13 @@ async def read_lines(
     """
     reading = _LinesReading(strips, geometry, max_new_tokens, read, on_text)
     first = 0
+    canvases = pack(strips)
+    reading.probe = _Probe(min(PROBED_CANVASES, len(canvases)))
     async with asyncio.TaskGroup() as group:
-        for canvas in pack(strips):
-            group.create_task(reading.read(first, canvas.strips))
+        for number, canvas in enumerate(canvases):
+            task = group.create_task(reading.read_canvas(first, canvas.strips, number))
+            if number >= PROBED_CANVASES:
+                reading.probe.others.append(task)
             first += len(canvas.strips)
     return reading.result()
 
@@ -91,12 +102,39 @@ class _Answer:
         return self.result.completion_tokens * (end - start) / max(len(self.result.text), 1)
 
 
+class _Probe:
+    """Whether the first canvases of a page show text."""
+
+    def __init__(self, num_canvases: int) -> None:
+        self.others: list[asyncio.Task[None]] = []
+        """Read the canvases after these."""
+        self.is_texture = False
+        self.end = 0
+        """Of their strips."""
+        self._num_canvases = num_canvases
+        self._has_ended: list[bool] = []
+        self._is_known = asyncio.Event()
+
+    async def shows_texture(self, *, has_ended: bool) -> bool:
+        """Take note of a canvas; one whose answer has no end waits for the others before it is given up."""
+        self._has_ended.append(has_ended)
+        if len(self._has_ended) == self._num_canvases:
+            self.is_texture = is_texture(self._has_ended)
+            self._is_known.set()
+            for task in self.others if self.is_texture else ():
+                task.cancel()
+        if has_ended:
+            return False
+        await self._is_known.wait()
+        return self.is_texture
+
+
 class _LinesReading:
     def __init__(
         self,
         strips: Sequence[Strip],
         geometry: GeometryConfig,
-        max_new_tokens: int,
+        max_new_tokens: int | None,
         read: Read,
         on_text: Callable[[str], None] | None,
     ) -> None:
@@ -107,23 +145,40 @@ class _LinesReading:
         self._on_text = on_text
         self._answers: list[_Answer | None] = [None] * len(strips)
         self._results: list[SequenceResult] = []
-        self._kept: list[SequenceResult] = []
-        """Results whose lines are the page's."""
+        self._kept: list[tuple[int, SequenceResult]] = []
+        """Results whose lines are the page's, with the number of the first."""
         self._page = PageText()
         self._num_added = 0
         self._num_tokens = 0.0
         self._has_ended = False
         """Whether the page's limit has left something out."""
         self._starts: list[int] = []
+        self.probe = _Probe(0)
 
-    async def read(self, first: int, strips: Sequence[Strip]) -> None:
-        """Read the strips of a canvas, the first of which has this number."""
+    async def read_canvas(self, first: int, strips: Sequence[Strip], number: int) -> None:
+        """Read the strips of a canvas, the first of which has this number; those of a texture have no text."""
+        if number < PROBED_CANVASES:
+            self.probe.end = first + len(strips)
+            await self.read(first, strips, self.probe)
+            return
+        try:
+            await self.read(first, strips)
+        except asyncio.CancelledError:
+            if not self.probe.is_texture:
+                raise
+
+    async def read(self, first: int, strips: Sequence[Strip], probe: _Probe | None = None) -> None:
+        """Read the strips of a canvas, or of a part of one; the first of them has this number."""
         count = len(strips)
-        limit = min(self._max_new_tokens, TOKENS_A_STRIP * count)
+        most = self._max_new_tokens
+        limit = most_tokens(count) if most is None else min(most, most_tokens(count))
         result = await self._read(view_of(pack(strips)[0], self._geometry), limit)
         self._results.append(result)
-        is_short = limit == self._max_new_tokens and result.finish_reason is FinishReason.LENGTH
-        spans = lines_of(result.text, count) if result.finish_reason is FinishReason.STOP else None
+        has_ended = result.finish_reason is FinishReason.STOP
+        is_short = limit == most and result.finish_reason is FinishReason.LENGTH
+        spans = lines_of(result.text, count) if has_ended else None
+        if probe is not None and await probe.shows_texture(has_ended=has_ended or is_short):
+            spans = [(0, 0)] * count
         if spans is None and count > 1 and not is_short:
             middle = (count + 1) // 2
             async with asyncio.TaskGroup() as group:
@@ -132,7 +187,7 @@ class _LinesReading:
             return
         if spans is None:
             spans = _few_lines(result, count, is_short=is_short)
-        self._kept.append(result)
+        self._kept.append((first, result))
         for index, span in enumerate(spans, first):
             self._answers[index] = _Answer(result, span, is_missing=is_short and span[0] == span[1])
         self._add()
@@ -142,11 +197,15 @@ class _LinesReading:
         before = len(self._page.text)
         while self._num_added < len(self._strips):
             answer = self._answers[self._num_added]
+            if self.probe.is_texture and self._num_added >= self.probe.end:
+                # Also where it was read by then: a page's text does not depend on what was faster.
+                answer = self._answers[self._num_added] = _Answer(self._kept[0][1], (0, 0))
             if answer is None:
                 break
             self._num_tokens += answer.num_tokens
             # What the limit cut is the end of the page, whatever was read after it.
-            self._has_ended |= self._num_tokens > self._max_new_tokens or answer.is_missing
+            is_over = self._max_new_tokens is not None and self._num_tokens > self._max_new_tokens
+            self._has_ended |= is_over or answer.is_missing
             text = "" if self._has_ended else answer.text
             self._starts.append(self._page.add(self._strips[self._num_added], text))
             self._num_added += 1
@@ -156,16 +215,17 @@ class _LinesReading:
 
     def result(self) -> LinesResult:
         """After all strips were read."""
-        results, first = self._results, self._kept[0]
-        tokens = sum(result.completion_tokens for result in self._kept)
-        logs = sum(result.completion_tokens * math.log(max(result.confidence, 1e-9)) for result in self._kept)
+        results = self._results
+        kept = [result for first, result in self._kept if first < self.probe.end or not self.probe.is_texture]
+        tokens = sum(result.completion_tokens for result in kept)
+        logs = sum(result.completion_tokens * math.log(max(result.confidence, 1e-9)) for result in kept)
         timings = [result.timings for result in results]
         page = replace(
-            first,
+            kept[0],
             text=self._page.text,
             finish_reason=FinishReason.LENGTH if self._has_ended else FinishReason.STOP,
-            confidence=math.exp(logs / tokens) if tokens else first.confidence,
-            min_confidence=min(result.min_confidence for result in self._kept),
+            confidence=math.exp(logs / tokens) if tokens else kept[0].confidence,
+            min_confidence=min(result.min_confidence for result in kept),
             token_scores=self._scores(),
             vision_tokens=sum(result.vision_tokens for result in results),
             prompt_tokens=sum(result.prompt_tokens for result in results),

@@ -10,10 +10,16 @@ MIN_CONFIDENCE = 0.6
 """Between answers that are on the page and those that are not, where there is little print (docs/outcomes.md)."""
 MANY_MARKS = 12
 """A page with fewer marks has a few words at most, so an uncertain answer is likely to be invented."""
+HOPELESS_SHARE = 2 / 3
+"""Of that, below which an answer for more print counts as invented: music has the marks of a paragraph."""
 MIN_COVERAGE = 0.9
 """Of clean pages that were read to the end all but a few have more (docs/outcomes.md)."""
 FEW_MARKS = 3
 """Fewer shapes than this, which the model reads as nothing, are dust."""
+SURE = 0.85
+"""Invented text is less certain than this, print that is joined by rules more."""
+CHARACTERS_A_BODY = 3
+"""At most, for a width as large as a character's height."""
 CHARACTERS_A_MARK = 12
 """More characters than this for each shape of print cannot be on the page, even where the letters of words touch."""
 
@@ -57,5 +63,14 @@ def status_of(ink: PageInk, text: str, confidence: float, min_confidence: float)
     if not num_characters:
         return PageStatus.BLANK if ink.marks < FEW_MARKS else PageStatus.UNREADABLE
     is_doubtful = ink.marks < MANY_MARKS and confidence < min_confidence
+    is_doubtful |= ink.marks < MOST_MARKS and confidence < HOPELESS_SHARE * min_confidence
     is_too_long = ink.marks < MOST_MARKS and num_characters > CHARACTERS_A_MARK * (ink.marks + 1)
+    if is_too_long and confidence >= SURE:
+        # Underlined or on ruled paper, a line of print is a single shape.
+        is_too_long = num_characters > _room_for(ink)
     return PageStatus.UNREADABLE if is_doubtful or is_too_long else PageStatus.OK
+
+
+def _room_for(ink: PageInk) -> float:
+    """Characters that the lines of a page have room for."""
+    return sum(CHARACTERS_A_BODY * sum(line.words_px) / max(line.body_px, 1.0) for line in ink.lines)

@@ -53,7 +53,6 @@ from service.ocr.jpeg import encode_jpeg
 from service.ocr.line_reading import read_lines
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.outcome import PageStatus, status_of
-from service.ocr.reading_layout import ReadingLayout, lines_from_views
 from service.ocr.request import OcrRequest
 from service.ocr.together import PageSplitter, split_result
 from shared.contract.answer import FinishReason
@@ -61,6 +60,7 @@ from shared.contract.calibration import Calibration
 from shared.contract.prompts import PromptSet, Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.grounding import Region, parse_grounded
+from shared.deepseek_ocr.reading_layout import ReadingLayout, lines_from_views
 from shared.images.accounting import Account
 from shared.images.page_ink import Turn
 
@@ -549,11 +549,11 @@ class DocumentReader:
         async def read(canvas: PageViews, max_new_tokens: int) -> SequenceResult:
             page = replace(decoded.page, prepared=canvas, ink=replace(decoded.page.ink, lines=()))
             sequence = self._sequence([page], request, number)
-            params = replace(sequence.params, max_new_tokens=max_new_tokens)
+            params = replace(sequence.params, max_new_tokens=min(max_new_tokens, sequence.params.max_new_tokens))
             return await self._infer(replace(sequence, params=params), None, notes_pace=False)
 
         try:
-            most = request.params.max_new_tokens
+            most = request.params.max_new_tokens if request.is_limited else None
             lines = await read_lines(strips, self._engine.info.geometry, most, read, on_text)
         except BaseExceptionGroup as failures:
             reason = _first_reason(failures)

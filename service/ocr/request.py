@@ -13,10 +13,10 @@ from service.intake.limits import IntakeLimits
 from service.intake.selection import parse_pages
 from service.ocr.confidence import Granularity, Wanted
 from service.ocr.outcome import MIN_CONFIDENCE, MIN_COVERAGE, BlankPages, Orientation
-from service.ocr.reading_layout import ReadingLayout
 from service.ocr.sampling import sampling_params
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.geometry import Mode
+from shared.deepseek_ocr.reading_layout import LINE_TASKS, ReadingLayout
 
 QUERY_EXPECTED = "text to look for with the task locate, and only with it"
 _Choice = TypeVar("_Choice", Task, Mode)
@@ -47,6 +47,8 @@ class OcrRequest:
     pages_together: bool = False
     """Whether the model reads all pages in one pass."""
     layout: ReadingLayout = ReadingLayout.AUTO
+    is_limited: bool = True
+    """Whether the client gave the maximum of tokens, which is the page's then, by whatever canvases it is read."""
 
 
 class ModelNames(Protocol):
@@ -141,12 +143,13 @@ def parse_request(
         finds_turned_pages=orientation is Orientation.AUTO,
         pages_together=pages_together,
         layout=_layout(layout, info, chosen_task, is_together=pages_together),
+        is_limited=max_new_tokens is not None,
     )
 
 
 def _layout(layout: ReadingLayout, info: EngineInfo, task: Task, *, is_together: bool) -> ReadingLayout:
     """The layout of a request; pages read together, and tasks that do not write a page's text, take pages whole."""
-    is_possible = task in (Task.FREE, Task.MARKDOWN) and not is_together
+    is_possible = task in LINE_TASKS and not is_together
     if layout is ReadingLayout.LINES and not (info.geometry.reads_lines and is_possible):
         wanted = [str(each) for each in (ReadingLayout.AUTO, ReadingLayout.PAGE)]
         raise InvalidFieldError(public={"field": "layout", "expected": wanted})

@@ -57,6 +57,7 @@ from service.schemas import (
 from shared.contract.answer import FinishReason
 from shared.contract.prompts import MAX_QUERY_CHARS, Task, recognise
 from shared.deepseek_ocr.geometry import Mode
+from shared.deepseek_ocr.reading_layout import ReadingLayout
 
 router = APIRouter(tags=["clients"], dependencies=[Depends(use_key), Depends(require_ready), Depends(refuse_query)])
 
@@ -253,6 +254,8 @@ class ChatRequest(BaseModel):
     """Extension: join what goes on across pages; not with a stream."""
     pages_together: bool = False
     """Extension: read all pages in one pass, where the model can."""
+    layout: ReadingLayout | None = None
+    """Extension: read pages whole (`page`), by their `lines`, or as suits the model (`auto`, also when null)."""
     logprobs: bool | None = None
     """Whether to give the probability of each token of the text."""
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_ALTERNATIVES)
@@ -301,6 +304,9 @@ def _check_logprobs(chat: ChatRequest) -> None:
     if chat.logprobs and (is_changed or chat.model == AUTO):
         expected = "null with table_format, omit, figures, join_pages or the model auto"
         raise UnsupportedParameterError(public={"field": "logprobs", "expected": expected})
+    if chat.logprobs and chat.layout is ReadingLayout.LINES:
+        # The breaks between lines are the service's, and tokens at the ends of lines are cut.
+        raise InvalidFieldError(public={"field": "layout", "expected": "auto or page with logprobs"})
 
 
 def choose_task(chat: ChatRequest) -> tuple[str, str | None, tuple[ChatWarning, ...]]:
@@ -412,6 +418,7 @@ async def _receive(request: Request, services: Services) -> _Chat:
         min_coverage=services.bounds.min_coverage if chat.min_coverage is None else chat.min_coverage,
         orientation=chat.orientation or services.bounds.orientation,
         pages_together=chat.pages_together,
+        layout=chat.layout or ReadingLayout.AUTO,
     )
     check_arrangement(chat.arrangement, ocr_request, services.models.tasks(ocr_request.model_id), None)
     top_logprobs = (chat.top_logprobs or 0) if chat.logprobs else None

@@ -33,13 +33,13 @@ from service.errors import (
 from service.ocr.confidence import Granularity
 from service.ocr.formats.registry import FORMATS
 from service.ocr.outcome import BlankPages, Orientation
-from service.ocr.reading_layout import ReadingLayout
 from service.ocr.request import QUERY_EXPECTED
 from service.ocr.sampling import MAX_GIVEN_SEED, MIN_GIVEN_SEED, SEED_EXPECTED, TEMPERATURE_EXPECTED
 from service.ocr.tables import TableFormat
 from service.routes.disposition import browser_name, extended_name, safe_name
 from shared.contract.prompts import Task
 from shared.deepseek_ocr.geometry import Mode
+from shared.deepseek_ocr.reading_layout import ReadingLayout
 
 FORM_OVERHEAD_BYTES = 64 * 1024
 MAX_FIELD_BYTES = 16 * 1024

@@ -13,6 +13,7 @@ from service.routes.auth import require
 from service.routes.form import refuse_query
 from service.routes.openapi import problems
 from service.schemas import ModelAnswer, ModelsAnswer
+from shared.deepseek_ocr.reading_layout import layouts_of
 
 router = APIRouter(
     tags=["models"], dependencies=[Depends(require(Scope.OCR)), Depends(require_ready), Depends(refuse_query)]
@@ -29,6 +30,7 @@ def _answer(services: Services, model: ListedModel) -> ModelAnswer:
         family=info.family,
         tasks=[str(task) for task in model.tasks],
         modes=[str(mode) for mode in info.geometry.modes],
+        layouts=[str(layout) for layout in layouts_of(info.geometry)],
         boxes=gives_boxes(model.tasks),
         default_mode=str(info.geometry.default_mode),
         max_new_tokens=min(services.bounds.max_new_tokens, info.max_new_tokens),

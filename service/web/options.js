@@ -12,6 +12,7 @@ const TAKEN = {
   min_confidence: isTranscribed,
   min_coverage: isTranscribed,
   seed: ({ temperature }) => temperature > 0,
+  layout: ({ model, task }) => model.layouts.includes("lines") && (task === "free" || task === "markdown"),
   job: ({ hasJobs }) => hasJobs,
 };
 

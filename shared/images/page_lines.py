@@ -9,6 +9,9 @@ from shared.images.reading_order import reading_order
 from shared.images.segments import find_segments
 from shared.images.strip_cutting import cut_strips
 
+_MOST_SEGMENTS = 1500
+"""More are a texture, or print that is too small; the front page of a newspaper has 700."""
+
 
 def lines_of_page(page: Image.Image) -> tuple[Strip, ...]:
     """Cut a page into strips of print.
@@ -20,6 +23,8 @@ def lines_of_page(page: Image.Image) -> tuple[Strip, ...]:
         Strips in reading order; none where no lines are found, or more than a page can have.
     """
     level = find_segments(page)
+    if len(level.segments) > _MOST_SEGMENTS:
+        return ()
     strips = cut_strips(level, reading_order(level.segments))
     # A strip higher than a canvas is a picture.
     strips = [strip for strip in strips if strip.pixels_HW.shape[0] <= SIDE_PX - 2 * MARGIN_PX]

@@ -25,7 +25,7 @@ _DARKER_SHARE = 0.42
 _CAP_EM = 0.7
 """Height of a capital in em."""
 _LEAST_SKEW = math.radians(0.15)
-_MOST_SKEW = math.radians(6)
+_MOST_SKEW = math.radians(10)
 _RULE_CAPS, _LEVEL_CAPS = 2.6, 4.0
 """An upright and a level stroke longer than so many capitals is a rule, not a letter's."""
 _BARE_SHARE = 0.22
@@ -33,6 +33,13 @@ _BARE_SHARE = 0.22
 _UNDERLINE_SHARE = 0.6
 """And on the other no more than under letters."""
 _LONGEST_WORD_CAPS = 10
+_BOX_CAPS = 0.6
+_BOX_FILL = 0.55
+_BOX_SIDE = 0.85
+"""Share of each side of a box that has ink; no letter has as much on all four."""
+_LEAST_TICKS = 4
+_FOOT_CAPS = 0.3
+"""Height of a stroke that stays where it meets an underline."""
 _RULE_THICK_PX = 7
 _WORD_REACH = 0.35
 _LINE_REACH = 0.62
@@ -41,6 +48,8 @@ _WORD_GAP = 0.33
 """A gap wider than this share of a capital is a space."""
 _POINT = 0.42
 """Shapes lower than this share of a capital are points, dashes and accents."""
+_SMALLEST, _MOST_SMALL = 0.12, 3000
+"""Share of a capital from which a shape may be a letter of smaller print, and how many such are looked at."""
 _GRAINY = 3.0
 """Standard deviation of a page's noise, of 255, from which it is smoothed."""
 _FAINT_RULE_SHARE = 0.1
@@ -48,9 +57,11 @@ _FAINT_SHARE = 0.18
 """Of the page's darkest print: what is fainter is grain."""
 _FAINTEST_SHARE = 0.3
 """Of the darkness of most print: what is fainter shines through."""
+_UPRIGHT_EM, _UPRIGHT_LETTERS = 1.6, 6
+"""Widest letter of a line that runs up or down, and how many it has at least."""
 _MOST_ALONE = 500
 """With more points on a page they are dirt."""
-_MOST_POINTS = 2500
+_POINTS_AT_ONCE = 1000
 _ALIKE = 1.5
 """Sizes within this ratio may be one, measured on different letters."""
 _MOST_SHAPES = 9_000
@@ -320,14 +331,30 @@ def _levelled(grey_HW: NDArray[np.uint8], angle: float) -> tuple[NDArray[np.uint
     return turned, back
 
 
-def _rules(mask_HW: NDArray[np.uint8], cap: float) -> NDArray[np.uint8]:
-    """Pixels of straight strokes that are too long for letters and too thin for pictures."""
+def _rules(mask_HW: NDArray[np.uint8], cap: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Pixels of straight strokes that are too long for letters and too thin for pictures, and the upright of these."""
     found: Any = _level_rules(mask_HW, max(36, round(_LEVEL_CAPS * cap)), cap)
     found = cv2.dilate(found, np.ones((3, 1), np.uint8))
     upright: Any = _level_rules(np.ascontiguousarray(mask_HW.T), max(24, round(_RULE_CAPS * cap)), cap).T
     # Their soft edges too, or they would be strokes.
     upright = cv2.dilate(np.ascontiguousarray(upright), np.ones((1, 3), np.uint8))
-    result: NDArray[np.uint8] = (found | upright) & mask_HW
+    return (found & ~_crossing(mask_HW, found, upright, cap) | upright) & mask_HW, upright & mask_HW
+
+
+def _crossing(
+    mask_HW: NDArray[np.uint8], found_HW: NDArray[np.uint8], upright_HW: NDArray[np.uint8], cap: float
+) -> NDArray[np.uint8]:
+    """Pixels of level rules below a letter's stroke: without them underlined letters would lose their feet."""
+    strokes_HW: Any = mask_HW & ~found_HW & ~upright_HW
+    # A rule's own rough edge is lower than this.
+    strokes_HW = cv2.morphologyEx(strokes_HW, cv2.MORPH_OPEN, np.ones((max(3, round(_FOOT_CAPS * cap)), 1), np.uint8))
+    result = np.zeros_like(found_HW)
+    reached_HW = strokes_HW
+    for _ in range(_RULE_THICK_PX + 2):
+        below_HW = np.zeros_like(found_HW)
+        below_HW[1:] = reached_HW[:-1]
+        reached_HW = below_HW & found_HW
+        result |= reached_HW
     return result
 
 
@@ -386,14 +413,21 @@ def _part_touching(mask_HW: NDArray[np.uint8], shapes_N5: NDArray[np.int32], cap
         mask_HW[row, x : x + width] = 0
 
 
+def _all_rules(relief: Relief, mask_HW: NDArray[np.uint8], cap: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Pixels of rules, faint ones too, and of the upright of these."""
+    # Some are fainter than print and broken where print is near; others lie on a tinted ground, which joins faint ones.
+    least = max(relief.threshold, _FAINT_RULE_SHARE * float(np.percentile(relief.depth_HW, 99.7)))
+    faint_HW: Any = (relief.depth_HW > least).astype(np.uint8) | mask_HW
+    rules_HW, upright_HW = _rules(mask_HW, cap)
+    faint_rules_HW, faint_upright_HW = _rules(faint_HW, cap)
+    return rules_HW | faint_rules_HW, upright_HW | faint_upright_HW
+
+
 def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
     mask_HW, scale = _mask(relief), relief.scale
     height, width = mask_HW.shape
     cap = _cap_of(_shapes(mask_HW)[:, 3])
-    # Some are fainter than print and broken where print is near; others lie on a tinted ground, which joins faint ones.
-    least = max(relief.threshold, _FAINT_RULE_SHARE * float(np.percentile(relief.depth_HW, 99.7)))
-    faint_HW: Any = (relief.depth_HW > least).astype(np.uint8) | mask_HW
-    rules_HW = _rules(mask_HW, cap) | (_rules(faint_HW, cap) & faint_HW)
+    rules_HW, upright_HW = _all_rules(relief, mask_HW, cap)
     mask_HW = mask_HW & ~rules_HW
     _part_touching(mask_HW, _shapes(mask_HW), cap)
     found: Any = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
@@ -409,6 +443,12 @@ def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
     is_cut = (left <= 0) | (top <= 0) | (left + w >= width) | (top + h >= height)
     is_shape &= ~(is_cut & ((h > 1.6 * cap) | (w > 6 * cap)))
     is_shape[0] = False
+    is_box = _boxes(labels_HW, stats, ~is_cut, cap) | _ticks(stats, is_shape, rules_HW)
+    owner_of[is_box] = -1
+    is_shape &= ~is_box
+    if is_box.any():
+        # Boxes are higher than print, which would count as points.
+        cap = _cap_of(h[is_shape])
     is_shape &= ~_frames(stats, is_shape, cap)
     is_shape &= ~_bits_of_rules(stats, is_shape, cap)
     kept = np.flatnonzero(is_shape)
@@ -418,27 +458,89 @@ def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
     if not kept.size:
         return _owners(owner_of, labels_HW, rules_HW), ()
     boxes_N4 = stats[kept][:, :4]
-    line_of = _join(boxes_N4, cap, mask_HW.shape)
+    line_of = _join(boxes_N4, cap, upright_HW)
     depths: list[float] = []
     members_of: list[NDArray[np.int64]] = []
     steepness_HW: Any = cv2.morphologyEx(relief.depth_HW, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
     segments: list[Segment] = []
+    is_hole = _holes(boxes_N4, area[kept], line_of)
     for label in range(1, int(line_of.max(initial=0)) + 1):
         members = np.flatnonzero(line_of == label)
         if not members.size or not _is_sharp(boxes_N4[members], relief.depth_HW, steepness_HW):
+            continue
+        if is_hole[members].all():
             continue
         made = _segment(boxes_N4[members], area[kept][members], cap, scale)
         if made is not None:
             segments.append(made)
             depths.append(_depth_of(boxes_N4[members], relief.depth_HW))
             members_of.append(kept[members])
-    is_print = _is_print(segments, depths, mask_HW.shape, cap, scale)
+    is_print = _is_print(segments, depths, mask_HW.shape, cap, scale) & ~_is_upright(segments)
     segments = [segment for segment, is_kept in zip(segments, is_print, strict=True) if is_kept]
     for number, members in enumerate(
         (members for members, is_kept in zip(members_of, is_print, strict=True) if is_kept), 1
     ):
         owner_of[members] = number
     return _owners(owner_of, labels_HW, rules_HW), _evened(segments)
+
+
+def _holes(boxes_N4: NDArray[np.int32], area_N: NDArray[np.int32], line_of: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which shapes are solid discs with no print right of them, as bullets have."""
+    left, top, w, h = boxes_N4.T
+    is_disc = (np.abs(w - h) <= 0.06 * np.maximum(w, h) + 1) & (area_N > 0.68 * w * h) & (h >= 8)
+    result = np.zeros(len(boxes_N4), np.bool_)
+    for index in np.flatnonzero(is_disc).tolist():
+        gap = left - left[index] - w[index]
+        middle = top[index] + h[index] / 2
+        follows = (gap > 0) & (gap < 4 * w[index]) & (top < middle) & (top + h > middle) & (line_of > 0) & ~is_disc
+        result[index] = not follows.any()
+    return result
+
+
+def _boxes(
+    labels_HW: NDArray[np.int32], stats: NDArray[np.int32], is_whole: NDArray[np.bool_], cap: float
+) -> NDArray[np.bool_]:
+    """Which shapes are boxes to write in or to tick, one or a row of them: all four sides are straight."""
+    result = np.zeros(len(stats), np.bool_)
+    left, top, w, h, area = stats.T
+    hollow = is_whole & (h > _BOX_CAPS * cap) & (w > _BOX_CAPS * cap) & (area < _BOX_FILL * w * h)
+    for index in np.flatnonzero(hollow).tolist():
+        x, y, width, height = (int(value[index]) for value in (left, top, w, h))
+        own = labels_HW[y : y + height, x : x + width] == index
+        edge = max(2, round(0.06 * min(width, height)))
+        sides = own[:edge].any(axis=0), own[-edge:].any(axis=0), own[:, :edge].any(axis=1), own[:, -edge:].any(axis=1)
+        result[index] = min(float(side.mean()) for side in sides) > _BOX_SIDE
+    return result
+
+
+def _ticks(stats: NDArray[np.int32], is_shape: NDArray[np.bool_], rules_HW: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which shapes part the cells of a comb: upright strokes on a rule, alike and equally far from each other."""
+    result = np.zeros(len(stats), np.bool_)
+    left, top, w, h, area = stats.T
+    thin = np.flatnonzero(is_shape & (w <= np.maximum(3, 0.22 * h)) & (h >= 6) & (area > 0.6 * w * h))
+    if thin.size < _LEAST_TICKS:
+        return result
+    x = left[thin] + w[thin] // 2
+    # Next to its foot, since the rule stays below strokes.
+    ends, reach = top[thin] + h[thin], _RULE_THICK_PX + 2
+    on_rule = np.array(
+        [
+            rules_HW[max(0, end - reach) : end + reach, max(0, at - reach) : at + reach].any()
+            for end, at in zip(ends, x, strict=True)
+        ]
+    )
+    thin, x = thin[on_rule], x[on_rule]
+    for start in range(thin.size):
+        alike = (np.abs(top[thin] - top[thin[start]]) <= 3) & (np.abs(h[thin] - h[thin[start]]) <= 3)
+        places = np.sort(x[alike])
+        gaps = np.diff(places)
+        if gaps.size + 1 < _LEAST_TICKS:
+            continue
+        usual = float(np.median(gaps))
+        even = np.abs(gaps - usual) < 0.12 * usual
+        # Letters on a line are as high as each other too, but not evenly spread.
+        result[thin[start]] = even.mean() > 0.8 and usual > 0.7 * h[thin[start]]
+    return result
 
 
 def _frames(stats: NDArray[np.int32], is_shape: NDArray[np.bool_], cap: float) -> NDArray[np.bool_]:
@@ -495,10 +597,10 @@ def _depth_of(boxes_M4: NDArray[np.int32], depth_HW: NDArray[np.uint8]) -> float
 
 def _is_print(
     segments: list[Segment], depths: list[float], size: tuple[int, ...], cap: float, scale: float
-) -> list[bool]:
+) -> NDArray[np.bool_]:
     """Which segments are neither show-through nor dirt."""
     if not segments:
-        return []
+        return np.zeros(0, np.bool_)
     weights = np.array([len(segment.words) * segment.width for segment in segments], np.float64)
     order = np.argsort(depths)
     half = np.searchsorted(np.cumsum(weights[order]), weights.sum() / 2)
@@ -512,6 +614,39 @@ def _is_print(
         is_small = segment.width < 3 * cap
         odd = not 0.5 * cap < segment.height < 2.2 * cap
         result.append(depth > _FAINTEST_SHARE * usual and not (at_edge and (odd or is_small) and len(segments) > 8))
+    return np.array(result)
+
+
+def _is_upright(segments: list[Segment]) -> NDArray[np.bool_]:
+    """Which segments are letters of a line that runs up or down the page: each below the other, closer than lines."""
+    result = np.zeros(len(segments), np.bool_)
+    em = float(np.median([segment.em_px for segment in segments])) if segments else 0.0
+    narrow = [
+        index
+        for index, segment in enumerate(segments)
+        if len(segment.parts) <= 2 and len(segment.words) == 1 and segment.width < _UPRIGHT_EM * em
+    ]
+    narrow.sort(key=lambda index: segments[index].box[1])
+    x1, y1, x2, y2 = np.array([segments[index].box for index in narrow], np.float64).reshape(-1, 4).T
+    before: dict[int, int] = {}
+    for place in range(len(narrow)):
+        width = x2[place] - x1[place]
+        shared = np.minimum(x2, x2[place]) - np.maximum(x1, x1[place])
+        gap = y1 - y2[place]
+        follows = (shared > 0.6 * np.minimum(x2 - x1, width)) & (gap > -0.2 * width) & (gap < 0.7 * width)
+        follows[: place + 1] = False
+        if follows.any():
+            nearest = int(np.flatnonzero(follows)[np.argmin(gap[follows])])
+            before.setdefault(nearest, place)
+    chains: dict[int, list[int]] = {}
+    root: dict[int, int] = {}
+    for place in range(len(narrow)):
+        root[place] = root[before[place]] if place in before else place
+        chains.setdefault(root[place], []).append(place)
+    for chain in chains.values():
+        gaps = y1[chain[1:]] - y2[chain[:-1]]
+        if len(chain) >= _UPRIGHT_LETTERS and np.median(gaps) < 0.25 * np.median((x2 - x1)[chain]):
+            result[[narrow[place] for place in chain]] = True
     return result
 
 
@@ -531,11 +666,11 @@ def _owners(
     return owner_hw
 
 
-def _join(boxes_N4: NDArray[np.int32], cap: float, size: tuple[int, ...]) -> NDArray[np.int32]:
-    """Number of the line, from 1, of each shape; 0 for shapes of none."""
+def _join(boxes_N4: NDArray[np.int32], cap: float, upright_HW: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Number of the line, from 1, of each shape; 0 for shapes of none. No line crosses an upright rule."""
     h = boxes_N4[:, 3]
-    is_point = h < _POINT * cap
-    words_of = _strips(boxes_N4[~is_point], np.maximum(h[~is_point] * _WORD_REACH, 2), size)
+    is_point = (h < _POINT * cap) & ~_small_letters(boxes_N4, cap)
+    words_of = _strips(boxes_N4[~is_point], np.maximum(h[~is_point] * _WORD_REACH, 2), upright_HW)
     sizes = h[~is_point].astype(np.float64)
     # Of each word the height of its higher letters; letters of a word are alike.
     order = np.lexsort((sizes, words_of))
@@ -547,12 +682,39 @@ def _join(boxes_N4: NDArray[np.int32], cap: float, size: tuple[int, ...]) -> NDA
     word_size = np.maximum(size_of_word[words_of], sizes)
     # A line's size: letters standing alone are as large as what is around them.
     line_of = np.zeros(len(boxes_N4), np.int32)
-    line_of[~is_point] = _strips(boxes_N4[~is_point], np.maximum(word_size * _LINE_REACH, 0.5 * cap), size)
+    line_of[~is_point] = _strips(boxes_N4[~is_point], np.maximum(word_size * _LINE_REACH, 0.5 * cap), upright_HW)
     return _attach_small(boxes_N4, line_of, cap)
 
 
-def _strips(boxes_N4: NDArray[np.int32], reach_N: NDArray[np.float64], size: tuple[int, ...]) -> NDArray[np.int32]:
+def _small_letters(boxes_N4: NDArray[np.int32], cap: float) -> NDArray[np.bool_]:
+    """Which shapes as low as points are letters of small print: they have others of their size in line."""
+    left, top, w, h = boxes_N4.T
+    result = np.zeros(len(boxes_N4), np.bool_)
+    low = np.flatnonzero((h < _POINT * cap) & (h >= np.maximum(_SMALLEST * cap, 4)))
+    order = np.argsort(top, kind="stable")
+    alike_of: dict[int, NDArray[np.int64]] = {}
+    for index in low[:_MOST_SMALL].tolist():
+        start, end = np.searchsorted(top[order], (top[index] - h[index], top[index] + h[index]))
+        near = order[start:end]
+        gap = np.maximum(left[near] - left[index] - w[index], left[index] - left[near] - w[near])
+        shared = np.minimum(top[near] + h[near], top[index] + h[index]) - np.maximum(top[near], top[index])
+        alike = (h[near] > 0.62 * h[index]) & (h[near] < 1.62 * h[index])
+        alike_of[index] = near[alike & (gap < 2 * h[index]) & (2 * shared >= h[index])]
+        widths = w[alike_of[index]]
+        # The dots of leaders are as wide as each other.
+        result[index] = widths.size > 2 and widths.max() > 1.4 * widths.min() + 1
+    # The last letters of a word have fewer others near.
+    for _ in range(2):
+        found = [index for index, others in alike_of.items() if others.size > 1 and result[others].any()]
+        result[found] = True
+    return result
+
+
+def _strips(
+    boxes_N4: NDArray[np.int32], reach_N: NDArray[np.float64], upright_HW: NDArray[np.uint8]
+) -> NDArray[np.int32]:
     """Joins shapes whose middles, drawn out to both sides by their reach, touch."""
+    size = upright_HW.shape
     strip_HW = np.zeros(size, np.uint8)
     reach = np.round(reach_N).astype(np.int64)
     left, top, w, h = boxes_N4.T
@@ -560,6 +722,9 @@ def _strips(boxes_N4: NDArray[np.int32], reach_N: NDArray[np.float64], size: tup
     y1, y2 = top + h // 4, top + h - h // 4
     for a, b, c, d in zip(x1.tolist(), x2.tolist(), y1.tolist(), y2.tolist(), strict=True):
         strip_HW[c:d, a:b] = 1
+    strip_HW[upright_HW > 0] = 0
+    # A letter that a rule touches keeps its middle.
+    strip_HW[top + h // 2, left + w // 2] = 1
     _, labels_HW = cv2.connectedComponents(strip_HW, connectivity=4)
     result: NDArray[np.int32] = labels_HW[np.minimum(top + h // 2, size[0] - 1), np.minimum(left + w // 2, size[1] - 1)]
     return result
@@ -613,13 +778,19 @@ def _leaders(boxes_N4: NDArray[np.int32], line_of: NDArray[np.int32], cap: float
     """Which points are of dotted lines: at least five alike on one height, close together."""
     result = np.zeros(len(boxes_N4), np.bool_)
     free = np.flatnonzero(line_of == 0)
-    if not 5 <= free.size <= _MOST_POINTS:
+    if free.size < 5:
         return result
     left, top, w, h = boxes_N4[free].T.astype(np.float64)
     x, y = left + w / 2, top + h / 2
-    near = (np.abs(y[:, None] - y) < 0.2 * cap) & (np.abs(x[:, None] - x) < 4.5 * cap)
-    near &= (np.abs(h[:, None] - h) <= 2) & (np.abs(w[:, None] - w) <= 0.3 * cap)
-    result[free[near.sum(axis=1) >= 5]] = True
+    order = np.argsort(y)
+    for start in range(0, free.size, _POINTS_AT_ONCE):
+        part = order[start : start + _POINTS_AT_ONCE]
+        low, high = np.searchsorted(y[order], (y[part[0]] - 0.2 * cap, y[part[-1]] + 0.2 * cap))
+        # A page of dirt has as many on each height.
+        around = order[low : min(int(high), int(low) + 4 * _POINTS_AT_ONCE)]
+        near = (np.abs(y[part, None] - y[around]) < 0.2 * cap) & (np.abs(x[part, None] - x[around]) < 4.5 * cap)
+        near &= (np.abs(h[part, None] - h[around]) <= 2) & (np.abs(w[part, None] - w[around]) <= 0.3 * cap)
+        result[free[part[near.sum(axis=1) >= 5]]] = True
     return result
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import cv2
@@ -22,6 +23,9 @@ from shared.images.segments import LevelPage, Segment
 
 _GAP_EM = 1.1
 """Gap between two cells of a row, at most."""
+_LETTER_GAP_EM = 0.15
+"""And between cells of one letter each."""
+_LEAST_CELLS, _CELL_PITCH_EM = 4, 2.2
 _PAD_EM = 0.12
 """Room above and below a strip's ink."""
 _MOST_SCALE = 2.2
@@ -92,6 +96,7 @@ def _laid_out(row: Row, index_of: dict[int, int], em_px: float) -> list[tuple[li
             pieces.clear()
             members.clear()
 
+    cells = {index: index_of[before] for index, before in _letter_cells(row).items()}
     for segment in row:
         own = min(em_px / segment.em_px, _MOST_SCALE)
         # Print of another size begins a strip of its own.
@@ -106,7 +111,9 @@ def _laid_out(row: Row, index_of: dict[int, int], em_px: float) -> list[tuple[li
             if pieces:
                 before = pieces[-1]
                 gap = (x1 - before.x2) * scale if before.segment != index_of[id(segment)] else 0.0
-                at = before.at_px + (before.x2 - before.x1) * scale + min(max(gap, 0.0), _GAP_EM * em_px)
+                is_word = id(segment) in cells and pieces[-1].segment == cells[id(segment)]
+                widest = (_LETTER_GAP_EM if is_word else _GAP_EM) * em_px
+                at = before.at_px + (before.x2 - before.x1) * scale + min(max(gap, 0.0), widest)
                 if at + width > room or before.segment == index_of[id(segment)]:
                     close()
                     scale, at = own, 0.0
@@ -118,6 +125,23 @@ def _laid_out(row: Row, index_of: dict[int, int], em_px: float) -> list[tuple[li
                 members.append(segment)
     close()
     return strips
+
+
+def _letter_cells(row: Row) -> dict[int, int]:
+    """Segments of a comb or of boxes for one letter each, and the segment before each in the same word, by identity."""
+    result: dict[int, int] = {}
+    run: list[Segment] = []
+    for segment in [*row, None]:
+        if segment is not None and segment.width < 1.1 * segment.em_px:
+            pitches = [b.box[0] + b.box[2] - a.box[0] - a.box[2] for a, b in pairwise([*run, segment])]
+            limit = 2 * _CELL_PITCH_EM * segment.em_px
+            if not pitches or (pitches[-1] < limit and abs(pitches[-1] - pitches[0]) < 0.35 * pitches[0]):
+                run.append(segment)
+                continue
+        if len(run) >= _LEAST_CELLS:
+            result.update((id(after), id(before)) for before, after in pairwise(run))
+        run = [segment] if segment is not None and segment.width < 1.1 * segment.em_px else []
+    return result
 
 
 def _chunks(segment: Segment, room: float) -> list[tuple[int, int]]:

@@ -10,6 +10,29 @@ from shared.images.canvases import Box, Strip
 
 Span = tuple[int, int]
 """Start and end, in code points."""
+_TOKENS_A_STRIP, _LEAST_TOKENS = 64, 40
+"""A strip holds some 60 characters, of which few take a token each."""
+
+
+def most_tokens(count: int) -> int:
+    """Longest answer to a canvas of so many strips, in tokens; one that goes on is no text."""
+    return _LEAST_TOKENS + _TOKENS_A_STRIP * count
+
+
+PROBED_CANVASES = 8
+"""As many of a page, from its beginning, tell whether it shows text."""
+
+
+def is_texture(has_ended: Sequence[bool]) -> bool:
+    """Whether a page shows no text, so that no more of its canvases are read.
+
+    Args:
+        has_ended: Of the probed canvases, whether their answers have an end.
+
+    Returns:
+        False for a single canvas, of which a hard line may be the reason.
+    """
+    return len(has_ended) > 1 and 2 * sum(has_ended) < len(has_ended)
 
 
 def lines_of(answer: str, count: int) -> list[Span] | None:

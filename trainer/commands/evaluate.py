@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from shared.deepseek_ocr.reading_layout import ReadingLayout
 from trainer.commands.flags import (
     DEFAULT_MODEL,
     UsageError,
@@ -24,7 +25,7 @@ from trainer.commands.report import REPORT_NAME, report_of
 from trainer.config import TrainerSettings, child_environment
 from trainer.evaluation.card import RECORD_NAME, update_card
 from trainer.evaluation.paths import locate_adapter, run_folder
-from trainer.evaluation.results import EvaluationResult, load_result, to_json
+from trainer.evaluation.results import LAYOUT_KEY, EvaluationResult, load_result, to_json
 from trainer.evaluation.run import ScoredPage, evaluate
 from trainer.evaluation.seen import SeenPages
 from trainer.evaluation.table import text_table
@@ -123,6 +124,7 @@ def _service_readers(options: argparse.Namespace, settings: TrainerSettings) -> 
     fields = {
         "task": options.task.value,
         "mode": options.mode.value if options.mode else None,
+        LAYOUT_KEY: None if options.reading_layout is ReadingLayout.AUTO else options.reading_layout.value,
         "max_new_tokens": str(options.max_new_tokens) if options.max_new_tokens else None,
     }
     readers: list[Reader] = []

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from shared.contract.prompts import Task
 from shared.deepseek_ocr.geometry import Mode
+from shared.deepseek_ocr.reading_layout import ReadingLayout
 from trainer.data.sources.splits import SPLITS
 from trainer.evaluation.samples import Layout, SampleSet, is_set, load_scans, load_set
 
@@ -55,6 +56,13 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> None:
     reading = parser.add_argument_group("reading")
     reading.add_argument("--task", type=Task, choices=TASKS, default=Task.FREE, help="(%(default)s)")
     reading.add_argument("--mode", type=Mode, choices=list(Mode), help="resolution; default: the checkpoint's")
+    reading.add_argument(
+        "--reading-layout",
+        type=ReadingLayout,
+        choices=list(ReadingLayout),
+        default=ReadingLayout.AUTO,
+        help="whole pages or lines; auto reads as the service does (%(default)s)",
+    )
     reading.add_argument("--batch-size", type=positive, default=8, metavar="N", help="(%(default)s)")
     reading.add_argument(
         "--max-new-tokens", type=positive, metavar="N", help="longest answer; default: by the page's layout"
@@ -67,7 +75,9 @@ def reading_options(options: argparse.Namespace) -> ReadingOptions:
     # Imported late: torch takes seconds, which --help does not need.
     from trainer.reading.model import ReadingOptions
 
-    return ReadingOptions(options.task, options.mode, options.batch_size, options.max_new_tokens)
+    return ReadingOptions(
+        options.task, options.mode, options.batch_size, options.max_new_tokens, options.reading_layout
+    )
 
 
 def page_sets(options: argparse.Namespace, scratch: Path) -> list[SampleSet]:

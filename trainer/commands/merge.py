@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from shared.contract.identity import weights_revision
 from shared.contract.manifest import MAX_MANIFEST_BYTES, BaseIdentity, parse_manifest
 from shared.contract.volume import MANIFEST_FILE
+from shared.deepseek_ocr.reading_layout import ReadingLayout
 from trainer.commands.flags import (
     DEFAULT_MODEL,
     UsageError,
@@ -201,6 +202,9 @@ def _merge(
         raise ReaderError(str(error)) from error
     pages = [sample for each in sets for sample in each.samples]
     device, reading = options.device or settings.device, reading_options(options)
+    if reading.layout is ReadingLayout.AUTO:
+        # The merged weights alone would be read by lines, and what is compared is weights.
+        reading = replace(reading, layout=ReadingLayout.PAGE)
     # One model at a time: two of them may not fit.
     adapted, base_alone = load_adapter_readers(str(base), origin.place, device, settings.num_threads, reading)
     was = read_all(adapted, pages, sys.stderr)

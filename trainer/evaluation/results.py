@@ -14,6 +14,8 @@ from typing import Any
 from trainer.evaluation.scores import TierScore
 
 FORMAT = 1
+LAYOUT_KEY = "layout"
+"""Whether pages were read whole or by lines, where that was asked for."""
 WEIGHTS_KEY, ADAPTER_KEY, TASK_KEY = "weights", "adapter", "task"
 """A reader's details: SHA-256 of the base model's weights; of the adapter's, or its name where a service reads; the
 task that a model is asked for."""

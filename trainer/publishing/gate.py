@@ -31,6 +31,7 @@ from shared.deepseek_ocr.registry import find_kind
 from trainer.evaluation.provenance import package_version, source_commit
 from trainer.evaluation.results import (
     ADAPTER_KEY,
+    LAYOUT_KEY,
     NORMALISATION,
     TASK_KEY,
     WEIGHTS_KEY,
@@ -50,7 +51,7 @@ MIN_PAGES = 20
 MAX_TIER_LOSS = 0.01
 """Largest increase of the CER of any kind of page: one percentage point."""
 MODE_KEY = "mode"
-_ASKED_KEYS = (TASK_KEY, MODE_KEY, "max_new_tokens")
+_ASKED_KEYS = (TASK_KEY, MODE_KEY, "max_new_tokens", LAYOUT_KEY)
 _WEIGHT_SUFFIX = ".weight"
 _LINEAR_DIMENSIONS = 2
 

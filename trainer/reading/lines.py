@@ -10,7 +10,7 @@ from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.line_views import view_of
 from shared.images.canvases import Strip, pack
-from shared.images.strip_text import PageText, Span, first_line, lines_of
+from shared.images.strip_text import PROBED_CANVASES, PageText, Span, first_line, is_texture, lines_of
 from trainer.reading.generation import Generated
 
 
@@ -40,11 +40,23 @@ def read_lines(
     for canvas in pack(strips):
         first = waiting[-1][0] + len(waiting[-1][1]) if waiting else 0
         waiting.append((first, canvas.strips))
+    probed, rest = waiting[:PROBED_CANVASES], waiting[PROBED_CANVASES:]
+    # The first canvases tell whether the page shows text.
+    answers = list(read([view_of(pack(part)[0], geometry) for _, part in probed]))
+    gives_up = is_texture([answer.ended for answer in answers])
+    if gives_up:
+        nothing = answers[0], (0, 0)
+        for first, part in rest:
+            found[first : first + len(part)] = [nothing] * len(part)
+        waiting = probed
+    elif rest:
+        answers += read([view_of(pack(part)[0], geometry) for _, part in rest])
     while waiting:
-        answers = read([view_of(pack(part)[0], geometry) for _, part in waiting])
         again: list[tuple[int, tuple[Strip, ...]]] = []
         for (first, part), answer in zip(waiting, answers, strict=True):
             spans = lines_of(answer.text, len(part)) if answer.ended else None
+            if gives_up and not answer.ended:
+                spans = [(0, 0)] * len(part)
             if spans is None and len(part) > 1:
                 middle = (len(part) + 1) // 2
                 again += [(first, part[:middle]), (first + middle, part[middle:])]
@@ -53,7 +65,8 @@ def read_lines(
                 spans = [first_line(answer.text) if answer.ended else (0, 0)]
             for index, span in enumerate(spans, first):
                 found[index] = answer, span
-        waiting = again
+        waiting, gives_up = again, False
+        answers = list(read([view_of(pack(part)[0], geometry) for _, part in waiting])) if waiting else []
     page, scores = PageText(), _Scores()
     for strip, entry in zip(strips, found, strict=True):
         assert entry is not None

@@ -18,14 +18,19 @@ from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan, plan_views
 from shared.deepseek_ocr.images import prepare_views
 from shared.deepseek_ocr.line_views import is_crop
+from shared.deepseek_ocr.reading_layout import LINE_TASKS, ReadingLayout, lines_from_views
 from shared.deepseek_ocr.registry import kind_of
+from shared.images.canvases import MOST_LINES
 from shared.images.ink import find_ink
 from shared.images.page_ink import InkLine
 from shared.images.page_lines import lines_of_page
+from shared.images.strip_text import most_tokens
+from trainer.evaluation.results import LAYOUT_KEY
 from trainer.evaluation.samples import Layout, Sample, open_page, upright_size
 from trainer.evaluation.scores import Reading
 from trainer.reading.generation import Generated, batches_of_equal_plan, generate_texts
 from trainer.reading.lines import read_lines
+from trainer.reading.protocol import ReaderError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,8 +39,6 @@ if TYPE_CHECKING:
     from shared.deepseek_ocr.tokenizer import OcrTokenizer
     from trainer.reading.adapters import AttachedAdapter
 
-MOST_TOKENS_OF_A_CANVAS = 1980
-"""Eighteen lines of a page, 110 tokens each, as the service has it."""
 MAX_NEW_TOKENS = {Layout.LINE: 256, Layout.BLOCK: 2048, Layout.PAGE: 4096}
 """More tokens than a page of this layout has, at one or two characters a token; limits a runaway answer's cost."""
 
@@ -50,6 +53,7 @@ class ReadingOptions:
     batch_size: int = 8
     max_new_tokens: int | None = None
     """None: the limit for the page's layout."""
+    layout: ReadingLayout = ReadingLayout.AUTO
 
 
 class ModelReader:
@@ -73,6 +77,9 @@ class ModelReader:
         self._name = name
         self._options = options or ReadingOptions()
         self._checksums = {"weights": weights_sha256, "adapter": adapter_sha256}
+        is_possible = geometry.reads_lines and self._options.task in LINE_TASKS
+        if self._options.layout is ReadingLayout.LINES and not is_possible:
+            raise ReaderError(f"{name} cannot read by lines with the task {self._options.task}; use another layout")
 
     @property
     def name(self) -> str:
@@ -93,6 +100,7 @@ class ModelReader:
             "task": self._options.task.value,
             "mode": self._mode.value,
             **({"max_new_tokens": str(limit)} if limit else {}),
+            **({} if self._options.layout is ReadingLayout.AUTO else {LAYOUT_KEY: self._options.layout.value}),
         }
 
     def read(self, samples: Sequence[Sample]) -> Iterator[tuple[int, Reading]]:
@@ -114,7 +122,7 @@ class ModelReader:
     def _read_batch(self, samples: Sequence[Sample], plan: ViewPlan) -> list[Reading]:
         start = time.perf_counter()
         images = [open_page(sample.image_path) for sample in samples]
-        if self._reads_lines and plan.num_tiles:
+        if 0 < self._lines_from_views <= plan.num_views:
             return [self._read_by_lines(image) for image in images]
         pages = [PageViews(plan, *prepare_views(image, plan, self._geometry)) for image in images]
         generated = generate_texts(
@@ -131,21 +139,22 @@ class ModelReader:
         return [Reading(answer.text, seconds, answer.ended, answer.token_scores) for answer in generated]
 
     @property
-    def _reads_lines(self) -> bool:
-        """As in the service: the base model alone, since adapters are trained on whole pages."""
-        is_whole = self._options.task in (Task.FREE, Task.MARKDOWN) and self._mode is self._geometry.default_mode
-        return self._geometry.reads_lines and is_whole and self._checksums["adapter"] is None
+    def _lines_from_views(self) -> int:
+        if self._options.task not in LINE_TASKS:
+            return 0
+        return lines_from_views(self._options.layout, self._geometry, is_base=self._checksums["adapter"] is None)
 
     def _read_by_lines(self, image: Image.Image) -> Reading:
         start = time.perf_counter()
-        strips = lines_of_page(image)
+        ink = find_ink(image)
+        strips = lines_of_page(image) if ink.marks else ()
         plan = plan_views(image.width, image.height, self._mode, self._geometry)
-        if not strips or is_crop(plan, strips):
+        if not strips or (self._lines_from_views > 1 and is_crop(plan, strips)):
             # Read whole, as the service does.
             views = [PageViews(plan, *prepare_views(image, plan, self._geometry))]
-            whole = self._generate(views, MAX_NEW_TOKENS[Layout.PAGE], [find_ink(image).lines])[0]
+            whole = self._generate(views, MAX_NEW_TOKENS[Layout.PAGE], [ink.lines])[0]
             return Reading(whole.text, time.perf_counter() - start, whole.ended, whole.token_scores)
-        answer = read_lines(strips, self._geometry, lambda views: self._generate(views, MOST_TOKENS_OF_A_CANVAS))
+        answer = read_lines(strips, self._geometry, lambda views: self._generate(views, most_tokens(MOST_LINES)))
         return Reading(answer.text, time.perf_counter() - start, True, answer.token_scores)
 
     def _generate(

@@ -58,7 +58,7 @@ class Reader:
         return SequenceResult("x", text, reason, 0.99, 0.9, 400, 410, len(text), timings, scores)
 
 
-def run(strips: list[Strip], reader: Reader, most: int = 4000) -> tuple[LinesResult, str]:
+def run(strips: list[Strip], reader: Reader, most: int | None = 4000) -> tuple[LinesResult, str]:
     shown: list[str] = []
     result = asyncio.run(read_lines(strips, NANO_GEOMETRY, most, reader, shown.append))
     return result, "".join(shown)
@@ -147,3 +147,36 @@ def test_lost_engine_ends_the_page():
     with pytest.raises(BaseExceptionGroup) as failure:
         run(strips_of(40), Lost())
     assert failure.group_contains(EngineLostError)
+
+
+def canvases_of(count: int) -> list[Strip]:
+    """Strips so high that each canvas has five."""
+    boxes = [(5, 30 * number, 90, 30 * number + 20) for number in range(5 * count)]
+    return [Strip(0, number, box, (box,), np.full((110, 200), number, np.uint8)) for number, box in enumerate(boxes)]
+
+
+@pytest.mark.parametrize(("num_runaway", "num_lines"), [(3, 50), (5, 15)])
+def test_page_whose_first_canvases_have_no_end_is_given_up(num_runaway, num_lines):
+    def answer(numbers: list[int]) -> tuple[str, FinishReason]:
+        if numbers[0] < 5 * num_runaway and len(numbers) > 1:
+            return "no " * 20, FinishReason.REPETITION
+        return "\n".join(f"line {n}" for n in numbers), FinishReason.STOP
+
+    texts = set()
+    for _ in range(3):
+        reader = Reader(answer)
+        result, shown = run(canvases_of(10), reader)
+        assert result.result.text == shown
+        assert len(result.result.text.split("\n")) == num_lines
+        # Read again in parts, or not at all.
+        assert (min(map(len, reader.asked)) < 5) == (num_runaway < 5)
+        texts.add((result.result.text, result.result.confidence))
+    assert len(texts) == 1
+
+
+def test_limit_is_the_pages_where_there_is_one():
+    result, _ = run(strips_of(40), Reader(), most=None)
+    assert result.result.text == expected(40)
+    result, _ = run(strips_of(40), Reader(), most=60)
+    assert result.result.finish_reason is FinishReason.LENGTH
+    assert expected(40).startswith(result.result.text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import cv2
 import numpy as np
 import pytest
@@ -194,3 +196,140 @@ def test_underlined_text_is_one_line():
     sheet.draw.line((left, bottom + 1, right, bottom + 1), fill=0, width=2)
     sheet.write(80, 150, "Not underlined")
     assert read(sheet.image, sheet.lines).split("\n") == ["Underlined and read", "", "Not underlined"]
+
+
+@pytest.mark.parametrize("degrees", [-8.0, 7.0, 9.0])
+def test_page_that_lies_askew_is_levelled(degrees):
+    sheet = Sheet()
+    for number in range(9):
+        sheet.write(160, 160 + 60 * number, PROSE[number % 3] + " " + PROSE[(number + 1) % 3])
+    turned = sheet.image.rotate(degrees, resample=Image.Resampling.BICUBIC, fillcolor=(255,) * 3)
+    strips = lines_of_page(turned)
+    assert len({strip.row for strip in strips}) == 9
+    # A strip of a line that is not level would be higher than its print.
+    assert max(strip.pixels_HW.shape[0] for strip in strips) < 32
+
+
+def test_columns_of_a_newspaper_are_read_one_after_the_other():
+    sheet = Sheet(1500, 1100)
+    for column in range(4):
+        x = 60 + 350 * column
+        if column:
+            sheet.draw.line((x - 16, 40, x - 16, 1060), fill=0, width=2)
+        for part in range(2):
+            # Wider than the gap of its letters to the next heading.
+            sheet.write(x, 50 + 510 * part, f"HEADING {column}{part} OF A", 31)
+            for number in range(12):
+                sheet.write(x, 110 + 510 * part + 33 * number, f"c{column}p{part}n{number} queue belongs to one", 19)
+    text = read(sheet.image, sheet.lines)
+    places = [text.index(f"c{c}p{p}n{n} ") for c in range(4) for p in range(2) for n in range(12)]
+    assert places == sorted(places)
+    assert [line.count("HEADING") for line in text.split("\n") if "HEADING" in line] == [1] * 8
+
+
+@pytest.mark.parametrize("kind", ["boxes", "comb"])
+def test_letters_in_cells_are_a_word(kind):
+    sheet = Sheet()
+    sheet.write(60, 60, "Membership number and name of the applicant", 18)
+    font = ImageFont.load_default(30)
+    for row, word in enumerate(("KPD17E", "REMBRU", "50X841")):
+        top = 110 + 90 * row
+        for cell, letter in enumerate(word):
+            left = 60 + 46 * cell
+            if kind == "boxes":
+                sheet.draw.rectangle((left, top, left + 40, top + 48), outline=(0,) * 3, width=2)
+            else:
+                sheet.draw.line((left, top + 30, left, top + 48), fill=(0,) * 3, width=2)
+            sheet.draw.text((left + 12, top + 6), letter, fill=(0,) * 3, font=font)
+        if kind == "comb":
+            sheet.draw.line((60, top + 48, 60 + 46 * 6, top + 48), fill=(0,) * 3, width=2)
+            sheet.draw.line((60 + 46 * 6, top + 30, 60 + 46 * 6, top + 48), fill=(0,) * 3, width=2)
+    strips = lines_of_page(sheet.image)
+    assert len({strip.row for strip in strips}) == 4
+    for strip in strips[-3:]:
+        columns = np.flatnonzero((strip.pixels_HW < 128).any(axis=0))
+        gaps = np.diff(columns)
+        # Six letters with narrow gaps, and nothing of the cells.
+        assert (gaps > 1).sum() == 5
+        assert gaps.max() < 9
+
+
+def test_leaders_are_left_out_however_many_a_page_has():
+    sheet = Sheet(1600, 1500)
+    for number in range(30):
+        sheet.write(80, 60 + 46 * number, f"Chapter about {PROSE[number % 3][:12]}", 24)
+        for x in range(480, 1400, 9):
+            sheet.draw.rectangle((x, 82 + 46 * number, x + 2, 84 + 46 * number), fill=(0,) * 3)
+        sheet.write(1420, 60 + 46 * number, str(100 + number), 24)
+    strips = lines_of_page(sheet.image)
+    assert len({strip.row for strip in strips}) == 30
+    # Leaders would make strips too long for the text to be as large.
+    assert max(strip.pixels_HW.shape[1] for strip in strips) < 420
+
+
+def test_print_that_runs_up_the_edge_is_no_line():
+    sheet = Sheet()
+    for number in range(12):
+        sheet.write(150, 80 + 60 * number, PROSE[number % 3])
+    note = Image.new("RGB", (700, 40), (255,) * 3)
+    ImageDraw.Draw(note).text(
+        (5, 5), "Received by the harbour office 14 Feb 2023", fill=(90,) * 3, font=ImageFont.load_default(26)
+    )
+    sheet.image.paste(note.rotate(90, expand=True), (60, 120))
+    strips = lines_of_page(sheet.image)
+    assert len({strip.row for strip in strips}) == 12
+    assert min(strip.box_px[0] for strip in strips) > 120
+
+
+def test_letters_keep_their_feet_where_an_underline_touches_them():
+    plain, underlined = Sheet(), Sheet()
+    for sheet in (plain, underlined):
+        for number in range(6):
+            sheet.write(100, 80 + 70 * number, "gladly helping many quiet people", 30)
+            left, _, right, _ = sheet.lines[-1][1]
+            # Through the feet of all letters, across the tails of some.
+            base = 80 + 70 * number + ImageFont.load_default(30).getmetrics()[0]
+            if sheet is underlined:
+                sheet.draw.line((left, base - 1, right, base - 1), fill=(0,) * 3, width=3)
+    heights = [
+        sorted({strip.row: strip.pixels_HW.shape[0] * strip.scale**-1 for strip in lines_of_page(sheet.image)}.values())
+        for sheet in (plain, underlined)
+    ]
+    assert len(heights[0]) == len(heights[1]) == 6
+    assert heights[1][0] > 0.85 * heights[0][0]
+
+
+def test_texture_takes_no_longer_than_a_page():
+    grains = np.clip(np.random.default_rng(2).normal(200, 30, (1600, 1200)), 0, 255).astype(np.uint8)
+    page = find_segments(Image.fromarray(grains).convert("RGB"))
+    start_s = time.process_time()
+    reading_order(page.segments[:1500])
+    assert time.process_time() - start_s < 5
+
+
+def test_small_print_under_large_print_keeps_its_letters():
+    sheet = Sheet()
+    for number in range(5):
+        sheet.write(80, 40 + 170 * number, "12,95 EUR 48,50 EUR", 62)
+        sheet.write(80, 125 + 170 * number, "a new museum can see our sea or one", 15)
+        alone = Sheet()
+        alone.write(80, 125, "a new museum can see our sea or one", 15)
+    rows = {}
+    for strip in lines_of_page(sheet.image):
+        rows.setdefault(strip.row, []).append(strip)
+    assert len(rows) == 10
+    (whole,) = {len(strip.parts_px) for strip in lines_of_page(alone.image)}
+    for number in range(5):
+        assert sum(len(strip.parts_px) for strip in rows[2 * number + 1]) == whole
+
+
+def test_punch_holes_are_no_lines_but_bullets_are_read():
+    sheet = Sheet()
+    for number in range(4):
+        y = 100 + 200 * number
+        sheet.draw.ellipse((30, y, 52, y + 22), fill=(60,) * 3)
+    assert lines_of_page(sheet.image) == ()
+    sheet.write(160, 100, "An entry of a list", 24)
+    sheet.draw.ellipse((130, 112, 142, 124), fill=(0,) * 3)
+    (strip,) = lines_of_page(sheet.image)
+    assert strip.box_px[0] in range(126, 134)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from shared.contract.prompts import Task
 from shared.deepseek_ocr.geometry import GeometryConfig
 
 
@@ -13,6 +14,15 @@ class ReadingLayout(StrEnum):
     AUTO = "auto"
     PAGE = "page"
     LINES = "lines"
+
+
+LINE_TASKS = (Task.FREE, Task.MARKDOWN)
+"""Tasks whose answer is the text of the page alone, so that it can be put together from lines."""
+
+
+def layouts_of(geometry: GeometryConfig) -> tuple[ReadingLayout, ...]:
+    """What requests may ask of a checkpoint."""
+    return tuple(layout for layout in ReadingLayout if layout is not ReadingLayout.LINES or geometry.reads_lines)
 
 
 def lines_from_views(layout: ReadingLayout, geometry: GeometryConfig, *, is_base: bool) -> int:
