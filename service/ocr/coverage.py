@@ -12,18 +12,20 @@ _PICTURES = {"image", "figure"}
 """Labels of boxes whose print is part of a picture."""
 
 
-def account_for(answer: GroundedText, lines: Sequence[InkLine]) -> Account:
+def account_for(answer: GroundedText, lines: Sequence[InkLine], *, is_by_lines: bool = False) -> Account:
     """Hold an answer against the page's print; print in boxes of pictures needs no text.
 
     Args:
         answer: The page's text, and the boxes where the model gives them.
         lines: The page's print.
+        is_by_lines: The page was read line by line.
 
     Returns:
         The share that was read, and where the rest is.
     """
     pictures = [region.box_px for region in answer.regions if region.label.lower() in _PICTURES]
-    return account(answer.text, [line for line in lines if not any(_is_in(line, box) for box in pictures)])
+    wanted = [line for line in lines if not any(_is_in(line, box) for box in pictures)]
+    return account(answer.text, wanted, is_by_lines=is_by_lines)
 
 
 def _is_in(line: InkLine, box: tuple[int, int, int, int]) -> bool:

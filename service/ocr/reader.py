@@ -612,7 +612,7 @@ class DocumentReader:
         is_shown = status is PageStatus.OK
         account = words = None
         if is_shown and is_transcribed and page.ink.lines:
-            account = await asyncio.to_thread(account_for, grounded, page.ink.lines)
+            account = await asyncio.to_thread(account_for, grounded, page.ink.lines, is_by_lines=bool(lines))
         if is_shown and self._wants_words(request):
             words = judge(result, grounded, request.confidence, self._calibration(request))
         return replace(

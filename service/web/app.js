@@ -16,7 +16,7 @@ const byId = (id) => document.getElementById(id);
 const MODELS_EVERY_MS = 15000;
 const LOADING_EVERY_MS = 1500;
 const MOST_PAGES_AHEAD = 40;
-const SCROLL_LASTS_MS = 1000;
+const SCROLL_KEYS = new Set(["ArrowUp", "ArrowDown", "PageUp", "PageDown", "Home", "End", " "]);
 const STATE_WORDS = { ok: "read", blank: "blank", unreadable: "unreadable", failed: "failed", reading: "being read", waiting: "waiting", stopped: "stopped", corrected: "corrected" };
 const RENDERED_TASKS = new Set(["markdown", "figure"]);
 const CORRECTED_TASKS = new Set(["free", "markdown", "ocr"]);
@@ -45,7 +45,8 @@ let running = null;
 let shown = null;
 let lit = null;
 let isHopeless = false;
-let scrolled_ms = -SCROLL_LASTS_MS;
+let isFormatChosen = false;
+let isScrolledByHand = false;
 let clock = null;
 
 /* Models */
@@ -175,6 +176,7 @@ async function goTo(page, isTextScrolled = true) {
     if (isCurrent) scrollInto(byId("thumbs"), thumb);
   }
   const section = text.sections.get(page);
+  if (isTextScrolled) isScrolledByHand = false;
   if (section && isTextScrolled && pages.count > 1) byId("text").scrollTop = section.offsetTop;
   const opened = pages;
   if (!opened.pictures.has(page)) showPicture(null, "Opening");
@@ -259,6 +261,7 @@ function showBoxes() {
   if (answer?.width_px == null || byId("sheet").hidden) return;
   drawBoxes(byId("boxes"), answer, (index) => {
     lightBoxes(current, index < 0 ? [] : [index]);
+    isScrolledByHand = false;
     text.light(current, index);
   });
 }
@@ -266,6 +269,7 @@ function showBoxes() {
 // `mark` is around the doubtful word that has the focus, if one has it.
 async function lightBoxes(page, indices, mark = null) {
   lit = { page, indices };
+  if (mark) isScrolledByHand = false;
   if (!indices.length) hideCloseUp();
   const wanted = lit;
   // The text stays where it is: it is under the pointer.
@@ -543,6 +547,10 @@ function update() {
 }
 
 byId("form").addEventListener("submit", (event) => { event.preventDefault(); start(); });
+byId("task").addEventListener("change", () => {
+  if (!isFormatChosen) byId("format").value = RENDERED_TASKS.has(byId("task").value) ? "markdown" : "text";
+});
+byId("format").addEventListener("change", () => { isFormatChosen = true; });
 byId("form").addEventListener("input", () => { showChoices(); update(); });
 byId("choose").addEventListener("click", () => byId("file").click());
 for (const id of ["replace", "another"]) byId(id).addEventListener("click", () => byId("file").click());
@@ -592,10 +600,10 @@ document.addEventListener("keydown", (event) => {
 onFiles(choose);
 // The page follows a person who scrolls through the text, and no other scrolling.
 for (const kind of ["wheel", "touchmove", "keydown", "pointerdown"]) {
-  byId("text").addEventListener(kind, () => { scrolled_ms = performance.now(); }, { passive: true });
+  byId("text").addEventListener(kind, ({ key }) => { isScrolledByHand ||= !key || SCROLL_KEYS.has(key); }, { passive: true });
 }
 byId("text").addEventListener("scroll", () => {
-  if (!pages || pages.count < 2 || performance.now() - scrolled_ms > SCROLL_LASTS_MS) return;
+  if (!pages || pages.count < 2 || !isScrolledByHand) return;
   // Looked for at the top of the pane at the start of the text, at its bottom at the end.
   const { scrollTop, scrollHeight, clientHeight } = byId("text");
   const page = text.pageAt(scrollTop * (1 + clientHeight / Math.max(scrollHeight - clientHeight, 1)));

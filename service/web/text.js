@@ -212,7 +212,7 @@ export class TextPane {
 
   // The page whose text is at this height of the pane, in pixels from its start.
   pageAt(top) {
-    let found = null;
+    let found = Number(this.root.firstElementChild?.dataset.page) || null;
     for (const section of this.root.children) if (section.offsetTop <= top) found = Number(section.dataset.page) || found;
     return found;
   }

@@ -195,7 +195,7 @@ def test_hostile_text_is_shown_as_text(browser: Any, server: ServerProcess) -> N
 
 def test_markdown_is_rendered(browser: Any, server: ServerProcess) -> None:
     table = "<table><tr><td colspan=2>m</td></tr></table>"
-    text = f"## Head\n\n- a **b**\n- c\n\n| x | y |\n|---|---|\n| 1 | 2 &lt; 3 |\n\n1 * 2 * 3\n\n{table}"
+    text = f"## Head\n\n- a **b**\n- c\n\n| x | y |\n|---|---|\n| \u00a31,204.50 | 2 &lt; 3 |\n\n1 * 2 * 3\n\n{table}"
     with opened(browser, server) as page:
         answer_with(page, text)
         page.set_input_files("#file", files=[PNG])
@@ -204,7 +204,13 @@ def test_markdown_is_rendered(browser: Any, server: ServerProcess) -> None:
         assert page.inner_text(".rendered [data-level='2']") == "Head"
         assert [each.inner_text() for each in page.query_selector_all(".rendered li")] == ["a b", "c"]
         assert page.inner_text(".rendered strong") == "b"
-        assert [each.inner_text() for each in page.query_selector_all(".rendered td")] == ["1", "2 < 3", "m"]
+        assert [each.inner_text() for each in page.query_selector_all(".rendered td")] == [
+            "\u00a31,204.50",
+            "2 < 3",
+            "m",
+        ]
+        assert page.locator(".rendered .number").all_inner_texts() == ["x", "\u00a31,204.50"]
+        assert page.input_value("#format") == "markdown"
         assert page.get_attribute(".rendered td[colspan]", "colspan") == "2"
         assert "1 * 2 * 3" in page.inner_text(".rendered")
 
@@ -980,7 +986,8 @@ FAINT = """() => {
         return colour[3] === 1 ? colour.slice(0, 3) : over(colour, behind(each.parentElement));
     };
     const light = (colour) => {
-        const [r, g, b] = colour.map((value) => value / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+        const linear = (share) => (share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4);
+        const [r, g, b] = colour.map((value) => linear(value / 255));
         return 0.2126 * r + 0.7152 * g + 0.0722 * b;
     };
     const found = [];
