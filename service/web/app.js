@@ -23,9 +23,9 @@ const CORRECTED_TASKS = new Set(["free", "markdown", "ocr"]);
 // What no reading can help; of other files a page may still be read.
 const HOPELESS = new Set(["unsupported_format", "empty_file"]);
 const KEPT = {
-  off: "Pages are read on this service and not stored.",
-  full: "This service keeps pages to learn from, unless you say otherwise above.",
-  thumbnail: "This service keeps small pictures of pages to learn from, unless you say otherwise above.",
+  off: ["", "Documents are read by this service alone and not stored."],
+  full: ["Keep for training", "This service keeps pages and their text to learn from, unless you untick that above."],
+  thumbnail: ["Keep the text", "This service keeps the text and a thumbnail of each page, unless you untick that above."],
 };
 
 const review = new Review(byId("review"), () => [...byId("text").querySelectorAll(".page")]);
@@ -71,7 +71,7 @@ async function showModels() {
       served = found[0];
       ({ samples, jobs: hasJobs } = found[1]);
       byId("keep-label").hidden = samples === "off";
-      byId("privacy").textContent = KEPT[samples] ?? "";
+      [byId("keep-words").textContent, byId("privacy").textContent] = KEPT[samples] ?? ["Keep pages", ""];
       const names = served.map((model) => [model.id, nameOf(model)]);
       fill(byId("model"), names);
       byId("model").disabled = false;

@@ -70,8 +70,8 @@ def account(text: str, lines: Sequence[InkLine], *, is_by_lines: bool = False) -
     Args:
         text: What was read, plain, in Markdown or with HTML tables.
         lines: The print of the page, or of the part that was read.
-        is_by_lines: Each line was read by itself, so that a passage which comes twice is printed twice; a text that was read as a
-            whole may have run in a circle.
+        is_by_lines: Each line was read by itself, so that a passage which comes twice is printed twice; a text that was
+            read as a whole may have run in a circle.
 
     Returns:
         The share that was read, and where the rest is.
