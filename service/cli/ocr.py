@@ -403,7 +403,7 @@ class _Report:
                 place = f"{file.name}: page {page.page}"
                 self._fail(place, page.error.code, f"{page.error.title} ({page.error.code})")
             if "low_accuracy" in page.warnings:
-                text = "Many of the words are probably wrong: a script or a hand that the model does not read?"
+                text = "Many words are probably wrong: a tilted or dark photo, handwriting, or a script it cannot read?"
                 tqdm.write(f"{file.name}: page {page.page}: {text}", file=sys.stderr)
         if outcome.is_partial and outcome.answer is None:
             self._fail(file.name, "partial", "Some pages failed; --format json says which. (partial)")
