@@ -337,6 +337,13 @@ async function start() {
   }, signal);
 }
 
+// Where the text is below the page, as on a phone, it would be read out of sight.
+function showTextPane() {
+  if (!matchMedia("(max-width: 60rem)").matches) return;
+  const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth";
+  byId("text").closest(".pane").scrollIntoView({ block: "start", behavior });
+}
+
 async function readAll(reading, signal) {
   shown = reading;
   showProblem(null);
@@ -354,6 +361,7 @@ async function readAll(reading, signal) {
   const started_ms = performance.now();
   startClock(started_ms);
   update();
+  showTextPane();
   const outcomes = await Promise.all(reading.columns.map((_, column) => readColumn(column, reading, signal)));
   if (reading !== shown) return;
   running = null;

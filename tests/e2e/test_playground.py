@@ -1036,6 +1036,15 @@ def test_text_can_be_told_from_its_ground(scheme: str, browser: Any, server: Ser
         assert len(page.evaluate(FAINT)) == 1
 
 
+def test_text_that_is_below_the_page_comes_into_sight(browser: Any, server: ServerProcess) -> None:
+    with opened(browser, server, width=390, reduced_motion="reduce") as page:
+        page.set_input_files("#file", files=[PNG])
+        page.wait_for_selector("#image")
+        assert page.locator("#text-title").bounding_box()["y"] > 500
+        read(page)
+        assert 0 <= page.locator("#text-title").bounding_box()["y"] < 400
+
+
 def test_controls_are_large_enough_for_a_finger(browser: Any, server: ServerProcess) -> None:
     with opened(browser, server, width=390, has_touch=True, is_mobile=True) as page:
         answer_with_words(page, "**Total** due: 12,40\n\ndue:")
