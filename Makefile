@@ -40,9 +40,11 @@ $(STAMP): pyproject.toml deploy/env/dev.txt
 		{ echo "$(PYTHON) is older than Python 3.11: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); echo "python3 -m venv failed; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Installing $$(grep -c == deploy/env/dev.txt) packages into $(VENV). This takes some minutes, once."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r deploy/env/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+	@echo "Installed."
 
 serve: setup ## Start the API on DEEPSYNTH_HOST:DEEPSYNTH_PORT (127.0.0.1:8000); it prints how to try it
 	@exec $(BIN)/python -m service serve $(ARGS)

@@ -65,8 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {name: subparsers.add_parser(name, help=text, formatter_class=raw) for name, text in COMMANDS.items()}
     if not given or given[0] not in COMMANDS:
-        parser.parse_args(given)
-        return EXIT_USAGE  # Not reached: argparse exits.
+        if given:
+            parser.parse_args(given)  # It ends the process.
+        parser.print_help(sys.stderr)
+        return EXIT_USAGE
     try:
         # Only the command that runs is imported: `adapters` and `describe` need no engine.
         command = importlib.import_module(f"service.cli.{given[0]}")

@@ -225,7 +225,8 @@ def log_samples(settings: ServiceSettings) -> None:
         return
     # With one of the two, someone expects samples.
     level = logging.WARNING if settings.ocr_save_samples else logging.INFO
-    logger.log(level, "samples are off: no page is kept, as %s is not true", " and ".join(missing))
+    said = " and ".join(missing) + (" are" if len(missing) > 1 else " is")
+    logger.log(level, "samples are off: no page is kept, as %s not true", said)
 
 
 def build_exposition(settings: ServiceSettings, metrics: Metrics, monitor: Monitor) -> Exposition:

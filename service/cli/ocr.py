@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +23,7 @@ from service.cli.reading import FileError, FileReader, OptionError, Reading, Rea
 from service.cli.remote_reader import DEFAULT_JOBS, MAX_FILE_BYTES, remote_reader
 from service.cli.serve import EXIT_ENGINE_FAILED
 from service.cli.startup import start
+from service.cli.waiting import waiting
 from service.config import LogLevel, ServiceSettings
 from service.errors import EngineError
 from service.ocr import labels
@@ -289,13 +291,18 @@ def _reader(settings: ServiceSettings, plan: _Plan) -> AbstractAsyncContextManag
 async def _read_all(starting: AbstractAsyncContextManager[FileReader], plan: _Plan, report: _Report) -> None:
     """Read all files, as many at once as the reader takes."""
     sink: _Sink = _Printer(plan, report) if plan.folder is None else _Writer(plan.folder, report)
-    async with starting as reader:
+    is_alone = len(plan.files) == 1
+    async with contextlib.AsyncExitStack() as stack:
+        with report.waiting("Loading the model" if plan.url is None else "Connecting"):
+            reader = await stack.enter_async_context(starting)
         numbered = iter(enumerate(plan.files))
 
         async def work() -> None:
             for index, file in numbered:
                 try:
-                    outcome: Reading | FileError = await reader.read(file)
+                    # Of several files, those that are printed or the bar show how far it is.
+                    with report.waiting("Reading") if is_alone else contextlib.nullcontext():
+                        outcome: Reading | FileError = await reader.read(file)
                 except FileError as error:
                     outcome = error
                 await sink.take(index, file, outcome)
@@ -386,6 +393,10 @@ class _Report:
             disable=None if is_shown and plan.num_inputs > 1 else True,  # None: only on a terminal
         )
 
+    def waiting(self, text: str) -> AbstractContextManager[None]:
+        """A line that says what is being waited for, where there is no bar."""
+        return waiting(text) if self._bar.disable else contextlib.nullcontext()
+
     def note(self, file: InputFile, outcome: Reading | FileError) -> None:
         """Count a file that was printed or written, and tell what is wrong with it."""
         self._num_done += 1
@@ -399,7 +410,7 @@ class _Report:
                 place = f"{file.name}: page {page.page}"
                 self._fail(place, page.error.code, f"{page.error.title} ({page.error.code})")
             if "low_accuracy" in page.warnings:
-                text = "Many of the words are probably wrong: a script or a hand that the model does not read?"
+                text = "Many words are probably wrong: a tilted or dark photo, handwriting, or a script it cannot read?"
                 tqdm.write(f"{file.name}: page {page.page}: {text}", file=sys.stderr)
         if outcome.is_partial and outcome.answer is None:
             self._fail(file.name, "partial", "Some pages failed; --format json says which. (partial)")

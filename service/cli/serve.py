@@ -54,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(_parser: argparse.ArgumentParser, _arguments: argparse.Namespace) -> int:
     """Run the API until it is stopped, and return the exit status."""
-    server = Server(start())
+    settings = start()
+    logger.info("loading", extra={"fields": {"model": settings.model, "port": settings.port}})
+    server = Server(settings)
     try:
         server.run()
     except KeyboardInterrupt:

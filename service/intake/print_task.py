@@ -10,17 +10,25 @@ from shared.images.page_ink import InkLine
 
 @dataclass(frozen=True, slots=True)
 class PrintTask:
-    """What `shared.images.accounting.account` takes."""
+    """What `shared.images.accounting.account` takes.
+
+    Attributes:
+        text: What was read.
+        lines: The print that it has to account for.
+        is_by_lines: The page was read line by line.
+    """
 
     text: str
     lines: tuple[InkLine, ...]
+    is_by_lines: bool = False
 
     def to_wire(self) -> bytes:
         """The task as JSON."""
-        return json.dumps([self.text, [[line.box_px, line.words_px, line.body_px] for line in self.lines]]).encode()
+        lines = [[line.box_px, line.words_px, line.body_px] for line in self.lines]
+        return json.dumps([self.text, lines, self.is_by_lines]).encode()
 
     @classmethod
     def from_wire(cls, payload: bytes) -> PrintTask:
         """The task that `to_wire` wrote."""
-        text, lines = json.loads(payload)
-        return cls(text, tuple(InkLine(tuple(box), tuple(words), body) for box, words, body in lines))
+        text, lines, is_by_lines = json.loads(payload)
+        return cls(text, tuple(InkLine(tuple(box), tuple(words), body) for box, words, body in lines), is_by_lines)

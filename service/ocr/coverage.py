@@ -12,18 +12,20 @@ _PICTURES = {"image", "figure"}
 """Labels of boxes whose print is part of a picture."""
 
 
-def print_task(answer: GroundedText, lines: Sequence[InkLine]) -> PrintTask:
+def print_task(answer: GroundedText, lines: Sequence[InkLine], *, is_by_lines: bool = False) -> PrintTask:
     """What holds an answer against the page's print; print in boxes of pictures needs no text.
 
     Args:
         answer: The page's text, and the boxes where the model gives them.
         lines: The page's print.
+        is_by_lines: The page was read line by line.
 
     Returns:
         The text, and the print that it has to account for.
     """
     pictures = [region.box_px for region in answer.regions if region.label.lower() in _PICTURES]
-    return PrintTask(answer.text, tuple(line for line in lines if not any(_is_in(line, box) for box in pictures)))
+    wanted = tuple(line for line in lines if not any(_is_in(line, box) for box in pictures))
+    return PrintTask(answer.text, wanted, is_by_lines)
 
 
 def _is_in(line: InkLine, box: tuple[int, int, int, int]) -> bool:

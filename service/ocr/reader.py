@@ -623,7 +623,8 @@ class DocumentReader:
         is_shown = status is PageStatus.OK
         account = words = None
         if is_shown and is_transcribed and page.ink.lines:
-            account = await self._source.account(document, print_task(grounded, page.ink.lines))
+            task = print_task(grounded, page.ink.lines, is_by_lines=bool(lines))
+            account = await self._source.account(document, task)
         if is_shown and self._wants_words(request):
             words = judge(result, grounded, request.confidence, self._calibration(request))
         return replace(

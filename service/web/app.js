@@ -1,6 +1,7 @@
 // The playground: a document on the left, what POST /ocr reads from it on the right.
 
 import { drawBoxes, light } from "./boxes.js";
+import { hideCloseUp, showCloseUp } from "./closeup.js";
 import { Problem, abilities, address, correct, models, read, readAs, resultAs, storing } from "./client.js";
 import { onFiles } from "./incoming.js";
 import { follow, storedJob, submit } from "./jobs.js";
@@ -15,12 +16,21 @@ const byId = (id) => document.getElementById(id);
 const MODELS_EVERY_MS = 15000;
 const LOADING_EVERY_MS = 1500;
 const MOST_PAGES_AHEAD = 40;
+const SCROLL_KEYS = new Set(["ArrowUp", "ArrowDown", "PageUp", "PageDown", "Home", "End", " "]);
 const STATE_WORDS = { ok: "read", blank: "blank", unreadable: "unreadable", failed: "failed", reading: "being read", waiting: "waiting", stopped: "stopped", corrected: "corrected" };
+const RENDERED_TASKS = new Set(["markdown", "figure"]);
 const CORRECTED_TASKS = new Set(["free", "markdown", "ocr"]);
+// What no reading can help; of other files a page may still be read.
+const HOPELESS = new Set(["unsupported_format", "empty_file"]);
+const KEPT = {
+  off: ["", "Documents are read by this service alone and not stored."],
+  full: ["Keep for training", "This service keeps pages and their text to learn from, unless you untick that above."],
+  thumbnail: ["Keep the text", "This service keeps the text and a thumbnail of each page, unless you untick that above."],
+};
 
 const review = new Review(byId("review"), () => [...byId("text").querySelectorAll(".page")]);
 const text = new TextPane(byId("text"), {
-  onLight: (page, indices) => lightBoxes(page, indices),
+  onLight: (page, indices, mark) => lightBoxes(page, indices, mark),
   onShown: (section, answer) => review.show(section, answer),
   onCorrect: (page, words) => saveCorrection(page, words),
 });
@@ -34,6 +44,10 @@ let current = 1;
 let running = null;
 let shown = null;
 let lit = null;
+let isHopeless = false;
+let isFormatChosen = false;
+let isScrolledByHand = false;
+let clock = null;
 
 /* Models */
 
@@ -57,6 +71,7 @@ async function showModels() {
       served = found[0];
       ({ samples, jobs: hasJobs } = found[1]);
       byId("keep-label").hidden = samples === "off";
+      [byId("keep-words").textContent, byId("privacy").textContent] = KEPT[samples] ?? ["Keep pages", ""];
       const names = served.map((model) => [model.id, nameOf(model)]);
       fill(byId("model"), names);
       byId("model").disabled = false;
@@ -78,6 +93,7 @@ function showChoices() {
   const model = served.find((each) => each.id === byId("model").value);
   if (!model) return;
   fill(byId("task"), TASKS.filter(([task]) => model.tasks.includes(task)));
+  byId("task-label").hidden = model.tasks.length < 2;
   const others = served.filter((each) => each !== model && each.tasks.includes(byId("task").value));
   byId("other-label").hidden = !others.length;
   fill(byId("other"), [["", "nothing"], ...others.map((each) => [each.id, nameOf(each)])]);
@@ -97,6 +113,7 @@ async function choose(files) {
   const opened = (pages = new Pages(file));
   current = 1;
   shown = null;
+  isHopeless = false;
   showProblem(null);
   review.clear();
   text.clear();
@@ -116,23 +133,33 @@ async function choose(files) {
     await opened.open();
   } catch (error) {
     if (opened !== pages) return;
-    showPicture(null, "This file cannot be shown.");
+    isHopeless = HOPELESS.has(error.body?.code);
+    showPicture(null, isHopeless ? "This file cannot be read." : "This file cannot be shown.", true);
     if (error instanceof Problem) showProblem(error);
+    byId("text").replaceChildren();
+    update();
     return;
   }
   if (opened !== pages) return;
   showThumbs();
   showChoices();
+  update();
   goTo(1);
   if (!opened.isSmall) return;
   for (let page = 2; page <= Math.min(opened.count, MOST_PAGES_AHEAD) && opened === pages; page += 1) {
     try {
+      // Reading goes first: pictures would take the processor from it. Pages that were read show theirs.
+      await idle();
       await opened.picture(page);
     } catch {
       continue;
     }
     if (opened === pages) showThumb(page);
   }
+}
+
+async function idle() {
+  while (running) await new Promise((done) => setTimeout(done, 200));
 }
 
 async function goTo(page, isTextScrolled = true) {
@@ -149,7 +176,8 @@ async function goTo(page, isTextScrolled = true) {
     if (isCurrent) scrollInto(byId("thumbs"), thumb);
   }
   const section = text.sections.get(page);
-  if (section && isTextScrolled && pages.count > 1) byId("text").scrollTop = section.offsetTop - byId("text").offsetTop;
+  if (isTextScrolled) isScrolledByHand = false;
+  if (section && isTextScrolled && pages.count > 1) byId("text").scrollTop = section.offsetTop;
   const opened = pages;
   if (!opened.pictures.has(page)) showPicture(null, "Opening");
   try {
@@ -164,14 +192,15 @@ async function goTo(page, isTextScrolled = true) {
 
 // Without moving the window, which `scrollIntoView` would.
 function scrollInto(list, child) {
-  const left = child.offsetLeft - list.offsetLeft;
+  const left = child.offsetLeft;
   if (left < list.scrollLeft) list.scrollLeft = left;
   else if (left + child.offsetWidth > list.scrollLeft + list.clientWidth) list.scrollLeft = left + child.offsetWidth - list.clientWidth;
 }
 
-function showPicture(picture, instead = "") {
+function showPicture(picture, instead = "", isOver = false) {
   byId("no-picture").hidden = Boolean(picture);
-  byId("no-picture").textContent = instead;
+  byId("no-picture").querySelector("p").textContent = instead;
+  byId("another").hidden = !isOver;
   byId("sheet").hidden = byId("zoom").hidden = !picture;
   byId("boxes").replaceChildren();
   if (!picture) return;
@@ -179,6 +208,18 @@ function showPicture(picture, instead = "") {
   byId("image").alt = `Page ${current} of ${byId("name").textContent}`;
   byId("sheet").style.setProperty("--ratio", String(picture.width / picture.height));
   showBoxes();
+}
+
+// To and fro, with the place at this share of the page's width and height in the middle.
+function zoom(x, y) {
+  const stage = byId("stage");
+  const isLarge = stage.classList.toggle("large");
+  byId("zoom").setAttribute("aria-pressed", String(isLarge));
+  const sheet = byId("sheet");
+  stage.scrollTo(
+    sheet.offsetLeft + x * sheet.offsetWidth - stage.clientWidth / 2,
+    sheet.offsetTop + y * sheet.offsetHeight - stage.clientHeight / 2,
+  );
 }
 
 function showThumbs() {
@@ -220,17 +261,22 @@ function showBoxes() {
   if (answer?.width_px == null || byId("sheet").hidden) return;
   drawBoxes(byId("boxes"), answer, (index) => {
     lightBoxes(current, index < 0 ? [] : [index]);
+    isScrolledByHand = false;
     text.light(current, index);
   });
 }
 
-async function lightBoxes(page, indices) {
+// `mark` is around the doubtful word that has the focus, if one has it.
+async function lightBoxes(page, indices, mark = null) {
   lit = { page, indices };
+  if (mark) isScrolledByHand = false;
+  if (!indices.length) hideCloseUp();
   const wanted = lit;
   // The text stays where it is: it is under the pointer.
   if (indices.length && page !== current) await goTo(page, false);
   if (page !== current || wanted !== lit) return;
   light(byId("boxes"), indices);
+  if (mark) showCloseUp(mark, byId("image"), text.answer(page), indices);
   for (const index of indices) text.light(page, index, false);
   if (!indices.length) text.light(page, -1);
 }
@@ -252,6 +298,20 @@ function fields(model = byId("model").value) {
 function stop() {
   running?.abort();
   running = null;
+  stopClock();
+}
+
+// Seconds that pass, so that a long wait is seen to go on; not read aloud.
+function startClock(started_ms) {
+  stopClock();
+  const tick = () => { byId("clock").textContent = `${Math.floor((performance.now() - started_ms) / 1000)} s`; };
+  tick();
+  clock = setInterval(tick, 1000);
+}
+
+function stopClock() {
+  clearInterval(clock);
+  byId("clock").textContent = "";
 }
 
 function expected() {
@@ -277,6 +337,13 @@ async function start() {
   }, signal);
 }
 
+// Where the text is below the page, as on a phone, it would be read out of sight.
+function showTextPane() {
+  if (!matchMedia("(max-width: 60rem)").matches) return;
+  const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth";
+  byId("text").closest(".pane").scrollIntoView({ block: "start", behavior });
+}
+
 async function readAll(reading, signal) {
   shown = reading;
   showProblem(null);
@@ -291,11 +358,14 @@ async function readAll(reading, signal) {
   showBoxes();
   byId("text").setAttribute("aria-busy", "true");
   byId("facts").textContent = "Reading";
-  update();
   const started_ms = performance.now();
+  startClock(started_ms);
+  update();
+  showTextPane();
   const outcomes = await Promise.all(reading.columns.map((_, column) => readColumn(column, reading, signal)));
   if (reading !== shown) return;
   running = null;
+  stopClock();
   byId("text").setAttribute("aria-busy", "false");
   showFacts(outcomes, (performance.now() - started_ms) / 1000);
   for (let page = 1; page <= (pages?.count ?? 0); page += 1) showThumb(page);
@@ -372,10 +442,13 @@ function finishPage(column, page) {
   text.finish(column, page);
   showPagesRead(column);
   if (column !== 0) return;
-  if (pages && page.width_px != null && !pages.isAsRead(page)) {
+  const isWrong = pages && page.width_px != null && !pages.isAsRead(page);
+  if (isWrong || (pages?.count > 1 && pages.isSmall && page.page <= MOST_PAGES_AHEAD)) {
     pages.picture(page.page).then(() => showThumb(page.page), () => {});
-    if (page.page === current) goTo(current, false);
-  } else if (page.page === current) showBoxes();
+  }
+  if (page.page !== current) return;
+  if (isWrong) goTo(current, false);
+  else showBoxes();
 }
 
 function showProgress(reading, column, job) {
@@ -391,7 +464,6 @@ function showPagesRead(column) {
   if (column !== 0 || total < 2 || !running) return;
   const num = text.numFinished(column);
   byId("facts").textContent = `${num} of ${total} pages`;
-  byId("progress").hidden = false;
   Object.assign(byId("progress"), { max: total, value: num });
 }
 
@@ -410,7 +482,7 @@ function showFacts(outcomes, seconds) {
 
 function showProblem(problem) {
   byId("problem").hidden = !problem;
-  byId("problem").textContent = problem ? problem.text : "";
+  byId("problem").replaceChildren(...(problem ? [problem.text, " ", make("code", "", problem.body.code)] : []));
   if (!problem?.body.advice?.startsWith("POST /jobs") || !hasJobs || !pages) return;
   const button = make("button", "", "Read it in the background");
   button.type = "button";
@@ -465,8 +537,14 @@ function update() {
   byId("query").required = isFinding;
   byId("go").textContent = running ? "Stop" : "Read";
   byId("go").classList.toggle("stop", Boolean(running));
-  byId("go").disabled = !running && (!pages || !served.length);
-  byId("progress").hidden ||= !running;
+  byId("go").disabled = !running && (!pages || isHopeless || !served.length);
+  byId("pages-label").hidden = !pages || isHopeless || (pages.isOpen && pages.count < 2);
+  byId("views").hidden = !RENDERED_TASKS.has(shown?.task ?? byId("task").value) || shown?.columns.length > 1;
+  if (Boolean(running) === byId("progress").hidden) {
+    byId("progress").hidden = !running;
+    byId("progress").removeAttribute("value");
+  }
+  document.title = running ? "Reading \u00b7 DeepSynth OCR" : "DeepSynth OCR";
   const hasText = Boolean(shown && text.plain());
   byId("copy").disabled = !hasText || Boolean(running);
   // Of two models, the first one's text is taken along.
@@ -477,9 +555,13 @@ function update() {
 }
 
 byId("form").addEventListener("submit", (event) => { event.preventDefault(); start(); });
+byId("task").addEventListener("change", () => {
+  if (!isFormatChosen) byId("format").value = RENDERED_TASKS.has(byId("task").value) ? "markdown" : "text";
+});
+byId("format").addEventListener("change", () => { isFormatChosen = true; });
 byId("form").addEventListener("input", () => { showChoices(); update(); });
 byId("choose").addEventListener("click", () => byId("file").click());
-byId("replace").addEventListener("click", () => byId("file").click());
+for (const id of ["replace", "another"]) byId(id).addEventListener("click", () => byId("file").click());
 byId("photograph").addEventListener("click", () => byId("camera").click());
 for (const id of ["file", "camera"]) {
   byId(id).addEventListener("change", (event) => {
@@ -490,13 +572,17 @@ for (const id of ["file", "camera"]) {
 }
 byId("sample").addEventListener("click", async () => {
   const response = await fetch(address("web/sample-invoice.png"));
-  choose([new File([await response.blob()], "sample-invoice.png", { type: "image/png" })]);
+  await choose([new File([await response.blob()], "sample-invoice.png", { type: "image/png" })]);
+  if (!byId("go").disabled && !running) start();
 });
 byId("previous").addEventListener("click", () => goTo(current - 1));
 byId("next").addEventListener("click", () => goTo(current + 1));
 byId("zoom").addEventListener("click", () => {
-  const isLarge = byId("stage").classList.toggle("large");
-  byId("zoom").setAttribute("aria-pressed", String(isLarge));
+  zoom(0.5, 0);
+});
+byId("sheet").addEventListener("dblclick", (event) => {
+  const { left, top, width, height } = byId("sheet").getBoundingClientRect();
+  zoom((event.clientX - left) / width, (event.clientY - top) / height);
 });
 byId("views").addEventListener("change", (event) => text.setRendered(event.target.value === "rendered"));
 byId("copy").addEventListener("click", () => copied(text.plain()));
@@ -504,6 +590,11 @@ byId("download").addEventListener("click", download);
 byId("copy-code").addEventListener("click", () => copied(byId("snippet").textContent));
 byId("code").addEventListener("change", showSnippet);
 
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey) || event.target.closest("textarea, dialog") || running) return;
+  event.preventDefault();
+  if (!byId("go").disabled) byId("form").requestSubmit();
+});
 document.addEventListener("keydown", (event) => {
   if (!pages || pages.count < 2 || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
   if (event.target.closest("input, select, textarea")) return;
@@ -515,6 +606,17 @@ document.addEventListener("keydown", (event) => {
   if (event.target.closest("#thumbs")) byId("thumbs").children[current - 1].firstChild.focus();
 });
 onFiles(choose);
+// The page follows a person who scrolls through the text, and no other scrolling.
+for (const kind of ["wheel", "touchmove", "keydown", "pointerdown"]) {
+  byId("text").addEventListener(kind, ({ key }) => { isScrolledByHand ||= !key || SCROLL_KEYS.has(key); }, { passive: true });
+}
+byId("text").addEventListener("scroll", () => {
+  if (!pages || pages.count < 2 || !isScrolledByHand) return;
+  // Looked for at the top of the pane at the start of the text, at its bottom at the end.
+  const { scrollTop, scrollHeight, clientHeight } = byId("text");
+  const page = text.pageAt(scrollTop * (1 + clientHeight / Math.max(scrollHeight - clientHeight, 1)));
+  if (page && page !== current) goTo(page, false);
+});
 
 showSnippet();
 showModels().then(resume);

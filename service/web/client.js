@@ -11,18 +11,18 @@ export class Problem extends Error {
     this.retryAfter_s = retryAfter;
   }
 
-  // One sentence or two for a person; every member comes from the service and is shown as text.
+  // One sentence or two for a person, what to do last; every member comes from the service and is shown as text.
   get text() {
-    const { title, expected, found, advice, limit, pages, limit_bytes: bytes, code } = this.body;
+    const { title, expected, found, advice, limit, pages, limit_bytes: bytes } = this.body;
     const facts = [
       expected && `Expected: ${[].concat(expected).join(", ")}.`,
       found && `It is ${found}.`,
-      advice && `${advice.replace(/[.]$/, "")}.`,
       limit !== undefined && `The limit is ${limit}.`,
       bytes !== undefined && `The limit is ${Math.floor(bytes / 2 ** 20)} MiB.`,
       pages !== undefined && `It has ${pages} page${pages === 1 ? "" : "s"}.`,
+      advice && `${advice.replace(/[.]$/, "")}.`,
     ].filter(Boolean);
-    return `${[title, ...facts].join(" ")} (${code})`;
+    return [title, ...facts].join(" ");
   }
 }
 

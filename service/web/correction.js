@@ -1,4 +1,4 @@
-// A page's text as a form: what is printed there, to be saved beside the page.
+// A page's text as a form: what is printed there, to be saved with the page.
 
 import { Problem } from "./client.js";
 
@@ -21,7 +21,7 @@ export function correctionForm(page, text, { onSave, onEnd }) {
     { class: "correction", "aria-label": `Correct page ${page}` },
     make("label", { for: id }, `What is printed on page ${page}`),
     area,
-    make("p", { id: `${id}-how`, class: "quiet" }, "The whole page, line by line. Saved beside the page, for models to learn from."),
+    make("p", { id: `${id}-how`, class: "quiet" }, "The whole page, line by line. It is saved with the page, for models to learn from. Ctrl+Enter saves, Escape cancels."),
     problem,
     make("div", { class: "group" }, save, cancel),
   );
@@ -37,7 +37,7 @@ export function correctionForm(page, text, { onSave, onEnd }) {
     try {
       await onSave(words);
     } catch (error) {
-      problem.textContent = error instanceof Problem ? error.text : String(error.message);
+      problem.textContent = error instanceof Problem ? `${error.text} (${error.body.code})` : String(error.message);
       problem.hidden = false;
       hold(false);
       area.focus();

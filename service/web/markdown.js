@@ -29,7 +29,18 @@ export function render(text) {
     at = table.index + table[0].length;
   }
   blocks(text.slice(at), fragment);
+  for (const table of fragment.querySelectorAll("table")) alignNumbers(table);
   return fragment;
+}
+
+// Amounts are set to the right, and so is the head of a column that starts with one.
+function alignNumbers(table) {
+  const isNumber = (cell) => /^[-+(]?\s?[\p{Sc}]?\s?\d[\d.,'\s]*[\p{Sc}%)]?$/u.test(cell.textContent.trim());
+  for (const cell of table.querySelectorAll("td")) if (isNumber(cell)) cell.className = "number";
+  const [head, first] = table.rows;
+  for (const [index, cell] of [...(head?.querySelectorAll("th") ?? [])].entries()) {
+    if (head.cells.length === first?.cells.length && first.cells[index].className) cell.className = "number";
+  }
 }
 
 function decoded(text) {

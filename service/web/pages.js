@@ -27,6 +27,7 @@ export class Pages {
   constructor(file) {
     this.file = file;
     this.count = 1;
+    this.isOpen = false;
     // Empty for what the service does by itself.
     this.orientation = "";
     this.pictures = new Map();
@@ -42,11 +43,13 @@ export class Pages {
       const size = await sizeOf(url);
       if (size) {
         this.pictures.set(1, { url, ...size, isAsIs: true });
+        this.isOpen = true;
         return;
       }
       URL.revokeObjectURL(url);
     }
     await this.picture(1);
+    this.isOpen = true;
   }
 
   // Whether pages are fetched before someone looks at them: each costs an upload of the whole file.

@@ -19,7 +19,8 @@ export function places(words, shown) {
   });
 }
 
-const percent = (confidence) => `${Math.round(confidence * 100)} %`;
+// Rounded down, so that a word below the threshold never seems to be at it.
+const percent = (confidence) => `${Math.floor(confidence * 100)} %`;
 
 export class Review {
   // `sections()` gives the pages' elements in order.

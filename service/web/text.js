@@ -10,6 +10,7 @@ const EXPLAINED = {
   unreadable: "There is something on this page, but no text that could be trusted.",
   stopped: "Reading ended before this page was finished.",
 };
+const ALARMING = new Set(["low_accuracy", "partly_read", "damaged_image"]);
 const MARKDOWN_TASKS = new Set(["markdown", "figure"]);
 
 export const make = (name, className, ...children) => {
@@ -79,7 +80,8 @@ function withFigures(fragment, figures) {
 }
 
 export class TextPane {
-  // `onLight(page, index)` is told which region's text is under the pointer or has the focus, -1 for none.
+  // `onLight(page, indices, mark)` is told which regions' text is under the pointer or has the focus, [] for none; `mark` is
+  // around the doubtful word that has the focus, if one has it.
   // `onShown(section, answer)` is told when a page was drawn; its answer is null unless it is one model's, and finished.
   // `onCorrect(page, text)` stores a correction, and may throw a Problem.
   constructor(root, { onLight, onShown, onCorrect }) {
@@ -208,6 +210,13 @@ export class TextPane {
     return this.columns.map((pages) => pages.get(page)?.state).find(Boolean) ?? "";
   }
 
+  // The page whose text is at this height of the pane, in pixels from its start.
+  pageAt(top) {
+    let found = Number(this.root.firstElementChild?.dataset.page) || null;
+    for (const section of this.root.children) if (section.offsetTop <= top) found = Number(section.dataset.page) || found;
+    return found;
+  }
+
   answer(page) {
     return this.columns[0]?.get(page)?.answer ?? null;
   }
@@ -275,8 +284,9 @@ export class TextPane {
     if (answer?.warnings?.includes("damaged_image")) notes.push("a part of the page is damaged");
     if (answer?.warnings?.includes("partly_read")) notes.push(`${Math.round(answer.coverage * 100)} % of the print read; the rest has dashed boxes`);
     if (answer?.warnings?.includes("second_reading_failed")) notes.push("the larger model could not read it");
-    if (answer?.warnings?.includes("low_accuracy")) notes.push("many words are probably wrong: a script or a hand that the model does not read?");
-    return make("span", "quiet", notes.join(", "));
+    if (answer?.warnings?.includes("low_accuracy")) notes.push("many words are probably wrong: a tilted or dark photo, handwriting, or a script that the model does not read?");
+    const isDoubtful = answer?.warnings?.some((each) => ALARMING.has(each));
+    return make("span", isDoubtful ? "quiet alarm" : "quiet", notes.join(", "));
   }
 
   parts(entry, page) {
@@ -285,10 +295,11 @@ export class TextPane {
       return [make("p", "why", `${title}${advice ? ` ${advice}` : ""} (${code})`)];
     }
     const why = EXPLAINED[entry.state] ? [make("p", "why", EXPLAINED[entry.state])] : [];
-    if (entry.state === "waiting") return [make("p", "quiet lines", "")];
+    if (entry.state === "waiting") return [make("p", "lines", "")];
     const pieces = entry.answer ? passages(entry.answer) : [{ text: withoutMarkers(entry.text, this.task), indices: [] }];
-    const isMarkdown = this.isRendered && MARKDOWN_TASKS.has(this.task);
-    const body = make("div", isMarkdown ? "rendered" : this.isRendered ? "plain" : "source");
+    const hasSource = MARKDOWN_TASKS.has(this.task);
+    const isMarkdown = this.isRendered && hasSource;
+    const body = make("div", isMarkdown ? "rendered" : hasSource ? "source" : "plain");
     const rendered = (words) => withFigures(render(words), this.figures);
     for (const { text, indices } of pieces) {
       if (!indices.length) {
@@ -298,8 +309,10 @@ export class TextPane {
       const passage = make(isMarkdown ? "div" : "span", "passage", isMarkdown ? rendered(text) : text);
       passage.dataset.regions = indices.join(" ");
       passage.tabIndex = 0;
-      for (const event of ["pointerenter", "focus"]) passage.addEventListener(event, () => this.onLight(page, indices));
-      for (const event of ["pointerleave", "blur"]) passage.addEventListener(event, () => this.onLight(page, []));
+      passage.addEventListener("pointerenter", () => this.onLight(page, indices));
+      // A doubtful word in it may have the focus.
+      passage.addEventListener("focusin", (event) => this.onLight(page, indices, event.target.closest("mark.doubtful")));
+      for (const event of ["pointerleave", "focusout"]) passage.addEventListener(event, () => this.onLight(page, []));
       body.append(passage);
     }
     return [...why, ...(entry.text || !why.length ? [body] : [])];

@@ -64,12 +64,14 @@ class Account:
     """Where the rest is, in blocks from top to bottom."""
 
 
-def account(text: str, lines: Sequence[InkLine]) -> Account:
+def account(text: str, lines: Sequence[InkLine], *, is_by_lines: bool = False) -> Account:
     """Find the print that a text accounts for.
 
     Args:
         text: What was read, plain, in Markdown or with HTML tables.
         lines: The print of the page, or of the part that was read.
+        is_by_lines: Each line was read by itself, so that a passage which comes twice is printed twice; a text that was
+            read as a whole may have run in a circle.
 
     Returns:
         The share that was read, and where the rest is.
@@ -78,7 +80,7 @@ def account(text: str, lines: Sequence[InkLine]) -> Account:
     sizes = np.array([_ems(line) for line in lines])
     if not sizes.size:
         return Account(1.0, ())
-    if not _groups(lines):
+    if not is_by_lines and not _groups(lines):
         reading.drop_repeats()
     found = _match(reading, lines, sizes)
     sizes = _sizes(reading, lines, found)

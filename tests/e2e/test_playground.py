@@ -120,6 +120,14 @@ def finished(page: Any) -> None:
     page.wait_for_selector('#go:text-is("Read"):enabled')
 
 
+def becomes(page: Any, expression: str, value: Any) -> None:
+    """Wait for a value; the page's policy lets Playwright's own waiting evaluate nothing a second time."""
+    end_s = time.monotonic() + 30
+    while (seen := page.evaluate(expression)) != value:
+        assert time.monotonic() < end_s, f"{expression} is {seen}"
+        time.sleep(0.05)
+
+
 def answer_with(
     page: Any, text: str, *, ends: bool = True, whole: dict[str, Any] | None = None, **changes: Any
 ) -> None:
@@ -195,7 +203,7 @@ def test_hostile_text_is_shown_as_text(browser: Any, server: ServerProcess) -> N
 
 def test_markdown_is_rendered(browser: Any, server: ServerProcess) -> None:
     table = "<table><tr><td colspan=2>m</td></tr></table>"
-    text = f"## Head\n\n- a **b**\n- c\n\n| x | y |\n|---|---|\n| 1 | 2 &lt; 3 |\n\n1 * 2 * 3\n\n{table}"
+    text = f"## Head\n\n- a **b**\n- c\n\n| x | y |\n|---|---|\n| \u00a31,204.50 | 2 &lt; 3 |\n\n1 * 2 * 3\n\n{table}"
     with opened(browser, server) as page:
         answer_with(page, text)
         page.set_input_files("#file", files=[PNG])
@@ -204,7 +212,13 @@ def test_markdown_is_rendered(browser: Any, server: ServerProcess) -> None:
         assert page.inner_text(".rendered [data-level='2']") == "Head"
         assert [each.inner_text() for each in page.query_selector_all(".rendered li")] == ["a b", "c"]
         assert page.inner_text(".rendered strong") == "b"
-        assert [each.inner_text() for each in page.query_selector_all(".rendered td")] == ["1", "2 < 3", "m"]
+        assert [each.inner_text() for each in page.query_selector_all(".rendered td")] == [
+            "\u00a31,204.50",
+            "2 < 3",
+            "m",
+        ]
+        assert page.locator(".rendered .number").all_inner_texts() == ["x", "\u00a31,204.50"]
+        assert page.input_value("#format") == "markdown"
         assert page.get_attribute(".rendered td[colspan]", "colspan") == "2"
         assert "1 * 2 * 3" in page.inner_text(".rendered")
 
@@ -215,13 +229,14 @@ def test_everything_is_reached_by_keyboard(browser: Any, server: ServerProcess) 
         for _ in range(20):
             page.keyboard.press("Tab")
             reached.append(page.evaluate("document.activeElement.id"))
-        controls = ["model", "other", "task", "mode", "pages", "choose", "sample", "text", "format"]
+        controls = ["model", "other", "task", "more", "choose", "sample", "text", "format"]
         assert [each for each in dict.fromkeys(reached) if each in controls] == controls
+        # The sample is read at once; what else is chosen waits for the button, or for Ctrl+Enter anywhere.
         page.focus("#sample")
         page.keyboard.press("Enter")
-        page.wait_for_selector("#image")
-        page.focus("#pages")
-        page.keyboard.press("Enter")
+        finished(page)
+        with page.expect_request("**/ocr"):
+            page.keyboard.press("Control+Enter")
         finished(page)
         page.set_input_files("#file", files=[PDF])
         page.wait_for_selector("#thumbs img")
@@ -387,7 +402,10 @@ def test_file_that_is_not_read_says_what_it_is(browser: Any, server: ServerProce
         )
         page.wait_for_selector("#problem:visible")
         assert "unsupported_format" in page.inner_text("#problem")
-        assert page.inner_text("#no-picture") == "This file cannot be shown."
+        assert page.inner_text("#no-picture p") == "This file cannot be read."
+        assert page.is_disabled("#go")
+        with page.expect_file_chooser():
+            page.click("text=Choose another file")
         page.set_input_files("#file", files=[PDF])
         page.wait_for_selector("#thumbs li:nth-child(3) img")
         assert page.is_hidden("#problem")
@@ -643,15 +661,15 @@ def test_turned_image_is_shown_upright_once_it_is_read(browser: Any, server: Ser
         page.wait_for_selector("#image")
         assert page.evaluate(size) == [700, 500]
         read(page)
-        page.wait_for_function(f"{size}[0] === 500")
-        assert page.get_attribute("#boxes", "viewBox") == "0 0 500 700"
+        becomes(page, size, [500, 700])
+        page.wait_for_selector('#boxes[viewBox="0 0 500 700"]')
         assert "turned by 90" in page.inner_text("#text .page")
         # As the file has it: the picture follows what was read.
         page.click("#more")
         page.select_option("[name=orientation]", "as-is")
         read(page)
-        page.wait_for_function(f"{size}[0] === 700")
-        assert page.get_attribute("#boxes", "viewBox") == "0 0 700 500"
+        becomes(page, size, [700, 500])
+        page.wait_for_selector('#boxes[viewBox="0 0 700 500"]')
 
 
 def shown_options(page: Any) -> list[str]:
@@ -739,7 +757,7 @@ def test_figures_are_shown_and_saved_within_the_text(browser: Any, server: Serve
         page.set_input_files("#file", files=[PNG])
         page.select_option("#task", "markdown")
         read(page)
-        page.wait_for_function("document.querySelector('#text img.figure')?.naturalWidth === 60")
+        becomes(page, "document.querySelector('#text img.figure')?.naturalWidth", 60)
         assert page.locator("#text img").count() == 1
         assert "http://other.invalid/x.png" in page.inner_text("#text")
         page.select_option("#format", "markdown")
@@ -831,3 +849,224 @@ def test_page_works_below_a_path_of_a_proxy(browser: Any, server: ServerProcess)
         assert page.locator("#text .page").count() == 3
         page.click("#code summary")
         assert f"{url}/ocr" in page.text_content("#snippet")
+
+
+def test_line_of_a_doubtful_word_is_shown_enlarged_and_lit_on_the_page(browser: Any, server: ServerProcess) -> None:
+    # Each line of the page is of one colour, so that what is cut out can be told.
+    image = page_image("", (640, 400))
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((10, 0, 300, 60), fill="red")
+    draw.rectangle((10, 200, 300, 260), fill="blue")
+    regions = [
+        {"label": "text", "box_px": [10, 20, 300, 40], "text": "Total due:"},
+        {"label": "text", "box_px": [10, 220, 300, 240], "text": "12,40 due:"},
+    ]
+    with opened(browser, server) as page:
+        answer_with_words(page, "Total due:\n12,40 due:", regions=regions)
+        page.set_input_files("#file", files=[{**PNG, "buffer": encode(image)}])
+        read(page)
+        page.fill("#threshold", "0.86")
+        page.keyboard.press("F8")
+        for index, colour in ((0, [255, 0, 0]), (1, [0, 0, 255])):
+            page.wait_for_selector(f'#boxes rect.lit[data-region="{index}"]')
+            page.wait_for_selector("canvas.closeup")
+            middle = page.evaluate(
+                "(canvas => [...canvas.getContext('2d').getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data])"
+                "(document.querySelector('canvas.closeup'))"
+            )
+            assert middle[:3] == colour
+            word, cut = page.locator("mark.doubtful:focus").bounding_box(), page.locator(".closeup").bounding_box()
+            assert word["y"] + word["height"] <= cut["y"] <= word["y"] + 2 * word["height"]
+            page.keyboard.press("F8")
+        page.focus("#threshold")
+        assert page.locator("canvas.closeup").count() == 0
+        assert page.locator("#boxes rect.lit").count() == 0
+
+
+def test_page_follows_the_text_that_is_scrolled_to(browser: Any, server: ServerProcess) -> None:
+    with opened(browser, server) as page:
+        page.set_input_files("#file", files=[report(8)])
+        page.wait_for_selector("#thumbs li:nth-child(8) img")
+        read(page)
+        page.hover("#text")
+        page.mouse.wheel(0, 10000)
+        page.wait_for_selector("#position:text-is('8 / 8')")
+        page.mouse.wheel(0, -10000)
+        page.wait_for_selector("#position:text-is('1 / 8')")
+        # A page that is chosen has its text at the top.
+        page.click("#thumbs li:nth-child(3) button")
+        page.wait_for_selector('#position:text-is("3 / 8")')
+        top = page.evaluate(
+            "document.querySelector('#text .page:nth-child(3)').getBoundingClientRect().top"
+            " - document.querySelector('#text').getBoundingClientRect().top"
+        )
+        assert -2 <= top <= 2
+
+
+def test_pictures_of_pages_wait_while_pages_are_read(browser: Any, server: ServerProcess) -> None:
+    asked: list[str] = []
+    with opened(browser, server) as page:
+        page.on("request", lambda request: asked.append(request.url) if "/preview" in request.url else None)
+        # Never answered.
+        page.route("**/ocr", lambda route: None)
+        page.set_input_files("#file", files=[report(12)])
+        page.wait_for_selector("#image")
+        page.click("#go")
+        page.wait_for_selector('#go:text-is("Stop")')
+        page.wait_for_timeout(500)
+        before = len(asked)
+        page.wait_for_timeout(1000)
+        assert len(asked) == before < 12
+        page.click("#go")
+        page.wait_for_selector("#thumbs li:nth-child(12) img")
+
+
+def test_long_wait_is_seen_to_go_on(browser: Any, server: ServerProcess) -> None:
+    with opened(browser, server) as page:
+        # Never answered.
+        page.route("**/ocr", lambda route: None)
+        page.set_input_files("#file", files=[PNG])
+        page.wait_for_selector("#image")
+        assert page.inner_text("#clock") == ""
+        page.click("#go")
+        page.wait_for_selector('#clock:text-is("1 s")')
+        page.wait_for_selector('#clock:text-is("2 s")')
+        # A screen reader is not told every second.
+        assert page.get_attribute("#clock", "aria-hidden") == "true"
+        assert page.is_visible("#progress")
+        assert page.title().startswith("Reading")
+        page.click("#go")
+        finished(page)
+        assert page.inner_text("#clock") == ""
+        assert page.is_hidden("#progress")
+        assert page.title() == "DeepSynth OCR"
+
+
+def test_only_controls_that_do_something_are_shown(browser: Any, server: ServerProcess) -> None:
+    with opened(browser, server) as page:
+        assert page.is_hidden("#pages")
+        page.set_input_files("#file", files=[PNG])
+        page.wait_for_selector("#image")
+        assert page.is_hidden("#pages")
+        assert page.is_hidden("#views")
+        page.select_option("#task", "markdown")
+        assert page.is_visible("#views")
+        page.set_input_files("#file", files=[PDF])
+        page.wait_for_selector("#pages:visible")
+
+
+def test_page_says_whether_documents_are_kept(
+    browser: Any, server: ServerProcess, keeping: tuple[ServerProcess, Path]
+) -> None:
+    with opened(browser, server) as page:
+        assert "not stored" in page.inner_text("#privacy")
+        assert page.is_hidden("#keep-label")
+    with opened(browser, keeping[0]) as page:
+        assert "keeps pages" in page.inner_text("#privacy")
+        assert page.inner_text("#keep-label").strip() == "Keep for training"
+
+
+def test_place_that_is_clicked_twice_is_enlarged(browser: Any, server: ServerProcess) -> None:
+    with opened(browser, server) as page:
+        page.set_input_files("#file", files=[{**PNG, "buffer": png(size=(600, 800))}])
+        page.wait_for_selector("#image")
+        before = page.locator("#sheet").bounding_box()
+        stage = page.locator("#stage").bounding_box()
+        page.dblclick("#sheet", position={"x": before["width"] * 0.5, "y": before["height"] * 0.75})
+        after = page.locator("#sheet").bounding_box()
+        assert after["width"] > 1.5 * before["width"]
+        # That place is now in the middle.
+        assert abs(after["y"] + 0.75 * after["height"] - (stage["y"] + stage["height"] / 2)) < 20
+        assert page.get_attribute("#zoom", "aria-pressed") == "true"
+        page.click("#zoom")
+        assert page.locator("#sheet").bounding_box() == before
+
+
+# The contrast of each visible text with what is behind it: [ratio, text] of those below the 4.5 of WCAG's level AA.
+FAINT = """() => {
+    const parsed = (text) => {
+        const all = text.match(/[\\d.]+/g).map(Number);
+        const scale = text.startsWith("color(") ? 255 : 1;
+        return [all[0] * scale, all[1] * scale, all[2] * scale, all[3] ?? 1];
+    };
+    const over = (top, below) => below.map((value, index) => top[index] * top[3] + value * (1 - top[3])).slice(0, 3);
+    const behind = (each) => {
+        if (!each) return [255, 255, 255];
+        const colour = parsed(getComputedStyle(each).backgroundColor);
+        return colour[3] === 1 ? colour.slice(0, 3) : over(colour, behind(each.parentElement));
+    };
+    const light = (colour) => {
+        const linear = (share) => (share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4);
+        const [r, g, b] = colour.map((value) => linear(value / 255));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const found = [];
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+        const { parentElement: each, data } = walker.currentNode;
+        if (!data.trim() || !each.checkVisibility() || each.closest(":disabled, option")) continue;
+        const ground = behind(each);
+        const [a, b] = [light(over(parsed(getComputedStyle(each).color), ground)), light(ground)].sort((x, y) => y - x);
+        const ratio = (a + 0.05) / (b + 0.05);
+        if (ratio < 4.5) found.push([ratio.toFixed(2), data.trim()]);
+    }
+    return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_told_from_its_ground(scheme: str, browser: Any, server: ServerProcess) -> None:
+    with opened(browser, server, refusals=1, color_scheme=scheme) as page:
+        assert page.evaluate(FAINT) == []
+        page.set_input_files("#file", files=[{**PNG, "buffer": b"PK\3\4" * 99}])
+        page.wait_for_selector("#problem:visible")
+        assert page.evaluate(FAINT) == []
+        page.click("#more")
+        answer_with_words(page, "**Total** due: 12,40\n\ndue:", warnings=["low_accuracy"])
+        page.set_input_files("#file", files=[PNG])
+        page.select_option("#task", "markdown")
+        read(page)
+        page.click("#code summary")
+        assert page.evaluate(FAINT) == []
+        page.select_option("#other", "invoices")
+        read(page)
+        assert page.evaluate(FAINT) == []
+        # The measure itself finds a text that is too faint.
+        page.evaluate("document.querySelector('#facts').style.color = '#777'")
+        assert len(page.evaluate(FAINT)) == 1
+
+
+def test_text_that_is_below_the_page_comes_into_sight(browser: Any, server: ServerProcess) -> None:
+    with opened(browser, server, width=390, reduced_motion="reduce") as page:
+        page.set_input_files("#file", files=[PNG])
+        page.wait_for_selector("#image")
+        assert page.locator("#text-title").bounding_box()["y"] > 500
+        read(page)
+        assert 0 <= page.locator("#text-title").bounding_box()["y"] < 400
+
+
+def test_controls_are_large_enough_for_a_finger(browser: Any, server: ServerProcess) -> None:
+    with opened(browser, server, width=390, has_touch=True, is_mobile=True) as page:
+        answer_with_words(page, "**Total** due: 12,40\n\ndue:")
+        page.set_input_files("#file", files=[PDF])
+        page.wait_for_selector("#thumbs img")
+        read(page)
+        small = page.evaluate(
+            "[...document.querySelectorAll('button, select, input:not([type=checkbox], [type=radio], [type=file])')]"
+            ".filter((each) => each.checkVisibility() && each.getBoundingClientRect().height < 40)"
+            ".map((each) => each.id || each.textContent)"
+        )
+        assert small == []
+
+
+def test_nothing_moves_for_those_who_want_that(browser: Any, server: ServerProcess) -> None:
+    moving = "document.getAnimations().filter((each) => each.playState === 'running').length"
+    for wish, is_moving in (("no-preference", True), ("reduce", False)):
+        with opened(browser, server, reduced_motion=wish) as page:
+            # Never answered.
+            page.route("**/ocr", lambda route: None)
+            page.set_input_files("#file", files=[PNG])
+            page.wait_for_selector("#image")
+            page.click("#go")
+            page.wait_for_selector(".lines")
+            assert (page.evaluate(moving) > 0) is is_moving

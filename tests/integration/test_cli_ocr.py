@@ -250,6 +250,20 @@ def test_progress_bar_is_shown_on_a_terminal(scans: Path) -> None:
     assert shown.endswith("\rFiles written to out: 4.\r\n")
 
 
+def test_terminal_says_what_is_waited_for_and_is_clean_at_the_end(scans: Path) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 90))
+    command = [*OCR, "scans/first.png"]
+    ended = subprocess.run(
+        command, cwd=scans.parent, env=chosen(), check=False, stdout=subprocess.PIPE, stderr=theirs, timeout=60
+    )
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert (ended.returncode, shown) == (0, "Loading the model ...\r\x1b[KReading ...\r\x1b[K")
+    assert call("scans/first.png", folder=scans.parent).stderr == b""
+
+
 def test_interrupted_writing_keeps_what_is_done_and_goes_on(scans: Path) -> None:
     (scans / "aa.png").write_bytes(png("one"))
     slow = chosen(FAKE_STEP_MS="150", OCR_BATCH_SIZE="1")

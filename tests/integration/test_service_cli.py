@@ -106,6 +106,7 @@ def test_help_shows_what_to_type(folder: Path) -> None:
     assert ended.returncode == 0
     assert "python -m service ocr scan.png" in ended.stdout
     assert "exit status" in call("ocr", "--help", folder=folder).stdout
+    assert call(folder=folder).stderr == ended.stdout
 
 
 def test_describe_prints_a_page(folder: Path) -> None:

@@ -150,7 +150,7 @@ async def test_unclear_header_is_refused_before_a_page_is_read(is_saving: bool, 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({}, "samples are off: no page is kept, as DEEPSYNTH_OCR_SAVE_SAMPLES and DEEPSYNTH_OCR_PRIVACY_ALLOWED"),
+        ({}, "no page is kept, as DEEPSYNTH_OCR_SAVE_SAMPLES and DEEPSYNTH_OCR_PRIVACY_ALLOWED are not true"),
         ({"ocr_save_samples": True}, "as DEEPSYNTH_OCR_PRIVACY_ALLOWED is not true"),
         (ON, "samples are on: pages are kept unless a request opts out"),
     ],

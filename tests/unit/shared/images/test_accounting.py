@@ -52,6 +52,16 @@ def test_column_that_comes_twice_does_not_stand_for_the_other() -> None:
     assert account(words(*LEFT, *LEFT), COLUMNS).coverage == pytest.approx(0.5, abs=0.05)
 
 
+def test_passage_that_is_printed_twice_is_read_whole_by_lines() -> None:
+    said = " ".join(LEFT).split()
+    # Broken elsewhere the second time, so that no two lines are alike.
+    lines = [*LEFT, *(" ".join(said[start : start + 7]) for start in range(0, len(said), 7))]
+    page = find_ink(page_of((40, 40, lines)))
+    assert account(words(*lines), page.lines, is_by_lines=True).coverage == 1.0
+    assert account(words(*lines), page.lines).coverage < 0.8
+    assert account(words(*LEFT), page.lines, is_by_lines=True).coverage < 0.8
+
+
 def test_no_text_accounts_for_nothing_and_no_print_is_read_whole() -> None:
     assert account("", COLUMNS).coverage == 0.0
     assert account("text", ()).coverage == 1.0
