@@ -487,7 +487,7 @@ def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
 def _holes(boxes_N4: NDArray[np.int32], area_N: NDArray[np.int32], line_of: NDArray[np.int32]) -> NDArray[np.bool_]:
     """Which shapes are solid discs with no print right of them, as bullets have."""
     left, top, w, h = boxes_N4.T
-    is_disc = (np.abs(w - h) <= 0.06 * np.maximum(w, h) + 1) & (area_N > 0.68 * w * h) & (h >= 8)
+    is_disc = (np.abs(w - h) <= 0.06 * np.maximum(w, h) + 1) & (area_N > 0.68 * w * h) & (h >= 4)
     result = np.zeros(len(boxes_N4), np.bool_)
     for index in np.flatnonzero(is_disc).tolist():
         gap = left - left[index] - w[index]
