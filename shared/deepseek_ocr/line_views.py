@@ -18,8 +18,8 @@ Receipts of 25 are as small, but all but one have 3 blocks and more."""
 def is_crop(plan: ViewPlan, strips: Sequence[Strip]) -> bool:
     """Tell a part of a page, which is read whole although it has lines.
 
-    nano reads 0.2 % of the characters of such crops wrongly as a whole and 1.6 % by their lines. It loses its place on a
-    receipt that is read whole.
+    nano reads 0.2 % of the characters of such crops wrongly as a whole and 1.6 % by their lines. On a receipt that is
+    read whole it loses its place.
 
     Args:
         plan: Views of the whole.
