@@ -22,6 +22,14 @@ from shared.images.ink import MAX_SIDE_PX, Relief, relief_of_grey
 
 _DARKER_SHARE = 0.42
 """Of the darkest print around: only this much counts, so that soft edges do not join letters."""
+_FAINT_DARKER_SHARE, _FAINT_INK_SHARE = 0.2, 0.1
+"""The same, and that of the page's darkest print, for what mends a letter of uneven ink."""
+_MENDED_CAPS = (1.5, 2.0)
+"""A mended letter is at most so high and wide, in capitals: more is a smudge, or letters that touch."""
+_BROKEN, _SHATTERED = 0.75, 0.3
+"""A letter is broken where no piece is as high as this share of it; a higher one than those where all are far lower."""
+_BARELY, _STROKE = 0.3, 0.5
+"""A mended letter is wider than this share of its height, and has a piece as long as that one, which no dot is."""
 _CAP_EM = 0.7
 """Height of a capital in em."""
 _LEAST_SKEW = math.radians(0.15)
@@ -32,6 +40,8 @@ _BARE_SHARE = 0.22
 """Less than about this share of a rule's edge has ink beyond; of a long one, on one side at least."""
 _UNDERLINE_SHARE = 0.6
 """And on the other no more than under letters."""
+_STEM_SHARE, _LETTERS_NEAR = 1.35, 2
+"""A stem's letter is at most so much higher, and has so many letters of its size near."""
 _LONGEST_WORD_CAPS = 10
 _BOX_CAPS = 0.6
 _BOX_FILL = 0.55
@@ -270,11 +280,44 @@ def _mask(relief: Relief) -> NDArray[np.uint8]:
     if not inked.size:
         return np.zeros(depth_HW.shape, np.uint8)
     # Soft edges join letters, so print counts where it is dark for what is around it.
+    least = max(relief.threshold, _FAINT_SHARE * float(np.percentile(depth_HW, 99.7)))
+    return ((depth_HW > least) & (depth_HW > _DARKER_SHARE * _darkest_around(depth_HW))).astype(np.uint8)
+
+
+def _darkest_around(depth_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
     height, width = depth_HW.shape
     around: Any = cv2.dilate(cv2.dilate(depth_HW, np.ones((5, 5), np.uint8))[::4, ::4], np.ones((7, 7), np.uint8))
-    around = cv2.resize(around, (width, height), interpolation=cv2.INTER_LINEAR)
-    least = max(relief.threshold, _FAINT_SHARE * float(np.percentile(depth_HW, 99.7)))
-    return ((depth_HW > least) & (depth_HW > _DARKER_SHARE * around)).astype(np.uint8)
+    result: NDArray[np.uint8] = cv2.resize(around, (width, height), interpolation=cv2.INTER_LINEAR)
+    return result
+
+
+def _mended(mask_HW: NDArray[np.uint8], relief: Relief, rules_HW: NDArray[np.uint8], cap: float) -> NDArray[np.uint8]:
+    """The mask with letters made whole whose ink is uneven, as needles, worn heads and old thermal paper print them."""
+    depth_HW = relief.depth_HW
+    least = max(relief.threshold, _FAINT_INK_SHARE * float(np.percentile(depth_HW, 99.7)))
+    faint_HW: Any = (depth_HW > least) & (depth_HW > _FAINT_DARKER_SHARE * _darkest_around(depth_HW))
+    faint_HW = (faint_HW & (rules_HW == 0)).astype(np.uint8) | mask_HW
+    count, wholes_HW, stats, _ = cv2.connectedComponentsWithStats(faint_HW, connectivity=8)
+    _, pieces_HW, pieces, _ = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
+    inked = mask_HW > 0
+    # Which whole each piece is of; all of a piece's pixels are of the same.
+    whole_of = np.zeros(len(pieces), np.int64)
+    whole_of[pieces_HW[inked]] = wholes_HW[inked]
+    highest, longest = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    np.maximum.at(highest, whole_of[1:], pieces[1:, 3])
+    np.maximum.at(longest, whole_of[1:], pieces[1:, 2:4].max(axis=1))
+    _, _, w, h, _ = stats.T
+    # Where all letters are broken, only the whole ones tell their size.
+    cap = max(cap, min(_cap_of(h[1:]), 2 * cap))
+    most_high, most_wide = (share * cap for share in _MENDED_CAPS)
+    is_letter = (h <= most_high) & (w <= most_wide) & (highest < _BROKEN * h)
+    is_letter |= (h <= 3 * most_high) & (w <= 1.5 * h) & (highest < _SHATTERED * h)
+    # Dotted rules, and where they cross, are no letters.
+    is_letter &= (w > _BARELY * h) & (longest >= _STROKE * h)
+    is_broken = is_letter & (highest > 0)
+    is_broken[0] = False
+    result: NDArray[np.uint8] = mask_HW | is_broken[wholes_HW].astype(np.uint8)
+    return result
 
 
 def _shapes(mask_HW: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -336,6 +379,7 @@ def _rules(mask_HW: NDArray[np.uint8], cap: float) -> tuple[NDArray[np.uint8], N
     found: Any = _level_rules(mask_HW, max(36, round(_LEVEL_CAPS * cap)), cap)
     found = cv2.dilate(found, np.ones((3, 1), np.uint8))
     upright: Any = _level_rules(np.ascontiguousarray(mask_HW.T), max(24, round(_RULE_CAPS * cap)), cap).T
+    upright = upright & ~_stems(np.ascontiguousarray(upright), mask_HW)
     # Their soft edges too, or they would be strokes.
     upright = cv2.dilate(np.ascontiguousarray(upright), np.ones((1, 3), np.uint8))
     return (found & ~_crossing(mask_HW, found, upright, cap) | upright) & mask_HW, upright & mask_HW
@@ -355,6 +399,33 @@ def _crossing(
         below_HW[1:] = reached_HW[:-1]
         reached_HW = below_HW & found_HW
         result |= reached_HW
+    return result
+
+
+def _stems(upright_HW: NDArray[np.uint8], mask_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Which upright strokes are of large letters: shapes no higher than the stroke, among letters of that height."""
+    result = np.zeros_like(mask_HW)
+    count, strokes_HW, strokes, _ = cv2.connectedComponentsWithStats(upright_HW, connectivity=8)
+    if count == 1:
+        return result
+    found: Any = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
+    shapes_HW, shapes = found[1], found[2]
+    left, top, w, h, _ = shapes.T
+    is_letter = (w > 0.35 * h) & (w < 1.6 * h)
+    is_letter[0] = False
+    for number in range(1, count):
+        x, y, width, height, _ = strokes[number].tolist()
+        inside = shapes_HW[y : y + height, x : x + width][strokes_HW[y : y + height, x : x + width] == number]
+        own = int(np.bincount(inside[inside > 0], minlength=1).argmax()) if (inside > 0).any() else 0
+        if not own or h[own] > _STEM_SHARE * height or w[own] > 1.6 * h[own]:
+            continue
+        near = is_letter & (h > 0.55 * height) & (h < 1.6 * height)
+        near &= (left < x + 3 * height) & (left + w > x - 3 * height)
+        near &= (np.minimum(top + h, y + height) - np.maximum(top, y)) > 0.5 * height
+        near[own] = False
+        if near.sum() >= _LETTERS_NEAR:
+            place = slice(y, y + height), slice(x, x + width)
+            result[place] |= (strokes_HW[place] == number).astype(np.uint8)
     return result
 
 
@@ -430,6 +501,8 @@ def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
     rules_HW, upright_HW = _all_rules(relief, mask_HW, cap)
     mask_HW = mask_HW & ~rules_HW
     _part_touching(mask_HW, _shapes(mask_HW), cap)
+    mask_HW = _mended(mask_HW, relief, rules_HW, cap)
+    cap = max(cap, _cap_of(_shapes(mask_HW)[:, 3]))
     found: Any = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
     _, labels_HW, stats, _ = found
     owner_of = np.zeros(len(stats), np.int32)

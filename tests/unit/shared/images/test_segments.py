@@ -333,3 +333,38 @@ def test_punch_holes_are_no_lines_but_bullets_are_read():
     sheet.draw.ellipse((130, 112, 142, 124), fill=(0,) * 3)
     (strip,) = lines_of_page(sheet.image)
     assert strip.box_px[0] in range(126, 134)
+
+
+@pytest.mark.parametrize("size", [18, 22, 26])
+def test_print_of_uneven_ink_is_found(size):
+    # As needles print: between their rows the ink is faint.
+    sheet = Sheet(height=500)
+    for number, text in enumerate(PROSE):
+        sheet.write(80, 60 + 60 * number, text.upper(), size)
+    depth_HWC = 255 - np.asarray(sheet.image).astype(np.float32)
+    depth_HWC[np.arange(len(depth_HWC)) % 6 < 2] *= 0.35
+    printed = Image.fromarray((255 - depth_HWC).astype(np.uint8))
+    assert read(printed, sheet.lines).split() == " ".join(PROSE).upper().split()
+
+
+def test_dotted_rules_are_no_lines():
+    sheet = Sheet(height=500)
+    sheet.write(80, 60, PROSE[0], 18)
+    for x in (60, 300, 700):
+        for y in range(40, 460, 4):
+            sheet.draw.rectangle((x, y, x + 1, y + 1), fill=(0,) * 3)
+    for y in (140, 240, 340):
+        for x in range(60, 700, 4):
+            sheet.draw.rectangle((x, y, x + 1, y + 1), fill=(0,) * 3)
+    assert [segment.box[1] > 50 and segment.box[3] < 90 for segment in find_segments(sheet.image).segments] == [True]
+
+
+def test_stems_of_a_large_headline_are_no_rules():
+    sheet = Sheet(height=1100)
+    sheet.write(80, 40, "Elections will fill the hall", 64)
+    for number in range(24):
+        sheet.write(80, 180 + 36 * number, " ".join(PROSE), 16)
+    page = find_segments(sheet.image)
+    x1, y1, x2, y2 = (round(side / page.scale) for side in sheet.lines[0][1])
+    assert (page.owner_hw[y1:y2, x1:x2] > 0).any()
+    assert not (page.owner_hw[y1:y2, x1:x2] < 0).any()
