@@ -19,7 +19,7 @@ from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.grounding import Region
 from shared.deepseek_ocr.line_views import view_of
-from shared.images.canvases import Strip, pack
+from shared.images.canvases import SIDE_PX, Strip, pack
 from shared.images.strip_text import PageText, Span, first_line, lines_of
 
 TOKENS_A_STRIP = 110
@@ -49,6 +49,8 @@ async def read_lines(
     max_new_tokens: int,
     read: Read,
     on_text: Callable[[str], None] | None = None,
+    *,
+    most_px: int = SIDE_PX,
 ) -> LinesResult:
     """Read a page's strips.
 
@@ -58,6 +60,7 @@ async def read_lines(
         max_new_tokens: For the whole page; what is beyond is left out, and the page ends with `length`.
         read: Called for several canvases at once; what it raises ends all of them and comes in a group.
         on_text: Called with each piece of the text, in order.
+        most_px: Height of a canvas at most. Many low ones have short answers, which are written at once.
 
     Returns:
         The page's text and boxes.
@@ -65,7 +68,7 @@ async def read_lines(
     reading = _LinesReading(strips, geometry, max_new_tokens, read, on_text)
     first = 0
     async with asyncio.TaskGroup() as group:
-        for canvas in pack(strips):
+        for canvas in pack(strips, most_px=most_px):
             group.create_task(reading.read(first, canvas.strips))
             first += len(canvas.strips)
     return reading.result()
