@@ -71,4 +71,6 @@ def decode_page(header: PageHeader, tail: memoryview) -> PreparedPage:
         raise BrokenFrameError("a page's numbers do not agree with its pixels")
     pixels = np.split(np.frombuffer(tail, np.uint8), [math.prod(shapes[0])])
     arrays = [part.reshape(shape) for part, shape in zip(pixels, shapes, strict=False)]
-    return PageImage(plan, *arrays) if image_px else PageViews(plan, *arrays, is_canvas=header.is_canvas)
+    if image_px:
+        return PageImage(plan, arrays[0])
+    return PageViews(plan, arrays[0], arrays[1], is_canvas=header.is_canvas)
