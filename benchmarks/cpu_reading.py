@@ -10,6 +10,11 @@ reader starts from image files. A Tesseract page includes the start of its proce
 other way; nano's start, once for all pages, is not included but printed. A page's seconds are what it takes when read
 alone, or its share of the wall time when pages are read together.
 
+With `--alternating` both read each page in turn, nano as the service does, pages by their lines, and Tesseract on one
+thread; then seconds of the processor are given as well, which other work on the machine changes little:
+
+    OMP_NUM_THREADS=1 python benchmarks/cpu_reading.py --alternating --scans SCANS
+
 Accuracy comes with the speed: character error rate against the truth, all pages together. Prints a table, and
 one JSON object last; `--out FILE` appends a JSON line for each row to a file.
 """
@@ -17,31 +22,42 @@ one JSON object last; `--out FILE` appends a JSON line for each row to a file.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from PIL import Image
 
 from benchmarks.origin import card, command, origin, slug
 from benchmarks.ratios import RESULTS
-from benchmarks.reading import prepared, shipped_samples
+from benchmarks.reading import SAMPLES, prepared, shipped_samples
 from service.engine.config import EngineLimits
 from service.engine.engine import TorchEngine
 from service.engine.factory import make_engine
-from service.engine.protocol import SamplingParams, SequenceDelta, SequenceFailure, SequenceRequest
+from service.engine.protocol import SamplingParams, SequenceDelta, SequenceFailure, SequenceRequest, SequenceResult
+from service.engine.resolve import CPU_BATCH_SIZE
+from service.ocr.line_reading import read_lines
 from shared.contract.prompts import Task, prompt_for
 from shared.contract.text import char_errors, total
+from shared.deepseek_ocr.forms import PageViews
+from shared.deepseek_ocr.geometry import plan_views
+from shared.deepseek_ocr.line_views import is_crop
 from shared.deepseek_ocr.loading import load_checkpoint
+from shared.images.canvases import BAND_PX, SIDE_PX
+from shared.images.page_lines import lines_of_page
 from trainer.config import child_environment
-from trainer.evaluation.samples import Sample, load_set, open_page
+from trainer.evaluation.samples import Layout, Sample, load_scans, load_set, open_page
 from trainer.reading.protocol import ReaderError
 from trainer.reading.tesseract import TesseractReader
 
@@ -142,6 +158,80 @@ def measure(way: Way, samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
+def read_as_served(engine: TorchEngine, image: Image.Image, max_new_tokens: int) -> str:
+    """Read a page by its lines where the service would, else whole."""
+    geometry = engine.info.geometry
+    plan = plan_views(image.width, image.height, geometry.default_mode, geometry)
+    strips = lines_of_page(image) if plan.num_views > 1 else ()
+    if not strips or is_crop(plan, strips):
+        return asyncio.run(_answer(engine, prepared(image, geometry), max_new_tokens)).text
+    most_px = BAND_PX if engine.info.skips_padding else SIDE_PX
+    read = partial(_answer, engine)
+    return asyncio.run(read_lines(strips, geometry, max_new_tokens, read, most_px=most_px)).result.text
+
+
+async def _answer(engine: TorchEngine, page: PageViews, max_new_tokens: int) -> SequenceResult:
+    """Read one page or canvas, with whatever else the engine was given in this event loop."""
+    task = asyncio.current_task()
+    assert task is not None
+    name = f"{task.get_name()}-{time.perf_counter_ns()}"
+    params = SamplingParams(max_new_tokens)
+    engine.submit(SequenceRequest(name, page, prompt_for(Task.FREE), params, engine.info.model_id))
+    while name not in _results:
+        # All tasks submit before the first of them steps.
+        await asyncio.sleep(0)
+        for event in engine.step() if name not in _results else []:
+            if isinstance(event, SequenceFailure):
+                raise SystemExit(f"a page failed: {event.detail}")
+            if not isinstance(event, SequenceDelta):
+                _results[event.sequence_id] = event
+    return _results.pop(name)
+
+
+_results: dict[str, SequenceResult] = {}
+
+
+def alternate(samples: Sequence[Sample], engine: TorchEngine, program: str) -> list[dict[str, Any]]:
+    """Read each page with nano and with Tesseract, one after the other; a row for each reader."""
+    tesseract = TesseractReader(child_environment(), 1, program=program)
+    texts: dict[str, list[str]] = {"nano": [], tesseract.name: []}
+    wall_s, cpu_s = dict.fromkeys(texts, 0.0), dict.fromkeys(texts, 0.0)
+    for sample in samples:
+        page_s = {}
+        for name, read in texts.items():
+            began_s, began_cpu_s = time.perf_counter(), _cpu_s()
+            if name == "nano":
+                text = read_as_served(engine, open_page(sample.image_path), engine.info.max_new_tokens)
+            else:
+                text = next(reading.text for _, reading in tesseract.read([sample]))
+            read.append(text)
+            wall_s[name] += time.perf_counter() - began_s
+            page_s[name] = _cpu_s() - began_cpu_s
+            cpu_s[name] += page_s[name]
+        print(f"{sample.name:<24} " + "  ".join(f"{name} {cpu:.2f} s" for name, cpu in page_s.items()), flush=True)
+    rows = []
+    for name, read in texts.items():
+        errors = total(char_errors(sample.truth, text) for sample, text in zip(samples, read, strict=True))
+        rows.append(
+            {
+                "reader": name,
+                "how": "alternating, 1 thread" if name != "nano" else f"as served, {torch.get_num_threads()} threads",
+                "pages": len(samples),
+                "characters": sum(len(sample.truth) for sample in samples),
+                "seconds_per_page": round(wall_s[name] / len(samples), 4),
+                "cpu_seconds_per_page": round(cpu_s[name] / len(samples), 4),
+                "cer": round(errors.rate, 5),
+            }
+        )
+    return rows
+
+
+def _cpu_s() -> float:
+    """Seconds of the processor, of this process and of the programs that it has run."""
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
 def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The best of nano over the best of Tesseract: pages per second on all cores, seconds of a page read alone.
 
@@ -169,9 +259,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tiers", type=lambda text: text.split(","), default=[])
     parser.add_argument("--limit", type=int, help="pages of a tier at most")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--batch-size", type=int, default=8, help="the engine's slots")
+    parser.add_argument("--batch-size", type=int, default=CPU_BATCH_SIZE, help="the engine's slots")
     parser.add_argument("--max-new-tokens", type=int, default=2048)
     parser.add_argument("--tesseract", default="tesseract", help="name or path of the program")
+    parser.add_argument("--alternating", action="store_true", help="nano as served, page by page next to Tesseract")
+    parser.add_argument("--scans", type=Path, help="folder with images/ and truth/ instead of a set")
     parser.add_argument("--out", help="file that the rows are appended to, or `auto`")
     return parser.parse_args()
 
@@ -182,6 +274,20 @@ def main() -> None:
     samples: Sequence[Sample] = shipped_samples()
     if arguments.data:
         samples = load_set(arguments.data, arguments.tiers, arguments.limit).samples
+    if arguments.scans:
+        samples = load_scans(arguments.scans, arguments.limit).samples
+    if arguments.alternating:
+        # A scan is a page here, of whatever layout.
+        samples = [replace(sample, layout=Layout.PAGE) if arguments.scans else sample for sample in samples]
+        limits = EngineLimits(batch_size=arguments.batch_size, max_new_tokens=arguments.max_new_tokens)
+        engine = make_engine(load_checkpoint(NANO), limits, "nano")
+        engine.warm_up()
+        rows = alternate(samples, engine, arguments.tesseract)
+        ours, theirs = rows[0]["cpu_seconds_per_page"], rows[1]["cpu_seconds_per_page"]
+        name = (arguments.scans or arguments.data or SAMPLES).name
+        about = {"benchmark": "cpu_reading", "set": name, **origin("cpu"), "command": command()}
+        print(json.dumps(about | {"cpu_ratio": round(ours / theirs, 3), "rows": rows}))
+        return
     # Forking many processes is cheapest before torch has started its threads.
     ways = tesseract_ways(arguments.cores, arguments.tesseract)
     nano, start_s = nano_ways(arguments.cores, arguments.batch_size, arguments.max_new_tokens)

@@ -138,7 +138,7 @@ class ServiceSettings(BaseSettings):
     on a GPU when unset; more than its slowest step takes."""
 
     ocr_batch_size: Annotated[int, Field(ge=1, le=256)] | None = None
-    """Maximum pages that are read together; 8 on a CPU and 64 on a GPU when unset."""
+    """Maximum pages that are read together; 16 on a CPU and 64 on a GPU when unset."""
     ocr_max_wait_ms: Annotated[float, Field(ge=0, le=1000)] = 5.0
     """Batching window: how long an idle engine waits for more pages before its first step, in milliseconds. A page that
     is alone in the service does not wait."""

@@ -23,6 +23,8 @@ class PageHeader:
     plan: ViewPlan
     image_px: tuple[int, int] | None
     """Height and width of an image; None: the tail is the views of the plan."""
+    is_canvas: bool = False
+    """See `PageViews`."""
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -44,7 +46,10 @@ class PageHeader:
 def encode_page(page: PreparedPage) -> tuple[PageHeader, list[memoryview]]:
     """The header of a page, and its pixels where they are."""
     image_px = page.image_HWC.shape[:2] if isinstance(page, PageImage) else None
-    return PageHeader(page.plan, image_px), [np.ascontiguousarray(pixels).reshape(-1).data for pixels in page.arrays]
+    is_canvas = isinstance(page, PageViews) and page.is_canvas
+    return PageHeader(page.plan, image_px, is_canvas=is_canvas), [
+        np.ascontiguousarray(pixels).reshape(-1).data for pixels in page.arrays
+    ]
 
 
 def decode_page(header: PageHeader, tail: memoryview) -> PreparedPage:
@@ -66,4 +71,6 @@ def decode_page(header: PageHeader, tail: memoryview) -> PreparedPage:
         raise BrokenFrameError("a page's numbers do not agree with its pixels")
     pixels = np.split(np.frombuffer(tail, np.uint8), [math.prod(shapes[0])])
     arrays = [part.reshape(shape) for part, shape in zip(pixels, shapes, strict=False)]
-    return PageImage(plan, *arrays) if image_px else PageViews(plan, *arrays)
+    if image_px:
+        return PageImage(plan, arrays[0])
+    return PageViews(plan, arrays[0], arrays[1], is_canvas=header.is_canvas)

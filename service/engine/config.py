@@ -44,6 +44,8 @@ class EngineLimits:
     loaded already stays in full."""
     cuda_graphs: bool = True
     """Whether decode steps are captured; off, to measure what that gives."""
+    skips_padding: bool = True
+    """Whether a CPU leaves the padding of canvases of lines out; see `cpu.bands`."""
     loop_rule: LoopRule = field(default_factory=LoopRule)
     adapter_slots: int = 0
     """Adapters that can be resident at once; 0: none, and nothing is prepared for them."""

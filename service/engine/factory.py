@@ -96,6 +96,7 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         max_sequence_tokens=max_sequence_tokens,
         batch_size=limits.batch_size,
         prepares_views=runner.prepares_views,
+        skips_padding=runner.skips_padding,
         adapter_slots=limits.adapter_slots,
         adapter_max_rank=limits.adapter_max_rank if limits.adapter_slots else 0,
         calibration=checkpoint.calibration,
@@ -111,6 +112,8 @@ def _make_cpu_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tupl
     from service.engine.cpu.runner import CpuRunner
     from service.engine.lora.bank import make_bank
 
+    geometry = checkpoint.geometry
+    skips_padding = limits.skips_padding and geometry.reads_lines and hasattr(checkpoint.model, "encode_bands")
     runner = CpuRunner(
         checkpoint.model,
         max_rows=limits.batch_size,
@@ -119,6 +122,7 @@ def _make_cpu_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tupl
         rule=limits.loop_rule,
         kv_tokens=limits.kv_tokens,
         bank=make_bank(checkpoint.model, limits),
+        token_px=geometry.patch_px * geometry.downsample if skips_padding else None,
     )
     return runner, limits
 

@@ -171,6 +171,8 @@ class EngineInfo:
     batch_size: int
     prepares_views: bool = False
     """Whether the device makes views of images; every engine takes both forms of a page, this says which to send."""
+    skips_padding: bool = False
+    """Whether a low canvas of lines costs less than one that fills its view."""
     adapter_slots: int = 0
     """Adapters that can be resident at once."""
     adapter_max_rank: int = 0

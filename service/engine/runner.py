@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, Union
+from typing import TYPE_CHECKING, Any, Protocol, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +46,8 @@ class NewRow:
 
     slot: int
     prompt_ids: Sequence[int]
-    features_LD: Tensor
-    """One vector for each image token among the ids."""
+    features_LD: Any
+    """What `Runner.assemble` gave."""
     params: SamplingParams
     adapter: int = NO_ADAPTER
     """Slot of the adapter that answers."""
@@ -84,6 +84,10 @@ class Runner(Protocol):
         """Whether it takes pages as images and makes the views itself."""
 
     @property
+    def skips_padding(self) -> bool:
+        """Whether a low canvas of lines costs less than one that fills its view."""
+
+    @property
     def kv_tokens(self) -> int:
         """Key and value tokens that all slots hold together."""
 
@@ -98,7 +102,7 @@ class Runner(Protocol):
     def warm_up(self) -> None:
         """Do one-time work that would otherwise slow the first steps."""
 
-    def prepare(self, page: PreparedPage, geometry: GeometryConfig) -> Sequence[View]:
+    def prepare(self, page: PreparedPage, geometry: GeometryConfig) -> Sequence[Any]:
         """All views of a page, the global one first, where `encode` takes them from.
 
         Args:
@@ -106,33 +110,33 @@ class Runner(Protocol):
             geometry: The checkpoint's.
 
         Returns:
-            `[px, px, 3]` each, uint8.
+            `[px, px, 3]` each, uint8, or another form of the runner's own.
 
         Raises:
             DeviceFullError: There is no memory for them.
         """
 
-    def encode(self, views: Sequence[View]) -> list[Tensor]:
-        """Encode views `[px, px, 3]`, those of one size together.
+    def encode(self, views: Sequence[Any]) -> Sequence[Any]:
+        """Encode views, those of one size together.
 
         Args:
-            views: Of any pages.
+            views: From `prepare`, of any pages.
 
         Returns:
-            `[N, D]` for each, in their order.
+            `[N, D]` for each, in their order, or another form of the runner's own.
 
         Raises:
             DeviceFullError: Not even one view at a time fits.
         """
 
-    def assemble(self, pages: Sequence[tuple[ViewPlan, Sequence[Tensor]]]) -> Tensor:
+    def assemble(self, pages: Sequence[tuple[ViewPlan, Sequence[Any]]]) -> Any:
         """Join the encoded views of a prompt's pages, the global one first among each page's.
 
         Args:
             pages: Plan and views of each, in the order of the prompt.
 
         Returns:
-            `[L, D]`, as many vectors as the prompt has image tokens.
+            `[L, D]`, as many vectors as the prompt has image tokens, or another form of the runner's own.
         """
 
     def open(self, rows: Sequence[NewRow]) -> None:

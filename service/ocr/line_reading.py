@@ -19,7 +19,7 @@ from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.grounding import Region
 from shared.deepseek_ocr.line_views import view_of
-from shared.images.canvases import Strip, pack
+from shared.images.canvases import SIDE_PX, Strip, pack
 from shared.images.strip_text import (
     PROBED_CANVASES,
     PageText,
@@ -55,6 +55,8 @@ async def read_lines(
     max_new_tokens: int | None,
     read: Read,
     on_text: Callable[[str], None] | None = None,
+    *,
+    most_px: int = SIDE_PX,
 ) -> LinesResult:
     """Read a page's strips.
 
@@ -65,13 +67,14 @@ async def read_lines(
             as its lines can have.
         read: Called for several canvases at once; what it raises ends all of them and comes in a group.
         on_text: Called with each piece of the text, in order.
+        most_px: Height of a canvas at most. Many low ones have short answers, which are written at once.
 
     Returns:
         The page's text and boxes.
     """
     reading = _LinesReading(strips, geometry, max_new_tokens, read, on_text)
     first = 0
-    canvases = pack(strips)
+    canvases = pack(strips, most_px=most_px)
     reading.probe = _Probe(min(PROBED_CANVASES, len(canvases)))
     async with asyncio.TaskGroup() as group:
         for number, canvas in enumerate(canvases):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.deepseek_ocr.configuration import ClipConfig
-from shared.deepseek_ocr.sam import resize_positions
+from shared.deepseek_ocr.sam import stored_positions
 
 
 class ClipEncoder(nn.Module):
@@ -24,16 +24,17 @@ class ClipEncoder(nn.Module):
         self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.transformer = ClipTransformer(config)
 
-    def forward(self, features_VCHW: Tensor) -> Tensor:
+    def forward(self, features_VCHW: Tensor, first_row: int | None = None) -> Tensor:
         """Encode the tokens of views of one size.
 
         Args:
             features_VCHW: output of the first encoder.
+            first_row: where bands begin in views of the stored size, in tokens; None: the views are whole.
 
         Returns:
             `[V, H * W, C]`, without the class token.
         """
-        x_VLC = self.pre_layrnorm(self.embeddings(features_VCHW))
+        x_VLC = self.pre_layrnorm(self.embeddings(features_VCHW, first_row))
         for layer in self.transformer.layers:
             x_VLC = layer(x_VLC)
         return x_VLC[:, 1:]
@@ -48,12 +49,12 @@ class ClipEmbeddings(nn.Module):
         self.class_embedding = nn.Parameter(torch.zeros(config.hidden_size))
         self.position_embedding = nn.Embedding(config.grid_size**2 + 1, config.hidden_size)
 
-    def forward(self, features_VCHW: Tensor) -> Tensor:
+    def forward(self, features_VCHW: Tensor, first_row: int | None = None) -> Tensor:
         """Prepend the class token and add positions, interpolated if the grid differs from the stored one."""
         views, channels, height, width = features_VCHW.shape
         stored_LC = self.position_embedding.weight
         grid_1HWC = stored_LC[1:].view(1, self.grid_size, self.grid_size, channels)
-        positions_1LC = resize_positions(grid_1HWC, height, width).reshape(1, height * width, channels)
+        positions_1LC = stored_positions(grid_1HWC, height, width, first_row).reshape(1, height * width, channels)
         tokens_VLC = features_VCHW.flatten(2).transpose(1, 2) + positions_1LC
         class_token = (self.class_embedding + stored_LC[0]).expand(views, 1, channels)
         return torch.cat((class_token, tokens_VLC), dim=1)

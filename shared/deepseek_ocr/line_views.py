@@ -40,7 +40,7 @@ def view_of(canvas: Canvas, geometry: GeometryConfig) -> PageViews:
         geometry: The checkpoint's.
 
     Returns:
-        What `prepare_views` would make of it, without a codec.
+        The canvas in the middle of a view, at most a row of tokens higher.
 
     Raises:
         ValueError: The canvas needs more than one view or another size.
@@ -51,6 +51,8 @@ def view_of(canvas: Canvas, geometry: GeometryConfig) -> PageViews:
     if plan.num_tiles or (place.content_width_px, place.content_height_px) != (width, height):
         raise ValueError(f"a canvas of {width}x{height} px is not one view")
     view_HWC = np.full((place.canvas_height_px, place.canvas_width_px, CHANNELS), PADDING_GREY, np.uint8)
-    top, left = place.offset_y_px, place.offset_x_px
+    # Where a row of tokens begins, so that the canvas is on as few of them as it can be.
+    token_px = geometry.patch_px * geometry.downsample
+    top, left = place.offset_y_px // token_px * token_px, place.offset_x_px
     view_HWC[top : top + height, left : left + width] = canvas.pixels_HW[:, :, None]
-    return PageViews(plan, view_HWC, np.empty((0, plan.tile_px, plan.tile_px, CHANNELS), np.uint8))
+    return PageViews(plan, view_HWC, np.empty((0, plan.tile_px, plan.tile_px, CHANNELS), np.uint8), is_canvas=True)

@@ -8,6 +8,7 @@ Shape letters: B sequences, L tokens, V views, T tiles, H and W pixels, C colour
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -72,9 +73,18 @@ class DeepseekOcrModel(nn.Module):
 
     def encode_views(self, views_VHWC: Tensor) -> Tensor:
         """Encode views of one size, from any number of pages."""
-        dtype = self.image_newline.dtype
-        sam_VCHW = self.sam_model(normalise_views(views_VHWC, dtype))
-        clip_VNC = self.vision_model(sam_VCHW)
+        return self._encode(views_VHWC, None)
+
+    def encode_bands(self, bands_VHWC: Tensor, first_row: int) -> Tensor:
+        """Encode bands of rows of views of the stored size."""
+        return self._encode(bands_VHWC, first_row)
+
+    def _encode(self, views_VHWC: Tensor, first_row: int | None) -> Tensor:
+        """Encode views, or bands that begin at a row of tokens."""
+        dtype, sam = self.image_newline.dtype, self.config.sam_config
+        patches = None if first_row is None else first_row * math.prod(sam.downsample_strides)
+        sam_VCHW = self.sam_model(normalise_views(views_VHWC, dtype), patches)
+        clip_VNC = self.vision_model(sam_VCHW, first_row)
         return self.projector(torch.cat((clip_VNC, sam_VCHW.flatten(2).transpose(1, 2)), dim=-1))
 
     @property
@@ -142,6 +152,21 @@ class DeepseekOcrForConditionalGeneration(PageInputMixin, PreTrainedModel, Gener
             `[V, N, D]`, ready for `assemble_page`.
         """
         return self.model.encode_views(views_VHWC)
+
+    def encode_bands(self, bands_VHWC: Tensor, first_row: int) -> Tensor:
+        """Encode bands of rows of views as if the rest of the views were not there.
+
+        Args:
+            bands_VHWC: uint8, RGB; as wide as views of the stored size.
+            first_row: where they begin in such views, in rows of vision tokens.
+
+        Returns:
+            `[V, N, D]`, rows of tokens from top to bottom.
+
+        Raises:
+            ValueError: a band reaches beyond the view.
+        """
+        return self.model.encode_bands(bands_VHWC, first_row)
 
     def assemble_page(
         self, global_tokens_ND: Tensor, tile_tokens_TND: Tensor | None, columns: int, rows: int

@@ -7,6 +7,8 @@ Shape letters: T tokens, H hidden width, E experts, K experts per token, I inter
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -109,17 +111,37 @@ def grouped_experts(
     Returns:
         `[T, H]`.
     """
+
+    def apply(expert: int, x_TH: Tensor) -> Tensor:
+        gate, up = F.linear(x_TH, gate_up_EJH[expert]).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * up, down_EHI[expert])
+
+    return expert_by_expert(x_TH, weights_TK, experts_TK, apply)
+
+
+def expert_by_expert(
+    x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, apply: Callable[[int, Tensor], Tensor]
+) -> Tensor:
+    """`grouped_experts` with any way to compute an expert.
+
+    Args:
+        x_TH: hidden states of the tokens.
+        weights_TK: float32, from `Gate`.
+        experts_TK: int64, from `Gate`; all K of a token differ.
+        apply: an expert's number and its tokens `[t, H]` to its outputs `[t, H]`.
+
+    Returns:
+        `[T, H]`.
+    """
     top_k = experts_TK.shape[1]
     chosen = experts_TK.flatten()
     order = chosen.argsort(stable=True)
     sorted_x = x_TH[order // top_k]
-    counts = torch.bincount(chosen, minlength=gate_up_EJH.shape[0]).tolist()
     outputs = []
     start = 0
-    for expert, count in enumerate(counts):
+    for expert, count in enumerate(torch.bincount(chosen).tolist()):
         if count:
-            gate, up = F.linear(sorted_x[start : start + count], gate_up_EJH[expert]).chunk(2, dim=-1)
-            outputs.append(F.linear(F.silu(gate) * up, down_EHI[expert]))
+            outputs.append(apply(expert, sorted_x[start : start + count]))
             start += count
     # Back in the order of tokens, each sum adds its K terms in the same order, whatever the batch.
     by_token_TKH = torch.cat(outputs)[order.argsort()].view(*experts_TK.shape, -1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.deepseek_ocr.configuration import SamConfig
-from shared.deepseek_ocr.relative_attention import relative_attention, relative_table
+from shared.deepseek_ocr.relative_attention import near_distances, relative_attention, relative_table
 
 
 class SamEncoder(nn.Module):
@@ -36,19 +36,21 @@ class SamEncoder(nn.Module):
         self.net_2 = nn.Conv2d(config.neck_channels, first, kernel_size=3, stride=strides[0], padding=1, bias=False)
         self.net_3 = nn.Conv2d(first, second, kernel_size=3, stride=strides[1], padding=1, bias=False)
 
-    def forward(self, pixels_VCHW: Tensor) -> Tensor:
-        """Encode views of one size.
+    def forward(self, pixels_VCHW: Tensor, first_row: int | None = None) -> Tensor:
+        """Encode views of one size, or bands of rows of such views as if the rest of them were not there.
 
         Args:
             pixels_VCHW: in `[-1, 1]`; height and width are multiples of the patch size.
+            first_row: where bands begin in views of the stored size, in patches; None: the views are whole.
 
         Returns:
             `[V, C, h, w]`, C from the last downsample convolution.
         """
         x_VHWC = self.patch_embed(pixels_VCHW)
-        x_VHWC = x_VHWC + resize_positions(self.pos_embed, x_VHWC.shape[1], x_VHWC.shape[2])
+        height, width = x_VHWC.shape[1:3]
+        x_VHWC = x_VHWC + stored_positions(self.pos_embed, height, width, first_row)
         for block in self.blocks:
-            x_VHWC = block(x_VHWC)
+            x_VHWC = block(x_VHWC, is_band=first_row is not None)
         return self.net_3(self.net_2(self.neck(x_VHWC.permute(0, 3, 1, 2))))
 
 
@@ -99,15 +101,15 @@ class SamBlock(nn.Module):
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = SamMlp(config.hidden_size, int(config.hidden_size * config.mlp_ratio))
 
-    def forward(self, x_VHWC: Tensor) -> Tensor:
-        """Apply the layer to views of one size."""
+    def forward(self, x_VHWC: Tensor, *, is_band: bool = False) -> Tensor:
+        """Apply the layer to views, or bands of views, of one size."""
         attended = self.norm1(x_VHWC)
         if self.window_size:
             height, width = x_VHWC.shape[1:3]
             windows = split_windows(attended, self.window_size)
             attended = join_windows(self.attn(windows), self.window_size, height, width)
         else:
-            attended = self.attn(attended)
+            attended = self.attn(attended, is_band=is_band)
         x_VHWC = x_VHWC + attended
         return x_VHWC + self.mlp(self.norm2(x_VHWC))
 
@@ -124,12 +126,13 @@ class SamAttention(nn.Module):
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * size - 1, head_dim))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * size - 1, head_dim))
 
-    def forward(self, x_VHWC: Tensor) -> Tensor:
-        """Attend among all positions of each grid."""
+    def forward(self, x_VHWC: Tensor, *, is_band: bool = False) -> Tensor:
+        """Attend among all positions of each grid, or of a band of its rows."""
         views, height, width, channels = x_VHWC.shape
         qkv = self.qkv(x_VHWC).view(views, height * width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         q_VNLD, k_VNLD, v_VNLD = qkv.unbind(0)
-        rows_HKD, columns_WKD = relative_table(self.rel_pos_h, height), relative_table(self.rel_pos_w, width)
+        rel_pos_h = near_distances(self.rel_pos_h, height) if is_band else self.rel_pos_h
+        rows_HKD, columns_WKD = relative_table(rel_pos_h, height), relative_table(self.rel_pos_w, width)
         out_VNLD = relative_attention(q_VNLD, k_VNLD, v_VNLD, rows_HKD, columns_WKD)
         return self.proj(out_VNLD.transpose(1, 2).reshape(views, height, width, channels))
 
@@ -179,6 +182,29 @@ def join_windows(windows: Tensor, size: int, height: int, width: int) -> Tensor:
     rows, columns = -(-height // size), -(-width // size)
     grid = windows.view(-1, rows, columns, size, size, windows.shape[-1]).transpose(2, 3)
     return grid.reshape(-1, rows * size, columns * size, windows.shape[-1])[:, :height, :width]
+
+
+def stored_positions(positions_1HWC: Tensor, height: int, width: int, first_row: int | None) -> Tensor:
+    """Position embeddings of views, or of bands of their rows.
+
+    Args:
+        positions_1HWC: the stored embeddings.
+        height: rows of a view or band.
+        width: columns.
+        first_row: the band's first row on the stored grid, which is as wide; None: a whole view.
+
+    Returns:
+        `[1, height, width, C]`.
+
+    Raises:
+        ValueError: the stored grid has no such band.
+    """
+    if first_row is None:
+        return resize_positions(positions_1HWC, height, width)
+    rows, columns = positions_1HWC.shape[1:3]
+    if columns != width or not 0 <= first_row <= rows - height:
+        raise ValueError(f"no band of {height} x {width} from row {first_row} on a grid of {rows} x {columns}")
+    return positions_1HWC[:, first_row : first_row + height]
 
 
 def resize_positions(positions_1HWC: Tensor, height: int, width: int) -> Tensor:

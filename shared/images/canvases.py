@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIDE_PX = 640
+BAND_PX = 160
+"""Height of low canvases: four lines of print, as high as a window of nano's attention."""
 EM_PX = 22.0
 """Size of print on a canvas."""
 MARGIN_PX = 10
@@ -77,15 +79,27 @@ class Canvas:
     pixels_HW: NDArray[np.uint8]
 
 
-def pack(strips: Sequence[Strip], em_px: float = EM_PX, most_lines: int = MOST_LINES) -> list[Canvas]:
-    """Put strips on canvases, in their order."""
+def pack(
+    strips: Sequence[Strip], em_px: float = EM_PX, most_lines: int = MOST_LINES, most_px: int = SIDE_PX
+) -> list[Canvas]:
+    """Put strips on canvases, in their order.
+
+    Args:
+        strips: In reading order.
+        em_px: Size of their print.
+        most_lines: Strips of a canvas at most.
+        most_px: Height of a canvas at most; a higher strip has one of its own.
+
+    Returns:
+        At least one for any strips.
+    """
     canvases: list[Canvas] = []
     waiting: list[Strip] = []
     leading = max(3, round(_LEADING_EM * em_px))
     height = 2 * MARGIN_PX
     for strip in strips:
         more = strip.pixels_HW.shape[0] + (leading if waiting else 0)
-        if waiting and (height + more > SIDE_PX or len(waiting) >= most_lines):
+        if waiting and (height + more > most_px or len(waiting) >= most_lines):
             canvases.append(_canvas(waiting, leading))
             waiting, height = [], 2 * MARGIN_PX
             more = strip.pixels_HW.shape[0]

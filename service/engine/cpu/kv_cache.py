@@ -13,6 +13,7 @@ Shape letters: B rows, N heads, L new tokens, S tokens attended to, D head width
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,8 @@ class _Row:
     """Tokens of prompt and answer."""
     finite: int
     """Cells that have been written since it was opened."""
+    skipped: int = 0
+    """Positions of its prompt that have no token."""
 
     def next_cell(self, ring: AnswerRing | None) -> int:
         """Where the next token goes."""
@@ -99,12 +102,13 @@ class SlotCache:
         """Tokens of a row's prompt and answer."""
         return self._rows[row].length
 
-    def open_rows(self, count: int, length: int) -> PrefillWindow:
+    def open_rows(self, count: int, length: int, skipped: Sequence[int] = ()) -> PrefillWindow:
         """Add rows of equal length at the end, to be filled through the window.
 
         Args:
             count: Number of rows.
             length: Tokens of each.
+            skipped: How many positions of each row's prompt have no token; empty: none.
 
         Returns:
             The model's cache for the pass that fills them.
@@ -116,7 +120,7 @@ class SlotCache:
         if first + count > self.max_rows:
             raise ValueError(f"{first + count} rows do not fit into {self.max_rows}")
         self._reserve(length + 1)
-        self._rows += [_Row(length, length, length) for _ in range(count)]
+        self._rows += [_Row(length, length, length, each) for each in skipped or [0] * count]
         return PrefillWindow(self._storage[:, :, first : first + count, :, :length])
 
     def close_row(self, row: int) -> None:
@@ -150,13 +154,14 @@ class SlotCache:
         used = max(row.num_cells(row.length + 1, self._ring) for row in self._rows)
         self._reserve(used)
         self._clear_ahead(used)
-        positions = [row.length for row in self._rows]
+        lengths = [row.length for row in self._rows]
+        positions = [row.length + row.skipped for row in self._rows]
         for row in self._rows:
             row.length += 1
-        is_hidden_BS = self._hidden_of(self._ring, positions, used) if self._ring else None
+        is_hidden_BS = self._hidden_of(self._ring, lengths, used) if self._ring else None
         return DecodeWindow(self._storage, positions, cells, used, is_hidden_BS)
 
-    def _hidden_of(self, ring: AnswerRing, positions: list[int], used: int) -> Tensor | None:
+    def _hidden_of(self, ring: AnswerRing, lengths: list[int], used: int) -> Tensor | None:
         """Cells that are too old for a row's token or not filled, `[B, S]`; None if no row has any.
 
         A cell's age is the number of tokens since the newest that belongs there. Tokens taken back by a rewind lie in
@@ -166,7 +171,7 @@ class SlotCache:
             return None
         device = self._storage.device
         prompts_B1 = torch.tensor([[row.prompt] for row in self._rows], device=device)
-        newest_B1 = torch.tensor(positions, device=device)[:, None] - prompts_B1
+        newest_B1 = torch.tensor(lengths, device=device)[:, None] - prompts_B1
         place_BS = torch.arange(used, device=device) - prompts_B1
         age_BS = (newest_B1 - place_BS) % ring.cells
         is_hidden_BS = (age_BS >= ring.window) | (age_BS > newest_B1) | (place_BS >= ring.cells)

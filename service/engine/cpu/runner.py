@@ -12,19 +12,22 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from service.engine.answer_ring import AnswerRing
+from service.engine.cpu.bands import BandAssembler, BandFeatures, BandPixels, PartialFeatures, band_of, rows_of
 from service.engine.cpu.kv_cache import DecodeWindow, PrefillWindow, SlotCache
 from service.engine.cpu.packed_decoder import PackedDecoder, can_pack
+from service.engine.cpu.packed_linear import with_packed_layers
 from service.engine.lora.bank import AdapterBank, PackedAdapter, pack_adapter
 from service.engine.lora.files import AdapterFiles
 from service.engine.lora.hooks import adapted
@@ -65,6 +68,8 @@ class Prompt:
     ids: Sequence[int]
     features_LD: Tensor
     """One vector for each image token among the ids."""
+    positions: Sequence[int] | None = None
+    """Of the ids, which rise; None: they have no gaps."""
     adapter: int = NO_ADAPTER
     draw: Draw | None = None
     """How the first token is chosen; None: greedily."""
@@ -101,6 +106,8 @@ class CpuRunner:
         kv_tokens: What all rows hold together; None: `max_rows` of the longest.
         growth_tokens: Steps in which the cache grows.
         bank: Adapters, made without `splits_shared`; None: there are none.
+        token_px: Side of what a vision token of the model shows, where the padding of canvases is left out (`bands`);
+            None: all views are read whole.
     """
 
     depth = 0
@@ -118,8 +125,12 @@ class CpuRunner:
         kv_tokens: int | None = None,
         growth_tokens: int = 256,
         bank: AdapterBank | None = None,
+        token_px: int | None = None,
     ) -> None:
         text = model.config.text_config
+        self._packed = PackedDecoder(model, max_tokens + 1) if can_pack(model) else None
+        if self._packed and isinstance(model, nn.Module):
+            model = with_packed_layers(model)
         self._model = model
         # Adapters are hooks on these layers.
         self._decode_embedded = model.decoder.decode if kind_of(model).has_fast_decoder else model.decode
@@ -144,7 +155,8 @@ class CpuRunner:
             device=self._device,
             dtype=model.lm_head.weight.dtype,
         )
-        self._packed = PackedDecoder(model, max_tokens + 1) if can_pack(model) else None
+        self._token_px = token_px
+        self._bands = BandAssembler(model, token_px) if token_px else None
 
     @property
     def kv_tokens(self) -> int:
@@ -156,35 +168,56 @@ class CpuRunner:
         """Newest answer tokens whose keys a slot keeps; None: all."""
         return self._ring.cells if self._ring else None
 
+    @property
+    def skips_padding(self) -> bool:
+        """Whether padding is left out."""
+        return self._bands is not None
+
     def warm_up(self) -> None:
         """Nothing to prepare."""
 
-    def prepare(self, page: PreparedPage, geometry: GeometryConfig) -> Sequence[NDArray[np.uint8]]:
-        """All views of a page on the host; those of an image are made by Pillow."""
+    def prepare(self, page: PreparedPage, geometry: GeometryConfig) -> Sequence[NDArray[np.uint8] | BandPixels]:
+        """All views of a page on the host, or the band of its only one; those of an image are made by Pillow."""
         if isinstance(page, PageImage):
             page = PageViews(page.plan, *prepare_views(Image.fromarray(page.image_HWC), page.plan, geometry))
+        if self._token_px and page.is_canvas:
+            band = band_of(page.global_view_HWC, self._token_px)
+            if band:
+                return [BandPixels(band, rows_of(page.global_view_HWC, band, self._token_px))]
         return [page.global_view_HWC, *page.tiles_THWC]
 
     @torch.inference_mode()
-    def encode(self, views: Sequence[View]) -> list[Tensor]:
-        """Encode views, those of one size together.
+    def encode(self, views: Sequence[View | BandPixels]) -> list[Tensor | BandFeatures]:
+        """Encode views, those of one size together, and bands, those of one place together.
 
         Args:
-            views: `[px, px, 3]` each.
+            views: `[px, px, 3]` each, and bands.
 
         Returns:
             `[N, D]` for each view, in their order.
         """
-        tokens: dict[int, Tensor] = {}
-        for indices in _group_equal([view.shape[0] for view in views]):
-            stacked_VHWC = torch.from_numpy(np.stack([np.asarray(views[index]) for index in indices]))
-            encoded_VND = self._model.encode_views(stacked_VHWC.to(self._device))
-            tokens.update(zip(indices, encoded_VND, strict=True))
+        tokens: dict[int, Tensor | BandFeatures] = {}
+        for indices in _group_equal([_place_of(view) for view in views]):
+            alike = [views[index] for index in indices]
+            bands = [view.band for view in alike if isinstance(view, BandPixels)]
+            pixels = [view.pixels_HWC if isinstance(view, BandPixels) else np.asarray(view) for view in alike]
+            stacked_VHWC = torch.from_numpy(np.stack(pixels)).to(self._device)
+            if bands:
+                encoded_VND = self._model.encode_bands(stacked_VHWC, bands[0].first_row)  # type: ignore[attr-defined] # as `token_px` says
+                features = [BandFeatures(band, tokens_ND) for band, tokens_ND in zip(bands, encoded_VND, strict=True)]
+                tokens.update(zip(indices, features, strict=True))
+            else:
+                tokens.update(zip(indices, self._model.encode_views(stacked_VHWC), strict=True))
         return [tokens[index] for index in range(len(views))]
 
     @torch.inference_mode()
-    def assemble(self, pages: Sequence[tuple[ViewPlan, Sequence[Tensor]]]) -> Tensor:
+    def assemble(self, pages: Sequence[tuple[ViewPlan, Sequence[Any]]]) -> Tensor | PartialFeatures:
         """See `runner.Runner`."""
+        for _, (first, *_) in pages:
+            if isinstance(first, BandFeatures):
+                assert len(pages) == 1
+                assert self._bands is not None
+                return self._bands.assemble(first)
         return assemble_pages(self._model, pages)
 
     def open(self, rows: Sequence[NewRow]) -> None:
@@ -193,12 +226,14 @@ class CpuRunner:
         for row in rows:
             assert row.slot not in self._states
             judge = TokenJudge(self._eos_id, row.params.max_new_tokens, self._rule)
-            state = _SlotState(len(row.prompt_ids), row.params, judge, row.adapter)
+            ids, positions, features = row.prompt_ids, None, row.features_LD
+            if isinstance(features, PartialFeatures):
+                positions = features.positions(ids, self._model.config.image_token_id)
+                ids, features = [ids[position] for position in positions], features.features_KD
+            state = _SlotState(len(ids), row.params, judge, row.adapter)
             self._slots.append(row.slot)
             self._states[row.slot] = state
-            prompts.append(
-                Prompt(row.prompt_ids, row.features_LD, row.adapter, state.draw(), row.params.num_alternatives)
-            )
+            prompts.append(Prompt(ids, features, positions, row.adapter, state.draw(), row.params.num_alternatives))
         choices = self.prefill(prompts)
         self._report([row.slot for row in rows], choices)
 
@@ -247,10 +282,12 @@ class CpuRunner:
             ids_BL = torch.tensor([list(prompt.ids) for prompt in batch], device=self._device)
             features = [prompt.features_LD for prompt in batch if len(prompt.features_LD)]
             embeds_BLD = self._model.embed_inputs(ids_BL, features)
-            positions_1L = torch.arange(ids_BL.shape[1], device=self._device).unsqueeze(0)
-            window = self._cache.open_rows(len(batch), ids_BL.shape[1])
+            positions = [prompt.positions or range(len(prompt.ids)) for prompt in batch]
+            positions_BL = torch.tensor([list(each) for each in positions], device=self._device)
+            skipped = [each[-1] + 1 - len(each) for each in positions]
+            window = self._cache.open_rows(len(batch), ids_BL.shape[1], skipped)
             with self._adapted([prompt.adapter for prompt in batch], ids_BL.shape[1]):
-                logits_BK = self._logits(embeds_BLD, positions_1L, None, window)
+                logits_BK = self._logits(embeds_BLD, positions_BL, None, window)
             draws = {row: each.draw for row, each in enumerate(batch) if each.draw}
             wanted = {row: each.num_alternatives for row, each in enumerate(batch) if each.num_alternatives}
             choices += self._choose(logits_BK, {}, draws, wanted)
@@ -374,9 +411,16 @@ class CpuRunner:
         return draw_scores(logits_BK, temperature_B1, numbers_B2[:, :1], numbers_B2[:, 1:])
 
 
-def _group_equal(sizes: Sequence[int]) -> Iterable[list[int]]:
+def _place_of(view: View | BandPixels) -> tuple[int, int]:
+    """What must be equal for views to be encoded together: pixels down, and a band's first row."""
+    if isinstance(view, BandPixels):
+        return view.pixels_HWC.shape[0], view.band.first_row
+    return view.shape[0], 0
+
+
+def _group_equal(sizes: Sequence[Hashable]) -> Iterable[list[int]]:
     """Indices of equal sizes, groups in the order of their first member."""
-    groups: dict[int, list[int]] = {}
+    groups: dict[Hashable, list[int]] = {}
     for index, size in enumerate(sizes):
         groups.setdefault(size, []).append(index)
     return groups.values()

@@ -69,6 +69,7 @@ class GpuRunner:
 
     depth = 1
     prepares_views = True
+    skips_padding = False
 
     def __init__(
         self,

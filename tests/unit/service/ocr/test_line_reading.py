@@ -16,7 +16,7 @@ from shared.contract.answer import FinishReason
 from shared.contract.confidence import score_tokens
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.nano_config import NANO_GEOMETRY
-from shared.images.canvases import Strip
+from shared.images.canvases import BAND_PX, Strip
 
 HEIGHT = 24
 
@@ -180,3 +180,11 @@ def test_limit_is_the_pages_where_there_is_one():
     result, _ = run(strips_of(40), Reader(), most=60)
     assert result.result.finish_reason is FinishReason.LENGTH
     assert expected(40).startswith(result.result.text)
+
+
+def test_low_canvases_hold_fewer_lines_and_give_the_same_text():
+    reader = Reader()
+    shown: list[str] = []
+    result = asyncio.run(read_lines(strips_of(40), NANO_GEOMETRY, 4000, reader, shown.append, most_px=BAND_PX))
+    assert result.result.text == "".join(shown) == expected(40)
+    assert [len(numbers) for numbers in reader.asked] == [4] * 10

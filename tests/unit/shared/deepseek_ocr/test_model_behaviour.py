@@ -23,9 +23,9 @@ def model():
     return tiny_model()
 
 
+@pytest.mark.parametrize("trains", [True, False])
 @pytest.mark.parametrize(("height", "width"), [(5, 3), (19, 17)])
-@torch.inference_mode()
-def test_relative_attention_is_attention_with_the_bias_written_out(height, width):
+def test_relative_attention_is_attention_with_the_bias_written_out(height, width, trains):
     torch.manual_seed(0)
     dim = 10
     q, k, v = torch.randn(3, 2, 4, height * width, dim)
@@ -35,7 +35,8 @@ def test_relative_attention_is_attention_with_the_bias_written_out(height, width
     column = place[:, None] % width - place % width + width - 1
     bias = torch.einsum("vnid,ijd->vnij", q, rel_h[row] + rel_w[column])
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    ours = relative_attention(q, k, v, relative_table(rel_h, height), relative_table(rel_w, width))
+    with torch.set_grad_enabled(trains):
+        ours = relative_attention(q, k, v, relative_table(rel_h, height), relative_table(rel_w, width))
     torch.testing.assert_close(ours, expected)
 
 
@@ -300,3 +301,30 @@ def test_generate_stops_at_the_end_token():
         model.lm_head.weight.zero_()
         model.lm_head.weight[1] = model(ids).last_hidden_state[0, -1]
     assert model.generate(ids, max_new_tokens=5, do_sample=False).tolist() == [[0, 5, 6, 1]]
+
+
+@torch.inference_mode()
+def test_a_band_of_all_rows_is_the_view(model):
+    pixels = views(2)
+    torch.testing.assert_close(model.encode_bands(pixels, 0), model.encode_views(pixels), rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_band_has_the_positions_of_its_rows(model):
+    pixels = views(1)[:, :32]
+    top, below = model.encode_bands(pixels, 0), model.encode_bands(pixels, 1)
+    assert top.shape == below.shape == (1, 3, 24)
+    assert not torch.allclose(top, below, atol=1e-2)
+    # A model whose first rows have the positions of the rows that the second band takes.
+    moved = copy.deepcopy(model)
+    sam, clip = moved.model.sam_model, moved.model.vision_model.embeddings
+    sam.pos_embed.copy_(sam.pos_embed.roll(-2, dims=1))
+    clip.position_embedding.weight[1:4] = model.model.vision_model.embeddings.position_embedding.weight[4:7]
+    torch.testing.assert_close(moved.encode_bands(pixels, 0), below, rtol=1e-5, atol=1e-5)
+
+
+def test_a_band_beyond_the_view_is_refused(model):
+    with pytest.raises(ValueError, match="no band of 2 x 5 from row 4"):
+        model.encode_bands(views(1)[:, :32], 2)
+    with pytest.raises(ValueError, match="no band"):
+        model.encode_bands(views(1)[:, :32, :64], 0)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from shared.images.canvases import MOST_LINES, SIDE_PX, Strip, pack
+from shared.images.canvases import BAND_PX, MOST_LINES, SIDE_PX, Strip, pack
 from shared.images.strip_text import PageText, first_line, lines_of
 
 
@@ -59,3 +59,12 @@ def test_each_strip_is_on_one_canvas_whole():
         assert len(canvas.strips) <= MOST_LINES
         for each, top in zip(canvas.strips, canvas.tops_px, strict=True):
             assert (canvas.pixels_HW[top : top + each.pixels_HW.shape[0], 10:610] == each.pixels_HW).all()
+
+
+def test_low_canvases_are_as_high_as_asked_unless_a_strip_is_higher():
+    strips = [strip(number, width=300, height=400 if number == 5 else 27) for number in range(12)]
+    canvases = pack(strips, most_px=BAND_PX)
+    assert [each for canvas in canvases for each in canvas.strips] == strips
+    assert [len(canvas.strips) for canvas in canvases] == [4, 1, 1, 4, 2]
+    heights = [canvas.pixels_HW.shape[0] for canvas in canvases]
+    assert [height <= BAND_PX for height in heights] == [True, True, False, True, True]

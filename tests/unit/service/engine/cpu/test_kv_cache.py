@@ -97,3 +97,16 @@ def test_more_rows_or_tokens_than_planned_are_refused():
     step(cache, [1.0])
     with pytest.raises(ValueError, match="tokens do not fit"):
         cache.open_step()
+
+
+def test_skipped_positions_take_no_cells():
+    cache = cache_of()
+    window = cache.open_rows(2, 3, skipped=[0, 7])
+    for layer in range(2):
+        window.update(torch.ones(2, 2, 3, 3), -torch.ones(2, 2, 3, 3), layer)
+    _, window = step(cache, [5.0, 6.0])
+    assert window.position_ids_B1.tolist() == [[3], [10]]
+    assert window.mask_B11S is None
+    cache.close_row(0)
+    assert visible(cache, [7.0]) == [[1, 1, 1, 6, 7]]
+    assert cache.open_step().position_ids_B1.tolist() == [[12]]
