@@ -495,7 +495,7 @@ def _all_rules(relief: Relief, mask_HW: NDArray[np.uint8], cap: float) -> tuple[
 
 
 def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
-    mask_HW = _mask(relief)
+    mask_HW, scale = _mask(relief), relief.scale
     height, width = mask_HW.shape
     cap = _cap_of(_shapes(mask_HW)[:, 3])
     rules_HW, upright_HW = _all_rules(relief, mask_HW, cap)
