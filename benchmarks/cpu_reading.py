@@ -54,7 +54,7 @@ from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import plan_views
 from shared.deepseek_ocr.line_views import is_crop
 from shared.deepseek_ocr.loading import load_checkpoint
-from shared.images.canvases import BAND_PX, SIDE_PX
+from shared.images.canvases import LOW_PX, SIDE_PX
 from shared.images.page_lines import lines_of_page
 from trainer.config import child_environment
 from trainer.evaluation.samples import Layout, Sample, load_scans, load_set, open_page
@@ -165,7 +165,7 @@ def read_as_served(engine: TorchEngine, image: Image.Image, max_new_tokens: int)
     strips = lines_of_page(image) if plan.num_views > 1 else ()
     if not strips or is_crop(plan, strips):
         return asyncio.run(_answer(engine, prepared(image, geometry), max_new_tokens)).text
-    most_px = BAND_PX if engine.info.skips_padding else SIDE_PX
+    most_px = LOW_PX if engine.info.skips_padding else SIDE_PX
     read = partial(_answer, engine)
     return asyncio.run(read_lines(strips, geometry, max_new_tokens, read, most_px=most_px)).result.text
 

@@ -62,7 +62,7 @@ from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.grounding import Region, parse_grounded
 from shared.deepseek_ocr.reading_layout import ReadingLayout, lines_from_views
 from shared.images.accounting import Account
-from shared.images.canvases import BAND_PX, SIDE_PX
+from shared.images.canvases import LOW_PX, SIDE_PX
 from shared.images.page_ink import Turn
 
 _log = logging.getLogger(__name__)
@@ -556,7 +556,7 @@ class DocumentReader:
         try:
             most = request.params.max_new_tokens if request.is_limited else None
             info = self._engine.info
-            most_px = BAND_PX if info.skips_padding else SIDE_PX
+            most_px = LOW_PX if info.skips_padding else SIDE_PX
             lines = await read_lines(strips, info.geometry, most, read, on_text, most_px=most_px)
         except BaseExceptionGroup as failures:
             reason = _first_reason(failures)

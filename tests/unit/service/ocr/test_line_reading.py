@@ -16,7 +16,7 @@ from shared.contract.answer import FinishReason
 from shared.contract.confidence import score_tokens
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.nano_config import NANO_GEOMETRY
-from shared.images.canvases import BAND_PX, Strip
+from shared.images.canvases import LOW_PX, Strip
 
 HEIGHT = 24
 
@@ -185,6 +185,6 @@ def test_limit_is_the_pages_where_there_is_one():
 def test_low_canvases_hold_fewer_lines_and_give_the_same_text():
     reader = Reader()
     shown: list[str] = []
-    result = asyncio.run(read_lines(strips_of(40), NANO_GEOMETRY, 4000, reader, shown.append, most_px=BAND_PX))
+    result = asyncio.run(read_lines(strips_of(40), NANO_GEOMETRY, 4000, reader, shown.append, most_px=LOW_PX))
     assert result.result.text == "".join(shown) == expected(40)
-    assert [len(numbers) for numbers in reader.asked] == [4] * 10
+    assert [len(numbers) for numbers in reader.asked] == [9] * 4 + [4]
