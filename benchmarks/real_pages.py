@@ -35,6 +35,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
+from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -278,10 +279,11 @@ class RapidReader:
 
     def __init__(self) -> None:
         try:
-            from rapidocr import RapidOCR
+            # Not an import statement, since the project does not depend on it.
+            package: Any = import_module("rapidocr")
         except ImportError as error:
             raise SystemExit("RapidOCR is not installed: pip install rapidocr onnxruntime") from error
-        self._engine: Any = RapidOCR()
+        self._engine: Any = package.RapidOCR()
 
     @property
     def name(self) -> str:
