@@ -494,9 +494,26 @@ def _all_rules(relief: Relief, mask_HW: NDArray[np.uint8], cap: float) -> tuple[
     return rules_HW | faint_rules_HW, upright_HW | faint_upright_HW
 
 
+def _shapes_of_print(
+    stats: NDArray[np.int32], size: tuple[int, ...], cap: float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which shapes may be print, by their size and fill, and which the page's edges cut."""
+    height, width = size
+    left, top, w, h, area = stats.T
+    long, short = np.maximum(w, h), np.minimum(w, h)
+    fill = area / np.maximum(w * h, 1)
+    is_shape = (area >= 2) & (h <= max(0.12 * max(size), 60))
+    is_shape &= ~((fill < 0.1) & (short > 30))
+    is_shape &= ~((fill > 0.8) & (short > 1.6 * cap) & (long > 3 * cap))
+    is_shape &= ~((long > 12 * short) & (long > 2 * cap))
+    is_cut = (left <= 0) | (top <= 0) | (left + w >= width) | (top + h >= height)
+    is_shape &= ~(is_cut & ((h > 1.6 * cap) | (w > 6 * cap)))
+    is_shape[0] = False
+    return is_shape, is_cut
+
+
 def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
     mask_HW, scale = _mask(relief), relief.scale
-    height, width = mask_HW.shape
     cap = _cap_of(_shapes(mask_HW)[:, 3])
     rules_HW, upright_HW = _all_rules(relief, mask_HW, cap)
     mask_HW = mask_HW & ~rules_HW
@@ -505,23 +522,14 @@ def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
     cap = max(cap, _cap_of(_shapes(mask_HW)[:, 3]))
     found: Any = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
     _, labels_HW, stats, _ = found
-    owner_of = np.zeros(len(stats), np.int32)
-    left, top, w, h, area = stats.T
-    long, short = np.maximum(w, h), np.minimum(w, h)
-    fill = area / np.maximum(w * h, 1)
-    is_shape = (area >= 2) & (h <= max(0.12 * max(mask_HW.shape), 60))
-    is_shape &= ~((fill < 0.1) & (short > 30))
-    is_shape &= ~((fill > 0.8) & (short > 1.6 * cap) & (long > 3 * cap))
-    is_shape &= ~((long > 12 * short) & (long > 2 * cap))
-    is_cut = (left <= 0) | (top <= 0) | (left + w >= width) | (top + h >= height)
-    is_shape &= ~(is_cut & ((h > 1.6 * cap) | (w > 6 * cap)))
-    is_shape[0] = False
+    owner_of, area = np.zeros(len(stats), np.int32), stats[:, 4]
+    is_shape, is_cut = _shapes_of_print(stats, mask_HW.shape, cap)
     is_box = _boxes(labels_HW, stats, ~is_cut, cap) | _ticks(stats, is_shape, rules_HW)
     owner_of[is_box] = -1
     is_shape &= ~is_box
     if is_box.any():
         # Boxes are higher than print, which would count as points.
-        cap = _cap_of(h[is_shape])
+        cap = _cap_of(stats[is_shape, 3])
     is_shape &= ~_frames(stats, is_shape, cap)
     is_shape &= ~_bits_of_rules(stats, is_shape, cap)
     kept = np.flatnonzero(is_shape)
