@@ -17,8 +17,8 @@ SIDE_PX = 640
 BAND_PX = 160
 """A window of nano's attention: views without their padding are multiples of it."""
 LOW_PX = 2 * BAND_PX
-"""Height of low canvases, eight or nine lines of print. Half of it was as fast and read more words of scans wrongly, as fewer
-lines are seen together (`benchmarks/LOG.md`)."""
+"""Height of low canvases, eight or nine lines of print. Half of it was as fast and read more words of scans wrongly, as
+fewer lines are seen together (`benchmarks/LOG.md`)."""
 EM_PX = 22.0
 """Size of print on a canvas."""
 MARGIN_PX = 10
