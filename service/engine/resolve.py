@@ -18,8 +18,8 @@ _CUDA_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 """The driver's control device on Linux, and its counterpart under WSL."""
 
 CPU_BATCH_SIZE, GPU_BATCH_SIZE = 16, 64
-"""A page of nano by its lines is some 20 low canvases; 16 at a time take 9 % less time than 8 (one core of an EPYC,
-docs/performance.md). On an H100 a step of 64 rows takes five times as long as a step of one
+"""A page of nano by its lines on canvases of 160 px took 8 to 11 % less time 16 at a time than 8 (one core of an EPYC,
+`benchmarks/LOG.md`). On an H100 a step of 64 rows takes five times as long as a step of one
 (`benchmarks/engine_steps.py decode`), so each page is still fast."""
 
 

@@ -24,8 +24,8 @@ from shared.images.canvases import BAND_PX
 
 KEPT_ROWS = 2
 """Rows of tokens of padding that a prompt keeps above and below a band, as a view without a page has them. Without them
-nano mistakes where print begins and ends: on drawn pages 1.9 % of the characters were others than in whole views,
-with one row 0.7 %, with two 0.13 %, with all 0.06 % (docs/performance.md)."""
+nano mistakes where print begins and ends: on six drawn pages 1.9 % of the characters were others than in whole views,
+with one row 0.7 %, with two 0.13 %, with all 0.06 % (`benchmarks/LOG.md`)."""
 
 
 @dataclass(frozen=True, slots=True)

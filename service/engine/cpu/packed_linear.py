@@ -94,9 +94,9 @@ class PackedExperts(Experts):
         """See `Experts`."""
         if self.implementation != "grouped" or not _is_worth_it(x_TH):
             return super().forward(x_TH, weights_TK, experts_TK)
-        return expert_by_expert(x_TH, weights_TK, experts_TK, self._apply)
+        return expert_by_expert(x_TH, weights_TK, experts_TK, self._run_expert)
 
-    def _apply(self, expert: int, x_TH: Tensor) -> Tensor:
+    def _run_expert(self, expert: int, x_TH: Tensor) -> Tensor:
         gate_up, down = self._packed[expert]
         gate, up = gate_up.product(x_TH).chunk(2, dim=-1)
         return down.product(F.silu(gate) * up)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,8 @@ def read(limits: EngineLimits, pages: list[PageViews]) -> tuple[list[SequenceRes
     """Results in the order of the pages, and the heights of what was encoded."""
     engine = make_engine(checkpoint(), limits)
     heights: list[int] = []
-    engine._runner._model.model.sam_model.register_forward_pre_hook(
+    runner: Any = engine._runner
+    runner._model.model.sam_model.register_forward_pre_hook(
         lambda _, inputs: heights.extend([inputs[0].shape[2]] * len(inputs[0]))
     )
     for number, page in enumerate(pages):
