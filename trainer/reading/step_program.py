@@ -12,17 +12,23 @@ S steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from shared.deepseek_ocr.moe import Experts
 
 if TYPE_CHECKING:
     from transformers import Cache
 
     from shared.deepseek_ocr.protocol import OcrModel
+
+logger = logging.getLogger(__name__)
 
 WARM_STEPS = 3
 """Steps before recording, in which libraries allocate workspaces and choose kernels."""
@@ -96,13 +102,14 @@ class StepProgram:
 
     def advance(self, steps: int) -> None:
         """Draw so many further tokens of every answer."""
-        if self._graph is None and self._is_recordable and self.token_B.device.type == "cuda":
-            self._record()
-        for _ in range(steps):
-            if self._graph is not None:
-                self._graph.replay()
-            else:
-                self._step()
+        with recordable_experts(self.model, self.token_B.device):
+            if self._graph is None and self._is_recordable and self.token_B.device.type == "cuda":
+                self._record()
+            for _ in range(steps):
+                if self._graph is not None:
+                    self._graph.replay()
+                else:
+                    self._step()
 
     def _step(self) -> None:
         is_cuda = self.token_B.device.type == "cuda"
@@ -138,8 +145,9 @@ class StepProgram:
             with torch.cuda.graph(graph):
                 self._step()
             self._graph = graph
-        except RuntimeError:
-            self._is_recordable = False  # a model that cannot be recorded is decoded step by step
+        except RuntimeError as error:
+            logger.warning("decoding steps cannot be recorded, so they are launched one by one: %s", error)
+            self._is_recordable = False
         for each, before in zip(self._state(), kept, strict=True):
             each.copy_(before)
         torch.cuda.set_rng_state(random_state, self.token_B.device)
@@ -166,6 +174,30 @@ class StepPrograms:
             program = _program(model, num_answers, prompt_tokens, max_new_tokens, temperature)
         self._kept[key] = program
         return program
+
+
+@contextmanager
+def recordable_experts(model: OcrModel, device: torch.device) -> Iterator[None]:
+    """Compute experts in full within a block where their grouped product reads on the host, as it does in float32.
+
+    A graph cannot be recorded around such a read.
+    """
+    assert isinstance(model, nn.Module)
+    changed = [
+        module
+        for module in model.modules()
+        if isinstance(module, Experts)
+        and module.implementation == "stacked"
+        and module.gate_up_proj.dtype == torch.float32
+        and device.type == "cuda"
+    ]
+    for module in changed:
+        module.implementation = "dense"
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.implementation = "stacked"
 
 
 def draw_tokens(logits_BV: Tensor, temperature: float) -> Tensor:

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from shared.contract.answer import FinishReason
+from shared.deepseek_ocr.moe import Experts
 from tests.support.tiny_model import tiny_model, tiny_tokenizer
 from trainer.reading.generation import generate_from_features
 from trainer.reading.sampling import Sampling, can_be_recorded, draw_answers
-from trainer.reading.step_program import MAX_PROGRAMS, StepPrograms
+from trainer.reading.step_program import MAX_PROGRAMS, StepPrograms, recordable_experts
 
 CPU = torch.device("cpu")
 
@@ -82,3 +83,19 @@ def test_programs_of_few_shapes_are_kept():
     programs.of(model, 98, 5, 6, 1.0)
     assert programs.of(model, 4, 5, 6, 1.0) is first
     assert programs.of(tiny_model(1), 4, 5, 6, 1.0) is not first
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "expected"),
+    [("cuda", torch.float32, "dense"), ("cuda", torch.bfloat16, "stacked"), ("cpu", torch.float32, "stacked")],
+)
+def test_experts_that_read_on_the_host_are_computed_in_full_while_steps_are_recorded(device, dtype, expected):
+    model = tiny_model().to(dtype)
+    model.set_moe_implementation("stacked")
+
+    def implementations():
+        return {module.implementation for module in model.modules() if isinstance(module, Experts)}
+
+    with recordable_experts(model, torch.device(device)):
+        assert implementations() == {expected}
+    assert implementations() == {"stacked"}
