@@ -21,6 +21,7 @@ from shared.deepseek_ocr.grounding import Region
 from shared.deepseek_ocr.line_views import view_of
 from shared.images.canvases import SIDE_PX, Strip, pack
 from shared.images.strip_text import (
+    LEAST_CONFIDENCE,
     PROBED_CANVASES,
     PageText,
     Span,
@@ -28,6 +29,7 @@ from shared.images.strip_text import (
     is_texture,
     lines_of,
     most_tokens,
+    shows_text,
 )
 
 LABEL = "text"
@@ -57,6 +59,7 @@ async def read_lines(
     on_text: Callable[[str], None] | None = None,
     *,
     most_px: int = SIDE_PX,
+    least_confidence: float = LEAST_CONFIDENCE,
 ) -> LinesResult:
     """Read a page's strips.
 
@@ -68,6 +71,8 @@ async def read_lines(
         read: Called for several canvases at once; what it raises ends all of them and comes in a group.
         on_text: Called with each piece of the text, in order.
         most_px: Height of a canvas at most. Many low ones have short answers, which are written at once.
+        least_confidence: Of answers that are on the page. If most of the first canvases have less, the page shows no
+            text, and no more of it is read.
 
     Returns:
         The page's text and boxes.
@@ -75,7 +80,7 @@ async def read_lines(
     reading = _LinesReading(strips, geometry, max_new_tokens, read, on_text)
     first = 0
     canvases = pack(strips, most_px=most_px)
-    reading.probe = _Probe(min(PROBED_CANVASES, len(canvases)))
+    reading.probe = _Probe(min(PROBED_CANVASES, len(canvases)), least_confidence)
     async with asyncio.TaskGroup() as group:
         for number, canvas in enumerate(canvases):
             task = group.create_task(reading.read_canvas(first, canvas.strips, number))
@@ -108,21 +113,24 @@ class _Answer:
 class _Probe:
     """Whether the first canvases of a page show text."""
 
-    def __init__(self, num_canvases: int) -> None:
+    def __init__(self, num_canvases: int, least_confidence: float) -> None:
         self.others: list[asyncio.Task[None]] = []
         """Read the canvases after these."""
         self.is_texture = False
         self.end = 0
         """Of their strips."""
         self._num_canvases = num_canvases
-        self._has_ended: list[bool] = []
+        self._least_confidence = least_confidence
+        self._found: list[bool | None] = []
         self._is_known = asyncio.Event()
 
-    async def shows_texture(self, *, has_ended: bool) -> bool:
+    async def shows_texture(self, result: SequenceResult, *, has_ended: bool) -> bool:
         """Take note of a canvas; one whose answer has no end waits for the others before it is given up."""
-        self._has_ended.append(has_ended)
-        if len(self._has_ended) == self._num_canvases:
-            self.is_texture = is_texture(self._has_ended)
+        self._found.append(
+            shows_text(result.text, result.confidence, has_ended=has_ended, least=self._least_confidence)
+        )
+        if len(self._found) == self._num_canvases:
+            self.is_texture = is_texture(self._found)
             self._is_known.set()
             for task in self.others if self.is_texture else ():
                 task.cancel()
@@ -156,7 +164,7 @@ class _LinesReading:
         self._has_ended = False
         """Whether the page's limit has left something out."""
         self._starts: list[int] = []
-        self.probe = _Probe(0)
+        self.probe = _Probe(0, 0)
 
     async def read_canvas(self, first: int, strips: Sequence[Strip], number: int) -> None:
         """Read the strips of a canvas, the first of which has this number; those of a texture have no text."""
@@ -180,7 +188,7 @@ class _LinesReading:
         has_ended = result.finish_reason is FinishReason.STOP
         is_short = limit == most and result.finish_reason is FinishReason.LENGTH
         spans = lines_of(result.text, count) if has_ended else None
-        if probe is not None and await probe.shows_texture(has_ended=has_ended or is_short):
+        if probe is not None and await probe.shows_texture(result, has_ended=has_ended or is_short):
             spans = [(0, 0)] * count
         if spans is None and count > 1 and not is_short:
             middle = (count + 1) // 2

@@ -47,7 +47,9 @@ class PageStatus(StrEnum):
     FAILED = "failed"
 
 
-def status_of(ink: PageInk, text: str, confidence: float, min_confidence: float) -> PageStatus:
+def status_of(
+    ink: PageInk, text: str, confidence: float, min_confidence: float, *, is_by_lines: bool = False
+) -> PageStatus:
     """Hold an answer against what the page shows.
 
     Args:
@@ -55,6 +57,7 @@ def status_of(ink: PageInk, text: str, confidence: float, min_confidence: float)
         text: What the model read.
         confidence: Of the answer, 0 to 1.
         min_confidence: Answers for pages with little or no print must reach it.
+        is_by_lines: The page was read line by line, so that what looks like print on a photo was, too.
 
     Returns:
         `ok`; `blank` where nothing was read and there is hardly anything; else `unreadable`.
@@ -63,7 +66,7 @@ def status_of(ink: PageInk, text: str, confidence: float, min_confidence: float)
     if not num_characters:
         return PageStatus.BLANK if ink.marks < FEW_MARKS else PageStatus.UNREADABLE
     is_doubtful = ink.marks < MANY_MARKS and confidence < min_confidence
-    is_doubtful |= ink.marks < MOST_MARKS and confidence < HOPELESS_SHARE * min_confidence
+    is_doubtful |= (is_by_lines or ink.marks < MOST_MARKS) and confidence < HOPELESS_SHARE * min_confidence
     is_too_long = ink.marks < MOST_MARKS and num_characters > CHARACTERS_A_MARK * (ink.marks + 1)
     if is_too_long and confidence >= SURE:
         # Underlined or on ruled paper, a line of print is a single shape.

@@ -52,7 +52,7 @@ from service.ocr.coverage import print_task
 from service.ocr.jpeg import encode_jpeg
 from service.ocr.line_reading import read_lines
 from service.ocr.metrics import TelemetryObserver
-from service.ocr.outcome import PageStatus, status_of
+from service.ocr.outcome import HOPELESS_SHARE, PageStatus, status_of
 from service.ocr.request import OcrRequest
 from service.ocr.together import PageSplitter, split_result
 from shared.contract.answer import FinishReason
@@ -557,7 +557,10 @@ class DocumentReader:
             most = request.params.max_new_tokens if request.is_limited else None
             info = self._engine.info
             most_px = LOW_PX if info.skips_padding else SIDE_PX
-            lines = await read_lines(strips, info.geometry, most, read, on_text, most_px=most_px)
+            least = 0.0 if request.reads_blank_pages else HOPELESS_SHARE * request.min_confidence
+            lines = await read_lines(
+                strips, info.geometry, most, read, on_text, most_px=most_px, least_confidence=least
+            )
         except BaseExceptionGroup as failures:
             reason = _first_reason(failures)
             if not isinstance(reason, DeepSynthError):
@@ -621,7 +624,9 @@ class DocumentReader:
             grounded = replace(grounded, regions=lines)
         status = PageStatus.OK
         if is_transcribed and not request.reads_blank_pages:
-            status = status_of(page.ink, grounded.text, result.confidence, request.min_confidence)
+            status = status_of(
+                page.ink, grounded.text, result.confidence, request.min_confidence, is_by_lines=bool(lines)
+            )
         # Words that the page cannot hold would be taken for what is printed on it.
         is_shown = status is PageStatus.OK
         account = words = None

@@ -21,18 +21,39 @@ def most_tokens(count: int) -> int:
 
 PROBED_CANVASES = 8
 """As many of a page, from its beginning, tell whether it shows text."""
+LEAST_CONFIDENCE = 0.4
+"""Of an answer that is on the page: what nano invents for photos has 0.1 to 0.3, what it reads of scans 0.7 and more
+(docs/outcomes.md)."""
 
 
-def is_texture(has_ended: Sequence[bool]) -> bool:
+def shows_text(answer: str, confidence: float, *, has_ended: bool, least: float = LEAST_CONFIDENCE) -> bool | None:
+    """What the answer to a canvas says of it.
+
+    Args:
+        answer: The text.
+        confidence: Of the answer, 0 to 1.
+        has_ended: Whether it has an end.
+        least: Confidence of an answer that is on the page.
+
+    Returns:
+        Whether there is print; None for an empty answer, as the canvas of a page may have nothing but dirt.
+    """
+    if has_ended and not answer.strip():
+        return None
+    return has_ended and confidence >= least
+
+
+def is_texture(canvases: Sequence[bool | None]) -> bool:
     """Whether a page shows no text, so that no more of its canvases are read.
 
     Args:
-        has_ended: Of the probed canvases, whether their answers have an end.
+        canvases: Of those that were probed, whether they show text.
 
     Returns:
         False for a single canvas, of which a hard line may be the reason.
     """
-    return len(has_ended) > 1 and 2 * sum(has_ended) < len(has_ended)
+    known = [each for each in canvases if each is not None]
+    return len(known) > 1 and 2 * sum(known) < len(known)
 
 
 def lines_of(answer: str, count: int) -> list[Span] | None:

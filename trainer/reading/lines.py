@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.line_views import view_of
 from shared.images.canvases import Strip, pack
-from shared.images.strip_text import PROBED_CANVASES, PageText, Span, first_line, is_texture, lines_of
+from shared.images.strip_text import PROBED_CANVASES, PageText, Span, first_line, is_texture, lines_of, shows_text
 from trainer.reading.generation import Generated
 
 
@@ -43,7 +44,7 @@ def read_lines(
     probed, rest = waiting[:PROBED_CANVASES], waiting[PROBED_CANVASES:]
     # The first canvases tell whether the page shows text.
     answers = list(read([view_of(pack(part)[0], geometry) for _, part in probed]))
-    gives_up = is_texture([answer.ended for answer in answers])
+    gives_up = is_texture([shows_text(each.text, _confidence(each), has_ended=each.ended) for each in answers])
     if gives_up:
         nothing = answers[0], (0, 0)
         for first, part in rest:
@@ -73,6 +74,11 @@ def read_lines(
         answer, (start, end) = entry
         scores.add(answer.token_scores, (start, end), page.add(strip, answer.text[start:end]))
     return LinesAnswer(page.text, scores.whole())
+
+
+def _confidence(answer: Generated) -> float:
+    """As the service has it; 1 where it is not known."""
+    return 1.0 if answer.token_scores is None else math.exp(answer.token_scores.mean)
 
 
 class _Scores:

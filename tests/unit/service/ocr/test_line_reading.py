@@ -55,7 +55,8 @@ class Reader:
             text, reason = text[:max_new_tokens], FinishReason.LENGTH
         scores = score_tokens([letter.encode() for letter in text], [-0.01] * len(text))
         timings = SequenceTimings(0.1, 0.2, 0.3, 0.4)
-        return SequenceResult("x", text, reason, 0.99, 0.9, 400, 410, len(text), timings, scores)
+        confidence = 0.99 if text.startswith("line") else 0.25
+        return SequenceResult("x", text, reason, confidence, 0.9, 400, 410, len(text), timings, scores)
 
 
 def run(strips: list[Strip], reader: Reader, most: int | None = 4000) -> tuple[LinesResult, str]:
@@ -172,6 +173,30 @@ def test_page_whose_first_canvases_have_no_end_is_given_up(num_runaway, num_line
         assert (min(map(len, reader.asked)) < 5) == (num_runaway < 5)
         texts.add((result.result.text, result.result.confidence))
     assert len(texts) == 1
+
+
+@pytest.mark.parametrize(
+    ("num_unsure", "num_empty", "least", "num_asked"),
+    [(5, 0, 0.4, 8), (2, 5, 0.4, 8), (3, 0, 0.4, 10), (1, 7, 0.4, 10), (0, 8, 0.4, 10), (8, 0, 0.2, 10)],
+)
+def test_page_whose_first_canvases_are_read_unsurely_is_read_no_further(num_unsure, num_empty, least, num_asked):
+    def answer(numbers: list[int]) -> tuple[str, FinishReason]:
+        canvas = numbers[0] // 5
+        if canvas < num_unsure:
+            return "\n".join("seen in the clouds" for _ in numbers), FinishReason.STOP
+        if canvas < num_unsure + num_empty:
+            return "\n" * (len(numbers) - 1), FinishReason.STOP
+        return "\n".join(f"line {n}" for n in numbers), FinishReason.STOP
+
+    class LateReader(Reader):
+        async def __call__(self, view: PageViews, max_new_tokens: int) -> SequenceResult:
+            if numbers_on(view)[0] >= 40:
+                await asyncio.sleep(0.1)  # after the canvases that tell
+            return await super().__call__(view, max_new_tokens)
+
+    reader = LateReader(answer)
+    asyncio.run(read_lines(canvases_of(10), NANO_GEOMETRY, 4000, reader, least_confidence=least))
+    assert len(reader.asked) == num_asked
 
 
 def test_limit_is_the_pages_where_there_is_one():

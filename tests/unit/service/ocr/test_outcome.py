@@ -1,0 +1,31 @@
+"""Answers held against what their pages show."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.ocr.outcome import MIN_CONFIDENCE, PageStatus, status_of
+from shared.images.page_ink import MOST_MARKS, InkLine, PageInk
+
+TEXT = "the tide was out and the boats lay on the sand"
+
+
+def ink_of(marks: int) -> PageInk:
+    return PageInk(marks, 0.05, lines=(InkLine((0, 0, 400, 12), (400,), 9.0),))
+
+
+@pytest.mark.parametrize(
+    ("marks", "confidence", "is_by_lines", "expected"),
+    [
+        (MOST_MARKS, 0.25, True, PageStatus.UNREADABLE),
+        (MOST_MARKS, 0.25, False, PageStatus.OK),
+        (MOST_MARKS, 0.45, True, PageStatus.OK),
+        (MOST_MARKS - 1, 0.25, False, PageStatus.UNREADABLE),
+    ],
+)
+def test_text_seen_on_a_photo_line_by_line_is_not_read(marks, confidence, is_by_lines, expected):
+    assert status_of(ink_of(marks), TEXT, confidence, MIN_CONFIDENCE, is_by_lines=is_by_lines) is expected
+
+
+def test_request_can_ask_for_text_however_unsure_it_is():
+    assert status_of(ink_of(MOST_MARKS), TEXT, 0.05, 0.0, is_by_lines=True) is PageStatus.OK
