@@ -47,6 +47,8 @@ _BOX_CAPS = 0.6
 _BOX_FILL = 0.55
 _BOX_SIDE = 0.85
 """Share of each side of a box that has ink; no letter has as much on all four."""
+_SMALL_BOX_PX = 24
+"""Below, the sides of a box are a pixel's: two of them make the round side of a small D straight."""
 _LEAST_TICKS = 4
 _FOOT_CAPS = 0.3
 """Height of a stroke that stays where it meets an underline."""
@@ -588,7 +590,7 @@ def _boxes(
     for index in np.flatnonzero(hollow).tolist():
         x, y, width, height = (int(value[index]) for value in (left, top, w, h))
         own = labels_HW[y : y + height, x : x + width] == index
-        edge = max(2, round(0.06 * min(width, height)))
+        edge = 1 if min(width, height) < _SMALL_BOX_PX else max(2, round(0.06 * min(width, height)))
         sides = own[:edge].any(axis=0), own[-edge:].any(axis=0), own[:, :edge].any(axis=1), own[:, -edge:].any(axis=1)
         result[index] = min(float(side.mean()) for side in sides) > _BOX_SIDE
     return result

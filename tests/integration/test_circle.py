@@ -53,12 +53,6 @@ def test_the_circle_closes_for_the_others(monkeypatch, capsys):
         check(row)
 
 
-def test_answers_are_compared_up_to_the_first_other_token():
-    served, read = [("a", -0.5), (" b", -1.0), ("c", -2.0)], [("a", -0.4), ("b ", -1.3), ("d", -9.0)]
-    assert circle.compare(served, read) == {"same_tokens": 2, "tokens": 3, "max_difference": 0.3}
-    assert circle.compare(served, [])["max_difference"] is None
-
-
 def test_requests_that_were_open_at_a_moment_are_counted():
     moments = {"base": [(0.0, 3.0), (2.5, 3.0)], "other": [(0.5, 1.9), (0.9, 2.0)]}
     asked = [circle.Asked(name, *pair, Sent(0.0)) for name, pairs in moments.items() for pair in pairs]

@@ -110,6 +110,7 @@ async def test_models_are_listed_with_their_modes() -> None:
             "tasks": ["free", "markdown", "ocr", "figure", "describe", "locate"],
             "modes": ["tiny", "small", "base", "large", "gundam"],
             "default_mode": "gundam",
+            "layouts": ["auto", "page"],
             "boxes": True,
             "max_new_tokens": 77,
             "family": "fake",

@@ -180,16 +180,17 @@ def test_not_a_number_fails_that_page_alone(monkeypatch):
 def test_not_a_number_in_the_cache_does_not_reach_the_next_page(monkeypatch):
     engine = engine_of(batch_size=3)
     poisoned_page = tiny_page(5)
-    encode = MODEL.encode_views
+    encode = type(MODEL).encode_views
 
-    def poisoned(views):
-        tokens = encode(views)
+    def poisoned(model, views):
+        tokens = encode(model, views)
         for index, view in enumerate(views.numpy()):
             if np.array_equal(view, poisoned_page.global_view_HWC):
                 tokens[index] = float("nan")
         return tokens
 
-    monkeypatch.setattr(MODEL, "encode_views", poisoned)
+    # Of the class: the engine reads with a twin of the model.
+    monkeypatch.setattr(type(MODEL), "encode_views", poisoned)
     engine.submit(tiny_request("bad", seed=5))
     for seed in range(6):
         engine.submit(request_of(seed, **({} if seed != 5 else {"page": tiny_page(50)})))

@@ -368,3 +368,18 @@ def test_stems_of_a_large_headline_are_no_rules():
     x1, y1, x2, y2 = (round(side / page.scale) for side in sheet.lines[0][1])
     assert (page.owner_hw[y1:y2, x1:x2] > 0).any()
     assert not (page.owner_hw[y1:y2, x1:x2] < 0).any()
+
+
+@pytest.mark.parametrize("size_px", range(9, 18))
+def test_round_letters_of_small_print_are_no_boxes(size_px):
+    page = Image.new("L", (900, 700), 255)
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(size_px)
+    for number in range(12):
+        place = 60, 40 + 3 * number * size_px
+        draw.text(place, "Der Doktor ging D g Q O mit der Bahn nach Gouda", fill=0, font=font)
+    is_ink_HW = np.asarray(page) < 128
+    is_found_HW = np.zeros_like(is_ink_HW)
+    for strip in lines_of_page(page.convert("RGB")):
+        for left, top, right, bottom in strip.parts_px:
+            is_found_HW[max(top - 2, 0) : bottom + 3, max(left - 2, 0) : right + 3] = True
+    assert (is_ink_HW & is_found_HW).sum() > 0.99 * is_ink_HW.sum()

@@ -57,7 +57,7 @@ def plain_logits(model, prompts, tokens, bank=None, adapters=()):
     none = torch.zeros(0, model.config.text_config.hidden_size)
     adapters = adapters or [-1] * len(prompts)
     with mock.patch.object(runner, "_choose", note):
-        runner.prefill([Prompt(ids, none, adapter) for ids, adapter in zip(prompts, adapters, strict=True)])
+        runner.prefill([Prompt(ids, none, adapter=adapter) for ids, adapter in zip(prompts, adapters, strict=True)])
         runner.decode(tokens, {}, adapters)
     return found
 
