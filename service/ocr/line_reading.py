@@ -127,7 +127,12 @@ class _Probe:
     async def shows_texture(self, result: SequenceResult, *, has_ended: bool) -> bool:
         """Take note of a canvas; one whose answer has no end waits for the others before it is given up."""
         self._found.append(
-            shows_text(result.text, result.confidence, has_ended=has_ended, least=self._least_confidence)
+            shows_text(
+                result.text,
+                _confidence(result.text, result.token_scores, result.confidence),
+                has_ended=has_ended,
+                least=self._least_confidence,
+            )
         )
         if len(self._found) == self._num_canvases:
             self.is_texture = is_texture(self._found)
@@ -231,13 +236,14 @@ class _LinesReading:
         tokens = sum(result.completion_tokens for result in kept)
         logs = sum(result.completion_tokens * math.log(max(result.confidence, 1e-9)) for result in kept)
         timings = [result.timings for result in results]
+        text, scores = self._page.text, self._scores()
         page = replace(
             kept[0],
-            text=self._page.text,
+            text=text,
             finish_reason=FinishReason.LENGTH if self._has_ended else FinishReason.STOP,
-            confidence=math.exp(logs / tokens) if tokens else kept[0].confidence,
+            confidence=_confidence(text, scores, math.exp(logs / tokens) if tokens else kept[0].confidence),
             min_confidence=min(result.min_confidence for result in kept),
-            token_scores=self._scores(),
+            token_scores=scores,
             vision_tokens=sum(result.vision_tokens for result in results),
             prompt_tokens=sum(result.prompt_tokens for result in results),
             completion_tokens=sum(result.completion_tokens for result in results),
@@ -268,6 +274,12 @@ class _LinesReading:
             ends += [at + min(place, end) - begin for place in scores.ends[low:high]]
             log_probabilities += scores.log_probabilities[low:high]
         return TokenScores(tuple(starts), tuple(ends), tuple(log_probabilities))
+
+
+def _confidence(text: str, scores: TokenScores | None, otherwise: float) -> float:
+    """Of what is printed; a canvas of dirt is mostly line breaks, of which a model is sure."""
+    mean = scores.mean_of_print(text) if scores else None
+    return otherwise if mean is None else math.exp(mean)
 
 
 def _few_lines(result: SequenceResult, count: int, *, is_short: bool) -> list[Span]:

@@ -36,6 +36,12 @@ class TokenScores:
         """Mean of the logarithms; 0 without tokens."""
         return sum(self.log_probabilities) / len(self.ends) if self.ends else 0.0
 
+    def mean_of_print(self, answer: str) -> float | None:
+        """Mean of the logarithms of tokens that are not only white space, which is easy to guess; None without any."""
+        rows = zip(self.starts, self.ends, self.log_probabilities, strict=True)
+        logs = [log for start, end, log in rows if answer[start:end].strip()]
+        return sum(logs) / len(logs) if logs else None
+
 
 @dataclass(frozen=True, slots=True)
 class ScoredSpan:

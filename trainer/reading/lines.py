@@ -78,7 +78,8 @@ def read_lines(
 
 def _confidence(answer: Generated) -> float:
     """As the service has it; 1 where it is not known."""
-    return 1.0 if answer.token_scores is None else math.exp(answer.token_scores.mean)
+    mean = answer.token_scores.mean_of_print(answer.text) if answer.token_scores else None
+    return 1.0 if mean is None else math.exp(mean)
 
 
 class _Scores:

@@ -53,10 +53,11 @@ class Reader:
         text, reason = self.answer(numbers)
         if len(text) > max_new_tokens:
             text, reason = text[:max_new_tokens], FinishReason.LENGTH
-        scores = score_tokens([letter.encode() for letter in text], [-0.01] * len(text))
+        # Line breaks are easy, print is not if there is none.
+        print_log = -0.01 if text.startswith("line") else -1.4
+        scores = score_tokens([letter.encode() for letter in text], [print_log if a.strip() else -0.01 for a in text])
         timings = SequenceTimings(0.1, 0.2, 0.3, 0.4)
-        confidence = 0.99 if text.startswith("line") else 0.25
-        return SequenceResult("x", text, reason, confidence, 0.9, 400, 410, len(text), timings, scores)
+        return SequenceResult("x", text, reason, 0.99, 0.9, 400, 410, len(text), timings, scores)
 
 
 def run(strips: list[Strip], reader: Reader, most: int | None = 4000) -> tuple[LinesResult, str]:
