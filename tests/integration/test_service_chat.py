@@ -138,7 +138,7 @@ async def test_images_and_documents_are_the_pages_of_one_document() -> None:
 async def test_pages_that_are_missing_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     pages = chat(*[image_part(png(text)) for text in ("The first page", "The second page", "The last page")])
 
-    def unreadable(*_: Any) -> PageStatus:
+    def unreadable(*_: Any, **__: Any) -> PageStatus:
         return PageStatus.UNREADABLE
 
     async with running_service() as service:

@@ -95,7 +95,7 @@ async def test_a_document_that_shows_no_text_to_trust_is_told_apart_from_an_empt
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     statuses = iter([PageStatus.BLANK, PageStatus.UNREADABLE, PageStatus.UNREADABLE])
-    monkeypatch.setattr("service.ocr.reader.status_of", lambda *_: next(statuses))
+    monkeypatch.setattr("service.ocr.reader.status_of", lambda *_, **__: next(statuses))
     async with running_service(ocr_batch_size=1) as service:
         response = await put(service, make_pdf(["a", "b", "c"]))
     assert (response.status_code, response.json()["code"]) == (422, "unreadable")
