@@ -38,7 +38,7 @@ from html.parser import HTMLParser
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -49,6 +49,7 @@ from trainer.evaluation.samples import Layout, Sample
 from trainer.evaluation.scores import Reading
 from trainer.reading.loading import load_model_reader
 from trainer.reading.model import ReadingOptions
+from trainer.reading.protocol import Reader
 from trainer.reading.service import ServiceReader
 from trainer.reading.tesseract import TesseractReader
 
@@ -106,24 +107,6 @@ class Clone:
         if done.returncode:
             raise SystemExit(f"{self.folder.name}: {done.stderr.decode(errors='replace').strip()}")
         return done.stdout
-
-
-class Reader(Protocol):
-    """What reads pages and has a name in tables."""
-
-    @property
-    def name(self) -> str:
-        """With its version."""
-        ...
-
-    @property
-    def details(self) -> Mapping[str, str]:
-        """Options that a figure depends on."""
-        ...
-
-    def read(self, samples: Sequence[Sample]) -> Iterator[tuple[int, Reading]]:
-        """Readings, each with its page's place."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ PROBED_CANVASES = 8
 """As many of a page, from its beginning, tell whether it shows text."""
 LEAST_CONFIDENCE = 0.4
 """Of an answer that is on the page: what nano invents for photos has 0.1 to 0.3, what it reads of scans 0.7 and more
-(docs/outcomes.md)."""
+(benchmarks/LOG.md)."""
 
 
 def shows_text(answer: str, confidence: float, *, has_ended: bool, least: float = LEAST_CONFIDENCE) -> bool | None:
