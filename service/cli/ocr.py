@@ -369,7 +369,16 @@ class _Writer:
     async def take(self, _: int, file: InputFile, outcome: Reading | FileError) -> None:
         if isinstance(outcome, Reading):
             content = outcome.body or b""
-            await asyncio.to_thread(self.folder.write, file, content, is_partial=outcome.is_partial)
+            writing = asyncio.ensure_future(
+                asyncio.to_thread(self.folder.write, file, content, is_partial=outcome.is_partial)
+            )
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                # The thread goes on; what it has written counts as done.
+                await writing
+                self.report.note(file, outcome)
+                raise
         self.report.note(file, outcome)
 
 
