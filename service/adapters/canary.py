@@ -67,6 +67,7 @@ async def read_canary(engine: EngineHandle, model_id: str, *, timeout_s: float) 
         SamplingParams(CANARY_TOKENS),
         model_id,
         is_canary=True,
+        is_streamed=False,
     )
     events = cast("AsyncGenerator[SequenceEvent, None]", engine.submit(request))
     async with asyncio.timeout(timeout_s), contextlib.aclosing(events):

@@ -217,7 +217,8 @@ class TorchEngine:
         has_launched = self._launch_decode()
         # Without a new launch, pending outputs are all there is to wait for.
         self._drain(self._runner.depth if has_launched else 0)
-        self._show_texts(self._throttle.take(list(self._pages.active.values()), elapsed_s))
+        shown = [sequence for sequence in self._pages.active.values() if sequence.shows_text]
+        self._show_texts(self._throttle.take(shown, elapsed_s))
         # A step that moves nothing is none: the supervisor takes an engine that turns without progress for lost.
         self._steps += has_moved or has_launched
         if self._adapters.draining:
@@ -302,7 +303,10 @@ class TorchEngine:
 
     def _finish(self, sequence: PageSequence, reason: FinishReason) -> None:
         self._pages.leave(sequence)
-        self._report(sequence.sequence_id, sequence.answer.finish())
+        shows_text = sequence.shows_text
+        rest = sequence.answer.finish()
+        if shows_text:
+            self._report(sequence.sequence_id, rest)
         self._events.append(sequence.result(reason, self._clock()))
 
     def _show_texts(self, sequences: Iterable[PageSequence]) -> None:

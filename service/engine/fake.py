@@ -183,7 +183,8 @@ class FakeEngine:
                 return [SequenceFailure(request.sequence_id, self._fail_with[told], "told to fail")]
         token = entry.tokens[len(entry.done)]
         entry.done.append(token)
-        events: list[SequenceEvent] = [SequenceDelta(request.sequence_id, token)]
+        is_shown = request.is_streamed or len(entry.done) == 1
+        events: list[SequenceEvent] = [SequenceDelta(request.sequence_id, token)] if is_shown else []
         complete = len(entry.done) == len(entry.tokens)
         if complete or len(entry.done) == request.params.max_new_tokens:
             self._running.remove(entry)

@@ -98,6 +98,8 @@ class SequenceRequest:
     """Pages after the first, read in the same pass; only where `EngineInfo.reads_pages_together`."""
     is_alone: bool = False
     """No other page is on its way, so that an idle engine need not wait for one."""
+    is_streamed: bool = True
+    """Whether its text is shown while it grows. Otherwise only its first text is, which tells when it came."""
 
     @property
     def pages(self) -> tuple[PreparedPage, ...]:
@@ -117,7 +119,7 @@ class SequenceTimings:
 
 @dataclass(frozen=True, slots=True)
 class SequenceDelta:
-    """Text that a step added to a sequence; deltas joined are the result's text."""
+    """Text that a step added to a sequence; those of a streamed one join to the result's text."""
 
     sequence_id: str
     text: str

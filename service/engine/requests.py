@@ -98,6 +98,7 @@ class RequestValidator:
             adapter=adapter,
             canary=canary,
             wants_token_scores=request.wants_token_scores,
+            is_streamed=request.is_streamed,
         )
 
     def _validation_error(self, request: SequenceRequest) -> str | None:

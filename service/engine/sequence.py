@@ -71,6 +71,11 @@ class Answer(AnswerTokens):
         """Text shown so far; the whole answer once it has finished."""
         return "".join(self._text)
 
+    @property
+    def has_shown_text(self) -> bool:
+        """Whether any of it has been returned."""
+        return any(self._text)
+
     def settled_text(self) -> str:
         """Text that has become certain since the last call."""
         return self._show(self._num_settled) if self._num_settled > self._num_shown else ""
@@ -167,6 +172,7 @@ class PageSequence:
     canary: CanaryFeatures | None = None
     """Where a canary's features are, or go."""
     wants_token_scores: bool = False
+    is_streamed: bool = True
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -177,6 +183,11 @@ class PageSequence:
     def wants_tokens(self) -> bool:
         """Whether its prompt is read and the longest answer not yet ordered."""
         return self.slot is not None and self.num_launched < self.params.max_new_tokens
+
+    @property
+    def shows_text(self) -> bool:
+        """Whether new text is reported now, rather than with the result."""
+        return self.is_streamed or not self.answer.has_shown_text
 
     def next_views(self, count: int) -> Sequence[Any]:
         """The next views to encode; `views` are there."""

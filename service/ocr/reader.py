@@ -718,6 +718,7 @@ class DocumentReader:
     async def _infer(
         self, sequence: SequenceRequest, on_text: Callable[[str], None] | None, *, notes_pace: bool = True
     ) -> SequenceResult:
+        sequence = replace(sequence, is_streamed=on_text is not None)
         events = cast("AsyncGenerator[SequenceEvent, None]", self._engine.submit(sequence))
         is_first = True
         async with contextlib.aclosing(events):

@@ -118,6 +118,7 @@ class _SubmitHeader:
     wants_token_scores: bool
     lines: tuple[InkLine, ...]
     is_alone: bool
+    is_streamed: bool
     kind: Literal["submit"] = "submit"
 
 
@@ -156,6 +157,7 @@ def encode_command(command: Command) -> Frame:
         request.wants_token_scores,
         request.lines,
         request.is_alone,
+        request.is_streamed,
     )
     return write_header(_COMMANDS, header), *(part for _, pixels in encoded for part in pixels)
 
@@ -183,6 +185,7 @@ def decode_command(header: bytes, tail: memoryview) -> Command:
             command.lines,
             tuple(pages[1:]),
             command.is_alone,
+            command.is_streamed,
         )
     )
 

@@ -48,6 +48,10 @@ class OpenPage:
                 return False
             self.inbox.put_nowait(event)
             return True
+        if not self.request.is_streamed:
+            # Its reader takes the text from the result.
+            self.inbox.put_nowait(event)
+            return True
         text = event.text
         if self._due:
             shared = min(len(self._due), len(text))

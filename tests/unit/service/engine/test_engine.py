@@ -102,6 +102,23 @@ def test_deltas_join_to_the_text():
         assert all(deltas)
 
 
+def test_a_text_that_is_not_streamed_shows_its_beginning_and_ends_the_same():
+    engine = engine_of()
+    for seed in range(6):
+        engine.submit(request_of(seed, is_streamed=seed % 2 == 0))
+    events = drain(engine)
+    for seed in range(6):
+        name = f"page-{seed}"
+        deltas = [e.text for e in events if isinstance(e, SequenceDelta) and e.sequence_id == name]
+        text = outcomes(events)[name].text
+        assert text == ALONE[name].text
+        if seed % 2:
+            assert len(deltas) == 1
+            assert text.startswith(deltas[0])
+        else:
+            assert "".join(deltas) == text
+
+
 def test_result_counts_tokens_and_time():
     engine = engine_of()
     engine.submit(tiny_request("a", width_px=128, max_new_tokens=9))

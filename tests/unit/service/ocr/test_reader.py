@@ -183,6 +183,20 @@ async def test_a_page_is_alone_when_no_other_page_and_no_other_request_is_on_its
     assert [each.is_alone for each in it.engine.submitted] == [True, False, False, False, True]
 
 
+async def test_text_is_streamed_to_those_who_take_it() -> None:
+    async with bench() as it:
+        await it.read(1)
+        order = OcrRequest(Task.FREE, None, Mode.TINY, SamplingParams(100), "fake", None)
+        with it.gate.admit() as permit:
+            deltas: list[str] = []
+            reading = await it.reader.read(
+                b"1", order, permit, deadline=Deadline(60), on_delta=lambda _, text: deltas.append(text)
+            )
+    assert [each.is_streamed for each in it.engine.submitted] == [False, True]
+    assert len(deltas) > 1
+    assert "".join(deltas) == reading.pages[0].text
+
+
 async def test_no_more_pages_are_decoded_ahead_than_there_are_slots() -> None:
     async with bench(page_slots=2) as it:
         it.engine.hold()

@@ -63,6 +63,12 @@ def test_wish_for_scores_arrives():
     assert arrived.request.wants_token_scores
 
 
+def test_wish_for_the_text_at_once_arrives():
+    arrived = through_pipe(Submit(replace(standin_request("a"), is_streamed=False)))
+    assert isinstance(arrived, Submit)
+    assert not arrived.request.is_streamed
+
+
 @pytest.mark.parametrize("command", [Cancel("a"), Ping(), Stop()])
 def test_commands_arrive_unchanged(command):
     assert through_pipe(command) == command

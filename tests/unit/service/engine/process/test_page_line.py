@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from service.engine.process.page_line import OpenPage, PageLine
 from service.engine.protocol import SequenceDelta
 from tests.unit.service.engine.standin import standin_request, standin_result
@@ -91,3 +93,12 @@ def test_a_page_that_ends_sooner_than_before_is_not_mixed():
     each.begin_again()
     assert each.take(SequenceDelta("a", "one "))
     assert not each.take(standin_result(each.request))
+
+
+def test_a_page_that_is_not_streamed_may_begin_otherwise_when_it_is_read_again():
+    each = OpenPage(replace(standin_request("a"), is_streamed=False))
+    assert each.take(SequenceDelta("a", "one two"))
+    each.begin_again()
+    assert each.take(SequenceDelta("a", "one"))
+    assert each.take(standin_result(each.request))
+    assert events_of(each)[-1].kind == "result"
