@@ -50,6 +50,7 @@ from service.reader_parts import batch_size, build_engine, build_gate, build_lim
 from service.routes import (
     adapters,
     chat,
+    document_intelligence,
     external_loader,
     health,
     jobs,
@@ -461,7 +462,8 @@ def create_app(
         # A redirect would make clients send the document again, behind a TLS proxy to an http:// address.
         redirect_slashes=False,
     )
-    for part in (ocr, jobs, preview, chat, mistral, external_loader, health, models, adapters, playground, samples):
+    clients = (chat, mistral, document_intelligence, external_loader)
+    for part in (ocr, jobs, preview, *clients, health, models, adapters, playground, samples):
         app.include_router(part.router)
     app.include_router(adapters.admin_router)
     app.include_router(samples.export_router)

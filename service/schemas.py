@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
 
 STATUS_HEADER = "x-ocr-status"
 """On answers that are not JSON: its member `status`, which tells a document of which some page failed."""
@@ -542,6 +544,108 @@ class MistralProblem(Wire):
     request_id: str
     detail: list[MistralDetail] | None = None
     """With 422 alone."""
+
+
+class AzureWire(Wire):
+    """Base of answers whose members have names as `createdDateTime`."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
+
+
+class AnalyzedSpan(AzureWire):
+    """A part of the document's text. Offsets count Unicode code points."""
+
+    offset: int
+    length: int
+
+
+class AnalyzedWord(AzureWire):
+    """A word and its place."""
+
+    content: str
+    polygon: list[int]
+    """x and y of its four corners, clockwise from the top left, on the upright page."""
+    span: AnalyzedSpan
+    confidence: float
+
+
+class AnalyzedLine(AzureWire):
+    """A line and its place."""
+
+    content: str
+    """Without marks of Markdown."""
+    polygon: list[int]
+    """x and y of its four corners, clockwise from the top left, on the upright page."""
+    spans: list[AnalyzedSpan]
+
+
+class AnalyzedPage(AzureWire):
+    """A page of the document."""
+
+    page_number: int
+    angle: float
+    """Always 0: boxes are on the upright page."""
+    width: int
+    height: int
+    unit: Literal["pixel"] = "pixel"
+    spans: list[AnalyzedSpan]
+    words: list[AnalyzedWord]
+    lines: list[AnalyzedLine]
+
+
+class AnalyzeWarning(AzureWire):
+    """What a reader of the result should know of a page."""
+
+    code: str
+    """A page's status or one of its warnings."""
+    message: str
+    target: str
+    """The page."""
+
+
+class AnalyzedDocument(AzureWire):
+    """What was read."""
+
+    api_version: str
+    model_id: str
+    """Who read it."""
+    string_index_type: Literal["unicodeCodePoint"] = "unicodeCodePoint"
+    content_format: Literal["text", "markdown"]
+    content: str
+    pages: list[AnalyzedPage]
+    tables: list[None] = []
+    """Always empty: tables are in the content."""
+    styles: list[None] = []
+    """Always empty."""
+    warnings: list[AnalyzeWarning]
+
+
+class AnalyzeFault(AzureWire):
+    """An error in the format of Azure's API."""
+
+    code: str
+    """As in docs/errors.md."""
+    message: str
+    target: str | None = None
+    """The parameter that it is about."""
+
+
+class AnalyzeProblem(AzureWire):
+    """The body of an error of Azure's API."""
+
+    error: AnalyzeFault
+
+
+class AnalyzeOperation(AzureWire):
+    """How far an analysis is."""
+
+    status: Literal["notStarted", "running", "succeeded", "failed"]
+    created_date_time: datetime
+    last_updated_date_time: datetime
+    error: AnalyzeFault | None = None
+    """Why it has failed: also if one page could not be read, as clients would take the rest for the document."""
+    analyze_result: AnalyzedDocument | None = None
+    """Once it has succeeded."""
 
 
 class LoadedMetadata(Wire):

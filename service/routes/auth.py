@@ -1,6 +1,7 @@
 """Who may call a route: keys, compared before a body is read. Routers take these checks as dependencies.
 
-OpenAI's and Mistral's clients and Open WebUI send `Authorization: Bearer KEY`; `X-API-Key: KEY` works as well.
+OpenAI's and Mistral's clients and Open WebUI send `Authorization: Bearer KEY`, Azure's clients
+`Ocp-Apim-Subscription-Key: KEY`; `X-API-Key: KEY` works as well.
 """
 
 from __future__ import annotations
@@ -20,13 +21,20 @@ logger = logging.getLogger(__name__)
 
 _bearer = HTTPBearer(auto_error=False, description="A key of the service; only where keys are set.")
 _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key in a header of its own.")
+_azure_header = APIKeyHeader(
+    name="Ocp-Apim-Subscription-Key",
+    scheme_name="AzureKeyHeader",
+    auto_error=False,
+    description="The same key as Azure's clients send it.",
+)
 
 
 async def _secret(
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     header: Annotated[str | None, Depends(_header)],
+    azure_header: Annotated[str | None, Depends(_azure_header)],
 ) -> str | None:
-    return bearer.credentials if bearer is not None else header
+    return bearer.credentials if bearer is not None else header or azure_header
 
 
 SecretDep = Annotated[str | None, Depends(_secret)]

@@ -20,7 +20,7 @@ from service.ocr.reader import DocumentResult, PageResult
 from service.ocr.request import OcrRequest, parse_request
 from service.routes.auth import use_key
 from service.routes.consent import Consent, MayStoreDep, new_consent
-from service.routes.form import BoundedBody, refuse_query
+from service.routes.form import receive_raw, refuse_query
 from service.routes.openapi import problems
 from service.routes.reading import read_leased, run_for_client
 from service.schemas import LoadedMetadata, LoadedPage
@@ -63,7 +63,7 @@ async def load_document(
     """Read a file for Open WebUI."""
     permit = record.resources.enter_context(services.gate.admit(record.client))
     with services.observer.receiving() as received:
-        data = await _receive(request, services)
+        data = await receive_raw(request, services.bounds)
         received(len(data))
     ocr_request = parse_request(
         data=data,
@@ -80,14 +80,6 @@ async def load_document(
     deadline = Deadline(services.bounds.deadline_s, services.bounds.document_deadline_s)
     consent = new_consent(may_store)
     return await run_for_client(request, _read(services, permit, data, ocr_request, deadline, consent, name))
-
-
-async def _receive(request: Request, services: Services) -> bytes:
-    pieces = BoundedBody(request, services.bounds, services.bounds.max_upload_bytes).stream()
-    try:
-        return b"".join([piece async for piece in pieces])
-    finally:
-        await pieces.aclose()
 
 
 async def _read(

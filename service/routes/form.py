@@ -174,6 +174,15 @@ class BoundedBody:
                 return
 
 
+async def receive_raw(request: Request, bounds: RequestBounds) -> bytes:
+    """A body that is a file; errors are those of `BoundedBody`."""
+    pieces = BoundedBody(request, bounds, bounds.max_upload_bytes).stream()
+    try:
+        return b"".join([piece async for piece in pieces])
+    finally:
+        await pieces.aclose()
+
+
 class _InMemoryParser(MultiPartParser):
     """Keeps the file in memory: its size is bounded, and uploads are not stored."""
 

@@ -49,13 +49,14 @@ def _in_query(**schemas: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def _require_jobs(services: ServicesDep) -> JobManager:
+async def require_jobs(services: ServicesDep) -> JobManager:
+    """The jobs of this service; a `JobsOffError` if it takes none."""
     if services.jobs is None:
         raise JobsOffError
     return services.jobs
 
 
-JobsDep = Annotated[JobManager, Depends(_require_jobs)]
+JobsDep = Annotated[JobManager, Depends(require_jobs)]
 
 
 async def _owner(
@@ -79,7 +80,7 @@ _VISIBLE = [Depends(require(Scope.OCR))]
     status_code=202,
     responses=problems(404, 409, 507, reads=True),
     openapi_extra=form_description(JobFields),
-    dependencies=[Depends(use_key), Depends(_require_jobs), Depends(require_ready)],
+    dependencies=[Depends(use_key), Depends(require_jobs), Depends(require_ready)],
 )
 async def submit_job(
     request: Request,

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from service.errors import error_classes
-from service.schemas import MistralProblem, OpenAIProblem, Problem
+from service.schemas import MistralProblem, Problem
 
 PROBLEM_TYPE = "application/problem+json"
 _ALWAYS = (400, 500)
@@ -44,7 +44,7 @@ def problems(
 def _content(status: int, shape: type[BaseModel], media_type: str) -> dict[str, Any]:
     schema = shape.model_json_schema()
     schema = _resolved(schema, schema.pop("$defs", {}))
-    members = schema["properties"]["error"]["properties"] if shape is OpenAIProblem else schema["properties"]
+    members = schema["properties"]["error"]["properties"] if "error" in schema["properties"] else schema["properties"]
     codes = {code: error.title for code, error in error_classes().items() if error.status == status}
     members["code"] = {"type": "string", "enum": list(codes), "description": "docs/errors.md says what each means."}
     if shape is Problem:

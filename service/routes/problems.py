@@ -31,6 +31,7 @@ from service.telemetry import logs
 
 CHAT_PATH = "/v1/chat/completions"
 MISTRAL_PATH = "/v1/ocr"
+DOCUMENT_INTELLIGENCE_PATH = "/documentintelligence"
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -57,8 +58,8 @@ PARAMETER_TITLE = "A parameter is missing, unknown or not valid."
 _OPENAI_NAMES = {"model_id": "model", "max_new_tokens": "max_completion_tokens"}
 
 
-def _message(error: DeepSynthError) -> str:
-    """The title, and the public members in brackets."""
+def error_message(error: DeepSynthError) -> str:
+    """For protocols with one text for an error: the title, and the public members in brackets."""
     # These APIs have no forms, and name what is wrong in `param`.
     title = PARAMETER_TITLE if isinstance(error, InvalidFieldError) else error.title
     members = {name: ", ".join(value) if isinstance(value, list) else value for name, value in error.public.items()}
@@ -84,7 +85,7 @@ def openai_error(error: DeepSynthError, request_id: str) -> dict[str, Any]:
     """The body of an error as OpenAI's API has it; clients find the request's id in the header."""
     del request_id
     kind = _OPENAI_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
-    return {"error": {"message": _message(error), "type": kind, "param": _parameter(error), "code": error.code}}
+    return {"error": {"message": error_message(error), "type": kind, "param": _parameter(error), "code": error.code}}
 
 
 def mistral_error(error: DeepSynthError, request_id: str) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def mistral_error(error: DeepSynthError, request_id: str) -> dict[str, Any]:
     parameter = _parameter(error)
     body: dict[str, Any] = {
         "object": "error",
-        "message": _message(error),
+        "message": error_message(error),
         "type": error.outcome,
         "param": parameter,
         "code": error.code,
@@ -100,14 +101,22 @@ def mistral_error(error: DeepSynthError, request_id: str) -> dict[str, Any]:
     }
     if error.status == 422:
         place = [int(part) if part.isdecimal() else part for part in (parameter or "").split(".") if part]
-        body["detail"] = [{"loc": ["body", *place], "msg": _message(error), "type": error.code}]
+        body["detail"] = [{"loc": ["body", *place], "msg": error_message(error), "type": error.code}]
     return body
 
 
-_SHAPES: dict[str, Callable[[DeepSynthError, str], dict[str, Any]]] = {
-    CHAT_PATH: openai_error,
-    MISTRAL_PATH: mistral_error,
-}
+def azure_error(error: DeepSynthError, request_id: str) -> dict[str, Any]:
+    """The body of an error as Azure's API has it; clients find the request's id in the header."""
+    del request_id
+    return {"error": {"code": error.code, "message": error_message(error), "target": _parameter(error)}}
+
+
+_Shape = Callable[[DeepSynthError, str], dict[str, Any]]
+_SHAPES: dict[str, _Shape] = {CHAT_PATH: openai_error, MISTRAL_PATH: mistral_error}
+
+
+def _shape_of(path: str) -> _Shape | None:
+    return azure_error if path.startswith(f"{DOCUMENT_INTELLIGENCE_PATH}/") else _SHAPES.get(path)
 
 
 def problem_response(error: DeepSynthError, scope: Mapping[str, Any]) -> Response:
@@ -119,7 +128,7 @@ def problem_response(error: DeepSynthError, scope: Mapping[str, Any]) -> Respons
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, CapacityError):
         headers["retry-after"] = str(error.retry_after_s)
-    shape = _SHAPES.get(scope["path"])
+    shape = _shape_of(scope["path"])
     body = json.dumps((shape or problem)(error, record.request_id))
     media_type = "application/json" if shape else MEDIA_TYPE
     return Response(body, status_code=error.status, media_type=media_type, headers=headers)

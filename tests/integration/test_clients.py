@@ -15,7 +15,11 @@ import httpx
 import mistralai.client as mistral
 import openai
 import pikepdf
+import pypdf
 import pytest
+from azure.ai.documentintelligence import DocumentIntelligenceClient, models
+from azure.core.credentials import AzureKeyCredential
+from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
 from mistralai.client.errors import HTTPValidationError, SDKError
 
 from shared.contract.text import cer
@@ -32,8 +36,9 @@ LIMIT = 300_000
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ServerProcess]:
-    with running_server(MAX_UPLOAD_BYTES=str(LIMIT), MAX_CONCURRENT_REQUESTS="2", FAKE_STEP_MS="1") as running:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    settings = {"MAX_UPLOAD_BYTES": str(LIMIT), "MAX_CONCURRENT_REQUESTS": "2", "FAKE_STEP_MS": "1"}
+    with running_server(JOB_DIR=str(tmp_path_factory.mktemp("jobs")), **settings) as running:
         yield running
 
 
@@ -260,6 +265,111 @@ def test_mistral_tells_errors_apart(ocr: mistral.Mistral) -> None:
         ocr.ocr.process(model="fake", document=document, document_annotation_prompt="What is it?")
     assert unsupported.value.status_code == 400
     assert "document_annotation_prompt" in unsupported.value.body
+
+
+@pytest.fixture
+def azure(server: ServerProcess) -> Iterator[DocumentIntelligenceClient]:
+    with DocumentIntelligenceClient(server.url, AzureKeyCredential("none"), polling_interval=0.1) as client:
+        yield client
+
+
+def test_azure_reads_as_paperless_asks_it(server: ServerProcess, azure: DocumentIntelligenceClient) -> None:
+    pdf = make_pdf(["one", "two", "three"])
+    poller = azure.begin_analyze_document(
+        model_id="prebuilt-read",
+        body=models.AnalyzeDocumentRequest(bytes_source=pdf),
+        output_content_format=models.DocumentContentFormat.TEXT,
+        output=[models.AnalyzeOutputOption.PDF],
+        content_type="application/json",
+    )
+    poller.wait()
+    result_id = poller.details["operation_id"]
+    result = poller.result()
+    assert result.content == read(server, pdf)
+    assert [page.page_number for page in result.pages] == [1, 2, 3]
+    assert (result.model_id, result.content_format, result.warnings) == ("fake", "text", [])
+    for page in result.pages:
+        assert (page.width, page.height, page.unit) == (417, 209, "pixel")
+        for word in page.words:
+            assert result.content[word.span.offset : word.span.offset + word.span.length] == word.content
+            left, top, right, _, _, bottom, *_ = word.polygon
+            assert 0 <= left < right <= page.width
+            assert 0 <= top < bottom <= page.height
+            assert 0 < word.confidence <= 1
+        (span,) = page.spans
+        page_text = result.content[span.offset : span.offset + span.length]
+        assert " ".join(word.content for word in page.words) == " ".join(page_text.split())
+        assert " ".join(line.content for line in page.lines) == " ".join(page_text.split())
+    searchable = b"".join(azure.get_analyze_result_pdf(model_id="prebuilt-read", result_id=result_id))
+    texts = [page.extract_text() for page in pypdf.PdfReader(io.BytesIO(searchable)).pages]
+    assert len(texts) == 3
+    for text, page in zip(texts, result.pages, strict=True):
+        assert "".join(text.split()) == "".join(word.content for word in page.words)
+
+
+def test_azure_reads_a_body_as_markdown_with_a_named_model(
+    server: ServerProcess, azure: DocumentIntelligenceClient
+) -> None:
+    pdf = make_pdf(["one", "two", "three"])
+    poller = azure.begin_analyze_document(
+        "fake",
+        io.BytesIO(pdf),
+        pages="2-3",
+        output_content_format="markdown",
+        content_type="application/octet-stream",
+    )
+    result = poller.result()
+    assert result.content == read(server, pdf, task="markdown", pages="2-3")
+    assert ([page.page_number for page in result.pages], result.content_format) == ([2, 3], "markdown")
+
+
+def test_azure_erases_an_analysis(azure: DocumentIntelligenceClient) -> None:
+    poller = azure.begin_analyze_document("prebuilt-layout", models.AnalyzeDocumentRequest(bytes_source=png()))
+    poller.wait()
+    result_id = poller.details["operation_id"]
+    assert azure.delete_analyze_result("prebuilt-layout", result_id) is None
+    with pytest.raises(ResourceNotFoundError, match="job_not_found"):
+        b"".join(azure.get_analyze_result_pdf("prebuilt-layout", result_id))
+
+
+def test_azure_fails_where_a_page_was_not_read(server: ServerProcess, azure: DocumentIntelligenceClient) -> None:
+    with pikepdf.open(io.BytesIO(make_pdf(["one", "two", "three"]))) as pdf:
+        pdf.pages[1].MediaBox = pikepdf.Array([0, 0, 3000, 2])
+        stream = io.BytesIO()
+        pdf.save(stream)
+    poller = azure.begin_analyze_document(
+        "prebuilt-read", io.BytesIO(stream.getvalue()), content_type="application/octet-stream"
+    )
+    with pytest.raises(HttpResponseError, match=r"extreme_aspect_ratio.*Page 2"):
+        poller.result()
+    url = f"{server.url}/jobs/{poller.details['operation_id']}/result"
+    job = httpx.get(url, headers={"x-api-key": "none"}).json()
+    assert [page["status"] for page in job["pages"]] == ["ok", "failed", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "options", "code"),
+    [
+        ("prebuilt-read", models.AnalyzeDocumentRequest(url_source="https://example.com/a.png"), {}, "remote_url"),
+        ("prebuilt-read", models.AnalyzeDocumentRequest(), {}, "base64Source"),
+        ("prebuilt-read", models.AnalyzeDocumentRequest(bytes_source=b"no image"), {}, "unsupported_format"),
+        ("prebuilt-invoice", models.AnalyzeDocumentRequest(bytes_source=png()), {}, "model_not_found"),
+        ("prebuilt-read", models.AnalyzeDocumentRequest(bytes_source=png()), {"features": ["barcodes"]}, "features"),
+        ("prebuilt-read", models.AnalyzeDocumentRequest(bytes_source=png()), {"output": ["figures"]}, "output"),
+        ("prebuilt-read", models.AnalyzeDocumentRequest(bytes_source=png()), {"pages": "0"}, "pages"),
+        (
+            "prebuilt-read",
+            models.AnalyzeDocumentRequest(bytes_source=png()),
+            {"string_index_type": "utf16CodeUnit"},
+            "unsupported_parameter",
+        ),
+    ],
+)
+def test_azure_tells_errors_apart(
+    azure: DocumentIntelligenceClient, model: str, body: models.AnalyzeDocumentRequest, options: dict, code: str
+) -> None:
+    with pytest.raises(HttpResponseError, match=code):
+        azure.begin_analyze_document(model, body, **options)
 
 
 @needs_nano

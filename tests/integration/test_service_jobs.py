@@ -78,7 +78,10 @@ async def test_without_a_folder_every_route_says_that_there_are_no_jobs() -> Non
             await service.client.get("/jobs/job-1/result"),
             await service.client.delete("/jobs/job-1"),
         ]
+        models = "/documentintelligence/documentModels"
+        azure = await service.client.post(f"{models}/prebuilt-read:analyze", content=png())
     assert {(response.status_code, response.json()["code"]) for response in responses} == {(409, "jobs_off")}
+    assert (azure.status_code, azure.json()["error"]["code"]) == (409, "jobs_off")
 
 
 @pytest.mark.parametrize("fields", [{}, {"task": "ocr", "pages": "2-3,5"}, {"temperature": "1", "seed": "7"}])

@@ -81,11 +81,12 @@ async def test_wrong_keys_are_refused_in_each_protocol(secret: str):
         assert chat.json()["error"]["type"] == "authentication_error"
 
 
-async def test_either_header_carries_the_key():
+async def test_each_header_carries_the_key():
     async with running_service(api_key=API_KEY) as service:
         assert (await ocr(service, **bearer(API_KEY))).status_code == 200
         assert (await ocr(service, **{"x-api-key": API_KEY})).status_code == 200
-        assert await service.metric('deepsynth_key_requests_total{key="api-key"}') == 2
+        assert (await ocr(service, **{"ocp-apim-subscription-key": API_KEY})).status_code == 200
+        assert await service.metric('deepsynth_key_requests_total{key="api-key"}') == 3
 
 
 async def test_scopes_are_kept_apart(key_file: Path):
@@ -170,7 +171,7 @@ async def test_no_secret_reaches_logs_or_answers(key_file: Path, caplog: pytest.
 async def test_openapi_names_the_schemes():
     async with running_service() as service:
         document = (await service.client.get("/openapi.json")).json()
-    assert document["components"]["securitySchemes"].keys() == {"HTTPBearer", "APIKeyHeader"}
+    assert document["components"]["securitySchemes"].keys() == {"HTTPBearer", "APIKeyHeader", "AzureKeyHeader"}
     assert document["paths"]["/ocr"]["post"]["security"]
     assert "security" not in document["paths"]["/livez"]["get"]
 
