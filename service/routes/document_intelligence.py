@@ -388,7 +388,7 @@ def _corners(box_px: BoxPx) -> list[int]:
 
 def _warnings(page: PageAnswer) -> Iterator[AnalyzeWarning]:
     target = f"#/pages/{page.page}"
-    if page.status == PageStatus.UNREADABLE:
+    if page.status == PageStatus.UNREADABLE.value:
         message = "The page shows something, but no text that could be trusted."
         yield AnalyzeWarning(code=page.status, message=message, target=target)
     for warning in page.warnings:

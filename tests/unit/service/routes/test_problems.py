@@ -9,19 +9,20 @@ from service.errors import (
     PageOutOfRangeError,
     error_classes,
 )
-from service.routes.problems import mistral_error, openai_error
-from service.schemas import MistralProblem, OpenAIProblem
+from service.routes.problems import azure_error, mistral_error, openai_error
+from service.schemas import AnalyzeProblem, MistralProblem, OpenAIProblem
 
 CLASSES = error_classes()
 
 
 @pytest.mark.parametrize("code", CLASSES)
-def test_every_error_has_the_shape_of_both_apis(code: str):
+def test_every_error_has_the_shape_of_each_api(code: str):
     error = CLASSES[code]("a detail for the log")
-    openai, mistral = openai_error(error, "id"), mistral_error(error, "id")
+    openai, mistral, azure = openai_error(error, "id"), mistral_error(error, "id"), azure_error(error, "id")
+    assert AnalyzeProblem.model_validate(azure).error.code == code
     assert OpenAIProblem.model_validate(openai).error.code == MistralProblem.model_validate(mistral).code == code
     assert ("detail" in mistral) is (error.status == 422)
-    assert "for the log" not in str([openai, mistral])
+    assert "for the log" not in str([openai, mistral, azure])
 
 
 @pytest.mark.parametrize(
