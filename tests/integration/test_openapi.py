@@ -49,7 +49,7 @@ def test_every_error_is_described_with_its_status() -> None:
 
 def test_errors_have_one_media_type_and_every_operation_has_the_common_ones() -> None:
     for name, operation in operations().items():
-        in_its_own_shape = name in {"post /v1/chat/completions", "post /v1/ocr"}
+        in_its_own_shape = name in {"post /v1/chat/completions", "post /v1/ocr"} or "/documentintelligence/" in name
         media_type = "application/json" if in_its_own_shape else "application/problem+json"
         statuses = codes_of(operation)
         assert {400, 500} <= set(statuses), name
