@@ -150,7 +150,11 @@ async def analyze(
         receive_s = time.monotonic() - start_s
     job = await run_for_client(request, _submit(services, jobs, permit, model_id, options, data, owner, receive_s))
     url = request.url_for("show_analysis", model_id=model_id, result_id=job.id)
-    return Response(status_code=202, headers={**POLL_HEADERS, "operation-location": f"{url}?api-version={API_VERSION}"})
+    if request.headers.get("x-forwarded-proto", "").strip().lower() == "https":
+        # A proxy speaks TLS. Clients follow this address with their key, which must not leave them unencrypted.
+        url = url.replace(scheme="https")
+    location = url.include_query_params(**{"api-version": API_VERSION})
+    return Response(status_code=202, headers={**POLL_HEADERS, "operation-location": str(location)})
 
 
 def read_options(query: Sequence[tuple[str, str]]) -> dict[str, str]:

@@ -349,6 +349,17 @@ def test_azure_fails_where_a_page_was_not_read(server: ServerProcess, azure: Doc
     assert [page["status"] for page in job["pages"]] == ["ok", "failed", "ok"]
 
 
+@pytest.mark.parametrize(("proto", "scheme"), [("https", "https"), ("http", "http"), ("file", "http"), (None, "http")])
+def test_azure_is_sent_back_through_the_proxy(server: ServerProcess, proto: str | None, scheme: str) -> None:
+    headers = {"host": "ocr.example.org", **({} if proto is None else {"x-forwarded-proto": proto})}
+    path = "/documentintelligence/documentModels/fake:analyze"
+    response = httpx.post(f"{server.url}{path}", content=png(), headers=headers)
+    assert response.status_code == 202
+    assert response.headers["retry-after"] == "1"
+    base = re.escape(f"{scheme}://ocr.example.org/documentintelligence/documentModels/fake/analyzeResults/job-")
+    assert re.fullmatch(rf"{base}\w+\?api-version=.+", response.headers["operation-location"])
+
+
 @pytest.mark.parametrize(
     ("model", "body", "options", "code"),
     [
