@@ -22,9 +22,13 @@ class InvoiceRenderer(PaperRenderer):
     def render_invoice(self) -> RenderedPage:
         """Render an invoice or a receipt; text and errors as of `render_mosaic`."""
         if self._rng.random() < 0.25:
-            narrow = ((480, 1280), (560, 1600), (640, 1900), (420, 900), (720, 1900))
-            return self._render(self._receipt, narrow, Tier.PAGE, (15, 26))
+            return self.render_receipt()
         return self._render(self._invoice, (A4, A4, A4, (1000, 1414), (1654, 2339), LETTER), Tier.PAGE, (14, 24))
+
+    def render_receipt(self) -> RenderedPage:
+        """Render a receipt of a shop; text and errors as of `render_mosaic`."""
+        narrow = ((480, 1280), (560, 1600), (640, 1900), (420, 900), (720, 1900))
+        return self._render(self._receipt, narrow, Tier.PAGE, (15, 26))
 
     def _language(self) -> str:
         known = [name for name in INVOICES if name in self._corpus.languages]
@@ -227,6 +231,11 @@ class InvoiceRenderer(PaperRenderer):
         for line in synthetic_text.address(rng, self._corpus):
             rows.add(Cell(line, x, width, "center"))
         sign = rng.choice(("-", "-", "=", "*", "_", ""))
+        currency = rng.choice(("", "", "", "$", "£", "RM", "RM ", "€ ", "CHF "))
+
+        def price(most: float) -> str:
+            """An amount, as one in four is written with the currency."""
+            return (currency if rng.random() < 0.25 else "") + self._money(words, most)
 
         def rule() -> None:
             if sign:
@@ -246,18 +255,20 @@ class InvoiceRenderer(PaperRenderer):
         tax = rng.choice((("A", "B"), ("1", "2"), ("", "")))
         for _ in range(rng.randint(2, 26)):
             name = self._description(language)
-            if not pair(
-                name.upper() if rng.random() < 0.5 else name, f"{self._money(words, 2)} {rng.choice(tax)}".strip()
-            ):
+            if not pair(name.upper() if rng.random() < 0.5 else name, f"{price(2)} {rng.choice(tax)}".strip()):
                 break
             if rng.random() < 0.2:
                 rows.add(
-                    Cell(f"{rng.randint(2, 9)} x {self._money(words, 1.5)}", x + glyphs.size_px, width - glyphs.size_px)
+                    Cell(
+                        f"{rng.randint(2, 9)} {rng.choice('xX@')} {price(1.5)}",
+                        x + glyphs.size_px,
+                        width - glyphs.size_px,
+                    )
                 )
         rule()
-        pair(rng.choice(words.totals), self._money(words, 3), page.style.heading if rng.random() < 0.6 else None)
+        pair(rng.choice(words.totals), price(3), page.style.heading if rng.random() < 0.6 else None)
         for _ in range(rng.randint(1, 7)):
-            pair(rng.choice(words.receipt), rng.choice((self._money(words, 2.5), self._value(words))))
+            pair(rng.choice(words.receipt), rng.choice((price(2.5), self._value(words))))
         rule()
         for _ in range(rng.randint(0, 4)):
             text = rng.choice(

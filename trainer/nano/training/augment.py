@@ -36,7 +36,7 @@ class Degradation:
                 to where its ink came from, both in `[-1, 1]` as `affine_grid` has them
         """
         coverage = 1 - ink_BHW.float() / 255
-        coverage = self._stroke(coverage)
+        coverage = self._needles(self._stroke(coverage))
         coverage, placement_B23 = self._place(coverage, paper_B4)
         coverage = self._wear(self._resample(coverage))
         coverage = self._bleed_through(coverage)
@@ -66,6 +66,31 @@ class Degradation:
                 grown = sign * F.max_pool2d(sign * x, 3, stride=1, padding=1)
                 share = self._uniform(len(rows), 0.15, 0.7 if sign > 0 else 0.4)[:, None, None]
                 coverage_BHW = coverage_BHW.index_copy(0, rows, torch.lerp(x[:, 0], grown[:, 0], share))
+        return coverage_BHW
+
+    def _needles(self, coverage_BHW: Tensor) -> Tensor:
+        """Dots of a needle printer, or of a worn thermal head, some of which hardly strike."""
+        _, H, W = coverage_BHW.shape
+        ys, xs = (torch.arange(side, device=coverage_BHW.device) + 0.5 for side in (H, W))
+        for pitch in (1.6, 2.0, 2.4):
+            rows = self._some(len(coverage_BHW), 0.04)
+            if not len(rows):
+                continue
+            B = len(rows)
+            high, wide = math.ceil(H / pitch), math.ceil(W / pitch)
+            cells = F.interpolate(coverage_BHW[rows, None], size=(high, wide), mode="bilinear", antialias=True)
+            limit = self._uniform(B, 0.18, 0.38)[:, None, None, None]
+            struck = ((cells - limit) * 6).clamp(0, 1)
+            # Nine needles print a line of dots each.
+            weak = 1 - 0.7 * (torch.rand(B, 9, device=cells.device, generator=self.generator) < 0.08).float()
+            strength = self._uniform(B, 0.6, 1.0)[:, None] * weak
+            struck = struck * strength[:, torch.arange(high, device=cells.device) % 9][:, None, :, None]
+            dots = F.interpolate(struck, size=(H, W), mode="nearest")[:, 0]
+            radius = self._uniform(B, 0.42, 0.75)[:, None, None]
+            dy, dx = (((place * count / side) % 1 - 0.5) for place, count, side in ((ys, high, H), (xs, wide, W)))
+            away = (dy[:, None] ** 2 + dx[None, :] ** 2).sqrt()
+            round_dots = ((radius - away) * pitch + 0.5).clamp(0, 1)
+            coverage_BHW = coverage_BHW.index_copy(0, rows, dots * round_dots)
         return coverage_BHW
 
     def _place(self, coverage_BHW: Tensor, paper_B4: Tensor) -> tuple[Tensor, Tensor]:

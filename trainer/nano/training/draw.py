@@ -33,7 +33,8 @@ SMALL_PX = (10, 18)
 
 
 PAGES_OF_LINES = {
-    "page": 0.15, "sheet": 0.1, "mosaic": 0.15, "court": 0.1, "invoice": 0.1, "table": 0.1, "pdf-page": 0.3,
+    "page": 0.12, "sheet": 0.1, "mosaic": 0.12, "court": 0.1, "invoice": 0.08, "receipt": 0.14, "table": 0.1,
+    "pdf-page": 0.24,
 }  # fmt: skip
 """Shares of the pages that canvases of lines are cut from."""
 
@@ -46,10 +47,12 @@ class Draw:
     ) -> None:
         library, texts = FontLibrary(fonts), Corpus(corpus)
         self._renderer = MosaicRenderer(library, texts, seed)
+        invoices = InvoiceRenderer(library, texts, seed)
         self._whole = {
             "mosaic": self._renderer.render_mosaic,
             "court": CourtRenderer(library, texts, seed).render_court,
-            "invoice": InvoiceRenderer(library, texts, seed).render_invoice,
+            "invoice": invoices.render_invoice,
+            "receipt": invoices.render_receipt,
             "table": TableRenderer(library, texts, seed).render_table,
         }
         self._pdfs = None if pdfs is None else PdfPages(pdfs, geometry, seed)

@@ -20,6 +20,7 @@ from trainer.nano.pages.tables import TableRenderer
     [
         (CourtRenderer, CourtRenderer.render_court),
         (InvoiceRenderer, InvoiceRenderer.render_invoice),
+        (InvoiceRenderer, InvoiceRenderer.render_receipt),
         (TableRenderer, TableRenderer.render_table),
     ],
 )

@@ -127,6 +127,19 @@ def test_worn_type_stays_on_its_letters_and_differs_along_a_line() -> None:
     assert (letters.mean(1) > 0.05).all()
 
 
+def test_needle_print_is_made_of_dots_where_the_ink_was() -> None:
+    coverage = torch.zeros(100, 60, 90)
+    coverage[:, 20:40, 30:60] = 1
+    printed = Degradation(1.0, torch.Generator().manual_seed(1))._needles(coverage.clone())
+    changed = (printed != coverage).flatten(1).any(1)
+    assert 8 <= changed.sum() <= 12
+    assert not printed[:, :16].any()
+    assert not printed[:, 44:].any()
+    inside = printed[changed][:, 22:38, 33:57]
+    assert (inside.flatten(1).std(1) > 0.05).float().mean() > 0.6
+    assert (inside.mean((1, 2)) > 0.25).all()
+
+
 def test_aged_paper_is_darker_in_places_and_keeps_ink_below_paper() -> None:
     grey = torch.ones(40, 64, 128)
     grey[:, 20:40, ::4] = 0.2
