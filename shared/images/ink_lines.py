@@ -54,7 +54,7 @@ def find_lines(boxes: NDArray[np.int32], size_HW: tuple[int, ...], scale: float)
     # Of rows that are the same, one is enough: most begin or end no shape.
     is_other = np.zeros(size_HW[0] + 1, np.bool_)
     is_other[first] = is_other[end] = True
-    row_of = np.cumsum(is_other)
+    row_of = np.cumsum(is_other, dtype=np.int64)
     strip_RW = np.zeros((row_of[-1] + 1, size_HW[1]), np.uint8)
     for x1, y1, x2, y2 in np.stack((left, row_of[first], left + width, row_of[end]), axis=1).tolist():
         strip_RW[y1:y2, x1:x2] = 1
