@@ -170,12 +170,15 @@ def _without_points(lines: list[InkLine]) -> list[InkLine]:
 
 
 def _lines(boxes: NDArray[np.int32], line_of: NDArray[np.int32], scale: float) -> list[InkLine]:
-    """Lines in the order of their labels, without those that are dust.
+    """Measure the lines of shapes.
 
     Args:
         boxes: Shapes, as `find_shapes` gives them.
         line_of: Label of each shape's line, 1 and more.
         scale: Pixels of the page for each of the boxes'.
+
+    Returns:
+        Lines in the order of their labels, without those that are dust.
     """
     if not boxes.size:
         return []
@@ -218,12 +221,15 @@ def _lines(boxes: NDArray[np.int32], line_of: NDArray[np.int32], scale: float) -
 
 
 def _bodies(height: NDArray[np.int64], line: NDArray[np.int64], firsts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Median height of each line's characters; 0 of a line of dust.
+    """Measure how high the characters of lines are.
 
     Args:
         height: Of each shape, line after line.
         line: Number of its line.
         firsts: First shape of each line.
+
+    Returns:
+        Median of each line; 0 for a line of dust.
     """
     height = height[np.lexsort((height, line))]
     ends = np.append(firsts[1:], height.size)
