@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import httpx
 
 from benchmarks.origin import command, keep, origin
+from benchmarks.processor import spent_s
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMS = {
@@ -39,7 +40,6 @@ FORMS = {
     "metrics and traces": {"ENABLE_METRICS": "true", "ENABLE_TRACING": "true"},
 }
 CLIENTS = 4
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Collector(http.server.BaseHTTPRequestHandler):
@@ -60,21 +60,6 @@ def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
-
-
-def _cpu_s(root: int) -> float:
-    """Processor time of a process and of those that it started, in seconds."""
-    parents, ticks = {}, {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with contextlib.suppress(OSError):
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                parents[int(folder.name)] = int(fields[1])
-                ticks[int(folder.name)] = int(fields[11]) + int(fields[12])
-    family = {root}
-    while found := {child for child, parent in parents.items() if parent in family} - family:
-        family |= found
-    return sum(ticks.get(process, 0) for process in family) / TICKS_PER_S
 
 
 @contextlib.contextmanager
@@ -134,12 +119,12 @@ def _round(url: str, process: int, page: bytes, num_requests: int) -> float:
             return client.post("/ocr?mode=small", files={"file": ("page.png", page)}).status_code
 
         list(threads.map(send, range(CLIENTS * 4)))
-        began_s = _cpu_s(process)
+        began_s = sum(spent_s(process).values())
         statuses = set(threads.map(send, range(num_requests)))
         client.get("/metrics")
-        spent_s = _cpu_s(process) - began_s
+        ended_s = sum(spent_s(process).values())
     assert statuses == {200}, statuses
-    return 1000 * spent_s / num_requests
+    return 1000 * (ended_s - began_s) / num_requests
 
 
 def main() -> None:

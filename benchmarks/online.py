@@ -9,11 +9,12 @@ r"""Load through HTTP: how soon and how fast a running service answers many clie
 
 `--rate` is an open loop: requests arrive at random (Poisson) moments whether or not earlier ones were answered, and
 times count from the scheduled moment. `--clients` is a closed loop: each client sends its next request once it has its
-answer. Answers are streamed. TTFT is the time to the first text and TPOT the time per further token; both are of
-answered requests. Goodput is of requests within both limits. `lateness_ms` says how late the open loop was and
-`client_cpu_share` how much of one core the busiest client process took: near 1 the client is the bottleneck, not the
-service. `--processes` shares clients or arrivals out among several, which start together; the row is of all of them.
-With `--side`, pages are noise, which takes the service longest to decode, or with `--text` rows of text. For noise add
+answer. Answers are streamed, unless there is `--field stream=false`. TTFT is the time to the first text and TPOT the
+time per further token; both are of answered requests. Goodput is of requests within both limits. `lateness_ms` says how
+late the open loop was and `client_cpu_share` how much of one core the busiest client process took: near 1 the client is
+the bottleneck, not the service. `cpu_ms` is the processor time of a request, by process, where the service was started
+here. `--processes` shares clients or arrivals out among several, which start together; the row is of all of them. With
+`--side`, pages are noise, which takes the service longest to decode, or with `--text` rows of text. For noise add
 `--field blank_pages=read`, or the service reads no page; for random weights `--field temperature=1`, or their answers
 loop.
 """
@@ -47,6 +48,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.demo_loop import service
 from benchmarks.origin import command, keep, origin
+from benchmarks.processor import spent_s
 
 SAMPLES, NANO = (Path(__file__).resolve().parents[1] / part for part in ("docs/samples", "shared/nano"))
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".pdf"}
@@ -100,6 +102,10 @@ async def events(response: httpx.Response) -> AsyncIterator[tuple[bytes, bytes]]
             yield name.removeprefix(b"event: "), data
 
 
+async def _whole(response: httpx.Response) -> AsyncIterator[tuple[bytes, bytes]]:
+    yield b"answer", await response.aread()
+
+
 async def send(client: httpx.AsyncClient, load: Load, number: int, due_s: float) -> Sent:
     """Send a request; its times count from `due_s` of `time.perf_counter`."""
     sent = Sent(late_s=time.perf_counter() - due_s)
@@ -115,7 +121,9 @@ async def send(client: httpx.AsyncClient, load: Load, number: int, due_s: float)
                 sent.error = _code(await response.aread(), response.status_code)
                 return sent
             answered = False
-            async for name, data in events(response):
+            # An answer that comes whole is an event without a stream.
+            stream = events(response) if fields["stream"] == "true" else _whole(response)
+            async for name, data in stream:
                 now_s = time.perf_counter() - due_s
                 if name == b"delta":
                     sent.ttft_s = now_s if math.isnan(sent.ttft_s) else sent.ttft_s
@@ -222,7 +230,7 @@ def table(row: dict[str, Any]) -> str:
     shown = [name for name in ("ttft_ms", "tpot_ms", "e2e_ms", "lateness_ms") if row[name]]
     lines += [f"{each[:-3]:14}" + "".join(f"{row[each][name]:>10.2f}" for name in names) for each in shown]
     rates = ("requests_per_s", "tokens_per_s", "pages_per_s", "goodput_share", "goodput_requests_per_s")
-    lines += [f"{name:24}{row[name]}" for name in (*rates, "errors", "stages_median_ms", "client_cpu_share")]
+    lines += [f"{name:24}{row[name]}" for name in (*rates, "errors", "stages_median_ms", "client_cpu_share", "cpu_ms")]
     return "\n".join(lines)
 
 
@@ -261,10 +269,10 @@ def text_page(number: int, size: tuple[int, int]) -> bytes:
 
 
 @contextlib.contextmanager
-def url_of(arguments: argparse.Namespace) -> Iterator[str]:
-    """The service that was named, or one that runs for as long."""
+def service_of(arguments: argparse.Namespace) -> Iterator[tuple[str, int | None]]:
+    """Address of the service that was named, or address and process of one that runs for as long."""
     if arguments.url:
-        yield arguments.url
+        yield arguments.url, None
         return
     settings = dict(each.split("=", 1) for each in arguments.setting)
     with tempfile.TemporaryDirectory() as scratch:
@@ -277,7 +285,7 @@ def url_of(arguments: argparse.Namespace) -> Iterator[str]:
         chosen = {"ENGINE": "fake"} if model == "fake" else {"MODEL": model, "DEVICE": arguments.device.split(":")[0]}
         chosen["MAX_CONCURRENT_REQUESTS"] = "1024"
         with service(volume, folder / "service.log", **chosen | settings) as running:
-            yield running.url
+            yield running.url, running.pid
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,13 +411,20 @@ def main() -> None:
     facts |= {name: getattr(given, name) for name in ("max_new_tokens", "side", "text")}
     for name in ("slo_ttft_ms", "slo_e2e_ms"):
         facts[name] = getattr(given, name) if math.isfinite(getattr(given, name)) else None
-    with url_of(given) as url:
+    with service_of(given) as (url, pid):
         for clients in given.clients or [None]:
             load = Load(pages, model_ids, given.max_new_tokens, given.rate, clients or 1, given.requests,
                         given.duration, given.seed, fields)  # fmt: skip
             # A client cannot be shared out.
             processes = min(given.processes, clients or given.processes)
-            row = measures_of(load_from(url, load, processes), given.slo_ttft_ms, given.slo_e2e_ms)
+            before_s = spent_s(pid) if pid else {}
+            parts = load_from(url, load, processes)
+            after_s = spent_s(pid) if pid else {}
+            row = measures_of(parts, given.slo_ttft_ms, given.slo_e2e_ms)
+            # Each client warms up with one more request.
+            sent = row["requests"] + processes
+            row["cpu_ms"] = {name: round(1000 * (after_s[name] - spent) / sent, 2) for name, spent in before_s.items()}
+            row["cpu_ms"]["clients"] = round(1000 * sum(part.cpu_s for part in parts) / row["requests"], 2)
             print(table(row), flush=True)
             asked = {"clients": clients, "processes": processes}
             keep(

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.frames import BrokenFrameError
-from shared.deepseek_ocr.forms import CHANNELS, PageImage, PageViews, PreparedPage
+from shared.deepseek_ocr.forms import (
+    CHANNELS,
+    PageImage,
+    PageViews,
+    PreparedPage,
+    in_colours,
+    without_copies,
+)
 from shared.deepseek_ocr.geometry import ViewPlan
 
 
@@ -25,16 +32,18 @@ class PageHeader:
     """Height and width of an image; None: the tail is the views of the plan."""
     is_canvas: bool = False
     """See `PageViews`."""
+    is_grey: bool = False
+    """Whether the tail has each pixel's one brightness instead of its three colours."""
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Of the page's arrays; of any numbers."""
-        plan = self.plan
+        """Of the arrays in the tail; of any numbers."""
+        plan, channels = self.plan, 1 if self.is_grey else CHANNELS
         if self.image_px:
-            return [(*self.image_px, CHANNELS)]
+            return [(*self.image_px, channels)]
         return [
-            (plan.global_px, plan.global_px, CHANNELS),
-            (plan.num_tiles, plan.tile_px, plan.tile_px, CHANNELS),
+            (plan.global_px, plan.global_px, channels),
+            (plan.num_tiles, plan.tile_px, plan.tile_px, channels),
         ]
 
     @property
@@ -47,8 +56,10 @@ def encode_page(page: PreparedPage) -> tuple[PageHeader, list[memoryview]]:
     """The header of a page, and its pixels where they are."""
     image_px = page.image_HWC.shape[:2] if isinstance(page, PageImage) else None
     is_canvas = isinstance(page, PageViews) and page.is_canvas
-    return PageHeader(page.plan, image_px, is_canvas=is_canvas), [
-        np.ascontiguousarray(pixels).reshape(-1).data for pixels in page.arrays
+    once = [without_copies(pixels) for pixels in page.arrays]
+    is_grey = all(pixels.shape[-1] == 1 for pixels in once)
+    return PageHeader(page.plan, image_px, is_canvas=is_canvas, is_grey=is_grey), [
+        np.ascontiguousarray(pixels).reshape(-1).data for pixels in (once if is_grey else page.arrays)
     ]
 
 
@@ -70,7 +81,7 @@ def decode_page(header: PageHeader, tail: memoryview) -> PreparedPage:
     if min(sides) < 1 or min(plan.tile_columns, plan.tile_rows) < 0 or header.num_bytes != len(tail):
         raise BrokenFrameError("a page's numbers do not agree with its pixels")
     pixels = np.split(np.frombuffer(tail, np.uint8), [math.prod(shapes[0])])
-    arrays = [part.reshape(shape) for part, shape in zip(pixels, shapes, strict=False)]
+    arrays = [in_colours(part.reshape(shape)) for part, shape in zip(pixels, shapes, strict=False)]
     if image_px:
         return PageImage(plan, arrays[0])
     return PageViews(plan, arrays[0], arrays[1], is_canvas=header.is_canvas)

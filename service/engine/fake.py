@@ -29,6 +29,7 @@ from shared.contract.answer import FinishReason
 from shared.contract.calibration import Calibration
 from shared.contract.confidence import TokenScores, score_tokens
 from shared.contract.prompts import PAGE_MARK, PromptSet, Task, tasks_of
+from shared.deepseek_ocr.forms import without_copies
 from shared.deepseek_ocr.geometry import GeometryConfig
 
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "inlet", "jetty", "knoll", "larch")
@@ -51,7 +52,7 @@ def fake_tokens(request: SequenceRequest, adapter: bytes = b"") -> list[str]:
         return [token for each in alone for token in (PAGE_MARK, *fake_tokens(each, adapter))]
     seed = hashlib.sha256()
     for array in request.page.arrays:
-        seed.update(array.tobytes())
+        seed.update(without_copies(array).tobytes())
     seed.update(request.prompt.encode())
     seed.update(adapter)
     if request.params.temperature > 0:

@@ -40,6 +40,7 @@ from shared.deepseek_ocr.forms import (
     PageImage,
     PageViews,
     PreparedPage,
+    in_colours,
     may_be_image,
 )
 from shared.deepseek_ocr.geometry import plan_views
@@ -51,6 +52,7 @@ from shared.images.ink import Relief, ink_of, relief_of
 from shared.images.orientation import find_orientation
 from shared.images.page_ink import Turn
 from shared.images.page_lines import lines_of_page
+from shared.images.pixels import without_colours
 from shared.images.raster import RasterFile
 
 _ERRORS: dict[ImageReason, type[DeepSynthError]] = {
@@ -122,6 +124,7 @@ class OpenDocument:
     def decode(self, task: DecodeTask) -> DecodedPage:
         """Decode one page into the form that the task asks for; raises what `page_image` raises."""
         image, is_damaged = self.page_image(task.page)
+        image = without_colours(image)
         image, relief, turned_degrees = _upright(image, task.turn_degrees)
         if task.cut_px is not None:
             image = _cut(image, task.cut_px)
@@ -130,14 +133,14 @@ class OpenDocument:
         ink = ink_of(relief)
         # Lines can be found on every texture; without marks of print none is one.
         has_lines = 0 < task.lines_from_views <= plan.num_views and ink.marks > 0
-        strips = lines_of_page(image) if has_lines else ()
+        strips = lines_of_page(image.convert("RGB")) if has_lines else ()
         if task.lines_from_views > 1 and is_crop(plan, strips):
             strips = ()
         prepared: PreparedPage
         if strips:
             prepared = view_of(pack(strips)[0], task.geometry)
         elif task.wants_image and may_be_image(image.width, image.height):
-            prepared = PageImage(plan, np.asarray(image))
+            prepared = PageImage(plan, in_colours(np.asarray(image).reshape(image.height, image.width, -1)))
         else:
             prepared = PageViews(plan, *prepare_views(image, plan, task.geometry))
         return DecodedPage(

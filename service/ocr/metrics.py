@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from opentelemetry.trace import Span, Tracer, set_span_in_context
+from opentelemetry.trace import Span, Tracer
 
 from service.engine.protocol import SequenceResult, SequenceTimings
 from service.errors import DeepSynthError
@@ -14,7 +14,7 @@ from service.intake.pages import DecodedPage
 from service.ocr.outcome import PageStatus
 from service.telemetry.links import BatchSpans, LoadSpans
 from service.telemetry.metrics import Metrics
-from service.telemetry.spans import operation
+from service.telemetry.spans import Noted, operation, record, step
 
 
 class SequenceObserver:
@@ -64,7 +64,6 @@ class SequenceObserver:
 
     def _trace_stages(self, timings: SequenceTimings) -> None:
         """Spans of what the engine's process did, laid end to end before the last token: it reports durations alone."""
-        context = set_span_in_context(self._span)
         stages = {
             "engine_queue": timings.queue_s,
             "encode": timings.encode_s,
@@ -74,7 +73,7 @@ class SequenceObserver:
         begin_ns = time.time_ns() - sum(int(seconds * 1e9) for seconds in stages.values())
         for name, seconds in stages.items():
             end_ns = begin_ns + int(seconds * 1e9)
-            self._tracer.start_span(f"deepsynth.{name}", context, start_time=begin_ns).end(end_ns)
+            record(self._tracer, f"deepsynth.{name}", self._span, begin_ns, end_ns)
             begin_ns = end_ns
 
 
@@ -90,6 +89,9 @@ class TelemetryObserver:
     def _span(self, name: str) -> contextlib.AbstractContextManager[Span]:
         return operation(self._tracer, name)
 
+    def _step(self, name: str) -> contextlib.AbstractContextManager[Noted]:
+        return step(self._tracer, name)
+
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[None]:
         start_s = time.monotonic()
@@ -101,24 +103,24 @@ class TelemetryObserver:
     @contextlib.contextmanager
     def receiving(self) -> Iterator[Callable[[int], None]]:
         """Around receiving an upload; call the yielded function with the file's size in bytes."""
-        with self._span("deepsynth.receive") as span, self._stage("receive"):
+        with self._step("deepsynth.receive") as span, self._stage("receive"):
 
             def note(num_bytes: int) -> None:
                 self._metrics.histogram("upload_bytes").observe(num_bytes)
-                span.set_attribute("deepsynth.upload.bytes", num_bytes)
+                span.set_attributes({"deepsynth.upload.bytes": num_bytes})
 
             yield note
 
     @contextlib.contextmanager
     def opening(self) -> Iterator[Callable[[int], None]]:
         """Around opening a document; call the yielded function with its number of pages."""
-        with self._span("deepsynth.open") as span:
-            yield lambda num_pages: span.set_attribute("deepsynth.page.count", num_pages)
+        with self._step("deepsynth.open") as span:
+            yield lambda num_pages: span.set_attributes({"deepsynth.page.count": num_pages})
 
     @contextlib.contextmanager
     def decoding(self) -> Iterator[Callable[[DecodedPage], None]]:
         """Around decoding one image; call the yielded function with the page."""
-        with self._span("deepsynth.decode") as span, self._stage("decode"):
+        with self._step("deepsynth.decode") as span, self._stage("decode"):
 
             def note(page: DecodedPage) -> None:
                 pixels = page.width_px * page.height_px
@@ -151,14 +153,14 @@ class TelemetryObserver:
     @contextlib.contextmanager
     def rendering(self, name: str) -> Iterator[None]:
         """Around writing a document in an output format."""
-        with self._span("deepsynth.render") as span, self._stage("render"):
-            span.set_attribute("deepsynth.format", name)
+        with self._step("deepsynth.render") as span, self._stage("render"):
+            span.set_attributes({"deepsynth.format": name})
             yield
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Around the wait for a page slot."""
-        with self._span("deepsynth.queue"), self._stage("queue"):
+        with self._step("deepsynth.queue"), self._stage("queue"):
             yield
 
     @contextlib.contextmanager

@@ -15,6 +15,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.trace import Link, NoOpTracer, SpanContext, Tracer
 from opentelemetry.util.types import AttributeValue
 
+from service.telemetry.spans import SCOPE
+
 SERVICE_NAME = "deepsynth-ocr"
 _RENAMED = {
     "http.method": "http.request.method",
@@ -136,7 +138,7 @@ class Tracing:
     @property
     def tracer(self) -> Tracer:
         """Creates spans; does nothing if tracing is off."""
-        return NoOpTracer() if self._provider is None else self._provider.get_tracer("deepsynth")
+        return NoOpTracer() if self._provider is None else self._provider.get_tracer(SCOPE.name)
 
     @property
     def provider(self) -> TracerProvider | None:

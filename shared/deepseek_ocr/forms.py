@@ -1,7 +1,8 @@
 """The two forms in which an engine gets a page: its views, or the upright image that views are made from.
 
 An image is smaller and cheaper to make, if the device can resize it; every engine takes views. Both are plain arrays
-with their plan. Knows numpy and the geometry, but neither Pillow nor torch.
+with their plan; those of a page without colours may have one in memory for all three (`in_colours`). Knows numpy and
+the geometry, but neither Pillow nor torch.
 
 Shape letters: H and W pixels, C colours, T tiles.
 """
@@ -87,6 +88,16 @@ class PageImage:
 
 
 PreparedPage = PageViews | PageImage
+
+
+def in_colours(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pixels `[..., 1]` or `[..., 3]` as `[..., 3]`; a view that cannot be written where there was one colour."""
+    return pixels if pixels.shape[-1] == CHANNELS else np.broadcast_to(pixels, (*pixels.shape[:-1], CHANNELS))
+
+
+def without_copies(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Undo `in_colours`: `[..., 1]` where it repeated one colour."""
+    return pixels if pixels.strides[-1] else pixels[..., :1]
 
 
 def may_be_image(width_px: int, height_px: int) -> bool:

@@ -6,7 +6,7 @@ line ends at a wide gap, so that columns and the cells of a table are lines of t
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from math import ceil, floor
 from typing import Any
 
 import cv2
@@ -46,38 +46,64 @@ def find_lines(boxes: NDArray[np.int32], size_HW: tuple[int, ...], scale: float)
     whole = height[height >= _MIN_HEIGHT_PX]
     if not whole.size:
         return ()
-    typical = float(np.median(whole[whole >= np.percentile(whole, 25)]))
-    strip_HW = np.zeros(size_HW, np.uint8)
+    typical = usual_size(whole)
     is_point = height < _POINT_SHARE * typical
     # The middle of each shape, so that a descender does not join its line to the next.
-    for x, y, w, h in boxes[~is_point].tolist():
-        strip_HW[y + h // 4 : y + h - h // 4, x : x + w] = 1
+    left, top, width, height = boxes[~is_point].T
+    first, end = top + height // 4, top + height - height // 4
+    # Of rows that are the same, one is enough: most begin or end no shape.
+    is_other = np.zeros(size_HW[0] + 1, np.bool_)
+    is_other[first] = is_other[end] = True
+    row_of = np.cumsum(is_other, dtype=np.int64)
+    strip_RW = np.zeros((row_of[-1] + 1, size_HW[1]), np.uint8)
+    for x1, y1, x2, y2 in np.stack((left, row_of[first], left + width, row_of[end]), axis=1).tolist():
+        strip_RW[y1:y2, x1:x2] = 1
     reach = max(3, round(_LINE_GAP * typical)) | 1
-    joined_HW: Any = cv2.morphologyEx(strip_HW, cv2.MORPH_CLOSE, np.ones((1, reach), np.uint8))
-    _, labels_HW = cv2.connectedComponents(joined_HW, connectivity=4)
-    line_of = _labels_of(labels_HW, boxes, np.where(is_point, round(_POINT_SHARE * typical), 0))
-    boxes, line_of = boxes[line_of > 0], line_of[line_of > 0]
-    order = np.lexsort((boxes[:, 0], line_of))
-    shapes_of: dict[int, list[list[int]]] = {}
-    for label, shape in zip(line_of[order].tolist(), boxes[order].tolist(), strict=True):
-        shapes_of.setdefault(label, []).append(shape)
-    found = [_line(shapes, scale) for shapes in shapes_of.values()]
-    lines = _without_points([line for line in found if line is not None])
+    joined_RW: Any = cv2.morphologyEx(strip_RW, cv2.MORPH_CLOSE, np.ones((1, reach), np.uint8))
+    _, labels_RW = cv2.connectedComponentsWithAlgorithm(joined_RW, 4, cv2.CV_32S, cv2.CCL_WU)
+    line_of = _labels_of(labels_RW, row_of, boxes, np.where(is_point, round(_POINT_SHARE * typical), 0))
+    lines = _without_points(_lines(boxes[line_of > 0], line_of[line_of > 0], scale))
     if len(lines) > MOST_LINES or sum(len(line.words_px) for line in lines) > MOST_WORDS:
         return ()
     return tuple(sorted(lines, key=lambda line: (line.box_px[1], line.box_px[0])))
 
 
-def _labels_of(labels_HW: NDArray[np.int32], boxes: NDArray[np.int32], reach_N: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Label of each shape's middle; of a point, which is below or above it, the nearest within reach, or 0."""
+def usual_size(sizes: NDArray[np.int32]) -> float:
+    """Median of shapes' sizes, at least one, without the quarter of them that is smallest, which may be points."""
+    ranked = np.sort(sizes)
+    whole = ranked[np.searchsorted(ranked, ranked[ceil(0.25 * (ranked.size - 1))]) :]
+    return float(whole[(whole.size - 1) // 2] + whole[whole.size // 2]) / 2
+
+
+def _nine_tenths(values: NDArray[np.uint8]) -> float:
+    """The 90th percentile of bytes, at least one; counting them is faster than sorting."""
+    ends = np.cumsum(np.bincount(values))
+    place = 0.9 * (values.size - 1)
+    lower, upper = np.searchsorted(ends, [floor(place), ceil(place)], side="right").tolist()
+    return lower + (upper - lower) * (place - floor(place))
+
+
+def _labels_of(
+    labels_RW: NDArray[np.int32], row_of: NDArray[np.int64], boxes: NDArray[np.int32], reach_N: NDArray[np.int64]
+) -> NDArray[np.int32]:
+    """Label of each shape's middle; of a point, which is below or above it, the nearest within reach, or 0.
+
+    `row_of` has the row of the labels for each of the page's, and one more.
+    """
     left, top, width, height = boxes.T
     middle = top + height // 2
-    last = labels_HW.shape[0] - 1
-    found = labels_HW[middle, left + width // 2]
+    last = len(row_of) - 2
+    found = labels_RW[row_of[middle], left + width // 2]
     for offset in (-reach_N, reach_N):
-        near = labels_HW[np.clip(middle + offset, 0, last), left + width // 2]
+        near = labels_RW[row_of[np.clip(middle + offset, 0, last)], left + width // 2]
         found = np.where(found == 0, near, found)
     return found
+
+
+def mask_above(depth_HW: NDArray[np.uint8], threshold: float) -> NDArray[np.uint8]:
+    """1 where a pixel is above the threshold, else 0."""
+    _, mask_HW = cv2.threshold(depth_HW, int(threshold), 1, cv2.THRESH_BINARY)
+    return mask_HW  # type: ignore[return-value] # OpenCV says no more than "array"
 
 
 def label_shapes(mask_HW: NDArray[np.uint8]) -> tuple[int, NDArray[np.int32], NDArray[np.int32]]:
@@ -108,12 +134,11 @@ def find_shapes(depth_HW: NDArray[np.uint8], threshold: float) -> NDArray[np.int
         Boxes, `[N, 4]`: left, top, width, height.
     """
     # Soft edges join characters, so only the darker half of print counts.
-    inked = depth_HW[depth_HW > threshold]
+    inked = depth_HW[mask_above(depth_HW, threshold).view(np.bool_)]
     if not inked.size:
         return np.zeros((0, 4), np.int32)
-    darkest = float(np.percentile(inked, 90))
-    mask_HW = (depth_HW > max(threshold, _CAP_SHARE * darkest)).astype(np.uint8)
-    _, _, stats = label_shapes(mask_HW)
+    darkest = _nine_tenths(inked)
+    _, _, stats = label_shapes(mask_above(depth_HW, max(threshold, _CAP_SHARE * darkest)))
     left, top, width, height, area = stats[1:].T
     page_height, page_width = depth_HW.shape
     tallest = max(_TALLEST_SHARE * max(depth_HW.shape), 60)
@@ -144,31 +169,71 @@ def _without_points(lines: list[InkLine]) -> list[InkLine]:
     return [line for line, is_point in zip(lines, around_MN.any(axis=1).tolist(), strict=True) if not is_point]
 
 
-def _line(shapes: list[list[int]], scale: float) -> InkLine | None:
-    """One line of shapes (left, top, width, height) from left to right; None for dust."""
-    # Lists, since lines are short: numpy takes longer to call than to count.
-    whole = sorted([shape[3] for shape in shapes if shape[3] >= _MIN_HEIGHT_PX])
-    if not whole:
-        return None
-    whole = whole[bisect_left(whole, _POINT_SHARE * whole[-1]) :]
-    body = (whole[(len(whole) - 1) // 2] + whole[len(whole) // 2]) / 2
-    space = max(1.0, _WORD_GAP * body)
-    # Left, right and highest shape of each word.
-    words: list[tuple[int, int, int]] = []
-    start, end, highest = shapes[0][0], shapes[0][0], 0
-    top, bottom = shapes[0][1], 0
-    for left, above, width, height in shapes:
-        if left - end > space:
-            words.append((start, end, highest))
-            start, end, highest = left, left, 0
-        end, highest = max(end, left + width), max(highest, height)
-        top, bottom = min(top, above), max(bottom, above + height)
-    words.append((start, end, highest))
-    words = [word for word in words if word[2] >= _POINT_SHARE * body]
-    if not words:
-        return None
-    return InkLine(
-        (round(words[0][0] * scale), round(top * scale), round(words[-1][1] * scale), round(bottom * scale)),
-        tuple([max(1, round((right - left) * scale)) for left, right, _ in words]),
-        round(body * scale, 1),
+def _lines(boxes: NDArray[np.int32], line_of: NDArray[np.int32], scale: float) -> list[InkLine]:
+    """Measure the lines of shapes.
+
+    Args:
+        boxes: Shapes, as `find_shapes` gives them.
+        line_of: Label of each shape's line, 1 and more.
+        scale: Pixels of the page for each of the boxes'.
+
+    Returns:
+        Lines in the order of their labels, without those that are dust.
+    """
+    if not boxes.size:
+        return []
+    order = np.lexsort((boxes[:, 0], line_of))
+    left, top, width, height = boxes[order].astype(np.int64).T
+    starts_line = np.diff(line_of[order], prepend=0) != 0
+    # Of each shape: the number of its line.
+    line = np.cumsum(starts_line) - 1
+    firsts = np.flatnonzero(starts_line)
+    body = _bodies(height, line, firsts)
+    # How far the shapes before it reach; those of other lines are far to the left.
+    apart = line * int((left + width).max() + 1)
+    reach = np.maximum.accumulate(left + width + apart) - apart
+    space = np.maximum(1.0, _WORD_GAP * body)
+    starts_word = starts_line.copy()
+    starts_word[1:] |= left[1:] - reach[:-1] > space[line[1:]]
+    starts = np.flatnonzero(starts_word)
+    ends = np.append(starts[1:], left.size) - 1
+    kept = (np.maximum.reduceat(height, starts) >= _POINT_SHARE * body[line[starts]]) & (body[line[starts]] > 0)
+    starts, ends = starts[kept], ends[kept]
+    if not starts.size:
+        return []
+    words = np.maximum(1, np.rint((reach[ends] - left[starts]) * scale)).astype(np.int64).tolist()
+    cuts = np.flatnonzero(np.diff(line[starts], prepend=-1))
+    numbers = line[starts[cuts]]
+    ends_of_words = np.append(cuts[1:], starts.size)
+    corners = (
+        left[starts[cuts]],
+        np.minimum.reduceat(top, firsts)[numbers],
+        reach[ends[ends_of_words - 1]],
+        np.maximum.reduceat(top + height, firsts)[numbers],
     )
+    boxes_px = np.rint(np.stack(corners, axis=1) * scale).astype(np.int64).tolist()
+    return [
+        InkLine((x1, y1, x2, y2), tuple(words[start:end]), round(high * scale, 1))
+        for (x1, y1, x2, y2), start, end, high in zip(
+            boxes_px, cuts.tolist(), ends_of_words.tolist(), body[numbers].tolist(), strict=True
+        )
+    ]
+
+
+def _bodies(height: NDArray[np.int64], line: NDArray[np.int64], firsts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Measure how high the characters of lines are.
+
+    Args:
+        height: Of each shape, line after line.
+        line: Number of its line.
+        firsts: First shape of each line.
+
+    Returns:
+        Median of each line; 0 for a line of dust.
+    """
+    height = height[np.lexsort((height, line))]
+    ends = np.append(firsts[1:], height.size)
+    is_whole = height >= np.maximum(_MIN_HEIGHT_PX, _POINT_SHARE * height[ends - 1])[line]
+    count = np.add.reduceat(is_whole.astype(np.int64), firsts)
+    lower, upper = ends - count + (count - 1) // 2, np.minimum(ends - count + count // 2, height.size - 1)
+    return np.where(count, (height[lower] + height[upper]) / 2, 0.0)

@@ -56,6 +56,13 @@ def as_seen(image: Image.Image) -> Image.Image:
     return page if turn is None else page.transpose(turn)
 
 
+def without_colours(page: Image.Image) -> Image.Image:
+    """A page, mode RGB, as mode L if all its pixels are grey; otherwise as it is."""
+    red, green, blue = page.split()
+    is_grey = all(np.array_equal(np.asarray(red), np.asarray(other)) for other in (green, blue))
+    return red if is_grey else page
+
+
 def orientation_of(image: Image.Image) -> int:
     """The EXIF orientation that is still to be undone, 1 to 8; 1 where there is none or it is damaged.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from service.engine.gpu.reports import wait_for
 from service.engine.runner import View
 from service.engine.vision.resize import prepare_views_on_device
-from shared.deepseek_ocr.forms import CHANNELS, MAX_IMAGE_PIXELS, PageImage, PageViews, PreparedPage
+from shared.deepseek_ocr.forms import CHANNELS, MAX_IMAGE_PIXELS, PageImage, PageViews, PreparedPage, without_copies
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan, place_global, place_tiles, plan_views
 
 STAGING_BYTES = 2 * CHANNELS * MAX_IMAGE_PIXELS
@@ -110,10 +110,12 @@ class Staging:
         Returns:
             A tensor of the same shape.
         """
+        # One colour is repeated on the device: on the host that would take as long as all the rest.
+        shape, pixels = pixels.shape, without_copies(pixels)
         out = torch.empty(pixels.shape, dtype=torch.uint8, device=self._device)
         if self._device.type != "cuda":
             np.copyto(out.numpy(), pixels)
-            return out
+            return out.expand(shape).contiguous()
         if self._buffer is None:
             self._buffer = torch.empty(self._num_bytes, dtype=torch.uint8, pin_memory=True)
         first = self.reserve(pixels.nbytes)
@@ -123,7 +125,7 @@ class Staging:
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self._device))
         self.note(first, pixels.nbytes, event)
-        return out
+        return out.expand(shape).contiguous()
 
     def reserve(self, num_bytes: int) -> int:
         """Where the next bytes may be written; waits until nothing is copied from there any more."""

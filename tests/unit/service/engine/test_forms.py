@@ -13,7 +13,7 @@ from service.engine.process.codec import Submit
 from service.engine.protocol import SamplingParams, SequenceFailure, SequenceRequest, SequenceResult
 from service.engine.vision import preparation
 from service.engine.vision.preparation import Preparation, Staging
-from shared.deepseek_ocr.forms import MAX_IMAGE_PIXELS, PageImage, PageViews, may_be_image
+from shared.deepseek_ocr.forms import MAX_IMAGE_PIXELS, PageImage, PageViews, in_colours, may_be_image
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, plan_views
 from shared.deepseek_ocr.images import prepare_views
 from shared.deepseek_ocr.unlimited import UNLIMITED_GEOMETRY
@@ -145,6 +145,14 @@ def test_an_upload_leaves_the_image_alone():
     sent = Staging(CPU).upload(pixels)
     sent += 1
     assert pixels[0, 0, 1] == 1
+
+
+def test_one_colour_is_sent_once_and_is_three_there():
+    grey = np.arange(10, dtype=np.uint8).reshape(2, 5, 1)
+    sent = Staging(CPU).upload(in_colours(grey))
+    assert sent.is_contiguous()
+    assert (sent.numpy() == grey).all()
+    assert sent.shape == (2, 5, 3)
 
 
 class Event:

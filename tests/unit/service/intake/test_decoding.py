@@ -447,3 +447,18 @@ def test_contents_that_a_format_tells_are_those_that_opening_finds(
 @pytest.mark.parametrize("data", [b"", b"text", b"%PDF-1.7"])
 def test_no_contents_are_told_of_what_is_no_image(data: bytes) -> None:
     assert contents_by_format(Document(data, IntakeLimits())) is None
+
+
+@pytest.mark.parametrize("wants_image", [True, False])
+@pytest.mark.parametrize("name", ["sample-page", "sample-invoice"])
+def test_a_grey_page_is_decoded_as_the_same_page_with_one_coloured_pixel(name: str, wants_image: bool) -> None:
+    page = Image.open(f"docs/samples/{name}.png").convert("L").crop((100, 100, 540, 540)).convert("RGB")
+    coloured = page.copy()
+    coloured.putpixel((0, 0), (255, 255, 254))
+    wanted = replace(task(), turn_degrees=None, wants_image=wants_image)
+    grey, other = (decode(encode(each, "PNG"), wanted) for each in (page, coloured))
+    assert (grey.ink, grey.turned_degrees) == (other.ink, other.turned_degrees)
+    for found, expected in zip(grey.prepared.arrays, other.prepared.arrays, strict=True):
+        assert found.shape == expected.shape
+        # The pixel itself changes a few.
+        assert (found != expected).sum() < 50

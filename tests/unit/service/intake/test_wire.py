@@ -23,15 +23,17 @@ from shared.deepseek_ocr import forms
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
 from shared.images.accounting import Account
 from shared.images.page_ink import InkLine
-from tests.support.service import png
+from tests.support.service import encode, png
 
 ORDER = DecodeTask(1, Mode.GUNDAM, GeometryConfig())
 NO_TAIL = memoryview(b"")
 
 
-def reply_to(task: DecodeTask, size: tuple[int, int]) -> tuple[DecodedPage, bytes, memoryview]:
+def reply_to(
+    task: DecodeTask, size: tuple[int, int], data: bytes | None = None
+) -> tuple[DecodedPage, bytes, memoryview]:
     """A page, and the header and tail that it is sent as."""
-    page = OpenDocument(Document(png(size=size), IntakeLimits())).decode(task)
+    page = OpenDocument(Document(data or png(size=size), IntakeLimits())).decode(task)
     header, *pixels = wire.encode_page_reply(page)
     return page, header, memoryview(b"".join(pixels))
 
@@ -68,11 +70,12 @@ def test_page_survives_the_wire() -> None:
     np.testing.assert_array_equal(received.prepared.tiles_THWC, page.prepared.tiles_THWC)
 
 
-def test_image_survives_the_wire() -> None:
+@pytest.mark.parametrize(("colour", "channels"), [("grey", 1), ("red", 3)])
+def test_image_survives_the_wire(colour: str, channels: int) -> None:
     order = replace(ORDER, wants_image=True)
     assert wire.decode_task(wire.encode_task(order)) == order
-    page, header, tail = reply_to(order, (700, 900))
-    assert len(tail) == 3 * 700 * 900 <= max_reply_bytes(order)
+    page, header, tail = reply_to(order, (700, 900), encode(Image.new("RGB", (700, 900), colour)))
+    assert len(tail) == channels * 700 * 900 <= max_reply_bytes(order)
     received = decode_reply(header, tail, order)
     assert received.prepared.plan == page.prepared.plan
     np.testing.assert_array_equal(received.prepared.arrays[0], page.prepared.arrays[0])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from shared.deepseek_ocr.forms import without_copies
 from shared.deepseek_ocr.geometry import PADDING_GREY, GeometryConfig, Mode, Tiling, plan_views
 from shared.deepseek_ocr.images import cut_tiles, prepare_views
 
@@ -125,7 +126,19 @@ def test_the_image_is_left_as_it_was():
     assert image.tobytes() == before
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P"])
+@pytest.mark.parametrize("mode", [Mode.SMALL, Mode.BASE, Mode.GUNDAM])
+@pytest.mark.parametrize("size", [(640, 640), (333, 900), (1240, 1754)])
+def test_grey_pages_have_the_views_of_the_same_page_in_colours(size: tuple[int, int], mode: Mode):
+    grey = make_image(*size).convert("L")
+    plan = plan_views(*size, mode, PUBLIC)
+    expected = prepare_views(grey.convert("RGB"), plan, PUBLIC)
+    for found, wanted in zip(prepare_views(grey, plan, PUBLIC), expected, strict=True):
+        assert found.shape == wanted.shape
+        assert (found == wanted).all()
+        assert without_copies(found).shape[-1] == 1
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "CMYK", "P"])
 def test_other_colour_modes_are_refused(mode: str):
     with pytest.raises(ValueError, match=f"not {mode}"):
         prepare_views(Image.new(mode, (9, 9)), plan_views(9, 9, Mode.BASE, PUBLIC), PUBLIC)

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
 from shared.images.errors import ImageError, ImageReason
-from shared.images.pixels import as_seen
+from shared.images.pixels import as_seen, without_colours
 from tests.support.png import colour_png, grey_png
 from tests.support.scene import BLACK_BOX, GREY_BOX, assert_looks_like, encode, scene, seen
 
@@ -240,3 +240,14 @@ def test_transparent_value_of_a_16_bit_colour_png() -> None:
 def test_16_bit_colour_png() -> None:
     samples = np.repeat(np.asarray(scene())[:, :, None].astype(np.uint16) * 257, 3, axis=2)
     assert_looks_like(colour_png(samples), scene())
+
+
+@pytest.mark.parametrize("band", [0, 1, 2])
+def test_a_page_is_without_colours_only_if_every_pixel_is(band: int) -> None:
+    grey = scene().convert("L").convert("RGB")
+    assert without_colours(grey).mode == "L"
+    assert without_colours(grey).convert("RGB").tobytes() == grey.tobytes()
+    pixels = np.array(grey)
+    pixels[-1, -1, band] ^= 1
+    coloured = Image.fromarray(pixels)
+    assert without_colours(coloured) is coloured
