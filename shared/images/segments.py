@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from shared.images.form_boxes import find_boxes, find_frames, find_ticks
 from shared.images.ink import MAX_SIDE_PX, Relief, relief_of_grey
+from shared.images.rules import bits_of_rules, find_rules
 
 _DARKER_SHARE = 0.42
 """Of the darkest print around: only this much counts, so that soft edges do not join letters."""
@@ -34,25 +36,6 @@ _CAP_EM = 0.7
 """Height of a capital in em."""
 _LEAST_SKEW = math.radians(0.15)
 _MOST_SKEW = math.radians(10)
-_RULE_CAPS, _LEVEL_CAPS = 2.6, 4.0
-"""An upright and a level stroke longer than so many capitals is a rule, not a letter's."""
-_BARE_SHARE = 0.22
-"""Less than about this share of a rule's edge has ink beyond; of a long one, on one side at least."""
-_UNDERLINE_SHARE = 0.6
-"""And on the other no more than under letters."""
-_STEM_SHARE, _LETTERS_NEAR = 1.35, 2
-"""A stem's letter is at most so much higher, and has so many letters of its size near."""
-_LONGEST_WORD_CAPS = 10
-_BOX_CAPS = 0.6
-_BOX_FILL = 0.55
-_BOX_SIDE = 0.85
-"""Share of each side of a box that has ink; no letter has as much on all four."""
-_SMALL_BOX_PX = 24
-"""Below, the sides of a box are a pixel's: two of them make the round side of a small D straight."""
-_LEAST_TICKS = 4
-_FOOT_CAPS = 0.3
-"""Height of a stroke that stays where it meets an underline."""
-_RULE_THICK_PX = 7
 _WORD_REACH = 0.35
 _LINE_REACH = 0.62
 """Half the gap that ends a segment, in capitals."""
@@ -64,7 +47,6 @@ _SMALLEST, _MOST_SMALL = 0.12, 3000
 """Share of a capital from which a shape may be a letter of smaller print, and how many such are looked at."""
 _GRAINY = 3.0
 """Standard deviation of a page's noise, of 255, from which it is smoothed."""
-_FAINT_RULE_SHARE = 0.1
 _FAINT_SHARE = 0.18
 """Of the page's darkest print: what is fainter is grain."""
 _FAINTEST_SHARE = 0.3
@@ -376,96 +358,6 @@ def _levelled(grey_HW: NDArray[np.uint8], angle: float) -> tuple[NDArray[np.uint
     return turned, back
 
 
-def _rules(mask_HW: NDArray[np.uint8], cap: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Pixels of straight strokes that are too long for letters and too thin for pictures, and the upright of these."""
-    found: Any = _level_rules(mask_HW, max(36, round(_LEVEL_CAPS * cap)), cap)
-    found = cv2.dilate(found, np.ones((3, 1), np.uint8))
-    upright: Any = _level_rules(np.ascontiguousarray(mask_HW.T), max(24, round(_RULE_CAPS * cap)), cap).T
-    upright = upright & ~_stems(np.ascontiguousarray(upright), mask_HW)
-    # Their soft edges too, or they would be strokes.
-    upright = cv2.dilate(np.ascontiguousarray(upright), np.ones((1, 3), np.uint8))
-    return (found & ~_crossing(mask_HW, found, upright, cap) | upright) & mask_HW, upright & mask_HW
-
-
-def _crossing(
-    mask_HW: NDArray[np.uint8], found_HW: NDArray[np.uint8], upright_HW: NDArray[np.uint8], cap: float
-) -> NDArray[np.uint8]:
-    """Pixels of level rules below a letter's stroke: without them underlined letters would lose their feet."""
-    strokes_HW: Any = mask_HW & ~found_HW & ~upright_HW
-    # A rule's own rough edge is lower than this.
-    strokes_HW = cv2.morphologyEx(strokes_HW, cv2.MORPH_OPEN, np.ones((max(3, round(_FOOT_CAPS * cap)), 1), np.uint8))
-    result = np.zeros_like(found_HW)
-    reached_HW = strokes_HW
-    for _ in range(_RULE_THICK_PX + 2):
-        below_HW = np.zeros_like(found_HW)
-        below_HW[1:] = reached_HW[:-1]
-        reached_HW = below_HW & found_HW
-        result |= reached_HW
-    return result
-
-
-def _stems(upright_HW: NDArray[np.uint8], mask_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Which upright strokes are of large letters: shapes no higher than the stroke, among letters of that height."""
-    result = np.zeros_like(mask_HW)
-    count, strokes_HW, strokes, _ = cv2.connectedComponentsWithStats(upright_HW, connectivity=8)
-    if count == 1:
-        return result
-    found: Any = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
-    shapes_HW, shapes = found[1], found[2]
-    left, top, w, h, _ = shapes.T
-    is_letter = (w > 0.35 * h) & (w < 1.6 * h)
-    is_letter[0] = False
-    for number in range(1, count):
-        x, y, width, height, _ = strokes[number].tolist()
-        inside = shapes_HW[y : y + height, x : x + width][strokes_HW[y : y + height, x : x + width] == number]
-        own = int(np.bincount(inside[inside > 0], minlength=1).argmax()) if (inside > 0).any() else 0
-        if not own or h[own] > _STEM_SHARE * height or w[own] > 1.6 * h[own]:
-            continue
-        near = is_letter & (h > 0.55 * height) & (h < 1.6 * height)
-        near &= (left < x + 3 * height) & (left + w > x - 3 * height)
-        near &= (np.minimum(top + h, y + height) - np.maximum(top, y)) > 0.5 * height
-        near[own] = False
-        if near.sum() >= _LETTERS_NEAR:
-            place = slice(y, y + height), slice(x, x + width)
-            result[place] |= (strokes_HW[place] == number).astype(np.uint8)
-    return result
-
-
-def _level_rules(mask_HW: NDArray[np.uint8], long: int, cap: float) -> NDArray[np.uint8]:
-    # A scanned rule is not quite straight: gaps of a pixel in it are closed first.
-    thick_HW: Any = cv2.dilate(mask_HW, np.ones((3, 1), np.uint8))
-    opened_HW: Any = cv2.morphologyEx(thick_HW, cv2.MORPH_OPEN, np.ones((1, long), np.uint8))
-    count, labels_HW, stats, _ = cv2.connectedComponentsWithStats(opened_HW, connectivity=8)
-    if count == 1:
-        return np.zeros_like(mask_HW)
-    _, _, w, h, area = stats.T
-    thickness = area / np.maximum(w, 1) - 2
-    is_rule = (thickness <= max(4.0, 0.35 * cap)) & (h <= np.maximum(_RULE_THICK_PX + 2, 0.02 * w + 6))
-    # Letters that touch make long strokes too, but there is ink above and below these.
-    edge_HW: Any = opened_HW & ~np.roll(opened_HW, 1, axis=0)
-    above = _share_inked(labels_HW, edge_HW, np.roll(mask_HW, 2, axis=0), count)
-    edge_HW = opened_HW & ~np.roll(opened_HW, -1, axis=0)
-    below = _share_inked(labels_HW, edge_HW, np.roll(mask_HW, -2, axis=0), count)
-    is_bare = np.maximum(above, below) < 1.4 * _BARE_SHARE
-    # No word is as long as this, and gaps between words end what is joined.
-    is_long = w > _LONGEST_WORD_CAPS * cap
-    is_bare |= is_long & (np.minimum(above, below) < _BARE_SHARE) & (np.maximum(above, below) < _UNDERLINE_SHARE)
-    is_rule &= is_bare
-    is_rule[0] = False
-    result: NDArray[np.uint8] = is_rule[labels_HW].astype(np.uint8)
-    return result
-
-
-def _share_inked(
-    labels_HW: NDArray[np.int32], edge_HW: NDArray[np.uint8], beyond_HW: NDArray[np.uint8], count: int
-) -> NDArray[np.float64]:
-    """Of each shape, how much of its edge has ink a little beyond."""
-    labels = labels_HW[edge_HW > 0]
-    inked = np.bincount(labels, beyond_HW[edge_HW > 0], count)
-    result: NDArray[np.float64] = inked / np.maximum(np.bincount(labels, minlength=count), 1)
-    return result
-
-
 def _part_touching(mask_HW: NDArray[np.uint8], shapes_N5: NDArray[np.int32], cap: float) -> None:
     """Cut shapes in two that reach over two lines."""
     left, top, w, h, _ = shapes_N5.T
@@ -484,16 +376,6 @@ def _part_touching(mask_HW: NDArray[np.uint8], shapes_N5: NDArray[np.int32], cap
         part = mask_HW[y + round(0.3 * height) : y + round(0.7 * height) + 1, x : x + width]
         row = int(part.sum(axis=1).argmin()) + y + round(0.3 * height)
         mask_HW[row, x : x + width] = 0
-
-
-def _all_rules(relief: Relief, mask_HW: NDArray[np.uint8], cap: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Pixels of rules, faint ones too, and of the upright of these."""
-    # Some are fainter than print and broken where print is near; others lie on a tinted ground, which joins faint ones.
-    least = max(relief.threshold, _FAINT_RULE_SHARE * float(np.percentile(relief.depth_HW, 99.7)))
-    faint_HW: Any = (relief.depth_HW > least).astype(np.uint8) | mask_HW
-    rules_HW, upright_HW = _rules(mask_HW, cap)
-    faint_rules_HW, faint_upright_HW = _rules(faint_HW, cap)
-    return rules_HW | faint_rules_HW, upright_HW | faint_upright_HW
 
 
 def _shapes_of_print(
@@ -517,7 +399,7 @@ def _shapes_of_print(
 def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
     mask_HW, scale = _mask(relief), relief.scale
     cap = _cap_of(_shapes(mask_HW)[:, 3])
-    rules_HW, upright_HW = _all_rules(relief, mask_HW, cap)
+    rules_HW, upright_HW = find_rules(relief, mask_HW, cap)
     mask_HW = mask_HW & ~rules_HW
     _part_touching(mask_HW, _shapes(mask_HW), cap)
     mask_HW = _mended(mask_HW, relief, rules_HW, cap)
@@ -526,14 +408,14 @@ def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
     _, labels_HW, stats, _ = found
     owner_of, area = np.zeros(len(stats), np.int32), stats[:, 4]
     is_shape, is_cut = _shapes_of_print(stats, mask_HW.shape, cap)
-    is_box = _boxes(labels_HW, stats, ~is_cut, cap) | _ticks(stats, is_shape, rules_HW)
+    is_box = find_boxes(labels_HW, stats, ~is_cut, cap) | find_ticks(stats, is_shape, rules_HW)
     owner_of[is_box] = -1
     is_shape &= ~is_box
     if is_box.any():
         # Boxes are higher than print, which would count as points.
         cap = _cap_of(stats[is_shape, 3])
-    is_shape &= ~_frames(stats, is_shape, cap)
-    is_shape &= ~_bits_of_rules(stats, is_shape, cap)
+    is_shape &= ~find_frames(stats, is_shape, cap)
+    is_shape &= ~bits_of_rules(stats, is_shape, cap)
     kept = np.flatnonzero(is_shape)
     if kept.size > _MOST_SHAPES:
         # Grain: what is smaller than a letter is left out.
@@ -577,78 +459,6 @@ def _holes(boxes_N4: NDArray[np.int32], area_N: NDArray[np.int32], line_of: NDAr
         middle = top[index] + h[index] / 2
         follows = (gap > 0) & (gap < 4 * w[index]) & (top < middle) & (top + h > middle) & (line_of > 0) & ~is_disc
         result[index] = not follows.any()
-    return result
-
-
-def _boxes(
-    labels_HW: NDArray[np.int32], stats: NDArray[np.int32], is_whole: NDArray[np.bool_], cap: float
-) -> NDArray[np.bool_]:
-    """Which shapes are boxes to write in or to tick, one or a row of them: all four sides are straight."""
-    result = np.zeros(len(stats), np.bool_)
-    left, top, w, h, area = stats.T
-    hollow = is_whole & (h > _BOX_CAPS * cap) & (w > _BOX_CAPS * cap) & (area < _BOX_FILL * w * h)
-    for index in np.flatnonzero(hollow).tolist():
-        x, y, width, height = (int(value[index]) for value in (left, top, w, h))
-        own = labels_HW[y : y + height, x : x + width] == index
-        edge = 1 if min(width, height) < _SMALL_BOX_PX else max(2, round(0.06 * min(width, height)))
-        sides = own[:edge].any(axis=0), own[-edge:].any(axis=0), own[:, :edge].any(axis=1), own[:, -edge:].any(axis=1)
-        result[index] = min(float(side.mean()) for side in sides) > _BOX_SIDE
-    return result
-
-
-def _ticks(stats: NDArray[np.int32], is_shape: NDArray[np.bool_], rules_HW: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which shapes part the cells of a comb: upright strokes on a rule, alike and equally far from each other."""
-    result = np.zeros(len(stats), np.bool_)
-    left, top, w, h, area = stats.T
-    thin = np.flatnonzero(is_shape & (w <= np.maximum(3, 0.22 * h)) & (h >= 6) & (area > 0.6 * w * h))
-    if thin.size < _LEAST_TICKS:
-        return result
-    x = left[thin] + w[thin] // 2
-    # Next to its foot, since the rule stays below strokes.
-    ends, reach = top[thin] + h[thin], _RULE_THICK_PX + 2
-    on_rule = np.array(
-        [
-            rules_HW[max(0, end - reach) : end + reach, max(0, at - reach) : at + reach].any()
-            for end, at in zip(ends, x, strict=True)
-        ]
-    )
-    thin, x = thin[on_rule], x[on_rule]
-    for start in range(thin.size):
-        alike = (np.abs(top[thin] - top[thin[start]]) <= 3) & (np.abs(h[thin] - h[thin[start]]) <= 3)
-        places = np.sort(x[alike])
-        gaps = np.diff(places)
-        if gaps.size + 1 < _LEAST_TICKS:
-            continue
-        usual = float(np.median(gaps))
-        even = np.abs(gaps - usual) < 0.12 * usual
-        # Letters on a line are as high as each other too, but not evenly spread.
-        result[thin[start]] = even.mean() > 0.8 and usual > 0.7 * h[thin[start]]
-    return result
-
-
-def _frames(stats: NDArray[np.int32], is_shape: NDArray[np.bool_], cap: float) -> NDArray[np.bool_]:
-    """Which shapes have others inside, as no letter has."""
-    left, top, w, h, _ = stats.T
-    x, y = left + w / 2, top + h / 2
-    is_whole = is_shape & (h > 0.5 * cap)
-    result = np.zeros(len(stats), np.bool_)
-    for index in np.flatnonzero(is_shape & (h > 1.6 * cap) & (w > 2.5 * cap)).tolist():
-        inside = is_whole & (x > left[index]) & (x < left[index] + w[index])
-        inside &= (y > top[index]) & (y < top[index] + h[index])
-        result[index] = inside.sum() > 2
-    return result
-
-
-def _bits_of_rules(stats: NDArray[np.int32], is_shape: NDArray[np.bool_], cap: float) -> NDArray[np.bool_]:
-    """Which shapes are upright strokes with no letter of their height near."""
-    left, top, w, h, area = stats.T
-    result = np.zeros(len(stats), np.bool_)
-    is_letter = is_shape & (w > 0.35 * h)
-    for index in np.flatnonzero(is_shape & (h > 1.4 * cap) & (w < 0.3 * h) & (area > 0.7 * w * h)).tolist():
-        near = is_letter & (h > 0.65 * h[index]) & (h < 1.6 * h[index])
-        near &= (left < left[index] + 4 * h[index]) & (left + w > left[index] - 4 * h[index])
-        near &= (top < top[index] + h[index]) & (top + h > top[index])
-        result[index] = not near.any()
     return result
 
 
