@@ -26,14 +26,16 @@ def find_boxes(
 ) -> NDArray[np.bool_]:
     """Which shapes are boxes to write in or to tick, one or a row of them: all four sides are straight."""
     result = np.zeros(len(stats), np.bool_)
-    left, top, w, h, area = stats.T
+    _, _, w, h, area = stats.T
     hollow = is_whole & (h > _BOX_CAPS * cap) & (w > _BOX_CAPS * cap) & (area < _BOX_FILL * w * h)
-    for index in np.flatnonzero(hollow).tolist():
-        x, y, width, height = (int(value[index]) for value in (left, top, w, h))
-        own = labels_HW[y : y + height, x : x + width] == index
+    for index, (x, y, width, height, _) in zip(np.flatnonzero(hollow).tolist(), stats[hollow].tolist(), strict=True):
+        own = labels_HW[y : y + height, x : x + width]
         edge = 1 if min(width, height) < _SMALL_BOX_PX else max(2, round(0.06 * min(width, height)))
-        sides = own[:edge].any(axis=0), own[-edge:].any(axis=0), own[:, :edge].any(axis=1), own[:, -edge:].any(axis=1)
-        result[index] = min(float(side.mean()) for side in sides) > _BOX_SIDE
+        # Most letters have no straight left side, and are done with.
+        sides = (own[:, :edge], 1), (own[:, -edge:], 1), (own[:edge], 0), (own[-edge:], 0)
+        result[index] = all(
+            np.count_nonzero((side == index).any(axis=axis)) > _BOX_SIDE * side.shape[1 - axis] for side, axis in sides
+        )
     return result
 
 

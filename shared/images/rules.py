@@ -8,13 +8,16 @@ Shape letters: N shapes, H and W pixels of the level page.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.images.histogram import percentile
 from shared.images.ink import Relief
+from shared.images.ink_lines import label_shapes
 
 _RULE_CAPS, _LEVEL_CAPS = 2.6, 4.0
 """An upright and a level stroke longer than so many capitals is a rule, not a letter's."""
@@ -31,6 +34,12 @@ _FAINT_RULE_SHARE = 0.1
 RULE_THICK_PX = 7
 
 
+def darker_than(depth_HW: NDArray[np.uint8], least: float) -> NDArray[np.uint8]:
+    """Where print is darker than this: 1, elsewhere 0."""
+    _, result = cv2.threshold(depth_HW, math.floor(least), 1, cv2.THRESH_BINARY)
+    return result  # type: ignore[return-value]
+
+
 def find_rules(relief: Relief, mask_HW: NDArray[np.uint8], cap: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Find rules, faint ones too.
 
@@ -43,8 +52,8 @@ def find_rules(relief: Relief, mask_HW: NDArray[np.uint8], cap: float) -> tuple[
         Pixels of rules, and of the upright of these.
     """
     # Some are fainter than print and broken where print is near; others lie on a tinted ground, which joins faint ones.
-    least = max(relief.threshold, _FAINT_RULE_SHARE * float(np.percentile(relief.depth_HW, 99.7)))
-    faint_HW: Any = (relief.depth_HW > least).astype(np.uint8) | mask_HW
+    least = max(relief.threshold, _FAINT_RULE_SHARE * percentile(relief.depth_HW, 99.7))
+    faint_HW = darker_than(relief.depth_HW, least) | mask_HW
     rules_HW, upright_HW = _rules(mask_HW, cap)
     faint_rules_HW, faint_upright_HW = _rules(faint_HW, cap)
     return rules_HW | faint_rules_HW, upright_HW | faint_upright_HW
@@ -54,10 +63,11 @@ def _rules(mask_HW: NDArray[np.uint8], cap: float) -> tuple[NDArray[np.uint8], N
     """Pixels of straight strokes that are too long for letters and too thin for pictures, and the upright of these."""
     found: Any = _level_rules(mask_HW, max(36, round(_LEVEL_CAPS * cap)), cap)
     found = cv2.dilate(found, np.ones((3, 1), np.uint8))
-    upright: Any = _level_rules(np.ascontiguousarray(mask_HW.T), max(24, round(_RULE_CAPS * cap)), cap).T
-    upright = upright & ~_stems(np.ascontiguousarray(upright), mask_HW)
+    upright: Any = _level_rules(_turned(mask_HW), max(24, round(_RULE_CAPS * cap)), cap)
+    upright = _turned(upright)
+    upright &= ~_stems(upright, mask_HW)
     # Their soft edges too, or they would be strokes.
-    upright = cv2.dilate(np.ascontiguousarray(upright), np.ones((1, 3), np.uint8))
+    upright = cv2.dilate(upright, np.ones((1, 3), np.uint8))
     return (found & ~_crossing(mask_HW, found, upright, cap) | upright) & mask_HW, upright & mask_HW
 
 
@@ -65,15 +75,18 @@ def _crossing(
     mask_HW: NDArray[np.uint8], found_HW: NDArray[np.uint8], upright_HW: NDArray[np.uint8], cap: float
 ) -> NDArray[np.uint8]:
     """Pixels of level rules below a letter's stroke: without them underlined letters would lose their feet."""
-    strokes_HW: Any = mask_HW & ~found_HW & ~upright_HW
-    # A rule's own rough edge is lower than this.
-    strokes_HW = cv2.morphologyEx(strokes_HW, cv2.MORPH_OPEN, np.ones((max(3, round(_FOOT_CAPS * cap)), 1), np.uint8))
     result = np.zeros_like(found_HW)
-    reached_HW = strokes_HW
+    if not found_HW.any():
+        return result
+    reached_HW: Any = mask_HW & ~found_HW & ~upright_HW
+    # A rule's own rough edge is lower than this.
+    reached_HW = cv2.morphologyEx(reached_HW, cv2.MORPH_OPEN, np.ones((max(3, round(_FOOT_CAPS * cap)), 1), np.uint8))
     for _ in range(RULE_THICK_PX + 2):
         below_HW = np.zeros_like(found_HW)
-        below_HW[1:] = reached_HW[:-1]
-        reached_HW = below_HW & found_HW
+        np.bitwise_and(reached_HW[:-1], found_HW[1:], out=below_HW[1:])
+        if not below_HW.any():
+            break
+        reached_HW = below_HW
         result |= reached_HW
     return result
 
@@ -81,11 +94,10 @@ def _crossing(
 def _stems(upright_HW: NDArray[np.uint8], mask_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Which upright strokes are of large letters: shapes no higher than the stroke, among letters of that height."""
     result = np.zeros_like(mask_HW)
-    count, strokes_HW, strokes, _ = cv2.connectedComponentsWithStats(upright_HW, connectivity=8)
-    if count == 1:
+    if not upright_HW.any():
         return result
-    found: Any = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
-    shapes_HW, shapes = found[1], found[2]
+    count, strokes_HW, strokes = label_shapes(upright_HW)
+    _, shapes_HW, shapes = label_shapes(mask_HW)
     left, top, w, h, _ = shapes.T
     is_letter = (w > 0.35 * h) & (w < 1.6 * h)
     is_letter[0] = False
@@ -109,35 +121,48 @@ def _level_rules(mask_HW: NDArray[np.uint8], long: int, cap: float) -> NDArray[n
     # A scanned rule is not quite straight: gaps of a pixel in it are closed first.
     thick_HW: Any = cv2.dilate(mask_HW, np.ones((3, 1), np.uint8))
     opened_HW: Any = cv2.morphologyEx(thick_HW, cv2.MORPH_OPEN, np.ones((1, long), np.uint8))
-    count, labels_HW, stats, _ = cv2.connectedComponentsWithStats(opened_HW, connectivity=8)
-    if count == 1:
-        return np.zeros_like(mask_HW)
+    result = np.zeros_like(mask_HW)
+    # Few pixels are of rules, so all else is done for these alone.
+    places = np.flatnonzero(opened_HW)
+    if not places.size:
+        return result
+    count, labels_HW, stats = label_shapes(opened_HW)
     _, _, w, h, area = stats.T
     thickness = area / np.maximum(w, 1) - 2
     is_rule = (thickness <= max(4.0, 0.35 * cap)) & (h <= np.maximum(RULE_THICK_PX + 2, 0.02 * w + 6))
     # Letters that touch make long strokes too, but there is ink above and below these.
-    edge_HW: Any = opened_HW & ~np.roll(opened_HW, 1, axis=0)
-    above = _share_inked(labels_HW, edge_HW, np.roll(mask_HW, 2, axis=0), count)
-    edge_HW = opened_HW & ~np.roll(opened_HW, -1, axis=0)
-    below = _share_inked(labels_HW, edge_HW, np.roll(mask_HW, -2, axis=0), count)
+    labels = labels_HW.ravel()[places]
+    above, below = (_share_inked(places, labels, count, opened_HW, mask_HW, step) for step in (-1, 1))
     is_bare = np.maximum(above, below) < 1.4 * _BARE_SHARE
     # No word is as long as this, and gaps between words end what is joined.
     is_long = w > _LONGEST_WORD_CAPS * cap
     is_bare |= is_long & (np.minimum(above, below) < _BARE_SHARE) & (np.maximum(above, below) < _UNDERLINE_SHARE)
     is_rule &= is_bare
-    is_rule[0] = False
-    result: NDArray[np.uint8] = is_rule[labels_HW].astype(np.uint8)
+    result.ravel()[places[is_rule[labels]]] = 1
     return result
 
 
 def _share_inked(
-    labels_HW: NDArray[np.int32], edge_HW: NDArray[np.uint8], beyond_HW: NDArray[np.uint8], count: int
+    places: NDArray[np.int64],
+    labels: NDArray[np.int32],
+    count: int,
+    opened_HW: NDArray[np.uint8],
+    mask_HW: NDArray[np.uint8],
+    step: int,
 ) -> NDArray[np.float64]:
-    """Of each shape, how much of its edge has ink a little beyond."""
-    labels = labels_HW[edge_HW > 0]
-    inked = np.bincount(labels, beyond_HW[edge_HW > 0], count)
+    """Of each shape, how much of its edge has ink a little beyond, above with a step of -1 and below with 1."""
+    width = mask_HW.shape[1]
+    is_edge = np.take(opened_HW, places + step * width, mode="wrap") == 0
+    labels = labels[is_edge]
+    inked = np.bincount(labels, np.take(mask_HW, places[is_edge] + 2 * step * width, mode="wrap"), count)
     result: NDArray[np.float64] = inked / np.maximum(np.bincount(labels, minlength=count), 1)
     return result
+
+
+def _turned(mask_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Rows as columns."""
+    result: Any = cv2.transpose(mask_HW)
+    return result  # type: ignore[no-any-return]
 
 
 def bits_of_rules(stats: NDArray[np.int32], is_shape: NDArray[np.bool_], cap: float) -> NDArray[np.bool_]:

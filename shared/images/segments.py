@@ -10,6 +10,7 @@ Shape letters: N shapes, H and W pixels of the level page.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shared.images.form_boxes import find_boxes, find_frames, find_ticks
+from shared.images.histogram import percentile
 from shared.images.ink import MAX_SIDE_PX, Relief, relief_of_grey
-from shared.images.rules import bits_of_rules, find_rules
+from shared.images.ink_lines import label_shapes
+from shared.images.rules import bits_of_rules, darker_than, find_rules
 
 _DARKER_SHARE = 0.42
 """Of the darkest print around: only this much counts, so that soft edges do not join letters."""
@@ -151,13 +154,17 @@ def find_segments(page: Image.Image) -> LevelPage:
         grey_HW = _inverted(grey_HW, ground_HW)
         small_hw, scale = _made_small(grey_HW)
     relief = _relief(small_hw, scale)
-    angle = _skew(_shapes(_mask(relief)))
+    mask_hw = _mask(relief)
+    shapes_N5 = _shapes(mask_hw)
+    angle = _skew(shapes_N5)
     turn = None
     if abs(angle) > _LEAST_SKEW:
         grey_HW, turn = _levelled(grey_HW, angle)
         small_hw, scale = _made_small(grey_HW)
         relief = _relief(small_hw, scale)
-    owner_hw, segments = _segments(relief)
+        mask_hw = _mask(relief)
+        shapes_N5 = _shapes(mask_hw)
+    owner_hw, segments = _segments(relief, mask_hw, _cap_of(shapes_N5[:, 3]))
     return LevelPage(grey_HW, owner_hw, segments, scale, turn)
 
 
@@ -184,8 +191,8 @@ def _ink_grey(page: Image.Image) -> NDArray[np.uint8]:
     """Grey paper with dark ink; coloured ink is darker than its brightness, but a yellow marker is not black."""
     pixels_HWC: Any = np.asarray(page)
     grey_HW: Any = cv2.cvtColor(pixels_HWC, cv2.COLOR_RGB2GRAY)
-    if int(cv2.absdiff(pixels_HWC[:, :, 0], pixels_HWC[:, :, 2]).max()) > 8:
-        red, green, blue = cv2.split(pixels_HWC)
+    red, green, blue = cv2.split(pixels_HWC)
+    if cv2.norm(red, blue, cv2.NORM_INF) > 8:
         grey_HW = cv2.addWeighted(cv2.min(cv2.min(red, green), blue), 0.5, grey_HW, 0.5, 0)
     if _is_light_on_dark(grey_HW):
         grey_HW = 255 - grey_HW
@@ -221,9 +228,11 @@ def _made_small(grey_HW: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], float]:
 def _bars(small_hw: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     """The brightness, at least 1, of dark bars with light print on them, as of a table's head; None without any."""
     paper = float(np.percentile(small_hw[::4, ::4], 80))
-    dark_hw: Any = (small_hw < _BAR_SHARE * paper).astype(np.uint8)
+    dark_hw: Any = (small_hw < np.uint8(math.ceil(_BAR_SHARE * paper))).view(np.uint8)
     # Print has no solid ground of this height and width, a bar has above and below its print.
     solid_hw: Any = cv2.morphologyEx(dark_hw, cv2.MORPH_OPEN, np.ones((2, 28), np.uint8))
+    if not solid_hw.any():
+        return None
     found_hw = np.zeros_like(dark_hw)
     for high in _BAR_PRINT_PX:
         joined_hw: Any = cv2.morphologyEx(solid_hw, cv2.MORPH_CLOSE, np.ones((high, 9), np.uint8))
@@ -260,12 +269,9 @@ def _bars(small_hw: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
 
 def _mask(relief: Relief) -> NDArray[np.uint8]:
     depth_HW = relief.depth_HW
-    inked = depth_HW[depth_HW > relief.threshold]
-    if not inked.size:
-        return np.zeros(depth_HW.shape, np.uint8)
     # Soft edges join letters, so print counts where it is dark for what is around it.
-    least = max(relief.threshold, _FAINT_SHARE * float(np.percentile(depth_HW, 99.7)))
-    return ((depth_HW > least) & (depth_HW > _DARKER_SHARE * _darkest_around(depth_HW))).astype(np.uint8)
+    least = max(relief.threshold, _FAINT_SHARE * percentile(depth_HW, 99.7))
+    return darker_than(depth_HW, least) & _dark_for(depth_HW, _DARKER_SHARE, _darkest_around(depth_HW))
 
 
 def _darkest_around(depth_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -275,18 +281,25 @@ def _darkest_around(depth_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return result
 
 
+def _dark_for(depth_HW: NDArray[np.uint8], share: float, around_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Where print is darker than this share of the darkest around: 1, elsewhere 0."""
+    least: Any = cv2.LUT(around_HW, np.floor(share * np.arange(256)).astype(np.uint8))
+    result: NDArray[np.uint8] = (depth_HW > least).view(np.uint8)
+    return result
+
+
 def _mended(mask_HW: NDArray[np.uint8], relief: Relief, rules_HW: NDArray[np.uint8], cap: float) -> NDArray[np.uint8]:
     """The mask with letters made whole whose ink is uneven, as needles, worn heads and old thermal paper print them."""
     depth_HW = relief.depth_HW
-    least = max(relief.threshold, _FAINT_INK_SHARE * float(np.percentile(depth_HW, 99.7)))
-    faint_HW: Any = (depth_HW > least) & (depth_HW > _FAINT_DARKER_SHARE * _darkest_around(depth_HW))
-    faint_HW = (faint_HW & (rules_HW == 0)).astype(np.uint8) | mask_HW
-    count, wholes_HW, stats, _ = cv2.connectedComponentsWithStats(faint_HW, connectivity=8)
-    _, pieces_HW, pieces, _ = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
-    inked = mask_HW > 0
+    least = max(relief.threshold, _FAINT_INK_SHARE * percentile(depth_HW, 99.7))
+    faint_HW = darker_than(depth_HW, least) & _dark_for(depth_HW, _FAINT_DARKER_SHARE, _darkest_around(depth_HW))
+    faint_HW = faint_HW & ~rules_HW | mask_HW
+    count, wholes_HW, stats = label_shapes(faint_HW)
+    _, pieces_HW, pieces = label_shapes(mask_HW)
+    inked = np.flatnonzero(mask_HW)
     # Which whole each piece is of; all of a piece's pixels are of the same.
     whole_of = np.zeros(len(pieces), np.int64)
-    whole_of[pieces_HW[inked]] = wholes_HW[inked]
+    whole_of[pieces_HW.ravel()[inked]] = wholes_HW.ravel()[inked]
     highest, longest = np.zeros(count, np.int64), np.zeros(count, np.int64)
     np.maximum.at(highest, whole_of[1:], pieces[1:, 3])
     np.maximum.at(longest, whole_of[1:], pieces[1:, 2:4].max(axis=1))
@@ -300,14 +313,15 @@ def _mended(mask_HW: NDArray[np.uint8], relief: Relief, rules_HW: NDArray[np.uin
     is_letter &= (w > _BARELY * h) & (longest >= _STROKE * h)
     is_broken = is_letter & (highest > 0)
     is_broken[0] = False
-    result: NDArray[np.uint8] = mask_HW | is_broken[wholes_HW].astype(np.uint8)
+    result = mask_HW.copy()
+    faint = np.flatnonzero(faint_HW)
+    result.ravel()[faint[is_broken[wholes_HW.ravel()[faint]]]] = 1
     return result
 
 
 def _shapes(mask_HW: NDArray[np.uint8]) -> NDArray[np.int32]:
-    found: Any = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
-    result: NDArray[np.int32] = found[2][1:]
-    return result
+    _, _, stats = label_shapes(mask_HW)
+    return stats[1:]
 
 
 def _cap_of(heights: NDArray[Any]) -> float:
@@ -396,16 +410,14 @@ def _shapes_of_print(
     return is_shape, is_cut
 
 
-def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
-    mask_HW, scale = _mask(relief), relief.scale
-    cap = _cap_of(_shapes(mask_HW)[:, 3])
+def _segments(relief: Relief, mask_HW: NDArray[np.uint8], cap: float) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
+    scale = relief.scale
     rules_HW, upright_HW = find_rules(relief, mask_HW, cap)
     mask_HW = mask_HW & ~rules_HW
     _part_touching(mask_HW, _shapes(mask_HW), cap)
     mask_HW = _mended(mask_HW, relief, rules_HW, cap)
-    cap = max(cap, _cap_of(_shapes(mask_HW)[:, 3]))
-    found: Any = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
-    _, labels_HW, stats, _ = found
+    _, labels_HW, stats = label_shapes(mask_HW)
+    cap = max(cap, _cap_of(stats[1:, 3]))
     owner_of, area = np.zeros(len(stats), np.int32), stats[:, 4]
     is_shape, is_cut = _shapes_of_print(stats, mask_HW.shape, cap)
     is_box = find_boxes(labels_HW, stats, ~is_cut, cap) | find_ticks(stats, is_shape, rules_HW)
@@ -424,21 +436,24 @@ def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
         return _owners(owner_of, labels_HW, rules_HW), ()
     boxes_N4 = stats[kept][:, :4]
     line_of = _join(boxes_N4, cap, upright_HW)
+    steepness_HW: Any = cv2.morphologyEx(relief.depth_HW, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    is_hole = _holes(boxes_N4, area[kept], line_of)
+    segments: list[Segment] = []
     depths: list[float] = []
     members_of: list[NDArray[np.int64]] = []
-    steepness_HW: Any = cv2.morphologyEx(relief.depth_HW, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-    segments: list[Segment] = []
-    is_hole = _holes(boxes_N4, area[kept], line_of)
     for label in range(1, int(line_of.max(initial=0)) + 1):
         members = np.flatnonzero(line_of == label)
-        if not members.size or not _is_sharp(boxes_N4[members], relief.depth_HW, steepness_HW):
+        if not members.size or is_hole[members].all():
             continue
-        if is_hole[members].all():
+        place = _around(boxes_N4[members])
+        depth = percentile(relief.depth_HW[place], 95)
+        # Print has sharp edges.
+        if percentile(steepness_HW[place], 92) <= _SHARP * depth:
             continue
         made = _segment(boxes_N4[members], area[kept][members], cap, scale)
         if made is not None:
             segments.append(made)
-            depths.append(_depth_of(boxes_N4[members], relief.depth_HW))
+            depths.append(depth)
             members_of.append(kept[members])
     is_print = _is_print(segments, depths, mask_HW.shape, cap, scale) & ~_is_upright(segments)
     segments = [segment for segment, is_kept in zip(segments, is_print, strict=True) if is_kept]
@@ -481,11 +496,10 @@ def _evened(segments: list[Segment]) -> tuple[Segment, ...]:
     return tuple(result)
 
 
-def _depth_of(boxes_M4: NDArray[np.int32], depth_HW: NDArray[np.uint8]) -> float:
-    """How dark a segment's print is, at its darkest."""
+def _around(boxes_M4: NDArray[np.int32]) -> tuple[slice, slice]:
+    """Rows and columns of boxes."""
     x, y = boxes_M4[:, 0].min(), boxes_M4[:, 1].min()
-    place = slice(y, (boxes_M4[:, 1] + boxes_M4[:, 3]).max()), slice(x, (boxes_M4[:, 0] + boxes_M4[:, 2]).max())
-    return float(np.percentile(depth_HW[place], 95))
+    return slice(y, (boxes_M4[:, 1] + boxes_M4[:, 3]).max()), slice(x, (boxes_M4[:, 0] + boxes_M4[:, 2]).max())
 
 
 def _is_print(
@@ -543,18 +557,10 @@ def _is_upright(segments: list[Segment]) -> NDArray[np.bool_]:
     return result
 
 
-def _is_sharp(boxes_M4: NDArray[np.int32], depth_HW: NDArray[np.uint8], steepness_HW: NDArray[np.uint8]) -> bool:
-    """Whether shapes have print's edges."""
-    x, y = boxes_M4[:, 0].min(), boxes_M4[:, 1].min()
-    place = slice(y, (boxes_M4[:, 1] + boxes_M4[:, 3]).max()), slice(x, (boxes_M4[:, 0] + boxes_M4[:, 2]).max())
-    deep = float(np.percentile(depth_HW[place], 95))
-    return float(np.percentile(steepness_HW[place], 92)) > _SHARP * deep
-
-
 def _owners(
     owner_of: NDArray[np.int32], labels_HW: NDArray[np.int32], rules_HW: NDArray[np.uint8]
 ) -> NDArray[np.int32]:
-    owner_hw: NDArray[np.int32] = owner_of[labels_HW]
+    owner_hw: NDArray[np.int32] = np.take(owner_of, labels_HW)
     owner_hw[rules_HW > 0] = -1
     return owner_hw
 
@@ -743,25 +749,25 @@ def _segment(boxes_M4: NDArray[np.int32], area_M: NDArray[np.int32], page_cap: f
     # What is left of an upright rule.
     if len(boxes_M4) == 1 and w[0] < 0.25 * h[0] and h[0] > 1.35 * page_cap:
         return None
-    order = np.argsort(left)
     space = max(1.5, _WORD_GAP * cap)
-    words: list[list[float]] = []
-    for index in order.tolist():
-        if words and left[index] - words[-1][1] <= space:
-            words[-1][1] = max(words[-1][1], left[index] + w[index])
-        else:
-            words.append([left[index], left[index] + w[index]])
-    parts: list[list[int]] = []
-    for index in order.tolist():
-        box = [left[index], top[index], left[index] + w[index], top[index] + h[index]]
-        if parts and box[0] - parts[-1][2] <= 1:
-            last = parts[-1]
-            parts[-1] = [last[0], min(last[1], box[1]), max(last[2], box[2]), max(last[3], box[3])]
-        else:
-            parts.append(box)
+    # As plain numbers, which are faster one by one.
+    corners = np.stack((left, top, left + w, top + h), axis=1)[np.argsort(left)].tolist()
+    words, parts = _joined(corners, space), _joined(corners, 1)
     return Segment(
         (round(x1 * scale), round(y1 * scale), round(x2 * scale), round(y2 * scale)),
         cap / _CAP_EM * scale,
-        tuple((round(a * scale), round(b * scale)) for a, b in words),
+        tuple((round(a * scale), round(b * scale)) for a, _, b, _ in words),
         tuple((round(a * scale), round(b * scale), round(c * scale), round(d * scale)) for a, b, c, d in parts),
     )
+
+
+def _joined(boxes: Sequence[Sequence[int]], gap: float) -> list[tuple[int, int, int, int]]:
+    """Boxes, from left to right, joined with those before where no wider gap parts them."""
+    result: list[tuple[int, int, int, int]] = []
+    for x1, y1, x2, y2 in boxes:
+        if result and x1 - result[-1][2] <= gap:
+            last = result[-1]
+            result[-1] = (last[0], min(last[1], y1), max(last[2], x2), max(last[3], y2))
+        else:
+            result.append((x1, y1, x2, y2))
+    return result
