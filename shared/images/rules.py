@@ -162,7 +162,7 @@ def _share_inked(
 def _turned(mask_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Rows as columns."""
     result: Any = cv2.transpose(mask_HW)
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 def bits_of_rules(stats: NDArray[np.int32], is_shape: NDArray[np.bool_], cap: float) -> NDArray[np.bool_]:
