@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 
 
 def percentile(bytes_HW: NDArray[np.uint8], percent: float) -> float:
-    """What `np.percentile` gives, bit for bit.
+    """As `np.percentile`, bit for bit.
 
     Args:
         bytes_HW: At least one.
         percent: From 0 to 100.
+
+    Returns:
+        The value, between two bytes where it lies between two of the values.
     """
     counts: Any = cv2.calcHist([bytes_HW], [0], None, [256], [0, 256])
     ends = np.cumsum(counts.reshape(-1), dtype=np.int64)
