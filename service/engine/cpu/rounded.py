@@ -1,7 +1,8 @@
 """A model's twin in bfloat16, which reads canvases where a processor multiplies such numbers many times as fast.
 
-Processors with AMX have tiles for that; others gain little. Steps of one token stay float32: they are bound by reading
-keys and values, which attention to a single token reads more slowly in bfloat16. Used by the engine's single thread.
+Processors with AMX have tiles for that; others gain little, and attention of a single token is even slower there. Steps
+of canvases alone attend to keys and values in bfloat16 as well: for 16 rows of 450 tokens 0.64 ms a layer instead of
+2.6 (one core of a Xeon, torch 2.13.0). Their products stay float32. Used by the engine's single thread.
 """
 
 from __future__ import annotations

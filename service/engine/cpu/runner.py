@@ -90,6 +90,8 @@ class _SlotState:
     params: SamplingParams
     judge: TokenJudge
     adapter: int = NO_ADAPTER
+    is_rounded: bool = False
+    """Whether its prompt was read in bfloat16."""
 
     def draw(self) -> Draw | None:
         """How the next token is drawn; None: greedily."""
@@ -164,6 +166,7 @@ class CpuRunner:
             growth_tokens=growth_tokens,
             device=self._device,
             dtype=model.lm_head.weight.dtype,
+            keeps_rounded=self._rounded is not None,
         )
         self._token_px = token_px
         self._bands = BandAssembler(model, token_px) if token_px else None
@@ -244,7 +247,9 @@ class CpuRunner:
             state = _SlotState(len(ids), row.params, judge, row.adapter)
             self._slots.append(row.slot)
             self._states[row.slot] = state
-            prompts.append(Prompt(ids, features, positions, row.adapter, state.draw(), row.params.num_alternatives))
+            prompt = Prompt(ids, features, positions, row.adapter, state.draw(), row.params.num_alternatives)
+            state.is_rounded = self._rounded is not None and prompt.is_plain_canvas
+            prompts.append(prompt)
         choices = self.prefill(prompts)
         self._report([row.slot for row in rows], choices)
 
@@ -329,7 +334,10 @@ class CpuRunner:
         Returns:
             One choice for each row.
         """
-        window = self._cache.open_step()
+        # One page among them that is exact, and all rows are.
+        window = self._cache.open_step(
+            rounds=bool(self._states) and all(row.is_rounded for row in self._states.values())
+        )
         if self._packed:
             return self._choose(self._packed.logits(tokens, window, self._bank, adapters), banned, draws, wanted)
         embeds_B1D = self._model.embed_inputs(torch.tensor(tokens, device=self._device).unsqueeze(1), [])
