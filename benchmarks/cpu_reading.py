@@ -263,6 +263,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=2048)
     parser.add_argument("--tesseract", default="tesseract", help="name or path of the program")
     parser.add_argument("--alternating", action="store_true", help="nano as served, page by page next to Tesseract")
+    parser.add_argument("--exact", action="store_true", help="read canvases in float32 everywhere")
     parser.add_argument("--scans", type=Path, help="folder with images/ and truth/ instead of a set")
     parser.add_argument("--out", help="file that the rows are appended to, or `auto`")
     return parser.parse_args()
@@ -279,7 +280,11 @@ def main() -> None:
     if arguments.alternating:
         # A scan is a page here, of whatever layout.
         samples = [replace(sample, layout=Layout.PAGE) if arguments.scans else sample for sample in samples]
-        limits = EngineLimits(batch_size=arguments.batch_size, max_new_tokens=arguments.max_new_tokens)
+        limits = EngineLimits(
+            batch_size=arguments.batch_size,
+            max_new_tokens=arguments.max_new_tokens,
+            rounds_canvases=not arguments.exact,
+        )
         engine = make_engine(load_checkpoint(NANO), limits, "nano")
         engine.warm_up()
         rows = alternate(samples, engine, arguments.tesseract)

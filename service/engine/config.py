@@ -46,6 +46,8 @@ class EngineLimits:
     """Whether decode steps are captured; off, to measure what that gives."""
     skips_padding: bool = True
     """Whether a CPU leaves the padding of canvases of lines out; see `cpu.bands`."""
+    rounds_canvases: bool = False
+    """Whether a CPU with AMX reads canvases of lines in bfloat16; needs `skips_padding`."""
     loop_rule: LoopRule = field(default_factory=LoopRule)
     adapter_slots: int = 0
     """Adapters that can be resident at once; 0: none, and nothing is prepared for them."""

@@ -123,6 +123,7 @@ def _make_cpu_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tupl
         kv_tokens=limits.kv_tokens,
         bank=make_bank(checkpoint.model, limits),
         token_px=geometry.patch_px * geometry.downsample if skips_padding else None,
+        rounds_canvases=limits.rounds_canvases,
     )
     return runner, limits
 

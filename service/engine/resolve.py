@@ -6,6 +6,7 @@ Free of torch: the process that owns the device loads it.
 from __future__ import annotations
 
 import importlib.metadata
+from dataclasses import replace
 from pathlib import Path
 
 import shared.nano
@@ -52,7 +53,8 @@ def choose_source(*, model: str, device: str, dtype: str, limits: EngineLimits, 
         model: A folder, a repository of the Hugging Face Hub, or `nano` for the one that ships.
         device: `cpu`, `cuda` or `auto`.
         dtype: A torch type by its name, or `auto`: bfloat16 on CUDA, but float32 on a CPU and for the shipped model,
-            which is so small that rounding changes what it reads (docs/performance.md, 'Same text').
+            which is so small that rounding changes what it reads (docs/performance.md, 'Same text'); a CPU with AMX
+            rounds canvases of lines nevertheless.
         limits: What the engine may hold and do.
         cuda: Whether a GPU can be used.
 
@@ -72,6 +74,7 @@ def choose_source(*, model: str, device: str, dtype: str, limits: EngineLimits, 
     if limits.weights is WeightForm.INT8 and device == CPU:
         raise ConfigurationError("DEEPSYNTH_QUANTIZATION=int8 needs a GPU; unset it, or set it to none")
     if dtype == AUTO:
+        limits = replace(limits, rounds_canvases=device == CPU)
         dtype = "bfloat16" if device == CUDA and not is_shipped else "float32"
     return EngineSource(
         checkpoint=str(SHIPPED_FOLDER) if is_shipped else model,

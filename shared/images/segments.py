@@ -10,6 +10,7 @@ Shape letters: N shapes, H and W pixels of the level page.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from shared.images.form_boxes import find_boxes, find_frames, find_ticks
+from shared.images.histogram import percentile
 from shared.images.ink import MAX_SIDE_PX, Relief, relief_of_grey
+from shared.images.ink_lines import label_shapes
+from shared.images.rules import bits_of_rules, darker_than, find_rules
 
 _DARKER_SHARE = 0.42
 """Of the darkest print around: only this much counts, so that soft edges do not join letters."""
@@ -34,25 +39,6 @@ _CAP_EM = 0.7
 """Height of a capital in em."""
 _LEAST_SKEW = math.radians(0.15)
 _MOST_SKEW = math.radians(10)
-_RULE_CAPS, _LEVEL_CAPS = 2.6, 4.0
-"""An upright and a level stroke longer than so many capitals is a rule, not a letter's."""
-_BARE_SHARE = 0.22
-"""Less than about this share of a rule's edge has ink beyond; of a long one, on one side at least."""
-_UNDERLINE_SHARE = 0.6
-"""And on the other no more than under letters."""
-_STEM_SHARE, _LETTERS_NEAR = 1.35, 2
-"""A stem's letter is at most so much higher, and has so many letters of its size near."""
-_LONGEST_WORD_CAPS = 10
-_BOX_CAPS = 0.6
-_BOX_FILL = 0.55
-_BOX_SIDE = 0.85
-"""Share of each side of a box that has ink; no letter has as much on all four."""
-_SMALL_BOX_PX = 24
-"""Below, the sides of a box are a pixel's: two of them make the round side of a small D straight."""
-_LEAST_TICKS = 4
-_FOOT_CAPS = 0.3
-"""Height of a stroke that stays where it meets an underline."""
-_RULE_THICK_PX = 7
 _WORD_REACH = 0.35
 _LINE_REACH = 0.62
 """Half the gap that ends a segment, in capitals."""
@@ -64,7 +50,6 @@ _SMALLEST, _MOST_SMALL = 0.12, 3000
 """Share of a capital from which a shape may be a letter of smaller print, and how many such are looked at."""
 _GRAINY = 3.0
 """Standard deviation of a page's noise, of 255, from which it is smoothed."""
-_FAINT_RULE_SHARE = 0.1
 _FAINT_SHARE = 0.18
 """Of the page's darkest print: what is fainter is grain."""
 _FAINTEST_SHARE = 0.3
@@ -169,13 +154,17 @@ def find_segments(page: Image.Image) -> LevelPage:
         grey_HW = _inverted(grey_HW, ground_HW)
         small_hw, scale = _made_small(grey_HW)
     relief = _relief(small_hw, scale)
-    angle = _skew(_shapes(_mask(relief)))
+    mask_hw = _mask(relief)
+    shapes_N5 = _shapes(mask_hw)
+    angle = _skew(shapes_N5)
     turn = None
     if abs(angle) > _LEAST_SKEW:
         grey_HW, turn = _levelled(grey_HW, angle)
         small_hw, scale = _made_small(grey_HW)
         relief = _relief(small_hw, scale)
-    owner_hw, segments = _segments(relief)
+        mask_hw = _mask(relief)
+        shapes_N5 = _shapes(mask_hw)
+    owner_hw, segments = _segments(relief, mask_hw, _cap_of(shapes_N5[:, 3]))
     return LevelPage(grey_HW, owner_hw, segments, scale, turn)
 
 
@@ -202,8 +191,8 @@ def _ink_grey(page: Image.Image) -> NDArray[np.uint8]:
     """Grey paper with dark ink; coloured ink is darker than its brightness, but a yellow marker is not black."""
     pixels_HWC: Any = np.asarray(page)
     grey_HW: Any = cv2.cvtColor(pixels_HWC, cv2.COLOR_RGB2GRAY)
-    if int(cv2.absdiff(pixels_HWC[:, :, 0], pixels_HWC[:, :, 2]).max()) > 8:
-        red, green, blue = cv2.split(pixels_HWC)
+    red, green, blue = cv2.split(pixels_HWC)
+    if cv2.norm(red, blue, cv2.NORM_INF) > 8:
         grey_HW = cv2.addWeighted(cv2.min(cv2.min(red, green), blue), 0.5, grey_HW, 0.5, 0)
     if _is_light_on_dark(grey_HW):
         grey_HW = 255 - grey_HW
@@ -239,9 +228,11 @@ def _made_small(grey_HW: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], float]:
 def _bars(small_hw: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     """The brightness, at least 1, of dark bars with light print on them, as of a table's head; None without any."""
     paper = float(np.percentile(small_hw[::4, ::4], 80))
-    dark_hw: Any = (small_hw < _BAR_SHARE * paper).astype(np.uint8)
+    dark_hw: Any = (small_hw < np.uint8(math.ceil(_BAR_SHARE * paper))).view(np.uint8)
     # Print has no solid ground of this height and width, a bar has above and below its print.
     solid_hw: Any = cv2.morphologyEx(dark_hw, cv2.MORPH_OPEN, np.ones((2, 28), np.uint8))
+    if not solid_hw.any():
+        return None
     found_hw = np.zeros_like(dark_hw)
     for high in _BAR_PRINT_PX:
         joined_hw: Any = cv2.morphologyEx(solid_hw, cv2.MORPH_CLOSE, np.ones((high, 9), np.uint8))
@@ -278,12 +269,9 @@ def _bars(small_hw: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
 
 def _mask(relief: Relief) -> NDArray[np.uint8]:
     depth_HW = relief.depth_HW
-    inked = depth_HW[depth_HW > relief.threshold]
-    if not inked.size:
-        return np.zeros(depth_HW.shape, np.uint8)
     # Soft edges join letters, so print counts where it is dark for what is around it.
-    least = max(relief.threshold, _FAINT_SHARE * float(np.percentile(depth_HW, 99.7)))
-    return ((depth_HW > least) & (depth_HW > _DARKER_SHARE * _darkest_around(depth_HW))).astype(np.uint8)
+    least = max(relief.threshold, _FAINT_SHARE * percentile(depth_HW, 99.7))
+    return darker_than(depth_HW, least) & _dark_for(depth_HW, _DARKER_SHARE, _darkest_around(depth_HW))
 
 
 def _darkest_around(depth_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -293,18 +281,25 @@ def _darkest_around(depth_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return result
 
 
+def _dark_for(depth_HW: NDArray[np.uint8], share: float, around_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Where print is darker than this share of the darkest around: 1, elsewhere 0."""
+    least: Any = cv2.LUT(around_HW, np.floor(share * np.arange(256)).astype(np.uint8))
+    result: NDArray[np.uint8] = (depth_HW > least).view(np.uint8)
+    return result
+
+
 def _mended(mask_HW: NDArray[np.uint8], relief: Relief, rules_HW: NDArray[np.uint8], cap: float) -> NDArray[np.uint8]:
     """The mask with letters made whole whose ink is uneven, as needles, worn heads and old thermal paper print them."""
     depth_HW = relief.depth_HW
-    least = max(relief.threshold, _FAINT_INK_SHARE * float(np.percentile(depth_HW, 99.7)))
-    faint_HW: Any = (depth_HW > least) & (depth_HW > _FAINT_DARKER_SHARE * _darkest_around(depth_HW))
-    faint_HW = (faint_HW & (rules_HW == 0)).astype(np.uint8) | mask_HW
-    count, wholes_HW, stats, _ = cv2.connectedComponentsWithStats(faint_HW, connectivity=8)
-    _, pieces_HW, pieces, _ = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
-    inked = mask_HW > 0
+    least = max(relief.threshold, _FAINT_INK_SHARE * percentile(depth_HW, 99.7))
+    faint_HW = darker_than(depth_HW, least) & _dark_for(depth_HW, _FAINT_DARKER_SHARE, _darkest_around(depth_HW))
+    faint_HW = faint_HW & ~rules_HW | mask_HW
+    count, wholes_HW, stats = label_shapes(faint_HW)
+    _, pieces_HW, pieces = label_shapes(mask_HW)
+    inked = np.flatnonzero(mask_HW)
     # Which whole each piece is of; all of a piece's pixels are of the same.
     whole_of = np.zeros(len(pieces), np.int64)
-    whole_of[pieces_HW[inked]] = wholes_HW[inked]
+    whole_of[pieces_HW.ravel()[inked]] = wholes_HW.ravel()[inked]
     highest, longest = np.zeros(count, np.int64), np.zeros(count, np.int64)
     np.maximum.at(highest, whole_of[1:], pieces[1:, 3])
     np.maximum.at(longest, whole_of[1:], pieces[1:, 2:4].max(axis=1))
@@ -318,14 +313,15 @@ def _mended(mask_HW: NDArray[np.uint8], relief: Relief, rules_HW: NDArray[np.uin
     is_letter &= (w > _BARELY * h) & (longest >= _STROKE * h)
     is_broken = is_letter & (highest > 0)
     is_broken[0] = False
-    result: NDArray[np.uint8] = mask_HW | is_broken[wholes_HW].astype(np.uint8)
+    result = mask_HW.copy()
+    faint = np.flatnonzero(faint_HW)
+    result.ravel()[faint[is_broken[wholes_HW.ravel()[faint]]]] = 1
     return result
 
 
 def _shapes(mask_HW: NDArray[np.uint8]) -> NDArray[np.int32]:
-    found: Any = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
-    result: NDArray[np.int32] = found[2][1:]
-    return result
+    _, _, stats = label_shapes(mask_HW)
+    return stats[1:]
 
 
 def _cap_of(heights: NDArray[Any]) -> float:
@@ -376,96 +372,6 @@ def _levelled(grey_HW: NDArray[np.uint8], angle: float) -> tuple[NDArray[np.uint
     return turned, back
 
 
-def _rules(mask_HW: NDArray[np.uint8], cap: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Pixels of straight strokes that are too long for letters and too thin for pictures, and the upright of these."""
-    found: Any = _level_rules(mask_HW, max(36, round(_LEVEL_CAPS * cap)), cap)
-    found = cv2.dilate(found, np.ones((3, 1), np.uint8))
-    upright: Any = _level_rules(np.ascontiguousarray(mask_HW.T), max(24, round(_RULE_CAPS * cap)), cap).T
-    upright = upright & ~_stems(np.ascontiguousarray(upright), mask_HW)
-    # Their soft edges too, or they would be strokes.
-    upright = cv2.dilate(np.ascontiguousarray(upright), np.ones((1, 3), np.uint8))
-    return (found & ~_crossing(mask_HW, found, upright, cap) | upright) & mask_HW, upright & mask_HW
-
-
-def _crossing(
-    mask_HW: NDArray[np.uint8], found_HW: NDArray[np.uint8], upright_HW: NDArray[np.uint8], cap: float
-) -> NDArray[np.uint8]:
-    """Pixels of level rules below a letter's stroke: without them underlined letters would lose their feet."""
-    strokes_HW: Any = mask_HW & ~found_HW & ~upright_HW
-    # A rule's own rough edge is lower than this.
-    strokes_HW = cv2.morphologyEx(strokes_HW, cv2.MORPH_OPEN, np.ones((max(3, round(_FOOT_CAPS * cap)), 1), np.uint8))
-    result = np.zeros_like(found_HW)
-    reached_HW = strokes_HW
-    for _ in range(_RULE_THICK_PX + 2):
-        below_HW = np.zeros_like(found_HW)
-        below_HW[1:] = reached_HW[:-1]
-        reached_HW = below_HW & found_HW
-        result |= reached_HW
-    return result
-
-
-def _stems(upright_HW: NDArray[np.uint8], mask_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Which upright strokes are of large letters: shapes no higher than the stroke, among letters of that height."""
-    result = np.zeros_like(mask_HW)
-    count, strokes_HW, strokes, _ = cv2.connectedComponentsWithStats(upright_HW, connectivity=8)
-    if count == 1:
-        return result
-    found: Any = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
-    shapes_HW, shapes = found[1], found[2]
-    left, top, w, h, _ = shapes.T
-    is_letter = (w > 0.35 * h) & (w < 1.6 * h)
-    is_letter[0] = False
-    for number in range(1, count):
-        x, y, width, height, _ = strokes[number].tolist()
-        inside = shapes_HW[y : y + height, x : x + width][strokes_HW[y : y + height, x : x + width] == number]
-        own = int(np.bincount(inside[inside > 0], minlength=1).argmax()) if (inside > 0).any() else 0
-        if not own or h[own] > _STEM_SHARE * height or w[own] > 1.6 * h[own]:
-            continue
-        near = is_letter & (h > 0.55 * height) & (h < 1.6 * height)
-        near &= (left < x + 3 * height) & (left + w > x - 3 * height)
-        near &= (np.minimum(top + h, y + height) - np.maximum(top, y)) > 0.5 * height
-        near[own] = False
-        if near.sum() >= _LETTERS_NEAR:
-            place = slice(y, y + height), slice(x, x + width)
-            result[place] |= (strokes_HW[place] == number).astype(np.uint8)
-    return result
-
-
-def _level_rules(mask_HW: NDArray[np.uint8], long: int, cap: float) -> NDArray[np.uint8]:
-    # A scanned rule is not quite straight: gaps of a pixel in it are closed first.
-    thick_HW: Any = cv2.dilate(mask_HW, np.ones((3, 1), np.uint8))
-    opened_HW: Any = cv2.morphologyEx(thick_HW, cv2.MORPH_OPEN, np.ones((1, long), np.uint8))
-    count, labels_HW, stats, _ = cv2.connectedComponentsWithStats(opened_HW, connectivity=8)
-    if count == 1:
-        return np.zeros_like(mask_HW)
-    _, _, w, h, area = stats.T
-    thickness = area / np.maximum(w, 1) - 2
-    is_rule = (thickness <= max(4.0, 0.35 * cap)) & (h <= np.maximum(_RULE_THICK_PX + 2, 0.02 * w + 6))
-    # Letters that touch make long strokes too, but there is ink above and below these.
-    edge_HW: Any = opened_HW & ~np.roll(opened_HW, 1, axis=0)
-    above = _share_inked(labels_HW, edge_HW, np.roll(mask_HW, 2, axis=0), count)
-    edge_HW = opened_HW & ~np.roll(opened_HW, -1, axis=0)
-    below = _share_inked(labels_HW, edge_HW, np.roll(mask_HW, -2, axis=0), count)
-    is_bare = np.maximum(above, below) < 1.4 * _BARE_SHARE
-    # No word is as long as this, and gaps between words end what is joined.
-    is_long = w > _LONGEST_WORD_CAPS * cap
-    is_bare |= is_long & (np.minimum(above, below) < _BARE_SHARE) & (np.maximum(above, below) < _UNDERLINE_SHARE)
-    is_rule &= is_bare
-    is_rule[0] = False
-    result: NDArray[np.uint8] = is_rule[labels_HW].astype(np.uint8)
-    return result
-
-
-def _share_inked(
-    labels_HW: NDArray[np.int32], edge_HW: NDArray[np.uint8], beyond_HW: NDArray[np.uint8], count: int
-) -> NDArray[np.float64]:
-    """Of each shape, how much of its edge has ink a little beyond."""
-    labels = labels_HW[edge_HW > 0]
-    inked = np.bincount(labels, beyond_HW[edge_HW > 0], count)
-    result: NDArray[np.float64] = inked / np.maximum(np.bincount(labels, minlength=count), 1)
-    return result
-
-
 def _part_touching(mask_HW: NDArray[np.uint8], shapes_N5: NDArray[np.int32], cap: float) -> None:
     """Cut shapes in two that reach over two lines."""
     left, top, w, h, _ = shapes_N5.T
@@ -486,16 +392,6 @@ def _part_touching(mask_HW: NDArray[np.uint8], shapes_N5: NDArray[np.int32], cap
         mask_HW[row, x : x + width] = 0
 
 
-def _all_rules(relief: Relief, mask_HW: NDArray[np.uint8], cap: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Pixels of rules, faint ones too, and of the upright of these."""
-    # Some are fainter than print and broken where print is near; others lie on a tinted ground, which joins faint ones.
-    least = max(relief.threshold, _FAINT_RULE_SHARE * float(np.percentile(relief.depth_HW, 99.7)))
-    faint_HW: Any = (relief.depth_HW > least).astype(np.uint8) | mask_HW
-    rules_HW, upright_HW = _rules(mask_HW, cap)
-    faint_rules_HW, faint_upright_HW = _rules(faint_HW, cap)
-    return rules_HW | faint_rules_HW, upright_HW | faint_upright_HW
-
-
 def _shapes_of_print(
     stats: NDArray[np.int32], size: tuple[int, ...], cap: float
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -514,26 +410,24 @@ def _shapes_of_print(
     return is_shape, is_cut
 
 
-def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
-    mask_HW, scale = _mask(relief), relief.scale
-    cap = _cap_of(_shapes(mask_HW)[:, 3])
-    rules_HW, upright_HW = _all_rules(relief, mask_HW, cap)
+def _segments(relief: Relief, mask_HW: NDArray[np.uint8], cap: float) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
+    scale = relief.scale
+    rules_HW, upright_HW = find_rules(relief, mask_HW, cap)
     mask_HW = mask_HW & ~rules_HW
     _part_touching(mask_HW, _shapes(mask_HW), cap)
     mask_HW = _mended(mask_HW, relief, rules_HW, cap)
-    cap = max(cap, _cap_of(_shapes(mask_HW)[:, 3]))
-    found: Any = cv2.connectedComponentsWithStats(mask_HW, connectivity=8)
-    _, labels_HW, stats, _ = found
+    _, labels_HW, stats = label_shapes(mask_HW)
+    cap = max(cap, _cap_of(stats[1:, 3]))
     owner_of, area = np.zeros(len(stats), np.int32), stats[:, 4]
     is_shape, is_cut = _shapes_of_print(stats, mask_HW.shape, cap)
-    is_box = _boxes(labels_HW, stats, ~is_cut, cap) | _ticks(stats, is_shape, rules_HW)
+    is_box = find_boxes(labels_HW, stats, ~is_cut, cap) | find_ticks(stats, is_shape, rules_HW)
     owner_of[is_box] = -1
     is_shape &= ~is_box
     if is_box.any():
         # Boxes are higher than print, which would count as points.
         cap = _cap_of(stats[is_shape, 3])
-    is_shape &= ~_frames(stats, is_shape, cap)
-    is_shape &= ~_bits_of_rules(stats, is_shape, cap)
+    is_shape &= ~find_frames(stats, is_shape, cap)
+    is_shape &= ~bits_of_rules(stats, is_shape, cap)
     kept = np.flatnonzero(is_shape)
     if kept.size > _MOST_SHAPES:
         # Grain: what is smaller than a letter is left out.
@@ -542,21 +436,24 @@ def _segments(relief: Relief) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
         return _owners(owner_of, labels_HW, rules_HW), ()
     boxes_N4 = stats[kept][:, :4]
     line_of = _join(boxes_N4, cap, upright_HW)
+    steepness_HW: Any = cv2.morphologyEx(relief.depth_HW, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    is_hole = _holes(boxes_N4, area[kept], line_of)
+    segments: list[Segment] = []
     depths: list[float] = []
     members_of: list[NDArray[np.int64]] = []
-    steepness_HW: Any = cv2.morphologyEx(relief.depth_HW, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-    segments: list[Segment] = []
-    is_hole = _holes(boxes_N4, area[kept], line_of)
     for label in range(1, int(line_of.max(initial=0)) + 1):
         members = np.flatnonzero(line_of == label)
-        if not members.size or not _is_sharp(boxes_N4[members], relief.depth_HW, steepness_HW):
+        if not members.size or is_hole[members].all():
             continue
-        if is_hole[members].all():
+        place = _around(boxes_N4[members])
+        depth = percentile(relief.depth_HW[place], 95)
+        # Print has sharp edges.
+        if percentile(steepness_HW[place], 92) <= _SHARP * depth:
             continue
         made = _segment(boxes_N4[members], area[kept][members], cap, scale)
         if made is not None:
             segments.append(made)
-            depths.append(_depth_of(boxes_N4[members], relief.depth_HW))
+            depths.append(depth)
             members_of.append(kept[members])
     is_print = _is_print(segments, depths, mask_HW.shape, cap, scale) & ~_is_upright(segments)
     segments = [segment for segment, is_kept in zip(segments, is_print, strict=True) if is_kept]
@@ -580,78 +477,6 @@ def _holes(boxes_N4: NDArray[np.int32], area_N: NDArray[np.int32], line_of: NDAr
     return result
 
 
-def _boxes(
-    labels_HW: NDArray[np.int32], stats: NDArray[np.int32], is_whole: NDArray[np.bool_], cap: float
-) -> NDArray[np.bool_]:
-    """Which shapes are boxes to write in or to tick, one or a row of them: all four sides are straight."""
-    result = np.zeros(len(stats), np.bool_)
-    left, top, w, h, area = stats.T
-    hollow = is_whole & (h > _BOX_CAPS * cap) & (w > _BOX_CAPS * cap) & (area < _BOX_FILL * w * h)
-    for index in np.flatnonzero(hollow).tolist():
-        x, y, width, height = (int(value[index]) for value in (left, top, w, h))
-        own = labels_HW[y : y + height, x : x + width] == index
-        edge = 1 if min(width, height) < _SMALL_BOX_PX else max(2, round(0.06 * min(width, height)))
-        sides = own[:edge].any(axis=0), own[-edge:].any(axis=0), own[:, :edge].any(axis=1), own[:, -edge:].any(axis=1)
-        result[index] = min(float(side.mean()) for side in sides) > _BOX_SIDE
-    return result
-
-
-def _ticks(stats: NDArray[np.int32], is_shape: NDArray[np.bool_], rules_HW: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which shapes part the cells of a comb: upright strokes on a rule, alike and equally far from each other."""
-    result = np.zeros(len(stats), np.bool_)
-    left, top, w, h, area = stats.T
-    thin = np.flatnonzero(is_shape & (w <= np.maximum(3, 0.22 * h)) & (h >= 6) & (area > 0.6 * w * h))
-    if thin.size < _LEAST_TICKS:
-        return result
-    x = left[thin] + w[thin] // 2
-    # Next to its foot, since the rule stays below strokes.
-    ends, reach = top[thin] + h[thin], _RULE_THICK_PX + 2
-    on_rule = np.array(
-        [
-            rules_HW[max(0, end - reach) : end + reach, max(0, at - reach) : at + reach].any()
-            for end, at in zip(ends, x, strict=True)
-        ]
-    )
-    thin, x = thin[on_rule], x[on_rule]
-    for start in range(thin.size):
-        alike = (np.abs(top[thin] - top[thin[start]]) <= 3) & (np.abs(h[thin] - h[thin[start]]) <= 3)
-        places = np.sort(x[alike])
-        gaps = np.diff(places)
-        if gaps.size + 1 < _LEAST_TICKS:
-            continue
-        usual = float(np.median(gaps))
-        even = np.abs(gaps - usual) < 0.12 * usual
-        # Letters on a line are as high as each other too, but not evenly spread.
-        result[thin[start]] = even.mean() > 0.8 and usual > 0.7 * h[thin[start]]
-    return result
-
-
-def _frames(stats: NDArray[np.int32], is_shape: NDArray[np.bool_], cap: float) -> NDArray[np.bool_]:
-    """Which shapes have others inside, as no letter has."""
-    left, top, w, h, _ = stats.T
-    x, y = left + w / 2, top + h / 2
-    is_whole = is_shape & (h > 0.5 * cap)
-    result = np.zeros(len(stats), np.bool_)
-    for index in np.flatnonzero(is_shape & (h > 1.6 * cap) & (w > 2.5 * cap)).tolist():
-        inside = is_whole & (x > left[index]) & (x < left[index] + w[index])
-        inside &= (y > top[index]) & (y < top[index] + h[index])
-        result[index] = inside.sum() > 2
-    return result
-
-
-def _bits_of_rules(stats: NDArray[np.int32], is_shape: NDArray[np.bool_], cap: float) -> NDArray[np.bool_]:
-    """Which shapes are upright strokes with no letter of their height near."""
-    left, top, w, h, area = stats.T
-    result = np.zeros(len(stats), np.bool_)
-    is_letter = is_shape & (w > 0.35 * h)
-    for index in np.flatnonzero(is_shape & (h > 1.4 * cap) & (w < 0.3 * h) & (area > 0.7 * w * h)).tolist():
-        near = is_letter & (h > 0.65 * h[index]) & (h < 1.6 * h[index])
-        near &= (left < left[index] + 4 * h[index]) & (left + w > left[index] - 4 * h[index])
-        near &= (top < top[index] + h[index]) & (top + h > top[index])
-        result[index] = not near.any()
-    return result
-
-
 def _evened(segments: list[Segment]) -> tuple[Segment, ...]:
     """The same with sizes like those around: a word without capitals seems smaller than it is."""
     if not segments:
@@ -671,11 +496,10 @@ def _evened(segments: list[Segment]) -> tuple[Segment, ...]:
     return tuple(result)
 
 
-def _depth_of(boxes_M4: NDArray[np.int32], depth_HW: NDArray[np.uint8]) -> float:
-    """How dark a segment's print is, at its darkest."""
+def _around(boxes_M4: NDArray[np.int32]) -> tuple[slice, slice]:
+    """Rows and columns of boxes."""
     x, y = boxes_M4[:, 0].min(), boxes_M4[:, 1].min()
-    place = slice(y, (boxes_M4[:, 1] + boxes_M4[:, 3]).max()), slice(x, (boxes_M4[:, 0] + boxes_M4[:, 2]).max())
-    return float(np.percentile(depth_HW[place], 95))
+    return slice(y, (boxes_M4[:, 1] + boxes_M4[:, 3]).max()), slice(x, (boxes_M4[:, 0] + boxes_M4[:, 2]).max())
 
 
 def _is_print(
@@ -733,18 +557,10 @@ def _is_upright(segments: list[Segment]) -> NDArray[np.bool_]:
     return result
 
 
-def _is_sharp(boxes_M4: NDArray[np.int32], depth_HW: NDArray[np.uint8], steepness_HW: NDArray[np.uint8]) -> bool:
-    """Whether shapes have print's edges."""
-    x, y = boxes_M4[:, 0].min(), boxes_M4[:, 1].min()
-    place = slice(y, (boxes_M4[:, 1] + boxes_M4[:, 3]).max()), slice(x, (boxes_M4[:, 0] + boxes_M4[:, 2]).max())
-    deep = float(np.percentile(depth_HW[place], 95))
-    return float(np.percentile(steepness_HW[place], 92)) > _SHARP * deep
-
-
 def _owners(
     owner_of: NDArray[np.int32], labels_HW: NDArray[np.int32], rules_HW: NDArray[np.uint8]
 ) -> NDArray[np.int32]:
-    owner_hw: NDArray[np.int32] = owner_of[labels_HW]
+    owner_hw: NDArray[np.int32] = np.take(owner_of, labels_HW)
     owner_hw[rules_HW > 0] = -1
     return owner_hw
 
@@ -933,25 +749,25 @@ def _segment(boxes_M4: NDArray[np.int32], area_M: NDArray[np.int32], page_cap: f
     # What is left of an upright rule.
     if len(boxes_M4) == 1 and w[0] < 0.25 * h[0] and h[0] > 1.35 * page_cap:
         return None
-    order = np.argsort(left)
     space = max(1.5, _WORD_GAP * cap)
-    words: list[list[float]] = []
-    for index in order.tolist():
-        if words and left[index] - words[-1][1] <= space:
-            words[-1][1] = max(words[-1][1], left[index] + w[index])
-        else:
-            words.append([left[index], left[index] + w[index]])
-    parts: list[list[int]] = []
-    for index in order.tolist():
-        box = [left[index], top[index], left[index] + w[index], top[index] + h[index]]
-        if parts and box[0] - parts[-1][2] <= 1:
-            last = parts[-1]
-            parts[-1] = [last[0], min(last[1], box[1]), max(last[2], box[2]), max(last[3], box[3])]
-        else:
-            parts.append(box)
+    # As plain numbers, which are faster one by one.
+    corners = np.stack((left, top, left + w, top + h), axis=1)[np.argsort(left)].tolist()
+    words, parts = _joined(corners, space), _joined(corners, 1)
     return Segment(
         (round(x1 * scale), round(y1 * scale), round(x2 * scale), round(y2 * scale)),
         cap / _CAP_EM * scale,
-        tuple((round(a * scale), round(b * scale)) for a, b in words),
+        tuple((round(a * scale), round(b * scale)) for a, _, b, _ in words),
         tuple((round(a * scale), round(b * scale), round(c * scale), round(d * scale)) for a, b, c, d in parts),
     )
+
+
+def _joined(boxes: Sequence[Sequence[int]], gap: float) -> list[tuple[int, int, int, int]]:
+    """Boxes, from left to right, joined with those before where no wider gap parts them."""
+    result: list[tuple[int, int, int, int]] = []
+    for x1, y1, x2, y2 in boxes:
+        if result and x1 - result[-1][2] <= gap:
+            last = result[-1]
+            result[-1] = (last[0], min(last[1], y1), max(last[2], x2), max(last[3], y2))
+        else:
+            result.append((x1, y1, x2, y2))
+    return result

@@ -189,9 +189,9 @@ class PackedDecoder:
         _rotate(qkv_B3ND[:, :2], *rotary)
         keys_BNSD, values_BNSD = window.update_joined(qkv_B3ND[:, 1:], index)
         seen_BN1D = F.scaled_dot_product_attention(
-            qkv_B3ND[:, 0].unsqueeze(2), keys_BNSD, values_BNSD, attn_mask=window.mask_B11S
+            qkv_B3ND[:, 0].unsqueeze(2).to(keys_BNSD.dtype), keys_BNSD, values_BNSD, attn_mask=window.mask_B11S
         )
-        seen_BH = seen_BN1D.reshape(rows, -1)
+        seen_BH = seen_BN1D.reshape(rows, -1).to(x_BH.dtype)
         layer.out.add_to(x_BH, seen_BH)
         if adapted:
             adapted.add(index, "out", seen_BH, x_BH)

@@ -32,7 +32,7 @@ class PackedWeights:
     """A second copy of weights, in oneDNN's layout.
 
     Args:
-        weight_OI: float32, on a CPU.
+        weight_OI: float32 or bfloat16, on a CPU.
 
     Raises:
         AttributeError: This torch has no such product.
@@ -67,7 +67,7 @@ class PackedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply rows by the weights."""
-        if not _is_worth_it(x):
+        if not _is_worth_it(x, self.weight):
             return F.linear(x, self.weight, self.bias)
         return self._packed.product(x, self.bias)
 
@@ -92,7 +92,7 @@ class PackedExperts(Experts):
 
     def forward(self, x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
         """See `Experts`."""
-        if self.implementation != "grouped" or not _is_worth_it(x_TH):
+        if self.implementation != "grouped" or not _is_worth_it(x_TH, self.gate_up_proj):
             return super().forward(x_TH, weights_TK, experts_TK)
         return expert_by_expert(x_TH, weights_TK, experts_TK, self._run_expert)
 
@@ -110,12 +110,14 @@ def with_packed_layers(model: ModelT) -> ModelT:
         model: In evaluation mode; stays as it is, and its weights do not change afterwards.
 
     Returns:
-        The twin, or the model itself: if its weights are not float32, not on a CPU or more than `MAX_WEIGHTS`, or if
-        there is no such product here.
+        The twin, or the model itself: if its weights are not all float32 or all bfloat16, not on a CPU or more than
+        `MAX_WEIGHTS`, or if there is no such product here.
     """
     weights = [weight for _, _, layer in _layers(model) for weight in layer.parameters()]
     is_small = sum(weight.numel() for weight in weights) <= MAX_WEIGHTS
-    if not is_small or any(weight.device.type != "cpu" or weight.dtype != torch.float32 for weight in weights):
+    types = {weight.dtype for weight in weights}
+    is_known = types in ({torch.float32}, {torch.bfloat16})
+    if not is_small or not is_known or any(weight.device.type != "cpu" for weight in weights):
         return model
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
@@ -136,6 +138,6 @@ def _layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear | Expe
                 yield parent, name, child
 
 
-def _is_worth_it(x: Tensor) -> bool:
+def _is_worth_it(x: Tensor, weight: Tensor) -> bool:
     is_many = x.numel() >= MIN_ROWS * x.shape[-1]
-    return is_many and x.dtype == torch.float32 and not torch.is_grad_enabled()
+    return is_many and x.dtype == weight.dtype and not torch.is_grad_enabled()

@@ -28,6 +28,7 @@ from service.engine.cpu.bands import BandAssembler, BandFeatures, BandPixels, Pa
 from service.engine.cpu.kv_cache import DecodeWindow, PrefillWindow, SlotCache
 from service.engine.cpu.packed_decoder import PackedDecoder, can_pack
 from service.engine.cpu.packed_linear import with_packed_layers
+from service.engine.cpu.rounded import has_tiles, rounded_twin
 from service.engine.lora.bank import AdapterBank, PackedAdapter, pack_adapter
 from service.engine.lora.files import AdapterFiles
 from service.engine.lora.hooks import adapted
@@ -75,6 +76,11 @@ class Prompt:
     """How the first token is chosen; None: greedily."""
     num_alternatives: int = 0
 
+    @property
+    def is_plain_canvas(self) -> bool:
+        """Whether it is of a canvas, read by the base alone."""
+        return self.positions is not None and self.adapter == NO_ADAPTER
+
 
 @dataclass(slots=True)
 class _SlotState:
@@ -84,6 +90,8 @@ class _SlotState:
     params: SamplingParams
     judge: TokenJudge
     adapter: int = NO_ADAPTER
+    is_rounded: bool = False
+    """Whether its prompt was read in bfloat16."""
 
     def draw(self) -> Draw | None:
         """How the next token is drawn; None: greedily."""
@@ -108,6 +116,8 @@ class CpuRunner:
         bank: Adapters, made without `splits_shared`; None: there are none.
         token_px: Side of what a vision token of the model shows, where the padding of canvases is left out (`bands`);
             None: all views are read whole.
+        rounds_canvases: Whether canvases without their padding are encoded and their prompts read in bfloat16, where
+            the processor is made for that.
     """
 
     depth = 0
@@ -126,9 +136,11 @@ class CpuRunner:
         growth_tokens: int = 256,
         bank: AdapterBank | None = None,
         token_px: int | None = None,
+        rounds_canvases: bool = False,
     ) -> None:
         text = model.config.text_config
         self._packed = PackedDecoder(model, max_tokens + 1) if can_pack(model) else None
+        self._rounded = rounded_twin(model) if rounds_canvases and token_px and self._packed and has_tiles() else None
         if self._packed and isinstance(model, nn.Module):
             model = with_packed_layers(model)
         self._model = model
@@ -154,6 +166,7 @@ class CpuRunner:
             growth_tokens=growth_tokens,
             device=self._device,
             dtype=model.lm_head.weight.dtype,
+            keeps_rounded=self._rounded is not None,
         )
         self._token_px = token_px
         self._bands = BandAssembler(model, token_px) if token_px else None
@@ -203,7 +216,8 @@ class CpuRunner:
             pixels = [view.pixels_HWC if isinstance(view, BandPixels) else np.asarray(view) for view in alike]
             stacked_VHWC = torch.from_numpy(np.stack(pixels)).to(self._device)
             if bands:
-                encoded_VND = self._model.encode_bands(stacked_VHWC, bands[0].first_row)  # type: ignore[attr-defined] # as `token_px` says
+                model: Any = self._rounded or self._model
+                encoded_VND = model.encode_bands(stacked_VHWC, bands[0].first_row).float()
                 features = [BandFeatures(band, tokens_ND) for band, tokens_ND in zip(bands, encoded_VND, strict=True)]
                 tokens.update(zip(indices, features, strict=True))
             else:
@@ -233,7 +247,9 @@ class CpuRunner:
             state = _SlotState(len(ids), row.params, judge, row.adapter)
             self._slots.append(row.slot)
             self._states[row.slot] = state
-            prompts.append(Prompt(ids, features, positions, row.adapter, state.draw(), row.params.num_alternatives))
+            prompt = Prompt(ids, features, positions, row.adapter, state.draw(), row.params.num_alternatives)
+            state.is_rounded = self._rounded is not None and prompt.is_plain_canvas
+            prompts.append(prompt)
         choices = self.prefill(prompts)
         self._report([row.slot for row in rows], choices)
 
@@ -277,7 +293,7 @@ class CpuRunner:
         Prompts that are equally long run as one batch if they follow one another, so nothing is ever padded.
         """
         choices: list[Choice] = []
-        for indices in _runs_of_equal([len(prompt.ids) for prompt in prompts]):
+        for indices in _runs_of_equal([(len(prompt.ids), prompt.is_plain_canvas) for prompt in prompts]):
             batch = [prompts[index] for index in indices]
             ids_BL = torch.tensor([list(prompt.ids) for prompt in batch], device=self._device)
             features = [prompt.features_LD for prompt in batch if len(prompt.features_LD)]
@@ -286,8 +302,12 @@ class CpuRunner:
             positions_BL = torch.tensor([list(each) for each in positions], device=self._device)
             skipped = [each[-1] + 1 - len(each) for each in positions]
             window = self._cache.open_rows(len(batch), ids_BL.shape[1], skipped)
-            with self._adapted([prompt.adapter for prompt in batch], ids_BL.shape[1]):
-                logits_BK = self._logits(embeds_BLD, positions_BL, None, window)
+            if self._rounded and batch[0].is_plain_canvas:
+                hidden_BLD, _ = self._rounded.decoder.decode(embeds_BLD.bfloat16(), positions_BL, None, window)
+                logits_BK = self._model.lm_head(hidden_BLD[:, -1].float())
+            else:
+                with self._adapted([prompt.adapter for prompt in batch], ids_BL.shape[1]):
+                    logits_BK = self._logits(embeds_BLD, positions_BL, None, window)
             draws = {row: each.draw for row, each in enumerate(batch) if each.draw}
             wanted = {row: each.num_alternatives for row, each in enumerate(batch) if each.num_alternatives}
             choices += self._choose(logits_BK, {}, draws, wanted)
@@ -314,7 +334,10 @@ class CpuRunner:
         Returns:
             One choice for each row.
         """
-        window = self._cache.open_step()
+        # One page among them that is exact, and all rows are.
+        window = self._cache.open_step(
+            rounds=bool(self._states) and all(row.is_rounded for row in self._states.values())
+        )
         if self._packed:
             return self._choose(self._packed.logits(tokens, window, self._bank, adapters), banned, draws, wanted)
         embeds_B1D = self._model.embed_inputs(torch.tensor(tokens, device=self._device).unsqueeze(1), [])
@@ -426,7 +449,7 @@ def _group_equal(sizes: Sequence[Hashable]) -> Iterable[list[int]]:
     return groups.values()
 
 
-def _runs_of_equal(sizes: Sequence[int]) -> list[list[int]]:
+def _runs_of_equal(sizes: Sequence[Hashable]) -> list[list[int]]:
     """Indices of neighbours of equal size."""
     runs: list[list[int]] = []
     for index, size in enumerate(sizes):

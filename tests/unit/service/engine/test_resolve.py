@@ -51,6 +51,14 @@ def test_the_shipped_model_is_too_small_to_be_rounded(shipped: Path) -> None:
     assert choose("nano", dtype="bfloat16", cuda=True).dtype == "bfloat16"
 
 
+@pytest.mark.parametrize(
+    ("given", "cuda", "expected"),
+    [({}, False, True), ({"dtype": "float32"}, False, False), ({}, True, False), ({"device": "cpu"}, True, True)],
+)
+def test_canvases_may_be_rounded_on_a_cpu_unless_a_type_is_set(given, cuda, expected) -> None:
+    assert choose(**given, cuda=cuda).limits.rounds_canvases is expected
+
+
 def test_8_bit_weights_are_for_a_gpu_alone() -> None:
     values = {"model": "some/where", "dtype": "auto", "limits": EngineLimits(weights=WeightForm.INT8)}
     assert choose_source(**values, device="auto", cuda=True).limits.weights is WeightForm.INT8

@@ -12,28 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from shared.images.page_lines import lines_of_page
 from shared.images.reading_order import reading_order
 from shared.images.segments import find_segments
-from shared.images.strip_text import page_text, word_boxes
-
-Box = tuple[int, int, int, int]
-PROSE = (
-    "The queue belongs to one task and",
-    "drops what has been cancelled before",
-    "it forms a batch of those that are left",
-)
-
-
-class Sheet:
-    """A page that knows where its lines are."""
-
-    def __init__(self, width: int = 1200, height: int = 900, paper: int = 255) -> None:
-        self.image = Image.new("RGB", (width, height), (paper,) * 3)
-        self.draw = ImageDraw.Draw(self.image)
-        self.lines: list[tuple[str, Box]] = []
-
-    def write(self, x: int, y: int, text: str, size: int = 22, fill: int = 0) -> None:
-        font = ImageFont.load_default(size)
-        self.draw.text((x, y), text, fill=(fill,) * 3, font=font)
-        self.lines.append((text, tuple(map(round, self.draw.textbbox((x, y), text, font=font)))))
+from shared.images.strip_text import word_boxes
+from tests.support.sheets import PROSE, Box, Sheet, read
 
 
 def overlap(one: Box, other: Box) -> float:
@@ -43,26 +23,6 @@ def overlap(one: Box, other: Box) -> float:
     shared = max(width, 0) * max(height, 0)
     area = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
     return shared / (area - shared)
-
-
-def read(image: Image.Image, lines: list[tuple[str, Box]]) -> str:
-    """The page's text as a perfect reader would give it: each strip reads as the words in its box."""
-    strips = lines_of_page(image)
-
-    def text_of(box: Box) -> str:
-        words = []
-        for text, place in lines:
-            parts = text.split()
-            step = (place[2] - place[0]) / max(len(text), 1)
-            at = float(place[0])
-            for word in parts:
-                middle = at + step * len(word) / 2, (place[1] + place[3]) / 2
-                if box[0] <= middle[0] <= box[2] and box[1] - 3 <= middle[1] <= box[3] + 3:
-                    words.append(word)
-                at += step * (len(word) + 1)
-        return " ".join(words)
-
-    return page_text(strips, [text_of(strip.box_px) for strip in strips]).text
 
 
 def test_lines_have_true_boxes():
@@ -127,19 +87,6 @@ def test_columns_are_read_one_after_the_other():
     assert text.startswith("A heading")
 
 
-def test_rows_of_a_ruled_table_are_lines():
-    sheet = Sheet()
-    for row in range(7):
-        top = 80 + 40 * row
-        for column, text in enumerate((f"Article number {row}", f"{row},50", "-", f"{3 * row}.00 EUR")):
-            sheet.write(90 + 250 * column, top + 8, text)
-        sheet.draw.line((80, top, 1090, top), fill=0, width=2)
-    for x in (80, 330, 580, 830, 1090):
-        sheet.draw.line((x, 80, x, 360), fill=0, width=2)
-    lines = [line for line in read(sheet.image, sheet.lines).split("\n") if line]
-    assert lines == [f"Article number {row} {row},50 - {3 * row}.00 EUR" for row in range(7)]
-
-
 def test_light_print_on_a_dark_bar_is_found_and_cut_out_dark():
     sheet = Sheet()
     sheet.draw.rectangle((80, 80, 900, 122), fill=(60, 60, 60))
@@ -189,15 +136,6 @@ def test_neighbours_are_not_on_a_strip():
         assert len(runs) == 1
 
 
-def test_underlined_text_is_one_line():
-    sheet = Sheet()
-    sheet.write(80, 80, "Underlined and read")
-    left, _, right, bottom = sheet.lines[0][1]
-    sheet.draw.line((left, bottom + 1, right, bottom + 1), fill=0, width=2)
-    sheet.write(80, 150, "Not underlined")
-    assert read(sheet.image, sheet.lines).split("\n") == ["Underlined and read", "", "Not underlined"]
-
-
 @pytest.mark.parametrize("degrees", [-8.0, 7.0, 9.0])
 def test_page_that_lies_askew_is_levelled(degrees):
     sheet = Sheet()
@@ -227,33 +165,6 @@ def test_columns_of_a_newspaper_are_read_one_after_the_other():
     assert [line.count("HEADING") for line in text.split("\n") if "HEADING" in line] == [1] * 8
 
 
-@pytest.mark.parametrize("kind", ["boxes", "comb"])
-def test_letters_in_cells_are_a_word(kind):
-    sheet = Sheet()
-    sheet.write(60, 60, "Membership number and name of the applicant", 18)
-    font = ImageFont.load_default(30)
-    for row, word in enumerate(("KPD17E", "REMBRU", "50X841")):
-        top = 110 + 90 * row
-        for cell, letter in enumerate(word):
-            left = 60 + 46 * cell
-            if kind == "boxes":
-                sheet.draw.rectangle((left, top, left + 40, top + 48), outline=(0,) * 3, width=2)
-            else:
-                sheet.draw.line((left, top + 30, left, top + 48), fill=(0,) * 3, width=2)
-            sheet.draw.text((left + 12, top + 6), letter, fill=(0,) * 3, font=font)
-        if kind == "comb":
-            sheet.draw.line((60, top + 48, 60 + 46 * 6, top + 48), fill=(0,) * 3, width=2)
-            sheet.draw.line((60 + 46 * 6, top + 30, 60 + 46 * 6, top + 48), fill=(0,) * 3, width=2)
-    strips = lines_of_page(sheet.image)
-    assert len({strip.row for strip in strips}) == 4
-    for strip in strips[-3:]:
-        columns = np.flatnonzero((strip.pixels_HW < 128).any(axis=0))
-        gaps = np.diff(columns)
-        # Six letters with narrow gaps, and nothing of the cells.
-        assert (gaps > 1).sum() == 5
-        assert gaps.max() < 9
-
-
 def test_leaders_are_left_out_however_many_a_page_has():
     sheet = Sheet(1600, 1500)
     for number in range(30):
@@ -279,24 +190,6 @@ def test_print_that_runs_up_the_edge_is_no_line():
     strips = lines_of_page(sheet.image)
     assert len({strip.row for strip in strips}) == 12
     assert min(strip.box_px[0] for strip in strips) > 120
-
-
-def test_letters_keep_their_feet_where_an_underline_touches_them():
-    plain, underlined = Sheet(), Sheet()
-    for sheet in (plain, underlined):
-        for number in range(6):
-            sheet.write(100, 80 + 70 * number, "gladly helping many quiet people", 30)
-            left, _, right, _ = sheet.lines[-1][1]
-            # Through the feet of all letters, across the tails of some.
-            base = 80 + 70 * number + ImageFont.load_default(30).getmetrics()[0]
-            if sheet is underlined:
-                sheet.draw.line((left, base - 1, right, base - 1), fill=(0,) * 3, width=3)
-    heights = [
-        sorted({strip.row: strip.pixels_HW.shape[0] * strip.scale**-1 for strip in lines_of_page(sheet.image)}.values())
-        for sheet in (plain, underlined)
-    ]
-    assert len(heights[0]) == len(heights[1]) == 6
-    assert heights[1][0] > 0.85 * heights[0][0]
 
 
 def test_texture_takes_no_longer_than_a_page():
@@ -345,41 +238,3 @@ def test_print_of_uneven_ink_is_found(size):
     depth_HWC[np.arange(len(depth_HWC)) % 6 < 2] *= 0.35
     printed = Image.fromarray((255 - depth_HWC).astype(np.uint8))
     assert read(printed, sheet.lines).split() == " ".join(PROSE).upper().split()
-
-
-def test_dotted_rules_are_no_lines():
-    sheet = Sheet(height=500)
-    sheet.write(80, 60, PROSE[0], 18)
-    for x in (60, 300, 700):
-        for y in range(40, 460, 4):
-            sheet.draw.rectangle((x, y, x + 1, y + 1), fill=(0,) * 3)
-    for y in (140, 240, 340):
-        for x in range(60, 700, 4):
-            sheet.draw.rectangle((x, y, x + 1, y + 1), fill=(0,) * 3)
-    assert [segment.box[1] > 50 and segment.box[3] < 90 for segment in find_segments(sheet.image).segments] == [True]
-
-
-def test_stems_of_a_large_headline_are_no_rules():
-    sheet = Sheet(height=1100)
-    sheet.write(80, 40, "Elections will fill the hall", 64)
-    for number in range(24):
-        sheet.write(80, 180 + 36 * number, " ".join(PROSE), 16)
-    page = find_segments(sheet.image)
-    x1, y1, x2, y2 = (round(side / page.scale) for side in sheet.lines[0][1])
-    assert (page.owner_hw[y1:y2, x1:x2] > 0).any()
-    assert not (page.owner_hw[y1:y2, x1:x2] < 0).any()
-
-
-@pytest.mark.parametrize("size_px", range(9, 18))
-def test_round_letters_of_small_print_are_no_boxes(size_px):
-    page = Image.new("L", (900, 700), 255)
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(size_px)
-    for number in range(12):
-        place = 60, 40 + 3 * number * size_px
-        draw.text(place, "Der Doktor ging D g Q O mit der Bahn nach Gouda", fill=0, font=font)
-    is_ink_HW = np.asarray(page) < 128
-    is_found_HW = np.zeros_like(is_ink_HW)
-    for strip in lines_of_page(page.convert("RGB")):
-        for left, top, right, bottom in strip.parts_px:
-            is_found_HW[max(top - 2, 0) : bottom + 3, max(left - 2, 0) : right + 3] = True
-    assert (is_ink_HW & is_found_HW).sum() > 0.99 * is_ink_HW.sum()

@@ -30,6 +30,19 @@ def test_products_are_those_of_the_layer(has_bias, shape):
         near(packed(turned), linear(turned))
 
 
+def test_products_in_bfloat16_are_those_of_the_layer():
+    torch.manual_seed(0)
+    linear = nn.Linear(48, 72).to(torch.bfloat16)
+    packed, x = PackedLinear(linear), torch.randn(MIN_ROWS, 48)
+    with torch.inference_mode():
+        found = packed(x.bfloat16())
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found, linear(x.bfloat16()), rtol=0.02, atol=0.02)
+        # Rows of another type than the weights are none of its own.
+        with pytest.raises(RuntimeError):
+            packed(x)
+
+
 def test_many_rows_go_through_the_packed_weights(monkeypatch):
     layer, used = PackedLinear(nn.Linear(8, 8)), []
     multiply = packed_linear.PackedWeights.product
@@ -66,7 +79,7 @@ def test_the_twin_has_the_same_parameters_and_results():
 
 def test_other_models_are_taken_as_they_are(monkeypatch):
     model = tiny_model()
-    halved = copy.deepcopy(model).to(torch.bfloat16)
+    halved = copy.deepcopy(model).to(torch.float16)
     assert with_packed_layers(halved) is halved
     monkeypatch.setattr(packed_linear, "MAX_WEIGHTS", 10)
     assert with_packed_layers(model) is model

@@ -1,0 +1,31 @@
+"""Percentiles of bytes by counting, which is many times as fast as sorting a page. Knows OpenCV and numpy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+
+def percentile(bytes_HW: NDArray[np.uint8], percent: float) -> float:
+    """As `np.percentile`, bit for bit.
+
+    Args:
+        bytes_HW: At least one.
+        percent: From 0 to 100.
+
+    Returns:
+        The value, between two bytes where it lies between two of the values.
+    """
+    counts: Any = cv2.calcHist([bytes_HW], [0], None, [256], [0, 256])
+    ends = np.cumsum(counts.reshape(-1), dtype=np.int64)
+    place = (bytes_HW.size - 1) * (percent / 100)
+    low = math.floor(place)
+    share = place - low
+    below, above = np.searchsorted(ends, (low, min(low + 1, bytes_HW.size - 1)), side="right").tolist()
+    # In the order of numpy's interpolation, whose rounding differs by side.
+    step = float(above - below)
+    return above - step * (1 - share) if share >= 0.5 else below + step * share

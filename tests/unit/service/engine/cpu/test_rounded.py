@@ -1,0 +1,85 @@
+"""Canvases in bfloat16 where the processor has tiles: the same words, and all else stays float32."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from service.engine.cpu import rounded, runner
+from service.engine.cpu.rounded import has_tiles, rounded_twin
+from service.engine.factory import make_engine
+from tests.support.nano import needs_nano
+from tests.unit.service.engine.cpu.test_bands import LIMITS, LINES, checkpoint, page_of, read, words
+from tests.unit.service.engine.tiny import tiny_model
+
+
+def test_the_twin_rounds_and_the_model_stays():
+    model = tiny_model()
+    before = copy.deepcopy(model.state_dict())
+    twin: Any = rounded_twin(model)
+    assert {each.dtype for each in twin.parameters()} == {torch.bfloat16}
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    ids = torch.randint(20, 60, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        exact, found = model(ids).logits, twin(ids).logits.float()
+    assert 0 < (exact - found).norm() / exact.norm() < 0.05
+
+
+def test_other_models_have_no_twin(monkeypatch):
+    assert rounded_twin(tiny_model().to(torch.float16)) is None
+    monkeypatch.setattr(rounded, "MAX_WEIGHTS", 10)
+    assert rounded_twin(tiny_model()) is None
+
+
+@pytest.mark.parametrize(("capabilities", "expected"), [({"amx_bf16": True}, True), ({"avx512_bf16": True}, False)])
+def test_only_tiles_are_worth_rounding(capabilities, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert has_tiles() is expected
+
+
+def test_a_torch_that_does_not_say_has_no_tiles(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert not has_tiles()
+
+
+def rounds(limits, *, tiles, monkeypatch) -> bool:
+    monkeypatch.setattr(runner, "has_tiles", lambda: tiles)
+    made: Any = make_engine(checkpoint(), limits)._runner
+    return made._rounded is not None
+
+
+@needs_nano
+def test_canvases_are_rounded_only_where_that_is_wanted_and_fast(monkeypatch):
+    wanted = replace(LIMITS, rounds_canvases=True)
+    assert rounds(wanted, tiles=True, monkeypatch=monkeypatch)
+    assert not rounds(wanted, tiles=False, monkeypatch=monkeypatch)
+    assert not rounds(LIMITS, tiles=True, monkeypatch=monkeypatch)
+    assert not rounds(replace(wanted, skips_padding=False), tiles=True, monkeypatch=monkeypatch)
+
+
+@needs_nano
+def test_nano_reads_the_same_from_rounded_canvases(monkeypatch):
+    monkeypatch.setattr(runner, "has_tiles", lambda: True)
+    pages = [page_of(*LINES), page_of(*LINES[:2], height=80), page_of(LINES[3], height=40)]
+    found, heights = read(replace(LIMITS, rounds_canvases=True), pages)
+    # The model itself encodes the view of padding alone.
+    assert heights == [640]
+    exact, _ = read(LIMITS, pages)
+    assert words(found) == words(exact)
+    for one, other in zip(found, exact, strict=True):
+        assert one.confidence == pytest.approx(other.confidence, abs=0.02)
+
+
+@needs_nano
+def test_pages_that_are_read_whole_are_exact(monkeypatch):
+    page = replace(page_of(*LINES), is_canvas=False)
+    [exact], _ = read(LIMITS, [page])
+    monkeypatch.setattr(runner, "has_tiles", lambda: True)
+    [found], heights = read(replace(LIMITS, rounds_canvases=True), [page])
+    assert heights == [640]
+    assert found.text == exact.text
+    assert found.confidence == exact.confidence

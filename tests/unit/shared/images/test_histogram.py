@@ -1,0 +1,23 @@
+"""Percentiles by counting are numpy's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from shared.images.histogram import percentile
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (3, 7), (40, 90)])
+@pytest.mark.parametrize("percent", [0, 50, 92, 95, 99.7, 100])
+def test_percentiles_are_those_of_numpy(shape, percent):
+    chance = np.random.default_rng(5)
+    for most in (2, 256):
+        values = chance.integers(0, most, shape, dtype=np.uint8)
+        assert percentile(values, percent) == np.percentile(values, percent)
+
+
+def test_a_part_of_a_page_is_counted_alone():
+    page = np.zeros((20, 30), np.uint8)
+    page[5:9, 10:14] = 200
+    assert percentile(page[5:9, 10:14], 10) == 200

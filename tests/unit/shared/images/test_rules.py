@@ -1,0 +1,75 @@
+"""Rules are no print, and print that looks like rules is none."""
+
+from __future__ import annotations
+
+import pytest
+from PIL import ImageFont
+
+from shared.images.page_lines import lines_of_page
+from shared.images.segments import find_segments
+from tests.support.sheets import PROSE, Sheet, read
+
+
+def test_rows_of_a_ruled_table_are_lines():
+    sheet = Sheet()
+    for row in range(7):
+        top = 80 + 40 * row
+        for column, text in enumerate((f"Article number {row}", f"{row},50", "-", f"{3 * row}.00 EUR")):
+            sheet.write(90 + 250 * column, top + 8, text)
+        sheet.draw.line((80, top, 1090, top), fill=0, width=2)
+    for x in (80, 330, 580, 830, 1090):
+        sheet.draw.line((x, 80, x, 360), fill=0, width=2)
+    lines = [line for line in read(sheet.image, sheet.lines).split("\n") if line]
+    assert lines == [f"Article number {row} {row},50 - {3 * row}.00 EUR" for row in range(7)]
+
+
+def test_underlined_text_is_one_line():
+    sheet = Sheet()
+    sheet.write(80, 80, "Underlined and read")
+    left, _, right, bottom = sheet.lines[0][1]
+    sheet.draw.line((left, bottom + 1, right, bottom + 1), fill=0, width=2)
+    sheet.write(80, 150, "Not underlined")
+    assert read(sheet.image, sheet.lines).split("\n") == ["Underlined and read", "", "Not underlined"]
+
+
+def test_letters_keep_their_feet_where_an_underline_touches_them():
+    plain, underlined = Sheet(), Sheet()
+    for sheet in (plain, underlined):
+        for number in range(6):
+            sheet.write(100, 80 + 70 * number, "gladly helping many quiet people", 30)
+            left, _, right, _ = sheet.lines[-1][1]
+            # Through the feet of all letters, across the tails of some.
+            base = 80 + 70 * number + ImageFont.load_default(30).getmetrics()[0]
+            if sheet is underlined:
+                sheet.draw.line((left, base - 1, right, base - 1), fill=(0,) * 3, width=3)
+    heights = [
+        sorted({strip.row: strip.pixels_HW.shape[0] * strip.scale**-1 for strip in lines_of_page(sheet.image)}.values())
+        for sheet in (plain, underlined)
+    ]
+    assert len(heights[0]) == len(heights[1]) == 6
+    assert heights[1][0] > 0.85 * heights[0][0]
+
+
+def test_dotted_rules_are_no_lines():
+    sheet = Sheet(height=500)
+    sheet.write(80, 60, PROSE[0], 18)
+    for x in (60, 300, 700):
+        for y in range(40, 460, 4):
+            sheet.draw.rectangle((x, y, x + 1, y + 1), fill=(0,) * 3)
+    for y in (140, 240, 340):
+        for x in range(60, 700, 4):
+            sheet.draw.rectangle((x, y, x + 1, y + 1), fill=(0,) * 3)
+    assert [segment.box[1] > 50 and segment.box[3] < 90 for segment in find_segments(sheet.image).segments] == [True]
+
+
+@pytest.mark.parametrize("size", [36, 40, 44])
+def test_stems_of_a_large_headline_are_no_rules(size):
+    sheet = Sheet(height=1100)
+    # Its stems are as long and as thin as rules of a page whose print is so small.
+    sheet.write(80, 40, "Elections will fill the hall", size)
+    for number in range(24):
+        sheet.write(80, 180 + 36 * number, " ".join(PROSE), 14)
+    page = find_segments(sheet.image)
+    x1, y1, x2, y2 = (round(side / page.scale) for side in sheet.lines[0][1])
+    assert (page.owner_hw[y1:y2, x1:x2] > 0).any()
+    assert not (page.owner_hw[y1:y2, x1:x2] < 0).any()
