@@ -6,13 +6,14 @@ line ends at a wide gap, so that columns and the cells of a table are lines of t
 
 from __future__ import annotations
 
-from math import ceil, floor
+from math import ceil
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.images.histogram import percentile
 from shared.images.page_ink import MOST_LINES, MOST_WORDS, InkLine
 
 _MIN_HEIGHT_PX = 4
@@ -75,14 +76,6 @@ def usual_size(sizes: NDArray[np.int32]) -> float:
     return float(whole[(whole.size - 1) // 2] + whole[whole.size // 2]) / 2
 
 
-def _nine_tenths(values: NDArray[np.uint8]) -> float:
-    """The 90th percentile of bytes, at least one; counting them is faster than sorting."""
-    ends = np.cumsum(np.bincount(values))
-    place = 0.9 * (values.size - 1)
-    lower, upper = np.searchsorted(ends, [floor(place), ceil(place)], side="right").tolist()
-    return lower + (upper - lower) * (place - floor(place))
-
-
 def _labels_of(
     labels_RW: NDArray[np.int32], row_of: NDArray[np.int64], boxes: NDArray[np.int32], reach_N: NDArray[np.int64]
 ) -> NDArray[np.int32]:
@@ -137,7 +130,7 @@ def find_shapes(depth_HW: NDArray[np.uint8], threshold: float) -> NDArray[np.int
     inked = depth_HW[mask_above(depth_HW, threshold).view(np.bool_)]
     if not inked.size:
         return np.zeros((0, 4), np.int32)
-    darkest = _nine_tenths(inked)
+    darkest = percentile(inked, 90)
     _, _, stats = label_shapes(mask_above(depth_HW, max(threshold, _CAP_SHARE * darkest)))
     left, top, width, height, area = stats[1:].T
     page_height, page_width = depth_HW.shape
