@@ -65,7 +65,9 @@ def status_of(
     num_characters = sum(not character.isspace() for character in text)
     if not num_characters:
         return PageStatus.BLANK if ink.marks < FEW_MARKS else PageStatus.UNREADABLE
-    is_doubtful = ink.marks < MANY_MARKS and confidence < min_confidence
+    # Dots and dashes alone are dirt, of whose shape a model may be sure.
+    is_dirt = not any(character.isalnum() for character in text)
+    is_doubtful = ink.marks < MANY_MARKS and (is_dirt or confidence < min_confidence)
     is_doubtful |= (is_by_lines or ink.marks < MOST_MARKS) and confidence < HOPELESS_SHARE * min_confidence
     is_too_long = ink.marks < MOST_MARKS and num_characters > CHARACTERS_A_MARK * (ink.marks + 1)
     if is_too_long and confidence >= SURE:

@@ -169,7 +169,7 @@ def find_segments(page: Image.Image) -> LevelPage:
         grey_HW = _inverted(grey_HW, ground_HW)
         small_hw, scale = _made_small(grey_HW)
     relief = _relief(small_hw, scale)
-    angle = _skew(_shapes(_mask(relief)))
+    angle = skew_of(_shapes(_mask(relief)))
     turn = None
     if abs(angle) > _LEAST_SKEW:
         grey_HW, turn = _levelled(grey_HW, angle)
@@ -337,7 +337,7 @@ def _cap_of(heights: NDArray[Any]) -> float:
     return float(max(np.percentile(low, 70), 6.0))
 
 
-def _skew(shapes_N5: NDArray[np.int32]) -> float:
+def skew_of(shapes_N5: NDArray[np.int32]) -> float:
     """Angle in radians by which lines fall to the right, from where shapes stand."""
     _, _, w, h, _ = shapes_N5.T
     cap = _cap_of(h)
