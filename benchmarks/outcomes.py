@@ -10,12 +10,13 @@
 Pages are drawn from a seed (`outcome_pages.py`, `print_pages.py`), photographs are taken from a folder. A page without
 text is found if the answer has none; a page with text is missed if the answer is `blank` or `unreadable`. With
 `--about` no model reads: `print_measures.py` holds the rules against pages whose print is known. Prints a table by
-kind, and one JSON object last.
+kind, and one JSON object last, after Ctrl-C too.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import sys
 from collections import Counter
@@ -122,16 +123,23 @@ def main() -> None:
         _measure_print(options, drawer, len(fonts))
         return
     kinds: dict[str, Kind] = {}
+    pages = list(drawer.pages(options.of_each))
     with httpx.Client(base_url=options.url, timeout=600) as client, ThreadPoolExecutor(CLIENTS) as pool:
-        pages = list(drawer.pages(options.of_each))
-        for number, (page, answer) in enumerate(pool.map(lambda page: read(client, page, options.layout), pages), 1):
-            kind = kinds.setdefault(page.kind, Kind(bool(page.text)))
-            kind.statuses[answer["status"]] += 1
-            kind.invented += not page.text and answer["status"] == "ok" and bool(answer["text"])
-            if (page.text and answer["status"] != "ok") or (not page.text and answer["text"]):
-                sys.stderr.write(f"{page.kind}: {answer['status']} {answer['confidence']} {answer['text'][:60]!r}\n")
-            if number % 50 == 0:
-                sys.stderr.write(f"{number} of {len(pages)} pages\n")
+        # Kinds come by turns, so what an interrupted run has read is a smaller set of the same.
+        with contextlib.suppress(KeyboardInterrupt):
+            for number, (page, answer) in enumerate(
+                pool.map(lambda page: read(client, page, options.layout), pages), 1
+            ):
+                kind = kinds.setdefault(page.kind, Kind(bool(page.text)))
+                kind.statuses[answer["status"]] += 1
+                kind.invented += not page.text and answer["status"] == "ok" and bool(answer["text"])
+                if (page.text and answer["status"] != "ok") or (not page.text and answer["text"]):
+                    sys.stderr.write(
+                        f"{page.kind}: {answer['status']} {answer['confidence']} {answer['text'][:60]!r}\n"
+                    )
+                if number % 50 == 0:
+                    sys.stderr.write(f"{number} of {len(pages)} pages\n")
+        pool.shutdown(cancel_futures=True)
     empty, printed = ([kind for kind in kinds.values() if kind.has_text is has_text] for has_text in (False, True))
     num_empty, num_printed = sum(kind.pages for kind in empty), sum(kind.pages for kind in printed)
     print(table(kinds))
