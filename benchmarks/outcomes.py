@@ -19,9 +19,11 @@ import argparse
 import contextlib
 import io
 import sys
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,18 @@ def read(client: httpx.Client, page: OutcomePage, layout: str) -> tuple[OutcomeP
     if answer.is_error:
         return page, {"status": "failed", "confidence": None, "text": answer.json()["code"]}
     return page, answer.json()["pages"][0]
+
+
+def _answers(
+    pages: Iterable[OutcomePage], ask: Callable[[OutcomePage], tuple[OutcomePage, dict[str, Any]]], pool: Executor
+) -> Iterator[tuple[OutcomePage, dict[str, Any]]]:
+    """Answers in the order of the pages, of which few are drawn ahead: all of them take gigabytes."""
+    asked = deque[Future[tuple[OutcomePage, dict[str, Any]]]]()
+    for page in pages:
+        asked.append(pool.submit(ask, page))
+        if len(asked) > 2 * CLIENTS:
+            yield asked.popleft().result()
+    yield from (each.result() for each in asked)
 
 
 def table(kinds: dict[str, Kind]) -> str:
@@ -123,13 +137,11 @@ def main() -> None:
         _measure_print(options, drawer, len(fonts))
         return
     kinds: dict[str, Kind] = {}
-    pages = list(drawer.pages(options.of_each))
     with httpx.Client(base_url=options.url, timeout=600) as client, ThreadPoolExecutor(CLIENTS) as pool:
+        answers = _answers(drawer.pages(options.of_each), partial(read, client, layout=options.layout), pool)
         # Kinds come by turns, so what an interrupted run has read is a smaller set of the same.
         with contextlib.suppress(KeyboardInterrupt):
-            for number, (page, answer) in enumerate(
-                pool.map(lambda page: read(client, page, options.layout), pages), 1
-            ):
+            for number, (page, answer) in enumerate(answers, 1):
                 kind = kinds.setdefault(page.kind, Kind(bool(page.text)))
                 kind.statuses[answer["status"]] += 1
                 kind.invented += not page.text and answer["status"] == "ok" and bool(answer["text"])
@@ -138,7 +150,7 @@ def main() -> None:
                         f"{page.kind}: {answer['status']} {answer['confidence']} {answer['text'][:60]!r}\n"
                     )
                 if number % 50 == 0:
-                    sys.stderr.write(f"{number} of {len(pages)} pages\n")
+                    sys.stderr.write(f"{number} pages\n")
         pool.shutdown(cancel_futures=True)
     empty, printed = ([kind for kind in kinds.values() if kind.has_text is has_text] for has_text in (False, True))
     num_empty, num_printed = sum(kind.pages for kind in empty), sum(kind.pages for kind in printed)

@@ -12,6 +12,9 @@ MANY_MARKS = 12
 """A page with fewer marks has a few words at most, so an uncertain answer is likely to be invented."""
 HOPELESS_SHARE = 2 / 3
 """Of that, below which an answer for more print counts as invented: music has the marks of a paragraph."""
+JUNK_SHARE = 1 / 2
+"""Of that, below which the share of words that is expected to be right makes a text junk: what a model writes for a
+script that it does not know looks like words."""
 MIN_COVERAGE = 0.9
 """Of clean pages that were read to the end all but a few have more (docs/outcomes.md)."""
 FEW_MARKS = 3
@@ -48,7 +51,13 @@ class PageStatus(StrEnum):
 
 
 def status_of(
-    ink: PageInk, text: str, confidence: float, min_confidence: float, *, is_by_lines: bool = False
+    ink: PageInk,
+    text: str,
+    confidence: float,
+    min_confidence: float,
+    *,
+    is_by_lines: bool = False,
+    is_junk: bool = False,
 ) -> PageStatus:
     """Hold an answer against what the page shows.
 
@@ -58,6 +67,7 @@ def status_of(
         confidence: Of the answer, 0 to 1.
         min_confidence: Answers for pages with little or no print must reach it.
         is_by_lines: The page was read line by line, so that what looks like print on a photo was, too.
+        is_junk: Hardly any word is expected to be right.
 
     Returns:
         `ok`; `blank` where nothing was read and there is hardly anything; else `unreadable`.
@@ -73,7 +83,7 @@ def status_of(
     if is_too_long and confidence >= SURE:
         # Underlined or on ruled paper, a line of print is a single shape.
         is_too_long = num_characters > _room_for(ink)
-    return PageStatus.UNREADABLE if is_doubtful or is_too_long else PageStatus.OK
+    return PageStatus.UNREADABLE if is_doubtful or is_too_long or is_junk else PageStatus.OK
 
 
 def _room_for(ink: PageInk) -> float:

@@ -52,7 +52,7 @@ from service.ocr.coverage import print_task
 from service.ocr.jpeg import encode_jpeg
 from service.ocr.line_reading import read_lines
 from service.ocr.metrics import TelemetryObserver
-from service.ocr.outcome import HOPELESS_SHARE, PageStatus, status_of
+from service.ocr.outcome import HOPELESS_SHARE, JUNK_SHARE, PageStatus, status_of
 from service.ocr.request import OcrRequest
 from service.ocr.together import PageSplitter, split_result
 from shared.contract.answer import FinishReason
@@ -660,25 +660,31 @@ class DocumentReader:
         )
         if lines and grounded.text == result.text and not grounded.regions:
             grounded = replace(grounded, regions=lines)
+        wants_words, calibration = self._wants_words(request), self._calibration(request)
+        words = judge(result, grounded, request.confidence, calibration) if wants_words else None
         status = PageStatus.OK
         if is_transcribed and not request.reads_blank_pages:
+            is_junk = words is not None and words.is_below(JUNK_SHARE * request.min_confidence)
             status = status_of(
-                page.ink, grounded.text, result.confidence, request.min_confidence, is_by_lines=bool(lines)
+                page.ink,
+                grounded.text,
+                result.confidence,
+                request.min_confidence,
+                is_by_lines=bool(lines),
+                is_junk=is_junk,
             )
         # Words that the page cannot hold would be taken for what is printed on it.
         is_shown = status is PageStatus.OK
-        account = words = None
+        account = None
         if is_shown and is_transcribed and page.ink.lines:
             task = print_task(grounded, page.ink.lines, is_by_lines=bool(lines))
             account = await self._source.account(document, task)
-        if is_shown and self._wants_words(request):
-            words = judge(result, grounded, request.confidence, self._calibration(request))
         return replace(
             decoded.result,
             status=status,
             text=grounded.text if is_shown else "",
             regions=grounded.regions if is_shown else (),
-            words=words,
+            words=words if is_shown else None,
             account=account,
             is_partly_read=account is not None and account.coverage < request.min_coverage,
             result=result,

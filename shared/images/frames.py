@@ -88,7 +88,8 @@ def _is_frame(outer: Any, inner: Any, mask_HW: Any) -> bool:
     left, top, width, height = cv2.boundingRect(inner)
     within_HW: Any = np.zeros((height, width), np.uint8)
     cv2.drawContours(within_HW, [inner], -1, 1, cv2.FILLED, offset=(-left, -top))
-    within_HW = cv2.erode(within_HW, np.ones((2 * _EDGE_PX + 1,) * 2, np.uint8))
+    kernel = np.ones((2 * _EDGE_PX + 1,) * 2, np.uint8)
+    within_HW = cv2.erode(within_HW, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
     print_HW = mask_HW[top : top + height, left : left + width] & within_HW
     heights = cv2.connectedComponentsWithStats(print_HW, connectivity=8)[2][1:, cv2.CC_STAT_HEIGHT]
     return bool(heights.size) and float(heights.max()) >= _LEAST_INSIDE * min(sides)
