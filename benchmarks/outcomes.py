@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,14 @@ class Kind:
         return self.statuses["blank"] + self.statuses["unreadable"]
 
 
-def read(client: httpx.Client, page: OutcomePage, layout: str) -> tuple[OutcomePage, dict[str, Any]]:
-    """What the service says of a page."""
+def read(
+    client: httpx.Client, urls: Iterator[str], layout: str, page: OutcomePage
+) -> tuple[OutcomePage, dict[str, Any]]:
+    """What the next of the services says of a page."""
     stream = io.BytesIO()
     page.image.save(stream, "PNG", compress_level=1)
     files = {"file": ("page.png", stream.getvalue(), "image/png")}
-    answer = client.post("/ocr", files=files, data={"layout": layout})
+    answer = client.post(f"{next(urls)}/ocr", files=files, data={"layout": layout})
     if answer.is_error:
         return page, {"status": "failed", "confidence": None, "text": answer.json()["code"]}
     return page, answer.json()["pages"][0]
@@ -120,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--about", choices=("blank", "costs", "coverage", "rows", "turns"), default="blank")
     parser.add_argument("--pages", type=Path, help="folder of upright pages, PNG, for `turns`; with texts for `costs`")
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--url", nargs="+", default=["http://127.0.0.1:8000"], help="services that take pages by turns")
     parser.add_argument("--layout", choices=("auto", "page", "lines"), default="auto", help="how pages are read")
     parser.add_argument("--of-each", type=int, default=20, metavar="N", help="pages of each kind")
     parser.add_argument("--seed", type=int, default=1000)
@@ -137,8 +140,10 @@ def main() -> None:
         _measure_print(options, drawer, len(fonts))
         return
     kinds: dict[str, Kind] = {}
-    with httpx.Client(base_url=options.url, timeout=600) as client, ThreadPoolExecutor(CLIENTS) as pool:
-        answers = _answers(drawer.pages(options.of_each), partial(read, client, layout=options.layout), pool)
+    with httpx.Client(timeout=1200) as client, ThreadPoolExecutor(CLIENTS) as pool:
+        answers = _answers(
+            drawer.pages(options.of_each), partial(read, client, cycle(options.url), options.layout), pool
+        )
         # Kinds come by turns, so what an interrupted run has read is a smaller set of the same.
         with contextlib.suppress(KeyboardInterrupt):
             for number, (page, answer) in enumerate(answers, 1):
