@@ -21,6 +21,8 @@ FEW_MARKS = 3
 """Fewer shapes than this, which the model reads as nothing, are dust."""
 SURE = 0.85
 """Invented text is less certain than this, print that is joined by rules more."""
+_ROUND = frozenset("0oO")
+"""What punch holes are read as."""
 CHARACTERS_A_BODY = 3
 """At most, for a width as large as a character's height."""
 CHARACTERS_A_MARK = 12
@@ -75,8 +77,9 @@ def status_of(
     num_characters = sum(not character.isspace() for character in text)
     if not num_characters:
         return PageStatus.BLANK if ink.marks < FEW_MARKS else PageStatus.UNREADABLE
-    # Dots and dashes alone are dirt, of whose shape a model may be sure.
-    is_dirt = not any(character.isalnum() for character in text)
+    # Dots and dashes alone are dirt, of whose shape a model may be sure, and so are most zeros.
+    letters = {character for character in text if character.isalnum()}
+    is_dirt = not letters or (letters <= _ROUND and confidence < SURE)
     is_doubtful = ink.marks < MANY_MARKS and (is_dirt or confidence < min_confidence)
     is_doubtful |= (is_by_lines or ink.marks < MOST_MARKS) and confidence < HOPELESS_SHARE * min_confidence
     is_too_long = ink.marks < MOST_MARKS and num_characters > CHARACTERS_A_MARK * (ink.marks + 1)
