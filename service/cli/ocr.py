@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ from service.errors import EngineError
 from service.ocr.confidence import Granularity
 from service.ocr.formats.output_format import OutputFormat
 from service.ocr.formats.registry import FORMATS
+from service.schemas import PageAnswer
 from shared.contract.prompts import Task, prompt_for
 
 EXIT_UNREADABLE = 1
@@ -293,6 +294,14 @@ class _Printer:
         self.report.note(file, outcome)
 
 
+def _remarks(page: PageAnswer) -> Iterator[str]:
+    """What people should know of a page that was read."""
+    if page.status == "unreadable":
+        yield "No text that can be trusted: a photo, handwriting, or a script it cannot read?"
+    if "low_accuracy" in page.warnings:
+        yield "Many words are probably wrong: a tilted or dark photo, handwriting, or a script it cannot read?"
+
+
 def _json_line(file: InputFile, outcome: Reading | FileError) -> str:
     if isinstance(outcome, FileError):
         found = {"error": {**outcome.facts, "code": outcome.code, "title": outcome.title}}
@@ -360,9 +369,8 @@ class _Report:
             if page.error is not None:
                 place = f"{file.name}: page {page.page}"
                 self._fail(place, page.error.code, f"{page.error.title} ({page.error.code})")
-            if "low_accuracy" in page.warnings:
-                text = "Many words are probably wrong: a tilted or dark photo, handwriting, or a script it cannot read?"
-                tqdm.write(f"{file.name}: page {page.page}: {text}", file=sys.stderr)
+            for remark in _remarks(page):
+                tqdm.write(f"{file.name}: page {page.page}: {remark}", file=sys.stderr)
         if outcome.is_partial and outcome.answer is None:
             self._fail(file.name, "partial", "Some pages failed; --format json says which. (partial)")
 

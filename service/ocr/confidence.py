@@ -85,13 +85,15 @@ class PageConfidence:
 
     @property
     def has_low_accuracy(self) -> bool:
-        """Whether many of the words are expected to be wrong."""
-        return self.is_below(LOW_ACCURACY)
-
-    def is_below(self, share: float) -> bool:
-        """Whether fewer words are expected to be right; never without a calibration, which alone can tell."""
+        """Whether many of the words are expected to be wrong; never without a calibration, which alone can tell."""
         accuracy = self.word_accuracy if len(self.words) >= FEWEST_WORDS else None
-        return self.is_calibrated and accuracy is not None and accuracy < share
+        return self.is_calibrated and accuracy is not None and accuracy < LOW_ACCURACY
+
+    def is_junk(self, share: float) -> bool:
+        """Whether fewer than this share of words is expected to be right, and far fewer where there are few."""
+        accuracy = self.word_accuracy
+        limit = share * min(1.0, len(self.words) / FEWEST_WORDS)
+        return self.is_calibrated and accuracy is not None and accuracy < limit
 
     @property
     def lines(self) -> tuple[Span, ...]:

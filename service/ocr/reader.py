@@ -664,7 +664,7 @@ class DocumentReader:
         words = judge(result, grounded, request.confidence, calibration) if wants_words else None
         status = PageStatus.OK
         if is_transcribed and not request.reads_blank_pages:
-            is_junk = words is not None and words.is_below(JUNK_SHARE * request.min_confidence)
+            is_junk = words is not None and words.is_junk(JUNK_SHARE * request.min_confidence)
             status = status_of(
                 page.ink,
                 grounded.text,
