@@ -4,6 +4,10 @@ The words are names of languages, countries and currencies from Debian's `iso-co
 `fonts-dejavu-core`, `fonts-liberation` and `fonts-wqy-microhei`. A third of the pages are spoilt as scans are.
 
     python benchmarks/other_scripts.py --seed 1 --of-each 2 --out data/calibration-1
+    python benchmarks/other_scripts.py --seed 3 --of-each 2 --out data/other-scripts-3 --url http://127.0.0.1:8000
+
+With `--url` a running service reads them: how many come back as text, and what share of their words it expects to be
+right.
 """
 
 from __future__ import annotations
@@ -14,12 +18,15 @@ import json
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import httpx
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from benchmarks.origin import command, origin
 from trainer.data.render.degrade import degrade
 from trainer.evaluation.samples import INDEX_NAME
 
@@ -81,6 +88,26 @@ def draw(words: list[str], face: Path, rng: random.Random) -> tuple[Image.Image,
     return image, "\n".join(lines)
 
 
+def read(url: str, pages: list[tuple[str, Path]]) -> dict[str, dict[str, int]]:
+    """What a service says of pages, by their scripts; prints each.
+
+    Args:
+        url: Of the service.
+        pages: Script and image of each.
+
+    Returns:
+        How often each status came.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for script, path in pages:
+        answer = httpx.post(f"{url}/ocr", files={"file": path.read_bytes()}, timeout=1200).raise_for_status()
+        page = answer.json()["pages"][0]
+        print(script, path.name, page["status"], page["confidence"], page["word_accuracy"], page["warnings"])
+        counts = found.setdefault(script, {})
+        counts[page["status"]] = counts.get(page["status"], 0) + 1
+    return found
+
+
 def main() -> None:
     """Draw the set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -89,6 +116,7 @@ def main() -> None:
     parser.add_argument("--of-each", type=int, default=2, help="pages of each language")
     parser.add_argument("--locale", type=Path, default=Path("/usr/share/locale"), help="of iso-codes")
     parser.add_argument("--fonts", type=Path, default=Path("/usr/share/fonts"))
+    parser.add_argument("--url", help="a running service that is to read the pages")
     options = parser.parse_args()
     faces = {path.name: path for path in sorted(options.fonts.rglob("*.tt[fc]"))}
     rng = random.Random(options.seed)
@@ -106,7 +134,11 @@ def main() -> None:
             rows.append({"image": f"{stem}.png", "text": f"{stem}.txt", "tier": script})
     with (options.out / INDEX_NAME).open("a", encoding="utf-8") as index:
         index.writelines(json.dumps(row) + "\n" for row in rows)
-    print(json.dumps({"benchmark": "other_scripts", "seed": options.seed, "pages": len(rows)}))
+    row: dict[str, Any] = {"benchmark": "other_scripts", "seed": options.seed, "pages": len(rows)}
+    if options.url:
+        statuses = read(options.url, [(each["tier"], options.out / each["image"]) for each in rows])
+        row |= {"statuses": statuses, "command": command(), **origin("cpu")}
+    print(json.dumps(row))
 
 
 if __name__ == "__main__":

@@ -10,17 +10,21 @@
 Pages are drawn from a seed (`outcome_pages.py`, `print_pages.py`), photographs are taken from a folder. A page without
 text is found if the answer has none; a page with text is missed if the answer is `blank` or `unreadable`. With
 `--about` no model reads: `print_measures.py` holds the rules against pages whose print is known. Prints a table by
-kind, and one JSON object last.
+kind, and one JSON object last, after Ctrl-C too.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import sys
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +63,29 @@ class Kind:
         return self.statuses["blank"] + self.statuses["unreadable"]
 
 
-def read(client: httpx.Client, page: OutcomePage, layout: str) -> tuple[OutcomePage, dict[str, Any]]:
-    """What the service says of a page."""
+def read(
+    client: httpx.Client, urls: Iterator[str], layout: str, page: OutcomePage
+) -> tuple[OutcomePage, dict[str, Any]]:
+    """What the next of the services says of a page."""
     stream = io.BytesIO()
     page.image.save(stream, "PNG", compress_level=1)
     files = {"file": ("page.png", stream.getvalue(), "image/png")}
-    answer = client.post("/ocr", files=files, data={"layout": layout})
+    answer = client.post(f"{next(urls)}/ocr", files=files, data={"layout": layout})
     if answer.is_error:
         return page, {"status": "failed", "confidence": None, "text": answer.json()["code"]}
     return page, answer.json()["pages"][0]
+
+
+def _answers(
+    pages: Iterable[OutcomePage], ask: Callable[[OutcomePage], tuple[OutcomePage, dict[str, Any]]], pool: Executor
+) -> Iterator[tuple[OutcomePage, dict[str, Any]]]:
+    """Answers in the order of the pages, of which few are drawn ahead: all of them take gigabytes."""
+    asked = deque[Future[tuple[OutcomePage, dict[str, Any]]]]()
+    for page in pages:
+        asked.append(pool.submit(ask, page))
+        if len(asked) > 2 * CLIENTS:
+            yield asked.popleft().result()
+    yield from (each.result() for each in asked)
 
 
 def table(kinds: dict[str, Kind]) -> str:
@@ -105,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--about", choices=("blank", "costs", "coverage", "rows", "turns"), default="blank")
     parser.add_argument("--pages", type=Path, help="folder of upright pages, PNG, for `turns`; with texts for `costs`")
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--url", nargs="+", default=["http://127.0.0.1:8000"], help="services that take pages by turns")
     parser.add_argument("--layout", choices=("auto", "page", "lines"), default="auto", help="how pages are read")
     parser.add_argument("--of-each", type=int, default=20, metavar="N", help="pages of each kind")
     parser.add_argument("--seed", type=int, default=1000)
@@ -122,16 +140,23 @@ def main() -> None:
         _measure_print(options, drawer, len(fonts))
         return
     kinds: dict[str, Kind] = {}
-    with httpx.Client(base_url=options.url, timeout=600) as client, ThreadPoolExecutor(CLIENTS) as pool:
-        pages = list(drawer.pages(options.of_each))
-        for number, (page, answer) in enumerate(pool.map(lambda page: read(client, page, options.layout), pages), 1):
-            kind = kinds.setdefault(page.kind, Kind(bool(page.text)))
-            kind.statuses[answer["status"]] += 1
-            kind.invented += not page.text and answer["status"] == "ok" and bool(answer["text"])
-            if (page.text and answer["status"] != "ok") or (not page.text and answer["text"]):
-                sys.stderr.write(f"{page.kind}: {answer['status']} {answer['confidence']} {answer['text'][:60]!r}\n")
-            if number % 50 == 0:
-                sys.stderr.write(f"{number} of {len(pages)} pages\n")
+    with httpx.Client(timeout=1200) as client, ThreadPoolExecutor(CLIENTS) as pool:
+        answers = _answers(
+            drawer.pages(options.of_each), partial(read, client, cycle(options.url), options.layout), pool
+        )
+        # Kinds come by turns, so what an interrupted run has read is a smaller set of the same.
+        with contextlib.suppress(KeyboardInterrupt):
+            for number, (page, answer) in enumerate(answers, 1):
+                kind = kinds.setdefault(page.kind, Kind(bool(page.text)))
+                kind.statuses[answer["status"]] += 1
+                kind.invented += not page.text and answer["status"] == "ok" and bool(answer["text"])
+                if (page.text and answer["status"] != "ok") or (not page.text and answer["text"]):
+                    sys.stderr.write(
+                        f"{page.kind}: {answer['status']} {answer['confidence']} {answer['text'][:60]!r}\n"
+                    )
+                if number % 50 == 0:
+                    sys.stderr.write(f"{number} pages\n")
+        pool.shutdown(cancel_futures=True)
     empty, printed = ([kind for kind in kinds.values() if kind.has_text is has_text] for has_text in (False, True))
     num_empty, num_printed = sum(kind.pages for kind in empty), sum(kind.pages for kind in printed)
     print(table(kinds))

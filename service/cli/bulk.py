@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from service.cli.bulk_sources import COLUMNS, find_documents, name_of
 from service.cli.bulk_tables import EXIT_OPTIONS, BulkTables, Rows
-from service.cli.inputs import InputFile
+from service.cli.inputs import InputFile, Skipped
 from service.cli.local_reader import local_reader
 from service.cli.ocr import EXIT_UNREACHABLE, EXIT_UNREADABLE
 from service.cli.output import OutputError
+from service.cli.read_flags import add_read_flags, read_options
 from service.cli.reading import FileError, FileReader, OptionError, ReadOptions, ServiceUnreachableError
 from service.cli.remote_reader import DEFAULT_JOBS, remote_reader
 from service.cli.serve import EXIT_ENGINE_FAILED
@@ -30,9 +31,24 @@ from service.config import LogLevel, ServiceSettings
 from service.errors import EngineError
 from service.schemas import OcrAnswer
 from shared.contract.prompts import Task
-from shared.deepseek_ocr.geometry import Mode
-from shared.deepseek_ocr.reading_layout import ReadingLayout
 
+_READING = (
+    "task",
+    "mode",
+    "model_id",
+    "max_new_tokens",
+    "temperature",
+    "seed",
+    "blank_pages",
+    "min_confidence",
+    "min_coverage",
+    "orientation",
+    "layout",
+    "pages_together",
+    "table_format",
+    "omit",
+)
+_ALWAYS_NOTED = {"task", "mode", "max_new_tokens"}
 _EPILOG = """\
 exit status: 0 every page was read, 1 some page was not (see DEST/failures), 2 wrong usage or settings, 69 no service
 at --url or no Ray cluster, 70 the engine failed, 74 the output could not be written, 130 Ctrl-C
@@ -59,15 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rows-per-file", type=int, default=10_000, metavar="N", help="about how many pages a file has (%(default)s)"
     )
-    parser.add_argument("--task", choices=[str(task) for task in Task], default=str(Task.FREE), help="default: free")
-    parser.add_argument("--mode", choices=[str(mode) for mode in Mode], help="resolution; default: the model's own")
-    parser.add_argument("--model-id", metavar="NAME", help="adapter, NAME or NAME@VERSION; with --url")
-    parser.add_argument(
-        "--layout",
-        choices=[str(layout) for layout in ReadingLayout],
-        help="read pages whole or by their lines, if the model does; default: auto, as suits the model",
-    )
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum tokens per page")
+    add_read_flags(parser.add_argument_group("reading"), *_READING)
     parser.add_argument("--url", help="read with a running service, such as http://127.0.0.1:8000, instead of here")
     parser.add_argument(
         "--on",
@@ -96,26 +104,24 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         parser.error("--on ray and --url exclude each other")
     if arguments.workers and arguments.on != "ray":
         parser.error("--workers needs --on ray")
-    task = Task(arguments.task)
-    if task is Task.LOCATE:
+    options = read_options(arguments)
+    if options.task is Task.LOCATE:
         parser.error("--task locate needs a query for each page; use deepsynth ocr --task locate")
-    mode = Mode(arguments.mode) if arguments.mode else None
-    layout = ReadingLayout(arguments.layout) if arguments.layout else None
-    options = ReadOptions(
-        task=task, mode=mode, model_id=arguments.model_id, max_new_tokens=arguments.max_new_tokens, layout=layout
-    )
     # What decides about the text; where it is read, and by how many, does not.
+    given = {name: getattr(options, name) for name in _READING}
     chosen = {
-        "task": task,
-        "mode": mode,
-        "model": arguments.model_id or (None if arguments.url else settings.model),
-        "max_new_tokens": arguments.max_new_tokens,
-        # Runs that were begun without it go on.
-        **({} if layout is None else {"layout": layout}),
+        "model": given.pop("model_id") or (None if arguments.url else settings.model),
+        # A run that was begun by a version without the other flags goes on.
+        **{
+            name: value
+            for name, value in given.items()
+            if name in _ALWAYS_NOTED or not (value is None or value is False)
+        },
     }
     with BulkTables(arguments.dest, chosen, arguments.rows_per_file) as tables:
         progress = _Progress(len(tables.done))
-        documents = find_documents(arguments.source, arguments.column, arguments.dest)
+        skipped = Skipped()
+        documents = find_documents(arguments.source, arguments.column, arguments.dest, skipped)
         unread = (file for file in documents if name_of(file) not in tables.done)
         try:
             first = next(unread, None)
@@ -132,6 +138,8 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         finally:
             progress.close()
     sys.stderr.write(progress.summary())
+    if skipped:
+        sys.stderr.write(f"{skipped}\n")
     return EXIT_UNREADABLE if any((arguments.dest / "failures").glob("part-*.parquet")) else 0
 
 

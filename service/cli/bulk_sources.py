@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from service.cli.inputs import InputFile, find_inputs
+from service.cli.inputs import InputFile, Skipped, find_inputs
 from service.cli.reading import FileError
 from service.cli.remote_reader import MAX_FILE_BYTES
 from shared.images.formats import SUFFIXES
@@ -30,13 +30,14 @@ _ROWS_AT_ONCE = 16
 _MEMBER_SUFFIXES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 
 
-def find_documents(source: Path, column: str | None, leave_out: Path) -> Iterator[InputFile]:
+def find_documents(source: Path, column: str | None, leave_out: Path, skipped: Skipped) -> Iterator[InputFile]:
     """Find every document of a source.
 
     Args:
         source: A file, a folder with its subfolders, a Parquet file, or a tar archive.
         column: Which column of a Parquet file has the documents; None for the first of `COLUMNS`.
         leave_out: A folder that is not searched: where the output goes.
+        skipped: Counts files of the folder that are none of these.
 
     Yields:
         Files by their paths under the source, cells as `FILE.parquet#ROW`, counted from 0, and members as
@@ -47,7 +48,9 @@ def find_documents(source: Path, column: str | None, leave_out: Path) -> Iterato
         away = leave_out.resolve()
         holders = [path for path in sorted(source.rglob("*")) if _holds_documents(path)]
         holders = [path for path in holders if not path.resolve().is_relative_to(away)]
-        yield from (file for file in find_inputs([str(source)], leave_out) if file.problem is None or not holders)
+        files = find_inputs([str(source)], leave_out, skipped)
+        skipped -= Counter(path.suffix.lower() for path in holders)
+        yield from (file for file in files if file.problem is None or not holders)
     else:
         holders = [source] if _holds_documents(source) else []
         if not holders:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -32,7 +33,16 @@ class InputFile:
     """The content, if it comes from a table's cell instead of a file."""
 
 
-def find_inputs(words: Sequence[str], leave_out: Path | None = None) -> list[InputFile]:
+class Skipped(Counter[str]):
+    """How many files of folders are not read, as their names are not those of images and PDFs, by their endings."""
+
+    def __str__(self) -> str:
+        """A sentence; empty where there is none."""
+        kinds = ", ".join(f"{ending or 'without an ending'} {count}" for ending, count in self.most_common())
+        return f"Not read, as their format is not known: {self.total()} ({kinds})." if self else ""
+
+
+def find_inputs(words: Sequence[str], leave_out: Path | None = None, skipped: Skipped | None = None) -> list[InputFile]:
     """Find the files that words on a command line mean.
 
     Folders are searched with their subfolders for the usual file names of images and PDFs; hidden entries are skipped.
@@ -40,6 +50,7 @@ def find_inputs(words: Sequence[str], leave_out: Path | None = None) -> list[Inp
     Args:
         words: Files, folders, patterns such as `scans/**/*.png`, `-`.
         leave_out: A folder that is not searched: where the outputs go.
+        skipped: Counts files of folders that have other names.
 
     Returns:
         Every file once, folders and patterns in order of names. A file that does not exist is in it too.
@@ -48,29 +59,32 @@ def find_inputs(words: Sequence[str], leave_out: Path | None = None) -> list[Inp
         ValueError: A word can mean no file; the message says why.
     """
     found: dict[str, InputFile] = {}
+    skipped = Skipped() if skipped is None else skipped
     for word in words:
         if not word:
             raise ValueError("a file's name is empty")
         if _ADDRESS.match(word):
             raise ValueError(f"{word} is an address; download it first, for example: curl {word} | deepsynth ocr -")
-        for file in _expand(word, leave_out and leave_out.resolve()):
+        for file in _expand(word, leave_out and leave_out.resolve(), skipped):
             found.setdefault(os.path.abspath(file.path) if file.path else file.name, file)
     return list(found.values())
 
 
-def _expand(word: str, leave_out: Path | None) -> Iterator[InputFile]:
+def _expand(word: str, leave_out: Path | None, skipped: Skipped) -> Iterator[InputFile]:
     path = Path(word)
     if word == STANDARD_INPUT:
         yield InputFile(word, None, PurePath("stdin"))
     elif path.is_dir():
-        yield from _in_folder(path, leave_out)
+        yield from _in_folder(path, leave_out, skipped)
     elif glob.has_magic(word) and not os.path.lexists(path):
-        yield from _matching(word, leave_out)
+        yield from _matching(word, leave_out, skipped)
     else:
         yield InputFile(word, path, PurePath(path.name))
 
 
-def _in_folder(folder: Path, leave_out: Path | None, inside: PurePath | None = None) -> Iterator[InputFile]:
+def _in_folder(
+    folder: Path, leave_out: Path | None, skipped: Skipped, inside: PurePath | None = None
+) -> Iterator[InputFile]:
     """Files of a folder; `inside` is the folder's own place."""
     is_empty = True
     for root, folders, names in os.walk(folder):
@@ -79,14 +93,18 @@ def _in_folder(folder: Path, leave_out: Path | None, inside: PurePath | None = N
         )
         for name in sorted(names):
             path = Path(root, name)
-            if not name.startswith(".") and path.suffix.lower() in _SUFFIXES:
+            if name.startswith("."):
+                continue
+            if path.suffix.lower() not in _SUFFIXES:
+                skipped[path.suffix.lower()] += 1
+            else:
                 is_empty = False
                 yield InputFile(str(path), path, (inside or PurePath()) / path.relative_to(folder))
     if is_empty:
         yield InputFile(str(folder), None, PurePath(folder.name), "the folder has no images and no PDFs")
 
 
-def _matching(pattern: str, leave_out: Path | None) -> Iterator[InputFile]:
+def _matching(pattern: str, leave_out: Path | None, skipped: Skipped) -> Iterator[InputFile]:
     parts = Path(pattern).parts
     fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     base = Path(*parts[:fixed])
@@ -102,6 +120,6 @@ def _matching(pattern: str, leave_out: Path | None) -> Iterator[InputFile]:
             yield InputFile(match, path, path.relative_to(base))
         elif whole_folders:
             is_empty = False
-            yield from _in_folder(path, leave_out, path.relative_to(base))
+            yield from _in_folder(path, leave_out, skipped, path.relative_to(base))
     if is_empty:
         yield InputFile(pattern, None, PurePath("pattern"), "no file matches this pattern")

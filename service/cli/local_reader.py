@@ -107,8 +107,8 @@ class LocalReader:
             min_confidence=self._settings.min_confidence if options.min_confidence is None else options.min_confidence,
             confidence=options.confidence or self._finest(),
             review_threshold=self._review_threshold(),
-            min_coverage=self._settings.min_coverage,
-            orientation=self._settings.orientation,
+            min_coverage=self._settings.min_coverage if options.min_coverage is None else options.min_coverage,
+            orientation=options.orientation or self._settings.orientation,
             pages_together=options.pages_together,
             layout=options.layout or ReadingLayout.AUTO,
         )

@@ -7,18 +7,19 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import httpx
 from tqdm import tqdm
 
-from service.cli.inputs import STANDARD_INPUT, InputFile, find_inputs
+from service.cli.inputs import STANDARD_INPUT, InputFile, Skipped, find_inputs
 from service.cli.local_reader import local_reader
 from service.cli.output import OutputError, OutputFolder, print_output, prints_unicode
+from service.cli.read_flags import add_read_flags, read_options
 from service.cli.reading import FileError, FileReader, OptionError, Reading, ReadOptions, ServiceUnreachableError
 from service.cli.remote_reader import DEFAULT_JOBS, MAX_FILE_BYTES, remote_reader
 from service.cli.serve import EXIT_ENGINE_FAILED
@@ -26,21 +27,36 @@ from service.cli.startup import start
 from service.cli.waiting import waiting
 from service.config import LogLevel, ServiceSettings
 from service.errors import EngineError
-from service.ocr import labels
 from service.ocr.confidence import Granularity
 from service.ocr.formats.output_format import OutputFormat
 from service.ocr.formats.registry import FORMATS
-from service.ocr.outcome import BlankPages
-from service.ocr.tables import TableFormat
+from service.schemas import PageAnswer
 from shared.contract.prompts import Task, prompt_for
-from shared.deepseek_ocr.geometry import Mode
-from shared.deepseek_ocr.reading_layout import ReadingLayout
 
 EXIT_UNREADABLE = 1
 EXIT_OPTIONS = 2
 EXIT_UNREACHABLE = 69
 """EX_UNAVAILABLE: no service answers at the given address."""
 _FORMAT_IN_FOLDER = "text"
+_READING = (
+    "task",
+    "query",
+    "mode",
+    "model_id",
+    "pages",
+    "max_new_tokens",
+    "temperature",
+    "seed",
+    "confidence",
+    "review_threshold",
+    "blank_pages",
+    "min_confidence",
+    "min_coverage",
+    "orientation",
+    "layout",
+    "pages_together",
+)
+_TEXT = ("table_format", "omit", "figures", "join_pages")
 _EPILOG = """\
 exit status: 0 every page was read, 1 some page was not, 2 wrong usage or settings, 69 no service at --url,
 70 the engine failed, 74 the output could not be written, 130 Ctrl-C, 141 the output was closed, as by `| head`
@@ -52,8 +68,9 @@ class _Plan:
     """What the command was asked to do, checked."""
 
     files: Sequence[InputFile]
-    skipped: int
+    up_to_date: int
     """Files whose output is there already."""
+    skipped: Skipped
     options: ReadOptions
     output: OutputFormat | None
     """None prints the text, or the answer as a line of JSON."""
@@ -66,8 +83,8 @@ class _Plan:
 
     @property
     def num_inputs(self) -> int:
-        """All files, read and skipped."""
-        return len(self.files) + self.skipped
+        """All files, read and up to date."""
+        return len(self.files) + self.up_to_date
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,63 +109,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     output.add_argument("--overwrite", action="store_true", help="with --out: read and write every file again")
     reading = parser.add_argument_group("reading")
-    reading.add_argument("--task", choices=[str(task) for task in Task], default=str(Task.FREE), help="default: free")
-    reading.add_argument("--query", help="what to look for; with --task locate")
-    reading.add_argument(
-        "--mode", choices=[str(mode) for mode in Mode], help="resolution, if the model has it; default: the model's own"
-    )
-    reading.add_argument("--model-id", metavar="NAME", help="adapter, NAME or NAME@VERSION; with --url")
-    reading.add_argument(
-        "--pages", help="pages of a PDF or TIFF, such as 1-3,7; default: all, and the first frame of an animation"
-    )
-    reading.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum tokens per page")
-    reading.add_argument("--temperature", type=float, metavar="T", help="sample tokens, 0 to 2; default: 0, greedy")
-    reading.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable; with --temperature")
-    reading.add_argument(
-        "--confidence",
-        choices=[str(each) for each in Granularity],
-        help="how fine confidences are given; with --json, or the formats json, hocr and alto",
-    )
-    reading.add_argument(
-        "--review-threshold",
-        type=float,
-        metavar="P",
-        help="list words and digits whose confidence is below it, 0 to 1; with --json or --format json",
-    )
-    reading.add_argument(
-        "--blank-pages",
-        choices=[str(choice) for choice in BlankPages],
-        help="skip pages that show no print, or read them and give every answer; default: DEEPSYNTH_BLANK_PAGES",
-    )
-    reading.add_argument(
-        "--min-confidence",
-        type=_share,
-        metavar="SHARE",
-        help="leave out less certain answers for pages with little print; default: DEEPSYNTH_MIN_CONFIDENCE",
-    )
-    reading.add_argument(
-        "--pages-together", action="store_true", help="read all pages of a file in one pass, where the model can"
-    )
-    reading.add_argument(
-        "--layout",
-        choices=[str(layout) for layout in ReadingLayout],
-        help="read pages whole or by their lines, if the model does; default: auto, as suits the model",
-    )
+    add_read_flags(reading, *_READING)
     text = parser.add_argument_group("text")
-    text.add_argument(
-        "--table-format",
-        choices=[str(choice) for choice in TableFormat],
-        help="how tables in Markdown are written; default: as the model wrote them",
-    )
-    text.add_argument(
-        "--omit", metavar="LABELS", help=f"parts to leave out by their labels: {', '.join(labels.REPEATED)}"
-    )
-    text.add_argument(
-        "--figures",
-        action="store_true",
-        help="cut figures out: into a folder next to the Markdown with --format markdown --out, else into the output",
-    )
-    text.add_argument("--join-pages", action="store_true", help="join paragraphs and tables that go on across pages")
+    add_read_flags(text, *_TEXT)
     where = parser.add_argument_group("where it runs")
     where.add_argument("--url", help="read with a running service, such as http://127.0.0.1:8000, instead of here")
     where.add_argument(
@@ -164,16 +127,6 @@ def _positive(text: str) -> int:
 
 
 _positive.__name__ = "number from 1"  # what argparse calls a wrong value
-
-
-def _share(text: str) -> float:
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise ValueError
-    return number
-
-
-_share.__name__ = "number from 0 to 1"
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
@@ -206,25 +159,17 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace, settings: ServiceSettings) -> _Plan:
     """Check the arguments and find the files; a `ValueError` says what does not fit together."""
-    task, out, url = Task(arguments.task), arguments.out, arguments.url
-    prompt_for(task, arguments.query)
-    given = {each.name: getattr(arguments, each.name) for each in fields(ReadOptions)}
-    chosen_by_name = {
-        "task": task,
-        "mode": arguments.mode and Mode(arguments.mode),
-        "confidence": arguments.confidence and Granularity(arguments.confidence),
-        "blank_pages": arguments.blank_pages and BlankPages(arguments.blank_pages),
-        "table_format": arguments.table_format and TableFormat(arguments.table_format),
-        "layout": arguments.layout and ReadingLayout(arguments.layout),
-    }
-    options = ReadOptions(**{**given, **chosen_by_name})
+    out, url = arguments.out, arguments.url
+    prompt_for(Task(arguments.task), arguments.query)
+    options = read_options(arguments)
     if url is not None:
         _check_url(url)
     if arguments.as_json and (arguments.format or out):
         raise ValueError("--json prints; with --out use --format json")
     if arguments.overwrite and out is None:
         raise ValueError("--overwrite goes with --out")
-    files = find_inputs(arguments.files, leave_out=out)
+    skipped = Skipped()
+    files = find_inputs(arguments.files, out, skipped)
     output = FORMATS[arguments.format or _FORMAT_IN_FOLDER] if arguments.format or out else None
     _check_confidence(options, output, as_json=arguments.as_json)
     folder = None
@@ -239,7 +184,8 @@ def _plan(arguments: argparse.Namespace, settings: ServiceSettings) -> _Plan:
             raise ValueError("a PDF cannot be shown on a terminal; add --out FOLDER, or > FILE")
     return _Plan(
         files=chosen,
-        skipped=len(files) - len(chosen),
+        up_to_date=len(files) - len(chosen),
+        skipped=skipped,
         options=options,
         output=output,
         as_json=arguments.as_json,
@@ -253,11 +199,8 @@ def _plan(arguments: argparse.Namespace, settings: ServiceSettings) -> _Plan:
 def _check_confidence(options: ReadOptions, output: OutputFormat | None, *, as_json: bool) -> None:
     """Refuse what the output has no place for."""
     is_json = as_json or output is FORMATS["json"]
-    if options.review_threshold is not None:
-        if not 0 <= options.review_threshold <= 1:
-            raise ValueError("--review-threshold takes a number from 0 to 1")
-        if not is_json:
-            raise ValueError("--review-threshold goes with --json or --format json")
+    if options.review_threshold is not None and not is_json:
+        raise ValueError("--review-threshold goes with --json or --format json")
     shows_words = is_json or (output is not None and output.has_word_confidences)
     if options.confidence not in (None, Granularity.PAGE) and not shows_words:
         raise ValueError("--confidence goes with --json, or with --format json, hocr or alto")
@@ -351,6 +294,14 @@ class _Printer:
         self.report.note(file, outcome)
 
 
+def _remarks(page: PageAnswer) -> Iterator[str]:
+    """What people should know of a page that was read."""
+    if page.status == "unreadable":
+        yield "No text that can be trusted: a photo, handwriting, or a script it cannot read?"
+    if "low_accuracy" in page.warnings:
+        yield "Many words are probably wrong: a tilted or dark photo, handwriting, or a script it cannot read?"
+
+
 def _json_line(file: InputFile, outcome: Reading | FileError) -> str:
     if isinstance(outcome, FileError):
         found = {"error": {**outcome.facts, "code": outcome.code, "title": outcome.title}}
@@ -395,7 +346,7 @@ class _Report:
         is_shown = plan.folder is not None or (sys.stdout is not None and not sys.stdout.isatty())
         self._bar = tqdm(
             total=plan.num_inputs,
-            initial=plan.skipped,
+            initial=plan.up_to_date,
             unit="file",
             file=sys.stderr,
             leave=False,
@@ -418,9 +369,8 @@ class _Report:
             if page.error is not None:
                 place = f"{file.name}: page {page.page}"
                 self._fail(place, page.error.code, f"{page.error.title} ({page.error.code})")
-            if "low_accuracy" in page.warnings:
-                text = "Many words are probably wrong: a tilted or dark photo, handwriting, or a script it cannot read?"
-                tqdm.write(f"{file.name}: page {page.page}: {text}", file=sys.stderr)
+            for remark in _remarks(page):
+                tqdm.write(f"{file.name}: page {page.page}: {remark}", file=sys.stderr)
         if outcome.is_partial and outcome.answer is None:
             self._fail(file.name, "partial", "Some pages failed; --format json says which. (partial)")
 
@@ -448,8 +398,10 @@ class _Report:
         self.close()
         lines = []
         if self._plan.folder is not None:
-            skipped = f"; skipped, as they are up to date: {self._plan.skipped}" if self._plan.skipped else ""
-            lines.append(f"Files written to {self._plan.folder.root}: {self._num_read}{skipped}.")
+            before = f"; skipped, as they are up to date: {self._plan.up_to_date}" if self._plan.up_to_date else ""
+            lines.append(f"Files written to {self._plan.folder.root}: {self._num_read}{before}.")
+        if self._plan.skipped:
+            lines.append(str(self._plan.skipped))
         if self.failures and self._plan.num_inputs > 1:
             lines += ["Failed:", *(f"  {failure}" for failure in self.failures)]
         if lines:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from service.cli.inputs import InputFile
 from service.errors import DeepSynthError, UploadTooLargeError
 from service.ocr.confidence import Granularity
-from service.ocr.outcome import BlankPages
+from service.ocr.outcome import BlankPages, Orientation
 from service.ocr.tables import TableFormat
 from service.schemas import OcrAnswer
 from shared.contract.prompts import Task
@@ -48,6 +48,8 @@ class ReadOptions:
     review_threshold: float | None = None
     blank_pages: BlankPages | None = None
     min_confidence: float | None = None
+    min_coverage: float | None = None
+    orientation: Orientation | None = None
     table_format: TableFormat | None = None
     omit: str | None = None
     figures: bool = False

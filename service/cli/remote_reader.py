@@ -8,6 +8,7 @@ import email.utils
 import itertools
 import time
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import Any
 
 import httpx
@@ -109,28 +110,13 @@ class RemoteReader:
 
 
 def _form(options: ReadOptions, output: OutputFormat | None) -> dict[str, str]:
-    given = {
-        "task": options.task,
-        "query": options.query,
-        "mode": options.mode,
-        "model_id": options.model_id,
-        "pages": options.pages,
-        "max_new_tokens": options.max_new_tokens,
-        "temperature": options.temperature,
-        "seed": options.seed,
-        "confidence": options.confidence,
-        "review_threshold": options.review_threshold,
-        "blank_pages": options.blank_pages,
-        "min_confidence": options.min_confidence,
-        "table_format": options.table_format,
-        "omit": options.omit,
-        "figures": "true" if options.figures else None,
-        "join_pages": "true" if options.join_pages else None,
-        "pages_together": "true" if options.pages_together else None,
-        "layout": options.layout,
-        "format": "json" if output is None else output.name,
+    given = {**asdict(options), "format": "json" if output is None else output.name}
+    # Only what was asked for: a service of another version may not know the rest.
+    return {
+        name: "true" if value is True else str(value)
+        for name, value in given.items()
+        if value is not None and value is not False
     }
-    return {name: str(value) for name, value in given.items() if value is not None}
 
 
 def retry_after_s(header: str | None) -> float:

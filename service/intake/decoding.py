@@ -48,7 +48,9 @@ from shared.deepseek_ocr.images import prepare_views
 from shared.deepseek_ocr.line_views import is_crop, view_of
 from shared.images.canvases import pack
 from shared.images.errors import ImageError, ImageReason, decoding
+from shared.images.frames import without_frames
 from shared.images.ink import Relief, ink_of, relief_of
+from shared.images.levelling import levelled
 from shared.images.orientation import find_orientation
 from shared.images.page_ink import Turn
 from shared.images.page_lines import lines_of_page
@@ -83,11 +85,18 @@ _TRANSPOSES = {
 """Pillow turns counter-clockwise."""
 
 
-def _upright(image: Image.Image, turn_degrees: Turn | None) -> tuple[Image.Image, Relief, Turn]:
+def _upright(
+    image: Image.Image, turn_degrees: Turn | None, *, keeps_frames: bool = True
+) -> tuple[Image.Image, Relief, Turn]:
     """The page turned clockwise, with its relief and the turn; None finds the turn by the page's print."""
     relief = relief_of(image)
+    # A frame looks the same upside down, and hides what its print looks like.
+    bare = without_frames(image, relief)
+    bare_relief = relief if bare is image else relief_of(bare)
     if turn_degrees is None:
-        turn_degrees = find_orientation(relief).turn_degrees
+        turn_degrees = find_orientation(bare_relief).turn_degrees
+    if not keeps_frames:
+        image, relief = bare, bare_relief
     if turn_degrees:
         image = image.transpose(_TRANSPOSES[turn_degrees])
         relief = relief_of(image)
@@ -125,7 +134,7 @@ class OpenDocument:
         """Decode one page into the form that the task asks for; raises what `page_image` raises."""
         image, is_damaged = self.page_image(task.page)
         image = without_colours(image)
-        image, relief, turned_degrees = _upright(image, task.turn_degrees)
+        image, relief, turned_degrees = _upright(image, task.turn_degrees, keeps_frames=not task.lines_from_views)
         if task.cut_px is not None:
             image = _cut(image, task.cut_px)
             relief = relief_of(image)
@@ -136,6 +145,9 @@ class OpenDocument:
         strips = lines_of_page(image.convert("RGB")) if has_lines else ()
         if task.lines_from_views > 1 and is_crop(plan, strips):
             strips = ()
+        if not strips and task.lines_from_views:
+            # What its ink tells stays where it is on the page.
+            image = levelled(image, relief)
         prepared: PreparedPage
         if strips:
             prepared = view_of(pack(strips)[0], task.geometry)

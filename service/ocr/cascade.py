@@ -20,12 +20,13 @@ from service.admission.gate import Permit
 from service.engine.protocol import SequenceResult, SequenceTimings
 from service.errors import DeadlineError, DeepSynthError, EngineError
 from service.ocr.metrics import TelemetryObserver
-from service.ocr.outcome import PageStatus
+from service.ocr.outcome import Orientation, PageStatus
 from service.ocr.reader import DocumentResult, PageResult, PageSink
 from service.ocr.request import OcrRequest
 from service.schemas import NO_STORE_HEADER, OcrAnswer, PageAnswer
 from shared.contract.answer import FinishReason
 from shared.deepseek_ocr.grounding import Region
+from shared.images.accounting import Account
 
 AUTO = "auto"
 """Name of the model that chooses the reader page by page."""
@@ -68,6 +69,8 @@ class RemoteReader:
             "pages": str(page),
             "blank_pages": "read" if request.reads_blank_pages else None,
             "min_confidence": str(request.min_confidence),
+            "min_coverage": str(request.min_coverage),
+            "orientation": str(Orientation.AUTO if request.finds_turned_pages else Orientation.AS_IS),
             "temperature": str(request.params.temperature) if request.params.temperature else None,
             "seed": None if request.params.seed is None else str(request.params.seed),
         }
@@ -90,15 +93,18 @@ class RemoteReader:
 
 def _from_answer(answer: OcrAnswer, page: PageAnswer) -> PageResult:
     stages_s = {name: value / 1000 for name, value in answer.timings_ms.model_dump().items()}
+    account = None if page.coverage is None else Account(page.coverage, tuple(page.unread))
     result = None
     if page.finish_reason is not None and page.confidence is not None:
+        # That of the page is the model's times its coverage.
+        confidence = page.confidence / (page.coverage or 1.0)
         result = SequenceResult(
             sequence_id=answer.id,
             text=page.text,
             finish_reason=FinishReason(page.finish_reason),
-            confidence=page.confidence,
+            confidence=confidence,
             # Of the page as a whole; an answer has no lower one.
-            min_confidence=page.confidence,
+            min_confidence=confidence,
             vision_tokens=answer.usage.vision_tokens,
             prompt_tokens=answer.usage.prompt_tokens,
             completion_tokens=answer.usage.completion_tokens,
@@ -124,6 +130,9 @@ def _from_answer(answer: OcrAnswer, page: PageAnswer) -> PageResult:
         tuple(regions),
         result,
         is_damaged="damaged_image" in page.warnings,
+        turned_degrees=page.turned_degrees,
+        account=account,
+        is_partly_read="partly_read" in page.warnings,
         decode_s=stages_s["decode"],
         model_id=page.model_id or answer.model_id,
     )

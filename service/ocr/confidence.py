@@ -89,6 +89,12 @@ class PageConfidence:
         accuracy = self.word_accuracy if len(self.words) >= FEWEST_WORDS else None
         return self.is_calibrated and accuracy is not None and accuracy < LOW_ACCURACY
 
+    def is_junk(self, share: float) -> bool:
+        """Whether fewer than this share of words is expected to be right, and far fewer where there are few."""
+        accuracy = self.word_accuracy
+        limit = share * min(1.0, len(self.words) / FEWEST_WORDS)
+        return self.is_calibrated and accuracy is not None and accuracy < limit
+
     @property
     def lines(self) -> tuple[Span, ...]:
         """Lines with words, each with the mean of its words."""

@@ -12,12 +12,17 @@ MANY_MARKS = 12
 """A page with fewer marks has a few words at most, so an uncertain answer is likely to be invented."""
 HOPELESS_SHARE = 2 / 3
 """Of that, below which an answer for more print counts as invented: music has the marks of a paragraph."""
+JUNK_SHARE = 1 / 2
+"""Of that, below which the share of words that is expected to be right makes a text junk: what a model writes for a
+script that it does not know looks like words."""
 MIN_COVERAGE = 0.9
 """Of clean pages that were read to the end all but a few have more (docs/outcomes.md)."""
 FEW_MARKS = 3
 """Fewer shapes than this, which the model reads as nothing, are dust."""
 SURE = 0.85
 """Invented text is less certain than this, print that is joined by rules more."""
+_ROUND = frozenset("0oO")
+"""What punch holes are read as."""
 CHARACTERS_A_BODY = 3
 """At most, for a width as large as a character's height."""
 CHARACTERS_A_MARK = 12
@@ -48,7 +53,13 @@ class PageStatus(StrEnum):
 
 
 def status_of(
-    ink: PageInk, text: str, confidence: float, min_confidence: float, *, is_by_lines: bool = False
+    ink: PageInk,
+    text: str,
+    confidence: float,
+    min_confidence: float,
+    *,
+    is_by_lines: bool = False,
+    is_junk: bool = False,
 ) -> PageStatus:
     """Hold an answer against what the page shows.
 
@@ -58,6 +69,7 @@ def status_of(
         confidence: Of the answer, 0 to 1.
         min_confidence: Answers for pages with little or no print must reach it.
         is_by_lines: The page was read line by line, so that what looks like print on a photo was, too.
+        is_junk: Hardly any word is expected to be right.
 
     Returns:
         `ok`; `blank` where nothing was read and there is hardly anything; else `unreadable`.
@@ -65,13 +77,16 @@ def status_of(
     num_characters = sum(not character.isspace() for character in text)
     if not num_characters:
         return PageStatus.BLANK if ink.marks < FEW_MARKS else PageStatus.UNREADABLE
-    is_doubtful = ink.marks < MANY_MARKS and confidence < min_confidence
+    # Dots and dashes alone are dirt, of whose shape a model may be sure, and so are most zeros.
+    letters = {character for character in text if character.isalnum()}
+    is_dirt = not letters or (letters <= _ROUND and confidence < SURE)
+    is_doubtful = ink.marks < MANY_MARKS and (is_dirt or confidence < min_confidence)
     is_doubtful |= (is_by_lines or ink.marks < MOST_MARKS) and confidence < HOPELESS_SHARE * min_confidence
     is_too_long = ink.marks < MOST_MARKS and num_characters > CHARACTERS_A_MARK * (ink.marks + 1)
     if is_too_long and confidence >= SURE:
         # Underlined or on ruled paper, a line of print is a single shape.
         is_too_long = num_characters > _room_for(ink)
-    return PageStatus.UNREADABLE if is_doubtful or is_too_long else PageStatus.OK
+    return PageStatus.UNREADABLE if is_doubtful or is_too_long or is_junk else PageStatus.OK
 
 
 def _room_for(ink: PageInk) -> float:

@@ -52,7 +52,7 @@ from service.ocr.coverage import print_task
 from service.ocr.jpeg import encode_jpeg
 from service.ocr.line_reading import read_lines
 from service.ocr.metrics import TelemetryObserver
-from service.ocr.outcome import HOPELESS_SHARE, PageStatus, status_of
+from service.ocr.outcome import HOPELESS_SHARE, JUNK_SHARE, PageStatus, status_of
 from service.ocr.request import OcrRequest
 from service.ocr.together import PageSplitter, split_result
 from shared.contract.answer import FinishReason
@@ -63,7 +63,7 @@ from shared.deepseek_ocr.grounding import Region, parse_grounded
 from shared.deepseek_ocr.reading_layout import ReadingLayout, lines_from_views
 from shared.images.accounting import Account
 from shared.images.canvases import LOW_PX, SIDE_PX
-from shared.images.page_ink import Turn
+from shared.images.page_ink import MOST_MARKS, Turn
 
 _log = logging.getLogger(__name__)
 
@@ -528,22 +528,63 @@ class DocumentReader:
         return page, self._clock() - start_s
 
     async def _read_page(self, decoded: _Decoded, reading: _Reading) -> None:
-        request, number, on_delta = reading.request, decoded.result.page, reading.on_delta
-        on_text = None if on_delta is None else partial(on_delta, number)
-        if decoded.page.strips:
-            await self._read_by_lines(decoded, reading, on_text)
-            return
+        on_delta = reading.on_delta
+        on_text = None if on_delta is None else partial(on_delta, decoded.result.page)
+        result = await self._read_once(decoded, reading, on_text)
+        if result.status is PageStatus.UNREADABLE:
+            result = await self._read_otherwise(decoded, reading, result)
+        reading.finish(result)
+
+    async def _read_once(
+        self, decoded: _Decoded, reading: _Reading, on_text: Callable[[str], None] | None
+    ) -> PageResult:
+        """Read a page whole, or by its lines if it has come so; a fault is its result."""
+        request = reading.request
         try:
-            sequence = self._sequence([decoded.page], request, number, is_alone=self._is_alone(reading))
+            if decoded.page.strips:
+                return await self._read_by_lines(decoded, reading, on_text)
+            sequence = self._sequence([decoded.page], request, decoded.result.page, is_alone=self._is_alone(reading))
             result = await self._infer(sequence, on_text)
         except DeepSynthError as error:
-            reading.finish(replace(decoded.result, status=PageStatus.FAILED, error=error))
-            return
+            return replace(decoded.result, status=PageStatus.FAILED, error=error)
         if result.finish_reason is FinishReason.REPETITION and request.task in _TRANSCRIBES:
             result = await self._read_on(decoded, result, reading, on_text)
-        reading.finish(await self._outcome(decoded, reading, result))
+        return await self._outcome(decoded, reading, result)
 
-    async def _read_by_lines(self, decoded: _Decoded, reading: _Reading, on_text: Callable[[str], None] | None) -> None:
+    async def _read_otherwise(self, decoded: _Decoded, reading: _Reading, first: PageResult) -> PageResult:
+        """Read a page with little print, of which nothing could be made, by its lines instead of whole, or whole.
+
+        Of a single word a model may see nothing in one form and be sure of it in the other.
+        """
+        request, info, page = reading.request, self._engine.info, decoded.page
+        is_chosen = request.layout is ReadingLayout.PAGE or request.wants_token_scores
+        reads_lines = lines_from_views(request.layout, info.geometry, is_base=request.model_id == info.model_id) > 0
+        if is_chosen or not reads_lines or page.ink.marks >= MOST_MARKS:
+            return first
+        document = Document(reading.document.data, self.limits, (page.page,), client=reading.document.client)
+        task = DecodeTask(
+            page.page,
+            request.mode,
+            info.geometry,
+            wants_image=info.prepares_views,
+            turn_degrees=page.turned_degrees,
+            lines_from_views=0 if page.strips else 1,
+        )
+        try:
+            other = await self._source.decode(document, task)
+        except DeepSynthError:
+            _log.warning("page %d could not be decoded once more", first.page, exc_info=True)
+            return first
+        finally:
+            self._source.close(document)
+        if bool(other.strips) == bool(page.strips):
+            return first
+        second = await self._read_once(replace(decoded, page=other), reading, None)
+        return second if second.status is PageStatus.OK else first
+
+    async def _read_by_lines(
+        self, decoded: _Decoded, reading: _Reading, on_text: Callable[[str], None] | None
+    ) -> PageResult:
         """Read a page's lines, several canvases of them at once."""
         request, number, strips = reading.request, decoded.result.page, decoded.page.strips
 
@@ -563,12 +604,9 @@ class DocumentReader:
             )
         except BaseExceptionGroup as failures:
             reason = _first_reason(failures)
-            if not isinstance(reason, DeepSynthError):
-                raise reason from failures
-            reading.finish(replace(decoded.result, status=PageStatus.FAILED, error=reason))
-            return
+            raise reason from failures
         self._note_pace(lines.busy_s)
-        reading.finish(await self._outcome(decoded, reading, lines.result, lines.regions))
+        return await self._outcome(decoded, reading, lines.result, lines.regions)
 
     async def _read_pass(self, pages: Sequence[_Decoded], reading: _Reading) -> None:
         """Read several pages as one sequence."""
@@ -622,25 +660,31 @@ class DocumentReader:
         )
         if lines and grounded.text == result.text and not grounded.regions:
             grounded = replace(grounded, regions=lines)
+        wants_words, calibration = self._wants_words(request), self._calibration(request)
+        words = judge(result, grounded, request.confidence, calibration) if wants_words else None
         status = PageStatus.OK
         if is_transcribed and not request.reads_blank_pages:
+            is_junk = words is not None and words.is_junk(JUNK_SHARE * request.min_confidence)
             status = status_of(
-                page.ink, grounded.text, result.confidence, request.min_confidence, is_by_lines=bool(lines)
+                page.ink,
+                grounded.text,
+                result.confidence,
+                request.min_confidence,
+                is_by_lines=bool(lines),
+                is_junk=is_junk,
             )
         # Words that the page cannot hold would be taken for what is printed on it.
         is_shown = status is PageStatus.OK
-        account = words = None
+        account = None
         if is_shown and is_transcribed and page.ink.lines:
             task = print_task(grounded, page.ink.lines, is_by_lines=bool(lines))
             account = await self._source.account(document, task)
-        if is_shown and self._wants_words(request):
-            words = judge(result, grounded, request.confidence, self._calibration(request))
         return replace(
             decoded.result,
             status=status,
             text=grounded.text if is_shown else "",
             regions=grounded.regions if is_shown else (),
-            words=words,
+            words=words if is_shown else None,
             account=account,
             is_partly_read=account is not None and account.coverage < request.min_coverage,
             result=result,

@@ -156,7 +156,7 @@ def find_segments(page: Image.Image) -> LevelPage:
     relief = _relief(small_hw, scale)
     mask_hw = _mask(relief)
     shapes_N5 = _shapes(mask_hw)
-    angle = _skew(shapes_N5)
+    angle = skew_of(shapes_N5)
     turn = None
     if abs(angle) > _LEAST_SKEW:
         grey_HW, turn = _levelled(grey_HW, angle)
@@ -333,7 +333,7 @@ def _cap_of(heights: NDArray[Any]) -> float:
     return float(max(np.percentile(low, 70), 6.0))
 
 
-def _skew(shapes_N5: NDArray[np.int32]) -> float:
+def skew_of(shapes_N5: NDArray[np.int32]) -> float:
     """Angle in radians by which lines fall to the right, from where shapes stand."""
     _, _, w, h, _ = shapes_N5.T
     cap = _cap_of(h)

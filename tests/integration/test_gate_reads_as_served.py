@@ -1,10 +1,19 @@
 """What the publish gate measures is what the service serves: the same texts and the same ends, loops included."""
 
+import numpy as np
 import pytest
+from PIL import ImageDraw
 
 from service.engine.config import EngineLimits
+from service.intake.decoding import OpenDocument
+from service.intake.document import Document
+from service.intake.limits import DecodeTask, IntakeLimits
 from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.forms import PageViews
+from shared.deepseek_ocr.geometry import Mode, plan_views
+from shared.deepseek_ocr.images import prepare_views
+from shared.deepseek_ocr.nano_config import NANO_GEOMETRY
+from tests.support.printed import LEFT, page_of
 from tests.unit.service.engine.test_engine import looping_model, outcomes
 from tests.unit.service.engine.tiny import (
     PROMPT,
@@ -15,7 +24,9 @@ from tests.unit.service.engine.tiny import (
     tiny_request,
     tiny_tokenizer,
 )
+from trainer.evaluation.samples import Layout, Sample
 from trainer.reading.generation import LOOP_RULE, generate_texts
+from trainer.reading.model import ModelReader, ReadingOptions
 
 pytestmark = pytest.mark.integration
 RULE = LoopRule(min_tokens=12, min_repeats=3)
@@ -54,3 +65,25 @@ def test_the_trainer_reads_as_the_engine_does(make_model, monkeypatch):
 
 def test_the_rules_are_the_same_by_default():
     assert EngineLimits().loop_rule == LOOP_RULE
+
+
+@pytest.mark.parametrize("tilt", [0, 5])
+@pytest.mark.parametrize("has_frame", [False, True])
+def test_a_crop_is_shown_to_the_model_as_the_service_shows_it(tmp_path, tilt, has_frame):
+    crop = page_of((60, 60, LEFT), size=(600, 400))
+    if has_frame:
+        ImageDraw.Draw(crop).rectangle((40, 48, 520, 104), outline="black", width=2)
+    crop = crop.rotate(tilt, fillcolor="white")
+    crop.save(tmp_path / "crop.png")
+    options = ReadingOptions(mode=Mode.SMALL)
+    reader = ModelReader(tiny_model(), tiny_tokenizer(), NANO_GEOMETRY, "nano", options)
+    image = reader._open(Sample("crop", "line", Layout.BLOCK, tmp_path / "crop.png", ""))
+    plan = plan_views(*image.size, Mode.SMALL, NANO_GEOMETRY)
+    data = (tmp_path / "crop.png").read_bytes()
+    task = DecodeTask(1, Mode.SMALL, NANO_GEOMETRY, turn_degrees=None, lines_from_views=2)
+    served = OpenDocument(Document(data, IntakeLimits())).decode(task).prepared
+    read = reader._whole(image, plan)
+    assert all(np.array_equal(one, other) for one, other in zip(read.arrays, served.arrays, strict=True))
+    plain = PageViews(plan, *prepare_views(crop, plan, NANO_GEOMETRY))
+    is_as_it_was = all(np.array_equal(one, other) for one, other in zip(read.arrays, plain.arrays, strict=True))
+    assert is_as_it_was is (not tilt and not has_frame)

@@ -103,6 +103,27 @@ async def test_larger_service_reads_the_doubtful_pages_alone(small: SteeredEngin
     assert ("auto", "small") in {(model["id"], model["root"]) for model in listed}
 
 
+async def test_turn_and_coverage_of_the_larger_services_page_are_kept(small: SteeredEngine) -> None:
+    kept = {"turned_degrees": 90, "coverage": 0.5, "unread": [[1, 2, 3, 4]], "confidence": 0.4}
+    kept["warnings"] = ["partly_read"]
+    asked: list[bytes] = []
+    async with two_services(small) as (service, larger):
+        answer = (await larger.ocr(png())).json()
+        answer["pages"][0] |= kept
+
+        def reply(request: httpx.Request) -> httpx.Response:
+            asked.append(request.read())
+            return httpx.Response(200, json=answer)
+
+        second_client(service)._transport = httpx.MockTransport(reply)
+        pages = pages_of(await service.ocr(PDF, model_id="auto", orientation="as-is", min_coverage="0.7"))
+    again = [page for page in pages if page["model_id"] == "fake"]
+    assert len(again) == len(asked) > 0
+    assert all({name: page[name] for name in kept} == kept for page in again)
+    for name, value in (("orientation", "as-is"), ("min_coverage", "0.7")):
+        assert f'name="{name}"\r\n\r\n{value}\r\n'.encode() in asked[0]
+
+
 async def test_stream_has_each_page_once_as_it_is_in_the_answer(small: SteeredEngine) -> None:
     image = png("An image with enough words on it")
     async with two_services(small) as (service, _):

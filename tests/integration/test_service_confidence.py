@@ -89,12 +89,12 @@ async def test_calibration_makes_confidences_probabilities() -> None:
 
 
 async def test_text_with_many_wrong_words_is_told_everywhere() -> None:
-    wrong = Calibration(*2 * (MonotoneMap(0.0, (0.0,), (0.25,)),))
+    wrong = Calibration(*2 * (MonotoneMap(0.0, (0.0,), (0.4,)),))
     async with running_service(SteeredEngine(FakeEngine(calibration=wrong))) as service:
         page = await page_of(service)
         described = await page_of(service, task="describe")
         chatted = (await service.client.post("/v1/chat/completions", json=chat(image_part(png())))).json()
-    assert (page["warnings"], page["word_accuracy"], page["words"]) == (["low_accuracy"], 0.25, None)
+    assert (page["warnings"], page["word_accuracy"], page["words"]) == (["low_accuracy"], 0.4, None)
     assert (described["warnings"], described["word_accuracy"]) == ([], None)
     assert [warning["code"] for warning in chatted["warnings"]] == ["low_accuracy"]
 
@@ -115,7 +115,10 @@ async def test_nano_is_calibrated_and_doubts_what_it_cannot_read() -> None:
         image = Image.new("L", (640, 300), 255)
         text = "Договор подписан сторонами\nв городе Казань. Оплата\nпроизводится ежемесячно\nдо пятого числа."
         ImageDraw.Draw(image).multiline_text((20, 20), text, font=ImageFont.truetype(CYRILLIC_FACE, 26), fill=0)
-        assert "low_accuracy" in (await page_of(service, encode(image)))["warnings"]
+        whole = await page_of(service, encode(image), blank_pages="read")
+        assert "low_accuracy" in whole["warnings"]
+        page = await page_of(service, encode(image))
+        assert page["status"] == ("unreadable" if whole["word_accuracy"] < 0.3 else "ok")
 
 
 async def test_stream_and_pages_without_text() -> None:

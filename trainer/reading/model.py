@@ -21,7 +21,9 @@ from shared.deepseek_ocr.line_views import is_crop
 from shared.deepseek_ocr.reading_layout import LINE_TASKS, ReadingLayout, lines_from_views
 from shared.deepseek_ocr.registry import kind_of
 from shared.images.canvases import MOST_LINES
-from shared.images.ink import find_ink
+from shared.images.frames import without_frames
+from shared.images.ink import find_ink, relief_of
+from shared.images.levelling import levelled
 from shared.images.page_ink import InkLine
 from shared.images.page_lines import lines_of_page
 from shared.images.strip_text import most_tokens
@@ -121,10 +123,10 @@ class ModelReader:
 
     def _read_batch(self, samples: Sequence[Sample], plan: ViewPlan) -> list[Reading]:
         start = time.perf_counter()
-        images = [open_page(sample.image_path) for sample in samples]
+        images = [self._open(sample) for sample in samples]
         if 0 < self._lines_from_views <= plan.num_views:
             return [self._read_by_lines(image) for image in images]
-        pages = [PageViews(plan, *prepare_views(image, plan, self._geometry)) for image in images]
+        pages = [self._whole(image, plan) for image in images]
         generated = generate_texts(
             self._model,
             self._tokenizer,
@@ -144,6 +146,16 @@ class ModelReader:
             return 0
         return lines_from_views(self._options.layout, self._geometry, is_base=self._checksums["adapter"] is None)
 
+    def _open(self, sample: Sample) -> Image.Image:
+        """A page as the service gives it to a model that reads lines."""
+        image = open_page(sample.image_path)
+        return without_frames(image, relief_of(image)) if self._lines_from_views else image
+
+    def _whole(self, image: Image.Image, plan: ViewPlan) -> PageViews:
+        if self._lines_from_views:
+            image = levelled(image, relief_of(image))
+        return PageViews(plan, *prepare_views(image, plan, self._geometry))
+
     def _read_by_lines(self, image: Image.Image) -> Reading:
         start = time.perf_counter()
         ink = find_ink(image)
@@ -151,8 +163,7 @@ class ModelReader:
         plan = plan_views(image.width, image.height, self._mode, self._geometry)
         if not strips or (self._lines_from_views > 1 and is_crop(plan, strips)):
             # Read whole, as the service does.
-            views = [PageViews(plan, *prepare_views(image, plan, self._geometry))]
-            whole = self._generate(views, MAX_NEW_TOKENS[Layout.PAGE], [ink.lines])[0]
+            whole = self._generate([self._whole(image, plan)], MAX_NEW_TOKENS[Layout.PAGE], [ink.lines])[0]
             return Reading(whole.text, time.perf_counter() - start, whole.ended, whole.token_scores)
         answer = read_lines(strips, self._geometry, lambda views: self._generate(views, most_tokens(MOST_LINES)))
         return Reading(answer.text, time.perf_counter() - start, True, answer.token_scores)

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from service.errors import (
     AspectRatioError,
@@ -462,3 +462,32 @@ def test_a_grey_page_is_decoded_as_the_same_page_with_one_coloured_pixel(name: s
         assert found.shape == expected.shape
         # The pixel itself changes a few.
         assert (found != expected).sum() < 50
+
+
+def shown(image: Image.Image, lines_from_views: int) -> tuple[DecodedPage, np.ndarray]:
+    wanted = replace(task(), wants_image=True, lines_from_views=lines_from_views)
+    page = OpenDocument(Document(encode(image), IntakeLimits())).decode(wanted)
+    assert isinstance(page.prepared, PageImage)
+    return page, page.prepared.arrays[0]
+
+
+def test_askew_crop_is_shown_level_to_a_model_that_reads_lines_and_its_print_stays_where_it_is() -> None:
+    crop = two_columns().crop((0, 0, 480, 360)).rotate(5, Image.Resampling.BICUBIC, expand=True, fillcolor="white")
+    plain, as_it_is = shown(crop, 0)
+    page, level = shown(crop, 2)
+    assert np.array_equal(as_it_is, np.asarray(crop))
+    # Between lines no row of a level page has ink.
+    assert (np.asarray(level).min(axis=(1, 2)) > 200).sum() > (as_it_is.min(axis=(1, 2)) > 200).sum() + 40
+    assert page.ink == plain.ink
+
+
+def test_frame_around_a_word_is_taken_away_for_a_model_that_reads_lines_alone() -> None:
+    stamp = Image.new("RGB", (640, 400), "white")
+    draw = ImageDraw.Draw(stamp)
+    draw.rectangle((100, 100, 400, 180), outline="black", width=3)
+    draw.text((130, 115), "COPY", font=ImageFont.load_default(50), fill="black")
+    _, as_it_is = shown(stamp, 0)
+    _, bare = shown(stamp, 2)
+    assert np.array_equal(as_it_is, np.asarray(stamp))
+    assert bare[101, 100:400].min() > 200
+    assert bare[100:180, 130:380].min() < 50

@@ -77,6 +77,16 @@ def test_page_with_many_wrong_words_is_known_by_its_calibration_alone():
     assert not judged(result((" ", 0.1)), Wanted(), third).has_low_accuracy
 
 
+def test_junk_is_known_by_fewer_words_where_hardly_any_is_right() -> None:
+    third = Calibration(*2 * (MonotoneMap(0.0, (0.0,), (0.33,)),))
+    two, five = (judged(result(*[(" aujBaan", 0.9)] * count), Wanted(), third) for count in (2, 5))
+    assert five.is_junk(0.34)
+    assert not five.is_junk(0.32)
+    assert not two.is_junk(0.34)
+    assert two.is_junk(0.84)
+    assert not judged(result(*[(" aujBaan", 0.1)] * 5), Wanted()).is_junk(1.0)
+
+
 def test_regions_have_the_words_of_their_own_text():
     tag = "<|ref|>text<|/ref|><|det|>[[0, 0, 9, 9]]<|/det|>"
     answer = result((tag, 0.01), ("\nsame", 0.5), (" one\n\n\n", 0.75), (tag, 0.01), ("\nsame", 0.25))

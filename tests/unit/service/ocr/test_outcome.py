@@ -29,3 +29,12 @@ def test_text_seen_on_a_photo_line_by_line_is_not_read(marks, confidence, is_by_
 
 def test_request_can_ask_for_text_however_unsure_it_is():
     assert status_of(ink_of(MOST_MARKS), TEXT, 0.05, 0.0, is_by_lines=True) is PageStatus.OK
+
+
+def test_dots_and_dashes_alone_are_dirt_however_sure_the_model_is_of_them_and_zeros_unless_it_is():
+    assert status_of(ink_of(4), "0\n\n0", 0.67, MIN_CONFIDENCE) is PageStatus.UNREADABLE
+    assert status_of(ink_of(4), "100", 0.67, MIN_CONFIDENCE) is PageStatus.OK
+    assert status_of(ink_of(4), "0", 0.97, MIN_CONFIDENCE) is PageStatus.OK
+    assert status_of(ink_of(4), ".\n\n.\n\n.", 0.95, MIN_CONFIDENCE) is PageStatus.UNREADABLE
+    assert status_of(ink_of(4), "7.", 0.95, MIN_CONFIDENCE) is PageStatus.OK
+    assert status_of(ink_of(MOST_MARKS), "-.--\n-.--", 0.95, MIN_CONFIDENCE) is PageStatus.OK

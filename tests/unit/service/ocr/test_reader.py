@@ -45,12 +45,16 @@ from shared.contract.confidence import MonotoneMap
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import Mode, ViewPlan
+from shared.deepseek_ocr.nano_config import NANO_GEOMETRY
+from shared.deepseek_ocr.reading_layout import ReadingLayout
 from shared.images.accounting import Account, account
+from shared.images.canvases import Strip
 from shared.images.page_ink import InkLine, PageInk
 from tests.support.fake_engine import SteeredEngine
 from tests.support.service import eventually
 
 PLAN = ViewPlan(Mode.TINY, 8, 8, 0, 0, 16)
+STRIP = Strip(0, 0, (100, 50, 300, 80), ((100, 50, 300, 80),), np.full((30, 200), 255, np.uint8))
 
 
 class Source:
@@ -63,12 +67,15 @@ class Source:
         self.fail: set[int] = set()
         """Pages that cannot be decoded."""
         self.error: type[DeepSynthError] = UndecodableError
+        self.fail_lines = False
         self.num_failed = self.num_opened = 0
         self.is_opened = True
         """Whether files turn out to be what they seem."""
         self.orders: list[DecodeTask] = []
         self.ink: dict[int, PageInk] = {}
         """What pages show, where it is not a lot of print."""
+        self.ink_of_lines: dict[int, PageInk] = {}
+        """The same where a page is read by its lines, of which it has none else."""
 
     async def open(self, document: Document) -> Contents:
         self.num_opened += 1
@@ -80,20 +87,22 @@ class Source:
         self.held.add(document)
         await asyncio.sleep(0)
         document.is_unopened = document.is_unopened and not self.is_opened
-        if order.page in self.fail:
+        if order.page in self.fail or (self.fail_lines and order.lines_from_views == 1):
             self.num_failed += 1
             raise self.error
         self.num_decoded += 1
         self.orders.append(order)
         colour = 16 * int(document.data) + order.page - 1
+        by_lines = self.ink_of_lines if order.lines_from_views == 1 else {}
         return DecodedPage(
             file_format=FileFormat.PDF,
             page=order.page,
             width_px=1000,
             height_px=500,
-            ink=self.ink.get(order.page, PageInk(marks=500, ink_ratio=0.1)),
+            ink=by_lines.get(order.page, self.ink.get(order.page, PageInk(marks=500, ink_ratio=0.1))),
             is_damaged=False,
             prepared=PageViews(self.plan, np.full((8, 8, 3), colour, np.uint8), np.zeros((0, 8, 8, 3), np.uint8)),
+            strips=(STRIP,) if order.page in by_lines else (),
         )
 
     async def account(self, document: Document, task: PrintTask) -> Account:
@@ -360,6 +369,33 @@ async def test_uncertain_answer_for_a_page_with_little_print_is_not_given() -> N
         assert (await it.read(1, Task.DESCRIBE)).pages[0].status is PageStatus.OK
 
 
+def engine_of_lines() -> FakeEngine:
+    return FakeEngine(geometry=NANO_GEOMETRY)
+
+
+async def test_a_page_of_which_nothing_could_be_made_is_read_by_its_lines_too() -> None:
+    few, more = PageInk(marks=1, ink_ratio=0.01), PageInk(marks=40, ink_ratio=0.01)
+    async with bench(engine=engine_of_lines()) as it:
+        it.source.ink = {1: few, 2: few, 3: replace(few, marks=500)}
+        it.source.ink_of_lines = {1: more}
+        pages = (await it.read(3)).pages
+        chosen = (await it.read(3, layout=ReadingLayout.PAGE)).pages
+        asked = [order.lines_from_views for order in it.source.orders]
+    assert [page.status for page in pages] == [PageStatus.OK, PageStatus.UNREADABLE, PageStatus.OK]
+    assert [region.box_px for region in pages[0].regions] == [STRIP.box_px]
+    # Only those with little print, and never where the client has chosen how.
+    assert [page.status for page in chosen] == [PageStatus.UNREADABLE, PageStatus.UNREADABLE, PageStatus.OK]
+    assert (sorted(asked[:5]), asked[5:]) == ([1, 1, 2, 2, 2], [0, 0, 0])
+
+
+async def test_a_second_decoding_that_fails_leaves_the_page_as_it_was() -> None:
+    async with bench(engine=engine_of_lines()) as it:
+        it.source.ink = {1: PageInk(marks=1, ink_ratio=0.01)}
+        it.source.fail_lines = True
+        page = (await it.read(1)).pages[0]
+    assert (page.status, page.error) == (PageStatus.UNREADABLE, None)
+
+
 async def test_print_that_nothing_answers_to_is_told_and_lowers_the_confidence() -> None:
     line = InkLine((40, 40, 360, 70), (45, 93, 45, 60), 14.0)
     column = tuple(replace(line, box_px=(520, y, 860, y + 24)) for y in range(40, 400, 40))
@@ -576,6 +612,24 @@ async def test_several_files_have_no_more_pages_than_one_may() -> None:
             await it.reader.read(files, request, permit)
         assert it.gate.num_running == 0
     assert caught.value.public == {"limit": limits.max_pdf_pages}
+
+
+@pytest.mark.parametrize(("accuracy", "status"), [(0.29, PageStatus.UNREADABLE), (0.31, PageStatus.OK)])
+async def test_text_of_which_hardly_a_word_is_right_is_not_given(accuracy: float, status: PageStatus) -> None:
+    known = Calibration(*2 * (MonotoneMap(0.0, (0.0,), (accuracy,)),))
+    async with bench(engine=FakeEngine(calibration=known)) as it:
+        page = (await it.read(1)).pages[0]
+        (whole,) = (await it.read(1, reads_blank_pages=True)).pages
+        (wanted,) = (await it.read(1, min_confidence=0.0)).pages
+        (described,) = (await it.read(1, Task.DESCRIBE)).pages
+    assert (page.status, bool(page.text), page.words is None) == (
+        status,
+        status is PageStatus.OK,
+        status is not PageStatus.OK,
+    )
+    assert whole.words is not None
+    assert whole.words.has_low_accuracy
+    assert {whole.status, wanted.status, described.status} == {PageStatus.OK}
 
 
 async def test_calibration_is_not_used_for_adapters_and_samples() -> None:
