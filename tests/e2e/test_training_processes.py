@@ -17,54 +17,56 @@ from trainer.training import checkpoints
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
-def weights(run):
-    return load_file(run / "checkpoints" / "step-4" / "adapter_model.safetensors")
+STEPS = 30
+BY_TWO = ("--max-steps", str(STEPS), "--save-steps", "2", "--eval-steps", str(STEPS), "--batch-size", "2", "--resume")
 
 
-def test_two_processes_learn_what_one_learns_with_twice_the_batch(tmp_path):
-    write_checkpoint(tmp_path / "model")
-    write_words(tmp_path / "words", 24)
-    run_small(tmp_path, batch_size=4, max_steps=4, eval_steps=4)
-    alone = weights(tmp_path / "run")
-    (tmp_path / "run").rename(tmp_path / "alone")
-    words = ("--max-steps", "4", "--eval-steps", "4", "--batch-size", "2", "--overwrite")
-    process = start_small(tmp_path, *words, processes=2)
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Where a run of two processes was not disturbed: `whole`."""
+    folder = tmp_path_factory.mktemp("small")
+    write_checkpoint(folder / "model")
+    write_words(folder / "words", 24)
+    ended(start_small(folder, *BY_TWO, "--output-dir", str(folder / "whole"), processes=2))
+    return folder
+
+
+def ended(process, status=0):
     _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
-    together = weights(tmp_path / "run")
+    assert process.returncode == status, errors
+    return errors
+
+
+def losses(run):
+    return {event["step"]: event["loss"] for event in events(run, "log")}
+
+
+def test_two_processes_learn_what_one_learns_with_twice_the_batch(small):
+    run_small(small, output_dir=small / "alone", batch_size=4, max_steps=STEPS, eval_steps=STEPS)
+    place = f"checkpoints/step-{STEPS}/adapter_model.safetensors"
+    alone, together = (load_file(small / name / place) for name in ("alone", "whole"))
     for key, tensor in alone.items():
         torch.testing.assert_close(together[key], tensor, atol=2e-4, rtol=1e-3)
-    assert len(events(tmp_path / "run", "evaluate")) == 1
-    losses = [[event["loss"] for event in events(tmp_path / name, "log")] for name in ("alone", "run")]
-    assert len(losses[0]) == 4
-    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+    assert len(events(small / "whole", "evaluate")) == 1
+    assert losses(small / "whole") == pytest.approx(losses(small / "alone"), rel=2e-3)
 
 
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_process_ends_the_run_with_one_line_and_the_run_resumes(tmp_path, killed):
-    write_checkpoint(tmp_path / "model")
-    write_words(tmp_path / "words", 24)
-    words = ("--max-steps", "30", "--save-steps", "2", "--eval-steps", "30", "--batch-size", "2", "--resume")
-    process = start_small(tmp_path, *words, "--output-dir", str(tmp_path / "whole"), processes=2)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
-    process = start_small(tmp_path, *words, processes=2)
-    wait_for(tmp_path / "run" / "log.jsonl", '"save"', process)
-    os.kill(process_of_rank(process.pid, killed), signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1, errors
-    lost = [line for line in errors.splitlines() if line.endswith("[process_lost]")]
-    assert len(lost) == 1, errors
-    assert f"error: process {1 - killed} lost another process" in lost[0]
-    assert "Signal 9 (SIGKILL)" in errors, "torchrun names the one that was killed"
-    assert "[rank" not in errors, "no traceback of ours"
-
-    process = start_small(tmp_path, *words, processes=2)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
-    losses = [{e["step"]: e["loss"] for e in events(tmp_path / name, "log")} for name in ("whole", "run")]
-    assert losses[1].keys() == losses[0].keys() == set(range(1, 31))
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+def test_a_killed_process_ends_the_run_with_one_line_and_the_run_resumes(small):
+    log = small / "run" / "log.jsonl"
+    for killed in (0, 1):
+        before = log.read_text().count('"save"') if log.exists() else 0
+        process = start_small(small, *BY_TWO, processes=2)
+        wait_for(lambda: log.exists() and log.read_text().count('"save"') > before, process)  # noqa: B023 -- called here
+        os.kill(process_of_rank(process.pid, killed), signal.SIGKILL)
+        errors = ended(process, 1)
+        lost = [line for line in errors.splitlines() if line.endswith("[process_lost]")]
+        assert len(lost) == 1, errors
+        assert f"error: process {1 - killed} lost another process" in lost[0]
+        assert "Signal 9 (SIGKILL)" in errors, "torchrun names the one that was killed"
+        assert "[rank" not in errors, "no traceback of ours"
+    ended(start_small(small, *BY_TWO, processes=2))
+    assert losses(small / "whole").keys() == losses(small / "run").keys() == set(range(1, STEPS + 1))
+    assert losses(small / "run") == pytest.approx(losses(small / "whole"), rel=1e-5)
 
 
 def process_of_rank(torchrun: int, rank: int) -> int:
@@ -73,9 +75,9 @@ def process_of_rank(torchrun: int, rank: int) -> int:
     return int(found)
 
 
-def wait_for(log, text, process, limit_s=240):
+def wait_for(is_there, process, limit_s=240):
     end = time.monotonic() + limit_s
-    while not (log.exists() and text in log.read_text()):
+    while not is_there():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -86,7 +88,8 @@ def test_a_signal_ends_the_program_with_a_checkpoint_and_its_own_status(tmp_path
     write_checkpoint(tmp_path / "model")
     write_words(tmp_path / "words", 24)
     process = start_small(tmp_path, "--max-steps", "2000", "--eval-steps", "2000")
-    wait_for(tmp_path / "run" / "log.jsonl", '"log"', process)
+    log = tmp_path / "run" / "log.jsonl"
+    wait_for(lambda: log.exists() and '"log"' in log.read_text(), process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, errors

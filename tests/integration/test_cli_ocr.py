@@ -20,6 +20,7 @@ from pypdf import PdfReader, PdfWriter
 from service.__main__ import main
 from service.cli.output import EXIT_OUTPUT_FAILED, EXIT_PIPE_CLOSED
 from shared.contract.text import cer
+from tests.support.command import run_here
 from tests.support.nano import needs_nano
 from tests.support.pdf import make_pdf
 from tests.support.programs import ROOT, free_port, take_interrupts
@@ -41,10 +42,10 @@ def chosen(**settings: str) -> dict[str, str]:
 def call(
     *arguments: str | Path, folder: Path, given: bytes | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    command = [*OCR, *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=folder, env=env or chosen(), check=False, capture_output=True, timeout=180, input=given
-    )
+    words = list(map(str, arguments))
+    if env is None:
+        return run_here(["ocr", *words], folder, chosen(), given or b"")
+    return subprocess.run([*OCR, *words], cwd=folder, env=env, check=False, capture_output=True, timeout=180)
 
 
 def tree(folder: Path) -> list[str]:
