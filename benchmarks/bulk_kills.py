@@ -6,7 +6,7 @@
 Draws pages of one or two short lines, each with a number of its own: PNGs in folders, PDFs of two to five pages, cells
 of Parquet files, and among them files and cells that cannot be read. SIGKILL ends the command, and nothing else, at
 moments drawn at random; the same command then goes on. At the end the tables are held against what was drawn, and the
-texts against the numbers. With `--folder` all of it stays there, and a run that was ended itself goes on.
+texts against the numbers. With `--folder` all of it stays there, and this program goes on where it was ended.
 """
 
 from __future__ import annotations
@@ -165,13 +165,12 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     settings = {"DEEPSYNTH_ENGINE": "fake", "DEEPSYNTH_FAKE_STEP_MS": "5"} if given.model == "fake" else {}
     if given.model != "fake":
         words += ["--layout", "lines"]
-    chance = random.Random(given.seed)
-    moments = sorted(int(chance.uniform(0.05, 0.95) * len(pages)) for _ in range(given.kills))
+    # Of what is left to read, so that there is a kill to come.
+    moments = sorted(random.randint(num_finished(out), int(0.95 * len(pages))) for _ in range(given.kills))
     runs = []
     for until in (*moments, None):
-        if until is None or num_finished(out) < until:
-            runs.append(read(words, settings, out, until))
-            print(json.dumps(runs[-1]), flush=True)
+        runs.append(read(words, settings, out, until))
+        print(json.dumps(runs[-1]), flush=True)
     return {"model": given.model, "seed": given.seed, **verdict(out, pages, failures), "runs": runs}
 
 
