@@ -44,10 +44,10 @@ $(STAMP): pyproject.toml deploy/env/dev.txt | $(BIN)/python
 	@touch $@
 	@echo "Installed."
 
-# The packages of the API's image; `make setup` adds the others to them.
+# The packages of the API's image; `make setup` adds the others to them. Python compiles those that it imports.
 $(VENV)/.service: pyproject.toml deploy/env/service.txt | $(BIN)/python
 	@echo "Installing $$(grep -c == deploy/env/service.txt) packages into $(VENV). This takes some minutes, once."
-	PATH="$(abspath $(BIN)):$$PATH" PIP_ARGS="$(PIP_ARGS)" sh deploy/env/install.sh service cpu --quiet
+	PATH="$(abspath $(BIN)):$$PATH" PIP_ARGS="$(PIP_ARGS)" sh deploy/env/install.sh service cpu --quiet --no-compile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 	@echo "Installed."
