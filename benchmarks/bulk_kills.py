@@ -126,7 +126,7 @@ def read(words: list[str], settings: dict[str, str], out: Path, until: int | Non
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.monotonic() - began_s
-    row = {"killed": was_killed, "status": process.returncode, "seconds": round(seconds, 1)}
+    row: dict[str, Any] = {"killed": was_killed, "status": process.returncode, "seconds": round(seconds, 1)}
     row |= {"pages_before": before, "pages_after": num_finished(out)}
     if not was_killed:
         # The engine and the image processes are its children, and it waits for them.

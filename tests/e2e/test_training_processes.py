@@ -18,17 +18,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 STEPS = 30
-BY_TWO = ("--max-steps", str(STEPS), "--save-steps", "2", "--eval-steps", str(STEPS), "--batch-size", "2", "--resume")
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """Where a run of two processes was not disturbed: `whole`."""
-    folder = tmp_path_factory.mktemp("small")
-    write_checkpoint(folder / "model")
-    write_words(folder / "words", 24)
-    ended(start_small(folder, *BY_TWO, "--output-dir", str(folder / "whole"), processes=2))
-    return folder
 
 
 def ended(process, status=0):
@@ -41,22 +30,38 @@ def losses(run):
     return {event["step"]: event["loss"] for event in events(run, "log")}
 
 
-def test_two_processes_learn_what_one_learns_with_twice_the_batch(small):
-    run_small(small, output_dir=small / "alone", batch_size=4, max_steps=STEPS, eval_steps=STEPS)
-    place = f"checkpoints/step-{STEPS}/adapter_model.safetensors"
-    alone, together = (load_file(small / name / place) for name in ("alone", "whole"))
-    for key, tensor in alone.items():
+def weights(run):
+    return load_file(run / "checkpoints" / "step-4" / "adapter_model.safetensors")
+
+
+def test_two_processes_learn_what_one_learns_with_twice_the_batch(tmp_path):
+    write_checkpoint(tmp_path / "model")
+    write_words(tmp_path / "words", 24)
+    run_small(tmp_path, output_dir=tmp_path / "alone", batch_size=4, max_steps=4, eval_steps=4)
+    words = ("--max-steps", "4", "--eval-steps", "4", "--batch-size", "2")
+    ended(start_small(tmp_path, *words, processes=2))
+    together = weights(tmp_path / "run")
+    for key, tensor in weights(tmp_path / "alone").items():
         torch.testing.assert_close(together[key], tensor, atol=2e-4, rtol=1e-3)
-    assert len(events(small / "whole", "evaluate")) == 1
-    assert losses(small / "whole") == pytest.approx(losses(small / "alone"), rel=2e-3)
+    assert len(events(tmp_path / "run", "evaluate")) == 1
+    assert losses(tmp_path / "run").keys() == {1, 2, 3, 4}
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=2e-3)
 
 
-def test_a_killed_process_ends_the_run_with_one_line_and_the_run_resumes(small):
-    log = small / "run" / "log.jsonl"
+def test_a_killed_process_ends_the_run_with_one_line_and_the_run_resumes(tmp_path):
+    write_checkpoint(tmp_path / "model")
+    write_words(tmp_path / "words", 24)
+    words = ["--max-steps", str(STEPS), "--save-steps", "2", "--eval-steps", str(STEPS), "--batch-size", "2"]
+    ended(start_small(tmp_path, *words, "--output-dir", str(tmp_path / "whole"), processes=2))
+    log = tmp_path / "run" / "log.jsonl"
+
+    def num_saved():
+        return log.read_text().count('"save"') if log.exists() else 0
+
     for killed in (0, 1):
-        before = log.read_text().count('"save"') if log.exists() else 0
-        process = start_small(small, *BY_TWO, processes=2)
-        wait_for(lambda: log.exists() and log.read_text().count('"save"') > before, process)  # noqa: B023 -- called here
+        before = num_saved()
+        process = start_small(tmp_path, *words, "--resume", processes=2)
+        wait_for(lambda before=before: num_saved() > before, process)
         os.kill(process_of_rank(process.pid, killed), signal.SIGKILL)
         errors = ended(process, 1)
         lost = [line for line in errors.splitlines() if line.endswith("[process_lost]")]
@@ -64,9 +69,9 @@ def test_a_killed_process_ends_the_run_with_one_line_and_the_run_resumes(small):
         assert f"error: process {1 - killed} lost another process" in lost[0]
         assert "Signal 9 (SIGKILL)" in errors, "torchrun names the one that was killed"
         assert "[rank" not in errors, "no traceback of ours"
-    ended(start_small(small, *BY_TWO, processes=2))
-    assert losses(small / "whole").keys() == losses(small / "run").keys() == set(range(1, STEPS + 1))
-    assert losses(small / "run") == pytest.approx(losses(small / "whole"), rel=1e-5)
+    ended(start_small(tmp_path, *words, "--resume", processes=2))
+    assert losses(tmp_path / "whole").keys() == losses(tmp_path / "run").keys() == set(range(1, STEPS + 1))
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
 
 
 def process_of_rank(torchrun: int, rank: int) -> int:

@@ -19,7 +19,7 @@ import httpx
 from tests.support.programs import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 240.0
 
 
 @dataclass
