@@ -14,6 +14,8 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What `make serve` needs: all of it where that is installed already.
+SERVICE := $(or $(wildcard $(STAMP)),$(VENV)/.service)
 PACKAGES := service trainer shared
 SOURCES := $(wildcard service trainer shared tests benchmarks)
 YAML := docker-compose.yml deploy
@@ -35,18 +37,28 @@ help: ## List the targets
 setup: $(STAMP) ## Make .venv and install the pinned packages and this project
 
 # The lock file names torch, so no other package can bring in a torch of its own choice.
-$(STAMP): pyproject.toml deploy/env/dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "$(PYTHON) is older than Python 3.11: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
-	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || \
-		{ rm -rf $(VENV); echo "python3 -m venv failed; on Debian: apt-get install python3-venv" >&2; exit 1; }
+$(STAMP): pyproject.toml deploy/env/dev.txt | $(BIN)/python
 	@echo "Installing $$(grep -c == deploy/env/dev.txt) packages into $(VENV). This takes some minutes, once."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r deploy/env/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 	@echo "Installed."
 
-serve: setup ## Start the API on DEEPSYNTH_HOST:DEEPSYNTH_PORT (127.0.0.1:8000); it prints how to try it
+# The packages of the API's image; `make setup` adds the others to them. Python compiles those that it imports.
+$(VENV)/.service: pyproject.toml deploy/env/service.txt | $(BIN)/python
+	@echo "Installing $$(grep -c == deploy/env/service.txt) packages into $(VENV). This takes some minutes, once."
+	PATH="$(abspath $(BIN)):$$PATH" PIP_ARGS="$(PIP_ARGS)" sh deploy/env/install.sh service cpu --quiet --no-compile
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+	@echo "Installed."
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "python3 -m venv failed; on Debian: apt-get install python3-venv" >&2; exit 1; }
+
+serve: $(SERVICE) ## Start the API on DEEPSYNTH_HOST:DEEPSYNTH_PORT (127.0.0.1:8000); it prints how to try it
 	@exec $(BIN)/python -m service serve $(ARGS)
 
 test: setup ## Run every test that needs neither a GPU nor anything outside Python

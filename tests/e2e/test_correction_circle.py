@@ -34,9 +34,11 @@ def numbers(rng: Random) -> str:
     return "\n".join(f"{rng.randrange(10**5):05} {rng.randrange(10**5):05}" for _ in range(2))
 
 
-def trainer(*words: str) -> None:
+def train(*commands: list[str]) -> None:
+    """Run commands of the trainer, one after the other, in a process."""
+    program = "import json, sys; from trainer.cli import main; sys.exit(any(map(main, json.loads(sys.argv[1]))))"
     done = subprocess.run(
-        [sys.executable, "-m", "trainer", *words],
+        [sys.executable, "-c", program, json.dumps(commands)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -70,19 +72,15 @@ def test_corrected_pages_teach_the_running_service(tmp_path: Path) -> None:
                 given = client.post("/feedback", json={"id": answer.json()["id"], "text": text})
                 assert given.status_code == 200, given.text
             pages, run = str(tmp_path / "set"), str(tmp_path / "run")
-            shares = ("--validation-share", "0.1", "--test-share", "0.15")
-            trainer("prepare", "--source", "samples", "--path", str(samples), *shares, "--out", pages)
-            trainer(
-                "train", "--preset", "smoke", "--dataset-name", pages, "--output-dir", run, "--batch-size", "4",
-                "--max-steps", "24", "--eval-steps", "24", "--max-eval-samples", "2", "--max-new-tokens", "32",
-            )  # fmt: skip
-            trainer(
-                "evaluate", "--adapter", run, "--data", pages, "--split", "test", "--max-new-tokens", "32",
-                "--json", str(tmp_path / "run" / "evaluation.json"),
-            )  # fmt: skip
-            trainer(
-                "publish", "--adapter", run, "--base", "shared/nano", "--volume", str(volume), "--name", "boxes",
-                "--min-improvement", "0.5", "--min-pages", "3",
+            train(
+                ["prepare", "--source", "samples", "--path", str(samples), "--validation-share", "0.1",
+                 "--test-share", "0.15", "--out", pages],
+                ["train", "--preset", "smoke", "--dataset-name", pages, "--output-dir", run, "--batch-size", "4",
+                 "--max-steps", "24", "--eval-steps", "24", "--max-eval-samples", "2", "--max-new-tokens", "32"],
+                ["evaluate", "--adapter", run, "--data", pages, "--split", "test", "--max-new-tokens", "32",
+                 "--json", str(tmp_path / "run" / "evaluation.json")],
+                ["publish", "--adapter", run, "--base", "shared/nano", "--volume", str(volume), "--name", "boxes",
+                 "--min-improvement", "0.5", "--min-pages", "3"],
             )  # fmt: skip
             assert wait_served(running.url, "boxes") == "boxes@1"
             after = error_rate(model_id="boxes")

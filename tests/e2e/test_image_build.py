@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import tempfile
 import urllib.request
@@ -36,7 +35,7 @@ WRITABLE = ("proc", "sys", "dev", "run", "tmp", HOME.lstrip("/"))
 
 @dataclass(frozen=True)
 class Image:
-    """A built image and one container of it; each container is a whole copy on this storage, so there is one."""
+    """A built image and one container of it; a container may be a whole copy, so there is one."""
 
     buildah: Buildah
     name: str
@@ -82,13 +81,12 @@ def buildah() -> Iterator[Buildah]:
         absent("building an image in a chroot needs root")
     made = subprocess.run([ROOT / "tests/e2e/base_image.sh"], stdout=subprocess.PIPE, text=True, check=True)
     base = Path(made.stdout.strip())
-    folder = Path(tempfile.mkdtemp(prefix="deepsynth-image-"))
+    store = Buildah(Path(tempfile.mkdtemp(prefix="deepsynth-image-")), cache=base.parent)
     try:
-        store = Buildah(folder, cache=base.parent)
         store.import_root(base, BASE)
         yield store
     finally:
-        shutil.rmtree(folder)
+        store.remove()
 
 
 def built(buildah: Buildah, dockerfile: str, name: str, **arguments: str) -> Image:

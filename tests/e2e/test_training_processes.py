@@ -17,6 +17,19 @@ from trainer.training import checkpoints
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
+STEPS = 30
+
+
+def ended(process, status=0):
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == status, errors
+    return errors
+
+
+def losses(run):
+    return {event["step"]: event["loss"] for event in events(run, "log")}
+
+
 def weights(run):
     return load_file(run / "checkpoints" / "step-4" / "adapter_model.safetensors")
 
@@ -24,47 +37,41 @@ def weights(run):
 def test_two_processes_learn_what_one_learns_with_twice_the_batch(tmp_path):
     write_checkpoint(tmp_path / "model")
     write_words(tmp_path / "words", 24)
-    run_small(tmp_path, batch_size=4, max_steps=4, eval_steps=4)
-    alone = weights(tmp_path / "run")
-    (tmp_path / "run").rename(tmp_path / "alone")
-    words = ("--max-steps", "4", "--eval-steps", "4", "--batch-size", "2", "--overwrite")
-    process = start_small(tmp_path, *words, processes=2)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
+    run_small(tmp_path, output_dir=tmp_path / "alone", batch_size=4, max_steps=4, eval_steps=4)
+    words = ("--max-steps", "4", "--eval-steps", "4", "--batch-size", "2")
+    ended(start_small(tmp_path, *words, processes=2))
     together = weights(tmp_path / "run")
-    for key, tensor in alone.items():
+    for key, tensor in weights(tmp_path / "alone").items():
         torch.testing.assert_close(together[key], tensor, atol=2e-4, rtol=1e-3)
     assert len(events(tmp_path / "run", "evaluate")) == 1
-    losses = [[event["loss"] for event in events(tmp_path / name, "log")] for name in ("alone", "run")]
-    assert len(losses[0]) == 4
-    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+    assert losses(tmp_path / "run").keys() == {1, 2, 3, 4}
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=2e-3)
 
 
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_process_ends_the_run_with_one_line_and_the_run_resumes(tmp_path, killed):
+def test_a_killed_process_ends_the_run_with_one_line_and_the_run_resumes(tmp_path):
     write_checkpoint(tmp_path / "model")
     write_words(tmp_path / "words", 24)
-    words = ("--max-steps", "30", "--save-steps", "2", "--eval-steps", "30", "--batch-size", "2", "--resume")
-    process = start_small(tmp_path, *words, "--output-dir", str(tmp_path / "whole"), processes=2)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
-    process = start_small(tmp_path, *words, processes=2)
-    wait_for(tmp_path / "run" / "log.jsonl", '"save"', process)
-    os.kill(process_of_rank(process.pid, killed), signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1, errors
-    lost = [line for line in errors.splitlines() if line.endswith("[process_lost]")]
-    assert len(lost) == 1, errors
-    assert f"error: process {1 - killed} lost another process" in lost[0]
-    assert "Signal 9 (SIGKILL)" in errors, "torchrun names the one that was killed"
-    assert "[rank" not in errors, "no traceback of ours"
+    words = ["--max-steps", str(STEPS), "--save-steps", "2", "--eval-steps", str(STEPS), "--batch-size", "2"]
+    ended(start_small(tmp_path, *words, "--output-dir", str(tmp_path / "whole"), processes=2))
+    log = tmp_path / "run" / "log.jsonl"
 
-    process = start_small(tmp_path, *words, processes=2)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
-    losses = [{e["step"]: e["loss"] for e in events(tmp_path / name, "log")} for name in ("whole", "run")]
-    assert losses[1].keys() == losses[0].keys() == set(range(1, 31))
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    def num_saved():
+        return log.read_text().count('"save"') if log.exists() else 0
+
+    for killed in (0, 1):
+        before = num_saved()
+        process = start_small(tmp_path, *words, "--resume", processes=2)
+        wait_for(lambda before=before: num_saved() > before, process)
+        os.kill(process_of_rank(process.pid, killed), signal.SIGKILL)
+        errors = ended(process, 1)
+        lost = [line for line in errors.splitlines() if line.endswith("[process_lost]")]
+        assert len(lost) == 1, errors
+        assert f"error: process {1 - killed} lost another process" in lost[0]
+        assert "Signal 9 (SIGKILL)" in errors, "torchrun names the one that was killed"
+        assert "[rank" not in errors, "no traceback of ours"
+    ended(start_small(tmp_path, *words, "--resume", processes=2))
+    assert losses(tmp_path / "whole").keys() == losses(tmp_path / "run").keys() == set(range(1, STEPS + 1))
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
 
 
 def process_of_rank(torchrun: int, rank: int) -> int:
@@ -73,9 +80,9 @@ def process_of_rank(torchrun: int, rank: int) -> int:
     return int(found)
 
 
-def wait_for(log, text, process, limit_s=240):
+def wait_for(is_there, process, limit_s=240):
     end = time.monotonic() + limit_s
-    while not (log.exists() and text in log.read_text()):
+    while not is_there():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -86,7 +93,8 @@ def test_a_signal_ends_the_program_with_a_checkpoint_and_its_own_status(tmp_path
     write_checkpoint(tmp_path / "model")
     write_words(tmp_path / "words", 24)
     process = start_small(tmp_path, "--max-steps", "2000", "--eval-steps", "2000")
-    wait_for(tmp_path / "run" / "log.jsonl", '"log"', process)
+    log = tmp_path / "run" / "log.jsonl"
+    wait_for(lambda: log.exists() and '"log"' in log.read_text(), process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, errors

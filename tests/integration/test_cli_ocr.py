@@ -20,6 +20,7 @@ from pypdf import PdfReader, PdfWriter
 from service.__main__ import main
 from service.cli.output import EXIT_OUTPUT_FAILED, EXIT_PIPE_CLOSED
 from shared.contract.text import cer
+from tests.support.command import run_here
 from tests.support.nano import needs_nano
 from tests.support.pdf import make_pdf
 from tests.support.programs import ROOT, free_port, take_interrupts
@@ -41,10 +42,10 @@ def chosen(**settings: str) -> dict[str, str]:
 def call(
     *arguments: str | Path, folder: Path, given: bytes | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    command = [*OCR, *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=folder, env=env or chosen(), check=False, capture_output=True, timeout=180, input=given
-    )
+    words = list(map(str, arguments))
+    if env is None:
+        return run_here(["ocr", *words], folder, chosen(), given or b"")
+    return subprocess.run([*OCR, *words], cwd=folder, env=env, check=False, capture_output=True, timeout=180)
 
 
 def tree(folder: Path) -> list[str]:
@@ -210,7 +211,7 @@ def test_output_that_cannot_be_written_is_one_line_with_its_own_status(scans: Pa
             check=False,
             stdout=full,
             stderr=subprocess.PIPE,
-            timeout=60,
+            timeout=150,
         )
     assert (ended.returncode, ended.stderr.decode()) == (
         EXIT_OUTPUT_FAILED,
@@ -218,7 +219,7 @@ def test_output_that_cannot_be_written_is_one_line_with_its_own_status(scans: Pa
     )
     closed = subprocess.run(
         ["sh", "-c", 'exec "$@" >&-', "sh", *OCR, "scans/first.png"],
-        cwd=scans.parent, env=chosen(), check=False, stderr=subprocess.PIPE, timeout=60,
+        cwd=scans.parent, env=chosen(), check=False, stderr=subprocess.PIPE, timeout=150,
     )  # fmt: skip
     assert (closed.returncode, closed.stderr.decode().count("\n")) == (EXIT_OUTPUT_FAILED, 1)
     (scans.parent / "file").touch()
@@ -252,7 +253,7 @@ def test_progress_bar_is_shown_on_a_terminal(scans: Path) -> None:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 90))
     command = [*OCR, "scans", "--out", "out"]
-    ended = subprocess.run(command, cwd=scans.parent, env=chosen(), check=False, stderr=theirs, timeout=60)
+    ended = subprocess.run(command, cwd=scans.parent, env=chosen(), check=False, stderr=theirs, timeout=150)
     os.close(theirs)
     shown = os.read(ours, 65536).decode()
     os.close(ours)
@@ -266,7 +267,7 @@ def test_terminal_says_what_is_waited_for_and_is_clean_at_the_end(scans: Path) -
     termios.tcsetwinsize(theirs, (24, 90))
     command = [*OCR, "scans/first.png", "--blank-pages", "read"]
     ended = subprocess.run(
-        command, cwd=scans.parent, env=chosen(), check=False, stdout=subprocess.PIPE, stderr=theirs, timeout=60
+        command, cwd=scans.parent, env=chosen(), check=False, stdout=subprocess.PIPE, stderr=theirs, timeout=150
     )
     os.close(theirs)
     shown = os.read(ours, 65536).decode()
@@ -286,7 +287,7 @@ def test_interrupted_writing_keeps_what_is_done_and_goes_on(scans: Path) -> None
         stderr=subprocess.PIPE,
         preexec_fn=take_interrupts,  # noqa: PLW1509 -- it only sets a signal
     )
-    end_s = time.monotonic() + 50
+    end_s = time.monotonic() + 150
     while not tree(scans.parent / "out"):
         assert time.monotonic() < end_s
         time.sleep(0.02)

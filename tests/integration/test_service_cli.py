@@ -17,6 +17,7 @@ from service.cli.serve import EXIT_ENGINE_FAILED
 from shared.contract.publication import publish
 from shared.contract.volume import AdapterVolume
 from tests.support.adapters import announcement, write_peft
+from tests.support.command import run_here
 from tests.support.live_adapters import FAKE_BASE
 from tests.support.pdf import make_pdf
 from tests.support.programs import free_port, take_interrupts
@@ -28,10 +29,8 @@ pytestmark = pytest.mark.integration
 
 def call(*arguments: str, folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     chosen = {"ENGINE": "fake", "IMAGE_WORKERS": "1", "FAKE_STEP_MS": "0", **settings}
-    command = [sys.executable, "-m", "service", *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=environment(**chosen), check=False, capture_output=True, text=True, timeout=60
-    )
+    done = run_here(list(arguments), folder, environment(**chosen))
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ async def show(service: RunningService, job: Any) -> Any:
     return response.json()
 
 
-async def until(service: RunningService, job: Any, condition: Any, seconds: float = 20) -> Any:
+async def until(service: RunningService, job: Any, condition: Any, seconds: float = 60) -> Any:
     async with asyncio.timeout(seconds):
         while not condition(shown := await show(service, job)):
             await asyncio.sleep(0.01)
@@ -55,7 +55,7 @@ async def result(service: RunningService, job: Any, **options: str) -> httpx.Res
 
 
 async def metric_becomes(service: RunningService, line: str, value: float) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await service.metric(line) != value:
             await asyncio.sleep(0.01)
 
@@ -130,9 +130,9 @@ async def test_a_job_reads_pages_together(tmp_path: Path) -> None:
 
 async def test_pages_are_given_while_the_rest_is_read(tmp_path: Path) -> None:
     async with running_service(slow(), job_dir=tmp_path, ocr_batch_size=1) as service:
+        service.engine.hold(after=2)
         job = await submit(service, make_pdf(WORDS), format="text")
-        await until(service, job, lambda shown: shown["num_finished"] >= 2)
-        service.engine.hold()
+        await until(service, job, lambda shown: shown["num_finished"] == 2)
         shown = await show(service, job)
         early = (await result(service, job, format="json")).json()
         refused = await result(service, job)
@@ -140,9 +140,8 @@ async def test_pages_are_given_while_the_rest_is_read(tmp_path: Path) -> None:
         await ended(service, job)
         late = await result(service, job)
     assert shown["state"] == "running"
-    assert 2 <= shown["num_finished"] < 6
-    finished = [page["page"] for page in shown["pages"] if page["status"] == "ok"]
-    assert finished == [1, 2, 3, 4, 5, 6][: shown["num_finished"]]
+    assert shown["num_finished"] == 2
+    assert [page["page"] for page in shown["pages"] if page["status"] == "ok"] == [1, 2]
     assert early["status"] == "incomplete"
     assert len(early["pages"]) >= shown["num_finished"]
     assert all(page["text"] for page in early["pages"])
@@ -342,20 +341,17 @@ async def test_documents_are_for_the_service_alone(tmp_path: Path) -> None:
 async def test_after_a_restart_unread_pages_are_read_and_no_other(tmp_path: Path) -> None:
     pdf = make_pdf(WORDS)
     async with running_service(slow(), job_dir=tmp_path, ocr_batch_size=1, deadline_s=0.2) as service:
+        service.engine.hold(after=2)
         job = await submit(service, pdf)
         waiting = await submit(service, png())
-        await until(service, job, lambda shown: shown["num_finished"] >= 2)
-        service.engine.hold()
-        await asyncio.sleep(0.1)
-        before = await show(service, job)
+        await until(service, job, lambda shown: shown["num_finished"] == 2)
     stray = tmp_path / "documents" / "job-of-an-upload-that-was-cut-off"
     stray.write_bytes(b"x")
     async with running_service(job_dir=tmp_path) as service:
         shown = await ended(service, job)
         assert (await ended(service, waiting))["state"] == "done"
-        assert len(service.engine.submitted) == 6 - before["num_finished"] + 1
+        assert len(service.engine.submitted) == 6 - 2 + 1
         read, request = (await result(service, job)).json(), (await service.ocr(pdf)).json()
-    assert before["num_finished"] < 6
     assert shown["state"] == "done"
     assert without_times(read) == without_times(request)
     assert not stray.exists()
@@ -426,10 +422,8 @@ async def test_a_request_that_is_late_is_told_of_jobs(tmp_path: Path) -> None:
         beside = (await service.ocr(png())).json()
         service.engine.release()
         await ended(service, job)
-        reading = asyncio.create_task(service.ocr(make_pdf(WORDS)))
-        await eventually(lambda: len(service.engine.submitted) >= 6)
-        service.engine.hold()
-        partial = (await reading).json()
+        service.engine.hold(after=4)
+        partial = (await service.ocr(make_pdf(WORDS))).json()
         service.engine.release()
     advice = "POST /jobs reads up to 1000 pages without a deadline"
     assert (late["code"], late["advice"], late["retryable"]) == ("deadline_exceeded", advice, False)

@@ -97,7 +97,7 @@ def test_stalled_upload_is_ended_with_408(server: ServerProcess) -> None:
         answer = read_response(connection)
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"body_timeout" in answer
-    assert time.monotonic() - start_s < 5
+    assert time.monotonic() - start_s < 15
 
 
 def test_trickling_upload_is_ended_with_408(server: ServerProcess) -> None:
@@ -150,7 +150,7 @@ def test_sigterm_turns_readiness_first_and_finishes_what_is_inside() -> None:
         inside = threads.submit(httpx.post, f"{server.url}/ocr", files={"file": png()}, timeout=20)
         server.wait_metric("deepsynth_requests_running", 1)
         server.process.send_signal(signal.SIGTERM)
-        deadline_s = time.monotonic() + 5
+        deadline_s = time.monotonic() + 30
         while httpx.get(f"{server.url}/readyz").status_code != 503:
             assert time.monotonic() < deadline_s
         # Load balancers have not noticed yet, so requests are still served.
@@ -164,7 +164,7 @@ def children_of(pid: int) -> list[str]:
 
 
 def wait_gone(children: list[str]) -> None:
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + 30
     while any(Path(f"/proc/{child}/exe").exists() for child in children):
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
@@ -186,11 +186,11 @@ def test_second_signal_does_not_wait(first: signal.Signals) -> None:
             server.wait_metric("deepsynth_sequences_running", 1)
             children = children_of(server.process.pid)
             server.process.send_signal(first)
-            deadline_s = time.monotonic() + 5
+            deadline_s = time.monotonic() + 30
             while not is_draining(server):
                 assert time.monotonic() < deadline_s
             server.process.send_signal(signal.SIGINT)
-            assert server.process.wait(timeout=5) == 130
+            assert server.process.wait(timeout=30) == 130
         log = server.log.read_text()
         assert log.endswith("\nStopped at once; requests cut off: 1.\n")
         assert "Traceback" not in log

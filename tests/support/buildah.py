@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,9 +25,20 @@ class Buildah:
         """Take `folder` for images and containers, and `cache` for what RUN --mount=type=cache keeps between builds."""
         self.folder = folder
         self._environment = {**os.environ, "TMPDIR": str(cache)}
-        self._command = [
-            require("buildah"), "--storage-driver=vfs", f"--root={folder / 'root'}", f"--runroot={folder / 'run'}",
-        ]  # fmt: skip
+        self._command = self._with_storage("overlay")
+        probe = subprocess.run(self.command("info"), capture_output=True, timeout=60, check=False)
+        if probe.returncode != 0:
+            # As in a container, whose own root is an overlay. Each image and container is a whole copy then.
+            self._command = self._with_storage("vfs")
+
+    def _with_storage(self, driver: str) -> list[str]:
+        place = self.folder / driver
+        return [require("buildah"), f"--storage-driver={driver}", f"--root={place}", f"--runroot={place}-run"]
+
+    def remove(self) -> None:
+        """Remove all images and containers, with what is mounted of them."""
+        self("rm", "--all")
+        shutil.rmtree(self.folder)
 
     def command(self, *arguments: str) -> list[str]:
         return [*self._command, *arguments]

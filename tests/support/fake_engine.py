@@ -26,16 +26,20 @@ class HeldEngine:
 
     def __init__(self, engine: FakeEngine) -> None:
         self._engine = engine
-        self.is_held = False
+        self.num_until_held: int | None = None
+        """Sequences that may still end; None for any number."""
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._engine, name)
 
     def step(self) -> list[SequenceEvent]:
-        if self.is_held:
+        if self.num_until_held is not None and self.num_until_held <= 0:
             time.sleep(0.001)
             return []
-        return self._engine.step()
+        events = self._engine.step()
+        if self.num_until_held is not None:
+            self.num_until_held -= sum(not isinstance(event, SequenceDelta) for event in events)
+        return events
 
 
 class SteeredEngine(ThreadEngine):
@@ -54,11 +58,12 @@ class SteeredEngine(ThreadEngine):
     def info(self) -> EngineInfo:
         return self.fake.info
 
-    def hold(self) -> None:
-        self._held.is_held = True
+    def hold(self, *, after: int = 0) -> None:
+        """Make no further step, once so many sequences have ended."""
+        self._held.num_until_held = after
 
     def release(self) -> None:
-        self._held.is_held = False
+        self._held.num_until_held = None
 
     def lose(self) -> None:
         self._state = EngineState.FAILED

@@ -19,7 +19,7 @@ import httpx
 from tests.support.programs import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 240.0
 
 
 @dataclass
@@ -45,7 +45,7 @@ class ServerProcess:
                 return float(each.rpartition(" ")[2])
         return None
 
-    def wait_metric(self, line: str, value: float, seconds: float = 10.0) -> None:
+    def wait_metric(self, line: str, value: float, seconds: float = 30.0) -> None:
         """Wait for a value; a series with labels may not be there yet."""
         end_s = time.monotonic() + seconds
         while (seen := self.metric(line)) != value:

@@ -117,6 +117,19 @@ def test_every_make_target_is_listed_by_help() -> None:
     assert make_targets() == {line.split()[0] for line in listed.splitlines() if line.startswith("  ")}
 
 
+def test_serve_installs_the_service_alone_and_nothing_where_all_is_installed(tmp_path: Path) -> None:
+    def planned() -> str:
+        command = ["make", "--dry-run", "serve", f"VENV={tmp_path}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert "install.sh service cpu" in planned()
+    assert "dev.txt" not in planned()
+    (tmp_path / "bin").mkdir()
+    for name in ("bin/python", ".installed"):
+        (tmp_path / name).touch()
+    assert "pip install" not in planned()
+
+
 def test_the_changelog_has_a_section_for_the_version() -> None:
     assert f"## [{project()['version']}]" in text("CHANGELOG.md")
 
