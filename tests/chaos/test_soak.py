@@ -2,8 +2,8 @@
 
     python -m pytest tests/chaos/test_soak.py --long        an hour, after five minutes of warming up
 
-Capacity is measured again in each round, since other work on the machine changes it: a fifth of the time clients send the next
-request once they have their answer, then requests come at a constant rate, whatever becomes of those before them.
+Capacity is measured again in each round, since other work on the machine changes it: a fifth of the time clients send
+the next request once they have their answer, then requests come at a constant rate, whatever becomes of those before.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Upload:
 
 
 def mixed_uploads(draw: random.Random, count: int) -> list[Upload]:
-    """Seven of ten are read: lines as PNG and JPEG, PDFs of up to three pages. The others are refused, each with its code."""
+    """Lines as PNG and JPEG, PDFs of up to three pages, and files that are refused, each with its code."""
     words = f"{ROW} {TITLE} {TOTAL}".split()
 
     def line(most: int) -> str:
