@@ -120,7 +120,9 @@ CHARSETS = ("utf-8", "us-ascii", "iso-8859-1", "windows-1252")
 _FILENAME = re.compile(rb";\s*filename\s*=", re.IGNORECASE)
 _NAMELESS = re.compile(rb';\s*filename\s*=\s*(?:""\s*)?(?:;|$)', re.IGNORECASE)
 _EXTENDED_FILENAME = re.compile(rb";\s*filename\*\s*=", re.IGNORECASE)
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+MAX_NAME = 64
+"""Of a field's name that is looked at."""
+_PLAIN_NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{MAX_NAME}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +336,8 @@ def _shown(name: str) -> str:
 
 def unknown_field(name: str, known: Sequence[str]) -> InvalidFieldError:
     """Names a field that is not known, if its name is plain text, and the known one that is nearest to it."""
-    low = name.lower()
+    # Comparing takes fifty times the memory of the name, which in JSON may be as long as a file.
+    low = name[:MAX_NAME].lower()
     near = [each for each in known if low and each.startswith(low)] or difflib.get_close_matches(low, known, n=1)
     public: dict[str, PublicValue] = {"field": _shown(name), "expected": list(known)}
     return InvalidFieldError(public=public | ({"did_you_mean": near[0]} if near else {}))
