@@ -17,6 +17,8 @@ MAX_HEAD_BYTES = 64 * 1024
 """Of a request's line and headers, and of what comes between and after the chunks of its body; the parser has no limit,
 and keeps what it was given."""
 MAX_HEADERS = 256
+MAX_PIPELINED = 32
+"""Requests of a connection that wait for answers to those before; each takes far more memory than its bytes."""
 HEAD_S = 15.0
 """Until the headers of a connection's first request, and of each request that has begun, are complete."""
 STALL_S = 30.0
@@ -176,6 +178,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Its headers are complete."""
+        if len(self.pipeline) == MAX_PIPELINED:
+            raise ValueError("too many requests in a row")
         self._has_begun, self._head_bytes = False, 0
         if self._head_timer is not None:
             self._head_timer.cancel()

@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
 
 CLIENTS = 8
 LONGEST_S = 10.0
-"""For an answer of any kind, apart from the time in which there was no engine: on a busy machine a start takes long, and
-a request may live through several kills."""
+"""For an answer of any kind, apart from the time in which there was no engine: on a busy machine a start takes long,
+and a request may live through several kills."""
 PAUSE_S = 0.2
 """Of a client that was told to come back later."""
 KILL_CODES = {"ok", "engine_lost", "not_ready", "poison_request"}

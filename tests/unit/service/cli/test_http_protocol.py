@@ -221,6 +221,18 @@ async def test_a_connection_serves_many_requests():
             await reader.readuntil(b"0\r\n\r\n")
 
 
+async def test_requests_in_a_row_are_answered_in_a_row_and_very_many_are_not_kept():
+    async with serving() as port, connected(port) as (few, few_writer), connected(port) as (many, many_writer):
+        few_writer.write((HEAD + b"\r\n") * 20)
+        for _ in range(20):
+            assert (await few.readline()).startswith(b"HTTP/1.1 200 ")
+            await few.readuntil(b"0\r\n\r\n")
+        many_writer.write((HEAD + b"\r\n") * 1000)
+        answers = await closed(many)
+    assert answers.count(b"HTTP/1.1 ") < 100
+    assert b"HTTP/1.1 400 " in answers
+
+
 async def test_a_client_that_reads_nothing_is_cut_off_and_a_slow_one_is_not():
     async with serving() as port, connected(port) as (_, writer), connected(port) as (slow, slow_writer):
         writer.write(b"GET /flood HTTP/1.1\r\nhost: localhost\r\n\r\n")
