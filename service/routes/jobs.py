@@ -208,7 +208,8 @@ async def _result(services: Services, jobs: JobManager, job: Job, output: Output
     data = await jobs.document(job) if output is not DEFAULT or wanted.figures else b""
     async with Deadline(services.bounds.deadline_s).enforced():
         arranged = await arrange(read, wanted, data, jobs.cutter)
-    latency_s = (time.time() if job.ended_s is None else job.ended_s) - job.created_s
+    # The clock may have been set back.
+    latency_s = max((time.time() if job.ended_s is None else job.ended_s) - job.created_s, 0.0)
     answer = to_answer(read, job.id, receive_s=job.receive_s, latency_s=latency_s, arranged=arranged)
     changes = {} if job.has_ended else {"status": "incomplete"}
     result = JobResult.model_construct(**{**dict(answer), **changes})
