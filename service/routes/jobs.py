@@ -92,7 +92,7 @@ async def submit_job(
 ) -> JobAnswer:
     """Read a document in the background; what is wrong with it is said at once."""
     permit = record.resources.enter_context(services.gate.admit(record.client))
-    await jobs.check_room()
+    await jobs.check_room(owner)
     with services.observer.receiving() as received:
         start_s = time.monotonic()
         form = await receive_form(request, services.bounds, JobFields)
