@@ -1,6 +1,6 @@
 """The included model read with for an hour at 80 % of what the machine can do: memory stays as it was.
 
-    python -m pytest tests/chaos/test_soak.py --long        an hour, after five minutes of warming up
+    python -m pytest tests/chaos/test_soak.py --long        an hour, after four minutes of warming up
 
 Capacity is measured again in each round, since other work on the machine changes it: a fifth of the time clients send
 the next request once they have their answer, then requests come at a constant rate, whatever becomes of those before.
@@ -29,10 +29,15 @@ from tests.support.service import encode
 pytestmark = [pytest.mark.integration, needs_nano, pytest.mark.timeout(2 * 3600)]
 
 SHARE = 0.8
+TIMEOUT_S = 600.0
+"""The deadline of a page is 120 s, and starts again with each page."""
 CLIENTS = {True: 8, False: 2}
 """In the long and the short form, as below."""
-ROUND_S = {True: 300.0, False: 10.0}
-SAMPLES_A_ROUND = 20
+ROUND_S = {True: 120.0, False: 10.0}
+SAMPLES_A_ROUND = 10
+LATE = {"queue_full", "deadline_exceeded"}
+"""What a request may get instead where other work takes the processor in the middle of a round."""
+MAX_LATE_SHARE = 0.05
 KINDS = ("cut", "png", "jpeg", "locked", "png", "pdf", "text", "png", "jpeg", "png")
 """Files in the order in which they are sent, again and again."""
 PROCESSES = ("api_kib", "images_kib", "engine_kib")
@@ -79,7 +84,7 @@ def mixed_uploads(draw: random.Random, count: int) -> list[Upload]:
 
 async def test_an_hour_at_four_fifths_of_the_capacity_leaves_memory_as_it_was(is_long, length, figures):
     uploads = itertools.cycle(mixed_uploads(random.Random(80), 500))
-    rounds, round_s, clients = length(1, 12), ROUND_S[is_long], CLIENTS[is_long]
+    warm_ups, rounds, round_s, clients = 1 + is_long, length(1, 30), ROUND_S[is_long], CLIENTS[is_long]
     limits = httpx.Limits(max_connections=500, max_keepalive_connections=500)
     answered: list[Sent] = []
     wrong: list[Sent] = []
@@ -88,17 +93,21 @@ async def test_an_hour_at_four_fifths_of_the_capacity_leaves_memory_as_it_was(is
     with running_server(ENGINE="native", CPU_THREADS="1", LOG_LEVEL="warning") as server:
 
         async def run_round() -> None:
-            async with httpx.AsyncClient(base_url=server.url, timeout=150, limits=limits) as client:
+            async with httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT_S, limits=limits) as client:
 
                 async def send(number: int) -> Sent:
                     upload = next(uploads)
                     at_s = time.monotonic()
-                    answer = await client.post("/ocr", files={"file": ("page", upload.data)})
-                    said, status = answer.json(), answer.status_code
-                    code, text = ("ok", said["text"]) if status == 200 else (said["code"], "")
+                    status, code, text = 0, "", ""
+                    try:
+                        answer = await client.post("/ocr", files={"file": ("page", upload.data)})
+                        said, status = answer.json(), answer.status_code
+                        code, text = ("ok", said["text"]) if status == 200 else (said["code"], "")
+                    except httpx.HTTPError as error:
+                        code = type(error).__name__
                     sent = Sent(number, status, code, text, at_s, time.monotonic() - at_s)
                     answered.append(sent)
-                    if code not in (upload.code, "queue_full") or (code == "ok" and not text):
+                    if code not in {upload.code, *LATE} or (code == "ok" and not text):
                         wrong.append(sent)
                     return sent
 
@@ -118,7 +127,8 @@ async def test_an_hour_at_four_fifths_of_the_capacity_leaves_memory_as_it_was(is
             while server.metric("deepsynth_requests_running") or server.metric("deepsynth_queue_depth"):
                 await asyncio.sleep(0.05)
 
-        await run_round()
+        for _ in range(warm_ups):
+            await run_round()
         samples.clear()
         capacities.clear()
         first, before, start_s = len(answered), resources(server), time.monotonic()
@@ -142,6 +152,7 @@ async def test_an_hour_at_four_fifths_of_the_capacity_leaves_memory_as_it_was(is
     figures(latency_p50_s=percentile(latencies, 0.5), latency_p99_s=percentile(latencies, 0.99))
     figures(before=dict(before), growth=growth, slopes_kib_a_request_and_mib_an_hour=slopes)
     assert wrong == []
+    assert sum(each.code in LATE for each in sent) <= MAX_LATE_SHARE * len(sent)
     assert counted == tally(answered)
     assert {each.code for each in sent} > {"ok"}
     # The engine's batches still get larger in the short form.
