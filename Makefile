@@ -73,7 +73,7 @@ test-gpu: setup ## Run the tests that need a CUDA device
 bench: setup ## Run the benchmark programs that need no GPU
 	$(BIN)/python -m pytest -m bench --timeout=600 $(ARGS)
 
-chaos: setup ## Run the long form of each proof of docs/reliability.md, which takes an hour
+chaos: setup ## Run the long form of each proof of docs/reliability.md, which takes two to three hours
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/chaos -m "" --long $(ARGS)
 
 fuzz: setup ## Fuzz the intake, guided by coverage: make fuzz ARGS="form -max_total_time=1800"

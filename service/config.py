@@ -229,7 +229,8 @@ class ServiceSettings(BaseSettings):
     job_max_pages: Annotated[int, Field(ge=1, le=5000)] = 1000
     """Maximum pages per job."""
     job_max_unfinished: Annotated[int, Field(ge=1, le=100_000)] = 100
-    """Maximum jobs that wait or run; further ones get 429."""
+    """Maximum jobs that wait or run; further ones get 429. An owner without any still finds one of as many further
+    places as an eighth of them."""
     job_max_bytes: Annotated[int, Field(ge=MIB)] = 2048 * MIB
     """Maximum bytes of documents and results of jobs; further jobs get 507."""
     job_ttl_s: Annotated[float, Field(gt=0, le=31_536_000)] = 86_400.0

@@ -10,10 +10,15 @@ import asyncio
 from http import HTTPStatus
 from typing import Any, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
-"""Of a request's line and headers; the parser has no limit, and keeps what it was given."""
+"""Of a request's line and headers, and of what comes between and after the chunks of its body; the parser has no limit,
+and keeps what it was given."""
+MAX_HEADERS = 256
+MAX_PIPELINED = 32
+"""Requests of a connection that wait for answers to those before; each takes far more memory than its bytes."""
 HEAD_S = 15.0
 """Until the headers of a connection's first request, and of each request that has begun, are complete."""
 STALL_S = 30.0
@@ -60,17 +65,71 @@ class _ClosingTransport:
             self._transport.close()
 
 
+_FRAMING = (b"content-length", b"transfer-encoding")
+
+
+class _Body:
+    """What a parser tells of the one body that it is for."""
+
+    def __init__(self, protocol: BoundedProtocol) -> None:
+        self._protocol = protocol
+
+    def on_body(self, body: bytes) -> None:
+        if self._protocol.cycle.more_body:
+            self._protocol.on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._protocol.on_message_complete()
+
+
+class _SteadyParser:
+    """A parser that stays with HTTP/1.1 where a client offers another protocol (RFC 9110, 7.8).
+
+    Java's HttpClient offers HTTP/2 with each first request of a connection. httptools then takes the body for the other
+    protocol.
+    """
+
+    def __init__(self, protocol: BoundedProtocol, parser: httptools.HttpRequestParser) -> None:
+        self._protocol = protocol
+        self._parser = parser
+        self._reads_body = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
+
+    def feed_data(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            if not self._reads_body:
+                self._reads_body = True
+                self._begin_body()
+                self.feed_data(data[offer.args[0] :])
+
+    def _begin_body(self) -> None:
+        """Go on with a parser that is told how long the body is, and nothing of other protocols."""
+        cycle = self._protocol.cycle
+        # This parser is for one body, so the next request has to come on another connection.
+        cycle.more_body, cycle.keep_alive = True, False
+        framing = [(name, value) for name, value in cycle.scope["headers"] if name in _FRAMING]
+        self._parser = httptools.HttpRequestParser(_Body(self._protocol))
+        self._parser.feed_data(b"POST / HTTP/1.1\r\n" + b"".join(b"%b: %b\r\n" % each for each in framing) + b"\r\n")
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """One connection."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
+        self.parser: Any = _SteadyParser(self, self.parser)
         self._head_bytes = 0
         self._has_begun = False
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
         self._body_bytes = 0
+        self._has_body = False
+        """Whether what came last had a piece of a body."""
         self._rest_bytes = 0
         """Of a refused upload, that are still received."""
 
@@ -96,8 +155,10 @@ class BoundedProtocol(HttpToolsProtocol):
             if self._rest_bytes <= 0:
                 self.transport.close()
             return
+        self._has_body = False
         super().data_received(data)
-        if self._has_begun:
+        is_framing = not self._has_body and self.cycle is not None and self.cycle.more_body
+        if self._has_begun or is_framing:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
@@ -108,9 +169,18 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_bytes, self._has_begun, self._body_bytes = 0, True, 0
         self._wait_for_head()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header is complete; those that follow the body are not the request's (RFC 9110, 6.5.1)."""
+        if self._has_begun:
+            if len(self.headers) == MAX_HEADERS:
+                raise ValueError("too many headers")
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Its headers are complete."""
-        self._has_begun = False
+        if len(self.pipeline) == MAX_PIPELINED:
+            raise ValueError("too many requests in a row")
+        self._has_begun, self._head_bytes = False, 0
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
@@ -118,6 +188,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body has come."""
+        self._has_body = True
         self._body_bytes += len(body)
         super().on_body(body)
 

@@ -169,10 +169,10 @@ class JobManager:
         """Whether a job is being read."""
         return bool(self._running)
 
-    async def check_room(self) -> None:
+    async def check_room(self, owner: str | None) -> None:
         """Check that a job may be submitted, before its document is received; raises what `submit` does."""
         self._require_open()
-        await self._call(self._store.check_room)
+        await self._call(self._store.check_room, owner)
 
     def check_webhook(self, url: str) -> None:
         """Check an address; a `WebhookNotAllowedError` if no message may go there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request
@@ -12,8 +13,9 @@ from service.adapters.catalog import CatalogEntry
 from service.adapters.manager import AdapterManager
 from service.adapters.versions import AdapterVersion
 from service.deps import ServicesDep, require_ready
-from service.errors import AdaptersOffError, InvalidFieldError, UploadTooLargeError
+from service.errors import AdaptersOffError, InvalidFieldError
 from service.routes.auth import SecretDep, is_admin, require, require_admin
+from service.routes.form import BoundedBody
 from service.routes.openapi import json_body, problems
 from service.schemas import (
     AdapterAnswer,
@@ -34,7 +36,7 @@ UNNAMED_OPERATOR = "operator"
 router = APIRouter(tags=["adapters"], dependencies=[Depends(require(Scope.OCR)), Depends(require_ready)])
 admin_router = APIRouter(tags=["adapters"], dependencies=[Depends(require_admin), Depends(require_ready)])
 
-_RESPONSES = problems(404, 409, 413, 422)
+_RESPONSES = problems(404, 408, 409, 413, 422)
 CommandT = TypeVar("CommandT", bound=AdapterCommand)
 
 
@@ -53,7 +55,7 @@ AdaptersDep = Annotated[AdapterManager, Depends(_require_adapters)]
 
 
 async def _parse(request: Request, kind: type[CommandT]) -> CommandT:
-    """Read and check a command's body; raises `UploadTooLargeError` or `InvalidFieldError`."""
+    """Read and check a command's body; raises what `BoundedBody` does, or `InvalidFieldError`."""
     if request.query_params:
         raise InvalidFieldError(
             public={
@@ -62,11 +64,12 @@ async def _parse(request: Request, kind: type[CommandT]) -> CommandT:
                 "reason": "a command's fields belong in its JSON body",
             }
         )
-    data = b""
-    async for piece in request.stream():
-        data += piece
-        if len(data) > MAX_BODY_BYTES:
-            raise UploadTooLargeError(public={"limit_bytes": MAX_BODY_BYTES})
+    bounds = replace(request.state.services.bounds, max_upload_bytes=MAX_BODY_BYTES)
+    pieces = BoundedBody(request, bounds, MAX_BODY_BYTES).stream()
+    try:
+        data = b"".join([piece async for piece in pieces])
+    finally:
+        await pieces.aclose()
     try:
         return kind.model_validate_json(data or b"{}", strict=True)
     except ValidationError as error:

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar, get_args
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -114,10 +115,14 @@ class OcrFields(BaseModel):
 FieldsT = TypeVar("FieldsT", bound=OcrFields)
 MAX_FIELDS = 64
 """More than there are, so that an unknown or repeated field is named instead of the form being refused as a whole."""
+CHARSETS = ("utf-8", "us-ascii", "iso-8859-1", "windows-1252")
+"""Of a form. Python remembers every encoding that it was asked for, even unknown ones, and some are slow to read."""
 _FILENAME = re.compile(rb";\s*filename\s*=", re.IGNORECASE)
 _NAMELESS = re.compile(rb';\s*filename\s*=\s*(?:""\s*)?(?:;|$)', re.IGNORECASE)
 _EXTENDED_FILENAME = re.compile(rb";\s*filename\*\s*=", re.IGNORECASE)
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+MAX_NAME = 64
+"""Of a field's name that is looked at."""
+_PLAIN_NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{MAX_NAME}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +237,11 @@ async def receive_form(request: Request, bounds: RequestBounds, kind: type[Field
     # Before the body: a misspelt option does not cost an upload.
     in_url = request.query_params.multi_items()
     _by_name(in_url, kind)
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
+    kind_of_body, parameters = parse_options_header(request.headers.get("content-type"))
+    if kind_of_body != b"multipart/form-data":
         raise NotMultipartError
+    if parameters.get(b"charset", b"utf-8").decode("latin-1").lower() not in CHARSETS:
+        raise MalformedBodyError(public={"reason": f"its charset is none of {', '.join(CHARSETS)}"})
     bounded = BoundedBody(request, bounds)
     body = bounded.stream()
     parser = _InMemoryParser(
@@ -300,9 +308,6 @@ def _by_name(items: Iterable[tuple[str, Any]], kind: type[OcrFields]) -> dict[st
         if name in sent:
             raise InvalidFieldError(public={"field": name, "expected": "one value; it was sent more than once"})
         sent.add(name)
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            # A charset of the form that can write half a character.
-            raise InvalidFieldError(public={"field": name, "expected": "valid Unicode"})
         if value.strip():
             given[name] = value.strip()
     return given
@@ -340,7 +345,8 @@ def _shown(name: str) -> str:
 
 def unknown_field(name: str, known: Sequence[str]) -> InvalidFieldError:
     """Names a field that is not known, if its name is plain text, and the known one that is nearest to it."""
-    low = name.lower()
+    # Comparing takes fifty times the memory of the name, which in JSON may be as long as a file.
+    low = name[:MAX_NAME].lower()
     near = [each for each in known if low and each.startswith(low)] or difflib.get_close_matches(low, known, n=1)
     public: dict[str, PublicValue] = {"field": _shown(name), "expected": list(known)}
     return InvalidFieldError(public=public | ({"did_you_mean": near[0]} if near else {}))

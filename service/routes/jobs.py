@@ -93,7 +93,7 @@ async def submit_job(
 ) -> JobAnswer:
     """Read a document in the background; what is wrong with it is said at once."""
     permit = record.resources.enter_context(services.gate.admit(record.client))
-    await jobs.check_room()
+    await jobs.check_room(owner)
     with services.observer.receiving() as received:
         start_s = time.monotonic()
         form = await receive_form(request, services.bounds, JobFields)
@@ -209,7 +209,8 @@ async def _result(services: Services, jobs: JobManager, job: Job, output: Output
     data = await jobs.document(job) if output is not DEFAULT or wanted.figures else b""
     async with Deadline(services.bounds.deadline_s).enforced():
         arranged = await arrange(read, wanted, data, jobs.cutter)
-    latency_s = (time.time() if job.ended_s is None else job.ended_s) - job.created_s
+    # The clock may have been set back.
+    latency_s = max((time.time() if job.ended_s is None else job.ended_s) - job.created_s, 0.0)
     answer = to_answer(read, job.id, receive_s=job.receive_s, latency_s=latency_s, arranged=arranged)
     changes = {} if job.has_ended else {"status": "incomplete"}
     result = JobResult.model_construct(**{**dict(answer), **changes})

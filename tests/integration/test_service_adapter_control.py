@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,20 @@ async def test_an_order_that_cannot_be_carried_out_is_refused(
         assert answer.status_code == status
         assert code is None or answer.json()["code"] == code
         assert (await live.listed())["serving"] == "invoices@1"
+
+
+async def test_an_order_whose_body_does_not_come_is_not_waited_for() -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(20)
+        yield b"}"
+
+    async with live_service(body_idle_s=0.2) as live:
+        headers = {"authorization": f"Bearer {ADMIN_KEY}"}
+        async with asyncio.timeout(10):
+            url = "/adapters/invoices/rollback"
+            answer = await live.service.client.post(url, content=body(), headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (408, "body_timeout")
 
 
 @pytest.mark.parametrize("key", [None, "", "wrong horse battery", ADMIN_KEY + "x", "é" * 16])

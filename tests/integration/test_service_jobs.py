@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,16 @@ async def test_pages_are_given_while_the_rest_is_read(tmp_path: Path) -> None:
     # The format of the job is that of its result.
     assert late.headers["content-type"].startswith("text/plain")
     assert late.text.count("\f") == 5
+
+
+async def test_a_clock_that_is_set_back_makes_no_time_negative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_service(slow(), job_dir=tmp_path) as service:
+        job = await submit(service, make_pdf(WORDS))
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() - 3600)
+        answers = [(await result(service, job)).json(), (await service.ocr(png())).json()]
+    assert all(answer["latency_ms"] >= 0 for answer in answers)
+    assert all(each >= 0 for answer in answers for each in answer["timings_ms"].values())
 
 
 async def test_a_failed_page_costs_that_page_and_a_document_without_any_other_fails(tmp_path: Path) -> None:

@@ -162,3 +162,15 @@ def memory_kib(pid: int) -> int:
         if line.startswith("VmRSS:"):
             return int(line.split()[1])
     return 0
+
+
+def resources(server: ServerProcess) -> Counter[str]:
+    """KiB of each kind of process, and descriptors and threads of the one that listens."""
+    folder = Path(f"/proc/{server.process.pid}")
+    found = Counter({"api_kib": memory_kib(server.process.pid)})
+    for pid, line in children_of(server.process.pid).items():
+        kind = "images" if "intake" in line else "engine" if "spawn_main" in line else "tracker"
+        found[f"{kind}_kib"] += memory_kib(pid)
+    found["descriptors"] = len(list((folder / "fd").iterdir()))
+    found["threads"] = len(list((folder / "task").iterdir()))
+    return found

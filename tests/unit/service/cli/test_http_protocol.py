@@ -19,7 +19,17 @@ ended: list[str] = []
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """`/` answers `ok`; `/flood` writes until the client is gone; `/full` refuses an upload before it has come."""
+    """`/` answers `ok`; `/flood` writes until the client is gone; `/full` refuses an upload before it has come; `/echo`
+    gives the names of the headers and the body."""
+    if scope["path"] == "/echo":
+        body, has_more = b"", True
+        while has_more:
+            message = await receive()
+            body, has_more = body + message.get("body", b""), message.get("more_body", False)
+        names = b",".join(name for name, _ in scope["headers"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": names + b"|" + body})
+        return
     if scope["path"] == "/full":
         await send({"type": "http.response.start", "status": 429, "headers": [(b"connection", b"close")]})
         await send({"type": "http.response.body", "body": b"later"})
@@ -119,6 +129,74 @@ async def test_endless_head_is_refused_near_the_limit(start: bytes, piece: bytes
         }
 
 
+CHUNKED = b"POST /echo HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("start", [b"0\r\na: ", b"0\r\n", b"3;a="], ids=["trailer", "trailers", "chunk extension"])
+async def test_endless_bytes_of_a_body_that_are_none_are_refused_near_the_limit(start: bytes):
+    async with serving() as port, connected(port) as (reader, writer):
+        answer = asyncio.create_task(closed(reader))
+        piece = b"a: xxx\r\n" * 500 if start == b"0\r\n" else b"x" * 4000
+        writer.write(CHUNKED + start)
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while not answer.done() and sent < 50 * MAX_HEAD_BYTES:
+                writer.write(piece)
+                sent += len(piece)
+                await writer.drain()
+                await asyncio.sleep(0.001)
+        assert sent < 10 * MAX_HEAD_BYTES
+        assert (await answer).partition(b"\r\n")[0] in {b"HTTP/1.1 431 Request Header Fields Too Large", b""}
+
+
+async def test_trailers_are_no_headers():
+    async with serving() as port, connected(port) as (reader, writer):
+        writer.write(CHUNKED + b"3\r\nabc\r\n0\r\nauthorization: Bearer x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        assert b"host,transfer-encoding|abc" in await reader.readuntil(b"\r\n0\r\n\r\n")
+        # The connection goes on.
+        writer.write(CHUNKED + b"0\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_very_many_headers_are_refused():
+    async with serving() as port, connected(port) as (few, few_writer), connected(port) as (many, many_writer):
+        few_writer.write(HEAD + b"a: b\r\n" * 200 + b"\r\n")
+        many_writer.write(HEAD + b"a: b\r\n" * 300 + b"\r\n")
+        assert (await few.readline()).startswith(b"HTTP/1.1 200 ")
+        assert (await closed(many)).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40, 170, 10_000])
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_a_client_that_offers_another_protocol_is_answered_in_this_one(
+    cut: int, protocol: bytes, is_chunked: bool
+):
+    offer = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: %b\r\nhttp2-settings: AAEAAEAA\r\n" % protocol
+    body = b"0123456789" * 20_000
+    framing = b"transfer-encoding: chunked" if is_chunked else b"content-length: %d" % len(body)
+    sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if is_chunked else body
+    whole = b"POST /echo HTTP/1.1\r\nhost: localhost\r\n" + offer + framing + b"\r\n\r\n" + sent
+    async with serving() as port, connected(port) as (reader, writer):
+        writer.write(whole[:cut])
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        # What follows the body is another request, which is not taken for a part of it.
+        writer.write(whole[cut:] + whole[:300])
+        answer = await closed(reader)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nconnection: close\r\n" in answer
+    assert answer.count(body) == 1
+    assert b"|" + body + b"\r\n0\r\n\r\n" in answer
+
+
+async def test_a_request_without_a_body_may_offer_another_protocol():
+    async with serving() as port, connected(port) as (reader, writer):
+        writer.write(b"GET /echo HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
+        assert b"|\r\n" in await closed(reader)
+
+
 async def test_slow_heads_and_silent_connections_are_ended():
     async with serving() as port, connected(port) as (silent, _), connected(port) as (slow, writer):
         writer.write(HEAD)
@@ -141,6 +219,18 @@ async def test_a_connection_serves_many_requests():
             writer.write(HEAD + b"a: " + b"x" * 3000 + b"\r\n\r\n")
             assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
             await reader.readuntil(b"0\r\n\r\n")
+
+
+async def test_requests_in_a_row_are_answered_in_a_row_and_very_many_are_not_kept():
+    async with serving() as port, connected(port) as (few, few_writer), connected(port) as (many, many_writer):
+        few_writer.write((HEAD + b"\r\n") * 20)
+        for _ in range(20):
+            assert (await few.readline()).startswith(b"HTTP/1.1 200 ")
+            await few.readuntil(b"0\r\n\r\n")
+        many_writer.write((HEAD + b"\r\n") * 1000)
+        answers = await closed(many)
+    assert answers.count(b"HTTP/1.1 ") < 100
+    assert b"HTTP/1.1 400 " in answers
 
 
 async def test_a_client_that_reads_nothing_is_cut_off_and_a_slow_one_is_not():

@@ -53,6 +53,31 @@ def test_jobs_are_read_in_order_and_interrupted_ones_first(store: JobStore) -> N
     assert order == ["b", "a", "c"]
 
 
+def test_owners_take_turns_however_many_jobs_they_have(tmp_path: Path) -> None:
+    store = JobStore(tmp_path, max_unfinished=20, max_bytes=10_000)
+    store.open()
+    for name, owner in (("a1", "a"), ("a2", "a"), ("a3", "a"), ("n1", None), ("n2", None), ("b1", "b"), ("b2", "b")):
+        store.add(new(name, owner=owner), b"x")
+    order: list[str] = []
+    while (job := store.next_to_read(order)) is not None:
+        order.append(job.id)
+        store.begin(job, float(len(order)))
+    assert order == ["a1", "n1", "b1", "a2", "n2", "b2", "a3"]
+    store.close()
+
+
+def test_a_client_that_fills_the_queue_does_not_shut_others_out(store: JobStore) -> None:
+    for name in ("a1", "a2", "a3"):
+        store.add(new(name, owner="a"), b"x")
+    for full in ("a", None):
+        with pytest.raises(JobQueueFullError):
+            store.check_room(full)
+    store.add(new("b1", owner="b"), b"x")
+    for full in ("a", "b", "c"):
+        with pytest.raises(JobQueueFullError):
+            store.check_room(full)
+
+
 def test_what_was_stored_is_there_after_a_kill(store: JobStore, tmp_path: Path) -> None:
     store.add(new("a", 2, 4, 7), b"document")
     store.save_page("a", PageResult(4, PageStatus.BLANK))
@@ -79,11 +104,11 @@ def test_quotas_count_what_is_unfinished_and_what_is_kept(store: JobStore) -> No
     store.add(new("b"), b"x")
     store.add(new("c"), b"x")
     with pytest.raises(JobQueueFullError):
-        store.check_room()
+        store.check_room(None)
     kept = store.counts().kept_bytes
     end(store, "a", 1.0)
     assert store.counts().kept_bytes > kept
-    store.check_room(1)
+    store.check_room(None, 1)
     store.erase("a")
     assert store.counts().kept_bytes == 2
 

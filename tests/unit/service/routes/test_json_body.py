@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -40,6 +42,33 @@ HOSTILE = {
 def test_what_is_no_json_within_the_limits_is_malformed(body: bytes, model: Any):
     with pytest.raises(MalformedJsonError):
         parse_json(body, model)
+
+
+def chat_of(body: bytes) -> None:
+    check_parameters(parse_json(body, ChatRequest))
+
+
+def document_of(body: bytes) -> None:
+    parse_json(body, MistralRequest)
+
+
+@pytest.mark.parametrize(
+    ("check", "valid"),
+    [
+        (chat_of, {"model": "x", "messages": [{"role": "user", "content": "x"}]}),
+        (document_of, {"model": "x", "document": {"type": "document_url", "document_url": "x"}}),
+    ],
+)
+def test_a_very_long_name_of_a_field_costs_little_memory(check: Callable[[bytes], None], valid: dict[str, Any]):
+    body = json.dumps({**valid, "k" * 4_000_000: 1}).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidFieldError) as caught:
+            check(body)
+        assert tracemalloc.get_traced_memory()[1] < 8 * len(body)
+    finally:
+        tracemalloc.stop()
+    assert caught.value.public["field"] == ""
 
 
 @pytest.mark.parametrize(

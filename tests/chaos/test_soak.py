@@ -1,0 +1,162 @@
+"""The included model read with for an hour at 80 % of what the machine can do: memory stays as it was.
+
+    python -m pytest tests/chaos/test_soak.py --long        an hour, after four minutes of warming up
+
+Capacity is measured again in each round, since other work on the machine changes it: a fifth of the time clients send
+the next request once they have their answer, then requests come at a constant rate, whatever becomes of those before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import statistics
+import time
+from dataclasses import dataclass
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.support.load import Sent, closed_loop, open_loop, percentile, requests_counted, resources, tally
+from tests.support.nano import needs_nano
+from tests.support.pdf import make_pdf
+from tests.support.printed import ROW, TITLE, TOTAL, page_of
+from tests.support.server import running_server
+from tests.support.service import encode
+
+pytestmark = [pytest.mark.integration, needs_nano, pytest.mark.timeout(2 * 3600)]
+
+SHARE = 0.8
+TIMEOUT_S = 600.0
+"""The deadline of a page is 120 s, and starts again with each page."""
+CLIENTS = {True: 8, False: 2}
+"""In the long and the short form, as below."""
+ROUND_S = {True: 120.0, False: 10.0}
+SAMPLES_A_ROUND = 10
+LATE = {"queue_full", "deadline_exceeded"}
+"""What a request may get instead where other work takes the processor in the middle of a round."""
+MAX_LATE_SHARE = 0.05
+KINDS = ("cut", "png", "jpeg", "locked", "png", "pdf", "text", "png", "jpeg", "png")
+"""Files in the order in which they are sent, again and again."""
+PROCESSES = ("api_kib", "images_kib", "engine_kib")
+MAX_GROWTH_KIB = 50 * 1024
+MAX_SLOPE_KIB = 2.0
+"""A request, of the process that listens."""
+MAX_DESCRIPTORS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file to read, and what has to be answered."""
+
+    data: bytes
+    code: str = "ok"
+
+
+def mixed_uploads(draw: random.Random, count: int) -> list[Upload]:
+    """Lines as PNG and JPEG, PDFs of up to three pages, and files that are refused, each with its code."""
+    words = f"{ROW} {TITLE} {TOTAL}".split()
+
+    def line(most: int) -> str:
+        return " ".join(draw.choices(words, k=draw.randint(1, most)))
+
+    def image() -> Image.Image:
+        return page_of((20, 10, [line(5)]), size=(draw.randint(420, 560), 56))
+
+    def upload(kind: str) -> Upload:
+        match kind:
+            case "png":
+                return Upload(encode(image()))
+            case "jpeg":
+                return Upload(encode(image(), "JPEG", quality=draw.randint(70, 95)))
+            case "pdf":
+                return Upload(make_pdf([line(2) for _ in range(draw.randint(1, 3))], size_pt=(300, 60)))
+            case "cut":
+                return Upload(encode(image())[:400], "undecodable_file")
+            case "locked":
+                return Upload(make_pdf([line(2)], encrypted=True), "pdf_encrypted")
+        return Upload(line(5).encode(), "unsupported_format")
+
+    return [upload(KINDS[number % len(KINDS)]) for number in range(count)]
+
+
+async def test_an_hour_at_four_fifths_of_the_capacity_leaves_memory_as_it_was(is_long, length, figures):
+    uploads = itertools.cycle(mixed_uploads(random.Random(80), 500))
+    warm_ups, rounds, round_s, clients = 1 + is_long, length(1, 30), ROUND_S[is_long], CLIENTS[is_long]
+    limits = httpx.Limits(max_connections=500, max_keepalive_connections=500)
+    answered: list[Sent] = []
+    wrong: list[Sent] = []
+    samples: list[tuple[int, float, tuple[int, ...]]] = []
+    capacities: list[float] = []
+    with running_server(ENGINE="native", CPU_THREADS="1", LOG_LEVEL="warning") as server:
+
+        async def run_round() -> None:
+            async with httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT_S, limits=limits) as client:
+
+                async def send(number: int) -> Sent:
+                    upload = next(uploads)
+                    at_s = time.monotonic()
+                    status, code, text = 0, "", ""
+                    try:
+                        answer = await client.post("/ocr", files={"file": ("page", upload.data)})
+                        said, status = answer.json(), answer.status_code
+                        code, text = ("ok", said["text"]) if status == 200 else (said["code"], "")
+                    except httpx.HTTPError as error:
+                        code = type(error).__name__
+                    sent = Sent(number, status, code, text, at_s, time.monotonic() - at_s)
+                    answered.append(sent)
+                    if code not in {upload.code, *LATE} or (code == "ok" and not text):
+                        wrong.append(sent)
+                    return sent
+
+                async def sample() -> None:
+                    while True:
+                        await asyncio.sleep(round_s / SAMPLES_A_ROUND)
+                        seen = resources(server)
+                        samples.append((len(answered), time.monotonic(), tuple(seen[name] for name in PROCESSES)))
+
+                end_s = time.monotonic() + round_s / 5
+                full = await closed_loop(send, clients, lambda: time.monotonic() < end_s)
+                saturated_s = max(each.at_s + each.seconds for each in full) - min(each.at_s for each in full)
+                capacities.append(len(full) / saturated_s)
+                sampling = asyncio.create_task(sample())
+                await open_loop(send, SHARE * capacities[-1], round_s * 4 / 5)
+                sampling.cancel()
+            while server.metric("deepsynth_requests_running") or server.metric("deepsynth_queue_depth"):
+                await asyncio.sleep(0.05)
+
+        for _ in range(warm_ups):
+            await run_round()
+        samples.clear()
+        capacities.clear()
+        first, before, start_s = len(answered), resources(server), time.monotonic()
+        for _ in range(rounds):
+            await run_round()
+        after, seconds = resources(server), time.monotonic() - start_s
+        counted = requests_counted(server)
+    sent = answered[first:]
+    growth = {name: after[name] - before[name] for name in after}
+    numbers, times, levels = zip(*samples, strict=True)
+    slopes = {
+        name: (
+            round(statistics.linear_regression(numbers, series).slope, 3),
+            round(statistics.linear_regression(times, series).slope * 3600 / 1024, 2),
+        )
+        for name, series in zip(PROCESSES, zip(*levels, strict=True), strict=True)
+    }
+    latencies = [each.seconds for each in sent if each.code == "ok"]
+    figures(requests=len(sent), seconds=seconds, per_s=len(sent) / seconds, codes=tally(sent))
+    figures(capacity_min=min(capacities), capacity_p50=percentile(capacities, 0.5), capacity_max=max(capacities))
+    figures(latency_p50_s=percentile(latencies, 0.5), latency_p99_s=percentile(latencies, 0.99))
+    figures(before=dict(before), growth=growth, slopes_kib_a_request_and_mib_an_hour=slopes)
+    assert wrong == []
+    assert sum(each.code in LATE for each in sent) <= MAX_LATE_SHARE * len(sent)
+    assert counted == tally(answered)
+    assert {each.code for each in sent} > {"ok"}
+    # The engine's batches still get larger in the short form.
+    assert all(growth[name] <= MAX_GROWTH_KIB for name in PROCESSES[: 3 if is_long else 2])
+    assert not is_long or slopes["api_kib"][0] <= MAX_SLOPE_KIB
+    assert abs(growth["descriptors"]) <= MAX_DESCRIPTORS
+    assert growth["threads"] <= 0
