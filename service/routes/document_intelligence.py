@@ -141,7 +141,7 @@ async def analyze(
 ) -> Response:
     """Read a document in the background, as clients of Azure's Document Intelligence send it."""
     permit = record.resources.enter_context(services.gate.admit(record.client))
-    await jobs.check_room()
+    await jobs.check_room(owner)
     options = read_options(request.query_params.multi_items())
     with services.observer.receiving() as received:
         start_s = time.monotonic()
@@ -307,7 +307,7 @@ async def _pdf(services: Services, jobs: JobManager, job: Job) -> Response:
 
 async def _answer(jobs: JobManager, job: Job) -> OcrAnswer:
     """What was read; the error of a job that failed."""
-    latency_s = (job.ended_s or time.time()) - job.created_s
+    latency_s = max((job.ended_s or time.time()) - job.created_s, 0.0)
     return to_answer(await jobs.result(job), job.id, receive_s=job.receive_s, latency_s=latency_s)
 
 

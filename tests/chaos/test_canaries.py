@@ -146,6 +146,7 @@ SENT: list[Send] = [
     headers("authorization", "Bearer {}"),
     headers("authorization", "Basic {}"),
     headers("x-api-key"),
+    headers("ocp-apim-subscription-key"),
     headers("user-agent"),
     headers("cookie", "session={}"),
     headers("referer", "https://example.org/{}"),
@@ -188,6 +189,14 @@ SENT: list[Send] = [
                 "document_name": plant("document name"),
             },
         },
+    ),
+    posted(
+        "/documentintelligence/documentModels/prebuilt-read:analyze",
+        lambda plant: {"base64Source": base64.b64encode(marked_pdf(plant)).decode()},
+    ),
+    posted(
+        "/documentintelligence/documentModels/prebuilt-read:analyze",
+        lambda plant: {"urlSource": f"https://x.org/{plant('URL of a document')}"},
     ),
     posted("/feedback", lambda plant: {"id": plant("answer id"), "text": plant("corrected text")}),
     raw("/v1/ocr", b'{"model": "', "application/json"),
