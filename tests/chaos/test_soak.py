@@ -35,7 +35,7 @@ CLIENTS = {True: 8, False: 2}
 """In the long and the short form, as below."""
 ROUND_S = {True: 120.0, False: 10.0}
 WARM_UP = {True: 500, False: 1}
-"""Requests before memory is looked at: the engine's grows with the shapes and the size of the batches that it has seen."""
+"""Requests before memory is looked at: the engine's grows with the shapes and sizes of the batches that it has seen."""
 SAMPLES_A_ROUND = 10
 LATE = {"queue_full", "deadline_exceeded"}
 """What a request may get instead where other work takes the processor in the middle of a round."""
