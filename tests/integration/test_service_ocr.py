@@ -6,7 +6,6 @@ import base64
 import encodings
 import io
 import json
-import uuid
 
 import pytest
 from PIL import Image
@@ -319,7 +318,7 @@ async def test_an_answer_is_saved_under_the_name_of_the_upload(disposition: byte
     assert (response.status_code, response.headers["content-disposition"]) == (200, f"attachment; {saved}")
 
 
-@pytest.mark.parametrize("charset", ["unicode_escape", "utf-16", "punycode", f"unheard-of-{uuid.uuid4()}", ""])
+@pytest.mark.parametrize("charset", ["unicode_escape", "utf-16", "punycode", "unheard-of", ""])
 async def test_a_form_in_a_charset_that_no_client_needs_is_refused_without_a_look_at_it(charset: str) -> None:
     body = part(b'name="query"', rb"\ud800") + part(b'name="file"; filename="a"', png()) + b"--b--\r\n"
     kind = {"content-type": f"{FORM}; charset={charset}"}
