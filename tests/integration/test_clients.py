@@ -389,15 +389,17 @@ def test_azure_tells_errors_apart(
 def test_examples_of_the_documentation_run_and_print_the_text(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
     truth = (ROOT / "docs" / "samples" / "sample-block.txt").read_text(encoding="utf-8")
-    with running_server(ENGINE="native", JOB_DIR=str(tmp_path)) as server:
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    with running_server(ENGINE="native", JOB_DIR=str(tmp_path / "jobs")) as server:
         for example in examples:
             program = example.replace("http://127.0.0.1:8000", server.url)
             command = [sys.executable, "-W", "error", "-c", program]
-            ended = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+            ended = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
             assert (ended.returncode, ended.stderr) == (0, "")
             assert cer(truth, ended.stdout.removesuffix("\n")) < 0.05
+    assert (tmp_path / "searchable.pdf").read_bytes().startswith(b"%PDF")
 
 
 REASON = "install the extra clients, in an environment of its own"

