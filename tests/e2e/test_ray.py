@@ -84,7 +84,7 @@ class Served:
         publish(self.volume, source, announcement(name, base=FAKE_BASE), activate=True)
 
     def wait(self) -> None:
-        end_s = time.monotonic() + 90
+        end_s = time.monotonic() + 240
         while True:
             assert self.process.poll() is None, self.log.read_text(errors="replace")[-4000:]
             assert time.monotonic() < end_s, self.log.read_text(errors="replace")[-4000:]
@@ -222,7 +222,7 @@ def test_workers_read_the_same_as_one_process_through_kills_of_worker_and_comman
     with log.open("wb") as stream:
         process = subprocess.Popen(command, env=given, cwd=tmp_path, stderr=stream)
         for least, kill in ((8, "worker"), (30, "command")):
-            end_s = time.monotonic() + 60
+            end_s = time.monotonic() + 240
             while finished(out) < least:
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < end_s, log.read_text()
