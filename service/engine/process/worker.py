@@ -50,10 +50,9 @@ EngineFactory = Callable[[], Engine]
 REPORT_INTERVAL_S = 0.02
 """Deltas are collected for this long before they are sent; results never wait."""
 ORPHAN_CHECK_S = 1.0
-ONEDNN_PRODUCTS = 64
+ONEDNN_PRODUCTS = 256
 """Compiled products that oneDNN keeps, each for one shape; it would keep 1,024."""
-MALLOC_PARAMETERS = {-1: 128 * 1024, -3: 128 * 1024, -8: 1}
-"""Of glibc's `mallopt`: M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in bytes, M_ARENA_MAX."""
+TRIM_S = 5.0
 LOST_PARENT_EXIT = 17
 """Exit status of a process whose parent has gone."""
 
@@ -88,24 +87,25 @@ def run_process(pipe: socket.socket, factory: EngineFactory, max_wait_s: float, 
         engine = factory()
         # A GPU's host takes in hundreds of pages a second, and keeps their blocks.
         if engine.info.device == "cpu":
-            _return_memory()
+            threading.Thread(target=_return_memory, name="engine-memory", daemon=True).start()
         return engine
 
     run(pipe, make, max_wait_s, on_disconnect=lambda: os._exit(LOST_PARENT_EXIT))
 
 
 def _return_memory() -> None:
-    """Give large blocks back to the system as soon as they are free; another C library than glibc goes without.
+    """Give memory that is free back to the system, again and again; another C library than glibc goes without.
 
-    Pages come in ever other sizes, and glibc keeps larger blocks the larger they were. With oneDNN's 1,024 products
-    that took a process of nano from 0.7 to 1.7 GiB within 160 requests; now it stays at 1.1 GiB (`benchmarks/LOG.md`).
+    Pages come in ever other sizes, which leaves gaps between the blocks that stay. A lower threshold for blocks of
+    their own would give more back, and costs a tenth to a third of the speed (`benchmarks/LOG.md`).
     """
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        trim = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError):
         return
-    for parameter, value in MALLOC_PARAMETERS.items():
-        mallopt(parameter, value)
+    while True:
+        time.sleep(TRIM_S)
+        trim(0)
 
 
 def run(
