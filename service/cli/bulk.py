@@ -20,7 +20,7 @@ from service.cli.bulk_sources import COLUMNS, find_documents, name_of
 from service.cli.bulk_tables import EXIT_OPTIONS, BulkTables, Rows
 from service.cli.inputs import InputFile, Skipped
 from service.cli.local_reader import local_reader
-from service.cli.ocr import EXIT_UNREACHABLE, EXIT_UNREADABLE
+from service.cli.ocr import EXIT_UNREACHABLE, EXIT_UNREADABLE, READING
 from service.cli.output import OutputError
 from service.cli.read_flags import add_read_flags, read_options
 from service.cli.reading import FileError, FileReader, OptionError, ReadOptions, ServiceUnreachableError
@@ -32,22 +32,9 @@ from service.errors import EngineError
 from service.schemas import OcrAnswer
 from shared.contract.prompts import Task
 
-_READING = (
-    "task",
-    "mode",
-    "model_id",
-    "max_new_tokens",
-    "temperature",
-    "seed",
-    "blank_pages",
-    "min_confidence",
-    "min_coverage",
-    "orientation",
-    "layout",
-    "pages_together",
-    "table_format",
-    "omit",
-)
+_OF_ONE_DOCUMENT = {"query", "pages", "confidence", "review_threshold"}
+"""Flags of `deepsynth ocr` that rows have no place for, or that each document needs of its own."""
+_READING = (*(name for name in READING if name not in _OF_ONE_DOCUMENT), "table_format", "omit")
 _ALWAYS_NOTED = {"task", "mode", "max_new_tokens"}
 _EPILOG = """\
 exit status: 0 every page was read, 1 some page was not (see DEST/failures), 2 wrong usage or settings, 69 no service

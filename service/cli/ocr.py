@@ -38,7 +38,7 @@ EXIT_OPTIONS = 2
 EXIT_UNREACHABLE = 69
 """EX_UNAVAILABLE: no service answers at the given address."""
 _FORMAT_IN_FOLDER = "text"
-_READING = (
+READING = (
     "task",
     "query",
     "mode",
@@ -109,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     output.add_argument("--overwrite", action="store_true", help="with --out: read and write every file again")
     reading = parser.add_argument_group("reading")
-    add_read_flags(reading, *_READING)
+    add_read_flags(reading, *READING)
     text = parser.add_argument_group("text")
     add_read_flags(text, *_TEXT)
     where = parser.add_argument_group("where it runs")

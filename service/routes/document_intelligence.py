@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -39,7 +39,7 @@ from service.ocr.request import OcrRequest, parse_request
 from service.routes.auth import require, use_key
 from service.routes.consent import MayStoreDep
 from service.routes.data_url import FileBudget
-from service.routes.form import receive_raw, unknown_field
+from service.routes.form import query_options, receive_raw
 from service.routes.jobs import JobsDep, OwnerDep, require_jobs
 from service.routes.json_body import receive_json
 from service.routes.ocr import document_response
@@ -88,7 +88,13 @@ _UNSUPPORTED = ("features", "queryFields")
 
 _MODEL_PATH = f"{DOCUMENT_INTELLIGENCE_PATH}/documentModels/{{model_id}}"
 _RESULT_PATH = f"{_MODEL_PATH}/analyzeResults/{{result_id}}"
-_VISIBLE = [Depends(require(Scope.OCR)), Depends(require_jobs)]
+
+
+async def _takes_the_version_alone(request: Request) -> None:
+    query_options(request, "api-version")
+
+
+_VISIBLE = [Depends(require(Scope.OCR)), Depends(require_jobs), Depends(_takes_the_version_alone)]
 _RESPONSES = problems(404, 409, 422, 429, shape=AnalyzeProblem)
 
 router = APIRouter(tags=["clients"])
@@ -105,13 +111,13 @@ class AnalyzeRequest(BaseModel):
     """Refused: no URL is fetched."""
 
 
-def _in_query() -> dict[str, Any]:
-    return {"parameters": [{"name": name, "in": "query", "schema": schema} for name, schema in _OPTIONS.items()]}
+def _in_query(*names: str) -> dict[str, Any]:
+    return {"parameters": [{"name": name, "in": "query", "schema": _OPTIONS[name]} for name in names]}
 
 
 _FILE = {"type": "string", "format": "binary"}
 _OPENAPI = {
-    **_in_query(),
+    **_in_query(*_OPTIONS),
     "requestBody": {
         "required": True,
         "content": {
@@ -142,7 +148,7 @@ async def analyze(
     """Read a document in the background, as clients of Azure's Document Intelligence send it."""
     permit = record.resources.enter_context(services.gate.admit(record.client))
     await jobs.check_room(owner)
-    options = read_options(request.query_params.multi_items())
+    options = _read_options(request)
     with services.observer.receiving() as received:
         start_s = time.monotonic()
         data = await _receive(request, services)
@@ -157,32 +163,15 @@ async def analyze(
     return Response(status_code=202, headers={**POLL_HEADERS, "operation-location": str(location)})
 
 
-def read_options(query: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """The options of an analysis that are not empty.
-
-    Args:
-        query: Names and values.
-
-    Returns:
-        One value for each name.
-
-    Raises:
-        UnsupportedParameterError: One asks for what this service does not give.
-        InvalidFieldError: One is unknown, repeated or not valid.
-    """
-    given: dict[str, str] = {}
-    for name, value in query:
-        if name in _UNSUPPORTED:
+def _read_options(request: Request) -> dict[str, str]:
+    for name in _UNSUPPORTED:
+        if name in request.query_params:
             raise UnsupportedParameterError(public={"field": name, "expected": "nothing: leave it out"})
-        if name not in _OPTIONS:
-            raise unknown_field(name, list(_OPTIONS))
-        if name in given:
-            raise InvalidFieldError(public={"field": name, "expected": "one value; it was sent more than once"})
-        given[name] = value.strip()
+    given = query_options(request, *_OPTIONS)
     for name in ("output", "outputContentFormat", "stringIndexType"):
-        if given.get(name) and given[name] not in _OPTIONS[name]["enum"]:
+        if name in given and given[name] not in _OPTIONS[name]["enum"]:
             raise UnsupportedParameterError(public={"field": name, "expected": _OPTIONS[name]["enum"]})
-    return {name: value for name, value in given.items() if value}
+    return given
 
 
 async def _receive(request: Request, services: Services) -> bytes:
@@ -241,7 +230,13 @@ def _request_of(
     )
 
 
-@router.get(_RESULT_PATH, responses=_RESPONSES, dependencies=_VISIBLE, response_model_exclude_none=True)
+@router.get(
+    _RESULT_PATH,
+    responses=_RESPONSES,
+    dependencies=_VISIBLE,
+    openapi_extra=_in_query("api-version"),
+    response_model_exclude_none=True,
+)
 async def show_analysis(
     model_id: str, result_id: str, response: Response, jobs: JobsDep, owner: OwnerDep
 ) -> AnalyzeOperation:
@@ -265,7 +260,13 @@ async def show_analysis(
     )
 
 
-@router.delete(_RESULT_PATH, status_code=204, responses=_RESPONSES, dependencies=_VISIBLE)
+@router.delete(
+    _RESULT_PATH,
+    status_code=204,
+    responses=_RESPONSES,
+    dependencies=_VISIBLE,
+    openapi_extra=_in_query("api-version"),
+)
 async def erase_analysis(model_id: str, result_id: str, jobs: JobsDep, owner: OwnerDep) -> None:
     """Stop an analysis, and erase the document with everything that was read."""
     await jobs.erase(await jobs.find(result_id, owner))
@@ -279,6 +280,7 @@ async def erase_analysis(model_id: str, result_id: str, jobs: JobsDep, owner: Ow
         **problems(404, 409, 413, 415, 422, 429, 504, shape=AnalyzeProblem),
     },
     dependencies=_VISIBLE,
+    openapi_extra=_in_query("api-version"),
 )
 async def show_pdf(
     model_id: str,

@@ -339,6 +339,29 @@ async def refuse_query(request: Request) -> None:
         raise InvalidFieldError(public={"field": _shown(name), "expected": "no options in the URL of this route"})
 
 
+def query_options(request: Request, *known: str) -> dict[str, str]:
+    """The options in the query string that are not empty.
+
+    Args:
+        request: Any.
+        *known: Names that the route takes.
+
+    Returns:
+        One value for each name.
+
+    Raises:
+        InvalidFieldError: An option is unknown or repeated.
+    """
+    given: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name not in known:
+            raise unknown_field(name, known)
+        if name in given:
+            raise InvalidFieldError(public={"field": name, "expected": "one value; it was sent more than once"})
+        given[name] = value.strip()
+    return {name: value for name, value in given.items() if value}
+
+
 def _shown(name: str) -> str:
     return name if _PLAIN_NAME.fullmatch(name) else ""
 

@@ -26,7 +26,7 @@ from service.ocr.formats.registry import DEFAULT, FORMATS
 from service.routes.accept import choose_format
 from service.routes.auth import SecretDep, require, use_key
 from service.routes.consent import MayStoreDep
-from service.routes.form import OcrFields, OcrForm, receive_form, unknown_field
+from service.routes.form import OcrFields, OcrForm, query_options, receive_form
 from service.routes.ocr import arrangement_of, document_response, form_description, or_empty, request_of
 from service.routes.openapi import problems
 from service.routes.reading import run_for_client
@@ -43,7 +43,7 @@ class JobFields(OcrFields):
 
 
 def _in_query(**schemas: dict[str, Any]) -> dict[str, Any]:
-    """OpenAPI's description of options in the query string, which `_options` checks; an empty one is not given."""
+    """OpenAPI's description of options in the query string, which `query_options` checks; an empty one is not given."""
     return {
         "parameters": [{"name": name, "in": "query", "schema": or_empty(schema)} for name, schema in schemas.items()]
     }
@@ -141,7 +141,7 @@ async def _submit(
 )
 async def list_jobs(request: Request, jobs: JobsDep, owner: OwnerDep) -> JobsAnswer:
     """List the jobs that were submitted with the key of this request, newest first."""
-    options = _options(request, "limit", "before")
+    options = query_options(request, "limit", "before")
     limit = options.get("limit", str(DEFAULT_LIMIT))
     if not (limit.isascii() and limit.isdecimal() and len(limit) < 4 and 1 <= int(limit) <= MAX_LIMIT):
         raise InvalidFieldError(public={"field": "limit", "expected": f"a number from 1 to {MAX_LIMIT}"})
@@ -158,14 +158,14 @@ async def list_jobs(request: Request, jobs: JobsDep, owner: OwnerDep) -> JobsAns
 @router.get("/jobs/{job_id}", responses=problems(404, 409, 422, 429), dependencies=_VISIBLE)
 async def show_job(job_id: str, request: Request, jobs: JobsDep, owner: OwnerDep) -> JobAnswer:
     """Show the state of a job, and what became of each page."""
-    _options(request)
+    query_options(request)
     return to_job_answer(await jobs.find(job_id, owner), jobs.options.ttl_s)
 
 
 @router.delete("/jobs/{job_id}", status_code=204, responses=problems(404, 409, 422, 429), dependencies=_VISIBLE)
 async def erase_job(job_id: str, request: Request, jobs: JobsDep, owner: OwnerDep) -> None:
     """Stop reading a document, and erase it with everything that was read."""
-    _options(request)
+    query_options(request)
     await jobs.erase(await jobs.find(job_id, owner))
 
 
@@ -187,7 +187,7 @@ async def show_result(
     job_id: str, request: Request, services: ServicesDep, record: RecordDep, jobs: JobsDep, owner: OwnerDep
 ) -> Response:
     """Show what a job has read: as JSON at any time, in other formats once it is done."""
-    options = _options(request, "format")
+    options = query_options(request, "format")
     if options.get("format", DEFAULT.name) not in FORMATS:
         raise InvalidFieldError(public={"field": "format", "expected": list(FORMATS)})
     job = await jobs.find(job_id, owner)
@@ -216,15 +216,3 @@ async def _result(services: Services, jobs: JobManager, job: Job, output: Output
     result = JobResult.model_construct(**{**dict(answer), **changes})
     document = ReadDocument(result, job.request.task, data, job.name, jobs.options.limits)
     return await document_response(services, document, output)
-
-
-def _options(request: Request, *known: str) -> dict[str, str]:
-    """The options in the query string that are not empty; an `InvalidFieldError` for an unknown or repeated one."""
-    given: dict[str, str] = {}
-    for name, value in request.query_params.multi_items():
-        if name not in known:
-            raise unknown_field(name, known)
-        if name in given:
-            raise InvalidFieldError(public={"field": name, "expected": "one value; it was sent more than once"})
-        given[name] = value.strip()
-    return {name: value for name, value in given.items() if value}

@@ -39,8 +39,8 @@ def without_frames(page: Image.Image, relief: Relief) -> Image.Image:
         relief: Of this page.
 
     Returns:
-        The page with paper in the place of frames, and with their print level; itself where it has none, or is full of
-        print: such a page is read by its lines, which leaves frames out.
+        The page without its frames, and with the print inside them turned level. A page without frames is returned as
+        it is, and so is a page full of print, since reading by lines ignores frames anyway.
     """
     if len(relief.shapes) > _MOST_SHAPES:
         return page

@@ -370,6 +370,7 @@ def test_azure_is_sent_back_through_the_proxy(server: ServerProcess, proto: str 
         ("prebuilt-read", models.AnalyzeDocumentRequest(bytes_source=png()), {"features": ["barcodes"]}, "features"),
         ("prebuilt-read", models.AnalyzeDocumentRequest(bytes_source=png()), {"output": ["figures"]}, "output"),
         ("prebuilt-read", models.AnalyzeDocumentRequest(bytes_source=png()), {"pages": "0"}, "pages"),
+        ("prebuilt-read", models.AnalyzeDocumentRequest(bytes_source=png()), {"params": {"page": "1"}}, "pages"),
         (
             "prebuilt-read",
             models.AnalyzeDocumentRequest(bytes_source=png()),

@@ -105,24 +105,30 @@ async def closed(reader: asyncio.StreamReader, seconds: float = 5.0) -> bytes:
     return b""
 
 
+async def flooded(reader, writer, start: bytes, piece: bytes) -> bytes:
+    """What the other side says when it closes: after less than ten times the limit of what is sent without end."""
+    answer = asyncio.create_task(closed(reader))
+    writer.write(start)
+    sent = 0
+    with contextlib.suppress(ConnectionError):
+        while not answer.done() and sent < 50 * MAX_HEAD_BYTES:
+            writer.write(piece)
+            sent += len(piece)
+            await writer.drain()
+            await asyncio.sleep(0.001)
+    assert sent < 10 * MAX_HEAD_BYTES
+    return await answer
+
+
 @pytest.mark.parametrize(
     "piece", [b"a: " + b"x" * 4000 + b"\r\n", b"x" * 4000], ids=["many headers", "one header or URL"]
 )
 @pytest.mark.parametrize("start", [HEAD, b"GET /"], ids=["header", "url"])
 async def test_endless_head_is_refused_near_the_limit(start: bytes, piece: bytes):
     async with serving() as port, connected(port) as (reader, writer):
-        answer = asyncio.create_task(closed(reader))
-        writer.write(start + (b"a: " if start == HEAD else b""))
-        sent = 0
-        with contextlib.suppress(ConnectionError):
-            while not answer.done() and sent < 50 * MAX_HEAD_BYTES:
-                writer.write(piece)
-                sent += len(piece)
-                await writer.drain()
-                await asyncio.sleep(0.001)
-        assert sent < 10 * MAX_HEAD_BYTES
+        answer = await flooded(reader, writer, start + (b"a: " if start == HEAD else b""), piece)
         # A URL with line feeds is wrong before it is too long.
-        assert (await answer).partition(b"\r\n")[0] in {
+        assert answer.partition(b"\r\n")[0] in {
             b"HTTP/1.1 431 Request Header Fields Too Large",
             b"HTTP/1.1 400 Bad Request",
             b"",
@@ -135,18 +141,9 @@ CHUNKED = b"POST /echo HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked
 @pytest.mark.parametrize("start", [b"0\r\na: ", b"0\r\n", b"3;a="], ids=["trailer", "trailers", "chunk extension"])
 async def test_endless_bytes_of_a_body_that_are_none_are_refused_near_the_limit(start: bytes):
     async with serving() as port, connected(port) as (reader, writer):
-        answer = asyncio.create_task(closed(reader))
         piece = b"a: xxx\r\n" * 500 if start == b"0\r\n" else b"x" * 4000
-        writer.write(CHUNKED + start)
-        sent = 0
-        with contextlib.suppress(ConnectionError):
-            while not answer.done() and sent < 50 * MAX_HEAD_BYTES:
-                writer.write(piece)
-                sent += len(piece)
-                await writer.drain()
-                await asyncio.sleep(0.001)
-        assert sent < 10 * MAX_HEAD_BYTES
-        assert (await answer).partition(b"\r\n")[0] in {b"HTTP/1.1 431 Request Header Fields Too Large", b""}
+        answer = await flooded(reader, writer, CHUNKED + start, piece)
+        assert answer.partition(b"\r\n")[0] in {b"HTTP/1.1 431 Request Header Fields Too Large", b""}
 
 
 async def test_trailers_are_no_headers():

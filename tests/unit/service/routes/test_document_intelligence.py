@@ -2,14 +2,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
-from service.errors import DeepSynthError, InvalidFieldError, UnsupportedParameterError
 from service.ocr.answer import to_answer
 from service.ocr.confidence import Granularity, PageConfidence, Span
 from service.ocr.outcome import PageStatus
 from service.ocr.reader import DocumentResult, PageResult
-from service.routes.document_intelligence import read_options, to_document
+from service.routes.document_intelligence import to_document
 from service.schemas import AnalyzedDocument
 from shared.contract.prompts import Task
 
@@ -55,27 +52,3 @@ def test_words_have_their_own_confidence_where_it_is_known():
 def test_a_page_that_cannot_be_read_is_a_warning():
     document = document_of(page_of(1, "one"), page_of(2, "", PageStatus.UNREADABLE), page_of(3, "", PageStatus.BLANK))
     assert [(warning.code, warning.target) for warning in document.warnings] == [("unreadable", "#/pages/2")]
-
-
-def test_options_that_are_empty_are_not_given():
-    query = [("api-version", "2024-11-30"), ("pages", " 1-2 "), ("outputContentFormat", ""), ("output", "pdf")]
-    assert read_options(query) == {"api-version": "2024-11-30", "pages": "1-2", "output": "pdf"}
-
-
-@pytest.mark.parametrize(
-    ("query", "error", "field"),
-    [
-        ([("features", "barcodes")], UnsupportedParameterError, "features"),
-        ([("stringIndexType", "textElements")], UnsupportedParameterError, "stringIndexType"),
-        ([("outputContentFormat", "html")], UnsupportedParameterError, "outputContentFormat"),
-        ([("output", "pdf,figures")], UnsupportedParameterError, "output"),
-        ([("page", "1")], InvalidFieldError, "page"),
-        ([("pages", "1"), ("pages", "2")], InvalidFieldError, "pages"),
-    ],
-)
-def test_options_that_cannot_be_followed_are_refused(
-    query: list[tuple[str, str]], error: type[DeepSynthError], field: str
-):
-    with pytest.raises(error) as refused:
-        read_options(query)
-    assert refused.value.public["field"] == field
