@@ -167,12 +167,12 @@ async def test_a_file_is_held_responsible_when_its_processes_are_killed_each_tim
 
 
 async def test_a_stopped_process_is_replaced_and_its_page_tried_once_more() -> None:
-    async with running_pool(stop_check_s=0.1) as (pool, restarts):
+    async with running_pool(timeout_s=60.0, stop_check_s=0.1) as (pool, restarts):
         (pid,) = pool.pids
         os.kill(pid, signal.SIGSTOP)
         began_s = time.monotonic()
         assert (await pool.decode(Document(png(), IntakeLimits()), ORDER)).width_px == 320
-        assert time.monotonic() - began_s < 8.0
+        assert time.monotonic() - began_s < 50.0
         assert restarts in (["decode_killed"], ["died_idle"])
         assert state_of(pid) == ""
 
@@ -207,15 +207,15 @@ async def test_a_page_whose_reader_has_left_is_not_decoded_to_its_end() -> None:
 
 
 async def test_a_document_may_use_so_much_time_and_no_more() -> None:
-    async with running_pool(timeout_s=0.8) as (pool, _):
+    async with running_pool(timeout_s=8.0) as (pool, _):
         document = long_document()
         await pool.decode(document, page_task(0))
         assert document.num_turns == 1
-        assert 0 < document.worked_s < 0.8
-        document.worked_s = 0.8 * (3 + 0.25) + 0.01
+        assert 0 < document.worked_s < 8.0
+        document.worked_s = 8.0 * (3 + 0.25) + 0.01
         with pytest.raises(DecodeTimeoutError) as caught:
             await pool.decode(document, page_task(1))
-        assert caught.value.public == {"limit_s": 3}
+        assert caught.value.public == {"limit_s": 26}
         assert (await pool.decode(Document(png(), IntakeLimits()), ORDER)).width_px == 320
 
 
@@ -393,7 +393,7 @@ async def test_searchable_pdf_comes_out_of_a_process() -> None:
 
 
 async def test_process_that_hangs_over_a_pdf_is_killed_when_the_time_of_its_pages_is_up() -> None:
-    async with running_pool(timeout_s=0.5) as (pool, restarts):
+    async with running_pool(timeout_s=2.0) as (pool, restarts):
         document = Document(png(), IntakeLimits())
         await pool.open(document)
         (pid,) = pool.pids
@@ -401,7 +401,7 @@ async def test_process_that_hangs_over_a_pdf_is_killed_when_the_time_of_its_page
         start_s = time.monotonic()
         with pytest.raises(DecodeTimeoutError):
             await pool.add_text(document, TEXT)
-        assert time.monotonic() - start_s >= 1.0
+        assert time.monotonic() - start_s >= 4.0
         assert restarts == ["decode_timeout"]
 
 
@@ -437,7 +437,7 @@ async def test_no_process_is_left_after_the_end() -> None:
 
 
 async def test_stop_does_not_wait_for_a_process_that_hangs() -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(40):
         async with running_pool(timeout_s=60.0) as (pool, _):
             (pid,) = pool.pids
             os.kill(pid, signal.SIGSTOP)
