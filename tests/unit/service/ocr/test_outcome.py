@@ -38,3 +38,13 @@ def test_dots_and_dashes_alone_are_dirt_however_sure_the_model_is_of_them_and_ze
     assert status_of(ink_of(4), ".\n\n.\n\n.", 0.95, MIN_CONFIDENCE) is PageStatus.UNREADABLE
     assert status_of(ink_of(4), "7.", 0.95, MIN_CONFIDENCE) is PageStatus.OK
     assert status_of(ink_of(MOST_MARKS), "-.--\n-.--", 0.95, MIN_CONFIDENCE) is PageStatus.OK
+
+
+@pytest.mark.parametrize("is_by_lines", [False, True])
+def test_strokes_that_the_model_doubts_are_no_text_however_many_marks_a_page_has(is_by_lines):
+    def status(text: str, confidence: float) -> PageStatus:
+        return status_of(ink_of(MOST_MARKS), text, confidence, MIN_CONFIDENCE, is_by_lines=is_by_lines)
+
+    assert status("//\n)\n\n/", 0.5) is PageStatus.UNREADABLE
+    assert status("//\n)\n\n/", 0.7) is PageStatus.OK
+    assert status("12 /\n)\n\n/", 0.5) is PageStatus.OK
