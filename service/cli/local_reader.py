@@ -24,6 +24,7 @@ from service.ocr.confidence import Granularity
 from service.ocr.formats.document import ReadDocument
 from service.ocr.formats.output_format import OutputFormat
 from service.ocr.metrics import TelemetryObserver
+from service.ocr.page_notes import notes_of
 from service.ocr.reader import DocumentReader
 from service.ocr.request import OcrRequest, parse_request
 from service.routes.disposition import safe_name
@@ -79,7 +80,7 @@ class LocalReader:
                 # Every other file would fail as well.
                 raise EngineError("the engine cannot be restarted") from error
             raise error_of(error) from error
-        return Reading(answer, body, is_partial=answer.status == "partial")
+        return Reading(answer, body, is_partial=answer.status == "partial", notes=tuple(notes_of(answer.pages)))
 
     def _arrangement(self, request: OcrRequest) -> Arrangement:
         options = self._options

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Protocol
 
 import httpx
@@ -26,11 +26,12 @@ from service.cli.serve import EXIT_ENGINE_FAILED
 from service.cli.startup import start
 from service.cli.waiting import waiting
 from service.config import LogLevel, ServiceSettings
-from service.errors import EngineError
+from service.errors import EngineError, error_classes
 from service.ocr.confidence import Granularity
 from service.ocr.formats.output_format import OutputFormat
 from service.ocr.formats.registry import FORMATS
-from service.schemas import PageAnswer
+from service.ocr.page_notes import PageNote
+from service.schemas import OcrAnswer
 from shared.contract.prompts import Task, prompt_for
 
 EXIT_UNREADABLE = 1
@@ -56,6 +57,8 @@ READING = (
     "layout",
     "pages_together",
 )
+_ENDINGS = frozenset(PurePath(f"x{output.extension}").suffix for output in FORMATS.values())
+"""Of files that people may name by mistake."""
 _TEXT = ("table_format", "omit", "figures", "join_pages")
 _EPILOG = """\
 exit status: 0 every page was read, 1 some page was not, 2 wrong usage or settings, 69 no service at --url,
@@ -175,6 +178,7 @@ def _plan(arguments: argparse.Namespace, settings: ServiceSettings) -> _Plan:
     folder = None
     chosen = files
     if output is not None and out is not None:
+        _check_folder(out)
         folder = OutputFolder(out, output.extension, files)
         chosen = [file for file in files if arguments.overwrite or not folder.has_current(file)]
     elif output is not None:
@@ -204,6 +208,17 @@ def _check_confidence(options: ReadOptions, output: OutputFormat | None, *, as_j
     shows_words = is_json or (output is not None and output.has_word_confidences)
     if options.confidence not in (None, Granularity.PAGE) and not shows_words:
         raise ValueError("--confidence goes with --json, or with --format json, hocr or alto")
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse the name of a file, which would become a folder or fail when the first text has been read."""
+    if out.is_dir():
+        return
+    for place in (out, *out.parents):
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"--out takes a folder, and {place} is a file")
+    if out.suffix.lower() in _ENDINGS:
+        raise ValueError(f"--out takes a folder; for one file use > {out}, or make a folder of this name before")
 
 
 def _check_url(url: str) -> None:
@@ -294,12 +309,31 @@ class _Printer:
         self.report.note(file, outcome)
 
 
-def _remarks(page: PageAnswer) -> Iterator[str]:
-    """What people should know of a page that was read."""
-    if page.status == "unreadable":
+_REMARKS = {
+    "damaged_image": "An image on it is damaged, so a part is missing.",
+    "partly_read": "A part of its print was not read; --format json has its place.",
+    "low_accuracy": "Many words are probably wrong: a tilted or dark photo, handwriting, or a script it cannot read?",
+    "second_reading_failed": "It was to be read again by a larger model, which failed.",
+    "length": "Its text was cut at the maximum of tokens.",
+    "repetition": "Its text repeated itself and was cut.",
+}
+
+
+def _remarks(note: PageNote) -> Iterator[str]:
+    """What people should know of a page that did not fail."""
+    if note.status == "unreadable":
         yield "No text that can be trusted: a photo, handwriting, or a script it cannot read?"
-    if "low_accuracy" in page.warnings:
-        yield "Many words are probably wrong: a tilted or dark photo, handwriting, or a script it cannot read?"
+    yield from (_REMARKS[word] for word in note.words if word in _REMARKS)
+
+
+def _why_failed(note: PageNote, answer: OcrAnswer | None) -> tuple[str, str]:
+    """Code and title of a failed page's error."""
+    for page in () if answer is None else answer.pages:
+        if page.page == note.page and page.error is not None:
+            return page.error.code, page.error.title
+    code = note.words[0] if note.words else "failed"
+    known = error_classes().get(code)
+    return code, known.title if known else "The page could not be read."
 
 
 def _json_line(file: InputFile, outcome: Reading | FileError) -> str:
@@ -364,14 +398,15 @@ class _Report:
             self._fail(file.name, outcome.code, str(outcome))
             return
         self._num_read += 1
-        pages = [] if outcome.answer is None else outcome.answer.pages
-        for page in pages:
-            if page.error is not None:
-                place = f"{file.name}: page {page.page}"
-                self._fail(place, page.error.code, f"{page.error.title} ({page.error.code})")
-            for remark in _remarks(page):
-                tqdm.write(f"{file.name}: page {page.page}: {remark}", file=sys.stderr)
-        if outcome.is_partial and outcome.answer is None:
+        for note in outcome.notes:
+            place = f"{file.name}: page {note.page}"
+            if note.status == "failed":
+                code, title = _why_failed(note, outcome.answer)
+                self._fail(place, code, f"{title} ({code})")
+            for remark in _remarks(note):
+                tqdm.write(f"{place}: {remark}", file=sys.stderr)
+        if outcome.is_partial and not any(note.status == "failed" for note in outcome.notes):
+            # Of a service that does not name them, or has more of them than a header holds.
             self._fail(file.name, "partial", "Some pages failed; --format json says which. (partial)")
 
     def _fail(self, place: str, code: str, text: str) -> None:

@@ -11,6 +11,7 @@ from service.cli.inputs import InputFile
 from service.errors import DeepSynthError, UploadTooLargeError
 from service.ocr.confidence import Granularity
 from service.ocr.outcome import BlankPages, Orientation
+from service.ocr.page_notes import PageNote
 from service.ocr.tables import TableFormat
 from service.schemas import OcrAnswer
 from shared.contract.prompts import Task
@@ -68,6 +69,8 @@ class Reading:
     """The document in the output format; None if none was asked for."""
     is_partial: bool
     """Whether some page failed."""
+    notes: tuple[PageNote, ...]
+    """What is to be told of its pages."""
 
 
 class FileError(Exception):

@@ -27,6 +27,7 @@ from service.cli.reading import (
 )
 from service.errors import UploadTooLargeError
 from service.ocr.formats.output_format import OutputFormat
+from service.ocr.page_notes import NOTES_HEADER, from_header, notes_of
 from service.schemas import STATUS_HEADER, OcrAnswer
 
 DEFAULT_JOBS = 4
@@ -77,12 +78,15 @@ class RemoteReader:
         if response.is_error:
             raise _problem(response)
         if self._output is not None and self._output.name != "json":
-            return Reading(None, response.content, is_partial=response.headers.get(STATUS_HEADER) == "partial")
+            notes = from_header(response.headers.get(NOTES_HEADER, ""))
+            is_partial = response.headers.get(STATUS_HEADER) == "partial"
+            return Reading(None, response.content, is_partial, tuple(notes))
         try:
             answer = OcrAnswer.model_validate_json(response.content)
         except ValidationError:
             raise ServiceUnreachableError(f"{shown(self._client.base_url)}: not a DeepSynth OCR service") from None
-        return Reading(answer, response.content if self._output else None, is_partial=answer.status == "partial")
+        body = response.content if self._output else None
+        return Reading(answer, body, answer.status == "partial", tuple(notes_of(answer.pages)))
 
     async def _send_until_taken(self, name: str, data: bytes) -> httpx.Response:
         """The first answer that is not 'retry later', or the last one of `PATIENCE_S`."""

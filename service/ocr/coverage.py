@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from service.intake.print_task import PrintTask
 from shared.deepseek_ocr.grounding import GroundedText
+from shared.images.accounting import BoxedText
 from shared.images.page_ink import InkLine
 
 _PICTURES = {"image", "figure"}
@@ -25,7 +26,8 @@ def print_task(answer: GroundedText, lines: Sequence[InkLine], *, is_by_lines: b
     """
     pictures = [region.box_px for region in answer.regions if region.label.lower() in _PICTURES]
     wanted = tuple(line for line in lines if not any(_is_in(line, box) for box in pictures))
-    return PrintTask(answer.text, wanted, is_by_lines)
+    boxed = tuple(BoxedText(region.box_px, region.text) for region in answer.regions) if is_by_lines else ()
+    return PrintTask(answer.text, wanted, is_by_lines, boxed)
 
 
 def _is_in(line: InkLine, box: tuple[int, int, int, int]) -> bool:

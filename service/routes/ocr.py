@@ -22,6 +22,7 @@ from service.ocr.confidence import Granularity
 from service.ocr.formats.document import ReadDocument
 from service.ocr.formats.output_format import OutputFormat
 from service.ocr.formats.registry import DEFAULT, FORMATS
+from service.ocr.page_notes import NOTES_HEADER, notes_of, to_header
 from service.ocr.reader import DeltaSink, PageResult, PageSink
 from service.ocr.request import OcrRequest, parse_request
 from service.routes import stream
@@ -202,6 +203,8 @@ async def document_response(services: Services, document: ReadDocument, output: 
     if output is not DEFAULT:
         headers["content-disposition"] = content_disposition(document.name, output.extension)
         headers[STATUS_HEADER] = document.answer.status
+        if notes := notes_of(document.answer.pages):
+            headers[NOTES_HEADER] = to_header(notes)
     return Response(body, media_type=output.media_type, headers=headers)
 
 

@@ -64,7 +64,17 @@ class Account:
     """Where the rest is, in blocks from top to bottom."""
 
 
-def account(text: str, lines: Sequence[InkLine], *, is_by_lines: bool = False) -> Account:
+@dataclass(frozen=True, slots=True)
+class BoxedText:
+    """A line that was read by itself."""
+
+    box_px: Box
+    text: str
+
+
+def account(
+    text: str, lines: Sequence[InkLine], *, is_by_lines: bool = False, boxed: Sequence[BoxedText] = ()
+) -> Account:
     """Find the print that a text accounts for.
 
     Args:
@@ -72,25 +82,80 @@ def account(text: str, lines: Sequence[InkLine], *, is_by_lines: bool = False) -
         lines: The print of the page, or of the part that was read.
         is_by_lines: Each line was read by itself, so that a passage which comes twice is printed twice; a text that was
             read as a whole may have run in a circle.
+        boxed: The lines of the text with their places, where these are known: print has the text of its own place,
+            whatever is like it elsewhere.
 
     Returns:
         The share that was read, and where the rest is.
     """
-    reading = _Reading(text)
-    sizes = np.array([_ems(line) for line in lines])
-    if not sizes.size:
+    if not lines:
         return Account(1.0, ())
+    reading = _Reading(text)
     if not is_by_lines and not _groups(lines):
         reading.drop_repeats()
-    found = _match(reading, lines, sizes)
-    sizes = _sizes(reading, lines, found)
-    unread = _spread_rest(reading, lines, sizes, found)
+    unread, sizes = _unread(reading, lines)
+    if unread and boxed:
+        # The widths of words have told how large the print is, so that lengths can be compared.
+        others, rest = _without_own(lines, sizes, boxed)
+        left = [lines[index] for index in others]
+        unread = [others[index] for index in _unread(_Reading(rest), left)[0]] if left else []
     size_of = {id(lines[index]): float(sizes[index]) for index in unread}
     blocks = _blocks([lines[index] for index in unread])
     kept = [block for block in blocks if _is_worth_telling(block)]
     missing = sum(size_of[id(line)] for block in kept for line in block)
     boxes = sorted((_around(block) for block in kept), key=lambda box: (box[1], box[0]))
     return Account(max(0.0, 1.0 - missing / float(sizes.sum())), tuple(boxes))
+
+
+def _unread(reading: _Reading, lines: Sequence[InkLine]) -> tuple[list[int], NDArray[np.float64]]:
+    """Lines of print that a text does not account for, and the widths of all of them in em, `[L]`."""
+    found = _match(reading, lines, np.array([_ems(line) for line in lines]))
+    sizes = _sizes(reading, lines, found)
+    return _spread_rest(reading, lines, sizes, found), sizes
+
+
+def _without_own(
+    lines: Sequence[InkLine], sizes: NDArray[np.float64], boxed: Sequence[BoxedText]
+) -> tuple[list[int], str]:
+    """Lines of print that do not have the text of their own place, and the texts that are no line's.
+
+    A text is that of its place if it is about as long as the print there: circles to tick and frames are print that
+    needs no text, and a line of which a part was left out is too short.
+
+    Args:
+        lines: The print.
+        sizes: Widths of the lines in em, `[L]`.
+        boxed: The lines of the text.
+
+    Returns:
+        Numbers of the lines of print, and the texts, one a line.
+    """
+    line_L4 = np.array([line.box_px for line in lines], np.float64)
+    answered_L = np.zeros(len(lines))
+    rest: list[str] = []
+    for each in boxed:
+        share_L = _shares_within(line_L4, each.box_px)
+        if _Reading(each.text).ems.sum() >= _OWN_LENGTH * float(share_L @ sizes):
+            answered_L += share_L
+        else:
+            rest.append(each.text)
+    return np.flatnonzero(answered_L < _OWN_SHARE).tolist(), "\n".join(rest)
+
+
+def _shares_within(line_L4: NDArray[np.float64], box_px: Box) -> NDArray[np.float64]:
+    """Share of each line's width that a box in the same row covers, 0 to 1."""
+    x1, y1, x2, y2 = box_px
+    left_L, top_L, right_L, bottom_L = line_L4.T
+    middle_L = (top_L + bottom_L) / 2
+    in_row_L = ((y1 <= middle_L) & (middle_L <= y2)) | ((top_L <= (y1 + y2) / 2) & ((y1 + y2) / 2 <= bottom_L))
+    across_L = np.minimum(right_L, x2) - np.maximum(left_L, x1)
+    return np.where(in_row_L, np.clip(across_L / np.maximum(right_L - left_L, 1.0), 0.0, 1.0), 0.0)
+
+
+_OWN_LENGTH = 0.75
+"""A text is not shorter than this share of the print in its box."""
+_OWN_SHARE = 0.5
+"""Of a line's width, that has to be in boxes with a text of their own."""
 
 
 def repeats(unit: str, before: str, lines: Sequence[InkLine]) -> int:

@@ -1,4 +1,4 @@
-"""What forms draw around print: boxes to write in or to tick, the strokes of combs, frames. Knows numpy.
+"""What forms draw around print, apart from boxes: the strokes of combs, frames. Knows numpy.
 
 All functions tell which shapes are such, from their labels and OpenCV's statistics, the first of which is the paper.
 
@@ -12,31 +12,7 @@ from numpy.typing import NDArray
 
 from shared.images.rules import RULE_THICK_PX
 
-_BOX_CAPS = 0.6
-_BOX_FILL = 0.55
-_BOX_SIDE = 0.85
-"""Share of each side of a box that has ink; no letter has as much on all four."""
-_SMALL_BOX_PX = 24
-"""Below, the sides of a box are a pixel's: two of them make the round side of a small D straight."""
 _LEAST_TICKS = 4
-
-
-def find_boxes(
-    labels_HW: NDArray[np.int32], stats: NDArray[np.int32], is_whole: NDArray[np.bool_], cap: float
-) -> NDArray[np.bool_]:
-    """Which shapes are boxes to write in or to tick, one or a row of them: all four sides are straight."""
-    result = np.zeros(len(stats), np.bool_)
-    _, _, w, h, area = stats.T
-    hollow = is_whole & (h > _BOX_CAPS * cap) & (w > _BOX_CAPS * cap) & (area < _BOX_FILL * w * h)
-    for index, (x, y, width, height, _) in zip(np.flatnonzero(hollow).tolist(), stats[hollow].tolist(), strict=True):
-        own = labels_HW[y : y + height, x : x + width]
-        edge = 1 if min(width, height) < _SMALL_BOX_PX else max(2, round(0.06 * min(width, height)))
-        # Most letters have no straight left side, and are done with.
-        sides = (own[:, :edge], 1), (own[:, -edge:], 1), (own[:edge], 0), (own[-edge:], 0)
-        result[index] = all(
-            np.count_nonzero((side == index).any(axis=axis)) > _BOX_SIDE * side.shape[1 - axis] for side, axis in sides
-        )
-    return result
 
 
 def find_ticks(stats: NDArray[np.int32], is_shape: NDArray[np.bool_], rules_HW: NDArray[np.uint8]) -> NDArray[np.bool_]:

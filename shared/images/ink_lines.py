@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.images.boxes import find_boxes
 from shared.images.histogram import percentile
 from shared.images.page_ink import MOST_LINES, MOST_WORDS, InkLine
 
@@ -26,6 +27,8 @@ _LINE_GAP = 1.3
 """A gap wider than this many heights of a character ends a line."""
 _WORD_GAP = 0.36
 """A gap wider than this share of the height of a character is a space."""
+_FIELD_SHAPE = 3
+"""Boxes to write in are wider than so many times their height; low ones have too much ink to be told as frames."""
 _TALLEST_SHARE = 0.12
 """Of the page's longer side: higher shapes are pictures or frames."""
 
@@ -131,7 +134,10 @@ def find_shapes(depth_HW: NDArray[np.uint8], threshold: float) -> NDArray[np.int
     if not inked.size:
         return np.zeros((0, 4), np.int32)
     darkest = percentile(inked, 90)
-    _, _, stats = label_shapes(mask_above(depth_HW, max(threshold, _CAP_SHARE * darkest)))
+    _, labels_HW, stats = label_shapes(mask_above(depth_HW, max(threshold, _CAP_SHARE * darkest)))
+    is_wide = stats[:, 2] > _FIELD_SHAPE * stats[:, 3]
+    is_wide[0] = False
+    is_field = find_boxes(labels_HW, stats, is_wide, _MIN_HEIGHT_PX)[1:]
     left, top, width, height, area = stats[1:].T
     page_height, page_width = depth_HW.shape
     tallest = max(_TALLEST_SHARE * max(depth_HW.shape), 60)
@@ -141,7 +147,13 @@ def find_shapes(depth_HW: NDArray[np.uint8], threshold: float) -> NDArray[np.int
     is_frame = (fill < 0.1) & (short > 30)
     is_cut = (left <= 0) | (top <= 0) | (left + width >= page_width) | (top + height >= page_height)
     is_print = (
-        (height >= _MIN_POINT_PX) & (height <= tallest) & (area >= 1.5 * _MIN_POINT_PX) & ~is_rule & ~is_frame & ~is_cut
+        (height >= _MIN_POINT_PX)
+        & (height <= tallest)
+        & (area >= 1.5 * _MIN_POINT_PX)
+        & ~is_rule
+        & ~is_frame
+        & ~is_field
+        & ~is_cut
     )
     result: NDArray[np.int32] = stats[1:][is_print][:, :4]
     return result

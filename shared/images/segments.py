@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.images.form_boxes import find_boxes, find_frames, find_ticks
+from shared.images.boxes import find_boxes
+from shared.images.form_boxes import find_frames, find_ticks
 from shared.images.histogram import percentile
 from shared.images.ink import MAX_SIDE_PX, Relief, relief_of_grey
 from shared.images.ink_lines import label_shapes

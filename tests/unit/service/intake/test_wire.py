@@ -21,7 +21,7 @@ from service.intake.print_task import PrintTask
 from service.intake.replies import decode_account, decode_contents, decode_preview_reply, decode_reply, max_reply_bytes
 from shared.deepseek_ocr import forms
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
-from shared.images.accounting import Account
+from shared.images.accounting import Account, BoxedText
 from shared.images.page_ink import InkLine
 from tests.support.service import encode, png
 
@@ -229,7 +229,10 @@ def test_error_in_the_place_of_a_preview_keeps_its_code() -> None:
 
 
 PRINT = PrintTask(
-    "half \ud800 of it", (InkLine((10, 20, 90, 32), (30, 40), 9.5), InkLine((10, 60, 250, 72), (70,), 9.0)), True
+    "half \ud800 of it",
+    (InkLine((10, 20, 90, 32), (30, 40), 9.5), InkLine((10, 60, 250, 72), (70,), 9.0)),
+    True,
+    (BoxedText((10, 20, 90, 32), "half \ud800 of it"),),
 )
 
 

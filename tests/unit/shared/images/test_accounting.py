@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.print_pages import misread
-from shared.images.accounting import account, repeats
+from shared.images.accounting import BoxedText, account, repeats
 from shared.images.ink import find_ink
 from shared.images.page_ink import InkLine
 from tests.support.found_print import SHORT_LINES, SHORT_LINES_TEXT, TABLE, TABLE_TEXT
-from tests.support.printed import LEFT, RIGHT, ROW, TITLE, page_of, register, two_columns
+from tests.support.printed import LEFT, RIGHT, ROW, SIZE_PX, TITLE, page_of, register, two_columns
 
 COLUMNS = find_ink(two_columns()).lines
 
@@ -60,6 +63,53 @@ def test_passage_that_is_printed_twice_is_read_whole_by_lines() -> None:
     assert account(words(*lines), page.lines, is_by_lines=True).coverage == 1.0
     assert account(words(*lines), page.lines).coverage < 0.8
     assert account(words(*LEFT), page.lines, is_by_lines=True).coverage < 0.8
+
+
+def boxed_lines(page: Image.Image, lines: Sequence[str], step: int) -> list[BoxedText]:
+    """Lines below each other, as a page that is read by its lines has them."""
+    return [BoxedText((40, 40 + n * step, page.width - 20, 40 + n * step + 34), line) for n, line in enumerate(lines)]
+
+
+def circling(lines: int) -> list[str]:
+    """Paragraphs of five lines, each of which says the same from another word on."""
+    said = " ".join(LEFT + RIGHT).split()
+    begun = [said[7 * number :] + said[: 7 * number] for number in range(lines // 5)]
+    return [" ".join(words[start : start + 10]) for words in begun for start in range(0, 50, 10)]
+
+
+def test_print_that_is_alike_has_the_text_of_its_own_place() -> None:
+    lines = circling(25)
+    page = page_of((40, 40, lines), size=(1000, 1300), step=48)
+    found, boxed = find_ink(page).lines, boxed_lines(page, lines, 48)
+    assert account(words(*lines), found, is_by_lines=True).coverage < 0.95
+    assert account(words(*lines), found, is_by_lines=True, boxed=boxed).coverage == 1.0
+    del boxed[12]
+    left = account(words(*(each.text for each in boxed)), found, is_by_lines=True, boxed=boxed)
+    assert left.coverage == pytest.approx(0.96, abs=0.01)
+    assert [box[1] // 48 for box in left.unread] == [(40 + 12 * 48) // 48]
+
+
+def test_text_that_is_half_of_its_line_does_not_account_for_all_of_it() -> None:
+    lines = circling(10)
+    page = page_of((40, 40, lines), size=(1000, 600), step=48)
+    lines[3] = lines[3][: len(lines[3]) // 2]
+    left = account(words(*lines), find_ink(page).lines, is_by_lines=True, boxed=boxed_lines(page, lines, 48))
+    assert left.coverage == pytest.approx(0.9, abs=0.02)
+
+
+@pytest.mark.parametrize("thick", [1, 2, 3])
+def test_boxes_to_write_in_are_no_print(thick: int) -> None:
+    page = page_of((40, 40, ["Surname", "First name", "Date of birth", "Postcode", "Town"]))
+    draw, values = ImageDraw.Draw(page), ["Okonkwo", "Beatrice", "12.04.1983", "SW4 7QX", "London"]
+    for row, value in enumerate(values):
+        draw.rectangle((400, 34 + row * 54, 900, 72 + row * 54), outline="black", width=thick)
+        draw.text((412, 38 + row * 54), value, font=ImageFont.load_default(SIZE_PX), fill="black")
+    text = words(
+        "Surname Okonkwo", "First name Beatrice", "Date of birth 12.04.1983", "Postcode SW4 7QX", "Town London"
+    )
+    found = find_ink(page).lines
+    assert max(line.box_px[2] for line in found) < 700
+    assert account(text, found).coverage == 1.0
 
 
 def test_no_text_accounts_for_nothing_and_no_print_is_read_whole() -> None:
