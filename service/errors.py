@@ -463,7 +463,7 @@ class PdfEncryptedError(UnprocessableError):
     """The PDF needs a password."""
 
     code = "pdf_encrypted"
-    title = "The PDF is password-protected."
+    title = "The PDF is password-protected; send a copy without a password, such as qpdf --decrypt makes."
     rejection = "pdf_encrypted"
 
 

@@ -27,7 +27,7 @@ from service.routes.accept import choose_format
 from service.routes.auth import SecretDep, require, use_key
 from service.routes.consent import MayStoreDep
 from service.routes.form import OcrFields, OcrForm, query_options, receive_form
-from service.routes.ocr import arrangement_of, document_response, form_description, or_empty, request_of
+from service.routes.ocr import OUTPUT_HEADERS, arrangement_of, document_response, form_description, or_empty, request_of
 from service.routes.openapi import problems
 from service.routes.reading import run_for_client
 from service.schemas import JobAnswer, JobResult, JobsAnswer
@@ -174,9 +174,10 @@ async def erase_job(job_id: str, request: Request, jobs: JobsDep, owner: OwnerDe
     response_model=JobResult,
     responses={
         200: {
+            "headers": OUTPUT_HEADERS,
             "content": {
                 each.essence: {"schema": {"type": "string"}} for each in FORMATS.values() if each is not DEFAULT
-            }
+            },
         },
         **problems(404, 406, 409, 413, 415, 422, 429, 504),
     },

@@ -82,12 +82,25 @@ def or_empty(option: dict[str, Any]) -> dict[str, Any]:
 
 
 _BODY = {"schema": {"type": "string"}}
+_NOT_JSON = "Not sent with JSON."
+OUTPUT_HEADERS = {
+    "X-OCR-Status": {
+        "description": f"The member `status` of the JSON answer. {_NOT_JSON}",
+        "schema": {"type": "string", "enum": ["ok", "partial", "incomplete"]},
+    },
+    "X-OCR-Pages": {
+        "description": "Pages that are not simply read or blank, at most 50 and then `...`: number, status, and the code of "
+        f"the error, warnings, or why the text was cut, such as `3 failed undecodable_file`. {_NOT_JSON}",
+        "schema": {"type": "string"},
+    },
+}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
+        "headers": OUTPUT_HEADERS,
         "content": {
             **{each.essence: _BODY for each in FORMATS.values() if each is not DEFAULT},
             stream.MEDIA_TYPE: _BODY,
-        }
+        },
     },
     **problems(404, 406, reads=True),
 }

@@ -27,6 +27,9 @@ _PILLOW_NAMES = {FileFormat.HEIC: "HEIF"}
 _ONE_PICTURE = ("MPO", "HEIF", "TIFF")
 """Photographs, after which come thumbnails, depth or gain maps that viewers do not show; and TIFF files, which are
 opened at one page."""
+_SQUARE = (1.0, 1.0)
+_LEAST_STRETCH, _MOST_STRETCH = 1.2, 4.0
+"""Between them pixels are oblong: faxes have 204 x 98 or 204 x 196 dots per inch. A larger ratio is the file's fault."""
 _PLAIN_FORMATS = (FileFormat.PNG, FileFormat.JPEG, FileFormat.WEBP)
 _PLAIN_MODES = ("RGB", "L", "1")
 
@@ -44,6 +47,8 @@ class SeenPage:
     """Whether a part of it is missing."""
     is_plain: bool
     """Whether the file is a PNG, JPEG or WebP that any decoder shows like this without knowing more."""
+    stretch: tuple[float, float] = _SQUARE
+    """How many times wider and higher than the file's pixels the image is, since those are oblong."""
 
 
 def reads_heic() -> bool:
@@ -165,7 +170,10 @@ class RasterFile:
                 image.seek(page - 1)
             self._limits.check_size(*image.size)
             is_alone = self._num_frames(image) == 1
+            stretch = self._stretch(image)
             page_image = self._seen(image)
+            if stretch != _SQUARE:
+                page_image = page_image.resize(_stretched(page_image.size, stretch), Image.Resampling.BILINEAR)
             missing_share = 0.0 if self._jpeg is None else self._jpeg.missing_share(image)
             if missing_share >= _MOST_OF_A_PAGE:
                 raise ImageError(ImageReason.DAMAGED, "most of the page is missing")
@@ -177,7 +185,7 @@ class RasterFile:
                 and not image.has_transparency_data
                 and orientation_of(image) == 1
             )
-            return SeenPage(page_image, missing_share > 0, is_plain)
+            return SeenPage(page_image, missing_share > 0, is_plain, stretch)
 
     def upright_size(self) -> tuple[int, int]:
         """Width and height in pixels that the first page will have; no pixels are decoded, except for PNG files."""
@@ -185,7 +193,26 @@ class RasterFile:
             # Pillow reports a TIFF as it will be once it is loaded.
             if image.format != "TIFF" and orientation_of(image) in SIDEWAYS:
                 return image.height, image.width
-            return image.size
+            return _stretched(image.size, self._stretch(image))
+
+    def _stretch(self, image: Image.Image) -> tuple[float, float]:
+        """How many times wider and higher a TIFF that is not loaded yet has to become for its pixels to be square."""
+        if self.file_format is not FileFormat.TIFF:
+            return _SQUARE
+        try:
+            horizontal, vertical = (float(each) for each in image.info.get("dpi") or image.info["resolution"])
+            ratio = vertical / horizontal if orientation_of(image) in SIDEWAYS else horizontal / vertical
+        except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError):
+            return _SQUARE
+        if not _LEAST_STRETCH <= max(ratio, 1 / ratio if ratio > 0 else 0) <= _MOST_STRETCH:
+            return _SQUARE
+        stretch = (1.0, ratio) if ratio > 1 else (1 / ratio, 1.0)
+        try:
+            self._limits.check_size(*_stretched(image.size, stretch))
+        except ImageError:
+            # What fits as it is, is read as it is.
+            return _SQUARE
+        return stretch
 
     def _tiff_pages(self, selection: tuple[int, ...] | None) -> tuple[int, ...]:
         limit = self._limits.max_frames
@@ -235,6 +262,10 @@ class RasterFile:
             if codec_is_missing(image):
                 raise ImageError(ImageReason.UNSUPPORTED_PIXELS, "libtiff lacks its compression") from error
             raise
+
+
+def _stretched(size: tuple[int, int], stretch: tuple[float, float]) -> tuple[int, int]:
+    return round(size[0] * stretch[0]), round(size[1] * stretch[1])
 
 
 @contextlib.contextmanager

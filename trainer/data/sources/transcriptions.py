@@ -208,12 +208,15 @@ class _Cutter:
 
     def __init__(self, data: bytes, size: tuple[float, float] | None) -> None:
         try:
-            self._image = open_raster(data, ImageLimits()).read(1).image
+            seen = open_raster(data, ImageLimits()).read(1)
         except ImageError as error:
             raise RowError(RowCode.IMAGE_UNREADABLE, f"its image cannot be read: {error}") from error
-        width, height = size or self._image.size
-        self._scale = self._image.width / max(width, 1), self._image.height / max(height, 1)
-        if abs(self._scale[0] / self._scale[1] - 1) * max(self._image.size) > SIZE_TOLERANCE_PX:
+        self._image = seen.image
+        # What was transcribed are the file's pixels, which may be oblong.
+        file_width, file_height = (side / by for side, by in zip(self._image.size, seen.stretch, strict=True))
+        width, height = (max(side, 1.0) for side in size or (file_width, file_height))
+        self._scale = self._image.width / width, self._image.height / height
+        if abs(file_width * height / (file_height * width) - 1) * max(self._image.size) > SIZE_TOLERANCE_PX:
             raise RowError(
                 RowCode.IMAGE_UNREADABLE,
                 f"its image has {self._image.width} x {self._image.height} pixels, its lines are of {width:g} x "

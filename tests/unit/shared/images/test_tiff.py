@@ -165,3 +165,35 @@ def test_size_is_known_before_pixels_are(orientation: int) -> None:
     for file_format in ("TIFF", "JPEG", "PNG", "WEBP"):
         file = open_raster(encode(scene(), file_format, exif=exif.tobytes()), LIMITS)
         assert file.upright_size() == file.read(1).image.size
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_faxes_of_oblong_pixels_are_seen_as_they_were_sent(orientation: int) -> None:
+    square = scene()
+    sent = square.resize((square.width, round(square.height / 2)), Image.Resampling.BOX)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = open_raster(encode(sent, "TIFF", dpi=(204, 102), exif=exif.tobytes()), LIMITS)
+    seen = file.read(1)
+    shown = square.transpose(Image.Transpose.ROTATE_270) if orientation == 6 else square
+    assert abs(seen.image.height - shown.height) <= 2
+    assert file.upright_size() == seen.image.size
+    assert seen.stretch == ((2.0, 1.0) if orientation == 6 else (1.0, 2.0))
+    difference = np.abs(
+        np.asarray(seen.image.convert("L").resize(shown.size), int) - np.asarray(shown.convert("L"), int)
+    )
+    assert difference.mean() < 8
+
+
+@pytest.mark.parametrize("dpi", [(204, 196), (300, 1), (0, 100), None], ids=str)
+def test_pixels_of_usual_or_impossible_resolutions_stay(dpi: tuple[int, int] | None) -> None:
+    options = {} if dpi is None else {"dpi": dpi}
+    seen = open_raster(encode(scene(), "TIFF", **options), LIMITS).read(1)
+    assert seen.image.size == scene().size
+    assert seen.stretch == (1.0, 1.0)
+
+
+def test_a_fax_that_would_be_too_large_is_read_as_it_is() -> None:
+    width, height = scene().size
+    limits = ImageLimits(max_pixels=width * height)
+    assert open_raster(encode(scene(), "TIFF", dpi=(200, 100)), limits).read(1).image.size == (width, height)

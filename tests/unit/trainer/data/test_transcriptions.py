@@ -133,6 +133,22 @@ def test_every_fault_is_named(tmp_path):
     assert sum(sample.name.startswith("gap.xml") for sample in samples) == 2
 
 
+def test_lines_of_a_fax_are_in_the_pixels_of_its_file(tmp_path):
+    draw_page(tmp_path / "sent.png", LINES)
+    with Image.open(tmp_path / "sent.png") as page:
+        page.save(tmp_path / "scan.tif", dpi=(200, 100))
+    (tmp_path / "scan.xml").write_text(page_xml("scan.tif", LINES))
+    (tmp_path / "sent.xml").write_text(page_xml("sent.png", LINES))
+    samples, broken = samples_of(tmp_path, level="line")
+    assert broken == []
+    size_of = {sample.name: (sample.images[0].width_px, sample.images[0].height_px) for sample in samples}
+    for number in range(1, len(LINES) + 1):
+        width, height = size_of[f"sent.xml line {number}"]
+        fax_width, fax_height = size_of[f"scan.xml line {number}"]
+        assert fax_width == width
+        assert abs(fax_height - 2 * height) <= 2
+
+
 def test_lines_of_another_image_are_refused(tmp_path):
     draw_page(tmp_path / "scan.png", LINES)
     (tmp_path / "scan.xml").write_text(page_xml("scan.png", LINES, size=(SIZE[1], SIZE[0])))
