@@ -33,7 +33,7 @@ TIMEOUT_S = 600.0
 """The deadline of a page is 120 s, and starts again with each page."""
 CLIENTS = {True: 8, False: 2}
 """In the long and the short form, as below."""
-ROUND_S = {True: 120.0, False: 10.0}
+ROUND_S = {True: 120.0, False: 6.0}
 WARM_UP = {True: 500, False: 1}
 """Requests before memory is looked at: the engine's grows with the shapes and sizes of the batches that it has seen."""
 SAMPLES_A_ROUND = 10
