@@ -16,7 +16,7 @@ import pytest
 from tests.support.load import Sent, closed_loop, numbered_page, requests_counted, resources, send_page
 from tests.support.server import ServerProcess, form_body, running_server
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 PLACES = 6
 CLIENTS = 8

@@ -26,7 +26,7 @@ from tests.support.printed import ROW, TITLE, TOTAL, page_of
 from tests.support.server import running_server
 from tests.support.service import encode
 
-pytestmark = [pytest.mark.integration, needs_nano, pytest.mark.timeout(2 * 3600)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, needs_nano, pytest.mark.timeout(2 * 3600)]
 
 SHARE = 0.8
 TIMEOUT_S = 600.0

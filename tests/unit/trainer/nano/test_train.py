@@ -72,6 +72,7 @@ def records(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_run_learns_saves_and_carries_on(tokenizer: OcrTokenizer, tmp_path: Path) -> None:
     first = run(tokenizer, tmp_path / "a", max_steps=120)
     validation = records(tmp_path / "a")[-1]["validation"]
