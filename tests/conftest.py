@@ -1,5 +1,6 @@
 """Options of the whole test suite."""
 
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -38,3 +39,18 @@ def pytest_collection_modifyitems(items):
 def pillows_limit_stays(monkeypatch):
     """What decodes uploads lowers Pillow's limit for its whole process; here tests of all kinds share one."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol():
+    """Give torch back its number of threads: a command that runs in process sets it for all tests that follow.
+
+    On two cores, two processes with two threads each make small operations ten to twenty times slower, as threads spin
+    while they wait.
+    """
+    torch = sys.modules.get("torch")  # many files never import it
+    before = torch.get_num_threads() if torch else 0
+    result = yield
+    if torch:
+        torch.set_num_threads(before)
+    return result

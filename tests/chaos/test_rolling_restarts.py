@@ -18,7 +18,7 @@ from tests.support.balancer import Balancer, balancing
 from tests.support.load import Sent, closed_loop, percentile, send_page, tally
 from tests.support.server import ServerProcess, running_server
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 GRACE_S = "1"
 """Ten times the balancer's pause between two looks."""

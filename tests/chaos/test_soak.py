@@ -26,14 +26,14 @@ from tests.support.printed import ROW, TITLE, TOTAL, page_of
 from tests.support.server import running_server
 from tests.support.service import encode
 
-pytestmark = [pytest.mark.integration, needs_nano, pytest.mark.timeout(2 * 3600)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, needs_nano, pytest.mark.timeout(2 * 3600)]
 
 SHARE = 0.8
 TIMEOUT_S = 600.0
 """The deadline of a page is 120 s, and starts again with each page."""
 CLIENTS = {True: 8, False: 2}
 """In the long and the short form, as below."""
-ROUND_S = {True: 120.0, False: 10.0}
+ROUND_S = {True: 120.0, False: 6.0}
 WARM_UP = {True: 500, False: 1}
 """Requests before memory is looked at: the engine's grows with the shapes and sizes of the batches that it has seen."""
 SAMPLES_A_ROUND = 10

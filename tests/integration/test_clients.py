@@ -162,9 +162,9 @@ def test_openai_lists_and_finds_models(client: openai.OpenAI) -> None:
         client.models.retrieve("other")
 
 
-def test_openai_waits_as_it_is_told_when_the_service_is_full() -> None:
-    with running_server(MAX_CONCURRENT_REQUESTS="1", FAKE_STEP_MS="200") as server:
-        options = {"base_url": f"{server.url}/v1", "api_key": "none"}  # pragma: allowlist secret
+def test_openai_waits_as_it_is_told_when_the_service_is_full(server: ServerProcess) -> None:
+    with running_server(MAX_CONCURRENT_REQUESTS="1", FAKE_STEP_MS="200") as slow:
+        options = {"base_url": f"{slow.url}/v1", "api_key": "none"}  # pragma: allowlist secret
         with openai.OpenAI(**options, max_retries=0) as client, openai.OpenAI(**options, max_retries=9) as patient:
             stream = client.chat.completions.create(model="fake", messages=ask(image_part(png())), stream=True)
             next(iter(stream))

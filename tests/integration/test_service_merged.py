@@ -14,7 +14,7 @@ from tests.support.checkpoint_adapters import base_of, write_adapter
 from tests.support.training import write_checkpoint, write_words
 from trainer.cli import main
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 TEXTS = ("Invoice 2041", "the page", "12 of 34")
 
 

@@ -17,8 +17,6 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from cloudcoil.models.keda.v1alpha1 import ScaledObject
-from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
 
 from service.cli.serve import STOP_MARGIN_S
 from service.config import load_settings, variable_names
@@ -31,8 +29,16 @@ if importlib.util.find_spec("helm_python") is None:
     pytest.skip("Helm's library is not built for this platform", allow_module_level=True)
 
 OLDEST, NEWEST = "1.30.0", "1.37.0"
-CUSTOM: dict[str, Any] = {"PodMonitor": PodMonitor, "PrometheusRule": PrometheusRule, "ScaledObject": ScaledObject}
 NAMES = values_files()
+
+
+@pytest.fixture(scope="module")
+def custom() -> dict[str, Any]:
+    """Models of kinds that are not Kubernetes' own; seconds to import, which every process would spend to collect."""
+    from cloudcoil.models.keda.v1alpha1 import ScaledObject
+    from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
+
+    return {"PodMonitor": PodMonitor, "PrometheusRule": PrometheusRule, "ScaledObject": ScaledObject}
 
 
 @pytest.fixture(scope="module")
@@ -79,20 +85,22 @@ def test_helm_renders_the_chart_and_its_lint_has_no_complaint(charts: dict[str, 
 
 @pytest.mark.parametrize("release", [OLDEST, NEWEST])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_object_meets_its_schema(charts: dict[str, Rendered], name: str, release: str) -> None:
+def test_every_object_meets_its_schema(
+    charts: dict[str, Rendered], custom: dict[str, Any], name: str, release: str
+) -> None:
     for each in charts[name].objects:
-        if each["kind"] in CUSTOM:
-            CUSTOM[each["kind"]].model_validate(each)
+        if each["kind"] in custom:
+            custom[each["kind"]].model_validate(each)
         else:
             kubernetes_validate.validate(each, release, strict=True)
 
 
-def test_a_field_that_kubernetes_does_not_know_fails(charts: dict[str, Rendered]) -> None:
+def test_a_field_that_kubernetes_does_not_know_fails(charts: dict[str, Rendered], custom: dict[str, Any]) -> None:
     broken = merged(charts["default"].one("StatefulSet"), {"spec": {"replicaz": 1}})
     with pytest.raises(kubernetes_validate.ValidationError, match="replicaz"):
         kubernetes_validate.validate(broken, NEWEST, strict=True)
     with pytest.raises(ValueError, match="podMetricsEndpoints"):
-        CUSTOM["PodMonitor"].model_validate(
+        custom["PodMonitor"].model_validate(
             merged(charts["gpu"].one("PodMonitor"), {"spec": {"podMetricsEndpoints": 1}})
         )
 

@@ -39,6 +39,7 @@ LIGHT = (
     "service.page_codec",
     "service.routes",
     "service.telemetry",
+    "trainer.nano.training.draw",
 )
 
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+import torch
+
 from tests.support.programs import ROOT
+
+THREADS = torch.get_num_threads()
 
 PROGRAM = """
 import ctypes, os, sys
@@ -29,3 +34,10 @@ def test_threads_of_an_operation_sleep_while_they_wait_for_one_another() -> None
     # What an operating system's library reads, not Python's copy of it.
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "passive\n"), done.stderr
+
+
+@pytest.mark.parametrize("time", ["first", "second"])
+def test_what_a_test_sets_does_not_outlive_it(time: str) -> None:
+    del time  # the second finds what the first has set, unless tests/conftest.py sets it back
+    assert torch.get_num_threads() == THREADS
+    torch.set_num_threads(THREADS + 1)

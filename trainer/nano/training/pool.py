@@ -16,12 +16,14 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from trainer.nano.training.recipe import TIERS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TEXT_BUCKETS = (48, 128, 256, 448, 704, 1024, 1536, 2048, 2560, 3072)
 """Answer lengths in tokens that batches are padded to."""
@@ -248,6 +250,8 @@ def build_batch(samples: list[Sample], side_px: int) -> Batch:
         answer[i, : len(tokens)] = tokens
         x_y_c = np.frombuffer(sample.marks, np.uint16).reshape(-1, 3).astype(np.int64)
         marks.append(np.concatenate([np.full((len(x_y_c), 1), i), x_y_c + np.array((x0, y0, 0))], 1))
+    import torch  # not by the processes that draw: it takes most of their start
+
     tensors = [torch.from_numpy(array) for array in (ink, paper, answer, np.concatenate(marks))]
     if torch.cuda.is_available():  # from pageable memory each copy would wait for the device's previous step
         tensors = [tensor.pin_memory() for tensor in tensors]

@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 
 from service.engine.config import EngineLimits
 from service.engine.engine import TorchEngine
@@ -244,6 +245,7 @@ def run_schedule(seed: int) -> None:
             assert shown.get(name, "") == event.text
 
 
+@pytest.mark.slow
 def test_every_request_gets_its_own_answer_once():
     for seed in range(SCHEDULES):
         run_schedule(seed)

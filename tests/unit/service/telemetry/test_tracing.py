@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 
 import pytest
@@ -51,3 +52,10 @@ def test_a_collector_that_says_nothing_does_not_hold_the_end(monkeypatch: pytest
         start_s = time.monotonic()
         tracing.shutdown()
         assert time.monotonic() - start_s < 2
+        (flushing,) = [thread for thread in threading.enumerate() if thread.name == "spans"]
+        # Let it end: a thread that outlives its collector writes of that while other tests run.
+        connection, _ = silent.accept()
+        with connection:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            flushing.join(10)
+        assert not flushing.is_alive()

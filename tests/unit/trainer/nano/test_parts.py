@@ -12,25 +12,17 @@ import torch
 from PIL import Image
 
 from shared.deepseek_ocr.checkpoint import save_checkpoint
+from tests.support.drawings import blank, draw_blank
 from tests.unit.shared.deepseek_ocr.test_model_ocr2 import write_tokenizer
 from tests.unit.shared.deepseek_ocr.tiny_models import tiny_model
 from trainer.nano.training.augment import Degradation, cut_views
 from trainer.nano.training.jpeg import jpeg_loss
 from trainer.nano.training.muon import Muon, build_optimizers, orthogonalise
-from trainer.nano.training.pool import Drawing, RenderPool, Sample, build_batch
+from trainer.nano.training.pool import RenderPool, Sample, build_batch
 from trainer.nano.training.recipe import CURRICULUM, TIERS, Recipe, learning_rate_factor, stage_at
 from trainer.nano.training.shards import carry_on, save_shards
 from trainer.nano.training.spotting import Spotter, label_squares
 from trainer.nano.training.trainer import spoil_tokens
-
-
-def draw_blank(seed: int):
-    return lambda tier, longest: blank(width=10 + longest)
-
-
-def blank(width: int = 40, height: int = 20, marks: list[tuple[int, int, int]] | None = None, grid=(0, 0)) -> Drawing:
-    ink = np.full((height, width), 255, np.uint8)
-    return Drawing(ink, np.array(marks or []).reshape(-1, 3), [5, 6, 1], *grid)
 
 
 def test_curriculum_meets_its_knots_and_mixes_between() -> None:

@@ -6,22 +6,20 @@ import json
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw, ImageFont
 
 from shared.deepseek_ocr.configuration import ClipConfig, DeepseekOcrConfig, SamConfig, TextConfig, geometry_to_json
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
+from tests.support.drawings import SIDE, make_draw
 from trainer.nano.corpus.tokenizer import train_tokenizer
-from trainer.nano.training.pool import BatchStream, Drawing, RenderPool
+from trainer.nano.training.pool import BatchStream, RenderPool
 from trainer.nano.training.recipe import Recipe
 from trainer.nano.training.shards import load_shards
 from trainer.nano.training.trainer import NanoTrainer, RunPaths, draw_validation
 
-SIDE = 64
 RATES = {"budget_s": 100.0, "learning_rate": 1.5e-3, "matrix_learning_rate": 3e-3}
 GEOMETRY = GeometryConfig(
     downsample=2, small_px=SIDE, tile_px=SIDE, global_px=SIDE, squash=(), upscale=False, tiling=Tiling.NATIVE,
@@ -46,20 +44,6 @@ def tiny_config(vocab_size: int) -> DeepseekOcrConfig:
         geometry=geometry_to_json(GEOMETRY),
         image_token_id=3,
     )  # fmt: skip
-
-
-def draw_digits(tokens_of: dict[str, int], rng: np.random.Generator, tier: str, longest: int):
-    """One digit, large; in one view where the tier is of single views, else two tiles wide."""
-    digit = str(rng.integers(0, 2))
-    width = SIDE if tier in ("line", "lines") else 2 * SIDE
-    image = Image.new("L", (width, 40), 255)
-    ImageDraw.Draw(image).text((10, 2), digit, font=ImageFont.load_default(30), fill=0)
-    marks = np.array([[18, 18, int(digit)]])
-    return Drawing(np.asarray(image), marks, [tokens_of[digit], 1], 2 * (width > SIDE), int(width > SIDE))
-
-
-def make_draw(tokens_of: dict[str, int], seed: int):
-    return partial(draw_digits, tokens_of, np.random.default_rng(seed))
 
 
 @pytest.fixture
@@ -88,6 +72,7 @@ def records(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_run_learns_saves_and_carries_on(tokenizer: OcrTokenizer, tmp_path: Path) -> None:
     first = run(tokenizer, tmp_path / "a", max_steps=120)
     validation = records(tmp_path / "a")[-1]["validation"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,7 @@ def page_of(*lines: str, height: int = 150) -> PageViews:
     return view_of(Canvas((), (), np.asarray(image)), checkpoint().geometry)
 
 
+@cache
 def checkpoint() -> LoadedCheckpoint:
     return load_checkpoint(NANO)
 
@@ -79,13 +81,14 @@ def read(limits: EngineLimits, pages: list[PageViews]) -> tuple[list[SequenceRes
     engine = make_engine(checkpoint(), limits)
     heights: list[int] = []
     runner: Any = engine._runner
-    runner._model.model.sam_model.register_forward_pre_hook(
+    hook = runner._model.model.sam_model.register_forward_pre_hook(
         lambda _, inputs: heights.extend([inputs[0].shape[2]] * len(inputs[0]))
     )
     for number, page in enumerate(pages):
         prompt, params = prompt_for(Task.FREE), SamplingParams(limits.max_new_tokens)
         engine.submit(SequenceRequest(str(number), page, prompt, params, engine.info.model_id))
     results = [event for event in drain(engine) if isinstance(event, SequenceResult)]
+    hook.remove()
     return sorted(results, key=lambda result: result.sequence_id), heights
 
 
