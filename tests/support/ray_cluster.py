@@ -127,15 +127,15 @@ class Cluster:
         self._seen |= session(node.process.pid)
         node.process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            node.process.wait(timeout=20)
+            node.process.wait(timeout=60)
         # A raylet that has been stopped ends its workers; one that is stuck does not.
-        end_s = time.monotonic() + 10
+        end_s = time.monotonic() + 60
         while (left := self.left()) and time.monotonic() < end_s:
             time.sleep(0.1)
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        node.process.wait(timeout=20)
+        node.process.wait(timeout=60)
 
     def left(self) -> list[int]:
         """Processes of stopped nodes that still run."""
