@@ -16,7 +16,7 @@ from shared.contract.volume import AdapterVolume
 from tests.support.nano import needs_nano
 from tests.support.programs import ROOT
 
-SHORTER = ("--texts", "120", "--train-flags", "--max-steps 24 --eval-steps 24")
+SHORTER = ("--texts", "80", "--train-flags", "--max-steps 16 --eval-steps 16")
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, needs_nano, pytest.mark.timeout(1800)]
 
