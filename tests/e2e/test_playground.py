@@ -51,18 +51,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module")
 def keeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerProcess, Path]]:
-    """A service that keeps samples, and its folder."""
-    folder = tmp_path_factory.mktemp("samples")
-    with running_server(OCR_SAVE_SAMPLES="true", OCR_PRIVACY_ALLOWED="true", SAMPLE_DIR=str(folder)) as process:
-        yield process, folder
+    """A service that keeps samples, takes jobs, and few pages in a request; and the folder of its samples."""
+    folder = tmp_path_factory.mktemp("keeping")
+    samples = {"OCR_SAVE_SAMPLES": "true", "OCR_PRIVACY_ALLOWED": "true", "SAMPLE_DIR": str(folder / "samples")}
+    with running_server(**samples, JOB_DIR=str(folder / "jobs"), MAX_PDF_PAGES="5", FAKE_STEP_MS="30") as process:
+        yield process, folder / "samples"
 
 
 @pytest.fixture(scope="module")
-def background(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def background(keeping: tuple[ServerProcess, Path]) -> ServerProcess:
     """A service that takes jobs, and few pages in a request."""
-    folder = tmp_path_factory.mktemp("jobs")
-    with running_server(JOB_DIR=str(folder), MAX_PDF_PAGES="5", FAKE_STEP_MS="30") as process:
-        yield process
+    return keeping[0]
 
 
 @pytest.fixture(scope="module")
