@@ -25,36 +25,13 @@ HOST = "127.0.0.2"
 """On loopback; Ray would replace 127.0.0.1 by the address of another interface."""
 STARTED, TOO_SLOW = "Ray runtime started", "timed out during startup"
 TRIES = 2
-START_LIMIT_S = 300
-_START = f"""
-import time
-from ray._private import services
-
-found = services.get_node
-
-
-def patient(*arguments, **options):
-    end_s = time.monotonic() + {START_LIMIT_S}
-    while True:
-        try:
-            return found(*arguments, **options)
-        except RuntimeError:
-            if time.monotonic() > end_s:
-                raise
-            time.sleep(0.3)
-
-
-services.get_node = patient
-from ray.scripts.scripts import main
-
-main()
-"""
-"""`ray`, which itself gives a node's processes 30 s to start: a busy machine needs longer, each time it is tried."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "OMP_NUM_THREADS": "1",
-    "RAY_gcs_server_port_wait_time_s": str(START_LIMIT_S),
+    # What a node waits for on a busy machine: its head, and its agents.
+    "RAY_gcs_server_port_wait_time_s": "300",
+    "RAY_agent_register_timeout_ms": "300000",
     # Ray listens on every interface; who has no token is not heard.
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -124,7 +101,16 @@ class Cluster:
             log = self.folder / f"node{len(self.nodes)}.log"
             with log.open("wb") as stream:
                 process = subprocess.Popen(
-                    [*prefix, self.programs / "python", "-c", _START, "start", "--block", *_own(address), *arguments],
+                    [
+                        *prefix,
+                        self.programs / "python",
+                        "-m",
+                        "tests.support.ray_start",
+                        "start",
+                        "--block",
+                        *_own(address),
+                        *arguments,
+                    ],
                     cwd=self.folder,
                     env=self.environment(),
                     stdout=stream,
@@ -178,7 +164,7 @@ class Cluster:
 
 def _own(address: str) -> list[str]:
     """Options of a node for its address, ports and silence."""
-    # Ray's node waits for agents to say which ports they have found, but not for those that are named.
+    # Where ports are named, `ray_start` need not wait for agents that say which they have found.
     names = ("dashboard-agent-grpc", "dashboard-agent-listen", "runtime-env-agent", "metrics-export")
     ports = [f"--{name}-port={free_port()}" for name in names]
     free = ["--min-worker-port=0", "--max-worker-port=0", "--include-log-monitor=false", "--disable-usage-stats"]
