@@ -62,7 +62,6 @@ def make_venv(folder: Path, wheel: Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=600)
     programs = folder / "bin"
     command = [sys.executable, "-m", "pip", "--python", str(programs / "python"), "install", "--quiet", "--no-deps"]
-    command += ["--no-compile"]
     subprocess.run([*command, str(wheel)], check=True, timeout=600)
     return programs
 
