@@ -275,7 +275,7 @@ def test_canaries_are_found_nowhere(temporary, tmp_path, figures):
         LOG_LEVEL="debug",
         LOG_FORMAT="json",
         FAKE_STEP_MS="20",
-    ) as server, httpx.Client(base_url=server.url, timeout=60) as client:  # fmt: skip
+    ) as server, httpx.Client(base_url=server.url, timeout=300) as client:  # fmt: skip
         answers: list[httpx.Response] = []
         keys = cycle([api_key, other_key])
         for number, send in enumerate(cycle(SENT)):

@@ -44,7 +44,7 @@ async def test_nothing_grows_with_the_number_of_requests(is_long, length, figure
     warm_up, total = length(120, 1000), length(300, 10_000)
     limits = httpx.Limits(max_keepalive_connections=CLIENTS)
     with running_server(LOG_LEVEL="warning", MAX_CONCURRENT_REQUESTS=str(PLACES), OCR_BATCH_SIZE="4") as server:
-        async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
+        async with httpx.AsyncClient(base_url=server.url, timeout=300, limits=limits) as client:
 
             async def send(number: int) -> Sent:
                 if number % 10 == 0:

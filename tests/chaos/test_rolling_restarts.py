@@ -49,7 +49,7 @@ class Replica:
         """Exit status, and the seconds from SIGTERM to the end."""
         start_s = time.monotonic()
         self.server.process.send_signal(signal.SIGTERM)
-        status = await asyncio.to_thread(self.server.process.wait, 60)
+        status = await asyncio.to_thread(self.server.process.wait, 600)
         balancer.remove(self.server.port)
         return status, time.monotonic() - start_s
 
@@ -72,7 +72,7 @@ async def test_no_request_is_lost(length, figures):
 
         await asyncio.gather(add(), add())
         limits = httpx.Limits(max_keepalive_connections=0)
-        async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
 
             async def send(number: int) -> Sent:
                 sent = await send_page(client, number)

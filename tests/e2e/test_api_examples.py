@@ -76,7 +76,7 @@ class Session:
             self._wait(self._ids["JOB_ID"])
         words = shlex.split(command.replace("\\\n", " "))
         line = [require(words[0]), "--silent", "--show-error", *words[1:]]
-        done = subprocess.run(line, cwd=ROOT, capture_output=True, timeout=300, check=False)
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, timeout=600, check=False)
         assert done.returncode == 0, done.stderr
         answer = json.loads(done.stdout) if done.stdout else None
         given = answer.get("id", "") if isinstance(answer, dict) else ""
@@ -86,7 +86,7 @@ class Session:
         return answer
 
     def _wait(self, job: str) -> None:
-        end_s = time.monotonic() + 120
+        end_s = time.monotonic() + 600
         while httpx.get(f"{self._server.url}/jobs/{job}").json()["state"] in ("waiting", "running"):
             assert time.monotonic() < end_s
             time.sleep(0.1)

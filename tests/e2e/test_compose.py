@@ -3,6 +3,7 @@ files, checked by Prometheus' own tool."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -38,9 +39,10 @@ def compose(*arguments: str) -> subprocess.CompletedProcess[str]:
     # Settings of the developer's own shell or .env would stand in for the defaults.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DEEPSYNTH_")}
     command = [require("docker-compose"), "--env-file", os.devnull, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
+@functools.cache
 def services(*profiles: str) -> dict[str, Any]:
     options = [option for profile in profiles for option in ("--profile", profile)]
     done = compose(*options, "config", "--format", "json")
@@ -170,7 +172,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
     stack.volume("adapters")
     try:
         port = stack.start_api("api")
-        wait_until_ready(port, stack.processes["api"], stack.log("api"), limit_s=120)
+        wait_until_ready(port, stack.processes["api"], stack.log("api"), limit_s=600)
         _start_prometheus(stack)
         yield stack
     finally:
@@ -198,7 +200,7 @@ def _start_prometheus(stack: Composed) -> None:
 def _read(stack: Composed, **fields: str) -> dict[str, Any]:
     with SAMPLE.open("rb") as page:
         answer = httpx.post(
-            f"http://127.0.0.1:{stack.ports['api']}/ocr", files={"file": page}, data=fields, timeout=120
+            f"http://127.0.0.1:{stack.ports['api']}/ocr", files={"file": page}, data=fields, timeout=600
         )
     body: dict[str, Any] = answer.json()
     return {"status_code": answer.status_code, **body}
@@ -223,7 +225,7 @@ def test_a_page_is_read_and_prometheus_sees_it(composed: Composed) -> None:
     answer = _read(composed)
     assert (answer["status_code"], answer["model_id"]) == (200, "nano")
     assert "ferry" in answer["text"]
-    end_s = time.monotonic() + 60
+    end_s = time.monotonic() + 600
     query = 'deepsynth_inference_total{job="deepsynth",model_id="nano",status="ok"}'
     while not _scraped(composed, query):
         assert time.monotonic() < end_s, composed.log("prometheus").read_text(encoding="utf-8")[-2000:]
@@ -242,7 +244,7 @@ def test_the_trainer_publishes_what_the_running_api_serves(composed: Composed, t
     ]  # fmt: skip
     done = composed.run("trainer", command)
     assert done.returncode == 0, done.stderr
-    end_s = time.monotonic() + 60
+    end_s = time.monotonic() + 600
     while (answer := _read(composed, model_id="stamps"))["status_code"] != 200:
         assert time.monotonic() < end_s, answer
         time.sleep(0.5)
@@ -253,7 +255,7 @@ def test_the_trainer_publishes_what_the_running_api_serves(composed: Composed, t
 def test_prometheus_accepts_its_configuration_and_the_rules() -> None:
     done = subprocess.run(
         [require("promtool"), "check", "config", "deploy/prometheus/prometheus.yml"],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "rules found" in done.stdout
@@ -262,6 +264,6 @@ def test_prometheus_accepts_its_configuration_and_the_rules() -> None:
 def test_alerts_fire_when_they_should_and_not_before() -> None:
     done = subprocess.run(
         [require("promtool"), "test", "rules", "tests/e2e/alerts_test.yml"],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -76,7 +76,7 @@ def test_corrected_pages_teach_the_running_service(tmp_path: Path) -> None:
                 ["prepare", "--source", "samples", "--path", str(samples), "--validation-share", "0.1",
                  "--test-share", "0.15", "--out", pages],
                 ["train", "--preset", "smoke", "--dataset-name", pages, "--output-dir", run, "--batch-size", "4",
-                 "--max-steps", "24", "--eval-steps", "24", "--max-eval-samples", "2", "--max-new-tokens", "32"],
+                 "--max-steps", "16", "--eval-steps", "16", "--max-eval-samples", "2", "--max-new-tokens", "32"],
                 ["evaluate", "--adapter", run, "--data", pages, "--split", "test", "--max-new-tokens", "32",
                  "--json", str(tmp_path / "run" / "evaluation.json")],
                 ["publish", "--adapter", run, "--base", "shared/nano", "--volume", str(volume), "--name", "boxes",

@@ -29,6 +29,8 @@ pytestmark = pytest.mark.e2e
 
 PDF = {"name": "three.pdf", "mimeType": "application/pdf", "buffer": make_pdf(["one", "", "three"], size_pt=(300, 400))}
 PNG = {"name": "page.png", "mimeType": "image/png", "buffer": png(size=(640, 400))}
+LIMIT_S = 300.0
+"""For what a quiet machine does in a second or two."""
 HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=2</script>[a](javascript:window.hacked=3)'
 
 
@@ -40,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with running_server(ADAPTER_DIR=str(volume), ADAPTER_STATE_DIR=str(folder / "state")) as process:
         base = BaseIdentity(model_id="fake", revision="ab" * 32)
         publish(AdapterVolume(volume), write_peft(folder / "trained", seed=1), announcement("invoices", base=base))
-        end_s = time.monotonic() + 30
+        end_s = time.monotonic() + 300
         while "invoices" not in httpx.get(f"{process.url}/v1/models").text:
             assert time.monotonic() < end_s, process.log.read_text()
             time.sleep(0.1)
@@ -49,18 +51,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module")
 def keeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerProcess, Path]]:
-    """A service that keeps samples, and its folder."""
-    folder = tmp_path_factory.mktemp("samples")
-    with running_server(OCR_SAVE_SAMPLES="true", OCR_PRIVACY_ALLOWED="true", SAMPLE_DIR=str(folder)) as process:
-        yield process, folder
+    """A service that keeps samples, takes jobs, and few pages in a request; and the folder of its samples."""
+    folder = tmp_path_factory.mktemp("keeping")
+    samples = {"OCR_SAVE_SAMPLES": "true", "OCR_PRIVACY_ALLOWED": "true", "SAMPLE_DIR": str(folder / "samples")}
+    with running_server(**samples, JOB_DIR=str(folder / "jobs"), MAX_PDF_PAGES="5", FAKE_STEP_MS="30") as process:
+        yield process, folder / "samples"
 
 
 @pytest.fixture(scope="module")
-def background(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def background(keeping: tuple[ServerProcess, Path]) -> ServerProcess:
     """A service that takes jobs, and few pages in a request."""
-    folder = tmp_path_factory.mktemp("jobs")
-    with running_server(JOB_DIR=str(folder), MAX_PDF_PAGES="5", FAKE_STEP_MS="30") as process:
-        yield process
+    return keeping[0]
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,7 @@ def opened(
     Chromium itself writes a line to the console for each of the `refusals`, answers of 400 and more.
     """
     context = browser.new_context(viewport={"width": width, "height": 800}, **options)
+    context.set_default_timeout(LIMIT_S * 1000)
     page = context.new_page()
     said: list[str] = []
     asked: list[str] = []
@@ -122,7 +124,7 @@ def finished(page: Any) -> None:
 
 def becomes(page: Any, expression: str, value: Any) -> None:
     """Wait for a value; the page's policy lets Playwright's own waiting evaluate nothing a second time."""
-    end_s = time.monotonic() + 30
+    end_s = time.monotonic() + LIMIT_S
     while (seen := page.evaluate(expression)) != value:
         assert time.monotonic() < end_s, f"{expression} is {seen}"
         time.sleep(0.05)
@@ -821,7 +823,7 @@ def test_job_that_is_stopped_is_erased(browser: Any, background: ServerProcess) 
         with page.expect_request(lambda request: request.method == "DELETE"):
             page.click("#go")
         finished(page)
-        end_s = time.monotonic() + 10
+        end_s = time.monotonic() + LIMIT_S
         while httpx.get(f"{background.url}/jobs/{job}").status_code != 404:
             assert time.monotonic() < end_s
             time.sleep(0.05)
@@ -904,21 +906,30 @@ def test_page_follows_the_text_that_is_scrolled_to(browser: Any, server: ServerP
 
 
 def test_pictures_of_pages_wait_while_pages_are_read(browser: Any, server: ServerProcess) -> None:
-    asked: list[str] = []
+    asked: list[Any] = []
+
+    def asks(route: Any) -> None:
+        asked.append(route)
+        # The second picture is let through when reading has begun.
+        if len(asked) != 2:
+            route.continue_()
+
     with opened(browser, server) as page:
-        page.on("request", lambda request: asked.append(request.url) if "/preview" in request.url else None)
+        page.route("**/preview", asks)
         # Never answered.
         page.route("**/ocr", lambda route: None)
-        page.set_input_files("#file", files=[report(12)])
+        with page.expect_request(lambda request: request.url.endswith("/preview") and len(asked) == 1):
+            page.set_input_files("#file", files=[report(12)])
         page.wait_for_selector("#image")
         page.click("#go")
         page.wait_for_selector('#go:text-is("Stop")')
-        page.wait_for_timeout(500)
-        before = len(asked)
+        with page.expect_response("**/preview"):
+            asked[1].continue_()
         page.wait_for_timeout(1000)
-        assert len(asked) == before < 12
+        assert len(asked) == 2
         page.click("#go")
         page.wait_for_selector("#thumbs li:nth-child(12) img")
+        assert len(asked) == 12
 
 
 def test_long_wait_is_seen_to_go_on(browser: Any, server: ServerProcess) -> None:

@@ -29,13 +29,13 @@ from tests.support.programs import ROOT, free_port
 from tests.support.ray_cluster import Cluster, ray_cluster, ray_programs
 from tests.support.server import environment
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 CONFIG = ROOT / "deploy" / "ray" / "serve.yaml"
 MODEL_HEADER = "serve-multiplexed-model-id"
 REPLICAS = 3
 CLIENTS = 9
-TRIES = 6
+ANSWER_LIMIT_S = 240.0
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +84,12 @@ class Served:
         publish(self.volume, source, announcement(name, base=FAKE_BASE), activate=True)
 
     def wait(self) -> None:
-        end_s = time.monotonic() + 240
+        end_s = time.monotonic() + 900
         while True:
             assert self.process.poll() is None, self.log.read_text(errors="replace")[-4000:]
             assert time.monotonic() < end_s, self.log.read_text(errors="replace")[-4000:]
             try:
-                if httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200:
+                if httpx.get(f"{self.url}/readyz", timeout=30).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
@@ -98,7 +98,7 @@ class Served:
     def stop(self) -> None:
         # Its replicas end with the cluster.
         self.process.kill()
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ class Answers:
     """What clients got, retries included."""
 
     def __init__(self, url: str) -> None:
-        self.client = httpx.AsyncClient(base_url=url, timeout=30)
+        self.client = httpx.AsyncClient(base_url=url, timeout=120)
         self.replicas: Counter[str] = Counter()
         self.texts: dict[int, str] = {}
         self.num_asked = 0
@@ -129,7 +129,8 @@ class Answers:
         self.num_asked += 1
         headers = {MODEL_HEADER: model_id} if routed and model_id else {}
         fields = QUICK | ({} if model_id is None else {"model_id": model_id})
-        for _ in range(TRIES):
+        end_s = time.monotonic() + ANSWER_LIMIT_S
+        while time.monotonic() < end_s:
             try:
                 response = await self.client.post(
                     "/ocr", files={"file": ("page.png", numbered_page(number))}, data=fields, headers=headers
@@ -162,7 +163,7 @@ class Answers:
         await asyncio.gather(*(client(first + each) for each in range(CLIENTS)))
 
 
-async def wait_for(condition: Any, seconds: float = 60.0) -> None:
+async def wait_for(condition: Any, seconds: float = 600.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.1)
@@ -197,17 +198,22 @@ async def test_a_published_adapter_is_live_on_every_replica_and_its_requests_go_
 
         for name in ("invoices", "letters"):
             served.publish(name)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(600):
                 while len(await live_on(name)) < REPLICAS:
                     await asyncio.sleep(0.2)
             answers.lost.clear()  # before it was there
-        # One slot a replica: all hold `letters` now. Where `invoices` is loaded again, its requests go from then on.
-        holder, _ = await answers.ask(1, "invoices", routed=True)
-        await asyncio.sleep(4)
-        routed = [(await answers.ask(number, "invoices", routed=True))[0] for number in range(8)]
-        others = [(await answers.ask(number, "letters", routed=True))[0] for number in range(8)]
-        assert set(routed) == {holder}
-        assert holder not in others
+        # One slot a replica: all hold `letters` now. Where `invoices` is loaded again, its requests go from then on, as
+        # soon as Serve has told its proxies. By chance, the same replica gets eight requests in one of 2,000 rounds.
+        for pause_s in (2, 4, 8, 16, 32):
+            holder, _ = await answers.ask(1, "invoices", routed=True)
+            await asyncio.sleep(pause_s)
+            routed = {(await answers.ask(number, "invoices", routed=True))[0] for number in range(8)}
+            others = {(await answers.ask(number, "letters", routed=True))[0] for number in range(8)}
+            if routed == {holder} and holder not in others:
+                return
+            while len(await live_on("letters")) < REPLICAS:
+                await asyncio.sleep(0.2)
+        raise AssertionError(f"{holder} holds invoices: {routed} were asked for it, {others} for letters")
 
 
 def test_workers_read_the_same_as_one_process_through_kills_of_worker_and_command(
@@ -223,7 +229,7 @@ def test_workers_read_the_same_as_one_process_through_kills_of_worker_and_comman
         process = subprocess.Popen(command, env=given, cwd=tmp_path, stderr=stream)
         # All workers, as one may still be starting when the other one has read these pages. Ray takes its time to tell.
         for least, said, kill in ((8, "", "workers"), (30, "a worker was lost", "command")):
-            end_s = time.monotonic() + 240
+            end_s = time.monotonic() + 600
             while finished(out) < least or said not in log.read_text():
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < end_s, log.read_text()
@@ -235,7 +241,7 @@ def test_workers_read_the_same_as_one_process_through_kills_of_worker_and_comman
                 process.kill()
                 process.wait()
     kept = finished(out)
-    done = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 1, done.stderr  # of the broken ones
     assert f"{kept} before." in done.stderr
     read_here(source, tmp_path / "here")
@@ -256,6 +262,6 @@ def test_without_a_cluster_one_line_says_how_to_start_one(tmp_path: Path) -> Non
     )
     command = [ray_programs() / "python", "-c", program]
     given = environment(**FAKE)
-    done = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 69
     assert "ray start --head" in done.stderr.splitlines()[-1]

@@ -15,7 +15,9 @@ from tests.support.programs import ROOT
 from tests.support.training import events, write_checkpoint, write_words
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
-WAIT_S = 240.0
+WAIT_S = 600.0
+STEPS = "150"
+"""Of a trial, which is to be killed soon after its fifth step."""
 
 
 def test_a_killed_sweep_goes_on_with_the_trial_that_it_was_in(tmp_path):
@@ -26,7 +28,7 @@ def test_a_killed_sweep_goes_on_with_the_trial_that_it_was_in(tmp_path):
     command = [sys.executable, "-m", "trainer", "sweep", "--model", str(tmp_path / "model"), "--dataset-name",
                str(tmp_path / "words"), "--out", str(out), "--search", "lora-rank=2,4", "--trials", "2",
                "--device", "cpu",
-               "--max-steps", "400", "--eval-steps", "100", "--save-steps", "5", "--max-new-tokens", "4",
+               "--max-steps", STEPS, "--eval-steps", "75", "--save-steps", "5", "--max-new-tokens", "4",
                "--max-eval-samples", "2", "--no-use-tensorboard"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DEEPSYNTH_TRAINER_THREADS": "1"}
     first = out / "trials" / "0000"
@@ -41,7 +43,7 @@ def test_a_killed_sweep_goes_on_with_the_trial_that_it_was_in(tmp_path):
         process.wait()
     assert not events(first, "end"), "it was killed too late to tell"
     done = subprocess.run(
-        [*command, "--resume", "--max-steps", "400"],
+        [*command, "--resume", "--max-steps", STEPS],
         cwd=ROOT,
         env=environment,
         capture_output=True,

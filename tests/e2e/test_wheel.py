@@ -43,7 +43,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sdist(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sdist")
     build = f"import setuptools.build_meta as backend; backend.build_sdist({str(folder)!r})"
-    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True, timeout=300)
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True, timeout=600)
     (built,) = folder.glob("*.tar.gz")
     return built
 
@@ -52,17 +52,17 @@ def sdist(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "--wheel-dir", str(folder), str(sdist)], check=True, timeout=300)
+    subprocess.run([*command, "--wheel-dir", str(folder), str(sdist)], check=True, timeout=600)
     (built,) = folder.glob("*.whl")
     return built
 
 
 def make_venv(folder: Path, wheel: Path) -> Path:
     """A virtual environment with the wheel and nothing else; returns its folder of programs."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=600)
     programs = folder / "bin"
     command = [sys.executable, "-m", "pip", "--python", str(programs / "python"), "install", "--quiet", "--no-deps"]
-    subprocess.run([*command, str(wheel)], check=True, timeout=120)
+    subprocess.run([*command, str(wheel)], check=True, timeout=600)
     return programs
 
 
@@ -92,7 +92,7 @@ def call(programs: Path, *arguments: str, folder: Path) -> subprocess.CompletedP
         check=False,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
 
 

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.integration
 
 MAKE = """#!/bin/sh
 echo "begin $*" >> "$0.log"
+echo "$PIP_ARGS, ${PYTHONDONTWRITEBYTECODE-kept}" >> "$0.settings"
 case "$*" in
-  *--no-compile*) ;;
   docs) echo "page without a place" ;;
   test)
     until grep -q "end ray-env" "$0.log"; do sleep 0.02; done
@@ -57,18 +57,29 @@ def run(checkout: Path, *, fails: str = "", is_slow: bool = False) -> tuple[int,
 def test_every_part_runs_once_and_what_runs_in_the_background_is_shown(checkout: Path) -> None:
     status, output, log = run(checkout)
     assert status == 0, output
-    images = "e2e ARGS=tests/e2e/test_image_build.py"
-    others = "e2e ARGS=tests/e2e --ignore tests/e2e/test_image_build.py"
-    parts = ["check", "docs", "ray-env", "test", images, others]
+    waiting = "e2e ARGS=tests/e2e/test_ray.py tests/e2e/test_image_build.py"
+    others = "e2e ARGS=tests/e2e --ignore tests/e2e/test_ray.py --ignore tests/e2e/test_image_build.py"
+    parts = ["setup", "check", "docs", "ray-env", "test", waiting, others]
     begun = [line.removeprefix("begin ").partition(" --numprocesses")[0] for line in log if line.startswith("begin ")]
-    (setup,) = [part for part in begun if part.startswith("setup ")]
-    assert sorted(begun) == sorted([*parts, setup])
+    assert sorted(begun) == sorted(parts)
     assert begun[-1] == others
     assert "page without a place" in output
     assert "image of the API" in output
 
 
-@pytest.mark.parametrize("part", ["setup*", "check", "docs", "ray-env", "e2e*--numprocesses*", "e2e*--ignore*"])
+@pytest.mark.parametrize(("given", "passed"), [("", "--no-compile"), ("--pre", "--pre --no-compile")])
+def test_nothing_is_compiled_ahead_and_what_is_compiled_is_kept(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, given: str, passed: str
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("PIP_ARGS", given)
+    status, output, log = run(checkout)
+    assert status == 0, output
+    settings = (checkout / "programs" / "make.settings").read_text().splitlines()
+    assert settings == [f"{passed}, kept"] * len([line for line in log if line.startswith("begin ")])
+
+
+@pytest.mark.parametrize("part", ["setup", "check", "docs", "ray-env", "e2e*--numprocesses*", "e2e*--ignore*"])
 def test_a_part_that_fails_fails_the_run_and_says_so(checkout: Path, part: str) -> None:
     if part == "ray-env":
         # The stand-in for the tests waits for the environment of Ray.

@@ -70,4 +70,4 @@ def read_here(source: Path, dest: Path) -> None:
     """Read a source with one process and the fake engine."""
     command = [sys.executable, "-m", "service", "bulk", str(source), str(dest), *QUICKLY]
     settings = environment(**FAKE, FAKE_STEP_MS="0")
-    subprocess.run(command, env=settings, cwd=source.parent, stderr=subprocess.DEVNULL, timeout=120, check=False)
+    subprocess.run(command, env=settings, cwd=source.parent, stderr=subprocess.DEVNULL, timeout=600, check=False)

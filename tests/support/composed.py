@@ -83,7 +83,7 @@ class Composed:
         command = entrypoint(self.services[service]["build"]["dockerfile"])
         return subprocess.run(
             [*command, *(self.here(service, each) for each in arguments)],
-            cwd=ROOT, env=self.environment(service), capture_output=True, text=True, timeout=300, check=False,
+            cwd=ROOT, env=self.environment(service), capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
 
     def start_api(self, service: str) -> int:
@@ -107,7 +107,7 @@ class Composed:
         """Run the image's health check once."""
         command = health_check(self.services[service]["build"]["dockerfile"])
         environment = {**os.environ, "DEEPSYNTH_PORT": str(self.ports[service])}
-        return subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False).returncode == 0
+        return subprocess.run(command, env=environment, capture_output=True, timeout=300, check=False).returncode == 0
 
     def log(self, service: str) -> Path:
         return self.folder / f"{service}.log"

@@ -56,12 +56,12 @@ def wait_until_ready(port: int, process: subprocess.Popen[bytes], log: Path, lim
 
 
 def stop_session(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process that leads its own session, and its children, to end; insist after a minute, and fail."""
+    """Ask a process that leads its own session, and its children, to end; insist after five minutes, and fail."""
     if process.poll() is not None:
         return
     os.killpg(process.pid, signal.SIGTERM)
     try:
-        process.wait(60)
+        process.wait(300)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(10)

@@ -34,7 +34,7 @@ class ServerProcess:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=300)
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=20)
@@ -45,7 +45,7 @@ class ServerProcess:
                 return float(each.rpartition(" ")[2])
         return None
 
-    def wait_metric(self, line: str, value: float, seconds: float = 30.0) -> None:
+    def wait_metric(self, line: str, value: float, seconds: float = 300.0) -> None:
         """Wait for a value; a series with labels may not be there yet."""
         end_s = time.monotonic() + seconds
         while (seen := self.metric(line)) != value:
