@@ -231,9 +231,10 @@ async def ray_reader(
     try:
         ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
+        why = " ".join(str(error.__cause__ or error).split())
         raise ServiceUnreachableError(
-            "no Ray cluster is running here, and RAY_ADDRESS names none; start one: ray start --head "
-            "--disable-usage-stats"
+            f"no Ray cluster is running here, and RAY_ADDRESS names none that can be reached ({why}); start one: ray start "
+            "--head --disable-usage-stats"
         ) from error
     num_fit, num_gpus = count_workers(settings)
     num_workers = workers or num_fit

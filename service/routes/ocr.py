@@ -89,8 +89,8 @@ OUTPUT_HEADERS = {
         "schema": {"type": "string", "enum": ["ok", "partial", "incomplete"]},
     },
     "X-OCR-Pages": {
-        "description": "Pages that are not simply read or blank, at most 50 and then `...`: number, status, and the code of "
-        f"the error, warnings, or why the text was cut, such as `3 failed undecodable_file`. {_NOT_JSON}",
+        "description": "Pages that are not simply read or blank, at most 50 and then `...`: number, status, and the "
+        f"code of the error, warnings, or why the text was cut, such as `3 failed undecodable_file`. {_NOT_JSON}",
         "schema": {"type": "string"},
     },
 }

@@ -29,7 +29,7 @@ _ONE_PICTURE = ("MPO", "HEIF", "TIFF")
 opened at one page."""
 _SQUARE = (1.0, 1.0)
 _LEAST_STRETCH, _MOST_STRETCH = 1.2, 4.0
-"""Between them pixels are oblong: faxes have 204 x 98 or 204 x 196 dots per inch. A larger ratio is the file's fault."""
+"""Between them pixels are oblong: faxes have 204 x 98 dots per inch or 204 x 196. More is a fault of the file."""
 _PLAIN_FORMATS = (FileFormat.PNG, FileFormat.JPEG, FileFormat.WEBP)
 _PLAIN_MODES = ("RGB", "L", "1")
 

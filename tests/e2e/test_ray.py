@@ -264,4 +264,4 @@ def test_without_a_cluster_one_line_says_how_to_start_one(tmp_path: Path) -> Non
     given = environment(**FAKE)
     done = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 69
-    assert "ray start --head" in done.stderr.splitlines()[-1]
+    assert "(none); start one: ray start --head" in done.stderr.splitlines()[-1]
