@@ -233,8 +233,8 @@ async def ray_reader(
     except ConnectionError as error:
         why = " ".join(str(error.__cause__ or error).split())
         raise ServiceUnreachableError(
-            f"no Ray cluster is running here, and RAY_ADDRESS names none that can be reached ({why}); start one: ray start "
-            "--head --disable-usage-stats"
+            f"no Ray cluster is running here, and RAY_ADDRESS names none that can be reached ({why}); start one: "
+            "ray start --head --disable-usage-stats"
         ) from error
     num_fit, num_gpus = count_workers(settings)
     num_workers = workers or num_fit
