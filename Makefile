@@ -22,9 +22,10 @@ YAML := docker-compose.yml deploy
 # Where keys could be left by mistake; digests of weights and results are all over the rest.
 READABLE := '*.py' '*.js' '*.md' '*.sh' '*.toml' '*.yml' '*.yaml' '.env.example' 'Dockerfile*' Makefile
 LOCKED := service trainer
-# A test process for each core, four at most: each holds torch and a model. Tests of a file stay together, as they share
-# what it takes time to make; tests/conftest.py says which file comes first.
-SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A test process for each core and one more, as they often wait; four at most: each holds torch and a model. Tests of a file
+# stay together, as they share what it takes time to make; tests/conftest.py says which file comes first.
+PROCESSES = $(shell echo $$(($$(nproc 2>/dev/null || echo 1) + 1)))
+SIDE_BY_SIDE := --numprocesses $(PROCESSES) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -122,8 +122,9 @@ class OutputFolder:
         """Whether the output of an input exists and is not older than it."""
         if file.path is None:
             return False
+        path = self.path(file)
         try:
-            return self.path(file).stat().st_mtime_ns >= file.path.stat().st_mtime_ns
+            return path.is_file() and path.stat().st_mtime_ns >= file.path.stat().st_mtime_ns
         except OSError:
             return False
 

@@ -246,11 +246,16 @@ def lose_processes(server: ServerProcess, client: httpx.Client, plant: Plant) ->
     """Kill the engine, and then what decodes, while a marked page is with them."""
     answers: list[httpx.Response] = []
     for find in (engine_pid, lambda it: next(p for p, line in children_of(it.process.pid).items() if "intake" in line)):
-        thread = threading.Thread(target=lambda: answers.append(upload(marked_png)(client, plant)))
-        thread.start()
-        server.wait_metric("deepsynth_requests_running", 1)
-        os.kill(find(server), signal.SIGKILL)
-        thread.join()
+        # On a busy machine a page may be read before anything can be killed.
+        is_running = False
+        while not is_running:
+            thread = threading.Thread(target=lambda: answers.append(upload(marked_png)(client, plant)))
+            thread.start()
+            while thread.is_alive() and not is_running:
+                is_running = server.metric("deepsynth_requests_running") == 1
+            if is_running:
+                os.kill(find(server), signal.SIGKILL)
+            thread.join()
         while client.get("/readyz").status_code != 200:
             pass
     return answers
