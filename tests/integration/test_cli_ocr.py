@@ -78,7 +78,7 @@ def test_folder_is_written_as_a_mirror_and_only_what_changed_is_read_again(scans
         "scans/may/second.png", folder=scans.parent
     ).stdout
 
-    (scans / "out" / "first.txt").write_text("mended by hand")
+    (scans / "out" / "first.png.txt").write_text("mended by hand")
     changed = scans / "may" / "second.png"
     changed.write_bytes(png("another"))
     os.utime(changed, (time.time() + 5, time.time() + 5))
@@ -87,10 +87,10 @@ def test_folder_is_written_as_a_mirror_and_only_what_changed_is_read_again(scans
         "Files written to scans/out: 1; skipped, as they are up to date: 3.",
         left_out,
     ]
-    assert (scans / "out" / "first.txt").read_text() == "mended by hand"
+    assert (scans / "out" / "first.png.txt").read_text() == "mended by hand"
 
     call(*command, "--overwrite", folder=scans.parent)
-    assert (scans / "out" / "first.txt").read_text() != "mended by hand"
+    assert (scans / "out" / "first.png.txt").read_text() != "mended by hand"
     assert tree(scans / "out") == written
 
 
