@@ -211,13 +211,8 @@ def _check_confidence(options: ReadOptions, output: OutputFormat | None, *, as_j
 
 
 def _check_folder(out: Path) -> None:
-    """Refuse the name of a file, which would become a folder or fail when the first text has been read."""
-    if out.is_dir():
-        return
-    for place in (out, *out.parents):
-        if place.exists() and not place.is_dir():
-            raise ValueError(f"--out takes a folder, and {place} is a file")
-    if out.suffix.lower() in _ENDINGS:
+    """Refuse the name of a file, of which a folder would be made."""
+    if not out.exists() and out.suffix.lower() in _ENDINGS:
         raise ValueError(f"--out takes a folder; for one file use > {out}, or make a folder of this name before")
 
 

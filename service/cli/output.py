@@ -136,6 +136,8 @@ class OutputFolder:
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise OutputError(f"{self.root}: it, or a folder above it, is a file") from None
         except OSError as error:
             raise OutputError(f"{self.root}: {error.strerror}") from None
         if not os.access(self.root, os.W_OK | os.X_OK):

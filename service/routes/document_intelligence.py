@@ -42,7 +42,7 @@ from service.routes.data_url import FileBudget
 from service.routes.form import query_options, receive_raw
 from service.routes.jobs import JobsDep, OwnerDep, require_jobs
 from service.routes.json_body import receive_json
-from service.routes.ocr import document_response
+from service.routes.ocr import OUTPUT_HEADERS, document_response
 from service.routes.openapi import problems
 from service.routes.problems import DOCUMENT_INTELLIGENCE_PATH, error_message
 from service.routes.reading import run_for_client
@@ -276,7 +276,7 @@ async def erase_analysis(model_id: str, result_id: str, jobs: JobsDep, owner: Ow
     f"{_RESULT_PATH}/pdf",
     response_class=Response,
     responses={
-        200: {"content": {"application/pdf": {"schema": _FILE}}},
+        200: {"headers": OUTPUT_HEADERS, "content": {"application/pdf": {"schema": _FILE}}},
         **problems(404, 409, 413, 415, 422, 429, 504, shape=AnalyzeProblem),
     },
     dependencies=_VISIBLE,

@@ -22,7 +22,7 @@ from service.ocr.confidence import Granularity
 from service.ocr.formats.document import ReadDocument
 from service.ocr.formats.output_format import OutputFormat
 from service.ocr.formats.registry import DEFAULT, FORMATS
-from service.ocr.page_notes import NOTES_HEADER, notes_of, to_header
+from service.ocr.page_notes import MOST_NOTED, NOTES_HEADER, notes_of, to_header
 from service.ocr.reader import DeltaSink, PageResult, PageSink
 from service.ocr.request import OcrRequest, parse_request
 from service.routes import stream
@@ -84,13 +84,14 @@ def or_empty(option: dict[str, Any]) -> dict[str, Any]:
 _BODY = {"schema": {"type": "string"}}
 _NOT_JSON = "Not sent with JSON."
 OUTPUT_HEADERS = {
-    "X-OCR-Status": {
+    STATUS_HEADER: {
         "description": f"The member `status` of the JSON answer. {_NOT_JSON}",
-        "schema": {"type": "string", "enum": ["ok", "partial", "incomplete"]},
+        "schema": {"type": "string", "enum": ["ok", "partial"]},
     },
-    "X-OCR-Pages": {
-        "description": "Pages that are not simply read or blank, at most 50 and then `...`: number, status, and the "
-        f"code of the error, warnings, or why the text was cut, such as `3 failed undecodable_file`. {_NOT_JSON}",
+    NOTES_HEADER: {
+        "description": f"Pages that are not simply read or blank, at most {MOST_NOTED} and then `...`: number, status, "
+        "and the code of the error, warnings, or why the text was cut, such as `3 failed undecodable_file`. "
+        f"{_NOT_JSON}",
         "schema": {"type": "string"},
     },
 }

@@ -143,12 +143,22 @@ def test_page_without_text_that_can_be_trusted_is_told(tmp_path: Path) -> None:
     assert ended.stderr.decode().startswith("page.png: page 1: No text that can be trusted")
 
 
-@pytest.mark.parametrize("name", ["taken", "taken/below", "page.txt", "page.searchable.PDF"])
-def test_file_where_a_folder_belongs_is_refused_before_anything_is_read(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "status", "says"),
+    [
+        ("taken", EXIT_OUTPUT_FAILED, b"is a file"),
+        ("taken/below", EXIT_OUTPUT_FAILED, b"is a file"),
+        ("page.txt", 2, b"--out takes a folder"),
+        ("page.searchable.PDF", 2, b"--out takes a folder"),
+    ],
+)
+def test_file_where_a_folder_belongs_is_refused_before_anything_is_read(
+    tmp_path: Path, name: str, status: int, says: bytes
+) -> None:
     (tmp_path / "page.png").write_bytes(png())
     (tmp_path / "taken").write_bytes(b"kept")
     ended = call("page.png", "--out", name, folder=tmp_path)
-    assert (ended.returncode, b"--out takes a folder" in ended.stderr) == (2, True)
+    assert (ended.returncode, says in ended.stderr) == (status, True)
     assert tree(tmp_path) == ["page.png", "taken"]
     (tmp_path / "a.txt").mkdir()
     assert call("page.png", "--out", "a.txt", folder=tmp_path).returncode == 0

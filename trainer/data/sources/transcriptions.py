@@ -219,7 +219,7 @@ class _Cutter:
         if abs(file_width * height / (file_height * width) - 1) * max(self._image.size) > SIZE_TOLERANCE_PX:
             raise RowError(
                 RowCode.IMAGE_UNREADABLE,
-                f"its image has {self._image.width} x {self._image.height} pixels, its lines are of {width:g} x "
+                f"its image has {file_width:g} x {file_height:g} pixels, its lines are of {width:g} x "
                 f"{height:g}: is it another image, or turned?",
             )
 
