@@ -105,7 +105,7 @@ def main() -> int:
 
     def hold_against_print() -> tuple[bytes]:
         task = wire.decode_print(bytes(tail))
-        return (wire.encode_account(account(task.text, task.lines, is_by_lines=task.is_by_lines, boxed=task.boxed)),)
+        return (wire.encode_account(account(task.text, task.lines, task.boxed)),)
 
     def add_text() -> tuple[bytes, memoryview]:
         if document is None:

@@ -16,28 +16,25 @@ class PrintTask:
     Attributes:
         text: What was read.
         lines: The print that it has to account for.
-        is_by_lines: The page was read line by line.
-        boxed: Then, the lines of the text with their places.
+        boxed: The lines of the text with their places, if the page was read line by line.
     """
 
     text: str
     lines: tuple[InkLine, ...]
-    is_by_lines: bool = False
     boxed: tuple[BoxedText, ...] = ()
 
     def to_wire(self) -> bytes:
         """The task as JSON."""
         lines = [[line.box_px, line.words_px, line.body_px] for line in self.lines]
         boxed = [[each.box_px, each.text] for each in self.boxed]
-        return json.dumps([self.text, lines, self.is_by_lines, boxed]).encode()
+        return json.dumps([self.text, lines, boxed]).encode()
 
     @classmethod
     def from_wire(cls, payload: bytes) -> PrintTask:
         """The task that `to_wire` wrote."""
-        text, lines, is_by_lines, boxed = json.loads(payload)
+        text, lines, boxed = json.loads(payload)
         return cls(
             text,
             tuple(InkLine(tuple(box), tuple(words), body) for box, words, body in lines),
-            is_by_lines,
             tuple(BoxedText(tuple(box), read) for box, read in boxed),
         )

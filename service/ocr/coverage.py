@@ -27,7 +27,7 @@ def print_task(answer: GroundedText, lines: Sequence[InkLine], *, is_by_lines: b
     pictures = [region.box_px for region in answer.regions if region.label.lower() in _PICTURES]
     wanted = tuple(line for line in lines if not any(_is_in(line, box) for box in pictures))
     boxed = tuple(BoxedText(region.box_px, region.text) for region in answer.regions) if is_by_lines else ()
-    return PrintTask(answer.text, wanted, is_by_lines, boxed)
+    return PrintTask(answer.text, wanted, boxed)
 
 
 def _is_in(line: InkLine, box: tuple[int, int, int, int]) -> bool:

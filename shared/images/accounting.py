@@ -72,18 +72,15 @@ class BoxedText:
     text: str
 
 
-def account(
-    text: str, lines: Sequence[InkLine], *, is_by_lines: bool = False, boxed: Sequence[BoxedText] = ()
-) -> Account:
+def account(text: str, lines: Sequence[InkLine], boxed: Sequence[BoxedText] = ()) -> Account:
     """Find the print that a text accounts for.
 
     Args:
         text: What was read, plain, in Markdown or with HTML tables.
         lines: The print of the page, or of the part that was read.
-        is_by_lines: Each line was read by itself, so that a passage which comes twice is printed twice; a text that was
-            read as a whole may have run in a circle.
-        boxed: The lines of the text with their places, where these are known: print has the text of its own place,
-            whatever is like it elsewhere.
+        boxed: The lines of the text with their places, if each was read by itself: print has the text of its own place,
+            whatever is like it elsewhere, and a passage that comes twice is printed twice. A text that was read as a
+            whole may have run in a circle.
 
     Returns:
         The share that was read, and where the rest is.
@@ -91,7 +88,7 @@ def account(
     if not lines:
         return Account(1.0, ())
     reading = _Reading(text)
-    if not is_by_lines and not _groups(lines):
+    if not boxed and not _groups(lines):
         reading.drop_repeats()
     unread, sizes = _unread(reading, lines)
     if unread and boxed:

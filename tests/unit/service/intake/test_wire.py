@@ -231,7 +231,6 @@ def test_error_in_the_place_of_a_preview_keeps_its_code() -> None:
 PRINT = PrintTask(
     "half \ud800 of it",
     (InkLine((10, 20, 90, 32), (30, 40), 9.5), InkLine((10, 60, 250, 72), (70,), 9.0)),
-    True,
     (BoxedText((10, 20, 90, 32), "half \ud800 of it"),),
 )
 

@@ -59,10 +59,11 @@ def test_passage_that_is_printed_twice_is_read_whole_by_lines() -> None:
     said = " ".join(LEFT).split()
     # Broken elsewhere the second time, so that no two lines are alike.
     lines = [*LEFT, *(" ".join(said[start : start + 7]) for start in range(0, len(said), 7))]
-    page = find_ink(page_of((40, 40, lines)))
-    assert account(words(*lines), page.lines, is_by_lines=True).coverage == 1.0
+    drawn = page_of((40, 40, lines))
+    page, boxed = find_ink(drawn), boxed_lines(drawn, lines, 34)
+    assert account(words(*lines), page.lines, boxed).coverage == 1.0
     assert account(words(*lines), page.lines).coverage < 0.8
-    assert account(words(*LEFT), page.lines, is_by_lines=True).coverage < 0.8
+    assert account(words(*LEFT), page.lines, boxed[: len(LEFT)]).coverage < 0.8
 
 
 def boxed_lines(page: Image.Image, lines: Sequence[str], step: int) -> list[BoxedText]:
@@ -81,10 +82,10 @@ def test_print_that_is_alike_has_the_text_of_its_own_place() -> None:
     lines = circling(25)
     page = page_of((40, 40, lines), size=(1000, 1300), step=48)
     found, boxed = find_ink(page).lines, boxed_lines(page, lines, 48)
-    assert account(words(*lines), found, is_by_lines=True).coverage < 0.95
-    assert account(words(*lines), found, is_by_lines=True, boxed=boxed).coverage == 1.0
+    assert account(words(*lines), found).coverage < 0.95
+    assert account(words(*lines), found, boxed).coverage == 1.0
     del boxed[12]
-    left = account(words(*(each.text for each in boxed)), found, is_by_lines=True, boxed=boxed)
+    left = account(words(*(each.text for each in boxed)), found, boxed)
     assert left.coverage == pytest.approx(0.96, abs=0.01)
     assert [box[1] // 48 for box in left.unread] == [(40 + 12 * 48) // 48]
 
@@ -93,7 +94,7 @@ def test_text_that_is_half_of_its_line_does_not_account_for_all_of_it() -> None:
     lines = circling(10)
     page = page_of((40, 40, lines), size=(1000, 600), step=48)
     lines[3] = lines[3][: len(lines[3]) // 2]
-    left = account(words(*lines), find_ink(page).lines, is_by_lines=True, boxed=boxed_lines(page, lines, 48))
+    left = account(words(*lines), find_ink(page).lines, boxed_lines(page, lines, 48))
     assert left.coverage == pytest.approx(0.9, abs=0.02)
 
 
