@@ -18,6 +18,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 STEPS = 30
+STEPS_AN_EPOCH = 5
+"""Of 18 pages, four at a time."""
 COMPARED = 4
 """Steps of several processes that are compared with those of one."""
 WORDS = ("--max-steps", str(STEPS), "--save-steps", "2", "--eval-steps", str(STEPS), "--batch-size", "2",
@@ -70,13 +72,13 @@ def test_a_killed_process_ends_the_run_with_one_line_and_the_run_resumes(whole, 
     write_words(tmp_path / "words", 24)
     log = tmp_path / "run" / "log.jsonl"
 
-    def num_saved():
-        return log.read_text().count('"save"') if log.exists() else 0
+    def last_saved():
+        return max((event["step"] for event in events(tmp_path / "run", "save")), default=0) if log.exists() else 0
 
-    for killed in (0, 1):
-        before = num_saved()
+    # One is resumed in the first epoch, the other in the second, whose order is another.
+    for killed, saved in ((0, 2), (1, STEPS_AN_EPOCH + 1)):
         process = start_small(tmp_path, *WORDS, "--resume", processes=2)
-        wait_for(lambda before=before: num_saved() > before, process)
+        wait_for(lambda saved=saved: last_saved() >= saved, process)
         os.kill(process_of_rank(process.pid, killed), signal.SIGKILL)
         errors = ended(process, 1)
         lost = [line for line in errors.splitlines() if line.endswith("[process_lost]")]
@@ -85,6 +87,7 @@ def test_a_killed_process_ends_the_run_with_one_line_and_the_run_resumes(whole, 
         assert "Signal 9 (SIGKILL)" in errors, "torchrun names the one that was killed"
         assert "[rank" not in errors, "no traceback of ours"
     ended(start_small(tmp_path, *WORDS, "--resume", processes=2))
+    assert events(tmp_path / "run", "start")[-1]["step"] % STEPS_AN_EPOCH, "resumed within an epoch"
     assert losses(whole / "run").keys() == losses(tmp_path / "run").keys() == set(range(1, STEPS + 1))
     assert losses(tmp_path / "run") == pytest.approx(losses(whole / "run"), rel=1e-5)
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trainer.training.distributed import any_rank
+from trainer.training.order import LengthGroupedOrder
 
 Event = Mapping[str, Any]
 ProgressCallback = Callable[[Event], None]
@@ -61,6 +62,21 @@ class StopRequest:
 def _say(text: str) -> None:
     # Not through sys.stderr, which the signal may have interrupted in the middle of a line.
     os.write(2, f"\n{text}\n".encode())
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the order of samples which epoch begins.
+
+    transformers does so too, but in a resumed epoch of several processes it does not reach a sampler below its loader.
+    """
+
+    def __init__(self, order: LengthGroupedOrder) -> None:
+        self._order = order
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Set the epoch."""
+        del args, control
+        self._order.set_epoch(int(state.epoch or 0))
 
 
 class StopCallback(TrainerCallback):

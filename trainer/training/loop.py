@@ -16,6 +16,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
+from trainer.training.callbacks import EpochCallback
 from trainer.training.checked import CheckedTrainer, RunParts, base_of
 from trainer.training.collator import INDICES, KEPT
 from trainer.training.errors import TrainingCode, TrainingError
@@ -56,7 +57,9 @@ class PageTrainer(CheckedTrainer):
         del train_dataset
         lengths = [sample.num_tokens for sample in self._parts.samples]
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGroupedOrder(lengths, size, self.args.seed)
+        order = LengthGroupedOrder(lengths, size, self.args.seed)
+        self.add_callback(EpochCallback(order))
+        return order
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
