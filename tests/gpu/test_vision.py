@@ -115,7 +115,8 @@ def test_no_views_give_no_tokens():
 @pytest.mark.skipif(not HAS_GPU, reason="public dimensions need a GPU")
 class TestPublicDimensions:
     @pytest.fixture(scope="class")
-    def models(self):
+    @classmethod
+    def models(cls):
         torch.manual_seed(0)
         text = TextConfig(vocab_size=64, num_hidden_layers=1, intermediate_size=64)
         with torch.device("cuda"):
