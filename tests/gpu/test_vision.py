@@ -150,6 +150,7 @@ class TestPublicDimensions:
                 assert relative_error(b, truth) < max(1e-2, 1.1 * relative_error(a, truth))
 
     @torch.inference_mode()
+    @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
     def test_encoding_never_waits(self, models):
         vision = GpuVision(models[1])
         vision.warm_up([640, 1024])
