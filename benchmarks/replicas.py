@@ -1,33 +1,34 @@
 """Replicas of the service on the cards of one host: what a second card gives, through HTTP.
 
-    python benchmarks/replicas.py --model random --cards 2 --clients 256 --duration 30 --side 640 --max-new-tokens 512 \
-        --field temperature=1 --setting OCR_BATCH_SIZE=256 --setting MAX_CONCURRENT_REQUESTS=512 --out auto
+    python benchmarks/replicas.py --model random --cards 2 --clients 256 --duration 30 --side 640 --text \
+        --max-new-tokens 512 --field temperature=1 --field stream=false --setting OCR_BATCH_SIZE=256 \
+        --setting MAX_CONCURRENT_REQUESTS=512 --out auto
     python benchmarks/replicas.py --model fake --device cpu --cards 2 --clients 8 --duration 5 --side 64
 
-Starts a service for each card, which sees that card alone, and loads first one of them, then all at once, each from a
-client process of its own that has its own closed loop. No gateway is between: how requests are shared out is not
-measured. Add `--field blank_pages=read` for pages of noise, as with `online.py`.
+Starts a service for each card, which sees that card alone, and loads first one of them, then all at once, each from
+client processes of its own. No gateway is between: how requests are shared out is not measured. Where
+`client_cpu_share` is near 1, the clients are what limits, and the gain says nothing about cards. Pages are noise, or
+with `--text` rows of text, as with `online.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import math
-import multiprocessing
 import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.demo_loop import service
-from benchmarks.online import NANO, Load, measure, pages_of, size_of
+from benchmarks.online import NANO, Load, load_from, measures_of, pages_of, size_of
 from benchmarks.origin import command, keep, origin
 
 
@@ -66,9 +67,9 @@ def services(count: int, model: str, device: str, settings: Mapping[str, str]) -
         yield urls
 
 
-def drive(url: str, load: Load) -> dict[str, Any]:
-    """Load one service; runs in a client process."""
-    return asyncio.run(measure(url, load, math.inf, math.inf))
+def drive(url: str, load: Load, processes: int) -> dict[str, Any]:
+    """Load one service."""
+    return measures_of(load_from(url, load, processes), math.inf, math.inf)
 
 
 def main() -> None:
@@ -78,15 +79,17 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--cards", type=int, default=2, help="cards, and so services")
     parser.add_argument("--clients", type=int, default=256, help="of each service")
+    parser.add_argument("--processes", type=int, default=4, help="client processes of each service (%(default)s)")
     parser.add_argument("--duration", type=float, default=30.0, help="seconds in which requests are sent")
     parser.add_argument("--side", type=size_of, default=(640, 640), metavar="PX|WxH", help="noise of that size")
+    parser.add_argument("--text", action="store_true", help="text of that size instead")
     parser.add_argument("--max-new-tokens", type=int)
     parser.add_argument("--setting", action="append", default=[], metavar="NAME=VALUE", help="of the services")
     parser.add_argument("--field", action="append", default=[], metavar="NAME=VALUE", help="form field of each request")
     parser.add_argument("--out", help="file that the line is appended to, or `auto`")
     given = parser.parse_args()
     load = Load(
-        pages_of(Path(), given.side, 0),
+        pages_of(Path(), given.side, 0, text=given.text),
         max_new_tokens=given.max_new_tokens,
         clients=given.clients,
         duration_s=given.duration,
@@ -94,13 +97,9 @@ def main() -> None:
     )
     settings = dict(each.split("=", 1) for each in given.setting)
     rows = []
-    spawn = multiprocessing.get_context("spawn")
-    with (
-        services(given.cards, given.model, given.device, settings) as urls,
-        ProcessPoolExecutor(given.cards, mp_context=spawn) as clients,
-    ):
+    with services(given.cards, given.model, given.device, settings) as urls, ThreadPoolExecutor(given.cards) as threads:
         for count in (1, given.cards):
-            seen = [each.result() for each in [clients.submit(drive, url, load) for url in urls[:count]]]
+            seen = list(threads.map(partial(drive, load=load, processes=given.processes), urls[:count]))
             rows.append(
                 {
                     "services": count,
@@ -113,7 +112,7 @@ def main() -> None:
             )
             print(rows[-1], flush=True)
     gain = rows[-1]["pages_per_s"] / rows[0]["pages_per_s"] if rows[0]["pages_per_s"] else math.nan
-    facts = {name: getattr(given, name) for name in ("cards", "clients", "max_new_tokens")}
+    facts = {name: getattr(given, name) for name in ("cards", "clients", "processes", "max_new_tokens", "text")}
     facts |= {"model": Path(given.model).name, "side_px": list(given.side), "times_one": round(gain, 3), "rows": rows}
     keep({"benchmark": "replicas", "command": command(), **origin(given.device), **facts}, given.out)
 

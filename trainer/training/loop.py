@@ -56,8 +56,8 @@ class PageTrainer(CheckedTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         del train_dataset
         lengths = [sample.num_tokens for sample in self._parts.samples]
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        order = LengthGroupedOrder(lengths, size, self.args.seed)
+        each = self.args.train_batch_size, self.args.gradient_accumulation_steps, self.args.world_size
+        order = LengthGroupedOrder(lengths, self.args.seed, *each)
         self.add_callback(EpochCallback(order))
         return order
 

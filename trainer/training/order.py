@@ -3,6 +3,9 @@
 A batch takes as long as its longest row. Within windows of many batches samples are sorted by length and cut into
 batches, and batches are then shuffled, so that length and progress are unrelated. Every process
 computes the whole order itself, so none of it has to be stored for resuming.
+
+Each process keeps the vision features of the samples that it has read. So a batch is shared out in such a way that most
+samples meet the same process in every epoch; which samples make up a batch does not depend on it.
 """
 
 from __future__ import annotations
@@ -19,15 +22,19 @@ WINDOW_BATCHES = 50
 class LengthGroupedOrder(Sampler[int]):
     """Numbers of all samples, epoch by epoch."""
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(self, lengths: Sequence[int], seed: int, step_size: int, num_steps: int = 1, world: int = 1) -> None:
         """Set what the order depends on.
 
         Args:
             lengths: of each sample, in tokens.
-            batch_size: samples of a step, over all devices.
             seed: shuffles.
+            step_size: samples of one process's forward and backward pass.
+            num_steps: passes of a process before an update.
+            world: processes, which take steps in turn.
         """
-        self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
+        self._lengths, self._seed = lengths, seed
+        self._step_size, self._num_steps, self._world = step_size, num_steps, world
+        self._batch_size = step_size * num_steps * world
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -49,5 +56,12 @@ class LengthGroupedOrder(Sampler[int]):
         rest = [batch for batch in batches if len(batch) < self._batch_size]
         order = torch.randperm(len(whole), generator=generator).tolist()
         # A partial batch must come last, or all later ones would be shifted.
-        for batch in [*(whole[place] for place in order), *rest]:
+        for batch in [*(self._share_out(whole[place]) for place in order), *rest]:
             yield from batch
+
+    def _share_out(self, batch: Sequence[int]) -> list[int]:
+        """A whole batch in the order in which processes take its samples, as many as possible at home."""
+        by_home = sorted(batch, key=lambda index: index % self._world)
+        size, share = self._step_size, self._step_size * self._num_steps
+        starts = (home * share + step * size for step in range(self._num_steps) for home in range(self._world))
+        return [index for start in starts for index in by_home[start : start + size]]

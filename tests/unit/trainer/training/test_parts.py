@@ -22,7 +22,6 @@ from trainer.training.dataset import TrainingSample
 from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.features import CachedEncoder, FeatureCache
 from trainer.training.options import TrainingOptions, load_file, make_options, option_fields
-from trainer.training.order import LengthGroupedOrder
 from trainer.training.presets import PRESETS, preset_values
 from trainer.training.targets import choose_modules, touches_vision
 
@@ -128,25 +127,6 @@ class TestTargets:
         assert re.fullmatch(pattern, "model.layers.1.q")
         assert not re.fullmatch(pattern, "model.layers.10.q")
         assert not re.fullmatch(pattern, "modelxlayers.1.q")
-
-
-class TestOrder:
-    def test_every_sample_comes_once_in_a_pass_and_passes_differ(self):
-        order = LengthGroupedOrder([index % 17 for index in range(205)], batch_size=4, seed=3)
-        first = list(order)
-        assert sorted(first) == list(range(205))
-        assert first == list(order)
-        order.set_epoch(1)
-        assert sorted(order) == list(range(205))
-        assert list(order) != first
-
-    def test_batches_hold_rows_of_like_length_but_come_by_chance(self):
-        lengths = [(index * 7919) % 1000 for index in range(400)]
-        order = list(LengthGroupedOrder(lengths, batch_size=8, seed=0))
-        batches = [[lengths[index] for index in order[start : start + 8]] for start in range(0, 400, 8)]
-        assert max(max(batch) - min(batch) for batch in batches) <= 30
-        firsts = [batch[0] for batch in batches]
-        assert firsts != sorted(firsts)
 
 
 def sample(text_ids, views=1):
