@@ -18,6 +18,7 @@ from trainer.data.sources.transcriptions import (
     TranscriptionFormat,
     below,
     named,
+    number_of,
     parse_xml,
     points_of,
     rectangle,
@@ -46,7 +47,7 @@ ALTO: Final = TranscriptionFormat("ALTO", read_alto)
 
 def _size(page: etree._Element) -> tuple[float, float] | None:
     """In the file's unit, pixels or parts of a millimetre or an inch: only its ratio to the image's counts."""
-    width, height = _number(page, "WIDTH"), _number(page, "HEIGHT")
+    width, height = number_of(page, "WIDTH"), number_of(page, "HEIGHT")
     return (width, height) if width > 0 and height > 0 else None
 
 
@@ -76,12 +77,5 @@ def _outline(line: etree._Element) -> tuple[Point, ...]:
     shape = next(iter(named(line, "Shape")), None)
     if polygon is not None and shape is not None:
         return points_of(polygon.get("POINTS", ""))
-    box = [_number(line, name) for name in ("HPOS", "VPOS", "WIDTH", "HEIGHT")]
+    box = [number_of(line, name) for name in ("HPOS", "VPOS", "WIDTH", "HEIGHT")]
     return rectangle(*box) if min(box[2:]) > 0 else ()
-
-
-def _number(element: etree._Element, name: str) -> float:
-    try:
-        return float(element.get(name, "0"))
-    except ValueError:
-        return 0.0

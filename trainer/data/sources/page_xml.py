@@ -17,6 +17,7 @@ from trainer.data.sources.transcriptions import (
     TranscriptionFormat,
     below,
     named,
+    number_of,
     parse_xml,
     points_of,
 )
@@ -41,10 +42,7 @@ PAGE_XML: Final = TranscriptionFormat("PAGE-XML", read_page_xml)
 
 
 def _size(page: etree._Element) -> tuple[float, float] | None:
-    try:
-        size = float(page.get("imageWidth", "")), float(page.get("imageHeight", ""))
-    except ValueError:
-        return None
+    size = number_of(page, "imageWidth"), number_of(page, "imageHeight")
     return size if min(size) > 0 else None
 
 
@@ -60,7 +58,7 @@ def _regions(page: etree._Element) -> list[etree._Element]:
 
 def _references(group: etree._Element) -> Iterator[str]:
     """Names of regions in a group, by index where members have one."""
-    members = [(int(each.get("index") or place), each) for place, each in enumerate(named(group, *_GROUPS))]
+    members = [(number_of(each, "index", place), each) for place, each in enumerate(named(group, *_GROUPS))]
     for _, member in sorted(members, key=lambda pair: pair[0]):
         yield from filter(None, [member.get("regionRef")])
         yield from _references(member)
@@ -89,7 +87,7 @@ def _own_text(element: etree._Element) -> str | None:
     texts = named(element, "TextEquiv")
     if not texts:
         return None
-    best = min(texts, key=lambda each: int(each.get("index") or 0))
+    best = min(texts, key=lambda each: number_of(each, "index"))
     unicode_text = next(iter(named(best, "Unicode")), None)
     return (unicode_text.text or "").strip() if unicode_text is not None else ""
 

@@ -169,7 +169,9 @@ def _find_xml(found: FolderFiles, root: str) -> list[Path]:
         return []
     from trainer.data.sources.transcriptions import root_name
 
-    return [file for file in files if root_name(_head(file)) == root]
+    roots = {file: root_name(_head(file)) for file in files}
+    # One that says nothing is a damaged one of the others' kind: to be named, not passed over.
+    return [file for file in files if roots[file] in {root, ""}] if root in roots.values() else []
 
 
 def _find_hocr(found: FolderFiles) -> list[Path]:

@@ -6,9 +6,13 @@ A page of which some lines have no text is refused: it would teach a model to le
 
 from __future__ import annotations
 
+import io
+import math
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -21,6 +25,7 @@ from PIL import Image, ImageDraw
 
 from shared.images.errors import ImageError
 from shared.images.limits import ImageLimits
+from shared.images.pixels import SIDEWAYS, orientation_of
 from shared.images.raster import open_raster
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
 from trainer.data.sources.files import FolderFiles, read_inside
@@ -33,6 +38,8 @@ from trainer.data.sources.splits import split_of_folders
 Point = tuple[float, float]
 SIZE_TOLERANCE_PX: Final = 2
 """Tools round a page's size."""
+MAX_OUTSIDE_SHARE: Final = 0.05
+"""How far a line's outline may leave its image, as a share of the longer side: people draw past the edge of a page."""
 
 
 class Level(StrEnum):
@@ -139,6 +146,8 @@ class TranscriptionSource(ShardedSource):
             for row in self._rows_of_page(file, page, name):
                 number += 1
                 yield self._row(number, *row, place, name)
+        if not number:
+            yield BrokenRow(1, place, RowCode.TEXT_MISSING, "it has no page")
 
     def fingerprint(self) -> str:
         """See `PageSource`; of transcriptions and images."""
@@ -165,6 +174,8 @@ class TranscriptionSource(ShardedSource):
         except RowError as error:
             yield name, error
             return
+        if not page.lines:
+            yield name, RowError(RowCode.TEXT_MISSING, "it has no line")
         for number, line in enumerate(page.lines, 1):
             try:
                 yield f"{name} line {number}", {IMAGE_COLUMN: cutter.cut(line), TEXT_COLUMN: line.text}
@@ -183,7 +194,7 @@ class TranscriptionSource(ShardedSource):
             if (folder / wanted).is_file():
                 # Whether it is inside the source's folder is checked when it is read.
                 return os.path.relpath(folder / wanted, self._folder)
-        for key in (wanted.name.lower(), wanted.stem.lower(), _stem(file)):
+        for key in map(_same_name, (wanted.name, wanted.stem, _stem(file))):
             matches = known.get(key, [])
             if len(matches) > 1:
                 raise RowError(RowCode.IMAGE_MISSING, f"{len(matches)} images are called {key}: leave one of them")
@@ -196,7 +207,7 @@ class TranscriptionSource(ShardedSource):
         """Images by name, and by name without suffix."""
         known: dict[str, list[str]] = defaultdict(list)
         for name in self._found.names():
-            path = PurePosixPath(name.lower())
+            path = PurePosixPath(_same_name(name))
             if path.suffix in IMAGE_SUFFIXES:
                 for key in {path.name, path.stem}:
                     known[key].append(name)
@@ -222,12 +233,23 @@ class _Cutter:
                 f"its image has {file_width:g} x {file_height:g} pixels, its lines are of {width:g} x "
                 f"{height:g}: is it another image, or turned?",
             )
+        with suppress(OSError), Image.open(io.BytesIO(data)) as file:
+            turn = orientation_of(file)
+            if turn != 1 and (turn not in SIDEWAYS or file_width == file_height):
+                raise RowError(
+                    RowCode.IMAGE_UNREADABLE,
+                    "its EXIF data turns or mirrors it, and its lines may be of either way: save it upright",
+                )
 
     def cut(self, line: TranscribedLine) -> bytes:
         """A PNG file of a line; raises `RowError` if it has no outline on the page."""
         outline = [(x * self._scale[0], y * self._scale[1]) for x, y in line.outline]
         if len(outline) < 3:
             raise RowError(RowCode.IMAGE_MISSING, "the line has no outline: prepare pages with --level page")
+        width, height = self._image.size
+        slack = MAX_OUTSIDE_SHARE * max(width, height)
+        if any(not (-slack <= x <= width + slack and -slack <= y <= height + slack) for x, y in outline):
+            raise RowError(RowCode.IMAGE_MISSING, "the line's outline leaves its image")
         xs, ys = zip(*outline, strict=True)
         box = (
             max(int(min(xs)), 0),
@@ -236,7 +258,7 @@ class _Cutter:
             min(int(max(ys)) + 1, self._image.height),
         )
         if box[0] >= box[2] or box[1] >= box[3]:
-            raise RowError(RowCode.IMAGE_MISSING, "the line is outside of its image")
+            raise RowError(RowCode.IMAGE_MISSING, "the line's outline leaves its image")
         crop = self._image.crop(box)
         mask = Image.new("1", crop.size, 0)
         ImageDraw.Draw(mask).polygon([(x - box[0], y - box[1]) for x, y in outline], fill=1, outline=1)
@@ -258,13 +280,23 @@ def parse_xml(data: bytes) -> etree._Element:
 def root_name(data: bytes) -> str:
     """Name of the root element of a file that begins with these bytes; empty where there is none."""
     parser = etree.XMLPullParser(events=("start",), resolve_entities=False, no_network=True, load_dtd=False)
-    try:
+    # A file that is broken further on still tells what it is.
+    with suppress(etree.XMLSyntaxError, ValueError):
         parser.feed(data)
+        parser.close()
+    with suppress(etree.XMLSyntaxError, ValueError):
         for _, element in parser.read_events():
             return etree.QName(element).localname
-    except (etree.XMLSyntaxError, ValueError):
-        return ""
     return ""
+
+
+def number_of(element: etree._Element, name: str, otherwise: float = 0.0) -> float:
+    """An attribute as a finite number; `otherwise` where it is missing or is something else."""
+    try:
+        number = float(element.get(name, otherwise))
+    except ValueError:
+        return otherwise
+    return number if math.isfinite(number) else otherwise
 
 
 def named(element: etree._Element, *names: str) -> list[etree._Element]:
@@ -280,10 +312,12 @@ def below(element: etree._Element, *names: str) -> Iterator[etree._Element]:
 
 
 def points_of(text: str) -> tuple[Point, ...]:
-    """Points of `x,y x,y` or `x y x y`; () if they are not numbers."""
+    """Points of `x,y x,y` or `x y x y`; () if they are not finite numbers."""
     try:
         numbers = [float(part) for part in text.replace(",", " ").split()]
     except ValueError:
+        return ()
+    if not all(map(math.isfinite, numbers)):
         return ()
     return tuple(zip(numbers[::2], numbers[1::2], strict=False))
 
@@ -291,6 +325,11 @@ def points_of(text: str) -> tuple[Point, ...]:
 def rectangle(x: float, y: float, width: float, height: float) -> tuple[Point, ...]:
     """Outline of a box."""
     return ((x, y), (x + width, y), (x + width, y + height), (x, y + height))
+
+
+def _same_name(name: str) -> str:
+    """A name without what file systems change: capitals, and accents apart from their letters on a Mac."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def _whole_text(page: TranscribedPage) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import unicodedata
 
 import numpy as np
 import pytest
@@ -169,6 +171,87 @@ def test_images_and_entities_outside_of_the_folder_stay_there(tmp_path):
     (folder / "scan.xml").write_text(text)
     samples, _ = samples_of(folder)
     assert not any("secret" in sample.text for sample in samples)
+
+
+@pytest.mark.parametrize("level", ["page", "line"])
+@pytest.mark.parametrize(
+    ("what", "instead"),
+    [
+        ('<TextEquiv index="0">', '<TextEquiv index="first">'),
+        ("<TextRegion", '<ReadingOrder><OrderedGroup><RegionRefIndexed index="x" regionRef="r"/></OrderedGroup>'
+                        "</ReadingOrder><TextRegion"),
+        ('imageWidth="', 'imageWidth="inf" x="'),
+        ('imageHeight="', 'imageHeight="nan" x="'),
+        ('points="', 'points="nan,nan '),
+        ('points="', 'points="inf,0 '),
+        ('points="', 'points="1e400,0 '),
+        ('points="', 'points="left,top '),
+    ],
+)  # fmt: skip
+def test_attributes_that_are_no_numbers_cost_a_line_at_most(tmp_path, level, what, instead):
+    for name in ("odd", "plain"):
+        draw_page(tmp_path / f"{name}.png", LINES)
+        (tmp_path / f"{name}.xml").write_text(page_xml(f"{name}.png", LINES))
+    text = (tmp_path / "odd.xml").read_text()
+    assert what in text
+    (tmp_path / "odd.xml").write_text(text.replace(what, instead, 1))
+    samples, broken = samples_of(tmp_path, level=level)
+    assert sum(sample.name.startswith("plain.xml") for sample in samples) == (3 if level == "line" else 1)
+    assert len(samples) + len(broken) == (6 if level == "line" else 2)
+    assert {row.code for row in broken} <= {RowCode.IMAGE_MISSING}
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-1e400", "wide"])
+def test_sizes_of_alto_that_are_no_numbers_cost_a_line_at_most(tmp_path, number):
+    draw_page(tmp_path / "scan.png", LINES)
+    text = alto("scan.png", LINES)
+    (tmp_path / "scan.xml").write_text(re.sub(r'(HPOS|WIDTH)="[^"]*"', rf'\1="{number}"', text))
+    samples, broken = samples_of(tmp_path, level="line")
+    assert len(samples) + len(broken) == 3
+
+
+@pytest.mark.parametrize("far", ["-1e12", "1e12", "99999", "-300"])
+def test_an_outline_far_from_the_page_is_no_picture_of_its_line(tmp_path, far):
+    draw_page(tmp_path / "scan.png", LINES)
+    text = page_xml("scan.png", LINES)
+    (tmp_path / "scan.xml").write_text(text.replace('<Coords points="', f'<Coords points="{far},0 '))
+    samples, broken = samples_of(tmp_path, level="line")
+    assert samples == []
+    assert {row.code for row in broken} == {RowCode.IMAGE_MISSING}
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_lines_of_an_image_that_its_exif_data_turns_are_not_guessed_at(tmp_path, orientation):
+    drawn = Image.open(draw_page(tmp_path / "scan.png", LINES))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    drawn.save(tmp_path / "scan.jpg", exif=exif)
+    (tmp_path / "scan.xml").write_text(page_xml("scan.jpg", LINES))
+    samples, broken = samples_of(tmp_path, level="line")
+    assert samples == []
+    assert "EXIF" in broken[0].reason
+
+
+def test_an_image_is_found_however_its_name_was_composed(tmp_path):
+    draw_page(tmp_path / unicodedata.normalize("NFD", "Müller.png"), LINES)
+    (tmp_path / "scan.xml").write_text(page_xml("Müller.png", LINES), encoding="utf-8")
+    samples, broken = samples_of(tmp_path)
+    assert broken == []
+    assert [sample.text for sample in samples] == [TEXT]
+
+
+@pytest.mark.parametrize("level", ["page", "line"])
+@pytest.mark.parametrize("damaged", [b"", b"<", b"\xff\xfe\x00", b"<PcGts><Page/></PcGts>",
+                                     b'<?xml version="1.0" encoding="UTF-8"?><PcGts><Page>\xe4'])  # fmt: skip
+def test_a_file_without_a_row_is_named_and_not_passed_over(tmp_path, level, damaged):
+    draw_page(tmp_path / "scan.png", LINES)
+    (tmp_path / "scan.xml").write_text(page_xml("scan.png", LINES))
+    (tmp_path / "damaged.xml").write_bytes(damaged)
+    (tmp_path / "mets.xml").write_text("<mets/>")
+    samples, broken = samples_of(tmp_path, level=level)
+    assert samples
+    assert [row.name for row in broken] == ["damaged.xml"]
+    assert open_source(str(tmp_path)).passed_over == {".xml files": 1}
 
 
 def test_two_transcriptions_of_one_page_are_not_guessed_at(tmp_path):
