@@ -7,6 +7,7 @@ Owns the flags and the order of the checks. `trainer.publishing.gate` decides wh
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -119,6 +120,7 @@ def run_publish(options: argparse.Namespace, settings: TrainerSettings) -> str:
     _check_flags(options)
     # Fail on a missing token before pages are read for minutes.
     repository = hub_repository(options) if options.push_to_hub else None
+    _require_writable(options.volume)
     place = locate_adapter(str(options.adapter or options.imported))
     base_model = options.base or DEFAULT_MODEL
     records = _records(options, place, base_model, settings)
@@ -211,6 +213,15 @@ def _training_data(options: argparse.Namespace, place: AdapterLocation) -> Train
         return TrainingData(sha256=options.trained_on_sha256, samples=options.trained_on_samples)
     except ValueError as error:
         raise UsageError("--trained-on-sha256 is not 64 hex digits") from error
+
+
+def _require_writable(root: Path) -> None:
+    """Raise `VolumeError` where publishing would fail after pages were read for minutes."""
+    if not root.is_dir():
+        what = "is no folder" if root.exists() else "does not exist"
+        raise VolumeError(Fault.VOLUME_UNAVAILABLE, f"the volume {root} {what}")
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise VolumeError(Fault.PERMISSION_DENIED, f"the volume {root} cannot be written")
 
 
 def _sweep(volume: AdapterVolume, name: str) -> None:

@@ -6,6 +6,7 @@ text cannot be told, if a word is not to be seen, or if there is print that the 
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,10 +17,11 @@ import pypdfium2 as pdfium  # type: ignore[import-untyped] # ships no types
 from PIL import Image
 
 from shared.images.accounting import account
+from shared.images.errors import ImageError
 from shared.images.ink import find_ink
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
 from trainer.data.sources.files import FolderFiles, read_inside
-from trainer.data.sources.images import encode_png
+from trainer.data.sources.images import LIMITS, encode_png
 from trainer.data.sources.protocol import IMAGE_COLUMN, SPLIT_COLUMN, TEXT_COLUMN, BrokenRow, Row
 from trainer.data.sources.shards import ShardedSource, SourceShard, files_fingerprint
 from trainer.data.sources.splits import split_of_folders
@@ -110,6 +112,7 @@ class PdfSource(ShardedSource):
         except pdfium.PdfiumError as error:
             raise RowError(RowCode.ROW_UNREADABLE, f"the page cannot be opened: {error}") from error
         try:
+            self._check_size(page)
             content = read_page(page, clean_word)
             image = page.render(scale=self._dpi / POINTS_PER_INCH).to_pil().convert("RGB")
         except RefusedPageError as error:
@@ -119,6 +122,17 @@ class PdfSource(ShardedSource):
         finally:
             page.close()
         return {IMAGE_COLUMN: encode_png(image), TEXT_COLUMN: checked_text(content, image)}
+
+    def _check_size(self, page: Any) -> None:
+        """Refuse a sheet that would be too large before minutes and gigabytes go into drawing it."""
+        width, height = (math.ceil(side * self._dpi / POINTS_PER_INCH) for side in page.get_size())
+        try:
+            LIMITS.check_size(width, height)
+        except ImageError as error:
+            raise RowError(
+                RowCode.IMAGE_TOO_LARGE,
+                f"at {self._dpi} dots per inch it has {width} x {height} pixels: a lower --dpi may help",
+            ) from error
 
 
 def checked_text(content: PageText, image: Image.Image) -> str:

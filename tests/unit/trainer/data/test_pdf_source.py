@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pikepdf
+import pypdfium2 as pdfium
 import pytest
 from PIL import Image
 
@@ -73,6 +74,21 @@ def test_pages_are_rendered_and_say_what_they_show(tmp_path):
     assert shown[: 1754 // 5].min() < 60
     assert shown[1754 // 2 :].min() == 255
     assert samples_of(path, dpi=72)[0][0].images[0].width_px == 595
+
+
+def test_a_sheet_that_is_too_large_is_refused_before_it_is_drawn(tmp_path, monkeypatch):
+    path = write_pdf(tmp_path / "a.pdf", content(LINES))
+    with pikepdf.open(path, allow_overwriting_input=True) as pdf:
+        pdf.add_blank_page(page_size=(14400, 14400))
+        pdf.save(path)
+    drawn_pages = []
+    render = pdfium.PdfPage.render
+    monkeypatch.setattr(pdfium.PdfPage, "render", lambda page, **how: (drawn_pages.append(page), render(page, **how))[1])
+    samples, broken = samples_of(path)
+    assert [sample.name for sample in samples] == ["a.pdf page 1"]
+    assert [(row.name, row.code) for row in broken] == [("a.pdf page 2", RowCode.IMAGE_TOO_LARGE)]
+    assert "30000 x 30000" in broken[0].reason
+    assert len(drawn_pages) == 1
 
 
 def test_letters_beyond_ascii_and_leaders_are_kept(tmp_path):

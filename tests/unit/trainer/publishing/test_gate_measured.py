@@ -56,6 +56,18 @@ def test_an_adapter_made_elsewhere_is_measured_and_published(tmp_path, flags, ca
     assert result.adapter.details["adapter"] == manifest.files["adapter_model.safetensors"].sha256
 
 
+@pytest.mark.parametrize("what", ["missing", "a file"])
+def test_a_volume_that_is_none_is_told_before_pages_are_read(tmp_path, flags, capsys, what):
+    words = flags(whose=0)
+    place = tmp_path / "elsewhere.txt"
+    if what == "a file":
+        place.write_text("no folder")
+    capsys.readouterr()
+    assert main([str(place) if word == f"{tmp_path}/volume" else word for word in words]) == 2
+    assert f"volume_unavailable: the volume {place}" in capsys.readouterr().err
+    assert not (tmp_path / "r.json").exists()
+
+
 @pytest.mark.parametrize("copied", [False, True])
 def test_pages_that_were_trained_on_prove_nothing(tmp_path, flags, capsys, copied):
     words = flags(whose=0)
