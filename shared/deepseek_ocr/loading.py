@@ -19,6 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Repo
 from shared.contract.calibration import FILE_NAME as CALIBRATION_FILE
 from shared.contract.calibration import Calibration, CalibrationError, read_calibration
 from shared.contract.prompts import Task, tasks_of
+from shared.contract.shipped import local_model
 from shared.deepseek_ocr.checkpoint import CheckpointError, read_config
 from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.registry import MODELS, find_kind
@@ -110,7 +111,7 @@ def find_checkpoint(folder_or_repo: str | Path) -> tuple[Path, str]:
     Raises:
         CheckpointError: There is no such checkpoint.
     """
-    folder = Path(folder_or_repo)
+    folder = Path(local_model(folder_or_repo))
     if folder.is_dir():
         return folder, folder.resolve().name
     if isinstance(folder_or_repo, Path) or not _REPOSITORY.fullmatch(folder_or_repo):

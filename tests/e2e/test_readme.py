@@ -7,16 +7,20 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from shared.contract.text import cer
 from tests.support.nano import needs_nano
+from tests.support.printed import number_cells
 from tests.support.programs import ROOT, free_port, require, stop_session, wait_until_ready
+from tests.support.transcriptions import page_xml
 
 pytestmark = [pytest.mark.e2e, needs_nano]
 
@@ -116,6 +120,39 @@ def test_make_serve_prints_a_line_to_try_that_works(served: tuple[str, Path]) ->
     line = printed_line(log, "curl ")
     assert address in line
     assert json.loads(read_with(line))["text"]
+
+
+def test_the_lines_that_train_on_a_folder_of_page_xml_work_in_their_order(tmp_path: Path) -> None:
+    letters = tmp_path / "letters"
+    rng = Random(1)
+    letters.mkdir()
+    for number in range(120):
+        text = f"{number:05} {rng.randrange(10**5):05}"
+        image = number_cells(text)
+        image.save(letters / f"{number}.png")
+        (letters / f"{number}.xml").write_text(page_xml(f"{number}.png", [text], size=image.size), encoding="utf-8")
+    (tmp_path / "shared").symlink_to(ROOT / "shared")
+    shown = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = [text for text in re.findall(r"```console\n(.*?)```", shown, re.DOTALL) if "prepare letters" in text]
+    first, *lines = block.replace("\\\n", " ").splitlines()
+    assert first == "make setup"
+    for line in lines:
+        short = line.replace("--preset smoke", "--preset smoke --max-steps 1")
+        words = [sys.executable if word == ".venv/bin/python" else word for word in shlex.split(short)]
+        done = subprocess.run(
+            words,
+            cwd=tmp_path,
+            env=environment(PYTHONPATH=str(ROOT)),
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        if " publish " in line:
+            # One update teaches little; every other objection would be the README's fault.
+            assert "published letters@1" in done.stdout or "not_better: CER" in done.stderr, done.stderr
+        else:
+            assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_command_line_reads_the_sample_without_a_server() -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared.contract.identity import weights_revision
 from shared.contract.manifest import MAX_MANIFEST_BYTES, BaseIdentity, parse_manifest
+from shared.contract.shipped import local_model
 from shared.contract.volume import MANIFEST_FILE
 from shared.deepseek_ocr.reading_layout import ReadingLayout
 from trainer.commands.flags import (
@@ -147,6 +148,7 @@ def find_origin(given: str, volume: Path | None, base: str | None) -> AdapterOri
     stated = _manifest_base(place.folder)
     named = stated.model_id if stated is not None else ""
     chosen = base or trained.get("model") or (DEFAULT_MODEL if named in {"", Path(DEFAULT_MODEL).name} else named)
+    chosen = str(local_model(chosen))
     return AdapterOrigin(
         place,
         chosen,

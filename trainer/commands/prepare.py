@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -60,7 +60,7 @@ def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     source.add_argument("--level", choices=("page", "line"), help="a row of PAGE-XML, ALTO or hOCR (page)")
     source.add_argument("--dpi", type=positive, metavar="N", help="resolution of pages of PDFs (150)")
     source.add_argument("--delimiter", metavar="CHARACTER", help="of a CSV file; default: as its header says")
-    source.add_argument("--encoding", metavar="NAME", help="of an index, such as cp1252 (UTF-8)")
+    source.add_argument("--encoding", metavar="NAME", help="of an index or of text files, such as cp1252 (UTF-8)")
     source.add_argument("--limit", type=positive, metavar="N", help="only the first N rows")
     columns = parser.add_argument_group("columns")
     columns.add_argument("--image-column", metavar="NAME", help="the image, or a list of images")
@@ -131,7 +131,19 @@ def run_prepare(options: argparse.Namespace, _: TrainerSettings) -> str:
             restart=options.restart,
             progress=progress,
         )
-    return str(summary)
+    return "\n".join([str(summary), *_notes(summary.manifest["splits"])])
+
+
+def _notes(splits: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What training and publishing will lack, said before minutes go into them."""
+    from trainer.data.sources.splits import TEST, TRAIN, VALIDATION
+    from trainer.publishing.gate import MIN_PAGES
+
+    if TRAIN in splits and VALIDATION not in splits:
+        yield "no validation split: `train` will keep its last adapter, measured on nothing"
+    num_pages = splits.get(TEST, {}).get("num_images", MIN_PAGES)
+    if num_pages < MIN_PAGES:
+        yield f"only {num_pages} pages in test: `publish` asks for {MIN_PAGES}; hold out more, or lower its --min-pages"
 
 
 def _source(options: argparse.Namespace) -> PageSource:

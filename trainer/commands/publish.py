@@ -18,6 +18,7 @@ from shared.contract.lora_content import ContentLimits
 from shared.contract.manifest import Evaluation, TrainingData
 from shared.contract.publication import Announcement, Published, publish
 from shared.contract.refusals import Fault, VolumeError
+from shared.contract.shipped import local_model
 from shared.contract.verification import ServingPolicy
 from shared.contract.volume import AdapterVolume
 from trainer.commands.flags import (
@@ -122,7 +123,7 @@ def run_publish(options: argparse.Namespace, settings: TrainerSettings) -> str:
     repository = hub_repository(options) if options.push_to_hub else None
     _require_writable(options.volume)
     place = locate_adapter(str(options.adapter or options.imported))
-    base_model = options.base or DEFAULT_MODEL
+    base_model = str(local_model(options.base or DEFAULT_MODEL))
     records = _records(options, place, base_model, settings)
     parts = measurements(*records) if records is not None else None
     base = base_identity(base_model, options.base_revision, parts[0] if parts else None)

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from shared.contract.shipped import local_model
 from shared.deepseek_ocr.checkpoint import CONFIG_FILE, INDEX_FILE, CheckpointError, read_config
 from shared.deepseek_ocr.loading import HUB_FILES, find_checkpoint
 from shared.deepseek_ocr.quantisation import SCALE_SUFFIX, dequantise_rows
@@ -75,7 +76,7 @@ def download_base(folder_or_repo: str) -> Path:
         CheckpointError: There is no such checkpoint.
     """
     folder, _ = find_checkpoint(folder_or_repo)
-    if Path(folder_or_repo).is_dir():
+    if Path(local_model(folder_or_repo)).is_dir():
         return folder
     # Readers need neither the code of a repository nor its processor's configuration; other engines do.
     return Path(snapshot_download(folder_or_repo, allow_patterns=[*HUB_FILES, *COMPANIONS]))

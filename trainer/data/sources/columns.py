@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
 from trainer.data.sources.encoded import decode_text, shown
-from trainer.data.sources.files import read_inside
+from trainer.data.sources.files import decoded, read_inside
 from trainer.data.sources.images import PageImage, check_image
 from trainer.data.sources.protocol import IMAGES_COLUMN, SPLIT_COLUMN, PageSource, Row
 from trainer.data.sources.splits import SPLITS, split_named
@@ -154,7 +154,7 @@ def text_of(row: Row, column: str, root: Path | None = None, *, is_file: bool = 
     if odd is not None:
         raise RowError(
             RowCode.TEXT_NOT_TEXT,
-            f"the text holds U+{ord(odd):04X}: is the file UTF-8? For an index, see --encoding",
+            f"the text holds U+{ord(odd):04X}: is the file UTF-8? See --encoding",
         )
     return text
 
@@ -191,7 +191,7 @@ def _read_text(value: str, root: Path | None, folder: str) -> str:
     if root is None:
         raise RowError(RowCode.TEXT_MISSING, f"{value} is a path, and this source has no folder: give --image-root DIR")
     try:
-        return read_inside(root, value, folder).decode("utf-8-sig")
+        return decoded(read_inside(root, value, folder))
     except UnicodeDecodeError as error:
         raise RowError(RowCode.TEXT_NOT_TEXT, f"{value} is not UTF-8") from error
     except RowError as error:

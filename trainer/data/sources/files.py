@@ -5,7 +5,9 @@ A foreign data set may hold links and paths to anything on this machine, so ever
 
 from __future__ import annotations
 
+import codecs
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -93,6 +95,10 @@ def read_inside(root: Path, path: Path | str, folder: str = "") -> bytes:
         full = (root / folder / path).resolve()
         if "\\" in str(path) and not full.exists():
             full = (root / folder / str(path).replace("\\", "/")).resolve()
+        if not full.exists():
+            # A Mac's archives hold names whose accents are apart from their letters.
+            forms = (Path(unicodedata.normalize(form, str(full))) for form in ("NFC", "NFD"))
+            full = next((other for other in forms if other.exists()), full)
         if not full.is_relative_to(root.resolve()):
             raise RowError(
                 RowCode.IMAGE_OUTSIDE, f"{shown(path)} is outside the source's folder: give --image-root DIR"
@@ -103,6 +109,20 @@ def read_inside(root: Path, path: Path | str, folder: str = "") -> bytes:
             raise
         reason = (error.strerror if isinstance(error, OSError) else None) or "not a path"
         raise RowError(RowCode.IMAGE_MISSING, f"{shown(path)}: {reason}") from error
+
+
+def decoded(data: bytes, encoding: str | None = None) -> str:
+    """Text of a file's bytes; raises `UnicodeDecodeError`.
+
+    Args:
+        data: the bytes.
+        encoding: of a file without a byte order mark; UTF-8 by default.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    if data.startswith(codecs.BOM_UTF8):
+        return data.decode("utf-8-sig")
+    return data.decode(encoding or "utf-8")
 
 
 def require_inside(root: Path, files: Iterable[Path]) -> None:

@@ -7,6 +7,7 @@ image is a row too: `prepare --convert-to-images` draws it.
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 from shared.images.formats import SUFFIXES, FileFormat
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
-from trainer.data.sources.files import FolderFiles, list_files, read_inside
+from trainer.data.sources.files import FolderFiles, decoded, list_files, read_inside
 from trainer.data.sources.index import parse_object
 from trainer.data.sources.listed import ListedSource
 from trainer.data.sources.protocol import IMAGE_COLUMN, SPLIT_COLUMN, TEXT_COLUMN, Row
@@ -47,8 +48,18 @@ class FolderSource(ListedSource[PagePair]):
         passed_over: files that are neither images nor texts.
     """
 
-    def __init__(self, folder: Path, files: FolderFiles | None = None) -> None:
-        """Find the files; raises `DataError` if there are no images or texts, or only indices could name the texts."""
+    def __init__(self, folder: Path, files: FolderFiles | None = None, encoding: str | None = None) -> None:
+        """Find the files.
+
+        Args:
+            folder: the source.
+            files: of it, if they were listed already.
+            encoding: of texts without a byte order mark; UTF-8 by default.
+
+        Raises:
+            DataError: there are no images or texts, or only indices could name the texts.
+        """
+        self._encoding = encoding
         found = files or list_files(folder)
         pairs = find_pairs(found)
         super().__init__(folder, pairs)
@@ -76,10 +87,10 @@ class FolderSource(ListedSource[PagePair]):
         """See `ListedSource`."""
         fields: dict[str, Any] = {}
         if ".json" in entry.files:
-            fields.update(parse_object(self._read(entry.files[".json"])))
+            fields.update(parse_object(self._read(entry.files[".json"], None)))
         for suffix in (".txt", ".gt.txt"):
             if suffix in entry.files:
-                fields[TEXT_COLUMN] = self._read(entry.files[suffix])
+                fields[TEXT_COLUMN] = self._read(entry.files[suffix], self._encoding)
         if IMAGE_COLUMN in entry.files:
             fields[IMAGE_COLUMN] = str(entry.files[IMAGE_COLUMN].relative_to(self._folder))
         split = split_of_folders(entry.name)
@@ -93,11 +104,12 @@ class FolderSource(ListedSource[PagePair]):
         """See `ListedSource`."""
         return entry.files.values()
 
-    def _read(self, file: Path) -> str:
+    def _read(self, file: Path, encoding: str | None) -> str:
         try:
-            return read_inside(self._folder, file.relative_to(self._folder)).decode("utf-8-sig")
+            return decoded(read_inside(self._folder, file.relative_to(self._folder)), encoding)
         except UnicodeDecodeError as error:
-            raise RowError(RowCode.ROW_UNREADABLE, f"{file.name}: it is not UTF-8") from error
+            advice = "; for texts of another encoding, such as cp1252, see --encoding" if not encoding else ""
+            raise RowError(RowCode.ROW_UNREADABLE, f"{file.name}: it is not {encoding or 'UTF-8'}{advice}") from error
 
 
 def find_pairs(found: FolderFiles) -> list[PagePair]:
@@ -107,9 +119,12 @@ def find_pairs(found: FolderFiles) -> list[PagePair]:
     for name, file in zip(found.names(), found.files, strict=True):
         kind = next((suffix for suffix in TEXT_SUFFIXES if name.lower().endswith(suffix)), None)
         if kind:
-            texts.setdefault(name[: -len(kind)], {})[kind] = file
+            stem = name[: -len(kind)]
+            # `a.txt` and `a.TXT` are two files: neither may hide the other.
+            key = next(key for key in (_composed(stem), stem, name) if kind not in texts.get(key, ()))
+            texts.setdefault(key, {})[kind] = file
         elif file.suffix.lower() in IMAGE_SUFFIXES:
-            images.append((name, name[: -len(file.suffix)], file))
+            images.append((name, _composed(name[: -len(file.suffix)]), file))
     stems = [_stem_of_text(stem, texts) for _, stem, _ in images]
     shared = Counter(stems)
     pairs = [
@@ -122,6 +137,11 @@ def find_pairs(found: FolderFiles) -> list[PagePair]:
         if stem not in shared
     ]
     return sorted(pairs, key=lambda pair: pair.name)
+
+
+def _composed(stem: str) -> str:
+    """A name as most systems write it: a Mac's archives have accents apart from their letters."""
+    return unicodedata.normalize("NFC", stem)
 
 
 def _stem_of_text(stem: str, texts: Mapping[str, Mapping[str, Path]]) -> str:

@@ -25,7 +25,7 @@ from trainer.data.sources.images import LIMITS, encode_png
 from trainer.data.sources.protocol import IMAGE_COLUMN, SPLIT_COLUMN, TEXT_COLUMN, BrokenRow, Row
 from trainer.data.sources.shards import ShardedSource, SourceShard, files_fingerprint
 from trainer.data.sources.splits import split_of_folders
-from trainer.nano.pdf.text import PageText, RefusedPageError, read_page
+from trainer.nano.pdf.text import MIN_WORDS, PageText, RefusedPageError, read_page
 
 POINTS_PER_INCH: Final = 72
 DEFAULT_DPI: Final = 150
@@ -35,6 +35,24 @@ MIN_CONTRAST: Final = 24
 """Least difference of the brightest and the darkest pixel of a word, of 255."""
 _UNUSABLE: Final = {"Cc", "Cf", "Cn", "Co", "Cs"}
 _REPLACEMENT: Final = "\ufffd"
+
+REFUSALS: Final = {
+    "turned": "the page is turned, and its text layer with it",
+    "turned text": "its text is turned",
+    "cropped": "it shows a part of a larger sheet, and its text layer may show more",
+    "nested picture": "it has a picture within a form, and how much it covers cannot be told",
+    "picture": "it is a scan, or mostly a picture",
+    "no text": "it has no text layer",
+    "empty": f"it has fewer than {MIN_WORDS} words that are shown",
+    "characters": "some of its words have characters without a Unicode value",
+    "unmapped characters": "some of its characters have no Unicode value",
+    "outside": "words of its text layer are outside of the page",
+    "text on a picture": "words of its text layer are on a picture, which may say something else",
+    "overlap": "its blocks of text overlap, so their order cannot be told",
+    "order": "its text layer is in another order than the page",
+    "no cut": "the order of its blocks cannot be told",
+}
+"""What `RefusedPageError` means, for people."""
 
 
 class PdfSource(ShardedSource):
@@ -116,7 +134,8 @@ class PdfSource(ShardedSource):
             content = read_page(page, clean_word)
             image = page.render(scale=self._dpi / POINTS_PER_INCH).to_pil().convert("RGB")
         except RefusedPageError as error:
-            raise RowError(RowCode.TEXT_UNTRUSTED, f"its text layer cannot be used: {error}") from error
+            reason = REFUSALS.get(str(error), f"its text layer cannot be used: {error}")
+            raise RowError(RowCode.TEXT_UNTRUSTED, reason) from error
         except pdfium.PdfiumError as error:
             raise RowError(RowCode.ROW_UNREADABLE, f"the page cannot be rendered: {error}") from error
         finally:

@@ -232,7 +232,7 @@ _FINDERS: Final[dict[SourceKind, Callable[[FolderFiles], list[Path]]]] = {
 }
 """Files of each kind; images with texts are found by their names."""
 _OPENERS: Final[dict[SourceKind, Callable[[Path, FolderFiles, SourceOptions], PageSource]]] = {
-    SourceKind.IMAGES: lambda folder, found, _: FolderSource(folder, found),
+    SourceKind.IMAGES: lambda folder, found, options: FolderSource(folder, found, options.table.encoding),
     SourceKind.INDEX: _open_indices,
     SourceKind.PARQUET: lambda folder, _, options: ParquetSource(folder, options.image_root, options.split),
     SourceKind.WEBDATASET: lambda folder, _, options: WebDatasetSource(str(folder), options.split),

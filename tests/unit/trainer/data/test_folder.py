@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from itertools import chain
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pytest
 from tests.support.page_sources import drawn, encoded, names_of, write_pages
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
 from trainer.data.sources.columns import Columns
+from trainer.data.sources.index import TableFormat
 from trainer.data.sources.protocol import BrokenRow, Part, Row
 from trainer.data.sources.rejected_rows import EARLY_ROWS, RejectedRows
 from trainer.data.sources.resolve import SourceOptions, open_source
@@ -43,6 +45,42 @@ def test_images_have_the_texts_beside_them(tmp_path):
     assert [sample.number for sample in samples] == [1, 2, 3, 4]
     assert rejected.num_broken == 0
     assert samples[0].images[0].width_px == 120
+
+
+def test_texts_of_other_encodings_are_read_or_named_with_what_helps(tmp_path):
+    write_pages(tmp_path, 3)
+    words = "Müller & Söhne, 12 €"
+    (tmp_path / "p00.txt").write_text(words, encoding="utf-16")
+    (tmp_path / "p01.txt").write_text(words, encoding="cp1252")
+    samples, rejected = samples_of(tmp_path)
+    assert [sample.text for sample in samples if sample.name == "p00.png"] == [words]
+    assert [row.name for row in rejected.broken] == ["p01.png"]
+    assert "--encoding" in rejected.broken[0].reason
+    samples, rejected = samples_of(tmp_path, table=TableFormat(encoding="cp1252"))
+    assert rejected.num_broken == 0
+    assert [sample.text for sample in samples][:2] == [words, words]
+
+
+def test_names_are_the_same_however_their_accents_are_written(tmp_path):
+    whole, apart = (unicodedata.normalize(form, "Müller") for form in ("NFC", "NFD"))
+    drawn("x").save(tmp_path / f"{apart}.png")
+    (tmp_path / f"{whole}.txt").write_text("a text")
+    samples, rejected = samples_of(tmp_path)
+    assert (len(samples), rejected.num_broken) == (1, 0)
+    (tmp_path / f"{whole}.txt").unlink()
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": f"{whole}.png", "text": "a text"}))
+    samples, rejected = samples_of(tmp_path / "rows.jsonl")
+    assert (len(samples), rejected.num_broken) == (1, 0)
+
+
+def test_no_text_hides_another_whose_name_is_nearly_the_same(tmp_path):
+    whole, apart = (unicodedata.normalize(form, "ü") for form in ("NFC", "NFD"))
+    drawn("x").save(tmp_path / f"{apart}.png")
+    for name in (f"{whole}.txt", f"{apart}.txt", f"{apart}.TXT"):
+        (tmp_path / name).write_text(f"the text of {name} here")
+    samples, rejected = samples_of(tmp_path)
+    assert len(samples) == 1
+    assert [row.code for row in rejected.broken] == [RowCode.IMAGE_MISSING] * 2
 
 
 def test_two_images_of_one_name_share_its_text(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+import re
 
 import numpy as np
 import pikepdf
@@ -15,10 +17,11 @@ from trainer.cli import main
 from trainer.data.errors import RowCode
 from trainer.data.prepare.manifest import load_manifest
 from trainer.data.sources.columns import Columns
-from trainer.data.sources.pdf import clean_word
+from trainer.data.sources.pdf import REFUSALS, clean_word
 from trainer.data.sources.rejected_rows import RejectedRows
 from trainer.data.sources.resolve import SourceOptions, open_source
 from trainer.data.sources.samples import read_samples
+from trainer.nano.pdf import text
 
 LINES = [f"line {number} of a page that was never on paper" for number in range(6)]
 
@@ -76,6 +79,12 @@ def test_pages_are_rendered_and_say_what_they_show(tmp_path):
     assert samples_of(path, dpi=72)[0][0].images[0].width_px == 595
 
 
+def test_every_refusal_of_a_page_has_words_for_people():
+    words = set(re.findall(r'RefusedPageError\("([^"]+)"', inspect.getsource(text)))
+    assert len(words) > 8
+    assert words == set(REFUSALS)
+
+
 def test_a_sheet_that_is_too_large_is_refused_before_it_is_drawn(tmp_path, monkeypatch):
     path = write_pdf(tmp_path / "a.pdf", content(LINES))
     with pikepdf.open(path, allow_overwriting_input=True) as pdf:
@@ -83,7 +92,9 @@ def test_a_sheet_that_is_too_large_is_refused_before_it_is_drawn(tmp_path, monke
         pdf.save(path)
     drawn_pages = []
     render = pdfium.PdfPage.render
-    monkeypatch.setattr(pdfium.PdfPage, "render", lambda page, **how: (drawn_pages.append(page), render(page, **how))[1])
+    monkeypatch.setattr(
+        pdfium.PdfPage, "render", lambda page, **how: (drawn_pages.append(page), render(page, **how))[1]
+    )
     samples, broken = samples_of(path)
     assert [sample.name for sample in samples] == ["a.pdf page 1"]
     assert [(row.name, row.code) for row in broken] == [("a.pdf page 2", RowCode.IMAGE_TOO_LARGE)]

@@ -53,6 +53,20 @@ def pages(tmp_path):
     return write_pages(tmp_path / "pages", 12)
 
 
+def test_what_training_and_publishing_will_lack_is_said(tmp_path, pages, capsys):
+    status, printed, _ = prepare(capsys, pages, "--test-share", 0.3, "--out", tmp_path / "a")
+    assert status == 0
+    assert "pages in test: `publish` asks for 20" in printed
+    assert "no validation" not in printed
+    for name in ("train", "test"):
+        write_pages(tmp_path / "named" / name, 2 if name == "train" else 1, name)
+    status, printed, _ = prepare(capsys, tmp_path / "named", "--out", tmp_path / "b")
+    assert status == 0
+    assert "no validation split" in printed
+    status, printed, _ = prepare(capsys, pages, "--out", tmp_path / "c")
+    assert (status, printed.count("\n")) == (0, 1)
+
+
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])
 def test_a_folder_becomes_a_set_with_splits_card_and_manifest(tmp_path, pages, capsys, form):
     out = tmp_path / "sets" / "mine"
