@@ -108,10 +108,14 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     with BulkTables(arguments.dest, chosen, arguments.rows_per_file) as tables:
         progress = _Progress(len(tables.done))
         skipped = Skipped()
-        documents = find_documents(arguments.source, arguments.column, arguments.dest, skipped)
+        documents = find_documents(arguments.source, arguments.column, skipped)
         unread = (file for file in documents if name_of(file) not in tables.done)
         try:
             first = next(unread, None)
+            if first is None and not tables.done:
+                what = f"{arguments.source} has no images, no PDFs, no Parquet files and no archives"
+                sys.stderr.write(f"deepsynth: {what}\n{skipped}\n" if skipped else f"deepsynth: {what}\n")
+                return EXIT_UNREADABLE
             if first is not None:
                 reader = _reader(settings, options, arguments)
                 asyncio.run(_read_all(reader, _chain(first, unread), tables, progress))
@@ -127,7 +131,10 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     sys.stderr.write(progress.summary())
     if skipped:
         sys.stderr.write(f"{skipped}\n")
-    return EXIT_UNREADABLE if any((arguments.dest / "failures").glob("part-*.parquet")) else 0
+    if not any((arguments.dest / "failures").glob("part-*.parquet")):
+        return 0
+    sys.stderr.write(f"What could not be read, in this run or before, is in {arguments.dest / 'failures'}.\n")
+    return EXIT_UNREADABLE
 
 
 def _chain(first: InputFile, others: Iterator[InputFile]) -> Iterator[InputFile]:

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from service.cli.bulk_tables import JOURNAL_NAME, OPTIONS_NAME, TABLES
 from service.cli.inputs import InputFile, Skipped, find_inputs
 from service.cli.reading import FileError
 from service.cli.remote_reader import MAX_FILE_BYTES
@@ -23,6 +24,8 @@ ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 """Shards of a WebDataset, or any archive of images and PDFs."""
 COLUMNS = ("image", "document", "file", "bytes", "content")
 """Columns that are looked for, in this order."""
+DAMAGED, NO_COLUMN, NO_DOCUMENT, TOO_LARGE = "damaged_source", "no_column", "no_document", "document_too_large"
+"""Codes of what holds no document, or not all of them; others are the service's."""
 _ROWS_AT_ONCE = 16
 """Cells may be whole documents: few are in memory."""
 
@@ -30,13 +33,12 @@ _ROWS_AT_ONCE = 16
 _MEMBER_SUFFIXES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 
 
-def find_documents(source: Path, column: str | None, leave_out: Path, skipped: Skipped) -> Iterator[InputFile]:
-    """Find every document of a source.
+def find_documents(source: Path, column: str | None, skipped: Skipped) -> Iterator[InputFile]:
+    """Find every document of a source, apart from what earlier runs of the command wrote there.
 
     Args:
         source: A file, a folder with its subfolders, a Parquet file, or a tar archive.
         column: Which column of a Parquet file has the documents; None for the first of `COLUMNS`.
-        leave_out: A folder that is not searched: where the output goes.
         skipped: Counts files of the folder that are none of these.
 
     Yields:
@@ -45,28 +47,40 @@ def find_documents(source: Path, column: str | None, leave_out: Path, skipped: S
         before the damage are documents.
     """
     if source.is_dir():
-        away = leave_out.resolve()
-        holders = [path for path in sorted(source.rglob("*")) if _holds_documents(path)]
-        holders = [path for path in holders if not path.resolve().is_relative_to(away)]
-        files = find_inputs([str(source)], leave_out, skipped)
-        skipped -= Counter(path.suffix.lower() for path in holders)
-        yield from (file for file in files if file.problem is None or not holders)
+        written = _outputs_in(source)
+        visible = (path for path in sorted(source.rglob("*")) if not _is_hidden(path.relative_to(source)))
+        holders = [path for path in visible if _holds_documents(path) and path not in written]
+        files = find_inputs([str(source)], None, skipped)
+        skipped -= Counter(path.suffix.lower() for path in (*holders, *written))
+        yield from (file for file in files if file.path is not None)
     else:
         holders = [source] if _holds_documents(source) else []
         if not holders:
-            yield from find_inputs([str(source)], leave_out)
+            yield from find_inputs([str(source)])
     for path in holders:
         place = PurePath(path.name) if path == source else path.relative_to(source)
-        if path.suffix == SUFFIX:
-            try:
-                yield from _cells(path, place, column)
-            except (FileError, OSError, pyarrow.ArrowException) as error:
-                yield InputFile(str(path), None, place, f"the Parquet file cannot be read: {error}")
-        else:
-            try:
-                yield from _members(path, place)
-            except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-                yield InputFile(str(path), None, place, f"the archive cannot be read: {error}")
+        is_table = path.suffix == SUFFIX
+        try:
+            yield from _cells(path, place, column) if is_table else _members(path, place)
+        except FileError as error:
+            yield InputFile(str(path), None, place, error.title, code=error.code)
+        except (OSError, pyarrow.ArrowException, tarfile.TarError, EOFError, zlib.error) as error:
+            problem = f"the {'Parquet file' if is_table else 'archive'} cannot be read: {error}"
+            yield InputFile(str(path), None, place, problem, code=DAMAGED)
+
+
+def _is_hidden(place: PurePath) -> bool:
+    return any(part.startswith(".") for part in place.parts)
+
+
+def _outputs_in(folder: Path) -> set[Path]:
+    """Files that the command has written anywhere below: its results are no documents."""
+    found: set[Path] = set()
+    for options in folder.rglob(OPTIONS_NAME):
+        made = [options, options.with_name(JOURNAL_NAME)]
+        if not _is_hidden(options.relative_to(folder)) and all(path.is_file() for path in made):
+            found.update(made, *((options.parent / name).glob("part-*.parquet") for name in TABLES))
+    return found
 
 
 def _holds_documents(path: Path) -> bool:
@@ -86,7 +100,9 @@ def _members(path: Path, place: PurePath) -> Iterator[InputFile]:
             again = f"#{seen[member.name]}" if seen[member.name] > 1 else ""
             name = f"{place}#{member.name}{again}"
             if member.size > MAX_FILE_BYTES:
-                yield InputFile(name, None, PurePath(name), f"the member has {member.size} bytes, which is too much")
+                yield InputFile(
+                    name, None, PurePath(name), f"the member has {member.size} bytes, which is too much", code=TOO_LARGE
+                )
                 continue
             content = archive.extractfile(member)
             yield InputFile(name, None, PurePath(name), None, content.read() if content else b"")
@@ -102,14 +118,16 @@ def _cells(path: Path, place: PurePath, column: str | None) -> Iterator[InputFil
         names = file.schema_arrow.names
         chosen = column or next((name for name in COLUMNS if name in names), None)
         if chosen not in names:
-            raise FileError("no_column", f"it has no column {chosen or 'with documents'}; columns: {', '.join(names)}")
+            raise FileError(
+                NO_COLUMN, f"the Parquet file has no column {chosen or 'with documents'}; columns: {', '.join(names)}"
+            )
         row = 0
         for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[chosen]):
             for cell in batch.column(0).to_pylist():
                 name = f"{place}#{row}"
                 data = _bytes_of(cell)
                 problem = "the cell has no bytes" if data is None else None
-                yield InputFile(name, None, PurePath(name), problem, data)
+                yield InputFile(name, None, PurePath(name), problem, data, NO_DOCUMENT)
                 row += 1
 
 

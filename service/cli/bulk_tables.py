@@ -52,8 +52,8 @@ FAILURES = pyarrow.schema(
 """A row for each page that failed, and for each document that could not be read, whose page is null."""
 TABLES = {"pages": PAGES, "failures": FAILURES}
 EXIT_OPTIONS = 2
-_JOURNAL = "journal.jsonl"
-_OPTIONS = "options.json"
+JOURNAL_NAME = "journal.jsonl"
+OPTIONS_NAME = "options.json"
 _LOCK = ".lock"
 _PART = re.compile(r"part-(\d{6})\.parquet")
 _TEMPORARY_PREFIX = ".deepsynth-"
@@ -110,7 +110,7 @@ class BulkTables:
             _write_whole(self._journal, line)
             os.fdatasync(self._journal)
         except OSError as error:
-            raise OutputError(f"{self._folder / _JOURNAL}: {error.strerror}") from error
+            raise OutputError(f"{self._folder / JOURNAL_NAME}: {error.strerror}") from error
         self._take(rows)
         if sum(map(len, self._waiting.values())) >= self._rows_per_file:
             self.flush()
@@ -144,10 +144,10 @@ class BulkTables:
             replace_file(part, content.getvalue(), inside, _TEMPORARY_PREFIX)
 
     def _check_options(self) -> None:
-        place = self._folder / _OPTIONS
+        place = self._folder / OPTIONS_NAME
         if not place.exists():
             with closing_descriptor(folder_descriptor(self._folder)) as inside:
-                replace_file(_OPTIONS, self._options.encode() + b"\n", inside, _TEMPORARY_PREFIX)
+                replace_file(OPTIONS_NAME, self._options.encode() + b"\n", inside, _TEMPORARY_PREFIX)
         elif (before := place.read_text(encoding="utf-8").strip()) != self._options:
             text = f"{self._folder} was begun with other options, {before}; use them, or another folder"
             raise OutputError(text, EXIT_OPTIONS)
@@ -155,7 +155,7 @@ class BulkTables:
     def _resume(self) -> None:
         written = {name: self._sources(name) for name in TABLES}
         self.done = set().union(*written.values())
-        place = self._folder / _JOURNAL
+        place = self._folder / JOURNAL_NAME
         lines = place.read_bytes().splitlines(keepends=True) if place.exists() else []
         # A line without its end was being written when the process was killed.
         whole = [line for line in lines if line.endswith(b"\n")]

@@ -14,6 +14,7 @@ from shared.images.formats import SUFFIXES
 
 STANDARD_INPUT = "-"
 _SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
+_SPECIAL = "not_a_file"
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -31,6 +32,8 @@ class InputFile:
     """Why there is nothing to read, such as a pattern that no file matches."""
     data: bytes | None = None
     """The content, if it comes from a table's cell instead of a file."""
+    code: str = "not_found"
+    """Of the problem."""
 
 
 class Skipped(Counter[str]):
@@ -99,7 +102,9 @@ def _in_folder(
                 skipped[path.suffix.lower()] += 1
             else:
                 is_empty = False
-                yield InputFile(str(path), path, (inside or PurePath()) / path.relative_to(folder))
+                yield InputFile(
+                    str(path), path, (inside or PurePath()) / path.relative_to(folder), _problem(path), code=_SPECIAL
+                )
     if is_empty:
         yield InputFile(str(folder), None, PurePath(folder.name), "the folder has no images and no PDFs")
 
@@ -108,6 +113,8 @@ def _matching(pattern: str, leave_out: Path | None, skipped: Skipped) -> Iterato
     parts = Path(pattern).parts
     fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     base = Path(*parts[:fixed])
+    # A pattern within the output's folder means what is there.
+    leave_out = None if leave_out is not None and base.resolve().is_relative_to(leave_out) else leave_out
     # `**` also matches folders, whose files it matches as well.
     whole_folders = "**" not in parts
     is_empty = True
@@ -117,9 +124,14 @@ def _matching(pattern: str, leave_out: Path | None, skipped: Skipped) -> Iterato
             continue
         if not path.is_dir():
             is_empty = False
-            yield InputFile(match, path, path.relative_to(base))
+            yield InputFile(match, path, path.relative_to(base), _problem(path), code=_SPECIAL)
         elif whole_folders:
             is_empty = False
             yield from _in_folder(path, leave_out, skipped, path.relative_to(base))
     if is_empty:
         yield InputFile(pattern, None, PurePath("pattern"), "no file matches this pattern")
+
+
+def _problem(path: Path) -> str | None:
+    """Why a file that was found, not named, is not opened: reading a pipe may wait forever."""
+    return "it is a pipe, a socket or a device, not a file" if path.exists() and not path.is_file() else None

@@ -157,7 +157,7 @@ def load(file: InputFile, standard_input: bytes, limit_bytes: int) -> bytes:
         UploadTooLargeError: It is longer.
     """
     if file.problem is not None:
-        raise FileError("not_found", file.problem)
+        raise FileError(file.code, file.problem)
     if file.data is not None:
         data = file.data
     elif file.path is None:

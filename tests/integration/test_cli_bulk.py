@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -110,7 +111,61 @@ def test_every_page_is_a_row_and_every_failure_says_why(call: Call, source: Path
         name: read[name] for name in first if name != "source"
     }
     failures = {row["source"]: (row["page"], row["code"]) for row in rows(tmp_path / "out", "failures")}
-    assert failures == {"broken.png": (None, "undecodable_file"), "may/set.parquet#1": (None, "not_found")}
+    assert failures == {"broken.png": (None, "undecodable_file"), "may/set.parquet#1": (None, "no_document")}
+    assert f"is in {tmp_path / 'out' / 'failures'}." in done.stderr
+
+
+@pytest.mark.parametrize("place", ["in", ".", "in/may", "in/may/out"])
+def test_the_output_may_be_anywhere_and_is_no_document(call: Call, source: Path, tmp_path: Path, place: str) -> None:
+    wanted = pages(tmp_path / "elsewhere") if call(source, tmp_path / "elsewhere") else []
+    (source / "nested" / "deep").mkdir(parents=True)
+    out = tmp_path / place
+    done = call(source, out)
+    assert done.stderr.startswith("Documents: 5 read, 0 before.")
+    assert pages(out) == wanted
+    assert "Not read" not in done.stderr
+    for other in (out, source / "nested" / "deep"):
+        again = call(source, other)
+        assert "Not read" not in again.stderr
+        assert pages(other) == wanted
+        assert len(rows(other, "failures")) == 2
+
+
+def test_what_is_no_file_is_named_and_not_waited_for(call: Call, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png("a"))
+    os.mkfifo(folder / "pipe.png")
+    (folder / "gone.png").symlink_to("nothing.png")
+    assert call(folder, out).returncode == 1
+    assert pages(out) == [("a.png", 1)]
+    failures = {row["source"]: row["code"] for row in rows(out, "failures")}
+    assert failures == {"gone.png": "cannot_open", "pipe.png": "not_a_file"}
+
+
+def test_codes_tell_what_is_wrong_with_tables_and_archives(call: Call, source: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "shards", tmp_path / "out"
+    (folder / ".cache").mkdir(parents=True)
+    whole = (source / "may" / "set.parquet").read_bytes()
+    for name in ("cut.parquet", ".cache/set.parquet", "._set.parquet"):
+        (folder / name).write_bytes(whole[:-100])
+    pyarrow.parquet.write_table(pyarrow.table({"other": ["x"]}), folder / "other.parquet")
+    (folder / "bad.tgz").write_bytes(b"no archive")
+    assert call(folder, out).returncode == 1
+    failures = {row["source"]: row["code"] for row in rows(out, "failures")}
+    assert failures == {"bad.tgz": "damaged_source", "cut.parquet": "damaged_source", "other.parquet": "no_column"}
+
+
+def test_a_folder_without_documents_leaves_no_failure_behind(call: Call, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    (folder / "letter.docx").write_bytes(b"")
+    done = call(folder, out)
+    assert (done.returncode, rows(out, "failures")) == (1, [])
+    assert "has no images" in done.stderr
+    assert ".docx 1" in done.stderr
+    (folder / "a.png").write_bytes(png("a"))
+    assert call(folder, out).returncode == 0
 
 
 def test_a_second_run_reads_what_is_new_and_starts_no_engine_for_nothing(

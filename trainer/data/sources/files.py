@@ -73,8 +73,13 @@ def list_files(root: Path) -> FolderFiles:
                 folders.remove(folder)
             elif (here / folder).is_symlink():
                 passed_over["linked folders"] += 1
-        files += [here / name for name in names if not name.startswith(".")]
-    return FolderFiles(root, tuple(sorted(files, key=lambda file: file.relative_to(root).as_posix())), passed_over)
+        found = [here / name for name in names if not name.startswith(".")]
+        # Reading a pipe may wait forever. A link to nothing is a file that cannot be read, and is named.
+        special = {file for file in found if file.exists() and not file.is_file()}
+        passed_over["pipes, sockets and devices"] += len(special)
+        files += [file for file in found if file not in special]
+    in_order = sorted(files, key=lambda file: file.relative_to(root).as_posix())
+    return FolderFiles(root, tuple(in_order), +passed_over)
 
 
 def read_inside(root: Path, path: Path | str, folder: str = "") -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,25 @@ def test_nothing_is_said_where_all_is_read(folder: Path) -> None:
     skipped = Skipped()
     find_inputs([str(folder / "a.PNG")], None, skipped)
     assert str(skipped) == ""
+
+
+@pytest.mark.parametrize("out", ["in", "in/deep", "."])
+def test_a_pattern_within_the_outputs_folder_means_its_files(folder: Path, out: str) -> None:
+    found = find_inputs([str(folder / "deep" / "*.pdf")], folder.parent / out)
+    assert [file.place.as_posix() for file in found] == ["d.pdf"]
+    assert found[0].problem is None
+
+
+def test_the_outputs_folder_is_left_out_of_a_pattern_around_it(folder: Path) -> None:
+    (folder / "out" / "done.pdf").touch()
+    found = find_inputs([str(folder / "**" / "*.pdf")], folder / "out")
+    assert [file.place.as_posix() for file in found] == ["deep/d.pdf"]
+
+
+def test_pipes_are_found_and_not_read(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.png")
+    for word in (folder, folder / "*.png"):
+        (found,) = [file for file in find_inputs([str(word)]) if file.path == folder / "pipe.png"]
+        assert (found.code, found.problem is None) == ("not_a_file", False)
+    (named,) = find_inputs([str(folder / "pipe.png")])
+    assert named.problem is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 from itertools import chain
 
@@ -81,6 +82,17 @@ def test_no_text_hides_another_whose_name_is_nearly_the_same(tmp_path):
     samples, rejected = samples_of(tmp_path)
     assert len(samples) == 1
     assert [row.code for row in rejected.broken] == [RowCode.IMAGE_MISSING] * 2
+
+
+def test_pipes_are_passed_over_and_not_waited_for(tmp_path):
+    write_pages(tmp_path, 2)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "gone.png").symlink_to("nothing.png")
+    source = open_source(str(tmp_path))
+    samples, rejected = samples_of(tmp_path)
+    assert len(samples) == 2
+    assert [row.name for row in rejected.broken] == ["gone.png"]
+    assert source.passed_over == {"pipes, sockets and devices": 1}
 
 
 def test_two_images_of_one_name_share_its_text(tmp_path):
