@@ -8,6 +8,7 @@ generates from the operators' definitions.
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import tomllib
 from collections.abc import Iterator
@@ -222,9 +223,43 @@ def test_the_trainer_takes_the_arguments_of_every_step(charts: dict[str, Rendere
         assert build_parser().parse_args(step["args"]).command == step["args"][0]
 
 
+def steps_of_examples() -> dict[str, list[dict[str, Any]]]:
+    """Steps of values files, and those that the comments of values.yaml and the deployment's page show."""
+    found = {name: (values_file(name).get("trainer") or {}).get("steps", []) for name in NAMES}
+    commented = re.findall(r"# - (\{name: .*\})", (CHART / "values.yaml").read_text(encoding="utf-8"))
+    found["values.yaml"] = [yaml.safe_load(line) for line in commented]
+    page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    (block,) = [text for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "steps:" in text]
+    found["deployment.md"] = yaml.safe_load(block)["trainer"]["steps"]
+    return found
+
+
+@pytest.mark.parametrize("where", [*NAMES, "values.yaml", "deployment.md"])
+def test_what_is_published_was_measured_in_a_step_before(where: str) -> None:
+    measured: set[str] = set()
+    for step in steps_of_examples()[where]:
+        options = build_parser().parse_args(step["args"])
+        if options.command == "evaluate":
+            assert options.adapter == str(options.out)
+            measured.add(options.adapter)
+        if options.command == "publish":
+            assert str(options.adapter) in measured or options.data is not None
+
+
+def test_the_ingress_leads_to_the_api(charts: dict[str, Rendered]) -> None:
+    ingress = charts["gpu"].one("Ingress")
+    (rule,) = ingress["spec"]["rules"]
+    assert rule["host"] == "ocr.example.org"
+    assert ingress["spec"]["tls"] == [{"hosts": ["ocr.example.org"], "secretName": "ocr-example-org-tls"}]
+    backend = rule["http"]["paths"][0]["backend"]["service"]
+    (service,) = [each for each in charts["gpu"].of("Service") if each["metadata"]["name"] == backend["name"]]
+    assert backend["port"]["name"] in {port["name"] for port in service["spec"]["ports"]}
+    assert charts["default"].of("Ingress") == []
+
+
 def test_the_trainer_runs_its_steps_in_order_each_with_the_gpu(charts: dict[str, Rendered]) -> None:
     pod = charts["gpu"].one("Job")["spec"]["template"]["spec"]
-    assert [step["name"] for step in containers(pod)] == ["train", "publish"]
+    assert [step["name"] for step in containers(pod)] == ["train", "evaluate", "publish"]
     assert pod["restartPolicy"] == "Never"
     assert all(step["resources"]["limits"]["nvidia.com/gpu"] == 1 for step in containers(pod))
 
@@ -325,6 +360,8 @@ def test_the_network_lets_in_the_api_alone_and_out_what_values_name(charts: dict
         ({"image": {"digest": "sha256:short"}}, "digest"),
         ({"keys": {"secretName": ""}}, "secretName"),
         ({"networkPolicy": {"from": []}}, "from"),
+        ({"ingress": {"enabled": True}}, "ingress"),
+        ({"ingress": {"enabled": True, "host": "OCR example"}}, "host"),
         ({"admin": {"enabled": True, "port": 8000}}, "port"),
         ({"settings": {"DEEPSYNTH_ADMIN_PORT": "9000"}}, "DEEPSYNTH_ADMIN_PORT"),
     ],

@@ -30,6 +30,7 @@ from trainer.evaluation.run import ScoredPage, evaluate
 from trainer.evaluation.seen import SeenPages
 from trainer.evaluation.table import text_table
 from trainer.evaluation.transcript import write_transcript
+from trainer.publishing.gate import model_of_run
 from trainer.reading.protocol import Reader
 from trainer.reading.service import ServiceReader
 from trainer.reading.tesseract import TesseractReader
@@ -45,7 +46,9 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = commands.add_parser("evaluate", help="measure error rates on pages with known texts", description=__doc__)
     add_page_flags(parser)
     readers = parser.add_argument_group("readers")
-    readers.add_argument("--model", default=DEFAULT_MODEL, help="checkpoint: folder or repository (%(default)s)")
+    readers.add_argument(
+        "--model", help=f"checkpoint: folder or repository; default: that of the adapter's run, else {DEFAULT_MODEL}"
+    )
     readers.add_argument(
         "--adapter", metavar="DIR|NAME[@VERSION]", help="PEFT folder or published adapter, compared with the base model"
     )
@@ -144,8 +147,9 @@ def _model_readers(options: argparse.Namespace, settings: TrainerSettings) -> li
     place = locate_adapter(options.adapter, options.volume) if options.adapter is not None else None
     device, reading = options.device or settings.device, reading_options(options)
     if place is None:
-        return [load_model_reader(options.model, device, settings.num_threads, reading)]
-    adapted, base = load_adapter_readers(options.model, place, device, settings.num_threads, reading)
+        return [load_model_reader(options.model or DEFAULT_MODEL, device, settings.num_threads, reading)]
+    model = options.model or model_of_run(run_folder(place.folder)) or DEFAULT_MODEL
+    adapted, base = load_adapter_readers(model, place, device, settings.num_threads, reading)
     return [adapted] if options.no_base else [adapted, base]
 
 

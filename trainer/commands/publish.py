@@ -49,6 +49,7 @@ from trainer.publishing.gate import (
     code_version,
     compare,
     measurements,
+    model_of_run,
     module_shapes,
     require_better,
     training_data_of_run,
@@ -63,7 +64,9 @@ def add_publish(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     source = what.add_mutually_exclusive_group(required=True)
     source.add_argument("--adapter", type=Path, metavar="DIR", help="training run, or PEFT folder that it made")
     source.add_argument("--from", dest="imported", type=Path, metavar="DIR", help="PEFT folder trained elsewhere")
-    what.add_argument("--base", metavar="MODEL", help=f"base model: folder or repository ({DEFAULT_MODEL})")
+    what.add_argument(
+        "--base", metavar="MODEL", help=f"base model: folder or repository; default: the run's, else {DEFAULT_MODEL}"
+    )
     what.add_argument("--base-revision", metavar="HEX", help="commit of the repository; else the weights' SHA-256")
     what.add_argument("--trained-on", type=Path, metavar="DIR", help="the prepared set; else what the run says")
     what.add_argument("--trained-on-sha256", metavar="HEX", help="fingerprint of other training data")
@@ -123,7 +126,7 @@ def run_publish(options: argparse.Namespace, settings: TrainerSettings) -> str:
     repository = hub_repository(options) if options.push_to_hub else None
     _require_writable(options.volume)
     place = locate_adapter(str(options.adapter or options.imported))
-    base_model = str(local_model(options.base or DEFAULT_MODEL))
+    base_model = str(local_model(options.base or model_of_run(run_folder(place.folder)) or DEFAULT_MODEL))
     records = _records(options, place, base_model, settings)
     parts = measurements(*records) if records is not None else None
     base = base_identity(base_model, options.base_revision, parts[0] if parts else None)

@@ -244,6 +244,20 @@ def module_shapes(folder: Path) -> Mapping[str, tuple[int, int]] | None:
     return shapes
 
 
+def model_of_run(run: Path) -> str | None:
+    """The base model that a training run began with: a folder or a repository; None if the folder does not say.
+
+    Args:
+        run: Folder of a training run.
+    """
+    try:
+        record = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+        model = record["options"]["model"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return model if isinstance(model, str) else None
+
+
 def training_data_of_run(run: Path) -> TrainingData | None:
     """The training data that a training run recorded.
 

@@ -117,11 +117,17 @@ def read_inside(root: Path, path: Path | str, folder: str = "") -> bytes:
 
 
 def decoded(data: bytes, encoding: str | None = None) -> str:
-    """Text of a file's bytes; raises `UnicodeDecodeError`.
+    """Text of a file's bytes.
 
     Args:
         data: the bytes.
         encoding: of a file without a byte order mark; UTF-8 by default.
+
+    Returns:
+        The text, without the mark.
+
+    Raises:
+        UnicodeDecodeError: the file is of another encoding.
     """
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16")

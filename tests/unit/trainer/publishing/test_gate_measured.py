@@ -56,6 +56,24 @@ def test_an_adapter_made_elsewhere_is_measured_and_published(tmp_path, flags, ca
     assert result.adapter.details["adapter"] == manifest.files["adapter_model.safetensors"].sha256
 
 
+def test_a_run_says_which_base_its_adapter_is_for(tmp_path, flags):
+    words = flags(whose=0)
+    run = tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "elsewhere").rename(run / "best")
+    record = {"options": {"model": str(tmp_path / "tiny")}, "data": {"fingerprint": "ab" * 32, "num_samples": 3}}
+    (run / "run.json").write_text(json.dumps(record))
+    place = words.index("--base")
+    words = ["publish", "--adapter", str(run), *words[3:place], *words[place + 2 :]]
+    assert main(words) == 0
+    manifest = parse_manifest((tmp_path / "volume" / "letters" / "1" / "manifest.json").read_bytes())
+    assert manifest.base.model_id == "tiny"
+    pages = tmp_path / "held-out"
+    asked = f"evaluate --adapter {run} --data {pages} --device cpu --max-new-tokens 8 --json {tmp_path}/e.json"
+    assert main(asked.split()) == 0
+    assert load_result(tmp_path / "e.json").base.details == load_result(tmp_path / "r.json").base.details
+
+
 @pytest.mark.parametrize("what", ["missing", "a file"])
 def test_a_volume_that_is_none_is_told_before_pages_are_read(tmp_path, flags, capsys, what):
     words = flags(whose=0)
