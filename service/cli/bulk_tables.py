@@ -55,6 +55,7 @@ EXIT_OPTIONS = 2
 JOURNAL_NAME = "journal.jsonl"
 OPTIONS_NAME = "options.json"
 _LOCK = ".lock"
+_MENDED = "remove {}, and what it held is read again"
 _PART = re.compile(r"part-(\d{6})\.parquet")
 _TEMPORARY_PREFIX = ".deepsynth-"
 
@@ -94,8 +95,12 @@ class BulkTables:
             raise OutputError(f"another process writes to {self._folder}") from None
         except OSError as error:
             raise OutputError(f"{self._folder} cannot be written: {error.strerror}") from error
-        self._check_options()
-        self._resume()
+        try:
+            self._check_options()
+            self._resume()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -148,7 +153,7 @@ class BulkTables:
         if not place.exists():
             with closing_descriptor(folder_descriptor(self._folder)) as inside:
                 replace_file(OPTIONS_NAME, self._options.encode() + b"\n", inside, _TEMPORARY_PREFIX)
-        elif (before := place.read_text(encoding="utf-8").strip()) != self._options:
+        elif (before := place.read_text(encoding="utf-8", errors="backslashreplace").strip()) != self._options:
             text = f"{self._folder} was begun with other options, {before}; use them, or another folder"
             raise OutputError(text, EXIT_OPTIONS)
 
@@ -159,10 +164,13 @@ class BulkTables:
         lines = place.read_bytes().splitlines(keepends=True) if place.exists() else []
         # A line without its end was being written when the process was killed.
         whole = [line for line in lines if line.endswith(b"\n")]
-        for line in whole:
-            found = json.loads(line)
-            source = found["source"]
-            kept = {name: [] if source in written[name] else found[name] for name in TABLES}
+        for number, line in enumerate(whole, 1):
+            try:
+                found = json.loads(line)
+                source = found["source"]
+                kept = {name: [] if source in written[name] else found[name] for name in TABLES}
+            except (ValueError, LookupError, TypeError):
+                raise OutputError(f"{place}, line {number}, is damaged: {_MENDED.format('the line')}") from None
             self._take(Rows(source, kept["pages"], kept["failures"]))
         self._journal = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         os.ftruncate(self._journal, sum(map(len, whole)))
@@ -171,7 +179,11 @@ class BulkTables:
         found: set[str] = set()
         for path in (self._folder / name).iterdir():
             if _PART.fullmatch(path.name):
-                found.update(pyarrow.parquet.read_table(path, columns=["source"]).column("source").unique().to_pylist())
+                try:
+                    table = pyarrow.parquet.read_table(path, columns=["source"])
+                except (pyarrow.ArrowException, OSError):
+                    raise OutputError(f"{path} is damaged: {_MENDED.format('it')}") from None
+                found.update(table.column("source").unique().to_pylist())
         return found
 
 

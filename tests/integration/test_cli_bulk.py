@@ -227,6 +227,26 @@ def test_a_kill_between_file_and_journal_writes_nothing_twice(call: Call, source
     assert pages(out) == [("first.png", 1)]
 
 
+@pytest.mark.parametrize("what", ["pages/part-000000.parquet", "journal.jsonl", "options.json"])
+@pytest.mark.parametrize("content", [b"PAR1 damaged\n", b"\xff\xfe\n", b"[1]\n", b'{"source": "first.png"}\n'])
+def test_a_damaged_file_of_the_output_is_named_with_what_helps(
+    call: Call, source: Path, tmp_path: Path, what: str, content: bytes
+) -> None:
+    out = tmp_path / "out"
+    call(source / "first.png", out)
+    (out / what).write_bytes(content)
+    done = call(source / "first.png", out)
+    assert done.returncode in {2, EXIT_OUTPUT_FAILED}
+    assert str(out) in done.stderr
+    assert done.stderr.count("\n") == 1
+    if what == "options.json":
+        return
+    assert "remove" in done.stderr
+    (out / what).unlink()
+    assert call(source / "first.png", out).returncode == 0
+    assert pages(out) == [("first.png", 1)]
+
+
 def test_a_folder_of_another_run_is_refused_in_one_line(call: Call, source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     call(source / "first.png", out)
