@@ -136,10 +136,7 @@ FAULTS: dict[Fault, tuple[str, str]] = {
     Fault.UNKNOWN_VERSION: ("the adapter has no such version", "look at its versions"),
     Fault.NO_CURRENT: ("the adapter has no version in use", "activate one"),
     Fault.POINTER_INVALID: ("the file `current` does not name a version", "activate a version; that rewrites it"),
-    Fault.VOLUME_UNAVAILABLE: (
-        "the volume, or a folder of it, is not there now",
-        "mount it, or make its folder; try again",
-    ),
+    Fault.VOLUME_UNAVAILABLE: ("the volume, or a folder of it, is not there now", "mount it, or make its folder"),
     Fault.VOLUME_READ_ONLY: ("the volume is mounted read-only", "publish from where it may be written"),
     Fault.PERMISSION_DENIED: ("this process may not read or write there", "give its user the right"),
     Fault.STORAGE_FULL: ("no space or quota left, or a file may not grow so far", "make room; try again"),

@@ -245,10 +245,13 @@ def module_shapes(folder: Path) -> Mapping[str, tuple[int, int]] | None:
 
 
 def model_of_run(run: Path) -> str | None:
-    """The base model that a training run began with: a folder or a repository; None if the folder does not say.
+    """The base model that a training run began with.
 
     Args:
         run: Folder of a training run.
+
+    Returns:
+        A folder or a repository; None if the run does not say.
     """
     try:
         record = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
