@@ -135,7 +135,9 @@ class Evaluation(_Record):
         """Why the adapter is not better than the base by its publisher's margins; empty if it is."""
         found = self._faults_of_pages()
         wanted = self.base.cer * (1 - self.min_improvement_ratio)
-        if self.adapter.cer >= self.base.cer or self.adapter.cer > wanted:
+        if not self.base.cer:
+            found.append("the base model makes no error on these pages, so nothing can be gained on them")
+        elif self.adapter.cer >= self.base.cer or self.adapter.cer > wanted:
             found.append(
                 f"CER {self.adapter.cer:.2%} against {self.base.cer:.2%} of the base, wanted is at most {wanted:.2%}"
             )

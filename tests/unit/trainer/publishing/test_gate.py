@@ -138,6 +138,13 @@ def test_an_adapter_that_is_not_better_stays_out(tmp_path, publish, capsys, afte
     assert not (tmp_path / "volume" / "invoices").exists()
 
 
+def test_a_base_without_errors_leaves_nothing_to_gain(publish, capsys):
+    assert publish(before=record(0.0), after=record(0.0)) == 2
+    error = capsys.readouterr().err
+    assert "the base model makes no error on these pages" in error
+    assert "wanted is" not in error
+
+
 def test_a_margin_of_zero_still_asks_for_fewer_errors(publish):
     assert publish("--min-improvement", "0", after=record(0.5)) == 2
     assert publish("--min-improvement", "0", after=record(0.499, change=(-0.002, -0.0001))) == 0
