@@ -30,6 +30,8 @@ LONGEST_FIELD: Final = 50_000_000
 """Maximum characters of a CSV field; the library's default is shorter than a book's chapter."""
 _UTF_16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
+_JSON_NAMES: Final = {list: "list", str: "string", bool: "boolean", type(None): "null"}
+
 
 @dataclass(frozen=True, slots=True)
 class TableFormat:
@@ -178,6 +180,13 @@ class IndexSource(ShardedSource):
                 continue
             if header is None:
                 header = cells
+                twice = next((name for name in header if name.strip() and header.count(name) > 1), None)
+                if twice is not None:
+                    raise DataError(
+                        DataCode.SOURCE_UNREADABLE,
+                        f"the header of the table has {twice!r} more than once",
+                        "rename one",
+                    )
             elif len(cells) == len(header):
                 yield reader.line_num, dict(zip(header, cells, strict=True))
             elif cells:
@@ -196,7 +205,7 @@ def parse_object(text: str) -> dict[str, Any]:
 
 def _as_object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise RowError(RowCode.ROW_UNREADABLE, f"it is a JSON {type(value).__name__}, not an object")
+        raise RowError(RowCode.ROW_UNREADABLE, f"it is a JSON {_JSON_NAMES.get(type(value), 'number')}, not an object")
     return value
 
 

@@ -25,6 +25,7 @@ from trainer.data.sources.webdataset import ARCHIVE_SUFFIXES, WebDatasetSource, 
 
 HUB_PREFIX: Final = "hf:"
 _HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_WITHOUT_PATHS: Final = (SourceKind.IMAGES, SourceKind.WEBDATASET, SourceKind.PDF)
 SAVED_NAMES: Final = ("dataset_dict.json", "state.json")
 """Files that Hugging Face's `save_to_disk` writes."""
 HEAD_BYTES: Final = 65_536
@@ -136,7 +137,14 @@ def _open_folder(folder: Path, options: SourceOptions) -> PageSource:
             f"{folder} holds several kinds of source: {named}",
             f"choose with --source {'|'.join(sorted(kinds))}, or move the others away",
         )
-    return _OPENERS[kinds.pop() if kinds else SourceKind.IMAGES](folder, found, options)
+    kind = kinds.pop() if kinds else SourceKind.IMAGES
+    if options.image_root is not None and kind in _WITHOUT_PATHS:
+        raise DataError(
+            DataCode.OPTIONS_CONFLICT,
+            f"{folder} is read as {kind}, which names no images elsewhere",
+            "leave --image-root out, or choose another --source",
+        )
+    return _OPENERS[kind](folder, found, options)
 
 
 def kinds_in(found: FolderFiles) -> dict[SourceKind, int]:
@@ -197,7 +205,7 @@ def _transcriptions(kind: SourceKind) -> Callable[[Path, FolderFiles, SourceOpti
         from trainer.data.sources.transcriptions import Level, TranscriptionSource
 
         forms = {SourceKind.PAGE_XML: PAGE_XML, SourceKind.ALTO: ALTO, SourceKind.HOCR: HOCR}
-        return TranscriptionSource(_FINDERS[kind](found), forms[kind], Level(options.level), found)
+        return TranscriptionSource(_FINDERS[kind](found), forms[kind], Level(options.level), found, options.image_root)
 
     return opened
 

@@ -97,9 +97,14 @@ def files_fingerprint(files: Iterable[Path], root: Path) -> str:
     """Digest of names, sizes and modification times: cheap for a million files, and changed when one is replaced."""
     digest = hashlib.sha256()
     for file in files:
-        status = file.stat()
         name = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        try:
+            status = file.stat()
+            state = f"{status.st_size}\0{status.st_mtime_ns}"
+        except OSError:
+            # A link to nothing, or a file that has just gone: a row to name when it is read.
+            state = "missing"
+        digest.update(f"{name}\0{state}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

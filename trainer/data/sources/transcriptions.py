@@ -28,7 +28,7 @@ from shared.images.limits import ImageLimits
 from shared.images.pixels import SIDEWAYS, orientation_of
 from shared.images.raster import open_raster
 from trainer.data.errors import DataCode, DataError, RowCode, RowError
-from trainer.data.sources.files import FolderFiles, read_inside
+from trainer.data.sources.files import FolderFiles, list_files, read_inside
 from trainer.data.sources.folder import IMAGE_SUFFIXES
 from trainer.data.sources.images import encode_png
 from trainer.data.sources.protocol import IMAGE_COLUMN, SPLIT_COLUMN, TEXT_COLUMN, BrokenRow, Row
@@ -99,23 +99,35 @@ class TranscriptionSource(ShardedSource):
         passed_over: files that are neither transcriptions nor images.
     """
 
-    def __init__(self, files: Sequence[Path], form: TranscriptionFormat, level: Level, found: FolderFiles) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        form: TranscriptionFormat,
+        level: Level,
+        found: FolderFiles,
+        image_root: Path | None = None,
+    ) -> None:
         """Take the files.
 
         Args:
             files: transcriptions, all of one format.
             form: their format.
             level: what a row is.
-            found: all files of the source's folder, to look for images.
+            found: all files of the source's folder.
+            image_root: folder of the images; the source's by default.
 
         Raises:
-            DataError: there are no transcriptions.
+            DataError: there are no transcriptions, or no such folder of images.
         """
         folder = found.root
+        if image_root is not None and not image_root.is_dir():
+            raise DataError(DataCode.SOURCE_MISSING, f"there is no folder {image_root}", "check --image-root")
         if not files:
             raise DataError(DataCode.SOURCE_EMPTY, f"{folder} holds no {form.name} file", "name another --source")
         self._folder, self._transcriptions, self._form, self._level = folder, list(files), form, level
         self._found = found
+        self._image_root = image_root or folder
+        self._pictures = list_files(image_root) if image_root is not None else found
         self.name = folder.resolve().name
         self.passed_over = found.other_than(files, IMAGE_SUFFIXES)
         has_splits = any(split_of_folders(file.relative_to(folder).as_posix()) for file in files)
@@ -123,8 +135,8 @@ class TranscriptionSource(ShardedSource):
 
     @property
     def image_root(self) -> Path:
-        """The folder."""
-        return self._folder
+        """The folder of the images."""
+        return self._image_root
 
     @property
     def shards(self) -> Sequence[SourceShard]:
@@ -151,8 +163,11 @@ class TranscriptionSource(ShardedSource):
 
     def fingerprint(self) -> str:
         """See `PageSource`; of transcriptions and images."""
-        images = self._found.with_suffix(*IMAGE_SUFFIXES)
-        return files_fingerprint([*self._transcriptions, *images], self._folder)
+        images = self._pictures.with_suffix(*IMAGE_SUFFIXES)
+        if self._pictures is self._found:
+            return files_fingerprint([*self._transcriptions, *images], self._folder)
+        own = files_fingerprint(self._transcriptions, self._folder)
+        return f"{own}-{files_fingerprint(images, self._image_root)}"
 
     def _row(self, number: int, name: str, fields: dict[str, Any] | RowError, place: str, page: str) -> Row | BrokenRow:
         if isinstance(fields, RowError):
@@ -170,7 +185,7 @@ class TranscriptionSource(ShardedSource):
             if self._level is Level.PAGE:
                 yield name, {IMAGE_COLUMN: image, TEXT_COLUMN: _whole_text(page)}
                 return
-            cutter = _Cutter(read_inside(self._folder, image), page.size)
+            cutter = _Cutter(read_inside(self._image_root, image), page.size)
         except RowError as error:
             yield name, error
             return
@@ -183,17 +198,19 @@ class TranscriptionSource(ShardedSource):
                 yield f"{name} line {number}", error
 
     def _find_image(self, file: Path, page: TranscribedPage) -> str:
-        """Path of a page's image, relative to the folder.
+        """Path of a page's image, relative to the folder of images.
 
         Tools move files: the image is where the transcription says, or the one file of that name, or of the
         transcription's own name.
         """
         wanted = PurePosixPath(page.image.replace("\\", "/"))
         known = self._images
-        for folder in (file.parent, self._folder, file.parent.parent) if page.image else ():
-            if (folder / wanted).is_file():
-                # Whether it is inside the source's folder is checked when it is read.
-                return os.path.relpath(folder / wanted, self._folder)
+        inside = self._image_root.resolve()
+        for folder in (file.parent, self._folder, file.parent.parent, self._image_root) if page.image else ():
+            place = folder / wanted
+            # Without another folder of images, one that is outside of the source is named as such when it is read.
+            if place.is_file() and (self._pictures is self._found or place.resolve().is_relative_to(inside)):
+                return os.path.relpath(place.resolve().parent / place.name, inside)
         for key in map(_same_name, (wanted.name, wanted.stem, _stem(file))):
             matches = known.get(key, [])
             if len(matches) > 1:
@@ -206,7 +223,7 @@ class TranscriptionSource(ShardedSource):
     def _images(self) -> dict[str, list[str]]:
         """Images by name, and by name without suffix."""
         known: dict[str, list[str]] = defaultdict(list)
-        for name in self._found.names():
+        for name in self._pictures.names():
             path = PurePosixPath(_same_name(name))
             if path.suffix in IMAGE_SUFFIXES:
                 for key in {path.name, path.stem}:

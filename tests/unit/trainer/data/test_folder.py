@@ -84,6 +84,15 @@ def test_no_text_hides_another_whose_name_is_nearly_the_same(tmp_path):
     assert [row.code for row in rejected.broken] == [RowCode.IMAGE_MISSING] * 2
 
 
+def test_a_table_that_has_a_column_twice_is_not_guessed_at(tmp_path):
+    drawn("x").save(tmp_path / "a.png")
+    (tmp_path / "index.csv").write_text("image,text,text\na.png,one,two\n")
+    with pytest.raises(DataError, match="'text' more than once"):
+        open_source(str(tmp_path / "index.csv"))
+    (tmp_path / "index.csv").write_text("image,text,,\na.png,one,,\n")
+    assert [sample.text for sample in samples_of(tmp_path / "index.csv")[0]] == ["one"]
+
+
 def test_pipes_are_passed_over_and_not_waited_for(tmp_path):
     write_pages(tmp_path, 2)
     os.mkfifo(tmp_path / "pipe.png")

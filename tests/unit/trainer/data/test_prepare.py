@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.support.page_sources import LONG, KilledConverter, drawn, encoded, write_pages
+from tests.support.transcriptions import write_page_xml
 from trainer.cli import main
 from trainer.data.errors import DataCode, DataError
 from trainer.data.prepare.conversion import convert_rows
@@ -51,6 +52,23 @@ def files_of(folder):
 @pytest.fixture
 def pages(tmp_path):
     return write_pages(tmp_path / "pages", 12)
+
+
+def test_a_link_to_nothing_costs_its_row_alone(tmp_path, pages, capsys):
+    for name in ("gone.png", "gone.txt"):
+        (pages / name).symlink_to("nothing")
+    status, _, errors = prepare(capsys, pages, "--max-broken-share", 0.5, "--out", tmp_path / "set")
+    assert status == 0, errors
+    broken = [json.loads(line) for line in (tmp_path / "set" / "broken-rows.jsonl").read_text().splitlines()]
+    assert [row["name"] for row in broken] == ["gone.png"]
+    for name in ("gone.png", "gone.xml"):
+        (tmp_path / "gt" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "gt" / name).symlink_to("nothing")
+    write_page_xml(tmp_path / "gt", 12)
+    status, _, errors = prepare(capsys, tmp_path / "gt", "--max-broken-share", 0.5, "--out", tmp_path / "lines")
+    assert status == 0, errors
+    broken = [json.loads(line) for line in (tmp_path / "lines" / "broken-rows.jsonl").read_text().splitlines()]
+    assert [row["name"] for row in broken] == ["gone.xml"]
 
 
 def test_what_training_and_publishing_will_lack_is_said(tmp_path, pages, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,6 +157,34 @@ def test_lines_of_another_image_are_refused(tmp_path):
     (tmp_path / "scan.xml").write_text(page_xml("scan.png", LINES, size=(SIZE[1], SIZE[0])))
     _, broken = samples_of(tmp_path, level="line")
     assert "another image, or turned" in broken[0].reason
+
+
+@pytest.mark.parametrize("named", ["img/scan.png", "../img/scan.png", "scan.png", "C:\\old\\scan.tif"])
+@pytest.mark.parametrize("root", ["img", "."])
+@pytest.mark.parametrize("level", ["page", "line"])
+def test_images_may_be_in_another_folder_that_is_named(tmp_path, monkeypatch, named, root, level):
+    monkeypatch.chdir(tmp_path)
+    draw_page(tmp_path / "img" / "scan.png", LINES)
+    write(Path("xml"), "page-xml", named)
+    samples, broken = samples_of(Path("xml"), image_root=Path(root), level=level)
+    assert broken == []
+    assert "\n".join(sample.text for sample in samples).replace("\n\n", "\n") == "\n".join(LINES)
+    _, broken = samples_of(Path("xml"), level=level)
+    assert {row.code for row in broken} <= {RowCode.IMAGE_OUTSIDE, RowCode.IMAGE_MISSING}
+    assert len(broken) == 1
+
+
+def test_another_folder_of_images_counts_in_the_fingerprint_and_has_to_exist(tmp_path):
+    draw_page(tmp_path / "img" / "scan.png", LINES)
+    write(tmp_path / "xml", "page-xml")
+    options = SourceOptions(image_root=tmp_path / "img")
+    before = open_source(str(tmp_path / "xml"), options).fingerprint()
+    draw_page(tmp_path / "img" / "scan.png", LINES[:2])
+    assert open_source(str(tmp_path / "xml"), options).fingerprint() != before
+    with pytest.raises(DataError, match="--image-root"):
+        open_source(str(tmp_path / "xml"), SourceOptions(image_root=tmp_path / "none"))
+    with pytest.raises(DataError, match="leave --image-root out"):
+        open_source(str(tmp_path / "img"), options)
 
 
 def test_images_and_entities_outside_of_the_folder_stay_there(tmp_path):
