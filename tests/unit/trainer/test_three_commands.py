@@ -18,7 +18,7 @@ from trainer.cli import main
 from trainer.data.prepare.manifest import load_manifest
 
 TEXT = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("## From your files")[2]
-COMMANDS = re.findall(r"```console\n(.*?)```", TEXT, re.DOTALL)[0].splitlines()
+FOLDER, *COMMANDS = re.findall(r"```console\n(.*?)```", TEXT, re.DOTALL)[0].splitlines()
 EXTRA = {
     "prepare": [],
     "train": ["--max-steps", "2", "--eval-steps", "2", "--max-eval-samples", "1", "--no-use-tensorboard"],
@@ -39,7 +39,9 @@ def write_pdfs(folder: Path, count: int) -> None:
 def test_files_become_an_adapter_on_the_volume(tmp_path, monkeypatch, capsys, kind, write):
     write(tmp_path / "letters", 16)
     write_checkpoint(tmp_path / "shared" / "nano")
-    (tmp_path / "adapters").mkdir()
+    made, dash_p, volume = shlex.split(FOLDER)
+    assert (made, dash_p) == ("mkdir", "-p")
+    (tmp_path / volume).mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DEEPSYNTH_TRAINER_THREADS", "1")
     monkeypatch.setenv("DEEPSYNTH_TRAINER_DEVICE", "cpu")
