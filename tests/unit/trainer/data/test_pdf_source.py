@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 import pikepdf
-import pypdfium2 as pdfium
+import pypdfium2 as pdfium  # type: ignore[import-untyped] # ships no types
 import pytest
 from PIL import Image
 
