@@ -169,7 +169,7 @@ def _source(options: argparse.Namespace) -> PageSource:
             revision=options.dataset_revision,
             streaming=options.streaming,
             kind=None if options.kind == AUTO else SourceKind(options.kind),
-            level=options.level or "page",
+            level=options.level,
             dpi=options.dpi,
             table=TableFormat(options.delimiter, options.encoding),
         ),

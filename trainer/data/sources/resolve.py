@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -25,7 +25,21 @@ from trainer.data.sources.webdataset import ARCHIVE_SUFFIXES, WebDatasetSource, 
 
 HUB_PREFIX: Final = "hf:"
 _HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_WITHOUT_PATHS: Final = (SourceKind.IMAGES, SourceKind.WEBDATASET, SourceKind.PDF)
+HUB: Final = "hub"
+SAVED: Final = "saved"
+"""Kinds that no folder of files is: a data set of the Hub, and what `save_to_disk` wrote."""
+_TRANSCRIBED: Final = (SourceKind.PAGE_XML, SourceKind.ALTO, SourceKind.HOCR)
+_USERS: Final[Mapping[str, tuple[str, ...]]] = {
+    "--image-root": (SourceKind.INDEX, SourceKind.PARQUET, *_TRANSCRIBED),
+    "--dataset-config": (HUB,),
+    "--dataset-revision": (HUB,),
+    "--streaming": (HUB,),
+    "--level": _TRANSCRIBED,
+    "--dpi": (SourceKind.PDF,),
+    "--delimiter": (SourceKind.INDEX,),
+    "--encoding": (SourceKind.INDEX, SourceKind.IMAGES),
+}
+"""The kinds that an option is for."""
 SAVED_NAMES: Final = ("dataset_dict.json", "state.json")
 """Files that Hugging Face's `save_to_disk` writes."""
 HEAD_BYTES: Final = 65_536
@@ -48,7 +62,7 @@ class SourceOptions:
         split: skip files of other splits, where each file has one split; for other sources, `read_samples` with the
             same split skips rows.
         kind: what a folder is to be read as; None for the one kind that it holds.
-        level: what a row of transcribed pages is, `page` or `line`.
+        level: what a row of transcribed pages is, `page` or `line`; None for `page`.
         dpi: resolution of pages of PDFs; None for the default.
         table: how an index is written.
     """
@@ -59,9 +73,29 @@ class SourceOptions:
     streaming: bool = False
     split: str | None = None
     kind: SourceKind | None = None
-    level: str = "page"
+    level: str | None = None
     dpi: int | None = None
     table: TableFormat = field(default_factory=TableFormat)
+
+    def refuse_unused(self, spec: str, kind: str) -> None:
+        """Raise `DataError` for an option that a source of this kind would ignore."""
+        given = {
+            "--image-root": self.image_root,
+            "--dataset-config": self.config,
+            "--dataset-revision": self.revision,
+            "--streaming": self.streaming,
+            "--level": self.level,
+            "--dpi": self.dpi,
+            "--delimiter": self.table.delimiter,
+            "--encoding": self.table.encoding,
+        }
+        unused = [flag for flag, value in given.items() if value and kind not in _USERS[flag]]
+        if unused:
+            raise DataError(
+                DataCode.OPTIONS_CONFLICT,
+                f"{' and '.join(unused)} would have no effect: {spec} is read as {kind}",
+                "leave it out, or choose another kind with --source",
+            )
 
 
 def open_source(spec: str, options: SourceOptions | None = None) -> PageSource:
@@ -76,6 +110,7 @@ def _open(spec: str, options: SourceOptions) -> PageSource:
         return _open_folder(path, options)
     # A pattern of names is not an existing file.
     if spec.endswith(ARCHIVE_SUFFIXES) and (path.is_file() or "{" in spec or is_url(spec)):
+        options.refuse_unused(spec, SourceKind.WEBDATASET)
         return WebDatasetSource(spec, options.split)
     if path.is_file():
         return _open_file(path, options)
@@ -87,12 +122,16 @@ def _open(spec: str, options: SourceOptions) -> PageSource:
 def _open_file(path: Path, options: SourceOptions) -> PageSource:
     suffix = path.suffix.lower()
     if suffix in INDEX_SUFFIXES:
+        options.refuse_unused(str(path), SourceKind.INDEX)
         return IndexSource(path, options.image_root, options.table)
     if suffix == ".parquet":
+        options.refuse_unused(str(path), SourceKind.PARQUET)
         return ParquetSource(path, options.image_root, options.split)
     if suffix == ".tar" or path.name.lower().endswith(ARCHIVE_SUFFIXES):
+        options.refuse_unused(str(path), SourceKind.WEBDATASET)
         return WebDatasetSource(str(path), options.split)
     if suffix == ".pdf":
+        options.refuse_unused(str(path), SourceKind.PDF)
         return _pdf_source(path, [path], None, options)
     raise DataError(DataCode.SOURCE_MISSING, f"{path} is a file that is no source ({suffix or 'no suffix'})", _REMEDY)
 
@@ -105,6 +144,7 @@ def _open_hub(spec: str, options: SourceOptions) -> PageSource:
             f"there is no folder {spec}, although there is {folder.parent}",
             f"{_near(folder) or 'check the name'}; for a data set of the Hub write {HUB_PREFIX}{spec}",
         )
+    options.refuse_unused(spec, HUB)
     # Imported late: it takes a second.
     from trainer.data.sources.huggingface import open_hub
 
@@ -122,6 +162,7 @@ def _near(path: Path) -> str:
 
 def _open_folder(folder: Path, options: SourceOptions) -> PageSource:
     if any((folder / name).is_file() for name in SAVED_NAMES):
+        options.refuse_unused(str(folder), SAVED)
         from trainer.data.sources.huggingface import open_saved
 
         return open_saved(folder, options.split)
@@ -138,12 +179,7 @@ def _open_folder(folder: Path, options: SourceOptions) -> PageSource:
             f"choose with --source {'|'.join(sorted(kinds))}, or move the others away",
         )
     kind = kinds.pop() if kinds else SourceKind.IMAGES
-    if options.image_root is not None and kind in _WITHOUT_PATHS:
-        raise DataError(
-            DataCode.OPTIONS_CONFLICT,
-            f"{folder} is read as {kind}, which names no images elsewhere",
-            "leave --image-root out, or choose another --source",
-        )
+    options.refuse_unused(str(folder), kind)
     return _OPENERS[kind](folder, found, options)
 
 
@@ -205,7 +241,8 @@ def _transcriptions(kind: SourceKind) -> Callable[[Path, FolderFiles, SourceOpti
         from trainer.data.sources.transcriptions import Level, TranscriptionSource
 
         forms = {SourceKind.PAGE_XML: PAGE_XML, SourceKind.ALTO: ALTO, SourceKind.HOCR: HOCR}
-        return TranscriptionSource(_FINDERS[kind](found), forms[kind], Level(options.level), found, options.image_root)
+        level = Level(options.level or Level.PAGE)
+        return TranscriptionSource(_FINDERS[kind](found), forms[kind], level, found, options.image_root)
 
     return opened
 

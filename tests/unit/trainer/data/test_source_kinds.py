@@ -339,3 +339,13 @@ def test_kinds_are_the_choices_of_the_flag(capsys):
         main(["prepare", "--help"])
     shown = capsys.readouterr().out
     assert all(kind in shown for kind in SourceKind)
+
+
+@pytest.mark.parametrize("flag", ["--level page", "--dpi 300", "--image-root .", "--dataset-config en", "--streaming"])
+def test_a_flag_that_the_kind_of_source_would_ignore_is_refused(tmp_path, capsys, flag):
+    write_pages(tmp_path / "pages", 2)
+    assert main(["prepare", str(tmp_path / "pages"), "--out", str(tmp_path / "set"), *flag.split()]) == 2
+    said = capsys.readouterr().err
+    assert f"{flag.split()[0]} would have no effect" in said
+    assert "is read as images" in said
+    assert not (tmp_path / "set").exists()
