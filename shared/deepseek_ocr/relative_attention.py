@@ -73,8 +73,10 @@ def relative_attention(q_VNLD: Tensor, k_VNLD: Tensor, v_VNLD: Tensor, rows_HKD:
     height, width, head_dim = rows_HKD.shape[0], columns_WKD.shape[0], q_VNLD.shape[-1]
     scale = head_dim**-0.5
     if q_VNLD.device.type == "cpu" and not torch.is_grad_enabled():
-        attend = _attend_by_heads if q_VNLD.shape[2] >= MIN_HEADWISE else _attend_with_bias
-        return attend(q_VNLD, k_VNLD, v_VNLD, rows_HKD, columns_WKD)
+        if q_VNLD.shape[2] < MIN_HEADWISE:
+            return _attend_with_bias(q_VNLD, k_VNLD, v_VNLD, rows_HKD, columns_WKD)
+        if q_VNLD.dtype != torch.bfloat16:
+            return _attend_by_heads(q_VNLD, k_VNLD, v_VNLD, rows_HKD, columns_WKD)
     q_VNHWD = q_VNLD.unflatten(2, (height, width))
     # The kernel scales every score including the bias, so the tables are divided by the scale first.
     bias_rows = torch.einsum("vnhwd,hkd->vnhwk", q_VNHWD, rows_HKD / scale).flatten(2, 3)
@@ -97,7 +99,11 @@ def _attend_with_bias(q_VNLD: Tensor, k_VNLD: Tensor, v_VNLD: Tensor, rows_HKD: 
     q_VNHWD = q_VNLD.unflatten(2, (rows_HKD.shape[0], columns_WKD.shape[0]))
     bias_rows = torch.einsum("vnhwd,hkd->vnhwk", q_VNHWD, rows_HKD).flatten(2, 3)
     bias_columns = torch.einsum("vnhwd,wkd->vnhwk", q_VNHWD, columns_WKD).flatten(2, 3)
-    bias_VNLL = (bias_rows.unsqueeze(-1) + bias_columns.unsqueeze(-2)).flatten(3)
+    if q_VNLD.dtype == torch.bfloat16:
+        one_hot_LK = _one_hot_positions(rows_HKD.shape[0], columns_WKD.shape[0], 0, q_VNLD)
+        bias_VNLL = torch.cat((bias_rows, bias_columns), dim=-1) @ one_hot_LK.t()
+    else:
+        bias_VNLL = (bias_rows.unsqueeze(-1) + bias_columns.unsqueeze(-2)).flatten(3)
     return F.scaled_dot_product_attention(q_VNLD, k_VNLD, v_VNLD, attn_mask=bias_VNLL)
 
 
