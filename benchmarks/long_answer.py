@@ -59,10 +59,11 @@ def config_of(dimensions: str, window: int | None) -> DeepseekOcrConfig:
 
 def kept_tokens(engine: TorchEngine) -> int:
     """Of the row that keeps most."""
-    cache: Any = engine._runner._cache  # type: ignore[attr-defined] # of either runner
-    if hasattr(cache, "allocator"):
+    runner: Any = engine._runner
+    if hasattr(runner, "_cache"):
+        cache = runner._cache
         return cache.block_tokens * max(len(blocks) for blocks in cache.allocator._held.values())
-    return int(cache.capacity)
+    return int(runner._exact.cache.capacity)
 
 
 def measure(engine: TorchEngine, rows: int, tokens: int, every: int) -> list[Reading]:

@@ -19,7 +19,7 @@ from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.grounding import Region
 from shared.deepseek_ocr.line_views import view_of
-from shared.images.canvases import SIDE_PX, Strip, pack
+from shared.images.canvases import SIDE_PX, Strip, pack, pack_evenly
 from shared.images.strip_text import (
     LEAST_CONFIDENCE,
     PROBED_CANVASES,
@@ -79,7 +79,7 @@ async def read_lines(
     """
     reading = _LinesReading(strips, geometry, max_new_tokens, read, on_text)
     first = 0
-    canvases = pack(strips, most_px=most_px)
+    canvases = pack_evenly(strips, most_px) if most_px < SIDE_PX else pack(strips)
     reading.probe = _Probe(min(PROBED_CANVASES, len(canvases)), least_confidence)
     async with asyncio.TaskGroup() as group:
         for number, canvas in enumerate(canvases):

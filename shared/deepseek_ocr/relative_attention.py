@@ -5,8 +5,8 @@ a view: at 1024 px (L = 4096, 12 heads) 403 MB in bf16, 6.4 GB for 16 views. Ins
 product: each query is widened by its H + W biases, each key by a one-hot of its row and one of its column. So fused
 kernels, which never store the scores, compute it.
 
-A CPU has no such kernel and would multiply the widened queries and keys in full. So on a CPU the scores are stored, a
-few rows of one head at a time, which fit into its cache; of windows, which are small, the bias alone.
+In float32 a CPU would take longer to multiply the widened queries and keys in full. So it stores the scores, a few rows
+of one head at a time, which fit into its cache; of windows, which are small, it stores the bias alone, in bfloat16 too.
 
 Memory of 16 views of 1024 px in bf16, published size (width 768): 65,536 tokens make 0.09 GiB an activation, 0.28 for
 qkv, 0.28 each for the widened q, k, v (12 heads of 64 + 64 + 64) and for the output, 0.38 for the MLP's hidden layer;
@@ -73,8 +73,10 @@ def relative_attention(q_VNLD: Tensor, k_VNLD: Tensor, v_VNLD: Tensor, rows_HKD:
     height, width, head_dim = rows_HKD.shape[0], columns_WKD.shape[0], q_VNLD.shape[-1]
     scale = head_dim**-0.5
     if q_VNLD.device.type == "cpu" and not torch.is_grad_enabled():
-        attend = _attend_by_heads if q_VNLD.shape[2] >= MIN_HEADWISE else _attend_with_bias
-        return attend(q_VNLD, k_VNLD, v_VNLD, rows_HKD, columns_WKD)
+        if q_VNLD.shape[2] < MIN_HEADWISE:
+            return _attend_with_bias(q_VNLD, k_VNLD, v_VNLD, rows_HKD, columns_WKD)
+        if q_VNLD.dtype != torch.bfloat16:
+            return _attend_by_heads(q_VNLD, k_VNLD, v_VNLD, rows_HKD, columns_WKD)
     q_VNHWD = q_VNLD.unflatten(2, (height, width))
     # The kernel scales every score including the bias, so the tables are divided by the scale first.
     bias_rows = torch.einsum("vnhwd,hkd->vnhwk", q_VNHWD, rows_HKD / scale).flatten(2, 3)
@@ -97,7 +99,12 @@ def _attend_with_bias(q_VNLD: Tensor, k_VNLD: Tensor, v_VNLD: Tensor, rows_HKD: 
     q_VNHWD = q_VNLD.unflatten(2, (rows_HKD.shape[0], columns_WKD.shape[0]))
     bias_rows = torch.einsum("vnhwd,hkd->vnhwk", q_VNHWD, rows_HKD).flatten(2, 3)
     bias_columns = torch.einsum("vnhwd,wkd->vnhwk", q_VNHWD, columns_WKD).flatten(2, 3)
-    bias_VNLL = (bias_rows.unsqueeze(-1) + bias_columns.unsqueeze(-2)).flatten(3)
+    if q_VNLD.dtype == torch.bfloat16:
+        # Faster than a sum that broadcasts over so few columns; encoding takes 0.8 of the time with AMX.
+        one_hot_LK = _one_hot_positions(rows_HKD.shape[0], columns_WKD.shape[0], 0, q_VNLD)
+        bias_VNLL = torch.cat((bias_rows, bias_columns), dim=-1) @ one_hot_LK.t()
+    else:
+        bias_VNLL = (bias_rows.unsqueeze(-1) + bias_columns.unsqueeze(-2)).flatten(3)
     return F.scaled_dot_product_attention(q_VNLD, k_VNLD, v_VNLD, attn_mask=bias_VNLL)
 
 

@@ -7,6 +7,8 @@ Shape letters: H and W pixels.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +28,11 @@ EDGE_EM = 0.1
 """Room left and right of a piece."""
 _LEADING_EM = 0.34
 MOST_LINES = 18
+CANVAS_COST_PX = 600
+"""What another canvas costs, as width of print: encoding it and reading its prompt take as long as some 25 steps, which
+write so much."""
+_LINE_BREAK_PX = 40
+_TRIED_LENGTHS = 24
 MOST_STRIPS = 1200
 """A page with more strips, or parts of them, has no lines that could be told apart."""
 MOST_STRIP_PARTS = 12_000
@@ -96,21 +103,70 @@ def pack(
     Returns:
         At least one for any strips.
     """
-    canvases: list[Canvas] = []
-    waiting: list[Strip] = []
-    leading = max(3, round(_LEADING_EM * em_px))
-    height = 2 * MARGIN_PX
-    for strip in strips:
-        more = strip.pixels_HW.shape[0] + (leading if waiting else 0)
-        if waiting and (height + more > most_px or len(waiting) >= most_lines):
-            canvases.append(_canvas(waiting, leading))
-            waiting, height = [], 2 * MARGIN_PX
-            more = strip.pixels_HW.shape[0]
-        waiting.append(strip)
-        height += more
-    if waiting:
-        canvases.append(_canvas(waiting, leading))
-    return canvases
+    leading = _leading_px(em_px)
+    heights = [strip.pixels_HW.shape[0] for strip in strips]
+    return _canvases(strips, _fill(heights, [0] * len(strips), leading, most_lines, most_px), leading)
+
+
+def pack_evenly(strips: Sequence[Strip], most_px: int) -> list[Canvas]:
+    """Put strips on canvases with about as much text each, in their order.
+
+    Answers are written side by side, so the longest decides how many steps a page takes.
+
+    Args:
+        strips: In reading order; at least one.
+        most_px: As for `pack`.
+
+    Returns:
+        As many as `pack` gives, or some more where that makes the longest answer much shorter.
+    """
+    leading = _leading_px(EM_PX)
+    heights = [strip.pixels_HW.shape[0] for strip in strips]
+    lengths = [strip.pixels_HW.shape[1] + _LINE_BREAK_PX for strip in strips]
+
+    def longest_of(counts: Sequence[int]) -> int:
+        ends = itertools.accumulate(counts)
+        return max(sum(lengths[end - count : end]) for count, end in zip(counts, ends, strict=True))
+
+    fewest = _fill(heights, lengths, leading, MOST_LINES, most_px)
+    # A few canvases more at most, since nano reads few lines less well than many.
+    most_canvases = len(fewest) * 5 // 4 + 1
+    most, least = longest_of(fewest), max(sum(lengths) // most_canvases, *lengths)
+    limits = [most - (most - least) * part // _TRIED_LENGTHS for part in range(_TRIED_LENGTHS + 1)]
+    tried = [_fill(heights, lengths, leading, MOST_LINES, most_px, limit) for limit in limits]
+    choices = [counts for counts in tried if len(counts) <= most_canvases]
+    return _canvases(strips, min(choices, key=lambda each: len(each) * CANVAS_COST_PX + longest_of(each)), leading)
+
+
+def _leading_px(em_px: float) -> int:
+    return max(3, round(_LEADING_EM * em_px))
+
+
+def _fill(
+    heights: Sequence[int],
+    lengths: Sequence[int],
+    leading: int,
+    most_lines: int,
+    most_px: int,
+    most_length: float = math.inf,
+) -> list[int]:
+    """How many strips each canvas has, if it takes the next as long as there is room."""
+    counts: list[int] = []
+    height = length = 0
+    for more_px, more in zip(heights, lengths, strict=True):
+        has_room = height + leading + more_px <= most_px and length + more <= most_length
+        if counts and has_room and counts[-1] < most_lines:
+            counts[-1] += 1
+            height, length = height + leading + more_px, length + more
+        else:
+            counts.append(1)
+            height, length = 2 * MARGIN_PX + more_px, more
+    return counts
+
+
+def _canvases(strips: Sequence[Strip], counts: Sequence[int], leading: int) -> list[Canvas]:
+    ends = itertools.accumulate(counts)
+    return [_canvas(strips[end - count : end], leading) for count, end in zip(counts, ends, strict=True)]
 
 
 def _canvas(strips: Sequence[Strip], leading: int) -> Canvas:

@@ -65,7 +65,6 @@ class SlotCache:
             rows takes 9.7, 9.9 and 10.1 ms with 64, 256 and 1024 (as `CLEARED_AHEAD`).
         device: Where the tensors live.
         dtype: Their type.
-        keeps_rounded: Whether all is kept in bfloat16 as well, for steps that may round.
     """
 
     def __init__(
@@ -80,7 +79,6 @@ class SlotCache:
         growth_tokens: int = 256,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        keeps_rounded: bool = False,
     ) -> None:
         self.max_rows = max_rows
         self.max_tokens = max_tokens
@@ -89,7 +87,6 @@ class SlotCache:
         self._rows: list[_Row] = []
         shape = (2, num_layers, max_rows, num_heads, 0, head_dim)
         self._storage = torch.empty(shape, device=device, dtype=dtype)
-        self._rounded = self._storage.bfloat16() if keeps_rounded else None
 
     @property
     def num_rows(self) -> int:
@@ -124,15 +121,14 @@ class SlotCache:
             raise ValueError(f"{first + count} rows do not fit into {self.max_rows}")
         self._reserve(length + 1)
         self._rows += [_Row(length, length, length, each) for each in skipped or [0] * count]
-        return PrefillWindow(*(each[:, :, first : first + count, :, :length] for each in self._copies()))
+        return PrefillWindow(self._storage[:, :, first : first + count, :, :length])
 
     def close_row(self, row: int) -> None:
         """Drop a row; the last one moves into its place."""
         last = self.num_rows - 1
         if row != last:
             written = self._rows[last].finite
-            for storage in self._copies():
-                storage[:, :, row, :, :written] = storage[:, :, last, :, :written]
+            self._storage[:, :, row, :, :written] = self._storage[:, :, last, :, :written]
             self._rows[row] = self._rows[last]
         self._rows.pop()
 
@@ -143,11 +139,8 @@ class SlotCache:
         assert 0 <= forgotten <= (self._ring.cells - self._ring.window if self._ring else forgotten)
         self._rows[row].length = length
 
-    def open_step(self, *, rounds: bool = False) -> DecodeWindow:
+    def open_step(self) -> DecodeWindow:
         """Make room for one token in every row.
-
-        Args:
-            rounds: Whether the step sees what is kept in bfloat16.
 
         Returns:
             The model's cache for the pass that computes it; lengths already count the token.
@@ -166,11 +159,7 @@ class SlotCache:
         for row in self._rows:
             row.length += 1
         is_hidden_BS = self._hidden_of(self._ring, lengths, used) if self._ring else None
-        seen, *others = self._copies()[::-1] if rounds else self._copies()
-        return DecodeWindow(seen, positions, cells, used, is_hidden_BS, others)
-
-    def _copies(self) -> list[Tensor]:
-        return [self._storage] if self._rounded is None else [self._storage, self._rounded]
+        return DecodeWindow(self._storage, positions, cells, used, is_hidden_BS)
 
     def _hidden_of(self, ring: AnswerRing, lengths: list[int], used: int) -> Tensor | None:
         """Cells that are too old for a row's token or not filled, `[B, S]`; None if no row has any.
@@ -193,8 +182,7 @@ class SlotCache:
             if row.finite < used:
                 # Some cells more, so that most steps clear nothing.
                 end = min(used + CLEARED_AHEAD, self.capacity)
-                for storage in self._copies():
-                    storage[:, :, index, :, row.finite : end] = 0
+                self._storage[:, :, index, :, row.finite : end] = 0
                 row.finite = end
 
     def _reserve(self, tokens: int) -> None:
@@ -203,16 +191,11 @@ class SlotCache:
         if tokens <= self.capacity:
             return
         capacity = min(self.max_tokens, -(-tokens // self._growth_tokens) * self._growth_tokens)
-        self._storage = self._grown(self._storage, capacity)
-        if self._rounded is not None:
-            self._rounded = self._grown(self._rounded, capacity)
-
-    def _grown(self, old: Tensor, capacity: int) -> Tensor:
-        kinds, layers, rows, heads, old_capacity, width = old.shape
+        kinds, layers, rows, heads, old_capacity, width = self._storage.shape
         # Rows not in use are never written, and untouched pages of a large block cost no memory on a CPU.
-        new = old.new_empty((kinds, layers, rows, heads, capacity, width))
-        new[:, :, : self.num_rows, :, :old_capacity] = old[:, :, : self.num_rows]
-        return new
+        grown = self._storage.new_empty((kinds, layers, rows, heads, capacity, width))
+        grown[:, :, : self.num_rows, :, :old_capacity] = self._storage[:, :, : self.num_rows]
+        self._storage = grown
 
 
 class _Window:
@@ -240,15 +223,14 @@ class _Window:
 class PrefillWindow(_Window):
     """Takes the keys and values of whole prompts; the new tokens see one another alone."""
 
-    def __init__(self, *copies: Tensor) -> None:
-        super().__init__(0, copies[0].shape[4])
-        self._copies = copies
+    def __init__(self, storage: Tensor) -> None:
+        super().__init__(0, storage.shape[4])
+        self._keys, self._values = storage
 
     def update(self, keys_BNLD: Tensor, values_BNLD: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Store a layer's tensors and return them."""
-        for keys, values in self._copies:
-            keys[layer].copy_(keys_BNLD)
-            values[layer].copy_(values_BNLD)
+        self._keys[layer].copy_(keys_BNLD)
+        self._values[layer].copy_(values_BNLD)
         return keys_BNLD, values_BNLD
 
 
@@ -261,7 +243,6 @@ class DecodeWindow(_Window):
         cells: Where each row's token goes.
         used: Cells of the row with most, this token's included.
         is_hidden_BS: Cells where a row may not look; None: those after its own token's.
-        others: The same tensor in other types, where the token goes as well.
 
     Attributes:
         position_ids_B1: Position of each row's token, int64.
@@ -275,12 +256,11 @@ class DecodeWindow(_Window):
         cells: list[int],
         used: int,
         is_hidden_BS: Tensor | None = None,
-        others: Sequence[Tensor] = (),
     ) -> None:
         super().__init__(used - 1, used)
         rows, (heads, capacity) = len(positions), storage.shape[3:5]
         device = storage.device
-        self._flat = [each.flatten(2, 4) for each in (storage, *others)]
+        self._flat = storage.flatten(2, 4)
         self._read = storage[:, :, :rows, :, :used]
         self._keys, self._values = (kind.unbind(0) for kind in self._read.unbind(0))
         self.position_ids_B1 = torch.tensor(positions, device=device).unsqueeze(1)
@@ -296,14 +276,12 @@ class DecodeWindow(_Window):
 
     def update(self, keys_BN1D: Tensor, values_BN1D: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Store a layer's token and return all that its rows may hold, `[B, N, S, D]`."""
-        for flat in self._flat:
-            flat[0, layer].index_copy_(0, self._index, keys_BN1D.flatten(0, 2).to(flat.dtype))
-            flat[1, layer].index_copy_(0, self._index, values_BN1D.flatten(0, 2).to(flat.dtype))
+        self._flat[0, layer].index_copy_(0, self._index, keys_BN1D.flatten(0, 2))
+        self._flat[1, layer].index_copy_(0, self._index, values_BN1D.flatten(0, 2))
         return self._keys[layer], self._values[layer]
 
     def update_joined(self, pair_B2ND: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """The same for adjacent keys and values, in one operation."""
         pair_2RD = pair_B2ND.transpose(0, 1).flatten(1, 2)
-        for flat in self._flat:
-            flat[:, layer].index_copy_(1, self._index, pair_2RD.to(flat.dtype))
+        self._flat[:, layer].index_copy_(1, self._index, pair_2RD)
         return self._keys[layer], self._values[layer]

@@ -54,6 +54,30 @@ class FullMatrix:
         residual_BO.add_(self.product(x_BI))
 
 
+class HalfWeights:
+    """Weights in float16; sums in float32.
+
+    Args:
+        weight_OI: float32.
+
+    Raises:
+        AttributeError: This torch has no such product.
+        RuntimeError: This torch, or this processor, has none.
+    """
+
+    def __init__(self, weight_OI: Tensor) -> None:
+        self._multiply = torch.fbgemm_linear_fp16_weight_fp32_activation
+        with warnings.catch_warnings():
+            # Both functions say once in a process that they will leave torch one day; `pack` then does without.
+            warnings.simplefilter("ignore", UserWarning)
+            self._packed = torch.fbgemm_pack_gemm_matrix_fp16(weight_OI.contiguous())
+            self._multiply(weight_OI[:1].contiguous(), self._packed, None)
+
+    def product(self, x_BI: Tensor) -> Tensor:
+        """`x @ weights.T`, `[B, O]`, of float32 rows."""
+        return self._multiply(x_BI, self._packed, None)
+
+
 class HalfMatrix:
     """Levels in float16 and a scale for each row; sums in float32.
 
@@ -62,25 +86,21 @@ class HalfMatrix:
         scale_O: float32.
 
     Raises:
-        RuntimeError: This torch, or this processor, has no such product.
+        AttributeError: As for `HalfWeights`.
+        RuntimeError: As for `HalfWeights`.
     """
 
     def __init__(self, levels_OI: Tensor, scale_O: Tensor) -> None:
         self._scale_O = scale_O
-        self._multiply = torch.fbgemm_linear_fp16_weight_fp32_activation
-        with warnings.catch_warnings():
-            # Both functions say once in a process that they will leave torch one day; `pack` then does without.
-            warnings.simplefilter("ignore", UserWarning)
-            self._packed = torch.fbgemm_pack_gemm_matrix_fp16(levels_OI.contiguous())
-            self._multiply(levels_OI[:1], self._packed, None)
+        self._levels = HalfWeights(levels_OI)
 
     def product(self, x_BI: Tensor) -> Tensor:
         """See `Matrix`."""
-        return self._multiply(x_BI, self._packed, None).mul_(self._scale_O)
+        return self._levels.product(x_BI).mul_(self._scale_O)
 
     def add_to(self, residual_BO: Tensor, x_BI: Tensor) -> None:
         """See `Matrix`."""
-        residual_BO.addcmul_(self._multiply(x_BI, self._packed, None), self._scale_O)
+        residual_BO.addcmul_(self._levels.product(x_BI), self._scale_O)
 
 
 def pack(weight_OI: Tensor) -> Matrix:

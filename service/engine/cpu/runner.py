@@ -13,7 +13,8 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -28,7 +29,7 @@ from service.engine.cpu.bands import BandAssembler, BandFeatures, BandPixels, Pa
 from service.engine.cpu.kv_cache import DecodeWindow, PrefillWindow, SlotCache
 from service.engine.cpu.packed_decoder import PackedDecoder, can_pack
 from service.engine.cpu.packed_linear import with_packed_layers
-from service.engine.cpu.rounded import has_tiles, rounded_twin
+from service.engine.cpu.rounded import has_tiles, rounded_reader
 from service.engine.lora.bank import AdapterBank, PackedAdapter, pack_adapter
 from service.engine.lora.files import AdapterFiles
 from service.engine.lora.hooks import adapted
@@ -91,7 +92,7 @@ class _SlotState:
     judge: TokenJudge
     adapter: int = NO_ADAPTER
     is_rounded: bool = False
-    """Whether its prompt was read in bfloat16."""
+    """Whether it is read in bfloat16."""
 
     def draw(self) -> Draw | None:
         """How the next token is drawn; None: greedily."""
@@ -99,11 +100,22 @@ class _SlotState:
         return Draw(params.temperature, params.seed or 0, len(self.judge.tokens)) if params.temperature > 0 else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Lane:
+    """Answers that are computed together: all exact ones, or all that are rounded.
+
+    Invariant: row i of the cache belongs to slot `slots[i]`. Rows have no holes: the last one moves into the place of
+    one that leaves.
+    """
+
+    cache: SlotCache
+    slots: list[int] = field(default_factory=list)
+
+
 class CpuRunner:
     """Implements `runner.Runner`.
 
-    Invariant: row i of the cache belongs to slot `_slots[i]`, and `_states` has exactly those slots. Rows have no
-    holes: the last one moves into the place of one that leaves.
+    Invariant: `_states` has exactly the slots of both lanes.
 
     Args:
         model: In evaluation mode, on its device.
@@ -140,7 +152,8 @@ class CpuRunner:
     ) -> None:
         text = model.config.text_config
         self._packed = PackedDecoder(model, max_tokens + 1) if can_pack(model) else None
-        self._rounded = rounded_twin(model) if rounds_canvases and token_px and self._packed and has_tiles() else None
+        wants_rounded = rounds_canvases and token_px and self._packed and has_tiles()
+        self._rounded = rounded_reader(model, max_tokens + 1) if wants_rounded else None
         if self._packed and isinstance(model, nn.Module):
             model = with_packed_layers(model)
         self._model = model
@@ -152,11 +165,11 @@ class CpuRunner:
         self._rule = rule
         self._kv_tokens = kv_tokens or max_rows * max_tokens
         self._ring = AnswerRing.of(model, rule)
-        self._slots: list[int] = []
         self._states: dict[int, _SlotState] = {}
         self._pending: deque[StepOutput] = deque()
         # One token more than a row holds: a step makes room before it knows that the page has ended.
-        self._cache = SlotCache(
+        new_cache = partial(
+            SlotCache,
             num_layers=text.num_hidden_layers,
             num_heads=text.num_key_value_heads,
             head_dim=text.head_dim,
@@ -165,9 +178,9 @@ class CpuRunner:
             ring=self._ring,
             growth_tokens=growth_tokens,
             device=self._device,
-            dtype=model.lm_head.weight.dtype,
-            keeps_rounded=self._rounded is not None,
         )
+        self._exact = _Lane(new_cache(dtype=model.lm_head.weight.dtype))
+        self._rounded_lane = _Lane(new_cache(dtype=torch.bfloat16)) if self._rounded else None
         self._token_px = token_px
         self._bands = BandAssembler(model, token_px) if token_px else None
 
@@ -216,7 +229,7 @@ class CpuRunner:
             pixels = [view.pixels_HWC if isinstance(view, BandPixels) else np.asarray(view) for view in alike]
             stacked_VHWC = torch.from_numpy(np.stack(pixels)).to(self._device)
             if bands:
-                model: Any = self._rounded or self._model
+                model: Any = self._rounded.encoder if self._rounded else self._model
                 encoded_VND = model.encode_bands(stacked_VHWC, bands[0].first_row).float()
                 features = [BandFeatures(band, tokens_ND) for band, tokens_ND in zip(bands, encoded_VND, strict=True)]
                 tokens.update(zip(indices, features, strict=True))
@@ -245,25 +258,31 @@ class CpuRunner:
                 positions = features.positions(ids, self._model.config.image_token_id)
                 ids, features = [ids[position] for position in positions], features.features_KD
             state = _SlotState(len(ids), row.params, judge, row.adapter)
-            self._slots.append(row.slot)
             self._states[row.slot] = state
             prompt = Prompt(ids, features, positions, row.adapter, state.draw(), row.params.num_alternatives)
-            state.is_rounded = self._rounded is not None and prompt.is_plain_canvas
+            state.is_rounded = self._rounded_lane is not None and prompt.is_plain_canvas
+            self._lane_of(state).slots.append(row.slot)
             prompts.append(prompt)
         choices = self.prefill(prompts)
         self._report([row.slot for row in rows], choices)
 
     def launch(self, slots: Sequence[int]) -> None:
         """Choose one more token for these slots, which must be all open slots."""
-        assert len(slots) == len(self._slots)
-        rows = [self._states[slot] for slot in self._slots]
+        assert len(slots) == len(self._states)
+        choice_of: dict[int, Choice] = {}
+        for lane in self._lanes():
+            choice_of.update(zip(lane.slots, self._launch(lane), strict=True))
+        self._report(slots, [choice_of[slot] for slot in slots])
+
+    def _launch(self, lane: _Lane) -> list[Choice]:
+        rows = [self._states[slot] for slot in lane.slots]
         banned = {index: ids for index, row in enumerate(rows) if (ids := row.judge.banned())}
         draws = {index: draw for index, row in enumerate(rows) if (draw := row.draw())}
         newest, adapters = [row.judge.tokens[-1] for row in rows], [row.adapter for row in rows]
         wanted = {index: row.params.num_alternatives for index, row in enumerate(rows) if row.params.num_alternatives}
-        choices = self.decode(newest, banned, adapters, draws, wanted)
-        choice_of = dict(zip(self._slots, choices, strict=True))
-        self._report(slots, [choice_of[slot] for slot in slots])
+        if lane is self._rounded_lane:
+            return self._decode_rounded(newest, banned, draws, wanted)
+        return self.decode(newest, banned, adapters, draws, wanted)
 
     def collect(self) -> StepOutput | None:
         """Take the oldest output."""
@@ -275,16 +294,17 @@ class CpuRunner:
         state.judge.rewind(kept, forbidden)
         assert state.judge.tokens[-1] == newest_token
         # The newest token kept is fed again, so its keys go as well.
-        self._cache.truncate(self._slots.index(slot), state.num_prompt_tokens + kept - 1)
+        lane = self._lane_of(state)
+        lane.cache.truncate(lane.slots.index(slot), state.num_prompt_tokens + kept - 1)
 
     @torch.inference_mode()
     def close(self, slot: int) -> None:
         """Free a slot; the last row moves into the place of its row."""
-        row = self._slots.index(slot)
-        self._cache.close_row(row)
-        self._slots[row] = self._slots[-1]
-        self._slots.pop()
-        del self._states[slot]
+        lane = self._lane_of(self._states.pop(slot))
+        row = lane.slots.index(slot)
+        lane.cache.close_row(row)
+        lane.slots[row] = lane.slots[-1]
+        lane.slots.pop()
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Prompt]) -> list[Choice]:
@@ -301,11 +321,11 @@ class CpuRunner:
             positions = [prompt.positions or range(len(prompt.ids)) for prompt in batch]
             positions_BL = torch.tensor([list(each) for each in positions], device=self._device)
             skipped = [each[-1] + 1 - len(each) for each in positions]
-            window = self._cache.open_rows(len(batch), ids_BL.shape[1], skipped)
-            if self._rounded and batch[0].is_plain_canvas:
-                hidden_BLD, _ = self._rounded.decoder.decode(embeds_BLD.bfloat16(), positions_BL, None, window)
-                logits_BK = self._model.lm_head(hidden_BLD[:, -1].float())
+            if self._rounded and self._rounded_lane and batch[0].is_plain_canvas:
+                window = self._rounded_lane.cache.open_rows(len(batch), ids_BL.shape[1], skipped)
+                logits_BK = self._rounded.decoder.read(embeds_BLD, positions_BL, window)
             else:
+                window = self._exact.cache.open_rows(len(batch), ids_BL.shape[1], skipped)
                 with self._adapted([prompt.adapter for prompt in batch], ids_BL.shape[1]):
                     logits_BK = self._logits(embeds_BLD, positions_BL, None, window)
             draws = {row: each.draw for row, each in enumerate(batch) if each.draw}
@@ -322,7 +342,7 @@ class CpuRunner:
         draws: Mapping[int, Draw] = MappingProxyType({}),
         wanted: Mapping[int, int] = MappingProxyType({}),
     ) -> list[Choice]:
-        """Feed each row its newest token and choose the next; for `launch`, which knows the slots.
+        """Feed each exact row its newest token and choose the next; for `launch`, which knows the slots.
 
         Args:
             tokens: One for each row.
@@ -334,15 +354,26 @@ class CpuRunner:
         Returns:
             One choice for each row.
         """
-        # One page among them that is exact, and all rows are.
-        window = self._cache.open_step(
-            rounds=bool(self._states) and all(row.is_rounded for row in self._states.values())
-        )
+        window = self._exact.cache.open_step()
         if self._packed:
             return self._choose(self._packed.logits(tokens, window, self._bank, adapters), banned, draws, wanted)
         embeds_B1D = self._model.embed_inputs(torch.tensor(tokens, device=self._device).unsqueeze(1), [])
         with self._adapted(adapters, 1):
             logits_BK = self._logits(embeds_B1D, window.position_ids_B1, window.mask_B11S, window)
+        return self._choose(logits_BK, banned, draws, wanted)
+
+    @torch.inference_mode()
+    def _decode_rounded(
+        self,
+        tokens: Sequence[int],
+        banned: Mapping[int, Sequence[int]],
+        draws: Mapping[int, Draw],
+        wanted: Mapping[int, int],
+    ) -> list[Choice]:
+        """As `decode`, for the rounded rows."""
+        assert self._rounded
+        assert self._rounded_lane
+        logits_BK = self._rounded.decoder.step(tokens, self._rounded_lane.cache.open_step())
         return self._choose(logits_BK, banned, draws, wanted)
 
     def pack_adapter(self, files: AdapterFiles) -> PackedAdapter:
@@ -361,8 +392,16 @@ class CpuRunner:
 
     def check_integrity(self) -> None:
         """Assert the invariants; for tests."""
-        assert len(self._slots) == self._cache.num_rows
-        assert set(self._slots) == self._states.keys()
+        for lane in self._lanes():
+            assert len(lane.slots) == lane.cache.num_rows
+        assert sorted(slot for lane in self._lanes() for slot in lane.slots) == sorted(self._states)
+
+    def _lanes(self) -> list[_Lane]:
+        """Those with answers."""
+        return [lane for lane in (self._exact, self._rounded_lane) if lane and lane.slots]
+
+    def _lane_of(self, state: _SlotState) -> _Lane:
+        return self._rounded_lane if self._rounded_lane and state.is_rounded else self._exact
 
     def _report(self, slots: Sequence[int], choices: Sequence[Choice]) -> None:
         output = StepOutput()

@@ -213,4 +213,4 @@ def test_low_canvases_hold_fewer_lines_and_give_the_same_text():
     shown: list[str] = []
     result = asyncio.run(read_lines(strips_of(40), NANO_GEOMETRY, 4000, reader, shown.append, most_px=LOW_PX))
     assert result.result.text == "".join(shown) == expected(40)
-    assert [len(numbers) for numbers in reader.asked] == [9] * 4 + [4]
+    assert [len(numbers) for numbers in reader.asked] == [8] * 5

@@ -40,6 +40,18 @@ def test_relative_attention_is_attention_with_the_bias_written_out(height, width
     torch.testing.assert_close(ours, expected)
 
 
+@pytest.mark.parametrize(("height", "width"), [(5, 3), (19, 17)])
+@torch.inference_mode()
+def test_relative_attention_in_bfloat16_differs_by_rounding(height, width):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, height * width, 16)
+    tables = [relative_table(torch.randn(2 * side - 1, 16), side) for side in (height, width)]
+    exact = relative_attention(q, k, v, *tables)
+    rounded = relative_attention(*(each.bfloat16() for each in (q, k, v, *tables)))
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded - exact).norm() / exact.norm() < 0.03
+
+
 @torch.inference_mode()
 def test_views_do_not_see_each_other(model: DeepseekOcrForConditionalGeneration):
     many = views(5)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from shared.images.canvases import BAND_PX, MOST_LINES, SIDE_PX, Strip, pack
+from shared.images.canvases import BAND_PX, LOW_PX, MOST_LINES, SIDE_PX, Strip, pack, pack_evenly
 from shared.images.strip_text import PageText, first_line, lines_of
 
 
@@ -68,3 +68,30 @@ def test_low_canvases_are_as_high_as_asked_unless_a_strip_is_higher():
     assert [len(canvas.strips) for canvas in canvases] == [4, 1, 1, 4, 2]
     heights = [canvas.pixels_HW.shape[0] for canvas in canvases]
     assert [height <= BAND_PX for height in heights] == [True, True, False, True, True]
+
+
+def longest(canvases) -> int:
+    return max(sum(each.pixels_HW.shape[1] for each in canvas.strips) for canvas in canvases)
+
+
+def test_canvases_of_even_text_keep_all_strips_in_order():
+    noise = np.random.default_rng(0)
+    for count in (1, 2, 9, 40):
+        strips = [strip(number, width=int(noise.integers(20, 620)), height=int(noise.integers(18, 40)))
+                  for number in range(count)]  # fmt: skip
+        canvases = pack_evenly(strips, LOW_PX)
+        assert [each for canvas in canvases for each in canvas.strips] == strips
+        assert all(canvas.pixels_HW.shape[0] <= LOW_PX for canvas in canvases)
+        assert longest(canvases) <= longest(pack(strips, most_px=LOW_PX))
+
+
+def test_short_and_long_lines_share_the_text():
+    """Nine lines fit: the first canvas of `pack` has long ones alone, the second short ones."""
+    strips = [strip(number, width=600 if number < 9 else 60) for number in range(18)]
+    assert [len(canvas.strips) for canvas in pack(strips, most_px=LOW_PX)] == [9, 9]
+    assert longest(pack_evenly(strips, LOW_PX)) < 0.7 * longest(pack(strips, most_px=LOW_PX))
+
+
+def test_lines_of_one_length_need_one_canvas_more_at_most():
+    strips = [strip(number, width=600) for number in range(27)]
+    assert [len(canvas.strips) for canvas in pack_evenly(strips, LOW_PX)] == [7, 7, 7, 6]

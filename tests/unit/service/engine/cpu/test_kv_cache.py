@@ -110,23 +110,3 @@ def test_skipped_positions_take_no_cells():
     cache.close_row(0)
     assert visible(cache, [7.0]) == [[1, 1, 1, 6, 7]]
     assert cache.open_step().position_ids_B1.tolist() == [[12]]
-
-
-def test_rounded_copy_follows_all_that_the_cache_does():
-    cache = SlotCache(
-        num_layers=1, num_heads=2, head_dim=4, max_rows=3, max_tokens=40, growth_tokens=8, keeps_rounded=True
-    )
-    chance = torch.Generator().manual_seed(0)
-    for length in (5, 9, 3):
-        keys, values = torch.randn(2, 1, 2, length, 4, generator=chance)
-        cache.open_rows(1, length).update(keys, values, 0)
-    cache.close_row(0)
-    for step in range(12):
-        token = torch.randn(2, 2, 2, 4, generator=chance)
-        # Steps that round and steps that do not write both.
-        cache.open_step(rounds=step % 2 == 0).update_joined(token, 0)
-    token = torch.zeros(2, 2, 2, 4)
-    exact, _ = cache.open_step().update_joined(token, 0)
-    found, _ = cache.open_step(rounds=True).update_joined(token, 0)
-    assert (exact.dtype, found.dtype) == (torch.float32, torch.bfloat16)
-    assert torch.equal(exact.bfloat16(), found[:, :, : exact.shape[2]])

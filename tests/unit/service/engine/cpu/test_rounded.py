@@ -10,29 +10,35 @@ import pytest
 import torch
 
 from service.engine.cpu import rounded, runner
-from service.engine.cpu.rounded import has_tiles, rounded_twin
+from service.engine.cpu.rounded import has_tiles, rounded_reader
+from service.engine.cpu.rounded_decoder import MAX_EXPERTS
 from service.engine.factory import make_engine
+from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from tests.support.nano import needs_nano
 from tests.unit.service.engine.cpu.test_bands import LIMITS, LINES, checkpoint, page_of, read, words
-from tests.unit.service.engine.tiny import tiny_model
+from tests.unit.service.engine.tiny import tiny_config, tiny_model
 
 
-def test_the_twin_rounds_and_the_model_stays():
+def test_the_encoder_rounds_and_the_model_stays():
     model = tiny_model()
     before = copy.deepcopy(model.state_dict())
-    twin: Any = rounded_twin(model)
-    assert {each.dtype for each in twin.parameters()} == {torch.bfloat16}
+    encoder: Any = rounded_reader(model, 64).encoder
+    assert {each.dtype for each in encoder.parameters()} == {torch.bfloat16}
+    assert not encoder.decoder.layers
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    ids = torch.randint(20, 60, (2, 40), generator=torch.Generator().manual_seed(0))
+    views = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        exact, found = model(ids).logits, twin(ids).logits.float()
+        exact, found = model.encode_views(views), encoder.encode_views(views).float()
     assert 0 < (exact - found).norm() / exact.norm() < 0.05
 
 
-def test_other_models_have_no_twin(monkeypatch):
-    assert rounded_twin(tiny_model().to(torch.float16)) is None
+def test_other_models_are_not_rounded(monkeypatch):
+    assert rounded_reader(tiny_model().to(torch.float16), 64) is None
+    config = tiny_config()
+    config.text_config.n_routed_experts = MAX_EXPERTS + 1
+    assert rounded_reader(DeepseekOcrForConditionalGeneration(config).eval(), 64) is None
     monkeypatch.setattr(rounded, "MAX_WEIGHTS", 10)
-    assert rounded_twin(tiny_model()) is None
+    assert rounded_reader(tiny_model(), 64) is None
 
 
 @pytest.mark.parametrize(("capabilities", "expected"), [({"amx_bf16": True}, True), ({"avx512_bf16": True}, False)])
@@ -83,3 +89,15 @@ def test_pages_that_are_read_whole_are_exact(monkeypatch):
     assert heights == [640]
     assert found.text == exact.text
     assert found.confidence == exact.confidence
+
+
+@needs_nano
+def test_exact_and_rounded_pages_in_one_batch_do_not_change_each_other(monkeypatch):
+    whole, canvas = replace(page_of(*LINES), is_canvas=False), page_of(*LINES[:2], height=80)
+    monkeypatch.setattr(runner, "has_tiles", lambda: True)
+    limits = replace(LIMITS, rounds_canvases=True)
+    alone = [read(limits, [page])[0][0] for page in (whole, canvas, whole)]
+    together, _ = read(limits, [whole, canvas, whole])
+    for one, other in zip(together, alone, strict=True):
+        assert one.text == other.text
+        assert one.confidence == pytest.approx(other.confidence, abs=1e-4)
