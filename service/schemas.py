@@ -257,6 +257,14 @@ class Problem(BaseModel):
     request_id: str
 
 
+class ModelCapabilities(Wire):
+    """What a model can do, in the words of Mistral's API."""
+
+    completion_chat: bool = True
+    vision: bool = True
+    ocr: bool = True
+
+
 class ModelAnswer(Wire):
     """A served model."""
 
@@ -265,6 +273,9 @@ class ModelAnswer(Wire):
     created: int
     """When this service started, in seconds since 1970."""
     owned_by: str = "deepsynth"
+    type: Literal["base"] = "base"
+    """For clients of Mistral's API, as `capabilities`; adapters have no other kind."""
+    capabilities: ModelCapabilities = ModelCapabilities()
     root: str
     """The model that the name serves now; for an adapter `name@version`."""
     parent: str | None

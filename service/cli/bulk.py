@@ -123,7 +123,8 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt as interrupt:
             raise KeyboardInterrupt(progress.how_far()) from interrupt
         except (OptionError, ServiceUnreachableError, EngineError) as error:
-            sys.stderr.write(f"deepsynth: {error}\n")
+            done = f". {progress.how_far()}" if progress.num_documents else ""
+            sys.stderr.write(f"deepsynth: {error}{done}\n")
             known = {OptionError: EXIT_OPTIONS, ServiceUnreachableError: EXIT_UNREACHABLE}
             return known.get(type(error), EXIT_ENGINE_FAILED)
         finally:
@@ -210,12 +211,12 @@ class _Progress:
 
     def __init__(self, num_before: int) -> None:
         self._num_before = num_before
-        self._num_documents = self._num_pages = self._num_failures = 0
+        self.num_documents = self._num_pages = self._num_failures = 0
         self._start_s = time.monotonic()
         self._bar = tqdm(unit="page", file=sys.stderr, leave=False, disable=None)
 
     def note(self, rows: Rows) -> None:
-        self._num_documents += 1
+        self.num_documents += 1
         self._num_pages += len(rows.pages)
         self._num_failures += len(rows.failures)
         self._bar.update(len(rows.pages))
@@ -226,12 +227,12 @@ class _Progress:
 
     def how_far(self) -> str:
         """A sentence for a run that ends early."""
-        return f"Documents read: {self._num_documents}; the same command goes on from there."
+        return f"Documents read: {self.num_documents}; the same command goes on from there."
 
     def summary(self) -> str:
         """What was done, and how fast, with the start of the engine."""
         took_s = time.monotonic() - self._start_s
         return (
-            f"Documents: {self._num_documents} read, {self._num_before} before. Pages: {self._num_pages}, "
+            f"Documents: {self.num_documents} read, {self._num_before} before. Pages: {self._num_pages}, "
             f"failed: {self._num_failures}, {self._num_pages / took_s:.2f} a second.\n"
         )

@@ -35,6 +35,11 @@ class InputFile:
     code: str = "not_found"
     """Of the problem."""
 
+    @property
+    def shown(self) -> str:
+        """The name for a terminal: line breaks and other control characters in it are escapes."""
+        return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in self.name)
+
 
 class Skipped(Counter[str]):
     """How many files of folders are not read, as their names are not those of images and PDFs, by their endings."""

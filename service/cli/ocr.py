@@ -153,7 +153,9 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         raise OutputError(f"{error}. {report.how_far()}", error.status) from error
     except (OptionError, ServiceUnreachableError, EngineError) as error:
         report.close()
-        sys.stderr.write(f"deepsynth: {error}\n")
+        # Wrong options and an address without a service end it before any file.
+        done = f". {report.how_far()}" if report.num_done else ""
+        sys.stderr.write(f"deepsynth: {error}{done}\n")
         known = {OptionError: EXIT_OPTIONS, ServiceUnreachableError: EXIT_UNREACHABLE}
         return known.get(type(error), EXIT_ENGINE_FAILED)
     report.summarize()
@@ -299,7 +301,7 @@ class _Printer:
         elif isinstance(outcome, Reading) and outcome.body is not None:
             print_output(outcome.body)
         elif isinstance(outcome, Reading) and outcome.answer is not None:
-            heading = f"== {file.name} ==\n" if self.plan.num_inputs > 1 else ""
+            heading = f"== {file.shown} ==\n" if self.plan.num_inputs > 1 else ""
             print_output(f"{heading}{outcome.answer.text}\n")
         self.report.note(file, outcome)
 
@@ -369,7 +371,7 @@ class _Report:
         self.failures: list[str] = []
         """File, page and code of each."""
         self._plan = plan
-        self._num_done = 0
+        self.num_done = 0
         self._num_read = 0
         # Printed texts show the progress themselves.
         is_shown = plan.folder is not None or (sys.stdout is not None and not sys.stdout.isatty())
@@ -388,13 +390,13 @@ class _Report:
 
     def note(self, file: InputFile, outcome: Reading | FileError) -> None:
         """Count a file that was printed or written, and tell what is wrong with it."""
-        self._num_done += 1
+        self.num_done += 1
         if isinstance(outcome, FileError):
-            self._fail(file.name, outcome.code, str(outcome))
+            self._fail(file.shown, outcome.code, str(outcome))
             return
         self._num_read += 1
         for note in outcome.notes:
-            place = f"{file.name}: page {note.page}"
+            place = f"{file.shown}: page {note.page}"
             if note.status == "failed":
                 code, title = _why_failed(note, outcome.answer)
                 self._fail(place, code, f"{title} ({code})")
@@ -402,7 +404,7 @@ class _Report:
                 tqdm.write(f"{place}: {remark}", file=sys.stderr)
         if outcome.is_partial and not any(note.status == "failed" for note in outcome.notes):
             # Of a service that does not name them, or has more of them than a header holds.
-            self._fail(file.name, "partial", "Some pages failed; --format json says which. (partial)")
+            self._fail(file.shown, "partial", "Some pages failed; --format json says which. (partial)")
 
     def _fail(self, place: str, code: str, text: str) -> None:
         self.failures.append(f"{place}: {code}")
@@ -418,7 +420,7 @@ class _Report:
 
     def how_far(self) -> str:
         """A sentence for a run that ends early."""
-        done, total = self._num_done, len(self._plan.files)
+        done, total = self.num_done, len(self._plan.files)
         if self._plan.folder is None:
             return f"Files printed: {done} of {total}."
         return f"Files done: {done} of {total}; the same command goes on from there."

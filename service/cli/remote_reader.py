@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import email.utils
 import itertools
+import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 from pydantic import ValidationError
+from tqdm import tqdm
 
 from service.cli.inputs import InputFile
 from service.cli.reading import (
@@ -37,7 +39,7 @@ CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 3600.0
 """A long document is answered when its last page is read."""
 PATIENCE_S = 600.0
-"""How long a file is sent again while the service is at capacity or restarts."""
+"""How long a file is sent again while the service is at capacity or restarts; how long it may be away before the command ends."""
 _MAX_WAIT_S = 60.0
 _WAIT_S = 1.0
 """Where the service does not say how long to wait."""
@@ -67,6 +69,7 @@ class RemoteReader:
         self._fields = _form(options, output)
         self._standard_input = standard_input
         self._has_answered = False
+        self._away_since_s: float | None = None
 
     async def read(self, file: InputFile) -> Reading:
         """Send a file and take the answer apart, see `FileReader`."""
@@ -101,16 +104,41 @@ class RemoteReader:
                         f"{shown(self._client.base_url)}: {type(error).__name__}; is a service running there?"
                     ) from error
                 wait_s = _WAIT_S
-                if time.monotonic() + wait_s > end_s or isinstance(error, httpx.ReadTimeout):
+                if isinstance(error, _NOT_THERE):
+                    self._note_absence(error)
+                elif time.monotonic() + wait_s > end_s or isinstance(error, httpx.ReadTimeout):
                     raise FileError("connection_lost", f"The connection failed: {type(error).__name__}.") from error
             else:
-                self._has_answered = True
+                self._note_answer()
                 wait_s = retry_after_s(response.headers.get("retry-after"))
                 has_ended = attempt >= _MAX_ATTEMPTS_UNEXPLAINED or not _is_unexplained(response)
                 if (response.status_code not in _RETRIED and has_ended) or time.monotonic() + wait_s > end_s:
                     return response
             await asyncio.sleep(wait_s)
         raise AssertionError("not reached")
+
+    def _note_absence(self, error: httpx.TransportError) -> None:
+        """The service was there and is not now: every other file would wait as long as this one."""
+        if self._away_since_s is None:
+            self._away_since_s = time.monotonic()
+            minutes = PATIENCE_S / 60
+            _tell(f"{shown(self._client.base_url)} does not answer; trying again for {minutes:.0f} minutes.")
+        elif time.monotonic() - self._away_since_s > PATIENCE_S:
+            raise ServiceUnreachableError(
+                f"{shown(self._client.base_url)}: {type(error).__name__}; it has stopped answering"
+            ) from error
+
+    def _note_answer(self) -> None:
+        self._has_answered = True
+        if self._away_since_s is not None:
+            self._away_since_s = None
+            _tell(f"{shown(self._client.base_url)} answers again.")
+
+
+def _tell(text: str) -> None:
+    """Write a line above the bar."""
+    if sys.stderr is not None:
+        tqdm.write(text, file=sys.stderr)
 
 
 def _form(options: ReadOptions, output: OutputFormat | None) -> dict[str, str]:

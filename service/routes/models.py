@@ -49,7 +49,8 @@ async def list_models(services: ServicesDep) -> ModelsAnswer:
 @router.get("/v1/models/{model_id}", responses=problems(404, 422))
 async def get_model(model_id: str, services: ServicesDep) -> ModelAnswer:
     """Describe one of these models."""
-    for model in services.models.listed():
+    listed = services.models.listed()
+    for model in listed:
         if model.model_id == model_id:
             return _answer(services, model)
-    raise ModelNotFoundError
+    raise ModelNotFoundError(public={"known": [model.model_id for model in listed]})

@@ -32,6 +32,15 @@ from service.telemetry import logs
 CHAT_PATH = "/v1/chat/completions"
 MISTRAL_PATH = "/v1/ocr"
 DOCUMENT_INTELLIGENCE_PATH = "/documentintelligence"
+_ADVICE = {
+    "/chat/completions": "The base URL of OpenAI's clients ends with /v1.",
+    "/models": "The base URL of OpenAI's clients ends with /v1.",
+    "/v1/v1/ocr": "The address that Mistral's clients are given has no /v1 at its end.",
+    "/v1/responses": "Send pages to POST /v1/chat/completions.",
+    "/v1/completions": "Send pages to POST /v1/chat/completions.",
+    "/v1/files": "Files come inside the request that reads them, as data URLs.",
+}
+"""What helps clients of other APIs, by paths that do not exist here."""
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -111,6 +120,11 @@ def azure_error(error: DeepSynthError, request_id: str) -> dict[str, Any]:
     return {"error": {"code": error.code, "message": error_message(error), "target": _parameter(error)}}
 
 
+def both_errors(error: DeepSynthError, request_id: str) -> dict[str, Any]:
+    """A problem that OpenAI's clients understand too: they show the message in `error` alone."""
+    return {**problem(error, request_id), **openai_error(error, request_id)}
+
+
 _Shape = Callable[[DeepSynthError, str], dict[str, Any]]
 _SHAPES: dict[str, _Shape] = {CHAT_PATH: openai_error, MISTRAL_PATH: mistral_error}
 
@@ -129,8 +143,10 @@ def problem_response(error: DeepSynthError, scope: Mapping[str, Any]) -> Respons
     if isinstance(error, CapacityError):
         headers["retry-after"] = str(error.retry_after_s)
     shape = _shape_of(scope["path"])
-    body = json.dumps((shape or problem)(error, record.request_id))
     media_type = "application/json" if shape else MEDIA_TYPE
+    if shape is None:
+        shape = both_errors if scope["path"].startswith("/v1/") or scope["path"] in _ADVICE else problem
+    body = json.dumps(shape(error, record.request_id))
     return Response(body, status_code=error.status, media_type=media_type, headers=headers)
 
 
@@ -146,7 +162,9 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         return problem_response(InternalError(), request.scope)
     known: dict[int, type[DeepSynthError]] = {404: NotFoundError, 405: MethodNotAllowedError, 400: MalformedBodyError}
-    response = problem_response(known.get(error.status_code, InternalError)(), request.scope)
+    advice = _ADVICE.get(request.scope["path"])
+    public = {"advice": advice} if advice and error.status_code == HTTPStatus.NOT_FOUND else {}
+    response = problem_response(known.get(error.status_code, InternalError)(public=public), request.scope)
     if error.headers and "Allow" in error.headers:
         response.headers["allow"] = ", ".join(_methods(request)) or error.headers["Allow"]
     return response

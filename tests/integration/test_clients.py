@@ -158,8 +158,27 @@ def test_openai_lists_and_finds_models(client: openai.OpenAI) -> None:
     for model in models:
         type(model).model_validate(model.model_dump(exclude_unset=True))
     assert client.models.retrieve("fake") == models[0]
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.NotFoundError, match=r"This model does not exist; .*known: fake") as missing:
         client.models.retrieve("other")
+    assert missing.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    ("base", "path", "advice"),
+    [
+        ("", "/chat/completions", "The base URL of OpenAI's clients ends with /v1"),
+        ("", "/models", "The base URL of OpenAI's clients ends with /v1"),
+        ("/v1", "/responses", "Send pages to POST /v1/chat/completions"),
+        ("/v1", "/completions", "Send pages to POST /v1/chat/completions"),
+        ("/v1", "/files", "Files come inside the request"),
+        ("/v1", "/embeddings", "This path does not exist"),
+    ],
+)
+def test_openai_shows_why_a_path_is_not_found(server: ServerProcess, base: str, path: str, advice: str) -> None:
+    with openai.OpenAI(base_url=f"{server.url}{base}", api_key="none", max_retries=0) as client:
+        with pytest.raises(openai.NotFoundError, match=advice) as missing:
+            client.post(path, cast_to=object, body={})
+    assert missing.value.code == "not_found"
 
 
 def test_openai_waits_as_it_is_told_when_the_service_is_full(server: ServerProcess) -> None:
@@ -219,6 +238,19 @@ def test_mistral_reads_a_document(server: ServerProcess, ocr: mistral.Mistral) -
     assert [type(block).__name__ for block in page.blocks] == ["OCRTextBlock"]
     assert page.blocks[0].content == page.markdown
     assert (answer.model, answer.usage_info.pages_processed, answer.usage_info.doc_size_bytes) == ("fake", 2, len(pdf))
+
+
+def test_mistral_lists_and_finds_models(ocr: mistral.Mistral) -> None:
+    (listed,) = ocr.models.list().data or []
+    found = ocr.models.retrieve(model_id="fake")
+    assert (listed.id, listed.type, found.id) == ("fake", "base", "fake")
+    assert listed.capabilities.ocr and listed.capabilities.vision and not listed.capabilities.function_calling
+
+
+def test_mistral_is_told_of_a_v1_too_many(server: ServerProcess) -> None:
+    with mistral.Mistral(api_key="none", server_url=f"{server.url}/v1") as client:
+        with pytest.raises(SDKError, match="has no /v1 at its end"):
+            client.ocr.process(model="fake", document={"type": "image_url", "image_url": data_url(png())})
 
 
 def test_mistral_reads_an_image(server: ServerProcess, ocr: mistral.Mistral) -> None:

@@ -105,6 +105,8 @@ async def test_models_are_listed_with_their_modes() -> None:
             "id": "fake",
             "object": "model",
             "owned_by": "deepsynth",
+            "type": "base",
+            "capabilities": {"completion_chat": True, "vision": True, "ocr": True},
             "root": "fake",
             "parent": None,
             "tasks": ["free", "markdown", "ocr", "figure", "describe", "locate"],

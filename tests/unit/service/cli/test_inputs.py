@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 
-from service.cli.inputs import Skipped, find_inputs
+from service.cli.inputs import InputFile, Skipped, find_inputs
 
 
 @pytest.fixture
@@ -59,3 +59,8 @@ def test_pipes_are_found_and_not_read(folder: Path) -> None:
         assert (found.code, found.problem is None) == ("not_a_file", False)
     (named,) = find_inputs([str(folder / "pipe.png")])
     assert named.problem is None
+
+
+def test_a_name_is_shown_without_what_would_steer_a_terminal() -> None:
+    name = "in/a\n\x1b[2Jb\u202e\udcff ü.png"
+    assert InputFile(name, None, PurePath(name)).shown == r"in/a\n\x1b[2Jb\u202e\udcff ü.png"

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from service.cli.inputs import InputFile
-from service.cli.reading import FileError, ReadOptions
-from service.cli.remote_reader import MODEL_HEADER, RemoteReader, remote_reader, retry_after_s
+from service.cli.reading import FileError, ReadOptions, ServiceUnreachableError
+from service.cli.remote_reader import MODEL_HEADER, PATIENCE_S, RemoteReader, remote_reader, retry_after_s
 
 FILE = InputFile("-", None, PurePath("stdin"))
 
@@ -54,6 +54,45 @@ async def test_file_is_sent_again_after_the_time_the_service_names(monkeypatch: 
         with pytest.raises(FileError, match="502") as failed:
             await reader.read(FILE)
     assert (failed.value.code, waits, answers) == ("http_502", [3, 1, 1], [])
+
+
+async def test_a_service_that_has_gone_ends_the_command_and_not_each_file_by_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now_s = [0.0]
+
+    async def wait(seconds: float) -> None:
+        now_s[0] += seconds
+
+    monkeypatch.setattr(asyncio, "sleep", wait)
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    answers: list[httpx.Response | Exception] = [
+        httpx.Response(422, json={"code": "encrypted_pdf", "title": "x"}),
+        httpx.ReadError("killed"),
+        *[httpx.ConnectError("gone") for _ in range(30)],
+        httpx.Response(422, json={"code": "encrypted_pdf", "title": "x"}),
+    ]
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        found = answers.pop(0) if answers else httpx.ConnectError("gone")
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://service") as client:
+        reader = RemoteReader(client, ReadOptions(), None, jobs=1, standard_input=b"page")
+        for _ in range(2):
+            with pytest.raises(FileError, match="encrypted_pdf"):
+                await reader.read(FILE)
+        assert (now_s, answers) == ([31], [])
+        with pytest.raises(ServiceUnreachableError, match="http://service: ConnectError; it has stopped answering"):
+            await reader.read(FILE)
+    assert PATIENCE_S < now_s[0] - 31 < PATIENCE_S + 5
+    assert capsys.readouterr().err.splitlines() == [
+        "http://service does not answer; trying again for 10 minutes.",
+        "http://service answers again.",
+        "http://service does not answer; trying again for 10 minutes.",
+    ]
 
 
 @pytest.mark.parametrize(
