@@ -20,6 +20,8 @@ from shared.deepseek_ocr.reading_layout import ReadingLayout
 
 _OPTION_CODES = {"invalid_field", "model_not_found", "model_refused", "adapters_off"}
 """Errors of the options, which every other file would meet as well."""
+_KEY_CODES = {"key_required", "key_invalid", "key_scope"}
+"""Errors of the key, likewise."""
 _OF_A_FILE = {"pages"}
 """Options that may suit one file and not the next."""
 _PROBLEM_MEMBERS = {"type", "title", "status", "code", "retryable", "request_id"}
@@ -121,6 +123,8 @@ def explain(code: str, title: str, facts: Mapping[str, Any]) -> FileError | Opti
     """
     facts = {name: value for name, value in facts.items() if name not in _PROBLEM_MEMBERS}
     field = str(facts.get("field", ""))
+    if code in _KEY_CODES:
+        return OptionError(f"DEEPSYNTH_API_KEY: {title} ({code})")
     if code not in _OPTION_CODES or field in _OF_A_FILE:
         if field:
             flag = _flag(field)

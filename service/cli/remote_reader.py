@@ -44,6 +44,8 @@ _MAX_WAIT_S = 60.0
 _WAIT_S = 1.0
 """Where the service does not say how long to wait."""
 _RETRIED = {429, 503}
+_NO_ROUTE = {404, 405}
+_NO_ROUTE_CODES = {"not_found", "method_not_allowed"}
 _NOT_THERE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol)
 _MAX_ATTEMPTS_UNANSWERED = 3
 _MAX_ATTEMPTS_UNEXPLAINED = 4
@@ -69,6 +71,7 @@ class RemoteReader:
         self._fields = _form(options, output)
         self._standard_input = standard_input
         self._has_answered = False
+        self._is_ours = False
         self._away_since_s: float | None = None
 
     async def read(self, file: InputFile) -> Reading:
@@ -79,7 +82,8 @@ class RemoteReader:
             raise error_of(error) from error
         response = await self._send_until_taken(file.place.name, data)
         if response.is_error:
-            raise _problem(response)
+            raise self._problem(response)
+        self._is_ours = True
         if self._output is not None and self._output.name != "json":
             notes = from_header(response.headers.get(NOTES_HEADER, ""))
             is_partial = response.headers.get(STATUS_HEADER) == "partial"
@@ -116,6 +120,25 @@ class RemoteReader:
                     return response
             await asyncio.sleep(wait_s)
         raise AssertionError("not reached")
+
+    def _problem(self, response: httpx.Response) -> FileError | OptionError | ServiceUnreachableError:
+        try:
+            found: Any = response.json()
+        except ValueError:
+            found = None
+        code = str(found.get("code", "")) if isinstance(found, dict) else ""
+        is_problem = bool(code) and "title" in found
+        is_no_route = response.status_code in _NO_ROUTE and (not is_problem or code in _NO_ROUTE_CODES)
+        if not self._is_ours and (is_no_route or (code and not is_problem)):
+            # With /v1 at its end the address is that of another protocol, whose errors have no title.
+            return ServiceUnreachableError(
+                f"{shown(self._client.base_url)}: no POST /ocr there; give the address without /ocr or /v1"
+            )
+        if not is_problem:
+            # A proxy's page, say.
+            return FileError(f"http_{response.status_code}", f"The server answered {response.status_code}.")
+        self._is_ours = True
+        return explain(code, str(found["title"]), found)
 
     def _note_absence(self, error: httpx.TransportError) -> None:
         """The service was there and is not now: every other file would wait as long as this one."""
@@ -174,17 +197,6 @@ def retry_after_s(header: str | None) -> float:
 
 def _is_unexplained(response: httpx.Response) -> bool:
     return response.is_server_error and "json" not in response.headers.get("content-type", "")
-
-
-def _problem(response: httpx.Response) -> FileError | OptionError:
-    try:
-        found: Any = response.json()
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or "code" not in found:
-        # A proxy's page, say.
-        return FileError(f"http_{response.status_code}", f"The server answered {response.status_code}.")
-    return explain(str(found["code"]), str(found.get("title", "")), found)
 
 
 def shown(url: httpx.URL) -> str:

@@ -11,8 +11,9 @@ import httpx
 import pytest
 
 from service.cli.inputs import InputFile
-from service.cli.reading import FileError, ReadOptions, ServiceUnreachableError
+from service.cli.reading import FileError, OptionError, ReadOptions, ServiceUnreachableError
 from service.cli.remote_reader import MODEL_HEADER, PATIENCE_S, RemoteReader, remote_reader, retry_after_s
+from service.errors import error_classes
 
 FILE = InputFile("-", None, PurePath("stdin"))
 
@@ -120,6 +121,40 @@ async def test_an_error_of_something_between_is_tried_again_and_the_services_own
         with pytest.raises(FileError) as failed:
             await reader.read(FILE)
     assert (failed.value.code, len(asked)) == (code, times)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, {"code": "not_found", "title": "This path does not exist."}),
+        (405, {"code": "method_not_allowed", "title": "x"}),
+        (404, {"detail": "Not Found"}),
+        (415, {"object": "error", "code": "not_json", "message": "Send the request as application/json."}),
+    ],
+)
+async def test_an_address_without_the_route_ends_the_command(status: int, body: dict[str, str]) -> None:
+    answers = [httpx.Response(status, json=body)]
+    transport = httpx.MockTransport(lambda _: answers[0])
+    async with httpx.AsyncClient(transport=transport, base_url="http://service/v1") as client:
+        reader = RemoteReader(client, ReadOptions(), None, jobs=1, standard_input=b"page")
+        with pytest.raises(ServiceUnreachableError, match="http://service/v1: no POST /ocr there"):
+            await reader.read(FILE)
+        answers = [httpx.Response(422, json={"code": "encrypted_pdf", "title": "x"})]
+        with pytest.raises(FileError, match="encrypted_pdf"):
+            await reader.read(FILE)
+        answers = [httpx.Response(404, text="a proxy that has lost its way")]
+        with pytest.raises(FileError, match="http_404"):
+            await reader.read(FILE)
+
+
+@pytest.mark.parametrize("code", ["key_required", "key_invalid", "key_scope"])
+async def test_a_wrong_key_ends_the_command(code: str) -> None:
+    error = error_classes()[code]
+    response = httpx.Response(error.status, json={"code": code, "title": error.title})
+    async with httpx.AsyncClient(transport=httpx.MockTransport(lambda _: response), base_url="http://service") as client:
+        reader = RemoteReader(client, ReadOptions(), None, jobs=1, standard_input=b"page")
+        with pytest.raises(OptionError, match=f"DEEPSYNTH_API_KEY: .*{code}"):
+            await reader.read(FILE)
 
 
 async def test_the_adapter_is_named_where_ray_serve_looks_for_it() -> None:
