@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -85,10 +86,18 @@ class RemoteReader:
             response.raise_for_status()
             answer = OcrAnswer.model_validate_json(response.content)
         except (httpx.HTTPError, ValidationError) as error:
-            raise EngineError(f"the second reader failed: {type(error).__name__}") from error
+            raise EngineError(f"the second reader failed: {_reason(error)}") from error
         if len(answer.pages) != 1:
             raise EngineError("the second reader answered with other pages")
         return _from_answer(answer, answer.pages[0])
+
+
+def _reason(error: httpx.HTTPError | ValidationError) -> str:
+    """Why, for the log: operators mend a wrong key or address by its status and code."""
+    if not isinstance(error, httpx.HTTPStatusError):
+        return type(error).__name__
+    code = re.search(r'"code": ?"([a-z_]{1,40})"', error.response.text)
+    return f"status {error.response.status_code}" + (f" {code[1]}" if code else "")
 
 
 def _from_answer(answer: OcrAnswer, page: PageAnswer) -> PageResult:
@@ -212,6 +221,8 @@ class Cascade:
             async with deadline.enforced() if deadline else contextlib.nullcontext(), asyncio.TaskGroup() as group:
                 for page in doubtful:
                     group.create_task(read(page))
+        if num_late := sum(page.page not in again for page in doubtful):
+            logger.warning("pages were not read again in time", extra={"fields": {"pages": num_late}})
         for page in doubtful:
             if page.page not in again:
                 finish(replace(page, second_failed=True))

@@ -262,3 +262,16 @@ async def test_job_for_auto_fails_where_the_second_reader_is_gone(small: Steered
             await asyncio.sleep(0.02)
             job = (await service.client.get(f"/jobs/{job['id']}")).json()
     assert (job["state"], job["error"]["code"]) == ("failed", "model_not_found")
+
+
+async def test_log_says_why_the_larger_service_did_not_read(
+    small: SteeredEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with two_services(small) as (service, _):
+        refusal = httpx.Response(401, json={"code": "key_invalid", "title": "This key is unknown."})
+        second_client(service)._transport = httpx.MockTransport(lambda _: refusal)
+        pages_of(await service.ocr(PDF, model_id="auto"))
+        second_client(service)._transport = httpx.MockTransport(lambda _: httpx.Response(502, text="<p>a proxy</p>"))
+        pages_of(await service.ocr(PDF, model_id="auto"))
+    details = [record.fields["detail"] for record in caplog.records if record.message == "a page was not read again"]  # type: ignore[attr-defined]
+    assert set(details) == {f"the second reader failed: status {status}" for status in ("401 key_invalid", "502")}
