@@ -105,9 +105,13 @@ const situation = (model) => ({ model, task: byId("task").value, numPages: pages
 
 /* Document */
 
+// Asks, where a correction would be lost.
+const mayLose = () => !text.hasUnsaved || confirm("A correction is not saved. Go on without it?");
+
+// False if the file is not taken.
 async function choose(files) {
   const file = files?.[0];
-  if (!file) return;
+  if (!file || !mayLose()) return false;
   stop();
   pages?.close();
   const opened = (pages = new Pages(file));
@@ -324,6 +328,7 @@ async function start() {
     stop();
     return;
   }
+  if (!mayLose()) return;
   const chosen = [byId("model").value, byId("other").value].filter((name, index) => index === 0 || name);
   running = new AbortController();
   const { signal } = running;
@@ -572,8 +577,8 @@ for (const id of ["file", "camera"]) {
 }
 byId("sample").addEventListener("click", async () => {
   const response = await fetch(address("web/sample-invoice.png"));
-  await choose([new File([await response.blob()], "sample-invoice.png", { type: "image/png" })]);
-  if (!byId("go").disabled && !running) start();
+  const taken = await choose([new File([await response.blob()], "sample-invoice.png", { type: "image/png" })]);
+  if (taken !== false && !byId("go").disabled && !running) start();
 });
 byId("previous").addEventListener("click", () => goTo(current - 1));
 byId("next").addEventListener("click", () => goTo(current + 1));
@@ -606,6 +611,7 @@ document.addEventListener("keydown", (event) => {
   if (event.target.closest("#thumbs")) byId("thumbs").children[current - 1].firstChild.focus();
 });
 onFiles(choose);
+addEventListener("beforeunload", (event) => { if (text.hasUnsaved) event.preventDefault(); });
 // The page follows a person who scrolls through the text, and no other scrolling.
 for (const kind of ["wheel", "touchmove", "keydown", "pointerdown"]) {
   byId("text").addEventListener(kind, ({ key }) => { isScrolledByHand ||= !key || SCROLL_KEYS.has(key); }, { passive: true });

@@ -13,7 +13,8 @@ export class Problem extends Error {
 
   // One sentence or two for a person, what to do last; every member comes from the service and is shown as text.
   get text() {
-    const { title, expected, found, advice, limit, pages, limit_bytes: bytes } = this.body;
+    const { code, field, expected, found, advice, limit, pages, limit_bytes: bytes } = this.body;
+    const title = code === "invalid_field" && field ? `The value of ${field.replaceAll("_", " ")} is not valid.` : this.body.title;
     const facts = [
       expected && `Expected: ${[].concat(expected).join(", ")}.`,
       found && `It is ${found}.`,
@@ -39,7 +40,7 @@ export async function send(path, options) {
   try {
     body = await response.json();
   } catch {
-    body = { title: `The answer was ${response.status} ${response.statusText}.`, code: "unexpected_answer" };
+    body = { title: `The answer was ${response.status} ${response.statusText}.`, code: "unexpected_answer", status: response.status };
   }
   if (["key_required", "key_invalid"].includes(body.code) && (await askForKey(body.title))) return send(path, options);
   throw new Problem(body, Number(response.headers.get("retry-after")) || 0);

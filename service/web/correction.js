@@ -25,7 +25,7 @@ export function correctionForm(page, text, { onSave, onEnd }) {
     problem,
     make("div", { class: "group" }, save, cancel),
   );
-  area.value = text;
+  area.defaultValue = text;
   area.rows = Math.min(Math.max(text.split("\n").length + 1, 4), 24);
   const hold = (isHeld) => { for (const each of [area, save, cancel]) each.disabled = isHeld; };
   form.addEventListener("submit", async (event) => {

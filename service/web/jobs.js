@@ -4,7 +4,12 @@ import { Problem, erase, form, json, send } from "./client.js";
 
 const STORE = "deepsynth-job";
 const LOOK_EVERY_MS = 1000;
-const MOST_FAILURES = 10;
+const LONGEST_WAIT_MS = 10000;
+// Some ten minutes: a large model takes minutes to load when the service starts again.
+const MOST_FAILURES = 65;
+const AWAY = new Set(["network", "not_ready", "draining"]);
+// As a proxy tells it.
+const AWAY_STATUS = new Set([502, 503, 504]);
 const isOver = ({ state }) => state === "done" || state === "failed";
 
 // The job of this tab that may still be read: { id, name, task, model_id }, or null.
@@ -33,14 +38,16 @@ export async function submit(file, fields, signal) {
   return job;
 }
 
+const isAway = ({ body }) => AWAY.has(body?.code) || (body?.code === "unexpected_answer" && AWAY_STATUS.has(body.status));
+
 // A look at the service while it may be away: the job goes on without this page.
 async function look(path, signal) {
   for (let failures = 1; ; failures += 1) {
     try {
       return await json(path, { signal });
     } catch (error) {
-      if (!["network", "not_ready", "draining"].includes(error.body?.code) || failures === MOST_FAILURES) throw error;
-      await pause(LOOK_EVERY_MS * failures, signal);
+      if (!isAway(error) || failures === MOST_FAILURES) throw error;
+      await pause(Math.min(LOOK_EVERY_MS * failures, LONGEST_WAIT_MS), signal);
     }
   }
 }
@@ -69,6 +76,7 @@ export async function* follow(id, signal) {
     }
   } catch (error) {
     if (error.name === "AbortError") erase(`jobs/${id}`).catch(() => {});
+    if (isAway(error)) throw new Problem({ ...error.body, advice: "The document is read on without this page: load it again to follow" });
     if (error instanceof Problem || error.name === "AbortError") store(null);
     throw error;
   }

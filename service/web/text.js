@@ -180,6 +180,11 @@ export class TextPane {
     for (const page of this.sections.keys()) this.mark(page);
   }
 
+  // Whether a correction was begun that is not saved.
+  get hasUnsaved() {
+    return [...this.root.querySelectorAll(".correction textarea")].some((area) => area.value !== area.defaultValue);
+  }
+
   edit(page) {
     const entry = this.entry(0, page);
     const finish = (corrected) => {

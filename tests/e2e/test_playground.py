@@ -595,6 +595,30 @@ def test_correction_that_is_refused_keeps_what_was_written(browser: Any, keeping
         assert page.inner_text("#text .plain") == "short"
 
 
+def test_correction_that_is_not_saved_is_not_lost_by_accident(
+    browser: Any, keeping: tuple[ServerProcess, Path]
+) -> None:
+    server, _ = keeping
+    with opened(browser, server) as page:
+        asked: list[str] = []
+        page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
+        page.set_input_files("#file", files=[PNG])
+        page.wait_for_selector("#image")
+        read(page)
+        page.click("#text .correct")
+        page.fill("#text textarea", "ten minutes of typing")
+        page.click("#go")
+        page.set_input_files("#file", files=[PDF])
+        page.close(run_before_unload=True)
+        becomes(page, "document.getElementById('name').textContent", "page.png")
+        assert page.input_value("#text textarea") == "ten minutes of typing"
+        assert asked == ["confirm", "confirm", "beforeunload"]
+        page.get_by_role("button", name="Cancel").click()
+        page.set_input_files("#file", files=[PDF])
+        page.wait_for_selector("#thumbs img")
+    assert len(asked) == 3
+
+
 def test_page_that_may_not_be_kept_is_not_and_cannot_be_corrected(
     browser: Any, keeping: tuple[ServerProcess, Path]
 ) -> None:
@@ -842,6 +866,63 @@ def test_job_is_followed_after_the_page_was_loaded_again(browser: Any, backgroun
         page.wait_for_selector('#name:text-is("long.pdf")')
         page.wait_for_selector("#text[aria-busy=false] .page")
         assert page.locator("#text .state").all_inner_texts() == ["Read"] * 8
+
+
+@pytest.mark.parametrize("away", ["network", "proxy"])
+def test_job_is_followed_while_the_service_is_away(away: str, browser: Any, background: ServerProcess) -> None:
+    with opened(browser, background, refusals=3) as page:
+        times = iter(range(3))
+
+        def look(route: Any) -> None:
+            if next(times, None) is None:
+                route.continue_()
+            elif away == "network":
+                route.abort("connectionrefused")
+            else:
+                route.fulfill(status=502, body="<html>Bad Gateway</html>", content_type="text/html")
+
+        page.set_input_files("#file", files=[LONG])
+        page.click("#more")
+        page.check("[name=job]")
+        page.wait_for_selector("#thumbs img")
+        page.route("**/jobs/job-*", look)
+        read(page)
+        assert page.locator("#text .state").all_inner_texts() == ["Read"] * 8
+        assert page.is_hidden("#problem")
+
+
+def test_job_of_a_service_that_stays_away_is_found_again(browser: Any, background: ServerProcess) -> None:
+    with opened(browser, background, refusals=65) as page:
+        page.clock.install()
+        page.set_input_files("#file", files=[LONG])
+        page.click("#more")
+        page.check("[name=job]")
+        page.wait_for_selector("#thumbs img")
+        page.route("**/jobs/job-*", lambda route: route.abort("connectionrefused"))
+        page.click("#go")
+        end_s = time.monotonic() + LIMIT_S
+        while page.is_hidden("#problem"):
+            assert time.monotonic() < end_s
+            page.clock.run_for(10_000)
+        assert "read on without this page" in page.inner_text("#problem")
+        page.unroute("**/jobs/job-*")
+        page.clock.resume()
+        page.reload()
+        page.wait_for_selector('#name:text-is("long.pdf")')
+        page.wait_for_selector("#text[aria-busy=false] .page")
+        assert page.locator("#text .state").all_inner_texts() == ["Read"] * 8
+
+
+def test_field_that_the_service_refuses_is_named(browser: Any, server: ServerProcess) -> None:
+    with opened(browser, server, refusals=1) as page:
+        page.set_input_files("#file", files=[PDF])
+        page.wait_for_selector("#thumbs img")
+        page.fill("#pages", "first")
+        page.click("#go")
+        page.wait_for_selector("#problem:visible")
+        assert page.inner_text("#problem") == (
+            "The value of pages is not valid. Expected: page numbers such as 1-3,7. invalid_field"
+        )
 
 
 def test_page_works_below_a_path_of_a_proxy(browser: Any, server: ServerProcess) -> None:
