@@ -44,6 +44,10 @@ class BrokenFrameError(Exception):
     """The other side closed the connection or broke the format."""
 
 
+class ConnectionClosedError(BrokenFrameError):
+    """The other side closed the connection."""
+
+
 def send(pipe: socket.socket, header: bytes, *tail: bytes | memoryview, deadline_s: float | None = None) -> None:
     """Write one frame from where its parts are, without copying them; blocks while the other side does not read.
 
@@ -174,7 +178,7 @@ def _receive_into(pipe: socket.socket, parts: list[memoryview], deadline_s: floa
         except BlockingIOError as error:
             raise TimeoutError from error
         if not count:
-            raise BrokenFrameError("the other side has closed the connection")
+            raise ConnectionClosedError("the other side has closed the connection")
         _skip(parts, count)
 
 

@@ -39,7 +39,7 @@ CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 3600.0
 """A long document is answered when its last page is read."""
 PATIENCE_S = 600.0
-"""How long a file is sent again while the service is at capacity or restarts; how long it may be away before the command ends."""
+"""How long a file is sent again while the service is at capacity, and how long the service may be away."""
 _MAX_WAIT_S = 60.0
 _WAIT_S = 1.0
 """Where the service does not say how long to wait."""

@@ -89,6 +89,7 @@ class ImageProcess:
         self._is_ready = False
         self._is_ended_by_us = False
         self._was_stopped = False
+        self._fault = ""
         self.is_abandoned = False
         """Whether it was ended because its page was not wanted any more."""
         self._stderr = ""
@@ -296,6 +297,8 @@ class ImageProcess:
             self.close()
             raise DecodeTimeoutError from error
         except (frames.BrokenFrameError, OSError) as error:
+            if isinstance(error, frames.BrokenFrameError) and not isinstance(error, frames.ConnectionClosedError):
+                self._fault = str(error)
             self.close()
             raise self._cause_of_death() from error
 
@@ -326,6 +329,8 @@ class ImageProcess:
         """Why it ended, once it is closed."""
         if self._is_ended_by_us and self._process.returncode == -signal.SIGKILL:
             return "ended by the service"
+        if self._fault:
+            return f"ended by the service, as its reply was malformed: {self._fault}"
         return describe_exit(self._process.returncode, self._stderr)
 
     @property

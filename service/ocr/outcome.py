@@ -12,9 +12,9 @@ MANY_MARKS = 12
 """A page with fewer marks has a few words at most, so an uncertain answer is likely to be invented."""
 HOPELESS_SHARE = 2 / 3
 """Of that, below which an answer for more print counts as invented: music has the marks of a paragraph."""
-JUNK_SHARE = 1 / 2
+JUNK_SHARE = 0.65
 """Of that, below which the share of words that is expected to be right makes a text junk: what a model writes for a
-script that it does not know looks like words."""
+script that it does not know looks like words (docs/confidence.md)."""
 MIN_COVERAGE = 0.9
 """Of clean pages that were read to the end all but a few have more (docs/outcomes.md)."""
 FEW_MARKS = 3

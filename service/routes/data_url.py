@@ -26,7 +26,7 @@ class FileBudget:
     def decode(self, url: str, field: str, *, may_be_bare: bool = False) -> bytes:
         """Decode a file.
 
-        The type that it claims to have is not used: its content decides. Line breaks in the base64 are left out, as in MIME.
+        The type that it claims to have is not used: its content decides. The base64 may have line breaks, as in MIME.
 
         Args:
             url: A data URL.

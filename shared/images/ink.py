@@ -56,8 +56,13 @@ class Relief:
     """Standard deviation of what varies from pixel to pixel, of 255."""
     threshold: float
     """Paper and a sensor's noise stay below."""
-    scale: float
-    """Pixels of the page for each of the relief."""
+    scale_xy: tuple[float, float]
+    """Pixels of the page for each of the relief, across and down: they differ where a side of the relief is rounded."""
+
+    @property
+    def scale(self) -> float:
+        """The same, down."""
+        return self.scale_xy[1]
 
     @cached_property
     def shapes(self) -> NDArray[np.int32]:
@@ -80,12 +85,12 @@ def find_ink(page: Image.Image) -> PageInk:
 def relief_of(page: Image.Image) -> Relief:
     """Tell the print of a page, mode RGB or L, from its paper; a large page is made smaller."""
     grey_HW = _grey(page)
-    return _relief(grey_HW, page.height / grey_HW.shape[0])
+    return _relief(grey_HW, (page.width / grey_HW.shape[1], page.height / grey_HW.shape[0]))
 
 
 def relief_of_grey(grey_HW: NDArray[np.uint8], scale: float) -> Relief:
     """Tell print from paper on a page that is grey already, 255 is paper; `scale` is pixels of the page for each."""
-    return _relief(grey_HW, scale)
+    return _relief(grey_HW, (scale, scale))
 
 
 def ink_of(relief: Relief) -> PageInk:
@@ -96,15 +101,17 @@ def ink_of(relief: Relief) -> PageInk:
         grey_HW = relief.grey_HW
         size = max(1, grey_HW.shape[1] // 2), max(1, grey_HW.shape[0] // 2)
         half_HW: Any = cv2.resize(grey_HW, size, interpolation=cv2.INTER_AREA)
-        half = _look(_relief(half_HW, relief.scale * grey_HW.shape[0] / half_HW.shape[0]))
+        height, width = grey_HW.shape
+        scale_xy = relief.scale_xy[0] * width / size[0], relief.scale_xy[1] * height / size[1]
+        half = _look(_relief(half_HW, scale_xy))
         ink = PageInk(max(ink.marks, half.marks), ink.ink_ratio, half.noise, half.lines)
     return ink
 
 
-def _relief(grey_HW: NDArray[np.uint8], scale: float) -> Relief:
+def _relief(grey_HW: NDArray[np.uint8], scale_xy: tuple[float, float]) -> Relief:
     depth_HW = _depth(grey_HW)
     noise = _noise(depth_HW)
-    return Relief(grey_HW, depth_HW, noise, max(_FAINTEST if noise else _FAINTEST_DIGITAL, 4.5 * noise), scale)
+    return Relief(grey_HW, depth_HW, noise, max(_FAINTEST if noise else _FAINTEST_DIGITAL, 4.5 * noise), scale_xy)
 
 
 def _look(relief: Relief) -> PageInk:
@@ -119,7 +126,7 @@ def _look(relief: Relief) -> PageInk:
     marks = count(depth_HW[part], mask_HW[part], is_crop=False)
     if marks < MOST_MARKS:
         marks = count(depth_HW, mask_HW, is_crop=mask_HW.size < _CROP_PIXELS)
-    lines = find_lines(relief.shapes, depth_HW.shape, relief.scale) if marks else ()
+    lines = find_lines(relief.shapes, depth_HW.shape, relief.scale_xy) if marks else ()
     return PageInk(min(marks, MOST_MARKS), ink_ratio, noise, lines)
 
 

@@ -33,13 +33,15 @@ _TALLEST_SHARE = 0.12
 """Of the page's longer side: higher shapes are pictures or frames."""
 
 
-def find_lines(boxes: NDArray[np.int32], size_HW: tuple[int, ...], scale: float) -> tuple[InkLine, ...]:
+def find_lines(
+    boxes: NDArray[np.int32], size_HW: tuple[int, ...], scale_xy: tuple[float, float]
+) -> tuple[InkLine, ...]:
     """Find the lines of print on a page.
 
     Args:
         boxes: Its shapes, as `find_shapes` gives them.
         size_HW: Height and width of what they were found on.
-        scale: Pixels of the page for each of its pixels.
+        scale_xy: Pixels of the page for each of its pixels, across and down.
 
     Returns:
         Lines from top to bottom, boxes and widths in pixels of the page.
@@ -66,7 +68,7 @@ def find_lines(boxes: NDArray[np.int32], size_HW: tuple[int, ...], scale: float)
     joined_RW: Any = cv2.morphologyEx(strip_RW, cv2.MORPH_CLOSE, np.ones((1, reach), np.uint8))
     _, labels_RW = cv2.connectedComponentsWithAlgorithm(joined_RW, 4, cv2.CV_32S, cv2.CCL_WU)
     line_of = _labels_of(labels_RW, row_of, boxes, np.where(is_point, round(_POINT_SHARE * typical), 0))
-    lines = _without_points(_lines(boxes[line_of > 0], line_of[line_of > 0], scale))
+    lines = _without_points(_lines(boxes[line_of > 0], line_of[line_of > 0], scale_xy))
     if len(lines) > MOST_LINES or sum(len(line.words_px) for line in lines) > MOST_WORDS:
         return ()
     return tuple(sorted(lines, key=lambda line: (line.box_px[1], line.box_px[0])))
@@ -174,13 +176,13 @@ def _without_points(lines: list[InkLine]) -> list[InkLine]:
     return [line for line, is_point in zip(lines, around_MN.any(axis=1).tolist(), strict=True) if not is_point]
 
 
-def _lines(boxes: NDArray[np.int32], line_of: NDArray[np.int32], scale: float) -> list[InkLine]:
+def _lines(boxes: NDArray[np.int32], line_of: NDArray[np.int32], scale_xy: tuple[float, float]) -> list[InkLine]:
     """Measure the lines of shapes.
 
     Args:
         boxes: Shapes, as `find_shapes` gives them.
         line_of: Label of each shape's line, 1 and more.
-        scale: Pixels of the page for each of the boxes'.
+        scale_xy: Pixels of the page for each of the boxes', across and down.
 
     Returns:
         Lines in the order of their labels, without those that are dust.
@@ -206,7 +208,7 @@ def _lines(boxes: NDArray[np.int32], line_of: NDArray[np.int32], scale: float) -
     starts, ends = starts[kept], ends[kept]
     if not starts.size:
         return []
-    words = np.maximum(1, np.rint((reach[ends] - left[starts]) * scale)).astype(np.int64).tolist()
+    words = np.maximum(1, np.rint((reach[ends] - left[starts]) * scale_xy[0])).astype(np.int64).tolist()
     cuts = np.flatnonzero(np.diff(line[starts], prepend=-1))
     numbers = line[starts[cuts]]
     ends_of_words = np.append(cuts[1:], starts.size)
@@ -216,9 +218,9 @@ def _lines(boxes: NDArray[np.int32], line_of: NDArray[np.int32], scale: float) -
         reach[ends[ends_of_words - 1]],
         np.maximum.reduceat(top + height, firsts)[numbers],
     )
-    boxes_px = np.rint(np.stack(corners, axis=1) * scale).astype(np.int64).tolist()
+    boxes_px = np.rint(np.stack(corners, axis=1) * np.array(scale_xy * 2)).astype(np.int64).tolist()
     return [
-        InkLine((x1, y1, x2, y2), tuple(words[start:end]), round(high * scale, 1))
+        InkLine((x1, y1, x2, y2), tuple(words[start:end]), round(high * scale_xy[1], 1))
         for (x1, y1, x2, y2), start, end, high in zip(
             boxes_px, cuts.tolist(), ends_of_words.tolist(), body[numbers].tolist(), strict=True
         )

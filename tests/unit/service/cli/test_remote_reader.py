@@ -151,7 +151,9 @@ async def test_an_address_without_the_route_ends_the_command(status: int, body: 
 async def test_a_wrong_key_ends_the_command(code: str) -> None:
     error = error_classes()[code]
     response = httpx.Response(error.status, json={"code": code, "title": error.title})
-    async with httpx.AsyncClient(transport=httpx.MockTransport(lambda _: response), base_url="http://service") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.MockTransport(lambda _: response), base_url="http://service"
+    ) as client:
         reader = RemoteReader(client, ReadOptions(), None, jobs=1, standard_input=b"page")
         with pytest.raises(OptionError, match=f"DEEPSYNTH_API_KEY: .*{code}"):
             await reader.read(FILE)

@@ -29,6 +29,7 @@ from service.errors import (
     TooManyPixelsError,
     UndecodableError,
 )
+from service.frames import BrokenFrameError
 from service.intake.document import Document
 from service.intake.limits import DecodeTask, IntakeLimits
 from service.intake.pages import DecodedPage
@@ -229,6 +230,21 @@ async def test_a_malformed_reply_is_the_files_fault_although_we_kill_the_process
         process._pipe.shutdown(socket.SHUT_RD)
         with pytest.raises(DecodeCrashError):
             await victim
+
+
+async def test_log_says_what_was_wrong_with_a_reply(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise BrokenFrameError("no numbers of a line")
+
+    monkeypatch.setattr("service.intake.pool.decode_reply", refuse)
+    async with running_pool() as (pool, _):
+        with pytest.raises(DecodeCrashError):
+            await pool.decode(Document(png(), IntakeLimits()), ORDER)
+        await eventually(lambda: any(record.message == "image process replaced" for record in caplog.records))
+    causes = [record.fields["cause"] for record in caplog.records if record.message == "image process replaced"]  # type: ignore[attr-defined]
+    assert causes == ["ended by the service, as its reply was malformed: no numbers of a line"]
 
 
 async def test_hung_process_is_killed_when_its_time_is_up() -> None:

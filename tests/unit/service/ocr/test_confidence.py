@@ -87,6 +87,13 @@ def test_junk_is_known_by_fewer_words_where_hardly_any_is_right() -> None:
     assert not judged(result(*[(" aujBaan", 0.1)] * 5), Wanted()).is_junk(1.0)
 
 
+@pytest.mark.parametrize(("accuracy", "is_junk"), [(0.2, True), (0.37, True), (0.41, False), (0.6, False)])
+def test_look_alikes_are_told_from_poor_print(accuracy: float, is_junk: bool) -> None:
+    fixed = Calibration(*2 * (MonotoneMap(0.0, (0.0,), (accuracy,)),))
+    page = judged(result(*[(" aujBaan", 0.9)] * 8), Wanted(), fixed)
+    assert page.is_junk(JUNK_SHARE * MIN_CONFIDENCE) is is_junk
+
+
 def test_regions_have_the_words_of_their_own_text():
     tag = "<|ref|>text<|/ref|><|det|>[[0, 0, 9, 9]]<|/det|>"
     answer = result((tag, 0.01), ("\nsame", 0.5), (" one\n\n\n", 0.75), (tag, 0.01), ("\nsame", 0.25))
