@@ -63,7 +63,7 @@ def without_frames(page: Image.Image, relief: Relief) -> Image.Image:
     strokes_HW = cv2.resize(strokes_HW, page.size, interpolation=cv2.INTER_NEAREST)
     pixels_HWC: Any = cv2.inpaint(np.asarray(page.convert("RGB")), strokes_HW, 3, cv2.INPAINT_TELEA)
     for outer, _ in frames:
-        _level(pixels_HWC, outer.astype(np.float32) * np.float32(relief.scale_xy))
+        _level(pixels_HWC, outer.astype(np.float32) * np.array(relief.scale_xy, np.float32))
     return Image.fromarray(pixels_HWC).convert(page.mode)
 
 

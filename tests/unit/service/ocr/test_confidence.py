@@ -7,6 +7,7 @@ import pytest
 
 from service.engine.protocol import SequenceResult, SequenceTimings
 from service.ocr.confidence import Granularity, PageConfidence, Wanted, judge
+from service.ocr.outcome import JUNK_SHARE, MIN_CONFIDENCE
 from shared.contract.answer import FinishReason
 from shared.contract.calibration import Calibration
 from shared.contract.confidence import MonotoneMap, score_tokens

@@ -10,22 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from shared.images.ink import find_ink
 
-WORDS = [
-    "against",
-    "invasion",
-    "they",
-    "appear",
-    "to",
-    "have",
-    "had",
-    "good",
-    "reason",
-    "for",
-    "this",
-    "and",
-    "for",
-    "that",
-]
+WORDS = ("against", "invasion", "they", "appear", "to", "have", "had", "good", "reason", "for", "this")
 
 
 def strip(size: tuple[int, int], body_px: int, noise: float, seed: int) -> Image.Image:
