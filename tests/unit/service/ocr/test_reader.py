@@ -614,7 +614,7 @@ async def test_several_files_have_no_more_pages_than_one_may() -> None:
     assert caught.value.public == {"limit": limits.max_pdf_pages}
 
 
-@pytest.mark.parametrize(("accuracy", "status"), [(0.29, PageStatus.UNREADABLE), (0.31, PageStatus.OK)])
+@pytest.mark.parametrize(("accuracy", "status"), [(0.38, PageStatus.UNREADABLE), (0.40, PageStatus.OK)])
 async def test_text_of_which_hardly_a_word_is_right_is_not_given(accuracy: float, status: PageStatus) -> None:
     known = Calibration(*2 * (MonotoneMap(0.0, (0.0,), (accuracy,)),))
     async with bench(engine=FakeEngine(calibration=known)) as it:
