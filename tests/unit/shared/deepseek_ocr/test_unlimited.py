@@ -71,7 +71,7 @@ def read_through_engine(model: OcrModel, prompts: list[Prompt], count: int, *, p
         for row, choice in zip(tokens, runner.decode([row[-1] for row in tokens], {}), strict=True):
             row.append(choice.token)
     longest = max(len(prompt.ids) for prompt in prompts)
-    assert runner._cache.capacity <= longest + 24 + RULE.max_rewind + 16
+    assert runner._exact.cache.capacity <= longest + 24 + RULE.max_rewind + 16
     return tokens
 
 
