@@ -52,6 +52,26 @@ def shape(value: Any) -> Any:
     return "text"
 
 
+def doubtful_as(value: Any, other: Any) -> Any:
+    """The value, with empty lists of doubtful words and digits where another answer has such.
+
+    What a model doubts depends on how a processor rounds.
+    """
+    match value, other:
+        case dict(), dict():
+            return {
+                name: []
+                if name.startswith("doubtful_") and other.get(name) == []
+                else doubtful_as(each, other.get(name))
+                for name, each in value.items()
+            }
+        case list(), list():
+            return [doubtful_as(each, another) for each, another in zip(value, other, strict=False)] + value[
+                len(other) :
+            ]
+    return value
+
+
 def examples() -> list[tuple[str, Any]]:
     """Commands, each with its answer."""
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
@@ -111,7 +131,8 @@ def test_every_call_is_answered_as_shown(session: Session) -> None:
     for command, expected in shown:
         answer = session.answer(command)
         # The message is what to paste into the page.
-        assert shape(shortened(answer)) == shape(expected), f"{command}\n{json.dumps(shortened(answer), indent=2)}"
+        seen, wanted = doubtful_as(shortened(answer), expected), doubtful_as(expected, shortened(answer))
+        assert shape(seen) == shape(wanted), f"{command}\n{json.dumps(shortened(answer), indent=2)}"
 
 
 def test_every_route_that_clients_use_is_shown() -> None:
