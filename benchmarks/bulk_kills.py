@@ -85,7 +85,7 @@ def draw(folder: Path, count: int, seed: int) -> tuple[dict[str, int], dict[str,
             cells.append(png(number))
             pages[f"cells{shards}.parquet#{len(cells) - 1}/1"] = number
             if chance.random() < 0.02:
-                failures[f"cells{shards}.parquet#{len(cells)}"] = "not_found"
+                failures[f"cells{shards}.parquet#{len(cells)}"] = "no_document"
                 cells.append(None)
         if cells and (len(cells) >= 500 or len(pages) >= count):
             pyarrow.parquet.write_table(pyarrow.table({"image": cells}), folder / f"cells{shards}.parquet")

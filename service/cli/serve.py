@@ -26,6 +26,9 @@ from service.config import ServiceSettings
 EXIT_ENGINE_FAILED = 70
 """EX_SOFTWARE, so that a process supervisor sees a failure and restarts."""
 STOP_MARGIN_S = 5.0
+KEEP_ALIVE_S = 75
+"""How long an idle connection stays open: longer than proxies (60 s) and clients (httpx: 5 s) keep theirs. Else they
+send a request just when this end closes."""
 SWITCH_INTERVAL_S = 0.001
 """A thread that brings a page waits so long at most for the event loop to give the interpreter lock up, which it needs
 several times a page. With Python's own 5 ms the threads hold pages up as soon as the loop is busy."""
@@ -89,6 +92,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 ws="none",
+                timeout_keep_alive=KEEP_ALIVE_S,
                 lifespan="on",
                 # Longer than any request, so that running ones can finish.
                 timeout_graceful_shutdown=int(settings.deadline_s + STOP_MARGIN_S),

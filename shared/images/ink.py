@@ -37,6 +37,8 @@ _FAINTEST = 14.0
 _FAINTEST_DIGITAL = 6.0
 """On a page that was never paper."""
 _COARSE_NOISE = 5.0
+_TALLEST_PX = 250
+"""Print of this height is print on images of any size: a line that was cut out at 600 dots an inch."""
 _CROP_PIXELS = 250_000
 """Smaller images are crops of a word or a line, where a small letter may be alone, and dust is rare."""
 
@@ -120,12 +122,13 @@ def _look(relief: Relief) -> PageInk:
     ink_ratio = cv2.countNonZero(mask_HW) / mask_HW.size
     # A part of a page of print tells enough, at a fraction of the time.
     part = _densest_quarter(mask_HW)
-    # Print does not reach over a third of a page.
-    tallest = 0.35 * max(mask_HW.shape[0], 60)
+    # Print does not reach over a third of a page, but over all of a strip with one line.
+    tallest = max(0.35 * mask_HW.shape[0], _TALLEST_PX)
     count = partial(_count_marks, threshold=threshold, noise=noise, tallest=tallest)
-    marks = count(depth_HW[part], mask_HW[part], is_crop=False)
+    marks = count(depth_HW[part], mask_HW[part], is_crop=False, is_cut_close=False)
     if marks < MOST_MARKS:
-        marks = count(depth_HW, mask_HW, is_crop=mask_HW.size < _CROP_PIXELS)
+        is_crop = mask_HW.size < _CROP_PIXELS
+        marks = count(depth_HW, mask_HW, is_crop=is_crop, is_cut_close=is_crop or mask_HW.shape[0] <= _TALLEST_PX)
     lines = find_lines(relief.shapes, depth_HW.shape, relief.scale_xy) if marks else ()
     return PageInk(min(marks, MOST_MARKS), ink_ratio, noise, lines)
 
@@ -211,15 +214,20 @@ def _count_marks(
     noise: float,
     tallest: float,
     is_crop: bool,
+    is_cut_close: bool,
 ) -> int:
     """Shapes of print among all that is darker than paper."""
     num_labels, labels_HW, stats = label_shapes(mask_HW)
     height, width = mask_HW.shape
     left, top, w, h, area = stats.T
     long, short = np.maximum(w, h), np.minimum(w, h)
-    # The paper itself is label 0; print does not reach beyond the page.
+    # The paper itself is label 0.
     sized = (h >= 5) & (long >= 6) & (area >= 8) & (h <= tallest) & (np.arange(num_labels) > 0)
-    inside = (left > 1) & (top > 1) & (left + w < width - 1) & (top + h < height - 1)
+    if is_cut_close:
+        # A line that was cut out close to its letters touches the edges, but no letter reaches from side to side.
+        inside = (left > 1) | (left + w < width - 1)
+    else:
+        inside = (left > 1) & (top > 1) & (left + w < width - 1) & (top + h < height - 1)
     candidates = np.flatnonzero(sized & inside & (area > 0.04 * w * h))
     if not candidates.size:
         return 0

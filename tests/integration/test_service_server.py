@@ -218,3 +218,14 @@ def test_head_through_a_real_server_keeps_the_connection_usable(server: ServerPr
             head, get = client.head(path), client.get(path)
             assert (head.status_code, head.content, get.status_code) == (200, b"", 200)
             assert get.content
+
+
+def test_an_idle_connection_outlives_its_client(server: ServerProcess) -> None:
+    # httpx keeps idle connections for 5 s: one that closed here at the same time would lose a request now and then.
+    limits = httpx.Limits(keepalive_expiry=60)
+    with httpx.Client(base_url=server.url, limits=limits) as client:
+        stream = client.get("/livez").extensions["network_stream"]
+        time.sleep(6)
+        again = client.get("/livez")
+    assert again.status_code == 200
+    assert again.extensions["network_stream"] is stream

@@ -86,3 +86,25 @@ def test_any_size_is_looked_at(size: tuple[int, int]) -> None:
 
 def test_a_letter_alone_counts_in_a_crop_and_so_does_a_small_one() -> None:
     assert not find_ink(text_page("a", ("white", "black"), (150, 150))).is_blank
+
+
+@pytest.mark.parametrize("size_px", [20, 40, 80, 160, 240])
+@pytest.mark.parametrize("margin_px", [0, 1, 12])
+@pytest.mark.parametrize("text", ["4711", "of 5", "Total 12.50", "gyp"])
+def test_a_line_that_was_cut_out_is_not_blank(size_px: int, margin_px: int, text: str) -> None:
+    font = ImageFont.load_default(size_px)
+    left, top, right, bottom = (int(edge) for edge in font.getbbox(text))
+    strip = Image.new("RGB", (right - left + 2 * margin_px, bottom - top + 2 * margin_px), "white")
+    ImageDraw.Draw(strip).text((margin_px - left, margin_px - top), text, font=font, fill="black")
+    assert not find_ink(strip).is_blank
+    # The same on a long strip, as a line of a page has it.
+    line = Image.new("RGB", (size_px * 20, strip.height), "white")
+    line.paste(strip, (size_px, 0))
+    assert not find_ink(line).is_blank
+
+
+def test_the_frame_of_an_empty_cell_is_not_print() -> None:
+    for size in ((220, 64), (480, 90), (300, 300)):
+        cell = Image.new("L", size, 255)
+        ImageDraw.Draw(cell).rectangle((0, 0, size[0] - 1, size[1] - 1), outline=0, width=2)
+        assert find_ink(cell).is_blank
