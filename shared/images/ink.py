@@ -128,7 +128,12 @@ def _look(relief: Relief) -> PageInk:
     marks = count(depth_HW[part], mask_HW[part], is_crop=False, is_cut_close=False)
     if marks < MOST_MARKS:
         is_crop = mask_HW.size < _CROP_PIXELS
-        marks = count(depth_HW, mask_HW, is_crop=is_crop, is_cut_close=is_crop or mask_HW.shape[0] <= _TALLEST_PX)
+        is_cut_close = is_crop or mask_HW.shape[0] <= _TALLEST_PX
+        marks = count(depth_HW, mask_HW, is_crop=is_crop, is_cut_close=is_cut_close)
+        if not marks:
+            # Print of needles is no letters before its dots are joined, which joins dirt as well: only lines count.
+            joined_HW: Any = cv2.morphologyEx(mask_HW, cv2.MORPH_CLOSE, np.ones((5, 3), np.uint8))
+            marks = count(depth_HW, joined_HW, is_crop=False, is_cut_close=is_cut_close, only_lines=True)
     lines = find_lines(relief.shapes, depth_HW.shape, relief.scale_xy) if marks else ()
     return PageInk(min(marks, MOST_MARKS), ink_ratio, noise, lines)
 
@@ -215,6 +220,7 @@ def _count_marks(
     tallest: float,
     is_crop: bool,
     is_cut_close: bool,
+    only_lines: bool = False,
 ) -> int:
     """Shapes of print among all that is darker than paper."""
     num_labels, labels_HW, stats = label_shapes(mask_HW)
@@ -256,7 +262,7 @@ def _count_marks(
     # A hair or a scratch: the strokes of a letter of this size would be thicker.
     is_thin = (fill < 0.14) & (long > 30)
     marks = np.flatnonzero(is_sharp & ~is_rule & ~is_blob & ~is_disc)
-    is_weak = (is_thin | (long < 10))[marks]
+    is_weak = (is_thin | (long < 10) | only_lines)[marks]
     x, y = (left + stats[:, 2] / 2)[candidates[marks]], (top + stats[:, 3] / 2)[candidates[marks]]
     strong = int((~is_weak).sum())
     if is_crop:

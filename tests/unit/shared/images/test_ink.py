@@ -108,3 +108,15 @@ def test_the_frame_of_an_empty_cell_is_not_print() -> None:
         cell = Image.new("L", size, 255)
         ImageDraw.Draw(cell).rectangle((0, 0, size[0] - 1, size[1] - 1), outline=0, width=2)
         assert find_ink(cell).is_blank
+
+
+def test_print_of_separate_dashes_is_print() -> None:
+    page = Image.new("L", (900, 1200), 255)
+    draw = ImageDraw.Draw(page)
+    for row in range(12):
+        draw.text((60, 60 + 80 * row), "Linen cover, dark green 8.40", font=ImageFont.load_default(44), fill=0)
+    # As needles print: rows of ink with paper between them.
+    for y in range(0, page.height, 4):
+        draw.rectangle((0, y, page.width, y + 1), fill=255)
+    assert not find_ink(page).is_blank
+    assert not find_ink(page.crop((0, 50, 900, 130))).is_blank
