@@ -131,7 +131,7 @@ def _look(relief: Relief) -> PageInk:
         is_cut_close = is_crop or mask_HW.shape[0] <= _TALLEST_PX
         marks = count(depth_HW, mask_HW, is_crop=is_crop, is_cut_close=is_cut_close)
         if not marks:
-            # Print of needles is no letters before its dots are joined, which joins dirt as well: only lines count.
+            # Dot matrix print has no letters until its dots are joined. Dirt is joined too, so only lines count.
             joined_HW: Any = cv2.morphologyEx(mask_HW, cv2.MORPH_CLOSE, np.ones((5, 3), np.uint8))
             marks = count(depth_HW, joined_HW, is_crop=False, is_cut_close=is_cut_close, only_lines=True)
     lines = find_lines(relief.shapes, depth_HW.shape, relief.scale_xy) if marks else ()

@@ -222,7 +222,7 @@ def _training_data(options: argparse.Namespace, place: AdapterLocation) -> Train
 def _require_writable(root: Path) -> None:
     """Raise `VolumeError` where publishing would fail after pages were read for minutes."""
     if not root.is_dir():
-        what = "is no folder" if root.exists() else "does not exist"
+        what = "is not a folder" if root.exists() else "does not exist"
         raise VolumeError(Fault.VOLUME_UNAVAILABLE, f"the volume {root} {what}")
     if not os.access(root, os.W_OK | os.X_OK):
         raise VolumeError(Fault.PERMISSION_DENIED, f"the volume {root} cannot be written")
