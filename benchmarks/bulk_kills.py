@@ -131,7 +131,8 @@ def read(words: list[str], settings: dict[str, str], out: Path, until: int | Non
     if not was_killed:
         # The engine and the image processes are its children, and it waits for them.
         row["cpu_s"] = round(usage.ru_utime + usage.ru_stime, 1)
-        row["said"] = log.read_text(errors="replace").strip().rpartition("\n")[2]
+        said = log.read_text(errors="replace").strip().rpartition("\n")[2]
+        row["said"] = said.replace(str(out), out.name)
     return row
 
 
