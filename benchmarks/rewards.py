@@ -60,7 +60,7 @@ def main() -> int:
     seconds = {"supervised": _train(options, "supervised", 2 * options.updates)}
     seconds["first-half"] = _train(options, "first-half", options.updates)
     seconds["rewards"] = _reinforce(options, max(seconds["supervised"] - seconds["first-half"], 1.0))
-    updates = len(_events(options.out / "rewards", "log"))
+    updates = len(events(options.out / "rewards", "log"))
     print(f"seconds of training: {json.dumps(seconds)}, updates by rewards: {updates}", flush=True)
     figures, device = measure(options)
     from benchmarks.origin import command, origin
@@ -78,7 +78,7 @@ def _train(options: argparse.Namespace, name: str, updates: int) -> float:
     process = _start([sys.executable, "-m", "trainer", *words], options.out / f"{name}.txt")
     if process.wait():
         raise SystemExit(f"{name} failed: see {options.out / name}.txt")
-    return round(_events(run, "end")[-1]["seconds"] - _events(run, "start")[-1]["seconds"], 1)
+    return round(events(run, "end")[-1]["seconds"] - events(run, "start")[-1]["seconds"], 1)
 
 
 def _reinforce(options: argparse.Namespace, budget_s: float) -> float:
@@ -91,7 +91,7 @@ def _reinforce(options: argparse.Namespace, budget_s: float) -> float:
              "--early-stopping-patience", "none", *options.reward_flags.split()]  # fmt: skip
     process = _start([sys.executable, "-m", "trainer", *words], options.out / "rewards.txt")
     began = time.monotonic()
-    while not _events(run, "start") and process.poll() is None and time.monotonic() - began < START_S:
+    while not events(run, "start") and process.poll() is None and time.monotonic() - began < START_S:
         time.sleep(0.1)
     first = time.monotonic()
     while time.monotonic() - first < budget_s and process.poll() is None:
@@ -166,7 +166,7 @@ def _start(command: Sequence[str], output: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
 
 
-def _events(run: Path, name: str) -> list[dict[str, Any]]:
+def events(run: Path, name: str) -> list[dict[str, Any]]:
     """What a run has logged so far; the last line may be unfinished."""
     log = run / "log.jsonl"
     found = []

@@ -1,13 +1,14 @@
 """Training by several processes with `torchrun`: what they gain, whether they learn the same, and a killed one.
 
     python benchmarks/several_gpus.py --processes 2 --out auto             a GPU each, DeepSeek-OCR's dimensions
-    python benchmarks/several_gpus.py --device cpu --model nano --processes 2 --batch-size 4 --updates 9
+    python benchmarks/several_gpus.py --device cpu --model nano --processes 2 --batch-size 4 --updates 12
 
 1. `python -m trainer train` by one process, with `--batch-size` pages an update.
 2. The same by several processes, which share the batch. Each update has the pages of the first run's, so the losses
    have to be equal up to rounding: `loss_difference` is the largest, relative to the first run's.
-3. The second again, but one process gets SIGKILL once there is a checkpoint: torchrun has to end with status 1 and one
-   line `process_lost`. `--resume` then ends it; `resumed_loss_difference` is against the second run.
+3. The second again, but one process gets SIGKILL once there is a checkpoint: torchrun has to end with status 1.
+   `lost_lines` counts lines of `process_lost`, one on a CPU; NCCL gives the others no chance to say it. `--resume` then
+   ends the run; `resumed_loss_difference` is against the second one.
 
 Weights are random, pages drawn here, LoRA of rank 16 on the decoder's attention. The first third of the updates encodes
 each page for the first time, the others take its features from memory; both are medians of the seconds between two
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import random
 import signal
@@ -37,6 +37,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.origin import command, keep, origin
 from benchmarks.print_pages import PROSE
+from benchmarks.rewards import events
 from trainer.config import child_environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,12 +90,7 @@ def finish(process: subprocess.Popen[str], status: int = 0) -> str:
 
 def logged(run: Path) -> list[dict[str, Any]]:
     """Updates in order; of an update that was made twice the last."""
-    log = run / "log.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    events = [json.loads(line) for line in lines if line.endswith("}")]
-    return sorted(
-        {each["step"]: each for each in events if each["event"] == "log"}.values(), key=lambda each: each["step"]
-    )
+    return sorted({each["step"]: each for each in events(run, "log")}.values(), key=lambda each: each["step"])
 
 
 def speed(updates: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -132,11 +128,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=16, help="pages of an update, of all processes (%(default)s)")
-    parser.add_argument("--updates", type=int, default=30, help="divisible by 3 (%(default)s)")
+    parser.add_argument("--updates", type=int, default=30, help="divisible by 3, 12 or more (%(default)s)")
     parser.add_argument("--out", help="file that the line is appended to, or `auto`")
     given = parser.parse_args()
-    if given.updates % EPOCHS or given.batch_size % given.processes:
-        parser.error("--updates is divisible by 3, --batch-size by --processes")
+    if given.updates % EPOCHS or given.updates // EPOCHS <= WARM_UP_UPDATES or given.batch_size % given.processes:
+        parser.error("--updates is divisible by 3 and 12 or more, --batch-size divisible by --processes")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         given.pages, given.base = folder / "pages", NANO if given.model == "nano" else Path(given.model)

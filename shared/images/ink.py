@@ -6,6 +6,7 @@ ruled lines and print that shows through from the other side are not marks. Know
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
 from typing import Any
@@ -39,6 +40,8 @@ _FAINTEST_DIGITAL = 6.0
 _COARSE_NOISE = 5.0
 _TALLEST_PX = 250
 """Print of this height is print on images of any size: a line that was cut out at 600 dots an inch."""
+_ALONE_PX = 10
+"""A smaller mark is dust, unless it is in a line."""
 _CROP_PIXELS = 250_000
 """Smaller images are crops of a word or a line, where a small letter may be alone, and dust is rare."""
 
@@ -125,15 +128,15 @@ def _look(relief: Relief) -> PageInk:
     # Print does not reach over a third of a page, but over all of a strip with one line.
     tallest = max(0.35 * mask_HW.shape[0], _TALLEST_PX)
     count = partial(_count_marks, threshold=threshold, noise=noise, tallest=tallest)
-    marks = count(depth_HW[part], mask_HW[part], is_crop=False, is_cut_close=False)
+    marks = count(depth_HW[part], mask_HW[part], alone_px=_ALONE_PX, is_cut_close=False)
     if marks < MOST_MARKS:
         is_crop = mask_HW.size < _CROP_PIXELS
         is_cut_close = is_crop or mask_HW.shape[0] <= _TALLEST_PX
-        marks = count(depth_HW, mask_HW, is_crop=is_crop, is_cut_close=is_cut_close)
+        marks = count(depth_HW, mask_HW, alone_px=0 if is_crop else _ALONE_PX, is_cut_close=is_cut_close)
         if not marks:
             # Dot matrix print has no letters until its dots are joined. Dirt is joined too, so only lines count.
             joined_HW: Any = cv2.morphologyEx(mask_HW, cv2.MORPH_CLOSE, np.ones((5, 3), np.uint8))
-            marks = count(depth_HW, joined_HW, is_crop=False, is_cut_close=is_cut_close, only_lines=True)
+            marks = count(depth_HW, joined_HW, alone_px=math.inf, is_cut_close=is_cut_close)
     lines = find_lines(relief.shapes, depth_HW.shape, relief.scale_xy) if marks else ()
     return PageInk(min(marks, MOST_MARKS), ink_ratio, noise, lines)
 
@@ -218,11 +221,10 @@ def _count_marks(
     threshold: float,
     noise: float,
     tallest: float,
-    is_crop: bool,
+    alone_px: float,
     is_cut_close: bool,
-    only_lines: bool = False,
 ) -> int:
-    """Shapes of print among all that is darker than paper."""
+    """Shapes of print among all that is darker than paper; smaller ones than `alone_px`, and hairs, only in lines."""
     num_labels, labels_HW, stats = label_shapes(mask_HW)
     height, width = mask_HW.shape
     left, top, w, h, area = stats.T
@@ -262,10 +264,10 @@ def _count_marks(
     # A hair or a scratch: the strokes of a letter of this size would be thicker.
     is_thin = (fill < 0.14) & (long > 30)
     marks = np.flatnonzero(is_sharp & ~is_rule & ~is_blob & ~is_disc)
-    is_weak = (is_thin | (long < 10) | only_lines)[marks]
+    is_weak = (is_thin | (long < alone_px))[marks]
     x, y = (left + stats[:, 2] / 2)[candidates[marks]], (top + stats[:, 3] / 2)[candidates[marks]]
     strong = int((~is_weak).sum())
-    if is_crop:
+    if not alone_px:
         return int(marks.size)
     return strong + _in_lines(x[is_weak], y[is_weak], long[marks][is_weak])
 

@@ -85,10 +85,33 @@ def mixed_uploads(draw: random.Random, count: int) -> list[Upload]:
     return [upload(KINDS[number % len(KINDS)]) for number in range(count)]
 
 
-def fifths(series: Sequence[int]) -> list[Sequence[int]]:
-    """Parts of equal length, in their order: the engine's memory goes up and down by more than it grows."""
-    cuts = [len(series) * number // 5 for number in range(6)]
-    return [series[start:end] for start, end in itertools.pairwise(cuts)]
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Memory of the processes after so many answers, KiB in the order of `PROCESSES`."""
+
+    num_answered: int
+    at_s: float
+    levels_kib: tuple[int, ...]
+
+
+def memory_of(samples: Sequence[Sample]) -> tuple[dict[str, list[float]], dict[str, tuple[float, float]]]:
+    """What memory did, by process.
+
+    Returns:
+        The median of each fifth of the time, in KiB, since the engine's goes up and down by more than it grows; and
+        slopes by regression, in KiB a request and MiB an hour.
+    """
+    numbers, times = [each.num_answered for each in samples], [each.at_s for each in samples]
+    cuts = [len(samples) * number // 5 for number in range(6)]
+    parts, slopes = {}, {}
+    for place, name in enumerate(PROCESSES):
+        series = [each.levels_kib[place] for each in samples]
+        parts[name] = [statistics.median(series[start:end]) for start, end in itertools.pairwise(cuts)]
+        slopes[name] = (
+            round(statistics.linear_regression(numbers, series).slope, 3),
+            round(statistics.linear_regression(times, series).slope * 3600 / 1024, 2),
+        )
+    return parts, slopes
 
 
 async def test_an_hour_at_four_fifths_of_the_capacity_leaves_memory_as_it_was(is_long, length, figures):
@@ -97,7 +120,7 @@ async def test_an_hour_at_four_fifths_of_the_capacity_leaves_memory_as_it_was(is
     limits = httpx.Limits(max_connections=500, max_keepalive_connections=500)
     answered: list[Sent] = []
     wrong: list[Sent] = []
-    samples: list[tuple[int, float, tuple[int, ...]]] = []
+    samples: list[Sample] = []
     capacities: list[float] = []
     with running_server(ENGINE="native", CPU_THREADS="1", LOG_LEVEL="warning") as server:
 
@@ -124,7 +147,7 @@ async def test_an_hour_at_four_fifths_of_the_capacity_leaves_memory_as_it_was(is
                     while True:
                         await asyncio.sleep(round_s / SAMPLES_A_ROUND)
                         seen = resources(server)
-                        samples.append((len(answered), time.monotonic(), tuple(seen[name] for name in PROCESSES)))
+                        samples.append(Sample(len(answered), time.monotonic(), tuple(seen[name] for name in PROCESSES)))
 
                 end_s = time.monotonic() + round_s / 5
                 full = await closed_loop(send, clients, lambda: time.monotonic() < end_s)
@@ -146,20 +169,9 @@ async def test_an_hour_at_four_fifths_of_the_capacity_leaves_memory_as_it_was(is
         after, seconds = resources(server), time.monotonic() - start_s
         counted = requests_counted(server)
     sent = answered[first:]
-    numbers, times, levels = zip(*samples, strict=True)
-    parts = {
-        name: [statistics.median(part) for part in fifths(series)]
-        for name, series in zip(PROCESSES, zip(*levels, strict=True), strict=True)
-    }
+    parts, slopes = memory_of(samples)
     growth = {name: medians[-1] - medians[0] for name, medians in parts.items()}
     growth |= {name: after[name] - before[name] for name in ("descriptors", "threads")}
-    slopes = {
-        name: (
-            round(statistics.linear_regression(numbers, series).slope, 3),
-            round(statistics.linear_regression(times, series).slope * 3600 / 1024, 2),
-        )
-        for name, series in zip(PROCESSES, zip(*levels, strict=True), strict=True)
-    }
     latencies = [each.seconds for each in sent if each.code == "ok"]
     figures(requests=len(sent), seconds=seconds, per_s=len(sent) / seconds, codes=tally(sent))
     figures(capacity_min=min(capacities), capacity_p50=percentile(capacities, 0.5), capacity_max=max(capacities))

@@ -29,6 +29,7 @@ from service.engine.cpu.packed_weights import Matrix, pack
 from service.engine.kernels.reference.decoder import lora_add
 from service.engine.lora.bank import AdapterBank
 from service.engine.lora.low_rank import SlotMatrices, SlotRows, rows_by_slot
+from shared.deepseek_ocr.configuration import TextConfig
 from shared.deepseek_ocr.decoder import DecoderLayer, rotary_tables
 from shared.deepseek_ocr.moe import MixtureOfExperts, Mlp
 from shared.deepseek_ocr.protocol import OcrModel
@@ -102,6 +103,14 @@ def can_pack(model: OcrModel) -> bool:
     return head.device.type == "cpu" and head.dtype == torch.float32 and is_small
 
 
+def signed_rotary_tables(text: TextConfig, max_tokens: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines by position, `[P, D]`, float32, for `x * cos + (second half, first half of x) * sin`."""
+    cos, sin = rotary_tables(torch.arange(max_tokens)[None], text.head_dim, text.rope_theta, torch.float32)
+    # The sign of the second half goes into the table.
+    sin[0, 0, :, : text.head_dim // 2].neg_()
+    return cos[0, 0], sin[0, 0]
+
+
 class PackedDecoder:
     """A copy of a model's decoder, laid out for steps of one token a row.
 
@@ -119,11 +128,7 @@ class PackedDecoder:
         self._head = pack(model.lm_head.weight)
         self._heads, self._head_dim = text.num_attention_heads, text.head_dim
         self._floor_11 = torch.full((1, 1), text.rms_norm_eps * text.hidden_size)
-        positions = torch.arange(max_tokens).unsqueeze(0)
-        cos, sin = rotary_tables(positions, text.head_dim, text.rope_theta, self._embeddings_VH.dtype)
-        self._cos_PD, self._sin_PD = cos[0, 0], sin[0, 0]
-        # Rotating is x * cos + (-second half, first half) * sin; the sign goes into the table.
-        self._sin_PD[:, : text.head_dim // 2].neg_()
+        self._cos_PD, self._sin_PD = signed_rotary_tables(text, max_tokens)
 
     def logits(
         self,

@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from service.engine.cpu.kv_cache import DecodeWindow, PrefillWindow
+from service.engine.cpu.packed_decoder import signed_rotary_tables
 from service.engine.cpu.packed_linear import PackedWeights
 from service.engine.cpu.packed_weights import HalfWeights, pack
-from shared.deepseek_ocr.decoder import DecoderLayer, rotary_tables
+from shared.deepseek_ocr.decoder import DecoderLayer
 from shared.deepseek_ocr.moe import MixtureOfExperts, Mlp
 from shared.deepseek_ocr.protocol import OcrModel
 
@@ -118,10 +119,7 @@ class RoundedDecoder:
         self._heads, self._head_dim = text.num_attention_heads, text.head_dim
         self._root = text.hidden_size**0.5
         self._floor_11 = torch.full((1, 1), text.rms_norm_eps * text.hidden_size)
-        cos, sin = rotary_tables(torch.arange(max_tokens)[None], text.head_dim, text.rope_theta, torch.float32)
-        cos_PD, sin_PD = cos[0, 0], sin[0, 0]
-        # Rotating is x * cos + (-second half, first half) * sin; the sign goes into the table.
-        sin_PD[:, : text.head_dim // 2].neg_()
+        cos_PD, sin_PD = signed_rotary_tables(text, max_tokens)
         self._cos_PD, self._sin_PD = cos_PD.bfloat16(), sin_PD.bfloat16()
 
     def read(self, embeds_BLH: Tensor, positions_BL: Tensor, window: PrefillWindow) -> Tensor:
