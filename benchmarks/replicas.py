@@ -106,6 +106,7 @@ def main() -> None:
                     "pages_per_s": round(sum(each["pages_per_s"] for each in seen), 2),
                     "each_pages_per_s": [each["pages_per_s"] for each in seen],
                     "p50_ms": [each["e2e_ms"]["p50"] for each in seen],
+                    "p99_ms": [each["e2e_ms"]["p99"] for each in seen],
                     "errors": [each["errors"] for each in seen],
                     "client_cpu_share": [each["client_cpu_share"] for each in seen],
                 }

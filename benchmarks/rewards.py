@@ -2,16 +2,16 @@ r"""Rewards after supervised training, against supervised training alone for the
 
     python benchmarks/rewards.py sets/comb --updates 200 --out runs/rewards --real scans
 
-`sets/comb` is what `benchmarks/comb_domain.py write` made. Three runs one after another, each alone on the card:
+`sets/comb` is what `benchmarks/comb_domain.py write` made. Three runs, each alone on its card:
 
-- *supervised*: 2 N updates on forms and general pages, on one schedule;
-- *first-half*: N updates on a schedule of their own;
-- *rewards*: goes on from the first half with `trainer reinforce`, stopped after the seconds that N more supervised
-  updates took.
+- *first-half*: N updates on forms and general pages, on a schedule of their own;
+- *supervised*: as many updates as the first half and `--seconds` more can make, on one schedule;
+- *rewards*: goes on from the first half with `trainer reinforce` and is stopped after `--seconds`.
 
-The same seed throughout. Then base model and all three read held-out forms, general pages and each folder of scans
-(`--real`, never trained on). Every row is printed as soon as it is known: character error rate, answers that looped or
-met the limit, and the share of words that are not on the page. The last line is JSON.
+With `--cards 2` the last two run at the same time. The same seed throughout. Then base model and all three read
+held-out forms, general pages and each folder of scans (`--real`, never trained on). Every row is printed as soon as an
+arm has read: character error rate, answers that looped or met the limit, and the share of words that are not on the
+page. The last line is JSON.
 
 More flags for `train` and `reinforce` are one word each, written with `=`: `--train-flags="--cuda-graphs"`.
 """
@@ -19,6 +19,7 @@ More flags for `train` and `reinforce` are one word each, written with `=`: `--t
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -48,53 +50,65 @@ def main() -> int:
     parser.add_argument("sets", type=Path, help="sets of benchmarks/comb_domain.py")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs; must not exist")
     parser.add_argument("--model", default="shared/nano")
-    parser.add_argument("--updates", type=int, default=200, help="N (%(default)s)")
+    parser.add_argument("--updates", type=int, default=200, help="of the first half (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=150.0, help="of what comes after it (%(default)s)")
+    parser.add_argument("--cards", type=int, default=1, help="GPUs to use (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="pages of a supervised update (%(default)s)")
     parser.add_argument("--learning-rate", default="3e-4", help="of supervised training (%(default)s)")
     parser.add_argument("--train-flags", default="", help="more flags of `train`, as one word")
     parser.add_argument("--reward-flags", default="", help="more flags of `reinforce`, as one word")
     parser.add_argument("--real", type=Path, action="append", default=[], help="folder with images/ and truth/")
     parser.add_argument("--limit", type=int, default=60, help="pages of each set or tier to measure on (%(default)s)")
+    parser.add_argument("--read", choices=ARMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.read:
+        figures_of(options.read, options)
+        return 0
     options.out.mkdir(parents=True)
-    seconds = {"supervised": _train(options, "supervised", 2 * options.updates)}
-    seconds["first-half"] = _train(options, "first-half", options.updates)
-    seconds["rewards"] = _reinforce(options, max(seconds["supervised"] - seconds["first-half"], 1.0))
-    updates = len(events(options.out / "rewards", "log"))
-    print(f"seconds of training: {json.dumps(seconds)}, updates by rewards: {updates}", flush=True)
-    figures, device = measure(options)
+    seconds = {"first-half": _train(options, "first-half", options.updates, 0)}
+    updates = options.updates + round(options.updates * options.seconds / seconds["first-half"])
+    with ThreadPoolExecutor(options.cards) as threads:
+        supervised = threads.submit(_train, options, "supervised", updates, 0)
+        rewards = threads.submit(_reinforce, options, options.cards - 1)
+        seconds |= {"supervised": supervised.result(), "rewards": rewards.result()}
+        made = {arm: events(options.out / arm, "end")[-1]["step"] for arm in seconds}
+        print(f"seconds of training: {json.dumps(seconds)}, updates: {json.dumps(made)}", flush=True)
+        print(f"{'set':<16}{'reader':<14}{'CER, %':>24}{'unfinished, %':>15}{'invented, %':>13}", flush=True)
+        read = list(threads.map(_read, itertools.repeat(options), ARMS, itertools.cycle(range(options.cards))))
     from benchmarks.origin import command, origin
+    from trainer.config import load_settings
+    from trainer.reading.loading import choose_device
 
-    row = {"case": "rewards", "updates": options.updates, "reward_updates": updates, "seconds": seconds}
-    print(json.dumps(row | {"figures": figures} | origin(device) | {"command": command()}))
+    row = {"case": "rewards", "updates": made, "seconds": seconds, "figures": dict(zip(ARMS, read, strict=True))}
+    print(json.dumps(row | origin(str(choose_device(load_settings().device))) | {"command": command()}))
     return 0
 
 
-def _train(options: argparse.Namespace, name: str, updates: int) -> float:
+def _train(options: argparse.Namespace, name: str, updates: int, card: int) -> float:
     run = options.out / name
     words = ["train", *_data_flags(options, run), *SHAPE, "--batch-size", str(options.batch_size), "--learning-rate",
-             options.learning_rate, "--max-steps", str(updates), "--eval-steps", str(max(updates // 4, 1)),
+             options.learning_rate, "--max-steps", str(updates), "--eval-steps", str(max(options.updates // 4, 1)),
              "--early-stopping-patience", "none", *options.train_flags.split()]  # fmt: skip
-    process = _start([sys.executable, "-m", "trainer", *words], options.out / f"{name}.txt")
+    process = _start(["-m", "trainer", *words], options.out / f"{name}.txt", card)
     if process.wait():
         raise SystemExit(f"{name} failed: see {options.out / name}.txt")
     return round(events(run, "end")[-1]["seconds"] - events(run, "start")[-1]["seconds"], 1)
 
 
-def _reinforce(options: argparse.Namespace, budget_s: float) -> float:
-    """Go on by rewards for a number of seconds, counted from the first update."""
+def _reinforce(options: argparse.Namespace, card: int) -> float:
+    """Go on by rewards; the seconds count from the first update."""
     run = options.out / "rewards"
     # As many updates as it can make in that time: without a schedule, as its end is not known.
     words = ["reinforce", *_data_flags(options, run), "--backend", "peft",
              "--init-from", str(options.out / "first-half"), "--max-steps", "100000", "--warmup-ratio", "0",
-             "--lr-scheduler", "constant", "--logging-steps", "1", "--eval-steps", "8",
+             "--lr-scheduler", "constant", "--logging-steps", "1", "--eval-steps", "20",
              "--early-stopping-patience", "none", *options.reward_flags.split()]  # fmt: skip
-    process = _start([sys.executable, "-m", "trainer", *words], options.out / "rewards.txt")
+    process = _start(["-m", "trainer", *words], options.out / "rewards.txt", card)
     began = time.monotonic()
     while not events(run, "start") and process.poll() is None and time.monotonic() - began < START_S:
         time.sleep(0.1)
     first = time.monotonic()
-    while time.monotonic() - first < budget_s and process.poll() is None:
+    while time.monotonic() - first < options.seconds and process.poll() is None:
         time.sleep(0.1)
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)  # ends after the current update, with its checkpoint
@@ -108,21 +122,33 @@ def _data_flags(options: argparse.Namespace, run: Path) -> list[str]:
             "--max-eval-samples", "32", "--seed", "0"]  # fmt: skip
 
 
-def measure(options: argparse.Namespace) -> tuple[dict[str, dict[str, dict[str, float]]], str]:
-    """Read every set with every arm, one after another; returns figures by arm and set, and the device."""
+def _read(options: argparse.Namespace, arm: str, card: int) -> dict[str, dict[str, float]]:
+    """Read every set with an arm, in a process that sees one card; prints the rows and returns figures by set."""
+    output = options.out / f"read-{arm}.txt"
+    if _start([__file__, *sys.argv[1:], "--read", arm], output, card).wait():
+        raise SystemExit(f"{arm} could not be read with: see {output}")
+    figures: dict[str, dict[str, float]] = json.loads((options.out / f"figures-{arm}.json").read_text())
+    for name, row in figures.items():
+        rate = f"{100 * row['cer']:.2f} ({100 * row['cer_low']:.2f} to {100 * row['cer_high']:.2f})"
+        unfinished, invented = 100 * row["unfinished_ratio"], 100 * row["invented_ratio"]
+        print(f"{name:<16}{arm:<14}{rate:>24}{unfinished:>15.1f}{invented:>13.1f}", flush=True)
+    return figures
+
+
+def figures_of(arm: str, options: argparse.Namespace) -> None:
+    """Read every set with an arm, and write `figures-ARM.json`."""
     from trainer.config import load_settings
     from trainer.evaluation.paths import locate_adapter
     from trainer.evaluation.run import read_all
     from trainer.evaluation.samples import Layout, load_scans, load_set
     from trainer.evaluation.scores import score_page, score_tier
     from trainer.evaluation.sources import load_source
-    from trainer.reading.loading import choose_device, load_adapter_readers, load_model_reader
+    from trainer.reading.loading import load_adapter_readers, load_model_reader
     from trainer.reading.model import ReadingOptions
     from trainer.rewards.rewards import invented_ratio
 
     settings = load_settings()
-    figures: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in ARMS}
-    print(f"{'set':<16}{'reader':<14}{'CER, %':>24}{'unfinished, %':>15}{'invented, %':>13}{'seconds':>9}", flush=True)
+    figures: dict[str, dict[str, float]] = {}
     with TemporaryDirectory() as scratch:
         forms = load_source(str(options.sets / "heldout"), Path(scratch), None, Layout.BLOCK, options.limit)
         sets = [forms, load_set(options.sets / "general", [], options.limit)]
@@ -131,39 +157,35 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, dict[str, dict[str, 
             # A token is a character at least, so this is far more than a reading needs.
             most = min(max(map(len, truths)) + 32, MOST_TOKENS)
             reading = ReadingOptions(max_new_tokens=most, batch_size=64)
-            for arm in ARMS:
-                began = time.monotonic()
-                if arm == "base":
-                    reader = load_model_reader(options.model, settings.device, settings.num_threads, reading)
-                else:
-                    place = locate_adapter(str(options.out / arm))
-                    device = settings.device, settings.num_threads
-                    reader, _ = load_adapter_readers(options.model, place, *device, reading)
-                read = read_all(reader, pages.samples, sys.stderr)
-                score = score_tier([score_page(truth, each) for truth, each in zip(truths, read, strict=True)])
-                invented = [invented_ratio(truth, each.text) for truth, each in zip(truths, read, strict=True)]
-                row = {
-                    "pages": score.pages,
-                    "cer": round(score.cer, 5),
-                    "cer_low": round(score.cer_low, 5),
-                    "cer_high": round(score.cer_high, 5),
-                    "unfinished_ratio": round(score.unfinished_ratio, 5),
-                    "invented_ratio": round(sum(invented) / len(invented), 5),
-                }
-                figures[arm][pages.name] = row
-                rate = f"{100 * row['cer']:.2f} ({100 * row['cer_low']:.2f} to {100 * row['cer_high']:.2f})"
-                print(
-                    f"{pages.name:<16}{arm:<14}{rate:>24}{100 * row['unfinished_ratio']:>15.1f}"
-                    f"{100 * row['invented_ratio']:>13.1f}{time.monotonic() - began:>9.1f}",
-                    flush=True,
-                )
-    return figures, str(choose_device(settings.device))
+            if arm == "base":
+                reader = load_model_reader(options.model, settings.device, settings.num_threads, reading)
+            else:
+                place = locate_adapter(str(options.out / arm))
+                device = settings.device, settings.num_threads
+                reader, _ = load_adapter_readers(options.model, place, *device, reading)
+            read = read_all(reader, pages.samples, sys.stderr)
+            score = score_tier([score_page(truth, each) for truth, each in zip(truths, read, strict=True)])
+            invented = [invented_ratio(truth, each.text) for truth, each in zip(truths, read, strict=True)]
+            figures[pages.name] = {
+                "pages": score.pages,
+                "cer": round(score.cer, 5),
+                "cer_low": round(score.cer_low, 5),
+                "cer_high": round(score.cer_high, 5),
+                "unfinished_ratio": round(score.unfinished_ratio, 5),
+                "invented_ratio": round(sum(invented) / len(invented), 5),
+            }
+    (options.out / f"figures-{arm}.json").write_text(json.dumps(figures))
 
 
-def _start(command: Sequence[str], output: Path) -> subprocess.Popen[bytes]:
+def _start(words: Sequence[str], output: Path, card: int) -> subprocess.Popen[bytes]:
+    """Start Python; it sees one card."""
+    environment = {
+        **os.environ,  # noqa: TID251
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]]),
+        "CUDA_VISIBLE_DEVICES": str(card),
+    }
     with output.open("wb") as stream:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}  # noqa: TID251
-        return subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
+        return subprocess.Popen([sys.executable, *words], stdout=stream, stderr=subprocess.STDOUT, env=environment)
 
 
 def events(run: Path, name: str) -> list[dict[str, Any]]:

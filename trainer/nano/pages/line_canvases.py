@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from shared.images.canvases import EDGE_EM, EM_PX, MARGIN_PX, Canvas, Piece, Strip, pack
+from shared.images.canvases import EDGE_EM, EM_PX, LOW_PX, MARGIN_PX, SIDE_PX, Canvas, Piece, Strip, pack
 from shared.images.reading_order import reading_order
 from shared.images.segments import LevelPage, find_segments
 from shared.images.strip_cutting import cut_strips
@@ -33,6 +33,9 @@ EFFECTS: Final = (
 NEIGHBOURS_SHARE: Final = 0.15
 EM_SPREAD: Final = 0.22
 MOST_LINES: Final = (5, 20)
+LOW_SHARE: Final = 0.4
+LOW_LINES: Final = (2, 7)
+"""On low canvases, which a CPU reads pages by: several short answers side by side take fewer steps than a long one."""
 MAX_TRIES: Final = 30
 EDGE_REACH_EM: Final = 0.06
 ROWS_REACH_EM: Final = 0.35
@@ -112,8 +115,10 @@ class LineCanvases:
         strips = cut_strips(level, reading_order(level.segments), em_px, keeps_neighbours=keeps_neighbours)
         truth = _Truth(page.text)
         marks = _Marks(page.marks, level)
+        is_low = rng.random() < LOW_SHARE
+        most_lines, most_px = (LOW_LINES, LOW_PX) if is_low else (MOST_LINES, SIDE_PX)
         samples = []
-        for canvas in pack(strips, em_px, rng.randint(*MOST_LINES)):
+        for canvas in pack(strips, em_px, rng.randint(*most_lines), most_px):
             sample = _sample(canvas, level, marks, truth, em_px)
             if sample is not None:
                 samples.append(sample)

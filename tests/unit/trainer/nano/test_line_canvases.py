@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from shared.images.canvases import SIDE_PX, pack
+from shared.images.canvases import LOW_PX, SIDE_PX, pack
 from trainer.nano.pages import line_canvases
 from trainer.nano.pages.line_canvases import LineCanvases
 from trainer.nano.pages.mosaic import MosaicRenderer
@@ -18,8 +18,8 @@ def test_truth_has_a_line_for_each_strip_and_its_words_are_the_pages(library, co
     monkeypatch.setattr(line_canvases, "DEGRADED_SHARE", 0.0)
     counts = []
 
-    def counting(strips, em_px, most):
-        canvases = pack(strips, em_px, most)
+    def counting(*given):
+        canvases = pack(*given)
         counts.extend(len(canvas.strips) for canvas in canvases)
         return canvases
 
@@ -45,6 +45,15 @@ def test_truth_has_a_line_for_each_strip_and_its_words_are_the_pages(library, co
                 for x, y, _ in sample.marks
             ]
             assert np.mean(np.array(near) > 60) > 0.95
+
+
+def test_low_canvases_have_few_lines(library, corpus, monkeypatch):
+    monkeypatch.setattr(line_canvases, "LOW_SHARE", 1.0)
+    canvases = LineCanvases(MosaicRenderer(library, corpus, 4).render_mosaic, 2)
+    for _ in range(4):
+        sample = canvases.next()
+        assert sample.ink.shape[0] <= LOW_PX
+        assert len(sample.text.split("\n")) <= line_canvases.LOW_LINES[1]
 
 
 def test_same_seed_gives_the_same_canvases(library, corpus):
