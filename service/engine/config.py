@@ -42,6 +42,8 @@ class EngineLimits:
     weights: WeightForm = WeightForm.AUTO
     """Of the decoder. What `auto` comes to is found out before anything is loaded, by `load_engine`; a model that is
     loaded already stays in full."""
+    encodes_in_fp8: bool = False
+    """Whether the vision encoders' large products are in FP8; CUDA in bfloat16 only, see `kernels.fp8_rows`."""
     cuda_graphs: bool = True
     """Whether decode steps are captured; off, to measure what that gives."""
     skips_padding: bool = True

@@ -58,8 +58,8 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         An engine that has not been warmed up.
 
     Raises:
-        EngineError: The GPU has no room for a single page next to the model, or adapters or 8-bit weights were
-            requested and the model's kind or device does not support them.
+        EngineError: The GPU has no room for a single page next to the model, or adapters, 8-bit weights or encoders in
+            FP8 were requested and the model's kind or device does not support them.
     """
     import torch
 
@@ -85,6 +85,8 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
     runs_on_gpu = device.type == "cuda" and kind.has_fast_decoder
     if limits.weights is WeightForm.INT8 and not runs_on_gpu:
         raise EngineError("8-bit weights need a GPU and a model that its decoder supports; set weights to full")
+    if limits.encodes_in_fp8 and not runs_on_gpu:
+        raise EngineError("encoders in FP8 need a GPU and a model that its decoder supports")
     make_runner = _make_gpu_runner if runs_on_gpu else _make_cpu_runner
     runner, limits = make_runner(checkpoint, limits)
     info = EngineInfo(

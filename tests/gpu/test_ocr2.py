@@ -55,6 +55,20 @@ def test_views_are_encoded_as_by_transformers(side_px: int, patch_px: int, kerne
     assert relative_error(found, exact) < relative_error(near, exact) + TOLERANCE
 
 
+@torch.inference_mode()
+@pytest.mark.skipif(not HAS_GPU, reason="no CPU multiplies rows of FP8")
+def test_views_in_fp8_are_what_plain_torch_emulates():
+    theirs = tiny_ocr2(1, 16, is_global=True)
+    views = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 768, 768, 3), np.uint8)).to(DEVICE)
+    exact = QueryVisionEncoder(in_type(reader_of(theirs), DEVICE, torch.float32), vision_reference).encode(views)
+    model = in_type(reader_of(theirs), DEVICE, DTYPE)
+    fused, emulated = (
+        relative_error(QueryVisionEncoder(model, kernels, is_fp8=True).encode(views), exact)
+        for kernels in (import_kernels("service.engine.kernels.triton.vision"), vision_reference)
+    )
+    assert fused < max(TOLERANCE, 1.2 * emulated)
+
+
 @pytest.mark.skipif(not HAS_GPU, reason="takes minutes in the interpreter")
 @pytest.mark.parametrize("weights", [WeightForm.FULL, WeightForm.INT8])
 def test_pages_read_together_have_the_logits_of_transformers(weights: WeightForm):

@@ -6,8 +6,14 @@ import torch
 from tests.support.interpreter import DEVICE, HALF, HAS_GPU, import_kernels, relative_error
 
 import_kernels("service.engine.kernels.triton.vision")
+from service.engine.kernels.fp8_rows import Fp8Rows, to_fp8  # noqa: E402
 from service.engine.kernels.reference import vision as vision_reference  # noqa: E402
-from service.engine.kernels.triton import vision_attention, vision_elementwise, vision_linear  # noqa: E402
+from service.engine.kernels.triton import (  # noqa: E402
+    vision_attention,
+    vision_elementwise,
+    vision_fp8,
+    vision_linear,
+)
 
 pytestmark = [pytest.mark.gpu] if HAS_GPU else []
 TOLERANCES = {HALF: 1e-2} if HAS_GPU else {HALF: 1e-2, torch.float32: 1e-5}
@@ -96,3 +102,55 @@ def test_patches(size: int, dtype: torch.dtype):
     assert relative_error(out, vision_reference.patches(views, size, torch.float32)) < (
         1e-7 if dtype == torch.float32 else 2e-3
     )
+
+
+FP8_CHANNELS = [48, 256, 4096] if HAS_GPU else [48, 256]
+"""Of what becomes 8 bits: half as wide as gates and ups."""
+
+
+def assert_rows_near(rows: Fp8Rows, expected: Fp8Rows) -> None:
+    """Sums in another order, and GELU by tanh, move a few numbers to the next one."""
+    assert rows.values.is_contiguous()
+    assert relative_error(rows.scale, expected.scale) < 1e-3
+    assert relative_error(rows.in_full(), expected.in_full()) < 1e-2
+
+
+@BY_TYPE
+@pytest.mark.parametrize("channels", FP8_CHANNELS)
+@pytest.mark.parametrize(("added", "shifted"), [(False, False), (True, True)])
+def test_norms_that_write_fp8(channels: int, added: bool, shifted: bool, dtype: torch.dtype):
+    x, weight, bias = (noise(*shape, channels, dtype=dtype, seed=seed) for seed, shape in enumerate(((37,), (), ())))
+    shift = noise(channels, dtype=torch.float32, seed=4) if shifted else None
+    more = noise(37, channels, dtype=dtype, seed=5) if added else None
+    ours, theirs = x.clone(), x.clone()
+    rows = vision_fp8.layer_norm_fp8(ours, more, shift, weight, bias, 1e-6)
+    assert_rows_near(rows, vision_reference.layer_norm_fp8(theirs, more, shift, weight, bias, 1e-6))
+    assert torch.equal(ours, theirs)
+    rows = vision_fp8.rms_norm_fp8(ours, more, weight, 1e-6)
+    assert_rows_near(rows, vision_reference.rms_norm_fp8(theirs, more, weight, 1e-6))
+    assert torch.equal(ours, theirs)
+
+
+@BY_TYPE
+@pytest.mark.parametrize("channels", FP8_CHANNELS)
+def test_activations_that_write_fp8(channels: int, dtype: torch.dtype):
+    x, bias = noise(37, channels, dtype=dtype, scale=3.0), noise(channels, dtype=dtype, seed=1)
+    x[5] = 0
+    for name in ("gelu_fp8", "quick_gelu_fp8"):
+        rows = getattr(vision_fp8, name)(x, bias)
+        assert_rows_near(rows, getattr(vision_reference, name)(x, bias))
+    joined = noise(37, 2 * channels, dtype=dtype, scale=3.0)
+    assert_rows_near(vision_fp8.gated_fp8(joined), vision_reference.gated_fp8(joined))
+
+
+@pytest.mark.skipif(not HAS_GPU, reason="no CPU multiplies rows of FP8")
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("tokens", "outputs", "channels"), [(1, 48, 32), (101, 3072, 1024), (4096, 768, 3072)])
+def test_product_in_fp8(tokens: int, outputs: int, channels: int, biased: bool):
+    x = to_fp8(noise(tokens, channels, dtype=HALF))
+    weight = to_fp8(noise(outputs, channels, dtype=HALF, scale=0.1, seed=1))
+    bias = noise(outputs, dtype=HALF, seed=2) if biased else None
+    out = vision_fp8.linear_fp8(x, weight, bias, HALF)
+    assert out.dtype == torch.bfloat16
+    # Fast accumulation keeps 14 bits of a sum.
+    assert relative_error(out, vision_reference.linear_fp8(x, weight, bias, HALF)) < 1e-2

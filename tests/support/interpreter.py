@@ -9,6 +9,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,6 +28,7 @@ def import_kernels(name: str) -> ModuleType:
             pytest.skip("something imported triton before it was told to interpret", allow_module_level=True)
         os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported and when a kernel is declared
         _mend_bounds()
+        _mend_rounding()
     return importlib.import_module(name)
 
 
@@ -44,6 +46,25 @@ def _mend_bounds() -> None:
 
     patched.mended = True  # type: ignore[attr-defined] # a function's attribute
     interpreter._patch_lang_tensor = patched
+
+
+def _mend_rounding() -> None:
+    """Let 8-bit floats be rounded as a device does: Triton 3.6 halves what is rounded up to a power of two."""
+    interpreter: Any = importlib.import_module("triton.runtime.interpreter")
+    tl: Any = importlib.import_module("triton.language")
+
+    original = interpreter.InterpreterBuilder.create_fp_to_fp
+    if getattr(original, "mended", False):
+        return
+
+    def rounded(self: Any, source: Any, target: Any, rounding: Any) -> Any:
+        if target.scalar != tl.float8e4nv:
+            return original(self, source, target, rounding)
+        values = torch.from_numpy(np.ascontiguousarray(source.data)).to(torch.float8_e4m3fn)
+        return interpreter.TensorHandle(values.view(torch.uint8).numpy(), target.scalar)
+
+    rounded.mended = True  # type: ignore[attr-defined] # a function's attribute
+    interpreter.InterpreterBuilder.create_fp_to_fp = rounded
 
 
 def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:

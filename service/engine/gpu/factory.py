@@ -30,9 +30,11 @@ from shared.deepseek_ocr.configuration import TextConfig
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, global_view_px
 from shared.deepseek_ocr.protocol import OcrModel
 from shared.deepseek_ocr.public_config import ConfigError
-from shared.deepseek_ocr.registry import find_kind
+from shared.deepseek_ocr.registry import find_kind, kind_of
 
 _log = logging.getLogger(__name__)
+_FP8_CAPABILITY = (8, 9)
+"""The first whose tensor cores multiply 8-bit floats."""
 
 
 def choose_weights(folder: Path, device: torch.device | str, dtype: torch.dtype, limits: EngineLimits) -> WeightForm:
@@ -84,12 +86,20 @@ def make_gpu_runner(
         The runner, and the limits with what was left to the device filled in.
 
     Raises:
-        EngineError: There is no room for a single page.
+        EngineError: There is no room for a single page, or the card or the type does not suit encoders in FP8.
     """
     from service.engine.kernels.triton import decoder as fused
 
     text = model.decoder.config
     device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
+    fp8_bytes = 0
+    if limits.encodes_in_fp8:
+        if dtype != torch.bfloat16 or torch.cuda.get_device_capability(device) < _FP8_CAPABILITY:
+            raise EngineError("encoders in FP8 need bfloat16 and a GPU of compute capability 8.9 or later")
+        # At most: what is not a large product stays as it is.
+        whole: Any = model
+        prefixes = kind_of(model).vision
+        fp8_bytes = sum(value.numel() for name, value in whole.named_parameters() if name.startswith(prefixes))
     ring = AnswerRing.of(model, limits.loop_rule)
     decoder = GpuDecoder(
         model,
@@ -102,7 +112,7 @@ def make_gpu_runner(
     )
     # Packing leaves the largest temporary tensor in the allocator's cache.
     torch.cuda.empty_cache()
-    plan = _plan(text, device, dtype, limits)
+    plan = _plan(text, device, dtype, limits, coming_bytes=fp8_bytes)
     _log.info("memory of %s: %s", device, plan)
     cache = PagedCache(
         num_layers=text.num_hidden_layers,
@@ -117,7 +127,7 @@ def make_gpu_runner(
     runner = GpuRunner(
         model,
         decoder=decoder,
-        vision=GpuVision(model, chunk_patches=plan.bounds.chunk_patches),
+        vision=GpuVision(model, chunk_patches=plan.bounds.chunk_patches, is_fp8=limits.encodes_in_fp8),
         cache=cache,
         state=AnswerState.create(limits.batch_size, limits.max_new_tokens, limits.loop_rule, eos_id, device),
         kernels=fused,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from service.engine.vision.layers import Affine, Layer, added, affine, through
+from service.engine.vision.layers import Activation, Layer, Stream, added, affine, normed, through, weight_of
 from service.engine.vision.sam import SamConstants, SamPass
 from shared.deepseek_ocr.clip import ClipEncoder, ClipLayer
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
@@ -39,18 +39,19 @@ class VisionEncoder:
     Args:
         model: In evaluation mode, on its device; its vision weights must not move afterwards.
         kernels: `kernels.triton.vision`, or `kernels.reference.vision` on a CPU.
+        is_fp8: Whether the encoders' large products are in FP8.
     """
 
-    def __init__(self, model: OcrModel, kernels: ModuleType) -> None:
+    def __init__(self, model: OcrModel, kernels: ModuleType, *, is_fp8: bool = False) -> None:
         self._model = cast("DeepseekOcrForConditionalGeneration", model).model
         self._kernels: Any = kernels
         self._constants: dict[int, Constants] = {}
-        self._first = SamPass(self._model.sam_model, self._model.config.sam_config, kernels)
+        self._first = SamPass(self._model.sam_model, self._model.config.sam_config, kernels, is_fp8=is_fp8)
         clip = self._model.vision_model
         shift: Tensor | None = None
         self._clip_layers = []
         for module in clip.transformer.layers:
-            clip_layer, shift = _clip_layer(cast("ClipLayer", module), shift)
+            clip_layer, shift = _clip_layer(cast("ClipLayer", module), shift, is_fp8=is_fp8)
             self._clip_layers.append(clip_layer)
         self._pack_projector(self._model.projector.layers, clip, shift)
 
@@ -87,16 +88,15 @@ class VisionEncoder:
         x_VLC = features_VNC.new_empty(views, tokens + 1, channels)
         x_VLC[:, 0] = clip.embeddings.class_embedding + clip.embeddings.position_embedding.weight[0]
         torch.add(features_VNC, constants.clip_positions_NC, out=x_VLC[:, 1:])
-        x_TC = self._norm(x_VLC.flatten(0, 1), affine(clip.pre_layrnorm, None))
+        stream = Stream(normed(x_VLC.flatten(0, 1), affine(clip.pre_layrnorm, None), self._kernels), self._kernels)
         heads = self._model.config.clip_config.num_attention_heads
         for layer in self._clip_layers:
-            qkv_TE = torch.addmm(layer.qkv_bias_E, self._norm(x_TC, layer.before_attention), layer.qkv_weight_EC.t())
+            qkv_TE = stream.linear(layer.before_attention, layer.qkv_weight_EC, layer.qkv_bias_E)
             q, k, v = qkv_TE.view(views, tokens + 1, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-            out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x_TC.shape)
-            x_TC.addmm_(out, layer.out_weight_CC.t())
-            hidden = self._kernels.linear_quick_gelu(self._norm(x_TC, layer.before_mlp), layer.up_weight, layer.up_bias)
-            x_TC.addmm_(hidden, layer.down_weight.t())
-        return x_TC.view(x_VLC.shape)[:, 1:].reshape(views * tokens, channels)
+            out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, channels)
+            stream.add_linear(out, layer.out_weight_CC)
+            stream.add_mlp(layer, Activation.QUICK_GELU)
+        return stream.tokens().view(x_VLC.shape)[:, 1:].reshape(views * tokens, channels)
 
     def _project(self, clip_TC: Tensor, features_VNC: Tensor) -> Tensor:
         """To the decoder's width: `[V, N, D]`."""
@@ -106,10 +106,6 @@ class VisionEncoder:
         tokens_TD.addmm_(features_VNC.flatten(0, 1), weight_DC[:, split:].t())
         return tokens_TD.view(*features_VNC.shape[:2], -1)
 
-    def _norm(self, x_TC: Tensor, norm: Affine) -> Tensor:
-        normed: Tensor = self._kernels.layer_norm(x_TC, norm.shift_C, norm.weight_C, norm.bias_C, norm.eps)
-        return normed
-
     @torch.inference_mode()
     def _pack_projector(self, projector: nn.Linear, clip: ClipEncoder, shift_C: Tensor | None) -> None:
         split = clip.embeddings.class_embedding.shape[0]
@@ -117,17 +113,17 @@ class VisionEncoder:
 
 
 @torch.inference_mode()
-def _clip_layer(module: ClipLayer, shift_C: Tensor | None) -> tuple[Layer, Tensor]:
+def _clip_layer(module: ClipLayer, shift_C: Tensor | None, *, is_fp8: bool) -> tuple[Layer, Tensor]:
     """A layer of the second encoder, and what the stream lacks after it."""
     after_attention = added(shift_C, module.self_attn.out_proj.bias)
     layer = Layer(
         before_attention=affine(module.layer_norm1, shift_C),
-        qkv_weight_EC=module.self_attn.qkv_proj.weight,
+        qkv_weight_EC=weight_of(module.self_attn.qkv_proj.weight, is_fp8=is_fp8),
         qkv_bias_E=module.self_attn.qkv_proj.bias,
         out_weight_CC=module.self_attn.out_proj.weight,
         before_mlp=affine(module.layer_norm2, after_attention),
-        up_weight=module.mlp.fc1.weight,
+        up_weight=weight_of(module.mlp.fc1.weight, is_fp8=is_fp8),
         up_bias=module.mlp.fc1.bias,
-        down_weight=module.mlp.fc2.weight,
+        down_weight=weight_of(module.mlp.fc2.weight, is_fp8=is_fp8),
     )
     return layer, added(after_attention, module.mlp.fc2.bias)

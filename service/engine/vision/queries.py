@@ -23,23 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from service.engine.vision.layers import Activation, Affine, Layer, Stream, weight_of
 from service.engine.vision.sam import SamConstants, SamPass
 from shared.deepseek_ocr.decoder import rotary_tables
 from shared.deepseek_ocr.ocr2_parts import native_sam, sam_config
 from shared.deepseek_ocr.protocol import OcrModel
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """Weights of a layer of the second encoder."""
-
-    attention_norm_C: Tensor
-    qkv_weight_EC: Tensor
-    qkv_bias_E: Tensor
-    out_weight_CC: Tensor
-    mlp_norm_C: Tensor
-    gate_up_JC: Tensor
-    down_weight: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +49,22 @@ class QueryVisionEncoder:
     Args:
         model: DeepSeek-OCR-2 in evaluation mode, on its device; its vision weights must not move afterwards.
         kernels: `kernels.triton.vision`, or `kernels.reference.vision` on a CPU.
+        is_fp8: Whether the encoders' large products are in FP8.
     """
 
-    def __init__(self, model: OcrModel, kernels: ModuleType) -> None:
+    def __init__(self, model: OcrModel, kernels: ModuleType, *, is_fp8: bool = False) -> None:
         self._kernels: Any = kernels
         self._constants: dict[int, Constants] = {}
         whole: Any = model
         self._tower: Any = whole.model.vision_tower
         self._projector: nn.Linear = whole.model.multi_modal_projector
-        self._first = SamPass(native_sam(model), sam_config(model.config), kernels)
+        self._first = SamPass(native_sam(model), sam_config(model.config), kernels, is_fp8=is_fp8)
         encoder = model.config.vision_config.encoder_config
         self._heads, self._key_heads = encoder.num_attention_heads, encoder.num_key_value_heads
         self._head_dim: int = encoder.hidden_size // encoder.num_attention_heads
         self._theta: float = encoder.rope_parameters["rope_theta"]
         self._eps: float = encoder.rms_norm_eps
-        self._layers = [_pack(layer) for layer in self._tower.vision_encoder.layers]
+        self._layers = [_pack(layer, self._eps, is_fp8=is_fp8) for layer in self._tower.vision_encoder.layers]
 
     @torch.inference_mode()
     def encode(self, views_VPPC: Tensor) -> Tensor:
@@ -119,23 +108,20 @@ class QueryVisionEncoder:
 
     def _second(self, features_VMC: Tensor, constants: Constants) -> Tensor:
         """The second encoder: `[V, N, C]`."""
-        kernels, eps = self._kernels, self._eps
         views, patches, channels = features_VMC.shape
         queries_VNC = constants.queries_NC.expand(views, -1, -1)
         x_VLC = torch.cat((features_VMC, queries_VNC), dim=1)
-        x_TC = x_VLC.flatten(0, 1)
+        stream = Stream(x_VLC.flatten(0, 1), self._kernels)
         for layer in self._layers:
             is_last = layer is self._layers[-1]
             first = patches if is_last else 0
-            normed_TC = kernels.rms_norm(x_TC, layer.attention_norm_C, eps)
-            qkv_TE = torch.addmm(layer.qkv_bias_E, normed_TC, layer.qkv_weight_EC.t())
+            qkv_TE = stream.linear(layer.before_attention, layer.qkv_weight_EC, layer.qkv_bias_E)
             out_VLC = self._attend(qkv_TE.view(views, x_VLC.shape[1], -1, self._head_dim), constants, first)
             if is_last:
-                x_TC = x_TC.view(x_VLC.shape)[:, patches:].flatten(0, 1)
-            x_TC.addmm_(out_VLC.flatten(0, 1), layer.out_weight_CC.t())
-            joined_TJ = kernels.rms_norm(x_TC, layer.mlp_norm_C, eps) @ layer.gate_up_JC.t()
-            x_TC.addmm_(kernels.gated(joined_TJ, 1), layer.down_weight.t())
-        normed_TC = kernels.rms_norm(x_TC, self._tower.vision_encoder.norm.weight, eps)
+                stream = Stream(stream.tokens().view(x_VLC.shape)[:, patches:].flatten(0, 1), self._kernels)
+            stream.add_linear(out_VLC.flatten(0, 1), layer.out_weight_CC)
+            stream.add_mlp(layer, Activation.GATED)
+        normed_TC = self._kernels.rms_norm(stream.tokens(), self._tower.vision_encoder.norm.weight, self._eps)
         tokens_VNC: Tensor = normed_TC.view(views, -1, channels)
         return tokens_VNC
 
@@ -154,17 +140,18 @@ class QueryVisionEncoder:
         return out_VHLD.transpose(1, 2).flatten(2)
 
 
-def _pack(layer: Any) -> _Layer:
+def _pack(layer: Any, eps: float, *, is_fp8: bool) -> Layer:
     attention, mlp = layer.self_attn, layer.mlp
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    return _Layer(
-        attention_norm_C=layer.input_layernorm.weight,
-        qkv_weight_EC=_join(projections),
+    return Layer(
+        before_attention=Affine(None, layer.input_layernorm.weight, None, eps),
+        qkv_weight_EC=weight_of(_join(projections), is_fp8=is_fp8),
         qkv_bias_E=torch.cat([projection.bias.detach() for projection in projections]),
         out_weight_CC=attention.o_proj.weight,
-        mlp_norm_C=layer.post_attention_layernorm.weight,
-        gate_up_JC=_join((mlp.gate_proj, mlp.up_proj)),
-        down_weight=mlp.down_proj.weight,
+        before_mlp=Affine(None, layer.post_attention_layernorm.weight, None, eps),
+        up_weight=weight_of(_join((mlp.gate_proj, mlp.up_proj)), is_fp8=is_fp8),
+        up_bias=None,
+        down_weight=weight_of(mlp.down_proj.weight, is_fp8=is_fp8),
     )
 
 

@@ -63,6 +63,7 @@ class GpuVision:
         chunk_patches: Patches encoded at once, at most; at least those of one view.
         graphs: Whether `warm_up` captures graphs, where that is possible.
         kernels: Set of kernels; None: the fused ones on CUDA in 16 bits, plain torch elsewhere.
+        is_fp8: Whether the encoders' large products are in FP8, see `layers`; plain torch emulates them.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class GpuVision:
         chunk_patches: int = CHUNK_PATCHES,
         graphs: bool = True,
         kernels: ModuleType | None = None,
+        is_fp8: bool = False,
     ) -> None:
         self._device: torch.device = model.lm_head.weight.device
         self._on_cuda = self._device.type == "cuda"
@@ -82,7 +84,7 @@ class GpuVision:
         self._encode_batch: Callable[[Tensor], Tensor] = model.encode_views
         if encoder is not None:
             kernels = kernels or _kernels_for(self._device, model.lm_head.weight.dtype)
-            self._encode_batch = encoder(model, kernels).encode
+            self._encode_batch = encoder(model, kernels, is_fp8=is_fp8).encode
         self._captured: dict[int, _Captured] = {}
         self._pool: Any = None
 

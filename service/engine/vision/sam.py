@@ -7,7 +7,7 @@ The same function as `sam.SamEncoder`, arranged to move each activation as rarel
   keys and values are the bias of the layer;
 - pixels are normalised while they are cut into patches.
 
-Copies no weight but the patch embedding and the convolutions, whose layouts differ. Calls nothing that waits for the
+Copies no weight but the patch embedding and the convolutions, whose layouts differ, and those that become FP8. Calls nothing that waits for the
 device, so a pass can be captured.
 
 Shape letters: V views, H and W patches down and across, P pixels, T = V * H * W tokens, C channels, E = 3 * C,
@@ -24,7 +24,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from service.engine.vision.layers import Affine, Layer, added, affine, through
+from service.engine.vision.layers import (
+    Activation,
+    Affine,
+    Layer,
+    Stream,
+    added,
+    affine,
+    normed,
+    through,
+    weight_of,
+)
 from shared.deepseek_ocr.configuration import SamConfig
 from shared.deepseek_ocr.sam import SamBlock, SamEncoder, resize_positions
 from shared.deepseek_ocr.vision import normalise_views
@@ -50,9 +60,10 @@ class SamPass:
         sam: In evaluation mode, on its device; its weights must not move afterwards.
         config: Its dimensions.
         kernels: `kernels.triton.vision`, or `kernels.reference.vision` on a CPU.
+        is_fp8: Whether its large products are in FP8.
     """
 
-    def __init__(self, sam: SamEncoder, config: SamConfig, kernels: ModuleType) -> None:
+    def __init__(self, sam: SamEncoder, config: SamConfig, kernels: ModuleType, *, is_fp8: bool = False) -> None:
         self._sam = sam
         self._config = config
         self._kernels: Any = kernels
@@ -61,7 +72,7 @@ class SamPass:
         shift_C = self._patch_bias_C
         self._layers = []
         for block in sam.blocks:
-            layer, shift_C = _sam_layer(cast("SamBlock", block), shift_C)
+            layer, shift_C = _sam_layer(cast("SamBlock", block), shift_C, is_fp8=is_fp8)
             self._layers.append(layer)
         self._pack_neck(sam.neck, shift_C)
         self._strided = [
@@ -108,9 +119,9 @@ class SamPass:
         """
         sam, kernels, side = self._sam, self._kernels, constants.side
         heads, views = self._config.num_attention_heads, views_VPPC.shape[0]
-        x_TC = self._embed(views_VPPC, constants)
+        stream = Stream(self._embed(views_VPPC, constants), kernels)
         for layer, (rows_KD, columns_KD), block in zip(self._layers, constants.tables, sam.blocks, strict=True):
-            qkv_TE = torch.addmm(layer.qkv_bias_E, self._norm(x_TC, layer.before_attention), layer.qkv_weight_EC.t())
+            qkv_TE = stream.linear(layer.before_attention, layer.qkv_weight_EC, layer.qkv_bias_E)
             qkv_VHWE = qkv_TE.view(views, side, side, -1)
             window = cast("SamBlock", block).window_size
             if window:
@@ -118,12 +129,10 @@ class SamPass:
             else:
                 out = kernels.grid_attention(qkv_VHWE, rows_KD, columns_KD, heads)
             del qkv_TE, qkv_VHWE
-            x_TC.addmm_(out.reshape(x_TC.shape), layer.out_weight_CC.t())
+            stream.add_linear(out.flatten(0, 2), layer.out_weight_CC)
             del out
-            hidden = kernels.linear_gelu(self._norm(x_TC, layer.before_mlp), layer.up_weight, layer.up_bias)
-            x_TC.addmm_(hidden, layer.down_weight.t())
-            del hidden
-        return self._shrink(x_TC, views, side)
+            stream.add_mlp(layer, Activation.GELU)
+        return self._shrink(stream.tokens(), views, side)
 
     def _embed(self, views_VPPC: Tensor, constants: SamConstants) -> Tensor:
         """Patches with their positions, without the convolution's bias where it is one convolution: `[T, C]`."""
@@ -149,8 +158,7 @@ class SamPass:
         return x_VCHW.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
 
     def _norm(self, x_TC: Tensor, norm: Affine) -> Tensor:
-        normed: Tensor = self._kernels.layer_norm(x_TC, norm.shift_C, norm.weight_C, norm.bias_C, norm.eps)
-        return normed
+        return normed(x_TC, norm, self._kernels)
 
     @torch.inference_mode()
     def _pack_patch_embedding(self, proj: nn.Module) -> None:
@@ -171,18 +179,18 @@ class SamPass:
 
 
 @torch.inference_mode()
-def _sam_layer(block: SamBlock, shift_C: Tensor | None) -> tuple[Layer, Tensor]:
+def _sam_layer(block: SamBlock, shift_C: Tensor | None, *, is_fp8: bool) -> tuple[Layer, Tensor]:
     """A layer of the first encoder, and what the stream lacks after it."""
     after_attention = added(shift_C, block.attn.proj.bias)
     layer = Layer(
         before_attention=affine(block.norm1, shift_C),
-        qkv_weight_EC=block.attn.qkv.weight,
+        qkv_weight_EC=weight_of(block.attn.qkv.weight, is_fp8=is_fp8),
         qkv_bias_E=block.attn.qkv.bias,
         out_weight_CC=block.attn.proj.weight,
         before_mlp=affine(block.norm2, after_attention),
-        up_weight=block.mlp.lin1.weight,
+        up_weight=weight_of(block.mlp.lin1.weight, is_fp8=is_fp8),
         up_bias=block.mlp.lin1.bias,
-        down_weight=block.mlp.lin2.weight,
+        down_weight=weight_of(block.mlp.lin2.weight, is_fp8=is_fp8),
     )
     return layer, added(after_attention, block.mlp.lin2.bias)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from service.engine.kernels.fp8_rows import Fp8Rows, to_fp8
 from service.engine.kernels.reference.linear import gated, rms_norm
 from shared.deepseek_ocr.sam import join_windows, split_windows
 from shared.deepseek_ocr.vision import normalise_views
@@ -20,12 +21,18 @@ QUICK_GELU = 1.702
 
 __all__ = [
     "gated",
+    "gated_fp8",
+    "gelu_fp8",
     "grid_attention",
     "layer_norm",
+    "layer_norm_fp8",
+    "linear_fp8",
     "linear_gelu",
     "linear_quick_gelu",
     "patches",
+    "quick_gelu_fp8",
     "rms_norm",
+    "rms_norm_fp8",
     "window_attention",
 ]
 
@@ -56,6 +63,67 @@ def linear_quick_gelu(x_TC: Tensor, weight_OC: Tensor, bias_O: Tensor) -> Tensor
     """Linear layer and x * sigmoid(1.702 x): `[T, O]`."""
     hidden_TO = F.linear(x_TC, weight_OC, bias_O)
     return hidden_TO * torch.sigmoid(QUICK_GELU * hidden_TO)
+
+
+def layer_norm_fp8(
+    x_TC: Tensor, added_TC: Tensor | None, shift_C: Tensor | None, weight_C: Tensor, bias_C: Tensor, eps: float
+) -> Fp8Rows:
+    """Add to the stream, then normalise it.
+
+    Args:
+        x_TC: tokens; what is added is added in place.
+        added_TC: what the product before adds to them; None: nothing.
+        shift_C: as in `layer_norm`.
+        weight_C: as in `layer_norm`.
+        bias_C: as in `layer_norm`.
+        eps: as in `layer_norm`.
+
+    Returns:
+        `[T, C]` in 8 bits.
+    """
+    if added_TC is not None:
+        x_TC += added_TC
+    shifted_TC = x_TC.float() if shift_C is None else x_TC.float() + shift_C
+    return to_fp8(F.layer_norm(shifted_TC, weight_C.shape, weight_C.float(), bias_C.float(), eps))
+
+
+def rms_norm_fp8(x_TC: Tensor, added_TC: Tensor | None, weight_C: Tensor, eps: float) -> Fp8Rows:
+    """As `layer_norm_fp8`, by the root of the mean square: `[T, C]` in 8 bits."""
+    if added_TC is not None:
+        x_TC += added_TC
+    return to_fp8(rms_norm(x_TC.float(), weight_C.float(), eps))
+
+
+def gelu_fp8(x_TC: Tensor, bias_C: Tensor) -> Fp8Rows:
+    """GELU by the error function of `x + bias`: `[T, C]` in 8 bits."""
+    return to_fp8(F.gelu(x_TC.float() + bias_C.float()))
+
+
+def quick_gelu_fp8(x_TC: Tensor, bias_C: Tensor) -> Fp8Rows:
+    """y * sigmoid(1.702 y) of `y = x + bias`: `[T, C]` in 8 bits."""
+    y_TC = x_TC.float() + bias_C.float()
+    return to_fp8(y_TC * torch.sigmoid(QUICK_GELU * y_TC))
+
+
+def gated_fp8(joined_TO: Tensor) -> Fp8Rows:
+    """`silu(gate) * up` of a token's gates and then its ups: `[T, O / 2]` in 8 bits."""
+    return to_fp8(gated(joined_TO.float(), 1))
+
+
+def linear_fp8(x: Fp8Rows, weight: Fp8Rows, bias_O: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Multiply tokens `[T, C]` by a weight `[O, C]`.
+
+    Args:
+        x: tokens.
+        weight: dimensions are multiples of 16.
+        bias_O: added to the result, of its type; None: nothing.
+        dtype: type of the result.
+
+    Returns:
+        `[T, O]`; sums are float32.
+    """
+    product_TO = x.in_full() @ weight.in_full().t()
+    return (product_TO if bias_O is None else product_TO + bias_O.float()).to(dtype)
 
 
 def patches(views_VPPC: Tensor, size: int, dtype: torch.dtype) -> Tensor:
