@@ -7,13 +7,14 @@
     python benchmarks/engine_steps.py profile    kernels of a decode step (--rows, --tokens) and of a prefill
     python benchmarks/engine_steps.py pages      whole pages through the engine: first token, ms a token, pages a second
     python benchmarks/engine_steps.py host --steps 400     the engine's thread without a device
+    python benchmarks/engine_steps.py encoders   products, views and texts with encoders in FP8 (`encoder_steps.py`)
     python benchmarks/engine_steps.py batching --checkpoint shared/nano --slots 8 --tokens 250     on a CPU
 
 Weights are random, with the public dimensions or, with `--nano`, nano's, unless `--checkpoint` names a folder. `check`,
 `pages`, `batching` and `host` also run on a CPU. `--adapters N` gives every row one of N random adapters. `--weights
-int8` keeps matrices as 8-bit rows, and `check` then compares them with full weights. Each part prints a table and,
-last, a JSON object, and takes about a minute on an H100 once kernels are compiled. `benchmarks/engine.py` has the cases
-that are compared with other engines.
+int8` keeps matrices as 8-bit rows, and `check` then compares them with full weights. `--fp8` encodes in FP8. Each part
+prints a table and, last, a JSON object, and takes about a minute on an H100 once kernels are compiled.
+`benchmarks/engine.py` has the cases that are compared with other engines.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ def engine_of(arguments: argparse.Namespace, checkpoint: LoadedCheckpoint | None
         max_sequence_tokens=2048,
         loop_rule=NO_LOOPS,
         weights=arguments.weights,
+        encodes_in_fp8=arguments.fp8,
         adapter_slots=arguments.adapters,
         adapter_max_rank=arguments.adapter_rank,
     )
@@ -542,8 +544,15 @@ def host(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def encoders(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Compare encoders in bfloat16 and in FP8; a line of JSON for each finding."""
+    from benchmarks import encoder_steps
+
+    return {"without_result": list(encoder_steps.run(arguments.only.split(",") if arguments.only else ()))}
+
+
 PARTS = {"check": check, "start": start, "decode": decode, "prefill": prefill, "profile": profile, "pages": pages,
-         "batching": batching, "host": host}  # fmt: skip
+         "batching": batching, "host": host, "encoders": encoders}  # fmt: skip
 
 
 def main() -> None:
@@ -558,6 +567,8 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=0, help="resident adapters, of which every row has one")
     parser.add_argument("--adapter-rank", type=int, default=16)
     parser.add_argument("--weights", type=WeightForm, choices=(WeightForm.FULL, WeightForm.INT8), default="full")
+    parser.add_argument("--fp8", action="store_true", help="encoders in FP8")
+    parser.add_argument("--only", help="findings of `encoders`, separated by commas")
     parser.add_argument("--steps", type=int, default=50, help="steps that are timed")
     parser.add_argument("--step-ms", type=float, default=9.0, help="what the device would take for a step, for host")
     arguments = parser.parse_args()

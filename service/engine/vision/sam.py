@@ -7,8 +7,8 @@ The same function as `sam.SamEncoder`, arranged to move each activation as rarel
   keys and values are the bias of the layer;
 - pixels are normalised while they are cut into patches.
 
-Copies no weight but the patch embedding and the convolutions, whose layouts differ, and those that become FP8. Calls nothing that waits for the
-device, so a pass can be captured.
+Copies no weight but the patch embedding and the convolutions, whose layouts differ, and those that become FP8. Calls
+nothing that waits for the device, so a pass can be captured.
 
 Shape letters: V views, H and W patches down and across, P pixels, T = V * H * W tokens, C channels, E = 3 * C,
 K distances, D head width, N vision tokens of a view.

@@ -100,7 +100,7 @@ def gelu_fp8(x_TC: Tensor, bias_C: Tensor) -> Fp8Rows:
 
 
 def quick_gelu_fp8(x_TC: Tensor, bias_C: Tensor) -> Fp8Rows:
-    """y * sigmoid(1.702 y) of `y = x + bias`: `[T, C]` in 8 bits."""
+    """Quick GELU, y * sigmoid(1.702 y), of `y = x + bias`: `[T, C]` in 8 bits."""
     y_TC = x_TC.float() + bias_C.float()
     return to_fp8(y_TC * torch.sigmoid(QUICK_GELU * y_TC))
 
