@@ -466,7 +466,7 @@ def main() -> None:
     if arguments.part not in CPU_PARTS and not torch.cuda.is_available():
         parser.error(f"{arguments.part} needs CUDA")
     # What `engine_of` reads besides the slots.
-    vars(arguments).update(checkpoint=None, nano=False, weights="full", adapters=0, adapter_rank=16)
+    vars(arguments).update(checkpoint=None, nano=False, weights="full", fp8=False, adapters=0, adapter_rank=16)
     result = {"benchmark": "settings", "part": arguments.part} | PARTS[arguments.part](arguments)
     result |= origin("cpu" if arguments.part in CPU_PARTS else "cuda") | {"command": command()}
     keep(result, arguments.out)
