@@ -381,13 +381,14 @@ def test_sample_whose_page_is_gone_is_passed_over(tmp_path: Path, caplog: pytest
     assert "read" not in {line["what"] for line in audit(tmp_path)}
 
 
-def test_record_under_the_name_of_another_page_is_passed_over(tmp_path: Path) -> None:
+def test_record_under_the_name_of_another_page_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = opened(tmp_path)
     keep(store, "a")
     store.close()
     original = tmp_path / "pages" / f"{'a' * 64}.json"
     (tmp_path / "pages" / f"{'b' * 64}.json").write_bytes(original.read_bytes())
     assert len(opened(tmp_path)) == 1
+    assert f"{'b' * 64}.json cannot be read" in caplog.text
 
 
 def test_lost_folder_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
