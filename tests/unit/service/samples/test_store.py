@@ -81,8 +81,8 @@ def test_sample_is_stored_with_its_text_for_the_owner_alone(tmp_path: Path) -> N
     assert len(files) == 4
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
     assert stat.S_IMODE((tmp_path / "samples" / "pages").stat().st_mode) == 0o700
-    files = (tmp_path / "samples" / "pages").iterdir()
-    assert store.num_bytes == sum(math.ceil(path.stat().st_size / BLOCK_BYTES) * BLOCK_BYTES for path in files)
+    stored = (tmp_path / "samples" / "pages").iterdir()
+    assert store.num_bytes == sum(math.ceil(path.stat().st_size / BLOCK_BYTES) * BLOCK_BYTES for path in stored)
 
 
 def test_the_same_page_is_one_sample_that_every_answer_finds(tmp_path: Path) -> None:
