@@ -285,7 +285,8 @@ class ServiceSettings(BaseSettings):
     sample_images: SampleImages = SampleImages.FULL
     """`full` keeps each page without loss; `thumbnail` a small picture that shows no print and cannot be trained on."""
     sample_quota_bytes: Annotated[int, Field(ge=MIB)] = 1024 * MIB
-    """Maximum bytes of kept pages; then the oldest ones without a correction are erased."""
+    """Maximum bytes of kept pages and their records, in blocks of 4 KiB; then the oldest pages without a correction
+    are erased."""
     sample_ttl_days: Annotated[float, Field(gt=0, le=3650)] = 30.0
     """Days after which a kept page is erased, corrected or not, counted from the last time it was read."""
 

@@ -621,10 +621,10 @@ class DecodeUnavailableError(CapacityError):
 
 
 class SampleStorageError(CapacityError):
-    """A correction could not be written; a page that could not is only counted."""
+    """Samples could not be written, read or erased; a page that is not kept after its answer is only counted."""
 
     code = "sample_storage_failed"
-    title = "The correction could not be stored; the service's log says why."
+    title = "Samples could not be written, read or erased; the service's log says why."
 
 
 class DeadlineError(DeepSynthError):

@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`, as clients of OpenAI's API send it: a chat becomes one document to read.
+"""`POST /v1/chat/completions`, as clients of OpenAI's and Mistral's APIs send it: a chat becomes one document to read.
 
 Translates alone. Images and files of the user's messages, in order, are the pages of one document. Text names the task;
 other text is not followed, and a warning in the answer says so.
@@ -80,13 +80,16 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
+    "guardrails": ([],),
     "logit_bias": ({},),
     "modalities": (["text"],),
     "moderation": (),
     "n": (1,),
     "presence_penalty": (0,),
+    "prompt_mode": (),
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
+    "safe_prompt": (False,),
     "stop": ([], ""),
     "store": (False,),
     "tool_choice": ("none", "auto"),
@@ -152,10 +155,19 @@ class FileData(_Part):
 
 
 class FilePart(_Part):
-    """A document."""
+    """A document; Mistral's clients give an id in place of `file`."""
 
     type: Literal["file"]
-    file: FileData
+    file: FileData | None = None
+    file_id: str | None = Field(default=None, description="Not supported: files are not stored.")
+
+
+class DocumentPart(_Part):
+    """A document, as Mistral's clients send it."""
+
+    type: Literal["document_url"]
+    document_url: str = Field(description="A data URL.")
+    document_name: str | None = Field(default=None, description="Not used.")
 
 
 def _parts(value: Any) -> Any:
@@ -166,8 +178,11 @@ def _parts(value: Any) -> Any:
 
 
 Part = Annotated[
-    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")] | Annotated[FilePart, Tag("<file>")],
-    kind_by("type", "text", "image_url", "file"),
+    Annotated[TextPart, Tag("<text>")]
+    | Annotated[ImagePart, Tag("<image_url>")]
+    | Annotated[FilePart, Tag("<file>")]
+    | Annotated[DocumentPart, Tag("<document_url>")],
+    kind_by("type", "text", "image_url", "file", "document_url"),
 ]
 
 
@@ -207,7 +222,7 @@ class StreamOptions(_Part):
 
 
 class ChatRequest(BaseModel):
-    """A request as OpenAI's API has it, with options of `POST /ocr` as extensions."""
+    """A request as OpenAI's or Mistral's API has it, with options of `POST /ocr` as extensions."""
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
@@ -224,6 +239,8 @@ class ChatRequest(BaseModel):
     temperature: float | None = Field(default=None, ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)
     """0 when not given."""
     seed: int | None = Field(default=None, ge=MIN_GIVEN_SEED, le=MAX_GIVEN_SEED)
+    random_seed: int | None = Field(default=None, ge=MIN_GIVEN_SEED, le=MAX_GIVEN_SEED)
+    """Mistral's name of `seed`."""
     task: str | None = Field(default=None, json_schema_extra={"enum": [*Task, None]})
     """Extension: what to do with each page, whatever the text says."""
     query: str | None = Field(default=None, max_length=MAX_QUERY_CHARS)
@@ -275,7 +292,7 @@ def check_parameters(chat: ChatRequest) -> None:
 
     Raises:
         UnsupportedParameterError: It has a parameter that would change the answer.
-        InvalidFieldError: It has one that OpenAI's API does not know, or two that contradict each other.
+        InvalidFieldError: It has one that neither API knows, or two that contradict each other.
     """
     for name, value in (chat.model_extra or {}).items():
         if name in _NEUTRAL:
@@ -290,6 +307,8 @@ def check_parameters(chat: ChatRequest) -> None:
         raise InvalidFieldError(
             public={"field": "max_tokens", "expected": "the same as max_completion_tokens, or null"}
         )
+    if chat.random_seed is not None and chat.seed not in (None, chat.random_seed):
+        raise InvalidFieldError(public={"field": "random_seed", "expected": "the same as seed, or null"})
     if chat.stream_options is not None and not chat.stream:
         raise InvalidFieldError(public={"field": "stream_options", "expected": "null, unless stream is true"})
     if chat.join_pages and chat.stream:
@@ -360,12 +379,15 @@ def decode_files(chat: ChatRequest, budget: FileBudget, most_files: int) -> list
             if isinstance(part, ImagePart):
                 places.append((part.image_url.url, f"{place}.image_url.url", False))
             elif isinstance(part, FilePart):
-                if part.file.file_data is None:
-                    field = f"{place}.file.file_id"
-                    raise UnsupportedParameterError(public={"field": field, "expected": "file_data instead"})
+                if part.file is None or part.file.file_data is None:
+                    field = f"{place}.file.file_id" if part.file is not None else f"{place}.file_id"
+                    expected = "file_data, or a document_url part with a data URL, instead"
+                    raise UnsupportedParameterError(public={"field": field, "expected": expected})
                 places.append((part.file.file_data, f"{place}.file.file_data", True))
+            elif isinstance(part, DocumentPart):
+                places.append((part.document_url, f"{place}.document_url", False))
     if not places:
-        expected = "an image_url or file part with a data URL in a user's message"
+        expected = "an image_url, file or document_url part with a data URL in a user's message"
         raise InvalidFieldError(public={"field": "messages", "expected": expected})
     if len(places) > most_files:
         raise TooManyPagesError(public={"limit": most_files})
@@ -410,7 +432,7 @@ async def _receive(request: Request, services: Services) -> _Chat:
         max_new_tokens=chat.max_completion_tokens or chat.max_tokens,
         pages=chat.pages,
         temperature=chat.temperature,
-        seed=chat.seed,
+        seed=chat.random_seed if chat.seed is None else chat.seed,
         blank_pages=chat.blank_pages or services.bounds.blank_pages,
         min_confidence=services.bounds.min_confidence if chat.min_confidence is None else chat.min_confidence,
         confidence=chat.confidence,
@@ -452,7 +474,7 @@ def _openapi() -> dict[str, Any]:
 async def complete_chat(
     request: Request, services: ServicesDep, record: RecordDep, may_store: MayStoreDep
 ) -> Response | ChatAnswer:
-    """Read the images and files of a chat, as clients of OpenAI's API send them."""
+    """Read the images and files of a chat, as clients of OpenAI's and Mistral's APIs send them."""
     permit = record.resources.enter_context(services.gate.admit(record.client))
     with services.observer.receiving() as received:
         chat = await _receive(request, services)

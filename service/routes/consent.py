@@ -29,12 +29,18 @@ async def _may_store(
 ) -> bool:
     """False if any of the headers says so; raises `InvalidFieldError` for one that says neither.
 
-    Routes that keep nothing check it too, so that a misspelt wish is never overlooked.
+    Routes that keep nothing check it too, and misspelt names, so that no wish is overlooked.
     """
     said = [_REFUSES.get(value.strip().lower()) for value in request.headers.getlist(NO_STORE_HEADER)]
-    if None in said:
+    if None in said or any(map(_is_misspelt, request.headers)):
         raise InvalidFieldError(public={"field": NO_STORE_HEADER, "expected": ["1", "0"]})
     return True not in said
+
+
+def _is_misspelt(name: str) -> bool:
+    """Whether a header is about storing here, under a name that is not ours."""
+    letters = "".join(filter(str.isalpha, name.lower()))
+    return name.lower() != NO_STORE_HEADER.lower() and "deepsynth" in letters and "stor" in letters
 
 
 MayStoreDep = Annotated[bool, Depends(_may_store)]

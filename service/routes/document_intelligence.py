@@ -112,7 +112,12 @@ class AnalyzeRequest(BaseModel):
 
 
 def _in_query(*names: str) -> dict[str, Any]:
-    return {"parameters": [{"name": name, "in": "query", "schema": _OPTIONS[name]} for name in names]}
+    return {"parameters": [{"name": name, "in": "query", "schema": _may_be_empty(_OPTIONS[name])} for name in names]}
+
+
+def _may_be_empty(schema: dict[str, Any]) -> dict[str, Any]:
+    """An option without a value counts as one that is not given."""
+    return {**schema, "enum": [*schema["enum"], ""]} if "enum" in schema else schema
 
 
 _FILE = {"type": "string", "format": "binary"}

@@ -358,7 +358,8 @@ def query_options(request: Request, *known: str) -> dict[str, str]:
             raise unknown_field(name, known)
         if name in given:
             raise InvalidFieldError(public={"field": name, "expected": "one value; it was sent more than once"})
-        given[name] = value.strip()
+        # Programs write URLs: white space alone, unlike in a form, is a value, and a wrong one.
+        given[name] = value.strip() or value
     return {name: value for name, value in given.items() if value}
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -143,4 +144,13 @@ async def export_samples(request: Request, samples: SamplesDep) -> Response:
     if unknown or kinds not in ([], ["corrected"]):
         raise InvalidFieldError(public={"field": "only", "expected": ["corrected"]})
     headers = {"content-disposition": 'attachment; filename="samples.tar"', "cache-control": "no-store"}
-    return StreamingResponse(samples.export(only_corrected=bool(kinds)), media_type=TAR, headers=headers)
+    pieces = samples.export(only_corrected=bool(kinds))
+    # Before the status is sent: a later failure can only cut the file off.
+    first = await anext(pieces)
+    return StreamingResponse(_chained(first, pieces), media_type=TAR, headers=headers)
+
+
+async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in rest:
+        yield piece

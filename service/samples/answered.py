@@ -26,5 +26,5 @@ class AnsweredDocument:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the files."""
-        return sum(map(len, self.files))
+        """Of memory, about: the files, and the texts that were read on their pages."""
+        return sum(map(len, self.files)) + sum(len(reading.text) for reading in self.readings.values())

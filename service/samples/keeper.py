@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -97,6 +98,8 @@ class SampleKeeper:
         self._waiting_bytes = 0
         self._has_more = asyncio.Event()
         self._opted_out: OrderedDict[str, None] = OrderedDict()
+        self._num_erased = 0
+        """Samples that were counted as erased."""
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -108,7 +111,7 @@ class SampleKeeper:
         """Open the folder; a `ConfigurationError` says why it cannot be used."""
         await self._copier.start()
         await self._in_thread(self._store.open)
-        await self._in_thread(self._expire)
+        await self._expire()
         self._task = asyncio.create_task(self._run(), name="samples")
 
     async def stop(self) -> None:
@@ -168,6 +171,9 @@ class SampleKeeper:
         except ValueError as error:
             expected = f"the number of the page, as the answer has {error} pages"
             raise InvalidFieldError(public={"field": "page", "expected": expected}) from error
+        except QuotaError as error:
+            self._observer.lost(Lost.QUOTA)
+            raise SampleStorageError from error
         except OSError as error:
             self._observer.lost_to(error)
             raise SampleStorageError from error
@@ -176,7 +182,7 @@ class SampleKeeper:
         return corrected
 
     async def erase(self, answer_id: str) -> list[int]:
-        """Erase every page of an answer.
+        """Erase every page of an answer; one that waits is not kept at all.
 
         Args:
             answer_id: Of the answer.
@@ -188,16 +194,19 @@ class SampleKeeper:
             SampleOptedOutError: The request opted out, so there is nothing.
             SampleStorageError: They could not be erased.
         """
+        if answer_id in self._waiting and answer_id != next(iter(self._waiting)):
+            document, kept, _ = self._waiting.pop(answer_id)
+            self._waiting_bytes -= document.num_bytes
+            kept.set_result(None)
+            return sorted(document.readings)
         await self._settled(answer_id)
-        before = len(self._store)
         try:
-            pages = await self._in_thread(partial(self._store.erase, answer_id))
+            return await self._in_thread(partial(self._store.erase, answer_id))
         except OSError as error:
             self._observer.not_erased(error)
             raise SampleStorageError from error
-        self._observer.done("erased", before - len(self._store))
-        self._show_size()
-        return pages
+        finally:
+            self._show_size()
 
     async def export(self, *, only_corrected: bool) -> AsyncIterator[bytes]:
         """Give all samples away, one after another.
@@ -207,9 +216,16 @@ class SampleKeeper:
 
         Yields:
             Pieces of a tar file that unpacks to a sample folder.
+
+        Raises:
+            SampleStorageError: A sample could not be read, or that it is could not be recorded.
         """
         for sha256 in await self._in_thread(partial(self._store.listed, only_corrected=only_corrected)):
-            files = await self._in_thread(partial(self._store.read, sha256))
+            try:
+                files = await self._in_thread(partial(self._store.read, sha256))
+            except OSError as error:
+                self._observer.not_read(error)
+                raise SampleStorageError from error
             if not files:
                 continue
             self._observer.done("read")
@@ -230,31 +246,36 @@ class SampleKeeper:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def _run(self) -> None:
+        expiry_s = time.monotonic() + EXPIRE_EVERY_S
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(EXPIRE_EVERY_S):
+                async with asyncio.timeout(max(0, expiry_s - time.monotonic())):
                     await self._has_more.wait()
-            self._has_more.clear()
-            while self._waiting:
-                answer_id, (document, future, request) = next(iter(self._waiting.items()))
-                try:
-                    with self._observer.persisting(request):
-                        await self._keep(document)
-                except DeepSynthError as error:
-                    self._observer.lost(Lost.IMAGE, len(document.readings), error.code)
-                except Exception:
-                    # Boundary of this task: one document must not end it.
-                    logger.exception("a document was not kept")
-                    self._observer.lost(Lost.FAULT, len(document.readings))
-                finally:
-                    if not future.done():
-                        future.set_result(None)
-                del self._waiting[answer_id]
-                self._waiting_bytes -= document.num_bytes
-            try:
-                await self._in_thread(self._expire)
-            except OSError as error:
-                self._observer.not_erased(error)
+            if self._waiting:
+                await self._keep_next()
+            if not self._waiting:
+                self._has_more.clear()
+            # Between documents, so that samples expire however busy the service is.
+            if time.monotonic() >= expiry_s:
+                await self._expire()
+                expiry_s = time.monotonic() + EXPIRE_EVERY_S
+
+    async def _keep_next(self) -> None:
+        answer_id, (document, future, request) = next(iter(self._waiting.items()))
+        try:
+            with self._observer.persisting(request):
+                await self._keep(document)
+        except DeepSynthError as error:
+            self._observer.lost(Lost.IMAGE, len(document.readings), error.code)
+        except Exception:
+            # Boundary of this task: one document must not end it.
+            logger.exception("a document was not kept")
+            self._observer.lost(Lost.FAULT, len(document.readings))
+        finally:
+            if not future.done():
+                future.set_result(None)
+        del self._waiting[answer_id]
+        self._waiting_bytes -= document.num_bytes
 
     async def _keep(self, answered: AnsweredDocument) -> None:
         num_before = 0
@@ -275,9 +296,7 @@ class SampleKeeper:
         try:
             copy = await self._copier.copy(document, CopyTask(page, is_thumbnail))
             reading = answered.readings[number]
-            num_erased = await self._in_thread(
-                partial(self._store.keep, answer, copy, reading, is_thumbnail=is_thumbnail)
-            )
+            await self._in_thread(partial(self._store.keep, answer, copy, reading, is_thumbnail=is_thumbnail))
         except DeepSynthError as error:
             self._observer.lost(Lost.IMAGE, detail=error.code)
         except QuotaError:
@@ -286,12 +305,17 @@ class SampleKeeper:
             self._observer.lost_to(error)
         else:
             self._observer.done("stored")
-            self._observer.done("erased", num_erased)
         self._show_size()
 
-    def _expire(self) -> None:
-        self._observer.done("erased", self._store.expire())
+    async def _expire(self) -> None:
+        try:
+            await self._in_thread(self._store.expire)
+        except OSError as error:
+            self._observer.not_erased(error)
         self._show_size()
 
     def _show_size(self) -> None:
+        num_erased = self._store.num_erased
+        self._observer.done("erased", num_erased - self._num_erased)
+        self._num_erased = num_erased
         self._observer.size(len(self._store), self._store.num_bytes)

@@ -63,6 +63,10 @@ class SampleObserver:
         self._metrics.counter("sample_erasures_failed_total").inc()
         logger.error("samples could not be erased: %s", error.strerror)
 
+    def not_read(self, error: OSError) -> None:
+        """Log samples that could not be exported."""
+        logger.error("samples could not be exported: %s", error.strerror)
+
     def size(self, num_samples: int, num_bytes: int) -> None:
         """Set how much is kept."""
         self._metrics.gauge("samples_kept").set(num_samples)

@@ -185,7 +185,7 @@ TABLE: tuple[MetricSpec, ...] = (
     _counter("cascade_pages_total", "Pages that were to be read again by a larger model.", outcome=CASCADE_OUTCOMES),
     _gauge("samples_allowed", "1 where the settings allow that pages are kept."),
     _gauge("samples_kept", "Kept pages."),
-    _gauge("sample_bytes", "Bytes of kept pages and their records."),
+    _gauge("sample_bytes", "Bytes that kept pages and their records take of the disk, in blocks of 4 KiB."),
     _counter("samples_total", "Pages that were kept, corrected, exported or erased.", what=SAMPLE_CHANGES),
     _counter(
         "samples_lost_total",

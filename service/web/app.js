@@ -16,6 +16,7 @@ const byId = (id) => document.getElementById(id);
 const MODELS_EVERY_MS = 15000;
 const LOADING_EVERY_MS = 1500;
 const MOST_PAGES_AHEAD = 40;
+const KEEP = "deepsynth-keep";
 const SCROLL_KEYS = new Set(["ArrowUp", "ArrowDown", "PageUp", "PageDown", "Home", "End", " "]);
 const STATE_WORDS = { ok: "read", blank: "blank", unreadable: "unreadable", failed: "failed", reading: "being read", waiting: "waiting", stopped: "stopped", corrected: "corrected" };
 const RENDERED_TASKS = new Set(["markdown", "figure"]);
@@ -105,8 +106,11 @@ const situation = (model) => ({ model, task: byId("task").value, numPages: pages
 
 /* Document */
 
-// Asks, where a correction would be lost.
-const mayLose = () => !text.hasUnsaved || confirm("A correction is not saved. Go on without it?");
+// Asks, where a correction would be lost, or what a job has read.
+function mayLose() {
+  if (text.hasUnsaved && !confirm("A correction is not saved. Go on without it?")) return false;
+  return !running || !shown?.isJob || confirm("A document is being read in the background. Stop that, and erase what was read?");
+}
 
 // False if the file is not taken.
 async function choose(files) {
@@ -425,9 +429,8 @@ async function resume() {
   await readAll({ file: { name: job.name }, isKept: false, isJob: true, headers: {}, task: job.task, columns: [column] }, running.signal);
 }
 
-function headers() {
-  return samples === "off" ? {} : storing(byId("keep").checked);
-}
+// Said where nothing seems to be kept as well: the service may have been started anew with other settings.
+const headers = () => storing(samples !== "off" && byId("keep").checked);
 
 // Once the answer is there, since a correction names it.
 function canCorrect() {
@@ -531,7 +534,7 @@ function showSnippet() {
   const { isJob } = options;
   const url = address(isJob ? "jobs" : "ocr");
   const isPython = document.querySelector("input[name=language]:checked").value === "python";
-  byId("snippet").textContent = (isPython ? program : curl)(url, name, given, isJob ? {} : headers(), isJob);
+  byId("snippet").textContent = (isPython ? program : curl)(url, name, given, isJob || samples === "off" ? {} : headers(), isJob);
 }
 
 /* What can be done now */
@@ -564,6 +567,9 @@ byId("task").addEventListener("change", () => {
   if (!isFormatChosen) byId("format").value = RENDERED_TASKS.has(byId("task").value) ? "markdown" : "text";
 });
 byId("format").addEventListener("change", () => { isFormatChosen = true; });
+// As this tab said last, also after it was loaded again.
+byId("keep").checked = sessionStorage.getItem(KEEP) !== "no";
+byId("keep").addEventListener("change", () => sessionStorage.setItem(KEEP, byId("keep").checked ? "yes" : "no"));
 byId("form").addEventListener("input", () => { showChoices(); update(); });
 byId("choose").addEventListener("click", () => byId("file").click());
 for (const id of ["replace", "another"]) byId(id).addEventListener("click", () => byId("file").click());

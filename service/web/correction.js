@@ -47,6 +47,8 @@ export function correctionForm(page, text, { onSave, onEnd }) {
   });
   cancel.addEventListener("click", () => onEnd(null));
   area.addEventListener("keydown", (event) => {
+    // Keys that choose among an input method's words are its own.
+    if (event.isComposing) return;
     if (event.key === "Escape") onEnd(null);
     else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
     else return;

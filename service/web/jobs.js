@@ -10,6 +10,7 @@ const MOST_FAILURES = 65;
 const AWAY = new Set(["network", "not_ready", "draining"]);
 // As a proxy tells it.
 const AWAY_STATUS = new Set([502, 503, 504]);
+const ANSWER_WITHIN_MS = 300;
 const isOver = ({ state }) => state === "done" || state === "failed";
 
 // The job of this tab that may still be read: { id, name, task, model_id }, or null.
@@ -52,9 +53,34 @@ async function look(path, signal) {
   }
 }
 
-// Events as those of a stream: `job` with its progress, `page`, `answer`. Where this is stopped, so is the job.
+// A tab that was duplicated follows the same job: tabs ask one another before they erase it.
+const followed = new Set();
+const tabs = new BroadcastChannel(STORE);
+tabs.addEventListener("message", ({ data: { asked } }) => { if (followed.has(asked)) tabs.postMessage({ follows: asked }); });
+
+function isFollowedElsewhere(id) {
+  return new Promise((done) => {
+    const hear = ({ data: { follows } }) => { if (follows === id) end(true); };
+    const timer = setTimeout(() => end(false), ANSWER_WITHIN_MS);
+    const end = (isFollowed) => {
+      clearTimeout(timer);
+      tabs.removeEventListener("message", hear);
+      done(isFollowed);
+    };
+    tabs.addEventListener("message", hear);
+    tabs.postMessage({ asked: id });
+  });
+}
+
+async function eraseUnlessFollowed(id) {
+  if (!(await isFollowedElsewhere(id))) await erase(`jobs/${id}`);
+}
+
+// Events as those of a stream: `job` with its progress, `page`, `answer`. Where this is stopped, so is the job, unless another
+// tab follows it.
 export async function* follow(id, signal) {
   const given = new Set();
+  followed.add(id);
   try {
     for (let wait_ms = LOOK_EVERY_MS; ; await pause(wait_ms, signal)) {
       const job = await look(`jobs/${id}`, signal);
@@ -75,9 +101,11 @@ export async function* follow(id, signal) {
       }
     }
   } catch (error) {
-    if (error.name === "AbortError") erase(`jobs/${id}`).catch(() => {});
+    if (error.name === "AbortError") eraseUnlessFollowed(id).catch(() => {});
     if (isAway(error)) throw new Problem({ ...error.body, advice: "The document is read on without this page: load it again to follow" });
     if (error instanceof Problem || error.name === "AbortError") store(null);
     throw error;
+  } finally {
+    followed.delete(id);
   }
 }

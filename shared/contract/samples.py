@@ -127,10 +127,17 @@ def append_audit(folder: Path, what: str, **facts: str | int | None) -> None:
     """
     named = {name: value for name, value in facts.items() if value is not None}
     line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "what": what, **named}
-    descriptor = os.open(folder / AUDIT_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
-    with os.fdopen(descriptor, "ab") as file:
-        # One write, so that lines of two processes do not mix.
-        file.write(json.dumps(line).encode() + b"\n")
+    descriptor = os.open(folder / AUDIT_FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+    try:
+        size_bytes = os.fstat(descriptor).st_size
+        # A full disk or a crash may have cut the last line.
+        is_cut = size_bytes > 0 and os.pread(descriptor, 1, size_bytes - 1) != b"\n"
+        left = b"\n" * is_cut + json.dumps(line).encode() + b"\n"
+        while left:
+            # One write where there is room, so that lines of two processes do not mix.
+            left = left[os.write(descriptor, left) :]
+    finally:
+        os.close(descriptor)
 
 
 def record_files(folder: Path) -> list[Path]:

@@ -639,6 +639,61 @@ def test_page_that_may_not_be_kept_is_not_and_cannot_be_corrected(
     assert len(kept_records(folder)) == before
 
 
+def test_page_is_not_kept_where_the_tab_said_no_before_it_was_loaded_again(
+    browser: Any, keeping: tuple[ServerProcess, Path]
+) -> None:
+    server, folder = keeping
+    before = len(kept_records(folder))
+    with opened(browser, server) as page:
+        page.uncheck("#keep")
+        for leave in (page.reload, lambda: (page.goto("about:blank"), page.go_back())):
+            leave()
+            page.wait_for_selector("#service.ready")
+            assert not page.is_checked("#keep")
+        page.set_input_files("#file", files=[{**PNG, "buffer": png("still private", (640, 400))}])
+        page.wait_for_selector("#image")
+        read(page)
+    with opened(browser, server) as page:
+        assert page.is_checked("#keep")
+    assert len(kept_records(folder)) == before
+
+
+@pytest.mark.parametrize("said", ["off", "nothing"])
+def test_page_is_not_kept_by_a_service_that_seemed_to_keep_none(
+    said: str, browser: Any, keeping: tuple[ServerProcess, Path]
+) -> None:
+    """As when the service starts anew with other settings, or is busy ending while the page asks it."""
+    server, folder = keeping
+    before = len(kept_records(folder))
+
+    def tell(page: Any) -> None:
+        answer = {"json": {"status": "ready", "jobs": False, "samples": "off"}} if said == "off" else {"status": 503}
+        page.route("**/readyz", lambda route: route.fulfill(**answer))
+
+    with opened(browser, server, before=tell, refusals=said == "nothing") as page:
+        page.set_input_files("#file", files=[{**PNG, "buffer": png(f"private, {said}", (640, 400))}])
+        page.wait_for_selector("#image")
+        assert page.is_hidden("#keep-label")
+        assert "No-Store" not in page.text_content("#snippet")
+        read(page)
+    assert len(kept_records(folder)) == before
+
+
+def test_keys_of_an_input_method_end_no_correction(browser: Any, keeping: tuple[ServerProcess, Path]) -> None:
+    server, _ = keeping
+    with opened(browser, server) as page:
+        page.set_input_files("#file", files=[PNG])
+        page.wait_for_selector("#image")
+        read(page)
+        page.click("#text .correct")
+        page.fill("#text textarea", "half a word")
+        composing = {"key": "Escape", "bubbles": True, "cancelable": True, "isComposing": True}
+        page.dispatch_event("#text textarea", "keydown", composing)
+        assert page.input_value("#text textarea") == "half a word"
+        page.press("#text textarea", "Escape")
+        assert page.query_selector("#text textarea") is None
+
+
 def test_service_without_samples_offers_no_correction(browser: Any, server: ServerProcess) -> None:
     with opened(browser, server) as page:
         page.set_input_files("#file", files=[PNG])
@@ -866,6 +921,53 @@ def test_job_is_followed_after_the_page_was_loaded_again(browser: Any, backgroun
         page.wait_for_selector('#name:text-is("long.pdf")')
         page.wait_for_selector("#text[aria-busy=false] .page")
         assert page.locator("#text .state").all_inner_texts() == ["Read"] * 8
+
+
+def started_job(page: Any, num_pages: int) -> str:
+    page.set_input_files("#file", files=[report(num_pages)])
+    page.click("#more")
+    page.check("[name=job]")
+    page.wait_for_selector("#thumbs img")
+    with page.expect_response("**/jobs") as answered:
+        page.click("#go")
+    page.wait_for_selector('#text .state:text-is("Read") >> nth=0')
+    return answered.value.json()["id"]
+
+
+def test_job_that_another_tab_follows_is_not_erased(browser: Any, background: ServerProcess) -> None:
+    with opened(browser, background) as page:
+        started_job(page, 80)
+        # As a browser makes it when a tab is duplicated.
+        stored = page.evaluate("JSON.stringify(sessionStorage)")
+        other = page.context.new_page()
+        other.goto(f"{background.url}/web/icon.svg")
+        other.evaluate("stored => Object.assign(sessionStorage, JSON.parse(stored))", stored)
+        other.goto(f"{background.url}/")
+        other.wait_for_selector('#text .state:text-is("Read") >> nth=0')
+        other.click("#go")
+        other.wait_for_selector("#text[aria-busy=false] .page")
+        finished(page)
+        assert page.is_hidden("#problem")
+        assert page.locator("#text .state").all_inner_texts() == ["Read"] * 80
+
+
+def test_another_file_ends_a_job_only_if_the_person_wants_that(browser: Any, background: ServerProcess) -> None:
+    with opened(browser, background) as page:
+        answers = iter([False, True])
+        asked: list[str] = []
+
+        def decide(dialog: Any) -> None:
+            asked.append(dialog.message)
+            dialog.accept() if next(answers) else dialog.dismiss()
+
+        page.on("dialog", decide)
+        started_job(page, 80)
+        page.set_input_files("#file", files=[PNG])
+        becomes(page, "document.getElementById('name').textContent", "long.pdf")
+        with page.expect_request(lambda request: request.method == "DELETE"):
+            page.set_input_files("#file", files=[PNG])
+        page.wait_for_selector('#name:text-is("page.png")')
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize("away", ["network", "proxy"])

@@ -304,6 +304,49 @@ def test_mistral_tells_errors_apart(ocr: mistral.Mistral) -> None:
     assert "document_annotation_prompt" in unsupported.value.body
 
 
+def mistral_message(*parts: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "text", "text": "Free OCR."}, *parts]}]
+
+
+def pdf_part(pdf: bytes) -> dict[str, Any]:
+    url = data_url(pdf, "application/pdf")
+    return {"type": "document_url", "document_url": url, "document_name": "report.pdf"}
+
+
+def test_mistrals_chat_reads_a_document(server: ServerProcess, ocr: mistral.Mistral) -> None:
+    pdf = make_pdf(["one", "two"])
+    image = {"type": "image_url", "image_url": data_url(png())}
+    for parts, expected in (([pdf_part(pdf)], read(server, pdf)), ([image], read(server, png()))):
+        answer = ocr.chat.complete(model="fake", messages=mistral_message(*parts))
+        assert answer.choices[0].message.content == expected
+        assert (answer.choices[0].finish_reason, answer.model) == ("stop", "fake")
+        chunks = ocr.chat.stream(model="fake", messages=mistral_message(*parts))
+        assert "".join(chunk.data.choices[0].delta.content or "" for chunk in chunks) == expected
+
+
+def test_mistrals_seed_is_the_seed(server: ServerProcess, ocr: mistral.Mistral) -> None:
+    fields = {"temperature": 1.5}
+    expected = read(server, png(), temperature="1.5", seed="7")
+    message = mistral_message({"type": "image_url", "image_url": data_url(png())})
+    answers = [ocr.chat.complete(model="fake", messages=message, random_seed=seed, **fields) for seed in (7, 8)]
+    assert [answer.choices[0].message.content == expected for answer in answers] == [True, False]
+
+
+def test_mistrals_chat_refuses_what_it_cannot_do(ocr: mistral.Mistral) -> None:
+    pages = [pdf_part(make_pdf(["one"]))]
+    refused: list[tuple[list[dict[str, Any]], dict[str, Any], str]] = [
+        ([{"type": "document_url", "document_url": "https://example.com/a.pdf"}], {}, "remote_url_not_allowed"),
+        ([{"type": "file", "file_id": "4d0d3b8c-6a64-4b8e-9f2f-0d1f2f0c3c55"}], {}, "messages.0.content.1.file_id"),
+        (pages, {"safe_prompt": True}, "safe_prompt"),
+        (pages, {"prompt_mode": "reasoning"}, "prompt_mode"),
+    ]
+    for parts, options, said in refused:
+        with pytest.raises((SDKError, HTTPValidationError)) as error:
+            ocr.chat.complete(model="fake", messages=mistral_message(*parts), **options)
+        assert said in error.value.body
+    assert ocr.chat.complete(model="fake", messages=mistral_message(*pages), safe_prompt=False).choices
+
+
 @pytest.fixture
 def azure(server: ServerProcess) -> Iterator[DocumentIntelligenceClient]:
     with DocumentIntelligenceClient(server.url, AzureKeyCredential("none"), polling_interval=0.1) as client:

@@ -15,7 +15,7 @@ from service.app import create_app
 from service.errors import error_classes
 from tests.support.programs import ROOT
 from tests.support.server import running_server
-from tests.support.service import make_settings
+from tests.support.service import make_settings, png, running_service
 
 pytestmark = pytest.mark.integration
 
@@ -60,6 +60,21 @@ def test_errors_have_one_media_type_and_every_operation_has_the_common_ones() ->
 def test_all_but_health_routes_say_that_they_may_need_a_key() -> None:
     open_to_all = {name for name, operation in operations().items() if not operation.get("security")}
     assert open_to_all == {"get /livez", "get /readyz"}
+
+
+async def test_options_that_may_be_empty_are_described_so(tmp_path: Path) -> None:
+    """As clients send what was not chosen."""
+    path = "/documentintelligence/documentModels/{model_id}:analyze"
+    choices = {
+        each["name"]: each["schema"]["enum"]
+        for each in operations()[f"post {path}"]["parameters"]
+        if "enum" in each["schema"]
+    }
+    assert choices
+    async with running_service(job_dir=tmp_path) as service:
+        for name, values in choices.items():
+            answer = await service.client.post(path.format(model_id="fake"), params={name: ""}, content=png())
+            assert (answer.status_code, "" in values) == (202, True), name
 
 
 def test_schemathesis_finds_no_violation(tmp_path: Path) -> None:

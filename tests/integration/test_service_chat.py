@@ -301,6 +301,7 @@ async def test_requests_that_are_not_valid_are_refused() -> None:
         ({"messages": [{"role": "tool", "content": "x"}]}, (422, "invalid_field", "messages.0")),
         ({"max_tokens": 10**400}, (422, "invalid_field", "max_completion_tokens")),
         ({"max_tokens": 5, "max_completion_tokens": 6}, (422, "invalid_field", "max_tokens")),
+        ({"seed": 5, "random_seed": 6}, (422, "invalid_field", "random_seed")),
         ({"temperature": 3}, (422, "invalid_field", "temperature")),
         ({"mode": "vast"}, (422, "invalid_field", "mode")),
         ({"max_token": 1}, (422, "invalid_field", "max_token")),

@@ -193,7 +193,13 @@ async def test_what_is_wrong_is_said_at_once(tmp_path: Path) -> None:
         assert await code(png(), format="docx") == (422, "invalid_field")
         assert await code(png(), model_id="other") == (404, "model_not_found")
         assert await code(png(), webhook_url="https://hooks.example.org/") == (422, "webhook_not_allowed")
-        for path in ("/jobs?state=done", "/jobs/job-1?x=1", "/jobs/job-1/result?format=docx", "/jobs?limit=0"):
+        for path in (
+            "/jobs?state=done",
+            "/jobs/job-1?x=1",
+            "/jobs/job-1/result?format=docx",
+            "/jobs?limit=0",
+            "/jobs?limit=%C2%A0",
+        ):
             response = await service.client.get(path, headers=KEY)
             assert (response.status_code, response.json()["code"]) == (422, "invalid_field"), path
         missing = await service.client.get("/jobs/job-1")

@@ -9,7 +9,9 @@ import io
 import itertools
 import json
 import tarfile
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from service.access.key_file import editing
 from service.engine.fake import FakeEngine
 from service.samples import keeper as keeper_module
 from service.samples import store as store_module
+from service.samples.store import BLOCK_BYTES
 from shared.contract.prompts import Task
 from shared.contract.samples import MAX_TEXT_CHARACTERS, SampleRecord, parse_record, record_files
 from tests.support.fake_engine import SteeredEngine
@@ -140,9 +143,11 @@ async def test_unclear_header_is_refused_before_a_page_is_read(is_saving: bool, 
     folders = {"sample_dir": tmp_path / "samples", "job_dir": tmp_path / "jobs"}
     async with running_service(ocr_save_samples=is_saving, ocr_privacy_allowed=True, **folders) as service:
         for name, send in {**READING, **NOT_KEEPING, "job": form("/jobs")}.items():
-            for value in ("perhaps", "", "1, 1"):
-                answer = await send(service.client, png(), {"x-deepsynth-no-store": value})
-                assert answer.status_code == 422, (name, value)
+            refused = [("x-deepsynth-no-store", value) for value in ("perhaps", "", "1, 1")]
+            refused += [(name, "1") for name in ("X-DeepSynth-NoStore", "Deepsynth-No-Store", "x_deepsynth_no_store")]
+            for header in [*refused, ("X-Deepsynth-No-Storage", "0"), ("X-Deepsynth-Store", "0")]:
+                answer = await send(service.client, png(), dict([header]))
+                assert answer.status_code == 422, (name, header)
                 assert "X-Deepsynth-No-Store" in answer.text
         assert service.engine.submitted == []
 
@@ -182,8 +187,7 @@ async def test_sample_has_page_text_model_and_timings(tmp_path: Path) -> None:
         await kept(service)
         assert await service.metric('deepsynth_samples_total{what="stored"}') == 1
         assert await service.metric("deepsynth_samples_kept") == 1
-        size = sum(path.stat().st_size for path in (tmp_path / "pages").iterdir())
-        assert await service.metric("deepsynth_sample_bytes") == size
+        assert await service.metric("deepsynth_sample_bytes") == 2 * BLOCK_BYTES
     (record,) = records(tmp_path)
     reading = record.readings[Task.MARKDOWN]
     assert (reading.text, reading.model_id, reading.mode) == (answer["pages"][0]["text"], "fake", "small")
@@ -505,3 +509,70 @@ async def test_what_waits_is_kept_before_the_process_ends(tmp_path: Path) -> Non
         answers = await asyncio.gather(*(service.ocr(png(f"page {number}")) for number in range(5)))
     assert [answer.status_code for answer in answers] == [200] * 5
     assert len(records(tmp_path)) == 5
+
+
+async def test_answer_that_waits_is_erased_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_service(**ON, sample_dir=tmp_path) as service:
+        keeper = service.services.samples
+        assert keeper is not None
+        opening, held = keeper._copier.open, asyncio.Event()
+
+        async def slow(document: Any) -> Any:
+            await held.wait()
+            return await opening(document)
+
+        monkeypatch.setattr(keeper._copier, "open", slow)
+        first, second = [(await service.ocr(png(name))).json()["id"] for name in ("first", "second")]
+        correcting = asyncio.create_task(feedback(service, id=second, text="x"))
+        await asyncio.sleep(0)
+        erased = await service.client.delete(f"/samples/{second}")
+        assert (erased.status_code, erased.json()["pages"]) == (200, [1])
+        assert (await correcting).json()["code"] == "sample_not_found"
+        held.set()
+        assert (await service.client.delete(f"/samples/{first}")).json()["pages"] == [1]
+        assert await service.metric("deepsynth_sample_bytes") == 0
+    assert records(tmp_path) == []
+
+
+async def test_samples_expire_while_the_service_is_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper_module, "EXPIRE_EVERY_S", 0.0)
+    async with running_service(**ON, sample_dir=tmp_path) as service:
+        keeper = service.services.samples
+        assert keeper is not None
+        opening, documents = keeper._copier.open, iter(range(3))
+
+        async def never_idle(document: Any) -> Any:
+            opened = await opening(document)
+            if next(documents, None) is not None:
+                answered, _, _ = next(iter(keeper._waiting.values()))
+                keeper.offer(replace(answered, answer_id=f"ocr-{time.monotonic()}"))
+            return opened
+
+        monkeypatch.setattr(keeper._copier, "open", never_idle)
+        num_waiting = []
+        monkeypatch.setattr(keeper._store, "expire", lambda: num_waiting.append(keeper.num_waiting))
+        await service.ocr(png())
+        await kept(service)
+    assert 1 in num_waiting
+
+
+async def test_export_that_cannot_be_recorded_has_a_code(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with running_service(**ON, sample_dir=tmp_path, admin_key=KEY) as service:
+        await service.ocr(png())
+        await kept(service)
+        (tmp_path / "audit.jsonl").unlink()
+        (tmp_path / "audit.jsonl").mkdir()
+        answer = await service.client.get("/samples", headers=AS_ADMIN)
+    assert (answer.status_code, answer.json()["code"]) == (503, "sample_storage_failed")
+    assert "samples could not be exported: Is a directory" in caplog.text
+
+
+async def test_correction_beyond_the_quota_has_a_code(tmp_path: Path) -> None:
+    async with running_service(**ON, sample_dir=tmp_path, sample_quota_bytes=2**20) as service:
+        noise = encode(Image.effect_noise((800, 800), 90))
+        answer = (await service.ocr(noise)).json()
+        await kept(service)
+        refused = await feedback(service, id=answer["id"], text="\u5b57" * MAX_TEXT_CHARACTERS)
+        assert (refused.status_code, refused.json()["code"]) == (503, "sample_storage_failed")
+        assert await service.metric('deepsynth_samples_lost_total{reason="quota"}') == 1
+    assert records(tmp_path)[0].corrections == {}

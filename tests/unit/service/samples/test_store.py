@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import math
+import shutil
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +15,8 @@ import pytest
 from service.errors import ConfigurationError, SampleNotFoundError
 from service.intake.page_copy import PageCopy
 from service.samples import store as store_module
-from service.samples.store import MAX_ANSWERS, QuotaError, SampleStore
+from service.samples.store import BLOCK_BYTES, MAX_ANSWERS, QuotaError, SampleStore
+from shared.contract.durable import remove_entry
 from shared.contract.prompts import Task
 from shared.contract.samples import AnswerPage, SampleReading, SampleRecord, parse_record
 
@@ -78,7 +81,8 @@ def test_sample_is_stored_with_its_text_for_the_owner_alone(tmp_path: Path) -> N
     assert len(files) == 4
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
     assert stat.S_IMODE((tmp_path / "samples" / "pages").stat().st_mode) == 0o700
-    assert store.num_bytes == sum(path.stat().st_size for path in (tmp_path / "samples" / "pages").iterdir())
+    stored = (tmp_path / "samples" / "pages").iterdir()
+    assert store.num_bytes == sum(math.ceil(path.stat().st_size / BLOCK_BYTES) * BLOCK_BYTES for path in stored)
 
 
 def test_the_same_page_is_one_sample_that_every_answer_finds(tmp_path: Path) -> None:
@@ -143,7 +147,7 @@ def test_folder_that_is_a_file_stops_the_start(tmp_path: Path) -> None:
 
 def test_what_a_crash_leaves_is_deleted(tmp_path: Path) -> None:
     opened(tmp_path).close()
-    for name in (f"{'c' * 64}.png", ".new-123", f"{'d' * 64}.thumbnail.jpg"):
+    for name in (f"{'c' * 64}.png", f".new-{'1' * 32}", f"{'d' * 64}.thumbnail.jpg"):
         (tmp_path / "pages" / name).write_bytes(b"half")
     store = opened(tmp_path)
     assert (len(store), names(tmp_path)) == (0, set())
@@ -198,9 +202,11 @@ def test_time_to_live_counts_from_the_last_reading(tmp_path: Path) -> None:
     store.correct("ocr-b", None, "right")
     clock.now += timedelta(days=6)
     keep(store, "a", "again")
-    assert store.expire() == 0
+    store.expire()
+    assert store.num_erased == 0
     clock.now += timedelta(days=6)
-    assert store.expire() == 1
+    store.expire()
+    assert store.num_erased == 1
     assert {name[0] for name in names(tmp_path)} == {"a"}
 
 
@@ -263,3 +269,138 @@ def test_full_disk_leaves_no_half_sample(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="No space"):
         keep(store, "a")
     assert (len(store), store.num_bytes, names(tmp_path)) == (0, 0, set())
+
+
+def test_full_disk_does_not_stop_the_start_and_cuts_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    first = opened(tmp_path, clock=clock)
+    keep(first, "a")
+    first.close()
+    with (tmp_path / "audit.jsonl").open("ab") as file:
+        file.write(b'{"time": "20')  # what a full disk leaves of a line
+    with monkeypatch.context() as full:
+
+        def no_room(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        full.setattr(store_module, "append_audit", no_room)
+        clock.now += timedelta(days=31)
+        store = opened(tmp_path, clock=clock)
+        assert "no sample can be kept" in caplog.text
+        with pytest.raises(OSError, match="No space"):
+            keep(store, "b")
+        store.expire()
+    assert names(tmp_path) == set()
+    keep(store, "b")
+    *_, cut, last = (tmp_path / "audit.jsonl").read_text().splitlines()
+    assert (cut, json.loads(last)["what"]) == ('{"time": "20', "stored")
+
+
+def test_page_that_is_too_large_for_the_quota_erases_nothing(tmp_path: Path) -> None:
+    store = opened(tmp_path, quota_bytes=2**20)
+    for key in "abc":
+        keep(store, key)
+    before = names(tmp_path)
+    with pytest.raises(QuotaError):
+        keep(store, "d", data=bytes(2**20))
+    assert (names(tmp_path), store.num_erased) == (before, 0)
+
+
+def test_corrections_stay_within_the_quota(tmp_path: Path) -> None:
+    store = opened(tmp_path, quota_bytes=18 * BLOCK_BYTES)
+    for key in "abc":
+        keep(store, key)
+    long = "x" * (10 * BLOCK_BYTES)
+    store.correct("ocr-b", None, long)
+    store.correct("ocr-c", None, "right")
+    assert {name[0] for name in names(tmp_path)} == {"a", "b", "c"}
+    with pytest.raises(QuotaError):
+        store.correct("ocr-c", None, long)
+    assert record(tmp_path, "c").corrections[Task.FREE].text == "right"
+    assert {name[0] for name in names(tmp_path)} == {"a", "b", "c"}
+    store.correct("ocr-c", None, "x" * (4 * BLOCK_BYTES))
+    assert {name[0] for name in names(tmp_path)} == {"b", "c"}
+    assert store.num_bytes <= 18 * BLOCK_BYTES
+
+
+def test_number_of_small_pages_has_a_limit(tmp_path: Path) -> None:
+    store = opened(tmp_path, quota_bytes=3 * 2 * BLOCK_BYTES)
+    for key in "abcdef":
+        keep(store, key, data=b"1")
+    assert {name[0] for name in names(tmp_path)} == {"d", "e", "f"}
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "pages" / "chapter").mkdir(parents=True)
+    for name in ("scan.png", "notes.txt", "chapter/1.png", ".new-draft"):
+        (tmp_path / "pages" / name).write_bytes(b"mine")
+    opened(tmp_path).close()
+    assert names(tmp_path) == {"scan.png", "notes.txt", "chapter", ".new-draft"}
+    assert (tmp_path / "pages" / "chapter" / "1.png").read_bytes() == b"mine"
+
+
+def test_page_does_not_outlast_the_thumbnail_that_replaced_it(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    keep(store, "a", is_thumbnail=True)
+    store.close()
+    # A crash before the last step of `keep`.
+    (tmp_path / "pages" / f"{'a' * 64}.png").write_bytes(b"\x89PNG picture")
+    opened(tmp_path).close()
+    assert names(tmp_path) == {f"{'a' * 64}.thumbnail.jpg", f"{'a' * 64}.json"}
+
+
+def test_sample_that_cannot_be_erased_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    store = opened(tmp_path, clock=clock)
+    for key in "abc":
+        keep(store, key)
+    page = tmp_path / "pages" / f"{'a' * 64}.png"
+    page.unlink()
+    page.mkdir()
+    clock.now += timedelta(days=31)
+    with monkeypatch.context() as stuck:
+        stuck.setattr(
+            store_module, "remove_entry", lambda name, inside: name != page.name and remove_entry(name, inside)
+        )
+        with pytest.raises(OSError, match=page.name) as raised:
+            store.expire()
+    assert raised.value.strerror
+    assert names(tmp_path) == {page.name}
+    store.expire()
+    assert (names(tmp_path), store.num_erased) == (set(), 3)
+
+
+def test_sample_whose_page_is_gone_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = opened(tmp_path)
+    keep(store, "a")
+    (tmp_path / "pages" / f"{'a' * 64}.png").unlink()
+    assert store.read("a" * 64) == []
+    assert "a" * 64 in caplog.text
+    assert "read" not in {line["what"] for line in audit(tmp_path)}
+
+
+def test_record_under_the_name_of_another_page_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = opened(tmp_path)
+    keep(store, "a")
+    store.close()
+    original = tmp_path / "pages" / f"{'a' * 64}.json"
+    (tmp_path / "pages" / f"{'b' * 64}.json").write_bytes(original.read_bytes())
+    assert len(opened(tmp_path)) == 1
+    assert f"{'b' * 64}.json cannot be read" in caplog.text
+
+
+def test_lost_folder_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    store = opened(tmp_path / "samples")
+    keep(store, "a")
+    shutil.rmtree(tmp_path / "samples")
+    for use in (
+        lambda: keep(store, "b"),
+        lambda: store.correct("ocr-a", None, "x"),
+        lambda: store.read("a" * 64),
+        lambda: store.erase("ocr-a"),
+    ):
+        with pytest.raises(FileNotFoundError):
+            use()
+    assert not (tmp_path / "samples").exists()
