@@ -45,6 +45,9 @@ def test_a_run_is_merged_after_its_own_validation_pages_were_read_with_both(tmp_
     assert "Checked on 3 held-out pages" in (out / "README.md").read_text()
     assert str(run.parent) not in (out / "merge.json").read_text() + (out / "README.md").read_text()
     assert load_checkpoint(out).model_id == "merged"
+    # A service is often another user than the trainer.
+    modes = {path.stat().st_mode & 0o777 for folder in (out, run / "best") for path in folder.iterdir()}
+    assert modes == {(out / "README.md").stat().st_mode & 0o777}
     assert main(words) == 2
     assert "exists already" in capsys.readouterr().err
 
