@@ -138,6 +138,13 @@ def test_a_sweep_of_which_every_trial_failed_goes_on_and_says_so_again_only_if_t
     assert [each["state"] for each in record["trials"]] == ["fail"] * 4 + ["complete"] * 2
 
 
+def test_trials_are_not_uploaded_one_over_the_other(tmp_path, runs, capsys):
+    words = ["sweep", "--dataset-name", "d", "--out", str(tmp_path / "s"), "--search", RATE, "--device", "cpu"]
+    assert main([*words, "--push-to-hub", "--hub-model-id", "team/x"]) == 2
+    assert "every trial would upload its adapter" in capsys.readouterr().err
+    assert not runs.options
+
+
 def test_hopeless_trials_are_pruned(tmp_path, runs):
     record = sweep(tmp_path / "s", "learning-rate=0.01,0.011,0.012,0.013,0.5,0.8", trials=6).run(resume=False)
     states = {each["values"]["learning_rate"]: each["state"] for each in record["trials"]}
