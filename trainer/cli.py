@@ -7,9 +7,12 @@ one line on stderr with exit status 2; any other exception is a bug and keeps it
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
+
+from safetensors import SafetensorError
 
 from shared.contract.refusals import ContractError
 from trainer.calibration.fit import TooFewCasesError
@@ -41,7 +44,7 @@ from trainer.publishing.gate import PublicationError
 from trainer.publishing.hub import HubError
 from trainer.reading.protocol import ReaderError
 from trainer.tracing import span, start_tracing
-from trainer.training.errors import TrainingError, TrainingStopped
+from trainer.training.errors import TrainingCode, TrainingError, TrainingStopped, is_disk_full
 
 USERS_ERRORS = (
     UsageError,
@@ -59,6 +62,10 @@ USERS_ERRORS = (
     TrainingError,
     FileNotFoundError,
 )
+REFUSED_PATHS: Final = frozenset(
+    {errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM, errno.EROFS}
+)
+"""What the system says of a path that a command cannot read or write."""
 STATUS_OF_USERS_ERRORS = 2
 STATUS_OF_INTERRUPTED_COMMANDS = 130
 """As shells report a process that Ctrl-C has ended."""
@@ -112,6 +119,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except USERS_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return STATUS_OF_USERS_ERRORS
+    except (OSError, RuntimeError, SafetensorError) as error:
+        fault = file_fault(error)
+        if fault is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
+        return STATUS_OF_USERS_ERRORS
     except TrainingStopped as stop:
         print(stop, file=sys.stderr)
         return stop.exit_status
@@ -122,3 +135,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if output:
         print(output)
     return 0
+
+
+def file_fault(error: Exception) -> str | None:
+    """What is wrong with a disk or a path and what to do, in a line; None for any other error."""
+    paths = [path for path in (getattr(error, "filename2", None), getattr(error, "filename", None)) if path is not None]
+    if is_disk_full(error):
+        disk = f"the disk of {paths[0]}" if paths else "a disk"
+        return f"{disk} is full; make room and repeat the command [{TrainingCode.DISK_FULL}]"
+    if isinstance(error, OSError) and error.errno in REFUSED_PATHS and paths:
+        return f"{paths[0]}: {error.strerror}; name a path that can be used"
+    return None

@@ -7,6 +7,7 @@ missing, unknown or of the wrong shape. Knows neither the Hub nor tokenizers; se
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -144,6 +145,20 @@ def save_checkpoint(model: DeepseekOcrForConditionalGeneration, folder: Path, st
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     values = config_to_public(model.config) | {"torch_dtype": "float32" if storage == "float32" else "bfloat16"}
     (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    share_weights(folder, CONFIG_FILE)
+
+
+def share_weights(folder: Path, like: str) -> None:
+    """Let the weights be read by those who may read another file of their folder.
+
+    safetensors writes files that only their owner may read, so a service that runs as another user could not load them.
+
+    Args:
+        folder: a checkpoint or an adapter, just written.
+        like: name of a file in it that has the usual permissions.
+    """
+    for path in folder.glob("*.safetensors"):
+        shutil.copymode(folder / like, path)
 
 
 def _fill(state: dict[str, Tensor], folder: Path) -> None:

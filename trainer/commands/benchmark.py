@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from trainer.benchmark import WAYS, Case, measure
-from trainer.commands.flags import DEFAULT_MODEL, UsageError, positive
+from trainer.commands.flags import DEFAULT_MODEL, UsageError, positive, require_writable
 from trainer.commands.train import choose_device
 from trainer.config import TrainerSettings, child_environment
 from trainer.evaluation.provenance import current_date, machine, package_version, package_versions, source_commit
@@ -50,6 +50,7 @@ def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def run_benchmark(options: argparse.Namespace, settings: TrainerSettings) -> str:
     """Run the command; returns the table. Raises `UsageError` if no mode could be measured."""
+    require_writable(options.json)
     device, has_gpu = choose_device(options.device or settings.device)
     case = Case(
         options.model, device, options.batch_size, options.text_tokens, options.steps, options.use_qlora,

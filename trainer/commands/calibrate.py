@@ -18,7 +18,14 @@ from trainer.calibration.cases import PageCases, cases_of
 from trainer.calibration.fit import fit_calibration
 from trainer.calibration.reliability import confidences, reliability, review
 from trainer.calibration.report import Measured, picture, report
-from trainer.commands.flags import DEFAULT_MODEL, UsageError, add_page_flags, add_reading_flags, page_sets
+from trainer.commands.flags import (
+    DEFAULT_MODEL,
+    UsageError,
+    add_page_flags,
+    add_reading_flags,
+    page_sets,
+    require_writable,
+)
 from trainer.commands.flags import reading_options as options_of_reading
 from trainer.config import TrainerSettings
 from trainer.evaluation.provenance import current_date, machine, package_versions, source_commit
@@ -65,6 +72,7 @@ def run_calibrate(options: argparse.Namespace, settings: TrainerSettings) -> str
     folder = Path(options.model)
     if not folder.is_dir():
         raise UsageError(f"--model {options.model}: the calibration is written next to the weights, so give a folder")
+    require_writable(options.report)
     with TemporaryDirectory(prefix="deepsynth-calibrate-") as scratch:
         fitted = page_sets(options, Path(scratch))
         if not fitted:

@@ -20,6 +20,7 @@ from trainer.commands.flags import (
     page_sets,
     positive,
     reading_options,
+    require_writable,
 )
 from trainer.commands.report import REPORT_NAME, report_of
 from trainer.config import TrainerSettings, child_environment
@@ -88,6 +89,7 @@ def run_evaluate(options: argparse.Namespace, settings: TrainerSettings) -> str:
 
     Raises errors of usage, sets, sources, readers and the adapter volume before any model reads.
     """
+    require_writable(options.json, options.pages, options.html, options.update_card, folder=options.out)
     if options.from_json is not None:
         return _show(load_result(options.from_json), [], options)
     if options.no_base and options.adapter is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,29 @@ def ratio(text: str) -> float:
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return number
+
+
+def require_writable(*files: Path | None, folder: Path | None = None) -> None:
+    """Check where results go before the work that they come from, which takes minutes or hours.
+
+    Args:
+        files: to be written or replaced; their folders have to exist. None is passed over.
+        folder: to be made, with its parents, if it does not exist.
+
+    Raises:
+        UsageError: one of them cannot be written.
+    """
+    for file in (each for each in files if each is not None):
+        if not file.parent.is_dir():
+            raise UsageError(f"there is no folder {file.parent} to write {file.name} to; make it, or name another")
+        if file.is_dir():
+            raise UsageError(f"{file} is a folder; name a file")
+        if not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise UsageError(f"{file} cannot be written; name another file")
+    if folder is not None:
+        nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise UsageError(f"{folder} cannot be written; name another folder")
 
 
 def add_page_flags(parser: argparse.ArgumentParser, title: str = "pages") -> None:

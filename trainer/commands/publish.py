@@ -30,6 +30,7 @@ from trainer.commands.flags import (
     positive,
     ratio,
     reading_options,
+    require_writable,
 )
 from trainer.commands.push import add_hub_flags, hub_repository, push_version
 from trainer.config import TrainerSettings
@@ -124,7 +125,8 @@ def run_publish(options: argparse.Namespace, settings: TrainerSettings) -> str:
     _check_flags(options)
     # Fail on a missing token before pages are read for minutes.
     repository = hub_repository(options) if options.push_to_hub else None
-    _require_writable(options.volume)
+    _require_volume(options.volume)
+    require_writable(options.json)
     place = locate_adapter(str(options.adapter or options.imported))
     base_model = str(local_model(options.base or model_of_run(run_folder(place.folder)) or DEFAULT_MODEL))
     records = _records(options, place, base_model, settings)
@@ -219,7 +221,7 @@ def _training_data(options: argparse.Namespace, place: AdapterLocation) -> Train
         raise UsageError("--trained-on-sha256 is not 64 hex digits") from error
 
 
-def _require_writable(root: Path) -> None:
+def _require_volume(root: Path) -> None:
     """Raise `VolumeError` where publishing would fail after pages were read for minutes."""
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"

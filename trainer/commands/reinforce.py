@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainer.commands.flags import positive
-from trainer.commands.train import add_option_flags, chosen_options, run_options
+from trainer.commands.train import add_option_flags, chosen_options, train_and_push
 from trainer.config import TrainerSettings
 from trainer.rewards.rewards import REWARDS
 from trainer.training.reward_options import DEFAULT_WEIGHTS, LOSSES, RewardOptions, parse_weights
@@ -57,7 +57,4 @@ def run_reinforce(options: argparse.Namespace, settings: TrainerSettings) -> str
         kl_weight=options.kl_weight,
         page_tests=options.page_tests,
     )
-    chosen, device = chosen_options(options, settings, DEFAULTS)
-    return str(
-        run_options(chosen, device, settings, resume=options.resume, overwrite=options.overwrite, rewards=rewards)
-    )
+    return train_and_push(*chosen_options(options, settings, DEFAULTS), options, settings, rewards)

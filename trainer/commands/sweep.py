@@ -50,6 +50,12 @@ def run_sweep(options: argparse.Namespace, settings: TrainerSettings) -> str:
         raise TrainingError(TrainingCode.OPTION_INVALID, f"hours is {options.hours}", "it has to be a positive number")
     space = parse_space(options.search)
     fixed, device = chosen_options(options, settings)
+    if fixed.push_to_hub:
+        raise TrainingError(
+            TrainingCode.OPTION_INVALID,
+            "push-to-hub is given; every trial would upload its adapter",
+            "export the best one afterwards and push that: trainer export, trainer push",
+        )
     seconds = None if options.hours is None else 3600 * options.hours
     budget = Budget(options.trials, seconds, devices_of(options.jobs, device))
     record = Sweep(options.out, fixed, space, budget, sys.stderr).run(resume=options.resume)

@@ -70,13 +70,36 @@ def add_option_flags(parser: argparse.ArgumentParser, defaults: Mapping[str, Any
 
 def run_train(options: argparse.Namespace, settings: TrainerSettings) -> str:
     """Run the command; returns what was trained. Raises `TrainingError`."""
-    chosen, device = chosen_options(options, settings)
+    return train_and_push(*chosen_options(options, settings), options, settings)
+
+
+def train_and_push(
+    chosen: TrainingOptions,
+    device: str,
+    options: argparse.Namespace,
+    settings: TrainerSettings,
+    rewards: RewardOptions | None = None,
+) -> str:
+    """Train, by rewards if there are any, and upload the adapter where that was asked for.
+
+    Args:
+        chosen: the run's options.
+        device: name of the device.
+        options: the command's flags, with `resume` and `overwrite`.
+        settings: of the machine.
+        rewards: what answers are rewarded for.
+
+    Returns:
+        What was trained; of several processes the first alone says and uploads something.
+    """
     # Fail on a missing token before hours of training.
     repository = open_repository(chosen.hub_model_id) if chosen.push_to_hub and chosen.hub_model_id else None
-    summary = str(run_options(chosen, device, settings, resume=options.resume, overwrite=options.overwrite))
+    trained = run_options(chosen, device, settings, resume=options.resume, overwrite=options.overwrite, rewards=rewards)
+    if process_rank().rank:
+        return ""
     if repository is None:
-        return summary
-    return f"{summary}\n{push_adapter(repository, chosen.output_dir / BEST)}"
+        return str(trained)
+    return f"{trained}\n{push_adapter(repository, chosen.output_dir / BEST)}"
 
 
 def chosen_options(

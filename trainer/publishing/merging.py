@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shared.contract.shipped import local_model
-from shared.deepseek_ocr.checkpoint import CONFIG_FILE, INDEX_FILE, CheckpointError, read_config
+from shared.deepseek_ocr.checkpoint import CONFIG_FILE, INDEX_FILE, CheckpointError, read_config, share_weights
 from shared.deepseek_ocr.loading import HUB_FILES, find_checkpoint
 from shared.deepseek_ocr.quantisation import SCALE_SUFFIX, dequantise_rows
 from shared.deepseek_ocr.registry import find_kind
@@ -110,6 +110,7 @@ def write_merged(base: Path, adapter: AdapterFolder, target: Path, dtype: str | 
         (target / CONFIG_FILE).write_text(json.dumps(_config(config, merged.dtype), indent=2) + "\n", encoding="utf-8")
     else:
         merged = _merge_model(base, adapter, target, dtype)
+    share_weights(target, CONFIG_FILE)
     for pattern in COMPANIONS:
         for path in sorted(base.glob(pattern)):
             if path.is_file() and not (target / path.name).exists():

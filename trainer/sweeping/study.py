@@ -36,6 +36,8 @@ RECORD_FILE: Final = SWEEP_FILE
 TRIALS: Final = "trials"
 STARTUP_TRIALS: Final = 4
 """Trials whose checks are compared with before the first one is pruned."""
+FAILED: Final = "fail"
+"""Optuna's name of a failed trial's state, in lower case."""
 _UNCOMPARED: Final = frozenset({"output_dir", "device"})
 
 
@@ -61,6 +63,8 @@ class Sweep:
     _stopping: threading.Event = field(default_factory=threading.Event)
     _request: StopRequest = field(default_factory=StopRequest)
     _running_since: dict[int, float] = field(default_factory=dict)
+    _failed_before: int = 0
+    """Trials that failed in earlier runs of the command; not counted, as their values are tried again."""
 
     def run(self, *, resume: bool) -> dict[str, Any]:
         """Run trials until the budget is used up.
@@ -93,9 +97,13 @@ class Sweep:
                 "the sweep was stopped; the same command with --resume continues, interrupted trials included",
                 self._request.signal_number or signal.SIGTERM,
             )
-        if record["trials"] and not any(each["cer"] is not None for each in record["trials"]):
-            last = record["trials"][-1]
-            raise TrainingError(TrainingCode.STEP_FAILED, f"every trial failed: {last['message']}", "correct that")
+        trials = record["trials"]
+        if trials and all(each["state"] == FAILED for each in trials):
+            raise TrainingError(
+                TrainingCode.STEP_FAILED,
+                f"every trial failed: {trials[-1]['message']}",
+                "correct that and repeat the command with --resume",
+            )
         return record
 
     def _work(self, study: optuna.Study, device: str | None) -> None:
@@ -161,9 +169,9 @@ class Sweep:
         self._record(study)
 
     def _most_trials(self) -> int:
-        """The budget's number, or fewer if there are not so many combinations."""
+        """The budget's number, or fewer if there are not so many combinations, and those that failed earlier."""
         size = size_of(self.space)
-        return self.budget.trials if size is None else min(self.budget.trials, size)
+        return self._failed_before + (self.budget.trials if size is None else min(self.budget.trials, size))
 
     def _is_over(self) -> bool:
         if self._stopping.is_set() or self._request.is_set:
@@ -196,6 +204,7 @@ class Sweep:
         # Another seed after a resume: the same one would repeat the first trials.
         seed = self.fixed.seed + len(started(study))
         study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=len(self.budget.devices) > 1)
+        self._retry_failed(study)
         size = size_of(self.space)
         if size is not None and size <= self.budget.trials:
             # Every combination once; a sampler would repeat some.
@@ -203,6 +212,19 @@ class Sweep:
             for values in product(*lists):
                 study.enqueue_trial(dict(values), skip_if_exists=True)
         return study
+
+    def _retry_failed(self, study: optuna.Study) -> None:
+        """Put the values of trials that failed in line again: what stopped them, such as a full disk, may be mended."""
+        from optuna.trial import TrialState
+
+        failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        self._failed_before = len(failed)
+        others = [each for each in study.get_trials(deepcopy=False) if each.state is not TrialState.FAIL]
+        tried = [each.system_attrs.get("fixed_params", each.params) for each in others]
+        for trial in failed:
+            if trial.params not in tried:
+                tried.append(trial.params)
+                study.enqueue_trial(trial.params)
 
     def _settle(self, *, resume: bool) -> None:
         """Check that the folder is new, or holds this sweep."""

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shared.contract.volume import CONFIG_FILE, WEIGHTS_FILE
+from shared.deepseek_ocr.checkpoint import share_weights
 from trainer.training.errors import TrainingCode, TrainingError
 
 ADAPTER = "default"
@@ -47,6 +48,7 @@ def save_adapter(model: PeftModel, folder: Path, base_model: str, modules: tuple
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     text = json.dumps(adapter_config(model, base_model, modules), indent=2, sort_keys=True, default=_plain)
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    share_weights(folder, CONFIG_FILE)
 
 
 def load_adapter(model: PeftModel, folder: Path) -> None:

@@ -19,17 +19,14 @@ from typing import Any, Final
 import torch
 from safetensors import SafetensorError, safe_open
 
-from shared.contract.durable import DISK_FULL
 from shared.contract.volume import CONFIG_FILE, WEIGHTS_FILE
-from trainer.training.errors import TrainingCode, TrainingError
+from trainer.training.errors import TrainingCode, TrainingError, is_disk_full
 
 FILES: Final = "files.json"
 CHECKPOINTS: Final = "checkpoints"
 """Folder of a run's checkpoints."""
 PARTIAL: Final = ".partial"
 _STEP: Final = re.compile(r"step-(\d+)")
-_FULL_WORDS: Final = ("No space left", "Disk quota exceeded", "File too large", "file write failed", "unexpected pos ")
-"""How torch's and safetensors' own errors report a full disk."""
 
 
 def step_folders(folder: Path) -> list[tuple[int, Path]]:
@@ -119,11 +116,6 @@ def verify_adapter(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> Non
                     raise _corrupt(folder, f"{key} holds values that are not finite")
     except (OSError, ValueError, SafetensorError) as error:
         raise _corrupt(folder, f"it does not load ({type(error).__name__})") from error
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that a disk has no room, whichever library raised it."""
-    return getattr(error, "errno", None) in DISK_FULL or any(words in str(error) for words in _FULL_WORDS)
 
 
 @contextmanager

@@ -8,6 +8,12 @@ from __future__ import annotations
 
 import signal
 from enum import StrEnum
+from typing import Final
+
+from shared.contract.durable import DISK_FULL
+
+_FULL_WORDS: Final = ("No space left", "Disk quota exceeded", "File too large", "file write failed", "unexpected pos ")
+"""How torch's and safetensors' own errors report a full disk."""
 
 
 class TrainingCode(StrEnum):
@@ -53,3 +59,8 @@ class TrainingStopped(Exception):  # noqa: N818 - nothing went wrong
     def exit_status(self) -> int:
         """As shells report a process that the signal has ended: schedulers restart it, while 0 would mean done."""
         return 128 + self.signal_number
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that a disk has no room, whichever library raised it."""
+    return getattr(error, "errno", None) in DISK_FULL or any(words in str(error) for words in _FULL_WORDS)

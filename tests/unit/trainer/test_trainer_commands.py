@@ -88,6 +88,32 @@ def test_a_missing_tesseract_is_known_before_anything_is_read(tmp_path, evaluati
     assert "no-such-program" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("words", "message"), [
+    ("evaluate --json {0}/gone/r.json", "there is no folder {0}/gone to write r.json to"),
+    ("evaluate --pages {0}/gone/p.jsonl", "there is no folder {0}/gone to write p.jsonl to"),
+    ("evaluate --html {0}", "{0} is a folder"),
+    ("evaluate --out {0}/file/run", "{0}/file/run cannot be written"),
+    ("benchmark --json {0}/gone/rows.jsonl", "there is no folder {0}/gone"),
+    ("calibrate --model {0} --report {0}/gone/report.md", "there is no folder {0}/gone"),
+    ("publish --adapter {0} --volume {0} --name a --data {0} --json {0}/gone/r.json", "there is no folder {0}/gone"),
+])  # fmt: skip
+def test_where_results_go_is_looked_at_before_anything_is_read(tmp_path, capsys, words, message):
+    """None of these has pages or an adapter: it would say so if it came to them."""
+    (tmp_path / "file").write_text("")
+    assert main(words.format(tmp_path).split()) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message.format(tmp_path)}")
+
+
+def test_a_path_that_cannot_be_used_is_said_in_a_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "log.jsonl").write_text("")
+    assert main(["report", str(tmp_path), "--output", f"{tmp_path}/file/report.html"]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"error: {tmp_path}/file/report.html: Not a directory; name a path that can be used\n"
+    )
+
+
 def test_every_step_of_nano_explains_itself(capsys):
     for step in ("fonts", "corpus", "evalset", "tokenizer", "train", "export"):
         with pytest.raises(SystemExit) as left:

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import tarfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -206,7 +207,7 @@ class ShardFile:
         self._shard.close()
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.close()
+        self._file.close()
         with self._path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return ShardRecord(self._name, self._split, self._count, self._path.stat().st_size, digest)
@@ -214,7 +215,9 @@ class ShardFile:
     def close(self) -> None:
         """Close the file, finished or not; an unfinished one is deleted when the work continues."""
         self._shard.abandon()
-        self._file.close()
+        # A full disk has no room for what is still buffered either, and the error of the write is the one to tell.
+        with suppress(OSError):
+            self._file.close()
 
 
 def rows_of_shard(path: Path) -> set[int]:

@@ -17,6 +17,7 @@ from tests.support.checkpoint_adapters import base_of, write_adapter
 from tests.support.training import events, run_small, write_checkpoint, write_words
 from tests.unit.trainer.publishing.test_hub import FakeHub
 from trainer.cli import main
+from trainer.commands import train
 from trainer.publishing import hub, merging
 
 
@@ -45,6 +46,9 @@ def test_a_run_is_merged_after_its_own_validation_pages_were_read_with_both(tmp_
     assert "Checked on 3 held-out pages" in (out / "README.md").read_text()
     assert str(run.parent) not in (out / "merge.json").read_text() + (out / "README.md").read_text()
     assert load_checkpoint(out).model_id == "merged"
+    # A service is often another user than the trainer.
+    modes = {path.stat().st_mode & 0o777 for folder in (out, run / "best") for path in folder.iterdir()}
+    assert modes == {(out / "README.md").stat().st_mode & 0o777}
     assert main(words) == 2
     assert "exists already" in capsys.readouterr().err
 
@@ -111,3 +115,36 @@ def test_both_forms_are_pushed_from_their_folders(tmp_path, run, capsys, monkeyp
     capsys.readouterr()
     assert main(["push", str(run.parent / "words"), "--hub-model-id", "team/x"]) == 2
     assert "is not what `trainer merge` or `trainer export` wrote" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "reinforce"])
+def test_both_ways_of_training_push_where_asked_to(tmp_path, run, monkeypatch, command):
+    if command == "reinforce":
+        pytest.importorskip("trl")
+    fake = FakeHub()
+    monkeypatch.setattr(hub, "HfApi", lambda: fake)
+    words = (
+        f"--model {run.parent}/model --dataset-name {run.parent}/words --init-from {run} --output-dir {tmp_path}/more"
+    )
+    rest = "--max-steps 1 --batch-size 2 --max-new-tokens 4 --device cpu --push-to-hub --hub-model-id team/more"
+    assert main([command, *words.split(), *rest.split()]) == 0
+    repository, _, files = fake.commits[-1]
+    assert repository == "team/more"
+    assert files["adapter_model.safetensors"] == (tmp_path / "more" / "best" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "trained\n"), ("1", "")])
+def test_of_several_processes_the_first_alone_says_and_pushes_what_was_trained(
+    tmp_path, run, capsys, monkeypatch, rank, said
+):
+    (tmp_path / "best").symlink_to(run / "best")
+    fake = FakeHub()
+    monkeypatch.setattr(hub, "HfApi", lambda: fake)
+    monkeypatch.setattr(train, "run_options", lambda *_, **__: "trained")
+    monkeypatch.setenv("RANK", rank)
+    words = ["train", "--dataset-name", "d", "--output-dir", str(tmp_path), "--device", "cpu"]
+    assert main([*words, "--push-to-hub", "--hub-model-id", "team/more"]) == 0
+    assert capsys.readouterr().out.startswith(said)
+    assert len(fake.commits) == (rank == "0")
+    assert main(words) == 0
+    assert capsys.readouterr().out == said

@@ -24,6 +24,7 @@ from trainer.data.errors import DataCode, DataError
 from trainer.data.prepare.conversion import convert_rows
 from trainer.data.prepare.manifest import TrainingPart, load_manifest, training_part, verify_set
 from trainer.data.prepare.output import OutputFolder
+from trainer.data.prepare.shards import GROUP_ROWS
 from trainer.data.sources.columns import Columns
 from trainer.data.sources.protocol import Row
 from trainer.data.sources.rejected_rows import RejectedRows
@@ -376,12 +377,13 @@ def test_a_full_disk_is_said_and_the_run_goes_on_later(tmp_path, pages, capsys, 
     assert len(samples_of(out)) == 12
 
 
+@pytest.mark.parametrize("num_pages", [8, GROUP_ROWS + 1])
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])
-def test_a_write_that_fails_inside_the_libraries_is_said_too(tmp_path, form):
-    """The kernel refuses: files may not grow past 64 KiB in this process."""
+def test_a_write_that_fails_inside_the_libraries_is_said_too(tmp_path, form, num_pages):
+    """The kernel refuses: files may not grow past 64 KiB in this process. It does so again when the file is closed."""
     pages = tmp_path / "pages"
     pages.mkdir()
-    for number in range(8):
+    for number in range(num_pages):
         (pages / f"{number}.png").write_bytes(encoded(Image.effect_noise((200, 200), 90)))
         (pages / f"{number}.txt").write_text("text")
     done = subprocess.run(
@@ -397,6 +399,7 @@ def test_a_write_that_fails_inside_the_libraries_is_said_too(tmp_path, form):
     )
     assert done.returncode == 2, done.stderr
     assert "[disk_full]" in done.stderr
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "set").exists()
 
 

@@ -117,6 +117,34 @@ def test_failed_trials_are_kept_and_a_sweep_of_nothing_else_says_why(tmp_path, r
         sweep(tmp_path / "b", RATE, trials=2).run(resume=False)
 
 
+@pytest.mark.parametrize("words", [(RATE,), ("lora-rank=2,4,8",)])
+def test_what_failed_is_tried_again_after_the_cause_was_mended(tmp_path, runs, words):
+    runs.ends = {2: End.FAILED, 3: End.FAILED}
+    sweep(tmp_path / "s", *words, trials=3).run(resume=False)
+    record = sweep(tmp_path / "s", *words, trials=3).run(resume=True)
+    assert [each["state"] for each in record["trials"]] == ["complete", "fail", "fail", "complete", "complete"]
+    values = [each["values"] for each in record["trials"]]
+    assert values[1:3] == values[3:]
+    sweep(tmp_path / "s", *words, trials=3).run(resume=True)
+    assert len(runs.options) == 5, "nothing is left to do"
+
+
+def test_a_sweep_of_which_every_trial_failed_goes_on_and_says_so_again_only_if_they_do(tmp_path, runs):
+    runs.ends = dict.fromkeys(range(1, 5), End.FAILED)
+    for _ in range(2):
+        with pytest.raises(TrainingError, match=r"every trial failed: it broke; .*--resume"):
+            sweep(tmp_path / "s", RATE, trials=2).run(resume=len(runs.options) > 0)
+    record = sweep(tmp_path / "s", RATE, trials=2).run(resume=True)
+    assert [each["state"] for each in record["trials"]] == ["fail"] * 4 + ["complete"] * 2
+
+
+def test_trials_are_not_uploaded_one_over_the_other(tmp_path, runs, capsys):
+    words = ["sweep", "--dataset-name", "d", "--out", str(tmp_path / "s"), "--search", RATE, "--device", "cpu"]
+    assert main([*words, "--push-to-hub", "--hub-model-id", "team/x"]) == 2
+    assert "every trial would upload its adapter" in capsys.readouterr().err
+    assert not runs.options
+
+
 def test_hopeless_trials_are_pruned(tmp_path, runs):
     record = sweep(tmp_path / "s", "learning-rate=0.01,0.011,0.012,0.013,0.5,0.8", trials=6).run(resume=False)
     states = {each["values"]["learning_rate"]: each["state"] for each in record["trials"]}

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from tests.support.training import events, small_options, write_checkpoint, write_words
+from tests.support.training import events, run_small, small_options, write_checkpoint, write_words
 from trainer.cli import main
 from trainer.training.checkpoints import newest_valid, validation_error
 
@@ -66,3 +66,20 @@ def test_a_full_disk_is_said_truly_and_the_run_goes_on_after_room_is_made(tmp_pa
     assert train_in(tmp_path, run, "--resume") == 0
     assert validation_error(run / "best") is None
     assert events(run, "start")[-1]["step"] == (int(kept.name.removeprefix("step-")) if kept else 0)
+
+
+def test_what_comes_after_training_says_it_in_a_line_too(tmp_path, mounted, capsys):
+    write_checkpoint(tmp_path / "model")
+    write_words(tmp_path / "words", 12)
+    run_small(tmp_path, max_steps=2, eval_steps=2)
+    place, run = mounted(4), str(tmp_path / "run")
+    reading = ["--data", str(tmp_path / "words"), "--limit", "2", "--max-new-tokens", "4", "--device", "cpu"]
+    for words in (
+        ["merge", "--adapter", run, *reading, "--out", str(place / "merged")],
+        ["export", "--to", "peft", "--adapter", run, "--out", str(place / "peft")],
+        ["report", run, "--output", str(place / "report.html")],
+        ["evaluate", "--adapter", run, *reading, "--out", str(place)],
+    ):
+        assert main(words) == 2
+        assert capsys.readouterr().err.strip().splitlines()[-1].endswith("make room and repeat the command [disk_full]")
+    assert not [path for path in place.iterdir() if path.is_dir()], "neither merge nor export left a folder"
