@@ -1,11 +1,12 @@
-r"""Rewards after supervised training, against supervised training alone for the same seconds on one GPU.
+r"""Rewards after supervised training, against supervised training alone for about the same seconds on one GPU.
 
     python benchmarks/rewards.py sets/comb --updates 200 --out runs/rewards --real scans
 
 `sets/comb` is what `benchmarks/comb_domain.py write` made. Three runs, each alone on its card:
 
 - *first-half*: N updates on forms and general pages, on a schedule of their own;
-- *supervised*: as many updates as the first half and `--seconds` more can make, on one schedule;
+- *supervised*: as many updates as the first half and `--seconds` more should make, on one schedule. A schedule needs
+  its end beforehand, so this goes by the pace of the first half's later updates; the row has the seconds that it took;
 - *rewards*: goes on from the first half with `trainer reinforce` and is stopped after `--seconds`.
 
 With `--cards 2` the last two run at the same time. The same seed throughout. Then base model and all three read
@@ -26,7 +27,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,6 +36,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+SETS = ("mixed", "heldout", "general")
 ARMS = ("base", "first-half", "supervised", "rewards")
 SHAPE = ("--backend", "peft", "--lora-rank", "16", "--lora-alpha", "32", "--target-modules", "q_proj", "k_proj",
          "v_proj", "o_proj")  # fmt: skip
@@ -50,9 +52,9 @@ def main() -> int:
     parser.add_argument("sets", type=Path, help="sets of benchmarks/comb_domain.py")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs; must not exist")
     parser.add_argument("--model", default="shared/nano")
-    parser.add_argument("--updates", type=int, default=200, help="of the first half (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=150.0, help="of what comes after it (%(default)s)")
-    parser.add_argument("--cards", type=int, default=1, help="GPUs to use (%(default)s)")
+    parser.add_argument("--updates", type=number_from(2), default=200, help="of the first half (%(default)s)")
+    parser.add_argument("--seconds", type=number_from(1), default=150, help="of what comes after it (%(default)s)")
+    parser.add_argument("--cards", type=number_from(1), default=1, help="GPUs to use (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="pages of a supervised update (%(default)s)")
     parser.add_argument("--learning-rate", default="3e-4", help="of supervised training (%(default)s)")
     parser.add_argument("--train-flags", default="", help="more flags of `train`, as one word")
@@ -64,9 +66,15 @@ def main() -> int:
     if options.read:
         figures_of(options.read, options)
         return 0
+    # Training takes a card for minutes: what is read afterwards has to be there.
+    for folder in [*(options.sets / name for name in SETS), *(real / "images" for real in options.real)]:
+        if not folder.is_dir():
+            parser.error(f"there is no folder {folder}")
+    if options.out.exists():
+        parser.error(f"{options.out} exists already")
     options.out.mkdir(parents=True)
     seconds = {"first-half": _train(options, "first-half", options.updates, 0)}
-    updates = options.updates + round(options.updates * options.seconds / seconds["first-half"])
+    updates = options.updates + round(options.seconds * updates_per_s(options.out / "first-half"))
     with ThreadPoolExecutor(options.cards) as threads:
         supervised = threads.submit(_train, options, "supervised", updates, 0)
         rewards = threads.submit(_reinforce, options, options.cards - 1)
@@ -88,7 +96,8 @@ def _train(options: argparse.Namespace, name: str, updates: int, card: int) -> f
     run = options.out / name
     words = ["train", *_data_flags(options, run), *SHAPE, "--batch-size", str(options.batch_size), "--learning-rate",
              options.learning_rate, "--max-steps", str(updates), "--eval-steps", str(max(options.updates // 4, 1)),
-             "--early-stopping-patience", "none", *options.train_flags.split()]  # fmt: skip
+             "--early-stopping-patience", "none", "--logging-steps", str(max(options.updates // 20, 1)),
+             *options.train_flags.split()]  # fmt: skip
     process = _start(["-m", "trainer", *words], options.out / f"{name}.txt", card)
     if process.wait():
         raise SystemExit(f"{name} failed: see {options.out / name}.txt")
@@ -182,10 +191,35 @@ def _start(words: Sequence[str], output: Path, card: int) -> subprocess.Popen[by
     environment = {
         **os.environ,  # noqa: TID251
         "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]]),
-        "CUDA_VISIBLE_DEVICES": str(card),
+        "CUDA_VISIBLE_DEVICES": card_name(card),
     }
     with output.open("wb") as stream:
         return subprocess.Popen([sys.executable, *words], stdout=stream, stderr=subprocess.STDOUT, env=environment)
+
+
+def card_name(number: int) -> str:
+    """A card's name for CUDA_VISIBLE_DEVICES, among those that this program may see."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # noqa: TID251
+    return visible.split(",")[number] if visible else str(number)
+
+
+def updates_per_s(run: Path) -> float:
+    """Pace of the second half of a run: before that, pages are encoded and graphs captured."""
+    logged = events(run, "log")
+    middle, last = logged[(len(logged) - 1) // 2], logged[-1]
+    pace: float = (last["step"] - middle["step"]) / (last["seconds"] - middle["seconds"])
+    return pace
+
+
+def number_from(least: int) -> Callable[[str], int]:
+    """Parse a whole number of at least `least`."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise ValueError
+        return int(text)
+
+    return number
 
 
 def events(run: Path, name: str) -> list[dict[str, Any]]:

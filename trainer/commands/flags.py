@@ -45,7 +45,7 @@ def require_writable(*files: Path | None, folder: Path | None = None) -> None:
     """Check where results go before the work that they come from, which takes minutes or hours.
 
     Args:
-        files: to be written or replaced; their folders have to exist. None is passed over.
+        *files: to be written or replaced; their folders have to exist. None is passed over.
         folder: to be made, with its parents, if it does not exist.
 
     Raises:
