@@ -51,6 +51,7 @@ class RunSummary:
         base_cer: error rate of the base model on the same pages.
         num_held_out: pages that it was measured on.
         max_steps: updates that were planned.
+        earned_alike: whether rewards never told the answers of a page apart, so that nothing was learned.
     """
 
     output: Path
@@ -59,8 +60,14 @@ class RunSummary:
     base_cer: float | None
     num_held_out: int = 0
     max_steps: int = 0
+    earned_alike: bool = False
 
     def __str__(self) -> str:
+        if self.earned_alike:
+            return (
+                f"{self.output / BEST}: nothing was learned in {self.steps} updates, as all answers of a page earned "
+                "the same; go on from an adapter that reads better, or draw with a higher --temperature"
+            )
         if self.best_cer is None:
             return (
                 f"{self.output / BEST}: the last adapter of {self.steps} updates; nothing was held out to measure it on"
@@ -169,7 +176,15 @@ def _finish(run: TrainingSetup, output: Path) -> RunSummary:
     base_cer = None if base is None else float(base["cer"])
     best_cer = None if trainer.best_cer is None else float(trainer.best_cer)
     run.log.write("finished", trainer.state, best_cer=best_cer, base_cer=base_cer)
-    return RunSummary(output, trainer.state.global_step, best_cer, base_cer, max_steps=trainer.state.max_steps)
+    alike = [each["frac_reward_zero_std"] == 1 for each in _events(output, "log") if "frac_reward_zero_std" in each]
+    return RunSummary(
+        output,
+        trainer.state.global_step,
+        best_cer,
+        base_cer,
+        max_steps=trainer.state.max_steps,
+        earned_alike=bool(alike) and all(alike),
+    )
 
 
 def _checkpoint(output: Path, run: TrainingSetup) -> Path | None:
@@ -188,14 +203,18 @@ def _checkpoint(output: Path, run: TrainingSetup) -> Path | None:
 
 def _logged(output: Path, event: str) -> dict[str, Any] | None:
     """The last event of a name in the run's log."""
+    return next(reversed(_events(output, event)), None)
+
+
+def _events(output: Path, event: str) -> list[dict[str, Any]]:
+    """All events of a name in the run's log."""
     path = output / LOG_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found: dict[str, Any] | None = None
-    for line in lines:
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
         except ValueError:
             continue  # a kill may truncate the last line
         if isinstance(record, dict) and record.get("event") == event:
-            found = record
+            found.append(record)
     return found

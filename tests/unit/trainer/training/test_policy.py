@@ -107,6 +107,15 @@ def test_rewards_rise_and_the_log_says_each(place):
     assert not list((place / "run").rglob("README.md"))
 
 
+def test_a_run_says_that_its_answers_earned_the_same(place):
+    """No page has HTML, so each answer earns the same for its form."""
+    summary = str(
+        reinforce(place, rewards=RewardOptions(weights={"format": 1.0}, num_answers=4), max_steps=2, logging_steps=1)
+    )
+    assert "nothing was learned in 2 updates" in summary
+    assert "--temperature" in summary
+
+
 def test_an_interrupted_run_ends_with_the_same_weights(place):
     reinforce(place, max_steps=4, eval_steps=2, output_dir=place / "whole")
 
