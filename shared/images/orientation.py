@@ -34,6 +34,10 @@ _EVIDENCE_UPSIDE_DOWN = 12.0
 """By so much where it would be upside down: digits and capitals look alike from both sides."""
 _LARGEST_CELL = 6
 """A frame up to so many times a usual shape's size is a cell of a form, and hides how print would look around it."""
+_RULE_DARKNESS = 32
+"""Of 255, all along a rule."""
+_THICKEST_RULE_PX = 4
+"""Of a window; thicker ones are strokes of a large letter next to small shapes."""
 _LEAST_PX = 4
 """Lower shapes are points and dashes."""
 _FIRST_LOOK = 32
@@ -138,7 +142,17 @@ def _middles(boxes: NDArray[np.int32]) -> NDArray[np.float64]:
 
 def _evenly_dark(windows_NHW: NDArray[np.uint8]) -> NDArray[np.uint8]:
     darkest = np.maximum(windows_NHW.reshape(len(windows_NHW), -1).max(axis=1), 1)[:, None, None]
-    return (windows_NHW.astype(np.uint16) * 255 // darkest).astype(np.uint8)
+    return _without_rules((windows_NHW.astype(np.uint16) * 255 // darkest).astype(np.uint8))
+
+
+def _without_rules(windows_NHW: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Take away what goes through a whole window and is thin: an underlined word looks like one on its head."""
+    for axis in (2, 1):
+        lightest_N = windows_NHW.min(axis=axis, keepdims=True)
+        is_dark_N = lightest_N >= _RULE_DARKNESS
+        is_thin_N = is_dark_N.sum(axis=3 - axis, keepdims=True) <= _THICKEST_RULE_PX
+        windows_NHW = windows_NHW - lightest_N * (is_dark_N & is_thin_N)
+    return windows_NHW
 
 
 def _in_cells(boxes_N4: NDArray[np.int32], around_M4: NDArray[np.int32]) -> NDArray[np.bool_]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from shared.images.ink import relief_of
 from shared.images.orientation import TURNS, Orientation, find_orientation
@@ -36,6 +36,19 @@ def test_turned_page_is_found(name: str, turn: int) -> None:
 def test_page_that_tells_nothing_stays_as_it_is() -> None:
     assert orientation(Image.new("RGB", (600, 800), "white")).turn_degrees == 0
     assert orientation(page_of((400, 150, ["oxo"])).transpose(Image.Transpose.ROTATE_180)).turn_degrees == 0
+
+
+@pytest.mark.parametrize("text", ["Invoice 2024-0817 total", "v1.10.3-rc5 of the queue", "class=small quality"])
+@pytest.mark.parametrize("size_px", [20, 28, 40])
+def test_underlined_line_is_upright(text: str, size_px: int) -> None:
+    """A line above letters is what they have upside down."""
+    font = ImageFont.load_default(size_px)
+    length, base = round(font.getlength(text)), round(1.5 * size_px)
+    page = Image.new("RGB", (length + 40, 2 * size_px + 10), "white")
+    pen = ImageDraw.Draw(page)
+    pen.text((20, base), text, "black", font, anchor="ls")
+    pen.line((20, base + size_px // 6, 20 + length, base + size_px // 6), "black", 2)
+    assert orientation(page).turn_degrees == 0
 
 
 def test_numbers_in_cells_are_not_turned() -> None:
