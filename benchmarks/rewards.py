@@ -223,17 +223,10 @@ def number_from(least: int) -> Callable[[str], int]:
 
 
 def events(run: Path, name: str) -> list[dict[str, Any]]:
-    """What a run has logged so far; the last line may be unfinished."""
-    log = run / "log.jsonl"
-    found = []
-    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if event["event"] == name:
-            found.append(event)
-    return found
+    """What a run has logged so far."""
+    from trainer.training.events import LOG_FILE, read_events
+
+    return list(read_events(run / LOG_FILE, name))
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ from trainer.config import TrainerSettings
 from trainer.evaluation.card import RECORD_NAME
 from trainer.evaluation.results import load_result
 from trainer.publishing.gate import RUN_FILE
-from trainer.report.curves import LOG_NAME, read_curves
+from trainer.report.curves import read_curves
 from trainer.report.page import report_page
 from trainer.report.sweep import SWEEP_FILE, sweep_page
 from trainer.report.worst import WORST_NAME, load_worst
+from trainer.training.events import LOG_FILE
 
 REPORT_NAME = "report.html"
 
@@ -47,12 +48,12 @@ def report_of(folder: Path) -> str:
 
     Raises `UsageError` if it has nothing to report on, or `ResultError` if a record cannot be read.
     """
-    record, log, run = (folder / name for name in (RECORD_NAME, LOG_NAME, RUN_FILE))
+    record, log, run = (folder / name for name in (RECORD_NAME, LOG_FILE, RUN_FILE))
     if (folder / SWEEP_FILE).is_file():
         return sweep_page(_record(folder / SWEEP_FILE), folder.resolve().name)
     if not (record.is_file() or log.is_file()):
         raise UsageError(
-            f"{folder} holds none of {RECORD_NAME}, {LOG_NAME}, {SWEEP_FILE}: give the folder of a run or a sweep"
+            f"{folder} holds none of {RECORD_NAME}, {LOG_FILE}, {SWEEP_FILE}: give the folder of a run or a sweep"
         )
     return report_page(
         load_result(record) if record.is_file() else None,

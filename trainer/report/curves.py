@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-LOG_NAME = "log.jsonl"
+from trainer.training.events import read_events
+
 Points = tuple[tuple[float, float], ...]
 
 
@@ -33,7 +31,7 @@ def read_curves(path: Path) -> Curves:
     """
     series: dict[str, dict[float, float]] = {"loss": {}, "learning_rate": {}, "cer": {}, "forgetting_cer": {}}
     base_cer = None
-    for event in _events(path):
+    for event in read_events(path):
         step = _number(event.get("step"))
         if event.get("event") == "base":
             base_cer = _number(event.get("cer"))
@@ -59,19 +57,6 @@ def thinned(points: Points, most: int = 300) -> Points:
     return tuple(
         (sum(step for step, _ in group) / len(group), sum(value for _, value in group) / len(group)) for group in groups
     )
-
-
-def _events(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict):
-                yield event
 
 
 def _number(value: object) -> float | None:

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from trainer.config import child_environment
-from trainer.report.curves import LOG_NAME
 from trainer.training.errors import TrainingCode, TrainingError
+from trainer.training.events import LOG_FILE, read_events
 from trainer.training.options import TrainingOptions
 from trainer.training.run_lock import is_busy
 
@@ -93,13 +93,13 @@ def run_trial(
             env=environment,
         )
         try:
-            end = _watch(process, folder / LOG_NAME, report, is_over)
+            end = _watch(process, folder / LOG_FILE, report, is_over)
         finally:
             _end(process)
             assert process.stdin is not None
             process.stdin.close()
     seconds = time.monotonic() - start_s
-    rates = [float(event["cer"]) for event in _events(folder / LOG_NAME, "evaluate")]
+    rates = [float(event["cer"]) for event in read_events(folder / LOG_FILE, "evaluate")]
     best = min(rates, default=None)
     if end is not End.COMPLETE:
         return TrialResult(end, best, seconds)
@@ -130,7 +130,7 @@ def _watch(
     while process.poll() is None:
         if is_over():
             return End.INTERRUPTED
-        checks = _events(log, "evaluate")
+        checks = list(read_events(log, "evaluate"))
         for event in checks[num_reported:]:
             if report(int(100 * event["step"] / max(event["max_steps"], 1)), float(event["cer"])):
                 return End.PRUNED
@@ -148,18 +148,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _events(log: Path, name: str) -> list[dict[str, Any]]:
-    """A log's whole events of a name; the last line may be unfinished."""
-    if not log.is_file():
-        return []
-    found = []
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and event.get("event") == name:
-            found.append(event)
-    return found

@@ -21,13 +21,13 @@ from trainer.training.checkpoints import CHECKPOINTS, restore_replaced, writing_
 from trainer.training.data import RunData
 from trainer.training.distributed import barrier
 from trainer.training.errors import TrainingCode, TrainingError
+from trainer.training.events import LOG_FILE
 from trainer.training.options import TrainingOptions
 from trainer.training.reward_options import RewardOptions
 from trainer.training.run_lock import LOCK, lock_run
 from trainer.training.start import StartAdapter
 
 RUN_FILE: Final = "run.json"
-LOG_FILE: Final = "log.jsonl"
 CACHE: Final = "cache"
 _FREE_OPTIONS: Final = frozenset({
     "device", "feature_disk_gb", "feature_memory_gb", "hub_model_id", "keep_checkpoints", "logging_steps", "output_dir",

@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -33,8 +33,9 @@ from trainer.training.data import RunData, load_data
 from trainer.training.dataset import ImageStore, SampleReader
 from trainer.training.distributed import broadcast_first, reporting_lost_processes
 from trainer.training.errors import TrainingCode, TrainingError, TrainingStopped
+from trainer.training.events import LOG_FILE, read_events
 from trainer.training.options import TrainingOptions
-from trainer.training.output import CACHE, LOG_FILE, make_record, rank, run_folder, settle_record, write_seen
+from trainer.training.output import CACHE, make_record, rank, run_folder, settle_record, write_seen
 from trainer.training.reward_options import RewardOptions
 from trainer.training.setup import TrainingSetup, adapter_request, sample_reader, set_up
 from trainer.training.start import begin_with
@@ -176,7 +177,8 @@ def _finish(run: TrainingSetup, output: Path) -> RunSummary:
     base_cer = None if base is None else float(base["cer"])
     best_cer = None if trainer.best_cer is None else float(trainer.best_cer)
     run.log.write("finished", trainer.state, best_cer=best_cer, base_cer=base_cer)
-    alike = [each["frac_reward_zero_std"] == 1 for each in _events(output, "log") if "frac_reward_zero_std" in each]
+    logged = read_events(output / LOG_FILE, "log")
+    alike = [each["frac_reward_zero_std"] == 1 for each in logged if "frac_reward_zero_std" in each]
     return RunSummary(
         output,
         trainer.state.global_step,
@@ -203,18 +205,5 @@ def _checkpoint(output: Path, run: TrainingSetup) -> Path | None:
 
 def _logged(output: Path, event: str) -> dict[str, Any] | None:
     """The last event of a name in the run's log."""
-    return next(reversed(_events(output, event)), None)
-
-
-def _events(output: Path, event: str) -> list[dict[str, Any]]:
-    """All events of a name in the run's log."""
-    path = output / LOG_FILE
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # a kill may truncate the last line
-        if isinstance(record, dict) and record.get("event") == event:
-            found.append(record)
-    return found
+    last = deque(read_events(output / LOG_FILE, event), maxlen=1)
+    return last[0] if last else None

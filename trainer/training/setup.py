@@ -26,10 +26,11 @@ from trainer.training.collator import Collator, image_arguments
 from trainer.training.data import RunData
 from trainer.training.dataset import ImageStore, SampleReader, TrainingSet
 from trainer.training.errors import TrainingCode, TrainingError
+from trainer.training.events import LOG_FILE
 from trainer.training.features import GIB, CachedEncoder, FeatureCache
 from trainer.training.loop import PageTrainer
 from trainer.training.options import TrainingOptions
-from trainer.training.output import CACHE, LOG_FILE, rank
+from trainer.training.output import CACHE, rank
 from trainer.training.reward_options import RewardOptions
 from trainer.training.targets import choose_modules, touches_vision
 from trainer.training.validation import Checker, HeldOut, longest_answer
