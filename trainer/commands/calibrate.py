@@ -72,7 +72,8 @@ def run_calibrate(options: argparse.Namespace, settings: TrainerSettings) -> str
     folder = Path(options.model)
     if not folder.is_dir():
         raise UsageError(f"--model {options.model}: the calibration is written next to the weights, so give a folder")
-    require_writable(options.report)
+    if options.report is not None:
+        require_writable(folder=options.report.parent)
     with TemporaryDirectory(prefix="deepsynth-calibrate-") as scratch:
         fitted = page_sets(options, Path(scratch))
         if not fitted:
