@@ -429,7 +429,7 @@ async function resume() {
   await readAll({ file: { name: job.name }, isKept: false, isJob: true, headers: {}, task: job.task, columns: [column] }, running.signal);
 }
 
-// Said where nothing seems to be kept as well: the service may have been started anew with other settings.
+// Said where nothing seems to be kept as well: the service may have been restarted with other settings.
 const headers = () => storing(samples !== "off" && byId("keep").checked);
 
 // Once the answer is there, since a correction names it.

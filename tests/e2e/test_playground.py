@@ -662,7 +662,7 @@ def test_page_is_not_kept_where_the_tab_said_no_before_it_was_loaded_again(
 def test_page_is_not_kept_by_a_service_that_seemed_to_keep_none(
     said: str, browser: Any, keeping: tuple[ServerProcess, Path]
 ) -> None:
-    """As when the service starts anew with other settings, or is busy ending while the page asks it."""
+    """As when the service is restarted with other settings, or is busy ending while the page asks it."""
     server, folder = keeping
     before = len(kept_records(folder))
 
