@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,12 @@ from trainer.evaluation.provenance import current_date, machine, package_version
 
 COMMIT_FILE = Path(__file__).with_name("COMMIT")
 """Has the commit, for a copy of the sources without its clone."""
+
+
+def card_name(number: int) -> str:
+    """A card's name for CUDA_VISIBLE_DEVICES, among those that this program may see."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # noqa: TID251 -- what CUDA reads
+    return visible.split(",")[number] if visible else str(number)
 
 
 def origin(device: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.demo_loop import service
 from benchmarks.online import NANO, Load, load_from, measures_of, pages_of, size_of
-from benchmarks.origin import command, keep, origin
+from benchmarks.origin import card_name, command, keep, origin
 
 
 @contextlib.contextmanager
@@ -38,7 +38,7 @@ def one_card(number: int | None) -> Iterator[None]:
     environment = os.environ  # noqa: TID251 -- what CUDA and the started process read
     before = environment.get("CUDA_VISIBLE_DEVICES")
     if number is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = str(number) if before is None else before.split(",")[number]
+        environment["CUDA_VISIBLE_DEVICES"] = card_name(number)
     try:
         yield
     finally:

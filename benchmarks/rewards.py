@@ -33,8 +33,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.origin import card_name, command, origin
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 SETS = ("mixed", "heldout", "general")
 ARMS = ("base", "first-half", "supervised", "rewards")
@@ -83,7 +86,6 @@ def main() -> int:
         print(f"seconds of training: {json.dumps(seconds)}, updates: {json.dumps(made)}", flush=True)
         print(f"{'set':<16}{'reader':<14}{'CER, %':>24}{'unfinished, %':>15}{'invented, %':>13}", flush=True)
         read = list(threads.map(_read, itertools.repeat(options), ARMS, itertools.cycle(range(options.cards))))
-    from benchmarks.origin import command, origin
     from trainer.config import load_settings
     from trainer.reading.loading import choose_device
 
@@ -195,12 +197,6 @@ def _start(words: Sequence[str], output: Path, card: int) -> subprocess.Popen[by
     }
     with output.open("wb") as stream:
         return subprocess.Popen([sys.executable, *words], stdout=stream, stderr=subprocess.STDOUT, env=environment)
-
-
-def card_name(number: int) -> str:
-    """A card's name for CUDA_VISIBLE_DEVICES, among those that this program may see."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # noqa: TID251
-    return visible.split(",")[number] if visible else str(number)
 
 
 def updates_per_s(run: Path) -> float:

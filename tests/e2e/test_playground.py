@@ -117,6 +117,12 @@ def read(page: Any) -> None:
     finished(page)
 
 
+def read_image(page: Any, file: Any) -> None:
+    page.set_input_files("#file", files=[file])
+    page.wait_for_selector("#image")
+    read(page)
+
+
 def finished(page: Any) -> None:
     page.wait_for_selector("#text[aria-busy=false] .page")
     page.wait_for_selector('#go:text-is("Read"):enabled')
@@ -149,9 +155,7 @@ def answer_with(
 def test_image_is_read_as_the_api_reads_it(browser: Any, server: ServerProcess) -> None:
     expected = httpx.post(f"{server.url}/ocr", files={"file": png(size=(640, 400))}).json()["text"]
     with opened(browser, server) as page:
-        page.set_input_files("#file", files=[PNG])
-        page.wait_for_selector("#image")
-        read(page)
+        read_image(page, PNG)
         assert page.inner_text("#text .plain") == expected
         assert page.inner_text("#text .state") == "Read"
         assert page.evaluate("document.getElementById('image').naturalWidth") == 640
@@ -580,9 +584,7 @@ def test_page_is_corrected_in_place_by_keyboard(browser: Any, keeping: tuple[Ser
 def test_correction_that_is_refused_keeps_what_was_written(browser: Any, keeping: tuple[ServerProcess, Path]) -> None:
     server, _ = keeping
     with opened(browser, server, refusals=1) as page:
-        page.set_input_files("#file", files=[PNG])
-        page.wait_for_selector("#image")
-        read(page)
+        read_image(page, PNG)
         page.click("#text .correct")
         page.fill("#text textarea", "x" * 70_000)
         page.click('#text .correction button[type="submit"]')
@@ -602,9 +604,7 @@ def test_correction_that_is_not_saved_is_not_lost_by_accident(
     with opened(browser, server) as page:
         asked: list[str] = []
         page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
-        page.set_input_files("#file", files=[PNG])
-        page.wait_for_selector("#image")
-        read(page)
+        read_image(page, PNG)
         page.click("#text .correct")
         page.fill("#text textarea", "ten minutes of typing")
         page.click("#go")
@@ -627,9 +627,7 @@ def test_page_that_may_not_be_kept_is_not_and_cannot_be_corrected(
     with opened(browser, server) as page:
         page.uncheck("#keep")
         assert "-H 'X-Deepsynth-No-Store: 1'" in page.text_content("#snippet")
-        page.set_input_files("#file", files=[{**PNG, "buffer": png("private", (640, 400))}])
-        page.wait_for_selector("#image")
-        read(page)
+        read_image(page, {**PNG, "buffer": png("private", (640, 400))})
         assert page.query_selector("#text .correct") is None
         page.select_option("#format", "text")
         with page.expect_download():
@@ -650,9 +648,7 @@ def test_page_is_not_kept_where_the_tab_said_no_before_it_was_loaded_again(
             leave()
             page.wait_for_selector("#service.ready")
             assert not page.is_checked("#keep")
-        page.set_input_files("#file", files=[{**PNG, "buffer": png("still private", (640, 400))}])
-        page.wait_for_selector("#image")
-        read(page)
+        read_image(page, {**PNG, "buffer": png("still private", (640, 400))})
     with opened(browser, server) as page:
         assert page.is_checked("#keep")
     assert len(kept_records(folder)) == before
@@ -682,9 +678,7 @@ def test_page_is_not_kept_by_a_service_that_seemed_to_keep_none(
 def test_keys_of_an_input_method_end_no_correction(browser: Any, keeping: tuple[ServerProcess, Path]) -> None:
     server, _ = keeping
     with opened(browser, server) as page:
-        page.set_input_files("#file", files=[PNG])
-        page.wait_for_selector("#image")
-        read(page)
+        read_image(page, PNG)
         page.click("#text .correct")
         page.fill("#text textarea", "half a word")
         composing = {"key": "Escape", "bubbles": True, "cancelable": True, "isComposing": True}
@@ -696,9 +690,7 @@ def test_keys_of_an_input_method_end_no_correction(browser: Any, keeping: tuple[
 
 def test_service_without_samples_offers_no_correction(browser: Any, server: ServerProcess) -> None:
     with opened(browser, server) as page:
-        page.set_input_files("#file", files=[PNG])
-        page.wait_for_selector("#image")
-        read(page)
+        read_image(page, PNG)
         assert page.is_hidden("#keep-label")
         assert page.query_selector("#text .correct") is None
 

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from benchmarks import rewards
+from benchmarks.origin import card_name
 
 
 @pytest.mark.parametrize(("flags", "message"), [
@@ -42,4 +43,4 @@ def test_cards_are_among_those_that_are_visible(monkeypatch, visible, names):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert [rewards.card_name(number) for number in range(2)] == names
+    assert [card_name(number) for number in range(2)] == names
