@@ -94,7 +94,7 @@ def test_a_missing_tesseract_is_known_before_anything_is_read(tmp_path, evaluati
     ("evaluate --html {0}", "{0} is a folder"),
     ("evaluate --out {0}/file/run", "{0}/file/run cannot be written"),
     ("benchmark --json {0}/gone/rows.jsonl", "there is no folder {0}/gone"),
-    ("calibrate --model {0} --report {0}/gone/report.md", "there is no folder {0}/gone"),
+    ("calibrate --model {0} --report {0}/file/docs/report.md", "{0}/file/docs cannot be written"),
     ("publish --adapter {0} --volume {0} --name a --data {0} --json {0}/gone/r.json", "there is no folder {0}/gone"),
 ])  # fmt: skip
 def test_where_results_go_is_looked_at_before_anything_is_read(tmp_path, capsys, words, message):
