@@ -327,10 +327,10 @@ class ImageProcess:
     @property
     def cause_of_death(self) -> str:
         """Why it ended, once it is closed."""
-        if self._is_ended_by_us and self._process.returncode == -signal.SIGKILL:
-            return "ended by the service"
         if self._fault:
             return f"ended by the service, as its reply was malformed: {self._fault}"
+        if self._is_ended_by_us and self._process.returncode == -signal.SIGKILL:
+            return "ended by the service"
         return describe_exit(self._process.returncode, self._stderr)
 
     @property

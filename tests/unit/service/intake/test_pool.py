@@ -232,14 +232,19 @@ async def test_a_malformed_reply_is_the_files_fault_although_we_kill_the_process
             await victim
 
 
+@pytest.mark.parametrize("must_be_killed", [False, True])
 async def test_log_says_what_was_wrong_with_a_reply(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    must_be_killed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise BrokenFrameError("no numbers of a line")
-
-    monkeypatch.setattr("service.intake.pool.decode_reply", refuse)
     async with running_pool() as (pool, _):
+        (process,) = pool._all
+
+        def refuse(*_: object) -> None:
+            if must_be_killed:
+                os.kill(process.pid, signal.SIGSTOP)
+            raise BrokenFrameError("no numbers of a line")
+
+        monkeypatch.setattr("service.intake.pool.decode_reply", refuse)
         with pytest.raises(DecodeCrashError):
             await pool.decode(Document(png(), IntakeLimits()), ORDER)
         await eventually(lambda: any(record.message == "image process replaced" for record in caplog.records))
