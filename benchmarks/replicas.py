@@ -5,10 +5,10 @@
         --setting MAX_CONCURRENT_REQUESTS=512 --out auto
     python benchmarks/replicas.py --model fake --device cpu --cards 2 --clients 8 --duration 5 --side 64
 
-Starts a service for each card, which sees that card alone, and loads first one of them, then all at once, each from
-client processes of its own. No gateway is between: how requests are shared out is not measured. Where
-`client_cpu_share` is near 1, the clients are what limits, and the gain says nothing about cards. Pages are noise, or
-with `--text` rows of text, as with `online.py`.
+Starts a service for each card, which sees that card alone, or with `--per-card` several, and loads first one service,
+then all at once, each from client processes of its own. No gateway is between: how requests are shared out is not
+measured. Where `client_cpu_share` is near 1, the clients are what limits, and the gain says nothing about cards. Pages
+are noise, or with `--text` rows of text, as with `online.py`.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def one_card(number: int | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def services(count: int, model: str, device: str, settings: Mapping[str, str]) -> Iterator[list[str]]:
-    """Addresses of so many services, each with a card of its own where `device` is cuda."""
+def services(cards: int, per_card: int, model: str, device: str, settings: Mapping[str, str]) -> Iterator[list[str]]:
+    """Addresses of so many services on each card; where `device` is cuda, a service sees its card alone."""
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         folder = Path(scratch)
         if model == "random":
@@ -59,9 +59,9 @@ def services(count: int, model: str, device: str, settings: Mapping[str, str]) -
             model = str(write_random_checkpoint(folder / "deepseek-ocr-random", NANO, device))
         chosen = {"ENGINE": "fake"} if model == "fake" else {"MODEL": model, "DEVICE": device}
         urls = []
-        for number in range(count):
+        for number in range(cards * per_card):
             (volume := folder / f"volume{number}").mkdir()
-            with one_card(number if device == "cuda" else None):
+            with one_card(number // per_card if device == "cuda" else None):
                 running = stack.enter_context(service(volume, folder / f"{number}.log", **chosen, **settings))
             urls.append(running.url)
         yield urls
@@ -77,7 +77,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="nano", help="nano, fake, random (v1 weights) or a checkpoint's folder")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--cards", type=int, default=2, help="cards, and so services")
+    parser.add_argument("--cards", type=int, default=2, help="cards that have services (%(default)s)")
+    parser.add_argument("--per-card", type=int, default=1, help="services on each card (%(default)s)")
     parser.add_argument("--clients", type=int, default=256, help="of each service")
     parser.add_argument("--processes", type=int, default=4, help="client processes of each service (%(default)s)")
     parser.add_argument("--duration", type=float, default=30.0, help="seconds in which requests are sent")
@@ -97,8 +98,16 @@ def main() -> None:
     )
     settings = dict(each.split("=", 1) for each in given.setting)
     rows = []
-    with services(given.cards, given.model, given.device, settings) as urls, ThreadPoolExecutor(given.cards) as threads:
-        for count in (1, given.cards):
+    facts = {
+        name: getattr(given, name) for name in ("cards", "per_card", "clients", "processes", "max_new_tokens", "text")
+    }
+    facts |= {"model": Path(given.model).name, "side_px": list(given.side)}
+    num_services = given.cards * given.per_card
+    with (
+        services(given.cards, given.per_card, given.model, given.device, settings) as urls,
+        ThreadPoolExecutor(num_services) as threads,
+    ):
+        for count in (1, num_services):
             seen = list(threads.map(partial(drive, load=load, processes=given.processes), urls[:count]))
             rows.append(
                 {
@@ -112,10 +121,10 @@ def main() -> None:
                 }
             )
             print(rows[-1], flush=True)
-    gain = rows[-1]["pages_per_s"] / rows[0]["pages_per_s"] if rows[0]["pages_per_s"] else math.nan
-    facts = {name: getattr(given, name) for name in ("cards", "clients", "processes", "max_new_tokens", "text")}
-    facts |= {"model": Path(given.model).name, "side_px": list(given.side), "times_one": round(gain, 3), "rows": rows}
-    keep({"benchmark": "replicas", "command": command(), **origin(given.device), **facts}, given.out)
+        gain = rows[-1]["pages_per_s"] / rows[0]["pages_per_s"] if rows[0]["pages_per_s"] else math.nan
+        facts |= {"times_one": round(gain, 3), "rows": rows}
+        # Before the services stop, which takes its time after a load.
+        keep({"benchmark": "replicas", "command": command(), **origin(given.device), **facts}, given.out)
 
 
 if __name__ == "__main__":
