@@ -58,7 +58,7 @@ async def restart(live: LiveService) -> None:
     supervised = cast("ProcessEngine", live.service.engine)
     os.kill(supervised._connection._worker.pid, signal.SIGKILL)
     await eventually(lambda: supervised.state is not EngineState.READY)
-    await eventually(lambda: supervised.state is EngineState.READY, seconds=60)
+    await eventually(lambda: supervised.state is EngineState.READY, seconds=240)
 
 
 @pytest.fixture(scope="module")
