@@ -40,7 +40,7 @@ def test_a_job_goes_on_after_the_process_was_ended(tmp_path: Path, number: signa
         num_read = sum(
             server.metric(f'deepsynth_job_pages_total{{status="{status}"}}') or 0 for status in ("ok", "unreadable")
         )
-        request = server.post("/ocr", files={"file": PDF}, timeout=300).json()
+        request = server.post("/ocr", files={"file": PDF}).json()
         resumed = [line for line in server.log.read_text().splitlines() if "job resumed" in line]
     assert shown["num_failed"] == 0
     assert [page["text"] for page in read["pages"]] == [page["text"] for page in request["pages"]]

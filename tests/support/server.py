@@ -21,7 +21,7 @@ from tests.support.programs import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 240.0
-ANSWER_LIMIT_S = 60.0
+ANSWER_LIMIT_S = 240.0
 """More than any answer takes on a machine that does much else; httpx gives up after 5 s."""
 
 
