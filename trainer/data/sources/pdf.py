@@ -100,7 +100,7 @@ class PdfSource(ShardedSource):
         place = self._place(self._files[shard.place])
         split = split_of_folders(place)
         extra = {SPLIT_COLUMN: split} if split else {}
-        # Nothing is loaded, so that PDFium forgets the error of an earlier file: one that opens without pages sets none.
+        # Nothing is loaded, so that PDFium forgets an earlier file's error: one that opens and has no page sets none.
         raw.FPDF_LoadMemDocument64(b"", 0, None)
         try:
             document = pdfium.PdfDocument(read_inside(self._folder, place))
