@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import pypdfium2 as pdfium  # type: ignore[import-untyped] # ships no types
 from PIL import Image
+from pypdfium2 import raw
 
 from shared.images.accounting import account
 from shared.images.errors import ImageError
@@ -99,6 +100,8 @@ class PdfSource(ShardedSource):
         place = self._place(self._files[shard.place])
         split = split_of_folders(place)
         extra = {SPLIT_COLUMN: split} if split else {}
+        # Nothing is loaded, so that PDFium forgets an earlier file's error: one that opens and has no page sets none.
+        raw.FPDF_LoadMemDocument64(b"", 0, None)
         try:
             document = pdfium.PdfDocument(read_inside(self._folder, place))
         except RowError as error:
