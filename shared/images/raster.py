@@ -42,7 +42,7 @@ class SeenPage:
     """A decoded page."""
 
     image: Image.Image
-    """Upright, mode RGB."""
+    """Upright, mode RGB or, where that was allowed, L."""
     is_damaged: bool
     """Whether a part of it is missing."""
     is_plain: bool
@@ -153,11 +153,12 @@ class RasterFile:
         with decoding():
             return len(page_directories(self.data, most))
 
-    def read(self, page: int) -> SeenPage:
+    def read(self, page: int, *, may_be_grey: bool = False) -> SeenPage:
         """Decode one page.
 
         Args:
             page: Its number, from 1.
+            may_be_grey: As for `as_seen`.
 
         Returns:
             The page.
@@ -171,7 +172,7 @@ class RasterFile:
             self._limits.check_size(*image.size)
             is_alone = self._num_frames(image) == 1
             stretch = self._stretch(image)
-            page_image = self._seen(image)
+            page_image = self._seen(image, may_be_grey=may_be_grey)
             if stretch != _SQUARE:
                 page_image = page_image.resize(_stretched(page_image.size, stretch), Image.Resampling.BILINEAR)
             missing_share = 0.0 if self._jpeg is None else self._jpeg.missing_share(image)
@@ -255,9 +256,9 @@ class RasterFile:
         return 1 if image.format in _ONE_PICTURE else int(getattr(image, "n_frames", 1))
 
     @staticmethod
-    def _seen(image: Image.Image) -> Image.Image:
+    def _seen(image: Image.Image, *, may_be_grey: bool) -> Image.Image:
         try:
-            return as_seen(image)
+            return as_seen(image, may_be_grey=may_be_grey)
         except OSError as error:
             if codec_is_missing(image):
                 raise ImageError(ImageReason.UNSUPPORTED_PIXELS, "libtiff lacks its compression") from error
