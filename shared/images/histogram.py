@@ -1,4 +1,4 @@
-"""Medians and percentiles of bytes by counting, which is many times as fast as sorting a page. Knows OpenCV and numpy."""
+"""Medians and percentiles of bytes by counting, many times as fast as sorting a page. Knows OpenCV and numpy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def percentile(bytes_HW: NDArray[np.uint8], percent: float) -> float:
 
 
 def median(bytes_HW: NDArray[np.uint8]) -> int:
-    """The least byte that half of all do not exceed."""
+    """The least byte that at least half of all do not exceed."""
     return int(np.searchsorted(_ends(bytes_HW), bytes_HW.size / 2))
 
 
