@@ -19,7 +19,7 @@ from shared.images.jpeg import JpegFile, read_markers
 from shared.images.limits import ImageLimits
 from shared.images.other_formats import HEIC, PDF, recognise, unsupported
 from shared.images.pixels import SIDEWAYS, as_seen, orientation_of
-from shared.images.png import without_metadata
+from shared.images.png import unpacked, without_metadata
 from shared.images.tiff import TiffDirectory, codec_is_missing, opened_page, page_directories
 
 _MOST_OF_A_PAGE = 0.5
@@ -166,7 +166,7 @@ class RasterFile:
         Raises:
             ImageError: Why it cannot be read, however a library fails on damaged bytes.
         """
-        with decoding(), self.opened(page) as image:
+        with decoding(), self.opened(page, is_read=True) as image:
             if page > 1 and self.file_format is not FileFormat.TIFF:
                 image.seek(page - 1)
             self._limits.check_size(*image.size)
@@ -228,8 +228,8 @@ class RasterFile:
         return selection
 
     @contextlib.contextmanager
-    def opened(self, page: int) -> Iterator[Image.Image]:
-        """The file, opened; a TIFF at a page, all others at their first frame."""
+    def opened(self, page: int, *, is_read: bool = False) -> Iterator[Image.Image]:
+        """The file, opened: a TIFF at a page, others at their first frame, a PNG unpacked if its pixels are read."""
         name = _PILLOW_NAMES.get(self.file_format, self.file_format.upper())
         with _pillow_limit(self._limits):
             try:
@@ -239,7 +239,8 @@ class RasterFile:
                     with opened_page(self.data, self._directories[page - 1]) as image:
                         yield image
                 else:
-                    with Image.open(io.BytesIO(self.data), formats=(name,)) as image:
+                    data = unpacked(self.data) if is_read and self.file_format is FileFormat.PNG else self.data
+                    with Image.open(io.BytesIO(data), formats=(name,)) as image:
                         yield image
             except Image.DecompressionBombError as error:
                 raise self._limits.too_many_pixels() from error
