@@ -77,7 +77,7 @@ MAX_REMEMBERED_FILES = 256
 """Files whose process was killed, newest last; only their hashes are kept."""
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(16 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
 """glibc then reuses the memory of one page's arrays for the next, instead of asking the kernel for fresh pages: a fifth
-of the time that looking at a small page takes, and a quarter for A4 in colours, whose views need 50 MB."""
+of the time that looking at a small page takes, and a quarter where views of A4 in colours are made."""
 
 
 class ImageProcess:
