@@ -146,6 +146,16 @@ def load_page_tests(paths: Sequence[Path]) -> PageTests:
     return PageTests(tuple(tests.values()), dict(skipped))
 
 
+def write_page_tests(path: Path, tests: Mapping[str, Sequence[PageTest]]) -> None:
+    """Write tests by page as a file that `load_page_tests` reads; pages are images, relative to the file's folder."""
+    lines = []
+    for page, of_page in tests.items():
+        for number, test in enumerate(of_page):
+            record = {"pdf": page, "page": 1, "id": f"{page}_{number:02d}", "type": test.kind, **_fields(test)}
+            lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
+
+
 def told_skipped(skipped: Mapping[str, int]) -> str:
     """What was left out and why, in words; empty if nothing was."""
     parts = (f"; {count} of the kind {kind} left out: {NOT_JUDGED[kind]}" for kind, count in skipped.items())
@@ -184,6 +194,18 @@ def _parsed(record: Mapping[str, Any]) -> PageTest:
     if unknown:
         raise ValueError(f"the kind {kind} has no {', '.join(unknown)}")
     return _PARSERS[kind](record, _number(record, "max_diffs", 0))
+
+
+def _fields(test: PageTest) -> dict[str, Any]:
+    """The fields of a test that was made of a truth, as such tests have no others."""
+    match test:
+        case Present(text=text):
+            return {"text": text}
+        case Order(before=before, after=after):
+            return {"before": before, "after": after}
+        case Cell(cell=cell, neighbours=neighbours):
+            return {"cell": cell, **{side.name.lower(): text for side, text in neighbours}}
+    raise TypeError(f"{test} is not made of truths")
 
 
 def _present(kind: type[Present]) -> Callable[[Mapping[str, Any], int], PageTest]:

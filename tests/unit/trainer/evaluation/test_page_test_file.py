@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from trainer.evaluation.page_test_file import NamedTest, PageName, load_page_tests
-from trainer.evaluation.page_tests import Absent, Baseline, Cell, Order, Present
+from trainer.evaluation.page_test_file import NamedTest, PageName, load_page_tests, write_page_tests
+from trainer.evaluation.page_tests import Absent, Baseline, Cell, Order, Present, derive_tests
 from trainer.evaluation.text_tables import Side
 from trainer.training.errors import TrainingCode, TrainingError
 
@@ -60,6 +60,18 @@ def test_samples_are_found_by_name(tmp_path):
     assert found.of_sample("a.pdf page 1") == found.of_sample("a.pdf") == (Present("one"),)
     assert found.of_sample("b.png") == (Present("b"),)
     assert found.of_sample("c.png") == ()
+
+
+def test_tests_made_of_a_truth_are_written_and_read(tmp_path):
+    truth = "The lamp costs 12.50\nThank you for it\n| lamp | 12.50 |\n| desk | 9.00 |"
+    made = derive_tests(truth)
+    write_page_tests(tmp_path / "t.jsonl", {"a/b.png": made, "c.png": made[:1]})
+    found = load_page_tests([tmp_path / "t.jsonl"])
+    assert {type(test) for test in made} == {Present, Order, Cell}
+    assert found.of_sample("a/b.png") == made
+    assert found.of_sample("c.png") == made[:1]
+    with pytest.raises(TypeError, match="not made of truths"):
+        write_page_tests(tmp_path / "t.jsonl", {"a.png": [Baseline()]})
 
 
 def test_baseline_is_added_where_it_is_missing_and_pages_can_be_limited(tmp_path):
