@@ -64,7 +64,7 @@ class NamedTest:
     """A test of a file.
 
     Attributes:
-        id: unique among all files that were read together.
+        id: unique within its file.
         file: the file's name without its suffix.
         page: what it is about.
         test: what is tested.
@@ -124,7 +124,7 @@ def load_page_tests(paths: Sequence[Path]) -> PageTests:
     Raises:
         TrainingError: a file or a line cannot be read, an id occurs twice, or no test can be judged.
     """
-    tests: dict[str, NamedTest] = {}
+    tests: dict[tuple[Path, str], NamedTest] = {}
     skipped: Counter[str] = Counter()
     for path in paths:
         for number, line in _lines(path):
@@ -137,10 +137,10 @@ def load_page_tests(paths: Sequence[Path]) -> PageTests:
                 raise _invalid(f"{place} is not a test: {error}") from error
             if isinstance(test, str):
                 skipped[test] += 1
-            elif test.id in tests:
+            elif (path, test.id) in tests:
                 raise _invalid(f"{place} is not a test: the id {test.id!r} is taken")
             else:
-                tests[test.id] = test
+                tests[path, test.id] = test
     if not tests:
         raise _invalid(f"{', '.join(map(str, paths))} has no test that can be judged{told_skipped(skipped)}")
     return PageTests(tuple(tests.values()), dict(skipped))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.evaluation.page_test_file import NamedTest, PageName
 from trainer.evaluation.page_tests import Answer
@@ -65,50 +66,55 @@ def score_tests(tests: Sequence[NamedTest], texts: Mapping[PageName, str]) -> Pa
         olmOCR-Bench does.
     """
     answers = {page: Answer(text) for page, text in texts.items()}
-    failures: dict[str, Failure] = {}
-    for each in tests:
-        reason = each.test.failure(answers[each.page])
-        if reason is not None:
-            failures[each.id] = Failure(each.id, str(each.page), each.test.kind, reason)
-    files = _grouped(tests, lambda each: each.file)
+    judged = [_Judged(each, each.test.failure(answers[each.page])) for each in tests]
+    files = _grouped(judged, lambda each: each.test.file)
+    kinds = _grouped(judged, lambda each: each.test.test.kind)
     return PageTestScore(
-        overall=_rate(tests, failures),
-        kinds={kind: _rate(group, failures) for kind, group in _grouped(tests, lambda each: each.test.kind).items()},
-        files={file: _rate(group, failures) for file, group in files.items()},
-        mean_of_files=_mean([*files.values()], failures) if len(files) > 1 else None,
-        failures=tuple(failures.values()),
+        overall=_rate(judged),
+        kinds={kind: _rate(group) for kind, group in kinds.items()},
+        files={file: _rate(group) for file, group in files.items()},
+        mean_of_files=_mean([*files.values()]) if len(files) > 1 else None,
+        failures=tuple(
+            Failure(each.test.id, str(each.test.page), each.test.test.kind, each.reason)
+            for each in judged
+            if each.reason is not None
+        ),
     )
 
 
-def _grouped(tests: Sequence[NamedTest], key: Callable[[NamedTest], str]) -> dict[str, list[NamedTest]]:
-    groups: dict[str, list[NamedTest]] = {}
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    test: NamedTest
+    reason: str | None
+    """Why it failed."""
+
+
+def _grouped(tests: Sequence[_Judged], key: Callable[[_Judged], str]) -> dict[str, list[_Judged]]:
+    groups: dict[str, list[_Judged]] = {}
     for each in tests:
         groups.setdefault(key(each), []).append(each)
     return groups
 
 
-def _rate(tests: Sequence[NamedTest], failures: Mapping[str, Failure]) -> PassRate:
-    rates_R, pages = _resampled(tests, failures, 0)
-    low, high = interval_of(rates_R)
-    passed = sum(each.id not in failures for each in tests)
-    return PassRate(pages, len(tests), passed, passed / len(tests), low, high)
+def _rate(tests: Sequence[_Judged]) -> PassRate:
+    rates_R, pages = _resampled(tests, 0)
+    passed = sum(each.reason is None for each in tests)
+    return PassRate(pages, len(tests), passed, passed / len(tests), *interval_of(rates_R))
 
 
-def _mean(files: Sequence[Sequence[NamedTest]], failures: Mapping[str, Failure]) -> tuple[float, float, float]:
-    rates = [_rate(group, failures).rate for group in files]
+def _mean(files: Sequence[Sequence[_Judged]]) -> tuple[float, float, float]:
+    rates = [_rate(group).rate for group in files]
     # Each file draws its own pages: the same numbers would make files of one size rise and fall together.
-    means_R = np.mean([_resampled(group, failures, place)[0] for place, group in enumerate(files)], axis=0)
+    means_R = np.mean([_resampled(group, place)[0] for place, group in enumerate(files)], axis=0)
     return (sum(rates) / len(rates), *interval_of(means_R))
 
 
-def _resampled(
-    tests: Sequence[NamedTest], failures: Mapping[str, Failure], stream: int
-) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float64]], int]:
+def _resampled(tests: Sequence[_Judged], stream: int) -> tuple[NDArray[np.float64], int]:
     """Rates of the resamples `[R]`, and the number of pages."""
-    pages = {page: place for place, page in enumerate(dict.fromkeys(each.page for each in tests))}
+    pages = {page: place for place, page in enumerate(dict.fromkeys(each.test.page for each in tests))}
     passed_N, tests_N = np.zeros(len(pages)), np.zeros(len(pages))
     for each in tests:
-        tests_N[pages[each.page]] += 1
-        passed_N[pages[each.page]] += each.id not in failures
+        tests_N[pages[each.test.page]] += 1
+        passed_N[pages[each.test.page]] += each.reason is None
     draws_RN = page_draws(len(pages), stream)
     return (draws_RN @ passed_N) / (draws_RN @ tests_N), len(pages)

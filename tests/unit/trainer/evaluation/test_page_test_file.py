@@ -128,3 +128,5 @@ def test_files_without_use_are_refused(tmp_path):
     twice = write(tmp_path / "twice.jsonl", {**GOOD, "id": "1"}, {**GOOD, "id": "1"})
     with pytest.raises(TrainingError, match="the id '1' is taken"):
         load_page_tests([twice])
+    once = [write(tmp_path / name, {**GOOD, "id": "1"}) for name in ("a.jsonl", "b.jsonl")]
+    assert [(each.file, each.id) for each in load_page_tests(once).tests] == [("a", "1"), ("b", "1")]
