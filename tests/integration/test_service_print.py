@@ -58,9 +58,9 @@ async def test_settings_say_what_a_request_does_not() -> None:
         assert (page["turned_degrees"], page["warnings"]) == (0, [])
         assert (await service.ocr(TURNED, orientation="auto")).json()["pages"][0]["turned_degrees"] == 270
         preview = await service.client.post("/preview", files={"file": TURNED}, data={"orientation": "auto"})
-        assert preview.headers["x-page-size"] == "1000x360"
+        assert (preview.headers["x-page-size"], preview.headers["x-page-turn"]) == ("1000x360", "270")
         preview = await service.client.post("/preview", files={"file": TURNED})
-        assert preview.headers["x-page-size"] == "360x1000"
+        assert (preview.headers["x-page-size"], preview.headers["x-page-turn"]) == ("360x1000", "0")
 
 
 async def test_page_that_was_partly_read_says_so_and_where() -> None:
