@@ -400,7 +400,7 @@ def _reversed(drawer: Drawer) -> tuple[Grey, str]:
 def _in_shadow(drawer: Drawer, strip: Grey) -> Grey:
     """Light that falls off within a few centimetres, as next to a hand or in the fold of a book."""
     shade = (drawer.clouds(strip.shape[1], strip.shape[0], 3) + 1) / 2
-    return strip * (1 - drawer.chance.uniform(0.15, 0.7) * np.clip(shade, 0, 1))
+    return strip * np.asarray(1 - drawer.chance.uniform(0.15, 0.7) * np.clip(shade, 0, 1), np.float32)
 
 
 def _shaded_strip(drawer: Drawer) -> tuple[Grey, str]:
@@ -417,8 +417,9 @@ def _grainy_strip(drawer: Drawer) -> tuple[Grey, str]:
     strip = drawer.paper(*drawer.strip_size())
     height, width = strip.shape
     grain = drawer.chance.normal(0, 1, ((height + 1) // 2, (width + 1) // 2)).astype(np.float32)
-    soft = np.asarray(Image.fromarray(grain).resize((width, height), Image.Resampling.BILINEAR))
-    return _in_shadow(drawer, strip + soft * drawer.chance.uniform(3, 12)), ""
+    grain *= drawer.chance.uniform(3, 12)
+    soft = np.asarray(Image.fromarray(grain).resize((width, height), Image.Resampling.BILINEAR), np.float32)
+    return _in_shadow(drawer, strip + soft), ""
 
 
 def _cloth_strip(drawer: Drawer) -> tuple[Grey, str]:
@@ -426,8 +427,9 @@ def _cloth_strip(drawer: Drawer) -> tuple[Grey, str]:
     width, height = drawer.strip_size()
     long, short = int(drawer.chance.integers(1, 40)), int(drawer.chance.integers(1, 5))
     cells = drawer.chance.normal(0, 1, (max(2, height // short), max(2, width // long))).astype(np.float32)
-    weave = np.asarray(Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC))
-    return drawer.chance.uniform(90, 230) + weave * drawer.chance.uniform(3, 30), ""
+    cells *= drawer.chance.uniform(3, 30)
+    cells += drawer.chance.uniform(90, 230)
+    return np.asarray(Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC), np.float32), ""
 
 
 def _back_strip(drawer: Drawer) -> tuple[Grey, str]:
