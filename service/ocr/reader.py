@@ -543,13 +543,16 @@ class DocumentReader:
         return page
 
     async def _read_page(self, decoded: _Decoded, reading: _Reading) -> None:
-        on_delta = reading.on_delta
+        # A line in a shadow is likely to be none, and the text of a chat cannot be taken back.
+        on_delta = None if decoded.page.ink.is_in_shadow else reading.on_delta
         on_text = None if on_delta is None else partial(on_delta, decoded.result.page)
         result = await self._read_once(decoded, reading, on_text)
         if result.status is PageStatus.UNREADABLE and decoded.page.turned_degrees:
             result = await self._read_unturned(decoded, reading, result)
         if result.status is PageStatus.UNREADABLE:
             result = await self._read_otherwise(decoded, reading, result)
+        if result.status is PageStatus.UNREADABLE and decoded.page.ink.is_in_shadow:
+            result = replace(result, status=PageStatus.BLANK)
         reading.finish(result)
 
     async def _read_once(

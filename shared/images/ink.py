@@ -111,7 +111,8 @@ def ink_of(relief: Relief) -> PageInk:
         height, width = grey_HW.shape
         scale_xy = relief.scale_xy[0] * width / size[0], relief.scale_xy[1] * height / size[1]
         half = _look(_relief(half_HW, scale_xy))
-        ink = PageInk(max(ink.marks, half.marks), ink.ink_ratio, half.noise, half.lines)
+        is_in_shadow = half.is_in_shadow if half.marks >= ink.marks else ink.is_in_shadow
+        ink = PageInk(max(ink.marks, half.marks), ink.ink_ratio, half.noise, half.lines, is_in_shadow)
     return ink
 
 
@@ -130,6 +131,7 @@ def _look(relief: Relief) -> PageInk:
     # Print does not reach over a third of a page, but over all of a strip with one line.
     tallest = max(0.35 * mask_HW.shape[0], _TALLEST_PX)
     count = partial(_count_marks, threshold=threshold, noise=noise, tallest=tallest)
+    is_in_shadow = False
     marks = count(depth_HW[part], mask_HW[part], alone_px=_ALONE_PX, is_cut_close=False)
     if marks < MOST_MARKS:
         is_crop = mask_HW.size < _CROP_PIXELS
@@ -144,8 +146,9 @@ def _look(relief: Relief) -> PageInk:
             level, _ = cv2.threshold(depth_HW, 0, 255, cv2.THRESH_OTSU)
             relief = replace(relief, threshold=level)
             marks = count(depth_HW, mask_above(depth_HW, level), alone_px=0, is_cut_close=True)
+            is_in_shadow = marks > 0
     lines = find_lines(relief.shapes, depth_HW.shape, relief.scale_xy) if marks else ()
-    return PageInk(min(marks, MOST_MARKS), ink_ratio, noise, lines)
+    return PageInk(min(marks, MOST_MARKS), ink_ratio, noise, lines, is_in_shadow)
 
 
 def _densest_quarter(mask_HW: NDArray[np.uint8]) -> slice:
