@@ -440,6 +440,21 @@ async def test_a_turned_page_that_cannot_be_decoded_as_it_is_stays_as_it_was() -
     assert it.source.num_failed == 1
 
 
+async def test_a_line_in_a_shadow_is_blank_where_nothing_sure_is_read_and_its_text_is_not_streamed() -> None:
+    deltas: list[str] = []
+    async with bench() as it:
+        order = OcrRequest(Task.FREE, None, Mode.TINY, SamplingParams(100), "fake", None)
+        pages = {}
+        for marks in (1, 500):
+            it.source.ink = {1: PageInk(marks, 0.6, is_in_shadow=True)}
+            with it.gate.admit() as permit:
+                reading = await it.reader.read(b"1", order, permit, on_delta=lambda _, text: deltas.append(text))
+            pages[marks] = reading.pages[0]
+    assert (pages[1].status, pages[1].text) == (PageStatus.BLANK, "")
+    assert (pages[500].status, pages[500].text) == (PageStatus.OK, expected_text(1, 1))
+    assert deltas == []
+
+
 async def test_a_second_decoding_that_fails_leaves_the_page_as_it_was() -> None:
     async with bench(engine=engine_of_lines()) as it:
         it.source.ink = {1: PageInk(marks=1, ink_ratio=0.01)}
