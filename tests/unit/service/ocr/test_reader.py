@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,6 +77,9 @@ class Source:
         """What pages show, where it is not a lot of print."""
         self.ink_of_lines: dict[int, PageInk] = {}
         """The same where a page is read by its lines, of which it has none else."""
+        self.turned: dict[int, PageInk] = {}
+        """Pages that are found to lie on their sides, and what they show as they are."""
+        self.fail_as_is = False
 
     async def open(self, document: Document) -> Contents:
         self.num_opened += 1
@@ -88,21 +91,25 @@ class Source:
         self.held.add(document)
         await asyncio.sleep(0)
         document.is_unopened = document.is_unopened and not self.is_opened
-        if order.page in self.fail or (self.fail_lines and order.lines_from_views == 1):
+        as_is = order.turn_degrees == 0
+        if order.page in self.fail or (self.fail_lines and order.lines_from_views == 1) or (self.fail_as_is and as_is):
             self.num_failed += 1
             raise self.error
         self.num_decoded += 1
         self.orders.append(order)
         colour = 16 * int(document.data) + order.page - 1
         by_lines = self.ink_of_lines if order.lines_from_views == 1 else {}
+        is_on_side = as_is and order.page in self.turned
+        ink = self.turned[order.page] if is_on_side else self.ink.get(order.page, PageInk(marks=500, ink_ratio=0.1))
         return DecodedPage(
             file_format=FileFormat.PDF,
             page=order.page,
-            width_px=1000,
-            height_px=500,
-            ink=by_lines.get(order.page, self.ink.get(order.page, PageInk(marks=500, ink_ratio=0.1))),
+            width_px=500 if is_on_side else 1000,
+            height_px=1000 if is_on_side else 500,
+            ink=by_lines.get(order.page, ink),
             is_damaged=False,
             prepared=PageViews(self.plan, np.full((8, 8, 3), colour, np.uint8), np.zeros((0, 8, 8, 3), np.uint8)),
+            turned_degrees=90 if order.page in self.turned and not as_is else 0,
             strips=(STRIP,) if order.page in by_lines else (),
         )
 
@@ -387,6 +394,83 @@ async def test_a_page_of_which_nothing_could_be_made_is_read_by_its_lines_too() 
     # Only those with little print, and never where the client has chosen how.
     assert [page.status for page in chosen] == [PageStatus.UNREADABLE, PageStatus.UNREADABLE, PageStatus.OK]
     assert (sorted(asked[:5]), asked[5:]) == ([1, 1, 2, 2, 2], [0, 0, 0])
+
+
+FEW, MANY = PageInk(marks=1, ink_ratio=0.01), PageInk(marks=500, ink_ratio=0.1)
+HALF_READ = replace(
+    MANY, lines=tuple(InkLine((520, y, 860, y + 24), (45, 93, 45, 60), 14.0) for y in range(40, 400, 40))
+)
+"""Print of which the fake's text accounts for a part."""
+
+
+class UnevenEngine(FakeEngine):
+    """Gives each answer the next confidence, and no text where that is 0."""
+
+    def __init__(self, confidences: Iterable[float]) -> None:
+        super().__init__()
+        self._confidences = iter(confidences)
+
+    def step(self) -> list[SequenceEvent]:
+        return [self._judged(event) if isinstance(event, SequenceResult) else event for event in super().step()]
+
+    def _judged(self, result: SequenceResult) -> SequenceResult:
+        confidence = next(self._confidences)
+        return replace(result, confidence=confidence, text=result.text if confidence else "")
+
+
+@pytest.mark.parametrize(
+    ("turned", "as_is", "confidences", "status"),
+    [
+        pytest.param(FEW, MANY, [0.9, 0.9], PageStatus.OK, id="readable as it is"),
+        pytest.param(FEW, HALF_READ, [0.9, 0.9], PageStatus.OK, id="partly readable as it is"),
+        pytest.param(FEW, MANY, [0.0, 0.7], PageStatus.OK, id="nothing seen when turned"),
+        pytest.param(FEW, FEW, [0.9, 0.9], PageStatus.UNREADABLE, id="not readable either way"),
+        pytest.param(FEW, MANY, [0.9, 0.8], PageStatus.UNREADABLE, id="less sure as it is"),
+        pytest.param(MANY, MANY, [0.9], PageStatus.OK, id="readable turned"),
+    ],
+)
+async def test_a_page_that_was_turned_in_vain_is_read_once_more_as_it_is(
+    turned: PageInk, as_is: PageInk, confidences: list[float], status: PageStatus
+) -> None:
+    async with bench(engine=UnevenEngine(confidences)) as it:
+        it.source.ink, it.source.turned = {1: turned}, {1: as_is}
+        (page,) = (await it.read(1, finds_turned_pages=True)).pages
+    assert [order.turn_degrees for order in it.source.orders] == [None, 0][: len(confidences)]
+    assert len(it.engine.submitted) == len(confidences)
+    is_kept_as_is = status is PageStatus.OK and len(confidences) == 2
+    shape = (0, 500, 1000) if is_kept_as_is else (90, 1000, 500)
+    assert (page.status, page.turned_degrees, page.width_px, page.height_px) == (status, *shape)
+    assert bool(page.text) is (status is PageStatus.OK)
+
+
+async def test_a_page_that_was_not_turned_is_not_read_again_as_it_is() -> None:
+    async with bench() as it:
+        it.source.ink = {1: FEW}
+        (page,) = (await it.read(1, finds_turned_pages=True)).pages
+    assert (page.status, len(it.engine.submitted)) == (PageStatus.UNREADABLE, 1)
+
+
+async def test_a_turned_page_that_cannot_be_decoded_as_it_is_stays_as_it_was() -> None:
+    async with bench() as it:
+        it.source.ink, it.source.turned, it.source.fail_as_is = {1: FEW}, {1: MANY}, True
+        (page,) = (await it.read(1, finds_turned_pages=True)).pages
+    assert (page.status, page.turned_degrees, page.error) == (PageStatus.UNREADABLE, 90, None)
+    assert it.source.num_failed == 1
+
+
+async def test_a_line_in_a_shadow_is_blank_where_nothing_sure_is_read_and_its_text_is_not_streamed() -> None:
+    deltas: list[str] = []
+    async with bench() as it:
+        order = OcrRequest(Task.FREE, None, Mode.TINY, SamplingParams(100), "fake", None)
+        pages = {}
+        for marks in (1, 500):
+            it.source.ink = {1: PageInk(marks, 0.6, is_in_shadow=True)}
+            with it.gate.admit() as permit:
+                reading = await it.reader.read(b"1", order, permit, on_delta=lambda _, text: deltas.append(text))
+            pages[marks] = reading.pages[0]
+    assert (pages[1].status, pages[1].text) == (PageStatus.BLANK, "")
+    assert (pages[500].status, pages[500].text) == (PageStatus.OK, expected_text(1, 1))
+    assert deltas == []
 
 
 async def test_a_second_decoding_that_fails_leaves_the_page_as_it_was() -> None:
