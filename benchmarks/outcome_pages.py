@@ -83,7 +83,14 @@ class Drawer:
 
     def pages(self, of_each: int) -> Iterator[OutcomePage]:
         """So many pages of each kind, kinds by turns."""
-        kinds = {**BLANK_KINDS, **(PHOTO_KINDS if self.photos else {}), **TEXT_KINDS}
+        yield from self._drawn({**BLANK_KINDS, **(PHOTO_KINDS if self.photos else {}), **TEXT_KINDS}, of_each)
+
+    def strips(self, of_each: int) -> Iterator[OutcomePage]:
+        """The same of strips as low as a line."""
+        photo = {"photo strip": _photo_strip} if self.photos else {}
+        yield from self._drawn({**BARE_STRIP_KINDS, **photo, "line in shadow": _line_in_shadow}, of_each)
+
+    def _drawn(self, kinds: dict[str, Draw], of_each: int) -> Iterator[OutcomePage]:
         for _ in range(of_each):
             for kind, draw in kinds.items():
                 page, text = draw(self)
@@ -93,6 +100,10 @@ class Drawer:
         """Width and height of a page, px."""
         width, height = SIZES_PX[self.chance.integers(len(SIZES_PX))]
         return int(width * self.chance.uniform(0.9, 1)), int(height * self.chance.uniform(0.9, 1))
+
+    def strip_size(self) -> tuple[int, int]:
+        """Width and height of a line that was cut out, px."""
+        return int(self.chance.integers(60, 620)), int(self.chance.integers(18, 72))
 
     def font(self, size_px: int) -> ImageFont.FreeTypeFont:
         """A face, drawn at random."""
@@ -386,6 +397,73 @@ def _reversed(drawer: Drawer) -> tuple[Grey, str]:
     return 255 - page, text
 
 
+def _in_shadow(drawer: Drawer, strip: Grey) -> Grey:
+    """Light that falls off within a few centimetres, as next to a hand or in the fold of a book."""
+    shade = (drawer.clouds(strip.shape[1], strip.shape[0], 3) + 1) / 2
+    return strip * np.asarray(1 - drawer.chance.uniform(0.15, 0.7) * np.clip(shade, 0, 1), np.float32)
+
+
+def _shaded_strip(drawer: Drawer) -> tuple[Grey, str]:
+    return _in_shadow(drawer, drawer.paper(*drawer.strip_size())), ""
+
+
+def _smooth_strip(drawer: Drawer) -> tuple[Grey, str]:
+    """A shadow alone, as a camera smooths it."""
+    width, height = drawer.strip_size()
+    return _in_shadow(drawer, np.full((height, width), drawer.chance.uniform(170, 255), np.float32)), ""
+
+
+def _grainy_strip(drawer: Drawer) -> tuple[Grey, str]:
+    strip = drawer.paper(*drawer.strip_size())
+    height, width = strip.shape
+    grain = drawer.chance.normal(0, 1, ((height + 1) // 2, (width + 1) // 2)).astype(np.float32)
+    grain *= drawer.chance.uniform(3, 12)
+    soft = np.asarray(Image.fromarray(grain).resize((width, height), Image.Resampling.BILINEAR), np.float32)
+    return _in_shadow(drawer, strip + soft), ""
+
+
+def _cloth_strip(drawer: Drawer) -> tuple[Grey, str]:
+    """Wood, cloth, brushed metal: a texture with a direction."""
+    width, height = drawer.strip_size()
+    long, short = int(drawer.chance.integers(1, 40)), int(drawer.chance.integers(1, 5))
+    cells = drawer.chance.normal(0, 1, (max(2, height // short), max(2, width // long))).astype(np.float32)
+    cells *= drawer.chance.uniform(3, 30)
+    cells += drawer.chance.uniform(90, 230)
+    return np.asarray(Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC), np.float32), ""
+
+
+def _back_strip(drawer: Drawer) -> tuple[Grey, str]:
+    """A line on the other side of the sheet: mirrored, blurred, pale."""
+    strip = drawer.paper(*drawer.strip_size())
+    back = np.full(strip.shape, 255, np.float32)
+    drawer.write(back, str(drawer.chance.choice(SENTENCES)), max(10, strip.shape[0] // 2), (0.3, 0.5), 255)
+    shade = Image.fromarray((255 - np.clip(back, 0, 255)).astype(np.uint8)[:, ::-1])
+    through = np.asarray(shade.filter(ImageFilter.GaussianBlur(drawer.chance.uniform(1.5, 3))), np.float32)
+    return _in_shadow(drawer, strip - through * drawer.chance.uniform(0.05, 0.16)), ""
+
+
+def _photo_strip(drawer: Drawer) -> tuple[Grey, str]:
+    photo, _ = _photo(drawer)
+    width, height = (min(sides) for sides in zip(drawer.strip_size(), photo.shape[::-1], strict=True))
+    x, y = (
+        int(drawer.chance.uniform(0, max(1, whole - part)))
+        for whole, part in zip(photo.shape[::-1], (width, height), strict=True)
+    )
+    return photo[y : y + height, x : x + width], ""
+
+
+def _line_in_shadow(drawer: Drawer) -> tuple[Grey, str]:
+    """A line that was cut out close to its letters, in a shadow."""
+    words = str(drawer.chance.choice(SENTENCES)).split()
+    text = " ".join(words[: int(drawer.chance.integers(1, len(words) + 1))])
+    size = int(drawer.chance.integers(14, 40))
+    left, top, right, bottom = drawer.font(size).getbbox("Ag" + text)
+    margin = int(drawer.chance.integers(4, 16))
+    strip = drawer.paper(int(right - left) + 2 * margin, int(bottom - top) + 2 * margin)
+    drawer.write(strip, text, size, (0.5, 0.5), drawer.chance.uniform(110, 200))
+    return _in_shadow(drawer, np.clip(strip, 0, 255)), text
+
+
 BLANK_KINDS: dict[str, Draw] = {
     "flat": _flat, "paper": _paper, "show-through": _show_through, "edges": _edges, "dust": _dust, "holes": _holes,
     "folds": _folds, "rules": _rules, "stains": _stains, "noise": _noise, "speckle": _speckle, "gradient": _gradient,
@@ -395,4 +473,8 @@ PHOTO_KINDS: dict[str, Draw] = {"photo": _photo}
 TEXT_KINDS: dict[str, Draw] = {
     "page number": _page_number, "word": _word, "line": _line, "faint": _faint, "stamp": _stamp, "print": _print,
     "dirty print": _dirty_print, "reversed": _reversed,
+}  # fmt: skip
+BARE_STRIP_KINDS: dict[str, Draw] = {
+    "shaded strip": _shaded_strip, "smooth strip": _smooth_strip, "grainy strip": _grainy_strip,
+    "cloth strip": _cloth_strip, "back of a line": _back_strip,
 }  # fmt: skip

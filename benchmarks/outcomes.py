@@ -2,6 +2,7 @@
 
     make serve
     python benchmarks/outcomes.py --of-each 20 --photos FOLDER [--out results.jsonl]
+    python benchmarks/outcomes.py --about strips --of-each 60 --photos FOLDER
     python benchmarks/outcomes.py --about coverage --of-each 50
     python benchmarks/outcomes.py --about rows --of-each 50
     python benchmarks/outcomes.py --about turns --of-each 20 [--pages FOLDER]
@@ -9,8 +10,8 @@
 
 Pages are drawn from a seed (`outcome_pages.py`, `print_pages.py`), photographs are taken from a folder. A page without
 text is found if the answer has none; a page with text is missed if the answer is `blank` or `unreadable`. With
-`--about` no model reads: `print_measures.py` holds the rules against pages whose print is known. Prints a table by
-kind, and one JSON object last, after Ctrl-C too.
+`--about strips` pages are as low as a line. With the other measures no model reads: `print_measures.py` holds the
+rules against pages whose print is known. Prints a table by kind, and one JSON object last, after Ctrl-C too.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def _measure_print(options: argparse.Namespace, drawer: Drawer, fonts: int) -> N
 def main() -> None:
     """Draw, read, count."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--about", choices=("blank", "costs", "coverage", "rows", "turns"), default="blank")
+    parser.add_argument("--about", choices=("blank", "costs", "coverage", "rows", "strips", "turns"), default="blank")
     parser.add_argument("--pages", type=Path, help="folder of upright pages, PNG, for `turns`; with texts for `costs`")
     parser.add_argument("--url", nargs="+", default=["http://127.0.0.1:8000"], help="services that take pages by turns")
     parser.add_argument("--layout", choices=("auto", "page", "lines"), default="auto", help="how pages are read")
@@ -136,14 +137,13 @@ def main() -> None:
     )
     photos = sorted(p for p in options.photos.rglob("*") if p.suffix.lower() in PHOTO_ENDINGS) if options.photos else []
     drawer = Drawer(options.seed, fonts, photos)
-    if options.about != "blank":
+    if options.about not in {"blank", "strips"}:
         _measure_print(options, drawer, len(fonts))
         return
     kinds: dict[str, Kind] = {}
     with httpx.Client(timeout=1200) as client, ThreadPoolExecutor(CLIENTS) as pool:
-        answers = _answers(
-            drawer.pages(options.of_each), partial(read, client, cycle(options.url), options.layout), pool
-        )
+        pages = drawer.strips(options.of_each) if options.about == "strips" else drawer.pages(options.of_each)
+        answers = _answers(pages, partial(read, client, cycle(options.url), options.layout), pool)
         # Kinds come by turns, so what an interrupted run has read is a smaller set of the same.
         with contextlib.suppress(KeyboardInterrupt):
             for number, (page, answer) in enumerate(answers, 1):
@@ -162,6 +162,7 @@ def main() -> None:
     print(table(kinds))
     row = {
         "benchmark": "outcomes",
+        "about": options.about,
         "pages": num_empty + num_printed,
         "recall": round(sum(kind.without_text for kind in empty) / num_empty, 4),
         "false_alarms": round(sum(kind.without_text for kind in printed) / num_printed, 4),

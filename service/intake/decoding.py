@@ -190,9 +190,9 @@ class OpenDocument:
     def preview(self, task: PreviewTask) -> Preview:
         """Make a picture of one page to look at; raises what `page_image` raises."""
         image, _ = self.page_image(task.page)
-        image, _, _ = _upright(image, task.turn_degrees)
+        image, _, turned_degrees = _upright(image, task.turn_degrees)
         width_px, height_px = image.size
-        return Preview(task.page, self._num_pages(), width_px, height_px, to_jpeg(image))
+        return Preview(task.page, self._num_pages(), width_px, height_px, turned_degrees, to_jpeg(image))
 
     def copy(self, task: CopyTask) -> PageCopy:
         """Copy one page at full size or as a thumbnail; raises what `page_image` raises."""

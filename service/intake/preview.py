@@ -38,6 +38,8 @@ class Preview:
     width_px: int
     """Of the upright page at full size, as is the height; boxes in answers are in these pixels."""
     height_px: int
+    turned_degrees: Turn
+    """By how much it was turned clockwise, after what the file says, to be upright."""
     jpeg: bytes | memoryview
 
 

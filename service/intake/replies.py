@@ -178,12 +178,14 @@ def decode_preview_reply(header: bytes, tail: memoryview, task: PreviewTask, doc
     reply = _decode(header)
     if not isinstance(reply, PreviewReply) or reply.page != task.page:
         raise BrokenFrameError("not the page that was asked for")
+    if task.turn_degrees not in (None, reply.turned_degrees):
+        raise BrokenFrameError("the page was not turned as it should be")
     sides = (reply.width_px, reply.height_px)
     if reply.num_pages < reply.page or min(sides) < 1 or max(sides) > document.limits.max_side_px:
         raise BrokenFrameError("no numbers of a page")
     if tail[: len(JPEG_START)] != JPEG_START:
         raise BrokenFrameError("no JPEG")
-    return Preview(reply.page, reply.num_pages, reply.width_px, reply.height_px, tail)
+    return Preview(reply.page, reply.num_pages, reply.width_px, reply.height_px, reply.turned_degrees, tail)
 
 
 def max_copy_bytes(document: Document) -> int:

@@ -72,6 +72,7 @@ class PreviewReply:
     num_pages: int
     width_px: int
     height_px: int
+    turned_degrees: Turn
     kind: Literal["preview"] = "preview"
 
 
@@ -230,7 +231,7 @@ def _strip_header(strip: Strip) -> StripHeader:
 
 def encode_preview_reply(preview: Preview) -> tuple[bytes, memoryview]:
     """Header and tail of a page to look at."""
-    reply = PreviewReply(preview.page, preview.num_pages, preview.width_px, preview.height_px)
+    reply = PreviewReply(preview.page, preview.num_pages, preview.width_px, preview.height_px, preview.turned_degrees)
     return _to_json(reply), memoryview(preview.jpeg)
 
 

@@ -20,7 +20,7 @@ MIN_COVERAGE = 0.9
 FEW_MARKS = 3
 """Fewer shapes than this, which the model reads as nothing, are dust."""
 SURE = 0.85
-"""Invented text is less certain than this, print that is joined by rules more."""
+"""Invented text is less certain than this, print that is joined by rules or lies in a shadow more."""
 _ROUND = frozenset("0oO")
 """What punch holes are read as."""
 CHARACTERS_A_BODY = 3
@@ -81,6 +81,7 @@ def status_of(
     letters = {character for character in text if character.isalnum()}
     is_dirt = not letters or (letters <= _ROUND and confidence < SURE)
     is_doubtful = ink.marks < MANY_MARKS and (is_dirt or confidence < min_confidence)
+    is_doubtful |= ink.is_in_shadow and confidence < SURE
     # Slashes, brackets and dots are what a model makes of twigs and planks.
     is_doubtful |= not letters and confidence < min_confidence
     is_doubtful |= (is_by_lines or ink.marks < MOST_MARKS) and confidence < HOPELESS_SHARE * min_confidence

@@ -477,7 +477,7 @@ class DocumentReader:
         try:
             if reading.permit is not None:
                 reading.permit.mark_running()
-            page, decode_s = await self._decode(reading.document, reading.request, page_of_file)
+            page, decode_s = await self._decode(reading.document, self._decode_task(page_of_file, reading.request))
         except DeepSynthError as error:
             if reading.document.is_unopened:
                 raise
@@ -500,39 +500,59 @@ class DocumentReader:
             return None
         return _Decoded(page, result)
 
-    async def _decode(self, document: Document, request: OcrRequest, number: int) -> tuple[DecodedPage, float]:
-        start_s = self._clock()
+    def _decode_task(self, page_of_file: int, request: OcrRequest) -> DecodeTask:
         info = self._engine.info
-        turn: Turn | None = None if request.finds_turned_pages else 0
-        # Many images at once would be too large; all their views are small.
-        wants_image = info.prepares_views and not request.pages_together
         is_base = request.model_id == info.model_id
         # Tokens that are given one by one must join to the text, and those between lines have none.
         layout = ReadingLayout.PAGE if request.wants_token_scores else request.layout
-        from_views = 0 if request.pages_together else lines_from_views(layout, info.geometry, is_base=is_base)
-        task = DecodeTask(
-            number,
+        return DecodeTask(
+            page_of_file,
             request.mode,
             info.geometry,
-            wants_image=wants_image,
-            turn_degrees=turn,
-            lines_from_views=from_views,
+            # Many images at once would be too large; all their views are small.
+            wants_image=info.prepares_views and not request.pages_together,
+            turn_degrees=None if request.finds_turned_pages else 0,
+            lines_from_views=0 if request.pages_together else lines_from_views(layout, info.geometry, is_base=is_base),
         )
+
+    async def _decode(self, document: Document, task: DecodeTask) -> tuple[DecodedPage, float]:
+        start_s = self._clock()
         with self._observer.decoding() as decoded:
             page = await self._source.decode(document, task)
             decoded(page)
-        vision_tokens = page.prepared.plan.num_vision_tokens
-        if vision_tokens >= info.max_sequence_tokens:
-            # Such a sequence could never be admitted by the engine and would wait for ever.
-            raise TooManyVisionTokensError(public={"vision_tokens": vision_tokens, "limit": info.max_sequence_tokens})
+        self._check_tokens(page)
         return page, self._clock() - start_s
 
+    def _check_tokens(self, page: DecodedPage) -> None:
+        vision_tokens, limit = page.prepared.plan.num_vision_tokens, self._engine.info.max_sequence_tokens
+        if vision_tokens >= limit:
+            # Such a sequence could never be admitted by the engine and would wait for ever.
+            raise TooManyVisionTokensError(public={"vision_tokens": vision_tokens, "limit": limit})
+
+    async def _decode_again(self, decoded: _Decoded, reading: _Reading, task: DecodeTask) -> DecodedPage | None:
+        """Decode a page that was read already in another way; None, and a line in the log, if that fails."""
+        document = Document(reading.document.data, self.limits, (task.page,), client=reading.document.client)
+        try:
+            page = await self._source.decode(document, task)
+            self._check_tokens(page)
+        except DeepSynthError:
+            _log.warning("page %d could not be decoded once more", decoded.result.page, exc_info=True)
+            return None
+        finally:
+            self._source.close(document)
+        return page
+
     async def _read_page(self, decoded: _Decoded, reading: _Reading) -> None:
-        on_delta = reading.on_delta
+        # A line in a shadow is likely to be none, and the text of a chat cannot be taken back.
+        on_delta = None if decoded.page.ink.is_in_shadow else reading.on_delta
         on_text = None if on_delta is None else partial(on_delta, decoded.result.page)
         result = await self._read_once(decoded, reading, on_text)
+        if result.status is PageStatus.UNREADABLE and decoded.page.turned_degrees:
+            result = await self._read_unturned(decoded, reading, result)
         if result.status is PageStatus.UNREADABLE:
             result = await self._read_otherwise(decoded, reading, result)
+        if result.status is PageStatus.UNREADABLE and decoded.page.ink.is_in_shadow:
+            result = replace(result, status=PageStatus.BLANK)
         reading.finish(result)
 
     async def _read_once(
@@ -551,6 +571,24 @@ class DocumentReader:
             result = await self._read_on(decoded, result, reading, on_text)
         return await self._outcome(decoded, reading, result)
 
+    async def _read_unturned(self, decoded: _Decoded, reading: _Reading, first: PageResult) -> PageResult:
+        """Read a page as the file has it, of which nothing could be made once it was turned.
+
+        Unfamiliar signs may look upright in another turn; a text that is at least as sure shows that they are not.
+        """
+        task = replace(self._decode_task(decoded.page.page, reading.request), turn_degrees=0)
+        other = await self._decode_again(decoded, reading, task)
+        if other is None:
+            return first
+        result = replace(
+            decoded.result, width_px=other.width_px, height_px=other.height_px, turned_degrees=other.turned_degrees
+        )
+        second = await self._read_once(_Decoded(other, result), reading, None)
+        # That nothing was read says nothing for the turn, however sure of it a model is.
+        has_text = first.result is not None and bool(first.result.text.strip())
+        least = (first.confidence or 0.0) if has_text else 0.0
+        return second if second.status is PageStatus.OK and (second.confidence or 0.0) >= least else first
+
     async def _read_otherwise(self, decoded: _Decoded, reading: _Reading, first: PageResult) -> PageResult:
         """Read a page with little print, of which nothing could be made, by its lines instead of whole, or whole.
 
@@ -561,23 +599,13 @@ class DocumentReader:
         reads_lines = lines_from_views(request.layout, info.geometry, is_base=request.model_id == info.model_id) > 0
         if is_chosen or not reads_lines or page.ink.marks >= MOST_MARKS:
             return first
-        document = Document(reading.document.data, self.limits, (page.page,), client=reading.document.client)
-        task = DecodeTask(
-            page.page,
-            request.mode,
-            info.geometry,
-            wants_image=info.prepares_views,
+        task = replace(
+            self._decode_task(page.page, request),
             turn_degrees=page.turned_degrees,
             lines_from_views=0 if page.strips else 1,
         )
-        try:
-            other = await self._source.decode(document, task)
-        except DeepSynthError:
-            _log.warning("page %d could not be decoded once more", first.page, exc_info=True)
-            return first
-        finally:
-            self._source.close(document)
-        if bool(other.strips) == bool(page.strips):
+        other = await self._decode_again(decoded, reading, task)
+        if other is None or bool(other.strips) == bool(page.strips):
             return first
         second = await self._read_once(replace(decoded, page=other), reading, None)
         return second if second.status is PageStatus.OK else first

@@ -29,12 +29,17 @@ router = APIRouter(tags=["ocr"], dependencies=[Depends(require(Scope.OCR)), Depe
 MEDIA_TYPE = "image/jpeg"
 PAGES_HEADER = "x-page-count"
 SIZE_HEADER = "x-page-size"
+TURN_HEADER = "x-page-turn"
 _NUMBER = {"type": "integer", "minimum": 1}
 _HEADERS = {
     "X-Page-Count": {"description": "Pages of the document; 1 for an animation.", "schema": _NUMBER},
     "X-Page-Size": {
         "description": "Width and height of the upright page in pixels, such as 1240x1754; boxes are in these pixels.",
         "schema": {"type": "string", "pattern": "^[0-9]+x[0-9]+$"},
+    },
+    "X-Page-Turn": {
+        "description": "By how many degrees the page was turned clockwise to be upright, after what the file says.",
+        "schema": {"type": "integer", "enum": [0, 90, 180, 270]},
     },
 }
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -71,6 +76,7 @@ async def preview_page(request: Request, services: ServicesDep, record: RecordDe
     headers = {
         PAGES_HEADER: str(preview.num_pages),
         SIZE_HEADER: f"{preview.width_px}x{preview.height_px}",
+        TURN_HEADER: str(preview.turned_degrees),
         "cache-control": "no-store",
         # What an image process sends is not looked into: a browser may show it as a picture, and do nothing else.
         "content-security-policy": "default-src 'none'; sandbox",

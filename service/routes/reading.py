@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -65,26 +65,27 @@ async def read_leased(
             sink(page)
 
     files = [data] if isinstance(data, bytes) else data
-    try:
-        async with AsyncExitStack() as stack:
-            async with deadline.enforced():
-                lease = await stack.enter_async_context(services.models.lease(ocr_request.model_id))
-            if on_model is not None:
-                on_model(lease.model_id if cascade is None else AUTO)
-            leased = replace(ocr_request, model_id=lease.model_id)
-            document = await services.reader.read(
-                data, leased, permit, deadline=deadline, on_delta=on_delta, on_page=finish
-            )
-            lease.finished(result.finish_reason for result in document.results)
-        if cascade is not None:
-            document = await cascade.read_again(
-                document, files, leased, permit, deadline, on_page, may_store=consent.may_store
-            )
-    except (DeadlineError, DocumentTooLongError, TooManyPagesError) as error:
-        point_to_jobs(services, error)
-        raise
-    permit.mark_finished()
-    _offer_samples(services, files, leased, document, consent)
+    with _erasable(services, consent):
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                async with deadline.enforced():
+                    lease = await stack.enter_async_context(services.models.lease(ocr_request.model_id))
+                if on_model is not None:
+                    on_model(lease.model_id if cascade is None else AUTO)
+                leased = replace(ocr_request, model_id=lease.model_id)
+                document = await services.reader.read(
+                    data, leased, permit, deadline=deadline, on_delta=on_delta, on_page=finish
+                )
+                lease.finished(result.finish_reason for result in document.results)
+            if cascade is not None:
+                document = await cascade.read_again(
+                    document, files, leased, permit, deadline, on_page, may_store=consent.may_store
+                )
+        except (DeadlineError, DocumentTooLongError, TooManyPagesError) as error:
+            point_to_jobs(services, error)
+            raise
+        permit.mark_finished()
+        _offer_samples(services, files, leased, document, consent)
     return document
 
 
@@ -97,6 +98,13 @@ def point_to_jobs(services: Services, error: DeepSynthError) -> None:
     if isinstance(error, DeadlineError) and services.jobs.is_reading:
         # The request was not alone with the engine, so that it may be in time without the job.
         error.retryable = True
+
+
+def _erasable(services: Services, consent: Consent) -> contextlib.AbstractContextManager[None]:
+    """Around reading an answer and offering its pages: from now on its client may erase it."""
+    if services.samples is None or not consent.may_store:
+        return contextlib.nullcontext()
+    return services.samples.reading(consent.answer_id)
 
 
 def _offer_samples(

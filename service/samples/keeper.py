@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
@@ -97,6 +97,8 @@ class SampleKeeper:
         """By id of the answer, the next one in front; stays here until it has been kept."""
         self._waiting_bytes = 0
         self._has_more = asyncio.Event()
+        self._being_read: dict[str, bool] = {}
+        """Answers whose pages are still read, and whether they have been erased."""
         self._opted_out: OrderedDict[str, None] = OrderedDict()
         self._num_erased = 0
         """Samples that were counted as erased."""
@@ -130,10 +132,19 @@ class SampleKeeper:
         await self._in_thread(self._store.close)
         self._thread.shutdown()
 
+    @contextlib.contextmanager
+    def reading(self, answer_id: str) -> Iterator[None]:
+        """Around reading and offering an answer: a stream tells its id before its end, so it may be erased by then."""
+        self._being_read[answer_id] = False
+        try:
+            yield
+        finally:
+            del self._being_read[answer_id]
+
     def offer(self, document: AnsweredDocument) -> None:
-        """Keep an answered document soon; returns at once."""
+        """Keep an answered document soon, unless it was erased while it was read; returns at once."""
         num_bytes = document.num_bytes
-        if not document.readings:
+        if not document.readings or self._being_read.get(document.answer_id):
             return
         if self._waiting and self._waiting_bytes + num_bytes > MAX_WAITING_BYTES:
             self._observer.lost(Lost.BUSY, len(document.readings))
@@ -182,18 +193,21 @@ class SampleKeeper:
         return corrected
 
     async def erase(self, answer_id: str) -> list[int]:
-        """Erase every page of an answer; one that waits is not kept at all.
+        """Erase every page of an answer; one that waits, or is still read, is not kept at all.
 
         Args:
             answer_id: Of the answer.
 
         Returns:
-            The pages.
+            The pages; none of an answer that is still read.
 
         Raises:
             SampleOptedOutError: The request opted out, so there is nothing.
             SampleStorageError: They could not be erased.
         """
+        if answer_id in self._being_read:
+            self._being_read[answer_id] = True
+            return []
         if answer_id in self._waiting and answer_id != next(iter(self._waiting)):
             document, kept, _ = self._waiting.pop(answer_id)
             self._waiting_bytes -= document.num_bytes

@@ -86,7 +86,8 @@ export async function preview(file, page, orientation, signal) {
     try {
       const response = await send("preview", { method: "POST", body: form(file, { pages: String(page), orientation }), signal });
       const [width, height] = response.headers.get("x-page-size").split("x").map(Number);
-      return { blob: await response.blob(), width, height, numPages: Number(response.headers.get("x-page-count")) };
+      const [numPages, turned] = ["x-page-count", "x-page-turn"].map((name) => Number(response.headers.get(name)));
+      return { blob: await response.blob(), width, height, turned, numPages };
     } catch (error) {
       if (!(error instanceof Problem) || !error.retryAfter_s || attempt === 5) throw error;
       await new Promise((done) => setTimeout(done, error.retryAfter_s * 1000));

@@ -30,6 +30,8 @@ export class Pages {
     this.isOpen = false;
     // Empty for what the service does by itself.
     this.orientation = "";
+    // By how much pages were turned that were read.
+    this.turns = new Map();
     this.pictures = new Map();
     this.waiting = new Map();
     this.stopped = new AbortController();
@@ -42,7 +44,7 @@ export class Pages {
       const url = URL.createObjectURL(this.file);
       const size = await sizeOf(url);
       if (size) {
-        this.pictures.set(1, { url, ...size, isAsIs: true });
+        this.pictures.set(1, { url, ...size, turned: 0 });
         this.isOpen = true;
         return;
       }
@@ -71,18 +73,24 @@ export class Pages {
   async fetch(page) {
     if (this.pictures.has(page)) return this.pictures.get(page);
     this.stopped.signal.throwIfAborted();
-    const { orientation } = this;
-    const { blob, width, height, numPages } = await preview(this.file, page, orientation, this.stopped.signal);
+    const { blob, width, height, turned, numPages } = await preview(this.file, page, this.orientationOf(page), this.stopped.signal);
     this.count = numPages;
-    const picture = { url: URL.createObjectURL(blob), width, height, orientation };
+    const picture = { url: URL.createObjectURL(blob), width, height, turned };
     this.pictures.set(page, picture);
     return picture;
   }
 
+  // A page whose turn led to nothing was read as it is.
+  orientationOf(page) {
+    if (!this.turns.has(page)) return this.orientation;
+    return this.turns.get(page) ? "auto" : "as-is";
+  }
+
   // Whether the picture of a page that was read is as it was read, so that boxes fit; if not, it will be made again.
   isAsRead({ page, turned_degrees: turned }) {
+    this.turns.set(page, turned);
     const picture = this.pictures.get(page);
-    if (!picture || (picture.isAsIs ? turned === 0 : picture.orientation === this.orientation)) return true;
+    if (!picture || picture.turned === turned) return true;
     URL.revokeObjectURL(picture.url);
     this.pictures.delete(page);
     this.waiting.delete(page);

@@ -7,7 +7,7 @@ ruled lines and print that shows through from the other side are not marks. Know
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
 from typing import Any
 
@@ -42,6 +42,8 @@ _TALLEST_PX = 250
 """Print of this height is print on images of any size: a line that was cut out at 600 dots an inch."""
 _ALONE_PX = 10
 """A smaller mark is dust, unless it is in a line."""
+_MOST_INK = 0.4
+"""Print never covers more of a line; if more is darker than its paper, that is a shadow."""
 _CROP_PIXELS = 250_000
 """Smaller images are crops of a word or a line, where a small letter may be alone, and dust is rare."""
 
@@ -109,7 +111,8 @@ def ink_of(relief: Relief) -> PageInk:
         height, width = grey_HW.shape
         scale_xy = relief.scale_xy[0] * width / size[0], relief.scale_xy[1] * height / size[1]
         half = _look(_relief(half_HW, scale_xy))
-        ink = PageInk(max(ink.marks, half.marks), ink.ink_ratio, half.noise, half.lines)
+        is_in_shadow = half.is_in_shadow if half.marks >= ink.marks else ink.is_in_shadow
+        ink = PageInk(max(ink.marks, half.marks), ink.ink_ratio, half.noise, half.lines, is_in_shadow)
     return ink
 
 
@@ -128,6 +131,7 @@ def _look(relief: Relief) -> PageInk:
     # Print does not reach over a third of a page, but over all of a strip with one line.
     tallest = max(0.35 * mask_HW.shape[0], _TALLEST_PX)
     count = partial(_count_marks, threshold=threshold, noise=noise, tallest=tallest)
+    is_in_shadow = False
     marks = count(depth_HW[part], mask_HW[part], alone_px=_ALONE_PX, is_cut_close=False)
     if marks < MOST_MARKS:
         is_crop = mask_HW.size < _CROP_PIXELS
@@ -137,8 +141,14 @@ def _look(relief: Relief) -> PageInk:
             # Dot matrix print has no letters until its dots are joined. Dirt is joined too, so only lines count.
             joined_HW: Any = cv2.morphologyEx(mask_HW, cv2.MORPH_CLOSE, np.ones((5, 3), np.uint8))
             marks = count(depth_HW, joined_HW, alone_px=math.inf, is_cut_close=is_cut_close)
+        if not marks and is_cut_close and ink_ratio > _MOST_INK:
+            # A steep shadow joins the letters of a line to one shape. They are the darker part of it.
+            level, _ = cv2.threshold(depth_HW, 0, 255, cv2.THRESH_OTSU)
+            relief = replace(relief, threshold=level)
+            marks = count(depth_HW, mask_above(depth_HW, level), alone_px=0, is_cut_close=True)
+            is_in_shadow = marks > 0
     lines = find_lines(relief.shapes, depth_HW.shape, relief.scale_xy) if marks else ()
-    return PageInk(min(marks, MOST_MARKS), ink_ratio, noise, lines)
+    return PageInk(min(marks, MOST_MARKS), ink_ratio, noise, lines, is_in_shadow)
 
 
 def _densest_quarter(mask_HW: NDArray[np.uint8]) -> slice:

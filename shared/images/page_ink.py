@@ -40,6 +40,8 @@ class PageInk:
     """Standard deviation of what varies from pixel to pixel, of 255."""
     lines: tuple[InkLine, ...] = ()
     """Where print is, from top to bottom; empty where it was not looked for, or is more than `MOST_LINES`."""
+    is_in_shadow: bool = False
+    """Whether marks were found in a shadow alone, of which cloth and wood have some, too."""
 
     @property
     def is_blank(self) -> bool:

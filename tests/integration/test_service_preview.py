@@ -86,6 +86,6 @@ async def test_preview_is_described() -> None:
     async with running_service() as service:
         described = (await service.client.get("/openapi.json")).json()["paths"]["/preview"]["post"]
     assert list(described["responses"]["200"]["content"]) == ["image/jpeg"]
-    assert set(described["responses"]["200"]["headers"]) == {"X-Page-Count", "X-Page-Size"}
+    assert set(described["responses"]["200"]["headers"]) == {"X-Page-Count", "X-Page-Size", "X-Page-Turn"}
     properties = described["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
     assert set(properties) == {"file", "pages", "orientation"}

@@ -534,6 +534,40 @@ async def test_answer_that_waits_is_erased_at_once(tmp_path: Path, monkeypatch: 
     assert records(tmp_path) == []
 
 
+@pytest.mark.parametrize("is_erased", [False, True])
+async def test_answer_that_is_erased_while_it_is_streamed_is_not_kept(is_erased: bool, tmp_path: Path) -> None:
+    async with running_service(**ON, sample_dir=tmp_path) as service:
+        keeper = service.services.samples
+        assert keeper is not None
+        service.engine.hold(after=1)
+        body = chat_body(png("first"), png("second"), stream=True)
+        streaming = asyncio.create_task(service.client.post("/v1/chat/completions", json=body))
+        await eventually(lambda: bool(keeper._being_read))
+        (answer_id,) = keeper._being_read
+        if is_erased:
+            erased = await service.client.delete(f"/samples/{answer_id}")
+            assert (erased.status_code, erased.json()) == (200, {"id": answer_id, "pages": []})
+        assert not streaming.done()
+        service.engine.release()
+        assert answer_id in (await streaming).text
+        await kept(service)
+        afterwards = (await service.client.delete(f"/samples/{answer_id}")).json()
+    if is_erased:
+        assert afterwards["code"] == "sample_not_found"
+        assert "stored" not in audit(tmp_path)
+    else:
+        assert afterwards["pages"] == [1, 2]
+
+
+async def test_answer_that_could_not_be_read_is_not_remembered(tmp_path: Path) -> None:
+    async with running_service(**ON, sample_dir=tmp_path) as service:
+        keeper = service.services.samples
+        assert keeper is not None
+        service.engine.lose()
+        assert (await service.ocr(png())).status_code == 503
+        assert not keeper._being_read
+
+
 async def test_samples_expire_while_the_service_is_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeper_module, "EXPIRE_EVERY_S", 0.0)
     async with running_service(**ON, sample_dir=tmp_path) as service:

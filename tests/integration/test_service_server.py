@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import io
 import signal
 import socket
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from tests.support.service import png
 pytestmark = pytest.mark.integration
 
 LIMIT = 300_000
+KEY = "k" * 20
 KIB = 1024
 
 
@@ -229,3 +232,38 @@ def test_an_idle_connection_outlives_its_client(server: ServerProcess) -> None:
         again = client.get("/livez")
     assert again.status_code == 200
     assert again.extensions["network_stream"] is stream
+
+
+def test_export_that_fails_after_its_first_sample_is_cut_off(tmp_path: Path) -> None:
+    settings = {
+        "OCR_SAVE_SAMPLES": "true",
+        "OCR_PRIVACY_ALLOWED": "true",
+        "ADMIN_KEY": KEY,
+        "SAMPLE_DIR": str(tmp_path),
+    }
+    headers = {"authorization": f"Bearer {KEY}"}
+    with running_server(**settings) as server:
+        url = f"{server.url}/samples"
+        for text in ("one", "two", "three"):
+            assert httpx.post(f"{server.url}/ocr", files={"file": png(text)}, headers=headers).status_code == 200
+        server.wait_metric('deepsynth_samples_total{what="stored"}', 3)
+        first, second, third = pages_of(httpx.get(url, headers=headers).content)
+        # A page that someone deleted is passed over, and the rest comes.
+        (tmp_path / "pages" / second).unlink()
+        assert pages_of(httpx.get(url, headers=headers).content) == [first, third]
+        # One that the disk cannot give ends the export: the client must not take its beginning for all of it.
+        (tmp_path / "pages" / second).mkdir()
+        received: list[bytes] = []
+        with httpx.stream("GET", url, headers=headers) as answer:
+            assert answer.status_code == 200
+            with pytest.raises(httpx.RemoteProtocolError):
+                received.extend(answer.iter_raw())
+        assert pages_of(b"".join(received)) == [first]
+        assert httpx.get(f"{server.url}/livez").status_code == 200
+        assert b"samples could not be exported: Is a directory" in server.log.read_bytes()
+
+
+def pages_of(tar: bytes) -> list[str]:
+    """Names of the images of an export, or of its beginning."""
+    with tarfile.open(fileobj=io.BytesIO(tar)) as members:
+        return [Path(name).name for name in members.getnames() if not name.endswith(".json")]

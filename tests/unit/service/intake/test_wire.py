@@ -206,6 +206,7 @@ def test_preview_survives_the_wire_and_is_no_larger_than_allowed(size: tuple[int
         {"width_px": 0},
         {"height_px": -1},
         {"width_px": 10**9},
+        {"turned_degrees": 45},
         {"kind": "pdf"},
     ],
 )
@@ -213,6 +214,13 @@ def test_preview_with_impossible_numbers_is_refused(lie: dict[str, object]) -> N
     document, header, tail = preview_of((320, 200))
     with pytest.raises(BrokenFrameError):
         decode_preview_reply(json.dumps(json.loads(header) | lie).encode(), tail, PreviewTask(1), document)
+
+
+def test_preview_that_is_not_turned_as_asked_for_is_refused() -> None:
+    document, header, tail = preview_of((320, 200))
+    assert decode_preview_reply(header, tail, PreviewTask(1, 0), document).turned_degrees == 0
+    with pytest.raises(BrokenFrameError):
+        decode_preview_reply(header, tail, PreviewTask(1, 90), document)
 
 
 def test_preview_that_is_no_jpeg_is_refused() -> None:

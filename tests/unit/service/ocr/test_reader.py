@@ -76,6 +76,9 @@ class Source:
         """What pages show, where it is not a lot of print."""
         self.ink_of_lines: dict[int, PageInk] = {}
         """The same where a page is read by its lines, of which it has none else."""
+        self.turned: dict[int, PageInk] = {}
+        """Pages that are found to lie on their sides, and what they show as they are."""
+        self.fail_as_is = False
 
     async def open(self, document: Document) -> Contents:
         self.num_opened += 1
@@ -87,21 +90,25 @@ class Source:
         self.held.add(document)
         await asyncio.sleep(0)
         document.is_unopened = document.is_unopened and not self.is_opened
-        if order.page in self.fail or (self.fail_lines and order.lines_from_views == 1):
+        as_is = order.turn_degrees == 0
+        if order.page in self.fail or (self.fail_lines and order.lines_from_views == 1) or (self.fail_as_is and as_is):
             self.num_failed += 1
             raise self.error
         self.num_decoded += 1
         self.orders.append(order)
         colour = 16 * int(document.data) + order.page - 1
         by_lines = self.ink_of_lines if order.lines_from_views == 1 else {}
+        is_on_side = as_is and order.page in self.turned
+        ink = self.turned[order.page] if is_on_side else self.ink.get(order.page, PageInk(marks=500, ink_ratio=0.1))
         return DecodedPage(
             file_format=FileFormat.PDF,
             page=order.page,
-            width_px=1000,
-            height_px=500,
-            ink=by_lines.get(order.page, self.ink.get(order.page, PageInk(marks=500, ink_ratio=0.1))),
+            width_px=500 if is_on_side else 1000,
+            height_px=1000 if is_on_side else 500,
+            ink=by_lines.get(order.page, ink),
             is_damaged=False,
             prepared=PageViews(self.plan, np.full((8, 8, 3), colour, np.uint8), np.zeros((0, 8, 8, 3), np.uint8)),
+            turned_degrees=90 if order.page in self.turned and not as_is else 0,
             strips=(STRIP,) if order.page in by_lines else (),
         )
 
@@ -386,6 +393,51 @@ async def test_a_page_of_which_nothing_could_be_made_is_read_by_its_lines_too() 
     # Only those with little print, and never where the client has chosen how.
     assert [page.status for page in chosen] == [PageStatus.UNREADABLE, PageStatus.UNREADABLE, PageStatus.OK]
     assert (sorted(asked[:5]), asked[5:]) == ([1, 1, 2, 2, 2], [0, 0, 0])
+
+
+FEW, MANY = PageInk(marks=1, ink_ratio=0.01), PageInk(marks=500, ink_ratio=0.1)
+HALF_READ = replace(
+    MANY, lines=tuple(InkLine((520, y, 860, y + 24), (45, 93, 45, 60), 14.0) for y in range(40, 400, 40))
+)
+"""Print of which the fake's text accounts for a part, so that it counts as less sure."""
+
+
+@pytest.mark.parametrize(
+    ("turned", "as_is", "turns", "status"),
+    [
+        pytest.param(FEW, MANY, [None, 0], PageStatus.OK, id="readable as it is"),
+        pytest.param(FEW, FEW, [None, 0], PageStatus.UNREADABLE, id="not readable either way"),
+        pytest.param(FEW, HALF_READ, [None, 0], PageStatus.UNREADABLE, id="less sure as it is"),
+        pytest.param(MANY, MANY, [None], PageStatus.OK, id="readable turned"),
+    ],
+)
+async def test_a_page_that_was_turned_in_vain_is_read_once_more_as_it_is(
+    turned: PageInk, as_is: PageInk, turns: list[int | None], status: PageStatus
+) -> None:
+    async with bench() as it:
+        it.source.ink, it.source.turned = {1: turned}, {1: as_is}
+        (page,) = (await it.read(1, finds_turned_pages=True)).pages
+    assert [order.turn_degrees for order in it.source.orders] == turns
+    assert len(it.engine.submitted) == len(turns)
+    is_kept_as_is = status is PageStatus.OK and len(turns) == 2
+    shape = (0, 500, 1000) if is_kept_as_is else (90, 1000, 500)
+    assert (page.status, page.turned_degrees, page.width_px, page.height_px) == (status, *shape)
+    assert bool(page.text) is (status is PageStatus.OK)
+
+
+async def test_a_page_that_was_not_turned_is_not_read_again_as_it_is() -> None:
+    async with bench() as it:
+        it.source.ink = {1: FEW}
+        (page,) = (await it.read(1, finds_turned_pages=True)).pages
+    assert (page.status, len(it.engine.submitted)) == (PageStatus.UNREADABLE, 1)
+
+
+async def test_a_turned_page_that_cannot_be_decoded_as_it_is_stays_as_it_was() -> None:
+    async with bench() as it:
+        it.source.ink, it.source.turned, it.source.fail_as_is = {1: FEW}, {1: MANY}, True
+        (page,) = (await it.read(1, finds_turned_pages=True)).pages
+    assert (page.status, page.turned_degrees, page.error) == (PageStatus.UNREADABLE, 90, None)
+    assert it.source.num_failed == 1
 
 
 async def test_a_second_decoding_that_fails_leaves_the_page_as_it_was() -> None:

@@ -103,6 +103,26 @@ def test_a_line_that_was_cut_out_is_not_blank(size_px: int, margin_px: int, text
     assert not find_ink(line).is_blank
 
 
+def test_a_line_in_a_shadow_is_told_from_a_shadow() -> None:
+    strips = [(strip.kind, find_ink(strip.image).marks) for strip in Drawer(7, [], []).strips(20)]
+    assert min(marks for kind, marks in strips if kind == "line in shadow") > 0
+    # Grain and cloth may look like letters; the model then has to read nothing.
+    bare = [marks for kind, marks in strips if kind in {"shaded strip", "smooth strip", "back of a line"}]
+    assert (len(bare), max(bare)) == (60, 0)
+
+
+@pytest.mark.parametrize("darkest", [0.5, 0.8])
+def test_words_in_a_shadow_are_told_apart(darkest: float) -> None:
+    strip = Image.new("L", (400, 40), 255)
+    ImageDraw.Draw(strip).text((20, 4), "Total 12.50 paid", font=ImageFont.load_default(26), fill=0)
+    light = np.linspace(1, darkest, strip.height)[:, None]
+    ink = find_ink(Image.fromarray((np.asarray(strip) * light).astype(np.uint8)))
+    # The point is no letter.
+    assert ink.marks == len("Total1250paid")
+    (line,) = ink.lines
+    assert len(line.words_px) == 3
+
+
 def test_the_frame_of_an_empty_cell_is_not_print() -> None:
     for size in ((220, 64), (480, 90), (300, 300)):
         cell = Image.new("L", size, 255)
