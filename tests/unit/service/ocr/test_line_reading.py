@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,8 +55,12 @@ class Reader:
         if len(text) > max_new_tokens:
             text, reason = text[:max_new_tokens], FinishReason.LENGTH
         # Line breaks are easy, print is not if there is none.
-        print_log = -0.01 if text.startswith("line") else -1.4
-        scores = score_tokens([letter.encode() for letter in text], [print_log if a.strip() else -0.01 for a in text])
+        logs = [
+            -0.01 if line.startswith("line") or not letter.strip() else -1.4
+            for line in text.splitlines(keepends=True)
+            for letter in line
+        ]
+        scores = score_tokens([letter.encode() for letter in text], logs)
         timings = SequenceTimings(0.1, 0.2, 0.3, 0.4)
         return SequenceResult("x", text, reason, 0.99, 0.9, 400, 410, len(text), timings, scores)
 
@@ -214,3 +219,98 @@ def test_low_canvases_hold_fewer_lines_and_give_the_same_text():
     result = asyncio.run(read_lines(strips_of(40), NANO_GEOMETRY, 4000, reader, shown.append, most_px=LOW_PX))
     assert result.result.text == "".join(shown) == expected(40)
     assert [len(numbers) for numbers in reader.asked] == [8] * 5
+
+
+LARGER = 50
+"""What the darkness of enlarged strips is more than that of the strip in their place."""
+
+
+def enlarged(count: int) -> list[Strip]:
+    """The rows of `strips_of`, each of three strips."""
+    strips = []
+    for strip in strips_of(count):
+        number = int(strip.pixels_HW[0, 0])
+        if number % 3 == 2:
+            continue
+        for part in range(3):
+            box = (5 + 30 * part, 30 * number, 30 + 30 * part, 30 * number + 20)
+            pixels = np.full((33, 150), LARGER + number, np.uint8)
+            strips.append(replace(strip, box_px=box, parts_px=(box,), pixels_HW=pixels))
+    return strips
+
+
+def looked_at_again(
+    count: int, unsure: set[int], second: str, larger: list[Strip] | None = None
+) -> tuple[LinesResult, list[str], Reader, int]:
+    """Read strips of which some are not read surely; what was given as text, and how often larger ones were asked for."""
+    shown: list[str] = []
+    num_enlarged = 0
+
+    def answer(numbers: list[int]) -> tuple[str, FinishReason]:
+        if numbers[0] >= LARGER:
+            # Equal ones are seen as one.
+            return "\n".join(second for n in numbers for _ in range(3)), FinishReason.STOP
+        return "\n".join(("blurred" if n in unsure else "line") + f" {n}" for n in numbers), FinishReason.STOP
+
+    async def enlarge() -> list[Strip]:
+        nonlocal num_enlarged
+        num_enlarged += 1
+        await asyncio.sleep(0)
+        return enlarged(count) if larger is None else larger
+
+    reader = Reader(answer)
+    result = asyncio.run(read_lines(strips_of(count), NANO_GEOMETRY, 4000, reader, shown.append, enlarge=enlarge))
+    return result, shown, reader, num_enlarged
+
+
+def test_rows_that_were_not_read_surely_are_read_once_more_from_larger_print():
+    result, shown, reader, _ = looked_at_again(24, {4, 10, 21}, "line again")
+    text = result.result.text
+    again = "line again line again line again"
+    # A row has one strip or two, of which one is enough to doubt it.
+    assert text == expected(24).replace("line 4 line 5", again).replace("line 10 line 11", again).replace(
+        "line 21", again
+    )
+    assert "".join(shown) == text
+    assert [number for asked in reader.asked for number in asked if number >= LARGER] == [54, 60, 71]
+    scores = result.result.token_scores
+    assert scores is not None
+    assert [text[a:b] for a, b in zip(scores.starts, scores.ends, strict=True)] == [
+        letter for letter in text if letter != "\n"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("unsure", "second", "larger"),
+    [
+        ({7}, "blurred again", None),
+        ({7}, "", None),
+        ({7}, "line again", []),
+        ({7}, "line again", [strip for strip in enlarged(24) if strip.row != 6]),
+    ],
+    ids=["no surer", "empty", "page lost", "row lost"],
+)
+def test_what_was_read_first_stays_unless_the_second_look_is_surer(unsure, second, larger):
+    result, shown, _, num_enlarged = looked_at_again(24, unsure, second, larger)
+    assert result.result.text == "".join(shown) == expected(24).replace("line 7", "blurred 7")
+    assert num_enlarged == 1
+
+
+def test_sure_rows_are_not_looked_at_again_and_come_before_the_second_look():
+    result, shown, _, num_enlarged = looked_at_again(24, set(), "line again")
+    assert (result.result.text, num_enlarged) == (expected(24), 0)
+    _, shown, _, _ = looked_at_again(24, {12}, "line again")
+    # What follows the doubtful row waits for it.
+    assert "".join(shown[:-1]) == expected(12)
+
+
+def test_nothing_is_enlarged_of_a_texture():
+    async def enlarge() -> list[Strip]:
+        raise AssertionError
+
+    reader = Reader(lambda numbers: ("\n".join("seen in the clouds" for _ in numbers), FinishReason.STOP))
+    shown: list[str] = []
+    result = asyncio.run(read_lines(canvases_of(10), NANO_GEOMETRY, 4000, reader, shown.append, enlarge=enlarge))
+    assert len(reader.asked) == 8
+    assert result.result.text == "".join(shown)
+    assert result.result.text.count("seen") == 40
