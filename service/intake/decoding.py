@@ -132,8 +132,7 @@ class OpenDocument:
 
     def decode(self, task: DecodeTask) -> DecodedPage:
         """Decode one page into the form that the task asks for; raises what `page_image` raises."""
-        image, is_damaged = self.page_image(task.page)
-        image = without_colours(image)
+        image, is_damaged = self.page_image(task.page, may_be_grey=True)
         image, relief, turned_degrees = _upright(image, task.turn_degrees, keeps_frames=not task.lines_from_views)
         if task.cut_px is not None:
             image = _cut(image, task.cut_px)
@@ -167,11 +166,12 @@ class OpenDocument:
             strips,
         )
 
-    def page_image(self, page: int) -> tuple[Image.Image, bool]:
+    def page_image(self, page: int, *, may_be_grey: bool = False) -> tuple[Image.Image, bool]:
         """Decode one page at full size.
 
         Args:
             page: Its number, from 1.
+            may_be_grey: Return a page without colours in mode L.
 
         Returns:
             The page, upright and RGB, and whether a part of it is missing.
@@ -181,11 +181,15 @@ class OpenDocument:
         """
         with _service_errors():
             if self._pdf is not None:
-                return read_pdf_page(self._pdf, page, self._limits, self._data, has_user_units=self._has_user_units)
-            if self._raster is None:
+                image, is_damaged = read_pdf_page(
+                    self._pdf, page, self._limits, self._data, has_user_units=self._has_user_units
+                )
+            elif self._raster is not None:
+                seen = self._raster.read(page, may_be_grey=may_be_grey)
+                image, is_damaged = seen.image, seen.is_damaged
+            else:
                 raise InternalError("the document is closed")
-            seen = self._raster.read(page)
-            return seen.image, seen.is_damaged
+            return without_colours(image) if may_be_grey else image, is_damaged
 
     def preview(self, task: PreviewTask) -> Preview:
         """Make a picture of one page to look at; raises what `page_image` raises."""

@@ -47,6 +47,8 @@ def open_pdf(data: bytes) -> pypdfium2.PdfDocument:
         PdfEncryptedError: It asks for a password.
         UndecodableError: It is damaged.
     """
+    # Nothing is loaded, so that PDFium forgets the error of an earlier file: one that opens and has no page sets none.
+    raw.FPDF_LoadMemDocument64(b"", 0, None)
     try:
         return pypdfium2.PdfDocument(data)
     except pypdfium2.PdfiumError as error:

@@ -71,13 +71,16 @@ STOP_CHECK_S = 1.0
 """Between two looks for processes that a signal has stopped; one that is seen twice is replaced."""
 ABANDONED_S = 1.0
 """How long a page whose reader has left may go on; then its process is replaced, which costs a second."""
+DYING_S = 5.0
+"""How long a process that has closed its connection may take to end, before it is ended; its status tells why it died.
+On a busy machine that is more than a moment."""
 MAX_SLOW_PAGES = 3
 """A document may use processes for the time limit of so many pages, and in total as long as pages that are not slow."""
 MAX_REMEMBERED_FILES = 256
 """Files whose process was killed, newest last; only their hashes are kept."""
-_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(16 << 20), "MALLOC_TRIM_THRESHOLD_": str(32 << 20)}
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(16 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
 """glibc then reuses the memory of one page's arrays for the next, instead of asking the kernel for fresh pages: a fifth
-of the time that looking at a small page takes."""
+of the time that looking at a small page takes, and a quarter where views of A4 in colours are made."""
 
 
 class ImageProcess:
@@ -145,7 +148,7 @@ class ImageProcess:
             self.close()
             raise EngineError(f"an image process did not start: not ready after {START_TIMEOUT_S:.0f} s") from error
         except (frames.BrokenFrameError, OSError) as error:
-            self.close()
+            self.close(DYING_S)
             raise EngineError(f"an image process did not start: {self.cause_of_death}") from error
 
     def open(self, document: Document) -> Contents:
@@ -297,9 +300,12 @@ class ImageProcess:
             self.close()
             raise DecodeTimeoutError from error
         except (frames.BrokenFrameError, OSError) as error:
-            if isinstance(error, frames.BrokenFrameError) and not isinstance(error, frames.ConnectionClosedError):
+            is_malformed = isinstance(error, frames.BrokenFrameError) and not isinstance(
+                error, frames.ConnectionClosedError
+            )
+            if is_malformed:
                 self._fault = str(error)
-            self.close()
+            self.close(0.0 if is_malformed else DYING_S)
             raise self._cause_of_death() from error
 
     def forget(self) -> None:
@@ -357,12 +363,15 @@ class ImageProcess:
         self._is_ended_by_us = True
         self._process.kill()
 
-    def close(self) -> None:
-        """End it; leaves its exit status and standard error behind."""
+    def close(self, patience_s: float = 0.0) -> None:
+        """End it; leaves its exit status and standard error behind.
+
+        Args:
+            patience_s: How long it may take to end by itself, so that it keeps the status that tells why it died.
+        """
         self._pipe.close()
-        # A child that died by itself keeps the status that tells why.
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=0.2)
+            self._process.wait(timeout=patience_s)
         if self._process.poll() is None:
             self.kill()
             self._process.wait()

@@ -18,7 +18,7 @@ from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.grounding import Region
 from shared.deepseek_ocr.line_views import view_of
-from shared.deepseek_ocr.read_strips import SURE, ReadStrip, confidence_of_row, rows_of, surer
+from shared.deepseek_ocr.read_strips import ReadStrip, is_worth_another_look, surer
 from shared.images.canvases import EM_PX, LARGE_EM_PX, SIDE_PX, Canvas, Strip, pack, pack_evenly
 from shared.images.strip_text import (
     LEAST_CONFIDENCE,
@@ -73,8 +73,8 @@ async def read_lines(
             as its lines can have.
         read: Called for several canvases at once; what it raises ends all of them and comes in a group.
         on_text: Called with each piece of the text, in order.
-        enlarge: Gives the page's strips with larger print, none if that fails. Rows that were not read surely are read
-            once more from them.
+        enlarge: Gives the page's strips with larger print, none if that fails. If the first canvases were not read
+            surely, all rows are read once more from them, and the surer reading of each is kept.
         most_px: Height of a canvas at most. Many low ones have short answers, which are written at once.
         least_confidence: Of answers that are on the page. If most of the first canvases have less, the page shows no
             text, and no more of it is read.
@@ -92,10 +92,8 @@ async def read_lines(
             if number >= PROBED_CANVASES:
                 reading.probe.others.append(task)
             first += len(canvas.strips)
-    if enlarge is not None:
-        doubtful = reading.doubtful_rows()
-        larger = [strip for strip in await enlarge() if strip.row in doubtful] if doubtful else []
-        await reading.look_again(larger, most_px)
+    if enlarge is not None and reading.probe.is_unsure:
+        await reading.look_again(await enlarge(), most_px)
     return reading.result()
 
 
@@ -110,12 +108,20 @@ class _Probe:
         self.others: list[asyncio.Task[None]] = []
         """Read the canvases after these."""
         self.is_texture = False
+        self.is_unsure = False
+        """Whether the page is worth another look."""
         self.end = 0
         """Of their strips."""
         self._num_canvases = num_canvases
         self._least_confidence = least_confidence
         self._found: list[bool | None] = []
-        self._is_known = asyncio.Event()
+        self._answers: list[tuple[str, TokenScores | None]] = []
+        self._known = asyncio.Event()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether all of the canvases were read."""
+        return self._known.is_set()
 
     async def shows_texture(self, result: SequenceResult, *, has_ended: bool) -> bool:
         """Take note of a canvas; one whose answer has no end waits for the others before it is given up."""
@@ -127,14 +133,16 @@ class _Probe:
                 least=self._least_confidence,
             )
         )
+        self._answers.append((result.text, result.token_scores))
         if len(self._found) == self._num_canvases:
             self.is_texture = is_texture(self._found)
-            self._is_known.set()
+            self.is_unsure = not self.is_texture and is_worth_another_look(self._answers)
+            self._known.set()
             for task in self.others if self.is_texture else ():
                 task.cancel()
         if has_ended:
             return False
-        await self._is_known.wait()
+        await self._known.wait()
         return self.is_texture
 
 
@@ -209,15 +217,8 @@ class _LinesReading:
             self._read_strips[index] = replace(read, is_missing=is_short and span[0] == span[1])
         self._add()
 
-    def doubtful_rows(self) -> set[int]:
-        """Rows that are worth a second look, after all strips were read; none of a texture."""
-        if self.probe.is_texture:
-            return set()
-        rows = rows_of(read for read in self._read_strips[self._num_added :] if read is not None)
-        return {row[0].strip.row for row in rows if confidence_of_row(row) < SURE}
-
     async def look_again(self, strips: Sequence[Strip], most_px: int) -> None:
-        """Read rows once more from strips of larger print, and keep what is surer."""
+        """Read the page once more from strips of larger print, and keep of each row what is surer."""
         self._may_look_again = False
         self._second = second = _LinesReading(
             strips, self._geometry, self._max_new_tokens, self._read, em_px=LARGE_EM_PX
@@ -227,14 +228,16 @@ class _LinesReading:
             for canvas in _packed(strips, most_px, LARGE_EM_PX) if strips else ():
                 group.create_task(second.read(first, canvas.strips))
                 first += len(canvas.strips)
-        rest = [read for read in self._read_strips[self._num_added :] if read is not None]
-        self._read_strips[self._num_added :] = surer(rest, [read for read in second._read_strips if read is not None])
+        first_look = [read for read in self._read_strips if read is not None]
+        self._read_strips = [*surer(first_look, [read for read in second._read_strips if read is not None])]
         self._add()
 
     def _add(self) -> None:
-        """Add what is next in reading order to the text, row by row; a doubtful one waits for the second look."""
+        """Add what is next in reading order to the text; nothing as long as the page may be read once more."""
+        if self._may_look_again and (self.probe.is_unsure or not self.probe.is_known):
+            return
         before = len(self._page.text)
-        while (row := self._next_row()) and not (self._may_look_again and confidence_of_row(row) < SURE):
+        while row := self._next_row():
             for read in row:
                 self._add_strip(read)
         new = self._page.text[before:]

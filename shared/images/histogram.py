@@ -1,4 +1,4 @@
-"""Percentiles of bytes by counting, which is many times as fast as sorting a page. Knows OpenCV and numpy."""
+"""Medians and percentiles of bytes by counting, many times as fast as sorting a page. Knows OpenCV and numpy."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ def percentile(bytes_HW: NDArray[np.uint8], percent: float) -> float:
     Returns:
         The value, between two bytes where it lies between two of the values.
     """
-    counts: Any = cv2.calcHist([bytes_HW], [0], None, [256], [0, 256])
-    ends = np.cumsum(counts.reshape(-1), dtype=np.int64)
+    ends = _ends(bytes_HW)
     place = (bytes_HW.size - 1) * (percent / 100)
     low = math.floor(place)
     share = place - low
@@ -29,3 +28,15 @@ def percentile(bytes_HW: NDArray[np.uint8], percent: float) -> float:
     # In the order of numpy's interpolation, whose rounding differs by side.
     step = float(above - below)
     return above - step * (1 - share) if share >= 0.5 else below + step * share
+
+
+def median(bytes_HW: NDArray[np.uint8]) -> int:
+    """The least byte that at least half of all do not exceed."""
+    return int(np.searchsorted(_ends(bytes_HW), bytes_HW.size / 2))
+
+
+def _ends(bytes_HW: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How many do not exceed each byte."""
+    counts: Any = cv2.calcHist([bytes_HW], [0], None, [256], [0, 256])
+    result: NDArray[np.int64] = np.cumsum(counts.reshape(-1), dtype=np.int64)
+    return result

@@ -7,6 +7,7 @@ ruled lines and print that shows through from the other side are not marks. Know
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
 from typing import Any
@@ -16,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.images.ink_lines import find_lines, find_shapes, label_shapes, mask_above
+from shared.images.histogram import median
+from shared.images.ink_lines import find_lines, find_shapes, label_shapes, mask_above, places_in
 from shared.images.page_ink import MOST_MARKS, PageInk
 
 # Callers look at one page for each core already.
@@ -44,6 +46,8 @@ _ALONE_PX = 10
 """A smaller mark is dust, unless it is in a line."""
 _MOST_INK = 0.4
 """Print never covers more of a line; if more is darker than its paper, that is a shadow."""
+_PARTS, _LEAST_PART_PX = (16, 4), 64
+"""Marks are first looked for on such shares of a page, no lower than so many pixels."""
 _CROP_PIXELS = 250_000
 """Smaller images are crops of a word or a line, where a small letter may be alone, and dust is rare."""
 
@@ -126,14 +130,17 @@ def _look(relief: Relief) -> PageInk:
     depth_HW, threshold, noise = relief.depth_HW, relief.threshold, relief.noise
     mask_HW = mask_above(depth_HW, threshold)
     ink_ratio = cv2.countNonZero(mask_HW) / mask_HW.size
-    # A part of a page of print tells enough, at a fraction of the time.
-    part = _densest_quarter(mask_HW)
     # Print does not reach over a third of a page, but over all of a strip with one line.
     tallest = max(0.35 * mask_HW.shape[0], _TALLEST_PX)
     count = partial(_count_marks, threshold=threshold, noise=noise, tallest=tallest)
     is_in_shadow = False
-    marks = count(depth_HW[part], mask_HW[part], alone_px=_ALONE_PX, is_cut_close=False)
-    if marks < MOST_MARKS:
+    marks = 0
+    # A part of a page of print tells enough, at a fraction of the time: what is a mark there is one on the page.
+    for part in _densest_parts(mask_HW):
+        marks = count(depth_HW[part], mask_HW[part], alone_px=_ALONE_PX, is_cut_close=False)
+        if marks >= MOST_MARKS:
+            break
+    else:
         is_crop = mask_HW.size < _CROP_PIXELS
         is_cut_close = is_crop or mask_HW.shape[0] <= _TALLEST_PX
         marks = count(depth_HW, mask_HW, alone_px=0 if is_crop else _ALONE_PX, is_cut_close=is_cut_close)
@@ -151,14 +158,14 @@ def _look(relief: Relief) -> PageInk:
     return PageInk(min(marks, MOST_MARKS), ink_ratio, noise, lines, is_in_shadow)
 
 
-def _densest_quarter(mask_HW: NDArray[np.uint8]) -> slice:
-    """Rows of the quarter of a page with most ink."""
+def _densest_parts(mask_HW: NDArray[np.uint8]) -> Iterator[slice]:
+    """Rows of the parts of a page with most ink, smaller ones first."""
     rows = mask_HW.shape[0]
     inked_H: Any = cv2.reduce(mask_HW, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S)
     sums = np.concatenate([[0], np.cumsum(inked_H, dtype=np.int64)])
-    height = max(rows // 4, min(rows, 64))
-    start = int(np.argmax(sums[height:] - sums[:-height]))
-    return slice(start, start + height)
+    for height in sorted({max(rows // parts, min(rows, _LEAST_PART_PX)) for parts in _PARTS}):
+        start = int(np.argmax(sums[height:] - sums[:-height]))
+        yield slice(start, start + height)
 
 
 def _grey(page: Image.Image) -> NDArray[np.uint8]:
@@ -177,7 +184,7 @@ def _grey(page: Image.Image) -> NDArray[np.uint8]:
     if len(bands) > 1:
         luminance = cv2.cvtColor(cv2.merge(every_fourth), cv2.COLOR_RGB2GRAY)
     # More than half of it is dark: white print on black.
-    if _median(luminance) < _DARK:
+    if median(luminance) < _DARK:
         grey_HW: Any = cv2.bitwise_not(reduce(cv2.max, bands))
     else:
         grey_HW = reduce(cv2.min, bands)
@@ -187,12 +194,6 @@ def _grey(page: Image.Image) -> NDArray[np.uint8]:
         grey_HW = cv2.resize(grey_HW, size, interpolation=cv2.INTER_LINEAR)
     result: NDArray[np.uint8] = grey_HW
     return result
-
-
-def _median(values: Any) -> int:
-    """Of bytes; counting them is faster than sorting."""
-    counts = np.bincount(values.reshape(-1), minlength=256)
-    return int(np.searchsorted(np.cumsum(counts), values.size / 2))
 
 
 def _depth(grey_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -221,7 +222,7 @@ def _noise(depth_HW: NDArray[np.uint8]) -> float:
     residual_HW: Any = cv2.convertScaleAbs(cv2.filter2D(bands_HW, cv2.CV_16S, kernel))
     # All bands at once, without the rows and columns where a pixel's neighbours are others.
     is_inside = (rows < height - 1) & (np.arange(rows.shape[1]) % (rows.shape[1] - 1) > 0)
-    return _median(residual_HW[is_inside.ravel(), 1:-1]) / 0.6745 / 6
+    return median(residual_HW[is_inside.ravel(), 1:-1]) / 0.6745 / 6
 
 
 def _count_marks(
@@ -251,7 +252,7 @@ def _count_marks(
         return 0
     number_of = np.full(num_labels, -1, np.int32)
     number_of[candidates] = np.arange(candidates.size)
-    inked = np.flatnonzero(mask_HW)
+    inked = places_in(mask_HW)
     numbers = number_of[labels_HW.ravel()[inked]]
     inked, numbers = inked[numbers >= 0], numbers[numbers >= 0]
     order = np.argsort(numbers.astype(np.uint16) if candidates.size <= 65536 else numbers, kind="stable")

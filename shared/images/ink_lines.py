@@ -104,6 +104,12 @@ def mask_above(depth_HW: NDArray[np.uint8], threshold: float) -> NDArray[np.uint
     return mask_HW  # type: ignore[return-value] # OpenCV says no more than "array"
 
 
+def places_in(mask_HW: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Flat indices of a contiguous mask's ones; as truth values numpy finds them in a fifth of the time."""
+    result: NDArray[np.int64] = np.flatnonzero(mask_HW.view(np.bool_))
+    return result
+
+
 def label_shapes(mask_HW: NDArray[np.uint8]) -> tuple[int, NDArray[np.int32], NDArray[np.int32]]:
     """Label the connected shapes of a mask, corners included.
 

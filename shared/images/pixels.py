@@ -15,24 +15,27 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffI
 
 from shared.images.errors import ImageError, ImageReason
 
-_OPAQUE = {"1", "L", "P", "RGB", "RGBX", "YCbCr"}
-_TRANSPARENT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa"}
 SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
+_OPAQUE = {"1", "L", "P", "RGB", "RGBX", "YCbCr"}
+_COLOURLESS = {"1", "L", *SIXTEEN_BIT}
+_TRANSPARENT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa"}
 SIDEWAYS = {5, 6, 7, 8}
 """EXIF orientations that swap width and height."""
 _WHITE_IS_ZERO = 0
+_GLANCE = 8
 _FAINT = 48
 """Contrast, of 255, below which ink on white counts as erased."""
 
 
-def as_seen(image: Image.Image) -> Image.Image:
+def as_seen(image: Image.Image, *, may_be_grey: bool = False) -> Image.Image:
     """Decode a page the way a person sees it.
 
     Args:
         image: A frame of an opened file, its size already checked.
+        may_be_grey: Return a page whose pixel type has no colours in mode L.
 
     Returns:
-        An upright RGB image.
+        An upright image, mode RGB.
 
     Raises:
         ImageError: The pixel type is unknown.
@@ -42,6 +45,7 @@ def as_seen(image: Image.Image) -> Image.Image:
     bits = bits_per_sample(image)
     grey_levels = _png_grey_levels(image)
     image.load()
+    mode = "L" if may_be_grey and image.mode in _COLOURLESS else "RGB"
     if image.mode in SIXTEEN_BIT:
         page = _from_sixteen_bit(image, bits, inverted=inverted)
     elif image.has_transparency_data:
@@ -49,18 +53,29 @@ def as_seen(image: Image.Image) -> Image.Image:
     elif image.mode == "CMYK":
         page = _from_cmyk(image)
     elif image.mode in _OPAQUE:
-        page = image.convert("RGB")
+        page = image
     else:
         raise ImageError(ImageReason.UNSUPPORTED_PIXELS, f"mode {image.mode}")
+    # Of the same mode it would be copied.
+    page = page if page.mode == mode else page.convert(mode)
     turn = _TURNS.get(orientation_of(image))
     return page if turn is None else page.transpose(turn)
 
 
 def without_colours(page: Image.Image) -> Image.Image:
-    """A page, mode RGB, as mode L if all its pixels are grey; otherwise as it is."""
-    red, green, blue = page.split()
-    is_grey = all(np.array_equal(np.asarray(red), np.asarray(other)) for other in (green, blue))
-    return red if is_grey else page
+    """A page, mode RGB or L, as mode L if all its pixels are grey; otherwise as it is."""
+    if page.mode == "L":
+        return page
+    # Of most pages with colours a few pixels tell.
+    size = max(1, page.width // _GLANCE), max(1, page.height // _GLANCE)
+    if not _are_alike(*page.resize(size, Image.Resampling.NEAREST).split()):
+        return page
+    bands = page.split()
+    return bands[0] if _are_alike(*bands) else page
+
+
+def _are_alike(first: Image.Image, *others: Image.Image) -> bool:
+    return not any(ImageChops.difference(first, other).getbbox() for other in others)
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -102,7 +117,7 @@ def _from_sixteen_bit(image: Image.Image, bits: int, *, inverted: bool) -> Image
         scaled_HW = 255 - scaled_HW
     page = Image.fromarray(scaled_HW)
     if not isinstance(transparent, int):
-        return page.convert("RGB")
+        return page
     alpha = Image.fromarray(np.where(samples_HW == transparent, 0, 255).astype(np.uint8))
     return _on_ground(Image.merge("LA", (page, alpha)).convert("RGBA"))
 

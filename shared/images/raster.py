@@ -19,7 +19,7 @@ from shared.images.jpeg import JpegFile, read_markers
 from shared.images.limits import ImageLimits
 from shared.images.other_formats import HEIC, PDF, recognise, unsupported
 from shared.images.pixels import SIDEWAYS, as_seen, orientation_of
-from shared.images.png import without_metadata
+from shared.images.png import unpacked, without_metadata
 from shared.images.tiff import TiffDirectory, codec_is_missing, opened_page, page_directories
 
 _MOST_OF_A_PAGE = 0.5
@@ -42,7 +42,7 @@ class SeenPage:
     """A decoded page."""
 
     image: Image.Image
-    """Upright, mode RGB."""
+    """Upright, mode RGB or, where that was allowed, L."""
     is_damaged: bool
     """Whether a part of it is missing."""
     is_plain: bool
@@ -153,11 +153,12 @@ class RasterFile:
         with decoding():
             return len(page_directories(self.data, most))
 
-    def read(self, page: int) -> SeenPage:
+    def read(self, page: int, *, may_be_grey: bool = False) -> SeenPage:
         """Decode one page.
 
         Args:
             page: Its number, from 1.
+            may_be_grey: As for `as_seen`.
 
         Returns:
             The page.
@@ -165,13 +166,13 @@ class RasterFile:
         Raises:
             ImageError: Why it cannot be read, however a library fails on damaged bytes.
         """
-        with decoding(), self.opened(page) as image:
+        with decoding(), self.opened(page, is_read=True) as image:
             if page > 1 and self.file_format is not FileFormat.TIFF:
                 image.seek(page - 1)
             self._limits.check_size(*image.size)
             is_alone = self._num_frames(image) == 1
             stretch = self._stretch(image)
-            page_image = self._seen(image)
+            page_image = self._seen(image, may_be_grey=may_be_grey)
             if stretch != _SQUARE:
                 page_image = page_image.resize(_stretched(page_image.size, stretch), Image.Resampling.BILINEAR)
             missing_share = 0.0 if self._jpeg is None else self._jpeg.missing_share(image)
@@ -227,8 +228,8 @@ class RasterFile:
         return selection
 
     @contextlib.contextmanager
-    def opened(self, page: int) -> Iterator[Image.Image]:
-        """The file, opened; a TIFF at a page, all others at their first frame."""
+    def opened(self, page: int, *, is_read: bool = False) -> Iterator[Image.Image]:
+        """The file, opened: a TIFF at a page, others at their first frame, a PNG unpacked if its pixels are read."""
         name = _PILLOW_NAMES.get(self.file_format, self.file_format.upper())
         with _pillow_limit(self._limits):
             try:
@@ -238,7 +239,8 @@ class RasterFile:
                     with opened_page(self.data, self._directories[page - 1]) as image:
                         yield image
                 else:
-                    with Image.open(io.BytesIO(self.data), formats=(name,)) as image:
+                    data = unpacked(self.data) if is_read and self.file_format is FileFormat.PNG else self.data
+                    with Image.open(io.BytesIO(data), formats=(name,)) as image:
                         yield image
             except Image.DecompressionBombError as error:
                 raise self._limits.too_many_pixels() from error
@@ -255,9 +257,9 @@ class RasterFile:
         return 1 if image.format in _ONE_PICTURE else int(getattr(image, "n_frames", 1))
 
     @staticmethod
-    def _seen(image: Image.Image) -> Image.Image:
+    def _seen(image: Image.Image, *, may_be_grey: bool) -> Image.Image:
         try:
-            return as_seen(image)
+            return as_seen(image, may_be_grey=may_be_grey)
         except OSError as error:
             if codec_is_missing(image):
                 raise ImageError(ImageReason.UNSUPPORTED_PIXELS, "libtiff lacks its compression") from error

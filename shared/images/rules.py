@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from shared.images.histogram import percentile
 from shared.images.ink import Relief
-from shared.images.ink_lines import label_shapes
+from shared.images.ink_lines import label_shapes, places_in
 
 _RULE_CAPS, _LEVEL_CAPS = 2.6, 4.0
 """An upright and a level stroke longer than so many capitals is a rule, not a letter's."""
@@ -123,7 +123,7 @@ def _level_rules(mask_HW: NDArray[np.uint8], long: int, cap: float) -> NDArray[n
     opened_HW: Any = cv2.morphologyEx(thick_HW, cv2.MORPH_OPEN, np.ones((1, long), np.uint8))
     result = np.zeros_like(mask_HW)
     # Few pixels are of rules, so all else is done for these alone.
-    places = np.flatnonzero(opened_HW)
+    places = places_in(opened_HW)
     if not places.size:
         return result
     count, labels_HW, stats = label_shapes(opened_HW)

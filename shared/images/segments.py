@@ -23,7 +23,7 @@ from shared.images.boxes import find_boxes
 from shared.images.form_boxes import find_frames, find_ticks
 from shared.images.histogram import percentile
 from shared.images.ink import MAX_SIDE_PX, Relief, relief_of_grey
-from shared.images.ink_lines import label_shapes
+from shared.images.ink_lines import label_shapes, places_in
 from shared.images.rules import bits_of_rules, darker_than, find_rules
 
 _DARKER_SHARE = 0.42
@@ -297,7 +297,7 @@ def _mended(mask_HW: NDArray[np.uint8], relief: Relief, rules_HW: NDArray[np.uin
     faint_HW = faint_HW & ~rules_HW | mask_HW
     count, wholes_HW, stats = label_shapes(faint_HW)
     _, pieces_HW, pieces = label_shapes(mask_HW)
-    inked = np.flatnonzero(mask_HW)
+    inked = places_in(mask_HW)
     # Which whole each piece is of; all of a piece's pixels are of the same.
     whole_of = np.zeros(len(pieces), np.int64)
     whole_of[pieces_HW.ravel()[inked]] = wholes_HW.ravel()[inked]
@@ -315,7 +315,7 @@ def _mended(mask_HW: NDArray[np.uint8], relief: Relief, rules_HW: NDArray[np.uin
     is_broken = is_letter & (highest > 0)
     is_broken[0] = False
     result = mask_HW.copy()
-    faint = np.flatnonzero(faint_HW)
+    faint = places_in(faint_HW)
     result.ravel()[faint[is_broken[wholes_HW.ravel()[faint]]]] = 1
     return result
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.support.nano import needs_nano
@@ -107,7 +106,7 @@ class Session:
 
     def _wait(self, job: str) -> None:
         end_s = time.monotonic() + 600
-        while httpx.get(f"{self._server.url}/jobs/{job}").json()["state"] in ("waiting", "running"):
+        while self._server.get(f"/jobs/{job}").json()["state"] in ("waiting", "running"):
             assert time.monotonic() < end_s
             time.sleep(0.1)
 

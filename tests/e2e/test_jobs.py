@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.support.pdf import make_pdf
@@ -20,7 +19,7 @@ PDF = make_pdf([f"page number {number}" for number in range(12)], size_pt=(400, 
 
 def follow(server: ServerProcess, job: str, num_finished: int) -> Any:
     end_s = time.monotonic() + 600
-    while (shown := httpx.get(f"{server.url}/jobs/{job}").json())["num_finished"] < num_finished:
+    while (shown := server.get(f"/jobs/{job}").json())["num_finished"] < num_finished:
         assert time.monotonic() < end_s, shown
         time.sleep(0.02)
     return shown
@@ -31,17 +30,17 @@ def test_a_job_goes_on_after_the_process_was_ended(tmp_path: Path, number: signa
     settings = {"JOB_DIR": str(tmp_path / "jobs"), "OCR_BATCH_SIZE": "2"}
     # So slow that it is not over before it is killed, on a machine that tells late how far it is.
     with running_server(**settings, FAKE_STEP_MS="150") as server:
-        job = httpx.post(f"{server.url}/jobs", files={"file": ("a.pdf", PDF)}).json()["id"]
+        job = server.post("/jobs", files={"file": ("a.pdf", PDF)}).json()["id"]
         follow(server, job, 3)
         server.process.send_signal(number)
         assert server.process.wait(timeout=300) == -number
     with running_server(**settings, FAKE_STEP_MS="0") as server:
         shown = follow(server, job, 12)
-        read = httpx.get(f"{server.url}/jobs/{job}/result").json()
+        read = server.get(f"/jobs/{job}/result").json()
         num_read = sum(
             server.metric(f'deepsynth_job_pages_total{{status="{status}"}}') or 0 for status in ("ok", "unreadable")
         )
-        request = httpx.post(f"{server.url}/ocr", files={"file": PDF}, timeout=300).json()
+        request = server.post("/ocr", files={"file": PDF}).json()
         resumed = [line for line in server.log.read_text().splitlines() if "job resumed" in line]
     assert shown["num_failed"] == 0
     assert [page["text"] for page in read["pages"]] == [page["text"] for page in request["pages"]]

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from PIL import ImageDraw
 
@@ -43,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         base = BaseIdentity(model_id="fake", revision="ab" * 32)
         publish(AdapterVolume(volume), write_peft(folder / "trained", seed=1), announcement("invoices", base=base))
         end_s = time.monotonic() + 300
-        while "invoices" not in httpx.get(f"{process.url}/v1/models").text:
+        while "invoices" not in process.get("/v1/models").text:
             assert time.monotonic() < end_s, process.log.read_text()
             time.sleep(0.1)
         yield process
@@ -153,7 +152,7 @@ def answer_with(
 
 
 def test_image_is_read_as_the_api_reads_it(browser: Any, server: ServerProcess) -> None:
-    expected = httpx.post(f"{server.url}/ocr", files={"file": png(size=(640, 400))}).json()["text"]
+    expected = server.post("/ocr", files={"file": png(size=(640, 400))}).json()["text"]
     with opened(browser, server) as page:
         read_image(page, PNG)
         assert page.inner_text("#text .plain") == expected
@@ -276,10 +275,7 @@ def test_narrow_screen_needs_no_sideways_scrolling(width: int, browser: Any, ser
 
 def test_base_and_adapter_are_compared(browser: Any, server: ServerProcess) -> None:
     files = {"file": PNG["buffer"]}
-    texts = [
-        httpx.post(f"{server.url}/ocr", files=files, data={"model_id": each}).json()["text"]
-        for each in ("fake", "invoices")
-    ]
+    texts = [server.post("/ocr", files=files, data={"model_id": each}).json()["text"] for each in ("fake", "invoices")]
     with opened(browser, server, color_scheme="dark") as page:
         page.set_input_files("#file", files=[PNG])
         page.select_option("#other", "invoices")
@@ -366,7 +362,7 @@ def test_threshold_is_changed_without_reading_again(browser: Any, server: Server
 
 
 def test_words_of_the_service_are_reviewed(browser: Any, server: ServerProcess) -> None:
-    answer = httpx.post(f"{server.url}/ocr", files={"file": png(size=(640, 400))}, data={"review_threshold": "0.9"})
+    answer = server.post("/ocr", files={"file": png(size=(640, 400))}, data={"review_threshold": "0.9"})
     expected = [word["text"] for word in answer.json()["pages"][0]["doubtful_words"]]
     with opened(browser, server) as page:
         page.set_input_files("#file", files=[PNG])
@@ -697,7 +693,7 @@ def test_service_without_samples_offers_no_correction(browser: Any, server: Serv
 
 def test_only_tasks_that_the_chosen_model_can_do_are_offered(browser: Any, server: ServerProcess) -> None:
     def limited(route: Any) -> None:
-        answer = httpx.get(f"{server.url}/v1/models").json()
+        answer = server.get("/v1/models").json()
         for model in answer["data"]:
             model["tasks"] = ["free", "markdown"] if model["id"] == "fake" else ["free", "ocr"]
         route.fulfill(json=answer)
@@ -726,7 +722,7 @@ def turned_page() -> bytes:
 
 def test_turned_image_is_shown_upright_once_it_is_read(browser: Any, server: ServerProcess) -> None:
     data = turned_page()
-    answer = httpx.post(f"{server.url}/ocr", files={"file": data}).json()["pages"][0]
+    answer = server.post("/ocr", files={"file": data}).json()["pages"][0]
     assert (answer["turned_degrees"], answer["width_px"], answer["height_px"]) == (90, 500, 700)
     with opened(browser, server) as page:
         size = "(image => [image.naturalWidth, image.naturalHeight])(document.getElementById('image'))"
@@ -895,7 +891,7 @@ def test_job_that_is_stopped_is_erased(browser: Any, background: ServerProcess) 
             page.click("#go")
         finished(page)
         end_s = time.monotonic() + LIMIT_S
-        while httpx.get(f"{background.url}/jobs/{job}").status_code != 404:
+        while background.get(f"/jobs/{job}").status_code != 404:
             assert time.monotonic() < end_s
             time.sleep(0.05)
 

@@ -54,7 +54,7 @@ class Served:
         (folder / "volume").mkdir()
         self._trained = folder / "trained"
         self.cluster = cluster
-        port = free_port()
+        port = free_port(is_held=False)
         self.url = f"http://127.0.0.1:{port}"
         config = yaml.safe_load(CONFIG.read_text())
         config["http_options"]["port"] = port

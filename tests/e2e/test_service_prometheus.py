@@ -98,7 +98,7 @@ def operators() -> Iterator[int]:
     """The operators' port of a service that has answered three requests and refused two."""
     port = free_port()
     with running_server(FAKE_STEP_MS="0", ADMIN_PORT=str(port)) as server:
-        assert httpx.get(f"{server.url}/metrics").status_code == 404
+        assert server.get("/metrics").status_code == 404
         seen: Counter[int] = Counter()
         with httpx.Client(base_url=server.url, timeout=300) as client:
             for number in range(3):

@@ -23,7 +23,7 @@ from shared.contract.text import cer
 from tests.support.command import run_here
 from tests.support.nano import needs_nano
 from tests.support.pdf import make_pdf
-from tests.support.programs import ROOT, free_port, take_interrupts
+from tests.support.programs import ROOT, free_port, read_terminal, take_interrupts
 from tests.support.server import ServerProcess, environment, running_server
 from tests.support.service import png
 
@@ -244,7 +244,7 @@ def test_output_that_cannot_be_written_is_one_line_with_its_own_status(scans: Pa
             check=False,
             stdout=full,
             stderr=subprocess.PIPE,
-            timeout=150,
+            timeout=240,
         )
     assert (ended.returncode, ended.stderr.decode()) == (
         EXIT_OUTPUT_FAILED,
@@ -252,7 +252,7 @@ def test_output_that_cannot_be_written_is_one_line_with_its_own_status(scans: Pa
     )
     closed = subprocess.run(
         ["sh", "-c", 'exec "$@" >&-', "sh", *OCR, "scans/first.png"],
-        cwd=scans.parent, env=chosen(), check=False, stderr=subprocess.PIPE, timeout=150,
+        cwd=scans.parent, env=chosen(), check=False, stderr=subprocess.PIPE, timeout=240,
     )  # fmt: skip
     assert (closed.returncode, closed.stderr.decode().count("\n")) == (EXIT_OUTPUT_FAILED, 1)
     # A folder where the text is to go, since the superuser may write everywhere else.
@@ -270,7 +270,7 @@ def test_reader_of_a_pipe_that_goes_away_is_one_line(scans: Path) -> None:
     process.stdout.close()
     with process.stderr as stream:
         errors = stream.read().decode()
-    assert process.wait(30) == EXIT_PIPE_CLOSED
+    assert process.wait(120) == EXIT_PIPE_CLOSED
     assert errors == "deepsynth: the reader of the output has closed it. Files printed: 0 of 4.\n"
 
 
@@ -287,9 +287,9 @@ def test_progress_bar_is_shown_on_a_terminal(scans: Path) -> None:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 90))
     command = [*OCR, "scans", "--out", "out"]
-    ended = subprocess.run(command, cwd=scans.parent, env=chosen(), check=False, stderr=theirs, timeout=150)
+    ended = subprocess.run(command, cwd=scans.parent, env=chosen(), check=False, stderr=theirs, timeout=240)
     os.close(theirs)
-    shown = os.read(ours, 65536).decode()
+    shown = read_terminal(ours)
     os.close(ours)
     assert ended.returncode == 0
     assert "0/4 [" in shown
@@ -301,10 +301,10 @@ def test_terminal_says_what_is_waited_for_and_is_clean_at_the_end(scans: Path) -
     termios.tcsetwinsize(theirs, (24, 90))
     command = [*OCR, "scans/first.png", "--blank-pages", "read"]
     ended = subprocess.run(
-        command, cwd=scans.parent, env=chosen(), check=False, stdout=subprocess.PIPE, stderr=theirs, timeout=150
+        command, cwd=scans.parent, env=chosen(), check=False, stdout=subprocess.PIPE, stderr=theirs, timeout=240
     )
     os.close(theirs)
-    shown = os.read(ours, 65536).decode()
+    shown = read_terminal(ours)
     os.close(ours)
     assert (ended.returncode, shown) == (0, "Loading the model ...\r\x1b[KReading ...\r\x1b[K")
     assert call("scans/first.png", "--blank-pages", "read", folder=scans.parent).stderr == b""
@@ -326,7 +326,7 @@ def test_interrupted_writing_keeps_what_is_done_and_goes_on(scans: Path) -> None
         assert time.monotonic() < end_s
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     done = tree(scans.parent / "out")
     assert process.returncode == 130
     assert f"\n{errors.decode()}".endswith(

@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 def read(server: ServerProcess, data: bytes, **fields: str) -> str:
     """What `POST /ocr` reads."""
     body, content_type = form_body(data, **fields)
-    response = httpx.post(f"{server.url}/ocr", content=body, headers={"content-type": content_type})
+    response = server.post("/ocr", content=body, headers={"content-type": content_type})
     text: str = response.json()["text"]
     return text
 
@@ -433,7 +433,7 @@ def test_azure_fails_where_a_page_was_not_read(server: ServerProcess, azure: Doc
 def test_azure_is_sent_back_through_the_proxy(server: ServerProcess, proto: str | None, scheme: str) -> None:
     headers = {"host": "ocr.example.org", **({} if proto is None else {"x-forwarded-proto": proto})}
     path = "/documentintelligence/documentModels/fake:analyze"
-    response = httpx.post(f"{server.url}{path}", content=png(), headers=headers)
+    response = server.post(f"{path}", content=png(), headers=headers)
     assert response.status_code == 202
     assert response.headers["retry-after"] == "1"
     base = re.escape(f"{scheme}://ocr.example.org/documentintelligence/documentModels/fake/analyzeResults/job-")

@@ -116,10 +116,10 @@ def test_ctrl_c_ends_the_program_with_one_line_and_leaves_no_service() -> None:
         shown = process.stderr.readline()
         assert shown, process.wait()
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 130, errors
     assert errors.endswith("\ninterrupted; nothing is kept without --keep\n")
-    ends_s = time.monotonic() + 10
+    ends_s = time.monotonic() + 60
     while left := members(process.pid):
         assert time.monotonic() < ends_s, left
         time.sleep(0.05)

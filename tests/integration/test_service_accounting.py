@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import re
 import string
 from collections import Counter
+from collections.abc import AsyncIterator
 from urllib.parse import quote
 
 import httpx
@@ -111,13 +113,14 @@ def upload() -> tuple[bytes, bytes]:
     return head.encode(), body
 
 
-async def abort(server: ServerProcess, share: float) -> None:
-    """Send a share of an upload, and cut the connection before the answer."""
+@contextlib.asynccontextmanager
+async def aborted(server: ServerProcess, share: float) -> AsyncIterator[None]:
+    """Send a share of an upload, and cut the connection after the block, before the answer."""
     head, body = upload()
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(head + body[: int(len(body) * share)])
     await writer.drain()
-    await asyncio.sleep(0.4)
+    yield
     assert not reader.at_eof()
     writer.close()
     await writer.wait_closed()
@@ -134,8 +137,8 @@ async def refused(server: ServerProcess) -> str:
 
 async def test_outcomes_are_those_that_clients_saw_and_gauges_return_to_zero() -> None:
     places = 4
-    # A page has some words, so that no answer is ready before its client has left.
-    with running_server(FAKE_STEP_MS="150", MAX_CONCURRENT_REQUESTS=str(places), OCR_BATCH_SIZE="2") as server:
+    # A page has four words at least, so that no answer is ready before its client has left.
+    with running_server(FAKE_STEP_MS="1500", MAX_CONCURRENT_REQUESTS=str(places), OCR_BATCH_SIZE="2") as server:
         limits = httpx.Limits(max_connections=100)
         async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
 
@@ -144,12 +147,15 @@ async def test_outcomes_are_those_that_clients_saw_and_gauges_return_to_zero() -
                 return "ok" if response.status_code == 200 else str(response.json()["code"])
 
             seen: Counter[str] = Counter()
-            await asyncio.gather(*(abort(server, share) for share in (0.5, 0.5, 1.0, 1.0)))
+            async with contextlib.AsyncExitStack() as uploads:
+                for share in (0.5, 0.5, 1.0, 1.0):
+                    await uploads.enter_async_context(aborted(server, share))
+                await wait_for_places(client, waiting=2, running=2)
             seen["client_disconnect"] += 4
             await wait_until_idle(client)
             # Four pages take every place; what comes while they are read is refused.
-            reading = [asyncio.create_task(send(PAGE)) for _ in range(places)]
-            await wait_for_full(client, places)
+            reading = [asyncio.create_task(send(PAGE, max_new_tokens="3")) for _ in range(places)]
+            await wait_for_places(client, waiting=0, running=places)
             seen.update(await asyncio.gather(*(refused(server) for _ in range(10))))
             seen.update(await asyncio.gather(*reading))
             for _ in range(5):
@@ -173,17 +179,17 @@ async def gauges(client: httpx.AsyncClient) -> dict[str, float]:
     return {sample.name: sample.value for sample in samples if sample.name in GAUGES_OF_WORK}
 
 
-async def wait_for_full(client: httpx.AsyncClient, places: int) -> None:
-    async with asyncio.timeout(20):
+async def wait_for_places(client: httpx.AsyncClient, *, waiting: int, running: int) -> None:
+    async with asyncio.timeout(60):
         while True:
             found = await gauges(client)
-            if found["deepsynth_queue_depth"] + found["deepsynth_requests_running"] == places:
+            if (found["deepsynth_queue_depth"], found["deepsynth_requests_running"]) == (waiting, running):
                 return
             await asyncio.sleep(0.02)
 
 
 async def wait_until_idle(client: httpx.AsyncClient) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while any((found := await gauges(client)).values()):
             await asyncio.sleep(0.02)
     assert found.keys() == set(GAUGES_OF_WORK)

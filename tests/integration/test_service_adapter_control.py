@@ -203,12 +203,12 @@ async def test_an_order_that_cannot_be_carried_out_is_refused(
 async def test_an_order_whose_body_does_not_come_is_not_waited_for() -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b"{"
-        await asyncio.sleep(20)
+        await asyncio.sleep(3600)
         yield b"}"
 
     async with live_service(body_idle_s=0.2) as live:
         headers = {"authorization": f"Bearer {ADMIN_KEY}"}
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             url = "/adapters/invoices/rollback"
             answer = await live.service.client.post(url, content=body(), headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (408, "body_timeout")

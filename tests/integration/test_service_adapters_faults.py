@@ -57,7 +57,7 @@ async def test_a_version_that_engines_are_lost_with_is_refused_and_the_last_good
         good = await live.answer("invoices")
         live.publish(seed=2)
         versions = live.service.services.adapters.catalog.entries["invoices"].versions
-        await eventually(lambda: 2 in versions and versions[2].refusal is not None, seconds=20)
+        await eventually(lambda: 2 in versions and versions[2].refusal is not None)
         assert (versions[2].refusal.reason, versions[2].num_losses) == ("canary_failed", 2)
         await eventually(lambda: live.service.engine.state is EngineState.READY)
         assert (await live.answer("invoices"))["text"] == good["text"]
@@ -161,7 +161,7 @@ async def test_killed_publishers_never_bring_anything_half_into_service() -> Non
         )
         try:
             adapters = live.service.services.adapters
-            await eventually(lambda: len(adapters.catalog.known_names) == 2, seconds=30)
+            await eventually(lambda: len(adapters.catalog.known_names) == 2)
             expected = {name: (await live.answer(name))["text"] for name in adapters.catalog.known_names}
             while publishers.returncode is None:
                 for name, text in expected.items():

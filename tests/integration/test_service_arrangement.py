@@ -204,7 +204,7 @@ async def test_result_of_a_job_is_arranged_as_that_of_a_request(
             await service.ocr(png(), task="markdown")
         form = {"files": {"file": data}, "data": {"task": "markdown", **fields}}
         job = (await service.client.post("/jobs", **form)).json()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while job["state"] not in ("done", "failed"):
                 await asyncio.sleep(0.01)
                 job = (await service.client.get(f"/jobs/{job['id']}")).json()

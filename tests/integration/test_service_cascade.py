@@ -242,7 +242,7 @@ async def test_job_reads_doubtful_pages_again(small: SteeredEngine, tmp_path: Pa
         form = {"files": {"file": ("a.pdf", PDF)}, "data": {"model_id": "auto"}}
         job = (await service.client.post("/jobs", **form)).json()
         assert job["model_id"] == "auto"
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while job["state"] not in ("done", "failed"):
                 await asyncio.sleep(0.02)
                 job = (await service.client.get(f"/jobs/{job['id']}")).json()
@@ -257,7 +257,7 @@ async def test_job_for_auto_fails_where_the_second_reader_is_gone(small: Steered
     async with two_services(small, job_dir=tmp_path) as (service, _):
         small.hold()
         job = (await service.client.post("/jobs", files={"file": PDF}, data={"model_id": "auto"})).json()
-    async with running_service(job_dir=tmp_path) as service, asyncio.timeout(20):
+    async with running_service(job_dir=tmp_path) as service, asyncio.timeout(60):
         while job["state"] not in ("done", "failed"):
             await asyncio.sleep(0.02)
             job = (await service.client.get(f"/jobs/{job['id']}")).json()

@@ -18,6 +18,7 @@ from service.ocr.outcome import PageStatus
 from shared.contract.prompts import Task, prompt_for
 from tests.support.chat import chat, data_url, file_part, image_part, text_part
 from tests.support.fake_engine import SteeredEngine
+from tests.support.loop_clock import LoopClock
 from tests.support.pdf import make_pdf
 from tests.support.service import RunningService, encode, eventually, png, running_service
 
@@ -408,9 +409,13 @@ async def test_full_service_is_429_before_the_body_is_read() -> None:
 
 
 async def test_draining_and_deadline_have_the_shape_of_openai() -> None:
-    async with running_service(deadline_s=0.3) as service:
+    async with running_service(deadline_s=60) as service:
+        clock = LoopClock()
         service.engine.hold()
-        response = await post(service, chat(image_part(png())))
+        late = asyncio.create_task(post(service, chat(image_part(png()))))
+        await eventually(lambda: service.engine.submitted)
+        clock.forward(61)
+        response = await late
         assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
         assert service.engine.cancelled
         service.services.gate.drain()
@@ -427,7 +432,7 @@ async def test_fault_of_our_own_has_the_shape_of_openai() -> None:
 
 
 async def test_what_goes_wrong_within_a_stream_ends_it_with_an_error() -> None:
-    async with running_service(SteeredEngine(FakeEngine(step_s=0.05))) as service:
+    async with running_service(SteeredEngine(FakeEngine(step_s=60))) as service:
         task = asyncio.create_task(post(service, chat(image_part(png()), stream=True)))
         await eventually(lambda: service.engine.num_deltas)
         service.engine.lose()

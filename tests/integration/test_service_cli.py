@@ -71,7 +71,7 @@ def test_json_is_one_object_a_file(folder: Path) -> None:
 def test_format_of_one_file_goes_to_standard_output(folder: Path) -> None:
     command = [sys.executable, "-m", "service", "ocr", "--format", "searchable-pdf", "one.png"]
     chosen = environment(ENGINE="fake", IMAGE_WORKERS="1", FAKE_STEP_MS="0")
-    ended = subprocess.run(command, cwd=folder, env=chosen, check=True, capture_output=True, timeout=60)
+    ended = subprocess.run(command, cwd=folder, env=chosen, check=True, capture_output=True, timeout=240)
     words = PdfReader(io.BytesIO(ended.stdout)).pages[0].extract_text()
     assert words.split() == call("ocr", "one.png", folder=folder).stdout.split()
     several = call("ocr", "--format", "alto", "one.png", "two.pdf", folder=folder)
@@ -169,7 +169,7 @@ def test_image_process_that_cannot_import_ends_the_service_with_one_line(tmp_pat
         check=False,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert ended.returncode == EXIT_ENGINE_FAILED
     assert "an image process did not start: ImportError: no libpdfium.so" in ended.stderr
@@ -192,7 +192,7 @@ def test_interrupted_reading_says_how_far_it_came(tmp_path: Path) -> None:
     first = process.stderr.readline()
     assert first.startswith("empty.png: ")
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=120)
     assert (process.returncode, output) == (130, "")
     assert errors == "\nInterrupted. Files printed: 1 of 2.\n"
 

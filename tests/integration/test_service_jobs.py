@@ -40,7 +40,7 @@ async def show(service: RunningService, job: Any) -> Any:
     return response.json()
 
 
-async def until(service: RunningService, job: Any, condition: Any, seconds: float = 60) -> Any:
+async def until(service: RunningService, job: Any, condition: Any, seconds: float = 120) -> Any:
     async with asyncio.timeout(seconds):
         while not condition(shown := await show(service, job)):
             await asyncio.sleep(0.01)
@@ -56,7 +56,7 @@ async def result(service: RunningService, job: Any, **options: str) -> httpx.Res
 
 
 async def metric_becomes(service: RunningService, line: str, value: float) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while await service.metric(line) != value:
             await asyncio.sleep(0.01)
 
@@ -301,8 +301,8 @@ async def test_cancelled_job_frees_the_engine_and_leaves_nothing(tmp_path: Path)
 async def test_jobs_are_erased_when_their_time_is_over(tmp_path: Path) -> None:
     async with running_service(job_dir=tmp_path, job_ttl_s=0.5) as service:
         job = await submit(service, png())
-        await ended(service, job)
         await eventually(lambda: not list((tmp_path / "documents").iterdir()))
+        assert await service.metric('deepsynth_jobs_ended_total{outcome="done"}') == 1
         assert (await service.client.get(f"/jobs/{job['id']}")).status_code == 404
         await metric_becomes(service, 'deepsynth_jobs{state="done"}', 0)
         await metric_becomes(service, "deepsynth_job_bytes", 0)

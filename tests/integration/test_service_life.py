@@ -15,6 +15,7 @@ from service.engine.protocol import EngineState
 from service.errors import EngineError
 from shared.contract.prompts import Task, prompt_for
 from tests.support.fake_engine import SteeredEngine
+from tests.support.loop_clock import LoopClock
 from tests.support.service import RunningService, eventually, png, running_service
 
 pytestmark = pytest.mark.integration
@@ -163,9 +164,13 @@ async def test_gauges_tell_waiting_from_running() -> None:
 
 
 async def test_deadline_is_504_and_frees_everything() -> None:
-    async with running_service(deadline_s=0.3) as service:
+    async with running_service(deadline_s=60) as service:
+        clock = LoopClock()
         service.engine.hold()
-        response = await service.ocr(png())
+        late = asyncio.create_task(service.ocr(png()))
+        await eventually(lambda: service.engine.submitted)
+        clock.forward(61)
+        response = await late
         assert (response.status_code, response.json()["code"]) == (504, "deadline_exceeded")
         assert not response.json()["retryable"]
         assert service.engine.cancelled == [request.sequence_id for request in service.engine.submitted]
@@ -210,7 +215,7 @@ async def test_what_goes_wrong_before_the_first_text_of_a_stream_has_its_status(
 
 
 async def test_what_goes_wrong_later_ends_the_stream_with_an_error() -> None:
-    async with running_service(SteeredEngine(FakeEngine(step_s=0.05))) as service:
+    async with running_service(SteeredEngine(FakeEngine(step_s=60))) as service:
         task = asyncio.create_task(service.ocr(png(), stream="true"))
         await eventually(lambda: service.engine.submitted)
         await eventually(lambda: service.engine.num_deltas)

@@ -18,9 +18,10 @@ from tests.support.service import RunningService, png, running_service
 pytestmark = pytest.mark.integration
 
 PAYLOAD = bytes(range(256)) * 8192
-NUM_REQUESTS = 6
-MOST_KEPT = 7 * len(PAYLOAD) // 2
-"""Threads keep what they worked on last, however many requests there were: two uploads, and a page as views."""
+NUM_REQUESTS = 12
+MOST_KEPT = 6 * len(PAYLOAD)
+"""Threads keep what they worked on last, however many requests there were: two uploads, and a page as views; on a busy
+machine some have not yet let go of what came before."""
 
 
 class Upload:

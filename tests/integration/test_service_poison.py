@@ -65,7 +65,7 @@ async def test_an_engine_that_every_page_ends_brings_the_process_down_at_once() 
             assert bad.json()["code"] == "poison_request"
             if not number:
                 await ready(service)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(60):
             await failed.wait()
 
 
@@ -78,4 +78,4 @@ async def test_retry_after_tells_when_the_engine_will_be_back() -> None:
         refused = await service.ocr(png("good"))
         assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
         for response in (lost, refused):
-            assert 35 <= int(response.headers["retry-after"]) <= 41
+            assert 35 <= int(response.headers["retry-after"]) <= 60

@@ -94,7 +94,7 @@ def test_a_port_that_is_taken_ends_the_start_with_a_line_that_says_so(tmp_path: 
             env=environment(**settings),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             check=False,
         )
     assert done.returncode == 1

@@ -173,7 +173,7 @@ async def test_folder_that_cannot_be_used_stops_the_start(tmp_path: Path) -> Non
     failed = asyncio.Event()
     options = {"app_options": {"on_failed": failed.set}}
     async with running_service(**ON, sample_dir=tmp_path / "samples", wait_ready=False, **options) as service:
-        await asyncio.wait_for(failed.wait(), 20)
+        await asyncio.wait_for(failed.wait(), 60)
         assert (await service.client.get("/readyz")).status_code == 503
 
 

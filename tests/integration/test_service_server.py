@@ -58,7 +58,7 @@ def send_until_refused(connection: socket.socket, pieces: int, piece: bytes) -> 
 
 
 def test_page_is_read(server: ServerProcess) -> None:
-    response = httpx.post(f"{server.url}/ocr", files={"file": png()})
+    response = server.post("/ocr", files={"file": png()})
     assert response.status_code == 200
     assert "server" not in response.headers
 
@@ -91,7 +91,7 @@ def test_endless_chunked_upload_is_cut_off_near_the_limit(server: ServerProcess)
         read_response(connection)
     # What is taken beyond the limit is buffers on the way, which grow while the server has no time.
     assert sent < LIMIT + 2048 * KIB
-    assert httpx.get(f"{server.url}/livez").status_code == 200
+    assert server.get("/livez").status_code == 200
 
 
 def test_stalled_upload_is_ended_with_408(server: ServerProcess) -> None:
@@ -101,7 +101,7 @@ def test_stalled_upload_is_ended_with_408(server: ServerProcess) -> None:
         answer = read_response(connection)
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"body_timeout" in answer
-    assert time.monotonic() - start_s < 15
+    assert time.monotonic() - start_s < 60
 
 
 def test_trickling_upload_is_ended_with_408(server: ServerProcess) -> None:
@@ -110,7 +110,7 @@ def test_trickling_upload_is_ended_with_408(server: ServerProcess) -> None:
         connection.settimeout(0.2)
         start_s = time.monotonic()
         answer = b""
-        while not answer and time.monotonic() - start_s < 10:
+        while not answer and time.monotonic() - start_s < 60:
             with contextlib.suppress(TimeoutError):
                 answer = connection.recv(65536)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -136,31 +136,31 @@ def test_client_that_leaves_frees_its_place(way: str) -> None:
         assert server.metric(gone) == 1
 
 
-def test_client_that_leaves_in_mid_upload_frees_its_place(server: ServerProcess) -> None:
-    gone = 'deepsynth_requests_total{code="client_disconnect",outcome="client_disconnect"}'
-    before = server.metric(gone)
-    with server.connect() as connection:
-        connection.sendall(head(5000, "multipart/form-data; boundary=b") + b"--b\r\n")
-        server.wait_metric("deepsynth_queue_depth", 1)
-    server.wait_metric("deepsynth_queue_depth", 0)
-    assert server.metric(gone) == before + 1
+def test_client_that_leaves_in_mid_upload_frees_its_place() -> None:
+    with running_server() as server:  # which does not end the upload first
+        with server.connect() as connection:
+            connection.sendall(head(5000, "multipart/form-data; boundary=b") + b"--b\r\n")
+            server.wait_metric("deepsynth_queue_depth", 1)
+        server.wait_metric("deepsynth_queue_depth", 0)
+        gone = 'deepsynth_requests_total{code="client_disconnect",outcome="client_disconnect"}'
+        assert server.metric(gone) == 1
 
 
 def test_sigterm_turns_readiness_first_and_finishes_what_is_inside() -> None:
     with (
-        running_server(DRAIN_GRACE_S="1.5", FAKE_STEP_MS="100") as server,
+        running_server(DRAIN_GRACE_S="5", FAKE_STEP_MS="500") as server,
         concurrent.futures.ThreadPoolExecutor() as threads,
     ):
-        inside = threads.submit(httpx.post, f"{server.url}/ocr", files={"file": png()}, timeout=20)
+        inside = threads.submit(server.post, "/ocr", files={"file": png()})
         server.wait_metric("deepsynth_requests_running", 1)
         server.process.send_signal(signal.SIGTERM)
-        deadline_s = time.monotonic() + 30
-        while httpx.get(f"{server.url}/readyz").status_code != 503:
+        deadline_s = time.monotonic() + 120
+        while server.get("/readyz").status_code != 503:
             assert time.monotonic() < deadline_s
         # Load balancers have not noticed yet, so requests are still served.
-        assert httpx.post(f"{server.url}/ocr", files={"file": png()}, timeout=20).status_code == 200
+        assert server.post("/ocr", files={"file": png()}).status_code == 200
         assert inside.result().status_code == 200
-        assert server.process.wait(timeout=20) in (0, -signal.SIGTERM)
+        assert server.process.wait(timeout=120) in (0, -signal.SIGTERM)
 
 
 def children_of(pid: int) -> list[str]:
@@ -168,7 +168,7 @@ def children_of(pid: int) -> list[str]:
 
 
 def wait_gone(children: list[str]) -> None:
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 120
     while any(Path(f"/proc/{child}/exe").exists() for child in children):
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
@@ -176,7 +176,7 @@ def wait_gone(children: list[str]) -> None:
 
 def is_draining(server: ServerProcess) -> bool:
     try:
-        return httpx.get(f"{server.url}/readyz").status_code == 503
+        return server.get("/readyz").status_code == 503
     except httpx.TransportError:
         return True  # it has stopped listening
 
@@ -190,11 +190,11 @@ def test_second_signal_does_not_wait(first: signal.Signals) -> None:
             server.wait_metric("deepsynth_sequences_running", 1)
             children = children_of(server.process.pid)
             server.process.send_signal(first)
-            deadline_s = time.monotonic() + 30
+            deadline_s = time.monotonic() + 120
             while not is_draining(server):
                 assert time.monotonic() < deadline_s
             server.process.send_signal(signal.SIGINT)
-            assert server.process.wait(timeout=30) == 130
+            assert server.process.wait(timeout=120) == 130
         log = server.log.read_text()
         assert log.endswith("\nStopped at once; requests cut off: 1.\n")
         assert "Traceback" not in log
@@ -216,7 +216,7 @@ def test_start_says_how_to_try_it() -> None:
 
 
 def test_head_through_a_real_server_keeps_the_connection_usable(server: ServerProcess) -> None:
-    with httpx.Client(base_url=server.url) as client:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
         for path in ("/livez", "/readyz", "/metrics", "/"):
             head, get = client.head(path), client.get(path)
             assert (head.status_code, head.content, get.status_code) == (200, b"", 200)
@@ -226,7 +226,7 @@ def test_head_through_a_real_server_keeps_the_connection_usable(server: ServerPr
 def test_an_idle_connection_outlives_its_client(server: ServerProcess) -> None:
     # httpx keeps idle connections for 5 s: one that closed here at the same time would lose a request now and then.
     limits = httpx.Limits(keepalive_expiry=60)
-    with httpx.Client(base_url=server.url, limits=limits) as client:
+    with httpx.Client(base_url=server.url, limits=limits, timeout=60) as client:
         stream = client.get("/livez").extensions["network_stream"]
         time.sleep(6)
         again = client.get("/livez")

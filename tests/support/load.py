@@ -109,7 +109,7 @@ def tally(sent: Sequence[Sent]) -> dict[str, int]:
 def requests_counted(server: ServerProcess) -> dict[str, int]:
     """The service's own tally, by code."""
     counted: dict[str, int] = {}
-    for line in httpx.get(f"{server.url}/metrics").text.splitlines():
+    for line in server.get("/metrics").text.splitlines():
         if line.startswith("deepsynth_requests_total{"):
             code = line.partition('code="')[2].partition('"')[0]
             counted[code] = int(float(line.rpartition(" ")[2]))

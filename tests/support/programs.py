@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import shutil
 import signal
@@ -34,11 +36,31 @@ def absent(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
-def free_port() -> int:
-    """A loopback port nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def free_port(*, is_held: bool = True) -> int:
+    """A loopback port on which nothing listens.
+
+    Until this process ends, a socket that does not listen holds it, so that the kernel gives it to no other test in the
+    meantime. Servers can listen on it all the same, since they set SO_REUSEADDR; those that look for a socket there
+    first cannot, so let them have a port that is not held.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    port = int(holder.getsockname()[1])
+    if is_held:
+        atexit.register(holder.close)
+    else:
+        holder.close()
+    return port
+
+
+def read_terminal(terminal: int) -> str:
+    """What was written to a pseudo-terminal whose other end has been closed, however many pieces it comes in."""
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO is its end
+        while piece := os.read(terminal, 65536):
+            shown += piece
+    return shown.decode()
 
 
 def wait_until_ready(port: int, process: subprocess.Popen[bytes], log: Path, limit_s: float) -> None:
@@ -47,7 +69,7 @@ def wait_until_ready(port: int, process: subprocess.Popen[bytes], log: Path, lim
     while time.monotonic() < end:
         assert process.poll() is None, log.read_text(encoding="utf-8")[-4000:]
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5).close()
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=60).close()
         except OSError:
             time.sleep(0.2)
         else:
@@ -64,7 +86,7 @@ def stop_session(process: subprocess.Popen[bytes]) -> None:
         process.wait(300)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
+        process.wait(60)
         raise
 
 

@@ -166,7 +166,7 @@ def _own(address: str) -> list[str]:
     """Options of a node for its address, ports and silence."""
     # Where ports are named, `ray_start` need not wait for agents that say which they have found.
     names = ("dashboard-agent-grpc", "dashboard-agent-listen", "runtime-env-agent", "metrics-export")
-    ports = [f"--{name}-port={free_port()}" for name in names]
+    ports = [f"--{name}-port={free_port(is_held=False)}" for name in names]
     free = ["--min-worker-port=0", "--max-worker-port=0", "--include-log-monitor=false", "--disable-usage-stats"]
     return [f"--node-ip-address={address}", "--object-store-memory=200000000", *free, *ports]
 
@@ -177,12 +177,12 @@ def head_node(address: str, num_cpus: int, **more: str) -> Iterator[Cluster]:
     programs = ray_programs()
     # Ray makes sockets below this folder, whose names must be short.
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
-        port = free_port()
+        port = free_port(is_held=False)
         cluster = Cluster(programs, f"{address}:{port}", Path(folder), more)
         try:
             cluster.add_node(
                 "--head", f"--port={port}", f"--num-cpus={num_cpus}", "--include-dashboard=false", "--no-monitor",
-                f"--temp-dir={folder}/t", f"--ray-client-server-port={free_port()}", address=address,
+                f"--temp-dir={folder}/t", f"--ray-client-server-port={free_port(is_held=False)}", address=address,
             )  # fmt: skip
             yield cluster
         finally:

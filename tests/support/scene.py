@@ -46,11 +46,12 @@ def encode(image: Image.Image, file_format: str, **options: object) -> bytes:
 
 
 def seen(data: bytes) -> NDArray[np.uint8]:
-    """The only page of a file, H x W x 3."""
+    """The only page of a file, H x W x 3; the same whether it may come without colours or not."""
     file = open_raster(data, ImageLimits())
     assert file.pages() == (1,)
     page = file.read(1).image
     assert page.mode == "RGB"
+    assert file.read(1, may_be_grey=True).image.convert("RGB").tobytes() == page.tobytes()
     return np.asarray(page)
 
 

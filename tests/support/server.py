@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -20,6 +21,8 @@ from tests.support.programs import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 240.0
+ANSWER_LIMIT_S = 240.0
+"""More than any answer takes on a machine that does much else; httpx gives up after 5 s."""
 
 
 @dataclass
@@ -32,15 +35,21 @@ class ServerProcess:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=ANSWER_LIMIT_S, **options)
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.post(self.url + path, timeout=ANSWER_LIMIT_S, **options)
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(timeout=300)
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=ANSWER_LIMIT_S)
 
     def metric(self, line: str) -> float | None:
-        for each in httpx.get(f"{self.url}/metrics").text.splitlines():
+        for each in self.get("/metrics").text.splitlines():
             if each.startswith(line + " "):
                 return float(each.rpartition(" ")[2])
         return None
@@ -90,7 +99,7 @@ def _wait_ready(server: ServerProcess) -> None:
         assert server.process.poll() is None, server.log.read_text()
         assert time.monotonic() < end_s, server.log.read_text()
         with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{server.url}/readyz").status_code == 200:
+            if server.get("/readyz").status_code == 200:
                 return
         time.sleep(0.05)
 

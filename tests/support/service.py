@@ -56,7 +56,7 @@ class RunningService:
         raise AssertionError(f"no series {line}")
 
 
-async def eventually(condition: Any, seconds: float = 30.0) -> None:
+async def eventually(condition: Any, seconds: float = 120.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)

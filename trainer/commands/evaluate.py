@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from shared.deepseek_ocr.reading_layout import ReadingLayout
 from trainer.commands.flags import (
@@ -25,9 +26,11 @@ from trainer.commands.flags import (
 from trainer.commands.report import REPORT_NAME, report_of
 from trainer.config import TrainerSettings, child_environment
 from trainer.evaluation.card import RECORD_NAME, update_card
+from trainer.evaluation.page_test_file import load_page_tests
 from trainer.evaluation.paths import locate_adapter, run_folder
 from trainer.evaluation.results import LAYOUT_KEY, EvaluationResult, load_result, to_json
 from trainer.evaluation.run import ScoredPage, evaluate
+from trainer.evaluation.samples import Layout, SampleSet
 from trainer.evaluation.seen import SeenPages
 from trainer.evaluation.table import text_table
 from trainer.evaluation.transcript import write_transcript
@@ -38,6 +41,9 @@ from trainer.reading.tesseract import TesseractReader
 from trainer.report.page import report_page
 from trainer.report.worst import WORST_NAME, WorstPage, save_worst, with_images, worst_pages
 
+if TYPE_CHECKING:
+    from trainer.evaluation.tested_pages import TestedPages
+
 CONCURRENCY = 16
 WORST_PAGES = 8
 
@@ -46,6 +52,19 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the subcommand."""
     parser = commands.add_parser("evaluate", help="measure error rates on pages with known texts", description=__doc__)
     add_page_flags(parser)
+    tests = parser.add_argument_group("page tests")
+    tests.add_argument(
+        "--page-tests", type=Path, nargs="+", default=[], metavar="FILE", help="tests by page, as olmOCR-Bench has them"
+    )
+    tests.add_argument(
+        "--test-pages",
+        type=Path,
+        metavar="DIR",
+        help="their pages, PDFs or images; default: the set's pages, the file's folder or pdfs/ in it",
+    )
+    tests.add_argument(
+        "--add-baseline", action="store_true", help="add a test of the kind baseline to pages that have none"
+    )
     readers = parser.add_argument_group("readers")
     readers.add_argument(
         "--model", help=f"checkpoint: folder or repository; default: that of the adapter's run, else {DEFAULT_MODEL}"
@@ -63,6 +82,7 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     readers.add_argument("--tesseract", action="store_true", help="read the same pages with Tesseract too")
     add_reading_flags(parser)
     output = parser.add_argument_group("output")
+    output.add_argument("--no-teds", action="store_true", help="leave out TEDS where truths have tables")
     output.add_argument("--bert-score", metavar="MODEL", help="add BERTScore by this model: folder or repository")
     output.add_argument("--json", type=Path, metavar="FILE", help="write the record")
     output.add_argument(
@@ -97,13 +117,33 @@ def run_evaluate(options: argparse.Namespace, settings: TrainerSettings) -> str:
     # Readers take files, and so does the report of the worst pages; sources may have none.
     with TemporaryDirectory(prefix="deepsynth-evaluate-") as scratch:
         sets = page_sets(options, Path(scratch))
-        if not sets:
-            raise UsageError("nothing to read: give --data SOURCE, --real DIR or both")
-        # Fail on missing models before a model has read for minutes.
+        tested = _tested_pages(options, sets, Path(scratch))
+        if not sets and tested is None:
+            raise UsageError("nothing to read: give --data SOURCE, --real DIR, --page-tests FILE or several of them")
+        # Fail on missing models and packages before a model has read for minutes.
+        add_teds = _teds(options, sets)
         add_bert_scores = _bert_scores(options, settings)
         readers = _readers(options, settings)
-        result, pages = evaluate(sets, readers, sys.stderr, _seen(options))
-        return _show(add_bert_scores(result, pages), pages, options)
+        result, pages = evaluate(sets, readers, sys.stderr, _seen(options), tested)
+        return _show(add_teds(add_bert_scores(result, pages), pages), pages, options)
+
+
+def _tested_pages(options: argparse.Namespace, sets: Sequence[SampleSet], scratch: Path) -> TestedPages | None:
+    if not options.page_tests:
+        if options.test_pages is not None or options.add_baseline:
+            raise UsageError("--test-pages and --add-baseline go with --page-tests FILE")
+        return None
+    if options.test_pages is not None and not options.test_pages.is_dir():
+        raise UsageError(f"there is no folder {options.test_pages}; name that of the tests' pages with --test-pages")
+    # Imported late: pdfium takes a moment, which --help does not need.
+    from trainer.evaluation.tested_pages import PDF_FOLDER, find_pages
+
+    tests = load_page_tests(options.page_tests).first_pages(options.limit)
+    beside = dict.fromkeys(file.parent for file in options.page_tests)
+    folders = [options.test_pages] if options.test_pages else [*beside, *(folder / PDF_FOLDER for folder in beside)]
+    samples = [sample for pages in sets for sample in pages.samples]
+    tests = tests.with_baseline() if options.add_baseline else tests
+    return find_pages(tests, samples, folders, scratch, options.layout or Layout.PAGE)
 
 
 def _seen(options: argparse.Namespace) -> SeenPages | None:
@@ -153,6 +193,18 @@ def _model_readers(options: argparse.Namespace, settings: TrainerSettings) -> li
     model = options.model or model_of_run(run_folder(place.folder)) or DEFAULT_MODEL
     adapted, base = load_adapter_readers(model, place, device, settings.num_threads, reading)
     return [adapted] if options.no_base else [adapted, base]
+
+
+def _teds(
+    options: argparse.Namespace, sets: Sequence[SampleSet]
+) -> Callable[[EvaluationResult, Sequence[ScoredPage]], EvaluationResult]:
+    # Imported late, as only truths with tables need lxml.
+    from trainer.evaluation.teds import TedsScorer, has_tables, with_teds
+
+    if options.no_teds or not has_tables(sets):
+        return lambda result, _: result
+    scorer = TedsScorer()
+    return lambda result, pages: with_teds(result, pages, scorer)
 
 
 def _bert_scores(

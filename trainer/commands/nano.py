@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
+from trainer.commands.flags import positive
 from trainer.config import TrainerSettings
 
 
@@ -42,7 +43,24 @@ def _add_evalset(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     step.add_argument("--data", type=Path, required=True, metavar="DIR", help="what `fonts` and `corpus` wrote")
     step.add_argument("--out", type=Path, required=True, metavar="DIR", help="replaced if it exists")
     step.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="makes another set than the published one")
+    step.add_argument(
+        "--tiers", nargs="+", type=_tier_count, metavar="TIER=N", help="other pages than the published set has"
+    )
     step.set_defaults(run=_run_evalset)
+
+
+def _tier_count(text: str) -> tuple[str, int]:
+    """Parse `TIER=N`."""
+    from trainer.nano.pages.evaluation_set import EVALUATION_TIERS, TABLE_TIER
+
+    tier, _, count = text.partition("=")
+    tiers = (*EVALUATION_TIERS, TABLE_TIER)
+    if tier not in tiers:
+        raise argparse.ArgumentTypeError(f"there is no tier {tier!r}; known are {', '.join(tiers)}")
+    try:
+        return tier, positive(count)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not TIER=N") from error
 
 
 def _add_tokenizer(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -145,7 +163,8 @@ def _run_evalset(options: argparse.Namespace, _: TrainerSettings) -> str:
 
     seed = {"seed": options.seed} if hasattr(options, "seed") else {}
     folders = (options.data / "fonts-heldout", options.data / "corpus-heldout")
-    return _counts(build_evaluation_set(*folders, options.out, **seed))
+    per_tier = None if options.tiers is None else dict(options.tiers)
+    return _counts(build_evaluation_set(*folders, options.out, **seed, per_tier=per_tier))
 
 
 def _run_tokenizer(options: argparse.Namespace, _: TrainerSettings) -> str:

@@ -89,6 +89,8 @@ def with_bert_scores(result: EvaluationResult, pages: Sequence[ScoredPage], scor
     for place, reader in enumerate(result.readers):
         scores: dict[str, list[float]] = {}
         for page in pages:
+            if not page.scores:
+                continue
             scores.setdefault(page.sample.tier, []).append(scorer.f1(page.sample.truth, page.readings[place].text))
         tiers = {tier: replace(score, bert_score=fmean(scores[tier])) for tier, score in reader.tiers.items()}
         readers.append(replace(reader, tiers=tiers))

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("torch", "transformers", "tokenizers", "pillow", "numpy", "peft", "sacrebleu")
+PACKAGES = ("torch", "transformers", "tokenizers", "pillow", "numpy", "peft", "sacrebleu", "docling-metrics-table")
 UNKNOWN = "unknown"
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainer.evaluation.page_test_scores import Failure, PageTestScore, PassRate
 from trainer.evaluation.scores import TierScore
 
 FORMAT = 1
@@ -40,6 +41,20 @@ class SetRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class TestedSet:
+    """Which page tests."""
+
+    __test__ = False
+
+    files: tuple[str, ...]
+    pages: int
+    tests: int
+    sha256: str
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Tests by kind that the files have and that were not judged."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReaderResult:
     """Figures of one reader."""
 
@@ -49,6 +64,7 @@ class ReaderResult:
     tiers: Mapping[str, TierScore]
     cer_change: tuple[float, float] | None = None
     """95 % interval of an adapter's CER on all pages minus the base model's; None for others."""
+    page_tests: PageTestScore | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +78,7 @@ class EvaluationResult:
     versions: Mapping[str, str]
     sets: tuple[SetRecord, ...]
     readers: tuple[ReaderResult, ...]
+    page_tests: TestedSet | None = None
 
     @property
     def adapter(self) -> ReaderResult | None:
@@ -93,12 +110,16 @@ def to_json(result: EvaluationResult) -> str:
     """The record as text, keys in a fixed order, ending in a line break."""
     record = {"format": FORMAT, "normalisation": NORMALISATION, **asdict(result)}
     for reader in record["readers"]:
-        reader["tiers"] = {tier: _rounded(score) for tier, score in reader["tiers"].items()}
+        reader["tiers"] = {tier: _measured(score) for tier, score in reader["tiers"].items()}
         change = reader.pop("cer_change")
         if change is not None:
-            reader["cer_change"] = [round(end, 6) for end in change]
+            reader["cer_change"] = change
+        if reader["page_tests"] is None:
+            del reader["page_tests"]
+    if record["page_tests"] is None:
+        del record["page_tests"]
     record["sets"] = [{name: value for name, value in each.items() if value is not None} for each in record["sets"]]
-    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(_all_rounded(record), indent=1, ensure_ascii=False) + "\n"
 
 
 def from_json(text: str) -> EvaluationResult:
@@ -119,9 +140,11 @@ def from_json(text: str) -> EvaluationResult:
                     entry["details"],
                     {tier: _tier_score(score) for tier, score in entry["tiers"].items()},
                     _interval(entry.get("cer_change")),
+                    _page_test_score(entry.get("page_tests")),
                 )
                 for entry in record["readers"]
             ),
+            page_tests=_tested_set(record.get("page_tests")),
         )
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ResultError(f"not a result of an evaluation: {error!r}") from error
@@ -141,8 +164,31 @@ def _tier_score(score: Mapping[str, Any]) -> TierScore:
     return TierScore(**{**score, "intervals": intervals})
 
 
-def _rounded(score: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures rounded, without those that were not measured."""
-    rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in score.items()}
-    rounded["intervals"] = {name: [round(end, 6) for end in ends] for name, ends in score["intervals"].items()}
-    return {name: value for name, value in rounded.items() if value is not None}
+def _tested_set(entry: Mapping[str, Any] | None) -> TestedSet | None:
+    return None if entry is None else TestedSet(**{**entry, "files": tuple(entry["files"])})
+
+
+def _page_test_score(entry: Mapping[str, Any] | None) -> PageTestScore | None:
+    if entry is None:
+        return None
+    mean = entry["mean_of_files"]
+    return PageTestScore(
+        overall=PassRate(**entry["overall"]),
+        kinds={kind: PassRate(**rate) for kind, rate in entry["kinds"].items()},
+        files={file: PassRate(**rate) for file, rate in entry["files"].items()},
+        mean_of_files=None if mean is None else (mean[0], mean[1], mean[2]),
+        failures=tuple(Failure(**failure) for failure in entry["failures"]),
+    )
+
+
+def _measured(score: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures without those that were not measured."""
+    return {name: value for name, value in score.items() if value is not None}
+
+
+def _all_rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, Mapping):
+        return {name: _all_rounded(part) for name, part in value.items()}
+    return [_all_rounded(part) for part in value] if isinstance(value, list | tuple) else value

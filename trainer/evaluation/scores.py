@@ -78,6 +78,12 @@ class TierScore:
     """Of all pages together, 0 to 1; None where sacrebleu was not installed."""
     bert_score: float | None = None
     """Mean of the pages' F1; None unless requested."""
+    tables: int | None = None
+    """Tables in the truths; None where TEDS was not measured."""
+    teds: float | None = None
+    """Mean over the tables of the truths; one that was not read has 0."""
+    teds_structure: float | None = None
+    """The same without the cells' texts."""
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """95 % intervals of the other figures, by name. `cer_change`: the adapter's rate minus the base model's on
     the same pages."""
@@ -115,12 +121,12 @@ def score_tier(pages: Sequence[PageScore], base: Sequence[PageScore] | None = No
     if not pages:
         raise ValueError("a tier without pages has no score")
     chars = [page.chars for page in pages]
-    draws_RN = _draws(len(pages))
-    low, high = _interval(_rates(chars, draws_RN))
+    draws_RN = page_draws(len(pages))
+    low, high = interval_of(_rates(chars, draws_RN))
     rouge = {name: _mean(pages, name) for name in ("rouge_1", "rouge_2", "rouge_l")}
     intervals = {
-        "cer_capped": _interval(_rates([count.capped for count in chars], draws_RN)),
-        "wer": _interval(_rates([page.words for page in pages], draws_RN)),
+        "cer_capped": interval_of(_rates([count.capped for count in chars], draws_RN)),
+        "wer": interval_of(_rates([page.words for page in pages], draws_RN)),
         "exact_ratio": _mean_interval([page.is_exact for page in pages], draws_RN),
         "unfinished_ratio": _mean_interval([not page.ended for page in pages], draws_RN),
         **{name: _mean_interval([getattr(page.overlap, name) for page in pages], draws_RN)
@@ -145,20 +151,25 @@ def score_tier(pages: Sequence[PageScore], base: Sequence[PageScore] | None = No
         seconds_per_page=sum(page.seconds for page in pages) / len(pages),
         bleu=bleu,
         intervals=intervals,
-        **rouge,
+        rouge_1=rouge["rouge_1"],
+        rouge_2=rouge["rouge_2"],
+        rouge_l=rouge["rouge_l"],
     )
 
 
 def change_interval(pages: Sequence[PageScore], base: Sequence[PageScore]) -> tuple[float, float]:
     """95 % interval of the micro rate of `pages` minus that of `base`, the same pages by another reader."""
-    draws_RN = _draws(len(pages))
+    draws_RN = page_draws(len(pages))
     chars, base_chars = [page.chars for page in pages], [page.chars for page in base]
-    return _interval(_rates(chars, draws_RN) - _rates(base_chars, draws_RN))
+    return interval_of(_rates(chars, draws_RN) - _rates(base_chars, draws_RN))
 
 
-def _draws(num_pages: int) -> NDArray[np.float64]:
-    """Count of each page in each resample, `[R, N]`; the same for every reader, so that they can be compared."""
-    random = np.random.default_rng(BOOTSTRAP_SEED)
+def page_draws(num_pages: int, stream: int = 0) -> NDArray[np.float64]:
+    """Count of each page in each resample, `[R, N]`; the same for every reader, so that they can be compared.
+
+    Another `stream` draws others.
+    """
+    random = np.random.default_rng(BOOTSTRAP_SEED + stream)
     chosen_RN = random.integers(0, num_pages, (BOOTSTRAP_RESAMPLES, num_pages))
     return np.stack([np.bincount(chosen, minlength=num_pages) for chosen in chosen_RN]).astype(np.float64)
 
@@ -175,7 +186,7 @@ def _mean(pages: Sequence[PageScore], name: str) -> float | None:
 
 
 def _mean_interval(values: Sequence[float], draws_RN: NDArray[np.float64]) -> tuple[float, float]:
-    return _interval(draws_RN @ np.array(values, float) / len(values))
+    return interval_of(draws_RN @ np.array(values, float) / len(values))
 
 
 def _bleu(pages: Sequence[PageScore], draws_RN: NDArray[np.float64]) -> tuple[float | None, tuple[float, float] | None]:
@@ -185,9 +196,10 @@ def _bleu(pages: Sequence[PageScore], draws_RN: NDArray[np.float64]) -> tuple[fl
         return None, None
     counts_NK = np.array(counts, float)
     resampled = [corpus_bleu(counts_K) for counts_K in (draws_RN @ counts_NK).tolist()]
-    return corpus_bleu(counts_NK.sum(axis=0).tolist()), _interval(np.array(resampled, float))
+    return corpus_bleu(counts_NK.sum(axis=0).tolist()), interval_of(np.array(resampled, float))
 
 
-def _interval(values_R: NDArray[np.float64]) -> tuple[float, float]:
+def interval_of(values_R: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % interval of resamples `[R]`."""
     low, high = np.percentile(values_R, INTERVAL_PERCENTILES)
     return float(low), float(high)

@@ -88,8 +88,10 @@ def measurements(record: EvaluationResult, base_record: EvaluationResult | None)
         The base's results and the adapter's.
 
     Raises:
-        PublicationError: One of them is missing, or the base's record is about an adapter.
+        PublicationError: One of them is missing or has no error rates, or the base's record is about an adapter.
     """
+    if not all(reader.tiers for each in (record, base_record) if each is not None for reader in each.readers):
+        raise PublicationError("a record has page tests alone; evaluate on pages with known texts")
     if base_record is None:
         base, adapter = record.base, record.adapter
         if base is None or adapter is None:

@@ -10,7 +10,7 @@ from shared.contract.confidence import TokenScores, joined
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.line_views import view_of
-from shared.deepseek_ocr.read_strips import SURE, ReadStrip, confidence_of_row, rows_of, surer
+from shared.deepseek_ocr.read_strips import ReadStrip, is_worth_another_look, surer
 from shared.images.canvases import EM_PX, LARGE_EM_PX, Strip, pack
 from shared.images.strip_text import PROBED_CANVASES, PageText, Span, first_line, is_texture, lines_of, shows_text
 from trainer.reading.generation import Generated
@@ -36,16 +36,14 @@ def read_lines(
         strips: In reading order.
         geometry: The checkpoint's.
         read: Reads canvases, in their order.
-        enlarge: Gives the page's strips with print of `LARGE_EM_PX`, for rows that were not read surely.
+        enlarge: Gives the page's strips with print of `LARGE_EM_PX`, for a page that was not read surely.
 
     Returns:
         The page's text; a strip whose answer never ended has none.
     """
-    page, is_page = _read_strips(strips, geometry, read, EM_PX, has_probe=True)
-    doubtful = {row[0].strip.row for row in rows_of(page) if confidence_of_row(row) < SURE} if is_page else set()
-    if doubtful:
-        larger = [strip for strip in enlarge() if strip.row in doubtful]
-        page = surer(page, _read_strips(larger, geometry, read, LARGE_EM_PX)[0])
+    page, is_unsure = _read_strips(strips, geometry, read, EM_PX, has_probe=True)
+    if is_unsure:
+        page = surer(page, _read_strips(enlarge(), geometry, read, LARGE_EM_PX)[0])
     text = PageText()
     scores: list[TokenScores | None] = []
     for each in page:
@@ -58,7 +56,7 @@ def read_lines(
 def _read_strips(
     strips: Sequence[Strip], geometry: GeometryConfig, read: ReadCanvases, em_px: float, *, has_probe: bool = False
 ) -> tuple[list[ReadStrip], bool]:
-    """What is on strips, and with a probe whether they show text at all."""
+    """What is on strips, and with a probe whether they are worth another look."""
     found: list[ReadStrip | None] = [None] * len(strips)
     waiting: list[tuple[int, tuple[Strip, ...]]] = []
     for canvas in pack(strips, em_px) if strips else ():
@@ -78,7 +76,8 @@ def _read_strips(
         for first, part in rest:
             found[first : first + len(part)] = [_read_strip(strip, answers[0], (0, 0)) for strip in part]
         waiting = probed
-    else:
+    is_unsure = has_probe and not is_nothing and is_worth_another_look([(a.text, a.token_scores) for a in answers])
+    if not is_nothing:
         answers += read_all(rest)
     gives_up = is_nothing
     while waiting:
@@ -97,7 +96,7 @@ def _read_strips(
                 found[index] = _read_strip(strips[index], answer, span)
         waiting, gives_up = again, False
         answers = read_all(waiting)
-    return [each for each in found if each is not None], not is_nothing
+    return [each for each in found if each is not None], is_unsure
 
 
 def _read_strip(strip: Strip, answer: Generated, span: Span) -> ReadStrip:

@@ -7,6 +7,7 @@ from html import escape
 from shared.contract.text import ErrorCount, total
 from trainer.evaluation.results import EvaluationResult, ReaderResult
 from trainer.evaluation.scores import TierScore
+from trainer.evaluation.table import TEST_COLUMNS, page_test_rows, skipped_note
 from trainer.report.chart import Interval, Line, curves, intervals
 from trainer.report.curves import Curves, thinned
 from trainer.report.html import figure, legend, table
@@ -22,6 +23,8 @@ _RATES = (
     ("ROUGE-L", "rouge_l"),
     ("BLEU", "bleu"),
     ("BERTScore", "bert_score"),
+    ("TEDS", "teds"),
+    ("TEDS, structure", "teds_structure"),
 )
 _KINDS = ("first", "second")
 
@@ -33,7 +36,14 @@ def percent(share: float) -> str:
 
 def summary_tiles(result: EvaluationResult) -> str:
     """Tiles with the most important figures."""
+    tiles = [*_rate_tiles(result), *_test_tiles(result)]
+    return '<dl class="tiles">' + "".join(map(_tile, *zip(*tiles, strict=True))) + "</dl>"
+
+
+def _rate_tiles(result: EvaluationResult) -> list[tuple[str, str, str]]:
     first, base = result.readers[0], result.base
+    if not first.tiers:
+        return []
     rate = _overall(first)
     tiles = [("Character errors", percent(rate), _tiers_note(first))]
     if base is not None and base is not first:
@@ -46,11 +56,21 @@ def summary_tiles(result: EvaluationResult) -> str:
     exact = sum(score.pages * score.exact_ratio for score in first.tiers.values())
     loops = sum(score.pages * score.unfinished_ratio for score in first.tiers.values())
     tiles.append(("Pages without any error", f"{exact:.0f} of {pages}", f"{loops:.0f} looped or met the limit"))
-    return '<dl class="tiles">' + "".join(map(_tile, *zip(*tiles, strict=True))) + "</dl>"
+    return tiles
+
+
+def _test_tiles(result: EvaluationResult) -> list[tuple[str, str, str]]:
+    score = result.readers[0].page_tests
+    if score is None:
+        return []
+    rate = score.overall
+    return [("Page tests passed", f"{rate.passed} of {rate.tests}", f"{percent(rate.low)} to {percent(rate.high)}")]
 
 
 def rates_figure(result: EvaluationResult) -> str:
-    """Error rates of the first reader and of the one it is compared with, with their intervals."""
+    """Error rates of the first reader and of the one it is compared with, with their intervals; empty without any."""
+    if not result.tiers:
+        return ""
     readers = result.readers[: len(_KINDS)]
     rows = [
         Interval(
@@ -67,7 +87,9 @@ def rates_figure(result: EvaluationResult) -> str:
 
 
 def tables(result: EvaluationResult) -> str:
-    """Tables of all figures of all readers, and of what the adapter changes."""
+    """Tables of all figures of all readers, and of what the adapter changes; empty without error rates."""
+    if not result.tiers:
+        return ""
     measured = [
         (name, key) for name, key in _RATES
         if any(getattr(score, key) is not None for reader in result.readers for score in reader.tiers.values())
@@ -80,6 +102,25 @@ def tables(result: EvaluationResult) -> str:
     ]
     columns = ["tier", "reader", "pages", *(name for name, _ in measured)]
     return table("Figures by tier and reader", columns, rows, 2) + _change_table(result)
+
+
+def page_tests(result: EvaluationResult) -> str:
+    """Pass rates of page tests, and every test that failed, with its reason; empty without tests."""
+    if result.page_tests is None:
+        return ""
+    lines = [[escape(cell) for cell in line] for line in page_test_rows(result)]
+    parts = ["<h2>Page tests</h2>", table("Pass rates by kind and file", TEST_COLUMNS, lines, 2)]
+    note = skipped_note(result)
+    if note:
+        parts.append(f'<p class="quiet">{escape(note)}</p>')
+    for reader in result.readers:
+        failures = reader.page_tests.failures if reader.page_tests is not None else ()
+        if failures:
+            rows = [[escape(text) for text in (each.page, each.id, each.kind, each.reason)] for each in failures]
+            caption = f"Tests that {reader.name} failed"
+            listed = table(caption, ["page", "test", "kind", "reason"], rows, 2)
+            parts.append(f"<details><summary>{escape(caption)}: {len(rows)}</summary>{listed}</details>")
+    return "".join(parts)
 
 
 def training_figures(found: Curves) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from trainer.evaluation.results import NORMALISATION, EvaluationResult, ReaderResult
 from trainer.report.curves import Curves
-from trainer.report.figures import percent, rates_figure, summary_tiles, tables, training_figures
+from trainer.report.figures import page_tests, percent, rates_figure, summary_tiles, tables, training_figures
 from trainer.report.html import facts
 from trainer.report.pages import page_section
 from trainer.report.worst import WorstPage
@@ -46,7 +46,9 @@ def report_page(
     body = [_header(title, result)]
     if result is not None:
         body += [summary_tiles(result), "<h2>How well it reads</h2>", rates_figure(result), tables(result)]
-        body.append(f'<p class="quiet">{escape(_explanation(result))}</p>')
+        if result.tiers:
+            body.append(f'<p class="quiet">{escape(_explanation(result))}</p>')
+        body.append(page_tests(result))
     if curves is not None:
         body.append(training_figures(curves))
     if worst:
@@ -69,7 +71,10 @@ def document(title: str, body: Sequence[str]) -> str:
 def _header(title: str, result: EvaluationResult | None) -> str:
     if result is None:
         return f'<h1>{escape(title)}</h1><p class="quiet">Not measured yet: this run has not been evaluated.</p>'
-    sets = ", ".join(f"{entry.name} ({entry.pages} pages)" for entry in result.sets)
+    named = [f"{entry.name} ({entry.pages} pages)" for entry in result.sets]
+    if result.page_tests is not None:
+        named.append(f"{result.page_tests.tests} page tests ({result.page_tests.pages} pages)")
+    sets = ", ".join(named)
     base = f" and its base model {result.base.name}" if result.base else ""
     said = f"{result.readers[0].name}{base}, measured on {sets}, {result.date[:10]}."
     return f'<h1>{escape(title)}</h1><p class="quiet">{escape(said)}</p>'
@@ -80,7 +85,7 @@ def _explanation(result: EvaluationResult) -> str:
         f"Texts are compared after: {NORMALISATION}. CER and WER are edits over characters or words, of all pages "
         "together; capped counts at most one edit per character of a page. Exact: pages without any error. Loops: "
         "readings that repeated themselves or met the token limit. ROUGE and BLEU are shares of words and word "
-        "sequences. Ranges are 95 % intervals of a percentile bootstrap over pages."
+        "sequences, TEDS of trees of tables. Ranges are 95 % intervals of a percentile bootstrap over pages."
     )
     if result.base is not None:
         text += " The change is judged page by page, so its interval is narrower than those of the two rates."
@@ -100,6 +105,9 @@ def _details(result: EvaluationResult | None, run: Mapping[str, Any] | None) -> 
     if result is not None:
         parts += [_reader(reader) for reader in result.readers]
         sets = {entry.name: f"{entry.pages} pages, sha256 {entry.sha256}" for entry in result.sets}
+        tested = result.page_tests
+        if tested is not None:
+            sets["page tests"] = f"{', '.join(tested.files)}: {tested.pages} pages, sha256 {tested.sha256}"
         source = {"measured": result.date, "commit": result.commit, **result.machine, **result.versions}
         parts.append(facts("Pages", sets) + facts("Evaluation", source))
     if run is not None:
@@ -111,4 +119,4 @@ def _details(result: EvaluationResult | None, run: Mapping[str, Any] | None) -> 
 
 def _reader(reader: ReaderResult) -> str:
     tiers = ", ".join(f"{tier} {percent(score.cer)}" for tier, score in reader.tiers.items())
-    return facts(f"Reader: {reader.name}", {"CER": tiers, **reader.details})
+    return facts(f"Reader: {reader.name}", {**({"CER": tiers} if tiers else {}), **reader.details})

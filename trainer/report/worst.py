@@ -48,8 +48,8 @@ class WorstPage:
 
 
 def worst_pages(pages: Sequence[ScoredPage], number: int) -> list[ScoredPage]:
-    """Pages on which the first reader makes the most errors per character; pages without errors are left out."""
-    wrong = [page for page in pages if page.scores[0].chars.edits]
+    """Pages on which the first reader makes the most errors per character; none without errors or a truth."""
+    wrong = [page for page in pages if page.scores and page.scores[0].chars.edits]
     return sorted(wrong, key=lambda page: page.scores[0].chars.rate, reverse=True)[:number]
 
 

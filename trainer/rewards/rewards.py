@@ -14,7 +14,8 @@ from typing import Final
 from shared.contract.answer import FinishReason
 from shared.contract.text import cer
 from trainer.evaluation.overlap import words
-from trainer.rewards.page_tests import PageTest, passed_ratio, tables_of
+from trainer.evaluation.page_tests import PageTest, passed_ratio
+from trainer.evaluation.text_tables import text_tables
 
 _TAG: Final = re.compile(r"<(/?)([a-z][a-z0-9]*)\b[^<>]*?(/?)>", re.IGNORECASE)
 _VOID: Final = frozenset({"br", "hr", "img", "image", "input", "wbr"})
@@ -55,7 +56,7 @@ def format_reward(answer: Judged) -> float:
     """
     if not answer.text.strip() and answer.truth.strip():
         return 0.0
-    tables = list(tables_of(answer.text))
+    tables = [table.grid() for table in text_tables(answer.text)]
     return (
         is_closed(answer.text)
         + all(len({len(row) for row in table}) <= 1 for table in tables)
@@ -104,4 +105,4 @@ def is_closed(text: str) -> bool:
 
 
 def _structure(text: str) -> tuple[int, int]:
-    return sum(1 for _ in tables_of(text)), sum(1 for line in text.splitlines() if _HEADING.match(line))
+    return len(text_tables(text)), sum(1 for line in text.splitlines() if _HEADING.match(line))

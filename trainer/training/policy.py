@@ -32,9 +32,10 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from shared.contract.answer import FinishReason
 from shared.deepseek_ocr.loss import PIECE_LOGITS
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
+from trainer.evaluation.page_test_file import load_page_tests, told_skipped
+from trainer.evaluation.page_tests import derive_tests
 from trainer.reading.sampling import Sampling, can_be_recorded, draw_answers
 from trainer.reading.step_program import StepPrograms
-from trainer.rewards.page_tests import derive_tests, load_tests
 from trainer.rewards.rewards import REWARDS, Judged
 from trainer.training.checked import CheckedTrainer, RunParts, base_of
 from trainer.training.errors import TrainingCode, TrainingError
@@ -73,9 +74,15 @@ class PolicyTrainer(CheckedTrainer, GRPOTrainer):
         self._reward_parts = reward_parts
         pages = Dataset.from_dict({"prompt": [str(row) for row in range(len(parts.samples))]})
         given = reward_parts.rewards.page_tests
-        named = load_tests(given) if given is not None else None
+        named = load_page_tests([given]) if given is not None else None
+        if named is not None and named.skipped:
+            raise TrainingError(
+                TrainingCode.OPTION_INVALID,
+                f"{given} has tests that cannot be judged{told_skipped(named.skipped)}",
+                "take them out of the file",
+            )
         self._tests = [
-            derive_tests(sample.text) if named is None else named.get(sample.name, ()) for sample in parts.samples
+            derive_tests(sample.text) if named is None else named.of_sample(sample.name) for sample in parts.samples
         ]
         if named and not any(self._tests):
             raise TrainingError(

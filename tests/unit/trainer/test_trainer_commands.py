@@ -7,6 +7,7 @@ import stat
 import pytest
 
 from shared.contract.identity import weights_revision
+from tests.support.evaluation import write_set
 from tests.support.page_sources import write_pages
 from trainer.cli import main
 from trainer.data.prepare.manifest import load_manifest
@@ -120,6 +121,28 @@ def test_every_step_of_nano_explains_itself(capsys):
             main(["nano", step, "--help"])
         assert left.value.code == 0
         assert "--out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("tier", "said"), [("spiral=2", "no tier 'spiral'"), ("line", "not TIER=N"), ("line=0", "not")]
+)
+def test_tiers_to_draw_are_known_and_counted(capsys, tier, said):
+    with pytest.raises(SystemExit):
+        main(["nano", "evalset", "--data", "none", "--out", "none", "--tiers", tier])
+    assert said in capsys.readouterr().err
+
+
+def test_tables_of_truths_are_scored_unless_told_not_to(tmp_path, checkpoint, capsys):
+    truth = "<table><tr><td>a</td><td>b</td></tr></table>"
+    words = f"evaluate --model {checkpoint} --data {write_set(tmp_path / 'set', [('a.png', 'page', truth)])}"
+    words += f" --max-new-tokens 2 --device cpu --json {tmp_path}/r.json"
+    assert main(words.split()) == 0
+    score = load_result(tmp_path / "r.json").readers[0].tiers["page"]
+    assert (score.tables, score.teds, score.teds_structure) == (1, 0, 0)
+    assert "TEDS" in capsys.readouterr().out
+    assert main([*words.split(), "--no-teds"]) == 0
+    assert load_result(tmp_path / "r.json").readers[0].tiers["page"].tables is None
+    assert "TEDS" not in capsys.readouterr().out
 
 
 def test_a_prepared_set_is_measured_by_split(tmp_path, checkpoint):

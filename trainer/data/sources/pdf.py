@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import pypdfium2 as pdfium  # type: ignore[import-untyped] # ships no types
 from PIL import Image
+from pypdfium2 import raw
 
 from shared.images.accounting import account
 from shared.images.errors import ImageError
@@ -99,6 +100,8 @@ class PdfSource(ShardedSource):
         place = self._place(self._files[shard.place])
         split = split_of_folders(place)
         extra = {SPLIT_COLUMN: split} if split else {}
+        # Nothing is loaded, so that PDFium forgets an earlier file's error: one that opens and has no page sets none.
+        raw.FPDF_LoadMemDocument64(b"", 0, None)
         try:
             document = pdfium.PdfDocument(read_inside(self._folder, place))
         except RowError as error:
@@ -130,9 +133,9 @@ class PdfSource(ShardedSource):
         except pdfium.PdfiumError as error:
             raise RowError(RowCode.ROW_UNREADABLE, f"the page cannot be opened: {error}") from error
         try:
-            self._check_size(page)
+            check_size(page, self._dpi)
             content = read_page(page, clean_word)
-            image = page.render(scale=self._dpi / POINTS_PER_INCH).to_pil().convert("RGB")
+            image = drawn(page, self._dpi)
         except RefusedPageError as error:
             reason = REFUSALS.get(str(error), f"its text layer cannot be used: {error}")
             raise RowError(RowCode.TEXT_UNTRUSTED, reason) from error
@@ -142,16 +145,31 @@ class PdfSource(ShardedSource):
             page.close()
         return {IMAGE_COLUMN: encode_png(image), TEXT_COLUMN: checked_text(content, image)}
 
-    def _check_size(self, page: Any) -> None:
-        """Refuse a sheet that would be too large before minutes and gigabytes go into drawing it."""
-        width, height = (math.ceil(side * self._dpi / POINTS_PER_INCH) for side in page.get_size())
-        try:
-            LIMITS.check_size(width, height)
-        except ImageError as error:
-            raise RowError(
-                RowCode.IMAGE_TOO_LARGE,
-                f"at {self._dpi} dots per inch it has {width} x {height} pixels: a lower --dpi may help",
-            ) from error
+
+def check_size(page: Any, dpi: int) -> None:
+    """Refuse a sheet that would be too large before minutes and gigabytes go into drawing it.
+
+    Args:
+        page: pdfium's page.
+        dpi: resolution.
+
+    Raises:
+        RowError: it is too large (`image_too_large`).
+    """
+    width, height = (math.ceil(side * dpi / POINTS_PER_INCH) for side in page.get_size())
+    try:
+        LIMITS.check_size(width, height)
+    except ImageError as error:
+        raise RowError(
+            RowCode.IMAGE_TOO_LARGE,
+            f"at {dpi} dots per inch it has {width} x {height} pixels: a lower --dpi may help",
+        ) from error
+
+
+def drawn(page: Any, dpi: int) -> Image.Image:
+    """A page of pdfium as an RGB image."""
+    image: Image.Image = page.render(scale=dpi / POINTS_PER_INCH).to_pil().convert("RGB")
+    return image
 
 
 def checked_text(content: PageText, image: Image.Image) -> str:

@@ -1,6 +1,7 @@
 """The evaluation set: pages from held-out faces and texts with their exact truth; also contact sheets.
 
-Layout of a set: `<tier>/<number>.png`, `<tier>/<number>.txt` and `index.jsonl`, one line per page.
+Layout of a set: `<tier>/<number>.png`, `<tier>/<number>.txt`, `index.jsonl`, one line per page, and `page-tests.jsonl`:
+tests made of the truths, for `evaluate --page-tests`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,18 @@ import numpy as np
 from PIL import Image
 
 from trainer.data.render.degrade import Grey, degrade
+from trainer.evaluation.page_test_file import write_page_tests
+from trainer.evaluation.page_tests import derive_tests
 from trainer.nano.corpus.corpus import Corpus
 from trainer.nano.fonts.library import FontLibrary
 from trainer.nano.pages.render import PageRenderer, RenderedPage, Tier
+from trainer.nano.pages.tables import TableRenderer
 
 INDEX_NAME: Final = "index.jsonl"
 EVALUATION_TIERS: Final = ("line", "block", "page", "degraded-line", "degraded-block")
+TABLE_TIER: Final = "table"
+"""Whole pages with tables as they are printed, drawn only if asked for: the published set has none."""
+TESTS_NAME: Final = "page-tests.jsonl"
 DEFAULT_PER_TIER: Final = {"line": 100, "block": 60, "page": 20, "degraded-line": 60, "degraded-block": 60}
 # Em sizes; a page scanned at 100 dpi has lines and blocks as small as 14 px.
 _SIZES: Final = {"line": (14, 40), "block": (14, 40), "page": (14, 30)}
@@ -33,7 +40,7 @@ class EvaluationPage:
     """A page of the set and how it was made.
 
     Attributes:
-        tier: one of `EVALUATION_TIERS`.
+        tier: one of `EVALUATION_TIERS`, or `TABLE_TIER`.
         image: uint8 [H, W].
         text: the truth.
         fonts: file names of the faces.
@@ -67,25 +74,32 @@ def build_evaluation_set(
     library, corpus = FontLibrary(fonts_dir), Corpus(corpus_dir)
     partial = out_dir.with_name(out_dir.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    counts, rows = {}, []
+    counts: dict[str, int] = {}
+    rows, tests = [], {}
     for position, (tier, count) in enumerate((per_tier or DEFAULT_PER_TIER).items()):
         (partial / tier).mkdir(parents=True)
-        renderer = PageRenderer(library, corpus, seed * 1000 + position)
+        kind = TableRenderer if tier == TABLE_TIER else PageRenderer
+        renderer = kind(library, corpus, seed * 1000 + position)
         rng = np.random.default_rng(seed * 1000 + position)
         counts[tier] = 0
         for number in range(count):
             page = make_page(renderer, tier, rng)
             rows.append(_write_page(partial, f"{tier}/{number:04d}", page))
+            tests[f"{tier}/{number:04d}.png"] = derive_tests(page.text)
             counts[tier] += len(page.text)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (partial / INDEX_NAME).write_text(lines, encoding="utf-8")
+    write_page_tests(partial / TESTS_NAME, tests)
     shutil.rmtree(out_dir, ignore_errors=True)
     partial.rename(out_dir)
     return counts
 
 
 def make_page(renderer: PageRenderer, tier: str, rng: np.random.Generator) -> EvaluationPage:
-    """Render one page of a tier of `EVALUATION_TIERS`; `rng` draws its degradation."""
+    """Render one page of a tier of `EVALUATION_TIERS`, or of the renderer's tables; `rng` draws its degradation."""
+    if isinstance(renderer, TableRenderer):
+        table = renderer.render_table()
+        return EvaluationPage(tier, table.ink, table.text, table.fonts, table.sizes_px)
     clean_tier = tier.removeprefix("degraded-")
     page = renderer.render(Tier(clean_tier), size_px=_SIZES[clean_tier])
     while clean_tier == "page" and not 1000 <= page.ink.shape[1] <= 1300:
@@ -132,6 +146,7 @@ def _write_page(folder: Path, stem: str, page: EvaluationPage) -> dict[str, obje
         "image": f"{stem}.png",
         "text": f"{stem}.txt",
         "tier": page.tier,
+        **({"layout": "page"} if page.tier == TABLE_TIER else {}),
         "fonts": page.fonts,
         "sizes_px": page.sizes_px,
         "effects": page.effects,

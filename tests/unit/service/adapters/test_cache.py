@@ -26,10 +26,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def slots(number: int, *, wait_s: float = 10.0, **options):
+async def slots(number: int, **options):
     engine = SteeredEngine(FakeEngine(adapter_slots=number, **options), remembers=False)
     await engine.start()
-    cache = LoraCache(engine, wait_s=wait_s)
+    cache = LoraCache(engine, wait_s=60.0)
     cache.start()
     try:
         yield cache, engine
@@ -83,10 +83,12 @@ async def test_whoever_leaves_the_queue_leaves_everything_as_it_was(folder):
 
 
 async def test_a_wait_is_bounded(folder):
-    async with slots(1, wait_s=0.05) as (cache, _):
+    async with slots(1) as (cache, _):
         hold = await cache.hold("a@1", folder)
+        patience_s, cache._wait_s = cache._wait_s, 0.05
         with pytest.raises(AdapterNotReadyError):
             await cache.hold("b@1", folder)
+        cache._wait_s = patience_s
         hold.release()
         (await cache.hold("b@1", folder)).release()
 

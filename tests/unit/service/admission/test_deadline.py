@@ -6,6 +6,7 @@ import pytest
 
 from service.admission.deadline import Deadline, run_to_outcome
 from service.errors import ClientGoneError, DeadlineError, UndecodableError
+from tests.support.loop_clock import LoopClock
 
 
 class Client:
@@ -69,17 +70,22 @@ async def test_deadline_cancels_the_work() -> None:
 
 
 async def test_renewed_deadline_counts_from_then_on() -> None:
-    deadline = Deadline(0.2)
+    clock = LoopClock()
+    deadline, finished = Deadline(60), []
 
     async def finish_three() -> None:
         async with deadline.enforced():
-            for _ in range(3):
-                await asyncio.sleep(0.15)
+            for number in range(3):
+                clock.forward(50)
                 deadline.renew()
-            await asyncio.sleep(10)
+                await asyncio.sleep(0.001)
+                finished.append(number)
+            clock.forward(61)
+            await asyncio.sleep(3600)
 
     with pytest.raises(DeadlineError):
         await finish_three()
+    assert finished == [0, 1, 2]
     async with deadline.enforced():
         # Passed already: the next await ends the block.
         deadline.renew()

@@ -19,7 +19,7 @@ async def test_no_more_than_the_share_is_taken_and_what_is_left_is_for_others() 
     waiting = [asyncio.create_task(shared.acquire()) for _ in range(5)]
     await settle()
     assert sum(task.done() for task in waiting) == 2
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(60):
         await slots.acquire()
     shared.release()
     await settle()
@@ -37,7 +37,7 @@ async def test_a_wait_that_is_cancelled_keeps_nothing() -> None:
     waiting.cancel()
     await asyncio.wait({waiting})
     slots.release()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(60):
         await shared.acquire()
     assert not slots.num_free
 
@@ -59,7 +59,7 @@ async def test_once_closed_it_gives_out_none_and_tells_when_the_last_is_back() -
     await unused
     assert not waiting.done()
     # What it had waited for is not kept either.
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(60):
         await slots.acquire()
         await slots.acquire()
     waiting.cancel()

@@ -81,11 +81,9 @@ class Recorded:
         self._transport.writelines(parts)
 
 
-@pytest.fixture(autouse=True)
-def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def short_head(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_protocol, "HEAD_S", 0.5)
-    monkeypatch.setattr(http_protocol, "STALL_S", 0.5)
-    ended.clear()
 
 
 @contextlib.asynccontextmanager
@@ -97,7 +95,7 @@ async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyn
         writer.transport.abort()
 
 
-async def closed(reader: asyncio.StreamReader, seconds: float = 5.0) -> bytes:
+async def closed(reader: asyncio.StreamReader, seconds: float = 60.0) -> bytes:
     """What the server sends until it closes."""
     async with asyncio.timeout(seconds):
         with contextlib.suppress(ConnectionResetError):
@@ -194,6 +192,7 @@ async def test_a_request_without_a_body_may_offer_another_protocol():
         assert b"|\r\n" in await closed(reader)
 
 
+@pytest.mark.usefixtures("short_head")
 async def test_slow_heads_and_silent_connections_are_ended():
     async with serving() as port, connected(port) as (silent, _), connected(port) as (slow, writer):
         writer.write(HEAD)
@@ -201,6 +200,7 @@ async def test_slow_heads_and_silent_connections_are_ended():
         assert (await closed(slow)).startswith(b"HTTP/1.1 408 ")
 
 
+@pytest.mark.usefixtures("short_head")
 async def test_large_and_slow_bodies_are_not_taken_for_heads():
     async with serving() as port, connected(port) as (reader, writer):
         size = 4 * MAX_HEAD_BYTES
@@ -230,11 +230,13 @@ async def test_requests_in_a_row_are_answered_in_a_row_and_very_many_are_not_kep
     assert b"HTTP/1.1 400 " in answers
 
 
-async def test_a_client_that_reads_nothing_is_cut_off_and_a_slow_one_is_not():
+async def test_a_client_that_reads_nothing_is_cut_off_and_a_slow_one_is_not(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(http_protocol, "STALL_S", 2.0)
+    ended.clear()
     async with serving() as port, connected(port) as (_, writer), connected(port) as (slow, slow_writer):
         writer.write(b"GET /flood HTTP/1.1\r\nhost: localhost\r\n\r\n")
         slow_writer.write(b"GET /flood HTTP/1.1\r\nhost: localhost\r\n\r\n")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not ended:
                 assert await slow.read(1 << 20)
                 await asyncio.sleep(0.02)
@@ -257,7 +259,7 @@ async def test_a_client_that_was_refused_while_it_uploads_can_read_why(size: int
         for piece in pieces:
             writer.write(piece)
             await writer.drain()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 429 ")
     assert b"later" in answer
@@ -280,7 +282,7 @@ async def test_a_refused_upload_that_stalls_is_closed_in_time(monkeypatch: pytes
     async with serving() as port, connected(port) as (reader, writer):
         writer.write(b"POST /full HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n")
         assert (await closed(reader)).endswith(b"later\r\n0\r\n\r\n")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             with contextlib.suppress(ConnectionError):
                 while True:
                     writer.write(b"x")
@@ -298,7 +300,7 @@ async def test_head_and_body_of_an_answer_are_sent_together() -> None:
     async with serving(Recording) as port, connected(port) as (reader, writer):
         for num_answers in (1, 2):
             writer.write(HEAD + b"\r\n")
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 answer = await reader.readuntil(b"\r\n0\r\n\r\n")
             assert calls[-1] == answer
             assert len(calls) == num_answers

@@ -30,6 +30,8 @@ INFO = EngineInfo("stand-in", "cpu", "none", GeometryConfig(), 64, 256, 4)
 PLAN = ViewPlan(Mode.GUNDAM, 2, 1, 1, 2, 3)
 GATE = threading.Event()
 """What a sequence with the prompt `wait` stays in a step for."""
+AT_GATE = threading.Event()
+"""Set by a sequence that has come there."""
 
 
 @dataclass
@@ -71,6 +73,7 @@ class StandIn:
         if request.prompt == "hang":
             time.sleep(3600)
         if request.prompt == "wait":
+            AT_GATE.set()
             GATE.wait()
         if request.prompt == "raise":
             raise RuntimeError("told to raise")

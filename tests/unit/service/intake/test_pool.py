@@ -48,7 +48,7 @@ ORDER = DecodeTask(1, Mode.GUNDAM, GeometryConfig())
 
 @contextlib.asynccontextmanager
 async def running_pool(
-    workers: int = 1, timeout_s: float = 10.0, stop_check_s: float = 600.0
+    workers: int = 1, timeout_s: float = 120.0, stop_check_s: float = 600.0
 ) -> AsyncIterator[tuple[ImagePool, list[str]]]:
     restarts: list[str] = []
     pool = ImagePool(
@@ -168,12 +168,12 @@ async def test_a_file_is_held_responsible_when_its_processes_are_killed_each_tim
 
 
 async def test_a_stopped_process_is_replaced_and_its_page_tried_once_more() -> None:
-    async with running_pool(timeout_s=60.0, stop_check_s=0.1) as (pool, restarts):
+    async with running_pool(timeout_s=240.0, stop_check_s=0.1) as (pool, restarts):
         (pid,) = pool.pids
         os.kill(pid, signal.SIGSTOP)
         began_s = time.monotonic()
         assert (await pool.decode(Document(png(), IntakeLimits()), ORDER)).width_px == 320
-        assert time.monotonic() - began_s < 50.0
+        assert time.monotonic() - began_s < 120.0
         assert restarts in (["decode_killed"], ["died_idle"])
         assert state_of(pid) == ""
 
@@ -208,19 +208,40 @@ async def test_a_page_whose_reader_has_left_is_not_decoded_to_its_end() -> None:
 
 
 async def test_a_document_may_use_so_much_time_and_no_more() -> None:
-    async with running_pool(timeout_s=8.0) as (pool, _):
+    timeout_s = 60.0
+    async with running_pool(timeout_s=timeout_s) as (pool, _):
         document = long_document()
         await pool.decode(document, page_task(0))
         assert document.num_turns == 1
-        assert 0 < document.worked_s < 8.0
-        document.worked_s = 8.0 * (3 + 0.25) + 0.01
+        assert 0 < document.worked_s < timeout_s
+        document.worked_s = timeout_s * (3 + 0.25) + 0.01
         with pytest.raises(DecodeTimeoutError) as caught:
             await pool.decode(document, page_task(1))
-        assert caught.value.public == {"limit_s": 26}
+        assert caught.value.public == {"limit_s": 195}
         assert (await pool.decode(Document(png(), IntakeLimits()), ORDER)).width_px == 320
 
 
-async def test_a_malformed_reply_is_the_files_fault_although_we_kill_the_process() -> None:
+async def test_a_process_that_is_killed_from_outside_and_takes_long_to_end_costs_no_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.intake.pool.DYING_S", 60.0)
+    async with running_pool() as (pool, restarts):
+        (process,) = pool._all
+        os.kill(process.pid, signal.SIGSTOP)
+        await eventually(lambda: is_stopped(process.pid))
+        reading = asyncio.create_task(pool.decode(Document(png(), IntakeLimits()), ORDER))
+        await eventually(lambda: pool.num_busy == 1)
+        process._pipe.shutdown(socket.SHUT_RD)  # what its end does first
+        await asyncio.sleep(0.5)
+        os.kill(process.pid, signal.SIGKILL)
+        assert (await reading).width_px == 320
+        assert restarts == ["decode_killed"]
+
+
+async def test_a_process_that_closes_its_connection_and_stays_is_ended_and_its_file_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.intake.pool.DYING_S", 0.1)
     async with running_pool() as (pool, _):
         (process,) = pool._all
         os.kill(process.pid, signal.SIGSTOP)
@@ -328,7 +349,8 @@ async def test_document_with_a_free_process_evicts_none() -> None:
         assert slow.num_sent == 1
 
 
-async def test_cancelling_frees_the_process_for_the_next_document() -> None:
+async def test_cancelling_frees_the_process_for_the_next_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.intake.pool.ABANDONED_S", 60.0)
     async with running_pool() as (pool, restarts):
         (pid,) = pool.pids
         document = long_document()
@@ -458,8 +480,8 @@ async def test_no_process_is_left_after_the_end() -> None:
 
 
 async def test_stop_does_not_wait_for_a_process_that_hangs() -> None:
-    async with asyncio.timeout(40):
-        async with running_pool(timeout_s=60.0) as (pool, _):
+    async with asyncio.timeout(120):
+        async with running_pool(timeout_s=240.0) as (pool, _):
             (pid,) = pool.pids
             os.kill(pid, signal.SIGSTOP)
             victim = asyncio.create_task(pool.decode(Document(png(), IntakeLimits()), ORDER))

@@ -361,9 +361,11 @@ def test_what_an_owner_forbids_stays_forbidden() -> None:
     assert words_of(made).strip() == "found"
 
 
-def test_password_is_asked_for_with_its_own_error() -> None:
+def test_password_is_asked_for_with_its_own_error_which_the_next_file_does_not_get() -> None:
     with pytest.raises(PdfEncryptedError):
         searchable(make_pdf(["x"], encrypted=True), text_page((417, 209), "x"))
+    with pytest.raises(UndecodableError):
+        searchable(scan().replace(b"/Pages", b"/Sages"), text_page((417, 209), "x"))
 
 
 def damaged_files() -> list[bytes]:

@@ -70,17 +70,17 @@ async def test_slow_documents_never_have_all_processes() -> None:
     waiting = [asyncio.create_task(turns.take(each)) for each in slow]
     await settle()
     assert sum(task.done() for task in waiting) == 2
-    turn = await asyncio.wait_for(turns.take(document()), 1)
+    turn = await asyncio.wait_for(turns.take(document()), 60)
     turns.give_back(turn, 0.1)
     for task in waiting:
-        turns.give_back(await asyncio.wait_for(task, 1), 9.0)
+        turns.give_back(await asyncio.wait_for(task, 60), 9.0)
 
 
 async def test_a_slow_document_has_the_only_process_and_is_forgiven_after_a_fast_page() -> None:
     turns, slow = Turns(1, SLOW_S), document()
     turns.give_back(await turns.take(slow), 9.0)
     assert slow.is_slow
-    turns.give_back(await asyncio.wait_for(turns.take(slow), 1), 0.1)
+    turns.give_back(await asyncio.wait_for(turns.take(slow), 60), 0.1)
     assert not slow.is_slow
 
 
@@ -95,7 +95,7 @@ async def test_who_gives_up_waiting_or_has_just_been_granted_a_turn_leaves_it_to
     turns.give_back(turn, 0.1)
     granted.cancel()
     await asyncio.gather(waiting, granted, return_exceptions=True)
-    turns.give_back(await asyncio.wait_for(turns.take(document()), 1), 0.1)
+    turns.give_back(await asyncio.wait_for(turns.take(document()), 60), 0.1)
 
 
 @given(st.integers(1, 4), st.lists(st.tuples(st.integers(0, 5), st.floats(0.01, 9.0)), min_size=1, max_size=60))

@@ -196,12 +196,24 @@ def test_page_whose_first_canvases_are_read_unsurely_is_read_no_further(num_unsu
         return "\n".join(f"line {n}" for n in numbers), FinishReason.STOP
 
     class LateReader(Reader):
-        async def __call__(self, view: PageViews, max_new_tokens: int) -> SequenceResult:
-            if numbers_on(view)[0] >= 40:
-                await asyncio.sleep(0.1)  # after the canvases that tell
-            return await super().__call__(view, max_new_tokens)
+        """Reads the last canvases after those that tell."""
 
-    reader = LateReader(answer)
+        def __init__(self) -> None:
+            super().__init__(answer)
+            self.num_telling = 8
+            self.have_told = asyncio.Event()
+
+        async def __call__(self, view: PageViews, max_new_tokens: int) -> SequenceResult:
+            is_late = numbers_on(view)[0] >= 40
+            if is_late:
+                await self.have_told.wait()
+            result = await super().__call__(view, max_new_tokens)
+            self.num_telling -= not is_late
+            if not self.num_telling:
+                self.have_told.set()
+            return result
+
+    reader = LateReader()
     asyncio.run(read_lines(canvases_of(10), NANO_GEOMETRY, 4000, reader, least_confidence=least))
     assert len(reader.asked) == num_asked
 

@@ -51,6 +51,7 @@ from shared.images.accounting import Account, account
 from shared.images.canvases import Strip
 from shared.images.page_ink import InkLine, PageInk
 from tests.support.fake_engine import SteeredEngine
+from tests.support.loop_clock import LoopClock
 from tests.support.service import eventually
 
 PLAN = ViewPlan(Mode.TINY, 8, 8, 0, 0, 16)
@@ -504,22 +505,23 @@ async def test_reading_goes_on_in_what_a_loop_left_unread() -> None:
 
 
 async def test_each_finished_page_renews_the_deadline() -> None:
-    async with bench(page_slots=1, engine=FakeEngine(step_s=0.03)) as it:
-        start_s = time.monotonic()
-        reading = await it.read(12, max_new_tokens=10, deadline_s=1)
-        assert time.monotonic() - start_s > 1
+    async with bench(page_slots=1) as it:
+        clock = LoopClock()
+        reading = await it.read(12, deadline_s=60, on_page=lambda _: clock.forward(50))
     assert [page.status for page in reading.pages] == [PageStatus.OK] * 12
 
 
 async def test_deadline_gives_the_finished_pages_and_names_the_others() -> None:
     async with bench(page_slots=1) as it:
         finished: list[int] = []
+        clock = LoopClock()
 
         def note(page: PageResult) -> None:
             finished.append(page.page)
             it.engine.hold()
+            clock.forward(61)
 
-        reading = await it.read(3, deadline_s=0.3, on_page=note)
+        reading = await it.read(3, deadline_s=60, on_page=note)
     assert [page.status for page in reading.pages] == [PageStatus.OK, PageStatus.FAILED, PageStatus.FAILED]
     assert all(isinstance(page.error, DeadlineError) and page.error.retryable for page in reading.pages[1:])
     assert finished == [1, 2, 3]

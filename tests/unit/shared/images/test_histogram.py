@@ -1,11 +1,11 @@
-"""Percentiles by counting are numpy's."""
+"""Medians and percentiles by counting are numpy's."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from shared.images.histogram import percentile
+from shared.images.histogram import median, percentile
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (3, 7), (40, 90)])
@@ -15,6 +15,7 @@ def test_percentiles_are_those_of_numpy(shape, percent):
     for most in (2, 256):
         values = chance.integers(0, most, shape, dtype=np.uint8)
         assert percentile(values, percent) == np.percentile(values, percent)
+        assert median(values) == np.percentile(values, 50, method="inverted_cdf")
 
 
 def test_a_part_of_a_page_is_counted_alone():

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.outcome_pages import BLANK_KINDS, TEXT_KINDS, Drawer, OutcomePage
+from shared.images import ink
 from shared.images.ink import find_ink
 from shared.images.page_ink import MOST_MARKS
 
@@ -31,7 +32,7 @@ def test_paper_without_print_is_blank(pages: list[OutcomePage], kind: str) -> No
 def test_page_with_print_is_not_blank(pages: list[OutcomePage], kind: str) -> None:
     found = [find_ink(page.image) for page in pages if page.kind == kind]
     assert len(found) == OF_EACH
-    assert not any(ink.is_blank for ink in found)
+    assert not any(each.is_blank for each in found)
 
 
 def text_page(text: str, colours: tuple[str, str], size: tuple[int, int] = (900, 600)) -> Image.Image:
@@ -75,6 +76,13 @@ def test_marks_are_counted_up_to_a_page_of_print() -> None:
     assert find_ink(few).marks <= 9
     assert find_ink(many).marks == MOST_MARKS
     assert 0 < find_ink(few).ink_ratio < find_ink(many).ink_ratio < 0.2
+
+
+def test_parts_of_a_page_tell_what_all_of_it_would(pages: list[OutcomePage], monkeypatch: pytest.MonkeyPatch) -> None:
+    by_parts = [find_ink(page.image) for page in pages]
+    monkeypatch.setattr(ink, "_PARTS", (1,))
+    assert by_parts == [find_ink(page.image) for page in pages]
+    assert {found.marks == MOST_MARKS for found in by_parts} == {True, False}
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 2), (3, 40), (4000, 3)])

@@ -11,7 +11,9 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
 from shared.images.errors import ImageError, ImageReason
+from shared.images.limits import ImageLimits
 from shared.images.pixels import as_seen, without_colours
+from shared.images.raster import open_raster
 from tests.support.png import colour_png, grey_png
 from tests.support.scene import BLACK_BOX, GREY_BOX, assert_looks_like, encode, scene, seen
 
@@ -74,6 +76,13 @@ LOSSLESS: dict[str, Callable[[], bytes]] = {
 def test_lossless_page_is_seen_exactly(kind: str) -> None:
     # Alpha blending may round a mid grey by one.
     assert_looks_like(LOSSLESS[kind](), scene(), tolerance=1)
+
+
+@pytest.mark.parametrize("kind", ["grey png", "16 bit grey png", "grey tiff", "16 bit grey tiff"])
+def test_page_of_a_grey_file_may_stay_grey(kind: str) -> None:
+    page = open_raster(LOSSLESS[kind](), ImageLimits()).read(1, may_be_grey=True).image
+    assert page.mode == "L"
+    assert page.tobytes() == scene().tobytes()
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])

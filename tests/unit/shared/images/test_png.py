@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from shared.images import png
 from shared.images.errors import ImageError, ImageReason
 from shared.images.limits import ImageLimits
-from shared.images.png import without_metadata
+from shared.images.png import unpacked, without_metadata
 from shared.images.raster import open_raster
-from tests.support.png import chunk
+from tests.support.png import chunk, colour_png, grey_png
 from tests.support.scene import assert_looks_like, encode, scene
 
 HEADER_END = 33
@@ -88,6 +90,9 @@ def test_what_changes_the_page_is_kept() -> None:
     assert_looks_like(turned, scene())
     clear = encode(scene().point(lambda value: 7 if value == 255 else value), "PNG", transparency=7, dpi=(72, 72))
     assert_looks_like(clear, scene())
+    interlaced = bytearray(encode(scene(), "PNG"))
+    interlaced[28] = 1
+    assert unpacked(bytes(interlaced)) == interlaced
     frames = encode(scene(), "PNG", save_all=True, append_images=[Image.new("L", (64, 48), 60)], dpi=(72, 72))
     page = open_raster(frames, ImageLimits()).read(2).image
     assert np.asarray(page).max() == 60
@@ -103,3 +108,74 @@ def test_a_file_without_metadata_is_left_alone() -> None:
 def test_a_chunk_that_claims_more_than_there_is_ends_the_walk() -> None:
     data = encode(scene(), "PNG")[:HEADER_END] + struct.pack("!I", 0xFFFFFFFF) + b"tEXtrest"
     assert without_metadata(data) == data
+
+
+KINDS = {
+    "1 bit": lambda: grey_png(np.asarray(scene().convert("1")).astype(np.uint8), 1),
+    "4 bits": lambda: grey_png(np.asarray(scene()) // 16, 4),
+    "grey": lambda: encode(scene(), "PNG"),
+    "grey with alpha": lambda: encode(scene().convert("LA"), "PNG"),
+    "colour": lambda: encode(scene().convert("RGB"), "PNG"),
+    "colour of 16 bits": lambda: colour_png(np.dstack([np.asarray(scene())] * 3).astype(np.uint16) * 257),
+    "colour with alpha": lambda: encode(scene().convert("RGBA"), "PNG"),
+    "palette": lambda: encode(scene().convert("P"), "PNG"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unpacked_pixels_are_the_same(kind: str) -> None:
+    data = KINDS[kind]()
+    stored = unpacked(data)
+    assert len(stored) > len(data)
+    before, after = (Image.open(io.BytesIO(each)) for each in (data, stored))
+    assert after.mode == before.mode
+    assert after.tobytes() == before.tobytes()
+
+
+def test_pixels_in_several_chunks_are_unpacked_into_one() -> None:
+    data = encode(scene(), "PNG")
+    at = data.index(b"IDAT") - 4
+    size = int.from_bytes(data[at : at + 4], "big")
+    body = data[at + 8 : at + 8 + size]
+    parts = b"".join(chunk(b"IDAT", body[start : start + 20]) for start in range(0, size, 20))
+    assert unpacked(data[:at] + parts + data[at + 12 + size :]) == unpacked(data)
+    between = chunk(b"IDAT", body[:20]) + chunk(b"tEXt", b"a\0b") + chunk(b"IDAT", body[20:])
+    apart = data[:at] + between + data[at + 12 + size :]
+    assert unpacked(apart) is apart
+
+
+def damaged(what: str) -> bytes:
+    data = bytearray(encode(scene(), "PNG"))
+    at = data.index(b"IDAT")
+    size = int.from_bytes(data[at - 4 : at], "big")
+    if what == "a byte of the stream":
+        data[at + 4 + size // 2] ^= 0xFF
+    elif what == "the stream's checksum":
+        data[at + 3 + size] ^= 1
+    elif what == "the header":
+        del data[8:33]
+    else:
+        del data[at + size // 2 :]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("what", ["a byte of the stream", "the stream's checksum", "the header", "the end is missing"])
+def test_damaged_pixels_are_left_to_the_decoder(what: str) -> None:
+    data = damaged(what)
+    assert unpacked(data) is data
+
+
+def test_what_the_header_does_not_tell_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytearray(encode(scene(), "PNG"))
+    height = slice(20, 24)
+    for rows in (scene().height - 1, scene().height + 1, 0xFFFFFFFF):
+        data[height] = rows.to_bytes(4, "big")
+        assert unpacked(bytes(data)) == data
+    interlaced = bytearray(encode(scene(), "PNG"))
+    interlaced[28] = 1
+    assert unpacked(bytes(interlaced)) == interlaced
+    frames = encode(scene(), "PNG", save_all=True, append_images=[Image.new("L", (64, 48), 60)])
+    assert unpacked(frames) is frames
+    many = encode(scene(), "PNG")
+    monkeypatch.setattr(png, "_MOST_UNPACKED_BYTES", scene().width * scene().height)
+    assert unpacked(many) is many

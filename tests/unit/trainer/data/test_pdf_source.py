@@ -139,13 +139,16 @@ def test_files_that_cannot_be_opened_are_one_row_each(tmp_path):
     write_pdf(tmp_path / "ok.pdf", content(LINES))
     write_pdf(tmp_path / "locked.pdf", content(LINES), password="secret")  # pragma: allowlist secret
     (tmp_path / "torn.pdf").write_bytes(b"%PDF-1.4\nnothing")
+    whole = write_pdf(tmp_path / "pageless.pdf", content(LINES)).read_bytes()
+    (tmp_path / "pageless.pdf").write_bytes(whole.replace(b"/Pages", b"/Sages"))
     (tmp_path / "outside.pdf").symlink_to(write_pdf(tmp_path.parent / "outside.pdf", content(LINES)))
     samples, broken = samples_of(tmp_path)
     assert [sample.name for sample in samples] == ["ok.pdf page 1"]
     assert {row.name: row.code for row in broken} == {
         "locked.pdf": RowCode.ROW_UNREADABLE, "torn.pdf": RowCode.ROW_UNREADABLE,
-        "outside.pdf": RowCode.IMAGE_OUTSIDE,
+        "pageless.pdf": RowCode.ROW_UNREADABLE, "outside.pdf": RowCode.IMAGE_OUTSIDE,
     }  # fmt: skip
+    assert [row.name for row in broken if "password" in row.reason] == ["locked.pdf"]
 
 
 def test_a_folder_of_pdfs_becomes_a_set(tmp_path, capsys):

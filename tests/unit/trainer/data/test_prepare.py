@@ -325,7 +325,7 @@ def test_a_real_kill_leaves_nothing_and_loses_nothing(tmp_path, capsys):
     process = subprocess.Popen(
         [sys.executable, "-m", "trainer", "prepare", *words], cwd=ROOT, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not state.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)

@@ -3,6 +3,9 @@ import json
 import numpy as np
 from PIL import Image
 
+from trainer.evaluation.page_test_file import load_page_tests
+from trainer.evaluation.page_tests import passed_ratio
+from trainer.evaluation.samples import load_set
 from trainer.nano.pages.evaluation_set import build_evaluation_set, contact_sheet
 from trainer.nano.pages.render import PageRenderer, Tier
 
@@ -26,8 +29,20 @@ def test_the_set_is_the_same_each_time(fonts_dir, corpus_dir, tmp_path):
     for name in ("first", "second"):
         build_evaluation_set(fonts_dir, corpus_dir, tmp_path / name, per_tier=FEW)
     files = [path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*") if path.is_file()]
-    assert len(files) == 11
+    assert len(files) == 12
     assert all((tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes() for file in files)
+
+
+def test_pages_with_tables_are_drawn_if_asked_for_and_tests_name_every_page(fonts_dir, corpus_dir, tmp_path):
+    build_evaluation_set(fonts_dir, corpus_dir, tmp_path / "set", per_tier={"line": 1, "table": 2})
+    pages = load_set(tmp_path / "set").samples
+    assert [(page.tier, page.layout) for page in pages] == [("line", "line"), ("table", "page"), ("table", "page")]
+    tests = load_page_tests([tmp_path / "set" / "page-tests.jsonl"])
+    assert {str(page) for page in tests.pages} <= {page.name for page in pages}
+    for page in pages:
+        of_page = tests.of_sample(page.name)
+        assert passed_ratio(of_page, page.truth) == 1
+        assert not of_page or passed_ratio(of_page, "") == 0
 
 
 def test_degraded_blocks_still_fit_into_one_view(fonts_dir, corpus_dir, tmp_path):

@@ -173,9 +173,9 @@ def test_differences_are_marked_letter_by_letter():
 
 def test_a_page_that_looped_is_compared_in_a_moment():
     truth = " ".join(f"word{number} of the page" for number in range(400))
-    start_s = time.perf_counter()
+    start_s = time.process_time()
     marked = marked_difference(truth, "the page and the page and " * 700)
-    assert time.perf_counter() - start_s < 5
+    assert time.process_time() - start_s < 5
     assert "<ins>" in marked
 
 

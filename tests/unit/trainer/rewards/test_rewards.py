@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shared.contract.answer import FinishReason
-from trainer.rewards.page_tests import derive_tests
+from trainer.evaluation.page_tests import derive_tests
 from trainer.rewards.rewards import REWARDS, Judged, invented_ratio, is_closed
 
 TRUTH = "# Report\n\nThe lamp costs 12.50\n\n<table><tr><td>lamp</td><td>12.50</td></tr></table>"

@@ -166,7 +166,7 @@ def test_without_optuna_the_extra_is_named(tmp_path, monkeypatch):
 def test_jobs_keep_the_gpus_they_were_given(tmp_path, monkeypatch):
     """Three jobs on three GPUs: no two trials on one at a time, and each GPU has trials."""
     busy, used, clashes = set(), Counter(), []
-    meet = threading.Barrier(3, timeout=10)
+    meet = threading.Barrier(3, timeout=120)
 
     def run(options, device, report, is_over):
         if device in busy:

@@ -205,7 +205,7 @@ async def test_a_cancelled_sequence_lets_its_adapter_go(folders):
         assert isinstance(await anext(stream), SequenceDelta)
         unloading = asyncio.create_task(engine.unload_adapter("a@1"))
         await stream.aclose()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await unloading
 
 
@@ -252,7 +252,7 @@ async def test_whatever_breaks_while_files_are_read_ends_the_engine_and_keeps_no
 
         made[0].read_adapter = break_down
         with pytest.raises(EngineLostError):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await engine.load_adapter("a@1", folders[0])
         await until(lambda: len(made) == 2 and engine.state is EngineState.READY)
         assert list(engine.adapters) == []

@@ -17,6 +17,7 @@ from service.engine.process.supervision import Supervision
 from service.engine.protocol import EngineState, SamplingParams, SequenceDelta, SequenceFailure, SequenceResult
 from service.errors import EngineError
 from tests.unit.service.engine.standin import (
+    AT_GATE,
     GATE,
     INFO,
     StandIn,
@@ -31,7 +32,9 @@ from tests.unit.service.engine.standin import (
 )
 
 ROOT = Path(__file__).resolve().parents[5]
-QUICK = Supervision(start_timeout_s=60.0, stall_s=0.5, check_s=0.02, backoff_s=0.01, stop_grace_s=10.0)
+QUICK = Supervision(start_timeout_s=240.0, check_s=0.02, backoff_s=0.01, stop_grace_s=10.0)
+STALLING = dataclasses.replace(QUICK, stall_s=1.0)
+"""For engines that stall on purpose: one that merely waits for a busy machine's cores must not count as stalled."""
 
 
 @asynccontextmanager
@@ -47,7 +50,7 @@ async def read(engine, request):
     return [event async for event in engine.submit(request)]
 
 
-async def until(condition, patience_s: float = 30.0):
+async def until(condition, patience_s: float = 120.0):
     async with asyncio.timeout(patience_s):
         while not condition():
             await asyncio.sleep(0.005)
@@ -124,7 +127,7 @@ async def test_pages_do_not_wait_longer_than_stated():
 )
 async def test_a_page_that_ends_the_engine_twice_is_refused_and_costs_no_other(engine_class, prompt, kind):
     GATE.clear()
-    async with started(engine_class(make_standin, supervision=QUICK)) as engine:
+    async with started(engine_class(make_standin, supervision=STALLING if kind == "stall" else QUICK)) as engine:
         mates = [standin_request(str(n), max_new_tokens=10**4, ink=n) for n in range(3)]
         tasks = [asyncio.ensure_future(read(engine, mate)) for mate in mates]
         await until(lambda: len(engine._line.sent) == 3)
@@ -149,12 +152,12 @@ async def engine_cancelled(task):
 
 
 async def test_a_page_whose_reader_leaves_at_each_death_is_known_all_the_same():
-    async with started(ThreadEngine(make_standin, supervision=QUICK)) as engine:
+    async with started(ThreadEngine(make_standin, supervision=STALLING)) as engine:
         GATE.clear()
         for number in range(2):
+            AT_GATE.clear()
             task = asyncio.ensure_future(read(engine, standin_request(f"bad{number}", prompt="wait", ink=99)))
-            await until(lambda: engine._line.sent)
-            await asyncio.sleep(0.1)
+            await until(AT_GATE.is_set)
             await engine_cancelled(task)
             await until(lambda number=number: engine.life.losses == {"stall": number + 1})
             await until(lambda: engine.state is EngineState.READY)
@@ -180,14 +183,14 @@ async def test_a_canary_page_is_not_held_against_its_content():
 
 
 async def test_a_stopped_process_is_noticed_at_once_and_its_pages_are_read_again():
-    async with started(ProcessEngine(make_standin, supervision=dataclasses.replace(QUICK, stall_s=60.0))) as engine:
+    async with started(ProcessEngine(make_standin, supervision=QUICK)) as engine:
         request = standin_request("a", max_new_tokens=2000)
         task = asyncio.ensure_future(read(engine, request))
         await until(lambda: engine._line.sent)
         began_s = time.monotonic()
         os.kill(engine._connection._worker.pid, signal.SIGSTOP)
         await until(lambda: engine.state is EngineState.FAILED)
-        assert time.monotonic() - began_s < 30  # far from `stall_s`
+        assert time.monotonic() - began_s < QUICK.stall_s / 2
         assert (await task)[-1] == standin_result(request)
         assert engine.life.losses == {"stopped": 1}
         assert engine._quarantine.is_empty
@@ -205,10 +208,8 @@ async def test_an_engine_that_answers_but_makes_no_step_is_noticed():
         made.append(Idling() if not made else StandIn())
         return made[-1]
 
-    async with started(ThreadEngine(make, supervision=QUICK)) as engine:
-        began_s = time.monotonic()
+    async with started(ThreadEngine(make, supervision=STALLING)) as engine:
         assert (await read(engine, standin_request("a")))[-1].kind == "result"
-        assert time.monotonic() - began_s < 0.5 + 2.0
         assert engine.life.losses == {"stall": 1}
 
 
@@ -273,7 +274,7 @@ async def test_a_parent_that_forgets_to_stop_still_ends():
         "    asyncio.run(ProcessEngine(make_standin).start())\n"
     )
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, cwd=ROOT)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         assert await process.wait() == 0
 
 
@@ -317,7 +318,7 @@ async def test_threads_of_the_process_sleep_while_they_wait():
 
 async def test_a_stuck_step_is_noticed():
     GATE.clear()
-    async with started(ThreadEngine(make_standin, supervision=QUICK)) as engine:
+    async with started(ThreadEngine(make_standin, supervision=STALLING)) as engine:
         events = await read(engine, standin_request("a", prompt="wait"))
         assert events[-1].code == "poison_request"
         assert "made no step" in events[-1].detail
@@ -413,15 +414,17 @@ async def test_an_idle_engine_waits_for_company_and_a_full_set_starts_at_once():
         engines.append(StandIn())
         return engines[-1]
 
-    async with started(ThreadEngine(make, max_wait_s=30.0, supervision=QUICK)) as engine:
-        async with asyncio.timeout(20):
+    max_wait_s = 120.0
+    async with started(ThreadEngine(make, max_wait_s=max_wait_s, supervision=QUICK)) as engine:
+        async with asyncio.timeout(max_wait_s / 2):
             await asyncio.gather(*(read(engine, standin_request(str(n))) for n in range(INFO.batch_size)))
         assert (await engine.stats()).batch_sizes[0] == INFO.batch_size
 
 
 async def test_an_idle_engine_does_not_wait_for_company_that_is_not_on_its_way():
-    async with started(ThreadEngine(make_standin, max_wait_s=30.0, supervision=QUICK)) as engine:
-        async with asyncio.timeout(20):
+    max_wait_s = 120.0
+    async with started(ThreadEngine(make_standin, max_wait_s=max_wait_s, supervision=QUICK)) as engine:
+        async with asyncio.timeout(max_wait_s / 2):
             await read(engine, dataclasses.replace(standin_request("0"), is_alone=True))
 
 
