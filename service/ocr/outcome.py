@@ -81,7 +81,7 @@ def status_of(
     letters = {character for character in text if character.isalnum()}
     is_dirt = not letters or (letters <= _ROUND and confidence < SURE)
     is_doubtful = ink.marks < MANY_MARKS and (is_dirt or confidence < min_confidence)
-    is_doubtful |= ink.is_in_shadow and confidence < SURE
+    is_doubtful |= ink.is_in_shadow and confidence < SURE * min(1.0, min_confidence / MIN_CONFIDENCE)
     # Slashes, brackets and dots are what a model makes of twigs and planks.
     is_doubtful |= not letters and confidence < min_confidence
     is_doubtful |= (is_by_lines or ink.marks < MOST_MARKS) and confidence < HOPELESS_SHARE * min_confidence

@@ -75,6 +75,7 @@ MAX_SLOW_PAGES = 3
 LABELS_ARE_TEXT = {Task.OCR, Task.LOCATE}
 _TRANSCRIBES = {Task.FREE, Task.MARKDOWN, Task.OCR}
 """Tasks whose answer is the page's own text, so that it can be held against what the page shows."""
+_WITHOUT_TEXT = {PageStatus.BLANK, PageStatus.UNREADABLE}
 _WORST_FIRST = (FinishReason.REPETITION, FinishReason.LENGTH, FinishReason.STOP)
 
 DeltaSink = Callable[[int, str], None]
@@ -547,7 +548,7 @@ class DocumentReader:
         on_delta = None if decoded.page.ink.is_in_shadow else reading.on_delta
         on_text = None if on_delta is None else partial(on_delta, decoded.result.page)
         result = await self._read_once(decoded, reading, on_text)
-        if result.status is PageStatus.UNREADABLE and decoded.page.turned_degrees:
+        if decoded.page.turned_degrees and result.status in _WITHOUT_TEXT:
             result = await self._read_unturned(decoded, reading, result)
         if result.status is PageStatus.UNREADABLE:
             result = await self._read_otherwise(decoded, reading, result)
@@ -584,10 +585,11 @@ class DocumentReader:
             decoded.result, width_px=other.width_px, height_px=other.height_px, turned_degrees=other.turned_degrees
         )
         second = await self._read_once(_Decoded(other, result), reading, None)
+        if second.status is not PageStatus.OK or second.result is None:
+            return first
         # That nothing was read says nothing for the turn, however sure of it a model is.
-        has_text = first.result is not None and bool(first.result.text.strip())
-        least = (first.confidence or 0.0) if has_text else 0.0
-        return second if second.status is PageStatus.OK and (second.confidence or 0.0) >= least else first
+        least = first.result.confidence if first.result is not None and first.result.text.strip() else 0.0
+        return second if second.result.confidence >= least else first
 
     async def _read_otherwise(self, decoded: _Decoded, reading: _Reading, first: PageResult) -> PageResult:
         """Read a page with little print, of which nothing could be made, by its lines instead of whole, or whole.

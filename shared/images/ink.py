@@ -148,12 +148,13 @@ def _look(relief: Relief) -> PageInk:
             # Dot matrix print has no letters until its dots are joined. Dirt is joined too, so only lines count.
             joined_HW: Any = cv2.morphologyEx(mask_HW, cv2.MORPH_CLOSE, np.ones((5, 3), np.uint8))
             marks = count(depth_HW, joined_HW, alone_px=math.inf, is_cut_close=is_cut_close)
-        if not marks and is_cut_close and ink_ratio > _MOST_INK:
+        if is_cut_close and ink_ratio > _MOST_INK:
             # A steep shadow joins the letters of a line to one shape. They are the darker part of it.
             level, _ = cv2.threshold(depth_HW, 0, 255, cv2.THRESH_OTSU)
             relief = replace(relief, threshold=level)
-            marks = count(depth_HW, mask_above(depth_HW, level), alone_px=0, is_cut_close=True)
-            is_in_shadow = marks > 0
+            if not marks:
+                marks = count(depth_HW, mask_above(depth_HW, level), alone_px=0, is_cut_close=True)
+                is_in_shadow = marks > 0
     lines = find_lines(relief.shapes, depth_HW.shape, relief.scale_xy) if marks else ()
     return PageInk(min(marks, MOST_MARKS), ink_ratio, noise, lines, is_in_shadow)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from service.ocr.outcome import MIN_CONFIDENCE, PageStatus, status_of
+from service.ocr.outcome import MANY_MARKS, MIN_CONFIDENCE, SURE, PageStatus, status_of
 from shared.images.page_ink import MOST_MARKS, InkLine, PageInk
 
 TEXT = "the tide was out and the boats lay on the sand"
@@ -25,6 +27,20 @@ def ink_of(marks: int) -> PageInk:
 )
 def test_text_seen_on_a_photo_line_by_line_is_not_read(marks, confidence, is_by_lines, expected):
     assert status_of(ink_of(marks), TEXT, confidence, MIN_CONFIDENCE, is_by_lines=is_by_lines) is expected
+
+
+@pytest.mark.parametrize(
+    ("is_in_shadow", "confidence", "min_confidence", "expected"),
+    [
+        (True, SURE - 0.01, MIN_CONFIDENCE, PageStatus.UNREADABLE),
+        (True, SURE, MIN_CONFIDENCE, PageStatus.OK),
+        (True, SURE / 2, MIN_CONFIDENCE / 2, PageStatus.OK),
+        (False, SURE - 0.01, MIN_CONFIDENCE, PageStatus.OK),
+    ],
+)
+def test_line_in_a_shadow_is_read_where_the_model_is_sure(is_in_shadow, confidence, min_confidence, expected):
+    ink = replace(ink_of(MANY_MARKS - 1), is_in_shadow=is_in_shadow)
+    assert status_of(ink, TEXT, confidence, min_confidence) is expected
 
 
 def test_request_can_ask_for_text_however_unsure_it_is():

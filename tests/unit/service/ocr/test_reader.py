@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -400,27 +400,44 @@ FEW, MANY = PageInk(marks=1, ink_ratio=0.01), PageInk(marks=500, ink_ratio=0.1)
 HALF_READ = replace(
     MANY, lines=tuple(InkLine((520, y, 860, y + 24), (45, 93, 45, 60), 14.0) for y in range(40, 400, 40))
 )
-"""Print of which the fake's text accounts for a part, so that it counts as less sure."""
+"""Print of which the fake's text accounts for a part."""
+
+
+class UnevenEngine(FakeEngine):
+    """Gives each answer the next confidence, and no text where that is 0."""
+
+    def __init__(self, confidences: Iterable[float]) -> None:
+        super().__init__()
+        self._confidences = iter(confidences)
+
+    def step(self) -> list[SequenceEvent]:
+        return [self._judged(event) if isinstance(event, SequenceResult) else event for event in super().step()]
+
+    def _judged(self, result: SequenceResult) -> SequenceResult:
+        confidence = next(self._confidences)
+        return replace(result, confidence=confidence, text=result.text if confidence else "")
 
 
 @pytest.mark.parametrize(
-    ("turned", "as_is", "turns", "status"),
+    ("turned", "as_is", "confidences", "status"),
     [
-        pytest.param(FEW, MANY, [None, 0], PageStatus.OK, id="readable as it is"),
-        pytest.param(FEW, FEW, [None, 0], PageStatus.UNREADABLE, id="not readable either way"),
-        pytest.param(FEW, HALF_READ, [None, 0], PageStatus.UNREADABLE, id="less sure as it is"),
-        pytest.param(MANY, MANY, [None], PageStatus.OK, id="readable turned"),
+        pytest.param(FEW, MANY, [0.9, 0.9], PageStatus.OK, id="readable as it is"),
+        pytest.param(FEW, HALF_READ, [0.9, 0.9], PageStatus.OK, id="partly readable as it is"),
+        pytest.param(FEW, MANY, [0.0, 0.7], PageStatus.OK, id="nothing seen when turned"),
+        pytest.param(FEW, FEW, [0.9, 0.9], PageStatus.UNREADABLE, id="not readable either way"),
+        pytest.param(FEW, MANY, [0.9, 0.8], PageStatus.UNREADABLE, id="less sure as it is"),
+        pytest.param(MANY, MANY, [0.9], PageStatus.OK, id="readable turned"),
     ],
 )
 async def test_a_page_that_was_turned_in_vain_is_read_once_more_as_it_is(
-    turned: PageInk, as_is: PageInk, turns: list[int | None], status: PageStatus
+    turned: PageInk, as_is: PageInk, confidences: list[float], status: PageStatus
 ) -> None:
-    async with bench() as it:
+    async with bench(engine=UnevenEngine(confidences)) as it:
         it.source.ink, it.source.turned = {1: turned}, {1: as_is}
         (page,) = (await it.read(1, finds_turned_pages=True)).pages
-    assert [order.turn_degrees for order in it.source.orders] == turns
-    assert len(it.engine.submitted) == len(turns)
-    is_kept_as_is = status is PageStatus.OK and len(turns) == 2
+    assert [order.turn_degrees for order in it.source.orders] == [None, 0][: len(confidences)]
+    assert len(it.engine.submitted) == len(confidences)
+    is_kept_as_is = status is PageStatus.OK and len(confidences) == 2
     shape = (0, 500, 1000) if is_kept_as_is else (90, 1000, 500)
     assert (page.status, page.turned_degrees, page.width_px, page.height_px) == (status, *shape)
     assert bool(page.text) is (status is PageStatus.OK)
@@ -439,6 +456,21 @@ async def test_a_turned_page_that_cannot_be_decoded_as_it_is_stays_as_it_was() -
         (page,) = (await it.read(1, finds_turned_pages=True)).pages
     assert (page.status, page.turned_degrees, page.error) == (PageStatus.UNREADABLE, 90, None)
     assert it.source.num_failed == 1
+
+
+async def test_a_line_in_a_shadow_is_blank_where_nothing_sure_is_read_and_its_text_is_not_streamed() -> None:
+    deltas: list[str] = []
+    async with bench() as it:
+        order = OcrRequest(Task.FREE, None, Mode.TINY, SamplingParams(100), "fake", None)
+        pages = {}
+        for marks in (1, 500):
+            it.source.ink = {1: PageInk(marks, 0.6, is_in_shadow=True)}
+            with it.gate.admit() as permit:
+                reading = await it.reader.read(b"1", order, permit, on_delta=lambda _, text: deltas.append(text))
+            pages[marks] = reading.pages[0]
+    assert (pages[1].status, pages[1].text) == (PageStatus.BLANK, "")
+    assert (pages[500].status, pages[500].text) == (PageStatus.OK, expected_text(1, 1))
+    assert deltas == []
 
 
 async def test_a_second_decoding_that_fails_leaves_the_page_as_it_was() -> None:
