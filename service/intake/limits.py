@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling
+from shared.images.canvases import EM_PX
 from shared.images.limits import ImageLimits
 from shared.images.page_ink import Turn
 
@@ -38,6 +39,8 @@ class DecodeTask:
     """Turn the page by so much clockwise, a multiple of 90, after what the file says; None: find out by its print."""
     lines_from_views: int = 0
     """Return a page of so many views or more as strips of its lines, where any are found; 0: never."""
+    em_px: float = EM_PX
+    """Size of print on those strips."""
 
     def to_wire(self) -> dict[str, Any]:
         """The task as JSON takes it."""
@@ -58,5 +61,6 @@ class DecodeTask:
             wants_image=bool(wire["wants_image"]),
             cut_px=None if wire["cut_px"] is None else tuple(wire["cut_px"]),
             lines_from_views=int(wire["lines_from_views"]),
+            em_px=float(wire["em_px"]),
             turn_degrees=wire["turn_degrees"],
         )

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from service.engine.protocol import SequenceResult, SequenceTimings
 from shared.contract.answer import FinishReason
-from shared.contract.confidence import TokenScores
+from shared.contract.confidence import TokenScores, joined
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.grounding import Region
 from shared.deepseek_ocr.line_views import view_of
-from shared.images.canvases import SIDE_PX, Strip, pack, pack_evenly
+from shared.deepseek_ocr.read_strips import ReadStrip, is_worth_another_look, surer
+from shared.images.canvases import EM_PX, LARGE_EM_PX, SIDE_PX, Canvas, Strip, pack, pack_evenly
 from shared.images.strip_text import (
     LEAST_CONFIDENCE,
     PROBED_CANVASES,
@@ -37,6 +37,8 @@ LABEL = "text"
 
 Read = Callable[[PageViews, int], Awaitable[SequenceResult]]
 """Reads a canvas with so many tokens at most."""
+Enlarge = Callable[[], Awaitable[Sequence[Strip]]]
+"""Gives a page's strips with print of `LARGE_EM_PX`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ async def read_lines(
     read: Read,
     on_text: Callable[[str], None] | None = None,
     *,
+    enlarge: Enlarge | None = None,
     most_px: int = SIDE_PX,
     least_confidence: float = LEAST_CONFIDENCE,
 ) -> LinesResult:
@@ -70,6 +73,8 @@ async def read_lines(
             as its lines can have.
         read: Called for several canvases at once; what it raises ends all of them and comes in a group.
         on_text: Called with each piece of the text, in order.
+        enlarge: Gives the page's strips with larger print, none if that fails. If the first canvases were not read
+            surely, all rows are read once more from them, and the surer reading of each is kept.
         most_px: Height of a canvas at most. Many low ones have short answers, which are written at once.
         least_confidence: Of answers that are on the page. If most of the first canvases have less, the page shows no
             text, and no more of it is read.
@@ -77,9 +82,9 @@ async def read_lines(
     Returns:
         The page's text and boxes.
     """
-    reading = _LinesReading(strips, geometry, max_new_tokens, read, on_text)
+    reading = _LinesReading(strips, geometry, max_new_tokens, read, on_text, may_look_again=enlarge is not None)
     first = 0
-    canvases = pack_evenly(strips, most_px) if most_px < SIDE_PX else pack(strips)
+    canvases = _packed(strips, most_px, EM_PX)
     reading.probe = _Probe(min(PROBED_CANVASES, len(canvases)), least_confidence)
     async with asyncio.TaskGroup() as group:
         for number, canvas in enumerate(canvases):
@@ -87,27 +92,13 @@ async def read_lines(
             if number >= PROBED_CANVASES:
                 reading.probe.others.append(task)
             first += len(canvas.strips)
+    if enlarge is not None and reading.probe.is_unsure:
+        await reading.look_again(await enlarge(), most_px)
     return reading.result()
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What was read on a strip: a part of an answer, none where it was nonsense."""
-
-    result: SequenceResult
-    span: Span
-    is_missing: bool = False
-    """Whether the page's limit ended the answer before it."""
-
-    @property
-    def text(self) -> str:
-        return self.result.text[self.span[0] : self.span[1]]
-
-    @property
-    def num_tokens(self) -> float:
-        """Its share of the answer's."""
-        start, end = self.span
-        return self.result.completion_tokens * (end - start) / max(len(self.result.text), 1)
+def _packed(strips: Sequence[Strip], most_px: int, em_px: float) -> list[Canvas]:
+    return pack_evenly(strips, most_px, em_px) if most_px < SIDE_PX else pack(strips, em_px)
 
 
 class _Probe:
@@ -117,12 +108,20 @@ class _Probe:
         self.others: list[asyncio.Task[None]] = []
         """Read the canvases after these."""
         self.is_texture = False
+        self.is_unsure = False
+        """Whether the page is worth another look."""
         self.end = 0
         """Of their strips."""
         self._num_canvases = num_canvases
         self._least_confidence = least_confidence
         self._found: list[bool | None] = []
-        self._is_known = asyncio.Event()
+        self._answers: list[tuple[str, TokenScores | None]] = []
+        self._known = asyncio.Event()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether all of the canvases were read."""
+        return self._known.is_set()
 
     async def shows_texture(self, result: SequenceResult, *, has_ended: bool) -> bool:
         """Take note of a canvas; one whose answer has no end waits for the others before it is given up."""
@@ -134,14 +133,16 @@ class _Probe:
                 least=self._least_confidence,
             )
         )
+        self._answers.append((result.text, result.token_scores))
         if len(self._found) == self._num_canvases:
             self.is_texture = is_texture(self._found)
-            self._is_known.set()
+            self.is_unsure = not self.is_texture and is_worth_another_look(self._answers)
+            self._known.set()
             for task in self.others if self.is_texture else ():
                 task.cancel()
         if has_ended:
             return False
-        await self._is_known.wait()
+        await self._known.wait()
         return self.is_texture
 
 
@@ -152,14 +153,19 @@ class _LinesReading:
         geometry: GeometryConfig,
         max_new_tokens: int | None,
         read: Read,
-        on_text: Callable[[str], None] | None,
+        on_text: Callable[[str], None] | None = None,
+        *,
+        em_px: float = EM_PX,
+        may_look_again: bool = False,
     ) -> None:
         self._strips = strips
         self._geometry = geometry
         self._max_new_tokens = max_new_tokens
         self._read = read
         self._on_text = on_text
-        self._answers: list[_Answer | None] = [None] * len(strips)
+        self._em_px = em_px
+        self._may_look_again = may_look_again
+        self._read_strips: list[ReadStrip | None] = [None] * len(strips)
         self._results: list[SequenceResult] = []
         self._kept: list[tuple[int, SequenceResult]] = []
         """Results whose lines are the page's, with the number of the first."""
@@ -168,7 +174,9 @@ class _LinesReading:
         self._num_tokens = 0.0
         self._has_ended = False
         """Whether the page's limit has left something out."""
-        self._starts: list[int] = []
+        self._scores: list[TokenScores | None] = []
+        """Of what was added, at its places in the page's text."""
+        self._second: _LinesReading | None = None
         self.probe = _Probe(0, 0)
 
     async def read_canvas(self, first: int, strips: Sequence[Strip], number: int) -> None:
@@ -188,7 +196,7 @@ class _LinesReading:
         count = len(strips)
         most = self._max_new_tokens
         limit = most_tokens(count) if most is None else min(most, most_tokens(count))
-        result = await self._read(view_of(pack(strips)[0], self._geometry), limit)
+        result = await self._read(view_of(pack(strips, self._em_px)[0], self._geometry), limit)
         self._results.append(result)
         has_ended = result.finish_reason is FinishReason.STOP
         is_short = limit == most and result.finish_reason is FinishReason.LENGTH
@@ -205,38 +213,71 @@ class _LinesReading:
             spans = _few_lines(result, count, is_short=is_short)
         self._kept.append((first, result))
         for index, span in enumerate(spans, first):
-            self._answers[index] = _Answer(result, span, is_missing=is_short and span[0] == span[1])
+            read = _read_strip(self._strips[index], result, span)
+            self._read_strips[index] = replace(read, is_missing=is_short and span[0] == span[1])
+        self._add()
+
+    async def look_again(self, strips: Sequence[Strip], most_px: int) -> None:
+        """Read the page once more from strips of larger print, and keep of each row what is surer."""
+        self._may_look_again = False
+        self._second = second = _LinesReading(
+            strips, self._geometry, self._max_new_tokens, self._read, em_px=LARGE_EM_PX
+        )
+        async with asyncio.TaskGroup() as group:
+            first = 0
+            for canvas in _packed(strips, most_px, LARGE_EM_PX) if strips else ():
+                group.create_task(second.read(first, canvas.strips))
+                first += len(canvas.strips)
+        first_look = [read for read in self._read_strips if read is not None]
+        self._read_strips = [*surer(first_look, [read for read in second._read_strips if read is not None])]
         self._add()
 
     def _add(self) -> None:
-        """Add what is next in reading order to the text."""
+        """Add what is next in reading order to the text; nothing as long as the page may be read once more."""
+        if self._may_look_again and (self.probe.is_unsure or not self.probe.is_known):
+            return
         before = len(self._page.text)
-        while self._num_added < len(self._strips):
-            answer = self._answers[self._num_added]
-            if self.probe.is_texture and self._num_added >= self.probe.end:
-                # Also where it was read by then: a page's text does not depend on what was faster.
-                answer = self._answers[self._num_added] = _Answer(self._kept[0][1], (0, 0))
-            if answer is None:
-                break
-            self._num_tokens += answer.num_tokens
-            # What the limit cut is the end of the page, whatever was read after it.
-            is_over = self._max_new_tokens is not None and self._num_tokens > self._max_new_tokens
-            self._has_ended |= is_over or answer.is_missing
-            text = "" if self._has_ended else answer.text
-            self._starts.append(self._page.add(self._strips[self._num_added], text))
-            self._num_added += 1
+        while row := self._next_row():
+            for read in row:
+                self._add_strip(read)
         new = self._page.text[before:]
         if new and self._on_text is not None:
             self._on_text(new)
 
+    def _next_row(self) -> list[ReadStrip]:
+        """The strips of the next row; none if one was not read yet, or the page has no more rows."""
+        row: list[ReadStrip] = []
+        for index in range(self._num_added, len(self._read_strips)):
+            if self.probe.is_texture and index >= self.probe.end:
+                # Also where it was read by then: a page's text does not depend on what was faster.
+                self._read_strips[index] = _read_strip(self._strips[index], self._kept[0][1], (0, 0))
+            read = self._read_strips[index]
+            strip = self._strips[index] if read is None else read.strip
+            if row and strip.row != row[0].strip.row:
+                break
+            if read is None:
+                return []
+            row.append(read)
+        return row
+
+    def _add_strip(self, read: ReadStrip) -> None:
+        self._num_tokens += read.num_tokens
+        # What the limit cut is the end of the page, whatever was read after it.
+        is_over = self._max_new_tokens is not None and self._num_tokens > self._max_new_tokens
+        self._has_ended |= is_over or read.is_missing
+        text = "" if self._has_ended else read.text
+        at = self._page.add(read.strip, text)
+        self._scores.append(read.scores and read.scores.within(0, len(text), at))
+        self._num_added += 1
+
     def result(self) -> LinesResult:
         """After all strips were read."""
-        results = self._results
+        rounds = [self, self._second] if self._second and self._second._results else [self]
+        results = [result for each in rounds for result in each._results]
         kept = [result for first, result in self._kept if first < self.probe.end or not self.probe.is_texture]
         tokens = sum(result.completion_tokens for result in kept)
         logs = sum(result.completion_tokens * math.log(max(result.confidence, 1e-9)) for result in kept)
-        timings = [result.timings for result in results]
-        text, scores = self._page.text, self._scores()
+        text, scores = self._page.text, self._all_scores()
         page = replace(
             kept[0],
             text=text,
@@ -248,32 +289,28 @@ class _LinesReading:
             prompt_tokens=sum(result.prompt_tokens for result in results),
             completion_tokens=sum(result.completion_tokens for result in results),
             timings=SequenceTimings(
-                queue_s=max(each.queue_s for each in timings),
-                encode_s=max(each.encode_s for each in timings),
-                prefill_s=max(each.prefill_s for each in timings),
-                generate_s=max(each.generate_s for each in timings),
+                queue_s=sum(max(result.timings.queue_s for result in each._results) for each in rounds),
+                encode_s=sum(max(result.timings.encode_s for result in each._results) for each in rounds),
+                prefill_s=sum(max(result.timings.prefill_s for result in each._results) for each in rounds),
+                generate_s=sum(max(result.timings.generate_s for result in each._results) for each in rounds),
             ),
         )
         regions = tuple(Region(LABEL, line.box_px, line.text, start, line.words_px) for start, line in self._page.lines)
+        timings = [result.timings for result in results]
         busy_s = sum(each.encode_s + each.prefill_s + each.generate_s for each in timings)
         return LinesResult(page, regions, busy_s)
 
-    def _scores(self) -> TokenScores | None:
-        """Scores of the tokens of each line, at their places in the page's text; None if an answer has none."""
-        starts: list[int] = []
-        ends: list[int] = []
-        log_probabilities: list[float] = []
-        for answer, at in zip(self._answers, self._starts, strict=True):
-            if answer is None or answer.result.token_scores is None:
-                return None
-            (begin, end), scores = answer.span, answer.result.token_scores
-            if begin == end or at >= len(self._page.text):
-                continue
-            low, high = bisect_right(scores.ends, begin), bisect_left(scores.starts, end)
-            starts += [at + max(place - begin, 0) for place in scores.starts[low:high]]
-            ends += [at + min(place, end) - begin for place in scores.ends[low:high]]
-            log_probabilities += scores.log_probabilities[low:high]
-        return TokenScores(tuple(starts), tuple(ends), tuple(log_probabilities))
+    def _all_scores(self) -> TokenScores | None:
+        """Scores of the tokens of all lines; None if an answer has none."""
+        known = [scores for scores in self._scores if scores is not None]
+        return joined(known) if len(known) == len(self._scores) else None
+
+
+def _read_strip(strip: Strip, result: SequenceResult, span: Span) -> ReadStrip:
+    start, end = span
+    scores = result.token_scores and result.token_scores.within(start, end)
+    num_tokens = result.completion_tokens * (end - start) / max(len(result.text), 1)
+    return ReadStrip(strip, result.text[start:end], scores, num_tokens)
 
 
 def _confidence(text: str, scores: TokenScores | None, otherwise: float) -> float:

@@ -62,7 +62,7 @@ from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.grounding import Region, parse_grounded
 from shared.deepseek_ocr.reading_layout import ReadingLayout, lines_from_views
 from shared.images.accounting import Account
-from shared.images.canvases import LOW_PX, SIDE_PX
+from shared.images.canvases import LARGE_EM_PX, LOW_PX, SIDE_PX, Strip
 from shared.images.page_ink import MOST_MARKS, Turn
 
 _log = logging.getLogger(__name__)
@@ -624,13 +624,30 @@ class DocumentReader:
             params = replace(sequence.params, max_new_tokens=min(max_new_tokens, sequence.params.max_new_tokens))
             return await self._infer(replace(sequence, params=params), None, notes_pace=False)
 
+        async def enlarge() -> Sequence[Strip]:
+            task = replace(
+                self._decode_task(decoded.page.page, request),
+                turn_degrees=decoded.page.turned_degrees,
+                lines_from_views=1,
+                em_px=LARGE_EM_PX,
+            )
+            page = await self._decode_again(decoded, reading, task)
+            return page.strips if page else ()
+
         try:
             most = request.params.max_new_tokens if request.is_limited else None
             info = self._engine.info
             most_px = LOW_PX if info.skips_padding else SIDE_PX
             least = 0.0 if request.reads_blank_pages else HOPELESS_SHARE * request.min_confidence
             lines = await read_lines(
-                strips, info.geometry, most, read, on_text, most_px=most_px, least_confidence=least
+                strips,
+                info.geometry,
+                most,
+                read,
+                on_text,
+                enlarge=enlarge,
+                most_px=most_px,
+                least_confidence=least,
             )
         except BaseExceptionGroup as failures:
             reason = _first_reason(failures)

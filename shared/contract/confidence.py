@@ -38,9 +38,34 @@ class TokenScores:
 
     def mean_of_print(self, answer: str) -> float | None:
         """Mean of the logarithms of tokens that are not only white space, which is easy to guess; None without any."""
-        rows = zip(self.starts, self.ends, self.log_probabilities, strict=True)
-        logs = [log for start, end, log in rows if answer[start:end].strip()]
+        logs = self.logs_of_print(answer)
         return sum(logs) / len(logs) if logs else None
+
+    def logs_of_print(self, answer: str) -> list[float]:
+        """The logarithms of tokens that are not only white space."""
+        rows = zip(self.starts, self.ends, self.log_probabilities, strict=True)
+        return [log for start, end, log in rows if answer[start:end].strip()]
+
+    def within(self, start: int, end: int, at: int = 0) -> TokenScores:
+        """Of the tokens that are in a part of the answer, where the part begins at this place of a text."""
+        if start >= end:
+            return TokenScores((), (), ())
+        low, high = bisect_right(self.ends, start), bisect_left(self.starts, end)
+        return TokenScores(
+            tuple(at + max(place - start, 0) for place in self.starts[low:high]),
+            tuple(at + min(place, end) - start for place in self.ends[low:high]),
+            self.log_probabilities[low:high],
+        )
+
+
+def joined(parts: Iterable[TokenScores]) -> TokenScores:
+    """The scores of parts that have their places in one text."""
+    listed = list(parts)
+    return TokenScores(
+        tuple(place for part in listed for place in part.starts),
+        tuple(place for part in listed for place in part.ends),
+        tuple(log for part in listed for log in part.log_probabilities),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ LOW_PX = 2 * BAND_PX
 fewer lines are seen together (`benchmarks/LOG.md`)."""
 EM_PX = 22.0
 """Size of print on a canvas."""
+LARGE_EM_PX = 30.0
+"""And of print that was not read surely, when it is read once more."""
 MARGIN_PX = 10
 EDGE_EM = 0.1
 """Room left and right of a piece."""
@@ -108,7 +110,7 @@ def pack(
     return _canvases(strips, _fill(heights, [0] * len(strips), leading, most_lines, most_px), leading)
 
 
-def pack_evenly(strips: Sequence[Strip], most_px: int) -> list[Canvas]:
+def pack_evenly(strips: Sequence[Strip], most_px: int, em_px: float = EM_PX) -> list[Canvas]:
     """Put strips on canvases with about as much text each, in their order.
 
     Answers are written side by side, so the longest decides how many steps a page takes.
@@ -116,11 +118,12 @@ def pack_evenly(strips: Sequence[Strip], most_px: int) -> list[Canvas]:
     Args:
         strips: In reading order; at least one.
         most_px: As for `pack`.
+        em_px: As for `pack`.
 
     Returns:
         As many as `pack` gives, or some more where that makes the longest answer much shorter.
     """
-    leading = _leading_px(EM_PX)
+    leading = _leading_px(em_px)
     heights = [strip.pixels_HW.shape[0] for strip in strips]
     lengths = [strip.pixels_HW.shape[1] + _LINE_BREAK_PX for strip in strips]
 

@@ -6,13 +6,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from shared.contract.confidence import TokenScores
+from shared.contract.confidence import TokenScores, joined
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.line_views import view_of
-from shared.images.canvases import Strip, pack
+from shared.deepseek_ocr.read_strips import ReadStrip, is_worth_another_look, surer
+from shared.images.canvases import EM_PX, LARGE_EM_PX, Strip, pack
 from shared.images.strip_text import PROBED_CANVASES, PageText, Span, first_line, is_texture, lines_of, shows_text
 from trainer.reading.generation import Generated
+
+ReadCanvases = Callable[[Sequence[PageViews]], Sequence[Generated]]
+"""Reads canvases, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,7 @@ class LinesAnswer:
 
 
 def read_lines(
-    strips: Sequence[Strip], geometry: GeometryConfig, read: Callable[[Sequence[PageViews]], Sequence[Generated]]
+    strips: Sequence[Strip], geometry: GeometryConfig, read: ReadCanvases, enlarge: Callable[[], Sequence[Strip]]
 ) -> LinesAnswer:
     """Read a page's strips.
 
@@ -32,26 +36,50 @@ def read_lines(
         strips: In reading order.
         geometry: The checkpoint's.
         read: Reads canvases, in their order.
+        enlarge: Gives the page's strips with print of `LARGE_EM_PX`, for a page that was not read surely.
 
     Returns:
         The page's text; a strip whose answer never ended has none.
     """
-    found: list[tuple[Generated, Span] | None] = [None] * len(strips)
+    page, is_unsure = _read_strips(strips, geometry, read, EM_PX, has_probe=True)
+    if is_unsure:
+        page = surer(page, _read_strips(enlarge(), geometry, read, LARGE_EM_PX)[0])
+    text = PageText()
+    scores: list[TokenScores | None] = []
+    for each in page:
+        at = text.add(each.strip, each.text)
+        scores.append(each.scores and each.scores.within(0, len(each.text), at))
+    known = [each for each in scores if each is not None]
+    return LinesAnswer(text.text, joined(known) if len(known) == len(scores) else None)
+
+
+def _read_strips(
+    strips: Sequence[Strip], geometry: GeometryConfig, read: ReadCanvases, em_px: float, *, has_probe: bool = False
+) -> tuple[list[ReadStrip], bool]:
+    """What is on strips, and with a probe whether they are worth another look."""
+    found: list[ReadStrip | None] = [None] * len(strips)
     waiting: list[tuple[int, tuple[Strip, ...]]] = []
-    for canvas in pack(strips):
+    for canvas in pack(strips, em_px) if strips else ():
         first = waiting[-1][0] + len(waiting[-1][1]) if waiting else 0
         waiting.append((first, canvas.strips))
-    probed, rest = waiting[:PROBED_CANVASES], waiting[PROBED_CANVASES:]
+
+    def read_all(parts: Sequence[tuple[int, tuple[Strip, ...]]]) -> list[Generated]:
+        return list(read([view_of(pack(part, em_px)[0], geometry) for _, part in parts])) if parts else []
+
+    probed, rest = (waiting[:PROBED_CANVASES], waiting[PROBED_CANVASES:]) if has_probe else (waiting, [])
     # The first canvases tell whether the page shows text.
-    answers = list(read([view_of(pack(part)[0], geometry) for _, part in probed]))
-    gives_up = is_texture([shows_text(each.text, _confidence(each), has_ended=each.ended) for each in answers])
-    if gives_up:
-        nothing = answers[0], (0, 0)
+    answers = read_all(probed)
+    is_nothing = has_probe and is_texture(
+        [shows_text(each.text, _confidence(each), has_ended=each.ended) for each in answers]
+    )
+    if is_nothing:
         for first, part in rest:
-            found[first : first + len(part)] = [nothing] * len(part)
+            found[first : first + len(part)] = [_read_strip(strip, answers[0], (0, 0)) for strip in part]
         waiting = probed
-    elif rest:
-        answers += read([view_of(pack(part)[0], geometry) for _, part in rest])
+    is_unsure = has_probe and not is_nothing and is_worth_another_look([(a.text, a.token_scores) for a in answers])
+    if not is_nothing:
+        answers += read_all(rest)
+    gives_up = is_nothing
     while waiting:
         again: list[tuple[int, tuple[Strip, ...]]] = []
         for (first, part), answer in zip(waiting, answers, strict=True):
@@ -65,45 +93,18 @@ def read_lines(
             if spans is None:
                 spans = [first_line(answer.text) if answer.ended else (0, 0)]
             for index, span in enumerate(spans, first):
-                found[index] = answer, span
+                found[index] = _read_strip(strips[index], answer, span)
         waiting, gives_up = again, False
-        answers = list(read([view_of(pack(part)[0], geometry) for _, part in waiting])) if waiting else []
-    page, scores = PageText(), _Scores()
-    for strip, entry in zip(strips, found, strict=True):
-        assert entry is not None
-        answer, (start, end) = entry
-        scores.add(answer.token_scores, (start, end), page.add(strip, answer.text[start:end]))
-    return LinesAnswer(page.text, scores.whole())
+        answers = read_all(waiting)
+    return [each for each in found if each is not None], is_unsure
+
+
+def _read_strip(strip: Strip, answer: Generated, span: Span) -> ReadStrip:
+    start, end = span
+    return ReadStrip(strip, answer.text[start:end], answer.token_scores and answer.token_scores.within(start, end))
 
 
 def _confidence(answer: Generated) -> float:
     """As the service has it; 1 where it is not known."""
     mean = answer.token_scores.mean_of_print(answer.text) if answer.token_scores else None
     return 1.0 if mean is None else math.exp(mean)
-
-
-class _Scores:
-    """Scores of the tokens of lines, at their places in a page's text."""
-
-    def __init__(self) -> None:
-        self._rows: list[tuple[int, int, float]] | None = []
-
-    def add(self, scores: TokenScores | None, span: Span, at: int) -> None:
-        """Add a line's; `span` is where it is in the answer, `at` in the page's text."""
-        if scores is None or self._rows is None:
-            self._rows = None
-            return
-        begin, end = span
-        rows = zip(scores.starts, scores.ends, scores.log_probabilities, strict=True)
-        self._rows += [
-            (at + max(low - begin, 0), at + min(high, end) - begin, log)
-            for low, high, log in rows
-            if low < end and high > begin
-        ]
-
-    def whole(self) -> TokenScores | None:
-        """Of all lines; None if one had none."""
-        if self._rows is None:
-            return None
-        starts, ends, logs = (tuple(row[column] for row in self._rows) for column in range(3))
-        return TokenScores(starts, ends, logs)  # type: ignore[arg-type] # columns of one type each

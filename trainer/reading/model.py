@@ -20,7 +20,7 @@ from shared.deepseek_ocr.images import prepare_views
 from shared.deepseek_ocr.line_views import is_crop
 from shared.deepseek_ocr.reading_layout import LINE_TASKS, ReadingLayout, lines_from_views
 from shared.deepseek_ocr.registry import kind_of
-from shared.images.canvases import MOST_LINES
+from shared.images.canvases import LARGE_EM_PX, MOST_LINES
 from shared.images.frames import without_frames
 from shared.images.ink import find_ink, relief_of
 from shared.images.levelling import levelled
@@ -165,7 +165,12 @@ class ModelReader:
             # Read whole, as the service does.
             whole = self._generate([self._whole(image, plan)], MAX_NEW_TOKENS[Layout.PAGE], [ink.lines])[0]
             return Reading(whole.text, time.perf_counter() - start, whole.ended, whole.token_scores)
-        answer = read_lines(strips, self._geometry, lambda views: self._generate(views, most_tokens(MOST_LINES)))
+        answer = read_lines(
+            strips,
+            self._geometry,
+            lambda views: self._generate(views, most_tokens(MOST_LINES)),
+            lambda: lines_of_page(image, LARGE_EM_PX),
+        )
         return Reading(answer.text, time.perf_counter() - start, True, answer.token_scores)
 
     def _generate(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from shared.deepseek_ocr.nano_config import NANO_GEOMETRY
 from shared.images.canvases import LOW_PX, Strip
 
 HEIGHT = 24
+STOP = FinishReason.STOP
 
 
 def strips_of(count: int) -> list[Strip]:
@@ -43,7 +47,7 @@ class Reader:
     """Gives each strip's number in words, and counts what it was asked."""
 
     def __init__(self, answer: Callable[[list[int]], tuple[str, FinishReason]] | None = None) -> None:
-        self.answer = answer or (lambda numbers: ("\n".join(f"line {n}" for n in numbers), FinishReason.STOP))
+        self.answer = answer or (lambda numbers: ("\n".join(f"line {n}" for n in numbers), STOP))
         self.asked: list[list[int]] = []
 
     async def __call__(self, view: PageViews, max_new_tokens: int) -> SequenceResult:
@@ -54,8 +58,12 @@ class Reader:
         if len(text) > max_new_tokens:
             text, reason = text[:max_new_tokens], FinishReason.LENGTH
         # Line breaks are easy, print is not if there is none.
-        print_log = -0.01 if text.startswith("line") else -1.4
-        scores = score_tokens([letter.encode() for letter in text], [print_log if a.strip() else -0.01 for a in text])
+        logs = [
+            -0.01 if line.startswith("line") or not letter.strip() else -1.4
+            for line in text.splitlines(keepends=True)
+            for letter in line
+        ]
+        scores = score_tokens([letter.encode() for letter in text], logs)
         timings = SequenceTimings(0.1, 0.2, 0.3, 0.4)
         return SequenceResult("x", text, reason, 0.99, 0.9, 400, 410, len(text), timings, scores)
 
@@ -80,7 +88,7 @@ def test_text_is_in_order_and_streamed_as_it_is():
     assert result.result.text == shown == expected(40)
     assert len(reader.asked) == 3
     assert result.result.vision_tokens == 1200
-    assert result.result.finish_reason is FinishReason.STOP
+    assert result.result.finish_reason is STOP
     assert result.busy_s == pytest.approx(2.7)
 
 
@@ -108,7 +116,7 @@ def test_canvas_that_went_wrong_is_read_in_smaller_groups(fault):
                 lines = [" ".join(lines[:2]), *lines[2:]]
             else:
                 lines.insert(3, "from nowhere")
-        return "\n".join(lines), FinishReason.STOP
+        return "\n".join(lines), STOP
 
     reader = Reader(answer)
     result, shown = run(strips_of(24), reader)
@@ -120,12 +128,12 @@ def test_strip_of_nonsense_has_no_text_and_costs_no_other():
     def answer(numbers: list[int]) -> tuple[str, FinishReason]:
         if 4 in numbers:
             return "no " * 40, FinishReason.REPETITION
-        return "\n".join(f"line {n}" for n in numbers), FinishReason.STOP
+        return "\n".join(f"line {n}" for n in numbers), STOP
 
     result, _ = run(strips_of(9), Reader(answer))
     assert "no" not in result.result.text
     assert [f"line {n}" in result.result.text for n in range(9)] == [n != 4 for n in range(9)]
-    assert result.result.finish_reason is FinishReason.STOP
+    assert result.result.finish_reason is STOP
 
 
 @pytest.mark.parametrize("most", [1, 10, 40, 100])
@@ -162,7 +170,7 @@ def test_page_whose_first_canvases_have_no_end_is_given_up(num_runaway, num_line
     def answer(numbers: list[int]) -> tuple[str, FinishReason]:
         if numbers[0] < 5 * num_runaway and len(numbers) > 1:
             return "no " * 20, FinishReason.REPETITION
-        return "\n".join(f"line {n}" for n in numbers), FinishReason.STOP
+        return "\n".join(f"line {n}" for n in numbers), STOP
 
     texts = set()
     for _ in range(3):
@@ -184,10 +192,10 @@ def test_page_whose_first_canvases_are_read_unsurely_is_read_no_further(num_unsu
     def answer(numbers: list[int]) -> tuple[str, FinishReason]:
         canvas = numbers[0] // 5
         if canvas < num_unsure:
-            return "\n".join("seen in the clouds" for _ in numbers), FinishReason.STOP
+            return "\n".join("seen in the clouds" for _ in numbers), STOP
         if canvas < num_unsure + num_empty:
-            return "\n" * (len(numbers) - 1), FinishReason.STOP
-        return "\n".join(f"line {n}" for n in numbers), FinishReason.STOP
+            return "\n" * (len(numbers) - 1), STOP
+        return "\n".join(f"line {n}" for n in numbers), STOP
 
     class LateReader(Reader):
         """Reads the last canvases after those that tell."""
@@ -226,3 +234,103 @@ def test_low_canvases_hold_fewer_lines_and_give_the_same_text():
     result = asyncio.run(read_lines(strips_of(40), NANO_GEOMETRY, 4000, reader, shown.append, most_px=LOW_PX))
     assert result.result.text == "".join(shown) == expected(40)
     assert [len(numbers) for numbers in reader.asked] == [8] * 5
+
+
+LARGER = 50
+"""What the darkness of enlarged strips is more than that of the strip in their place."""
+
+
+def enlarged(count: int) -> list[Strip]:
+    """The rows of `strips_of`, each of one strip."""
+    rows = {strip.row: strip for strip in reversed(strips_of(count))}
+    return [
+        replace(strip, pixels_HW=np.full((33, 150), LARGER + row, np.uint8)) for row, strip in reversed(rows.items())
+    ]
+
+
+def looked_at_again(
+    count: int, unsure: set[int], second: str, larger: list[Strip] | None = None
+) -> tuple[LinesResult, list[str], Reader, int]:
+    """Read strips of which some are not read surely; also the pieces of text, and how often larger ones were wanted."""
+    shown: list[str] = []
+    num_enlarged = 0
+
+    def answer(numbers: list[int]) -> tuple[str, FinishReason]:
+        if numbers[0] >= LARGER:
+            return "\n".join(second for _ in numbers), STOP
+        return "\n".join(("blurred" if n in unsure else "line") + f" {n}" for n in numbers), STOP
+
+    async def enlarge() -> list[Strip]:
+        nonlocal num_enlarged
+        num_enlarged += 1
+        await asyncio.sleep(0)
+        return enlarged(count) if larger is None else larger
+
+    reader = Reader(answer)
+    result = asyncio.run(read_lines(strips_of(count), NANO_GEOMETRY, 4000, reader, shown.append, enlarge=enlarge))
+    return result, shown, reader, num_enlarged
+
+
+def test_page_that_was_not_read_surely_is_read_once_more_from_larger_print():
+    result, shown, reader, _ = looked_at_again(24, {4, 10, 21}, "line again")
+    text = result.result.text
+    # A row has one strip or two, of which one is enough to doubt it. Rows that were read as surely stay.
+    doubtful = ("line 4 line 5", "line 10 line 11", "line 21")
+    assert text == functools.reduce(lambda all_of, row: all_of.replace(row, "line again"), doubtful, expected(24))
+    assert "".join(shown) == text
+    asked = [number for numbers in reader.asked for number in numbers if number >= LARGER]
+    assert asked == [LARGER + number for number in range(24) if number % 3 != 2]
+    scores = result.result.token_scores
+    assert scores is not None
+    tokens = "".join(text[a:b] for a, b in zip(scores.starts, scores.ends, strict=True))
+    assert "".join(tokens.split()) == "".join(text.split())
+    assert result.result.confidence == pytest.approx(math.exp(-0.01))
+
+
+@pytest.mark.parametrize(
+    ("unsure", "second", "larger"),
+    [
+        ({7}, "blurred again", None),
+        ({7}, "", None),
+        ({7}, "line again", []),
+        ({7}, "line again", [strip for strip in enlarged(24) if strip.row != 7]),
+    ],
+    ids=["no surer", "empty", "page lost", "row lost"],
+)
+def test_what_was_read_first_stays_unless_the_second_look_is_surer(unsure, second, larger):
+    result, shown, _, num_enlarged = looked_at_again(24, unsure, second, larger)
+    assert result.result.text == "".join(shown) == expected(24).replace("line 7", "blurred 7")
+    assert num_enlarged == 1
+
+
+def test_text_of_a_page_that_is_read_once_more_comes_after_that():
+    _, shown, _, num_enlarged = looked_at_again(24, {12}, "line again")
+    assert (len(shown), num_enlarged) == (1, 1)
+
+
+def test_text_of_a_page_whose_first_canvases_were_read_surely_comes_as_it_is_read():
+    async def enlarge() -> list[Strip]:
+        raise AssertionError
+
+    reader = Reader(lambda numbers: ("\n".join(("line" if n < 40 else "blurred") + f" {n}" for n in numbers), STOP))
+    shown: list[str] = []
+    result = asyncio.run(read_lines(canvases_of(19), NANO_GEOMETRY, 4000, reader, shown.append, enlarge=enlarge))
+    assert result.result.text == "".join(shown)
+    assert len(shown) > 1
+
+
+def test_print_that_may_be_none_is_not_looked_at_again():
+    result, shown, _, num_enlarged = looked_at_again(9, set(range(9)), "line again")
+    assert num_enlarged == 0
+    assert result.result.text == "".join(shown) == expected(9).replace("line", "blurred")
+
+
+def test_nothing_is_enlarged_of_a_texture():
+    async def enlarge() -> list[Strip]:
+        raise AssertionError
+
+    reader = Reader(lambda numbers: ("\n".join("seen in the clouds" for _ in numbers), STOP))
+    shown: list[str] = []
+    result = asyncio.run(read_lines(canvases_of(10), NANO_GEOMETRY, 4000, reader, shown.append, enlarge=enlarge))
+    assert result.result.text == "".join(shown)
+    assert result.result.text.count("seen") == 40
