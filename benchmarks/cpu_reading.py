@@ -54,7 +54,7 @@ from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import plan_views
 from shared.deepseek_ocr.line_views import is_crop
 from shared.deepseek_ocr.loading import load_checkpoint
-from shared.images.canvases import LOW_PX, SIDE_PX
+from shared.images.canvases import LARGE_EM_PX, LOW_PX, SIDE_PX, Strip
 from shared.images.page_lines import lines_of_page
 from trainer.config import child_environment
 from trainer.evaluation.samples import Layout, Sample, load_scans, load_set, open_page
@@ -167,7 +167,12 @@ def read_as_served(engine: TorchEngine, image: Image.Image, max_new_tokens: int)
         return asyncio.run(_answer(engine, prepared(image, geometry), max_new_tokens)).text
     most_px = LOW_PX if engine.info.skips_padding else SIDE_PX
     read = partial(_answer, engine)
-    return asyncio.run(read_lines(strips, geometry, max_new_tokens, read, most_px=most_px)).result.text
+
+    async def enlarge() -> Sequence[Strip]:
+        return lines_of_page(image, LARGE_EM_PX)
+
+    reading = read_lines(strips, geometry, max_new_tokens, read, enlarge=enlarge, most_px=most_px)
+    return asyncio.run(reading).result.text
 
 
 async def _answer(engine: TorchEngine, page: PageViews, max_new_tokens: int) -> SequenceResult:

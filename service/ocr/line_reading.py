@@ -286,8 +286,8 @@ class _LinesReading:
 
     def result(self) -> LinesResult:
         """After all strips were read."""
-        rounds = [self, self._second] if self._second and self._second._results else [self]
-        results = [result for each in rounds for result in each._results]
+        looks = [self._results, *([self._second._results] if self._second and self._second._results else [])]
+        results = [result for look in looks for result in look]
         kept = [result for first, result in self._kept if first < self.probe.end or not self.probe.is_texture]
         tokens = sum(result.completion_tokens for result in kept)
         logs = sum(result.completion_tokens * math.log(max(result.confidence, 1e-9)) for result in kept)
@@ -302,16 +302,10 @@ class _LinesReading:
             vision_tokens=sum(result.vision_tokens for result in results),
             prompt_tokens=sum(result.prompt_tokens for result in results),
             completion_tokens=sum(result.completion_tokens for result in results),
-            timings=SequenceTimings(
-                queue_s=sum(max(result.timings.queue_s for result in each._results) for each in rounds),
-                encode_s=sum(max(result.timings.encode_s for result in each._results) for each in rounds),
-                prefill_s=sum(max(result.timings.prefill_s for result in each._results) for each in rounds),
-                generate_s=sum(max(result.timings.generate_s for result in each._results) for each in rounds),
-            ),
+            timings=_timings(looks),
         )
         regions = tuple(Region(LABEL, line.box_px, line.text, start, line.words_px) for start, line in self._page.lines)
-        timings = [result.timings for result in results]
-        busy_s = sum(each.encode_s + each.prefill_s + each.generate_s for each in timings)
+        busy_s = sum(each.encode_s + each.prefill_s + each.generate_s for each in (one.timings for one in results))
         return LinesResult(page, regions, busy_s)
 
     def _all_scores(self) -> TokenScores | None:
@@ -325,6 +319,15 @@ def _read_strip(strip: Strip, result: SequenceResult, span: Span) -> ReadStrip:
     scores = result.token_scores and result.token_scores.within(start, end)
     num_tokens = result.completion_tokens * (end - start) / max(len(result.text), 1)
     return ReadStrip(strip, result.text[start:end], scores, num_tokens)
+
+
+def _timings(looks: Sequence[Sequence[SequenceResult]]) -> SequenceTimings:
+    """Of all looks, one after the other; those of one look's canvases overlap."""
+    stages = (
+        [(each.queue_s, each.encode_s, each.prefill_s, each.generate_s) for each in (one.timings for one in results)]
+        for results in looks
+    )
+    return SequenceTimings(*map(sum, zip(*(map(max, zip(*rows, strict=True)) for rows in stages), strict=True)))
 
 
 def _confidence(text: str, scores: TokenScores | None, otherwise: float) -> float:

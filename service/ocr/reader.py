@@ -622,7 +622,8 @@ class DocumentReader:
             page = replace(decoded.page, prepared=canvas, ink=replace(decoded.page.ink, lines=()))
             sequence = self._sequence([page], request, number)
             params = replace(sequence.params, max_new_tokens=min(max_new_tokens, sequence.params.max_new_tokens))
-            return await self._infer(replace(sequence, params=params), None, notes_pace=False)
+            # They tell whether the page is read once more, so its text must not depend on what else asks for them.
+            return await self._infer(replace(sequence, params=params, wants_token_scores=True), None, notes_pace=False)
 
         async def enlarge() -> Sequence[Strip]:
             task = replace(

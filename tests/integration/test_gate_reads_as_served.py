@@ -1,5 +1,7 @@
 """What the publish gate measures is what the service serves: the same texts and the same ends, loops included."""
 
+import asyncio
+
 import numpy as np
 import pytest
 from PIL import ImageDraw
@@ -8,6 +10,8 @@ from service.engine.config import EngineLimits
 from service.intake.decoding import OpenDocument
 from service.intake.document import Document
 from service.intake.limits import DecodeTask, IntakeLimits
+from service.ocr.line_reading import read_lines as serve_lines
+from shared.contract.answer import FinishReason
 from shared.contract.repetition import LoopRule
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import Mode, plan_views
@@ -24,8 +28,10 @@ from tests.unit.service.engine.tiny import (
     tiny_request,
     tiny_tokenizer,
 )
+from tests.unit.service.ocr.test_line_reading import LARGER, Reader, enlarged, strips_of
 from trainer.evaluation.samples import Layout, Sample
-from trainer.reading.generation import LOOP_RULE, generate_texts
+from trainer.reading.generation import LOOP_RULE, Generated, generate_texts
+from trainer.reading.lines import read_lines
 from trainer.reading.model import ModelReader, ReadingOptions
 
 pytestmark = pytest.mark.integration
@@ -87,3 +93,25 @@ def test_a_crop_is_shown_to_the_model_as_the_service_shows_it(tmp_path, tilt, ha
     plain = PageViews(plan, *prepare_views(crop, plan, NANO_GEOMETRY))
     is_as_it_was = all(np.array_equal(one, other) for one, other in zip(read.arrays, plain.arrays, strict=True))
     assert is_as_it_was is (not tilt and not has_frame)
+
+
+@pytest.mark.parametrize("num_unsure", [0, 3, 24])
+def test_a_page_is_read_by_its_lines_as_it_is_served(num_unsure):
+    def answer(numbers):
+        if numbers[0] >= LARGER:
+            return "\n".join("line again" for _ in numbers), FinishReason.STOP
+        return "\n".join(("blurred" if n < num_unsure else "line") + f" {n}" for n in numbers), FinishReason.STOP
+
+    reader = Reader(answer)
+
+    def generated(views):
+        results = [asyncio.run(reader(view, 4000)) for view in views]
+        return [Generated(one.text, one.completion_tokens, one.finish_reason, one.token_scores) for one in results]
+
+    async def enlarge():
+        return enlarged(24)
+
+    read = read_lines(strips_of(24), NANO_GEOMETRY, generated, lambda: enlarged(24))
+    served = asyncio.run(serve_lines(strips_of(24), NANO_GEOMETRY, None, reader, enlarge=enlarge)).result
+    assert (read.text, read.token_scores) == (served.text, served.token_scores)
+    assert read.text.count("again") == (2 if num_unsure == 3 else 0)

@@ -37,6 +37,7 @@ from service.intake.pdf import fitting_scale, has_user_units, open_pdf
 from service.intake.preview import PreviewTask
 from shared.deepseek_ocr.forms import PageImage, PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
+from shared.images.canvases import LARGE_EM_PX
 from shared.images.ink import find_ink
 from shared.images.page_ink import Turn
 from tests.support.pdf import make_pdf
@@ -96,7 +97,7 @@ def frames(file_format: str, count: int) -> bytes:
 
 
 def test_task_survives_the_wire() -> None:
-    wanted = task(3)
+    wanted = replace(task(3), lines_from_views=1, em_px=LARGE_EM_PX)
     assert DecodeTask.from_wire(wanted.to_wire()) == wanted
 
 

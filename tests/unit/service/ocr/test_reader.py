@@ -48,7 +48,7 @@ from shared.deepseek_ocr.geometry import Mode, ViewPlan
 from shared.deepseek_ocr.nano_config import NANO_GEOMETRY
 from shared.deepseek_ocr.reading_layout import ReadingLayout
 from shared.images.accounting import Account, account
-from shared.images.canvases import Strip
+from shared.images.canvases import EM_PX, LARGE_EM_PX, Strip
 from shared.images.page_ink import InkLine, PageInk
 from tests.support.fake_engine import SteeredEngine
 from tests.support.loop_clock import LoopClock
@@ -68,7 +68,7 @@ class Source:
         self.fail: set[int] = set()
         """Pages that cannot be decoded."""
         self.error: type[DeepSynthError] = UndecodableError
-        self.fail_lines = False
+        self.fail_lines = self.fail_larger = False
         self.num_failed = self.num_opened = 0
         self.is_opened = True
         """Whether files turn out to be what they seem."""
@@ -92,7 +92,13 @@ class Source:
         await asyncio.sleep(0)
         document.is_unopened = document.is_unopened and not self.is_opened
         as_is = order.turn_degrees == 0
-        if order.page in self.fail or (self.fail_lines and order.lines_from_views == 1) or (self.fail_as_is and as_is):
+        is_failing = [
+            order.page in self.fail,
+            self.fail_lines and order.lines_from_views == 1,
+            self.fail_larger and order.em_px == LARGE_EM_PX,
+            self.fail_as_is and as_is,
+        ]
+        if any(is_failing):
             self.num_failed += 1
             raise self.error
         self.num_decoded += 1
@@ -394,6 +400,23 @@ async def test_a_page_of_which_nothing_could_be_made_is_read_by_its_lines_too() 
     # Only those with little print, and never where the client has chosen how.
     assert [page.status for page in chosen] == [PageStatus.UNREADABLE, PageStatus.UNREADABLE, PageStatus.OK]
     assert (sorted(asked[:5]), asked[5:]) == ([1, 1, 2, 2, 2], [0, 0, 0])
+
+
+async def test_a_page_by_lines_that_was_not_read_surely_is_decoded_once_more_for_larger_print(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Its words have all probabilities, most of them too low.
+    monkeypatch.setattr("shared.deepseek_ocr.read_strips.LEAST_SURE", 0.0)
+    async with bench(engine=engine_of_lines()) as it:
+        it.source.ink_of_lines = {1: PageInk(marks=500, ink_ratio=0.1), 2: PageInk(marks=500, ink_ratio=0.1)}
+        (page,) = (await it.read(1, layout=ReadingLayout.LINES)).pages
+        orders = [(order.lines_from_views, order.em_px, order.turn_degrees) for order in it.source.orders]
+        assert orders == [(1, EM_PX, None), (1, LARGE_EM_PX, 0)]
+        assert page.status is PageStatus.OK
+        it.source.fail_larger = True
+        (page,) = (await it.read(1, layout=ReadingLayout.LINES)).pages
+        assert (page.status, it.source.num_failed) == (PageStatus.OK, 1)
+        assert not it.source.held
 
 
 FEW, MANY = PageInk(marks=1, ink_ratio=0.01), PageInk(marks=500, ink_ratio=0.1)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from shared.images.canvases import LARGE_EM_PX, MARGIN_PX, SIDE_PX
 from shared.images.page_lines import lines_of_page
 from shared.images.reading_order import reading_order
 from shared.images.segments import find_segments
@@ -39,6 +40,20 @@ def test_lines_have_true_boxes():
         )  # fmt: skip
     overlaps = [overlap(box, truth) for box, (_, truth) in zip(found.values(), sheet.lines, strict=True)]
     assert np.mean(overlaps) > 0.8
+
+
+def test_rows_are_the_same_in_larger_print():
+    sheet = Sheet()
+    for number, size in enumerate((14, 22, 40)):
+        sheet.write(80, 60 + 90 * number, PROSE[number % 3], size)
+    strips, larger = lines_of_page(sheet.image), lines_of_page(sheet.image, LARGE_EM_PX)
+    for row in range(3):
+        parts, large = ([strip for strip in each if strip.row == row] for each in (strips, larger))
+        boxes = ([box for strip in each for box in strip.parts_px] for each in (parts, large))
+        assert next(boxes) == next(boxes)
+        heights = (np.mean([strip.pixels_HW.shape[0] for strip in each]) for each in (parts, large))
+        assert next(heights) * 1.2 < next(heights)
+        assert max(strip.pixels_HW.shape[1] for strip in large) <= SIDE_PX - 2 * MARGIN_PX
 
 
 def test_words_have_true_boxes_once_their_text_is_known():
