@@ -181,7 +181,8 @@ async def _answer(engine: TorchEngine, page: PageViews, max_new_tokens: int) -> 
     assert task is not None
     name = f"{task.get_name()}-{time.perf_counter_ns()}"
     params = SamplingParams(max_new_tokens)
-    engine.submit(SequenceRequest(name, page, prompt_for(Task.FREE), params, engine.info.model_id))
+    wanted = SequenceRequest(name, page, prompt_for(Task.FREE), params, engine.info.model_id, wants_token_scores=True)
+    engine.submit(wanted)
     while name not in _results:
         # All tasks submit before the first of them steps.
         await asyncio.sleep(0)
