@@ -7,11 +7,13 @@ for long. Knows the engine by a function alone, and of the page's pixels nothing
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from service.engine.protocol import SequenceResult, SequenceTimings
+from service.errors import DeepSynthError
 from shared.contract.answer import FinishReason
 from shared.contract.confidence import TokenScores, joined
 from shared.deepseek_ocr.forms import PageViews
@@ -31,6 +33,8 @@ from shared.images.strip_text import (
     most_tokens,
     shows_text,
 )
+
+_log = logging.getLogger(__name__)
 
 LABEL = "text"
 """Of a line's box, as the public model calls running text."""
@@ -71,7 +75,8 @@ async def read_lines(
         geometry: The checkpoint's.
         max_new_tokens: For the whole page; what is beyond is left out, and the page ends with `length`. None: as many
             as its lines can have.
-        read: Called for several canvases at once; what it raises ends all of them and comes in a group.
+        read: Called for several canvases at once; what it raises ends all of them and comes in a group, except for a
+            `DeepSynthError` once the page was read and is read once more.
         on_text: Called with each piece of the text, in order.
         enlarge: Gives the page's strips with larger print, none if that fails. If the first canvases were not read
             surely, all rows are read once more from them, and the surer reading of each is kept.
@@ -212,22 +217,31 @@ class _LinesReading:
         if spans is None:
             spans = _few_lines(result, count, is_short=is_short)
         self._kept.append((first, result))
+        last = max((index for index, (start, end) in enumerate(spans, first) if start < end), default=first)
         for index, span in enumerate(spans, first):
             read = _read_strip(self._strips[index], result, span)
-            self._read_strips[index] = replace(read, is_missing=is_short and span[0] == span[1])
+            self._read_strips[index] = replace(read, is_cut=is_short and index >= last)
         self._add()
 
     async def look_again(self, strips: Sequence[Strip], most_px: int) -> None:
-        """Read the page once more from strips of larger print, and keep of each row what is surer."""
+        """Read the page once more from strips of larger print, and keep of each row what is surer.
+
+        A fault costs this reading alone, as the page has been read.
+        """
         self._may_look_again = False
         self._second = second = _LinesReading(
             strips, self._geometry, self._max_new_tokens, self._read, em_px=LARGE_EM_PX
         )
-        async with asyncio.TaskGroup() as group:
-            first = 0
-            for canvas in _packed(strips, most_px, LARGE_EM_PX) if strips else ():
-                group.create_task(second.read(first, canvas.strips))
-                first += len(canvas.strips)
+        try:
+            async with asyncio.TaskGroup() as group:
+                first = 0
+                for canvas in _packed(strips, most_px, LARGE_EM_PX) if strips else ():
+                    group.create_task(second.read(first, canvas.strips))
+                    first += len(canvas.strips)
+        except* DeepSynthError:
+            _log.warning("a page could not be read once more from larger print", exc_info=True)
+            # Rows of which a part was read would lose the rest.
+            second._read_strips = []
         first_look = [read for read in self._read_strips if read is not None]
         self._read_strips = [*surer(first_look, [read for read in second._read_strips if read is not None])]
         self._add()
@@ -264,7 +278,7 @@ class _LinesReading:
         self._num_tokens += read.num_tokens
         # What the limit cut is the end of the page, whatever was read after it.
         is_over = self._max_new_tokens is not None and self._num_tokens > self._max_new_tokens
-        self._has_ended |= is_over or read.is_missing
+        self._has_ended |= is_over or (read.is_cut and not read.text)
         text = "" if self._has_ended else read.text
         at = self._page.add(read.strip, text)
         self._scores.append(read.scores and read.scores.within(0, len(text), at))

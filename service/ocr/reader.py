@@ -544,15 +544,19 @@ class DocumentReader:
         return page
 
     async def _read_page(self, decoded: _Decoded, reading: _Reading) -> None:
-        # A line in a shadow is likely to be none, and the text of a chat cannot be taken back.
-        on_delta = None if decoded.page.ink.is_in_shadow else reading.on_delta
+        page, request = decoded.page, reading.request
+        # A line in a shadow is likely to be none; the others are read again if they give no text.
+        may_change = page.ink.is_in_shadow or page.turned_degrees or self._has_other_form(page, request)
+        is_judged = request.task in _TRANSCRIBES and not request.reads_blank_pages
+        # The text of a chat cannot be taken back.
+        on_delta = None if may_change and is_judged else reading.on_delta
         on_text = None if on_delta is None else partial(on_delta, decoded.result.page)
         result = await self._read_once(decoded, reading, on_text)
-        if decoded.page.turned_degrees and result.status in _WITHOUT_TEXT:
+        if page.turned_degrees and result.status in _WITHOUT_TEXT:
             result = await self._read_unturned(decoded, reading, result)
         if result.status is PageStatus.UNREADABLE:
             result = await self._read_otherwise(decoded, reading, result)
-        if result.status is PageStatus.UNREADABLE and decoded.page.ink.is_in_shadow:
+        if result.status is PageStatus.UNREADABLE and page.ink.is_in_shadow:
             result = replace(result, status=PageStatus.BLANK)
         reading.finish(result)
 
@@ -596,10 +600,8 @@ class DocumentReader:
 
         Of a single word a model may see nothing in one form and be sure of it in the other.
         """
-        request, info, page = reading.request, self._engine.info, decoded.page
-        is_chosen = request.layout is ReadingLayout.PAGE or request.wants_token_scores
-        reads_lines = lines_from_views(request.layout, info.geometry, is_base=request.model_id == info.model_id) > 0
-        if is_chosen or not reads_lines or page.ink.marks >= MOST_MARKS:
+        request, page = reading.request, decoded.page
+        if not self._has_other_form(page, request):
             return first
         task = replace(
             self._decode_task(page.page, request),
@@ -611,6 +613,13 @@ class DocumentReader:
             return first
         second = await self._read_once(replace(decoded, page=other), reading, None)
         return second if second.status is PageStatus.OK else first
+
+    def _has_other_form(self, page: DecodedPage, request: OcrRequest) -> bool:
+        """Whether a page is read otherwise if nothing could be made of it."""
+        info = self._engine.info
+        is_chosen = request.layout is ReadingLayout.PAGE or request.wants_token_scores
+        reads_lines = lines_from_views(request.layout, info.geometry, is_base=request.model_id == info.model_id) > 0
+        return not is_chosen and reads_lines and page.ink.marks < MOST_MARKS
 
     async def _read_by_lines(
         self, decoded: _Decoded, reading: _Reading, on_text: Callable[[str], None] | None

@@ -73,8 +73,12 @@ export class Pages {
   async fetch(page) {
     if (this.pictures.has(page)) return this.pictures.get(page);
     this.stopped.signal.throwIfAborted();
-    const { blob, width, height, turned, numPages } = await preview(this.file, page, this.orientationOf(page), this.stopped.signal);
+    const orientation = this.orientationOf(page);
+    const { blob, width, height, turned, numPages } = await preview(this.file, page, orientation, this.stopped.signal);
     this.count = numPages;
+    // Read meanwhile, and in another turn.
+    const isOld = this.turns.has(page) && this.turns.get(page) !== turned && this.orientationOf(page) !== orientation;
+    if (isOld) return this.fetch(page);
     const picture = { url: URL.createObjectURL(blob), width, height, turned };
     this.pictures.set(page, picture);
     return picture;

@@ -42,8 +42,8 @@ class ReadStrip:
     """With places in `text`; None if the reader gives none."""
     num_tokens: float = 0.0
     """Its share of the answer's."""
-    is_missing: bool = False
-    """Whether the page's limit ended the answer before it."""
+    is_cut: bool = False
+    """Whether the page's limit ended the answer in it, or before it."""
 
 
 def confidence_of_row(row: Sequence[ReadStrip]) -> float:
@@ -78,12 +78,13 @@ def surer(first: Iterable[ReadStrip], second: Iterable[ReadStrip]) -> list[ReadS
         second: Of some of these rows.
 
     Returns:
-        Each row of `first` in the form in which its reader was surer of it.
+        Each row of `first` in the form in which its reader was surer of it; a row that the limit cut is compared with
+        nothing.
     """
     others = {row[0].strip.row: row for row in rows_of(second)}
     chosen: list[ReadStrip] = []
     for row in rows_of(first):
         other = others.get(row[0].strip.row)
-        has_text = other is not None and any(read.text for read in other)
-        chosen += other if other and has_text and confidence_of_row(other) > confidence_of_row(row) else row
+        is_read = other is not None and any(read.text for read in other) and not any(read.is_cut for read in other)
+        chosen += other if other and is_read and confidence_of_row(other) > confidence_of_row(row) else row
     return chosen

@@ -741,6 +741,32 @@ def test_turned_image_is_shown_upright_once_it_is_read(browser: Any, server: Ser
         page.wait_for_selector('#boxes[viewBox="0 0 700 500"]')
 
 
+def test_picture_that_comes_after_the_page_was_read_in_another_turn_is_made_again(
+    browser: Any, server: ServerProcess
+) -> None:
+    held: list[Any] = []
+
+    def hold(route: Any) -> None:
+        if held:
+            route.continue_()
+        else:
+            held.append(route)
+
+    with opened(browser, server, before=lambda page: page.route("**/preview", hold)) as page:
+        size = "(image => [image.naturalWidth, image.naturalHeight])(document.getElementById('image'))"
+        page.set_input_files("#file", files=[{**PNG, "buffer": turned_page()}])
+        page.wait_for_selector("#image")
+        read(page)
+        page.click("#more")
+        page.select_option("[name=orientation]", "as-is")
+        read(page)
+        (late,) = held
+        with page.expect_response("**/preview"):
+            late.continue_()
+        page.wait_for_selector('#boxes[viewBox="0 0 700 500"]')
+        becomes(page, size, [700, 500])
+
+
 def shown_options(page: Any) -> list[str]:
     return page.eval_on_selector_all(
         "#options [data-option]",

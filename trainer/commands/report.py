@@ -67,7 +67,7 @@ def report_of(folder: Path) -> str:
 def _record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON; it was truncated or edited") from error
     if not isinstance(record, dict):
         raise UsageError(f"{path} is no record; it was edited")

@@ -130,10 +130,10 @@ def load_page_tests(paths: Sequence[Path]) -> PageTests:
         for number, line in _lines(path):
             place = f"line {number} of {path}"
             try:
-                test = _named(json.loads(line), path.stem, number)
+                test = _named(_parsed_json(line), path.stem, number)
             except KeyError as error:
                 raise _invalid(f"{place} is not a test: it lacks {error}") from error
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise _invalid(f"{place} is not a test: {error}") from error
             if isinstance(test, str):
                 skipped[test] += 1
@@ -164,10 +164,18 @@ def told_skipped(skipped: Mapping[str, int]) -> str:
 
 def _lines(path: Path) -> Iterable[tuple[int, str]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # JSON may hold the other signs that `splitlines` parts lines at.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise _invalid(f"{path} cannot be read: {error}") from error
     return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def _parsed_json(line: str) -> Any:
+    record = json.loads(line)
+    # Halves of a surrogate pair could not be written into a record or a report.
+    json.dumps(record, ensure_ascii=False).encode()
+    return record
 
 
 def _named(record: Any, file: str, number: int) -> NamedTest | str:

@@ -122,12 +122,16 @@ def to_json(result: EvaluationResult) -> str:
     return json.dumps(_all_rounded(record), indent=1, ensure_ascii=False) + "\n"
 
 
-def from_json(text: str) -> EvaluationResult:
+def from_json(text: str | bytes) -> EvaluationResult:
     """Parse what `to_json` wrote; raises `ResultError` if it is not a record of this format."""
     try:
         record = json.loads(text)
-        if record["format"] != FORMAT:
-            raise ResultError(f"the result has format {record['format']}, not {FORMAT}")
+        form = record["format"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ResultError(f"not a result of an evaluation: {error!r}") from error
+    if form != FORMAT:
+        raise ResultError(f"the result has format {form}, not {FORMAT}")
+    try:
         return EvaluationResult(
             date=record["date"],
             commit=record["commit"],
@@ -146,13 +150,13 @@ def from_json(text: str) -> EvaluationResult:
             ),
             page_tests=_tested_set(record.get("page_tests")),
         )
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ResultError(f"not a result of an evaluation: {error!r}") from error
 
 
 def load_result(path: Path) -> EvaluationResult:
     """Read a record from a file; raises `FileNotFoundError`, or `ResultError` if it is not a record of this format."""
-    return from_json(path.read_text(encoding="utf-8"))
+    return from_json(path.read_bytes())
 
 
 def _interval(ends: Sequence[float] | None) -> tuple[float, float] | None:

@@ -68,7 +68,7 @@ def is_set(folder: Path) -> bool:
     try:
         with (folder / INDEX_NAME).open(encoding="utf-8") as index:
             first = json.loads(next((line for line in index if line.strip()), "null"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(first, dict) and "tier" in first
 
@@ -90,7 +90,8 @@ def load_set(folder: Path, tiers: Sequence[str] = (), limit: int | None = None) 
     index = folder / INDEX_NAME
     if not index.is_file():
         raise SampleError(f"{folder} is not an evaluation set: it has no {INDEX_NAME}")
-    lines = index.read_text(encoding="utf-8").splitlines()
+    # JSON may hold the other signs that `splitlines` parts lines at.
+    lines = _read_utf8(index).split("\n")
     samples = [_parse(folder, line, number) for number, line in enumerate(lines, 1) if line.strip()]
     missing = sorted(set(tiers) - {sample.tier for sample in samples})
     if missing:
@@ -163,7 +164,7 @@ def _parse(folder: Path, line: str, number: int) -> Sample:
         entry = json.loads(line)
         name, text_name, tier = str(entry["image"]), str(entry["text"]), str(entry["tier"])
         layout = Layout(entry["layout"]) if "layout" in entry else layout_of_tier(tier)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise SampleError(f"{folder / INDEX_NAME}, line {number}: {error!r}") from error
     if not (folder / name).is_file():
         raise SampleError(f"{folder / INDEX_NAME}, line {number}: there is no {name}")
@@ -173,4 +174,11 @@ def _parse(folder: Path, line: str, number: int) -> Sample:
 def _read_truth(path: Path) -> str:
     if not path.is_file():
         raise SampleError(f"the truth {path} is missing")
-    return path.read_text(encoding="utf-8")
+    return _read_utf8(path)
+
+
+def _read_utf8(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SampleError(f"{path} cannot be read as UTF-8: {error}") from error

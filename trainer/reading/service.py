@@ -125,7 +125,7 @@ class ServiceReader:
         try:
             reading = json.loads(answer.body)
             text, finish = str(reading["text"]), reading.get("finish_reason")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             said = answer.body[:200]
             raise ReaderError(f"the answer to {sample.name} is not one of this service: {said!r}") from error
         return Reading(text, time.perf_counter() - start, finish == "stop")

@@ -82,11 +82,12 @@ def load_worst(path: Path) -> list[WorstPage]:
         return []
     pages = []
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        # Texts may hold the other signs that `splitlines` parts lines at.
+        for line in filter(str.strip, path.read_text(encoding="utf-8").split("\n")):
             entry = json.loads(line)
             readings = tuple(ReaderResult(**reading) for reading in entry.pop("readings"))
             pages.append(WorstPage(**entry, readings=readings))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ResultError(f"{path} has no pages of an evaluation: {error!r}") from error
     if not all(_IMAGE_URL.fullmatch(page.image_url) for page in pages):
         raise ResultError(f"{path} has an image of a format that evaluations do not write")

@@ -303,6 +303,44 @@ def test_what_was_read_first_stays_unless_the_second_look_is_surer(unsure, secon
     assert num_enlarged == 1
 
 
+def test_engine_that_is_lost_in_the_second_look_costs_no_text():
+    class Lost(Reader):
+        async def __call__(self, view: PageViews, max_new_tokens: int) -> SequenceResult:
+            result = await super().__call__(view, max_new_tokens)
+            if LARGER + 16 in numbers_on(view):
+                await asyncio.sleep(0.01)
+                raise EngineLostError
+            return result
+
+    async def enlarge() -> list[Strip]:
+        return enlarged(24)
+
+    def answer(numbers: list[int]) -> tuple[str, FinishReason]:
+        return "\n".join("line again" if n >= LARGER else "blurred" if n == 1 else f"line {n}" for n in numbers), STOP
+
+    shown: list[str] = []
+    reader = Lost(answer)
+    result = asyncio.run(read_lines(strips_of(24), NANO_GEOMETRY, None, reader, shown.append, enlarge=enlarge))
+    assert max(number for numbers in reader.asked for number in numbers) > LARGER
+    assert result.result.text == "".join(shown) == expected(24).replace("line 1 line 2", "blurred line 2")
+
+
+def test_row_that_the_limit_cut_in_the_second_look_stays_as_it_was():
+    def answer(numbers: list[int]) -> tuple[str, FinishReason]:
+        if numbers[0] < LARGER:
+            return "\n".join("blurred" if n < 2 else f"line {n}" for n in numbers), STOP
+        return "\n".join("x" * 82 if n == LARGER else "line again" for n in numbers), STOP
+
+    async def enlarge() -> list[Strip]:
+        return enlarged(9)
+
+    reader = Reader(answer)
+    result = asyncio.run(read_lines(strips_of(9), NANO_GEOMETRY, 90, reader, None, enlarge=enlarge)).result
+    assert reader.asked[-1][0] == LARGER
+    first_look = expected(9).replace("line 0", "blurred").replace("line 1", "blurred")
+    assert (result.text, result.finish_reason) == (first_look, STOP)
+
+
 def test_text_of_a_page_that_is_read_once_more_comes_after_that():
     _, shown, _, num_enlarged = looked_at_again(24, {12}, "line again")
     assert (len(shown), num_enlarged) == (1, 1)

@@ -496,6 +496,19 @@ async def test_a_line_in_a_shadow_is_blank_where_nothing_sure_is_read_and_its_te
     assert deltas == []
 
 
+@pytest.mark.parametrize("ink", [FEW, MANY], ids=["little print", "turned"])
+@pytest.mark.parametrize("blank_pages", [False, True])
+async def test_text_that_another_reading_may_replace_is_not_streamed(ink: PageInk, blank_pages: bool) -> None:
+    deltas: list[str] = []
+    order = OcrRequest(Task.FREE, None, Mode.SMALL, SamplingParams(100), "fake", None, reads_blank_pages=blank_pages)
+    async with bench(engine=engine_of_lines()) as it:
+        it.source.ink, it.source.turned = {1: ink, 2: MANY}, {1: MANY} if ink is MANY else {}
+        with it.gate.admit() as permit:
+            await it.reader.read(b"2", order, permit, on_delta=lambda page, _: deltas.append(page))
+    # Where every answer is given as it is, none is replaced.
+    assert set(deltas) == ({1, 2} if blank_pages else {2})
+
+
 async def test_a_second_decoding_that_fails_leaves_the_page_as_it_was() -> None:
     async with bench(engine=engine_of_lines()) as it:
         it.source.ink = {1: PageInk(marks=1, ink_ratio=0.01)}

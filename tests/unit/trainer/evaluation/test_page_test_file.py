@@ -7,7 +7,7 @@ import json
 import pytest
 
 from trainer.evaluation.page_test_file import NamedTest, PageName, load_page_tests, write_page_tests
-from trainer.evaluation.page_tests import Absent, Baseline, Cell, Order, Present, derive_tests
+from trainer.evaluation.page_tests import Absent, Baseline, Cell, Order, Present, derive_tests, plain
 from trainer.evaluation.text_tables import Side
 from trainer.training.errors import TrainingCode, TrainingError
 
@@ -94,6 +94,8 @@ GOOD = {"page": "a", "type": "present", "text": "a"}
     [
         ("{", "Expecting property name"),
         ("[]", "no JSON object"),
+        pytest.param("[" * 100_000, "recursion", id="deep"),
+        ('{"page": "a", "type": "present", "text": "\\ud800"}', "surrogates not allowed"),
         ({**GOOD, "type": "spelling"}, "'spelling' is none of present, absent"),
         ({"type": "present", "text": "a"}, "lacks 'page'"),
         ({"page": "a", "type": "present"}, "lacks 'text'"),
@@ -117,6 +119,14 @@ def test_a_line_that_is_no_test_is_named(tmp_path, line, said):
         load_page_tests([path])
     assert said in str(refused.value)
     assert refused.value.code is TrainingCode.OPTION_INVALID
+
+
+def test_a_separator_of_lines_may_be_within_a_text(tmp_path):
+    tests = [Present(f"before{sign}after") for sign in "\u2028\u2029\x85"]
+    write_page_tests(tmp_path / "tests.jsonl", {"a.png": tests})
+    assert load_page_tests([tmp_path / "tests.jsonl"]).of_sample("a.png") == tuple(
+        Present(plain(test.text)) for test in tests
+    )
 
 
 def test_files_without_use_are_refused(tmp_path):

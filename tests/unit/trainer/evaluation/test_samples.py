@@ -87,12 +87,15 @@ def test_the_checksum_changes_with_a_pixel_with_a_letter_and_with_nothing_else(t
         ('{"image": "none.png", "text": "a.txt", "tier": "line"}\n', "no none.png"),
         ('{"image": "a.png", "text": "none.txt", "tier": "line"}\n', "none.txt is missing"),
         ('{"image": "a.png", "text": "a.txt", "tier": "line", "layout": "spiral"}\n', "spiral"),
+        ('{"image": "a.png", "text": "latin.txt", "tier": "line"}\n', "latin.txt cannot be read as UTF-8"),
+        pytest.param("[" * 100_000, "line 1.*recursion", id="deep"),
         ("", "no samples"),
     ],
 )
 def test_broken_sets_say_what_is_wrong(tmp_path, index, message):
     Image.new("L", (8, 4)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     (tmp_path / "index.jsonl").write_text(index)
     with pytest.raises(SampleError, match=message):
         load_set(tmp_path)

@@ -133,6 +133,9 @@ def test_a_record_from_before_is_reported_too():
     assert "Base model" not in page, "Tesseract is no base"
 
 
+BROKEN = {"worst.jsonl": "no pages of an evaluation", "evaluation.json": "not a result", "run.json": "not JSON"}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -143,11 +146,14 @@ def test_a_record_from_before_is_reported_too():
             "image of a format",
         ),
         ("evaluation.json", "{}", "not a result"),
+        ("evaluation.json", '{"format": 0}', "error: the result has format 0"),
         ("run.json", "{", "not JSON"),
+        *((name, "[" * 100_000, message) for name, message in BROKEN.items()),
+        *((name, "\udcff", message) for name, message in BROKEN.items()),
     ],
 )
 def test_broken_files_are_said(run, capsys, name, content, message):
-    (run / name).write_text(content)
+    (run / name).write_text(content, encoding="utf-8", errors="surrogateescape")
     assert main(["report", str(run)]) == 2
     assert message in capsys.readouterr().err
 
@@ -156,6 +162,8 @@ def test_worst_pages_come_first_and_right_ones_not_at_all(tmp_path, sample_set):
     _, pages = evaluate([sample_set], [BAD, GOOD], io.StringIO())
     assert [page.sample.name for page in worst_pages(pages, 2)] == ["b.png", "c.png"]
     kept = with_images(worst_pages(pages, 2), ["bad", "good"])
+    # A separator of lines, which JSON need not escape.
+    kept[0] = dataclasses.replace(kept[0], truth="before\u2028after")
     save_worst(tmp_path / "worst.jsonl", kept)
     assert load_worst(tmp_path / "worst.jsonl") == kept
     assert kept[0].readings[0].cer == 1.0
