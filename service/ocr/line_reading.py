@@ -226,9 +226,18 @@ class _LinesReading:
     async def look_again(self, strips: Sequence[Strip], most_px: int) -> None:
         """Read the page once more from strips of larger print, and keep of each row what is surer.
 
-        A fault costs this reading alone, as the page has been read.
+        A fault costs this reading alone, as the page has been read. What the limit leaves out is not read.
         """
         self._may_look_again = False
+        first_look = [read for read in self._read_strips if read is not None]
+        shown: set[int] = set()
+        num_tokens = 0.0
+        for read in first_look:
+            num_tokens += read.num_tokens
+            if self._is_beyond_limit(read, num_tokens):
+                break
+            shown.add(read.strip.row)
+        strips = [strip for strip in strips if strip.row in shown]
         self._second = second = _LinesReading(
             strips, self._geometry, self._max_new_tokens, self._read, em_px=LARGE_EM_PX
         )
@@ -242,7 +251,6 @@ class _LinesReading:
             _log.warning("a page could not be read once more from larger print", exc_info=True)
             # Rows of which a part was read would lose the rest.
             second._read_strips = []
-        first_look = [read for read in self._read_strips if read is not None]
         self._read_strips = [*surer(first_look, [read for read in second._read_strips if read is not None])]
         self._add()
 
@@ -277,12 +285,16 @@ class _LinesReading:
     def _add_strip(self, read: ReadStrip) -> None:
         self._num_tokens += read.num_tokens
         # What the limit cut is the end of the page, whatever was read after it.
-        is_over = self._max_new_tokens is not None and self._num_tokens > self._max_new_tokens
-        self._has_ended |= is_over or (read.is_cut and not read.text)
+        self._has_ended |= self._is_beyond_limit(read, self._num_tokens)
         text = "" if self._has_ended else read.text
         at = self._page.add(read.strip, text)
         self._scores.append(read.scores and read.scores.within(0, len(text), at))
         self._num_added += 1
+
+    def _is_beyond_limit(self, read: ReadStrip, num_tokens: float) -> bool:
+        """Whether the page's limit leaves out a strip with which the page has so many tokens."""
+        is_over = self._max_new_tokens is not None and num_tokens > self._max_new_tokens
+        return is_over or (read.is_cut and not read.text)
 
     def result(self) -> LinesResult:
         """After all strips were read."""

@@ -635,6 +635,8 @@ class DocumentReader:
             return await self._infer(replace(sequence, params=params, wants_token_scores=True), None, notes_pace=False)
 
         async def enlarge() -> Sequence[Strip]:
+            # The page has been read, which a deadline must not take back.
+            reading.renew()
             task = replace(
                 self._decode_task(decoded.page.page, request),
                 turn_degrees=decoded.page.turned_degrees,

@@ -341,6 +341,19 @@ def test_row_that_the_limit_cut_in_the_second_look_stays_as_it_was():
     assert (result.text, result.finish_reason) == (first_look, STOP)
 
 
+def test_rows_after_the_limit_are_not_looked_at_again():
+    reader = Reader(lambda numbers: ("\n".join(f"{'line' if n % 4 else 'blurred'} {n}" for n in numbers), STOP))
+
+    async def enlarge() -> list[Strip]:
+        return enlarged(24)
+
+    result = asyncio.run(read_lines(strips_of(24), NANO_GEOMETRY, 60, reader, None, enlarge=enlarge)).result
+    asked = [number - LARGER for numbers in reader.asked for number in numbers if number >= LARGER]
+    assert asked
+    assert max(asked) < 10
+    assert result.finish_reason is FinishReason.LENGTH
+
+
 def test_text_of_a_page_that_is_read_once_more_comes_after_that():
     _, shown, _, num_enlarged = looked_at_again(24, {12}, "line again")
     assert (len(shown), num_enlarged) == (1, 1)

@@ -409,7 +409,12 @@ async def test_a_page_by_lines_that_was_not_read_surely_is_decoded_once_more_for
     monkeypatch.setattr("shared.deepseek_ocr.read_strips.LEAST_SURE", 0.0)
     async with bench(engine=engine_of_lines()) as it:
         it.source.ink_of_lines = {1: PageInk(marks=500, ink_ratio=0.1), 2: PageInk(marks=500, ink_ratio=0.1)}
-        (page,) = (await it.read(1, layout=ReadingLayout.LINES)).pages
+        deadline = Deadline(60)
+        renewed: list[int] = []
+        monkeypatch.setattr(deadline, "renew", lambda: renewed.append(len(it.source.orders)))
+        (page,) = (await it.read(1, layout=ReadingLayout.LINES, deadline=deadline)).pages
+        # Before the page is decoded once more, and when it is finished.
+        assert renewed == [1, 2]
         orders = [(order.lines_from_views, order.em_px, order.turn_degrees) for order in it.source.orders]
         assert orders == [(1, EM_PX, None), (1, LARGE_EM_PX, 0)]
         assert page.status is PageStatus.OK
