@@ -139,8 +139,8 @@ def _tested_pages(options: argparse.Namespace, sets: Sequence[SampleSet], scratc
     from trainer.evaluation.tested_pages import PDF_FOLDER, find_pages
 
     tests = load_page_tests(options.page_tests).first_pages(options.limit)
-    beside = dict.fromkeys(file.parent for file in options.page_tests)
-    folders = [options.test_pages] if options.test_pages else [*beside, *(folder / PDF_FOLDER for folder in beside)]
+    parents = dict.fromkeys(file.parent for file in options.page_tests)
+    folders = [options.test_pages] if options.test_pages else [*parents, *(folder / PDF_FOLDER for folder in parents)]
     samples = [sample for pages in sets for sample in pages.samples]
     tests = tests.with_baseline() if options.add_baseline else tests
     return find_pages(tests, samples, folders, scratch, options.layout or Layout.PAGE)

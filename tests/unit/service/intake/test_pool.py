@@ -221,17 +221,23 @@ async def test_a_document_may_use_so_much_time_and_no_more() -> None:
         assert (await pool.decode(Document(png(), IntakeLimits()), ORDER)).width_px == 320
 
 
+async def cut_off(pool: ImagePool) -> tuple[ImageProcess, asyncio.Task[DecodedPage]]:
+    """The only process, stopped at work on a page, with the connection closed as its end would close it."""
+    (process,) = pool._all
+    os.kill(process.pid, signal.SIGSTOP)
+    await eventually(lambda: is_stopped(process.pid))
+    reading = asyncio.create_task(pool.decode(Document(png(), IntakeLimits()), ORDER))
+    await eventually(lambda: pool.num_busy == 1)
+    process._pipe.shutdown(socket.SHUT_RD)
+    return process, reading
+
+
 async def test_a_process_that_is_killed_from_outside_and_takes_long_to_end_costs_no_page(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("service.intake.pool.DYING_S", 60.0)
     async with running_pool() as (pool, restarts):
-        (process,) = pool._all
-        os.kill(process.pid, signal.SIGSTOP)
-        await eventually(lambda: is_stopped(process.pid))
-        reading = asyncio.create_task(pool.decode(Document(png(), IntakeLimits()), ORDER))
-        await eventually(lambda: pool.num_busy == 1)
-        process._pipe.shutdown(socket.SHUT_RD)  # what its end does first
+        process, reading = await cut_off(pool)
         await asyncio.sleep(0.5)
         os.kill(process.pid, signal.SIGKILL)
         assert (await reading).width_px == 320
@@ -243,29 +249,19 @@ async def test_a_process_that_closes_its_connection_and_stays_is_ended_and_its_f
 ) -> None:
     monkeypatch.setattr("service.intake.pool.DYING_S", 0.1)
     async with running_pool() as (pool, _):
-        (process,) = pool._all
-        os.kill(process.pid, signal.SIGSTOP)
-        await eventually(lambda: is_stopped(process.pid))
-        victim = asyncio.create_task(pool.decode(Document(png(), IntakeLimits()), ORDER))
-        await eventually(lambda: pool.num_busy == 1)
-        process._pipe.shutdown(socket.SHUT_RD)
+        _, reading = await cut_off(pool)
         with pytest.raises(DecodeCrashError):
-            await victim
+            await reading
 
 
-@pytest.mark.parametrize("must_be_killed", [False, True])
 async def test_log_says_what_was_wrong_with_a_reply(
-    must_be_killed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def refuse(*_: object) -> None:
+        raise BrokenFrameError("no numbers of a line")
+
+    monkeypatch.setattr("service.intake.pool.decode_reply", refuse)
     async with running_pool() as (pool, _):
-        (process,) = pool._all
-
-        def refuse(*_: object) -> None:
-            if must_be_killed:
-                os.kill(process.pid, signal.SIGSTOP)
-            raise BrokenFrameError("no numbers of a line")
-
-        monkeypatch.setattr("service.intake.pool.decode_reply", refuse)
         with pytest.raises(DecodeCrashError):
             await pool.decode(Document(png(), IntakeLimits()), ORDER)
         await eventually(lambda: any(record.message == "image process replaced" for record in caplog.records))
