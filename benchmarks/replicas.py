@@ -5,10 +5,10 @@
         --setting MAX_CONCURRENT_REQUESTS=512 --out auto
     python benchmarks/replicas.py --model fake --device cpu --cards 2 --clients 8 --duration 5 --side 64
 
-Starts a service for each card, which sees that card alone, or with `--per-card` several, and loads first one service,
-then all at once, each from client processes of its own. No gateway is between: how requests are shared out is not
-measured. Where `client_cpu_share` is near 1, the clients are what limits, and the gain says nothing about cards. Pages
-are noise, or with `--text` rows of text, as with `online.py`.
+Starts a service for each card, which sees that card alone, or with `--per-card` several that share its memory. Loads
+first one service, then all at once, each from client processes of its own. No gateway is between: how requests are
+shared out is not measured. Where `client_cpu_share` is near 1, the clients are what limits, and the gain says nothing
+about cards. Pages are noise, or with `--text` rows of text, as with `online.py`.
 """
 
 from __future__ import annotations
@@ -61,8 +61,11 @@ def services(cards: int, per_card: int, model: str, device: str, settings: Mappi
         urls = []
         for number in range(cards * per_card):
             (volume := folder / f"volume{number}").mkdir()
+            # A share counts what is used already: the services on a card start one after another.
+            share = {"GPU_MEMORY_FRACTION": str(0.9 * (number % per_card + 1) / per_card)}
             with one_card(number // per_card if device == "cuda" else None):
-                running = stack.enter_context(service(volume, folder / f"{number}.log", **chosen, **settings))
+                given = {**chosen, **share, **settings}
+                running = stack.enter_context(service(volume, folder / f"{number}.log", **given))
             urls.append(running.url)
         yield urls
 
