@@ -1,4 +1,4 @@
-"""Invoices and receipts, drawn in six languages: heads of labels and values, positions, sums, banks at the foot."""
+"""Invoices, drawn in six languages: heads of labels and values, positions, sums, banks at the foot."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from trainer.nano.corpus import synthetic_text
 from trainer.nano.corpus.paper_words import INVOICE_SHARES, INVOICES, InvoiceWords
-from trainer.nano.fonts.glyphs import Glyphs
 from trainer.nano.pages.blocks import Block, FixedLines
 from trainer.nano.pages.grid import Grid, set_grid
 from trainer.nano.pages.layout import Column
@@ -17,18 +16,11 @@ from trainer.nano.pages.rows import Cell
 
 
 class InvoiceRenderer(PaperRenderer):
-    """Renders invoices and receipts."""
+    """Renders invoices."""
 
     def render_invoice(self) -> RenderedPage:
-        """Render an invoice or a receipt; text and errors as of `render_mosaic`."""
-        if self._rng.random() < 0.25:
-            return self.render_receipt()
+        """Render an invoice; text and errors as of `render_mosaic`."""
         return self._render(self._invoice, (A4, A4, A4, (1000, 1414), (1654, 2339), LETTER), Tier.PAGE, (14, 24))
-
-    def render_receipt(self) -> RenderedPage:
-        """Render a receipt of a shop; text and errors as of `render_mosaic`."""
-        narrow = ((480, 1280), (560, 1600), (640, 1900), (420, 900), (720, 1900))
-        return self._render(self._receipt, narrow, Tier.PAGE, (15, 26))
 
     def _language(self) -> str:
         known = [name for name in INVOICES if name in self._corpus.languages]
@@ -220,59 +212,3 @@ class InvoiceRenderer(PaperRenderer):
             self._set(column, FixedLines(tuple(content)), replace(small, leading=1.2), page)
             texts.append(column.text())
         return "\n\n".join(text for text in texts if text)
-
-    def _receipt(self, page: BandedPage) -> None:
-        rng = self._rng
-        language = self._language()
-        words = INVOICES[language]
-        glyphs = page.style.glyphs
-        rows = self._rows(page, page.style, round(glyphs.size_px * rng.uniform(1.1, 1.5)))
-        x, width = page.left, page.width
-        for line in synthetic_text.address(rng, self._corpus):
-            rows.add(Cell(line, x, width, "center"))
-        sign = rng.choice(("-", "-", "=", "*", "_", ""))
-        currency = rng.choice(("", "", "", "$", "£", "RM", "RM ", "€ ", "CHF "))
-
-        def price(most: float) -> str:
-            """An amount, as one in four is written with the currency."""
-            return (currency if rng.random() < 0.25 else "") + self._money(words, most)
-
-        def rule() -> None:
-            if sign:
-                rows.add(Cell(sign * max(width // max(glyphs.width(sign), 1), 1), x, width))
-            else:
-                rows.add()
-
-        def pair(label: str, value: str, face: Glyphs | None = None) -> bool:
-            # A long name leaves the price its room.
-            room = width - (face or glyphs).width(value) - glyphs.size_px // 2
-            return rows.add(Cell(label, x, room, glyphs=face), Cell(value, x, width, "right", face))
-
-        rows.add()
-        for _ in range(rng.randint(0, 3)):
-            pair(f"{rng.choice(words.receipt)}{rng.choice((':', ''))}", self._value(words))
-        rule()
-        tax = rng.choice((("A", "B"), ("1", "2"), ("", "")))
-        for _ in range(rng.randint(2, 26)):
-            name = self._description(language)
-            if not pair(name.upper() if rng.random() < 0.5 else name, f"{price(2)} {rng.choice(tax)}".strip()):
-                break
-            if rng.random() < 0.2:
-                rows.add(
-                    Cell(
-                        f"{rng.randint(2, 9)} {rng.choice('xX@')} {price(1.5)}",
-                        x + glyphs.size_px,
-                        width - glyphs.size_px,
-                    )
-                )
-        rule()
-        pair(rng.choice(words.totals), price(3), page.style.heading if rng.random() < 0.6 else None)
-        for _ in range(rng.randint(1, 7)):
-            pair(rng.choice(words.receipt), rng.choice((price(2.5), self._value(words))))
-        rule()
-        for _ in range(rng.randint(0, 4)):
-            text = rng.choice(
-                (rng.choice(words.receipt), rng.choice(words.letter), synthetic_text.date(rng), self._value(words))
-            )
-            rows.prose(text, x, width, align="center")
-        rows.close()

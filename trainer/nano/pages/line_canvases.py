@@ -7,6 +7,7 @@ piece of a word is what is left of it.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,9 +32,10 @@ EFFECTS: Final = (
 )  # fmt: skip
 """Those of `degrade` that leave everything in its place."""
 NEIGHBOURS_SHARE: Final = 0.15
-EM_SPREAD: Final = 0.22
+EM_RANGE_PX: Final = (0.75 * EM_PX, 1.6 * EM_PX)
+"""Print is cut out at `EM_PX`, and at up to half more where a reader is unsure (`LARGE_EM_PX`)."""
 MOST_LINES: Final = (5, 20)
-LOW_SHARE: Final = 0.4
+LOW_SHARE: Final = 0.3
 LOW_LINES: Final = (2, 7)
 """On low canvases, which a CPU reads pages by: several short answers side by side take fewer steps than a long one."""
 MAX_TRIES: Final = 30
@@ -110,7 +112,7 @@ class LineCanvases:
             names = tuple(name for name in EFFECTS if rng.random() < 0.3)
             ink, _ = degrade(ink, np.random.default_rng(rng.getrandbits(32)), names)
         level = find_segments(Image.fromarray(ink).convert("RGB"))
-        em_px = EM_PX * (1 + rng.uniform(-EM_SPREAD, EM_SPREAD))
+        em_px = math.exp(rng.uniform(*map(math.log, EM_RANGE_PX)))
         keeps_neighbours = rng.random() < NEIGHBOURS_SHARE
         strips = cut_strips(level, reading_order(level.segments), em_px, keeps_neighbours=keeps_neighbours)
         truth = _Truth(page.text)

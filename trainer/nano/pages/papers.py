@@ -26,13 +26,18 @@ class PaperRenderer(MosaicRenderer):
     """Renders pages of one kind from the same faces and texts as the tiers."""
 
     def _render(
-        self, fill: Callable[[BandedPage], None], sizes: Sequence[tuple[int, int]], tier: Tier, em: tuple[int, int]
+        self,
+        fill: Callable[[BandedPage], None],
+        sizes: Sequence[tuple[int, int]],
+        tier: Tier,
+        em: tuple[int, int],
+        kind: str | None = None,
     ) -> RenderedPage:
         rng = self._rng
         for _ in range(MAX_TRIES):
             width, height = rng.choice(sizes)
             scale = 1.25 if max(width, height) > 2000 else 0.8 if max(width, height) < 1450 and width >= 900 else 1.0
-            face, size = self._face_and_size(tier, (max(round(em[0] * scale), 11), round(em[1] * scale)))
+            face, size = self._face_and_size(tier, (max(round(em[0] * scale), 11), round(em[1] * scale)), kind)
             style, faces = self._style(face, size)
             bold = self._bold(face)
             style = replace(style, spacing=0, strokes=0.0, align="left", hyphenate=False, leading=rng.uniform(1.1, 1.5))

@@ -253,14 +253,20 @@ class PageRenderer:
             column.sheet.rule(middle, top, middle + 1, column.bottom)
         return columns
 
-    def _face_and_size(self, tier: Tier, size_range: tuple[int, int]) -> tuple[FontFace, int]:
+    def _face_and_size(self, tier: Tier, size_range: tuple[int, int], kind: str | None = None) -> tuple[FontFace, int]:
         """Pick a face and a size, often a recent one, whose glyphs are cached."""
         rng, recent = self._rng, self._recent[tier]
-        usable = [pair for pair in recent if size_range[0] <= pair[1] <= size_range[1]]
+        usable = [
+            (face, size)
+            for face, size in recent
+            if size_range[0] <= size <= size_range[1] and kind in (None, face.kind)
+        ]
         if len(usable) >= RECENT_FACES // 2 and rng.random() < REUSE:
             return rng.choice(usable)
         size = round(math.exp(rng.uniform(math.log(size_range[0]), math.log(size_range[1]))))
-        pair = (self._fonts.pick(rng, kind=books.pick_kind(rng) if tier in SCANS else None), size)
+        if tier in SCANS:
+            kind = books.pick_kind(rng)
+        pair = (self._fonts.pick(rng, kind=kind), size)
         recent.append(pair)
         if len(recent) > RECENT_FACES:
             recent.pop(0)

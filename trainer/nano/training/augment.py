@@ -73,7 +73,7 @@ class Degradation:
         _, H, W = coverage_BHW.shape
         ys, xs = (torch.arange(side, device=coverage_BHW.device) + 0.5 for side in (H, W))
         for pitch in (1.6, 2.0, 2.4):
-            rows = self._some(len(coverage_BHW), 0.04)
+            rows = self._some(len(coverage_BHW), 0.05)
             if not len(rows):
                 continue
             B = len(rows)

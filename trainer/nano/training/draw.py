@@ -17,6 +17,7 @@ from trainer.nano.pages.court import CourtRenderer
 from trainer.nano.pages.invoices import InvoiceRenderer
 from trainer.nano.pages.line_canvases import CanvasSample, LineCanvases
 from trainer.nano.pages.mosaic import MosaicRenderer, blank_page
+from trainer.nano.pages.receipts import ReceiptRenderer
 from trainer.nano.pages.render import SCANS, RenderedPage, Tier
 from trainer.nano.pages.tables import TableRenderer
 from trainer.nano.pdf.pages import PdfPages, PdfSample
@@ -33,8 +34,8 @@ SMALL_PX = (10, 18)
 
 
 PAGES_OF_LINES = {
-    "page": 0.12, "sheet": 0.1, "mosaic": 0.12, "court": 0.1, "invoice": 0.08, "receipt": 0.14, "table": 0.1,
-    "pdf-page": 0.24,
+    "block": 0.06, "page": 0.08, "sheet": 0.08, "mosaic": 0.1, "court": 0.06, "invoice": 0.08, "receipt": 0.24,
+    "table": 0.08, "pdf-page": 0.22,
 }  # fmt: skip
 """Shares of the pages that canvases of lines are cut from."""
 
@@ -47,12 +48,11 @@ class Draw:
     ) -> None:
         library, texts = FontLibrary(fonts), Corpus(corpus)
         self._renderer = MosaicRenderer(library, texts, seed)
-        invoices = InvoiceRenderer(library, texts, seed)
         self._whole = {
             "mosaic": self._renderer.render_mosaic,
             "court": CourtRenderer(library, texts, seed).render_court,
-            "invoice": invoices.render_invoice,
-            "receipt": invoices.render_receipt,
+            "invoice": InvoiceRenderer(library, texts, seed).render_invoice,
+            "receipt": ReceiptRenderer(library, texts, seed).render_receipt,
             "table": TableRenderer(library, texts, seed).render_table,
         }
         self._pdfs = None if pdfs is None else PdfPages(pdfs, geometry, seed)

@@ -64,8 +64,8 @@ class Stage:
 
 
 LAST_MIX = {
-    "lines": 0.45, "line": 0.03, "few": 0.02, "block": 0.07, "half": 0.02, "page": 0.03, "crop": 0.08, "sheet": 0.03,
-    "mosaic": 0.04, "court": 0.03, "invoice": 0.04, "table": 0.03, "blank": 0.01, "pdf-page": 0.08, "pdf-cut": 0.04,
+    "lines": 0.42, "line": 0.06, "few": 0.04, "block": 0.12, "half": 0.02, "page": 0.03, "crop": 0.06, "sheet": 0.02,
+    "mosaic": 0.03, "court": 0.02, "invoice": 0.03, "table": 0.03, "blank": 0.01, "pdf-page": 0.07, "pdf-cut": 0.04,
 }  # fmt: skip
 
 CURRICULUM = (

@@ -11,6 +11,7 @@ from trainer.nano.pages.court import CourtRenderer
 from trainer.nano.pages.invoices import InvoiceRenderer
 from trainer.nano.pages.layout import Sheet, TextStyle
 from trainer.nano.pages.mosaic import BandedPage
+from trainer.nano.pages.receipts import ReceiptRenderer
 from trainer.nano.pages.rows import Cell, Rows
 from trainer.nano.pages.tables import TableRenderer
 
@@ -20,7 +21,7 @@ from trainer.nano.pages.tables import TableRenderer
     [
         (CourtRenderer, CourtRenderer.render_court),
         (InvoiceRenderer, InvoiceRenderer.render_invoice),
-        (InvoiceRenderer, InvoiceRenderer.render_receipt),
+        (ReceiptRenderer, ReceiptRenderer.render_receipt),
         (TableRenderer, TableRenderer.render_table),
     ],
 )
