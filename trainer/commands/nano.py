@@ -51,10 +51,10 @@ def _add_evalset(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def _tier_count(text: str) -> tuple[str, int]:
     """Parse `TIER=N`."""
-    from trainer.nano.pages.evaluation_set import EVALUATION_TIERS, TABLE_TIER
+    from trainer.nano.pages.evaluation_set import CODE_TIER, EVALUATION_TIERS, TABLE_TIER
 
     tier, _, count = text.partition("=")
-    tiers = (*EVALUATION_TIERS, TABLE_TIER)
+    tiers = (*EVALUATION_TIERS, TABLE_TIER, CODE_TIER)
     if tier not in tiers:
         raise argparse.ArgumentTypeError(f"there is no tier {tier!r}; known are {', '.join(tiers)}")
     try:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,7 @@ from trainer.evaluation.page_test_file import write_page_tests
 from trainer.evaluation.page_tests import derive_tests
 from trainer.nano.corpus.corpus import Corpus
 from trainer.nano.fonts.library import FontLibrary
+from trainer.nano.pages.codes import CodeRenderer
 from trainer.nano.pages.render import PageRenderer, RenderedPage, Tier
 from trainer.nano.pages.tables import TableRenderer
 
@@ -28,6 +29,13 @@ INDEX_NAME: Final = "index.jsonl"
 EVALUATION_TIERS: Final = ("line", "block", "page", "degraded-line", "degraded-block")
 TABLE_TIER: Final = "table"
 """Whole pages with tables as they are printed, drawn only if asked for: the published set has none."""
+CODE_TIER: Final = "code"
+"""Lines of codes, numbers and random strings, drawn only if asked for."""
+_ASKED_FOR: Final[dict[str, tuple[type[PageRenderer], Callable[[Any], RenderedPage], str]]] = {
+    TABLE_TIER: (TableRenderer, TableRenderer.render_table, "page"),
+    CODE_TIER: (CodeRenderer, CodeRenderer.render_code, "line"),
+}
+"""Renderer, its method, and the layout of its pages."""
 TESTS_NAME: Final = "page-tests.jsonl"
 DEFAULT_PER_TIER: Final = {"line": 100, "block": 60, "page": 20, "degraded-line": 60, "degraded-block": 60}
 # Em sizes; a page scanned at 100 dpi has lines and blocks as small as 14 px.
@@ -40,7 +48,7 @@ class EvaluationPage:
     """A page of the set and how it was made.
 
     Attributes:
-        tier: one of `EVALUATION_TIERS`, or `TABLE_TIER`.
+        tier: one of `EVALUATION_TIERS`, `TABLE_TIER` or `CODE_TIER`.
         image: uint8 [H, W].
         text: the truth.
         fonts: file names of the faces.
@@ -78,8 +86,7 @@ def build_evaluation_set(
     rows, tests = [], {}
     for position, (tier, count) in enumerate((per_tier or DEFAULT_PER_TIER).items()):
         (partial / tier).mkdir(parents=True)
-        kind = TableRenderer if tier == TABLE_TIER else PageRenderer
-        renderer = kind(library, corpus, seed * 1000 + position)
+        renderer = _renderer_of(tier)(library, corpus, seed * 1000 + position)
         rng = np.random.default_rng(seed * 1000 + position)
         counts[tier] = 0
         for number in range(count):
@@ -96,10 +103,10 @@ def build_evaluation_set(
 
 
 def make_page(renderer: PageRenderer, tier: str, rng: np.random.Generator) -> EvaluationPage:
-    """Render one page of a tier of `EVALUATION_TIERS`, or of the renderer's tables; `rng` draws its degradation."""
-    if isinstance(renderer, TableRenderer):
-        table = renderer.render_table()
-        return EvaluationPage(tier, table.ink, table.text, table.fonts, table.sizes_px)
+    """Render one page of a tier with its renderer; `rng` draws its degradation."""
+    if tier in _ASKED_FOR:
+        drawn = _ASKED_FOR[tier][1](renderer)
+        return EvaluationPage(tier, drawn.ink, drawn.text, drawn.fonts, drawn.sizes_px)
     clean_tier = tier.removeprefix("degraded-")
     page = renderer.render(Tier(clean_tier), size_px=_SIZES[clean_tier])
     while clean_tier == "page" and not 1000 <= page.ink.shape[1] <= 1300:
@@ -110,6 +117,10 @@ def make_page(renderer: PageRenderer, tier: str, rng: np.random.Generator) -> Ev
         image, effects = degrade(image, rng)
         image = _within(image, MAX_SIDE_PX)
     return EvaluationPage(tier, image, page.text, page.fonts, page.sizes_px, effects)
+
+
+def _renderer_of(tier: str) -> type[PageRenderer]:
+    return _ASKED_FOR[tier][0] if tier in _ASKED_FOR else PageRenderer
 
 
 def contact_sheet(pages: Sequence[RenderedPage | EvaluationPage], columns: int, scale: float = 1.0) -> Image.Image:
@@ -146,7 +157,7 @@ def _write_page(folder: Path, stem: str, page: EvaluationPage) -> dict[str, obje
         "image": f"{stem}.png",
         "text": f"{stem}.txt",
         "tier": page.tier,
-        **({"layout": "page"} if page.tier == TABLE_TIER else {}),
+        **({"layout": _ASKED_FOR[page.tier][2]} if page.tier in _ASKED_FOR else {}),
         "fonts": page.fonts,
         "sizes_px": page.sizes_px,
         "effects": page.effects,

@@ -45,6 +45,15 @@ def test_pages_with_tables_are_drawn_if_asked_for_and_tests_name_every_page(font
         assert not of_page or passed_ratio(of_page, "") == 0
 
 
+def test_lines_of_codes_are_drawn_if_asked_for(fonts_dir, corpus_dir, tmp_path):
+    build_evaluation_set(fonts_dir, corpus_dir, tmp_path / "set", per_tier={"code": 12})
+    pages = load_set(tmp_path / "set").samples
+    assert {(page.tier, page.layout) for page in pages} == {("code", "line")}
+    assert len({page.truth for page in pages}) == 12
+    assert all(page.truth.isascii() for page in pages)
+    assert sum(any(map(str.isdigit, page.truth)) for page in pages) > 8
+
+
 def test_degraded_blocks_still_fit_into_one_view(fonts_dir, corpus_dir, tmp_path):
     build_evaluation_set(fonts_dir, corpus_dir, tmp_path / "set", per_tier={"degraded-block": 6})
     for path in (tmp_path / "set" / "degraded-block").glob("*.png"):
