@@ -20,7 +20,7 @@ from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.grounding import Region
 from shared.deepseek_ocr.line_views import view_of
-from shared.deepseek_ocr.read_strips import ReadStrip, is_worth_another_look, surer
+from shared.deepseek_ocr.read_strips import ReadStrip, is_worth_another_look, surer, unsure_rows
 from shared.images.canvases import EM_PX, LARGE_EM_PX, SIDE_PX, Canvas, Strip, pack, pack_evenly
 from shared.images.strip_text import (
     LEAST_CONFIDENCE,
@@ -79,7 +79,7 @@ async def read_lines(
             `DeepSynthError` once the page was read and is read once more.
         on_text: Called with each piece of the text, in order.
         enlarge: Gives the page's strips with larger print, none if that fails. If the first canvases were not read
-            surely, all rows are read once more from them, and the surer reading of each is kept.
+            surely, rows of canvases that were not are read once more from them, and the surer reading of each is kept.
         most_px: Height of a canvas at most. Many low ones have short answers, which are written at once.
         least_confidence: Of answers that are on the page. If most of the first canvases have less, the page shows no
             text, and no more of it is read.
@@ -220,24 +220,24 @@ class _LinesReading:
         last = max((index for index, (start, end) in enumerate(spans, first) if start < end), default=first)
         for index, span in enumerate(spans, first):
             read = _read_strip(self._strips[index], result, span)
-            self._read_strips[index] = replace(read, is_cut=is_short and index >= last)
+            self._read_strips[index] = replace(read, is_cut=is_short and index >= last, canvas=first)
         self._add()
 
     async def look_again(self, strips: Sequence[Strip], most_px: int) -> None:
-        """Read the page once more from strips of larger print, and keep of each row what is surer.
+        """Read what is unsure once more from strips of larger print, and keep of each row what is surer.
 
         A fault costs this reading alone, as the page has been read. What the limit leaves out is not read.
         """
         self._may_look_again = False
         first_look = [read for read in self._read_strips if read is not None]
-        shown: set[int] = set()
+        unsure, shown = unsure_rows(first_look), set[int]()
         num_tokens = 0.0
         for read in first_look:
             num_tokens += read.num_tokens
             if self._is_beyond_limit(read, num_tokens):
                 break
             shown.add(read.strip.row)
-        strips = [strip for strip in strips if strip.row in shown]
+        strips = [strip for strip in strips if strip.row in shown & unsure]
         self._second = second = _LinesReading(
             strips, self._geometry, self._max_new_tokens, self._read, em_px=LARGE_EM_PX
         )

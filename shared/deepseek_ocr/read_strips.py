@@ -44,10 +44,12 @@ class ReadStrip:
     """Its share of the answer's."""
     is_cut: bool = False
     """Whether the page's limit ended the answer in it, or before it."""
+    canvas: int = 0
+    """On which of a look's canvases it was read."""
 
 
 def confidence_of_row(row: Sequence[ReadStrip]) -> float:
-    """How sure a reader is of a row's print.
+    """How sure a reader is of the print of a row, or of other strips.
 
     Args:
         row: All of its strips.
@@ -68,6 +70,21 @@ def confidence_of_row(row: Sequence[ReadStrip]) -> float:
 def rows_of(strips: Iterable[ReadStrip]) -> list[list[ReadStrip]]:
     """Strips in reading order, by their row."""
     return [list(row) for _, row in groupby(strips, key=lambda read: read.strip.row)]
+
+
+def unsure_rows(strips: Iterable[ReadStrip]) -> set[int]:
+    """Rows that are worth another look: those on canvases that were not read surely.
+
+    Single rows would lose their neighbours, without which the reader is less good.
+
+    Args:
+        strips: Of a page that is worth it, each canvas's next to each other.
+
+    Returns:
+        Their numbers.
+    """
+    canvases = (list(canvas) for _, canvas in groupby(strips, key=lambda read: read.canvas))
+    return {read.strip.row for canvas in canvases if confidence_of_row(canvas) < SURE for read in canvas}
 
 
 def surer(first: Iterable[ReadStrip], second: Iterable[ReadStrip]) -> list[ReadStrip]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shared.contract.confidence import TokenScores, joined
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.line_views import view_of
-from shared.deepseek_ocr.read_strips import ReadStrip, is_worth_another_look, surer
+from shared.deepseek_ocr.read_strips import ReadStrip, is_worth_another_look, surer, unsure_rows
 from shared.images.canvases import EM_PX, LARGE_EM_PX, Strip, pack
 from shared.images.strip_text import PROBED_CANVASES, PageText, Span, first_line, is_texture, lines_of, shows_text
 from trainer.reading.generation import Generated
@@ -43,7 +43,9 @@ def read_lines(
     """
     page, is_unsure = _read_strips(strips, geometry, read, EM_PX, has_probe=True)
     if is_unsure:
-        page = surer(page, _read_strips(enlarge(), geometry, read, LARGE_EM_PX)[0])
+        unsure = unsure_rows(page)
+        larger = [strip for strip in enlarge() if strip.row in unsure]
+        page = surer(page, _read_strips(larger, geometry, read, LARGE_EM_PX)[0])
     text = PageText()
     scores: list[TokenScores | None] = []
     for each in page:
@@ -93,7 +95,7 @@ def _read_strips(
             if spans is None:
                 spans = [first_line(answer.text) if answer.ended else (0, 0)]
             for index, span in enumerate(spans, first):
-                found[index] = _read_strip(strips[index], answer, span)
+                found[index] = replace(_read_strip(strips[index], answer, span), canvas=first)
         waiting, gives_up = again, False
         answers = read_all(waiting)
     return [each for each in found if each is not None], is_unsure

@@ -287,6 +287,19 @@ def test_page_that_was_not_read_surely_is_read_once_more_from_larger_print():
     assert result.result.confidence == pytest.approx(math.exp(-0.01))
 
 
+def test_second_look_leaves_out_canvases_that_were_read_surely():
+    async def enlarge() -> list[Strip]:
+        return enlarged(24)
+
+    reader = Reader(lambda numbers: ("\n".join(f"{'blurred' if n in {9, 10} else 'line'} {n}" for n in numbers), STOP))
+    asyncio.run(read_lines(strips_of(24), NANO_GEOMETRY, 4000, reader, None, enlarge=enlarge, most_px=LOW_PX))
+    (doubtful,) = [numbers for numbers in reader.asked if 9 in numbers]
+    asked = [number - LARGER for numbers in reader.asked for number in numbers if number >= LARGER]
+    # The rows of its strips, by the first strip of each.
+    assert sorted(asked) == sorted({number - (number % 3 == 2) for number in doubtful})
+    assert len(doubtful) == 8
+
+
 @pytest.mark.parametrize(
     ("unsure", "second", "larger"),
     [
