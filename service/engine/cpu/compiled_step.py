@@ -1,0 +1,189 @@
+"""Steps of the rounded decoder in one call of compiled code, where somebody has built it.
+
+Owns the library's file, its building, and how it is called; the arithmetic is in `decode_step.c`. A step of a small
+model starts some 200 operations, which takes nearly as long as their numbers. Nothing is compiled when the service
+runs: without the library steps are torch's. Used by the engine's single thread.
+
+    python -m service.engine.cpu.compiled_step
+
+builds the library next to this module, with `cc` or the compiler that is named.
+
+Shape letters: B rows, H hidden width, O outputs, I inputs, P positions, D head width.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from service.engine.cpu.kv_cache import DecodeWindow
+
+SOURCE = Path(__file__).with_name("decode_step.c")
+LIBRARY = SOURCE.with_suffix(".so")
+VERSION = 1
+"""Of the library's functions; another one's is not called."""
+HEAD_DIM = 64
+MAX_EXPERTS, MAX_PARTS = 16, 32
+FLAGS = ("-O3", "-Wall", "-Wextra", "-Werror", "-march=x86-64-v4", "-mavx512bf16", "-shared", "-fPIC")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """A layer's matrices, `[O, I]`, float32, with the norms' weights multiplied in."""
+
+    qkv: Tensor
+    out: Tensor
+    gate_up: Tensor
+    """Gates of all parts, then ups."""
+    down: Tensor
+    router: Tensor | None
+    parts: int = 1
+    """Of the MLP, equally wide: experts, then what every token passes."""
+    top_k: int = 0
+    normalise: bool = False
+    scale: float = 1.0
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("qkv", "out", "gate_up", "down", "router")),
+        *((name, ctypes.c_int32) for name in ("width", "parts", "experts", "top_k", "normalise")),
+        ("scale", ctypes.c_float),
+    )
+
+
+class _Decoder(ctypes.Structure):
+    _fields_ = (
+        ("layers", ctypes.POINTER(_Layer)),
+        *((name, ctypes.c_int32) for name in ("num_layers", "hidden", "heads")),
+        ("eps", ctypes.c_float),
+    )
+
+
+class CompiledStep:
+    """A decoder's layers as the library takes them: a copy in bfloat16.
+
+    Args:
+        library: From `load`.
+        layers: What `can_compile` accepts.
+        eps: Of the norms.
+    """
+
+    def __init__(self, library: ctypes.CDLL, layers: Sequence[LayerWeights], eps: float) -> None:
+        self._step = library.decode_step
+        self._kept: list[Tensor] = []
+        described = [self._describe(layer) for layer in layers]
+        self._hidden = layers[0].out.shape[0]
+        self._widest = max(3 * self._hidden, *(2 * each.width for each in described))
+        self._layers = (_Layer * len(described))(*described)
+        heads = self._hidden // HEAD_DIM
+        self._decoder = _Decoder(self._layers, len(described), self._hidden, heads, eps)
+        self._room: tuple[Tensor, ...] = ()
+        self._room_for = (0, 0)
+
+    def run(self, x_BH: Tensor, cos_BD: Tensor, sin_BD: Tensor, window: DecodeWindow) -> None:
+        """Put a token of each row through all layers, and its keys and values into the cache.
+
+        Args:
+            x_BH: Embedded tokens, float32, contiguous; changed in place.
+            cos_BD: Of `packed_decoder.signed_rotary_tables`, float32, at the tokens' positions.
+            sin_BD: As the cosines.
+            window: Of this step; one that hides no cells but those after a row's own.
+        """
+        storage = window.storage
+        max_rows, capacity = storage.shape[2], storage.shape[4]
+        assert not window.hides_cells
+        assert storage.is_contiguous()
+        if self._room_for != (max_rows, capacity):
+            self._room_for = max_rows, capacity
+            self._room = (
+                torch.empty(max_rows, self._widest),
+                torch.empty(max_rows, self._hidden),
+                torch.empty(max_rows, self._widest, dtype=torch.bfloat16),
+                torch.empty(capacity + 16),
+            )
+        rows = len(x_BH)
+        self._step(
+            ctypes.byref(self._decoder),
+            rows,
+            *(ctypes.c_void_p(each.data_ptr()) for each in (x_BH, cos_BD, sin_BD, storage)),
+            max_rows,
+            capacity,
+            (ctypes.c_int32 * rows)(*window.cells),
+            *(ctypes.c_void_p(each.data_ptr()) for each in self._room),
+        )
+
+    def _describe(self, layer: LayerWeights) -> _Layer:
+        matrices = [self._keep(_laid_out(each)) for each in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        router = None if layer.router is None else self._keep(layer.router.detach().contiguous())
+        experts = 0 if layer.router is None else len(layer.router)
+        width = layer.down.shape[1]
+        return _Layer(*matrices, router, width, layer.parts, experts, layer.top_k, layer.normalise, layer.scale)
+
+    def _keep(self, tensor: Tensor) -> int:
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+
+def can_compile(layers: Sequence[LayerWeights], head_dim: int) -> bool:
+    """Whether the library takes layers of these shapes."""
+    return head_dim == HEAD_DIM and all(
+        layer.out.shape[0] % HEAD_DIM == 0
+        and layer.gate_up.shape[0] % 32 == 0
+        and layer.down.shape[1] % (16 * layer.parts) == 0
+        and layer.parts <= MAX_PARTS
+        and (layer.router is None or len(layer.router) <= MAX_EXPERTS)
+        for layer in layers
+    )
+
+
+def load(path: Path = LIBRARY) -> ctypes.CDLL | None:
+    """The library; None where it was not built, is another version's or has no place on this processor.
+
+    Args:
+        path: Its file.
+    """
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if not capabilities.get("avx512_bf16") or not path.is_file():
+        return None
+    try:
+        library = ctypes.CDLL(str(path))
+        version = library.decode_step_version()
+    except (OSError, AttributeError):
+        return None
+    return library if version == VERSION else None
+
+
+def build(path: Path = LIBRARY, compiler: str = "cc") -> None:
+    """Compile the library.
+
+    Args:
+        path: Its file; replaced as a whole.
+        compiler: A C compiler that takes GCC's flags.
+
+    Raises:
+        FileNotFoundError: There is no such compiler.
+        CalledProcessError: It failed; it has said why.
+    """
+    partial = path.with_suffix(".partial")
+    command = [compiler, *FLAGS, "-o", str(partial), str(SOURCE), "-lm"]
+    subprocess.run(command, check=True)  # noqa: S603 - the compiler that whoever installs this names
+    partial.replace(path)
+
+
+def _laid_out(weight_OI: Tensor) -> Tensor:
+    outputs, inputs = weight_OI.shape
+    blocks = weight_OI.detach().bfloat16().view(outputs // 16, 16, inputs // 2, 2)
+    return blocks.transpose(1, 2).contiguous()
+
+
+if __name__ == "__main__":
+    build(compiler=sys.argv[1] if len(sys.argv) > 1 else "cc")

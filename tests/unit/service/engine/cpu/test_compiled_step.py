@@ -1,0 +1,184 @@
+"""Compiled steps against the model in float32, and where there are none."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from service.engine.cpu import compiled_step, rounded_decoder
+from service.engine.cpu.compiled_step import LayerWeights, can_compile
+from service.engine.cpu.rounded_decoder import RoundedDecoder
+from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+from tests.unit.service.engine.cpu.test_packed_decoder import randomised
+from tests.unit.service.engine.cpu.test_rounded_decoder import (
+    CHANGES,
+    LENGTH,
+    STEPS,
+    cache_of,
+    logits_of_model,
+    logits_rounded,
+)
+from tests.unit.service.engine.tiny import tiny_config
+
+HAS_NUMBERS = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+needs_library = pytest.mark.skipif(
+    not HAS_NUMBERS or shutil.which("cc") is None, reason="needs a C compiler and a processor with AVX-512 BF16"
+)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    path = tmp_path_factory.mktemp("library") / "decode_step.so"
+    compiled_step.build(path)
+    found = compiled_step.load(path)
+    assert found
+    return found
+
+
+@pytest.fixture
+def compiled(library, monkeypatch):
+    monkeypatch.setattr(rounded_decoder, "load", lambda: library)
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    monkeypatch.setattr(rounded_decoder, "load", lambda: None)
+
+
+def model_of(changes) -> DeepseekOcrForConditionalGeneration:
+    """Two heads of 64, as the library takes them."""
+    torch.manual_seed(1)
+    config = tiny_config()
+    for name, value in {"hidden_size": 128, **changes}.items():
+        setattr(config.text_config, name, value)
+    return randomised(DeepseekOcrForConditionalGeneration(config).eval())
+
+
+@needs_library
+@pytest.mark.parametrize("rows", [1, 7, 16])
+@pytest.mark.parametrize("changes", CHANGES)
+def test_logits_are_the_models_but_for_rounding(rows, changes, compiled):
+    model = model_of(changes)
+    ids_BL, tokens_SB = torch.randint(20, 200, (rows, LENGTH)), torch.randint(20, 200, (STEPS, rows))
+    pairs = zip(logits_of_model(model, ids_BL, tokens_SB), logits_rounded(model, ids_BL, tokens_SB), strict=True)
+    for expected, found in pairs:
+        assert (found - expected).norm() / expected.norm() < 0.02
+
+
+@needs_library
+@torch.inference_mode()
+def test_long_rows_of_unequal_lengths_are_as_without_the_library(library, monkeypatch):
+    model, found = model_of({}), []
+    for each in (library, None):
+        monkeypatch.setattr(rounded_decoder, "load", lambda each=each: each)
+        decoder, cache = RoundedDecoder(model, 128), cache_of(model, 3, torch.bfloat16)
+        generator = torch.Generator().manual_seed(5)
+        for length in (33, 16, 50):
+            embeds_BLH = torch.randn(1, length, 128, generator=generator)
+            decoder.read(embeds_BLH, torch.arange(length)[None], cache.open_rows(1, length))
+        found.append([decoder.step([21, 22, 23], cache.open_step()) for _ in range(4)])
+    for one, other in zip(*found, strict=True):
+        assert not torch.equal(one, other), "both were computed in the same way"
+        assert (one - other).norm() / other.norm() < 0.01
+
+
+@needs_library
+@torch.inference_mode()
+def test_a_row_is_what_it_is_alone_and_one_that_is_no_number_spoils_no_other(compiled):
+    model = model_of({})
+    decoder = RoundedDecoder(model, 64)
+    prompts_BLH = torch.randn(9, LENGTH, 128)
+    positions = torch.arange(LENGTH)
+
+    def step(rows):
+        cache = cache_of(model, len(rows), torch.bfloat16)
+        for row in rows:
+            decoder.read(prompts_BLH[row : row + 1].clone(), positions[None], cache.open_rows(1, LENGTH))
+        return decoder.step([30 + row for row in rows], cache.open_step())
+
+    together = step(range(9))
+    # The language head is torch's, whose sums depend on the number of rows.
+    assert torch.allclose(together[4], step([4])[0], rtol=0, atol=1e-5)
+    prompts_BLH[2, 3] = float("nan")
+    spoilt = step(range(9))
+    assert spoilt[2].isnan().all()
+    assert torch.equal(spoilt[[0, 1, 3, 4, 5, 6, 7, 8]], together[[0, 1, 3, 4, 5, 6, 7, 8]])
+
+
+@needs_library
+@pytest.mark.parametrize("changes", [{"hidden_size": 32}, {"moe_intermediate_size": 24}])
+def test_other_shapes_are_computed_without_the_library(changes, compiled):
+    model = model_of(changes)
+    assert RoundedDecoder(model, 64)._compiled is None
+    ids_BL, tokens_SB = torch.randint(20, 200, (2, LENGTH)), torch.randint(20, 200, (STEPS, 2))
+    pairs = zip(logits_of_model(model, ids_BL, tokens_SB), logits_rounded(model, ids_BL, tokens_SB), strict=True)
+    for expected, found in pairs:
+        assert (found - expected).norm() / expected.norm() < 0.02
+
+
+def layer_of(**changes) -> LayerWeights:
+    sizes = {"hidden": 64, "width": 64, "experts": 4, "parts": 4} | changes
+    hidden, width = sizes["hidden"], sizes["width"]
+    return LayerWeights(
+        qkv=torch.zeros(3 * hidden, hidden),
+        out=torch.zeros(hidden, hidden),
+        gate_up=torch.zeros(2 * width, hidden),
+        down=torch.zeros(hidden, width),
+        router=torch.zeros(sizes["experts"], hidden),
+        parts=sizes["parts"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "head_dim", "fits"),
+    [
+        ({}, 64, True),
+        ({}, 32, False),
+        ({"hidden": 96}, 64, False),
+        ({"width": 80, "parts": 4}, 64, False),
+        ({"experts": 17, "parts": 20, "width": 320}, 64, False),
+        ({"parts": 33, "width": 33 * 16}, 64, False),
+    ],
+)
+def test_shapes_that_the_library_takes(changes, head_dim, fits):
+    assert can_compile([layer_of(), layer_of(**changes)], head_dim) is fits
+
+
+def test_there_is_none_where_none_was_built(tmp_path):
+    assert compiled_step.load(tmp_path / "decode_step.so") is None
+
+
+def test_a_file_that_is_no_library_is_not_loaded(tmp_path):
+    path = tmp_path / "decode_step.so"
+    path.write_bytes(b"no library")
+    assert compiled_step.load(path) is None
+
+
+def test_a_processor_without_such_numbers_loads_none(tmp_path, monkeypatch):
+    path = tmp_path / "decode_step.so"
+    path.write_bytes(b"would fail if it were looked at")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("was loaded"))
+    assert compiled_step.load(path) is None
+
+
+@needs_library
+def test_another_versions_library_is_not_called(library, tmp_path, monkeypatch):
+    path = tmp_path / "decode_step.so"
+    compiled_step.build(path)
+    monkeypatch.setattr(compiled_step, "VERSION", compiled_step.VERSION + 1)
+    assert compiled_step.load(path) is None
+
+
+@needs_library
+def test_a_build_that_fails_leaves_no_library(tmp_path, monkeypatch):
+    source = tmp_path / "decode_step.c"
+    source.write_text("this is not C\n")
+    monkeypatch.setattr(compiled_step, "SOURCE", source)
+    with pytest.raises(subprocess.CalledProcessError):
+        compiled_step.build(tmp_path / "decode_step.so")
+    assert not (tmp_path / "decode_step.so").exists()
