@@ -146,10 +146,13 @@ def can_compile(layers: Sequence[LayerWeights], head_dim: int) -> bool:
 
 
 def load(path: Path = LIBRARY) -> ctypes.CDLL | None:
-    """The library; None where it was not built, is another version's or has no place on this processor.
+    """Load the library.
 
     Args:
         path: Its file.
+
+    Returns:
+        Its functions; None where it was not built, is another version's or has no place on this processor.
     """
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if not capabilities.get("avx512_bf16") or not path.is_file():
