@@ -23,7 +23,7 @@ LOW_PX = 2 * BAND_PX
 fewer lines are seen together (`benchmarks/LOG.md`)."""
 EM_PX = 22.0
 """Size of print on a canvas."""
-LARGE_EM_PX = 30.0
+LARGE_EM_PX = 34.0
 """And of print that was not read surely, when it is read once more."""
 MARGIN_PX = 10
 EDGE_EM = 0.1

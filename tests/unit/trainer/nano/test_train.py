@@ -20,7 +20,7 @@ from trainer.nano.training.recipe import Recipe
 from trainer.nano.training.shards import load_shards
 from trainer.nano.training.trainer import NanoTrainer, RunPaths, draw_validation
 
-RATES = {"budget_s": 100.0, "learning_rate": 1.5e-3, "matrix_learning_rate": 3e-3}
+RATES = {"budget_s": 1000.0, "learning_rate": 1.5e-3, "matrix_learning_rate": 3e-3}
 GEOMETRY = GeometryConfig(
     downsample=2, small_px=SIDE, tile_px=SIDE, global_px=SIDE, squash=(), upscale=False, tiling=Tiling.NATIVE,
     modes=(Mode.SMALL, Mode.GUNDAM),
